@@ -1,0 +1,18 @@
+"""Streaming video analytics: many cameras, one small computer, detections over ZeroMQ.
+
+The tree is the data's way::
+
+    capture -> batching -> detect -> (track -> analytics ->) publish
+
+Who runs what (`vision.runtime` starts and joins them all):
+
+=================  =====  =====================================================================
+thread             count  does
+=================  =====  =====================================================================
+camera-<id>        1 each opens the source, reads into the newest buffer of its `LatestSlot`
+inference          1      binds the freshest frames to a batch, submits it, waits for the oldest
+detector-<slot>    0..n   a CPU detector's workers; a GPU detector has none
+results            1      pipeline stages, messages, recording
+main               1      signals, status line, watchdog
+=================  =====  =====================================================================
+"""

@@ -1,0 +1,99 @@
+"""Where pixels come in: one protocol for every kind of camera, file or generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.types import ClockSource, DropReason, FrameMeta, PixelFormat
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """What a source tells about its stream when it opens."""
+
+    width_px: int
+    height_px: int
+    pixel_format: PixelFormat
+    fps: float | None  # nominal, frames/s; None where the source does not say
+    decoder: str  # who decodes, for status and doctor: "ffmpeg", "avdec_h264", "nvv4l2decoder", ...
+
+
+@dataclass(frozen=True, slots=True)
+class Grab:
+    """One picture that has arrived, before its pixels are copied out."""
+
+    captured_ns: int  # monotonic
+    captured_utc_ns: int
+    clock: ClockSource
+    pts_ns: int | None  # presentation time in the stream, where the source has one
+    corrupt: bool = False  # decoded after packet loss, before the next key frame
+
+
+class Source(Protocol):
+    """A camera, a file, a folder or a generator. One thread calls all but `interrupt`.
+
+    Every implementation passes ``tests/contract/test_source.py``.
+    """
+
+    @property
+    def live(self) -> bool:
+        """True where pictures come at their own pace and old ones are worthless."""
+
+    def open(self) -> StreamInfo:
+        """Connect and learn the picture's size. Returns within the source's open timeout.
+
+        Raises:
+            SourceError: what was tried, what came, what to do.
+        """
+
+    def grab(self, timeout_s: float) -> Grab | None:
+        """Advance to the next picture; cheap where the source can put off decoding. None: nothing came in time.
+
+        Raises:
+            EndOfStream: a finite source has no more.
+            SourceError: the connection or the decoder failed.
+        """
+
+    def retrieve(self, out: NDArray[np.uint8]) -> None:
+        """Write the picture last grabbed into `out` (shape of `vision.types.frame_shape`).
+
+        Raises:
+            SizeChanged: the picture has another size; call again with a buffer of that size.
+            SourceError: the picture could not be decoded.
+        """
+
+    def interrupt(self) -> None:
+        """From any thread: make a blocked `grab` or `open` return soon, as far as the library below allows."""
+
+    def close(self) -> None:
+        """Release everything. May be called twice and before `open`."""
+
+
+class FrameSink(Protocol):
+    """What a camera's thread writes to: the writer's side of `vision.batching.LatestSlot`."""
+
+    def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
+        """Make buffers for pictures of this size, where they differ from those there are."""
+
+    def write_buffer(self, timeout_s: float) -> NDArray[np.uint8] | None:
+        """The buffer to write the next picture into; None if the reader kept a lossless writer waiting too long.
+
+        Raises:
+            Closed: the program is stopping.
+        """
+
+    def commit(self, meta: FrameMeta) -> None:
+        """The buffer last given holds this whole picture."""
+
+    def drop(self, reason: DropReason) -> None:
+        """Count a grabbed picture that is not worth its pixels."""
+
+    def flush(self, reason: DropReason) -> None:
+        """Drop the picture that waits unread, if any: what it shows is over."""
+
+    def end(self) -> None:
+        """The source is finished for good; what waits can still be read."""

@@ -1,0 +1,76 @@
+"""The seam between the loop and whatever finds objects: frames in, detections out.
+
+Preprocessing, decoding and NMS belong to the detector because on a GPU they are part of the same graph as the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.types import Detections, Frame, PixelFormat
+
+
+class Detector(Protocol):
+    """One model, several batches in flight.
+
+    A slot is free, then submitted, then free again after `wait`. One thread at a time calls `submit` and `wait`;
+    `close` may come from any thread, once the others have returned. Every implementation passes
+    ``tests/contract/test_detector.py``.
+    """
+
+    @property
+    def name(self) -> str:
+        """Backend, device and precision for status messages, such as ``onnxruntime cpu fp32``."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """`class_ids` index into this."""
+
+    @property
+    def slots(self) -> int:
+        """Batches that may be in flight; 2 is double buffering."""
+
+    @property
+    def parallel(self) -> int:
+        """How many of them are worked on at the same time; the others wait in the device's queue."""
+
+    @property
+    def max_batch(self) -> int:
+        """Most frames of one `submit`."""
+
+    @property
+    def pixel_formats(self) -> tuple[PixelFormat, ...]:
+        """Formats that `submit` takes, the cheapest first."""
+
+    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
+        """A buffer for one picture, page-locked where that helps. The view keeps its memory alive.
+
+        Raises:
+            ValueError: the size is not possible in this format.
+        """
+
+    def submit(self, slot: int, frames: Sequence[Frame]) -> None:
+        """Start on 1 to `max_batch` frames and return at once. The frames' leases are held until `wait` returns.
+
+        Raises:
+            ValueError: no such slot, no or too many frames, or the slot is still submitted.
+            Closed: after `close`.
+            DeviceError: the device failed.
+        """
+
+    def wait(self, slot: int, timeout_s: float) -> list[Detections]:
+        """Detections of each submitted frame, in order, in arrays of their own. Releases the GIL while it waits.
+
+        Raises:
+            TimeoutError: not ready yet; the slot stays submitted, so call again.
+            ValueError: nothing was submitted to this slot.
+            Closed: after `close`.
+            DeviceError: the device failed.
+        """
+
+    def close(self) -> None:
+        """Wait for what is running, free everything. May be called twice."""

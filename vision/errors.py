@@ -1,0 +1,85 @@
+"""Every exception of the project, by what the operator does about it.
+
+::
+
+    VisionError
+    ├── ConfigError       fix the configuration            exit 78, systemd does not restart
+    ├── ModelError        fix or rebuild the model          exit 78
+    ├── SourceError       one camera; retried with back-off
+    │   ├── EndOfStream   a file or folder came to its end: not a fault
+    │   └── SizeChanged   the picture has a new size: a new epoch, not a fault
+    ├── DeviceError       CUDA, TensorRT or ONNX Runtime at run time: fatal, systemd restarts
+    └── Closed            a slot or a queue was closed: the normal end of a wait
+
+A message says what was expected, what came, and what to do (`hint`).
+"""
+
+import re
+
+EXIT_OK = 0
+EXIT_RUNTIME = 1
+EXIT_USAGE = 2
+EXIT_CONFIG = 78  # sysexits.h EX_CONFIG; systemd/vision@.service lists it in RestartPreventExitStatus
+
+
+class VisionError(Exception):
+    """Base of all errors that the project raises on purpose."""
+
+    exit_code = EXIT_RUNTIME
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(redact(message))
+        self.hint = redact(hint)
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}\n  hint: {self.hint}" if self.hint else message
+
+
+class ConfigError(VisionError):
+    """The configuration is wrong; the message lists every fault with its file and line."""
+
+    exit_code = EXIT_CONFIG
+
+
+class ModelError(VisionError):
+    """A model or engine is missing, damaged, or not what its description says."""
+
+    exit_code = EXIT_CONFIG
+
+
+class SourceError(VisionError):
+    """One camera could not be opened or read. Never fatal for the others."""
+
+
+class EndOfStream(SourceError):
+    """A finite source has no more pictures."""
+
+
+class SizeChanged(SourceError):
+    """The picture that was grabbed has another size or format than the buffer it should go to."""
+
+    def __init__(self, height_px: int, width_px: int) -> None:
+        super().__init__(f"the picture is now {width_px}x{height_px}")
+        self.height_px = height_px
+        self.width_px = width_px
+
+
+class DeviceError(VisionError):
+    """The inference device failed at run time. CUDA errors stick to their context, so the process must go."""
+
+
+class Closed(VisionError):
+    """The other side closed the slot or queue."""
+
+
+_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s\"'<>]*@")
+_SECRET_QUERY = re.compile(
+    r"(?P<key>[?&;](?:[A-Za-z_-]*(?:pass|password|passwd|pwd|token|secret|apikey|api_key|auth|key|user|usr|username))=)[^&;\s\"'<>]+",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """Replace user names, passwords and tokens of every URL in `text` by ``***``."""
+    return _SECRET_QUERY.sub(r"\g<key>***", _USERINFO.sub(r"\g<scheme>***@", text))

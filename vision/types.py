@@ -1,0 +1,138 @@
+"""The values that travel between the stages: frozen, with shape, dtype and unit beside every field.
+
+Boxes have one format everywhere: ``boxes_xyxy``, float32, ``(N, 4)``, pixels of the source picture, ``x2 > x1``.
+Times are nanoseconds of the monotonic clock; UTC appears only beside them, for people and messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+PixelFormat: TypeAlias = Literal["bgr", "bgrx", "nv12", "i420"]
+
+ClockSource: TypeAlias = Literal["rtcp", "arrival", "media"]
+"""Where a capture time comes from: the camera's RTCP sender report, this machine's clock when the picture
+arrived, or the position in a recorded file."""
+
+
+class DropReason(str, Enum):
+    """Why a grabbed frame was not published. Per camera: grabbed = published + sum of drops + frames in flight."""
+
+    SUPERSEDED = "superseded"  # a newer frame of the same camera came before the detector had room
+    MAX_FPS = "max_fps"  # the camera's `max_fps` was reached
+    STALE = "stale"  # older than `staleness_s` when its turn came
+    CORRUPT = "corrupt"  # decoded after packet loss, before the next key frame
+    EPOCH = "epoch"  # waiting when the source was lost or changed its picture size
+    STOPPED = "stopped"  # waiting or in flight when the program ended
+
+
+def frame_shape(height_px: int, width_px: int, pixel_format: PixelFormat) -> tuple[int, ...]:
+    """Shape of the uint8 array that holds one picture.
+
+    Raises:
+        ValueError: NV12 and I420 need an even width and height.
+    """
+    if pixel_format == "bgr":
+        return (height_px, width_px, 3)
+    if pixel_format == "bgrx":
+        return (height_px, width_px, 4)
+    if height_px % 2 or width_px % 2:
+        raise ValueError(f"{pixel_format} pictures have even sides, got {width_px}x{height_px}")
+    return (height_px * 3 // 2, width_px)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameMeta:
+    """What is known of one picture. `index` counts grabbed pictures per camera and epoch: a gap is a drop."""
+
+    camera_id: str
+    index: int
+    epoch: int  # +1 at each reconnection or change of picture size
+    captured_ns: int  # monotonic
+    captured_utc_ns: int
+    width_px: int
+    height_px: int
+    clock: ClockSource = "arrival"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A picture in a buffer that belongs to somebody else: valid only while its lease is held.
+
+    `pixels` is uint8 and C-contiguous: bgr (H, W, 3), bgrx (H, W, 4), nv12 and i420 (3H/2, W).
+    """
+
+    meta: FrameMeta
+    pixels: NDArray[np.uint8]
+    pixel_format: PixelFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """N objects of one picture, best score first."""
+
+    boxes_xyxy: NDArray[np.float32]  # (N, 4) source pixels
+    scores: NDArray[np.float32]  # (N,) in [0, 1]
+    class_ids: NDArray[np.int32]  # (N,)
+    excess: int = 0  # candidates over the detector's capacity that were not considered
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @staticmethod
+    def empty() -> Detections:
+        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+
+
+@dataclass(frozen=True, slots=True)
+class Tracks:
+    """M followed objects of one picture. A track id is never used twice while the process lives."""
+
+    boxes_xyxy: NDArray[np.float32]  # (M, 4) source pixels
+    scores: NDArray[np.float32]  # (M,)
+    class_ids: NDArray[np.int32]  # (M,)
+    track_ids: NDArray[np.int64]  # (M,)
+    age_ms: NDArray[np.int64]  # (M,) since the track's first detection
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened: `kind` ("line_crossed", "crowded", ...) at the line or zone called `name`."""
+
+    kind: str
+    name: str
+    camera_id: str
+    track_id: int | None
+    at_ns: int  # monotonic
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When one picture passed each point, monotonic ns. Zero where it has not been yet."""
+
+    captured_ns: int
+    batched_ns: int = 0  # bound to a batch
+    submitted_ns: int = 0  # handed to the detector
+    inferred_ns: int = 0  # boxes were back on the host
+    published_ns: int = 0  # handed to the sockets
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All that is known of one picture after the detector; stages replace `objects` and append `events`."""
+
+    meta: FrameMeta
+    objects: Detections | Tracks
+    timing: Timing
+    dropped_before: Mapping[str, int] = field(default_factory=dict)  # reason -> frames since the last result
+    events: tuple[Event, ...] = ()
