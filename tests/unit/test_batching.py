@@ -1,0 +1,411 @@
+"""LatestSlot, Batcher and BindTimer: who gets which frame, what is dropped, and that nothing is lost uncounted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vision.batching import Batcher, BindTimer, LatestSlot, Lease
+from vision.errors import Closed
+from vision.types import DropReason, FrameMeta, PixelFormat, frame_shape
+
+MS = 1_000_000
+
+
+@dataclass
+class ManualClock:
+    """A clock that the test turns by hand."""
+
+    now_ns: int = 1_000 * MS
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def advance_ms(self, ms: float) -> None:
+        self.now_ns += int(ms * MS)
+
+
+def allocate(height_px: int, width_px: int, pixel_format: PixelFormat) -> np.ndarray:
+    return np.zeros(frame_shape(height_px, width_px, pixel_format), np.uint8)
+
+
+@dataclass
+class Camera:
+    """Writes numbered pictures into a slot, as a supervisor would."""
+
+    slot: LatestSlot
+    clock: ManualClock
+    index: int = 0
+    size: tuple[int, int] = (4, 6)
+
+    def __post_init__(self) -> None:
+        self.slot.configure(*self.size, "bgr")
+
+    def write(self) -> int:
+        buffer = self.slot.write_buffer(0)
+        assert buffer is not None
+        buffer[:] = self.index % 256
+        height, width = self.size
+        meta = FrameMeta(self.slot.camera_id, self.index, 0, self.clock(), self.clock(), width, height)
+        self.slot.commit(meta)
+        self.index += 1
+        return meta.index
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+MakeCamera = Callable[..., Camera]
+
+
+@pytest.fixture
+def make(clock: ManualClock) -> MakeCamera:
+    changed = threading.Condition()
+
+    def camera(name: str = "a", **options: object) -> Camera:
+        return Camera(LatestSlot(name, allocate, clock=clock, changed=changed, **options), clock)  # type: ignore[arg-type]
+
+    return camera
+
+
+def check_accounts(slot: LatestSlot) -> None:
+    counts = slot.counts()
+    assert counts.grabbed == counts.taken + sum(counts.dropped.values()) + counts.waiting
+
+
+def test_reader_gets_the_newest_and_learns_what_was_dropped(make: MakeCamera) -> None:
+    camera = make()
+    for _ in range(5):
+        camera.write()
+    lease = camera.slot.take()
+    assert lease is not None
+    assert lease.frame.meta.index == 4
+    assert (lease.frame.pixels == 4).all()
+    assert lease.dropped_before == {"superseded": 4}
+    assert camera.slot.take() is None
+    check_accounts(camera.slot)
+
+
+def test_leased_pixels_are_never_written(make: MakeCamera) -> None:
+    camera = make(leases=2)
+    leases: list[Lease] = []
+    for _ in range(2):
+        camera.write()
+        lease = camera.slot.take()
+        assert lease is not None
+        leases.append(lease)
+    for _ in range(20):
+        camera.write()
+    assert [int(lease.frame.pixels[0, 0, 0]) for lease in leases] == [0, 1]
+    leases[0].release()
+    leases[0].release()  # a second release must not hand the buffer out twice
+    for _ in range(20):
+        camera.write()
+    assert int(leases[1].frame.pixels[0, 0, 0]) == 1
+
+
+def test_buffers_are_reused(make: MakeCamera) -> None:
+    camera = make(leases=1)
+    seen: set[int] = set()
+    for _ in range(50):
+        camera.write()
+        lease = camera.slot.take()
+        assert lease is not None
+        seen.add(lease.frame.pixels.__array_interface__["data"][0])
+        lease.release()
+    assert len(seen) <= 3
+
+
+def test_lossless_writer_waits_and_nothing_is_dropped(make: MakeCamera) -> None:
+    camera = make(lossless=True, max_fps=1.0, staleness_s=0.001)
+    camera.write()
+    assert camera.slot.write_buffer(0) is None
+    camera.clock.advance_ms(10_000)
+    lease = camera.slot.take()
+    assert lease is not None
+    assert lease.frame.meta.index == 0
+    camera.write()
+    assert camera.slot.take() is not None
+    assert camera.slot.counts().dropped == {}
+
+
+def test_lossless_writer_is_woken_by_the_reader(make: MakeCamera) -> None:
+    camera = make(lossless=True)
+    camera.write()
+    got: list[object] = []
+    writer = threading.Thread(target=lambda: got.append(camera.slot.write_buffer(10)))
+    writer.start()
+    lease = camera.slot.take()
+    writer.join(10)
+    assert lease is not None
+    assert len(got) == 1
+    assert got[0] is not None
+
+
+@pytest.mark.parametrize(
+    ("max_fps", "camera_fps", "expected"),
+    [
+        (10.0, 30.0, 10.0),
+        (15.0, 30.0, 15.0),
+        (12.0, 30.0, 12.0),
+        (30.0, 30.0, 30.0),
+        (60.0, 30.0, 30.0),
+        (0.5, 10.0, 0.5),
+    ],
+)
+def test_max_fps_is_kept(
+    make: MakeCamera, clock: ManualClock, max_fps: float, camera_fps: float, expected: float
+) -> None:
+    camera = make(max_fps=max_fps)
+    taken, seconds, step_ms = 0, 20, 1
+    next_frame_ms = 0.0
+    for ms in range(0, seconds * 1000, step_ms):
+        while next_frame_ms <= ms:
+            camera.write()
+            next_frame_ms += 1000 / camera_fps
+        lease = camera.slot.take()
+        if lease is not None:
+            taken += 1
+            lease.release()
+        clock.advance_ms(step_ms)
+    assert taken / seconds == pytest.approx(expected, rel=0.03, abs=0.051)
+    counts = camera.slot.counts()
+    assert set(counts.dropped) <= {DropReason.MAX_FPS, DropReason.SUPERSEDED}
+    if max_fps < camera_fps:
+        assert counts.dropped[DropReason.MAX_FPS] > 0.4 * sum(counts.dropped.values())
+    check_accounts(camera.slot)
+
+
+@pytest.mark.parametrize(("age_ms", "kept"), [(0, True), (499, True), (501, False)])
+def test_stale_frames_are_dropped_and_counted(make: MakeCamera, clock: ManualClock, age_ms: int, kept: bool) -> None:
+    camera = make(staleness_s=0.5)
+    camera.write()
+    clock.advance_ms(age_ms)
+    assert (camera.slot.take() is not None) is kept
+    assert camera.slot.counts().dropped.get(DropReason.STALE, 0) == (0 if kept else 1)
+    check_accounts(camera.slot)
+
+
+def test_new_size_keeps_old_leases_whole(make: MakeCamera) -> None:
+    camera = make(leases=1)
+    camera.write()
+    old = camera.slot.take()
+    assert old is not None
+    camera.slot.configure(8, 10, "bgr")
+    camera.size = (8, 10)
+    camera.write()
+    old.release()
+    for _ in range(10):
+        camera.write()
+        lease = camera.slot.take()
+        assert lease is not None
+        assert lease.frame.pixels.shape == (8, 10, 3)
+        lease.release()
+    check_accounts(camera.slot)
+
+
+def test_impossible_size_is_refused(make: MakeCamera) -> None:
+    with pytest.raises(ValueError, match="even sides"):
+        make().slot.configure(5, 5, "nv12")
+
+
+def test_close_wakes_the_writer_and_counts_what_waited(make: MakeCamera) -> None:
+    camera = make(lossless=True)
+    camera.write()
+    raised = threading.Event()
+
+    def write() -> None:
+        try:
+            camera.slot.write_buffer(10)
+        except Closed:
+            raised.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    camera.slot.close()
+    writer.join(10)
+    assert raised.is_set()
+    assert camera.slot.counts().dropped == {DropReason.STOPPED: 1}
+    assert camera.slot.finished
+    check_accounts(camera.slot)
+
+
+def test_commit_after_close_is_counted(make: MakeCamera, clock: ManualClock) -> None:
+    camera = make()
+    assert camera.slot.write_buffer(0) is not None
+    camera.slot.close()
+    camera.slot.commit(FrameMeta("a", 0, 0, clock(), clock(), 6, 4))
+    assert camera.slot.counts().dropped == {DropReason.STOPPED: 1}
+    check_accounts(camera.slot)
+
+
+def test_commit_needs_a_buffer(make: MakeCamera, clock: ManualClock) -> None:
+    with pytest.raises(ValueError, match="write_buffer"):
+        make().slot.commit(FrameMeta("a", 0, 0, clock(), clock(), 6, 4))
+
+
+def test_end_lets_the_last_frame_be_taken(make: MakeCamera) -> None:
+    camera = make()
+    camera.write()
+    camera.slot.end()
+    assert not camera.slot.finished
+    assert camera.slot.take() is not None
+    assert camera.slot.finished
+
+
+def test_batch_has_one_frame_a_camera_longest_waiting_first(make: MakeCamera, clock: ManualClock) -> None:
+    cameras = [make(name, leases=4) for name in "abcd"]
+    batcher = Batcher([camera.slot for camera in cameras], 2, clock=clock)
+    order: list[str] = []
+    for _ in range(4):
+        for camera in cameras:
+            camera.write()
+        clock.advance_ms(10)
+        batch = batcher.next()
+        assert len({lease.frame.meta.camera_id for lease in batch}) == len(batch) == 2
+        order += [lease.frame.meta.camera_id for lease in batch]
+        for lease in batch:
+            lease.release()
+    assert order == list("abcdabcd")
+
+
+def test_batch_never_waits_for_all_cameras(make: MakeCamera, clock: ManualClock) -> None:
+    cameras = [make(name) for name in "abc"]
+    batcher = Batcher([camera.slot for camera in cameras], 8, clock=clock)
+    assert batcher.next() == []
+    cameras[1].write()
+    assert [lease.frame.meta.camera_id for lease in batcher.next()] == ["b"]
+
+
+def test_batcher_refuses_slots_that_do_not_share_a_condition(clock: ManualClock) -> None:
+    slots = [LatestSlot(name, allocate, clock=clock) for name in "ab"]
+    with pytest.raises(ValueError, match="share"):
+        Batcher(slots, 2)
+    with pytest.raises(ValueError, match="share"):
+        Batcher([], 2)
+
+
+def test_wait_frame_wakes_on_a_frame_and_on_the_end() -> None:
+    slot = LatestSlot("a", allocate)
+    slot.configure(4, 6, "bgr")
+    batcher = Batcher([slot], 1)
+    assert not batcher.wait_frame(0.01)
+
+    def write() -> None:
+        assert slot.write_buffer(0) is not None
+        slot.commit(FrameMeta("a", 0, 0, 0, 0, 6, 4))
+
+    writer = threading.Timer(0.05, write)
+    writer.start()
+    assert batcher.wait_frame(10)
+    writer.join()
+    assert batcher.next()
+    ender = threading.Timer(0.05, slot.end)
+    ender.start()
+    assert not batcher.wait_frame(10)
+    ender.join()
+    assert batcher.finished
+
+
+def test_wait_frame_waits_for_a_camera_to_be_due() -> None:
+    slot = LatestSlot("a", allocate, max_fps=20.0)
+    slot.configure(4, 6, "bgr")
+    batcher = Batcher([slot], 1)
+    for index in range(2):
+        assert slot.write_buffer(0) is not None
+        slot.commit(FrameMeta("a", index, 0, 0, 0, 6, 4))
+        assert batcher.wait_frame(5)
+        [lease] = batcher.next()
+        lease.release()
+
+
+Step = st.sampled_from(["write", "take", "release", "drop", "flush", "configure", "advance", "close", "end"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(Step, max_size=80), st.booleans(), st.integers(1, 3))
+def test_every_frame_is_accounted_for(steps: list[str], lossless: bool, leases: int) -> None:
+    clock = ManualClock()
+    slot = LatestSlot("a", allocate, clock=clock, lossless=lossless, leases=leases, max_fps=20.0, staleness_s=0.1)
+    camera = Camera(slot, clock)
+    held: list[Lease] = []
+    reported = 0
+    for number, step in enumerate(steps):
+        if step == "write" and not slot.finished:
+            if slot.write_buffer(0) is not None:
+                camera.write()
+        elif step == "take" and len(held) < leases:
+            lease = slot.take()
+            if lease is not None:
+                held.append(lease)
+                reported += sum(lease.dropped_before.values())
+        elif step == "release" and held:
+            held.pop(0).release()
+        elif step == "drop":
+            slot.drop(DropReason.CORRUPT)
+        elif step == "flush":
+            slot.flush(DropReason.EPOCH)
+        elif step == "configure" and not lossless:
+            camera.size = (4 + 2 * (number % 3), 6)
+            slot.configure(*camera.size, "bgr")
+        elif step == "advance":
+            clock.advance_ms(30)
+        elif step == "close":
+            slot.close()
+        elif step == "end":
+            slot.end()
+        check_accounts(slot)
+    assert reported <= sum(slot.counts().dropped.values())
+
+
+@dataclass
+class Simulation:
+    """One detector that takes `service_ms` a batch and queues the rest, one camera faster than it, a virtual clock."""
+
+    service_ms: float
+    slots: int
+    late: bool
+    parallel: int = 1
+    camera_ms: float = 1.0
+    clock: ManualClock = field(default_factory=lambda: ManualClock(0))
+
+    def run(self, seconds: float) -> tuple[float, float]:
+        """Batches per second, and median age of a frame when its batch comes back, ms."""
+        timer = BindTimer(self.parallel)
+        running: list[tuple[int, int]] = []  # captured, done
+        ages: list[float] = []
+        free_at = [0] * self.parallel
+        for tick in range(int(seconds * 10_000)):
+            now = self.clock.now_ns = tick * MS // 10
+            while running and running[0][1] <= now:
+                captured, done = running.pop(0)
+                timer.done(done)
+                ages.append((done - captured) / MS)
+            if len(running) < self.slots and (not self.late or now >= timer.bind_at_ns(1)):
+                worker = min(range(self.parallel), key=lambda worker: free_at[worker])
+                done = max(now, free_at[worker]) + int(self.service_ms * MS)
+                free_at[worker] = done
+                running.append((now - now % int(self.camera_ms * MS), done))
+                timer.submitted(1, now)
+        return len(ages) / seconds, float(np.median(ages))
+
+
+@pytest.mark.parametrize("service_ms", [5.0, 20.0, 50.0])
+def test_late_binding_keeps_the_rate_and_lowers_the_age(service_ms: float) -> None:
+    early_rate, early_age = Simulation(service_ms, slots=2, late=False).run(10)
+    late_rate, late_age = Simulation(service_ms, slots=2, late=True).run(10)
+    assert late_rate >= 0.99 * early_rate
+    assert early_age - late_age >= 0.7 * service_ms  # what a frame no longer waits in the detector's queue
+
+
+def test_binding_is_at_once_where_slots_run_in_parallel() -> None:
+    early = Simulation(50.0, slots=2, late=False, parallel=2).run(10)
+    assert Simulation(50.0, slots=2, late=True, parallel=2).run(10) == early

@@ -1,0 +1,370 @@
+"""Which frames go together, and when: the newest of each camera, bound as late as the detector allows.
+
+Waiting for all cameras makes every batch wait for the slowest one (encoders pause for 400 ms and more at key frames),
+and a queue in front of a detector that is slower than the cameras grows for ever. So there is no queue: each camera has
+one waiting frame, the newest, and a batch takes whatever waits.
+
+Every grabbed frame is accounted for: ``grabbed = taken + dropped + waiting``, and drops carry their reason.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.errors import Closed
+from vision.types import DropReason, Frame, FrameMeta, PixelFormat, frame_shape
+
+Allocate = Callable[[int, int, PixelFormat], NDArray[np.uint8]]
+Clock = Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotCounts:
+    """What became of a camera's frames so far."""
+
+    grabbed: int
+    taken: int
+    dropped: Mapping[DropReason, int]
+    waiting: int
+
+
+class Lease:
+    """A frame that the reader may use until `release`. What was dropped since the camera's last lease comes with it."""
+
+    __slots__ = ("_pixels", "_slot", "dropped_before", "frame", "taken_ns")
+
+    def __init__(self, slot: LatestSlot, frame: Frame, dropped_before: Mapping[str, int], taken_ns: int) -> None:
+        self.frame = frame
+        self.dropped_before = dropped_before
+        self.taken_ns = taken_ns
+        self._pixels: NDArray[np.uint8] | None = frame.pixels
+        self._slot = slot
+
+    def release(self) -> None:
+        """Give the buffer back to the camera. May be called twice."""
+        pixels, self._pixels = self._pixels, None
+        if pixels is not None:
+            self._slot.give_back(pixels)
+
+
+class LatestSlot:
+    """The newest frame of one camera, written by its thread and read by the inference thread.
+
+    The writer owns one buffer, one whole frame waits, the reader leases as many as it has batches in flight.
+    Writing over a waiting frame drops that frame: the only place where frames are dropped for lack of time, before any
+    work was spent on them. A lossless slot makes the writer wait instead. Satisfies `vision.capture.source.FrameSink`.
+    """
+
+    def __init__(
+        self,
+        camera_id: str,
+        allocate: Allocate,
+        *,
+        leases: int = 1,
+        lossless: bool = False,
+        max_fps: float | None = None,
+        staleness_s: float | None = None,
+        clock: Clock = time.monotonic_ns,
+        changed: threading.Condition | None = None,
+    ) -> None:
+        """
+        Args:
+            allocate: makes one picture's buffer; the detector's `frame_buffer`.
+            leases: frames that the reader may hold at once; there are two buffers more than that.
+            lossless: no frame is dropped for lack of time; `max_fps` and `staleness_s` do not apply.
+            max_fps: most frames/s that the reader gets.
+            staleness_s: a frame older than this when its turn comes is dropped.
+            changed: shared by the slots of one `Batcher`.
+        """
+        self.camera_id = camera_id
+        self.changed = changed or threading.Condition()
+        self._allocate = allocate
+        self._buffers = leases + 2
+        self._lossless = lossless
+        self._interval_ns = 0 if lossless or max_fps is None else int(1e9 / max_fps)
+        self._staleness_ns = None if lossless or staleness_s is None else int(staleness_s * 1e9)
+        self._clock = clock
+        self._layout: tuple[int, int, PixelFormat] | None = None
+        self._free: list[NDArray[np.uint8]] = []
+        self._writing: NDArray[np.uint8] | None = None
+        self._waiting: Frame | None = None
+        self._due_ns = 0
+        self._served_ns = -1
+        self._ended = False
+        self._closed = False
+        self._grabbed = 0
+        self._taken = 0
+        self._dropped: Counter[DropReason] = Counter()
+        self._unreported: Counter[str] = Counter()
+
+    # the camera's side
+
+    def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
+        """Make the buffers for pictures of this size, unless they are there already.
+
+        Frames of the old size that wait or are leased stay whole: their buffers live until they are released.
+
+        Raises:
+            ValueError: the size is not possible in this format.
+        """
+        layout = (height_px, width_px, pixel_format)
+        if layout == self._layout:
+            return
+        frame_shape(*layout)
+        buffers = [self._allocate(*layout) for _ in range(self._buffers)]
+        with self.changed:
+            self._layout = layout
+            self._free = buffers
+            self._writing = None
+
+    def write_buffer(self, timeout_s: float) -> NDArray[np.uint8] | None:
+        """The buffer for the next picture; the same one again until it is committed.
+
+        None: a lossless slot's reader has not taken the last picture in `timeout_s`.
+
+        Raises:
+            Closed: the slot was closed.
+        """
+        with self.changed:
+            self.changed.wait_for(lambda: self._closed or self._writable(), timeout_s)
+            if self._closed:
+                raise Closed(f"camera {self.camera_id}: the slot is closed")
+            if not self._writable():
+                return None
+            if self._writing is None:
+                if not self._free:
+                    self._drop_waiting(self._overwrite_reason())
+                self._writing = self._free.pop()
+            return self._writing
+
+    def _writable(self) -> bool:
+        if self._lossless:
+            return self._waiting is None and (self._writing is not None or bool(self._free))
+        return self._writing is not None or bool(self._free) or self._waiting is not None
+
+    def commit(self, meta: FrameMeta) -> None:
+        """The buffer last given holds the whole picture that `meta` describes; it becomes the newest."""
+        with self.changed:
+            pixels, self._writing = self._writing, None
+            if pixels is None or self._layout is None:
+                raise ValueError(f"camera {self.camera_id}: commit without a write_buffer before it")
+            self._grabbed += 1
+            self._drop_waiting(self._overwrite_reason())
+            self._waiting = Frame(meta, pixels, self._layout[2])
+            if self._closed:
+                self._drop_waiting(DropReason.STOPPED)
+            self.changed.notify_all()
+
+    def drop(self, reason: DropReason) -> None:
+        """Count a grabbed picture that is not worth its pixels."""
+        with self.changed:
+            self._grabbed += 1
+            self._count_drop(reason)
+
+    def flush(self, reason: DropReason) -> None:
+        """Drop the picture that waits unread, if any."""
+        with self.changed:
+            self._drop_waiting(reason)
+
+    def end(self) -> None:
+        """The source is finished for good; what waits can still be taken."""
+        with self.changed:
+            self._ended = True
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        """Wake the writer with `Closed` and drop what waits. Leases stay valid. May be called twice."""
+        with self.changed:
+            self._closed = True
+            self._drop_waiting(DropReason.STOPPED)
+            self.changed.notify_all()
+
+    # the reader's side
+
+    @property
+    def finished(self) -> bool:
+        """True once nothing will come any more."""
+        return self._closed or (self._ended and self._waiting is None)
+
+    def counts(self) -> SlotCounts:
+        """A consistent snapshot."""
+        with self.changed:
+            return SlotCounts(self._grabbed, self._taken, dict(self._dropped), int(self._waiting is not None))
+
+    def bindable_ns(self, now_ns: int) -> int | None:
+        """When the waiting frame may be taken; at most `now_ns`: at once. None: there is none. Drops a stale one."""
+        if self._waiting is None:
+            return None
+        if self._staleness_ns is not None and now_ns - self._waiting.meta.captured_ns > self._staleness_ns:
+            self._drop_waiting(DropReason.STALE)
+            return None
+        return self._due_ns
+
+    def take(self) -> Lease | None:
+        """Lease the waiting frame if it is fresh and the camera's rate allows it."""
+        with self.changed:
+            now_ns = self._clock()
+            due_ns = self.bindable_ns(now_ns)
+            if due_ns is None or due_ns > now_ns or self._waiting is None:
+                return None
+            frame, self._waiting = self._waiting, None
+            # The next turn follows the last one's schedule, not the moment it was served, so that jitter does not
+            # lower the rate; a camera that fell behind by more than a turn starts a new schedule.
+            self._due_ns = max(self._due_ns, now_ns - self._interval_ns) + self._interval_ns
+            self._served_ns = now_ns
+            self._taken += 1
+            dropped_before = dict(self._unreported)
+            self._unreported.clear()
+            self.changed.notify_all()
+            return Lease(self, frame, dropped_before, now_ns)
+
+    @property
+    def served_ns(self) -> int:
+        """When a frame of this camera was last taken; -1 before the first."""
+        return self._served_ns
+
+    def give_back(self, pixels: NDArray[np.uint8]) -> None:
+        """Take a released buffer back, unless the picture's size has changed meanwhile."""
+        with self.changed:
+            if self._layout is not None and pixels.shape == frame_shape(*self._layout):
+                self._free.append(pixels)
+                self.changed.notify_all()
+
+    def _drop_waiting(self, reason: DropReason) -> None:
+        frame, self._waiting = self._waiting, None
+        if frame is None:
+            return
+        self._count_drop(reason)
+        if self._layout is not None and frame.pixels.shape == frame_shape(*self._layout):
+            self._free.append(frame.pixels)
+        self.changed.notify_all()
+
+    def _overwrite_reason(self) -> DropReason:
+        return DropReason.MAX_FPS if self._clock() < self._due_ns else DropReason.SUPERSEDED
+
+    def _count_drop(self, reason: DropReason) -> None:
+        self._dropped[reason] += 1
+        self._unreported[reason.value] += 1
+
+
+class Batcher:
+    """Takes whatever is fresh, at most one frame a camera, the camera that has waited longest for its turn first."""
+
+    def __init__(self, slots: Sequence[LatestSlot], max_batch: int, *, clock: Clock = time.monotonic_ns) -> None:
+        """
+        Raises:
+            ValueError: no slots, or slots that do not share one `changed`.
+        """
+        if not slots or any(slot.changed is not slots[0].changed for slot in slots):
+            raise ValueError("a batcher needs slots that share one condition")
+        self._slots = list(slots)
+        self._changed = slots[0].changed
+        self._max_batch = max_batch
+        self._clock = clock
+
+    @property
+    def finished(self) -> bool:
+        """True once no slot will ever have a frame again."""
+        return all(slot.finished for slot in self._slots)
+
+    def next(self) -> list[Lease]:
+        """The next batch, 0 to `max_batch` frames. Never waits."""
+        batch: list[Lease] = []
+        for slot in sorted(self._slots, key=lambda slot: slot.served_ns):
+            if len(batch) == self._max_batch:
+                break
+            lease = slot.take()
+            if lease is not None:
+                batch.append(lease)
+        return batch
+
+    def wait_frame(self, timeout_s: float) -> bool:
+        """Wait until a frame can be taken (True), all is finished, or the time is over (False)."""
+        deadline_ns = self._clock() + int(timeout_s * 1e9)
+        with self._changed:
+            while True:
+                now_ns = self._clock()
+                due = [ns for slot in self._slots if (ns := slot.bindable_ns(now_ns)) is not None]
+                if due and min(due) <= now_ns:
+                    return True
+                if now_ns >= deadline_ns or self.finished:
+                    return False
+                self._changed.wait((min([deadline_ns, *due]) - now_ns) / 1e9)
+
+
+@dataclass(slots=True)
+class _Running:
+    size: int
+    submitted_ns: int
+
+
+@dataclass(slots=True)
+class BindTimer:
+    """When the next batch should be bound: just before the detector can start on it.
+
+    Frames that are bound while the detector is busy only grow old in its queue. The timer learns, per batch size, how
+    long a batch takes alone (`latency`) and how far apart batches come out when the detector never idles (`interval`),
+    and says when the running ones will be done, less the time that a new batch needs before it reaches the point where
+    it would have to wait. Simulated with batches of 50 ms in two slots, this keeps the throughput of binding at once and
+    takes the median age of a frame when its result is back from 100 ms to 51 ms (`tests/unit/test_batching.py`).
+    """
+
+    parallel: int  # batches the detector works on at once
+    margin_ns: int = 1_000_000  # host work between binding and submission, and what the estimates may be off
+    weight: float = 0.2  # of a new sample in the moving averages
+    _running: list[_Running] = field(default_factory=list)
+    _latency_ns: dict[int, float] = field(default_factory=dict)
+    _interval_ns: dict[int, float] = field(default_factory=dict)
+    _last_done_ns: int = 0
+
+    def submitted(self, size: int, now_ns: int) -> None:
+        """A batch of `size` frames was handed to the detector."""
+        self._running.append(_Running(size, now_ns))
+
+    def done(self, now_ns: int) -> None:
+        """The oldest batch came back."""
+        batch = self._running.pop(0)
+        if batch.submitted_ns >= self._last_done_ns and not self._queued_behind(batch):
+            self._learn(self._latency_ns, batch.size, now_ns - batch.submitted_ns)
+        else:
+            self._learn(self._interval_ns, batch.size, now_ns - max(self._last_done_ns, batch.submitted_ns))
+        self._last_done_ns = now_ns
+
+    def _queued_behind(self, batch: _Running) -> bool:
+        return any(other.submitted_ns < batch.submitted_ns for other in self._running)
+
+    def bind_at_ns(self, size: int) -> int:
+        """Earliest useful time to bind a batch of about `size` frames; 0: at once."""
+        ahead = len(self._running) - self.parallel
+        if ahead < 0:
+            return 0
+        end_ns = float(self._last_done_ns)
+        for batch in self._running[: ahead + 1]:
+            interval_ns = self._near(self._interval_ns, batch.size)
+            latency_ns = self._near(self._latency_ns, batch.size)
+            if interval_ns is None and latency_ns is None:
+                return 0
+            end_ns = max(
+                end_ns + (interval_ns or 0.0), batch.submitted_ns + (latency_ns or 0.0) * (interval_ns is None)
+            )
+        return int(end_ns - self._fill_ns(size) - self.margin_ns)
+
+    def _fill_ns(self, size: int) -> float:
+        """What a batch spends in the detector over the interval at which batches come out: work that overlaps."""
+        latency_ns, interval_ns = self._near(self._latency_ns, size), self._near(self._interval_ns, size)
+        return max(0.0, latency_ns - interval_ns) if latency_ns is not None and interval_ns is not None else 0.0
+
+    def _learn(self, table: dict[int, float], size: int, sample_ns: int) -> None:
+        old_ns = table.get(size)
+        table[size] = sample_ns if old_ns is None else old_ns + self.weight * (sample_ns - old_ns)
+
+    @staticmethod
+    def _near(table: dict[int, float], size: int) -> float | None:
+        return table[min(table, key=lambda known: abs(known - size))] if table else None

@@ -1,0 +1,108 @@
+"""Counters, latency histograms and stage spans.
+
+Percentiles are what an operator asks for, and averages hide what he looks for, so latencies go into histograms that
+are cheap enough for every frame and exact to 5 %.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_EDGES_NS = tuple(
+    itertools.takewhile(lambda edge: edge < 200e9, (int(1_000 * 1.05**step) for step in itertools.count()))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Of one histogram, milliseconds."""
+
+    count: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+class LatencyHistogram:
+    """Durations from 1 µs to 200 s in buckets 5 % wide. One lock, no allocation per observation."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_EDGES_NS) + 1)
+        self._max_ns = 0
+        self._lock = threading.Lock()
+
+    def observe(self, duration_ns: int) -> None:
+        """Count one duration, nanoseconds."""
+        with self._lock:
+            self._counts[bisect.bisect_left(_EDGES_NS, duration_ns)] += 1
+            self._max_ns = max(self._max_ns, duration_ns)
+
+    def snapshot(self, *, reset: bool = False) -> Percentiles:
+        """Percentiles of what was observed since the last reset; zeros if nothing was."""
+        with self._lock:
+            counts, max_ns = list(self._counts), self._max_ns
+            if reset:
+                self._counts = [0] * len(self._counts)
+                self._max_ns = 0
+        total = sum(counts)
+        return Percentiles(
+            total, _quantile_ms(counts, total, 0.5, max_ns), _quantile_ms(counts, total, 0.99, max_ns), max_ns / 1e6
+        )
+
+
+def _quantile_ms(counts: list[int], total: int, q: float, max_ns: int) -> float:
+    if not total:
+        return 0.0
+    rank, seen = q * total, 0
+    for bucket, count in enumerate(counts):
+        seen += count
+        if seen >= rank:
+            return min(_EDGES_NS[bucket] if bucket < len(_EDGES_NS) else max_ns, max_ns) / 1e6
+    return max_ns / 1e6
+
+
+class Rate:
+    """Events per second over a sliding window."""
+
+    def __init__(self, clock: Callable[[], int], window_s: float = 5.0) -> None:
+        self._clock = clock
+        self._window_ns = int(window_s * 1e9)
+        self._times_ns: deque[int] = deque(maxlen=10_000)
+        self._started_ns = clock()
+
+    def tick(self) -> None:
+        """Count one event now."""
+        self._times_ns.append(self._clock())
+
+    def per_s(self) -> float:
+        """Events per second in the window, or since the start if that is shorter."""
+        now_ns = self._clock()
+        while self._times_ns and now_ns - self._times_ns[0] > self._window_ns:
+            self._times_ns.popleft()
+        span_ns = min(self._window_ns, max(1, now_ns - self._started_ns))
+        return len(self._times_ns) / (span_ns / 1e9)
+
+
+_annotate: Callable[[str], contextlib.AbstractContextManager[object]] | None = None
+
+
+def enable_nvtx() -> bool:
+    """Make `span` emit NVTX ranges. False where the package `nvtx` is not installed."""
+    global _annotate  # noqa: PLW0603 - one switch for the process, thrown once at start
+    try:
+        import nvtx  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        return False
+    _annotate = nvtx.annotate
+    return True
+
+
+def span(name: str) -> contextlib.AbstractContextManager[object]:
+    """``with span("submit"):`` marks a stage for Nsight Systems; costs next to nothing while NVTX is off."""
+    return _annotate(name) if _annotate is not None else contextlib.nullcontext()
