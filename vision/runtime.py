@@ -1,0 +1,347 @@
+"""The threads, the double-buffered loop, start and stop: the only place where stages meet.
+
+==================  ================================================================================
+thread              loop
+==================  ================================================================================
+camera-<id>         `CameraSupervisor.run`: source -> `LatestSlot`
+inference           `InferenceLoop.run`: `Batcher` -> detector -> bounded queue
+results             queue -> stages -> sinks
+main                `Runtime.run`: status every `interval_s`, the end of time, of the cameras, or of a thread
+==================  ================================================================================
+
+All threads are children of `Runtime.run`: the first that fails stops the others, and its exception is raised again
+once they have ended. Stopping goes with the stream: cameras and slots close, the batches in flight come back, the
+results flush; what the caller opened (sockets, files, detector) it closes after that.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from vision.batching import Batcher, BindTimer, LatestSlot, Lease, SlotCounts
+from vision.capture.supervisor import CameraStatus, CameraSupervisor
+from vision.detect.detector import Detector
+from vision.errors import DeviceError
+from vision.metrics import LatencyHistogram, Percentiles, Rate, span
+from vision.types import Detections, Result, Timing
+
+log = logging.getLogger(__name__)
+
+Clock = Callable[[], int]
+Stage = Callable[[Result], Result]
+
+_POLL_S = 0.001  # while a slot is free and another runs: how late a fresh frame or a finished batch is seen at worst
+_IDLE_S = 0.1  # how late the loop sees that it should stop, with nothing to do
+_QUEUED_BATCHES = 64  # results are small; this only rides out a pause of the results thread
+
+
+class Sink(Protocol):
+    """Where results end: sockets, files, a test's list."""
+
+    def publish(self, result: Result) -> None:
+        """Called by the results thread, in order per camera."""
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """One camera's two halves: the thread that writes, and the slot that it writes to."""
+
+    slot: LatestSlot
+    supervisor: CameraSupervisor
+
+
+@dataclass(frozen=True, slots=True)
+class CameraReport:
+    """What is published about one camera."""
+
+    camera_id: str
+    status: CameraStatus
+    counts: SlotCounts
+    published: int
+    published_fps: float
+    latency: Percentiles  # capture to publish, since the last report
+    objects: int  # in the last picture
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is published about the program."""
+
+    uptime_s: float
+    cameras: tuple[CameraReport, ...]
+    stages: Mapping[str, Percentiles]  # since the last report: "queue", "detect", "results"
+    queued_batches: int
+
+
+@dataclass(slots=True)
+class _CameraMetrics:
+    latency: LatencyHistogram
+    rate: Rate
+    published: int = 0
+    objects: int = 0
+
+
+@dataclass(slots=True)
+class _Batch:
+    slot: int
+    leases: list[Lease]
+    submitted_ns: int
+
+
+@dataclass(slots=True)
+class InferenceLoop:
+    """Keeps the detector's slots full: binds late, submits, waits for the oldest, hands results on in order."""
+
+    detector: Detector
+    batcher: Batcher
+    deliver: Callable[[list[Result]], None]
+    clock: Clock = time.monotonic_ns
+    hang_s: float = 30.0  # longer than any inference: a batch this old means a device that hangs
+    progress_ns: int = 0  # when the loop last did something useful, or knew that there was nothing to do
+    _free: deque[int] = field(default_factory=deque)
+    _running: deque[_Batch] = field(default_factory=deque)
+    _timer: BindTimer = field(init=False)
+    _last_size: int = 1
+
+    def __post_init__(self) -> None:
+        self._free.extend(range(self.detector.slots))
+        self._timer = BindTimer(self.detector.parallel)
+
+    def run(self) -> None:
+        """Until all cameras are finished and every batch came back.
+
+        Raises:
+            DeviceError: the detector failed or hangs.
+        """
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        now_ns = self.clock()
+        bind_at_ns = self._timer.bind_at_ns(self._last_size) if self._running else 0
+        if not self._free:
+            self._collect(_IDLE_S)
+        elif now_ns < bind_at_ns:
+            self._collect((bind_at_ns - now_ns) / 1e9)
+        elif leases := self.batcher.next():
+            self._submit(leases)
+        elif self._running:
+            self._collect(_POLL_S)
+        elif self.batcher.finished:
+            return False
+        else:
+            self.progress_ns = now_ns
+            self.batcher.wait_frame(_IDLE_S)
+        return True
+
+    def _submit(self, leases: list[Lease]) -> None:
+        slot = self._free.popleft()
+        with span("submit"):
+            self.detector.submit(slot, [lease.frame for lease in leases])
+        now_ns = self.clock()
+        self._last_size = len(leases)
+        self._timer.submitted(len(leases), now_ns)
+        self._running.append(_Batch(slot, leases, now_ns))
+
+    def _collect(self, timeout_s: float) -> None:
+        batch = self._running[0]
+        try:
+            with span("wait"):
+                found = self.detector.wait(batch.slot, timeout_s)
+        except TimeoutError:
+            if self.clock() - batch.submitted_ns > self.hang_s * 1e9:
+                raise DeviceError(
+                    f"{self.detector.name}: a batch of {len(batch.leases)} has not come back for {self.hang_s:.0f} s"
+                ) from None
+            return
+        now_ns = self.progress_ns = self.clock()
+        self._running.popleft()
+        self._free.append(batch.slot)
+        self._timer.done(now_ns)
+        for lease in batch.leases:
+            lease.release()
+        self.deliver([self._result(batch, lease, one, now_ns) for lease, one in zip(batch.leases, found, strict=True)])
+
+    @staticmethod
+    def _result(batch: _Batch, lease: Lease, found: Detections, now_ns: int) -> Result:
+        meta = lease.frame.meta
+        timing = Timing(meta.captured_ns, lease.taken_ns, batch.submitted_ns, now_ns)
+        return Result(meta, found, timing, lease.dropped_before)
+
+
+class Runtime:
+    """Cameras, one detector, stages and sinks, run until stopped."""
+
+    def __init__(
+        self,
+        *,
+        cameras: Sequence[Camera],
+        detector: Detector,
+        stages: Sequence[Stage] = (),
+        sinks: Sequence[Sink] = (),
+        status_interval_s: float = 1.0,
+        stop_timeout_s: float = 1.5,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        self.detector = detector
+        self._cameras = list(cameras)
+        self._stages = list(stages)
+        self._sinks = list(sinks)
+        self._status_interval_s = status_interval_s
+        self._stop_timeout_s = stop_timeout_s
+        self._clock = clock
+        self._queue: queue.Queue[list[Result] | None] = queue.Queue(_QUEUED_BATCHES)
+        self._failure: BaseException | None = None
+        self._ended = threading.Event()  # a thread failed, or everything was published
+        self._metrics = {camera.slot.camera_id: _CameraMetrics(LatencyHistogram(), Rate(clock)) for camera in cameras}
+        self._stage_latency = {name: LatencyHistogram() for name in ("queue", "detect", "results")}
+        self._loop = InferenceLoop(
+            detector,
+            Batcher([camera.slot for camera in cameras], detector.max_batch, clock=clock),
+            self._deliver,
+            clock,
+        )
+        self._started_ns = clock()
+
+    def run(
+        self, stop: threading.Event, *, for_s: float | None = None, on_report: Callable[[Report], None] | None = None
+    ) -> Report:
+        """Run until `stop` is set, `for_s` has passed, or every camera has ended. Returns the last report.
+
+        Raises:
+            VisionError: what the first thread that failed raised, after all have ended.
+        """
+        threads = self._start()
+        try:
+            self._watch(stop, for_s, on_report)
+        finally:
+            self._stop(threads)
+        if self._failure is not None:
+            raise self._failure
+        report = self.report()
+        if on_report is not None:
+            on_report(report)
+        return report
+
+    def report(self) -> Report:
+        """A snapshot for people and for status messages; latencies since the last one."""
+        return Report(
+            (self._clock() - self._started_ns) / 1e9,
+            tuple(self._camera_report(camera) for camera in self._cameras),
+            {name: histogram.snapshot(reset=True) for name, histogram in self._stage_latency.items()},
+            self._queue.qsize(),
+        )
+
+    def _camera_report(self, camera: Camera) -> CameraReport:
+        camera_id = camera.slot.camera_id
+        metrics = self._metrics[camera_id]
+        return CameraReport(
+            camera_id,
+            camera.supervisor.status(),
+            camera.slot.counts(),
+            metrics.published,
+            metrics.rate.per_s(),
+            metrics.latency.snapshot(reset=True),
+            metrics.objects,
+        )
+
+    def _start(self) -> list[threading.Thread]:
+        self._started_ns = self._clock()
+        jobs: list[tuple[str, Callable[[], None]]] = [("results", self._handle_results), ("inference", self._infer)]
+        jobs += [(f"camera-{camera.slot.camera_id}", camera.supervisor.run) for camera in self._cameras]
+        # Daemons, because a camera's library may hang in a call that nothing can interrupt; all others are joined.
+        threads = [threading.Thread(target=self._guard, args=job, name=job[0], daemon=True) for job in jobs]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _guard(self, name: str, target: Callable[[], None]) -> None:
+        try:
+            target()
+        except BaseException as error:  # noqa: BLE001 - kept and raised again by run()
+            log.error("%s failed: %s", name, error)
+            if self._failure is None:
+                self._failure = error
+            self._ended.set()
+
+    def _watch(self, stop: threading.Event, for_s: float | None, on_report: Callable[[Report], None] | None) -> None:
+        end_ns = None if for_s is None else self._started_ns + int(for_s * 1e9)
+        next_report_ns = self._started_ns
+        while not (stop.is_set() or self._ended.is_set()):
+            now_ns = self._clock()
+            if end_ns is not None and now_ns >= end_ns:
+                return
+            if on_report is not None and now_ns >= next_report_ns:
+                on_report(self.report())
+                next_report_ns = max(next_report_ns + int(self._status_interval_s * 1e9), now_ns)
+            self._ended.wait(0.05)
+
+    def _stop(self, threads: Sequence[threading.Thread]) -> None:
+        for camera in self._cameras:
+            camera.supervisor.stop()
+        for camera in self._cameras:
+            camera.slot.close()
+        deadline = time.monotonic() + self._stop_timeout_s
+        # The camera threads come last: one that hangs in its library must not take the others' time.
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        for thread in threads:
+            if thread.is_alive():
+                log.warning("%s did not end within %.1f s", thread.name, self._stop_timeout_s)
+
+    def _infer(self) -> None:
+        try:
+            self._loop.run()
+        finally:
+            self._put(None)
+
+    def _deliver(self, results: list[Result]) -> None:
+        self._put(results)
+
+    def _put(self, item: list[Result] | None) -> None:
+        while self._failure is None:
+            try:
+                self._queue.put(item, timeout=_IDLE_S)
+            except queue.Full:
+                continue
+            return
+
+    def _handle_results(self) -> None:
+        while (results := self._next_results()) is not None:
+            with span("results"):
+                for result in results:
+                    self._handle(result)
+        self._ended.set()
+
+    def _next_results(self) -> list[Result] | None:
+        while self._failure is None:
+            try:
+                return self._queue.get(timeout=_IDLE_S)
+            except queue.Empty:
+                continue
+        return None
+
+    def _handle(self, result: Result) -> None:
+        for stage in self._stages:
+            result = stage(result)
+        result = replace(result, timing=replace(result.timing, published_ns=self._clock()))
+        for sink in self._sinks:
+            sink.publish(result)
+        self._count(result)
+
+    def _count(self, result: Result) -> None:
+        timing, metrics = result.timing, self._metrics[result.meta.camera_id]
+        metrics.published += 1
+        metrics.objects = len(result.objects)
+        metrics.rate.tick()
+        metrics.latency.observe(timing.published_ns - timing.captured_ns)
+        self._stage_latency["queue"].observe(timing.submitted_ns - timing.captured_ns)
+        self._stage_latency["detect"].observe(timing.inferred_ns - timing.submitted_ns)
+        self._stage_latency["results"].observe(timing.published_ns - timing.inferred_ns)

@@ -1,0 +1,108 @@
+"""What `vision run` shows while it runs: a live table on a terminal, a plain line now and then anywhere else."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.logging import RichHandler
+from rich.table import Table
+
+from vision.errors import redact
+from vision.runtime import CameraReport, Report
+
+log = logging.getLogger(__name__)
+
+_STATE_STYLES = {"streaming": "green", "ended": "dim", "connecting": "yellow", "backing-off": "red", "frozen": "red"}
+
+
+class RedactingFormatter(logging.Formatter):
+    """Takes user names, passwords and tokens out of every line, tracebacks and other libraries' texts included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def start_logging(level: str, console: Console | None = None) -> None:
+    """Send all log records to standard error; above the live table where there is one."""
+    handler: logging.Handler
+    if console is not None:
+        handler = RichHandler(console=console, show_path=False, rich_tracebacks=False, markup=False)
+        handler.setFormatter(RedactingFormatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class StatusView:
+    """Shows each `Report`: rates, latency and drops per camera."""
+
+    def __init__(self, console: Console | None, *, line_interval_s: float = 10.0) -> None:
+        """
+        Args:
+            console: a terminal; None: a log line per camera every `line_interval_s` seconds.
+        """
+        self._live = Live(console=console, refresh_per_second=4, transient=False) if console is not None else None
+        self._line_interval_s = line_interval_s
+        self._next_line_s = 0.0
+
+    def __enter__(self) -> StatusView:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, report: Report) -> None:
+        """Show this report now, or skip it where lines would come too fast."""
+        if self._live is not None:
+            self._live.update(status_table(report))
+        elif report.uptime_s >= self._next_line_s:
+            self._next_line_s = report.uptime_s + self._line_interval_s
+            for camera in report.cameras:
+                log.info("%s", status_line(camera))
+
+
+def status_table(report: Report) -> Table:
+    """One row a camera."""
+    table = Table(title=f"vision, up {report.uptime_s:.0f} s", title_justify="left", header_style="bold")
+    table.add_column("camera")
+    table.add_column("state")
+    for name in ("picture", "frames/s", "p50 ms", "p99 ms", "objects", "published", "dropped"):
+        table.add_column(name, justify="right")
+    for camera in report.cameras:
+        state = camera.status.state
+        table.add_row(
+            camera.camera_id,
+            f"[{_STATE_STYLES.get(state, '')}]{state}[/]",
+            f"{camera.status.width_px}x{camera.status.height_px}",
+            f"{camera.published_fps:.1f}",
+            f"{camera.latency.p50_ms:.1f}",
+            f"{camera.latency.p99_ms:.1f}",
+            str(camera.objects),
+            str(camera.published),
+            _drops(camera),
+        )
+    return table
+
+
+def status_line(camera: CameraReport) -> str:
+    """The same as one line of a log."""
+    return (
+        f"{camera.camera_id}: {camera.status.state}, {camera.published_fps:.1f} frames/s, "
+        f"p50 {camera.latency.p50_ms:.1f} ms, p99 {camera.latency.p99_ms:.1f} ms, {camera.objects} objects, "
+        f"published {camera.published}, dropped {_drops(camera)}"
+    )
+
+
+def _drops(camera: CameraReport) -> str:
+    drops = {reason.value: count for reason, count in camera.counts.dropped.items() if count}
+    return ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "0"
