@@ -1,0 +1,496 @@
+"""CUDA in the few shapes that the detector needs: streams, events, graphs, page-locked and device memory.
+
+A wrapper of our own, on the calls of ``cuda.bindings.runtime`` that are the same from cuda-python 12.6 (JetPack 6) to
+13.x (JetPack 7, servers), because the wrappers that exist need one of the two, page-lock no memory, or do not end a
+capture that failed. Kernels are in `vision.nvrtc`.
+
+Everything here has one owner, who calls `close`; closing twice is allowed, and forgetting it is warned about, never
+mended. Every CUDA error becomes a `DeviceError` that says what was being done.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import warnings
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.typing import NDArray
+
+from vision.errors import DeviceError, DeviceMissing
+
+try:
+    from cuda.bindings import driver, runtime
+except ImportError as error:
+    raise DeviceMissing(
+        f"cuda-python cannot be imported: {error}",
+        hint="install the extra of the machine's CUDA version: `pip install 'vision[cuda12]'` (JetPack 6) or "
+        "`pip install 'vision[cuda13]'`",
+    ) from error
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_log = logging.getLogger(__name__)
+
+_TO_DEVICE = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+_TO_HOST = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+_ON_DEVICE = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
+_UNLOADING = 4  # cudaErrorCudartUnloading: the process ends, and its memory with it
+_OLD_DRIVER = 35  # cudaErrorInsufficientDriver: too old, or none
+_NO_DEVICE = 100  # cudaErrorNoDevice
+_NOT_READY = runtime.cudaError_t.cudaErrorNotReady
+_SUCCESS = runtime.cudaError_t.cudaSuccess
+
+_RESTART = (
+    "a CUDA error stays with the process until it ends, so it must be restarted (systemd does); "
+    "`dmesg | grep -i -e xid -e nvgpu` says what the GPU reported"
+)
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def _name_of(status: Any) -> str:
+    """Name and text of a status of any CUDA library."""
+    library = driver if isinstance(status, driver.CUresult) else runtime
+    name = library.cuGetErrorName if library is driver else library.cudaGetErrorName
+    text = library.cuGetErrorString if library is driver else library.cudaGetErrorString
+    try:
+        return f"{name(status)[1].decode()}: {text(status)[1].decode()}"
+    except (AttributeError, RuntimeError, TypeError):  # a status newer than the library, or one of NVRTC's
+        return str(status)
+
+
+def failure(status: Any, what: str) -> DeviceError:
+    """The error to raise when `what` ended with `status`."""
+    return DeviceError(f"{what} failed with {_name_of(status)}", hint=_RESTART)
+
+
+def check(result: tuple[Any, ...], what: str) -> Any:
+    """The value of a call of ``cuda.bindings``, which returns a status before it.
+
+    Raises:
+        DeviceError: the status is not success.
+    """
+    if result[0] != _SUCCESS:
+        raise failure(result[0], what)
+    return result[1] if len(result) == 2 else result[1:] or None
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB"
+
+
+def out_of_memory(nbytes: int, purpose: str, kind: str, free_bytes: int, total_bytes: int) -> DeviceError:
+    """What to say when an allocation failed for lack of memory."""
+    return DeviceError(
+        f"{purpose}: {_mib(nbytes)} of {kind} memory were asked for; {_mib(free_bytes)} of "
+        f"{_mib(total_bytes)} device memory are free, {_mib(allocated().device_bytes)} are held by vision",
+        hint="lower detect.max_batch or detect.slots, take a smaller model, or end what else uses the GPU",
+    )
+
+
+def missing_device(code: int, driver_version: int, runtime_version: int) -> DeviceMissing:
+    """Why there is no GPU to work on.
+
+    Args:
+        code: what `cudaGetDeviceCount` returned.
+        driver_version: highest CUDA version of the driver, 1000 * major + 10 * minor; 0 where there is none.
+        runtime_version: CUDA version that cuda-python was made for.
+    """
+
+    def dotted(version: int) -> str:
+        return f"{version // 1000}.{version % 1000 // 10}"
+
+    if code == _OLD_DRIVER and driver_version:
+        return DeviceMissing(
+            f"the NVIDIA driver is too old: it knows CUDA {dotted(driver_version)}, and cuda-python is for "
+            f"CUDA {dotted(runtime_version)}",
+            hint=f"update the driver, or install `vision[cuda{driver_version // 1000}]`",
+        )
+    if code == _OLD_DRIVER:
+        return DeviceMissing(
+            "there is no NVIDIA driver (libcuda was not found)",
+            hint="install the driver; in a container, start it with `--gpus all` (Jetson: `--runtime nvidia`)",
+        )
+    if code == _NO_DEVICE:
+        return DeviceMissing(
+            "the NVIDIA driver shows no GPU",
+            hint="`nvidia-smi` lists them; CUDA_VISIBLE_DEVICES may hide them; a container needs `--gpus all`",
+        )
+    return DeviceMissing(f"the GPU cannot be used: {_name_of(runtime.cudaError_t(code))}", hint=_RESTART)
+
+
+# ------------------------------------------------------------------------------------------------ device
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The GPU that this process works on."""
+
+    index: int
+    name: str
+    compute_capability: tuple[int, int]
+    integrated: bool  # CPU and GPU share the memory: pages are mapped, not copied
+    multiprocessors: int
+    total_bytes: int
+    shared_bytes: int  # most shared memory that one block may ask for
+    driver_version: int  # 1000 * major + 10 * minor
+    runtime_version: int
+
+    @property
+    def arch(self) -> str:
+        """As compilers name it, such as ``sm_87``."""
+        return "sm_{}{}".format(*self.compute_capability)
+
+
+@functools.cache
+def open_device(index: int = 0) -> Device:
+    """The GPU, current in the calling thread. Later calls return the same.
+
+    Raises:
+        DeviceMissing: no driver, a driver too old, or no GPU; the message says which.
+    """
+    status, count = runtime.cudaGetDeviceCount()
+    driver_version = runtime.cudaDriverGetVersion()[1] or 0
+    runtime_version = runtime.getLocalRuntimeVersion()[1] or 0
+    if status != _SUCCESS or not count:
+        raise missing_device(int(status) or _NO_DEVICE, driver_version, runtime_version)
+    if index >= count:
+        raise DeviceMissing(f"GPU {index} was asked for, there are {count}", hint="GPUs are counted from 0")
+    check(runtime.cudaSetDevice(index), f"opening GPU {index}")
+    attribute = runtime.cudaDeviceAttr
+
+    def value(which: Any) -> int:
+        return int(check(runtime.cudaDeviceGetAttribute(which, index), f"asking GPU {index} for {which}"))
+
+    properties = check(runtime.cudaGetDeviceProperties(index), f"asking GPU {index} for its properties")
+    return Device(
+        index=index,
+        name=properties.name.split(b"\0")[0].decode(),
+        compute_capability=(
+            value(attribute.cudaDevAttrComputeCapabilityMajor),
+            value(attribute.cudaDevAttrComputeCapabilityMinor),
+        ),
+        integrated=bool(value(attribute.cudaDevAttrIntegrated)),
+        multiprocessors=value(attribute.cudaDevAttrMultiProcessorCount),
+        total_bytes=memory_info()[1],
+        shared_bytes=value(attribute.cudaDevAttrMaxSharedMemoryPerBlockOptin),
+        driver_version=driver_version,
+        runtime_version=runtime_version,
+    )
+
+
+def use_device(device: Device) -> None:
+    """Make the GPU current in the calling thread: threads begin without one."""
+    check(runtime.cudaSetDevice(device.index), "choosing the GPU")
+
+
+def memory_info() -> tuple[int, int]:
+    """Free and total device memory in bytes. On a Jetson, free leaves out what the system could reclaim."""
+    free_bytes, total_bytes = check(runtime.cudaMemGetInfo(), "asking for the free device memory")
+    return int(free_bytes), int(total_bytes)
+
+
+def synchronize_device() -> None:
+    """Wait for everything that runs on the GPU."""
+    check(runtime.cudaDeviceSynchronize(), "waiting for the GPU")
+
+
+# ------------------------------------------------------------------------------------------------ life
+
+
+class Owned(ABC):
+    """Something with one owner who must `close` it."""
+
+    _closed = False
+
+    def close(self) -> None:
+        """Release it. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._release()
+
+    @abstractmethod
+    def _release(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed and hasattr(self, "_opened"):
+            warnings.warn(f"{type(self).__name__} was not closed", ResourceWarning, stacklevel=2, source=self)
+
+
+def released(result: tuple[Any, ...], what: str) -> None:
+    """Log a failed release. It is not raised: where the device was lost, the error that tells so is on its way."""
+    if result[0] != _SUCCESS and int(result[0]) != _UNLOADING:
+        _log.warning("releasing %s: %s", what, _name_of(result[0]))
+
+
+# ------------------------------------------------------------------------------------------------ streams
+
+
+class Stream(Owned):
+    """A queue of work on the GPU. Never the default stream, which cannot be captured and waits for all others."""
+
+    def __init__(self) -> None:
+        flag = runtime.cudaStreamNonBlocking
+        self.handle = check(runtime.cudaStreamCreateWithFlags(flag), "creating a stream")
+        self.address = int(self.handle)  # what TensorRT takes
+        self._opened = True
+
+    def synchronize(self) -> None:
+        """Wait until all that was queued is done. Releases the GIL."""
+        check(runtime.cudaStreamSynchronize(self.handle), "waiting for a stream")
+
+    def wait(self, event: Event) -> None:
+        """What is queued from now on begins after `event`."""
+        check(runtime.cudaStreamWaitEvent(self.handle, event.handle, 0), "making a stream wait")
+
+    def _release(self) -> None:
+        released(runtime.cudaStreamDestroy(self.handle), "a stream")
+
+
+class Event(Owned):
+    """A point in a stream. One that was never recorded counts as reached."""
+
+    def __init__(self, *, timing: bool = False) -> None:
+        flags = runtime.cudaEventBlockingSync | (0 if timing else runtime.cudaEventDisableTiming)
+        self.handle = check(runtime.cudaEventCreateWithFlags(flags), "creating an event")
+        self._opened = True
+
+    def record(self, stream: Stream) -> None:
+        """Put the event behind what is queued on `stream`."""
+        check(runtime.cudaEventRecord(self.handle, stream.handle), "recording an event")
+
+    def reached(self) -> bool:
+        """Whether the GPU has passed it. Never waits.
+
+        Raises:
+            DeviceError: something before it failed.
+        """
+        (status,) = runtime.cudaEventQuery(self.handle)
+        if status == _SUCCESS:
+            return True
+        if status == _NOT_READY:
+            return False
+        raise failure(status, "work on the GPU")
+
+    def synchronize(self) -> None:
+        """Wait for it without burning a core. Releases the GIL."""
+        check(runtime.cudaEventSynchronize(self.handle), "waiting for an event")
+
+    def ms_since(self, earlier: Event) -> float:
+        """Time between two events made with `timing`, milliseconds."""
+        return float(check(runtime.cudaEventElapsedTime(earlier.handle, self.handle), "timing"))
+
+    def _release(self) -> None:
+        released(runtime.cudaEventDestroy(self.handle), "an event")
+
+
+# ------------------------------------------------------------------------------------------------ graphs
+
+_CAPTURING = threading.Lock()
+"""One capture at a time in the process: TensorRT allocates and logs in places that a capture of another thread hears."""
+
+
+class Graph(Owned):
+    """Work that was captured once and is launched as a whole. What it reads and writes must outlive it."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self._opened = True
+
+    @classmethod
+    def capture(cls, stream: Stream, enqueue: Callable[[], object], what: str) -> Graph:
+        """Run `enqueue` once as a warm-up, since libraries allocate at their first call, then record it.
+
+        `enqueue` puts work on `stream` and does nothing else: no waiting, no allocation.
+
+        Raises:
+            DeviceError: the work cannot be captured; the message says why.
+        """
+        enqueue()
+        stream.synchronize()
+        problem: BaseException | None = None
+        with _CAPTURING:
+            mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+            check(runtime.cudaStreamBeginCapture(stream.handle, mode), f"beginning to capture {what}")
+            try:
+                enqueue()
+            except BaseException as error:  # noqa: BLE001 - a capture must be ended whatever happened, then it is raised
+                problem = error
+            status, template = runtime.cudaStreamEndCapture(stream.handle)
+        try:
+            if problem is not None and not isinstance(problem, Exception):
+                raise problem
+            if problem is not None or status != _SUCCESS:
+                runtime.cudaGetLastError()  # the failure of a capture would be told again by the next call
+                cause = str(problem).splitlines()[0] if problem is not None and str(problem) else _name_of(status)
+                raise DeviceError(
+                    f"the CUDA graph of {what} could not be captured: {cause}",
+                    hint="`detect: {graphs: off}` runs without graphs, slower",
+                ) from problem
+            executable = check(runtime.cudaGraphInstantiate(template, 0), f"making the CUDA graph of {what}")
+        finally:
+            if template is not None and int(template):
+                released(runtime.cudaGraphDestroy(template), "a captured graph")
+        graph = cls(executable)
+        check(runtime.cudaGraphUpload(executable, stream.handle), f"uploading the CUDA graph of {what}")
+        stream.synchronize()
+        return graph
+
+    def launch(self, stream: Stream) -> None:
+        """Queue the whole graph."""
+        (status,) = runtime.cudaGraphLaunch(self.handle, stream.handle)
+        if status != _SUCCESS:
+            raise failure(status, "launching a CUDA graph")
+
+    def _release(self) -> None:
+        released(runtime.cudaGraphExecDestroy(self.handle), "a CUDA graph")
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+@dataclass(frozen=True, slots=True)
+class Allocated:
+    """What the process holds through this module, and how often it has asked: nothing may ask once it is running."""
+
+    device_bytes: int
+    host_bytes: int  # page-locked
+    calls: int
+
+
+class _Ledger:
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a finaliser may come in the middle
+        self._now = Allocated(0, 0, 0)
+
+    def add(self, *, device_bytes: int = 0, host_bytes: int = 0, calls: int = 1) -> None:
+        with self._lock:
+            now = self._now
+            self._now = Allocated(now.device_bytes + device_bytes, now.host_bytes + host_bytes, now.calls + calls)
+
+    def snapshot(self) -> Allocated:
+        return self._now
+
+
+_ledger = _Ledger()
+
+
+def allocated() -> Allocated:
+    """What is held now."""
+    return _ledger.snapshot()
+
+
+def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
+    if int(status) != _OUT_OF_MEMORY:
+        return failure(status, f"allocating {_mib(nbytes)} of {kind} memory for {purpose}")
+    runtime.cudaGetLastError()  # lack of memory does not stick, but the next call would tell it again
+    return out_of_memory(nbytes, purpose, kind, *memory_info())
+
+
+class DeviceBuffer(Owned):
+    """Memory of the GPU, aligned to 256 bytes. Not initialised."""
+
+    def __init__(self, nbytes: int, purpose: str) -> None:
+        self.nbytes = max(nbytes, 1)
+        status, pointer = runtime.cudaMalloc(self.nbytes)
+        if status != _SUCCESS:
+            raise _refuse(status, self.nbytes, purpose, "device")
+        self.address = int(pointer)
+        self._opened = True
+        _ledger.add(device_bytes=self.nbytes)
+
+    def fill(self, byte: int, stream: Stream) -> None:
+        """Set every byte."""
+        check(runtime.cudaMemsetAsync(self.address, byte, self.nbytes, stream.handle), "filling device memory")
+
+    def _release(self) -> None:
+        _ledger.add(device_bytes=-self.nbytes, calls=0)
+        released(runtime.cudaFree(self.address), "device memory")
+
+
+class _Lender:
+    """What the arrays of a page-locked buffer hold on to."""
+
+    def __init__(self, address: int, nbytes: int) -> None:
+        self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
+
+
+class HostBuffer(Owned):
+    """Page-locked memory of the host, which the GPU copies from at full speed or reads and writes in place.
+
+    After `close` no new arrays can be had from it; the memory itself goes when the last array on it goes, so that a
+    camera's thread that still writes into its picture while the detector closes does no harm.
+    """
+
+    def __init__(self, nbytes: int, purpose: str, *, when_freed: Callable[[], object] | None = None) -> None:
+        """`when_freed` is called once the memory is gone, from whichever thread let go of it last."""
+        self.nbytes = max(nbytes, 1)
+        flags = runtime.cudaHostAllocMapped | runtime.cudaHostAllocPortable
+        status, pointer = runtime.cudaHostAlloc(self.nbytes, flags)
+        if status != _SUCCESS:
+            raise _refuse(status, self.nbytes, purpose, "page-locked")
+        self.address = int(pointer)
+        _ledger.add(host_bytes=self.nbytes)
+        lender = _Lender(self.address, self.nbytes)
+        weakref.finalize(lender, _free_host, self.address, self.nbytes, when_freed).atexit = False
+        self._bytes: NDArray[np.uint8] | None = np.asarray(lender)
+        self.device_address = int(
+            check(runtime.cudaHostGetDevicePointer(self.address, 0), "mapping page-locked memory")
+        )
+        self._opened = True
+
+    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8, offset: int = 0) -> NDArray[Any]:
+        """A view of `shape` that keeps the memory alive.
+
+        Raises:
+            ValueError: the buffer is closed, or shorter than that.
+        """
+        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        if self._bytes is None or offset + nbytes > self.nbytes:
+            raise ValueError(f"{nbytes} bytes from {offset} of a buffer of {0 if self._bytes is None else self.nbytes}")
+        return self._bytes[offset : offset + nbytes].view(dtype).reshape(shape)
+
+    def _release(self) -> None:
+        self._bytes = None
+
+
+def _free_host(address: int, nbytes: int, when_freed: Callable[[], object] | None) -> None:
+    _ledger.add(host_bytes=-nbytes, calls=0)
+    released(runtime.cudaFreeHost(address), "page-locked memory")
+    if when_freed is not None:
+        when_freed()
+
+
+def copy_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
+    """Queue a copy. From page-locked memory it returns at once; pageable memory is read before it returns."""
+    (status,) = runtime.cudaMemcpyAsync(target, source, nbytes, _TO_DEVICE, stream.handle)
+    if status != _SUCCESS:
+        raise failure(status, f"copying {nbytes} bytes to the device")
+
+
+def copy_to_host(target: int, source: int, nbytes: int, stream: Stream) -> None:
+    """Queue a copy into page-locked memory."""
+    check(runtime.cudaMemcpyAsync(target, source, nbytes, _TO_HOST, stream.handle), f"copying {nbytes} bytes back")
+
+
+def copy_on_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
+    """Queue a copy from device memory to device memory."""
+    check(runtime.cudaMemcpyAsync(target, source, nbytes, _ON_DEVICE, stream.handle), f"moving {nbytes} bytes")
