@@ -9,6 +9,8 @@
     │   ├── EndOfStream   a file or folder came to its end: not a fault
     │   └── SizeChanged   the picture has a new size: a new epoch, not a fault
     ├── DeviceError       CUDA, TensorRT or ONNX Runtime at run time: fatal, systemd restarts
+    │   └── DeviceMissing no GPU, no driver or no TensorRT: exit 78, a restart would not help
+    ├── MessageError      a message or a recording that this version cannot read
     └── Closed            a slot or a queue was closed: the normal end of a wait
 
 A message says what was expected, what came, and what to do (`hint`).
@@ -67,6 +69,16 @@ class SizeChanged(SourceError):
 
 class DeviceError(VisionError):
     """The inference device failed at run time. CUDA errors stick to their context, so the process must go."""
+
+
+class DeviceMissing(DeviceError):
+    """There is no GPU, no driver or no library for it, or one is too old. Restarting does not help."""
+
+    exit_code = EXIT_CONFIG
+
+
+class MessageError(VisionError):
+    """A message or a line of a recording is not of a schema that this version reads."""
 
 
 class Closed(VisionError):

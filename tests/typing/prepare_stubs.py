@@ -1,0 +1,65 @@
+"""Puts type stubs of TensorRT into a folder for MYPYPATH, mended where they are not Python.
+
+    python tests/typing/prepare_stubs.py build/stubs && MYPYPATH=build/stubs mypy vision/engine
+
+The published stubs describe TensorRT 10.13. Without them mypy takes every call into TensorRT for right; with them it
+finds a misspelt method or a wrong argument on a machine that has neither TensorRT nor a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+REQUIREMENT = "tensorrt-stubs==10.13.0.35.1"
+
+_KEYWORD_AS_NAME = re.compile(r"(?<=[(, ])in: (?=list\[)")
+_DEFAULT_BEFORE_NONE = "power: Weights = None, channel_axis: int)"
+
+
+def mend(text: str) -> str:
+    """The stub as valid Python: parameters called `in` renamed, and no parameter without default after one with.
+
+    Raises:
+        ValueError: the stub is not the one that these repairs were made for.
+    """
+    text, renamed = _KEYWORD_AS_NAME.subn("in_: ", text)
+    if renamed != 4 or text.count(_DEFAULT_BEFORE_NONE) != 1:
+        raise ValueError(f"{REQUIREMENT} has other faults than expected: {renamed} parameters named `in`, expected 4")
+    text = text.replace(_DEFAULT_BEFORE_NONE, "power: Weights = None, channel_axis: int = ...)")
+    return f"# mypy: ignore-errors\n{text}"
+
+
+def download(folder: Path) -> Path:
+    """Fetch the wheel without its dependencies (TensorRT itself, a gigabyte)."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), REQUIREMENT]
+    subprocess.run(command, check=True)
+    return next(folder.glob("tensorrt_stubs-*.whl"))
+
+
+def prepare(wheel: Path, target: Path) -> None:
+    """Unpack the stubs of `wheel` into `target` and mend them."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in ("tensorrt/__init__.pyi", "tensorrt_bindings/__init__.pyi", "tensorrt_bindings/tensorrt.pyi"):
+            text = archive.read(name).decode()
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(mend(text) if name.endswith("tensorrt.pyi") else f"# mypy: ignore-errors\n{text}")
+
+
+def main(arguments: list[str]) -> int:
+    """``prepare_stubs.py FOLDER``: exit code 0 when FOLDER holds the mended stubs."""
+    if len(arguments) != 1:
+        print(__doc__)
+        return 2
+    with TemporaryDirectory() as folder:
+        prepare(download(Path(folder)), Path(arguments[0]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

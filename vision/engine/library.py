@@ -1,0 +1,285 @@
+# mypy: allow-subclassing-any
+"""Finds TensorRT: `tensorrt` or `tensorrt_rtx`, whichever is installed, behind one name `trt`.
+
+The two have the same API but for names that come and go between versions. Nothing here or elsewhere asks for a
+version number to decide what can be done: `hasattr` is asked, and integers of flags are computed, since the same bit
+means different flags in 10.x and 11.x.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import platform
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
+
+from vision.errors import DeviceMissing
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+__all__ = [
+    "Flavour",
+    "Gpu",
+    "GpuDescription",
+    "Library",
+    "LogLine",
+    "LogLines",
+    "builder_flag",
+    "collect_log",
+    "find_library",
+    "has_weak_typing",
+    "load_library",
+    "logger",
+    "missing_hint",
+    "network_flags",
+    "or_none",
+    "recent_errors",
+    "supported_capabilities",
+    "take_message",
+    "trt",
+]
+
+Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
+
+MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+"""Module names in the order in which they are tried. The last is what TensorRT-RTX's binding wheel holds without its
+empty parent package."""
+
+_T = TypeVar("_T")
+
+TEGRA_RELEASE = Path("/etc/nv_tegra_release")
+
+
+class Gpu(Protocol):
+    """What engine code needs to know of a GPU; `GpuDescription` stands for one that is not in this machine."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``NVIDIA H100 80GB HBM3`` or ``Orin``."""
+
+    @property
+    def compute_capability(self) -> tuple[int, int]:
+        """Major and minor, such as (8, 7)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuDescription:
+    """A GPU by name: for building ahead of time on a machine that does not have it."""
+
+    name: str
+    compute_capability: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The TensorRT that was found."""
+
+    module: ModuleType
+    flavour: Flavour
+    version: str
+
+    def __str__(self) -> str:
+        name = "TensorRT-RTX" if self.flavour == "tensorrt-rtx" else "TensorRT"
+        return f"{name} {self.version}"
+
+
+def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, int]) -> str:
+    """How to get TensorRT on a platform. Arguments as `platform.system()` and `platform.machine()` say."""
+    if tegra:
+        return (
+            "on a Jetson TensorRT comes with JetPack: `sudo apt install python3-libnvinfer`, then make the environment "
+            "with the system's own python3 and `--system-site-packages` "
+            f"(this is Python {python[0]}.{python[1]}; JetPack 6 has 3.10, JetPack 7 has 3.12)"
+        )
+    if system == "Darwin":
+        return "there is no TensorRT for macOS; `detect: {backend: onnxruntime}` runs on the CPU"
+    if system in ("Linux", "Windows") and machine.lower() in ("x86_64", "amd64"):
+        return (
+            "`pip install tensorrt-cu13` (or tensorrt-cu12 for a CUDA 12 driver; tensorrt-rtx for TensorRT-RTX), "
+            "or `detect: {backend: onnxruntime}` to run on the CPU"
+        )
+    if system == "Linux" and machine == "aarch64":
+        return "`pip install tensorrt-cu13` (servers with an Arm processor), or `detect: {backend: onnxruntime}`"
+    return f"TensorRT is not made for {system} on {machine}; `detect: {{backend: onnxruntime}}` runs on the CPU"
+
+
+def _missing(tried: Sequence[str]) -> DeviceMissing:
+    hint = missing_hint(
+        platform.system(), platform.machine(), tegra=TEGRA_RELEASE.exists(), python=sys.version_info[:2]
+    )
+    return DeviceMissing(f"TensorRT was not found: {'; '.join(tried)}", hint=hint)
+
+
+def load_library(names: Sequence[str] = MODULES) -> Library:
+    """Import the first of `names` that can be imported.
+
+    Raises:
+        DeviceMissing: none can; the message lists what each attempt said.
+    """
+    tried: list[str] = []
+    for name in names:
+        try:
+            module = importlib.import_module(name)
+        except (ImportError, OSError) as error:  # OSError: the shared library behind the module is missing
+            tried.append(f"{name}: {error}")
+            continue
+        if not hasattr(module, "Builder") and not hasattr(module, "Runtime"):
+            tried.append(f"{name}: {getattr(module, '__file__', None) or 'a folder'} is not TensorRT")
+            continue
+        flavour: Flavour = "tensorrt-rtx" if "rtx" in name else "tensorrt"
+        return Library(module, flavour, str(getattr(module, "__version__", "unknown")))
+    raise _missing(tried)
+
+
+@functools.cache
+def find_library() -> Library:
+    """The TensorRT of this process, found once.
+
+    Raises:
+        DeviceMissing: there is none.
+    """
+    return load_library()
+
+
+if not TYPE_CHECKING:
+
+    class _Late:
+        """Stands for the module and imports it at the first use, so that this package imports without TensorRT."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(find_library().module, name)
+
+    trt = _Late()
+
+
+# ------------------------------------------------------------------------------------------------ log
+
+Severity: TypeAlias = Literal["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
+
+_LEVELS: Mapping[str, int] = {
+    "INTERNAL_ERROR": logging.ERROR,
+    "ERROR": logging.ERROR,
+    "WARNING": logging.WARNING,
+    "INFO": logging.DEBUG,  # TensorRT says "info" several times per layer
+}
+
+_log = logging.getLogger("vision.tensorrt")
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One message of TensorRT."""
+
+    severity: str
+    text: str
+
+
+@dataclass(slots=True)
+class LogLines:
+    """What TensorRT said during a `collect_log` block, INFO and above."""
+
+    lines: list[LogLine] = field(default_factory=list)
+
+    def errors(self) -> tuple[str, ...]:
+        """Texts of errors, oldest first, without repetition."""
+        texts = (line.text.strip() for line in self.lines if line.severity in ("ERROR", "INTERNAL_ERROR"))
+        return tuple(dict.fromkeys(texts))
+
+    def containing(self, text: str) -> tuple[str, ...]:
+        """Texts that contain `text`."""
+        return tuple(line.text for line in self.lines if text in line.text)
+
+
+_sinks: list[LogLines] = []
+_recent_errors: deque[str] = deque(maxlen=8)
+_sinks_lock = threading.Lock()
+
+
+def take_message(severity: str, text: str) -> None:
+    """Hand one message of TensorRT to the log and to everybody who collects. Called from any thread."""
+    level = _LEVELS.get(severity)
+    if level is None:  # VERBOSE: a hundred thousand lines a build
+        return
+    _log.log(level, "%s", text)
+    with _sinks_lock:
+        if level == logging.ERROR:
+            _recent_errors.append(text.strip())
+        for sink in _sinks:
+            sink.lines.append(LogLine(severity, text))
+
+
+def recent_errors() -> str:
+    """The last errors of TensorRT in one line: for calls too frequent to collect the log around each."""
+    with _sinks_lock:
+        return "; ".join(dict.fromkeys(_recent_errors)) or "it gave no reason"
+
+
+@contextmanager
+def collect_log() -> Iterator[LogLines]:
+    """Collect what TensorRT says inside the block: its errors are told nowhere else. Blocks may nest."""
+    sink = LogLines()
+    with _sinks_lock:
+        _sinks.append(sink)
+    try:
+        yield sink
+    finally:
+        with _sinks_lock:
+            _sinks[:] = [other for other in _sinks if other is not sink]
+
+
+@functools.cache
+def logger() -> trt.ILogger:
+    """The one logger. TensorRT keeps the first that it is given for the whole process, so it lives for ever."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            take_message(severity.name, msg)
+
+    return Log()
+
+
+# ------------------------------------------------------------------------------------------------ probes
+
+
+def or_none(result: _T) -> _T | None:
+    """`result` as what it really is: TensorRT gives None where it fails, and its types promise an object."""
+    return result
+
+
+def builder_flag(name: str) -> trt.BuilderFlag | None:
+    """A builder flag by name, or None where this library does not have it."""
+    flag: trt.BuilderFlag | None = getattr(trt.BuilderFlag, name, None)
+    return flag
+
+
+def has_weak_typing() -> bool:
+    """Whether a builder flag can allow lower precision. Where not, the ONNX file itself says the precision."""
+    return builder_flag("FP16") is not None
+
+
+def network_flags(*, strongly_typed: bool) -> int:
+    """Bits for `create_network`. 0 is right everywhere; strong typing is the only way where its bit is missing."""
+    name = "STRONGLY_TYPED"
+    if strongly_typed and hasattr(trt.NetworkDefinitionCreationFlag, name):
+        return 1 << int(getattr(trt.NetworkDefinitionCreationFlag, name))
+    return 0
+
+
+def supported_capabilities() -> tuple[tuple[int, int], ...]:
+    """Compute capabilities that ahead-of-time builds can name (TensorRT-RTX), or () where there is no such list."""
+    names: Mapping[str, object] = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
+    numbers = sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdigit())
+    return tuple((number // 10, number % 10) for number in numbers)

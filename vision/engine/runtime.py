@@ -1,0 +1,525 @@
+"""An engine in memory, and the execution contexts that run it.
+
+TensorRT reports most failures by returning False or None beside a line in its log. Everything here turns that into an
+exception which carries the line. Only what is called on a `trt` object needs a GPU; the rest is plain data.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.engine.library import LogLines, collect_log, find_library, logger, or_none, recent_errors, trt
+from vision.engine.profiles import Profile, Range, Shape, choose_profile
+from vision.errors import DeviceError, DeviceMissing, ModelError
+
+_log = logging.getLogger(__name__)
+
+GraphPolicy: TypeAlias = Literal["own", "library", "off"]
+"""Who captures CUDA graphs: `own` the caller does; `library` TensorRT-RTX does by itself; `off` nobody."""
+
+ITEM_BITS: Mapping[str, int] = {
+    "float32": 32, "float16": 16, "bfloat16": 16, "fp8": 8, "fp4": 4,
+    "int64": 64, "int32": 32, "int8": 8, "int4": 4, "uint8": 8, "bool": 8,
+}  # fmt: skip
+
+_DTYPE_OF_MEMBER: Mapping[str, str] = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "fp8", "E4M3": "fp8", "FP4": "fp4",
+    "INT64": "int64", "INT32": "int32", "INT8": "int8", "INT4": "int4", "UINT8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+_T = TypeVar("_T")
+
+
+class _Dims(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> int: ...
+
+
+def as_shape(dims: _Dims) -> Shape:
+    """A ``trt.Dims`` as a tuple."""
+    return tuple(dims[index] for index in range(len(dims)))
+
+
+def dtype_name(member: str) -> str:
+    """NumPy's or our name of a ``trt.DataType`` member; `trt.nptype` raises for half of them."""
+    try:
+        return _DTYPE_OF_MEMBER[member.upper()]
+    except KeyError:
+        raise ModelError(f"the engine has a tensor of type {member}, which nothing here can fill or read") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output of an engine."""
+
+    name: str
+    mode: Literal["input", "output"]
+    dtype: str  # a key of ITEM_BITS
+    shape: Shape  # -1 where it is not fixed
+    location: Literal["device", "host"]
+    is_shape_io: bool  # its values decide other shapes; addresses of such inputs are host addresses
+
+    def bytes_of(self, shape: Shape) -> int:
+        """Bytes that a buffer of `shape` needs.
+
+        Raises:
+            ValueError: a dimension is still open.
+        """
+        if any(size < 0 for size in shape):
+            raise ValueError(f"the shape {shape} of {self.name} is not known yet")
+        return math.ceil(Fraction(math.prod(shape) * ITEM_BITS[self.dtype], 8))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSize:
+    """Room that one output can need. `shape` is None where the data decides (NonMaxSuppression, NonZero)."""
+
+    shape: Shape | None
+    bytes: int | None  # None where not even a bound is known: use an output allocator
+
+
+class RuntimeCacheStore(Protocol):
+    """Where compiled kernels of TensorRT-RTX are kept between starts."""
+
+    def load(self) -> bytes | None:
+        """What was saved, or None where there is nothing usable."""
+
+    def save(self, blob: bytes) -> None:
+        """Keep `blob` for the next start."""
+
+
+def device_error(what: str, log: LogLines, *, allocator: Any = None) -> DeviceError:
+    """A DeviceError that carries what TensorRT said, and the allocation that failed where one did."""
+    said = "; ".join(log.errors()) or "it gave no reason"
+    failure = getattr(allocator, "last_failure", None)
+    memory = f"; {failure}" if failure else ""
+    return DeviceError(f"{what}: {said}{memory}")
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[Callable[[object], None]]:
+    """Yields a check for TensorRT's bool returns that raises with what its log said inside the block."""
+    with collect_log() as log:
+
+        def check(result: object) -> None:
+            if result is False or result is None:
+                raise device_error(what, log)
+
+        try:
+            yield check
+        except RuntimeError as error:  # pybind turns some C++ failures into this
+            raise DeviceError(f"{what}: {error}; {'; '.join(log.errors())}") from error
+
+
+class Context:
+    """One execution context. Not thread-safe; one per (profile, slot), since a change of profile voids its graphs.
+
+    Its scratch memory belongs to the caller: `give_memory` before the first `enqueue`, and it stays in use until the
+    enqueued work has ended on the GPU.
+    """
+
+    def __init__(self, engine: Engine, raw: trt.IExecutionContext, profile: int) -> None:
+        self._engine = engine  # TensorRT needs it to live longer
+        self._kept: dict[str, object] = {}  # host values and allocators that TensorRT points to
+        self.raw = raw
+        self.profile = profile
+
+    @property
+    def memory_bytes(self) -> int:
+        """Scratch memory for the greatest shapes of the profile."""
+        return self._engine.activation_bytes(self.profile)
+
+    def memory_bytes_for_shapes(self) -> int:
+        """Scratch memory for the shapes that are set now: at most `memory_bytes`. All inputs must have a shape."""
+        update = getattr(self.raw, "update_device_memory_size_for_shapes", None)
+        return int(update()) if update is not None else self.memory_bytes
+
+    def give_memory(self, address: int, size: int) -> None:
+        """Use `size` bytes at `address` (256-byte aligned device memory) as scratch memory.
+
+        Raises:
+            DeviceError: not aligned, or TensorRT refuses.
+        """
+        if address % 256:
+            raise DeviceError(f"scratch memory must be aligned to 256 bytes, got address {address:#x}")
+        with _refusing(f"scratch memory of {size} bytes was refused"):
+            if hasattr(self.raw, "set_device_memory"):
+                self.raw.set_device_memory(address, size)
+            else:
+                setattr(self.raw, "device_memory", address)  # noqa: B010 - write-only, so the stubs do not have it
+
+    def set_shape(self, name: str, shape: Shape) -> None:
+        """Set the shape of an input.
+
+        Raises:
+            ModelError: outside the profile.
+            DeviceError: TensorRT refuses.
+        """
+        allowed = self._engine.profiles[self.profile].shapes.get(name)
+        if allowed is None or shape not in allowed:
+            raise ModelError(
+                f"input {name} of shape {'x'.join(map(str, shape))} is outside profile {self.profile}: {allowed}",
+                hint="raise `detect: {max_batch: ...}` or widen `profiles` in model.yaml; the engine is built again",
+            )
+        with _refusing(f"shape {shape} of input {name} was refused") as check:
+            check(self.raw.set_input_shape(name, shape))
+
+    def set_values(self, name: str, values: Sequence[int]) -> None:
+        """Set the values of a shape-tensor input. They are read from host memory, which is kept here."""
+        tensor = self._engine.tensor(name)
+        array: NDArray[Any] = np.array(values, dtype=tensor.dtype)
+        self._kept[name] = array
+        self.set_address(name, array.ctypes.data)
+
+    def set_address(self, name: str, address: int) -> None:
+        """Where an input is read or an output is written, until it is set again. A captured graph keeps the old one."""
+        with _refusing(f"address of {name} was refused") as check:
+            check(self.raw.set_tensor_address(name, address))
+
+    def set_output_allocator(self, name: str, allocator: trt.IOutputAllocator) -> None:
+        """Let TensorRT ask for the memory of an output whose size the data decides."""
+        self._kept[name] = allocator
+        with _refusing(f"output allocator of {name} was refused") as check:
+            check(self.raw.set_output_allocator(name, allocator))
+
+    def output_sizes(self) -> Mapping[str, OutputSize]:
+        """Room for each output at the shapes that are set now.
+
+        Raises:
+            DeviceError: an input has no shape yet, or shape inference failed.
+        """
+        self._require_shapes()  # TensorRT 10.3 crashes in its error path off the main thread
+        with _refusing("the output shapes could not be inferred") as check:
+            open_names = self.raw.infer_shapes()
+            check(None if open_names is None else True)
+        if open_names:
+            raise DeviceError(f"the output shapes could not be inferred: {', '.join(open_names)} not specified")
+        return {tensor.name: self._output_size(tensor) for tensor in self._engine.outputs}
+
+    def _require_shapes(self) -> None:
+        missing = [
+            tensor.name
+            for tensor in self._engine.inputs
+            if min(as_shape(self.raw.get_tensor_shape(tensor.name)), default=0) < 0
+        ]
+        if missing:
+            raise DeviceError(f"inputs without a shape: {', '.join(missing)}")
+
+    def _output_size(self, tensor: Tensor) -> OutputSize:
+        shape = as_shape(self.raw.get_tensor_shape(tensor.name))
+        if all(size >= 0 for size in shape):
+            return OutputSize(shape, tensor.bytes_of(shape))
+        bound = int(self.raw.get_max_output_size(tensor.name))
+        return OutputSize(None, bound if 0 < bound < 1 << 40 else None)
+
+    def set_greatest_shapes(self) -> None:
+        """Set every input to its greatest shape of the profile: what buffers are sized for."""
+        for name, allowed in self._engine.profiles[self.profile].shapes.items():
+            self.set_shape(name, allowed.max)
+        for name, allowed in self._engine.profiles[self.profile].values.items():
+            self.set_values(name, allowed.max)
+
+    def enqueue(self, stream: int) -> None:
+        """Put the network on a stream and return.
+
+        Raises:
+            DeviceError: TensorRT refuses.
+        """
+        if not self.raw.execute_async_v3(stream):
+            raise DeviceError(f"{self._engine.label} could not be started: {recent_errors()}")
+
+    def is_capturable(self, stream: int) -> bool | None:
+        """What TensorRT-RTX thinks of capturing this on `stream`; None where it cannot be asked.
+
+        A False is no proof: engines that answered so captured and replayed rightly. Try, and compare with an eager run.
+        """
+        ask = getattr(self.raw, "is_stream_capturable", None)
+        return bool(ask(stream)) if ask is not None else None
+
+    def set_aux_streams(self, streams: Sequence[int]) -> None:
+        """Streams for branches that run side by side: as many as `Engine.aux_streams`, none of them 0."""
+        if streams:
+            self.raw.set_aux_streams(list(streams))
+
+
+class Engine:
+    """A deserialized plan: its tensors and profiles as plain data, and contexts made from it. Safe to share.
+
+    Args:
+        plan: what the builder gave.
+        allocator: a ``trt.IGpuAllocator`` for TensorRT's own memory; it must outlive the engine.
+        kernels: where TensorRT-RTX keeps the kernels that it compiles at run time.
+        label: names the engine in messages.
+    """
+
+    def __init__(
+        self,
+        plan: bytes,
+        *,
+        allocator: trt.IGpuAllocator | None = None,
+        kernels: RuntimeCacheStore | None = None,
+        label: str = "engine",
+    ) -> None:
+        self.label = label
+        self.plan_bytes = len(plan)
+        self._allocator = allocator
+        self._kernels = kernels
+        self._compiled: Any = None  # trt.IRuntimeCache, shared by all contexts
+        self._runtime, self._raw = _deserialize(plan, allocator, label)
+        self.tensors = read_tensors(self._raw)
+        self.profiles = read_profiles(self._raw, self.tensors)
+
+    @property
+    def raw(self) -> trt.ICudaEngine:
+        """TensorRT's own object.
+
+        Raises:
+            DeviceError: after `close`.
+        """
+        if self._raw is None:
+            raise DeviceError(f"{self.label} is closed")
+        return self._raw
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Inputs in the engine's order."""
+        return tuple(tensor for tensor in self.tensors if tensor.mode == "input")
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Outputs in the engine's order."""
+        return tuple(tensor for tensor in self.tensors if tensor.mode == "output")
+
+    @property
+    def max_batch(self) -> int:
+        """Most pictures of one enqueue: the greatest first dimension of the first input."""
+        name = self.inputs[0].name
+        return max((profile.shapes[name].max[0] for profile in self.profiles), default=self.inputs[0].shape[0])
+
+    @property
+    def layers(self) -> int:
+        """Layers after fusion."""
+        return int(self.raw.num_layers)
+
+    @property
+    def aux_streams(self) -> int:
+        """Streams that the engine can use besides the one of `enqueue`."""
+        return int(self.raw.num_aux_streams)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Weights on the device. Where TensorRT does not tell, the size of the plan, which is a little more."""
+        statistic = getattr(getattr(trt, "EngineStat", None), "TOTAL_WEIGHTS_SIZE", None)
+        if statistic is None or not hasattr(self.raw, "get_engine_stat"):
+            return self.plan_bytes
+        size = int(self.raw.get_engine_stat(statistic))
+        return size if size >= 0 else self.plan_bytes
+
+    def tensor(self, name: str) -> Tensor:
+        """An input or output by name.
+
+        Raises:
+            ModelError: there is none of this name.
+        """
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        known = ", ".join(tensor.name for tensor in self.tensors)
+        raise ModelError(f"{self.label} has no tensor {name}; it has {known}")
+
+    def choose(self, shapes: Mapping[str, Shape]) -> int:
+        """Index of the profile to run `shapes` with; see `choose_profile`."""
+        return choose_profile(self.profiles, shapes)
+
+    def activation_bytes(self, profile: int) -> int:
+        """Scratch memory of one context of `profile`, bytes."""
+        return profile_memory(self.raw, profile)
+
+    def create_context(self, profile: int, stream: int, *, graphs: GraphPolicy = "own") -> Context:
+        """A context on `profile` whose scratch memory the caller gives.
+
+        `stream` carries the copies that a change of profile may need: synchronise it, or use it for the enqueue too.
+
+        Raises:
+            DeviceError: TensorRT refuses, such as for want of memory.
+        """
+        with collect_log() as log:
+            raw = self._new_context(graphs)
+            if raw is None:
+                raise device_error(f"no execution context for {self.label}", log, allocator=self._allocator)
+        with _refusing(f"profile {profile} of {self.label} was refused") as check:
+            check(raw.set_optimization_profile_async(profile, stream))
+        return Context(self, raw, profile)
+
+    def _new_context(self, graphs: GraphPolicy) -> trt.IExecutionContext | None:
+        user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        config = self._runtime_config(graphs)
+        if config is None:
+            return self.raw.create_execution_context(user_managed)
+        config.set_execution_context_allocation_strategy(user_managed)
+        return self.raw.create_execution_context(config)
+
+    def _runtime_config(self, graphs: GraphPolicy) -> Any:
+        """TensorRT-RTX's settings of a context, or None where there are none to make.
+
+        A graph that the caller captures must not hold fallback kernels which the library replaces later, so kernels
+        for the shape at hand are compiled at once (EAGER) and not behind the caller's back (LAZY, the default).
+        """
+        if not hasattr(trt, "CudaGraphStrategy") or not hasattr(self.raw, "create_runtime_config"):
+            return None
+        config: Any = self.raw.create_runtime_config()
+        strategy = trt.CudaGraphStrategy
+        config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if graphs == "library" else strategy.DISABLED
+        specialisation = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if specialisation is not None:
+            config.dynamic_shapes_kernel_specialization_strategy = specialisation.EAGER
+        cache = self._runtime_cache(config)
+        if cache is not None:
+            config.set_runtime_cache(cache)
+        return config
+
+    def _runtime_cache(self, config: Any) -> Any:
+        """The one kernel cache that all contexts share, filled from the store the first time."""
+        if self._kernels is None or not hasattr(config, "create_runtime_cache"):
+            return None
+        if self._compiled is None:
+            self._compiled = config.create_runtime_cache()
+            blob = self._kernels.load()
+            if blob is not None and not self._compiled.deserialize(blob):
+                _log.info("%s: the saved kernels do not fit this driver or library, compiling anew", self.label)
+        return self._compiled
+
+    def save_kernels(self) -> bool:
+        """Keep the kernels compiled so far for the next start: call it once warm. False: nothing to keep."""
+        if self._kernels is None or self._compiled is None:
+            return False
+        memory = self._compiled.serialize()
+        if memory is None or not memory.nbytes:
+            return False
+        self._kernels.save(bytes(memory))
+        return True
+
+    def information(self) -> str:
+        """Layers as JSON. Names alone unless the engine was built with detailed verbosity."""
+        return str(self.raw.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+
+    def close(self) -> None:
+        """Let go of the engine. Every context must be gone. May be called twice."""
+        self._compiled = None
+        self._raw = None
+        self._runtime = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _deserialize(
+    plan: bytes, allocator: trt.IGpuAllocator | None, label: str
+) -> tuple[trt.Runtime | None, trt.ICudaEngine | None]:
+    with collect_log() as log:
+        runtime = start(trt.Runtime, log)
+        if allocator is not None:
+            setattr(runtime, "gpu_allocator", allocator)  # noqa: B010 - write-only, so the stubs do not have it
+        refuse_invalid(runtime, plan, label)
+        engine = or_none(runtime.deserialize_cuda_engine(plan))
+        if engine is None:
+            if getattr(allocator, "last_failure", None):
+                raise device_error(f"{label} does not fit into memory", log, allocator=allocator)
+            said = "; ".join(log.errors()) or "no reason given"
+            raise ModelError(
+                f"{find_library()} cannot load {label}: {said}",
+                hint="`vision build MODEL --force` builds it again for this machine; `vision doctor` checks the driver",
+            )
+    return runtime, engine
+
+
+def start(factory: Callable[[trt.ILogger], _T], log: LogLines) -> _T:
+    """A ``trt.Runtime`` or ``trt.Builder``.
+
+    Raises:
+        DeviceMissing: there is no GPU that works; the message carries what TensorRT said.
+    """
+    try:
+        return factory(logger())
+    except TypeError as error:  # the bindings' word for a constructor that gave null
+        raise DeviceMissing(
+            f"{find_library()} could not start: {'; '.join(log.errors()) or error}",
+            hint="`nvidia-smi` (on a Jetson: `tegrastats`) shows whether the driver works; `vision doctor` says more",
+        ) from error
+
+
+def refuse_invalid(runtime: Any, plan: bytes, label: str) -> None:
+    """Ask TensorRT-RTX whether a plan fits this machine, where it can be asked; its answer names the cause.
+
+    Raises:
+        ModelError: it does not.
+    """
+    if not hasattr(runtime, "get_engine_validity"):
+        return
+    validity, bits = runtime.get_engine_validity(plan)
+    if validity.name != "INVALID":
+        return
+    members: Mapping[str, Any] = getattr(getattr(trt, "EngineInvalidityDiagnostics", None), "__members__", {})
+    causes = [name.lower().replace("_", " ") for name, member in members.items() if int(bits) & int(member)]
+    if causes:  # without a driver it says INVALID and no cause: let deserialisation report that
+        raise ModelError(
+            f"{label} does not fit this machine: {', '.join(causes)}",
+            hint="`vision build MODEL --force` builds it again",
+        )
+
+
+def read_tensors(engine: Any) -> tuple[Tensor, ...]:
+    """Inputs and outputs of an engine as plain data."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    return tuple(
+        Tensor(
+            name=name,
+            mode="input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output",
+            dtype=dtype_name(engine.get_tensor_dtype(name).name),
+            shape=as_shape(engine.get_tensor_shape(name)),
+            location="host" if engine.get_tensor_location(name) == trt.TensorLocation.HOST else "device",
+            is_shape_io=bool(engine.is_shape_inference_io(name)),
+        )
+        for name in names
+    )
+
+
+def read_profiles(engine: Any, tensors: Sequence[Tensor]) -> tuple[Profile, ...]:
+    """Ranges of every profile. Asked of inputs only: for outputs TensorRT gives a shape that cannot be iterated."""
+    inputs = [tensor for tensor in tensors if tensor.mode == "input"]
+    return tuple(
+        Profile(
+            shapes={
+                tensor.name: Range(*(as_shape(shape) for shape in engine.get_tensor_profile_shape(tensor.name, index)))
+                for tensor in inputs
+            },
+            values={
+                # positional: the bindings have the names of these two arguments swapped
+                tensor.name: Range(*(tuple(values) for values in engine.get_tensor_profile_values(index, tensor.name)))
+                for tensor in inputs
+                if tensor.is_shape_io and tensor.location == "host"
+            },
+        )
+        for index in range(engine.num_optimization_profiles)
+    )
+
+
+def profile_memory(engine: Any, profile: int) -> int:
+    """Scratch bytes of one context of `profile`, by the newest name that this TensorRT has."""
+    for name in ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile"):
+        if hasattr(engine, name):
+            return int(getattr(engine, name)(profile))
+    return int(engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size)
