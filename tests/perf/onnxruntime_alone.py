@@ -1,7 +1,14 @@
-"""ONNX Runtime with nothing around it: prepared tensors, in several arrangements of sessions and threads."""
+"""ONNX Runtime with nothing around it: prepared tensors, in several arrangements of sessions and threads.
+
+    python -m tests.perf.onnxruntime_alone MODEL.onnx RUNS
+
+prints one line of JSON: runs per second of each arrangement.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
 import time
 from pathlib import Path
@@ -48,3 +55,9 @@ def runs_per_s(model: Path, sessions: int, threads: int, runs: int) -> float:
     for worker in workers:
         worker.join()
     return sessions * runs / max(seconds)
+
+
+if __name__ == "__main__":
+    model, runs = Path(sys.argv[1]), int(sys.argv[2])
+    arrangements = {"one session, 2 threads": (1, 2), "two sessions, 1 thread each": (2, 1)}
+    print(json.dumps({name: runs_per_s(model, *shape, runs) for name, shape in arrangements.items()}))

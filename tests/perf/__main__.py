@@ -1,0 +1,88 @@
+"""`make bench`: every figure that the project quotes, measured in one run, into results/<machine>.json and a table.
+
+python -m tests.perf [--quick] [--only pipeline,latency,...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.perf import latency, memory, pipeline, publishing
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "pyzmq", "msgspec")
+
+Measure = Callable[[bool], Mapping[str, Any]]
+PARTS: dict[str, Measure] = {
+    "pipeline": pipeline.measure,
+    "latency": latency.measure,
+    "publishing": publishing.measure,
+    "memory": memory.measure,
+}
+
+
+def machine_name() -> str:
+    """Name of the processor, fit for a file name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1] for line in lines if line.startswith("model name")), platform.machine())
+    cores = len(os.sched_getaffinity(0))
+    return re.sub(r"[^a-z0-9]+", "-", f"{model.lower()}-{cores}-cores").strip("-")
+
+
+def conditions() -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "machine": machine_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def rows(prefix: str, value: Any) -> list[tuple[str, str]]:
+    """Flatten nested results to lines of the table."""
+    if isinstance(value, Mapping):
+        return [row for key, inner in value.items() for row in rows(f"{prefix}.{key}" if prefix else key, inner)]
+    return [(prefix, f"{value:.4g}" if isinstance(value, float) else str(value))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.perf")
+    parser.add_argument("--quick", action="store_true", help="short runs, to try the benchmark itself")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas: %(default)s")
+    arguments = parser.parse_args()
+    path = RESULTS / f"{machine_name()}.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    console = Console()
+    for part in arguments.only.split(","):
+        console.print(f"measuring {part} …")
+        measured = PARTS[part](arguments.quick)
+        results[part] = {"conditions": conditions(), **measured}
+        table = Table("figure", "value", title=part)
+        for row in rows("", measured):
+            table.add_row(*row)
+        console.print(table)
+        if not arguments.quick:
+            path.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

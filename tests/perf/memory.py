@@ -1,0 +1,45 @@
+"""Memory of the whole process over minutes: what grows here fills a small machine in a month."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.perf import site
+
+_WARM_S = 10.0
+
+
+def resident_mib(pid: int) -> float:
+    """Resident set of a process, MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def measure(quick: bool) -> Mapping[str, Any]:
+    """Four cameras from the clip, looped, as fast as the machine serves them."""
+    seconds = 20.0 if quick else 300.0
+    samples: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        config = site.write_config(Path(folder) / "camera.yaml", [str(site.CLIP)] * 4)
+        with site.running(config) as process:
+            began = time.monotonic()
+            while (now := time.monotonic() - began) < seconds + _WARM_S:
+                time.sleep(1)
+                if process.poll() is not None:
+                    raise RuntimeError(f"the program ended with {process.returncode} after {now:.0f} s")
+                if now > _WARM_S:
+                    samples.append((now, resident_mib(process.pid)))
+    times, sizes = np.array(samples).T
+    return {
+        "seconds": seconds,
+        "resident_mib_first": float(sizes[0]),
+        "resident_mib_last": float(sizes[-1]),
+        "resident_mib_max": float(sizes.max()),
+        "slope_kib_per_minute": float(np.polyfit(times, sizes, 1)[0] * 60 * 1024),
+    }

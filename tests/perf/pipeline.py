@@ -1,0 +1,57 @@
+"""How much of ONNX Runtime's speed the whole pipeline keeps, and how it compares with the loop that users write."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tests.perf import site
+
+_WARM = 10  # first results, while files open and buffers are made
+
+
+def measure(quick: bool) -> Mapping[str, Any]:
+    """Frames per second, each round one after the other, and the medians of the ratios of a round."""
+    rounds = [_round(40 if quick else 150) for _ in range(1 if quick else 3)]
+    figures = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    ratios = {
+        "one camera / onnxruntime alone": [one["one camera"] / one["onnxruntime alone, best"] for one in rounds],
+        "four cameras / onnxruntime alone": [one["four cameras"] / one["onnxruntime alone, best"] for one in rounds],
+        "one camera / straightforward loop": [one["one camera"] / one["straightforward loop"] for one in rounds],
+    }
+    return {
+        "frames_per_s": figures,
+        "ratios": {name: statistics.median(values) for name, values in ratios.items()},
+        "ratios_min_max": {name: f"{min(values):.3f} to {max(values):.3f}" for name, values in ratios.items()},
+        "rounds": len(rounds),
+    }
+
+
+def _round(runs: int) -> dict[str, float]:
+    alone = _json("tests.perf.onnxruntime_alone", str(site.MODEL), str(runs))
+    one = _frames_per_s(site.offline_results([str(site.CLIP)]))
+    loop = _json("tests.perf.straightforward_loop", str(site.MODEL), str(site.CLIP))
+    four = _frames_per_s(site.offline_results([str(site.CLIP)] * 4))
+    return {
+        **{f"onnxruntime alone, {name}": float(rate) for name, rate in alone.items()},
+        "onnxruntime alone, best": max(alone.values()),
+        "one camera": one,
+        "four cameras": four,
+        "straightforward loop": loop["frames"] / loop["seconds"],
+    }
+
+
+def _json(module: str, *arguments: str) -> Any:
+    command = [sys.executable, "-m", module, *arguments]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _frames_per_s(results: list[dict[str, Any]]) -> float:
+    published_ns = sorted(
+        result["captured_monotonic_ns"] + int(result["timing_ms"]["total"] * 1e6) for result in results
+    )[_WARM:]
+    return (len(published_ns) - 1) / ((published_ns[-1] - published_ns[0]) / 1e9)

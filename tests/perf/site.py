@@ -1,0 +1,61 @@
+"""Configurations for benchmarks, and the program run on them as its users run it: as a process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+CLIP = ROOT / "configs" / "vtest.mp4"
+MODEL = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
+
+
+def write_config(path: Path, sources: list[str], *, port: int = 0, **top: Any) -> Path:
+    """A camera.yaml (YAML is a superset of JSON) with one camera per source."""
+    cameras = [
+        {"id": f"camera-{number}", "source": source} | ({"loop": True} if not source.startswith("synthetic:") else {})
+        for number, source in enumerate(sources)
+    ]
+    publish = {"bind": f"tcp://127.0.0.1:{port}" if port else f"ipc://{path}.ipc"}
+    path.write_text(json.dumps({"cameras": cameras, "publish": publish} | top))
+    return path
+
+
+def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`vision run CONFIG ARGUMENTS` to its end.
+
+    Raises:
+        RuntimeError: it failed; with what it printed.
+    """
+    command = [sys.executable, "-m", "vision.cli", "run", str(config), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    return done
+
+
+def offline_results(sources: list[str], **top: Any) -> list[dict[str, Any]]:
+    """What `vision run --offline --record` writes about these sources."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = write_config(Path(folder) / "camera.yaml", sources, **top)
+        record = Path(folder) / "results.jsonl"
+        run(config, "--offline", "--record", str(record))
+        return [json.loads(line) for line in record.read_text().splitlines()]
+
+
+@contextmanager
+def running(config: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`vision run CONFIG` in the background; stopped at the end of the block."""
+    command = [sys.executable, "-m", "vision.cli", "--log-level", "warning", "run", str(config)]
+    with subprocess.Popen(command) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(10)
