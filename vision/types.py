@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 PixelFormat: TypeAlias = Literal["bgr", "bgrx", "nv12", "i420"]
 
+YuvEncoding: TypeAlias = Literal["bt601", "bt601-full", "bt709", "bt709-full"]
+"""How NV12 and I420 numbers mean colours: the matrix (ITU-R BT.601 or BT.709), and whether black to white is 16 to 235
+or, full, 0 to 255. Without meaning for BGR."""
+
 ClockSource: TypeAlias = Literal["rtcp", "arrival", "media"]
 """Where a capture time comes from: the camera's RTCP sender report, this machine's clock when the picture
 arrived, or the position in a recorded file."""
@@ -59,6 +63,7 @@ class FrameMeta:
     width_px: int
     height_px: int
     clock: ClockSource = "arrival"
+    yuv: YuvEncoding = "bt601"
 
 
 @dataclass(frozen=True, slots=True)
