@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.types import ClockSource, DropReason, FrameMeta, PixelFormat
+from vision.types import ClockSource, DropReason, FrameMeta, PixelFormat, YuvEncoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class StreamInfo:
     pixel_format: PixelFormat
     fps: float | None  # nominal, frames/s; None where the source does not say
     decoder: str  # who decodes, for status and doctor: "ffmpeg", "avdec_h264", "nvv4l2decoder", ...
+    yuv: YuvEncoding = "bt601"  # of nv12 and i420 pictures; goes into every FrameMeta
 
 
 @dataclass(frozen=True, slots=True)
