@@ -1,40 +1,56 @@
-"""camera.yaml as frozen typed objects. Validation reads no file, opens no device and looks up no host."""
+"""camera.yaml and model.yaml as frozen typed objects."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-"""Names of cameras, lines and zones: they become parts of topics and file names."""
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A mapping of camera.yaml: unknown keys are refused, values do not change once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from vision.config.addresses import (
+    BIND_FORMS,
+    FILE_FORMS,
+    MODEL_FORMS,
+    PIPELINE_FORMS,
+    SOURCE_FORMS,
+    check_bind,
+    check_file_name,
+    check_model_name,
+    check_pipeline,
+    check_source,
+)
+from vision.config.analytics import CameraAnalytics, ClassNames
+from vision.config.checks import Tell, camera_findings, site_findings
+from vision.config.profile import ProfileCard
+from vision.config.section import Fraction, Identifier, Section, refuse_inconsistent, unique_names
+from vision.errors import redact
 
 
 class DetectConfig(Section):
     """What to look for, and how the detector runs."""
 
     backend: Literal["auto", "tensorrt", "onnxruntime", "fake"] = Field(
-        "auto", description="auto: TensorRT where it and a GPU are there, ONNX Runtime otherwise"
+        default="auto", description="auto: TensorRT where it and a GPU are there, ONNX Runtime otherwise"
     )
-    score: Fraction = Field(0.35, description="lowest score of a published object")
-    iou: Fraction | None = Field(None, description="NMS threshold; the model's own where absent")
-    classes: tuple[str, ...] | None = Field(None, description="class names to keep; all where absent")
+    score: Fraction = Field(default=0.35, description="lowest score of a published object")
+    iou: Fraction | None = Field(
+        default=None,
+        description="overlap (IoU) above which NMS drops the weaker of two boxes; the model's own where absent",
+    )
+    classes: ClassNames | None = Field(default=None, description="class names to keep; all where absent")
     precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"] = Field(
-        "fp16", description="arithmetic of a TensorRT engine; ONNX Runtime computes in the model's own"
+        default="fp16", description="arithmetic of a TensorRT engine; ONNX Runtime computes in the model's own"
     )
-    max_batch: int = Field(8, ge=1, le=256, description="most frames in one batch")
-    slots: int | None = Field(None, ge=1, le=8, description="batches in flight; chosen by the detector where absent")
+    max_batch: int = Field(default=8, ge=1, le=256, description="most frames in one batch")
+    slots: int | None = Field(
+        default=None, ge=1, le=8, description="batches in flight; chosen by the detector where absent"
+    )
     threads: int | None = Field(
-        None, ge=1, le=256, description="CPU threads of the ONNX Runtime detector in all; every core where absent"
+        default=None,
+        ge=1,
+        le=256,
+        description="CPU threads of the ONNX Runtime detector in all; every core where absent",
     )
 
 
@@ -42,98 +58,189 @@ class CameraConfig(Section):
     """One camera, file or generator."""
 
     id: Identifier = Field(description="name in topics, messages and logs")
-    source: str = Field(
-        min_length=1,
-        description="rtsp:// rtsps:// http:// https:// URL, a file, a folder of images, /dev/videoN, csi:N, or synthetic:",
+    source: Annotated[str, AfterValidator(check_source)] = Field(
+        title=SOURCE_FORMS,
+        description="where pictures come from; paths are relative to this file; ${NAME} is a secret of the environment",
+        examples=["rtsp://user:${GATE_PASSWORD}@10.0.0.4/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"],
     )
-    via: Literal["auto", "opencv", "gstreamer"] = Field("auto", description="library that opens the source")
-    transport: Literal["tcp", "udp"] = Field("tcp", description="RTSP transport")
-    width: int | None = Field(None, ge=16, le=16384, description="picture width to ask a camera for, pixels")
-    height: int | None = Field(None, ge=16, le=16384, description="picture height to ask a camera for, pixels")
-    fps: float | None = Field(None, gt=0, le=1000, description="rate to ask a camera for, frames/s; of an image folder")
-    max_fps: float | None = Field(None, gt=0, le=1000, description="most frames/s of this camera that are inferred")
-    loop: bool = Field(False, description="start a file again when it ends")
-    open_timeout_s: float = Field(5.0, gt=0, le=120, description="longest wait for a connection")
-    read_timeout_s: float = Field(5.0, gt=0, le=120, description="longest wait for a picture before reconnecting")
-    staleness_s: float = Field(0.5, gt=0, le=60, description="a frame older than this is dropped, not inferred")
+    via: Literal["auto", "opencv", "gstreamer"] = Field(
+        default="auto", description="library that opens the source; csi: needs gstreamer"
+    )
+    transport: Literal["tcp", "udp"] = Field(
+        default="tcp", description="what carries RTSP: tcp loses nothing, udp waits for nothing"
+    )
+    width: int | None = Field(
+        default=None,
+        ge=16,
+        le=16384,
+        description="picture width to ask a csi: or USB camera for, pixels; its own where absent",
+    )
+    height: int | None = Field(
+        default=None,
+        ge=16,
+        le=16384,
+        description="picture height to ask a csi: or USB camera for, pixels; its own where absent",
+    )
+    fps: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="rate to ask a csi: or USB camera for, or to show a folder's images at, frames/s",
+    )
+    max_fps: float | None = Field(
+        default=None, gt=0, le=1000, description="most frames/s of this camera that are inferred; all where absent"
+    )
+    loop: bool = Field(default=False, description="start a file again when it ends")
+    open_timeout_s: float = Field(default=5.0, gt=0, le=120, description="longest wait for a connection, seconds")
+    read_timeout_s: float = Field(
+        default=5.0, gt=0, le=120, description="longest wait for a picture before reconnecting, seconds"
+    )
+    staleness_s: float = Field(
+        default=0.5, gt=0, le=60, description="a frame older than this many seconds is dropped, not inferred"
+    )
     frozen_after_s: float | None = Field(
-        10.0, gt=0, le=3600, description="the same picture for this long means a frozen camera; null: never"
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="the same picture for this many seconds means a frozen camera; null: never",
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CameraConfig:
+        refuse_inconsistent(camera_findings(self.model_dump(exclude_unset=True)))
+        return self
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """As pydantic's, without the password of the source: configurations end up in logs and tracebacks."""
+        for name, value in super().__repr_args__():
+            yield name, redact(value) if name == "source" else value
 
 
 class PublishConfig(Section):
     """The ZeroMQ socket."""
 
-    bind: str = Field("tcp://127.0.0.1:5555", description="address of the PUB socket: tcp:// or ipc://")
-    encoding: Literal["json", "msgpack"] = Field("json", description="payload of every message")
-    queue: int = Field(1000, ge=1, le=1_000_000, description="messages kept for one slow subscriber before its oldest go")
+    bind: Annotated[str, AfterValidator(check_bind)] = Field(
+        default="tcp://127.0.0.1:5555",
+        title=BIND_FORMS,
+        description="address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, tcp://*:5555 the network",
+    )
+    encoding: Literal["json", "msgpack"] = Field(default="json", description="payload of every message")
+    queue: int = Field(
+        default=1000, ge=1, le=1_000_000, description="messages kept for one slow subscriber before its oldest go"
+    )
 
 
 class StatusConfig(Section):
     """Messages about the program itself."""
 
-    interval_s: float = Field(1.0, gt=0, le=3600, description="time between two status messages")
+    interval_s: float = Field(default=1.0, gt=0, le=3600, description="seconds between two status messages")
 
 
 class SiteConfig(Section):
     """One camera.yaml."""
 
-    node: Identifier | None = Field(None, description="name of this machine in messages; its host name where absent")
-    pipeline: str = Field("detect", description="detect, or a Python file of your own")
-    model: str = Field("nanodet-g-416", description="a name under models/, or a folder with model.yaml")
-    detect: DetectConfig = DetectConfig()
-    cameras: tuple[CameraConfig, ...] = Field(min_length=1)
-    publish: PublishConfig = PublishConfig()
-    status: StatusConfig = StatusConfig()
-    stop_timeout_s: float = Field(1.5, gt=0, le=60, description="longest orderly stop")
+    node: Identifier | None = Field(
+        default=None, description="name of this machine in messages; its host name where absent"
+    )
+    pipeline: Annotated[str, AfterValidator(check_pipeline)] = Field(
+        default="detect",
+        title=PIPELINE_FORMS,
+        description="what is done with the pictures; a path is relative to this file",
+    )
+    model: Annotated[str, AfterValidator(check_model_name)] = Field(
+        default="nanodet-g-416",
+        title=MODEL_FORMS,
+        description="what finds objects: a name that `vision models` lists, or a path (with a /) relative to this file",
+    )
+    detect: DetectConfig = Field(default=DetectConfig(), description="what to look for, and how the detector runs")
+    cameras: tuple[CameraConfig, ...] = Field(min_length=1, description="cameras, files and generators")
+    analytics: Mapping[Identifier, CameraAnalytics] = Field(
+        default_factory=dict,
+        description="lines and zones of each camera, by its id; needs a pipeline that follows objects",
+    )
+    publish: PublishConfig = Field(default=PublishConfig(), description="the ZeroMQ socket")
+    status: StatusConfig = Field(default=StatusConfig(), description="messages about the program itself")
+    stop_timeout_s: float = Field(default=1.5, gt=0, le=60, description="longest orderly stop, seconds")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SiteConfig:
+        refuse_inconsistent(site_findings(self.model_dump(exclude_unset=True), Tell()))
+        return self
+
+
+_Positive: TypeAlias = Annotated[float, Field(gt=0)]
+_Stride: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
+
+
+def _kind_of_classes(value: object) -> str:
+    return "set" if isinstance(value, str) else "names"
 
 
 class ModelCard(Section):
     """model.yaml: what a model takes, what it gives, whose it is."""
 
-    name: Identifier
-    file: str = Field(description="ONNX file beside model.yaml")
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
-        None, description="checked when the model is loaded; a warning where absent"
+    name: Identifier = Field(description="what camera.yaml calls it")
+    file: Annotated[str, AfterValidator(check_file_name)] = Field(
+        title=FILE_FORMS, description="ONNX file beside model.yaml"
     )
-    input: InputCard
-    head: HeadCard
-    classes: tuple[str, ...] | Literal["coco80"] = Field(description="class names in the model's order, or coco80")
-    nms: NmsCard
-    licence: str
-    provenance: str = Field("", description="where the weights come from")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 of the digits 0-9 and a-f")] | None = Field(
+        default=None, description="checked when the model is loaded; a warning where absent"
+    )
+    input: InputCard = Field(description="how pixels go in")
+    head: HeadCard = Field(description="how boxes come out")
+    classes: Annotated[
+        Annotated[tuple[str, ...], AfterValidator(unique_names), Tag("names")]
+        | Annotated[Literal["coco80"], Tag("set")],
+        Discriminator(_kind_of_classes),
+    ] = Field(description="class names in the model's order, or coco80")
+    nms: NmsCard = Field(default_factory=lambda: NmsCard(), description="defaults of the last step")  # noqa: PLW0108 - defined below
+    profiles: Annotated[tuple[ProfileCard, ...], Field(min_length=1)] | None = Field(
+        default=None, description="shapes that a TensorRT engine is tuned for; made from max_batch where absent"
+    )
+    licence: str = Field(min_length=1, description="of the weights, as an SPDX name where there is one")
+    provenance: str = Field(default="", description="where the weights come from")
 
 
 class InputCard(Section):
     """How pixels go in: ``tensor = (pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
 
-    width: int = Field(ge=16, le=16384)
-    height: int = Field(ge=16, le=16384)
-    color: Literal["bgr", "rgb"] = "rgb"
-    scale: float = Field(1.0, gt=0, description="1/255 = 0.00392156862745098 for models that take 0..1")
-    mean: tuple[float, float, float] = Field((0.0, 0.0, 0.0), description="in the order of `color`")
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    letterbox: Literal["top-left", "center"] = Field("center", description="where the picture lies on the canvas")
-    fill: int = Field(114, ge=0, le=255, description="grey of the canvas around the picture, before normalisation")
+    width: int = Field(ge=16, le=16384, description="of the model's picture, pixels")
+    height: int = Field(ge=16, le=16384, description="of the model's picture, pixels")
+    color: Literal["bgr", "rgb"] = Field(default="rgb", description="order of the channels")
+    scale: float = Field(default=1.0, gt=0, description="1/255 = 0.00392156862745098 for models that take 0..1")
+    mean: tuple[float, float, float] = Field(default=(0.0, 0.0, 0.0), description="in the order of `color`")
+    std: tuple[_Positive, _Positive, _Positive] = Field(default=(1.0, 1.0, 1.0), description="in the order of `color`")
+    letterbox: Literal["top-left", "center"] = Field(
+        default="center", description="where the picture lies on the canvas"
+    )
+    fill: int = Field(
+        default=114, ge=0, le=255, description="grey of the canvas around the picture, before normalisation"
+    )
 
 
 class HeadCard(Section):
     """How boxes come out."""
 
-    kind: Literal["nanodet", "yolov5", "yolov8", "end-to-end", "rt-detr"]
-    strides: tuple[int, ...] = Field((8, 16, 32), description="nanodet: cell sizes, model pixels")
-    bins: int = Field(11, ge=2, le=64, description="nanodet: bins of each side's distance distribution")
-    box_scale: Literal["pixels", "fraction"] = Field("pixels", description="unit of the boxes that the model gives")
-    activation: Literal["none", "sigmoid"] = Field("none", description="applied to the scores; rt-detr exports give logits")
+    kind: Literal["nanodet", "yolov5", "yolov8", "end-to-end", "rt-detr"] = Field(description="layout of the outputs")
+    strides: Annotated[tuple[_Stride, ...], Field(min_length=1, max_length=8)] = Field(
+        default=(8, 16, 32), description="nanodet: cell sizes, model pixels"
+    )
+    bins: int = Field(default=11, ge=2, le=64, description="nanodet: bins of each side's distance distribution")
+    box_scale: Literal["pixels", "fraction"] = Field(
+        default="pixels", description="unit of the boxes that the model gives"
+    )
+    activation: Literal["none", "sigmoid"] = Field(
+        default="none", description="applied to the scores; rt-detr exports give logits"
+    )
 
 
 class NmsCard(Section):
     """Defaults of the last step. End-to-end and RT-DETR heads need none."""
 
-    iou: Fraction = 0.6
-    class_aware: bool = True
-    max_candidates: int = Field(1024, ge=1, le=8192, description="best scores that NMS looks at")
-    max_objects: int = Field(300, ge=1, le=4096, description="most objects of one picture")
+    iou: Fraction = Field(default=0.6, description="overlap (IoU) above which the weaker of two boxes goes")
+    class_aware: bool = Field(default=True, description="compare boxes of one class only")
+    max_candidates: int = Field(default=1024, ge=1, le=8192, description="best scores that NMS looks at")
+    max_objects: int = Field(default=300, ge=1, le=4096, description="most objects of one picture")
 
 
 ModelCard.model_rebuild()

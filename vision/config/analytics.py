@@ -1,0 +1,186 @@
+"""The `analytics:` section: lines that are crossed and zones that fill, drawn on each camera's picture.
+
+Coordinates are x to the right and y down from the picture's upper left corner, in pixels of the source picture or in
+fractions of its width and height. The picture's size is not known here: whether a point in pixels lies inside it is
+for the stage to check when the camera opens.
+
+A line has two sides, seen by someone who stands on its first point and looks at the second: crossing from the left to
+the right is ``in``, the other way is ``out``. A line drawn from left to right in the picture is crossed ``in`` by what
+moves down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import combinations
+from math import lcm
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, Field, model_validator
+
+from vision.config.checks import analytics_findings
+from vision.config.section import Identifier, Section, refuse_inconsistent, unique_names
+from vision.config.wording import Refused
+
+Anchor: TypeAlias = Literal["bottom-center", "center", "top-center", "center-left", "center-right"]
+"""The point of a box that stands for the object. ``bottom-center`` is where a person meets the floor."""
+
+Point: TypeAlias = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=16384)], Annotated[float, Field(ge=0, le=16384)]],
+    Field(title="points [x, y]"),
+]
+
+ClassNames: TypeAlias = Annotated[tuple[str, ...], AfterValidator(unique_names)]
+
+
+def check_line(points: tuple[Point, Point]) -> tuple[Point, Point]:
+    """Validator of a line.
+
+    Raises:
+        Refused: of no length.
+    """
+    if points[0] == points[1]:
+        raise Refused("two different points", advice="a line of no length cannot be crossed")
+    return points
+
+
+def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
+    """Validator of a polygon. Computes with the decimals as written, so that 0.1, 0.2, 0.3 are evenly spaced.
+
+    Raises:
+        Refused: a point twice, without area, or its sides touch or cross other than at their common corner.
+    """
+    corners = _whole_numbers(polygon)
+    if corners[0] == corners[-1]:
+        raise Refused("a first and a last point that differ", advice="a polygon closes by itself")
+    if len(set(corners)) < len(corners):
+        raise Refused("a polygon that visits no point twice")
+    if len(corners) == 3 and _turn(*corners) == 0:
+        raise Refused("a polygon that encloses an area", advice="its points lie on one line")
+    crossing = _crossing_sides(corners)
+    if crossing is not None:
+        first, second = crossing
+        raise Refused(
+            "a polygon whose sides do not cross",
+            advice=f"the side after point {first + 1} meets the side after point {second + 1}: "
+            "list the points in order around the area",
+        )
+    return polygon
+
+
+class LineConfig(Section):
+    """A line that objects cross."""
+
+    name: Identifier = Field(description="name in events; one line or zone of the camera has it")
+    points: Annotated[tuple[Point, Point], AfterValidator(check_line)] = Field(
+        description="[[x1, y1], [x2, y2]] in the camera's units"
+    )
+    direction: Literal["in", "out", "both"] = Field(
+        default="both",
+        description="crossings to report; in: from left to right, seen from the first point towards the second",
+    )
+    classes: ClassNames | None = Field(default=None, description="class names that count; all where absent")
+    anchor: Anchor = Field(default="bottom-center", description="point of an object's box that crosses")
+
+
+class ZoneConfig(Section):
+    """An area that objects enter, leave and wait in."""
+
+    name: Identifier = Field(description="name in events; one line or zone of the camera has it")
+    polygon: Annotated[tuple[Point, ...], Field(min_length=3, max_length=100), AfterValidator(check_polygon)] = Field(
+        description="[[x, y], ...] in the camera's units, in order around the area; it closes by itself"
+    )
+    crowded_above: int | None = Field(
+        default=None, ge=0, le=10_000, description="crowded with more objects than this; never where absent"
+    )
+    crowded_for_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=86_400,
+        description="seconds that it must stay above (or not above) before crowded begins (or ends)",
+    )
+    dwell_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        description="seconds after which an object inside is reported; never where absent",
+    )
+    classes: ClassNames | None = Field(default=None, description="class names that count; all where absent")
+    anchor: Anchor = Field(default="bottom-center", description="point of an object's box that must be inside")
+
+
+class CameraAnalytics(Section):
+    """What is watched on one camera's picture."""
+
+    units: Literal["pixels", "fraction"] = Field(
+        default="pixels",
+        description="unit of every point: pixels of the source picture, or fractions (0 to 1) of its width and height",
+    )
+    lines: tuple[LineConfig, ...] = Field(default=(), max_length=100, description="lines that objects cross")
+    zones: tuple[ZoneConfig, ...] = Field(
+        default=(), max_length=100, description="areas that objects enter, leave and wait in"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CameraAnalytics:
+        refuse_inconsistent(analytics_findings(self.model_dump(exclude_unset=True)))
+        return self
+
+
+# --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+_Corner: TypeAlias = tuple[int, int]
+
+
+def _whole_numbers(polygon: Sequence[Point]) -> list[_Corner]:
+    """The points times what makes every decimal a whole number: exact, and quicker than fractions."""
+    exact = [(Fraction(str(x)), Fraction(str(y))) for x, y in polygon]
+    scale = lcm(*(value.denominator for point in exact for value in point))
+    return [(int(x * scale), int(y * scale)) for x, y in exact]
+
+
+def _turn(a: _Corner, b: _Corner, c: _Corner) -> int:
+    """On which side of the line from `a` to `b` lies `c`: -1, 0 (on it) or 1."""
+    product = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+    return (product > 0) - (product < 0)
+
+
+def _within(a: _Corner, b: _Corner, c: _Corner) -> bool:
+    """Whether `c`, on the line through `a` and `b`, lies between them."""
+    return min(a[0], b[0]) <= c[0] <= max(a[0], b[0]) and min(a[1], b[1]) <= c[1] <= max(a[1], b[1])
+
+
+def _meet(a: _Corner, b: _Corner, c: _Corner, d: _Corner) -> bool:
+    """Whether the segments `ab` and `cd` have a point in common (Cormen et al., Introduction to Algorithms, 33.1)."""
+    turns = (_turn(c, d, a), _turn(c, d, b), _turn(a, b, c), _turn(a, b, d))
+    if turns[0] != turns[1] and turns[2] != turns[3] and 0 not in turns:
+        return True
+    return (
+        (turns[0] == 0 and _within(c, d, a))
+        or (turns[1] == 0 and _within(c, d, b))
+        or (turns[2] == 0 and _within(a, b, c))
+        or (turns[3] == 0 and _within(a, b, d))
+    )
+
+
+def _crossing_sides(corners: Sequence[_Corner]) -> tuple[int, int] | None:
+    """The first two sides that meet where they should not; side `i` runs from corner `i` to the next."""
+    count = len(corners)
+    sides = [(corners[at], corners[(at + 1) % count]) for at in range(count)]
+    for first, second in combinations(range(count), 2):
+        if second == first + 1:
+            meets = _folds_back(corners[first], corners[second], corners[(second + 1) % count])
+        elif first == 0 and second == count - 1:
+            meets = _folds_back(corners[second], corners[first], corners[1])
+        else:
+            meets = _meet(*sides[first], *sides[second])
+        if meets:
+            return first, second
+    return None
+
+
+def _folds_back(before: _Corner, corner: _Corner, after: _Corner) -> bool:
+    """Whether two sides with a common corner lie on each other."""
+    return _turn(before, corner, after) == 0 and (_within(before, corner, after) or _within(corner, after, before))

@@ -1,0 +1,216 @@
+"""Values that are each right and do not fit together.
+
+These checks read plain data, not models, and pass over what is missing or of the wrong type: so one fault does not hide
+another, and the same functions serve a file that is half wrong and a model that was made in Python.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from vision.config.addresses import SourceKind, source_kind
+from vision.config.wording import Loc, Refused, dotted, nearest, one_of, quoted
+
+Finding: TypeAlias = tuple[Loc, str]
+
+PIPELINES_WITHOUT_ANALYTICS: Final = ("detect", "track")
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+_CAPTURE_OPTIONS: Final[Mapping[str, tuple[tuple[SourceKind, ...], str]]] = {
+    "transport": (("rtsp",), "rtsp:// and rtsps:// sources have"),
+    "loop": (("path",), "files have"),
+    "width": (
+        ("csi", "v4l2", "synthetic"),
+        "csi:, /dev/video and synthetic: sources have; other pictures come as they are",
+    ),
+    "height": (
+        ("csi", "v4l2", "synthetic"),
+        "csi:, /dev/video and synthetic: sources have; other pictures come as they are",
+    ),
+    "fps": (
+        ("csi", "v4l2", "synthetic", "path"),
+        "csi:, /dev/video and synthetic: sources and folders have; see max_fps",
+    ),
+}
+
+_LIBRARIES: Final[Mapping[SourceKind, tuple[str, ...]]] = {
+    "rtsp": ("auto", "opencv", "gstreamer"),
+    "http": ("auto", "opencv"),
+    "csi": ("auto", "gstreamer"),
+    "v4l2": ("auto", "opencv", "gstreamer"),
+    "synthetic": ("auto",),
+    "path": ("auto", "opencv"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """How to speak of another value without printing a secret that stands in it."""
+
+    place: Callable[[Loc], str] = dotted
+    written: Callable[[Loc], str] = dotted
+
+
+def site_findings(site: Mapping[str, object], tell: Tell) -> Iterator[Finding]:
+    """Everything in camera.yaml that does not fit together."""
+    cameras = list(_sections(site.get("cameras")))
+    for at, camera in cameras:
+        yield from _below(("cameras", at), camera_findings(camera))
+    yield from _repeated([(("cameras", at, "id"), _text(camera, "id")) for at, camera in cameras], tell)
+    yield from _shared_devices(cameras, tell)
+    analytics = site.get("analytics")
+    if isinstance(analytics, Mapping) and analytics:
+        yield from _unwatched(site)
+        yield from _unknown_cameras(analytics, cameras, tell)
+        for name, section in analytics.items():
+            if isinstance(section, Mapping):
+                yield from _below(("analytics", str(name)), analytics_findings(section, tell, ("analytics", str(name))))
+        yield from _filtered_classes(site, analytics)
+
+
+def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
+    """What is asked of a source that its kind cannot do, and half a picture size."""
+    for given, missing in (("width", "height"), ("height", "width")):
+        if _is_given(camera, given) and not _is_given(camera, missing):
+            yield (given,), f"expected {missing} beside it: they are given together"
+    source = _text(camera, "source")
+    if source is None:
+        return
+    try:
+        kind = source_kind(source)
+    except Refused:
+        return
+    for option, (kinds, who) in _CAPTURE_OPTIONS.items():
+        value = camera.get(option)
+        if kind not in kinds and (value is True if option == "loop" else value is not None):
+            yield (option,), f"has no effect on this source; only {who}"
+    via, libraries = _text(camera, "via"), _LIBRARIES[kind]
+    if via in ("opencv", "gstreamer") and via not in libraries:
+        yield ("via",), f"expected {one_of([quoted(name) for name in libraries])} for this kind of source, got '{via}'"
+
+
+def analytics_findings(section: Mapping[str, object], tell: Tell | None = None, base: Loc = ()) -> Iterator[Finding]:
+    """Names twice, coordinates that do not fit their unit, and options that nothing uses. `base`: where it stands."""
+    shapes = [((kind, at), shape) for kind in ("lines", "zones") for at, shape in _sections(section.get(kind))]
+    named = [((*loc, "name"), _text(shape, "name")) for loc, shape in shapes]
+    yield from _repeated(named, tell or Tell(), base)
+    units = section.get("units", "pixels")
+    for loc, shape in shapes:
+        key = "points" if loc[0] == "lines" else "polygon"
+        yield from _below((*loc, key), _unit_findings(_coordinates(shape.get(key)), units))
+        if _is_given(shape, "crowded_for_s") and "crowded_above" not in shape:
+            yield (*loc, "crowded_for_s"), "has no effect without crowded_above"
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _sections(value: object) -> Iterator[tuple[int, Mapping[str, object]]]:
+    for at, entry in enumerate(value if isinstance(value, tuple) else ()):
+        if isinstance(entry, Mapping):
+            yield at, entry
+
+
+def _text(section: Mapping[str, object], key: str) -> str | None:
+    value = section.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _is_given(section: Mapping[str, object], key: str) -> bool:
+    return section.get(key) is not None
+
+
+def _below(base: Loc, findings: Iterator[Finding]) -> Iterator[Finding]:
+    return (((*base, *loc), text) for loc, text in findings)
+
+
+def _repeated(named: Sequence[tuple[Loc, str | None]], tell: Tell, base: Loc = ()) -> Iterator[Finding]:
+    first: dict[str, Loc] = {}
+    for loc, name in named:
+        if name is None:
+            continue
+        if name in first:
+            yield loc, f"expected another name than {tell.place((*base, *first[name]))} has"
+        else:
+            first[name] = loc
+
+
+def _shared_devices(cameras: Sequence[tuple[int, Mapping[str, object]]], tell: Tell) -> Iterator[Finding]:
+    first: dict[str, Loc] = {}
+    for at, camera in cameras:
+        source = _text(camera, "source") or ""
+        if not source.startswith(("csi:", "/dev/")):
+            continue
+        loc: Loc = ("cameras", at, "source")
+        if source in first:
+            yield loc, f"expected another device than {tell.place(first[source])}: it can be opened once"
+        else:
+            first[source] = loc
+
+
+def _unwatched(site: Mapping[str, object]) -> Iterator[Finding]:
+    pipeline = site.get("pipeline", PIPELINES_WITHOUT_ANALYTICS[0])
+    if pipeline in PIPELINES_WITHOUT_ANALYTICS:
+        yield (
+            ("analytics",),
+            f"the pipeline {pipeline} has no lines and zones; expected pipeline: count, or a file of your own",
+        )
+
+
+def _unknown_cameras(
+    analytics: Mapping[object, object], cameras: Sequence[tuple[int, Mapping[str, object]]], tell: Tell
+) -> Iterator[Finding]:
+    places = {name: at for at, camera in cameras if (name := _text(camera, "id")) is not None}
+    if not cameras or any(_text(camera, "id") is None for _, camera in cameras):
+        return  # one that cannot be read may be the one that is meant
+    for name in map(str, analytics):
+        if name in places or not _IDENTIFIER.fullmatch(name):
+            continue
+        near = nearest(name, places)
+        known = one_of([tell.written(("cameras", at, "id")) for at in places.values()])
+        advice = f" (did you mean {tell.written(('cameras', places[near], 'id'))}?)" if near is not None else ""
+        yield ("analytics", name), f"no camera has this id; expected {known}{advice}"
+
+
+def _unit_findings(points: Sequence[tuple[int, tuple[float, ...]]], units: object) -> Iterator[Finding]:
+    largest = max((value for _, point in points for value in point), default=0.0)
+    if units == "fraction":
+        for at, point in points:
+            if any(value > 1 for value in point):
+                yield (at,), "expected fractions from 0 to 1, as units: fraction says"
+    elif units == "pixels" and 0 < largest <= 1:
+        yield (), "all within one pixel; expected units: fraction beside lines and zones, or coordinates in pixels"
+
+
+def _coordinates(shape: object) -> list[tuple[int, tuple[float, ...]]]:
+    points = enumerate(shape if isinstance(shape, tuple) else ())
+    return [
+        (at, tuple(float(value) for value in point if isinstance(value, int | float)))
+        for at, point in points
+        if isinstance(point, tuple)
+    ]
+
+
+def _filtered_classes(site: Mapping[str, object], analytics: Mapping[object, object]) -> Iterator[Finding]:
+    detect = site.get("detect")
+    kept = detect.get("classes") if isinstance(detect, Mapping) else None
+    if not isinstance(kept, tuple) or not all(isinstance(name, str) for name in kept):
+        return
+    for loc, names in analytics_classes(analytics):
+        for at, name in enumerate(names):
+            if isinstance(name, str) and name not in kept:
+                yield (*loc, at), "never seen, because detect.classes leaves it out"
+
+
+def analytics_classes(analytics: Mapping[object, object]) -> Iterator[tuple[Loc, tuple[object, ...]]]:
+    """Every `classes` filter of lines and zones."""
+    for camera, section in analytics.items():
+        for kind in ("lines", "zones"):
+            for at, shape in _sections(section.get(kind) if isinstance(section, Mapping) else None):
+                names = shape.get("classes")
+                if isinstance(names, tuple):
+                    yield ("analytics", str(camera), kind, at, "classes"), names

@@ -1,0 +1,179 @@
+"""What pydantic found, in an operator's words.
+
+Every kind of error that the schemas of this package can raise has its phrase in `PHRASES`; a test walks the schemas and
+holds the table complete. Values are shown as the file has them, never with the environment's secrets in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from vision.config.document import Document, Fault, Unreadable
+from vision.config.schema import Schema, at, expectation, key_paths
+from vision.config.section import IDENTIFIER_TITLE, INCONSISTENT
+from vision.config.wording import Loc, Refused, did_you_mean, nearest, one_of, quoted
+
+_KEY: Final = "[key]"  # pydantic's mark for a mapping's key
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One error of pydantic's and what is needed to speak of it."""
+
+    loc: Loc
+    context: Mapping[str, Any]
+    document: Document
+    schema: Schema
+
+    @property
+    def expected(self) -> str:
+        return expectation(self.schema, at(self.schema, self.loc))
+
+    @property
+    def value(self) -> object:
+        node = self.document.node(self.loc)
+        return node.value if node is not None else None
+
+    @property
+    def got(self) -> str:
+        return self.document.shown(self.loc)
+
+
+def faults_of(error: ValidationError, document: Document, schema: Schema) -> Iterator[Fault]:
+    """One fault for each error, less those that follow from another fault."""
+    for details in error.errors(include_url=False, include_input=False):
+        loc = _in_document(details, document)
+        if details["type"] == INCONSISTENT or _has_fault_already(loc, document):
+            continue
+        case = Case(loc, details.get("ctx", {}), document, schema)
+        if details["type"] == "missing" and isinstance(loc[-1], int):
+            case = Case(loc[:-1], {}, document, schema)  # a list that is too short
+        text = PHRASES[details["type"]](case)
+        if text:
+            yield document.fault(case.loc, text)
+
+
+def _in_document(details: ErrorDetails, document: Document) -> Loc:
+    """pydantic's location without what is no key or position: marks of keys, and of branches of a union."""
+    loc: Loc = ()
+    for part in details["loc"]:
+        node = document.node(loc)
+        container = dict if isinstance(part, str) else tuple
+        if node is None or isinstance(node.value, container):
+            loc = (*loc, part)
+    return loc[:-1] if loc and loc[-1] == _KEY else loc
+
+
+def _has_fault_already(loc: Loc, document: Document) -> bool:
+    node = document.node(loc)
+    return node is not None and isinstance(node.value, Unreadable)
+
+
+# --- phrases ----------------------------------------------------------------------------------------------------------
+
+
+def _expected(case: Case) -> str:
+    return f"expected {case.expected}, got {case.got}{_advice(case)}"
+
+
+def _advice(case: Case) -> str:
+    value, part = case.value, at(case.schema, case.loc)
+    kind = part.get("type")
+    if value is None and kind in ("object", "array"):
+        return " (leave the key out for its defaults)" if "default" in part else ""
+    if isinstance(value, str):
+        return f" ({words})" if (words := _advice_for_text(value, part)) else ""
+    if isinstance(value, bool | int | float) and kind == "string" and "enum" not in part:
+        node = case.document.node(case.loc)
+        return f" (as text: {quoted(node.written)})" if node is not None else ""
+    return ""
+
+
+def _advice_for_text(value: str, part: Schema) -> str:
+    if "enum" in part or "const" in part:
+        return did_you_mean(value, part.get("enum", [part.get("const")]))
+    if any("const" in branch for branch in part.get("oneOf", ())):
+        return did_you_mean(value, [branch["const"] for branch in part["oneOf"] if "const" in branch])
+    if part.get("type") == "boolean":
+        word = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(value.lower())
+        return f"did you mean {word}?" if word else ""
+    if part.get("type") in ("integer", "number"):
+        try:
+            float(value)
+        except ValueError:
+            return ""
+        return "without quotes"
+    return ""
+
+
+def _pattern(case: Case) -> str:
+    if case.document.node(case.loc) is not None and not isinstance(case.value, str):  # the key itself, not its value
+        return f"expected {IDENTIFIER_TITLE}, got {quoted(str(case.loc[-1]))}"
+    return _expected(case)
+
+
+def _missing(case: Case) -> str:
+    if isinstance(case.loc[-1], int):
+        return _expected(case)
+    written = case.document.node(case.loc[:-1])
+    known = at(case.schema, case.loc[:-1]).get("properties", {})
+    for key in written.keys if written is not None else ():  # a misspelt key is one fault, not two
+        if key not in known and nearest(key, known) == case.loc[-1]:
+            return ""
+    return f"missing; expected {case.expected}"
+
+
+def _unknown(case: Case) -> str:
+    key = str(case.loc[-1])
+    known = at(case.schema, case.loc[:-1]).get("properties", {})
+    near = nearest(key, known)
+    if near is not None:
+        return f"unknown key (did you mean {quoted(near)}?)"
+    elsewhere = [path for path, _, _ in key_paths(case.schema) if path.rpartition(".")[2] == key]
+    if elsewhere:
+        return f"unknown key here (did you mean {one_of(elsewhere)}?)"
+    return f"unknown key; expected {one_of(list(known))}"
+
+
+def _too_long(case: Case) -> str:
+    return f"expected {case.expected}, got {case.context['actual_length']}"
+
+
+def _refused(case: Case) -> str:
+    refusal = case.context["error"]
+    assert isinstance(refusal, Refused), "validators of this package raise Refused"
+    got = f", got {case.got}" if isinstance(case.value, str) else ""
+    return f"expected {refusal.expected}{got}" + (f" ({refusal.advice})" if refusal.advice else "")
+
+
+PHRASES: Final[Mapping[str, Callable[[Case], str]]] = {
+    "missing": _missing,
+    "extra_forbidden": _unknown,
+    "value_error": _refused,
+    "string_pattern_mismatch": _pattern,
+    "too_long": _too_long,
+    **dict.fromkeys(
+        (
+            "bool_type",
+            "dict_type",
+            "finite_number",
+            "float_type",
+            "greater_than",
+            "greater_than_equal",
+            "int_type",
+            "less_than_equal",
+            "literal_error",
+            "model_type",
+            "string_too_short",
+            "string_type",
+            "too_short",
+            "tuple_type",
+        ),
+        _expected,
+    ),
+}

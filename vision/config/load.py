@@ -1,0 +1,161 @@
+"""From a file to a configuration, or to the list of everything that is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pydantic import ValidationError
+
+from vision.config.addresses import source_kind
+from vision.config.checks import Tell, analytics_classes, site_findings
+from vision.config.document import Document, Fault, parse_document, read_document, render
+from vision.config.faults import faults_of
+from vision.config.schema import schema_of
+from vision.config.section import Section
+from vision.config.site import CameraConfig, ModelCard, SiteConfig
+from vision.config.wording import Loc, did_you_mean, dotted, one_of, quoted
+from vision.errors import ConfigError, ModelError
+
+CARD_NAME: Final = "model.yaml"
+
+_S = TypeVar("_S", bound=Section)
+
+
+def load_site(path: Path, environ: Mapping[str, str]) -> SiteConfig:
+    """Read and check camera.yaml; its paths come back absolute. `environ` fills ``${NAME}``.
+
+    Raises:
+        ConfigError: every fault of the file, one a line.
+    """
+    site = site_of(read_document(path, environ))
+    return resolve_paths(site, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - resolve() would follow links
+
+
+def load_site_text(text: str, environ: Mapping[str, str], *, name: str = "camera.yaml") -> SiteConfig:
+    """As `load_site` for a text that is in no file; its paths stay as they are."""
+    return site_of(parse_document(text, name, environ))
+
+
+def site_of(document: Document) -> SiteConfig:
+    """Check a parsed camera.yaml.
+
+    Raises:
+        ConfigError: every fault of the document, one a line.
+    """
+    data = document.plain()
+    faults = [*document.faults, *_written_passwords(document)]
+    faults += [document.fault(loc, text) for loc, text in site_findings(data, _tell(document))]
+    site = _validated(SiteConfig, document, data, faults)
+    if site is None:
+        raise ConfigError(render(document.name, faults))
+    return site
+
+
+def load_model_card(folder: Path) -> ModelCard:
+    """Read and check ``model.yaml`` of a model's folder. The ONNX file is not looked at.
+
+    Raises:
+        ModelError: every fault of the file, one a line.
+    """
+    try:
+        document = read_document(folder / CARD_NAME)
+    except ConfigError as error:
+        hint = "a model is a folder with model.yaml and the ONNX file it names; `vision models` explains the keys"
+        raise ModelError(str(error.args[0]), hint=hint) from None
+    faults = list(document.faults)
+    card = _validated(ModelCard, document, document.plain(), faults)
+    if card is None:
+        raise ModelError(render(document.name, faults), hint="`vision models` explains the keys of model.yaml")
+    return card
+
+
+def _validated(model: type[_S], document: Document, data: object, faults: list[Fault]) -> _S | None:
+    """The model, or None and more in `faults`. Strict: no text becomes a number, no number becomes true."""
+    try:
+        checked = model.model_validate(data, strict=True)
+    except ValidationError as error:
+        faults.extend(faults_of(error, document, schema_of(model)))
+        return None
+    return None if faults else checked
+
+
+def _tell(document: Document) -> Tell:
+    return Tell(lambda loc: f"{dotted(loc)} on line {document.place(loc).line}", document.shown)
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+_LITERAL_PASSWORD = re.compile(
+    r"://[^/@\s:]*:(?!\$\{)[^/?#@\s]+@|[?&](?:pass|passwd|password|pwd|token|secret|api_?key)=(?!\$\{)[^&\s]+",
+    re.IGNORECASE,
+)
+
+
+def _written_passwords(document: Document) -> list[Fault]:
+    """Passwords that stand in the file: it is copied, mailed and committed; the environment is not."""
+    cameras = document.root.child("cameras")
+    entries = cameras.value if cameras is not None and isinstance(cameras.value, tuple) else ()
+    found = []
+    for at, camera in enumerate(entries):
+        source = camera.child("source")
+        if source is not None and _LITERAL_PASSWORD.search(source.written):
+            text = "a password stands in the file; expected it from the environment: write ${NAME} in its place"
+            found.append(document.fault(("cameras", at, "source"), text))
+    return found
+
+
+# --- what the file alone does not tell --------------------------------------------------------------------------------
+
+
+def resolve_paths(site: SiteConfig, folder: Path) -> SiteConfig:
+    """`site` with the paths of files, folders, model and pipeline made absolute: they are relative to `folder`.
+
+    A model without a slash stays a name (`folder_of_model`), and so does a pipeline that does not end in ``.py``.
+    """
+    changes: dict[str, object] = {"cameras": tuple(_resolve_source(camera, folder) for camera in site.cameras)}
+    if "/" in site.model:
+        changes["model"] = str(folder / site.model)
+    if site.pipeline.endswith(".py"):
+        changes["pipeline"] = str(folder / site.pipeline)
+    return site.model_copy(update=changes)
+
+
+def _resolve_source(camera: CameraConfig, folder: Path) -> CameraConfig:
+    if source_kind(camera.source) != "path":
+        return camera
+    return camera.model_copy(update={"source": str(folder / camera.source)})
+
+
+def check_classes(site: SiteConfig, class_names: Sequence[str], path: Path | None = None) -> None:
+    """Check the class names of `site` against those of its model. `path` is its file, for the lines of the faults.
+
+    Raises:
+        ConfigError: every unknown name, with the nearest that the model has.
+    """
+    document = _reread(path) if path is not None else None
+    lines = []
+    for loc, name in _class_filters(site):
+        if name in class_names:
+            continue
+        place = f"{path}:{document.place(loc).line}: " if document is not None else ""
+        advice = did_you_mean(name, class_names) or f"it has {one_of(list(class_names))}"
+        lines.append(f"{place}{dotted(loc)}: the model {site.model} has no class {quoted(name)} ({advice})")
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def _class_filters(site: SiteConfig) -> list[tuple[Loc, str]]:
+    filters: list[tuple[Loc, Sequence[object]]] = [(("detect", "classes"), site.detect.classes or ())]
+    filters += analytics_classes(site.model_dump()["analytics"])
+    return [((*loc, at), str(name)) for loc, names in filters for at, name in enumerate(names)]
+
+
+def _reread(path: Path) -> Document | None:
+    try:
+        return read_document(path)
+    except ConfigError:
+        return None

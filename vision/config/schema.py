@@ -1,0 +1,160 @@
+"""The JSON Schema of camera.yaml: for editors, and for messages that say what a key takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+
+from vision.config.site import SiteConfig
+from vision.config.wording import Loc, one_of
+
+Schema: TypeAlias = Mapping[str, Any]
+
+
+class _WithoutTitles(GenerateJsonSchema):
+    """Keeps the titles that were written, which say what a pattern means, and makes none up."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+        return False
+
+
+def site_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of camera.yaml; every key has a description."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "camera.yaml",
+        **{key: value for key, value in schema_of(SiteConfig).items() if key != "title"},
+    }
+
+
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """JSON Schema of a section and those below it."""
+    schema = model.model_json_schema(schema_generator=_WithoutTitles)
+    for definition in [schema, *schema.get("$defs", {}).values()]:
+        definition.pop("title", None)
+        definition["description"] = " ".join(definition.get("description", "").split())
+    return schema
+
+
+def at(root: Schema, loc: Loc) -> Schema:
+    """The part of the schema for the value at `loc`, references followed; empty where the schema has none."""
+    found = resolve(root, root)
+    for part in loc:
+        found = resolve(root, _step(found, part))
+    return found
+
+
+def resolve(root: Schema, schema: Schema) -> Schema:
+    """`schema` with its ``$ref`` replaced by what it refers to, and without the null that stands for "absent"."""
+    if "anyOf" in schema:
+        rest = {key: value for key, value in schema.items() if key != "anyOf"}
+        real = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
+        return resolve(root, {**real[0], **rest})
+    if "$ref" in schema:
+        rest = {key: value for key, value in schema.items() if key != "$ref"}
+        target = root["$defs"][schema["$ref"].rpartition("/")[2]]
+        return resolve(root, {**target, **rest})
+    return schema
+
+
+def _step(schema: Schema, part: int | str) -> Schema:
+    if isinstance(part, str):
+        properties = schema.get("properties", {})
+        return dict(properties[part]) if part in properties else _named_by_user(schema)
+    for branch in [schema, *schema.get("oneOf", [])]:
+        entries = branch.get("prefixItems", [])
+        if part < len(entries):
+            return dict(entries[part])
+        if "items" in branch:
+            return dict(branch["items"])
+    return {}
+
+
+def _named_by_user(schema: Schema) -> Schema:
+    """What stands under the keys of a mapping that are the user's to choose; empty where there are none."""
+    free = schema.get("additionalProperties")
+    return next(iter(schema.get("patternProperties", {}).values()), free if isinstance(free, Mapping) else {})
+
+
+def key_paths(root: Schema, schema: Schema | None = None, base: str = "") -> Iterator[tuple[str, Schema, bool]]:
+    """Every key with what it takes and whether it must be there: ``cameras[].id``, ``analytics.*.lines[].name``."""
+    schema = resolve(root, root if schema is None else schema)
+    for key, value in schema.get("properties", {}).items():
+        path = f"{base}.{key}" if base else key
+        yield path, value, key in schema.get("required", ())
+        yield from key_paths(root, value, path)
+    if named := _named_by_user(schema):
+        yield from key_paths(root, named, f"{base}.*")
+    if isinstance(schema.get("items"), Mapping):
+        yield from key_paths(root, schema["items"], f"{base}[]")
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def expectation(root: Schema, schema: Schema) -> str:
+    """What a value must be: ``a whole number from 1 to 256``."""
+    schema = resolve(root, schema)
+    if "oneOf" in schema:
+        return " or ".join(expectation(root, branch) for branch in schema["oneOf"])
+    if "const" in schema or "enum" in schema:
+        return one_of([f"'{choice}'" for choice in schema.get("enum", [schema.get("const")])])
+    kind = schema.get("type")
+    if kind == "array":
+        return _list_expectation(root, schema)
+    if kind == "string":
+        return str(schema.get("title", "text"))
+    if kind in ("integer", "number"):
+        return ("a whole number" if kind == "integer" else "a number") + _bounds(schema)
+    return {"boolean": "true or false", "object": "keys and values"}.get(str(kind), "nothing")
+
+
+def _bounds(schema: Schema) -> str:
+    low, above, high = schema.get("minimum"), schema.get("exclusiveMinimum"), schema.get("maximum")
+    parts = [
+        f" from {low:.15g}" if low is not None else "",
+        f" above {above:.15g}" if above is not None else "",
+        f" to {high:.15g}" if high is not None and low is not None else "",
+        f" up to {high:.15g}" if high is not None and low is None else "",
+    ]
+    return "".join(parts)
+
+
+def _list_expectation(root: Schema, schema: Schema) -> str:
+    low, high = schema.get("minItems"), schema.get("maxItems")
+    entry = next(iter(schema.get("prefixItems", [])), schema.get("items", {}))
+    if low is not None and low == high:
+        count = f"{low} "
+    elif low is not None and high is not None:
+        count = f"{low} to {high} "
+    elif low is not None:
+        count = f"at least {low} "
+    elif high is not None:
+        count = f"at most {high} "
+    else:
+        count = ""
+    return f"a list of {count}{_entries(root, resolve(root, entry), 'one' if count.endswith(' 1 ') else 'many')}"
+
+
+def _entries(root: Schema, entry: Schema, number: Literal["one", "many"]) -> str:
+    if entry.get("type") in ("integer", "number"):
+        return expectation(root, entry).removeprefix("a ").replace("number", "numbers", 1)
+    if "title" in entry and entry.get("type") != "string":
+        return str(entry["title"])
+    noun = "name" if entry.get("type") == "string" else "entr"
+    return noun + {"name": {"one": "", "many": "s"}, "entr": {"one": "y", "many": "ies"}}[noun][number]
+
+
+def limits(root: Schema, schema: Schema, *, required: bool) -> str:
+    """What a key takes and its default, as `configs/reference.yaml` says it: ``a number from 0 to 1; default 0.35``."""
+    if required:
+        return f"{expectation(root, schema)}; required"
+    default = schema.get("default")
+    if default is None:
+        return f"{expectation(root, schema)}; default: none"
+    text = default if isinstance(default, str) else json.dumps(default)
+    return f"{expectation(root, schema)}; default {text}"

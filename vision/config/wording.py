@@ -1,0 +1,69 @@
+"""How faults speak: key paths, lists of choices, the nearest valid name, and values that may hold a secret."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from vision.errors import redact
+
+Loc: TypeAlias = tuple[int | str, ...]
+"""Where a value is: keys and list positions from the top of the document."""
+
+_SHOWN_CHARACTERS = 80
+_BARE_KEY = re.compile(r"[A-Za-z0-9_<-]+")
+_URL_USER = re.compile(r"://.*@", re.DOTALL)
+
+
+class Refused(ValueError):
+    """A value is not what its field takes. Speaks of what was expected and never of what came: that may be a secret."""
+
+    def __init__(self, expected: str, *, advice: str = "") -> None:
+        super().__init__(f"expected {expected}" + (f" ({advice})" if advice else ""))
+        self.expected = expected
+        self.advice = advice
+
+
+def nearest(word: str, valid: Iterable[str]) -> str | None:
+    """The valid name that `word` was probably meant to be."""
+    folded = {name.lower(): name for name in valid}
+    found = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    return folded[found[0]] if found else None
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """``did you mean 'tcp'?``, or nothing where no valid name is near."""
+    name = nearest(word, valid)
+    return f"did you mean {quoted(name)}?" if name is not None else ""
+
+
+def one_of(choices: Sequence[str]) -> str:
+    """``a, b or c``."""
+    *rest, last = choices
+    return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def dotted(loc: Loc) -> str:
+    """``cameras[1].transport``."""
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif _BARE_KEY.fullmatch(part):
+            path += f".{part}" if path else part
+        else:
+            path += f"[{quoted(part)}]"
+    return path
+
+
+def quoted(text: str) -> str:
+    """`text` in quotes on one line, shortened, unprintable characters escaped, without the user part of a URL.
+
+    Everything up to the last ``@`` goes, because a password that holds a ``/`` or a quote ends the user part of the URL
+    too early for `vision.errors.redact`.
+    """
+    concealed = redact(_URL_USER.sub("://***@", text))
+    short = concealed if len(concealed) <= _SHOWN_CHARACTERS else concealed[: _SHOWN_CHARACTERS - 1] + "…"
+    return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in short) + "'"
