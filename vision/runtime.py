@@ -21,15 +21,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from vision.batching import Batcher, BindTimer, LatestSlot, Lease, SlotCounts
-from vision.capture.supervisor import CameraStatus, CameraSupervisor
+from vision.batching import Batcher, BindTimer, LatestSlot, Lease
+from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector
 from vision.errors import DeviceError
-from vision.metrics import LatencyHistogram, Percentiles, Rate, span
+from vision.metrics import LatencyHistogram, Rate, span
+from vision.report import CameraReport, Report
 from vision.types import Detections, Result, Timing
 
 log = logging.getLogger(__name__)
@@ -43,10 +44,13 @@ _QUEUED_BATCHES = 64  # results are small; this only rides out a pause of the re
 
 
 class Sink(Protocol):
-    """Where results end: sockets, files, a test's list."""
+    """Where results and reports end: sockets, files, a test's list."""
 
     def publish(self, result: Result) -> None:
         """Called by the results thread, in order per camera."""
+
+    def report(self, report: Report) -> None:
+        """Called by the main thread, once an interval and at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,29 +59,6 @@ class Camera:
 
     slot: LatestSlot
     supervisor: CameraSupervisor
-
-
-@dataclass(frozen=True, slots=True)
-class CameraReport:
-    """What is published about one camera."""
-
-    camera_id: str
-    status: CameraStatus
-    counts: SlotCounts
-    published: int
-    published_fps: float
-    latency: Percentiles  # capture to publish, since the last report
-    objects: int  # in the last picture
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What is published about the program."""
-
-    uptime_s: float
-    cameras: tuple[CameraReport, ...]
-    stages: Mapping[str, Percentiles]  # since the last report: "queue", "detect", "results"
-    queued_batches: int
 
 
 @dataclass(slots=True)
@@ -186,11 +167,19 @@ class Runtime:
         detector: Detector,
         stages: Sequence[Stage] = (),
         sinks: Sequence[Sink] = (),
+        model: str = "",
         status_interval_s: float = 1.0,
         stop_timeout_s: float = 1.5,
         clock: Clock = time.monotonic_ns,
     ) -> None:
-        self.detector = detector
+        """
+        Args:
+            stages: applied to each result in turn, by the results thread.
+            model: its name, for status messages.
+            stop_timeout_s: longest orderly stop; what has not ended by then is left behind.
+        """
+        self._detector = detector
+        self._model = model
         self._cameras = list(cameras)
         self._stages = list(stages)
         self._sinks = list(sinks)
@@ -225,19 +214,23 @@ class Runtime:
             self._stop(threads)
         if self._failure is not None:
             raise self._failure
-        report = self.report()
-        if on_report is not None:
-            on_report(report)
-        return report
+        return self._report(on_report)
 
-    def report(self) -> Report:
-        """A snapshot for people and for status messages; latencies since the last one."""
-        return Report(
+    def _report(self, on_report: Callable[[Report], None] | None) -> Report:
+        """A snapshot, sent to all who want it; latencies are since the last one."""
+        report = Report(
             (self._clock() - self._started_ns) / 1e9,
             tuple(self._camera_report(camera) for camera in self._cameras),
             {name: histogram.snapshot(reset=True) for name, histogram in self._stage_latency.items()},
             self._queue.qsize(),
+            self._detector.name,
+            self._model,
         )
+        for sink in self._sinks:
+            sink.report(report)
+        if on_report is not None:
+            on_report(report)
+        return report
 
     def _camera_report(self, camera: Camera) -> CameraReport:
         camera_id = camera.slot.camera_id
@@ -278,8 +271,8 @@ class Runtime:
             now_ns = self._clock()
             if end_ns is not None and now_ns >= end_ns:
                 return
-            if on_report is not None and now_ns >= next_report_ns:
-                on_report(self.report())
+            if now_ns >= next_report_ns:
+                self._report(on_report)
                 next_report_ns = max(next_report_ns + int(self._status_interval_s * 1e9), now_ns)
             self._ended.wait(0.05)
 

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import logging
-import sys
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
-from rich.logging import RichHandler
 from rich.table import Table
 
-from vision.errors import redact
-from vision.runtime import CameraReport, Report
+from vision.report import CameraReport, Report
 
 log = logging.getLogger(__name__)
 
 _STATE_STYLES = {"streaming": "green", "ended": "dim", "connecting": "yellow", "backing-off": "red", "frozen": "red"}
-
-
-class RedactingFormatter(logging.Formatter):
-    """Takes user names, passwords and tokens out of every line, tracebacks and other libraries' texts included."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
-
-
-def start_logging(level: str, console: Console | None = None) -> None:
-    """Send all log records to standard error; above the live table where there is one."""
-    handler: logging.Handler
-    if console is not None:
-        handler = RichHandler(console=console, show_path=False, rich_tracebacks=False, markup=False)
-        handler.setFormatter(RedactingFormatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 class StatusView:

@@ -1,0 +1,29 @@
+"""capture -> batching -> detect -> publish: what is in each picture."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from vision.assemble import RunOptions, cameras_of, detector_of, publisher_of
+from vision.config import SiteConfig
+from vision.runtime import Runtime
+
+
+def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+    """Open everything, in the order in which a fault is cheapest to find; `resources` closes it again.
+
+    Raises:
+        ConfigError: the address is taken, a class is unknown, ...
+        ModelError: the model does not fit its card.
+        Closed: stopped while starting.
+    """
+    publisher = publisher_of(site, options, resources)
+    detector = detector_of(site, options, resources)
+    return Runtime(
+        cameras=cameras_of(site, options, detector),
+        detector=detector,
+        sinks=[publisher],
+        model=site.model,
+        status_interval_s=site.status.interval_s,
+        stop_timeout_s=site.stop_timeout_s,
+    )

@@ -1,0 +1,126 @@
+"""The parts of a pipeline, opened as the configuration says: what `build` in pipelines/ composes."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from vision.batching import LatestSlot
+from vision.capture.open import open_source
+from vision.capture.supervisor import CameraSupervisor
+from vision.config import CameraConfig, ModelCard, SiteConfig, folder_of_model, load_model_card, shipped_models
+from vision.detect.classes import class_names
+from vision.detect.detector import Detector
+from vision.detect.open import open_detector
+from vision.errors import Closed
+from vision.publish import Publisher, Recorder
+from vision.report import Report, status_messages
+from vision.runtime import Camera, Sink
+from vision.types import Result
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the command line adds to the configuration."""
+
+    stop: threading.Event
+    offline: bool = False  # every frame of files, as fast as it goes
+    record: Path | None = None
+
+    def check_stop(self) -> None:
+        """
+        Raises:
+            Closed: the program was told to stop while it was starting.
+        """
+        if self.stop.is_set():
+            raise Closed("stopped while starting")
+
+
+class PublisherSink:
+    """Results and status messages to one `Publisher`."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+
+    def publish(self, result: Result) -> None:
+        self._publisher.publish(result)
+
+    def report(self, report: Report) -> None:
+        for message in status_messages(report):
+            self._publisher.publish_status(message)
+
+
+def model_of(site: SiteConfig) -> tuple[Path, ModelCard]:
+    """The folder of the site's model, and its card.
+
+    Raises:
+        ModelError: there is no such model, or its card is wrong.
+    """
+    folder = folder_of_model(site.model, shipped_models())
+    return folder, load_model_card(folder)
+
+
+def publisher_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Sink:
+    """Bind the socket, and open the recording where one is wanted.
+
+    Raises:
+        ConfigError: the address or the file is taken or impossible.
+    """
+    options.check_stop()
+    _, card = model_of(site)
+    publisher = Publisher(
+        site.publish.bind,
+        node=site.node or socket.gethostname(),
+        class_names=class_names(card),
+        encoding=site.publish.encoding,
+        queue=site.publish.queue,
+        recorder=None if options.record is None else Recorder(options.record),
+    )
+    resources.enter_context(publisher)
+    log.info("publishing on %s", publisher.address)
+    return PublisherSink(publisher)
+
+
+def detector_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Detector:
+    """Load the model and everything that finding objects needs.
+
+    Raises:
+        ConfigError: a class is unknown, or the back-end is not there.
+        ModelError: the model is missing, damaged, or not what its card says.
+    """
+    options.check_stop()
+    folder, card = model_of(site)
+    began = time.monotonic()
+    detector = open_detector(folder, card, site.detect)
+    resources.enter_context(closing(detector))
+    log.info("detector: %s, %s, ready in %.1f s", card.name, detector.name, time.monotonic() - began)
+    return detector
+
+
+def cameras_of(site: SiteConfig, options: RunOptions, detector: Detector) -> list[Camera]:
+    """A slot and a supervisor for each camera; nothing is opened before the runtime starts them."""
+    options.check_stop()
+    changed = threading.Condition()
+    return [_camera(camera, options, detector, changed) for camera in site.cameras]
+
+
+def _camera(config: CameraConfig, options: RunOptions, detector: Detector, changed: threading.Condition) -> Camera:
+    slot = LatestSlot(
+        config.id,
+        detector.frame_buffer,
+        leases=detector.slots,
+        lossless=options.offline,
+        max_fps=config.max_fps,
+        staleness_s=config.staleness_s,
+        changed=changed,
+    )
+    factory = partial(open_source, config, offline=options.offline, pixel_formats=detector.pixel_formats)
+    return Camera(slot, CameraSupervisor(config.id, factory, slot))

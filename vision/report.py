@@ -1,0 +1,97 @@
+"""How the program and its cameras are, once an interval: the same numbers for the terminal and for status messages."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from vision import wire
+from vision.batching import SlotCounts
+from vision.capture.supervisor import CameraStatus
+from vision.metrics import Percentiles
+
+
+@dataclass(frozen=True, slots=True)
+class CameraReport:
+    """What is published about one camera."""
+
+    camera_id: str
+    status: CameraStatus
+    counts: SlotCounts
+    published: int
+    published_fps: float
+    latency: Percentiles  # capture to publish, since the last report
+    objects: int  # in the last picture
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is published about the program."""
+
+    uptime_s: float
+    cameras: tuple[CameraReport, ...]
+    stages: Mapping[str, Percentiles]  # since the last report: "queue", "detect", "results"
+    queued_batches: int
+    backend: str  # the detector's name
+    model: str
+
+
+def status_messages(report: Report) -> Iterator[wire.StatusMessage]:
+    """One message a camera, then one about the program."""
+    now_ns, now_utc_ns = time.monotonic_ns(), time.time_ns()
+    for camera in report.cameras:
+        status = camera.status
+        yield wire.camera_status(
+            camera=camera.camera_id,
+            now_ns=now_ns,
+            now_utc_ns=now_utc_ns,
+            state=status.state,
+            since_ns=status.since_ns,
+            epoch=status.epoch,
+            reconnects=status.reconnects,
+            grabbed=camera.counts.grabbed,
+            published=camera.published,
+            dropped=camera.counts.dropped,
+            fps=status.fps,
+            published_fps=camera.published_fps,
+            last_frame_age_s=status.last_frame_age_s,
+            last_error=status.last_error,
+            next_retry_in_s=status.next_retry_in_s,
+            width=status.width_px,
+            height=status.height_px,
+            decoder=status.decoder,
+            clock=status.clock,
+        )
+    yield _node_status(report, now_ns, now_utc_ns)
+
+
+def _node_status(report: Report, now_ns: int, now_utc_ns: int) -> wire.NodeStatusMessage:
+    dropped: Counter[str] = Counter()
+    for camera in report.cameras:
+        dropped.update({reason.value: count for reason, count in camera.counts.dropped.items()})
+    return wire.node_status(
+        now_ns=now_ns,
+        now_utc_ns=now_utc_ns,
+        uptime_s=report.uptime_s,
+        version=metadata.version("vision"),
+        backend=report.backend,
+        model=report.model,
+        rates={
+            "grabbed": sum(camera.status.fps for camera in report.cameras),
+            "published": sum(camera.published_fps for camera in report.cameras),
+        },
+        latency=report.stages,
+        dropped=dropped,
+        queues={"results": report.queued_batches},
+        rss_bytes=resident_bytes(),
+    )
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
