@@ -40,6 +40,7 @@ __all__ = [
     "has_weak_typing",
     "load_library",
     "logger",
+    "member_of",
     "missing_hint",
     "network_flags",
     "or_none",
@@ -259,6 +260,11 @@ def or_none(result: _T) -> _T | None:
     return result
 
 
+def member_of(enumeration: str, name: str) -> Any:
+    """A member of an enumeration by both names, or None where this library lacks either."""
+    return getattr(getattr(trt, enumeration, None), name, None)
+
+
 def builder_flag(name: str) -> trt.BuilderFlag | None:
     """A builder flag by name, or None where this library does not have it."""
     flag: trt.BuilderFlag | None = getattr(trt.BuilderFlag, name, None)
@@ -266,8 +272,11 @@ def builder_flag(name: str) -> trt.BuilderFlag | None:
 
 
 def has_weak_typing() -> bool:
-    """Whether a builder flag can allow lower precision. Where not, the ONNX file itself says the precision."""
-    return builder_flag("FP16") is not None
+    """Whether a builder flag can allow lower precision. Where not, the ONNX file itself says the precision.
+
+    TensorRT-RTX 1.4 has the flags and ignores them: it is always strongly typed.
+    """
+    return find_library().flavour == "tensorrt" and builder_flag("FP16") is not None
 
 
 def network_flags(*, strongly_typed: bool) -> int:

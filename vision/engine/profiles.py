@@ -9,10 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 from vision.errors import ModelError
+
+if TYPE_CHECKING:
+    from vision.config.profile import ProfileCard
+    from vision.config.site import ModelCard
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -109,3 +113,128 @@ def batch_bands(max_batch: int) -> tuple[tuple[int, int, int], ...]:
         if max_batch <= high:
             break
     return tuple(bands)
+
+
+# ------------------------------------------------------------------------------------------------ making profiles
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInput:
+    """An input as the ONNX file declares it."""
+
+    name: str
+    shape: Shape  # -1 where the file leaves a dimension open
+    is_shape_tensor: bool = False  # its values decide shapes
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A `ProfileCard` that nobody wrote."""
+
+    batch: tuple[int, int, int]
+    height: None = None
+    width: None = None
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
+    values: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
+
+
+def picture_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
+    """The input that takes pictures: the first with four dimensions, (batch, channels, height, width).
+
+    Raises:
+        ModelError: there is none.
+    """
+    for each in inputs:
+        if len(each.shape) == 4 and not each.is_shape_tensor:
+            return each
+    listed = ", ".join(f"{each.name} {each.shape}" for each in inputs) or "none"
+    raise ModelError(f"expected an input of shape (batch, channels, height, width), the model's inputs are {listed}")
+
+
+def make_profiles(inputs: Sequence[NetworkInput], card: ModelCard, max_batch: int) -> tuple[Profile, ...]:
+    """Profiles for a model: those of its card, or batch bands as far as `max_batch` needs them.
+
+    Raises:
+        ModelError: the card, the ONNX file and `max_batch` do not agree; the message says who wants what.
+    """
+    picture = picture_input(inputs)
+    given: Sequence[ProfileCard | _Given] = card.profiles or tuple(_Given(band) for band in _bands(picture, max_batch))
+    greatest = max(each.batch[2] for each in given)
+    if greatest < max_batch:
+        raise ModelError(
+            f"max_batch is {max_batch}, and the widest of `profiles` in model.yaml ends at {greatest}",
+            hint="lower `detect: {max_batch: ...}` or widen `profiles` in model.yaml",
+        )
+    return tuple(_profile(inputs, picture, card, each) for each in given)
+
+
+def _bands(picture: NetworkInput, max_batch: int) -> tuple[tuple[int, int, int], ...]:
+    fixed = picture.shape[0]
+    if fixed < 0:
+        return batch_bands(max_batch)
+    if fixed != max_batch:
+        raise ModelError(
+            f"the model's batch is fixed to {fixed} in the ONNX file, and max_batch is {max_batch}",
+            hint=f"set `detect: {{max_batch: {fixed}}}`, or export the model with an open batch dimension",
+        )
+    return ((fixed, fixed, fixed),)
+
+
+def _profile(
+    inputs: Sequence[NetworkInput], picture: NetworkInput, card: ModelCard, given: ProfileCard | _Given
+) -> Profile:
+    shapes: dict[str, Range] = {}
+    values: dict[str, Range] = {}
+    for each in inputs:
+        if each.is_shape_tensor:
+            values[each.name] = _given(each, given.values, "values")
+        elif each is picture:
+            shapes[each.name] = _picture_range(each, card, given)
+        else:
+            shapes[each.name] = _other_range(each, given)
+    for name in (*given.shapes, *given.values):
+        if name not in shapes and name not in values:
+            raise ModelError(f"`profiles` in model.yaml names the input {name}; the model has {_names(inputs)}")
+    return Profile(shapes, values)
+
+
+def _names(inputs: Sequence[NetworkInput]) -> str:
+    return ", ".join(each.name for each in inputs)
+
+
+def _given(each: NetworkInput, table: Mapping[str, tuple[Shape, Shape, Shape]], key: str) -> Range:
+    if each.name not in table:
+        raise ModelError(
+            f"the ONNX file leaves {each.name} {each.shape} open, and model.yaml gives no {key} for it",
+            hint=f"add `profiles: [{{batch: [1, 4, 8], {key}: {{{each.name}: [[...], [...], [...]]}}}}]` to model.yaml",
+        )
+    return Range(*table[each.name])
+
+
+def _picture_range(picture: NetworkInput, card: ModelCard, given: ProfileCard | _Given) -> Range:
+    high, wide = card.input.height, card.input.width
+    asked = (given.batch, (3, 3, 3), given.height or (high, high, high), given.width or (wide, wide, wide))
+    for axis, of_model, wanted in zip(("batch", "channels", "height", "width"), picture.shape, asked, strict=True):
+        if of_model >= 0 and wanted != (of_model, of_model, of_model):
+            raise ModelError(
+                f"input {picture.name}: {axis} is fixed to {of_model} in the ONNX file, and the profile asks for "
+                f"{wanted[0] if wanted[0] == wanted[2] else list(wanted)}",
+                hint="make `input` and `profiles` in model.yaml say what the file has, or export it with this one open",
+            )
+    low, best, top = zip(*asked, strict=True)
+    return Range(low, best, top)
+
+
+def _other_range(each: NetworkInput, given: ProfileCard | _Given) -> Range:
+    """A fixed input as it is; one whose first dimension alone is open follows the batch; others must be given."""
+    if each.name in given.shapes:
+        asked = _given(each, given.shapes, "shapes")
+        for of_model, low, top in zip(each.shape, asked.min, asked.max, strict=False):
+            if len(asked.min) != len(each.shape) or (of_model >= 0 and not low == top == of_model):
+                raise ModelError(
+                    f"input {each.name} is {each.shape} in the ONNX file, and the profile asks for {asked}"
+                )
+        return asked
+    if all(size >= 0 for size in each.shape[1:]):
+        return Range(*((size if each.shape[0] < 0 else each.shape[0], *each.shape[1:]) for size in given.batch))
+    return _given(each, given.shapes, "shapes")

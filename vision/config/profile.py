@@ -1,0 +1,55 @@
+"""`profiles` of model.yaml: ranges of shapes that a TensorRT engine is tuned for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, TypeAlias
+
+from pydantic import AfterValidator, Field
+
+from vision.config.section import Section
+from vision.config.wording import Refused
+
+_Extents: TypeAlias = tuple[int, int, int]
+_Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+def _ascending(extents: _Extents) -> _Extents:
+    """[min, opt, max] of one dimension.
+
+    Raises:
+        Refused: below 1, above 16384, or not in this order.
+    """
+    if not 1 <= extents[0] <= extents[1] <= extents[2] <= 16384:
+        raise Refused("[min, opt, max] with 1 <= min <= opt <= max <= 16384")
+    return extents
+
+
+def _ascending_shapes(shapes: _Shapes) -> _Shapes:
+    """[min, opt, max] of all dimensions of one input, or of all values of one.
+
+    Raises:
+        Refused: they differ in length, or one is not in this order.
+    """
+    low, best, high = shapes
+    if not len(low) == len(best) == len(high) or not all(map(_in_order, zip(low, best, high, strict=True))):
+        raise Refused("three lists of one length, [min, opt, max], each number at most that of the next list")
+    return shapes
+
+
+def _in_order(numbers: Sequence[int]) -> bool:
+    return list(numbers) == sorted(numbers)
+
+
+Extent = Annotated[_Extents, AfterValidator(_ascending)]
+ShapeExtent = Annotated[_Shapes, AfterValidator(_ascending_shapes)]
+
+
+class ProfileCard(Section):
+    """One optimisation profile: [min, opt, max] of everything that the ONNX file leaves open."""
+
+    batch: Extent = Field(description="[min, opt, max] pictures at once")
+    height: Extent | None = Field(None, description="[min, opt, max] of the canvas; the input's height where absent")
+    width: Extent | None = Field(None, description="[min, opt, max] of the canvas; the input's width where absent")
+    shapes: dict[str, ShapeExtent] = Field({}, description="[min, opt, max] shapes of other inputs, by name")
+    values: dict[str, ShapeExtent] = Field({}, description="[min, opt, max] values of inputs that hold shapes, by name")

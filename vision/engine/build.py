@@ -1,0 +1,459 @@
+# mypy: allow-subclassing-any
+"""ONNX to engine, with TensorRT 10.3 to 11 and TensorRT-RTX.
+
+Flags and calls that only some of them have are looked up by name and left out where they are absent; where leaving one
+out would change what was asked for, the build is refused instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vision.engine.library import (
+    Gpu,
+    LogLines,
+    builder_flag,
+    collect_log,
+    find_library,
+    has_weak_typing,
+    logger,
+    member_of,
+    network_flags,
+    or_none,
+    supported_capabilities,
+    trt,
+)
+from vision.engine.precision import (
+    Precision,
+    Quantised,
+    Typing,
+    check_quantisation,
+    plan_typing,
+    require_precision,
+    rewrite_onnx,
+)
+from vision.engine.profiles import NetworkInput, Profile, make_profiles
+from vision.engine.progress import BuildListener, Monitor, Silent, run_interruptible
+from vision.engine.runtime import as_shape, dtype_name, start
+from vision.errors import Closed, ModelError
+
+if TYPE_CHECKING:
+    from vision.config.site import ModelCard
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """What makes one engine of a model different from another. All of it is part of the cache's key."""
+
+    precision: Precision = "fp16"
+    max_batch: int = 8
+    workspace_mib: int | None = None  # most scratch memory of one layer; as much as there is where None
+    optimization_level: int | None = None  # 0 quick to build .. 5 quick to run; TensorRT's own choice where None
+    dla_core: int | None = None  # run on this accelerator of a Jetson where it has one
+    half_io: bool = False  # inputs and outputs in the network's own 16 bits instead of float32
+    max_aux_streams: int | None = None  # branches of the network side by side; TensorRT's own choice where None
+    flags: tuple[str, ...] = ()  # further builder flags by name, such as SPARSE_WEIGHTS
+
+    def __post_init__(self) -> None:
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise ModelError(f"the optimization level is 0 to 5, got {self.optimization_level}")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise ModelError(f"the workspace is at least 1 MiB, got {self.workspace_mib}")
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An engine and what is known of its making."""
+
+    plan: bytes
+    layers: int  # of the ONNX file, before fusion
+    profiles: tuple[Profile, ...]
+    seconds: float
+    weights_bytes: int | None  # as the builder's log says
+    activation_bytes: int | None  # of the greediest profile, as the log says
+    notes: tuple[str, ...]  # warnings, and lines on sparsity
+    timing_cache: bytes | None  # to be kept for the next build on this machine
+
+
+def build_plan(
+    model: bytes,
+    card: ModelCard,
+    settings: BuildSettings,
+    gpu: Gpu,
+    *,
+    ahead_of_time: bool = False,
+    timing_cache: bytes | None = None,
+    listener: BuildListener | None = None,
+    cancel: threading.Event | None = None,
+    prepare_thread: Callable[[], object] = lambda: None,
+) -> Built:
+    """Build an engine. Takes seconds (TensorRT-RTX) to many minutes (TensorRT), in a thread of its own.
+
+    Args:
+        model: serialised ONNX.
+        card: its size and profiles.
+        gpu: what it is built for.
+        ahead_of_time: `gpu` is not in this machine (TensorRT-RTX only).
+        timing_cache: of an earlier build on the same GPU and library.
+        listener: is told how it goes.
+        cancel: set it, and the build ends soon, with `Closed`.
+        prepare_thread: called first in the building thread, to choose the GPU there.
+
+    Raises:
+        ModelError: the model, the card and the settings do not fit together, or TensorRT cannot build them.
+        DeviceMissing: there is no TensorRT or no GPU that works.
+        Closed: cancelled.
+        KeyboardInterrupt: Ctrl-C; TensorRT has stopped by then.
+    """
+    require_precision(settings.precision, gpu)
+    stop = cancel or threading.Event()
+
+    def work() -> Built:
+        prepare_thread()
+        with collect_log() as log:
+            job = _Build(
+                card=card,
+                settings=settings,
+                gpu=gpu,
+                ahead_of_time=ahead_of_time,
+                listener=listener or Silent(),
+                cancel=stop,
+                log=log,
+            )
+            return job.run(model, timing_cache)
+
+    return run_interruptible(work, stop)
+
+
+class _Build:
+    """One build: the steps of `run` are its methods."""
+
+    def __init__(
+        self,
+        *,
+        card: ModelCard,
+        settings: BuildSettings,
+        gpu: Gpu,
+        ahead_of_time: bool,
+        listener: BuildListener,
+        cancel: threading.Event,
+        log: LogLines,
+    ) -> None:
+        self._card = card
+        self._settings = settings
+        self._gpu = gpu
+        self._ahead_of_time = ahead_of_time
+        self._listener = listener
+        self._cancel = cancel
+        self._log_lines = log
+        self._typing = plan_typing(settings.precision, weak_typing=has_weak_typing())
+        self._kept: list[object] = []  # profiles and caches: TensorRT before 10.16 does not keep them alive
+        self._refuse_untested()
+        self._builder = start(trt.Builder, log)
+
+    def _refuse_untested(self) -> None:
+        """TensorRT-RTX runs on GPUs that it cannot name, and fp8 convolutions gave wrong results on one (9.0)."""
+        capabilities = supported_capabilities()
+        quantised = self._settings.precision in ("fp8", "int8")
+        if quantised and capabilities and self._gpu.compute_capability not in capabilities:
+            known = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
+            major, minor = self._gpu.compute_capability
+            raise ModelError(
+                f"{find_library()} was not made for compute capability {major}.{minor} but for {known}: "
+                f"{self._settings.precision} gives wrong results there",
+                hint="set `detect: {precision: fp16}`, or use TensorRT in place of TensorRT-RTX",
+            )
+
+    def run(self, model: bytes, timing_cache: bytes | None) -> Built:
+        """Parse, configure, build."""
+        started_ns = time.monotonic_ns()
+        if self._typing.rewrite != "none":
+            model = rewrite_onnx(model, self._typing.rewrite, keep_io=not self._settings.half_io)
+        network, parser = self._parse(model)
+        check_quantisation(self._settings.precision, quantisation_of(network))
+        if not self._typing.strongly_typed and self._settings.half_io:
+            _make_io_half(network, self._settings.precision)
+        self._listener.parsed(network.num_layers)
+        config = self._configure(timing_cache)
+        profiles = self._add_profiles(network, config)
+        plan = self._build(network, config)
+        del parser  # the network points into it
+        self._listener.built(len(plan))
+        return Built(
+            plan=plan,
+            layers=network.num_layers,
+            profiles=profiles,
+            seconds=(time.monotonic_ns() - started_ns) / 1e9,
+            weights_bytes=_bytes_in(self._log_lines, "Total Weights Memory"),
+            activation_bytes=_bytes_in(self._log_lines, "Total Activation Memory"),
+            notes=notes_of(self._log_lines),
+            timing_cache=_timing_cache_of(config),
+        )
+
+    def _parse(self, model: bytes) -> tuple[trt.INetworkDefinition, trt.OnnxParser]:
+        network = self._builder.create_network(network_flags(strongly_typed=self._typing.strongly_typed))
+        parser = trt.OnnxParser(network, logger())
+        parsed = parser.parse(model)
+        faults = [_fault(parser.get_error(index)) for index in range(parser.num_errors)]
+        if not parsed or faults:
+            raise ModelError(
+                f"{find_library()} cannot take {self._card.file}: {'; '.join(faults) or 'no reason given'}",
+                hint="export the model without this operator; vision does NMS itself, so NonMaxSuppression and NonZero "
+                "behind the network's last layers can go",
+            )
+        if (
+            not network.num_layers or not network.num_outputs
+        ):  # the parser takes bytes that are no ONNX for an empty model
+            raise ModelError(
+                f"{self._card.file} is not an ONNX model ({len(model)} bytes without a graph)",
+                hint="download it again, and compare its sha256 with the one in model.yaml",
+            )
+        return network, parser
+
+    def _configure(self, timing_cache: bytes | None) -> trt.IBuilderConfig:
+        config = self._builder.create_builder_config()
+        set_flags(config, self._typing, self._settings.flags)
+        if self._settings.workspace_mib is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self._settings.workspace_mib << 20)
+        if self._settings.optimization_level is not None:
+            config.builder_optimization_level = self._settings.optimization_level
+        if self._settings.max_aux_streams is not None:
+            config.max_aux_streams = self._settings.max_aux_streams
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for `vision profile`; costs nothing at run time
+        self._aim(config)
+        self._use_dla(config)
+        self._use_timing_cache(config, timing_cache)
+        monitor = make_monitor(self._listener, self._cancel)
+        config.progress_monitor = monitor
+        self._kept.append(monitor)
+        return config
+
+    def _aim(self, config: Any) -> None:
+        """Tell TensorRT-RTX which GPU the engine is for. One that it cannot name (9.0) gets the default."""
+        capabilities = supported_capabilities()
+        if not hasattr(config, "set_compute_capability"):
+            if self._ahead_of_time:
+                raise ModelError(
+                    f"{find_library()} builds for the GPU in this machine only",
+                    hint=f"run `vision build` on the machine with the {self._gpu.name}",
+                )
+            return
+        capability = self._gpu.compute_capability
+        if capability in capabilities:
+            config.num_compute_capabilities = 1
+            name = f"SM{capability[0]}{capability[1]}"
+            if not config.set_compute_capability(member_of("ComputeCapability", name), 0):
+                raise ModelError(f"{find_library()} refuses to build for {name}")
+        elif self._ahead_of_time:
+            known = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
+            raise ModelError(f"{find_library()} builds for compute capabilities {known}, not for {capability}")
+
+    def _use_dla(self, config: trt.IBuilderConfig) -> None:
+        core = self._settings.dla_core
+        if core is None:
+            return
+        cores = int(self._builder.num_DLA_cores)
+        if core >= cores:
+            _log.warning("DLA core %d was asked for and this machine has %d: building for the GPU", core, cores)
+            return
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = core
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+    def _use_timing_cache(self, config: trt.IBuilderConfig, blob: bytes | None) -> None:
+        if not keeps_timing():
+            return
+        cache = or_none(config.create_timing_cache(blob or b""))
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            _log.info("the timing cache is of another GPU or library, measuring anew")
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, ignore_mismatch=False)
+        self._kept.append(cache)
+
+    def _add_profiles(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> tuple[Profile, ...]:
+        inputs = inputs_of(network)
+        profiles = make_profiles(inputs, self._card, self._settings.max_batch)
+        if not any(each.is_shape_tensor or min(each.shape, default=0) < 0 for each in inputs):
+            return profiles  # all is fixed: TensorRT wants no profile
+        for profile in profiles:
+            self._kept.append(add_profile(self._builder, config, inputs, profile))
+        return profiles
+
+    def _build(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> bytes:
+        plan = or_none(self._builder.build_serialized_network(network, config))
+        if self._cancel.is_set():
+            raise Closed("the build was cancelled")
+        if plan is None:
+            raise ModelError(
+                f"{find_library()} cannot build {self._card.name} in {self._settings.precision} for {self._gpu.name}: "
+                f"{build_failure(self._log_lines, network)}",
+                hint=failure_hint(self._settings.precision),
+            )
+        return bytes(memoryview(plan))
+
+
+# ------------------------------------------------------------------------------------------------ single steps
+
+
+def make_monitor(listener: BuildListener, cancel: threading.Event) -> trt.IProgressMonitor:
+    """A progress monitor that tells `listener` and stops the build once `cancel` is set."""
+    inner = Monitor(listener, cancel)
+
+    class ProgressMonitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            inner.phase_start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return inner.step_complete(phase_name, step)
+
+        def phase_finish(self, phase_name: str) -> None:
+            inner.phase_finish(phase_name)
+
+    return ProgressMonitor()
+
+
+def set_flags(config: trt.IBuilderConfig, typing: Typing, further: Sequence[str] = ()) -> None:
+    """Set and clear builder flags by name.
+
+    Raises:
+        ModelError: this library does not have one that is needed.
+    """
+    for name in (*typing.flags_on, *further):
+        flag = builder_flag(name)
+        if flag is None:
+            raise ModelError(f"{find_library()} has no builder flag {name}", hint="another precision or library has")
+        config.set_flag(flag)
+    for name in typing.flags_off:
+        flag = builder_flag(name)
+        if flag is not None:
+            config.clear_flag(flag)
+
+
+def keeps_timing() -> bool:
+    """Whether measured timings can be kept between builds. TensorRT-RTX measures nothing, and ignores the calls."""
+    return find_library().flavour == "tensorrt"
+
+
+def _timing_cache_of(config: trt.IBuilderConfig) -> bytes | None:
+    if not keeps_timing():
+        return None
+    cache = or_none(config.get_timing_cache())
+    return bytes(memoryview(cache.serialize())) if cache is not None else None
+
+
+def inputs_of(network: trt.INetworkDefinition) -> tuple[NetworkInput, ...]:
+    """The inputs of a parsed network."""
+    tensors = (network.get_input(index) for index in range(network.num_inputs))
+    return tuple(NetworkInput(each.name, as_shape(each.shape), bool(each.is_shape_tensor)) for each in tensors)
+
+
+def add_profile(
+    builder: trt.Builder, config: trt.IBuilderConfig, inputs: Sequence[NetworkInput], profile: Profile
+) -> trt.IOptimizationProfile:
+    """Add a profile to a configuration. The caller keeps the result until the build has ended.
+
+    TensorRT accepts `set_shape_input` for inputs that are no shape tensors, and then the build fails for want of a
+    range; it accepts a minimum above the maximum too, and says so by the profile's truth value alone.
+
+    Raises:
+        ModelError: TensorRT finds it inconsistent.
+    """
+    made = builder.create_optimization_profile()
+    for each in inputs:
+        if each.is_shape_tensor:
+            values = profile.values[each.name]
+            made.set_shape_input(each.name, list(values.min), list(values.opt), list(values.max))
+        elif min(each.shape, default=0) < 0:
+            shapes = profile.shapes[each.name]
+            made.set_shape(
+                each.name, trt.Dims(list(shapes.min)), trt.Dims(list(shapes.opt)), trt.Dims(list(shapes.max))
+            )
+    if not bool(made) or config.add_optimization_profile(made) < 0:
+        raise ModelError(f"{find_library()} finds the profile inconsistent: {profile}")
+    return made
+
+
+def quantisation_of(network: trt.INetworkDefinition) -> Quantised:
+    """Whether a network has QuantizeLinear in it, and to what."""
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.QUANTIZE and dtype_name(layer.get_output(0).dtype.name) == "fp8":
+            return "fp8"
+        if layer.type == trt.LayerType.QUANTIZE:
+            return "int8"
+    return "none"
+
+
+def _make_io_half(network: Any, precision: Precision) -> None:
+    """Let a weakly typed network take and give 16 bits. (A strongly typed one has them in its ONNX file.)"""
+    import warnings
+
+    half = {"fp16": "HALF", "bf16": "BF16"}.get(precision)
+    if half is None:
+        return
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    tensors += [network.get_output(index) for index in range(network.num_outputs)]
+    with warnings.catch_warnings():  # deprecated since strong typing, and right without it
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for tensor in tensors:
+            if dtype_name(tensor.dtype.name) == "float32":
+                tensor.dtype = getattr(trt.DataType, half)
+
+
+# ------------------------------------------------------------------------------------------------ what went wrong
+
+
+def _fault(error: Any) -> str:
+    """One error of the parser: which node, which operator, what is wrong."""
+    operator, node, text = error.node_operator(), error.node_name(), error.desc().strip()
+    if not operator:
+        return text
+    where = f"node {node}" if node else f"node number {error.node()}"
+    return f"operator {operator} ({where}) is not supported: {text}"
+
+
+_NO_RUNNER = re.compile(r"(?P<node>\S+) has no runners that implement it")
+
+
+def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
+    """Why a build failed, from the log: with the node and its operator where the log names one."""
+    errors = [text for text in log.errors() if "catchCudaError" not in text] or list(log.errors())
+    layers = {network.get_layer(index).name: network.get_layer(index) for index in range(network.num_layers)}
+    for text in errors:
+        found = _NO_RUNNER.search(text)
+        if found and found["node"] in layers:
+            return "operator {} (node {}) is not supported on this GPU".format(
+                layers[found["node"]].type.name, found["node"]
+            )
+    return "; ".join(errors) or "no reason given"
+
+
+def failure_hint(precision: Precision) -> str:
+    """What to try after a failed build."""
+    if precision in ("int8", "fp8"):
+        return f"this library or GPU may have no {precision} kernels for the model's layers: `precision: fp16` works"
+    return "export the model without operators that are named above; a smaller max_batch needs less memory"
+
+
+def notes_of(log: LogLines) -> tuple[str, ...]:
+    """Warnings of a build, and what it says of sparsity, each once."""
+    lines = (line.text.strip() for line in log.lines if line.severity == "WARNING" or "(Sparsity)" in line.text)
+    return tuple(dict.fromkeys(lines))
+
+
+def _bytes_in(log: LogLines, what: str) -> int | None:
+    """The greatest number of bytes that the log gives for `what`: there is a line for each profile."""
+    pattern = re.compile(re.escape(what) + r": (\d+)")
+    numbers = [int(found[1]) for text in log.containing(what) if (found := pattern.search(text))]
+    return max(numbers, default=None)
