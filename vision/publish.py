@@ -222,6 +222,9 @@ def _bound_socket(
 ) -> zmq.Socket[bytes]:
     if bind.startswith("ipc://"):
         _check_free(bind.removeprefix("ipc://"))
+    port = bind.rpartition(":")[2]
+    if port.isdecimal() and int(port) > 65535:  # ZeroMQ would bind its remainder
+        raise _bind_error(bind, zmq.ZMQError(errno.EINVAL))
     sock = context.socket(zmq.XPUB)
     try:
         sock.setsockopt(zmq.LINGER, 0)

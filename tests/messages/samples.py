@@ -1,0 +1,61 @@
+"""Results and statuses for the tests of everything that sends or reads messages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vision import wire
+from vision.metrics import Percentiles
+from vision.types import Detections, DropReason, Event, FrameMeta, Result, Timing, Tracks
+
+CLASSES = ("person", "car")
+META = FrameMeta("gate", 17, 2, 5_000_000_000, 1_700_000_000_123_456_789, 640, 480, "rtcp")
+TIMING = Timing(5_000_000_000, 5_003_000_000, 5_003_200_000, 5_027_200_000, 5_027_800_000)
+
+
+def found(n: int = 2) -> Detections:
+    """`n` objects with plain numbers."""
+    boxes = np.arange(4 * n, dtype=np.float32).reshape(n, 4) + np.float32(0.123)
+    return Detections(boxes, np.linspace(0.87654321, 0.1, n, dtype=np.float32), np.arange(n, dtype=np.int32) % 2)
+
+
+def tracked(n: int = 2) -> Tracks:
+    """The same with track ids from 40."""
+    one = found(n)
+    return Tracks(one.boxes_xyxy, one.scores, one.class_ids, np.arange(n) + 40, np.zeros(n, np.int64))
+
+
+def result(
+    objects: Detections | Tracks | None = None, *, camera: str = "gate", index: int = 17, **changes: Any
+) -> Result:
+    """One picture's result."""
+    given: dict[str, Any] = {"timing": TIMING, "dropped_before": {DropReason.STALE: 3, DropReason.MAX_FPS: 0}}
+    meta = replace(META, camera_id=camera, index=index)
+    return Result(meta, objects if objects is not None else found(), **(given | changes))
+
+
+def camera_status(camera: str = "gate", **changes: Any) -> wire.CameraStatusMessage:
+    """A camera that streams."""
+    given: dict[str, Any] = {
+        "now_ns": 9_000_000_000, "now_utc_ns": 0, "state": "streaming", "since_ns": 7_500_000_000, "epoch": 1,
+        "reconnects": 0, "grabbed": 10, "published": 8, "dropped": {DropReason.STALE: 2}, "fps": 24.987,
+        "published_fps": 20.0,
+    }  # fmt: skip
+    return wire.camera_status(camera=camera, **(given | changes))
+
+
+def node_status() -> wire.NodeStatusMessage:
+    """A program that runs."""
+    return wire.node_status(
+        now_ns=1, now_utc_ns=0, uptime_s=1.23456, version="0.1.0", backend="fake cpu", model="fake",
+        rates={"published": 24.987}, latency={"detect": Percentiles(9, 1.23456, 2.0, 3.0)},
+        dropped={"stale": 1}, queues={"results": 0}, rss_bytes=1 << 20,
+    )  # fmt: skip
+
+
+def crossed() -> Event:
+    """Somebody came in."""
+    return Event("line_crossed", "door", "gate", 40, 5_001_000_000, {"direction": "in", "count": np.int64(3)})

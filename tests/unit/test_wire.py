@@ -1,0 +1,210 @@
+"""The wire: what is sent equals what is read, in both encodings, from this version and its neighbours."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.messages.samples import CLASSES, TIMING, camera_status, crossed, found, node_status, result, tracked
+from vision import wire
+from vision.errors import ConfigError, MessageError
+from vision.types import Detections, Event, Timing, Tracks
+
+
+def event() -> wire.EventMessage:
+    return wire.event(crossed(), result())
+
+
+MESSAGES = {
+    "detections": wire.detections(result(), CLASSES),
+    "tracks": wire.detections(result(tracked()), CLASSES),
+    "nothing found": wire.detections(result(Detections.empty()), CLASSES),
+    "event": event(),
+    "camera": camera_status(last_error="rtsp://u:secret@h/: refused", width=640, height=480, decoder="ffmpeg"),
+    "node": node_status(),
+}
+
+
+def as_json(message: wire.Message) -> dict[str, Any]:
+    content = json.loads(wire.encode(message))
+    assert isinstance(content, dict)
+    return content
+
+
+@pytest.mark.parametrize("encoding", ["json", "msgpack"])
+@pytest.mark.parametrize("name", MESSAGES)
+def test_what_is_read_says_what_was_sent(name: str, encoding: wire.Encoding) -> None:
+    sent = wire.Numbering("node-1", "cafe").stamp(MESSAGES[name])
+    read = wire.decode(sent.topic, wire.encode(sent, encoding))
+    assert type(read) is type(sent)
+    assert as_json(read) == as_json(sent)
+    assert (read.node, read.instance, read.boot, read.seq) == ("node-1", "cafe", wire.boot_id(), 1)
+
+
+def test_a_detections_message_in_full() -> None:
+    message = wire.Numbering("node-1", "cafe").stamp(wire.detections(result(tracked(1)), CLASSES))
+    assert as_json(message) == {
+        "schema": "vision.detections/1",
+        "node": "node-1",
+        "instance": "cafe",
+        "boot": wire.boot_id(),
+        "seq": 1,
+        "camera": "gate",
+        "epoch": 2,
+        "frame": 17,
+        "captured_at": "2023-11-14T22:13:20.123456Z",
+        "captured_monotonic_ns": 5_000_000_000,
+        "clock": "rtcp",
+        "timing_ms": {"wait": 3.0, "submit": 0.2, "infer": 24.0, "publish": 0.6, "total": 27.8},
+        "dropped_before": {"stale": 3},
+        "width": 640,
+        "height": 480,
+        "objects": [
+            {"track_id": 40, "class": "person", "class_id": 0, "score": 0.8765, "box": [0.1, 1.1, 2.1, 3.1]},
+        ],
+    }
+
+
+def test_without_tracking_there_is_no_track_id() -> None:
+    content = as_json(wire.detections(result(), CLASSES))
+    assert all("track_id" not in one for one in content["objects"])
+    read = wire.decode("detections/gate", json.dumps(content).encode())
+    assert isinstance(read, wire.DetectionsMessage)
+    assert [one.track_id for one in read.objects] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("timing", "expected"),
+    [
+        (TIMING, (3.0, 0.2, 24.0, 0.6, 27.8)),
+        (Timing(1_000_000, 2_000_000, 4_000_000, 7_000_000), (1.0, 2.0, 3.0, 2.0, 8.0)),  # stamped when published
+        (Timing(1_000_000), (0.0, 0.0, 0.0, 8.0, 8.0)),
+    ],
+)
+def test_timing_adds_up(timing: Timing, expected: tuple[float, ...]) -> None:
+    times = wire.detections(result(timing=timing), CLASSES, now_ns=9_000_000).timing_ms
+    assert (times.wait, times.submit, times.infer, times.publish, times.total) == expected
+
+
+def test_timing_line_says_where_the_time_went() -> None:
+    line = wire.detections(result(), CLASSES).timing_line()
+    assert line == "gate frame 17: 27.8 ms = 3.0 waiting + 0.2 submitting + 24.0 inferring + 0.6 publishing"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("objects", [found(3), tracked(3)], ids=["detections", "tracks"])
+def test_numbers_that_are_not_finite_are_left_out_and_counted(bad: float, objects: Detections | Tracks) -> None:
+    objects.boxes_xyxy[1, 2] = bad
+    message = wire.detections(result(objects), CLASSES)
+    assert ([one.score for one in message.objects], message.invalid) == ([0.8765, 0.1], 1)
+    assert b"null" not in wire.encode(message)
+
+
+def test_excess_candidates_are_told() -> None:
+    one = found(1)
+    message = wire.detections(result(Detections(one.boxes_xyxy, one.scores, one.class_ids, excess=7)), CLASSES)
+    assert as_json(message)["excess"] == 7
+
+
+@pytest.mark.parametrize(("class_id", "name"), [(0, "person"), (1, "car"), (2, "class 2"), (-1, "class -1")])
+def test_class_names(class_id: int, name: str) -> None:
+    one = found(1)
+    objects = Detections(one.boxes_xyxy, one.scores, np.array([class_id], np.int32))
+    assert wire.detections(result(objects), CLASSES).objects[0].class_name == name
+
+
+def test_an_event_has_its_own_time_and_plain_data() -> None:
+    content = as_json(wire.Numbering("n", "i").stamp(event()))
+    assert content["at"] == "2023-11-14T22:13:20.124456Z"
+    assert content["at_monotonic_ns"] == 5_001_000_000
+    assert content["data"] == {"direction": "in", "count": 3}
+    assert (content["frame"], content["track_id"], content["kind"], content["name"]) == (17, 40, "line_crossed", "door")
+
+
+def test_event_data_that_no_message_can_hold() -> None:
+    with pytest.raises(NotImplementedError, match="got object"):
+        wire.encode(wire.event(Event("kind", "name", "gate", None, 0, {"what": object()}), result()))
+
+
+def test_camera_status_rounds_hides_secrets_and_leaves_out_what_it_does_not_know() -> None:
+    content = as_json(camera_status(last_error="rtsp://user:secret@host/x: refused", next_retry_in_s=1.23456))
+    assert content["last_error"] == "rtsp://***@host/x: refused"
+    assert (content["state_for_s"], content["fps"], content["next_retry_in_s"]) == (1.5, 24.99, 1.235)
+    assert content["dropped"] == {"stale": 2}
+    assert not {"width", "height", "decoder", "clock", "last_frame_age_s"} & set(content)
+
+
+def test_no_camera_may_take_the_topic_of_the_node() -> None:
+    with pytest.raises(ConfigError, match="no camera may be called 'node'"):
+        camera_status(camera="node")
+
+
+def test_numbers_count_per_topic() -> None:
+    numbering = wire.Numbering("n")
+    stamped = [numbering.stamp(MESSAGES[name]) for name in ("detections", "camera", "detections", "node", "detections")]
+    assert [(one.topic, one.seq) for one in stamped] == [
+        ("detections/gate", 1),
+        ("status/gate", 1),
+        ("detections/gate", 2),
+        ("status/node", 1),
+        ("detections/gate", 3),
+    ]
+    assert len({one.instance for one in stamped}) == 1
+    assert wire.Numbering("n").instance != numbering.instance
+
+
+@pytest.mark.parametrize("encoding", ["json", "msgpack"])
+def test_fields_of_a_newer_publisher_are_ignored(encoding: str) -> None:
+    import msgspec
+
+    content = as_json(MESSAGES["detections"]) | {"colour": "red"}
+    content["objects"][0]["age"] = 3
+    payload = msgspec.json.encode(content) if encoding == "json" else msgspec.msgpack.encode(content)
+    assert as_json(wire.decode("detections/gate", payload)) == as_json(MESSAGES["detections"])
+
+
+def _changed(**changes: Any) -> bytes:
+    return json.dumps(as_json(MESSAGES["detections"]) | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "words"),
+    [
+        ("detections/gate", _changed(schema="vision.detections/2"), "vision.detections/1, got vision.detections/2"),
+        ("detections/gate", _changed(schema="other.thing/1"), "got other.thing/1"),
+        ("detections/gate", wire.encode(MESSAGES["node"]), "expected schema vision.detections/1, got vision.status/1"),
+        ("detections/gate", wire.encode(MESSAGES["node"], "msgpack"), "got vision.status/1"),
+        ("detections/gate", _changed(seq="three"), "Expected `int`, got `str`"),
+        ("detections/gate", b"", "expected a message of schema vision.detections/1"),
+        ("detections/gate", b"{", "expected a message of schema"),
+        ("detections/gate", b"hello", "expected a message of schema"),
+        ("detections/gate", b"[1, 2]", "expected a message of schema"),
+        ("detections/gate", b'{"schema": "\xff"}', "expected a message of schema"),
+        ("detections/gate", b'{"x":' + b"[" * 100_000, "expected a message of schema"),
+        ("status/gate", wire.encode(MESSAGES["node"]), "missing required field `camera`"),
+        ("weather/gate", b"{}", "starts with one of detections, status, events, got 'weather/gate'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_refused_with_the_reason(topic: str, payload: bytes, words: str) -> None:
+    with pytest.raises(MessageError) as caught:
+        wire.decode(topic, payload)
+    assert words in str(caught.value)
+
+
+@given(st.integers(0, 4_000_000_000_000_000_000))
+def test_times_come_back_to_the_microsecond(utc_ns: int) -> None:
+    assert wire.utc_ns(wire.rfc3339(utc_ns)) == utc_ns // 1000 * 1000
+
+
+@given(st.binary(max_size=40))
+def test_no_bytes_make_the_reader_fail_otherwise(payload: bytes) -> None:
+    try:
+        wire.decode("detections/gate", payload)
+    except MessageError:
+        return
+    raise AssertionError("random bytes were read as a message")
