@@ -1,0 +1,271 @@
+#!/usr/bin/python3
+"""A real RTSP server for the tests: GStreamer's own, fed with a clip that loops for ever at its own pace.
+
+Run by the system's Python, which has ``gi``. It is a process of its own so that tests can kill and freeze it, as
+cables and cameras do. Every line on stdout is an event that the tests wait for::
+
+    ready 8554
+    play /clip tcp          a client started to play, over this transport
+
+Mounts:
+
+=========  ==========================================================================
+/clip      the clip as it is, H.264, not encoded again: decoded pictures are comparable
+/other     the same scene in 384x288, with sound
+/switch    changes between both sizes every ``--switch-s`` seconds
+/lossy     the clip, with one RTP packet missing in picture 25, 65, 105, ... and in the key frames 120, 240, ...
+/private   the clip, for ``--user`` and ``--password`` only
+/unset     the clip, from a camera whose clock was never set: its sender reports say 1900
+/h265      384x288, H.265
+/mjpeg     384x288, motion JPEG
+=========  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gi
+
+gi.require_version("Gst", "1.0")
+gi.require_version("GstApp", "1.0")
+gi.require_version("GstRtsp", "1.0")
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstApp, GstRtsp, GstRtspServer  # noqa: E402, F401
+
+FPS = 10
+ENCODERS = {
+    "h264": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=20 ! h264parse config-interval=-1",
+    "h265": "x265enc tune=zerolatency speed-preset=ultrafast key-int-max=20 ! h265parse config-interval=-1",
+    "mjpeg": "jpegenc",
+}
+CAPS = {
+    "h264": "video/x-h264,stream-format=byte-stream,alignment=au",
+    "h265": "video/x-h265,stream-format=byte-stream,alignment=au",
+    "mjpeg": "image/jpeg,width=384,height=288,framerate=10/1",
+}
+PAYLOADERS = {"h264": "rtph264pay config-interval=-1", "h265": "rtph265pay config-interval=-1", "mjpeg": "rtpjpegpay"}
+GOP = 20  # pictures from key frame to key frame, of the clip and of what is encoded here
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Coded pictures of one stream; key frames carry their parameter sets."""
+
+    codec: str
+    pictures: tuple[bytes, ...]
+
+
+def coded_pictures(description: str) -> tuple[bytes, ...]:
+    """Run a pipeline that ends in an appsink called ``sink`` and keep everything that arrives."""
+    pipeline = Gst.parse_launch(description + " ! appsink name=sink sync=false")
+    sink = pipeline.get_by_name("sink")
+    pipeline.set_state(Gst.State.PLAYING)
+    pictures = []
+    while (sample := sink.try_pull_sample(20 * Gst.SECOND)) is not None:
+        buffer = sample.get_buffer()
+        pictures.append(buffer.extract_dup(0, buffer.get_size()))
+    pipeline.set_state(Gst.State.NULL)
+    if not pictures:
+        raise SystemExit(f"nothing came out of: {description}")
+    return tuple(pictures)
+
+
+@cache
+def whole(clip: Path) -> Coded:
+    """Every picture of the clip, as it is."""
+    return Coded(
+        "h264", coded_pictures(f'filesrc location="{clip}" ! qtdemux ! h264parse config-interval=-1 ! {CAPS["h264"]}')
+    )
+
+
+@cache
+def small(clip: Path, codec: str) -> Coded:
+    """The first 4 s of the clip in 384x288; encoded when somebody asks for it."""
+    return Coded(
+        codec,
+        coded_pictures(
+            f'filesrc location="{clip}" ! qtdemux ! h264parse ! avdec_h264 ! identity eos-after=40 ! videoconvert'
+            f" ! videoscale ! video/x-raw,format=I420,width=384,height=288 ! {ENCODERS[codec]} ! {CAPS[codec]}"
+        ),
+    )
+
+
+class Feeder:
+    """Gives an appsrc one picture every 1/FPS s, with continuous timestamps, until the media goes."""
+
+    def __init__(self, appsrc: Any, picture: Callable[[int], bytes]) -> None:
+        self._appsrc = appsrc
+        self._picture = picture
+        self._started_s = time.monotonic()
+        self._index = 0
+        GLib.timeout_add(10, self._feed)
+
+    def _feed(self) -> bool:
+        while self._index / FPS <= time.monotonic() - self._started_s:
+            buffer = Gst.Buffer.new_wrapped(self._picture(self._index))
+            buffer.pts = buffer.dts = self._index * Gst.SECOND // FPS
+            buffer.duration = Gst.SECOND // FPS
+            if self._appsrc.emit("push-buffer", buffer) != Gst.FlowReturn.OK:
+                return False
+            self._index += 1
+        return True
+
+
+class Loss:
+    """A pad probe that takes the second packet out of some pictures."""
+
+    def __init__(self) -> None:
+        self._index = -1
+        self._packet = 0
+
+    def __call__(self, _pad: Any, probe: Any) -> Any:
+        index = probe.get_buffer().pts * FPS // Gst.SECOND
+        self._packet = self._packet + 1 if index == self._index else 0
+        self._index = index
+        spoiled = index % 40 == 25 or (index > 0 and index % 120 == 0)
+        return Gst.PadProbeReturn.DROP if spoiled and self._packet == 1 else Gst.PadProbeReturn.OK
+
+
+class Mount(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
+    """One stream, shared by all its clients, as a camera's is."""
+
+    def __init__(self, codec: str, picture: Callable[[int], bytes], **oddities: bool) -> None:
+        super().__init__()
+        self._codec = codec
+        self._picture = picture
+        self._lossy = oddities.get("lossy", False)
+        self._unset = oddities.get("unset", False)
+        self._sound = oddities.get("sound", False)
+        self.set_shared(True)
+        self.set_protocols(GstRtsp.RTSPLowerTrans.TCP | GstRtsp.RTSPLowerTrans.UDP)
+        self.connect("media-configure", self._configure)
+
+    def do_create_element(self, _url: Any) -> Any:
+        appsrc = Gst.ElementFactory.make("appsrc", "feed")
+        appsrc.set_property("is-live", True)
+        appsrc.set_property("format", Gst.Format.TIME)
+        appsrc.set_property("caps", Gst.Caps.from_string(CAPS[self._codec]))
+        # The payloader sends lists of packets; behind identity they come one by one.
+        payloader = Gst.parse_bin_from_description(f"{PAYLOADERS[self._codec]} pt=96 ! identity", True)
+        payloader.set_name("pay0")
+        if self._lossy:
+            payloader.get_static_pad("src").add_probe(Gst.PadProbeType.BUFFER, Loss())
+        media = Gst.Bin.new(None)
+        media.add(appsrc)
+        media.add(payloader)
+        appsrc.link(payloader)
+        if self._sound:
+            sound = Gst.parse_bin_from_description("audiotestsrc is-live=true ! alawenc ! rtppcmapay", True)
+            sound.set_name("pay1")
+            media.add(sound)
+        return media
+
+    def _configure(self, _factory: Any, media: Any) -> None:
+        Feeder(media.get_element().get_by_name("feed"), self._picture)
+        media.connect("prepared", self._prepared)
+
+    def _prepared(self, media: Any) -> None:
+        # Cameras send their reports every few seconds; a test should not wait that long.
+        media.get_stream(0).get_rtpsession().set_property("rtcp-min-interval", 300 * Gst.MSECOND)
+        if self._unset:
+            children = media.get_element().get_parent().children
+            rtpbin = next(child for child in children if child.get_factory().get_name() == "rtpbin")
+            rtpbin.set_property("ntp-time-source", 2)  # running time
+
+
+def mounts(clip: Path, switch_s: int) -> dict[str, Mount]:
+    """What is served where; nothing is read or encoded before the first client asks for it."""
+
+    def clip_picture(index: int) -> bytes:
+        pictures = whole(clip).pictures
+        return pictures[index % len(pictures)]
+
+    def small_picture(codec: str) -> Callable[[int], bytes]:
+        return lambda index: small(clip, codec).pictures[index % (2 * GOP)]
+
+    def switching_picture(index: int) -> bytes:
+        turn, place = divmod(index, switch_s * FPS)
+        return small_picture("h264")(place) if turn % 2 else clip_picture(place)
+
+    return {
+        "/clip": Mount("h264", clip_picture),
+        "/other": Mount("h264", small_picture("h264"), sound=True),
+        "/switch": Mount("h264", switching_picture),
+        "/lossy": Mount("h264", clip_picture, lossy=True),
+        "/private": Mount("h264", clip_picture),
+        "/unset": Mount("h264", clip_picture, unset=True),
+        "/h265": Mount("h265", small_picture("h265")),
+        "/mjpeg": Mount("mjpeg", small_picture("mjpeg")),
+    }
+
+
+def protect(server: Any, private: Mount, everybody: list[Mount], *, user: str, password: str, scheme: str) -> None:
+    """Ask for a user name and a password at `private`, and for none at the others."""
+    auth = GstRtspServer.RTSPAuth()
+    known, anonymous = GstRtspServer.RTSPToken(), GstRtspServer.RTSPToken()
+    known.set_string(GstRtspServer.RTSP_TOKEN_MEDIA_FACTORY_ROLE, "known")
+    anonymous.set_string(GstRtspServer.RTSP_TOKEN_MEDIA_FACTORY_ROLE, "anonymous")
+    if scheme == "basic":
+        auth.set_supported_methods(GstRtsp.RTSPAuthMethod.BASIC)
+        auth.add_basic(GstRtspServer.RTSPAuth.make_basic(user, password), known)
+    else:
+        auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
+        auth.add_digest(user, password, known)
+    auth.set_default_token(anonymous)
+    server.set_auth(auth)
+    for mount in (private, *everybody):
+        permissions = GstRtspServer.RTSPPermissions()
+        for role in ("known", "anonymous"):
+            # Without "access" the answer would be 404, without "construct" it is 401 and the client may try again.
+            allowed = mount is not private or role == "known"
+            permissions.add_permission_for_role(role, GstRtspServer.RTSP_PERM_MEDIA_FACTORY_ACCESS, True)
+            permissions.add_permission_for_role(role, GstRtspServer.RTSP_PERM_MEDIA_FACTORY_CONSTRUCT, allowed)
+        mount.set_permissions(permissions)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def report_play(_client: Any, context: Any) -> None:
+    """Say over which transport a client plays; the server's word, not the client's."""
+    transport = context.sessmedia.get_transport(0).get_transport().lower_transport
+    say(f"play {context.uri.abspath} {'tcp' if transport & GstRtsp.RTSPLowerTrans.TCP else 'udp'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Serve a clip over RTSP, for ever, in real time.")
+    parser.add_argument("clip", type=Path, help="MP4 file with H.264, 10 pictures/s, a key frame every 20")
+    parser.add_argument("--port", type=int, default=0, help="0: any free one, printed")
+    parser.add_argument("--user", default="viewer")
+    parser.add_argument("--password", default="secret")
+    parser.add_argument("--auth", choices=("basic", "digest"), default="digest")
+    parser.add_argument("--switch-s", type=int, default=2, help="time between two changes of size at /switch")
+    options = parser.parse_args()
+
+    Gst.init(None)
+    server = GstRtspServer.RTSPServer()
+    server.set_address("127.0.0.1")
+    server.set_service(str(options.port))
+    served = mounts(options.clip, options.switch_s)
+    for path, mount in served.items():
+        server.get_mount_points().add_factory(path, mount)
+    others = [mount for path, mount in served.items() if path != "/private"]
+    protect(server, served["/private"], others, user=options.user, password=options.password, scheme=options.auth)
+    server.connect("client-connected", lambda _server, client: client.connect("play-request", report_play))
+    if not server.attach(None):
+        sys.exit(f"cannot listen on port {options.port}")
+    say(f"ready {server.get_bound_port()}")
+    GLib.MainLoop().run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import struct
+from datetime import datetime, timezone
+
+import pytest
+
+from vision.capture.clock import LATE_FOR_NS, NTP_TO_UNIX_S, CaptureClock, utc_minus_running_time
+
+S = 1_000_000_000
+MS = 1_000_000
+UTC_MINUS_MONOTONIC = 1_700_000_000 * S
+
+
+class Machine:
+    """This machine's two clocks, moved by hand, and a `CaptureClock` that reads them."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1000 * S
+        self.warnings: list[str] = []
+        self.stamps = CaptureClock(
+            S // 2, self.warnings.append, clock=lambda: self.now_ns, utc=lambda: self.now_ns + UTC_MINUS_MONOTONIC
+        )
+
+    def picture(self, delay_ns: int | None, *, decoding_ns: int = 0) -> tuple[int, int, str]:
+        """A picture arrives now, `delay_ns` old by the camera's clock. Its age on both clocks, when it is stamped."""
+        arrived_ns = self.now_ns
+        camera_utc_ns = None if delay_ns is None else arrived_ns + UTC_MINUS_MONOTONIC - delay_ns
+        self.now_ns += decoding_ns
+        stamp = self.stamps.stamp(arrived_ns, camera_utc_ns)
+        ages = (
+            self.now_ns - stamp.captured_ns,
+            self.now_ns + UTC_MINUS_MONOTONIC - stamp.captured_utc_ns,
+            str(stamp.clock),
+        )
+        self.now_ns += 100 * MS
+        return ages
+
+
+@pytest.mark.parametrize(
+    ("delay_ns", "age_ns", "clock", "warned"),
+    [
+        (None, 0, "arrival", False),  # no sender report yet
+        (0, 0, "rtcp", False),
+        (120 * MS, 120 * MS, "rtcp", False),
+        (500 * MS, 500 * MS, "rtcp", False),
+        (501 * MS, 0, "arrival", True),  # over the staleness budget at first sight: the clock, not the network
+        (-300 * MS, 0, "rtcp", False),  # a clock slightly ahead: never in the future
+        (-501 * MS, 0, "arrival", True),
+        (UTC_MINUS_MONOTONIC, 0, "arrival", True),  # 1970
+        (-86_400 * S, 0, "arrival", True),  # tomorrow
+    ],
+)
+def test_first_picture(delay_ns: int | None, age_ns: int, clock: str, warned: bool) -> None:
+    machine = Machine()
+    assert machine.picture(delay_ns) == (age_ns, age_ns, clock)
+    assert bool(machine.warnings) == warned
+
+
+def test_time_in_the_decoder_counts() -> None:
+    assert Machine().picture(100 * MS, decoding_ns=30 * MS) == (130 * MS, 130 * MS, "rtcp")
+    assert Machine().picture(None, decoding_ns=30 * MS) == (30 * MS, 30 * MS, "arrival")
+
+
+def test_a_network_that_falls_behind_is_seen_once_the_clock_is_believed() -> None:
+    machine = Machine()
+    assert machine.picture(50 * MS)[2] == "rtcp"
+    assert machine.picture(3 * S) == (150 * MS - 1, 150 * MS - 1, "rtcp")  # not before the last
+    machine.now_ns += 10 * S
+    assert machine.picture(3 * S) == (3 * S, 3 * S, "rtcp")
+    assert machine.warnings == []
+
+
+@pytest.mark.parametrize("delay_ns", [-501 * MS, 3601 * S])
+def test_a_clock_that_was_set_wrong_is_not_believed_any_more(delay_ns: int) -> None:
+    machine = Machine()
+    machine.picture(50 * MS)
+    assert machine.picture(delay_ns) == (0, 0, "arrival")
+    assert len(machine.warnings) == 1
+
+
+def test_a_clock_set_back_by_seconds_is_not_believed_after_half_a_minute() -> None:
+    machine = Machine()
+    machine.picture(50 * MS)
+    clocks = [machine.picture(5 * S)[2] for _ in range(2 * LATE_FOR_NS // (100 * MS))]
+    late = clocks.index("arrival") * 100 * MS
+    assert LATE_FOR_NS <= late <= LATE_FOR_NS + S
+    assert set(clocks[clocks.index("arrival") :]) == {"arrival"}
+    assert len(machine.warnings) == 1
+
+
+def test_one_late_spell_does_not_count_towards_the_next() -> None:
+    machine = Machine()
+    for _ in range(3):
+        machine.picture(50 * MS)
+        machine.now_ns += LATE_FOR_NS // 2
+        assert machine.picture(5 * S)[2] == "rtcp"
+        machine.now_ns += LATE_FOR_NS // 2 + 10 * S
+        machine.picture(50 * MS)
+    assert machine.warnings == []
+
+
+def test_a_clock_that_is_set_right_is_believed_again_and_one_warning_is_enough() -> None:
+    machine = Machine()
+    for _ in range(3):
+        assert machine.picture(UTC_MINUS_MONOTONIC)[2] == "arrival"
+        assert machine.picture(50 * MS)[2] == "rtcp"
+    (warning,) = machine.warnings
+    assert "1970-01-01 00:16:40 UTC" in warning
+
+
+def test_capture_times_always_increase() -> None:
+    machine = Machine()
+    last_ns = 0
+    for delay_ns in [None, None, 300 * MS, 250 * MS, None, 450 * MS, 449 * MS, None]:
+        stamp = machine.stamps.stamp(
+            machine.now_ns, None if delay_ns is None else machine.now_ns + UTC_MINUS_MONOTONIC - delay_ns
+        )
+        assert last_ns < stamp.captured_ns <= machine.now_ns
+        assert stamp.captured_utc_ns - stamp.captured_ns == UTC_MINUS_MONOTONIC
+        last_ns = stamp.captured_ns
+        machine.now_ns += 40 * MS
+
+
+def test_an_arrival_in_the_future_is_now() -> None:
+    machine = Machine()
+    assert machine.stamps.stamp(machine.now_ns + S, None).captured_ns == machine.now_ns
+
+
+def report(seconds: int, fraction: int, kind: int = 200) -> bytes:
+    """An RTCP sender report: RFC 3550, section 6.4.1."""
+    return struct.pack("!BBHIIIIII", 0x80, kind, 6, 0xDEADBEEF, seconds, fraction, 12345, 10, 1000)
+
+
+def test_sender_report() -> None:
+    moment = datetime(2024, 2, 29, 12, 0, tzinfo=timezone.utc)
+    ntp_s = int(moment.timestamp()) + NTP_TO_UNIX_S
+    offset_ns = utc_minus_running_time(
+        report(ntp_s, 1 << 31), rtp_time=90_000 * 7, base_rtp_time=90_000 * 3, base_running_ns=S, clock_rate_hz=90_000
+    )
+    # The report is of 4 s after a picture that was at 1 s: it was half a second past noon at 5 s.
+    assert offset_ns == int(moment.timestamp()) * S + S // 2 - 5 * S
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [report(0, 0), report(1, 0, kind=201), report(1, 0)[:19], b""],
+    ids=["no clock", "receiver report", "cut off", "empty"],
+)
+def test_what_is_no_sender_report_says_nothing(packet: bytes) -> None:
+    assert utc_minus_running_time(packet, rtp_time=2, base_rtp_time=1, base_running_ns=0, clock_rate_hz=90_000) is None
+
+
+def test_a_clock_rate_of_zero_says_nothing() -> None:
+    assert utc_minus_running_time(report(1, 0), rtp_time=2, base_rtp_time=1, base_running_ns=0, clock_rate_hz=0) is None

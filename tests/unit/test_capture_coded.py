@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+
+from vision.capture.coded import BACKLOG_NS, GIVE_UP_NS, Coded, KeyFrameGate, Timeline
+
+MS = 1_000_000
+
+
+def run(stream: str) -> str:
+    """Feed a new gate: K key frame, p other picture, ! lost packets. Out: . refused, c corrupt, else as it was."""
+    gate = KeyFrameGate()
+    out = ""
+    for symbol in stream:
+        if symbol == "!":
+            gate.lost()
+            continue
+        passed = gate.passes(key=symbol == "K", now_ns=0, lag_ns=0)
+        out += "." if not passed else "c" if gate.damaged else symbol
+    return out
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        ("KppKpp", "KppKpp"),
+        ("pppKpp", "...Kpp"),  # joined in the middle of a group
+        ("ppp", "..."),
+        ("Kp!ppKp", "KpccKp"),
+        ("Kp!KpKp", "KpccKp"),  # the loss may have been in that key frame
+        ("Kp!p!pKp", "KpccKp"),
+        ("Kp!pK!pKp", "KpcKcKp"),
+        ("!KpKp", "ccKp"),
+        ("p!pKpKp", "..KpKp"),
+        ("pp!KpKp", "..ccKp"),
+        ("K!KKK", "KcKK"),  # motion JPEG: only the picture after the loss is doubtful
+    ],
+)
+def test_what_passes_and_what_is_believed(stream: str, expected: str) -> None:
+    assert run(stream) == expected
+
+
+def backlog(lag_ms: list[int], gop: int = 4, step_ms: int = 100) -> str:
+    """Pictures with a key frame every `gop`, each so many ms late: which are decoded."""
+    gate = KeyFrameGate()
+    out = ""
+    for index, lag in enumerate(lag_ms):
+        key = index % gop == 0
+        passed = gate.passes(key=key, now_ns=index * step_ms * MS, lag_ns=lag * MS)
+        out += "." if not passed else "K" if key else "p"
+    return out
+
+
+def test_a_stall_shorter_than_the_limit_skips_nothing() -> None:
+    limit_ms = BACKLOG_NS // MS
+    assert backlog([0, 0, limit_ms, limit_ms, 500, 0, 0, 0]) == "KpppKppp"
+
+
+def test_a_decoder_that_falls_behind_skips_to_a_key_frame_that_is_on_time() -> None:
+    late = BACKLOG_NS // MS + 1
+    assert backlog([0, 0, late, late, late, 0, 0, 0, 0, 0]) == "Kp......Kp"
+
+
+def test_a_lag_that_skipping_does_not_mend_is_the_streams_own() -> None:
+    late = BACKLOG_NS // MS + 1
+    given_up = GIVE_UP_NS // (100 * MS)
+    out = backlog([late] * (given_up + 20))
+    first = out.index("K")
+    assert given_up <= first <= given_up + 4
+    assert "." not in out[first:]
+    assert backlog([late] * (given_up + 20) + [2 * late + 1] * 4)[-4:] == "...."  # and a further backlog is one again
+
+
+def test_timeline_finds_pictures_by_time_and_forgets_earlier_ones() -> None:
+    timeline = Timeline()
+    pictures = {pts: Coded(pts, None, corrupt=False) for pts in (10, 30, 20, 40)}  # in decoding order
+    for pts, picture in pictures.items():
+        timeline.put(pts, picture)
+    assert timeline.take(20) is pictures[20]
+    assert timeline.take(10) is None
+    assert timeline.take(25) is None
+    assert timeline.take(30) is pictures[30]
+    assert timeline.take(40) is pictures[40]
+    assert timeline.take(40) is None
+
+
+def test_timeline_is_bounded() -> None:
+    timeline = Timeline(capacity=3)
+    for pts in range(5):
+        timeline.put(pts, Coded(pts, None, corrupt=False))
+    assert [timeline.take(pts) is None for pts in range(5)] == [True, True, False, False, False]

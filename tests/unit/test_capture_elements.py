@@ -1,0 +1,247 @@
+"""Which pipeline is built on which machine, told by registries of machines that are not here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from vision.capture import elements
+from vision.capture.elements import Caps, Element, Nick, Value
+from vision.config import CameraConfig
+from vision.types import PixelFormat
+
+RTSP_PROPERTIES = {"location", "protocols", "latency", "drop-on-latency", "do-retransmission", "timeout", "tcp-timeout"}
+
+
+@dataclass
+class Machine:
+    """A registry of elements and their properties."""
+
+    factories: dict[str, set[str]] = field(default_factory=dict)
+
+    def has(self, factory: str) -> bool:
+        return factory in self.factories
+
+    def has_property(self, factory: str, name: str) -> bool:
+        return name in self.factories.get(factory, set())
+
+    def without(self, *names: str) -> Machine:
+        return Machine({name: properties for name, properties in self.factories.items() if name not in names})
+
+
+LAPTOP = Machine(
+    {
+        **{name: set() for name in elements.PACKAGES if not name.startswith("nv")},
+        "rtspsrc": RTSP_PROPERTIES,
+        "avdec_h264": {"max-threads", "output-corrupt"},
+        "avdec_h265": {"max-threads", "output-corrupt"},
+    }
+)
+JETPACK_7 = Machine(
+    {**LAPTOP.factories, **{name: set() for name in ("nvv4l2decoder", "nvvidconv", "nvjpegdec", "nvarguscamerasrc")}}
+)
+JETPACK_6 = Machine({**JETPACK_7.factories, "nvv4l2decoder": {"enable-max-performance", "disable-dpb"}})
+DEEPSTREAM_ON_X86 = JETPACK_7.without("nvvidconv", "nvarguscamerasrc", "nvjpegdec")
+
+
+def camera(source: str = "rtsp://10.0.0.4/s", **settings: object) -> CameraConfig:
+    return CameraConfig.model_validate({"id": "gate", "source": source, **settings})
+
+
+def names(chain: list[Element]) -> list[str]:
+    return [element.factory for element in chain]
+
+
+def caps(chain: list[Element]) -> list[str]:
+    values = [element.properties.get("caps") for element in chain]
+    return [value.text for value in values if isinstance(value, Caps)]
+
+
+EVEN = "width=[2,16384,2],height=[2,16384,2]"
+
+
+@pytest.mark.parametrize(
+    ("machine", "codec", "expected"),
+    [
+        (LAPTOP, "H264", "rtph264depay h264parse avdec_h264 videoconvert appsink"),
+        (LAPTOP, "H265", "rtph265depay h265parse avdec_h265 videoconvert appsink"),
+        (LAPTOP, "JPEG", "rtpjpegdepay jpegparse jpegdec videoconvert appsink"),
+        (JETPACK_6, "H264", "rtph264depay h264parse nvv4l2decoder nvvidconv capsfilter appsink"),
+        (JETPACK_7, "H265", "rtph265depay h265parse nvv4l2decoder nvvidconv capsfilter appsink"),
+        (JETPACK_7, "JPEG", "rtpjpegdepay jpegparse nvjpegdec nvvidconv capsfilter appsink"),
+        (JETPACK_7.without("nvjpegdec"), "JPEG", "rtpjpegdepay jpegparse jpegdec videoconvert appsink"),
+        (DEEPSTREAM_ON_X86, "H264", "rtph264depay h264parse avdec_h264 videoconvert appsink"),
+    ],
+)
+def test_decode_chain(machine: Machine, codec: elements.Codec, expected: str) -> None:
+    assert " ".join(names(elements.decode_chain(codec, ("nv12", "bgr"), machine))) == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        (JETPACK_6, {"enable-max-performance": True}),
+        (JETPACK_7, {}),
+        (LAPTOP, {"max-threads": 1, "output-corrupt": True}),
+        (Machine({**LAPTOP.factories, "avdec_h264": {"max-threads"}}), {"max-threads": 1}),
+    ],
+)
+def test_properties_are_probed(machine: Machine, expected: dict[str, Value]) -> None:
+    (decoder,) = elements.decoder("H264", machine)
+    assert dict(decoder.properties) == expected
+
+
+@pytest.mark.parametrize(
+    ("formats", "expected"),
+    [
+        (("nv12", "bgr"), [f"video/x-raw,format=NV12,{EVEN}"] * 2),
+        (("bgr", "i420", "bgrx"), [f"video/x-raw,format=I420,{EVEN};video/x-raw,format=BGRx"] * 2),
+        (("bgr",), ["video/x-raw,format=BGRx", "video/x-raw,format=BGR"]),
+    ],
+)
+def test_jetson_converts_on_its_own_hardware(formats: tuple[PixelFormat, ...], expected: list[str]) -> None:
+    chain = elements.decode_chain("H264", formats, JETPACK_7)
+    assert caps(chain) == expected
+    assert ("videoconvert" in names(chain)) == (formats == ("bgr",))
+
+
+def test_planar_pictures_have_even_sides() -> None:
+    assert elements.host_caps(("i420", "bgr")) == Caps(f"video/x-raw,format=I420,{EVEN};video/x-raw,format=BGR")
+
+
+def test_the_sink_keeps_the_newest() -> None:
+    sink = elements.decode_chain("H264", ("bgr",), LAPTOP)[-1]
+    settings = {name: value for name, value in sink.properties.items() if name != "caps"}
+    assert settings == {"max-buffers": 2, "drop": True, "sync": False, "enable-last-sample": False}
+
+
+@pytest.mark.parametrize(
+    ("source", "location", "user", "password"),
+    [
+        ("rtsp://10.0.0.4/s", "rtsp://10.0.0.4/s", "", ""),
+        ("rtsp://10.0.0.4", "rtsp://10.0.0.4", "", ""),
+        ("rtsp://ann:pw@10.0.0.4:554/s?a=1", "rtsp://10.0.0.4:554/s?a=1", "ann", "pw"),
+        ("rtsps://ann@[fe80::1]/s", "rtsps://[fe80::1]/s", "ann", ""),
+        ("rtsp://a%40b:p%3Aw%2F@h/s", "rtsp://h/s", "a@b", "p:w/"),
+        ("rtsp://ann:p@w:x@h/s@t", "rtsp://h/s@t", "ann", "p@w:x"),
+    ],
+)
+def test_secrets_leave_the_url(source: str, location: str, user: str, password: str) -> None:
+    address = elements.split_url(source)
+    assert (address.location, address.user, address.password) == (location, user, password)
+    assert "password" not in repr(address)
+
+
+def test_rtsp_source() -> None:
+    source = elements.rtsp_source(camera("rtsp://ann:pw@h/s", transport="udp", open_timeout_s=3), LAPTOP)
+    assert source == Element(
+        "rtspsrc",
+        {
+            "location": "rtsp://h/s",
+            "protocols": Nick("udp"),
+            "latency": elements.LATENCY_MS,
+            "drop-on-latency": False,
+            "do-retransmission": False,
+            "timeout": 3_000_000,
+            "tcp-timeout": 3_000_000,
+            "user-id": "ann",
+            "user-pw": "pw",
+        },
+    )
+    bare = elements.rtsp_source(camera(), Machine({"rtspsrc": {"location", "protocols"}}))
+    assert set(bare.properties) == {"location", "protocols"}
+
+
+INJECTED = "rtsp://h/a ! filesink location=\"/tmp/owned\" ! x name='y'; video/x-raw"
+
+
+def test_what_users_write_becomes_a_property_as_it_is() -> None:
+    hostile = camera().model_copy(update={"source": INJECTED})  # camera.yaml refuses it before it comes here
+    assert elements.rtsp_source(hostile, LAPTOP).properties["location"] == INJECTED
+    device = '/dev/video0 ! filesink location="/tmp/owned"'
+    hostile = hostile.model_copy(update={"source": device})
+    (first, *others) = elements.usb_chain(hostile, ("bgr",), LAPTOP, offers_raw=True)
+    assert first == Element("v4l2src", {"device": device})
+    assert "owned" not in repr(others)
+
+
+def test_csi() -> None:
+    chain = elements.csi_chain(camera("csi:1", width=1920, height=1080, fps=29.97), ("nv12", "bgr"), JETPACK_7)
+    assert names(chain) == ["nvarguscamerasrc", "capsfilter", "nvvidconv", "capsfilter", "appsink"]
+    assert chain[0].properties == {"sensor-id": 1}
+    assert caps(chain)[0] == "video/x-raw(memory:NVMM),format=NV12,width=1920,height=1080,framerate=2997/100"
+    assert caps(elements.csi_chain(camera("csi:0"), ("nv12",), JETPACK_7))[0] == "video/x-raw(memory:NVMM),format=NV12"
+
+
+@pytest.mark.parametrize(
+    ("machine", "raw", "expected"),
+    [
+        (LAPTOP, True, "v4l2src capsfilter videoconvert appsink"),
+        (LAPTOP, False, "v4l2src capsfilter jpegdec videoconvert appsink"),
+        (JETPACK_7, True, "v4l2src capsfilter videoconvert appsink"),
+        (JETPACK_7, False, "v4l2src capsfilter nvjpegdec nvvidconv capsfilter appsink"),
+    ],
+)
+def test_usb(machine: Machine, raw: bool, expected: str) -> None:
+    chain = elements.usb_chain(camera("/dev/video0"), ("i420", "bgr"), machine, offers_raw=raw)
+    assert " ".join(names(chain)) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ",width=640,height=480"),
+        ({"width": 1280, "height": 720, "fps": 30}, ",width=1280,height=720,framerate=30/1"),
+        ({"fps": 7.5}, ",width=640,height=480,framerate=15/2"),
+    ],
+)
+def test_usb_request(settings: dict[str, object], expected: str) -> None:
+    assert elements.usb_request(camera("/dev/video0", **settings), "image/jpeg") == Caps("image/jpeg" + expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("rtsp://h/s", "rtsp"),
+        ("RTSPS://h/s", "rtsp"),
+        ("csi:0", "csi"),
+        ("/dev/video12", "usb"),
+        ("/dev/v4l/by-id/usb-Logitech-index0", "usb"),
+        ("http://h/s", None),
+        ("videos/walk.mp4", None),
+        ("synthetic:", None),
+    ],
+)
+def test_kind(source: str, kind: str | None) -> None:
+    assert elements.kind_of(source) == kind
+
+
+@pytest.mark.parametrize(
+    ("machine", "kind", "expected"),
+    [
+        (LAPTOP, "rtsp", None),
+        (JETPACK_6, "csi", None),
+        (LAPTOP, "usb", None),
+        (LAPTOP.without("avdec_h264"), "rtsp", "no avdec_h264: install gstreamer1.0-libav"),
+        (JETPACK_6.without("avdec_h264"), "rtsp", None),
+        (LAPTOP.without("h264parse", "rtspsrc"), "rtsp", "install gstreamer1.0-plugins-bad gstreamer1.0-plugins-good"),
+        (LAPTOP, "csi", "no nvarguscamerasrc, nvvidconv: install nvidia-l4t-gstreamer"),
+        (LAPTOP.without("v4l2src"), "usb", "no v4l2src: install gstreamer1.0-plugins-good"),
+    ],
+)
+def test_what_is_missing_is_said_with_its_package(machine: Machine, kind: elements.Kind, expected: str | None) -> None:
+    said = elements.missing(elements.needed(kind, machine), machine)
+    assert said is None if expected is None else said is not None and said.endswith(expected)
+
+
+def test_every_element_has_a_package() -> None:
+    chains = [
+        elements.decode_chain(codec, ("bgr",), machine)
+        for codec in ("H264", "H265", "JPEG")
+        for machine in (LAPTOP, JETPACK_7)
+    ]
+    chains += [elements.csi_chain(camera("csi:0"), ("bgr",), JETPACK_7)]
+    chains += [elements.usb_chain(camera("/dev/video0"), ("bgr",), LAPTOP, offers_raw=False)]
+    used = {element.factory for chain in chains for element in chain} | {"rtspsrc"}
+    assert used - {"capsfilter"} <= set(elements.PACKAGES)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from vision.capture import faults
+from vision.config import CameraConfig
+
+RESOURCE, STREAM = "gst-resource-error-quark", "gst-stream-error-quark"
+
+
+def camera(source: str = "rtsp://ann:hunter2@10.0.0.4/s?token=t0ken", transport: str = "tcp") -> CameraConfig:
+    settings = {"transport": transport} if source.startswith("rtsp") else {}
+    return CameraConfig.model_validate({"id": "gate", "source": source, **settings})
+
+
+@pytest.mark.parametrize(
+    ("domain", "code", "debug", "hint"),
+    [
+        (RESOURCE, 15, "Unauthorized (401)", "password"),
+        (RESOURCE, 3, "Not Found (404)", "path"),
+        (RESOURCE, 4, "", "another program"),
+        (RESOURCE, 5, "", "nothing listens"),
+        (RESOURCE, 7, "Failed to connect. (Generic error)", "nothing listens"),
+        (RESOURCE, 9, "", "open_timeout_s"),
+        (STREAM, 1, "streaming stopped, reason not-negotiated (-4)", "leave out width"),
+        (STREAM, 7, "", ""),
+        ("gst-core-error-quark", 1, "", ""),
+    ],
+)
+def test_hints(domain: str, code: int, debug: str, hint: str) -> None:
+    error = faults.explain(camera(), domain, code, "It failed.", f"gstrtspsrc.c(1): open ():\n{debug}")
+    assert hint in error.hint if hint else error.hint == ""
+    assert debug in str(error)
+    assert "gstrtspsrc.c" not in str(error)
+
+
+def test_a_csi_camera_has_its_own_hint() -> None:
+    assert "nvargus" in faults.explain(camera("csi:0"), RESOURCE, 5, "No cameras available", "").hint
+
+
+def test_no_secret_is_repeated() -> None:
+    said = "Could not open rtsp://ann:hunter2@10.0.0.4/s?token=t0ken for reading"
+    error = faults.explain(camera(), RESOURCE, 5, said, f"x.c(1):\n{said}")
+    assert "hunter2" not in str(error)
+    assert "t0ken" not in str(error)
+    assert "10.0.0.4" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "hint"),
+    [
+        ((True, False, 0), "interrupted", ""),
+        ((False, False, 0), "no answer within 5 s", "cable"),
+        ((False, True, 0), "connected, but no picture", "cable"),
+        ((False, True, 37), "37 pictures but no key frame", "GOP"),
+    ],
+)
+def test_silence(state: tuple[bool, bool, int], said: str, hint: str) -> None:
+    interrupted, connected, count = state
+    error = faults.silence(camera(), interrupted=interrupted, connected=connected, coded_pictures=count)
+    assert said in str(error)
+    assert hint in error.hint
+    assert "hunter2" not in str(error)
+
+
+def test_silence_over_udp_points_at_the_firewall() -> None:
+    assert (
+        "transport: tcp"
+        in faults.silence(camera(transport="udp"), interrupted=False, connected=True, coded_pictures=0).hint
+    )

@@ -1,0 +1,121 @@
+"""When was a picture taken? The camera's own clock says it best, where it can be believed.
+
+A camera's sender reports give UTC, and the delay of encoder and network with it. But a camera whose clock was never
+set says 1970 or 1900, and one that is a minute slow would have all its pictures dropped as stale. So its clock is
+believed once it agrees with this machine's, and a picture's time on the monotonic clock, which staleness and latency
+are computed from, is usable whatever the camera says.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from vision.types import ClockSource
+
+LATE_FOR_NS = 30_000_000_000
+"""A camera's clock that makes every picture late for this long was set back. A network that slow is no use either."""
+
+STEP_NS = 3_600_000_000_000
+"""No network delays a picture by an hour: the clock was set."""
+
+
+NTP_TO_UNIX_S = 2_208_988_800
+"""From 1900 to 1970: RFC 5905."""
+
+_SENDER_REPORT = 200  # RFC 3550, section 6.4.1
+
+
+def utc_minus_running_time(
+    report: bytes, *, rtp_time: int, base_rtp_time: int, base_running_ns: int, clock_rate_hz: int
+) -> int | None:
+    """What to add to a picture's running time to have UTC, ns, by an RTCP packet that begins with a sender report.
+
+    `rtp_time`: the report's RTP time, extended to 64 bits; the RTP time `base_rtp_time` is at `base_running_ns`.
+    None where the packet is no sender report, or the sender has no clock (RFC 3550: it then says zero).
+    """
+    if len(report) < 20 or report[1] != _SENDER_REPORT or clock_rate_hz <= 0:
+        return None
+    seconds, fraction = struct.unpack_from("!II", report, 8)
+    if seconds == 0 and fraction == 0:
+        return None
+    utc_ns = (seconds - NTP_TO_UNIX_S) * 1_000_000_000 + (fraction * 1_000_000_000 >> 32)
+    running_ns = base_running_ns + (rtp_time - base_rtp_time) * 1_000_000_000 // clock_rate_hz
+    return int(utc_ns - running_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """When a picture was taken, on both clocks, and who says so."""
+
+    captured_ns: int  # monotonic
+    captured_utc_ns: int
+    clock: ClockSource
+
+
+class CaptureClock:
+    """Capture times of one camera: never in the future, always increasing.
+
+    The camera's clock is believed from the first picture that it puts within `trust_ns` of its arrival. From then on a
+    picture may be later than that: a network that falls behind is to be seen. It is not believed any more when it puts
+    a picture more than `trust_ns` into the future or an hour into the past, or makes all of them late for 30 s.
+    """
+
+    def __init__(
+        self,
+        trust_ns: int,
+        warn: Callable[[str], None],
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+        utc: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._trust_ns = trust_ns
+        self._warn = warn
+        self._clock = clock
+        self._utc = utc
+        self._trusted = False
+        self._warned = False
+        self._late_since_ns: int | None = None
+        self._last_ns = 0
+
+    def stamp(self, arrived_ns: int, ntp_utc_ns: int | None) -> Stamp:
+        """The capture time of a picture that arrived at `arrived_ns` (monotonic)."""
+        now_ns = self._clock()
+        utc_ns = self._utc()
+        arrived_ns = min(arrived_ns, now_ns)
+        delay_ns = 0
+        if ntp_utc_ns is not None:
+            delay_ns = utc_ns - (now_ns - arrived_ns) - ntp_utc_ns
+            self._judge(delay_ns, now_ns, utc_ns)
+        by_camera = ntp_utc_ns is not None and self._trusted
+        captured_ns = arrived_ns - max(0, delay_ns) if by_camera else arrived_ns
+        captured_ns = min(max(captured_ns, self._last_ns + 1), now_ns)
+        self._last_ns = captured_ns
+        return Stamp(captured_ns, utc_ns - (now_ns - captured_ns), "rtcp" if by_camera else "arrival")
+
+    def _judge(self, delay_ns: int, now_ns: int, now_utc_ns: int) -> None:
+        on_time = abs(delay_ns) <= self._trust_ns
+        if on_time:
+            self._trusted = True
+        if on_time or not self._trusted:
+            self._late_since_ns = None
+        elif self._late_since_ns is None:
+            self._late_since_ns = now_ns
+        impossible = delay_ns < -self._trust_ns or delay_ns > STEP_NS
+        set_back = self._late_since_ns is not None and now_ns - self._late_since_ns > LATE_FOR_NS
+        if impossible or set_back:
+            self._trusted = False
+            self._late_since_ns = None
+        if not self._trusted and not self._warned:
+            self._warned = True
+            self._warn(
+                f"the camera's clock says {_text(now_utc_ns - delay_ns)}, this machine's {_text(now_utc_ns)}: times of "
+                "arrival are used instead; set both by NTP"
+            )
+
+
+def _text(utc_ns: int) -> str:
+    return f"{datetime.fromtimestamp(utc_ns / 1e9, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
