@@ -416,7 +416,7 @@ def _make_io_half(network: Any, precision: Precision) -> None:
 
 def _fault(error: Any) -> str:
     """One error of the parser: which node, which operator, what is wrong."""
-    operator, node, text = error.node_operator(), error.node_name(), error.desc().strip()
+    operator, node, text = error.node_operator(), error.node_name(), str(error.desc()).strip()
     if not operator:
         return text
     where = f"node {node}" if node else f"node number {error.node()}"
@@ -433,9 +433,7 @@ def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
     for text in errors:
         found = _NO_RUNNER.search(text)
         if found and found["node"] in layers:
-            return "operator {} (node {}) is not supported on this GPU".format(
-                layers[found["node"]].type.name, found["node"]
-            )
+            return f"operator {layers[found['node']].type.name} (node {found['node']}) is not supported on this GPU"
     return "; ".join(errors) or "no reason given"
 
 

@@ -1,0 +1,389 @@
+"""Engines that were built before, by what they were built from and for.
+
+The name of a file holds the hash of its key, so that a change of anything finds another file and never a wrong one.
+The JSON beside it says what the key was, for people, and has the hash of the plan, for the check on every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from vision.engine.build import BuildSettings, Built
+from vision.engine.files import (
+    Untrusted,
+    locked,
+    make_private_folder,
+    read_private,
+    require_private_folder,
+    sha256_of,
+    write_whole,
+)
+from vision.engine.library import Gpu, Library
+from vision.errors import Closed, ModelError
+
+_log = logging.getLogger(__name__)
+
+SCHEMA = 1
+_KERNELS_MAGIC = b"vision kernels 1\n"
+_DIGEST_BYTES = 32
+_UNUSED_DAYS = 90.0
+
+
+def default_folder(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
+    """Where engines are kept: systemd's ``CacheDirectory=``, else the user's cache folder."""
+    environment = os.environ if environ is None else environ
+    if environment.get("CACHE_DIRECTORY"):
+        return Path(environment["CACHE_DIRECTORY"].split(":")[0]) / "engines"
+    base = environment.get("XDG_CACHE_HOME")
+    return (Path(base) if base else (home or Path.home()) / ".cache") / "vision" / "engines"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKey:
+    """All that decides what is in a plan."""
+
+    onnx_sha256: str
+    flavour: str
+    version: str
+    gpu_name: str
+    compute_capability: tuple[int, int]
+    settings: BuildSettings
+    profiles: tuple[Any, ...]  # those of model.yaml as plain data; () where they are made from max_batch
+    input_hw: tuple[int, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """The key as plain data."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    def digest(self) -> str:
+        """Hash of the key; names the files."""
+        return sha256_of(json.dumps(self.as_json(), sort_keys=True).encode())[:20]
+
+    def differences(self, other: Mapping[str, Any]) -> str:
+        """What `other` has otherwise, in words."""
+        mine = self.as_json()
+        return ", ".join(
+            f"{name} {other.get(name)!r} instead of {mine[name]!r}" for name in mine if other.get(name) != mine[name]
+        )
+
+
+def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildSettings, card: Any) -> EngineKey:
+    """The key of an engine of `onnx` with the size and profiles of a model card."""
+    return EngineKey(
+        onnx_sha256=sha256_of(onnx),
+        flavour=library.flavour,
+        version=library.version,
+        gpu_name=gpu.name,
+        compute_capability=gpu.compute_capability,
+        settings=settings,
+        profiles=tuple(each.model_dump(mode="json") for each in card.profiles or ()),
+        input_hw=(card.input.height, card.input.width),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One engine of the cache, as its JSON says."""
+
+    path: Path  # of the plan
+    model: str
+    key: Mapping[str, Any]
+    plan_sha256: str
+    plan_bytes: int
+    built_at: str  # UTC, RFC 3339
+    build_s: float
+    notes: tuple[str, ...]
+    fault: str = ""  # why it cannot be used at all
+
+    @property
+    def unused_s(self) -> float:
+        """Seconds since it was last loaded or built."""
+        with contextlib.suppress(OSError):
+            return max(0.0, time.time() - self.path.stat().st_mtime)
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A plan that was found or built."""
+
+    plan: bytes
+    path: Path
+    built: Built | None  # None where it was found
+
+
+class EngineCache:
+    """A folder of engines.
+
+    Raises:
+        Untrusted: others may write the folder or one above it.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or default_folder()
+        make_private_folder(self.folder)
+
+    # -------------------------------------------------------------------------------------------- finding
+
+    def path_of(self, model: str, key: EngineKey) -> Path:
+        """File of a plan: names for people, and the hash that counts."""
+        major, minor = key.compute_capability
+        return (
+            self.folder
+            / f"{model}-{key.settings.precision}-b{key.settings.max_batch}-sm{major}{minor}-{key.digest()}.engine"
+        )
+
+    def find(self, model: str, key: EngineKey) -> tuple[bytes | None, str]:
+        """The plan and an empty reason, or None and why there is none to use.
+
+        Raises:
+            Untrusted: others may write it.
+        """
+        path = self.path_of(model, key)
+        try:
+            sidecar = json.loads(read_private(_sidecar(path)))
+            plan = read_private(path)
+        except FileNotFoundError as error:
+            missing = Path(error.filename).suffix if error.filename else ""
+            return None, self._nearest(model, key) if missing == ".json" else "the plan is gone"
+        except (ValueError, UnicodeDecodeError):
+            return None, "the JSON beside it is damaged"
+        reason = _unusable(sidecar, plan, key)
+        if reason:
+            return None, reason
+        with contextlib.suppress(OSError):
+            os.utime(path)  # `prune` goes by this
+        return plan, ""
+
+    def load_or_build(
+        self,
+        model: str,
+        key: EngineKey,
+        build: Callable[[bytes | None], Built],
+        *,
+        force: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Loaded:
+        """The plan from the cache, or built now. Of several processes one builds and the others take what it built.
+
+        Args:
+            build: gets the timing cache of earlier builds, or None.
+            force: build even if there is one.
+            cancelled: ends the wait for another process.
+
+        Raises:
+            Untrusted: others may write the file.
+            Closed: cancelled while waiting.
+        """
+        path = self.path_of(model, key)
+        if not force and (plan := self.find(model, key)[0]) is not None:
+            return Loaded(plan, path, None)
+        with self._lock_of(path, cancelled):
+            plan, reason = (None, "it was asked for") if force else self.find(model, key)
+            if plan is not None:
+                return Loaded(plan, path, None)
+            _log.info("building %s: %s", path.name, reason)
+            built = build(self._timing_cache(key))
+            self._store(path, model, key, built)
+            return Loaded(built.plan, path, built)
+
+    def _nearest(self, model: str, key: EngineKey) -> str:
+        """Why there is no engine for `key`: how the most similar one of the model differs."""
+        stored = [entry.key for entry in self.entries() if entry.model == model and not entry.fault]
+        if not stored:
+            return "it was not built yet"
+        nearest = min(stored, key=lambda each: sum(each.get(name) != value for name, value in key.as_json().items()))
+        return f"the engine that is there has {key.differences(nearest)}"
+
+    @contextlib.contextmanager
+    def _lock_of(self, path: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
+        def say() -> None:
+            _log.info("waiting for another process that builds %s", path.name)
+
+        try:
+            with locked(path.with_suffix(".lock"), when_waiting=say, cancelled=cancelled):
+                yield
+        except ModelError:
+            if cancelled():
+                raise Closed("cancelled while waiting for another process to build") from None
+            raise
+
+    # -------------------------------------------------------------------------------------------- keeping
+
+    def _store(self, path: Path, model: str, key: EngineKey, built: Built) -> None:
+        """The plan first: a sidecar without its plan is noticed, a plan without its sidecar is not looked at."""
+        sidecar = {
+            "schema": SCHEMA,
+            "model": model,
+            "key": key.as_json(),
+            "plan_sha256": sha256_of(built.plan),
+            "plan_bytes": len(built.plan),
+            "built_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "build_s": round(built.seconds, 3),
+            "layers": built.layers,
+            "weights_bytes": built.weights_bytes,
+            "activation_bytes": built.activation_bytes,
+            "profiles": [str(profile) for profile in built.profiles],
+            "notes": list(built.notes),
+        }
+        write_whole(path, built.plan)
+        write_whole(_sidecar(path), json.dumps(sidecar, indent=1).encode())
+        if built.timing_cache is not None:
+            write_whole(self._timing_path(key), built.timing_cache)
+
+    def _timing_path(self, key: EngineKey) -> Path:
+        """Measured timings are good for one library on one GPU, whatever the model."""
+        place = sha256_of(f"{key.flavour} {key.version} {key.gpu_name} {key.compute_capability}".encode())[:20]
+        return self.folder / f"{place}.timing"
+
+    def _timing_cache(self, key: EngineKey) -> bytes | None:
+        try:
+            return read_private(self._timing_path(key))
+        except FileNotFoundError:
+            return None
+
+    def kernels_of(self, path: Path) -> KernelStore:
+        """Where the kernels that TensorRT-RTX compiles for this plan are kept."""
+        return KernelStore(path.with_suffix(".kernels"))
+
+    # -------------------------------------------------------------------------------------------- looking after
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every engine, by name. One that cannot be used says why in `fault`."""
+        return tuple(_entry(path) for path in sorted(self.folder.glob("*.engine")))
+
+    def prune(
+        self, library: Library | None, gpu: Gpu | None, *, unused_days: float = _UNUSED_DAYS
+    ) -> Mapping[str, str]:
+        """Remove what is of no use on this machine: file name → why.
+
+        Args:
+            library: engines of another one go; None keeps them.
+            gpu: engines for another one go; None keeps them.
+            unused_days: engines go that were not loaded for so long.
+        """
+        gone: dict[str, str] = {}
+        for entry in self.entries():
+            reason = entry.fault or foreign(entry.key, library, gpu)
+            if not reason and entry.unused_s > unused_days * 86400:
+                reason = f"not used for {entry.unused_s / 86400:.0f} days"
+            if reason:
+                for suffix in (".engine", ".json", ".kernels", ".lock"):
+                    entry.path.with_suffix(suffix).unlink(missing_ok=True)
+                gone[entry.path.name] = reason
+        gone |= self._prune_orphans()
+        return gone
+
+    def _prune_orphans(self) -> dict[str, str]:
+        gone: dict[str, str] = {}
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix == ".tmp" and time.time() - path.stat().st_mtime > 3600:
+                gone[path.name] = "left over by a write that was cut short"
+            elif path.suffix in (".json", ".kernels", ".lock") and not path.with_suffix(".engine").exists():
+                gone[path.name] = "its engine is gone"
+            else:
+                continue
+            path.unlink(missing_ok=True)
+        return gone
+
+
+class KernelStore:
+    """Compiled kernels of one engine on disk, with a hash in front. They are code as the plan is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> bytes | None:
+        """What was saved, or None where that is not usable.
+
+        Raises:
+            Untrusted: others may write it.
+        """
+        try:
+            require_private_folder(self.path.parent)
+            contents = read_private(self.path)
+        except FileNotFoundError:
+            return None
+        start = len(_KERNELS_MAGIC)
+        blob = contents[start + _DIGEST_BYTES :]
+        if contents[:start] != _KERNELS_MAGIC or contents[start : start + _DIGEST_BYTES].hex() != sha256_of(blob):
+            _log.warning("%s is damaged, its kernels are compiled anew", self.path)
+            return None
+        return blob
+
+    def save(self, blob: bytes) -> None:
+        """Keep `blob`, unless it is there already."""
+        contents = _KERNELS_MAGIC + bytes.fromhex(sha256_of(blob)) + blob
+        with contextlib.suppress(FileNotFoundError, Untrusted):
+            if read_private(self.path) == contents:
+                return
+        write_whole(self.path, contents)
+
+
+# ------------------------------------------------------------------------------------------------ single checks
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _unusable(sidecar: Any, plan: bytes, key: EngineKey) -> str:
+    """Why a plan with this sidecar is not the one for `key`; empty where it is."""
+    if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA:
+        return "the JSON beside it is of another version"
+    stored = sidecar.get("key")
+    if not isinstance(stored, dict) or key.differences(stored):
+        return f"it is foreign: {key.differences(stored) if isinstance(stored, dict) else 'no key'}"
+    if len(plan) != sidecar.get("plan_bytes"):
+        return f"it is truncated: {len(plan)} bytes, {sidecar.get('plan_bytes')} were written"
+    if sha256_of(plan) != sidecar.get("plan_sha256"):
+        return "its contents changed since it was written"
+    return ""
+
+
+def _entry(path: Path) -> Entry:
+    blank = Entry(path, path.stem, {}, "", 0, "", 0.0, ())
+    try:
+        sidecar = json.loads(read_private(_sidecar(path)))
+        plan = read_private(path)
+        entry = Entry(
+            path=path,
+            model=str(sidecar["model"]),
+            key=dict(sidecar["key"]),
+            plan_sha256=str(sidecar["plan_sha256"]),
+            plan_bytes=int(sidecar["plan_bytes"]),
+            built_at=str(sidecar["built_at"]),
+            build_s=float(sidecar["build_s"]),
+            notes=tuple(map(str, sidecar["notes"])),
+        )
+    except FileNotFoundError:
+        return replace(blank, fault="the JSON beside it is gone")
+    except Untrusted as error:
+        return replace(blank, fault=str(error.args[0]))
+    except (ValueError, KeyError, TypeError):
+        return replace(blank, fault="the JSON beside it is damaged")
+    if len(plan) != entry.plan_bytes or sha256_of(plan) != entry.plan_sha256:
+        return replace(entry, fault="damaged: its contents are not what was written")
+    return entry
+
+
+def foreign(key: Mapping[str, Any], library: Library | None, gpu: Gpu | None) -> str:
+    """Why an engine with this key cannot run here; empty where it can, or where nothing is known of here."""
+    if library is not None and (key.get("flavour"), key.get("version")) != (library.flavour, library.version):
+        return f"built with {key.get('flavour')} {key.get('version')}, this is {library}"
+    if gpu is not None and [key.get("gpu_name"), key.get("compute_capability")] != [
+        gpu.name,
+        list(gpu.compute_capability),
+    ]:
+        return f"built for {key.get('gpu_name')}, this is {gpu.name}"
+    return ""
