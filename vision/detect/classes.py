@@ -1,0 +1,49 @@
+"""Class names: what ``coco80`` stands for, and from the names in a configuration to the model's ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from vision.config import ModelCard, nearest
+from vision.errors import ConfigError
+
+COCO80: Final[tuple[str, ...]] = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
+    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
+    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear",
+    "hair drier", "toothbrush",
+)  # fmt: skip
+"""The 80 classes of the COCO detection challenge (Lin et al., ECCV 2014), in the order that models use."""
+
+
+def class_names(card: ModelCard) -> tuple[str, ...]:
+    """Names in the model's order."""
+    return COCO80 if isinstance(card.classes, str) else card.classes
+
+
+def class_ids(names: Sequence[str], wanted: Sequence[str] | None, model: str) -> tuple[int, ...]:
+    """Ids of the `wanted` names, ascending; all where None.
+
+    Raises:
+        ConfigError: every name that the model does not have, with the nearest it has.
+    """
+    if wanted is None:
+        return tuple(range(len(names)))
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise ConfigError(
+            f"detect.classes: the model {model} has no class {' and no '.join(map(repr, unknown))}",
+            hint="; ".join(_advice(name, names) for name in unknown),
+        )
+    return tuple(sorted({names.index(name) for name in wanted}))
+
+
+def _advice(name: str, names: Sequence[str]) -> str:
+    near = nearest(name, names)
+    return f"did you mean {near!r}?" if near else f"`vision models` lists the {len(names)} classes it has"

@@ -1,0 +1,41 @@
+"""From a head's candidates to objects of the source picture: NMS, the way back through the letterbox, clipping."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vision.config.site import NmsCard
+from vision.detect.heads import Candidates
+from vision.detect.letterbox import Letterbox
+from vision.detect.nms import nms
+from vision.types import Detections
+
+
+def to_detections(
+    candidates: Candidates,
+    limits: NmsCard | None,
+    letterbox: Letterbox,
+    source_width_px: int,
+    source_height_px: int,
+) -> Detections:
+    """Detections of one picture, in arrays of their own; boxes that clipping leaves without area are dropped.
+
+    `limits` is None for heads that need no NMS: their candidates are the objects.
+    """
+    boxes, scores, class_ids, excess = candidates.boxes_xyxy, candidates.scores, candidates.class_ids, candidates.excess
+    if limits is not None:
+        kept, more = nms(
+            boxes,
+            scores,
+            class_ids,
+            iou=limits.iou,
+            class_aware=limits.class_aware,
+            max_candidates=limits.max_candidates,
+            max_objects=limits.max_objects,
+        )
+        boxes, scores, class_ids, excess = boxes[kept], scores[kept], class_ids[kept], excess + more
+    boxes = letterbox.to_source(boxes, source_width_px, source_height_px)
+    solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    if not solid.all():
+        boxes, scores, class_ids = boxes[solid], scores[solid], class_ids[solid]
+    return Detections(boxes, np.ascontiguousarray(scores), np.ascontiguousarray(class_ids), excess)

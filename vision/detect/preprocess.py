@@ -1,0 +1,131 @@
+"""Pixels to the model's tensor with OpenCV, on one core, without allocating.
+
+This is most of what the CPU spends on a frame besides the network. Measured on one core of a Xeon at 2.1 GHz, BGR
+768x576 to 416x416: 0.25 ms to scale, 0.04 ms to split, 0.15 ms to normalise. `cv2.dnn.blobFromImage` takes 1.5 ms
+after scaling, a `cv2.LUT` per channel 0.3 ms, `cv2.addWeighted` 0.03 ms less or more, depending on the build.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config.site import InputCard
+from vision.detect.letterbox import Letterbox, gain_and_offset
+from vision.detect.yuv import FRACTION_BITS, yuv_coefficients
+from vision.types import PixelFormat, YuvEncoding
+
+_TO_BGR = {"nv12": cv2.COLOR_YUV2BGR_NV12, "i420": cv2.COLOR_YUV2BGR_I420}
+
+
+class Preprocessor:
+    """Writes pictures into one float32 tensor (B, 3, H, W) that the caller owns. For one thread.
+
+    Agrees with `letterbox.sample` and `letterbox.normalised` to within one of 255 levels.
+    """
+
+    def __init__(self, card: InputCard, tensor: NDArray[np.float32]) -> None:
+        self._card = card
+        self._tensor = tensor
+        self._gain, self._offset = gain_and_offset(card.scale, card.mean, card.std)
+        self._channels = (0, 1, 2) if card.color == "bgr" else (2, 1, 0)
+        self._regions: list[tuple[int, int, int, int] | None] = [None] * len(tensor)
+        self._scaled = _Scratch()
+        self._planes = _Scratch()
+        self._converted = _Scratch()
+        self._yuv = _Scratch()
+        # A pool of OpenCV threads would spin on the cores that the other batches compute on. This is process-wide.
+        cv2.setNumThreads(1)
+
+    def write(
+        self, index: int, pixels: NDArray[np.uint8], pixel_format: PixelFormat, encoding: YuvEncoding = "bt601"
+    ) -> Letterbox:
+        """Letterbox one picture into ``tensor[index]``; says how it lies there."""
+        _allow_fast_scaling()
+        bgr = self._bgr(pixels, pixel_format, encoding)  # bgrx stays as it is: its fourth plane is never read
+        height_px, width_px, channels = bgr.shape
+        card = self._card
+        letterbox = Letterbox.fit(width_px, height_px, card.width, card.height, card.letterbox)
+        content_width, content_height = letterbox.content(width_px, height_px)
+        x, y = letterbox.pad_x_px, letterbox.pad_y_px
+        self._fill_around(index, (x, y, content_width, content_height))
+        scaled = self._scaled.array((content_height, content_width, channels))
+        cv2.resize(bgr, (content_width, content_height), dst=scaled, interpolation=cv2.INTER_LINEAR)
+        planes = list(self._planes.array((channels, content_height, content_width)))
+        cv2.split(scaled, planes)
+        for target, source in enumerate(self._channels):
+            region = self._tensor[index, target, y : y + content_height, x : x + content_width]
+            np.copyto(region, planes[source])
+            np.multiply(region, self._gain[target], out=region)
+            np.add(region, self._offset[target], out=region)
+        return letterbox
+
+    def _bgr(self, pixels: NDArray[np.uint8], pixel_format: PixelFormat, encoding: YuvEncoding) -> NDArray[np.uint8]:
+        if pixel_format in {"bgr", "bgrx"}:
+            return pixels
+        height_px, width_px = len(pixels) * 2 // 3, pixels.shape[1]
+        converted = self._converted.array((height_px, width_px, 3))
+        if encoding == "bt601":
+            cv2.cvtColor(pixels, _TO_BGR[pixel_format], dst=converted)
+        else:
+            yuv = _merged(pixels, pixel_format, yuv_coefficients(encoding)[0], self._yuv.array(converted.shape))
+            cv2.transform(yuv, _matrix(encoding), dst=converted)
+        return converted
+
+    def _fill_around(self, index: int, region: tuple[int, int, int, int]) -> None:
+        """Paint the canvas anew when the picture lies elsewhere than the one before it; usually it does not."""
+        if self._regions[index] == region:
+            return
+        self._regions[index] = region
+        grey = self._card.fill * self._gain + self._offset
+        self._tensor[index] = grey[:, None, None]
+
+
+class _Scratch:
+    """One growing piece of memory, handed out as contiguous arrays of any shape that fits."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def array(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        size = math.prod(shape)
+        if size > len(self._memory):
+            self._memory = np.empty(size, np.uint8)
+        return self._memory[:size].reshape(shape)
+
+
+def _merged(
+    pixels: NDArray[np.uint8], pixel_format: PixelFormat, black: int, out: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Y, U and V of each pixel side by side, Y no less than black."""
+    height_px, width_px = out.shape[:2]
+    chroma = pixels[height_px:]
+    if pixel_format == "nv12":
+        blue_red = cv2.split(chroma.reshape(height_px // 2, width_px // 2, 2))
+    else:
+        blue_red = tuple(chroma.reshape(2, height_px // 2, width_px // 2))
+    size = (width_px, height_px)
+    repeated = [cv2.resize(plane, size, interpolation=cv2.INTER_NEAREST) for plane in blue_red]
+    cv2.merge([np.maximum(pixels[:height_px], np.uint8(black)), *repeated], out)
+    return out
+
+
+@functools.cache
+def _matrix(encoding: YuvEncoding) -> NDArray[np.float32]:
+    """(3, 4): from Y, U, V, 1 to blue, green, red."""
+    black, *factors = yuv_coefficients(encoding)
+    luma, u_blue, u_green, v_green, v_red = (factor / (1 << FRACTION_BITS) for factor in factors)
+    rows = np.array([[luma, u_blue, 0], [luma, u_green, v_green], [luma, 0, v_red]])
+    return np.column_stack([rows, -rows @ (black, 128, 128)]).astype(np.float32)
+
+
+def _allow_fast_scaling() -> None:
+    """Let OpenCV scale with Intel's library where its build has it: half the time, differs by at most one level.
+
+    The switch is kept per thread by OpenCV, so it is set where it is needed; builds without the library ignore it.
+    """
+    cv2.ipp.setUseIPP_NotExact(True)

@@ -1,0 +1,31 @@
+"""What Y, U and V mean as colours: one table for the CPU, for the GPU's kernels and for the reference."""
+
+from __future__ import annotations
+
+import functools
+from typing import Final
+
+from vision.types import YuvEncoding
+
+FRACTION_BITS: Final = 20
+
+_KR_KB: Final = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
+
+
+@functools.cache
+def yuv_coefficients(encoding: YuvEncoding) -> tuple[int, int, int, int, int, int]:
+    """Level of black, then with `FRACTION_BITS`: luma, U to blue, U to green, V to green, V to red.
+
+    ``blue = luma * max(Y - black, 0) + u_blue * (U - 128)``, green and red alike. From ITU-R BT.601-7 and BT.709-6;
+    ``bt601`` has the rounded factors of OpenCV's `cvtColor`, so that all agree to the bit.
+    """
+    if encoding == "bt601":
+        return (16, 1_220_542, 2_116_026, -409_993, -852_492, 1_673_527)
+    red, blue = _KR_KB[encoding.removesuffix("-full")]
+    green = 1 - red - blue
+    black, luma_span, chroma_span = (0, 255, 255) if encoding.endswith("-full") else (16, 219, 224)
+    luma, chroma = 255 / luma_span, 255 / chroma_span
+    u_blue, v_red = 2 * (1 - blue) * chroma, 2 * (1 - red) * chroma
+    factors = (luma, u_blue, -u_blue * blue / green, -v_red * red / green, v_red)
+    scaled = [round(factor * (1 << FRACTION_BITS)) for factor in factors]
+    return (black, scaled[0], scaled[1], scaled[2], scaled[3], scaled[4])
