@@ -71,10 +71,17 @@ class EngineKey:
 
     def differences(self, other: Mapping[str, Any]) -> str:
         """What `other` has otherwise, in words."""
-        mine = self.as_json()
+        theirs, mine = _flat(other), _flat(self.as_json())
         return ", ".join(
-            f"{name} {other.get(name)!r} instead of {mine[name]!r}" for name in mine if other.get(name) != mine[name]
+            f"{name} {theirs.get(name)!r} instead of {mine.get(name)!r}"
+            for name in dict.fromkeys((*mine, *theirs))
+            if theirs.get(name) != mine.get(name)
         )
+
+
+def _flat(key: Mapping[str, Any]) -> dict[str, Any]:
+    settings = key.get("settings")
+    return {**key, "settings": None, **(settings if isinstance(settings, dict) else {})}
 
 
 def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildSettings, card: Any) -> EngineKey:

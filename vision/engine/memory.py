@@ -1,0 +1,431 @@
+# mypy: allow-subclassing-any
+"""GPU memory: a pool behind TensorRT, scratch memory that contexts share where they can, the budget that is printed.
+
+The pool gets whole segments from the driver and hands out parts of them. It is written over a `RawMemory`, so all of it
+runs, and is tested, without a GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from vision.engine.library import trt
+from vision.errors import DeviceError
+
+_log = logging.getLogger(__name__)
+
+ALIGNMENT_BYTES = 256
+"""What cudaMalloc guarantees and TensorRT expects; parts of a segment are rounded to it."""
+
+SEGMENT_BYTES = 32 << 20
+_SEGMENT_STEP = 2 << 20
+
+
+class RawMemory(Protocol):
+    """Where a pool gets its segments: the GPU (`vision.engine.driver`), or plain numbers in tests."""
+
+    def allocate(self, size: int) -> int:
+        """Address of `size` new bytes, aligned to 256; 0 where there are not so many."""
+
+    def free(self, address: int) -> None:
+        """Give back what `allocate` gave. Nothing may be using it."""
+
+    def synchronize(self, stream: int | None) -> None:
+        """Wait until a stream has done its work; the whole GPU for None."""
+
+    def free_and_total_bytes(self) -> tuple[int, int]:
+        """Free and total memory of the GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReport:
+    """What a pool holds, and what it was asked."""
+
+    reserved_bytes: int  # taken from the driver
+    used_bytes: int  # handed out, rounding included
+    peak_bytes: int  # most that was handed out at once
+    segments: int
+    allocations: int  # since the pool was made; does not move once the program is READY
+    frees: int
+    failures: int
+
+
+@dataclass(slots=True)
+class _Segment:
+    """Memory from the driver. `free` are (offset, size) of what is not handed out: sorted, never adjacent."""
+
+    address: int
+    size: int
+    free: list[tuple[int, int]]
+
+    def take(self, size: int, alignment: int) -> int | None:
+        """Offset of `size` bytes at a multiple of `alignment`, from the smallest gap that has them."""
+        best: tuple[int, int, int] | None = None  # gap's size, gap's index, offset
+        for index, (start, length) in enumerate(self.free):
+            offset = -(-(self.address + start) // alignment) * alignment - self.address
+            if offset + size <= start + length and (best is None or length < best[0]):
+                best = (length, index, offset)
+        if best is None:
+            return None
+        _, index, offset = best
+        start, length = self.free[index]
+        pieces = ((start, offset - start), (offset + size, start + length - offset - size))
+        self.free[index : index + 1] = [piece for piece in pieces if piece[1]]
+        return offset
+
+    def give(self, offset: int, size: int) -> None:
+        """Take back what `take` gave, and join it with its neighbours."""
+        joined: list[tuple[int, int]] = []
+        for start, length in sorted([*self.free, (offset, size)]):
+            if joined and joined[-1][0] + joined[-1][1] == start:
+                joined[-1] = (joined[-1][0], joined[-1][1] + length)
+            else:
+                joined.append((start, length))
+        self.free = joined
+
+    @property
+    def unused(self) -> bool:
+        return self.free == [(0, self.size)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    segment: _Segment
+    stream: int
+    offset: int
+    size: int
+
+
+class MemoryPool:
+    """Hands out parts of segments, takes them back, and uses them again. Safe to call from any thread.
+
+    Each stream has segments of its own: what a stream frees, work that comes later on that stream may use at once, and
+    nobody else. Freeing on another stream, or on none, waits for the GPU first.
+
+    Args:
+        raw: where segments come from.
+        segment_bytes: least size of a segment; larger requests get one of their own size.
+    """
+
+    def __init__(self, raw: RawMemory, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self._raw = raw
+        self._segment_bytes = segment_bytes
+        self._segments: dict[int, list[_Segment]] = {}
+        self._parts: dict[int, _Part] = {}
+        self._lock = threading.RLock()
+        self._inside = False
+        self._late: list[tuple[int, int | None]] = []
+        self._peak = self._used = self._allocations = self._frees = self._failures = 0
+        self.last_failure = ""  # what was asked and what was free, for messages
+
+    def allocate(self, size: int, alignment: int = 0, stream: int = 0) -> int:
+        """Address of `size` bytes for work on `stream`. 0 where size is 0 or there is no memory.
+
+        Args:
+            alignment: a power of two, or 0 for any; never less than 256.
+
+        Raises:
+            ValueError: negative size, or an alignment that is no power of two.
+        """
+        if size < 0 or alignment < 0 or alignment & (alignment - 1):
+            raise ValueError(f"expected a size and a power of two, got {size} and alignment {alignment}")
+        if size == 0:
+            return 0
+        with self._lock, _Turn(self):
+            return self._allocate(_round_up(size, ALIGNMENT_BYTES), max(alignment, ALIGNMENT_BYTES), stream)
+
+    def _allocate(self, size: int, alignment: int, stream: int) -> int:
+        for segment in self._segments.get(stream, ()):
+            offset = segment.take(size, alignment)
+            if offset is not None:
+                return self._hand_out(segment, stream, offset, size)
+        grown = self._grow(size + (alignment if alignment > ALIGNMENT_BYTES else 0), stream)
+        offset = grown.take(size, alignment) if grown else None
+        if grown is None or offset is None:
+            free_bytes, total_bytes = self._raw.free_and_total_bytes()
+            self._failures += 1
+            self.last_failure = (
+                f"TensorRT asked for {_mib(size)}; {_mib(free_bytes)} of {_mib(total_bytes)} are free, the pool holds "
+                f"{_mib(self._reserved())} with {_mib(self._used)} in use"
+            )
+            _log.warning("out of device memory: %s", self.last_failure)
+            return 0
+        return self._hand_out(grown, stream, offset, size)
+
+    def _grow(self, size: int, stream: int) -> _Segment | None:
+        """A new segment: of the usual size, or no larger than needed, or after giving back what is not in use."""
+        needed = _round_up(size, _SEGMENT_STEP)
+        for wanted in dict.fromkeys((max(needed, self._segment_bytes), needed)):
+            address = self._raw.allocate(wanted)
+            if address:
+                break
+        else:
+            wanted = needed
+            address = self._raw.allocate(needed) if self._trim() else 0
+        if not address:
+            return None
+        segment = _Segment(address, wanted, [(0, wanted)])
+        self._segments.setdefault(stream, []).append(segment)
+        return segment
+
+    def _hand_out(self, segment: _Segment, stream: int, offset: int, size: int) -> int:
+        address = segment.address + offset
+        self._parts[address] = _Part(segment, stream, offset, size)
+        self._used += size
+        self._peak = max(self._peak, self._used)
+        self._allocations += 1
+        return address
+
+    def deallocate(self, address: int, stream: int | None = None) -> bool:
+        """Take memory back. True where it came from here.
+
+        Args:
+            stream: work on it may still use the memory; None: any work may.
+        """
+        with self._lock:
+            if self._inside:  # a finaliser that ran while this thread was in the middle of something here
+                self._late.append((address, stream))
+                return address in self._parts
+            with _Turn(self):
+                return self._deallocate(address, stream)
+
+    def _deallocate(self, address: int, stream: int | None) -> bool:
+        part = self._parts.get(address)
+        if part is None:
+            return False
+        if stream is None or stream != part.stream:
+            self._raw.synchronize(stream)
+        del self._parts[address]
+        part.segment.give(part.offset, part.size)
+        self._used -= part.size
+        self._frees += 1
+        return True
+
+    def trim(self) -> int:
+        """Give segments with nothing in use back to the driver; bytes that went."""
+        with self._lock, _Turn(self):
+            return self._trim()
+
+    def _trim(self) -> int:
+        unused = [(stream, each) for stream, all_of in self._segments.items() for each in all_of if each.unused]
+        if unused:
+            self._raw.synchronize(None)  # freed in the order of a stream, which may not have come so far
+        for stream, segment in unused:
+            self._segments[stream].remove(segment)
+            self._raw.free(segment.address)
+        return sum(segment.size for _, segment in unused)
+
+    def _reserved(self) -> int:
+        return sum(segment.size for all_of in self._segments.values() for segment in all_of)
+
+    def report(self) -> PoolReport:
+        """What it holds now."""
+        with self._lock:
+            return PoolReport(
+                reserved_bytes=self._reserved(),
+                used_bytes=self._used,
+                peak_bytes=self._peak,
+                segments=sum(map(len, self._segments.values())),
+                allocations=self._allocations,
+                frees=self._frees,
+                failures=self._failures,
+            )
+
+    def close(self) -> None:
+        """Give everything back to the driver. The engine and its contexts are gone by then. May be called twice.
+
+        Raises:
+            DeviceError: something is still in use.
+        """
+        with self._lock, _Turn(self):
+            self._trim()
+            if self._parts:
+                raise DeviceError(
+                    f"{len(self._parts)} allocations ({_mib(self._used)}) of TensorRT are still in use",
+                    hint="close contexts and engines before their memory",
+                )
+
+
+class _Turn:
+    """Marks a pool as being in the middle of something, and does afterwards what came up meanwhile."""
+
+    def __init__(self, pool: MemoryPool) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> None:
+        self._pool._inside = True
+
+    def __exit__(self, *_: object) -> None:
+        pool = self._pool
+        try:
+            while pool._late:
+                pool._deallocate(*pool._late.pop())
+        finally:
+            pool._inside = False
+
+
+def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
+    """`pool` as TensorRT wants it. It must outlive the runtime, the engine and the contexts that use it."""
+
+    class Allocator(trt.IGpuAsyncAllocator):
+        def __init__(self) -> None:
+            trt.IGpuAsyncAllocator.__init__(self)  # by name: without it pybind raises TypeError
+
+        @property
+        def last_failure(self) -> str:
+            return pool.last_failure
+
+        def allocate_async(self, size: int, alignment: int, one: int, other: int) -> int:  # type: ignore[override,unused-ignore]
+            # Some versions pass (flags, stream) and some (stream, flags). Flags are always 0, and so is the default
+            # stream: what is not 0 is the stream.
+            return pool.allocate(size, alignment, one or other)
+
+        def deallocate_async(self, memory: int, stream: int) -> bool:  # type: ignore[override,unused-ignore]
+            return pool.deallocate(memory, stream)
+
+        def allocate(self, size: int, alignment: int, _flags: int) -> int:  # type: ignore[override,unused-ignore]
+            return pool.allocate(size, alignment)
+
+        def deallocate(self, memory: int) -> bool:  # type: ignore[override,unused-ignore]
+            return pool.deallocate(memory)
+
+        def reallocate(self, _address: int, _alignment: int, _size: int) -> int:  # type: ignore[override,unused-ignore]
+            return 0  # "not in place": TensorRT allocates and copies
+
+    return Allocator()
+
+
+# ------------------------------------------------------------------------------------------------ scratch memory
+
+
+def shared_scratch(requests: Iterable[tuple[int, int]]) -> Mapping[int, int]:
+    """Bytes of scratch memory for each stream, from (stream, bytes of one context) of every context.
+
+    Contexts of one stream run one after the other and share the greatest; contexts of different streams may overlap
+    and share nothing.
+    """
+    sizes: dict[int, int] = {}
+    for stream, size in requests:
+        sizes[stream] = max(sizes.get(stream, 0), _round_up(size, ALIGNMENT_BYTES))
+    return sizes
+
+
+# ------------------------------------------------------------------------------------------------ budget
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLine:
+    """One kind of memory."""
+
+    what: str
+    where: Literal["device", "host"]  # host: page-locked
+    bytes_each: int
+    count: int = 1
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all of them."""
+        return self.bytes_each * self.count
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """All that a detector allocates before READY; afterwards nothing is."""
+
+    lines: tuple[BudgetLine, ...] = field(default_factory=tuple)
+
+    @property
+    def device_bytes(self) -> int:
+        """On the GPU."""
+        return sum(line.total_bytes for line in self.lines if line.where == "device")
+
+    @property
+    def host_bytes(self) -> int:
+        """Page-locked on the host."""
+        return sum(line.total_bytes for line in self.lines if line.where == "host")
+
+    def table(self) -> str:
+        """Lines for the log: what, where, each, how many, together."""
+        rows = [("memory", "where", "each", "count", "MiB")]
+        rows += [
+            (line.what, line.where, _mib(line.bytes_each), str(line.count), _mib(line.total_bytes))
+            for line in self.lines
+        ]
+        rows += [("total", "device", "", "", _mib(self.device_bytes)), ("total", "host", "", "", _mib(self.host_bytes))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(_aligned(row, widths) for row in rows)
+
+    def require(self, free_bytes: int, total_bytes: int, *, shared_with_host: bool = False) -> None:
+        """Refuse a budget that the GPU does not have.
+
+        Args:
+            shared_with_host: CPU and GPU have one memory, so that page-locked buffers count too. What is free is a
+                guess there, since the system can reclaim more: only what exceeds the total is refused.
+
+        Raises:
+            DeviceError: too much; the message names the greatest line, what is asked and what is free.
+        """
+        asked = self.device_bytes + (self.host_bytes if shared_with_host else 0)
+        limit = total_bytes if shared_with_host else free_bytes
+        if asked <= limit:
+            return
+        greatest = max(self.lines, key=lambda line: line.total_bytes)
+        raise DeviceError(
+            f"the detector needs {_mib(asked)} of memory, {_mib(greatest.total_bytes)} of it for {greatest.what}; "
+            f"{_mib(free_bytes)} of {_mib(total_bytes)} are free",
+            hint="lower `detect: {max_batch: ...}` or `slots`, or end what else uses the GPU",
+        )
+
+
+def detector_budget(
+    *,
+    weights_bytes: int,
+    slots: int,
+    scratch_bytes: int,
+    input_bytes: int,
+    output_bytes: int,
+    result_bytes: int,
+    frame_bytes: int,
+    frames: int,
+    frames_on_device: int = 0,
+) -> MemoryBudget:
+    """The budget of a detector.
+
+    Args:
+        weights_bytes: shared by all contexts of the engine.
+        slots: batches in flight; each has scratch, input, outputs and results of its own.
+        scratch_bytes: of one slot; see `shared_scratch`.
+        input_bytes, output_bytes: tensors of one slot at the greatest batch.
+        result_bytes: page-locked results of one slot.
+        frame_bytes, frames: page-locked picture buffers of the cameras.
+        frames_on_device: picture buffers on the GPU, where frames are copied there before they are read.
+    """
+    return MemoryBudget(
+        (
+            BudgetLine("weights", "device", weights_bytes),
+            BudgetLine("activations, a slot", "device", scratch_bytes, slots),
+            BudgetLine("network input, a slot", "device", input_bytes, slots),
+            BudgetLine("network outputs, a slot", "device", output_bytes, slots),
+            BudgetLine("frames on the GPU", "device", frame_bytes, frames_on_device),
+            BudgetLine("frames of the cameras", "host", frame_bytes, frames),
+            BudgetLine("results, a slot", "host", result_bytes, slots),
+        )
+    )
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
+    cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+    return "  ".join(cells).rstrip()
+
+
+def _round_up(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
