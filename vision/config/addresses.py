@@ -115,7 +115,7 @@ def check_bind(bind: str) -> str:
         _check_ipc(bind[len("ipc://") :])
         return bind
     if not bind.startswith("tcp://"):
-        raise Refused(BIND_FORMS, advice="tcp://127.0.0.1:5555 serves this machine alone")
+        raise Refused(BIND_FORMS, advice="such as tcp://127.0.0.1:5555")
     host, colon, port = bind[len("tcp://") :].rpartition(":")
     if not colon or not (port in ("*", "0") or _is_port(port)):
         raise Refused("tcp://ADDRESS:PORT with a port from 1 to 65535, or * for any that is free")

@@ -254,7 +254,7 @@ for _tag, (_pattern, _first) in _CORE_SCHEMA.items():
 
 # PyYAML's words, and what an operator would say; the first that is found counts.
 _SYNTAX: Final = (
-    ("mapping values are not allowed here", "a ':' where none can be: check the indentation; quote text with ': '"),
+    ("mapping values are not allowed", "a ':' too many: check the indentation; quote text with ':' in or after it"),
     (r"found character '\\t'", "a tab: YAML is indented with spaces"),
     ("found character", "text that begins with this character needs quotes"),
     ("expected ',' or", "an open bracket, a missing comma, or text with , [ ] { } without quotes, such as ${NAME}"),

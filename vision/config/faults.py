@@ -50,10 +50,11 @@ def faults_of(error: ValidationError, document: Document, schema: Schema) -> Ite
         loc = _in_document(details, document)
         if details["type"] == INCONSISTENT or _has_fault_already(loc, document):
             continue
+        phrase = PHRASES[details["type"]]
+        if details["type"] == "missing" and isinstance(loc[-1], int):  # an entry of a list of fixed length
+            loc, phrase = loc[:-1], _expected
         case = Case(loc, details.get("ctx", {}), document, schema)
-        if details["type"] == "missing" and isinstance(loc[-1], int):
-            case = Case(loc[:-1], {}, document, schema)  # a list that is too short
-        text = PHRASES[details["type"]](case)
+        text = phrase(case)
         if text:
             yield document.fault(case.loc, text)
 
@@ -118,8 +119,6 @@ def _pattern(case: Case) -> str:
 
 
 def _missing(case: Case) -> str:
-    if isinstance(case.loc[-1], int):
-        return _expected(case)
     written = case.document.node(case.loc[:-1])
     known = at(case.schema, case.loc[:-1]).get("properties", {})
     for key in written.keys if written is not None else ():  # a misspelt key is one fault, not two
@@ -140,8 +139,10 @@ def _unknown(case: Case) -> str:
     return f"unknown key; expected {one_of(list(known))}"
 
 
-def _too_long(case: Case) -> str:
-    return f"expected {case.expected}, got {case.context['actual_length']}"
+def _too_short(case: Case) -> str:
+    """pydantic does not count entries that have faults of their own."""
+    entries = case.value
+    return "" if isinstance(entries, tuple) and len(entries) >= case.context["min_length"] else _expected(case)
 
 
 def _refused(case: Case) -> str:
@@ -156,7 +157,7 @@ PHRASES: Final[Mapping[str, Callable[[Case], str]]] = {
     "extra_forbidden": _unknown,
     "value_error": _refused,
     "string_pattern_mismatch": _pattern,
-    "too_long": _too_long,
+    "too_short": _too_short,
     **dict.fromkeys(
         (
             "bool_type",
@@ -171,7 +172,7 @@ PHRASES: Final[Mapping[str, Callable[[Case], str]]] = {
             "model_type",
             "string_too_short",
             "string_type",
-            "too_short",
+            "too_long",
             "tuple_type",
         ),
         _expected,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
@@ -27,12 +29,13 @@ def site_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "camera.yaml",
-        **{key: value for key, value in schema_of(SiteConfig).items() if key != "title"},
+        **deepcopy(dict(schema_of(SiteConfig))),
     }
 
 
-def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """JSON Schema of a section and those below it."""
+@cache
+def schema_of(model: type[BaseModel]) -> Schema:
+    """JSON Schema of a section and those below it. Not to be changed: it is made once."""
     schema = model.model_json_schema(schema_generator=_WithoutTitles)
     for definition in [schema, *schema.get("$defs", {}).values()]:
         definition.pop("title", None)
@@ -54,6 +57,9 @@ def resolve(root: Schema, schema: Schema) -> Schema:
         rest = {key: value for key, value in schema.items() if key != "anyOf"}
         real = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
         return resolve(root, {**real[0], **rest})
+    if "allOf" in schema:  # how pydantic before 2.9 writes a reference that has a description
+        rest = {key: value for key, value in schema.items() if key != "allOf"}
+        return resolve(root, {**schema["allOf"][0], **rest})
     if "$ref" in schema:
         rest = {key: value for key, value in schema.items() if key != "$ref"}
         target = root["$defs"][schema["$ref"].rpartition("/")[2]]
