@@ -1,0 +1,91 @@
+"""Lines that can be crossed and polygons that enclose an area."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vision.config import LineConfig, ZoneConfig
+from vision.config.analytics import check_line, check_polygon
+from vision.config.wording import Refused
+
+Polygon = tuple[tuple[float, float], ...]
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [
+        ((0, 0), (1, 0), (0, 1)),
+        ((0, 0), (0, 1), (1, 0)),  # the other way round
+        ((0, 0), (4, 0), (4, 4), (2, 1), (0, 4)),  # with a notch
+        ((0, 0), (2, 0), (4, 0), (4, 4)),  # a corner on a straight side
+        ((0.1, 0.1), (0.2, 0.2), (0.3, 0.3), (0.3, 0.1)),  # straight as decimals, not as binary fractions
+        ((0, 0), (1e-9, 0), (0, 1e-9)),
+        ((0, 0), (10, 0), (10, 10), (8, 10), (8, 2), (2, 2), (2, 10), (0, 10)),  # a U
+    ],
+)
+def test_polygons_that_enclose_an_area(polygon: Polygon) -> None:
+    for turn in range(len(polygon)):
+        turned = polygon[turn:] + polygon[:turn]
+        assert check_polygon(turned) == turned
+        assert check_polygon(turned[::-1]) == turned[::-1]
+
+
+@pytest.mark.parametrize(
+    ("polygon", "message"),
+    [
+        (((0, 0), (4, 4), (4, 0), (0, 4)), "the side after point 1 meets the side after point 3"),  # a bow tie
+        (((0, 0), (1, 0), (2, 0)), "its points lie on one line"),
+        (((0, 0), (1, 1), (3, 3), (2, 2)), "whose sides do not cross"),
+        (((0, 0), (4, 0), (2, 0), (2, 4)), "the side after point 1 meets the side after point 2"),  # folds back
+        (((0, 0), (4, 0), (4, 4), (2, 0), (0, 4)), "the side after point 1 meets the side after point 3"),  # touches
+        (((0, 0), (4, 0), (4, 4), (0, 0)), "a polygon closes by itself"),
+        (((0, 0), (4, 0), (4, 0), (4, 4)), "visits no point twice"),
+        (((0, 0), (4, 0), (4, 4), (0, 4), (4, 0.0)), "visits no point twice"),
+        (((0.1, 0.1), (0.3, 0.3), (0.2, 0.2), (0.3, 0.1)), "the side after point 1 meets the side after point 2"),
+        (((0, 0), (0, 0), (0, 0)), "a polygon closes by itself"),
+    ],
+)
+def test_polygons_that_do_not(polygon: Polygon, message: str) -> None:
+    with pytest.raises(Refused) as caught:
+        check_polygon(polygon)
+    assert message in str(caught.value)
+
+
+angles = st.lists(st.integers(0, 359), min_size=3, max_size=20, unique=True).map(sorted)
+
+
+@given(angles, st.floats(100, 4000))
+def test_corners_in_order_around_a_circle_enclose_an_area(degrees: list[int], radius: float) -> None:
+    corners = tuple(
+        (round(5000 + radius * math.cos(math.radians(at)), 3), round(5000 + radius * math.sin(math.radians(at)), 3))
+        for at in degrees
+    )
+    assert check_polygon(corners) == corners
+
+
+@given(st.lists(st.integers(0, 359), min_size=4, max_size=12, unique=True).map(sorted), st.data())
+def test_corners_out_of_order_around_a_circle_cross(degrees: list[int], data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, len(degrees) - 2))
+    degrees[first], degrees[first + 1] = degrees[first + 1], degrees[first]
+    corners = tuple(
+        (round(math.cos(math.radians(at)), 9) + 2, round(math.sin(math.radians(at)), 9) + 2) for at in degrees
+    )
+    with pytest.raises(Refused, match="do not cross"):
+        check_polygon(corners)
+
+
+def test_a_line_has_a_length() -> None:
+    assert check_line(((0, 0), (0, 1))) == ((0, 0), (0, 1))
+    with pytest.raises(Refused, match="two different points"):
+        check_line(((3, 4), (3.0, 4.0)))
+
+
+def test_defaults() -> None:
+    line = LineConfig(name="a", points=((0, 0), (9, 9)))
+    zone = ZoneConfig(name="b", polygon=((0, 0), (9, 0), (9, 9)))
+    assert (line.direction, line.anchor, line.classes) == ("both", "bottom-center", None)
+    assert (zone.crowded_above, zone.crowded_for_s, zone.dwell_s, zone.anchor) == (None, 0.0, None, "bottom-center")

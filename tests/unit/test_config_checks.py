@@ -1,0 +1,419 @@
+"""Addresses by their syntax, and values that do not fit together."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from vision.config import (
+    CameraConfig,
+    ModelCard,
+    PublishConfig,
+    SiteConfig,
+    SourceKind,
+    check_classes,
+    load_site_text,
+    source_kind,
+)
+from vision.config.addresses import check_bind, check_file_name, check_model_name, check_pipeline
+from vision.config.wording import Refused
+from vision.errors import ConfigError, redact
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("rtsp://10.0.0.4/stream1", "rtsp"),
+        ("RTSP://camera.local:8554", "rtsp"),
+        ("rtsps://user:p%2Fa!$&()*+,;=.~_-@h:554/a?b=c#d", "rtsp"),
+        ("rtsp://user@[fe80::1%25eth0]:554/live", "rtsp"),
+        ("rtsp://:@h/", "rtsp"),
+        ("http://cam_1/mjpg/video.cgi?fps=5", "http"),
+        ("https://example.net.", "http"),
+        ("csi:0", "csi"),
+        ("csi:12", "csi"),
+        ("/dev/video0", "v4l2"),
+        ("/dev/v4l/by-id/usb-Acme_Cam-index0", "v4l2"),
+        ("synthetic:", "synthetic"),
+        ("synthetic:640x480,fps=30", "synthetic"),
+        ("videos/walk.mp4", "path"),
+        ("/data/a b.mp4", "path"),
+        ("./12:30.mp4", "path"),
+        ("../frames/", "path"),
+        ("höf.mkv", "path"),
+    ],
+)
+def test_sources_are_told_apart(source: str, kind: SourceKind) -> None:
+    assert source_kind(source) == kind
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "on one line"),
+        ("a\nb", "on one line"),
+        ("rstp://h/1", "did you mean 'rtsp://'?"),
+        ("rtmp://h/1", "did you mean 'rtsp://'?"),
+        ("gopher://h/1", "expected an rtsp://"),
+        ("file:///a.mp4", "expected the path of the file alone, without file://"),
+        ("rtsp:/h/1", "did you mean 'rtsp://'?"),
+        ("rtsp://", "expected a host name"),
+        ("rtsp:///stream", "expected a host name"),
+        ("rtsp://user:pw@/stream", "expected a host name"),
+        ("rtsp://-a-/stream", "expected a host name"),
+        ("rtsp://höst/stream", "expected a host name"),
+        ("rtsp://300.1.1.1/", "expected a host name"),
+        ("rtsp://1.2.3/", "expected a host name"),
+        ("rtsp://[::g]/", "expected a host name"),
+        ("rtsp://fe80::1/", "expected a port from 1 to 65535"),
+        ("rtsp://h:0/", "expected a port from 1 to 65535"),
+        ("rtsp://h:65536/", "expected a port from 1 to 65535"),
+        ("rtsp://h:/", "expected a port from 1 to 65535"),
+        ("rtsp://h:x/", "expected a port from 1 to 65535"),
+        ("rtsp://u:a/b@h/", "expected user:password@host:port with one '@'"),
+        ("rtsp://u:a?b@h/", "expected user:password@host:port with one '@'"),
+        ("rtsp://u:12/3@h/", "expected user:password@host:port with one '@'"),
+        ("rtsp://u:a@b@h/", "expected user:password@host:port with one '@'"),
+        ("rtsp://u:50%@h/", "expected user:password@host:port with one '@'"),
+        ("rtsp://u:a b@h/", "expected an address without blanks"),
+        ("rtsp://u:a'b@h/", "expected an address without blanks"),
+        ('rtsp://h/" ! filesink location="x', "expected an address without blanks"),
+        ("csi:", "such as csi:0"),
+        ("csi:x", "such as csi:0"),
+        ("cis:0", "did you mean 'csi:'?"),
+        ("sythetic:", "did you mean 'synthetic:'?"),
+        ("synthetic:a b", "options without blanks"),
+        ("walk:1.mp4", "begins with ./"),
+        ("/dev/vide0", "expected /dev/videoN"),
+        ("/dev/video", "expected /dev/videoN"),
+        ("0", "the first USB camera is /dev/video0"),
+        ("~/walk.mp4", "'~' is the shell's"),
+    ],
+)
+def test_sources_that_cannot_be_right(source: str, message: str) -> None:
+    with pytest.raises(Refused) as caught:
+        source_kind(source)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["a/b", "a@b", "a?b", "a#b", "a'b", 'a"b', "a<b", "a b", "a\\b", "ü", "%", "12/3"])
+def test_a_password_that_redaction_would_miss_is_refused(password: str) -> None:
+    url = f"rtsp://user:{password}@host/1"
+    with pytest.raises(Refused) as caught:
+        source_kind(url)
+    assert password not in str(caught.value).partition(" (")[0]
+    assert "user:pw" not in redact("rtsp://user:pw@host/1")
+
+
+@pytest.mark.parametrize(
+    "bind",
+    [
+        "tcp://127.0.0.1:5555",
+        "tcp://*:1",
+        "tcp://*:*",
+        "tcp://0.0.0.0:0",
+        "tcp://[::1]:65535",
+        "tcp://eth0:5555",
+        "ipc:///run/vision/node.sock",
+        "ipc://@node",
+    ],
+)
+def test_addresses_to_bind_to(bind: str) -> None:
+    assert check_bind(bind) == bind
+
+
+@pytest.mark.parametrize(
+    ("bind", "message"),
+    [
+        ("", "expected tcp://ADDRESS:PORT or ipc:///PATH"),
+        ("127.0.0.1:5555", "expected tcp://ADDRESS:PORT or ipc:///PATH"),
+        ("udp://127.0.0.1:5555", "expected tcp://ADDRESS:PORT or ipc:///PATH"),
+        ("tcp://127.0.0.1", "with a port from 1 to 65535"),
+        ("tcp://127.0.0.1:", "with a port from 1 to 65535"),
+        ("tcp://127.0.0.1:65536", "with a port from 1 to 65535"),
+        ("tcp://127.0.0.1:-1", "with a port from 1 to 65535"),
+        ("tcp://localhost:5555", "did you mean '127.0.0.1'?"),
+        ("tcp://:5555", "expected an address of this machine"),
+        ("tcp://1.2.3:5555", "expected an address of this machine"),
+        ("tcp://[::g]:5555", "expected an address of this machine"),
+        ("tcp://::1:5555", "expected an address of this machine"),
+        ("tcp://a/b:5555", "expected an address of this machine"),
+        ("ipc://", "a whole path"),
+        ("ipc:///", "a whole path"),
+        ("ipc://node.sock", "a whole path"),
+        ("ipc:///a\nb", "a whole path"),
+        ("ipc:///" + "ü" * 54, "at most 107 bytes"),
+    ],
+)
+def test_addresses_that_cannot_be_bound(bind: str, message: str) -> None:
+    with pytest.raises(Refused) as caught:
+        check_bind(bind)
+    assert message in str(caught.value)
+
+
+def test_the_longest_socket_path_is_bound() -> None:
+    assert check_bind("ipc:///" + "x" * 106)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "https://models.net/x", "~/model"])
+def test_what_no_model_is_called(name: str) -> None:
+    assert check_model_name("../my model") == "../my model"
+    with pytest.raises(Refused):
+        check_model_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "Detect", "detect.yaml", "a/b", "a\n.py", "~/a.py", "x" * 65])
+def test_what_no_pipeline_is_called(name: str) -> None:
+    assert check_pipeline("detect") == "detect"
+    assert check_pipeline("../my pipeline.py") == "../my pipeline.py"
+    with pytest.raises(Refused):
+        check_pipeline(name)
+
+
+@pytest.mark.parametrize("name", ["", ".onnx", "a.pt", "a/b.onnx", "..\\b.onnx", "a\n.onnx"])
+def test_what_no_onnx_file_is_called(name: str) -> None:
+    assert check_file_name("a b.onnx") == "a b.onnx"
+    with pytest.raises(Refused):
+        check_file_name(name)
+
+
+# --- together ---------------------------------------------------------------------------------------------------------
+
+
+def faults(text: str, environ: dict[str, str] | None = None) -> list[str]:
+    """The faults of a document, without the file's name."""
+    try:
+        load_site_text(text, environ or {})
+    except ConfigError as error:
+        return [line.removeprefix("camera.yaml:") for line in str(error).splitlines()]
+    return []
+
+
+def camera(**options: object) -> str:
+    return f"cameras: [{{id: a, {', '.join(f'{key}: {value}' for key, value in options.items())}}}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            camera(source="csi:0", width=640),
+            ["1: cameras[0].width: expected height beside it: they are given together"],
+        ),
+        (
+            camera(source="csi:0", height=640),
+            ["1: cameras[0].height: expected width beside it: they are given together"],
+        ),
+        (camera(source="csi:0", height=640, width=480, fps=30), []),
+        (camera(source="a.mp4", fps=5, loop="true"), []),
+        (camera(source="rtsp://h", loop="false"), []),
+        (camera(source="rtsp://h", loop="true"), ["1: cameras[0].loop: has no effect on this source; only files have"]),
+        (
+            camera(source="'synthetic:'", loop="true"),
+            ["1: cameras[0].loop: has no effect on this source; only files have"],
+        ),
+        (camera(source="rtsp://h", transport="udp"), []),
+        (
+            camera(source="http://h", transport="tcp"),
+            ["1: cameras[0].transport: has no effect on this source; only rtsp:// and rtsps:// sources have"],
+        ),
+        (camera(source="rtsp://h", fps=5), ["1: cameras[0].fps: has no effect on this source"]),
+        (
+            camera(source="a.mp4", width=64, height=64),
+            ["1: cameras[0].width: has no effect on", "1: cameras[0].height: has no effect on"],
+        ),
+        (
+            camera(source="csi:0", via="opencv"),
+            ["1: cameras[0].via: expected 'auto' or 'gstreamer' for this kind of source, got 'opencv'"],
+        ),
+        (
+            camera(source="a.mp4", via="gstreamer"),
+            ["1: cameras[0].via: expected 'auto' or 'opencv' for this kind of source, got 'gstreamer'"],
+        ),
+        (camera(source="'synthetic:'", via="opencv"), ["1: cameras[0].via: expected 'auto' for this kind of source"]),
+        (camera(source="/dev/video0", via="gstreamer"), []),
+        (
+            "cameras:\n- {id: a, source: csi:0}\n- {id: b, source: csi:1}\n- {id: a, source: csi:2}\n",
+            ["4: cameras[2].id: expected another name than cameras[0].id on line 2 has"],
+        ),
+        (
+            "cameras:\n- {id: a, source: csi:0}\n- {id: b, source: csi:0}\n",
+            ["3: cameras[1].source: expected another device than cameras[0].source on line 2: it can be opened once"],
+        ),
+        ("cameras:\n- {id: a, source: a.mp4}\n- {id: b, source: a.mp4}\n", []),
+        (
+            camera(source="'rtsp://u:pw@h'"),
+            ["1: cameras[0].source: a password stands in the file; expected it from the environment: write ${NAME} in"],
+        ),
+        (camera(source="'rtsp://u:pw${X}@h'"), ["1: cameras[0].source: a password stands in the file"]),
+        (camera(source="'http://h/v?a=b&password=pw'"), ["1: cameras[0].source: a password stands in the file"]),
+        (camera(source="'rtsp://u:${X}@h'"), []),
+        (camera(source="'rtsp://${X}:${X}@h:554/?password=${X}'"), []),
+        (camera(source="'rtsp://viewer@h'"), []),
+        (camera(source="'rtsp://viewer:@h'"), []),
+    ],
+)
+def test_cameras(text: str, expected: list[str]) -> None:
+    found = faults(text, {"X": "s3same"})
+    assert len(found) == len(expected)
+    for line, start in zip(found, expected, strict=True):
+        assert line.startswith(start)
+
+
+ANALYTICS = """\
+pipeline: count
+detect: {classes: [person, car]}
+cameras: [{id: gate, source: csi:0}, {id: yard, source: csi:1}]
+analytics:
+"""
+LINE = "name: a, points: [[0, 0], [9, 9]]"
+ZONE = "polygon: [[0, 0], [9, 0], [9, 9]]"
+ONE_PIXEL = "all within one pixel; expected units: fraction beside lines and zones, or coordinates in pixels"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  gate: {}", []),
+        ("  gat: {}", ["5: analytics.gat: no camera has this id; expected 'gate' or 'yard' (did you mean 'gate'?)"]),
+        ("  zzz: {}", ["5: analytics.zzz: no camera has this id; expected 'gate' or 'yard'"]),
+        (
+            f"  gate:\n    lines:\n    - {{{LINE}}}\n    zones:\n    - {{name: a, {ZONE}}}",
+            ["9: analytics.gate.zones[0].name: expected another name than analytics.gate.lines[0].name on line 7 has"],
+        ),
+        (f"  gate: {{lines: [{{{LINE}}}]}}\n  yard: {{lines: [{{{LINE}}}]}}", []),
+        (
+            "  gate: {units: fraction, lines: [{name: a, points: [[0, 0], [0.5, 1.5]]}]}",
+            ["5: analytics.gate.lines[0].points[1]: expected fractions from 0 to 1, as units: fraction says"],
+        ),
+        ("  gate: {units: fraction, lines: [{name: a, points: [[0, 0], [1, 1]]}]}", []),
+        (
+            "  gate: {lines: [{name: a, points: [[0, 0.5], [1, 1]]}]}",
+            [f"5: analytics.gate.lines[0].points: {ONE_PIXEL}"],
+        ),
+        (
+            "  gate: {zones: [{name: a, polygon: [[0, 0], [9, 0], [9, 9]], crowded_for_s: 5}]}",
+            ["5: analytics.gate.zones[0].crowded_for_s: has no effect without crowded_above"],
+        ),
+        ("  gate: {zones: [{name: a, polygon: [[0, 0], [9, 0], [9, 9]], crowded_for_s: 5, crowded_above: 0}]}", []),
+        (
+            "  gate: {lines: [{name: a, points: [[0, 0], [9, 9]], classes: [car, bus]}]}",
+            ["5: analytics.gate.lines[0].classes[1]: never seen, because detect.classes leaves it out"],
+        ),
+    ],
+)
+def test_lines_and_zones(text: str, expected: list[str]) -> None:
+    assert faults(ANALYTICS + text) == expected
+
+
+@pytest.mark.parametrize("pipeline", ["", "pipeline: detect\n", "pipeline: track\n"])
+def test_lines_and_zones_need_a_pipeline_that_has_them(pipeline: str) -> None:
+    (fault,) = faults(pipeline + camera(source="csi:0") + "\nanalytics: {a: {}}")
+    assert "has no lines and zones; expected pipeline: count, or a file of your own" in fault
+    assert faults("pipeline: own.py\n" + camera(source="csi:0") + "\nanalytics: {a: {}}") == []
+    assert faults(pipeline + camera(source="csi:0") + "\nanalytics: {}") == []
+
+
+def test_names_from_the_environment_are_not_printed() -> None:
+    cameras = "- {id: '${A}', source: csi:0}\n- {id: '${A}', source: csi:1}"
+    assert faults(f"pipeline: count\ncameras:\n{cameras}\nanalytics: {{s3sam: {{}}}}", {"A": "s3same"}) == [
+        "4: cameras[1].id: expected another name than cameras[0].id on line 3 has",
+        "5: analytics.s3sam: no camera has this id; expected '${A}' (did you mean '${A}'?)",
+    ]
+
+
+def test_an_unreadable_camera_may_be_the_one_that_is_meant() -> None:
+    text = "pipeline: count\ncameras: [{id: '${A}', source: csi:0}]\nanalytics: {gate: {}}"
+    assert [line.split(": ")[1] for line in faults(text)] == ["cameras[0].id"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cameras": [{"id": "a", "source": "csi:0", "width": 640}]}, "height beside it"),
+        ({"cameras": [{"id": "a", "source": "csi:0"}, {"id": "a", "source": "csi:1"}]}, "cameras[0].id has"),
+        ({"cameras": [{"id": "a", "source": "csi:0"}], "analytics": {"a": {}}}, "has no lines and zones"),
+        (
+            {
+                "pipeline": "count",
+                "cameras": [{"id": "a", "source": "csi:0"}],
+                "analytics": {"a": {"zones": [{"name": "z", "polygon": [[0, 0], [0, 1], [1, 0]]}]}},
+            },
+            "all within one pixel",
+        ),
+    ],
+)
+def test_objects_made_in_python_are_held_to_the_same(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        SiteConfig.model_validate(values)
+    assert message in str(caught.value)
+
+
+def test_objects_made_in_python_have_their_defaults() -> None:
+    site = SiteConfig(cameras=(CameraConfig(id="a", source="synthetic:"),))
+    assert site.publish == PublishConfig()
+    assert site.analytics == {}
+
+
+def test_passwords_stay_out_of_what_is_printed() -> None:
+    site = load_site_text(camera(source="'rtsp://u:${X}@h/1'"), {"X": "s3same"})
+    assert site.cameras[0].source == "rtsp://u:s3same@h/1"
+    assert "s3same" not in f"{site!r} {site} {site.cameras[0]}"
+    assert "rtsp://***@h/1" in repr(site)
+
+
+# --- classes of the model ---------------------------------------------------------------------------------------------
+
+WITH_CLASSES = """\
+pipeline: count
+cameras: [{id: a, source: csi:0}]
+detect:
+  classes:
+    - person
+    - persn
+analytics:
+  a:
+    lines:
+      - name: b
+        points: [[0, 0], [9, 9]]
+        classes: [persn]
+"""
+
+
+def test_classes_that_the_model_does_not_have() -> None:
+    site = load_site_text(WITH_CLASSES, {})
+    check_classes(site, ["person", "persn"])
+    with pytest.raises(ConfigError) as caught:
+        check_classes(site, ["person", "car"])
+    assert str(caught.value).splitlines() == [
+        "detect.classes[1]: the model nanodet-g-416 has no class 'persn' (did you mean 'person'?)",
+        "analytics.a.lines[0].classes[0]: the model nanodet-g-416 has no class 'persn' (did you mean 'person'?)",
+    ]
+    with pytest.raises(ConfigError, match=r"has no class 'person' \(it has sofa or car\)"):
+        check_classes(site, ["sofa", "car"])
+
+
+def test_classes_are_named_with_their_line(tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("site") / "camera.yaml"
+    path.write_text(WITH_CLASSES)
+    site = load_site_text(WITH_CLASSES, {})
+    with pytest.raises(ConfigError) as caught:
+        check_classes(site, ["person"], path)
+    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [f"{path}:6", f"{path}:12"]
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"^detect.classes\[1\]: "):
+        check_classes(site, ["person"], path)
+
+
+def test_a_ten_line_model_card_is_enough() -> None:
+    card = ModelCard.model_validate(
+        {
+            "name": "mine",
+            "file": "mine.onnx",
+            "input": {"width": 640, "height": 640},
+            "head": {"kind": "yolov8"},
+            "classes": ["cat", "dog"],
+            "licence": "MIT",
+        }
+    )
+    assert (card.nms.iou, card.input.letterbox, card.head.strides) == (0.6, "center", (8, 16, 32))

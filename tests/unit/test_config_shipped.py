@@ -1,0 +1,267 @@
+"""The configurations that are shipped, the reference that shows every key, the schema, and names for them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vision.config import (
+    folder_of_model,
+    load_model_card,
+    load_site,
+    load_site_text,
+    resolve_config,
+    shipped_configs,
+    shipped_models,
+    site_schema,
+)
+from vision.config.document import Node, read_document
+from vision.config.schema import Schema, key_paths, limits, resolve
+from vision.errors import ConfigError, ModelError
+
+SECRETS = {"CAMERA_PASSWORD": "a%2Fb", "DOCK_PASSWORD": "c", "GATE_PASSWORD": "d"}
+REFERENCE = shipped_configs()["reference"]
+DEMONSTRATED = {"pipeline"}
+"""Keys with a default whose value in the reference is another: lines and zones need a pipeline that has them."""
+
+
+# --- shipped ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_configuration_is_valid() -> None:
+    assert set(shipped_configs()) >= {"demo", "four-cameras", "jetson", "reference"}
+    for path in shipped_configs().values():
+        assert load_site(path, SECRETS).cameras
+
+
+def test_the_demo_shows_the_shipped_clip_twice() -> None:
+    site = load_site(resolve_config("demo"), {})
+    assert [(camera.id, camera.loop) for camera in site.cameras] == [("north", True), ("south", True)]
+    for camera in site.cameras:
+        assert Path(camera.source).is_absolute()
+        assert Path(camera.source).read_bytes()[4:8] == b"ftyp"
+
+
+def test_four_cameras_take_their_passwords_from_the_environment() -> None:
+    site = load_site(resolve_config("four-cameras"), SECRETS)
+    assert len(site.cameras) == 4
+    assert site.cameras[0].source == "rtsp://viewer:a%2Fb@192.168.1.11/stream1"
+    with pytest.raises(ConfigError) as caught:
+        load_site(resolve_config("four-cameras"), {})
+    assert str(caught.value).count("is not set") == 4
+
+
+def test_the_jetson_has_a_camera_of_each_kind() -> None:
+    site = load_site(resolve_config("jetson"), SECRETS)
+    assert [camera.source.partition(":")[0] for camera in site.cameras] == ["rtsp", "csi", "/dev/video0"]
+    assert site.detect.precision == "fp16"
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_is_a_shipped_configuration_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_config("demo") == shipped_configs()["demo"]
+    for path in ("camera.yaml", "site.yml", "./demo", "/etc/vision/shop", "a/b"):
+        assert resolve_config(path) == Path(path)
+    Path("shop").touch()
+    assert resolve_config("shop") == Path("shop")
+    Path("demo").touch()
+    assert resolve_config("demo") == shipped_configs()["demo"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("dmeo", "did you mean 'demo'?"), ("jetsn", "did you mean 'jetson'?"), ("", "vision run demo")]
+)
+def test_an_unknown_name_lists_those_there_are(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_config(name)
+    assert "demo, four-cameras, jetson or reference" in str(caught.value)
+    assert hint in caught.value.hint
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+WITH_PATHS = """\
+pipeline: own/steps.py
+model: ../models/mine
+cameras:
+  - {id: a, source: videos/a.mp4}
+  - {id: b, source: /data/b.mp4}
+  - {id: c, source: "rtsp://h/videos"}
+  - {id: d, source: frames/}
+  - {id: e, source: csi:0}
+  - {id: f, source: "synthetic:"}
+  - {id: g, source: /dev/video0}
+"""
+
+
+def test_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "camera.yaml").write_text(WITH_PATHS)
+    monkeypatch.chdir(tmp_path)
+    site = load_site(Path("site/camera.yaml"), {})
+    folder = tmp_path / "site"
+    assert site.pipeline == f"{folder}/own/steps.py"
+    assert site.model == f"{folder}/../models/mine"
+    assert [camera.source for camera in site.cameras] == [
+        f"{folder}/videos/a.mp4",
+        "/data/b.mp4",
+        "rtsp://h/videos",
+        f"{folder}/frames",
+        "csi:0",
+        "synthetic:",
+        "/dev/video0",
+    ]
+
+
+def test_names_are_not_paths(tmp_path: Path) -> None:
+    path = tmp_path / "camera.yaml"
+    path.write_text("pipeline: detect\nmodel: mine\ncameras: [{id: a, source: csi:0}]")
+    site = load_site(path, {})
+    assert (site.pipeline, site.model) == ("detect", "mine")
+    assert load_site_text(WITH_PATHS, {}).model == "../models/mine"
+
+
+def test_the_folder_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert folder_of_model("mine", shipped_models()) == shipped_models() / "mine"
+    assert folder_of_model("./mine", shipped_models()) == Path("mine")
+    assert (shipped_models() / "__init__.py").is_file()
+
+
+def test_a_model_without_its_description(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_model_card(tmp_path / "none")
+    assert "no such file" in str(caught.value)
+    assert caught.value.hint.startswith("a model is a folder with model.yaml")
+    (tmp_path / "model.yaml").write_text("name: [")
+    with pytest.raises(ModelError, match=r"model\.yaml:1: not valid YAML"):
+        load_model_card(tmp_path)
+
+
+def test_a_model_card_takes_no_variables(tmp_path: Path) -> None:
+    sections = "input: {width: 32, height: 32}\nhead: {kind: yolov8}\n"
+    (tmp_path / "model.yaml").write_text(f"name: a\nfile: a.onnx\n{sections}classes: coco80\nlicence: ${{HOME}}\n")
+    card = load_model_card(tmp_path)
+    assert (card.licence, card.classes) == ("${HOME}", "coco80")
+
+
+def test_every_shipped_model_has_a_valid_card() -> None:
+    for path in shipped_models().glob("*/model.yaml"):
+        assert load_model_card(path.parent).name == path.parent.name
+
+
+# --- the schema and the reference -------------------------------------------------------------------------------------
+
+
+def keys_of(schema: Schema) -> Iterator[tuple[str, Schema]]:
+    """Properties of every object of the schema, wherever it stands."""
+    for name, definition in [("", schema), *schema["$defs"].items()]:
+        for key, value in definition.get("properties", {}).items():
+            yield f"{name}.{key}", value
+
+
+def test_the_schema_is_for_editors() -> None:
+    schema = json.loads(json.dumps(site_schema()))
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["required"] == ["cameras"]
+    for path, value in keys_of(schema):
+        assert value.get("description"), path
+    for definition in (schema, *schema["$defs"].values()):
+        assert definition["description"]
+        assert definition["additionalProperties"] is False
+    camera = schema["$defs"]["CameraConfig"]["properties"]
+    assert camera["transport"]["enum"] == ["tcp", "udp"]
+    assert camera["open_timeout_s"]["maximum"] == 120
+
+
+def written_keys(node: Node, base: str = "") -> Iterator[tuple[str, int, Node]]:
+    """Each key of a document as in `key_paths`, with its line and value; keys that the user chooses are ``*``."""
+    if isinstance(node.value, dict):
+        for key, child in node.value.items():
+            name = "*" if base == "analytics" else key
+            path = f"{base}.{name}" if base else name
+            yield path, node.keys[key].line, child
+            yield from written_keys(child, path)
+    elif isinstance(node.value, tuple):
+        for child in node.value:
+            yield from written_keys(child, f"{base}[]")
+
+
+def comment_above(lines: list[str], line: int) -> list[str]:
+    """The comment that ends just above a line counted from 1."""
+    comment: list[str] = []
+    for text in reversed(lines[: line - 1]):
+        if not text.lstrip().startswith("#"):
+            break
+        comment.insert(0, text.strip().lstrip("# "))
+    return comment
+
+
+def reference_faults(path: Path) -> list[str]:
+    """Where the reference and the schema differ."""
+    schema = site_schema()
+    known = {key: (value, required) for key, value, required in key_paths(schema)}
+    written = list(written_keys(read_document(path).root))
+    lines = path.read_text().splitlines()
+    found = [f"{key}: missing" for key in known if key not in {name for name, _, _ in written}]
+    seen: set[str] = set()
+    for key, line, node in written:
+        if key in seen or key == "analytics.*":
+            continue
+        seen.add(key)
+        if key not in known:
+            found.append(f"{line}: {key}: not in the schema")
+            continue
+        value, required = known[key]
+        section = resolve(schema, value).get("properties") is not None
+        comment = comment_above(lines, line)
+        prose = comment if section else comment[:-1]
+        if not prose or not prose[0][0].isupper():
+            found.append(f"{line}: {key}: not explained")
+        if not section and comment[-1:] != [f"({limits(schema, value, required=required)})"]:
+            found.append(f"{line}: {key}: expected ({limits(schema, value, required=required)})")
+        default = value.get("default")
+        is_plain = isinstance(default, str | int | float)
+        if is_plain and key not in DEMONSTRATED and node.plain() != default:
+            found.append(f"{line}: {key}: expected the default {default}")
+    return found
+
+
+def test_the_reference_shows_every_key_with_its_limits_and_default() -> None:
+    assert reference_faults(REFERENCE) == []
+    assert "# yaml-language-server: $schema=" in REFERENCE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "fault"),
+    [
+        (r"  score: 0.35\n", "", "detect.score: missing"),
+        (r"    crowded_for_s: 0.0\n", "", "zones[].crowded_for_s: missing"),
+        (r"  score: 0.35\n", "  score: 0.5\n", "detect.score: expected the default 0.35"),
+        (r"default 0.35\)", "default 0.4)", "detect.score: expected (a number from 0 to 1; default 0.35)"),
+        (r"from 1 to 256; default 8", "from 1 to 128; default 8", "detect.max_batch: expected (a whole number"),
+        (r"  # Lowest score.*\n", "", "detect.score: not explained"),
+        (r"node: station-7\n", "node: station-7\nnod: b\n", "nod: not in the schema"),
+        (r"        direction: both\n", "        direction: in\n", "lines[].direction: expected the default both"),
+    ],
+)
+def test_a_reference_that_differs_is_noticed(tmp_path: Path, pattern: str, replacement: str, fault: str) -> None:
+    path = tmp_path / "reference.yaml"
+    text, count = re.subn(pattern, replacement, REFERENCE.read_text(), count=1)
+    assert count == 1
+    path.write_text(text)
+    assert any(fault in line for line in reference_faults(path))
+
+
+def test_every_shipped_configuration_means_the_same_to_other_yaml_readers() -> None:
+    for path in shipped_configs().values():
+        ours = json.dumps(read_document(path).plain())
+        assert json.dumps(yaml.safe_load(path.read_text())) == ours
