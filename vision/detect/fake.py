@@ -1,0 +1,161 @@
+"""A detector whose answers are known beforehand: it finds what the synthetic source paints, in the pixels themselves.
+
+So a test that runs the whole program learns of every pixel that went astray, without a network's opinion in between.
+Time is simulated: `service_ns` a batch on `parallel` devices, kept with the injected clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.errors import Closed, DeviceError
+from vision.fakes import FAKE_CLASSES, FAKE_COLORS
+from vision.types import Detections, Frame, PixelFormat, frame_shape
+
+_SATURATION = 128  # of 255: far from grey, and still there after video has been encoded and decoded
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    frames: tuple[Frame, ...]
+    ready_ns: int
+    fails: bool
+
+
+class FakeDetector:
+    """`Detector` for rectangles of `FAKE_COLORS`. The score is the part of its box that an object fills."""
+
+    def __init__(
+        self,
+        *,
+        score: float = 0.0,
+        classes: Sequence[int] | None = None,
+        slots: int = 2,
+        parallel: int = 1,
+        max_batch: int = 8,
+        service_ns: int = 0,
+        fail_at: int | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`fail_at`: `wait` raises for this batch, counted from 0. `sleep` takes seconds and moves `clock` on."""
+        self._score = np.float32(score)
+        self._classes = tuple(range(len(FAKE_CLASSES)) if classes is None else sorted(set(classes)))
+        self._max_batch = max_batch
+        self._service_ns = service_ns
+        self._fail_at = fail_at
+        self._clock = clock
+        self._sleep = sleep
+        self._pending: list[_Batch | None] = [None] * slots
+        self._free_at_ns = [0] * min(parallel, slots)
+        self._submitted = 0
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        return "fake"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return FAKE_CLASSES
+
+    @property
+    def slots(self) -> int:
+        return len(self._pending)
+
+    @property
+    def parallel(self) -> int:
+        return len(self._free_at_ns)
+
+    @property
+    def max_batch(self) -> int:
+        return self._max_batch
+
+    @property
+    def pixel_formats(self) -> tuple[PixelFormat, ...]:
+        return ("bgr", "bgrx", "nv12", "i420")
+
+    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
+        return np.empty(frame_shape(height_px, width_px, pixel_format), np.uint8)
+
+    def submit(self, slot: int, frames: Sequence[Frame]) -> None:
+        self._refuse_if_closed()
+        if not 0 <= slot < len(self._pending):
+            raise ValueError(f"slots are 0 to {len(self._pending) - 1}, got {slot}")
+        if not 1 <= len(frames) <= self._max_batch:
+            raise ValueError(f"a batch has 1 to {self._max_batch} frames, got {len(frames)}")
+        if self._pending[slot] is not None:
+            raise ValueError(f"slot {slot} is still submitted: wait for it first")
+        device = self._free_at_ns.index(min(self._free_at_ns))
+        ready_ns = max(self._clock(), self._free_at_ns[device]) + self._service_ns
+        self._free_at_ns[device] = ready_ns
+        self._pending[slot] = _Batch(tuple(frames), ready_ns, self._submitted == self._fail_at)
+        self._submitted += 1
+
+    def wait(self, slot: int, timeout_s: float) -> list[Detections]:
+        self._refuse_if_closed()
+        batch = self._pending[slot] if 0 <= slot < len(self._pending) else None
+        if batch is None:
+            raise ValueError(f"nothing was submitted to slot {slot}")
+        self._sleep_until(batch.ready_ns, timeout_s)
+        self._refuse_if_closed()
+        self._pending[slot] = None
+        if batch.fails:
+            raise DeviceError(f"detection failed: batch {self._fail_at} was to fail")
+        return [self._detect(frame) for frame in batch.frames]
+
+    def close(self) -> None:
+        self._closed = True
+        self._pending = [None] * len(self._pending)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise Closed("the detector is closed")
+
+    def _sleep_until(self, ready_ns: int, timeout_s: float) -> None:
+        deadline_ns = self._clock() + int(max(timeout_s, 0.0) * 1e9)
+        while (now_ns := self._clock()) < ready_ns:
+            if now_ns >= deadline_ns:
+                raise TimeoutError(f"not ready after {timeout_s} s")
+            self._sleep((min(ready_ns, deadline_ns) - now_ns) / 1e9)
+
+    def _detect(self, frame: Frame) -> Detections:
+        bgr = _to_bgr(frame)
+        found = [Detections.empty(), *(_find(bgr, class_id) for class_id in self._classes)]
+        boxes = np.concatenate([each.boxes_xyxy for each in found])
+        scores = np.concatenate([each.scores for each in found])
+        class_ids = np.concatenate([each.class_ids for each in found])
+        order = np.argsort(-scores, kind="stable")
+        order = order[scores[order] >= self._score]
+        return Detections(boxes[order], scores[order], class_ids[order])
+
+
+_TO_BGR: dict[PixelFormat, int] = {
+    "bgrx": cv2.COLOR_BGRA2BGR,
+    "nv12": cv2.COLOR_YUV2BGR_NV12,
+    "i420": cv2.COLOR_YUV2BGR_I420,
+}
+
+
+def _to_bgr(frame: Frame) -> NDArray[np.uint8]:
+    """BGR of any format. All YUV encodings are read as BT.601: a pure colour stays far from the others."""
+    if frame.pixel_format == "bgr":
+        return frame.pixels
+    return np.asarray(cv2.cvtColor(frame.pixels, _TO_BGR[frame.pixel_format]), np.uint8)
+
+
+def _find(bgr: NDArray[np.uint8], class_id: int) -> Detections:
+    """Objects of one class: connected pixels whose colour outweighs both others, ordered from top to bottom."""
+    channel = FAKE_COLORS[class_id].index(255)
+    others = np.maximum(bgr[..., channel - 1], bgr[..., channel - 2])
+    mask = cv2.subtract(bgr[..., channel], others) >= _SATURATION
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    x, y, width, height, area = np.asarray(stats, np.float32)[1:].T  # the first component is the background
+    boxes = np.stack([x, y, x + width, y + height], axis=1)
+    return Detections(boxes, area / (width * height), np.full(len(boxes), class_id, np.int32))
