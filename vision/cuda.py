@@ -305,7 +305,7 @@ class Event(Owned):
 # ------------------------------------------------------------------------------------------------ graphs
 
 _CAPTURING = threading.Lock()
-"""One capture at a time in the process: TensorRT allocates and logs in places that a capture of another thread hears."""
+"""One capture at a time in the process: TensorRT allocates and logs in places that a capture elsewhere hears."""
 
 
 class Graph(Owned):

@@ -1,0 +1,42 @@
+// What every kernel needs, without CUDA's own headers: NVRTC comes without them, and on JetPack they are a package of
+// their own. The host compiler reads the same files in the tests, with emulator.h in front.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifndef EMULATED
+
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+__device__ __forceinline__ float half_to_float(u16 bits) {
+    float value;
+    asm("{ cvt.f32.f16 %0, %1; }" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+__device__ __forceinline__ u16 float_to_half(float value) {
+    u16 bits;
+    asm("{ cvt.rn.f16.f32 %0, %1; }" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+#endif
+
+// One picture of a batch, as `vision.detect.layout.FRAME` writes it.
+struct Frame {
+    const u8* plane[3];  // bgr, bgrx: one; nv12: Y, UV; i420: Y, U, V
+    int pitch[2];        // bytes from row to row: of the first plane, of the others
+    int width, height;   // source pixels; width 0: this row of the batch holds no picture
+    int format;
+    int content_width, content_height;  // model pixels that the scaled picture covers
+    int pad_x, pad_y;
+    int luma_offset;                      // 16 for limited range, 0 for full
+    int luma, u_blue, u_green, v_green, v_red;  // with 20 fractional bits
+    float ratio_x, ratio_y;               // source pixels per model pixel
+    int reserved;
+};
+
+enum { FORMAT_BGR = 0, FORMAT_BGRX = 1, FORMAT_NV12 = 2, FORMAT_I420 = 3 };

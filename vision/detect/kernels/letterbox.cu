@@ -1,0 +1,166 @@
+// Pictures of any size and format onto the model's canvas, all of a batch in one launch.
+//
+// The arithmetic is that of vision/detect/letterbox.py (`sample`, `normalised`): bilinear between pixel centres, positions
+// in exact integers, no rounding between the steps.
+//
+// Compiled with WIDTH, HEIGHT (of the canvas) and HALF_INPUT (1: the engine takes fp16, 0: fp32).
+#include "device.cuh"
+
+struct Normalise {
+    float gain[3], offset[3];  // in the order of the model's channels
+    int channel[3];            // which of blue, green, red goes to each
+    float fill;                // level of the canvas around the picture
+};
+
+struct Taps {
+    int first, second;
+    float weight;  // of the second
+};
+
+struct Levels {
+    float blue, green, red;
+};
+
+// The two source pixels that model pixel `at` of `scaled` lies between, for a side of `side` source pixels.
+__device__ __forceinline__ Taps taps(int at, int scaled, int side) {
+    int numerator = (2 * at + 1) * side - scaled, denominator = 2 * scaled;
+    Taps result;
+    if (numerator <= 0) {
+        result.first = 0, result.weight = 0.0f;
+    } else {
+        result.first = numerator / denominator;
+        result.weight = (float)(numerator - result.first * denominator) / (float)denominator;
+    }
+    if (result.first >= side - 1) result.first = side - 1, result.weight = 0.0f;
+    result.second = result.first + 1 < side ? result.first + 1 : result.first;
+    return result;
+}
+
+__device__ __forceinline__ float mix(float first, float second, float weight) {
+    return first + (second - first) * weight;
+}
+
+__device__ __forceinline__ Levels mix(Levels a, Levels b, float weight) {
+    Levels result = {mix(a.blue, b.blue, weight), mix(a.green, b.green, weight), mix(a.red, b.red, weight)};
+    return result;
+}
+
+__device__ __forceinline__ float byte_of(u64 word, int index) { return (float)((u32)(word >> (8 * index)) & 255u); }
+
+// Both pixels are six neighbouring bytes: two or three aligned words instead of six loads.
+__device__ __forceinline__ Levels along_bgr(const u8* row, Taps x, int width) {
+    int first = x.first;
+    float weight = x.weight;
+    if (width < 2) {
+        Levels only = {(float)row[0], (float)row[1], (float)row[2]};
+        return only;
+    }
+    if (first == width - 1) first = width - 2, weight = 1.0f;
+    u64 address = (u64)row + 3 * first;
+    const u32* words = (const u32*)(address & ~3ull);
+    int shift = 8 * (int)(address & 3);
+    u64 bytes = (u64)words[0] | (u64)words[1] << 32;
+    bytes >>= shift;
+    if (shift == 24) bytes |= (u64)(words[2] & 255u) << 40;
+    Levels a = {byte_of(bytes, 0), byte_of(bytes, 1), byte_of(bytes, 2)};
+    Levels b = {byte_of(bytes, 3), byte_of(bytes, 4), byte_of(bytes, 5)};
+    return mix(a, b, weight);
+}
+
+__device__ __forceinline__ Levels along_bgrx(const u8* row, Taps x) {
+    u32 first = *(const u32*)(row + 4 * x.first), second = *(const u32*)(row + 4 * x.second);
+    Levels a = {(float)(first & 255u), (float)(first >> 8 & 255u), (float)(first >> 16 & 255u)};
+    Levels b = {(float)(second & 255u), (float)(second >> 8 & 255u), (float)(second >> 16 & 255u)};
+    return mix(a, b, x.weight);
+}
+
+__device__ __forceinline__ float clamped(int fixed) {
+    int level = fixed >> 20;
+    return (float)(level < 0 ? 0 : level > 255 ? 255 : level);
+}
+
+__device__ __forceinline__ Levels from_yuv(const Frame& frame, int luma, int u, int v) {
+    int y = luma - frame.luma_offset;
+    y = (y < 0 ? 0 : y) * frame.luma + (1 << 19);
+    u -= 128, v -= 128;
+    Levels result = {
+        clamped(y + frame.u_blue * u),
+        clamped(y + frame.u_green * u + frame.v_green * v),
+        clamped(y + frame.v_red * v),
+    };
+    return result;
+}
+
+__device__ __forceinline__ Levels along_yuv(const Frame& frame, int row, Taps x) {
+    const u8* luma = frame.plane[0] + (u64)row * frame.pitch[0];
+    u64 chroma_row = (u64)(row >> 1) * frame.pitch[1];
+    int left = x.first >> 1, right = x.second >> 1, u0, v0, u1, v1;
+    if (frame.format == FORMAT_NV12) {
+        const u8* chroma = frame.plane[1] + chroma_row;
+        u0 = chroma[2 * left], v0 = chroma[2 * left + 1];
+        u1 = chroma[2 * right], v1 = chroma[2 * right + 1];
+    } else {
+        const u8 *blue = frame.plane[1] + chroma_row, *red = frame.plane[2] + chroma_row;
+        u0 = blue[left], v0 = red[left];
+        u1 = blue[right], v1 = red[right];
+    }
+    return mix(from_yuv(frame, luma[x.first], u0, v0), from_yuv(frame, luma[x.second], u1, v1), x.weight);
+}
+
+__device__ __forceinline__ Levels along(const Frame& frame, int row, Taps x) {
+    if (frame.format == FORMAT_BGR) return along_bgr(frame.plane[0] + (u64)row * frame.pitch[0], x, frame.width);
+    if (frame.format == FORMAT_BGRX) return along_bgrx(frame.plane[0] + (u64)row * frame.pitch[0], x);
+    return along_yuv(frame, row, x);
+}
+
+__device__ __forceinline__ float pick(Levels levels, int channel) {
+    return channel == 0 ? levels.blue : channel == 1 ? levels.green : levels.red;
+}
+
+#if HALF_INPUT
+typedef u16 Input;
+__device__ __forceinline__ Input to_input(float value) { return float_to_half(value); }
+struct __align__(8) Four {
+    Input at[4];
+};
+#else
+typedef float Input;
+__device__ __forceinline__ Input to_input(float value) { return value; }
+struct __align__(16) Four {
+    Input at[4];
+};
+#endif
+
+// grid (ceil(WIDTH / 128), ceil(HEIGHT / 8), batch), block (32, 8): four pixels of a row a thread, three planes each.
+extern "C" __global__ void __launch_bounds__(256)
+letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
+    if ((blockIdx.x | blockIdx.y | threadIdx.x | threadIdx.y) == 0) counts[blockIdx.z] = 0;  // of candidates, for `find_pairs`
+    const Frame frame = frames[blockIdx.z];
+    int left = 4 * (blockIdx.x * 32 + threadIdx.x), row = blockIdx.y * 8 + threadIdx.y;
+    if (frame.width == 0 || left >= WIDTH || row >= HEIGHT) return;
+    int inside_y = row - frame.pad_y;
+    bool in_rows = inside_y >= 0 && inside_y < frame.content_height;
+    Taps y = taps(in_rows ? inside_y : 0, frame.content_height, frame.height);
+    Four planes[3];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int inside_x = left + i - frame.pad_x;
+        Levels levels = {norm.fill, norm.fill, norm.fill};
+        if (in_rows && inside_x >= 0 && inside_x < frame.content_width) {
+            Taps x = taps(inside_x, frame.content_width, frame.width);
+            levels = mix(along(frame, y.first, x), along(frame, y.second, x), y.weight);
+        }
+#pragma unroll
+        for (int c = 0; c < 3; c++)
+            planes[c].at[i] = to_input(pick(levels, norm.channel[c]) * norm.gain[c] + norm.offset[c]);
+    }
+    Input* out = tensor + ((u64)blockIdx.z * 3 * HEIGHT + row) * WIDTH + left;
+#pragma unroll
+    for (int c = 0; c < 3; c++, out += HEIGHT * WIDTH) {
+        if (WIDTH % 4 == 0) {
+            *(Four*)out = planes[c];
+        } else {
+            for (int i = 0; i < 4 && left + i < WIDTH; i++) out[i] = planes[c].at[i];
+        }
+    }
+}

@@ -1,0 +1,206 @@
+// From the network's outputs to objects of the source pictures: `find_pairs` gathers the pairs of box and class over the
+// threshold, `objects` picks the best of them, decodes their boxes, runs NMS and writes the result, one block a picture.
+//
+// The number of objects depends on the data and the shapes do not: fixed room, a count, and a count of what found none.
+//
+// Compiled with what heads.cuh needs, and CANDIDATES (most that NMS looks at), OBJECTS (most of a picture), ROOM (pairs
+// that `find_pairs` can write down; beyond that `objects` reads the scores again), NMS, CLASS_AWARE, SHARED_WORK.
+#include "device.cuh"
+#include "heads.cuh"
+#include "nms.cuh"
+#include "topk.cuh"
+
+#define FULL_WARP 0xFFFFFFFFu
+#define PER_LOAD (HALF_SCORES ? 8 : 4)
+#define LOADS 2
+#define WHOLE_LOADS (ELEMENTS % PER_LOAD == 0 && FIRST_ELEMENT % PER_LOAD == 0 && SCORES_OF_A_PICTURE % PER_LOAD == 0)
+
+struct __align__(16) Values {
+    ScoreValue at[PER_LOAD];
+};
+
+__device__ __forceinline__ Values load_values(const ScoreValue* scores, u32 at) {
+    Values values;
+#if WHOLE_LOADS
+    if (at < ELEMENTS) values = *(const Values*)(scores + at);
+#else
+    for (u32 i = 0; i < PER_LOAD; i++)
+        if (at + i < ELEMENTS) values.at[i] = scores[at + i];
+#endif
+    return values;
+}
+
+// grid (ceil(ELEMENTS / (256 * LOADS * PER_LOAD)), batch), block 256. `counts` were zeroed by `letterbox`.
+extern "C" __global__ void __launch_bounds__(256)
+find_pairs(const Frame* frames, const ScoreValue* all_scores, u64* all_keys, u32* counts, Threshold limit) {
+    u32 picture = blockIdx.y;
+    if (frames[picture].width == 0) return;
+    const ScoreValue* scores = all_scores + (u64)picture * SCORES_OF_A_PICTURE + FIRST_ELEMENT;
+    u64* keys = all_keys + (u64)picture * ROOM;
+    u32 start = (blockIdx.x * LOADS * 256 + threadIdx.x) * PER_LOAD;
+    Values values[LOADS];
+#pragma unroll
+    for (int load = 0; load < LOADS; load++) values[load] = load_values(scores, start + load * 256 * PER_LOAD);
+#pragma unroll
+    for (int load = 0; load < LOADS; load++) {
+        u32 first = start + load * 256 * PER_LOAD;
+        u64 found[PER_LOAD];
+        bool any = false;
+#pragma unroll
+        for (u32 i = 0; i < PER_LOAD; i++) {
+            u32 at = first + i;
+            found[i] = at < ELEMENTS ? pair_key(scores, at, value_of_score(values[load].at[i]), limit) : 0;
+            any |= found[i] != 0;
+        }
+        if (!__any_sync(FULL_WARP, any)) continue;
+        u32 lane = threadIdx.x % 32;
+#pragma unroll
+        for (u32 i = 0; i < PER_LOAD; i++) {
+            u32 votes = __ballot_sync(FULL_WARP, found[i] != 0), place = 0;
+            if (!votes) continue;
+            if (lane == 0) place = atomicAdd(&counts[picture], (u32)__popc(votes));
+            place = __shfl_sync(FULL_WARP, place, 0) + __popc(votes & ((1u << lane) - 1));
+            if (found[i] && place < ROOM) keys[place] = found[i];
+        }
+    }
+}
+
+struct FromList {
+    const u64* keys;
+    __device__ u64 operator()(u32 i) const { return keys[i]; }
+};
+
+struct FromScores {
+    const ScoreValue* scores;
+    Threshold limit;
+    __device__ u64 operator()(u32 i) const { return pair_key(scores, i, value_of_score(scores[i]), limit); }
+};
+
+template <typename KeyAt>
+__device__ void gather_best(KeyAt key_at, u32 count, u64* best) {
+    __shared__ u32 gathered;
+    u64 mask, prefix;
+    find_border(key_at, count, CANDIDATES, &mask, &prefix);
+    if (threadIdx.x == 0) gathered = 0;
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < count; i += blockDim.x) {
+        u64 key = key_at(i);
+        if (key && (key & mask) >= prefix) best[atomicAdd(&gathered, 1u)] = key;
+    }
+}
+
+// How many of the flags of threads before this one are set, and of all; flags of one block.
+__device__ __forceinline__ u32 rank_in_block(bool flag, u32* total) {
+    __shared__ u32 of_warp[32];
+    u32 votes = __ballot_sync(FULL_WARP, flag), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (lane == 0) of_warp[warp] = __popc(votes);
+    __syncthreads();
+    u32 before = 0, all = 0;
+    for (u32 i = 0; i < blockDim.x / 32; i++) {
+        if (i < warp) before += of_warp[i];
+        all += of_warp[i];
+    }
+    __syncthreads();
+    *total = all;
+    return before + __popc(votes & ((1u << lane) - 1));
+}
+
+__device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= 3.402823466e+38f; }
+
+__device__ __forceinline__ float to_source(float edge, int pad, float ratio, int side) {
+    return fminf(fmaxf(__fmul_rn(__fsub_rn(edge, (float)pad), ratio), 0.0f), (float)side);
+}
+
+#define SORTED (CANDIDATES <= 64 ? 64 : CANDIDATES <= 128 ? 128 : CANDIDATES <= 256 ? 256 : CANDIDATES <= 512 ? 512 : \
+                CANDIDATES <= 1024 ? 1024 : CANDIDATES <= 2048 ? 2048 : CANDIDATES <= 4096 ? 4096 : 8192)
+
+struct __align__(16) Work {
+    u64 keys[SORTED];
+    float4 boxes[CANDIDATES];
+    float areas[CANDIDATES];
+    int classes[CANDIDATES];
+    u8 gone[CANDIDATES];
+};
+
+struct Result {
+    u32 count, excess, candidates, reserved;
+};
+
+// grid (batch), block 512. Results go to memory that the host reads: `results` one a picture, the others OBJECTS rows.
+extern "C" __global__ void __launch_bounds__(512)
+objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_boxes, const u64* all_keys,
+        const u32* counts, Threshold limit, float iou, Work* all_work, Result* results, float4* out_boxes,
+        float* out_scores, int* out_classes) {
+    u32 picture = blockIdx.x;
+    const Frame* frame = frames + picture;
+    if (frame->width == 0) {
+        if (threadIdx.x == 0) results[picture] = Result{0, 0, 0, 0};
+        return;
+    }
+#if SHARED_WORK
+    DYNAMIC_SHARED(memory);
+    Work* work = (Work*)memory;
+#else
+    Work* work = all_work + picture;
+#endif
+    const ScoreValue* scores = all_scores + (u64)picture * SCORES_OF_A_PICTURE + FIRST_ELEMENT;
+    const BoxValue* boxes = all_boxes + (u64)picture * BOXES_OF_A_PICTURE;
+    const u64* keys = all_keys + (u64)picture * ROOM;
+
+    u32 found = counts[picture], taken = min(found, (u32)CANDIDATES);
+    if (found <= CANDIDATES) {
+        for (u32 i = threadIdx.x; i < found; i += blockDim.x) work->keys[i] = keys[i];
+    } else if (found <= ROOM) {
+        gather_best(FromList{keys}, found, work->keys);
+    } else {
+        gather_best(FromScores{scores, limit}, ELEMENTS, work->keys);
+    }
+    u32 size = 32;
+    while (size < taken) size <<= 1;
+    for (u32 i = taken + threadIdx.x; i < size; i += blockDim.x) work->keys[i] = 0;
+    __syncthreads();
+    sort_descending(work->keys, size);
+
+    for (u32 i = threadIdx.x; i < 4 * taken; i += blockDim.x) {  // a side a thread
+        u32 index = index_of(work->keys[i / 4]);
+        ((float*)work->boxes)[i] = coordinate(boxes, box_of(index), i % 4);
+    }
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < taken; i += blockDim.x) {
+        float4 box = work->boxes[i];
+        work->gone[i] = !(is_finite(box.x) && is_finite(box.y) && is_finite(box.z) && is_finite(box.w));
+        work->areas[i] = area_of(box);
+        work->classes[i] = class_of(scores, index_of(work->keys[i]));
+    }
+    __syncthreads();
+#if NMS
+    suppress(work->boxes, work->areas, CLASS_AWARE ? work->classes : 0, work->gone, taken, iou);
+#endif
+
+    u32 survivors = 0, written = 0;
+    u64 row = (u64)picture * OBJECTS;
+    for (u32 start = 0; start < taken; start += blockDim.x) {
+        u32 i = start + threadIdx.x, here, solid_here;
+        bool alive = i < taken && !work->gone[i];
+        u32 rank = survivors + rank_in_block(alive, &here);
+        survivors += here;
+        float4 box = make_float4(0, 0, 0, 0);
+        if (alive && rank < OBJECTS) {
+            box = work->boxes[i];
+            box.x = to_source(box.x, frame->pad_x, frame->ratio_x, frame->width);
+            box.y = to_source(box.y, frame->pad_y, frame->ratio_y, frame->height);
+            box.z = to_source(box.z, frame->pad_x, frame->ratio_x, frame->width);
+            box.w = to_source(box.w, frame->pad_y, frame->ratio_y, frame->height);
+        }
+        bool solid = box.z > box.x && box.w > box.y;  // clipping may leave nothing
+        u32 place = written + rank_in_block(solid, &solid_here);
+        written += solid_here;
+        if (solid) {
+            out_boxes[row + place] = box;
+            out_scores[row + place] = score_of(work->keys[i]);
+            out_classes[row + place] = work->classes[i];
+        }
+    }
+    if (threadIdx.x == 0)
+        results[picture] = Result{written, found - taken + (survivors > OBJECTS ? survivors - OBJECTS : 0), found, 0};
+}

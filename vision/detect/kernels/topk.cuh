@@ -1,0 +1,50 @@
+// The best `limit` of many keys, exactly, and their order: one block.
+#pragma once
+#include "device.cuh"
+
+// The keys `k` with (k & mask) >= prefix are the `limit` greatest of those that `key_at` gives for 0 to count - 1.
+// Keys are unique but for 0, which counts as none; there are more than `limit`. All threads of the block call this.
+//
+// Radix select from the highest digit on: a histogram finds the digit that the border falls into, and only keys with the
+// digits found so far count in the next round. Usually a few of the eight rounds are enough.
+template <typename KeyAt>
+__device__ void find_border(KeyAt key_at, u32 count, u32 limit, u64* mask_out, u64* prefix_out) {
+    __shared__ u32 histogram[256];
+    __shared__ u32 digit_shared, above_shared, inside_shared;
+    u64 mask = 0, prefix = 0;
+    for (int shift = 56;; shift -= 8) {
+        for (u32 bin = threadIdx.x; bin < 256; bin += blockDim.x) histogram[bin] = 0;
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < count; i += blockDim.x) {
+            u64 key = key_at(i);
+            if (key && (key & mask) == prefix) atomicAdd(&histogram[(u32)(key >> shift) & 255u], 1u);
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            u32 above = 0, digit = 255;
+            while (above + histogram[digit] < limit) above += histogram[digit--];
+            digit_shared = digit, above_shared = above, inside_shared = histogram[digit];
+        }
+        __syncthreads();
+        prefix |= (u64)digit_shared << shift;
+        mask |= 255ull << shift;
+        limit -= above_shared;
+        bool whole = inside_shared == limit;
+        __syncthreads();
+        if (whole || shift == 0) break;
+    }
+    *mask_out = mask, *prefix_out = prefix;
+}
+
+// Sorts keys[0 .. size), size a power of two, greatest first. All threads of the block call this.
+__device__ void sort_descending(u64* keys, u32 size) {
+    for (u32 run = 2; run <= size; run <<= 1)
+        for (u32 reach = run >> 1; reach; reach >>= 1) {
+            for (u32 i = threadIdx.x; i < size / 2; i += blockDim.x) {
+                u32 low = 2 * i - (i & (reach - 1)), high = low + reach;
+                u64 first = keys[low], second = keys[high];
+                if ((first < second) == ((low & run) == 0)) keys[low] = second, keys[high] = first;
+            }
+            __syncthreads();
+        }
+}
