@@ -144,6 +144,10 @@ class Context:
         update = getattr(self.raw, "update_device_memory_size_for_shapes", None)
         return int(update()) if update is not None else self.memory_bytes
 
+    def keep(self, name: str, what: object) -> None:
+        """Keep an object alive as long as the context: TensorRT points to it and does not own it."""
+        self._kept[name] = what
+
     def give_memory(self, address: int, size: int) -> None:
         """Use `size` bytes at `address` (256-byte aligned device memory) as scratch memory.
 
@@ -178,7 +182,7 @@ class Context:
         """Set the values of a shape-tensor input. They are read from host memory, which is kept here."""
         tensor = self._engine.tensor(name)
         array: NDArray[Any] = np.array(values, dtype=tensor.dtype)
-        self._kept[name] = array
+        self.keep(f"values of {name}", array)
         self.set_address(name, array.ctypes.data)
 
     def set_address(self, name: str, address: int) -> None:
@@ -188,7 +192,7 @@ class Context:
 
     def set_output_allocator(self, name: str, allocator: trt.IOutputAllocator) -> None:
         """Let TensorRT ask for the memory of an output whose size the data decides."""
-        self._kept[name] = allocator
+        self.keep(f"allocator of {name}", allocator)
         with _refusing(f"output allocator of {name} was refused") as check:
             check(self.raw.set_output_allocator(name, allocator))
 
@@ -357,6 +361,8 @@ class Engine:
             raw = self._new_context(graphs)
             if raw is None:
                 raise device_error(f"no execution context for {self.label}", log, allocator=self._allocator)
+        # The engine carries details for `vision profile`; told to the tracer on every enqueue they would slow it down.
+        raw.nvtx_verbosity = trt.ProfilingVerbosity.LAYER_NAMES_ONLY
         with _refusing(f"profile {profile} of {self.label} was refused") as check:
             check(raw.set_optimization_profile_async(profile, stream))
         return Context(self, raw, profile)

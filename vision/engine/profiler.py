@@ -1,0 +1,263 @@
+# mypy: allow-subclassing-any
+"""Where the time goes inside an engine: times of its layers, and what TensorRT made of the ONNX file.
+
+With ``enqueue_emits_profile`` left on, a context with a profiler runs synchronously, and what is measured is another
+program. Here it is off, and the times are fetched after each run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vision.engine.library import trt
+from vision.engine.runtime import Context
+from vision.errors import DeviceError, ModelError
+
+# ------------------------------------------------------------------------------------------------ times
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    """One layer over all runs, milliseconds."""
+
+    name: str
+    mean_ms: float
+    median_ms: float
+    min_ms: float
+    max_ms: float
+    share: float  # of the sum of all layers' means
+
+
+class LayerTimes:
+    """Collects what TensorRT's profiler reports: one time for each layer and run."""
+
+    def __init__(self) -> None:
+        self._runs: list[dict[str, float]] = []
+
+    def begin_run(self) -> None:
+        """What is reported from here on belongs to a new run."""
+        self._runs.append({})
+
+    def add(self, layer: str, ms: float) -> None:
+        """A layer took so long. A name that comes twice in a run counts together."""
+        if not self._runs:
+            self.begin_run()
+        run = self._runs[-1]
+        run[layer] = run.get(layer, 0.0) + ms
+
+    @property
+    def runs(self) -> int:
+        """Runs that reported anything."""
+        return sum(1 for run in self._runs if run)
+
+    def total_ms(self) -> float:
+        """Mean over the runs of the sum over the layers."""
+        totals = [sum(run.values()) for run in self._runs if run]
+        return statistics.fmean(totals) if totals else 0.0
+
+    def layers(self) -> tuple[LayerTime, ...]:
+        """Every layer in the order of execution."""
+        names = dict.fromkeys(name for run in self._runs for name in run)
+        times = {name: [run[name] for run in self._runs if name in run] for name in names}
+        whole = sum(statistics.fmean(each) for each in times.values())
+        return tuple(
+            LayerTime(
+                name=name,
+                mean_ms=statistics.fmean(each),
+                median_ms=statistics.median(each),
+                min_ms=min(each),
+                max_ms=max(each),
+                share=statistics.fmean(each) / whole if whole else 0.0,
+            )
+            for name, each in times.items()
+        )
+
+
+def make_profiler(times: LayerTimes) -> trt.IProfiler:
+    """A profiler that fills `times`."""
+
+    class Profiler(trt.IProfiler):
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            times.add(layer_name, ms)
+
+    return Profiler()
+
+
+def profile_layers(
+    context: Context,
+    launch: Callable[[], object],
+    synchronize: Callable[[], object],
+    *,
+    runs: int = 50,
+    warm_up: int = 5,
+) -> LayerTimes:
+    """Times of each layer over `runs` runs of a context that is used for nothing else afterwards.
+
+    Args:
+        launch: starts the network once: an enqueue, or a graph that was captured with this context's profiler attached.
+        synchronize: waits until it has ended.
+
+    Raises:
+        DeviceError: TensorRT gave no times.
+    """
+    times = LayerTimes()
+    profiler = make_profiler(times)
+    context.keep("profiler", profiler)  # TensorRT does not
+    context.raw.profiler = profiler
+    context.raw.enqueue_emits_profile = False
+    for _ in range(warm_up):
+        launch()
+        synchronize()
+    for _ in range(runs):
+        times.begin_run()
+        launch()
+        synchronize()
+        if not context.raw.report_to_profiler():
+            raise DeviceError("TensorRT gave no layer times for the last run")
+    return times
+
+
+# ------------------------------------------------------------------------------------------------ layers
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTensor:
+    """An input or output of a layer."""
+
+    name: str
+    dimensions: tuple[int, ...]
+    dtype: str  # in the words of the inspector: "Half", or "Row major linear FP16 format"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of an engine, which may hold many nodes of the ONNX file."""
+
+    name: str
+    kind: str
+    inputs: tuple[LayerTensor, ...]
+    outputs: tuple[LayerTensor, ...]
+    tactic: str
+    onnx_nodes: tuple[str, ...]
+    profile: int  # optimisation profile it belongs to
+
+    @property
+    def dtypes(self) -> str:
+        """Types of its outputs, each once."""
+        return ", ".join(dict.fromkeys(tensor.dtype for tensor in self.outputs if tensor.dtype))
+
+
+_PROFILE_SUFFIX = re.compile(r"\s*\[profile (\d+)\]$", re.IGNORECASE)
+_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+
+
+def parse_layers(information: str) -> tuple[Layer, ...]:
+    """Layers from the engine inspector's JSON, whatever its version and verbosity.
+
+    Raises:
+        ModelError: not JSON, or without layers.
+    """
+    try:
+        document = json.loads(information)
+        listed = document["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"the engine says nothing of its layers: {error}", hint="`vision build MODEL --force` builds it again"
+        ) from error
+    return tuple(_layer(each) for each in listed)
+
+
+def _layer(described: Any) -> Layer:
+    if isinstance(described, str):  # an engine that was built without detailed verbosity
+        name, profile = _split_profile(described)
+        return Layer(name, "", (), (), "", (), profile)
+    name, profile = _split_profile(str(described.get("Name", "")))
+    return Layer(
+        name=name,
+        kind=str(described.get("LayerType", "")),
+        inputs=tuple(map(_tensor, described.get("Inputs", ()))),
+        outputs=tuple(map(_tensor, described.get("Outputs", ()))),
+        tactic=str(described.get("TacticName", described.get("TacticValue", ""))),
+        onnx_nodes=tuple(_ONNX_NODE.findall(str(described.get("Metadata", "")))),
+        profile=profile,
+    )
+
+
+def _split_profile(name: str) -> tuple[str, int]:
+    found = _PROFILE_SUFFIX.search(name)
+    return (name[: found.start()], int(found[1])) if found else (name, 0)
+
+
+def _tensor(described: Any) -> LayerTensor:
+    if isinstance(described, str):
+        return LayerTensor(described, (), "")
+    dimensions = described.get("Dimensions", ())
+    dtype = described.get("DataType", described.get("Datatype", described.get("Format/Datatype", "")))
+    return LayerTensor(
+        name=str(described.get("Name", "")),
+        dimensions=tuple(int(size) for size in dimensions) if isinstance(dimensions, list) else (),
+        dtype=str(dtype),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ report
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Times and layers of one engine at one shape."""
+
+    label: str
+    shape: str
+    runs: int
+    total_ms: float
+    times: tuple[LayerTime, ...]
+    layers: tuple[Layer, ...]
+
+    def layer_of(self, name: str) -> Layer | None:
+        """What is known of a layer that was timed."""
+        plain = _split_profile(name)[0]
+        return next((layer for layer in self.layers if layer.name == plain), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        plain: dict[str, Any] = asdict(self)
+        return plain
+
+    def table(self, most: int | None = None) -> str:
+        """Slowest layers first, as lines of text.
+
+        Args:
+            most: so many layers; all where None.
+        """
+        ordered = sorted(self.times, key=lambda time: -time.mean_ms)
+        rows = [("ms", "%", "max ms", "kind", "type", "layer")]
+        rows += [self._row(time) for time in (ordered if most is None else ordered[:most])]
+        rows.append((f"{self.total_ms:.4f}", "100.0", "", "", "", f"all {len(self.times)} layers, {self.runs} runs"))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        return "\n".join(_line(row, widths) for row in rows)
+
+    def _row(self, time: LayerTime) -> tuple[str, str, str, str, str, str]:
+        layer = self.layer_of(time.name)
+        kind, dtypes = (layer.kind, layer.dtypes) if layer else ("", "")
+        return (f"{time.mean_ms:.4f}", f"{time.share * 100:.1f}", f"{time.max_ms:.4f}", kind, dtypes[:24], time.name)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    numbers = [cell.rjust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
+    words = [cell.ljust(width) for cell, width in zip(row[3:5], widths[3:], strict=True)]
+    return "  ".join((*numbers, *words, row[5])).rstrip()
+
+
+def profile_report(label: str, shapes: Mapping[str, Sequence[int]], times: LayerTimes, information: str) -> Profile:
+    """Put together what `profile_layers` and `Engine.information` gave."""
+    shape = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in shapes.items())
+    return Profile(label, shape, times.runs, times.total_ms(), times.layers(), parse_layers(information))

@@ -1,0 +1,118 @@
+"""Stages on a time line: spans in lanes, written as a Chrome trace (chrome://tracing, https://ui.perfetto.dev).
+
+The format is "Trace Event Format", JSON object form: complete events (``ph: X``) with microseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Something that took a while. `lane` is the line it is drawn in: a slot, a thread, the copy engine."""
+
+    name: str
+    lane: str
+    start_ns: int
+    end_ns: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class SpanRecorder:
+    """Keeps the newest spans. Cheap enough for every batch, and safe from any thread.
+
+    Args:
+        keep: so many spans.
+        clock: monotonic ns.
+    """
+
+    def __init__(self, keep: int = 100_000, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._spans: deque[Span] = deque(maxlen=keep)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._added = 0
+
+    def add(self, span: Span) -> None:
+        """Keep a span that was measured elsewhere."""
+        with self._lock:
+            self._spans.append(span)
+            self._added += 1
+
+    @contextlib.contextmanager
+    def span(self, name: str, lane: str, **details: Any) -> Iterator[None]:
+        """Measure a block of code on the host."""
+        start_ns = self._clock()
+        try:
+            yield
+        finally:
+            self.add(Span(name, lane, start_ns, self._clock(), details))
+
+    def add_device(self, lane: str, origin_ns: int, marks: Sequence[tuple[str, float, float]], **details: Any) -> None:
+        """Keep stages that CUDA events measured.
+
+        Args:
+            origin_ns: host time of the event that the marks are counted from.
+            marks: (name, start, end), milliseconds after that event.
+        """
+        for name, start_ms, end_ms in marks:
+            self.add(Span(name, lane, origin_ns + round(start_ms * 1e6), origin_ns + round(end_ms * 1e6), details))
+
+    def spans(self) -> tuple[Span, ...]:
+        """What is kept, oldest first."""
+        with self._lock:
+            return tuple(self._spans)
+
+    @property
+    def forgotten(self) -> int:
+        """Spans that made room for newer ones."""
+        with self._lock:
+            return self._added - len(self._spans)
+
+
+def layer_spans(layers: Iterable[tuple[str, float]], lane: str, start_ns: int) -> tuple[Span, ...]:
+    """Layers one after the other, from (name, milliseconds) in the order of execution."""
+    spans: list[Span] = []
+    for name, ms in layers:
+        end_ns = start_ns + round(ms * 1e6)
+        spans.append(Span(name, lane, start_ns, end_ns))
+        start_ns = end_ns
+    return tuple(spans)
+
+
+def chrome_trace(spans: Iterable[Span], *, process: str = "vision") -> dict[str, Any]:
+    """Spans as a trace; time 0 is the earliest start. Lanes are sorted by name."""
+    ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
+    origin_ns = ordered[0].start_ns if ordered else 0
+    lanes = {lane: number for number, lane in enumerate(sorted({span.lane for span in ordered}), start=1)}
+    events: list[dict[str, Any]] = [{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": process}}]
+    for lane, number in lanes.items():
+        events.append({"name": "thread_name", "ph": "M", "pid": 1, "tid": number, "args": {"name": lane}})
+        events.append({"name": "thread_sort_index", "ph": "M", "pid": 1, "tid": number, "args": {"sort_index": number}})
+    events += [
+        {
+            "name": span.name,
+            "cat": span.lane,
+            "ph": "X",
+            "pid": 1,
+            "tid": lanes[span.lane],
+            "ts": (span.start_ns - origin_ns) / 1e3,
+            "dur": max(0, span.end_ns - span.start_ns) / 1e3,
+            "args": dict(span.details),
+        }
+        for span in ordered
+    ]
+    return {"displayTimeUnit": "ms", "traceEvents": events}
+
+
+def write_chrome_trace(path: Path, spans: Iterable[Span], *, process: str = "vision") -> None:
+    """Write spans for chrome://tracing or Perfetto."""
+    path.write_text(json.dumps(chrome_trace(spans, process=process)), encoding="utf-8")
