@@ -85,7 +85,7 @@ def _word_kind(word: str, rest: str) -> SourceKind:
             raise Refused("csi: and the number of the sensor, such as csi:0")
         return "csi"
     if word == "synthetic":
-        if not re.fullmatch(r"[A-Za-z0-9_.,;:&=+x-]*", rest):
+        if not re.fullmatch(r"[A-Za-z0-9_.,;:&=+@?-]*", rest):
             raise Refused("synthetic: and options without blanks")
         return "synthetic"
     known = [f"{name}://" for name in _URL_KINDS]
