@@ -1,0 +1,135 @@
+"""Which class opens a camera. Libraries are imported when a camera needs them, and the choice is said, never silent."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from vision.capture.source import Source
+from vision.capture.supervisor import SupervisorPolicy
+from vision.config.addresses import source_kind
+from vision.config.site import CameraConfig
+from vision.errors import SourceError
+from vision.types import PixelFormat
+
+log = logging.getLogger(__name__)
+
+Clock = Callable[[], int]
+
+_SLOW_INTERVALS = 3
+
+
+def open_source(
+    camera: CameraConfig, *, offline: bool, pixel_formats: tuple[PixelFormat, ...], clock: Clock = time.monotonic_ns
+) -> Source:
+    """The source of a camera, not yet open.
+
+    Args:
+        offline: files and generators are read as fast as the reader goes; live cameras are as always.
+        pixel_formats: what the detector takes, the cheapest first.
+
+    Raises:
+        SourceError: the library that it needs, or that was asked for, is not there or cannot open this kind.
+    """
+    kind = source_kind(camera.source)
+    if kind == "synthetic":
+        return _synthetic(camera, offline, pixel_formats, clock)
+    if kind == "path":
+        return _path(camera, offline, pixel_formats, clock)
+    if _through_gstreamer(camera, kind):
+        from vision.capture.gstreamer import GStreamerSource
+
+        return GStreamerSource(camera, pixel_formats, clock=clock)
+    return _opencv(camera, kind, pixel_formats, clock)
+
+
+def supervision_of(camera: CameraConfig) -> SupervisorPolicy:
+    """How the camera is to be watched."""
+    return SupervisorPolicy(
+        read_timeout_s=_read_timeout_s(camera),
+        frozen_after_s=camera.frozen_after_s,
+        finite=source_kind(camera.source) in ("path", "synthetic"),
+    )
+
+
+def _read_timeout_s(camera: CameraConfig) -> float:
+    """A camera that is asked for one picture in 10 s is not lost after 5 s without one."""
+    return max(camera.read_timeout_s, _SLOW_INTERVALS / camera.fps if camera.fps is not None else 0.0)
+
+
+def _through_gstreamer(camera: CameraConfig, kind: str) -> bool:
+    """GStreamer where it was asked for, for CSI, and for RTSP where it can: it knows damage and capture times.
+
+    Raises:
+        SourceError: it was asked for, or there is no other way, and it cannot.
+    """
+    if camera.via == "opencv" and kind == "csi":
+        raise SourceError("OpenCV cannot open CSI cameras", hint="leave out `via`")
+    wanted = camera.via == "gstreamer" or kind == "csi"
+    if camera.via == "opencv" or (kind != "rtsp" and not wanted):
+        return False
+    from vision.capture.gstreamer import available
+
+    reason = available(camera)
+    if wanted and reason is not None:
+        raise SourceError(f"GStreamer cannot open it: {reason}", hint="`vision doctor` says what to install")
+    if reason is not None:
+        _say_once(f"camera {camera.id}: through opencv, because {reason}")
+    return reason is None
+
+
+@cache
+def _say_once(text: str) -> None:
+    """A camera that is away opens its source every half minute, for ever for the same reason."""
+    log.warning("%s", text)
+
+
+def _synthetic(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
+    from vision.capture.synthetic import Synthetic, SyntheticSpec
+
+    _refuse_library(camera, "made-up pictures need no library")
+    spec = SyntheticSpec.parse(camera.source)
+    if camera.width is not None and camera.height is not None:
+        spec = replace(spec, width_px=camera.width, height_px=camera.height)
+    if camera.fps is not None:
+        spec = replace(spec, fps=camera.fps)
+    return Synthetic(spec, formats, offline=offline, clock=clock)
+
+
+def _path(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
+    from vision.capture.images import SUFFIXES, ImageFolder
+    from vision.capture.retriever import require_bgr
+    from vision.capture.videofile import VideoFile
+
+    if camera.via == "gstreamer":
+        _refuse_library(camera, "files are read with OpenCV")
+    require_bgr(formats, camera.source)
+    path = Path(camera.source)
+    if path.is_dir() or path.suffix.lower() in SUFFIXES:
+        return ImageFolder(path, fps=camera.fps, loop=camera.loop, offline=offline, clock=clock)
+    return VideoFile(path, loop=camera.loop, offline=offline, clock=clock)
+
+
+def _opencv(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
+    try:
+        from vision.capture.opencv import Link, LiveCapture, NetworkLink, UsbLink
+        from vision.capture.retriever import require_bgr
+    except ImportError as error:
+        raise SourceError(f"OpenCV is not there: {error}", hint="`vision doctor` says how to install it") from error
+
+    require_bgr(formats, camera.id)
+    link: Link
+    if kind == "v4l2":
+        link = UsbLink(camera.source, camera.width, camera.height, camera.fps, camera.open_timeout_s)
+    else:
+        link = NetworkLink(camera.source, camera.transport, camera.open_timeout_s, _read_timeout_s(camera))
+    return LiveCapture(link, clock=clock)
+
+
+def _refuse_library(camera: CameraConfig, why: str) -> None:
+    if camera.via != "auto":
+        raise SourceError(f"expected no `via: {camera.via}` for this source: {why}")
