@@ -30,16 +30,42 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import gi
+PACKAGES = {
+    "gi": "python3-gi",
+    "Gst": "gir1.2-gstreamer-1.0",
+    "GstApp": "gir1.2-gst-plugins-base-1.0",
+    "GstRtsp": "gir1.2-gst-plugins-base-1.0",
+    "GstRtspServer": "gir1.2-gst-rtsp-server-1.0",
+    "appsrc": "gstreamer1.0-plugins-base",
+    "videoscale": "gstreamer1.0-plugins-base",
+    "rtph264pay": "gstreamer1.0-plugins-good",
+    "qtdemux": "gstreamer1.0-plugins-good",
+    "h264parse": "gstreamer1.0-plugins-bad",
+    "x265enc": "gstreamer1.0-plugins-bad",
+    "x264enc": "gstreamer1.0-plugins-ugly",
+    "avdec_h264": "gstreamer1.0-libav",
+}
 
-gi.require_version("Gst", "1.0")
-gi.require_version("GstApp", "1.0")
-gi.require_version("GstRtsp", "1.0")
-gi.require_version("GstRtspServer", "1.0")
+
+def absent(*names: str) -> NoReturn:
+    """Say which Debian packages are missing, and end."""
+    sys.exit(f"missing Debian packages: {' '.join(sorted({PACKAGES[name] for name in names}))}")
+
+
+try:
+    import gi
+except ImportError:
+    absent("gi")
+for name in ("Gst", "GstApp", "GstRtsp", "GstRtspServer"):
+    try:
+        gi.require_version(name, "1.0")
+    except ValueError:
+        absent(name)
 from gi.repository import GLib, Gst, GstApp, GstRtsp, GstRtspServer  # noqa: E402, F401
 
+CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
 FPS = 10
 ENCODERS = {
     "h264": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=20 ! h264parse config-interval=-1",
@@ -243,7 +269,10 @@ def report_play(_client: Any, context: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve a clip over RTSP, for ever, in real time.")
-    parser.add_argument("clip", type=Path, help="MP4 file with H.264, 10 pictures/s, a key frame every 20")
+    parser.add_argument("--check", action="store_true", help="say what is missing to run this, and end")
+    parser.add_argument(
+        "--clip", type=Path, default=CLIP, help="MP4 file with H.264, 10 pictures/s, a key frame every 20"
+    )
     parser.add_argument("--port", type=int, default=0, help="0: any free one, printed")
     parser.add_argument("--user", default="viewer")
     parser.add_argument("--password", default="secret")
@@ -252,6 +281,11 @@ def main() -> None:
     options = parser.parse_args()
 
     Gst.init(None)
+    missing = [name for name in PACKAGES if name.islower() and name != "gi" and not Gst.ElementFactory.find(name)]
+    if missing:
+        absent(*missing)
+    if options.check:
+        return
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
     server.set_service(str(options.port))
@@ -264,7 +298,10 @@ def main() -> None:
     if not server.attach(None):
         sys.exit(f"cannot listen on port {options.port}")
     say(f"ready {server.get_bound_port()}")
-    GLib.MainLoop().run()
+    loop = GLib.MainLoop()
+    # The tests hold the other end of stdin: however they end, this process does not outlive them.
+    GLib.io_add_watch(sys.stdin.fileno(), GLib.PRIORITY_DEFAULT, GLib.IOCondition.HUP, lambda *_: loop.quit())
+    loop.run()
 
 
 if __name__ == "__main__":

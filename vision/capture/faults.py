@@ -19,7 +19,7 @@ def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: s
     detail = debug.strip().partition("\n")[2].strip()  # the first line is a place in GStreamer's sources
     text = message if not detail or detail in message else f"{message} ({detail})"
     return SourceError(
-        f"{camera.id}: {redact(camera.source)}: {redact(text)}", hint=_hint(camera, domain, code, f"{message} {debug}")
+        f"{redact(camera.source)}: {redact(text)}", hint=_hint(camera, domain, code, f"{message} {debug}")
     )
 
 
@@ -42,7 +42,7 @@ def _hint(camera: CameraConfig, domain: str, code: int, text: str) -> str:
 
 def silence(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_pictures: int) -> SourceError:
     """The error to raise where GStreamer says nothing and no picture has come within `open_timeout_s`."""
-    address = f"{camera.id}: {redact(camera.source)}"
+    address = redact(camera.source)
     waited = f"within {camera.open_timeout_s:g} s"
     if interrupted:
         return SourceError(f"{address}: interrupted while it opened")

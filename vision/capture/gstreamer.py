@@ -102,7 +102,7 @@ class GStreamerSource:
         self.close()
         reason = available(self._camera)
         if reason is not None:
-            raise SourceError(f"{self._camera.id}: {reason}", hint="or open the camera with `via: opencv`")
+            raise self._error(reason, hint="or open the camera with `via: opencv`")
         try:
             self._start()
             self._first = self._pull(self._camera.open_timeout_s)
@@ -116,7 +116,7 @@ class GStreamerSource:
 
     def grab(self, timeout_s: float) -> Grab | None:
         if self._pipeline is None:
-            raise SourceError(f"{self._camera.id}: grab before open, or after close")
+            raise self._error("grab before open, or after close")
         sample, self._first = self._first, None
         if sample is None:
             sample = self._pull(timeout_s)
@@ -127,10 +127,10 @@ class GStreamerSource:
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
         if self._sample is None or self._info is None:
-            raise SourceError(f"{self._camera.id}: retrieve without a picture grabbed")
+            raise self._error("retrieve without a picture grabbed")
         info = self._describe(self._sample)
         if info.pixel_format != self._info.pixel_format:
-            raise SourceError(f"{self._camera.id}: pictures were {self._info.pixel_format}, now {info.pixel_format}")
+            raise self._error(f"pictures were {self._info.pixel_format}, now {info.pixel_format}")
         if out.shape != frame_shape(info.height_px, info.width_px, info.pixel_format):
             raise SizeChanged(info.height_px, info.width_px)
         buffer = self._sample.get_buffer()
@@ -139,7 +139,7 @@ class GStreamerSource:
             with mapped(buffer) as picture:
                 copy_planes(picture, planes, out)
         except ValueError as error:
-            raise SourceError(f"{self._camera.id}: {error}") from None
+            raise self._error(str(error)) from None
 
     def interrupt(self) -> None:
         """Final: from now on `open` fails and `grab` finds nothing."""
@@ -177,7 +177,7 @@ class GStreamerSource:
             self._add_usb(registry)
         if self._pipeline.set_state(gst.State.PLAYING) == gst.StateChangeReturn.FAILURE:
             self._check()
-            raise SourceError(f"{self._camera.id}: GStreamer cannot start {redact(self._camera.source)}")
+            raise self._error("GStreamer cannot start it")
         self._base_ns = self._pipeline.get_base_time()
 
     def _add_rtsp_source(self, registry: elements.Registry) -> None:
@@ -192,8 +192,8 @@ class GStreamerSource:
         probe = self._make(elements.Element("v4l2src", {"device": self._camera.source}))
         try:
             if probe.set_state(gst.State.READY) == gst.StateChangeReturn.FAILURE:
-                raise SourceError(
-                    f"{self._camera.id}: {self._camera.source} cannot be opened",
+                raise self._error(
+                    "it cannot be opened",
                     hint="is it there (v4l2-ctl --list-devices), in use, or closed to this user (group video)?",
                 )
             offered = probe.get_static_pad("src").query_caps(None)
@@ -207,7 +207,7 @@ class GStreamerSource:
         gst = library().Gst
         made = gst.ElementFactory.make(element.factory, None)
         if made is None:
-            raise SourceError(f"{self._camera.id}: GStreamer cannot make {element.factory}")
+            raise self._error(f"GStreamer cannot make {element.factory}")
         for name, value in element.properties.items():
             if isinstance(value, elements.Caps):
                 made.set_property(name, gst.Caps.from_string(value.text))
@@ -224,7 +224,7 @@ class GStreamerSource:
             self._pipeline.add(element)
         for left, right in itertools.pairwise(made):
             if not left.link(right):
-                raise SourceError(f"{self._camera.id}: cannot link {left.get_name()} to {right.get_name()}")
+                raise self._error(f"cannot link {left.get_name()} to {right.get_name()}")
         named = [element.factory for element in chain]
         self._decoder = next((name for name in named if name.startswith(("avdec", "nv", "jpegdec"))), named[0])
         self._sink = made[-1]
@@ -288,21 +288,21 @@ class GStreamerSource:
         registry = Installed()
         codec = _CODECS.get(encoding)
         if codec is None:
-            raise SourceError(
-                f"{self._camera.id}: expected H.264, H.265 or motion JPEG, the camera sends {encoding}",
+            raise self._error(
+                f"expected H.264, H.265 or motion JPEG, the camera sends {encoding}",
                 hint="choose another codec in the camera's settings",
             )
         chain = elements.decode_chain(codec, self._pixel_formats, registry)
         reason = elements.missing([element.factory for element in chain], registry)
         if reason is not None:
-            raise SourceError(f"{self._camera.id}: the camera sends {encoding}, and {reason}")
+            raise self._error(f"the camera sends {encoding}, and {reason}")
         depayloader = self._add_chain(chain)
         entry = depayloader.get_static_pad("sink")
         parser = depayloader.get_static_pad("src").get_peer().get_parent_element()
         self._probe(entry, gst.PadProbeType.EVENT_DOWNSTREAM, self._on_event)
         self._probe(parser.get_static_pad("src"), gst.PadProbeType.BUFFER, self._on_coded)
         if pad.link(entry) != gst.PadLinkReturn.OK:
-            raise SourceError(f"{self._camera.id}: cannot link {encoding} to its depayloader")
+            raise self._error(f"cannot link {encoding} to its depayloader")
 
     def _on_event(self, _pad: Any, probe: Any) -> Any:
         gst = library().Gst
@@ -365,7 +365,7 @@ class GStreamerSource:
         if message is None:
             return
         if message.type == gst.MessageType.EOS:
-            raise SourceError(f"{self._camera.id}: the camera ended the stream")
+            raise self._error("the camera ended the stream")
         error, debug = message.parse_error()
         raise faults.explain(self._camera, error.domain, error.code, error.message, debug or "")
 
@@ -417,5 +417,8 @@ class GStreamerSource:
             meta = video.VideoInfo.new_from_caps(self._sample.get_caps())
         return planes_of(info.pixel_format, info.height_px, info.width_px, meta.stride, meta.offset)
 
+    def _error(self, text: str, hint: str = "") -> SourceError:
+        return SourceError(f"{redact(self._camera.source)}: {text}", hint=hint)
+
     def _warn(self, text: str) -> None:
-        log.warning("%s: %s", self._camera.id, text)
+        log.warning("camera %s: %s", self._camera.id, text)

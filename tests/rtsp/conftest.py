@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rtsp.stage import Server, missing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.rtsp)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def needs_server() -> None:
+    reason = missing()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def server(needs_server: None) -> Iterator[Server]:
+    """One server for all tests that leave it alone."""
+    with Server() as running:
+        yield running
+
+
+@pytest.fixture(params=["opencv", "gstreamer"])
+def via(request: pytest.FixtureRequest) -> str:
+    """The library that opens the source."""
+    return str(request.param)

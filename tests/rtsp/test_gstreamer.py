@@ -1,0 +1,219 @@
+"""What only the GStreamer source tells: damaged pictures, capture times; and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.rtsp.stage import (
+    PATIENCE_S,
+    Server,
+    camera,
+    open_files,
+    opened,
+    picture,
+    place_in_clip,
+    source_of,
+    wait_until,
+)
+from vision.capture.elements import host_caps
+from vision.capture.gst import library
+from vision.capture.gstreamer import GStreamerSource, available
+from vision.capture.source import Grab
+from vision.errors import SourceError
+from vision.types import PixelFormat
+
+GOP = 20
+
+
+def test_it_is_available() -> None:
+    assert available(camera("rtsp://127.0.0.1/clip", "gstreamer")) is None
+    reason = available(camera("csi:0", "gstreamer"))
+    assert reason is not None
+    assert "nvidia-l4t-gstreamer" in reason
+    assert "rtsp://" in str(available(camera("http://127.0.0.1/clip", "auto")))
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_the_first_picture_is_a_key_frame(server: Server, transport: str) -> None:
+    """Also for a client that comes in the middle of a group of pictures."""
+    with opened(camera(server.url("/clip"), "gstreamer")) as (before, info):
+        for _ in range(2 * GOP):
+            assert before.grab(PATIENCE_S) is not None
+            place, _ = place_in_clip(picture(before, info)[0], info.pixel_format)
+            if place % GOP == 5:
+                break
+        else:
+            pytest.fail("no picture 5 of a group came by")
+        with opened(camera(server.url("/clip"), "gstreamer", transport=transport)) as (source, _):
+            grab = source.grab(PATIENCE_S)
+            assert grab is not None
+            assert not grab.corrupt
+            place, error = place_in_clip(picture(source, info)[0], info.pixel_format)
+            assert place % GOP == 0
+            assert error == 0.0
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_pictures_after_a_loss_are_marked_until_a_key_frame(server: Server, transport: str) -> None:
+    """The server spoils picture 25 and the next is key frame 40. What is not marked is as if nothing had been lost."""
+    with opened(camera(server.url("/lossy"), "gstreamer", transport=transport)) as (source, info):
+        marked: set[int] = set()
+        clean: set[int] = set()
+        while max(clean, default=0) < 42:
+            grab = source.grab(PATIENCE_S)
+            assert grab is not None
+            place, error = place_in_clip(picture(source, info)[0], info.pixel_format)
+            if not grab.corrupt:
+                assert error == 0.0
+            (marked if grab.corrupt else clean).add(place)
+    assert marked
+    assert marked <= set(range(24, 40))
+    assert {38, 39} & marked
+    assert clean >= {0, 10, 20, 24, 40}
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_capture_times_come_from_sender_reports(server: Server, transport: str) -> None:
+    with opened(camera(server.url("/clip"), "gstreamer", transport=transport)) as (source, _):
+        stamped: list[tuple[Grab, int, int]] = []
+        deadline = time.monotonic() + PATIENCE_S
+        while len(stamped) < 10 and time.monotonic() < deadline:
+            grab = source.grab(PATIENCE_S)
+            assert grab is not None
+            if grab.clock == "rtcp":
+                stamped.append((grab, time.time_ns(), time.monotonic_ns()))
+    assert len(stamped) == 10
+    for grab, utc_ns, now_ns in stamped:
+        assert 0 <= now_ns - grab.captured_ns < 1e9
+        assert abs(utc_ns - grab.captured_utc_ns) < 1e9
+    times = [grab.captured_ns for grab, _, _ in stamped]
+    assert times == sorted(set(times))
+
+
+def test_a_camera_whose_clock_was_never_set(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """Its times are not believed, and one warning says so."""
+    with (
+        caplog.at_level(logging.WARNING),
+        opened(camera(server.url("/unset"), "gstreamer")) as (source, _),
+    ):
+        last = source.grab(PATIENCE_S)
+        deadline = time.monotonic() + PATIENCE_S
+        while not caplog.records and time.monotonic() < deadline:
+            last = source.grab(PATIENCE_S)
+        for _ in range(5):
+            last = source.grab(PATIENCE_S)
+            assert last is not None
+            assert last.clock == "arrival"
+            assert 0 <= time.time_ns() - last.captured_utc_ns < 1e9
+    (record,) = caplog.records
+    assert "the camera's clock says 1900-01-01" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("path", "decoder"), [("/h265", "avdec_h265"), ("/mjpeg", "jpegdec"), ("/other", "avdec_h264")]
+)
+def test_other_codecs_and_sound(server: Server, path: str, decoder: str) -> None:
+    with opened(camera(server.url(path), "gstreamer", open_timeout_s=15)) as (source, info):
+        assert (info.width_px, info.height_px, info.decoder) == (384, 288, decoder)
+        for _ in range(3):
+            assert source.grab(PATIENCE_S) is not None
+            pixels, _, _ = picture(source, info)
+            assert 20 < pixels.std() < 100
+
+
+@pytest.mark.parametrize("formats", [("bgr",), ("bgrx", "bgr"), ("nv12",), ("bgr", "i420")])
+def test_pixel_formats(server: Server, formats: tuple[PixelFormat, ...]) -> None:
+    """The decoder's own I420 where it is wanted, the first wanted where not."""
+    source = GStreamerSource(camera(server.url("/clip"), "gstreamer"), formats)
+    try:
+        info = source.open()
+        assert info.pixel_format == ("i420" if "i420" in formats else formats[0])
+        assert source.grab(PATIENCE_S) is not None
+        pixels, _, _ = picture(source, info)
+        if info.pixel_format != "bgrx":
+            assert place_in_clip(pixels, info.pixel_format)[1] < 4.0
+        else:
+            assert place_in_clip(np.ascontiguousarray(pixels[..., :3]), "bgr")[1] < 4.0
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize(("width", "expected"), [(320, "I420"), (321, "BGR")])
+def test_pictures_with_odd_sides_are_converted(width: int, expected: str) -> None:
+    gst = library().Gst
+    names = ("videotestsrc", "capsfilter", "videoconvert", "appsink")
+    chain = [gst.ElementFactory.make(name, None) for name in names]
+    chain[1].set_property("caps", gst.Caps.from_string(f"video/x-raw,format=I420,width={width},height=240"))
+    chain[3].set_property("caps", gst.Caps.from_string(host_caps(("i420", "bgr")).text))
+    pipeline = gst.Pipeline.new(None)
+    for element in chain:
+        pipeline.add(element)
+    for left, right in pairwise(chain):
+        assert left.link(right)
+    pipeline.set_state(gst.State.PLAYING)
+    try:
+        sample = chain[3].try_pull_sample(round(PATIENCE_S * 1e9))
+        assert sample.get_caps().get_structure(0).get_string("format") == expected
+    finally:
+        pipeline.set_state(gst.State.NULL)
+
+
+@pytest.mark.parametrize(("blank", "quote"), [("%20", "%22"), ("%20", ""), ("", "")])
+def test_a_url_cannot_become_a_piece_of_pipeline(server: Server, tmp_path: Path, blank: str, quote: str) -> None:
+    """It goes to the camera whole, which has no such path. (Bare blanks and quotes are refused by camera.yaml.)"""
+    owned = tmp_path / "owned"
+    location = f"location={quote}{owned}{quote}"
+    hostile = blank.join([server.url("/clip") + quote, "!", "filesink", location, "!", "rtspsrc", f"location={quote}x"])
+    source = source_of(camera(hostile, "gstreamer"))
+    try:
+        with pytest.raises(SourceError, match=r"\(404\)"):
+            source.open()
+    finally:
+        source.close()
+    assert not owned.exists()
+
+
+def test_nothing_is_left_behind(server: Server) -> None:
+    """50 connections: some play, most are interrupted somewhere on the way to the first picture."""
+
+    def once(cycle: int) -> None:
+        source = source_of(camera(server.url("/clip"), "gstreamer", transport=("tcp", "udp")[cycle % 2]))
+        timer = threading.Timer(0.01 * (cycle % 5), source.interrupt if cycle % 5 else lambda: None)
+        timer.start()
+        try:
+            source.open()
+            opened_cycles.append(cycle)
+            source.grab(PATIENCE_S)
+        except SourceError as error:
+            assert "interrupted" in str(error)  # either is right: it depends on who was faster
+        timer.join()
+        source.close()
+        source.close()
+
+    opened_cycles: list[int] = []
+    for cycle in range(5):  # what is made once: plugins, pools of threads
+        once(cycle)
+    files, threads = open_files(), task_names()
+    for cycle in range(50):
+        once(cycle)
+    assert set(range(0, 50, 5)) <= set(opened_cycles)
+    wait_until(lambda: len(open_files()) <= len(files), f"{open_files() - files} to be closed")
+    wait_until(lambda: len(task_names()) <= len(threads) + 2, f"{task_names()} to become {threads}")
+
+
+def task_names() -> list[str]:
+    """Names of this process's threads. GLib keeps a few idle ones for later, "pool-...", and ends them by and by."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            names.append((task / "comm").read_text().strip())
+        except FileNotFoundError:
+            continue
+    return names

@@ -1,0 +1,160 @@
+"""Both RTSP sources against a real server: the same tests for each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import pytest
+
+from tests.rtsp.stage import (
+    PATIENCE_S,
+    Server,
+    Watched,
+    camera,
+    clip_luma,
+    opened,
+    picture,
+    place_in_clip,
+    silent_port,
+    source_of,
+    wait_until,
+)
+from vision.errors import SourceError
+
+PASSWORD = "hunter2"
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_plays(server: Server, via: str, transport: str) -> None:
+    """Every picture is a later one of the clip, and the server says that the transport is the one asked for."""
+    clip_luma()  # takes time, in which pictures would be missed
+    played = server.lines.count(f"play /clip {transport}")
+    with opened(camera(server.url("/clip"), via, transport=transport)) as (source, info):
+        assert (info.width_px, info.height_px) == (768, 576)
+        assert source.live
+        places = []
+        for _ in range(6):
+            grab = source.grab(PATIENCE_S)
+            assert grab is not None
+            assert not grab.corrupt
+            assert 0 <= time.monotonic_ns() - grab.captured_ns < 5e9
+            place, error = place_in_clip(picture(source, info)[0], info.pixel_format)
+            assert error < 1.5
+            places.append(place)
+        assert all(0 < (after - before) % 200 < 20 for before, after in pairwise(places)), places
+    wait_until(lambda: server.lines.count(f"play /clip {transport}") > played, f"the server to say {transport}")
+
+
+@pytest.fixture(scope="module", params=["basic", "digest"])
+def guarded(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with Server("--auth", request.param, "--user", "ann", "--password", PASSWORD) as running:
+        yield running
+
+
+def test_right_password(guarded: Server, via: str) -> None:
+    with opened(camera(guarded.url("/private", f"ann:{PASSWORD}@"), via)) as (source, _):
+        assert source.grab(PATIENCE_S) is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "account", "said"),
+    [
+        ("/private", "ann:hunter3-SECRET@", "password"),
+        ("/private", "", "password"),
+        ("/nosuch", f"ann:{PASSWORD}@", "path"),
+    ],
+    ids=["wrong password", "no password", "wrong path"],
+)
+def test_refused(
+    guarded: Server,
+    via: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    *,
+    path: str,
+    account: str,
+    said: str,
+) -> None:
+    """The error says why; no secret is in it, nor in anything that is logged or printed."""
+    caplog.set_level(logging.DEBUG)
+    config = camera(guarded.url(path, account), via)
+    source = source_of(config)
+    try:
+        with pytest.raises(SourceError) as raised:
+            source.open()
+    finally:
+        source.close()
+    with Watched(config) as watched:
+        watched.wait_state("backing-off")
+    assert said in str(raised.value)
+    printed = capfd.readouterr()
+    for text in (str(raised.value), repr(raised.value), *watched.errors, caplog.text, printed.out, printed.err):
+        assert PASSWORD not in text
+        assert "SECRET" not in text
+        assert "ann:" not in text
+    assert any(said in error for error in watched.errors)
+
+
+def test_a_new_size_in_mid_stream(server: Server, via: str) -> None:
+    """A new epoch for each size, over the same connection. Some versions of OpenCV scale to the first size instead."""
+    with Watched(camera(server.url("/switch"), via)) as watched:
+        wait_until(lambda: watched.status.grabbed >= 55, "pictures across two changes")
+    metas = watched.recorder.metas
+    sizes = {
+        epoch: {(m.width_px, m.height_px) for m in metas if m.epoch == epoch} for epoch in {m.epoch for m in metas}
+    }
+    assert all(len(of_epoch) == 1 for of_epoch in sizes.values())
+    assert watched.status.reconnects == 0
+    assert watched.errors == []
+    seen = [next(iter(sizes[epoch])) for epoch in sorted(sizes)]
+    assert set(seen) <= {(768, 576), (384, 288)}
+    assert all(before != after for before, after in pairwise(seen))
+    if via == "gstreamer":
+        assert len(seen) >= 3
+
+
+def test_interrupt_ends_an_open_that_waits(via: str) -> None:
+    with silent_port() as port:
+        source = source_of(camera(f"rtsp://127.0.0.1:{port}/clip", via, open_timeout_s=60))
+        failures: list[SourceError] = []
+
+        def connect() -> None:
+            try:
+                source.open()
+            except SourceError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+        time.sleep(0.3)  # into the wait for an answer; an interrupt before it must work as well
+        assert_ends_soon(thread, source.interrupt)
+        assert "interrupted" in str(failures[0])
+        with pytest.raises(SourceError, match="interrupted"):
+            source.open()
+        source.close()
+
+
+def test_interrupt_ends_a_grab_that_waits(via: str) -> None:
+    with Server() as own, opened(camera(own.url("/clip"), via)) as (source, _):
+        assert source.grab(PATIENCE_S) is not None
+        own.freeze()
+        while source.grab(0.5) is not None:
+            pass
+        results: list[object] = []
+        thread = threading.Thread(target=lambda: results.append(source.grab(60)))
+        thread.start()
+        time.sleep(0.3)
+        assert_ends_soon(thread, source.interrupt)
+        assert results == [None]
+
+
+def assert_ends_soon(thread: threading.Thread, interrupt: Callable[[], None]) -> None:
+    began = time.monotonic()
+    interrupt()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert time.monotonic() - began < 0.5
