@@ -54,7 +54,6 @@ _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/\s]+):(?P
 _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 2000
 _RECEIVE_BUFFER_BYTES = 256 * 1024
-_HEARTBEAT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +147,10 @@ class Subscription:
         *,
         silence_s: float = 5.0,
         queue: int = 1000,
+        keepalive_s: int = 5,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """See `subscribe`."""
+        """See `subscribe`. A connection that is idle for `keepalive_s` is probed three times, then made again."""
         self.address = _check_address(address)
         self.lost = 0  # messages, over all topics
         self.connected = False
@@ -164,7 +164,7 @@ class Subscription:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         try:
-            self._connect(queue)
+            self._connect(queue, keepalive_s)
         except BaseException:
             self._socket.close(linger=0)
             self._context.term()
@@ -173,16 +173,18 @@ class Subscription:
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
 
-    def _connect(self, queue: int) -> None:
+    def _connect(self, queue: int, keepalive_s: int) -> None:
         sock = self._socket
         sock.setsockopt(zmq.LINGER, 0)
         sock.setsockopt(zmq.RCVHWM, queue)
         sock.setsockopt(zmq.RCVBUF, _RECEIVE_BUFFER_BYTES)
         sock.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        sock.setsockopt(zmq.HEARTBEAT_IVL, int(_HEARTBEAT_S * 1000))  # a publisher whose machine died says no goodbye
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(_HEARTBEAT_S * 3000))
+        # A publisher whose machine died says no goodbye. Not with ZeroMQ's heartbeats: see vision.publish.
         sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, keepalive_s)
+        sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, keepalive_s)
+        sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
         sock.setsockopt(zmq.IPV6, int("[" in self.address))
         self._monitor = sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         for topic in self._topics:

@@ -1,20 +1,27 @@
 """A subscriber in a process of its own: prints the sequence number of each message, and each report.
 
-python -m tests.messages.subscriber ADDRESS QUEUE
+python -m tests.messages.subscriber ADDRESS QUEUE [--pause SECONDS]    pause: after the first message
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import time
 
 from vision.client import DetectionsMessage, Gap, subscribe
 
 
 def main() -> None:
-    address, queue = sys.argv[1:]
-    for item in subscribe(address, queue=int(queue), silence_s=60):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address")
+    parser.add_argument("queue", type=int)
+    parser.add_argument("--pause", type=float, default=0.0)
+    arguments = parser.parse_args()
+    for item in subscribe(arguments.address, queue=arguments.queue, silence_s=60):
         if isinstance(item, DetectionsMessage):
             print("got", item.seq, flush=True)
+            time.sleep(arguments.pause)
+            arguments.pause = 0.0
         elif isinstance(item, Gap):
             print("gap", item.lost, flush=True)
         else:
