@@ -12,13 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from vision.batching import LatestSlot
-from vision.capture.open import open_source
+from vision.capture.open import open_source, supervision_of
 from vision.capture.supervisor import CameraSupervisor
-from vision.config import CameraConfig, ModelCard, SiteConfig, folder_of_model, load_model_card, shipped_models
-from vision.detect.classes import class_names
+from vision.config import CameraConfig, ModelCard, SiteConfig, folder_of_model, load_model_card, nearest, shipped_models
 from vision.detect.detector import Detector
-from vision.detect.open import open_detector
-from vision.errors import Closed
+from vision.detect.open import open_detector, published_class_names
+from vision.errors import Closed, ModelError
 from vision.publish import Publisher, Recorder
 from vision.report import Report, status_messages
 from vision.runtime import Camera, Sink
@@ -65,6 +64,14 @@ def model_of(site: SiteConfig) -> tuple[Path, ModelCard]:
         ModelError: there is no such model, or its card is wrong.
     """
     folder = folder_of_model(site.model, shipped_models())
+    if not folder.exists():
+        known = sorted(path.parent.name for path in shipped_models().glob("*/model.yaml"))
+        raise ModelError(
+            f"no model {site.model!r}: expected one of {', '.join(known)}, or a folder with model.yaml",
+            hint=f"did you mean {near!r}?"
+            if (near := nearest(site.model, known))
+            else "docs/models.md: bring your own",
+        )
     return folder, load_model_card(folder)
 
 
@@ -79,7 +86,7 @@ def publisher_of(site: SiteConfig, options: RunOptions, resources: ExitStack) ->
     publisher = Publisher(
         site.publish.bind,
         node=site.node or socket.gethostname(),
-        class_names=class_names(card),
+        class_names=published_class_names(card, site.detect),
         encoding=site.publish.encoding,
         queue=site.publish.queue,
         recorder=None if options.record is None else Recorder(options.record),
@@ -113,14 +120,15 @@ def cameras_of(site: SiteConfig, options: RunOptions, detector: Detector) -> lis
 
 
 def _camera(config: CameraConfig, options: RunOptions, detector: Detector, changed: threading.Condition) -> Camera:
+    policy = supervision_of(config)
     slot = LatestSlot(
         config.id,
         detector.frame_buffer,
         leases=detector.slots,
-        lossless=options.offline,
+        lossless=options.offline and policy.finite,
         max_fps=config.max_fps,
         staleness_s=config.staleness_s,
         changed=changed,
     )
     factory = partial(open_source, config, offline=options.offline, pixel_formats=detector.pixel_formats)
-    return Camera(slot, CameraSupervisor(config.id, factory, slot))
+    return Camera(slot, CameraSupervisor(config.id, factory, slot, policy))

@@ -134,16 +134,17 @@ def _run(arguments: argparse.Namespace, stop: threading.Event) -> int:
 def _check(arguments: argparse.Namespace, stop: threading.Event) -> int:
     from rich.console import Console
 
+    from vision.assemble import model_of
     from vision.check import check_cameras, print_checks
-    from vision.config import check_classes, folder_of_model, load_model_card, load_site, resolve_config, shipped_models
-    from vision.detect.classes import class_names
+    from vision.config import check_classes, load_site, resolve_config
+    from vision.detect.open import published_class_names
     from vision.pipelines import load_pipeline
 
     path = resolve_config(arguments.config)
     site = load_site(path, os.environ)
     load_pipeline(site.pipeline)
-    card = load_model_card(folder_of_model(site.model, shipped_models()))
-    check_classes(site, class_names(card), path)
+    _, card = model_of(site)
+    check_classes(site, published_class_names(card, site.detect), path)
     print(f"{path}: {len(site.cameras)} cameras, pipeline {site.pipeline}, model {card.name}: no faults")
     return print_checks(check_cameras(site.cameras, ("bgr",), stop), Console())
 

@@ -56,7 +56,7 @@ def status_messages(report: Report) -> Iterator[wire.StatusMessage]:
             reconnects=status.reconnects,
             grabbed=camera.counts.grabbed,
             published=camera.published,
-            dropped=camera.counts.dropped,
+            dropped={reason.value: count for reason, count in camera.counts.dropped.items()},
             fps=status.fps,
             published_fps=camera.published_fps,
             last_frame_age_s=status.last_frame_age_s,

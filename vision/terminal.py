@@ -13,6 +13,8 @@ from vision.report import CameraReport, Report
 
 log = logging.getLogger(__name__)
 
+_FIRST_LINE_S = 2.0  # by then most cameras are connected and there is something to say
+
 _STATE_STYLES = {"streaming": "green", "ended": "dim", "connecting": "yellow", "backing-off": "red", "frozen": "red"}
 
 
@@ -26,7 +28,8 @@ class StatusView:
         """
         self._live = Live(console=console, refresh_per_second=4, transient=False) if console is not None else None
         self._line_interval_s = line_interval_s
-        self._next_line_s = 0.0
+        self._next_line_s = _FIRST_LINE_S
+        self._unsaid: Report | None = None
 
     def __enter__(self) -> StatusView:
         if self._live is not None:
@@ -38,15 +41,23 @@ class StatusView:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+        elif self._unsaid is not None:
+            self._say(self._unsaid)
 
     def show(self, report: Report) -> None:
         """Show this report now, or skip it where lines would come too fast."""
         if self._live is not None:
             self._live.update(status_table(report))
-        elif report.uptime_s >= self._next_line_s:
+            return
+        self._unsaid = report
+        if report.uptime_s >= self._next_line_s:
             self._next_line_s = report.uptime_s + self._line_interval_s
-            for camera in report.cameras:
-                log.info("%s", status_line(camera))
+            self._say(report)
+
+    def _say(self, report: Report) -> None:
+        self._unsaid = None
+        for camera in report.cameras:
+            log.info("%s", status_line(camera))
 
 
 def status_table(report: Report) -> Table:
@@ -63,8 +74,8 @@ def status_table(report: Report) -> Table:
             f"[{_STATE_STYLES.get(state, '')}]{state}[/]",
             f"{camera.status.width_px}x{camera.status.height_px}",
             f"{camera.published_fps:.1f}",
-            f"{camera.latency.p50_ms:.1f}",
-            f"{camera.latency.p99_ms:.1f}",
+            _ms(camera, camera.latency.p50_ms),
+            _ms(camera, camera.latency.p99_ms),
             str(camera.objects),
             str(camera.published),
             _drops(camera),
@@ -76,9 +87,14 @@ def status_line(camera: CameraReport) -> str:
     """The same as one line of a log."""
     return (
         f"{camera.camera_id}: {camera.status.state}, {camera.published_fps:.1f} frames/s, "
-        f"p50 {camera.latency.p50_ms:.1f} ms, p99 {camera.latency.p99_ms:.1f} ms, {camera.objects} objects, "
+        f"p50 {_ms(camera, camera.latency.p50_ms)} ms, p99 {_ms(camera, camera.latency.p99_ms)} ms, "
+        f"{camera.objects} objects, "
         f"published {camera.published}, dropped {_drops(camera)}"
     )
+
+
+def _ms(camera: CameraReport, value: float) -> str:
+    return f"{value:.1f}" if camera.latency.count else "-"
 
 
 def _drops(camera: CameraReport) -> str:

@@ -157,8 +157,9 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
 def test_no_camera_reachable_is_a_valid_start(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        source = f"rtsp://viewer:p4ssw0rd@127.0.0.1:{closed.getsockname()[1]}/x"
-        done = run("run", str(write_config(tmp_path, source=source)), "--for", "3s")
+        source = f"rtsp://viewer:${{GATE_PASSWORD}}@127.0.0.1:{closed.getsockname()[1]}/x"
+        config = write_config(tmp_path, source=source)
+        done = run("run", str(config), "--for", "3s", env=os.environ | {"GATE_PASSWORD": "p4ssw0rd"})
     assert done.returncode == 0, done.stderr
     assert "a: backing-off" in done.stderr or "a: connecting" in done.stderr
     assert "p4ssw0rd" not in done.stderr
