@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 from vision.config.addresses import SourceKind, source_kind
@@ -17,6 +18,9 @@ from vision.config.wording import Loc, Refused, dotted, nearest, one_of, quoted
 Finding: TypeAlias = tuple[Loc, str]
 
 PIPELINES_WITHOUT_ANALYTICS: Final = ("detect", "track")
+
+TRACK_SCORES: Final[Mapping[str, float]] = {"low_score": 0.15, "high_score": 0.5, "new_score": 0.6}
+"""Defaults of the tracker's scores, which must not fall from one to the next."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -62,6 +66,9 @@ def site_findings(site: Mapping[str, object], tell: Tell) -> Iterator[Finding]:
         yield from _below(("cameras", at), camera_findings(camera))
     yield from _repeated([(("cameras", at, "id"), _text(camera, "id")) for at, camera in cameras], tell)
     yield from _shared_devices(cameras, tell)
+    track = site.get("track")
+    if isinstance(track, Mapping):
+        yield from _below(("track",), tracking_findings(track))
     analytics = site.get("analytics")
     if isinstance(analytics, Mapping) and analytics:
         yield from _unwatched(site)
@@ -91,6 +98,15 @@ def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
     via, libraries = _text(camera, "via"), _LIBRARIES[kind]
     if via in ("opencv", "gstreamer") and via not in libraries:
         yield ("via",), f"expected {one_of([quoted(name) for name in libraries])} for this kind of source, got '{via}'"
+
+
+def tracking_findings(track: Mapping[str, object]) -> Iterator[Finding]:
+    """Scores that are not in order: what may begin an object must be able to carry it on. Defaults are known here."""
+    scores = [(key, track.get(key, default)) for key, default in TRACK_SCORES.items()]
+    for (key, value), (next_key, next_value) in pairwise(scores):
+        if isinstance(value, int | float) and isinstance(next_value, int | float) and value > next_value:
+            key_at = key if key in track else next_key
+            yield (key_at,), f"expected {key} ({value:g}) to be at most {next_key} ({next_value:g})"
 
 
 def analytics_findings(section: Mapping[str, object], tell: Tell | None = None, base: Loc = ()) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from vision.config.analytics import CameraAnalytics, ClassNames
 from vision.config.checks import Tell, camera_findings, site_findings
 from vision.config.profile import ProfileCard
 from vision.config.section import Fraction, Identifier, Section, refuse_inconsistent, unique_names
+from vision.config.tracking import TrackConfig
 from vision.errors import redact
 
 
@@ -154,6 +155,7 @@ class SiteConfig(Section):
     )
     detect: DetectConfig = Field(default=DetectConfig(), description="what to look for, and how the detector runs")
     cameras: tuple[CameraConfig, ...] = Field(min_length=1, description="cameras, files and generators")
+    track: TrackConfig = Field(default=TrackConfig(), description="how objects are followed from picture to picture")
     analytics: Mapping[Identifier, CameraAnalytics] = Field(
         default_factory=dict,
         description="lines and zones of each camera, by its id; needs a pipeline that follows objects",

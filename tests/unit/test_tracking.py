@@ -1,0 +1,383 @@
+"""The tracker: whom it follows, for how long, and that nothing but time and scores decides it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from vision.config.tracking import TrackConfig
+from vision.tracking import Tracker
+from vision.types import Detections, Tracks
+
+SECOND_NS = 1_000_000_000
+START_NS = 5_000 * SECOND_NS
+Box = tuple[float, float, float, float]
+
+
+def scaled(box: Box, scale: float) -> Box:
+    x1, y1, x2, y2 = box
+    return (scale * x1, scale * y1, scale * x2, scale * y2)
+
+
+def detections(*rows: tuple[Box, float] | tuple[Box, float, int]) -> Detections:
+    if not rows:
+        return Detections.empty()
+    return Detections(
+        np.array([row[0] for row in rows], np.float32),
+        np.array([row[1] for row in rows], np.float32),
+        np.array([row[2] if len(row) > 2 else 0 for row in rows], np.int32),
+    )
+
+
+def person(x: float, y: float = 200.0, height: float = 100.0) -> Box:
+    """A person whose feet are at (x, y + height)."""
+    return (x - 0.2 * height, y, x + 0.2 * height, y + height)
+
+
+def follow(
+    tracker: Tracker, pictures: Iterable[Detections], fps: float = 10.0, start_ns: int = START_NS
+) -> list[Tracks]:
+    step_ns = round(SECOND_NS / fps)
+    return [tracker.update(picture, start_ns + at * step_ns) for at, picture in enumerate(pictures)]
+
+
+def ids(results: Iterable[Tracks]) -> set[int]:
+    return {int(track_id) for tracks in results for track_id in tracks.track_ids}
+
+
+def test_a_new_object_is_published_when_it_is_seen_the_second_time() -> None:
+    tracker = Tracker()
+    first, second = follow(tracker, [detections((person(100), 0.9))] * 2)
+    assert len(first) == 0
+    assert second.track_ids.dtype == np.int64 and second.age_ms.dtype == np.int64
+    assert second.boxes_xyxy.dtype == np.float32 and second.boxes_xyxy.shape == (1, 4)
+    assert second.age_ms.tolist() == [100]
+    np.testing.assert_allclose(second.boxes_xyxy[0], person(100), atol=1e-3)
+
+
+@pytest.mark.parametrize(("fps", "published_at"), [(5.0, 2), (10.0, 4), (30.0, 12)])
+def test_confirm_s_is_a_time_and_not_a_number_of_pictures(fps: float, published_at: int) -> None:
+    results = follow(Tracker(TrackConfig(confirm_s=0.4)), [detections((person(100), 0.9))] * 20, fps)
+    assert [len(tracks) for tracks in results] == [0] * published_at + [1] * (20 - published_at)
+
+
+@pytest.mark.parametrize("fps", [2.5, 5.0, 10.0, 30.0])
+def test_a_walker_keeps_his_id_at_any_rate(fps: float) -> None:
+    walk = [detections((person(50 + 80 * at / fps), 0.8)) for at in range(round(8 * fps))]
+    assert len(ids(follow(Tracker(), walk, fps))) == 1
+
+
+def test_a_walker_keeps_his_id_while_the_rate_varies() -> None:
+    tracker = Tracker()
+    seconds = np.cumsum(np.random.default_rng(1).choice([0.03, 0.1, 0.2, 0.4], 100))
+    results = [tracker.update(detections((person(50 + 80 * t), 0.8)), START_NS + round(t * SECOND_NS)) for t in seconds]
+    assert len(ids(results)) == 1
+
+
+def test_two_who_pass_each_other_keep_their_ids() -> None:
+    def picture(at: int) -> Detections:
+        return detections((person(100 + 10 * at, 200, 100), 0.8), (person(500 - 10 * at, 215, 104), 0.8))
+
+    results = follow(Tracker(), [picture(at) for at in range(40)])
+    assert len(ids(results)) == 2
+    first_by_x = {int(i): box[0] for i, box in zip(results[1].track_ids, results[1].boxes_xyxy, strict=True)}
+    last_by_x = {int(i): box[0] for i, box in zip(results[-1].track_ids, results[-1].boxes_xyxy, strict=True)}
+    assert sorted(first_by_x, key=first_by_x.__getitem__) == sorted(last_by_x, key=last_by_x.__getitem__, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("score", "published"),
+    [(0.59, 0), (0.6, 1)],
+)
+def test_new_score_begins_objects(score: float, published: int) -> None:
+    assert len(follow(Tracker(), [detections((person(100), score))] * 3)[-1]) == published
+
+
+@pytest.mark.parametrize(("score", "published"), [(0.14, 0), (0.15, 1), (0.3, 1)])
+def test_low_score_carries_on_what_was_seen_just_before(score: float, published: int) -> None:
+    seen = [detections((person(100), 0.9))] * 5
+    assert len(follow(Tracker(), [*seen, detections((person(100), score))])[-1]) == published
+
+
+def test_unsure_detections_find_nothing_again_that_was_lost() -> None:
+    seen = [detections((person(100), 0.9))] * 5
+    results = follow(Tracker(), [*seen, *[detections()] * 4, detections((person(100), 0.4))])
+    assert len(results[-1]) == 0
+
+
+@pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
+def test_unsure_detections_carry_an_object_on_for_weak_s_only(fps: float) -> None:
+    seen = [detections((person(100), 0.9))] * 5
+    weak = [detections((person(100), 0.3))] * round(2 * fps)
+    results = follow(Tracker(TrackConfig(weak_s=1.0)), [*seen, *weak], fps)
+    carried_s = sum(len(tracks) for tracks in results[5:]) / fps
+    assert 1.0 - 1 / fps <= carried_s <= 1.0 + 1 / fps
+
+
+@pytest.mark.parametrize(("away_s", "same"), [(0.5, True), (1.4, True), (1.6, False), (30.0, False)])
+@pytest.mark.parametrize("fps", [5.0, 30.0])
+def test_lost_s_is_how_long_an_object_is_remembered(fps: float, away_s: float, same: bool) -> None:
+    seen = [detections((person(100), 0.9))] * 5
+    results = follow(Tracker(), [*seen, *[detections()] * (round(away_s * fps) - 1), *seen], fps)
+    assert (len(ids(results)) == 1) is same
+
+
+@pytest.mark.parametrize("reactivation", ["filter", "observation"])
+def test_a_walker_behind_a_pillar_keeps_his_id(reactivation: str) -> None:
+    config = TrackConfig.model_validate({"reactivation": reactivation})
+    walk = [detections((person(50 + 8 * at), 0.8)) if not 20 <= at < 30 else detections() for at in range(60)]
+    results = follow(Tracker(config), walk)
+    assert len(ids(results)) == 1
+    assert all(len(tracks) == 0 for tracks in results[20:30])
+
+
+@pytest.mark.parametrize(("reactivation", "exact"), [("observation", True), ("filter", False)])
+def test_after_a_gap_observation_takes_the_motion_from_the_two_positions(reactivation: str, exact: bool) -> None:
+    """Someone walks to the right, is hidden for a second, and comes out ten pixels left of where he was last seen."""
+    tracker = Tracker(TrackConfig.model_validate({"reactivation": reactivation}))
+    seen = [detections((person(100 + 4 * at), 0.9)) for at in range(20)]
+    results = follow(tracker, [*seen, *[detections()] * 9, detections((person(166), 0.9))])
+    assert len(ids(results)) == 1 and len(results[-1]) == 1
+    speed_px_per_s = float(tracker._state[4, 0])
+    assert (speed_px_per_s == pytest.approx(-10.0, abs=0.01)) is exact
+
+
+def test_classes_are_not_mixed() -> None:
+    bicycle = [detections((person(100), 0.9, 1))] * 5
+    results = follow(Tracker(), [*[detections((person(100), 0.9, 0))] * 5, *bicycle])
+    assert results[4].track_ids[0] != results[-1].track_ids[0]
+    assert results[4].class_ids.tolist() == [0] and results[-1].class_ids.tolist() == [1]
+
+
+def test_objects_of_two_classes_in_one_place_are_two() -> None:
+    results = follow(Tracker(), [detections((person(100), 0.9, 0), (person(102), 0.8, 1))] * 5)
+    assert sorted(results[-1].class_ids.tolist()) == [0, 1]
+
+
+def test_a_second_box_around_a_followed_object_begins_nothing() -> None:
+    seen = [detections((person(100), 0.9))] * 5
+    twice = [detections((person(100), 0.9), (person(108), 0.7))] * 10
+    assert len(ids(follow(Tracker(), [*seen, *twice]))) == 1
+
+
+def test_ids_are_unique_in_the_process_and_over_resets() -> None:
+    picture = [detections((person(100), 0.9), (person(400), 0.9))] * 3
+    cameras = [Tracker() for _ in range(3)]
+    seen: list[int] = []
+    for _ in range(4):
+        for tracker in cameras:
+            seen += sorted(ids(follow(tracker, picture)))
+            tracker.reset()
+            assert len(tracker) == 0
+    assert len(seen) == len(set(seen)) == 3 * 4 * 2
+
+
+def test_ids_are_unique_among_threads() -> None:
+    found: list[int] = []
+
+    def camera() -> None:
+        tracker = Tracker()
+        for _ in range(50):
+            found.extend(ids(follow(tracker, [detections((person(100), 0.9), (person(400), 0.9))] * 2)))
+            tracker.reset()
+
+    threads = [threading.Thread(target=camera) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == len(set(found)) == 400
+
+
+def test_a_clock_that_jumps_back_counts_one_usual_interval() -> None:
+    tracker = Tracker()
+    before = follow(tracker, [detections((person(100 + 8 * at), 0.9)) for at in range(10)])
+    after = follow(tracker, [detections((person(180 + 8 * at), 0.9)) for at in range(10)], start_ns=17)
+    assert ids(before) == ids(after) and tracker.clock_jumps == 1
+    ages = [int(tracks.age_ms[0]) for tracks in (*before[1:], *after)]
+    assert np.diff(ages) == pytest.approx(100, abs=1)
+
+
+@pytest.mark.parametrize(("jump_s", "same"), [(1.0, True), (2.0, False), (86_400.0 * 365, False)])
+def test_a_clock_that_jumps_ahead_ends_every_track_after_lost_s(jump_s: float, same: bool) -> None:
+    tracker = Tracker()
+    before = follow(tracker, [detections((person(100), 0.9))] * 10)
+    start_ns = START_NS + SECOND_NS + round(jump_s * SECOND_NS)
+    after = follow(tracker, [detections((person(100), 0.9))] * 10, start_ns=start_ns)
+    assert (ids(before) == ids(after)) is same
+    assert len(after[-1]) == 1 and len(tracker) == 1
+
+
+def test_pictures_with_one_and_the_same_time_are_taken_as_they_come() -> None:
+    tracker = Tracker()
+    results = [tracker.update(detections((person(100), 0.9)), START_NS) for _ in range(5)]
+    assert len(ids(results)) == 1 and results[-1].age_ms.tolist() == [0]
+
+
+def test_a_camera_slower_than_lost_s_still_has_two_pictures_to_compare() -> None:
+    assert len(ids(follow(Tracker(TrackConfig(lost_s=1.0)), [detections((person(100), 0.9))] * 10, fps=0.25))) == 1
+
+
+def test_what_is_not_a_box_is_passed_over() -> None:
+    nan, inf = float("nan"), float("inf")
+    bad: list[tuple[Box, float]] = [
+        ((nan, 0, 10, 10), 0.9),
+        ((0, nan, 10, nan), 0.9),
+        ((0, 0, inf, 10), 0.9),
+        ((-inf, 0, 10, 10), 0.9),
+        ((inf, inf, inf, inf), 0.9),
+        ((50, 50, 50, 90), 0.9),
+        ((50, 90, 70, 50), 0.9),
+        ((0, 0, 10, 10), nan),
+    ]
+    tracker = Tracker()
+    results = follow(tracker, [detections(*bad, (person(300), 0.9))] * 4)
+    assert len(tracker) == 1
+    np.testing.assert_allclose(results[-1].boxes_xyxy[0], person(300), atol=1e-3)
+
+
+def test_detections_are_not_written_to() -> None:
+    picture = detections((person(100), 0.9), (person(300), 0.1))
+    for values in (picture.boxes_xyxy, picture.scores, picture.class_ids):
+        values.setflags(write=False)
+    results = follow(Tracker(), [picture] * 3)
+    kept = results[-1].boxes_xyxy.copy()
+    follow(Tracker(), [picture] * 3)
+    np.testing.assert_array_equal(results[-1].boxes_xyxy, kept)
+
+
+def test_memory_is_bounded_by_max_objects_and_the_best_scores_win() -> None:
+    tracker = Tracker(TrackConfig(max_objects=5))
+    crowd = detections(*((person(60 * at + 50), 0.6 + 0.03 * at) for at in range(10)))
+    results = follow(tracker, [crowd] * 3)
+    assert len(tracker) == 5
+    assert results[-1].scores.min() >= 0.6 + 0.03 * 5 - 1e-6
+
+
+def test_tracks_are_pruned() -> None:
+    tracker = Tracker()
+    rng = np.random.default_rng(2)
+    sizes = []
+    for at in range(400):
+        x, y = rng.uniform(0, 5000, 2)
+        tracker.update(detections((person(x, y), 0.9)), START_NS + at * SECOND_NS // 10)
+        sizes.append(len(tracker))
+    assert max(sizes) <= 4  # tentative_s is 0.25 s: three pictures and the new one
+
+
+def test_no_detections_at_all() -> None:
+    tracker = Tracker()
+    assert [len(tracks) for tracks in follow(tracker, [Detections.empty()] * 3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("scale", [0.25, 4.0])
+def test_a_picture_of_another_size_is_followed_alike(scale: float) -> None:
+    """Everything is measured in the object's own size, so 4K and VGA cameras need no other settings."""
+    rng = np.random.default_rng(3)
+    pictures = []
+    for at in range(60):
+        rows = [
+            (person(100 + 12 * at + 70 * k + rng.normal(0, 3), 150 + 20 * k, 90), float(rng.uniform(0.3, 0.9)))
+            for k in range(5)
+        ]
+        pictures.append([row for row in rows if rng.random() < 0.9])
+    plain = follow(Tracker(), [detections(*rows) for rows in pictures])
+    other = follow(Tracker(), [detections(*((scaled(box, scale), score) for box, score in rows)) for rows in pictures])
+    renamed = dict(zip(sorted(ids(other)), sorted(ids(plain)), strict=True))
+    for a, b in zip(plain, other, strict=True):
+        assert a.track_ids.tolist() == [renamed[int(i)] for i in b.track_ids]
+
+
+def _best_pairing(similarity: NDArray[np.float64], least: float) -> float:
+    rows, columns = similarity.shape
+    if rows > columns:
+        return _best_pairing(similarity.T, least)
+    gain = np.maximum(similarity - least, 0)
+    return max(
+        float(sum(gain[row, column] for row, column in enumerate(order)))
+        for order in itertools.permutations(range(columns), rows)
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 5)).flatmap(
+        lambda shape: arrays(np.float64, shape, elements=st.floats(-0.25, 1.125, width=32))
+    ),
+    st.floats(0.0, 0.6),
+)
+def test_no_pairing_is_better_than_the_chosen_one(similarity: NDArray[np.float64], least: float) -> None:
+    from vision.tracking import _match
+
+    rows, columns = similarity.shape
+    matches = np.full(rows, -1, np.intp)
+    _match(similarity, np.ones(rows, np.bool_), np.ones(columns, np.bool_), least, matches)
+    chosen = [(row, column) for row, column in enumerate(matches) if column >= 0]
+    assert len({column for _, column in chosen}) == len(chosen)
+    assert all(similarity[pair] > least for pair in chosen)
+    total = sum(similarity[pair] - least for pair in chosen)
+    assert total == pytest.approx(_best_pairing(similarity, least), abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_whatever_comes_the_answer_is_consistent(data: st.DataObject) -> None:
+    tracker = Tracker(TrackConfig(max_objects=8))
+    now_ns = START_NS
+    oldest: dict[int, int] = {}
+    for _ in range(data.draw(st.integers(1, 12))):
+        now_ns += data.draw(st.integers(-3 * SECOND_NS, 3 * SECOND_NS))
+        number = data.draw(st.integers(0, 6))
+        boxes = data.draw(arrays(np.float32, (number, 4), elements=st.floats(-1e4, 1e4, width=32)))
+        scores = data.draw(arrays(np.float32, number, elements=st.floats(0, 1, width=32)))
+        classes = data.draw(arrays(np.int32, number, elements=st.integers(0, 2)))
+        tracks = tracker.update(Detections(boxes, scores, classes), now_ns)
+        assert len(tracks) <= min(number, 8) and len(tracker) <= 8
+        assert len(np.unique(tracks.track_ids)) == len(tracks) and (tracks.track_ids > 0).all()
+        assert np.isfinite(tracks.boxes_xyxy).all()
+        for track_id, age_ms in zip(tracks.track_ids.tolist(), tracks.age_ms.tolist(), strict=True):
+            assert age_ms >= oldest.get(track_id, 0)
+            oldest[track_id] = age_ms
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"low_score": 0.7}, "low_score (0.7) to be at most high_score (0.5)"),
+        ({"high_score": 0.65}, "high_score (0.65) to be at most new_score (0.6)"),
+        ({"new_score": 0.4}, "high_score (0.5) to be at most new_score (0.4)"),
+        ({"lost_s": 0}, "lost_s"),
+        ({"reactivation": "none"}, "reactivation"),
+        ({"frames": 3}, "frames"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(values: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        TrackConfig.model_validate(values)
+    assert words in str(error.value)
+
+
+def prediction_of(steps_s: Sequence[float]) -> NDArray[np.float64]:
+    tracker = Tracker(TrackConfig(lost_s=10))
+    follow(tracker, [detections((person(100 + 8 * at), 0.9)) for at in range(10)])
+    now_ns = START_NS + 9 * SECOND_NS // 10
+    for step_s in steps_s:
+        now_ns += round(step_s * SECOND_NS)
+        tracker.update(Detections.empty(), now_ns)
+    state: NDArray[np.float64] = tracker._state[:20].copy()
+    return state
+
+
+@pytest.mark.parametrize("steps_s", [(0.5, 0.5), (0.1,) * 10, (0.7, 0.05, 0.25)])
+def test_motion_over_any_two_steps_is_that_over_their_sum(steps_s: tuple[float, ...]) -> None:
+    """The acceleration grows with the object's size, which itself moves a little: hence the tolerance."""
+    np.testing.assert_allclose(prediction_of(steps_s), prediction_of((1.0,)), rtol=2e-3, atol=1e-6)
