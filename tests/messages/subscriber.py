@@ -1,6 +1,6 @@
 """A subscriber in a process of its own: prints the sequence number of each message, and each report.
 
-python -m tests.messages.subscriber ADDRESS QUEUE [--pause SECONDS]    pause: after the first message
+python -m tests.messages.subscriber ADDRESS QUEUE [--pause S] [--keepalive S]    pause: after the first message
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from vision.client import DetectionsMessage, Gap, subscribe
+from vision.client import DetectionsMessage, Gap, Subscription
 
 
 def main() -> None:
@@ -16,8 +16,10 @@ def main() -> None:
     parser.add_argument("address")
     parser.add_argument("queue", type=int)
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--keepalive", type=int, default=5)
     arguments = parser.parse_args()
-    for item in subscribe(arguments.address, queue=arguments.queue, silence_s=60):
+    subscription = Subscription(arguments.address, queue=arguments.queue, silence_s=60, keepalive_s=arguments.keepalive)
+    for item in subscription.items():
         if isinstance(item, DetectionsMessage):
             print("got", item.seq, flush=True)
             time.sleep(arguments.pause)
