@@ -16,6 +16,16 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 
 _JOIN_S: Final = 0.5
+_PREFIX: Final = "blocking-"
+
+
+def left_behind() -> list[str]:
+    """Threads that are, or may be, inside a library.
+
+    Where there are any when the program ends, it must end by `os._exit`: a thread that comes back from C++ while the
+    interpreter is being taken down is unwound through it, which C++ answers with abort (Python before 3.14).
+    """
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(_PREFIX)]
 
 
 class Interrupted(Exception):
@@ -35,7 +45,7 @@ class BlockingCalls(Generic[T]):
         self._calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
         self._outcomes: SimpleQueue[_Outcome[T] | None] = SimpleQueue()
         self._busy = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{_PREFIX}{name}", daemon=True)
         self._thread.start()
 
     @property
@@ -71,11 +81,13 @@ class BlockingCalls(Generic[T]):
         self._outcomes.put(None)
 
     def end(self, release: Callable[[], T]) -> None:
-        """Call `release` behind whatever still runs, and end the thread; wait for it if nothing runs."""
+        """Call `release` behind whatever still runs, end the thread, and wait for that: 0.5 s at most.
+
+        A camera that works ends its call at its next picture. One that hangs is left behind.
+        """
         self._calls.put(release)
         self._calls.put(None)
-        if not self._busy:
-            self._thread.join(_JOIN_S)
+        self._thread.join(_JOIN_S)
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:

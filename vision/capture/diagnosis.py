@@ -14,13 +14,14 @@ from vision.errors import SourceError, redact
 
 _PORTS: Final = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _ANSWER_S: Final = 2.0
+_ANSWER_LATE_S: Final = 0.5  # of a camera that has not answered for a whole time-out
 _LINE_BYTES: Final = 512
 
 
 def explain_open(url: str, *, open_timeout_s: float, took_s: float) -> SourceError:
     """The error to raise for a URL (rtsp, rtsps, http, https) that FFmpeg did not open. Asks the camera itself.
 
-    It takes 2 s at most, and more where a name cannot be looked up.
+    It takes 2 s at most, 0.5 s after a time-out, and more where a name cannot be looked up.
     """
     what, hint = _ask(urlsplit(url), late=took_s >= open_timeout_s)
     return SourceError(f"{redact(url)}: {what}", hint=hint)
@@ -30,7 +31,7 @@ def _ask(url: SplitResult, *, late: bool) -> tuple[str, str]:
     host = url.hostname or ""
     port = url.port or _PORTS[url.scheme]
     try:
-        with socket.create_connection((host, port), _ANSWER_S) as connection:
+        with socket.create_connection((host, port), _ANSWER_LATE_S if late else _ANSWER_S) as connection:
             line = _status_line(connection, url, host, port)
     except socket.gaierror:
         return f"there is no host called {host!r}", "check the name, or write the address in numbers"
@@ -50,7 +51,6 @@ def _status_line(connection: socket.socket, url: SplitResult, host: str, port: i
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         connection = context.wrap_socket(connection, server_hostname=host)
     with connection:
-        connection.settimeout(_ANSWER_S)
         connection.sendall(_request(url, host, port))
         return connection.recv(_LINE_BYTES).decode("latin-1").partition("\r\n")[0].strip()
 

@@ -41,7 +41,13 @@ def _prepare_process() -> None:
     # Set always and only ever replaced: adding a variable later could move the table under a getenv of another thread.
     os.environ.setdefault(_OPTIONS, _OPTIONS_OF_OPENCV)
     if "OPENCV_LOG_LEVEL" not in os.environ:
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        _set_log_level(0)  # silent
+
+
+def _set_log_level(level: int) -> None:
+    """OpenCV 5 has moved it."""
+    moved = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    moved(level)
 
 
 _prepare_process()

@@ -33,7 +33,7 @@ from vision.errors import SourceError, redact
 log = logging.getLogger(__name__)
 
 _GRACE_S: Final = 1.0  # for a library that is late by its own time-outs
-_DIAGNOSIS_S: Final = 4.5  # longest `explain_open`
+_DIAGNOSIS_S: Final = 1.0  # `explain_open` after a time-out: connecting and asking
 _MJPG: Final = int.from_bytes(b"MJPG", "little")
 
 

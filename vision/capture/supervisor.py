@@ -383,10 +383,11 @@ class CameraSupervisor:
         limits, silent_ns = self._limits(), now_ns - self._alive_ns
         if silent_ns >= limits.lost_s * 1e9:
             interval_s = self._cadence.interval_s()
-            expected = f"one each {interval_s:.2g} s" if interval_s is not None else f"one within {limits.lost_s:g} s"
+            seldom = interval_s is None or interval_s > limits.lost_s / 4
             raise SourceError(
-                f"no picture for {silent_ns / 1e9:.1f} s, expected {expected}",
-                hint="a camera that sends so seldom needs a longer `read_timeout_s`",
+                f"no picture for {silent_ns / 1e9:.1f} s"
+                + (f", expected one each {interval_s:.2g} s" if interval_s is not None else ""),
+                hint="a camera that sends so seldom needs a longer `read_timeout_s`" if seldom else "",
             )
 
     def _lost(self, error: SourceError) -> bool:
