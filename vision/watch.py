@@ -17,8 +17,8 @@ from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from vision.client import (
     CameraStatusMessage,
@@ -85,7 +85,7 @@ class Board:
             self._camera(item.topic.partition("/")[2]).lost += item.lost if item.topic.startswith("detections/") else 0
             return
         if isinstance(item, Restart | Silence):
-            self.note = str(item)
+            self.note = _printable(str(item))
             return
         self.messages += 1
         self.note = ""
@@ -95,7 +95,8 @@ class Board:
             camera = self._camera(item.camera)
             camera.state, camera.dropped_told = item.state, sum(item.dropped.values())
         elif isinstance(item, NodeStatusMessage):
-            self.title = f"{item.node}: {item.model} on {item.backend}, up {item.uptime_s:.0f} s, {self._address}"
+            told = f"{item.node}: {item.model} on {item.backend}, up {item.uptime_s:.0f} s"
+            self.title = f"{_printable(told)}, {self._address}"
 
     def rows(self, now_ns: int) -> list[Row]:
         """One row a camera, by name."""
@@ -120,8 +121,8 @@ def _row(name: str, camera: _Camera, now_ns: int, span_s: float) -> Row:
     latencies = sorted(ms for _, ms in camera.samples)
     dropped = camera.dropped_seen if camera.dropped_told is None else camera.dropped_told
     return Row(
-        name,
-        camera.state,
+        _printable(name),
+        _printable(camera.state),
         len(latencies) / span_s,
         _quantile(latencies, 0.5),
         _quantile(latencies, 0.99),
@@ -131,6 +132,11 @@ def _row(name: str, camera: _Camera, now_ns: int, span_s: float) -> Row:
     )
 
 
+def _printable(text: str) -> str:
+    """What comes from the network must not reach the terminal's controls."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _quantile(ordered: list[float], q: float) -> float | None:
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)] if ordered else None
 
@@ -138,8 +144,8 @@ def _quantile(ordered: list[float], q: float) -> float | None:
 def table(board: Board, now_ns: int) -> Table:
     """The board for a terminal."""
     shown = Table(
-        title=escape(board.title),
-        caption=escape(board.note or board.clock),
+        title=Text(board.title),
+        caption=Text(board.note or board.clock),
         title_justify="left",
         caption_justify="left",
         header_style="bold",
@@ -152,7 +158,7 @@ def table(board: Board, now_ns: int) -> Table:
     for row in board.rows(now_ns):
         style = _STATE_STYLES.get(row.state, "")
         numbers = (f"{row.fps:.1f}", _ms(row.p50_ms), _ms(row.p99_ms), row.objects, row.lost, row.dropped)
-        shown.add_row(row.camera, f"[{style}]{row.state}[/]" if style else row.state, *map(str, numbers))
+        shown.add_row(Text(row.camera), Text(row.state, style), *map(str, numbers))
     return shown
 
 
