@@ -238,6 +238,14 @@ class Watched:
         """It is in this state, or was."""
         wait_until(lambda: state in self.states, f"{state!r} after {self.states}")
 
+    def wait_loss(self) -> None:
+        """It is backing off now."""
+        wait_until(lambda: self.states[-1] == "backing-off", f"the loss to be noticed after {self.states}")
+
+    def wait_grabbed(self, count: int) -> None:
+        """`count` pictures in all, used or not."""
+        wait_until(lambda: self.status.grabbed >= count, f"{count} pictures, {self.states}, {self.errors}")
+
     def wait_frames(self, count: int) -> None:
         """`count` more pictures."""
         wanted = len(self.recorder.metas) + count

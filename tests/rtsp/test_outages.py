@@ -1,6 +1,6 @@
-"""What happens to cameras: they go away, hang, change their picture, and are not there to begin with.
+"""What happens to cameras: they are not there to begin with, go away, hang, and change their picture.
 
-Both sources go through every outage at the same time, so that it is waited for once.
+Both sources go through everything at the same time, so that it is waited for once.
 """
 
 from __future__ import annotations
@@ -12,111 +12,67 @@ from itertools import pairwise
 
 import pytest
 
-from tests.rtsp.stage import (
-    Server,
-    Watched,
-    camera,
-    refusing_port,
-    silent_port,
-)
+from tests.rtsp.stage import Server, Watched, camera, refusing_port, silent_port
 
 BOTH = ("opencv", "gstreamer")
 
 
-def watch_both(stack: ExitStack, url: str, **settings: object) -> dict[str, Watched]:
-    return {via: stack.enter_context(Watched(camera(url, via, **settings))) for via in BOTH}
+def watch_both(stack: ExitStack, url: str) -> dict[str, Watched]:
+    return {via: stack.enter_context(Watched(camera(url, via))) for via in BOTH}
 
 
 @pytest.fixture(scope="module")
 def outage() -> Iterator[dict[str, Watched]]:
-    """The server is killed, and comes back after 5 s."""
-    with ExitStack() as stack:
-        first = stack.enter_context(Server())
-        cameras = watch_both(stack, first.url("/clip"))
-        for watched in cameras.values():
-            watched.wait_frames(3)
-        first.kill()
-        killed_s = time.monotonic()
-        for watched in cameras.values():
-            watched.wait_state("backing-off")
-        while time.monotonic() - killed_s < 5.0:
-            time.sleep(0.1)
-        stack.enter_context(Server(port=first.port))
-        for watched in cameras.values():
-            watched.wait_frames(3)
-        yield cameras
-
-
-def test_a_server_that_comes_back_is_found_again(outage: dict[str, Watched], via: str) -> None:
-    watched = outage[via]
-    states = [state for state in watched.states if state in ("streaming", "backing-off")]
-    assert states[0] == "streaming"
-    assert states[-1] == "streaming"
-    assert "backing-off" in states
-    epochs = [meta.epoch for meta in watched.recorder.metas]
-    assert sorted(set(epochs)) == [0, 1]
-    assert epochs == sorted(epochs)
-    assert watched.status.reconnects == 1
-
-
-def test_frames_are_numbered_anew_in_each_epoch(outage: dict[str, Watched], via: str) -> None:
-    for epoch in (0, 1):
-        indices = [meta.index for meta in outage[via].recorder.metas if meta.epoch == epoch]
-        assert indices[0] == 0
-        assert all(after > before for before, after in pairwise(indices))
-
-
-@pytest.fixture(scope="module")
-def freeze() -> Iterator[dict[str, Watched]]:
-    """The server is stopped until its cameras count as frozen, and goes on."""
-    with ExitStack() as stack:
-        server = stack.enter_context(Server())
-        cameras = watch_both(stack, server.url("/clip"))
-        for watched in cameras.values():
-            watched.wait_frames(12)
-        server.freeze()
-        for watched in cameras.values():
-            watched.wait_state("frozen")
-        server.thaw()
-        for watched in cameras.values():
-            watched.wait_frames(3)
-        yield cameras
-
-
-def test_a_stream_that_stops_counts_as_frozen_until_it_goes_on(freeze: dict[str, Watched], via: str) -> None:
-    states = freeze[via].states
-    assert states.index("streaming") < states.index("frozen")
-    assert states[-1] == "streaming"
-    assert "ended" not in states
-
-
-@pytest.fixture(scope="module")
-def late_start() -> Iterator[dict[str, Watched]]:
-    """Nothing listens when the cameras start."""
+    """Nothing listens when the cameras start; then a server does, is killed, and comes back after 5 s."""
     with ExitStack() as stack:
         with refusing_port() as port:
             cameras = watch_both(stack, f"rtsp://127.0.0.1:{port}/clip")
             for watched in cameras.values():
                 watched.wait_state("backing-off")
+        first = stack.enter_context(Server(port=port))
+        for watched in cameras.values():
+            watched.wait_frames(3)
+        first.kill()
+        killed_s = time.monotonic()
+        for watched in cameras.values():
+            watched.wait_loss()
+        time.sleep(max(0.0, killed_s + 5.0 - time.monotonic()))
         stack.enter_context(Server(port=port))
         for watched in cameras.values():
             watched.wait_frames(3)
         yield cameras
 
 
-def test_a_camera_that_refuses_at_start_is_found_later(late_start: dict[str, Watched], via: str) -> None:
-    watched = late_start[via]
+def test_a_camera_that_refuses_at_start_is_found_later(outage: dict[str, Watched], via: str) -> None:
+    watched = outage[via]
     assert watched.states[:2] == ["connecting", "backing-off"]
-    assert watched.states[-1] == "streaming"
-    assert watched.recorder.metas[0].epoch == 0
-    assert watched.status.reconnects == 0
     assert watched.errors[0].startswith("rtsp://127.0.0.1:")
     assert "hint: " in watched.errors[0]
+    assert watched.recorder.metas[0].epoch == 0
+
+
+def test_a_server_that_comes_back_is_found_again(outage: dict[str, Watched], via: str) -> None:
+    watched = outage[via]
+    states = [state for state in watched.states[2:] if state in ("streaming", "backing-off")]
+    states = states[states.index("streaming") :]
+    assert states[:2] == ["streaming", "backing-off"]
+    assert states[-1] == "streaming"
+    assert watched.status.reconnects == 1
+
+
+def test_each_connection_is_an_epoch_with_numbers_of_its_own(outage: dict[str, Watched], via: str) -> None:
+    metas = outage[via].recorder.metas
+    epochs = [meta.epoch for meta in metas]
+    assert sorted(set(epochs)) == [0, 1]
+    assert epochs == sorted(epochs)
+    for epoch in (0, 1):
+        indices = [meta.index for meta in metas if meta.epoch == epoch]
+        assert indices == list(range(len(indices)))
 
 
 @pytest.fixture(scope="module")
 def company(server: Server) -> Iterator[dict[str, list[Watched]]]:
-    """Per library: a camera that works, behind one that refuses, one that hangs, and one that freezes meanwhile."""
+    """Per library: a camera that works, started behind one that refuses, one that hangs, and one that freezes later."""
     with ExitStack() as stack:
         freezing = stack.enter_context(Server())
         refusing, silent = stack.enter_context(refusing_port()), stack.enter_context(silent_port())
@@ -129,18 +85,51 @@ def company(server: Server) -> Iterator[dict[str, list[Watched]]]:
             of_library[2].wait_frames(12)
         freezing.freeze()
         for of_library in cameras.values():
-            of_library[1].wait_state("backing-off")
             of_library[2].wait_state("frozen")
+            of_library[1].wait_state("backing-off")
+        freezing.thaw()
+        for of_library in cameras.values():
+            of_library[2].wait_frames(3)
         yield cameras
 
 
 def test_a_dead_camera_disturbs_no_other(company: dict[str, list[Watched]], via: str) -> None:
     """Not while the others connect, nor later: a lock that they shared would stop it for their time-outs, 5 s."""
     refusing, silent, _, works = company[via]
-    assert refusing.status.reconnects == silent.status.reconnects == 0
-    assert works.states[-1] == "streaming"
-    assert set(works.states) <= {"connecting", "streaming"}
+    assert refusing.recorder.metas == silent.recorder.metas == []
+    assert set(works.states) == {"connecting", "streaming"}
     assert works.errors == []
-    arrived_ns, metas = works.recorder.arrived_ns, works.recorder.metas
-    assert max(after - before for before, after in pairwise(arrived_ns)) < 2e9
-    assert [meta.index for meta in metas] == list(range(len(metas)))
+    assert max(after - before for before, after in pairwise(works.recorder.arrived_ns)) < 2e9
+    assert [meta.index for meta in works.recorder.metas] == list(range(len(works.recorder.metas)))
+
+
+def test_a_stream_that_stops_counts_as_frozen_until_it_goes_on(company: dict[str, list[Watched]], via: str) -> None:
+    states = company[via][2].states
+    assert states[states.index("frozen") - 1] == "streaming"
+    assert states[-1] == "streaming"
+    assert "ended" not in states
+
+
+@pytest.fixture(scope="module")
+def switching(server: Server) -> Iterator[dict[str, Watched]]:
+    """A camera whose picture changes its size every 2 s."""
+    with ExitStack() as stack:
+        cameras = watch_both(stack, server.url("/switch"))
+        for watched in cameras.values():
+            watched.wait_grabbed(45)  # across two changes
+        yield cameras
+
+
+def test_a_new_size_in_mid_stream(switching: dict[str, Watched], via: str) -> None:
+    """A new epoch for each size, over the same connection. Some versions of OpenCV scale to the first size instead."""
+    watched = switching[via]
+    metas = watched.recorder.metas
+    sizes = {m.epoch: {(n.width_px, n.height_px) for n in metas if n.epoch == m.epoch} for m in metas}
+    assert all(len(of_epoch) == 1 for of_epoch in sizes.values())
+    assert watched.status.reconnects == 0
+    assert watched.errors == []
+    seen = [next(iter(sizes[epoch])) for epoch in sorted(sizes)]
+    assert set(seen) <= {(768, 576), (384, 288)}
+    assert all(before != after for before, after in pairwise(seen))
+    if via == "gstreamer":
+        assert len(seen) >= 3

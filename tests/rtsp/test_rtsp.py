@@ -99,24 +99,6 @@ def test_refused(
     assert any(said in error for error in watched.errors)
 
 
-def test_a_new_size_in_mid_stream(server: Server, via: str) -> None:
-    """A new epoch for each size, over the same connection. Some versions of OpenCV scale to the first size instead."""
-    with Watched(camera(server.url("/switch"), via)) as watched:
-        wait_until(lambda: watched.status.grabbed >= 55, "pictures across two changes")
-    metas = watched.recorder.metas
-    sizes = {
-        epoch: {(m.width_px, m.height_px) for m in metas if m.epoch == epoch} for epoch in {m.epoch for m in metas}
-    }
-    assert all(len(of_epoch) == 1 for of_epoch in sizes.values())
-    assert watched.status.reconnects == 0
-    assert watched.errors == []
-    seen = [next(iter(sizes[epoch])) for epoch in sorted(sizes)]
-    assert set(seen) <= {(768, 576), (384, 288)}
-    assert all(before != after for before, after in pairwise(seen))
-    if via == "gstreamer":
-        assert len(seen) >= 3
-
-
 def test_interrupt_ends_an_open_that_waits(via: str) -> None:
     with silent_port() as port:
         source = source_of(camera(f"rtsp://127.0.0.1:{port}/clip", via, open_timeout_s=60))
