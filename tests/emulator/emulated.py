@@ -36,14 +36,10 @@ class Emulated:
         seed: int = 0,
     ) -> None:
         """Run one kernel to its end; `seed` decides in which order the threads take turns."""
-        kept = [pack(each.ctypes.data if _is_memory(each) else each) for each in arguments]
+        kept = [pack(memory(each) if isinstance(each, np.ndarray) and each.ndim else each) for each in arguments]
         pointers = (ctypes.c_void_p * len(kept))(*(value.ctypes.data for value in kept))
         geometry = (ctypes.c_uint * 6)(*grid, *block)
         self._launch(name.encode(), geometry, ctypes.c_uint(shared_bytes), ctypes.c_ulonglong(seed), pointers)
-
-
-def _is_memory(argument: object) -> bool:
-    return isinstance(argument, np.ndarray) and argument.ndim > 0
 
 
 def memory(array: NDArray[Any]) -> int:

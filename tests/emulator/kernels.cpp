@@ -16,15 +16,15 @@ extern "C" void launch(const char* name, const unsigned* geometry, unsigned shar
 #ifdef KERNEL_POSTPROCESS
     if (!std::strcmp(name, "find_pairs"))
         body = [=] {
-            find_pairs(ARGUMENT(const Frame*, 0), ARGUMENT(const ScoreValue*, 1), ARGUMENT(u64*, 2), ARGUMENT(u32*, 3),
-                   ARGUMENT(Threshold, 4));
+            find_pairs(ARGUMENT(const Frame*, 0), ARGUMENT(const ScoreValue*, 1), ARGUMENT(const int*, 2),
+                       ARGUMENT(const int*, 3), ARGUMENT(u64*, 4), ARGUMENT(u32*, 5), ARGUMENT(Threshold, 6));
         };
     if (!std::strcmp(name, "objects"))
         body = [=] {
             objects(ARGUMENT(const Frame*, 0), ARGUMENT(const ScoreValue*, 1), ARGUMENT(const BoxValue*, 2),
-                    ARGUMENT(const u64*, 3), ARGUMENT(const u32*, 4), ARGUMENT(Threshold, 5), ARGUMENT(float, 6),
-                    ARGUMENT(Work*, 7), ARGUMENT(Result*, 8), ARGUMENT(float4*, 9), ARGUMENT(float*, 10),
-                    ARGUMENT(int*, 11));
+                    ARGUMENT(const int*, 3), ARGUMENT(const int*, 4), ARGUMENT(const u64*, 5), ARGUMENT(const u32*, 6),
+                    ARGUMENT(Threshold, 7), ARGUMENT(float, 8), ARGUMENT(Work*, 9), ARGUMENT(Result*, 10),
+                    ARGUMENT(float4*, 11), ARGUMENT(float*, 12), ARGUMENT(int*, 13));
         };
 #endif
     if (!body) {

@@ -260,7 +260,10 @@ class YoloV8(Head):
 
 
 class EndToEnd(Head):
-    """One row per object, x1, y1, x2, y2, score, class: YOLOv10, YOLO26, and exports with NMS inside. No NMS here."""
+    """One row per object, x1, y1, x2, y2, score, class: YOLOv10, YOLO26, and exports with NMS inside. No NMS here.
+
+    The four outputs of TensorRT's plugin EfficientNMS_TRT say the same: how many, boxes, scores, classes.
+    """
 
     needs_nms = False
 
@@ -270,24 +273,38 @@ class EndToEnd(Head):
 
     @property
     def expected(self) -> str:
-        return "(batch, objects, 6)"
+        return "(batch, objects, 6), or the four outputs of EfficientNMS_TRT"
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
         for name, shape in shapes.items():
             if len(shape) == 3 and _is(shape[2], 6):
                 yield Fit((name,), None)
+        tables = {name: shape[1:] for name, shape in shapes.items()}
+        numbers = [name for name, table in tables.items() if table == (1,)]
+        boxes = [name for name, table in tables.items() if len(table) == 2 and table[1] == 4]
+        rows = {name: table for name, table in tables.items() if len(table) == 1 and name not in numbers}
+        if len(shapes) == 4 and len(numbers) == len(boxes) == 1 and len(rows) == 2:
+            yield Fit((numbers[0], boxes[0], *_named_last(rows, ("class", "label"))[0]), None)
 
     def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
-        return outputs[0][:, 4]
+        return _rows(outputs)[:, 4]
 
     def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        rows = outputs[0]
+        rows = _rows(outputs)
         index = np.flatnonzero((rows[:, 4] >= self.floor) & np.isin(rows[:, 5], self._wanted))
         column = np.searchsorted(self._wanted, rows[index, 5])
         return self._activated(index, column, rows[index, 4])
 
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        return outputs[0][index, :4]
+        return _rows(outputs)[index, :4]
+
+
+def _rows(outputs: Sequence[Floats]) -> Floats:
+    """What an `EndToEnd` head reads as (N, 6)."""
+    if len(outputs) == 1:
+        return outputs[0]
+    number, boxes, scores, class_ids = outputs
+    return np.concatenate([boxes, scores[:, None], class_ids[:, None]], axis=1)[: int(number[0])]
 
 
 class RtDetr(Head):

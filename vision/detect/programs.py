@@ -35,6 +35,7 @@ _ROOM: Final = 16384
 more, the scores are read again, which is slow and right."""
 
 _HEADS: Final[Mapping[str, int]] = {"nanodet": 0, "yolov5": 1, "yolov8": 2, "end-to-end": 3, "rt-detr": 4}
+_EFFICIENT_NMS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class PostprocessProgram:
     definitions: Definitions
     scores: str  # outputs of the engine that hold them; may be one
     boxes: str
+    extra: tuple[str, str]  # of EfficientNMS_TRT: classes and how many; else empty names
     candidates: int  # most that NMS looks at
     objects: int  # most of one picture
     work_bytes: int  # of one picture, in shared memory or outside
@@ -90,7 +92,7 @@ class PostprocessProgram:
         cls, card: ModelCard, head: Head, class_count: int, outputs: Mapping[str, Output], shared_bytes: int
     ) -> PostprocessProgram:
         """For the outputs that `head` reads, on a GPU that gives a block `shared_bytes` of shared memory."""
-        scores, boxes = (head.outputs[-1], head.outputs[0]) if card.head.kind == "rt-detr" else _ends(head.outputs)
+        scores, boxes, extra = _roles(card.head, head.outputs)
         layout = _layout(card.head, class_count, outputs[scores].shape, outputs[boxes].shape, scores == boxes)
         objects = card.nms.max_objects
         candidates = card.nms.max_candidates if head.needs_nms else objects
@@ -99,7 +101,7 @@ class PostprocessProgram:
         unit = (card.input.width, card.input.height) if card.head.box_scale == "fraction" else (1, 1)
         definitions: Definitions = {
             **layout,
-            "HEAD": _HEADS[card.head.kind],
+            "HEAD": _HEADS[card.head.kind] if not any(extra) else _EFFICIENT_NMS,
             "CLASSES": class_count,
             "SIGMOID": int(card.head.activation == "sigmoid"),
             "HALF_SCORES": int(outputs[scores].half),
@@ -119,7 +121,8 @@ class PostprocessProgram:
         }
         per_block = 256 * 2 * (8 if outputs[scores].half else 4)
         elements = layout["BOXES"] * (class_count if card.head.kind == "yolov8" else layout["SCORE_COLUMNS"])
-        return cls(definitions, scores, boxes, candidates, objects, work_bytes, shared_work, -(-elements // per_block))
+        blocks = -(-elements // per_block)
+        return cls(definitions, scores, boxes, extra, candidates, objects, work_bytes, shared_work, blocks)
 
     def pairs_grid(self, batch: int) -> Grid:
         return (self._pairs_blocks, batch, 1)
@@ -143,8 +146,14 @@ def _work_bytes(candidates: int) -> int:
     return -(-(8 * ordered + candidates * (16 + 4 + 4 + 1)) // 16) * 16
 
 
-def _ends(names: tuple[str, ...]) -> tuple[str, str]:
-    return names[0], names[-1]
+def _roles(head: HeadCard, outputs: tuple[str, ...]) -> tuple[str, str, tuple[str, str]]:
+    """Which outputs hold scores and boxes, and the two that EfficientNMS_TRT has besides."""
+    if head.kind == "end-to-end" and len(outputs) == 4:
+        number, boxes, scores, classes = outputs
+        return scores, boxes, (classes, number)
+    if head.kind == "rt-detr":
+        return outputs[1], outputs[0], ("", "")
+    return outputs[0], outputs[-1], ("", "")
 
 
 def _layout(
@@ -153,6 +162,8 @@ def _layout(
     """Where in its tensors a head finds what."""
     if head.kind == "yolov8":
         return {"BOXES": scores[1], "SCORE_COLUMNS": 0, "BOX_COLUMNS": 0, "BOX_OFFSET": 0}
+    if len(scores) == 1:
+        return {"BOXES": scores[0], "SCORE_COLUMNS": 1, "BOX_COLUMNS": 4, "BOX_OFFSET": 0}
     offset = class_count if head.kind == "nanodet" and shared else 0
     return {"BOXES": scores[0], "SCORE_COLUMNS": scores[1], "BOX_COLUMNS": boxes[1], "BOX_OFFSET": offset}
 

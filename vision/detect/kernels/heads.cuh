@@ -11,6 +11,9 @@
 #define YOLOV8 2
 #define END_TO_END 3
 #define RT_DETR 4
+#define EFFICIENT_NMS 5  // the four outputs of the plugin EfficientNMS_TRT
+
+#define ONE_CLASS_A_BOX (HEAD == END_TO_END || HEAD == EFFICIENT_NMS)  // pairs have the index of their box
 
 #if HALF_SCORES
 typedef u16 ScoreValue;
@@ -62,22 +65,40 @@ __device__ __forceinline__ float score_of(u64 key) { return __uint_as_float((u32
 #endif
 #define BOXES_OF_A_PICTURE (HEAD == YOLOV8 ? SCORES_OF_A_PICTURE : BOXES * BOX_COLUMNS)
 
+// What a picture's pairs are read from; the last two are of EFFICIENT_NMS alone.
+struct Scores {
+    const ScoreValue* values;
+    const int* classes;
+    u32 number;  // of rows that count
+
+    __device__ __forceinline__ Scores(const ScoreValue* all, const int* all_classes, const int* numbers, u32 picture)
+        : values(all + (u64)picture * SCORES_OF_A_PICTURE + FIRST_ELEMENT), classes(0), number(0) {
+#if HEAD == EFFICIENT_NMS
+        classes = all_classes + (u64)picture * BOXES;
+        number = (u32)numbers[picture];
+#endif
+    }
+};
+
 // Key of the pair that element `at` of a picture's scores is, if it is one that reaches the threshold; else 0.
 // `raw` is the element's own value. Most elements are far below the threshold: that is asked first.
-__device__ __forceinline__ u64 pair_key(const ScoreValue* scores, u32 at, float raw, Threshold limit) {
+__device__ __forceinline__ u64 pair_key(Scores scores, u32 at, float raw, Threshold limit) {
     float score = raw;
 #if HEAD == YOLOV5
     u32 box = at / SCORE_COLUMNS, column = at % SCORE_COLUMNS;
     if (column < 5) return 0;
-    float objectness = value_of_score(scores[box * SCORE_COLUMNS + 4]);
+    float objectness = value_of_score(scores.values[box * SCORE_COLUMNS + 4]);
     if (!(objectness >= limit.floor)) return 0;
     u32 class_id = column - 5;
 #elif HEAD == END_TO_END
     u32 box = at / SCORE_COLUMNS;
     if (at % SCORE_COLUMNS != 4 || !(raw >= limit.floor)) return 0;
-    float named = value_of_score(scores[at + 1]);
+    float named = value_of_score(scores.values[at + 1]);
     if (!(named >= 0.0f && named < (float)CLASSES) || named != floorf(named)) return 0;
     u32 class_id = (u32)named;
+#elif HEAD == EFFICIENT_NMS
+    u32 box = at, class_id = (u32)scores.classes[at];
+    if (at >= scores.number || class_id >= CLASSES || !(raw >= limit.floor)) return 0;
 #else
     if (!(raw >= limit.floor)) return 0;
 #if HEAD == YOLOV8
@@ -93,14 +114,16 @@ __device__ __forceinline__ u64 pair_key(const ScoreValue* scores, u32 at, float 
     score = __fmul_rn(score, activated(objectness));
 #endif
     if (!(score >= limit.score)) return 0;
-    return key_of(score, HEAD == END_TO_END ? box : box * CLASSES + class_id);
+    return key_of(score, ONE_CLASS_A_BOX ? box : box * CLASSES + class_id);
 }
 
-__device__ __forceinline__ u32 box_of(u32 index) { return HEAD == END_TO_END ? index : index / CLASSES; }
+__device__ __forceinline__ u32 box_of(u32 index) { return ONE_CLASS_A_BOX ? index : index / CLASSES; }
 
-__device__ __forceinline__ int class_of(const ScoreValue* scores, u32 index) {
+__device__ __forceinline__ int class_of(Scores scores, u32 index) {
 #if HEAD == END_TO_END
-    return (int)value_of_score(scores[index * SCORE_COLUMNS + 5]);
+    return (int)value_of_score(scores.values[index * SCORE_COLUMNS + 5]);
+#elif HEAD == EFFICIENT_NMS
+    return scores.classes[index];
 #else
     return (int)(index % CLASSES);
 #endif
@@ -152,7 +175,7 @@ __device__ __forceinline__ float coordinate(const BoxValue* boxes, u32 box, int 
     float stride, center = center_of(box, side & 1, &stride);
     float distance = __fmul_rn(distance_of(boxes + (u64)box * BOX_COLUMNS + BOX_OFFSET + side * BINS), stride);
     float edge = side < 2 ? __fsub_rn(center, distance) : __fadd_rn(center, distance);
-#elif HEAD == END_TO_END
+#elif ONE_CLASS_A_BOX
     float edge = value_of_box(boxes[(u64)box * BOX_COLUMNS + side]);
 #else
 #if HEAD == YOLOV8

@@ -19,28 +19,29 @@ struct __align__(16) Values {
     ScoreValue at[PER_LOAD];
 };
 
-__device__ __forceinline__ Values load_values(const ScoreValue* scores, u32 at) {
+__device__ __forceinline__ Values load_values(const ScoreValue* values_of_picture, u32 at) {
     Values values;
 #if WHOLE_LOADS
-    if (at < ELEMENTS) values = *(const Values*)(scores + at);
+    if (at < ELEMENTS) values = *(const Values*)(values_of_picture + at);
 #else
     for (u32 i = 0; i < PER_LOAD; i++)
-        if (at + i < ELEMENTS) values.at[i] = scores[at + i];
+        if (at + i < ELEMENTS) values.at[i] = values_of_picture[at + i];
 #endif
     return values;
 }
 
 // grid (ceil(ELEMENTS / (256 * LOADS * PER_LOAD)), batch), block 256. `counts` were zeroed by `letterbox`.
 extern "C" __global__ void __launch_bounds__(256)
-find_pairs(const Frame* frames, const ScoreValue* all_scores, u64* all_keys, u32* counts, Threshold limit) {
+find_pairs(const Frame* frames, const ScoreValue* all_scores, const int* all_classes, const int* numbers, u64* all_keys,
+           u32* counts, Threshold limit) {
     u32 picture = blockIdx.y;
     if (frames[picture].width == 0) return;
-    const ScoreValue* scores = all_scores + (u64)picture * SCORES_OF_A_PICTURE + FIRST_ELEMENT;
+    Scores scores(all_scores, all_classes, numbers, picture);
     u64* keys = all_keys + (u64)picture * ROOM;
     u32 start = (blockIdx.x * LOADS * 256 + threadIdx.x) * PER_LOAD;
     Values values[LOADS];
 #pragma unroll
-    for (int load = 0; load < LOADS; load++) values[load] = load_values(scores, start + load * 256 * PER_LOAD);
+    for (int load = 0; load < LOADS; load++) values[load] = load_values(scores.values, start + load * 256 * PER_LOAD);
 #pragma unroll
     for (int load = 0; load < LOADS; load++) {
         u32 first = start + load * 256 * PER_LOAD;
@@ -71,9 +72,9 @@ struct FromList {
 };
 
 struct FromScores {
-    const ScoreValue* scores;
+    Scores scores;
     Threshold limit;
-    __device__ u64 operator()(u32 i) const { return pair_key(scores, i, value_of_score(scores[i]), limit); }
+    __device__ u64 operator()(u32 i) const { return pair_key(scores, i, value_of_score(scores.values[i]), limit); }
 };
 
 template <typename KeyAt>
@@ -128,8 +129,8 @@ struct Result {
 
 // grid (batch), block 512. Results go to memory that the host reads: `results` one a picture, the others OBJECTS rows.
 extern "C" __global__ void __launch_bounds__(512)
-objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_boxes, const u64* all_keys,
-        const u32* counts, Threshold limit, float iou, Work* all_work, Result* results, float4* out_boxes,
+objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_boxes, const int* all_classes,
+        const int* numbers, const u64* all_keys, const u32* counts, Threshold limit, float iou, Work* all_work, Result* results, float4* out_boxes,
         float* out_scores, int* out_classes) {
     u32 picture = blockIdx.x;
     const Frame* frame = frames + picture;
@@ -143,7 +144,7 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
 #else
     Work* work = all_work + picture;
 #endif
-    const ScoreValue* scores = all_scores + (u64)picture * SCORES_OF_A_PICTURE + FIRST_ELEMENT;
+    Scores scores(all_scores, all_classes, numbers, picture);
     const BoxValue* boxes = all_boxes + (u64)picture * BOXES_OF_A_PICTURE;
     const u64* keys = all_keys + (u64)picture * ROOM;
 
