@@ -1,0 +1,210 @@
+"""A camera that follows a script on a clock that the test turns, and a sink that writes down what happens to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.capture.source import Grab, StreamInfo
+from vision.errors import Closed, SizeChanged, SourceError
+from vision.types import ClockSource, DropReason, FrameMeta, PixelFormat, frame_shape
+
+SECOND = 1_000_000_000
+
+
+@dataclass
+class ManualClock:
+    """A clock that the test turns by hand."""
+
+    now_ns: int = 1_000 * SECOND
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def advance(self, seconds: float) -> None:
+        self.now_ns += round(seconds * SECOND)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Comes `after_s` the last step."""
+
+    after_s: float = 0.04
+    shade: int | None = None  # of all pixels; None: other than the last one's
+    corrupt: bool = False
+    pts_s: float | None = None
+    size: tuple[int, int] | None = None  # height, width; from now on
+    error: Exception | None = None  # that `retrieve` raises
+    clock: ClockSource = "arrival"
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Nothing comes."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`grab` raises."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Do:
+    """The test looks, or does something, between two steps."""
+
+    action: Callable[[], object]
+
+
+Step: TypeAlias = Picture | Silence | Fault | Do
+
+
+@dataclass
+class Connection:
+    """What one connection goes through."""
+
+    steps: Sequence[Step] = ()
+    live: bool = True
+    size: tuple[int, int] = (4, 6)
+    pixel_format: PixelFormat = "bgr"
+    open_error: Exception | None = None
+    open_takes_s: float = 0.0
+    make_error: Exception | None = None
+    close_error: Exception | None = None
+
+
+class ScriptedSource:
+    """Satisfies `vision.capture.source.Source`. At the end of its script it calls `ended` and finds nothing more."""
+
+    def __init__(self, script: Connection, clock: ManualClock, ended: Callable[[], None]) -> None:
+        self._script = script
+        self._steps = list(script.steps)
+        self._clock = clock
+        self._ended = ended
+        self._size = script.size
+        self._shade = 0
+        self._picture: Picture | None = None
+        self.closed = 0
+
+    @property
+    def live(self) -> bool:
+        return self._script.live
+
+    def open(self) -> StreamInfo:
+        self._clock.advance(self._script.open_takes_s)
+        if self._script.open_error is not None:
+            raise self._script.open_error
+        height_px, width_px = self._size
+        return StreamInfo(width_px, height_px, self._script.pixel_format, None, "scripted")
+
+    def grab(self, timeout_s: float) -> Grab | None:
+        assert timeout_s > 0
+        while self._steps and isinstance(step := self._steps[0], Do):
+            self._steps.pop(0)
+            step.action()
+        if not self._steps:
+            self._ended()
+            return None
+        step = self._steps.pop(0)
+        if isinstance(step, Fault):
+            raise step.error
+        if isinstance(step, Silence):
+            self._pass(step.seconds, timeout_s)
+            return None
+        if isinstance(step, Picture):
+            return self._come(step, timeout_s)
+        raise AssertionError(step)
+
+    def _pass(self, seconds: float, timeout_s: float) -> None:
+        self._clock.advance(min(seconds, timeout_s))
+        if seconds > timeout_s:
+            self._steps.insert(0, Silence(seconds - timeout_s))
+
+    def _come(self, picture: Picture, timeout_s: float) -> Grab | None:
+        if picture.after_s > timeout_s:
+            self._steps[:0] = [Silence(picture.after_s - timeout_s), _at_once(picture)]
+            self._clock.advance(timeout_s)
+            return None
+        self._clock.advance(picture.after_s)
+        self._picture = picture
+        self._size = picture.size or self._size
+        self._shade = (self._shade + 1) % 256 if picture.shade is None else picture.shade
+        pts_ns = None if picture.pts_s is None else round(picture.pts_s * SECOND)
+        return Grab(self._clock(), self._clock() + 5, picture.clock, pts_ns, picture.corrupt)
+
+    def retrieve(self, out: NDArray[np.uint8]) -> None:
+        assert self._picture is not None
+        assert not self._picture.corrupt, "a damaged picture is not worth its pixels"
+        if self._picture.error is not None:
+            raise self._picture.error
+        if out.shape != frame_shape(*self._size, self._script.pixel_format):
+            raise SizeChanged(*self._size)
+        out.fill(self._shade)
+
+    def interrupt(self) -> None:
+        self._steps.clear()
+
+    def close(self) -> None:
+        self.closed += 1
+        if self._script.close_error is not None:
+            raise self._script.close_error
+
+
+def _at_once(picture: Picture) -> Picture:
+    return Picture(0.0, picture.shade, picture.corrupt, picture.pts_s, picture.size, picture.error, picture.clock)
+
+
+@dataclass
+class RecordingSink:
+    """Satisfies `vision.capture.source.FrameSink`."""
+
+    pixel_limit: int = 1 << 20
+    waits: int = 0  # how often the reader keeps the writer waiting
+    on_wait: Callable[[], object] = lambda: None
+    closed: bool = False
+    layouts: list[tuple[int, int, PixelFormat]] = field(default_factory=list)
+    metas: list[FrameMeta] = field(default_factory=list)
+    shades: list[int] = field(default_factory=list)
+    drops: list[DropReason] = field(default_factory=list)
+    flushes: list[DropReason] = field(default_factory=list)
+    ended: int = 0
+    _buffer: NDArray[np.uint8] | None = None
+
+    def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
+        self._buffer = np.zeros(frame_shape(height_px, width_px, pixel_format), np.uint8)
+        self.layouts.append((height_px, width_px, pixel_format))
+
+    def write_buffer(self, timeout_s: float) -> NDArray[np.uint8] | None:
+        assert timeout_s > 0
+        if self.closed:
+            raise Closed("closed by the test")
+        if self.waits:
+            self.waits -= 1
+            self.on_wait()
+            return None
+        return self._buffer
+
+    def commit(self, meta: FrameMeta) -> None:
+        assert self._buffer is not None
+        self.metas.append(meta)
+        self.shades.append(int(self._buffer.flat[0]))
+
+    def drop(self, reason: DropReason) -> None:
+        self.drops.append(reason)
+
+    def flush(self, reason: DropReason) -> None:
+        self.flushes.append(reason)
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+class AllUsed(SourceError):
+    """The script has no further connection."""

@@ -1,0 +1,135 @@
+"""Cadence, silence limits, frozen pictures and back-off: tables."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from vision.capture.liveness import Backoff, Cadence, PictureWatch, SilenceLimits
+
+SECOND = 1_000_000_000
+
+
+def cadence(*arrivals_s: float) -> Cadence:
+    made = Cadence()
+    for arrival_s in arrivals_s:
+        made.arrived(round(arrival_s * SECOND))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arrivals_s", "interval_s"),
+    [
+        ([], None),
+        ([1.0], None),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], None),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 1.0),
+        ([0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0], 0.25),  # in bursts
+        ([number * 10.0 for number in range(100)], 10.0),
+        ([*[number * 10.0 for number in range(32)], *[310 + number * 0.1 for number in range(1, 33)]], 0.1),
+    ],
+)
+def test_the_interval_is_the_mean_of_the_last_ones(arrivals_s: list[float], interval_s: float | None) -> None:
+    found = cadence(*arrivals_s).interval_s()
+    assert found == (None if interval_s is None else pytest.approx(interval_s))
+
+
+@pytest.mark.parametrize(
+    ("arrivals_s", "now_s", "fps"),
+    [
+        ([], 5.0, 0.0),
+        ([1.0], 5.0, 0.0),
+        ([1.0, 1.1, 1.2], 1.2, 10.0),
+        ([1.0, 1.1, 1.2], 1.3, 10.0),  # the next one is not late yet
+        ([1.0, 1.1, 1.2], 3.3, 2 / 2.2),
+        ([1.0, 1.0, 1.0], 1.0, 0.0),
+    ],
+)
+def test_the_rate_sinks_while_nothing_comes(arrivals_s: list[float], now_s: float, fps: float) -> None:
+    assert cadence(*arrivals_s).fps(round(now_s * SECOND)) == pytest.approx(fps)
+
+
+def test_a_new_connection_has_no_cadence() -> None:
+    made = cadence(*range(10))
+    made.clear()
+    assert made.interval_s() is None
+    assert made.fps(20 * SECOND) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "read_timeout_s", "frozen_s", "lost_s"),
+    [
+        (None, 5.0, 5.0, 5.0),
+        (0.0, 5.0, 2.0, 4.0),
+        (0.04, 5.0, 2.0, 4.0),
+        (0.04, 1.0, 1.0, 1.0),
+        (0.5, 5.0, 4.0, 5.0),
+        (1.0, 5.0, 5.0, 5.0),
+        (1.0, 100.0, 8.0, 16.0),
+        (10.0, 100.0, 80.0, 100.0),
+    ],
+)
+def test_silence_limits(interval_s: float | None, read_timeout_s: float, frozen_s: float, lost_s: float) -> None:
+    assert SilenceLimits.of(interval_s, read_timeout_s) == SilenceLimits(frozen_s, lost_s)
+
+
+def picture(shade: int, height_px: int = 100, width_px: int = 80) -> np.ndarray:
+    return np.full((height_px, width_px, 3), shade, np.uint8)
+
+
+def test_a_picture_that_stands_still_is_frozen_and_stuck_until_another_comes() -> None:
+    watch = PictureWatch(10.0)
+
+    def see(shade: int, second: int) -> tuple[bool, bool]:
+        return watch.see(picture(shade), None, second * SECOND) != "", watch.stuck
+
+    assert [see(1, 0), see(1, 9), see(1, 10)] == [(False, False), (False, False), (True, True)]
+    watch.connected()
+    assert see(1, 11) == (False, True), "patience starts anew with each connection"
+    assert [see(1, 20), see(1, 21), see(2, 22)] == [(False, True), (True, True), (False, False)]
+
+
+def test_stream_time_that_stands_still_is_frozen_and_not_stuck() -> None:
+    watch = PictureWatch(10.0)
+    for second in range(10):
+        assert watch.see(picture(second), 5, second * SECOND) == ""
+    assert "time has not moved for 10.0 s" in watch.see(picture(10), 5, 10 * SECOND)
+    assert not watch.stuck, "its pictures are new ones"
+
+
+@pytest.mark.parametrize(("height_px", "text_px"), [(576, 10), (1080, 18), (2160, 36)])
+def test_a_clock_in_the_picture_is_seen_wherever_it_stands(height_px: int, text_px: int) -> None:
+    """The gaps between the rows that are compared are lower than the text that cameras write."""
+    for top in range(0, height_px - text_px, 7):
+        watch = PictureWatch(1.0)
+        watch.see(picture(50, height_px, 16), None, 0)
+        changed = picture(50, height_px, 16)
+        changed[top : top + text_px, 4:12] = 255
+        assert watch.see(changed, None, 5 * SECOND) == "", f"text at row {top}"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 1, 4), (3, 2), (864, 768)])
+def test_every_shape_is_watched(shape: tuple[int, ...]) -> None:
+    watch = PictureWatch(1.0)
+    pixels = np.zeros(shape, np.uint8)
+    assert watch.see(pixels, None, 0) == ""
+    assert watch.see(pixels, None, SECOND) != ""
+
+
+def test_another_size_is_another_picture() -> None:
+    watch = PictureWatch(1.0)
+    watch.see(picture(1), None, 0)
+    assert watch.see(picture(1, 50), None, 5 * SECOND) == ""
+
+
+def test_back_off() -> None:
+    backoff = Backoff(0.5, 30.0, 0.1, random.Random(3))
+    delays = [backoff.failed() for _ in range(1000)]
+    assert min(delays) >= 0.1
+    assert max(delays[:1]) <= 0.5
+    assert 29 < max(delays) <= 30.0
+    assert np.mean(delays[10:]) == pytest.approx(15.0, abs=1.0), "full jitter: uniform below the ceiling"
+    backoff.recovered()
+    assert backoff.failed() <= 0.5

@@ -1,0 +1,694 @@
+"""CameraSupervisor: states, back-off, watchdogs, epochs, and that every picture is accounted for."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.scripted_camera import (
+    SECOND,
+    AllUsed,
+    Connection,
+    Do,
+    Fault,
+    ManualClock,
+    Picture,
+    RecordingSink,
+    ScriptedSource,
+    Silence,
+    Step,
+)
+from vision.batching import LatestSlot
+from vision.capture.source import FrameSink, Source
+from vision.capture.supervisor import CameraStatus, CameraSupervisor, SupervisorPolicy
+from vision.capture.synthetic import Synthetic, SyntheticSpec
+from vision.errors import Closed, DeviceError, EndOfStream, SourceError
+from vision.types import DropReason, frame_shape
+
+LIVE = SupervisorPolicy()
+FINITE = SupervisorPolicy(finite=True)
+PICTURES = [Picture() for _ in range(10)]
+
+
+@dataclass
+class World:
+    """One supervised camera whose connections follow a script; the last one stops the supervisor."""
+
+    connections: Sequence[Connection]
+    policy: SupervisorPolicy = LIVE
+    sink: RecordingSink = field(default_factory=RecordingSink)
+    clock: ManualClock = field(default_factory=ManualClock)
+    waits: list[float] = field(default_factory=list)
+    sources: list[ScriptedSource] = field(default_factory=list)
+    seen: list[CameraStatus] = field(default_factory=list)
+    jitter: random.Random = field(default_factory=lambda: random.Random(1))
+    on_make: Callable[[], object] = lambda: None
+    on_wait: Callable[[], object] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.supervisor = CameraSupervisor(
+            "gate", self.make, self.sink, self.policy, clock=self.clock, wait=self.wait, jitter=self.jitter
+        )
+
+    def make(self) -> Source:
+        self.on_make()
+        if len(self.sources) == len(self.connections):
+            self.supervisor.stop()
+            raise AllUsed("the script is over")
+        script = self.connections[len(self.sources)]
+        last = len(self.sources) + 1 == len(self.connections)
+        self.sources.append(ScriptedSource(script, self.clock, self.supervisor.stop if last else _fail))
+        if script.make_error is not None:
+            raise script.make_error
+        return self.sources[-1]
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.look()
+        self.on_wait()
+        self.clock.advance(seconds)
+
+    def look(self) -> None:
+        self.seen.append(self.supervisor.status())
+
+    def run(self) -> World:
+        self.supervisor.run()
+        return self
+
+    @property
+    def states(self) -> list[str]:
+        return [status.state for status in self.seen]
+
+
+def _fail() -> None:
+    raise SourceError("the script of this connection is over")
+
+
+def world(*connections: Connection, policy: SupervisorPolicy = LIVE, sink: RecordingSink | None = None) -> World:
+    return World(connections, policy, sink or RecordingSink()).run()
+
+
+# --- the normal way ---------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_committed_with_numbers_times_and_sizes() -> None:
+    one = world(Connection([Picture(0.5, clock="rtcp"), Picture(0.25)]))
+    first, second = one.sink.metas
+    assert (first.camera_id, first.index, first.epoch, first.width_px, first.height_px) == ("gate", 0, 0, 6, 4)
+    assert (first.captured_ns, first.captured_utc_ns) == (
+        1_000 * SECOND + SECOND // 4 * 2,
+        1_000 * SECOND + SECOND // 2 + 5,
+    )
+    assert (first.clock, second.clock) == ("rtcp", "arrival")
+    assert second.index == 1
+    assert one.sink.shades == [1, 2]
+    assert one.sink.layouts == [(4, 6, "bgr")]
+    assert one.sink.ended == 1
+
+
+def test_status_tells_how_the_camera_is() -> None:
+    one = World([])
+    script: list[Step] = [Do(one.look), *[Picture(0.1) for _ in range(11)], Do(one.look), Silence(0.05), Do(one.look)]
+    one.connections = [Connection(script)]
+    before = one.supervisor.status()
+    one.run()
+    opened, streaming, later = one.seen
+    assert (before.state, before.width_px, before.last_frame_age_s, before.decoder) == ("connecting", 0, None, "")
+    assert (opened.state, opened.width_px, opened.decoder, opened.clock) == ("connecting", 6, "scripted", None)
+    assert streaming.state == "streaming"
+    assert streaming.grabbed == 11
+    assert streaming.fps == pytest.approx(10.0)
+    assert streaming.last_frame_age_s == 0.0
+    assert later.last_frame_age_s == pytest.approx(0.05)
+    assert (later.reconnects, later.last_error, later.next_retry_in_s, later.clock) == (0, "", None, "arrival")
+    assert one.supervisor.status().state == "ended"
+
+
+def test_since_is_when_the_state_was_entered() -> None:
+    one = World([])
+    one.connections = [Connection([Picture(0.5), Picture(0.5), Do(one.look)])]
+    one.run()
+    assert one.seen[0].since_ns == 1_000 * SECOND + SECOND // 2
+
+
+# --- loss and back-off ------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_connection_begins_a_new_epoch_with_number_0() -> None:
+    one = world(Connection([*PICTURES[:3], Fault(SourceError("cable"))]), Connection(PICTURES[:2]))
+    assert [(meta.epoch, meta.index) for meta in one.sink.metas] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert one.sink.flushes == [DropReason.EPOCH]
+    assert [source.closed for source in one.sources] == [1, 1]
+    status = one.supervisor.status()
+    assert (status.reconnects, status.epoch, status.last_error) == (1, 1, "cable")
+
+
+def test_while_backing_off_the_status_counts_down() -> None:
+    one = world(Connection([Fault(SourceError("cable"))]), Connection(PICTURES[:1]))
+    (status,) = one.seen
+    assert status.state == "backing-off"
+    assert status.next_retry_in_s == pytest.approx(one.waits[0])
+    assert status.last_error == "cable"
+
+
+def test_attempts_that_never_connected_are_no_epochs() -> None:
+    refused = Connection(open_error=SourceError("refused"))
+    one = world(refused, refused, Connection(PICTURES[:1]))
+    assert [meta.epoch for meta in one.sink.metas] == [0]
+    assert one.supervisor.status().reconnects == 0
+
+
+def test_back_off_grows_is_capped_and_is_never_a_busy_loop() -> None:
+    one = world(*[Connection(open_error=SourceError("refused")) for _ in range(40)])
+    assert len(one.waits) == 40
+    assert min(one.waits) >= 0.1
+    assert max(one.waits) <= 30.0
+    assert max(one.waits) > 20.0
+    assert max(one.waits[:2]) <= 1.0
+    assert len(set(one.waits)) > 30, "jitter"
+
+
+def test_two_cameras_do_not_retry_in_step() -> None:
+    def delays(seed: int) -> list[float]:
+        refused = [Connection(open_error=SourceError("refused")) for _ in range(5)]
+        return World(refused, jitter=random.Random(seed)).run().waits
+
+    assert delays(1) == delays(1)
+    assert delays(1) != delays(2)
+
+
+class NoJitter(random.Random):
+    """Always the upper end."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+@pytest.mark.parametrize(
+    ("streamed_s", "quick_again"),
+    [(0.04, False), (5.0, False), (9.9, False), (10.5, True), (60.0, True)],
+)
+def test_only_a_camera_that_was_well_for_a_while_is_retried_quickly(streamed_s: float, quick_again: bool) -> None:
+    refused = [Connection(open_error=SourceError("refused")) for _ in range(8)]
+    pictures: list[Step] = [Picture(0.1) for _ in range(max(1, round(streamed_s / 0.1)))]
+    connections = [*refused, Connection([*pictures, Fault(SourceError("cable"))]), Connection(PICTURES)]
+    one = World(connections, jitter=NoJitter()).run()
+    assert one.waits[:4] == [0.5, 1.0, 2.0, 4.0]
+    assert one.waits[-1] == (0.5 if quick_again else 30.0)
+
+
+def test_a_dead_camera_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        world(*[Connection(open_error=SourceError("refused")) for _ in range(100)])
+    assert len(caplog.records) == 7  # 1, 2, 4, 8, 16, 32, 64
+
+
+def test_another_reason_is_always_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        world(*[Connection(open_error=SourceError(text)) for text in ("refused", "refused", "refused", "no route")])
+    assert [record.message.rpartition(": ")[2] for record in caplog.records] == ["refused", "refused", "no route"]
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_end_of_a_finite_source_is_the_end() -> None:
+    one = world(Connection([*PICTURES, Fault(EndOfStream("over"))], live=False), Connection(PICTURES), policy=FINITE)
+    assert len(one.sources) == 1
+    assert one.sink.ended == 1
+    assert one.sink.flushes == [], "what waits can still be read"
+    assert one.supervisor.status().state == "ended"
+
+
+def test_the_end_of_a_camera_is_a_lost_connection() -> None:
+    one = world(Connection([*PICTURES, Fault(EndOfStream("over"))]), Connection(PICTURES))
+    assert len(one.sources) == 2
+    assert "the camera ended the stream" in one.seen[0].last_error
+
+
+@pytest.mark.parametrize("at", ["open", "grab", "sleep", "write"])
+def test_a_stop_ends_it_wherever_it_is(at: str) -> None:
+    one = World([])
+    stop = one.supervisor.stop
+    one.connections = [Connection([Picture(), Picture()])]
+    if at == "open":
+        one.on_make = stop
+    elif at == "grab":
+        one.connections = [Connection([Picture(), Do(stop), Picture()])]
+    elif at == "sleep":
+        one.on_wait = stop
+        one.connections = [Connection(open_error=SourceError("refused")), Connection(PICTURES)]
+    else:
+        one.sink.waits, one.sink.on_wait = 3, stop
+    one.run()
+    assert one.supervisor.status().state == "ended"
+    assert one.sink.ended == 1
+    assert len(one.sink.metas) + len(one.sink.drops) == one.supervisor.status().grabbed
+    assert one.supervisor.wait_stopped(0.0)
+    assert one.supervisor.status().last_error in ("", "refused"), "a stop is no fault"
+
+
+def test_a_closed_sink_ends_it_quietly() -> None:
+    one = world(Connection(PICTURES), sink=RecordingSink(closed=True))
+    assert one.sink.drops == [DropReason.STOPPED]
+    assert one.sink.ended == 1
+
+
+def test_a_stop_wakes_a_real_sleep_at_once() -> None:
+    asleep = threading.Event()
+
+    def refuse() -> Source:
+        asleep.set()
+        raise SourceError("refused")
+
+    policy = SupervisorPolicy(first_retry_s=1000.0, longest_retry_s=1000.0)
+    supervisor = CameraSupervisor("gate", refuse, RecordingSink(), policy)
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    assert asleep.wait(10)
+    supervisor.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_source_that_hangs_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    clock, release, inside = ManualClock(), threading.Event(), threading.Event()
+
+    class Hanging(ScriptedSource):
+        def grab(self, timeout_s: float) -> None:
+            inside.set()
+            release.wait(30)
+
+        def interrupt(self) -> None:
+            pass
+
+    supervisor = CameraSupervisor("gate", lambda: Hanging(Connection(), clock, _fail), RecordingSink(), clock=clock)
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    assert inside.wait(10)
+    clock.advance(7)
+    assert supervisor.blocked_in() == "in grab for 7.0 s"
+    supervisor.stop()
+    assert not supervisor.wait_stopped(0.01)
+    assert "camera gate does not stop: in grab for 7.0 s" in caplog.text
+    release.set()
+    assert supervisor.wait_stopped(10)
+    thread.join(10)
+
+
+# --- silence ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "read_timeout_s", "silence_s", "expected"),
+    [
+        (0.04, 5.0, 1.9, "streaming"),
+        (0.04, 5.0, 2.1, "frozen"),
+        (0.04, 5.0, 3.9, "frozen"),
+        (0.04, 5.0, 4.3, "lost"),
+        (0.2, 5.0, 1.9, "streaming"),  # 8 intervals are shorter than 2 s
+        (0.5, 5.0, 3.9, "streaming"),
+        (0.5, 5.0, 4.1, "frozen"),
+        (0.5, 5.0, 5.3, "lost"),  # the operator's time-out is the upper end
+        (1.0, 30.0, 7.9, "streaming"),
+        (1.0, 30.0, 8.1, "frozen"),
+        (1.0, 30.0, 16.3, "lost"),
+        (10.0, 30.0, 29.0, "streaming"),  # one picture in 10 s, not called dead for it
+        (10.0, 30.0, 30.3, "lost"),
+        (10.0, 120.0, 79.0, "streaming"),
+        (10.0, 120.0, 81.0, "frozen"),
+    ],
+)
+def test_the_watchdog_knows_the_cadence(
+    interval_s: float, read_timeout_s: float, silence_s: float, expected: str
+) -> None:
+    one = World([], SupervisorPolicy(read_timeout_s=read_timeout_s, frozen_after_s=None))
+    pictures = [Picture(interval_s) for _ in range(12)]
+    one.connections = [Connection([*pictures, Silence(silence_s), Do(one.look)])]
+    one.run()
+    assert one.states == ["backing-off" if expected == "lost" else expected]
+
+
+def test_before_the_cadence_is_known_the_camera_has_the_whole_time_out() -> None:
+    one = World([])
+    one.connections = [Connection([Silence(4.8), Do(one.look), Picture(), Silence(4.8), Do(one.look)])]
+    one.run()
+    assert one.states == ["connecting", "streaming"]
+    assert one.sink.shades == [1]
+
+
+def test_a_camera_that_never_sends_is_given_up() -> None:
+    one = world(Connection([Silence(60)]), Connection(PICTURES[:1]))
+    assert one.seen[0].last_error.startswith("no picture for 5.0 s")
+    assert "read_timeout_s" in one.seen[0].last_error
+
+
+def test_a_burst_at_the_start_is_not_taken_for_the_cadence() -> None:
+    """FFmpeg hands over at once what it has read while opening."""
+    burst = [Picture(0.0) for _ in range(4)]
+    one = World([], SupervisorPolicy(read_timeout_s=30.0, frozen_after_s=None))
+    one.connections = [Connection([*burst, *[Picture(10.0) for _ in range(5)]])]
+    assert one.run().supervisor.status().reconnects == 0
+    assert len(one.sink.metas) == 9
+
+
+def test_frozen_is_seen_while_the_thread_is_blocked_in_its_library() -> None:
+    one = World([])
+
+    def hang() -> None:
+        one.clock.advance(100)  # a call that ignores its time-out
+        one.look()
+
+    one.connections = [Connection([*[Picture(0.04) for _ in range(10)], Do(hang), Picture()])]
+    one.run()
+    assert one.states == ["frozen"]
+    assert one.seen[0].since_ns == 1_000 * SECOND + 10 * 40_000_000
+    assert one.seen[0].last_frame_age_s == pytest.approx(100)
+
+
+def test_a_source_that_is_not_live_may_be_silent() -> None:
+    one = World([], FINITE)
+    script: list[Step] = [*PICTURES, Silence(1000), Do(one.look), Picture(), Fault(EndOfStream("over"))]
+    one.connections = [Connection(script, live=False)]
+    one.run()
+    assert one.states == ["streaming"]
+    assert len(one.sink.metas) == 11
+
+
+def test_a_reader_that_lets_a_camera_wait_does_not_freeze_it() -> None:
+    one = World([])
+
+    def read_slowly() -> None:
+        one.clock.advance(1.0)
+        one.look()
+
+    one.sink.on_wait = read_slowly
+
+    def block() -> None:
+        one.sink.waits = 20
+
+    one.connections = [Connection([*PICTURES, Do(block), Picture()])]
+    one.run()
+    assert one.states == ["streaming"] * 20
+    assert len(one.sink.metas) == 11
+
+
+# --- frozen pictures --------------------------------------------------------------------------------------------------
+
+
+def still(seconds: float, shade: int = 7, pts: bool = False) -> list[Step]:
+    count = round(seconds / 0.1)
+    return [Picture(0.1, shade=shade, pts_s=1.0 if pts else None) for _ in range(count)]
+
+
+def test_a_frozen_picture_is_published_until_it_is_declared_frozen() -> None:
+    one = world(Connection([*still(30)]), Connection(PICTURES[:3]))
+    # The first one counts as a change; 10 s later it is frozen.
+    assert len(one.sink.metas) == 100 + 3
+    assert one.sink.drops == [DropReason.STALE]
+    assert one.seen[0].state == "backing-off"
+    assert one.seen[0].last_error.startswith("the picture has not changed for 10.0 s")
+    assert "frozen_after_s" in one.seen[0].last_error
+
+
+def test_the_same_picture_over_a_new_connection_is_still_frozen() -> None:
+    one = World([])
+    one.connections = [
+        Connection(still(30)),
+        Connection([*still(2), Do(one.look), *still(30)]),
+        Connection([*still(1), Picture(0.1, shade=8), Do(one.look), Picture(0.1, shade=9)]),
+    ]
+    one.run()
+    backing_off, frozen, backing_off_again, streaming = one.seen
+    assert (backing_off.state, frozen.state) == ("backing-off", "frozen")
+    assert (backing_off_again.state, streaming.state) == ("backing-off", "streaming")
+    assert one.sink.shades[100:] == [8, 9], "nothing that was frozen is published again"
+    assert one.waits[1] != one.waits[0]
+
+
+def test_a_frozen_camera_is_not_retried_quickly_for_streaming_long() -> None:
+    policy = SupervisorPolicy(frozen_after_s=60.0)
+    connections = [Connection(still(61)) for _ in range(7)]
+    one = World([*connections, Connection(PICTURES)], policy, jitter=NoJitter()).run()
+    assert one.waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "live", "frozen_after_s", "reconnects"),
+    [
+        ("changes", [Picture(0.1) for _ in range(300)], True, 10.0, 0),
+        ("changes just in time", [*still(9.9, 1), *still(9.9, 2), *still(9.9, 3)], True, 10.0, 0),
+        ("stands still", still(11), True, 10.0, 1),
+        ("stands still, which is allowed", still(100), True, None, 0),
+        ("stands still, not live", still(100), False, 10.0, 0),
+        ("stands still, longer patience", still(29), True, 30.0, 0),
+        ("its time stands still", [Picture(0.1, pts_s=3.0) for _ in range(120)], True, 10.0, 1),
+        ("its time moves", [Picture(0.1, pts_s=number) for number in range(120)], True, 10.0, 0),
+        ("its time steps back", [Picture(0.1, pts_s=-number) for number in range(120)], True, 10.0, 0),
+        ("has no time", [Picture(0.1) for _ in range(120)], True, 10.0, 0),
+    ],
+)
+def test_frozen_pictures_and_frozen_time(
+    name: str, steps: list[Step], live: bool, frozen_after_s: float | None, reconnects: int
+) -> None:
+    policy = SupervisorPolicy(frozen_after_s=frozen_after_s)
+    one = World([Connection(steps, live=live), Connection(PICTURES[:1], live=live)][: 1 + reconnects], policy)
+    one.run()
+    assert one.supervisor.status().reconnects == reconnects
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_size_is_a_new_epoch_over_the_same_connection() -> None:
+    one = world(Connection([*PICTURES[:2], Picture(size=(8, 10)), Picture(), Picture(size=(4, 6))]))
+    assert len(one.sources) == 1
+    assert one.sink.layouts == [(4, 6, "bgr"), (8, 10, "bgr"), (4, 6, "bgr")]
+    assert [(meta.epoch, meta.index, meta.width_px, meta.height_px) for meta in one.sink.metas] == [
+        (0, 0, 6, 4),
+        (0, 1, 6, 4),
+        (1, 0, 10, 8),
+        (1, 1, 10, 8),
+        (2, 0, 6, 4),
+    ]
+    assert one.sink.flushes == [DropReason.EPOCH] * 2
+    assert one.sink.shades == [1, 2, 3, 4, 5], "the picture that told of the size is not lost"
+    assert one.supervisor.status().reconnects == 0
+    assert one.supervisor.status().width_px == 6
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 5), (4320, 7680), (16384, 2)])
+def test_sizes_that_work(size: tuple[int, int]) -> None:
+    one = world(Connection([Picture(), Picture()], size=size))
+    assert [(meta.height_px, meta.width_px) for meta in one.sink.metas] == [size, size]
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (-1, 5), (16385, 4), (4, 1_000_000)])
+def test_absurd_sizes_are_refused_before_memory_is(size: tuple[int, int]) -> None:
+    one = world(Connection(PICTURES, size=size), Connection(PICTURES[:1]))
+    assert one.seen[0].last_error.startswith("expected pictures of 1x1 to 16384x16384 pixels, got")
+    one = world(Connection([Picture(), Picture(size=size)]), Connection(PICTURES[:1]))
+    assert one.seen[0].last_error.startswith("expected pictures of 1x1 to 16384x16384 pixels, got")
+    assert len(one.sink.metas) + len(one.sink.drops) == one.supervisor.status().grabbed == 3
+
+
+def test_a_size_that_the_format_cannot_have_is_a_reconnection() -> None:
+    one = world(
+        Connection([Picture(), Picture(size=(5, 7))], pixel_format="nv12"), Connection([Picture()], size=(5, 7))
+    )
+    assert "nv12 pictures have even sides, got 7x5" in one.seen[0].last_error
+    assert one.sink.layouts == [(4, 6, "nv12"), (5, 7, "bgr")]
+
+
+def test_a_source_that_changes_its_mind_in_one_picture_is_lost() -> None:
+    class Fickle(ScriptedSource):
+        def retrieve(self, out: np.ndarray) -> None:
+            self._size = (self._size[0] + 2, self._size[1])
+            super().retrieve(out)
+
+    clock, sink, made = ManualClock(), RecordingSink(), []
+
+    def make() -> Source:
+        made.append(Fickle(Connection([Picture()]), clock, _fail))
+        return made[-1]
+
+    supervisor = CameraSupervisor("gate", make, sink, clock=clock, wait=lambda _: supervisor.stop())
+    supervisor.run()
+    assert "which it was just made ready for" in supervisor.status().last_error
+    assert sink.drops == [DropReason.CORRUPT]
+
+
+# --- damage and bugs --------------------------------------------------------------------------------------------------
+
+
+def test_damaged_pictures_are_counted_and_not_retrieved() -> None:
+    one = world(Connection([Picture(), Picture(corrupt=True), Picture(corrupt=True), Picture()]))
+    assert [meta.index for meta in one.sink.metas] == [0, 3]
+    assert one.sink.drops == [DropReason.CORRUPT] * 2
+
+
+@pytest.mark.parametrize("where", ["constructor", "open", "grab", "retrieve", "close"])
+def test_a_bug_in_a_source_is_a_fault_of_its_camera(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    bug = KeyError("rtsp://admin:secret@10.0.0.4/stream")
+    broken = {
+        "constructor": Connection(make_error=bug),
+        "open": Connection(open_error=bug),
+        "grab": Connection([Picture(), Fault(bug)]),
+        "retrieve": Connection([Picture(), Picture(error=bug)]),
+        "close": Connection([Picture(), Fault(SourceError("cable"))], close_error=bug),
+    }[where]
+    one = world(broken, Connection(PICTURES[:1]))
+    assert one.supervisor.status().state == "ended"
+    assert one.sink.shades[-1] == 1, "the next connection was made"
+    assert "Traceback" in caplog.text
+    assert f"fault in {where if where != 'constructor' else 'its constructor'} of its source" in caplog.text
+    assert "KeyError" in caplog.text
+    assert "secret" not in caplog.text
+    assert "secret" not in one.seen[0].last_error
+    if where != "close":
+        assert "KeyError" in one.seen[0].last_error
+    assert len(one.sink.metas) + len(one.sink.drops) == one.supervisor.status().grabbed
+
+
+def test_a_device_that_fails_ends_the_program() -> None:
+    class Broken(RecordingSink):
+        def configure(self, height_px: int, width_px: int, pixel_format: str) -> None:
+            raise DeviceError("out of page-locked memory")
+
+    one = World([Connection(PICTURES)], sink=Broken())
+    with pytest.raises(DeviceError, match="page-locked"):
+        one.run()
+    assert one.sink.ended == 1
+    assert one.sources[0].closed == 1
+
+
+# --- accounting -------------------------------------------------------------------------------------------------------
+
+steps = st.one_of(
+    st.builds(
+        Picture,
+        after_s=st.sampled_from([0.0, 0.04, 1.0, 3.0]),
+        shade=st.sampled_from([None, None, 7]),
+        corrupt=st.booleans(),
+        pts_s=st.sampled_from([None, 1.0]),
+        size=st.sampled_from([None, None, None, (4, 6), (8, 8), (5, 7), (0, 0)]),
+        error=st.sampled_from([None, None, None, SourceError("decoder"), ValueError("bug"), DeviceError("gpu")]),
+    ),
+    st.builds(Silence, st.sampled_from([0.1, 3.0, 20.0])),
+    st.builds(Fault, st.sampled_from([SourceError("cable"), EndOfStream("over"), RuntimeError("bug")])),
+)
+connections = st.builds(
+    Connection,
+    steps=st.lists(steps, max_size=12),
+    live=st.booleans(),
+    pixel_format=st.sampled_from(["bgr", "nv12"]),
+    open_error=st.sampled_from([None, None, None, SourceError("refused")]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(connections, min_size=1, max_size=5), st.booleans(), st.integers(0, 40), st.booleans())
+def test_every_grabbed_picture_is_committed_or_dropped_with_a_reason(
+    scripts: list[Connection], finite: bool, reads_until_closed: int, lossless: bool
+) -> None:
+    """Whatever a camera does, and whenever the reader takes a frame or closes the slot."""
+    clock = ManualClock()
+    slot = LatestSlot("gate", lambda h, w, f: np.zeros(frame_shape(h, w, f), np.uint8), lossless=lossless, clock=clock)
+
+    class Reading(Shim):
+        """Takes each second frame; closes after a while."""
+
+        calls = 0
+
+        def write_buffer(self, timeout_s: float) -> np.ndarray | None:
+            self.calls += 1
+            if self.calls > reads_until_closed:
+                slot.close()
+            lease = slot.take() if lossless or self.calls % 2 else None
+            if lease is not None:
+                lease.release()
+            return super().write_buffer(timeout_s)
+
+    one = World(scripts, SupervisorPolicy(finite=finite), clock=clock)
+    one.supervisor = CameraSupervisor(
+        "gate", one.make, Reading(slot), one.policy, clock=clock, wait=one.wait, jitter=random.Random(0)
+    )
+    with suppress(DeviceError):
+        one.run()
+    counts, status = slot.counts(), one.supervisor.status()
+    assert status.grabbed == counts.grabbed
+    assert counts.grabbed == counts.taken + sum(counts.dropped.values()) + counts.waiting
+    assert status.state == "ended"
+    assert all(source.closed == 1 for source in one.sources)
+
+
+class Shim:
+    """Hands every call on to a sink."""
+
+    def __init__(self, sink: FrameSink) -> None:
+        self.configure = sink.configure
+        self.commit = sink.commit
+        self.drop = sink.drop
+        self.flush = sink.flush
+        self.end = sink.end
+        self._write_buffer = sink.write_buffer
+
+    def write_buffer(self, timeout_s: float) -> np.ndarray | None:
+        return self._write_buffer(timeout_s)
+
+
+def test_every_fault_of_the_synthetic_source_in_real_time() -> None:
+    """The shipped fake through the real thread: freeze, size change, damage, failure, end."""
+    slot = LatestSlot("gate", lambda h, w, f: np.zeros(frame_shape(h, w, f), np.uint8))
+    spec = SyntheticSpec.parse("synthetic:64x48@200?frames=60&resize=20:32x64&corrupt=30:40&fail=50")
+    policy = SupervisorPolicy(finite=True, first_retry_s=0.01, longest_retry_s=0.01)
+    specs = iter([spec, SyntheticSpec.parse("synthetic:64x48@200?frames=10")])
+    supervisor = CameraSupervisor("gate", lambda: Synthetic(next(specs)), slot, policy)
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    counts, status = slot.counts(), supervisor.status()
+    assert (status.state, status.grabbed, status.reconnects, status.epoch) == ("ended", 60, 1, 2)
+    assert counts.dropped[DropReason.CORRUPT] == 10
+    assert counts.grabbed == 60 == counts.taken + sum(counts.dropped.values()) + counts.waiting
+    lease = slot.take()
+    assert lease is None or (lease.frame.meta.epoch, lease.frame.meta.index) == (2, 9)
+
+
+def test_one_hanging_camera_disturbs_no_other() -> None:
+    def run(source: str) -> tuple[CameraSupervisor, threading.Thread]:
+        slot = LatestSlot("gate", lambda h, w, f: np.zeros(frame_shape(h, w, f), np.uint8))
+        spec = SyntheticSpec.parse(source)
+        supervisor = CameraSupervisor("gate", lambda: Synthetic(spec), slot, FINITE)
+        thread = threading.Thread(target=supervisor.run, daemon=True)
+        thread.start()
+        return supervisor, thread
+
+    hanging, hanging_thread = run("synthetic:64x48@100?hang=0:1.5")
+    _, well_thread = run("synthetic:64x48@100?frames=20")
+    well_thread.join(1.2)
+    assert not well_thread.is_alive()
+    assert hanging.blocked_in().startswith("in grab")
+    hanging.stop()
+    hanging_thread.join(20)
+    assert not hanging_thread.is_alive()
+
+
+def test_closed_is_never_swallowed_as_a_fault_of_the_camera() -> None:
+    class ClosesLater(RecordingSink):
+        def configure(self, height_px: int, width_px: int, pixel_format: str) -> None:
+            raise Closed("the program is stopping")
+
+    one = World([Connection(PICTURES)], sink=ClosesLater()).run()
+    assert one.supervisor.status().last_error == ""
+    assert one.supervisor.status().state == "ended"
