@@ -17,16 +17,18 @@ from vision.detect.model_file import checked_model_file
 from vision.errors import EXIT_CONFIG, EXIT_OK, VisionError
 
 EXPLANATION = """\
-`model: NAME` in camera.yaml takes one of these; `model: path/to/folder` takes a model of your own: a folder with
-an ONNX file and a model.yaml such as
+`model: NAME` in camera.yaml takes one of these. `model: path/to/folder` takes a model of your own: a folder with an
+ONNX file and a model.yaml such as
 
     name: my-model
     file: my-model.onnx
-    input: {width: 640, height: 640, scale: 0.00392156862745098}    # RGB 0..1, picture in the middle of the canvas
-    head: {kind: yolov8}                                            # how boxes come out:
-    classes: [person, car]                                          # or coco80
+    input: {width: 640, height: 640, scale: 0.00392156862745098}   # RGB, 0..1
+    head: {kind: yolov8}
+    classes: [person, car]                                         # or coco80
     nms: {iou: 0.6}
     licence: AGPL-3.0
+
+The kind of head says what the model's outputs are:
 
     nanodet      (batch, cells, classes) scores and (batch, cells, 4 x bins) distances
     yolov5       (batch, boxes, 5 + classes)
@@ -91,15 +93,17 @@ def _fault(folder: Path, card: ModelCard) -> str:
 def print_models(rows: Sequence[ModelRow], console: Console) -> int:
     """A table and how to add a model; the exit code says whether all of them are sound."""
     table = Table("model", "input", "head", "classes", "licence", "folder")
+    for column in table.columns:
+        column.overflow = "fold"
     for row in rows:
         cells = (row.name, row.input, row.head, str(row.classes or ""), row.licence, str(row.folder))
         table.add_row(*map(escape, cells), style="red" if row.fault else "")
     console.print(table)
     for row in rows:
         if row.provenance:
-            console.print(f"[bold]{escape(row.name)}[/]: {escape(row.provenance)}")
+            console.print(f"[bold]{escape(row.name)}[/]: {escape(row.provenance)}", soft_wrap=True)
     for row in rows:
         if row.fault:
-            console.print(f"[red]{escape(row.name)}[/]: {escape(row.fault)}")
-    console.print(f"\n{escape(EXPLANATION)}")
+            console.print(f"[red]{escape(row.name)}[/]: {escape(row.fault)}", soft_wrap=True)
+    console.print(f"\n{escape(EXPLANATION)}", soft_wrap=True, highlight=False)
     return EXIT_CONFIG if any(row.fault for row in rows) else EXIT_OK

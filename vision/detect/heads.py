@@ -118,7 +118,8 @@ class Head(ABC):
         """
         index, class_ids, scores = self._pairs(outputs)
         chosen, excess = best_first(scores, self._limit)
-        boxes = self._boxes(outputs, index[chosen]) * self._unit_px
+        with np.errstate(over="ignore", invalid="ignore"):
+            boxes = self._boxes(outputs, index[chosen]) * self._unit_px
         finite = np.isfinite(boxes).all(axis=1)
         chosen = chosen[finite]
         return Candidates(boxes[finite], scores[chosen], class_ids[chosen].astype(np.int32), excess)

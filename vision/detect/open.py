@@ -40,6 +40,11 @@ def open_detector(folder: Path, card: ModelCard, detect: DetectConfig) -> Detect
     return backends[detect.backend](folder, card, detect)
 
 
+def published_class_names(card: ModelCard, detect: DetectConfig) -> tuple[str, ...]:
+    """`class_names` of the detector that `open_detector` would open."""
+    return FAKE_CLASSES if detect.backend == "fake" else class_names(card)
+
+
 def _open_auto(folder: Path, card: ModelCard, detect: DetectConfig) -> Detector:
     try:
         return _open_tensorrt(folder, card, detect)

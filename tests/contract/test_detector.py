@@ -1,0 +1,366 @@
+"""What every `Detector` does, whatever it runs on. A new one is added to `DETECTORS`.
+
+All of them look at pictures of one pure colour and find one object: the whole picture, of the colour's class.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests import tiny_models
+from vision.config import load_model_card
+from vision.detect.detector import Detector
+from vision.detect.fake import FakeDetector
+from vision.detect.onnxruntime import OnnxRuntimeDetector
+from vision.errors import Closed, DeviceError
+from vision.fakes import FAKE_COLORS
+from vision.types import Detections, Frame, FrameMeta, PixelFormat, frame_shape
+
+LONG_S = 60.0  # for machines that are busy with something else
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of detector; each function opens a new one with two slots."""
+
+    open: Callable[[Path], Detector]  # batches of up to 4
+    open_slow: Callable[[Path], Detector]  # a batch takes some 0.1 s
+    open_failing: Callable[[Path], Detector]  # the first batch fails, if it shows red
+
+
+def _onnxruntime(folder: Path, *, slow: bool = False, fragile: bool = False) -> Detector:
+    (folder / "model.yaml").write_text(tiny_models.COLOUR_CARD)
+    tiny_models.save_colour_model(folder / "colours.onnx", slow=slow, fragile=fragile)
+    card = load_model_card(folder)
+    return OnnxRuntimeDetector(folder / card.file, card, score=0.35, slots=2, threads=2, max_batch=4)
+
+
+DETECTORS = {
+    "fake": Kind(
+        open=lambda _: FakeDetector(slots=2, max_batch=4),
+        open_slow=lambda _: FakeDetector(slots=2, max_batch=4, service_ns=100_000_000),
+        open_failing=lambda _: FakeDetector(slots=2, max_batch=4, fail_at=0),
+    ),
+    "onnxruntime": Kind(
+        open=_onnxruntime,
+        open_slow=lambda folder: _onnxruntime(folder, slow=True),
+        open_failing=lambda folder: _onnxruntime(folder, fragile=True),
+    ),
+}
+
+
+@pytest.fixture(params=DETECTORS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return DETECTORS[request.param]
+
+
+@pytest.fixture
+def detector(kind: Kind, tmp_path: Path) -> Iterator[Detector]:
+    with closing(kind.open(tmp_path)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def slow(kind: Kind, tmp_path: Path) -> Iterator[Detector]:
+    with closing(kind.open_slow(tmp_path)) as opened:
+        yield opened
+
+
+def picture(color: int, width_px: int, height_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
+    """All pixels of one colour."""
+    bgr = np.full((height_px, width_px, 3), FAKE_COLORS[color], np.uint8)
+    if pixel_format == "bgr":
+        return bgr
+    if pixel_format == "bgrx":
+        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2BGRA), np.uint8)
+    planar = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420), np.uint8)
+    if pixel_format == "i420":
+        return planar
+    chroma = planar[height_px:].reshape(2, -1)
+    return np.concatenate([planar[:height_px], chroma.T.reshape(height_px // 2, width_px)])
+
+
+def frame(
+    detector: Detector, color: int, width_px: int = 64, height_px: int = 48, pixel_format: PixelFormat = "bgr"
+) -> Frame:
+    """A frame in a buffer of the detector, as a camera's thread makes it."""
+    pixels = detector.frame_buffer(height_px, width_px, pixel_format)
+    pixels[...] = picture(color, width_px, height_px, pixel_format)
+    return Frame(FrameMeta("cam", 0, 0, 0, 0, width_px, height_px), pixels, pixel_format)
+
+
+def assert_finds(found: Detections, color: int, width_px: int = 64, height_px: int = 48) -> None:
+    assert found.class_ids.tolist() == [color]
+    assert found.scores[0] == pytest.approx(1.0, abs=0.02)
+    np.testing.assert_allclose(found.boxes_xyxy, [[0, 0, width_px, height_px]])
+
+
+def test_says_what_it_is(detector: Detector) -> None:
+    assert detector.name
+    assert detector.class_names == ("red", "green", "blue")
+    assert detector.slots == 2
+    assert 1 <= detector.parallel <= detector.slots
+    assert detector.max_batch == 4
+    assert set(detector.pixel_formats) == {"bgr", "bgrx", "nv12", "i420"}
+
+
+@pytest.mark.parametrize("pixel_format", ["bgr", "bgrx", "nv12", "i420"])
+def test_buffers_are_writable_contiguous_and_outlive_the_detector(
+    detector: Detector, pixel_format: PixelFormat
+) -> None:
+    buffer = detector.frame_buffer(48, 64, pixel_format)
+    assert buffer.shape == frame_shape(48, 64, pixel_format)
+    assert buffer.dtype == np.uint8
+    assert buffer.flags.c_contiguous
+    detector.close()
+    buffer[...] = 7
+    assert buffer.sum() == 7 * buffer.size
+
+
+@pytest.mark.parametrize("pixel_format", ["nv12", "i420"])
+def test_yuv_buffers_have_even_sides(detector: Detector, pixel_format: PixelFormat) -> None:
+    with pytest.raises(ValueError, match="even"):
+        detector.frame_buffer(47, 64, pixel_format)
+
+
+def test_results_have_the_types_of_their_fields(detector: Detector) -> None:
+    detector.submit(0, [frame(detector, 1)])
+    (found,) = detector.wait(0, LONG_S)
+    assert found.boxes_xyxy.dtype == np.float32
+    assert found.boxes_xyxy.shape == (1, 4)
+    assert found.scores.dtype == np.float32
+    assert found.class_ids.dtype == np.int32
+    assert found.excess == 0
+
+
+def test_results_land_in_their_slot(detector: Detector) -> None:
+    for round_ in range(30):
+        colors = round_ % 3, (round_ + 1) % 3
+        for slot, color in enumerate(colors):
+            detector.submit(slot, [frame(detector, color)])
+        for slot in (0, 1) if round_ % 2 else (1, 0):
+            (found,) = detector.wait(slot, LONG_S)
+            assert_finds(found, colors[slot])
+
+
+@pytest.mark.parametrize("pixel_format", ["bgr", "bgrx", "nv12", "i420"])
+@pytest.mark.parametrize("color", [0, 1, 2])
+def test_every_pixel_format_gives_the_same(detector: Detector, pixel_format: PixelFormat, color: int) -> None:
+    detector.submit(0, [frame(detector, color, pixel_format=pixel_format)])
+    (found,) = detector.wait(0, LONG_S)
+    assert_finds(found, color)
+
+
+def test_a_batch_mixes_sizes_and_formats(detector: Detector) -> None:
+    frames = [
+        frame(detector, 0, 1, 1, "bgr"),
+        frame(detector, 1, 640, 360, "nv12"),
+        frame(detector, 2, 50, 400, "i420"),
+        frame(detector, 0, 33, 31, "bgrx"),
+    ]
+    detector.submit(1, frames)
+    found = detector.wait(1, LONG_S)
+    assert len(found) == len(frames)
+    for each, given in zip(found, frames, strict=True):
+        assert_finds(each, (0, 1, 2, 0)[frames.index(given)], given.meta.width_px, given.meta.height_px)
+
+
+@pytest.mark.parametrize(("width_px", "height_px"), [(1, 1), (1, 700), (700, 1), (7680, 4320)])
+def test_extreme_sizes(detector: Detector, width_px: int, height_px: int) -> None:
+    detector.submit(0, [frame(detector, 2, width_px, height_px)])
+    (found,) = detector.wait(0, LONG_S)
+    assert_finds(found, 2, width_px, height_px)
+
+
+def test_a_batch_may_be_smaller_than_the_one_before(detector: Detector) -> None:
+    for size in (4, 1, 3, 2):
+        detector.submit(0, [frame(detector, color % 3) for color in range(size)])
+        found = detector.wait(0, LONG_S)
+        assert [each.class_ids.tolist() for each in found] == [[color % 3] for color in range(size)]
+
+
+def test_results_are_never_written_again(detector: Detector) -> None:
+    detector.submit(0, [frame(detector, 0), frame(detector, 1)])
+    first = detector.wait(0, LONG_S)
+    before = [(each.boxes_xyxy.copy(), each.scores.copy(), each.class_ids.copy()) for each in first]
+    for _ in range(5):
+        for slot in (0, 1):
+            detector.submit(slot, [frame(detector, 2, 640, 480), frame(detector, 2, 32, 32)])
+        for slot in (0, 1):
+            detector.wait(slot, LONG_S)
+    for each, (boxes, scores, class_ids) in zip(first, before, strict=True):
+        np.testing.assert_array_equal(each.boxes_xyxy, boxes)
+        np.testing.assert_array_equal(each.scores, scores)
+        np.testing.assert_array_equal(each.class_ids, class_ids)
+
+
+def test_buffers_may_be_rewritten_after_wait(detector: Detector) -> None:
+    given = frame(detector, 0)
+    for color in (0, 1, 2, 0):
+        given.pixels[...] = picture(color, 64, 48, "bgr")
+        detector.submit(0, [given])
+        (found,) = detector.wait(0, LONG_S)
+        assert_finds(found, color)
+
+
+def test_wait_lets_other_threads_run(slow: Detector) -> None:
+    stop = threading.Event()
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        while not stop.is_set():
+            steps += 1
+
+    other = threading.Thread(target=count)
+    other.start()
+    try:
+        slow.submit(0, [frame(slow, 0)])
+        before = steps
+        slow.wait(0, LONG_S)
+        assert steps - before > 1000
+    finally:
+        stop.set()
+        other.join()
+
+
+def test_submit_returns_before_the_batch_is_done(slow: Detector) -> None:
+    slow.submit(0, [frame(slow, 0)])
+    slow.submit(1, [frame(slow, 1)])
+    with pytest.raises(TimeoutError):
+        slow.wait(0, 0.0)
+    for slot in (0, 1):
+        assert_finds(slow.wait(slot, LONG_S)[0], slot)
+
+
+def test_timeout_then_success(slow: Detector) -> None:
+    slow.submit(0, [frame(slow, 1)])
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        slow.wait(0, 0.01)
+    assert time.monotonic() - began >= 0.01
+    with pytest.raises(ValueError, match="still submitted"):
+        slow.submit(0, [frame(slow, 2)])
+    (found,) = slow.wait(0, LONG_S)
+    assert_finds(found, 1)
+
+
+@pytest.mark.parametrize("slot", [-1, 2, 1000])
+def test_there_is_no_such_slot(detector: Detector, slot: int) -> None:
+    with pytest.raises(ValueError, match="slot"):
+        detector.submit(slot, [frame(detector, 0)])
+    with pytest.raises(ValueError, match="slot"):
+        detector.wait(slot, 0.0)
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_batch_has_a_frame_and_no_more_than_the_most(detector: Detector, count: int) -> None:
+    with pytest.raises(ValueError, match="1 to 4 frames"):
+        detector.submit(0, [frame(detector, 0)] * count)
+    detector.submit(0, [frame(detector, 0)])  # the slot was not taken
+    assert_finds(detector.wait(0, LONG_S)[0], 0)
+
+
+def test_a_submitted_slot_takes_no_second_batch(detector: Detector) -> None:
+    detector.submit(0, [frame(detector, 0)])
+    with pytest.raises(ValueError, match="still submitted"):
+        detector.submit(0, [frame(detector, 1)])
+    assert_finds(detector.wait(0, LONG_S)[0], 0)
+
+
+def test_wait_needs_a_submit(detector: Detector) -> None:
+    with pytest.raises(ValueError, match="nothing was submitted"):
+        detector.wait(0, 0.0)
+    detector.submit(0, [frame(detector, 0)])
+    detector.wait(0, LONG_S)
+    with pytest.raises(ValueError, match="nothing was submitted"):
+        detector.wait(0, 0.0)
+
+
+def test_a_failure_is_told_by_wait_and_frees_the_slot(kind: Kind, tmp_path: Path) -> None:
+    with closing(kind.open_failing(tmp_path)) as detector:
+        detector.submit(0, [frame(detector, 0)])
+        detector.submit(1, [frame(detector, 1)])
+        with pytest.raises(DeviceError, match="detection failed"):
+            detector.wait(0, LONG_S)
+        assert_finds(detector.wait(1, LONG_S)[0], 1)
+        detector.submit(0, [frame(detector, 2)])
+        assert_finds(detector.wait(0, LONG_S)[0], 2)
+
+
+def test_closed_twice_takes_nothing_more(detector: Detector) -> None:
+    detector.submit(0, [frame(detector, 0)])
+    detector.wait(0, LONG_S)
+    detector.close()
+    detector.close()
+    with pytest.raises(Closed):
+        detector.submit(0, [frame(detector, 0)])
+    with pytest.raises(Closed):
+        detector.wait(0, LONG_S)
+
+
+def test_close_while_batches_run(slow: Detector) -> None:
+    for slot in (0, 1):
+        slow.submit(slot, [frame(slow, slot)])
+    slow.close()
+    with pytest.raises(Closed):
+        slow.wait(0, LONG_S)
+
+
+def test_close_from_another_thread(detector: Detector) -> None:
+    detector.submit(0, [frame(detector, 0)])
+    detector.wait(0, LONG_S)
+    closer = threading.Thread(target=detector.close)
+    closer.start()
+    closer.join(LONG_S)
+    assert not closer.is_alive()
+    with pytest.raises(Closed):
+        detector.submit(0, [frame(detector, 0)])
+
+
+def test_close_leaves_no_thread(kind: Kind, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    detector = kind.open(tmp_path)
+    detector.submit(0, [frame(detector, 0)])
+    detector.close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_thousand_submits_allocate_nothing_that_stays(detector: Detector) -> None:
+    batch = [frame(detector, color, 160, 120) for color in (0, 1)]
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            detector.submit(0, batch)
+            detector.submit(1, batch[:1])
+            detector.wait(0, LONG_S)
+            detector.wait(1, LONG_S)
+
+    run(100)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        run(5)
+        before_python, before_process = tracemalloc.get_traced_memory()[0], _resident_bytes()
+        run(500)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before_python < 20_000
+        assert _resident_bytes() - before_process < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

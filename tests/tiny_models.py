@@ -1,0 +1,108 @@
+"""ONNX files small enough to build in a test, with answers that are known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, checker, helper, numpy_helper, save_model
+
+OPSET = 17  # read by every ONNX Runtime from 1.12 on, and by TensorRT 10
+IR_VERSION = 8
+
+COLOUR_CARD = """\
+name: colours
+file: colours.onnx
+input: {width: 32, height: 32, scale: 0.00392156862745098}
+head: {kind: yolov8}
+classes: [red, green, blue]
+nms: {iou: 0.6}
+licence: CC0-1.0
+"""
+
+
+def save_constant_model(
+    path: Path,
+    outputs: Mapping[str, NDArray[np.float32]],
+    *,
+    sides: tuple[int, int] = (64, 64),
+    batch: int | str = "batch",
+) -> None:
+    """A network that gives `outputs` (without a batch axis) for every picture, whatever it shows.
+
+    `sides` are height and width of its input.
+    """
+    nodes = [_node("ReduceMean", ["images"], "mean", axes=[1, 2, 3], keepdims=0)]
+    nodes.append(_node("Mul", ["mean", "none"], "nothing"))
+    constants = {"none": np.float32(0), "shape": np.array([-1, 1, 1])}
+    nodes.append(_node("Reshape", ["nothing", "shape"], "zero"))
+    for name, value in outputs.items():
+        constants[f"{name}_value"] = value[None]
+        nodes.append(_node("Add", ["zero", f"{name}_value"], name))
+    shapes = {name: [batch, *value.shape] for name, value in outputs.items()}
+    _save(path, nodes, constants, [batch, 3, *sides], shapes)
+
+
+def save_colour_model(path: Path, *, slow: bool = False, fragile: bool = False, batch: int | str = "batch") -> None:
+    """One box, the whole 32x32 canvas; the scores of its three classes are the channels of the pixel in the middle.
+
+    `slow` takes some 10^10 operations more; `fragile` fails when the first channel is over one half.
+    """
+    middle = ["images", "low", "high", "axes"]
+    nodes = [_node("Slice", middle, "pixel"), _node("Reshape", ["pixel", "scores_shape"], "scores")]
+    constants: dict[str, NDArray[np.generic] | np.generic] = {
+        "low": np.array([15, 15]),
+        "high": np.array([16, 16]),
+        "axes": np.array([2, 3]),
+        "scores_shape": np.array([-1, 3, 1]),
+        "none": np.float32(0),
+        "canvas": np.array([16, 16, 32, 32], np.float32).reshape(1, 4, 1),
+        "first": np.array([0]),
+        "second": np.array([1]),
+        "class_axis": np.array([1]),
+    }
+    nodes.append(_node("Slice", ["scores", "first", "second", "class_axis"], "red"))
+    nodes.append(_node("Mul", ["red", "none"], "zero_0"))
+    zero = "zero_0"
+    if slow:
+        constants["matrix"] = np.zeros((1024, 1024), np.float32)
+        for index in range(8):
+            nodes.append(_node("Add", [zero, "matrix"], f"wide_{index}"))
+            nodes.append(_node("MatMul", [f"wide_{index}", "matrix"], f"product_{index}"))
+            nodes.append(_node("ReduceMax", [f"product_{index}"], f"slow_{index}", axes=[1, 2], keepdims=1))
+            zero = f"slow_{index}"
+    if fragile:
+        constants |= {"half": np.float32(0.5), "table": np.zeros(1, np.float32)}
+        nodes.append(_node("Greater", ["red", "half"], "is_red"))
+        nodes.append(_node("Cast", ["is_red"], "row", to=TensorProto.INT64))
+        nodes.append(_node("Gather", ["table", "row"], "gathered"))
+        zero = "gathered"
+    nodes.append(_node("Add", [zero, "canvas"], "boxes"))
+    nodes.append(_node("Concat", ["boxes", "scores"], "output", axis=1))
+    _save(path, nodes, constants, [batch, 3, 32, 32], {"output": [batch, 7, 1]})
+
+
+def _node(kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
+    return helper.make_node(kind, list(inputs), [output], **attributes)
+
+
+def _save(
+    path: Path,
+    nodes: Sequence[NodeProto],
+    constants: Mapping[str, NDArray[np.generic] | np.generic],
+    input_shape: Sequence[int | str],
+    output_shapes: Mapping[str, Sequence[int | str]],
+) -> None:
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, input_shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in output_shapes.items()],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    checker.check_model(model)
+    save_model(model, str(path))

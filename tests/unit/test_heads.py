@@ -1,0 +1,363 @@
+"""What each head makes of raw outputs, in tables; which shapes it takes; what it says of those it does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from vision.config import ModelCard
+from vision.detect.heads import HEADS, Candidates, Head, Shape, make_head, sigmoid
+from vision.errors import ModelError
+
+Floats = NDArray[np.float32]
+ABC = ("a", "b", "c")
+
+
+def card(
+    head: Mapping[str, Any], *, sides: tuple[int, int] = (64, 32), nms: Mapping[str, Any] | None = None
+) -> ModelCard:
+    """A card for a canvas of 64x32 pixels."""
+    return ModelCard.model_validate(
+        {
+            "name": "tiny",
+            "file": "tiny.onnx",
+            "input": {"width": sides[0], "height": sides[1]},
+            "head": head,
+            "classes": ABC,
+            "nms": nms or {},
+            "licence": "CC0-1.0",
+        }
+    )
+
+
+def bound(head: Mapping[str, Any], shapes: Mapping[str, Shape], score: float = 0.5, **options: Any) -> Head:
+    classes = options.pop("classes", None)
+    made = make_head(card(head, **options), len(ABC), score, classes)
+    made.bind(shapes)
+    return made
+
+
+def rows(found: Candidates) -> list[tuple[float, ...]]:
+    """Class, score, box of each candidate; float32 rounded for comparison."""
+    return [
+        (int(class_id), round(float(score), 4), *(round(float(side), 3) for side in box))
+        for class_id, score, box in zip(found.class_ids, found.scores, found.boxes_xyxy, strict=True)
+    ]
+
+
+def array(*values: Sequence[float]) -> Floats:
+    return np.array(values, np.float32)
+
+
+# --------------------------------------------------------------------------------------------- nanodet
+
+NANODET = {"kind": "nanodet", "strides": (16, 32), "bins": 3}
+CELLS = 4 * 2 + 2 * 1  # of 64x32 at strides 16 and 32
+NANODET_SHAPES: dict[str, Shape] = {"scores": (None, CELLS, 3), "distances": (None, CELLS, 12)}
+
+
+def nanodet_outputs(scored: Mapping[tuple[int, int], float]) -> tuple[Floats, Floats]:
+    """Scores of (cell, class); the sides of cell n are 0, 1, 2 and 1.5 strides, for every cell."""
+    scores = np.zeros((CELLS, 3), np.float32)
+    for at, score in scored.items():
+        scores[at] = score
+    sure = 100.0
+    sides = [[sure, 0, 0], [0, sure, 0], [0, 0, sure], [-sure, sure, sure]]
+    return scores, np.tile(np.array(sides, np.float32).reshape(1, 12), (CELLS, 1))
+
+
+@pytest.mark.parametrize(
+    ("scored", "options", "expected"),
+    [
+        ({}, {}, []),
+        # cell 0: centre (7.5, 7.5); left 0, top 16, right 32, bottom 24
+        ({(0, 2): 0.75}, {}, [(2, 0.75, 7.5, -8.5, 39.5, 31.5)]),
+        # cell 5: column 1 of row 1: centre (23.5, 23.5)
+        ({(5, 0): 0.5}, {}, [(0, 0.5, 23.5, 7.5, 55.5, 47.5)]),  # the threshold itself is enough
+        ({(5, 0): 0.4999}, {}, []),
+        # cell 9: the second of stride 32: centre (47.5, 15.5)
+        ({(9, 1): 1.0}, {}, [(1, 1.0, 47.5, -16.5, 111.5, 63.5)]),
+        # a cell may be of two classes; best first
+        ({(0, 0): 0.6, (0, 2): 0.9}, {}, [(2, 0.9, 7.5, -8.5, 39.5, 31.5), (0, 0.6, 7.5, -8.5, 39.5, 31.5)]),
+        ({(0, 0): 0.6, (0, 2): 0.9}, {"classes": [0]}, [(0, 0.6, 7.5, -8.5, 39.5, 31.5)]),
+        ({(0, 0): 0.6}, {"classes": [1, 2]}, []),
+        ({(0, 0): float("nan")}, {}, []),
+    ],
+)
+def test_nanodet(
+    scored: Mapping[tuple[int, int], float], options: Mapping[str, Any], expected: list[tuple[float, ...]]
+) -> None:
+    scores, distances = nanodet_outputs(scored)
+    head = bound(NANODET, NANODET_SHAPES, **options)
+    assert head.outputs == ("scores", "distances")
+    assert rows(head.decode([scores, distances])) == expected
+    joined = bound(NANODET, {"output": (1, CELLS, 15)}, **options)
+    assert rows(joined.decode([np.concatenate([scores, distances], axis=1)])) == expected
+
+
+def test_nanodet_softmax_is_an_expectation_and_does_not_overflow() -> None:
+    distances = np.zeros((CELLS, 12), np.float32)
+    distances[0] = [0, 0, 0, math.log(2), 0, 0, 1e4, 1e4, -1e4, -1e4, -1e4, -1e4]
+    scores, _ = nanodet_outputs({(0, 0): 1.0})
+    (row,) = rows(bound(NANODET, NANODET_SHAPES).decode([scores, distances]))
+    assert row == (0, 1.0, 7.5 - 16, 7.5 - 12, 7.5 + 8, 7.5 + 16)  # 1, 0.75, 0.5 and 1 strides
+
+
+def test_nanodet_has_cells_for_a_rest_of_the_canvas() -> None:
+    head = make_head(card(NANODET, sides=(65, 33)), 3, 0.5)
+    assert head.fits({"scores": (1, 5 * 3 + 3 * 2, 3), "distances": (1, 5 * 3 + 3 * 2, 12)}) is not None
+
+
+# ---------------------------------------------------------------------------------------------- yolov5
+
+V5 = {"kind": "yolov5"}
+
+
+@pytest.mark.parametrize(
+    ("boxes", "head", "expected"),
+    [
+        ([], V5, []),
+        ([[10, 20, 4, 8, 1.0, 0.1, 0.9, 0.0]], V5, [(1, 0.9, 8, 16, 12, 24)]),
+        ([[10, 20, 4, 8, 0.8, 0.1, 0.75, 0.0]], V5, [(1, 0.6, 8, 16, 12, 24)]),  # objectness times class
+        ([[10, 20, 4, 8, 0.6, 0.1, 0.8, 0.0]], V5, []),
+        ([[10, 20, 4, 8, 0.4, 1.0, 1.0, 1.0]], V5, []),
+        (
+            [[10, 20, 4, 8, 1.0, 0.5, 0.6, 0.0], [1, 2, 2, 2, 1.0, 0.0, 0.0, 0.7]],
+            V5,
+            [(2, 0.7, 0, 1, 2, 3), (1, 0.6, 8, 16, 12, 24), (0, 0.5, 8, 16, 12, 24)],
+        ),
+        ([[0.5, 0.5, 0.25, 0.5, 1.0, 1.0, 0.0, 0.0]], {**V5, "box_scale": "fraction"}, [(0, 1.0, 24, 8, 40, 24)]),
+        ([[10, 20, 4, 8, 2.0, 3.0, -9.0, -9.0]], {**V5, "activation": "sigmoid"}, [(0, 0.839, 8, 16, 12, 24)]),
+    ],
+)
+def test_yolov5(boxes: list[list[float]], head: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
+    output = np.array(boxes, np.float32).reshape(-1, 8)
+    assert rows(bound(head, {"output": (1, None, 8)}).decode([output])) == expected
+    of_class_1 = [row for row in expected if row[0] == 1]
+    assert rows(bound(head, {"output": (1, None, 8)}, classes=[1]).decode([output])) == of_class_1
+
+
+# ---------------------------------------------------------------------------------------------- yolov8
+
+V8 = {"kind": "yolov8"}
+
+
+@pytest.mark.parametrize(
+    ("boxes", "head", "expected"),
+    [
+        ([], V8, []),
+        ([[10, 20, 4, 8, 0.1, 0.9, 0.0]], V8, [(1, 0.9, 8, 16, 12, 24)]),
+        ([[10, 20, 4, 8, 0.1, 0.49, 0.0]], V8, []),
+        (
+            # ties go by box, then class, although the scores lie class by class
+            [[10, 20, 4, 8, 0.0, 0.6, 0.6], [1, 2, 2, 2, 0.6, 0.0, 0.8]],
+            V8,
+            [(2, 0.8, 0, 1, 2, 3), (1, 0.6, 8, 16, 12, 24), (2, 0.6, 8, 16, 12, 24), (0, 0.6, 0, 1, 2, 3)],
+        ),
+        ([[0.5, 0.5, 0.25, 0.5, 1.0, 0.0, 0.0]], {**V8, "box_scale": "fraction"}, [(0, 1.0, 24, 8, 40, 24)]),
+        ([[10, 20, 4, 8, 3.0, -9.0, -9.0]], {**V8, "activation": "sigmoid"}, [(0, 0.9526, 8, 16, 12, 24)]),
+    ],
+)
+def test_yolov8(boxes: list[list[float]], head: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
+    output = np.ascontiguousarray(np.array(boxes, np.float32).reshape(-1, 7).T)
+    assert rows(bound(head, {"output": (1, 7, None)}).decode([output])) == expected
+    of_class_2 = [row for row in expected if row[0] == 2]
+    assert rows(bound(head, {"output": (1, 7, None)}, classes=[2]).decode([output])) == of_class_2
+
+
+# ------------------------------------------------------------------------------------------ end to end
+
+END = {"kind": "end-to-end"}
+
+
+@pytest.mark.parametrize(
+    ("objects", "options", "expected"),
+    [
+        ([], {}, []),
+        ([[1, 2, 3, 4, 0.9, 2], [0, 0, 0, 0, 0, 0]], {}, [(2, 0.9, 1, 2, 3, 4)]),
+        ([[1, 2, 3, 4, 0.6, 0], [5, 6, 7, 8, 0.9, 1]], {}, [(1, 0.9, 5, 6, 7, 8), (0, 0.6, 1, 2, 3, 4)]),
+        ([[1, 2, 3, 4, 0.6, 0], [5, 6, 7, 8, 0.9, 1]], {"classes": [0]}, [(0, 0.6, 1, 2, 3, 4)]),
+        ([[1, 2, 3, 4, 0.9, 3], [1, 2, 3, 4, 0.9, -1], [1, 2, 3, 4, 0.9, float("nan")]], {}, []),  # no such class
+        ([[1, 2, 3, 4, 0.9, 0], [1, 2, 3, 4, 0.8, 0]], {"nms": {"max_objects": 1}}, [(0, 0.9, 1, 2, 3, 4)]),
+    ],
+)
+def test_end_to_end(objects: list[list[float]], options: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
+    head = bound(END, {"output": (None, None, 6)}, **options)
+    assert not head.needs_nms
+    assert rows(head.decode([np.array(objects, np.float32).reshape(-1, 6)])) == expected
+
+
+def test_end_to_end_fractions() -> None:
+    head = bound({**END, "box_scale": "fraction"}, {"output": (1, 300, 6)})
+    assert rows(head.decode([array([0.25, 0.5, 0.5, 1.0, 0.9, 1])])) == [(1, 0.9, 16, 16, 32, 32)]
+
+
+# --------------------------------------------------------------------------------------------- rt-detr
+
+RT = {"kind": "rt-detr", "box_scale": "fraction", "activation": "sigmoid"}
+RT_SHAPES: dict[str, Shape] = {"pred_logits": (1, 2, 3), "pred_boxes": (1, 2, 4)}
+
+
+@pytest.mark.parametrize(
+    ("logits", "options", "expected"),
+    [
+        ([[-9, -9, -9], [-9, -9, -9]], {}, []),
+        ([[-9, 3, -9], [-9, -9, -9]], {}, [(1, 0.9526, 24, 8, 40, 24)]),
+        ([[-9, 0, -9], [-9, -9, -9]], {}, [(1, 0.5, 24, 8, 40, 24)]),
+        ([[1, 2, -9], [3, -9, -9]], {}, [(0, 0.9526, 0, 0, 64, 32), (1, 0.8808, 24, 8, 40, 24),
+                                         (0, 0.7311, 24, 8, 40, 24)]),
+        # top-K over all pairs of query and class; equal ones by index
+        ([[2, 2, 2], [3, 3, 3]], {"nms": {"max_objects": 4}}, [(0, 0.9526, 0, 0, 64, 32), (1, 0.9526, 0, 0, 64, 32),
+                                                               (2, 0.9526, 0, 0, 64, 32), (0, 0.8808, 24, 8, 40, 24)]),
+        ([[1, 2, 3], [-9, -9, -9]], {"classes": [0]}, [(0, 0.7311, 24, 8, 40, 24)]),
+        ([[-1e5, 1e5, -1e5], [-1e5, -1e5, -1e5]], {}, [(1, 1.0, 24, 8, 40, 24)]),
+    ],
+)  # fmt: skip
+def test_rt_detr(logits: list[list[float]], options: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
+    head = bound(RT, RT_SHAPES, **options)
+    assert head.outputs == ("pred_boxes", "pred_logits")
+    boxes = array([0.5, 0.5, 0.25, 0.5], [0.5, 0.5, 1.0, 1.0])
+    found = head.decode([boxes, np.array(logits, np.float32)])
+    assert rows(found) == expected
+
+
+def test_rt_detr_counts_what_it_cuts() -> None:
+    head = bound(RT, RT_SHAPES, nms={"max_objects": 4})
+    assert head.decode([np.zeros((2, 4), np.float32), np.full((2, 3), 9, np.float32)]).excess == 2
+
+
+# ------------------------------------------------------------------------------------------- all heads
+
+SHAPES: dict[str, dict[str, Shape]] = {
+    "nanodet": NANODET_SHAPES,
+    "yolov5": {"output": (1, 40, 8)},
+    "yolov8": {"output": (1, 7, 40)},
+    "end-to-end": {"output": (1, 40, 6)},
+    "rt-detr": {"boxes": (1, 40, 4), "scores": (1, 40, 3)},
+}
+
+
+def zeros(kind: str) -> list[Floats]:
+    return [
+        np.zeros([CELLS if side is None else side for side in shape[1:]], np.float32) for shape in SHAPES[kind].values()
+    ]
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_capacity_is_kept_and_the_excess_counted(kind: str) -> None:
+    head = bound({**NANODET, "kind": kind}, SHAPES[kind], 0.0, nms={"max_candidates": 7, "max_objects": 7})
+    found = head.decode(zeros(kind))
+    pairs = {"nanodet": CELLS * 3, "end-to-end": 40}.get(kind, 40 * 3)
+    assert len(found.scores) == 7
+    assert found.excess == pairs - 7
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_boxes_that_are_not_finite_are_no_candidates(kind: str) -> None:
+    head = bound({**NANODET, "kind": kind}, SHAPES[kind], 0.5)
+    outputs = [np.full_like(each, np.inf) for each in zeros(kind)]
+    head.raw_scores(outputs)[...] = 1.0
+    if kind == "end-to-end":
+        outputs[0][:, 5] = 0
+    found = head.decode(outputs)
+    assert len(found.scores) == 0
+    assert found.boxes_xyxy.shape == (0, 4)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_types(kind: str) -> None:
+    found = bound({**NANODET, "kind": kind}, SHAPES[kind], 0.0).decode(zeros(kind))
+    assert len(found.scores) > 0
+    assert found.boxes_xyxy.dtype == np.float32
+    assert found.scores.dtype == np.float32
+    assert found.class_ids.dtype == np.int32
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_impossible_scores_are_refused(kind: str) -> None:
+    outputs = zeros(kind)
+    head = bound({**NANODET, "kind": kind}, SHAPES[kind])
+    head.check_scores(outputs)
+    for wrong in (-4.0, 3.0, math.nan):
+        head.raw_scores(outputs)[-1:] = wrong
+        with pytest.raises(ModelError, match="between 0 and 1") as error:
+            head.check_scores(outputs)
+        assert "activation: sigmoid" in error.value.hint
+        bound({**NANODET, "kind": kind, "activation": "sigmoid"}, SHAPES[kind]).check_scores(outputs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "outputs"),
+    [
+        ("nanodet", {"scores": (1, 10, 3), "distances": (1, 10, 12)}, ("scores", "distances")),
+        ("nanodet", {"distances": (1, 10, 12), "scores": (1, 10, 3)}, ("scores", "distances")),
+        ("nanodet", {"b": (1, 10, 12), "a": (1, 10, 3)}, ("a", "b")),
+        ("nanodet", {"cls": (None, None, None), "reg": (None, None, None)}, ("cls", "reg")),
+        ("nanodet", {"output": (1, 10, 15)}, ("output",)),
+        ("nanodet", {"anchors": (10, 2), "output": (1, 10, 15)}, ("output",)),
+        ("yolov5", {"output": (1, 25200, 8), "p3": (1, 3, 80, 80, 8)}, ("output",)),
+        ("yolov8", {"output": (None, 7, None)}, ("output",)),
+        ("end-to-end", {"output": (1, 300, 6)}, ("output",)),
+        ("rt-detr", {"logits": (1, 300, 3), "pred_boxes": (1, 300, 4)}, ("pred_boxes", "logits")),
+        ("rt-detr", {"pred_boxes": (1, None, 4), "logits": (1, None, 3)}, ("pred_boxes", "logits")),
+    ],
+)
+def test_outputs_are_found(kind: str, shapes: dict[str, Shape], outputs: tuple[str, ...]) -> None:
+    assert bound({**NANODET, "kind": kind}, shapes).outputs == outputs
+
+
+def test_four_classes_do_not_confuse_scores_with_boxes() -> None:
+    head = HEADS["rt-detr"](card(RT), 4, 0.5)
+    head.bind({"scores": (1, 300, 4), "boxes": (1, 300, 4)})
+    assert head.outputs == ("boxes", "scores")
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "expects", "has", "hint"),
+    [
+        ("yolov8", {"out": (1, 40, 8)}, "(batch, 7, boxes)", "out (1, 40, 8)", "fit head `yolov5`"),
+        ("yolov5", {"out": (1, 7, 40)}, "(batch, boxes, 8)", "out (1, 7, 40)", "fit head `yolov8`"),
+        ("yolov8", {"out": (1, 300, 6)}, "(batch, 7, boxes)", "out (1, 300, 6)", "fit head `end-to-end`"),
+        ("end-to-end", {"out": (1, 7, 40)}, "(batch, objects, 6)", "out (1, 7, 40)", "fit head `yolov8`"),
+        ("yolov5", NANODET_SHAPES, "(batch, boxes, 8)", "scores (?, 10, 3), distances (?, 10, 12)", "head `nanodet`"),
+        ("rt-detr", {"out": (1, 10, 15)}, "(batch, queries, 4) boxes", "out (1, 10, 15)", "fit head `nanodet`"),
+        (
+            "nanodet",
+            {"a": (1, 300, 4), "b": (1, 300, 3)},
+            "(batch, 10, 3) scores and (batch, 10, 12) distances, or both in one (batch, 10, 15)",
+            "a (1, 300, 4), b (1, 300, 3)",
+            "fit head `rt-detr`",
+        ),
+        ("yolov8", {"out": (1, 84, 8400)}, "(batch, 7, boxes)", "out (1, 84, 8400)", "hold 80 classes"),
+        ("yolov5", {"out": (1, 25200, 85)}, "(batch, boxes, 8)", "out (1, 25200, 85)", "hold 80 classes"),
+        ("yolov8", {"out": (1, 1000)}, "(batch, 7, boxes)", "out (1, 1000)", "no head fits"),
+        ("yolov8", {}, "(batch, 7, boxes)", "nothing", "no head fits"),
+    ],
+)
+def test_a_head_that_does_not_fit_says_which_would(
+    *, kind: str, shapes: dict[str, Shape], expects: str, has: str, hint: str
+) -> None:
+    with pytest.raises(ModelError) as error:
+        bound({**NANODET, "kind": kind}, shapes)
+    message = str(error.value)
+    assert f"tiny: head `{kind}` with 3 classes expects {expects}" in message
+    assert f"the model gives {has}" in message
+    assert hint in error.value.hint
+
+
+@given(st.floats(0, 1, width=32), st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=30))
+def test_the_floor_of_logits_loses_nothing(score: float, logits: list[float]) -> None:
+    values = np.array(logits, np.float32)
+    output = np.zeros((7, len(values)), np.float32)
+    output[4:] = -100
+    output[4] = values
+    head = bound({**V8, "activation": "sigmoid"}, {"output": (1, 7, len(values))}, score, nms={"max_candidates": 8192})
+    expected = np.count_nonzero(sigmoid(output[4:]) >= np.float32(score))
+    assert len(head.decode([output]).scores) == expected
