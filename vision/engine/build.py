@@ -370,16 +370,19 @@ def add_profile(
         ModelError: TensorRT finds it inconsistent.
     """
     made = builder.create_optimization_profile()
-    for each in inputs:
-        if each.is_shape_tensor:
-            values = profile.values[each.name]
-            made.set_shape_input(each.name, list(values.min), list(values.opt), list(values.max))
-        elif min(each.shape, default=0) < 0:
-            shapes = profile.shapes[each.name]
-            made.set_shape(
-                each.name, trt.Dims(list(shapes.min)), trt.Dims(list(shapes.opt)), trt.Dims(list(shapes.max))
-            )
-    if not bool(made) or config.add_optimization_profile(made) < 0:
+    try:
+        for each in inputs:
+            if each.is_shape_tensor:
+                values = profile.values[each.name]
+                made.set_shape_input(each.name, list(values.min), list(values.opt), list(values.max))
+            elif min(each.shape, default=0) < 0:
+                shapes = profile.shapes[each.name]
+                dims = (trt.Dims(list(shape)) for shape in (shapes.min, shapes.opt, shapes.max))
+                made.set_shape(each.name, *dims)
+        accepted = bool(made) and config.add_optimization_profile(made) >= 0
+    except RuntimeError as error:
+        raise ModelError(f"{find_library()} refuses the profile {profile}: {error}") from error
+    if not accepted:
         raise ModelError(f"{find_library()} finds the profile inconsistent: {profile}")
     return made
 

@@ -131,24 +131,33 @@ def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
     Ctrl-C sets `cancel`, waits until `work` has noticed, and goes on its way. What `work` raises is raised here.
     """
     outcome: _Outcome[_T] = _Outcome()
+    begun, ended = threading.Event(), threading.Event()
 
     def run() -> None:
+        begun.set()
         try:
             outcome.value = work()
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             outcome.error = error
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=run, name="engine build", daemon=True)
-    thread.start()
     interrupted: KeyboardInterrupt | None = None
-    while thread.is_alive():
+    starts = [thread.start]  # emptied before the call: Ctrl-C inside of it must not lead to a second one
+    while not ended.is_set():
         try:
-            thread.join(timeout=0.2)
+            if starts:
+                starts.pop()()
+            ended.wait(
+                timeout=0.2
+            )  # not join: interrupted, it takes the thread for stopped (bugs.python.org/issue45274)
         except KeyboardInterrupt as error:
             cancel.set()
-            if interrupted is not None:  # the second one leaves at once; the thread is a daemon
-                raise
+            if interrupted is not None or not begun.wait(timeout=1.0):
+                raise  # the second one leaves at once; the thread is a daemon
             interrupted = error
+    thread.join()
     if interrupted is not None:
         raise interrupted
     if outcome.error is not None:

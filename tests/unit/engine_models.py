@@ -1,0 +1,118 @@
+"""Small ONNX models and cards for the tests of `vision.engine`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto as Onnx
+from onnx import helper, numpy_helper
+
+from vision.config.site import ModelCard
+
+
+def card(*, size: int = 16, file: str = "tiny.onnx", **more: Any) -> ModelCard:
+    """A card of a model that takes pictures of `size` x `size`."""
+    return ModelCard.model_validate(
+        {
+            "name": "tiny",
+            "file": file,
+            "input": {"width": size, "height": size},
+            "head": {"kind": "yolov8"},
+            "classes": ["person"],
+            "nms": {},
+            "licence": "none",
+            **more,
+        }
+    )
+
+
+def convolution(
+    shape: Sequence[int | str] = ("n", 3, 16, 16), *, weight: float | None = None, seed: int = 0, opset: int = 17
+) -> bytes:
+    """images -> Conv -> Relu -> Conv -> y, with random weights; `weight` puts one of that size among them."""
+    rng = np.random.default_rng(seed)
+    first = rng.normal(size=(8, 3, 3, 3)).astype(np.float32) * 0.2
+    if weight is not None:
+        first[0, 0, 0, 0] = weight
+    second = rng.normal(size=(4, 8, 1, 1)).astype(np.float32) * 0.2
+    nodes = [
+        helper.make_node("Conv", ["images", "w0"], ["a"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("Conv", ["b", "w1"], ["y"], name="second"),
+    ]
+    weights = [numpy_helper.from_array(first, "w0"), numpy_helper.from_array(second, "w1")]
+    return model(nodes, [value("images", shape)], [value("y", (shape[0], 4, *shape[2:]))], weights, opset=opset)
+
+
+def value(name: str, shape: Sequence[int | str] | None, kind: int = Onnx.FLOAT) -> onnx.ValueInfoProto:
+    """An input or output."""
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    weights: Sequence[onnx.TensorProto] = (),
+    *,
+    opset: int = 17,
+    domains: Sequence[str] = (),
+) -> bytes:
+    """A serialised model."""
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, weights)
+    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    return bytes(helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString())
+
+
+def with_operator(operator: str, *, node: str = "odd", domain: str = "") -> bytes:
+    """images -> Relu -> `operator` -> y."""
+    nodes = [
+        helper.make_node("Relu", ["images"], ["a"], name="relu"),
+        helper.make_node(operator, ["a"], ["y"], name=node, domain=domain),
+    ]
+    kind = Onnx.INT64 if operator == "NonZero" else Onnx.FLOAT
+    return model(
+        nodes, [value("images", ("n", 3, 16, 16))], [value("y", None, kind)], domains=[domain] if domain else []
+    )
+
+
+def with_shape_input() -> bytes:
+    """images resized to the size that the input `size` holds: a shape tensor."""
+    nodes = [
+        helper.make_node("Shape", ["images"], ["whole"], name="shape"),
+        helper.make_node("Slice", ["whole", "zero", "two", "axis"], ["front"], name="front"),
+        helper.make_node("Concat", ["front", "size"], ["target"], name="target", axis=0),
+        helper.make_node("Resize", ["images", "", "", "target"], ["y"], name="resize", mode="nearest"),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([number], np.int64), name)
+        for name, number in (("zero", 0), ("two", 2), ("axis", 0))
+    ]
+    inputs = [value("images", ("n", 3, 16, 16)), value("size", (2,), Onnx.INT64)]
+    return model(nodes, inputs, [value("y", ("n", 3, "h", "w"))], constants)
+
+
+def quantised(kind: int = Onnx.INT8, *, opset: int = 17) -> bytes:
+    """images -> Conv -> Q -> DQ -> Conv (weights Q -> DQ) -> Relu -> y."""
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.normal(size=(16, 3, 3, 3)).astype(np.float32) * 0.2, "w0"),
+        numpy_helper.from_array(rng.normal(size=(16, 16, 3, 3)).astype(np.float32) * 0.1, "w"),
+        numpy_helper.from_array(np.float32(0.02), "s"),
+        numpy_helper.from_array(np.full(16, 0.003, np.float32), "ws"),
+        helper.make_tensor("z", kind, [], [0]),
+        helper.make_tensor("wz", kind, [16], [0] * 16),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["images", "w0"], ["a"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("QuantizeLinear", ["a", "s", "z"], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="dq"),
+        helper.make_node("QuantizeLinear", ["w", "ws", "wz"], ["wq"], name="wq", axis=0),
+        helper.make_node("DequantizeLinear", ["wq", "ws", "wz"], ["wd"], name="wdq", axis=0),
+        helper.make_node("Conv", ["d", "wd"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["y"], name="relu"),
+    ]
+    return model(nodes, [value("images", ("n", 3, 16, 16))], [value("y", ("n", 16, 16, 16))], weights, opset=opset)

@@ -1,0 +1,221 @@
+"""Which profile runs a shape, and which profiles a model gets."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.engine_models import card
+from vision.engine.profiles import (
+    NetworkInput,
+    Profile,
+    Range,
+    batch_bands,
+    choose_profile,
+    make_profiles,
+    picture_input,
+)
+from vision.errors import ModelError
+
+
+def batches(*bands: tuple[int, int, int]) -> list[Profile]:
+    return [Profile({"x": Range((low, 3), (best, 3), (high, 3))}, {}) for low, best, high in bands]
+
+
+BANDS = ((1, 4, 4), (4, 8, 16), (16, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("bands", "batch", "chosen"),
+    [
+        (BANDS, 1, 0),
+        (BANDS, 3, 0),
+        (BANDS, 4, 0),  # on the edge of two: the one tuned for 4
+        (BANDS, 5, 1),
+        (BANDS, 16, 1),  # 8 is nearer than 64
+        (BANDS, 17, 2),
+        (BANDS, 64, 2),
+        (((1, 64, 64), (1, 2, 64)), 3, 1),  # first fit would be the wide, slow one
+        (((1, 64, 64), (1, 2, 64)), 40, 0),
+        (((1, 1, 8), (8, 8, 8)), 8, 1),
+        (((1, 2, 64), (1, 2, 4)), 2, 1),  # a tie goes to the smaller
+        (((1, 2, 4), (1, 2, 4)), 2, 0),  # then to the first
+        (((1, 2, 4), (1, 8, 8)), 4, 0),  # 4 is as far from 2 as from 8
+    ],
+)
+def test_nearest_tuned_profile_is_chosen(bands: tuple[tuple[int, int, int], ...], batch: int, chosen: int) -> None:
+    assert choose_profile(batches(*bands), {"x": (batch, 3)}) == chosen
+
+
+def test_distance_counts_every_dimension_of_every_input() -> None:
+    def profile(height: int, queries: int) -> Profile:
+        return Profile(
+            {"x": Range((1, 3, 32), (1, 3, height), (4, 3, 1024)), "q": Range((1,), (queries,), (1000,))}, {}
+        )
+
+    profiles = [profile(640, 100), profile(320, 100), profile(320, 900)]
+    assert choose_profile(profiles, {"x": (1, 3, 384), "q": (120,)}) == 1
+    assert choose_profile(profiles, {"x": (1, 3, 384), "q": (800,)}) == 2
+    assert choose_profile(profiles, {"x": (1, 3, 700), "q": (100,)}) == 0
+
+
+@pytest.mark.parametrize("shape", [(65, 3), (0, 3), (4, 4), (4,), (4, 3, 1)])
+def test_shape_that_no_profile_takes_is_refused_with_what_each_takes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError) as caught:
+        choose_profile(batches(*BANDS), {"x": shape})
+    assert f"x {'x'.join(map(str, shape))}" in str(caught.value)
+    assert "2: x 16x3 .. 64x3 (best 64x3)" in str(caught.value)
+    assert "max_batch" in caught.value.hint
+
+
+def test_input_that_the_engine_does_not_have_is_refused() -> None:
+    with pytest.raises(ModelError, match="no profile of the engine takes other 1x3"):
+        choose_profile(batches(*BANDS), {"other": (1, 3)})
+    with pytest.raises(ModelError, match="it has none"):
+        choose_profile([], {"x": (1, 3)})
+
+
+@given(
+    bands=st.lists(st.tuples(*[st.integers(1, 64)] * 3).map(lambda t: tuple(sorted(t))), min_size=1, max_size=6),
+    batch=st.integers(1, 64),
+)
+def test_chosen_profile_contains_the_shape_and_none_that_does_is_nearer(
+    bands: list[tuple[int, int, int]], batch: int
+) -> None:
+    profiles = batches(*bands)
+    shapes = {"x": (batch, 3)}
+    if not any(low <= batch <= high for low, _, high in bands):
+        with pytest.raises(ModelError):
+            choose_profile(profiles, shapes)
+        return
+    chosen = profiles[choose_profile(profiles, shapes)]
+    assert chosen.contains(shapes)
+    assert all(chosen.cost(shapes) <= other.cost(shapes) for other in profiles if other.contains(shapes))
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "bands"),
+    [
+        (1, ((1, 1, 1),)),
+        (3, ((1, 3, 3),)),
+        (4, ((1, 4, 4),)),
+        (5, ((1, 4, 4), (4, 5, 5))),
+        (8, ((1, 4, 4), (4, 8, 8))),
+        (16, ((1, 4, 4), (4, 16, 16))),
+        (64, ((1, 4, 4), (4, 16, 16), (16, 64, 64))),
+        (100, ((1, 4, 4), (4, 16, 16), (16, 64, 64), (64, 100, 100))),
+        (300, ((1, 4, 4), (4, 16, 16), (16, 64, 64), (64, 300, 300))),
+    ],
+)
+def test_bands_reach_max_batch_and_no_further(max_batch: int, bands: tuple[tuple[int, int, int], ...]) -> None:
+    assert batch_bands(max_batch) == bands
+
+
+def test_no_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        batch_bands(0)
+
+
+@pytest.mark.parametrize(
+    ("low", "best", "high", "says"),
+    [((2,), (1,), (3,), "min <= opt <= max"), ((1,), (1, 1), (1,), "number of dimensions")],
+)
+def test_range_that_is_none_is_refused(
+    low: tuple[int, ...], best: tuple[int, ...], high: tuple[int, ...], says: str
+) -> None:
+    with pytest.raises(ModelError, match=says):
+        Range(low, best, high)
+
+
+# ------------------------------------------------------------------------------------------------ making profiles
+
+OPEN_BATCH = NetworkInput("images", (-1, 3, 16, 16))
+OPEN = NetworkInput("images", (-1, 3, -1, -1))
+FIXED = NetworkInput("images", (4, 3, 16, 16))
+
+
+def test_profiles_are_made_from_max_batch() -> None:
+    made = make_profiles([OPEN_BATCH], card(), 8)
+    assert [str(each) for each in made] == [
+        "images 1x3x16x16 .. 4x3x16x16 (best 4x3x16x16)",
+        "images 4x3x16x16 .. 8x3x16x16 (best 8x3x16x16)",
+    ]
+
+
+def test_open_height_and_width_are_those_of_the_card() -> None:
+    (made,) = make_profiles([OPEN], card(size=64), 1)
+    assert str(made) == "images 1x3x64x64"
+
+
+def test_profiles_of_the_card_come_first() -> None:
+    given = [
+        {"batch": [1, 2, 4]},
+        {"batch": [4, 8, 8], "height": [32, 64, 96], "width": [64, 64, 128]},
+    ]
+    made = make_profiles([OPEN], card(size=64, profiles=given), 8)
+    assert made[0].shapes["images"] == Range((1, 3, 64, 64), (2, 3, 64, 64), (4, 3, 64, 64))
+    assert made[1].shapes["images"] == Range((4, 3, 32, 64), (8, 3, 64, 64), (8, 3, 96, 128))
+
+
+def test_fixed_batch_is_the_only_one() -> None:
+    (made,) = make_profiles([FIXED], card(), 4)
+    assert str(made) == "images 4x3x16x16"
+
+
+def test_other_inputs_follow_the_batch_or_their_own_ranges() -> None:
+    given = [{"batch": [1, 2, 4], "shapes": {"tokens": [[1, 8], [2, 16], [4, 77]]}}]
+    inputs = [OPEN_BATCH, NetworkInput("sizes", (-1, 2)), NetworkInput("tokens", (-1, -1)), NetworkInput("k", (5,))]
+    (made,) = make_profiles(inputs, card(profiles=given), 4)
+    assert made.shapes["sizes"] == Range((1, 2), (2, 2), (4, 2))
+    assert made.shapes["tokens"] == Range((1, 8), (2, 16), (4, 77))
+    assert made.shapes["k"] == Range((5,), (5,), (5,))
+
+
+def test_shape_tensors_get_values_and_no_shapes() -> None:
+    given = [{"batch": [1, 2, 4], "values": {"size": [[8, 8], [16, 16], [32, 32]]}}]
+    (made,) = make_profiles([OPEN_BATCH, NetworkInput("size", (2,), True)], card(profiles=given), 4)
+    assert made.values == {"size": Range((8, 8), (16, 16), (32, 32))}
+    assert set(made.shapes) == {"images"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "profiles", "max_batch", "says"),
+    [
+        ([FIXED], None, 8, "batch is fixed to 4 in the ONNX file, and max_batch is 8"),
+        (
+            [FIXED],
+            [{"batch": [1, 4, 4]}],
+            4,
+            r"batch is fixed to 4 in the ONNX file, and the profile asks for \[1, 4, 4\]",
+        ),
+        (
+            [OPEN_BATCH],
+            [{"batch": [1, 4, 4]}],
+            8,
+            "max_batch is 8, and the widest of `profiles` in model.yaml ends at 4",
+        ),
+        ([OPEN_BATCH], [{"batch": [1, 4, 4], "height": [16, 32, 64]}], 4, r"height is fixed to 16 .* \[16, 32, 64\]"),
+        ([NetworkInput("images", (-1, 3, 16, 32))], None, 4, "width is fixed to 32 in the ONNX file, .* asks for 16"),
+        ([NetworkInput("images", (-1, 1, 16, 16))], None, 4, "channels is fixed to 1"),
+        ([NetworkInput("x", (-1, 10))], None, 4, "expected an input of shape"),
+        ([OPEN_BATCH, NetworkInput("t", (-1, -1))], None, 4, "leaves t .* open, and model.yaml gives no shapes for it"),
+        ([OPEN_BATCH, NetworkInput("s", (2,), True)], None, 4, "model.yaml gives no values for it"),
+        ([OPEN_BATCH], [{"batch": [1, 4, 4], "shapes": {"z": [[1], [1], [1]]}}], 4, "names the input z; .* has images"),
+        (
+            [OPEN_BATCH, NetworkInput("t", (-1, 7))],
+            [{"batch": [1, 4, 4], "shapes": {"t": [[1, 8], [1, 8], [1, 8]]}}],
+            4,
+            r"input t is \(-1, 7\) in the ONNX file",
+        ),
+    ],
+)
+def test_profile_outside_the_models_range_is_refused(
+    inputs: list[NetworkInput], profiles: list[dict[str, object]] | None, max_batch: int, says: str
+) -> None:
+    with pytest.raises(ModelError, match=says):
+        make_profiles(inputs, card(profiles=profiles), max_batch)
+
+
+def test_picture_input_is_found_among_others() -> None:
+    assert picture_input([NetworkInput("sizes", (-1, 2)), OPEN]) is OPEN

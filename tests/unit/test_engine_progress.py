@@ -1,0 +1,135 @@
+"""What a build tells while it goes on, and how it is stopped."""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from vision.engine.progress import LogListener, Monitor, Phase, run_interruptible
+
+
+class Ears:
+    def __init__(self) -> None:
+        self.heard: list[tuple[tuple[str, int, int, int], ...]] = []
+
+    def parsed(self, layers: int) -> None: ...
+
+    def progress(self, phases: Sequence[Phase]) -> None:
+        self.heard.append(tuple((phase.name, phase.depth, phase.done, phase.steps) for phase in phases))
+
+    def built(self, plan_bytes: int) -> None: ...
+
+
+def test_phases_lie_inside_each_other() -> None:
+    ears = Ears()
+    monitor = Monitor(ears, threading.Event())
+    monitor.phase_start("build", None, 2)
+    monitor.phase_start("tactics", "build", 3)
+    assert monitor.step_complete("tactics", 0)
+    monitor.phase_finish("tactics")
+    assert monitor.step_complete("build", 0)
+    monitor.phase_finish("build")
+    assert ears.heard == [
+        (("build", 0, 0, 2),),
+        (("build", 0, 0, 2), ("tactics", 1, 0, 3)),
+        (("build", 0, 0, 2), ("tactics", 1, 1, 3)),
+        (("build", 0, 0, 2),),
+        (("build", 0, 1, 2),),
+        (),
+    ]
+
+
+def test_phase_that_ends_takes_with_it_what_is_open_inside() -> None:
+    ears = Ears()
+    monitor = Monitor(ears, threading.Event())
+    monitor.phase_start("a", None, 1)
+    monitor.phase_start("b", "a", 1)
+    monitor.phase_start("c", "b", 1)
+    monitor.phase_finish("a")
+    assert ears.heard[-1] == ()
+
+
+def test_strange_orders_are_borne() -> None:
+    ears = Ears()
+    monitor = Monitor(ears, threading.Event())
+    assert monitor.step_complete("never begun", 3)
+    monitor.phase_finish("never begun")
+    monitor.phase_start("orphan", "unknown parent", 1)
+    assert ears.heard[-1] == (("orphan", 0, 0, 1),)
+
+
+def test_cancelling_is_answered_at_the_next_step() -> None:
+    cancel = threading.Event()
+    monitor = Monitor(Ears(), cancel)
+    monitor.phase_start("a", None, 2)
+    assert monitor.step_complete("a", 0)
+    cancel.set()
+    assert not monitor.step_complete("a", 1)
+
+
+def test_log_gets_a_line_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    now_ns = 0
+    caplog.set_level(logging.INFO)
+    listener = LogListener("tiny fp16", clock=lambda: now_ns, every_s=10.0)
+    listener.parsed(133)
+    for second in range(31):
+        now_ns = second * 1_000_000_000
+        listener.progress((Phase("build", 0, 0, 6), Phase("tactics", 1, second, 40)))
+    listener.progress(())
+    listener.built(3 << 20)
+    assert [record.message for record in caplog.records] == [
+        "building tiny fp16: 133 layers before fusion",
+        "building tiny fp16: 10 s, tactics 10/40",
+        "building tiny fp16: 20 s, tactics 20/40",
+        "building tiny fp16: 30 s, tactics 30/40",
+        "built tiny fp16: 3.0 MiB in 30.0 s",
+    ]
+
+
+def test_work_gives_what_it_gives() -> None:
+    assert run_interruptible(lambda: 7, threading.Event()) == 7
+
+
+def test_what_work_raises_comes_out() -> None:
+    def work() -> None:
+        raise ZeroDivisionError("inside")
+
+    with pytest.raises(ZeroDivisionError, match="inside"):
+        run_interruptible(work, threading.Event())
+
+
+def test_ctrl_c_waits_for_work_to_notice() -> None:
+    cancel = threading.Event()
+    left: list[str] = []
+
+    def work() -> None:
+        _thread.interrupt_main()
+        assert cancel.wait(10)
+        threading.Event().wait(0.3)  # TensorRT takes a while to come to its next step
+        left.append("orderly")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptible(work, cancel)
+    assert left == ["orderly"]
+
+
+def test_second_ctrl_c_leaves_at_once() -> None:
+    cancel, release = threading.Event(), threading.Event()
+
+    def work() -> None:
+        _thread.interrupt_main()
+        assert cancel.wait(10)
+        _thread.interrupt_main()
+        release.wait(10)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_interruptible(work, cancel)
+        assert not release.is_set()
+        assert any(thread.name == "engine build" for thread in threading.enumerate())
+    finally:
+        release.set()
