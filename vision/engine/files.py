@@ -88,13 +88,17 @@ def read_private(path: Path) -> bytes:
         raise
     except OSError as error:  # ELOOP
         raise Untrusted(f"{path} cannot be read: {error.strerror}", hint=f"`rm {path}`; it is built again") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())  # of what was opened, whatever the name means by now
-        reason = _who_may_write(status) if os.name == "posix" else ""
-        if not stat.S_ISREG(status.st_mode):
-            reason = "is not a file"
+    try:
+        status = os.fstat(descriptor)  # of what was opened, whatever the name means by now
+        reason = "is not a file" if not stat.S_ISREG(status.st_mode) else ""
+        if os.name == "posix":
+            reason = reason or _who_may_write(status)
         if reason:
             raise Untrusted(f"{path} {reason}", hint=f"`rm {path}`; it is built again")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    with os.fdopen(descriptor, "rb") as file:
         return file.read()
 
 

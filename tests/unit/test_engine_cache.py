@@ -1,0 +1,377 @@
+"""The engine cache: every reason not to use a plan, made to happen once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.engine_models import card
+from vision.engine.build import BuildSettings, Built
+from vision.engine.cache import EngineCache, EngineKey, KernelStore, default_folder, foreign, key_of
+from vision.engine.files import Untrusted, sha256_of
+from vision.engine.library import GpuDescription, Library
+from vision.errors import Closed
+
+ORIN = GpuDescription("Orin", (8, 7))
+LIBRARY = Library(types.ModuleType("none"), "tensorrt", "10.3.0")
+ONNX = b"the bytes of a model"
+
+posix = pytest.mark.skipif(os.name != "posix", reason="modes of files")
+
+
+def key(**changes: Any) -> EngineKey:
+    made = key_of(ONNX, LIBRARY, ORIN, BuildSettings("fp16", 8), card())
+    return replace(made, **changes)
+
+
+def built(plan: bytes = b"a plan", **more: Any) -> Built:
+    values: dict[str, Any] = {
+        "layers": 3,
+        "profiles": (),
+        "seconds": 1.5,
+        "weights_bytes": 10,
+        "activation_bytes": 20,
+        "notes": ("careful",),
+        "timing_cache": None,
+    }
+    return Built(plan=plan, **{**values, **more})
+
+
+class Builder:
+    """Counts how often it is asked, and gives a plan."""
+
+    def __init__(self, result: Built | None = None) -> None:
+        self.result = result or built()
+        self.timing_caches: list[bytes | None] = []
+
+    def __call__(self, timing_cache: bytes | None) -> Built:
+        self.timing_caches.append(timing_cache)
+        return self.result
+
+    @property
+    def times(self) -> int:
+        return len(self.timing_caches)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "engines")
+
+
+def test_engine_is_built_once_and_found_afterwards(cache: EngineCache) -> None:
+    builder = Builder()
+    first = cache.load_or_build("tiny", key(), builder)
+    second = EngineCache(cache.folder).load_or_build("tiny", key(), builder)
+    assert builder.times == 1
+    assert first.built is builder.result
+    assert second.built is None
+    assert first.plan == second.plan == b"a plan"
+    assert first.path == second.path
+    assert first.path.name.startswith("tiny-fp16-b8-sm87-")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"onnx_sha256": "0" * 64},
+        {"version": "10.13.3"},
+        {"flavour": "tensorrt-rtx"},
+        {"gpu_name": "Orin Nano"},
+        {"compute_capability": (11, 0)},
+        {"settings": BuildSettings("fp32", 8)},
+        {"settings": BuildSettings("fp16", 4)},
+        {"settings": BuildSettings("fp16", 8, half_io=True)},
+        {"settings": BuildSettings("fp16", 8, flags=("SPARSE_WEIGHTS",))},
+        {"settings": BuildSettings("fp16", 8, optimization_level=5)},
+        {"settings": BuildSettings("fp16", 8, workspace_mib=512)},
+        {"settings": BuildSettings("fp16", 8, dla_core=0)},
+        {"profiles": ({"batch": [1, 8, 8]},)},
+        {"input_hw": (640, 640)},
+    ],
+)
+def test_whatever_decides_what_is_in_a_plan_makes_another_file(changes: dict[str, Any], cache: EngineCache) -> None:
+    cache.load_or_build("tiny", key(), Builder())
+    other = Builder(built(b"another"))
+    assert cache.load_or_build("tiny", key(**changes), other).plan == b"another"
+    assert other.times == 1
+    assert len(cache.entries()) == 2
+
+
+def test_profiles_of_the_card_are_in_the_key() -> None:
+    plain = key_of(ONNX, LIBRARY, ORIN, BuildSettings(), card())
+    given = key_of(ONNX, LIBRARY, ORIN, BuildSettings(), card(profiles=[{"batch": [1, 4, 8]}]))
+    assert plain.profiles == ()
+    assert given.profiles[0]["batch"] == [1, 4, 8]
+    assert plain.digest() != given.digest()
+
+
+def rewrite(path: Path, change: dict[str, Any]) -> None:
+    """Change the JSON beside a plan."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda plan: plan.write_bytes(b"a pl"), "it is truncated: 4 bytes, 6 were written"),
+        (lambda plan: plan.write_bytes(b""), "it is truncated: 0 bytes, 6 were written"),
+        (lambda plan: plan.write_bytes(b"b plan"), "its contents changed since it was written"),
+        (lambda plan: plan.unlink(), "the plan is gone"),
+        (lambda plan: plan.with_suffix(".json").unlink(), "it was not built yet"),
+        (lambda plan: plan.with_suffix(".json").write_text("{"), "the JSON beside it is damaged"),
+        (lambda plan: plan.with_suffix(".json").write_bytes(b"\xff\xfe"), "the JSON beside it is damaged"),
+        (lambda plan: plan.with_suffix(".json").write_text("[]"), "the JSON beside it is of another version"),
+        (lambda plan: rewrite(plan.with_suffix(".json"), {"schema": 99}), "the JSON beside it is of another version"),
+        (lambda plan: rewrite(plan.with_suffix(".json"), {"key": None}), "it is foreign: no key"),
+        (
+            lambda plan: rewrite(plan.with_suffix(".json"), {"key": key(gpu_name="Thor").as_json()}),
+            "it is foreign: gpu_name 'Thor' instead of 'Orin'",
+        ),
+    ],
+)
+def test_unusable_engine_is_rebuilt_with_the_reason_in_the_log(
+    damage: Any, reason: str, cache: EngineCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    damage(cache.load_or_build("tiny", key(), Builder()).path)
+    caplog.clear()
+    again = Builder(built(b"a newer plan"))
+    loaded = cache.load_or_build("tiny", key(), again)
+    assert again.times == 1
+    assert reason in caplog.text
+    assert cache.find("tiny", key()) == (b"a newer plan", "")
+    assert loaded.path.read_bytes() == b"a newer plan"
+
+
+def test_after_an_upgrade_the_log_says_what_changed(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    cache.load_or_build("tiny", key(), Builder())
+    cache.load_or_build("tiny", key(settings=BuildSettings("fp32", 1)), Builder())
+    caplog.clear()
+    cache.load_or_build("tiny", key(version="10.16.2"), Builder())
+    assert "the engine that is there has version '10.3.0' instead of '10.16.2'" in caplog.text
+
+
+@posix
+@pytest.mark.parametrize("suffix", [".engine", ".json"])
+def test_file_that_others_may_write_is_refused_and_force_mends_it(suffix: str, cache: EngineCache) -> None:
+    path = cache.load_or_build("tiny", key(), Builder()).path
+    path.with_suffix(suffix).chmod(0o666)
+    with pytest.raises(Untrusted, match="may be written by everybody"):
+        cache.load_or_build("tiny", key(), Builder())
+    assert cache.load_or_build("tiny", key(), Builder(built(b"clean")), force=True).plan == b"clean"
+    assert cache.find("tiny", key())[0] == b"clean"
+
+
+@posix
+def test_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(Untrusted, match="not to be trusted"):
+        EngineCache(folder)
+
+
+def test_force_builds_again(cache: EngineCache) -> None:
+    cache.load_or_build("tiny", key(), Builder())
+    again = Builder(built(b"second"))
+    assert cache.load_or_build("tiny", key(), again, force=True).plan == b"second"
+
+
+def test_build_that_fails_leaves_nothing(cache: EngineCache) -> None:
+    def fail(timing_cache: bytes | None) -> Built:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cache.load_or_build("tiny", key(), fail)
+    assert cache.entries() == ()
+    assert cache.load_or_build("tiny", key(), Builder()).plan == b"a plan"
+
+
+def test_of_two_at_once_one_builds_and_the_other_takes_it(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
+    """Separate caches have separate descriptors of the lock, as separate processes have."""
+    caplog.set_level(logging.INFO)
+    building, go_on = threading.Event(), threading.Event()
+    builds: list[str] = []
+    plans: list[bytes] = []
+
+    def slow(timing_cache: bytes | None) -> Built:
+        builds.append("built")
+        building.set()
+        assert go_on.wait(20)
+        return built()
+
+    def load() -> None:
+        plans.append(EngineCache(cache.folder).load_or_build("tiny", key(), slow).plan)
+
+    first = threading.Thread(target=load)
+    first.start()
+    assert building.wait(20)
+    second = threading.Thread(target=load)
+    second.start()
+    deadline = time.monotonic() + 20
+    while "waiting for another process" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    go_on.set()
+    first.join(20)
+    second.join(20)
+    assert builds == ["built"]
+    assert plans == [b"a plan", b"a plan"]
+
+
+def test_waiting_for_another_process_can_be_cancelled(cache: EngineCache) -> None:
+    building, go_on, cancel = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(timing_cache: bytes | None) -> Built:
+        building.set()
+        assert go_on.wait(20)
+        return built()
+
+    first = threading.Thread(target=lambda: cache.load_or_build("tiny", key(), slow))
+    first.start()
+    try:
+        assert building.wait(20)
+        threading.Timer(0.1, cancel.set).start()
+        with pytest.raises(Closed, match="cancelled while waiting"):
+            EngineCache(cache.folder).load_or_build("tiny", key(), Builder(), cancelled=cancel.is_set)
+    finally:
+        go_on.set()
+        first.join(20)
+
+
+def test_timing_cache_is_shared_by_models_of_one_gpu_and_library(cache: EngineCache) -> None:
+    cache.load_or_build("tiny", key(), Builder(built(timing_cache=b"timings")))
+    same, other = Builder(), Builder()
+    cache.load_or_build("large", key(onnx_sha256="1" * 64), same)
+    cache.load_or_build("large", key(version="11.0"), other)
+    assert same.timing_caches == [b"timings"]
+    assert other.timing_caches == [None]
+
+
+def test_entries_say_what_they_are(cache: EngineCache) -> None:
+    cache.load_or_build("tiny", key(), Builder())
+    (entry,) = cache.entries()
+    assert (entry.model, entry.plan_bytes, entry.build_s, entry.notes) == ("tiny", 6, 1.5, ("careful",))
+    assert entry.key["settings"]["precision"] == "fp16"
+    assert entry.plan_sha256 == sha256_of(b"a plan")
+    assert entry.built_at.endswith("Z")
+    assert entry.fault == ""
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda plan: plan.write_bytes(b"x"), "damaged"),
+        (lambda plan: plan.with_suffix(".json").unlink(), "the JSON beside it is gone"),
+        (lambda plan: plan.with_suffix(".json").write_text("{}"), "the JSON beside it is damaged"),
+        pytest.param(lambda plan: plan.chmod(0o666), "may be written by everybody", marks=posix),
+    ],
+)
+def test_entry_that_is_damaged_says_so_and_is_pruned(damage: Any, fault: str, cache: EngineCache) -> None:
+    path = cache.load_or_build("tiny", key(), Builder()).path
+    damage(path)
+    assert fault in cache.entries()[0].fault
+    gone = cache.prune(None, None)
+    assert fault in gone[path.name]
+    assert not path.exists()
+
+
+def test_prune_removes_what_cannot_run_here_and_what_nobody_used(cache: EngineCache) -> None:
+    keep = cache.load_or_build("keep", key(), Builder()).path
+    upgraded = cache.load_or_build("old", key(version="8.6"), Builder()).path
+    elsewhere = cache.load_or_build("thor", key(gpu_name="Thor", compute_capability=(11, 0)), Builder()).path
+    unused = cache.load_or_build("unused", key(onnx_sha256="2" * 64), Builder()).path
+    long_ago = time.time() - 100 * 86400
+    os.utime(unused, (long_ago, long_ago))
+    (cache.folder / "orphan.json").write_text("{}")
+    (cache.folder / "orphan.kernels").write_bytes(b"")
+    (cache.folder / ".x.tmp").write_bytes(b"")
+    os.utime(cache.folder / ".x.tmp", (long_ago, long_ago))
+    (cache.folder / ".fresh.tmp").write_bytes(b"")  # somebody may be writing it
+    cache.kernels_of(upgraded).save(b"kernels")
+    gone = cache.prune(LIBRARY, ORIN)
+    assert gone == {
+        upgraded.name: "built with tensorrt 8.6, this is TensorRT 10.3.0",
+        elsewhere.name: "built for Thor, this is Orin",
+        unused.name: "not used for 100 days",
+        "orphan.json": "its engine is gone",
+        "orphan.kernels": "its engine is gone",
+        ".x.tmp": "left over by a write that was cut short",
+    }
+    left = {path.name for path in cache.folder.iterdir()}
+    assert left == {keep.name, keep.with_suffix(".json").name, keep.with_suffix(".lock").name, ".fresh.tmp"}
+    assert cache.prune(LIBRARY, ORIN) == {}
+
+
+def test_loading_counts_as_use(cache: EngineCache) -> None:
+    path = cache.load_or_build("tiny", key(), Builder()).path
+    long_ago = time.time() - 100 * 86400
+    os.utime(path, (long_ago, long_ago))
+    cache.load_or_build("tiny", key(), Builder())
+    assert cache.prune(LIBRARY, ORIN) == {}
+
+
+def test_foreign_needs_to_know_where_it_is() -> None:
+    assert foreign(key().as_json(), None, None) == ""
+    assert foreign(key().as_json(), LIBRARY, ORIN) == ""
+
+
+# ------------------------------------------------------------------------------------------------ kernels
+
+
+def test_kernels_are_kept_across_starts(cache: EngineCache) -> None:
+    path = cache.load_or_build("tiny", key(), Builder()).path
+    assert cache.kernels_of(path).load() is None
+    cache.kernels_of(path).save(b"compiled")
+    assert cache.kernels_of(path).load() == b"compiled"
+    before = path.with_suffix(".kernels").stat().st_mtime_ns
+    cache.kernels_of(path).save(b"compiled")
+    assert path.with_suffix(".kernels").stat().st_mtime_ns == before, "what is there is not written again"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-1], lambda text: text[:0], lambda text: text + b"x", lambda text: b"y" + text]
+)
+def test_damaged_kernels_are_compiled_anew(damage: Any, cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
+    store = KernelStore(cache.folder / "a.kernels")
+    store.save(b"compiled")
+    store.path.write_bytes(damage(store.path.read_bytes()))
+    assert store.load() is None
+    assert "damaged" in caplog.text
+    store.save(b"compiled")
+    assert store.load() == b"compiled"
+
+
+@posix
+def test_kernels_that_others_may_write_are_refused_and_replaced(cache: EngineCache) -> None:
+    store = KernelStore(cache.folder / "a.kernels")
+    store.save(b"compiled")
+    store.path.chmod(0o666)
+    with pytest.raises(Untrusted):
+        store.load()
+    store.save(b"compiled")
+    assert store.load() == b"compiled"
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [
+        ({"CACHE_DIRECTORY": "/var/cache/vision", "XDG_CACHE_HOME": "/x"}, "/var/cache/vision/engines"),
+        ({"CACHE_DIRECTORY": "/var/cache/a:/var/cache/b"}, "/var/cache/a/engines"),
+        ({"XDG_CACHE_HOME": "/home/u/.c"}, "/home/u/.c/vision/engines"),
+        ({"XDG_CACHE_HOME": ""}, "/home/u/.cache/vision/engines"),
+        ({}, "/home/u/.cache/vision/engines"),
+    ],
+)
+def test_default_folder(environment: dict[str, str], folder: str) -> None:
+    assert default_folder(environment, Path("/home/u")) == Path(folder)
