@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from tests.rtsp.stage import (
     wait_until,
 )
 from vision.capture.elements import host_caps
-from vision.capture.gst import library
+from vision.capture.gst import hash_is_address, library, mapped
 from vision.capture.gstreamer import GStreamerSource, available
 from vision.capture.source import Grab
 from vision.errors import SourceError
@@ -167,6 +168,25 @@ def test_pictures_with_odd_sides_are_converted(width: int, expected: str) -> Non
         assert sample.get_caps().get_structure(0).get_string("format") == expected
     finally:
         pipeline.set_state(gst.State.NULL)
+
+
+def test_a_buffer_is_read_where_it_is_or_by_copy() -> None:
+    """Both ways, because which one is used depends on the version of PyGObject."""
+
+    class Plain:
+        """A buffer whose hash is not its address."""
+
+        def __init__(self, buffer: Any) -> None:
+            self.map, self.unmap = buffer.map, buffer.unmap
+
+    wanted = bytes(range(200))
+    buffer = library().Gst.Buffer.new_wrapped(wanted)
+    assert hash_is_address(buffer)
+    assert not hash_is_address(Plain(buffer))
+    for one in (buffer, Plain(buffer)):
+        with mapped(one) as pixels:
+            assert pixels.dtype == np.uint8
+            assert pixels.tobytes() == wanted
 
 
 @pytest.mark.parametrize(("blank", "quote"), [("%20", "%22"), ("%20", ""), ("", "")])

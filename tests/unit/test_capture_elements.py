@@ -143,7 +143,7 @@ def test_rtsp_source() -> None:
             "latency": elements.LATENCY_MS,
             "drop-on-latency": False,
             "do-retransmission": False,
-            "timeout": 3_000_000,
+            "timeout": 5_000_000,
             "tcp-timeout": 3_000_000,
             "user-id": "ann",
             "user-pw": "pw",

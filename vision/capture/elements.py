@@ -133,7 +133,7 @@ def rtsp_source(camera: CameraConfig, registry: Registry) -> Element:
         latency=LATENCY_MS,
         drop_on_latency=False,
         do_retransmission=False,
-        timeout=round(camera.open_timeout_s * 1e6),
+        timeout=round(max(camera.open_timeout_s, camera.read_timeout_s) * 1e6),  # without any UDP packet
         tcp_timeout=round(camera.open_timeout_s * 1e6),
     )
     account: dict[str, Value] = {"user-id": address.user, "user-pw": address.password} if address.user else {}
