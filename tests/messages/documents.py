@@ -1,0 +1,102 @@
+"""docs/messages.md as data: its programs, its example, and the tables that are generated from `vision.wire`.
+
+python -m tests.messages.documents    writes the tables and docs/schemas/ anew
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tests.messages.processes import REPOSITORY
+from vision import wire
+
+PAGE = REPOSITORY / "docs" / "messages.md"
+SCHEMAS = REPOSITORY / "docs" / "schemas"
+
+_BLOCK = r"<!-- {mark} -->\n```\w+\n(?P<code>.*?)^```$"
+_FIELDS = re.compile(r"(?<=<!-- fields -->\n).*?(?=<!-- end -->)", re.DOTALL)
+_HEAD = ("schema", "node", "instance", "boot", "seq")
+
+
+def program(name: str) -> str:
+    """The code block that the page marks with this name."""
+    return _code(f"program: {re.escape(name)}")
+
+
+def example() -> Any:
+    """The message that the page shows."""
+    return json.loads(_code("example"))
+
+
+def _code(mark: str) -> str:
+    match = re.search(_BLOCK.format(mark=mark), PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    assert match is not None, f"docs/messages.md has no block marked {mark!r}"
+    return match["code"]
+
+
+def fields_on_page() -> str:
+    """What stands between the marks."""
+    match = _FIELDS.search(PAGE.read_text())
+    assert match is not None, "docs/messages.md has no marks for the tables"
+    return match[0]
+
+
+def fields_expected() -> str:
+    """What has to stand there: a table for each message, one for each object inside."""
+    schemas = {name: schema["$defs"] for name, schema in wire.json_schemas().items()}
+    detections, events = schemas["detections-1.json"], schemas["events-1.json"]
+    camera, node = schemas["camera-status-1.json"], schemas["node-status-1.json"]
+    schema = {"type": "string", "description": "kind and version of the message"}
+    properties = detections["DetectionsMessage"]["properties"] | {"schema": schema}
+    head = {"properties": {name: properties[name] for name in _HEAD}, "required": list(_HEAD)}
+    tables = {
+        "Every message": head,
+        "`detections/<camera>`": detections["DetectionsMessage"],
+        "Each of its `objects`": detections["DetectedObject"],
+        "Its `timing_ms`": detections["StageTimes"],
+        "`events/<camera>`": events["EventMessage"],
+        "`status/<camera>`": camera["CameraStatusMessage"],
+        "`status/node`": node["NodeStatusMessage"],
+        "Each of its `latency_ms`": node["StageLatency"],
+    }
+    return "\n".join(_table(title, schema, own_head=schema is head) for title, schema in tables.items()) + "\n"
+
+
+def _table(title: str, schema: Mapping[str, Any], *, own_head: bool) -> str:
+    rows = [f"\n**{title}**\n", "| field | type | meaning |", "|---|---|---|"]
+    for name, field in schema["properties"].items():
+        if own_head or name not in _HEAD:
+            optional = "" if name in schema["required"] else ", optional"
+            rows.append(f"| `{name}` | {_type(field)}{optional} | {field['description']} |")
+    return "\n".join(rows)
+
+
+def _type(field: Mapping[str, Any]) -> str:
+    if "anyOf" in field:
+        return " or ".join(_type(one) for one in field["anyOf"] if one.get("type") != "null")
+    if "prefixItems" in field:
+        return f"list of {len(field['prefixItems'])} numbers"
+    if field.get("type") == "array":
+        return "list of objects"
+    inner = field.get("additionalProperties", {})
+    return f"object of {_type(inner)}s" if inner else field.get("type", "object")
+
+
+def write() -> None:
+    """Bring the tables and the schemas in line with `vision.wire`."""
+    PAGE.write_text(_FIELDS.sub(lambda _: fields_expected(), PAGE.read_text()))
+    SCHEMAS.mkdir(exist_ok=True)
+    for name, schema in wire.json_schemas().items():
+        (SCHEMAS / name).write_text(schema_text(schema))
+
+
+def schema_text(schema: Mapping[str, Any]) -> str:
+    """As it stands in docs/schemas/."""
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,119 @@
+"""docs/messages.md is true: its tables are those of the wire, and its programs run against a live publisher."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.messages import documents
+from tests.messages.processes import REPOSITORY, Program, wait_until
+from tests.messages.samples import CLASSES, found, result, tracked
+from vision import wire
+from vision.publish import Publisher
+
+NODE_MODULES = REPOSITORY / "build" / "node"
+
+
+def test_the_tables_are_those_of_the_wire() -> None:
+    assert documents.fields_on_page() == documents.fields_expected(), "run: python -m tests.messages.documents"
+
+
+def test_the_schemas_are_those_of_the_wire() -> None:
+    expected = {name: documents.schema_text(schema) for name, schema in wire.json_schemas().items()}
+    assert {path.name: path.read_text() for path in documents.SCHEMAS.iterdir()} == expected, (
+        "run: python -m tests.messages.documents"
+    )
+
+
+def test_the_example_is_a_message() -> None:
+    shown = documents.example()
+    message = wire.decode(f"detections/{shown['camera']}", json.dumps(shown).encode())
+    assert json.loads(wire.encode(message)) == shown
+    assert isinstance(message, wire.DetectionsMessage)
+    assert f"`{message.timing_line()}`" in documents.PAGE.read_text()
+
+
+def python_with_client(folder: Path) -> list[str | Path]:
+    return [sys.executable, _write(folder, "client.py")]
+
+
+def python_alone(folder: Path) -> list[str | Path]:
+    return [sys.executable, _write(folder, "bare.py")]
+
+
+def node(folder: Path) -> list[str | Path]:
+    program = shutil.which("node")
+    if program is None or shutil.which("npm") is None:
+        pytest.skip("needs node and npm (packages nodejs and npm)")
+    if not (NODE_MODULES / "node_modules" / "zeromq").is_dir():
+        NODE_MODULES.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(NODE_MODULES), "zeromq@6"]
+        installed = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        if installed.returncode != 0:
+            pytest.skip(f"npm could not install zeromq@6: {installed.stderr.strip().splitlines()[-1:]}")
+    (folder / "node_modules").symlink_to(NODE_MODULES / "node_modules")
+    return [program, _write(folder, "subscribe.js")]
+
+
+def c(folder: Path) -> list[str | Path]:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler (packages gcc and libc6-dev)")
+    for header, package in (("zmq.h", "libzmq3-dev"), ("cjson/cJSON.h", "libcjson-dev")):
+        if subprocess.run(
+            [compiler, "-E", "-include", header, "-"], input=b"", capture_output=True, check=False
+        ).returncode:
+            pytest.skip(f"needs {header} (package {package})")
+    source = _write(folder, "subscribe.c")
+    program = source.with_suffix("")
+    options = ["-Wall", "-Wextra", "-Werror", "-lzmq", "-lcjson"]
+    subprocess.run([compiler, str(source), "-o", str(program), *options], check=True)
+    return [program]
+
+
+def _write(folder: Path, name: str) -> Path:
+    path = folder / name
+    path.write_text(documents.program(name))
+    return path
+
+
+@pytest.mark.parametrize("command", [python_with_client, python_alone, node, c], ids=lambda command: command.__name__)
+def test_the_subscribers_print_what_was_sent(command: Callable[[Path], list[str | Path]], tmp_path: Path) -> None:
+    first = Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES)
+    with Program([*command(tmp_path), first.address, "gate"]) as program:
+        with first as publisher:
+            wait_until(lambda: publisher.joins == 1, "the program has subscribed")
+            publisher.publish(result(index=17))
+            publisher.publish(result(camera="gate2", index=1000))
+            assert program.line() == "gate 17 person 0.8765 0.1 1.1 2.1 3.1"
+            assert program.line() == "gate 17 car 0.1 4.1 5.1 6.1 7.1"
+
+            program.send(signal.SIGSTOP)
+            program.send(signal.SIGCONT)
+            for _ in range(3):  # numbered and not sent: lost on the way
+                publisher.numbering.stamp(wire.detections(result(), CLASSES))
+            publisher.publish(result(tracked(1), index=21))
+            assert program.line() == "lost 3 of detections/gate"
+            assert program.line() == "gate 21 person 0.8765 0.1 1.1 2.1 3.1"
+
+        with Publisher(first.address, node="n", class_names=CLASSES) as restarted:
+            wait_until(lambda: restarted.joins == 1, "the program has subscribed again")
+            for _ in range(9):
+                restarted.numbering.stamp(wire.detections(result(), CLASSES))
+            restarted.publish(result(found(1), index=3))
+            assert program.line() == "gate 3 person 0.8765 0.1 1.1 2.1 3.1"
+
+
+def test_a_subscriber_in_c_says_what_is_wrong_with_its_arguments(tmp_path: Path) -> None:
+    command = [str(part) for part in c(tmp_path)]
+    wrong = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stderr) == (2, "usage: subscribe ADDRESS CAMERA\n")
+    nowhere = subprocess.run([*command, "nonsense", "gate"], capture_output=True, text=True, check=False)
+    assert (nowhere.returncode, nowhere.stderr) == (1, "nonsense: Invalid argument\n")
