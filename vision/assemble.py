@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,16 @@ from pathlib import Path
 from vision.batching import LatestSlot
 from vision.capture.open import open_source, supervision_of
 from vision.capture.supervisor import CameraSupervisor
-from vision.config import CameraConfig, ModelCard, SiteConfig, folder_of_model, load_model_card, nearest, shipped_models
+from vision.config import (
+    CameraConfig,
+    DetectConfig,
+    ModelCard,
+    SiteConfig,
+    folder_of_model,
+    load_model_card,
+    nearest,
+    shipped_models,
+)
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector, published_class_names
 from vision.errors import Closed, ModelError
@@ -33,6 +43,8 @@ class RunOptions:
     stop: threading.Event
     offline: bool = False  # every frame of files, as fast as it goes
     record: Path | None = None
+    sink: Sink | None = None  # takes the results in place of the socket
+    open_detector: Callable[[Path, ModelCard, DetectConfig], Detector] = open_detector
 
     def check_stop(self) -> None:
         """
@@ -76,12 +88,14 @@ def model_of(site: SiteConfig) -> tuple[Path, ModelCard]:
 
 
 def publisher_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Sink:
-    """Bind the socket, and open the recording where one is wanted.
+    """Bind the socket, and open the recording where one is wanted; or the sink that `options` names.
 
     Raises:
         ConfigError: the address or the file is taken or impossible.
     """
     options.check_stop()
+    if options.sink is not None:
+        return options.sink
     _, card = model_of(site)
     publisher = Publisher(
         site.publish.bind,
@@ -106,7 +120,7 @@ def detector_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> 
     options.check_stop()
     folder, card = model_of(site)
     began = time.monotonic()
-    detector = open_detector(folder, card, site.detect)
+    detector = options.open_detector(folder, card, site.detect)
     resources.enter_context(closing(detector))
     log.info("detector: %s, %s, ready in %.1f s", card.name, detector.name, time.monotonic() - began)
     return detector
