@@ -1,0 +1,253 @@
+"""The made-up camera: what it paints is what it says, in every pixel format, and each fault comes when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tests.unit.scripted_camera import SECOND, ManualClock
+from vision.capture.scene import Scene
+from vision.capture.source import Grab
+from vision.capture.synthetic import Synthetic, SyntheticSpec
+from vision.errors import EndOfStream, SizeChanged, SourceError
+from vision.fakes import FAKE_CLASSES, FAKE_COLORS
+from vision.types import PixelFormat, frame_shape
+
+EVERYTHING = "synthetic:64x48@5?objects=2&seed=7&frames=9&format=i420&overlap=1&freeze=1&freeze_pts=2"
+FORMATS: tuple[PixelFormat, ...] = ("bgr", "bgrx", "nv12", "i420")
+TO_BGR: dict[PixelFormat, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    "bgr": lambda pixels: pixels,
+    "bgrx": lambda pixels: pixels[:, :, :3],
+    "nv12": lambda pixels: np.asarray(cv2.cvtColor(pixels, cv2.COLOR_YUV2BGR_NV12), np.uint8),
+    "i420": lambda pixels: np.asarray(cv2.cvtColor(pixels, cv2.COLOR_YUV2BGR_I420), np.uint8),
+}
+
+
+def camera(
+    source: str, formats: tuple[PixelFormat, ...] = ("bgr",), offline: bool = True, clock: ManualClock | None = None
+) -> Synthetic:
+    clock = clock or ManualClock()
+    return Synthetic(SyntheticSpec.parse(source), formats, offline=offline, clock=clock, utc=clock, wait=clock.advance)
+
+
+def read(source: Synthetic, shape: tuple[int, ...]) -> tuple[Grab, NDArray[np.uint8]]:
+    grab = source.grab(1.0)
+    assert grab is not None
+    pixels = np.full(shape, 99, np.uint8)
+    source.retrieve(pixels)
+    return grab, pixels
+
+
+@pytest.mark.parametrize("pixel_format", FORMATS)
+def test_what_is_painted_is_the_truth(pixel_format: PixelFormat) -> None:
+    source = camera(f"synthetic:320x240?objects=5&seed=3&format={pixel_format}", FORMATS)
+    info = source.open()
+    assert (info.width_px, info.height_px, info.pixel_format, info.yuv) == (320, 240, pixel_format, "bt601")
+    for index in range(20):
+        _, pixels = read(source, frame_shape(240, 320, pixel_format))
+        seen = TO_BGR[pixel_format](pixels)
+        expected = np.full((240, 320, 3), 114, np.int16)
+        for (x1, y1, x2, y2), class_id in zip(*source.truth(index), strict=True):
+            expected[int(y1) : int(y2), int(x1) : int(x2)] = FAKE_COLORS[class_id]
+        assert np.abs(seen - expected).max() <= (0 if "bgr" in pixel_format else 4)
+
+
+def test_all_formats_show_the_same_boxes() -> None:
+    boxes = [camera(f"synthetic:320x240?seed=3&format={name}", FORMATS).truth(7)[0] for name in FORMATS]
+    assert all(np.array_equal(boxes[0], other) for other in boxes)
+    assert boxes[0].dtype == np.float32
+    assert boxes[0].shape == (3, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(8, 400), st.integers(8, 400), st.integers(0, 50), st.integers(0, 99), st.integers(0, 10_000))
+def test_objects_stay_inside_and_never_touch(
+    height_px: int, width_px: int, objects: int, seed: int, index: int
+) -> None:
+    objects = min(objects, Scene.most_objects(height_px, width_px))
+    boxes, class_ids = Scene(height_px, width_px, objects, seed).truth(index)
+    assert len(boxes) == len(class_ids) == objects
+    assert np.all(boxes % 2 == 0)
+    assert np.all(boxes >= 0)
+    assert np.all(boxes[:, 2] <= width_px)
+    assert np.all(boxes[:, 3] <= height_px)
+    assert np.all(boxes[:, 2:] > boxes[:, :2])
+    assert np.all((class_ids >= 0) & (class_ids < len(FAKE_CLASSES)))
+    for one in range(objects):
+        for other in range(one):
+            (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = boxes[one], boxes[other]
+            assert ax2 < bx1 or bx2 < ax1 or ay2 < by1 or by2 < ay1
+
+
+def test_objects_overlap_where_asked_for() -> None:
+    scene = Scene(240, 320, 12, seed=1, overlap=True)
+
+    def overlaps(index: int) -> bool:
+        boxes, _ = scene.truth(index)
+        first, second = boxes[:, None], boxes[None, :]
+        size = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
+        return bool((np.all(size > 0, axis=2).sum() - len(boxes)) > 0)
+
+    assert any(overlaps(index) for index in range(100))
+
+
+def test_every_picture_differs_from_the_last_and_seeds_differ() -> None:
+    source = camera("synthetic:320x240?seed=1")
+    source.open()
+    pictures = [read(source, (240, 320, 3))[1] for _ in range(100)]
+    assert all(not np.array_equal(one, other) for one, other in pairwise(pictures))
+    other = camera("synthetic:320x240?seed=2")
+    other.open()
+    assert not np.array_equal(read(other, (240, 320, 3))[1], pictures[0])
+
+
+@pytest.mark.parametrize(
+    ("size", "formats", "chosen"),
+    [
+        ("320x240", ("nv12", "bgr"), "nv12"),
+        ("320x240", ("bgr", "nv12"), "bgr"),
+        ("321x240", ("nv12", "bgr"), "bgr"),
+        ("320x241", ("nv12", "i420", "bgrx"), "bgrx"),
+        ("1x1", ("nv12", "bgr"), "bgr"),
+        ("7680x4320", ("nv12", "bgr"), "nv12"),
+    ],
+)
+def test_the_detectors_favourite_that_the_size_allows(
+    size: str, formats: tuple[PixelFormat, ...], chosen: PixelFormat
+) -> None:
+    source = camera(f"synthetic:{size}", formats)
+    info = source.open()
+    assert info.pixel_format == chosen
+    read(source, frame_shape(info.height_px, info.width_px, info.pixel_format))
+
+
+def test_no_format_for_an_odd_size() -> None:
+    with pytest.raises(SourceError, match="no pixel format for pictures of 321x240: the detector takes nv12"):
+        camera("synthetic:321x240", ("nv12",)).open()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("synthetic:", SyntheticSpec()),
+        ("synthetic:640x480", SyntheticSpec(640, 480)),
+        ("synthetic:@12.5", SyntheticSpec(fps=12.5)),
+        ("synthetic:?seed=4", SyntheticSpec(seed=4)),
+        (
+            f"{EVERYTHING}&resize=3:32x16&stall=4:1.5&hang=5:2&fail=6&corrupt=7:8",
+            SyntheticSpec(64, 48, 5.0, 2, 7, 9, "i420", True, 1, 2, (3, 32, 16), (4, 1.5), (5, 2.0), 6, (7, 8)),
+        ),
+    ],
+)
+def test_what_a_source_says(source: str, expected: SyntheticSpec) -> None:
+    assert SyntheticSpec.parse(source) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("synthetic:640", "expected synthetic:768x576@30"),
+        ("synthetic:640x480x3", "expected synthetic:768x576@30"),
+        ("synthetic:640x480?object=3", "unknown option 'object'(.|\n)*did you mean objects?"),
+        ("synthetic:640x480?zzz=3", "unknown option 'zzz'(.|\n)*known are objects"),
+        ("synthetic:?objects=many", "objects: expected a whole number, got 'many'"),
+        ("synthetic:?objects=-1", "objects: expected a whole number"),
+        ("synthetic:@0", "fps: expected pictures per second, above 0"),
+        ("synthetic:@1001", "fps: expected"),
+        ("synthetic:@1.2.3", "fps: expected"),
+        ("synthetic:?format=rgb", "format: expected one of bgr, bgrx, nv12, i420, got 'rgb'"),
+        ("synthetic:?overlap=yes", "overlap: expected 0 or 1"),
+        ("synthetic:?resize=5", "resize: expected PICTURE:WIDTHxHEIGHT"),
+        ("synthetic:?stall=5", "stall: expected PICTURE:SECONDS"),
+        ("synthetic:?corrupt=5", "corrupt: expected FIRST:END"),
+    ],
+)
+def test_what_a_source_cannot_say(source: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        SyntheticSpec.parse(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("synthetic:320x24?objects=4", "expected 0 to 3 objects in 320x24 pixels, got 4"),
+        ("synthetic:1x1?objects=1", "expected 0 to 0 objects in 1x1 pixels"),
+    ],
+)
+def test_objects_without_room(source: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        camera(source).open()
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_frozen_picture_and_frozen_time() -> None:
+    source = camera("synthetic:64x48@10?freeze=3&freeze_pts=5")
+    source.open()
+    grabs, pictures = zip(*[read(source, (48, 64, 3)) for _ in range(9)], strict=True)
+    assert [bool(np.array_equal(picture, pictures[3])) for picture in pictures] == [False] * 3 + [True] * 6
+    assert [grab.pts_ns for grab in grabs] == [number * SECOND // 10 for number in (0, 1, 2, 3, 4, 5, 5, 5, 5)]
+    assert np.array_equal(source.truth(8)[0], source.truth(3)[0])
+    assert not np.array_equal(source.truth(2)[0], source.truth(3)[0])
+
+
+def test_another_size() -> None:
+    source = camera("synthetic:64x48?resize=2:32x80")
+    assert source.open().width_px == 64
+    for _ in range(2):
+        read(source, (48, 64, 3))
+    assert source.grab(1) is not None
+    with pytest.raises(SizeChanged) as change:
+        source.retrieve(np.zeros((48, 64, 3), np.uint8))
+    assert (change.value.height_px, change.value.width_px) == (80, 32)
+    pixels = np.zeros((80, 32, 3), np.uint8)
+    source.retrieve(pixels)
+    x1, y1, x2, y2 = source.truth(2)[0][0].astype(int)
+    assert np.all(pixels[y1:y2, x1:x2] == FAKE_COLORS[source.truth(2)[1][0]])
+
+
+def test_an_odd_size_is_announced_in_a_format_that_has_none() -> None:
+    source = camera("synthetic:64x48?resize=0:33x21", ("nv12", "bgr"))
+    assert source.open().pixel_format == "nv12"
+    assert source.grab(1) is not None
+    for shape in ((72, 64), (21, 33, 3)):
+        with pytest.raises(SizeChanged):
+            source.retrieve(np.zeros(shape, np.uint8))
+
+
+def test_damage_failure_and_end() -> None:
+    source = camera("synthetic:64x48?corrupt=1:3&frames=4")
+    source.open()
+    assert [grab.corrupt for _ in range(4) if (grab := source.grab(1)) is not None] == [False, True, True, False]
+    for _ in range(2):
+        with pytest.raises(EndOfStream, match="ended after 4 pictures"):
+            source.grab(1)
+    failing = camera("synthetic:64x48?fail=1")
+    failing.open()
+    assert failing.grab(1) is not None
+    with pytest.raises(SourceError, match="failed at picture 1"):
+        failing.grab(1)
+
+
+def test_a_stall_in_its_own_pace() -> None:
+    clock = ManualClock()
+    source = camera("synthetic:64x48@10?stall=2:3", offline=False, clock=clock)
+    source.open()
+    arrivals = (clock.now_ns for _ in range(400) if source.grab(0.01) is not None)
+    times = [round((arrival_ns - 1_000 * SECOND) / SECOND, 1) for arrival_ns in arrivals]
+    assert times[:5] == [0.0, 0.1, 3.2, 3.3, 3.4]
+
+
+def test_interrupted_it_gives_nothing_more() -> None:
+    source = camera("synthetic:64x48")
+    source.open()
+    source.interrupt()
+    assert source.grab(1) is None
