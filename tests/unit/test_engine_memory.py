@@ -1,0 +1,429 @@
+"""The pool behind TensorRT, shared scratch memory, the budget."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import random
+import threading
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from vision.engine import library
+from vision.engine.library import MODULES
+from vision.engine.memory import (
+    ALIGNMENT_BYTES,
+    BudgetLine,
+    MemoryBudget,
+    MemoryPool,
+    detector_budget,
+    make_allocator,
+    shared_scratch,
+)
+from vision.errors import DeviceError
+
+MIB = 1 << 20
+
+needs_tensorrt = pytest.mark.skipif(
+    not any(importlib.util.find_spec(name) for name in MODULES), reason="tests/typing/prepare_bindings.py gets one"
+)
+
+
+class PlainMemory:
+    """A GPU's memory as numbers: so many bytes, addresses that are never given twice."""
+
+    def __init__(self, total_bytes: int = 1 << 40) -> None:
+        self.total_bytes = total_bytes
+        self.held: dict[int, int] = {}
+        self.waits: list[int | None] = []
+        self.when_allocating: Callable[[], object] = lambda: None
+        self._next = 1 << 20
+
+    def allocate(self, size: int) -> int:
+        self.when_allocating()
+        if sum(self.held.values()) + size > self.total_bytes:
+            return 0
+        address = self._next
+        self._next += size + 4096
+        self.held[address] = size
+        return address
+
+    def free(self, address: int) -> None:
+        del self.held[address]
+
+    def synchronize(self, stream: int | None) -> None:
+        self.waits.append(stream)
+
+    def free_and_total_bytes(self) -> tuple[int, int]:
+        return self.total_bytes - sum(self.held.values()), self.total_bytes
+
+
+def test_memory_is_used_again_and_not_asked_for_twice() -> None:
+    raw = PlainMemory()
+    pool = MemoryPool(raw)
+    first = pool.allocate(10 * MIB)
+    assert pool.deallocate(first, 0)
+    assert pool.allocate(10 * MIB) == first
+    report = pool.report()
+    assert (report.segments, report.reserved_bytes, report.used_bytes) == (1, 32 * MIB, 10 * MIB)
+    assert (report.allocations, report.frees, report.failures, report.peak_bytes) == (2, 1, 0, 10 * MIB)
+
+
+@pytest.mark.parametrize("alignment", [0, 1, 256, 512, 4096, 1 << 16])
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 5 * MIB])
+def test_addresses_are_aligned(alignment: int, size: int) -> None:
+    pool = MemoryPool(PlainMemory())
+    pool.allocate(1)
+    address = pool.allocate(size, alignment)
+    assert address % max(alignment, ALIGNMENT_BYTES) == 0
+
+
+def test_size_0_is_nothing() -> None:
+    pool = MemoryPool(PlainMemory())
+    assert pool.allocate(0) == 0
+    assert pool.report().allocations == 0
+
+
+@pytest.mark.parametrize(("size", "alignment"), [(-1, 0), (1, 3), (1, -256)])
+def test_requests_that_make_no_sense_are_refused(size: int, alignment: int) -> None:
+    with pytest.raises(ValueError, match="power of two"):
+        MemoryPool(PlainMemory()).allocate(size, alignment)
+
+
+def test_request_over_a_segment_gets_one_of_its_own() -> None:
+    raw = PlainMemory()
+    pool = MemoryPool(raw, segment_bytes=4 * MIB)
+    pool.allocate(MIB)
+    pool.allocate(103 * MIB)
+    assert sorted(raw.held.values()) == [4 * MIB, 104 * MIB]
+
+
+def test_neighbours_are_joined_again() -> None:
+    raw = PlainMemory()
+    pool = MemoryPool(raw, segment_bytes=8 * MIB)
+    parts = [pool.allocate(2 * MIB) for _ in range(4)]
+    for index in (0, 2, 3, 1):
+        assert pool.deallocate(parts[index], 0)
+    assert pool.allocate(8 * MIB) == parts[0]
+    assert len(raw.held) == 1
+
+
+def test_smallest_gap_that_fits_is_taken() -> None:
+    pool = MemoryPool(PlainMemory(), segment_bytes=16 * MIB)
+    large, wall, small, _ = (pool.allocate(size * MIB) for size in (4, 1, 2, 1))
+    assert wall
+    pool.deallocate(large, 0)
+    pool.deallocate(small, 0)
+    assert pool.allocate(2 * MIB) == small
+
+
+def test_streams_do_not_use_each_others_memory() -> None:
+    raw = PlainMemory()
+    pool = MemoryPool(raw)
+    first = pool.allocate(MIB, stream=7)
+    pool.deallocate(first, 7)
+    other = pool.allocate(MIB, stream=8)
+    assert other != first
+    assert pool.allocate(MIB, stream=7) == first
+    assert raw.waits == [], "in the order of one stream nobody has to wait"
+
+
+@pytest.mark.parametrize(("freed_on", "waits"), [(7, []), (8, [8]), (None, [None])])
+def test_freeing_elsewhere_waits_first(freed_on: int | None, waits: list[int | None]) -> None:
+    raw = PlainMemory()
+    pool = MemoryPool(raw)
+    assert pool.deallocate(pool.allocate(MIB, stream=7), freed_on)
+    assert raw.waits == waits
+
+
+def test_what_did_not_come_from_here_is_not_taken() -> None:
+    pool = MemoryPool(PlainMemory())
+    address = pool.allocate(MIB)
+    assert not pool.deallocate(address + 256)
+    assert pool.deallocate(address)
+    assert not pool.deallocate(address), "twice"
+
+
+def test_out_of_memory_says_what_was_asked_and_what_is_free() -> None:
+    pool = MemoryPool(PlainMemory(64 * MIB))
+    pool.allocate(10 * MIB)
+    assert pool.allocate(100 * MIB) == 0
+    assert pool.last_failure == (
+        "TensorRT asked for 100.0 MiB; 32.0 MiB of 64.0 MiB are free, the pool holds 32.0 MiB with 10.0 MiB in use"
+    )
+    assert pool.report().failures == 1
+    assert pool.allocate(MIB), "it goes on"
+
+
+def test_little_memory_is_used_to_the_end() -> None:
+    raw = PlainMemory(40 * MIB)
+    pool = MemoryPool(raw)
+    assert pool.allocate(20 * MIB, stream=1)
+    assert pool.allocate(6 * MIB, stream=2), "no room for a whole segment, but for this"
+    assert sorted(raw.held.values()) == [6 * MIB, 32 * MIB]
+
+
+def test_unused_segments_of_other_streams_go_before_anybody_is_refused() -> None:
+    raw = PlainMemory(40 * MIB)
+    pool = MemoryPool(raw)
+    pool.deallocate(pool.allocate(20 * MIB, stream=1), 1)
+    assert pool.allocate(30 * MIB, stream=2)
+    assert raw.waits == [None], "stream 1 may not have come so far"
+    assert list(raw.held.values()) == [30 * MIB]
+
+
+def test_trim_returns_what_is_not_in_use() -> None:
+    raw = PlainMemory()
+    pool = MemoryPool(raw)
+    kept, gone = pool.allocate(MIB, stream=1), pool.allocate(MIB, stream=2)
+    pool.deallocate(gone, 2)
+    assert pool.trim() == 32 * MIB
+    assert pool.trim() == 0
+    assert len(raw.held) == 1
+    assert pool.deallocate(kept, 1)
+
+
+def test_close_returns_everything_and_names_what_is_still_in_use() -> None:
+    raw = PlainMemory()
+    pool = MemoryPool(raw)
+    address = pool.allocate(3 * MIB)
+    with pytest.raises(DeviceError, match=r"1 allocations \(3.0 MiB\) of TensorRT are still in use"):
+        pool.close()
+    pool.deallocate(address, 0)
+    pool.close()
+    pool.close()
+    assert raw.held == {}
+
+
+def test_finaliser_that_runs_in_the_middle_of_an_allocation_is_served_after_it() -> None:
+    """A garbage collection may free TensorRT's objects at any allocation, in this very thread."""
+    raw = PlainMemory()
+    pool = MemoryPool(raw, segment_bytes=2 * MIB)
+    old = pool.allocate(MIB, stream=1)
+    freed: list[bool] = []
+    raw.when_allocating = lambda: freed.append(pool.deallocate(old, 1))
+    new = pool.allocate(2 * MIB, stream=1)
+    assert new != old
+    assert freed == [True]
+    assert pool.report().used_bytes == 2 * MIB
+    raw.when_allocating = lambda: None
+    assert pool.allocate(MIB, stream=1) == old
+
+
+def test_threads_get_memory_that_is_theirs_alone() -> None:
+    pool = MemoryPool(PlainMemory(), segment_bytes=4 * MIB)
+    held: list[tuple[int, int]] = []
+    lock = threading.Lock()
+    overlaps: list[str] = []
+
+    def work(seed: int) -> None:
+        numbers = random.Random(seed)
+        mine: list[tuple[int, int]] = []
+        for _ in range(300):
+            if mine and numbers.random() < 0.5:
+                part = mine.pop(numbers.randrange(len(mine)))
+                with lock:
+                    held.remove(part)
+                pool.deallocate(part[0], 0)
+                continue
+            size = numbers.randrange(1, MIB)
+            part = (pool.allocate(size), size)
+            with lock:
+                if any(part[0] < start + length and start < part[0] + size for start, length in held):
+                    overlaps.append(f"{part} in {held}")
+                held.append(part)
+            mine.append(part)
+        for part in mine:
+            with lock:
+                held.remove(part)
+            pool.deallocate(part[0], 0)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert overlaps == []
+    assert pool.report().used_bytes == 0
+    pool.close()
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Any order of calls: no two parts overlap, all lie in segments, and the sums are right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw = PlainMemory(256 * MIB)
+        self.pool = MemoryPool(self.raw, segment_bytes=4 * MIB)
+        self.parts: dict[int, tuple[int, int]] = {}  # address -> size, stream
+
+    @rule(size=st.integers(1, 20 * MIB), power=st.integers(0, 16), stream=st.integers(0, 2))
+    def allocate(self, size: int, power: int, stream: int) -> None:
+        address = self.pool.allocate(size, 1 << power, stream)
+        if address:
+            assert address % max(1 << power, ALIGNMENT_BYTES) == 0
+            assert address not in self.parts
+            self.parts[address] = (size, stream)
+        else:
+            assert "asked for" in self.pool.last_failure
+
+    @precondition(lambda self: bool(self.parts))
+    @rule(data=st.data(), same_stream=st.booleans())
+    def deallocate(self, data: st.DataObject, same_stream: bool) -> None:
+        address = data.draw(st.sampled_from(sorted(self.parts)))
+        _, stream = self.parts.pop(address)
+        assert self.pool.deallocate(address, stream if same_stream else None)
+
+    @rule()
+    def trim(self) -> None:
+        self.pool.trim()
+
+    @invariant()
+    def parts_lie_in_segments_and_not_in_each_other(self) -> None:
+        ordered = sorted(self.parts)
+        for address, following in itertools.pairwise(ordered):
+            assert address + self.parts[address][0] <= following
+        for address in ordered:
+            size = self.parts[address][0]
+            assert any(start <= address and address + size <= start + length for start, length in self.raw.held.items())
+
+    @invariant()
+    def sums_are_right(self) -> None:
+        report = self.pool.report()
+        assert report.reserved_bytes == sum(self.raw.held.values())
+        assert report.segments == len(self.raw.held)
+        rounded = sum(-(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for size, _ in self.parts.values())
+        assert report.used_bytes == rounded <= report.peak_bytes
+        assert report.allocations - report.frees == len(self.parts)
+
+    def teardown(self) -> None:
+        for address, (_, stream) in self.parts.items():
+            self.pool.deallocate(address, stream)
+        self.pool.close()
+        assert self.raw.held == {}
+
+
+TestPoolMachine = PoolMachine.TestCase
+TestPoolMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+# ------------------------------------------------------------------------------------------------ TensorRT's side
+
+
+@needs_tensorrt
+@pytest.mark.parametrize("stream", [0, 77])
+def test_tensorrt_reaches_the_pool_with_the_right_stream(stream: int) -> None:
+    """Through the real bindings, which pass (flags, stream) or (stream, flags) depending on their version."""
+    trt = library.trt
+    raw = PlainMemory()
+    pool = MemoryPool(raw)
+    allocator = make_allocator(pool)
+    memory = trt.IGpuAllocator.allocate_async(allocator, 1000, 256, 0, stream)
+    assert pool.report().used_bytes == 1024
+    assert trt.IGpuAllocator.deallocate_async(allocator, memory, stream)
+    assert pool.report().used_bytes == 0
+    assert raw.waits == [], "it was allocated on this stream"
+
+
+@needs_tensorrt
+def test_runtime_and_builder_take_the_allocator() -> None:
+    trt = library.trt
+    allocator = make_allocator(MemoryPool(PlainMemory()))
+    setattr(trt.Runtime(library.logger()), "gpu_allocator", allocator)  # noqa: B010
+    setattr(trt.Builder(library.logger()), "gpu_allocator", allocator)  # noqa: B010
+
+
+@needs_tensorrt
+def test_all_five_calls_of_an_allocator() -> None:
+    pool = MemoryPool(PlainMemory())
+    allocator = make_allocator(pool)
+    one = allocator.allocate(10, 256, 0)
+    two = allocator.allocate_async(10, 256, 0, 9)
+    assert one
+    assert two
+    assert allocator.reallocate(one, 256, 20) == 0, "not in place"
+    assert allocator.deallocate(one) is True
+    assert allocator.deallocate_async(two, 9) is True
+    assert allocator.deallocate(one) is False
+    assert allocator.allocate(0, 0, 0) == 0
+    assert pool.report().used_bytes == 0
+
+
+@needs_tensorrt
+def test_allocator_tells_what_failed() -> None:
+    allocator = make_allocator(MemoryPool(PlainMemory(MIB)))
+    assert allocator.allocate(2 * MIB, 0, 0) == 0
+    assert "asked for 2.0 MiB" in allocator.last_failure  # type: ignore[attr-defined,unused-ignore]
+
+
+# ------------------------------------------------------------------------------------------------ scratch and budget
+
+
+@pytest.mark.parametrize(
+    ("requests", "sizes"),
+    [
+        ([], {}),
+        ([(1, 100)], {1: 256}),
+        ([(1, 1000), (1, 5000), (1, 300)], {1: 5120}),  # one after the other
+        ([(1, 1024), (2, 2048)], {1: 1024, 2: 2048}),  # side by side
+        ([(1, 1024), (2, 2048), (1, 4096), (2, 512)], {1: 4096, 2: 2048}),
+    ],
+)
+def test_contexts_share_scratch_memory_of_one_stream_only(
+    requests: list[tuple[int, int]], sizes: dict[int, int]
+) -> None:
+    assert shared_scratch(requests) == sizes
+
+
+def budget() -> MemoryBudget:
+    return detector_budget(
+        weights_bytes=7 * MIB,
+        slots=3,
+        scratch_bytes=50 * MIB,
+        input_bytes=8 * MIB,
+        output_bytes=14 * MIB,
+        result_bytes=MIB,
+        frame_bytes=2 * MIB,
+        frames=12,
+        frames_on_device=24,
+    )
+
+
+def test_budget_adds_up_by_place() -> None:
+    assert budget().device_bytes == (7 + 3 * (50 + 8 + 14) + 24 * 2) * MIB
+    assert budget().host_bytes == (12 * 2 + 3) * MIB
+    assert MemoryBudget().device_bytes == 0
+
+
+def test_budget_is_a_table() -> None:
+    lines = budget().table().splitlines()
+    assert lines[0].split() == ["memory", "where", "each", "count", "MiB"]
+    assert any(
+        line.split() == ["activations,", "a", "slot", "device", "50.0", "MiB", "3", "150.0", "MiB"] for line in lines
+    )
+    assert lines[-2].split() == ["total", "device", "271.0", "MiB"]
+    assert lines[-1].split() == ["total", "host", "27.0", "MiB"]
+    assert len({line.index("device") for line in lines if "device" in line}) == 1, "columns are aligned"
+
+
+def test_budget_over_what_is_free_is_refused_with_the_greatest_part() -> None:
+    budget().require(271 * MIB, 8192 * MIB)
+    with pytest.raises(DeviceError) as caught:
+        budget().require(270 * MIB, 8192 * MIB)
+    assert "needs 271.0 MiB of memory, 150.0 MiB of it for activations, a slot" in str(caught.value)
+    assert "270.0 MiB of 8192.0 MiB are free" in str(caught.value)
+    assert "max_batch" in caught.value.hint
+
+
+def test_on_a_jetson_both_kinds_come_out_of_one_memory_and_free_is_a_guess() -> None:
+    budget().require(10 * MIB, 298 * MIB, shared_with_host=True)
+    with pytest.raises(DeviceError, match=r"needs 298.0 MiB"):
+        budget().require(10 * MIB, 297 * MIB, shared_with_host=True)
+
+
+def test_line_of_a_budget() -> None:
+    assert BudgetLine("x", "host", 5, 3).total_bytes == 15

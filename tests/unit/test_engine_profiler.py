@@ -1,0 +1,330 @@
+"""Layer times, layer descriptions, time lines and command lines."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vision.engine.commandlines import (
+    Dialect,
+    Tool,
+    build_line,
+    dialect_of,
+    find_tool,
+    layers_command,
+    nsys_command,
+    nsys_text,
+    run_command,
+    trtexec_text,
+)
+from vision.engine.library import MODULES, Flavour
+from vision.engine.precision import Precision
+from vision.engine.profiler import LayerTimes, make_profiler, parse_layers, profile_report
+from vision.engine.profiles import Profile, Range
+from vision.engine.trace import Span, SpanRecorder, chrome_trace, layer_spans, write_chrome_trace
+from vision.errors import ModelError
+
+needs_tensorrt = pytest.mark.skipif(
+    not any(importlib.util.find_spec(name) for name in MODULES), reason="tests/typing/prepare_bindings.py gets one"
+)
+
+
+def times() -> LayerTimes:
+    made = LayerTimes()
+    for run in range(4):
+        made.begin_run()
+        made.add("conv", 1.0 + run)
+        made.add("nms", 0.5)
+        made.add("conv", 1.0)  # twice in a run: together
+    made.begin_run()  # nothing came
+    return made
+
+
+def test_times_by_layer_in_the_order_of_execution() -> None:
+    conv, nms = times().layers()
+    assert (conv.name, conv.mean_ms, conv.median_ms, conv.min_ms, conv.max_ms) == ("conv", 3.5, 3.5, 2.0, 5.0)
+    assert (nms.name, nms.mean_ms) == ("nms", 0.5)
+    assert conv.share == pytest.approx(3.5 / 4.0)
+    assert times().total_ms() == 4.0
+    assert times().runs == 4
+
+
+def test_no_runs_no_times() -> None:
+    assert LayerTimes().layers() == ()
+    assert LayerTimes().total_ms() == 0.0
+    late = LayerTimes()
+    late.add("a", 1.0)
+    assert late.runs == 1
+
+
+@needs_tensorrt
+def test_tensorrts_profiler_fills_the_times() -> None:
+    made = LayerTimes()
+    profiler = make_profiler(made)
+    made.begin_run()
+    profiler.report_layer_time("conv", 0.25)
+    assert made.layers()[0].mean_ms == 0.25
+
+
+# ------------------------------------------------------------------------------------------------ layers
+
+TENSORRT_10 = {
+    "Layers": [
+        {
+            "Name": "conv_1 + relu_1 [profile 1]",
+            "LayerType": "CaskConvolution",
+            "Inputs": [
+                {"Name": "images", "Dimensions": [8, 3, 416, 416], "Format/Datatype": "Row major linear FP16"}
+            ],
+            "Outputs": [{"Name": "a", "Dimensions": [8, 24, 208, 208], "Format/Datatype": "Half"}],
+            "TacticName": "sm80_xmma_fprop",
+            "TacticValue": "0x1",
+            "StreamId": 0,
+            "Metadata": "[ONNX Layer: conv_1]\u001e[ONNX Layer: relu_1]",
+        }
+    ],
+    "Bindings": ["images", "scores"],
+}
+TENSORRT_11 = {
+    "Layers": [
+        {
+            "Name": "fused",
+            "LayerType": "kgen",
+            "Inputs": [],
+            "Outputs": [
+                {"Name": "a", "Dimensions": [1, 2], "DataType": "Half", "Format": "Linear"},
+                {"Name": "b", "Dimensions": [1, 2], "DataType": "Float", "Format": "Linear"},
+                {"Name": "c", "Dimensions": "unknown", "DataType": "Half"},
+            ],
+            "TacticValue": "0x7",
+        }
+    ],
+    "I/O Tensors": [{"Name": "images"}],
+}
+
+
+def test_layers_of_tensorrt_10() -> None:
+    (layer,) = parse_layers(json.dumps(TENSORRT_10))
+    assert (layer.name, layer.profile, layer.kind, layer.tactic) == (
+        "conv_1 + relu_1", 1, "CaskConvolution", "sm80_xmma_fprop",
+    )  # fmt: skip
+    assert layer.inputs[0].dimensions == (8, 3, 416, 416)
+    assert layer.inputs[0].dtype == "Row major linear FP16"
+    assert layer.onnx_nodes == ("conv_1", "relu_1")
+    assert layer.dtypes == "Half"
+
+
+def test_layers_of_tensorrt_11() -> None:
+    (layer,) = parse_layers(json.dumps(TENSORRT_11))
+    assert layer.dtypes == "Half, Float"
+    assert layer.tactic == "0x7"
+    assert layer.outputs[2].dimensions == ()
+    assert layer.onnx_nodes == ()
+
+
+def test_names_alone_are_enough() -> None:
+    layers = parse_layers(json.dumps({"Layers": ["conv [profile 0]", "nms"]}))
+    assert [(layer.name, layer.profile, layer.kind) for layer in layers] == [("conv", 0, ""), ("nms", 0, "")]
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "{}", "[]", "null"])
+def test_engine_that_says_nothing_of_its_layers(text: str) -> None:
+    with pytest.raises(ModelError, match="says nothing of its layers"):
+        parse_layers(text)
+
+
+def test_report_joins_times_and_layers() -> None:
+    made = LayerTimes()
+    made.begin_run()
+    made.add("fast", 0.25)
+    made.add("conv_1 + relu_1 [profile 1]", 0.75)
+    report = profile_report("tiny", {"images": (8, 3, 416, 416)}, made, json.dumps(TENSORRT_10))
+    lines = report.table().splitlines()
+    assert lines[1].split()[:4] == ["0.7500", "75.0", "0.7500", "CaskConvolution"]
+    assert lines[2].endswith("fast")
+    assert lines[-1].endswith("all 2 layers, 1 runs")
+    assert len(report.table(most=1).splitlines()) == 3
+    assert report.shape == "images 8x3x416x416"
+    plain = json.loads(json.dumps(report.as_json()))
+    assert plain["times"][1]["share"] == 0.75
+    assert plain["layers"][0]["onnx_nodes"] == ["conv_1", "relu_1"]
+
+
+# ------------------------------------------------------------------------------------------------ time lines
+
+
+def events(trace: dict[str, Any], phase: str) -> list[dict[str, Any]]:
+    return [event for event in trace["traceEvents"] if event["ph"] == phase]
+
+
+def test_chrome_trace_has_a_lane_for_each_slot_and_microseconds_from_zero(tmp_path: Path) -> None:
+    spans = [
+        Span("engine", "slot 1", 5_002_000, 5_004_000, {"batch": 8}),
+        Span("copy", "slot 0", 5_000_000, 5_001_500),
+        Span("engine", "slot 0", 5_001_500, 5_003_000),
+    ]
+    write_chrome_trace(tmp_path / "t.json", spans)
+    trace = json.loads((tmp_path / "t.json").read_text())
+    lanes = {event["args"]["name"]: event["tid"] for event in events(trace, "M") if event["name"] == "thread_name"}
+    assert lanes == {"slot 0": 1, "slot 1": 2}
+    drawn = [(event["name"], event["tid"], event["ts"], event["dur"]) for event in events(trace, "X")]
+    assert drawn == [("copy", 1, 0.0, 1.5), ("engine", 1, 1.5, 1.5), ("engine", 2, 2.0, 2.0)]
+    assert events(trace, "X")[2]["args"] == {"batch": 8}
+
+
+def test_trace_of_nothing() -> None:
+    assert events(chrome_trace([]), "X") == []
+
+
+def test_recorder_keeps_the_newest() -> None:
+    recorder = SpanRecorder(keep=2, clock=iter(range(0, 1000, 10)).__next__)
+    for name in ("a", "b", "c"):
+        with recorder.span(name, "host", batch=1):
+            pass
+    assert [(span.name, span.start_ns, span.end_ns) for span in recorder.spans()] == [("b", 20, 30), ("c", 40, 50)]
+    assert recorder.forgotten == 1
+
+
+def test_recorder_keeps_a_block_that_fails() -> None:
+    recorder = SpanRecorder(clock=iter(range(10)).__next__)
+    with pytest.raises(ZeroDivisionError), recorder.span("a", "host"):
+        raise ZeroDivisionError
+    assert recorder.spans()[0].end_ns == 1
+
+
+def test_stages_measured_by_events_lie_on_the_hosts_time_line() -> None:
+    recorder = SpanRecorder()
+    recorder.add_device("slot 0", 1_000_000, [("copy", 0.0, 0.25), ("engine", 0.25, 1.0)], batch=4)
+    copy, engine = recorder.spans()
+    assert (copy.start_ns, copy.end_ns) == (1_000_000, 1_250_000)
+    assert (engine.start_ns, engine.end_ns) == (1_250_000, 2_000_000)
+    assert engine.details == {"batch": 4}
+
+
+def test_layers_follow_each_other() -> None:
+    spans = layer_spans([("a", 0.5), ("b", 0.25)], "layers", 100)
+    assert [(span.name, span.start_ns, span.end_ns) for span in spans] == [("a", 100, 500_100), ("b", 500_100, 750_100)]
+
+
+# ------------------------------------------------------------------------------------------------ command lines
+
+
+def nowhere(_: str) -> str | None:
+    """Looks for a program in an empty PATH."""
+    return None
+
+
+PLAN = Path("/var/cache/vision/engines/a b.engine")
+SHAPES = {"images": (8, 3, 416, 416)}
+TOOL = Tool("/usr/src/tensorrt/bin/trtexec", True)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "weak", "dialect"),
+    [("tensorrt", True, "trtexec-10"), ("tensorrt", False, "trtexec-11"), ("tensorrt-rtx", False, "tensorrt_rtx")],
+)
+def test_dialect(flavour: Flavour, weak: bool, dialect: Dialect) -> None:
+    assert dialect_of(flavour, weak_typing=weak) == dialect
+
+
+@pytest.mark.parametrize(
+    ("dialect", "has", "lacks"),
+    [
+        ("trtexec-10", ["--useCudaGraph", "--useSpinWait", "--noDataTransfers"], ["--specializeStrategyDS=eager"]),
+        ("trtexec-11", [], ["--useCudaGraph", "--useSpinWait", "--noDataTransfers"]),
+        ("tensorrt_rtx", ["--specializeStrategyDS=eager", "--rtxCudaGraphStrategy=wholeGraph"], ["--useCudaGraph"]),
+    ],
+)
+def test_run_is_measured_the_same_way_by_every_version(dialect: Dialect, has: list[str], lacks: list[str]) -> None:
+    words = shlex.split(run_command(dialect, TOOL, PLAN, SHAPES, 1, streams=2))
+    assert words[0] == "/usr/src/tensorrt/bin/trtexec"
+    assert f"--loadEngine={PLAN}" in words, "a blank in a path survives the shell"
+    assert "--shapes=images:8x3x416x416" in words
+    assert "--useProfile=1" in words
+    assert "--infStreams=2" in words
+    assert set(has) <= set(words)
+    assert not set(lacks) & set(words)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "precision", "has"),
+    [
+        ("trtexec-10", "fp16", {"--fp16"}),
+        ("trtexec-10", "bf16", {"--bf16"}),
+        ("trtexec-10", "int8", {"--int8", "--fp16"}),
+        ("trtexec-10", "fp8", {"--fp8", "--fp16"}),
+        ("trtexec-10", "fp32", {"--noTF32"}),
+        ("trtexec-10", "tf32", set()),
+        ("trtexec-11", "fp16", set()),  # removed: the ONNX file says it
+        ("trtexec-11", "fp32", {"--noTF32"}),
+        ("tensorrt_rtx", "fp16", set()),
+    ],
+)
+def test_build_has_the_precisions_that_the_tool_knows(dialect: Dialect, precision: Precision, has: set[str]) -> None:
+    profiles = [
+        Profile({"images": Range((1, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8))}, {}),
+        Profile({"images": Range((4, 3, 8, 8), (8, 3, 8, 8), (8, 3, 8, 8))}, {}),
+    ]
+    line = build_line(dialect, TOOL, onnx=Path("m.onnx"), plan=PLAN, profiles=profiles, precision=precision)
+    words = shlex.split(line)
+    options = {"--fp16", "--bf16", "--int8", "--fp8", "--noTF32"}
+    assert options & set(words) == has
+    at = words.index("--profile=1")
+    assert words[at + 1 : at + 4] == [
+        "--minShapes=images:4x3x8x8", "--optShapes=images:8x3x8x8", "--maxShapes=images:8x3x8x8",
+    ]  # fmt: skip
+    assert "--skipInference" in words
+    assert not {"--buildOnly", "--explicitBatch"} & set(words), "removed in 10.0"
+    assert not any(word.startswith("--workspace") for word in words)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "separate"), [("trtexec-10", True), ("trtexec-11", False), ("tensorrt_rtx", False)]
+)
+def test_layers_are_profiled_in_a_run_of_their_own(dialect: Dialect, separate: bool) -> None:
+    words = shlex.split(layers_command(dialect, TOOL, PLAN, SHAPES, 0))
+    assert ("--separateProfileRun" in words) == separate
+    assert "--dumpProfile" in words
+
+
+@pytest.mark.parametrize(("name", "quoted"), [("images", "images"), ("a:0", '"a:0"'), ("a,b", '"a,b"')])
+def test_names_that_shapes_would_split_are_quoted(name: str, quoted: str) -> None:
+    words = shlex.split(run_command("trtexec-11", TOOL, PLAN, {name: (1, 2)}, 0))
+    assert f"--shapes={quoted}:1x2" in words
+
+
+def test_trtexec_is_found_where_jetpack_puts_it(tmp_path: Path) -> None:
+    place = tmp_path / "trtexec"
+    assert find_tool("trtexec-10", nowhere, [place]) == Tool("trtexec", False)
+    place.write_text("")
+    assert find_tool("trtexec-10", nowhere, [place]) == Tool(str(place), True)
+    assert find_tool("trtexec-10", lambda name: f"/bin/{name}", [place]) == Tool("/bin/trtexec", True)
+    assert find_tool("tensorrt_rtx", nowhere, [place]) == Tool("tensorrt_rtx", False)
+
+
+@pytest.mark.parametrize("tegra", [False, True])
+def test_nsys_takes_graphs_apart(tegra: bool) -> None:
+    words = shlex.split(nsys_command(["vision", "run", "my camera.yaml"], tegra=tegra, find=nowhere))
+    assert words[-3:] == ["vision", "run", "my camera.yaml"]
+    assert "--cuda-graph-trace=node" in words
+    assert "--trace=cuda,nvtx,osrt" in words
+    assert ("--accelerator-trace=tegra-accelerators" in words) == tegra
+    assert (words[0] == "sudo") == tegra
+    assert "nsys profile" in nsys_text(["vision", "run", "demo"]).replace("/usr/bin/", "")
+
+
+@pytest.mark.parametrize("dialect", ["trtexec-10", "trtexec-11", "tensorrt_rtx"])
+def test_text_for_people_has_a_command_under_each_remark(dialect: Dialect) -> None:
+    lines = trtexec_text(PLAN, SHAPES, 0, dialect=dialect).splitlines()
+    assert lines[0].startswith(f"# {dialect}")
+    assert [line.startswith("#") for line in lines] == [True, True, False, True, False, True, False]
+
+
+@needs_tensorrt
+def test_text_is_for_the_library_that_is_installed() -> None:
+    assert trtexec_text(PLAN, SHAPES, 0).startswith(("# tensorrt_rtx", "# trtexec"))
