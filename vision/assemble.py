@@ -135,6 +135,8 @@ def cameras_of(site: SiteConfig, options: RunOptions, detector: Detector) -> lis
 
 def _camera(config: CameraConfig, options: RunOptions, detector: Detector, changed: threading.Condition) -> Camera:
     policy = supervision_of(config)
+    if options.offline:
+        config = config.model_copy(update={"loop": False})  # each file once, or it would never end
     slot = LatestSlot(
         config.id,
         detector.frame_buffer,

@@ -95,6 +95,15 @@ def test_offline_publishes_every_frame_once(tmp_path: Path) -> None:
     assert [result["frame"] for result in results] == list(range(123))
 
 
+def test_offline_reads_a_looped_file_once(tmp_path: Path) -> None:
+    record = tmp_path / "results.jsonl"
+    clip = Path(__file__).parents[2] / "configs" / "vtest.mp4"
+    cameras = [{"id": "a", "source": str(clip), "loop": True}]
+    done = run("run", str(write_config(tmp_path, cameras=cameras)), "--offline", "--record", str(record))
+    assert done.returncode == 0, done.stderr
+    assert len(record.read_text().splitlines()) == 200
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("stage", ["publishing on", "detector:", "frames/s"])
 def test_a_signal_ends_every_stage_in_order(tmp_path: Path, number: signal.Signals, stage: str) -> None:
