@@ -59,8 +59,15 @@ def open_url(url: str, parameters: Mapping[int, int]) -> Capture:
     return cast(Capture, cv2.VideoCapture(url, cv2.CAP_FFMPEG, flat))
 
 
-def open_rtsp(url: str, options: Mapping[str, str], parameters: Mapping[int, int], timeout_s: float) -> Capture:
-    """As `open_url`, for one RTSP camera with options of FFmpeg's RTSP demuxer, such as ``rtsp_transport``.
+def open_rtsp(
+    url: str,
+    options: Mapping[str, str],
+    parameters: Mapping[int, int],
+    timeout_s: float,
+    *,
+    opener: Callable[[str, Mapping[int, int]], Capture] = open_url,
+) -> Capture:
+    """As `opener`, for one RTSP camera with options of FFmpeg's RTSP demuxer, such as ``rtsp_transport``.
 
     Options that other demuxers know too must not be given: a file that is opened in the same moment would get them.
 
@@ -75,7 +82,7 @@ def open_rtsp(url: str, options: Mapping[str, str], parameters: Mapping[int, int
         restore = _replace_options(options)
         hop.answer(when_reached=restore)
         try:
-            return open_url(hop.url, parameters)
+            return opener(hop.url, parameters)
         finally:
             restore()
 
