@@ -220,7 +220,7 @@ class LiveCapture:
         clock: Callable[[], int] = time.monotonic_ns,
         utc: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._link = link
+        self.link = link
         self._clock = clock
         self._utc = utc
         self._interrupted = False
@@ -235,12 +235,12 @@ class LiveCapture:
 
     def open(self) -> StreamInfo:
         self.close()
-        connection = self._connection = _Connection(self._link, self._clock, self._utc)
+        connection = self._connection = _Connection(self.link, self._clock, self._utc)
         calls = self._calls = BlockingCalls("opencv")
         if self._interrupted:  # it came before there was anything to wake
             raise SourceError("interrupted while it opened")
         calls.begin(connection.open)
-        patience_s = self._link.patience_s + _GRACE_S
+        patience_s = self.link.patience_s + _GRACE_S
         try:
             calls.result(patience_s)
         except Interrupted:
@@ -252,7 +252,7 @@ class LiveCapture:
         if connection.capture is None:
             raise SourceError("it opened without a capture")
         self._retriever = Retriever(connection.capture)
-        return describe(connection.capture, self._link.decoder)
+        return describe(connection.capture, self.link.decoder)
 
     def grab(self, timeout_s: float) -> Grab | None:
         if self._calls is None or self._retriever is None:
@@ -265,7 +265,7 @@ class LiveCapture:
         except (TimeoutError, Interrupted):
             return None
         if arrival is None or not arrival.found:
-            raise self._link.ended(arrival.waited_s if arrival is not None else 0.0)
+            raise self.link.ended(arrival.waited_s if arrival is not None else 0.0)
         self._retriever.forget()
         self._grabbed = True
         return Grab(arrival.captured_ns, arrival.captured_utc_ns, "arrival", arrival.pts_ns)

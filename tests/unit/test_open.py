@@ -1,0 +1,152 @@
+"""Which class opens which camera, what it is told, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vision.capture.gstreamer import GStreamerSource, available
+from vision.capture.images import ImageFolder
+from vision.capture.open import open_source, supervision_of
+from vision.capture.opencv import LiveCapture, NetworkLink, UsbLink
+from vision.capture.source import Source
+from vision.capture.supervisor import SupervisorPolicy
+from vision.capture.synthetic import Synthetic
+from vision.capture.videofile import VideoFile
+from vision.config.site import CameraConfig
+from vision.errors import SourceError
+from vision.types import PixelFormat
+
+FORMATS: tuple[PixelFormat, ...] = ("nv12", "bgr")
+
+
+def camera(source: str, **options: object) -> CameraConfig:
+    return CameraConfig.model_validate({"id": "gate", "source": source, **options})
+
+
+def opened(source: str, **options: object) -> Source:
+    return open_source(camera(source, **options), offline=False, pixel_formats=FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "expected"),
+    [
+        ("rtsp://10.0.0.4/a", {"via": "opencv"}, LiveCapture),
+        ("rtsps://10.0.0.4/a", {"via": "opencv"}, LiveCapture),
+        ("http://10.0.0.4/a.mjpg", {}, LiveCapture),
+        ("https://10.0.0.4/a.mjpg", {"via": "opencv"}, LiveCapture),
+        ("/dev/video3", {}, LiveCapture),
+        ("/dev/v4l/by-id/usb-camera", {}, LiveCapture),
+        ("clip.mp4", {}, VideoFile),
+        ("clip.mp4", {"via": "opencv", "loop": True}, VideoFile),
+        ("picture.JPG", {}, ImageFolder),
+        ("folder", {}, ImageFolder),
+        ("synthetic:", {}, Synthetic),
+    ],
+)
+def test_which_class(
+    source: str, options: dict[str, object], expected: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert type(opened(source, **options)) is expected
+
+
+def test_rtsp_goes_through_gstreamer_where_that_can_and_the_log_says_where_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rtsp = camera("rtsp://10.0.0.4/a")
+    reason = available(rtsp)
+    source = open_source(rtsp, offline=False, pixel_formats=FORMATS)
+    assert type(source) is (GStreamerSource if reason is None else LiveCapture)
+    assert ("through opencv, because" in caplog.text) is (reason is not None)
+
+
+@pytest.mark.parametrize("source", ["csi:0", "rtsp://10.0.0.4/a"])
+def test_gstreamer_that_was_asked_for_and_cannot_is_an_error(source: str) -> None:
+    one = camera(source, via="gstreamer")
+    reason = available(one)
+    if reason is None:
+        assert type(opened(source, via="gstreamer")) is GStreamerSource
+        return
+    with pytest.raises(SourceError, match="GStreamer cannot open it"):
+        opened(source, via="gstreamer")
+
+
+def link_of(source: Source) -> object:
+    assert isinstance(source, LiveCapture)
+    return source.link
+
+
+def test_what_a_network_camera_is_told() -> None:
+    source = opened("rtsp://10.0.0.4/a", via="opencv", transport="udp", open_timeout_s=3, read_timeout_s=7)
+    assert link_of(source) == NetworkLink("rtsp://10.0.0.4/a", "udp", 3.0, 7.0)
+
+
+def test_what_a_usb_camera_is_told() -> None:
+    source = opened("/dev/video3", width=1280, height=720, fps=15, open_timeout_s=3)
+    assert link_of(source) == UsbLink("/dev/video3", 1280, 720, 15.0, 3.0)
+
+
+def test_what_a_made_up_camera_is_told() -> None:
+    info = opened("synthetic:64x48@30?seed=3").open()
+    assert (info.width_px, info.height_px, info.fps, info.pixel_format) == (64, 48, 30.0, "nv12")
+    info = opened("synthetic:64x48@30", width=32, height=16, fps=5).open()
+    assert (info.width_px, info.height_px, info.fps) == (32, 16, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "offline", "live"),
+    [("synthetic:", False, True), ("synthetic:", True, False), ("clip.mp4", False, False), ("clip.mp4", True, False)],
+)
+def test_what_is_live(source: str, offline: bool, live: bool) -> None:
+    assert open_source(camera(source), offline=offline, pixel_formats=FORMATS).live is live
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "formats", "message"),
+    [
+        ("clip.mp4", {}, ("nv12",), "OpenCV delivers bgr pictures"),
+        ("/dev/video3", {"via": "opencv"}, ("nv12",), "OpenCV delivers bgr pictures"),
+        ("synthetic:640x480?objcts=3", {}, FORMATS, "unknown option 'objcts'"),
+    ],
+)
+def test_what_is_refused(
+    source: str, options: dict[str, object], formats: tuple[PixelFormat, ...], message: str
+) -> None:
+    with pytest.raises(SourceError, match=message):
+        open_source(camera(source, **options), offline=False, pixel_formats=formats)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "expected"),
+    [
+        ("rtsp://10.0.0.4/a", {}, SupervisorPolicy()),
+        ("rtsp://10.0.0.4/a", {"read_timeout_s": 9}, SupervisorPolicy(read_timeout_s=9.0)),
+        ("rtsp://10.0.0.4/a", {"frozen_after_s": None}, SupervisorPolicy(frozen_after_s=None)),
+        ("/dev/video0", {"fps": 0.1}, SupervisorPolicy(read_timeout_s=30.0)),
+        ("/dev/video0", {"fps": 30}, SupervisorPolicy()),
+        ("clip.mp4", {}, SupervisorPolicy(finite=True)),
+        ("synthetic:", {}, SupervisorPolicy(finite=True)),
+    ],
+)
+def test_how_it_is_watched(source: str, options: dict[str, object], expected: SupervisorPolicy) -> None:
+    assert supervision_of(camera(source, **options)) == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("vision.capture.source", ("cv2", "gi", "pydantic", "yaml")),
+        ("vision.capture.supervisor", ("cv2", "gi", "pydantic", "yaml")),
+        ("vision.capture.synthetic", ("cv2", "gi", "pydantic", "yaml")),
+        ("vision.capture.open", ("cv2", "gi")),
+    ],
+)
+def test_libraries_are_imported_when_they_are_needed(module: str, unwanted: tuple[str, ...]) -> None:
+    code = f"import {module}, sys; print([name for name in {unwanted!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
