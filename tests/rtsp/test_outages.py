@@ -45,7 +45,7 @@ def outage() -> Iterator[dict[str, Watched]]:
 
 def test_a_camera_that_refuses_at_start_is_found_later(outage: dict[str, Watched], via: str) -> None:
     watched = outage[via]
-    assert watched.states[:2] == ["connecting", "backing-off"]
+    assert watched.states.index("backing-off") < watched.states.index("streaming")
     assert watched.errors[0].startswith("rtsp://127.0.0.1:")
     assert "hint: " in watched.errors[0]
     assert watched.recorder.metas[0].epoch == 0
@@ -53,9 +53,8 @@ def test_a_camera_that_refuses_at_start_is_found_later(outage: dict[str, Watched
 
 def test_a_server_that_comes_back_is_found_again(outage: dict[str, Watched], via: str) -> None:
     watched = outage[via]
-    states = [state for state in watched.states[2:] if state in ("streaming", "backing-off")]
-    states = states[states.index("streaming") :]
-    assert states[:2] == ["streaming", "backing-off"]
+    states = watched.states[watched.states.index("streaming") :]
+    assert "backing-off" in states
     assert states[-1] == "streaming"
     assert watched.status.reconnects == 1
 
@@ -97,7 +96,7 @@ def test_a_dead_camera_disturbs_no_other(company: dict[str, list[Watched]], via:
     """Not while the others connect, nor later: a lock that they shared would stop it for their time-outs, 5 s."""
     refusing, silent, _, works = company[via]
     assert refusing.recorder.metas == silent.recorder.metas == []
-    assert set(works.states) == {"connecting", "streaming"}
+    assert set(works.states) - {"connecting"} == {"streaming"}
     assert works.errors == []
     assert max(after - before for before, after in pairwise(works.recorder.arrived_ns)) < 2e9
     assert [meta.index for meta in works.recorder.metas] == list(range(len(works.recorder.metas)))
