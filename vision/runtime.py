@@ -334,7 +334,8 @@ class Runtime:
         metrics.published += 1
         metrics.objects = len(result.objects)
         metrics.rate.tick()
-        metrics.latency.observe(timing.published_ns - timing.captured_ns)
-        self._stage_latency["queue"].observe(timing.submitted_ns - timing.captured_ns)
+        if result.meta.clock != "media":  # a recording's times say nothing about how long we took
+            metrics.latency.observe(timing.published_ns - timing.captured_ns)
+            self._stage_latency["queue"].observe(timing.submitted_ns - timing.captured_ns)
         self._stage_latency["detect"].observe(timing.inferred_ns - timing.submitted_ns)
         self._stage_latency["results"].observe(timing.published_ns - timing.inferred_ns)
