@@ -155,6 +155,8 @@ def _find(bgr: NDArray[np.uint8], class_id: int) -> Detections:
     channel = FAKE_COLORS[class_id].index(255)
     others = np.maximum(bgr[..., channel - 1], bgr[..., channel - 2])
     mask = cv2.subtract(bgr[..., channel], others) >= _SATURATION
+    if not mask.any():
+        return Detections.empty()
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     x, y, width, height, area = np.asarray(stats, np.float32)[1:].T  # the first component is the background
     boxes = np.stack([x, y, x + width, y + height], axis=1)

@@ -169,18 +169,21 @@ class NanoDet(Head):
         super().__init__(card, class_count, score, classes)
         self._sides = 4 * card.head.bins
         self._bins = np.arange(card.head.bins, dtype=np.float32)
-        self._centers, self._strides = _cells(card)
+        centers, strides = _cells(card)
+        self._cells = len(centers)
+        self._corners = np.concatenate([centers, centers], axis=1)
+        self._reach = strides[:, None] * np.array([-1, -1, 1, 1], np.float32)
 
     @property
     def expected(self) -> str:
-        cells, sides = len(self._centers), self._sides
+        cells, sides = self._cells, self._sides
         return (
             f"(batch, {cells}, {self._class_count}) scores and (batch, {cells}, {sides}) distances, "
             f"or both in one (batch, {cells}, {self._class_count + sides})"
         )
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
-        cells = len(self._centers)
+        cells = self._cells
         tables = {name: shape[1:] for name, shape in shapes.items() if len(shape) == 3 and _is(shape[1], cells)}
         for scores, distances in _named_last(tables, ("dist", "reg", "box")):
             if _is(tables[distances][1], self._sides):
@@ -196,11 +199,16 @@ class NanoDet(Head):
         return self._over_threshold(self.raw_scores(outputs))
 
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        sides = outputs[-1][index, -self._sides :].reshape(len(index), 4, len(self._bins))
-        weights = np.exp(sides - sides.max(axis=2, keepdims=True))
-        distances = (weights @ self._bins) / weights.sum(axis=2) * self._strides[index, None]
-        centers = self._centers[index]
-        return np.concatenate([centers - distances[:, :2], centers + distances[:, 2:]], axis=1)
+        # One row per side, and few operations: called with cold caches, each costs some microseconds whatever its size.
+        logits = outputs[-1][index, -self._sides :].reshape(-1, len(self._bins))
+        logits -= logits.max(axis=1, keepdims=True)
+        weights = np.exp(logits, out=logits)
+        total = weights.sum(axis=1)
+        weights *= self._bins
+        distances = weights.sum(axis=1)
+        distances /= total
+        boxes: Floats = distances.reshape(-1, 4) * self._reach[index] + self._corners[index]
+        return boxes
 
 
 class YoloV5(Head):

@@ -68,20 +68,31 @@ def nms(
         class_ids: (N,) int32.
     """
     order, excess = best_first(scores, max_candidates)
-    rows = _Rows.of(boxes_xyxy[order], class_ids[order] if class_aware else None)
-    if len(order) <= _BLOCK:
-        alive = _keep(rows, iou)
-    else:
-        alive = np.ones(len(order), np.bool_)
-        for start in range(0, len(order), _BLOCK):
+    survivors = order[kept_in_order(boxes_xyxy[order], class_ids[order] if class_aware else None, iou)]
+    return survivors[:max_objects], excess + max(0, len(survivors) - max_objects)
+
+
+def kept_in_order(
+    boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32] | None, iou: float
+) -> NDArray[np.bool_]:
+    """Point 3 alone, for candidates that are ordered already: which of them stay, (N,).
+
+    Without `class_ids` all are of one class.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = _Rows.of(boxes_xyxy, class_ids)
+        count = len(boxes_xyxy)
+        if count <= _BLOCK:
+            return _keep(rows, iou)
+        alive = np.ones(count, np.bool_)
+        for start in range(0, count, _BLOCK):
             stop = start + _BLOCK
             block = start + np.flatnonzero(alive[start:stop])
             kept = _keep(rows.take(block), iou)
             alive[block] = kept
             later = stop + np.flatnonzero(alive[stop:])
             alive[later] = ~rows.take(block[kept]).suppress(rows.take(later), iou).any(axis=0)
-    survivors = order[alive]
-    return survivors[:max_objects], excess + max(0, len(survivors) - max_objects)
+        return alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +108,8 @@ class _Rows:
     def of(boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32] | None) -> _Rows:
         sides = np.ascontiguousarray(boxes_xyxy.T, np.float32)
         low, high = sides[:2], sides[2:]
-        with np.errstate(over="ignore", invalid="ignore"):
-            size = np.maximum(high - low, _ZERO)
-            return _Rows(low, high, size[0] * size[1], class_ids)
+        size = np.maximum(high - low, _ZERO)
+        return _Rows(low, high, size[0] * size[1], class_ids)
 
     def take(self, index: NDArray[np.intp]) -> _Rows:
         class_ids = None if self.class_ids is None else self.class_ids[index]
@@ -107,13 +117,12 @@ class _Rows:
 
     def suppress(self, others: _Rows, iou: float) -> NDArray[np.bool_]:
         """(K, M): which of these K suppress which of the M others; the arithmetic of the module's point 4."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            intersection = _overlap(self.low[0], self.high[0], others.low[0], others.high[0])
-            intersection *= _overlap(self.low[1], self.high[1], others.low[1], others.high[1])
-            union = self.area[:, None] + others.area
-            union -= intersection
-            union *= np.float32(iou)
-            suppressed: NDArray[np.bool_] = intersection > union
+        intersection = _overlap(self.low[0], self.high[0], others.low[0], others.high[0])
+        intersection *= _overlap(self.low[1], self.high[1], others.low[1], others.high[1])
+        union = self.area[:, None] + others.area
+        union -= intersection
+        union *= np.float32(iou)
+        suppressed: NDArray[np.bool_] = intersection > union
         if self.class_ids is not None and others.class_ids is not None:
             suppressed &= self.class_ids[:, None] == others.class_ids
         return suppressed

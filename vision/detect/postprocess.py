@@ -7,7 +7,7 @@ import numpy as np
 from vision.config.site import NmsCard
 from vision.detect.heads import Candidates
 from vision.detect.letterbox import Letterbox
-from vision.detect.nms import nms
+from vision.detect.nms import kept_in_order
 from vision.types import Detections
 
 
@@ -24,18 +24,12 @@ def to_detections(
     """
     boxes, scores, class_ids, excess = candidates.boxes_xyxy, candidates.scores, candidates.class_ids, candidates.excess
     if limits is not None:
-        kept, more = nms(
-            boxes,
-            scores,
-            class_ids,
-            iou=limits.iou,
-            class_aware=limits.class_aware,
-            max_candidates=limits.max_candidates,
-            max_objects=limits.max_objects,
-        )
-        boxes, scores, class_ids, excess = boxes[kept], scores[kept], class_ids[kept], excess + more
+        kept = np.flatnonzero(kept_in_order(boxes, class_ids if limits.class_aware else None, limits.iou))
+        excess += max(0, len(kept) - limits.max_objects)
+        kept = kept[: limits.max_objects]
+        boxes, scores, class_ids = boxes[kept], scores[kept], class_ids[kept]
     boxes = letterbox.to_source(boxes, source_width_px, source_height_px)
     solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     if not solid.all():
         boxes, scores, class_ids = boxes[solid], scores[solid], class_ids[solid]
-    return Detections(boxes, np.ascontiguousarray(scores), np.ascontiguousarray(class_ids), excess)
+    return Detections(boxes, scores, class_ids, excess)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -18,6 +19,8 @@ from vision.config.site import InputCard
 from vision.detect.letterbox import Letterbox, gain_and_offset
 from vision.detect.yuv import FRACTION_BITS, yuv_coefficients
 from vision.types import PixelFormat, YuvEncoding
+
+_MOST_PLANS = 256
 
 _TO_BGR = {"nv12": cv2.COLOR_YUV2BGR_NV12, "i420": cv2.COLOR_YUV2BGR_I420}
 
@@ -33,7 +36,8 @@ class Preprocessor:
         self._tensor = tensor
         self._gain, self._offset = gain_and_offset(card.scale, card.mean, card.std)
         self._channels = (0, 1, 2) if card.color == "bgr" else (2, 1, 0)
-        self._regions: list[tuple[int, int, int, int] | None] = [None] * len(tensor)
+        self._plans: dict[tuple[int, tuple[int, ...]], _Plan] = {}
+        self._drawn: list[tuple[Letterbox, tuple[int, int]] | None] = [None] * len(tensor)
         self._scaled = _Scratch()
         self._planes = _Scratch()
         self._converted = _Scratch()
@@ -47,22 +51,39 @@ class Preprocessor:
         """Letterbox one picture into ``tensor[index]``; says how it lies there."""
         _allow_fast_scaling()
         bgr = self._bgr(pixels, pixel_format, encoding)  # bgrx stays as it is: its fourth plane is never read
-        height_px, width_px, channels = bgr.shape
-        card = self._card
-        letterbox = Letterbox.fit(width_px, height_px, card.width, card.height, card.letterbox)
-        content_width, content_height = letterbox.content(width_px, height_px)
-        x, y = letterbox.pad_x_px, letterbox.pad_y_px
-        self._fill_around(index, (x, y, content_width, content_height))
-        scaled = self._scaled.array((content_height, content_width, channels))
-        cv2.resize(bgr, (content_width, content_height), dst=scaled, interpolation=cv2.INTER_LINEAR)
-        planes = list(self._planes.array((channels, content_height, content_width)))
-        cv2.split(scaled, planes)
+        plan = self._plan(index, bgr.shape)
+        self._fill_around(index, plan)
+        cv2.resize(bgr, plan.size, dst=plan.scaled, interpolation=cv2.INTER_LINEAR)
+        cv2.split(plan.scaled, plan.planes)
         for target, source in enumerate(self._channels):
-            region = self._tensor[index, target, y : y + content_height, x : x + content_width]
-            np.copyto(region, planes[source])
+            region = plan.regions[target]
+            np.copyto(region, plan.planes[source])
             np.multiply(region, self._gain[target], out=region)
             np.add(region, self._offset[target], out=region)
-        return letterbox
+        return plan.letterbox
+
+    def _plan(self, index: int, shape: tuple[int, ...]) -> _Plan:
+        """What depends on the size alone; cameras seldom change theirs."""
+        plan = self._plans.get((index, shape))
+        if plan is None:
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            plan = self._plans[index, shape] = self._make_plan(index, shape)
+        return plan
+
+    def _make_plan(self, index: int, shape: tuple[int, ...]) -> _Plan:
+        height_px, width_px, channels = shape
+        card = self._card
+        letterbox = Letterbox.fit(width_px, height_px, card.width, card.height, card.letterbox)
+        width, height = letterbox.content(width_px, height_px)
+        x, y = letterbox.pad_x_px, letterbox.pad_y_px
+        return _Plan(
+            letterbox,
+            (width, height),
+            self._scaled.array((height, width, channels)),
+            list(self._planes.array((channels, height, width))),
+            list(self._tensor[index, :, y : y + height, x : x + width]),
+        )
 
     def _bgr(self, pixels: NDArray[np.uint8], pixel_format: PixelFormat, encoding: YuvEncoding) -> NDArray[np.uint8]:
         if pixel_format in {"bgr", "bgrx"}:
@@ -76,13 +97,24 @@ class Preprocessor:
             cv2.transform(yuv, _matrix(encoding), dst=converted)
         return converted
 
-    def _fill_around(self, index: int, region: tuple[int, int, int, int]) -> None:
+    def _fill_around(self, index: int, plan: _Plan) -> None:
         """Paint the canvas anew when the picture lies elsewhere than the one before it; usually it does not."""
-        if self._regions[index] == region:
+        if self._drawn[index] == (plan.letterbox, plan.size):
             return
-        self._regions[index] = region
+        self._drawn[index] = (plan.letterbox, plan.size)
         grey = self._card.fill * self._gain + self._offset
         self._tensor[index] = grey[:, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How pictures of one size come onto the canvas: views of the scratch memory and of the tensor."""
+
+    letterbox: Letterbox
+    size: tuple[int, int]  # width and height of the scaled picture
+    scaled: NDArray[np.uint8]  # (H, W, channels)
+    planes: list[NDArray[np.uint8]]  # channels x (H, W)
+    regions: list[NDArray[np.float32]]  # 3 x (H, W), where the planes go
 
 
 class _Scratch:
