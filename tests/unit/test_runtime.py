@@ -130,7 +130,7 @@ def test_stale_frames_are_never_inferred() -> None:
 def test_a_dead_camera_disturbs_no_other() -> None:
     runtime, sink, _ = make_runtime(["missing.mp4", "synthetic:160x120@20"], FakeDetector())
     report = runtime.run(threading.Event(), for_s=2)
-    assert report.cameras[0].status.state in ("backing-off", "connecting")
+    assert report.cameras[0].status.state != "streaming"
     assert "missing.mp4" in report.cameras[0].status.last_error
     assert len(sink.results["camera-1"]) >= 25
 
