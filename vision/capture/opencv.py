@@ -257,6 +257,8 @@ class LiveCapture:
     def grab(self, timeout_s: float) -> Grab | None:
         if self._calls is None or self._retriever is None:
             raise SourceError("grab before open, or after close")
+        if self._interrupted:
+            return None
         if not self._calls.busy:
             self._grabbed = False
             self._calls.begin(self._connection.grab)

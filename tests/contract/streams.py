@@ -1,0 +1,167 @@
+"""Streams of every kind of source that need nothing but this machine, each with numbered pictures."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.capture.images import ImageFolder
+from vision.capture.opencv import LiveCapture, NetworkLink
+from vision.capture.source import Source
+from vision.capture.synthetic import Synthetic, SyntheticSpec
+from vision.capture.videofile import VideoFile
+from vision.types import PixelFormat
+
+HEIGHT_PX, WIDTH_PX = 48, 64
+COUNT = 24
+FAST_FPS, SLOW_FPS = 100.0, 1.25
+
+
+def numbered(number: int) -> NDArray[np.uint8]:
+    """Each differs from its neighbours by 10 shades, which survives every compression."""
+    return np.full((HEIGHT_PX, WIDTH_PX, 3), 10 * (number % COUNT), np.uint8)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One kind of source. `make` gives a new one, which begins with the first picture."""
+
+    make: Callable[[], Source]
+    make_slow: Callable[[], Source] | None = None  # after a few pictures, one in 0.8 s; None: it never waits
+    endless: bool = False
+
+
+def write_video(path: Path, fps: float) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, (WIDTH_PX, HEIGHT_PX))
+    for number in range(COUNT):
+        writer.write(numbered(number))
+    writer.release()
+    return path
+
+
+def write_images(path: Path) -> Path:
+    path.mkdir()
+    for number in range(COUNT):
+        cv2.imwrite(str(path / f"{number}.png"), numbered(number))
+    return path
+
+
+class _MotionJpeg(BaseHTTPRequestHandler):
+    """``/?fps=25``: pictures at this rate; ``&first=5``: so many at once before that."""
+
+    protocol_version = "HTTP/1.0"
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in the library
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        interval_s = 1 / float(query["fps"][0])
+        first = int(query.get("first", ["0"])[0])
+        closing = getattr(self.server, "closing", threading.Event())
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=picture")
+        self.end_headers()
+        number = 0
+        try:
+            while not closing.wait(interval_s if number >= first else 0.0):
+                jpeg = cv2.imencode(".jpg", numbered(number))[1].tobytes()
+                head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                self.wfile.write(head.encode() + jpeg + b"\r\n")
+                number += 1
+        except OSError:
+            return
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    closing: threading.Event
+
+
+@contextmanager
+def motion_jpeg_server() -> Iterator[str]:
+    """The address of a web camera."""
+    with _Server(("127.0.0.1", 0), _MotionJpeg) as server:
+        server.closing = threading.Event()
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.closing.set()
+        server.shutdown()
+        thread.join()
+
+
+def streams(folder: Path, web_camera: str) -> dict[str, Stream]:
+    """All kinds, by name. `folder`: empty, for their files."""
+    fast = write_video(folder / "fast.avi", FAST_FPS)
+    slow = write_video(folder / "slow.avi", SLOW_FPS)
+    images = write_images(folder / "images")
+
+    def synthetic(pixel_format: PixelFormat, fps: float, *, offline: bool) -> Callable[[], Source]:
+        spec = SyntheticSpec.parse(f"synthetic:{WIDTH_PX}x{HEIGHT_PX}@{fps:g}?frames={COUNT}")
+        return lambda: Synthetic(spec, (pixel_format,), offline=offline)
+
+    def made_up(pixel_format: PixelFormat, *, offline: bool) -> Stream:
+        slowly = None if offline else synthetic(pixel_format, SLOW_FPS, offline=False)
+        return Stream(synthetic(pixel_format, FAST_FPS, offline=offline), slowly)
+
+    return {
+        "file": Stream(lambda: VideoFile(fast), lambda: VideoFile(slow)),
+        "file offline": Stream(lambda: VideoFile(fast, offline=True)),
+        "file looped": Stream(lambda: VideoFile(fast, loop=True), lambda: VideoFile(slow, loop=True), endless=True),
+        "images": Stream(lambda: ImageFolder(images, fps=FAST_FPS), lambda: ImageFolder(images, fps=SLOW_FPS)),
+        "images offline": Stream(lambda: ImageFolder(images, offline=True)),
+        "images looped": Stream(
+            lambda: ImageFolder(images, fps=FAST_FPS, loop=True),
+            lambda: ImageFolder(images, fps=SLOW_FPS, loop=True),
+            endless=True,
+        ),
+        "synthetic bgr": made_up("bgr", offline=False),
+        "synthetic bgrx": made_up("bgrx", offline=False),
+        "synthetic nv12": made_up("nv12", offline=True),
+        "synthetic i420": made_up("i420", offline=True),
+        "http": Stream(
+            lambda: LiveCapture(NetworkLink(f"{web_camera}?fps={FAST_FPS}")),
+            lambda: LiveCapture(NetworkLink(f"{web_camera}?fps={SLOW_FPS}&first=8")),
+            endless=True,
+        ),
+    }
+
+
+NAMES = (
+    "file",
+    "file offline",
+    "file looped",
+    "images",
+    "images offline",
+    "images looped",
+    "synthetic bgr",
+    "synthetic bgrx",
+    "synthetic nv12",
+    "synthetic i420",
+    "http",
+)
+SLOW_NAMES = tuple(
+    name for name in NAMES if name not in {"file offline", "images offline", "synthetic nv12", "synthetic i420"}
+)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """True once it holds; False if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
