@@ -1,16 +1,37 @@
-"""Small ONNX models and cards for the tests of `vision.engine`."""
+"""Small ONNX models and cards for the tests of `vision.engine`, and marks for what they need."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto as Onnx
 from onnx import helper, numpy_helper
 
 from vision.config.site import ModelCard
+from vision.engine.library import Flavour, find_library
+from vision.errors import DeviceMissing
+
+
+def _flavour() -> Flavour | None:
+    try:
+        return find_library().flavour
+    except DeviceMissing:
+        return None
+
+
+_PREPARE = "tests/typing/prepare_bindings.py gets TensorRT-RTX"
+
+needs_tensorrt = pytest.mark.skipif(_flavour() is None, reason=_PREPARE)
+needs_rtx = pytest.mark.skipif(_flavour() != "tensorrt-rtx", reason=f"builds without a GPU; {_PREPARE}")
+needs_no_gpu = pytest.mark.skipif(
+    any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu")),
+    reason="is about machines without a GPU",
+)
 
 
 def card(*, size: int = 16, file: str = "tiny.onnx", **more: Any) -> ModelCard:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import yaml
 from onnx import TensorProto
 
-from tests.unit.engine_models import card, convolution, quantised, with_operator, with_shape_input
+from tests.unit.engine_models import card, convolution, needs_rtx, quantised, with_operator, with_shape_input
 from vision.config.site import ModelCard
 from vision.engine import library
 from vision.engine.build import (
@@ -26,15 +25,13 @@ from vision.engine.build import (
     notes_of,
     set_flags,
 )
-from vision.engine.library import MODULES, GpuDescription, LogLine, LogLines
+from vision.engine.library import GpuDescription, LogLine, LogLines
 from vision.engine.precision import Precision, plan_typing
 from vision.engine.profiles import NetworkInput, Profile, Range
 from vision.engine.progress import Phase
 from vision.errors import Closed, ModelError
 
-pytestmark = pytest.mark.skipif(
-    not any(importlib.util.find_spec(name) for name in MODULES), reason="tests/typing/prepare_bindings.py gets one"
-)
+pytestmark = needs_rtx
 
 AMPERE = GpuDescription("NVIDIA RTX A4000", (8, 6))
 ADA = GpuDescription("NVIDIA L4", (8, 9))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.unit.engine_models import needs_tensorrt
 from vision.engine import library
 from vision.engine.library import (
-    MODULES,
     collect_log,
     load_library,
     missing_hint,
@@ -20,10 +19,6 @@ from vision.engine.library import (
     take_message,
 )
 from vision.errors import EXIT_CONFIG, DeviceError, DeviceMissing
-
-needs_tensorrt = pytest.mark.skipif(
-    not any(importlib.util.find_spec(name) for name in MODULES), reason="tests/typing/prepare_bindings.py gets one"
-)
 
 
 def module_in(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import random
 import threading
@@ -13,8 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.unit.engine_models import needs_tensorrt
 from vision.engine import library
-from vision.engine.library import MODULES
 from vision.engine.memory import (
     ALIGNMENT_BYTES,
     BudgetLine,
@@ -27,10 +26,6 @@ from vision.engine.memory import (
 from vision.errors import DeviceError
 
 MIB = 1 << 20
-
-needs_tensorrt = pytest.mark.skipif(
-    not any(importlib.util.find_spec(name) for name in MODULES), reason="tests/typing/prepare_bindings.py gets one"
-)
 
 
 class PlainMemory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.engine_models import needs_tensorrt
 from vision.engine.commandlines import (
     Dialect,
     Tool,
@@ -22,16 +22,12 @@ from vision.engine.commandlines import (
     run_command,
     trtexec_text,
 )
-from vision.engine.library import MODULES, Flavour
+from vision.engine.library import Flavour
 from vision.engine.precision import Precision
 from vision.engine.profiler import LayerTimes, make_profiler, parse_layers, profile_report
 from vision.engine.profiles import Profile, Range
 from vision.engine.trace import Span, SpanRecorder, chrome_trace, layer_spans, write_chrome_trace
 from vision.errors import ModelError
-
-needs_tensorrt = pytest.mark.skipif(
-    not any(importlib.util.find_spec(name) for name in MODULES), reason="tests/typing/prepare_bindings.py gets one"
-)
 
 
 def times() -> LayerTimes:
@@ -78,9 +74,7 @@ TENSORRT_10 = {
         {
             "Name": "conv_1 + relu_1 [profile 1]",
             "LayerType": "CaskConvolution",
-            "Inputs": [
-                {"Name": "images", "Dimensions": [8, 3, 416, 416], "Format/Datatype": "Row major linear FP16"}
-            ],
+            "Inputs": [{"Name": "images", "Dimensions": [8, 3, 416, 416], "Format/Datatype": "Row major linear FP16"}],
             "Outputs": [{"Name": "a", "Dimensions": [8, 24, 208, 208], "Format/Datatype": "Half"}],
             "TacticName": "sm80_xmma_fprop",
             "TacticValue": "0x1",

@@ -26,6 +26,7 @@ from vision.engine.library import (
     member_of,
     network_flags,
     or_none,
+    start,
     supported_capabilities,
     trt,
 )
@@ -40,7 +41,7 @@ from vision.engine.precision import (
 )
 from vision.engine.profiles import NetworkInput, Profile, make_profiles
 from vision.engine.progress import BuildListener, Monitor, Silent, run_interruptible
-from vision.engine.runtime import as_shape, dtype_name, start
+from vision.engine.tensors import as_shape, dtype_name
 from vision.errors import Closed, ModelError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from vision.engine.library import Gpu, Library, find_library
 from vision.engine.opening import load_plan, settings_of
 from vision.engine.precision import Precision
 from vision.engine.progress import Phase
-from vision.engine.runtime import Engine
+from vision.engine.runtime import load_engine
 from vision.errors import EXIT_OK, DeviceMissing
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _print_loaded(loaded: Loaded, *, loads_here: bool, out: Console) -> None:
         return
     after = ""
     if loads_here:  # the proof that it was built for this machine
-        with Engine(loaded.plan, label=loaded.path.stem) as engine:
+        with load_engine(loaded.plan, label=loaded.path.stem) as engine:
             after = f", {engine.layers} after it"
     out.print(f"{built.layers} layers before fusion{after}; built in {built.seconds:.1f} s")
     for index, profile in enumerate(built.profiles):

@@ -15,7 +15,7 @@ import platform
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,7 @@ __all__ = [
     "network_flags",
     "or_none",
     "recent_errors",
+    "start",
     "supported_capabilities",
     "take_message",
     "trt",
@@ -250,6 +251,21 @@ def logger() -> trt.ILogger:
             take_message(severity.name, msg)
 
     return Log()
+
+
+def start(factory: Callable[[trt.ILogger], _T], log: LogLines) -> _T:
+    """A ``trt.Runtime`` or ``trt.Builder``.
+
+    Raises:
+        DeviceMissing: there is no GPU that works; the message carries what TensorRT said.
+    """
+    try:
+        return factory(logger())
+    except TypeError as error:  # the bindings' word for a constructor that gave null
+        raise DeviceMissing(
+            f"{find_library()} could not start: {'; '.join(log.errors()) or error}",
+            hint="`nvidia-smi` (on a Jetson: `tegrastats`) shows whether the driver works; `vision doctor` says more",
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------ probes

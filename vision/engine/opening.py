@@ -13,7 +13,7 @@ from vision.engine.cache import EngineCache, Loaded, key_of
 from vision.engine.files import sha256_of
 from vision.engine.library import Gpu, find_library, trt
 from vision.engine.progress import BuildListener, LogListener
-from vision.engine.runtime import Engine
+from vision.engine.runtime import Engine, load_engine
 from vision.errors import ModelError
 
 if TYPE_CHECKING:
@@ -132,7 +132,9 @@ def open_engine(
         )
 
     def start(loaded: Loaded) -> Engine:
-        return Engine(loaded.plan, allocator=allocator, kernels=cache.kernels_of(loaded.path), label=loaded.path.stem)
+        return load_engine(
+            loaded.plan, allocator=allocator, kernels=cache.kernels_of(loaded.path), label=loaded.path.stem
+        )
 
     loaded = load(force=False)
     try:

@@ -7,85 +7,22 @@ exception which carries the line. Only what is called on a `trt` object needs a 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.engine.library import LogLines, collect_log, find_library, logger, or_none, recent_errors, trt
-from vision.engine.profiles import Profile, Range, Shape, choose_profile
-from vision.errors import DeviceError, DeviceMissing, ModelError
+from vision.engine.library import LogLines, collect_log, find_library, or_none, recent_errors, start, trt
+from vision.engine.profiles import Shape, choose_profile
+from vision.engine.tensors import OutputSize, Tensor, as_shape, profile_memory, read_profiles, read_tensors
+from vision.errors import DeviceError, ModelError
 
 _log = logging.getLogger(__name__)
 
 GraphPolicy: TypeAlias = Literal["own", "library", "off"]
 """Who captures CUDA graphs: `own` the caller does; `library` TensorRT-RTX does by itself; `off` nobody."""
-
-ITEM_BITS: Mapping[str, int] = {
-    "float32": 32, "float16": 16, "bfloat16": 16, "fp8": 8, "fp4": 4,
-    "int64": 64, "int32": 32, "int8": 8, "int4": 4, "uint8": 8, "bool": 8,
-}  # fmt: skip
-
-_DTYPE_OF_MEMBER: Mapping[str, str] = {
-    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "fp8", "E4M3": "fp8", "FP4": "fp4",
-    "INT64": "int64", "INT32": "int32", "INT8": "int8", "INT4": "int4", "UINT8": "uint8", "BOOL": "bool",
-}  # fmt: skip
-
-
-_T = TypeVar("_T")
-
-
-class _Dims(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> int: ...
-
-
-def as_shape(dims: _Dims) -> Shape:
-    """A ``trt.Dims`` as a tuple."""
-    return tuple(dims[index] for index in range(len(dims)))
-
-
-def dtype_name(member: str) -> str:
-    """NumPy's or our name of a ``trt.DataType`` member; `trt.nptype` raises for half of them."""
-    try:
-        return _DTYPE_OF_MEMBER[member.upper()]
-    except KeyError:
-        raise ModelError(f"the engine has a tensor of type {member}, which nothing here can fill or read") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One input or output of an engine."""
-
-    name: str
-    mode: Literal["input", "output"]
-    dtype: str  # a key of ITEM_BITS
-    shape: Shape  # -1 where it is not fixed
-    location: Literal["device", "host"]
-    is_shape_io: bool  # its values decide other shapes; addresses of such inputs are host addresses
-
-    def bytes_of(self, shape: Shape) -> int:
-        """Bytes that a buffer of `shape` needs.
-
-        Raises:
-            ValueError: a dimension is still open.
-        """
-        if any(size < 0 for size in shape):
-            raise ValueError(f"the shape {shape} of {self.name} is not known yet")
-        return math.ceil(Fraction(math.prod(shape) * ITEM_BITS[self.dtype], 8))
-
-
-@dataclass(frozen=True, slots=True)
-class OutputSize:
-    """Room that one output can need. `shape` is None where the data decides (NonMaxSuppression, NonZero)."""
-
-    shape: Shape | None
-    bytes: int | None  # None where not even a bound is known: use an output allocator
 
 
 class RuntimeCacheStore(Protocol):
@@ -257,31 +194,38 @@ class Context:
 
 
 class Engine:
-    """A deserialized plan: its tensors and profiles as plain data, and contexts made from it. Safe to share.
+    """An engine's tensors and profiles as plain data, and contexts made from it. Safe to share between threads.
+
+    `load_engine` makes one from a plan.
 
     Args:
-        plan: what the builder gave.
-        allocator: a ``trt.IGpuAllocator`` for TensorRT's own memory; it must outlive the engine.
+        raw: TensorRT's own object.
+        owners: what must live as long as `raw`, such as its runtime.
+        plan_bytes: size of the plan.
+        allocator: serves TensorRT's own memory; it must outlive the engine.
         kernels: where TensorRT-RTX keeps the kernels that it compiles at run time.
         label: names the engine in messages.
     """
 
     def __init__(
         self,
-        plan: bytes,
+        raw: trt.ICudaEngine,
         *,
+        owners: Sequence[object] = (),
+        plan_bytes: int = 0,
         allocator: trt.IGpuAllocator | None = None,
         kernels: RuntimeCacheStore | None = None,
         label: str = "engine",
     ) -> None:
         self.label = label
-        self.plan_bytes = len(plan)
+        self.plan_bytes = plan_bytes
         self._allocator = allocator
         self._kernels = kernels
         self._compiled: Any = None  # trt.IRuntimeCache, shared by all contexts
-        self._runtime, self._raw = _deserialize(plan, allocator, label)
-        self.tensors = read_tensors(self._raw)
-        self.profiles = read_profiles(self._raw, self.tensors)
+        self._owners = tuple(owners)
+        self._raw: trt.ICudaEngine | None = raw
+        self.tensors = read_tensors(raw)
+        self.profiles = read_profiles(raw, self.tensors)
 
     @property
     def raw(self) -> trt.ICudaEngine:
@@ -423,7 +367,7 @@ class Engine:
         """Let go of the engine. Every context must be gone. May be called twice."""
         self._compiled = None
         self._raw = None
-        self._runtime = None
+        self._owners = ()
 
     def __enter__(self) -> Engine:
         return self
@@ -432,39 +376,34 @@ class Engine:
         self.close()
 
 
-def _deserialize(
-    plan: bytes, allocator: trt.IGpuAllocator | None, label: str
-) -> tuple[trt.Runtime | None, trt.ICudaEngine | None]:
+def load_engine(
+    plan: bytes,
+    *,
+    allocator: trt.IGpuAllocator | None = None,
+    kernels: RuntimeCacheStore | None = None,
+    label: str = "engine",
+) -> Engine:
+    """Deserialize a plan on the GPU that is current in this thread. Arguments as of `Engine`.
+
+    Raises:
+        ModelError: it was not built for this machine and library, or is damaged.
+        DeviceMissing: there is no GPU that works.
+        DeviceError: it does not fit into the GPU's memory.
+    """
     with collect_log() as log:
         runtime = start(trt.Runtime, log)
         if allocator is not None:
             setattr(runtime, "gpu_allocator", allocator)  # noqa: B010 - write-only, so the stubs do not have it
         refuse_invalid(runtime, plan, label)
-        engine = or_none(runtime.deserialize_cuda_engine(plan))
-        if engine is None:
-            if getattr(allocator, "last_failure", None):
-                raise device_error(f"{label} does not fit into memory", log, allocator=allocator)
-            said = "; ".join(log.errors()) or "no reason given"
+        raw = or_none(runtime.deserialize_cuda_engine(plan))
+        if raw is None and getattr(allocator, "last_failure", None):
+            raise device_error(f"{label} does not fit into memory", log, allocator=allocator)
+        if raw is None:
             raise ModelError(
-                f"{find_library()} cannot load {label}: {said}",
+                f"{find_library()} cannot load {label}: {'; '.join(log.errors()) or 'no reason given'}",
                 hint="`vision build MODEL --force` builds it again for this machine; `vision doctor` checks the driver",
             )
-    return runtime, engine
-
-
-def start(factory: Callable[[trt.ILogger], _T], log: LogLines) -> _T:
-    """A ``trt.Runtime`` or ``trt.Builder``.
-
-    Raises:
-        DeviceMissing: there is no GPU that works; the message carries what TensorRT said.
-    """
-    try:
-        return factory(logger())
-    except TypeError as error:  # the bindings' word for a constructor that gave null
-        raise DeviceMissing(
-            f"{find_library()} could not start: {'; '.join(log.errors()) or error}",
-            hint="`nvidia-smi` (on a Jetson: `tegrastats`) shows whether the driver works; `vision doctor` says more",
-        ) from error
+    return Engine(raw, owners=(runtime,), plan_bytes=len(plan), allocator=allocator, kernels=kernels, label=label)
 
 
 def refuse_invalid(runtime: Any, plan: bytes, label: str) -> None:
@@ -485,47 +424,3 @@ def refuse_invalid(runtime: Any, plan: bytes, label: str) -> None:
             f"{label} does not fit this machine: {', '.join(causes)}",
             hint="`vision build MODEL --force` builds it again",
         )
-
-
-def read_tensors(engine: Any) -> tuple[Tensor, ...]:
-    """Inputs and outputs of an engine as plain data."""
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    return tuple(
-        Tensor(
-            name=name,
-            mode="input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output",
-            dtype=dtype_name(engine.get_tensor_dtype(name).name),
-            shape=as_shape(engine.get_tensor_shape(name)),
-            location="host" if engine.get_tensor_location(name) == trt.TensorLocation.HOST else "device",
-            is_shape_io=bool(engine.is_shape_inference_io(name)),
-        )
-        for name in names
-    )
-
-
-def read_profiles(engine: Any, tensors: Sequence[Tensor]) -> tuple[Profile, ...]:
-    """Ranges of every profile. Asked of inputs only: for outputs TensorRT gives a shape that cannot be iterated."""
-    inputs = [tensor for tensor in tensors if tensor.mode == "input"]
-    return tuple(
-        Profile(
-            shapes={
-                tensor.name: Range(*(as_shape(shape) for shape in engine.get_tensor_profile_shape(tensor.name, index)))
-                for tensor in inputs
-            },
-            values={
-                # positional: the bindings have the names of these two arguments swapped
-                tensor.name: Range(*(tuple(values) for values in engine.get_tensor_profile_values(index, tensor.name)))
-                for tensor in inputs
-                if tensor.is_shape_io and tensor.location == "host"
-            },
-        )
-        for index in range(engine.num_optimization_profiles)
-    )
-
-
-def profile_memory(engine: Any, profile: int) -> int:
-    """Scratch bytes of one context of `profile`, by the newest name that this TensorRT has."""
-    for name in ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile"):
-        if hasattr(engine, name):
-            return int(getattr(engine, name)(profile))
-    return int(engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size)

@@ -1,0 +1,535 @@
+"""Engines and contexts: what TensorRT answers by False, None and RuntimeError becomes an exception that says why.
+
+TensorRT gives an engine only to a machine with a GPU, so here a stand-in answers as its headers and bindings say; its
+enumerations are the real ones. `tests/gpu` runs the same wrappers over a real engine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.unit.engine_models import card, convolution, needs_no_gpu, needs_rtx, needs_tensorrt
+from vision.engine import library
+from vision.engine.build import BuildSettings, build_plan
+from vision.engine.library import GpuDescription, take_message
+from vision.engine.profiler import profile_layers
+from vision.engine.runtime import Context, Engine, load_engine, refuse_invalid
+from vision.engine.tensors import Tensor, dtype_name, profile_memory
+from vision.errors import DeviceError, DeviceMissing, ModelError
+
+pytestmark = needs_tensorrt
+
+trt = library.trt  # found at its first use, which is in the tests
+
+
+class RawContext:
+    """Answers as an execution context does. `refusals` are names of calls that fail."""
+
+    def __init__(self, refusals: Sequence[str] = ()) -> None:
+        self.refusals = set(refusals)
+        self.shapes: dict[str, tuple[int, ...]] = {"images": (-1, 3, 8, 8), "size": (2,)}
+        self.addresses: dict[str, int] = {}
+        self.calls: list[tuple[Any, ...]] = []
+        self.memory = (0, 0)
+        self.open_output = False
+        self.unspecified: list[str] = []
+        self.nvtx_verbosity: Any = None
+        self.profiler: Any = None
+        self.enqueue_emits_profile = True
+
+    def answer(self, call: str, *details: Any) -> bool:
+        self.calls.append((call, *details))
+        if call in self.refusals:
+            take_message("ERROR", f"TensorRT's reason against {call}")
+            return False
+        return True
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        return self.answer("profile", profile, stream)
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return self.answer("shape", name, shape)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return self.answer("address", name)
+
+    def get_tensor_shape(self, name: str) -> Any:
+        if name == "boxes":
+            return (
+                library.trt.Dims([-1, 4]) if self.open_output else library.trt.Dims([self.shapes["images"][0], 10, 4])
+            )
+        return library.trt.Dims(list(self.shapes[name]))
+
+    def get_max_output_size(self, name: str) -> int:
+        return 4096
+
+    def infer_shapes(self) -> list[str]:
+        if "infer" in self.refusals:
+            raise RuntimeError("shape inference failed")
+        return self.unspecified
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        if "memory" in self.refusals:
+            raise RuntimeError("memory too small")
+        self.memory = (address, size)
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return 1234
+
+    def execute_async_v3(self, stream: int) -> bool:
+        return self.answer("enqueue", stream)
+
+    def set_output_allocator(self, name: str, allocator: Any) -> bool:
+        return self.answer("allocator", name)
+
+    def set_aux_streams(self, streams: list[int]) -> None:
+        self.answer("streams", *streams)
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return stream != 0
+
+    def report_to_profiler(self) -> bool:
+        if self.answer("report"):
+            self.profiler.report_layer_time("conv", 0.5)
+            return True
+        return False
+
+
+class RawEngine:
+    """Answers as an engine with one input of pictures, one shape tensor and one output does."""
+
+    num_io_tensors = 3
+    num_optimization_profiles = 2
+    num_layers = 7
+    num_aux_streams = 1
+
+    def __init__(self, context: RawContext | None = None) -> None:
+        self.context = context
+        self.strategies: list[Any] = []
+
+    def get_tensor_name(self, index: int) -> str:
+        return ("images", "size", "boxes")[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return trt.TensorIOMode.OUTPUT if name == "boxes" else trt.TensorIOMode.INPUT
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return {"images": trt.DataType.HALF, "size": trt.DataType.INT64, "boxes": trt.DataType.FLOAT}[name]
+
+    def get_tensor_shape(self, name: str) -> Any:
+        return trt.Dims({"images": [-1, 3, 8, 8], "size": [2], "boxes": [-1, 10, 4]}[name])
+
+    def get_tensor_location(self, name: str) -> Any:
+        return trt.TensorLocation.HOST if name == "size" else trt.TensorLocation.DEVICE
+
+    def is_shape_inference_io(self, name: str) -> bool:
+        return name == "size"
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[Any]:
+        if name == "boxes":
+            raise AssertionError("asked for an output")
+        if name == "size":
+            return [trt.Dims([2])] * 3
+        return [trt.Dims([batch, 3, 8, 8]) for batch in ((1, 4, 4), (4, 8, 8))[profile]]
+
+    def get_tensor_profile_values(self, *arguments: Any) -> list[list[int]]:
+        assert arguments[1] == "size"  # positional: index, then name
+        return [[8, 8], [16, 16], [32, 32]]
+
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return (1000, 2000)[profile]
+
+    def create_execution_context(self, strategy: Any) -> RawContext | None:
+        self.strategies.append(strategy)
+        if self.context is None:
+            take_message("ERROR", "no memory for the context")
+        return self.context
+
+    def create_engine_inspector(self) -> Any:
+        return SimpleNamespace(get_engine_information=lambda kind: f'{{"Layers": [], "kind": "{kind.name}"}}')
+
+
+class RuntimeConfig:
+    """Answers as TensorRT-RTX's settings of a context do."""
+
+    def __init__(self, accepts: bool = True) -> None:
+        self.cuda_graph_strategy: Any = None
+        self.dynamic_shapes_kernel_specialization_strategy: Any = None
+        self.allocation: Any = None
+        self.caches: list[Any] = []
+        self._accepts = accepts
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.allocation = strategy
+
+    def create_runtime_cache(self) -> Any:
+        return SimpleNamespace(
+            deserialize=lambda _: self._accepts,
+            serialize=lambda: memoryview(b"compiled kernels"),
+        )
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self.caches.append(cache)
+        return True
+
+
+class RawRtxEngine(RawEngine):
+    """The same with TensorRT-RTX's settings."""
+
+    def __init__(self, context: RawContext, accepts: bool = True) -> None:
+        super().__init__(context)
+        self.configs: list[RuntimeConfig] = []
+        self._accepts = accepts
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        self.configs.append(RuntimeConfig(self._accepts))
+        return self.configs[-1]
+
+
+class Store:
+    """Keeps kernels in memory."""
+
+    def __init__(self, blob: bytes | None = None) -> None:
+        self.blob = blob
+
+    def load(self) -> bytes | None:
+        return self.blob
+
+    def save(self, blob: bytes) -> None:
+        self.blob = blob
+
+
+def engine(raw: RawEngine | None = None, **more: Any) -> Engine:
+    return Engine(raw or RawEngine(RawContext()), plan_bytes=99, label="tiny", **more)  # type: ignore[arg-type,unused-ignore]
+
+
+def context(*refusals: str, profile: int = 0) -> tuple[Context, RawContext]:
+    raw = RawContext()
+    made = engine(RawEngine(raw)).create_context(profile, 5)
+    raw.refusals = set(refusals)
+    return made, raw
+
+
+# ------------------------------------------------------------------------------------------------ engine
+
+
+def test_tensors_and_profiles_are_plain_data() -> None:
+    with engine() as opened:
+        assert opened.tensors == (
+            Tensor("images", "input", "float16", (-1, 3, 8, 8), "device", False),
+            Tensor("size", "input", "int64", (2,), "host", True),
+            Tensor("boxes", "output", "float32", (-1, 10, 4), "device", False),
+        )
+        assert [tensor.name for tensor in opened.inputs] == ["images", "size"]
+        assert [tensor.name for tensor in opened.outputs] == ["boxes"]
+        assert str(opened.profiles[1].shapes["images"]) == "4x3x8x8 .. 8x3x8x8 (best 8x3x8x8)"
+        assert opened.profiles[0].values["size"].max == (32, 32)
+        assert (opened.max_batch, opened.layers, opened.aux_streams) == (8, 7, 1)
+        assert opened.activation_bytes(1) == 2000
+        assert opened.weights_bytes == 99, "the size of the plan where TensorRT does not tell"
+        assert opened.information() == '{"Layers": [], "kind": "JSON"}'
+
+
+def test_batch_above_the_profiles_is_refused() -> None:
+    with pytest.raises(ModelError, match="no profile of the engine takes images 9x3x8x8") as caught:
+        engine().choose({"images": (9, 3, 8, 8)})
+    assert "max_batch" in caught.value.hint
+    assert engine().choose({"images": (5, 3, 8, 8)}) == 1
+
+
+def test_unknown_tensor_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ModelError, match="tiny has no tensor scores; it has images, size, boxes"):
+        engine().tensor("scores")
+
+
+def test_closed_engine_is_of_no_use() -> None:
+    opened = engine()
+    opened.close()
+    opened.close()
+    with pytest.raises(DeviceError, match="tiny is closed"):
+        opened.create_context(0, 5)
+
+
+def test_context_that_cannot_be_made_says_why() -> None:
+    with pytest.raises(DeviceError, match="no execution context for tiny: no memory for the context"):
+        engine(RawEngine(None)).create_context(0, 5)
+    with pytest.raises(DeviceError, match="TensorRT asked for 5 GiB"):
+        engine(RawEngine(None), allocator=SimpleNamespace(last_failure="TensorRT asked for 5 GiB")).create_context(0, 5)
+
+
+def test_profile_that_tensorrt_refuses_says_why() -> None:
+    raw = RawContext(["profile"])
+    with pytest.raises(DeviceError, match="profile 1 of tiny was refused: TensorRT's reason against profile"):
+        engine(RawEngine(raw)).create_context(1, 5)
+
+
+def test_memory_of_a_context_is_the_callers() -> None:
+    raw = RawEngine(RawContext())
+    made = engine(raw).create_context(1, 5)
+    assert raw.strategies == [trt.ExecutionContextAllocationStrategy.USER_MANAGED]
+    assert raw.context is not None
+    assert raw.context.calls == [("profile", 1, 5)]
+    assert raw.context.nvtx_verbosity == trt.ProfilingVerbosity.LAYER_NAMES_ONLY
+    assert (made.memory_bytes, made.memory_bytes_for_shapes()) == (2000, 1234)
+
+
+# ------------------------------------------------------------------------------------------------ TensorRT-RTX
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("graphs", "strategy"), [("own", "DISABLED"), ("off", "DISABLED"), ("library", "WHOLE_GRAPH_CAPTURE")]
+)
+def test_rtx_leaves_graphs_to_whoever_captures_them(graphs: Any, strategy: str) -> None:
+    raw = RawRtxEngine(RawContext())
+    engine(raw).create_context(0, 5, graphs=graphs)
+    (config,) = raw.configs
+    assert config.cuda_graph_strategy == getattr(trt.CudaGraphStrategy, strategy)
+    assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+    assert config.allocation == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    assert raw.strategies == [config]
+
+
+@needs_rtx
+def test_kernels_are_shared_by_contexts_and_kept() -> None:
+    raw, store = RawRtxEngine(RawContext()), Store()
+    opened = engine(raw, kernels=store)
+    assert not opened.save_kernels(), "nothing was compiled yet"
+    opened.create_context(0, 5)
+    opened.create_context(1, 5)
+    assert raw.configs[0].caches == raw.configs[1].caches
+    assert opened.save_kernels()
+    assert store.blob == b"compiled kernels"
+
+
+@needs_rtx
+def test_kernels_of_another_driver_are_compiled_anew(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    engine(RawRtxEngine(RawContext(), accepts=False), kernels=Store(b"old")).create_context(0, 5)
+    assert "the saved kernels do not fit this driver or library" in caplog.text
+
+
+@needs_rtx
+def test_without_a_store_no_kernels_are_kept() -> None:
+    raw = RawRtxEngine(RawContext())
+    opened = engine(raw)
+    opened.create_context(0, 5)
+    assert raw.configs[0].caches == []
+    assert not opened.save_kernels()
+
+
+# ------------------------------------------------------------------------------------------------ context
+
+
+@pytest.mark.parametrize(
+    ("call", "act", "says"),
+    [
+        ("shape", lambda made: made.set_shape("images", (2, 3, 8, 8)), "shape .* of input images was refused"),
+        ("address", lambda made: made.set_address("images", 4096), "address of images was refused"),
+        ("allocator", lambda made: made.set_output_allocator("boxes", None), "output allocator of boxes was refused"),
+        ("enqueue", lambda made: made.enqueue(5), "tiny could not be started"),
+    ],
+)
+def test_false_becomes_an_error_with_the_reason(call: str, act: Any, says: str) -> None:
+    made, _ = context(call)
+    with pytest.raises(DeviceError, match=f"{says}: .*TensorRT's reason against {call}"):
+        act(made)
+    made, _ = context()
+    act(made)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 8, 8), (0, 3, 8, 8), (2, 3, 9, 8), (2, 3, 8)])
+def test_shape_outside_the_profile_is_refused_before_tensorrt_sees_it(shape: tuple[int, ...]) -> None:
+    made, raw = context()
+    with pytest.raises(ModelError, match=r"is outside profile 0: 1x3x8x8 .. 4x3x8x8 \(best 4x3x8x8\)"):
+        made.set_shape("images", shape)
+    assert ("shape", "images", shape) not in raw.calls
+
+
+@pytest.mark.parametrize(("address", "refuses"), [(512, "memory"), (513, "")])
+def test_scratch_memory_that_will_not_do_is_refused(address: int, refuses: str) -> None:
+    made, _ = context(refuses)
+    with pytest.raises(DeviceError, match="memory too small" if refuses else "aligned to 256 bytes"):
+        made.give_memory(address, 10)
+
+
+def test_scratch_memory_is_given_by_either_name() -> None:
+    made, raw = context()
+    made.give_memory(512, 10)
+    assert raw.memory == (512, 10)
+    old = SimpleNamespace(device_memory=0)
+    Context(engine(), old, 0).give_memory(1024, 10)  # type: ignore[arg-type,unused-ignore]
+    assert old.device_memory == 1024
+
+
+def test_values_of_shape_tensors_stay_in_host_memory() -> None:
+    made, raw = context()
+    made.set_values("size", [16, 24])
+    found = (ctypes.c_int64 * 2).from_address(raw.addresses["size"])
+    assert list(found) == [16, 24]
+
+
+def test_room_for_outputs_at_the_greatest_shapes() -> None:
+    made, _ = context(profile=1)
+    made.set_greatest_shapes()
+    size = made.output_sizes()["boxes"]
+    assert (size.shape, size.bytes) == ((8, 10, 4), 8 * 10 * 4 * 4)
+
+
+def test_output_that_the_data_decides_has_a_bound_and_no_shape() -> None:
+    made, raw = context()
+    raw.open_output = True
+    made.set_greatest_shapes()
+    size = made.output_sizes()["boxes"]
+    assert (size.shape, size.bytes) == (None, 4096)
+
+
+def test_sizes_without_shapes_are_not_asked_of_tensorrt() -> None:
+    """Its error path crashes in 10.3 when it is not on the main thread."""
+    made, raw = context("infer")
+    with pytest.raises(DeviceError, match="inputs without a shape: images"):
+        made.output_sizes()
+    made.set_greatest_shapes()
+    with pytest.raises(DeviceError, match="could not be inferred: shape inference failed"):
+        made.output_sizes()
+    raw.refusals = set()
+    raw.unspecified = ["size"]
+    with pytest.raises(DeviceError, match="size not specified"):
+        made.output_sizes()
+
+
+def test_capturable_is_asked_where_it_can_be() -> None:
+    made, _ = context()
+    assert made.is_capturable(5) is True
+    assert made.is_capturable(0) is False
+    assert Context(engine(), SimpleNamespace(), 0).is_capturable(5) is None  # type: ignore[arg-type,unused-ignore]
+
+
+def test_aux_streams() -> None:
+    made, raw = context()
+    made.set_aux_streams([])
+    made.set_aux_streams([7, 8])
+    assert raw.calls[-1] == ("streams", 7, 8)
+
+
+def test_layer_times_are_fetched_after_each_run_and_not_during() -> None:
+    made, raw = context()
+    times = profile_layers(made, lambda: made.enqueue(5), lambda: raw.calls.append(("sync",)), runs=3, warm_up=2)
+    assert raw.enqueue_emits_profile is False
+    assert [call[0] for call in raw.calls[1:]] == ["enqueue", "sync"] * 2 + ["enqueue", "sync", "report"] * 3
+    assert (times.runs, times.total_ms()) == (3, 0.5)
+    raw.refusals = {"report"}
+    with pytest.raises(DeviceError, match="gave no layer times"):
+        profile_layers(made, lambda: made.enqueue(5), lambda: None, runs=1)
+
+
+# ------------------------------------------------------------------------------------------------ loading
+
+
+@needs_rtx
+@needs_no_gpu
+def test_plan_cannot_be_loaded_without_a_gpu_and_the_error_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    """A real plan, a real runtime, and no driver."""
+    built = build_plan(
+        convolution(), card(), BuildSettings("fp32", 2), GpuDescription("A4000", (8, 6)), ahead_of_time=True
+    )
+    with pytest.raises(ModelError, match=r"cannot load tiny: .*(Cuda|CUDA)") as caught:
+        load_engine(built.plan, label="tiny")
+    assert "vision doctor" in caught.value.hint
+
+
+@pytest.mark.parametrize("plan", [b"", b"no plan", bytes(4096)])
+def test_what_is_no_plan_is_refused(plan: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError, match="tiny"):
+        load_engine(plan, label="tiny")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "bits", "says"),
+    [
+        ("INVALID", 1, "version mismatch"),
+        ("INVALID", 2 | 4, "unsupported cc, old cuda driver"),
+        ("INVALID", 32, "malformed engine"),
+        ("INVALID", 0, ""),  # no driver: deserialisation tells
+        ("SUBOPTIMAL", 1, ""),
+        ("VALID", 0, ""),
+    ],
+)
+def test_rtx_names_why_a_plan_does_not_fit(verdict: str, bits: int, says: str) -> None:
+    runtime = SimpleNamespace(get_engine_validity=lambda _: (SimpleNamespace(name=verdict), bits))
+    if not says:
+        refuse_invalid(runtime, b"", "tiny")
+        return
+    with pytest.raises(ModelError, match=f"tiny does not fit this machine: {says}"):
+        refuse_invalid(runtime, b"", "tiny")
+    refuse_invalid(SimpleNamespace(), b"", "tiny")  # TensorRT cannot be asked
+
+
+def test_builder_or_runtime_that_is_null_means_no_gpu() -> None:
+    def null(logger: Any) -> Any:
+        take_message("ERROR", "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with (
+        library.collect_log() as log,
+        pytest.raises(DeviceMissing, match="could not start: CUDA initialization failure") as caught,
+    ):
+        library.start(null, log)
+    assert "nvidia-smi" in caught.value.hint
+
+
+# ------------------------------------------------------------------------------------------------ plain data
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size"),
+    [
+        ("float32", (2, 3), 24),
+        ("float16", (2, 3), 12),
+        ("bfloat16", (5,), 10),
+        ("int64", (), 8),
+        ("uint8", (7,), 7),
+        ("bool", (7,), 7),
+        ("fp8", (7,), 7),
+        ("int4", (7,), 4),
+        ("fp4", (1,), 1),
+        ("float32", (0, 4), 0),
+    ],
+)
+def test_bytes_of_a_shape(dtype: str, shape: tuple[int, ...], size: int) -> None:
+    assert Tensor("x", "input", dtype, (), "device", False).bytes_of(shape) == size
+
+
+def test_open_shape_has_no_size() -> None:
+    with pytest.raises(ValueError, match="not known yet"):
+        Tensor("x", "input", "float32", (), "device", False).bytes_of((-1, 3))
+
+
+def test_every_type_of_the_library_has_a_name_or_is_refused() -> None:
+    """Where ``trt.nptype`` raises for bf16, fp8, fp4 and int4."""
+    names = set(trt.DataType.__members__)
+    assert {dtype_name(name) for name in names - {"E8M0"}} <= {
+        "float32", "float16", "bfloat16", "fp8", "fp4", "int64", "int32", "int8", "int4", "uint8", "bool",
+    }  # fmt: skip
+    with pytest.raises(ModelError, match="tensor of type E8M0"):
+        dtype_name("E8M0")
+
+
+@pytest.mark.parametrize(
+    ("names", "size"),
+    [
+        ({"get_device_memory_size_for_profile_v2": lambda p: 20 + p, "device_memory_size_v2": 1}, 21),
+        ({"get_device_memory_size_for_profile": lambda p: 10 + p, "device_memory_size": 1}, 11),
+        ({"device_memory_size_v2": 5, "device_memory_size": 1}, 5),
+        ({"device_memory_size": 4}, 4),
+    ],
+)
+def test_scratch_size_by_the_newest_name(names: Mapping[str, Any], size: int) -> None:
+    assert profile_memory(SimpleNamespace(**names), 1) == size
