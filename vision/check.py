@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +18,8 @@ from vision.capture.source import Grab, Source, StreamInfo
 from vision.config import CameraConfig
 from vision.errors import SizeChanged, SourceError
 from vision.types import PixelFormat, frame_shape
+
+_Look = TypeVar("_Look")
 
 _GRACE_S = 2.0  # beyond the camera's own time-outs, for a library that is late
 
@@ -35,20 +38,28 @@ def check_cameras(
     cameras: Sequence[CameraConfig], pixel_formats: tuple[PixelFormat, ...], stop: threading.Event
 ) -> list[CameraCheck]:
     """Open every camera and read one picture, within the time-outs of its configuration."""
-    found: dict[str, CameraCheck] = {}
+    found = look_at_each(cameras, lambda camera: _check_camera(camera, pixel_formats), stop)
+    silent = [CameraCheck(one.id, None, 0.0, "no answer within its time-outs") for one in cameras]
+    return [found.get(one.camera_id, one) for one in silent]
 
-    def check(camera: CameraConfig) -> None:
-        found[camera.id] = _check_camera(camera, pixel_formats)
 
-    threads = [threading.Thread(target=check, args=(camera,), daemon=True, name=camera.id) for camera in cameras]
+def look_at_each(
+    cameras: Sequence[CameraConfig], look: Callable[[CameraConfig], _Look], stop: threading.Event
+) -> dict[str, _Look]:
+    """What `look` says of every camera, all at the same time; without those that give no answer in their time-outs."""
+    found: dict[str, _Look] = {}
+
+    def ask(camera: CameraConfig) -> None:
+        found[camera.id] = look(camera)
+
+    threads = [threading.Thread(target=ask, args=(camera,), daemon=True, name=camera.id) for camera in cameras]
     for thread in threads:
         thread.start()
     deadlines = [time.monotonic() + one.open_timeout_s + one.read_timeout_s + _GRACE_S for one in cameras]
     for thread, deadline in zip(threads, deadlines, strict=True):
         while thread.is_alive() and time.monotonic() < deadline and not stop.is_set():
             thread.join(0.1)
-    silent = [CameraCheck(one.id, None, 0.0, "no answer within its time-outs") for one in cameras]
-    return [found.get(one.camera_id, one) for one in silent]
+    return dict(found)
 
 
 def _check_camera(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) -> CameraCheck:

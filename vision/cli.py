@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 Verb = Callable[[argparse.Namespace, threading.Event], int]
 
-_ORDERLY = ("run", "check")
+_ORDERLY = ("run", "check", "draw")
 
 _DURATION = re.compile(r"^(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)?$")
 _UNIT_S = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -103,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     check = verb("check", _check, "validate a configuration and open each camera once")
     check.add_argument("config")
 
+    draw = verb("draw", _draw, "write a picture of each camera with its lines and zones")
+    draw.add_argument("config")
+    draw.add_argument("--out", type=Path, default=Path("drawn"), metavar="DIR", help="default: %(default)s")
+
     verb("doctor", _doctor, "what this machine has, what is missing, and how to mend it")
 
     watch = verb("watch", _watch, "show what a running vision publishes")
@@ -147,6 +151,16 @@ def _check(arguments: argparse.Namespace, stop: threading.Event) -> int:
     check_classes(site, published_class_names(card, site.detect), path)
     print(f"{path}: {len(site.cameras)} cameras, pipeline {site.pipeline}, model {card.name}: no faults")
     return print_checks(check_cameras(site.cameras, ("bgr",), stop), Console())
+
+
+def _draw(arguments: argparse.Namespace, stop: threading.Event) -> int:
+    from rich.console import Console
+
+    from vision.config import load_site, resolve_config
+    from vision.draw import draw_site, print_drawings
+
+    site = load_site(resolve_config(arguments.config), os.environ)
+    return print_drawings(draw_site(site, arguments.out, stop), Console())
 
 
 def _doctor(_arguments: argparse.Namespace, _stop: threading.Event) -> int:

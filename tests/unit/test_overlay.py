@@ -1,0 +1,256 @@
+"""What is drawn lies where it should, is legible on any background, and grows with the picture."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vision.config import CameraAnalytics, LineConfig, ZoneConfig
+from vision.overlay import (
+    CLASS_COLOURS,
+    FALSE_COLOUR,
+    LINE_COLOUR,
+    RIM,
+    WHITE,
+    ZONE_COLOURS,
+    Overlay,
+    Rect,
+    class_colour,
+    contrast,
+    ink_on,
+    text_mask,
+    zone_words,
+)
+
+Picture = NDArray[np.uint8]
+
+
+def grey(height_px: int = 240, width_px: int = 320, value: int = 100) -> Picture:
+    return np.full((height_px, width_px, 3), value, np.uint8)
+
+
+def is_colour(picture: Picture, x: int, y: int, colour: tuple[int, int, int]) -> bool:
+    return tuple(int(channel) for channel in picture[y, x]) == colour
+
+
+def count(picture: Picture, colour: tuple[int, int, int]) -> int:
+    return int((picture == np.array(colour, np.uint8)).all(axis=2).sum())
+
+
+def boxes(*rows: tuple[float, float, float, float]) -> NDArray[np.float32]:
+    return np.array(rows, np.float32).reshape(-1, 4)
+
+
+@pytest.mark.parametrize("colour", [*CLASS_COLOURS, *ZONE_COLOURS, LINE_COLOUR, FALSE_COLOUR, WHITE, RIM])
+def test_every_plate_has_letters_that_can_be_read(colour: tuple[int, int, int]) -> None:
+    assert contrast(ink_on(colour), colour) >= 4.5
+
+
+@pytest.mark.parametrize(("one", "other", "expected"), [(WHITE, (0, 0, 0), 21.0), (WHITE, WHITE, 1.0)])
+def test_contrast_is_that_of_wcag(one: tuple[int, int, int], other: tuple[int, int, int], expected: float) -> None:
+    assert contrast(one, other) == pytest.approx(expected)
+
+
+def test_a_label_is_the_same_on_any_background() -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (240, 320, 3)).astype(np.uint8)
+    plates = []
+    for picture in (grey(value=0), grey(value=255), noise):
+        rect = Overlay(picture).plate("person 12", 40, 50, class_colour(0))
+        plates.append(picture[rect.top : rect.bottom, rect.left : rect.right])
+    assert np.array_equal(plates[0], plates[1])
+    assert np.array_equal(plates[0], plates[2])
+    assert (plates[0].max(axis=2) < 100).sum() > 20  # dark letters on a light plate
+
+
+@pytest.mark.parametrize("letters_px", [7, 9, 17, 35, 70])
+def test_capitals_have_the_height_that_was_asked_for(letters_px: int) -> None:
+    rows = np.flatnonzero((text_mask("H", letters_px) > 127).any(axis=1))
+    assert rows[-1] - rows[0] + 1 == pytest.approx(letters_px, abs=1.01)
+
+
+def test_words_without_ink_have_a_mask() -> None:
+    assert text_mask(" ", 9).shape[1] > 0
+    assert not text_mask("", 9).any()
+
+
+def test_letters_and_strokes_grow_with_the_picture() -> None:
+    sizes = [Overlay(grey(height, height * 4 // 3)) for height in (120, 576, 1080, 2160)]
+    letters = [overlay.letters_px for overlay in sizes]
+    assert letters == sorted(letters)
+    assert letters[-1] > 3 * letters[0]
+    assert sizes[-1].stroke_px > sizes[0].stroke_px
+
+
+def test_a_box_is_where_its_object_is() -> None:
+    picture = grey()
+    Overlay(picture).objects(boxes((50, 60, 100, 150)), [""], [class_colour(1)])
+    for x, y in ((50, 100), (100, 100), (75, 60), (75, 150)):
+        assert is_colour(picture, x, y, class_colour(1))
+    assert is_colour(picture, 75, 100, (100, 100, 100))
+    assert is_colour(picture, 40, 100, (100, 100, 100))
+
+
+def test_the_first_object_lies_on_top() -> None:
+    picture = grey()
+    Overlay(picture).objects(
+        boxes((50, 60, 100, 150), (50, 60, 100, 150)), ["", ""], [class_colour(0), class_colour(1)]
+    )
+    assert count(picture, class_colour(0)) > 0
+    assert count(picture, class_colour(1)) == 0
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(-500, -500, 900, 900), (319, 239, 400, 300), (0, 0, 0, 0), (310, 0, 330, 10), (1e9, 1e9, 2e9, 2e9)],
+)
+def test_a_box_that_leaves_the_picture_is_drawn_at_its_edge(box: tuple[float, float, float, float]) -> None:
+    picture = grey()
+    Overlay(picture).objects(boxes(box), ["person 1"], [class_colour(0)])
+    assert count(picture, class_colour(0)) > 0
+
+
+def test_a_box_that_is_not_finite_is_left_out() -> None:
+    picture = grey()
+    Overlay(picture).objects(boxes((np.nan, 0, 10, 10), (0, 0, np.inf, 10)), ["a", "b"], [WHITE, WHITE])
+    assert np.array_equal(picture, grey())
+
+
+def test_labels_give_way_to_each_other_and_to_the_banner() -> None:
+    overlay = Overlay(grey())
+    overlay.banner("north", "7 found")
+    overlay.objects(boxes((50, 0, 90, 80), (55, 100, 95, 200), (55, 102, 95, 202)), ["a", "b", "c"], [WHITE] * 3)
+    plates = overlay._plates
+    assert len(plates) == 4
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(plates, 2))
+
+
+def test_a_label_at_the_edge_stays_in_the_picture() -> None:
+    overlay = Overlay(grey())
+    overlay.objects(boxes((300, 220, 319, 239)), ["a long label"], [WHITE])
+    (plate,) = overlay._plates
+    assert 0 <= plate.left < plate.right <= 320
+    assert 0 <= plate.top < plate.bottom <= 240
+
+
+def test_a_plate_wider_than_the_picture_is_cut_off() -> None:
+    assert Overlay(grey(40, 30)).plate("words that need far more room\nand lines", -50, 90, WHITE).right == 30
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [
+        (Rect(0, 0, 2, 2), Rect(1, 1, 3, 3), True),
+        (Rect(0, 0, 2, 2), Rect(2, 0, 4, 2), False),
+        (Rect(0, 0, 2, 2), Rect(0, 2, 2, 4), False),
+    ],
+)
+def test_rects_overlap(one: Rect, other: Rect, overlap: bool) -> None:
+    assert one.overlaps(other) is overlap
+    assert other.overlaps(one) is overlap
+
+
+def drawn_line(direction: str, points: object = ((20.0, 120.0), (300.0, 120.0))) -> Picture:
+    picture = grey()
+    line = LineConfig.model_validate({"name": "door", "points": points, "direction": direction})
+    Overlay(picture).analytics(CameraAnalytics(lines=(line,)))
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("direction", "above", "below"), [("in", False, True), ("out", True, False), ("both", True, True)]
+)
+def test_arrows_point_to_where_crossings_lead(direction: str, above: bool, below: bool) -> None:
+    """A line drawn from left to right is crossed `in` by what moves down."""
+    middle = drawn_line(direction)[:, 100:220]  # without the plate at the line's beginning
+    assert (count(middle[:110], LINE_COLOUR) > 50) is above
+    assert (count(middle[130:], LINE_COLOUR) > 50) is below
+
+
+def test_a_line_that_is_turned_around_turns_its_arrow() -> None:
+    picture = drawn_line("in", ((300.0, 120.0), (20.0, 120.0)))[:, 100:220]
+    assert count(picture[:110], LINE_COLOUR) > 50
+    assert count(picture[130:], LINE_COLOUR) == 0
+
+
+def test_a_line_is_drawn_from_point_to_point() -> None:
+    picture = drawn_line("in")
+    stroke = picture[120, 200:290].astype(int)
+    assert np.abs(stroke - np.array(LINE_COLOUR)).max() < 60
+
+
+def square(**limits: object) -> ZoneConfig:
+    corners = ((0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75))
+    return ZoneConfig.model_validate({"name": "queue", "polygon": corners, **limits})
+
+
+def test_zones_in_fractions_are_where_they_belong() -> None:
+    picture = grey()
+    Overlay(picture).analytics(CameraAnalytics(units="fraction", zones=(square(),)))
+    changed = np.argwhere((picture != 100).any(axis=2))
+    assert changed.min(axis=0) == pytest.approx([60, 80], abs=3)
+    assert changed.max(axis=0) == pytest.approx([180, 240], abs=3)
+    assert is_colour(picture, 160, 60, ZONE_COLOURS[0])
+    tinted = picture[170, 160].astype(int)  # within, below the name
+    assert tinted == pytest.approx(100 + 0.18 * (np.array(ZONE_COLOURS[0]) - 100), abs=2)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({}, "queue"),
+        ({"crowded_above": 5}, "queue\ncrowded above 5"),
+        ({"crowded_above": 0, "crowded_for_s": 2.5, "dwell_s": 30.0}, "queue\ncrowded above 0 for 2.5 s\ndwell 30 s"),
+    ],
+)
+def test_a_zone_says_its_limits(limits: dict[str, object], words: str) -> None:
+    assert zone_words(square(**limits)) == words
+
+
+def test_counters_change_the_picture() -> None:
+    section = CameraAnalytics.model_validate(
+        {
+            "lines": ({"name": "door", "points": ((20.0, 120.0), (300.0, 120.0))},),
+            "zones": ({"name": "queue", "polygon": ((20.0, 20.0), (120.0, 20.0), (120.0, 90.0))},),
+        }
+    )
+    pictures = []
+    for crossed, inside in ((0, 0), (1, 0), (1, 1), (1, 1)):
+        picture = grey()
+        Overlay(picture).analytics(section, crossed={"door": {"in": crossed}}, inside={"queue": inside})
+        pictures.append(picture)
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[1], pictures[2])
+    assert np.array_equal(pictures[2], pictures[3])
+
+
+@pytest.mark.parametrize("shift", [-1000.0, 0.0, 1000.0])
+def test_shapes_that_leave_the_picture_are_drawn_as_far_as_they_are_in_it(shift: float) -> None:
+    picture = grey()
+    overlay = Overlay(picture)
+    corners = np.array([[10, 10], [300, 20], [200, 230]], float) + shift
+    overlay._zone(corners, ZONE_COLOURS[0])
+    assert (count(picture, ZONE_COLOURS[0]) > 0) is (shift == 0.0)
+
+
+def test_a_trail_fades_towards_its_beginning() -> None:
+    picture = grey()
+    Overlay(picture).trail(np.array([[x, 120.0] for x in range(20, 300, 10)]), WHITE)
+    old, new = picture[120, 40:60].mean(), picture[120, 260:280].mean()
+    assert old < 100 < new
+
+
+def test_a_dashed_box_has_gaps() -> None:
+    picture = grey()
+    Overlay(picture).dashed_box(boxes((50, 60, 150, 200))[0], WHITE, "missed")
+    side = (picture[70:190, 50] == 255).all(axis=1)
+    assert 0.2 < side.mean() < 0.8
+
+
+def test_the_banner_leaves_the_rest_alone() -> None:
+    picture = grey()
+    Overlay(picture).banner("left", "right")
+    assert (picture > 180).sum() > 60
+    assert np.array_equal(picture[60:], grey()[60:])

@@ -1,0 +1,67 @@
+"""The pictures of one camera, one after the other, for what looks at them without the running program: `vision draw`,
+the first pass over a labelled video, its annotated copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.capture.open import open_source
+from vision.capture.source import Grab, Source, StreamInfo
+from vision.config import CameraConfig
+from vision.errors import EndOfStream, SizeChanged, SourceError
+from vision.types import frame_shape
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """One picture. `pixels`, (H, W, 3) uint8 BGR, is written anew by the next one."""
+
+    index: int  # pictures before it
+    grab: Grab
+    pixels: NDArray[np.uint8]
+    info: StreamInfo
+
+
+def read_stills(camera: CameraConfig, *, offline: bool) -> Generator[Still, None, None]:
+    """Pictures of a camera until it ends; the source is closed with the generator.
+
+    Args:
+        offline: every picture of a file, as fast as they are read; a live camera is as always.
+
+    Raises:
+        SourceError: it cannot be opened or read, or no picture came for `camera.read_timeout_s`.
+    """
+    with closing(open_source(camera, offline=offline, pixel_formats=("bgr",))) as source:
+        info = source.open()
+        pixels = np.empty(frame_shape(info.height_px, info.width_px, "bgr"), np.uint8)
+        index = 0
+        while (grab := _next(source, camera.read_timeout_s)) is not None:
+            pixels = _retrieve(source, pixels)
+            yield Still(index, grab, pixels, info)
+            index += 1
+
+
+def _next(source: Source, timeout_s: float) -> Grab | None:
+    """None at the end."""
+    try:
+        grab = source.grab(timeout_s)
+    except EndOfStream:
+        return None
+    if grab is None:
+        raise SourceError(f"no picture within {timeout_s:g} s")
+    return grab
+
+
+def _retrieve(source: Source, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    try:
+        source.retrieve(pixels)
+    except SizeChanged as changed:
+        pixels = np.empty(frame_shape(changed.height_px, changed.width_px, "bgr"), np.uint8)
+        source.retrieve(pixels)
+    return pixels
