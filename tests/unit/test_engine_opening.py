@@ -1,0 +1,217 @@
+"""From a model's folder to a plan and into the terminal, with real builds on the CPU."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.unit.engine_models import card, convolution, needs_no_gpu, needs_rtx
+from vision.config.site import DetectConfig, ModelCard
+from vision.engine.build import BuildSettings
+from vision.engine.cache import EngineCache
+from vision.engine.command import Bars, build_command
+from vision.engine.files import sha256_of
+from vision.engine.library import GpuDescription
+from vision.engine.opening import load_plan, open_engine, read_onnx, settings_of
+from vision.engine.progress import Phase
+from vision.errors import EXIT_OK, Closed, DeviceMissing, ModelError
+
+AMPERE = GpuDescription("NVIDIA RTX A4000", (8, 6))
+ORIN = GpuDescription("Orin", (8, 7))
+DETECT = DetectConfig.model_validate({"precision": "fp32", "max_batch": 2})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> tuple[Path, ModelCard]:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    onnx = convolution()
+    (folder / "tiny.onnx").write_bytes(onnx)
+    return folder, card(sha256=sha256_of(onnx))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "engines")
+
+
+# ------------------------------------------------------------------------------------------------ the ONNX file
+
+
+def test_onnx_is_read_and_checked(model: tuple[Path, ModelCard]) -> None:
+    folder, described = model
+    assert read_onnx(folder, described) == convolution()
+
+
+def test_another_onnx_than_the_card_is_of_is_refused(model: tuple[Path, ModelCard]) -> None:
+    folder, described = model
+    (folder / "tiny.onnx").write_bytes(b"another")
+    with pytest.raises(ModelError, match=rf"has sha256 .*, model.yaml says {described.sha256}"):
+        read_onnx(folder, described)
+
+
+def test_missing_onnx_is_named(model: tuple[Path, ModelCard]) -> None:
+    folder, described = model
+    (folder / "tiny.onnx").unlink()
+    with pytest.raises(ModelError, match=r"tiny\.onnx cannot be read: No such file"):
+        read_onnx(folder, described)
+
+
+def test_card_without_a_hash_gets_a_warning(model: tuple[Path, ModelCard], caplog: pytest.LogCaptureFixture) -> None:
+    read_onnx(model[0], card())
+    assert "has no sha256" in caplog.text
+
+
+def test_settings_are_those_of_camera_yaml() -> None:
+    assert settings_of(DETECT) == BuildSettings("fp32", 2)
+
+
+# ------------------------------------------------------------------------------------------------ plan and engine
+
+
+@needs_rtx
+def test_plan_is_built_once(
+    model: tuple[Path, ModelCard], cache: EngineCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    settings = settings_of(DETECT)
+    first = load_plan(*model, AMPERE, settings, cache=cache, ahead_of_time=True)
+    second = load_plan(*model, AMPERE, settings, cache=cache, ahead_of_time=True)
+    assert first.built is not None
+    assert second.built is None
+    assert first.plan == second.plan
+    assert "building tiny fp32: " in caplog.text, "the log is who listens where nobody else does"
+
+
+@needs_rtx
+def test_changed_model_is_built_anew(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+    folder, _ = model
+    load_plan(folder, card(), AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True)
+    (folder / "tiny.onnx").write_bytes(convolution(seed=1))
+    again = load_plan(folder, card(), AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True)
+    assert again.built is not None
+    assert len(cache.entries()) == 2
+
+
+@needs_rtx
+def test_cancelled_before_it_began_leaves_nothing(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(Closed):
+        load_plan(*model, AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True, cancel=cancel)
+    assert cache.entries() == ()
+
+
+@needs_rtx
+@needs_no_gpu
+def test_opening_builds_again_what_does_not_load_and_gives_up_where_that_does_not_help(
+    model: tuple[Path, ModelCard],
+    cache: EngineCache,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Without a driver nothing loads: a fresh engine fails at once, one from the cache is built once more before."""
+    caplog.set_level(logging.INFO)
+    for attempt, again in enumerate((False, True)):
+        caplog.clear()
+        with pytest.raises(ModelError, match="cannot load tiny-fp32-b2-sm86"):
+            open_engine(*model, DETECT, AMPERE, cache_folder=cache.folder)
+        assert ("does not load, building it again" in caplog.text) == again, attempt
+    assert len(cache.entries()) == 1
+
+
+# ------------------------------------------------------------------------------------------------ vision build
+
+
+def console() -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, width=250, force_terminal=False), text
+
+
+@needs_rtx
+def test_build_says_what_it_built_and_where(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+    out, text = console()
+    code = build_command(model, DETECT, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out)
+    assert code == EXIT_OK
+    said = text.getvalue()
+    assert "tiny, fp32, batch up to 2, for NVIDIA RTX A4000, TensorRT-RTX" in said
+    assert "layers before fusion" in said
+    assert "profile 0: images 1x3x16x16 .. 2x3x16x16 (best 2x3x16x16)" in said
+    assert str(cache.folder) in said
+
+
+@needs_rtx
+def test_what_is_built_is_not_built_again_unless_forced(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+    def built_again(*, force: bool) -> bool:
+        out, text = console()
+        build_command(model, DETECT, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out, force=force)
+        return "already built" not in text.getvalue()
+
+    assert built_again(force=False)
+    assert not built_again(force=False)
+    assert built_again(force=True)
+
+
+@needs_rtx
+def test_precision_and_max_batch_of_the_command_line_count(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+    out, _ = console()
+    build_command(
+        model,
+        DETECT,
+        AMPERE,
+        precision="bf16",
+        max_batch=5,
+        settings=BuildSettings("fp16", 1, optimization_level=2),
+        ahead_of_time=True,
+        cache_folder=cache.folder,
+        console=out,
+    )
+    (entry,) = cache.entries()
+    settings = entry.key["settings"]
+    assert (settings["precision"], settings["max_batch"], settings["optimization_level"]) == ("bf16", 5, 2)
+
+
+@needs_rtx
+def test_list_and_prune(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+    out, _ = console()
+    build_command(model, DETECT, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out)
+    out, text = console()
+    build_command(None, DETECT, ORIN, show_list=True, cache_folder=cache.folder, console=out)
+    assert "built for NVIDIA RTX A4000, this is Orin" in text.getvalue()
+    assert "fp32" in text.getvalue()
+    out, text = console()
+    build_command(None, DETECT, AMPERE, prune=True, show_list=True, cache_folder=cache.folder, console=out)
+    assert "nothing to remove" in text.getvalue()
+    assert "usable" in text.getvalue()
+    out, text = console()
+    build_command(None, DETECT, ORIN, prune=True, cache_folder=cache.folder, console=out)
+    assert "removed tiny-fp32-b2-sm86" in text.getvalue()
+    assert cache.entries() == ()
+
+
+def test_building_needs_a_gpu_and_listing_does_not(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+    out, _ = console()
+    assert build_command(None, DETECT, None, show_list=True, cache_folder=cache.folder, console=out) == EXIT_OK
+    with pytest.raises(DeviceMissing, match="needs the GPU"):
+        build_command(model, DETECT, None, cache_folder=cache.folder, console=out)
+
+
+def test_bars_show_open_phases_and_no_others() -> None:
+    text = io.StringIO()
+    with Bars(Console(file=text, width=120, force_terminal=True, color_system=None)) as bars:
+        bars.parsed(133)
+        bars.progress((Phase("build", 0, 1, 6), Phase("timing tactics", 1, 30, 120)))
+        shown = [task.description for task in bars.tasks]
+        assert shown == ["build", "  timing tactics"]
+        assert [(task.completed, task.total) for task in bars.tasks] == [(1, 6), (30, 120)]
+        bars.progress((Phase("build", 0, 2, 6),))
+        assert [task.description for task in bars.tasks] == ["build"]
+        bars.built(2 << 20)
+        assert bars.tasks == []
+    assert "133 layers before fusion" in text.getvalue()
+    assert "built: 2.0 MiB" in text.getvalue()
