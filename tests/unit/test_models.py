@@ -184,6 +184,18 @@ def test_threads_are_shared_among_the_slots(slots: int, threads: int, parallel: 
             assert len(detector.wait(slot, 60)[0]) == 3  # grey is a bit of every colour
 
 
+def test_a_fixed_batch_keeps_its_pictures_apart(tmp_path: Path) -> None:
+    sizes = [(128, 64), (40, 40), (10, 50)]
+    frames = [grey(*size) for size in sizes]
+    for class_id, frame in enumerate(frames):
+        frame.pixels[...] = [(0, 0, 255), (0, 255, 0), (255, 0, 0)][class_id]
+    with closing(open_folder(save_colours(tmp_path / "colours", batch=3))) as detector:
+        for chosen in ([0, 1, 2], [2], [1, 0], [2, 0, 1]):
+            found = detected(detector, *(frames[at] for at in chosen))
+            assert [each.class_ids.tolist() for each in found] == [[at] for at in chosen]
+            assert [each.boxes_xyxy.tolist() for each in found] == [[[0, 0, *sizes[at]]] for at in chosen]
+
+
 def test_boxes_outside_the_picture_are_dropped(tmp_path: Path) -> None:
     """A wide picture fills the upper half of the canvas: what lies below is not in it."""
     objects = rows([0, 0, 10, 10, 0.9, 0], [0, 40, 10, 60, 0.8, 1], [20, 30, 30, 50, 0.7, 2])
