@@ -69,7 +69,7 @@ class Publisher:
             class_names: `class_ids` of results index into this.
             encoding: of the payloads.
             queue: messages kept for one subscriber that does not read; what comes after them is lost to it.
-            recorder: gets every detections message too; closed with the publisher.
+            recorder: gets every detections message too; the publisher's own from here on, and closed with it.
             linger_s: longest `close` waits for messages to leave.
             keepalive_s: a connection that is idle for so long is probed, and closed after three probes without answer.
 
@@ -93,6 +93,8 @@ class Publisher:
             self._socket = _bound_socket(self._context, bind, queue, keepalive_s)
         except BaseException:
             self._context.term()
+            if recorder is not None:
+                recorder.close()
             raise
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._socket_file = _socket_file(self.address)

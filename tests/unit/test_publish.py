@@ -403,6 +403,15 @@ def test_a_recording_holds_the_json_that_was_sent(tmp_path: Path) -> None:
         assert path.read_bytes() == b"".join(wire.encode(message) + b"\n" for message in sent)  # before the close
 
 
+def test_no_recording_stays_open_when_the_address_is_wrong(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "results.jsonl")
+    with pytest.raises(ConfigError):
+        Publisher("tcp://nonsense", node="n", recorder=recorder)
+    with pytest.raises(Closed):
+        recorder.write(_message())
+    Recorder(tmp_path / "results.jsonl").close()  # still empty, so it may be used
+
+
 def _message() -> wire.DetectionsMessage:
     return wire.detections(result(), CLASSES)
 
