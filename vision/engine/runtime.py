@@ -19,6 +19,18 @@ from vision.engine.profiles import Shape, choose_profile
 from vision.engine.tensors import OutputSize, Tensor, as_shape, profile_memory, read_profiles, read_tensors
 from vision.errors import DeviceError, ModelError
 
+__all__ = [
+    "Context",
+    "Engine",
+    "GraphPolicy",
+    "OutputSize",
+    "RuntimeCacheStore",
+    "Tensor",
+    "device_error",
+    "load_engine",
+    "refuse_invalid",
+]
+
 _log = logging.getLogger(__name__)
 
 GraphPolicy: TypeAlias = Literal["own", "library", "off"]

@@ -1,0 +1,206 @@
+"""Engines on a real GPU: what they compute, eagerly and as a graph, and what is kept for the next start."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from tests.unit.engine_models import card, convolution, quantised
+from vision.config.site import DetectConfig
+from vision.engine.build import BuildSettings
+from vision.engine.cache import EngineCache, key_of
+from vision.engine.library import find_library, supported_capabilities
+from vision.engine.memory import MemoryPool, make_allocator
+from vision.engine.opening import load_plan, open_engine
+from vision.engine.profiler import parse_layers, profile_layers
+from vision.engine.runtime import Context, Engine
+from vision.errors import DeviceMissing, ModelError
+
+pytestmark = pytest.mark.gpu
+
+cuda = pytest.importorskip("vision.cuda")
+
+DETECT = DetectConfig.model_validate({"precision": "fp16", "max_batch": 8})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu() -> None:
+    """Skips everything here on a machine without a GPU."""
+    try:
+        cuda.open_device()
+        find_library()
+    except DeviceMissing as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("models") / "tiny"
+    made.mkdir()
+    (made / "tiny.onnx").write_bytes(convolution())
+    return made
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache") / "engines"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[MemoryPool]:
+    from vision.engine.driver import CudaMemory
+
+    cuda.open_device()
+    made = MemoryPool(CudaMemory())
+    yield made
+    made.trim()
+
+
+@pytest.fixture
+def engine(folder: Path, cache: Path, pool: MemoryPool) -> Iterator[Engine]:
+    with open_engine(
+        folder, card(), DETECT, cuda.open_device(), cache_folder=cache, allocator=make_allocator(pool)
+    ) as opened:
+        yield opened
+
+
+class Bench:
+    """A context with all that it needs to run one batch size."""
+
+    def __init__(self, engine: Engine, batch: int, made: contextlib.ExitStack) -> None:
+        self.stream = made.enter_context(cuda.Stream())
+        self.shape = (batch, 3, 16, 16)
+        self.context: Context = engine.create_context(engine.choose({"images": self.shape}), self.stream.address)
+        self.context.set_shape("images", self.shape)
+        size = self.context.output_sizes()["y"]
+        assert size.shape is not None
+        assert size.bytes is not None
+        self.pixels = made.enter_context(cuda.HostBuffer(4 * batch * 768, "test"))
+        self.result = made.enter_context(cuda.HostBuffer(size.bytes, "test"))
+        self._input = made.enter_context(cuda.DeviceBuffer(4 * batch * 768, "test"))
+        self._output = made.enter_context(cuda.DeviceBuffer(size.bytes, "test"))
+        self._scratch = made.enter_context(cuda.DeviceBuffer(self.context.memory_bytes, "test"))
+        self._output_shape = size.shape
+        self.context.give_memory(self._scratch.address, self.context.memory_bytes)
+        self.context.set_address("images", self._input.address)
+        self.context.set_address("y", self._output.address)
+
+    def launch(self) -> None:
+        """Copy in, compute, copy out."""
+        cuda.copy_to_device(self._input.address, self.pixels.address, self._input.nbytes, self.stream)
+        self.context.enqueue(self.stream.address)
+        cuda.copy_to_host(self.result.address, self._output.address, self._output.nbytes, self.stream)
+
+    def run(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the engine computes."""
+        self.pixels.array(self.shape, np.float32)[...] = pictures
+        self.launch()
+        self.stream.synchronize()
+        found: NDArray[np.float32] = self.result.array(self._output_shape, np.float32).copy()
+        return found
+
+
+def pictures(batch: int) -> NDArray[np.float32]:
+    return np.random.default_rng(batch).normal(size=(batch, 3, 16, 16)).astype(np.float32)
+
+
+def right(batch: int) -> NDArray[np.float32]:
+    """What ONNX Runtime computes on the CPU."""
+    session = onnxruntime.InferenceSession(convolution(), providers=["CPUExecutionProvider"])
+    found: NDArray[np.float32] = session.run(None, {"images": pictures(batch)})[0]
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 5, 8])
+def test_every_profile_computes_what_onnx_runtime_does_eagerly_and_as_a_graph(engine: Engine, batch: int) -> None:
+    with contextlib.ExitStack() as made:
+        bench = Bench(engine, batch, made)
+        eager = bench.run(pictures(batch))
+        assert float(np.linalg.norm(eager - right(batch)) / np.linalg.norm(right(batch))) < 5e-3
+        graph = made.enter_context(cuda.Graph.capture(bench.stream, bench.launch, "the test"))
+        bench.result.array((eager.size,), np.float32)[...] = 0
+        graph.launch(bench.stream)
+        bench.stream.synchronize()
+        np.testing.assert_array_equal(bench.result.array(eager.shape, np.float32), eager)
+
+
+def test_batch_above_the_profiles_is_refused(engine: Engine) -> None:
+    with pytest.raises(ModelError, match="no profile of the engine takes images 9x3x16x16"):
+        engine.choose({"images": (9, 3, 16, 16)})
+
+
+def test_tensorrts_memory_comes_from_the_pool_and_goes_back(folder: Path, cache: Path, pool: MemoryPool) -> None:
+    before = pool.report()
+    with (
+        open_engine(
+            folder, card(), DETECT, cuda.open_device(), cache_folder=cache, allocator=make_allocator(pool)
+        ) as engine,
+        contextlib.ExitStack() as made,
+    ):
+        Bench(engine, 1, made).run(pictures(1))
+        during = pool.report()
+        assert during.allocations > before.allocations
+    gc.collect()
+    assert pool.report().used_bytes == before.used_bytes
+
+
+def test_layers_have_times_and_descriptions(engine: Engine) -> None:
+    with contextlib.ExitStack() as made:
+        bench = Bench(engine, 4, made)
+        bench.run(pictures(4))
+        times = profile_layers(
+            bench.context, lambda: bench.context.enqueue(bench.stream.address), bench.stream.synchronize, runs=5
+        )
+    assert times.runs == 5
+    assert times.total_ms() > 0
+    layers = parse_layers(engine.information())
+    assert layers
+    assert any(layer.kind for layer in layers), "detailed"
+    assert engine.layers > 0
+    assert 0 < engine.weights_bytes <= engine.plan_bytes
+
+
+def test_kernels_are_kept_for_the_next_start(folder: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if find_library().flavour != "tensorrt-rtx":
+        pytest.skip("TensorRT compiles nothing at run time")
+    device = cuda.open_device()
+    for start in range(2):
+        with open_engine(folder, card(), DETECT, device, cache_folder=cache) as engine, contextlib.ExitStack() as made:
+            Bench(engine, 1, made).run(pictures(1))
+            assert engine.save_kernels(), start
+    assert len(list(cache.glob("*.kernels"))) == 1
+    assert "compiling anew" not in caplog.text
+
+
+def test_engine_that_does_not_load_is_built_again(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The right name and the right hash, and a plan that no library takes."""
+    device = cuda.open_device()
+    cache = EngineCache(tmp_path / "engines")
+    settings = BuildSettings("fp16", 8)
+    real = load_plan(folder, card(), device, settings, cache=cache).built
+    assert real is not None
+    key = key_of((folder / "tiny.onnx").read_bytes(), find_library(), device, settings, card())
+    cache.load_or_build("tiny", key, lambda _: dataclasses.replace(real, plan=bytes(5000)), force=True)
+    with open_engine(folder, card(), DETECT, device, cache_folder=cache.folder) as opened:
+        assert opened.plan_bytes > 5000
+    assert "does not load, building it again" in caplog.text
+
+
+def test_quantised_models_are_refused_where_they_gave_wrong_results(tmp_path: Path) -> None:
+    device = cuda.open_device()
+    if not supported_capabilities() or device.compute_capability in supported_capabilities():
+        pytest.skip("a library that was made for this GPU")
+    (tmp_path / "tiny.onnx").write_bytes(quantised())
+    detect = DetectConfig.model_validate({"precision": "int8", "max_batch": 4})
+    with pytest.raises(ModelError, match="gives wrong results there"):
+        open_engine(tmp_path, card(), detect, device, cache_folder=tmp_path / "engines")
