@@ -46,7 +46,7 @@ _LARGEST_SUBSCRIPTION_BYTES = 4096
 
 
 class Publisher:
-    """One bound XPUB socket. `publish` and `publish_status` may be called from different threads."""
+    """One bound XPUB socket. Any thread may publish; where there is a recorder, results come from one thread."""
 
     def __init__(
         self,

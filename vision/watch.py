@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -228,11 +227,10 @@ def watch(
     *,
     for_s: float | None = None,
     out: TextIO | None = None,
-    stop: threading.Event | None = None,
     line_interval_s: float = 5.0,
     silence_s: float = 5.0,
 ) -> int:
-    """Show what `address` publishes until Ctrl-C, until `stop` is set, or for `for_s` seconds.
+    """Show what `address` publishes until Ctrl-C, or for `for_s` seconds.
 
     Returns:
         Exit code: 0; 1 if `for_s` passed without a single message.
@@ -243,23 +241,22 @@ def watch(
     """
     out = out if out is not None else sys.stdout
     console = Console(file=out)
-    stop = stop if stop is not None else threading.Event()
     board = Board(address, time.monotonic_ns())
     try:
         with Subscription(address, kinds=("detections", "status"), silence_s=silence_s) as subscription:
             if console.is_terminal:
                 with Live(console=console, auto_refresh=False) as live:
-                    _follow(subscription, board, _LiveView(live), for_s, stop)
+                    _follow(subscription, board, _LiveView(live), for_s)
             else:
-                _follow(subscription, board, _LineView(out, line_interval_s, time.monotonic_ns()), for_s, stop)
+                _follow(subscription, board, _LineView(out, line_interval_s, time.monotonic_ns()), for_s)
     except KeyboardInterrupt:
         return EXIT_OK
-    return EXIT_OK if board.messages or stop.is_set() else EXIT_RUNTIME
+    return EXIT_OK if board.messages else EXIT_RUNTIME
 
 
-def _follow(subscription: Subscription, board: Board, view: _View, for_s: float | None, stop: threading.Event) -> None:
+def _follow(subscription: Subscription, board: Board, view: _View, for_s: float | None) -> None:
     end_ns = math.inf if for_s is None else time.monotonic_ns() + for_s * 1e9
-    while (now_ns := time.monotonic_ns()) < end_ns and not stop.is_set():
+    while (now_ns := time.monotonic_ns()) < end_ns:
         view.show(board, now_ns)
         item = subscription.receive(min(_REDRAW_S, (end_ns - now_ns) / 1e9))
         if item is not None:

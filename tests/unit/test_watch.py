@@ -129,14 +129,6 @@ def test_silence_is_told_and_is_a_failure_when_a_time_was_given() -> None:
     assert "is `vision run` running, and is its publish.bind reachable from here?" in out.getvalue()
 
 
-def test_stop_ends_it_without_a_failure() -> None:
-    stop = threading.Event()
-    timer = threading.Timer(0.2, stop.set)
-    timer.start()
-    assert watch("tcp://127.0.0.1:9", out=io.StringIO(), stop=stop) == 0
-    timer.join()
-
-
 def test_a_bad_address_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"did you mean tcp://127\.0\.0\.1:9"):
         watch("127.0.0.1:9", out=io.StringIO())
