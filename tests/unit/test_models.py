@@ -395,6 +395,12 @@ def test_a_wrong_signature_is_refused(
         open_folder(save_signature(tmp_path / "colours", inputs, output))
 
 
+def test_an_output_without_the_batch_is_refused(tmp_path: Path) -> None:
+    folder = save_signature(tmp_path / "colours", {"images": (TensorProto.FLOAT, [3, 3, 32, 32])}, TensorProto.FLOAT)
+    with pytest.raises(ModelError, match=r"3 for 3 pictures; its shape is \(1, 7, 1\)"):
+        open_folder(folder)
+
+
 def test_the_right_signature_is_not_refused(tmp_path: Path) -> None:
     open_folder(save_signature(tmp_path / "colours", {"anything": PICTURE}, TensorProto.FLOAT)).close()
 

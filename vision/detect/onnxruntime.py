@@ -240,14 +240,24 @@ def _workers(path: Path, card: ModelCard, head: Head, limits: NmsCard, shares: S
     sample = model.sample()
     head.bind({name: output.shape for name, output in sample.items()})
     for name in head.outputs:
-        if sample[name].dtype != np.float32:
-            raise ModelError(
-                f"{card.name}: output {name} should be float32, it is {sample[name].dtype}",
-                hint="export the model in fp32, or with its inputs and outputs kept in fp32",
-            )
+        _check_output(card, name, sample[name], model.batch)
     head.check_scores([sample[name][0] for name in head.outputs])
     models = [model, *(model if share == 1 else model.again(share) for share in shares[1:])]
     return [_Worker(each, head, limits) for each in models]
+
+
+def _check_output(card: ModelCard, name: str, output: NDArray[Any], batch: int) -> None:
+    if output.dtype != np.float32:
+        raise ModelError(
+            f"{card.name}: output {name} should be float32, it is {output.dtype}",
+            hint="export the model in fp32, or with its inputs and outputs kept in fp32",
+        )
+    if len(output) != batch:
+        raise ModelError(
+            f"{card.name}: output {name} should begin with the batch, {batch} for {batch} pictures; its shape is "
+            f"{output.shape}",
+            hint="export the model with one batch axis for its input and all outputs",
+        )
 
 
 def _split(threads: int, slots: int) -> list[int]:
