@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config.tracking import TrackConfig
+from vision.elapsed import Elapsed
 from vision.types import Detections, Tracks
 
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -39,7 +40,7 @@ _SIZE_AGITATION: Final = 0.05
 _POSITION_DAMPING: Final = 0.2  # 1/s by which an unobserved speed fades
 _SIZE_DAMPING: Final = 4.0
 _NOISE_OF_ROWS: Final = np.array([[1.0], [1.0], [_SIZE_NOISE], [_SIZE_NOISE]])
-_FIRST_VAR_SPEED: Final = np.array([[1.0], [1.0], [0.2], [0.2]]) ** 2  # of a new object, sizes² per s²
+_FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # of a new object, sizes² per s²
 
 # Similarity of a track and a detection, about 0 to 1.
 _REACH: Final = 3.0  # standard deviations at which nearness has fallen to 1/e
@@ -49,7 +50,7 @@ _DIRECTION_WEIGHT: Final = 0.1  # added for the same direction, subtracted for t
 _CLEAR_SPEED: Final = 3.0  # standard deviations of speed from which a direction counts in full
 _ANY_STAGE: Final = 0.1  # least similarity to a sure detection
 _WEAK_STAGE: Final = 0.5  # to an unsure one
-_TENTATIVE_STAGE: Final = 0.2  # of an unpublished object to a sure detection
+_TENTATIVE_STAGE: Final = 0.1  # of an unpublished object to a sure detection
 _SAME_OBJECT_IOU: Final = 0.4  # a new detection that overlaps a followed object this much is the same object
 
 _CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
@@ -80,17 +81,19 @@ class Tracker:
 
     def __init__(self, config: TrackConfig | None = None) -> None:
         self._config = config or TrackConfig()
-        self._last_ns: int | None = None
-        self.clock_jumps = 0  # capture times that lay before the last one
         self._forget()
 
     def __len__(self) -> int:
         """Objects that are remembered, published or not."""
         return len(self._ids)
 
+    @property
+    def jumps_back(self) -> int:
+        """Capture times that lay before the last one, since the start or the last reset."""
+        return self._time.jumps_back
+
     def reset(self) -> None:
         """Forget every object, as at a new epoch. Their ids are not used again."""
-        self._last_ns = None
         self._forget()
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
@@ -112,7 +115,7 @@ class Tracker:
         self._correct(tracks, found, picture)
         published = self._ids[tracks] > 0
         result = self._tracks(tracks[published], found[published], picture)
-        self._keep((self._ids > 0) | (self._now_s - self._state[_SEEN_S] <= self._config.tentative_s))
+        self._keep((self._ids > 0) | (self._time.now_s - self._state[_SEEN_S] <= self._config.tentative_s))
         self._begin(picture, found)
         return result
 
@@ -122,8 +125,7 @@ class Tracker:
         self._state: FloatArray = np.zeros((_ROWS, 0))
         self._ids: NDArray[np.int64] = np.zeros(0, np.int64)  # 0: not yet published
         self._classes: NDArray[np.int32] = np.zeros(0, np.int32)
-        self._now_s = 0.0
-        self._usual_s = 0.0
+        self._time = Elapsed()
 
     def _keep(self, kept: NDArray[np.bool_]) -> None:
         if not kept.all():
@@ -133,19 +135,10 @@ class Tracker:
 
     def _advance(self, captured_ns: int) -> None:
         """Move every track to the time of the picture."""
-        step_s = 0.0 if self._last_ns is None else (captured_ns - self._last_ns) * 1e-9
-        self._last_ns = captured_ns
-        if step_s < 0:
-            self.clock_jumps += 1
-            step_s = self._usual_s
-        elif step_s > 0:
-            # A single long gap says little about the camera's rate, so it moves the estimate by a step at most.
-            likely_s = min(step_s, 2 * self._usual_s) if self._usual_s else min(step_s, self._config.lost_s)
-            self._usual_s += (0.2 if self._usual_s else 1.0) * (likely_s - self._usual_s)
-        self._now_s += step_s
+        step_s = self._time.advance(captured_ns)
         if len(self._ids):
-            memory_s = max(self._config.lost_s, 2.5 * self._usual_s)
-            self._keep(self._state[_SEEN_S] >= self._now_s - memory_s)
+            memory_s = self._time.memory_s(self._config.lost_s)
+            self._keep(self._state[_SEEN_S] >= self._time.now_s - memory_s - _CLOCK_GRAIN_S)
         if len(self._ids) and step_s:
             self._predict(step_s)
 
@@ -180,9 +173,9 @@ class Tracker:
         strong = picture.scores >= config.high_score
         published = self._ids > 0
         _match(similarity, published, strong, _ANY_STAGE, matches)
-        undetected_s = self._now_s - self._state[_SEEN_S]
-        unsupported_s = self._now_s - self._state[_STRONG_S]
-        just_before_s = 1.5 * self._usual_s + _CLOCK_GRAIN_S
+        undetected_s = self._time.now_s - self._state[_SEEN_S]
+        unsupported_s = self._time.now_s - self._state[_STRONG_S]
+        just_before_s = 1.5 * self._time.usual_s + _CLOCK_GRAIN_S
         recent = (undetected_s <= just_before_s) & (unsupported_s <= max(config.weak_s, just_before_s))
         _match(similarity, published & recent, ~strong, _WEAK_STAGE, matches)
         _match(similarity, ~published, strong, _TENTATIVE_STAGE, matches)
@@ -243,14 +236,16 @@ class Tracker:
         state[_VAR_AT] *= 1.0 - gain
         state[_COVARIANCE] *= 1.0 - gain
         if self._config.reactivation == "observation":
-            gap_s = self._now_s - state[_SEEN_S]
-            again = (gap_s > 1.5 * self._usual_s + _CLOCK_GRAIN_S).nonzero()[0]
+            gap_s = self._time.now_s - state[_SEEN_S]
+            again = (gap_s > 1.5 * self._time.usual_s + _CLOCK_GRAIN_S).nonzero()[0]
             _restart_motion(state, again, at, noise, gap_s)
         state[_SEEN_AT] = at
-        state[_SEEN_S] = self._now_s
-        state[_STRONG_S, picture.scores[found] >= self._config.high_score] = self._now_s
+        state[_SEEN_S] = self._time.now_s
+        state[_STRONG_S, picture.scores[found] >= self._config.high_score] = self._time.now_s
         self._state[:, tracks] = state
-        confirmed = (self._ids[tracks] == 0) & (self._now_s - state[_BORN_S] >= self._config.confirm_s - _CLOCK_GRAIN_S)
+        confirmed = (self._ids[tracks] == 0) & (
+            self._time.now_s - state[_BORN_S] >= self._config.confirm_s - _CLOCK_GRAIN_S
+        )
         for track in tracks[confirmed]:
             self._ids[track] = next(_next_track_id)
 
@@ -271,7 +266,7 @@ class Tracker:
         state[_AT] = state[_SEEN_AT] = picture.at[:, new]
         state[_VAR_AT] = _NOISE_OF_ROWS * picture.noise[new]
         state[_VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(picture.at[2, new], picture.at[3, new]) ** 2
-        state[_SEEN_S:] = self._now_s
+        state[_SEEN_S:] = self._time.now_s
         self._state = np.concatenate([self._state, state], axis=1)
         self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
         self._classes = np.concatenate([self._classes, picture.classes[new]])
@@ -288,7 +283,7 @@ class Tracker:
             scores=scores.astype(np.float32),
             class_ids=self._classes[tracks],
             track_ids=self._ids[tracks],
-            age_ms=np.rint((self._now_s - self._state[_BORN_S, tracks]) * 1e3).astype(np.int64),
+            age_ms=np.rint((self._time.now_s - self._state[_BORN_S, tracks]) * 1e3).astype(np.int64),
         )
 
 

@@ -110,6 +110,36 @@ class ZoneConfig(Section):
     anchor: Anchor = Field(default="bottom-center", description="point of an object's box that must be inside")
 
 
+Metres: TypeAlias = Annotated[
+    tuple[Annotated[float, Field(ge=-10_000, le=10_000)], Annotated[float, Field(ge=-10_000, le=10_000)]],
+    Field(title="points [x, y] in metres"),
+]
+
+
+def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
+    """Validator of four points around an area of the ground, in the picture or in metres.
+
+    Raises:
+        Refused: not the corners, in order, of a four-sided area without a dent.
+    """
+    exact = _whole_numbers(corners)
+    turns = {_turn(exact[at - 2], exact[at - 1], exact[at]) for at in range(len(exact))}
+    if turns not in ({1}, {-1}) or _crossing_sides(exact) is not None:
+        raise Refused("4 points in order around an area without dents", advice="no three of them may lie on one line")
+    return corners
+
+
+class GroundConfig(Section):
+    """Four points on the ground and where they are, which makes speeds of pixels."""
+
+    points: Annotated[tuple[Point, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)] = Field(
+        description="[[x, y], ...] of 4 points on the ground, in the camera's units, in order around an area"
+    )
+    metres: Annotated[tuple[Metres, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)] = Field(
+        description="[[x, y], ...] of the same 4 points on the ground, metres from any origin"
+    )
+
+
 class CameraAnalytics(Section):
     """What is watched on one camera's picture."""
 
@@ -120,6 +150,9 @@ class CameraAnalytics(Section):
     lines: tuple[LineConfig, ...] = Field(default=(), max_length=100, description="lines that objects cross")
     zones: tuple[ZoneConfig, ...] = Field(
         default=(), max_length=100, description="areas that objects enter, leave and wait in"
+    )
+    ground: GroundConfig | None = Field(
+        default=None, description="four points of known place, for speeds in km/h; no speeds where absent"
     )
 
     @model_validator(mode="after")

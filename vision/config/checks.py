@@ -120,6 +120,9 @@ def analytics_findings(section: Mapping[str, object], tell: Tell | None = None, 
         yield from _below((*loc, key), _unit_findings(_coordinates(shape.get(key)), units))
         if _is_given(shape, "crowded_for_s") and "crowded_above" not in shape:
             yield (*loc, "crowded_for_s"), "has no effect without crowded_above"
+    ground = section.get("ground")
+    if isinstance(ground, Mapping):
+        yield from _below(("ground", "points"), _unit_findings(_coordinates(ground.get("points")), units))
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

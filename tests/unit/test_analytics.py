@@ -1,0 +1,675 @@
+"""Lines, zones, crowding, speed and counters: what is counted, once, and what survives."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tests.soak.counting import count, differences
+from tests.soak.traffic import Traffic
+from vision.analytics import Analytics, CounterJournal
+from vision.analytics.geometry import GroundPlane, LineSet, ZoneSet
+from vision.config.analytics import CameraAnalytics
+from vision.errors import ConfigError
+from vision.types import Event, Tracks
+
+STEP_NS = 100_000_000
+CLASSES = ("person", "bicycle", "car")
+Place = tuple[float, float]
+
+
+def tracks(*objects: tuple[int, Place] | tuple[int, Place, int], height: float = 100.0) -> Tracks:
+    """Objects (id, foot point[, class]) 40 px wide and `height` px high."""
+    feet = np.array([entry[1] for entry in objects], np.float32).reshape(-1, 2)
+    boxes = np.stack([feet[:, 0] - 20, feet[:, 1] - height, feet[:, 0] + 20, feet[:, 1]], axis=1)
+    return Tracks(
+        boxes_xyxy=boxes,
+        scores=np.full(len(objects), 0.9, np.float32),
+        class_ids=np.array([entry[2] if len(entry) > 2 else 0 for entry in objects], np.int32),
+        track_ids=np.array([entry[0] for entry in objects], np.int64),
+        age_ms=np.zeros(len(objects), np.int64),
+    )
+
+
+def analytics(width: int = 1000, height: int = 1000, journal: CounterJournal | None = None, **config: Any) -> Analytics:
+    return Analytics(CameraAnalytics.model_validate(config), "gate", CLASSES, width, height, journal=journal)
+
+
+def line(points: Sequence[Place] = ((500, 0), (500, 1000)), **more: Any) -> dict[str, Any]:
+    return {"name": "door", "points": points, **more}
+
+
+def zone(polygon: Sequence[Place] = ((200, 200), (800, 200), (800, 800), (200, 800)), **more: Any) -> dict[str, Any]:
+    return {"name": "queue", "polygon": polygon, **more}
+
+
+def walk(stage: Analytics, places: Iterable[Place], track_id: int = 7, class_id: int = 0) -> list[Event]:
+    return play(stage, [tracks((track_id, place, class_id)) for place in places])
+
+
+_now_ns = 0
+
+
+def play(stage: Analytics, pictures: Iterable[Tracks], step_ns: int = STEP_NS) -> list[Event]:
+    """Give the pictures one after the other; time goes on from where it was."""
+    global _now_ns  # noqa: PLW0603 - the one clock of these tests
+    events: list[Event] = []
+    for picture in pictures:
+        _now_ns += step_ns
+        events += stage.update(picture, _now_ns)
+    return events
+
+
+def kinds(events: Iterable[Event]) -> list[tuple[str, str]]:
+    return [(event.kind, event.data["phase"]) for event in events]
+
+
+def along(*corners: Place, steps: int = 10) -> list[Place]:
+    """A path from corner to corner in `steps` steps each."""
+    path = [corners[0]]
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        path += [(x0 + (x1 - x0) * k / steps, y0 + (y1 - y0) * k / steps) for k in range(1, steps + 1)]
+    return path
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("points", "path", "direction"),
+    [
+        # Who stands on the first point and looks at the second has `in` going from his left to his right.
+        (((100, 500), (900, 500)), ((500, 300), (500, 700)), "in"),  # drawn to the right: downwards
+        (((100, 500), (900, 500)), ((500, 700), (500, 300)), "out"),
+        (((900, 500), (100, 500)), ((500, 300), (500, 700)), "out"),  # drawn to the left
+        (((500, 100), (500, 900)), ((700, 500), (300, 500)), "in"),  # drawn downwards: to the left
+        (((500, 900), (500, 100)), ((300, 500), (700, 500)), "in"),  # drawn upwards: to the right
+        (((100, 100), (900, 900)), ((700, 300), (300, 700)), "in"),  # drawn to the lower right
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_crossing_from_the_left_to_the_right_is_in(
+    points: Sequence[Place], path: Sequence[Place], direction: str, steps: int
+) -> None:
+    stage = analytics(lines=[line(points)])
+    (event,) = walk(stage, along(*path, steps=steps))
+    assert (event.kind, event.name, event.camera_id, event.track_id) == ("line_crossed", "door", "gate", 7)
+    assert event.data["direction"] == direction and event.data["phase"] == "instant"
+    assert stage.counts()["door"][direction] == 1 and stage.counts()["door"][f"{direction}:person"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "crossings"),
+    [
+        ([(300, 500), (700, 500)], ["out"]),
+        ([(300, 500), (700, 500), (300, 500)], ["out", "in"]),
+        ([(300, 500), (495, 500), (300, 500)], []),  # turned back before it
+        ([(300, 500), (504, 500), (300, 500)], []),  # hardly over it: within the margin of 5 px
+        ([(300, 500), (506, 500), (300, 500)], ["out", "in"]),
+        ([(300, 500), (503, 500), (497, 500), (503, 500), (497, 500), (700, 500)], ["out"]),  # jitters on it
+        ([(300, 500), (500, 500), (700, 500)], ["out"]),  # exactly on it
+        ([(300, 500), (500, 500), (300, 500)], []),
+        ([(500, 500), (700, 500)], []),  # appeared on it: from which side nobody knows
+        ([(497, 500), (700, 500)], ["out"]),  # appeared just before it
+    ],
+)
+def test_a_line_is_crossed_once(path: list[Place], crossings: list[str]) -> None:
+    stage = analytics(lines=[line()])
+    assert [event.data["direction"] for event in walk(stage, path)] == crossings
+
+
+@pytest.mark.parametrize(
+    ("path", "crossings"),
+    [
+        ([(300, 100), (700, 100)], []),  # passes beyond the end
+        ([(300, 100), (700, 100), (700, 500), (300, 500)], ["in"]),  # around the end and back through
+        ([(300, 500), (700, 500), (700, 100), (300, 100), (300, 500), (700, 500)], ["out", "out"]),  # in circles
+        ([(498, 500), (502, 100), (700, 100)], ["out"]),  # the path met the line at y = 300
+        ([(498, 290), (502, 100), (700, 100)], []),  # the path met its extension
+    ],
+)
+def test_a_line_ends_where_it_is_drawn(path: list[Place], crossings: list[str]) -> None:
+    stage = analytics(lines=[line(((500, 200), (500, 800)))])
+    assert [event.data["direction"] for event in walk(stage, path)] == crossings
+
+
+def test_what_was_not_seen_while_it_crossed_is_counted_when_it_is_seen_again() -> None:
+    stage = analytics(lines=[line()])
+    path = [tracks((7, (300, 500))), *[tracks()] * 10, tracks((7, (700, 500)))]
+    assert kinds(play(stage, path)) == [("line_crossed", "instant")]
+
+
+@pytest.mark.parametrize(("direction", "expected"), [("in", ["in"]), ("out", ["out"]), ("both", ["out", "in"])])
+def test_only_the_wanted_direction_is_counted(direction: str, expected: list[str]) -> None:
+    stage = analytics(lines=[line(direction=direction)])
+    assert [event.data["direction"] for event in walk(stage, [(300, 500), (700, 500), (300, 500)])] == expected
+    counts = stage.counts()["door"]
+    assert counts["in"] + counts["out"] == len(expected)
+
+
+@pytest.mark.parametrize("anchor", ["bottom-center", "center", "top-center", "center-left", "center-right"])
+def test_the_anchor_decides(anchor: str) -> None:
+    offset = {
+        "bottom-center": (0.0, 0.0),
+        "center": (0.0, -50.0),
+        "top-center": (0.0, -100.0),
+        "center-left": (-20.0, -50.0),
+        "center-right": (20.0, -50.0),
+    }[anchor]
+    vertical = line(((500 + offset[0], 0), (500 + offset[0], 1000)), anchor=anchor)
+    horizontal = line(((0, 500 + offset[1]), (1000, 500 + offset[1])), anchor=anchor) | {"name": "sill"}
+    stage = analytics(lines=[vertical, horizontal])
+    assert walk(stage, [(400, 400), (494, 494)]) == []
+    assert [event.name for event in walk(stage, [(506, 494), (506, 506)])] == ["door", "sill"]
+
+
+def test_classes_that_do_not_count_are_passed_over() -> None:
+    stage = analytics(lines=[line(classes=["car", "bicycle"])], zones=[zone(classes=["person"])])
+    for class_id, track_id in ((0, 1), (1, 2), (2, 3), (77, 4), (-1, 5)):
+        walk(stage, along((100, 500), (900, 500)), track_id, class_id)
+    assert stage.counts()["door"] == {"in": 0, "out": 2, "out:bicycle": 1, "out:car": 1}
+    assert stage.counts()["queue"] == {"entered": 1, "left": 1, "entered:person": 1, "left:person": 1}
+
+
+def test_classes_without_a_name_count_where_all_do() -> None:
+    stage = analytics(lines=[line()])
+    (event,) = walk(stage, [(300, 500), (700, 500)], class_id=77)
+    assert event.data["class"] == "77" and event.data["class_id"] == 77
+
+
+def test_an_unknown_class_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no class 'persn'") as error:
+        analytics(lines=[line(classes=["persn"])])
+    assert "person" in str(error.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    path=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=2, max_size=30),
+    ends=st.tuples(*[st.integers(0, 1000)] * 4).filter(lambda e: e[:2] != e[2:] and max(e) > 1),
+)
+def test_in_and_out_take_turns_on_a_line_without_ends(path: list[Place], ends: tuple[int, ...]) -> None:
+    """However somebody moves: on an endless line nobody goes in twice without going out in between."""
+    x0, y0, x1, y1 = ends
+    far = LineSet([((x0, y0), (x1, y1))])
+    stage = analytics(lines=[line(((x0, y0), (x1, y1)))])
+    stage._line_set = LineSet(
+        [((x0 - 999.0 * (x1 - x0), y0 - 999.0 * (y1 - y0)), (x1 + 999.0 * (x1 - x0), y1 + 999.0 * (y1 - y0)))]
+    )
+    directions = [event.data["direction"] for event in walk(stage, path, track_id=1)]
+    assert all(a != b for a, b in pairwise(directions))
+    sides = [float(far.distances(np.array([[x]]), np.array([[y]]))[0, 0]) for x, y in path]
+    clear = [side > 0 for side in sides if abs(side) > 5.01]
+    if len(clear) == len(path):
+        assert len(directions) == sum(a != b for a, b in pairwise(clear))
+
+
+# --- zones ------------------------------------------------------------------------------------------------------------
+
+
+def test_entering_and_leaving() -> None:
+    stage = analytics(zones=[zone()])
+    events = walk(stage, along((100, 500), (500, 500), (900, 500), steps=8))
+    assert kinds(events) == [("zone_entered", "instant"), ("zone_left", "instant")]
+    entered, left = events
+    assert entered.data["how"] == left.data["how"] == "crossed"
+    assert entered.data["occupancy"] == 1 and left.data["occupancy"] == 0
+    assert left.data["stayed_s"] == pytest.approx((left.at_ns - entered.at_ns) * 1e-9)
+    assert stage.counts()["queue"]["entered"] == stage.counts()["queue"]["left"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "entries"),
+    [
+        ([(100, 500), (204, 500), (100, 500)], 0),  # within the margin
+        ([(100, 500), (206, 500), (100, 500)], 1),
+        ([(100, 500), (206, 500), (197, 500), (203, 500), (196, 500), (500, 500)], 1),  # jitters at the border
+        ([(500, 500)], 1),  # appears inside
+        ([(201, 500)], 1),  # also at the border
+        ([(100, 500), (900, 500)], 0),  # leaps over it
+    ],
+)
+def test_a_zone_is_entered_once(path: list[Place], entries: int) -> None:
+    stage = analytics(zones=[zone()])
+    walk(stage, path)
+    assert stage.counts()["queue"]["entered"] == entries
+
+
+def test_who_is_lost_in_a_zone_leaves_it_when_he_is_forgotten() -> None:
+    stage = analytics(zones=[zone(dwell_s=0.5)])
+    play(stage, [tracks((7, (500, 500)))] * 11)
+    assert play(stage, [tracks()] * 15) == []
+    assert stage.occupancy() == {"queue": 1}
+    ended, left = play(stage, [tracks()])
+    assert (ended.kind, ended.data["phase"], ended.data["stayed_s"]) == ("dwelling", "end", 1.0)
+    assert left.data["how"] == "lost" and left.data["stayed_s"] == 1.0 and left.track_id == 7
+    assert stage.occupancy() == {"queue": 0} and len(stage) == 0
+
+
+def test_dwelling_begins_once_and_ends() -> None:
+    stage = analytics(zones=[zone(dwell_s=1.0)])
+    events = walk(stage, [(500.0, 500.0)] * 30 + [(900.0, 500.0)])
+    assert kinds(events) == [
+        ("zone_entered", "instant"),
+        ("dwelling", "begin"),
+        ("dwelling", "end"),
+        ("zone_left", "instant"),
+    ]
+    assert events[1].data["stayed_s"] == 1.0 and events[2].data["stayed_s"] == 3.0
+    assert {event.track_id for event in events} == {7}
+
+
+def crowd(*numbers: int) -> Iterator[Tracks]:
+    for number in numbers:
+        yield tracks(*((at + 1, (300 + 40 * at, 500)) for at in range(number)))
+
+
+def test_crowding_begins_above_and_ends_at_or_below() -> None:
+    stage = analytics(zones=[zone(crowded_above=2)])
+    events = [event for event in play(stage, crowd(1, 2, 3, 4)) if event.kind == "crowded"]
+    assert [dict(event.data) for event in events] == [{"phase": "begin", "occupancy": 3, "above": 2}]
+    events = [event for event in play(stage, [*crowd(4), *[*crowd(2)] * 20]) if event.kind == "crowded"]
+    (end,) = events
+    assert end.data["phase"] == "end" and end.data["most"] == 4 and end.data["occupancy"] == 2
+    assert end.track_id is None and end.name == "queue"
+
+
+def test_crowding_lasts_crowded_for_s_without_a_break() -> None:
+    """Somebody steps out for a moment every second: it is never crowded for 1.5 s; then he stays."""
+    stage = analytics(zones=[zone(crowded_above=2, crowded_for_s=1.5)])
+    inside = [(1, (300, 500)), (2, (400, 500))]
+    out, back = tracks(*inside, (3, (100, 500))), tracks(*inside, (3, (500, 500)))
+    restless = [event for event in play(stage, [*[out] * 2, *[back] * 10] * 5) if event.kind == "crowded"]
+    assert restless == []
+    (begin,) = (event for event in play(stage, [*[out] * 2, *[back] * 16]) if event.kind == "crowded")
+    assert begin.data["phase"] == "begin"
+    (end,) = (event for event in play(stage, [*[out] * 10, *[back] * 2, *[out] * 16]) if event.kind == "crowded")
+    assert end.data["phase"] == "end" and end.data["lasted_s"] > 3
+
+
+def test_a_restart_ends_what_lasts_and_keeps_counters() -> None:
+    stage = analytics(zones=[zone(crowded_above=1, dwell_s=0.2)])
+    play(stage, [*crowd(2)] * 5)
+    events = stage.restart(1000, 1000, _now_ns)
+    assert sorted(kinds(events)) == [("crowded", "end"), *[("dwelling", "end")] * 2, *[("zone_left", "instant")] * 2]
+    assert stage.occupancy() == {"queue": 0} and stage.counts()["queue"]["entered"] == 2
+
+
+def test_fractions_follow_the_picture_size() -> None:
+    stage = analytics(640, 480, units="fraction", lines=[line(((0.5, 0.0), (0.5, 1.0)))])
+    assert len(walk(stage, [(300, 200), (340, 200)])) == 1
+    stage.restart(1280, 960, _now_ns)
+    assert walk(stage, [(300, 200), (340, 200)]) == []
+    assert len(walk(stage, [(600, 200), (680, 200)])) == 1
+
+
+def test_shapes_beside_the_picture_are_named() -> None:
+    shapes: dict[str, Any] = {"lines": [line(((700, 0), (700, 400)))], "zones": [zone()]}
+    assert analytics(640, 480, **shapes).outside == ("door",)
+    assert analytics(1280, 960, **shapes).outside == ()
+
+
+# --- time and memory --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jump_s", [-3600.0, -0.3, 0.0])
+def test_a_clock_that_jumps_back_forgets_nobody(jump_s: float) -> None:
+    stage = analytics(lines=[line()], zones=[zone(dwell_s=100)])
+    before = [(100_000_000 * k, (300.0, 500.0)) for k in range(20)]
+    after = [(2_000_000_000 + round(jump_s * 1e9) + 100_000_000 * k, (300.0 + 30 * k, 500.0)) for k in range(10)]
+    events = [event for at_ns, place in (*before, *after) for event in stage.update(tracks((7, place)), at_ns)]
+    assert kinds(events) == [("zone_entered", "instant"), ("line_crossed", "instant")]
+
+
+@pytest.mark.parametrize("jump_s", [5.0, 86_400.0])
+def test_a_clock_that_jumps_ahead_forgets_everybody_and_makes_nothing_last(jump_s: float) -> None:
+    stage = analytics(zones=[zone(dwell_s=3, crowded_above=1, crowded_for_s=3)])
+    play(stage, [*crowd(2)] * 10)
+    events = play(stage, crowd(2), step_ns=round(jump_s * 1e9))
+    assert kinds(events) == [("zone_left", "instant")] * 2 + [("zone_entered", "instant")] * 2
+    assert all(event.data["stayed_s"] <= 1 for event in events if event.kind == "zone_left")
+
+
+def test_nobody_is_remembered_longer_than_forget_s() -> None:
+    stage = analytics(lines=[line()], zones=[zone()])
+    sizes = []
+    for at in range(300):
+        play(stage, [tracks((at + 1, (400, 400)), (at + 2, (600, 400)))])
+        sizes.append(len(stage))
+    assert max(sizes) <= 2 + 16
+
+
+def test_ids_in_any_order_keep_their_own_past() -> None:
+    rng = np.random.default_rng(5)
+    stage = analytics(lines=[line()])
+    people = {int(i): float(x) for i, x in zip(rng.permutation(40) + 1, rng.uniform(50, 450, 40), strict=True)}
+    crossed: list[int] = []
+    for step in range(0, 1000, 20):
+        present = [i for i in rng.permutation(list(people)) if rng.random() < 0.8]
+        picture = tracks(*((int(i), (people[int(i)] + step, 20.0 * i)) for i in present))
+        crossed += [event.track_id or 0 for event in play(stage, [picture])]
+    assert sorted(crossed) == sorted(people)
+
+
+# --- motion -----------------------------------------------------------------------------------------------------------
+
+ROAD: dict[str, list[Place]] = {
+    "points": [(400, 400), (600, 400), (900, 900), (100, 900)],
+    "metres": [(0, 40), (8, 40), (8, 0), (0, 0)],
+}
+
+
+def on_picture(x_m: float, y_m: float) -> Place:
+    """Where a point of the road is seen: the inverse of what is under test, from the same four points."""
+    plane = GroundPlane([(0, 0), (8, 0), (8, 40), (0, 40)], [(100, 900), (900, 900), (600, 400), (400, 400)])
+    x, y = plane.to_metres(np.array([x_m]), np.array([y_m]))
+    return float(x[0]), float(y[0])
+
+
+@pytest.mark.parametrize("speed_kmh", [5.0, 30.0, 50.0])
+@pytest.mark.parametrize("fps", [5.0, 10.0, 30.0])
+def test_speed_on_the_ground_whatever_the_rate_and_the_jitter(speed_kmh: float, fps: float) -> None:
+    rng = np.random.default_rng(4)
+    stage = analytics(ground=ROAD)
+    for at in range(round(2 * fps)):
+        x, y = on_picture(4.0, 1.0 + speed_kmh / 3.6 * at / fps)
+        jitter = rng.normal(0, 0.3, 2)
+        stage.update(tracks((7, (x + jitter[0], y + jitter[1]))), round(at / fps * 1e9))
+    speed, heading = stage.motion_of(np.array([7]))
+    assert speed[0] == pytest.approx(speed_kmh, rel=0.1, abs=1.0)
+    assert min(heading[0], 360 - heading[0]) < 10  # up in the picture
+
+
+@pytest.mark.parametrize(
+    ("step", "heading_deg"), [((0, -9), 0), ((9, 0), 90), ((0, 9), 180), ((-9, 0), 270), ((9, 9), 135)]
+)
+def test_direction_of_travel(step: Place, heading_deg: float) -> None:
+    stage = analytics(lines=[line()])
+    walk(stage, [(500 + step[0] * k, 500 + step[1] * k) for k in range(15)])
+    _, heading = stage.motion_of(np.array([7]))
+    assert heading[0] == pytest.approx(heading_deg, abs=0.5)
+
+
+def test_nothing_is_said_of_who_stands_or_is_new() -> None:
+    stage = analytics(ground=ROAD)
+    walk(stage, [(500, 800)])
+    assert all(math.isnan(values[0]) for values in stage.motion_of(np.array([7])))
+    walk(stage, [(500, 800)] * 20)
+    speed, heading = stage.motion_of(np.array([7]))
+    assert speed[0] == pytest.approx(0, abs=1e-6) and math.isnan(heading[0])
+
+
+def test_without_a_ground_plane_there_is_no_speed() -> None:
+    stage = analytics(lines=[line()])
+    (event,) = walk(stage, along((300, 500), (700, 500)))
+    assert "speed_kmh" not in event.data and event.data["heading_deg"] == 90
+
+
+def test_events_say_the_speed() -> None:
+    stage = analytics(ground=ROAD, lines=[line(((0, 700), (1000, 700)))])
+    (event,) = walk(stage, [on_picture(4.0, 0.5 * k) for k in range(60)])
+    assert event.data["speed_kmh"] == pytest.approx(18.0, rel=0.05)
+
+
+def test_above_the_horizon_there_is_no_ground() -> None:
+    stage = analytics(ground=ROAD)
+    walk(stage, [(500, 100 + k) for k in range(20)])
+    assert math.isnan(stage.motion_of(np.array([7]))[0][0])
+    walk(stage, along((500, 700), (500, 900)))
+    assert stage.motion_of(np.array([7]))[0][0] > 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 8), st.floats(0, 40)), min_size=1, max_size=5))
+def test_the_ground_plane_goes_there_and_back(places: list[Place]) -> None:
+    plane = GroundPlane(ROAD["points"], ROAD["metres"])
+    seen = np.array([on_picture(*place) for place in places])
+    np.testing.assert_allclose(np.stack(plane.to_metres(*seen.T), axis=1), places, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"points": [(0, 0), (10, 10), (20, 20), (0, 30)]}, "without dents"),
+        ({"points": [(0, 0), (10, 10), (10, 0), (0, 10)]}, "without dents"),
+        ({"metres": [(0, 0), (8, 0), (2, 2), (0, 8)]}, "without dents"),
+        ({"metres": [(0, 0), (0, 0), (8, 8), (0, 8)]}, "without dents"),
+        ({"points": [(0, 0), (10, 0), (10, 10)]}, "4"),
+    ],
+)
+def test_ground_points_that_are_no_area_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        CameraAnalytics.model_validate({"ground": ROAD | change})
+
+
+def test_ground_points_must_fit_the_unit() -> None:
+    with pytest.raises(ValidationError, match=re.escape("ground.points")):
+        CameraAnalytics.model_validate({"units": "fraction", "ground": ROAD})
+
+
+# --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+def is_inside(point: Place, polygon: Sequence[Place]) -> bool:
+    """Winding angle: slow, and another way than the one under test."""
+    x, y = point
+    total = 0.0
+    for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
+        a, b = (x0 - x, y0 - y), (x1 - x, y1 - y)
+        total += math.atan2(a[0] * b[1] - a[1] * b[0], a[0] * b[0] + a[1] * b[1])
+    return abs(total) > math.pi
+
+
+@st.composite
+def stars(draw: st.DrawFn) -> list[Place]:
+    """Polygons with dents, around (50, 50)."""
+    radii = draw(st.lists(st.floats(5, 45), min_size=3, max_size=12))
+    turn = 2 * math.pi / len(radii)
+    return [(50 + r * math.cos(k * turn + 0.1), 50 + r * math.sin(k * turn + 0.1)) for k, r in enumerate(radii)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(stars(), min_size=1, max_size=4), st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=1))
+def test_points_in_polygons(polygons: list[list[Place]], points: list[Place]) -> None:
+    zones = ZoneSet(polygons)
+    x, y = np.array(points).T[:, :, None]
+    found = zones.contain(x, y)
+    assert found.shape == (len(points), len(polygons))
+    at, which = np.indices(found.shape).reshape(2, -1)
+    distance = zones.distances_to_border(x[at, 0], y[at, 0], which).reshape(found.shape)
+    for (point, polygon), value in np.ndenumerate(found):
+        if distance[point, polygon] > 1e-6:
+            assert value == is_inside(points[point], polygons[polygon])
+
+
+def test_neighbouring_zones_share_no_point() -> None:
+    zones = ZoneSet([[(0, 0), (50, 0), (50, 50), (0, 50)], [(50, 0), (100, 0), (100, 50), (50, 50)]])
+    x = np.linspace(1, 99, 99)[:, None]
+    assert (zones.contain(x, np.full_like(x, 25.0)).sum(axis=1) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("point", "distance"), [((5, 5), 5.0), ((5, 1), 1.0), ((-3, 5), 3.0), ((13, 14), 5.0), ((10, 10), 0.0)]
+)
+def test_distance_to_a_border(point: Place, distance: float) -> None:
+    zones = ZoneSet([[(0, 0), (10, 0), (10, 10), (0, 10)], [(0, 0), (900, 0), (900, 900), (500, 901), (0, 900)]])
+    found = zones.distances_to_border(np.array([point[0]]), np.array([point[1]]), np.array([0]))
+    assert found[0] == pytest.approx(distance)
+
+
+# --- simulated traffic ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seed", "fps"), [(1, 5.0), (2, 10.0)])
+def test_counts_of_simulated_traffic_are_exact(seed: int, fps: float) -> None:
+    traffic = Traffic(300.0, fps=fps, seed=seed)
+    counted = count(traffic)
+    assert traffic.truth.objects > 50 and sum(traffic.truth.crossings.values()) > 100 and traffic.truth.dwellers > 5
+    assert differences(counted) == []
+    assert counted.most_remembered <= 12
+
+
+def test_a_counter_that_is_wrong_is_noticed() -> None:
+    counted = count(Traffic(60.0, seed=3))
+    counted.counts["west"]["in"] += 1
+    assert len(differences(counted)) == 1
+
+
+# --- journal ----------------------------------------------------------------------------------------------------------
+
+
+def journal_at(path: Path) -> CounterJournal:
+    return CounterJournal(path, now=lambda: 0.0)
+
+
+def test_counters_survive_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "gate.counters"
+    for run in range(3):
+        journal = journal_at(path)
+        stage = analytics(journal=journal, lines=[line()])
+        assert stage.counts()["door"]["out"] == run
+        (event,) = walk(stage, [(300, 500), (700, 500)], class_id=2)
+        assert event.data["total_out"] == run + 1
+        journal.close()
+        journal.close()
+    journal = journal_at(path)
+    assert journal["door", "out:car"] == 3 and journal.notice is None
+    journal.close()
+
+
+def test_counters_survive_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "gate.counters"
+    program = (
+        "import os, signal, sys; from pathlib import Path; from vision.analytics import CounterJournal\n"
+        f"journal = CounterJournal(Path({str(path)!r}))\n"
+        "for _ in range(1000):\n    journal.add('door', ['in']); journal.flush()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    journal = journal_at(path)
+    assert journal["door", "in"] == 1000 and journal.notice is None
+    journal.close()
+
+
+def filled(path: Path) -> bytes:
+    journal = journal_at(path)
+    for _ in range(5):
+        journal.add("door", ["in", "in:person"])
+        journal.flush()
+    journal.close()
+    return path.read_bytes()
+
+
+def test_any_torn_end_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "gate.counters"
+    whole = filled(path)
+    header = whole.index(b"\n") + 1
+    for end in range(header, len(whole)):
+        for tail in (b"", b"\0" * 7):
+            path.write_bytes(whole[:end] + tail)
+            journal = journal_at(path)
+            assert journal.notice is None and 0 <= journal["door", "in"] <= 5
+            journal.close()
+    assert list(tmp_path.glob("*damaged*")) == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "foreign", "binary", "short"])
+def test_a_damaged_journal_is_set_aside_and_said(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "gate.counters"
+    whole = filled(path)
+    middle = whole.index(b"door") + 1
+    bad = {
+        "flip": whole[:middle] + b"O" + whole[middle + 1 :],
+        "foreign": b"name,count\ndoor,5\n",
+        "binary": bytes(range(256)) * 20,
+        "short": whole[:5],
+    }[damage]
+    path.write_bytes(bad)
+    journal = journal_at(path)
+    aside = tmp_path / "gate.counters.damaged-19700101T000000Z"
+    assert aside.read_bytes() == bad
+    assert journal["door", "in"] == 0 and journal.notice is not None and aside.name in journal.notice
+    assert journal.notice in caplog.text
+    journal.add("door", ["in"])
+    journal.close()
+    journal = journal_at(path)
+    assert journal["door", "in"] == 1 and journal.notice is None
+    journal.close()
+
+
+def test_a_journal_stays_small(tmp_path: Path) -> None:
+    path = tmp_path / "gate.counters"
+    journal = journal_at(path)
+    largest = 0
+    for at in range(12_000):
+        journal.add("door", ["in"])
+        journal.flush()
+        if at % 500 == 0:
+            largest = max(largest, path.stat().st_size)
+    journal.close()
+    assert 64 * 1024 < largest <= 132 * 1024
+    journal = journal_at(path)
+    assert journal["door", "in"] == 12_000
+    journal.close()
+
+
+def test_a_journal_belongs_to_one_process(tmp_path: Path) -> None:
+    journal = journal_at(tmp_path / "gate.counters")
+    with pytest.raises(ConfigError, match="in use by another process"):
+        journal_at(tmp_path / "gate.counters")
+    journal.close()
+    journal_at(tmp_path / "gate.counters").close()
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot keep counters"):
+        journal_at(tmp_path / "file" / "gate.counters")
+    (tmp_path / "gate.counters").mkdir()
+    with pytest.raises(ConfigError, match="cannot keep counters"):
+        journal_at(tmp_path / "gate.counters")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_is_said_once_and_counting_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = journal_at(tmp_path / "gate.counters")
+    usable = journal._file
+    journal._file = os.open("/dev/full", os.O_RDWR)
+    for _ in range(3):
+        journal.add("door", ["in"])
+        journal.flush()
+    assert caplog.text.count("cannot write counters") == 1
+    os.close(journal._file)
+    journal._file = usable
+    journal.close()
+    journal = journal_at(tmp_path / "gate.counters")
+    assert journal["door", "in"] == 3
+    journal.close()
+
+
+def test_the_disk_is_forced_now_and_then_only(tmp_path: Path) -> None:
+    now_ns = time.monotonic_ns()
+    journal = CounterJournal(tmp_path / "gate.counters", sync_s=10, clock=lambda: now_ns)
+    before = journal._synced_ns
+    journal.add("door", ["in"])
+    now_ns += 9_000_000_000
+    journal.flush()
+    assert journal._synced_ns == before
+    now_ns += 1_000_000_000
+    journal.flush()
+    assert journal._synced_ns == now_ns
+    journal.close()
