@@ -13,6 +13,7 @@ camera-<id>        1 each opens the source, reads into the newest buffer of its 
 inference          1      binds the freshest frames to a batch, submits it, waits for the oldest
 detector-<slot>    0..n   a CPU detector's workers; a GPU detector has none
 results            1      pipeline stages, messages, recording
+publisher          1      answers subscribers that join with the last status of every camera
 main               1      signals, status line, watchdog
 =================  =====  =====================================================================
 """

@@ -332,6 +332,7 @@ def test_an_unreadable_camera_may_be_the_one_that_is_meant() -> None:
     [
         ({"cameras": [{"id": "a", "source": "csi:0", "width": 640}]}, "height beside it"),
         ({"cameras": [{"id": "a", "source": "csi:0"}, {"id": "a", "source": "csi:1"}]}, "cameras[0].id has"),
+        ({"cameras": [{"id": "node", "source": "csi:0"}]}, "status/node"),
         ({"cameras": [{"id": "a", "source": "csi:0"}], "analytics": {"a": {}}}, "has no lines and zones"),
         (
             {

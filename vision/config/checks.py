@@ -65,6 +65,9 @@ def site_findings(site: Mapping[str, object], tell: Tell) -> Iterator[Finding]:
     for at, camera in cameras:
         yield from _below(("cameras", at), camera_findings(camera))
     yield from _repeated([(("cameras", at, "id"), _text(camera, "id")) for at, camera in cameras], tell)
+    for at, camera in cameras:
+        if _text(camera, "id") == "node":
+            yield ("cameras", at, "id"), "expected another name: status/node is about the program itself"
     yield from _shared_devices(cameras, tell)
     track = site.get("track")
     if isinstance(track, Mapping):

@@ -53,6 +53,9 @@ class DetectConfig(Section):
         le=256,
         description="CPU threads of the ONNX Runtime detector in all; every core where absent",
     )
+    graphs: bool = Field(
+        default=True, description="run a TensorRT engine as CUDA graphs; off is slower, and for finding faults"
+    )
 
 
 class CameraConfig(Section):
@@ -127,7 +130,7 @@ class PublishConfig(Section):
     )
     encoding: Literal["json", "msgpack"] = Field(default="json", description="payload of every message")
     queue: int = Field(
-        default=1000, ge=1, le=1_000_000, description="messages kept for one slow subscriber before its oldest go"
+        default=1000, ge=1, le=1_000_000, description="messages kept for one slow subscriber; what comes while it is full is lost to it"
     )
 
 
