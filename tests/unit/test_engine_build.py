@@ -17,13 +17,17 @@ from vision.engine.build import (
     BuildSettings,
     Built,
     add_profile,
+    attach_timing_cache,
     build_failure,
     build_plan,
     failure_hint,
     inputs_of,
+    keeps_timing,
+    make_io_half,
     make_monitor,
     notes_of,
     set_flags,
+    timings_of,
 )
 from vision.engine.library import GpuDescription, LogLine, LogLines
 from vision.engine.precision import Precision, plan_typing
@@ -286,6 +290,42 @@ def test_every_flag_of_the_old_generation_is_set_where_it_exists() -> None:
         assert all(config.get_flag(getattr(library.trt.BuilderFlag, name)) for name in typing.flags_on)
     set_flags(config, plan_typing("fp32", weak_typing=True))
     assert not config.get_flag(library.trt.BuilderFlag.TF32)
+
+
+def test_inputs_and_outputs_become_half_where_types_can_be_set() -> None:
+    if library.trt.ITensor.dtype.fset is None:  # type: ignore[attr-defined,unused-ignore]
+        pytest.skip("a library whose types come from the ONNX file alone")
+    for precision, kind in (("fp16", "HALF"), ("bf16", "BF16"), ("fp32", "FLOAT")):
+        network = library.trt.Builder(library.logger()).create_network(0)
+        given = network.add_input("images", library.trt.float32, library.trt.Dims([1, 3, 4, 4]))
+        network.mark_output(network.add_identity(given).get_output(0))
+        make_io_half(network, precision)  # type: ignore[arg-type]
+        assert given.dtype.name == kind
+        assert network.get_output(0).dtype.name == kind
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")  # TensorRT-RTX keeps none
+def test_timings_are_attached_and_read_back() -> None:
+    """The calls; what they measure takes a GPU and TensorRT."""
+    builder = library.trt.Builder(library.logger())
+    config = builder.create_builder_config()
+    kept = attach_timing_cache(config, None)
+    measured = timings_of(config)
+    assert measured is not None
+    again = attach_timing_cache(builder.create_builder_config(), measured)
+    assert kept is not again
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")  # TensorRT-RTX keeps none
+def test_damaged_timings_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    config = library.trt.Builder(library.logger()).create_builder_config()
+    attach_timing_cache(config, b"damaged")
+    assert timings_of(config) is not None
+
+
+def test_rtx_keeps_no_timings() -> None:
+    assert not keeps_timing()
+    assert build(convolution()).timing_cache is None
 
 
 def test_old_flags_are_refused_where_they_are_gone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import multiprocessing
 import threading
 from pathlib import Path
 
@@ -215,3 +216,25 @@ def test_bars_show_open_phases_and_no_others() -> None:
         assert bars.tasks == []
     assert "133 layers before fusion" in text.getvalue()
     assert "built: 2.0 MiB" in text.getvalue()
+
+
+def build_in_another_process(folder: Path, cache: Path, results: multiprocessing.Queue[bool]) -> None:
+    described = card(sha256=sha256_of(convolution()))
+    loaded = load_plan(folder, described, AMPERE, settings_of(DETECT), cache=EngineCache(cache), ahead_of_time=True)
+    results.put(loaded.built is not None)
+
+
+@needs_rtx
+def test_of_three_processes_one_builds(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    arguments = (model[0], cache.folder, results)
+    processes = [context.Process(target=build_in_another_process, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    built = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert sorted(built) == [False, False, True]
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    results.close()

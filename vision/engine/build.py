@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -181,7 +182,7 @@ class _Build:
         network, parser = self._parse(model)
         check_quantisation(self._settings.precision, quantisation_of(network))
         if not self._typing.strongly_typed and self._settings.half_io:
-            _make_io_half(network, self._settings.precision)
+            make_io_half(network, self._settings.precision)
         self._listener.parsed(network.num_layers)
         config = self._configure(timing_cache)
         profiles = self._add_profiles(network, config)
@@ -196,7 +197,7 @@ class _Build:
             weights_bytes=_bytes_in(self._log_lines, "Total Weights Memory"),
             activation_bytes=_bytes_in(self._log_lines, "Total Activation Memory"),
             notes=notes_of(self._log_lines),
-            timing_cache=_timing_cache_of(config),
+            timing_cache=timings_of(config) if keeps_timing() else None,
         )
 
     def _parse(self, model: bytes) -> tuple[trt.INetworkDefinition, trt.OnnxParser]:
@@ -231,7 +232,8 @@ class _Build:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for `vision profile`; costs nothing at run time
         self._aim(config)
         self._use_dla(config)
-        self._use_timing_cache(config, timing_cache)
+        if keeps_timing():
+            self._kept.append(attach_timing_cache(config, timing_cache))
         monitor = make_monitor(self._listener, self._cancel)
         config.progress_monitor = monitor
         self._kept.append(monitor)
@@ -268,16 +270,6 @@ class _Build:
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = core
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-
-    def _use_timing_cache(self, config: trt.IBuilderConfig, blob: bytes | None) -> None:
-        if not keeps_timing():
-            return
-        cache = or_none(config.create_timing_cache(blob or b""))
-        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-            _log.info("the timing cache is of another GPU or library, measuring anew")
-            cache = config.create_timing_cache(b"")
-            config.set_timing_cache(cache, ignore_mismatch=False)
-        self._kept.append(cache)
 
     def _add_profiles(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> tuple[Profile, ...]:
         inputs = inputs_of(network)
@@ -346,9 +338,19 @@ def keeps_timing() -> bool:
     return find_library().flavour == "tensorrt"
 
 
-def _timing_cache_of(config: trt.IBuilderConfig) -> bytes | None:
-    if not keeps_timing():
-        return None
+def attach_timing_cache(config: trt.IBuilderConfig, blob: bytes | None) -> trt.ITimingCache:
+    """Give a build the timings of earlier ones. The caller keeps the result until the build has ended."""
+    cache = or_none(config.create_timing_cache(blob or b""))
+    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+        return cache
+    _log.info("the timing cache is of another GPU or library, or damaged: measuring anew")
+    fresh = config.create_timing_cache(b"")
+    config.set_timing_cache(fresh, ignore_mismatch=False)
+    return fresh
+
+
+def timings_of(config: trt.IBuilderConfig) -> bytes | None:
+    """What a build measured, for the next; None where nothing is kept."""
     cache = or_none(config.get_timing_cache())
     return bytes(memoryview(cache.serialize())) if cache is not None else None
 
@@ -399,10 +401,8 @@ def quantisation_of(network: trt.INetworkDefinition) -> Quantised:
     return "none"
 
 
-def _make_io_half(network: Any, precision: Precision) -> None:
+def make_io_half(network: Any, precision: Precision) -> None:
     """Let a weakly typed network take and give 16 bits. (A strongly typed one has them in its ONNX file.)"""
-    import warnings
-
     half = {"fp16": "HALF", "bf16": "BF16"}.get(precision)
     if half is None:
         return
