@@ -91,6 +91,7 @@ class ScriptedSource:
         self._size = script.size
         self._shade = 0
         self._picture: Picture | None = None
+        self.opened = 0
         self.closed = 0
 
     @property
@@ -98,6 +99,7 @@ class ScriptedSource:
         return self._script.live
 
     def open(self) -> StreamInfo:
+        self.opened += 1
         self._clock.advance(self._script.open_takes_s)
         if self._script.open_error is not None:
             raise self._script.open_error

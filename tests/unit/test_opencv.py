@@ -273,14 +273,21 @@ def test_a_camera_that_hangs_does_not_keep_the_others_from_opening() -> None:
             with pytest.raises(SourceError):
                 open_link(f"rtsp://127.0.0.1:{silent}/a", 20.0)
 
-        hanging = threading.Thread(target=hang)
-        hanging.start()
-        time.sleep(0.2)
-        with pytest.raises(SourceError, match="no stream of this path"):
-            open_link(f"rtsp://127.0.0.1:{quick}/a", 20.0)
-        assert hanging.is_alive()
-    hanging.join(30)
-    assert not hanging.is_alive()
+        def answer() -> None:
+            with pytest.raises(SourceError, match="no stream of this path"):
+                open_link(f"rtsp://127.0.0.1:{quick}/a", 20.0)
+            answered.set()
+
+        answered = threading.Event()
+        threads = [threading.Thread(target=hang), threading.Thread(target=answer)]
+        threads[0].start()
+        time.sleep(0.2)  # so that the first one is likely to be inside: it must hold either way
+        threads[1].start()
+        assert answered.wait(10), "half the time-out of the first one"
+        assert threads[0].is_alive()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def open_link(url: str, timeout_s: float) -> None:
@@ -335,6 +342,39 @@ def test_a_capture_that_is_not_open(use: Callable[[LiveCapture], object]) -> Non
     source = LiveCapture(UsbLink("/dev/video987"))
     with pytest.raises(SourceError, match=r"grab before open|without a picture"):
         use(source)
+
+
+class DecodedLink:
+    """A camera that is there."""
+
+    decoder = "decoded"
+    patience_s = 5.0
+
+    def __init__(self, capture: Decoded) -> None:
+        self._capture = capture
+
+    def open(self) -> Decoded:
+        return self._capture
+
+    def ended(self, waited_s: float) -> SourceError:
+        return SourceError("ended")
+
+
+def test_a_picture_of_another_size_that_nobody_took_is_not_the_next_one() -> None:
+    capture = Decoded(picture(8, 10, 1), picture(8, 10, 2), FRAME_WIDTH=6, FRAME_HEIGHT=4)
+    source = LiveCapture(DecodedLink(capture))
+    assert source.open().width_px == 6
+    assert source.grab(5) is not None
+    with pytest.raises(SizeChanged):
+        source.retrieve(picture(4, 6))
+    assert source.grab(5) is not None
+    out = picture(8, 10, 0)
+    source.retrieve(out)
+    assert np.all(out == 2)
+    with pytest.raises(SourceError, match="ended"):
+        source.grab(5)
+    source.close()
+    assert capture.released == 1
 
 
 def test_interrupted_before_it_opens() -> None:

@@ -255,6 +255,7 @@ def test_a_stop_ends_it_wherever_it_is(at: str) -> None:
     assert len(one.sink.metas) + len(one.sink.drops) == one.supervisor.status().grabbed
     assert one.supervisor.wait_stopped(0.0)
     assert one.supervisor.status().last_error in ("", "refused"), "a stop is no fault"
+    assert [source.opened for source in one.sources] == ([0] if at == "open" else [1])
 
 
 def test_a_closed_sink_ends_it_quietly() -> None:
@@ -463,7 +464,9 @@ def test_frozen_pictures_and_frozen_time(
     policy = SupervisorPolicy(frozen_after_s=frozen_after_s)
     one = World([Connection(steps, live=live), Connection(PICTURES[:1], live=live)][: 1 + reconnects], policy)
     one.run()
-    assert one.supervisor.status().reconnects == reconnects
+    status = one.supervisor.status()
+    assert status.reconnects == reconnects
+    assert (status.last_error != "") is (reconnects > 0)
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

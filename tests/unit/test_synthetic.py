@@ -86,6 +86,10 @@ def test_objects_stay_inside_and_never_touch(
             assert ax2 < bx1 or bx2 < ax1 or ay2 < by1 or by2 < ay1
 
 
+def test_all_classes_occur() -> None:
+    assert set(Scene(240, 320, 20, seed=1).truth(0)[1].tolist()) == set(range(len(FAKE_CLASSES)))
+
+
 def test_objects_overlap_where_asked_for() -> None:
     scene = Scene(240, 320, 12, seed=1, overlap=True)
 

@@ -92,8 +92,30 @@ def test_a_loop_of_one_picture(tmp_path: Path) -> None:
     source.close()
 
 
-def test_a_loop_of_a_file_that_cannot_be_sought_opens_it_again(tmp_path: Path) -> None:
-    """Bare motion JPEG has no index and no times."""
+def test_a_loop_of_a_file_whose_start_cannot_be_sought(tmp_path: Path) -> None:
+    """Two recordings in one MPEG transport stream, whose times begin again: seeking finds the second one."""
+    path = tmp_path / "a.ts"
+    parts = []
+    for first in (0, 12):
+        writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MPG2"), 25.0, (64, 48))
+        for number in range(first, first + 12):
+            writer.write(np.full((48, 64, 3), 10 * number, np.uint8))
+        writer.release()
+        parts.append(path.read_bytes())
+    path.write_bytes(b"".join(parts))
+    source = play(path, loop=True)
+    source.open()
+    grabs, numbers = zip(*[read(source) for _ in range(72)], strict=True)
+    first_pass = numbers[: numbers.index(0, 20)]
+    assert set(first_pass) >= set(range(12))
+    assert numbers == (first_pass * 4)[:72]
+    times = [grab.captured_ns for grab in grabs]
+    assert all(later > earlier for earlier, later in pairwise(times))
+    source.close()
+
+
+def test_a_loop_of_a_file_without_times(tmp_path: Path) -> None:
+    """Bare motion JPEG has no index either."""
     path = tmp_path / "a.mjpeg"
     pictures = [cv2.imencode(".jpg", np.full((48, 64, 3), 10 * n, np.uint8))[1].tobytes() for n in range(4)]
     path.write_bytes(b"".join(pictures))

@@ -5,7 +5,7 @@ differ from camera to camera, and FFmpeg 5 and later take it neither from the UR
 anywhere else. So the variable is changed under a lock for just that moment, and the moment is known exactly: FFmpeg is
 sent to a port of this process first, which answers that the stream is elsewhere (RTSP 1.0, RFC 2326 section 11.3). When
 that request comes, the options have been read and the lock is free again, usually after less than 1 ms, however long
-the camera takes. Verified with the FFmpeg 5.1 and 8 of the OpenCV 4.8 and 5.0 wheels: ``tests/contract/test_rtsp.py``.
+the camera takes. Verified with the FFmpeg 5.1 and 8 of the OpenCV 4.8 and 5.0 wheels: ``tests/rtsp/test_rtsp.py``.
 
 OpenCV's own lock around every open is switched off (``OPENCV_FFMPEG_IS_THREAD_SAFE``): with it, one camera that does
 not answer keeps all others from opening. It dates from FFmpeg before 4.0, where opening codecs was not thread-safe.
