@@ -27,7 +27,7 @@ from vision.config import (
 )
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector, published_class_names
-from vision.errors import Closed, ModelError
+from vision.errors import Closed, ModelError, VisionError
 from vision.publish import Publisher, Recorder
 from vision.report import Report, status_messages
 from vision.runtime import Camera, Sink
@@ -97,17 +97,31 @@ def publisher_of(site: SiteConfig, options: RunOptions, resources: ExitStack) ->
     if options.sink is not None:
         return options.sink
     _, card = model_of(site)
+    recorder = None
+    if options.record is not None:
+        recorder = Recorder(options.record)
+        resources.callback(_close_recorder, recorder, options.record)
     publisher = Publisher(
         site.publish.bind,
         node=site.node or socket.gethostname(),
         class_names=published_class_names(card, site.detect),
         encoding=site.publish.encoding,
         queue=site.publish.queue,
-        recorder=None if options.record is None else Recorder(options.record),
+        recorder=recorder,
     )
     resources.enter_context(publisher)
     log.info("publishing on %s", publisher.address)
     return PublisherSink(publisher)
+
+
+def _close_recorder(recorder: Recorder, path: Path) -> None:
+    """
+    Raises:
+        VisionError: lines are missing, so that a script does not take the file for the whole.
+    """
+    recorder.close()
+    if recorder.lost:
+        raise VisionError(f"--record: {recorder.lost} of {recorder.lost + recorder.written} results are not in {path}")
 
 
 def detector_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Detector:

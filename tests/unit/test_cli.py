@@ -219,6 +219,13 @@ def test_recording_over_a_recording_is_refused(tmp_path: Path) -> None:
     assert record.read_text() == "precious\n"
 
 
+def test_a_recording_with_missing_results_is_a_failure(tmp_path: Path) -> None:
+    config = write_config(tmp_path, source="synthetic:160x120@20?frames=10")
+    done = run("run", str(config), "--offline", "--record", "/dev/full")
+    assert done.returncode == 1
+    assert "10 of 10 results are not in /dev/full" in done.stderr
+
+
 def test_check_prints_a_row_a_camera(tmp_path: Path) -> None:
     good = run("check", str(write_config(tmp_path)))
     assert good.returncode == 0, good.stdout + good.stderr
