@@ -1,0 +1,37 @@
+"""`profiles` of model.yaml: ranges in order, and what is said of those that are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from vision.config.profile import ProfileCard
+
+
+def test_ranges_are_taken_as_they_are() -> None:
+    given = {"batch": [1, 4, 8], "height": [320, 416, 640], "values": {"size": [[8, 8], [16, 16], [32, 32]]}}
+    profile = ProfileCard.model_validate(given)
+    assert (profile.batch, profile.height, profile.width) == ((1, 4, 8), (320, 416, 640), None)
+    assert profile.values == {"size": ((8, 8), (16, 16), (32, 32))}
+    assert profile.shapes == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"batch": [4, 1, 8]}, "1 <= min <= opt <= max <= 16384"),
+        ({"batch": [1, 8, 4]}, "1 <= min <= opt <= max <= 16384"),
+        ({"batch": [0, 1, 4]}, "1 <= min <= opt <= max <= 16384"),
+        ({"batch": [1, 4, 99999]}, "1 <= min <= opt <= max <= 16384"),
+        ({"batch": [1, 4]}, "batch"),
+        ({}, "batch"),
+        ({"batch": [1, 1, 1], "depth": 3}, "depth"),
+        ({"batch": [1, 1, 1], "shapes": {"t": [[1], [1, 2], [1]]}}, "three lists of one length"),
+        ({"batch": [1, 1, 1], "shapes": {"t": [[2], [1], [3]]}}, "three lists of one length"),
+    ],
+)
+def test_what_is_no_range_is_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        ProfileCard.model_validate(given)
