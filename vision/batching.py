@@ -312,8 +312,8 @@ class BindTimer:
     Frames that are bound while the detector is busy only grow old in its queue. The timer learns, per batch size, how
     long a batch takes alone (`latency`) and how far apart batches come out when the detector never idles (`interval`),
     and says when the running ones will be done, less the time that a new batch needs before it reaches the point where
-    it would have to wait. Simulated with batches of 50 ms in two slots, this keeps the throughput of binding at once and
-    takes the median age of a frame when its result is back from 100 ms to 51 ms (`tests/unit/test_batching.py`).
+    it would have to wait. Simulated with batches of 50 ms in two slots, this keeps the throughput of binding at once
+    and takes the median age of a frame when its result is back from 100 ms to 51 ms (tests/unit/test_batching.py).
     """
 
     parallel: int  # batches the detector works on at once

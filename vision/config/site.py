@@ -130,7 +130,10 @@ class PublishConfig(Section):
     )
     encoding: Literal["json", "msgpack"] = Field(default="json", description="payload of every message")
     queue: int = Field(
-        default=1000, ge=1, le=1_000_000, description="messages kept for one slow subscriber; what comes while it is full is lost to it"
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="messages kept for one slow subscriber; what comes while it is full is lost to it",
     )
 
 
