@@ -54,4 +54,4 @@ def _frames_per_s(results: list[dict[str, Any]]) -> float:
     published_ns = sorted(
         result["captured_monotonic_ns"] + int(result["timing_ms"]["total"] * 1e6) for result in results
     )[_WARM:]
-    return (len(published_ns) - 1) / ((published_ns[-1] - published_ns[0]) / 1e9)
+    return float((len(published_ns) - 1) / ((published_ns[-1] - published_ns[0]) / 1e9))

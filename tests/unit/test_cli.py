@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ COMMAND = [sys.executable, "-m", "vision.cli"]
 SYNTHETIC = "synthetic:160x120@20"
 
 
-def write_config(folder: Path, *, source: str = SYNTHETIC, **top: object) -> Path:
+def write_config(folder: Path, source: str = SYNTHETIC, **top: Any) -> Path:
     config = folder / "camera.yaml"
     content = {
         "cameras": [{"id": "a", "source": source}],
@@ -197,7 +198,7 @@ def test_port_in_use(tmp_path: Path) -> None:
         ({"pipeline": "detekt"}, "detect"),
     ],
 )
-def test_faults_of_the_configuration_exit_with_78(tmp_path: Path, top: dict[str, object], expected: str) -> None:
+def test_faults_of_the_configuration_exit_with_78(tmp_path: Path, top: dict[str, Any], expected: str) -> None:
     done = run("run", str(write_config(tmp_path, **top)), "--for", "1s")
     assert done.returncode == 78, done.stderr
     assert expected in done.stderr
