@@ -66,7 +66,7 @@ _SEEN_S: Final = 24  # when it was last detected
 _STRONG_S: Final = 25  # when it was last detected with at least high_score
 _BORN_S: Final = 26
 _ROWS: Final = 27
-_FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
+_FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])[:, None]
 
 _next_track_id = itertools.count(1)  # one for the process: ids never meet, whatever the camera or epoch
 
@@ -172,13 +172,17 @@ class Tracker:
         similarity = self._similarity(picture)
         strong = picture.scores >= config.high_score
         published = self._ids > 0
-        _match(similarity, published, strong, _ANY_STAGE, matches)
-        undetected_s = self._time.now_s - self._state[_SEEN_S]
-        unsupported_s = self._time.now_s - self._state[_STRONG_S]
-        just_before_s = 1.5 * self._time.usual_s + _CLOCK_GRAIN_S
-        recent = (undetected_s <= just_before_s) & (unsupported_s <= max(config.weak_s, just_before_s))
-        _match(similarity, published & recent, ~strong, _WEAK_STAGE, matches)
-        _match(similarity, ~published, strong, _TENTATIVE_STAGE, matches)
+        sure = strong.nonzero()[0]
+        _match(similarity, published.nonzero()[0], sure, _ANY_STAGE, matches)
+        if len(sure) < len(strong):
+            now_s, just_before_s = self._time.now_s, 1.5 * self._time.usual_s + _CLOCK_GRAIN_S
+            candidates = published & (matches < 0) & (self._state[_SEEN_S] >= now_s - just_before_s)
+            candidates &= self._state[_STRONG_S] >= now_s - max(config.weak_s, just_before_s)
+            _match(similarity, candidates.nonzero()[0], (~strong).nonzero()[0], _WEAK_STAGE, matches)
+        tentative = (~published).nonzero()[0]
+        if len(tentative):
+            strong[matches[matches >= 0]] = False
+            _match(similarity, tentative, strong.nonzero()[0], _TENTATIVE_STAGE, matches)
         return matches
 
     def _similarity(self, picture: _Picture) -> FloatArray:
@@ -195,7 +199,7 @@ class Tracker:
         near &= np.abs(state[1][:, None] - picture.at[1]) < reach
         near &= self._classes[:, None] == picture.classes
         rows, columns = near.nonzero()
-        x, y, width, height, speed_x, speed_y, var_x, var_y, var_speed, seen_x, seen_y = state[_FOR_SIMILARITY][:, rows]
+        x, y, width, height, speed_x, speed_y, var_x, var_y, var_speed, seen_x, seen_y = state[_FOR_SIMILARITY, rows]
         at_x, at_y, at_width, at_height = picture.at[:, columns]
         offset_x, offset_y = at_x - x, at_y - y
         narrow, low = np.minimum(width, at_width), np.minimum(height, at_height)
@@ -364,26 +368,20 @@ def _iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
     return common / union
 
 
-def _match(
-    similarity: FloatArray, tracks: NDArray[np.bool_], found: NDArray[np.bool_], least: float, matches: IndexArray
-) -> None:
-    """Pair the masked tracks and detections that have no partner yet; the pairs are written into `matches`.
+def _match(similarity: FloatArray, rows: IndexArray, columns: IndexArray, least: float, matches: IndexArray) -> None:
+    """Pair tracks (rows) with detections (columns), none of which has a partner yet; written into `matches`.
 
     Of all pairings the one with the greatest sum of what the similarities exceed `least` by.
     """
-    found = found.copy()
-    found[matches[matches >= 0]] = False
-    rows = (tracks & (matches < 0)).nonzero()[0]
-    columns = found.nonzero()[0]
     if not len(rows) or not len(columns):
         return
-    gain = similarity[rows[:, None], columns]
-    gain -= least
+    gain = similarity[rows[:, None], columns] - least
     best = gain.argmax(axis=1)
     worth = gain[np.arange(len(rows)), best] > 0
-    rows, gain, best = rows[worth], gain[worth], best[worth]
-    if not len(rows):
-        return
+    if not worth.all():
+        rows, gain, best = rows[worth], gain[worth], best[worth]
+        if not len(rows):
+            return
     if np.bincount(best).max() > 1:  # somebody wants the same; otherwise each has its best, which nothing exceeds
         _, best, _ = lap.lapjv(np.minimum(-gain, 0.0), extend_cost=True)
         worth = best >= 0

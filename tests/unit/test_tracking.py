@@ -320,7 +320,7 @@ def test_no_pairing_is_better_than_the_chosen_one(similarity: NDArray[np.float64
 
     rows, columns = similarity.shape
     matches = np.full(rows, -1, np.intp)
-    _match(similarity, np.ones(rows, np.bool_), np.ones(columns, np.bool_), least, matches)
+    _match(similarity, np.arange(rows), np.arange(columns), least, matches)
     chosen = [(row, column) for row, column in enumerate(matches) if column >= 0]
     assert len({column for _, column in chosen}) == len(chosen)
     assert all(similarity[pair] > least for pair in chosen)

@@ -7,6 +7,7 @@ about a third of the time of shapely 2, because the polygons' bounding boxes lea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
@@ -71,8 +72,8 @@ class ZoneSet:
         self._x, self._y = padded[..., 0], padded[..., 1]
         self._next_x, self._next_y = np.roll(self._x, -1, axis=1), np.roll(self._y, -1, axis=1)
         rise = self._next_y - self._y
-        self._slope = np.divide(self._next_x - self._x, rise, out=np.zeros_like(rise), where=rise != 0)
-        self._intercept = self._x - self._slope * self._y
+        slope = np.divide(self._next_x - self._x, rise, out=np.zeros_like(rise), where=rise != 0)
+        self._sides = np.stack([self._y, self._next_y, slope, self._x - slope * self._y])  # (4, Z, sides)
         self._left, self._right = self._x.min(axis=1, initial=np.inf), self._x.max(axis=1, initial=-np.inf)
         self._top, self._bottom = self._y.min(axis=1, initial=np.inf), self._y.max(axis=1, initial=-np.inf)
 
@@ -86,10 +87,11 @@ class ZoneSet:
         inside &= y >= self._top
         inside &= y <= self._bottom
         objects, zones = inside.nonzero()
-        point_x = np.broadcast_to(x, inside.shape)[objects, zones][:, None]
-        point_y = np.broadcast_to(y, inside.shape)[objects, zones][:, None]
-        crosses = (point_y < self._y[zones]) != (point_y < self._next_y[zones])
-        crosses &= point_x < self._slope[zones] * point_y + self._intercept[zones]
+        column = zones if x.shape[1] > 1 else 0
+        point_x, point_y = x[objects, column][:, None], y[objects, column][:, None]
+        side_y, next_y, slope, intercept = self._sides[:, zones]
+        crosses = (point_y < side_y) != (point_y < next_y)
+        crosses &= point_x < slope * point_y + intercept
         inside[objects, zones] = np.logical_xor.reduce(crosses, axis=1)
         return inside
 
@@ -123,12 +125,16 @@ class GroundPlane:
             u, v = px / self._scale, py / self._scale
             rows += [[u, v, 1, 0, 0, 0, -u * x, -v * x], [0, 0, 0, u, v, 1, -u * y, -v * y]]
             values += [x, y]
-        self._matrix = np.append(np.linalg.solve(np.array(rows), np.array(values)), 1.0).reshape(3, 3)
+        matrix = np.append(np.linalg.solve(np.array(rows), np.array(values)), 1.0).reshape(3, 3)
+        self._rows: list[list[float]] = matrix.tolist()
         u, v = np.mean(points, axis=0) / self._scale
-        self._in_front = float(np.sign(self._matrix[2] @ (u, v, 1.0)))
+        self._in_front = float(np.sign(matrix[2] @ (u, v, 1.0)))
 
-    def to_metres(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """x and y, (M,) each; NaN for points at or above the horizon, which are not on the ground."""
-        u, v, w = self._matrix @ np.stack([x / self._scale, y / self._scale, np.ones_like(x)])
-        depth = np.where(w * self._in_front > 1e-9, w, np.nan)
-        return u / depth, v / depth
+    def to_metres(self, x: float, y: float) -> tuple[float, float]:
+        """x and y on the ground; NaN for points at or above the horizon, which are not on it."""
+        u, v = x / self._scale, y / self._scale
+        (a, b, c), (d, e, f), (g, h, i) = self._rows
+        depth = g * u + h * v + i
+        if depth * self._in_front <= 1e-9:
+            return math.nan, math.nan
+        return (a * u + b * v + c) / depth, (d * u + e * v + f) / depth

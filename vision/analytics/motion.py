@@ -1,53 +1,65 @@
-"""Speed and direction of travel from noisy positions: a straight line fitted to the last second of each object.
+"""Speed and direction of travel from noisy positions: a straight line fitted to about the last second.
 
-A difference of two positions would be all noise at 30 pictures a second. The fit forgets exponentially, so that each
-object needs five sums and no history.
+A difference of two positions would be all noise at 30 pictures a second. Positions are kept about a tenth of a second
+apart, and the line is fitted only for the object that something is to be said about.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Final
 
-import numpy as np
+from vision.analytics.geometry import FloatArray, IndexArray
 
-from vision.analytics.geometry import FloatArray
+SAMPLES: Final = 12
+"""Positions kept of each object, NaN where it was not seen."""
 
-_FORGET_S: Final = 0.6  # time constant
-_LEAST_SPAN_S: Final = 0.15  # weighted spread of the observations' times, below which nothing is said
-
-COORDINATES: Final = 4  # picture x, picture y, ground x, ground y
-COLUMNS: Final = 3 + 2 * COORDINATES
-"""Numbers per object: sums of weight, weight·t, weight·t², and of weight·p and weight·t·p for each coordinate p."""
+_SPACING_S: Final = 0.09  # a little less than a tenth: capture times sway
+_WINDOW_S: Final = 1.05
+_LEAST_SPAN_S: Final = 0.35  # below which nothing is said
 
 
-def observe(sums: FloatArray, elapsed_s: FloatArray, positions: FloatArray) -> None:
-    """Take one position of each object. Times are counted from the observation itself, so nothing grows.
+class Trails:
+    """Where each object was lately. All objects are sampled at the same times; the rows are the stage's memory's."""
 
-    Args:
-        sums: (M, COLUMNS), written in place; zeros for an object that is new.
-        elapsed_s: (M,) since each object's last observation.
-        positions: (M, COORDINATES). An object with a NaN among them starts anew at its next observation.
-    """
-    weight, time, time2 = sums[:, 0], sums[:, 1], sums[:, 2]
-    at, time_at = sums[:, 3 : 3 + COORDINATES], sums[:, 3 + COORDINATES :]
-    back = elapsed_s[:, None]
-    time2 += elapsed_s * (elapsed_s * weight - 2.0 * time)
-    time_at -= back * at
-    time -= elapsed_s * weight
-    sums *= np.exp(-back / _FORGET_S)
-    weight += 1.0
-    at += positions
-    broken = np.isnan(positions).any(axis=1)
-    if broken.any():
-        sums[broken] = 0.0
+    def __init__(self) -> None:
+        self._times_s = [-math.inf] * SAMPLES
+        self._slot = 0
+
+    def observe(
+        self,
+        now_s: float,
+        rows: IndexArray,
+        places: tuple[FloatArray, FloatArray],
+        trails: tuple[FloatArray, FloatArray],
+    ) -> None:
+        """Take the positions x and y (M,) of `rows`, if it is time to; `trails` x and y (R, SAMPLES) are written to."""
+        if now_s - self._times_s[self._slot] < _SPACING_S:
+            return
+        self._slot = (self._slot + 1) % SAMPLES
+        self._times_s[self._slot] = now_s
+        for trail, place in zip(trails, places, strict=True):
+            trail[:, self._slot] = math.nan
+            trail[rows, self._slot] = place
+
+    def of(self, now_s: float, trail_x: FloatArray, trail_y: FloatArray) -> list[tuple[float, float, float]]:
+        """One object's last second as (time, x, y), in no order."""
+        return [
+            (time_s - now_s, x, y)
+            for time_s, x, y in zip(self._times_s, trail_x.tolist(), trail_y.tolist(), strict=True)
+            if now_s - time_s <= _WINDOW_S and x == x  # noqa: PLR0124 - NaN is not equal to itself
+        ]
 
 
-def velocities(sums: FloatArray) -> FloatArray:
-    """(M, COORDINATES) per second; NaN where the observations do not suffice."""
-    weight, time, time2 = sums[:, 0:1], sums[:, 1:2], sums[:, 2:3]
-    at, time_at = sums[:, 3 : 3 + COORDINATES], sums[:, 3 + COORDINATES :]
-    spread = weight * time2 - time * time  # weight² · variance of the times
-    known = spread > (weight * _LEAST_SPAN_S) ** 2
-    result: FloatArray = np.full(at.shape, np.nan)
-    np.divide(weight * time_at - time * at, spread, out=result, where=known)
-    return result
+def velocity(trail: Iterable[tuple[float, float, float]]) -> tuple[float, float] | None:
+    """x and y per second by least squares; None where the observations do not suffice."""
+    points = [point for point in trail if math.isfinite(point[1] + point[2])]
+    times = [time_s for time_s, _, _ in points]
+    if not times or max(times) - min(times) < _LEAST_SPAN_S:
+        return None
+    mean_s = sum(times) / len(times)
+    spread = sum((time_s - mean_s) ** 2 for time_s in times)
+    along_x = sum((time_s - mean_s) * x for time_s, x, _ in points)
+    along_y = sum((time_s - mean_s) * y for time_s, _, y in points)
+    return along_x / spread, along_y / spread

@@ -16,7 +16,6 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.analytics import motion
 from vision.analytics.counters import CounterJournal
 from vision.analytics.geometry import (
     BoolArray,
@@ -28,6 +27,7 @@ from vision.analytics.geometry import (
     anchor_points,
 )
 from vision.analytics.memory import Memory
+from vision.analytics.motion import SAMPLES, Trails, velocity
 from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig
 from vision.config.wording import did_you_mean
 from vision.elapsed import Elapsed
@@ -49,6 +49,7 @@ class _Seen:
 
     rows: IndexArray  # (M,) in the memory
     fresh: BoolArray  # (M,) never seen before
+    any_fresh: bool
     x: FloatArray  # (M, A) of each anchor
     y: FloatArray
     margin: FloatArray  # (M,) pixels
@@ -92,11 +93,15 @@ class Analytics:
         shapes: tuple[Shape, ...] = (*self._lines, *self._zones)
         names = sorted({_GROUND_ANCHOR, *(shape.anchor for shape in shapes)})
         self._anchors = names
-        self._line_anchor = np.array([names.index(line.anchor) for line in self._lines], np.intp)
+        self._anchor_of_line = np.array([names.index(line.anchor) for line in self._lines], np.intp)
+        self._line_anchor = _columns([names.index(line.anchor) for line in self._lines])
         self._zone_anchor = _columns([names.index(zone.anchor) for zone in self._zones])
         self._foot = names.index(_GROUND_ANCHOR)
         self._dwell_s = np.array([zone.dwell_s or math.inf for zone in self._zones], np.float64)
-        self._any_dwell = bool(np.isfinite(self._dwell_s).any())
+        never = np.iinfo(np.int64).max
+        limits = [never if zone.crowded_above is None else zone.crowded_above for zone in self._zones]
+        self._crowded_above = np.array(limits, np.int64)
+        self._crowded_for_s = np.array([zone.crowded_for_s for zone in self._zones], np.float64)
         self._counts = self._counts_at_start()
         self.width_px = self.height_px = 0
         self._place(width_px, height_px)
@@ -124,7 +129,7 @@ class Analytics:
     def restart(self, width_px: int, height_px: int, at_ns: int) -> tuple[Event, ...]:
         """Begin a new epoch, perhaps with another picture size: whatever lasts ends. Counters go on."""
         events = [*self._forget(at_ns, math.inf)]
-        events += [self._crowded_end(zone, at_ns) for zone in self._crowded_since if self._is_crowded[zone]]
+        events += [self._crowded_end(zone, at_ns) for zone in self._is_crowded.nonzero()[0].tolist()]
         if self._journal is not None:
             self._journal.flush()
         self._place(width_px, height_px)
@@ -139,13 +144,15 @@ class Analytics:
         """Objects in each zone now, with those that were seen there and are not yet forgotten."""
         return {zone.name: int(inside) for zone, inside in zip(self._zones, self._occupants, strict=True)}
 
-    def motion_of(self, track_ids: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
-        """Speed in km/h and direction of travel in degrees, (M,) each, NaN where unknown.
+    def motion_of(self, track_id: int) -> tuple[float, float]:
+        """Speed in km/h and direction of travel in degrees of one object; NaN where unknown.
 
         Directions are the picture's: 0 up, 90 right, 180 down, 270 left. Speeds need a `ground` section.
         """
-        rows, _ = self._memory.rows_of(track_ids)
-        return self._motion(rows)
+        row = int(np.searchsorted(self._memory.ids, track_id))
+        if row == len(self._memory) or self._memory.ids[row] != track_id:
+            return math.nan, math.nan
+        return self._motion(row)
 
     def __len__(self) -> int:
         """Objects that are remembered."""
@@ -193,7 +200,8 @@ class Analytics:
                 "size": (None, np.float64),
                 "x": (anchors, np.float64),
                 "y": (anchors, np.float64),
-                "sums": (motion.COLUMNS, np.float64),
+                "trail_x": (SAMPLES, np.float64),
+                "trail_y": (SAMPLES, np.float64),
                 "side": (lines, np.int8),  # -1 left, 1 right, 0 on the line since it appeared
                 "distance": (lines, np.float64),
                 "passed": (lines, np.bool_),  # the path last met the line between its ends
@@ -202,13 +210,13 @@ class Analytics:
                 "dwelling": (zones, np.bool_),
             }
         )
-        self._motions: tuple[FloatArray, FloatArray] | None = None  # of every row, made when an event asks for it
+        self._trails = Trails()
+        self._next_dwell_s = math.inf  # nobody has been anywhere for long before this
         self._occupants = np.zeros(zones, np.int64)
-        watched = [index for index, zone in enumerate(self._zones) if zone.crowded_above is not None]
-        self._crowded_since: dict[int, float | None] = dict.fromkeys(watched)  # when the change began that may come
-        self._is_crowded = dict.fromkeys(watched, False)
-        self._crowded_from_s = dict.fromkeys(watched, 0.0)
-        self._most = dict.fromkeys(watched, 0)
+        self._is_crowded = np.zeros(zones, np.bool_)
+        self._change_since_s = np.full(zones, np.nan)  # when a beginning or end of crowding began to last
+        self._crowded_from_s = np.zeros(zones)
+        self._most = np.zeros(zones, np.int64)
 
     # --- motion -------------------------------------------------------------------------------------------------------
 
@@ -218,33 +226,33 @@ class Analytics:
         boxes = tracks.boxes_xyxy.astype(np.float64)
         size = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
         x, y = anchor_points(boxes, self._anchors)
-        elapsed_s = np.where(fresh, 0.0, now_s - memory["seen_s"][rows])
         memory["seen_s"][rows] = now_s
         memory["size"][rows] = size
         memory["class_id"][rows] = tracks.class_ids
-        positions = np.empty((len(rows), motion.COORDINATES))
-        positions[:, 0], positions[:, 1] = foot_x, foot_y = x[:, self._foot], y[:, self._foot]
-        positions[:, 2], positions[:, 3] = self._ground.to_metres(foot_x, foot_y) if self._ground else (0.0, 0.0)
-        sums = memory["sums"][rows]
-        motion.observe(sums, elapsed_s, positions)
-        memory["sums"][rows] = sums
-        self._motions = None
-        return _Seen(rows, fresh, x, y, _MARGIN * size)
+        any_fresh = bool(fresh.any())
+        if any_fresh:
+            memory["trail_x"][rows[fresh]] = memory["trail_y"][rows[fresh]] = np.nan
+        foot = (x[:, self._foot], y[:, self._foot])
+        self._trails.observe(now_s, rows, foot, (memory["trail_x"], memory["trail_y"]))
+        return _Seen(rows, fresh, any_fresh, x, y, _MARGIN * size)
 
-    def _motion(self, rows: IndexArray) -> tuple[FloatArray, FloatArray]:
-        x, y, ground_x, ground_y = motion.velocities(self._memory["sums"][rows]).T
-        moving = np.hypot(x, y) >= _MOVING * self._memory["size"][rows]  # False where unknown
-        heading_deg = np.where(moving, np.degrees(np.arctan2(x, -y)) % 360.0, np.nan)
-        speed_kmh = np.hypot(ground_x, ground_y) * 3.6 if self._ground else np.full(len(rows), np.nan)
+    def _motion(self, row: int) -> tuple[float, float]:
+        """Speed in km/h and direction in degrees, NaN where unknown."""
+        trail = self._trails.of(self._time.now_s, self._memory["trail_x"][row], self._memory["trail_y"][row])
+        speed_kmh = heading_deg = math.nan
+        seen = velocity(trail)
+        if seen is not None and math.hypot(*seen) >= _MOVING * self._memory["size"][row]:
+            heading_deg = math.degrees(math.atan2(seen[0], -seen[1])) % 360.0
+        if seen is not None and self._ground is not None:
+            on_ground = velocity((time_s, *self._ground.to_metres(x, y)) for time_s, x, y in trail)
+            speed_kmh = math.nan if on_ground is None else 3.6 * math.hypot(*on_ground)
         return speed_kmh, heading_deg
 
     def _about(self, row: int) -> dict[str, Any]:
         """What every event of an object says about it."""
         class_id = int(self._memory["class_id"][row])
         about: dict[str, Any] = {"class": self._class_name(class_id), "class_id": class_id}
-        if self._motions is None:
-            self._motions = self._motion(np.arange(len(self._memory)))
-        speed_kmh, heading_deg = float(self._motions[0][row]), float(self._motions[1][row])
+        speed_kmh, heading_deg = self._motion(row)
         if not math.isnan(speed_kmh):
             about["speed_kmh"] = round(speed_kmh, 1)
         if not math.isnan(heading_deg):
@@ -257,30 +265,44 @@ class Analytics:
     # --- lines --------------------------------------------------------------------------------------------------------
 
     def _cross(self, seen: _Seen, at_ns: int) -> Iterator[Event]:
-        memory, lines, rows, fresh = self._memory, self._line_set, seen.rows, seen.fresh
+        memory, rows = self._memory, seen.rows
         x, y = seen.x[:, self._line_anchor], seen.y[:, self._line_anchor]
-        distance = lines.distances(x, y)
-        before = np.where(fresh[:, None], distance, memory["distance"][rows])
-        side = np.where(fresh[:, None], np.sign(distance), memory["side"][rows]).astype(np.int8)
-        passed = memory["passed"][rows]
-        objects, crossed = ((before > 0) != (distance > 0)).nonzero()
-        if len(objects):
-            d0, d1 = before[objects, crossed], distance[objects, crossed]
-            share = d0 / (d0 - d1)
-            anchor = self._line_anchor[crossed]
-            x0, y0 = memory["x"][rows[objects], anchor], memory["y"][rows[objects], anchor]
-            met_x = x0 + share * (x[objects, crossed] - x0)
-            met_y = y0 + share * (y[objects, crossed] - y0)
-            passed[objects, crossed] = lines.are_passed(met_x, met_y, crossed)
-        new_side = np.where(np.abs(distance) > seen.margin[:, None], np.sign(distance), side).astype(np.int8)
-        memory["distance"][rows], memory["side"][rows], memory["passed"][rows] = distance, new_side, passed
-        done = (new_side != side) & (side != 0) & passed
+        distance = self._line_set.distances(x, y)
+        if seen.any_fresh:
+            appeared = rows[seen.fresh]
+            memory["distance"][appeared] = distance[seen.fresh]
+            memory["side"][appeared] = np.sign(distance[seen.fresh])
+        is_right = distance > 0
+        met = is_right != (memory["distance"][rows] > 0)
+        if met.any():
+            self._meet(seen, distance, met)
+        memory["distance"][rows] = distance
+        old_side = memory["side"][rows]
+        changed = (np.abs(distance) > seen.margin[:, None]) & (old_side != is_right * np.int8(2) - np.int8(1))
+        if not changed.any():
+            return
+        objects, lines = changed.nonzero()
+        changed_rows = rows[objects]
+        memory["side"][changed_rows, lines] = is_right[objects, lines] * np.int8(2) - np.int8(1)
+        done = (old_side[objects, lines] != 0) & memory["passed"][changed_rows, lines]
         if self._line_classes is not None:
-            done &= _watched(self._line_classes, memory["class_id"][rows])
-        for at, line in zip(*done.nonzero(), strict=True):
-            direction = "in" if new_side[at, line] > 0 else "out"
-            if self._lines[line].direction in (direction, "both"):
-                yield self._crossed(int(rows[at]), int(line), direction, at_ns)
+            done &= _watched(self._line_classes, memory["class_id"][changed_rows])[np.arange(len(lines)), lines]
+        for at in done.nonzero()[0]:
+            direction = "in" if is_right[objects[at], lines[at]] else "out"
+            if self._lines[lines[at]].direction in (direction, "both"):
+                yield self._crossed(int(changed_rows[at]), int(lines[at]), direction, at_ns)
+
+    def _meet(self, seen: _Seen, distance: FloatArray, met: BoolArray) -> None:
+        """Remember for each path that met an endless line whether that was between the line's ends."""
+        memory = self._memory
+        objects, lines = met.nonzero()
+        rows, anchor = seen.rows[objects], self._anchor_of_line[lines]
+        before, now = memory["distance"][rows, lines], distance[objects, lines]
+        share = before / (before - now)
+        x, y = memory["x"][rows, anchor], memory["y"][rows, anchor]
+        x = x + share * (seen.x[objects, anchor] - x)
+        y = y + share * (seen.y[objects, anchor] - y)
+        memory["passed"][rows, lines] = self._line_set.are_passed(x, y, lines)
 
     def _crossed(self, row: int, line: int, direction: str, at_ns: int) -> Event:
         about = self._about(row)
@@ -297,42 +319,45 @@ class Analytics:
     # --- zones --------------------------------------------------------------------------------------------------------
 
     def _visit(self, seen: _Seen, at_ns: int) -> Iterator[Event]:
-        memory, rows, fresh = self._memory, seen.rows, seen.fresh
+        memory, rows = self._memory, seen.rows
         x, y = seen.x[:, self._zone_anchor], seen.y[:, self._zone_anchor]
         inside = self._zone_set.contain(x, y)
         if self._zone_classes is not None:
             inside &= _watched(self._zone_classes, memory["class_id"][rows])
-        were_inside = memory["inside"][rows]
-        objects, zones = (inside != were_inside).nonzero()
-        if len(objects):
-            x, y = np.broadcast_to(x, inside.shape)[objects, zones], np.broadcast_to(y, inside.shape)[objects, zones]
+        changed = inside != memory["inside"][rows]
+        if changed.any():
+            objects, zones = changed.nonzero()
+            column = zones if x.shape[1] > 1 else np.zeros_like(zones)
+            x, y = x[objects, column], y[objects, column]
             far = self._zone_set.distances_to_border(x, y, zones) > seen.margin[objects]
-            far |= fresh[objects]
+            far |= seen.fresh[objects]
             for at, zone in zip(objects[far].tolist(), zones[far].tolist(), strict=True):
                 row = int(rows[at])
                 if inside[at, zone]:
-                    yield self._entered(row, zone, "appeared" if fresh[at] else "crossed", at_ns)
+                    yield self._entered(row, zone, "appeared" if seen.fresh[at] else "crossed", at_ns)
                 else:
                     yield from self._left(row, zone, "crossed", self._time.now_s, at_ns)
-        if self._any_dwell:
-            yield from self._dwell(rows, at_ns)
+        if self._time.now_s >= self._next_dwell_s:
+            yield from self._dwell(at_ns)
 
-    def _dwell(self, rows: IndexArray, at_ns: int) -> Iterator[Event]:
-        """Objects that have been in a zone for its `dwell_s`."""
-        memory = self._memory
-        objects, zones = (memory["inside"][rows] & ~memory["dwelling"][rows]).nonzero()
-        stayed_s = self._time.now_s - memory["entered_s"][rows[objects], zones]
-        due = (stayed_s >= self._dwell_s[zones] - _CLOCK_GRAIN_S).nonzero()[0]
-        for at in due:
-            row, zone = int(rows[objects[at]]), int(zones[at])
+    def _dwell(self, at_ns: int) -> Iterator[Event]:
+        """Objects that have been in a zone for its `dwell_s`. Who is hidden just then is reported when seen again."""
+        memory, now_s = self._memory, self._time.now_s
+        rows, zones = (memory["inside"] & ~memory["dwelling"]).nonzero()
+        begins_s = memory["entered_s"][rows, zones] + self._dwell_s[zones] - _CLOCK_GRAIN_S
+        due = (begins_s <= now_s) & (memory["seen_s"][rows] == now_s)
+        self._next_dwell_s = float(begins_s[~due].min(initial=math.inf))
+        for row, zone in zip(rows[due].tolist(), zones[due].tolist(), strict=True):
             memory["dwelling"][row, zone] = True
-            data = {"phase": "begin", **self._about(row), "stayed_s": round(float(stayed_s[at]), 3)}
+            stayed_s = round(now_s - float(memory["entered_s"][row, zone]), 3)
+            data = {"phase": "begin", **self._about(row), "stayed_s": stayed_s}
             yield self._event("dwelling", self._zones[zone], row, at_ns, data)
 
     def _entered(self, row: int, zone: int, how: str, at_ns: int) -> Event:
         memory = self._memory
         memory["inside"][row, zone] = True
         memory["entered_s"][row, zone] = self._time.now_s
+        self._next_dwell_s = min(self._next_dwell_s, self._time.now_s + self._dwell_s[zone] - _CLOCK_GRAIN_S)
         self._occupants[zone] += 1
         about = self._about(row)
         self._count(self._zones[zone].name, "entered", about["class"])
@@ -368,32 +393,30 @@ class Analytics:
             for zone in memory["inside"][row].nonzero()[0].tolist():
                 yield from self._left(row, zone, "lost", float(memory["seen_s"][row]), at_ns)
         memory.keep(kept)
-        self._motions = None
 
     # --- crowding -----------------------------------------------------------------------------------------------------
 
     def _crowds(self, at_ns: int, *, unobserved: bool) -> Iterator[Event]:
         """Begin and end of crowding, each when it has lasted `crowded_for_s` without a break."""
-        now_s = self._time.now_s
-        for zone in self._crowded_since:
-            shape, occupants, crowded = self._zones[zone], int(self._occupants[zone]), self._is_crowded[zone]
-            if crowded:
-                self._most[zone] = max(self._most[zone], occupants)
-            if (occupants > (shape.crowded_above or 0)) == crowded:
-                self._crowded_since[zone] = None
-                continue
-            began_s = self._crowded_since[zone]
-            since_s = now_s if began_s is None or unobserved else began_s
-            self._crowded_since[zone] = since_s
-            if now_s - since_s < shape.crowded_for_s - _CLOCK_GRAIN_S:
-                continue
-            self._crowded_since[zone] = None
-            if crowded:
+        now_s, crowded = self._time.now_s, self._is_crowded
+        np.maximum(self._most, self._occupants, out=self._most, where=crowded)
+        changing = (self._occupants > self._crowded_above) != crowded
+        self._change_since_s[~changing] = np.nan
+        if not changing.any():
+            return
+        begins = changing if unobserved else changing & np.isnan(self._change_since_s)
+        self._change_since_s[begins] = now_s
+        lasted = changing & (now_s - self._change_since_s >= self._crowded_for_s - _CLOCK_GRAIN_S)
+        for zone in lasted.nonzero()[0].tolist():
+            if crowded[zone]:
                 yield self._crowded_end(zone, at_ns)
             else:
-                self._is_crowded[zone], self._crowded_from_s[zone], self._most[zone] = True, since_s, occupants
-                data = {"phase": "begin", "occupancy": occupants, "above": shape.crowded_above}
-                yield self._event("crowded", shape, None, at_ns, data)
+                crowded[zone] = True
+                self._crowded_from_s[zone], self._most[zone] = self._change_since_s[zone], self._occupants[zone]
+                above = self._zones[zone].crowded_above
+                data = {"phase": "begin", "occupancy": int(self._occupants[zone]), "above": above}
+                yield self._event("crowded", self._zones[zone], None, at_ns, data)
+            self._change_since_s[zone] = np.nan
 
     def _crowded_end(self, zone: int, at_ns: int) -> Event:
         self._is_crowded[zone] = False
@@ -401,8 +424,8 @@ class Analytics:
             "phase": "end",
             "occupancy": int(self._occupants[zone]),
             "above": self._zones[zone].crowded_above,
-            "most": self._most[zone],
-            "lasted_s": round(self._time.now_s - self._crowded_from_s[zone], 3),
+            "most": int(self._most[zone]),
+            "lasted_s": round(self._time.now_s - float(self._crowded_from_s[zone]), 3),
         }
         return self._event("crowded", self._zones[zone], None, at_ns, data)
 
