@@ -421,6 +421,23 @@ class DeviceBuffer(Owned):
         """Set every byte."""
         check(runtime.cudaMemsetAsync(self.address, byte, self.nbytes, stream.handle), "filling device memory")
 
+    def write(self, array: NDArray[Any]) -> None:
+        """Copy a contiguous array to the beginning, and wait until it is there."""
+        if array.nbytes > self.nbytes:
+            raise ValueError(f"{array.nbytes} bytes do not fit into {self.nbytes}")
+        check(runtime.cudaMemcpy(self.address, array.ctypes.data, array.nbytes, _TO_DEVICE), "writing device memory")
+
+    def read(self, shape: tuple[int, ...], dtype: npt.DTypeLike, offset: int = 0) -> NDArray[Any]:
+        """A copy of what is there once the streams that write to it have been waited for."""
+        array: NDArray[Any] = np.empty(shape, dtype)
+        if offset + array.nbytes > self.nbytes:
+            raise ValueError(f"{array.nbytes} bytes from {offset} of {self.nbytes}")
+        check(
+            runtime.cudaMemcpy(array.ctypes.data, self.address + offset, array.nbytes, _TO_HOST),
+            "reading device memory",
+        )
+        return array
+
     def _release(self) -> None:
         _ledger.add(device_bytes=-self.nbytes, calls=0)
         released(runtime.cudaFree(self.address), "device memory")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.nvrtc import pack
 
 _HERE = Path(__file__).parent
 KERNELS = _HERE.parents[1] / "vision" / "detect" / "kernels"
@@ -36,6 +36,8 @@ class Emulated:
         seed: int = 0,
     ) -> None:
         """Run one kernel to its end; `seed` decides in which order the threads take turns."""
+        from vision.nvrtc import pack  # not at the top: the stand-in for NVRTC imports this module
+
         kept = [pack(memory(each) if isinstance(each, np.ndarray) and each.ndim else each) for each in arguments]
         pointers = (ctypes.c_void_p * len(kept))(*(value.ctypes.data for value in kept))
         geometry = (ctypes.c_uint * 6)(*grid, *block)
@@ -47,24 +49,38 @@ def memory(array: NDArray[Any]) -> int:
     return int(array.ctypes.data)
 
 
+def _folder() -> Path:
+    """Libraries are kept between runs: their names hold what they were made from."""
+    folder = Path(tempfile.gettempdir()) / f"vision-emulated-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 @functools.cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="emulated-", ignore_cleanup_errors=True)
+def _sources() -> bytes:
+    files = sorted([*KERNELS.glob("*.cu*"), *_HERE.glob("*.cpp"), *_HERE.glob("*.h")])
+    return b"".join(file.read_bytes() for file in files)
 
 
-def emulate(file: str, definitions: Mapping[str, int | float | str]) -> Emulated:
-    """Build ``vision/detect/kernels/<file>`` with these definitions."""
+def build(file: str, definitions: Mapping[str, int | float | str]) -> Path:
+    """Build ``vision/detect/kernels/<file>`` with these definitions; the path of the library."""
     options = [f"-D{name}={value}" for name, value in definitions.items()]
     stem = file.removesuffix(".cu")
-    key = hashlib.sha256(" ".join([file, *options]).encode()).hexdigest()[:16]
-    library = Path(_folder().name) / f"{stem}-{key}.so"
+    key = hashlib.sha256(_sources() + " ".join([file, *options]).encode()).hexdigest()[:16]
+    library = _folder() / f"{stem}-{key}.so"
     if not library.exists():
         command = [
             "g++", "-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-ffp-contract=off", "-w", "-I", str(_HERE),
-            f"-DKERNEL=\"{KERNELS / file}\"", f"-DKERNEL_{stem.upper()}=1", *options,
-            str(_HERE / "kernels.cpp"), "-o", str(library),
+            f'-DKERNEL="{KERNELS / file}"', f"-DKERNEL_{stem.upper()}=1", *options,
+            str(_HERE / "kernels.cpp"), "-o", f"{library}.{os.getpid()}",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{file} does not build for the CPU:\n{done.stderr}")
-    return Emulated(library)
+        Path(f"{library}.{os.getpid()}").replace(library)
+    return library
+
+
+def emulate(file: str, definitions: Mapping[str, int | float | str]) -> Emulated:
+    """A kernel file with these definitions, ready to launch."""
+    return Emulated(build(file, definitions))

@@ -66,7 +66,15 @@ class Output:
     """One output of the engine, for one picture."""
 
     shape: tuple[int, ...]  # without the batch
-    half: bool  # fp16, else fp32
+    dtype: str  # NumPy's name
+
+    @property
+    def half(self) -> bool:
+        return self.dtype == "float16"
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)

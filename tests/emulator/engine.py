@@ -1,0 +1,170 @@
+"""An engine for the emulated GPU: ONNX Runtime computes what TensorRT would, on the stream that it is given."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from vision.engine.profiles import Profile, Range, choose_profile
+from vision.engine.runtime import OutputSize, Tensor
+
+Compute = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
+
+
+def onnx_compute(path: str) -> Compute:
+    """What an ONNX file computes."""
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def compute(images: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images}), strict=True))
+
+    return compute
+
+
+class EmulatedContext:
+    """`vision.engine.runtime.Context` as far as a detector uses it."""
+
+    def __init__(self, engine: EmulatedEngine, profile: int) -> None:
+        self.profile = profile
+        self._engine = engine
+        self._shape: tuple[int, ...] = ()
+        self._addresses: dict[str, int] = {}
+        self._allocators: dict[str, Any] = {}
+        self.scratch: tuple[int, int] | None = None
+        engine.contexts += 1
+
+    @property
+    def raw(self) -> EmulatedContext:
+        return self
+
+    @property
+    def memory_bytes(self) -> int:
+        return 4096
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        assert shape in self._engine.profiles[self.profile].shapes[name]
+        self._shape = shape
+
+    def set_values(self, name: str, values: Sequence[int]) -> None:
+        raise AssertionError("this engine has no shape tensors")
+
+    def set_address(self, name: str, address: int) -> None:
+        self._engine.tensor(name)
+        self._addresses[name] = address
+
+    def set_output_allocator(self, name: str, allocator: Any) -> None:
+        self._allocators[name] = allocator
+
+    def give_memory(self, address: int, size: int) -> None:
+        assert size >= self.memory_bytes
+        self.scratch = (address, size)
+
+    def output_sizes(self) -> Mapping[str, OutputSize]:
+        sizes = {}
+        for output in self._engine.outputs:
+            shape = (self._shape[0], *output.shape[1:])
+            sizes[output.name] = (
+                OutputSize(None, None) if min(shape) < 0 else OutputSize(shape, output.bytes_of(shape))
+            )
+        return sizes
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (self._shape[0], *self._engine.tensor(name).shape[1:])
+
+    def enqueue(self, stream: int) -> None:
+        from cuda.bindings import runtime
+
+        assert self.scratch is not None
+        if not self._allocators:
+            runtime.emulate(stream, self._run)
+            return
+        runtime.cudaStreamSynchronize(stream)
+        self._run()
+
+    def _run(self) -> None:
+        engine = self._engine
+        name = engine.inputs[0].name
+        images = _array(self._addresses[name], self._shape, engine.inputs[0].dtype)
+        engine.runs += 1
+        for output, value in engine.compute(images.astype(np.float32)).items():
+            value = np.ascontiguousarray(value, engine.tensor(output).dtype)
+            if output in self._allocators:
+                allocator = self._allocators[output]
+                self._addresses[output] = allocator.reallocate_output(output, 0, max(1, value.nbytes), 256)
+                allocator.notify_shape(output, value.shape)
+            ctypes.memmove(self._addresses[output], value.ctypes.data, value.nbytes)
+
+    def __del__(self) -> None:
+        self._engine.contexts -= 1
+
+
+def _array(address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+class EmulatedEngine:
+    """`vision.engine.runtime.Engine` as far as a detector uses it."""
+
+    def __init__(
+        self,
+        compute: Compute,
+        input_hw: tuple[int, int],
+        outputs: Mapping[str, tuple[int, ...]],
+        *,
+        batches: tuple[int, int] = (1, 64),
+        dtypes: Mapping[str, str] | None = None,
+    ) -> None:
+        """`outputs` without the batch axis; `dtypes` of tensors that are not float32; -1: the data decides."""
+        given = dtypes or {}
+        self.label = "emulated"
+        self.compute = compute
+        self.runs = 0
+        self.contexts = 0
+        self.closed = False
+        self.saved = 0
+        batch = -1 if batches[0] != batches[1] else batches[0]
+        self.inputs = (_tensor("images", "input", given, (batch, 3, *input_hw)),)
+        self.outputs = tuple(_tensor(name, "output", given, (batch, *shape)) for name, shape in outputs.items())
+        low, high = ((size, 3, *input_hw) for size in batches)
+        self.profiles = (Profile({"images": Range(low, high, high)}, {}),)
+
+    @property
+    def max_batch(self) -> int:
+        return self.profiles[0].shapes["images"].max[0]
+
+    weights_bytes = 1000
+    aux_streams = 0
+
+    def tensor(self, name: str) -> Tensor:
+        return next(tensor for tensor in (*self.inputs, *self.outputs) if tensor.name == name)
+
+    def choose(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        return choose_profile(self.profiles, shapes)
+
+    def create_context(self, profile: int, stream: int, *, graphs: str) -> EmulatedContext:
+        return EmulatedContext(self, profile)
+
+    def save_kernels(self) -> bool:
+        self.saved += 1
+        return True
+
+    def close(self) -> None:
+        assert self.contexts == 0, "contexts outlive the engine"
+        self.closed = True
+
+    def __enter__(self) -> EmulatedEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _tensor(name: str, mode: Any, dtypes: Mapping[str, str], shape: tuple[int, ...]) -> Tensor:
+    return Tensor(name, mode, dtypes.get(name, "float32"), shape, "device", False)

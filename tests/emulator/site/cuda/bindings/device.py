@@ -1,0 +1,131 @@
+"""The emulated GPU: streams with a thread each, events, graphs as lists of what was recorded, and memory of the host.
+
+Work is asynchronous as on a real GPU, so that reading a result too early or reusing a buffer too soon shows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Work = Callable[[], None]
+
+
+class Failed(Exception):
+    """A call that ends with a status."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(str(code))
+        self.code = code
+
+
+class Stream:
+    """A queue of work; while a capture is on, work is written down instead."""
+
+    def __init__(self) -> None:
+        self.captured: list[Work] | None = None
+        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="emulated stream", daemon=True)
+        self._thread.start()
+
+    def put(self, work: Work) -> None:
+        if self.captured is not None:
+            self.captured.append(work)
+        else:
+            self._work.put(work)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            if gpu.fault == 0:
+                try:
+                    work()
+                except Failed as failed:
+                    gpu.fault = failed.code
+
+    def synchronize(self) -> None:
+        if self.captured is not None:
+            gpu.broken_capture(self)
+        done = threading.Event()
+        self._work.put(done.set)
+        if gpu.fault == 0:
+            while not done.wait(0.01):
+                if gpu.fault:
+                    break
+        gpu.raise_fault()
+
+    def close(self) -> None:
+        self._work.put(None)
+        self._thread.join()
+
+
+class Event:
+    """The last record counts; before the first it is reached."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.reached.set()
+
+    def record(self, stream: Stream) -> None:
+        reached = self.reached = threading.Event()
+        stream.put(reached.set)
+
+
+@dataclass
+class Gpu:
+    """All state that is not in an object of its own."""
+
+    objects: dict[int, object] = field(default_factory=dict)
+    memory: dict[int, np.ndarray] = field(default_factory=dict)
+    total_bytes: int = 1 << 33
+    fault: int = 0  # status that every call gives once it is not 0, as on a real GPU
+    calls: int = 0
+    paused: threading.Event = field(default_factory=threading.Event)
+    _next: int = 1000
+
+    def keep(self, value: object) -> int:
+        self._next += 1
+        self.objects[self._next] = value
+        return self._next
+
+    def get(self, handle: object) -> object:
+        return self.objects[int(handle)]  # type: ignore[call-overload]
+
+    def drop(self, handle: object) -> object:
+        return self.objects.pop(int(handle))  # type: ignore[call-overload]
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(array.nbytes for array in self.memory.values())
+
+    def allocate(self, size: int) -> int:
+        if self.used_bytes + size > self.total_bytes:
+            raise Failed(2)
+        array = np.full(size + 256, 0xA5, np.uint8)
+        address = -(-array.ctypes.data // 256) * 256
+        self.memory[address] = array
+        return address
+
+    def free(self, address: int) -> None:
+        if address not in self.memory:
+            raise Failed(1)
+        self.memory.pop(address)[:] = 0x5A
+
+    def raise_fault(self) -> None:
+        if self.fault:
+            raise Failed(self.fault)
+
+    def broken_capture(self, stream: Stream) -> None:
+        stream.captured = None
+        raise Failed(900)
+
+
+gpu = Gpu()
+
+
+def copy(target: int, source: int, size: int) -> None:
+    ctypes.memmove(target, source, size)

@@ -1,0 +1,285 @@
+"""``cuda.bindings.runtime``: the calls that `vision` makes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from types import SimpleNamespace
+from typing import Any
+
+from cuda.bindings.device import Event, Failed, Stream, copy, gpu
+
+
+class cudaError_t(IntEnum):
+    cudaSuccess = 0
+    cudaErrorInvalidValue = 1
+    cudaErrorMemoryAllocation = 2
+    cudaErrorCudartUnloading = 4
+    cudaErrorInsufficientDriver = 35
+    cudaErrorNoDevice = 100
+    cudaErrorNotReady = 600
+    cudaErrorIllegalAddress = 700
+    cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
+
+
+class cudaMemcpyKind(IntEnum):
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
+
+
+class cudaStreamCaptureMode(IntEnum):
+    cudaStreamCaptureModeGlobal = 0
+    cudaStreamCaptureModeThreadLocal = 1
+
+
+class cudaDeviceAttr(IntEnum):
+    cudaDevAttrMultiProcessorCount = 16
+    cudaDevAttrIntegrated = 18
+    cudaDevAttrComputeCapabilityMajor = 75
+    cudaDevAttrComputeCapabilityMinor = 76
+    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+
+
+cudaStreamNonBlocking = 1
+cudaEventBlockingSync, cudaEventDisableTiming = 1, 2
+cudaHostAllocPortable, cudaHostAllocMapped = 1, 2
+
+ATTRIBUTES = {
+    cudaDeviceAttr.cudaDevAttrMultiProcessorCount: 4,
+    cudaDeviceAttr.cudaDevAttrIntegrated: 0,
+    cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor: 9,
+    cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor: 0,
+    cudaDeviceAttr.cudaDevAttrMaxSharedMemoryPerBlockOptin: 100_000,
+}
+
+
+def _call(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+    """Status before the value, or the status alone."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any) -> tuple[Any, ...]:
+        gpu.calls += 1
+        count = 2 if function.__annotations__.get("return", "None") != "None" else 1
+        try:
+            gpu.raise_fault()
+            value = function(*arguments)
+        except Failed as failed:
+            return (cudaError_t(failed.code), None)[:count]
+        return (cudaError_t.cudaSuccess, value)[:count]
+
+    return wrapped
+
+
+@_call
+def cudaGetDeviceCount() -> int:
+    return 1
+
+
+@_call
+def cudaDriverGetVersion() -> int:
+    return 13000
+
+
+@_call
+def getLocalRuntimeVersion() -> int:
+    return 13000
+
+
+@_call
+def cudaSetDevice(device: int) -> None: ...
+
+
+@_call
+def cudaDeviceGetAttribute(attribute: int, device: int) -> int:
+    return ATTRIBUTES[cudaDeviceAttr(attribute)]
+
+
+@_call
+def cudaGetDeviceProperties(device: int) -> Any:
+    return SimpleNamespace(name=b"Emulated GPU\0\0")
+
+
+def cudaMemGetInfo() -> tuple[Any, ...]:
+    return (cudaError_t.cudaSuccess, gpu.total_bytes - gpu.used_bytes, gpu.total_bytes)
+
+
+def cudaGetLastError() -> tuple[Any]:
+    return (cudaError_t.cudaSuccess,)
+
+
+def cudaGetErrorName(status: int) -> tuple[Any, bytes]:
+    return (cudaError_t.cudaSuccess, cudaError_t(status).name.encode())
+
+
+def cudaGetErrorString(status: int) -> tuple[Any, bytes]:
+    return (cudaError_t.cudaSuccess, b"said by the emulator")
+
+
+@_call
+def cudaDeviceSynchronize() -> None:
+    for stream in [each for each in list(gpu.objects.values()) if isinstance(each, Stream)]:
+        stream.synchronize()
+
+
+@_call
+def cudaStreamCreateWithFlags(flags: int) -> int:
+    return gpu.keep(Stream())
+
+
+@_call
+def cudaStreamSynchronize(stream: int) -> None:
+    gpu.get(stream).synchronize()
+
+
+@_call
+def cudaStreamDestroy(stream: int) -> None:
+    gpu.drop(stream).close()
+
+
+@_call
+def cudaStreamWaitEvent(stream: int, event: int, flags: int) -> None:
+    reached = gpu.get(event).reached
+    gpu.get(stream).put(lambda: _wait(reached))
+
+
+def _wait(reached: Any) -> None:
+    while not reached.wait(0.01):
+        gpu.raise_fault()
+
+
+@_call
+def cudaEventCreateWithFlags(flags: int) -> int:
+    return gpu.keep(Event())
+
+
+@_call
+def cudaEventRecord(event: int, stream: int) -> None:
+    gpu.get(event).record(gpu.get(stream))
+
+
+def cudaEventQuery(event: int) -> tuple[Any]:
+    if gpu.fault:
+        return (cudaError_t(gpu.fault),)
+    return (cudaError_t.cudaSuccess if gpu.get(event).reached.is_set() else cudaError_t.cudaErrorNotReady,)
+
+
+@_call
+def cudaEventSynchronize(event: int) -> None:
+    _wait(gpu.get(event).reached)
+
+
+@_call
+def cudaEventElapsedTime(start: int, end: int) -> float:
+    return 1.0
+
+
+@_call
+def cudaEventDestroy(event: int) -> None:
+    gpu.drop(event)
+
+
+@_call
+def cudaStreamBeginCapture(stream: int, mode: int) -> None:
+    gpu.get(stream).captured = []
+
+
+@_call
+def cudaStreamEndCapture(stream: int) -> int:
+    captured = gpu.get(stream).captured
+    if captured is None:
+        raise Failed(901)
+    gpu.get(stream).captured = None
+    return gpu.keep(captured)
+
+
+@_call
+def cudaGraphInstantiate(graph: int, flags: int) -> int:
+    return gpu.keep(list(gpu.get(graph)))
+
+
+@_call
+def cudaGraphUpload(graph: int, stream: int) -> None: ...
+
+
+@_call
+def cudaGraphLaunch(graph: int, stream: int) -> None:
+    for work in gpu.get(graph):
+        gpu.get(stream).put(work)
+
+
+@_call
+def cudaGraphDestroy(graph: int) -> None:
+    gpu.drop(graph)
+
+
+@_call
+def cudaGraphExecDestroy(graph: int) -> None:
+    gpu.drop(graph)
+
+
+@_call
+def cudaMalloc(size: int) -> int:
+    return gpu.allocate(size)
+
+
+@_call
+def cudaHostAlloc(size: int, flags: int) -> int:
+    return gpu.allocate(size)
+
+
+@_call
+def cudaHostGetDevicePointer(address: int, flags: int) -> int:
+    return address
+
+
+@_call
+def cudaFree(address: int) -> None:
+    gpu.free(address)
+
+
+@_call
+def cudaFreeHost(address: int) -> None:
+    gpu.free(address)
+
+
+@_call
+def cudaMemcpy(target: int, source: int, size: int, kind: int) -> None:
+    copy(target, source, size)
+
+
+@_call
+def cudaMemcpyAsync(target: int, source: int, size: int, kind: int, stream: int) -> None:
+    if kind == cudaMemcpyKind.cudaMemcpyHostToDevice and not any(
+        start <= source < start + array.nbytes for start, array in list(gpu.memory.items())
+    ):
+        pageable = ctypes.string_at(source, size)  # read before the call returns
+        gpu.get(stream).put(lambda: copy(target, pageable, size))
+        return
+    gpu.get(stream).put(lambda: copy(target, source, size))
+
+
+@_call
+def cudaMemsetAsync(address: int, value: int, size: int, stream: int) -> None:
+    gpu.get(stream).put(lambda: ctypes.memset(address, value, size))
+
+
+def emulate(stream: int, work: Callable[[], None]) -> None:
+    """Queue anything: what an engine computes."""
+    gpu.get(stream).put(work)
+
+
+def hold(stream: int) -> Callable[[], None]:
+    """Stop a stream until the returned function is called."""
+    release = __import__("threading").Event()
+    gpu.get(stream).put(lambda: release.wait(30) and None)
+    return release.set
+
+
+def settle(seconds: float = 0.0) -> None:
+    """Let streams run."""
+    time.sleep(seconds)

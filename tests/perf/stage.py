@@ -1,0 +1,438 @@
+"""How near the whole detection stage comes to its limit, on the GPU of this machine, in one run.
+
+The limit of a stage that begins with frames on the host and ends with boxes on the host is the slower of two things
+that can go on at the same time: the network alone, as graph replays on two streams that never wait for the host, and
+the copy of the frames alone. Everything is measured here, and the ratios are of numbers of one run.
+
+    python -m tests.perf.stage --out stage.json [--seconds 1.0] [--batches 1,4,8,16,32]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config import DetectConfig, folder_of_model, load_model_card, shipped_models
+from vision.cuda import DeviceBuffer, Event, Graph, HostBuffer, Stream, copy_to_device, copy_to_host, open_device
+from vision.detect.classes import class_ids, class_names
+from vision.detect.heads import make_head
+from vision.detect.letterbox import Letterbox
+from vision.detect.opened import Model, Phases
+from vision.detect.postprocess import to_detections
+from vision.detect.slot import Slot
+from vision.detect.tensorrt import TensorRTDetector, detector_of
+from vision.engine.driver import CudaMemory
+from vision.engine.library import find_library
+from vision.engine.memory import MemoryPool, make_allocator
+from vision.engine.opening import open_engine
+from vision.types import Frame, FrameMeta, PixelFormat
+
+log = logging.getLogger("stage")
+
+CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
+MOST_SLOTS = 4
+
+
+@dataclass
+class Opened:
+    """The detector, and the model below it."""
+
+    detector: TensorRTDetector
+    model: Model
+    slots: list[Slot]
+    phases: Phases
+
+
+@contextlib.contextmanager
+def opened(detect: DetectConfig, model_name: str) -> Iterator[Opened]:
+    """The detector with `MOST_SLOTS` slots; fewer are measured by using fewer."""
+    folder = folder_of_model(model_name, shipped_models())
+    card = load_model_card(folder)
+    device = open_device()
+    phases = Phases()
+    with contextlib.ExitStack() as made:
+        pool = MemoryPool(CudaMemory())
+        made.callback(pool.close)
+        with phases.phase("engine"):
+            engine = made.enter_context(open_engine(folder, card, detect, device, allocator=make_allocator(pool)))
+        names = class_names(card)
+        head = make_head(card, len(names), detect.score, class_ids(names, None, card.name))
+        model = Model(engine, card, head, names, detect)
+        detector = detector_of(device, model, phases, made)
+    slots: list[Any] = list(detector._slots)
+    try:
+        yield Opened(detector, model, slots, phases)
+    finally:
+        slots.clear()
+        detector.close()
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def repeat(step: Callable[[], object], finish: Callable[[], object], seconds: float, least: int = 20) -> float:
+    """Milliseconds of one `step`, over `seconds`, `finish` included; the middle of three runs."""
+
+    def run(count: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(count):
+            step()
+        finish()
+        return (time.perf_counter() - begin) / count
+
+    run(5)
+    count = max(least, int(seconds / 3 / run(10)))
+    return statistics.median(run(count) for _ in range(3)) * 1e3
+
+
+def engine_alone(slots: Sequence[Slot], batch: int, seconds: float) -> float:
+    """Graph replays of the network alone, one stream a slot, never waiting for the host; ms a batch."""
+    with contextlib.ExitStack() as made:
+        graphs = [(made.enter_context(engine_graph(slot, batch)), slot.stream) for slot in slots]
+        turn = 0
+
+        def step() -> None:
+            nonlocal turn
+            graph, stream = graphs[turn % len(graphs)]
+            graph.launch(stream)
+            turn += 1
+
+        def finish() -> None:
+            for slot in slots:
+                slot.stream.synchronize()
+
+        return repeat(step, finish, seconds)
+
+
+def engine_graph(slot: Slot, batch: int) -> Graph:
+    """The network of a slot without what comes before and after."""
+    return Graph.capture(slot.stream, lambda: slot.chains[batch].context.enqueue(slot.stream.address), "the engine")
+
+
+def graph_and_eager(it: Opened, batch: int, seconds: float) -> dict[str, float]:
+    """On one stream, waited for every time, step by step and as a graph: the network alone, and the whole chain."""
+    slot = it.slots[0]
+    chain, stream = slot.chains[batch], slot.stream
+    frames = frames_for(it.detector, 1, batch, "bgr")[0]  # what the chain reads from here on
+    it.detector.submit(0, frames)
+    it.detector.wait(0, 10.0)
+
+    def waited_for(work: Callable[[], object]) -> float:
+        def step() -> None:
+            work()
+            stream.synchronize()
+
+        return repeat(step, stream.synchronize, seconds)
+
+    with engine_graph(slot, batch) as graph:
+        eager_ms = waited_for(lambda: chain.context.enqueue(stream.address))
+        graph_ms = waited_for(lambda: graph.launch(stream))
+    chain_eager_ms, chain_graph_ms = waited_for(chain.enqueue), waited_for(chain.run)
+    return {
+        "eager_ms": eager_ms,
+        "graph_ms": graph_ms,
+        "eager_over_graph": eager_ms / graph_ms,
+        "chain_eager_ms": chain_eager_ms,
+        "chain_graph_ms": chain_graph_ms,
+        "chain_eager_over_graph": chain_eager_ms / chain_graph_ms,
+    }
+
+
+def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
+    """Milliseconds to copy `batch` page-locked pictures to the GPU, one copy a picture, one stream."""
+    with contextlib.ExitStack() as made:
+        stream = made.enter_context(Stream())
+        hosts = [made.enter_context(HostBuffer(nbytes, "picture")).address for _ in range(batch)]
+        targets = [made.enter_context(DeviceBuffer(nbytes, "picture")).address for _ in range(batch)]
+
+        def step() -> None:
+            for host, target in zip(hosts, targets, strict=True):
+                copy_to_device(target, host, nbytes, stream)
+
+        return repeat(step, stream.synchronize, seconds)
+
+
+def pictures(count: int, pixel_format: PixelFormat) -> list[NDArray[np.uint8]]:
+    """Real ones, 768x576."""
+    capture = cv2.VideoCapture(str(CLIP))
+    found: list[NDArray[np.uint8]] = []
+    while len(found) < count:
+        good, bgr = capture.read()
+        if not good:
+            capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+            continue
+        found.append(converted(np.asarray(bgr, np.uint8), pixel_format))
+    capture.release()
+    return found
+
+
+def converted(bgr: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.uint8]:
+    """One picture in another format."""
+    if pixel_format == "bgr":
+        return bgr
+    if pixel_format == "bgrx":
+        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2BGRA), np.uint8)
+    planar = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420), np.uint8)
+    if pixel_format == "i420":
+        return planar
+    height, width = bgr.shape[:2]
+    chroma = planar[height:].reshape(2, -1)
+    return np.concatenate([planar[:height], chroma.T.reshape(height // 2, width)])
+
+
+def frames_for(detector: TensorRTDetector, slots: int, batch: int, pixel_format: PixelFormat) -> list[list[Frame]]:
+    """A batch for each slot, in buffers of the detector."""
+    images = pictures(min(64, slots * batch), pixel_format)
+    made: list[Frame] = []
+    for index in range(slots * batch):
+        pixels = detector.frame_buffer(576, 768, pixel_format)
+        pixels[...] = images[index % len(images)]
+        made.append(Frame(FrameMeta("bench", index, 0, 0, 0, 768, 576), pixels, pixel_format))
+    return [made[slot * batch : (slot + 1) * batch] for slot in range(slots)]
+
+
+def stage(
+    detector: TensorRTDetector, batches: Sequence[Sequence[Frame]], slots: int, seconds: float
+) -> dict[str, float]:
+    """The loop of the program: wait for the oldest batch, submit the next; ms a batch, and what a core was busy."""
+    for slot in range(slots):
+        detector.submit(slot, batches[slot])
+    oldest = 0
+    objects = 0
+
+    def step() -> None:
+        nonlocal oldest, objects
+        found = detector.wait(oldest, 10.0)
+        objects = sum(map(len, found))
+        detector.submit(oldest, batches[oldest])
+        oldest = (oldest + 1) % slots
+
+    cpu, wall = time.thread_time(), time.perf_counter()
+    took_ms = repeat(step, lambda: None, seconds)
+    busy = (time.thread_time() - cpu) / (time.perf_counter() - wall)
+    for _ in range(slots):
+        detector.wait(oldest, 10.0)
+        oldest = (oldest + 1) % slots
+    return {
+        "slots": slots,
+        "ms": took_ms,
+        "frames_per_s": len(batches[0]) / took_ms * 1e3,
+        "core_busy": busy,
+        "objects_of_a_batch": objects,
+    }
+
+
+def latency(detector: TensorRTDetector, batch: Sequence[Frame], seconds: float) -> dict[str, float]:
+    """One batch at a time: what `wait` adds to the moment at which the GPU is done, found by asking all the time."""
+    slot: Any = detector._slots[0]
+
+    def asleep() -> None:
+        detector.submit(0, batch)
+        detector.wait(0, 10.0)
+
+    def awake() -> None:
+        detector.submit(0, batch)
+        while not slot._done._event.reached():
+            pass
+        detector.wait(0, 10.0)
+
+    def submit_only() -> float:
+        begin = time.perf_counter()
+        detector.submit(0, batch)
+        took = time.perf_counter() - begin
+        detector.wait(0, 10.0)
+        return took
+
+    asleep_ms, awake_ms = repeat(asleep, lambda: None, seconds), repeat(awake, lambda: None, seconds)
+    submit_ms = statistics.median(submit_only() for _ in range(50)) * 1e3
+    return {"asleep_ms": asleep_ms, "awake_ms": awake_ms, "submit_ms": submit_ms}
+
+
+def steps(slot: Slot, batch: int) -> dict[str, float]:
+    """Each part of a chain alone, by events of the GPU, in microseconds."""
+    chain, stream = slot.chains[batch], slot.stream
+    parts: dict[str, Callable[[], object]] = {
+        "letterbox": lambda: chain._letterbox.enqueue(stream),
+        "engine": lambda: chain.context.enqueue(stream.address),
+        "find_pairs": lambda: chain._after[0].enqueue(stream),
+        "objects": lambda: chain._after[1].enqueue(stream),
+        "chain as graph": chain.run,
+    }
+    took = {}
+    with Event(timing=True) as begin, Event(timing=True) as end:
+        for name, part in parts.items():
+            chain.run()
+            samples = []
+            for _ in range(30):
+                stream.synchronize()
+                begin.record(stream)
+                part()
+                end.record(stream)
+                end.synchronize()
+                samples.append(end.ms_since(begin) * 1e3)
+            took[name] = statistics.median(samples)
+    return took
+
+
+def naive(model: Model, slot: Slot, count: int = 40) -> float:
+    """What is written first: OpenCV and NumPy on the host, pageable memory, waiting for every frame; ms a frame."""
+    card, stream, memory, context = model.card, slot.stream, slot.memory, slot.chains[1].context
+    dtype = model.engine.tensor(model.input_name).dtype
+    mean, std = np.array(card.input.mean, np.float32), np.array(card.input.std, np.float32)
+    outputs = {
+        name: np.empty(context.output_sizes()[name].shape or (), model.engine.tensor(name).dtype)
+        for name in model.head.outputs
+    }
+
+    def one(image: NDArray[np.uint8]) -> None:
+        height, width = image.shape[:2]
+        box = Letterbox.fit(width, height, card.input.width, card.input.height, card.input.letterbox)
+        content_width, content_height = box.content(width, height)
+        canvas = np.full((card.input.height, card.input.width, 3), card.input.fill, np.uint8)
+        scaled = cv2.resize(image, (content_width, content_height))
+        canvas[box.pad_y_px : box.pad_y_px + content_height, box.pad_x_px : box.pad_x_px + content_width] = scaled
+        tensor = ((canvas.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
+        tensor = np.ascontiguousarray(tensor, dtype)
+        copy_to_device(memory.input.address, tensor.ctypes.data, tensor.nbytes, stream)
+        context.enqueue(stream.address)
+        for name, output in outputs.items():
+            copy_to_host(output.ctypes.data, memory.outputs[name].address, output.nbytes, stream)
+        stream.synchronize()
+        candidates = model.head.decode([output[0].astype(np.float32) for output in outputs.values()])
+        to_detections(candidates, card.nms, box, width, height)
+
+    images = pictures(count, "bgr")
+    one(images[0])
+    begin = time.perf_counter()
+    for image in images:
+        one(image)
+    return (time.perf_counter() - begin) / count * 1e3
+
+
+# ------------------------------------------------------------------------------------------------ report
+
+
+def measure(report: dict[str, Any], batches: Sequence[int], seconds: float, save: Callable[[], None]) -> None:
+    """Fill `report`, and save it after every part."""
+    detect = DetectConfig(score=0.35, max_batch=max(batches), slots=MOST_SLOTS)
+    with opened(detect, "nanodet-g-416") as it:
+        report["detector"] = it.detector.name
+        report["start_s"] = it.phases.seconds
+        save()
+
+        def part(name: str, work: Callable[[], Any]) -> Any:
+            try:
+                value = work()
+            except Exception:
+                log.exception("%s", name)
+                value = {"error": traceback.format_exc()}
+            report[name] = value
+            log.info("%s: %s", name, json.dumps(value))
+            save()
+            return value
+
+        two, three = it.slots[:2], it.slots[:3]
+        for batch in batches:
+            part(f"steps {batch} bgr, us", partial(_steps_of, it, batch, "bgr"))
+            part(f"engine {batch}", partial(engine_alone, two, batch, seconds))
+            part(f"engine {batch}, three streams", partial(engine_alone, three, batch, seconds))
+            part(f"copy {batch} bgr", partial(copy_alone, 768 * 576 * 3, batch, seconds))
+            part(f"stage {batch} bgr", partial(_stages, it, batch, "bgr", seconds))
+        top = max(batches)
+        formats: dict[PixelFormat, int] = {
+            "nv12": 768 * 576 * 3 // 2,
+            "i420": 768 * 576 * 3 // 2,
+            "bgrx": 768 * 576 * 4,
+        }
+        for pixel_format, nbytes in formats.items():
+            part(f"steps {top} {pixel_format}, us", partial(_steps_of, it, top, pixel_format))
+            part(f"copy {top} {pixel_format}", partial(copy_alone, nbytes, top, seconds))
+            part(f"stage {top} {pixel_format}", partial(_stages, it, top, pixel_format, seconds))
+        for batch in (1, 2):
+            part(f"graph against eager {batch}", partial(graph_and_eager, it, batch, seconds))
+        for batch in (1, 8):
+            frames = frames_for(it.detector, 1, batch, "bgr")[0]
+            part(f"latency {batch}", partial(latency, it.detector, frames, seconds))
+        part("naive, ms a frame", partial(naive, it.model, it.slots[0]))
+    report["goals"] = goals(report, batches)
+    save()
+
+
+def _steps_of(it: Opened, batch: int, pixel_format: PixelFormat) -> dict[str, float]:
+    frames = frames_for(it.detector, 1, batch, pixel_format)[0]
+    it.detector.submit(0, frames)
+    it.detector.wait(0, 10.0)
+    return steps(it.slots[0], batch)
+
+
+def _stages(it: Opened, batch: int, pixel_format: PixelFormat, seconds: float) -> list[dict[str, float]]:
+    batches = frames_for(it.detector, MOST_SLOTS, batch, pixel_format)
+    return [stage(it.detector, batches, slots, seconds) for slots in range(1, MOST_SLOTS + 1)]
+
+
+def best(report: dict[str, Any], name: str) -> float:
+    """Milliseconds of a stage with its best number of slots."""
+    return float(min(each["ms"] for each in report[name]))
+
+
+def goals(report: dict[str, Any], batches: Sequence[int]) -> dict[str, Any]:
+    """The figures that the project promises, from one run."""
+    figures: dict[str, Any] = {}
+    for batch in batches:
+        with contextlib.suppress(KeyError, TypeError):
+            limit = max(report[f"engine {batch}"], report[f"copy {batch} bgr"])
+            figures[f"limit over stage, batch {batch}"] = limit / best(report, f"stage {batch} bgr")
+    top = max(batches)
+    for pixel_format in ("nv12", "i420"):
+        with contextlib.suppress(KeyError, TypeError):
+            ratio = best(report, f"stage {top} bgr") / best(report, f"stage {top} {pixel_format}")
+            figures[f"{pixel_format} over bgr, batch {top}"] = ratio
+    with contextlib.suppress(KeyError, TypeError):
+        figures["batch 8 over naive"] = report["naive, ms a frame"] * 8 / best(report, "stage 8 bgr")
+    for batch in (1, 2):
+        with contextlib.suppress(KeyError, TypeError):
+            figures[f"graph over eager, batch {batch}"] = report[f"graph against eager {batch}"]["eager_over_graph"]
+    return figures
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("stage.json"))
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure")
+    parser.add_argument("--batches", default="1,4,8,16,32")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(name)s %(message)s")
+    device = open_device()
+    report: dict[str, Any] = {
+        "gpu": device.name,
+        "driver": device.driver_version,
+        "library": str(find_library()),
+        "cores": os.cpu_count(),
+    }
+
+    def save() -> None:
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+    measure(report, [int(each) for each in arguments.batches.split(",")], arguments.seconds, save)
+    for name, value in report["goals"].items():
+        log.info("%-40s %.3f", name, value)
+
+
+if __name__ == "__main__":
+    main()
