@@ -281,6 +281,26 @@ def test_a_stop_wakes_a_real_sleep_at_once() -> None:
     assert not thread.is_alive()
 
 
+def test_a_stop_interrupts_the_source() -> None:
+    inside, interrupted = threading.Event(), threading.Event()
+
+    class Waiting(ScriptedSource):
+        def grab(self, timeout_s: float) -> None:
+            inside.set()
+            interrupted.wait(30)
+
+        def interrupt(self) -> None:
+            interrupted.set()
+
+    supervisor = CameraSupervisor("gate", lambda: Waiting(Connection(), ManualClock(), _fail), RecordingSink())
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    assert inside.wait(10)
+    supervisor.stop()
+    assert supervisor.wait_stopped(10)
+    thread.join(10)
+
+
 def test_a_source_that_hangs_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     clock, release, inside = ManualClock(), threading.Event(), threading.Event()
 
@@ -345,6 +365,16 @@ def test_before_the_cadence_is_known_the_camera_has_the_whole_time_out() -> None
     one.run()
     assert one.states == ["connecting", "streaming"]
     assert one.sink.shades == [1]
+
+
+def test_a_new_connection_has_the_whole_time_out_too() -> None:
+    """A camera that was quick may come back slow, as after a change of its settings."""
+    one = World([])
+    quick: list[Step] = [*[Picture() for _ in range(40)], Fault(SourceError("cable"))]
+    one.connections = [Connection(quick), Connection([Silence(4.8), Picture(), Silence(4.8), Picture()])]
+    one.run()
+    assert len(one.sink.metas) == 42
+    assert one.supervisor.status().last_error == "cable"
 
 
 def test_a_camera_that_never_sends_is_given_up() -> None:
