@@ -377,6 +377,29 @@ def test_a_picture_of_another_size_that_nobody_took_is_not_the_next_one() -> Non
     assert capture.released == 1
 
 
+def test_a_grab_that_goes_on_is_not_begun_again() -> None:
+    """The library must not read a picture while another is copied out of it."""
+
+    class Slow(Decoded):
+        arrived = threading.Event()
+        grabs = 0
+
+        def grab(self) -> bool:
+            self.grabs += 1
+            return self.arrived.wait(30)
+
+    capture = Slow(picture(4, 6, 1), FRAME_WIDTH=6, FRAME_HEIGHT=4)
+    source = LiveCapture(DecodedLink(capture))
+    source.open()
+    assert [source.grab(0.01) for _ in range(3)] == [None, None, None]
+    with pytest.raises(SourceError, match="without a picture"):
+        source.retrieve(picture(4, 6))
+    capture.arrived.set()
+    assert source.grab(10) is not None
+    source.close()
+    assert capture.grabs == 1
+
+
 def test_interrupted_before_it_opens() -> None:
     source = LiveCapture(NetworkLink("rtsp://127.0.0.1:1/a"))
     source.interrupt()
