@@ -1,8 +1,9 @@
 """Pixels to the model's tensor with OpenCV, on one core, without allocating.
 
 This is most of what the CPU spends on a frame besides the network. Measured on one core of a Xeon at 2.1 GHz, BGR
-768x576 to 416x416: 0.25 ms to scale, 0.04 ms to split, 0.15 ms to normalise. `cv2.dnn.blobFromImage` takes 1.5 ms
-after scaling, a `cv2.LUT` per channel 0.3 ms, `cv2.addWeighted` 0.03 ms less or more, depending on the build.
+768x576 to 416x416, caches warm: 0.25 ms to scale, 0.04 ms to split, 0.15 ms to normalise; 0.8 ms in all right after a
+run of the network, which leaves the caches cold. `cv2.dnn.blobFromImage` takes 1.5 ms after scaling, a `cv2.LUT` per
+channel 0.3 ms, `cv2.addWeighted` 0.03 ms less or more, depending on the build.
 """
 
 from __future__ import annotations
