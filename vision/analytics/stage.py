@@ -1,7 +1,7 @@
 """Tracks become events: `Analytics`, one per camera.
 
 What jitters is decided with a margin: an object has crossed a line, or entered or left a zone, when its anchor is a
-twentieth of the object's size beyond it. Which side it was on is remembered per object, and whether it passed between
+tenth of the object's size beyond it. Which side it was on is remembered per object, and whether it passed between
 the line's ends is judged where its path met the line, so neither a step over the line between two pictures nor a walk
 around its end is miscounted.
 """
@@ -37,7 +37,7 @@ from vision.types import Event, Tracks
 Shape: TypeAlias = LineConfig | ZoneConfig
 Counts: TypeAlias = dict[str, int]
 
-_MARGIN: Final = 0.05  # of the longer side of the object's box
+_MARGIN: Final = 0.1  # of the longer side of the object's box: twice what a detector's boxes jitter by
 _MOVING: Final = 0.1  # object sizes per second from which a direction of travel is said
 _CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
 _GROUND_ANCHOR: Final = "bottom-center"

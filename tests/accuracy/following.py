@@ -1,0 +1,149 @@
+"""How right following and counting are on a labelled clip, from a recording of its detections.
+
+    vision run CONFIG --offline --record RESULTS.jsonl      (pipeline: detect; detect.score: 0.15)
+    VISION_PETS_GT=gt.txt python -m tests.accuracy.following RESULTS.jsonl [--every 2] [--rate 10]
+
+Prints crossings of two lines beside those of the labels and, where motmetrics is installed, MOTA, IDF1 and identity
+switches. Labels are MOTChallenge rows: frame (from 1), id, left, top, width, height, validity.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.accuracy.average_precision import overlaps
+from tests.accuracy.to_mot import mot_rows
+from vision.analytics import Analytics
+from vision.config.analytics import CameraAnalytics, LineConfig
+from vision.tracking import Tracker
+from vision.types import Detections, Tracks
+
+Floats = NDArray[np.float64]
+
+LINES: Final = {
+    "across the crossroads": ((384.0, 150.0), (384.0, 576.0)),
+    "along the road": ((100.0, 330.0), (700.0, 330.0)),
+}
+"""Of the clip PETS09-S2L1, 768x576."""
+
+_MARGIN: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Tracks of a clip, and what was counted."""
+
+    rows: Floats  # frame, id, left, top, width, height, score
+    counts: Mapping[str, int]  # crossings of each line in both directions
+
+
+def follow(found: Floats, frames: range, rate: float, lines: Mapping[str, Any] = LINES) -> Followed:
+    """Run tracker and analytics over detections (rows as above) of `frames`, `rate` of which were one second."""
+    tracker = Tracker()
+    config = CameraAnalytics(
+        lines=tuple(LineConfig(name=f"line{k}", points=ends) for k, ends in enumerate(lines.values()))
+    )
+    analytics = Analytics(config, "clip", ["person"], 16_384, 16_384)
+    rows: list[Floats] = []
+    for frame in frames:
+        tracks = tracker.update(_detections(found[found[:, 0] == frame]), round(frame / rate * 1e9))
+        analytics.update(tracks, round(frame / rate * 1e9))
+        rows.append(_rows(frame, tracks))
+    counts = analytics.counts()
+    return Followed(
+        np.concatenate(rows),
+        {name: counts[f"line{k}"]["in"] + counts[f"line{k}"]["out"] for k, name in enumerate(lines)},
+    )
+
+
+def _detections(rows: Floats) -> Detections:
+    rows = rows[np.argsort(-rows[:, 6], kind="stable")]
+    boxes = np.concatenate([rows[:, 2:4], rows[:, 2:4] + rows[:, 4:6]], axis=1)
+    return Detections(boxes.astype(np.float32), rows[:, 6].astype(np.float32), np.zeros(len(rows), np.int32))
+
+
+def _rows(frame: int, tracks: Tracks) -> Floats:
+    boxes = tracks.boxes_xyxy.astype(np.float64)
+    columns = (np.full(len(tracks), frame), tracks.track_ids, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], tracks.scores)
+    return np.column_stack(columns).astype(np.float64)
+
+
+def crossings(truth: Floats, line: tuple[tuple[float, float], tuple[float, float]]) -> int:
+    """How often the labelled objects' feet crossed, by following each of them from frame to frame."""
+    start, along = np.array(line[0]), np.array(line[1]) - np.array(line[0])
+    length, number = float(np.hypot(*along)), 0
+    for track_id in np.unique(truth[:, 1]):
+        rows = truth[(truth[:, 1] == track_id) & (truth[:, 6] > 0)]
+        rows = rows[np.argsort(rows[:, 0])]
+        feet = rows[:, 2:4] + rows[:, 4:6] * (0.5, 1.0)
+        off = (along[0] * (feet - start)[:, 1] - along[1] * (feet - start)[:, 0]) / length
+        clear = np.flatnonzero(np.abs(off) > _MARGIN * rows[:, 4:6].max(axis=1))
+        for a, b in pairwise(clear.tolist()):
+            if (off[a] > 0) == (off[b] > 0):
+                continue
+            met = [k for k in range(a, b) if (off[k] > 0) != (off[k + 1] > 0)][-1]
+            share = off[met] / (off[met] - off[met + 1])
+            place = feet[met] + share * (feet[met + 1] - feet[met])
+            number += bool(0 <= (place - start) @ along <= length**2)
+    return number
+
+
+def line_errors(truth: Floats, followed: Followed, lines: Mapping[str, Any] = LINES) -> dict[str, dict[str, float]]:
+    """Of each line: the labels' crossings, those counted, and the difference as a share of the labels'."""
+    result = {}
+    for name, ends in lines.items():
+        there = crossings(truth, ends)
+        counted = followed.counts[name]
+        result[name] = {"labelled": there, "counted": counted, "error": abs(counted - there) / max(there, 1)}
+    return result
+
+
+def clear_mot(truth: Floats, rows: Floats, frames: range) -> dict[str, float]:
+    """MOTA, IDF1, identity switches, recall and precision at an overlap of 0.5, by motmetrics."""
+    if not hasattr(np, "asfarray"):  # motmetrics 1.4 was written for NumPy 1
+        np.asfarray = lambda a, dtype=float: np.asarray(a, dtype=dtype)  # type: ignore[attr-defined]
+    import motmetrics
+
+    accumulator = motmetrics.MOTAccumulator(auto_id=True)
+    for frame in frames:
+        there = truth[(truth[:, 0] == frame) & (truth[:, 6] > 0)]
+        found = rows[rows[:, 0] == frame]
+        distance = 1.0 - overlaps(there[:, 2:6], found[:, 2:6])
+        accumulator.update(there[:, 1].astype(int), found[:, 1].astype(int), np.where(distance > 0.5, np.nan, distance))
+    names = ["mota", "idf1", "num_switches", "recall", "precision"]
+    summary = motmetrics.metrics.create().compute(accumulator, metrics=names, name="clip").iloc[0]
+    return {name: float(summary[name]) for name in names}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.accuracy.following")
+    parser.add_argument("recording", type=Path)
+    parser.add_argument("--every", type=int, default=1, help="take every n-th frame only")
+    parser.add_argument("--rate", type=float, default=10.0, help="frames of the clip per second")
+    arguments = parser.parse_args()
+    truth = np.loadtxt(os.environ["VISION_PETS_GT"], delimiter=",")
+    found = np.array(list(mot_rows(arguments.recording)), np.float64)
+    frames = range(1, int(truth[:, 0].max()) + 1, arguments.every)
+    followed = follow(found, frames, arguments.rate)
+    results: dict[str, Any] = {"lines": line_errors(truth, followed)}
+    try:
+        results["tracks"] = clear_mot(truth, followed.rows, frames)
+    except ImportError:
+        results["tracks"] = "needs motmetrics"
+    sys.stdout.write(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Following and counting on real video: as right as promised at the clip's rate, and at half and a quarter of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.accuracy.following import Floats, Followed, clear_mot, crossings, follow, line_errors
+from tests.accuracy.to_mot import mot_rows
+
+VIDEO = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
+TRUTH = os.environ.get("VISION_PETS_GT", "")
+FRAMES = range(1, 796)
+
+LINE = ((500.0, 0.0), (500.0, 400.0))
+
+
+def walk(*feet: tuple[float, float], track_id: int = 1) -> list[tuple[float, ...]]:
+    return [(at + 1, track_id, x - 20, y - 100, 40, 100, 1) for at, (x, y) in enumerate(feet)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "number"),
+    [
+        (walk((450, 300), (480, 300), (520, 300), (560, 300)), 1),
+        (walk((450, 300), (502, 300), (450, 300)), 0),  # within the margin
+        (walk((450, 300), (550, 300), (450, 300)), 2),
+        (walk((450, 500), (550, 500)), 0),  # beyond the end
+        (walk((450, 300), (550, 300)) + walk((550, 200), (450, 200), track_id=2), 2),
+    ],
+)
+def test_crossings_of_the_labels(rows: list[tuple[float, ...]], number: int) -> None:
+    assert crossings(np.array(rows, np.float64), LINE) == number
+
+
+def test_what_is_followed_perfectly_is_counted_and_scored_so() -> None:
+    pytest.importorskip("motmetrics")
+    steps = [(100.0 + 10 * k, 300.0) for k in range(80)]
+    truth = np.array(walk(*steps), np.float64)
+    found = truth.copy()
+    found[:, 1], found[:, 6] = -1, 0.9
+    followed = follow(found, range(1, 81), 10.0, {"line": LINE})
+    assert line_errors(truth, followed, {"line": LINE}) == {"line": {"labelled": 1, "counted": 1, "error": 0.0}}
+    scores = clear_mot(truth, followed.rows, range(1, 81))
+    assert scores["num_switches"] == 0 and scores["precision"] == 1.0
+    assert scores["recall"] == pytest.approx(79 / 80)  # an object is published when it is seen the second time
+    missed = Followed(followed.rows, {"line": 0})
+    assert line_errors(truth, missed, {"line": LINE})["line"]["error"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Floats:
+    folder = tmp_path_factory.mktemp("pets")
+    config = folder / "camera.yaml"
+    config.write_text(
+        json.dumps(
+            {
+                "detect": {"score": 0.15, "classes": ["person"], "backend": "onnxruntime"},
+                "cameras": [{"id": "pets", "source": str(VIDEO)}],
+                "publish": {"bind": f"ipc://{folder}/out"},
+            }
+        )
+    )
+    record = folder / "results.jsonl"
+    command = [sys.executable, "-m", "vision.cli", "run", str(config), "--offline", "--record", str(record)]
+    subprocess.run(command, check=True, timeout=110)
+    return np.array(list(mot_rows(record)), np.float64)
+
+
+@pytest.mark.skipif(not VIDEO.exists(), reason=f"needs {VIDEO} (Debian package opencv-doc)")
+@pytest.mark.skipif(not TRUTH, reason="needs VISION_PETS_GT=gt.txt, MOTChallenge 2015's ground truth of PETS09-S2L1")
+def test_people_are_followed_and_counted_on_the_whole_video(found: Floats) -> None:
+    pytest.importorskip("motmetrics")
+    truth = np.loadtxt(TRUTH, delimiter=",")
+    followed = follow(found, FRAMES, 10.0)
+    whole = clear_mot(truth, followed.rows, FRAMES)
+    assert whole["mota"] >= 0.80 and whole["idf1"] >= 0.75 and whole["num_switches"] <= 25, whole
+    errors = line_errors(truth, followed)
+    assert all(line["labelled"] >= 15 and line["error"] <= 0.10 for line in errors.values()), errors
+    for every, fall in ((2, 0.05), (4, 0.15)):
+        for first in range(1, every + 1):
+            frames = range(first, 796, every)
+            scores = clear_mot(truth, follow(found, frames, 10.0).rows, frames)
+            assert scores["mota"] > whole["mota"] - fall, (every, first, scores)
