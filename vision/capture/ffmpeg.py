@@ -99,7 +99,7 @@ _options_lock = threading.Lock()
 def _replace_options(options: Mapping[str, str]) -> Callable[[], None]:
     """Add `options` to the environment, until the function returned is called: from any thread, once or more."""
     _options_lock.acquire()
-    before = os.environ[_OPTIONS]
+    before = os.environ.get(_OPTIONS, _OPTIONS_OF_OPENCV)
     os.environ[_OPTIONS] = "|".join([before, *(f"{key};{value}" for key, value in options.items())])
     first = threading.Lock()
 
