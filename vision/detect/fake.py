@@ -126,8 +126,8 @@ class FakeDetector:
             self._sleep((min(ready_ns, deadline_ns) - now_ns) / 1e9)
 
     def _detect(self, frame: Frame) -> Detections:
-        bgr = _to_bgr(frame)
-        found = [Detections.empty(), *(_find(bgr, class_id) for class_id in self._classes)]
+        planes = [np.asarray(plane, np.uint8) for plane in cv2.split(_to_bgr(frame))]
+        found = [Detections.empty(), *(_find(planes, class_id) for class_id in self._classes)]
         boxes = np.concatenate([each.boxes_xyxy for each in found])
         scores = np.concatenate([each.scores for each in found])
         class_ids = np.concatenate([each.class_ids for each in found])
@@ -150,14 +150,16 @@ def _to_bgr(frame: Frame) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(frame.pixels, _TO_BGR[frame.pixel_format]), np.uint8)
 
 
-def _find(bgr: NDArray[np.uint8], class_id: int) -> Detections:
-    """Objects of one class: connected pixels whose colour outweighs both others, ordered from top to bottom."""
+def _find(planes: Sequence[NDArray[np.uint8]], class_id: int) -> Detections:
+    """Objects of one class: connected pixels whose colour outweighs both others, from top to bottom.
+
+    `planes` are blue, green and red, (H, W) each.
+    """
     channel = FAKE_COLORS[class_id].index(255)
-    others = np.maximum(bgr[..., channel - 1], bgr[..., channel - 2])
-    mask = cv2.subtract(bgr[..., channel], others) >= _SATURATION
-    if not mask.any():
-        return Detections.empty()
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    x, y, width, height, area = np.asarray(stats, np.float32)[1:].T  # the first component is the background
-    boxes = np.stack([x, y, x + width, y + height], axis=1)
-    return Detections(boxes, area / (width * height), np.full(len(boxes), class_id, np.int32))
+    others = np.maximum(planes[channel - 1], planes[channel - 2])
+    mask = cv2.subtract(planes[channel], others) >= _SATURATION
+    outlines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    corners = sorted((y, x, y + height, x + width) for x, y, width, height in map(cv2.boundingRect, outlines))
+    boxes = np.array([(x1, y1, x2, y2) for y1, x1, y2, x2 in corners], np.float32).reshape(-1, 4)
+    covered = np.array([mask[y1:y2, x1:x2].mean() for y1, x1, y2, x2 in corners], np.float32)
+    return Detections(boxes, covered, np.full(len(boxes), class_id, np.int32))
