@@ -69,13 +69,16 @@ class ZoneSet:
         # Every polygon gets as many sides as the longest one: those too many have no length and are never crossed.
         padded = np.array([np.concatenate([p, np.repeat(p[:1], most - len(p), axis=0)]) for p in corners])
         padded = padded.reshape(len(corners), most, 2)
-        self._x, self._y = padded[..., 0], padded[..., 1]
-        self._next_x, self._next_y = np.roll(self._x, -1, axis=1), np.roll(self._y, -1, axis=1)
-        rise = self._next_y - self._y
-        slope = np.divide(self._next_x - self._x, rise, out=np.zeros_like(rise), where=rise != 0)
-        self._sides = np.stack([self._y, self._next_y, slope, self._x - slope * self._y])  # (4, Z, sides)
-        self._left, self._right = self._x.min(axis=1, initial=np.inf), self._x.max(axis=1, initial=-np.inf)
-        self._top, self._bottom = self._y.min(axis=1, initial=np.inf), self._y.max(axis=1, initial=-np.inf)
+        x, y = padded[..., 0], padded[..., 1]
+        next_x, next_y = np.roll(x, -1, axis=1), np.roll(y, -1, axis=1)
+        run, rise = next_x - x, next_y - y
+        slope = np.divide(run, rise, out=np.zeros_like(rise), where=rise != 0)
+        self._sides = np.stack([y, next_y, slope, x - slope * y])  # (4, Z, sides)
+        length2 = run * run + rise * rise
+        inverse = np.divide(1.0, length2, out=np.zeros_like(length2), where=length2 > 0)
+        self._borders = np.stack([x, y, run, rise, inverse])
+        self._left, self._right = x.min(axis=1, initial=np.inf), x.max(axis=1, initial=-np.inf)
+        self._top, self._bottom = y.min(axis=1, initial=np.inf), y.max(axis=1, initial=-np.inf)
 
     def __len__(self) -> int:
         return len(self._left)
@@ -97,13 +100,12 @@ class ZoneSet:
 
     def distances_to_border(self, x: FloatArray, y: FloatArray, zones: IndexArray) -> FloatArray:
         """(K,) distances of points (K,) from the border of their zones, never negative."""
-        start_x, start_y = self._x[zones], self._y[zones]
-        side_x, side_y = self._next_x[zones] - start_x, self._next_y[zones] - start_y
+        start_x, start_y, side_x, side_y, inverse = self._borders[:, zones]
         from_x, from_y = x[:, None] - start_x, y[:, None] - start_y
-        length2 = side_x * side_x + side_y * side_y
-        share = np.divide(from_x * side_x + from_y * side_y, length2, out=np.zeros_like(length2), where=length2 > 0)
-        share = share.clip(0.0, 1.0)
-        nearest: FloatArray = np.hypot(from_x - share * side_x, from_y - share * side_y).min(axis=1)
+        share = np.minimum(np.maximum((from_x * side_x + from_y * side_y) * inverse, 0.0), 1.0)
+        from_x -= share * side_x
+        from_y -= share * side_y
+        nearest: FloatArray = np.sqrt((from_x * from_x + from_y * from_y).min(axis=1))
         return nearest
 
 

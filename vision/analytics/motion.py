@@ -53,13 +53,19 @@ class Trails:
 
 
 def velocity(trail: Iterable[tuple[float, float, float]]) -> tuple[float, float] | None:
-    """x and y per second by least squares; None where the observations do not suffice."""
-    points = [point for point in trail if math.isfinite(point[1] + point[2])]
-    times = [time_s for time_s, _, _ in points]
-    if not times or max(times) - min(times) < _LEAST_SPAN_S:
+    """x and y per second by least squares, of positions (time, x, y); None where they do not suffice."""
+    number, first_s, last_s = 0, math.inf, -math.inf
+    sum_t = sum_tt = sum_x = sum_y = sum_tx = sum_ty = 0.0
+    for time_s, x, y in trail:
+        number += 1
+        first_s, last_s = min(first_s, time_s), max(last_s, time_s)
+        sum_t += time_s
+        sum_tt += time_s * time_s
+        sum_x += x
+        sum_y += y
+        sum_tx += time_s * x
+        sum_ty += time_s * y
+    if last_s - first_s < _LEAST_SPAN_S:
         return None
-    mean_s = sum(times) / len(times)
-    spread = sum((time_s - mean_s) ** 2 for time_s in times)
-    along_x = sum((time_s - mean_s) * x for time_s, x, _ in points)
-    along_y = sum((time_s - mean_s) * y for time_s, _, y in points)
-    return along_x / spread, along_y / spread
+    spread = number * sum_tt - sum_t * sum_t
+    return (number * sum_tx - sum_t * sum_x) / spread, (number * sum_ty - sum_t * sum_y) / spread

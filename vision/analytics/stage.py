@@ -244,7 +244,8 @@ class Analytics:
         if seen is not None and math.hypot(*seen) >= _MOVING * self._memory["size"][row]:
             heading_deg = math.degrees(math.atan2(seen[0], -seen[1])) % 360.0
         if seen is not None and self._ground is not None:
-            on_ground = velocity((time_s, *self._ground.to_metres(x, y)) for time_s, x, y in trail)
+            places = ((time_s, *self._ground.to_metres(x, y)) for time_s, x, y in trail)
+            on_ground = velocity(place for place in places if not math.isnan(place[1]))
             speed_kmh = math.nan if on_ground is None else 3.6 * math.hypot(*on_ground)
         return speed_kmh, heading_deg
 
