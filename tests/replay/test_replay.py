@@ -58,7 +58,7 @@ def test_the_clip_gives_what_it_gave_before(tmp_path: Path, request: pytest.Fixt
 
 
 def compare_objects(objects: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
-    """Each object has one like it on the other side, unless its score is so near the threshold that it may be missed."""
+    """Each object has one like it on the other side, unless its score is so low that it may be missed."""
     for some, others in ((before, objects), (objects, before)):
         for one in some:
             if one["score"] > 0.37:
@@ -76,7 +76,7 @@ def is_like(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("fault", ["moved", "weaker", "missing", "more"])
 def test_the_comparison_finds_each_kind_of_fault(fault: str) -> None:
-    before = [json.loads(line) for line in GOLDEN.read_text().splitlines()][0]["objects"]
+    before = json.loads(GOLDEN.read_text().splitlines()[0])["objects"]
     objects = [dict(one) for one in before]
     if fault == "moved":
         objects[0]["box"] = [side + 2 for side in objects[0]["box"]]
