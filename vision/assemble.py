@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from vision.detect.open import open_detector, published_class_names
 from vision.errors import Closed, ModelError, VisionError
 from vision.publish import Publisher, Recorder
 from vision.report import Report, status_messages
-from vision.runtime import Camera, Sink
+from vision.runtime import PIXEL_LEASES, Camera, PixelStage, Sink, Stage
 from vision.types import Result
 
 log = logging.getLogger(__name__)
@@ -124,8 +124,13 @@ def _close_recorder(recorder: Recorder, path: Path) -> None:
         raise VisionError(f"--record: {recorder.lost} of {recorder.lost + recorder.written} results are not in {path}")
 
 
-def detector_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Detector:
+def detector_of(
+    site: SiteConfig, options: RunOptions, resources: ExitStack, *, score: float | None = None
+) -> Detector:
     """Load the model and everything that finding objects needs.
+
+    Args:
+        score: lowest one to report, in place of `detect.score`: for a stage that makes use of less sure detections.
 
     Raises:
         ConfigError: a class is unknown, or the back-end is not there.
@@ -134,27 +139,37 @@ def detector_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> 
     options.check_stop()
     folder, card = model_of(site)
     began = time.monotonic()
-    detector = options.open_detector(folder, card, site.detect)
+    detect = site.detect if score is None else site.detect.model_copy(update={"score": score})
+    detector = options.open_detector(folder, card, detect)
     resources.enter_context(closing(detector))
     log.info("detector: %s, %s, ready in %.1f s", card.name, detector.name, time.monotonic() - began)
     return detector
 
 
-def cameras_of(site: SiteConfig, options: RunOptions, detector: Detector) -> list[Camera]:
-    """A slot and a supervisor for each camera; nothing is opened before the runtime starts them."""
+def cameras_of(
+    site: SiteConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
+) -> list[Camera]:
+    """A slot and a supervisor for each camera; nothing is opened before the runtime starts them.
+
+    Args:
+        stages: those of the runtime; one that looks at pixels holds pictures longer.
+    """
     options.check_stop()
     changed = threading.Condition()
-    return [_camera(camera, options, detector, changed) for camera in site.cameras]
+    leases = detector.slots + PIXEL_LEASES * any(isinstance(stage, PixelStage) for stage in stages)
+    return [_camera(camera, options, detector, leases, changed) for camera in site.cameras]
 
 
-def _camera(config: CameraConfig, options: RunOptions, detector: Detector, changed: threading.Condition) -> Camera:
+def _camera(
+    config: CameraConfig, options: RunOptions, detector: Detector, leases: int, changed: threading.Condition
+) -> Camera:
     policy = supervision_of(config)
     if options.offline:
         config = config.model_copy(update={"loop": False})  # each file once, or it would never end
     slot = LatestSlot(
         config.id,
         detector.frame_buffer,
-        leases=detector.slots,
+        leases=leases,
         lossless=options.offline and policy.finite,
         max_fps=config.max_fps,
         staleness_s=config.staleness_s,

@@ -77,7 +77,8 @@ class LatestSlot:
         """
         Args:
             allocate: makes one picture's buffer; the detector's `frame_buffer`.
-            leases: frames that the reader may hold at once; there are two buffers more than that.
+            leases: frames that the reader may hold at once, so that the writer never waits for it; there are two
+                buffers more than that.
             lossless: no frame is dropped for lack of time; `max_fps` and `staleness_s` do not apply.
             max_fps: most frames/s that the reader gets.
             staleness_s: a frame older than this when its turn comes is dropped.
@@ -86,7 +87,8 @@ class LatestSlot:
         self.camera_id = camera_id
         self.changed = changed or threading.Condition()
         self._allocate = allocate
-        self._buffers = leases + 2
+        self._leases = leases
+        self._leased = 0
         self._lossless = lossless
         self._interval_ns = 0 if lossless or max_fps is None else int(1e9 / max_fps)
         self._staleness_ns = None if lossless or staleness_s is None else int(staleness_s * 1e9)
@@ -118,7 +120,7 @@ class LatestSlot:
         if layout == self._layout:
             return
         frame_shape(*layout)
-        buffers = [self._allocate(*layout) for _ in range(self._buffers)]
+        buffers = [self._allocate(*layout) for _ in range(self._leases + 2)]
         with self.changed:
             self._layout = layout
             self._free = buffers
@@ -199,8 +201,11 @@ class LatestSlot:
             return SlotCounts(self._grabbed, self._taken, dict(self._dropped), int(self._waiting is not None))
 
     def bindable_ns(self, now_ns: int) -> int | None:
-        """When the waiting frame may be taken; at most `now_ns`: at once. None: there is none. Drops a stale one."""
-        if self._waiting is None:
+        """When the waiting frame may be taken; at most `now_ns`: at once. Drops a stale one.
+
+        None: there is none, or the reader holds as many leases as it may.
+        """
+        if self._waiting is None or self._leased >= self._leases:
             return None
         if self._staleness_ns is not None and now_ns - self._waiting.meta.captured_ns > self._staleness_ns:
             self._drop_waiting(DropReason.STALE)
@@ -220,6 +225,7 @@ class LatestSlot:
             self._due_ns = max(self._due_ns, now_ns - self._interval_ns) + self._interval_ns
             self._served_ns = now_ns
             self._taken += 1
+            self._leased += 1
             dropped_before = dict(self._unreported)
             self._unreported.clear()
             self.changed.notify_all()
@@ -233,9 +239,10 @@ class LatestSlot:
     def give_back(self, pixels: NDArray[np.uint8]) -> None:
         """Take a released buffer back, unless the picture's size has changed meanwhile."""
         with self.changed:
+            self._leased -= 1
             if self._layout is not None and pixels.shape == frame_shape(*self._layout):
                 self._free.append(pixels)
-                self.changed.notify_all()
+            self.changed.notify_all()
 
     def _drop_waiting(self, reason: DropReason) -> None:
         frame, self._waiting = self._waiting, None

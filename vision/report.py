@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from vision import wire
 from vision.batching import SlotCounts
 from vision.capture.supervisor import CameraStatus
 from vision.metrics import Percentiles
+from vision.types import Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class CameraReport:
     published_fps: float
     latency: Percentiles  # capture to publish, since the last report
     objects: int  # in the last picture
+    counted: Counts | None = None  # by its lines and zones, where the pipeline watches them
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,11 @@ class Report:
     queued_batches: int
     backend: str  # the detector's name
     model: str
+    counters: Mapping[str, int] = field(default_factory=dict)  # of stages and sinks, since the start
 
 
 def status_messages(report: Report) -> Iterator[wire.StatusMessage]:
-    """One message a camera, then one about the program."""
+    """One or two messages a camera, then one about the program."""
     now_ns, now_utc_ns = time.monotonic_ns(), time.time_ns()
     for camera in report.cameras:
         status = camera.status
@@ -67,6 +70,8 @@ def status_messages(report: Report) -> Iterator[wire.StatusMessage]:
             decoder=status.decoder,
             clock=status.clock,
         )
+        if camera.counted is not None:
+            yield wire.counts(camera.camera_id, camera.counted, now_ns, now_utc_ns)
     yield _node_status(report, now_ns, now_utc_ns)
 
 
@@ -89,6 +94,7 @@ def _node_status(report: Report, now_ns: int, now_utc_ns: int) -> wire.NodeStatu
         dropped=dropped,
         queues={"results": report.queued_batches},
         rss_bytes=resident_bytes(),
+        counters=report.counters,
     )
 
 

@@ -9,6 +9,9 @@ results             queue -> stages -> sinks
 main                `Runtime.run`: status every `interval_s`, the end of time, of the cameras, or of a thread
 ==================  ================================================================================
 
+A picture's lease ends when the detector is done with it. Only where a pipeline has a stage that looks at pixels it is
+kept until the results thread has run the stages of that picture (docs/design.md, section 4).
+
 All threads are children of `Runtime.run`: the first that fails stops the others, and its exception is raised again
 once they have ended. Stopping goes with the stream: cameras and slots close, the batches in flight come back, the
 results flush; what the caller opened (sockets, files, detector) it closes after that.
@@ -16,14 +19,15 @@ results flush; what the caller opened (sockets, files, detector) it closes after
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from vision.batching import Batcher, BindTimer, LatestSlot, Lease
 from vision.capture.supervisor import CameraSupervisor
@@ -31,16 +35,38 @@ from vision.detect.detector import Detector
 from vision.errors import DeviceError
 from vision.metrics import LatencyHistogram, Rate, span
 from vision.report import CameraReport, Report
-from vision.types import Detections, Result, Timing
+from vision.types import Counts, Detections, Frame, Result, Timing
 
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], int]
-Stage = Callable[[Result], Result]
+PlainStage: TypeAlias = Callable[[Result], Result]
+
+PIXEL_LEASES: Final = 2
+"""Pictures of a camera that wait for the results thread, or are there, while the detector has all of its own."""
 
 _POLL_S = 0.001  # while a slot is free and another runs: how late a fresh frame or a finished batch is seen at worst
 _IDLE_S = 0.1  # how late the loop sees that it should stop, with nothing to do
 _QUEUED_BATCHES = 64  # results are small; this only rides out a pause of the results thread
+
+
+@runtime_checkable
+class PixelStage(Protocol):
+    """A stage that looks at the picture too."""
+
+    def with_frame(self, result: Result, frame: Frame) -> Result:
+        """Called by the results thread. `frame` is valid until this returns: what is to last is copied out of it."""
+
+
+Stage: TypeAlias = PlainStage | PixelStage
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A stage or a sink that counts something which an operator should see."""
+
+    def counters(self) -> Mapping[str, int]:
+        """By name, such as ``cascade.skipped``, since the start. Called by the main thread."""
 
 
 class Sink(Protocol):
@@ -67,6 +93,15 @@ class _CameraMetrics:
     rate: Rate
     published: int = 0
     objects: int = 0
+    counts: Counts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """One picture's result, and the lease on the picture: whoever is given it releases it."""
+
+    result: Result
+    lease: Lease
 
 
 @dataclass(slots=True)
@@ -82,7 +117,7 @@ class InferenceLoop:
 
     detector: Detector
     batcher: Batcher
-    deliver: Callable[[list[Result]], None]
+    deliver: Callable[[list[Inferred]], None]
     clock: Clock = time.monotonic_ns
     hang_s: float = 30.0  # longer than any inference: a batch this old means a device that hangs
     progress_ns: int = 0  # when the loop last did something useful, or knew that there was nothing to do
@@ -101,8 +136,12 @@ class InferenceLoop:
         Raises:
             DeviceError: the detector failed or hangs.
         """
-        while self._step():
-            pass
+        try:
+            while self._step():
+                pass
+        finally:
+            for batch in self._running:
+                _release(batch.leases)
 
     def _step(self) -> bool:
         now_ns = self.clock()
@@ -124,8 +163,12 @@ class InferenceLoop:
 
     def _submit(self, leases: list[Lease]) -> None:
         slot = self._free.popleft()
-        with span("submit"):
-            self.detector.submit(slot, [lease.frame for lease in leases])
+        try:
+            with span("submit"):
+                self.detector.submit(slot, [lease.frame for lease in leases])
+        except BaseException:
+            _release(leases)
+            raise
         now_ns = self.clock()
         self._last_size = len(leases)
         self._timer.submitted(len(leases), now_ns)
@@ -146,15 +189,22 @@ class InferenceLoop:
         self._running.popleft()
         self._free.append(batch.slot)
         self._timer.done(now_ns)
-        for lease in batch.leases:
-            lease.release()
         self.deliver([self._result(batch, lease, one, now_ns) for lease, one in zip(batch.leases, found, strict=True)])
 
     @staticmethod
-    def _result(batch: _Batch, lease: Lease, found: Detections, now_ns: int) -> Result:
+    def _result(batch: _Batch, lease: Lease, found: Detections, now_ns: int) -> Inferred:
         meta = lease.frame.meta
         timing = Timing(meta.captured_ns, lease.taken_ns, batch.submitted_ns, now_ns)
-        return Result(meta, found, timing, lease.dropped_before)
+        return Inferred(Result(meta, found, timing, lease.dropped_before), lease)
+
+
+def _release(leases: Sequence[Lease]) -> None:
+    for lease in leases:
+        lease.release()
+
+
+def _blind(stage: PlainStage) -> Callable[[Result, Frame], Result]:
+    return lambda result, _frame: stage(result)
 
 
 class Runtime:
@@ -174,7 +224,8 @@ class Runtime:
     ) -> None:
         """
         Args:
-            stages: applied to each result in turn, by the results thread.
+            stages: applied to each result in turn, by the results thread. With a `PixelStage` among them, the slots
+                of `cameras` should have `PIXEL_LEASES` more than the detector has slots.
             model: its name, for status messages.
             stop_timeout_s: longest orderly stop; what has not ended by then is left behind.
         """
@@ -182,11 +233,13 @@ class Runtime:
         self._model = model
         self._cameras = list(cameras)
         self._stages = list(stages)
+        self._steps = [stage.with_frame if isinstance(stage, PixelStage) else _blind(stage) for stage in stages]
+        self._looks_at_pixels = any(isinstance(stage, PixelStage) for stage in stages)
         self._sinks = list(sinks)
         self._status_interval_s = status_interval_s
         self._stop_timeout_s = stop_timeout_s
         self._clock = clock
-        self._queue: queue.Queue[list[Result] | None] = queue.Queue(_QUEUED_BATCHES)
+        self._queue: queue.Queue[list[Inferred] | None] = queue.Queue(_QUEUED_BATCHES)
         self._failure: BaseException | None = None
         self._ended = threading.Event()  # a thread failed, or everything was published
         self._metrics = {camera.slot.camera_id: _CameraMetrics(LatencyHistogram(), Rate(clock)) for camera in cameras}
@@ -225,12 +278,17 @@ class Runtime:
             self._queue.qsize(),
             self._detector.name,
             self._model,
+            self._counters(),
         )
         for sink in self._sinks:
             sink.report(report)
         if on_report is not None:
             on_report(report)
         return report
+
+    def _counters(self) -> dict[str, int]:
+        parts: list[object] = [*self._stages, *self._sinks]
+        return {name: count for part in parts if isinstance(part, Counting) for name, count in part.counters().items()}
 
     def _camera_report(self, camera: Camera) -> CameraReport:
         camera_id = camera.slot.camera_id
@@ -243,6 +301,7 @@ class Runtime:
             metrics.rate.per_s(),
             metrics.latency.snapshot(reset=True),
             metrics.objects,
+            metrics.counts,
         )
 
     def _start(self) -> list[threading.Thread]:
@@ -288,6 +347,7 @@ class Runtime:
         for thread in threads:
             if thread.is_alive():
                 log.warning("%s did not end within %.1f s", thread.name, self._stop_timeout_s)
+        self._release_queued()
 
     def _infer(self) -> None:
         try:
@@ -295,25 +355,37 @@ class Runtime:
         finally:
             self._put(None)
 
-    def _deliver(self, results: list[Result]) -> None:
-        self._put(results)
+    def _deliver(self, batch: list[Inferred]) -> None:
+        if not self._looks_at_pixels:
+            _release([one.lease for one in batch])
+        self._put(batch)
 
-    def _put(self, item: list[Result] | None) -> None:
+    def _put(self, batch: list[Inferred] | None) -> None:
         while self._failure is None:
             try:
-                self._queue.put(item, timeout=_IDLE_S)
+                self._queue.put(batch, timeout=_IDLE_S)
             except queue.Full:
                 continue
             return
+        _release([one.lease for one in batch or ()])
 
     def _handle_results(self) -> None:
-        while (results := self._next_results()) is not None:
-            with span("results"):
-                for result in results:
-                    self._handle(result)
+        while (batch := self._next_results()) is not None:
+            try:
+                with span("results"):
+                    for one in batch:
+                        self._handle(one)
+            finally:
+                _release([one.lease for one in batch])
         self._ended.set()
 
-    def _next_results(self) -> list[Result] | None:
+    def _release_queued(self) -> None:
+        """What was still waiting when a failure ended the results thread."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                _release([one.lease for one in self._queue.get_nowait() or ()])
+
+    def _next_results(self) -> list[Inferred] | None:
         while self._failure is None:
             try:
                 return self._queue.get(timeout=_IDLE_S)
@@ -321,9 +393,11 @@ class Runtime:
                 continue
         return None
 
-    def _handle(self, result: Result) -> None:
-        for stage in self._stages:
-            result = stage(result)
+    def _handle(self, inferred: Inferred) -> None:
+        result = inferred.result
+        for step in self._steps:
+            result = step(result, inferred.lease.frame)
+        inferred.lease.release()
         result = replace(result, timing=replace(result.timing, published_ns=self._clock()))
         for sink in self._sinks:
             sink.publish(result)
@@ -333,6 +407,7 @@ class Runtime:
         timing, metrics = result.timing, self._metrics[result.meta.camera_id]
         metrics.published += 1
         metrics.objects = len(result.objects)
+        metrics.counts = result.counts
         metrics.rate.tick()
         if result.meta.clock != "media":  # a recording's times say nothing about how long we took
             metrics.latency.observe(timing.published_ns - timing.captured_ns)

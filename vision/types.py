@@ -110,6 +110,25 @@ class Tracks:
 
 
 @dataclass(frozen=True, slots=True)
+class Attribute:
+    """What a second model says of one followed object."""
+
+    model: str
+    class_name: str
+    score: float  # in [0, 1]
+    seen_ns: int  # monotonic; of the picture that the model looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the lines and zones of one camera have counted, by their names and then by ``in``, ``in:person``, ..."""
+
+    lines: Mapping[str, Mapping[str, int]]  # "in" and "out"
+    zones: Mapping[str, Mapping[str, int]]  # "entered" and "left"
+    occupancy: Mapping[str, int]  # objects in each zone now
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something happened: `kind` ("line_crossed", "crowded", ...) at the line or zone called `name`."""
 
@@ -119,6 +138,7 @@ class Event:
     track_id: int | None
     at_ns: int  # monotonic
     data: Mapping[str, Any] = field(default_factory=dict)
+    snapshot: str = ""  # path of a JPEG of the picture; empty where none was taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +161,5 @@ class Result:
     timing: Timing
     dropped_before: Mapping[str, int] = field(default_factory=dict)  # reason -> frames since the last result
     events: tuple[Event, ...] = ()
+    attributes: Mapping[int, tuple[Attribute, ...]] = field(default_factory=dict)  # by track id
+    counts: Counts | None = None  # None: nothing counts

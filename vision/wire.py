@@ -1,199 +1,90 @@
-"""What a message says: every field of every schema once, and JSON and MessagePack made from the same objects.
+"""From results to messages and back: every message is made, numbered, encoded and decoded here.
 
-Publisher, recorder and subscriber all import this module, so that none can differ from another; the tables of
-docs/messages.md and docs/schemas/ are generated from it. It is the only user of msgspec.
-
-A schema is called ``vision.<kind>/<version>``. Within a version fields are only added, and a reader ignores those it
-does not know; an added field has a default, because older publishers do not send it. Numbers are rounded to what they
-are good for: boxes to 0.1 px, scores to 0.0001, times to 1 µs.
+Publisher, recorder and subscriber all import this module, so that none can differ from another. The fields are those
+of `vision.wire_types`; the two are the only users of msgspec. Numbers are rounded to what they are good for: boxes to
+0.1 px, scores to 0.0001, times to 1 µs.
 """
 
 from __future__ import annotations
 
-import calendar
 import hashlib
 import secrets
-import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from enum import Enum
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypedDict, TypeVar, cast, get_args
+from typing import TypedDict, TypeVar, cast
 
 import msgspec
 import numpy as np
-from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from vision.errors import ConfigError, MessageError, redact
 from vision.metrics import Percentiles
-from vision.types import Detections, Event, Result, Tracks
+from vision.types import Counts, Detections, Event, Result, Tracks
+from vision.wire_types import (
+    KINDS,
+    NODE,
+    AnyMessage,
+    AttributeOfObject,
+    CameraStatusMessage,
+    CountsMessage,
+    DetectedObject,
+    DetectionsMessage,
+    Encoding,
+    EventMessage,
+    Kind,
+    LineCounts,
+    Message,
+    NodeStatusMessage,
+    StageLatency,
+    StageTimes,
+    StatusMessage,
+    ZoneCounts,
+    about,
+    json_schemas,
+    rfc3339,
+    schema_of,
+    utc_ns,
+)
 
-Encoding: TypeAlias = Literal["json", "msgpack"]
+__all__ = [
+    "KINDS",
+    "NODE",
+    "AnyMessage",
+    "AttributeOfObject",
+    "CameraStatusMessage",
+    "CountsMessage",
+    "DetectedObject",
+    "DetectionsMessage",
+    "Encoding",
+    "EventMessage",
+    "Kind",
+    "LineCounts",
+    "Message",
+    "NodeStatusMessage",
+    "Numbering",
+    "StageLatency",
+    "StageTimes",
+    "StatusMessage",
+    "ZoneCounts",
+    "about",
+    "boot_id",
+    "camera_status",
+    "counts",
+    "decode",
+    "decode_recorded",
+    "detections",
+    "encode",
+    "event",
+    "json_schemas",
+    "node_status",
+    "rfc3339",
+    "schema_of",
+    "utc_ns",
+]
 
-Kind: TypeAlias = Literal["detections", "status", "events"]
-"""First part of a topic: ``detections/<camera>``, ``status/<camera>``, ``status/node``, ``events/<camera>``."""
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-NODE = "node"
-"""``status/node`` is about the program itself, so no camera may have this name."""
-
-
-def about(description: str) -> Meta:
-    """What a field means: goes into the JSON Schema and into docs/messages.md."""
-    return Meta(description=description)
-
-
-class Message(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="schema"):
-    """Who sends, and which of its topic's messages this is. `Numbering.stamp` fills these fields in."""
-
-    node: Annotated[str, about("name of the publishing machine")]
-    instance: Annotated[str, about("of this start of the publisher: when it changes, `seq` starts at 1 again")]
-    boot: Annotated[str, about("of this start of the machine: where yours is equal, so is the monotonic clock")]
-    seq: Annotated[int, about("1, 2, 3, … per topic and instance: a missing number was lost on the way")]
-
-    @property
-    def topic(self) -> str:
-        """What the message is published under."""
-        raise NotImplementedError
-
-
-class DetectedObject(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One object in one picture."""
-
-    track_id: Annotated[int | None, about("the same from picture to picture; absent where nothing tracks")] = None
-    class_name: Annotated[str, about("what it is")] = msgspec.field(name="class")
-    class_id: Annotated[int, about("the model's number of the class")]
-    score: Annotated[float, about("0 to 1")]
-    box: Annotated[tuple[float, float, float, float], about("x1, y1, x2, y2 in pixels of the picture; y goes down")]
-
-
-class StageTimes(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where the milliseconds between camera and socket went."""
-
-    wait: Annotated[float, about("captured → bound to a batch: waiting for the detector")]
-    submit: Annotated[float, about("bound → handed to the detector")]
-    infer: Annotated[float, about("handed to the detector → boxes back")]
-    publish: Annotated[float, about("boxes back → handed to the socket, with every stage between")]
-    total: Annotated[float, about("captured → handed to the socket")]
-
-
-class DetectionsMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.detections/1"):
-    """What is in one picture of one camera. Sent for each picture that was inferred, also when nothing was found."""
-
-    camera: Annotated[str, about("the camera's `id` in camera.yaml")]
-    epoch: Annotated[int, about("grows by 1 when the camera reconnects or changes its picture size")]
-    frame: Annotated[int, about("number of the picture in its epoch, dropped ones counted")]
-    captured_at: Annotated[str, about("UTC, RFC 3339")]
-    captured_monotonic_ns: Annotated[int, about("the same instant on the machine's monotonic clock")]
-    clock: Annotated[
-        str, about("where the time comes from: `rtcp` (the camera), `arrival` (this machine), `media` (a file)")
-    ]
-    timing_ms: Annotated[StageTimes, about("how long each stage took")]
-    dropped_before: Annotated[dict[str, int], about("pictures dropped since the camera's last message, by reason")]
-    width: Annotated[int, about("of the picture, pixels")]
-    height: Annotated[int, about("of the picture, pixels")]
-    objects: Annotated[list[DetectedObject], about("best score first")]
-    excess: Annotated[int, about("candidates beyond the detector's capacity, not looked at; absent: 0")] = 0
-    invalid: Annotated[int, about("objects left out because a number was not finite; absent: 0")] = 0
-
-    @property
-    def topic(self) -> str:
-        return f"detections/{self.camera}"
-
-    @property
-    def captured_utc_ns(self) -> int:
-        """`captured_at` as a number."""
-        return utc_ns(self.captured_at)
-
-    def timing_line(self) -> str:
-        """Where the time went, for people."""
-        t = self.timing_ms
-        return (
-            f"{self.camera} frame {self.frame}: {t.total:.1f} ms = {t.wait:.1f} waiting + {t.submit:.1f} submitting "
-            f"+ {t.infer:.1f} inferring + {t.publish:.1f} publishing"
-        )
-
-
-class EventMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.events/1"):
-    """Something happened in front of one camera."""
-
-    camera: Annotated[str, about("the camera's `id` in camera.yaml")]
-    epoch: Annotated[int, about("of the picture in which it was seen")]
-    frame: Annotated[int, about("of the picture in which it was seen")]
-    at: Annotated[str, about("when it happened; UTC, RFC 3339")]
-    at_monotonic_ns: Annotated[int, about("the same instant on the machine's monotonic clock")]
-    kind: Annotated[str, about("what happened")]
-    name: Annotated[str, about("of the line or zone where it happened")]
-    track_id: Annotated[int | None, about("who did it; absent where no single object did")] = None
-    data: Annotated[dict[str, Any], about("more, by `kind`")]
-
-    @property
-    def topic(self) -> str:
-        return f"events/{self.camera}"
-
-
-class CameraStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.status/1"):
-    """How one camera is. Counts are since the publisher's start."""
-
-    camera: Annotated[str, about("the camera's `id` in camera.yaml")]
-    at: Annotated[str, about("UTC, RFC 3339")]
-    at_monotonic_ns: Annotated[int, about("the same instant on the machine's monotonic clock")]
-    state: Annotated[str, about("`connecting`, `streaming`, `frozen`, `backing-off` or `ended`")]
-    state_for_s: Annotated[float, about("how long it has been in this state, seconds")]
-    epoch: Annotated[int, about("grows by 1 when the camera reconnects or changes its picture size")]
-    reconnects: Annotated[int, about("connections after the first")]
-    grabbed: Annotated[int, about("pictures that came; `published` + `dropped` + those in flight")]
-    published: Annotated[int, about("pictures whose detections were published")]
-    dropped: Annotated[dict[str, int], about("pictures not inferred, by reason")]
-    fps: Annotated[float, about("pictures that come per second")]
-    published_fps: Annotated[float, about("messages per second")]
-    last_frame_age_s: Annotated[float | None, about("since the last picture, seconds; absent before the first")] = None
-    last_error: Annotated[str | None, about("why the last connection failed or ended")] = None
-    next_retry_in_s: Annotated[float | None, about("until the next attempt to connect, seconds")] = None
-    width: Annotated[int | None, about("of the picture, pixels; absent before the first connection")] = None
-    height: Annotated[int | None, about("of the picture, pixels; absent before the first connection")] = None
-    decoder: Annotated[str | None, about("who decodes")] = None
-    clock: Annotated[str | None, about("where capture times come from")] = None
-
-    @property
-    def topic(self) -> str:
-        return f"status/{self.camera}"
-
-
-class StageLatency(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Of one stage since the last status message, milliseconds."""
-
-    p50: Annotated[float, about("half were quicker, ms")]
-    p99: Annotated[float, about("99 of 100 were quicker, ms")]
-    max: Annotated[float, about("the slowest, ms")]
-
-
-class NodeStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.status/1"):
-    """How the program is. Counts are since its start, over all cameras."""
-
-    at: Annotated[str, about("UTC, RFC 3339")]
-    at_monotonic_ns: Annotated[int, about("the same instant on the machine's monotonic clock")]
-    uptime_s: Annotated[float, about("since the program's start, seconds")]
-    version: Annotated[str, about("of the program")]
-    backend: Annotated[str, about("detector, device and precision")]
-    model: Annotated[str, about("name of the model")]
-    rates: Annotated[dict[str, float], about("pictures per second, by what happened to them")]
-    latency_ms: Annotated[dict[str, StageLatency], about("how long each stage took since the last status")]
-    dropped: Annotated[dict[str, int], about("pictures not inferred, by reason")]
-    queues: Annotated[dict[str, int], about("what waits, by queue")]
-    rss_bytes: Annotated[int, about("memory of the process")]
-
-    @property
-    def topic(self) -> str:
-        return f"status/{NODE}"
-
-
-StatusMessage: TypeAlias = CameraStatusMessage | NodeStatusMessage
-AnyMessage: TypeAlias = DetectionsMessage | EventMessage | CameraStatusMessage | NodeStatusMessage
 _M = TypeVar("_M", bound=Message)
 
 
@@ -226,6 +117,8 @@ def detections(result: Result, class_names: Sequence[str], now_ns: int = 0) -> D
     """One picture's result, not yet numbered. `now_ns` stands in for a `published_ns` that is not set yet."""
     meta, found = result.meta, result.objects
     objects, invalid = _objects(found, class_names)
+    if result.attributes:
+        objects = [_with_attributes(one, result) for one in objects]
     return DetectionsMessage(
         **_UNNUMBERED,
         camera=meta.camera_id,
@@ -252,12 +145,31 @@ def _objects(found: Detections | Tracks, class_names: Sequence[str]) -> tuple[li
         return _objects(_rows(found, finite), class_names)[0], len(found) - int(finite.sum())
     class_ids = found.class_ids.tolist()
     names = [class_names[i] if 0 <= i < len(class_names) else f"class {i}" for i in class_ids]
-    track_ids = found.track_ids.tolist() if isinstance(found, Tracks) else [None] * len(scores)
-    rows = zip(track_ids, names, class_ids, scores, boxes, strict=True)
+    track_ids: list[int] | list[None] = [None] * len(scores)
+    ages_ms: list[int] | list[None] = [None] * len(scores)
+    if isinstance(found, Tracks):
+        track_ids, ages_ms = found.track_ids.tolist(), found.age_ms.tolist()
+    rows = zip(track_ids, names, class_ids, scores, boxes, ages_ms, strict=True)
     return [
-        DetectedObject(track_id=track_id, class_name=name, class_id=class_id, score=score, box=box)
-        for track_id, name, class_id, score, box in rows
+        DetectedObject(track_id=track_id, class_name=name, class_id=class_id, score=score, box=box, age_ms=age_ms)
+        for track_id, name, class_id, score, box, age_ms in rows
     ], 0
+
+
+def _with_attributes(found: DetectedObject, result: Result) -> DetectedObject:
+    if found.track_id is None or not (attributes := result.attributes.get(found.track_id)):
+        return found
+    now_ns = result.meta.captured_ns
+    told = [
+        AttributeOfObject(
+            model=one.model,
+            class_name=one.class_name,
+            score=round(one.score, 4),
+            age_ms=max(0, round((now_ns - one.seen_ns) / 1e6)),
+        )
+        for one in attributes
+    ]
+    return msgspec.structs.replace(found, attributes=told)
 
 
 def _rows(found: Detections | Tracks, keep: NDArray[np.bool_]) -> Detections | Tracks:
@@ -296,7 +208,52 @@ def event(happened: Event, result: Result) -> EventMessage:
         name=happened.name,
         track_id=happened.track_id,
         data=dict(happened.data),
+        box=_box_of(happened.track_id, result.objects),
+        snapshot=happened.snapshot or None,
     )
+
+
+def _box_of(track_id: int | None, found: Detections | Tracks) -> tuple[float, float, float, float] | None:
+    if track_id is None or not isinstance(found, Tracks):
+        return None
+    rows = (found.track_ids == track_id).nonzero()[0]
+    if not len(rows) or not np.isfinite(box := found.boxes_xyxy[rows[0]]).all():
+        return None
+    x1, y1, x2, y2 = box.astype(np.float64).round(1).tolist()
+    return x1, y1, x2, y2
+
+
+def counts(camera: str, counted: Counts, now_ns: int, now_utc_ns: int) -> CountsMessage:
+    """What a camera's lines and zones have counted, not yet numbered."""
+    return CountsMessage(
+        **_UNNUMBERED,
+        camera=camera,
+        at=rfc3339(now_utc_ns),
+        at_monotonic_ns=now_ns,
+        lines={
+            name: LineCounts(
+                in_=totals.get("in", 0),
+                out=totals.get("out", 0),
+                in_by_class=_by_class("in:", totals),
+                out_by_class=_by_class("out:", totals),
+            )
+            for name, totals in counted.lines.items()
+        },
+        zones={
+            name: ZoneCounts(
+                occupancy=counted.occupancy.get(name, 0),
+                entered=totals.get("entered", 0),
+                left=totals.get("left", 0),
+                entered_by_class=_by_class("entered:", totals),
+                left_by_class=_by_class("left:", totals),
+            )
+            for name, totals in counted.zones.items()
+        },
+    )
+
+
+def _by_class(prefix: str, totals: Mapping[str, int]) -> dict[str, int]:
+    return {key.removeprefix(prefix): count for key, count in totals.items() if key.startswith(prefix)}
 
 
 def camera_status(
@@ -365,6 +322,7 @@ def node_status(
     dropped: Mapping[str, int],
     queues: Mapping[str, int],
     rss_bytes: int,
+    counters: Mapping[str, int] | None = None,
 ) -> NodeStatusMessage:
     """How the program is, not yet numbered."""
     return NodeStatusMessage(
@@ -383,6 +341,7 @@ def node_status(
         dropped=_counts(dropped),
         queues=dict(queues),
         rss_bytes=rss_bytes,
+        counters=dict(counters or {}),
     )
 
 
@@ -396,23 +355,6 @@ def _ms(duration_ns: int) -> float:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
-
-
-def rfc3339(utc_ns: int) -> str:
-    """Nanoseconds since 1970 as ``2026-01-31T12:00:00.123456Z``."""
-    seconds, ns = divmod(utc_ns, 1_000_000_000)
-    return f"{_second(seconds)}.{ns // 1000:06d}Z"
-
-
-@lru_cache(maxsize=64)
-def _second(utc_s: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(utc_s))
-
-
-def utc_ns(text: str) -> int:
-    """The opposite of `rfc3339`."""
-    moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
-    return (calendar.timegm(moment.utctimetuple()) * 1_000_000 + moment.microsecond) * 1000
 
 
 @lru_cache(maxsize=1)
@@ -435,6 +377,7 @@ _TO_MSGPACK = msgspec.msgpack.Encoder(enc_hook=_plain)
 _TYPES: dict[str, type[AnyMessage]] = {
     "detections": DetectionsMessage,
     "events": EventMessage,
+    "counts": CountsMessage,
     "status": CameraStatusMessage,
     f"status/{NODE}": NodeStatusMessage,
 }
@@ -493,22 +436,3 @@ def _unreadable(where: str, key: str, payload: bytes, error: Exception) -> Messa
     return MessageError(
         f"{where}: expected a message of schema {expected}: {error}", hint="is the publisher really `vision run`?"
     )
-
-
-def schema_of(message: type[Message]) -> str:
-    """Such as ``vision.detections/1``."""
-    return str(message.__struct_config__.tag)
-
-
-def json_schemas() -> dict[str, dict[str, Any]]:
-    """JSON Schema of every message, by the name of its file in docs/schemas/."""
-    messages: dict[str, type[Message]] = {
-        "detections": DetectionsMessage,
-        "events": EventMessage,
-        "camera-status": CameraStatusMessage,
-        "node-status": NodeStatusMessage,
-    }
-    return {
-        f"{name}-{schema_of(message).rpartition('/')[2]}.json": msgspec.json.schema(message)
-        for name, message in messages.items()
-    }

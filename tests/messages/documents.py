@@ -49,6 +49,7 @@ def fields_expected() -> str:
     schemas = {name: schema["$defs"] for name, schema in wire.json_schemas().items()}
     detections, events = schemas["detections-1.json"], schemas["events-1.json"]
     camera, node = schemas["camera-status-1.json"], schemas["node-status-1.json"]
+    counts = schemas["counts-1.json"]
     schema = {"type": "string", "description": "kind and version of the message"}
     properties = detections["DetectionsMessage"]["properties"] | {"schema": schema}
     head = {"properties": {name: properties[name] for name in _HEAD}, "required": list(_HEAD)}
@@ -56,8 +57,12 @@ def fields_expected() -> str:
         "Every message": head,
         "`detections/<camera>`": detections["DetectionsMessage"],
         "Each of its `objects`": detections["DetectedObject"],
+        "Each of their `attributes`": detections["AttributeOfObject"],
         "Its `timing_ms`": detections["StageTimes"],
         "`events/<camera>`": events["EventMessage"],
+        "`counts/<camera>`": counts["CountsMessage"],
+        "Each of its `lines`": counts["LineCounts"],
+        "Each of its `zones`": counts["ZoneCounts"],
         "`status/<camera>`": camera["CameraStatusMessage"],
         "`status/node`": node["NodeStatusMessage"],
         "Each of its `latency_ms`": node["StageLatency"],

@@ -25,7 +25,7 @@ def found(n: int = 2) -> Detections:
 def tracked(n: int = 2) -> Tracks:
     """The same with track ids from 40."""
     one = found(n)
-    return Tracks(one.boxes_xyxy, one.scores, one.class_ids, np.arange(n) + 40, np.zeros(n, np.int64))
+    return Tracks(one.boxes_xyxy, one.scores, one.class_ids, np.arange(n) + 40, np.full(n, 1500, np.int64))
 
 
 def result(

@@ -112,6 +112,48 @@ def test_leased_pixels_are_never_written(make: MakeCamera) -> None:
     assert int(leases[1].frame.pixels[0, 0, 0]) == 1
 
 
+def test_a_reader_with_all_its_leases_makes_newer_frames_replace_each_other(make: MakeCamera) -> None:
+    camera = make(leases=2)
+    for _ in range(2):
+        camera.write()
+        assert camera.slot.take() is not None
+    for _ in range(5):  # the writer never waits for the reader
+        assert camera.slot.write_buffer(0) is not None
+        camera.write()
+    assert camera.slot.bindable_ns(camera.clock()) is None
+    assert camera.slot.take() is None
+    assert camera.slot.counts().dropped == {DropReason.SUPERSEDED: 4}
+
+
+def test_a_batcher_waits_for_a_lease_to_be_released(make: MakeCamera) -> None:
+    camera = make(leases=1)
+    batcher = Batcher([camera.slot], 1)
+    camera.write()
+    [lease] = batcher.next()
+    camera.write()
+    assert not batcher.wait_frame(0)
+    assert batcher.next() == []
+    timer = threading.Timer(0.05, lease.release)
+    timer.start()
+    assert batcher.wait_frame(10)
+    timer.join()
+    [newer] = batcher.next()
+    assert newer.frame.meta.index == 1
+
+
+def test_a_lease_of_another_size_counts_until_it_is_released(make: MakeCamera) -> None:
+    camera = make(leases=1)
+    camera.write()
+    lease = camera.slot.take()
+    assert lease is not None
+    camera.slot.configure(6, 8, "bgr")
+    camera.size = (6, 8)
+    camera.write()
+    assert camera.slot.take() is None
+    lease.release()
+    assert camera.slot.take() is not None
+
+
 def test_buffers_are_reused(make: MakeCamera) -> None:
     camera = make(leases=1)
     seen: set[int] = set()
@@ -125,7 +167,7 @@ def test_buffers_are_reused(make: MakeCamera) -> None:
 
 
 def test_lossless_writer_waits_and_nothing_is_dropped(make: MakeCamera) -> None:
-    camera = make(lossless=True, max_fps=1.0, staleness_s=0.001)
+    camera = make(lossless=True, leases=2, max_fps=1.0, staleness_s=0.001)
     camera.write()
     assert camera.slot.write_buffer(0) is None
     camera.clock.advance_ms(10_000)

@@ -311,7 +311,7 @@ def test_a_bad_address_is_refused_at_once(address: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"kinds": ["detection"]}, "kinds: expected some of detections, status, events, got detection"),
+        ({"kinds": ["detection"]}, "kinds: expected some of detections, status, events, counts, got detection"),
         ({"kinds": []}, "got none"),
         ({"kinds": "status"}, "kinds: expected a list of names, got the text 'status'"),
         ({"cameras": "gate"}, "cameras: expected a list of names, got the text 'gate'"),

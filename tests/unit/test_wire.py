@@ -13,16 +13,25 @@ from hypothesis import strategies as st
 from tests.messages.samples import CLASSES, TIMING, camera_status, crossed, found, node_status, result, tracked
 from vision import wire
 from vision.errors import ConfigError, MessageError
-from vision.types import Detections, Event, Timing, Tracks
+from vision.types import Attribute, Counts, Detections, Event, Timing, Tracks
 
 
 def event() -> wire.EventMessage:
     return wire.event(crossed(), result())
 
 
+COUNTED = Counts(
+    {"door": {"in": 7, "out": 2, "in:person": 4, "in:car": 3, "out:person": 2}},
+    {"queue": {"entered": 5, "left": 2, "entered:person": 5, "left:person": 2}, "yard": {}},
+    {"queue": 3, "yard": 0},
+)
+SEEN = {40: (Attribute("vest", "yes", 0.91234, TIMING.captured_ns - 840_000_000),), 99: (Attribute("a", "b", 1, 0),)}
+
 MESSAGES = {
     "detections": wire.detections(result(), CLASSES),
     "tracks": wire.detections(result(tracked()), CLASSES),
+    "attributes": wire.detections(result(tracked(), attributes=SEEN), CLASSES),
+    "counts": wire.counts("gate", COUNTED, 5, 0),
     "nothing found": wire.detections(result(Detections.empty()), CLASSES),
     "event": event(),
     "camera": camera_status(last_error="rtsp://u:secret@h/: refused", width=640, height=480, decoder="ffmpeg"),
@@ -65,7 +74,14 @@ def test_a_detections_message_in_full() -> None:
         "width": 640,
         "height": 480,
         "objects": [
-            {"track_id": 40, "class": "person", "class_id": 0, "score": 0.8765, "box": [0.1, 1.1, 2.1, 3.1]},
+            {
+                "track_id": 40,
+                "class": "person",
+                "class_id": 0,
+                "score": 0.8765,
+                "box": [0.1, 1.1, 2.1, 3.1],
+                "age_ms": 1500,
+            },
         ],
     }
 
@@ -124,6 +140,45 @@ def test_an_event_has_its_own_time_and_plain_data() -> None:
     assert content["at_monotonic_ns"] == 5_001_000_000
     assert content["data"] == {"direction": "in", "count": 3}
     assert (content["frame"], content["track_id"], content["kind"], content["name"]) == (17, 40, "line_crossed", "door")
+
+
+def test_an_event_shows_where_its_object_was_and_its_snapshot() -> None:
+    shown = Event("line_crossed", "door", "gate", 41, 5_001_000_000, snapshot="/var/shots/gate.jpg")
+    content = as_json(wire.event(shown, result(tracked(3))))
+    assert content["box"] == [4.1, 5.1, 6.1, 7.1]
+    assert content["snapshot"] == "/var/shots/gate.jpg"
+
+
+@pytest.mark.parametrize("objects", [found(3), tracked(0), Detections.empty()])
+def test_an_event_whose_object_is_not_in_the_picture_has_no_box(objects: Detections | Tracks) -> None:
+    content = as_json(wire.event(Event("zone_left", "queue", "gate", 41, 0), result(objects)))
+    assert not {"box", "snapshot", "journal", "number"} & set(content)
+
+
+def test_an_event_has_no_box_that_is_not_finite() -> None:
+    objects = tracked(2)
+    objects.boxes_xyxy[1, 0] = np.nan
+    assert "box" not in as_json(wire.event(Event("zone_left", "queue", "gate", 41, 0), result(objects)))
+
+
+def test_attributes_go_with_their_track_and_tell_their_age() -> None:
+    objects = as_json(MESSAGES["attributes"])["objects"]
+    assert objects[0]["attributes"] == [{"model": "vest", "class": "yes", "score": 0.9123, "age_ms": 840}]
+    assert "attributes" not in objects[1]
+
+
+def test_counts_in_full() -> None:
+    content = as_json(MESSAGES["counts"])
+    assert content["lines"] == {
+        "door": {"in": 7, "out": 2, "in_by_class": {"person": 4, "car": 3}, "out_by_class": {"person": 2}}
+    }
+    assert content["zones"] == {
+        "queue": {
+            "occupancy": 3, "entered": 5, "left": 2, "entered_by_class": {"person": 5}, "left_by_class": {"person": 2}
+        },
+        "yard": {"occupancy": 0, "entered": 0, "left": 0, "entered_by_class": {}, "left_by_class": {}},
+    }  # fmt: skip
+    assert (content["at"], content["at_monotonic_ns"]) == ("1970-01-01T00:00:00.000000Z", 5)
 
 
 def test_event_data_that_no_message_can_hold() -> None:
@@ -187,7 +242,7 @@ def _changed(**changes: Any) -> bytes:
         ("detections/gate", b'{"schema": "\xff"}', "expected a message of schema"),
         ("detections/gate", b'{"x":' + b"[" * 100_000, "expected a message of schema"),
         ("status/gate", wire.encode(MESSAGES["node"]), "missing required field `camera`"),
-        ("weather/gate", b"{}", "starts with one of detections, status, events, got 'weather/gate'"),
+        ("weather/gate", b"{}", "starts with one of detections, status, events, counts, got 'weather/gate'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_with_the_reason(topic: str, payload: bytes, words: str) -> None:

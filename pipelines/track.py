@@ -1,0 +1,32 @@
+"""capture -> batching -> detect -> track -> publish: what is in each picture, and what of it was there before."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from vision.assemble import RunOptions, cameras_of, detector_of, publisher_of
+from vision.config import SiteConfig
+from vision.runtime import Runtime
+from vision.stages import TrackStage
+
+
+def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+    """Open everything, in the order in which a fault is cheapest to find; `resources` closes it again.
+
+    Raises:
+        ConfigError: the address is taken, a class is unknown, ...
+        ModelError: the model does not fit its card.
+        Closed: stopped while starting.
+    """
+    publisher = publisher_of(site, options, resources)
+    track = TrackStage(site.track, score=site.detect.score)
+    detector = detector_of(site, options, resources, score=track.detector_score)
+    return Runtime(
+        cameras=cameras_of(site, options, detector),
+        detector=detector,
+        stages=[track],
+        sinks=[publisher],
+        model=site.model,
+        status_interval_s=site.status.interval_s,
+        stop_timeout_s=site.stop_timeout_s,
+    )

@@ -1,0 +1,220 @@
+"""Trackers and analytics as stages: one for each camera, begun anew with each epoch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vision.config.analytics import CameraAnalytics
+from vision.config.tracking import TrackConfig
+from vision.errors import ConfigError
+from vision.stages import AnalyticsStage, TrackStage
+from vision.types import Counts, Detections, Event, FrameMeta, Result, Timing, Tracks
+
+STEP_NS = 100_000_000
+CLASSES = ("person", "car")
+
+
+def result(
+    *boxes: tuple[float, float, float, float],
+    index: int = 0,
+    camera: str = "gate",
+    epoch: int = 0,
+    score: float = 0.9,
+    size: tuple[int, int] = (640, 480),
+) -> Result:
+    at_ns = (1 + index) * STEP_NS
+    objects = Detections(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.full(len(boxes), score, np.float32),
+        np.zeros(len(boxes), np.int32),
+    )
+    return Result(FrameMeta(camera, index, epoch, at_ns, at_ns, *size), objects, Timing(at_ns))
+
+
+def walker(index: int, *, y: float = 100.0, step: float = 20.0) -> tuple[float, float, float, float]:
+    """Walks down; its feet are at ``y + 100 + step * index``."""
+    return (200, y + step * index, 240, y + 100 + step * index)
+
+
+def tracks(one: Result) -> Tracks:
+    assert isinstance(one.objects, Tracks)
+    return one.objects
+
+
+# --- tracks -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_camera_has_its_own_tracker() -> None:
+    stage = TrackStage()
+    ids: dict[str, set[int]] = {"gate": set(), "yard": set()}
+    for index in range(5):
+        for camera in ids:
+            found = tracks(stage(result(walker(index), index=index, camera=camera)))
+            ids[camera] |= set(found.track_ids.tolist())
+    assert [len(of_camera) for of_camera in ids.values()] == [1, 1]
+    assert not ids["gate"] & ids["yard"]
+
+
+def test_a_new_epoch_begins_new_tracks() -> None:
+    stage = TrackStage()
+    seen = [tracks(stage(result(walker(index), index=index, epoch=index // 4))) for index in range(12)]
+    of_epoch = [{int(i) for found in seen[4 * e : 4 * e + 4] for i in found.track_ids} for e in range(3)]
+    assert [len(ids) for ids in of_epoch] == [1, 1, 1]
+    assert len(set.union(*of_epoch)) == 3
+
+
+def test_everything_else_of_a_result_is_kept() -> None:
+    before = result(walker(0))
+    after = TrackStage()(before)
+    assert (after.meta, after.timing, after.events) == (before.meta, before.timing, before.events)
+
+
+@pytest.mark.parametrize(("score", "detector_score"), [(0.35, 0.15), (0.1, 0.1), (0.7, 0.15)])
+def test_the_detector_reports_down_to_what_the_tracker_can_use(score: float, detector_score: float) -> None:
+    assert TrackStage(TrackConfig(), score=score).detector_score == detector_score
+
+
+def found_with(stage: TrackStage, scores: Iterable[float]) -> list[int]:
+    """Objects published in each picture of one who walks and is found with these scores."""
+    return [len(tracks(stage(result(walker(at), index=at, score=score)))) for at, score in enumerate(scores)]
+
+
+def test_an_object_is_published_once_it_had_the_score_and_then_wherever_it_is_followed() -> None:
+    sure, unsure = 0.9, 0.2
+    assert found_with(TrackStage(score=0.35), [unsure, unsure, sure, sure, unsure, sure]) == [0, 0, 0, 1, 1, 1]
+    assert found_with(TrackStage(score=0.8), [0.7] * 4 + [0.85] * 3) == [0] * 5 + [1] * 2
+    assert found_with(TrackStage(score=0.35), [0.7] * 4) == [0, 1, 1, 1]
+
+
+def test_what_is_followed_already_is_refused() -> None:
+    once = TrackStage()(result(walker(0)))
+    with pytest.raises(TypeError, match="expected detections to follow, got Tracks"):
+        TrackStage()(once)
+
+
+# --- analytics --------------------------------------------------------------------------------------------------------
+
+DOOR = {"name": "door", "points": [[100, 300], [400, 300]]}
+YARD = {"name": "yard", "polygon": [[100, 300], [400, 300], [400, 479], [100, 479]]}
+
+
+def section(**content: object) -> CameraAnalytics:
+    lists = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
+    return CameraAnalytics.model_validate(content | lists)
+
+
+SECTIONS = {"gate": section(lines=[DOOR], zones=[YARD])}
+
+
+def walk(
+    stage: AnalyticsStage, *, epoch: int = 0, camera: str = "gate", track: TrackStage | None = None
+) -> list[Result]:
+    """One who walks over the line and into the zone, in the 6th picture."""
+    track = track or TrackStage()
+    return [stage(track(result(walker(at), index=at, epoch=epoch, camera=camera))) for at in range(10)]
+
+
+def kinds(results: list[Result]) -> list[str]:
+    return [event.kind for one in results for event in one.events]
+
+
+def test_crossings_and_zones_become_events_and_counts() -> None:
+    results = walk(AnalyticsStage(SECTIONS, CLASSES))
+    assert kinds(results) == ["line_crossed", "zone_entered"]
+    assert results[0].counts == Counts({"door": {"in": 0, "out": 0}}, {"yard": {"entered": 0, "left": 0}}, {"yard": 0})
+    last = results[-1].counts
+    assert last is not None
+    assert last.lines == {"door": {"in": 1, "out": 0, "in:person": 1}}
+    assert last.zones == {"yard": {"entered": 1, "left": 0, "entered:person": 1}}
+    assert last.occupancy == {"yard": 1}
+    (event,) = [event for one in results for event in one.events if event.kind == "line_crossed"]
+    assert event.track_id in tracks(results[-1]).track_ids
+
+
+def test_counts_are_made_anew_only_when_something_happened() -> None:
+    results = walk(AnalyticsStage(SECTIONS, CLASSES))
+    assert len({id(one.counts) for one in results}) == 1 + sum(bool(one.events) for one in results)
+
+
+def test_a_camera_without_lines_and_zones_passes_through() -> None:
+    results = walk(AnalyticsStage(SECTIONS, CLASSES), camera="yard")
+    assert kinds(results) == []
+    assert all(one.counts is None for one in results)
+
+
+def test_events_of_a_stage_before_are_kept() -> None:
+    before = Event("mine", "x", "gate", None, 0)
+    one = replace(TrackStage()(result(walker(0))), events=(before,))
+    assert AnalyticsStage(SECTIONS, CLASSES)(one).events == (before,)
+
+
+def test_a_new_epoch_ends_what_lasts_and_counting_goes_on() -> None:
+    stage = AnalyticsStage(SECTIONS, CLASSES)
+    first, second = walk(stage), walk(stage, epoch=1)
+    assert kinds(first) == ["line_crossed", "zone_entered"]
+    assert kinds(second) == ["zone_left", "line_crossed", "zone_entered"]
+    assert second[0].events[0].data["how"] == "lost"
+    assert second[-1].counts is not None
+    assert second[-1].counts.lines["door"]["in"] == 2
+    assert second[-1].counts.occupancy == {"yard": 1}
+
+
+def test_fractions_follow_the_size_of_the_picture() -> None:
+    half = section(units="fraction", lines=[{"name": "middle", "points": [[0.0, 0.5], [1.0, 0.5]]}])
+    stage, track = AnalyticsStage({"gate": half}, CLASSES), TrackStage()
+    heights = [480, 400]  # the line lies at 240, then at 200
+    crossed = []
+    for epoch, height in enumerate(heights):
+        for at in range(8):
+            one = stage(track(result(walker(at, y=60, step=10), index=at, epoch=epoch, size=(640, height))))
+            crossed += [(epoch, 160 + 10 * at) for _ in one.events]
+    ((epoch, feet),) = crossed
+    assert epoch == 1
+    assert 200 < feet <= 220
+
+
+def test_shapes_outside_of_the_picture_are_named_once_a_size(caplog: pytest.LogCaptureFixture) -> None:
+    stage, track = AnalyticsStage(SECTIONS, CLASSES), TrackStage()
+    with caplog.at_level(logging.WARNING):
+        for epoch in range(3):
+            stage(track(result(epoch=epoch, size=(320, 240))))
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "camera gate: outside of its picture of 320x240, and so never reached: door, yard"
+    )
+
+
+def test_counters_live_on_in_the_folder(tmp_path: Path) -> None:
+    for times in (1, 2):
+        stage = AnalyticsStage(SECTIONS, CLASSES, folder=tmp_path / "counters")
+        last = walk(stage)[-1].counts
+        stage.close()
+        stage.close()
+        assert last is not None
+        assert last.lines["door"]["in"] == times
+        assert last.occupancy == {"yard": 1}
+
+
+def test_a_folder_is_counted_in_by_one_process(tmp_path: Path) -> None:
+    first = AnalyticsStage(SECTIONS, CLASSES, folder=tmp_path)
+    with pytest.raises(ConfigError, match="in use by another process"):
+        AnalyticsStage({"alley": SECTIONS["gate"], **SECTIONS}, CLASSES, folder=tmp_path)
+    first.close()
+    AnalyticsStage({"alley": SECTIONS["gate"], **SECTIONS}, CLASSES, folder=tmp_path).close()  # alley was let go
+
+
+def test_a_class_that_the_model_does_not_have_is_found_at_once() -> None:
+    wrong = section(lines=[DOOR | {"classes": ("persn",)}])
+    with pytest.raises(ConfigError, match="person"):
+        AnalyticsStage({"gate": wrong}, CLASSES)
+
+
+def test_detections_cannot_be_watched() -> None:
+    with pytest.raises(TypeError, match="expected tracks to watch, got Detections"):
+        AnalyticsStage(SECTIONS, CLASSES)(result(walker(0)))
