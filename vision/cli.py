@@ -103,6 +103,16 @@ def _parser() -> argparse.ArgumentParser:
     check = verb("check", _check, "validate a configuration and open each camera once")
     check.add_argument("config")
 
+    evaluation = verb("eval", _eval, "how right a camera's pipeline is on a labelled video")
+    evaluation.add_argument("config")
+    evaluation.add_argument("--truth", type=Path, required=True, metavar="GT.txt", help="MOTChallenge rows")
+    evaluation.add_argument("--camera", metavar="ID", help="whose video it is; may be left out where there is only one")
+    evaluation.add_argument("--class", dest="class_name", default="person", metavar="NAME", help="default: %(default)s")
+    evaluation.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there")
+    evaluation.add_argument("--plots", type=Path, metavar="DIR", help="also write curves and time lines there, as PNG")
+    evaluation.add_argument("--video", type=Path, metavar="OUT.mp4", help="also write the video with everything on it")
+    evaluation.add_argument("--result", type=Path, metavar="FILE.txt", help="also write what was found, for scorers")
+
     draw = verb("draw", _draw, "write a picture of each camera with its lines and zones")
     draw.add_argument("config")
     draw.add_argument("--out", type=Path, default=Path("drawn"), metavar="DIR", help="default: %(default)s")
@@ -153,6 +163,13 @@ def _check(arguments: argparse.Namespace, stop: threading.Event) -> int:
     return print_checks(check_cameras(site.cameras, ("bgr",), stop), Console())
 
 
+def _eval(arguments: argparse.Namespace, _stop: threading.Event) -> int:
+    from vision.evaluation.command import Request, run
+
+    names = ("config", "truth", "camera", "class_name", "json", "plots", "video", "result")
+    return run(Request(**{name: getattr(arguments, name) for name in names}))
+
+
 def _draw(arguments: argparse.Namespace, stop: threading.Event) -> int:
     from rich.console import Console
 
@@ -192,5 +209,17 @@ def _models(_arguments: argparse.Namespace, _stop: threading.Event) -> int:
     return print_models(list_models(), Console())
 
 
+def entry() -> None:
+    """The process `vision`, from its start to its end."""
+    code = main()
+    if threading.active_count() > 1:
+        # A thread is still inside a camera's library. If it came back from there while the interpreter is being taken
+        # down, C++ would abort; everything of ours is closed by now.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import CameraAnalytics, LineConfig, Point, ZoneConfig
+from vision.config.analytics import GroundConfig
 
 Picture: TypeAlias = NDArray[np.uint8]
 Colour: TypeAlias = tuple[int, int, int]
@@ -93,6 +94,8 @@ class Overlay:
         for at, zone in enumerate(section.zones):
             corners = self.to_pixels(zone.polygon, section.units)
             self._zone(corners, ZONE_COLOURS[at % len(ZONE_COLOURS)])
+        if section.ground is not None and crossed is None:
+            self._plan(section.ground, self.to_pixels(section.ground.points, section.units))
         for line in section.lines:
             self._line(line, self.to_pixels(line.points, section.units), (crossed or {}).get(line.name))
         for at, zone in enumerate(section.zones):
@@ -115,6 +118,14 @@ class Overlay:
             cv2.fillPoly(tinted, [whole - (left, top)], colour)
             cv2.addWeighted(tinted, _FILL, area, 1.0 - _FILL, 0.0, dst=area)
         self._path(corners, colour, closed=True)
+
+    def _plan(self, ground: GroundConfig, corners: NDArray[np.float64]) -> None:
+        """The four points of known place, with their metres."""
+        for at in range(4):
+            self._dashes(corners[at], corners[(at + 1) % 4], WHITE)
+        for corner, (x, y) in zip(corners, ground.metres, strict=True):
+            self._disc(corner, self.stroke_px, WHITE)
+            self._name(f"{x:g}, {y:g} m", corner, WHITE)
 
     def _line(self, line: LineConfig, ends: NDArray[np.float64], crossed: Mapping[str, int] | None) -> None:
         self._path(ends, LINE_COLOUR, closed=False)
@@ -150,19 +161,9 @@ class Overlay:
     def dashed_box(self, box_xyxy: NDArray[np.float32], colour: Colour, label: str = "") -> None:
         """One box in pixels, of dashes: what should have been found and was not."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
-        dash = 4 * self.stroke_px
-        for (ax, ay), (bx, by) in (
-            ((x1, y1), (x2, y1)),
-            ((x2, y1), (x2, y2)),
-            ((x2, y2), (x1, y2)),
-            ((x1, y2), (x1, y1)),
-        ):
-            length = max(abs(bx - ax), abs(by - ay))
-            for start in range(0, length, 2 * dash):
-                end = min(start + dash, length)
-                points = [(ax + (bx - ax) * at // length, ay + (by - ay) * at // length) for at in (start, end)]
-                cv2.line(self.picture, points[0], points[1], RIM, self.stroke_px + 2)
-                cv2.line(self.picture, points[0], points[1], colour, self.stroke_px)
+        corners = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64)
+        for at in range(4):
+            self._dashes(corners[at], corners[(at + 1) % 4], colour)
         if label:
             self._tag(box_xyxy, label, colour)
 
@@ -170,10 +171,9 @@ class Overlay:
         """Where an object came from: (N, 2) in pixels, the oldest first and faintest."""
         fixed = _fixed(points)
         for at in range(1, len(fixed)):
-            share = at / len(fixed)
+            share = 0.3 + 0.7 * at / len(fixed)
             faded = tuple(round(channel * share + RIM[0] * (1 - share)) for channel in colour)
-            thickness = max(1, round(self.stroke_px * share))
-            cv2.line(self.picture, fixed[at - 1], fixed[at], faded, thickness, cv2.LINE_AA, _SHIFT)
+            cv2.line(self.picture, fixed[at - 1], fixed[at], faded, self.stroke_px, cv2.LINE_AA, _SHIFT)
 
     # --- words --------------------------------------------------------------------------------------------------------
 
@@ -215,6 +215,12 @@ class Overlay:
         fixed = [np.array(_fixed(points), np.int32)]
         cv2.polylines(self.picture, fixed, closed, RIM, self.stroke_px + 2, cv2.LINE_AA, _SHIFT)
         cv2.polylines(self.picture, fixed, closed, colour, self.stroke_px, cv2.LINE_AA, _SHIFT)
+
+    def _dashes(self, start: NDArray[np.float64], end: NDArray[np.float64], colour: Colour) -> None:
+        dash_px, length_px = 4.0 * self.stroke_px, float(np.hypot(*(end - start)))
+        for along_px in np.arange(0.0, length_px, 2 * dash_px):
+            shares = np.array([[along_px], [min(along_px + dash_px, length_px)]]) / length_px
+            self._path(start + shares * (end - start), colour, closed=False)
 
     def _disc(self, centre: NDArray[np.float64], radius_px: int, colour: Colour) -> None:
         at = _fixed(centre[None])[0]

@@ -1,0 +1,155 @@
+"""The video with everything on it: what was found, what was missed, what was made up, and what was counted."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config import CameraAnalytics, CameraConfig, ZoneConfig
+from vision.evaluation.crossings import anchor_points, lines_of_class
+from vision.evaluation.encoder import open_encoder
+from vision.evaluation.mot import Boxes
+from vision.evaluation.passes import Progress, Video
+from vision.overlay import FALSE_COLOUR, WHITE, Overlay, Picture, class_colour
+from vision.stills import read_stills
+from vision.types import Event
+
+_TRAIL_S: Final = 2.0
+_REMIND_S: Final = 1.0
+"""For how long a label says which track the object had before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that is drawn over the frames of one camera."""
+
+    camera_id: str
+    class_id: int
+    class_name: str
+    section: CameraAnalytics
+    truth: Boxes
+    found: Boxes
+    partners: NDArray[np.int64]  # of `match_frames`
+    tracked: bool
+    events: tuple[tuple[int, Event], ...]
+
+
+def write_video(path: Path, camera: CameraConfig, video: Video, scene: Scene, progress: Progress) -> str:
+    """Write the annotated video; returns what encoded it.
+
+    Raises:
+        SourceError: the video cannot be read again.
+        VisionError: the file cannot be written.
+    """
+    painter = _Painter(video, scene)
+    with (
+        closing(read_stills(camera, offline=True)) as stills,
+        open_encoder(path, video.width_px, video.height_px, 1 / video.interval_s) as encoder,
+    ):
+        for still in stills:
+            frame = still.index + 1
+            if frame > video.frames:
+                break
+            painter.draw(still.pixels, frame)
+            encoder.write(still.pixels)
+            progress(frame)
+    return encoder.words
+
+
+class _Painter:
+    """Draws frame after frame, and remembers what has to do with more than one."""
+
+    def __init__(self, video: Video, scene: Scene) -> None:
+        self._video = video
+        self._scene = scene
+        self._true_rows = scene.truth.slices(video.frames)
+        self._found_rows = scene.found.slices(video.frames)
+        self._feet = anchor_points(scene.found.boxes_xyxy, "bottom-center")
+        self._former = _former_tracks(scene)
+        self._remind = max(1, round(_REMIND_S / video.interval_s))
+        self._trail = max(2, round(_TRAIL_S / video.interval_s))
+        self._trails: dict[int, list[tuple[int, int]]] = defaultdict(list)  # track id -> (frame, row)
+        self._reminders: dict[int, tuple[int, int]] = {}  # track id -> (former track, until frame)
+        self._crossed: dict[str, Counter[str]] = defaultdict(Counter)
+        self._events: dict[int, list[Event]] = defaultdict(list)
+        for frame, event in scene.events:
+            self._events[frame].append(event)
+        self._shown = scene.section.model_copy(update={"lines": tuple(lines_of_class(scene.section, scene.class_name))})
+
+    def draw(self, picture: Picture, frame: int) -> None:
+        scene, rows, true_rows = self._scene, self._found_rows[frame - 1], self._true_rows[frame - 1]
+        partners = scene.partners[true_rows]
+        hits = set(partners[partners >= 0].tolist())
+        missed = scene.truth.boxes_xyxy[true_rows][partners < 0]
+        overlay = Overlay(picture)
+        found = len(partners) - len(missed)
+        seconds = (frame - 1) * self._video.interval_s
+        overlay.banner(
+            f"{scene.camera_id}   frame {frame} of {self._video.frames}   {seconds:.1f} s",
+            f"{found} of {len(partners)} found   {rows.stop - rows.start - found} false",
+        )
+        if scene.tracked:
+            self._draw_trails(overlay, rows, frame)
+        overlay.analytics(self._shown, crossed=self._count(frame) if scene.tracked else None, inside=self._inside(rows))
+        for box in missed:
+            overlay.dashed_box(box.astype(np.float32), WHITE, "missed")
+        each = range(rows.start, rows.stop)
+        colours = [class_colour(scene.class_id) if row in hits else FALSE_COLOUR for row in each]
+        labels = [self._label(row, row in hits, frame) for row in each]
+        overlay.objects(scene.found.boxes_xyxy[rows].astype(np.float32), labels, colours)
+
+    def _label(self, row: int, is_hit: bool, frame: int) -> str:
+        if not self._scene.tracked:
+            return f"{self._scene.found.scores[row]:.2f}" + ("" if is_hit else " false")
+        track_id = int(self._scene.found.ids[row])
+        if row in self._former:
+            self._reminders[track_id] = self._former[row], frame + self._remind
+        former, until = self._reminders.get(track_id, (0, 0))
+        words = f"{track_id}" + (f" was {former}" if frame < until else "")
+        return words if is_hit else f"{words} false"
+
+    def _draw_trails(self, overlay: Overlay, rows: slice, frame: int) -> None:
+        colour = class_colour(self._scene.class_id)
+        for row in range(rows.start, rows.stop):
+            trail = self._trails[int(self._scene.found.ids[row])]
+            trail.append((frame, row))
+            while trail[0][0] <= frame - self._trail:
+                trail.pop(0)
+            overlay.trail(self._feet[[each for _, each in trail]], colour)
+
+    def _count(self, frame: int) -> Mapping[str, Mapping[str, int]]:
+        for event in self._events.pop(frame, []):
+            if event.kind == "line_crossed":
+                self._crossed[event.name][str(event.data.get("direction"))] += 1
+        return self._crossed
+
+    def _inside(self, rows: slice) -> Mapping[str, int]:
+        boxes = self._scene.found.boxes_xyxy[rows]
+        return {zone.name: self._count_inside(zone, boxes) for zone in self._shown.zones}
+
+    def _count_inside(self, zone: ZoneConfig, boxes_xyxy: NDArray[np.float64]) -> int:
+        scale = (self._video.width_px, self._video.height_px) if self._shown.units == "fraction" else (1, 1)
+        corners = (np.array(zone.polygon, np.float64) * scale).astype(np.float32)
+        points = anchor_points(boxes_xyxy, zone.anchor).tolist()
+        return sum(cv2.pointPolygonTest(corners, (x, y), False) >= 0 for x, y in points)
+
+
+def _former_tracks(scene: Scene) -> dict[int, int]:
+    """Rows of `found` at which a true object changes its track -> the track that it had."""
+    former: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for true_id, partner in zip(scene.truth.ids.tolist(), scene.partners.tolist(), strict=True):
+        if partner >= 0:
+            track_id = int(scene.found.ids[partner])
+            if last.get(true_id, track_id) != track_id:
+                former[partner] = last[true_id]
+            last[true_id] = track_id
+    return former

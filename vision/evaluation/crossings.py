@@ -1,0 +1,127 @@
+"""How many objects truly crossed each line, from their true paths alone.
+
+This shares nothing with the stage that counts while the video runs. It sees a whole path before it judges it, so where
+an object began and where it ended is taken as it is; in between, what stays within a tenth of the object's size of the
+line has not left its side. A change of sides counts where the path went between the line's ends.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config import CameraAnalytics, LineConfig
+from vision.evaluation.mot import Boxes
+from vision.types import Event
+
+_JITTER: Final = 0.1  # of the longer side of an object's box
+_LONGEST_GAP_S: Final = 2.0  # an object that is gone for longer may have come back another way
+
+
+@dataclass(frozen=True, slots=True)
+class LineScore:
+    """One line and one direction that it reports."""
+
+    line: str
+    direction: str
+    true: int
+    counted: int
+
+    @property
+    def error(self) -> float:
+        """Of the count, as a part of the true number; infinite where something was counted and nothing was there."""
+        wrong = abs(self.counted - self.true)
+        return wrong / self.true if self.true else (float("inf") if wrong else 0.0)
+
+
+def score_lines(
+    section: CameraAnalytics,
+    truth: Boxes,
+    events: Sequence[tuple[int, Event]],
+    class_name: str,
+    *,
+    size_px: tuple[int, int],
+    interval_s: float,
+) -> list[LineScore]:
+    """Compare what the pipeline counted for objects of a class with what the true paths say.
+
+    Args:
+        size_px: width and height of the picture.
+        interval_s: from frame to frame.
+    """
+    counted = Counter(
+        (event.name, event.data.get("direction"))
+        for _, event in events
+        if event.kind == "line_crossed" and event.data.get("class", class_name) == class_name
+    )
+    scores = []
+    for line in lines_of_class(section, class_name):
+        true = Counter(true_crossings(line, section.units, truth, size_px=size_px, interval_s=interval_s))
+        directions = ("in", "out") if line.direction == "both" else (line.direction,)
+        scores += [LineScore(line.name, way, true[way], counted[line.name, way]) for way in directions]
+    return scores
+
+
+def lines_of_class(section: CameraAnalytics, class_name: str) -> list[LineConfig]:
+    """The lines for which objects of this class count."""
+    return [line for line in section.lines if line.classes is None or class_name in line.classes]
+
+
+def true_crossings(
+    line: LineConfig, units: str, truth: Boxes, *, size_px: tuple[int, int], interval_s: float
+) -> Iterator[str]:
+    """``in`` or ``out`` for every crossing of the line."""
+    ends = np.array(line.points, np.float64) * (size_px if units == "fraction" else (1, 1))
+    points = anchor_points(truth.boxes_xyxy, line.anchor)
+    sizes_px = (truth.boxes_xyxy[:, 2:] - truth.boxes_xyxy[:, :2]).max(axis=1)
+    longest_gap = max(1, round(_LONGEST_GAP_S / interval_s))
+    for object_id in np.unique(truth.ids):
+        rows = np.flatnonzero(truth.ids == object_id)
+        gaps = np.flatnonzero(np.diff(truth.frames[rows]) > longest_gap) + 1
+        for path in np.split(rows, gaps):
+            yield from _crossings(points[path], sizes_px[path] * _JITTER, ends)
+
+
+def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.float64]:
+    """(N, 2) the point of each box that stands for its object."""
+    x1, y1, x2, y2 = boxes_xyxy.T
+    middle_x, middle_y = (x1 + x2) / 2, (y1 + y2) / 2
+    places = {
+        "bottom-center": (middle_x, y2),
+        "center": (middle_x, middle_y),
+        "top-center": (middle_x, y1),
+        "center-left": (x1, middle_y),
+        "center-right": (x2, middle_y),
+    }
+    return np.stack(places[anchor], axis=1)
+
+
+def _crossings(path: NDArray[np.float64], jitter_px: NDArray[np.float64], ends: NDArray[np.float64]) -> Iterator[str]:
+    """Of one path (N, 2) through the line from ``ends[0]`` to ``ends[1]``."""
+    along = ends[1] - ends[0]
+    length = float(np.hypot(*along))
+    offset = path - ends[0]
+    right_px = (along[0] * offset[:, 1] - along[1] * offset[:, 0]) / length  # distance to the right of the line
+    place = offset @ along / length**2  # 0 at the first end, 1 at the second
+    decided = np.abs(right_px) > jitter_px
+    decided[[0, -1]] = True
+    is_right = right_px > 0
+    for start, end in pairwise(np.flatnonzero(decided)):
+        if is_right[start] != is_right[end] and _passes(right_px[start : end + 1], place[start : end + 1]):
+            yield "in" if is_right[end] else "out"
+
+
+def _passes(right_px: NDArray[np.float64], place: NDArray[np.float64]) -> bool:
+    """Whether a path that changes sides does so between the line's ends, all its jitter taken together."""
+    is_right = (right_px > 0).astype(int)
+    steps = np.flatnonzero(np.diff(is_right))
+    share = right_px[steps] / (right_px[steps] - right_px[steps + 1])
+    met = place[steps] + share * (place[steps + 1] - place[steps])
+    between = (met >= 0) & (met <= 1)
+    return bool(np.diff(is_right)[steps[between]].sum() != 0) if len(steps) else False

@@ -1,0 +1,133 @@
+"""Pictures of an evaluation: what a single figure hides. Drawn by matplotlib, without a display."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.errors import ConfigError, VisionError
+from vision.evaluation.detection import DetectionScores
+from vision.evaluation.mot import Boxes
+from vision.evaluation.passes import Video
+
+INSTALL: Final = "pip install 'vision[eval]'"
+
+_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f7ebc", "#e8833a", "#3a9d5d", "#c93b3b", "#8a8f98"
+_TRACK_COLOURS: Final = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#d37295")
+_DPI: Final = 130
+
+
+def require_matplotlib() -> None:
+    """
+    Raises:
+        ConfigError: it is not installed.
+    """
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts otherwise
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise ConfigError(f"--plots needs matplotlib: {error}", hint=INSTALL) from error
+
+
+def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
+    """Precision over recall, and both over the score."""
+    figure, (left, right) = _figure(10.0, 4.4, 2)
+    curve = found.curve
+    left.plot(curve.recall, curve.precision, color=_BLUE, linewidth=2)
+    left.fill_between(curve.recall, curve.precision, color=_BLUE, alpha=0.12, linewidth=0)
+    left.plot([found.recall], [found.precision], "o", color=_ORANGE, markersize=8)
+    label = f"score {found.score:g}\nprecision {found.precision:.3f}\nrecall {found.recall:.3f}"
+    left.annotate(label, (found.recall, found.precision), (-12, -12), textcoords="offset points", ha="right", va="top")
+    left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    left.set_title(f"{class_name}: AP@0.5 {found.ap50:.3f}, AP@[.5:.95] {found.ap:.3f}", loc="left")
+    if len(curve.scores):
+        f1 = 2 * curve.precision * curve.recall / np.maximum(curve.precision + curve.recall, 1e-12)
+        for values, name, colour in ((curve.precision, "precision", _BLUE), (curve.recall, "recall", _GREEN)):
+            right.plot(curve.scores, values, color=colour, linewidth=1.8, label=name)
+        right.plot(curve.scores, f1, color=_GREY, linewidth=1.8, label="F1")
+    right.axvline(found.score, color=_ORANGE, linewidth=1.5, linestyle="--", label=f"published from {found.score:g}")
+    right.set(xlabel="lowest score", xlim=(0, 1), ylim=(0, 1.02))
+    right.set_title("what another score would give, overlap 0.5", loc="left")
+    right.legend(loc="lower left", framealpha=0.9, edgecolor="none")
+    _save(figure, path)
+
+
+def plot_objects(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
+    """How many objects there are in each frame, and how many of them were missed or made up."""
+    figure, (axes,) = _figure(10.0, 3.6, 1)
+    seconds = np.arange(video.frames) * video.interval_s
+    there = np.bincount(truth.frames - 1, minlength=video.frames)
+    hits = np.bincount(truth.frames[partners >= 0] - 1, minlength=video.frames)
+    false = np.bincount(found.frames - 1, minlength=video.frames) - hits
+    axes.step(seconds, there, where="post", color=_GREY, linewidth=1.5, label="truly there")
+    axes.step(seconds, hits, where="post", color=_BLUE, linewidth=1.5, label="found")
+    axes.fill_between(seconds, hits, there, step="post", color=_ORANGE, alpha=0.35, linewidth=0, label="missed")
+    axes.fill_between(seconds, 0, -false, step="post", color=_RED, alpha=0.6, linewidth=0, label="false (downwards)")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="seconds", ylabel="objects", xlim=(0, video.duration_s))
+    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
+    _save(figure, path)
+
+
+def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
+    """A row for each true object over time: grey while it was missed, a new colour where its track changes."""
+    ids = np.unique(truth.ids)
+    figure, (axes,) = _figure(10.0, min(30.0, 1.4 + 0.26 * len(ids)), 1)
+    for at, object_id in enumerate(ids):
+        rows = np.flatnonzero(truth.ids == object_id)
+        switches = -1
+        last: int | None = None
+        for start, length, track_id in _spells(truth.frames[rows], partners[rows], found.ids):
+            if track_id is not None and track_id != last:
+                switches, last = switches + 1, track_id
+            colour = "#d9dce1" if track_id is None else _TRACK_COLOURS[switches % len(_TRACK_COLOURS)]
+            began_s = (start - 1) * video.interval_s
+            axes.barh(at, length * video.interval_s, left=began_s, height=0.72, color=colour, linewidth=0)
+        if switches > 0:
+            axes.annotate(
+                f"{switches} switch{'es' if switches > 1 else ''}",
+                (truth.frames[rows[-1]] * video.interval_s, at),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+                color=_RED,
+            )
+    axes.set_yticks(range(len(ids)), [str(each) for each in ids], fontsize=7 if len(ids) > 12 else 9)
+    axes.set(xlabel="seconds", ylabel="true object", xlim=(0, video.duration_s * 1.06), ylim=(len(ids) - 0.4, -0.6))
+    axes.set_title("which track followed each object: a new colour is a switch, grey is missed", loc="left")
+    _save(figure, path)
+
+
+def _spells(
+    frames: NDArray[np.int64], partners: NDArray[np.int64], track_ids: NDArray[np.int64]
+) -> Iterator[tuple[int, int, int | None]]:
+    """Stretches of frames without a gap in which an object was followed by one track: first frame, length, track."""
+    tracks = np.where(partners >= 0, track_ids[partners] if len(track_ids) else -1, -1)
+    edges = np.flatnonzero((np.diff(frames) > 1) | (np.diff(tracks) != 0)) + 1
+    for spell in np.split(np.arange(len(frames)), edges):
+        track = int(tracks[spell[0]])
+        yield int(frames[spell[0]]), len(spell), track if track >= 0 else None
+
+
+def _figure(width_in: float, height_in: float, columns: int) -> tuple[Any, list[Any]]:
+    figure = importlib.import_module("matplotlib.figure").Figure(figsize=(width_in, height_in), layout="constrained")
+    axes = list(np.atleast_1d(figure.subplots(1, columns)))
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(color="#e6e8ec", linewidth=0.8)
+        each.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=_DPI)
+    except OSError as error:
+        raise VisionError(f"--plots: cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,180 @@
+"""All figures of one evaluation, as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vision.errors import VisionError
+from vision.evaluation.crossings import LineScore
+from vision.evaluation.detection import OVERLAPS, Curve, DetectionScores
+from vision.evaluation.passes import Video
+from vision.evaluation.tracks import TrackingScores
+
+SCHEMA: Final = "vision.evaluation/1"
+_CURVE_STEP: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was compared, and how right it is."""
+
+    config: str
+    camera: str
+    pipeline: str
+    model: str
+    backend: str
+    class_name: str
+    truth: str
+    video: Video
+    detection: DetectionScores
+    tracking: TrackingScores | None  # None: the pipeline follows nothing
+    lines: tuple[LineScore, ...]
+    notes: tuple[str, ...]
+    seconds: float  # that the pipeline took
+
+    @property
+    def line_error(self) -> float | None:
+        """Sum of all lines' errors over the sum of their true crossings; None without any."""
+        true = sum(line.true for line in self.lines)
+        return sum(abs(line.counted - line.true) for line in self.lines) / true if true else None
+
+
+def print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """The table."""
+    video, found = evaluation.video, evaluation.detection
+    about = f"{video.frames} frames of {video.width_px}x{video.height_px}, {video.duration_s:.1f} s"
+    rate = f"{video.frames / max(evaluation.seconds, 1e-9):.1f} frames/s"
+    run = f"pipeline {evaluation.pipeline}, model {evaluation.model} ({evaluation.backend}), {rate}"
+    for line in (f"{evaluation.camera}: {video.name}, {about}", run):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left", header_style="bold", pad_edge=False)
+    table.add_column(f"{evaluation.class_name}: {found.true_boxes} true boxes")
+    table.add_column("", justify="right")
+    table.add_column("", no_wrap=True)
+    sections = [_detection_rows(found)]
+    if evaluation.tracking is not None:
+        sections.append(_tracking_rows(evaluation.tracking))
+    if evaluation.lines:
+        sections.append(_line_rows(evaluation))
+    for rows in sections:
+        for row in rows:
+            table.add_row(*row)
+        table.add_section()
+    console.print(table)
+    for note in evaluation.notes:
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
+
+
+def _detection_rows(found: DetectionScores) -> Iterator[tuple[str, str, str]]:
+    yield "AP@0.5", _part(found.ap50), f"all detections from score {found.lowest_score:g} on"
+    yield "AP@[.5:.95]", _part(found.ap), "mean over overlaps 0.50, 0.55, … 0.95"
+    yield (
+        "precision",
+        _part(found.precision),
+        f"{found.found_boxes} boxes from score {found.score:g} on",
+    )
+    yield "recall", _part(found.recall), ""
+    yield "F1", _part(found.f1), f"highest {found.best_f1:.3f}, from score {found.best_score:.2f} on"
+
+
+def _tracking_rows(found: TrackingScores) -> Iterator[tuple[str, str, str]]:
+    parts = f"{found.misses} missed, {found.false_boxes} false, {found.switches} switches"
+    yield "MOTA", _part(found.mota), parts
+    yield "IDF1", _part(found.idf1), f"{found.tracks} tracks for {found.true_objects} objects"
+    parts = f"detection {found.detection_accuracy:.3f}, association {found.association_accuracy:.3f}"
+    yield "HOTA", _part(found.hota), parts
+    yield "identity switches", str(found.switches), f"{found.fragments} times lost and found again"
+    yield "precision", _part(found.precision), "of the tracks' boxes"
+    yield "recall", _part(found.recall), f"{found.mostly_tracked} mostly tracked, {found.mostly_lost} mostly lost"
+
+
+def _line_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
+    for line in evaluation.lines:
+        yield (
+            f"{escape(line.line)}, {line.direction}",
+            _percent(line.error),
+            f"{line.counted} counted, {line.true} true",
+        )
+    if evaluation.line_error is not None:
+        yield "all lines", _percent(evaluation.line_error), "error of the counts"
+
+
+def _part(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isinf(value) else f"{value * 100:.1f} %"
+
+
+def write_json(evaluation: Evaluation, path: Path) -> None:
+    """
+    Raises:
+        VisionError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(as_json(evaluation), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise VisionError(f"--json: cannot write {path}: {error.strerror}") from error
+
+
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Plain data; fractions of 1, pixels and seconds."""
+    found = evaluation.detection
+    detection = {
+        "ap50": found.ap50,
+        "ap": found.ap,
+        "ap_by_overlap": {f"{overlap:.2f}": ap for overlap, ap in zip(OVERLAPS, found.by_overlap, strict=True)},
+        "interpolation": "all points",
+        "lowest_score": found.lowest_score,
+        "score": found.score,
+        "precision": found.precision,
+        "recall": found.recall,
+        "f1": found.f1,
+        "best": {"score": found.best_score, "f1": found.best_f1},
+        "true_boxes": found.true_boxes,
+        "found_boxes": found.found_boxes,
+        "curve": list(_curve(found.curve, found.lowest_score)),
+    }
+    video = evaluation.video
+    return {
+        "schema": SCHEMA,
+        "version": metadata.version("vision"),
+        "config": evaluation.config,
+        "camera": evaluation.camera,
+        "pipeline": evaluation.pipeline,
+        "model": evaluation.model,
+        "backend": evaluation.backend,
+        "class": evaluation.class_name,
+        "truth": evaluation.truth,
+        "video": {**asdict(video), "duration_s": video.duration_s},
+        "detection": detection,
+        "tracking": None if evaluation.tracking is None else asdict(evaluation.tracking),
+        "lines": [{**asdict(line), "error": _finite(line.error)} for line in evaluation.lines],
+        "line_error": evaluation.line_error,
+        "notes": list(evaluation.notes),
+        "seconds": evaluation.seconds,
+    }
+
+
+def _curve(curve: Curve, lowest_score: float) -> Iterator[dict[str, float]]:
+    """Precision and recall at each hundredth of the score."""
+    for score in np.arange(lowest_score, 1.0, _CURVE_STEP):
+        precision, recall = curve.at(float(score))
+        yield {"score": round(float(score), 2), "precision": precision, "recall": recall}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,184 @@
+"""MOTA, IDF1, HOTA and identity switches.
+
+IDF1 and HOTA are computed by TrackEval, where HOTA comes from. MOTA and the switches follow the CLEAR metrics' own
+definition (Bernardin and Stiefelhagen, "Evaluating Multiple Object Tracking Performance", EURASIP JIVP 2008), as the
+package motmetrics does: a pair lasts for as long as it is not contradicted, also over frames in which it was not seen.
+TrackEval only prefers the pairs of the frame just before, which counts a few more switches (18 instead of 16 on the
+shipped tracker's result for PETS09-S2L1). And so pictures and plots show the very pairs that were counted.
+
+TrackEval's package asks for a desktop build of OpenCV that its metrics do not need, hence the way it is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.errors import ConfigError
+from vision.evaluation.mot import Boxes, overlaps
+
+LEAST_OVERLAP: Final = 0.5
+INSTALL: Final = "pip install scipy && pip install --no-deps 'trackeval>=1.3'"
+
+
+@dataclass(frozen=True, slots=True)
+class TrackingScores:
+    """How well objects were followed. Overlaps are at least 0.5; HOTA and its parts average over 0.05 to 0.95."""
+
+    mota: float  # 1 - (misses + false boxes + switches) / true boxes; Bernardin and Stiefelhagen 2008
+    idf1: float  # Ristani et al. 2016
+    hota: float  # Luiten et al. 2020
+    detection_accuracy: float
+    association_accuracy: float
+    precision: float
+    recall: float
+    switches: int
+    fragments: int
+    misses: int
+    false_boxes: int
+    true_boxes: int
+    true_objects: int
+    tracks: int
+    mostly_tracked: int  # true objects found in more than 80 % of their frames
+    mostly_lost: int  # in less than 20 %
+
+
+def require_packages() -> None:
+    """
+    Raises:
+        ConfigError: something is not installed.
+    """
+    _metrics()
+
+
+def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.int64]) -> TrackingScores:
+    """Compare tracks with the true ones over a video of so many frames; `partners` is of `match_frames`.
+
+    Raises:
+        ConfigError: TrackEval is not installed.
+    """
+    metrics = _metrics()
+    sequence = _sequence(truth, tracks, frames)
+    identity = metrics.Identity({"THRESHOLD": LEAST_OVERLAP, "PRINT_CONFIG": False}).eval_sequence(sequence)
+    hota = metrics.HOTA().eval_sequence(sequence)
+    found = partners >= 0
+    lives = [_Life.of(partners[rows], tracks.ids) for rows in _rows_of_objects(truth)]
+    switches = sum(life.switches for life in lives)
+    misses, false_boxes = int((~found).sum()), len(tracks) - int(found.sum())
+    return TrackingScores(
+        mota=1.0 - (misses + false_boxes + switches) / max(len(truth), 1),
+        idf1=float(identity["IDF1"]),
+        hota=float(np.mean(hota["HOTA"])),
+        detection_accuracy=float(np.mean(hota["DetA"])),
+        association_accuracy=float(np.mean(hota["AssA"])),
+        precision=float(found.sum()) / len(tracks) if len(tracks) else 1.0,
+        recall=float(found.mean()) if len(truth) else 1.0,
+        switches=switches,
+        fragments=sum(life.fragments for life in lives),
+        misses=misses,
+        false_boxes=false_boxes,
+        true_boxes=len(truth),
+        true_objects=len(lives),
+        tracks=sequence["num_tracker_ids"],
+        mostly_tracked=sum(life.found >= 0.8 for life in lives),
+        mostly_lost=sum(life.found < 0.2 for life in lives),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """One true object from its first row to its last."""
+
+    found: float  # part of its rows
+    switches: int
+    fragments: int  # times that it was lost and found again
+
+    @staticmethod
+    def of(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> _Life:
+        """From the rows of its partners, -1 for none, in the order of frames."""
+        found = partners >= 0
+        ids = track_ids[partners[found]]
+        # An interruption is seen where it ends: lost in the row before, and found at some time before that.
+        again = found[1:] & ~found[:-1] & np.logical_or.accumulate(found)[:-1]
+        return _Life(float(found.mean()), int((np.diff(ids) != 0).sum()), int(again.sum()))
+
+
+def match_frames(truth: Boxes, found: Boxes, frames: int) -> NDArray[np.int64]:
+    """(N,): for each true box the row of `found` that shows it, or -1.
+
+    Whom a true object was paired with last it keeps while the boxes overlap enough; all others are paired so that most
+    find a partner, and of these pairings the one with the greatest overlaps.
+    """
+    assign = importlib.import_module("scipy.optimize").linear_sum_assignment
+    partners = np.full(len(truth), -1, np.int64)
+    last: dict[int, int] = {}  # true id -> track id
+    for true_rows, found_rows in zip(truth.slices(frames), found.slices(frames), strict=True):
+        true_ids, found_ids = truth.ids[true_rows].tolist(), found.ids[found_rows].tolist()
+        if not true_ids or not found_ids:
+            continue
+        table = overlaps(truth.boxes_xyxy[true_rows], found.boxes_xyxy[found_rows])
+        table[table < LEAST_OVERLAP] = 0.0
+        pairs = _kept_pairs(table, true_ids, found_ids, last)
+        for row, column in pairs:
+            table[row, :] = table[:, column] = 0.0
+        # One pair more is worth more than all overlaps together.
+        rows, columns = assign(-np.where(table > 0, table + len(true_ids), 0.0))
+        pairs += [
+            (row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if table[row, column] > 0
+        ]
+        for row, column in pairs:
+            partners[true_rows.start + row] = found_rows.start + column
+            last[true_ids[row]] = found_ids[column]
+    return partners
+
+
+def _kept_pairs(
+    table: NDArray[np.float64], true_ids: list[int], found_ids: list[int], last: dict[int, int]
+) -> list[tuple[int, int]]:
+    columns = {found_id: column for column, found_id in enumerate(found_ids) if found_id >= 0}
+    pairs = []
+    for row, true_id in enumerate(true_ids):
+        column = columns.get(last.get(true_id, -1))
+        if column is not None and table[row, column] > 0:
+            pairs.append((row, column))
+            del columns[found_ids[column]]
+    return pairs
+
+
+def _rows_of_objects(truth: Boxes) -> list[NDArray[np.intp]]:
+    """The rows of each true object, in the order of frames."""
+    order = np.argsort(truth.ids, kind="stable")
+    edges = np.flatnonzero(np.diff(truth.ids[order])) + 1
+    return np.split(order, edges) if len(order) else []
+
+
+def _sequence(truth: Boxes, tracks: Boxes, frames: int) -> dict[str, Any]:
+    """The two tables in the form that TrackEval takes."""
+    true_names, true_ids = np.unique(truth.ids, return_inverse=True)
+    track_names, track_ids = np.unique(tracks.ids, return_inverse=True)
+    rows = list(zip(truth.slices(frames), tracks.slices(frames), strict=True))
+    return {
+        "num_timesteps": frames,
+        "num_gt_dets": len(truth),
+        "num_tracker_dets": len(tracks),
+        "num_gt_ids": len(true_names),
+        "num_tracker_ids": len(track_names),
+        "gt_ids": [true_ids[one] for one, _ in rows],
+        "tracker_ids": [track_ids[other] for _, other in rows],
+        "similarity_scores": [overlaps(truth.boxes_xyxy[one], tracks.boxes_xyxy[other]) for one, other in rows],
+    }
+
+
+def _metrics() -> ModuleType:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints which of its data sets lack which package
+            return importlib.import_module("trackeval.metrics")
+    except ImportError as error:
+        raise ConfigError(f"the figures of tracking need TrackEval: {error}", hint=INSTALL) from error
