@@ -278,8 +278,8 @@ class _Model:
     def __init__(self, path: Path, card: ModelCard, threads: int) -> None:
         self.card = card
         self._path = path
-        self.session = _open_session(path, card, threads)
-        self.input_name, self.batch = _checked_input(self.session.get_inputs(), card)
+        self.session = open_session(path, card, threads)
+        self.input_name, self.batch = checked_input(self.session.get_inputs(), card)
         self.input_shape = (self.batch, 3, card.input.height, card.input.width)
         self.output_shapes: dict[str, Shape] = {
             output.name: tuple(axis if isinstance(axis, int) else None for axis in output.shape)
@@ -289,7 +289,7 @@ class _Model:
     def again(self, threads: int) -> _Model:
         """The same with a session of its own."""
         other = copy.copy(self)
-        other.session = _open_session(self._path, self.card, threads)
+        other.session = open_session(self._path, self.card, threads)
         return other
 
     def sample(self) -> dict[str, NDArray[Any]]:
@@ -305,8 +305,19 @@ class _Model:
         return sample
 
 
-def _open_session(path: Path, card: ModelCard, threads: int) -> ort.InferenceSession:
+def open_session(path: Path, card: ModelCard, threads: int, *, profile: Path | None = None) -> ort.InferenceSession:
+    """The model in a session of its own.
+
+    Args:
+        profile: where ONNX Runtime's own profiler writes, with more behind this name; `end_profiling` tells the file.
+
+    Raises:
+        ModelError: the file cannot be loaded.
+    """
     options = ort.SessionOptions()
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -321,8 +332,12 @@ def _open_session(path: Path, card: ModelCard, threads: int) -> ort.InferenceSes
         ) from error
 
 
-def _checked_input(inputs: Sequence[Any], card: ModelCard) -> tuple[str, int]:
-    """Name of the model's input, and its batch: 1 where it is free."""
+def checked_input(inputs: Sequence[Any], card: ModelCard) -> tuple[str, int]:
+    """Name of the model's input, and its batch: 1 where it is free.
+
+    Raises:
+        ModelError: not what the card says.
+    """
     wanted = f"one input, float32 (batch, 3, {card.input.height}, {card.input.width})"
     given = ", ".join(f"{each.name} {each.type} {tuple(each.shape)}" for each in inputs)
     mismatch = ModelError(
