@@ -344,9 +344,11 @@ class Runtime:
         # The camera threads come last: one that hangs in its library must not take the others' time.
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        blocked = {f"camera-{one.slot.camera_id}": one.supervisor.blocked_in() for one in self._cameras}
         for thread in threads:
             if thread.is_alive():
-                log.warning("%s did not end within %.1f s", thread.name, self._stop_timeout_s)
+                where = blocked.get(thread.name, "")
+                log.warning("%s did not end within %.1f s %s", thread.name, self._stop_timeout_s, where)
         self._release_queued()
 
     def _infer(self) -> None:
