@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,11 +21,11 @@ import pytest
 from numpy.typing import NDArray
 
 from tests import tiny_models
-from vision.config import load_model_card
+from vision.config import DetectConfig, load_model_card
 from vision.detect.detector import Detector
 from vision.detect.fake import FakeDetector
 from vision.detect.onnxruntime import OnnxRuntimeDetector
-from vision.errors import Closed, DeviceError
+from vision.errors import Closed, DeviceError, DeviceMissing
 from vision.fakes import FAKE_COLORS
 from vision.types import Detections, Frame, FrameMeta, PixelFormat, frame_shape
 
@@ -37,7 +38,9 @@ class Kind:
 
     open: Callable[[Path], Detector]  # batches of up to 4
     open_slow: Callable[[Path], Detector]  # a batch takes some 0.1 s
-    open_failing: Callable[[Path], Detector]  # the first batch fails, if it shows red
+    open_failing: (
+        Callable[[Path], Detector] | None
+    )  # the first batch fails, if it shows red; None: nothing can go on then
 
 
 def _onnxruntime(folder: Path, *, slow: bool = False, fragile: bool = False) -> Detector:
@@ -59,6 +62,30 @@ DETECTORS = {
         open_failing=lambda folder: _onnxruntime(folder, fragile=True),
     ),
 }
+
+
+def _tensorrt() -> Kind | None:
+    """TensorRT, where there is a GPU; over ONNX Runtime, where the GPU is emulated."""
+    try:
+        from tests.gpu.opening import SlowDetector, open_model
+        from vision.cuda import open_device
+
+        open_device()
+    except DeviceMissing:
+        return None
+
+    def open_one(folder: Path) -> Any:
+        (folder / "model.yaml").write_text(tiny_models.COLOUR_CARD)
+        tiny_models.save_colour_model(folder / "colours.onnx")
+        detect = DetectConfig(precision="fp32", slots=2, max_batch=4)
+        return open_model(folder, load_model_card(folder), detect, {"output": (7, 1)})
+
+    # After an error of CUDA every call of the process fails, so nothing can be tested afterwards.
+    return Kind(open=open_one, open_slow=lambda folder: SlowDetector(open_one(folder), 0.1), open_failing=None)
+
+
+if (_kind := _tensorrt()) is not None:
+    DETECTORS["tensorrt"] = _kind
 
 
 @pytest.fixture(params=DETECTORS)
@@ -290,6 +317,8 @@ def test_wait_needs_a_submit(detector: Detector) -> None:
 
 
 def test_a_failure_is_told_by_wait_and_frees_the_slot(kind: Kind, tmp_path: Path) -> None:
+    if kind.open_failing is None:
+        return
     with closing(kind.open_failing(tmp_path)) as detector:
         detector.submit(0, [frame(detector, 0)])
         detector.submit(1, [frame(detector, 1)])

@@ -1,4 +1,4 @@
-"""Builds a kernel file for the CPU and launches its kernels on NumPy arrays; see ``emulator.h``."""
+"""Builds a kernel file for the CPU and runs its kernels; see ``emulator.h``."""
 
 from __future__ import annotations
 
@@ -8,45 +8,35 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
 
 _HERE = Path(__file__).parent
 KERNELS = _HERE.parents[1] / "vision" / "detect" / "kernels"
 
 
-class Emulated:
-    """A kernel file. Arrays are passed as such: here the device's memory is the host's."""
+class Launch:
+    """A kernel with its arguments, which are read now."""
 
-    def __init__(self, path: Path) -> None:
-        self._launch = ctypes.CDLL(str(path)).launch
-
-    def launch(
-        self,
-        name: str,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        *arguments: object,
-        shared_bytes: int = 0,
-        seed: int = 0,
+    def __init__(
+        self, library: ctypes.CDLL, name: bytes, geometry: Sequence[int], shared_bytes: int, arguments: object
     ) -> None:
-        """Run one kernel to its end; `seed` decides in which order the threads take turns."""
-        from vision.nvrtc import pack  # not at the top: the stand-in for NVRTC imports this module
+        self._library = library
+        library.prepare.restype = ctypes.c_void_p
+        sides = (ctypes.c_uint * 6)(*geometry)
+        self._prepared = ctypes.c_void_p(library.prepare(name, sides, ctypes.c_uint(shared_bytes), arguments))
 
-        kept = [pack(memory(each) if isinstance(each, np.ndarray) and each.ndim else each) for each in arguments]
-        pointers = (ctypes.c_void_p * len(kept))(*(value.ctypes.data for value in kept))
-        geometry = (ctypes.c_uint * 6)(*grid, *block)
-        self._launch(name.encode(), geometry, ctypes.c_uint(shared_bytes), ctypes.c_ulonglong(seed), pointers)
+    def run(self, seed: int = 1) -> None:
+        """Run it to its end; `seed` decides in which order the threads take turns."""
+        with _one_kernel:
+            self._library.run(self._prepared, ctypes.c_ulonglong(seed))
+
+    def __del__(self) -> None:
+        self._library.forget(self._prepared)
 
 
-def memory(array: NDArray[Any]) -> int:
-    """Address of an array's first element."""
-    return int(array.ctypes.data)
+_one_kernel = threading.Lock()  # the emulator keeps its state in globals
 
 
 def _folder() -> Path:
@@ -60,6 +50,11 @@ def _folder() -> Path:
 def _sources() -> bytes:
     files = sorted([*KERNELS.glob("*.cu*"), *_HERE.glob("*.cpp"), *_HERE.glob("*.h")])
     return b"".join(file.read_bytes() for file in files)
+
+
+def fingerprint() -> int:
+    """Of all sources."""
+    return int(hashlib.sha256(_sources()).hexdigest()[:8], 16)
 
 
 def build(file: str, definitions: Mapping[str, int | float | str]) -> Path:
@@ -79,8 +74,3 @@ def build(file: str, definitions: Mapping[str, int | float | str]) -> Path:
             raise RuntimeError(f"{file} does not build for the CPU:\n{done.stderr}")
         Path(f"{library}.{os.getpid()}").replace(library)
     return library
-
-
-def emulate(file: str, definitions: Mapping[str, int | float | str]) -> Emulated:
-    """A kernel file with these definitions, ready to launch."""
-    return Emulated(build(file, definitions))

@@ -69,9 +69,7 @@ class EmulatedContext:
         sizes = {}
         for output in self._engine.outputs:
             shape = (self._shape[0], *output.shape[1:])
-            sizes[output.name] = (
-                OutputSize(None, None) if min(shape) < 0 else OutputSize(shape, output.bytes_of(shape))
-            )
+            sizes[output.name] = OutputSize(None, None) if min(shape) < 0 else OutputSize(shape, output.bytes_of(shape))
         return sizes
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -92,8 +90,8 @@ class EmulatedContext:
         name = engine.inputs[0].name
         images = _array(self._addresses[name], self._shape, engine.inputs[0].dtype)
         engine.runs += 1
-        for output, value in engine.compute(images.astype(np.float32)).items():
-            value = np.ascontiguousarray(value, engine.tensor(output).dtype)
+        for output, computed in engine.compute(images.astype(np.float32)).items():
+            value = np.ascontiguousarray(computed, engine.tensor(output).dtype)
             if output in self._allocators:
                 allocator = self._allocators[output]
                 self._addresses[output] = allocator.reallocate_output(output, 0, max(1, value.nbytes), 256)
@@ -106,7 +104,8 @@ class EmulatedContext:
 
 def _array(address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+    memory: Any = (ctypes.c_char * size).from_address(address)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 class EmulatedEngine:

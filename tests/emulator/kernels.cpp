@@ -1,35 +1,50 @@
 // One shared library per kernel file and set of definitions: KERNEL names the file, emulated.py passes the rest.
 #include "emulator.h"
+#include <tuple>
+#include <utility>
 #include KERNEL
 
-#define ARGUMENT(type, index) (*(type*)arguments[index])
+namespace {
 
-extern "C" void launch(const char* name, const unsigned* geometry, unsigned shared, unsigned long long seed, void** arguments) {
-    dim3 grid{geometry[0], geometry[1], geometry[2]}, block{geometry[3], geometry[4], geometry[5]};
+struct Launch {
+    dim3 grid, block;
+    unsigned shared;
     std::function<void()> body;
+};
+
+// The arguments are read when a kernel is launched, as on a GPU, and not when it runs.
+template <typename... Arguments, size_t... Index>
+std::function<void()> bound(void (*kernel)(Arguments...), void** given, std::index_sequence<Index...>) {
+    std::tuple<Arguments...> values{*(Arguments*)given[Index]...};
+    return [=] { std::apply(kernel, values); };
+}
+
+template <typename... Arguments>
+std::function<void()> bound(void (*kernel)(Arguments...), void** given) {
+    return bound(kernel, given, std::index_sequence_for<Arguments...>{});
+}
+
+}  // namespace
+
+extern "C" Launch* prepare(const char* name, const unsigned* geometry, unsigned shared, void** arguments) {
+    Launch* launch = new Launch{
+        dim3{geometry[0], geometry[1], geometry[2]}, dim3{geometry[3], geometry[4], geometry[5]}, shared, {}};
 #ifdef KERNEL_LETTERBOX
-    if (!std::strcmp(name, "letterbox"))
-        body = [=] {
-            letterbox(ARGUMENT(const Frame*, 0), ARGUMENT(Input*, 1), ARGUMENT(u32*, 2), ARGUMENT(Normalise, 3));
-        };
+    if (!std::strcmp(name, "letterbox")) launch->body = bound(letterbox, arguments);
 #endif
 #ifdef KERNEL_POSTPROCESS
-    if (!std::strcmp(name, "find_pairs"))
-        body = [=] {
-            find_pairs(ARGUMENT(const Frame*, 0), ARGUMENT(const ScoreValue*, 1), ARGUMENT(const int*, 2),
-                       ARGUMENT(const int*, 3), ARGUMENT(u64*, 4), ARGUMENT(u32*, 5), ARGUMENT(Threshold, 6));
-        };
-    if (!std::strcmp(name, "objects"))
-        body = [=] {
-            objects(ARGUMENT(const Frame*, 0), ARGUMENT(const ScoreValue*, 1), ARGUMENT(const BoxValue*, 2),
-                    ARGUMENT(const int*, 3), ARGUMENT(const int*, 4), ARGUMENT(const u64*, 5), ARGUMENT(const u32*, 6),
-                    ARGUMENT(Threshold, 7), ARGUMENT(float, 8), ARGUMENT(Work*, 9), ARGUMENT(Result*, 10),
-                    ARGUMENT(float4*, 11), ARGUMENT(float*, 12), ARGUMENT(int*, 13));
-        };
+    if (!std::strcmp(name, "find_pairs")) launch->body = bound(find_pairs, arguments);
+    if (!std::strcmp(name, "objects")) launch->body = bound(objects, arguments);
 #endif
-    if (!body) {
+    if (!launch->body) {
         std::fprintf(stderr, "emulator: no kernel %s\n", name);
         std::abort();
     }
-    emulator::launch(grid, block, shared, seed, body);
+    return launch;
 }
+
+extern "C" void run(Launch* launch, unsigned long long seed) {
+    emulator::launch(launch->grid, launch->block, launch->shared, seed, launch->body);
+}
+
+extern "C" void forget(Launch* launch) { delete launch; }

@@ -168,6 +168,7 @@ class DynamicSlot(Owned):
         return to_detections(head.decode(outputs), limits, letterbox, meta.width_px, meta.height_px)
 
     def _release(self) -> None:
+        self._in_flight = ()
         self._contexts = {}  # the engine cannot go before its contexts
         self._made.close()
 

@@ -217,11 +217,16 @@ class Slot(Owned):
         self.chains = {
             batch: Chain(batch, context, memory, stream, kernels) for batch, context in sorted(lane.contexts.items())
         }
-        self.frames = 0  # of the batch in flight; 0: none
+        self._in_flight: Sequence[Frame] = ()  # kept: their memory goes with them
         self._spare = Spare(card, room.batch)
         self._copied = Event()
         self._done = Completion()
         self._opened = True
+
+    @property
+    def frames(self) -> int:
+        """Of the batch in flight; 0: none."""
+        return len(self._in_flight)
 
     def submit(self, frames: Sequence[Frame]) -> None:
         """Queue a batch."""
@@ -236,7 +241,7 @@ class Slot(Owned):
         self.stream.wait(self._copied)
         self.chains[batch].run()
         self._done.record(self.stream, batch)
-        self.frames = count
+        self._in_flight = tuple(frames)
 
     def ready(self, timeout_s: float) -> bool:
         """Wait until the batch in flight is done, at most so long."""
@@ -244,8 +249,8 @@ class Slot(Owned):
 
     def detections(self) -> list[Detections]:
         """The result of the batch that is done, in arrays of its own. The slot is free again."""
-        frames, self.frames = self.frames, 0
-        memory = self.memory
+        frames, memory = len(self._in_flight), self.memory
+        self._in_flight = ()
         found = []
         for index, (count, excess, _, _) in enumerate(memory.counts_host[:frames].tolist()):
             found.append(
@@ -261,6 +266,7 @@ class Slot(Owned):
     def _release(self) -> None:
         for chain in self.chains.values():
             chain.close()
+        self._in_flight = ()
         self.chains = {}  # the engine cannot go before its contexts
         self._spare.close()
         self._copied.close()

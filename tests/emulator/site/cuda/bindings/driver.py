@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from enum import IntEnum
 from typing import Any
 
 from cuda.bindings.device import gpu
+from tests.emulator.emulated import Launch
 
 
 class CUresult(IntEnum):
@@ -17,9 +17,6 @@ class CUresult(IntEnum):
 
 class CUfunction_attribute(IntEnum):
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
-
-
-_one_kernel = threading.Lock()  # the emulator keeps its state in globals
 
 
 def cuGetErrorName(status: int) -> tuple[Any, bytes]:
@@ -49,11 +46,6 @@ def cuFuncSetAttribute(function: Any, attribute: int, value: int) -> tuple[Any]:
 
 def cuLaunchKernel(function: Any, *rest: Any) -> tuple[Any]:
     library, name = function
-    geometry, shared, stream, arguments = (ctypes.c_uint * 6)(*rest[:6]), rest[6], rest[7], rest[8]
-
-    def work() -> None:
-        with _one_kernel:
-            library.launch(name, geometry, ctypes.c_uint(shared), ctypes.c_ulonglong(1), ctypes.c_void_p(arguments))
-
-    gpu.get(stream).put(work)
+    launch = Launch(library, name, rest[:6], rest[6], ctypes.c_void_p(rest[8]))
+    gpu.get(rest[7]).put(launch.run)
     return (CUresult.CUDA_SUCCESS,)

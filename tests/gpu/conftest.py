@@ -1,0 +1,29 @@
+"""Marks everything here, and skips it where there is no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vision.errors import DeviceMissing
+
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything under this folder needs a GPU."""
+    for item in items:
+        if _HERE in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(scope="session")
+def device():  # type: ignore[no-untyped-def]  # vision.cuda cannot be imported everywhere
+    """The GPU, or the emulated one."""
+    try:
+        from vision.cuda import open_device
+
+        return open_device()
+    except DeviceMissing as missing:
+        pytest.skip(f"no GPU: {missing.args[0]}")

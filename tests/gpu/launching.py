@@ -1,0 +1,133 @@
+"""Kernels on arrays: puts them on the GPU, launches, brings the results back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config import InputCard, ModelCard
+from vision.cuda import Device, DeviceBuffer, HostBuffer, Stream
+from vision.detect.classes import class_names
+from vision.detect.heads import Head
+from vision.detect.layout import FRAME, PictureLayout, describe_frame, describe_normalisation
+from vision.detect.programs import (
+    KERNELS,
+    RESULT,
+    LetterboxProgram,
+    Output,
+    PostprocessProgram,
+    kept_classes,
+    threshold,
+)
+from vision.nvrtc import Module, Source
+from vision.types import Detections
+
+NO_FRAME = bytes(FRAME.itemsize)
+POISON = 0xA7
+
+
+class Bench(contextlib.ExitStack):
+    """Device memory for one test."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self.device = device
+        self.stream = self.enter_context(Stream())
+
+    def buffer(self, nbytes: int) -> DeviceBuffer:
+        """Spoiled memory."""
+        buffer = self.enter_context(DeviceBuffer(nbytes, "a test"))
+        buffer.fill(POISON, self.stream)
+        self.stream.synchronize()
+        return buffer
+
+    def put(self, array: NDArray[Any]) -> int:
+        """A copy on the GPU, padded as the detector's buffers are."""
+        buffer = self.buffer(-(-array.nbytes // 16) * 16)
+        if array.nbytes:
+            buffer.write(np.ascontiguousarray(array))
+        return buffer.address
+
+    def module(self, file: str, definitions: Mapping[str, int | float | str]) -> Module:
+        """Compiled kernels."""
+        return self.enter_context(Module.build(Source.read(KERNELS / file, definitions), self.device.arch, None))
+
+
+def letterbox(
+    device: Device,
+    card: InputCard,
+    pictures: Sequence[tuple[NDArray[np.uint8], PictureLayout] | None],
+    *,
+    half: bool,
+) -> tuple[NDArray[Any], NDArray[np.uint32]]:
+    """The network's input for pictures (None: an empty row of the batch), and the counts."""
+    program = LetterboxProgram.of(card, half_input=half)
+    batch = len(pictures)
+    with Bench(device) as bench:
+        rows = b"".join(
+            NO_FRAME if each is None else describe_frame(card, each[1], bench.put(each[0])) for each in pictures
+        )
+        frames = bench.put(np.frombuffer(rows, np.uint8))
+        shape, dtype = (batch, 3, card.height, card.width), np.float16 if half else np.float32
+        tensor = bench.buffer(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        counts = bench.buffer(4 * batch)
+        kernel = bench.module(program.file, program.definitions).kernel("letterbox")
+        arguments = (frames, tensor.address, counts.address, describe_normalisation(card))
+        kernel.bind(program.grid(batch), program.block, *arguments).enqueue(bench.stream)
+        bench.stream.synchronize()
+        return tensor.read(shape, dtype), counts.read((batch,), np.uint32)
+
+
+def postprocess(
+    device: Device,
+    card: ModelCard,
+    head: Head,
+    outputs: Mapping[str, NDArray[Any]],
+    sizes: Sequence[tuple[int, int] | None],
+) -> list[Detections]:
+    """What the kernels make of raw outputs, for source pictures of `sizes` (height, width); None: an empty row."""
+    classes = len(class_names(card))
+    layout = {name: Output(value.shape[1:], str(value.dtype)) for name, value in outputs.items()}
+    program = PostprocessProgram.of(card, head, classes, layout, device.shared_bytes)
+    batch, objects = len(sizes), program.objects
+    with Bench(device) as bench:
+        rows = b"".join(
+            NO_FRAME if size is None else describe_frame(card.input, PictureLayout(*size, "bgr"), 0) for size in sizes
+        )
+        frames = bench.put(np.frombuffer(rows, np.uint8))
+        on_gpu = {name: bench.put(value) for name, value in outputs.items()}
+        extra = tuple(on_gpu[name] if name else 0 for name in program.extra)
+        limit = threshold(head, bench.put(kept_classes(head, classes)))
+        keys, counts = bench.buffer(batch * program.keys_bytes), bench.put(np.zeros(batch, np.uint32))
+        work = bench.buffer(1 if program.shared_work else batch * program.work_bytes)
+        host = bench.enter_context(HostBuffer(batch * (RESULT.itemsize + objects * 24), "results"))
+        host.array((host.nbytes,))[:] = POISON
+        module = bench.module(program.file, program.definitions)
+        pairs = module.kernel("find_pairs")
+        pairs.bind(
+            program.pairs_grid(batch),
+            program.pairs_block,
+            *(frames, on_gpu[program.scores], *extra, keys.address, counts, limit),
+        ).enqueue(bench.stream)
+        offsets = np.cumsum([0, RESULT.itemsize, 16 * objects, 4 * objects])[:4] * batch
+        results = [host.device_address + int(offset) for offset in offsets]
+        kernel = module.kernel("objects", shared_bytes=program.work_bytes if program.shared_work else 0)
+        kernel.bind(
+            program.objects_grid(batch),
+            program.objects_block,
+            *(frames, on_gpu[program.scores], on_gpu[program.boxes], *extra, keys.address, counts, limit),
+            *(np.float32(card.nms.iou), work.address, *results),
+        ).enqueue(bench.stream)
+        bench.stream.synchronize()
+        found = host.array((batch,), RESULT).copy()
+        boxes = host.array((batch, objects, 4), np.float32, int(offsets[1])).copy()
+        scores = host.array((batch, objects), np.float32, int(offsets[2])).copy()
+        class_ids = host.array((batch, objects), np.int32, int(offsets[3])).copy()
+    return [
+        Detections(boxes[i, :n], scores[i, :n], class_ids[i, :n], int(found["excess"][i]))
+        for i, n in enumerate(found["count"].tolist())
+    ]

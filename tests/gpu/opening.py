@@ -1,0 +1,85 @@
+"""Detectors for tests: over TensorRT where there is a GPU, over ONNX Runtime where the GPU is emulated."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cuda.bindings import runtime
+
+from vision.config import DetectConfig, ModelCard
+from vision.cuda import open_device
+from vision.detect.classes import class_ids, class_names
+from vision.detect.heads import make_head
+from vision.detect.opened import Model, Phases
+from vision.detect.tensorrt import TensorRTDetector, detector_of, open_tensorrt_detector
+from vision.nvrtc import Module, Source
+from vision.types import Frame
+
+EMULATED = hasattr(runtime, "emulate")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_NAP = """
+extern "C" __global__ void nap(unsigned long long ns) {
+    unsigned long long begin, now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(begin));
+    do {
+        asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    } while (now - begin < ns);
+}
+"""
+
+
+def open_model(folder: Path, card: ModelCard, detect: DetectConfig, outputs: Shapes, **engine: Any) -> TensorRTDetector:
+    """A detector for the ONNX file of a card. `outputs`, without the batch axis, are for the emulated engine."""
+    if not EMULATED:
+        return open_tensorrt_detector(folder, card, detect)
+    from tests.emulator.engine import onnx_compute
+
+    return open_computed(card, detect, outputs, compute=onnx_compute(str(folder / card.file)), **engine)
+
+
+def open_computed(
+    card: ModelCard, detect: DetectConfig, outputs: Shapes, *, compute: Callable[[Any], Any], **engine: Any
+) -> TensorRTDetector:
+    """A detector over an emulated engine that computes `compute`."""
+    from tests.emulator.engine import EmulatedEngine
+
+    names = class_names(card)
+    head = make_head(card, len(names), detect.score, class_ids(names, detect.classes, card.name))
+    with contextlib.ExitStack() as made:
+        opened: Any = made.enter_context(
+            EmulatedEngine(compute, (card.input.height, card.input.width), outputs, **engine)
+        )
+        return detector_of(open_device(), Model(opened, card, head, names, detect), Phases(), made)
+
+
+class SlowDetector:
+    """A detector whose batches take `seconds` longer, on the GPU."""
+
+    def __init__(self, detector: TensorRTDetector, seconds: float) -> None:
+        self._detector = detector
+        self._seconds = seconds
+        source = Source("nap.cu", _NAP, {}, {})
+        self._module = None if EMULATED else Module.build(source, open_device().arch, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._detector, name)
+
+    def submit(self, slot: int, frames: Sequence[Frame]) -> None:
+        stream = self._detector._inlet.copies
+        if self._module is None:
+            runtime.emulate(stream.handle, lambda: time.sleep(self._seconds))
+        else:
+            nap = self._module.kernel("nap").bind((1, 1, 1), (1, 1, 1), int(self._seconds * 1e9))
+            nap.enqueue(stream)
+        self._detector.submit(slot, frames)
+
+    def close(self) -> None:
+        self._detector.close()
+        if self._module is not None:
+            self._module.close()

@@ -1,0 +1,101 @@
+"""``letterbox.cu`` against `vision.detect.letterbox.sample` and `normalised`."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.gpu.launching import letterbox
+from vision.config import InputCard
+from vision.detect.layout import PictureLayout
+from vision.detect.letterbox import Letterbox, normalised, sample
+from vision.types import PixelFormat, YuvEncoding, frame_shape
+
+FORMATS: tuple[PixelFormat, ...] = ("bgr", "bgrx", "nv12", "i420")
+ENCODINGS: tuple[YuvEncoding, ...] = ("bt601", "bt601-full", "bt709", "bt709-full")
+ODD = [(1, 1), (1, 2), (2, 1), (1, 700), (700, 1), (31, 33), (5, 3), (401, 17)]
+EVEN = [(2, 2), (64, 96), (576, 768), (100, 34), (1080, 1920), (2, 400), (400, 2)]
+
+
+def picture(layout: PictureLayout, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    shape = frame_shape(layout.height_px, layout.width_px, layout.pixel_format)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def expected(card: InputCard, pixels: Any, layout: PictureLayout) -> Any:
+    fit = Letterbox.fit(layout.width_px, layout.height_px, card.width, card.height, card.letterbox)
+    levels = sample(
+        pixels,
+        layout.pixel_format,
+        fit,
+        model_width_px=card.width,
+        model_height_px=card.height,
+        fill=card.fill,
+        encoding=layout.yuv,
+    )
+    return normalised(levels, card.color, card.scale, card.mean, card.std)
+
+
+def check(device: Any, card: InputCard, layouts: list[PictureLayout], *, half: bool) -> None:
+    pixels = [picture(layout, seed) for seed, layout in enumerate(layouts)]
+    given = [*zip(pixels, layouts, strict=True), None]
+    tensor, counts = letterbox(device, card, given, half=half)
+    assert not counts.any()
+    assert (tensor[-1].view(np.uint8) == 0xA7).all(), "a row without a frame was written"
+    spread = max(card.scale * 255 / min(card.std), *np.abs(np.array(card.mean) / card.std))
+    for row, each, layout in zip(tensor, pixels, layouts, strict=False):
+        tolerance = spread * (1e-3 if half else 2e-6)
+        np.testing.assert_allclose(
+            row.astype(np.float32), expected(card, each, layout), rtol=0, atol=tolerance, err_msg=str(layout)
+        )
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("width", "height"), [(416, 416), (96, 64), (50, 34), (33, 17)])
+def test_every_size_and_format_in_one_launch(device: Any, width: int, height: int, half: bool) -> None:
+    layouts = [
+        PictureLayout(height_px, width_px, pixel_format)
+        for pixel_format, (height_px, width_px) in itertools.product(FORMATS, EVEN)
+    ]
+    layouts += [PictureLayout(*size, pixel_format) for pixel_format in FORMATS[:2] for size in ODD]
+    card = InputCard(width=width, height=height, mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395))
+    check(device, card, layouts, half=half)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_yuv_encodings(device: Any, encoding: YuvEncoding) -> None:
+    layouts = [PictureLayout(64, 96, "nv12", encoding), PictureLayout(34, 50, "i420", encoding)]
+    check(device, InputCard(width=96, height=64), layouts, half=False)
+
+
+@pytest.mark.parametrize("color", ["bgr", "rgb"])
+@pytest.mark.parametrize("placement", ["top-left", "center"])
+def test_colour_order_and_placement(device: Any, color: Any, placement: Any) -> None:
+    card = InputCard(
+        width=96,
+        height=64,
+        color=color,
+        letterbox=placement,
+        scale=1 / 255,
+        mean=(0.1, 0.2, 0.3),
+        std=(1, 2, 3),
+        fill=0,
+    )
+    check(device, card, [PictureLayout(*size, "bgr") for size in EVEN], half=False)
+
+
+def test_a_picture_of_8k(device: Any) -> None:
+    check(device, InputCard(width=96, height=64), [PictureLayout(4320, 7680, "bgr")], half=False)
+
+
+def test_rows_may_be_further_apart_than_they_are_long(device: Any) -> None:
+    """As decoders lay them out: here the picture is the left part of a wider one."""
+    card = InputCard(width=96, height=64)
+    wide = picture(PictureLayout(48, 128, "nv12"), 5)
+    narrow = np.ascontiguousarray(wide[:, :100])
+    layout = PictureLayout(48, 100, "nv12", pitch_bytes=128)
+    tensor, _ = letterbox(device, card, [(wide, layout)], half=False)
+    np.testing.assert_allclose(tensor[0], expected(card, narrow, PictureLayout(48, 100, "nv12")), atol=1e-3)

@@ -1,0 +1,232 @@
+"""The detector over TensorRT as a whole. What needs an engine that misbehaves is in ``test_emulated_detector.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.gpu.opening import EMULATED, open_model
+from vision.config import DetectConfig, folder_of_model, load_model_card, shipped_models
+from vision.cuda import DeviceBuffer, Event, Graph, HostBuffer, Stream, allocated, copy_to_device, memory_info
+from vision.detect.detector import Detector
+from vision.detect.onnxruntime import OnnxRuntimeDetector
+from vision.device_image import DeviceImage
+from vision.errors import DeviceError
+from vision.types import Detections, Frame, FrameMeta, PixelFormat
+
+CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
+OUTPUTS = {"scores": (3549, 80), "distances": (3549, 44)}
+LONG_S = 120.0
+FRAMES = 3 if EMULATED else 200
+
+Image = NDArray[np.uint8]
+
+
+def images(count: int) -> list[Image]:
+    """The first pictures of the clip, 768x576."""
+    capture = cv2.VideoCapture(str(CLIP))
+    try:
+        return [np.asarray(capture.read()[1], np.uint8) for _ in range(count)]
+    finally:
+        capture.release()
+
+
+def open_nanodet(**settings: Any) -> Any:
+    folder = folder_of_model("nanodet-g-416", shipped_models())
+    detect = DetectConfig(**{"score": 0.25, "slots": 2, "max_batch": 2 if EMULATED else 8, **settings})
+    return open_model(folder, load_model_card(folder), detect, OUTPUTS)
+
+
+@pytest.fixture(scope="module")
+def detector(device: object) -> Iterator[Any]:
+    with closing(open_nanodet()) as opened:
+        yield opened
+
+
+def frame(pixels: Image, pixel_format: PixelFormat = "bgr", size: tuple[int, int] = (768, 576)) -> Frame:
+    return Frame(FrameMeta("clip", 0, 0, 0, 0, *size), pixels, pixel_format)
+
+
+def detect(detector: Detector, frames: Sequence[Frame], *, slot: int = 0) -> list[Detections]:
+    found: list[Detections] = []
+    for start in range(0, len(frames), detector.max_batch):
+        detector.submit(slot, frames[start : start + detector.max_batch])
+        found += detector.wait(slot, LONG_S)
+    return found
+
+
+def same(one: Sequence[Detections], other: Sequence[Detections]) -> None:
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.boxes_xyxy, b.boxes_xyxy)
+        np.testing.assert_array_equal(a.scores, b.scores)
+        np.testing.assert_array_equal(a.class_ids, b.class_ids)
+
+
+def iou(boxes: NDArray[np.float32], box: NDArray[np.float32]) -> NDArray[np.float32]:
+    low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return np.asarray(shared / (areas + np.prod(box[2:] - box[:2]) - shared), np.float32)
+
+
+def test_finds_what_onnx_runtime_finds(detector: Any) -> None:
+    """At least 99 % of the boxes over 0.3 at IoU 0.98, their scores within 0.01, over the whole clip."""
+    folder = folder_of_model("nanodet-g-416", shipped_models())
+    card = load_model_card(folder)
+    clip = [frame(image) for image in images(FRAMES)]
+    found = detect(detector, clip)
+    with closing(OnnxRuntimeDetector(folder / card.file, card, score=0.25, slots=1, threads=None)) as reference:
+        wanted = detect(reference, clip)
+    total = matched = close = 0
+    for given, expected in zip(found, wanted, strict=True):
+        for box, score, class_id in zip(expected.boxes_xyxy, expected.scores, expected.class_ids, strict=True):
+            if score < 0.3:
+                continue
+            total += 1
+            alike = (given.class_ids == class_id) & (iou(given.boxes_xyxy, box) >= 0.98)
+            matched += bool(alike.any())
+            close += bool((np.abs(given.scores[alike] - score) <= 0.01).any())
+    print(f"{matched} of {total} boxes matched, {close} of them with a score within 0.01")
+    assert total > 5 * FRAMES
+    assert matched >= 0.99 * total
+    assert close >= 0.99 * total
+
+
+def test_slots_sizes_of_batch_and_buffers_make_no_difference(detector: Any) -> None:
+    clip = images(4)
+    plain = detect(detector, [frame(image) for image in clip])
+    locked = []
+    for image in clip:
+        pixels = detector.frame_buffer(576, 768, "bgr")
+        pixels[...] = image
+        locked.append(frame(pixels))
+    on_gpu = []
+    with Stream() as stream:
+        for image in clip:
+            pixels = DeviceImage.make(576, 768, "bgr")
+            copy_to_device(pixels.address, image.ctypes.data, image.nbytes, stream)
+            stream.synchronize()
+            np.testing.assert_array_equal(pixels.to_host(stream), image)
+            on_gpu.append(frame(pixels))
+    same(detect(detector, locked), plain)
+    same(detect(detector, locked, slot=1), plain)
+    same(detect(detector, on_gpu), plain)
+    # another batch size may take other kernels, whose sums differ in the last bits
+    single = [detect(detector, [each])[0] for each in locked]
+    for one, other in zip(single, plain, strict=True):
+        strong, other_strong = one.scores > 0.4, other.scores > 0.4
+        np.testing.assert_allclose(one.boxes_xyxy[strong], other.boxes_xyxy[other_strong], atol=2)
+
+
+def test_a_part_of_a_device_image_is_refused(detector: Any) -> None:
+    part = DeviceImage.make(576, 768, "bgr")[:288]
+    with pytest.raises(ValueError, match="only whole ones"):
+        detector.submit(0, [frame(part, size=(768, 288))])
+
+
+@pytest.mark.parametrize(("shape", "said"), [((576, 768), "uint8"), ((575, 768, 3), "uint8"), ((576, 768, 4), "uint8")])
+def test_pixels_that_are_not_what_the_frame_says(detector: Any, shape: tuple[int, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        detector.submit(0, [frame(np.zeros(shape, np.uint8))])
+
+
+def test_nothing_is_allocated_once_running(detector: Any) -> None:
+    batch = []
+    for _ in range(2):
+        pixels = detector.frame_buffer(576, 768, "bgr")
+        pixels[...] = 0
+        batch.append(frame(pixels))
+    detect(detector, batch)
+    calls, free = allocated().calls, memory_info()[0]
+    for _ in range(2 if EMULATED else 500):
+        for slot in (0, 1):
+            detector.submit(slot, batch)
+        for slot in (0, 1):
+            detector.wait(slot, LONG_S)
+    assert allocated().calls == calls
+    assert memory_info()[0] >= free
+
+
+def test_without_graphs_the_same(detector: Any) -> None:
+    clip = [frame(image) for image in images(2)]
+    with closing(open_nanodet(graphs=False, slots=1)) as eager:
+        assert "no graphs" in eager.name
+        same(detect(eager, clip), detect(detector, clip))
+
+
+# ------------------------------------------------------------------------------------------------ vision.cuda
+
+
+def test_too_much_memory_says_what_and_what_is_free(device: object) -> None:
+    for kind in (DeviceBuffer, HostBuffer):
+        with pytest.raises(DeviceError, match=r"the moon: .* MiB of .* memory were asked for; .* MiB of .* free"):
+            kind(1 << 50, "the moon")
+    with DeviceBuffer(1000, "a test") as after:  # the error did not stay
+        assert after.address % 256 == 0
+
+
+def test_arrays_keep_page_locked_memory(device: object) -> None:
+    freed: list[bool] = []
+    buffer = HostBuffer(100, "a test", when_freed=lambda: freed.append(True))
+    array = buffer.array((10,), np.uint8, 5)
+    buffer.close()
+    buffer.close()
+    with pytest.raises(ValueError, match="of 0"):
+        buffer.array((1,))
+    array[:] = 7
+    part = array[3:]
+    del array
+    assert not freed
+    assert part.sum() == 7 * 7
+    del part
+    assert freed
+
+
+def test_a_capture_that_fails_is_ended_and_told(device: object) -> None:
+    with Stream() as stream, DeviceBuffer(64, "a test") as buffer:
+        calls = 0
+
+        def waits_while_captured() -> None:
+            nonlocal calls
+            calls += 1
+            buffer.fill(1, stream)
+            if calls == 2:
+                stream.synchronize()
+
+        with pytest.raises(DeviceError, match="the CUDA graph of a test could not be captured"):
+            Graph.capture(stream, waits_while_captured, "a test")
+
+        def fails() -> None:
+            if calls == 3:
+                raise ValueError("a mistake")
+
+        calls = 3
+        with pytest.raises(ValueError, match="a mistake"):
+            Graph.capture(stream, fails, "a test")  # in the warm-up
+        with Graph.capture(stream, lambda: buffer.fill(9, stream), "a test") as graph, Event() as done:
+            buffer.write(np.zeros(64, np.uint8))
+            graph.launch(stream)
+            done.record(stream)
+            done.synchronize()
+            assert done.reached()
+            assert buffer.read((64,), np.uint8).tolist() == [9] * 64
+
+
+def test_buffers_are_not_overrun(device: object) -> None:
+    with DeviceBuffer(16, "a test") as buffer:
+        with pytest.raises(ValueError, match="do not fit"):
+            buffer.write(np.zeros(17, np.uint8))
+        with pytest.raises(ValueError, match="of 16"):
+            buffer.read((17,), np.uint8)
+
+
+def test_an_owner_who_forgets_is_warned(device: object) -> None:
+    with pytest.warns(ResourceWarning, match="DeviceBuffer was not closed"):
+        DeviceBuffer(16, "a test")
