@@ -13,13 +13,15 @@ from itertools import pairwise
 from typing import Final, TypeAlias
 
 from vision.config.addresses import SourceKind, source_kind
+from vision.config.rules import KINDS_OF_LINES, KINDS_OF_ZONES, RULE, rule_findings
 from vision.config.wording import Loc, Refused, dotted, nearest, one_of, quoted
 
 Finding: TypeAlias = tuple[Loc, str]
 
 PIPELINES_WITHOUT_ANALYTICS: Final = ("detect", "track")
+PIPELINES_WITHOUT_TRACKS: Final = ("detect",)
 
-TRACK_SCORES: Final[Mapping[str, float]] = {"low_score": 0.15, "high_score": 0.5, "new_score": 0.6}
+TRACK_SCORES: Final[Mapping[str, float]] = {"low_score": 0.15, "high_score": 0.5, "new_score": 0.55}
 """Defaults of the tracker's scores, which must not fall from one to the next."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -80,6 +82,10 @@ def site_findings(site: Mapping[str, object], tell: Tell) -> Iterator[Finding]:
             if isinstance(section, Mapping):
                 yield from _below(("analytics", str(name)), analytics_findings(section, tell, ("analytics", str(name))))
         yield from _filtered_classes(site, analytics)
+    yield from rule_findings(site)
+    yield from _without_tracks(site)
+    yield from _unheard_events(site)
+    yield from _replay_findings(site)
 
 
 def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
@@ -181,6 +187,46 @@ def _unwatched(site: Mapping[str, object]) -> Iterator[Finding]:
             ("analytics",),
             f"the pipeline {pipeline} has no lines and zones; expected pipeline: count, or a file of your own",
         )
+
+
+def _without_tracks(site: Mapping[str, object]) -> Iterator[Finding]:
+    pipeline = site.get("pipeline", PIPELINES_WITHOUT_TRACKS[0])
+    if pipeline in PIPELINES_WITHOUT_TRACKS and site.get("cascade") is not None:
+        yield (
+            ("cascade",),
+            f"the pipeline {pipeline} follows no objects; expected pipeline: track or count, or a file of your own",
+        )
+
+
+def _unheard_events(site: Mapping[str, object]) -> Iterator[Finding]:
+    """Rules and snapshots of events that no shipped pipeline has."""
+    pipeline = site.get("pipeline", PIPELINES_WITHOUT_ANALYTICS[0])
+    if pipeline in PIPELINES_WITHOUT_ANALYTICS:
+        for key in ("rules", "snapshots"):
+            if site.get(key):
+                text = f"the pipeline {pipeline} has no events; expected pipeline: count, or a file of your own"
+                yield (key,), text
+    snapshots, known = site.get("snapshots"), (*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE)
+    kinds = snapshots.get("kinds") if isinstance(snapshots, Mapping) else None
+    for at, kind in enumerate(kinds if pipeline == "count" and isinstance(kinds, tuple) else ()):
+        if isinstance(kind, str) and kind not in known:
+            near = nearest(kind, known)
+            advice = f" (did you mean {quoted(near)}?)" if near is not None else ""
+            yield ("snapshots", "kinds", at), f"expected {one_of(known)}, got {quoted(kind)}{advice}"
+
+
+def _replay_findings(site: Mapping[str, object]) -> Iterator[Finding]:
+    publish = site.get("publish")
+    replay = publish.get("replay") if isinstance(publish, Mapping) else None
+    if not isinstance(publish, Mapping) or not isinstance(replay, str):
+        return
+    if site.get("state") is None:
+        yield ("publish", "replay"), "needs state: the folder in which events are kept"
+    bind = publish.get("bind", "tcp://127.0.0.1:5555")
+    port = replay.rpartition(":")[2]
+    same_port = isinstance(bind, str) and port.isdigit() and port != "0" and port == bind.rpartition(":")[2]
+    if (replay == bind and not replay.endswith((":*", ":0"))) or same_port:
+        yield ("publish", "replay"), "expected another address and port than publish.bind has"
 
 
 def _unknown_cameras(
