@@ -1,0 +1,69 @@
+"""Small tables of boxes for the tests of the evaluation, and the exact truth of made-up video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from vision.capture.synthetic import Synthetic, SyntheticSpec
+from vision.evaluation.mot import Boxes
+from vision.evaluation.tracks import INSTALL
+
+needs_trackeval = pytest.mark.skipif(find_spec("trackeval") is None, reason=f"needs TrackEval: {INSTALL}")
+
+Row = tuple[float, ...]
+"""frame, id, left, top, width, height and, where it is not 1, the score."""
+
+
+def boxes(*rows: Row) -> Boxes:
+    """A table of these rows."""
+    return Boxes.of(
+        [
+            (int(frame), int(object_id), np.array([x, y, x + width, y + height], float), score[0] if score else 1.0)
+            for frame, object_id, x, y, width, height, *score in rows
+        ]
+    )
+
+
+def random_boxes(seed: int, *, frames: int = 40, objects: int = 6, gaps: bool = True) -> tuple[Boxes, Boxes]:
+    """A truth, and what a poor tracker made of it: jitter, misses, inventions, and ids that change."""
+    rng = np.random.default_rng(seed)
+    truth: list[Row] = []
+    found: list[Row] = []
+    for object_id in range(objects):
+        x, y, width, height = rng.uniform(0, 300), rng.uniform(0, 200), rng.uniform(20, 40), rng.uniform(40, 80)
+        speed = rng.uniform(-5, 5, 2)
+        track_id = object_id + 1
+        for frame in range(1, frames + 1):
+            left, top = x + speed[0] * frame, y + speed[1] * frame
+            truth.append((frame, object_id, left, top, width, height))
+            track_id += objects * int(rng.random() < 0.05)
+            if not gaps or rng.random() < 0.85:
+                off = rng.normal(0, 4, 2)
+                found.append((frame, track_id, left + off[0], top + off[1], width, height, rng.uniform(0.1, 1)))
+    invented = [frame for frame in range(1, frames + 1) if rng.random() < 0.3]
+    found += [(frame, 10_000, *rng.uniform(0, 200, 2), 30.0, 60.0, rng.uniform(0.1, 0.6)) for frame in invented]
+    return boxes(*truth), boxes(*found)
+
+
+def synthetic_rows(source: str, class_id: int) -> list[str]:
+    """The truth of a ``synthetic:`` source with `frames`, as lines of a truth file, of one class."""
+    spec = SyntheticSpec.parse(source)
+    camera = Synthetic(spec)
+    rows = []
+    for index in range(spec.frames or 0):
+        found, class_ids = camera.truth(index)
+        for object_id in np.flatnonzero(class_ids == class_id):
+            x1, y1, x2, y2 = found[object_id].tolist()
+            rows.append(f"{index + 1},{object_id},{x1:g},{y1:g},{x2 - x1:g},{y2 - y1:g},1,-1,-1,-1")
+    return rows
+
+
+def as_rows(table: Boxes) -> Sequence[Row]:
+    """The rows of a table as `tests.accuracy.average_precision` takes them."""
+    sides = table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2]
+    columns = (table.frames, table.ids, *table.boxes_xyxy[:, :2].T, *sides.T, table.scores)
+    return list(zip(*(column.tolist() for column in columns), strict=True))

@@ -1,0 +1,140 @@
+"""What truly crossed a line, and how far a count is from that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from tests.unit.evaluation_tables import Row, boxes
+from vision.config import CameraAnalytics, LineConfig
+from vision.evaluation.crossings import LineScore, score_lines, true_crossings
+from vision.types import Event
+
+SIZE = (320, 240)
+DOWN = ((100.0, 50.0), (100.0, 150.0))  # seen along it, the right is where x is less
+WIDTH, HEIGHT = 20.0, 40.0  # jitter is a tenth of 40
+
+
+def line(points: object = DOWN, **options: object) -> LineConfig:
+    return LineConfig.model_validate({"name": "door", "points": points, "anchor": "center", **options})
+
+
+def walk(*places: tuple[float, float] | None, object_id: int = 1) -> list[Row]:
+    """Where the centre of an object is in frame 1, 2, …; None: not there."""
+    return [
+        (frame, object_id, place[0] - WIDTH / 2, place[1] - HEIGHT / 2, WIDTH, HEIGHT)
+        for frame, place in enumerate(places, start=1)
+        if place is not None
+    ]
+
+
+def crossings(config: LineConfig, *rows: Row, units: str = "pixels", interval_s: float = 0.1) -> list[str]:
+    return list(true_crossings(config, units, boxes(*rows), size_px=SIZE, interval_s=interval_s))
+
+
+def along(*xs: float, y: float = 100.0) -> list[tuple[float, float]]:
+    return [(x, y) for x in xs]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (along(80, 90, 110, 120), ["out"]),
+        (along(120, 80), ["in"]),
+        (along(80, 120, 80), ["out", "in"]),
+        (along(80, 90), []),
+        (along(80), []),
+        (along(80, 120, y=40), []),  # past its upper end
+        (along(80, 120, y=160), []),
+        (along(80, 120, y=50), ["out"]),  # its end belongs to it
+        (along(80, 99, 101, 99, 102, 98), []),  # jitter, and back
+        (along(80, 98, 102, 98, 102, 98, 120), ["out"]),  # jitter counts once
+        (along(98, 102), ["out"]),  # where it begins and where it ends is taken as it is
+        (along(80, 100, 100, 100, 120), ["out"]),
+        (along(80, 100, 100, 80), []),
+        ([(80, 100), (80, 30), (120, 30), (120, 100)], []),  # around its end
+        ([(80, 30), (120, 170)], ["out"]),  # a step over it, through its middle
+    ],
+)
+def test_paths(path: list[tuple[float, float]], expected: list[str]) -> None:
+    assert crossings(line(), *walk(*path)) == expected
+
+
+def test_jitter_is_of_the_size_of_the_object() -> None:
+    small: list[Row] = [(frame, 1, x - 2.0, 98.0, 4.0, 4.0) for frame, x in enumerate((80, 98, 102, 98, 120), start=1)]
+    assert crossings(line(), *small) == ["out", "in", "out"]
+
+
+@pytest.mark.parametrize(("missing", "expected"), [(20, ["out"]), (21, [])])
+def test_who_is_gone_for_long_may_have_come_back_another_way(missing: int, expected: list[str]) -> None:
+    path = [*along(70, 80), *[None] * (missing - 1), *along(120, 130)]
+    assert crossings(line(), *walk(*path)) == expected
+
+
+def test_a_line_that_is_turned_around_counts_the_other_way() -> None:
+    assert crossings(line((DOWN[1], DOWN[0])), *walk(*along(80, 120))) == ["in"]
+
+
+def test_what_moves_down_crosses_a_line_to_the_right_in() -> None:
+    assert crossings(line(((50.0, 100.0), (150.0, 100.0))), *walk((100, 80), (100, 120))) == ["in"]
+
+
+def test_objects_are_told_apart() -> None:
+    rows = [*walk(*along(80, 90), object_id=1), *walk(None, None, *along(110, 120), object_id=2)]
+    assert crossings(line(), *rows) == []
+
+
+def test_points_in_fractions() -> None:
+    fractions = line(((100 / 320, 50 / 240), (100 / 320, 150 / 240)))
+    assert crossings(fractions, *walk(*along(80, 120)), units="fraction") == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("anchor", "place"),
+    [
+        ("center", (100, 100)),
+        ("bottom-center", (100, 80)),
+        ("top-center", (100, 120)),
+        ("center-left", (110, 100)),
+        ("center-right", (90, 100)),
+    ],
+)
+def test_the_anchor_crosses(anchor: str, place: tuple[float, float]) -> None:
+    """A diagonal line through (100, 100): only the place whose anchor is there is on it."""
+    diagonal = line(((90.0, 90.0), (110.0, 110.0)), anchor=anchor)
+    x, y = place
+    assert crossings(diagonal, *walk((x - 8, y + 8), (x + 8, y - 8))) == ["out"]
+    assert crossings(diagonal, *walk((x + 42, y + 58), (x + 58, y + 42))) == []
+
+
+def crossed(
+    name: str, direction: str, class_name: str | None = "person", kind: str = "line_crossed"
+) -> tuple[int, Event]:
+    data = {"direction": direction} | ({"class": class_name} if class_name is not None else {})
+    return 1, Event(kind, name, "cam", 1, 0, data)
+
+
+def scored(section: CameraAnalytics, truth: Sequence[Row], *events: tuple[int, Event]) -> list[LineScore]:
+    return score_lines(section, boxes(*truth), events, "person", size_px=SIZE, interval_s=0.1)
+
+
+def test_counts_are_compared_by_line_and_direction() -> None:
+    section = CameraAnalytics(lines=(line(), line(name="exit", direction="out"), line(name="cars", classes=("car",))))
+    events = [
+        crossed("door", "in"),
+        crossed("door", "in", None),  # a pipeline that does not say the class
+        crossed("door", "out", "car"),
+        crossed("door", "out", kind="zone_left"),
+        crossed("exit", "out"),
+        crossed("cars", "in"),
+    ]
+    scores = scored(section, walk(*along(80, 120, 80, 120)), *events)
+    assert scores == [LineScore("door", "in", 1, 2), LineScore("door", "out", 2, 0), LineScore("exit", "out", 2, 1)]
+    assert [score.error for score in scores] == [1.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(("true", "counted", "error"), [(0, 0, 0.0), (0, 1, math.inf), (4, 3, 0.25), (4, 5, 0.25)])
+def test_the_error_of_a_count(true: int, counted: int, error: float) -> None:
+    assert LineScore("door", "in", true, counted).error == error
