@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputCard
-from vision.cuda import DeviceBuffer, Owned
+from vision.cuda import DeviceBuffer, Owned, Stream
 from vision.detect.layout import PictureLayout, describe_frame
 from vision.detect.programs import Output
 from vision.detect.slot import Chain, Slot, SlotMemory
@@ -33,10 +33,11 @@ class Noise(Owned):
         self._description = describe_frame(card, PictureLayout(height_px, width_px, "bgr"), self._picture.address)
         self._opened = True
 
-    def fill(self, memory: SlotMemory, batch: int) -> None:
+    def fill(self, memory: SlotMemory, batch: int, stream: Stream) -> None:
         """Make it the first `batch` frames of a slot."""
         for index in range(batch):
             memory.row(index)[:] = self._description
+        memory.upload_rows(batch, stream)
 
     def _release(self) -> None:
         self._picture.close()

@@ -1,8 +1,9 @@
 """One batch in flight: its memory on both sides, its stream, and for each batch size a chain of work that replays.
 
-The chain is *descriptions of the frames → letterbox → engine → pairs over the threshold → objects*, and the last kernel
-writes its fixed-capacity result straight into page-locked memory of the host. Everything has a fixed address, so the
-whole chain is one CUDA graph, and a batch costs the host one launch.
+The chain is *letterbox → engine → pairs over the threshold → objects*, and the last kernel writes its fixed-capacity
+result straight into page-locked memory of the host. Everything has a fixed address, so the whole chain is one CUDA
+graph, and a batch costs the host one launch. Frames and their descriptions come on a stream of their own: a copy inside
+the graph would wait in the copy engine behind the frames of the next batch.
 """
 
 from __future__ import annotations
@@ -124,6 +125,11 @@ class SlotMemory(Owned):
         """Say that these rows of the batch hold no frame."""
         self._rows[start * DESCRIPTION_BYTES : stop * DESCRIPTION_BYTES] = bytes((stop - start) * DESCRIPTION_BYTES)
 
+    def upload_rows(self, count: int, stream: Stream) -> None:
+        """Queue the copy of the first `count` descriptions."""
+        nbytes = count * DESCRIPTION_BYTES
+        copy_to_device(self.descriptions.address, self.descriptions_host.address, nbytes, stream)
+
     def _release(self) -> None:
         self._made.close()
 
@@ -146,7 +152,6 @@ class Chain(Owned):
     def __init__(self, batch: int, context: Context, memory: SlotMemory, stream: Stream, kernels: Kernels) -> None:
         self.batch = batch
         self.context = context
-        self._memory = memory
         self._stream = stream
         self._graph: Graph | None = None
         program = kernels.program
@@ -176,9 +181,7 @@ class Chain(Owned):
 
     def enqueue(self) -> None:
         """Queue every step by itself."""
-        memory, stream = self._memory, self._stream
-        nbytes = self.batch * DESCRIPTION_BYTES
-        copy_to_device(memory.descriptions.address, memory.descriptions_host.address, nbytes, stream)
+        stream = self._stream
         self._letterbox.enqueue(stream)
         self.context.enqueue(stream.address)
         for launch in self._after:
@@ -237,6 +240,7 @@ class Slot(Owned):
             store.place(frame, self.memory.row(index), self._spare, index, copies)
         if batch > count:
             self.memory.clear_rows(count, batch)
+        self.memory.upload_rows(batch, copies)
         self._copied.record(copies)
         self.stream.wait(self._copied)
         self.chains[batch].run()

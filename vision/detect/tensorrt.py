@@ -25,7 +25,7 @@ from vision.detect.frames import PIXEL_FORMATS, FrameStore
 from vision.detect.heads import make_head
 from vision.detect.opened import Model, Phases, kernel_cache, load_letterbox
 from vision.detect.programs import KERNELS, Output, PostprocessProgram, kept_classes, threshold
-from vision.detect.selfcheck import ChainCheck, Noise
+from vision.detect.selfcheck import ChainCheck, Noise, Snapshot
 from vision.detect.slot import Inlet, Kernels, Lane, Slot, TensorRoom, drain, result_bytes
 from vision.engine.driver import CudaMemory
 from vision.engine.library import find_library
@@ -248,17 +248,23 @@ def _dynamic_slots(
 
 
 def _warm_up(model: Model, slots: Sequence[Slot], outputs: Mapping[str, Output]) -> None:
-    """Run every chain once, capture it, and compare the graph with what it was captured from."""
+    """Run every chain once and capture it, then compare each graph with what it was captured from.
+
+    Compared last, so that what one context does to the memory that it shares with another is seen.
+    """
+    checked: list[tuple[ChainCheck, Snapshot]] = []
     with Noise(model.card.input) as noise:
         for number, slot in enumerate(slots):
+            noise.fill(slot.memory, max(slot.chains), slot.stream)
             for batch, chain in slot.chains.items():
                 check = ChainCheck(slot, chain, outputs, f"{model.card.name}, slot {number}, batch {batch}")
-                noise.fill(slot.memory, batch)
-                eager = check.run()
-                model.head.check_scores([eager.first(name) for name in model.head.outputs])
+                checked.append((check, check.run()))
                 if model.detect.graphs:
                     chain.capture(check.what)
-                    check.require_same(eager)
+        for check, eager in checked:
+            model.head.check_scores([eager.first(name) for name in model.head.outputs])
+            if model.detect.graphs:
+                check.require_same(eager)
 
 
 def _measured(model: Model, lane: Lane) -> tuple[Mapping[str, Output], TensorRoom]:
