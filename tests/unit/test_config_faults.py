@@ -60,9 +60,21 @@ SITE_CASES: list[tuple[str, str, str]] = [
         "4: analytics.a.lines[0].points[1]: expected a list of 2 numbers from 0 to 16384, got an empty list",
     ),
     ("extra_forbidden", GOOD + "pipline: count", "3: pipline: unknown key (did you mean 'pipeline'?)"),
-    ("extra_forbidden", GOOD + "max_batch: 4", "3: max_batch: unknown key here (did you mean detect.max_batch?)"),
-    ("extra_forbidden", GOOD + "publish: {zzz: 4}", "3: publish.zzz: unknown key; expected bind, encoding or queue"),
-    ("extra_forbidden", GOOD + "publish: {'': 4}", "3: publish['']: unknown key; expected bind, encoding or queue"),
+    (
+        "extra_forbidden",
+        GOOD + "max_batch: 4",
+        "3: max_batch: unknown key here (did you mean detect.max_batch or cascade.max_batch?)",
+    ),
+    (
+        "extra_forbidden",
+        GOOD + "publish: {zzz: 4}",
+        "3: publish.zzz: unknown key; expected bind, encoding, queue, replay or keep_events",
+    ),
+    (
+        "extra_forbidden",
+        GOOD + "publish: {'': 4}",
+        "3: publish['']: unknown key; expected bind, encoding, queue, replay or keep_events",
+    ),
     (
         "value_error",
         GOOD + "publish:\n  bind: 5555x",

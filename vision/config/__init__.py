@@ -13,7 +13,16 @@ The only place that imports pydantic and PyYAML.
 
 from vision.config.addresses import SourceKind, source_kind
 from vision.config.analytics import Anchor, CameraAnalytics, LineConfig, Point, ZoneConfig
-from vision.config.load import check_classes, load_model_card, load_site, load_site_text, resolve_paths
+from vision.config.cascade import CascadeConfig, ClassifierCard
+from vision.config.load import (
+    check_classes,
+    load_classifier_card,
+    load_model_card,
+    load_site,
+    load_site_text,
+    resolve_paths,
+)
+from vision.config.rules import RuleConfig
 from vision.config.schema import site_schema
 from vision.config.shipped import resolve_config, shipped_configs, shipped_models
 from vision.config.site import (
@@ -28,12 +37,15 @@ from vision.config.site import (
     StatusConfig,
     folder_of_model,
 )
+from vision.config.snapshots import SnapshotConfig
 from vision.config.wording import nearest
 
 __all__ = [
     "Anchor",
     "CameraAnalytics",
     "CameraConfig",
+    "CascadeConfig",
+    "ClassifierCard",
     "DetectConfig",
     "HeadCard",
     "InputCard",
@@ -42,12 +54,15 @@ __all__ = [
     "NmsCard",
     "Point",
     "PublishConfig",
+    "RuleConfig",
     "SiteConfig",
+    "SnapshotConfig",
     "SourceKind",
     "StatusConfig",
     "ZoneConfig",
     "check_classes",
     "folder_of_model",
+    "load_classifier_card",
     "load_model_card",
     "load_site",
     "load_site_text",

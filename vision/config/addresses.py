@@ -16,6 +16,7 @@ SOURCE_FORMS: Final = (
 BIND_FORMS: Final = "tcp://ADDRESS:PORT or ipc:///PATH"
 MODEL_FORMS: Final = "the name of a model, or the path of a folder that holds model.yaml"
 PIPELINE_FORMS: Final = "the name of a pipeline, such as detect, or the path of a Python file (.py)"
+FOLDER_FORMS: Final = "the path of a folder"
 FILE_FORMS: Final = "the name of an .onnx file that stands beside model.yaml"
 
 _URL_KINDS: Final[dict[str, SourceKind]] = {"rtsp": "rtsp", "rtsps": "rtsp", "http": "http", "https": "http"}
@@ -153,6 +154,19 @@ def check_pipeline(name: str) -> str:
     is_path = name.endswith(".py") and not _UNPRINTABLE.search(name) and not name.startswith("~")
     if not is_path and not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
         raise Refused(PIPELINE_FORMS)
+    return name
+
+
+def check_folder(name: str) -> str:
+    """Validator of a folder to write to.
+
+    Raises:
+        Refused: empty, unprintable, an address, or with the shell's ``~``.
+    """
+    if not name or _UNPRINTABLE.search(name) or "://" in name:
+        raise Refused(FOLDER_FORMS)
+    if name.startswith("~"):
+        raise Refused("the whole path", advice="'~' is the shell's")
     return name
 
 

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 from pydantic import ValidationError
 
 from vision.config.addresses import source_kind
+from vision.config.cascade import ClassifierCard
 from vision.config.checks import Tell, analytics_classes, site_findings
 from vision.config.document import Document, Fault, parse_document, read_document, render
 from vision.config.faults import faults_of
@@ -61,13 +62,26 @@ def load_model_card(folder: Path) -> ModelCard:
     Raises:
         ModelError: every fault of the file, one a line.
     """
+    return _load_card(ModelCard, folder)
+
+
+def load_classifier_card(folder: Path) -> ClassifierCard:
+    """As `load_model_card`, for a second model that looks at single objects.
+
+    Raises:
+        ModelError: every fault of the file, one a line.
+    """
+    return _load_card(ClassifierCard, folder)
+
+
+def _load_card(kind: type[_S], folder: Path) -> _S:
     try:
         document = read_document(folder / CARD_NAME)
     except ConfigError as error:
         hint = "a model is a folder with model.yaml and the ONNX file it names; `vision models` explains the keys"
         raise ModelError(str(error.args[0]), hint=hint) from None
     faults = list(document.faults)
-    card = _validated(ModelCard, document, document.plain(), faults)
+    card = _validated(kind, document, document.plain(), faults)
     if card is None:
         raise ModelError(render(document.name, faults), hint="`vision models` explains the keys of model.yaml")
     return card
@@ -121,6 +135,12 @@ def resolve_paths(site: SiteConfig, folder: Path) -> SiteConfig:
         changes["model"] = str(folder / site.model)
     if site.pipeline.endswith(".py"):
         changes["pipeline"] = str(folder / site.pipeline)
+    if site.state is not None:
+        changes["state"] = str(folder / site.state)
+    if site.snapshots is not None:
+        changes["snapshots"] = site.snapshots.model_copy(update={"folder": str(folder / site.snapshots.folder)})
+    if site.cascade is not None and "/" in site.cascade.model:
+        changes["cascade"] = site.cascade.model_copy(update={"model": str(folder / site.cascade.model)})
     return site.model_copy(update=changes)
 
 
@@ -151,6 +171,8 @@ def check_classes(site: SiteConfig, class_names: Sequence[str], path: Path | Non
 def _class_filters(site: SiteConfig) -> list[tuple[Loc, str]]:
     filters: list[tuple[Loc, Sequence[object]]] = [(("detect", "classes"), site.detect.classes or ())]
     filters += analytics_classes(site.model_dump()["analytics"])
+    if site.cascade is not None:
+        filters.append((("cascade", "classes"), site.cascade.classes or ()))
     return [((*loc, at), str(name)) for loc, names in filters for at, name in enumerate(names)]
 
 

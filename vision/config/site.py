@@ -11,19 +11,24 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from vision.config.addresses import (
     BIND_FORMS,
     FILE_FORMS,
+    FOLDER_FORMS,
     MODEL_FORMS,
     PIPELINE_FORMS,
     SOURCE_FORMS,
     check_bind,
     check_file_name,
+    check_folder,
     check_model_name,
     check_pipeline,
     check_source,
 )
 from vision.config.analytics import CameraAnalytics, ClassNames
+from vision.config.cascade import CascadeConfig
 from vision.config.checks import Tell, camera_findings, site_findings
 from vision.config.profile import ProfileCard
+from vision.config.rules import RuleConfig
 from vision.config.section import Fraction, Identifier, Section, refuse_inconsistent, unique_names
+from vision.config.snapshots import SnapshotConfig
 from vision.config.tracking import TrackConfig
 from vision.errors import redact
 
@@ -135,6 +140,14 @@ class PublishConfig(Section):
         le=1_000_000,
         description="messages kept for one slow subscriber; what comes while it is full is lost to it",
     )
+    replay: Annotated[str, AfterValidator(check_bind)] | None = Field(
+        default=None,
+        title=BIND_FORMS,
+        description="where subscribers ask for events that they missed; needs `state`; nowhere where absent",
+    )
+    keep_events: int = Field(
+        default=10_000, ge=100, le=1_000_000, description="newest events that can be asked for again"
+    )
 
 
 class StatusConfig(Section):
@@ -165,6 +178,18 @@ class SiteConfig(Section):
     analytics: Mapping[Identifier, CameraAnalytics] = Field(
         default_factory=dict,
         description="lines and zones of each camera, by its id; needs a pipeline that follows objects",
+    )
+    rules: tuple[RuleConfig, ...] = Field(default=(), max_length=1000, description="what is worth an event of its own")
+    cascade: CascadeConfig | None = Field(
+        default=None, description="a second model on the pictures of followed objects; none where absent"
+    )
+    snapshots: SnapshotConfig | None = Field(
+        default=None, description="a JPEG of the picture of every event; none where absent"
+    )
+    state: Annotated[str, AfterValidator(check_folder)] | None = Field(
+        default=None,
+        title=FOLDER_FORMS,
+        description="where counters and events outlive a restart, relative to this file; they do not where absent",
     )
     publish: PublishConfig = Field(default=PublishConfig(), description="the ZeroMQ socket")
     status: StatusConfig = Field(default=StatusConfig(), description="messages about the program itself")

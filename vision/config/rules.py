@@ -1,0 +1,214 @@
+"""The `rules:` section: which events, or how long a state, are worth an event of their own.
+
+The grammar of ``when`` is::
+
+    when     = KIND NAME [ "for" DURATION ]
+    KIND     = "line_crossed" | "zone_entered" | "zone_left" | "crowded" | "dwelling"
+    NAME     = the name of a line or zone under analytics
+    DURATION = a number and ms, s, m, h or d, without a blank between them
+
+`crowded` and `dwelling` last, and so may have a duration: of the crowding, and of one object's stay in the zone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Final, TypeAlias
+
+from pydantic import AfterValidator, Field
+
+from vision.config.section import IDENTIFIER_TITLE, Identifier, Section, unique_names
+from vision.config.wording import Loc, Refused, did_you_mean, nearest, one_of, quoted
+
+KINDS_OF_LINES: Final = ("line_crossed",)
+KINDS_OF_ZONES: Final = ("zone_entered", "zone_left", "crowded", "dwelling")
+LASTING: Final = ("crowded", "dwelling")
+"""Kinds with a begin and an end."""
+
+RULE: Final = "rule"
+"""Kind of the events that rules make."""
+
+DURATION_FORMS: Final = "a duration such as 500ms, 10s, 5m, 2h or 1d"
+WHEN_FORMS: Final = "KIND NAME, or KIND NAME for DURATION, such as crowded queue for 10s"
+
+_KINDS: Final = (*KINDS_OF_LINES, *KINDS_OF_ZONES)
+_UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST_S: Final = 30 * 86400.0
+_DURATION = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,3})?)(?P<unit>ms|s|m|h|d)")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+# A zone has states only where they are configured: (key, what it is) by kind.
+_NEEDED: Final[Mapping[str, str]] = {"crowded": "crowded_above", "dwelling": "dwell_s"}
+_ALREADY_S: Final[Mapping[str, str]] = {"crowded": "crowded_for_s", "dwelling": "dwell_s"}
+
+_Finding: TypeAlias = tuple[Loc, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a rule waits for. `for_s` is 0 where none is given."""
+
+    kind: str
+    name: str
+    for_s: float
+
+
+def duration_s(text: str) -> float:
+    """Seconds of ``500ms``, ``10s``, ``5m``, ``2h`` or ``1d``.
+
+    Raises:
+        Refused: none of these, or more than 30 days.
+    """
+    match = _DURATION.fullmatch(text)
+    seconds = float(match["number"]) * _UNIT_S[match["unit"]] if match else _LONGEST_S + 1
+    if seconds > _LONGEST_S:
+        advice = f"did you mean '{text}s'?" if re.fullmatch(r"[0-9]{1,6}(?:\.[0-9]{1,3})?", text) else "at most 30d"
+        raise Refused(DURATION_FORMS, advice=advice)
+    return seconds
+
+
+def parse_when(text: str) -> Condition:
+    """
+    Raises:
+        Refused: not of the grammar.
+    """
+    words = text.split()
+    if len(words) not in (2, 4) or (len(words) == 4 and words[2] != "for"):
+        raise Refused(WHEN_FORMS, advice=_advice_for(words))
+    kind, name = words[:2]
+    if kind not in _KINDS:
+        raise Refused(f"{WHEN_FORMS}; KIND is {one_of(_KINDS)}", advice=did_you_mean(kind, _KINDS))
+    if not _NAME.fullmatch(name):
+        raise Refused(f"{WHEN_FORMS}; NAME is {IDENTIFIER_TITLE}")
+    if len(words) == 2:
+        return Condition(kind, name, 0.0)
+    if kind not in LASTING:
+        raise Refused(f"{kind} NAME alone", advice=f"it happens in an instant; {' and '.join(LASTING)} last")
+    return Condition(kind, name, duration_s(words[3]))
+
+
+def _advice_for(words: list[str]) -> str:
+    if words and words[0] not in _KINDS:
+        return did_you_mean(words[0], _KINDS)
+    if len(words) == 3:
+        return "a duration has no blank in it, and 'for' before it" if words[2] != "for" else "after 'for' goes 10s"
+    return "a line or zone goes after the kind" if len(words) == 1 else ""
+
+
+def _check_when(text: str) -> str:
+    parse_when(text)
+    return text
+
+
+def _check_duration(text: str) -> str:
+    duration_s(text)
+    return text
+
+
+class RuleConfig(Section):
+    """What is worth an event of its own."""
+
+    name: Identifier = Field(description="name of the rule in its events")
+    when: Annotated[str, AfterValidator(_check_when)] = Field(
+        title=WHEN_FORMS,
+        description="KIND NAME [for DURATION]; KIND is line_crossed, zone_entered, zone_left, crowded or dwelling, "
+        "NAME that of a line or zone",
+    )
+    cameras: Annotated[tuple[Identifier, ...], AfterValidator(unique_names)] | None = Field(
+        default=None, description="ids of the cameras; all that have such a line or zone where absent"
+    )
+    cooldown: Annotated[str, AfterValidator(_check_duration)] = Field(
+        default="0s",
+        title=DURATION_FORMS,
+        description="shortest time between two events of the rule on one camera",
+    )
+
+    @property
+    def condition(self) -> Condition:
+        """`when`, taken apart."""
+        return parse_when(self.when)
+
+    @property
+    def cooldown_s(self) -> float:
+        """`cooldown` in seconds."""
+        return duration_s(self.cooldown)
+
+
+# --- what does not fit together ---------------------------------------------------------------------------------------
+
+
+def rule_findings(site: Mapping[str, object]) -> Iterator[_Finding]:
+    """Rules about lines and zones that are not there, are not such, or do not report what the rule waits for."""
+    rules, analytics = site.get("rules"), site.get("analytics")
+    if not isinstance(rules, tuple) or not isinstance(analytics, Mapping | None):
+        return
+    names: dict[str, int] = {}
+    for at, rule in enumerate(rules):
+        if not isinstance(rule, Mapping):
+            continue
+        name = rule.get("name")
+        if isinstance(name, str) and names.setdefault(name, at) != at:
+            yield ("rules", at, "name"), f"expected another name than rules[{names[name]}] has"
+        for loc, text in _findings_of(rule, analytics or {}):
+            yield ("rules", at, *loc), text
+
+
+def _findings_of(rule: Mapping[str, object], analytics: Mapping[str, object]) -> Iterator[_Finding]:
+    when, cameras = rule.get("when"), rule.get("cameras")
+    try:
+        condition = parse_when(when) if isinstance(when, str) else None
+    except Refused:
+        return
+    if condition is None:
+        return
+    shapes = {str(camera): dict(_shapes(section)) for camera, section in analytics.items()}
+    if isinstance(cameras, tuple):
+        unknown = [at for at, camera in enumerate(cameras) if camera not in shapes]
+        for at in unknown:
+            yield ("cameras", at), "expected a camera that has lines or zones under analytics"
+        shapes = {camera: shapes[camera] for camera in map(str, cameras) if camera in shapes}
+        if unknown:
+            return
+    having = {camera: of_camera[condition.name] for camera, of_camera in shapes.items() if condition.name in of_camera}
+    missing = [camera for camera in shapes if camera not in having] if isinstance(cameras, tuple) else []
+    if not having or missing:
+        yield ("when",), _no_such_shape(condition.name, shapes, missing)
+        return
+    for camera, (key, shape) in having.items():
+        yield from ((("when",), text) for text in _misfits(condition, f"analytics.{camera}", key, shape))
+
+
+def _shapes(section: object) -> Iterator[tuple[str, tuple[str, Mapping[str, object]]]]:
+    for key in ("lines", "zones"):
+        listed = section.get(key) if isinstance(section, Mapping) else None
+        for shape in listed if isinstance(listed, tuple) else ():
+            if isinstance(shape, Mapping) and isinstance(name := shape.get("name"), str):
+                yield name, (key, shape)
+
+
+def _no_such_shape(name: str, shapes: Mapping[str, Mapping[str, object]], missing: list[str]) -> str:
+    known = sorted({known for of_camera in shapes.values() for known in of_camera})
+    where = f" of camera {one_of(missing)}" if missing else ""
+    expected = f"; expected {one_of(known)}" if known else "; expected some under analytics"
+    near = nearest(name, known)
+    advice = f" (did you mean {quoted(near)}?)" if near is not None and near != name else ""
+    return f"no line or zone{where} is called {quoted(name)}{expected}{advice}"
+
+
+def _misfits(condition: Condition, place: str, key: str, shape: Mapping[str, object]) -> Iterator[str]:
+    """Why the line or zone never reports what the rule waits for, or later than it waits."""
+    kinds = KINDS_OF_LINES if key == "lines" else KINDS_OF_ZONES
+    if condition.kind not in kinds:
+        what = "a line" if key == "lines" else "a zone"
+        yield f"{condition.name} in {place} is {what}; expected {one_of(kinds)}, got {quoted(condition.kind)}"
+        return
+    needed = _NEEDED.get(condition.kind)
+    if needed is not None and shape.get(needed) is None:
+        yield f"{condition.name} in {place} has no {needed}, so it is never {condition.kind}"
+        return
+    already_s = shape.get(_ALREADY_S.get(condition.kind, ""))
+    if condition.for_s and isinstance(already_s, int | float) and condition.for_s < already_s:
+        option = _ALREADY_S[condition.kind]
+        yield f"expected at least the {already_s:g}s that {option} of {condition.name} in {place} has"
