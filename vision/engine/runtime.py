@@ -27,8 +27,8 @@ __all__ = [
     "RuntimeCacheStore",
     "Tensor",
     "device_error",
+    "invalidity",
     "load_engine",
-    "refuse_invalid",
 ]
 
 _log = logging.getLogger(__name__)
@@ -406,33 +406,27 @@ def load_engine(
         runtime = start(trt.Runtime, log)
         if allocator is not None:
             setattr(runtime, "gpu_allocator", allocator)  # noqa: B010 - write-only, so the stubs do not have it
-        refuse_invalid(runtime, plan, label)
+        causes = invalidity(runtime, plan)
         raw = or_none(runtime.deserialize_cuda_engine(plan))
         if raw is None and getattr(allocator, "last_failure", None):
             raise device_error(f"{label} does not fit into memory", log, allocator=allocator)
         if raw is None:
             raise ModelError(
-                f"{find_library()} cannot load {label}: {'; '.join(log.errors()) or 'no reason given'}",
+                f"{find_library()} cannot load {label}: {'; '.join([*causes, *log.errors()]) or 'no reason given'}",
                 hint="`vision build MODEL --force` builds it again for this machine; `vision doctor` checks the driver",
             )
     return Engine(raw, owners=(runtime,), plan_bytes=len(plan), allocator=allocator, kernels=kernels, label=label)
 
 
-def refuse_invalid(runtime: Any, plan: bytes, label: str) -> None:
-    """Ask TensorRT-RTX whether a plan fits this machine, where it can be asked; its answer names the cause.
+def invalidity(runtime: Any, plan: bytes) -> list[str]:
+    """What TensorRT-RTX holds against a plan on this machine, where it can be asked.
 
-    Raises:
-        ModelError: it does not.
+    It is no reason to refuse the plan: 1.6.1 says "unsupported cc" of an H100, and then loads and runs it.
     """
     if not hasattr(runtime, "get_engine_validity"):
-        return
+        return []
     validity, bits = runtime.get_engine_validity(plan)
     if validity.name != "INVALID":
-        return
+        return []
     members: Mapping[str, Any] = getattr(getattr(trt, "EngineInvalidityDiagnostics", None), "__members__", {})
-    causes = [name.lower().replace("_", " ") for name, member in members.items() if int(bits) & int(member)]
-    if causes:  # without a driver it says INVALID and no cause: let deserialisation report that
-        raise ModelError(
-            f"{label} does not fit this machine: {', '.join(causes)}",
-            hint="`vision build MODEL --force` builds it again",
-        )
+    return [name.lower().replace("_", " ") for name, member in members.items() if int(bits) & int(member)]
