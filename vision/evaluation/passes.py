@@ -92,11 +92,14 @@ def site_of_camera(site: SiteConfig, camera_id: str | None) -> SiteConfig:
         raise ConfigError(f"--camera: no camera {camera_id!r}", hint=hint)
     camera = site.cameras[ids.index(camera_id)]
     _require_end(camera)
+    # Nothing of an evaluation goes into the counters, events and snapshots of the running system.
+    silent = {"state": None, "snapshots": None, "rules": ()}
     return site.model_copy(
         update={
             "cameras": (camera.model_copy(update={"loop": False}),),
             "analytics": {name: section for name, section in site.analytics.items() if name == camera_id},
             "status": StatusConfig(interval_s=0.1),
+            **{name: value for name, value in silent.items() if name in SiteConfig.model_fields},
         }
     )
 

@@ -1,0 +1,265 @@
+"""What an evaluation leaves behind: a table, JSON, plots and a video, each looked at again."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rich.console import Console
+
+from tests.unit.evaluation_tables import boxes, random_boxes
+from vision.config import CameraAnalytics, CameraConfig
+from vision.errors import ConfigError, VisionError
+from vision.evaluation.annotated import Scene, write_video
+from vision.evaluation.crossings import LineScore
+from vision.evaluation.detection import score_detections
+from vision.evaluation.encoder import open_encoder
+from vision.evaluation.passes import Video
+from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
+from vision.evaluation.report import Evaluation, as_json, print_evaluation, write_json
+from vision.evaluation.tracks import TrackingScores, match_frames
+from vision.overlay import FALSE_COLOUR, LINE_COLOUR, WHITE, class_colour
+from vision.types import Event
+
+VIDEO = Video("walk.mp4", 40, 320, 240, 0.1)
+TRACKING = TrackingScores(0.8, 0.7, 0.6, 0.65, 0.55, 0.9, 0.85, 3, 4, 5, 6, 100, 8, 9, 7, 1)
+needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib: vision[eval]")
+
+
+def evaluation() -> Evaluation:
+    truth, found = random_boxes(1)
+    return Evaluation(
+        config="camera.yaml",
+        camera="gate",
+        pipeline="count",
+        model="nanodet-g-416",
+        backend="onnxruntime cpu fp32",
+        class_name="person",
+        truth="gt.txt",
+        video=VIDEO,
+        detection=score_detections(truth, found, score=0.35, lowest_score=0.05),
+        tracking=TRACKING,
+        lines=(LineScore("door", "in", 10, 9), LineScore("door", "out", 0, 1)),
+        notes=("3 of 40 frames have no rows [gt.txt]",),
+        seconds=2.0,
+    )
+
+
+def printed(result: Evaluation, width: int = 100) -> str:
+    out = io.StringIO()
+    print_evaluation(result, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def test_the_table_says_every_figure() -> None:
+    text = printed(evaluation())
+    for words in ("gate: walk.mp4, 40 frames of 320x240, 4.0 s", "20.0 frames/s", "AP@0.5 ", "AP@[.5:.95]", "recall"):
+        assert words in text
+    for name, value in (("MOTA", "0.800"), ("IDF1", "0.700"), ("HOTA", "0.600"), ("identity switches", "3")):
+        assert any(line.split()[: len(name.split()) + 1] == [*name.split(), value] for line in text.splitlines())
+    assert "door, in" in text and "10.0 %" in text and "9 counted, 10 true" in text
+    assert "20.0 %" in text  # two wrong counts on ten true crossings
+    assert "3 of 40 frames have no rows [gt.txt]" in text
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_fits_a_terminal(width: int) -> None:
+    assert "…" not in printed(evaluation(), width).replace("0.55, …", "")
+
+
+def test_without_tracks_and_lines_there_is_nothing_about_them() -> None:
+    text = printed(replace(evaluation(), tracking=None, lines=()))
+    assert "MOTA" not in text and "lines" not in text
+    assert replace(evaluation(), lines=()).line_error is None
+
+
+def test_the_json_holds_every_figure(tmp_path: Path) -> None:
+    write_json(evaluation(), tmp_path / "out.json")
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert data == json.loads(json.dumps(as_json(evaluation())))
+    assert data["schema"] == "vision.evaluation/1"
+    assert data["tracking"]["mota"] == 0.8
+    assert data["video"] == {
+        "name": "walk.mp4", "frames": 40, "width_px": 320, "height_px": 240, "interval_s": 0.1, "duration_s": 4.0
+    }  # fmt: skip
+    assert [line["error"] for line in data["lines"]] == [0.1, None]  # JSON has no infinity
+    assert data["line_error"] == pytest.approx(0.2)
+    assert len(data["detection"]["ap_by_overlap"]) == 10
+    recalls = [point["recall"] for point in data["detection"]["curve"]]
+    assert recalls == sorted(recalls, reverse=True)
+    assert data["detection"]["curve"][0]["score"] == 0.05
+
+
+def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(VisionError, match="--json: cannot write"):
+        write_json(evaluation(), tmp_path / "gone" / "out.json")
+
+
+def picture(path: Path) -> NDArray[np.uint8]:
+    pixels = cv2.imread(str(path))
+    assert pixels is not None
+    return np.asarray(pixels, np.uint8)
+
+
+@needs_matplotlib
+@pytest.mark.parametrize("seed", [0, 1])
+def test_plots_are_pictures_of_the_data(seed: int, tmp_path: Path) -> None:
+    require_matplotlib()
+    truth, found = random_boxes(seed)
+    partners = match_frames(truth, found, 40)
+    detection = score_detections(truth, found, score=0.35, lowest_score=0.05)
+    for at, (a_truth, a_found, a_partners) in enumerate(
+        ((truth, found, partners), (truth, boxes(), np.full(len(truth), -1)))
+    ):
+        plot_detection(detection, "person", tmp_path / f"curve{at}.png")
+        plot_objects(a_truth, a_found, a_partners, VIDEO, tmp_path / f"objects{at}.png")
+        plot_tracks(a_truth, a_found, a_partners, VIDEO, tmp_path / f"tracks{at}.png")
+    for name in ("objects", "tracks"):
+        assert not np.array_equal(picture(tmp_path / f"{name}0.png"), picture(tmp_path / f"{name}1.png"))
+    assert len(np.unique(picture(tmp_path / "curve0.png"))) > 50
+
+
+@needs_matplotlib
+def test_plots_of_nothing_and_where_there_is_no_folder(tmp_path: Path) -> None:
+    nothing = score_detections(boxes((1, 1, 0, 0, 1, 1)), boxes(), score=0.35, lowest_score=0.05)
+    plot_detection(nothing, "person", tmp_path / "out.png")
+    assert (tmp_path / "out.png").exists()
+    with pytest.raises(VisionError, match="--plots: cannot write"):
+        plot_detection(nothing, "person", tmp_path / "gone" / "out.png")
+
+
+# --- the video --------------------------------------------------------------------------------------------------------
+
+ENCODERS = [
+    pytest.param("", id="opencv"),
+    pytest.param(
+        shutil.which("ffmpeg"),
+        id="ffmpeg",
+        marks=pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the program ffmpeg"),
+    ),
+]
+
+
+def frames_of(path: Path) -> list[NDArray[np.uint8]]:
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while True:
+        found, pixels = capture.read()
+        if not found:
+            break
+        frames.append(np.asarray(pixels, np.uint8))
+    capture.release()
+    return frames
+
+
+@pytest.mark.parametrize("ffmpeg", ENCODERS)
+@pytest.mark.parametrize(("width_px", "height_px"), [(160, 120), (161, 121), (16, 16)])
+def test_every_picture_comes_back(ffmpeg: str, width_px: int, height_px: int, tmp_path: Path) -> None:
+    with open_encoder(tmp_path / "out.mp4", width_px, height_px, 12.5, ffmpeg=ffmpeg) as encoder:
+        for value in (40, 120, 200):
+            encoder.write(np.full((height_px, width_px, 3), value, np.uint8))
+    frames = frames_of(tmp_path / "out.mp4")
+    assert [frame.shape for frame in frames] == [(height_px // 2 * 2, width_px // 2 * 2, 3)] * 3
+    assert [float(frame.mean()) for frame in frames] == pytest.approx([40, 120, 200], abs=6)
+
+
+@pytest.mark.parametrize("ffmpeg", ENCODERS)
+def test_a_picture_of_another_size_is_scaled(ffmpeg: str, tmp_path: Path) -> None:
+    with open_encoder(tmp_path / "out.mp4", 160, 120, 10, ffmpeg=ffmpeg) as encoder:
+        encoder.write(np.full((120, 160, 3), 50, np.uint8))
+        encoder.write(np.full((300, 200, 3), 50, np.uint8))
+    assert len(frames_of(tmp_path / "out.mp4")) == 2
+
+
+@pytest.mark.parametrize("ffmpeg", ENCODERS)
+def test_a_video_that_cannot_be_written(ffmpeg: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(VisionError, match="cannot write"),
+        open_encoder(tmp_path / "gone" / "out.mp4", 640, 480, 10, ffmpeg=ffmpeg) as encoder,
+    ):
+        for _ in range(200):
+            encoder.write(np.zeros((480, 640, 3), np.uint8))
+
+
+@pytest.mark.parametrize("ffmpeg", ENCODERS)
+def test_half_a_video_is_removed(ffmpeg: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        open_encoder(tmp_path / "out.mp4", 160, 120, 10, ffmpeg=ffmpeg) as encoder,
+    ):
+        encoder.write(np.zeros((120, 160, 3), np.uint8))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_without_h264_is_not_used(tmp_path: Path) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\necho ' V..... mpeg4'\n")
+    program.chmod(0o755)
+    with open_encoder(tmp_path / "out.mp4", 160, 120, 10, ffmpeg=str(program)) as encoder:
+        encoder.write(np.zeros((120, 160, 3), np.uint8))
+    assert encoder.words.startswith("MPEG-4")
+    assert len(frames_of(tmp_path / "out.mp4")) == 1
+
+
+def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
+    with (
+        pytest.raises(VisionError, match="cannot start"),
+        open_encoder(tmp_path / "out.mp4", 16, 16, 1, ffmpeg=str(tmp_path / "gone")),
+    ):
+        raise AssertionError("unreachable")
+
+
+def near(pixels: NDArray[np.uint8], colour: tuple[int, int, int]) -> int:
+    """How many pixels have about this colour, as far as coding has left it."""
+    return int((np.abs(pixels.astype(int) - np.array(colour)).max(axis=2) < 30).sum())
+
+
+def test_the_video_shows_what_was_found_missed_and_made_up(tmp_path: Path) -> None:
+    source = "synthetic:320x240@10?frames=6&objects=0"
+    found = boxes(
+        *[(frame, 7, 30, 60, 60, 100) for frame in (1, 2, 5)], (4, 9, 30, 60, 60, 100), (5, 8, 220, 60, 60, 100)
+    )
+    truth = boxes(*[(frame, 1, 30, 60, 60, 100) for frame in range(1, 6)])
+    section = CameraAnalytics.model_validate(
+        {"lines": ({"name": "door", "points": ((150.0, 60.0), (150.0, 220.0))},), "zones": (
+            {"name": "queue", "polygon": ((5.0, 100.0), (130.0, 100.0), (130.0, 200.0), (5.0, 200.0))},)}
+    )  # fmt: skip
+    crossing = Event("line_crossed", "door", "gate", 7, 0, {"direction": "in"})
+    scene = Scene("gate", 0, "person", section, truth, found, match_frames(truth, found, 6), True, ((3, crossing),))
+    video = Video(source, 6, 320, 240, 0.1)
+    drawn: list[int] = []
+    camera = CameraConfig.model_validate({"id": "gate", "source": source})
+    write_video(tmp_path / "out.mp4", camera, video, scene, drawn.append)
+    frames = frames_of(tmp_path / "out.mp4")
+    assert len(frames) == 6
+    assert drawn == [1, 2, 3, 4, 5, 6]
+    left, right = [frame[40:, :140] for frame in frames], [frame[40:, 200:] for frame in frames]
+    assert [near(one, class_colour(0)) > 200 for one in left] == [True, True, False, True, True, False]
+    assert near(left[2], WHITE) > near(left[1], WHITE) + 50  # the dashes of who was missed
+    assert [near(one, FALSE_COLOUR) > 200 for one in right] == [False] * 4 + [True, False]
+    assert all(near(frame, LINE_COLOUR) > 200 for frame in frames)
+    assert not np.allclose(frames[1][:, 150:200], frames[3][:, 150:200], atol=30)  # the counter went from 0 to 1
+
+
+def test_where_a_package_is_missing_the_way_to_get_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigError, match="pip install 'vision"):
+        require_matplotlib()
+    monkeypatch.setitem(sys.modules, "trackeval.metrics", None)
+    from vision.evaluation.tracks import require_packages
+
+    with pytest.raises(ConfigError, match="pip install --no-deps 'trackeval"):
+        require_packages()
+    assert math.isinf(LineScore("a", "in", 0, 1).error)
