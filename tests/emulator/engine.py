@@ -161,8 +161,10 @@ class EmulatedEngine:
     def __enter__(self) -> EmulatedEngine:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:  # else the traceback holds on to contexts
+            self.close()
+        self.closed = True
 
 
 def _tensor(name: str, mode: Any, dtypes: Mapping[str, str], shape: tuple[int, ...]) -> Tensor:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vision.config import HeadCard, InputCard, ModelCard
 from vision.detect.heads import Head
+from vision.errors import ModelError
 
 KERNELS: Final = Path(__file__).with_name("kernels")
 
@@ -101,6 +102,10 @@ class PostprocessProgram:
     ) -> PostprocessProgram:
         """For the outputs that `head` reads, on a GPU that gives a block `shared_bytes` of shared memory."""
         scores, boxes, extra = _roles(card.head, head.outputs)
+        for name in (scores, boxes):
+            _require(card, name, outputs[name].dtype, ("float32", "float16"))
+        for name in filter(None, extra):
+            _require(card, name, outputs[name].dtype, ("int32",))
         layout = _layout(card.head, class_count, outputs[scores].shape, outputs[boxes].shape, scores == boxes)
         objects = card.nms.max_objects
         candidates = card.nms.max_candidates if head.needs_nms else objects
@@ -152,6 +157,18 @@ def _work_bytes(candidates: int) -> int:
     """Size of ``struct Work``."""
     ordered = max(64, 1 << (candidates - 1).bit_length())
     return -(-(8 * ordered + candidates * (16 + 4 + 4 + 1)) // 16) * 16
+
+
+def _require(card: ModelCard, name: str, dtype: str, known: tuple[str, ...]) -> None:
+    """
+    Raises:
+        ModelError: the kernels cannot read this output.
+    """
+    if dtype not in known:
+        raise ModelError(
+            f"{card.name}: output {name} should be {' or '.join(known)}, it is {dtype}",
+            hint="export the model with outputs in fp32",
+        )
 
 
 def _roles(head: HeadCard, outputs: tuple[str, ...]) -> tuple[str, str, tuple[str, str]]:

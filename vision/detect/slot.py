@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputCard
-from vision.cuda import DeviceBuffer, Event, Graph, HostBuffer, Owned, Stream, copy_to_device
+from vision.cuda import Device, DeviceBuffer, Event, Graph, HostBuffer, Owned, Stream, copy_to_device, use_device
 from vision.detect.completion import Completion
 from vision.detect.frames import DESCRIPTION_BYTES, FrameStore, Spare
 from vision.detect.programs import RESULT, LetterboxProgram, PostprocessProgram
@@ -211,19 +211,20 @@ class Slot(Owned):
     """A stream with its memory and chains. `submit`, then `ready` until it says so, then `detections`."""
 
     def __init__(self, card: InputCard, room: TensorRoom, lane: Lane, kernels: Kernels, inlet: Inlet) -> None:
-        self.memory = memory = SlotMemory(room, kernels.program)
         self.stream = stream = lane.stream
         self._inlet = inlet
-        memory.input.fill(0, stream)  # rows without a frame are computed too, and must be numbers
-        for context in lane.contexts.values():
-            give_memory(context, memory, room)
-        self.chains = {
-            batch: Chain(batch, context, memory, stream, kernels) for batch, context in sorted(lane.contexts.items())
-        }
         self._in_flight: Sequence[Frame] = ()  # kept: their memory goes with them
-        self._spare = Spare(card, room.batch)
-        self._copied = Event()
-        self._done = Completion()
+        with contextlib.ExitStack() as made:
+            self.memory = memory = made.enter_context(SlotMemory(room, kernels.program))
+            self._spare = made.enter_context(contextlib.closing(Spare(card, room.batch)))
+            self._copied = made.enter_context(Event())
+            self._done = made.enter_context(Completion())
+            memory.input.fill(0, stream)  # rows without a frame are computed too, and must be numbers
+            self.chains: dict[int, Chain] = {}
+            for batch, context in sorted(lane.contexts.items()):
+                give_memory(context, memory, room)
+                self.chains[batch] = made.enter_context(Chain(batch, context, memory, stream, kernels))
+            self._made = made.pop_all()
         self._opened = True
 
     @property
@@ -268,14 +269,9 @@ class Slot(Owned):
         return found
 
     def _release(self) -> None:
-        for chain in self.chains.values():
-            chain.close()
         self._in_flight = ()
         self.chains = {}  # the engine cannot go before its contexts
-        self._spare.close()
-        self._copied.close()
-        self._done.close()
-        self.memory.close()
+        self._made.close()
 
 
 def give_memory(context: Context, memory: SlotMemory, room: TensorRoom) -> None:
@@ -286,9 +282,11 @@ def give_memory(context: Context, memory: SlotMemory, room: TensorRoom) -> None:
         context.set_address(name, buffer.address)
 
 
-def drain(stream: Stream) -> None:
-    """Wait for a stream before its memory goes. What failed on it was, or will be, told by `wait`."""
+def drain(device: Device, streams: Sequence[Stream]) -> None:
+    """Wait for all work before its memory goes. What failed in it was, or will be, told by `wait`."""
     try:
-        stream.synchronize()
+        use_device(device)  # `close` may come from any thread
+        for stream in streams:
+            stream.synchronize()
     except DeviceError as error:
         _log.warning("while closing: %s", error.args[0])

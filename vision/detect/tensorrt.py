@@ -138,6 +138,7 @@ class TensorRTDetector:
         self._model = model
         self._inlet = inlet
         self._slots = list(slots)
+        self._slot_count = len(slots)
         self._max_batch = max(model.batches())
         self._graphs = model.detect.graphs and all(isinstance(slot, Slot) for slot in slots)
         self._name = f"{find_library()}, {device.name} ({device.arch}), {model.detect.precision}" + (
@@ -155,11 +156,11 @@ class TensorRTDetector:
 
     @property
     def slots(self) -> int:
-        return len(self._slots)
+        return self._slot_count
 
     @property
     def parallel(self) -> int:
-        return max(1, len(self._slots) - 1) if self._graphs else 1
+        return max(1, self._slot_count - 1) if self._graphs else 1
 
     @property
     def max_batch(self) -> int:
@@ -197,10 +198,8 @@ class TensorRTDetector:
         made, self._made = self._made, None
         if made is None:
             return
-        use_device(self._device)
-        for slot in self._slots:
-            drain(slot.stream)
-        drain(self._inlet.copies)
+        drain(self._device, [*(slot.stream for slot in self._slots), self._inlet.copies])
+        self._slots = []
         made.close()
 
     def _refuse_if_closed(self) -> None:
@@ -274,7 +273,8 @@ def _measured(model: Model, lane: Lane) -> tuple[Mapping[str, Output], TensorRoo
     for name, size in lane.greatest.output_sizes().items():
         if size.shape is None or size.bytes is None:
             raise ModelError(f"{model.card.name}: the size of output {name} depends on the data")
-        outputs[name] = Output(size.shape[1:], model.engine.tensor(name).dtype)
+        dtype = model.engine.tensor(name).dtype
+        outputs[name] = Output(size.shape[1:], dtype)
         bytes_of[name] = size.bytes
     batch = max(lane.contexts)
     scratch = shared_scratch((0, context.memory_bytes) for context in lane.contexts.values())[0]

@@ -66,8 +66,10 @@ def _call(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         gpu.calls += 1
         count = 2 if function.__annotations__.get("return", "None") != "None" else 1
         try:
-            gpu.raise_fault()
+            if "Destroy" not in function.__name__ and "Free" not in function.__name__:
+                gpu.raise_fault()
             value = function(*arguments)
+            gpu.raise_fault()  # what was to be released is, whatever the status says
         except Failed as failed:
             return (cudaError_t(failed.code), None)[:count]
         return (cudaError_t.cudaSuccess, value)[:count]

@@ -1,0 +1,207 @@
+"""The detector over engines that do what a real one cannot be made to do. Runs in the emulator alone."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.gpu.opening import EMULATED, open_computed
+from vision.config import DetectConfig, HeadCard, InputCard, ModelCard, NmsCard
+from vision.cuda import allocated
+from vision.detect.tensorrt import TensorRTDetector
+from vision.errors import DeviceError, ModelError
+from vision.types import Frame, FrameMeta
+
+pytestmark = pytest.mark.skipif(not EMULATED, reason="needs an engine that can be told what to do")
+
+Outputs = Mapping[str, NDArray[Any]]
+Images = NDArray[Any]
+
+OBJECTS = np.array([[10, 10, 20, 20, 0.9, 1], [30, 30, 50, 60, 0.8, 0], [0, 0, 5, 5, 0.1, 2]], np.float32)
+
+
+def card(kind: str = "end-to-end", **head: Any) -> ModelCard:
+    return ModelCard(
+        name="test",
+        file="test.onnx",
+        input=InputCard(width=96, height=64),
+        head=HeadCard(kind=kind, **head),  # type: ignore[arg-type]
+        classes=("a", "b", "c"),
+        nms=NmsCard(max_objects=10),
+        licence="none",
+    )
+
+
+def three_objects(images: Images) -> Outputs:
+    return {"output": np.repeat(OBJECTS[None], len(images), 0)}
+
+
+def opened(compute: Callable[[Images], Outputs] = three_objects, **settings: Any) -> TensorRTDetector:
+    outputs = settings.pop("outputs", {"output": (3, 6)})
+    engine = {name: settings.pop(name) for name in ("batches", "dtypes") if name in settings}
+    detect = DetectConfig(**{"score": 0.5, "slots": 2, "max_batch": 4, **settings})
+    return open_computed(card(), detect, outputs, compute=compute, **engine)
+
+
+def frame(value: int = 0) -> Frame:
+    return Frame(FrameMeta("cam", 0, 0, 0, 0, 96, 64), np.full((64, 96, 3), value, np.uint8), "bgr")
+
+
+def assert_two_objects(found: Any) -> None:
+    assert found.class_ids.tolist() == [1, 0]
+    np.testing.assert_allclose(found.boxes_xyxy, OBJECTS[:2, :4], atol=1e-4)
+
+
+def test_objects_come_back() -> None:
+    with closing(opened()) as detector:
+        detector.submit(0, [frame(), frame(), frame()])  # a batch of four with an empty row
+        found = detector.wait(0, 10.0)
+        assert len(found) == 3
+        for each in found:
+            assert_two_objects(each)
+
+
+def test_a_graph_that_computes_something_else_is_an_error() -> None:
+    calls = itertools.count()
+
+    def changing(images: Images) -> Outputs:
+        return {"output": np.repeat(OBJECTS[None], len(images), 0) * (1 - 0.005 * next(calls))}
+
+    with pytest.raises(DeviceError, match=r"test, slot 0, batch 1 gives other results .* output output by 0."):
+        opened(changing)
+    with closing(opened(changing, graphs=False)):
+        pass  # nothing to compare
+
+
+def test_a_graph_that_writes_nothing_is_an_error() -> None:
+    calls = itertools.count()
+
+    def once(images: Images) -> Outputs:
+        return three_objects(images) if next(calls) < 12 else {}
+
+    with pytest.raises(DeviceError, match="by inf"):
+        opened(once)
+
+
+def test_scores_that_are_logits_are_an_error() -> None:
+    def logits(images: Images) -> Outputs:
+        return {"output": np.repeat(OBJECTS[None], len(images), 0) * np.array([1, 1, 1, 1, 7, 1])}
+
+    with pytest.raises(ModelError, match="scores should lie between 0 and 1"):
+        opened(logits)
+
+
+def test_a_failed_start_leaves_no_memory() -> None:
+    before = allocated()
+    with pytest.raises(ModelError, match="end-to-end"):
+        opened(outputs={"output": (3, 7)})
+    after = allocated()
+    assert (after.device_bytes, after.host_bytes) == (before.device_bytes, before.host_bytes)
+
+
+def test_close_gives_everything_back() -> None:
+    before = allocated()
+    detector = opened()
+    detector.submit(0, [frame()])
+    detector.close()
+    after = allocated()
+    assert (after.device_bytes, after.host_bytes) == (before.device_bytes, before.host_bytes)
+
+
+def test_an_engine_of_one_batch_size_only() -> None:
+    with closing(opened(batches=(2, 2))) as detector:
+        assert detector.max_batch == 2
+        detector.submit(0, [frame()])
+        (found,) = detector.wait(0, 10.0)
+        assert_two_objects(found)
+
+
+def test_half_precision_in_and_out() -> None:
+    with closing(opened(dtypes={"images": "float16", "output": "float16"})) as detector:
+        detector.submit(1, [frame(), frame()])
+        for each in detector.wait(1, 10.0):
+            assert each.class_ids.tolist() == [1, 0]
+            np.testing.assert_allclose(each.boxes_xyxy, OBJECTS[:2, :4], rtol=1e-3)
+
+
+def test_a_type_that_nothing_reads_is_an_error() -> None:
+    with pytest.raises(ModelError, match="int8"):
+        opened(dtypes={"output": "int8"})
+
+
+def test_efficient_nms_runs_as_a_graph() -> None:
+    def plugin(images: Images) -> Outputs:
+        batch = len(images)
+        return {
+            "num_dets": np.full((batch, 1), 2, np.int32),
+            "det_boxes": np.repeat(OBJECTS[None, :, :4], batch, 0),
+            "det_scores": np.repeat(OBJECTS[None, :, 4], batch, 0),
+            "det_classes": np.repeat(OBJECTS[None, :, 5].astype(np.int32), batch, 0),
+        }
+
+    outputs = {"num_dets": (1,), "det_boxes": (3, 4), "det_scores": (3,), "det_classes": (3,)}
+    dtypes = {"num_dets": "int32", "det_classes": "int32"}
+    with closing(opened(plugin, outputs=outputs, dtypes=dtypes)) as detector:
+        assert "no graphs" not in detector.name
+        detector.submit(0, [frame()])
+        assert_two_objects(detector.wait(0, 10.0)[0])
+
+
+def test_outputs_whose_size_the_data_decides(caplog: pytest.LogCaptureFixture) -> None:
+    """As many rows as the first pixel says; the memory for them grows."""
+
+    def rows(images: Images) -> Outputs:
+        count = round(float(images.max()))
+        many = np.tile(OBJECTS[0], (count, 1))
+        return {"output": np.repeat(many[None], len(images), 0)}
+
+    with closing(opened(rows, outputs={"output": (-1, 6)})) as detector:
+        assert detector.name.endswith("no graphs")
+        assert detector.parallel == 1
+        assert "depends on the picture" in caplog.text
+        for count in (2, 0, 200, 7):
+            detector.submit(0, [frame(count), frame(count)])
+            found = detector.wait(0, 10.0)
+            assert [len(each) for each in found] == [min(count, 10)] * 2
+            assert [each.excess for each in found] == [max(0, count - 10)] * 2
+
+
+def test_rows_that_belong_to_no_picture_are_an_error() -> None:
+    with pytest.raises(ModelError, match="end-to-end"):
+        opened(three_objects, outputs={"output": (-1, 5)})
+
+
+def test_a_gpu_that_is_lost_in_the_middle() -> None:
+    from cuda.bindings.device import gpu
+
+    detector = opened()
+    detector.submit(0, [frame()])
+    detector.wait(0, 10.0)
+    try:
+        gpu.fault = 700
+        with pytest.raises(DeviceError, match="cudaErrorIllegalAddress") as caught:
+            detector.submit(0, [frame()])
+        assert "restarted" in caught.value.hint
+        began = time.monotonic()
+        detector.close()
+        assert time.monotonic() - began < 5.0
+    finally:
+        gpu.fault = 0
+
+
+def test_too_little_memory_is_told_before_anything_is_taken() -> None:
+    from cuda.bindings.device import gpu
+
+    total, gpu.total_bytes = gpu.total_bytes, gpu.used_bytes + (1 << 18)
+    try:
+        with pytest.raises(DeviceError, match="memory"):
+            opened()
+    finally:
+        gpu.total_bytes = total

@@ -1,0 +1,64 @@
+"""What `vision.cuda` says where there is no GPU to work on, and of errors. The rest is in ``tests/gpu``."""
+
+from __future__ import annotations
+
+import pytest
+
+from vision.cuda import check, failure, missing_device, open_device, out_of_memory
+from vision.errors import EXIT_CONFIG, DeviceError, DeviceMissing
+
+cuda = pytest.importorskip("cuda.bindings.runtime")
+
+
+@pytest.mark.parametrize(
+    ("code", "driver", "said", "hint"),
+    [
+        (35, 0, "no NVIDIA driver", "--gpus all"),
+        (35, 12020, "knows CUDA 12.2, and cuda-python is for CUDA 13.0", "cuda12"),
+        (35, 11040, "knows CUDA 11.4", "update the driver"),
+        (100, 13000, "shows no GPU", "CUDA_VISIBLE_DEVICES"),
+        (3, 13000, "cudaErrorInitializationError", "dmesg"),
+        (999, 13000, "cudaErrorUnknown", "dmesg"),
+    ],
+)
+def test_why_there_is_no_gpu(code: int, driver: int, said: str, hint: str) -> None:
+    error = missing_device(code, driver, 13000)
+    assert said in error.args[0]
+    assert hint in error.hint
+    assert error.exit_code == EXIT_CONFIG
+
+
+def test_a_machine_without_a_gpu() -> None:
+    status, count = cuda.cudaGetDeviceCount()
+    if status == cuda.cudaError_t.cudaSuccess and count:
+        assert open_device().arch.startswith("sm_")
+        return
+    with pytest.raises(DeviceMissing, match=r"driver|GPU"):
+        open_device()
+
+
+@pytest.mark.parametrize("status", [700, 719, 214, 2, 12345])
+def test_errors_name_what_was_done_and_what_came(status: int) -> None:
+    try:
+        given = cuda.cudaError_t(status)
+    except ValueError:  # one that this cuda-python does not know yet
+        given = status
+    with pytest.raises(DeviceError, match="moving the moon failed with") as caught:
+        check((given,), "moving the moon")
+    assert "restarted" in caught.value.hint
+    assert isinstance(failure(given, "moving the moon"), DeviceError)
+
+
+def test_values_behind_a_status() -> None:
+    good = cuda.cudaError_t.cudaSuccess
+    assert check((good,), "x") is None
+    assert check((good, 5), "x") == 5
+    assert check((good, 5, 6), "x") == (5, 6)
+
+
+def test_lack_of_memory_says_what_was_asked_and_what_is_free() -> None:
+    error = out_of_memory(3 << 20, "activations", "device", 1 << 20, 8 << 30)
+    assert "activations: 3.0 MiB of device memory were asked for; 1.0 MiB of 8192.0 MiB device memory are free" in str(
+        error
+    )
+    assert "max_batch" in error.hint

@@ -1,0 +1,89 @@
+"""The kernels compile for every architecture that the project runs on: NVRTC needs neither a GPU nor a driver."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from vision.config import HeadCard, InputCard, ModelCard, NmsCard
+from vision.detect.heads import make_head
+from vision.detect.programs import KERNELS, Definitions, LetterboxProgram, Output, PostprocessProgram
+from vision.nvrtc import Source, compile_cubin, nvrtc_version, supported_archs
+
+ARCHS = {
+    "sm_72": "Xavier, which CUDA 13 has dropped",
+    "sm_75": "Turing",
+    "sm_80": "A100",
+    "sm_86": "A10, RTX 30",
+    "sm_87": "Orin",
+    "sm_89": "L4, RTX 40",
+    "sm_90": "H100",
+    "sm_110": "Thor, new in CUDA 13",
+    "sm_120": "RTX 50, new in CUDA 12.8",
+}
+
+OUTPUTS: dict[str, dict[str, tuple[int, ...]]] = {
+    "nanodet": {"scores": (3549, 80), "distances": (3549, 44)},
+    "nanodet, one output": {"both": (3549, 124)},
+    "yolov5": {"output": (25200, 85)},
+    "yolov8": {"output": (84, 8400)},
+    "end-to-end": {"output": (300, 6)},
+    "efficient nms": {"num_dets": (1,), "det_boxes": (100, 4), "det_scores": (100,), "det_classes": (100,)},
+    "rt-detr": {"boxes": (300, 4), "logits": (300, 80)},
+}
+
+
+def definitions(kind: str, *, half: bool, candidates: int = 1024) -> Definitions:
+    head = {"nanodet, one output": "nanodet", "efficient nms": "end-to-end"}.get(kind, kind)
+    card = ModelCard(
+        name="test",
+        file="test.onnx",
+        input=InputCard(width=416, height=416),
+        head=HeadCard(kind=head, activation="sigmoid" if half else "none"),  # type: ignore[arg-type]
+        classes="coco80",
+        nms=NmsCard(max_candidates=candidates),
+        licence="none",
+    )
+    shapes = OUTPUTS[kind]
+    made = make_head(card, 80, 0.35)
+    made.bind({name: (None, *shape) for name, shape in shapes.items()})
+    outputs = {name: Output(shape, "float16" if half else "float32") for name, shape in shapes.items()}
+    return PostprocessProgram.of(card, made, 80, outputs, 100_000).definitions
+
+
+def supported(arch: str) -> bool:
+    known = arch in supported_archs()
+    newest = {"sm_72": (13, 0)}
+    first = {"sm_110": (13, 0), "sm_120": (12, 8)}
+    version = nvrtc_version()
+    assert known == (version < newest.get(arch, (99, 0)) and version >= first.get(arch, (11, 0))), (arch, version)
+    return known
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_letterbox(arch: str) -> None:
+    if supported(arch):
+        for half, width in itertools.product((False, True), (416, 417)):
+            program = LetterboxProgram.of(InputCard(width=width, height=416), half_input=half)
+            assert compile_cubin(Source.read(KERNELS / program.file, program.definitions), arch)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_postprocess(arch: str) -> None:
+    if supported(arch):
+        for kind, half in (("nanodet", True), ("yolov8", False)):
+            assert compile_cubin(Source.read(KERNELS / "postprocess.cu", definitions(kind, half=half)), arch)
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+@pytest.mark.parametrize("half", [False, True])
+def test_every_head(kind: str, half: bool) -> None:
+    source = Source.read(KERNELS / "postprocess.cu", definitions(kind, half=half))
+    assert compile_cubin(source, "sm_87")
+
+
+def test_more_candidates_than_shared_memory_holds() -> None:
+    given = definitions("yolov8", half=False, candidates=8192)
+    assert given["SHARED_WORK"] == 0
+    assert compile_cubin(Source.read(KERNELS / "postprocess.cu", given), "sm_87")
