@@ -54,6 +54,12 @@ _TENTATIVE_STAGE: Final = 0.1  # of an unpublished object to a sure detection
 _SAME_OBJECT_IOU: Final = 0.4  # a new detection that overlaps a followed object this much is the same object
 
 _CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
+_SCORE_GRAIN: Final = 1e-6  # scores are float32: no threshold is missed by the width of a rounding
+
+_CENTRES: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
+"""Corners x1, y1, x2, y2 to centre x, centre y, width, height."""
+_CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
+"""And back."""
 
 # Rows of the state. Four rows each: centre x, centre y, width, height.
 _AT: Final = slice(0, 4)
@@ -61,11 +67,14 @@ _SPEED: Final = slice(4, 8)
 _VAR_AT: Final = slice(8, 12)
 _COVARIANCE: Final = slice(12, 16)
 _VAR_SPEED: Final = slice(16, 20)
-_SEEN_AT: Final = slice(20, 24)  # where it was last detected
-_SEEN_S: Final = 24  # when it was last detected
-_STRONG_S: Final = 25  # when it was last detected with at least high_score
-_BORN_S: Final = 26
-_ROWS: Final = 27
+_FILTER: Final = slice(0, 20)
+_PLACE: Final = slice(0, 2)
+_EXTENT: Final = slice(2, 4)
+_SEEN_AT: Final = slice(20, 22)  # centre of its last detection
+_SEEN_S: Final = 22  # when that was
+_STRONG_S: Final = 23  # when it was last detected with at least high_score
+_BORN_S: Final = 24
+_ROWS: Final = 25
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])[:, None]
 
 _next_track_id = itertools.count(1)  # one for the process: ids never meet, whatever the camera or epoch
@@ -108,7 +117,7 @@ class Tracker:
             motion led to expect, nearer to the detection the higher its score is.
         """
         self._advance(captured_ns)
-        picture = _Picture(detections, self._config.low_score)
+        picture = _Picture(detections, self._config)
         matches = self._associate(picture)
         tracks = (matches >= 0).nonzero()[0]
         found = matches[tracks]
@@ -146,20 +155,13 @@ class Tracker:
         """Ornstein-Uhlenbeck speed, integrated exactly: any two steps give what their sum gives.
 
         Centre and size do not depend on each other in this model, so the 8×8 filter of the literature falls apart into
-        four filters of 2×2, computed here for all tracks at once.
+        four filters of 2×2, whose means and covariances are the state's first 20 rows: one matrix moves them all.
         """
+        transition, growth = _motion(step_s)
         state = self._state
-        fade, travel, var_at, covariance, var_speed = _motion(step_s)
         scale2 = np.maximum(state[2], state[3]) ** 2
-        at, speed = state[_AT], state[_SPEED]
-        at += travel * speed
-        speed *= fade
-        old_covariance = state[_COVARIANCE].copy()
-        old_var_speed = state[_VAR_SPEED]
-        state[_VAR_AT] += travel * (2.0 * old_covariance + travel * old_var_speed) + var_at * scale2
-        state[_COVARIANCE] = fade * (old_covariance + travel * old_var_speed) + covariance * scale2
-        state[_VAR_SPEED] = fade * fade * old_var_speed + var_speed * scale2
-        np.maximum(state[2:4], 1.0, out=state[2:4])
+        state[_FILTER] = transition @ state[_FILTER] + growth * scale2
+        np.maximum(state[_EXTENT], 1.0, out=state[_EXTENT])
 
     # --- association --------------------------------------------------------------------------------------------------
 
@@ -170,7 +172,7 @@ class Tracker:
         if not len(matches) or not len(picture.scores):
             return matches
         similarity = self._similarity(picture)
-        strong = picture.scores >= config.high_score
+        strong = picture.strong.copy()
         published = self._ids > 0
         sure = strong.nonzero()[0]
         _match(similarity, published.nonzero()[0], sure, _ANY_STAGE, matches)
@@ -191,35 +193,41 @@ class Tracker:
         Overlap alone fails where pictures are far apart in time, nearness alone where objects are close together. Only
         pairs within reach are computed, which are few: the rest is 0.
         """
-        state = self._state
+        state, at = self._state, picture.at
         similarity = np.zeros((state.shape[1], len(picture.scores)))
         size = np.maximum(state[2], state[3])
-        reach = (_FARTHEST * size)[:, None]
-        near = np.abs(state[0][:, None] - picture.at[0]) < reach
-        near &= np.abs(state[1][:, None] - picture.at[1]) < reach
-        near &= self._classes[:, None] == picture.classes
-        rows, columns = near.nonzero()
-        x, y, width, height, speed_x, speed_y, var_x, var_y, var_speed, seen_x, seen_y = state[_FOR_SIMILARITY, rows]
-        at_x, at_y, at_width, at_height = picture.at[:, columns]
-        offset_x, offset_y = at_x - x, at_y - y
-        narrow, low = np.minimum(width, at_width), np.minimum(height, at_height)
-        common = np.minimum(narrow, (width + at_width) * 0.5 - np.abs(offset_x)).clip(0.0)
-        common *= np.minimum(low, (height + at_height) * 0.5 - np.abs(offset_y)).clip(0.0)
-        area, at_area = width * height, at_width * at_height
-        overlap = common / (area + at_area - common)
-        likeness = (narrow * low) ** 2 / (area * at_area)
-        widest = ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]
-        noise = picture.noise[columns]
-        distance2 = offset_x * offset_x / (np.minimum(var_x, widest) + noise)
-        distance2 += offset_y * offset_y / (np.minimum(var_y, widest) + noise)
-        value = 0.5 * (overlap + likeness * np.exp(distance2 * (-1.0 / _REACH**2)))
-        moved_x, moved_y = at_x - seen_x, at_y - seen_y
-        speed2 = speed_x * speed_x + speed_y * speed_y
-        clear = np.minimum(1.0, np.sqrt(speed2 / var_speed) / _CLEAR_SPEED)
-        cosine = (moved_x * speed_x + moved_y * speed_y) / (np.sqrt((moved_x**2 + moved_y**2) * speed2) + 1e-9)
-        value += _DIRECTION_WEIGHT * clear * cosine
+        rows, columns = self._within_reach(size, picture)
+        known, seen = state[_FOR_SIMILARITY, rows], at[:, columns]
+        extent, seen_extent, speed, var_speed = known[2:4], seen[2:4], known[4:6], known[8]
+        offset, moved = seen[_PLACE] - known[_PLACE], seen[_PLACE] - known[9:11]
+        smaller = np.minimum(extent, seen_extent)
+        shared = np.minimum(smaller, (extent + seen_extent) * 0.5 - np.abs(offset))
+        np.maximum(shared, 0.0, out=shared)
+        common, smallest = shared[0] * shared[1], smaller[0] * smaller[1]
+        area, seen_area = extent[0] * extent[1], seen_extent[0] * seen_extent[1]
+        overlap = common / (area + seen_area - common)
+        likeness = smallest * smallest / (area * seen_area)
+        variance = np.minimum(known[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + picture.noise[columns]
+        distance2 = offset * offset / variance
+        value = 0.5 * (overlap + likeness * np.exp((distance2[0] + distance2[1]) * (-1.0 / _REACH**2)))
+        along, moved2, speed2 = moved * speed, moved * moved, speed * speed
+        clear2 = np.maximum(speed2[0] + speed2[1], _CLEAR_SPEED**2 * var_speed)
+        value += _DIRECTION_WEIGHT * (along[0] + along[1]) / (np.sqrt((moved2[0] + moved2[1]) * clear2) + 1e-9)
         similarity[rows, columns] = value
         return similarity
+
+    def _within_reach(self, size: FloatArray, picture: _Picture) -> tuple[IndexArray, IndexArray]:
+        """Pairs (K,), (K,) of one class that are not hopelessly far apart. In float32, for there are M·N to look at."""
+        x, y = self._state[_PLACE].astype(np.float32)[:, :, None]
+        seen_x, seen_y = picture.at[_PLACE].astype(np.float32)
+        reach = (_FARTHEST * size).astype(np.float32)[:, None]
+        offset = x - seen_x
+        near = np.abs(offset, out=offset) < reach
+        np.subtract(y, seen_y, out=offset)
+        near &= np.abs(offset, out=offset) < reach
+        near &= self._classes[:, None] == picture.classes
+        rows, columns = np.divmod(near.ravel().nonzero()[0], near.shape[1])  # much quicker than nonzero in 2 dimensions
+        return rows, columns
 
     # --- the life of a track ------------------------------------------------------------------------------------------
 
@@ -227,35 +235,37 @@ class Tracker:
         """The Kalman filter's update with what was detected, and what follows from being detected."""
         if not len(tracks):
             return
-        state = self._state[:, tracks]
+        everybody = len(tracks) == len(self._ids)
+        state = self._state if everybody else self._state[:, tracks]
         at = picture.at[:, found]
         noise = _NOISE_OF_ROWS * picture.noise[found]
         inverse = 1.0 / (state[_VAR_AT] + noise)
-        gain = state[_VAR_AT] * inverse
-        speed_gain = state[_COVARIANCE] * inverse
-        error = at - state[_AT]
+        gain, speed_gain = state[_VAR_AT] * inverse, state[_COVARIANCE] * inverse
+        error, trust = at - state[_AT], 1.0 - gain
         state[_AT] += gain * error
         state[_SPEED] += speed_gain * error
         state[_VAR_SPEED] -= speed_gain * state[_COVARIANCE]
-        state[_VAR_AT] *= 1.0 - gain
-        state[_COVARIANCE] *= 1.0 - gain
+        state[_VAR_AT] *= trust
+        state[_COVARIANCE] *= trust
+        now_s = self._time.now_s
         if self._config.reactivation == "observation":
-            gap_s = self._time.now_s - state[_SEEN_S]
+            gap_s = now_s - state[_SEEN_S]
             again = (gap_s > 1.5 * self._time.usual_s + _CLOCK_GRAIN_S).nonzero()[0]
             _restart_motion(state, again, at, noise, gap_s)
-        state[_SEEN_AT] = at
-        state[_SEEN_S] = self._time.now_s
-        state[_STRONG_S, picture.scores[found] >= self._config.high_score] = self._time.now_s
-        self._state[:, tracks] = state
-        confirmed = (self._ids[tracks] == 0) & (
-            self._time.now_s - state[_BORN_S] >= self._config.confirm_s - _CLOCK_GRAIN_S
-        )
-        for track in tracks[confirmed]:
-            self._ids[track] = next(_next_track_id)
+        state[_SEEN_AT] = at[_PLACE]
+        state[_SEEN_S] = now_s
+        state[_STRONG_S, picture.strong[found]] = now_s
+        if not everybody:
+            self._state[:, tracks] = state
+        tentative = self._ids[tracks] == 0
+        if tentative.any():
+            tentative &= now_s - state[_BORN_S] >= self._config.confirm_s - _CLOCK_GRAIN_S
+            for track in tracks[tentative]:
+                self._ids[track] = next(_next_track_id)
 
     def _begin(self, picture: _Picture, found: IndexArray) -> None:
         """Sure detections that belong to no track begin one, best score first while there is room."""
-        fresh = picture.scores >= self._config.new_score
+        fresh = picture.scores >= self._config.new_score - _SCORE_GRAIN
         fresh[found] = False
         new = fresh.nonzero()[0]
         if len(new) and len(found):
@@ -267,7 +277,8 @@ class Tracker:
         room = self._config.max_objects - len(self._ids)
         new = new[np.argsort(-picture.scores[new], kind="stable")[:room]]
         state = np.zeros((_ROWS, len(new)))
-        state[_AT] = state[_SEEN_AT] = picture.at[:, new]
+        state[_AT] = picture.at[:, new]
+        state[_SEEN_AT] = picture.at[_PLACE, new]
         state[_VAR_AT] = _NOISE_OF_ROWS * picture.noise[new]
         state[_VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(picture.at[2, new], picture.at[3, new]) ** 2
         state[_SEEN_S:] = self._time.now_s
@@ -276,10 +287,7 @@ class Tracker:
         self._classes = np.concatenate([self._classes, picture.classes[new]])
 
     def _tracks(self, tracks: IndexArray, found: IndexArray, picture: _Picture) -> Tracks:
-        x, y, width, height = self._state[_AT, tracks]
-        boxes = np.empty((len(tracks), 4))
-        boxes[:, 0], boxes[:, 1] = x - 0.5 * width, y - 0.5 * height
-        boxes[:, 2], boxes[:, 3] = x + 0.5 * width, y + 0.5 * height
+        boxes = (_CORNERS @ self._state[_AT, tracks]).T
         scores = picture.scores[found]
         boxes += scores[:, None] * (picture.boxes[found] - boxes)
         return Tracks(
@@ -294,21 +302,17 @@ class Tracker:
 class _Picture:
     """The usable detections of one picture, in the forms that the tracker needs."""
 
-    __slots__ = ("at", "boxes", "classes", "noise", "scores")
+    __slots__ = ("at", "boxes", "classes", "noise", "scores", "strong")
 
-    def __init__(self, detections: Detections, low_score: float) -> None:
+    def __init__(self, detections: Detections, config: TrackConfig) -> None:
         boxes = detections.boxes_xyxy.astype(np.float64).reshape(-1, 4)
         scores = detections.scores.astype(np.float64)
         finite = np.isfinite(boxes)
         if not finite.all():
             boxes[~finite.all(axis=1)] = 0.0  # without area, hence not usable
-        at = np.empty((4, len(scores)))
-        at[:2] = (boxes[:, :2] + boxes[:, 2:]).T
-        at[:2] *= 0.5
-        at[2:] = (boxes[:, 2:] - boxes[:, :2]).T
+        at = _CENTRES @ boxes.T
         size = np.maximum(at[2], at[3])
-        # float32 scores: the threshold must not be missed by the width of a rounding
-        usable = (scores >= low_score - 1e-6) & (np.minimum(at[2], at[3]) > 0)
+        usable = (scores >= config.low_score - _SCORE_GRAIN) & (np.minimum(at[2], at[3]) > 0)
         classes = detections.class_ids
         if not usable.all():
             boxes, scores, classes, at, size = (
@@ -320,6 +324,7 @@ class _Picture:
             )
         self.boxes: FloatArray = boxes  # (N, 4) corners
         self.scores: FloatArray = scores
+        self.strong: NDArray[np.bool_] = scores >= config.high_score - _SCORE_GRAIN
         self.classes: NDArray[np.int32] = classes
         self.at: FloatArray = at  # (4, N) centre x, centre y, width, height
         relative = _POSITION_NOISE + _UNSURE_NOISE * np.maximum(_SURE_SCORE - scores, 0.0)
@@ -334,27 +339,54 @@ def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise:
     if not len(again):
         return
     gap = gap_s[again]
-    state[4:6, again] = (at[:2, again] - state[20:22, again]) / gap
+    state[4:6, again] = (at[:2, again] - state[_SEEN_AT, again]) / gap
     state[12:14, again] = noise[:2, again] / gap
     state[16:18, again] = 2.0 * noise[:2, again] / gap**2
     state[8:10, again] = noise[:2, again]
 
 
-def _motion(step_s: float) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Fading and travel of the speed over a step, and what the step adds to the covariance of an object of size 1.
+def _motion(step_s: float) -> tuple[FloatArray, FloatArray]:
+    """What a step does to the filter's rows, (20, 20), and what it adds to them for an object of size 1, (20, 1).
 
-    Each (4, 1). Gillespie, "Exact numerical simulation of the Ornstein-Uhlenbeck process and its integral", 1996.
+    Gillespie, "Exact numerical simulation of the Ornstein-Uhlenbeck process and its integral", 1996.
     """
-    columns = []
+    moves: list[float] = []
+    growths: list[float] = []
     for damping, agitation in ((_POSITION_DAMPING, _POSITION_AGITATION), (_SIZE_DAMPING, _SIZE_AGITATION)):
         fade = math.exp(-damping * step_s)
         travel = (1.0 - fade) / damping
         spread = (1.0 - fade * fade) / (2.0 * damping)
+        moves += (1.0, travel, fade, 2.0 * travel, travel * travel, fade * travel, fade * fade)
         var_at = agitation * max(step_s - 2.0 * travel + spread, 0.0) / damping**2
-        columns.append((fade, travel, var_at, agitation * travel * travel / 2.0, agitation * spread))
-    position, size = columns
-    values = np.array((position, position, size, size)).T[:, :, None]
-    return values[0], values[1], values[2], values[3], values[4]
+        growths += (var_at, agitation * travel * travel / 2.0, agitation * spread)
+    transition: FloatArray = (np.array(moves) @ _WHERE_MOVES).reshape(20, 20)
+    return transition, (np.array(growths) @ _WHERE_GROWTHS)[:, None]
+
+
+def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
+    """Where `_motion`'s coefficients stand: (14, 400) in the flat matrix and (6, 20) in the column."""
+    moves, growths = np.zeros((14, 20, 20)), np.zeros((6, 20))
+    at, speed, var_at, covariance, var_speed = range(0, 20, 4)
+    for row in range(4):
+        kind = 7 * (row // 2)  # of the centre, then of the size
+        for coefficient, to, of in (
+            (0, at, at),
+            (1, at, speed),
+            (2, speed, speed),
+            (0, var_at, var_at),
+            (3, var_at, covariance),
+            (4, var_at, var_speed),
+            (2, covariance, covariance),
+            (5, covariance, var_speed),
+            (6, var_speed, var_speed),
+        ):
+            moves[kind + coefficient, to + row, of + row] = 1.0
+        for coefficient, to in enumerate((var_at, covariance, var_speed)):
+            growths[3 * (row // 2) + coefficient, to + row] = 1.0
+    return moves.reshape(14, 400), growths
+
+
+_WHERE_MOVES, _WHERE_GROWTHS = _places_of_coefficients()
 
 
 def _iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:

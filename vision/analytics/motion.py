@@ -1,6 +1,6 @@
 """Speed and direction of travel from noisy positions: a straight line fitted to about the last second.
 
-A difference of two positions would be all noise at 30 pictures a second. Positions are kept about a tenth of a second
+A difference of two positions would be all noise at 30 pictures a second. Positions are kept about an eighth of a second
 apart, and the line is fitted only for the object that something is to be said about.
 """
 
@@ -12,10 +12,10 @@ from typing import Final
 
 from vision.analytics.geometry import FloatArray, IndexArray
 
-SAMPLES: Final = 12
+SAMPLES: Final = 9
 """Positions kept of each object, NaN where it was not seen."""
 
-_SPACING_S: Final = 0.09  # a little less than a tenth: capture times sway
+_SPACING_S: Final = 0.125
 _WINDOW_S: Final = 1.05
 _LEAST_SPAN_S: Final = 0.35  # below which nothing is said
 

@@ -25,6 +25,7 @@ from vision.analytics.geometry import (
     LineSet,
     ZoneSet,
     anchor_points,
+    pairs,
 )
 from vision.analytics.memory import Memory
 from vision.analytics.motion import SAMPLES, Trails, velocity
@@ -282,7 +283,7 @@ class Analytics:
         changed = (np.abs(distance) > seen.margin[:, None]) & (old_side != is_right * np.int8(2) - np.int8(1))
         if not changed.any():
             return
-        objects, lines = changed.nonzero()
+        objects, lines = pairs(changed)
         changed_rows = rows[objects]
         memory["side"][changed_rows, lines] = is_right[objects, lines] * np.int8(2) - np.int8(1)
         done = (old_side[objects, lines] != 0) & memory["passed"][changed_rows, lines]
@@ -296,7 +297,7 @@ class Analytics:
     def _meet(self, seen: _Seen, distance: FloatArray, met: BoolArray) -> None:
         """Remember for each path that met an endless line whether that was between the line's ends."""
         memory = self._memory
-        objects, lines = met.nonzero()
+        objects, lines = pairs(met)
         rows, anchor = seen.rows[objects], self._anchor_of_line[lines]
         before, now = memory["distance"][rows, lines], distance[objects, lines]
         share = before / (before - now)
@@ -327,7 +328,7 @@ class Analytics:
             inside &= _watched(self._zone_classes, memory["class_id"][rows])
         changed = inside != memory["inside"][rows]
         if changed.any():
-            objects, zones = changed.nonzero()
+            objects, zones = pairs(changed)
             column = zones if x.shape[1] > 1 else np.zeros_like(zones)
             x, y = x[objects, column], y[objects, column]
             far = self._zone_set.distances_to_border(x, y, zones) > seen.margin[objects]
@@ -344,7 +345,7 @@ class Analytics:
     def _dwell(self, at_ns: int) -> Iterator[Event]:
         """Objects that have been in a zone for its `dwell_s`. Who is hidden just then is reported when seen again."""
         memory, now_s = self._memory, self._time.now_s
-        rows, zones = (memory["inside"] & ~memory["dwelling"]).nonzero()
+        rows, zones = pairs(memory["inside"] & ~memory["dwelling"])
         begins_s = memory["entered_s"][rows, zones] + self._dwell_s[zones] - _CLOCK_GRAIN_S
         due = (begins_s <= now_s) & (memory["seen_s"][rows] == now_s)
         self._next_dwell_s = float(begins_s[~due].min(initial=math.inf))
