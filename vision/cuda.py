@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 _TO_DEVICE = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
 _TO_HOST = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-_ON_DEVICE = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+_BY_ADDRESS = runtime.cudaMemcpyKind.cudaMemcpyDefault
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
 _UNLOADING = 4  # cudaErrorCudartUnloading: the process ends, and its memory with it
 _OLD_DRIVER = 35  # cudaErrorInsufficientDriver: too old, or none
@@ -508,6 +508,9 @@ def copy_to_host(target: int, source: int, nbytes: int, stream: Stream) -> None:
     check(runtime.cudaMemcpyAsync(target, source, nbytes, _TO_HOST, stream.handle), f"copying {nbytes} bytes back")
 
 
-def copy_on_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy from device memory to device memory."""
-    check(runtime.cudaMemcpyAsync(target, source, nbytes, _ON_DEVICE, stream.handle), f"moving {nbytes} bytes")
+def copy_rows(target: int, source: int, stream: Stream, *, rows: int, row_bytes: int, pitch_bytes: int) -> None:
+    """Queue a copy of `rows` rows that lie `pitch_bytes` apart at `source`; on the GPU or between it and the host."""
+    copied = runtime.cudaMemcpy2DAsync(
+        target, row_bytes, source, pitch_bytes, row_bytes, rows, _BY_ADDRESS, stream.handle
+    )
+    check(copied, f"copying {rows} rows of {row_bytes} bytes")

@@ -30,6 +30,7 @@ class cudaMemcpyKind(IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
     cudaMemcpyDeviceToDevice = 3
+    cudaMemcpyDefault = 4
 
 
 class cudaStreamCaptureMode(IntEnum):
@@ -263,6 +264,15 @@ def cudaMemcpyAsync(target: int, source: int, size: int, kind: int, stream: int)
         gpu.get(stream).put(lambda: copy(target, pageable, size))
         return
     gpu.get(stream).put(lambda: copy(target, source, size))
+
+
+@_call
+def cudaMemcpy2DAsync(
+    target: int, target_pitch: int, source: int, pitch: int, width: int, height: int, kind: int, stream: int
+) -> None:
+    for row in range(height):
+        one = functools.partial(copy, target + row * target_pitch, source + row * pitch, width)
+        gpu.get(stream).put(one)
 
 
 @_call
