@@ -1,4 +1,4 @@
-"""The shipped model finds people in real video as well through the whole program as its authors' figures promise."""
+"""The shipped model and tracker are as right on real video, through the whole program, as is promised."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from tests.accuracy.average_precision import average_precision
-from tests.accuracy.to_mot import mot_rows
+from tests.accuracy.following import clear_mot
+from tests.unit.evaluation_tables import needs_trackeval
 
 VIDEO = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
 TRUTH = os.environ.get("VISION_PETS_GT", "")
+FRAMES = range(1, 796)
 
 
 def rows(*values: tuple[float, ...]) -> np.ndarray:
@@ -37,22 +39,28 @@ def test_average_precision(found: list[tuple[float, ...]], expected: float) -> N
     assert average_precision(truth, rows(*found)) == pytest.approx(expected)
 
 
+@pytest.mark.timeout(300)
+@needs_trackeval
 @pytest.mark.skipif(not VIDEO.exists(), reason=f"needs {VIDEO} (Debian package opencv-doc)")
 @pytest.mark.skipif(not TRUTH, reason="needs VISION_PETS_GT=gt.txt, MOTChallenge 2015's ground truth of PETS09-S2L1")
-def test_people_are_found_on_the_whole_video(tmp_path: Path) -> None:
+def test_people_are_found_and_followed_on_the_whole_video(tmp_path: Path) -> None:
+    pytest.importorskip("motmetrics")
     config = tmp_path / "camera.yaml"
-    config.write_text(
-        json.dumps(
-            {
-                "detect": {"score": 0.05, "classes": ["person"], "backend": "onnxruntime"},
-                "cameras": [{"id": "pets", "source": str(VIDEO)}],
-                "publish": {"bind": f"ipc://{tmp_path}/out"},
-            }
-        )
-    )
-    record = tmp_path / "results.jsonl"
-    command = [sys.executable, "-m", "vision.cli", "run", str(config), "--offline", "--record", str(record)]
-    subprocess.run(command, check=True, timeout=110)
-    found = np.array(list(mot_rows(record)))
-    assert len(np.unique(found[:, 0])) == 795
-    assert average_precision(np.loadtxt(TRUTH, delimiter=","), found) >= 0.90
+    site = {
+        "pipeline": "track",
+        "detect": {"backend": "onnxruntime", "classes": ["person"]},
+        "cameras": [{"id": "pets", "source": str(VIDEO)}],
+    }
+    config.write_text(json.dumps(site))
+    outputs = ["--json", str(tmp_path / "out.json"), "--result", str(tmp_path / "result.txt")]
+    command = [sys.executable, "-m", "vision.cli", "eval", str(config), "--truth", TRUTH, *outputs]
+    subprocess.run(command, check=True, timeout=280)
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["video"]["frames"] == 795
+    assert result["detection"]["ap50"] >= 0.90
+    tracking = result["tracking"]
+    assert tracking["mota"] >= 0.80 and tracking["idf1"] >= 0.75 and tracking["switches"] <= 25, tracking
+    scores = clear_mot(np.loadtxt(TRUTH, delimiter=","), np.loadtxt(tmp_path / "result.txt", delimiter=","), FRAMES)
+    assert tracking["mota"] == pytest.approx(scores["mota"], abs=5e-4)
+    assert tracking["idf1"] == pytest.approx(scores["idf1"], abs=5e-4)
+    assert tracking["switches"] == scores["num_switches"]
