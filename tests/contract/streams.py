@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from vision.capture.images import ImageFolder
 from vision.capture.opencv import LiveCapture, NetworkLink
+from vision.capture.pyav import PyAVSource
 from vision.capture.source import Source
 from vision.capture.synthetic import Synthetic, SyntheticSpec
 from vision.capture.videofile import VideoFile
+from vision.config.site import CameraConfig
 from vision.types import PixelFormat
 
 HEIGHT_PX, WIDTH_PX = 48, 64
@@ -112,6 +114,10 @@ def streams(folder: Path, web_camera: str) -> dict[str, Stream]:
         spec = SyntheticSpec.parse(f"synthetic:{WIDTH_PX}x{HEIGHT_PX}@{fps:g}?frames={COUNT}")
         return lambda: Synthetic(spec, (pixel_format,), offline=offline)
 
+    def by_pyav(query: str, *pixel_formats: PixelFormat) -> Callable[[], Source]:
+        camera = CameraConfig(id="web", source=f"{web_camera}?{query}", via="ffmpeg")
+        return lambda: PyAVSource(camera, pixel_formats)
+
     def made_up(pixel_format: PixelFormat, *, offline: bool) -> Stream:
         slowly = None if offline else synthetic(pixel_format, SLOW_FPS, offline=False)
         return Stream(synthetic(pixel_format, FAST_FPS, offline=offline), slowly)
@@ -136,6 +142,12 @@ def streams(folder: Path, web_camera: str) -> dict[str, Stream]:
             lambda: LiveCapture(NetworkLink(f"{web_camera}?fps={SLOW_FPS}&first=8")),
             endless=True,
         ),
+        "http pyav bgr": Stream(
+            by_pyav(f"fps={FAST_FPS}", "bgr", "nv12"), by_pyav(f"fps={SLOW_FPS}&first=8", "bgr", "nv12"), endless=True
+        ),
+        "http pyav i420": Stream(
+            by_pyav(f"fps={FAST_FPS}", "nv12", "i420"), by_pyav(f"fps={SLOW_FPS}&first=8", "nv12", "i420"), endless=True
+        ),
     }
 
 
@@ -151,6 +163,8 @@ NAMES = (
     "synthetic nv12",
     "synthetic i420",
     "http",
+    "http pyav bgr",
+    "http pyav i420",
 )
 SLOW_NAMES = tuple(
     name for name in NAMES if name not in {"file offline", "images offline", "synthetic nv12", "synthetic i420"}

@@ -28,8 +28,10 @@ from tests.contract.streams import (
     wait_until,
 )
 from vision.capture.opencv import LiveCapture, NetworkLink
+from vision.capture.pyav import PyAVSource
 from vision.capture.source import Grab, Source, StreamInfo
 from vision.capture.videofile import VideoFile
+from vision.config.site import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import frame_shape
 
@@ -300,14 +302,21 @@ def closed_port() -> int:
         return int(server.getsockname()[1])
 
 
-@pytest.mark.parametrize("scheme", ["rtsp", "http", "file"])
-def test_nothing_grows_over_1000_failed_opens(scheme: str, tmp_path: Path) -> None:
+def failing(kind: str, folder: Path) -> Callable[[], Source]:
+    scheme, _, library = kind.partition(" ")
     url = f"{scheme}://127.0.0.1:{closed_port()}/a"
+    if library == "pyav":
+        camera = CameraConfig(id="away", source=url, via="ffmpeg")
+        return lambda: PyAVSource(camera, ("bgr",))
+    return lambda: VideoFile(folder / "missing.mp4") if scheme == "file" else LiveCapture(NetworkLink(url))
+
+
+@pytest.mark.parametrize("kind", ["rtsp", "http", "file", "rtsp pyav", "http pyav"])
+def test_nothing_grows_over_1000_failed_opens(kind: str, tmp_path: Path) -> None:
+    make = failing(kind, tmp_path)
 
     def fail() -> None:
-        make: Callable[[], Source] = lambda: LiveCapture(NetworkLink(url))  # noqa: E731
-        source = VideoFile(tmp_path / "missing.mp4") if scheme == "file" else make()
-        with closing(source), suppress(SourceError):
+        with closing(make()) as source, suppress(SourceError):
             source.open()
             raise AssertionError("it opened")
 

@@ -68,7 +68,10 @@ from gi.repository import GLib, Gst, GstApp, GstRtsp, GstRtspServer  # noqa: E40
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
 FPS = 10
 ENCODERS = {
-    "h264": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=20 ! h264parse config-interval=-1",
+    # One slice a picture: rtph264pay repeats the parameter sets before each slice of a key frame, and FFmpeg takes what
+    # comes behind them for another picture.
+    "h264": "x264enc tune=zerolatency sliced-threads=false speed-preset=ultrafast key-int-max=20"
+    " ! h264parse config-interval=-1",
     "h265": "x265enc tune=zerolatency speed-preset=ultrafast key-int-max=20 ! h265parse config-interval=-1",
     "mjpeg": "jpegenc",
 }

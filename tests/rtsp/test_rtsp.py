@@ -1,4 +1,4 @@
-"""Both RTSP sources against a real server: the same tests for each."""
+"""All RTSP sources against a real server: the same tests for each."""
 
 from __future__ import annotations
 

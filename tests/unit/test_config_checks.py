@@ -233,6 +233,12 @@ def camera(**options: object) -> str:
         (camera(source="'synthetic:'", via="opencv"), ["1: cameras[0].via: expected 'auto' for this kind of source"]),
         (camera(source="/dev/video0", via="gstreamer"), []),
         (
+            camera(source="/dev/video0", via="ffmpeg"),
+            ["1: cameras[0].via: expected 'auto', 'opencv' or 'gstreamer' for this kind of source, got 'ffmpeg'"],
+        ),
+        (camera(source="'rtsp://10.0.0.4/a'", via="ffmpeg"), []),
+        (camera(source="'http://10.0.0.4/a'", via="ffmpeg"), []),
+        (
             "cameras:\n- {id: a, source: csi:0}\n- {id: b, source: csi:1}\n- {id: a, source: csi:2}\n",
             ["4: cameras[2].id: expected another name than cameras[0].id on line 2 has"],
         ),

@@ -12,6 +12,7 @@ from vision.capture.gstreamer import GStreamerSource, available
 from vision.capture.images import ImageFolder
 from vision.capture.open import open_source, supervision_of
 from vision.capture.opencv import LiveCapture, NetworkLink, UsbLink
+from vision.capture.pyav import PyAVSource
 from vision.capture.source import Source
 from vision.capture.supervisor import SupervisorPolicy
 from vision.capture.synthetic import Synthetic
@@ -36,7 +37,9 @@ def opened(source: str, **options: object) -> Source:
     [
         ("rtsp://10.0.0.4/a", {"via": "opencv"}, LiveCapture),
         ("rtsps://10.0.0.4/a", {"via": "opencv"}, LiveCapture),
-        ("http://10.0.0.4/a.mjpg", {}, LiveCapture),
+        ("rtsp://10.0.0.4/a", {"via": "ffmpeg"}, PyAVSource),
+        ("http://10.0.0.4/a.mjpg", {}, PyAVSource),
+        ("http://10.0.0.4/a.mjpg", {"via": "ffmpeg"}, PyAVSource),
         ("https://10.0.0.4/a.mjpg", {"via": "opencv"}, LiveCapture),
         ("/dev/video3", {}, LiveCapture),
         ("/dev/v4l/by-id/usb-camera", {}, LiveCapture),
@@ -61,8 +64,41 @@ def test_rtsp_goes_through_gstreamer_where_that_can_and_the_log_says_where_not(
     rtsp = camera("rtsp://10.0.0.4/a")
     reason = available(rtsp)
     source = open_source(rtsp, offline=False, pixel_formats=FORMATS)
-    assert type(source) is (GStreamerSource if reason is None else LiveCapture)
-    assert ("through opencv, because" in caplog.text) is (reason is not None)
+    assert type(source) is (GStreamerSource if reason is None else PyAVSource)
+    assert ("through ffmpeg, because" in caplog.text) is (reason is not None)
+
+
+@pytest.mark.parametrize(
+    ("missing", "source", "via", "expected", "said"),
+    [
+        (["gi"], "rtsp://10.0.0.4/a", "auto", "PyAVSource", "through ffmpeg, because PyGObject is not there"),
+        (["gi", "av"], "rtsp://10.0.0.4/a", "auto", "LiveCapture", "through opencv, because PyGObject is not there"),
+        (["gi", "av"], "rtsp://10.0.0.4/a", "auto", "LiveCapture", "through opencv, because PyAV is not there"),
+        (["av"], "http://10.0.0.4/a", "auto", "LiveCapture", "through opencv, because PyAV is not there"),
+        (["av"], "http://10.0.0.4/a", "ffmpeg", "SourceError", "pip install 'vision[ffmpeg]'"),
+        ([], "http://10.0.0.4/a", "auto", "PyAVSource", ""),
+    ],
+)
+def test_the_best_library_that_is_there_is_taken_and_the_log_says_why(
+    missing: list[str], source: str, via: str, expected: str, said: str
+) -> None:
+    """In a process of its own, for which these modules are not there."""
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({missing!r}))
+from vision.capture.open import open_source
+from vision.config.site import CameraConfig
+from vision.errors import SourceError
+camera = CameraConfig(id="gate", source={source!r}, via={via!r})
+try:
+    print(type(open_source(camera, offline=False, pixel_formats=("bgr",))).__name__)
+except SourceError as error:
+    print(f"SourceError {{error}}")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split()[0] == expected, done.stderr
+    assert said in done.stdout + done.stderr
+    assert bool(done.stderr) is (bool(missing) and via == "auto")
 
 
 @pytest.mark.parametrize("source", ["csi:0", "rtsp://10.0.0.4/a"])
@@ -111,6 +147,7 @@ def test_what_is_live(source: str, offline: bool, live: bool) -> None:
     [
         ("clip.mp4", {}, ("nv12",), "OpenCV delivers bgr pictures"),
         ("/dev/video3", {"via": "opencv"}, ("nv12",), "OpenCV delivers bgr pictures"),
+        ("http://10.0.0.4/a", {"via": "opencv"}, ("nv12",), "OpenCV delivers bgr pictures"),
         ("synthetic:640x480?objcts=3", {}, FORMATS, "unknown option 'objcts'"),
     ],
 )
@@ -143,7 +180,8 @@ def test_how_it_is_watched(source: str, options: dict[str, object], expected: Su
         ("vision.capture.source", ("cv2", "gi", "pydantic", "yaml")),
         ("vision.capture.supervisor", ("cv2", "gi", "pydantic", "yaml")),
         ("vision.capture.synthetic", ("cv2", "gi", "pydantic", "yaml")),
-        ("vision.capture.open", ("cv2", "gi")),
+        ("vision.capture.open", ("cv2", "gi", "av")),
+        ("vision.capture.pyav", ("cv2", "gi")),
     ],
 )
 def test_libraries_are_imported_when_they_are_needed(module: str, unwanted: tuple[str, ...]) -> None:

@@ -45,6 +45,10 @@ class KeyFrameGate:
         self._lost = True
         self._damaged = True
 
+    def spoilt(self) -> None:
+        """The picture that passed last turned out to be damaged: unlike after `lost`, the next key frame counts."""
+        self._damaged = True
+
     def passes(self, *, key: bool, now_ns: int, lag_ns: int) -> bool:
         """Whether to decode the next picture, which is `lag_ns` behind the newest that could have been here."""
         whole = not self._lost

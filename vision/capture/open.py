@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 Clock = Callable[[], int]
 
 _SLOW_INTERVALS = 3
+_OLDEST_PYAV = 12  # as in pyproject.toml
 
 
 def open_source(
@@ -44,6 +45,10 @@ def open_source(
         from vision.capture.gstreamer import GStreamerSource
 
         return GStreamerSource(camera, pixel_formats, clock=clock)
+    if _through_pyav(camera, kind):
+        from vision.capture.pyav import PyAVSource
+
+        return PyAVSource(camera, pixel_formats, clock=clock)
     return _opencv(camera, kind, pixel_formats, clock)
 
 
@@ -67,10 +72,12 @@ def _through_gstreamer(camera: CameraConfig, kind: str) -> bool:
     Raises:
         SourceError: it was asked for, or there is no other way, and it cannot.
     """
-    if camera.via == "opencv" and kind == "csi":
-        raise SourceError("OpenCV cannot open CSI cameras", hint="leave out `via`")
+    if camera.via in {"opencv", "ffmpeg"}:
+        if kind == "csi":
+            raise SourceError(f"`via: {camera.via}` cannot open CSI cameras", hint="leave out `via`")
+        return False
     wanted = camera.via == "gstreamer" or kind == "csi"
-    if camera.via == "opencv" or (kind != "rtsp" and not wanted):
+    if kind != "rtsp" and not wanted:
         return False
     from vision.capture.gstreamer import available
 
@@ -78,8 +85,40 @@ def _through_gstreamer(camera: CameraConfig, kind: str) -> bool:
     if wanted and reason is not None:
         raise SourceError(f"GStreamer cannot open it: {reason}", hint="`vision doctor` says what to install")
     if reason is not None:
+        second = "ffmpeg" if _missing_pyav() is None else "opencv"
+        _say_once(f"camera {camera.id}: through {second}, because {reason}")
+    return reason is None
+
+
+def _through_pyav(camera: CameraConfig, kind: str) -> bool:
+    """FFmpeg by PyAV where it was asked for, and for network cameras where it is there: it sees new picture sizes.
+
+    Raises:
+        SourceError: it was asked for, and cannot.
+    """
+    if camera.via == "ffmpeg" and kind not in {"rtsp", "http"}:
+        raise SourceError("`via: ffmpeg` opens rtsp:// and http:// cameras only", hint="leave out `via`")
+    if camera.via not in {"auto", "ffmpeg"} or kind not in {"rtsp", "http"}:
+        return False
+    reason = _missing_pyav()
+    if camera.via == "ffmpeg" and reason is not None:
+        raise SourceError(f"PyAV cannot open it: {reason}", hint="pip install 'vision[ffmpeg]'")
+    if reason is not None:
         _say_once(f"camera {camera.id}: through opencv, because {reason}")
     return reason is None
+
+
+@cache
+def _missing_pyav() -> str | None:
+    """None where PyAV can be used, else why not. Once: an import that fails looks everywhere each time."""
+    try:
+        import av
+    except ImportError as error:
+        return f"PyAV is not there: {error}"
+    version = str(av.__version__)
+    if int(version.partition(".")[0]) < _OLDEST_PYAV:
+        return f"PyAV is {version}, expected {_OLDEST_PYAV} or later"
+    return None
 
 
 @cache
@@ -105,7 +144,7 @@ def _path(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...],
     from vision.capture.retriever import require_bgr
     from vision.capture.videofile import VideoFile
 
-    if camera.via == "gstreamer":
+    if camera.via in {"gstreamer", "ffmpeg"}:
         _refuse_library(camera, "files are read with OpenCV")
     require_bgr(formats, camera.source)
     path = Path(camera.source)

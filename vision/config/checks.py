@@ -44,8 +44,8 @@ _CAPTURE_OPTIONS: Final[Mapping[str, tuple[tuple[SourceKind, ...], str]]] = {
 }
 
 _LIBRARIES: Final[Mapping[SourceKind, tuple[str, ...]]] = {
-    "rtsp": ("auto", "opencv", "gstreamer"),
-    "http": ("auto", "opencv"),
+    "rtsp": ("auto", "opencv", "gstreamer", "ffmpeg"),
+    "http": ("auto", "opencv", "ffmpeg"),
     "csi": ("auto", "gstreamer"),
     "v4l2": ("auto", "opencv", "gstreamer"),
     "synthetic": ("auto",),
@@ -105,7 +105,7 @@ def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
         if kind not in kinds and (value is True if option == "loop" else value is not None):
             yield (option,), f"has no effect on this source; only {who}"
     via, libraries = _text(camera, "via"), _LIBRARIES[kind]
-    if via in ("opencv", "gstreamer") and via not in libraries:
+    if via in ("opencv", "gstreamer", "ffmpeg") and via not in libraries:
         yield ("via",), f"expected {one_of([quoted(name) for name in libraries])} for this kind of source, got '{via}'"
 
 

@@ -72,7 +72,7 @@ class CameraConfig(Section):
         description="where pictures come from; paths are relative to this file; ${NAME} is a secret of the environment",
         examples=["rtsp://user:${GATE_PASSWORD}@10.0.0.4/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"],
     )
-    via: Literal["auto", "opencv", "gstreamer"] = Field(
+    via: Literal["auto", "opencv", "gstreamer", "ffmpeg"] = Field(
         default="auto", description="library that opens the source; csi: needs gstreamer"
     )
     transport: Literal["tcp", "udp"] = Field(

@@ -1,0 +1,336 @@
+"""Network cameras through PyAV, which is FFmpeg with its own options for every connection.
+
+OpenCV brings FFmpeg too, but goes on in the first size when a stream changes its own, gives nothing but bgr, tells
+nothing about damaged pictures, and takes RTSP's transport from an environment variable of the whole process. PyAV is a
+wheel, where GStreamer is Debian packages; GStreamer remains the better one for RTSP, because it knows of every lost
+packet, and decodes on a Jetson's hardware.
+
+What FFmpeg tells of damage: a picture in which a slice could not be decoded (``Frame.is_corrupt``), data that is no
+picture (an error of the decoder), and packets that a demuxer marks (``Packet.is_corrupt``; not RTP's). It does not tell
+of a picture that is missing whole: the ones behind it, up to the next key frame, look well and are not.
+
+Files stay with OpenCV. The shipped clip, with `vision.detect.preprocess` behind it, costs the same CPU time both ways,
+4.0 to 5.0 ms a picture: what I420 saves in reading, 1.1 ms, preprocessing on the CPU spends again.
+
+Calls that may block are made on a thread of their own (`BlockingCalls`), one packet each, so that none outlives the
+library's own time-outs, and a stream that gives packets but no pictures cannot keep that thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from numpy.typing import NDArray
+
+from vision.capture.blocking import BlockingCalls, Interrupted
+from vision.capture.clock import CaptureClock
+from vision.capture.coded import Coded, KeyFrameGate, Timeline
+from vision.capture.diagnosis import explain_open
+from vision.capture.pyav_pictures import PictureWriter, choose_format, encoding_of
+from vision.capture.source import Grab, StreamInfo
+from vision.config.addresses import source_kind
+from vision.config.site import CameraConfig
+from vision.errors import SourceError, redact
+from vision.types import PixelFormat
+
+log = logging.getLogger(__name__)
+
+# FFmpeg prints URLs with passwords, and its log calls into Python from threads of its own, which can lock up.
+av.logging.set_level(None)
+
+_GRACE_S: Final = 1.0  # for a library that is late by its own time-outs
+_DIAGNOSIS_S: Final = 1.0  # `explain_open` after a time-out: connecting and asking
+_HIGHEST_FPS: Final = 1000.0  # above it the number is the clock of a stream that does not say its rate
+
+_OPTIONS: Final = {"fpsprobesize": "0"}
+"""FFmpeg would read 20 pictures to measure their rate, which takes seconds, and then give them all at once."""
+
+_RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "10000"}
+"""Without sound, which nobody listens to, and metadata, which FFmpeg may wait for in vain."""
+
+
+class PyAVSource:
+    """One RTSP or HTTP camera through PyAV.
+
+    `pixel_formats`: what the detector takes. The decoder's own format is delivered where it is among them.
+    """
+
+    def __init__(
+        self,
+        camera: CameraConfig,
+        pixel_formats: tuple[PixelFormat, ...],
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+        utc: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._camera = camera
+        self._pixel_formats = pixel_formats
+        self._clock = clock
+        self._interrupted = threading.Event()
+        self._stamps = CaptureClock(round(camera.staleness_s * 1e9), self._warn, clock=clock, utc=utc)
+        self._connection = _Connection(camera, clock)
+        self._calls: BlockingCalls[tuple[_Picture, ...]] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._writer: PictureWriter | None = None
+        self._waiting: deque[_Picture] = deque()
+        self._picture: _Picture | None = None  # the one grabbed last
+
+    @property
+    def live(self) -> bool:
+        return True
+
+    def open(self) -> StreamInfo:
+        """Connect, and wait for the first key frame: only a decoded picture tells its format."""
+        self.close()
+        connection = self._connection = _Connection(self._camera, self._clock)
+        self._calls = BlockingCalls("pyav")
+        if self._interrupted.is_set():  # it came before there was anything to wake
+            raise self._error("interrupted while it opened")
+        began = time.monotonic()
+        self._connect(self._calls, connection)
+        first = self._next(max(_GRACE_S, began + self._camera.open_timeout_s - time.monotonic()))
+        if first is None and self._interrupted.is_set():
+            raise self._error("interrupted while it opened")
+        if first is None:
+            raise self._error(
+                "it answers, but no picture came in time",
+                hint="raise `open_timeout_s`, or make its key frames more frequent",
+            )
+        self._waiting.appendleft(first)
+        return self._describe(first.frame)
+
+    def _connect(self, calls: BlockingCalls[tuple[_Picture, ...]], connection: _Connection) -> None:
+        patience_s = self._camera.open_timeout_s + _DIAGNOSIS_S + _GRACE_S
+        calls.begin(connection.open)
+        try:
+            calls.result(patience_s)
+        except Interrupted:
+            raise self._error("interrupted while it opened") from None
+        except TimeoutError:
+            raise self._error(
+                f"the library has not answered for {patience_s:g} s", hint="a name that cannot be looked up takes long"
+            ) from None
+
+    def grab(self, timeout_s: float) -> Grab | None:
+        if self._calls is None or self._writer is None:
+            raise self._error("grab before open, or after close")
+        picture = self._next(timeout_s)
+        if picture is None:
+            return None
+        self._picture = picture
+        stamp = self._stamps.stamp(picture.coded.arrived_ns, picture.coded.ntp_utc_ns)
+        return Grab(
+            stamp.captured_ns, stamp.captured_utc_ns, stamp.clock, picture.pts_ns, corrupt=picture.coded.corrupt
+        )
+
+    def retrieve(self, out: NDArray[np.uint8]) -> None:
+        if self._picture is None or self._writer is None:
+            raise self._error("retrieve without a picture grabbed")
+        self._writer.write(self._picture.frame, out)
+
+    def interrupt(self) -> None:
+        """Final: from now on `open` fails and `grab` finds nothing."""
+        self._interrupted.set()
+        calls = self._calls
+        if calls is not None:
+            calls.wake()
+
+    def close(self) -> None:
+        calls, self._calls = self._calls, None
+        self._reset()
+        if calls is not None:
+            calls.end(self._connection.release)
+
+    def _next(self, timeout_s: float) -> _Picture | None:
+        """The next decoded picture; None if none came in time or `interrupt` was called.
+
+        Raises:
+            SourceError: the connection or the decoder failed.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._waiting:
+            if self._calls is None or self._interrupted.is_set():
+                return None
+            if not self._calls.busy:
+                self._calls.begin(self._connection.step)
+            try:
+                self._waiting.extend(self._calls.result(deadline - time.monotonic()))
+            except (TimeoutError, Interrupted):
+                return None
+        return None if self._interrupted.is_set() else self._waiting.popleft()
+
+    def _describe(self, frame: VideoFrame) -> StreamInfo:
+        pixel_format = choose_format(frame.format.name, frame.height, frame.width, self._pixel_formats)
+        self._writer = PictureWriter(pixel_format)
+        return StreamInfo(
+            width_px=frame.width,
+            height_px=frame.height,
+            pixel_format=pixel_format,
+            fps=self._connection.fps,
+            decoder=f"pyav-{self._connection.codec}",
+            yuv=encoding_of(frame),
+        )
+
+    def _error(self, text: str, hint: str = "") -> SourceError:
+        return SourceError(f"{redact(self._camera.source)}: {text}", hint=hint)
+
+    def _warn(self, text: str) -> None:
+        log.warning("camera %s: %s", self._camera.id, text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """One decoded picture, in FFmpeg's memory."""
+
+    frame: VideoFrame
+    coded: Coded
+    pts_ns: int | None
+
+
+@dataclass(slots=True)
+class _Connection:
+    """One connection. Its methods run on the library's thread, which may outlive the source's interest in it."""
+
+    camera: CameraConfig
+    clock: Callable[[], int]
+    fps: float | None = None
+    codec: str = ""
+    _container: InputContainer | None = None
+    _packets: Iterator[Packet[Any]] | None = None
+    _gate: KeyFrameGate = field(default_factory=KeyFrameGate)
+    _timeline: Timeline = field(default_factory=Timeline)
+    _least_delay_ns: int | None = None
+
+    def open(self) -> tuple[_Picture, ...]:
+        began = time.monotonic()
+        try:
+            container = self._container = self._open()
+        except (av.FFmpegError, ValueError):  # their text has the URL in it
+            took_s = time.monotonic() - began
+            raise explain_open(self.camera.source, open_timeout_s=self.camera.open_timeout_s, took_s=took_s) from None
+        if not container.streams.video:
+            raise self._error("it sends no video", "set the camera to H.264, H.265 or MJPEG")
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # each further thread holds back one more picture
+        self.codec = stream.codec_context.name
+        self.fps = _believable(stream.average_rate)
+        self._packets = container.demux(stream)
+        return ()
+
+    def _open(self) -> InputContainer:
+        camera, options = self.camera, dict(_OPTIONS)
+        if source_kind(camera.source) == "rtsp":
+            options.update(_RTSP_OPTIONS, rtsp_transport=camera.transport)
+        return av.open(
+            camera.source,
+            mode="r",
+            options=options,
+            metadata_errors="replace",
+            timeout=(camera.open_timeout_s, camera.read_timeout_s),
+        )
+
+    def step(self) -> tuple[_Picture, ...]:
+        """Read one packet, and decode it.
+
+        Raises:
+            SourceError: the stream ended, or no packet came within the read timeout.
+        """
+        if self._packets is None:
+            return ()
+        began = time.monotonic()
+        try:
+            packet = next(self._packets)
+        except StopIteration:
+            raise self._error("the camera ended the stream") from None
+        except av.FFmpegError as error:
+            raise self._reading_failed(error, time.monotonic() - began) from None
+        return tuple(self._decode(packet))
+
+    def release(self) -> tuple[_Picture, ...]:
+        container, self._container, self._packets = self._container, None, None
+        if container is not None:
+            container.close()
+        return ()
+
+    def _decode(self, packet: Packet[Any]) -> Iterator[_Picture]:
+        now_ns, pts_ns = self.clock(), _time_ns(packet)
+        if packet.is_corrupt:
+            self._gate.lost()
+        if packet.size:  # the last one, which makes the decoder give out what it has, is empty
+            lag_ns = self._lag_ns(now_ns, pts_ns)
+            if not self._gate.passes(key=packet.is_keyframe, now_ns=now_ns, lag_ns=lag_ns):
+                return
+            if pts_ns is not None:
+                self._timeline.put(pts_ns, Coded(now_ns, _sent_utc_ns(packet), self._gate.damaged))
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            self._gate.spoilt()
+            return
+        except av.FFmpegError as error:
+            raise self._error(f"a picture could not be decoded: {error.strerror}") from None
+        for frame in frames:
+            if isinstance(frame, VideoFrame):
+                yield self._picture(frame, now_ns)
+
+    def _picture(self, frame: VideoFrame, now_ns: int) -> _Picture:
+        if frame.is_corrupt:
+            self._gate.spoilt()
+        pts_ns = _time_ns(frame)
+        coded = self._timeline.take(pts_ns) if pts_ns is not None else None
+        if coded is None:  # a stream without times
+            coded = Coded(now_ns, None, self._gate.damaged)
+        if frame.is_corrupt:
+            coded = Coded(coded.arrived_ns, coded.ntp_utc_ns, corrupt=True)
+        return _Picture(frame, coded, pts_ns)
+
+    def _lag_ns(self, now_ns: int, pts_ns: int | None) -> int:
+        """How much later this packet is read than it would be if reading had always kept up."""
+        if pts_ns is None:
+            return 0
+        delay_ns = now_ns - pts_ns
+        if self._least_delay_ns is None or delay_ns < self._least_delay_ns:
+            self._least_delay_ns = delay_ns
+        return delay_ns - self._least_delay_ns
+
+    def _reading_failed(self, error: av.FFmpegError, waited_s: float) -> SourceError:
+        if isinstance(error, av.error.ExitError):  # the answer to PyAV's own time-out
+            return self._error(f"no picture for {waited_s:.1f} s", "check the network, or raise `read_timeout_s`")
+        return self._error(f"the connection failed: {error.strerror}", "check cable, network and the camera's power")
+
+    def _error(self, text: str, hint: str = "") -> SourceError:
+        return SourceError(f"{redact(self.camera.source)}: {text}", hint=hint)
+
+
+def _believable(rate: Any) -> float | None:
+    fps = float(rate) if rate else 0.0
+    return fps if 0 < fps <= _HIGHEST_FPS else None
+
+
+def _time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
+    """Presentation time."""
+    if timed.pts is None or timed.time_base is None:
+        return None
+    return timed.pts * timed.time_base.numerator * 1_000_000_000 // timed.time_base.denominator
+
+
+def _sent_utc_ns(packet: Packet[Any]) -> int | None:
+    """Capture time by the camera's RTCP sender reports: FFmpeg's AVProducerReferenceTime, which newer PyAV shows."""
+    if not hasattr(packet, "has_sidedata") or not packet.has_sidedata("prft"):
+        return None
+    (utc_us,) = struct.unpack_from("=q", bytes(packet.get_sidedata("prft")))
+    return int(utc_us) * 1000
