@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 _EDGES_NS = tuple(
     itertools.takewhile(lambda edge: edge < 200e9, (int(1_000 * 1.05**step) for step in itertools.count()))
@@ -89,20 +90,29 @@ class Rate:
         return len(self._times_ns) / (span_ns / 1e9)
 
 
-_annotate: Callable[[str], contextlib.AbstractContextManager[object]] | None = None
+Spans: TypeAlias = Callable[[str], contextlib.AbstractContextManager[object]]
+
+_OFF: Final = contextlib.nullcontext()
+_spans: Spans | None = None
 
 
 def enable_nvtx() -> bool:
-    """Make `span` emit NVTX ranges. False where the package `nvtx` is not installed."""
-    global _annotate  # noqa: PLW0603 - one switch for the process, thrown once at start
+    """Make `span` emit NVTX ranges, in the domain ``vision``. False where the package `nvtx` is not installed."""
     try:
         import nvtx  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         return False
-    _annotate = nvtx.annotate
+    # The ranges come from a handful of names: nvtx keeps each of them for ever.
+    send_spans(lambda name: nvtx.annotate(name, domain="vision"))
     return True
 
 
+def send_spans(to: Spans | None) -> None:
+    """Make `span` enter what `to` makes of a stage's name, in the thread of the stage; None: nothing any more."""
+    global _spans  # noqa: PLW0603 - one switch for the process, thrown before the threads begin
+    _spans = to
+
+
 def span(name: str) -> contextlib.AbstractContextManager[object]:
-    """``with span("submit"):`` marks a stage for Nsight Systems; costs next to nothing while NVTX is off."""
-    return _annotate(name) if _annotate is not None else contextlib.nullcontext()
+    """``with span("submit"):`` marks a stage for Nsight Systems; costs next to nothing while nobody looks."""
+    return _spans(name) if _spans is not None else _OFF

@@ -150,7 +150,7 @@ class InferenceLoop:
             self._collect(_IDLE_S)
         elif now_ns < bind_at_ns:
             self._collect((bind_at_ns - now_ns) / 1e9)
-        elif leases := self.batcher.next():
+        elif leases := self._bind():
             self._submit(leases)
         elif self._running:
             self._collect(_POLL_S)
@@ -160,6 +160,10 @@ class InferenceLoop:
             self.progress_ns = now_ns
             self.batcher.wait_frame(_IDLE_S)
         return True
+
+    def _bind(self) -> list[Lease]:
+        with span("bind"):
+            return self.batcher.next()
 
     def _submit(self, leases: list[Lease]) -> None:
         slot = self._free.popleft()
@@ -233,7 +237,10 @@ class Runtime:
         self._model = model
         self._cameras = list(cameras)
         self._stages = list(stages)
-        self._steps = [stage.with_frame if isinstance(stage, PixelStage) else _blind(stage) for stage in stages]
+        self._steps = [
+            (type(stage).__name__, stage.with_frame if isinstance(stage, PixelStage) else _blind(stage))
+            for stage in stages
+        ]
         self._looks_at_pixels = any(isinstance(stage, PixelStage) for stage in stages)
         self._sinks = list(sinks)
         self._status_interval_s = status_interval_s
@@ -397,12 +404,14 @@ class Runtime:
 
     def _handle(self, inferred: Inferred) -> None:
         result = inferred.result
-        for step in self._steps:
-            result = step(result, inferred.lease.frame)
+        for name, step in self._steps:
+            with span(name):
+                result = step(result, inferred.lease.frame)
         inferred.lease.release()
         result = replace(result, timing=replace(result.timing, published_ns=self._clock()))
-        for sink in self._sinks:
-            sink.publish(result)
+        with span("publish"):
+            for sink in self._sinks:
+                sink.publish(result)
         self._count(result)
 
     def _count(self, result: Result) -> None:

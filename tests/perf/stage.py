@@ -266,13 +266,7 @@ def latency(detector: TensorRTDetector, batch: Sequence[Frame], seconds: float) 
 def steps(slot: Slot, batch: int) -> dict[str, float]:
     """Each part of a chain alone, by events of the GPU, in microseconds."""
     chain, stream = slot.chains[batch], slot.stream
-    parts: dict[str, Callable[[], object]] = {
-        "letterbox": lambda: chain._letterbox.enqueue(stream),
-        "engine": lambda: chain.context.enqueue(stream.address),
-        "find_pairs": lambda: chain._after[0].enqueue(stream),
-        "objects": lambda: chain._after[1].enqueue(stream),
-        "chain as graph": chain.run,
-    }
+    parts: dict[str, Callable[[], object]] = {**dict(chain.steps), "chain as graph": chain.run}
     took = {}
     with Event(timing=True) as begin, Event(timing=True) as end:
         for name, part in parts.items():

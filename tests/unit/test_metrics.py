@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision.metrics import LatencyHistogram, Rate, span
+from vision.metrics import LatencyHistogram, Rate, enable_nvtx, send_spans, span
 
 
 @given(st.lists(st.integers(1_000, 100_000_000_000), min_size=1, max_size=300))
@@ -51,6 +54,33 @@ def test_rate_counts_a_sliding_window(per_s: int) -> None:
     assert rate.per_s() == 0.0
 
 
-def test_span_costs_nothing_to_write() -> None:
-    with span("off"):
+def test_spans_go_where_they_are_sent() -> None:
+    seen: list[str] = []
+
+    @contextlib.contextmanager
+    def note(name: str) -> Iterator[None]:
+        seen.append(f"{name} begins")
+        yield
+        seen.append(f"{name} ends")
+
+    with span("before"):
         pass
+    send_spans(note)
+    try:
+        with span("outer"), span("inner"):
+            pass
+    finally:
+        send_spans(None)
+    with span("after"):
+        pass
+    assert seen == ["outer begins", "inner begins", "inner ends", "outer ends"]
+
+
+def test_nvtx_ranges_where_nvtx_is_installed() -> None:
+    pytest.importorskip("nvtx")
+    try:
+        assert enable_nvtx()
+        with span("submit") as given:
+            assert given is not None
+    finally:
+        send_spans(None)

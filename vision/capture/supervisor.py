@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from vision.capture.liveness import Backoff, Cadence, PictureWatch, SilenceLimits
 from vision.capture.source import FrameSink, Grab, Source, StreamInfo
 from vision.errors import Closed, DeviceError, EndOfStream, SizeChanged, SourceError, redact
+from vision.metrics import span
 from vision.types import ClockSource, DropReason, FrameMeta
 
 log = logging.getLogger(__name__)
@@ -431,7 +432,8 @@ class CameraSupervisor:
         with self._lock:
             self._call, self._call_ns = what, self._clock()
         try:
-            yield
+            with span(what):
+                yield
         except (SourceError, DeviceError):
             raise
         except Exception as error:

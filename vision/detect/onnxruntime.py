@@ -27,6 +27,7 @@ from vision.detect.heads import Head, Shape, make_head
 from vision.detect.postprocess import to_detections
 from vision.detect.preprocess import Preprocessor
 from vision.errors import Closed, DeviceError, ModelError
+from vision.metrics import span
 from vision.types import Detections, Frame, PixelFormat, frame_shape
 
 PIXEL_FORMATS: tuple[PixelFormat, ...] = ("bgr", "bgrx", "nv12", "i420")
@@ -207,22 +208,25 @@ class _Worker:
         return detections
 
     def _run(self, frames: Sequence[Frame]) -> list[Detections]:
-        letterboxes = [
-            self._preprocessor.write(index, frame.pixels, frame.pixel_format, frame.meta.yuv)
-            for index, frame in enumerate(frames)
-        ]
-        self._model.session.run_with_iobinding(self._binding)
-        outputs = self._read_outputs()
-        return [
-            to_detections(
-                self._head.decode([output[index] for output in outputs]),
-                self._limits,
-                letterbox,
-                frame.meta.width_px,
-                frame.meta.height_px,
-            )
-            for index, (frame, letterbox) in enumerate(zip(frames, letterboxes, strict=True))
-        ]
+        with span("preprocess"):
+            letterboxes = [
+                self._preprocessor.write(index, frame.pixels, frame.pixel_format, frame.meta.yuv)
+                for index, frame in enumerate(frames)
+            ]
+        with span("network"):
+            self._model.session.run_with_iobinding(self._binding)
+            outputs = self._read_outputs()
+        with span("postprocess"):
+            return [
+                to_detections(
+                    self._head.decode([output[index] for output in outputs]),
+                    self._limits,
+                    letterbox,
+                    frame.meta.width_px,
+                    frame.meta.height_px,
+                )
+                for index, (frame, letterbox) in enumerate(zip(frames, letterboxes, strict=True))
+            ]
 
     def _read_outputs(self) -> list[_Floats]:
         fixed = [output for output in self._outputs if output is not None]

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from vision.detect.frames import DESCRIPTION_BYTES, FrameStore, Spare
 from vision.detect.programs import RESULT, LetterboxProgram, PostprocessProgram
 from vision.engine.runtime import Context
 from vision.errors import DeviceError
+from vision.metrics import span
 from vision.nvrtc import Kernel, Launch
 from vision.types import Detections, Frame
 
@@ -160,32 +162,33 @@ class Chain(Owned):
             memory.outputs[program.scores].address,
             memory.outputs[program.boxes].address,
         )
-        self._letterbox = kernels.letterbox.bind(batch, frames, memory.input.address, memory.counts.address)
+        letterbox = kernels.letterbox.bind(batch, frames, memory.input.address, memory.counts.address)
         extra = tuple(memory.outputs[name].address if name else 0 for name in program.extra)
-        self._after: Sequence[Launch] = (
-            kernels.pairs.bind(
-                program.pairs_grid(batch),
-                program.pairs_block,
-                *(frames, scores, *extra, memory.keys.address, memory.counts.address, kernels.threshold),
-            ),
-            kernels.objects.bind(
-                program.objects_grid(batch),
-                program.objects_block,
-                *(frames, scores, boxes, *extra, memory.keys.address, memory.counts.address, kernels.threshold),
-                np.float32(kernels.iou),
-                memory.work.address,
-                *memory.result_addresses,
-            ),
+        pairs = kernels.pairs.bind(
+            program.pairs_grid(batch),
+            program.pairs_block,
+            *(frames, scores, *extra, memory.keys.address, memory.counts.address, kernels.threshold),
+        )
+        objects = kernels.objects.bind(
+            program.objects_grid(batch),
+            program.objects_block,
+            *(frames, scores, boxes, *extra, memory.keys.address, memory.counts.address, kernels.threshold),
+            np.float32(kernels.iou),
+            memory.work.address,
+            *memory.result_addresses,
+        )
+        self.steps: tuple[tuple[str, Callable[[], object]], ...] = (
+            ("letterbox", partial(letterbox.enqueue, stream)),
+            ("engine", partial(context.enqueue, stream.address)),
+            ("find_pairs", partial(pairs.enqueue, stream)),
+            ("objects", partial(objects.enqueue, stream)),
         )
         self._opened = True
 
     def enqueue(self) -> None:
         """Queue every step by itself."""
-        stream = self._stream
-        self._letterbox.enqueue(stream)
-        self.context.enqueue(stream.address)
-        for launch in self._after:
-            launch.enqueue(stream)
+        for _, step in self.steps:
+            step()
 
     def capture(self, what: str) -> None:
         """Make a graph of it; `run` launches that from now on.
@@ -237,14 +240,16 @@ class Slot(Owned):
         store, copies = self._inlet.store, self._inlet.copies
         count = len(frames)
         batch = next(size for size in self.chains if size >= count)
-        for index, frame in enumerate(frames):
-            store.place(frame, self.memory.row(index), self._spare, index, copies)
-        if batch > count:
-            self.memory.clear_rows(count, batch)
-        self.memory.upload_rows(batch, copies)
-        self._copied.record(copies)
+        with span("copy"):
+            for index, frame in enumerate(frames):
+                store.place(frame, self.memory.row(index), self._spare, index, copies)
+            if batch > count:
+                self.memory.clear_rows(count, batch)
+            self.memory.upload_rows(batch, copies)
+            self._copied.record(copies)
         self.stream.wait(self._copied)
-        self.chains[batch].run()
+        with span("launch"):
+            self.chains[batch].run()
         self._done.record(self.stream, batch)
         self._in_flight = tuple(frames)
 
