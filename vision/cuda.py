@@ -67,8 +67,8 @@ def _name_of(status: Any) -> str:
     text = library.cuGetErrorString if library is driver else library.cudaGetErrorString
     try:
         return f"{name(status)[1].decode()}: {text(status)[1].decode()}"
-    except (AttributeError, RuntimeError, TypeError):  # a status newer than the library, or one of NVRTC's
-        return str(status)
+    except (AttributeError, RuntimeError, TypeError):  # a status newer than the library, or no library to ask
+        return str(getattr(status, "name", status))
 
 
 def failure(status: Any, what: str) -> DeviceError:
@@ -161,7 +161,10 @@ def open_device(index: int = 0) -> Device:
     Raises:
         DeviceMissing: no driver, a driver too old, or no GPU; the message says which.
     """
-    status, count = runtime.cudaGetDeviceCount()
+    try:
+        status, count = runtime.cudaGetDeviceCount()
+    except RuntimeError:  # cuda-python 12 looks for libcuda at its first use
+        raise missing_device(_OLD_DRIVER, 0, 0) from None
     driver_version = runtime.cudaDriverGetVersion()[1] or 0
     runtime_version = runtime.getLocalRuntimeVersion()[1] or 0
     if status != _SUCCESS or not count:

@@ -28,13 +28,12 @@ def test_why_there_is_no_gpu(code: int, driver: int, said: str, hint: str) -> No
     assert error.exit_code == EXIT_CONFIG
 
 
-def test_a_machine_without_a_gpu() -> None:
-    status, count = cuda.cudaGetDeviceCount()
-    if status == cuda.cudaError_t.cudaSuccess and count:
+def test_a_machine_with_or_without_a_gpu() -> None:
+    try:
         assert open_device().arch.startswith("sm_")
-        return
-    with pytest.raises(DeviceMissing, match=r"driver|GPU"):
-        open_device()
+    except DeviceMissing as missing:
+        assert "driver" in missing.args[0] or "GPU" in missing.args[0]
+        assert missing.hint
 
 
 @pytest.mark.parametrize("status", [700, 719, 214, 2, 12345])

@@ -48,7 +48,9 @@ def definitions(kind: str, *, half: bool, candidates: int = 1024) -> Definitions
     shapes = OUTPUTS[kind]
     made = make_head(card, 80, 0.35)
     made.bind({name: (None, *shape) for name, shape in shapes.items()})
-    outputs = {name: Output(shape, "float16" if half else "float32") for name, shape in shapes.items()}
+    real = "float16" if half else "float32"
+    whole = {"num_dets", "det_classes"}
+    outputs = {name: Output(shape, "int32" if name in whole else real) for name, shape in shapes.items()}
     return PostprocessProgram.of(card, made, 80, outputs, 100_000).definitions
 
 
