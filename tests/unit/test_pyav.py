@@ -1,0 +1,314 @@
+"""Pictures through PyAV: formats, colours, key frames, damage, new sizes, errors. RTSP itself is in ``tests/rtsp``."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from fractions import Fraction
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vision.capture.pyav import PyAVSource
+from vision.capture.pyav_pictures import PictureWriter, choose_format, encoding_of
+from vision.capture.source import StreamInfo
+from vision.config.site import CameraConfig
+from vision.detect.yuv import FRACTION_BITS, yuv_coefficients
+from vision.errors import SizeChanged, SourceError
+from vision.types import PixelFormat, YuvEncoding, frame_shape
+
+GOP = 10
+WIDTH_PX, HEIGHT_PX = 128, 96
+ALL: tuple[PixelFormat, ...] = ("bgr", "i420", "nv12")
+
+
+# --- formats and colours ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("decoded", "size", "wanted", "expected"),
+    [
+        ("yuv420p", (48, 64), ("bgr", "nv12", "i420"), "i420"),
+        ("yuvj420p", (48, 64), ("bgr", "nv12", "i420"), "i420"),
+        ("nv12", (48, 64), ("bgr", "i420", "nv12"), "nv12"),
+        ("yuv420p", (48, 64), ("bgr", "nv12"), "bgr"),
+        ("yuvj422p", (48, 64), ("nv12", "i420", "bgr"), "bgr"),
+        ("yuvj422p", (48, 64), ("nv12", "i420"), "nv12"),
+        ("yuv420p", (48, 65), ("i420", "bgr"), "bgr"),
+        ("yuv420p", (47, 64), ("i420", "bgrx"), "bgrx"),
+    ],
+)
+def test_the_format_delivered(
+    decoded: str, size: tuple[int, int], wanted: tuple[PixelFormat, ...], expected: PixelFormat
+) -> None:
+    assert choose_format(decoded, *size, wanted) == expected
+
+
+def test_odd_sides_and_a_detector_that_takes_even_ones() -> None:
+    with pytest.raises(SourceError, match=r"even sides for nv12, i420, got 65x48(.|\n)*another picture size"):
+        choose_format("yuv420p", 48, 65, ("nv12", "i420"))
+
+
+def blocks(height_px: int, width_px: int, pixel_format: str) -> av.VideoFrame:
+    """Blocks of 16 pixels of random colours. FFmpeg pads the rows of most widths."""
+    random = np.random.default_rng(7)
+    frame = av.VideoFrame(width_px, height_px, pixel_format)
+    luma = random.integers(60, 180, (height_px, width_px), np.uint8)[::16, ::16].repeat(16, 0).repeat(16, 1)
+    chroma = random.integers(90, 160, (height_px, width_px, 2), np.uint8)[::16, ::16].repeat(8, 0).repeat(8, 1)
+    half = (height_px + 1) // 2, (width_px + 1) // 2
+    separate = [chroma[: half[0], : half[1], plane] for plane in range(2)]
+    together = [chroma[: half[0], : half[1]].reshape(half[0], -1)]
+    planes = [luma[:height_px, :width_px], *(together if pixel_format == "nv12" else separate)]
+    for plane, values in zip(frame.planes, planes, strict=True):
+        memory = np.zeros((plane.buffer_size // plane.line_size, plane.line_size), np.uint8)
+        memory[: values.shape[0], : values.shape[1]] = values
+        plane.update(memory.tobytes())
+    return frame
+
+
+def written(frame: av.VideoFrame, pixel_format: PixelFormat) -> NDArray[np.uint8]:
+    out = np.zeros(frame_shape(frame.height, frame.width, pixel_format), np.uint8)
+    PictureWriter(pixel_format).write(frame, out)
+    return out
+
+
+def colour(y: int, u: int, v: int, encoding: YuvEncoding) -> tuple[float, float, float]:
+    """Blue, green, red, by the coefficients that detectors use."""
+    black, *factors = yuv_coefficients(encoding)
+    luma, u_blue, u_green, v_green, v_red = (factor / (1 << FRACTION_BITS) for factor in factors)
+    light, u_off, v_off = luma * (y - black), u - 128, v - 128
+    return light + u_blue * u_off, light + u_green * u_off + v_green * v_off, light + v_red * v_off
+
+
+@pytest.mark.parametrize(
+    ("decoded", "matrix", "numbers", "height_px", "expected"),
+    [
+        ("yuv420p", 1, 1, 96, "bt709"),
+        ("yuv420p", 5, 1, 96, "bt601"),
+        ("yuv420p", 6, 2, 96, "bt601-full"),
+        ("yuv420p", 9, 1, 96, "bt709"),
+        ("yuv420p", 2, 0, 96, "bt601"),
+        ("yuv420p", 2, 0, 720, "bt709"),
+        ("yuvj420p", 5, 0, 720, "bt601-full"),
+        ("nv12", 1, 2, 96, "bt709-full"),
+        ("nv12", 2, 1, 96, "bt601"),
+    ],
+)
+def test_what_the_numbers_mean(decoded: str, matrix: int, numbers: int, height_px: int, expected: YuvEncoding) -> None:
+    """And converted here, they give the colours that a detector would make of them."""
+    frame = blocks(height_px, WIDTH_PX, decoded)
+    frame.colorspace, frame.color_range = matrix, numbers
+    assert encoding_of(frame) == expected
+    raw = written(frame, "i420")
+    bgr, bgrx = written(frame, "bgr"), written(frame, "bgrx")
+    assert np.array_equal(bgr, bgrx[..., :3])
+    chroma = raw[height_px:].reshape(2, height_px // 2, WIDTH_PX // 2)
+    for y, x in ((8, 8), (8, 40), (40, 8), (72, 104)):  # in the middle of blocks, where nothing is interpolated
+        wanted = colour(int(raw[y, x]), int(chroma[0, y // 2, x // 2]), int(chroma[1, y // 2, x // 2]), expected)
+        assert np.abs(bgr[y, x] - np.clip(wanted, 0, 255)).max() <= 4
+
+
+def test_planes_without_the_padding_of_their_rows() -> None:
+    """The same picture, in both orders of the colours."""
+    frame = blocks(50, 70, "yuv420p")
+    assert frame.planes[0].line_size > 70
+    i420, nv12 = written(frame, "i420"), written(frame, "nv12")
+    assert np.array_equal(i420[:50], nv12[:50])
+    assert np.array_equal(i420[50:].reshape(2, 25 * 35), nv12[50:].reshape(25 * 35, 2).T)
+    assert i420.min() >= 60
+
+
+def test_odd_pictures_are_delivered_in_bgr_and_in_nothing_else() -> None:
+    frame = blocks(49, 71, "yuv420p")
+    assert written(frame, "bgr").std() > 5
+    with pytest.raises(SizeChanged, match="71x49"):
+        PictureWriter("i420").write(frame, np.zeros((75, 72), np.uint8))
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def coded(width_px: int = WIDTH_PX, height_px: int = HEIGHT_PX, count: int = 4 * GOP) -> tuple[bytes, ...]:
+    """H.264, a picture each; key frames carry their parameter sets."""
+    encoder: Any = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = width_px, height_px, "yuv420p"
+    encoder.time_base = Fraction(1, 25)
+    encoder.options = {
+        "preset": "ultrafast",
+        "tune": "zerolatency",
+        "g": str(GOP),
+        "x264-params": "sliced-threads=0:scenecut=0:threads=1",
+    }
+    random = np.random.default_rng(3)
+    scene = random.integers(0, 255, (height_px, width_px + count, 3), np.uint8)
+    pictures = []
+    for number in range(count):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(scene[:, number : number + width_px]), format="bgr24")
+        frame.pts = number
+        pictures += [bytes(packet) for packet in encoder.encode(frame)]
+    assert len(pictures) == count
+    return tuple(pictures)
+
+
+def damaged(picture: bytes) -> bytes:
+    """What is left where a packet is missing."""
+    return picture[: len(picture) // 3] + picture[len(picture) // 2 :]
+
+
+@contextmanager
+def served(*pictures: bytes, pause_s: float = 0.0, status: int = 200) -> Iterator[str]:
+    """The address where these can be fetched. `pause_s`: the connection stays open so long behind the last."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            """Nothing."""
+
+        def do_GET(self) -> None:
+            self.send_response(status)
+            if not pause_s:
+                self.send_header("Content-Length", str(sum(map(len, pictures))))
+            self.end_headers()
+            try:
+                self.wfile.write(b"".join(pictures))
+                self.wfile.flush()
+            except OSError:
+                return
+            ended.wait(pause_s)
+
+    ended = threading.Event()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}/live.h264"
+        finally:
+            ended.set()
+            server.shutdown()
+            thread.join()
+
+
+def source_of(address: str, **settings: object) -> PyAVSource:
+    camera = CameraConfig.model_validate({"id": "gate", "source": f"http://{address}", "via": "ffmpeg", **settings})
+    return PyAVSource(camera, ALL)
+
+
+def every(source: PyAVSource) -> list[bool]:
+    """Whether each picture is corrupt, until the stream ends."""
+    source.open()
+    found: list[bool] = []
+    with pytest.raises(SourceError, match="ended the stream"):
+        while True:
+            grab = source.grab(20)
+            assert grab is not None
+            found.append(grab.corrupt)
+    return found
+
+
+@pytest.mark.parametrize("at", [GOP + 3, 2 * GOP])
+def test_pictures_after_damage_are_marked_until_a_key_frame(at: int) -> None:
+    pictures = list(coded())
+    pictures[at] = damaged(pictures[at])
+    with served(*pictures) as address, closing(source_of(address)) as source:
+        corrupt = every(source)
+    healed = (at // GOP + 1) * GOP
+    assert len(corrupt) == len(pictures)
+    assert [number for number, bad in enumerate(corrupt) if bad] == list(range(at, healed))
+
+
+def test_nothing_comes_before_the_first_key_frame() -> None:
+    with served(*coded()[GOP // 2 :]) as address, closing(source_of(address)) as source:
+        assert every(source) == [False] * 3 * GOP
+
+
+def retrieved(source: PyAVSource, info: StreamInfo, height_px: int, width_px: int) -> NDArray[np.uint8]:
+    out = np.zeros(frame_shape(height_px, width_px, info.pixel_format), np.uint8)
+    source.retrieve(out)
+    return out
+
+
+def test_a_new_size_in_mid_stream_is_told() -> None:
+    with (
+        served(*coded()[:GOP], *coded(64, 48)[:GOP]) as address,
+        closing(source_of(address)) as source,
+    ):
+        info = source.open()
+        assert (info.width_px, info.height_px, info.pixel_format) == (WIDTH_PX, HEIGHT_PX, "i420")
+        assert info.decoder == "pyav-h264"
+        for _ in range(GOP):
+            assert source.grab(20) is not None
+            assert retrieved(source, info, HEIGHT_PX, WIDTH_PX).std() > 5
+        for _ in range(GOP):
+            assert source.grab(20) is not None
+            with pytest.raises(SizeChanged, match="64x48"):
+                retrieved(source, info, HEIGHT_PX, WIDTH_PX)
+            assert retrieved(source, info, 48, 64).std() > 5
+
+
+def test_a_stream_that_stops_is_an_error_after_the_read_timeout() -> None:
+    with (
+        served(*coded(), pause_s=30) as address,
+        closing(source_of(address, open_timeout_s=1, read_timeout_s=0.5)) as source,
+    ):
+        source.open()
+        with pytest.raises(SourceError, match=r"no picture for 0\.\d s(.|\n)*read_timeout_s"):
+            while True:
+                source.grab(5)
+
+
+def test_a_stream_without_a_key_frame_is_not_opened() -> None:
+    with (
+        served(*coded()[1:GOP], pause_s=30) as address,
+        closing(source_of(address, open_timeout_s=0.5)) as source,
+        pytest.raises(SourceError, match=r"no picture|cannot be decoded"),
+    ):
+        source.open()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "status", "said"),
+    [
+        ((b"",), 401, "it refuses this user or password"),
+        ((b"",), 404, "it has no stream of this path"),
+        ((b"<html>no pictures</html>",), 200, "cannot be decoded"),
+    ],
+)
+def test_why_it_did_not_open_and_no_secret(
+    pictures: tuple[bytes, ...],
+    status: int,
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with (
+        served(*pictures, status=status) as address,
+        closing(source_of(f"ann:hunter2@{address}?token=hunter3")) as source,
+        pytest.raises(SourceError, match=said) as raised,
+    ):
+        source.open()
+    printed = capfd.readouterr()
+    for text in (str(raised.value), repr(raised.value), caplog.text, printed.out, printed.err):
+        assert "hunter" not in text
+        assert "ann:" not in text
+
+
+def test_an_interrupt_ends_an_open_and_is_final() -> None:
+    with served(pause_s=30) as address, closing(source_of(address, open_timeout_s=60)) as source:
+        timer = threading.Timer(0.2, source.interrupt)
+        timer.start()
+        began = time.monotonic()
+        for _ in range(2):
+            with pytest.raises(SourceError, match="interrupted"):
+                source.open()
+        assert time.monotonic() - began < 20
+        timer.join()
