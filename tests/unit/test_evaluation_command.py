@@ -115,8 +115,8 @@ def test_a_truth_with_gaps_is_no_fault_and_said(tmp_path: Path) -> None:
     result = evaluated(tmp_path, write_config(tmp_path, source=SOURCE), truth=write_truth(tmp_path, rows))
     assert result["notes"][:3] == [
         f"20 of 100 frames have no rows in {tmp_path}/gt.txt: whatever is found in them counts as false",
-        "its last row is of frame 90: if nobody labelled the rest, cut the video there",
-        "1 of its rows have a 0 in column 7 and do not count",
+        f"the last row of {tmp_path}/gt.txt is of frame 90: if nobody labelled the rest, cut the video there",
+        f"1 rows of {tmp_path}/gt.txt have a 0 in column 7 and do not count",
     ]
     assert result["detection"]["precision"] == pytest.approx(0.8)
     assert result["detection"]["recall"] == 1

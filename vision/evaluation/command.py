@@ -180,9 +180,9 @@ def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
     if empty:
         yield f"{empty} of {frames} frames have no rows in {truth.path}: whatever is found in them counts as false"
     if last < frames:
-        yield f"its last row is of frame {last}: if nobody labelled the rest, cut the video there"
+        yield f"the last row of {truth.path} is of frame {last}: if nobody labelled the rest, cut the video there"
     if truth.invalid:
-        yield f"{truth.invalid} of its rows have a 0 in column 7 and do not count"
+        yield f"{truth.invalid} rows of {truth.path} have a 0 in column 7 and do not count"
     if len(findings.objects) < frames:
         yield f"{frames - len(findings.objects)} of {frames} frames gave no result: they are damaged"
     if not findings.tracked:

@@ -1,0 +1,90 @@
+"""Makes the picture of the README: two cameras of the demo, with what the shipped model finds in them.
+
+python tools/demo_picture.py [--out docs/demo.jpg] [--frames 45 185]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.assemble import model_of
+from vision.config import CameraConfig, load_site, resolve_config
+from vision.detect.detector import Detector
+from vision.detect.open import open_detector
+from vision.overlay import Overlay, class_colour
+from vision.stills import read_stills
+from vision.types import Detections, Frame, FrameMeta
+
+WIDTH_PX = 1200
+GAP_PX = 8
+SCORE = 0.5  # of what is drawn
+LARGEST_BYTES = 200_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/demo.jpg"))
+    parser.add_argument("--frames", type=int, nargs=2, default=[45, 185], help="which frame of each camera, from 0")
+    arguments = parser.parse_args()
+    site = load_site(resolve_config("demo"), os.environ)
+    folder, card = model_of(site)
+    with closing(open_detector(folder, card, site.detect.model_copy(update={"score": SCORE}))) as detector:
+        tiles = [tile(camera, frame, detector) for camera, frame in zip(site.cameras, arguments.frames, strict=True)]
+    arguments.out.write_bytes(encode(side_by_side(tiles)))
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1000:.0f} kB")
+
+
+def tile(camera: CameraConfig, index: int, detector: Detector) -> NDArray[np.uint8]:
+    """One camera's picture with its objects, in the width that it has in the whole."""
+    picture = frame_of(camera, index)
+    found = detect(picture, detector)
+    width_px = (WIDTH_PX - GAP_PX) // 2
+    scale = width_px / picture.shape[1]
+    small = cv2.resize(picture, (width_px, round(picture.shape[0] * scale)), interpolation=cv2.INTER_AREA)
+    pixels = np.asarray(small, np.uint8)
+    overlay = Overlay(pixels)
+    overlay.banner(camera.id, f"{len(found)} objects")
+    names = [detector.class_names[class_id] for class_id in found.class_ids]
+    labels = [f"{name} {score * 100:.0f}%" for name, score in zip(names, found.scores, strict=True)]
+    overlay.objects(found.boxes_xyxy * np.float32(scale), labels, [class_colour(int(each)) for each in found.class_ids])
+    return pixels
+
+
+def frame_of(camera: CameraConfig, index: int) -> NDArray[np.uint8]:
+    with closing(read_stills(camera, offline=True)) as stills:
+        pixels: NDArray[np.uint8] = next(islice(stills, index, None)).pixels.copy()
+        return pixels
+
+
+def detect(picture: NDArray[np.uint8], detector: Detector) -> Detections:
+    height_px, width_px = picture.shape[:2]
+    meta = FrameMeta("demo", 0, 0, 0, 0, width_px, height_px)
+    detector.submit(0, [Frame(meta, picture, "bgr")])
+    return detector.wait(0, timeout_s=60.0)[0]
+
+
+def side_by_side(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    gap = np.full((tiles[0].shape[0], GAP_PX, 3), 255, np.uint8)
+    whole: NDArray[np.uint8] = np.hstack([tiles[0], gap, tiles[1]])
+    return whole
+
+
+def encode(picture: NDArray[np.uint8]) -> bytes:
+    """JPEG of the best quality that is not too large for a README."""
+    for quality in range(92, 40, -4):
+        _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
+        if len(data) <= LARGEST_BYTES:
+            return data.tobytes()
+    raise SystemExit(f"no quality makes a file of at most {LARGEST_BYTES} bytes")
+
+
+if __name__ == "__main__":
+    main()
