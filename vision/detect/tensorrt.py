@@ -170,6 +170,10 @@ class TensorRTDetector:
     def pixel_formats(self) -> tuple[PixelFormat, ...]:
         return PIXEL_FORMATS
 
+    def parts(self) -> tuple[Sequence[DetectorSlot], Stream]:
+        """The slots, and the stream of the copies to them: for what measures, and never for what detects."""
+        return self._slots, self._inlet.copies
+
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
         self._refuse_if_closed()
         return self._inlet.store.buffer(height_px, width_px, pixel_format)
