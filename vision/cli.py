@@ -82,10 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    import importlib.metadata
+    from vision.performance.verbs import add_nvtx, add_verbs
+    from vision.version import version
 
     parser = argparse.ArgumentParser(prog="vision", description="Streaming video analytics for many cameras.")
-    parser.add_argument("--version", action="version", version=f"vision {importlib.metadata.version('vision')}")
+    parser.add_argument("--version", action="version", version=f"vision {version()}")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--for", dest="for_s", type=duration_s, metavar="TIME", help="stop after 90s, 5m, 2h")
     run.add_argument("--offline", action="store_true", help="every frame of every file once, as fast as it goes")
     run.add_argument("--record", type=Path, metavar="FILE.jsonl", help="also write each result there, one JSON a line")
+    add_nvtx(run)
 
     check = verb("check", _check, "validate a configuration and open each camera once")
     check.add_argument("config")
@@ -123,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("address", nargs="?", default="tcp://127.0.0.1:5555", help="default: %(default)s")
     watch.add_argument("--for", dest="for_s", type=duration_s, metavar="TIME", help="stop after 90s, 5m, 2h")
 
+    add_verbs(verb)
+
     verb("schema", _schema, "print the JSON Schema of camera.yaml, for editors")
     verb("models", _models, "list the known models")
     return parser
@@ -132,9 +136,11 @@ def _run(arguments: argparse.Namespace, stop: threading.Event) -> int:
     from vision.assemble import RunOptions
     from vision.config import load_site, resolve_config
     from vision.logs import terminal
+    from vision.performance.verbs import start_nvtx
     from vision.pipelines import load_pipeline
     from vision.terminal import StatusView
 
+    start_nvtx(arguments.nvtx)
     site = load_site(resolve_config(arguments.config), os.environ)
     build = load_pipeline(site.pipeline)
     options = RunOptions(stop=stop, offline=arguments.offline, record=arguments.record)

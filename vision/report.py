@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from vision import wire
@@ -15,6 +14,7 @@ from vision.batching import SlotCounts
 from vision.capture.supervisor import CameraStatus
 from vision.metrics import Percentiles
 from vision.types import Counts
+from vision.version import version
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def _node_status(report: Report, now_ns: int, now_utc_ns: int) -> wire.NodeStatu
         now_ns=now_ns,
         now_utc_ns=now_utc_ns,
         uptime_s=report.uptime_s,
-        version=metadata.version("vision"),
+        version=version(),
         backend=report.backend,
         model=report.model,
         rates={

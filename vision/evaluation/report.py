@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from vision.evaluation.crossings import LineScore
 from vision.evaluation.detection import OVERLAPS, Curve, DetectionScores
 from vision.evaluation.passes import Video
 from vision.evaluation.tracks import TrackingScores
+from vision.version import version
 
 SCHEMA: Final = "vision.evaluation/1"
 _CURVE_STEP: Final = 0.01
@@ -151,7 +151,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     video = evaluation.video
     return {
         "schema": SCHEMA,
-        "version": metadata.version("vision"),
+        "version": version(),
         "config": evaluation.config,
         "camera": evaluation.camera,
         "pipeline": evaluation.pipeline,
