@@ -1,11 +1,10 @@
-"""What only the GStreamer source tells: damaged pictures, capture times; and that it leaves nothing behind."""
+"""What is the GStreamer source's own: decoders, formats, strange clocks; and that it leaves nothing behind."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from tests.rtsp.stage import (
 from vision.capture.elements import host_caps
 from vision.capture.gst import hash_is_address, library, mapped
 from vision.capture.gstreamer import GStreamerSource, available
-from vision.capture.source import Grab
 from vision.errors import SourceError
 from vision.types import PixelFormat
 
@@ -60,47 +58,6 @@ def test_the_first_picture_is_a_key_frame(server: Server, transport: str) -> Non
             place, error = place_in_clip(picture(source, info)[0], info.pixel_format)
             assert place % GOP == 0
             assert error == 0.0
-
-
-def test_pictures_after_a_loss_are_marked_until_a_key_frame(server: Server) -> None:
-    """The server spoils picture 25 and the next is key frame 40. What is not marked is as if nothing had been lost."""
-    marked: dict[str, set[int]] = {"tcp": set(), "udp": set()}
-    clean: dict[str, set[int]] = {"tcp": set(), "udp": set()}
-    with ExitStack() as stack:
-        playing = {
-            transport: stack.enter_context(opened(camera(server.url("/lossy"), "gstreamer", transport=transport)))
-            for transport in marked
-        }
-        while min(max(places, default=0) for places in clean.values()) < 42:
-            for transport, (source, info) in playing.items():
-                grab = source.grab(PATIENCE_S)
-                assert grab is not None
-                place, error = place_in_clip(picture(source, info)[0], info.pixel_format)
-                assert grab.corrupt or error == 0.0
-                (marked if grab.corrupt else clean)[transport].add(place)
-    for transport in playing:
-        assert marked[transport]
-        assert marked[transport] <= set(range(25, 40))
-        assert clean[transport] & set(range(20, 25))
-        assert not clean[transport] & set(range(26, 40))
-
-
-@pytest.mark.parametrize("transport", ["tcp", "udp"])
-def test_capture_times_come_from_sender_reports(server: Server, transport: str) -> None:
-    with opened(camera(server.url("/clip"), "gstreamer", transport=transport)) as (source, _):
-        stamped: list[tuple[Grab, int, int]] = []
-        deadline = time.monotonic() + PATIENCE_S
-        while len(stamped) < 10 and time.monotonic() < deadline:
-            grab = source.grab(PATIENCE_S)
-            assert grab is not None
-            if grab.clock == "rtcp":
-                stamped.append((grab, time.time_ns(), time.monotonic_ns()))
-    assert len(stamped) == 10
-    for grab, utc_ns, now_ns in stamped:
-        assert 0 <= now_ns - grab.captured_ns < 1e9
-        assert abs(utc_ns - grab.captured_utc_ns) < 1e9
-    times = [grab.captured_ns for grab, _, _ in stamped]
-    assert times == sorted(set(times))
 
 
 def test_a_camera_whose_clock_was_never_set(server: Server, caplog: pytest.LogCaptureFixture) -> None:

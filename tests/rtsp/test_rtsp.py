@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 
 import pytest
@@ -23,6 +24,7 @@ from tests.rtsp.stage import (
     source_of,
     wait_until,
 )
+from vision.capture.source import Grab
 from vision.errors import SourceError
 
 PASSWORD = "hunter2"
@@ -140,3 +142,46 @@ def assert_ends_soon(thread: threading.Thread, interrupt: Callable[[], None]) ->
     thread.join(PATIENCE_S)
     assert not thread.is_alive()
     assert time.monotonic() - began < 0.5
+
+
+@pytest.mark.parametrize("of", ["gstreamer", "ffmpeg"])
+def test_pictures_after_a_loss_are_marked_until_a_key_frame(server: Server, of: str) -> None:
+    """The server spoils picture 25 and the next is key frame 40. What is not marked is as if nothing had been lost."""
+    marked: dict[str, set[int]] = {"tcp": set(), "udp": set()}
+    clean: dict[str, set[int]] = {"tcp": set(), "udp": set()}
+    with ExitStack() as stack:
+        playing = {
+            transport: stack.enter_context(opened(camera(server.url("/lossy"), of, transport=transport)))
+            for transport in marked
+        }
+        while min(max(places, default=0) for places in clean.values()) < 42:
+            for transport, (source, info) in playing.items():
+                grab = source.grab(PATIENCE_S)
+                assert grab is not None
+                place, error = place_in_clip(picture(source, info)[0], info.pixel_format)
+                assert grab.corrupt or error == 0.0
+                (marked if grab.corrupt else clean)[transport].add(place)
+    for transport in playing:
+        assert marked[transport]
+        assert marked[transport] <= set(range(25, 40))
+        assert clean[transport] & set(range(20, 25))
+        assert not clean[transport] & set(range(26, 40))
+
+
+@pytest.mark.parametrize("of", ["gstreamer", "ffmpeg"])
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_capture_times_come_from_sender_reports(server: Server, of: str, transport: str) -> None:
+    with opened(camera(server.url("/clip"), of, transport=transport)) as (source, _):
+        stamped: list[tuple[Grab, int, int]] = []
+        deadline = time.monotonic() + PATIENCE_S
+        while len(stamped) < 10 and time.monotonic() < deadline:
+            grab = source.grab(PATIENCE_S)
+            assert grab is not None
+            if grab.clock == "rtcp":
+                stamped.append((grab, time.time_ns(), time.monotonic_ns()))
+    assert len(stamped) == 10
+    for grab, utc_ns, now_ns in stamped:
+        assert 0 <= now_ns - grab.captured_ns < 1e9
+        assert abs(utc_ns - grab.captured_utc_ns) < 1e9
+    times = [grab.captured_ns for grab, _, _ in stamped]
+    assert times == sorted(set(times))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from vision.capture.h264 import MissingPictures
 from vision.capture.pyav import PyAVSource
 from vision.capture.pyav_pictures import PictureWriter, choose_format, encoding_of
 from vision.capture.source import StreamInfo
@@ -137,8 +138,10 @@ def test_odd_pictures_are_delivered_in_bgr_and_in_nothing_else() -> None:
 
 
 @cache
-def coded(width_px: int = WIDTH_PX, height_px: int = HEIGHT_PX, count: int = 4 * GOP) -> tuple[bytes, ...]:
-    """H.264, a picture each; key frames carry their parameter sets."""
+def coded(
+    width_px: int = WIDTH_PX, height_px: int = HEIGHT_PX, count: int = 4 * GOP, x264: str = "bframes=0"
+) -> tuple[bytes, ...]:
+    """H.264, a picture each, in decoding order; key frames carry their parameter sets."""
     encoder: Any = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = width_px, height_px, "yuv420p"
     encoder.time_base = Fraction(1, 25)
@@ -146,7 +149,7 @@ def coded(width_px: int = WIDTH_PX, height_px: int = HEIGHT_PX, count: int = 4 *
         "preset": "ultrafast",
         "tune": "zerolatency",
         "g": str(GOP),
-        "x264-params": "sliced-threads=0:scenecut=0:threads=1",
+        "x264-params": f"sliced-threads=0:scenecut=0:threads=1:{x264}",
     }
     random = np.random.default_rng(3)
     scene = random.integers(0, 255, (height_px, width_px + count, 3), np.uint8)
@@ -155,6 +158,7 @@ def coded(width_px: int = WIDTH_PX, height_px: int = HEIGHT_PX, count: int = 4 *
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(scene[:, number : number + width_px]), format="bgr24")
         frame.pts = number
         pictures += [bytes(packet) for packet in encoder.encode(frame)]
+    pictures += [bytes(packet) for packet in encoder.encode(None)]
     assert len(pictures) == count
     return tuple(pictures)
 
@@ -223,6 +227,42 @@ def test_pictures_after_damage_are_marked_until_a_key_frame(at: int) -> None:
     healed = (at // GOP + 1) * GOP
     assert len(corrupt) == len(pictures)
     assert [number for number, bad in enumerate(corrupt) if bad] == list(range(at, healed))
+
+
+def test_pictures_after_a_missing_one_are_marked_until_a_key_frame() -> None:
+    """The decoder itself notices nothing."""
+    at = GOP + 3
+    with served(*coded()[:at], *coded()[at + 1 :]) as address, closing(source_of(address)) as source:
+        corrupt = every(source)
+    assert [number for number, bad in enumerate(corrupt) if bad] == list(range(at, 2 * GOP - 1))
+
+
+@pytest.mark.parametrize(
+    "x264",
+    ["bframes=0", "bframes=2:b-pyramid=strict", "bframes=3", "cqm=jvt", "ref=4", "interlaced=1", "fake-interlaced=1"],
+)
+def test_which_missing_pictures_spoil_others(x264: str) -> None:
+    """Those that others refer to, whatever the encoder does; 40 pictures take their numbers round twice and more."""
+    pictures = coded(x264=x264)
+    parameters = MissingPictures(None)
+    assert not any(parameters.before(picture) for picture in pictures)
+    for at in range(1, len(pictures) - 1):
+        units = [unit[0] for unit in pictures[at].split(b"\x00\x00\x01")[1:]]
+        key = any(unit & 31 == 5 for unit in units)
+        reference = any(unit & 31 == 1 and unit >> 5 for unit in units)
+        next_key = any(unit[0] & 31 == 5 for unit in pictures[at + 1].split(b"\x00\x00\x01")[1:])
+        watch = MissingPictures(b"")
+        found = [watch.before(picture) for picture in (*pictures[:at], *pictures[at + 1 :])]
+        if key:
+            continue  # what follows has no parameters of its own to differ from
+        assert found[at] is (reference and not next_key), (at, units)
+        assert not any(found[:at])
+
+
+@pytest.mark.parametrize("end", range(0, 60, 3))
+def test_a_picture_that_ends_anywhere(end: int) -> None:
+    watch = MissingPictures(coded()[0])
+    assert watch.before(coded()[1][:end]) is False
 
 
 def test_nothing_comes_before_the_first_key_frame() -> None:

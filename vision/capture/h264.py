@@ -1,0 +1,145 @@
+"""Whether a picture is missing from an H.264 stream, by the number that each picture carries for that.
+
+FFmpeg goes on as if nothing had happened where a whole picture was lost, which over UDP is what the loss of one packet
+means for a small picture: all that follow, up to the next key frame, are decoded from the wrong ones. H.264 numbers
+reference pictures (Rec. ITU-T H.264, 7.4.3, `frame_num`), so a missing one is known for certain; a missing picture that
+is no reference spoils nothing. Only the first bytes of a picture are read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+_HEAD_BYTES: Final = 4096  # parameter sets, messages of the encoder and the beginning of the first slice
+_SLICE, _KEY_SLICE, _PARAMETERS = 1, 5, 7  # nal_unit_type, table 7-1
+_PROFILES_WITH_CHROMA: Final = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
+_START_CODE: Final = re.compile(b"\x00\x00\x01")
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameters:
+    """What is needed of a sequence parameter set."""
+
+    number_bits: int
+    separate_planes: bool
+    gaps_allowed: bool
+
+
+class MissingPictures:
+    """Looks at the pictures of one stream in decoding order."""
+
+    def __init__(self, parameter_sets: bytes | None) -> None:
+        """`parameter_sets`: what the stream says before its first picture, in Annex B; None: nothing."""
+        self._parameters: _Parameters | None = None
+        self._last: int | None = None  # number of the last reference picture
+        self.before(parameter_sets or b"")
+
+    def before(self, picture: bytes | memoryview) -> bool:
+        """Whether reference pictures are missing between the last one and this. False where it cannot be told."""
+        head = bytes(picture[:_HEAD_BYTES])
+        for start in _START_CODE.finditer(head):
+            unit = head[start.end() :]
+            kind = unit[0] & 31 if unit else 0
+            try:
+                if kind == _PARAMETERS:
+                    self._parameters = _parameters(unit)
+                elif kind == _KEY_SLICE:
+                    self._last = 0
+                    return False
+                elif kind == _SLICE:
+                    return self._follow(unit)
+            except IndexError:  # it ends too soon: the decoder says the rest
+                return False
+        return False
+
+    def _follow(self, unit: bytes) -> bool:
+        parameters = self._parameters
+        if parameters is None:
+            return False
+        number = _frame_number(unit, parameters)
+        last, following = self._last, None
+        if last is not None:
+            following = (last + 1) % (1 << parameters.number_bits)
+        if unit[0] >> 5 & 3:  # nal_ref_idc
+            self._last = number
+        return last is not None and number not in (last, following) and not parameters.gaps_allowed
+
+
+class _Bits:
+    """Reads a unit behind its first byte, without the bytes that keep start codes out of it (7.4.1)."""
+
+    def __init__(self, unit: bytes) -> None:
+        self._bytes = unit[1:_HEAD_BYTES].replace(b"\x00\x00\x03", b"\x00\x00")
+        self._at = 0
+
+    def number(self, bits: int) -> int:
+        value = 0
+        for _ in range(bits):
+            value = value << 1 | self._bytes[self._at >> 3] >> (7 - (self._at & 7)) & 1
+            self._at += 1
+        return value
+
+    def golomb(self) -> int:
+        """ue(v), 9.1."""
+        zeros = 0
+        while not self.number(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.number(zeros)
+
+    def signed_golomb(self) -> int:
+        """se(v), 9.1.1."""
+        code = self.golomb()
+        return (code + 1) // 2 if code % 2 else -(code // 2)
+
+
+def _parameters(unit: bytes) -> _Parameters:
+    """7.3.2.1.1."""
+    bits = _Bits(unit)
+    profile = bits.number(8)
+    bits.number(16)  # constraints, level
+    bits.golomb()  # seq_parameter_set_id
+    separate = False
+    if profile in _PROFILES_WITH_CHROMA:
+        chroma = bits.golomb()
+        separate = chroma == 3 and bool(bits.number(1))
+        bits.golomb()  # bit depths
+        bits.golomb()
+        bits.number(1)
+        if bits.number(1):
+            _skip_scaling_lists(bits, 12 if chroma == 3 else 8)
+    number_bits = bits.golomb() + 4
+    order = bits.golomb()
+    if order == 0:
+        bits.golomb()
+    elif order == 1:
+        bits.number(1)
+        bits.golomb()
+        bits.golomb()
+        for _ in range(bits.golomb()):
+            bits.golomb()
+    bits.golomb()  # max_num_ref_frames
+    return _Parameters(number_bits, separate, gaps_allowed=bool(bits.number(1)))
+
+
+def _skip_scaling_lists(bits: _Bits, count: int) -> None:
+    """7.3.2.1.1.1."""
+    for at in range(count):
+        if not bits.number(1):
+            continue
+        last = following = 8
+        for _ in range(16 if at < 6 else 64):
+            if following:
+                following = (last + bits.signed_golomb()) % 256
+            last = following or last
+
+
+def _frame_number(unit: bytes, parameters: _Parameters) -> int:
+    """7.3.3."""
+    bits = _Bits(unit[:64])
+    for _ in range(3):  # first_mb_in_slice, slice_type, pic_parameter_set_id
+        bits.golomb()
+    if parameters.separate_planes:
+        bits.number(2)
+    return bits.number(parameters.number_bits)
