@@ -11,7 +11,7 @@ of a picture that is missing whole: the ones behind it, up to the next key frame
 is found by `vision.capture.h264`.
 
 Files stay with OpenCV. The shipped clip, with `vision.detect.preprocess` behind it, costs the same CPU time both ways,
-4.0 to 5.0 ms a picture: what I420 saves in reading, 1.1 ms, preprocessing on the CPU spends again.
+3.5 to 4.4 ms a picture: what I420 saves in reading, 0.4 ms, preprocessing on the CPU spends again.
 
 Calls that may block are made on a thread of their own (`BlockingCalls`), one packet each, so that none outlives the
 library's own time-outs, and a stream that gives packets but no pictures cannot keep that thread.

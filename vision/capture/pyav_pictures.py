@@ -102,7 +102,8 @@ class PictureWriter:
             frame,
             format=_THEIRS[self._pixel_format],
             src_colorspace=matrix,
-            dst_colorspace=matrix,
+            # RGB has no matrix. Another one than the source's makes PyAV 12 tell FFmpeg the range of the source at all.
+            dst_colorspace=matrix if planar else _BT709 + _BT601 - matrix,
             src_color_range=numbers,
             dst_color_range=numbers if planar else _FULL_RANGE,
         )
