@@ -114,7 +114,7 @@ def test_what_the_numbers_mean(decoded: str, matrix: int, numbers: int, height_p
     chroma = raw[height_px:].reshape(2, height_px // 2, WIDTH_PX // 2)
     for y, x in ((8, 8), (8, 40), (40, 8), (72, 104)):  # in the middle of blocks, where nothing is interpolated
         wanted = colour(int(raw[y, x]), int(chroma[0, y // 2, x // 2]), int(chroma[1, y // 2, x // 2]), expected)
-        assert np.abs(bgr[y, x] - np.clip(wanted, 0, 255)).max() <= 6  # of FFmpeg 6; 3 of FFmpeg 8
+        assert np.abs(bgr[y, x] - np.clip(wanted, 0, 255)).max() <= 6
 
 
 def test_planes_without_the_padding_of_their_rows() -> None:
