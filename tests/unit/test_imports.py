@@ -1,0 +1,85 @@
+"""Optional libraries stay optional: what needs none of them imports without them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+NUMPY_ALONE = (
+    "vision",
+    "vision.errors",
+    "vision.types",
+    "vision.fakes",
+    "vision.metrics",
+    "vision.batching",
+    "vision.capture.source",
+    "vision.detect.detector",
+)
+NO_GPU_LIBRARY = (
+    "vision.cli",
+    "vision.config",
+    "vision.assemble",
+    "vision.runtime",
+    "vision.pipelines",
+    "vision.capture.open",
+    "vision.detect.open",
+    "vision.detect.onnxruntime",
+    "vision.detect.fake",
+    "vision.publish",
+    "vision.client",
+    "vision.watch",
+    "vision.check",
+    "vision.doctor",
+    "vision.tracking",
+)
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
+
+sys.meta_path.insert(0, Blocked())
+import {module}
+"""
+
+GPU = {"cuda", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "PyNvVideoCodec"}
+THIRD_PARTY = GPU | {
+    "cv2",
+    "gi",
+    "av",
+    "onnx",
+    "onnxruntime",
+    "zmq",
+    "msgspec",
+    "pydantic",
+    "yaml",
+    "rich",
+    "lap",
+    "scipy",
+}
+
+
+def imports_without(module: str, blocked: set[str]) -> subprocess.CompletedProcess[str]:
+    code = BLOCKED.format(blocked=blocked, module=module)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("module", NUMPY_ALONE)
+def test_imports_with_numpy_alone(module: str) -> None:
+    done = imports_without(module, THIRD_PARTY)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", NO_GPU_LIBRARY)
+def test_imports_without_a_gpu_library(module: str) -> None:
+    done = imports_without(module, GPU)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_block_blocks() -> None:
+    assert "is blocked" in imports_without("vision.detect.onnxruntime", {"onnxruntime"}).stderr
