@@ -2,6 +2,8 @@
 
 ZeroMQ reconnects by itself and drops in silence, so a subscriber that only receives cannot tell a quiet street from a
 dead camera, or 24 frames from 25. `Subscription` reports all of it between the messages: `Gap`, `Restart`, `Silence`.
+Events need not get lost: with `since` a subscription asks the publisher for all that it missed, and gives each event
+once and in order.
 
 >>> for message in subscribe("tcp://127.0.0.1:5555", cameras=["gate"]):
 ...     if isinstance(message, DetectionsMessage):
@@ -13,7 +15,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -22,10 +24,12 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from vision import wire
+from vision.catchup import EVENTS, CatchUp, Gap, NewJournal
 from vision.errors import Closed, ConfigError, MessageError
 from vision.wire import (
     AnyMessage,
     CameraStatusMessage,
+    CountsMessage,
     DetectedObject,
     DetectionsMessage,
     EventMessage,
@@ -35,12 +39,14 @@ from vision.wire import (
 
 __all__ = [
     "CameraStatusMessage",
+    "CountsMessage",
     "DetectedObject",
     "DetectionsMessage",
     "EventMessage",
     "Gap",
     "Item",
     "Latency",
+    "NewJournal",
     "NodeStatusMessage",
     "Restart",
     "Silence",
@@ -54,22 +60,8 @@ _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/\s]+):(?P
 _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 2000
 _RECEIVE_BUFFER_BYTES = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """`lost` messages of a topic never came: this subscriber or the network was too slow, or the connection broke."""
-
-    topic: str
-    expected_seq: int
-    got_seq: int
-
-    @property
-    def lost(self) -> int:
-        return self.got_seq - self.expected_seq
-
-    def __str__(self) -> str:
-        return f"{self.topic}: lost {self.lost} messages (expected {self.expected_seq}, got {self.got_seq})"
+_RETRY_NS = 50_000_000  # until a question that nobody takes is tried again
+_NODE_STATUS = f"status/{wire.NODE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +91,10 @@ class Silence:
         return f"{told}: is `vision run` running, and is its publish.bind reachable from here?"
 
 
-Item: TypeAlias = AnyMessage | Gap | Restart | Silence
+Item: TypeAlias = AnyMessage | Gap | NewJournal | Restart | Silence
+
+Since: TypeAlias = int | tuple[str, int]
+"""`number` of the last event that is known, 0 for none, or better its (`journal`, `number`)."""
 
 
 def subscribe(
@@ -107,6 +102,8 @@ def subscribe(
     cameras: Sequence[str] | None = None,
     kinds: Sequence[Kind] = ("detections",),
     *,
+    since: Since | None = None,
+    replay: str | None = None,
     timeout_s: float | None = None,
     silence_s: float = 5.0,
     queue: int = 1000,
@@ -116,7 +113,10 @@ def subscribe(
     Args:
         address: the publisher's ``publish.bind``, with a host that can be reached from here.
         cameras: names; all where None.
-        kinds: of ``detections``, ``status`` (of cameras and of the node) and ``events``.
+        kinds: of ``detections``, ``status`` (of cameras and of the node), ``events`` and ``counts``.
+        since: begin with the event after this one, ask for every event that gets lost, and give each once and in order.
+            Events are best-effort like all else where None.
+        replay: the publisher's ``publish.replay``, where it is not to be learnt from its status.
         timeout_s: give up when no message came for so long; never where None.
         silence_s: report a `Silence` when no message came for so long.
         queue: messages kept here while the caller is busy; what comes after them is lost, and reported as a `Gap`.
@@ -126,11 +126,12 @@ def subscribe(
         TimeoutError: no message for `timeout_s`.
         MessageError: the publisher is of another version, or none of ours.
     """
-    _check_address(address)
-    _topics(cameras, kinds)
+    _check_arguments(address, cameras, kinds, since, replay)
 
     def items() -> Iterator[Item]:
-        with Subscription(address, cameras, kinds, silence_s=silence_s, queue=queue) as subscription:
+        with Subscription(
+            address, cameras, kinds, since=since, replay=replay, silence_s=silence_s, queue=queue
+        ) as subscription:
             yield from subscription.items(timeout_s)
 
     return items()
@@ -145,16 +146,24 @@ class Subscription:
         cameras: Sequence[str] | None = None,
         kinds: Sequence[Kind] = ("detections",),
         *,
+        since: Since | None = None,
+        replay: str | None = None,
         silence_s: float = 5.0,
         queue: int = 1000,
         keepalive_s: int = 5,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """See `subscribe`. A connection that is idle for `keepalive_s` is probed three times, then made again."""
-        self.address = _check_address(address)
+        _check_arguments(address, cameras, kinds, since, replay)
+        self.address = address
         self.lost = 0  # messages, over all topics
         self.connected = False
         self._topics = _topics(cameras, kinds)
+        self._events_of = None if cameras is None else frozenset(cameras)
+        self._catch_up = None if since is None else CatchUp(*_number_and_journal(since), clock=clock)
+        self._asking: zmq.Socket[bytes] | None = None
+        self._replay = ""  # what `_asking` is connected to
+        self._learns_replay = replay is None
         self._silence_ns = int(silence_s * 1e9)
         self._clock = clock
         self._sequences: dict[str, dict[str, int]] = {}  # node -> topic -> last seq
@@ -172,22 +181,17 @@ class Subscription:
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
+        if replay is not None:
+            self._ask_at(replay)
 
     def _connect(self, queue: int, keepalive_s: int) -> None:
         sock = self._socket
-        sock.setsockopt(zmq.LINGER, 0)
+        self._keepalive_s = keepalive_s
+        _prepare(sock, self.address, keepalive_s)
         sock.setsockopt(zmq.RCVHWM, queue)
         sock.setsockopt(zmq.RCVBUF, _RECEIVE_BUFFER_BYTES)
-        sock.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        sock.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        # A publisher whose machine died says no goodbye. Not with ZeroMQ's heartbeats: see vision.publish.
-        sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, keepalive_s)
-        sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, keepalive_s)
-        sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-        sock.setsockopt(zmq.IPV6, int("[" in self.address))
         self._monitor = sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        for topic in self._topics:
+        for topic in self._topics if self._catch_up is None else self._topics | {EVENTS, _NODE_STATUS}:
             sock.subscribe(topic)
         try:
             sock.connect(self.address)
@@ -225,7 +229,9 @@ class Subscription:
                 return self._items.popleft()
             now_ns = self._clock()
             wait_ns = self._last_silence_ns + self._silence_ns - now_ns
-            if wait_ns <= 0:
+            if self._catch_up is not None:
+                wait_ns = min(wait_ns, max(_RETRY_NS, self._catch_up.wait_ns()))
+            if self._last_silence_ns + self._silence_ns <= now_ns:
                 self._last_silence_ns = now_ns
                 return Silence(self.address, (now_ns - self._last_message_ns) / 1e9, self.connected)
             if deadline_ns is not None:
@@ -238,6 +244,7 @@ class Subscription:
         if self._context.closed:
             return
         self._close_monitor()
+        self._close_asking()
         self._socket.close(linger=0)
         self._context.term()
 
@@ -256,10 +263,15 @@ class Subscription:
             raise Closed("the subscription is closed")
         if self._items:
             return
+        self._ask_if_due()
         ready = dict(self._poller.poll(-(-wait_ns // 1_000_000)))  # rounded up, or the last millisecond would spin
         if self._monitor in ready:
             event = parse_monitor_message(self._monitor.recv_multipart())["event"]
             self.connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            if self._catch_up is not None and self.connected:
+                self._catch_up.hurry()
+        if self._asking is not None and self._asking in ready:
+            self._take_answer(self._asking.recv_multipart())
         if self._socket in ready:
             self._take(self._socket.recv_multipart())
 
@@ -270,21 +282,77 @@ class Subscription:
                 hint="is the publisher really `vision run`?",
             )
         topic = parts[0].decode(errors="replace")
-        if not {topic, f"{topic.partition('/')[0]}/"} & self._topics:
-            return  # ZeroMQ compares beginnings: who asks for detections/gate is sent detections/gate2 too
+        # ZeroMQ compares beginnings: who asks for detections/gate is sent detections/gate2 too.
+        wanted = bool({topic, f"{topic.partition('/')[0]}/"} & self._topics)
+        if not wanted and (self._catch_up is None or not topic.startswith((EVENTS, _NODE_STATUS))):
+            return
         message = wire.decode(topic, parts[1])
-        self._last_message_ns = self._last_silence_ns = self._clock()
-        if self._note(topic, message):
-            self._items.append(message)
+        self._last_silence_ns = self._clock()
+        if self._catch_up is not None and self._learns_replay and isinstance(message, NodeStatusMessage):
+            self._learn_replay(message)
+        if self._catch_up is not None and isinstance(message, EventMessage):
+            self._note_instance(message)
+            self._offer(self._catch_up.live(message))
+        elif wanted:
+            self._last_message_ns = self._last_silence_ns
+            if self._note(topic, message):
+                self._items.append(message)
+        else:
+            self._note_instance(message)
+
+    # --- missed events ------------------------------------------------------------------------------------------------
+
+    def _learn_replay(self, status: NodeStatusMessage) -> None:
+        if status.replay is not None:
+            self._ask_at(_reachable(status.replay, self.address))
+        else:
+            raise MessageError(
+                f"{status.node} keeps no events that could be asked for",
+                hint="configure `state` and `publish: {replay: ...}` there, or subscribe without `since`",
+            )
+
+    def _ask_at(self, replay: str) -> None:
+        if replay == self._replay:
+            return
+        self._close_asking()
+        sock = self._context.socket(zmq.DEALER)
+        _prepare(sock, replay, self._keepalive_s)
+        sock.setsockopt(zmq.IMMEDIATE, 1)  # a question waits here and not in a connection that is not there
+        sock.connect(replay)
+        self._poller.register(sock, zmq.POLLIN)
+        self._asking, self._replay = sock, replay
+
+    def _close_asking(self) -> None:
+        if self._asking is not None:
+            self._poller.unregister(self._asking)
+            self._asking.close(linger=0)
+            self._asking = None
+
+    def _ask_if_due(self) -> None:
+        if self._catch_up is None or self._asking is None or self._catch_up.wait_ns() > 0:
+            return
+        if self._asking.poll(0, zmq.POLLOUT):
+            self._asking.send_multipart([b"", wire.encode(self._catch_up.request())], zmq.NOBLOCK)
+
+    def _take_answer(self, parts: list[bytes]) -> None:
+        header, *events = parts[1:] or [b""]
+        assert self._catch_up is not None
+        self._last_silence_ns = self._clock()
+        self._offer(self._catch_up.replied(wire.decode_reply(header), [wire.decode_event(event) for event in events]))
+
+    def _offer(self, items: Iterable[EventMessage | Gap | NewJournal]) -> None:
+        for item in items:
+            if isinstance(item, Gap):
+                self.lost += item.lost
+            if not isinstance(item, EventMessage) or self._events_of is None or item.camera in self._events_of:
+                self._last_message_ns = self._clock()
+                self._items.append(item)
+
+    # --- what numbers tell --------------------------------------------------------------------------------------------
 
     def _note(self, topic: str, message: AnyMessage) -> bool:
         """Report what the message's number tells; False if the message is a repeat."""
-        old_instance = self._instances.get(message.node)
-        if old_instance != message.instance:
-            if old_instance is not None:
-                self._items.append(Restart(message.node, old_instance, message.instance))
-            self._instances[message.node] = message.instance
-            self._sequences[message.node] = {}
+        self._note_instance(message)
         last = self._sequences[message.node]
         expected = last.get(topic, message.seq - 1) + 1
         if message.seq < expected:
@@ -294,6 +362,56 @@ class Subscription:
             self.lost += message.seq - expected
         last[topic] = message.seq
         return True
+
+    def _note_instance(self, message: AnyMessage) -> None:
+        old_instance = self._instances.get(message.node)
+        if old_instance != message.instance:
+            if old_instance is not None:
+                self._items.append(Restart(message.node, old_instance, message.instance))
+            self._instances[message.node] = message.instance
+            self._sequences[message.node] = {}
+
+
+def _prepare(sock: zmq.Socket[bytes], address: str, keepalive_s: int) -> None:
+    sock.setsockopt(zmq.LINGER, 0)
+    sock.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    sock.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+    # A publisher whose machine died says no goodbye. Not with ZeroMQ's heartbeats: see vision.binding.
+    sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, keepalive_s)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, keepalive_s)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    sock.setsockopt(zmq.IPV6, int("[" in address))
+
+
+def _check_arguments(
+    address: str, cameras: Sequence[str] | None, kinds: Sequence[Kind], since: Since | None, replay: str | None
+) -> None:
+    _check_address(address)
+    _topics(cameras, kinds)
+    if replay is not None:
+        _check_address(replay)
+        if since is None:
+            raise ConfigError("replay: expected since beside it", hint="since=0 asks for all events that are kept")
+    if since is not None:
+        number, _ = _number_and_journal(since)
+        if "events" not in kinds:
+            raise ConfigError(f"since: expected events among the kinds, got {', '.join(kinds)}")
+        if number < 0:
+            raise ConfigError(f"since: expected the number of an event, or 0, got {number}")
+
+
+def _number_and_journal(since: Since) -> tuple[int, str | None]:
+    return (since, None) if isinstance(since, int) else (since[1], since[0])
+
+
+def _reachable(replay: str, address: str) -> str:
+    """The publisher's own words for its address, with the host by which it is reached."""
+    match = _TCP.fullmatch(replay)
+    if match is None or match["host"] not in ("*", "0.0.0.0", "[::]"):
+        return replay
+    known = _TCP.fullmatch(address)
+    return f"tcp://{known['host'] if known is not None else '127.0.0.1'}:{match['port']}"
 
 
 def _check_address(address: str) -> str:

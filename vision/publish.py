@@ -5,6 +5,7 @@ topic                rate                                                payload
 ===================  ==================================================  ======================================
 detections/<camera>  each inferred picture, empty ones too               `vision.wire.DetectionsMessage`
 events/<camera>      when something happens                              `vision.wire.EventMessage`
+counts/<camera>      each `status.interval_s`, and when somebody joins   `vision.wire.CountsMessage`
 status/<camera>      each `status.interval_s`, and when somebody joins   `vision.wire.CameraStatusMessage`
 status/node          each `status.interval_s`, and when somebody joins   `vision.wire.NodeStatusMessage`
 ===================  ==================================================  ======================================
@@ -19,7 +20,6 @@ thread here sleeps until a subscriber joins.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import select
@@ -33,7 +33,10 @@ from pathlib import Path
 import zmq
 
 from vision import wire
+from vision.binding import bound_socket, socket_file
 from vision.errors import Closed, ConfigError
+from vision.journal import EventJournal
+from vision.replay import ReplayServer
 from vision.types import Result
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ _LARGEST_SUBSCRIPTION_BYTES = 4096
 
 
 class Publisher:
-    """One bound XPUB socket. Any thread may publish; where there is a recorder, results come from one thread."""
+    """One bound XPUB socket. Any thread may publish; with a recorder or a journal, results come from one thread."""
 
     def __init__(
         self,
@@ -57,6 +60,8 @@ class Publisher:
         encoding: wire.Encoding = "json",
         queue: int = 1000,
         recorder: Recorder | None = None,
+        journal: EventJournal | None = None,
+        replay: str | None = None,
         linger_s: float = 0.2,
         keepalive_s: int = 10,
         clock: Callable[[], int] = time.monotonic_ns,
@@ -70,6 +75,8 @@ class Publisher:
             encoding: of the payloads.
             queue: messages kept for one subscriber that does not read; what comes after them is lost to it.
             recorder: gets every detections message too; the publisher's own from here on, and closed with it.
+            journal: keeps every event before it is sent; the publisher's own too.
+            replay: address where subscribers ask for events of the journal; as `bind`.
             linger_s: longest `close` waits for messages to leave.
             keepalive_s: a connection that is idle for so long is probed, and closed after three probes without answer.
 
@@ -80,6 +87,8 @@ class Publisher:
         self._class_names = tuple(class_names)
         self._encoding = encoding
         self._recorder = recorder
+        self._journal = journal
+        self._replay_server: ReplayServer | None = None
         self._linger_s = linger_s
         self._clock = clock
         self._lock = threading.Lock()
@@ -90,14 +99,19 @@ class Publisher:
         self._replay_at_s = 0.0
         self._context = zmq.Context()
         try:
-            self._socket = _bound_socket(self._context, bind, queue, keepalive_s)
+            if journal is not None and replay is not None:
+                self._replay_server = ReplayServer(
+                    replay, journal, node=node, encoding=encoding, keepalive_s=keepalive_s
+                )
+            self._socket = bound_socket(
+                self._context, zmq.XPUB, bind, key="publish.bind", keepalive_s=keepalive_s, options=_options(queue)
+            )
         except BaseException:
             self._context.term()
-            if recorder is not None:
-                recorder.close()
+            self._close_files()
             raise
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._socket_file = _socket_file(self.address)
+        self._socket_file = socket_file(self.address)
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
@@ -108,6 +122,15 @@ class Publisher:
     def joins(self) -> int:
         """Subscriptions received since the start."""
         return self._joins
+
+    @property
+    def replay_address(self) -> str | None:
+        """Where events can be asked for; None: nowhere."""
+        return None if self._replay_server is None else self._replay_server.address
+
+    def counters(self) -> dict[str, int]:
+        """Of the journal, where there is one."""
+        return {} if self._journal is None else self._journal.counters()
 
     def publish(self, result: Result) -> None:
         """Send one result and its events. Never waits for a subscriber.
@@ -120,20 +143,35 @@ class Publisher:
             self._check_open()
             message = self.numbering.stamp(message)
             self._send(message.topic, wire.encode(message, self._encoding))
-            for happened in result.events:
-                event = self.numbering.stamp(wire.event(happened, result))
-                self._send(event.topic, wire.encode(event, self._encoding))
+            events = [self.numbering.stamp(wire.event(happened, result)) for happened in result.events]
+        if events:
+            self._publish_events(events)
         if self._recorder is not None:
             self._recorder.write(message)
 
+    def _publish_events(self, events: list[wire.EventMessage]) -> None:
+        """Kept first: what was sent can be asked for, whatever happens next. Disks are slow, so without the lock."""
+        if self._journal is not None:
+            first, journal = self._journal.newest + 1, self._journal.journal
+            numbered = [wire.kept(event, journal, first + at) for at, event in enumerate(events)]
+            if self._journal.append([wire.encode(event) for event in numbered]):
+                events = numbered
+        payloads = [wire.encode(event, self._encoding) for event in events]
+        with self._lock:
+            self._check_open()
+            for event, payload in zip(events, payloads, strict=True):
+                self._send(event.topic, payload)
+
     def publish_status(self, status: wire.StatusMessage) -> None:
-        """Send the status of a camera or of the node, and keep it for whoever joins later.
+        """Send the status of a camera or of the node, or counts, and keep it for whoever joins later.
 
         Raises:
             Closed: after `close`.
         """
         with self._lock:
             self._check_open()
+            if isinstance(status, wire.NodeStatusMessage) and self._replay_server is not None:
+                status = wire.with_replay(status, self._replay_server.address)
             payload = wire.encode(self.numbering.stamp(status), self._encoding)
             self._last_status[status.topic] = payload
             self._send(status.topic, payload)
@@ -148,12 +186,16 @@ class Publisher:
         self._thread.join()
         self._wake_reader.close()
         self._wake_writer.close()
-        if self._socket_file is not None and _socket_file(self.address) == self._socket_file:
+        if self._socket_file is not None and socket_file(self.address) == self._socket_file:
             self._socket_file[0].unlink()  # ZeroMQ leaves it
         self._socket.close(linger=int(self._linger_s * 1000))
         self._context.term()
-        if self._recorder is not None:
-            self._recorder.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        for file in (self._replay_server, self._journal, self._recorder):
+            if file is not None:
+                file.close()
 
     def __enter__(self) -> Publisher:
         return self
@@ -220,87 +262,13 @@ class Publisher:
         return None
 
 
-def _bound_socket(
-    context: zmq.Context[zmq.Socket[bytes]], bind: str, queue: int, keepalive_s: int
-) -> zmq.Socket[bytes]:
-    if bind.startswith("ipc://"):
-        _check_free(bind.removeprefix("ipc://"))
-    port = bind.rpartition(":")[2]
-    if port.isdecimal() and int(port) > 65535:  # ZeroMQ would bind its remainder
-        raise _bind_error(bind, zmq.ZMQError(errno.EINVAL))
-    sock = context.socket(zmq.XPUB)
-    try:
-        sock.setsockopt(zmq.LINGER, 0)
-        sock.setsockopt(zmq.XPUB_VERBOSE, 1)  # every subscription, not only the first to a topic
-        sock.setsockopt(zmq.SNDHWM, queue)
-        sock.setsockopt(zmq.SNDBUF, _SEND_BUFFER_BYTES)
-        sock.setsockopt(zmq.MAXMSGSIZE, _LARGEST_SUBSCRIPTION_BYTES)
-        # TCP's own probes and not ZeroMQ's heartbeats: those close the connection of a subscriber that is merely slow,
-        # and that makes libzmq (4.3.5, its issue 3937) abort the subscriber's process: 6 times out of 16 when tried.
-        sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, keepalive_s)
-        sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, keepalive_s)
-        sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-        sock.setsockopt(zmq.IPV6, int("[" in bind))
-        sock.bind(bind)
-    except zmq.ZMQError as error:
-        sock.close()
-        raise _bind_error(bind, error) from error
-    return sock
-
-
-def _socket_file(address: str) -> tuple[Path, int] | None:
-    """Path and inode of an ipc:// socket, where it has one."""
-    if not address.startswith("ipc://") or address.startswith("ipc://@"):
-        return None
-    path = Path(address.removeprefix("ipc://"))
-    try:
-        return path, path.stat().st_ino
-    except OSError:
-        return None
-
-
-def _check_free(path: str) -> None:
-    """ZeroMQ removes whatever has the name of an ipc:// socket: another program's, or a file that is none."""
-    if path.startswith("@"):
-        return
-    try:
-        mode = Path(path).stat().st_mode
-    except OSError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(
-            f"publish.bind: expected a free path for a socket, got a file: {path}",
-            hint="remove it or choose another path",
-        )
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return  # left behind by a program that was killed
-        except OSError as error:
-            raise ConfigError(f"publish.bind: cannot use ipc://{path}: {error.strerror}") from error
-    raise ConfigError(
-        f"publish.bind: socket in use by another program: ipc://{path}", hint=f"find it with: ss -xlp src {path}"
-    )
-
-
-def _bind_error(bind: str, error: zmq.ZMQError) -> ConfigError:
-    port = bind.rpartition(":")[2]
-    form = ("expected tcp://ADDRESS:PORT or ipc:///PATH/OF/SOCKET, got", "such as tcp://127.0.0.1:5555")
-    reasons = {
-        errno.EINVAL: form,
-        errno.EPROTONOSUPPORT: form,
-        errno.ENAMETOOLONG: ("the path of the socket is too long for the operating system", "choose a shorter one"),
-        errno.EADDRINUSE: ("port in use by another program", f"find it with: ss -ltnp 'sport = :{port}'"),
-        errno.EADDRNOTAVAIL: ("no network interface of this machine has this address", "list them with: ip address"),
-        errno.ENODEV: ("no network interface of this machine has this name or address", "list them with: ip address"),
-        errno.EACCES: ("permission denied", "ports below 1024 and other users' folders need more rights"),
-        errno.ENOENT: ("the folder of the socket does not exist", "make it first"),
+def _options(queue: int) -> dict[zmq.SocketOption, int]:
+    return {
+        zmq.XPUB_VERBOSE: 1,  # every subscription, not only the first to a topic
+        zmq.SNDHWM: queue,
+        zmq.SNDBUF: _SEND_BUFFER_BYTES,
+        zmq.MAXMSGSIZE: _LARGEST_SUBSCRIPTION_BYTES,
     }
-    reason, hint = reasons.get(error.errno or 0, (str(error), ""))
-    return ConfigError(f"publish.bind: {reason}: {bind}", hint=hint)
 
 
 class Recorder:

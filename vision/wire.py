@@ -38,6 +38,8 @@ from vision.wire_types import (
     LineCounts,
     Message,
     NodeStatusMessage,
+    ReplayReply,
+    ReplayRequest,
     StageLatency,
     StageTimes,
     StatusMessage,
@@ -65,6 +67,8 @@ __all__ = [
     "Message",
     "NodeStatusMessage",
     "Numbering",
+    "ReplayReply",
+    "ReplayRequest",
     "StageLatency",
     "StageTimes",
     "StatusMessage",
@@ -74,18 +78,24 @@ __all__ = [
     "camera_status",
     "counts",
     "decode",
+    "decode_event",
     "decode_recorded",
+    "decode_reply",
+    "decode_request",
     "detections",
     "encode",
     "event",
     "json_schemas",
+    "kept",
     "node_status",
     "rfc3339",
     "schema_of",
     "utc_ns",
+    "with_replay",
 ]
 
 _M = TypeVar("_M", bound=Message)
+_S = TypeVar("_S", bound=msgspec.Struct)
 
 
 class _Head(TypedDict):
@@ -221,6 +231,16 @@ def _box_of(track_id: int | None, found: Detections | Tracks) -> tuple[float, fl
         return None
     x1, y1, x2, y2 = box.astype(np.float64).round(1).tolist()
     return x1, y1, x2, y2
+
+
+def kept(event: EventMessage, journal: str, number: int) -> EventMessage:
+    """The event as a journal keeps it."""
+    return msgspec.structs.replace(event, journal=journal, number=number)
+
+
+def with_replay(status: NodeStatusMessage, address: str) -> NodeStatusMessage:
+    """The status with the address where events can be asked for."""
+    return msgspec.structs.replace(status, replay=address)
 
 
 def counts(camera: str, counted: Counts, now_ns: int, now_utc_ns: int) -> CountsMessage:
@@ -385,7 +405,7 @@ _JSON_DECODERS = {key: msgspec.json.Decoder(kind) for key, kind in _TYPES.items(
 _MSGPACK_DECODERS = {key: msgspec.msgpack.Decoder(kind) for key, kind in _TYPES.items()}
 
 
-def encode(message: Message, encoding: Encoding = "json") -> bytes:
+def encode(message: Message | ReplayRequest | ReplayReply, encoding: Encoding = "json") -> bytes:
     """The payload of a numbered message.
 
     Raises:
@@ -409,6 +429,42 @@ def decode(topic: str, payload: bytes) -> AnyMessage:
         return decoders[key].decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _unreadable(topic, key, payload, error) from error
+
+
+def decode_event(payload: bytes) -> EventMessage:
+    """An event that was kept, in either encoding.
+
+    Raises:
+        MessageError: another schema or version, or no message at all.
+    """
+    return cast(EventMessage, decode("events", payload))
+
+
+def decode_request(payload: bytes) -> ReplayRequest:
+    """What a subscriber asks for, in JSON.
+
+    Raises:
+        MessageError: no request, or of another version.
+    """
+    return _decoded(ReplayRequest, payload, "a request")
+
+
+def decode_reply(payload: bytes) -> ReplayReply:
+    """The first part of what it is answered, in JSON.
+
+    Raises:
+        MessageError: no answer, or of another version.
+    """
+    return _decoded(ReplayReply, payload, "an answer")
+
+
+def _decoded(kind: type[_S], payload: bytes, what: str) -> _S:
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageError(
+            f"expected {what} of schema {schema_of(kind)}: {error}", hint="docs/messages.md describes it"
+        ) from error
 
 
 def decode_recorded(line: bytes) -> DetectionsMessage:

@@ -241,6 +241,27 @@ StatusMessage: TypeAlias = CameraStatusMessage | CountsMessage | NodeStatusMessa
 AnyMessage: TypeAlias = DetectionsMessage | EventMessage | CameraStatusMessage | CountsMessage | NodeStatusMessage
 
 
+class ReplayRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="schema", tag="vision.ask/1"):
+    """Which events a subscriber asks for, on the address that `status/node` gives as `replay`."""
+
+    since: Annotated[int, about("number of the last event that you have; 0: all that are kept")] = 0
+    journal: Annotated[
+        str | None, about("its journal; where that is no longer in use, `since` counts as 0. Absent: the present one")
+    ] = None
+    most: Annotated[int, about("events in the answer; never more than 1000")] = 500
+
+
+class ReplayReply(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="schema", tag="vision.replay/1"):
+    """First part of the answer; each part after it is an event as it was published, oldest first."""
+
+    node: Annotated[str, about("name of the publishing machine")]
+    journal: Annotated[str, about("the journal that is in use")]
+    oldest: Annotated[int, about("number of the oldest event that is kept")]
+    newest: Annotated[int, about("number of the newest event that was published")]
+    more: Annotated[bool, about("there are further events: ask again, with the number of the last one here")]
+    error: Annotated[str | None, about("why the request cannot be answered; absent where it is")] = None
+
+
 def rfc3339(utc_ns: int) -> str:
     """Nanoseconds since 1970 as ``2026-01-31T12:00:00.123456Z``."""
     seconds, ns = divmod(utc_ns, 1_000_000_000)
@@ -258,19 +279,21 @@ def utc_ns(text: str) -> int:
     return (calendar.timegm(moment.utctimetuple()) * 1_000_000 + moment.microsecond) * 1000
 
 
-def schema_of(message: type[Message]) -> str:
+def schema_of(message: type[Struct]) -> str:
     """Such as ``vision.detections/1``."""
     return str(message.__struct_config__.tag)
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:
     """JSON Schema of every message, by the name of its file in docs/schemas/."""
-    messages: dict[str, type[Message]] = {
+    messages: dict[str, type[Struct]] = {
         "detections": DetectionsMessage,
         "events": EventMessage,
         "counts": CountsMessage,
         "camera-status": CameraStatusMessage,
         "node-status": NodeStatusMessage,
+        "ask": ReplayRequest,
+        "replay": ReplayReply,
     }
     return {
         f"{name}-{schema_of(message).rpartition('/')[2]}.json": msgspec.json.schema(message)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.messages.processes import REPOSITORY
@@ -18,6 +18,7 @@ SCHEMAS = REPOSITORY / "docs" / "schemas"
 
 _BLOCK = r"<!-- {mark} -->\n```\w+\n(?P<code>.*?)^```$"
 _FIELDS = re.compile(r"(?<=<!-- fields -->\n).*?(?=<!-- end -->)", re.DOTALL)
+_REPLAY = re.compile(r"(?<=<!-- questions -->\n).*?(?=<!-- end of questions -->)", re.DOTALL)
 _HEAD = ("schema", "node", "instance", "boot", "seq")
 
 
@@ -67,14 +68,31 @@ def fields_expected() -> str:
         "`status/node`": node["NodeStatusMessage"],
         "Each of its `latency_ms`": node["StageLatency"],
     }
-    return "\n".join(_table(title, schema, own_head=schema is head) for title, schema in tables.items()) + "\n"
+    return "\n".join(_table(title, schema, () if schema is head else _HEAD) for title, schema in tables.items()) + "\n"
 
 
-def _table(title: str, schema: Mapping[str, Any], *, own_head: bool) -> str:
+def replay_on_page() -> str:
+    """What stands between the marks of the questions for missed events."""
+    match = _REPLAY.search(PAGE.read_text())
+    assert match is not None, "docs/messages.md has no marks for the tables of questions and answers"
+    return match[0]
+
+
+def replay_expected() -> str:
+    """What has to stand there."""
+    schemas = {name: schema["$defs"] for name, schema in wire.json_schemas().items()}
+    tables = {
+        "The question": schemas["ask-1.json"]["ReplayRequest"],
+        "The first part of the answer": schemas["replay-1.json"]["ReplayReply"],
+    }
+    return "\n".join(_table(title, schema, ("schema",)) for title, schema in tables.items()) + "\n"
+
+
+def _table(title: str, schema: Mapping[str, Any], left_out: Sequence[str]) -> str:
     rows = [f"\n**{title}**\n", "| field | type | meaning |", "|---|---|---|"]
     for name, field in schema["properties"].items():
-        if own_head or name not in _HEAD:
-            optional = "" if name in schema["required"] else ", optional"
+        if name not in left_out:
+            optional = "" if name in schema.get("required", ()) else ", optional"
             rows.append(f"| `{name}` | {_type(field)}{optional} | {field['description']} |")
     return "\n".join(rows)
 
@@ -92,7 +110,8 @@ def _type(field: Mapping[str, Any]) -> str:
 
 def write() -> None:
     """Bring the tables and the schemas in line with `vision.wire`."""
-    PAGE.write_text(_FIELDS.sub(lambda _: fields_expected(), PAGE.read_text()))
+    page = _FIELDS.sub(lambda _: fields_expected(), PAGE.read_text())
+    PAGE.write_text(_REPLAY.sub(lambda _: replay_expected(), page))
     SCHEMAS.mkdir(exist_ok=True)
     for name, schema in wire.json_schemas().items():
         (SCHEMAS / name).write_text(schema_text(schema))

@@ -56,6 +56,6 @@ def node_status() -> wire.NodeStatusMessage:
     )  # fmt: skip
 
 
-def crossed() -> Event:
+def crossed(camera: str = "gate") -> Event:
     """Somebody came in."""
-    return Event("line_crossed", "door", "gate", 40, 5_001_000_000, {"direction": "in", "count": np.int64(3)})
+    return Event("line_crossed", "door", camera, 40, 5_001_000_000, {"direction": "in", "count": np.int64(3)})

@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.messages import documents
 from tests.messages.processes import REPOSITORY, Program, wait_until
-from tests.messages.samples import CLASSES, found, result, tracked
+from tests.messages.samples import CLASSES, crossed, found, node_status, result, tracked
 from vision import wire
+from vision.journal import EventJournal
 from vision.publish import Publisher
 
 NODE_MODULES = REPOSITORY / "build" / "node"
@@ -23,6 +25,7 @@ NODE_MODULES = REPOSITORY / "build" / "node"
 
 def test_the_tables_are_those_of_the_wire() -> None:
     assert documents.fields_on_page() == documents.fields_expected(), "run: python -m tests.messages.documents"
+    assert documents.replay_on_page() == documents.replay_expected(), "run: python -m tests.messages.documents"
 
 
 def test_the_schemas_are_those_of_the_wire() -> None:
@@ -117,3 +120,30 @@ def test_a_subscriber_in_c_says_what_is_wrong_with_its_arguments(tmp_path: Path)
     assert (wrong.returncode, wrong.stderr) == (2, "usage: subscribe ADDRESS CAMERA\n")
     nowhere = subprocess.run([*command, "nonsense", "gate"], capture_output=True, text=True, check=False)
     assert (nowhere.returncode, nowhere.stderr) == (1, "nonsense: Invalid argument\n")
+
+
+def test_the_programs_for_missed_events_print_them(tmp_path: Path) -> None:
+    journal = EventJournal(tmp_path / "journal", boot="x")
+    with Publisher("tcp://127.0.0.1:*", node="n", journal=journal, replay="tcp://127.0.0.1:*") as publisher:
+        publisher.publish_status(node_status())
+        event = replace(crossed(), data={"phase": "instant"})
+        publisher.publish(result(events=(event,) * 3))
+        command: list[str | Path] = [
+            sys.executable,
+            _write(tmp_path, "events.py"),
+            publisher.address,
+            tmp_path / "done",
+        ]
+        for first in (1, 5):  # the second time it goes on where it was
+            with Program(command) as program:
+                for number in range(first, first + 3):
+                    assert program.line() == f"{number} gate line_crossed door instant"
+                publisher.publish(result(events=(event,)))
+                assert program.line() == f"{first + 3} gate line_crossed door instant"
+                done = f"{journal.journal} {first + 3}"
+                wait_until(lambda done=done: (tmp_path / "done").read_text() == done, "it has noted that")  # type: ignore[misc]
+            publisher.publish(result(events=(event,) * 3))
+        assert publisher.replay_address is not None
+        with Program([sys.executable, _write(tmp_path, "missed.py"), publisher.replay_address, "9"]) as program:
+            assert [program.line() for _ in range(2)] == [f"{number} gate line_crossed door" for number in (10, 11)]
+            assert program.wait() == 0

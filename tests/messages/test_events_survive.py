@@ -1,0 +1,83 @@
+"""At least once: publishers and subscribers are killed at any moment, and no event is lost."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.messages.processes import Program, python, wait_until
+from vision.client import EventMessage, Restart, Subscription
+
+
+def publisher(folder: Path) -> Program:
+    addresses = [f"ipc://{folder}/out", f"ipc://{folder}/again"]
+    return python("-m", "tests.messages.eventful", "publish", folder / "journal", *addresses)
+
+
+def some_more(program: Program, count: int = 60) -> None:
+    """Let it publish on, and stop at a moment that nobody chose."""
+    first = int(program.line())
+    program.wait_line(lambda line: int(line) >= first + count)
+    time.sleep(random.uniform(0, 0.01))
+
+
+def test_a_publisher_that_is_killed_loses_no_event(tmp_path: Path) -> None:
+    got: list[EventMessage] = []
+    others: list[object] = []
+    with Subscription(f"ipc://{tmp_path}/out", kinds=("events",), since=0, silence_s=60) as subscription:
+
+        def drain(until: int) -> None:
+            deadline = time.monotonic() + 40
+            while not got or (got[-1].number or 0) < until:
+                assert time.monotonic() < deadline, f"event {until} did not come; the last were {got[-1:]}"
+                item = subscription.receive(1)
+                if isinstance(item, EventMessage):
+                    got.append(item)
+                elif item is not None:
+                    others.append(item)
+
+        newest = 0
+        for run in range(4):
+            with publisher(tmp_path) as program:
+                some_more(program)
+                if run % 2:  # in between the subscriber has, or has not, heard what the last one published
+                    drain(newest + 1)
+                program.send(signal.SIGKILL)
+                program.wait()
+                newest = max(int(line) for line in ["0", *program.pending()])
+        with publisher(tmp_path) as program:
+            first = int(program.line())
+            drain(first + 20)
+    assert [event.number for event in got] == list(range(1, len(got) + 1))
+    assert [event.data["count"] for event in got] == [event.number for event in got]
+    assert len({event.instance for event in got}) == 5
+    assert {type(item) for item in others} <= {Restart}
+
+
+@pytest.mark.parametrize("publisher_too", [False, True])
+def test_a_subscriber_that_is_killed_loses_no_event(tmp_path: Path, publisher_too: bool) -> None:
+    file = tmp_path / "received"
+    program = publisher(tmp_path)
+    try:
+        for _ in range(3):
+            before = file.stat().st_size if file.exists() else 0
+            with python("-m", "tests.messages.eventful", "subscribe", f"ipc://{tmp_path}/out", file) as subscriber:
+                wait_until(lambda size=before: file.exists() and file.stat().st_size > size + 500, "it receives")  # type: ignore[misc]
+                subscriber.send(signal.SIGKILL)
+                subscriber.wait()
+            if publisher_too:
+                some_more(program, 10)
+                program.__exit__()
+                program = publisher(tmp_path)
+            some_more(program, 30)  # which nobody hears
+    finally:
+        program.__exit__()
+    lines = [line.split() for line in file.read_text().splitlines()]
+    numbers = [int(number) for _, number, _ in lines]
+    assert sorted(set(numbers)) == list(range(1, max(numbers) + 1))
+    assert all(number == count for _, number, count in lines)
+    assert len({journal for journal, _, _ in lines}) == 1
