@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 Verb = Callable[[argparse.Namespace, threading.Event], int]
 
-_ORDERLY = ("run", "check", "draw")
+_ORDERLY = ("run", "check", "draw", "eval")
 
 _DURATION = re.compile(r"^(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)?$")
 _UNIT_S = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -169,11 +169,14 @@ def _check(arguments: argparse.Namespace, stop: threading.Event) -> int:
     return print_checks(check_cameras(site.cameras, ("bgr",), stop), Console())
 
 
-def _eval(arguments: argparse.Namespace, _stop: threading.Event) -> int:
+def _eval(arguments: argparse.Namespace, stop: threading.Event) -> int:
     from vision.evaluation.command import Request, run
 
     names = ("config", "truth", "camera", "class_name", "json", "plots", "video", "result")
-    return run(Request(**{name: getattr(arguments, name) for name in names}))
+    try:
+        return run(Request(**{name: getattr(arguments, name) for name in names}), stop)
+    except Closed:  # half an evaluation is none
+        return 128 + signal.SIGINT
 
 
 def _draw(arguments: argparse.Namespace, stop: threading.Event) -> int:

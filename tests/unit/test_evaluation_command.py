@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.unit.evaluation_tables import boxes, needs_trackeval, synthetic_rows
-from tests.unit.test_cli import run, write_config
+from tests.unit.test_cli import read_until, run, started, write_config
 from vision.cli import main
 from vision.errors import ConfigError
 from vision.evaluation.command import Request, open_subject
@@ -52,7 +54,7 @@ def evaluated(folder: Path, config: Path, **options: Any) -> dict[str, Any]:
     """The JSON of an evaluation in this process."""
     truth = options.pop("truth", None) or write_truth(folder)
     request = Request(str(config), truth, class_name=CLASS, json=folder / "out.json", **options)
-    assert evaluate(request) == 0
+    assert evaluate(request, threading.Event()) == 0
     result: dict[str, Any] = json.loads((folder / "out.json").read_text())
     return result
 
@@ -104,7 +106,7 @@ def test_what_is_wrong_with_a_count_is_seen(tmp_path: Path) -> None:
     without = evaluated(tmp_path, config, truth=write_truth(tmp_path, rows))
     wrong = sum(line["counted"] - line["true"] for line in without["lines"])
     of_one = truth.boxes.rows(truth.boxes.ids == ids[0])
-    line = open_subject(Request(str(config), tmp_path / "gt.txt", class_name=CLASS)).section.lines[0]
+    line = open_subject(Request(str(config), tmp_path / "gt.txt", class_name=CLASS), threading.Event()).section.lines[0]
     assert wrong == len(list(true_crossings(line, "pixels", of_one, size_px=(320, 240), interval_s=0.2)))
     assert without["tracking"]["mota"] < 0.9
 
@@ -173,19 +175,19 @@ def test_wrong_arguments_are_found_before_any_work(change: dict[str, str], fault
     names = ("camera", "class_name")
     arguments |= {key: value if key in names else tmp_path / value for key, value in change.items()}
     with pytest.raises(ConfigError, match=fault):
-        evaluate(Request(str(write_config(tmp_path, source=SOURCE)), **arguments))
+        evaluate(Request(str(write_config(tmp_path, source=SOURCE)), **arguments), threading.Event())
 
 
 def test_a_class_that_the_site_leaves_out(tmp_path: Path) -> None:
     config = write_config(tmp_path, source=SOURCE, detect={"backend": "fake", "classes": ["red"]})
     with pytest.raises(ConfigError, match=r"green is never found, because detect\.classes leaves it out"):
-        open_subject(Request(str(config), write_truth(tmp_path), class_name=CLASS))
+        open_subject(Request(str(config), write_truth(tmp_path), class_name=CLASS), threading.Event())
 
 
 def test_frames_beyond_the_video_are_found_before_the_pipeline_runs(tmp_path: Path) -> None:
     truth = write_truth(tmp_path, [*synthetic_rows(SOURCE, 1), "101,1,1,1,5,5,1,-1,-1,-1"])
     with pytest.raises(ConfigError, match=r"1 rows are of frames 101 to 101, but synthetic:.* has 100 frames"):
-        open_subject(Request(str(write_config(tmp_path, source=SOURCE)), truth, class_name=CLASS))
+        open_subject(Request(str(write_config(tmp_path, source=SOURCE)), truth, class_name=CLASS), threading.Event())
 
 
 def test_the_verb(tmp_path: Path) -> None:
@@ -196,6 +198,19 @@ def test_the_verb(tmp_path: Path) -> None:
     broken = run("eval", str(config), "--truth", str(write_truth(tmp_path, ["1,2,3"])), "--class", CLASS)
     assert broken.returncode == 78
     assert "gt.txt:1: expected the columns" in broken.stderr
+
+
+def test_half_an_evaluation_is_none(tmp_path: Path) -> None:
+    """Stopped while it runs: an exit code of its own, and no file that looks whole."""
+    config = write_config(tmp_path, source="synthetic:1280x720@20?frames=2000&seed=0&objects=4")
+    truth = write_truth(tmp_path, ["1,1,1,1,5,5,1"])
+    outputs = ("--json", str(tmp_path / "out.json"), "--video", str(tmp_path / "out.mp4"))
+    with started("eval", str(config), "--truth", str(truth), "--class", CLASS, *outputs) as process:
+        read_until(process, "camera a: 1280x720")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    assert not (tmp_path / "out.json").exists()
+    assert not (tmp_path / "out.mp4").exists()
 
 
 def test_a_truth_is_required(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from vision.assemble import RunOptions, cameras_of, detector_of, publisher_of
 from vision.capture.synthetic import Synthetic, SyntheticSpec
 from vision.config import SiteConfig
-from vision.errors import ConfigError, SourceError
+from vision.errors import Closed, ConfigError, SourceError
 from vision.evaluation.passes import LOWEST_SCORE, Findings, run_pipeline, site_of_camera, survey
 from vision.fakes import FAKE_COLORS
 from vision.pipelines import load_pipeline
@@ -94,7 +95,7 @@ def test_videos_that_cannot_be_read(source: str, fault: str) -> None:
 
 def found_in(source: str, pipeline: str = "detect", **sections: object) -> Findings:
     site = site_of_camera(site_of(source, pipeline=pipeline, **sections), None)
-    return run_pipeline(load_pipeline(site.pipeline), site, ignore)
+    return run_pipeline(load_pipeline(site.pipeline), site, ignore, threading.Event())
 
 
 def test_every_frame_goes_through_the_pipeline_once() -> None:
@@ -137,7 +138,7 @@ def test_damaged_frames_are_left_out_and_the_others_keep_their_numbers() -> None
 def test_a_video_that_fails_half_way_ends_the_evaluation() -> None:
     site = site_of("synthetic:160x120@20?frames=9&fail=4")
     with pytest.raises(SourceError, match="camera c0: synthetic: failed at picture 4"):
-        run_pipeline(load_pipeline("detect"), site_of_camera(site, None), ignore)
+        run_pipeline(load_pipeline("detect"), site_of_camera(site, None), ignore, threading.Event())
 
 
 def half_filled(folder: Path) -> str:
@@ -174,9 +175,18 @@ def test_a_stage_before_the_sink_is_part_of_what_is_evaluated() -> None:
         cameras = cameras_of(site, options, detector)
         return Runtime(cameras=cameras, detector=detector, stages=[drop_all], sinks=[publisher])
 
-    findings = run_pipeline(build, site_of_camera(site_of(SOURCE), None), ignore)
+    findings = run_pipeline(build, site_of_camera(site_of(SOURCE), None), ignore, threading.Event())
     assert sum(len(found) for _, found in findings.objects) == 0
     assert sum(len(found) for _, found in findings.detections) == 12 * 4
+
+
+def test_a_stop_ends_the_pipeline_early() -> None:
+    stop = threading.Event()
+    site = site_of_camera(site_of("synthetic:160x120@20?frames=100000"), None)
+    findings = run_pipeline(load_pipeline("detect"), site, lambda frame: stop.set() if frame == 20 else None, stop)
+    assert 20 <= len(findings.objects) < 100_000
+    with pytest.raises(Closed):
+        run_pipeline(load_pipeline("detect"), site, ignore, stop)
 
 
 def test_no_socket_is_bound(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vision.assemble import model_of
 from vision.config import CameraAnalytics, SiteConfig, check_classes, load_site, nearest, resolve_config
 from vision.detect.open import published_class_names
-from vision.errors import EXIT_OK, ConfigError
+from vision.errors import EXIT_OK, Closed, ConfigError
 from vision.evaluation import passes
 from vision.evaluation.annotated import Scene, write_video
 from vision.evaluation.crossings import LineScore, lines_of_class, score_lines
@@ -77,30 +78,32 @@ class Subject:
         return self.site.analytics.get(self.site.cameras[0].id, CameraAnalytics())
 
 
-def run(request: Request) -> int:
+def run(request: Request, stop: threading.Event) -> int:
     """Evaluate, print, and write what was asked for.
 
     Raises:
         ConfigError: an argument, the configuration or the truth is wrong, or a package is missing.
-        VisionError: whatever ended the run.
+        VisionError: whatever ended the run; `Closed` where that was `stop`.
     """
     request.check_outputs()
     require_packages()
-    subject = open_subject(request)
+    subject = open_subject(request, stop)
     began = time.monotonic()
     with _progress("running the pipeline", subject.video.frames) as progress:
-        findings = passes.run_pipeline(subject.build, subject.site, progress)
+        findings = passes.run_pipeline(subject.build, subject.site, progress, stop)
+    _check(stop)
     evaluation, scene = evaluate(subject, findings, request.config, time.monotonic() - began)
     console = Console()
     print_evaluation(evaluation, console)
-    for path in _write(request, subject, evaluation, scene):
+    for path in _write(request, subject, evaluation, scene, stop):
         console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_OK
 
 
-def open_subject(request: Request) -> Subject:
+def open_subject(request: Request, stop: threading.Event) -> Subject:
     """
     Raises:
+        Closed: `stop` was set.
         ConfigError: the configuration, its camera, the class or the truth is wrong, or they do not fit together.
         SourceError: the video cannot be read.
     """
@@ -112,7 +115,7 @@ def open_subject(request: Request) -> Subject:
     site = passes.site_of_camera(site, request.camera)
     class_id = _class_id(request.class_name, names, site)
     truth = read_truth(request.truth)
-    with _progress("reading the video", int(truth.boxes.frames[-1])) as progress:
+    with _progress("reading the video", int(truth.boxes.frames[-1]), stop) as progress:
         video = passes.survey(site.cameras[0], progress)
     truth.check_length(video.frames, video.name)
     return Subject(site, build, class_id, request.class_name, truth, video)
@@ -202,7 +205,9 @@ def _class_id(name: str, names: Sequence[str], site: SiteConfig) -> int:
     return names.index(name)
 
 
-def _write(request: Request, subject: Subject, evaluation: Evaluation, scene: Scene) -> Iterator[str]:
+def _write(
+    request: Request, subject: Subject, evaluation: Evaluation, scene: Scene, stop: threading.Event
+) -> Iterator[str]:
     if request.json is not None:
         write_json(evaluation, request.json)
         yield str(request.json)
@@ -212,7 +217,7 @@ def _write(request: Request, subject: Subject, evaluation: Evaluation, scene: Sc
     if request.plots is not None:
         yield from map(str, _plot(request.plots, subject.video, evaluation, scene))
     if request.video is not None:
-        with _progress("drawing the video", subject.video.frames) as progress:
+        with _progress("drawing the video", subject.video.frames, stop) as progress:
             words = write_video(request.video, subject.site.cameras[0], subject.video, scene, progress)
         yield f"{request.video} ({words})"
 
@@ -231,10 +236,21 @@ def _plot(folder: Path, video: Video, evaluation: Evaluation, scene: Scene) -> I
 
 
 @contextmanager
-def _progress(words: str, frames: int) -> Iterator[passes.Progress]:
-    """A bar on a terminal, nothing anywhere else."""
+def _progress(words: str, frames: int, stop: threading.Event | None = None) -> Iterator[passes.Progress]:
+    """A bar on a terminal, nothing anywhere else; each step looks whether it was told to stop."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(words, total=frames)
-        yield lambda done: bar.update(task, completed=done)
+
+        def step(done: int) -> None:
+            bar.update(task, completed=done)
+            if stop is not None:
+                _check(stop)
+
+        yield step
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Closed("stopped before the evaluation was complete")

@@ -87,7 +87,9 @@ def _by_ffmpeg(program: str, path: Path, size: tuple[int, int], fps: float) -> I
     pictures = ["-f", "rawvideo", "-pix_fmt", "bgr24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:.6g}", "-i", "-"]
     coding = ["-an", "-c:v", "libx264", "-crf", "20", "-preset", "fast", "-pix_fmt", "yuv420p"]
     command = [program, "-loglevel", "error", "-y", *pictures, *coding, "-movflags", "+faststart", str(path.absolute())]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # In a session of its own, because Ctrl-C is for us: ffmpeg would end before it has what was drawn.
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stderr=pipe, start_new_session=True) as process:
         assert process.stdin is not None
         assert process.stderr is not None
         stdin, stderr = process.stdin, process.stderr

@@ -136,15 +136,15 @@ def survey(camera: CameraConfig, progress: Progress) -> Video:
     return Video(redact(camera.source), len(times_ns), size[1], size[0], interval_s if interval_s > 0 else 1.0)
 
 
-def run_pipeline(build: Build, site: SiteConfig, progress: Progress) -> Findings:
-    """Every frame of the site's one camera through its pipeline.
+def run_pipeline(build: Build, site: SiteConfig, progress: Progress, stop: threading.Event) -> Findings:
+    """Every frame of the site's one camera through its pipeline; fewer where `stop` was set meanwhile.
 
     Raises:
+        Closed: `stop` was set before it had begun.
         SourceError: the video could not be read to its end.
         VisionError: whatever keeps the pipeline from starting.
     """
     recorder = _Recorder(progress)
-    stop = threading.Event()
 
     def watch(report: Report) -> None:
         (camera,) = report.cameras
