@@ -1,0 +1,80 @@
+"""The commands of others that go on where `vision profile` ends: Nsight Systems, trtexec."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from vision.config import DetectConfig, ModelCard
+from vision.engine.build import inputs_of
+from vision.engine.cache import EngineCache, key_of
+from vision.engine.commandlines import build_line, find_tool, installed_dialect, nsys_text, trtexec_text
+from vision.engine.library import Gpu, GpuDescription, collect_log, find_library, logger, network_flags, start, trt
+from vision.engine.opening import read_onnx, settings_of
+from vision.engine.profiles import NetworkInput, choose_profile, make_profiles, picture_input
+from vision.errors import DeviceMissing, ModelError
+
+
+def nsys(model: str, batch: int, precision: str) -> str:
+    """What `vision profile --print-nsys` prints: the stage under Nsight Systems, with the ranges of its stages."""
+    vision = shutil.which("vision")
+    program = [vision] if vision is not None else [sys.executable, "-m", "vision.cli"]
+    options = ["--parts", "stage", "--batch", str(batch), "--precision", precision, "--seconds", "5", "--nvtx"]
+    return nsys_text([*program, "bench", model, *options])
+
+
+def trtexec(folder: Path, card: ModelCard, batch: int, precision: str) -> str:
+    """What `vision profile --print-trtexec` prints: for the engine that is in the cache, or as it would be built.
+
+    Raises:
+        DeviceMissing: no TensorRT, or one that does not start here.
+        ModelError: the model has no such profile.
+    """
+    onnx = read_onnx(folder, card)
+    detect = DetectConfig.model_validate({"precision": precision, "max_batch": batch})
+    wanted = settings_of(detect)
+    inputs = network_inputs(onnx, card)
+    profiles = make_profiles(inputs, card, detect.max_batch)
+    shapes = {picture_input(inputs).name: (batch, 3, card.input.height, card.input.width)}
+    plan = EngineCache().path_of(card.name, key_of(onnx, find_library(), _gpu(), wanted, card))
+    dialect = installed_dialect()
+    lines = [trtexec_text(plan, shapes, choose_profile(profiles, shapes), dialect=dialect)]
+    if not plan.exists():
+        build = build_line(
+            dialect,
+            find_tool(dialect),
+            onnx=folder / card.file,
+            plan=plan,
+            profiles=profiles,
+            precision=wanted.precision,
+        )
+        lines.insert(0, f"# this engine is not built yet: `vision build {card.name} --max-batch {batch}`, or\n{build}")
+    return "\n".join(lines)
+
+
+def _gpu() -> Gpu:
+    """The GPU here. Without one, the name of the engine's file is only an example."""
+    try:
+        from vision.cuda import open_device
+
+        return open_device()
+    except DeviceMissing:
+        return GpuDescription("the GPU", (8, 7))
+
+
+def network_inputs(onnx: bytes, card: ModelCard) -> tuple[NetworkInput, ...]:
+    """Inputs of an ONNX file as TensorRT's parser reads them.
+
+    Raises:
+        DeviceMissing: no TensorRT, or one that does not start here.
+        ModelError: it is no model, or one that TensorRT does not take.
+    """
+    with collect_log() as log:
+        builder = start(trt.Builder, log)
+        network = builder.create_network(network_flags(strongly_typed=True))
+        parser = trt.OnnxParser(network, logger())
+        if not parser.parse(onnx):
+            said = "; ".join(log.errors()) or "it gave no reason"
+            raise ModelError(f"{find_library()} cannot read {card.file}: {said}")
+        return inputs_of(network)

@@ -1,0 +1,259 @@
+"""The whole program on cameras that are made up, with a sink that only counts; and what its threads cost by themselves.
+
+The cost of the threads is measured with a detector that costs nothing, on the site's own pipeline, so that whatever a
+pipeline does to results is in it, also one that nobody here has seen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.assemble import RunOptions, publisher_of
+from vision.config import SiteConfig
+from vision.detect.detector import Detector
+from vision.performance.canned import CannedDetector
+from vision.performance.conditions import CpuMeter, CpuUse, ThisSystem
+from vision.performance.samples import Durations
+from vision.pipelines import load_pipeline
+from vision.report import Report
+from vision.runtime import Sink
+from vision.types import Detections, Frame, PixelFormat, Result
+
+_WARM_PART: Final = 0.25  # of a run, before it counts: connections, first batches, what the batcher learns
+_WAIT_S: Final = 60.0
+_HOST_PICTURES: Final = 1200
+_HOST_CAMERAS: Final = 4
+
+
+@dataclass
+class CountingSink:
+    """Keeps what came when, and hands everything on to `behind` where there is one."""
+
+    behind: Sink | None = None
+    clock: Callable[[], int] = time.monotonic_ns
+    latencies_ns: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # by camera: (when, capture to here)
+    objects: int = 0
+    drops: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # by camera: (when, how many before)
+    report_last: Report | None = None
+    thread_ns: list[int] = field(default_factory=list)  # CPU time of the results thread at each result
+
+    def publish(self, result: Result) -> None:
+        """Called by the results thread."""
+        if self.behind is not None:
+            self.behind.publish(result)
+        now_ns, camera_id = self.clock(), result.meta.camera_id
+        self.latencies_ns.setdefault(camera_id, []).append((now_ns, now_ns - result.timing.captured_ns))
+        self.drops.setdefault(camera_id, []).append((now_ns, sum(result.dropped_before.values())))
+        self.objects += len(result.objects)
+        self.thread_ns.append(time.thread_time_ns())
+
+    def report(self, report: Report) -> None:
+        """Called by the main thread."""
+        self.report_last = report
+        if self.behind is not None:
+            self.behind.report(report)
+
+
+@dataclass(frozen=True, slots=True)
+class CameraRun:
+    """What one camera came to."""
+
+    published_per_s: float
+    dropped_per_s: float
+    latency: Durations
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRun:
+    """What a run of a site came to, without its beginning."""
+
+    seconds: float
+    cameras: Mapping[str, CameraRun]
+    latency: Durations  # of all cameras
+    cpu: CpuUse
+    objects_per_frame: float
+
+    @property
+    def published_per_s(self) -> float:
+        """Of all cameras."""
+        return sum(camera.published_per_s for camera in self.cameras.values())
+
+    @property
+    def dropped_per_s(self) -> float:
+        """Of all cameras."""
+        return sum(camera.dropped_per_s for camera in self.cameras.values())
+
+
+def synthetic_site(cameras: int, fps: float, width_px: int, height_px: int, pixel_format: str | None) -> SiteConfig:
+    """A site of made-up cameras."""
+    picture = f"synthetic:{width_px}x{height_px}@{fps:.6g}"
+    suffix = f"&format={pixel_format}" if pixel_format else ""
+    return SiteConfig.model_validate(
+        {"cameras": [{"id": f"camera-{n}", "source": f"{picture}?seed={n}{suffix}"} for n in range(cameras)]}
+    )
+
+
+def run_site(
+    site: SiteConfig,
+    seconds: float,
+    open_detector: Callable[..., Detector],
+    *,
+    publish: bool = False,
+    clock: Callable[[], int] = time.monotonic_ns,
+) -> SiteRun:
+    """Run a site's pipeline for `seconds`, of which the last three quarters count.
+
+    Args:
+        open_detector: as `vision.detect.open.open_detector`; the pipeline closes what it opens.
+        publish: send every result to a socket too, one that nobody else knows.
+
+    Raises:
+        VisionError: whatever the pipeline raises.
+    """
+    counted = CountingSink(clock=clock)
+    with ExitStack() as resources:
+        stop = threading.Event()
+        if publish:
+            counted.behind = _private_publisher(site, resources)
+        options = RunOptions(stop=stop, sink=counted, open_detector=open_detector)
+        runtime = load_pipeline(site.pipeline)(site, options, resources)
+        begin_ns, meter = clock(), _Meter(seconds * _WARM_PART, clock)
+        runtime.run(stop, for_s=seconds, on_report=meter.see)
+        end_ns = begin_ns + int(seconds * 1e9)
+    camera_ids = [camera.id for camera in site.cameras]
+    return _summary(counted, camera_ids, begin_ns + int((end_ns - begin_ns) * _WARM_PART), end_ns, meter.cpu)
+
+
+class Borrowed:
+    """A `Detector` that a pipeline may close and that stays open, with batches of its own greatest size."""
+
+    def __init__(self, detector: Detector, max_batch: int) -> None:
+        self._detector = detector
+        self._max_batch = min(max_batch, detector.max_batch)
+
+    @property
+    def name(self) -> str:
+        return self._detector.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._detector.class_names
+
+    @property
+    def slots(self) -> int:
+        return self._detector.slots
+
+    @property
+    def parallel(self) -> int:
+        return self._detector.parallel
+
+    @property
+    def max_batch(self) -> int:
+        return self._max_batch
+
+    @property
+    def pixel_formats(self) -> tuple[PixelFormat, ...]:
+        return self._detector.pixel_formats
+
+    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
+        return self._detector.frame_buffer(height_px, width_px, pixel_format)
+
+    def submit(self, slot: int, frames: Sequence[Frame]) -> None:
+        self._detector.submit(slot, frames)
+
+    def wait(self, slot: int, timeout_s: float) -> list[Detections]:
+        return self._detector.wait(slot, timeout_s)
+
+    def close(self) -> None:
+        """Wait for what the pipeline left behind, so that every slot is free for the next one."""
+        for slot in range(self._detector.slots):
+            with suppress(ValueError):  # nothing was submitted there
+                self._detector.wait(slot, _WAIT_S)
+
+
+class _Meter:
+    """Who used the CPU from the first report after `after_s` to the last one."""
+
+    def __init__(self, after_s: float, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._from_ns = clock() + int(after_s * 1e9)
+        self._meter: CpuMeter | None = None
+        self.cpu = CpuUse(0.0, 0.0)
+
+    def see(self, _report: Report) -> None:
+        if self._meter is not None:
+            self.cpu = self._meter.read()
+        elif self._clock() >= self._from_ns:
+            self._meter = CpuMeter(ThisSystem())
+
+
+def _private_publisher(site: SiteConfig, resources: ExitStack) -> Sink:
+    folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="vision-"))
+    private = site.publish.model_copy(update={"bind": f"ipc://{folder}/results"})
+    options = RunOptions(stop=threading.Event())
+    return publisher_of(site.model_copy(update={"publish": private}), options, resources)
+
+
+def _summary(counted: CountingSink, camera_ids: Sequence[str], begin_ns: int, end_ns: int, cpu: CpuUse) -> SiteRun:
+    seconds = (end_ns - begin_ns) / 1e9
+    cameras = {}
+    everything: list[int] = []
+    for camera_id in camera_ids:
+        times, drops = counted.latencies_ns.get(camera_id, []), counted.drops.get(camera_id, [])
+        latencies = [latency for at_ns, latency in times if begin_ns <= at_ns < end_ns]
+        everything += latencies
+        dropped = sum(count for at_ns, count in drops if begin_ns <= at_ns < end_ns)
+        cameras[camera_id] = CameraRun(len(latencies) / seconds, dropped / seconds, Durations.of(latencies))
+    published = sum(map(len, counted.latencies_ns.values()))
+    objects = counted.objects / published if published else 0.0
+    return SiteRun(seconds, cameras, Durations.of(everything), cpu, objects)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadCosts:
+    """CPU time that each kind of thread spends on a picture, without decoding and without the detector."""
+
+    results_ms: float
+    loop_ms: float
+    camera_ms: float
+
+
+def measure_threads(
+    site: SiteConfig, class_names: Sequence[str], objects: int, *, pictures: int = _HOST_PICTURES
+) -> ThreadCosts:
+    """Run the site's pipeline with made-up cameras and a detector that finds `objects` at once, publishing all.
+
+    Raises:
+        VisionError: whatever the pipeline raises.
+    """
+    detector = CannedDetector(class_names, objects, max_batch=site.detect.max_batch)
+    each = pictures // _HOST_CAMERAS
+    cameras = [
+        {"id": f"camera-{n}", "source": f"synthetic:32x32@1000?objects=1&frames={each}&seed={n}"}
+        for n in range(_HOST_CAMERAS)
+    ]
+    made_up = SiteConfig.model_validate(
+        {"cameras": cameras, "model": site.model, "pipeline": site.pipeline}
+    ).model_copy(update={"track": site.track, "detect": site.detect, "publish": site.publish})
+    counted = CountingSink()
+    with ExitStack() as resources:
+        stop = threading.Event()
+        counted.behind = _private_publisher(made_up, resources)
+        options = RunOptions(stop=stop, offline=True, sink=counted, open_detector=lambda *_: detector)
+        runtime = load_pipeline(made_up.pipeline)(made_up, options, resources)
+        cpu_ns = time.process_time_ns()
+        runtime.run(stop, for_s=60.0)
+        cpu_ns = time.process_time_ns() - cpu_ns
+    times = counted.thread_ns
+    results_ms = (times[-1] - times[0]) / 1e6 / (len(times) - 1) if len(times) > 1 else 0.0
+    others_ms = cpu_ns / 1e6 / max(1, len(times)) - results_ms - detector.ms_per_frame
+    return ThreadCosts(results_ms, detector.ms_per_frame, max(0.0, others_ms))

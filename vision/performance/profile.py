@@ -1,0 +1,166 @@
+"""`vision profile MODEL`: where the time goes in the network, layer by layer, and between the stages around it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from vision.config import DetectConfig, ModelCard
+from vision.detect.detector import Detector
+from vision.detect.open import open_detector
+from vision.engine.profiler import Layer, LayerTimes, Profile, parse_layers
+from vision.engine.trace import Span, SpanRecorder, layer_spans, write_chrome_trace
+from vision.errors import ConfigError, DeviceMissing, ModelError
+from vision.performance.nodes import parse_nodes
+from vision.performance.pictures import make_batches, read_pictures, shipped_clip
+from vision.performance.timeline import trace_slots
+
+_log = logging.getLogger(__name__)
+
+RUNS: Final = 50
+_WARM_UP: Final = 5
+_TRACE_ROUNDS: Final = 6
+_TRACE_SLOTS: Final = 2
+_LAYERS: Final = "layers, mean of all runs"
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSettings:
+    """What to profile."""
+
+    batch: int = 1
+    precision: str = "fp16"
+    backend: str = "auto"
+    runs: int = RUNS
+    trace: Path | None = None  # a Chrome trace goes there
+
+
+def profile_model(
+    folder: Path, card: ModelCard, settings: ProfileSettings, say: Callable[[str], None] = lambda _: None
+) -> Profile:
+    """Times and description of every layer; with `settings.trace`, also a time line of two batches in flight.
+
+    Raises:
+        VisionError: the model or the back-end is not there, or the model does not take such a batch.
+    """
+    gpu = settings.backend != "onnxruntime" and _has_gpu(required=settings.backend == "tensorrt")
+    say("layers")
+    profile = (_tensorrt_layers if gpu else _onnxruntime_layers)(folder, card, settings)
+    if settings.trace is not None:
+        say("time line")
+        backend = "tensorrt" if gpu else "onnxruntime"
+        write_chrome_trace(settings.trace, _timeline(folder, card, settings, backend, profile))
+    return profile
+
+
+def check_trace_path(path: Path) -> None:
+    """Before seconds are spent on measuring.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"--trace: there is no folder {path.parent}")
+
+
+def _has_gpu(*, required: bool) -> bool:
+    try:
+        from vision.performance import gpu
+
+        gpu.require()
+    except DeviceMissing as missing:
+        if required:
+            raise
+        _log.info("no TensorRT here, so ONNX Runtime's nodes are shown and no engine's layers: %s", missing.args[0])
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------ layers
+
+
+def _onnxruntime_layers(folder: Path, card: ModelCard, settings: ProfileSettings) -> Profile:
+    from vision.detect.model_file import checked_model_file
+    from vision.detect.network import OnnxNetwork
+
+    path = checked_model_file(folder, card)
+    threads = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="vision-") as scratch:
+        network = OnnxNetwork(path, card, settings.batch, threads=threads, profile=Path(scratch) / "nodes")
+        for _ in range(_WARM_UP + settings.runs):
+            network.run()
+        text = network.end_profiling().read_text(encoding="utf-8")
+    times, layers = parse_nodes(text, skip=_WARM_UP)
+    return _report(f"{card.name} on ONNX Runtime, {threads} threads", network.input_shapes, times, layers)
+
+
+def _tensorrt_layers(folder: Path, card: ModelCard, settings: ProfileSettings) -> Profile:
+    from vision.engine.profiler import profile_layers
+    from vision.performance import gpu
+
+    with gpu.opened_engine(folder, card, _detect(settings, "tensorrt")) as engine:
+        shapes = gpu.picture_shapes(engine, card, settings.batch)
+        with closing(gpu.GpuLane(engine, shapes, graph=False)) as lane:
+            if lane.context is None:
+                raise ModelError("the context was closed")
+            times = profile_layers(lane.context, lane.start, lane.finish, runs=settings.runs, warm_up=_WARM_UP)
+            layers = tuple(layer for layer in parse_layers(engine.information()) if layer.profile == lane.profile)
+        return _report(f"{engine.label}, profile {lane.profile}", shapes, times, layers)
+
+
+def _report(label: str, shapes: Any, times: LayerTimes, layers: Sequence[Layer]) -> Profile:
+    shape = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in shapes.items())
+    return Profile(label, shape, times.runs, times.total_ms(), times.layers(), tuple(layers))
+
+
+def profile_json(profile: Profile) -> str:
+    """All of it, for programs."""
+    return json.dumps({"schema": "vision.profile/1", **profile.as_json()}, indent=1)
+
+
+# ------------------------------------------------------------------------------------------------ time line
+
+
+def _detect(settings: ProfileSettings, backend: str) -> DetectConfig:
+    return DetectConfig.model_validate(
+        {"backend": backend, "precision": settings.precision, "max_batch": settings.batch}
+    )
+
+
+def _timeline(
+    folder: Path, card: ModelCard, settings: ProfileSettings, backend: str, profile: Profile
+) -> Sequence[Span]:
+    recorder = SpanRecorder()
+    with closing(open_detector(folder, card, _detect(settings, backend))) as detector:
+        batch = min(settings.batch, detector.max_batch)
+        images = read_pictures(shipped_clip(), _TRACE_SLOTS * batch)
+        slots = min(_TRACE_SLOTS, detector.slots)
+        batches = make_batches(detector, images, slots, batch, "bgr")
+        trace_slots(detector, batches, 2, SpanRecorder())  # caches and clocks
+        if backend == "tensorrt":
+            _trace_on_device(detector, batches, recorder)
+        else:
+            trace_slots(detector, batches, _TRACE_ROUNDS, recorder)
+    begin_ns = min(span.start_ns for span in recorder.spans())
+    means = ((time.name, time.mean_ms) for time in profile.times)
+    return (*recorder.spans(), *layer_spans(means, _LAYERS, begin_ns))
+
+
+def _trace_on_device(detector: Detector, batches: Any, recorder: SpanRecorder) -> None:
+    """As it runs, and then step by step."""
+    from vision.detect.tensorrt import TensorRTDetector
+    from vision.performance.device_timeline import DeviceTimeline
+
+    if not isinstance(detector, TensorRTDetector):
+        raise ModelError(f"expected the TensorRT detector, got {type(detector).__name__}")
+    for steps in (False, True):
+        with closing(DeviceTimeline(detector, steps=steps)) as timeline:
+            trace_slots(detector, batches, _TRACE_ROUNDS, recorder, submit=timeline.submit)
+            timeline.write_to(recorder)

@@ -1,0 +1,104 @@
+"""The whole detection stage through the `Detector` seam: frames on the host in, boxes on the host out.
+
+The loop is that of the program: wait for the oldest batch, submit the next. So any detector can be measured, and what
+is measured is what the program gets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from vision.detect.detector import Detector
+from vision.performance.conditions import CpuMeter, CpuUse, ThisSystem
+from vision.performance.samples import Durations
+from vision.types import Frame
+
+_WAIT_S: Final = 60.0  # for one batch: longer than any takes that is not lost
+_LEAST: Final = 5  # batches, however slow
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a loop of batches came to."""
+
+    durations: Durations  # of a batch, from submit until its detections are there
+    frames_per_s: float
+    cpu: CpuUse
+    objects_per_frame: float
+
+
+def measure_stage(
+    detector: Detector,
+    batches: Sequence[Sequence[Frame]],
+    seconds: float,
+    *,
+    warm: Callable[[], bool] | None = None,
+    clock: Callable[[], int] = time.monotonic_ns,
+) -> Measured:
+    """Keep as many batches in flight as are given, for `seconds`.
+
+    Args:
+        batches: one a slot, all of one size; slot k always gets batch k.
+        warm: asked after each batch of the warm-up; it ends once this says True, at the earliest after each slot's
+            second batch.
+    """
+    loop = _Loop(detector, batches, clock)
+    for _ in range(2 * len(batches)):
+        loop.turn()
+    while warm is not None and not warm():
+        loop.turn()
+    measured = loop.measure(seconds)
+    loop.drain()
+    return measured
+
+
+class _Loop:
+    def __init__(self, detector: Detector, batches: Sequence[Sequence[Frame]], clock: Callable[[], int]) -> None:
+        self._detector = detector
+        self._batches = batches
+        self._clock = clock
+        self._oldest = 0
+        self._submitted_ns = [0] * len(batches)
+        self._in_flight = 0
+        for slot in range(len(batches)):
+            self._submit(slot)
+
+    def _submit(self, slot: int) -> None:
+        self._submitted_ns[slot] = self._clock()
+        self._detector.submit(slot, self._batches[slot])
+        self._in_flight += 1
+
+    def _wait(self) -> tuple[int, int]:
+        """Of the oldest batch: how long it took, and how many objects it had."""
+        slot = self._oldest
+        found = self._detector.wait(slot, _WAIT_S)
+        self._in_flight -= 1
+        self._oldest = (slot + 1) % len(self._batches)
+        return self._clock() - self._submitted_ns[slot], sum(map(len, found))
+
+    def turn(self) -> tuple[int, int]:
+        slot = self._oldest
+        result = self._wait()
+        self._submit(slot)
+        return result
+
+    def measure(self, seconds: float) -> Measured:
+        durations_ns: list[int] = []
+        objects = 0
+        begin_ns, meter = self._clock(), CpuMeter(ThisSystem())
+        end_ns = begin_ns + int(seconds * 1e9)
+        while self._clock() < end_ns or len(durations_ns) < _LEAST:
+            took_ns, found = self.turn()
+            durations_ns.append(took_ns)
+            objects += found
+        wall_s, cpu = (self._clock() - begin_ns) / 1e9, meter.read()
+        frames = len(durations_ns) * len(self._batches[0])
+        return Measured(Durations.of(durations_ns), frames / wall_s, cpu, objects / frames)
+
+    def drain(self) -> None:
+        """Leave the detector with all slots free."""
+        while self._in_flight:
+            self._wait()
