@@ -124,9 +124,7 @@ def _close_recorder(recorder: Recorder, path: Path) -> None:
         raise VisionError(f"--record: {recorder.lost} of {recorder.lost + recorder.written} results are not in {path}")
 
 
-def detector_of(
-    site: SiteConfig, options: RunOptions, resources: ExitStack, *, score: float | None = None
-) -> Detector:
+def detector_of(site: SiteConfig, options: RunOptions, resources: ExitStack, *, score: float | None = None) -> Detector:
     """Load the model and everything that finding objects needs.
 
     Args:
@@ -146,9 +144,7 @@ def detector_of(
     return detector
 
 
-def cameras_of(
-    site: SiteConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
-) -> list[Camera]:
+def cameras_of(site: SiteConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()) -> list[Camera]:
     """A slot and a supervisor for each camera; nothing is opened before the runtime starts them.
 
     Args:
