@@ -14,9 +14,7 @@ from vision.errors import ModelError
 class OnnxNetwork:
     """One session with its input and outputs bound once."""
 
-    def __init__(
-        self, path: Path, card: ModelCard, batch: int, *, threads: int, profile: Path | None = None
-    ) -> None:
+    def __init__(self, path: Path, card: ModelCard, batch: int, *, threads: int, profile: Path | None = None) -> None:
         """
         Args:
             path: the ONNX file.
