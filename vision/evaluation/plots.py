@@ -54,7 +54,7 @@ def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
     right.axvline(found.score, color=_ORANGE, linewidth=1.5, linestyle="--", label=f"published from {found.score:g}")
     right.set(xlabel="lowest score", xlim=(0, 1), ylim=(0, 1.02))
     right.set_title("what another score would give, overlap 0.5", loc="left")
-    right.legend(loc="lower left", framealpha=0.9, edgecolor="none")
+    right.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=9)
     _save(figure, path)
 
 
