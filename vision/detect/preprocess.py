@@ -8,8 +8,6 @@ channel 0.3 ms, `cv2.addWeighted` 0.03 ms less or more, depending on the build.
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import dataclass
 
 import cv2
@@ -17,13 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config.site import InputCard
+from vision.detect.colour import Scratch, ToBgr
 from vision.detect.letterbox import Letterbox, gain_and_offset
-from vision.detect.yuv import FRACTION_BITS, yuv_coefficients
 from vision.types import PixelFormat, YuvEncoding
 
 _MOST_PLANS = 256
-
-_TO_BGR = {"nv12": cv2.COLOR_YUV2BGR_NV12, "i420": cv2.COLOR_YUV2BGR_I420}
 
 
 class Preprocessor:
@@ -39,10 +35,9 @@ class Preprocessor:
         self._channels = (0, 1, 2) if card.color == "bgr" else (2, 1, 0)
         self._plans: dict[tuple[int, tuple[int, ...]], _Plan] = {}
         self._drawn: list[tuple[Letterbox, tuple[int, int]] | None] = [None] * len(tensor)
-        self._scaled = _Scratch()
-        self._planes = _Scratch()
-        self._converted = _Scratch()
-        self._yuv = _Scratch()
+        self._scaled = Scratch()
+        self._planes = Scratch()
+        self._to_bgr = ToBgr()
         # A pool of OpenCV threads would spin on the cores that the other batches compute on. This is process-wide.
         cv2.setNumThreads(1)
 
@@ -51,7 +46,9 @@ class Preprocessor:
     ) -> Letterbox:
         """Letterbox one picture into ``tensor[index]``; says how it lies there."""
         _allow_fast_scaling()
-        bgr = self._bgr(pixels, pixel_format, encoding)  # bgrx stays as it is: its fourth plane is never read
+        bgr = self._to_bgr.convert(
+            pixels, pixel_format, encoding
+        )  # bgrx stays as it is: its fourth plane is never read
         plan = self._plan(index, bgr.shape)
         self._fill_around(index, plan)
         cv2.resize(bgr, plan.size, dst=plan.scaled, interpolation=cv2.INTER_LINEAR)
@@ -86,18 +83,6 @@ class Preprocessor:
             list(self._tensor[index, :, y : y + height, x : x + width]),
         )
 
-    def _bgr(self, pixels: NDArray[np.uint8], pixel_format: PixelFormat, encoding: YuvEncoding) -> NDArray[np.uint8]:
-        if pixel_format in {"bgr", "bgrx"}:
-            return pixels
-        height_px, width_px = len(pixels) * 2 // 3, pixels.shape[1]
-        converted = self._converted.array((height_px, width_px, 3))
-        if encoding == "bt601":
-            cv2.cvtColor(pixels, _TO_BGR[pixel_format], dst=converted)
-        else:
-            yuv = _merged(pixels, pixel_format, yuv_coefficients(encoding)[0], self._yuv.array(converted.shape))
-            cv2.transform(yuv, _matrix(encoding), dst=converted)
-        return converted
-
     def _fill_around(self, index: int, plan: _Plan) -> None:
         """Paint the canvas anew when the picture lies elsewhere than the one before it; usually it does not."""
         if self._drawn[index] == (plan.letterbox, plan.size):
@@ -116,44 +101,6 @@ class _Plan:
     scaled: NDArray[np.uint8]  # (H, W, channels)
     planes: list[NDArray[np.uint8]]  # channels x (H, W)
     regions: list[NDArray[np.float32]]  # 3 x (H, W), where the planes go
-
-
-class _Scratch:
-    """One growing piece of memory, handed out as contiguous arrays of any shape that fits."""
-
-    def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint8)
-
-    def array(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        size = math.prod(shape)
-        if size > len(self._memory):
-            self._memory = np.empty(size, np.uint8)
-        return self._memory[:size].reshape(shape)
-
-
-def _merged(
-    pixels: NDArray[np.uint8], pixel_format: PixelFormat, black: int, out: NDArray[np.uint8]
-) -> NDArray[np.uint8]:
-    """Y, U and V of each pixel side by side, Y no less than black."""
-    height_px, width_px = out.shape[:2]
-    chroma = pixels[height_px:]
-    if pixel_format == "nv12":
-        blue_red = cv2.split(chroma.reshape(height_px // 2, width_px // 2, 2))
-    else:
-        blue_red = tuple(chroma.reshape(2, height_px // 2, width_px // 2))
-    size = (width_px, height_px)
-    repeated = [cv2.resize(plane, size, interpolation=cv2.INTER_NEAREST) for plane in blue_red]
-    cv2.merge([np.maximum(pixels[:height_px], np.uint8(black)), *repeated], out)
-    return out
-
-
-@functools.cache
-def _matrix(encoding: YuvEncoding) -> NDArray[np.float32]:
-    """(3, 4): from Y, U, V, 1 to blue, green, red."""
-    black, *factors = yuv_coefficients(encoding)
-    luma, u_blue, u_green, v_green, v_red = (factor / (1 << FRACTION_BITS) for factor in factors)
-    rows = np.array([[luma, u_blue, 0], [luma, u_green, v_green], [luma, 0, v_red]])
-    return np.column_stack([rows, -rows @ (black, 128, 128)]).astype(np.float32)
 
 
 def _allow_fast_scaling() -> None:

@@ -1,0 +1,86 @@
+"""Parts of pictures of every format as BGR, and whole ones as JPEGs."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vision.detect.letterbox import to_bgr
+from vision.detect.pictures import JpegEncoder, PartReader
+from vision.types import Frame, FrameMeta, PixelFormat, YuvEncoding, frame_shape
+
+FORMATS: tuple[PixelFormat, ...] = ("bgr", "bgrx", "nv12", "i420")
+ENCODINGS: tuple[YuvEncoding, ...] = ("bt601", "bt601-full", "bt709", "bt709-full")
+
+
+def noise(pixel_format: PixelFormat, encoding: YuvEncoding = "bt601", width_px: int = 64, height_px: int = 48) -> Frame:
+    pixels = np.random.default_rng(1).integers(0, 256, frame_shape(height_px, width_px, pixel_format), np.uint8)
+    return Frame(FrameMeta("a", 0, 0, 0, 0, width_px, height_px, yuv=encoding), pixels, pixel_format)
+
+
+def scene(pixel_format: PixelFormat, width_px: int = 640, height_px: int = 480) -> Frame:
+    """A smooth picture, as cameras make them."""
+    x, y = np.meshgrid(np.arange(width_px), np.arange(height_px))
+    planes = [128 + 100 * np.sin(x / 90), 128 + 100 * np.cos(y / 70), 128 + 60 * np.sin((x + y) / 120)]
+    bgr = np.stack(planes, -1).astype(np.uint8)
+    if pixel_format == "bgrx":
+        pixels = cv2.cvtColor(bgr, cv2.COLOR_BGR2BGRA)
+    elif pixel_format == "i420":
+        pixels = cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420)
+    else:
+        pixels = bgr
+    meta = FrameMeta("a", 0, 0, 0, 0, width_px, height_px)
+    return Frame(meta, np.ascontiguousarray(pixels, np.uint8), pixel_format)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("pixel_format", FORMATS)
+def test_every_part_is_that_of_the_whole_picture(pixel_format: PixelFormat, encoding: YuvEncoding) -> None:
+    frame = noise(pixel_format, encoding)
+    whole = to_bgr(frame.pixels, pixel_format, encoding).astype(int)
+    reader = PartReader()
+    parts = [(0, 0, 64, 48), (0, 0, 1, 1), (63, 47, 64, 48), (3, 5, 4, 20), (2, 6, 40, 41), (31, 0, 64, 33)]
+    for left, top, right, bottom in parts:
+        part = reader.read(frame, left, top, right, bottom)
+        assert part.shape == (bottom - top, right - left, 3)
+        assert np.abs(part - whole[top:bottom, left:right]).max() <= (0 if encoding == "bt601" else 1)
+
+
+@pytest.mark.parametrize(
+    "part", [(0, 0, 65, 48), (0, 0, 64, 49), (-1, 0, 5, 5), (5, 5, 5, 6), (6, 5, 5, 6), (0, 9, 9, 9)]
+)
+def test_parts_that_are_none(part: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="expected a part of 64x48 pixels"):
+        PartReader().read(noise("bgr"), *part)
+
+
+def test_a_picture_on_the_gpu_is_refused() -> None:
+    frame = noise("bgr")
+    elsewhere = np.broadcast_to(np.zeros((), np.uint8), frame.pixels.shape)
+    with pytest.raises(ValueError, match="expected a picture in host memory"):
+        PartReader().read(Frame(frame.meta, elsewhere, "bgr"), 0, 0, 9, 9)
+
+
+def decoded(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), np.uint8)
+
+
+@pytest.mark.parametrize("pixel_format", ["bgr", "bgrx", "i420"])
+def test_a_jpeg_shows_the_picture(pixel_format: PixelFormat) -> None:
+    encoder = JpegEncoder(quality=95)
+    picture = decoded(encoder.encode(scene(pixel_format)))
+    assert picture.shape == (480, 640, 3)
+    assert np.abs(picture.astype(int) - scene("bgr").pixels).mean() < 2
+
+
+@pytest.mark.parametrize(("longest", "shape"), [(320, (240, 320, 3)), (640, (480, 640, 3)), (100, (75, 100, 3))])
+def test_large_pictures_are_made_smaller(longest: int, shape: tuple[int, ...]) -> None:
+    assert decoded(JpegEncoder(longest_side_px=longest).encode(scene("bgr"))).shape == shape
+
+
+def test_a_lower_quality_makes_smaller_files() -> None:
+    sizes = [len(JpegEncoder(quality=quality).encode(scene("bgr"))) for quality in (10, 50, 95)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] / 3
