@@ -1,7 +1,7 @@
 """Where the pictures of a batch are, and what it takes for the GPU to see them.
 
 A picture that a camera decoded into a buffer of `FrameStore.buffer` has a twin in GPU memory and a description for the
-letterbox kernel, both made with the buffer. Binding it to a batch is then one copy of 96 bytes on the host and one
+letterbox kernel, both made with the buffer. Binding it to a batch is then one copy of 112 bytes on the host and one
 asynchronous copy over the bus, and none where CPU and GPU share their memory or the picture was decoded on the GPU.
 """
 

@@ -59,7 +59,7 @@ class LetterboxProgram:
         return {"WIDTH": self.width_px, "HEIGHT": self.height_px, "HALF_INPUT": int(self.half_input)}
 
     def grid(self, batch: int) -> Grid:
-        return (-(-self.width_px // 128), -(-self.height_px // 8), batch)
+        return (-(-self.width_px // 128), -(-self.height_px // 16), batch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ struct Frame {
     int luma_offset;                      // 16 for limited range, 0 for full
     int luma, u_blue, u_green, v_green, v_red;  // with 20 fractional bits
     float ratio_x, ratio_y;               // source pixels per model pixel
+    int step, step_rest;                  // 2 * width over 2 * content_width, and the remainder: from column to column
+    float per_x, per_y;                   // 1 over 2 * content_width, and over 2 * content_height
     int reserved;
 };
 
