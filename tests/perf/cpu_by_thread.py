@@ -1,0 +1,62 @@
+"""Where the processor's time goes in an offline run: CPU milliseconds a frame, by thread.
+
+    python -m tests.perf.cpu_by_thread CAMERAS
+
+prints one line of JSON. Threads that Python does not know are FFmpeg's decoders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.perf import site
+from vision.assemble import RunOptions
+from vision.config import load_site
+from vision.pipelines.detect import build
+from vision.report import Report
+
+
+def cpu_s_by_thread() -> dict[str, float]:
+    """CPU seconds of each kind of thread of this process so far."""
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    seconds: Counter[str] = Counter()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        name = re.sub(r"-?\d+$|-camera.*", "", names.get(int(task.name), "decoders"))
+        seconds[name] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return dict(seconds)
+
+
+def measure(cameras: int) -> Mapping[str, float]:
+    """CPU milliseconds a frame of each kind of thread, from the first report to the last while cameras run."""
+    seen: list[tuple[int, dict[str, float]]] = []
+
+    def note(report: Report) -> None:
+        if all(camera.status.state == "streaming" for camera in report.cameras):
+            seen.append((sum(camera.published for camera in report.cameras), cpu_s_by_thread()))
+
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as resources:
+        config = site.write_config(Path(folder) / "camera.yaml", [str(site.CLIP)] * cameras)
+        stop = threading.Event()
+        runtime = build(load_site(config, {}), RunOptions(stop=stop, offline=True), resources)
+        runtime.run(stop, on_report=note)
+    (first, before), (last, after) = seen[0], seen[-1]
+    frames = last - first
+    spent = {name: 1000 * (after[name] - before.get(name, 0.0)) / frames for name in after}
+    return {"frames": frames, **{name: ms for name, ms in sorted(spent.items(), key=lambda one: -one[1]) if ms > 0.005}}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(int(sys.argv[1]))))
