@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +28,7 @@ from vision.report import Report
 def cpu_s_by_thread() -> dict[str, float]:
     """CPU seconds of each kind of thread of this process so far."""
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for task in Path("/proc/self/task").iterdir():
         try:
             fields = (task / "stat").read_text().rpartition(")")[2].split()
