@@ -252,6 +252,7 @@ def _build(arguments: argparse.Namespace, _stop: threading.Event) -> int:
         force=arguments.force,
         ahead_of_time=arguments.for_gpu is not None,
         cache_folder=arguments.cache,
+        console=_console(None),
         prepare_thread=prepare,
     )
 

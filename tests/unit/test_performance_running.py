@@ -1,0 +1,420 @@
+"""What measures: loops over detectors and lanes, real pictures, real cameras, ONNX Runtime's profiler, time lines."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from vision.config import CameraConfig, SiteConfig, load_model_card, shipped_models
+from vision.detect.fake import FakeDetector
+from vision.detect.network import OnnxNetwork
+from vision.engine.trace import SpanRecorder
+from vision.errors import Closed, DeviceError, ModelError, SourceError
+from vision.metrics import span
+from vision.performance.canned import CannedDetector
+from vision.performance.demand import assumed, decode_costs, demand, demands
+from vision.performance.document import DecodeCost
+from vision.performance.engine import ThreadLane, measure_engine
+from vision.performance.nodes import parse_nodes
+from vision.performance.pictures import convert, is_local, make_batches, read_pictures, shipped_clip, size_of
+from vision.performance.pipeline import Borrowed, measure_threads, run_site, synthetic_site
+from vision.performance.plan import resized
+from vision.performance.stage import measure_stage
+from vision.performance.timeline import recorded_spans, trace_slots
+from vision.types import PixelFormat
+
+
+class Time:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def clock(self) -> int:
+        return self.now_ns
+
+    def sleep(self, seconds: float) -> None:
+        self.now_ns += round(seconds * 1e9)
+
+
+def fake(time_: Time, *, slots: int = 2, parallel: int = 1, service_ms: int = 10) -> FakeDetector:
+    return FakeDetector(
+        slots=slots, parallel=parallel, service_ns=service_ms * 1_000_000, clock=time_.clock, sleep=time_.sleep
+    )
+
+
+# ------------------------------------------------------------------------------------------------ stage
+
+
+@pytest.mark.parametrize(
+    ("slots", "parallel", "batch", "rate", "latency_ms"),
+    [(1, 1, 1, 100, 10), (2, 1, 1, 100, 20), (2, 2, 1, 200, 10), (3, 2, 4, 800, 15), (1, 2, 4, 400, 10)],
+)
+def test_rate_and_latency_of_a_stage(slots: int, parallel: int, batch: int, rate: float, latency_ms: float) -> None:
+    time_ = Time()
+    images = read_pictures("synthetic:64x48?objects=2", 4)
+    with closing(fake(time_, slots=slots, parallel=parallel)) as detector:
+        batches = make_batches(detector, images, slots, batch, "bgr")
+        found = measure_stage(detector, batches, 1.0, clock=time_.clock)
+        assert found.frames_per_s == pytest.approx(rate, rel=0.02)
+        assert found.durations.p50_ms == pytest.approx(latency_ms, rel=0.5)
+        assert found.objects_per_frame == 2
+        detector.submit(0, batches[0])  # all slots are free again
+
+
+def test_the_warm_up_lasts_until_it_is_told_to_end() -> None:
+    time_ = Time()
+    asked = itertools.count()
+    with closing(fake(time_)) as detector:
+        batches = make_batches(detector, read_pictures("synthetic:64x48", 1), 2, 1, "bgr")
+        measure_stage(detector, batches, 0.1, warm=lambda: next(asked) >= 20, clock=time_.clock)
+    assert time_.now_ns > 0.3e9
+
+
+def test_a_slow_stage_is_measured_a_few_times_at_least() -> None:
+    time_ = Time()
+    with closing(fake(time_, slots=1, service_ms=5000)) as detector:
+        batches = make_batches(detector, read_pictures("synthetic:64x48", 1), 1, 1, "bgr")
+        assert measure_stage(detector, batches, 0.1, clock=time_.clock).durations.count == 5
+
+
+def test_a_detector_that_fails_is_not_measured() -> None:
+    with closing(FakeDetector(fail_at=3)) as detector, pytest.raises(DeviceError, match="batch 3 was to fail"):
+        batches = make_batches(detector, read_pictures("synthetic:64x48", 1), 2, 1, "bgr")
+        measure_stage(detector, batches, 1.0)
+
+
+# ------------------------------------------------------------------------------------------------ engine
+
+
+class TimedLane:
+    """A lane of a device that takes 10 ms a batch, and a host that notices the end 2 ms later."""
+
+    def __init__(self, time_: Time) -> None:
+        self._time = time_
+        self._free_ns = 0
+        self.closed = False
+
+    def start(self) -> None:
+        self._free_ns = max(self._time.now_ns, self._free_ns) + 10_000_000
+
+    def finish(self) -> None:
+        self._time.now_ns = max(self._time.now_ns, self._free_ns) + 2_000_000
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_an_engine_is_waited_for_and_left_alone() -> None:
+    time_ = Time()
+    found = measure_engine([TimedLane(time_)], 4.0, clock=time_.clock)
+    assert found.durations.p50_ms == pytest.approx(12.0)
+    assert found.batches_per_s == pytest.approx(100, rel=0.03)
+
+
+def test_two_streams_on_a_device_for_each() -> None:
+    time_ = Time()
+    found = measure_engine([TimedLane(time_), TimedLane(time_)], 4.0, clock=time_.clock)
+    assert found.batches_per_s == pytest.approx(200, rel=0.03)
+
+
+def test_a_lane_of_a_thread() -> None:
+    calls: list[str] = []
+    with closing(ThreadLane(lambda: calls.append(threading.current_thread().name))) as lane:
+        lane.finish()
+        lane.start()
+        lane.start()
+        lane.finish()
+    assert len(calls) == 2
+    assert "MainThread" not in calls
+
+
+def test_a_lane_whose_work_fails() -> None:
+    with closing(ThreadLane(lambda: 1 / 0)) as lane:
+        lane.start()
+        with pytest.raises(ZeroDivisionError):
+            lane.finish()
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Path]:
+    yield shipped_models() / "nanodet-g-416"
+
+
+def test_the_network_at_any_batch(model: Path) -> None:
+    card = load_model_card(model)
+    network = OnnxNetwork(model / card.file, card, 2, threads=1)
+    assert network.input_shapes == {"images": (2, 3, 416, 416)}
+    network.run()
+
+
+def test_a_network_with_a_fixed_batch(tmp_path: Path) -> None:
+    from tests import tiny_models
+
+    (tmp_path / "model.yaml").write_text(tiny_models.COLOUR_CARD)
+    tiny_models.save_colour_model(tmp_path / "colours.onnx", batch=1)
+    card = load_model_card(tmp_path)
+    with pytest.raises(ModelError, match="takes batches of 1 and no others, 4 was asked for"):
+        OnnxNetwork(tmp_path / card.file, card, 4, threads=1)
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+@pytest.mark.parametrize(("pixel_format", "code"), [("nv12", cv2.COLOR_YUV2BGR_NV12), ("i420", cv2.COLOR_YUV2BGR_I420)])
+def test_pictures_in_yuv_are_what_opencv_takes_them_for(pixel_format: PixelFormat, code: int) -> None:
+    bgr = cv2.GaussianBlur(read_pictures(shipped_clip(), 1)[0], (0, 0), 4).astype(np.uint8)  # colours without edges
+    converted = convert(bgr, pixel_format)
+    assert size_of(converted, pixel_format) == bgr.shape[:2]
+    back = cv2.cvtColor(converted, code)
+    assert np.abs(back.astype(int) - bgr).mean() < 2
+
+
+def test_pictures_with_a_fourth_channel() -> None:
+    bgr = read_pictures("synthetic:64x48", 1)[0]
+    assert np.array_equal(convert(bgr, "bgrx")[..., :3], bgr)
+    assert convert(bgr, "bgr") is bgr
+
+
+def test_odd_sides_have_no_yuv() -> None:
+    with pytest.raises(ValueError, match="even sides"):
+        convert(np.zeros((3, 5, 3), np.uint8), "nv12")
+
+
+def test_a_recording_with_fewer_pictures() -> None:
+    assert len(read_pictures("synthetic:64x48?frames=3", 10)) == 3
+    with pytest.raises(SourceError):
+        read_pictures("/no/such/file.mp4", 1)
+
+
+def test_pictures_in_another_size() -> None:
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    assert np.array_equal(resized(image, 4, 6), image)
+    assert np.array_equal(resized(image, 2, 3), image[::2, ::2])
+    assert resized(image, 8, 6).shape == (8, 6, 3)
+    assert resized(image, 8, 6).flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"), [("synthetic:", True), (__file__, True), ("rtsp://x/y", False), ("/no/such", False)]
+)
+def test_what_disturbs_nobody(source: str, expected: bool) -> None:
+    assert is_local(source) is expected
+
+
+# ------------------------------------------------------------------------------------------------ cameras
+
+
+def camera(source: str, **other: object) -> CameraConfig:
+    return CameraConfig.model_validate({"id": "a", "source": source, **other})
+
+
+def test_a_recording_is_measured_in_less_time_than_it_lasts() -> None:
+    began = time.monotonic()
+    found = demand(camera(shipped_clip()), ("nv12", "bgr"))
+    assert time.monotonic() - began < 10
+    assert (found.fps, found.width_px, found.height_px, found.pixel_format) == (10.0, 768, 576, "bgr")
+    assert found.cpu_ms > 0
+    assert found.grab_ms > 0
+    assert found.nbytes == 768 * 576 * 3
+    assert found.assumed == ""
+
+
+def test_a_generator_says_its_rate() -> None:
+    found = demand(camera("synthetic:320x240@12", max_fps=5), ("nv12",))
+    assert (found.fps, found.max_fps, found.pixel_format) == (12.0, 5.0, "nv12")
+
+
+def test_a_folder_of_pictures_has_the_rate_that_is_asked_for(tmp_path: Path) -> None:
+    for index in range(5):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), np.full((48, 64, 3), 40 * index, np.uint8))
+    found = demand(camera(str(tmp_path), fps=2), ("bgr",))
+    assert (found.fps, found.width_px) == (2.0, 64)
+
+
+def test_a_camera_that_is_away_is_assumed() -> None:
+    known = [DecodeCost("synthetic", 1, 1, 9, 9, 9), DecodeCost("path", 960, 540, 2.0, 0.5, 3.0)]
+    found = demand(camera("rtsp://127.0.0.1:1/x", open_timeout_s=1, via="opencv"), ("bgr",), known)
+    assert (found.fps, found.width_px, found.height_px) == (25.0, 1920, 1080)
+    assert (found.grab_ms, found.retrieve_ms, found.cpu_ms) == (8.0, 2.0, 12.0)
+    assert "taken as 1920x1080 at 25 frames/s" in found.assumed
+    assert "***" not in found.assumed
+
+
+def test_an_assumed_camera_without_any_experience() -> None:
+    found = assumed(camera("csi:0", width=1280, height=720, fps=60), (), "it is away")
+    assert (found.fps, found.width_px, found.cpu_ms) == (60, 1280, 0.0)
+    assert "decoding not counted" in found.assumed
+
+
+def test_cameras_of_a_kind_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = [camera(f"synthetic:64x48@25?seed={n}").model_copy(update={"id": f"c{n}"}) for n in range(3)]
+    found = demands([*config, camera("synthetic:32x32@25", max_fps=3)], ("bgr",))
+    assert [each.camera_id for each in found] == ["c0", "c1", "c2", "a"]
+    assert len({each.cpu_ms for each in found[:3]}) == 1
+    assert found[3].max_fps == 3
+    assert found[3].width_px == 32
+
+
+def test_costs_of_what_cannot_be_read_are_left_out() -> None:
+    assert [cost.kind for cost in decode_costs(["/no/such.mp4", "synthetic:64x48"])] == ["synthetic"]
+
+
+# ------------------------------------------------------------------------------------------------ program
+
+
+def test_a_site_that_is_served() -> None:
+    ran = run_site(synthetic_site(2, 20.0, 64, 48, None), 2.0, lambda *_: FakeDetector(), publish=True)
+    assert set(ran.cameras) == {"camera-0", "camera-1"}
+    assert ran.published_per_s == pytest.approx(40, rel=0.2)
+    assert ran.dropped_per_s < 5
+    assert ran.latency.count == sum(each.latency.count for each in ran.cameras.values())
+    assert ran.cpu.own > 0
+
+
+def test_a_site_that_is_too_much_drops_and_says_so() -> None:
+    slow = lambda *_: FakeDetector(service_ns=100_000_000, max_batch=1)  # noqa: E731
+    ran = run_site(synthetic_site(2, 20.0, 64, 48, "nv12"), 2.0, slow)
+    assert ran.published_per_s == pytest.approx(10, rel=0.3)
+    assert ran.dropped_per_s == pytest.approx(30, rel=0.3)
+
+
+def test_a_camera_that_gives_nothing_is_in_the_result() -> None:
+    site = SiteConfig.model_validate({"cameras": [{"id": "gone", "source": "/no/such.mp4"}]})
+    ran = run_site(site, 0.5, lambda *_: FakeDetector())
+    assert ran.cameras["gone"].published_per_s == 0
+    assert ran.objects_per_frame == 0
+
+
+def test_a_borrowed_detector_stays_open() -> None:
+    with closing(FakeDetector(slots=2, max_batch=8)) as detector:
+        run_site(synthetic_site(2, 20.0, 64, 48, None), 0.5, lambda *_: Borrowed(detector, 4))
+        borrowed = Borrowed(detector, 4)
+        assert borrowed.max_batch == 4
+        assert Borrowed(detector, 99).max_batch == 8
+        frames = make_batches(detector, read_pictures("synthetic:64x48", 1), 1, 1, "bgr")[0]
+        borrowed.submit(0, frames)
+        borrowed.close()  # waits for what was left
+        detector.submit(0, frames)
+        assert len(detector.wait(0, 1.0)) == 1
+
+
+def test_threads_cost_something_and_more_for_more_objects() -> None:
+    site = synthetic_site(1, 30.0, 64, 48, None)
+    few, many = (measure_threads(site, ("person",), objects, pictures=400) for objects in (0, 100))
+    for found in (few, many):
+        assert 0 < found.results_ms < 10
+        assert 0 < found.loop_ms < 10
+        assert 0 <= found.camera_ms < 10
+    assert many.results_ms > few.results_ms
+
+
+def test_a_canned_detector_keeps_to_the_rules_of_slots() -> None:
+    detector = CannedDetector(("person", "car"), 9, max_batch=2, thread_time=iter(range(0, 10**9, 1_000_000)).__next__)
+    frames = make_batches(detector, read_pictures("synthetic:64x48", 1), 1, 2, "bgr")[0]
+    with pytest.raises(ValueError, match="nothing was submitted"):
+        detector.wait(0, 0)
+    detector.submit(0, frames)
+    with pytest.raises(ValueError, match="still submitted"):
+        detector.submit(0, frames)
+    with pytest.raises(ValueError, match="slots are 0 to 1"):
+        detector.submit(2, frames)
+    with pytest.raises(ValueError, match="1 to 2 frames"):
+        detector.submit(1, [])
+    found = detector.wait(0, 0)
+    assert [len(each) for each in found] == [9, 9]
+    assert set(found[0].class_ids.tolist()) == {0, 1}
+    detector.submit(1, frames)
+    assert detector.ms_per_frame == pytest.approx(0.5)  # one millisecond for the second batch of two
+    detector.close()
+    with pytest.raises(Closed):
+        detector.submit(0, frames)
+
+
+# ------------------------------------------------------------------------------------------------ profile
+
+
+def event(name: str, ts: int, dur: int, **other: object) -> dict[str, object]:
+    return {"ph": "X", "name": name, "ts": ts, "dur": dur, "cat": "Node" if "kernel" in name else "Session", **other}
+
+
+CONV = {"op_name": "Conv", "provider": "CPU", "output_type_shape": [{"float": [1, 8]}]}
+PROFILE = [event("model_loading_uri", 0, 5)]
+for begin in (100, 200, 300):
+    PROFILE += [
+        event("conv_kernel_time", begin + 1, begin // 10, args=CONV),
+        event("relu_kernel_time", begin + 50, 5, args={"op_name": "Relu"}),
+        event("model_run", begin, 90),
+    ]
+
+
+def test_nodes_of_the_runs_that_count() -> None:
+    times, layers = parse_nodes(json.dumps(PROFILE), skip=1)
+    assert times.runs == 2
+    conv, relu = times.layers()
+    assert (conv.name, conv.min_ms, conv.max_ms) == ("conv", 0.02, 0.03)
+    assert relu.mean_ms == 0.005
+    assert [(layer.name, layer.kind) for layer in layers] == [("conv", "Conv"), ("relu", "Relu")]
+    assert layers[0].outputs[0].dimensions == (1, 8)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"ph": "X"}]', json.dumps(PROFILE[:1])])
+def test_what_is_no_profile(text: str) -> None:
+    with pytest.raises(ModelError, match="ONNX Runtime"):
+        parse_nodes(text)
+
+
+def test_no_run_is_left() -> None:
+    with pytest.raises(ModelError, match="no run"):
+        parse_nodes(json.dumps(PROFILE), skip=3)
+
+
+def test_slots_side_by_side_on_a_time_line() -> None:
+    time_ = Time()
+    recorder = SpanRecorder(clock=time_.clock)
+    with closing(fake(time_, slots=2, parallel=2)) as detector:
+        batches = make_batches(detector, read_pictures("synthetic:64x48?objects=2", 2), 2, 2, "bgr")
+        trace_slots(detector, batches, 3, recorder, clock=time_.clock)
+    lanes = {lane: [s for s in recorder.spans() if s.lane == lane] for lane in ("slot 0", "slot 1")}
+    assert [len(spans) for spans in lanes.values()] == [3, 3]
+    for one, other in zip(*lanes.values(), strict=True):
+        assert one.start_ns < other.end_ns  # in flight at the same time
+        assert other.start_ns < one.end_ns
+    assert lanes["slot 0"][0].details == {"frames": 2, "objects": 4}
+
+
+def test_spans_are_in_the_lane_of_their_thread() -> None:
+    recorder = SpanRecorder()
+
+    def work() -> None:
+        with span("network"):
+            pass
+
+    with recorded_spans(recorder):
+        worker = threading.Thread(target=work, name="detect-0")
+        worker.start()
+        worker.join()
+        with span("here"):
+            pass
+    with span("after"):
+        pass
+    spans = [(each.name, each.lane) for each in recorder.spans()]
+    assert spans == [("network", "thread detect-0"), ("here", "thread MainThread")]
+
+
+def test_spans_end_where_the_block_fails() -> None:
+    recorder = SpanRecorder()
+    with pytest.raises(RuntimeError), recorded_spans(recorder):
+        raise RuntimeError
+    with span("after"):
+        pass
+    assert recorder.spans() == ()
