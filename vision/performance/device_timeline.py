@@ -61,8 +61,9 @@ class DeviceTimeline:
 
     def close(self) -> None:
         """Give the detector its chains back."""
-        for slot, chains in zip(self._slots, self._chains, strict=True):
+        for slot, chains in zip(self._slots, self._chains, strict=False):
             slot.chains.update(chains)
+        self._chains.clear()  # an engine cannot go before its contexts
         self._made.close()
 
 

@@ -1,0 +1,154 @@
+"""What measures a GPU: the network alone in lanes, copies, and a time line of the slots."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.gpu.opening import EMULATED
+from vision.config import load_model_card, shipped_models
+from vision.cuda import allocated, open_device
+from vision.engine.trace import SpanRecorder
+from vision.errors import ModelError
+from vision.performance.bench import BenchSettings, measure
+from vision.performance.engine import measure_engine
+from vision.performance.gpu import GpuLane, copy_gb_per_s, device_mib, require
+from vision.performance.profile import ProfileSettings, profile_model
+from vision.performance.timeline import trace_slots
+
+pytestmark = pytest.mark.gpu
+
+emulated = pytest.mark.skipif(not EMULATED, reason="needs an engine that can be told what to do")
+real = pytest.mark.skipif(EMULATED, reason="needs a real GPU")
+
+
+@pytest.fixture(autouse=True)
+def gpu() -> None:
+    open_device()
+
+
+def engine(**other: Any) -> Any:
+    from tests.emulator.engine import EmulatedEngine
+
+    return EmulatedEngine(lambda images: {"output": images[:, 0, :3, :6]}, (64, 96), {"output": (3, 6)}, **other)
+
+
+SHAPES = {"images": (2, 3, 64, 96)}
+
+
+@emulated
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_lane_runs_the_network_and_nothing_else(graph: bool) -> None:
+    before = allocated()
+    with engine() as opened:
+        with closing(GpuLane(opened, SHAPES, graph=graph)) as lane:
+            runs = opened.runs
+            for _ in range(3):
+                lane.start()
+            lane.finish()
+            assert opened.runs == runs + 3
+            assert allocated().device_bytes > before.device_bytes
+        del lane
+        gc.collect()
+    assert opened.closed
+    assert allocated().device_bytes == before.device_bytes
+
+
+@emulated
+def test_lanes_are_measured_side_by_side() -> None:
+    with engine() as opened:
+        lanes = [GpuLane(opened, SHAPES, graph=True) for _ in range(2)]
+        found = measure_engine(lanes, 0.2)
+        for lane in lanes:
+            lane.close()
+        lanes.clear()
+        gc.collect()
+    assert found.durations.count > 1
+    assert found.batches_per_s > 0
+
+
+@emulated
+def test_an_engine_whose_outputs_depend_on_the_picture_is_not_measured_alone() -> None:
+    before = allocated()
+    with engine() as opened:
+        opened.outputs = (opened.outputs[0].__class__("output", "output", "float32", (-1, -1, 6), "device", False),)
+        with pytest.raises(ModelError, match="depends on the picture"):
+            GpuLane(opened, SHAPES, graph=False)
+        gc.collect()
+    assert allocated().device_bytes == before.device_bytes
+
+
+@emulated
+@pytest.mark.parametrize("steps", [False, True])
+def test_a_time_line_of_the_slots(steps: bool) -> None:
+    from tests.gpu.test_emulated_detector import assert_two_objects, frame, opened
+    from vision.performance.device_timeline import DeviceTimeline
+
+    with closing(opened()) as detector:
+        recorder = SpanRecorder()
+        batches = [[frame(), frame()], [frame(), frame()]]
+        slots: Any = detector.parts()[0]
+        chains = [dict(slot.chains) for slot in slots]
+        with closing(DeviceTimeline(detector, steps=steps)) as timeline:
+            trace_slots(detector, batches, 3, recorder, submit=timeline.submit)
+            timeline.write_to(recorder)
+        assert [slot.chains for slot in slots] == chains
+        chains.clear()
+        lanes: dict[str, list[str]] = {}
+        for span in recorder.spans():
+            lanes.setdefault(span.lane, []).append(span.name)
+        each = ["letterbox", "engine", "find_pairs", "objects"] if steps else ["batch of 2"]
+        for slot in (0, 1):
+            assert lanes[f"slot {slot} on the GPU"] == 3 * each
+            assert lanes[f"slot {slot} copies"] == ["copy"] * 3
+            assert lanes[f"slot {slot}"] == ["in flight"] * 3
+        assert set(lanes["thread MainThread"]) == {"copy", "launch"}
+        detector.submit(0, [frame()])  # it is as it was
+        assert_two_objects(detector.wait(0, 10.0)[0])
+
+
+def test_what_a_copy_costs() -> None:
+    found = copy_gb_per_s(1 << 20)
+    assert (found is None) == open_device().integrated
+    assert found is None or found > 0
+    assert device_mib() >= 0
+
+
+@real
+def test_a_benchmark_with_everything(tmp_path: Path) -> None:
+    require()
+    folder = shipped_models() / "nanodet-g-416"
+    settings = BenchSettings("tensorrt", batches=(1, 4), precisions=("fp16",), slots=(1, 2, 3), seconds=0.5)
+    found = measure(folder, load_model_card(folder), settings)
+    found.save(tmp_path / "a.json")
+    assert {(row.case.mode, row.case.lanes) for row in found.rows_of("engine")} == {
+        ("eager", 1), ("eager", 2), ("graph", 1), ("graph", 2),
+    }  # fmt: skip
+    assert all(row.frames_per_s > 0 and row.device_mib for row in found.rows)
+    assert found.host.copy_gb_per_s is None or found.host.copy_gb_per_s > 1
+    assert any(row.clocks.gpu_mhz for row in found.rows)
+    rates: dict[Callable[..., Any] | tuple[Any, ...], float] = {
+        (row.case.part, row.case.mode, row.case.lanes, row.case.batch): row.frames_per_s for row in found.rows
+    }
+    assert rates["stage", "slots", 3, 4] > rates["stage", "slots", 1, 4]
+
+
+@real
+def test_a_profile_with_a_time_line(tmp_path: Path) -> None:
+    require()
+    folder = shipped_models() / "nanodet-g-416"
+    settings = ProfileSettings(batch=4, backend="tensorrt", runs=5, trace=tmp_path / "t.json")
+    found = profile_model(folder, load_model_card(folder), settings)
+    assert found.runs == 5
+    assert found.total_ms > 0
+    assert np.isclose(sum(time.share for time in found.times), 1)
+    assert any(found.layer_of(time.name) for time in found.times)
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    assert {"letterbox", "engine", "find_pairs", "objects", "batch of 4", "copy"} <= {each["name"] for each in events}
