@@ -23,7 +23,7 @@ def detector(
 ) -> DetectorCost:
     """Batches of any size take `ms`."""
     batches = {size: BatchCost(ms, ms / parallel) for size in (1, max_batch)}
-    return replace(DetectorCost("test", max_batch, parallel, batches, cores), **other)  # type: ignore[arg-type]
+    return replace(DetectorCost("test", max_batch, parallel, parallel, batches, cores), **other)  # type: ignore[arg-type]
 
 
 def cameras(count: int, **other: object) -> list[Demand]:
@@ -125,14 +125,14 @@ def test_a_copy_that_is_larger_than_what_was_measured() -> None:
 
 def test_single_batches_scatter_as_measured() -> None:
     spread = Durations(100, 10.0, 3.0, 8.0, 9.0, 15.0, 30.0, 40.0)
-    cost = DetectorCost("test", 1, 1, {1: BatchCost(10.0, 10.0, spread)}, 0.1)
+    cost = DetectorCost("test", 1, 1, 1, {1: BatchCost(10.0, 10.0, spread)}, 0.1)
     found = forecast(cameras(1, fps=10.0), cost, HOST).cameras[0].latency
     assert found.p50_ms == pytest.approx(9.0, rel=0.1)
     assert 25 <= found.p99_ms <= 40
 
 
 def test_a_batch_is_filled_up_to_a_size_that_was_measured() -> None:
-    cost = DetectorCost("test", 8, 1, {1: BatchCost(1, 1), 4: BatchCost(3, 2), 8: BatchCost(5, 4)}, 0.1)
+    cost = DetectorCost("test", 8, 1, 1, {1: BatchCost(1, 1), 4: BatchCost(3, 2), 8: BatchCost(5, 4)}, 0.1)
     assert [cost.cost(size).interval_ms for size in (1, 2, 4, 5, 8, 16)] == [1, 2, 2, 4, 4, 8]
     assert cost.best_rate_per_s(1) == 1000
     assert cost.best_rate_per_s(100) == 2000

@@ -1,9 +1,9 @@
 """What a site comes to on a machine, by rehearsal: cameras, slots, batches and threads as events on a made-up clock.
 
 Formulas for queues assume what is not so here (arrivals by chance, queues without end), while the program's own rules
-are short: one newest picture a camera, the camera that has waited longest first, as many batches at once as the
-detector works on, one thread for results. So the rules are played through, with times that were measured. All of it is
-pure, and the same every time for the same seed.
+are short: one newest picture a camera, the camera that has waited longest first, a batch in each slot, bound when
+`BindTimer` says so, one thread for results. So the rules are played through, with times that were measured. All of it
+is pure, and the same every time for the same seed.
 
 Python runs one thread at a time, so what the threads of cameras, loop and results do is one server in the rehearsal.
 
@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from vision.batching import BindTimer
 from vision.performance.demand import Demand
 from vision.performance.samples import Durations
 
@@ -47,7 +48,8 @@ class DetectorCost:
 
     name: str
     max_batch: int
-    parallel: int  # batches that it works on at once
+    slots: int  # batches in flight
+    parallel: int  # of them, those that it works on at once
     batches: Mapping[int, BatchCost]  # by size
     cores: float  # that it keeps busy with all slots in use, where it has them for itself
     picture_bytes: int = 0  # of the pictures that it was measured with
@@ -196,9 +198,14 @@ class _Rehearsal:
         self._end_ns = seconds * 1e9
         self._warm_ns = self._end_ns * _WARM_PART
         self._cameras = [self._camera(each) for each in demands]
-        self._running: list[float] = []  # ends of the batches that are worked on
+        self._timer = BindTimer(detector.parallel)  # the program's own
+        self._in_flight = 0  # batches in slots
+        self._last_size = 1
+        self._server_free_ns = [0.0] * detector.parallel
+        self._collected_ns = 0.0  # of the batch that was submitted last: they come back in order
         self._events: list[tuple[float, int, int, _Taken | None]] = []  # when, order, camera or _LOOK, batch that ends
         self._count = 0
+        self._look_ns = -1.0
         self._queue_ns = 0.0  # work that the results thread may have before it
         self._python_free_ns = self._results_free_ns = self._copied_ns = 0.0
         self._busy_ns = self._python_ns = 0.0
@@ -217,6 +224,8 @@ class _Rehearsal:
                 self._finish(now_ns, batch)
             elif number != _LOOK:
                 self._arrive(now_ns, number)
+            elif now_ns == self._look_ns:
+                self._look_ns = -1.0
             self._start(now_ns)
         return self._outcome()
 
@@ -235,7 +244,7 @@ class _Rehearsal:
             camera.dropped += camera.waiting_ns is not None
         camera.waiting_ns = now_ns
         if camera.due_ns > now_ns:
-            self._push(camera.due_ns, _LOOK, None)  # when its turn has come
+            self._look(camera.due_ns)  # when its turn has come
 
     def _python(self, now_ns: float, ms: float) -> float:
         """Run Python for so long, when no other thread does; returns the end."""
@@ -244,16 +253,26 @@ class _Rehearsal:
             self._python_ns += ms * 1e6
         return self._python_free_ns
 
+    def _look(self, at_ns: float) -> None:
+        """See then whether a batch can begin; the earliest such time is enough, since every look sets the next."""
+        if self._look_ns < 0 or at_ns < self._look_ns:
+            self._look_ns = at_ns
+            self._push(at_ns, _LOOK, None)
+
     def _start(self, now_ns: float) -> None:
         """Begin as many batches as there is room and work for."""
-        self._running = [end_ns for end_ns in self._running if end_ns > now_ns]
-        while len(self._running) < self._detector.parallel:
-            blocked_until_ns = self._results_free_ns - self._queue_ns
-            if blocked_until_ns > now_ns:  # the queue to the results thread is full
-                self._push(blocked_until_ns, _LOOK, None)
+        while self._in_flight < self._detector.slots:
+            bind_at_ns = self._timer.bind_at_ns(self._last_size) if self._in_flight else 0
+            # The queue to the results thread may be full, and the batch ahead not yet near its end.
+            wait_until_ns = max(float(bind_at_ns), self._results_free_ns - self._queue_ns)
+            if wait_until_ns > now_ns:
+                self._look(wait_until_ns)
                 return
             batch = self._take(now_ns)
             if not batch:
+                due_ns = [each.due_ns for each in self._cameras if each.waiting_ns is not None]
+                if due_ns:
+                    self._look(min(due_ns))
                 return
             self._begin(now_ns, batch)
 
@@ -269,15 +288,26 @@ class _Rehearsal:
                 camera.due_ns = max(camera.due_ns, now_ns - turn_ns) + turn_ns
         submitted_ns = self._python(now_ns, len(batch) * self._host.loop_ms)
         retrieved_ns = max(camera.demand.retrieve_ms for camera in batch) * 1e6
-        ready_ns = self._copy(submitted_ns + retrieved_ns, batch)
-        end_ns = ready_ns + self._service_ns(len(batch))
-        self._running.append(end_ns)
+        end_ns = self._serve(self._copy(submitted_ns + retrieved_ns, batch), len(batch))
+        self._collected_ns = max(end_ns, self._collected_ns)
+        self._timer.submitted(len(batch), int(submitted_ns))
+        self._in_flight += 1
+        self._last_size = len(batch)
         self._queue_ns = _QUEUED_BATCHES * len(batch) * self._host.results_ms * 1e6
         if now_ns >= self._warm_ns:
-            self._busy_ns += min(end_ns, self._end_ns) - now_ns
             self._batches += 1
             self._frames += len(batch)
-        self._push(end_ns, _LOOK, tuple(taken))
+        self._push(self._collected_ns, _LOOK, tuple(taken))
+
+    def _serve(self, ready_ns: float, size: int) -> float:
+        """When a batch is done that the detector could begin with at `ready_ns`."""
+        server = min(range(len(self._server_free_ns)), key=self._server_free_ns.__getitem__)
+        start_ns = max(ready_ns, self._server_free_ns[server])
+        others = sum(1 for free_ns in self._server_free_ns if free_ns > start_ns)
+        end_ns = start_ns + self._service_ns(size, others)
+        self._server_free_ns[server] = end_ns
+        self._busy_ns += max(0.0, min(end_ns, self._end_ns) - max(start_ns, self._warm_ns))
+        return end_ns
 
     def _take(self, now_ns: float) -> list[_Camera]:
         ready = [each for each in self._cameras if each.waiting_ns is not None and each.due_ns <= now_ns]
@@ -297,19 +327,20 @@ class _Rehearsal:
         self._copied_ns = max(at_ns, self._copied_ns) + extra / self._host.copy_gb_per_s
         return self._copied_ns
 
-    def _service_ns(self, size: int) -> float:
+    def _service_ns(self, size: int, others: int) -> float:
         """Between alone and, with all the detector can work on, its share of the measured rate."""
         cost, parallel = self._detector.cost(size), self._detector.parallel
         full_ms = cost.interval_ms * parallel
         alone_ms = min(cost.alone_ms, full_ms)
-        others = len(self._running) / (parallel - 1) if parallel > 1 else 1.0
-        mean_ms = alone_ms + (full_ms - alone_ms) * others
+        mean_ms = alone_ms + (full_ms - alone_ms) * (others / (parallel - 1) if parallel > 1 else 1.0)
         # Fewer batches at once want fewer cores.
-        slower = max(1.0, self._detector.cores * (len(self._running) + 1) / parallel / self._left_cores)
+        slower = max(1.0, self._detector.cores * (others + 1) / parallel / self._left_cores)
         drawn = cost.spread.quantile_ms(self._random.random()) / cost.spread.mean_ms
         return mean_ms * drawn * slower * 1e6
 
     def _finish(self, now_ns: float, batch: _Taken) -> None:
+        self._timer.done(int(now_ns))
+        self._in_flight -= 1
         for camera, captured_ns in batch:
             published_ns = self._results_free_ns = self._python(now_ns, self._host.results_ms)
             if now_ns >= self._warm_ns:

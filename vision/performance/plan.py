@@ -155,7 +155,7 @@ def costs_of(bench: Bench, site: SiteConfig) -> Costs:
             cost, use_alone, use, wanted=wanted, parallel=bench.parallel, cores=bench.machine.cores
         )
     picture_bytes = _bytes_of(bench.picture)
-    detector = DetectorCost(bench.backend, max(sizes), bench.parallel, batches, wanted, picture_bytes)
+    detector = DetectorCost(bench.backend, max(sizes), slots, bench.parallel, batches, wanted, picture_bytes)
     objects = full[max(sizes)].objects_per_frame
     return Costs(detector, _host(bench.host), objects, f"benchmark of {bench.measured_at}", gpu)
 
@@ -230,7 +230,9 @@ def measure_detector(
         cost = BatchCost(alone.durations.mean_ms, 1e3 * size / full.frames_per_s, full.durations)
         batches[size] = _for_itself(cost, alone.cpu, full.cpu, wanted=wanted, parallel=detector.parallel, cores=cores)
         objects = full.objects_per_frame
-    cost_of_all = DetectorCost(detector.name, most, detector.parallel, batches, wanted, images[0].nbytes)
+    cost_of_all = DetectorCost(
+        detector.name, most, detector.slots, detector.parallel, batches, wanted, images[0].nbytes
+    )
     return cost_of_all, objects
 
 

@@ -111,8 +111,13 @@ def _tensorrt_layers(folder: Path, card: ModelCard, settings: ProfileSettings) -
             if lane.context is None:
                 raise ModelError("the context was closed")
             times = profile_layers(lane.context, lane.start, lane.finish, runs=settings.runs, warm_up=_WARM_UP)
-            layers = tuple(layer for layer in parse_layers(engine.information()) if layer.profile == lane.profile)
+            layers = layers_of(parse_layers(engine.information()), lane.profile)
         return _report(f"{engine.label}, profile {lane.profile}", shapes, times, layers)
+
+
+def layers_of(layers: Sequence[Layer], profile: int) -> tuple[Layer, ...]:
+    """Layers of one optimisation profile; all of them where the library does not tell them apart."""
+    return tuple(layer for layer in layers if layer.profile == profile) or tuple(layers)
 
 
 def _report(label: str, shapes: Any, times: LayerTimes, layers: Sequence[Layer]) -> Profile:
