@@ -50,7 +50,7 @@ def check(text: str, secret: str) -> None:
     else:
         assert isinstance(site, SiteConfig)
         for camera in site.cameras:
-            if MARK in camera.source.rpartition("@")[0]:
+            if "://" in camera.source and MARK in camera.source.rpartition("@")[0]:  # user and password of a URL
                 assert MARK not in repr(camera).rpartition("@")[0]
 
 
