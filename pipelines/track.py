@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from vision.assemble import RunOptions, cameras_of, detector_of, publisher_of
+from vision.assemble import RunOptions, cameras_of, cascade_of, detector_of, publisher_of
 from vision.config import SiteConfig
-from vision.runtime import Runtime
+from vision.runtime import Runtime, Stage
 from vision.stages import TrackStage
 
 
@@ -19,12 +19,14 @@ def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtim
         Closed: stopped while starting.
     """
     publisher = publisher_of(site, options, resources)
+    cascade = cascade_of(site, options, resources)
     track = TrackStage(site.track, score=site.detect.score)
     detector = detector_of(site, options, resources, score=track.detector_score)
+    stages: list[Stage] = [track, *cascade]
     return Runtime(
-        cameras=cameras_of(site, options, detector),
+        cameras=cameras_of(site, options, detector, stages),
         detector=detector,
-        stages=[track],
+        stages=stages,
         sinks=[publisher],
         model=site.model,
         status_interval_s=site.status.interval_s,

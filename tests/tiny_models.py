@@ -85,6 +85,47 @@ def save_colour_model(path: Path, *, slow: bool = False, fragile: bool = False, 
     _save(path, nodes, constants, [batch, 3, 32, 32], {"output": [batch, 7, 1]})
 
 
+CLASSIFIER_CARD = """\
+name: paint
+file: paint.onnx
+input: {width: 16, height: 24, scale: 0.00392156862745098}
+head: {kind: classifier, activation: none}
+classes: [reddish, greenish, bluish]
+licence: CC0-1.0
+"""
+
+
+def save_classifier(
+    path: Path,
+    *,
+    batch: int | str = "batch",
+    sides: tuple[int, int] = (24, 16),
+    gain: float = 1.0,
+    axes: Sequence[int] = (2, 3),
+    fragile: bool = False,
+) -> None:
+    """A network whose scores are `gain` times the mean of each of its three channels.
+
+    `sides` are height and width of its input, `axes` those that the mean is taken over; `fragile` fails when the mean
+    of the first channel is over one half.
+    """
+    nodes = [_node("ReduceMean", ["images"], "mean", axes=list(axes), keepdims=0)]
+    constants: dict[str, NDArray[np.generic] | np.generic] = {"gain": np.float32(gain)}
+    mean = "mean"
+    if fragile:
+        constants |= {"half": np.float32(0.5), "table": np.zeros(1, np.float32), "first": np.array(0)}
+        nodes.append(_node("Gather", ["mean", "first"], "red", axis=1))
+        nodes.append(_node("Greater", ["red", "half"], "is_red"))
+        nodes.append(_node("Cast", ["is_red"], "row", to=TensorProto.INT64))
+        nodes.append(_node("Gather", ["table", "row"], "nothing"))
+        nodes.append(_node("Unsqueeze", ["nothing", "last"], "column"))
+        nodes.append(_node("Add", ["mean", "column"], "checked"))
+        constants["last"] = np.array([1])
+        mean = "checked"
+    nodes.append(_node("Mul", [mean, "gain"], "scores"))
+    _save(path, nodes, constants, [batch, 3, *sides], {"scores": [batch, 3][: 4 - len(axes)]})
+
+
 def _node(kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
     return helper.make_node(kind, list(inputs), [output], **attributes)
 

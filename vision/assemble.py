@@ -6,31 +6,41 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from vision import wire
 from vision.batching import LatestSlot
 from vision.capture.open import open_source, supervision_of
 from vision.capture.supervisor import CameraSupervisor
+from vision.cascade import CascadeStage
 from vision.config import (
     CameraConfig,
+    CascadeConfig,
+    ClassifierCard,
     DetectConfig,
     ModelCard,
     SiteConfig,
     folder_of_model,
+    load_classifier_card,
     load_model_card,
     nearest,
     shipped_models,
 )
+from vision.detect.classifier import open_classifier
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector, published_class_names
+from vision.detect.pictures import JpegEncoder
 from vision.errors import Closed, ModelError, VisionError
+from vision.journal import EventJournal
 from vision.publish import Publisher, Recorder
 from vision.report import Report, status_messages
 from vision.runtime import PIXEL_LEASES, Camera, PixelStage, Sink, Stage
+from vision.snapshots import SnapshotStage
+from vision.stages import AnalyticsStage
 from vision.types import Result
 
 log = logging.getLogger(__name__)
@@ -68,6 +78,9 @@ class PublisherSink:
         for message in status_messages(report):
             self._publisher.publish_status(message)
 
+    def counters(self) -> Mapping[str, int]:
+        return self._publisher.counters()
+
 
 def model_of(site: SiteConfig) -> tuple[Path, ModelCard]:
     """The folder of the site's model, and its card.
@@ -87,6 +100,16 @@ def model_of(site: SiteConfig) -> tuple[Path, ModelCard]:
     return folder, load_model_card(folder)
 
 
+def second_model_of(cascade: CascadeConfig) -> tuple[Path, ClassifierCard]:
+    """The folder of the model that looks at objects, and its card.
+
+    Raises:
+        ModelError: there is no such model, or its card is wrong.
+    """
+    folder = folder_of_model(cascade.model, shipped_models())
+    return folder, load_classifier_card(folder)
+
+
 def publisher_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Sink:
     """Bind the socket, and open the recording where one is wanted; or the sink that `options` names.
 
@@ -101,6 +124,10 @@ def publisher_of(site: SiteConfig, options: RunOptions, resources: ExitStack) ->
     if options.record is not None:
         recorder = Recorder(options.record)
         resources.callback(_close_recorder, recorder, options.record)
+    journal = None
+    if (state := state_of(site, options)) is not None:
+        journal = EventJournal(state / "events", keep=site.publish.keep_events, boot=wire.boot_id())
+        resources.enter_context(closing(journal))
     publisher = Publisher(
         site.publish.bind,
         node=site.node or socket.gethostname(),
@@ -108,6 +135,8 @@ def publisher_of(site: SiteConfig, options: RunOptions, resources: ExitStack) ->
         encoding=site.publish.encoding,
         queue=site.publish.queue,
         recorder=recorder,
+        journal=journal,
+        replay=site.publish.replay,
     )
     resources.enter_context(publisher)
     log.info("publishing on %s", publisher.address)
@@ -142,6 +171,72 @@ def detector_of(site: SiteConfig, options: RunOptions, resources: ExitStack, *, 
     resources.enter_context(closing(detector))
     log.info("detector: %s, %s, ready in %.1f s", card.name, detector.name, time.monotonic() - began)
     return detector
+
+
+def state_of(site: SiteConfig, options: RunOptions) -> Path | None:
+    """The folder of what outlives a restart. None: nothing does, as in an offline run, which is one of many alike."""
+    return None if site.state is None or options.offline else Path(site.state)
+
+
+def analytics_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> AnalyticsStage:
+    """Lines and zones of all cameras, with their counters as they were left.
+
+    Raises:
+        ConfigError: a class is unknown, or the counters cannot be kept.
+    """
+    options.check_stop()
+    _, card = model_of(site)
+    state = state_of(site, options)
+    if state is None and site.analytics and not options.offline:
+        log.info("counters begin at 0 with each start; `state: FOLDER` in the configuration keeps them")
+    stage = AnalyticsStage(
+        site.analytics,
+        published_class_names(card, site.detect),
+        forget_s=site.track.lost_s,
+        folder=None if state is None else state / "counters",
+    )
+    return resources.enter_context(closing(stage))
+
+
+def cascade_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:
+    """The stage of the second model; none where none is configured.
+
+    Raises:
+        ModelError: the model is missing, damaged, or no classifier.
+    """
+    options.check_stop()
+    if site.cascade is None:
+        return []
+    _, card = model_of(site)
+    folder, second = second_model_of(site.cascade)
+    began = time.monotonic()
+    classifier = open_classifier(folder, second, threads=site.cascade.threads, max_batch=site.cascade.max_batch)
+    names = published_class_names(card, site.detect)
+    stage = CascadeStage(classifier, site.cascade, names, lossless=options.offline)
+    resources.enter_context(closing(stage))
+    log.info("second model: %s, ready in %.1f s", second.name, time.monotonic() - began)
+    return [stage]
+
+
+def snapshots_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
+    """The stage that writes pictures of events; none where none are wanted, or where nobody is told of events.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    options.check_stop()
+    wanted = site.snapshots
+    if wanted is None or options.sink is not None:
+        return []
+    stage = SnapshotStage(
+        Path(wanted.folder),
+        JpegEncoder(longest_side_px=wanted.longest_side_px, quality=wanted.quality).encode,
+        kinds=wanted.kinds,
+        most_files=wanted.most_files,
+        most_bytes=wanted.most_mb * 1_000_000,
+        lossless=options.offline,
+    )
+    return [resources.enter_context(closing(stage))]
 
 
 def cameras_of(site: SiteConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()) -> list[Camera]:

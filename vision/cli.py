@@ -154,7 +154,7 @@ def _run(arguments: argparse.Namespace, stop: threading.Event) -> int:
 def _check(arguments: argparse.Namespace, stop: threading.Event) -> int:
     from rich.console import Console
 
-    from vision.assemble import model_of
+    from vision.assemble import model_of, second_model_of
     from vision.check import check_cameras, print_checks
     from vision.config import check_classes, load_site, resolve_config
     from vision.detect.open import published_class_names
@@ -165,6 +165,8 @@ def _check(arguments: argparse.Namespace, stop: threading.Event) -> int:
     load_pipeline(site.pipeline)
     _, card = model_of(site)
     check_classes(site, published_class_names(card, site.detect), path)
+    if site.cascade is not None:
+        second_model_of(site.cascade)
     print(f"{path}: {len(site.cameras)} cameras, pipeline {site.pipeline}, model {card.name}: no faults")
     return print_checks(check_cameras(site.cameras, ("bgr",), stop), Console())
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from vision.config import ModelCard
+from vision.config import ClassifierCard, ModelCard
 from vision.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def checked_model_file(folder: Path, card: ModelCard) -> Path:
+def checked_model_file(folder: Path, card: ModelCard | ClassifierCard) -> Path:
     """The model's ONNX file: there, readable, and the one that the card means.
 
     Raises:

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from vision.config import ModelCard, NmsCard
+from vision.config import ClassifierCard, ModelCard, NmsCard
 from vision.detect.classes import class_names
 from vision.detect.heads import Head, Shape, make_head
 from vision.detect.postprocess import to_detections
@@ -309,7 +309,9 @@ class _Model:
         return sample
 
 
-def open_session(path: Path, card: ModelCard, threads: int, *, profile: Path | None = None) -> ort.InferenceSession:
+def open_session(
+    path: Path, card: ModelCard | ClassifierCard, threads: int, *, profile: Path | None = None
+) -> ort.InferenceSession:
     """The model in a session of its own.
 
     Args:
@@ -336,7 +338,7 @@ def open_session(path: Path, card: ModelCard, threads: int, *, profile: Path | N
         ) from error
 
 
-def checked_input(inputs: Sequence[Any], card: ModelCard) -> tuple[str, int]:
+def checked_input(inputs: Sequence[Any], card: ModelCard | ClassifierCard) -> tuple[str, int]:
     """Name of the model's input, and its batch: 1 where it is free.
 
     Raises:

@@ -1,0 +1,46 @@
+"""capture -> batching -> detect -> track -> analytics -> rules -> publish: what happens, and how often."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from vision.assemble import (
+    RunOptions,
+    analytics_of,
+    cameras_of,
+    cascade_of,
+    detector_of,
+    publisher_of,
+    snapshots_of,
+)
+from vision.config import SiteConfig
+from vision.rules import RuleStage
+from vision.runtime import Runtime, Stage
+from vision.stages import TrackStage
+
+
+def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+    """Open everything, in the order in which a fault is cheapest to find; `resources` closes it again.
+
+    Raises:
+        ConfigError: the address is taken, a class is unknown, a folder cannot be written to, ...
+        ModelError: a model does not fit its card.
+        Closed: stopped while starting.
+    """
+    analytics = analytics_of(site, options, resources)
+    snapshots = snapshots_of(site, options, resources)
+    publisher = publisher_of(site, options, resources)
+    cascade = cascade_of(site, options, resources)
+    track = TrackStage(site.track, score=site.detect.score)
+    # An unsure detection may carry on what was sure before, so the tracker is given more than would be published.
+    detector = detector_of(site, options, resources, score=track.detector_score)
+    stages: list[Stage] = [track, *cascade, analytics, RuleStage(site.rules, site.analytics), *snapshots]
+    return Runtime(
+        cameras=cameras_of(site, options, detector, stages),
+        detector=detector,
+        stages=stages,
+        sinks=[publisher],
+        model=site.model,
+        status_interval_s=site.status.interval_s,
+        stop_timeout_s=site.stop_timeout_s,
+    )
