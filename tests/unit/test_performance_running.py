@@ -418,3 +418,22 @@ def test_spans_end_where_the_block_fails() -> None:
     with span("after"):
         pass
     assert recorder.spans() == ()
+
+
+@pytest.mark.parametrize("pipeline", ["detect", "track", "count"])
+def test_threads_of_every_pipeline_are_measured_without_a_trace(pipeline: str, tmp_path: Path) -> None:
+    lines = [{"name": "door", "points": [[10, 20], [60, 20]]}]
+    site = SiteConfig.model_validate(
+        {
+            "cameras": [{"id": f"c{n}", "source": "rtsp://10.0.0.1/never-opened"} for n in range(6)],
+            "pipeline": pipeline,
+            **(
+                {"analytics": {"c0": {"lines": lines}, "c5": {"lines": lines}}, "state": str(tmp_path / "state")}
+                if pipeline == "count"
+                else {}
+            ),
+        }
+    )
+    found = measure_threads(site, ("person",), 5, size_px=(320, 240), pictures=200)
+    assert 0 < found.results_ms < 20
+    assert not (tmp_path / "state").exists()

@@ -151,6 +151,22 @@ def test_nvtx_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch)
         start_nvtx(True)
 
 
+def test_a_run_with_nvtx(tmp_path: Path) -> None:
+    pytest.importorskip("nvtx")
+    config = tmp_path / "camera.yaml"
+    config.write_text(json.dumps(site_of(tmp_path)))
+    done = run("run", config, "--for", "1s", "--nvtx")
+    assert done.returncode == 0, done.stderr
+
+
+def site_of(folder: Path) -> dict[str, object]:
+    return {
+        "cameras": [{"id": "gate", "source": "synthetic:160x120@20"}],
+        "detect": {"backend": "fake"},
+        "publish": {"bind": f"ipc://{folder}/out"},
+    }
+
+
 # ------------------------------------------------------------------------------------------------ build
 
 
@@ -278,15 +294,7 @@ def test_profile_prints_the_commands_for_trtexec() -> None:
 
 def test_plan_and_whether_it_is_so(tmp_path: Path) -> None:
     config = tmp_path / "camera.yaml"
-    config.write_text(
-        json.dumps(
-            {
-                "cameras": [{"id": "gate", "source": "synthetic:160x120@20"}],
-                "detect": {"backend": "fake"},
-                "publish": {"bind": f"ipc://{tmp_path}/out"},
-            }
-        )
-    )
+    config.write_text(json.dumps(site_of(tmp_path)))
     done = run("plan", config, "--seconds", "0.2", "--verify", "2", "--json", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
     assert "gate" in done.stdout

@@ -23,7 +23,7 @@ from vision.performance.demand import Demand, decode_costs, demands
 from vision.performance.document import Bench, HostCosts, Row
 from vision.performance.model import BatchCost, DetectorCost, Forecast, HostCost, forecast, unhindered
 from vision.performance.pictures import Image, convert, is_local, make_batches, read_pictures, shipped_clip
-from vision.performance.pipeline import SiteRun, measure_threads, run_site
+from vision.performance.pipeline import SiteRun, measure_threads, run_site, without_traces
 from vision.performance.stage import measure_stage
 
 _SECONDS: Final = 1.0
@@ -97,6 +97,8 @@ def make_plan(
     )
     advised = advice(found, wanted, costs.detector, costs.host, about)
     cores = machine(system or ThisSystem()).cores
+    if site.cascade is not None:
+        notes.append(f"the second model, {site.cascade.model}, is not counted")
     if costs.host.cores < _BUSY * cores:
         notes.append(f"others use this machine: {costs.host.cores:.1f} of {cores} cores could be had")
     return Plan(tuple(wanted), costs, planned, found, limit(found), advised, tuple(notes))
@@ -207,7 +209,9 @@ def measure_costs(
         gpu = detector.name.startswith("TensorRT")
         cost, objects = measure_detector(detector, images, len(wanted), seconds, gpu=gpu, threads=site.detect.threads)
         say("threads")
-        threads = measure_threads(site, published_class_names(card, site.detect), round(objects))
+        size_px = (images[0].shape[1], images[0].shape[0])
+        names = published_class_names(card, site.detect)
+        threads = measure_threads(site, names, round(objects), size_px=size_px)
     cores.append(cores_to_be_had())
     copied = _copy_gb_per_s(images[0].nbytes) if gpu else None
     host = HostCost(sum(cores) / 2, threads.results_ms, threads.loop_ms, threads.camera_ms, copied)
@@ -294,7 +298,7 @@ def verify(site: SiteConfig, plan: Plan, seconds: float) -> tuple[Check, ...]:
     Raises:
         VisionError: whatever the pipeline raises.
     """
-    ran = run_site(site, seconds, open_detector, publish=True)
+    ran = run_site(without_traces(site), seconds, open_detector, publish=True)
     host = replace(plan.costs.host, cores=max(ran.cpu.own, machine_cores() - ran.cpu.others))
     return checks(plan.forecast, forecast(plan.demands, plan.costs.detector, host), ran)
 
