@@ -2,7 +2,7 @@
 
 The tree is the data's way::
 
-    capture -> batching -> detect -> (track -> analytics ->) publish
+    capture -> batching -> detect -> (track -> cascade -> analytics -> rules -> snapshots ->) publish
 
 Who runs what (`vision.runtime` starts and joins them all):
 
@@ -14,6 +14,9 @@ inference          1      binds the freshest frames to a batch, submits it, wait
 detector-<slot>    0..n   a CPU detector's workers; a GPU detector has none
 results            1      pipeline stages, messages, recording
 publisher          1      answers subscribers that join with the last status of every camera
+replay, journal    0..1   send missed events to who asks; force new ones to disk
+cascade            0..1   a second model on parts of pictures
+snapshots          0..1   writes pictures of events
 main               1      signals, status line, watchdog
 =================  =====  =====================================================================
 """

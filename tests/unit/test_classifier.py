@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from tests import tiny_models
 from tests.unit.test_pictures import noise, scene
 from vision.config import load_classifier_card
+from vision.detect.catalog import list_models
 from vision.detect.classifier import OnnxRuntimeClassifier, open_classifier
 from vision.detect.letterbox import to_bgr
 from vision.errors import Closed, DeviceError, ModelError
@@ -175,3 +177,28 @@ def test_failing_at_work_and_after_the_end(tmp_path: Path) -> None:
     one.close()
     with pytest.raises(Closed):
         one.classify([plain(*GREEN)])
+
+
+def test_the_card_of_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"<!-- classifier -->\n```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "model.yaml").write_text(example)
+    tiny_models.save_classifier(tmp_path / "clothes.onnx", sides=(256, 128))
+    with opened(tmp_path) as one:
+        assert one.crop_shape == (256, 128, 3)
+        np.testing.assert_allclose(one.classify([plain(1, 2, 3, shape=one.crop_shape)]).sum(), 1.0, atol=1e-5)
+
+
+def test_vision_models_lists_it_too(tmp_path: Path) -> None:
+    save(tmp_path / "paint")
+    (tmp_path / "broken").mkdir()
+    save(tmp_path / "broken", ("[reddish, greenish, bluish]", "[a, b]"))
+    broken, sound = list_models(tmp_path)
+    assert (sound.name, sound.input, sound.head, sound.classes, sound.fault) == (
+        "paint",
+        "16x24 rgb",
+        "classifier",
+        3,
+        "",
+    )
+    assert "expected one output, float32 (batch, 2)" in broken.fault

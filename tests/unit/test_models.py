@@ -253,7 +253,8 @@ def test_the_shipped_models_are_sound() -> None:
 
 
 def documented_cards() -> list[str]:
-    return re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    """Those of detectors; a classifier's has a mark above it."""
+    return re.findall(r"(?<!-->\n)```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize("text", documented_cards())

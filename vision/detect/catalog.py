@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vision.config import ModelCard, load_model_card, shipped_models
+from vision.config import ModelCard, load_classifier_card, load_model_card, shipped_models
 from vision.config.load import CARD_NAME
 from vision.detect.classes import class_names
+from vision.detect.classifier import open_classifier
 from vision.detect.model_file import checked_model_file
-from vision.errors import EXIT_CONFIG, EXIT_OK, VisionError
+from vision.errors import EXIT_CONFIG, EXIT_OK, DeviceMissing, VisionError
 
 EXPLANATION = """\
 `model: NAME` in camera.yaml takes one of these. `model: path/to/folder` takes a model of your own: a folder with an
@@ -64,7 +66,8 @@ def describe_model(folder: Path) -> ModelRow:
     try:
         card = load_model_card(folder)
     except VisionError as error:
-        return ModelRow(folder.name, folder, "", "", 0, "", "", str(error))
+        second = _describe_classifier(folder)
+        return second or ModelRow(folder.name, folder, "", "", 0, "", "", str(error))
     return ModelRow(
         card.name,
         folder,
@@ -75,6 +78,22 @@ def describe_model(folder: Path) -> ModelRow:
         card.provenance,
         _fault(folder, card),
     )
+
+
+def _describe_classifier(folder: Path) -> ModelRow | None:
+    """A second model; None where its card is not one of such a model."""
+    try:
+        card = load_classifier_card(folder)
+    except VisionError:
+        return None
+    fault = ""
+    try:
+        with suppress(DeviceMissing):
+            open_classifier(folder, card).close()
+    except VisionError as error:
+        fault = str(error)
+    size = f"{card.input.width}x{card.input.height} {card.input.color}"
+    return ModelRow(card.name, folder, size, card.head.kind, len(card.classes), card.licence, card.provenance, fault)
 
 
 def _fault(folder: Path, card: ModelCard) -> str:
