@@ -30,10 +30,8 @@ from vision.config import (
     nearest,
     shipped_models,
 )
-from vision.detect.classifier import open_classifier
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector, published_class_names
-from vision.detect.pictures import JpegEncoder
 from vision.errors import Closed, ModelError, VisionError
 from vision.journal import EventJournal
 from vision.publish import Publisher, Recorder
@@ -207,6 +205,8 @@ def cascade_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> l
     options.check_stop()
     if site.cascade is None:
         return []
+    from vision.detect.classifier import open_classifier  # only here is OpenCV needed
+
     _, card = model_of(site)
     folder, second = second_model_of(site.cascade)
     began = time.monotonic()
@@ -228,6 +228,8 @@ def snapshots_of(site: SiteConfig, options: RunOptions, resources: ExitStack) ->
     wanted = site.snapshots
     if wanted is None or options.sink is not None:
         return []
+    from vision.detect.pictures import JpegEncoder  # only here is OpenCV needed
+
     stage = SnapshotStage(
         Path(wanted.folder),
         JpegEncoder(longest_side_px=wanted.longest_side_px, quality=wanted.quality).encode,

@@ -18,6 +18,7 @@ import pytest
 
 from tests.messages.processes import wait_until
 from tests.unit.test_classifier import save
+from tests.unit.test_imports import imports_without
 from tests.unit.test_stages import result as picture
 from tests.unit.test_stages import walker
 from vision.assemble import RunOptions
@@ -312,3 +313,8 @@ def test_the_light_is_told_when_it_changes(tmp_path: Path) -> None:
         frame = Frame(one.meta, np.full((48, 64, 3), level, np.uint8), "bgr")
         told += [(at, event.data) for event in stage.with_frame(one, frame).events]
     assert told == [(2, {"phase": "end", "level": 10.0}), (4, {"phase": "begin", "level": 200.0})]
+
+
+def test_no_library_is_needed_for_what_is_not_configured() -> None:
+    done = imports_without("vision.pipelines.count", {"cv2", "onnxruntime", "av", "gi", "cuda", "tensorrt"})
+    assert done.returncode == 0, done.stderr

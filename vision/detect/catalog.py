@@ -14,7 +14,6 @@ from rich.table import Table
 from vision.config import ModelCard, load_classifier_card, load_model_card, shipped_models
 from vision.config.load import CARD_NAME
 from vision.detect.classes import class_names
-from vision.detect.classifier import open_classifier
 from vision.detect.model_file import checked_model_file
 from vision.errors import EXIT_CONFIG, EXIT_OK, DeviceMissing, VisionError
 
@@ -88,7 +87,9 @@ def _describe_classifier(folder: Path) -> ModelRow | None:
         return None
     fault = ""
     try:
-        with suppress(DeviceMissing):
+        with suppress(DeviceMissing, ImportError):  # a GPU machine without OpenCV and ONNX Runtime
+            from vision.detect.classifier import open_classifier
+
             open_classifier(folder, card).close()
     except VisionError as error:
         fault = str(error)
