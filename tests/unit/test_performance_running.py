@@ -28,7 +28,7 @@ from vision.performance.nodes import parse_nodes
 from vision.performance.pictures import convert, is_local, make_batches, read_pictures, shipped_clip, size_of
 from vision.performance.pipeline import Borrowed, measure_threads, run_site, synthetic_site
 from vision.performance.plan import resized
-from vision.performance.stage import measure_stage
+from vision.performance.stage import measure_alone, measure_stage
 from vision.performance.timeline import recorded_spans, trace_slots
 from vision.types import PixelFormat
 
@@ -85,6 +85,26 @@ def test_a_slow_stage_is_measured_a_few_times_at_least() -> None:
     with closing(fake(time_, slots=1, service_ms=5000)) as detector:
         batches = make_batches(detector, read_pictures("synthetic:64x48", 1), 1, 1, "bgr")
         assert measure_stage(detector, batches, 0.1, clock=time_.clock).durations.count == 5
+
+
+def test_one_batch_now_and_then() -> None:
+    time_ = Time()
+    with closing(fake(time_, slots=2, parallel=2)) as detector:
+        frames = make_batches(detector, read_pictures("synthetic:64x48?objects=2", 2), 1, 2, "bgr")[0]
+        asked = itertools.count()
+        found = measure_alone(
+            detector,
+            frames,
+            1.0,
+            pause_s=0.03,
+            warm=lambda: next(asked) >= 3,
+            clock=time_.clock,
+            sleep=time_.sleep,
+        )
+    assert found.durations.p50_ms == pytest.approx(10.0)
+    assert found.durations.count == 25  # of 40 ms each, pause included
+    assert found.frames_per_s == pytest.approx(200)
+    assert found.objects_per_frame == 2
 
 
 def test_a_detector_that_fails_is_not_measured() -> None:

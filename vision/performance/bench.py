@@ -31,7 +31,7 @@ from vision.performance.engine import Alone, Lane, ThreadLane, measure_engine
 from vision.performance.pictures import Image, convert, make_batches, read_pictures, shipped_clip, size_of
 from vision.performance.pipeline import Borrowed, SiteRun, measure_threads, run_site, synthetic_site
 from vision.performance.samples import Durations
-from vision.performance.stage import Measured, measure_stage
+from vision.performance.stage import Measured, measure_alone, measure_stage
 from vision.report import resident_bytes
 from vision.types import PixelFormat
 
@@ -284,9 +284,9 @@ class Benchmark:
         """One batch at a time on a detector that could take more: what a site with much room sees."""
         case = Case("stage", "alone", detector.slots, precision, batch)
         self._say(str(case))
-        batches = make_batches(detector, self._images, 1, batch, self._settings.pixel_format)
+        frames = make_batches(detector, self._images, 1, batch, self._settings.pixel_format)[0]
         sampler = ClockSampler(self._system)
-        measured = measure_stage(detector, batches, self._settings.seconds, warm=sampler.done)
+        measured = measure_alone(detector, frames, self._settings.seconds, warm=sampler.done)
         row = self._row(case, measured.durations, measured.frames_per_s, measured.cpu, sampler)
         self._rows.append(replace(row, objects_per_frame=measured.objects_per_frame))
 

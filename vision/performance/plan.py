@@ -16,7 +16,7 @@ from vision.config import ModelCard, SiteConfig
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector, published_class_names
 from vision.errors import ConfigError, DeviceMissing, SourceError
-from vision.performance.advice import Load, Site, advice, limit, loads
+from vision.performance.advice import Load, Site, accepted_fps, advice, limit, loads
 from vision.performance.compare import differences
 from vision.performance.conditions import CpuUse, System, ThisSystem, cores_to_be_had, file_sha256, machine
 from vision.performance.demand import Demand, decode_costs, demands
@@ -24,10 +24,11 @@ from vision.performance.document import Bench, HostCosts, Row
 from vision.performance.model import BatchCost, DetectorCost, Forecast, HostCost, forecast, unhindered
 from vision.performance.pictures import Image, convert, is_local, make_batches, read_pictures, shipped_clip
 from vision.performance.pipeline import SiteRun, measure_threads, run_site, without_traces
-from vision.performance.stage import measure_stage
+from vision.performance.stage import measure_alone, measure_stage
 
 _SECONDS: Final = 1.0
 _PICTURES: Final = 16
+_LONGEST_PAUSE_S: Final = 0.1
 _BUSY: Final = 0.85  # of its cores; with less, others work on the machine too
 
 
@@ -207,7 +208,9 @@ def measure_costs(
     images = _images(site, wanted)
     with closing(open_detector(folder, card, site.detect)) as detector:
         gpu = detector.name.startswith("TensorRT")
-        cost, objects = measure_detector(detector, images, len(wanted), seconds, gpu=gpu, threads=site.detect.threads)
+        cost, objects = measure_detector(
+            detector, images, len(wanted), seconds, pause_s=_pause_s(wanted), gpu=gpu, threads=site.detect.threads
+        )
         say("threads")
         size_px = (images[0].shape[1], images[0].shape[0])
         names = published_class_names(card, site.detect)
@@ -219,7 +222,14 @@ def measure_costs(
 
 
 def measure_detector(
-    detector: Detector, images: Sequence[Image], cameras: int, seconds: float, *, gpu: bool, threads: int | None
+    detector: Detector,
+    images: Sequence[Image],
+    cameras: int,
+    seconds: float,
+    *,
+    pause_s: float,
+    gpu: bool,
+    threads: int | None,
 ) -> tuple[DetectorCost, float]:
     """Cost of each batch size that so many cameras can fill, and objects in a picture."""
     cores = machine_cores()
@@ -228,7 +238,7 @@ def measure_detector(
     wanted = objects = 0.0
     for size in batch_sizes(most):
         frames = make_batches(detector, images, detector.slots, size, "bgr")
-        alone = measure_stage(detector, frames[:1], seconds / 2)
+        alone = measure_alone(detector, frames[0], seconds, pause_s=pause_s)
         full = measure_stage(detector, frames, seconds)
         wanted = _wanted_cores(full.cpu.own, gpu=gpu, cores=cores, threads=threads)
         cost = BatchCost(alone.durations.mean_ms, 1e3 * size / full.frames_per_s, full.durations)
@@ -238,6 +248,11 @@ def measure_detector(
         detector.name, most, detector.slots, detector.parallel, batches, wanted, images[0].nbytes
     )
     return cost_of_all, objects
+
+
+def _pause_s(wanted: Sequence[Demand]) -> float:
+    """Between two pictures of the site, where the detector has nothing to do: half of the time, say."""
+    return min(_LONGEST_PAUSE_S, 0.5 / sum(map(accepted_fps, wanted)))
 
 
 def batch_sizes(most: int) -> tuple[int, ...]:
