@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from vision.report import CameraReport, Report
+from vision.types import Counts
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,9 @@ def status_table(report: Report) -> Table:
     table.add_column("state")
     for name in ("picture", "frames/s", "p50 ms", "p99 ms", "objects", "published", "dropped"):
         table.add_column(name, justify="right")
+    counts = any(camera.counted is not None for camera in report.cameras)
+    if counts:
+        table.add_column("lines and zones")
     for camera in report.cameras:
         state = camera.status.state
         table.add_row(
@@ -79,6 +83,7 @@ def status_table(report: Report) -> Table:
             str(camera.objects),
             str(camera.published),
             _drops(camera),
+            *([counted_words(camera.counted)] if counts else []),
         )
     return table
 
@@ -90,7 +95,16 @@ def status_line(camera: CameraReport) -> str:
         f"p50 {_ms(camera, camera.latency.p50_ms)} ms, p99 {_ms(camera, camera.latency.p99_ms)} ms, "
         f"{camera.objects} objects, "
         f"published {camera.published}, dropped {_drops(camera)}"
+        + (f"; {counted_words(camera.counted)}" if camera.counted is not None else "")
     )
+
+
+def counted_words(counted: Counts | None) -> str:
+    """Such as ``door 7 in 2 out, queue 3``."""
+    if counted is None:
+        return ""
+    lines = [f"{name} {totals.get('in', 0)} in {totals.get('out', 0)} out" for name, totals in counted.lines.items()]
+    return ", ".join([*lines, *(f"{name} {inside}" for name, inside in counted.occupancy.items())])
 
 
 def _ms(camera: CameraReport, value: float) -> str:

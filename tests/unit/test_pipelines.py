@@ -31,8 +31,9 @@ from vision.pipelines import load_pipeline
 from vision.report import Report, status_messages
 from vision.runtime import Runtime
 from vision.stages import TrackStage
-from vision.types import Frame, Result, Tracks
-from vision.wire import CountsMessage, DetectionsMessage, Kind
+from vision.terminal import counted_words, status_line, status_table
+from vision.types import Counts, Frame, Result, Tracks
+from vision.wire import CountsMessage, DetectionsMessage, Kind, NodeStatusMessage
 
 DOCS = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
 SOURCE = "synthetic:320x240@20?frames=100&seed=3&objects=4"
@@ -141,6 +142,28 @@ def test_counts_go_out_with_the_status() -> None:
     assert message.lines["middle"].in_ + message.lines["middle"].out > 0
     assert sum(message.lines["middle"].in_by_class.values()) == message.lines["middle"].in_
     assert set(message.zones) == {"left"}
+
+
+def test_counts_are_shown_where_it_runs() -> None:
+    counted = Counts({"door": {"in": 7, "out": 2, "in:person": 7}}, {"queue": {"entered": 3}}, {"queue": 3})
+    assert counted_words(counted) == "door 7 in 2 out, queue 3"
+    assert counted_words(None) == ""
+    _, report = run(counting())
+    (camera,) = report.cameras
+    assert status_line(camera).endswith(f"dropped 0; {counted_words(camera.counted)}")
+    assert status_table(report).columns[-1].header == "lines and zones"
+    _, plain = run(site("track"))
+    assert ";" not in status_line(plain.cameras[0])
+    assert status_table(plain).columns[-1].header == "dropped"
+
+
+def test_what_stages_count_is_in_the_status_of_the_node(tmp_path: Path) -> None:
+    save(tmp_path / "paint")
+    _, report = run(counting(cascade={"model": f"{tmp_path}/paint", "min_size_px": 8}))
+    *_, node = status_messages(report)
+    assert isinstance(node, NodeStatusMessage)
+    assert node.counters["cascade.looked"] > 0
+    assert set(node.counters) == {"cascade.looked", "cascade.skipped", "cascade.waiting"}
 
 
 def test_rules_are_events_too() -> None:
