@@ -48,6 +48,7 @@ class Demand:
     cpu_ms: float  # of all threads, a picture
     staleness_s: float = 0.5
     assumed: str = ""  # what could not be measured
+    in_step: bool = False  # begins with the program, as recordings do: its pictures come when those of the others do
 
     @property
     def nbytes(self) -> int:
@@ -114,6 +115,7 @@ def demand(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], known: 
         seen.cpu_ms,
         camera.staleness_s,
         said,
+        source_kind(camera.source) in ("path", "synthetic"),
     )
 
 

@@ -26,12 +26,13 @@ class DeviceTimeline:
         self._detector = detector
         self._made = contextlib.ExitStack()
         self._marks: list[tuple[str, str, Event, Event]] = []
+        self._copying: Event | None = None  # where the copies of a batch begin
         slots, self._copies = detector.parts()
         self._slots = [slot for slot in slots if isinstance(slot, Slot)]
         self._chains = [dict(slot.chains) for slot in self._slots]
         for number, slot in enumerate(self._slots):
             for batch, chain in self._chains[number].items():
-                wrapped: Any = _TracedChain(chain, self, f"slot {number} on the GPU", slot.stream, steps)
+                wrapped: Any = _TracedChain(chain, self, f"slot {number}", slot.stream, steps)
                 slot.chains[batch] = wrapped
         self._origin = self._made.enter_context(Event(timing=True))
         self._origin.record(self._copies)
@@ -40,8 +41,17 @@ class DeviceTimeline:
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
         """As the detector's, noting the copies too."""
-        with self.marked(f"slot {slot} copies", "copy", self._copies):
-            self._detector.submit(slot, frames)
+        self._copying = self._made.enter_context(Event(timing=True))
+        self._copying.record(self._copies)
+        self._detector.submit(slot, frames)
+
+    def copied(self, lane: str) -> None:
+        """The copies of the batch that is being submitted are all queued."""
+        begin, self._copying = self._copying, None
+        if begin is not None:
+            end = self._made.enter_context(Event(timing=True))
+            end.record(self._copies)
+            self._marks.append((lane, "copy", begin, end))
 
     @contextlib.contextmanager
     def marked(self, lane: str, name: str, stream: Stream) -> Any:
@@ -78,7 +88,8 @@ class _TracedChain:
         self._steps = chain.steps if steps else whole
 
     def run(self) -> None:
-        """Queue all of it."""
+        """Queue all of it. The slot calls this once it has queued the copies."""
+        self._timeline.copied(f"{self._lane} copies")
         for name, step in self._steps:
-            with self._timeline.marked(self._lane, name, self._stream):
+            with self._timeline.marked(f"{self._lane} on the GPU", name, self._stream):
                 step()

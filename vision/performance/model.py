@@ -24,6 +24,7 @@ from vision.performance.demand import Demand
 from vision.performance.samples import Durations
 
 _ROUNDS: Final = 3
+_START_NS: Final = 5e6  # within which the cameras begin that begin with the program
 _PICTURES: Final = 40_000  # that a rehearsal plays through at most, where 5 seconds have no more
 _QUEUED_BATCHES: Final = 64  # between detector and results thread: `vision.runtime`
 _WARM_PART: Final = 0.1
@@ -213,7 +214,8 @@ class _Rehearsal:
 
     def _camera(self, demand: Demand) -> _Camera:
         interval_ns = 1e9 / (demand.fps * self._slowed)
-        return _Camera(demand, interval_ns, self._random.random() * interval_ns)
+        spread_ns = min(_START_NS, interval_ns) if demand.in_step else interval_ns
+        return _Camera(demand, interval_ns, self._random.random() * spread_ns)
 
     def run(self) -> Forecast:
         for number, camera in enumerate(self._cameras):

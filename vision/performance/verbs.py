@@ -143,7 +143,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="a name that `vision models` lists, or a folder with model.yaml")
     parser.add_argument("--batch", type=listed(positive), default=(1, 2, 4, 8), metavar="N,N", help="default: 1,2,4,8")
     parser.add_argument("--precision", type=listed(str, PRECISIONS), default=("fp16",), help="default: fp16")
-    parser.add_argument("--slots", type=listed(positive), default=(1, 2, 3), metavar="N,N", help="default: 1,2,3")
+    parser.add_argument("--slots", type=listed(positive), default=(), metavar="N,N", help="default: 1 up to its own")
     parser.add_argument("--seconds", type=duration, default=2.0, help="for each measurement; default: %(default)s")
     parser.add_argument("--parts", type=listed(str, PARTS), default=PARTS, help=f"default: {','.join(PARTS)}")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: %(default)s")
