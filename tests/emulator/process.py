@@ -1,0 +1,43 @@
+"""Runs tests on the emulated GPU, in a process of their own: its stand-in for cuda-python has to be imported first."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from vision.engine.library import load_library
+from vision.errors import DeviceMissing
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_emulated(tests: Sequence[str], cache: Path) -> None:
+    """Run pytest with `tests` on the emulated GPU; every test has to pass, but for those that need a real GPU.
+
+    Args:
+        tests: pytest's arguments.
+        cache: the folder for what is compiled.
+    """
+    try:
+        load_library()  # engines are built by the real library, wherever PYTHONPATH has it
+    except DeviceMissing as error:
+        pytest.skip(str(error))
+    path = [str(ROOT / "tests" / "emulator" / "site"), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-rs", "-p", "no:cacheprovider", "--timeout=600", *tests],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), "CACHE_DIRECTORY": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert " passed" in lines[-1], lines[-1]
+    skipped = [line for line in lines if line.startswith("SKIPPED") and not line.endswith("needs a real GPU")]
+    assert not skipped, skipped
