@@ -166,7 +166,7 @@ def open_device(index: int = 0) -> Device:
     except RuntimeError:  # cuda-python 12 looks for libcuda at its first use
         raise missing_device(_OLD_DRIVER, 0, 0) from None
     driver_version = runtime.cudaDriverGetVersion()[1] or 0
-    runtime_version = runtime.getLocalRuntimeVersion()[1] or 0
+    runtime_version = runtime.cudaRuntimeGetVersion()[1] or 0
     if status != _SUCCESS or not count:
         raise missing_device(int(status) or _NO_DEVICE, driver_version, runtime_version)
     if index >= count:

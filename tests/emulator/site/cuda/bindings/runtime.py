@@ -89,7 +89,7 @@ def cudaDriverGetVersion() -> int:
 
 
 @_call
-def getLocalRuntimeVersion() -> int:
+def cudaRuntimeGetVersion() -> int:
     return 13000
 
 
