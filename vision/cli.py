@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -146,6 +147,9 @@ def _run(arguments: argparse.Namespace, stop: threading.Event) -> int:
     options = RunOptions(stop=stop, offline=arguments.offline, record=arguments.record)
     with ExitStack() as resources:
         runtime = build(site, options, resources)
+        # What was made so far stays: a full collection would walk through all of it and hold every thread meanwhile.
+        gc.collect()
+        gc.freeze()
         with StatusView(terminal()) as view:
             runtime.run(stop, for_s=arguments.for_s, on_report=view.show)
     return EXIT_OK
