@@ -1,14 +1,17 @@
 """Many cameras at their own pace, as a program of its own: rates, drops, where the milliseconds go, memory and CPU.
 
-    python -m tests.perf.many_cameras CAMERAS SECONDS [BACKEND [PIXEL_FORMAT]]
+    python -m tests.perf.many_cameras CAMERAS SECONDS [--fps 30] [--backend tensorrt] [--format nv12]
 
-prints one JSON object. The first 10 s do not count: buffers are made and the first pictures arrive together.
+prints one JSON object. The first 10 s do not count: buffers are made and the first pictures arrive together. Memory is
+looked at once a second from the 30th on; that of the GPU is all that is in use there, by whomever.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,18 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.perf.memory import resident_mib
 from tests.perf.site import write_config
 
 _WARM_NS = 10_000_000_000
+_SETTLED_S = 30.0
 _STAGES = ("wait", "submit", "infer", "publish", "total")
 
 
-def measure(cameras: int, seconds: float, backend: str = "tensorrt", pixel_format: str = "") -> dict[str, Any]:
-    """Run `vision run` on `cameras` synthetic cameras, 768x576 at 30 frames/s, and read what it recorded."""
+def measure(cameras: int, seconds: float, fps: float, backend: str, pixel_format: str | None) -> dict[str, Any]:
+    """Run `vision run` on `cameras` synthetic cameras, 768x576 at `fps` frames/s, and read what it recorded."""
     options = f"&format={pixel_format}" if pixel_format else ""
-    sources = [f"synthetic:768x576@30?seed={number}{options}" for number in range(cameras)]
+    sources = [f"synthetic:768x576@{fps:g}?seed={number}{options}" for number in range(cameras)]
     with tempfile.TemporaryDirectory() as folder:
         detect = {"backend": backend, "max_batch": 32}
         config = write_config(Path(folder) / "camera.yaml", sources, detect=detect)
@@ -44,6 +49,7 @@ def measure(cameras: int, seconds: float, backend: str = "tensorrt", pixel_forma
         results = [json.loads(line) for line in record.read_text().splitlines()]
     return {
         "cameras": cameras,
+        "fps": fps,
         "seconds": seconds,
         **_figures(results),
         "cores_busy": (usage.ru_utime + usage.ru_stime) / (time.monotonic() - began),
@@ -51,16 +57,38 @@ def measure(cameras: int, seconds: float, backend: str = "tensorrt", pixel_forma
     }
 
 
-def _watch_memory(process: subprocess.Popen[bytes]) -> dict[str, float]:
-    samples: list[float] = []
+def _watch_memory(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    began = time.monotonic()
+    samples: dict[str, list[tuple[float, float]]] = {"resident": [], "device": []}
     while process.poll() is None:
         time.sleep(1)
+        now_s = time.monotonic() - began
+        if now_s < _SETTLED_S:
+            continue
         try:
-            samples.append(resident_mib(process.pid))
-        except (OSError, IndexError):
+            samples["resident"].append((now_s, resident_mib(process.pid)))
+        except (OSError, IndexError):  # it has just ended
             break
-    settled = samples[30:] or samples
-    return {"after_30_s": settled[0], "last": settled[-1], "max": max(samples)}
+        if (device := _device_mib()) is not None:
+            samples["device"].append((now_s, device))
+    return {name: _trend(*np.array(taken[:-1]).T) for name, taken in samples.items() if len(taken) > 2}
+
+
+def _device_mib() -> float | None:
+    """GPU memory in use; None where there is nobody to ask."""
+    if not (tool := shutil.which("nvidia-smi")):
+        return None
+    command = [tool, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
+
+
+def _trend(times_s: NDArray[np.float64], sizes: NDArray[np.float64]) -> dict[str, float]:
+    return {
+        "first": float(sizes[0]),
+        "last": float(sizes[-1]),
+        "max": float(sizes.max()),
+        "slope_kib_per_minute": float(np.polyfit(times_s, sizes, 1)[0] * 60 * 1024),
+    }
 
 
 def _figures(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -83,5 +111,18 @@ def _figures(results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cameras", type=int)
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("--fps", type=float, default=30.0, help="default: %(default)g")
+    parser.add_argument("--backend", default="tensorrt", help="default: %(default)s")
+    parser.add_argument(
+        "--format", dest="pixel_format", help="of the pictures; as the detector likes best where absent"
+    )
+    print(json.dumps(measure(**vars(parser.parse_args())), indent=2))
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(int(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:]), indent=2))
+    main()
