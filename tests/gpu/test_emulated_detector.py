@@ -123,8 +123,11 @@ def test_an_engine_of_one_batch_size_only() -> None:
         assert_two_objects(found)
 
 
-def test_half_precision_in_and_out() -> None:
-    with closing(opened(dtypes={"images": "float16", "output": "float16"})) as detector:
+@pytest.mark.parametrize(
+    "dtypes", [{"images": "float16"}, {"output": "float16"}, {"images": "float16", "output": "float16"}]
+)
+def test_half_precision_in_and_out(dtypes: Mapping[str, str]) -> None:
+    with closing(opened(dtypes=dtypes)) as detector:
         detector.submit(1, [frame(), frame()])
         for each in detector.wait(1, 10.0):
             assert each.class_ids.tolist() == [1, 0]

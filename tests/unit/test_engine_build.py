@@ -21,12 +21,13 @@ from vision.engine.build import (
     build_failure,
     build_plan,
     failure_hint,
+    halve_ends,
     inputs_of,
     keeps_timing,
-    make_io_half,
     make_monitor,
     notes_of,
     set_flags,
+    settled,
     timings_of,
 )
 from vision.engine.library import GpuDescription, LogLine, LogLines
@@ -70,9 +71,9 @@ def build(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
-@pytest.mark.parametrize("half_io", [False, True])
-def test_dynamic_batch_in_every_float_precision(precision: Precision, half_io: bool) -> None:
-    built = build(convolution(), BuildSettings(precision, 8, half_io=half_io))
+@pytest.mark.parametrize(("half_input", "half_outputs"), [(False, False), (True, False), (True, True)])
+def test_dynamic_batch_in_every_float_precision(precision: Precision, half_input: bool, half_outputs: bool) -> None:
+    built = build(convolution(), BuildSettings(precision, 8, half_input=half_input, half_outputs=half_outputs))
     assert len(built.plan) > 10_000
     assert [each.shapes["images"].max[0] for each in built.profiles] == [4, 8]
     assert built.weights_bytes is not None
@@ -292,16 +293,27 @@ def test_every_flag_of_the_old_generation_is_set_where_it_exists() -> None:
     assert not config.get_flag(library.trt.BuilderFlag.TF32)
 
 
-def test_inputs_and_outputs_become_half_where_types_can_be_set() -> None:
+@pytest.mark.parametrize(("half_input", "half_outputs"), [(False, False), (True, False), (True, True)])
+def test_inputs_and_outputs_become_half_where_types_can_be_set(half_input: bool, half_outputs: bool) -> None:
     if library.trt.ITensor.dtype.fset is None:  # type: ignore[attr-defined,unused-ignore]
         pytest.skip("a library whose types come from the ONNX file alone")
-    for precision, kind in (("fp16", "HALF"), ("bf16", "BF16"), ("fp32", "FLOAT")):
+    kinds: dict[Precision, str] = {"fp16": "HALF", "bf16": "BF16", "fp32": "FLOAT"}
+    for precision, kind in kinds.items():
         network = library.trt.Builder(library.logger()).create_network(0)
         given = network.add_input("images", library.trt.float32, library.trt.Dims([1, 3, 4, 4]))
         network.mark_output(network.add_identity(given).get_output(0))
-        make_io_half(network, precision)  # type: ignore[arg-type]
-        assert given.dtype.name == kind
-        assert network.get_output(0).dtype.name == kind
+        halve_ends(network, BuildSettings(precision, half_input=half_input, half_outputs=half_outputs))
+        assert given.dtype.name == (kind if half_input else "FLOAT")
+        assert network.get_output(0).dtype.name == (kind if half_outputs else "FLOAT")
+
+
+def test_what_is_left_open_is_settled_by_precision_and_head() -> None:
+    nanodet = card(head={"kind": "nanodet"})
+    assert settled(BuildSettings("fp16"), nanodet) == BuildSettings("fp16", half_input=True, half_outputs=True)
+    assert settled(BuildSettings("fp16"), card()) == BuildSettings("fp16", half_input=True, half_outputs=False)
+    assert settled(BuildSettings("fp32"), nanodet) == BuildSettings("fp32", half_input=False, half_outputs=False)
+    chosen = BuildSettings("fp16", half_input=False, half_outputs=False)
+    assert settled(chosen, nanodet) == chosen
 
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")  # TensorRT-RTX keeps none

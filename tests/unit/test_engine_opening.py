@@ -90,6 +90,19 @@ def test_plan_is_built_once(
 
 
 @needs_rtx
+def test_the_key_says_what_was_settled_for_the_ends(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+    """So that an engine is found by who leaves it open and by who says it."""
+    folder, described = model
+    loaded = load_plan(folder, described, AMPERE, BuildSettings("fp16", 2), cache=cache, ahead_of_time=True)
+    said = BuildSettings("fp16", 2, half_input=True, half_outputs=False)
+    assert load_plan(folder, described, AMPERE, said, cache=cache, ahead_of_time=True).path == loaded.path
+    other = BuildSettings("fp16", 2, half_input=False, half_outputs=False)
+    assert load_plan(folder, described, AMPERE, other, cache=cache, ahead_of_time=True).built is not None
+    (first, second) = (entry.key["settings"]["half_input"] for entry in cache.entries())
+    assert {first, second} == {True, False}
+
+
+@needs_rtx
 def test_changed_model_is_built_anew(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
     folder, _ = model
     load_plan(folder, card(), AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True)

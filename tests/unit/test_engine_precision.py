@@ -93,6 +93,26 @@ def test_quantisation_and_precision_that_agree(precision: Precision, found: Quan
     check_quantisation(precision, found)
 
 
+@pytest.mark.parametrize(
+    ("precision", "weak_typing", "head", "half_ends"),
+    [
+        ("fp16", False, "nanodet", (True, True)),
+        ("fp16", False, "yolov8", (True, False)),  # its outputs are coordinates
+        ("fp16", True, "nanodet", (True, False)),  # its last layers may be float32
+        ("int8", False, "nanodet", (True, True)),
+        ("int8", True, "nanodet", (False, False)),
+        ("bf16", False, "nanodet", (False, False)),  # the kernels have no bfloat16
+        ("bf16", True, "nanodet", (False, False)),
+        ("fp32", False, "nanodet", (False, False)),
+        ("tf32", True, "nanodet", (False, False)),
+    ],
+)
+def test_which_ends_of_a_network_may_be_half(
+    precision: Precision, weak_typing: bool, head: str, half_ends: tuple[bool, bool]
+) -> None:
+    assert plan_typing(precision, weak_typing=weak_typing).half_ends(head) == half_ends
+
+
 # ------------------------------------------------------------------------------------------------ rewriting
 
 
@@ -115,31 +135,39 @@ def types_of(model: bytes) -> set[int]:
     return {tensor.data_type for tensor in graph.initializer} | {each.type.tensor_type.elem_type for each in ends}
 
 
-@pytest.mark.parametrize("keep_io", [True, False])
-def test_the_shipped_model_in_float16_computes_the_same(keep_io: bool) -> None:
+ENDS = [(True, True), (False, True), (True, False), (False, False)]
+
+
+@pytest.mark.parametrize(("keep_inputs", "keep_outputs"), ENDS)
+def test_the_shipped_model_in_float16_computes_the_same(keep_inputs: bool, keep_outputs: bool) -> None:
     original = NANODET.read_bytes()
-    rewritten = rewrite_onnx(original, "fp16", keep_io=keep_io)
+    rewritten = rewrite_onnx(original, "fp16", keep_inputs=keep_inputs, keep_outputs=keep_outputs)
     pictures = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
     for found, right in zip(outputs(rewritten, pictures), outputs(original, pictures), strict=True):
         assert relative_error(found, right) < 1e-3
-    nodes = [node.op_type for node in onnx.load_model_from_string(rewritten).graph.node]
-    assert nodes.count("Cast") == (3 if keep_io else 0), "no casts inside the network"
+    graph = onnx.load_model_from_string(rewritten).graph
+    nodes = [node.op_type for node in graph.node]
+    assert nodes.count("Cast") == keep_inputs + 2 * keep_outputs, "no casts inside the network"
+    kinds = [[each.type.tensor_type.elem_type for each in ends] for ends in (graph.input, graph.output)]
+    assert kinds == [[1 if keep_inputs else 10], [1 if keep_outputs else 10] * 2]
     assert len(rewritten) < 0.55 * len(original)
 
 
 def test_rewritten_nodes_are_in_order_and_pass_the_checker() -> None:
-    rewritten = onnx.load_model_from_string(rewrite_onnx(convolution(), "fp16", keep_io=True))
+    rewritten = onnx.load_model_from_string(rewrite_onnx(convolution(), "fp16", keep_inputs=True, keep_outputs=True))
     onnx.checker.check_model(rewritten, full_check=True)
 
 
 @pytest.mark.parametrize(("keep_io", "kinds"), [(True, {1, 16}), (False, {16})])
 def test_bfloat16_everywhere_but_where_float32_is_kept(keep_io: bool, kinds: set[int]) -> None:
-    assert types_of(rewrite_onnx(convolution(), "bf16", keep_io=keep_io)) == kinds
+    assert types_of(rewrite_onnx(convolution(), "bf16", keep_inputs=keep_io, keep_outputs=keep_io)) == kinds
 
 
 def test_bfloat16_weights_are_the_float32_ones_rounded_to_nearest() -> None:
     original = onnx.load_model_from_string(convolution(weight=3.0e38)).graph.initializer[0]
-    rewritten = onnx.load_model_from_string(rewrite_onnx(convolution(weight=3.0e38), "bf16", keep_io=False))
+    rewritten = onnx.load_model_from_string(
+        rewrite_onnx(convolution(weight=3.0e38), "bf16", keep_inputs=False, keep_outputs=False)
+    )
     found = np.asarray(onnx.numpy_helper.to_array(rewritten.graph.initializer[0]), np.float32)
     right = onnx.numpy_helper.to_array(original)
     assert np.all(np.isfinite(found)), "a weight that float16 does not have survives"
@@ -148,17 +176,17 @@ def test_bfloat16_weights_are_the_float32_ones_rounded_to_nearest() -> None:
 
 def test_weight_that_float16_does_not_have_is_refused() -> None:
     with pytest.raises(ModelError, match="weight w0 has the value 70000, and float16 ends at 65504"):
-        rewrite_onnx(convolution(weight=70000.0), "fp16", keep_io=True)
+        rewrite_onnx(convolution(weight=70000.0), "fp16", keep_inputs=True, keep_outputs=True)
 
 
 def test_what_is_no_onnx_is_refused() -> None:
     with pytest.raises(ModelError, match="not an ONNX model"):
-        rewrite_onnx(b"\xff\xfe no ONNX", "fp16", keep_io=True)
+        rewrite_onnx(b"\xff\xfe no ONNX", "fp16", keep_inputs=True, keep_outputs=True)
 
 
 def test_quantised_model_gets_scales_in_float16_and_computes_the_same() -> None:
     original = quantised()
-    rewritten = rewrite_onnx(original, "fp16", keep_io=True)
+    rewritten = rewrite_onnx(original, "fp16", keep_inputs=True, keep_outputs=True)
     loaded = onnx.load_model_from_string(rewritten)
     onnx.checker.check_model(loaded, full_check=True)
     assert loaded.opset_import[0].version >= 19, "QuantizeLinear takes float16 from there on"
@@ -170,5 +198,7 @@ def test_quantised_model_gets_scales_in_float16_and_computes_the_same() -> None:
 
 
 def test_model_without_quantisation_keeps_its_opset() -> None:
-    rewritten = onnx.load_model_from_string(rewrite_onnx(convolution(opset=17), "fp16", keep_io=True))
+    rewritten = onnx.load_model_from_string(
+        rewrite_onnx(convolution(opset=17), "fp16", keep_inputs=True, keep_outputs=True)
+    )
     assert rewritten.opset_import[0].version == 17

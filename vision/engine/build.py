@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vision.engine.library import (
@@ -60,7 +60,8 @@ class BuildSettings:
     workspace_mib: int | None = None  # most scratch memory of one layer; as much as there is where None
     optimization_level: int | None = None  # 0 quick to build .. 5 quick to run; TensorRT's own choice where None
     dla_core: int | None = None  # run on this accelerator of a Jetson where it has one
-    half_io: bool = False  # inputs and outputs in the network's own 16 bits instead of float32
+    half_input: bool | None = None  # pictures in 16 bits instead of float32; where that costs nothing if None
+    half_outputs: bool | None = None  # the same of what the network gives
     max_aux_streams: int | None = None  # branches of the network side by side; TensorRT's own choice where None
     flags: tuple[str, ...] = ()  # further builder flags by name, such as SPARSE_WEIGHTS
 
@@ -69,6 +70,16 @@ class BuildSettings:
             raise ModelError(f"the optimization level is 0 to 5, got {self.optimization_level}")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise ModelError(f"the workspace is at least 1 MiB, got {self.workspace_mib}")
+
+
+def settled(settings: BuildSettings, card: ModelCard) -> BuildSettings:
+    """`settings` with a decision on what was left to the library and the model: see `Typing.half_ends`."""
+    half = plan_typing(settings.precision, weak_typing=has_weak_typing()).half_ends(card.head.kind)
+    return replace(
+        settings,
+        half_input=half[0] if settings.half_input is None else settings.half_input,
+        half_outputs=half[1] if settings.half_outputs is None else settings.half_outputs,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +134,7 @@ def build_plan(
         with collect_log() as log:
             job = _Build(
                 card=card,
-                settings=settings,
+                settings=settled(settings, card),
                 gpu=gpu,
                 ahead_of_time=ahead_of_time,
                 listener=listener or Silent(),
@@ -178,11 +189,16 @@ class _Build:
         """Parse, configure, build."""
         started_ns = time.monotonic_ns()
         if self._typing.rewrite != "none":
-            model = rewrite_onnx(model, self._typing.rewrite, keep_io=not self._settings.half_io)
+            model = rewrite_onnx(
+                model,
+                self._typing.rewrite,
+                keep_inputs=not self._settings.half_input,
+                keep_outputs=not self._settings.half_outputs,
+            )
         network, parser = self._parse(model)
         check_quantisation(self._settings.precision, quantisation_of(network))
-        if not self._typing.strongly_typed and self._settings.half_io:
-            make_io_half(network, self._settings.precision)
+        if not self._typing.strongly_typed:
+            halve_ends(network, self._settings)
         self._listener.parsed(network.num_layers)
         config = self._configure(timing_cache)
         profiles = self._add_profiles(network, config)
@@ -401,18 +417,23 @@ def quantisation_of(network: trt.INetworkDefinition) -> Quantised:
     return "none"
 
 
-def make_io_half(network: Any, precision: Precision) -> None:
-    """Let a weakly typed network take and give 16 bits. (A strongly typed one has them in its ONNX file.)"""
-    half = {"fp16": "HALF", "bf16": "BF16"}.get(precision)
-    if half is None:
+def halve_ends(network: Any, settings: BuildSettings) -> None:
+    """Let a weakly typed network take or give 16 bits. (A strongly typed one has them in its ONNX file.)
+
+    What stays float32 is said too: an output's type may otherwise follow from that of the input.
+    """
+    half = {"fp16": "HALF", "bf16": "BF16"}.get(settings.precision)
+    if half is None or not (settings.half_input or settings.half_outputs):
         return
-    tensors = [network.get_input(index) for index in range(network.num_inputs)]
-    tensors += [network.get_output(index) for index in range(network.num_outputs)]
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    kinds = [(tensor, half if settings.half_input else "FLOAT") for tensor in inputs]
+    kinds += [(tensor, half if settings.half_outputs else "FLOAT") for tensor in outputs]
+    floats = [(tensor, kind) for tensor, kind in kinds if dtype_name(tensor.dtype.name) == "float32"]
     with warnings.catch_warnings():  # deprecated since strong typing, and right without it
         warnings.simplefilter("ignore", DeprecationWarning)
-        for tensor in tensors:
-            if dtype_name(tensor.dtype.name) == "float32":
-                tensor.dtype = getattr(trt.DataType, half)
+        for tensor, kind in floats:
+            tensor.dtype = getattr(trt.DataType, kind)
 
 
 # ------------------------------------------------------------------------------------------------ what went wrong

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision.engine.build import BuildSettings, Built, build_plan
+from vision.engine.build import BuildSettings, Built, build_plan, settled
 from vision.engine.cache import EngineCache, Loaded, key_of
 from vision.engine.files import sha256_of
 from vision.engine.library import Gpu, find_library, trt
@@ -66,6 +66,7 @@ def load_plan(
     """The plan of a model from the cache, or built now. Errors as of `build_plan` and `EngineCache`."""
     onnx = read_onnx(folder, card)
     stop = cancel or threading.Event()
+    settings = settled(settings, card)
 
     def build(timing_cache: bytes | None) -> Built:
         return build_plan(

@@ -45,6 +45,17 @@ class Typing:
     flags_off: tuple[str, ...]
     rewrite: Literal["none", "fp16", "bf16"]
 
+    def half_ends(self, head: str) -> tuple[bool, bool]:
+        """Whether a detector's input, and its outputs, may be float16 without the boxes being worse for it.
+
+        The network rounds its input to float16 itself, so that one may come rounded. A strongly typed one has float16
+        behind its last layer too, and a cast to float32 adds nothing; a weakly typed one may have more there. Outputs
+        that are coordinates stay float32 everywhere: in float16 they are half a pixel apart from 512 on, and the
+        library may fuse the cast with what computes them. `head` is the kind of the model card's head.
+        """
+        computes_half = self.rewrite == "fp16" or self.flags_on[:1] == ("FP16",)
+        return computes_half, self.rewrite == "fp16" and head == "nanodet"
+
 
 def precisions_of(compute_capability: tuple[int, int]) -> tuple[Precision, ...]:
     """Precisions that a GPU computes in, in the order of `_SINCE`."""
@@ -107,13 +118,14 @@ def check_quantisation(precision: Precision, found: Quantised) -> None:
 # ------------------------------------------------------------------------------------------------ rewriting
 
 
-def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_io: bool) -> bytes:
+def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool, keep_outputs: bool) -> bytes:
     """An ONNX model that computes in float16 or bfloat16.
 
     Args:
         model: serialised ONNX with float32 weights.
         to: the new type of weights and activations.
-        keep_io: leave inputs and outputs float32, with a cast behind and before each.
+        keep_inputs: leave inputs float32, with a cast behind each.
+        keep_outputs: leave outputs float32, with a cast before each.
 
     Raises:
         ModelError: no packages for it, not an ONNX model, or a weight is too large for float16.
@@ -136,9 +148,11 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_io: bool) ->
     if to == "fp16":
         _refuse_overflow(weights)
     original = _for_quantisation(original)
+    kept = [each.name for each in original.graph.input if keep_inputs]
+    kept += [each.name for each in original.graph.output if keep_outputs]
     with warnings.catch_warnings():  # it says for each weight below 6e-8 that it was rounded up to that
         warnings.simplefilter("ignore")
-        converted = convert_float_to_float16(original, keep_io_types=keep_io)
+        converted = convert_float_to_float16(original, keep_io_types=kept)
     graph = OnnxModel(converted)
     graph.topological_sort()  # the casts were appended at the end
     if to == "bf16":

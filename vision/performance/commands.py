@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from vision.config import DetectConfig, ModelCard
-from vision.engine.build import inputs_of
+from vision.engine.build import inputs_of, settled
 from vision.engine.cache import EngineCache, key_of
 from vision.engine.commandlines import build_line, find_tool, installed_dialect, nsys_text, trtexec_text
 from vision.engine.library import Gpu, GpuDescription, collect_log, find_library, logger, network_flags, start, trt
@@ -33,7 +33,7 @@ def trtexec(folder: Path, card: ModelCard, batch: int, precision: str) -> str:
     """
     onnx = read_onnx(folder, card)
     detect = DetectConfig.model_validate({"precision": precision, "max_batch": batch})
-    wanted = settings_of(detect)
+    wanted = settled(settings_of(detect), card)
     inputs = network_inputs(onnx, card)
     profiles = make_profiles(inputs, card, detect.max_batch)
     shapes = {picture_input(inputs).name: (batch, 3, card.input.height, card.input.width)}
