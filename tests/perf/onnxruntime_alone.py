@@ -1,19 +1,22 @@
 """ONNX Runtime with nothing around it: prepared tensors, in several arrangements of sessions and threads.
 
-    python -m tests.perf.onnxruntime_alone MODEL.onnx RUNS
+    python -m tests.perf.onnxruntime_alone MODEL.onnx RUNS [VIDEO]
 
-prints one line of JSON: runs per second of each arrangement.
+prints one line of JSON: runs per second of each arrangement. With VIDEO, a thread beside it decodes one picture for
+each run, into BGR, that nobody looks at: what any program that reads video has to do as well.
 """
 
 from __future__ import annotations
 
 import json
+import queue
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnxruntime
 
@@ -26,9 +29,20 @@ def _session(model: Path, threads: int) -> Any:
     return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
-def runs_per_s(model: Path, sessions: int, threads: int, runs: int) -> float:
+def _decode(video: Path, wanted: queue.SimpleQueue[bool]) -> None:
+    """Decode a picture of the video, over and over again, for each True in `wanted`."""
+    capture, picture = cv2.VideoCapture(str(video)), None
+    while wanted.get():
+        found, picture = capture.read(picture)
+        if not found:
+            capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+    capture.release()
+
+
+def runs_per_s(model: Path, sessions: int, threads: int, runs: int, video: Path | None = None) -> float:
     """Runs per second of `sessions` sessions side by side, each with `threads` threads, batch 1, IO bound once."""
     start = threading.Barrier(sessions + 1)
+    wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
     seconds: list[float] = []
 
     def work() -> None:
@@ -46,18 +60,24 @@ def runs_per_s(model: Path, sessions: int, threads: int, runs: int) -> float:
         began = time.perf_counter()
         for _ in range(runs):
             session.run_with_iobinding(binding)
+            wanted.put(True)
         seconds.append(time.perf_counter() - began)
 
     workers = [threading.Thread(target=work) for _ in range(sessions)]
-    for worker in workers:
-        worker.start()
+    decoder = threading.Thread(target=_decode, args=(video, wanted)) if video else None
+    for thread in (*workers, decoder):
+        if thread:
+            thread.start()
     start.wait()
     for worker in workers:
         worker.join()
+    wanted.put(False)
+    if decoder:
+        decoder.join()
     return sessions * runs / max(seconds)
 
 
 if __name__ == "__main__":
-    model, runs = Path(sys.argv[1]), int(sys.argv[2])
+    model, runs, video = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None
     arrangements = {"one session, 2 threads": (1, 2), "two sessions, 1 thread each": (2, 1)}
-    print(json.dumps({name: runs_per_s(model, *shape, runs) for name, shape in arrangements.items()}))
+    print(json.dumps({name: runs_per_s(model, *shape, runs, video) for name, shape in arrangements.items()}))

@@ -16,11 +16,14 @@ _WARM = 10  # first results, while files open and buffers are made
 
 def measure(quick: bool) -> Mapping[str, Any]:
     """Frames per second, each round one after the other, and the medians of the ratios of a round."""
+    beside = "onnxruntime with decoding beside it, best"
     rounds = [_round(40 if quick else 150) for _ in range(1 if quick else 3)]
     figures = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     ratios = {
         "one camera / onnxruntime alone": [one["one camera"] / one["onnxruntime alone, best"] for one in rounds],
         "four cameras / onnxruntime alone": [one["four cameras"] / one["onnxruntime alone, best"] for one in rounds],
+        "one camera / onnxruntime with decoding beside it": [one["one camera"] / one[beside] for one in rounds],
+        "four cameras / onnxruntime with decoding beside it": [one["four cameras"] / one[beside] for one in rounds],
         "one camera / straightforward loop": [one["one camera"] / one["straightforward loop"] for one in rounds],
     }
     return {
@@ -33,12 +36,15 @@ def measure(quick: bool) -> Mapping[str, Any]:
 
 def _round(runs: int) -> dict[str, float]:
     alone = _json("tests.perf.onnxruntime_alone", str(site.MODEL), str(runs))
+    beside = _json("tests.perf.onnxruntime_alone", str(site.MODEL), str(runs), str(site.CLIP))
     one = _frames_per_s(site.offline_results([str(site.CLIP)]))
     loop = _json("tests.perf.straightforward_loop", str(site.MODEL), str(site.CLIP))
     four = _frames_per_s(site.offline_results([str(site.CLIP)] * 4))
     return {
         **{f"onnxruntime alone, {name}": float(rate) for name, rate in alone.items()},
         "onnxruntime alone, best": max(alone.values()),
+        **{f"onnxruntime with decoding beside it, {name}": float(rate) for name, rate in beside.items()},
+        "onnxruntime with decoding beside it, best": max(beside.values()),
         "one camera": one,
         "four cameras": four,
         "straightforward loop": loop["frames"] / loop["seconds"],
