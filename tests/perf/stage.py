@@ -4,7 +4,7 @@ The limit of a stage that begins with frames on the host and ends with boxes on 
 that can go on at the same time: the network alone, as graph replays on two streams that never wait for the host, and
 the copy of the frames alone. Everything is measured here, and the ratios are of numbers of one run.
 
-    python -m tests.perf.stage --out stage.json [--seconds 1.0] [--batches 1,4,8,16,32]
+    python -m tests.perf.stage --out stage.json [--seconds 0.8] [--batches 1,4,8,16,32] [--limit 185]
 """
 
 from __future__ import annotations
@@ -14,382 +14,205 @@ import contextlib
 import json
 import logging
 import os
-import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from vision.config import DetectConfig, folder_of_model, load_model_card, shipped_models
-from vision.cuda import DeviceBuffer, Event, Graph, HostBuffer, Stream, copy_to_device, copy_to_host, open_device
-from vision.detect.classes import class_ids, class_names
-from vision.detect.heads import make_head
-from vision.detect.letterbox import Letterbox
-from vision.detect.opened import Model, Phases
-from vision.detect.postprocess import to_detections
-from vision.detect.slot import Slot
-from vision.detect.tensorrt import TensorRTDetector, detector_of, open_tensorrt_detector
-from vision.device_image import DeviceImage
-from vision.engine.driver import CudaMemory
+from tests.perf.stage_parts import (
+    MODEL,
+    MOST_SLOTS,
+    Opened,
+    agreement,
+    clip_detections,
+    copy_alone,
+    engine_alone,
+    frames_for,
+    graph_and_eager,
+    latency,
+    naive,
+    opened,
+    stage,
+    steps,
+)
+from vision.config import DetectConfig, ModelCard, folder_of_model, load_model_card, shipped_models
+from vision.config.profile import ProfileCard
+from vision.cuda import open_device
+from vision.detect.tensorrt import open_tensorrt_detector
+from vision.engine.build import BuildSettings
 from vision.engine.library import find_library
-from vision.engine.memory import MemoryPool, make_allocator
-from vision.engine.opening import open_engine
-from vision.types import Frame, FrameMeta, PixelFormat
+from vision.types import Detections, PixelFormat
 
 log = logging.getLogger("stage")
 
-CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
-MOST_SLOTS = 6
+LARGE = (1920, 1080)
+CLIP_PICTURES = 192
+BYTES_OF_A_PIXEL: Mapping[PixelFormat, float] = {"bgr": 3, "bgrx": 4, "nv12": 1.5, "i420": 1.5}
 
 
-@dataclass
-class Opened:
-    """The detector, and the model below it."""
+class Report:
+    """What was measured so far, saved after every part. Parts that come after the limit of time are left out."""
 
-    detector: TensorRTDetector
-    model: Model
-    slots: list[Slot]
-    phases: Phases
+    def __init__(self, out: Path, limit_s: float, about: Mapping[str, Any]) -> None:
+        self.values: dict[str, Any] = dict(about)
+        self._out = out
+        self._ends_s = time.monotonic() + limit_s
 
+    def save(self) -> None:
+        """Write the file."""
+        self._out.write_text(json.dumps(self.values, indent=1) + "\n")
 
-@contextlib.contextmanager
-def opened(detect: DetectConfig, model_name: str) -> Iterator[Opened]:
-    """The detector with `MOST_SLOTS` slots; fewer are measured by using fewer."""
-    folder = folder_of_model(model_name, shipped_models())
-    card = load_model_card(folder)
-    device = open_device()
-    phases = Phases()
-    with contextlib.ExitStack() as made:
-        pool = MemoryPool(CudaMemory())
-        made.callback(pool.close)
-        with phases.phase("engine"):
-            engine = made.enter_context(open_engine(folder, card, detect, device, allocator=make_allocator(pool)))
-        names = class_names(card)
-        head = make_head(card, len(names), detect.score, class_ids(names, None, card.name))
-        model = Model(engine, card, head, names, detect)
-        detector = detector_of(device, model, phases, made)
-    slots: list[Any] = list(detector._slots)
-    try:
-        yield Opened(detector, model, slots, phases)
-    finally:
-        slots.clear()
-        detector.close()
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() > self._ends_s
 
-
-# ------------------------------------------------------------------------------------------------ measuring
-
-
-def repeat(step: Callable[[], object], finish: Callable[[], object], seconds: float, least: int = 20) -> float:
-    """Milliseconds of one `step`, over `seconds`, `finish` included; the middle of three runs."""
-
-    def run(count: int) -> float:
-        begin = time.perf_counter()
-        for _ in range(count):
-            step()
-        finish()
-        return (time.perf_counter() - begin) / count
-
-    run(5)
-    count = max(least, int(seconds / 3 / run(10)))
-    return statistics.median(run(count) for _ in range(3)) * 1e3
-
-
-def engine_alone(slots: Sequence[Slot], batch: int, seconds: float) -> float:
-    """Graph replays of the network alone, one stream a slot, never waiting for the host; ms a batch."""
-    with contextlib.ExitStack() as made:
-        graphs = [(made.enter_context(engine_graph(slot, batch)), slot.stream) for slot in slots]
-        turn = 0
-
-        def step() -> None:
-            nonlocal turn
-            graph, stream = graphs[turn % len(graphs)]
-            graph.launch(stream)
-            turn += 1
-
-        def finish() -> None:
-            for slot in slots:
-                slot.stream.synchronize()
-
-        return repeat(step, finish, seconds)
-
-
-def engine_graph(slot: Slot, batch: int) -> Graph:
-    """The network of a slot without what comes before and after."""
-    return Graph.capture(slot.stream, lambda: slot.chains[batch].context.enqueue(slot.stream.address), "the engine")
-
-
-def graph_and_eager(it: Opened, batch: int, seconds: float) -> dict[str, float]:
-    """On one stream, waited for every time, step by step and as a graph: the network alone, and the whole chain."""
-    slot = it.slots[0]
-    chain, stream = slot.chains[batch], slot.stream
-    frames = frames_for(it.detector, 1, batch, "bgr")[0]  # what the chain reads from here on
-    it.detector.submit(0, frames)
-    it.detector.wait(0, 10.0)
-
-    def waited_for(work: Callable[[], object]) -> float:
-        def step() -> None:
-            work()
-            stream.synchronize()
-
-        return repeat(step, stream.synchronize, seconds)
-
-    with engine_graph(slot, batch) as graph:
-        eager_ms = waited_for(lambda: chain.context.enqueue(stream.address))
-        graph_ms = waited_for(lambda: graph.launch(stream))
-    chain_eager_ms, chain_graph_ms = waited_for(chain.enqueue), waited_for(chain.run)
-    return {
-        "eager_ms": eager_ms,
-        "graph_ms": graph_ms,
-        "eager_over_graph": eager_ms / graph_ms,
-        "chain_eager_ms": chain_eager_ms,
-        "chain_graph_ms": chain_graph_ms,
-        "chain_eager_over_graph": chain_eager_ms / chain_graph_ms,
-    }
-
-
-def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
-    """Milliseconds to copy `batch` page-locked pictures to the GPU, one copy a picture, one stream."""
-    with contextlib.ExitStack() as made:
-        stream = made.enter_context(Stream())
-        hosts = [made.enter_context(HostBuffer(nbytes, "picture")).address for _ in range(batch)]
-        targets = [made.enter_context(DeviceBuffer(nbytes, "picture")).address for _ in range(batch)]
-
-        def step() -> None:
-            for host, target in zip(hosts, targets, strict=True):
-                copy_to_device(target, host, nbytes, stream)
-
-        return repeat(step, stream.synchronize, seconds)
-
-
-def pictures(count: int, pixel_format: PixelFormat) -> list[NDArray[np.uint8]]:
-    """Real ones, 768x576."""
-    capture = cv2.VideoCapture(str(CLIP))
-    found: list[NDArray[np.uint8]] = []
-    while len(found) < count:
-        good, bgr = capture.read()
-        if not good:
-            capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
-            continue
-        found.append(converted(np.asarray(bgr, np.uint8), pixel_format))
-    capture.release()
-    return found
-
-
-def converted(bgr: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.uint8]:
-    """One picture in another format."""
-    if pixel_format == "bgr":
-        return bgr
-    if pixel_format == "bgrx":
-        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2BGRA), np.uint8)
-    planar = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420), np.uint8)
-    if pixel_format == "i420":
-        return planar
-    height, width = bgr.shape[:2]
-    chroma = planar[height:].reshape(2, -1)
-    return np.concatenate([planar[:height], chroma.T.reshape(height // 2, width)])
-
-
-def frames_for(
-    detector: TensorRTDetector, slots: int, batch: int, pixel_format: PixelFormat, *, on_gpu: bool = False
-) -> list[list[Frame]]:
-    """A batch for each slot, in buffers of the detector, or where NVDEC would put them."""
-    images = pictures(min(64, slots * batch), pixel_format)
-    made: list[Frame] = []
-    for index in range(slots * batch):
-        image = images[index % len(images)]
-        pixels: NDArray[np.uint8]
-        if on_gpu:
-            pixels = device_image(image, pixel_format)
-        else:
-            pixels = detector.frame_buffer(576, 768, pixel_format)
-            pixels[...] = image
-        made.append(Frame(FrameMeta("bench", index, 0, 0, 0, 768, 576), pixels, pixel_format))
-    return [made[slot * batch : (slot + 1) * batch] for slot in range(slots)]
-
-
-def device_image(image: NDArray[np.uint8], pixel_format: PixelFormat) -> DeviceImage:
-    """A picture of 768x576 in GPU memory."""
-    made = DeviceImage.make(576, 768, pixel_format)
-    with Stream() as stream:
-        copy_to_device(made.address, image.ctypes.data, image.nbytes, stream)
-        stream.synchronize()
-    return made
-
-
-def stage(
-    detector: TensorRTDetector, batches: Sequence[Sequence[Frame]], slots: int, seconds: float
-) -> dict[str, float]:
-    """The loop of the program: wait for the oldest batch, submit the next; ms a batch, and what a core was busy."""
-    for slot in range(slots):
-        detector.submit(slot, batches[slot])
-    oldest = 0
-    objects = 0
-
-    def step() -> None:
-        nonlocal oldest, objects
-        found = detector.wait(oldest, 10.0)
-        objects = sum(map(len, found))
-        detector.submit(oldest, batches[oldest])
-        oldest = (oldest + 1) % slots
-
-    cpu, wall = time.thread_time(), time.perf_counter()
-    took_ms = repeat(step, lambda: None, seconds)
-    busy = (time.thread_time() - cpu) / (time.perf_counter() - wall)
-    for _ in range(slots):
-        detector.wait(oldest, 10.0)
-        oldest = (oldest + 1) % slots
-    return {
-        "slots": slots,
-        "ms": took_ms,
-        "frames_per_s": len(batches[0]) / took_ms * 1e3,
-        "core_busy": busy,
-        "objects_of_a_batch": objects,
-    }
-
-
-def latency(detector: TensorRTDetector, batch: Sequence[Frame], seconds: float) -> dict[str, float]:
-    """One batch at a time: what `wait` adds to the moment at which the GPU is done, found by asking all the time."""
-    slot: Any = detector._slots[0]
-
-    def asleep() -> None:
-        detector.submit(0, batch)
-        detector.wait(0, 10.0)
-
-    def awake() -> None:
-        detector.submit(0, batch)
-        while not slot._done._event.reached():
-            pass
-        detector.wait(0, 10.0)
-
-    def submit_only() -> float:
-        begin = time.perf_counter()
-        detector.submit(0, batch)
-        took = time.perf_counter() - begin
-        detector.wait(0, 10.0)
-        return took
-
-    asleep_ms, awake_ms = repeat(asleep, lambda: None, seconds), repeat(awake, lambda: None, seconds)
-    submit_ms = statistics.median(submit_only() for _ in range(50)) * 1e3
-    return {"asleep_ms": asleep_ms, "awake_ms": awake_ms, "submit_ms": submit_ms}
-
-
-def steps(slot: Slot, batch: int) -> dict[str, float]:
-    """Each part of a chain alone, by events of the GPU, in microseconds."""
-    chain, stream = slot.chains[batch], slot.stream
-    parts: dict[str, Callable[[], object]] = {**dict(chain.steps), "chain as graph": chain.run}
-    took = {}
-    with Event(timing=True) as begin, Event(timing=True) as end:
-        for name, part in parts.items():
-            chain.run()
-            samples = []
-            for _ in range(30):
-                stream.synchronize()
-                begin.record(stream)
-                part()
-                end.record(stream)
-                end.synchronize()
-                samples.append(end.ms_since(begin) * 1e3)
-            took[name] = statistics.median(samples)
-    return took
-
-
-def naive(model: Model, slot: Slot, count: int = 40) -> float:
-    """What is written first: OpenCV and NumPy on the host, pageable memory, waiting for every frame; ms a frame."""
-    card, stream, memory, context = model.card, slot.stream, slot.memory, slot.chains[1].context
-    dtype = model.engine.tensor(model.input_name).dtype
-    mean, std = np.array(card.input.mean, np.float32), np.array(card.input.std, np.float32)
-    outputs = {
-        name: np.empty(context.output_sizes()[name].shape or (), model.engine.tensor(name).dtype)
-        for name in model.head.outputs
-    }
-
-    def one(image: NDArray[np.uint8]) -> None:
-        height, width = image.shape[:2]
-        box = Letterbox.fit(width, height, card.input.width, card.input.height, card.input.letterbox)
-        content_width, content_height = box.content(width, height)
-        canvas = np.full((card.input.height, card.input.width, 3), card.input.fill, np.uint8)
-        scaled = cv2.resize(image, (content_width, content_height))
-        canvas[box.pad_y_px : box.pad_y_px + content_height, box.pad_x_px : box.pad_x_px + content_width] = scaled
-        tensor = ((canvas.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
-        tensor = np.ascontiguousarray(tensor, dtype)
-        copy_to_device(memory.input.address, tensor.ctypes.data, tensor.nbytes, stream)
-        context.enqueue(stream.address)
-        for name, output in outputs.items():
-            copy_to_host(output.ctypes.data, memory.outputs[name].address, output.nbytes, stream)
-        stream.synchronize()
-        candidates = model.head.decode([output[0].astype(np.float32) for output in outputs.values()])
-        to_detections(candidates, card.nms, box, width, height)
-
-    images = pictures(count, "bgr")
-    one(images[0])
-    begin = time.perf_counter()
-    for image in images:
-        one(image)
-    return (time.perf_counter() - begin) / count * 1e3
-
-
-# ------------------------------------------------------------------------------------------------ report
-
-
-def measure(report: dict[str, Any], batches: Sequence[int], seconds: float, save: Callable[[], None]) -> None:
-    """Fill `report`, and save it after every part."""
-
-    def part(name: str, work: Callable[[], Any]) -> Any:
+    def part(self, name: str, work: Callable[[], Any]) -> None:
+        """Measure one thing. What fails is reported in its place, and the others go on."""
+        if self.late():
+            self.values.setdefault("left out for want of time", []).append(name)
+            return
+        began_s = time.monotonic()
         try:
             value = work()
         except Exception:
             log.exception("%s", name)
             value = {"error": traceback.format_exc()}
-        report[name] = value
-        log.info("%s: %s", name, json.dumps(value))
-        save()
-        return value
+        self.values[name] = value
+        log.info("%s: %s (%.1f s)", name, json.dumps(value), time.monotonic() - began_s)
+        self.save()
 
-    detect = DetectConfig(score=0.35, max_batch=max(batches), slots=MOST_SLOTS)
-    with opened(detect, "nanodet-g-416") as it:
-        report["detector"] = it.detector.name
-        report["start_s"] = it.phases.seconds
-        save()
-        two, three = it.slots[:2], it.slots[:3]
+
+def measure(report: Report, batches: Sequence[int], seconds: float) -> None:
+    """Everything, the more important first."""
+    top = max(batches)
+    detect = DetectConfig(score=0.35, max_batch=top, slots=MOST_SLOTS)
+    with opened(detect) as it:
+        report.values["detector"] = it.detector.name
+        report.values["ends"] = {tensor.name: tensor.dtype for tensor in it.model.engine.tensors}
+        report.values["start_s"] = it.phases.seconds
+        report.save()
         for batch in batches:
-            part(f"steps {batch} bgr, us", partial(_steps_of, it, batch, "bgr"))
-            part(f"engine {batch}", partial(engine_alone, two, batch, seconds))
-            part(f"engine {batch}, three streams", partial(engine_alone, three, batch, seconds))
-            part(f"copy {batch} bgr", partial(copy_alone, 768 * 576 * 3, batch, seconds))
-            part(f"stage {batch} bgr", partial(_stages, it, batch, "bgr", seconds))
-        top = max(batches)
-        formats: dict[PixelFormat, int] = {
-            "nv12": 768 * 576 * 3 // 2,
-            "i420": 768 * 576 * 3 // 2,
-            "bgrx": 768 * 576 * 4,
-        }
-        for pixel_format, nbytes in formats.items():
-            part(f"steps {top} {pixel_format}, us", partial(_steps_of, it, top, pixel_format))
-            part(f"copy {top} {pixel_format}", partial(copy_alone, nbytes, top, seconds))
-            part(f"stage {top} {pixel_format}", partial(_stages, it, top, pixel_format, seconds))
-        part(f"stage {top} nv12, decoded on the GPU", partial(_stages, it, top, "nv12", seconds, on_gpu=True))
+            _one_batch(report, it, batch, seconds)
+        for pixel_format in ("nv12", "i420", "bgrx"):
+            _one_format(report, it, top, pixel_format, seconds)
+        report.part(f"stage {top} nv12, decoded on the GPU", partial(_stages, it, top, "nv12", seconds, on_gpu=True))
         for batch in (1, 2):
-            part(f"graph against eager {batch}", partial(graph_and_eager, it, batch, seconds))
+            report.part(f"graph against eager {batch}", partial(graph_and_eager, it, batch, seconds))
         for batch in (1, 8):
             frames = frames_for(it.detector, 1, batch, "bgr")[0]
-            part(f"latency {batch}", partial(latency, it.detector, frames, seconds))
-        part("naive, ms a frame", partial(naive, it.model, it.slots[0]))
+            report.part(f"latency {batch}", partial(latency, it.detector, frames, seconds))
+        report.part("naive, ms a frame", partial(naive, it.model, it.slots[0]))
+        report.values["goals"] = goals(report.values, batches)
+        for batch in sorted({min(8, top), top}):
+            _large_pictures(report, it, batch, seconds)
+    variants(report, top, seconds)
     for what in ("first", "second"):
-        part(f"start as configured by default, {what} time, s", start)
-    report["goals"] = goals(report, batches)
-    save()
+        report.part(f"start as configured by default, {what} time, s", start)
+    report.values["goals"] = goals(report.values, batches)
+    report.save()
+
+
+def _one_batch(report: Report, it: Opened, batch: int, seconds: float) -> None:
+    report.part(f"steps {batch} bgr, us", partial(_steps_of, it, batch, "bgr"))
+    report.part(f"engine {batch}", partial(engine_alone, it.slots[:2], batch, seconds))
+    report.part(f"engine {batch}, three streams", partial(engine_alone, it.slots[:3], batch, seconds))
+    report.part(f"copy {batch} bgr", partial(copy_alone, picture_bytes("bgr"), batch, seconds))
+    report.part(f"stage {batch} bgr", partial(_stages, it, batch, "bgr", seconds))
+
+
+def _one_format(report: Report, it: Opened, batch: int, pixel_format: PixelFormat, seconds: float) -> None:
+    report.part(f"steps {batch} {pixel_format}, us", partial(_steps_of, it, batch, pixel_format))
+    report.part(f"copy {batch} {pixel_format}", partial(copy_alone, picture_bytes(pixel_format), batch, seconds))
+    report.part(f"stage {batch} {pixel_format}", partial(_stages, it, batch, pixel_format, seconds))
+
+
+def picture_bytes(pixel_format: PixelFormat, size: tuple[int, int] = (768, 576)) -> int:
+    """Of one picture."""
+    return int(size[0] * size[1] * BYTES_OF_A_PIXEL[pixel_format])
+
+
+def _large_pictures(report: Report, it: Opened, batch: int, seconds: float) -> None:
+    """Pictures of 1920x1080: five times the bytes, so that the bus is what limits."""
+    slots = range(2, 5)
+    for pixel_format in ("bgr", "nv12"):
+        name = f"{batch} {pixel_format} {LARGE[0]}x{LARGE[1]}"
+        report.part(f"copy {name}", partial(copy_alone, picture_bytes(pixel_format, LARGE), batch, seconds))
+        report.part(f"stage {name}", partial(_stages, it, batch, pixel_format, seconds, counts=slots, size=LARGE))
+
+
+# ------------------------------------------------------------------------------------------------ variants
+
+VARIANTS: Mapping[str, BuildSettings] = {
+    "float32 ends": BuildSettings("fp16", half_input=False, half_outputs=False),
+    "float16 input": BuildSettings("fp16", half_input=True, half_outputs=False),
+    "float16 ends": BuildSettings("fp16", half_input=True, half_outputs=True),
+    "float16 ends, optimization level 5": BuildSettings(
+        "fp16", half_input=True, half_outputs=True, optimization_level=5
+    ),
+}
+
+
+def variants(report: Report, batch: int, seconds: float) -> None:
+    """The greatest batch on engines that are built otherwise, side by side; and whether they find the same."""
+    reference: list[list[Detections]] = []
+
+    def found_alike(it: Opened) -> dict[str, float]:
+        found = clip_detections(it.detector, CLIP_PICTURES)
+        if not reference:
+            reference.append(found)
+        return agreement(found, reference[0])
+
+    for name, settings in VARIANTS.items():
+        with _opened_variant(report, name, settings, batch) as it:
+            if it is None:
+                continue
+            report.part(f"{name}: steps {batch} bgr, us", partial(_steps_of, it, batch, "bgr"))
+            for streams in (2, 3):
+                alone = partial(engine_alone, it.slots[:streams], batch, seconds)
+                report.part(f"{name}: engine {batch}, {streams} streams", alone)
+            for pixel_format in ("bgr", "nv12"):
+                whole = partial(_stages, it, batch, pixel_format, seconds, counts=range(3, 6))
+                report.part(f"{name}: stage {batch} {pixel_format}", whole)
+            report.part(f"{name}: boxes as with {next(iter(VARIANTS))}", partial(found_alike, it))
+
+
+@contextlib.contextmanager
+def _opened_variant(report: Report, name: str, settings: BuildSettings, batch: int) -> Iterator[Opened | None]:
+    """An engine for the upper half of the batch sizes alone, so that it starts quickly; None where it cannot be."""
+    if report.late():
+        report.part(name, lambda: None)
+        yield None
+        return
+
+    low_best_high = (max(1, batch // 2), batch, batch)
+
+    def upper_half(card: ModelCard) -> ModelCard:
+        return card.model_copy(update={"profiles": (ProfileCard.model_validate({"batch": low_best_high}),)})
+
+    detect = DetectConfig(score=0.25, max_batch=batch, slots=5)
+    with contextlib.ExitStack() as made:
+        try:
+            it = made.enter_context(opened(detect, settings=replace(settings, max_batch=batch), update=upper_half))
+        except Exception:
+            log.exception("%s", name)
+            report.values[name] = {"error": traceback.format_exc()}
+            report.save()
+            yield None
+            return
+        report.values[f"{name}: start_s"] = it.phases.seconds
+        report.values[f"{name}: ends"] = {tensor.name: tensor.dtype for tensor in it.model.engine.tensors}
+        yield it
+
+
+# ------------------------------------------------------------------------------------------------ report
 
 
 def start() -> dict[str, float]:
     """From nothing to a detector that is ready, by phase; the second time, engine and kernels come from the cache."""
-    folder = folder_of_model("nanodet-g-416", shipped_models())
+    folder = folder_of_model(MODEL, shipped_models())
     detector = open_tensorrt_detector(folder, load_model_card(folder), DetectConfig())
     try:
         return {**detector.phases.seconds, "together": sum(detector.phases.seconds.values())}
@@ -405,58 +228,84 @@ def _steps_of(it: Opened, batch: int, pixel_format: PixelFormat) -> dict[str, fl
 
 
 def _stages(
-    it: Opened, batch: int, pixel_format: PixelFormat, seconds: float, *, on_gpu: bool = False
+    it: Opened,
+    batch: int,
+    pixel_format: PixelFormat,
+    seconds: float,
+    *,
+    counts: Sequence[int] = range(1, MOST_SLOTS + 1),
+    on_gpu: bool = False,
+    size: tuple[int, int] = (768, 576),
 ) -> list[dict[str, float]]:
-    batches = frames_for(it.detector, MOST_SLOTS, batch, pixel_format, on_gpu=on_gpu)
-    return [stage(it.detector, batches, slots, seconds) for slots in range(1, MOST_SLOTS + 1)]
+    """The stage with each number of slots."""
+    batches = frames_for(it.detector, max(counts), batch, pixel_format, on_gpu=on_gpu, size=size)
+    return [stage(it.detector, batches, slots, seconds) for slots in counts]
 
 
-def best(report: dict[str, Any], name: str) -> float:
+def best(report: Mapping[str, Any], name: str) -> float:
     """Milliseconds of a stage with its best number of slots."""
     return float(min(each["ms"] for each in report[name]))
 
 
-def goals(report: dict[str, Any], batches: Sequence[int]) -> dict[str, Any]:
-    """The figures that the project promises, from one run."""
+def goals(report: Mapping[str, Any], batches: Sequence[int]) -> dict[str, Any]:
+    """The figures that the project promises, from one run; and the same ratios for what else was measured."""
     figures: dict[str, Any] = {}
-    for batch in batches:
-        with contextlib.suppress(KeyError, TypeError):
-            limit = max(report[f"engine {batch}"], report[f"copy {batch} bgr"])
-            figures[f"limit over stage, batch {batch}"] = limit / best(report, f"stage {batch} bgr")
     top = max(batches)
+
+    def ratio(name: str, over: Callable[[], float], under: Callable[[], float]) -> None:
+        with contextlib.suppress(KeyError, TypeError):
+            figures[name] = over() / under()
+
+    def stage_ms(name: str) -> Callable[[], float]:
+        return lambda: best(report, f"stage {name}")
+
+    for batch in batches:
+        limit = partial(_limit, report, batch)
+        ratio(f"limit over stage, batch {batch}", limit, stage_ms(f"{batch} bgr"))
     for pixel_format in ("nv12", "i420"):
-        with contextlib.suppress(KeyError, TypeError):
-            ratio = best(report, f"stage {top} bgr") / best(report, f"stage {top} {pixel_format}")
-            figures[f"{pixel_format} over bgr, batch {top}"] = ratio
-    with contextlib.suppress(KeyError, TypeError):
-        figures["batch 8 over naive"] = report["naive, ms a frame"] * 8 / best(report, "stage 8 bgr")
+        ratio(f"{pixel_format} over bgr, batch {top}", stage_ms(f"{top} bgr"), stage_ms(f"{top} {pixel_format}"))
+    ratio("batch 8 over naive", lambda: float(report["naive, ms a frame"]) * 8, stage_ms("8 bgr"))
     for batch in (1, 2):
-        with contextlib.suppress(KeyError, TypeError):
-            figures[f"graph over eager, batch {batch}"] = report[f"graph against eager {batch}"]["eager_over_graph"]
+        found = report.get(f"graph against eager {batch}")
+        if isinstance(found, dict) and "eager_over_graph" in found:
+            figures[f"graph over eager, batch {batch}"] = found["eager_over_graph"]
+    large = f"{LARGE[0]}x{LARGE[1]}"
+    for batch in batches:
+        for pixel_format in ("bgr", "nv12"):
+            name = f"{batch} {pixel_format} {large}"
+            limit = partial(_limit, report, batch, f"copy {name}")
+            ratio(f"limit over stage, {name}", limit, stage_ms(name))
+        ratio(f"nv12 over bgr, {batch} {large}", stage_ms(f"{batch} bgr {large}"), stage_ms(f"{batch} nv12 {large}"))
+    for name in VARIANTS:
+        whole = f"{name}: stage {top}"
+        ratio(f"{name}: nv12 over bgr", partial(best, report, f"{whole} bgr"), partial(best, report, f"{whole} nv12"))
     return figures
+
+
+def _limit(report: Mapping[str, Any], batch: int, copy: str = "") -> float:
+    """The slower of the network alone and the copies alone."""
+    return max(float(report[f"engine {batch}"]), float(report[copy or f"copy {batch} bgr"]))
 
 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("stage.json"))
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure")
+    parser.add_argument("--seconds", type=float, default=0.8, help="for each figure")
     parser.add_argument("--batches", default="1,4,8,16,32")
+    parser.add_argument("--limit", type=float, default=185.0, help="seconds after which no further part is begun")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(name)s %(message)s")
     device = open_device()
-    report: dict[str, Any] = {
+    about = {
         "gpu": device.name,
         "driver": device.driver_version,
         "library": str(find_library()),
         "cores": os.cpu_count(),
     }
-
-    def save() -> None:
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-
-    measure(report, [int(each) for each in arguments.batches.split(",")], arguments.seconds, save)
-    for name, value in report["goals"].items():
+    report = Report(arguments.out, arguments.limit, about)
+    measure(report, [int(each) for each in arguments.batches.split(",")], arguments.seconds)
+    for name, value in report.values["goals"].items():
         log.info("%-40s %.3f", name, value)
 
 

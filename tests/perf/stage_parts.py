@@ -1,0 +1,375 @@
+"""What `tests.perf.stage` measures, a function each: the network alone, copies, the stage, its steps, a naive loop."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config import DetectConfig, ModelCard, folder_of_model, load_model_card, shipped_models
+from vision.cuda import DeviceBuffer, Event, Graph, HostBuffer, Stream, copy_to_device, copy_to_host, open_device
+from vision.detect.classes import class_ids, class_names
+from vision.detect.heads import make_head
+from vision.detect.letterbox import Letterbox
+from vision.detect.opened import Model, Phases
+from vision.detect.postprocess import to_detections
+from vision.detect.slot import Slot
+from vision.detect.tensorrt import TensorRTDetector, detector_of
+from vision.device_image import DeviceImage
+from vision.engine.build import BuildSettings
+from vision.engine.driver import CudaMemory
+from vision.engine.memory import MemoryPool, make_allocator
+from vision.engine.opening import open_engine
+from vision.types import Detections, Frame, FrameMeta, PixelFormat
+
+MODEL = "nanodet-g-416"
+CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
+CLIP_SIZE = (768, 576)
+MOST_SLOTS = 6
+
+
+@dataclass
+class Opened:
+    """The detector, and the model below it."""
+
+    detector: TensorRTDetector
+    model: Model
+    slots: list[Slot]
+    phases: Phases
+
+
+@contextlib.contextmanager
+def opened(
+    detect: DetectConfig,
+    *,
+    settings: BuildSettings | None = None,
+    update: Callable[[ModelCard], ModelCard] = lambda it: it,
+) -> Iterator[Opened]:
+    """The detector with as many slots as `detect` says; fewer are measured by using fewer.
+
+    `settings` of the engine in place of those that follow from `detect`; `update` changes the model's card.
+    """
+    folder = folder_of_model(MODEL, shipped_models())
+    card = update(load_model_card(folder))
+    device = open_device()
+    phases = Phases()
+    with contextlib.ExitStack() as made:
+        pool = MemoryPool(CudaMemory())
+        made.callback(pool.close)
+        with phases.phase("engine"):
+            engine = made.enter_context(
+                open_engine(folder, card, detect, device, settings=settings, allocator=make_allocator(pool))
+            )
+        names = class_names(card)
+        head = make_head(card, len(names), detect.score, class_ids(names, None, card.name))
+        model = Model(engine, card, head, names, detect)
+        detector = detector_of(device, model, phases, made)
+    slots: list[Any] = list(detector._slots)
+    try:
+        yield Opened(detector, model, slots, phases)
+    finally:
+        slots.clear()
+        detector.close()
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def repeat(step: Callable[[], object], finish: Callable[[], object], seconds: float, least: int = 20) -> float:
+    """Milliseconds of one `step`, over `seconds`, `finish` included; the middle of three runs."""
+
+    def run(count: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(count):
+            step()
+        finish()
+        return (time.perf_counter() - begin) / count
+
+    run(5)
+    count = max(least, int(seconds / 3 / run(10)))
+    return statistics.median(run(count) for _ in range(3)) * 1e3
+
+
+def engine_alone(slots: Sequence[Slot], batch: int, seconds: float) -> float:
+    """Graph replays of the network alone, one stream a slot, never waiting for the host; ms a batch."""
+    with contextlib.ExitStack() as made:
+        graphs = [(made.enter_context(engine_graph(slot, batch)), slot.stream) for slot in slots]
+        turn = 0
+
+        def step() -> None:
+            nonlocal turn
+            graph, stream = graphs[turn % len(graphs)]
+            graph.launch(stream)
+            turn += 1
+
+        def finish() -> None:
+            for slot in slots:
+                slot.stream.synchronize()
+
+        return repeat(step, finish, seconds)
+
+
+def engine_graph(slot: Slot, batch: int) -> Graph:
+    """The network of a slot without what comes before and after."""
+    return Graph.capture(slot.stream, lambda: slot.chains[batch].context.enqueue(slot.stream.address), "the engine")
+
+
+def graph_and_eager(it: Opened, batch: int, seconds: float) -> dict[str, float]:
+    """On one stream, waited for every time, step by step and as a graph: the network alone, and the whole chain."""
+    slot = it.slots[0]
+    chain, stream = slot.chains[batch], slot.stream
+    frames = frames_for(it.detector, 1, batch, "bgr")[0]  # what the chain reads from here on
+    it.detector.submit(0, frames)
+    it.detector.wait(0, 10.0)
+
+    def waited_for(work: Callable[[], object]) -> float:
+        def step() -> None:
+            work()
+            stream.synchronize()
+
+        return repeat(step, stream.synchronize, seconds)
+
+    with engine_graph(slot, batch) as graph:
+        eager_ms = waited_for(lambda: chain.context.enqueue(stream.address))
+        graph_ms = waited_for(lambda: graph.launch(stream))
+    chain_eager_ms, chain_graph_ms = waited_for(chain.enqueue), waited_for(chain.run)
+    return {
+        "eager_ms": eager_ms,
+        "graph_ms": graph_ms,
+        "eager_over_graph": eager_ms / graph_ms,
+        "chain_eager_ms": chain_eager_ms,
+        "chain_graph_ms": chain_graph_ms,
+        "chain_eager_over_graph": chain_eager_ms / chain_graph_ms,
+    }
+
+
+def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
+    """Milliseconds to copy `batch` page-locked pictures to the GPU, one copy a picture, one stream."""
+    with contextlib.ExitStack() as made:
+        stream = made.enter_context(Stream())
+        hosts = [made.enter_context(HostBuffer(nbytes, "picture")).address for _ in range(batch)]
+        targets = [made.enter_context(DeviceBuffer(nbytes, "picture")).address for _ in range(batch)]
+
+        def step() -> None:
+            for host, target in zip(hosts, targets, strict=True):
+                copy_to_device(target, host, nbytes, stream)
+
+        return repeat(step, stream.synchronize, seconds)
+
+
+@functools.cache
+def pictures(count: int, pixel_format: PixelFormat, size: tuple[int, int] = CLIP_SIZE) -> Sequence[NDArray[np.uint8]]:
+    """Real ones, scaled to `size` (width, height)."""
+    capture = cv2.VideoCapture(str(CLIP))
+    found: list[NDArray[np.uint8]] = []
+    while len(found) < count:
+        good, bgr = capture.read()
+        if not good:
+            capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+            continue
+        scaled = bgr if size == CLIP_SIZE else cv2.resize(bgr, size)
+        found.append(converted(np.asarray(scaled, np.uint8), pixel_format))
+    capture.release()
+    return found
+
+
+def converted(bgr: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.uint8]:
+    """One picture in another format."""
+    if pixel_format == "bgr":
+        return bgr
+    if pixel_format == "bgrx":
+        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2BGRA), np.uint8)
+    planar = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420), np.uint8)
+    if pixel_format == "i420":
+        return planar
+    height, width = bgr.shape[:2]
+    chroma = planar[height:].reshape(2, -1)
+    return np.concatenate([planar[:height], chroma.T.reshape(height // 2, width)])
+
+
+def frames_for(
+    detector: TensorRTDetector,
+    slots: int,
+    batch: int,
+    pixel_format: PixelFormat,
+    *,
+    on_gpu: bool = False,
+    size: tuple[int, int] = CLIP_SIZE,
+) -> list[list[Frame]]:
+    """A batch for each slot, in buffers of the detector, or where NVDEC would put them."""
+    images = pictures(min(64, slots * batch), pixel_format, size)
+    made: list[Frame] = []
+    for index in range(slots * batch):
+        image = images[index % len(images)]
+        pixels: NDArray[np.uint8]
+        if on_gpu:
+            pixels = device_image(image, pixel_format)
+        else:
+            pixels = detector.frame_buffer(size[1], size[0], pixel_format)
+            pixels[...] = image
+        made.append(Frame(FrameMeta("bench", index, 0, 0, 0, *size), pixels, pixel_format))
+    return [made[slot * batch : (slot + 1) * batch] for slot in range(slots)]
+
+
+def device_image(image: NDArray[np.uint8], pixel_format: PixelFormat) -> DeviceImage:
+    """A picture of 768x576 in GPU memory."""
+    made = DeviceImage.make(576, 768, pixel_format)
+    with Stream() as stream:
+        copy_to_device(made.address, image.ctypes.data, image.nbytes, stream)
+        stream.synchronize()
+    return made
+
+
+def stage(
+    detector: TensorRTDetector, batches: Sequence[Sequence[Frame]], slots: int, seconds: float
+) -> dict[str, float]:
+    """The loop of the program: wait for the oldest batch, submit the next; ms a batch, and what a core was busy."""
+    for slot in range(slots):
+        detector.submit(slot, batches[slot])
+    oldest = 0
+    objects = 0
+
+    def step() -> None:
+        nonlocal oldest, objects
+        found = detector.wait(oldest, 10.0)
+        objects = sum(map(len, found))
+        detector.submit(oldest, batches[oldest])
+        oldest = (oldest + 1) % slots
+
+    cpu, wall = time.thread_time(), time.perf_counter()
+    took_ms = repeat(step, lambda: None, seconds)
+    busy = (time.thread_time() - cpu) / (time.perf_counter() - wall)
+    for _ in range(slots):
+        detector.wait(oldest, 10.0)
+        oldest = (oldest + 1) % slots
+    return {
+        "slots": slots,
+        "ms": took_ms,
+        "frames_per_s": len(batches[0]) / took_ms * 1e3,
+        "core_busy": busy,
+        "objects_of_a_batch": objects,
+    }
+
+
+def latency(detector: TensorRTDetector, batch: Sequence[Frame], seconds: float) -> dict[str, float]:
+    """One batch at a time: what `wait` adds to the moment at which the GPU is done, found by asking all the time."""
+    slot: Any = detector._slots[0]
+
+    def asleep() -> None:
+        detector.submit(0, batch)
+        detector.wait(0, 10.0)
+
+    def awake() -> None:
+        detector.submit(0, batch)
+        while not slot._done._event.reached():
+            pass
+        detector.wait(0, 10.0)
+
+    def submit_only() -> float:
+        begin = time.perf_counter()
+        detector.submit(0, batch)
+        took = time.perf_counter() - begin
+        detector.wait(0, 10.0)
+        return took
+
+    asleep_ms, awake_ms = repeat(asleep, lambda: None, seconds), repeat(awake, lambda: None, seconds)
+    submit_ms = statistics.median(submit_only() for _ in range(50)) * 1e3
+    return {"asleep_ms": asleep_ms, "awake_ms": awake_ms, "submit_ms": submit_ms}
+
+
+def steps(slot: Slot, batch: int) -> dict[str, float]:
+    """Each part of a chain alone, by events of the GPU, in microseconds."""
+    chain, stream = slot.chains[batch], slot.stream
+    parts: dict[str, Callable[[], object]] = {**dict(chain.steps), "chain as graph": chain.run}
+    took = {}
+    with Event(timing=True) as begin, Event(timing=True) as end:
+        for name, part in parts.items():
+            chain.run()
+            samples = []
+            for _ in range(30):
+                stream.synchronize()
+                begin.record(stream)
+                part()
+                end.record(stream)
+                end.synchronize()
+                samples.append(end.ms_since(begin) * 1e3)
+            took[name] = statistics.median(samples)
+    return took
+
+
+def naive(model: Model, slot: Slot, count: int = 40) -> float:
+    """What is written first: OpenCV and NumPy on the host, pageable memory, waiting for every frame; ms a frame."""
+    card, stream, memory, context = model.card, slot.stream, slot.memory, slot.chains[1].context
+    dtype = model.engine.tensor(model.input_name).dtype
+    mean, std = np.array(card.input.mean, np.float32), np.array(card.input.std, np.float32)
+    outputs = {
+        name: np.empty(context.output_sizes()[name].shape or (), model.engine.tensor(name).dtype)
+        for name in model.head.outputs
+    }
+
+    def one(image: NDArray[np.uint8]) -> None:
+        height, width = image.shape[:2]
+        box = Letterbox.fit(width, height, card.input.width, card.input.height, card.input.letterbox)
+        content_width, content_height = box.content(width, height)
+        canvas = np.full((card.input.height, card.input.width, 3), card.input.fill, np.uint8)
+        scaled = cv2.resize(image, (content_width, content_height))
+        canvas[box.pad_y_px : box.pad_y_px + content_height, box.pad_x_px : box.pad_x_px + content_width] = scaled
+        tensor = ((canvas.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
+        tensor = np.ascontiguousarray(tensor, dtype)
+        copy_to_device(memory.input.address, tensor.ctypes.data, tensor.nbytes, stream)
+        context.enqueue(stream.address)
+        for name, output in outputs.items():
+            copy_to_host(output.ctypes.data, memory.outputs[name].address, output.nbytes, stream)
+        stream.synchronize()
+        candidates = model.head.decode([output[0].astype(np.float32) for output in outputs.values()])
+        to_detections(candidates, card.nms, box, width, height)
+
+    images = pictures(count, "bgr")
+    one(images[0])
+    begin = time.perf_counter()
+    for image in images:
+        one(image)
+    return (time.perf_counter() - begin) / count * 1e3
+
+
+def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
+    """What is found in the first pictures of the clip, in full batches."""
+    found: list[Detections] = []
+    pixels = pictures(count, "bgr")
+    frames = [Frame(FrameMeta("clip", index, 0, 0, 0, *CLIP_SIZE), each, "bgr") for index, each in enumerate(pixels)]
+    for begin in range(0, count, detector.max_batch):
+        detector.submit(0, frames[begin : begin + detector.max_batch])
+        found += detector.wait(0, 10.0)
+    return found
+
+
+def agreement(found: Sequence[Detections], wanted: Sequence[Detections], least: float = 0.3) -> dict[str, float]:
+    """Share of the wanted boxes over `least` that were found at IoU 0.98, and how much their scores differ at most."""
+    total = matched = 0
+    difference = 0.0
+    for given, expected in zip(found, wanted, strict=True):
+        for box, score, class_id in zip(expected.boxes_xyxy, expected.scores, expected.class_ids, strict=True):
+            if score < least:
+                continue
+            total += 1
+            alike = (given.class_ids == class_id) & (_iou(given.boxes_xyxy, box) >= 0.98)
+            matched += bool(alike.any())
+            if alike.any():
+                difference = max(difference, float(np.abs(given.scores[alike] - score).min()))
+    return {"boxes": total, "matched": matched / max(total, 1), "score_difference": difference}
+
+
+def _iou(boxes: NDArray[np.float32], box: NDArray[np.float32]) -> NDArray[np.float32]:
+    low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return np.asarray(shared / (areas + np.prod(box[2:] - box[:2]) - shared), np.float32)
