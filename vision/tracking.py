@@ -35,6 +35,8 @@ _POSITION_NOISE: Final = 0.05  # standard deviation of a sure detection's centre
 _UNSURE_NOISE: Final = 0.2  # more of it for each unit of score that is missing to _SURE_SCORE
 _SURE_SCORE: Final = 0.8
 _SIZE_NOISE: Final = 1.5  # variance of width and height over that of the centre
+_PARTIAL: Final = 3.0  # standard deviations of size at which a box counts half: a part of the object, or two in one
+_LEAST_TRUST: Final = 0.02  # of the most unlikely box, so that a lasting change of size is taken over
 _POSITION_AGITATION: Final = 0.5  # growth of the speed's variance, sizes² per s³
 _SIZE_AGITATION: Final = 0.05
 _POSITION_DAMPING: Final = 0.2  # 1/s by which an unobserved speed fades
@@ -67,6 +69,7 @@ _SPEED: Final = slice(4, 8)
 _VAR_AT: Final = slice(8, 12)
 _COVARIANCE: Final = slice(12, 16)
 _VAR_SPEED: Final = slice(16, 20)
+_VAR_EXTENT: Final = slice(10, 12)
 _FILTER: Final = slice(0, 20)
 _PLACE: Final = slice(0, 2)
 _EXTENT: Final = slice(2, 4)
@@ -114,16 +117,16 @@ class Tracker:
 
         Returns:
             The published objects that were detected in this picture. A box lies between what was detected and what the
-            motion led to expect, nearer to the detection the higher its score is.
+            motion led to expect, nearer to the detection the higher its score and the likelier its size is.
         """
         self._advance(captured_ns)
         picture = _Picture(detections, self._config)
         matches = self._associate(picture)
         tracks = (matches >= 0).nonzero()[0]
         found = matches[tracks]
-        self._correct(tracks, found, picture)
+        trust = self._correct(tracks, found, picture)
         published = self._ids[tracks] > 0
-        result = self._tracks(tracks[published], found[published], picture)
+        result = self._tracks(tracks[published], found[published], picture, trust[published])
         self._keep((self._ids > 0) | (self._time.now_s - self._state[_SEEN_S] <= self._config.tentative_s))
         self._begin(picture, found)
         return result
@@ -231,17 +234,26 @@ class Tracker:
 
     # --- the life of a track ------------------------------------------------------------------------------------------
 
-    def _correct(self, tracks: IndexArray, found: IndexArray, picture: _Picture) -> None:
-        """The Kalman filter's update with what was detected, and what follows from being detected."""
+    def _correct(self, tracks: IndexArray, found: IndexArray, picture: _Picture) -> FloatArray:
+        """The Kalman filter's update with what was detected, and what follows from being detected.
+
+        Sizes change slowly. A box that is suddenly shorter, taller or wider shows a part of an object, or two of them,
+        and its centre and edges are wrong by as much: such a box is believed less, as where errors have Student's
+        distribution instead of Gauss's. Returns by how much, (M,) from `_LEAST_TRUST` to 1.
+        """
         if not len(tracks):
-            return
+            return np.ones(0)
         everybody = len(tracks) == len(self._ids)
         state = self._state if everybody else self._state[:, tracks]
         at = picture.at[:, found]
         noise = _NOISE_OF_ROWS * picture.noise[found]
+        error = at - state[_AT]
+        unlikely = (error[_EXTENT] ** 2 / (state[_VAR_EXTENT] + noise[_EXTENT])).max(axis=0)
+        belief: FloatArray = np.maximum(_PARTIAL**2 / (_PARTIAL**2 + unlikely), _LEAST_TRUST)
+        noise /= belief
         inverse = 1.0 / (state[_VAR_AT] + noise)
         gain, speed_gain = state[_VAR_AT] * inverse, state[_COVARIANCE] * inverse
-        error, trust = at - state[_AT], 1.0 - gain
+        trust = 1.0 - gain
         state[_AT] += gain * error
         state[_SPEED] += speed_gain * error
         state[_VAR_SPEED] -= speed_gain * state[_COVARIANCE]
@@ -262,6 +274,7 @@ class Tracker:
             tentative &= now_s - state[_BORN_S] >= self._config.confirm_s - _CLOCK_GRAIN_S
             for track in tracks[tentative]:
                 self._ids[track] = next(_next_track_id)
+        return belief
 
     def _begin(self, picture: _Picture, found: IndexArray) -> None:
         """Sure detections that belong to no track begin one, best score first while there is room."""
@@ -286,10 +299,10 @@ class Tracker:
         self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
         self._classes = np.concatenate([self._classes, picture.classes[new]])
 
-    def _tracks(self, tracks: IndexArray, found: IndexArray, picture: _Picture) -> Tracks:
+    def _tracks(self, tracks: IndexArray, found: IndexArray, picture: _Picture, trust: FloatArray) -> Tracks:
         boxes = (_CORNERS @ self._state[_AT, tracks]).T
         scores = picture.scores[found]
-        boxes += scores[:, None] * (picture.boxes[found] - boxes)
+        boxes += (scores * trust)[:, None] * (picture.boxes[found] - boxes)
         return Tracks(
             boxes_xyxy=boxes.astype(np.float32),
             scores=scores.astype(np.float32),

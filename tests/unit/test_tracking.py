@@ -151,6 +151,29 @@ def test_after_a_gap_observation_takes_the_motion_from_the_two_positions(reactiv
     assert (speed_px_per_s == pytest.approx(-10.0, abs=0.01)) is exact
 
 
+@pytest.mark.parametrize("hidden", [0.3, 0.5])
+@pytest.mark.parametrize("fps", [10.0, 30.0])
+def test_a_box_that_is_suddenly_shorter_hardly_moves_the_feet(fps: float, hidden: float) -> None:
+    """Something covers the legs for 0.1 s: the detector's boxes end where the legs begin."""
+    x1, y1, x2, y2 = person(100)
+    half: Box = (x1, y1, x2, y2 - hidden * (y2 - y1))
+    seen = [detections((person(100), 0.8))] * round(2 * fps)
+    results = follow(Tracker(), [*seen, *[detections((half, 0.8))] * round(0.1 * fps), *seen], fps)
+    assert len(ids(results)) == 1
+    lowest = min(float(tracks.boxes_xyxy[0, 3]) for tracks in results[1:])
+    assert y2 - lowest < 0.6 * hidden * (y2 - y1)
+
+
+@pytest.mark.parametrize("height", [50.0, 70.0, 140.0, 190.0])
+@pytest.mark.parametrize("fps", [5.0, 10.0, 30.0])
+def test_a_size_that_stays_is_believed_in_the_end(fps: float, height: float) -> None:
+    x1, y1, x2, _ = person(100)
+    seen, after = [detections((person(100), 0.8))] * round(2 * fps), detections(((x1, y1, x2, y1 + height), 0.8))
+    results = follow(Tracker(), [*seen, *[after] * round(3 * fps)], fps)
+    assert len(ids(results)) == 1
+    assert float(results[-1].boxes_xyxy[0, 3]) == pytest.approx(y1 + height, abs=0.1 * abs(height - 100.0))
+
+
 def test_classes_are_not_mixed() -> None:
     bicycle = [detections((person(100), 0.9, 1))] * 5
     results = follow(Tracker(), [*[detections((person(100), 0.9, 0))] * 5, *bicycle])
