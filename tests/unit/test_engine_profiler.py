@@ -277,6 +277,15 @@ def test_build_has_the_precisions_that_the_tool_knows(dialect: Dialect, precisio
     assert not any(word.startswith("--workspace") for word in words)
 
 
+@pytest.mark.parametrize(("dialect", "said"), [("trtexec-10", True), ("trtexec-11", False), ("tensorrt_rtx", False)])
+def test_a_tool_that_may_choose_types_is_told_that_of_the_input(dialect: Dialect, said: bool) -> None:
+    profiles = [Profile({"images": Range((1, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8))}, {})]
+    line = build_line(
+        dialect, TOOL, onnx=Path("m.onnx"), plan=PLAN, profiles=profiles, precision="fp16", half_input=True
+    )
+    assert ("--inputIOFormats=fp16:chw" in shlex.split(line)) == said
+
+
 @pytest.mark.parametrize(
     ("dialect", "separate"), [("trtexec-10", True), ("trtexec-11", False), ("tensorrt_rtx", False)]
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -34,6 +36,17 @@ def test_a_drawing_of_both_kinds(tmp_path: Path) -> None:
     picture = cv2.imread(str(tmp_path / "a.png"))
     assert picture is not None
     assert picture.std() > 5
+
+
+def test_a_file_of_another_machine_is_shown_and_drawn(tmp_path: Path) -> None:
+    """So that the machine that is measured needs nothing to draw with."""
+    pytest.importorskip("matplotlib")
+    bench(*ROWS).save(tmp_path / "a.json")
+    command = [sys.executable, "-m", "vision.cli", "bench", "--read", tmp_path / "a.json", "--plot", tmp_path / "a.svg"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "graph, 2 streams" in done.stdout
+    assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize(("name", "expected"), [("a.txt", "ends in .svg"), ("no/a.svg", "no folder")])

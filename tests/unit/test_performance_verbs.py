@@ -287,6 +287,9 @@ def test_profile_prints_the_commands_for_trtexec() -> None:
     assert done.returncode == 0, done.stderr
     assert "--shapes=images:8x3x416x416" in done.stdout
     assert "--infStreams=2" in done.stdout
+    assert f"`vision build {MODEL} --max-batch 8 --precision fp16` (this tool would build" in done.stdout
+    as_it_is = run("profile", MODEL, "--batch", "8", "--precision", "fp32", "--print-trtexec")
+    assert "--saveEngine=" in as_it_is.stdout
 
 
 # ------------------------------------------------------------------------------------------------ plan

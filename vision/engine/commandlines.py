@@ -97,11 +97,20 @@ def layers_command(dialect: Dialect, tool: Tool, plan: Path, shapes: Mapping[str
 
 
 def build_line(
-    dialect: Dialect, tool: Tool, *, onnx: Path, plan: Path, profiles: Sequence[Profile], precision: Precision
+    dialect: Dialect,
+    tool: Tool,
+    *,
+    onnx: Path,
+    plan: Path,
+    profiles: Sequence[Profile],
+    precision: Precision,
+    half_input: bool = False,
 ) -> str:
     """Build the like of our engine. Where typing is strong, `onnx` has to be in `precision` already."""
     options = [f"--onnx={onnx}", f"--saveEngine={plan}", "--skipInference", "--profilingVerbosity=detailed"]
     options += _precision_options(dialect, precision)
+    if half_input and dialect == "trtexec-10":
+        options.append("--inputIOFormats=fp16:chw")
     for index, profile in enumerate(profiles):
         options.append(f"--profile={index}")
         for end in ("min", "opt", "max"):

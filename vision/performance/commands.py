@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from vision.config import DetectConfig, ModelCard
-from vision.engine.build import inputs_of, settled
+from vision.engine.build import BuildSettings, inputs_of, settled
 from vision.engine.cache import EngineCache, key_of
-from vision.engine.commandlines import build_line, find_tool, installed_dialect, nsys_text, trtexec_text
+from vision.engine.commandlines import Dialect, build_line, find_tool, installed_dialect, nsys_text, trtexec_text
 from vision.engine.library import Gpu, GpuDescription, collect_log, find_library, logger, network_flags, start, trt
 from vision.engine.opening import read_onnx, settings_of
-from vision.engine.profiles import NetworkInput, choose_profile, make_profiles, picture_input
+from vision.engine.precision import plan_typing
+from vision.engine.profiles import NetworkInput, Profile, choose_profile, make_profiles, picture_input
 from vision.errors import DeviceMissing, ModelError
 
 
@@ -41,16 +43,29 @@ def trtexec(folder: Path, card: ModelCard, batch: int, precision: str) -> str:
     dialect = installed_dialect()
     lines = [trtexec_text(plan, shapes, choose_profile(profiles, shapes), dialect=dialect)]
     if not plan.exists():
-        build = build_line(
-            dialect,
-            find_tool(dialect),
-            onnx=folder / card.file,
-            plan=plan,
-            profiles=profiles,
-            precision=wanted.precision,
-        )
-        lines.insert(0, f"# this engine is not built yet: `vision build {card.name} --max-batch {batch}`, or\n{build}")
+        how = _how_to_build(folder / card.file, card.name, plan, dialect=dialect, profiles=profiles, wanted=wanted)
+        lines.insert(0, how)
     return "\n".join(lines)
+
+
+def _how_to_build(
+    onnx: Path, name: str, plan: Path, *, dialect: Dialect, profiles: Sequence[Profile], wanted: BuildSettings
+) -> str:
+    """The tool's own command too, where it comes to the same: not where types come from the ONNX file, which is
+    rewritten before it is built."""
+    ours = f"`vision build {name} --max-batch {wanted.max_batch} --precision {wanted.precision}`"
+    if plan_typing(wanted.precision, weak_typing=dialect == "trtexec-10").rewrite != "none":
+        return f"# this engine is not built yet: {ours} (this tool would build {onnx.name} as it is, in fp32)"
+    build = build_line(
+        dialect,
+        find_tool(dialect),
+        onnx=onnx,
+        plan=plan,
+        profiles=profiles,
+        precision=wanted.precision,
+        half_input=bool(wanted.half_input),
+    )
+    return f"# this engine is not built yet: {ours}, or\n{build}"
 
 
 def _gpu() -> Gpu:

@@ -143,7 +143,10 @@ def _timeline(
     folder: Path, card: ModelCard, settings: ProfileSettings, backend: str, profile: Profile
 ) -> Sequence[Span]:
     recorder = SpanRecorder()
-    with closing(open_detector(folder, card, _detect(settings, backend))) as detector:
+    detect = _detect(settings, backend)
+    if backend == "tensorrt":  # each slot costs seconds at start; on a CPU their number decides how cores are shared
+        detect = detect.model_copy(update={"slots": _TRACE_SLOTS})
+    with closing(open_detector(folder, card, detect)) as detector:
         batch = min(settings.batch, detector.max_batch)
         images = read_pictures(shipped_clip(), _TRACE_SLOTS * batch)
         slots = min(_TRACE_SLOTS, detector.slots)

@@ -156,6 +156,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A", "B"), help="measure nothing: ratios of two files, B over A"
     )
+    parser.add_argument(
+        "--read", type=Path, metavar="FILE", help="measure nothing: the table, and with --plot the picture, of a file"
+    )
     add_nvtx(parser)
 
 
@@ -288,15 +291,34 @@ def _bench(arguments: argparse.Namespace, _stop: threading.Event) -> int:
     if arguments.compare is not None:
         first, second = arguments.compare
         return _compare(first, second, console)
-    if arguments.model is None:
+    if arguments.model is None and arguments.read is None:
         raise VisionError("which model?", hint="vision bench MODEL, or vision bench --compare A.json B.json")
-    from vision.performance.bench import BenchSettings, measure
     from vision.performance.tables import print_bench
 
     if arguments.plot is not None:
         from vision.performance.plot import check_plot_path
 
         check_plot_path(arguments.plot)
+    bench = _read_bench(arguments.read) if arguments.read is not None else _measured(arguments)
+    print_bench(bench, console)
+    if arguments.json is not None:
+        _write(bench.text(), arguments.json)
+    if arguments.plot is not None:
+        from vision.performance.plot import draw
+
+        draw(bench, arguments.plot)
+    return EXIT_OK
+
+
+def _read_bench(path: Path) -> Bench:
+    from vision.performance.document import load_bench
+
+    return load_bench(path)
+
+
+def _measured(arguments: argparse.Namespace) -> Bench:
+    from vision.performance.bench import BenchSettings, measure
+
     start_nvtx(arguments.nvtx)
     folder, card = _model(arguments.model)
     settings = BenchSettings(
@@ -309,15 +331,7 @@ def _bench(arguments: argparse.Namespace, _stop: threading.Event) -> int:
         source=arguments.source,
         pixel_format=arguments.format,
     )
-    bench = _watched(lambda say: measure(folder, card, settings, say))
-    print_bench(bench, console)
-    if arguments.json is not None:
-        _write(bench.text(), arguments.json)
-    if arguments.plot is not None:
-        from vision.performance.plot import draw
-
-        draw(bench, arguments.plot)
-    return EXIT_OK
+    return _watched(lambda say: measure(folder, card, settings, say))
 
 
 def _watched(work: Callable[[Callable[[str], None]], _Value]) -> _Value:
