@@ -65,7 +65,7 @@ def build(file: str, definitions: Mapping[str, int | float | str]) -> Path:
     library = _folder() / f"{stem}-{key}.so"
     if not library.exists():
         command = [
-            "g++", "-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-ffp-contract=off", "-w", "-I", str(_HERE),
+            "g++", "-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-ffp-contract=off", "-w", "-I", str(_HERE),
             f'-DKERNEL="{KERNELS / file}"', f"-DKERNEL_{stem.upper()}=1", *options,
             str(_HERE / "kernels.cpp"), "-o", f"{library}.{os.getpid()}",
         ]  # fmt: skip
