@@ -32,6 +32,16 @@ class CameraReport:
 
 
 @dataclass(frozen=True, slots=True)
+class DetectorReport:
+    """How the detector runs."""
+
+    slots: int
+    max_batch: int
+    graphs: bool | None = None  # None: not on a GPU
+    graphs_off: str = ""  # why not
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What is published about the program."""
 
@@ -41,7 +51,8 @@ class Report:
     queued_batches: int
     backend: str  # the detector's name
     model: str
-    counters: Mapping[str, int] = field(default_factory=dict)  # of stages and sinks, since the start
+    counters: Mapping[str, int] = field(default_factory=dict)  # of detector, stages and sinks, since the start
+    detector: DetectorReport | None = None
 
 
 def status_messages(report: Report) -> Iterator[wire.StatusMessage]:
@@ -95,6 +106,15 @@ def _node_status(report: Report, now_ns: int, now_utc_ns: int) -> wire.NodeStatu
         queues={"results": report.queued_batches},
         rss_bytes=resident_bytes(),
         counters=report.counters,
+        detector=_detector_status(report.detector),
+    )
+
+
+def _detector_status(told: DetectorReport | None) -> wire.DetectorStatus | None:
+    if told is None:
+        return None
+    return wire.DetectorStatus(
+        slots=told.slots, max_batch=told.max_batch, graphs=told.graphs, graphs_off=told.graphs_off or None
     )
 
 

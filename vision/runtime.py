@@ -31,10 +31,10 @@ from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from vision.batching import Batcher, BindTimer, LatestSlot, Lease
 from vision.capture.supervisor import CameraSupervisor
-from vision.detect.detector import Detector
+from vision.detect.detector import Detector, RunsGraphs
 from vision.errors import DeviceError
 from vision.metrics import LatencyHistogram, Rate, span
-from vision.report import CameraReport, Report
+from vision.report import CameraReport, DetectorReport, Report
 from vision.types import Counts, Detections, Frame, Result, Timing
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ Stage: TypeAlias = PlainStage | PixelStage
 
 @runtime_checkable
 class Counting(Protocol):
-    """A stage or a sink that counts something which an operator should see."""
+    """A detector, stage or sink that counts something which an operator should see."""
 
     def counters(self) -> Mapping[str, int]:
         """By name, such as ``cascade.skipped``, since the start. Called by the main thread."""
@@ -286,6 +286,7 @@ class Runtime:
             self._detector.name,
             self._model,
             self._counters(),
+            _detector_report(self._detector),
         )
         for sink in self._sinks:
             sink.report(report)
@@ -294,7 +295,7 @@ class Runtime:
         return report
 
     def _counters(self) -> dict[str, int]:
-        parts: list[object] = [*self._stages, *self._sinks]
+        parts: list[object] = [self._detector, *self._stages, *self._sinks]
         return {name: count for part in parts if isinstance(part, Counting) for name, count in part.counters().items()}
 
     def _camera_report(self, camera: Camera) -> CameraReport:
@@ -425,3 +426,8 @@ class Runtime:
             self._stage_latency["queue"].observe(timing.submitted_ns - timing.captured_ns)
         self._stage_latency["detect"].observe(timing.inferred_ns - timing.submitted_ns)
         self._stage_latency["results"].observe(timing.published_ns - timing.inferred_ns)
+
+
+def _detector_report(detector: Detector) -> DetectorReport:
+    off = detector.graphs_off if isinstance(detector, RunsGraphs) else None
+    return DetectorReport(detector.slots, detector.max_batch, None if off is None else not off, off or "")

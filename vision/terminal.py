@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from vision.report import CameraReport, Report
 from vision.types import Counts
@@ -63,7 +64,15 @@ class StatusView:
 
 def status_table(report: Report) -> Table:
     """One row a camera."""
-    table = Table(title=f"vision, up {report.uptime_s:.0f} s", title_justify="left", header_style="bold")
+    off = report.detector.graphs_off if report.detector is not None else ""
+    table = Table(
+        title=f"vision, up {report.uptime_s:.0f} s",
+        caption=Text(f"{report.model} runs without CUDA graphs: {off}") if off else None,
+        title_justify="left",
+        caption_justify="left",
+        header_style="bold",
+        caption_style="yellow",
+    )
     table.add_column("camera")
     table.add_column("state")
     for name in ("picture", "frames/s", "p50 ms", "p99 ms", "objects", "published", "dropped"):

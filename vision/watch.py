@@ -95,6 +95,8 @@ class Board:
             camera.state, camera.dropped_told = item.state, sum(item.dropped.values())
         elif isinstance(item, NodeStatusMessage):
             told = f"{item.node}: {item.model} on {item.backend}, up {item.uptime_s:.0f} s"
+            if item.detector is not None and item.detector.graphs_off:
+                told += f", no CUDA graphs: {item.detector.graphs_off}"
             self.title = f"{_printable(told)}, {self._address}"
 
     def rows(self, now_ns: int) -> list[Row]:

@@ -32,6 +32,7 @@ from vision.wire_types import (
     CountsMessage,
     DetectedObject,
     DetectionsMessage,
+    DetectorStatus,
     Encoding,
     EventMessage,
     Kind,
@@ -60,6 +61,7 @@ __all__ = [
     "CountsMessage",
     "DetectedObject",
     "DetectionsMessage",
+    "DetectorStatus",
     "Encoding",
     "EventMessage",
     "Kind",
@@ -343,6 +345,7 @@ def node_status(
     queues: Mapping[str, int],
     rss_bytes: int,
     counters: Mapping[str, int] | None = None,
+    detector: DetectorStatus | None = None,
 ) -> NodeStatusMessage:
     """How the program is, not yet numbered."""
     return NodeStatusMessage(
@@ -362,6 +365,7 @@ def node_status(
         queues=dict(queues),
         rss_bytes=rss_bytes,
         counters=dict(counters or {}),
+        detector=detector,
     )
 
 

@@ -213,6 +213,15 @@ class StageLatency(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max: Annotated[float, about("the slowest, ms")]
 
 
+class DetectorStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the detector runs."""
+
+    slots: Annotated[int, about("batches in flight at most")]
+    max_batch: Annotated[int, about("pictures in one batch at most")]
+    graphs: Annotated[bool | None, about("whether a batch runs as one CUDA graph; absent: not on a GPU")] = None
+    graphs_off: Annotated[str | None, about("why it does not; absent where it does")] = None
+
+
 class NodeStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.status/1"):
     """How the program is. Counts are since its start, over all cameras."""
 
@@ -229,6 +238,7 @@ class NodeStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, 
     rss_bytes: Annotated[int, about("memory of the process")]
     counters: Annotated[dict[str, int], about("what else is counted, such as `cascade.skipped`")] = {}
     replay: Annotated[str | None, about("where missed events can be asked for; absent: nowhere")] = None
+    detector: Annotated[DetectorStatus | None, about("how the detector runs")] = None
 
     @property
     def topic(self) -> str:

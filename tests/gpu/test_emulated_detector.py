@@ -174,6 +174,8 @@ def test_outputs_whose_size_the_data_decides(caplog: pytest.LogCaptureFixture) -
             found = detector.wait(0, 10.0)
             assert [len(each) for each in found] == [min(count, 10)] * 2
             assert [each.excess for each in found] == [max(0, count - 10)] * 2
+        assert detector.graphs_off == "the model has outputs whose size depends on the picture"
+        assert detector.counters() == {"detector.outputs_grown": 1}, "room is made in advance for small outputs"
 
 
 def test_rows_that_belong_to_no_picture_are_an_error() -> None:

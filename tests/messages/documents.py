@@ -67,6 +67,7 @@ def fields_expected() -> str:
         "`status/<camera>`": camera["CameraStatusMessage"],
         "`status/node`": node["NodeStatusMessage"],
         "Each of its `latency_ms`": node["StageLatency"],
+        "Its `detector`": node["DetectorStatus"],
     }
     return "\n".join(_table(title, schema, () if schema is head else _HEAD) for title, schema in tables.items()) + "\n"
 

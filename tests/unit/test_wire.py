@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,6 +37,9 @@ MESSAGES = {
     "event": event(),
     "camera": camera_status(last_error="rtsp://u:secret@h/: refused", width=640, height=480, decoder="ffmpeg"),
     "node": node_status(),
+    "node without graphs": msgspec.structs.replace(
+        node_status(), detector=wire.DetectorStatus(slots=2, max_batch=8, graphs=False, graphs_off="a reason")
+    ),
 }
 
 

@@ -36,6 +36,7 @@ class GrowingOutput(Owned):
     def __init__(self, name: str, dtype: str) -> None:
         self.name = name
         self.dtype = np.dtype(dtype)
+        self.grown = 0  # times
         self.shape: tuple[int, ...] = ()
         self._device: DeviceBuffer | None = None
         self._host: HostBuffer | None = None
@@ -46,6 +47,7 @@ class GrowingOutput(Owned):
         if self._device is None or self._device.nbytes < nbytes:
             if self._device is not None:
                 self._device.close()
+                self.grown += 1
             self._device = DeviceBuffer(max(4096, nbytes * 3 // 2), f"output {self.name}")
             _log.debug("output %s has room for %d bytes now", self.name, self._device.nbytes)
         return self._device.address
@@ -133,6 +135,11 @@ class DynamicSlot(Owned):
     def frames(self) -> int:
         """Of the batch in flight; 0: none."""
         return len(self._in_flight)
+
+    @property
+    def grown(self) -> int:
+        """How often the memory of an output had to grow."""
+        return sum(output.grown for output in self.outputs.values())
 
     def submit(self, frames: Sequence[Frame]) -> None:
         """Run a batch up to the point where its outputs are on their way to the host."""

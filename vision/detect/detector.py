@@ -6,7 +6,7 @@ Preprocessing, decoding and NMS belong to the detector because on a GPU they are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,3 +74,12 @@ class Detector(Protocol):
 
     def close(self) -> None:
         """Wait for what is running, free everything. May be called twice."""
+
+
+@runtime_checkable
+class RunsGraphs(Protocol):
+    """A detector whose batches run as CUDA graphs, or could."""
+
+    @property
+    def graphs_off(self) -> str:
+        """Why they do not; empty where they do."""

@@ -163,7 +163,8 @@ class TensorRTDetector:
         self._slots = list(slots)
         self._slot_count = len(slots)
         self._max_batch = max(model.batches())
-        self._graphs = model.detect.graphs and all(isinstance(slot, Slot) for slot in slots)
+        self._graphs_off = graphs_off(model.detect, slots)
+        self._graphs = not self._graphs_off
         self._name = f"{find_library()}, {device.name} ({device.arch}), {model.detect.precision}" + (
             "" if self._graphs else ", no graphs"
         )
@@ -192,6 +193,15 @@ class TensorRTDetector:
     @property
     def pixel_formats(self) -> tuple[PixelFormat, ...]:
         return PIXEL_FORMATS
+
+    @property
+    def graphs_off(self) -> str:
+        return self._graphs_off
+
+    def counters(self) -> Mapping[str, int]:
+        """For status messages: how often memory had to grow for outputs whose size the data decides."""
+        dynamic = [slot for slot in self._slots if isinstance(slot, DynamicSlot)]
+        return {"detector.outputs_grown": sum(slot.grown for slot in dynamic)} if dynamic else {}
 
     def parts(self) -> tuple[Sequence[DetectorSlot], Stream]:
         """The slots, and the stream of the copies to them: for what measures, and never for what detects."""
@@ -236,6 +246,13 @@ class TensorRTDetector:
     def __del__(self) -> None:
         if getattr(self, "_made", None) is not None:
             warnings.warn("TensorRTDetector was not closed", ResourceWarning, stacklevel=2)
+
+
+def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
+    """Why batches do not run as CUDA graphs; empty where they do."""
+    if any(isinstance(slot, DynamicSlot) for slot in slots):
+        return "the model has outputs whose size depends on the picture"
+    return "" if detect.graphs else "`detect: {graphs: off}`"
 
 
 def _graph_slots(

@@ -1,0 +1,77 @@
+"""How the detector runs is told wherever an operator looks: in the report, the status message and on the terminal."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import pytest
+from rich.console import Console
+
+from vision.assemble import RunOptions
+from vision.config import SiteConfig
+from vision.detect.fake import FakeDetector
+from vision.performance.pipeline import CountingSink
+from vision.pipelines import load_pipeline
+from vision.report import Report, status_messages
+from vision.terminal import status_table
+from vision.wire import DetectorStatus, NodeStatusMessage
+
+REASON = "the model has outputs whose size depends on the picture"
+
+
+class OnAGpu(FakeDetector):
+    """A fake that says of itself what one on a GPU says."""
+
+    def __init__(self, graphs_off: str) -> None:
+        super().__init__(max_batch=4)
+        self.graphs_off = graphs_off
+
+    def counters(self) -> Mapping[str, int]:
+        return {"detector.outputs_grown": 3}
+
+
+def reported(detector: FakeDetector) -> Report:
+    site = SiteConfig.model_validate({"cameras": [{"id": "gate", "source": "synthetic:64x64@100?frames=3"}]})
+    with ExitStack() as resources:
+        options = RunOptions(
+            stop=threading.Event(), offline=True, sink=CountingSink(), open_detector=lambda *_: detector
+        )
+        return load_pipeline("detect")(site, options, resources).run(threading.Event())
+
+
+def node_of(report: Report) -> NodeStatusMessage:
+    *_, node = status_messages(report)
+    assert isinstance(node, NodeStatusMessage)
+    return node
+
+
+def on_terminal(report: Report) -> str:
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(status_table(report))
+    return " ".join(console.export_text().split())  # wrapped as wide as the table
+
+
+@pytest.mark.parametrize(
+    ("detector", "expected", "counters"),
+    [
+        (FakeDetector(), DetectorStatus(slots=2, max_batch=8), {}),
+        (OnAGpu(""), DetectorStatus(slots=2, max_batch=4, graphs=True), {"detector.outputs_grown": 3}),
+        (
+            OnAGpu(REASON),
+            DetectorStatus(slots=2, max_batch=4, graphs=False, graphs_off=REASON),
+            {"detector.outputs_grown": 3},
+        ),
+    ],
+    ids=["no GPU", "graphs", "no graphs"],
+)
+def test_the_status_says_how_the_detector_runs(
+    detector: FakeDetector, expected: DetectorStatus, counters: Mapping[str, int]
+) -> None:
+    report = reported(detector)
+    node = node_of(report)
+    assert node.detector == expected
+    assert node.counters == counters
+    assert (f"runs without CUDA graphs: {REASON}" in on_terminal(report)) == bool(expected.graphs_off)
