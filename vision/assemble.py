@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from vision import wire
-from vision.batching import LatestSlot
+from vision.batching import Allocate, LatestSlot
 from vision.capture.open import open_source, supervision_of
 from vision.capture.supervisor import CameraSupervisor
 from vision.cascade import CascadeStage
@@ -30,7 +30,7 @@ from vision.config import (
     nearest,
     shipped_models,
 )
-from vision.detect.detector import Detector
+from vision.detect.detector import Detector, ReadsDevice
 from vision.detect.open import open_detector, published_class_names
 from vision.errors import Closed, ModelError, VisionError
 from vision.journal import EventJournal
@@ -261,7 +261,7 @@ def _camera(
         config = config.model_copy(update={"loop": False})  # each file once, or it would never end
     slot = LatestSlot(
         config.id,
-        detector.frame_buffer,
+        _buffers(config, detector),
         leases=leases,
         lossless=options.offline and policy.finite,
         max_fps=config.max_fps,
@@ -270,3 +270,17 @@ def _camera(
     )
     factory = partial(open_source, config, offline=options.offline, pixel_formats=detector.pixel_formats)
     return Camera(slot, CameraSupervisor(config.id, factory, slot, policy))
+
+
+def _buffers(config: CameraConfig, detector: Detector) -> Allocate:
+    """Where the camera's pictures lie: in the GPU's memory if they are decoded there and the detector can read them."""
+    if config.via != "nvdec":
+        return detector.frame_buffer
+    if isinstance(detector, ReadsDevice):
+        return detector.device_buffer
+    log.warning(
+        "camera %s: decoded on the GPU and copied from there, because %s reads none of its memory",
+        config.id,
+        detector.name,
+    )
+    return detector.frame_buffer

@@ -517,3 +517,10 @@ def copy_rows(target: int, source: int, stream: Stream, *, rows: int, row_bytes:
         target, row_bytes, source, pitch_bytes, row_bytes, rows, _BY_ADDRESS, stream.handle
     )
     check(copied, f"copying {rows} rows of {row_bytes} bytes")
+
+
+def read_rows(target: NDArray[np.uint8], source: int, *, pitch_bytes: int) -> None:
+    """Fill `target` (rows, bytes of a row; contiguous) with rows that lie `pitch_bytes` apart on the GPU, at once."""
+    rows, row_bytes = target.shape
+    copied = runtime.cudaMemcpy2D(target.ctypes.data, row_bytes, source, pitch_bytes, row_bytes, rows, _TO_HOST)
+    check(copied, f"reading {rows} rows of {row_bytes} bytes")

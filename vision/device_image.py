@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.cuda import DeviceBuffer, Stream, copy_to_host
+from vision.cuda import DeviceBuffer, read_rows
 from vision.types import PixelFormat, frame_shape
 
 if TYPE_CHECKING:
@@ -47,9 +47,20 @@ class DeviceImage(_Bytes):
         weakref.finalize(image, buffer.close).atexit = False
         return image
 
-    def to_host(self, stream: Stream) -> NDArray[np.uint8]:
-        """A copy in ordinary memory."""
-        pixels = np.empty(self.shape, np.uint8)
-        copy_to_host(pixels.ctypes.data, self.address, pixels.nbytes, stream)
-        stream.synchronize()
+    def to_host(self) -> NDArray[np.uint8]:
+        """A copy in ordinary memory. Whoever wrote the picture has waited for that."""
+        pixels = self._read(0, 1, 1, self.nbytes)
+        pixels.shape = self.shape
+        return pixels
+
+    def rows_to_host(self, first: int, step: int) -> NDArray[np.uint8]:
+        """A copy of the rows `first`, `first + step`, ... in ordinary memory: (rows, bytes of a row)."""
+        row_bytes = self.nbytes // self.shape[0]
+        return self._read(first, step, len(range(first, self.shape[0], step)), row_bytes)
+
+    def _read(self, first: int, step: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
+        if not self.address:
+            raise ValueError("this is a part of a picture in GPU memory: only whole ones have an address")
+        pixels = np.empty((rows, row_bytes), np.uint8)
+        read_rows(pixels, self.address + first * row_bytes, pitch_bytes=step * row_bytes)
         return pixels

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.errors import ConfigError, VisionError
-from vision.types import Frame, FrameMeta, Result
+from vision.types import Frame, FrameMeta, Result, on_host
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ class _Shot:
     frame: Frame | None = None
 
     def copy(self, frame: Frame) -> None:
-        if not frame.pixels.flags.c_contiguous:
-            raise ValueError("expected a picture in host memory: one that lies on the GPU has to be copied first")
+        frame = on_host(frame)
         size = frame.pixels.size
         if size > len(self.memory):
             self.memory = np.empty(size, np.uint8)

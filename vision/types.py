@@ -7,9 +7,9 @@ Times are nanoseconds of the monotonic clock; UTC appears only beside them, for 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,23 @@ class Frame:
     meta: FrameMeta
     pixels: NDArray[np.uint8]
     pixel_format: PixelFormat
+
+
+@runtime_checkable
+class OffHost(Protocol):
+    """Pixels that wear the coat of an array and lie elsewhere: `vision.device_image.DeviceImage`."""
+
+    def to_host(self) -> NDArray[np.uint8]:
+        """A copy of all of them here."""
+
+    def rows_to_host(self, first: int, step: int) -> NDArray[np.uint8]:
+        """A copy of the rows `first`, `first + step`, ... here: (rows, bytes of a row)."""
+
+
+def on_host(frame: Frame) -> Frame:
+    """The frame for whoever needs its pixels in this machine's memory; a copy of it where they lie elsewhere."""
+    pixels: object = frame.pixels
+    return replace(frame, pixels=pixels.to_host()) if isinstance(pixels, OffHost) else frame
 
 
 @dataclass(frozen=True, slots=True)

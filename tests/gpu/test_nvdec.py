@@ -1,97 +1,493 @@
-"""NVDEC on the shipped clip, against FFmpeg on the CPU; and straight into the detector."""
+"""NVDEC against FFmpeg, picture by picture and bit by bit: files, network streams, and straight into the detector."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from tests.gpu.coded_video import FAST, FPS, coded, decoded, served, video
 from tests.gpu.opening import EMULATED
-from vision.capture.nvdec import NvdecVideo, available, encoding_of
-from vision.cuda import Stream
-from vision.detect.letterbox import to_bgr
+from vision.batching import LatestSlot
+from vision.capture.liveness import PictureWatch
+from vision.capture.nvdec import require_nvdec
+from vision.capture.nvdec_file import NvdecFile
+from vision.capture.nvdec_stream import NvdecDecoder
+from vision.capture.open import open_source
+from vision.capture.pyav import PyAVSource
+from vision.capture.source import Source
+from vision.capture.supervisor import CameraSupervisor
+from vision.config.site import CameraConfig
+from vision.cuda import memory_info, synchronize_device
 from vision.device_image import DeviceImage
 from vision.errors import EndOfStream, SizeChanged, SourceError
+from vision.types import OffHost, PixelFormat
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
+COUNT = 30
+NV12: tuple[PixelFormat, ...] = ("nv12", "i420", "bgrx", "bgr")
+B_FRAMES = (("preset", "medium"), ("g", "10"), ("bf", "3"), ("x264-params", "b-adapt=0:scenecut=0"))
+NO_B_FRAMES = (*FAST.items(), ("bf", "0"))
+
+Image = NDArray[np.uint8]
 
 
-@pytest.fixture
-def video(device: object) -> Iterator[NvdecVideo]:
-    if EMULATED or available() is not None:
-        pytest.skip(f"no NVDEC: {available()}")
-    with closing(NvdecVideo(CLIP, offline=True)) as opened:
-        yield opened
-
-
-def reference() -> Iterator[Any]:
-    capture = cv2.VideoCapture(str(CLIP))
+@pytest.fixture(autouse=True)
+def nvdec(device: object) -> None:
+    """Everything here needs it."""
     try:
-        while (read := capture.read())[0]:
-            yield read[1]
-    finally:
-        capture.release()
+        require_nvdec()
+    except SourceError as error:
+        pytest.skip(str(error))
 
 
-def test_every_picture_as_ffmpeg_decodes_it(video: NvdecVideo) -> None:
-    info = video.open()
-    print(info, vars(video))
-    assert (info.width_px, info.height_px, info.pixel_format) == (768, 576, "nv12")
-    on_gpu = DeviceImage.make(576, 768, "nv12")
-    on_host = np.zeros((864, 768), np.uint8)
-    count, last_ns = 0, -1
-    with Stream() as stream:
-        for wanted in reference():
-            grab = video.grab(1.0)
+def opened_file(path: Path, **options: Any) -> closing[NvdecFile]:
+    return closing(NvdecFile(path, NV12, **{"offline": True, **options}))
+
+
+def saved(folder: Path, data: bytes, name: str) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def camera(source: str, **settings: Any) -> CameraConfig:
+    return CameraConfig.model_validate({"id": "gate", "source": source, "via": "nvdec", **settings})
+
+
+def opened_camera(address: str, **settings: Any) -> Source:
+    return open_source(camera(address, **settings), offline=False, pixel_formats=NV12)
+
+
+def on_gpu(source: Source, height_px: int, width_px: int) -> Image:
+    """The picture grabbed last, by way of GPU memory."""
+    image = DeviceImage.make(height_px, width_px, "nv12")
+    source.retrieve(image)
+    return image.to_host()
+
+
+def rest_of(source: Source, height_px: int, width_px: int) -> Iterator[tuple[int | None, Image]]:
+    """Times and pictures of an open source until it ends."""
+    try:
+        while (grab := source.grab(10)) is not None:
+            yield grab.pts_ns, on_gpu(source, height_px, width_px)
+    except EndOfStream:
+        return
+    except SourceError as error:
+        if "ended the stream" not in str(error):
+            raise
+
+
+def difference(one: Image, other: Image) -> int:
+    return int(np.abs(one.astype(np.int16) - other.astype(np.int16)).max())
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_clip_as_ffmpeg_decodes_it() -> None:
+    began = time.monotonic()
+    with opened_file(CLIP) as source:
+        info = source.open()
+        print(f"\n{info}, open after {time.monotonic() - began:.3f} s\n{vars(source)}")
+        assert (info.width_px, info.height_px, info.pixel_format, info.fps) == (768, 576, "nv12", 10)
+        assert (info.decoder, info.yuv) == ("nvdec-h264", "bt601")
+        on_host = np.zeros((864, 768), np.uint8)
+        worst, first_ns = 0, None
+        for number, (pts_ns, wanted) in enumerate(decoded(CLIP)):
+            grab = source.grab(1.0)
             assert grab is not None
-            assert grab.pts_ns is not None
-            assert grab.pts_ns > last_ns
-            last_ns = grab.pts_ns
-            video.retrieve(on_gpu)
-            video.retrieve(on_host)
-            if count % 20 == 0:
-                np.testing.assert_array_equal(on_gpu.to_host(stream), on_host)
-                assert np.abs(to_bgr(on_host, "nv12", info.yuv).astype(int) - wanted).mean() < 3
-            count += 1
-    assert count == 200
-    with pytest.raises(EndOfStream, match="200 pictures"):
-        video.grab(1.0)
-
-
-def test_a_buffer_of_another_size(video: NvdecVideo) -> None:
-    video.open()
-    assert video.grab(1.0) is not None
-    with pytest.raises(SizeChanged, match="768x576"):
-        video.retrieve(np.zeros((3, 2), np.uint8))
-
-
-def test_looped(device: object) -> None:
-    if EMULATED or available() is not None:
-        pytest.skip("no NVDEC")
-    with closing(NvdecVideo(CLIP, offline=True, loop=True)) as video:
-        video.open()
-        times = [grab.pts_ns for _ in range(450) if (grab := video.grab(1.0)) is not None and grab.pts_ns is not None]
-        assert len(times) == 450
-        assert times == sorted(set(times))
-
-
-def test_what_is_no_video(tmp_path: Path, device: object) -> None:
-    if EMULATED or available() is not None:
-        pytest.skip("no NVDEC")
-    (tmp_path / "a.mp4").write_bytes(b"no video")
-    with closing(NvdecVideo(tmp_path / "a.mp4")) as video, pytest.raises(SourceError):
-        video.open()
-    with closing(NvdecVideo(tmp_path / "b.mp4")) as video, pytest.raises(SourceError, match="no such file"):
-        video.open()
+            assert pts_ns is not None
+            first_ns = pts_ns if first_ns is None else first_ns
+            assert grab.pts_ns == pts_ns - first_ns
+            found = on_gpu(source, 576, 768)
+            worst = max(worst, difference(found, wanted))
+            if number % 20 == 0:
+                source.retrieve(on_host)
+                np.testing.assert_array_equal(on_host, found)
+        print(f"greatest difference: {worst}")
+        assert worst == 0
+        with pytest.raises(EndOfStream, match="ended after 200 pictures"):
+            source.grab(1.0)
 
 
 @pytest.mark.parametrize(
-    ("name", "encoding"), [("BT_709", "bt709"), ("ColorSpace.BT_601", "bt601"), ("UNSPEC", "bt601")]
+    ("codec", "container", "options", "tolerance"),
+    [
+        ("libx264", "mp4", NO_B_FRAMES, 0),
+        ("libx264", "matroska", B_FRAMES, 0),
+        ("libx264", "mpegts", B_FRAMES, 0),
+        ("libx264", "mp4", (*FAST.items(), ("x264-params", "fullrange=on:colormatrix=bt709")), 0),
+        ("libx265", "mp4", (*FAST.items(), ("x265-params", "log-level=none:bframes=3:keyint=10")), 0),
+        ("libx265", "mpegts", (*FAST.items(), ("x265-params", "log-level=none:keyint=10")), 0),
+        ("libvpx-vp9", "webm", (("deadline", "realtime"), ("cpu-used", "8"), ("g", "10")), 0),
+        ("libvpx", "webm", (("deadline", "realtime"), ("cpu-used", "8"), ("g", "10")), 0),
+        ("libsvtav1", "mp4", (("preset", "12"), ("g", "10")), 0),
+        ("mpeg2video", "mpegts", (("g", "10"), ("bf", "2")), 3),  # its arithmetic is not exact by definition
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_colour_spaces(name: str, encoding: str) -> None:
-    assert encoding_of(name) == encoding
+def test_every_codec_as_ffmpeg_decodes_it(
+    codec: str, container: str, options: tuple[tuple[str, str], ...], tolerance: int, tmp_path: Path
+) -> None:
+    """Each picture, in the order in which they are shown, with its time."""
+    data = video(codec, container, count=COUNT, options=options)
+    wanted = list(decoded(data))
+    assert len(wanted) == COUNT
+    with opened_file(saved(tmp_path, data, "a.video")) as source:
+        info = source.open()
+        found = list(rest_of(source, 192, 320))
+    print(
+        f"\n{info}, differences {[difference(one, other) for (_, one), (_, other) in zip(found, wanted, strict=False)]}"
+    )
+    assert len(found) == COUNT
+    begin_ns = wanted[0][0] or 0
+    assert [pts_ns for pts_ns, _ in found] == [(pts_ns or 0) - begin_ns for pts_ns, _ in wanted]
+    assert all(difference(one, other) <= tolerance for (_, one), (_, other) in zip(found, wanted, strict=True))
+    assert info.yuv == ("bt709-full" if "fullrange" in str(options) else "bt601")
+    assert info.fps == pytest.approx(FPS)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (partial(video, "libx265", "mp4", pixels="yuv420p10le", count=3), "8 bits, 4:2:0, for NVDEC.*yuv420p10le"),
+        (partial(video, "libx264", "mp4", pixels="yuv444p", count=3), "8 bits, 4:2:0, for NVDEC.*yuv444p"),
+        (partial(video, "mjpeg", "matroska", pixels="yuvj420p", count=3), "NVDEC cannot decode mjpeg: expected H.264"),
+        (partial(video, "libx264", "mp4", size=(64, 4224), count=3), "NVDEC cannot decode this h264.*not supported"),
+        (partial(bytes, b"no video"), "not a video that FFmpeg can read"),
+        (partial(bytes), "the file is empty"),
+    ],
+    ids=["10 bits", "4:4:4", "motion jpeg", "too wide", "no video", "empty"],
+)
+def test_what_cannot_be_decoded(data: Callable[[], bytes], said: str, tmp_path: Path) -> None:
+    path = saved(tmp_path, data(), "a.mp4")
+    with opened_file(path) as source, pytest.raises(SourceError, match=said) as raised:
+        source.open()
+    print(f"\n{raised.value}")
+
+
+def test_a_file_that_is_not_there_and_calls_out_of_order(tmp_path: Path) -> None:
+    with opened_file(tmp_path / "b.mp4") as source, pytest.raises(SourceError, match="No such file"):
+        source.open()
+    with opened_file(CLIP) as source:
+        with pytest.raises(SourceError, match="grab before open"):
+            source.grab(1)
+        source.open()
+        with pytest.raises(SourceError, match="without a picture grabbed"):
+            source.retrieve(np.zeros((864, 768), np.uint8))
+        assert source.grab(1) is not None
+        for _ in range(2):
+            with pytest.raises(SizeChanged, match="768x576"):
+                source.retrieve(np.zeros((3, 2), np.uint8))
+        assert on_gpu(source, 576, 768).std() > 5
+        source.close()
+        source.close()
+        with pytest.raises(SourceError, match="grab before open"):
+            source.grab(1)
+
+
+def test_a_file_that_is_cut_short(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = video("libx264", "mp4", count=COUNT, options=NO_B_FRAMES)
+    with opened_file(saved(tmp_path, data[: len(data) * 6 // 10], "a.mp4")) as source:
+        source.open()
+        found = 0
+        with pytest.raises(EndOfStream, match=rf"ended after \d+ of {COUNT} pictures: it is cut short") as end:
+            while source.grab(1):
+                found += 1
+    print(f"\n{end.value}")
+    assert COUNT // 4 < found < COUNT
+    assert "cut short" in caplog.text
+
+
+def test_looped(tmp_path: Path) -> None:
+    """Time goes on, the pictures are the same."""
+    path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=B_FRAMES), "a.mp4")
+    wanted = [picture for _, picture in decoded(path)]
+    with opened_file(path, loop=True) as source:
+        source.open()
+        times = []
+        for number in range(2 * COUNT + 5):
+            grab = source.grab(1)
+            assert grab is not None
+            times.append(grab.pts_ns)
+            np.testing.assert_array_equal(on_gpu(source, 192, 320), wanted[number % COUNT])
+    assert times == [round(number * 1e9 / FPS) for number in range(len(times))]
+
+
+def test_at_its_own_pace(tmp_path: Path) -> None:
+    path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=NO_B_FRAMES), "a.mp4")
+    with opened_file(path, offline=False) as source:
+        source.open()
+        began_ns = time.monotonic_ns()
+        for number in range(10):
+            while source.grab(1) is None:
+                pass
+            assert time.monotonic_ns() - began_ns >= (number - 1) * 1e9 / FPS
+        assert not source.live
+
+
+# --- network ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "name", "options"),
+    [
+        ("libx264", "h264", "live.h264", NO_B_FRAMES),
+        ("libx264", "mpegts", "live.ts", NO_B_FRAMES),
+        ("libx265", "mpegts", "live.ts", (*FAST.items(), ("x265-params", "log-level=none:bframes=0:keyint=10"))),
+    ],
+)
+def test_a_network_stream_as_ffmpeg_decodes_it(
+    codec: str, container: str, name: str, options: tuple[tuple[str, str], ...]
+) -> None:
+    data = video(codec, container, count=COUNT, options=options)
+    wanted = list(decoded(data))
+    with served(data, name=name) as address, closing(opened_camera(address)) as source:
+        assert isinstance(source, PyAVSource)
+        assert source.live
+        info = source.open()
+        found = list(rest_of(source, 192, 320))
+    print(f"\n{info}")
+    assert (info.width_px, info.height_px, info.pixel_format) == (320, 192, "nv12")
+    assert info.decoder == ("nvdec-hevc" if codec == "libx265" else "nvdec-h264")
+    assert len(found) == COUNT
+    for (_, one), (_, other) in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_pictures_of_a_live_stream_come_out_at_once(tmp_path: Path) -> None:
+    """And those of a file, one call later and more."""
+    path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=NO_B_FRAMES), "a.mp4")
+    print("\nlive: pictures in the decoder after each packet")
+    held = {live: held_back(path, live=live) for live in (True, False)}
+    print(held)
+    assert held[True] == [0] * COUNT
+    assert max(held[False]) >= 1
+    assert held[False][-1] >= 1
+
+
+def held_back(path: Path, *, live: bool) -> list[int]:
+    """Pictures that are in and not out, after each packet; in the end all come out."""
+    import av
+
+    held, within = [], 0
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        with closing(NvdecDecoder(stream, NV12, live=live)) as decoder:
+            for packet in file.demux(stream):
+                last = not packet.size
+                within += (not last) - len(decoder.decode(packet))
+                if not last:
+                    held.append(within)
+    assert within == 0
+    return held
+
+
+def test_a_live_stream_that_sends_pictures_out_of_order(caplog: pytest.LogCaptureFixture) -> None:
+    """All come out, from the second key frame on in their order; nothing is lost on the way."""
+    caplog.set_level(logging.INFO)
+    data = video("libx264", "mpegts", count=COUNT, options=B_FRAMES)
+    wanted = dict(decoded(data))
+    with served(data, name="live.ts") as address, closing(opened_camera(address)) as source:
+        source.open()
+        found = list(rest_of(source, 192, 320))
+    order = sorted(wanted, key=lambda pts_ns: pts_ns or 0)
+    print("\nplaces in the order of showing:", [order.index(pts_ns) for pts_ns, _ in found])
+    assert "sent out of order" in caplog.text
+    assert sorted(order.index(pts_ns) for pts_ns, _ in found) == list(range(COUNT))
+    late = [order.index(pts_ns) for pts_ns, _ in found if order.index(pts_ns) >= 12]
+    assert late == sorted(late)
+    for pts_ns, picture in found:
+        np.testing.assert_array_equal(picture, wanted[pts_ns])
+
+
+def two_sizes(count: int = 10) -> tuple[bytes, bytes]:
+    """H.264 of 320x192, and then of 208x160."""
+    large = video("libx264", "h264", count=count, options=NO_B_FRAMES)
+    return large, video("libx264", "h264", count=count, size=(160, 208), options=NO_B_FRAMES)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["smaller", "larger"])
+def test_a_new_size_in_mid_stream(order: tuple[int, int]) -> None:
+    parts = [two_sizes()[at] for at in order]
+    sizes = [((192, 320), (160, 208))[at] for at in order]
+    wanted = [picture for part in parts for _, picture in decoded(part)]
+    with served(*parts, name="live.h264") as address, closing(opened_camera(address)) as source:
+        source.open()
+        for number, expected in enumerate(wanted):
+            assert source.grab(10) is not None
+            if number == 10:
+                with pytest.raises(SizeChanged, match=f"{sizes[1][1]}x{sizes[1][0]}"):
+                    on_gpu(source, *sizes[0])
+            np.testing.assert_array_equal(on_gpu(source, *sizes[number // 10]), expected)
+
+
+def test_the_supervisor_and_buffers_on_the_gpu() -> None:
+    """A new size is a new epoch, and so is a new connection; every picture reaches the reader as it is."""
+    parts = two_sizes()
+    wanted = [picture for part in parts for _, picture in decoded(part)]
+    with served(*parts, name="live.h264") as address:
+        config = camera(address)
+        slot = LatestSlot("gate", DeviceImage.make, lossless=True)
+        factory = partial(open_source, config, offline=False, pixel_formats=NV12)
+        supervisor = CameraSupervisor("gate", factory, slot)
+        thread = threading.Thread(target=supervisor.run, daemon=True)
+        thread.start()
+        seen: list[tuple[int, int]] = []
+        deadline = time.monotonic() + 60
+        while (not seen or seen[-1] < (3, 5)) and time.monotonic() < deadline:
+            lease = slot.take()
+            if lease is None:
+                time.sleep(0.002)
+                continue
+            image = lease.frame.pixels
+            assert isinstance(image, DeviceImage)
+            assert isinstance(image, OffHost)
+            epoch, index = lease.frame.meta.epoch, lease.frame.meta.index
+            np.testing.assert_array_equal(image.to_host(), wanted[epoch % 2 * 10 + index])
+            seen.append((epoch, index))
+            lease.release()
+        supervisor.stop()
+        slot.close()
+        thread.join(20)
+        assert not thread.is_alive()
+    unread = (1, 9)  # a picture that waits when its connection ends is dropped
+    expected = [(epoch, index) for epoch in range(4) for index in range(10) if (epoch, index) <= (3, 5)]
+    assert [one for one in seen if one != unread] == [one for one in expected if one != unread]
+
+
+def test_pictures_after_a_missing_one_are_marked_until_a_key_frame() -> None:
+    packets = coded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES))
+    assert len(packets) == COUNT
+    with (
+        served(*packets[:13], *packets[14:], name="live.h264") as address,
+        closing(opened_camera(address)) as source,
+    ):
+        source.open()
+        corrupt = []
+        with pytest.raises(SourceError, match="ended the stream"):
+            while grab := source.grab(10):
+                corrupt.append(grab.corrupt)
+    assert [number for number, bad in enumerate(corrupt) if bad] == list(range(13, 19))
+
+
+def test_damage_ends_with_the_next_connection_and_nothing_hangs() -> None:
+    """NVDEC mends what it can; whatever it makes of broken pictures, the ones after the next key frame are whole."""
+    packets = coded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES))
+    packets[15] = packets[15][: len(packets[15]) // 3] + packets[15][len(packets[15]) // 2 :]
+    wanted = list(decoded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES)))
+    with served(*packets, name="live.h264") as address, closing(opened_camera(address)) as source:
+        source.open()
+        found = [picture for _, picture in rest_of(source, 192, 320)]
+    print(
+        f"\n{len(found)} of {COUNT} pictures; differences",
+        [difference(*pair) for pair in zip(found[:15], [w for _, w in wanted[:15]], strict=False)],
+    )
+    assert len(found) >= COUNT - 2
+    for one, (_, other) in zip(found[-10:], wanted[-10:], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_interrupt_ends_a_wait() -> None:
+    data = video("libx264", "h264", count=COUNT, options=NO_B_FRAMES)
+    # FFmpeg looks at 5 s of a stream before it opens.
+    with served(*6 * [data], name="live.h264", pause_s=60) as address, closing(opened_camera(address)) as source:
+        source.open()
+        asked: list[float] = []
+
+        def interrupt() -> None:
+            asked.append(time.monotonic())
+            source.interrupt()
+
+        timer = threading.Timer(0.5, interrupt)
+        timer.start()
+        while source.grab(30) is not None:
+            pass
+        took_s = time.monotonic() - asked[0]
+        timer.join()
+        print(f"\ninterrupted after {took_s * 1e3:.1f} ms")
+        assert took_s < 1
+
+
+def test_a_frozen_camera_is_seen_by_rows_that_come_to_the_host() -> None:
+    random = np.random.default_rng(1)
+    pixels = random.integers(0, 255, (864, 768), np.uint8)
+    image = DeviceImage.make(576, 768, "nv12")
+    write(image, pixels)
+    np.testing.assert_array_equal(image.rows_to_host(6, 13), pixels[6::13])
+    watch = PictureWatch(1.0)
+    assert watch.see(image, 0, 0) == ""
+    assert "has not changed" in watch.see(image, 1, 2_000_000_000)
+    pixels[:] += 1
+    write(image, pixels)
+    assert watch.see(image, 2, 3_000_000_000) == ""
+
+
+def write(image: DeviceImage, pixels: Image) -> None:
+    from vision.cuda import Stream, copy_to_device
+
+    with Stream() as stream:
+        copy_to_device(image.address, pixels.ctypes.data, pixels.nbytes, stream)
+        stream.synchronize()
+
+
+# --- many, and for long -----------------------------------------------------------------------------------------------
+
+
+def play(path: Path, count: list[int]) -> None:
+    with opened_file(path) as source:
+        info = source.open()
+        image = DeviceImage.make(info.height_px, info.width_px, "nv12")
+        with pytest.raises(EndOfStream):
+            while source.grab(1):
+                source.retrieve(image)
+                count.append(1)
+
+
+@pytest.mark.parametrize("parallel", [1, 4, 8])
+def test_decoders_side_by_side(parallel: int, tmp_path: Path) -> None:
+    path = CLIP
+    if EMULATED:
+        path = saved(tmp_path, video("libx264", "mp4", count=10, options=NO_B_FRAMES), "a.mp4")
+    each = sum(1 for _ in decoded(path)) if EMULATED else 200
+    counts: list[list[int]] = [[] for _ in range(parallel)]
+    threads = [threading.Thread(target=play, args=(path, count), daemon=True) for count in counts]
+    before = memory_info()[0]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    least = before
+    while any(thread.is_alive() for thread in threads):
+        least = min(least, memory_info()[0])
+        time.sleep(0.02)
+    took_s = time.monotonic() - began
+    total = sum(map(len, counts))
+    print(
+        f"\n{parallel} decoders: {total / took_s:.0f} pictures/s with opening, {(before - least) / 2**20:.0f} MiB held"
+    )
+    assert [len(count) for count in counts] == [each] * parallel
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    path = saved(tmp_path, video("libx264", "mp4", count=4, options=NO_B_FRAMES), "a.mp4")
+    warm, opens = (2, 6) if EMULATED else (10, 50)
+    threads = set(threading.enumerate())
+    free: list[int] = []
+    for _ in range(warm + opens):
+        play(path, [])
+        synchronize_device()
+        free.append(memory_info()[0])
+    lost = free[warm - 1] - free[-1]
+    print(f"\nfree MiB after each opening: {[size >> 20 for size in free]}; {lost / 2**20:.1f} MiB lost in {opens}")
+    assert lost <= 16 << 20
+    assert set(threading.enumerate()) <= threads

@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.messages.processes import wait_until
+from tests.off_host import Elsewhere
 from tests.unit.test_classifier import save
 from tests.unit.test_runtime import Collector, check_accounts
 from tests.unit.test_runtime_pixels import leased
@@ -115,6 +116,13 @@ def test_each_object_gets_what_was_seen_of_it() -> None:
     assert (found.model, found.class_name, found.seen_ns) == ("grey", "dark", 100 * S)
     assert found.score == pytest.approx(0.9)
     assert grey.boxes == [(10, 10, 30, 40), (40, 5, 60, 45)]
+
+
+def test_pictures_on_the_gpu_are_copied() -> None:
+    with stage(Grey()) as one:
+        result, frame = picture(Thing(1, level=200))
+        after = one.with_frame(result, replace(frame, pixels=Elsewhere.of(frame.pixels)))
+    assert [found.class_name for found in after.attributes[1]] == ["light"]
 
 
 def test_each_is_looked_at_once_and_again_on_schedule() -> None:

@@ -228,7 +228,7 @@ def camera(**options: object) -> str:
         ),
         (
             camera(source="a.mp4", via="gstreamer"),
-            ["1: cameras[0].via: expected 'auto' or 'opencv' for this kind of source, got 'gstreamer'"],
+            ["1: cameras[0].via: expected 'auto', 'opencv' or 'nvdec' for this kind of source, got 'gstreamer'"],
         ),
         (camera(source="'synthetic:'", via="opencv"), ["1: cameras[0].via: expected 'auto' for this kind of source"]),
         (camera(source="/dev/video0", via="gstreamer"), []),
@@ -237,6 +237,17 @@ def camera(**options: object) -> str:
             ["1: cameras[0].via: expected 'auto', 'opencv' or 'gstreamer' for this kind of source, got 'ffmpeg'"],
         ),
         (camera(source="'rtsp://10.0.0.4/a'", via="ffmpeg"), []),
+        (camera(source="'rtsp://10.0.0.4/a'", via="nvdec"), []),
+        (camera(source="'http://10.0.0.4/a'", via="nvdec"), []),
+        (camera(source="a.mp4", via="nvdec", loop="true"), []),
+        (
+            camera(source="/dev/video0", via="nvdec"),
+            ["1: cameras[0].via: expected 'auto', 'opencv' or 'gstreamer' for this kind of source, got 'nvdec'"],
+        ),
+        (
+            camera(source="'rtsp://10.0.0.4/a'", via="nvdec", transport="udp"),
+            ["1: cameras[0].transport: expected tcp with via: nvdec"],
+        ),
         (camera(source="'http://10.0.0.4/a'", via="ffmpeg"), []),
         (
             "cameras:\n- {id: a, source: csi:0}\n- {id: b, source: csi:1}\n- {id: a, source: csi:2}\n",

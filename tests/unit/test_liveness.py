@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+from tests.off_host import Elsewhere
 from vision.capture.liveness import Backoff, Cadence, PictureWatch, SilenceLimits
 
 SECOND = 1_000_000_000
@@ -116,6 +117,13 @@ def test_every_shape_is_watched(shape: tuple[int, ...]) -> None:
     pixels = np.zeros(shape, np.uint8)
     assert watch.see(pixels, None, 0) == ""
     assert watch.see(pixels, None, SECOND) != ""
+
+
+def test_a_picture_that_lies_elsewhere_is_looked_at_there() -> None:
+    watch = PictureWatch(1.0)
+    assert watch.see(Elsewhere.of(picture(1)), None, 0) == ""
+    assert watch.see(Elsewhere.of(picture(2)), None, 5 * SECOND) == ""
+    assert "has not changed" in watch.see(Elsewhere.of(picture(2)), None, 6 * SECOND)
 
 
 def test_another_size_is_another_picture() -> None:

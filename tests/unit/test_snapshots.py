@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.messages.processes import wait_until
+from tests.off_host import Elsewhere
 from tests.unit.test_journal import file_size_limit
 from vision.detect.pictures import JpegEncoder
 from vision.errors import ConfigError, VisionError
@@ -194,8 +195,9 @@ def test_a_failure_of_the_encoder_is_no_silent_one(tmp_path: Path) -> None:
             take(one, 1)
 
 
-def test_a_picture_on_the_gpu_is_refused(tmp_path: Path) -> None:
-    shown = frame()
-    elsewhere = replace(shown, pixels=np.broadcast_to(np.zeros((), np.uint8), shown.pixels.shape))
-    with stage(tmp_path) as one, pytest.raises(ValueError, match="expected a picture in host memory"):
-        one.with_frame(result(shown, "rule"), elsewhere)
+def test_a_picture_on_the_gpu_is_copied(tmp_path: Path) -> None:
+    shown = frame(level=200)
+    with stage(tmp_path, encode=JpegEncoder().encode) as one:
+        after = one.with_frame(result(shown, "rule"), replace(shown, pixels=Elsewhere.of(shown.pixels)))
+    picture = np.asarray(cv2.imread(after.events[0].snapshot), int)
+    assert np.abs(picture - 200).max() <= 2

@@ -15,6 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.types import OffHost
+
 _WINDOW: Final = 32  # arrivals that the cadence is taken from
 _FEW: Final = 5  # intervals; with fewer, the cadence is not known: a source may open with a burst of old pictures
 _SILENT_INTERVALS: Final = 8
@@ -100,7 +102,10 @@ class PictureWatch:
         self._picture_since_ns = self._pts_since_ns = self._pts_ns = None
 
     def see(self, pixels: NDArray[np.uint8], pts_ns: int | None, now_ns: int) -> str:
-        """Look at a picture (any shape, uint8, C-contiguous). Returns why the camera counts as frozen, or ``""``."""
+        """Look at a picture (any shape, uint8; C-contiguous, or on the GPU).
+
+        Returns why the camera counts as frozen, or ``""``.
+        """
         if self._same_rows(pixels):
             self._picture_since_ns = now_ns if self._picture_since_ns is None else self._picture_since_ns
         else:
@@ -116,9 +121,7 @@ class PictureWatch:
         return ""
 
     def _same_rows(self, pixels: NDArray[np.uint8]) -> bool:
-        flat = pixels.reshape(pixels.shape[0], -1)
-        step = max(1, flat.shape[0] // _SAMPLED_ROWS)
-        rows = flat[step // 2 :: step]
+        rows = _sample(pixels)
         if self._rows is None or self._rows.shape != rows.shape:
             self._rows = rows.copy()
             return False
@@ -126,6 +129,15 @@ class PictureWatch:
             return True
         np.copyto(self._rows, rows)
         return False
+
+
+def _sample(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Some rows of a picture; of one that lies on the GPU, these alone cross the bus."""
+    step = max(1, pixels.shape[0] // _SAMPLED_ROWS)
+    image: object = pixels
+    if isinstance(image, OffHost):
+        return image.rows_to_host(step // 2, step)
+    return pixels.reshape(pixels.shape[0], -1)[step // 2 :: step]
 
 
 @dataclass(slots=True)

@@ -1,177 +1,211 @@
-"""Recorded video through NVDEC, decoded straight into GPU memory: no decoding on the CPU, no copy over the bus.
+"""NVDEC, the video decoder of NVIDIA's graphics cards, through PyNvVideoCodec: coded pictures in, GPU memory out.
 
-For graphics cards in x86 and Arm servers, through PyNvVideoCodec. A Jetson has decoders of another kind, which
-GStreamer reaches (`vision.capture.gstreamer`).
+All that is called of PyNvVideoCodec is called here. What it does not say in its documentation and its sources do:
 
-`retrieve` fills a `DeviceImage` on the GPU, and an ordinary array over the bus, so that every detector can read it.
+* Pictures lie in a pool that the next `decode` writes to again.
+* The pool is filled by copies on the CUDA stream that is given, so copies out of it belong on the same stream.
+* A stream that changes its picture size is scaled to the first one: a session is for one size.
+* It mends damaged pictures as well as it can, and tells nobody.
+* With `latency` it gives a picture out at once if told where the picture ends; without, when the next one begins.
+
+For graphics cards in x86 and Arm servers. A Jetson has decoders of another kind, which GStreamer reaches
+(`vision.capture.gstreamer`).
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.playback import Playback
-from vision.capture.source import Grab, StreamInfo
-from vision.cuda import Stream, copy_rows
+from vision.cuda import Stream, copy_rows, open_device, use_device
 from vision.device_image import DeviceImage
-from vision.errors import EndOfStream, SizeChanged, SourceError
-from vision.types import YuvEncoding
+from vision.errors import DeviceMissing, SizeChanged, SourceError
+from vision.types import frame_shape
 
-log = logging.getLogger(__name__)
+CODECS: Final = {
+    "h264": "H264",
+    "hevc": "HEVC",
+    "av1": "AV1",
+    "libdav1d": "AV1",
+    "libaom-av1": "AV1",
+    "vp8": "VP8",
+    "libvpx": "VP8",
+    "vp9": "VP9",
+    "libvpx-vp9": "VP9",
+    "mpeg2video": "MPEG2",
+}
+"""From FFmpeg's decoders to members of ``cudaVideoCodec``. Motion JPEG is not among them: CUDA kernels decode it."""
 
-_FPS: Final = 25.0  # of files that do not say
+_NAMES: Final = "H.264, H.265, AV1, VP8, VP9 or MPEG-2"
+
+_NO_LIBRARY: Final = "pip install 'vision[nvdec]'"
+_NO_DRIVER: Final = (
+    "the driver's video libraries are not there: install them, or start the container with "
+    "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+)
 
 
-def available() -> str | None:
-    """Why NVDEC cannot be used; None where it can."""
+@functools.cache
+def _library() -> Any:
+    """PyNvVideoCodec.
+
+    Raises:
+        SourceError: it is not there, or the driver lacks its video libraries.
+    """
     try:
-        importlib.import_module("PyNvVideoCodec")
-    except ImportError as error:
-        return f"{error}; `pip install PyNvVideoCodec`"
-    except Exception as error:  # noqa: BLE001 - it raises its own when the driver lacks the video libraries
-        return str(error).splitlines()[0]
-    return None
+        library = importlib.import_module("PyNvVideoCodec")
+    except ModuleNotFoundError as error:
+        raise SourceError(f"NVDEC cannot be used: {error}", hint=_NO_LIBRARY) from error
+    except Exception as error:
+        raise SourceError(f"NVDEC cannot be used: {_one_line(error)}", hint=_NO_DRIVER) from error
+    logging.getLogger("PyNvVideoCodec").setLevel(logging.WARNING)  # it sets INFO, and says which driver it found
+    if not hasattr(library, "DisplayDecodeLatencyType"):
+        version = getattr(library, "__version__", "unknown")
+        raise SourceError(f"expected PyNvVideoCodec 2.0 or later, found {version}", hint=_NO_LIBRARY)
+    return library
 
 
-class NvdecVideo:
-    """A file that NVDEC can decode, in nv12. Satisfies `vision.capture.source.Source`."""
+def require_nvdec(codec: str | None = None) -> None:
+    """
+    Raises:
+        SourceError: NVDEC cannot be used, or not for what FFmpeg calls `codec`.
+    """
+    if codec is not None and codec not in CODECS:
+        raise SourceError(
+            f"NVDEC cannot decode {codec}: expected {_NAMES}",
+            hint="set the camera to H.264 or H.265, or leave out `via`: then it is decoded on the CPU",
+        )
+    try:
+        open_device()
+    except DeviceMissing as missing:
+        raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint) from missing
+    _library()
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        loop: bool = False,
-        offline: bool = False,
-        clock: Callable[[], int] = time.monotonic_ns,
-        utc: Callable[[], int] = time.time_ns,
-    ) -> None:
-        self._path = path
-        self._loop = loop
-        self._interrupted = threading.Event()
-        self._playback = Playback(offline=offline, clock=clock, utc=utc, wait=self._interrupted.wait)
-        self._stream: Stream | None = None
-        self._pictures: Iterator[Any] = iter(())
-        self._picture: Any = None
-        self._info: StreamInfo | None = None
-        self._fps = _FPS
-        self._yuv: YuvEncoding = "bt601"
-        self._count = 0  # pictures so far, over all passes
-        self._pass_count = 0
-        self._grabbed = False
 
-    @property
-    def live(self) -> bool:
-        return False
+@dataclass(frozen=True, slots=True)
+class _Plane:
+    address: int
+    rows: int
+    row_bytes: int
+    pitch_bytes: int
 
-    def open(self) -> StreamInfo:
-        self.close()
-        reason = available()
-        if reason is not None:
-            raise SourceError(f"NVDEC cannot be used: {reason}")
-        if not self._path.is_file():
-            raise SourceError(f"{self._path}: there is no such file")
-        self._stream = Stream()
-        self._pictures = self._decode()
-        self._picture = self._next()
-        height, width = _size(self._picture)
-        self._info = StreamInfo(width, height, "nv12", self._fps, "nvdec", self._yuv)
-        self._playback.start()
-        return self._info
 
-    def grab(self, timeout_s: float) -> Grab | None:
-        if self._info is None:
-            raise SourceError(f"{self._path}: grab before open, or after close")
-        if self._grabbed:
-            self._grabbed = False
-            self._picture = self._next()
-            self._count += 1
-        media_ns = round(self._count * 1e9 / (self._info.fps or _FPS))
-        if self._interrupted.is_set() or not self._playback.due(media_ns, timeout_s):
-            return None
-        self._grabbed = True
-        return self._playback.stamp(media_ns)
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """A decoded picture in GPU memory, nv12; valid until its session is called again."""
 
-    def retrieve(self, out: NDArray[np.uint8]) -> None:
-        if self._stream is None or not self._grabbed:
-            raise SourceError(f"{self._path}: retrieve without a picture grabbed")
-        height, width = _size(self._picture)
-        if out.shape != (height * 3 // 2, width):
-            raise SizeChanged(height, width)
-        target = out.address if isinstance(out, DeviceImage) else out.ctypes.data
-        for plane in self._picture.cuda():
-            rows, source, pitch = _plane(plane, width)
-            copy_rows(target, source, self._stream, rows=rows, row_bytes=width, pitch_bytes=pitch)
-            target += rows * width
-        self._stream.synchronize()  # the reader begins at once, and the decoder uses this memory again
+    height_px: int
+    width_px: int
+    time: int  # as it was given with the coded picture
+    planes: tuple[_Plane, ...]
 
-    def interrupt(self) -> None:
-        """Final: from now on `grab` finds nothing."""
-        self._interrupted.set()
-
-    def close(self) -> None:
-        self._picture = None
-        self._pictures = iter(())
-        self._info = None
-        self._count = self._pass_count = 0
-        self._grabbed = False
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close()
-
-    def _next(self) -> Any:
-        """The next decoded picture; from the beginning again where the file is looped.
+    def copy_to(self, out: NDArray[np.uint8], stream: Stream) -> None:
+        """Into a `DeviceImage`, or over the bus into an ordinary array; waits until it is there.
 
         Raises:
-            EndOfStream: there is none.
+            SizeChanged: `out` is of another shape.
         """
-        self._picture = None  # its memory is the decoder's
-        for _ in range(2):
-            try:
-                picture = next(self._pictures, None)
-            except Exception as error:
-                raise SourceError(f"{self._path}: NVDEC cannot decode it: {error}") from error
-            if picture is not None:
-                self._pass_count += 1
-                return picture
-            if not self._loop or self._pass_count == 0:
-                break
-            self._pass_count = 0
-            self._pictures = self._decode()
-        raise EndOfStream(f"{self._path}: ended after {self._count + 1} pictures")
-
-    def _decode(self) -> Iterator[Any]:
-        codec = importlib.import_module("PyNvVideoCodec")
-        demuxer = codec.CreateDemuxer(filename=str(self._path.absolute()))
-        self._fps = float(demuxer.FrameRate()) or _FPS
-        self._yuv = encoding_of(str(demuxer.ColorSpace()))
-        decoder = codec.CreateDecoder(gpuid=0, codec=demuxer.GetNvCodecId(), usedevicememory=True)
-        for packet in demuxer:
-            # Each picture is given out, and copied, before the next packet: the decoder then uses its memory again.
-            yield from decoder.Decode(packet)
+        if out.shape != frame_shape(self.height_px, self.width_px, "nv12"):
+            raise SizeChanged(self.height_px, self.width_px)
+        target = out.address if isinstance(out, DeviceImage) else out.ctypes.data
+        for plane in self.planes:
+            copy_rows(
+                target,
+                plane.address,
+                stream,
+                rows=plane.rows,
+                row_bytes=plane.row_bytes,
+                pitch_bytes=plane.pitch_bytes,
+            )
+            target += plane.rows * plane.row_bytes
+        stream.synchronize()  # the reader begins at once, and the decoder uses this memory again
 
 
-def encoding_of(color_space: str) -> YuvEncoding:
-    """From the demuxer's name of a colour space."""
-    return "bt709" if "709" in color_space else "bt601"
+class Session:
+    """NVDEC at work on one stream of one picture size."""
+
+    def __init__(self, codec: str, stream: Stream, *, at_once: bool) -> None:
+        """
+        Args:
+            codec: of `CODECS`.
+            stream: what the decoder's copies are queued on.
+            at_once: every picture comes out of the call that it went into. Not for streams that send pictures in
+                another order than they are shown in.
+
+        Raises:
+            SourceError: there is no decoder to be had.
+        """
+        library = _library()
+        device = open_device()
+        use_device(device)  # the calling thread may be a new one
+        latency = library.DisplayDecodeLatencyType
+        self._codec = codec
+        self._packet = library.PacketData
+        self._nv12 = library.Pixel_Format.NV12
+        self._flag = library.VideoPacketFlag.ENDOFPICTURE if at_once else None
+        try:
+            self._decoder: Any = library.CreateDecoder(
+                gpuid=device.index,
+                codec=getattr(library.cudaVideoCodec, CODECS[codec]),
+                cudacontext=0,  # the device's primary context, which the runtime API works in too
+                cudastream=stream.address,
+                usedevicememory=True,
+                latency=latency.LOW if at_once else latency.NATIVE,
+            )
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def decode(self, data: bytes, time: int) -> Sequence[Surface]:
+        """What comes out when this goes in: one coded picture (H.264 and H.265: Annex B); nothing: the end.
+
+        Raises:
+            SourceError: it cannot be decoded on this GPU, or the decoder failed.
+        """
+        packet = self._packet()
+        if data:
+            packet.bsl_data = np.frombuffer(data, np.uint8).ctypes.data
+            packet.bsl = len(data)
+            packet.pts = time
+            if self._flag is not None:
+                packet.decode_flag = self._flag
+        try:
+            pictures = self._decoder.Decode(packet)
+        except Exception as error:
+            raise self._failure(error) from error
+        return [self._surface(picture) for picture in pictures]
+
+    def close(self) -> None:
+        """Free the decoder and its pool. May be called twice."""
+        self._decoder = None
+
+    def _surface(self, picture: Any) -> Surface:
+        if picture.format != self._nv12:
+            raise SourceError(f"expected pictures in nv12, NVDEC gave {picture.format}")
+        luma, chroma = (view.__cuda_array_interface__ for view in picture.cuda())
+        height_px, width_px = (int(side) for side in luma["shape"][:2])
+        planes = tuple(_plane(view, width_px) for view in (luma, chroma))
+        return Surface(height_px, width_px, int(picture.getPTS()), planes)
+
+    def _failure(self, error: Exception) -> SourceError:
+        return SourceError(
+            f"NVDEC cannot decode this {self._codec}: {_one_line(error)}",
+            hint="`via: ffmpeg` decodes on the CPU; where memory is short, take fewer cameras or smaller pictures",
+        )
 
 
-def _size(picture: Any) -> tuple[int, int]:
-    """Height and width of a decoded picture."""
-    rows = picture.cuda()[0].__cuda_array_interface__["shape"]
-    return int(rows[0]), int(rows[1])
+def _plane(view: Any, width_px: int) -> _Plane:
+    """From ``__cuda_array_interface__``; a row of nv12 has as many bytes as the picture is wide, in both planes."""
+    strides = view.get("strides")
+    return _Plane(int(view["data"][0]), int(view["shape"][0]), width_px, int(strides[0]) if strides else width_px)
 
 
-def _plane(plane: Any, width: int) -> tuple[int, int, int]:
-    """Rows, address and distance of two rows of a plane."""
-    interface = plane.__cuda_array_interface__
-    strides = interface.get("strides")
-    return int(interface["shape"][0]), int(interface["data"][0]), int(strides[0]) if strides else width
+def _one_line(error: Exception) -> str:
+    """Its first words: the library appends instructions of many lines."""
+    return " ".join(str(error).partition("\n\n")[0].split())[:400] or type(error).__name__

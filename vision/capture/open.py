@@ -6,14 +6,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from vision.capture.source import Source
 from vision.capture.supervisor import SupervisorPolicy
 from vision.config.addresses import source_kind
 from vision.config.site import CameraConfig
-from vision.errors import SourceError
+from vision.errors import DeviceMissing, SourceError
 from vision.types import PixelFormat
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ Clock = Callable[[], int]
 
 _SLOW_INTERVALS = 3
 _OLDEST_PYAV = 12  # as in pyproject.toml
+_NVDEC_HINT = "pip install 'vision[nvdec]'"
 
 
 def open_source(
@@ -39,6 +40,8 @@ def open_source(
     kind = source_kind(camera.source)
     if kind == "synthetic":
         return _synthetic(camera, offline, pixel_formats, clock)
+    if _through_nvdec(camera, kind, pixel_formats):
+        return _nvdec(camera, kind, offline, pixel_formats, clock)
     if kind == "path":
         return _path(camera, offline, pixel_formats, clock)
     if _through_gstreamer(camera, kind):
@@ -72,7 +75,7 @@ def _through_gstreamer(camera: CameraConfig, kind: str) -> bool:
     Raises:
         SourceError: it was asked for, or there is no other way, and it cannot.
     """
-    if camera.via in {"opencv", "ffmpeg"}:
+    if camera.via in {"opencv", "ffmpeg", "nvdec"}:
         if kind == "csi":
             raise SourceError(f"`via: {camera.via}` cannot open CSI cameras", hint="leave out `via`")
         return False
@@ -98,7 +101,7 @@ def _through_pyav(camera: CameraConfig, kind: str) -> bool:
     """
     if camera.via == "ffmpeg" and kind not in {"rtsp", "http"}:
         raise SourceError("`via: ffmpeg` opens rtsp:// and http:// cameras only", hint="leave out `via`")
-    if camera.via not in {"auto", "ffmpeg"} or kind not in {"rtsp", "http"}:
+    if camera.via not in {"auto", "ffmpeg", "nvdec"} or kind not in {"rtsp", "http"}:
         return False
     reason = _missing_pyav()
     if camera.via == "ffmpeg" and reason is not None:
@@ -106,6 +109,41 @@ def _through_pyav(camera: CameraConfig, kind: str) -> bool:
     if reason is not None:
         _say_once(f"camera {camera.id}: through opencv, because {reason}")
     return reason is None
+
+
+def _through_nvdec(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, ...]) -> bool:
+    """Where it was asked for. Drawing and evaluating want bgr, which it does not give.
+
+    Raises:
+        SourceError: it was asked for, and cannot.
+    """
+    if camera.via != "nvdec":
+        return False
+    if kind not in {"rtsp", "http", "path"}:
+        raise SourceError("`via: nvdec` opens rtsp:// and http:// cameras and files only", hint="leave out `via`")
+    if "nv12" not in formats:
+        _say_once(f"camera {camera.id}: not through nvdec, because that gives nv12, and {', '.join(formats)} is wanted")
+        return False
+    reason = _missing_pyav()
+    if reason is not None:
+        raise SourceError(f"PyAV, which reads streams for NVDEC, cannot be used: {reason}", hint=_NVDEC_HINT)
+    return True
+
+
+def _nvdec(camera: CameraConfig, kind: str, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
+    try:
+        from vision.capture.nvdec import require_nvdec
+    except DeviceMissing as missing:
+        raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint) from missing
+    require_nvdec()
+    if kind == "path":
+        from vision.capture.nvdec_file import NvdecFile
+
+        return NvdecFile(Path(camera.source), formats, loop=camera.loop, offline=offline, clock=clock)
+    from vision.capture.nvdec_stream import NvdecDecoder
+    from vision.capture.pyav import PyAVSource
+
+    return PyAVSource(camera, formats, open_decoder=partial(NvdecDecoder, live=True), clock=clock)
 
 
 @cache

@@ -1,5 +1,7 @@
 """Network cameras through PyAV, which is FFmpeg with its own options for every connection.
 
+FFmpeg reads the stream, and decodes it too unless another decoder is given (`vision.capture.packets`).
+
 OpenCV brings FFmpeg too, but goes on in the first size when a stream changes its own, gives nothing but bgr, tells
 nothing about damaged pictures, and takes RTSP's transport from an environment variable of the whole process. PyAV is a
 wheel, where GStreamer is Debian packages; GStreamer remains the better one for RTSP, because it knows of every lost
@@ -32,7 +34,6 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from vision.capture.blocking import BlockingCalls, Interrupted
@@ -40,7 +41,7 @@ from vision.capture.clock import CaptureClock
 from vision.capture.coded import Coded, KeyFrameGate, Timeline
 from vision.capture.diagnosis import explain_open
 from vision.capture.h264 import MissingPictures
-from vision.capture.pyav_pictures import PictureWriter, choose_format, encoding_of
+from vision.capture.packets import Damaged, Decoded, FFmpegDecoder, OpenDecoder, PacketDecoder, time_ns
 from vision.capture.source import Grab, StreamInfo
 from vision.config.addresses import source_kind
 from vision.config.site import CameraConfig
@@ -66,7 +67,7 @@ _RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "1000
 class PyAVSource:
     """One RTSP or HTTP camera through PyAV.
 
-    `pixel_formats`: what the detector takes. The decoder's own format is delivered where it is among them.
+    `pixel_formats`: what the detector takes. `open_decoder` makes the decoder of each connection.
     """
 
     def __init__(
@@ -74,20 +75,24 @@ class PyAVSource:
         camera: CameraConfig,
         pixel_formats: tuple[PixelFormat, ...],
         *,
+        open_decoder: OpenDecoder = FFmpegDecoder,
         clock: Callable[[], int] = time.monotonic_ns,
         utc: Callable[[], int] = time.time_ns,
     ) -> None:
         self._camera = camera
         self._pixel_formats = pixel_formats
+        self._open_decoder = open_decoder
         self._clock = clock
         self._interrupted = threading.Event()
         self._stamps = CaptureClock(round(camera.staleness_s * 1e9), self._warn, clock=clock, utc=utc)
-        self._connection = _Connection(camera, clock)
+        self._connection = self._new_connection()
         self._calls: BlockingCalls[tuple[_Picture, ...]] | None = None
         self._reset()
 
+    def _new_connection(self) -> _Connection:
+        return _Connection(self._camera, self._open_decoder, self._pixel_formats, self._clock)
+
     def _reset(self) -> None:
-        self._writer: PictureWriter | None = None
         self._waiting: deque[_Picture] = deque()
         self._picture: _Picture | None = None  # the one grabbed last
 
@@ -98,7 +103,7 @@ class PyAVSource:
     def open(self) -> StreamInfo:
         """Connect, and wait for the first key frame: only a decoded picture tells its format."""
         self.close()
-        connection = self._connection = _Connection(self._camera, self._clock)
+        connection = self._connection = self._new_connection()
         self._calls = BlockingCalls("pyav")
         if self._interrupted.is_set():  # it came before there was anything to wake
             raise self._error("interrupted while it opened")
@@ -107,13 +112,13 @@ class PyAVSource:
         first = self._next(max(_GRACE_S, began + self._camera.open_timeout_s - time.monotonic()))
         if first is None and self._interrupted.is_set():
             raise self._error("interrupted while it opened")
-        if first is None:
+        if first is None or connection.decoder is None:
             raise self._error(
                 "it answers, but no picture came in time",
                 hint="raise `open_timeout_s`, or make its key frames more frequent",
             )
         self._waiting.appendleft(first)
-        return self._describe(first.frame)
+        return connection.decoder.describe(first.decoded.picture, connection.fps)
 
     def _connect(self, calls: BlockingCalls[tuple[_Picture, ...]], connection: _Connection) -> None:
         patience_s = self._camera.open_timeout_s + _DIAGNOSIS_S + _GRACE_S
@@ -128,21 +133,23 @@ class PyAVSource:
             ) from None
 
     def grab(self, timeout_s: float) -> Grab | None:
-        if self._calls is None or self._writer is None:
+        if self._calls is None:
             raise self._error("grab before open, or after close")
+        self._picture = None  # its memory is the decoder's
         picture = self._next(timeout_s)
         if picture is None:
             return None
         self._picture = picture
         stamp = self._stamps.stamp(picture.coded.arrived_ns, picture.coded.ntp_utc_ns)
         return Grab(
-            stamp.captured_ns, stamp.captured_utc_ns, stamp.clock, picture.pts_ns, corrupt=picture.coded.corrupt
+            stamp.captured_ns, stamp.captured_utc_ns, stamp.clock, picture.decoded.pts_ns, corrupt=picture.coded.corrupt
         )
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
-        if self._picture is None or self._writer is None:
+        picture, decoder = self._picture, self._connection.decoder
+        if picture is None or decoder is None:
             raise self._error("retrieve without a picture grabbed")
-        self._writer.write(self._picture.frame, out)
+        decoder.write(picture.decoded.picture, out)
 
     def interrupt(self) -> None:
         """Final: from now on `open` fails and `grab` finds nothing."""
@@ -175,18 +182,6 @@ class PyAVSource:
                 return None
         return None if self._interrupted.is_set() else self._waiting.popleft()
 
-    def _describe(self, frame: VideoFrame) -> StreamInfo:
-        pixel_format = choose_format(frame.format.name, frame.height, frame.width, self._pixel_formats)
-        self._writer = PictureWriter(pixel_format)
-        return StreamInfo(
-            width_px=frame.width,
-            height_px=frame.height,
-            pixel_format=pixel_format,
-            fps=self._connection.fps,
-            decoder=f"pyav-{self._connection.codec}",
-            yuv=encoding_of(frame),
-        )
-
     def _error(self, text: str, hint: str = "") -> SourceError:
         return SourceError(f"{redact(self._camera.source)}: {text}", hint=hint)
 
@@ -196,11 +191,10 @@ class PyAVSource:
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """One decoded picture, in FFmpeg's memory."""
+    """One decoded picture, and what was known of it before."""
 
-    frame: VideoFrame
+    decoded: Decoded
     coded: Coded
-    pts_ns: int | None
 
 
 @dataclass(slots=True)
@@ -208,9 +202,11 @@ class _Connection:
     """One connection. Its methods run on the library's thread, which may outlive the source's interest in it."""
 
     camera: CameraConfig
+    open_decoder: OpenDecoder
+    pixel_formats: tuple[PixelFormat, ...]
     clock: Callable[[], int]
     fps: float | None = None
-    codec: str = ""
+    decoder: PacketDecoder | None = None
     _container: InputContainer | None = None
     _packets: Iterator[Packet[Any]] | None = None
     _gate: KeyFrameGate = field(default_factory=KeyFrameGate)
@@ -228,10 +224,12 @@ class _Connection:
         if not container.streams.video:
             raise self._error("it sends no video", "set the camera to H.264, H.265 or MJPEG")
         stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1  # each further thread holds back one more picture
-        self.codec = stream.codec_context.name
+        try:
+            self.decoder = self.open_decoder(stream, self.pixel_formats)
+        except SourceError as error:
+            raise self._located(error) from error
         self.fps = _believable(stream.average_rate)
-        if self.codec == "h264":
+        if stream.codec_context.name == "h264":
             self._missing = MissingPictures(stream.codec_context.extradata)
         self._packets = container.demux(stream)
         return ()
@@ -254,7 +252,7 @@ class _Connection:
         Raises:
             SourceError: the stream ended, or no packet came within the read timeout.
         """
-        if self._packets is None:
+        if self._packets is None or self.decoder is None:
             return ()
         began = time.monotonic()
         try:
@@ -263,16 +261,19 @@ class _Connection:
             raise self._error("the camera ended the stream") from None
         except av.FFmpegError as error:
             raise self._reading_failed(error, time.monotonic() - began) from None
-        return tuple(self._decode(packet))
+        return tuple(self._decode(self.decoder, packet))
 
     def release(self) -> tuple[_Picture, ...]:
+        decoder, self.decoder = self.decoder, None
+        if decoder is not None:
+            decoder.close()
         container, self._container, self._packets = self._container, None, None
         if container is not None:
             container.close()
         return ()
 
-    def _decode(self, packet: Packet[Any]) -> Iterator[_Picture]:
-        now_ns, pts_ns = self.clock(), _time_ns(packet)
+    def _decode(self, decoder: PacketDecoder, packet: Packet[Any]) -> Iterator[_Picture]:
+        now_ns, pts_ns = self.clock(), time_ns(packet)
         missing = self._missing is not None and self._missing.before(memoryview(packet))
         if packet.is_corrupt or missing:
             self._gate.lost()
@@ -283,26 +284,24 @@ class _Connection:
             if pts_ns is not None:
                 self._timeline.put(pts_ns, Coded(now_ns, _sent_utc_ns(packet), self._gate.damaged))
         try:
-            frames = packet.decode()
-        except av.InvalidDataError:
+            pictures = decoder.decode(packet)
+        except Damaged:
             self._gate.spoilt()
             return
-        except av.FFmpegError as error:
-            raise self._error(f"a picture could not be decoded: {error.strerror}") from None
-        for frame in frames:
-            if isinstance(frame, VideoFrame):
-                yield self._picture(frame, now_ns)
+        except SourceError as error:
+            raise self._located(error) from error
+        for decoded in pictures:
+            yield self._picture(decoded, now_ns)
 
-    def _picture(self, frame: VideoFrame, now_ns: int) -> _Picture:
-        if frame.is_corrupt:
+    def _picture(self, decoded: Decoded, now_ns: int) -> _Picture:
+        if decoded.corrupt:
             self._gate.spoilt()
-        pts_ns = _time_ns(frame)
-        coded = self._timeline.take(pts_ns) if pts_ns is not None else None
+        coded = self._timeline.take(decoded.pts_ns) if decoded.pts_ns is not None else None
         if coded is None:  # a stream without times
             coded = Coded(now_ns, None, self._gate.damaged)
-        if frame.is_corrupt:
+        if decoded.corrupt:
             coded = Coded(coded.arrived_ns, coded.ntp_utc_ns, corrupt=True)
-        return _Picture(frame, coded, pts_ns)
+        return _Picture(decoded, coded)
 
     def _lag_ns(self, now_ns: int, pts_ns: int | None) -> int:
         """How much later this packet is read than it would be if reading had always kept up."""
@@ -318,6 +317,10 @@ class _Connection:
             return self._error(f"no picture for {waited_s:.1f} s", "check the network, or raise `read_timeout_s`")
         return self._error(f"the connection failed: {error.strerror}", "check cable, network and the camera's power")
 
+    def _located(self, error: SourceError) -> SourceError:
+        """What a decoder said, with the camera's address."""
+        return self._error(str(error.args[0]), error.hint)
+
     def _error(self, text: str, hint: str = "") -> SourceError:
         return SourceError(f"{redact(self.camera.source)}: {text}", hint=hint)
 
@@ -325,13 +328,6 @@ class _Connection:
 def _believable(rate: Any) -> float | None:
     fps = float(rate) if rate else 0.0
     return fps if 0 < fps <= _HIGHEST_FPS else None
-
-
-def _time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
-    """Presentation time."""
-    if timed.pts is None or timed.time_base is None:
-        return None
-    return timed.pts * timed.time_base.numerator * 1_000_000_000 // timed.time_base.denominator
 
 
 def _sent_utc_ns(packet: Packet[Any]) -> int | None:

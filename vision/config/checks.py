@@ -44,12 +44,12 @@ _CAPTURE_OPTIONS: Final[Mapping[str, tuple[tuple[SourceKind, ...], str]]] = {
 }
 
 _LIBRARIES: Final[Mapping[SourceKind, tuple[str, ...]]] = {
-    "rtsp": ("auto", "opencv", "gstreamer", "ffmpeg"),
-    "http": ("auto", "opencv", "ffmpeg"),
+    "rtsp": ("auto", "opencv", "gstreamer", "ffmpeg", "nvdec"),
+    "http": ("auto", "opencv", "ffmpeg", "nvdec"),
     "csi": ("auto", "gstreamer"),
     "v4l2": ("auto", "opencv", "gstreamer"),
     "synthetic": ("auto",),
-    "path": ("auto", "opencv"),
+    "path": ("auto", "opencv", "nvdec"),
 }
 
 
@@ -105,8 +105,13 @@ def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
         if kind not in kinds and (value is True if option == "loop" else value is not None):
             yield (option,), f"has no effect on this source; only {who}"
     via, libraries = _text(camera, "via"), _LIBRARIES[kind]
-    if via in ("opencv", "gstreamer", "ffmpeg") and via not in libraries:
+    if via in ("opencv", "gstreamer", "ffmpeg", "nvdec") and via not in libraries:
         yield ("via",), f"expected {one_of([quoted(name) for name in libraries])} for this kind of source, got '{via}'"
+    if via == "nvdec" and _text(camera, "transport") == "udp":
+        yield (
+            ("transport",),
+            "expected tcp with via: nvdec, which does not tell which pictures lost packets have damaged",
+        )
 
 
 def tracking_findings(track: Mapping[str, object]) -> Iterator[Finding]:

@@ -72,8 +72,9 @@ class CameraConfig(Section):
         description="where pictures come from; paths are relative to this file; ${NAME} is a secret of the environment",
         examples=["rtsp://user:${GATE_PASSWORD}@10.0.0.4/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"],
     )
-    via: Literal["auto", "opencv", "gstreamer", "ffmpeg"] = Field(
-        default="auto", description="library that opens the source; csi: needs gstreamer"
+    via: Literal["auto", "opencv", "gstreamer", "ffmpeg", "nvdec"] = Field(
+        default="auto",
+        description="library that opens the source; csi: needs gstreamer; nvdec decodes on a graphics card",
     )
     transport: Literal["tcp", "udp"] = Field(
         default="tcp", description="what carries RTSP: tcp loses nothing, udp waits for nothing"

@@ -83,3 +83,16 @@ class RunsGraphs(Protocol):
     @property
     def graphs_off(self) -> str:
         """Why they do not; empty where they do."""
+
+
+@runtime_checkable
+class ReadsDevice(Protocol):
+    """A detector that also takes pictures which lie on its device already."""
+
+    def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
+        """A buffer there for one picture (`vision.device_image.DeviceImage`). The view keeps its memory alive.
+
+        Raises:
+            ValueError: the size is not possible in this format.
+            DeviceError: not enough memory.
+        """

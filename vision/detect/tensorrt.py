@@ -29,6 +29,7 @@ from vision.detect.opened import Model, Phases, kernel_cache, load_letterbox
 from vision.detect.programs import KERNELS, Output, PostprocessProgram, kept_classes, threshold
 from vision.detect.selfcheck import ChainCheck, Noise, Snapshot
 from vision.detect.slot import Inlet, Kernels, Lane, Slot, TensorRoom, drain, result_bytes
+from vision.device_image import DeviceImage
 from vision.engine.driver import CudaMemory
 from vision.engine.library import find_library
 from vision.engine.memory import MemoryBudget, MemoryPool, detector_budget, make_allocator, shared_scratch
@@ -210,6 +211,10 @@ class TensorRTDetector:
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
         self._refuse_if_closed()
         return self._inlet.store.buffer(height_px, width_px, pixel_format)
+
+    def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> DeviceImage:
+        self._refuse_if_closed()
+        return DeviceImage.make(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
         self._refuse_if_closed()

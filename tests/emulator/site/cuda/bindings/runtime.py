@@ -276,6 +276,12 @@ def cudaMemcpy2DAsync(
 
 
 @_call
+def cudaMemcpy2D(target: int, target_pitch: int, source: int, pitch: int, width: int, height: int, kind: int) -> None:
+    for row in range(height):
+        copy(target + row * target_pitch, source + row * pitch, width)
+
+
+@_call
 def cudaMemsetAsync(address: int, value: int, size: int, stream: int) -> None:
     gpu.get(stream).put(lambda: ctypes.memset(address, value, size))
 

@@ -1,0 +1,135 @@
+"""Pictures that NVDEC has decoded, found to be what they are by a detector that reads them where they lie."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gpu.coded_video import FAST, decoded, written
+from tests.gpu.opening import EMULATED, open_model
+from tests.gpu.test_tensorrt_detector import OUTPUTS, detect, images, iou, open_nanodet, same
+from vision.assemble import RunOptions
+from vision.capture.nvdec import require_nvdec
+from vision.capture.nvdec_file import NvdecFile
+from vision.config import SiteConfig
+from vision.device_image import DeviceImage
+from vision.errors import SourceError
+from vision.pipelines import load_pipeline
+from vision.report import Report
+from vision.types import Detections, Frame, FrameMeta, Result
+
+CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
+
+
+@pytest.fixture(autouse=True)
+def nvdec(device: object) -> None:
+    """Everything here needs it."""
+    try:
+        require_nvdec()
+    except SourceError as error:
+        pytest.skip(str(error))
+
+
+@dataclass
+class Kept:
+    results: list[Result] = field(default_factory=list)
+
+    def publish(self, result: Result) -> None:
+        self.results.append(result)
+
+    def report(self, report: Report) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped clip; as much of it as the emulator can bear."""
+    if not EMULATED:
+        return CLIP
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    path.write_bytes(written(images(4), "libx264", "mp4", options=FAST))
+    return path
+
+
+def run(clip: Path, via: str, **options: Any) -> list[Result]:
+    """`vision run --offline` of one file."""
+    site = SiteConfig.model_validate(
+        {
+            "model": "nanodet-g-416",
+            "detect": {"score": 0.3, "max_batch": 2 if EMULATED else 8},
+            "cameras": ({"id": "gate", "source": str(clip), "via": via},),
+            "publish": {"bind": "tcp://127.0.0.1:*"},
+        }
+    )
+    kept = Kept()
+    with ExitStack() as resources:
+        given = RunOptions(threading.Event(), offline=True, sink=kept, **options)
+        load_pipeline("detect")(site, given, resources).run(threading.Event())
+    return kept.results
+
+
+def opening(folder: Path, card: Any, settings: Any) -> Any:
+    return open_model(folder, card, settings, OUTPUTS)
+
+
+def test_the_whole_program_finds_what_it_finds_through_opencv(
+    short_clip: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    through = {via: run(short_clip, via, open_detector=opening) for via in ("nvdec", "opencv")}
+    assert "through nvdec-h264" in caplog.text
+    assert "copied from there" not in caplog.text
+    found, wanted = through["nvdec"], through["opencv"]
+    assert len(found) == len(wanted) == (4 if EMULATED else 200)
+    total, shares = 0, dict.fromkeys((0.98, 0.95, 0.9, 0.8), 0)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.meta.index == other.meta.index
+        assert isinstance(one.objects, Detections)
+        assert isinstance(other.objects, Detections)
+        for box, score, class_id in zip(
+            other.objects.boxes_xyxy, other.objects.scores, other.objects.class_ids, strict=True
+        ):
+            if score < 0.45:
+                continue
+            total += 1
+            alike = one.objects.class_ids == class_id
+            best = max(iou(one.objects.boxes_xyxy[alike], box), default=0.0)
+            for least in shares:
+                shares[least] += bool(best >= least)
+    print(f"\n{total} boxes over 0.45; matched at IoU", {least: f"{n / total:.3f}" for least, n in shares.items()})
+    assert total >= 2 * len(wanted)
+    assert shares[0.9] >= 0.9 * total
+
+
+def test_pictures_from_nvdec_and_from_the_host_are_the_same_to_the_detector(short_clip: Path) -> None:
+    count = 4 if EMULATED else 40
+    ours, theirs = [], []
+    with closing(NvdecFile(short_clip, ("nv12",), offline=True)) as source:
+        info = source.open()
+        for number, (_, pixels) in enumerate(decoded(short_clip, count)):
+            assert source.grab(1) is not None
+            image = DeviceImage.make(576, 768, "nv12")
+            source.retrieve(image)
+            meta = FrameMeta("clip", number, 0, 0, 0, 768, 576, yuv=info.yuv)
+            ours.append(Frame(meta, image, "nv12"))
+            theirs.append(Frame(meta, pixels, "nv12"))
+    with closing(open_nanodet()) as detector:
+        same(detect(detector, ours), detect(detector, theirs))
+
+
+def test_a_detector_on_the_cpu_gets_copies(short_clip: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from vision.detect.open import open_detector
+
+    def on_cpu(folder: Path, card: Any, settings: Any) -> Any:
+        return open_detector(folder, card, settings.model_copy(update={"backend": "onnxruntime"}))
+
+    results = run(short_clip, "nvdec", open_detector=on_cpu)
+    assert "copied from there, because onnxruntime" in caplog.text
+    assert len(results) == (4 if EMULATED else 200)
+    assert sum(len(result.objects) for result in results) >= 2 * len(results)
