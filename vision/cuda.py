@@ -492,7 +492,17 @@ class HostBuffer(Owned):
         self._bytes = None
 
 
+_abandoned = threading.Event()
+
+
+def abandon() -> None:
+    """The GPU hangs and the process is about to end: page-locked memory is left to that, since freeing it waits too."""
+    _abandoned.set()
+
+
 def _free_host(address: int, nbytes: int, when_freed: Callable[[], object] | None) -> None:
+    if _abandoned.is_set():
+        return
     _ledger.add(host_bytes=-nbytes, calls=0)
     released(runtime.cudaFreeHost(address), "page-locked memory")
     if when_freed is not None:

@@ -46,7 +46,8 @@ def parts(out: Path) -> Mapping[str, Part]:
         "kernels": Part((*python, *PYTEST, *kernels), 150),
         "detector": Part((*python, *PYTEST, "-s", "tests/gpu/test_tensorrt_detector.py"), 240),
         "stage": Part((*python, "-m", "tests.perf.stage", "--out", str(out / "stage.json"), "--seconds", "0.6"), 300),
-        "nvdec": Part((*python, *PYTEST, "-s", "tests/gpu/test_nvdec.py"), 60),
+        "nvdec": Part((*python, *PYTEST, "-s", "tests/gpu/test_nvdec.py"), 240),
+        "nvdec-detector": Part((*python, *PYTEST, "-s", "tests/gpu/test_nvdec_detector.py"), 240),
         "contract": Part((*python, *PYTEST, "tests/contract/test_detector.py", "-k", "tensorrt"), 240),
         "engine": Part((*python, *PYTEST, "tests/gpu/test_engine.py"), 240),
     }

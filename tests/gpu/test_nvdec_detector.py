@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.gpu.coded_video import FAST, decoded, written
-from tests.gpu.opening import EMULATED, open_model
-from tests.gpu.test_tensorrt_detector import OUTPUTS, detect, images, iou, open_nanodet, same
+from tests.gpu.opening import EMULATED
+from tests.gpu.test_tensorrt_detector import detect, images, iou, open_nanodet, same
 from vision.assemble import RunOptions
 from vision.capture.nvdec import require_nvdec
 from vision.capture.nvdec_file import NvdecFile
@@ -25,6 +26,7 @@ from vision.report import Report
 from vision.types import Detections, Frame, FrameMeta, Result
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
+FRAMES = 2 if EMULATED else 200
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +36,28 @@ def nvdec(device: object) -> None:
         require_nvdec()
     except SourceError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def detector(device: object) -> Iterator[Any]:
+    """One for all: opening takes long."""
+    settings: dict[str, Any] = {"slots": 1, "max_batch": 1} if EMULATED else {}
+    with closing(open_nanodet(score=0.3, **settings)) as opened:
+        yield opened
+
+
+class NeverClosed:
+    """A detector that its user cannot close."""
+
+    def __init__(self, detector: Any) -> None:
+        self._detector = detector
+        self.device_buffer = detector.device_buffer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._detector, name)
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 @dataclass
@@ -53,7 +77,7 @@ def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not EMULATED:
         return CLIP
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    path.write_bytes(written(images(4), "libx264", "mp4", options=FAST))
+    path.write_bytes(written(images(FRAMES), "libx264", "mp4", options=FAST))
     return path
 
 
@@ -62,7 +86,7 @@ def run(clip: Path, via: str, **options: Any) -> list[Result]:
     site = SiteConfig.model_validate(
         {
             "model": "nanodet-g-416",
-            "detect": {"score": 0.3, "max_batch": 2 if EMULATED else 8},
+            "detect": {"score": 0.3},
             "cameras": ({"id": "gate", "source": str(clip), "via": via},),
             "publish": {"bind": "tcp://127.0.0.1:*"},
         }
@@ -74,19 +98,15 @@ def run(clip: Path, via: str, **options: Any) -> list[Result]:
     return kept.results
 
 
-def opening(folder: Path, card: Any, settings: Any) -> Any:
-    return open_model(folder, card, settings, OUTPUTS)
-
-
 def test_the_whole_program_finds_what_it_finds_through_opencv(
-    short_clip: Path, caplog: pytest.LogCaptureFixture
+    short_clip: Path, detector: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    through = {via: run(short_clip, via, open_detector=opening) for via in ("nvdec", "opencv")}
+    through = {via: run(short_clip, via, open_detector=lambda *_: NeverClosed(detector)) for via in ("nvdec", "opencv")}
     assert "through nvdec-h264" in caplog.text
     assert "copied from there" not in caplog.text
     found, wanted = through["nvdec"], through["opencv"]
-    assert len(found) == len(wanted) == (4 if EMULATED else 200)
+    assert len(found) == len(wanted) == FRAMES
     total, shares = 0, dict.fromkeys((0.98, 0.95, 0.9, 0.8), 0)
     for one, other in zip(found, wanted, strict=True):
         assert one.meta.index == other.meta.index
@@ -107,8 +127,8 @@ def test_the_whole_program_finds_what_it_finds_through_opencv(
     assert shares[0.9] >= 0.9 * total
 
 
-def test_pictures_from_nvdec_and_from_the_host_are_the_same_to_the_detector(short_clip: Path) -> None:
-    count = 4 if EMULATED else 40
+def test_pictures_from_nvdec_and_from_the_host_are_the_same_to_the_detector(short_clip: Path, detector: Any) -> None:
+    count = min(FRAMES, 40)
     ours, theirs = [], []
     with closing(NvdecFile(short_clip, ("nv12",), offline=True)) as source:
         info = source.open()
@@ -119,8 +139,7 @@ def test_pictures_from_nvdec_and_from_the_host_are_the_same_to_the_detector(shor
             meta = FrameMeta("clip", number, 0, 0, 0, 768, 576, yuv=info.yuv)
             ours.append(Frame(meta, image, "nv12"))
             theirs.append(Frame(meta, pixels, "nv12"))
-    with closing(open_nanodet()) as detector:
-        same(detect(detector, ours), detect(detector, theirs))
+    same(detect(detector, ours), detect(detector, theirs))
 
 
 def test_a_detector_on_the_cpu_gets_copies(short_clip: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -131,5 +150,5 @@ def test_a_detector_on_the_cpu_gets_copies(short_clip: Path, caplog: pytest.LogC
 
     results = run(short_clip, "nvdec", open_detector=on_cpu)
     assert "copied from there, because onnxruntime" in caplog.text
-    assert len(results) == (4 if EMULATED else 200)
+    assert len(results) == FRAMES
     assert sum(len(result.objects) for result in results) >= 2 * len(results)

@@ -17,8 +17,13 @@ from tests.emulator.process import run_emulated
         ("tests/gpu/test_tensorrt_detector.py", "tests/gpu/test_emulated_detector.py"),
         ("tests/contract/test_detector.py", "-k", "tensorrt and not thousand"),
         ("tests/gpu/test_performance.py",),
+        ("tests/gpu/test_nvdec_detector.py",),
     ],
-    ids=["kernels", "detector", "contract", "measurements"],
+    ids=["kernels", "detector", "contract", "measurements", "nvdec to detector"],
 )
 def test_in_the_emulator(tests: tuple[str, ...], tmp_path: Path) -> None:
     run_emulated(tests, tmp_path / "cache")
+
+
+def test_video_in_the_emulator(tmp_path: Path) -> None:
+    run_emulated(("tests/gpu/test_nvdec.py",), tmp_path / "cache", engines=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import DetectConfig, ModelCard
-from vision.cuda import Device, DeviceBuffer, Stream, memory_info, open_device, use_device
+from vision.cuda import Device, DeviceBuffer, Stream, abandon, memory_info, open_device, use_device
 from vision.detect.classes import class_ids, class_names
 from vision.detect.data_dependent import DynamicSlot, bind_open_outputs
 from vision.detect.frames import PIXEL_FORMATS, FrameStore
@@ -47,6 +48,9 @@ three 0.25 and 1.19 ms, four 0.19 and 1.10 ms."""
 
 _SLOTS_INTEGRATED: Final = 3
 """Nothing is copied there, and memory is short."""
+
+_CLOSE_S: Final = 5.0
+"""Longer than any batches that are still in flight take; with what else has to end, shorter than systemd waits."""
 
 
 def open_tensorrt_detector(folder: Path, card: ModelCard, detect: DetectConfig) -> TensorRTDetector:
@@ -170,6 +174,7 @@ class TensorRTDetector:
             "" if self._graphs else ", no graphs"
         )
         self._made: contextlib.ExitStack | None = made.pop_all()
+        self.close_s = _CLOSE_S
 
     @property
     def name(self) -> str:
@@ -240,9 +245,9 @@ class TensorRTDetector:
         made, self._made = self._made, None
         if made is None:
             return
-        drain(self._device, [*(slot.stream for slot in self._slots), self._inlet.copies])
+        streams = [*(slot.stream for slot in self._slots), self._inlet.copies]
         self._slots = []
-        made.close()
+        release_in_time(self._device, streams, made, self.close_s)
 
     def _refuse_if_closed(self) -> None:
         if self._made is None:
@@ -251,6 +256,33 @@ class TensorRTDetector:
     def __del__(self) -> None:
         if getattr(self, "_made", None) is not None:
             warnings.warn("TensorRTDetector was not closed", ResourceWarning, stacklevel=2)
+
+
+def release_in_time(
+    device: Device, streams: Sequence[Stream], made: contextlib.ExitStack, limit_s: float
+) -> threading.Thread:
+    """Wait for all work, then free everything. A GPU that hangs lets neither return, so that is done in a thread.
+
+    After `limit_s` the thread is left behind: `vision.cli` ends a process that has such a one without waiting for it.
+    """
+    failed: list[BaseException] = []
+
+    def release() -> None:
+        try:
+            drain(device, streams)
+            made.close()
+        except BaseException as error:  # noqa: BLE001 - raised below, by who called
+            failed.append(error)
+
+    thread = threading.Thread(target=release, name="gpu-release", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive():
+        abandon()
+        _log.error("%s does not answer: what it holds is left to the end of the process", device.name)
+    elif failed:
+        raise failed[0]
+    return thread
 
 
 def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
