@@ -16,7 +16,7 @@ from av.packet import Packet
 from numpy.typing import NDArray
 
 from vision.capture.nvdec_stream import NvdecDecoder
-from vision.capture.packets import Damaged, Decoded
+from vision.capture.packets import Damaged, Decoded, open_container
 from vision.capture.playback import Playback
 from vision.capture.recording import Recording, require_file
 from vision.capture.source import Grab, StreamInfo
@@ -101,7 +101,7 @@ class NvdecFile:
 
     def _begin_pass(self) -> tuple[NvdecDecoder, float | None]:
         try:
-            container = self._container = av.open(str(self._path.absolute()), mode="r", metadata_errors="replace")
+            container = self._container = open_container(str(self._path.absolute()))
         except (av.FFmpegError, ValueError) as error:
             raise SourceError(
                 f"{self._path}: not a video that FFmpeg can read",

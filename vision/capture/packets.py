@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -114,6 +115,18 @@ class FFmpegDecoder:
 
     def close(self) -> None:
         self._writer = None
+
+
+def open_container(address: str, **options: Any) -> InputContainer:
+    """`av.open`, for reading. Metadata that is no UTF-8 is no reason to fail, which PyAV before 19 has to be told.
+
+    Raises:
+        av.FFmpegError, ValueError: it cannot be opened; their text has the address in it, secrets included.
+    """
+    if int(av.__version__.partition(".")[0]) < 19:
+        options["metadata_errors"] = "replace"
+    container: InputContainer = av.open(address, mode="r", **options)
+    return container
 
 
 def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:

@@ -41,7 +41,7 @@ from vision.capture.clock import CaptureClock
 from vision.capture.coded import Coded, KeyFrameGate, Timeline
 from vision.capture.diagnosis import explain_open
 from vision.capture.h264 import MissingPictures
-from vision.capture.packets import Damaged, Decoded, FFmpegDecoder, OpenDecoder, PacketDecoder, time_ns
+from vision.capture.packets import Damaged, Decoded, FFmpegDecoder, OpenDecoder, PacketDecoder, open_container, time_ns
 from vision.capture.source import Grab, StreamInfo
 from vision.config.addresses import source_kind
 from vision.config.site import CameraConfig
@@ -238,13 +238,7 @@ class _Connection:
         camera, options = self.camera, dict(_OPTIONS)
         if source_kind(camera.source) == "rtsp":
             options.update(_RTSP_OPTIONS, rtsp_transport=camera.transport)
-        return av.open(
-            camera.source,
-            mode="r",
-            options=options,
-            metadata_errors="replace",
-            timeout=(camera.open_timeout_s, camera.read_timeout_s),
-        )
+        return open_container(camera.source, options=options, timeout=(camera.open_timeout_s, camera.read_timeout_s))
 
     def step(self) -> tuple[_Picture, ...]:
         """Read one packet, and decode it.
