@@ -186,7 +186,8 @@ class InferenceLoop:
         except TimeoutError:
             if self.clock() - batch.submitted_ns > self.hang_s * 1e9:
                 raise DeviceError(
-                    f"{self.detector.name}: a batch of {len(batch.leases)} has not come back for {self.hang_s:.0f} s"
+                    f"{self.detector.name}: a batch of {len(batch.leases)} has not come back for {self.hang_s:.0f} s",
+                    hint="the device hangs: `dmesg` may say why; restart the program (systemd does)",
                 ) from None
             return
         now_ns = self.progress_ns = self.clock()

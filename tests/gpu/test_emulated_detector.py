@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -13,10 +17,13 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.gpu.opening import EMULATED, open_computed
-from vision.config import DetectConfig, HeadCard, InputCard, ModelCard, NmsCard
+from vision.assemble import RunOptions
+from vision.config import DetectConfig, HeadCard, InputCard, ModelCard, NmsCard, SiteConfig
 from vision.cuda import allocated
 from vision.detect.tensorrt import TensorRTDetector
-from vision.errors import DeviceError, ModelError
+from vision.errors import EXIT_RUNTIME, DeviceError, ModelError
+from vision.performance.pipeline import CountingSink
+from vision.pipelines import load_pipeline
 from vision.types import Frame, FrameMeta
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="needs an engine that can be told what to do")
@@ -199,6 +206,64 @@ def test_a_gpu_that_is_lost_in_the_middle() -> None:
         assert time.monotonic() - began < 5.0
     finally:
         gpu.fault = 0
+
+
+def test_the_program_ends_when_its_gpu_is_lost() -> None:
+    """With the code that lets systemd start it again, soon, and with everything closed."""
+    from cuda.bindings.device import gpu
+
+    site = SiteConfig.model_validate(
+        {"cameras": [{"id": f"camera-{n}", "source": f"synthetic:96x64@50?seed={n}"} for n in range(3)]}
+    )
+    sink = CountingSink()
+    losing = threading.Timer(0.5, setattr, (gpu, "fault", 700))
+    began = time.monotonic()
+    try:
+        with pytest.raises(DeviceError) as caught, contextlib.ExitStack() as resources:
+            options = RunOptions(stop=threading.Event(), sink=sink, open_detector=lambda *_: opened())
+            runtime = load_pipeline("detect")(site, options, resources)
+            losing.start()
+            runtime.run(options.stop, for_s=30)
+        assert time.monotonic() - began < 10
+    finally:
+        losing.cancel()
+        gpu.fault = 0
+    assert caught.value.exit_code == EXIT_RUNTIME
+    assert "failed with cudaErrorIllegalAddress" in caught.value.args[0]
+    assert "restarted" in caught.value.hint
+    assert sink.latencies_ns, "it ran before"
+    assert not [thread for thread in threading.enumerate() if thread.name in ("inference", "results")]
+
+
+def test_a_gpu_that_hangs_does_not_hold_the_end() -> None:
+    """In a process of its own, since what is given up then is given up for good."""
+    program = """
+import logging, threading, time
+from cuda.bindings import runtime
+from tests.gpu.test_emulated_detector import frame, opened
+
+logging.basicConfig(format="%(levelname)s %(message)s")
+detector = opened()
+pixels = detector.frame_buffer(64, 96, "bgr")
+resume = runtime.hold(detector.parts()[0][0].stream.handle)
+detector.submit(0, [frame()])
+try:
+    detector.wait(0, 0.1)
+except TimeoutError as late:
+    print(late)
+detector.close_s = 0.3
+began = time.monotonic()
+detector.close()
+detector.close()
+del pixels  # page-locked: freeing it would wait for the GPU
+print("closed in time" if time.monotonic() - began < 5 else "too late")
+print([thread.name for thread in threading.enumerate() if thread.name == "gpu-release"])
+resume()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["slot 0 is not ready after 0.1 s", "closed in time", "['gpu-release']"]
+    assert "ERROR Emulated GPU does not answer: what it holds is left to the end of the process" in done.stderr
 
 
 def test_too_little_memory_is_told_before_anything_is_taken() -> None:

@@ -29,6 +29,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.captured: list[Work] | None = None
+        self.running = threading.Lock()  # held while work is done
         self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="emulated stream", daemon=True)
         self._thread.start()
@@ -43,7 +44,8 @@ class Stream:
         while (work := self._work.get()) is not None:
             if gpu.fault == 0:
                 try:
-                    work()
+                    with self.running:
+                        work()
                 except Failed as failed:
                     gpu.fault = failed.code
 
@@ -113,6 +115,10 @@ class Gpu:
     def free(self, address: int) -> None:
         if address not in self.memory:
             raise Failed(1)
+        if self.fault:  # nobody has waited for what a stream is in the middle of; on a real GPU that is gone by now
+            for stream in [each for each in list(self.objects.values()) if isinstance(each, Stream)]:
+                with stream.running:
+                    pass
         self.memory.pop(address)[:] = 0x5A
 
     def raise_fault(self) -> None:
