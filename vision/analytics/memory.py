@@ -3,51 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from vision.analytics.geometry import BoolArray, IndexArray
 
+_NO_ID: Final = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One quantity: its dtype, its shape for one object, and its value for an object that is new."""
+
+    dtype: DTypeLike
+    shape: tuple[int, ...] = ()
+    blank: float = 0
+
 
 class Memory:
     """Columns of one row per track, in ascending order of ids. Columns are reached by `memory["name"]`."""
 
-    def __init__(self, columns: Mapping[str, tuple[int | None, DTypeLike]]) -> None:
-        """`columns`: name to width (None for a plain column) and dtype; new rows are zero."""
-        self._columns: dict[str, NDArray[Any]] = {
-            name: np.zeros((0,) if width is None else (0, width), dtype) for name, (width, dtype) in columns.items()
-        }
-        self.ids: NDArray[np.int64] = np.zeros(0, np.int64)
+    def __init__(self, columns: Mapping[str, Column]) -> None:
+        self._kinds = dict(columns)
+        self._columns: dict[str, NDArray[Any]] = {name: _blank(column, 0) for name, column in columns.items()}
+        self._ids: NDArray[np.int64] = np.array([_NO_ID])  # one more than there are, so that every search finds a row
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._ids) - 1
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """(R,) ascending."""
+        return self._ids[:-1]
+
+    def id_of(self, row: int) -> int:
+        return int(self._ids[row])
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._columns[name]
 
-    def rows_of(self, track_ids: NDArray[np.int64]) -> tuple[IndexArray, BoolArray]:
-        """Row of each of the M ids, made where there was none, and whether it was made."""
-        rows = np.searchsorted(self.ids, track_ids)
-        known = (
-            self.ids[np.minimum(rows, len(self.ids) - 1)] == track_ids
-            if len(self.ids)
-            else np.zeros(rows.shape, np.bool_)
-        )
+    def rows_of(self, track_ids: NDArray[np.int64]) -> tuple[IndexArray, BoolArray | None]:
+        """Row of each of the M ids, made where there was none, and for which it was made; None: for none."""
+        rows = self._ids.searchsorted(track_ids)
+        known = self._ids[rows] == track_ids
         if known.all():
-            return rows, ~known
+            return rows, None
         added = np.unique(track_ids[~known])
         ids = np.concatenate([self.ids, added])
-        order = np.argsort(ids, kind="stable")
-        self.ids = ids[order]
+        order = ids.argsort(kind="stable")
+        self._ids = np.append(ids[order], _NO_ID)
         for name, values in self._columns.items():
-            blank = np.zeros((len(added), *values.shape[1:]), values.dtype)
-            self._columns[name] = np.concatenate([values, blank])[order]
-        return np.searchsorted(self.ids, track_ids), ~known
+            self._columns[name] = np.concatenate([values, _blank(self._kinds[name], len(added))])[order]
+        return self._ids.searchsorted(track_ids), ~known
 
     def keep(self, kept: BoolArray) -> None:
         """Forget all other rows."""
-        self.ids = self.ids[kept]
+        self._ids = np.append(self.ids[kept], _NO_ID)
         for name, values in self._columns.items():
             self._columns[name] = values[kept]
+
+
+def _blank(column: Column, rows: int) -> NDArray[Any]:
+    return np.full((rows, *column.shape), column.blank, column.dtype)

@@ -7,10 +7,11 @@ apart, and the line is fitted only for the object that something is to be said a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from operator import mul
 from typing import Final
 
-from vision.analytics.geometry import FloatArray, IndexArray
+from vision.analytics.geometry import IndexArray, Points
 
 SAMPLES: Final = 9
 """Positions kept of each object, NaN where it was not seen."""
@@ -27,45 +28,32 @@ class Trails:
         self._times_s = [-math.inf] * SAMPLES
         self._slot = 0
 
-    def observe(
-        self,
-        now_s: float,
-        rows: IndexArray,
-        places: tuple[FloatArray, FloatArray],
-        trails: tuple[FloatArray, FloatArray],
-    ) -> None:
-        """Take the positions x and y (M,) of `rows`, if it is time to; `trails` x and y (R, SAMPLES) are written to."""
+    def observe(self, now_s: float, rows: IndexArray, points: Points, trails: Points) -> None:
+        """Take the positions (M,) of `rows`, if it is time to; `trails`, (R, SAMPLES), are written to."""
         if now_s - self._times_s[self._slot] < _SPACING_S:
             return
         self._slot = (self._slot + 1) % SAMPLES
         self._times_s[self._slot] = now_s
-        for trail, place in zip(trails, places, strict=True):
-            trail[:, self._slot] = math.nan
-            trail[rows, self._slot] = place
+        of_now = trails[:, self._slot]
+        of_now.fill(math.nan)
+        of_now[rows] = points
 
-    def of(self, now_s: float, trail_x: FloatArray, trail_y: FloatArray) -> list[tuple[float, float, float]]:
-        """One object's last second as (time, x, y), in no order."""
-        return [
-            (time_s - now_s, x, y)
-            for time_s, x, y in zip(self._times_s, trail_x.tolist(), trail_y.tolist(), strict=True)
-            if now_s - time_s <= _WINDOW_S and x == x  # noqa: PLR0124 - NaN is not equal to itself
-        ]
+    def of(self, now_s: float, trail: Points) -> tuple[list[float], list[complex]]:
+        """Times and positions of one object's last second, in no order."""
+        since_s = now_s - _WINDOW_S
+        times_s, points = [], []
+        for time_s, point in zip(self._times_s, trail.tolist(), strict=True):
+            if time_s >= since_s and point == point:  # noqa: PLR0124 - NaN is not equal to itself
+                times_s.append(time_s - now_s)
+                points.append(point)
+        return times_s, points
 
 
-def velocity(trail: Iterable[tuple[float, float, float]]) -> tuple[float, float] | None:
-    """x and y per second by least squares, of positions (time, x, y); None where they do not suffice."""
-    number, first_s, last_s = 0, math.inf, -math.inf
-    sum_t = sum_tt = sum_x = sum_y = sum_tx = sum_ty = 0.0
-    for time_s, x, y in trail:
-        number += 1
-        first_s, last_s = min(first_s, time_s), max(last_s, time_s)
-        sum_t += time_s
-        sum_tt += time_s * time_s
-        sum_x += x
-        sum_y += y
-        sum_tx += time_s * x
-        sum_ty += time_s * y
-    if last_s - first_s < _LEAST_SPAN_S:
+def velocity(times_s: Sequence[float], points: Sequence[complex]) -> complex | None:
+    """x + iy per second by least squares; None where the positions do not suffice."""
+    if not times_s or max(times_s) - min(times_s) < _LEAST_SPAN_S:
         return None
-    spread = number * sum_tt - sum_t * sum_t
-    return (number * sum_tx - sum_t * sum_x) / spread, (number * sum_ty - sum_t * sum_y) / spread
+    number, sum_t = len(times_s), sum(times_s)
+    spread = number * sum(map(mul, times_s, times_s)) - sum_t * sum_t
+    moved: complex = (number * sum(map(mul, times_s, points)) - sum_t * sum(points)) / spread
+    return moved

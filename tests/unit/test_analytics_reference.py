@@ -1,0 +1,233 @@
+"""Lines and zones against a slow and simple implementation: one object, one shape and one picture at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from vision.analytics import Analytics
+from vision.config.analytics import CameraAnalytics, LineConfig
+from vision.types import Event, Tracks
+
+Place = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+WIDTH, HEIGHT = 1280, 720
+CLASSES = ("person", "bicycle", "car")
+FORGET_S = 1.5
+ANCHORS = {
+    "bottom-center": (0.5, 1.0),
+    "center": (0.5, 0.5),
+    "top-center": (0.5, 0.0),
+    "center-left": (0.0, 0.5),
+    "center-right": (1.0, 0.5),
+}
+
+
+def anchor_of(box: Box, name: str) -> Place:
+    (x1, y1, x2, y2), (share_x, share_y) = box, ANCHORS[name]
+    return x1 + share_x * (x2 - x1), y1 + share_y * (y2 - y1)
+
+
+def right_of(point: Place, line: Sequence[Place]) -> float:
+    """Pixels to the right of the endless line; negative: to the left."""
+    (x0, y0), (x1, y1) = line
+    return ((x1 - x0) * (point[1] - y0) - (y1 - y0) * (point[0] - x0)) / math.hypot(x1 - x0, y1 - y0)
+
+
+def is_inside(point: Place, polygon: Sequence[Place]) -> bool:
+    inside = False
+    for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
+        if (point[1] < y0) != (point[1] < y1) and point[0] < x0 + (x1 - x0) * (point[1] - y0) / (y1 - y0):
+            inside = not inside
+    return inside
+
+
+def from_border(point: Place, polygon: Sequence[Place]) -> float:
+    nearest = math.inf
+    for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
+        share = ((point[0] - x0) * (x1 - x0) + (point[1] - y0) * (y1 - y0)) / ((x1 - x0) ** 2 + (y1 - y0) ** 2)
+        share = min(max(share, 0.0), 1.0)
+        nearest = min(nearest, math.hypot(point[0] - x0 - share * (x1 - x0), point[1] - y0 - share * (y1 - y0)))
+    return nearest
+
+
+@dataclass
+class OneLine:
+    """One object at one line."""
+
+    line: Sequence[Place]
+    side: int | None = None  # 1: right
+    point: Place = (0.0, 0.0)
+    passed: bool = False
+    beyond_s: float | None = None
+
+    def see(self, point: Place, size: float, now_s: float) -> str | None:
+        distance = right_of(point, self.line)
+        if self.side is None:
+            self.side, self.point = int(np.sign(distance)), point
+            return None
+        before, self.point = self.point, point
+        was = right_of(before, self.line)
+        if (was > 0) != (distance > 0):
+            share = was / (was - distance)
+            met = (before[0] + share * (point[0] - before[0]), before[1] + share * (point[1] - before[1]))
+            (x0, y0), (x1, y1) = self.line
+            along = ((met[0] - x0) * (x1 - x0) + (met[1] - y0) * (y1 - y0)) / ((x1 - x0) ** 2 + (y1 - y0) ** 2)
+            self.passed, self.beyond_s = 0 <= along <= 1, None
+        now = 1 if distance > 0 else -1
+        if now == self.side:
+            return None
+        if abs(distance) > 0.1 * size and self.beyond_s is None:
+            self.beyond_s = now_s
+        stays = self.beyond_s is not None and now_s - self.beyond_s >= 0.5 - 1e-3
+        if not (abs(distance) > 0.2 * size or stays):
+            return None
+        counts = self.side != 0 and self.passed
+        self.side, self.beyond_s = now, None
+        return ("in" if now > 0 else "out") if counts else None
+
+    def lost(self) -> str | None:
+        if self.beyond_s is None or not self.side or not self.passed:
+            return None
+        return "in" if self.side < 0 else "out"
+
+
+@dataclass
+class OneZone:
+    """One object and one zone."""
+
+    polygon: Sequence[Place]
+    inside: bool | None = None
+
+    def see(self, point: Place, size: float) -> str | None:
+        inside = is_inside(point, self.polygon)
+        if self.inside is None:
+            self.inside = inside
+            return "appeared" if inside else None
+        if inside == self.inside or from_border(point, self.polygon) <= 0.1 * size:
+            return None
+        self.inside = inside
+        return "entered" if inside else "left"
+
+
+@dataclass
+class Slow:
+    """Everything of one camera."""
+
+    config: CameraAnalytics
+    lines: dict[tuple[int, str], OneLine] = field(default_factory=dict)
+    zones: dict[tuple[int, str], OneZone] = field(default_factory=dict)
+    seen: dict[int, tuple[float, str]] = field(default_factory=dict)  # when last, and its class
+
+    def update(self, objects: Sequence[tuple[int, int, Box]], now_s: float) -> set[tuple[object, ...]]:
+        happened: set[tuple[object, ...]] = set()
+        for track_id in [one for one, (seen_s, _) in self.seen.items() if seen_s < now_s - FORGET_S - 1e-3]:
+            happened |= self._forget(track_id)
+        for track_id, class_id, box in objects:
+            self.seen[track_id] = now_s, CLASSES[class_id]
+            size = max(box[2] - box[0], box[3] - box[1])
+            for line in self.config.lines:
+                one = self.lines.setdefault((track_id, line.name), OneLine(line.points))
+                direction = one.see(anchor_of(box, line.anchor), size, now_s)
+                happened |= self._crossed(track_id, line, direction)
+            for zone in self.config.zones:
+                if zone.classes is None or CLASSES[class_id] in zone.classes:
+                    at = self.zones.setdefault((track_id, zone.name), OneZone(zone.polygon))
+                    how = at.see(anchor_of(box, zone.anchor), size)
+                    happened |= {(track_id, zone.name, how)} if how else set()
+        return happened
+
+    def _crossed(self, track_id: int, line: LineConfig, direction: str | None) -> set[tuple[object, ...]]:
+        wanted = line.classes is None or self.seen[track_id][1] in line.classes
+        if direction is None or not wanted or line.direction not in (direction, "both"):
+            return set()
+        return {(track_id, line.name, direction)}
+
+    def _forget(self, track_id: int) -> set[tuple[object, ...]]:
+        happened: set[tuple[object, ...]] = set()
+        for line in self.config.lines:
+            happened |= self._crossed(track_id, line, self.lines.pop((track_id, line.name)).lost())
+        for zone in self.config.zones:
+            at = self.zones.pop((track_id, zone.name), None)
+            if at is not None and at.inside:
+                happened.add((track_id, zone.name, "lost"))
+        del self.seen[track_id]
+        return happened
+
+
+def told(event: Event) -> tuple[object, ...]:
+    """What the slow implementation says of the same."""
+    if event.kind == "line_crossed":
+        return event.track_id, event.name, event.data["direction"]
+    how = event.data["how"]
+    return (
+        event.track_id,
+        event.name,
+        {"zone_entered": "entered", "zone_left": "left"}[event.kind] if how == "crossed" else how,
+    )
+
+
+def some_config(rng: np.random.Generator) -> CameraAnalytics:
+    """Lines and zones with dents, each with its own anchor, direction and classes."""
+    lines, zones = [], []
+    anchors = list(ANCHORS) if rng.random() < 0.5 else [str(rng.choice(list(ANCHORS)))]
+
+    def common(name: str) -> dict[str, object]:
+        classes = ["person", "car"] if rng.random() < 0.3 else None
+        return {"name": name, "anchor": str(rng.choice(anchors)), "classes": classes}
+
+    for at in range(rng.integers(0, 5)):
+        points = np.round(rng.uniform(0, (WIDTH, HEIGHT), (2, 2)), rng.integers(0, 3)).tolist()
+        lines.append({**common(f"line{at}"), "points": points, "direction": str(rng.choice(["in", "out", "both"]))})
+    for at in range(rng.integers(0, 6)):
+        x, y = rng.uniform((200, 200), (WIDTH - 200, HEIGHT - 200))
+        radii = rng.uniform(40, 190, rng.integers(3, 12))
+        turns = 2 * math.pi * np.arange(len(radii)) / len(radii)
+        polygon = [(float(x + r * math.cos(t)), float(y + r * math.sin(t))) for r, t in zip(radii, turns, strict=True)]
+        zones.append({**common(f"zone{at}"), "polygon": [(round(px, 1), round(py, 1)) for px, py in polygon]})
+    return CameraAnalytics.model_validate({"lines": lines, "zones": zones})
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_happens_is_what_a_simple_implementation_says(seed: int) -> None:
+    """Walkers who turn, stand, jitter, are hidden and come back as others, at a rate that varies."""
+    rng = np.random.default_rng(seed)
+    config = some_config(rng)
+    fast, slow = Analytics(config, "gate", CLASSES, WIDTH, HEIGHT, forget_s=FORGET_S), Slow(config)
+    number = 12
+    ids, classes = np.arange(1, number + 1), rng.integers(0, len(CLASSES), number)
+    places, sizes = rng.uniform(0, (WIDTH, HEIGHT), (number, 2)), rng.uniform(20, 300, number)
+    speeds = rng.normal(0, (20, 150)[seed % 2], (number, 2))
+    now_s, events = 0.0, 0
+    for _ in range(150):
+        step_s = float(rng.choice([0.03, 0.1, 0.4]))
+        now_s = round(now_s + step_s, 3)
+        turned = rng.random((number, 1)) < 0.05
+        speeds = np.where(turned, rng.normal(0, 100, (number, 2)) * (rng.random((number, 1)) < 0.7), speeds)
+        speeds = np.where(
+            (places < 0) | (places > (WIDTH, HEIGHT)), np.abs(speeds) * np.where(places < 0, 1, -1), speeds
+        )
+        places = places + speeds * step_s
+        another = rng.random(number) < 0.01
+        ids, classes = np.where(another, ids + 100, ids), np.where(another, (classes + 1) % len(CLASSES), classes)
+        seen = rng.permutation(np.flatnonzero(rng.random(number) < 0.8))
+        feet = (places + rng.normal(0, 0.03, (number, 2)) * sizes[:, None])[seen]
+        half = 0.2 * sizes[seen]
+        boxes = np.column_stack([feet[:, 0] - half, feet[:, 1] - sizes[seen], feet[:, 0] + half, feet[:, 1]])
+        picture = Tracks(
+            boxes.astype(np.float32),
+            np.ones(len(seen), np.float32),
+            classes[seen].astype(np.int32),
+            ids[seen].astype(np.int64),
+            np.zeros(len(seen), np.int64),
+        )
+        happened = fast.update(picture, round(now_s * 1e9))
+        rows = zip(ids[seen].tolist(), classes[seen].tolist(), picture.boxes_xyxy.astype(float).tolist(), strict=True)
+        assert {told(event) for event in happened} == slow.update([(i, c, tuple(b)) for i, c, b in rows], now_s)
+        events += len(happened)
+    assert events > 0 or not (config.lines or config.zones)

@@ -1,0 +1,128 @@
+"""Who has crossed which line.
+
+What jitters is decided with a margin, in space and in time: an object has crossed when its anchor is clearly beyond the
+line, or a little beyond it and stays there. Which side it was on is remembered per object, and whether it passed
+between the line's ends is judged where its path met the line, so neither a step over the line between two pictures nor
+a walk around its end is miscounted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, LineSet, pairs
+from vision.analytics.memory import Column, Memory
+from vision.analytics.seen import Seen
+from vision.config.analytics import LineConfig
+
+_CLEARLY: Final = 2.0  # margins beyond a line: crossed at once
+_STAYS_S: Final = 0.5  # this long more than a margin beyond a line: crossed too
+_CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
+
+
+class Crossing(NamedTuple):
+    """Of one line by one object."""
+
+    row: int  # in the memory
+    line: int
+    direction: str  # "in": from the left to the right
+
+
+class LineWatch:
+    """The lines of one camera. What it remembers of each object lies in the stage's memory, in `columns`."""
+
+    def __init__(self, lines: Sequence[LineConfig], anchors: Sequence[str], allowed: BoolArray | None) -> None:
+        """
+        Args:
+            anchors: names of the columns of `Seen.points`.
+            allowed: (C + 1, L) whether objects of each class count; None: all do.
+        """
+        number = len(lines)
+        self.columns: Mapping[str, Column] = {
+            "right": Column(np.bool_, (2 * number,)),  # whether it is right of each line, and whether it counts as such
+            "unknown": Column(np.bool_, (number,)),  # on the line since it appeared
+            "passed": Column(np.bool_, (number,)),  # the path last met the line between its ends
+            "beyond_s": Column(np.float64, (number,), math.inf),  # since when it is beyond the line, not yet counted
+        }
+        self._anchors = [anchors.index(line.anchor) for line in lines]
+        self._wanted = [(line.direction != "in", line.direction != "out") for line in lines]
+        self._allowed = allowed
+
+    def place(self, points: Sequence[Sequence[tuple[float, float]]]) -> LineSet:
+        """Lay the lines on a picture: the pixels of their first and second points."""
+        self._set = LineSet(points, self._anchors)
+        return self._set
+
+    def look(self, memory: Memory, seen: Seen) -> list[Crossing]:
+        """Crossings in this picture, in the order of objects and then of lines. Who has come near is few, so they are
+        looked at one by one: what meets a line first, as its columns come first."""
+        memory_right, is_right = memory["right"], seen.distances > 0
+        if seen.fresh is not None:
+            appeared = seen.rows[seen.fresh]
+            memory_right[appeared] = is_right[seen.fresh]
+            memory["unknown"][appeared] = seen.distances[seen.fresh, : len(self._set)] == 0
+        objects, columns = pairs(memory_right.take(seen.rows, axis=0) != is_right)
+        if not len(objects):
+            return []
+        found = (objects, seen.rows[objects], columns, seen.distances[objects, columns], seen.margin[objects])
+        crossings = []
+        for at, row, column, distance, margin in zip(*(values.tolist() for values in found), strict=True):
+            line = column - len(self._set)
+            if line < 0:
+                self._meet(memory, seen, at, row, column)
+            elif self._is_sure(memory["beyond_s"][row], line, abs(distance) / margin, seen.now_s):
+                if self._counts(memory, row, line, distance > 0):
+                    crossings.append(Crossing(row, line, "in" if distance > 0 else "out"))
+                memory_right[row, column] = distance > 0
+                memory["unknown"][row, line] = False
+        return crossings
+
+    def lost(self, memory: Memory, row: int) -> list[Crossing]:
+        """Of an object that is forgotten: what was a little beyond a line until the end has crossed it."""
+        lines = (memory["beyond_s"][row] < math.inf).nonzero()[0].tolist()
+        ended = [(line, bool(memory["right"][row, line])) for line in lines]
+        return [
+            Crossing(row, line, "in" if to_right else "out")
+            for line, to_right in ended
+            if self._counts(memory, row, line, to_right)
+        ]
+
+    def _meet(self, memory: Memory, seen: Seen, at: int, row: int, line: int) -> None:
+        """A path has met the endless line: remember whether that was between the line's ends."""
+        anchor = self._set.anchors[line]
+        before, now = complex(memory["points"][row, anchor]), complex(seen.points[at, anchor])
+        memory["passed"][row, line] = self._set.is_passed(before, now, line)
+        memory["beyond_s"][row, line] = math.inf
+        memory["right"][row, line] = not memory["right"][row, line]
+
+    @staticmethod
+    def _is_sure(beyond_s: FloatArray, line: int, margins: float, now_s: float) -> bool:
+        """Whether who is so many margins from the side where he was has left it."""
+        if margins > 1.0 and beyond_s[line] == math.inf:
+            beyond_s[line] = now_s
+        if margins <= _CLEARLY and now_s - beyond_s[line] < _STAYS_S - _CLOCK_GRAIN_S:
+            return False
+        beyond_s[line] = math.inf
+        return True
+
+    def _counts(self, memory: Memory, row: int, line: int, to_right: bool) -> bool:
+        """Whether a change of side is a crossing to be reported."""
+        if not memory["passed"][row, line] or memory["unknown"][row, line] or not self._wanted[line][to_right]:
+            return False
+        return self._allowed is None or bool(self._allowed[class_row(self._allowed, memory["class_id"][row]), line])
+
+
+def class_rows(allowed: BoolArray, class_ids: NDArray[np.int32]) -> IndexArray:
+    """(M,) row in `allowed`, (C + 1, S), of each class id; ids without a name have the last one."""
+    rows: IndexArray = np.minimum(class_ids.view(np.uint32), len(allowed) - 1).astype(np.intp)
+    return rows
+
+
+def class_row(allowed: BoolArray, class_id: int) -> int:
+    """The same of one."""
+    return int(class_id) if 0 <= class_id < len(allowed) - 1 else len(allowed) - 1

@@ -1,0 +1,101 @@
+"""Who is in which zone, and for how long.
+
+An object enters or leaves when its anchor is a margin beyond the border. It also enters by appearing inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from vision.analytics.geometry import BoolArray, ZoneSet, pairs
+from vision.analytics.lines import class_rows
+from vision.analytics.memory import Column, Memory
+from vision.analytics.seen import Seen
+from vision.config.analytics import ZoneConfig
+
+_CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
+
+
+class Passage(NamedTuple):
+    """Of one object over the border of one zone."""
+
+    row: int  # in the memory
+    zone: int
+    is_inside: bool
+    appeared: bool
+
+
+class ZoneWatch:
+    """The zones of one camera. What it remembers of each object lies in the stage's memory, in `columns`."""
+
+    def __init__(self, zones: Sequence[ZoneConfig], anchors: Sequence[str], allowed: BoolArray | None) -> None:
+        """
+        Args:
+            anchors: names of the columns of `Seen.points`.
+            allowed: (C + 1, Z) whether objects of each class count; None: all do.
+        """
+        number = len(zones)
+        self.columns: Mapping[str, Column] = {
+            "inside": Column(np.bool_, (number,)),
+            "entered_s": Column(np.float64, (number,)),
+            "dwells_s": Column(np.float64, (number,), math.inf),  # when it will have been inside for `dwell_s`
+            "dwelling": Column(np.bool_, (number,)),
+        }
+        places = [anchors.index(zone.anchor) for zone in zones]
+        # Columns to take for the zones; one that all share is not repeated.
+        self._places = slice(places[0], places[0] + 1) if len(set(places)) == 1 else np.array(places, np.intp)
+        self._dwell_s = [zone.dwell_s or math.inf for zone in zones]
+        self._allowed = allowed
+        self._next_dwell_s = math.inf  # nobody has been anywhere for long before this
+
+    def place(self, polygons: Sequence[Sequence[tuple[float, float]]]) -> None:
+        """Lay the zones on a picture: the pixels of their corners."""
+        self._set = ZoneSet(polygons)
+        self._next_dwell_s = math.inf
+
+    def look(self, memory: Memory, seen: Seen) -> list[Passage]:
+        """Passages in this picture, in the order of objects and then of zones; `enter` and `leave` note them."""
+        points = seen.points[:, self._places]
+        inside = self._set.contain(points)
+        if self._allowed is not None:
+            inside &= self._allowed[class_rows(self._allowed, memory["class_id"][seen.rows])]
+        changed = inside != memory["inside"].take(seen.rows, axis=0)
+        if not changed.any():
+            return []
+        objects, zones = pairs(changed)
+        of_anchor = points[objects, zones if points.shape[1] > 1 else 0]
+        far = self._set.distances_to_border(of_anchor, zones) > seen.margin[objects]
+        if seen.fresh is not None:
+            far |= seen.fresh[objects]
+        passages = []
+        for at, zone in zip(objects[far].tolist(), zones[far].tolist(), strict=True):
+            appeared = seen.fresh is not None and bool(seen.fresh[at])
+            passages.append(Passage(int(seen.rows[at]), zone, bool(inside[at, zone]), appeared))
+        return passages
+
+    def enter(self, memory: Memory, row: int, zone: int, now_s: float) -> None:
+        memory["inside"][row, zone] = True
+        memory["entered_s"][row, zone] = now_s
+        dwells_s = now_s + self._dwell_s[zone] - _CLOCK_GRAIN_S
+        memory["dwells_s"][row, zone] = dwells_s
+        self._next_dwell_s = min(self._next_dwell_s, dwells_s)
+
+    def leave(self, memory: Memory, row: int, zone: int) -> None:
+        memory["inside"][row, zone] = memory["dwelling"][row, zone] = False
+        memory["dwells_s"][row, zone] = math.inf
+
+    def dwellers(self, memory: Memory, now_s: float) -> list[tuple[int, int]]:
+        """Row and zone of who has now been in a zone for its `dwell_s`; who is hidden just now, when seen again."""
+        if now_s < self._next_dwell_s:
+            return []
+        rows, zones = pairs(memory["dwells_s"] <= now_s)
+        seen = memory["seen_s"][rows] == now_s
+        rows, zones = rows[seen], zones[seen]
+        memory["dwelling"][rows, zones] = True
+        memory["dwells_s"][rows, zones] = math.inf
+        self._next_dwell_s = float(memory["dwells_s"].min(initial=math.inf))
+        return list(zip(rows.tolist(), zones.tolist(), strict=True))
