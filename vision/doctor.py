@@ -20,9 +20,13 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from vision.detect.open import has_nvidia_gpu
+from vision.engine.library import TEGRA_RELEASE, missing_hint
+from vision.errors import DeviceMissing
+
 Verdict = Literal["ok", "missing", "broken", "note"]
 
-_TENSORRT_MODULES = ("tensorrt", "tensorrt_rtx")
+_TENSORRT_MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ def examine() -> list[Finding]:
         _onnxruntime,
         _gpu,
         _cuda_python,
+        check_cuda,
         _tensorrt,
         _zeromq,
         _clock_sync,
@@ -177,6 +182,19 @@ def _cuda_python() -> Finding:
     return Finding("cuda-python", "ok", f"cuda-bindings {_version('cuda-bindings')}")
 
 
+def check_cuda() -> Finding:
+    """Whether the GPU can be opened: a driver may be too old for the CUDA of cuda-python, or hide its GPUs."""
+    try:
+        from vision.cuda import open_device
+
+        device = open_device()
+    except DeviceMissing as missing:
+        verdict: Verdict = "broken" if has_nvidia_gpu() else "missing"
+        return Finding("CUDA", verdict, missing.args[0], missing.hint or "")
+    version = f"{device.driver_version // 1000}.{device.driver_version % 1000 // 10}"
+    return Finding("CUDA", "ok", f"{device.name} ({device.arch}), the driver knows CUDA {version}")
+
+
 def _tensorrt() -> Finding:
     for name in _TENSORRT_MODULES:
         if importlib.util.find_spec(name) is None:
@@ -186,10 +204,8 @@ def _tensorrt() -> Finding:
         except (ImportError, OSError, RuntimeError) as error:
             return Finding("TensorRT", "broken", f"{name}: {error}")
         return Finding("TensorRT", "ok", f"{name} {module.__version__}")
-    hint = (
-        "on a Jetson: sudo apt-get install python3-libnvinfer, and a virtual environment made with "
-        "--system-site-packages by the system's Python; elsewhere: pip install tensorrt"
-    )
+    system, machine = platform.system(), platform.machine()
+    hint = missing_hint(system, machine, tegra=TEGRA_RELEASE.exists(), python=sys.version_info[:2])
     return Finding("TensorRT", "missing", f"neither tensorrt nor tensorrt_rtx for {sys.executable}", hint)
 
 

@@ -14,7 +14,11 @@ from tests.emulator.process import run_emulated
     "tests",
     [
         ("tests/gpu/test_letterbox_kernel.py", "tests/gpu/test_postprocess_kernels.py"),
-        ("tests/gpu/test_tensorrt_detector.py", "tests/gpu/test_emulated_detector.py"),
+        (
+            "tests/gpu/test_tensorrt_detector.py",
+            "tests/gpu/test_emulated_detector.py",
+            "tests/gpu/test_emulated_device.py",
+        ),
         ("tests/contract/test_detector.py", "-k", "tensorrt and not thousand"),
         ("tests/gpu/test_performance.py",),
         ("tests/gpu/test_nvdec_detector.py",),

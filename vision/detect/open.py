@@ -49,8 +49,16 @@ def _open_auto(folder: Path, card: ModelCard, detect: DetectConfig) -> Detector:
     try:
         return _open_tensorrt(folder, card, detect)
     except DeviceMissing as missing:
-        log.info("no TensorRT here, so ONNX Runtime detects on the CPU: %s", missing.args[0])
+        unused = has_nvidia_gpu()  # then it is no choice, but something to be mended
+        hint = f"; {missing.hint}" if unused and missing.hint else ""
+        level = logging.WARNING if unused else logging.INFO
+        log.log(level, "no TensorRT here, so ONNX Runtime detects on the CPU: %s%s", missing.args[0], hint)
     return open_onnxruntime_detector(folder, card, detect)
+
+
+def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether the kernel shows one, of a Jetson or of a card, whatever else is missing to use it."""
+    return any((devices / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu"))
 
 
 def _open_tensorrt(folder: Path, card: ModelCard, detect: DetectConfig) -> Detector:

@@ -84,6 +84,8 @@ class Gpu:
     objects: dict[int, object] = field(default_factory=dict)
     memory: dict[int, np.ndarray] = field(default_factory=dict)
     total_bytes: int = 1 << 33
+    count_status: int = 0  # of cudaGetDeviceCount: 35 for a driver that is too old, 100 for no GPU
+    driver_version: int = 13000
     fault: int = 0  # status that every call gives once it is not 0, as on a real GPU
     calls: int = 0
     paused: threading.Event = field(default_factory=threading.Event)

@@ -80,12 +80,14 @@ def _call(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
 
 @_call
 def cudaGetDeviceCount() -> int:
+    if gpu.count_status:
+        raise Failed(gpu.count_status)
     return 1
 
 
 @_call
 def cudaDriverGetVersion() -> int:
-    return 13000
+    return gpu.driver_version
 
 
 @_call
