@@ -105,7 +105,7 @@ class PyNvDecoder:
     def Decode(self, packet: PacketData) -> list[DecodedFrame]:
         last = not packet.bsl
         for address in self._pool:
-            runtime.emulate(self._stream, lambda address=address: ctypes.memset(address, 0x33, self._bytes()))
+            runtime.emulate(self._stream, lambda address=address: self._spoil(address))
         try:
             frames = self._late + self._context.decode(None if last else self._packet(packet))
         except av.FFmpegError:
@@ -123,6 +123,9 @@ class PyNvDecoder:
         coded.time_base = Fraction(1, 1_000_000_000)
         return coded
 
+    def _spoil(self, address: int) -> None:
+        ctypes.memset(address, 0x33, self._bytes())
+
     def _bytes(self) -> int:
         height, width = self._size or (0, 0)
         return height * width * 3 // 2
@@ -139,17 +142,17 @@ class PyNvDecoder:
         if at == len(self._pool):
             self._pool.append(gpu.allocate(self._bytes()))
         address = self._pool[at]
-        runtime.emulate(self._stream, lambda: _write(address, pixels))
+        runtime.emulate(self._stream, lambda: self._write(address, pixels))
         deep = frame.format.components[0].bits > 8
         return DecodedFrame(address, self._size, frame.pts or 0, Pixel_Format.P016 if deep else Pixel_Format.NV12)
+
+    def _write(self, address: int, pixels: np.ndarray) -> None:
+        """A method, so that the pool lives as long as there is work on it: freeing waits for that on a real GPU."""
+        ctypes.memmove(address, pixels.ctypes.data, pixels.nbytes)
 
     def __del__(self) -> None:
         for address in self._pool:
             gpu.free(address)
-
-
-def _write(address: int, pixels: np.ndarray) -> None:
-    ctypes.memmove(address, pixels.ctypes.data, pixels.nbytes)
 
 
 def CreateDecoder(
