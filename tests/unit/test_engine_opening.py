@@ -70,6 +70,9 @@ def test_card_without_a_hash_gets_a_warning(model: tuple[Path, ModelCard], caplo
 
 def test_settings_are_those_of_camera_yaml() -> None:
     assert settings_of(DETECT) == BuildSettings("fp32", 2)
+    engine = {"optimization_level": 5, "workspace_mib": 64, "dla_core": 1}
+    given = DetectConfig.model_validate({"precision": "fp16", "max_batch": 4, "engine": engine})
+    assert settings_of(given) == BuildSettings("fp16", 4, 64, 5, 1)
 
 
 # ------------------------------------------------------------------------------------------------ plan and engine

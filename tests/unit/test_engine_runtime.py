@@ -18,7 +18,7 @@ from vision.engine import library
 from vision.engine.build import BuildSettings, build_plan
 from vision.engine.library import GpuDescription, take_message
 from vision.engine.profiler import profile_layers
-from vision.engine.runtime import Context, Engine, invalidity, load_engine
+from vision.engine.runtime import Context, Engine, aim_at_dla, invalidity, load_engine
 from vision.engine.tensors import Tensor, dtype_name, profile_memory
 from vision.errors import DeviceError, DeviceMissing, ModelError
 
@@ -443,6 +443,18 @@ def test_plan_cannot_be_loaded_without_a_gpu_and_the_error_says_so(capfd: pytest
     with pytest.raises(ModelError, match=r"cannot load tiny: .*(Cuda|CUDA)") as caught:
         load_engine(built.plan, label="tiny")
     assert "vision doctor" in caught.value.hint
+
+
+@pytest.mark.parametrize(("cores", "asked", "chosen"), [(2, 1, 1), (2, None, -1), (1, 1, -1), (0, 0, -1)])
+def test_plans_run_on_the_accelerator_that_they_were_built_for(cores: int, asked: int | None, chosen: int) -> None:
+    runtime = SimpleNamespace(num_DLA_cores=cores, DLA_core=-1)
+    aim_at_dla(runtime, asked)
+    assert runtime.DLA_core == chosen
+
+
+@needs_rtx
+def test_the_library_names_its_accelerators_as_we_do() -> None:
+    assert {"DLA_core", "num_DLA_cores"} <= set(dir(trt.Runtime))
 
 
 @pytest.mark.parametrize("plan", [b"", b"no plan", bytes(4096)])

@@ -25,6 +25,7 @@ from vision.config.addresses import (
 from vision.config.analytics import CameraAnalytics, ClassNames
 from vision.config.cascade import CascadeConfig
 from vision.config.checks import Tell, camera_findings, site_findings
+from vision.config.engine import EngineConfig
 from vision.config.profile import ProfileCard
 from vision.config.rules import RuleConfig
 from vision.config.section import Fraction, Identifier, Section, refuse_inconsistent, unique_names
@@ -61,6 +62,7 @@ class DetectConfig(Section):
     graphs: bool = Field(
         default=True, description="run a TensorRT engine as CUDA graphs; off is slower, and for finding faults"
     )
+    engine: EngineConfig = Field(default=EngineConfig(), description="how a TensorRT engine is built")
 
 
 class CameraConfig(Section):

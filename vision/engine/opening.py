@@ -47,7 +47,13 @@ def read_onnx(folder: Path, card: ModelCard) -> bytes:
 
 def settings_of(detect: DetectConfig) -> BuildSettings:
     """What camera.yaml says of an engine."""
-    return BuildSettings(precision=detect.precision, max_batch=detect.max_batch)
+    return BuildSettings(
+        precision=detect.precision,
+        max_batch=detect.max_batch,
+        workspace_mib=detect.engine.workspace_mib,
+        optimization_level=detect.engine.optimization_level,
+        dla_core=detect.engine.dla_core,
+    )
 
 
 def load_plan(
@@ -134,7 +140,11 @@ def open_engine(
 
     def start(loaded: Loaded) -> Engine:
         return load_engine(
-            loaded.plan, allocator=allocator, kernels=cache.kernels_of(loaded.path), label=loaded.path.stem
+            loaded.plan,
+            allocator=allocator,
+            kernels=cache.kernels_of(loaded.path),
+            label=loaded.path.stem,
+            dla_core=wanted.dla_core,
         )
 
     loaded = load(force=False)

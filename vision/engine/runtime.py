@@ -394,8 +394,11 @@ def load_engine(
     allocator: trt.IGpuAllocator | None = None,
     kernels: RuntimeCacheStore | None = None,
     label: str = "engine",
+    dla_core: int | None = None,
 ) -> Engine:
     """Deserialize a plan on the GPU that is current in this thread. Arguments as of `Engine`.
+
+    `dla_core` is what the plan was built for: TensorRT takes the first one otherwise.
 
     Raises:
         ModelError: it was not built for this machine and library, or is damaged.
@@ -406,6 +409,7 @@ def load_engine(
         runtime = start(trt.Runtime, log)
         if allocator is not None:
             setattr(runtime, "gpu_allocator", allocator)  # noqa: B010 - write-only, so the stubs do not have it
+        aim_at_dla(runtime, dla_core)
         causes = invalidity(runtime, plan)
         raw = or_none(runtime.deserialize_cuda_engine(plan))
         if raw is None and getattr(allocator, "last_failure", None):
@@ -416,6 +420,12 @@ def load_engine(
                 hint="`vision build MODEL --force` builds it again for this machine; `vision doctor` checks the driver",
             )
     return Engine(raw, owners=(runtime,), plan_bytes=len(plan), allocator=allocator, kernels=kernels, label=label)
+
+
+def aim_at_dla(runtime: Any, core: int | None) -> None:
+    """Let the plans that `runtime` loads run on this accelerator, where the machine has it."""
+    if core is not None and core < int(getattr(runtime, "num_DLA_cores", 0)):
+        runtime.DLA_core = core
 
 
 def invalidity(runtime: Any, plan: bytes) -> list[str]:

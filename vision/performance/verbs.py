@@ -124,16 +124,26 @@ def _one(text: str) -> int:
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="a name that `vision models` lists, or a folder with model.yaml")
-    parser.add_argument("--config", metavar="CONFIG", help="take model, precision and max_batch from this camera.yaml")
+    parser.add_argument("--config", metavar="CONFIG", help="take the model and `detect` from this camera.yaml")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: fp16, or what --config says")
     parser.add_argument("--max-batch", type=_one, metavar="N", help="default: 8, or what --config says")
     parser.add_argument("--list", action="store_true", dest="show_list", help="what is in the cache, and its state")
     parser.add_argument("--prune", action="store_true", help="remove what cannot be used here any more")
     parser.add_argument("--force", action="store_true", help="build it, though it is there")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="default: where `vision run` looks for it")
-    parser.add_argument("--workspace-mib", type=_one, metavar="MIB", help="most scratch memory of one layer")
-    parser.add_argument("--level", type=int, choices=range(6), help="0 quick to build .. 5 quick to run")
-    parser.add_argument("--dla", type=int, metavar="CORE", help="run on this accelerator of a Jetson, where it has one")
+    taken = "; `vision run` takes it with the same in camera.yaml, detect.engine."
+    parser.add_argument(
+        "--workspace-mib", type=_one, metavar="MIB", help=f"most scratch memory of one layer{taken}workspace_mib"
+    )
+    parser.add_argument(
+        "--level", type=int, choices=range(6), help=f"0 quick to build .. 5 quick to run{taken}optimization_level"
+    )
+    parser.add_argument(
+        "--dla",
+        type=int,
+        metavar="CORE",
+        help=f"run on this accelerator of a Jetson, where it has one{taken}dla_core",
+    )
     parser.add_argument(
         "--for-gpu", metavar="NAME:SM", help="ahead of time for another GPU, such as 'RTX 4090:89' (TensorRT-RTX only)"
     )
@@ -234,7 +244,12 @@ def _build(arguments: argparse.Namespace, _stop: threading.Event) -> int:
         model = _model(arguments.model)
     if model is None and not (arguments.show_list or arguments.prune):
         raise VisionError("nothing to do", hint="vision build MODEL, vision build --list, vision build --prune")
-    settings: Any = settings_of(detect)
+    given = {
+        "workspace_mib": arguments.workspace_mib,
+        "optimization_level": arguments.level,
+        "dla_core": arguments.dla,
+    }
+    over = {name: value for name, value in given.items() if value is not None}
     gpu, prepare = _gpu(arguments.for_gpu, required=model is not None)
     from dataclasses import replace
 
@@ -244,12 +259,7 @@ def _build(arguments: argparse.Namespace, _stop: threading.Event) -> int:
         gpu,
         precision=arguments.precision,
         max_batch=arguments.max_batch,
-        settings=replace(
-            settings,
-            workspace_mib=arguments.workspace_mib,
-            optimization_level=arguments.level,
-            dla_core=arguments.dla,
-        ),
+        settings=replace(settings_of(detect), **over),
         show_list=arguments.show_list,
         prune=arguments.prune,
         force=arguments.force,
