@@ -49,8 +49,7 @@ class DeviceImage(_Bytes):
 
     def to_host(self) -> NDArray[np.uint8]:
         """A copy in ordinary memory. Whoever wrote the picture has waited for that."""
-        pixels = self._read(0, 1, 1, self.nbytes)
-        pixels.shape = self.shape
+        pixels: NDArray[np.uint8] = self._read(0, 1, 1, self.nbytes).reshape(self.shape)
         return pixels
 
     def rows_to_host(self, first: int, step: int) -> NDArray[np.uint8]:

@@ -48,8 +48,10 @@ def examine() -> list[Finding]:
         _power_mode,
         _opencv,
         _gstreamer,
+        _pyav,
         _onnxruntime,
         _gpu,
+        _nvdec,
         _cuda_python,
         check_cuda,
         _tensorrt,
@@ -156,6 +158,19 @@ def _gstreamer() -> Finding:
     return Finding("GStreamer", "ok", detail)
 
 
+def _pyav() -> Finding:
+    from vision.capture.open import missing_pyav
+
+    hint = "network cameras without GStreamer, and those that NVDEC decodes, need it: pip install 'vision[ffmpeg]'"
+    reason = missing_pyav()
+    if reason is not None:
+        return Finding("PyAV", "missing", reason, hint)
+    import av
+
+    codec = ".".join(map(str, av.library_versions["libavcodec"]))
+    return Finding("PyAV", "ok", f"{av.__version__}; libavcodec {codec}")
+
+
 def _onnxruntime() -> Finding:
     needed = not any(importlib.util.find_spec(name) for name in _TENSORRT_MODULES)
     try:
@@ -173,6 +188,22 @@ def _gpu() -> Finding:
             return Finding("GPU", "ok", "integrated")
         return Finding("GPU", "missing", "nvidia-smi is not there or finds no GPU", "the detector runs on ONNX Runtime")
     return Finding("GPU", "ok", "; ".join(listing.splitlines()))
+
+
+def _nvdec() -> Finding:
+    if Path("/etc/nv_tegra_release").exists():
+        return Finding("NVDEC", "note", "a Jetson's decoders are reached through GStreamer")
+    if shutil.which("nvidia-smi") is None:
+        return Finding("NVDEC", "note", "no graphics card of NVIDIA")
+    if importlib.util.find_spec("PyNvVideoCodec") is None:
+        hint = "`via: nvdec` decodes on the graphics card and needs it: pip install 'vision[nvdec]'"
+        return Finding("NVDEC", "missing", "the module PyNvVideoCodec is not installed", hint)
+    try:
+        module = importlib.import_module("PyNvVideoCodec")
+    except Exception as error:  # noqa: BLE001 - it raises its own where the driver lacks the video libraries
+        hint = "a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; else update the driver"
+        return Finding("NVDEC", "broken", f"PyNvVideoCodec: {str(error).splitlines()[0]}", hint)
+    return Finding("NVDEC", "ok", f"PyNvVideoCodec {module.__version__}")
 
 
 def _cuda_python() -> Finding:

@@ -77,6 +77,8 @@ def test_rtsp_goes_through_gstreamer_where_that_can_and_the_log_says_where_not(
         (["av"], "http://10.0.0.4/a", "auto", "LiveCapture", "through opencv, because PyAV is not there"),
         (["av"], "http://10.0.0.4/a", "ffmpeg", "SourceError", "pip install 'vision[ffmpeg]'"),
         ([], "http://10.0.0.4/a", "auto", "PyAVSource", ""),
+        (["av"], "http://10.0.0.4/a", "nvdec", "SourceError", "pip install 'vision[nvdec]'"),
+        (["cuda.bindings"], "clip.mp4", "nvdec", "SourceError", "NVDEC cannot be used: cuda-python cannot be imported"),
     ],
 )
 def test_the_best_library_that_is_there_is_taken_and_the_log_says_why(
@@ -91,7 +93,7 @@ from vision.config.site import CameraConfig
 from vision.errors import SourceError
 camera = CameraConfig(id="gate", source={source!r}, via={via!r})
 try:
-    print(type(open_source(camera, offline=False, pixel_formats=("bgr",))).__name__)
+    print(type(open_source(camera, offline=False, pixel_formats=("nv12", "bgr"))).__name__)
 except SourceError as error:
     print(f"SourceError {{error}}")
 """
@@ -110,6 +112,16 @@ def test_gstreamer_that_was_asked_for_and_cannot_is_an_error(source: str) -> Non
         return
     with pytest.raises(SourceError, match="GStreamer cannot open it"):
         opened(source, via="gstreamer")
+
+
+@pytest.mark.parametrize(("source", "expected"), [("clip.mp4", VideoFile), ("http://10.0.0.4/a", PyAVSource)])
+def test_what_wants_bgr_is_not_opened_through_nvdec(
+    source: str, expected: type, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Drawing and evaluating, which need no graphics card."""
+    one = CameraConfig.model_validate({"id": f"gate-{expected.__name__}", "source": source, "via": "nvdec"})
+    assert type(open_source(one, offline=False, pixel_formats=("bgr",))) is expected
+    assert "not through nvdec, because that gives nv12, and bgr is wanted" in caplog.text
 
 
 def link_of(source: Source) -> object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Final
 
 from av.bitstream import BitStreamFilterContext
@@ -56,7 +57,7 @@ def parameter_sets(codec: str, data: bytes) -> bytes:
     """The units of `data` that say how the others are coded, one after the other."""
     found = []
     starts = [match.end() for match in _START_CODE.finditer(data)]
-    for start, end in zip(starts, [*starts[1:], len(data) + 3], strict=True):
+    for start, end in pairwise([*starts, len(data) + 3]):
         if start >= len(data):
             break
         kind = data[start] & 31 if codec == "h264" else data[start] >> 1 & 63

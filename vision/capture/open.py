@@ -40,7 +40,7 @@ def open_source(
     kind = source_kind(camera.source)
     if kind == "synthetic":
         return _synthetic(camera, offline, pixel_formats, clock)
-    if _through_nvdec(camera, kind, pixel_formats):
+    if _through_nvdec(camera, pixel_formats):
         return _nvdec(camera, kind, offline, pixel_formats, clock)
     if kind == "path":
         return _path(camera, offline, pixel_formats, clock)
@@ -88,7 +88,7 @@ def _through_gstreamer(camera: CameraConfig, kind: str) -> bool:
     if wanted and reason is not None:
         raise SourceError(f"GStreamer cannot open it: {reason}", hint="`vision doctor` says what to install")
     if reason is not None:
-        second = "ffmpeg" if _missing_pyav() is None else "opencv"
+        second = "ffmpeg" if missing_pyav() is None else "opencv"
         _say_once(f"camera {camera.id}: through {second}, because {reason}")
     return reason is None
 
@@ -103,7 +103,7 @@ def _through_pyav(camera: CameraConfig, kind: str) -> bool:
         raise SourceError("`via: ffmpeg` opens rtsp:// and http:// cameras only", hint="leave out `via`")
     if camera.via not in {"auto", "ffmpeg", "nvdec"} or kind not in {"rtsp", "http"}:
         return False
-    reason = _missing_pyav()
+    reason = missing_pyav()
     if camera.via == "ffmpeg" and reason is not None:
         raise SourceError(f"PyAV cannot open it: {reason}", hint="pip install 'vision[ffmpeg]'")
     if reason is not None:
@@ -111,7 +111,7 @@ def _through_pyav(camera: CameraConfig, kind: str) -> bool:
     return reason is None
 
 
-def _through_nvdec(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, ...]) -> bool:
+def _through_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
     """Where it was asked for. Drawing and evaluating want bgr, which it does not give.
 
     Raises:
@@ -119,12 +119,10 @@ def _through_nvdec(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, 
     """
     if camera.via != "nvdec":
         return False
-    if kind not in {"rtsp", "http", "path"}:
-        raise SourceError("`via: nvdec` opens rtsp:// and http:// cameras and files only", hint="leave out `via`")
     if "nv12" not in formats:
         _say_once(f"camera {camera.id}: not through nvdec, because that gives nv12, and {', '.join(formats)} is wanted")
         return False
-    reason = _missing_pyav()
+    reason = missing_pyav()
     if reason is not None:
         raise SourceError(f"PyAV, which reads streams for NVDEC, cannot be used: {reason}", hint=_NVDEC_HINT)
     return True
@@ -147,7 +145,7 @@ def _nvdec(camera: CameraConfig, kind: str, offline: bool, formats: tuple[PixelF
 
 
 @cache
-def _missing_pyav() -> str | None:
+def missing_pyav() -> str | None:
     """None where PyAV can be used, else why not. Once: an import that fails looks everywhere each time."""
     try:
         import av
