@@ -53,6 +53,19 @@ class Lease:
         if pixels is not None:
             self._slot.give_back(pixels)
 
+    @property
+    def changed(self) -> threading.Condition:
+        """The lock that `release` takes."""
+        return self._slot.changed
+
+
+def release_together(leases: Sequence[Lease]) -> None:
+    """Release the leases of a batch in one turn at the lock that the cameras share: each turn may be a long wait."""
+    if leases:
+        with leases[0].changed:
+            for lease in leases:
+                lease.release()
+
 
 class LatestSlot:
     """The newest frame of one camera, written by its thread and read by the inference thread.
@@ -282,14 +295,18 @@ class Batcher:
         return all(slot.finished for slot in self._slots)
 
     def next(self) -> list[Lease]:
-        """The next batch, 0 to `max_batch` frames. Never waits."""
+        """The next batch, 0 to `max_batch` frames. Never waits for one.
+
+        One turn at the lock for all: with many cameras at work at once, each turn could take milliseconds to come.
+        """
         batch: list[Lease] = []
-        for slot in sorted(self._slots, key=lambda slot: slot.served_ns):
-            if len(batch) == self._max_batch:
-                break
-            lease = slot.take()
-            if lease is not None:
-                batch.append(lease)
+        with self._changed:
+            for slot in sorted(self._slots, key=lambda slot: slot.served_ns):
+                if len(batch) == self._max_batch:
+                    break
+                lease = slot.take()
+                if lease is not None:
+                    batch.append(lease)
         return batch
 
     def wait_frame(self, timeout_s: float) -> bool:

@@ -29,9 +29,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
-from vision.batching import Batcher, BindTimer, LatestSlot, Lease
+from vision.batching import Batcher, BindTimer, LatestSlot, Lease, release_together
 from vision.capture.supervisor import CameraSupervisor
-from vision.detect.detector import Detector, RunsGraphs
+from vision.detect.detector import Detector, OnGpu
 from vision.errors import DeviceError
 from vision.metrics import LatencyHistogram, Rate, span
 from vision.report import CameraReport, DetectorReport, Report
@@ -141,7 +141,7 @@ class InferenceLoop:
                 pass
         finally:
             for batch in self._running:
-                _release(batch.leases)
+                release_together(batch.leases)
 
     def _step(self) -> bool:
         now_ns = self.clock()
@@ -171,7 +171,7 @@ class InferenceLoop:
             with span("submit"):
                 self.detector.submit(slot, [lease.frame for lease in leases])
         except BaseException:
-            _release(leases)
+            release_together(leases)
             raise
         now_ns = self.clock()
         self._last_size = len(leases)
@@ -201,11 +201,6 @@ class InferenceLoop:
         meta = lease.frame.meta
         timing = Timing(meta.captured_ns, lease.taken_ns, batch.submitted_ns, now_ns)
         return Inferred(Result(meta, found, timing, lease.dropped_before), lease)
-
-
-def _release(leases: Sequence[Lease]) -> None:
-    for lease in leases:
-        lease.release()
 
 
 def _blind(stage: PlainStage) -> Callable[[Result, Frame], Result]:
@@ -368,7 +363,7 @@ class Runtime:
 
     def _deliver(self, batch: list[Inferred]) -> None:
         if not self._looks_at_pixels:
-            _release([one.lease for one in batch])
+            release_together([one.lease for one in batch])
         self._put(batch)
 
     def _put(self, batch: list[Inferred] | None) -> None:
@@ -378,7 +373,7 @@ class Runtime:
             except queue.Full:
                 continue
             return
-        _release([one.lease for one in batch or ()])
+        release_together([one.lease for one in batch or ()])
 
     def _handle_results(self) -> None:
         while (batch := self._next_results()) is not None:
@@ -387,14 +382,14 @@ class Runtime:
                     for one in batch:
                         self._handle(one)
             finally:
-                _release([one.lease for one in batch])
+                release_together([one.lease for one in batch])
         self._ended.set()
 
     def _release_queued(self) -> None:
         """What was still waiting when a failure ended the results thread."""
         with contextlib.suppress(queue.Empty):
             while True:
-                _release([one.lease for one in self._queue.get_nowait() or ()])
+                release_together([one.lease for one in self._queue.get_nowait() or ()])
 
     def _next_results(self) -> list[Inferred] | None:
         while self._failure is None:
@@ -430,5 +425,8 @@ class Runtime:
 
 
 def _detector_report(detector: Detector) -> DetectorReport:
-    off = detector.graphs_off if isinstance(detector, RunsGraphs) else None
-    return DetectorReport(detector.slots, detector.max_batch, None if off is None else not off, off or "")
+    slots, most = detector.slots, detector.max_batch
+    if not isinstance(detector, OnGpu):
+        return DetectorReport(slots, most)
+    off = detector.graphs_off
+    return DetectorReport(slots, most, not off, off, detector.device_bytes, detector.page_locked_bytes)
