@@ -39,6 +39,8 @@ class DetectorReport:
     max_batch: int
     graphs: bool | None = None  # None: not on a GPU
     graphs_off: str = ""  # why not
+    device_bytes: int | None = None  # of the GPU's memory
+    page_locked_bytes: int | None = None  # of the host's
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,12 @@ def _detector_status(told: DetectorReport | None) -> wire.DetectorStatus | None:
     if told is None:
         return None
     return wire.DetectorStatus(
-        slots=told.slots, max_batch=told.max_batch, graphs=told.graphs, graphs_off=told.graphs_off or None
+        slots=told.slots,
+        max_batch=told.max_batch,
+        graphs=told.graphs,
+        graphs_off=told.graphs_off or None,
+        device_bytes=told.device_bytes,
+        page_locked_bytes=told.page_locked_bytes,
     )
 
 

@@ -220,6 +220,10 @@ class DetectorStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_batch: Annotated[int, about("pictures in one batch at most")]
     graphs: Annotated[bool | None, about("whether a batch runs as one CUDA graph; absent: not on a GPU")] = None
     graphs_off: Annotated[str | None, about("why it does not; absent where it does")] = None
+    device_bytes: Annotated[
+        int | None, about("GPU memory that it holds, the cameras' pictures included; absent: not on a GPU")
+    ] = None
+    page_locked_bytes: Annotated[int | None, about("memory of the host that the GPU reads and writes")] = None
 
 
 class NodeStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.status/1"):

@@ -160,13 +160,15 @@ def test_nothing_is_allocated_once_running(detector: Any) -> None:
         pixels[...] = 0
         batch.append(frame(pixels))
     detect(detector, batch)
-    calls, free = allocated().calls, memory_info()[0]
+    calls, free, held = allocated().calls, memory_info()[0], (detector.device_bytes, detector.page_locked_bytes)
+    assert min(held) > 0
     for _ in range(2 if EMULATED else 500):
         for slot in (0, 1):
             detector.submit(slot, batch)
         for slot in (0, 1):
             detector.wait(slot, LONG_S)
     assert allocated().calls == calls
+    assert (detector.device_bytes, detector.page_locked_bytes) == held
     assert memory_info()[0] >= free
 
 

@@ -28,6 +28,7 @@ class OnAGpu(FakeDetector):
     def __init__(self, graphs_off: str) -> None:
         super().__init__(max_batch=4)
         self.graphs_off = graphs_off
+        self.device_bytes, self.page_locked_bytes = 5000, 300
 
     def counters(self) -> Mapping[str, int]:
         return {"detector.outputs_grown": 3}
@@ -58,10 +59,16 @@ def on_terminal(report: Report) -> str:
     ("detector", "expected", "counters"),
     [
         (FakeDetector(), DetectorStatus(slots=2, max_batch=8), {}),
-        (OnAGpu(""), DetectorStatus(slots=2, max_batch=4, graphs=True), {"detector.outputs_grown": 3}),
+        (
+            OnAGpu(""),
+            DetectorStatus(slots=2, max_batch=4, graphs=True, device_bytes=5000, page_locked_bytes=300),
+            {"detector.outputs_grown": 3},
+        ),
         (
             OnAGpu(REASON),
-            DetectorStatus(slots=2, max_batch=4, graphs=False, graphs_off=REASON),
+            DetectorStatus(
+                slots=2, max_batch=4, graphs=False, graphs_off=REASON, device_bytes=5000, page_locked_bytes=300
+            ),
             {"detector.outputs_grown": 3},
         ),
     ],

@@ -77,12 +77,20 @@ class Detector(Protocol):
 
 
 @runtime_checkable
-class RunsGraphs(Protocol):
-    """A detector whose batches run as CUDA graphs, or could."""
+class OnGpu(Protocol):
+    """A detector on a GPU of its own memory, whose batches run as CUDA graphs, or could."""
 
     @property
     def graphs_off(self) -> str:
         """Why they do not; empty where they do."""
+
+    @property
+    def device_bytes(self) -> int:
+        """GPU memory that is held for it now, the cameras' pictures and the library's part included."""
+
+    @property
+    def page_locked_bytes(self) -> int:
+        """Memory of the host that the GPU reads and writes, the cameras' pictures included."""
 
 
 @runtime_checkable

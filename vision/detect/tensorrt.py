@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import DetectConfig, ModelCard
-from vision.cuda import Device, DeviceBuffer, Stream, abandon, memory_info, open_device, use_device
+from vision.cuda import Device, DeviceBuffer, Stream, abandon, allocated, memory_info, open_device, use_device
 from vision.detect.classes import class_ids, class_names
 from vision.detect.data_dependent import DynamicSlot, bind_open_outputs
 from vision.detect.frames import PIXEL_FORMATS, FrameStore
@@ -203,6 +203,14 @@ class TensorRTDetector:
     @property
     def graphs_off(self) -> str:
         return self._graphs_off
+
+    @property
+    def device_bytes(self) -> int:
+        return allocated().device_bytes
+
+    @property
+    def page_locked_bytes(self) -> int:
+        return allocated().host_bytes
 
     def counters(self) -> Mapping[str, int]:
         """For status messages: how often memory had to grow for outputs whose size the data decides."""
