@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vision.analytics import Analytics, CounterJournal
+from vision.analytics import Analytics, CounterJournal, Forcer
 from vision.config.analytics import CameraAnalytics
 from vision.config.tracking import TrackConfig
 from vision.tracking import Tracker
@@ -97,9 +97,11 @@ class AnalyticsStage:
         self._cameras: dict[str, _Watched] = {}
         with ExitStack() as opened:
             self._journals = opened
+            forcer = None if folder is None else opened.enter_context(closing(Forcer()))  # closed after the journals
             for camera_id, config in sections.items():
-                journal = None if folder is None else CounterJournal(folder / f"{camera_id}.counters")
-                if journal is not None:
+                journal = None
+                if folder is not None:
+                    journal = CounterJournal(folder / f"{camera_id}.counters", forcer=forcer)
                     opened.callback(journal.close)
                 # The size of the picture is known with the first one; wrong class names are found now.
                 analytics = Analytics(config, camera_id, class_names, 1, 1, forget_s=forget_s, journal=journal)
