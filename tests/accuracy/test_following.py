@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.accuracy.following import Floats, Followed, clear_mot, crossings, follow, line_errors
+from tests.accuracy.lines import HEIGHT, LEAST, WIDTH, errors_of, grid, summary
 from tests.accuracy.to_mot import mot_rows
 
 VIDEO = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
@@ -54,6 +55,24 @@ def test_what_is_followed_perfectly_is_counted_and_scored_so() -> None:
     assert line_errors(truth, missed, {"line": LINE})["line"]["error"] == 1.0
 
 
+def test_the_grid_covers_the_picture() -> None:
+    lines = grid()
+    assert len(lines) == 40
+    for start, end in lines.values():
+        assert start != end
+        for x, y in (start, end):
+            assert 0 <= x <= WIDTH and 0 <= y <= HEIGHT
+            assert x in {0, WIDTH} or y in {0, HEIGHT}, "a line ends at an edge"
+
+
+def test_the_summary_of_lines() -> None:
+    def of(labelled: float, counted: float) -> dict[str, float]:
+        return {"labelled": labelled, "counted": counted, "error": abs(counted - labelled) / labelled}
+
+    errors = {"a": of(20, 24), "b": of(20, 19), "c": of(LEAST - 1, 1)}
+    assert summary(errors) == {"labelled": 47, "error": 11 / 47, "judged": 2, "more than 10 % off": 1}
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Floats:
     folder = tmp_path_factory.mktemp("pets")
@@ -83,6 +102,8 @@ def test_people_are_followed_and_counted_on_the_whole_video(found: Floats) -> No
     assert whole["mota"] >= 0.80 and whole["idf1"] >= 0.75 and whole["num_switches"] <= 25, whole
     errors = line_errors(truth, followed)
     assert all(line["labelled"] >= 15 and line["error"] <= 0.10 for line in errors.values()), errors
+    over_the_picture = summary(errors_of(truth, found, FRAMES, 10.0))
+    assert over_the_picture["labelled"] > 800 and over_the_picture["error"] <= 0.055, over_the_picture
     for every, fall in ((2, 0.05), (4, 0.15)):
         for first in range(1, every + 1):
             frames = range(first, 796, every)
