@@ -75,7 +75,8 @@ def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> D
         path.write_bytes(data.tobytes() if encoded else b"")
     except OSError as error:
         return Drawing(camera.id, error=f"cannot write {path}: {error.strerror}")
-    words = ", ".join(f"{len(shapes)} {kind}" for kind, shapes in (("lines", section.lines), ("zones", section.zones)))
+    numbers = (("line", len(section.lines)), ("zone", len(section.zones)))
+    words = ", ".join(f"{number} {kind}{'' if number == 1 else 's'}" for kind, number in numbers)
     return Drawing(camera.id, path, words, tuple(outside_words(section, height_px, width_px)))
 
 

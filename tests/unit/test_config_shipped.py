@@ -34,7 +34,7 @@ DEMONSTRATED = {"pipeline"}
 
 
 def test_every_configuration_is_valid() -> None:
-    assert set(shipped_configs()) >= {"demo", "four-cameras", "jetson", "reference"}
+    assert set(shipped_configs()) >= {"counting", "demo", "four-cameras", "jetson", "reference"}
     for path in shipped_configs().values():
         assert load_site(path, SECRETS).cameras
 
@@ -82,7 +82,7 @@ def test_a_name_is_a_shipped_configuration_or_a_path(tmp_path: Path, monkeypatch
 def test_an_unknown_name_lists_those_there_are(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_config(name)
-    assert "demo, four-cameras, jetson or reference" in str(caught.value)
+    assert "counting, demo, four-cameras, jetson or reference" in str(caught.value)
     assert hint in caught.value.hint
 
 

@@ -43,7 +43,7 @@ def test_every_camera_is_drawn_with_what_is_configured(tmp_path: Path) -> None:
     source = "synthetic:160x120@20?frames=5&objects=1&seed=3"
     drawings = draw_site(site(source, source, c1={"lines": (LINE,), "zones": (ZONE,)}), tmp_path, threading.Event())
     assert [drawing.error for drawing in drawings] == ["", ""]
-    assert [drawing.words for drawing in drawings] == ["0 lines, 0 zones", "1 lines, 1 zones"]
+    assert [drawing.words for drawing in drawings] == ["0 lines, 0 zones", "1 line, 1 zone"]
     plain, drawn = (read(tmp_path / f"c{at}.png") for at in (0, 1))
     assert plain.shape == drawn.shape == (120, 160, 3)
     assert has_lines(drawn)
