@@ -108,7 +108,7 @@ def current_picture(camera: CameraConfig) -> NDArray[np.uint8]:
 
 def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> Iterator[str]:
     """The points that lie beyond the picture, which nothing can cross or enter."""
-    if section.units == "fraction":
+    if section.units != "pixels":  # others cannot be beyond it
         return
     shapes: list[tuple[str, str, Sequence[Point]]] = [("line", line.name, line.points) for line in section.lines]
     shapes += [("zone", zone.name, zone.polygon) for zone in section.zones]

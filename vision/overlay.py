@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import CameraAnalytics, LineConfig, Point, ZoneConfig
-from vision.config.analytics import GroundConfig
+from vision.config.analytics import GroundConfig, Units, pixels_per_unit
 
 Picture: TypeAlias = NDArray[np.uint8]
 Colour: TypeAlias = tuple[int, int, int]
@@ -103,10 +103,9 @@ class Overlay:
             corners = self.to_pixels(zone.polygon, section.units)
             self._name(words, _inner_point(corners), ZONE_COLOURS[at % len(ZONE_COLOURS)])
 
-    def to_pixels(self, points: Iterable[Point], units: str) -> NDArray[np.float64]:
+    def to_pixels(self, points: Iterable[Point], units: Units) -> NDArray[np.float64]:
         """(N, 2) x, y in pixels of this picture."""
-        scale = (self.width_px, self.height_px) if units == "fraction" else (1, 1)
-        return np.array(list(points), np.float64) * np.array(scale, np.float64)
+        return np.array(list(points), np.float64) * pixels_per_unit(units, self.width_px, self.height_px)
 
     def _zone(self, corners: NDArray[np.float64], colour: Colour) -> None:
         whole = np.rint(corners).astype(np.int32)

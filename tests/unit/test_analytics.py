@@ -351,8 +351,9 @@ def test_a_restart_ends_what_lasts_and_keeps_counters() -> None:
     assert stage.occupancy() == {"queue": 0} and stage.counts()["queue"]["entered"] == 2
 
 
-def test_fractions_follow_the_picture_size() -> None:
-    stage = analytics(640, 480, units="fraction", lines=[line(((0.5, 0.0), (0.5, 1.0)))])
+@pytest.mark.parametrize(("units", "whole"), [("fraction", 1.0), ("percent", 100.0)])
+def test_fractions_and_percent_follow_the_picture_size(units: str, whole: float) -> None:
+    stage = analytics(640, 480, units=units, lines=[line(((0.5 * whole, 0.0), (0.5 * whole, whole)))])
     assert len(walk(stage, [(300, 200), (345, 200)])) == 1
     stage.restart(1280, 960, _now_ns)
     assert walk(stage, [(300, 200), (345, 200)]) == []

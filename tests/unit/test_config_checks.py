@@ -285,6 +285,7 @@ analytics:
 """
 LINE = "name: a, points: [[0, 0], [9, 9]]"
 ZONE = "polygon: [[0, 0], [9, 0], [9, 9]]"
+ONE_PERCENT = "all within one percent; expected units: fraction beside lines and zones, or percent from 0 to 100"
 ONE_PIXEL = "all within one pixel; expected units: fraction beside lines and zones, or coordinates in pixels"
 
 
@@ -304,6 +305,15 @@ ONE_PIXEL = "all within one pixel; expected units: fraction beside lines and zon
             ["5: analytics.gate.lines[0].points[1]: expected fractions from 0 to 1, as units: fraction says"],
         ),
         ("  gate: {units: fraction, lines: [{name: a, points: [[0, 0], [1, 1]]}]}", []),
+        (
+            "  gate: {units: percent, lines: [{name: a, points: [[0, 0], [50, 101]]}]}",
+            ["5: analytics.gate.lines[0].points[1]: expected percent from 0 to 100, as units: percent says"],
+        ),
+        ("  gate: {units: percent, lines: [{name: a, points: [[0, 0], [100, 100]]}]}", []),
+        (
+            "  gate: {units: percent, lines: [{name: a, points: [[0, 0], [0.5, 1]]}]}",
+            [f"5: analytics.gate.lines[0].points: {ONE_PERCENT}"],
+        ),
         (
             "  gate: {lines: [{name: a, points: [[0, 0.5], [1, 1]]}]}",
             [f"5: analytics.gate.lines[0].points: {ONE_PIXEL}"],

@@ -101,10 +101,10 @@ def test_points_beyond_the_picture_are_named() -> None:
         "line door: [140, 60] lies outside of the picture of 90x100",
         "zone queue: [100, 70], [100, 110] lies outside of the picture of 90x100",
     ]
-    fractions = site(
-        "synthetic:", c0={"units": "fraction", "lines": ({"name": "a", "points": ((0.0, 0.0), (1.0, 1.0))},)}
-    )
-    assert list(outside_words(fractions.analytics["c0"], 1, 1)) == []
+    for units, whole in (("fraction", 1.0), ("percent", 100.0)):
+        line = {"name": "a", "points": ((0.0, 0.0), (whole, whole))}
+        of_the_whole = site("synthetic:", c0={"units": units, "lines": (line,)})
+        assert list(outside_words(of_the_whole.analytics["c0"], 1, 1)) == []
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.evaluation_tables import Row, boxes
 from vision.config import CameraAnalytics, LineConfig
+from vision.config.analytics import Units
 from vision.evaluation.crossings import LineScore, score_lines, true_crossings
 from vision.types import Event
 
@@ -30,7 +31,7 @@ def walk(*places: tuple[float, float] | None, object_id: int = 1) -> list[Row]:
     ]
 
 
-def crossings(config: LineConfig, *rows: Row, units: str = "pixels", interval_s: float = 0.1) -> list[str]:
+def crossings(config: LineConfig, *rows: Row, units: Units = "pixels", interval_s: float = 0.1) -> list[str]:
     return list(true_crossings(config, units, boxes(*rows), size_px=SIZE, interval_s=interval_s))
 
 
@@ -86,9 +87,11 @@ def test_objects_are_told_apart() -> None:
     assert crossings(line(), *rows) == []
 
 
-def test_points_in_fractions() -> None:
+def test_points_in_fractions_and_percent() -> None:
     fractions = line(((100 / 320, 50 / 240), (100 / 320, 150 / 240)))
     assert crossings(fractions, *walk(*along(80, 120)), units="fraction") == ["out"]
+    percent = line(((100 / 3.2, 50 / 2.4), (100 / 3.2, 150 / 2.4)))
+    assert crossings(percent, *walk(*along(80, 120)), units="percent") == ["out"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vision.config import CameraAnalytics, LineConfig, ZoneConfig
+from vision.config.analytics import Units
 from vision.overlay import (
     CLASS_COLOURS,
     FALSE_COLOUR,
@@ -186,9 +187,11 @@ def square(**limits: object) -> ZoneConfig:
     return ZoneConfig.model_validate({"name": "queue", "polygon": corners, **limits})
 
 
-def test_zones_in_fractions_are_where_they_belong() -> None:
+@pytest.mark.parametrize(("units", "whole"), [("fraction", 1), ("percent", 100)])
+def test_zones_in_fractions_and_percent_are_where_they_belong(units: Units, whole: float) -> None:
     picture = grey()
-    Overlay(picture).analytics(CameraAnalytics(units="fraction", zones=(square(),)))
+    corners = tuple((x * whole, y * whole) for x, y in square().polygon)
+    Overlay(picture).analytics(CameraAnalytics(units=units, zones=(square().model_copy(update={"polygon": corners}),)))
     changed = np.argwhere((picture != 100).any(axis=2))
     assert changed.min(axis=0) == pytest.approx([60, 80], abs=3)
     assert changed.max(axis=0) == pytest.approx([180, 240], abs=3)

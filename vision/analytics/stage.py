@@ -19,7 +19,7 @@ from vision.analytics.memory import Column, Memory
 from vision.analytics.motion import SAMPLES, Trails, velocity
 from vision.analytics.seen import Seen
 from vision.analytics.zones import ZoneWatch
-from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig
+from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig, pixels_per_unit
 from vision.config.wording import did_you_mean
 from vision.elapsed import Elapsed
 from vision.errors import ConfigError
@@ -147,7 +147,7 @@ class Analytics:
     def _place(self, width_px: int, height_px: int) -> None:
         """Lay the shapes on a picture of this size."""
         self.width_px, self.height_px = width_px, height_px
-        scale_x, scale_y = (width_px, height_px) if self._config.units == "fraction" else (1, 1)
+        scale_x, scale_y = pixels_per_unit(self._config.units, width_px, height_px)
 
         def placed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
             return [(x * scale_x, y * scale_y) for x, y in points]

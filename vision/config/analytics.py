@@ -1,8 +1,8 @@
 """The `analytics:` section: lines that are crossed and zones that fill, drawn on each camera's picture.
 
-Coordinates are x to the right and y down from the picture's upper left corner, in pixels of the source picture or in
-fractions of its width and height. The picture's size is not known here: whether a point in pixels lies inside it is
-for the stage to check when the camera opens.
+Coordinates are x to the right and y down from the picture's upper left corner, in pixels of the source picture, or in
+fractions or percent of its width and height. The picture's size is not known here: whether a point in pixels lies
+inside it is for the stage to check when the camera opens.
 
 A line has two sides, seen by someone who stands on its first point and looks at the second: crossing from the left to
 the right is ``in``, the other way is ``out``. A line drawn from left to right in the picture is crossed ``in`` by what
@@ -30,6 +30,8 @@ Point: TypeAlias = Annotated[
     tuple[Annotated[float, Field(ge=0, le=16384)], Annotated[float, Field(ge=0, le=16384)]],
     Field(title="points [x, y]"),
 ]
+
+Units: TypeAlias = Literal["pixels", "fraction", "percent"]
 
 ClassNames: TypeAlias = Annotated[tuple[str, ...], AfterValidator(unique_names)]
 
@@ -143,9 +145,10 @@ class GroundConfig(Section):
 class CameraAnalytics(Section):
     """What is watched on one camera's picture."""
 
-    units: Literal["pixels", "fraction"] = Field(
+    units: Units = Field(
         default="pixels",
-        description="unit of every point: pixels of the source picture, or fractions (0 to 1) of its width and height",
+        description="unit of every point: pixels of the source picture, or fractions (0 to 1) or percent (0 to 100) of "
+        "its width and height",
     )
     lines: tuple[LineConfig, ...] = Field(default=(), max_length=100, description="lines that objects cross")
     zones: tuple[ZoneConfig, ...] = Field(
@@ -159,6 +162,12 @@ class CameraAnalytics(Section):
     def _consistent(self) -> CameraAnalytics:
         refuse_inconsistent(analytics_findings(self.model_dump(exclude_unset=True)))
         return self
+
+
+def pixels_per_unit(units: Units, width_px: int, height_px: int) -> tuple[float, float]:
+    """What x and y of a point are multiplied by, on a picture of this size."""
+    whole = {"pixels": None, "fraction": 1.0, "percent": 100.0}[units]
+    return (1.0, 1.0) if whole is None else (width_px / whole, height_px / whole)
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------

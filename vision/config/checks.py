@@ -251,10 +251,15 @@ def _unknown_cameras(
 
 def _unit_findings(points: Sequence[tuple[int, tuple[float, ...]]], units: object) -> Iterator[Finding]:
     largest = max((value for _, point in points for value in point), default=0.0)
-    if units == "fraction":
+    whole, expected = {"fraction": (1, "fractions from 0 to 1"), "percent": (100, "percent from 0 to 100")}.get(
+        str(units), (None, "")
+    )
+    if whole is not None:
         for at, point in points:
-            if any(value > 1 for value in point):
-                yield (at,), "expected fractions from 0 to 1, as units: fraction says"
+            if any(value > whole for value in point):
+                yield (at,), f"expected {expected}, as units: {units} says"
+    if units == "percent" and 0 < largest <= 1:
+        yield (), "all within one percent; expected units: fraction beside lines and zones, or percent from 0 to 100"
     elif units == "pixels" and 0 < largest <= 1:
         yield (), "all within one pixel; expected units: fraction beside lines and zones, or coordinates in pixels"
 

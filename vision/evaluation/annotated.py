@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import CameraAnalytics, CameraConfig, ZoneConfig
+from vision.config.analytics import pixels_per_unit
 from vision.evaluation.crossings import anchor_points, lines_of_class
 from vision.evaluation.encoder import open_encoder
 from vision.evaluation.mot import Boxes
@@ -136,7 +137,7 @@ class _Painter:
         return {zone.name: self._count_inside(zone, boxes) for zone in self._shown.zones}
 
     def _count_inside(self, zone: ZoneConfig, boxes_xyxy: NDArray[np.float64]) -> int:
-        scale = (self._video.width_px, self._video.height_px) if self._shown.units == "fraction" else (1, 1)
+        scale = pixels_per_unit(self._shown.units, self._video.width_px, self._video.height_px)
         corners = (np.array(zone.polygon, np.float64) * scale).astype(np.float32)
         points = anchor_points(boxes_xyxy, zone.anchor).tolist()
         return sum(cv2.pointPolygonTest(corners, (x, y), False) >= 0 for x, y in points)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import CameraAnalytics, LineConfig
+from vision.config.analytics import Units, pixels_per_unit
 from vision.evaluation.mot import Boxes
 from vision.types import Event
 
@@ -74,10 +75,10 @@ def lines_of_class(section: CameraAnalytics, class_name: str) -> list[LineConfig
 
 
 def true_crossings(
-    line: LineConfig, units: str, truth: Boxes, *, size_px: tuple[int, int], interval_s: float
+    line: LineConfig, units: Units, truth: Boxes, *, size_px: tuple[int, int], interval_s: float
 ) -> Iterator[str]:
     """``in`` or ``out`` for every crossing of the line."""
-    ends = np.array(line.points, np.float64) * (size_px if units == "fraction" else (1, 1))
+    ends = np.array(line.points, np.float64) * pixels_per_unit(units, *size_px)
     points = anchor_points(truth.boxes_xyxy, line.anchor)
     sizes_px = (truth.boxes_xyxy[:, 2:] - truth.boxes_xyxy[:, :2]).max(axis=1)
     longest_gap = max(1, round(_LONGEST_GAP_S / interval_s))
