@@ -6,11 +6,12 @@ pipeline does to results is in it, also one that nobody here has seen.
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -131,11 +132,23 @@ def run_site(
             counted.behind = _private_publisher(site, resources)
         options = RunOptions(stop=stop, sink=counted, open_detector=open_detector)
         runtime = load_pipeline(site.pipeline)(site, options, resources)
-        begin_ns, meter = clock(), _Meter(seconds * _WARM_PART, clock)
-        runtime.run(stop, for_s=seconds, on_report=meter.see)
+        with _as_the_program_collects():
+            begin_ns, meter = clock(), _Meter(seconds * _WARM_PART, clock)
+            runtime.run(stop, for_s=seconds, on_report=meter.see)
         end_ns = begin_ns + int(seconds * 1e9)
     camera_ids = [camera.id for camera in site.cameras]
     return _summary(counted, camera_ids, begin_ns + int((end_ns - begin_ns) * _WARM_PART), end_ns, meter.cpu)
+
+
+@contextmanager
+def _as_the_program_collects() -> Iterator[None]:
+    """What was made before stays out of collections, as in `vision run`: each would hold every thread for long."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Borrowed:

@@ -29,7 +29,7 @@ FORMATS: Final = ("bgr", "bgrx", "nv12", "i420")
 PARTS: Final = ("engine", "stage", "pipeline")
 NVTX_VARIABLE: Final = "VISION_NVTX"
 
-_CHATTY: Final = ("vision.assemble", "vision.capture", "vision.detect.open")
+_CHATTY: Final = ("vision.assemble", "vision.capture", "vision.detect.open", "vision.detect.tensorrt", "matplotlib")
 _FILE_WIDTH: Final = 150  # columns, where tables go into a file
 
 _Value = TypeVar("_Value")
