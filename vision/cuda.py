@@ -36,6 +36,8 @@ except ImportError as error:
         "`pip install 'vision[cuda13]'`",
     ) from error
 
+from vision.queueing import NOT_READY, SUCCESS, calls
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -48,7 +50,6 @@ _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
 _UNLOADING = 4  # cudaErrorCudartUnloading: the process ends, and its memory with it
 _OLD_DRIVER = 35  # cudaErrorInsufficientDriver: too old, or none
 _NO_DEVICE = 100  # cudaErrorNoDevice
-_NOT_READY = runtime.cudaError_t.cudaErrorNotReady
 _SUCCESS = runtime.cudaError_t.cudaSuccess
 
 _RESTART = (
@@ -85,6 +86,22 @@ def check(result: tuple[Any, ...], what: str) -> Any:
     if result[0] != _SUCCESS:
         raise failure(result[0], what)
     return result[1] if len(result) == 2 else result[1:] or None
+
+
+def queued(status: int, what: str) -> None:
+    """
+    Raises:
+        DeviceError: a call of `vision.queueing` did not succeed.
+    """
+    if status != SUCCESS:
+        raise failure(_status(status), what)
+
+
+def _status(code: int) -> Any:
+    try:
+        return runtime.cudaError_t(code)
+    except ValueError:  # newer than the library
+        return f"CUDA error {code}"
 
 
 def _mib(nbytes: int) -> str:
@@ -262,7 +279,7 @@ class Stream(Owned):
 
     def wait(self, event: Event) -> None:
         """What is queued from now on begins after `event`."""
-        check(runtime.cudaStreamWaitEvent(self.handle, event.handle, 0), "making a stream wait")
+        queued(calls().wait(self.address, event.address, 0), "making a stream wait")
 
     def _release(self) -> None:
         released(runtime.cudaStreamDestroy(self.handle), "a stream")
@@ -274,11 +291,12 @@ class Event(Owned):
     def __init__(self, *, timing: bool = False) -> None:
         flags = runtime.cudaEventBlockingSync | (0 if timing else runtime.cudaEventDisableTiming)
         self.handle = check(runtime.cudaEventCreateWithFlags(flags), "creating an event")
+        self.address = int(self.handle)
         self._opened = True
 
     def record(self, stream: Stream) -> None:
         """Put the event behind what is queued on `stream`."""
-        check(runtime.cudaEventRecord(self.handle, stream.handle), "recording an event")
+        queued(calls().record(self.address, stream.address), "recording an event")
 
     def reached(self) -> bool:
         """Whether the GPU has passed it. Never waits.
@@ -286,12 +304,11 @@ class Event(Owned):
         Raises:
             DeviceError: something before it failed.
         """
-        (status,) = runtime.cudaEventQuery(self.handle)
-        if status == _SUCCESS:
-            return True
-        if status == _NOT_READY:
+        status = calls().query(self.address)
+        if status == NOT_READY:
             return False
-        raise failure(status, "work on the GPU")
+        queued(status, "work on the GPU")
+        return True
 
     def synchronize(self) -> None:
         """Wait for it without burning a core. Releases the GIL."""
@@ -316,6 +333,7 @@ class Graph(Owned):
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
+        self._address = int(handle)
         self._opened = True
 
     @classmethod
@@ -359,9 +377,7 @@ class Graph(Owned):
 
     def launch(self, stream: Stream) -> None:
         """Queue the whole graph."""
-        (status,) = runtime.cudaGraphLaunch(self.handle, stream.handle)
-        if status != _SUCCESS:
-            raise failure(status, "launching a CUDA graph")
+        queued(calls().launch(self._address, stream.address), "launching a CUDA graph")
 
     def _release(self) -> None:
         released(runtime.cudaGraphExecDestroy(self.handle), "a CUDA graph")
@@ -507,6 +523,11 @@ def _free_host(address: int, nbytes: int, when_freed: Callable[[], object] | Non
     released(runtime.cudaFreeHost(address), "page-locked memory")
     if when_freed is not None:
         when_freed()
+
+
+def queue_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
+    """Queue a copy from page-locked memory, and keep the GIL, which from other memory would be held for long."""
+    queued(calls().copy_to_device(target, source, nbytes, stream.address), f"copying {nbytes} bytes to the device")
 
 
 def copy_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputCard
-from vision.cuda import DeviceBuffer, HostBuffer, Stream, copy_to_device
+from vision.cuda import DeviceBuffer, HostBuffer, Stream, copy_to_device, queue_to_device
 from vision.detect.layout import FRAME, PictureLayout, describe_frame
 from vision.device_image import DeviceImage
 from vision.types import Frame, PixelFormat, YuvEncoding, frame_shape
@@ -115,7 +115,7 @@ class FrameStore:
             description = known.descriptions[encoding] = describe_frame(self._card, layout, known.device_address)
         row[:] = description
         if known.host_address:
-            copy_to_device(known.device_address, known.host_address, known.nbytes, stream)
+            queue_to_device(known.device_address, known.host_address, known.nbytes, stream)
 
     def _look_up(self, frame: Frame) -> _Known | None:
         """The buffer of pixels whose array is not the one that was handed out; None where it is somebody else's."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputCard
-from vision.cuda import Device, DeviceBuffer, Event, Graph, HostBuffer, Owned, Stream, copy_to_device, use_device
+from vision.cuda import Device, DeviceBuffer, Event, Graph, HostBuffer, Owned, Stream, queue_to_device, use_device
 from vision.detect.completion import Completion
 from vision.detect.frames import DESCRIPTION_BYTES, FrameStore, Spare
 from vision.detect.programs import RESULT, LetterboxProgram, PostprocessProgram
@@ -130,7 +130,7 @@ class SlotMemory(Owned):
     def upload_rows(self, count: int, stream: Stream) -> None:
         """Queue the copy of the first `count` descriptions."""
         nbytes = count * DESCRIPTION_BYTES
-        copy_to_device(self.descriptions.address, self.descriptions_host.address, nbytes, stream)
+        queue_to_device(self.descriptions.address, self.descriptions_host.address, nbytes, stream)
 
     def _release(self) -> None:
         self._made.close()
