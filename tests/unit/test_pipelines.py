@@ -37,7 +37,7 @@ from vision.wire import CountsMessage, DetectionsMessage, Kind, NodeStatusMessag
 
 DOCS = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
 SOURCE = "synthetic:320x240@20?frames=100&seed=3&objects=4"
-LIVE = "synthetic:320x240@40?frames=100&seed=3&objects=4"
+LIVE = "synthetic:320x240@60?frames=80&seed=3&objects=4"
 MIDDLE = {"name": "middle", "points": ((0.5, 0), (0.5, 1)), "anchor": "center"}
 LEFT = {"name": "left", "polygon": ((0, 0), (0.5, 0), (0.5, 1), (0, 1)), "anchor": "center", "crowded_above": 1}
 
@@ -205,6 +205,7 @@ def published(config: SiteConfig, kinds: tuple[Kind, ...], *, offline: bool = Fa
 def test_count_publishes_tracks_events_counts_attributes_and_snapshots(tmp_path: Path) -> None:
     save(tmp_path / "paint")
     config = counting(
+        source=SOURCE.replace("@20", "@40"),
         cascade={"model": f"{tmp_path}/paint", "min_size_px": 8},
         snapshots={"folder": f"{tmp_path}/shots", "kinds": ("line_crossed", "rule"), "most_files": 50},
         rules=({"name": "passing", "when": "line_crossed middle"},),
@@ -260,7 +261,7 @@ def test_an_offline_run_begins_at_zero(tmp_path: Path) -> None:
 
 def test_without_a_state_folder_it_says_that_counters_begin_at_zero(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    with published(counting(source=LIVE), ("events",)):
+    with published(counting(source="synthetic:320x240@40?frames=5"), ("events",)):
         pass
     assert "counters begin at 0 with each start" in caplog.text
 
