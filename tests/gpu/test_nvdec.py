@@ -147,7 +147,12 @@ def test_every_codec_as_ffmpeg_decodes_it(
     wanted = list(decoded(data))
     assert len(wanted) == COUNT
     with opened_file(saved(tmp_path, data, "a.video")) as source:
-        info = source.open()
+        try:
+            info = source.open()
+        except SourceError as error:
+            if "Codec not supported on this GPU" not in str(error):
+                raise
+            pytest.skip(str(error))
         found = list(rest_of(source, 192, 320))
     print(
         f"\n{info}, differences {[difference(one, other) for (_, one), (_, other) in zip(found, wanted, strict=False)]}"
@@ -166,7 +171,7 @@ def test_every_codec_as_ffmpeg_decodes_it(
         (partial(video, "libx265", "mp4", pixels="yuv420p10le", count=3), "8 bits, 4:2:0, for NVDEC.*yuv420p10le"),
         (partial(video, "libx264", "mp4", pixels="yuv444p", count=3), "8 bits, 4:2:0, for NVDEC.*yuv444p"),
         (partial(video, "mjpeg", "matroska", pixels="yuvj420p", count=3), "NVDEC cannot decode mjpeg: expected H.264"),
-        (partial(video, "libx264", "mp4", size=(64, 4224), count=3), "NVDEC cannot decode this h264.*not supported"),
+        (partial(video, "libx264", "mp4", size=(64, 4224), count=3), "NVDEC cannot decode this H264.*not supported"),
         (partial(bytes, b"no video"), "not a video that FFmpeg can read"),
         (partial(bytes), "the file is empty"),
     ],

@@ -195,7 +195,7 @@ class Session:
 
     def _failure(self, error: Exception) -> SourceError:
         return SourceError(
-            f"NVDEC cannot decode this {self._codec}: {_one_line(error)}",
+            f"NVDEC cannot decode this {CODECS.get(self._codec, self._codec)}: {_one_line(error)}",
             hint="`via: ffmpeg` decodes on the CPU; where memory is short, take fewer cameras or smaller pictures",
         )
 
