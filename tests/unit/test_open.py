@@ -21,6 +21,7 @@ from vision.config.site import CameraConfig
 from vision.errors import SourceError
 from vision.types import PixelFormat
 
+MODEL = Path(__file__).parents[2] / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 FORMATS: tuple[PixelFormat, ...] = ("nv12", "bgr")
 
 
@@ -112,6 +113,24 @@ def test_gstreamer_that_was_asked_for_and_cannot_is_an_error(source: str) -> Non
         return
     with pytest.raises(SourceError, match="GStreamer cannot open it"):
         opened(source, via="gstreamer")
+
+
+def test_with_gstreamer_other_libraries_can_still_throw() -> None:
+    """It brings an unwinder whose functions have the names of GCC's: a C++ exception would end the process."""
+    if (reason := available(camera("rtsp://10.0.0.4/a"))) is not None:
+        pytest.skip(f"needs GStreamer: {reason}")
+    code = f"""
+from vision.capture import gst
+gst.library()
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession({str(MODEL)!r})
+try:
+    session.run(None, {{"images": numpy.zeros((1, 3, 5, 5), numpy.float32)}})
+except Exception as error:
+    print("caught", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith("caught"), (done.returncode, done.stderr)
 
 
 @pytest.mark.parametrize(("source", "expected"), [("clip.mp4", VideoFile), ("http://10.0.0.4/a", PyAVSource)])

@@ -5,6 +5,7 @@ They are Debian packages, not wheels, so nothing of them is imported before a ca
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -12,7 +13,6 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,8 +37,20 @@ def library() -> SimpleNamespace:
         return _load()
 
 
+def _keep_unwinder() -> None:
+    """Let the C++ exceptions of other libraries find GCC's unwinder first, as they do in a process without GStreamer.
+
+    GStreamer depends on libunwind, whose functions have the same names, and PyGObject loads it for everybody to see.
+    A library that throws for the first time after that, such as ONNX Runtime or OpenCV at a bad input, would call half
+    of the one and half of the other, and crash. What is made visible first is found first.
+    """
+    with contextlib.suppress(OSError):  # systems without GCC's library have no use for it
+        ctypes.CDLL("libgcc_s.so.1", mode=ctypes.RTLD_GLOBAL)
+
+
 @functools.cache
 def _load() -> SimpleNamespace:
+    _keep_unwinder()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ImportWarning)  # PyGObject's importer, on Python 3.11
@@ -117,7 +129,7 @@ def hash_is_address(structure: Any) -> bool:
     return shown is not None and int(shown[1], 16) == hash(structure)
 
 
-@contextmanager
+@contextlib.contextmanager
 def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
     """The bytes of a GstBuffer (flat, uint8), where they are.
 
@@ -131,7 +143,7 @@ def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
         yield pixels
 
 
-@contextmanager
+@contextlib.contextmanager
 def _mapped_by_copy(buffer: Any) -> Iterator[NDArray[np.uint8]]:
     found, info = buffer.map(library().Gst.MapFlags.READ)
     if not found:
@@ -142,7 +154,7 @@ def _mapped_by_copy(buffer: Any) -> Iterator[NDArray[np.uint8]]:
         buffer.unmap(info)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _mapped_in_place(buffer: Any) -> Iterator[NDArray[np.uint8]]:
     info = _MapInfo()
     address = hash(buffer)
