@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vision.cuda import check, failure, missing_device, open_device, out_of_memory
+from vision.cuda import Event, check, failure, missing_device, open_device, out_of_memory
 from vision.errors import EXIT_CONFIG, DeviceError, DeviceMissing
+from vision.queueing import SUCCESS, calls
 
 cuda = pytest.importorskip("cuda.bindings.runtime")
 
@@ -34,6 +35,17 @@ def test_a_machine_with_or_without_a_gpu() -> None:
     except DeviceMissing as missing:
         assert "driver" in missing.args[0] or "GPU" in missing.args[0]
         assert missing.hint
+
+
+def test_what_queues_work_needs_a_driver() -> None:
+    try:
+        open_device()
+    except DeviceMissing:
+        with pytest.raises(DeviceMissing, match="the NVIDIA driver has no cuMemcpyHtoDAsync: cudaError"):
+            calls()
+    else:
+        with Event() as never_recorded:
+            assert calls().query(never_recorded.address) == SUCCESS
 
 
 @pytest.mark.parametrize("status", [700, 719, 214, 2, 12345])
