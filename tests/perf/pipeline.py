@@ -17,7 +17,7 @@ _WARM = 10  # first results, while files open and buffers are made
 def measure(quick: bool) -> Mapping[str, Any]:
     """Frames per second, each round one after the other, and the medians of the ratios of a round."""
     beside = "onnxruntime with decoding beside it, best"
-    rounds = [_round(40 if quick else 150) for _ in range(1 if quick else 3)]
+    rounds = [_round(40 if quick else 150) for _ in range(1 if quick else 5)]
     figures = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     ratios = {
         "one camera / onnxruntime alone": [one["one camera"] / one["onnxruntime alone, best"] for one in rounds],
