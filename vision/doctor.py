@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vision.detect.open import has_nvidia_gpu
@@ -67,11 +68,11 @@ def print_findings(findings: Iterable[Finding], console: Console) -> int:
     styles = {"ok": "green", "missing": "yellow", "broken": "red", "note": "cyan"}
     table = Table("what", "state", "found", header_style="bold")
     for finding in findings:
-        table.add_row(finding.subject, f"[{styles[finding.verdict]}]{finding.verdict}[/]", finding.detail)
+        table.add_row(finding.subject, f"[{styles[finding.verdict]}]{finding.verdict}[/]", escape(finding.detail))
     console.print(table)
     for finding in findings:
         if finding.hint:
-            console.print(f"[bold]{finding.subject}[/]: {finding.hint}", highlight=False)
+            console.print(f"[bold]{finding.subject}[/]: {escape(finding.hint)}", highlight=False, soft_wrap=True)
     failed = [finding.subject for finding in findings if finding.needed and finding.verdict in ("missing", "broken")]
     console.print(f"needed and not there: {', '.join(failed)}" if failed else "vision run demo will work here")
     return 1 if failed else 0

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from vision.capture import open as opening
-from vision.doctor import Verdict, _nvdec, _pyav
+from vision.doctor import Finding, Verdict, _nvdec, _pyav, print_findings
+
+
+def test_what_is_printed_can_be_typed() -> None:
+    """Brackets are Rich's markup: `pip install 'vision[cuda12]'` came out as `pip install 'vision'`."""
+    console = Console(file=StringIO(), width=200)
+    finding = Finding("cuda-python", "missing", "no module [cuda]", "pip install 'vision[cuda12]'")
+    assert print_findings([finding], console) == 0
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "pip install 'vision[cuda12]'" in printed
+    assert "no module [cuda]" in printed
 
 
 def test_pyav_that_is_there() -> None:
