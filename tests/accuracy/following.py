@@ -126,16 +126,21 @@ def clear_mot(truth: Floats, rows: Floats, frames: range) -> dict[str, float]:
     return {name: float(summary[name]) for name in names}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.accuracy.following")
+def read_arguments(program: str) -> tuple[Floats, Floats, range, float]:
+    """Of the command line: what the labels say, what was found, which frames are looked at, frames per second."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}")
     parser.add_argument("recording", type=Path)
     parser.add_argument("--every", type=int, default=1, help="take every n-th frame only")
     parser.add_argument("--rate", type=float, default=10.0, help="frames of the clip per second")
     arguments = parser.parse_args()
     truth = np.loadtxt(os.environ["VISION_PETS_GT"], delimiter=",")
     found = np.array(list(mot_rows(arguments.recording)), np.float64)
-    frames = range(1, int(truth[:, 0].max()) + 1, arguments.every)
-    followed = follow(found, frames, arguments.rate)
+    return truth, found, range(1, int(truth[:, 0].max()) + 1, arguments.every), arguments.rate
+
+
+def main() -> int:
+    truth, found, frames, rate = read_arguments("tests.accuracy.following")
+    followed = follow(found, frames, rate)
     results: dict[str, Any] = {"lines": line_errors(truth, followed)}
     try:
         results["tracks"] = clear_mot(truth, followed.rows, frames)

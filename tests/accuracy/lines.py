@@ -9,17 +9,13 @@ pixels, they differ from themselves by 2 to 3 %.
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final, TypeAlias
 
 import numpy as np
 
-from tests.accuracy.following import Floats, Followed, follow, line_errors
-from tests.accuracy.to_mot import mot_rows
+from tests.accuracy.following import Floats, Followed, follow, line_errors, read_arguments
 
 Line: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 
@@ -60,15 +56,7 @@ def errors_of(truth: Floats, found: Floats, frames: range, rate: float) -> dict[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.accuracy.lines")
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("--every", type=int, default=1, help="take every n-th frame only")
-    parser.add_argument("--rate", type=float, default=10.0, help="frames of the clip per second")
-    arguments = parser.parse_args()
-    truth = np.loadtxt(os.environ["VISION_PETS_GT"], delimiter=",")
-    found = np.array(list(mot_rows(arguments.recording)), np.float64)
-    frames = range(1, int(truth[:, 0].max()) + 1, arguments.every)
-    errors = errors_of(truth, found, frames, arguments.rate)
+    errors = errors_of(*read_arguments("tests.accuracy.lines"))
     for name, one in errors.items():
         far = "  more than 10 % off" if one["labelled"] >= LEAST and one["error"] > 0.1 else ""
         sys.stdout.write(f"{name:>14}: {one['labelled']:3.0f} labelled, {one['counted']:3.0f} counted{far}\n")

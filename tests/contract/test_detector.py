@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from vision.detect.fake import FakeDetector
 from vision.detect.onnxruntime import OnnxRuntimeDetector
 from vision.errors import Closed, DeviceError, DeviceMissing
 from vision.fakes import FAKE_COLORS
+from vision.performance.pictures import convert
 from vision.types import Detections, Frame, FrameMeta, PixelFormat, frame_shape
 
 LONG_S = 60.0  # for machines that are busy with something else
@@ -107,16 +107,7 @@ def slow(kind: Kind, tmp_path: Path) -> Iterator[Detector]:
 
 def picture(color: int, width_px: int, height_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
     """All pixels of one colour."""
-    bgr = np.full((height_px, width_px, 3), FAKE_COLORS[color], np.uint8)
-    if pixel_format == "bgr":
-        return bgr
-    if pixel_format == "bgrx":
-        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2BGRA), np.uint8)
-    planar = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420), np.uint8)
-    if pixel_format == "i420":
-        return planar
-    chroma = planar[height_px:].reshape(2, -1)
-    return np.concatenate([planar[:height_px], chroma.T.reshape(height_px // 2, width_px)])
+    return convert(np.full((height_px, width_px, 3), FAKE_COLORS[color], np.uint8), pixel_format)
 
 
 def frame(

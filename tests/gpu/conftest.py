@@ -27,3 +27,15 @@ def device():  # type: ignore[no-untyped-def]  # vision.cuda cannot be imported 
         return open_device()
     except DeviceMissing as missing:
         pytest.skip(f"no GPU: {missing.args[0]}")
+
+
+@pytest.fixture
+def nvdec(device: object) -> None:
+    """NVDEC, or the emulated one."""
+    from vision.capture.nvdec import require_nvdec
+    from vision.errors import SourceError
+
+    try:
+        require_nvdec()
+    except SourceError as error:
+        pytest.skip(str(error))

@@ -19,7 +19,6 @@ from tests.gpu.coded_video import FAST, FPS, coded, decoded, served, video
 from tests.gpu.opening import EMULATED
 from vision.batching import LatestSlot
 from vision.capture.liveness import PictureWatch
-from vision.capture.nvdec import require_nvdec
 from vision.capture.nvdec_file import NvdecFile
 from vision.capture.nvdec_stream import NvdecDecoder
 from vision.capture.open import open_source
@@ -41,13 +40,7 @@ NO_B_FRAMES = (*FAST.items(), ("bf", "0"))
 Image = NDArray[np.uint8]
 
 
-@pytest.fixture(autouse=True)
-def nvdec(device: object) -> None:
-    """Everything here needs it."""
-    try:
-        require_nvdec()
-    except SourceError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("nvdec")
 
 
 def opened_file(path: Path, **options: Any) -> closing[NvdecFile]:

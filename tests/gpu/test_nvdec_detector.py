@@ -16,11 +16,9 @@ from tests.gpu.coded_video import FAST, decoded, written
 from tests.gpu.opening import EMULATED
 from tests.gpu.test_tensorrt_detector import detect, images, iou, open_nanodet, same
 from vision.assemble import RunOptions
-from vision.capture.nvdec import require_nvdec
 from vision.capture.nvdec_file import NvdecFile
 from vision.config import SiteConfig
 from vision.device_image import DeviceImage
-from vision.errors import SourceError
 from vision.pipelines import load_pipeline
 from vision.report import Report
 from vision.types import Detections, Frame, FrameMeta, Result
@@ -29,13 +27,7 @@ CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
 FRAMES = 2 if EMULATED else 200
 
 
-@pytest.fixture(autouse=True)
-def nvdec(device: object) -> None:
-    """Everything here needs it."""
-    try:
-        require_nvdec()
-    except SourceError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("nvdec")
 
 
 @pytest.fixture(scope="module")

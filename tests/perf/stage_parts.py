@@ -29,6 +29,7 @@ from vision.engine.build import BuildSettings
 from vision.engine.driver import CudaMemory
 from vision.engine.memory import MemoryPool, make_allocator
 from vision.engine.opening import open_engine
+from vision.performance.pictures import convert
 from vision.types import Detections, Frame, FrameMeta, PixelFormat
 
 MODEL = "nanodet-g-416"
@@ -177,23 +178,9 @@ def pictures(count: int, pixel_format: PixelFormat, size: tuple[int, int] = CLIP
             capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
             continue
         scaled = bgr if size == CLIP_SIZE else cv2.resize(bgr, size)
-        found.append(converted(np.asarray(scaled, np.uint8), pixel_format))
+        found.append(convert(np.asarray(scaled, np.uint8), pixel_format))
     capture.release()
     return found
-
-
-def converted(bgr: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.uint8]:
-    """One picture in another format."""
-    if pixel_format == "bgr":
-        return bgr
-    if pixel_format == "bgrx":
-        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2BGRA), np.uint8)
-    planar = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420), np.uint8)
-    if pixel_format == "i420":
-        return planar
-    height, width = bgr.shape[:2]
-    chroma = planar[height:].reshape(2, -1)
-    return np.concatenate([planar[:height], chroma.T.reshape(height // 2, width)])
 
 
 def frames_for(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.cuda import DeviceBuffer, HostBuffer, Owned, Stream, copy_to_device, copy_to_host
+from vision.cuda import DeviceBuffer, HostBuffer, Owned, Stream, copy_to_host, queue_to_device
 from vision.detect.completion import Completion
 from vision.detect.frames import DESCRIPTION_BYTES, Spare
 from vision.detect.letterbox import Letterbox
@@ -149,7 +149,7 @@ class DynamicSlot(Owned):
         for index, frame in enumerate(frames):
             row = rows[index * DESCRIPTION_BYTES : (index + 1) * DESCRIPTION_BYTES]
             self._inlet.store.place(frame, row, self._spare, index, self.stream)
-        copy_to_device(self._frames.address, self._rows.address, batch * DESCRIPTION_BYTES, self.stream)
+        queue_to_device(self._frames.address, self._rows.address, batch * DESCRIPTION_BYTES, self.stream)
         self._launches[batch].enqueue(self.stream)
         self._contexts[batch].enqueue(self.stream.address)
         for output in self.outputs.values():
