@@ -240,6 +240,11 @@ inline float half_to_float(unsigned short bits) {
     std::memcpy(&value, &bits, 2);
     return (float)value;
 }
+inline float float_of_bits(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
 inline unsigned short float_to_half(float value) {
     _Float16 half = (_Float16)value;
     unsigned short bits;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,11 @@ class EmulatedContext:
         engine = self._engine
         name = engine.inputs[0].name
         images = _array(self._addresses[name], self._shape, engine.inputs[0].dtype)
+        if engine.inputs[0].interleaved:
+            batch, channels, *sides = self._shape
+            pixels = images.reshape(batch, *sides, channels)
+            assert not pixels[..., 3:].any(), "the fourth channel counts for something"
+            images = pixels[..., :3].transpose(0, 3, 1, 2)
         engine.runs += 1
         for output, computed in engine.compute(images.astype(np.float32)).items():
             value = np.ascontiguousarray(computed, engine.tensor(output).dtype)
@@ -119,8 +125,12 @@ class EmulatedEngine:
         *,
         batches: tuple[int, int] = (1, 64),
         dtypes: Mapping[str, str] | None = None,
+        interleaved: bool = False,
     ) -> None:
-        """`outputs` without the batch axis; `dtypes` of tensors that are not float32; -1: the data decides."""
+        """`outputs` without the batch axis; `dtypes` of tensors that are not float32; -1: the data decides.
+
+        `interleaved`: it takes (B, H, W, 4), and computes without the fourth.
+        """
         given = dtypes or {}
         self.label = "emulated"
         self.compute = compute
@@ -129,9 +139,11 @@ class EmulatedEngine:
         self.closed = False
         self.saved = 0
         batch = -1 if batches[0] != batches[1] else batches[0]
-        self.inputs = (_tensor("images", "input", given, (batch, 3, *input_hw)),)
+        channels = 4 if interleaved else 3
+        picture = _tensor("images", "input", given, (batch, channels, *input_hw))
+        self.inputs = (replace(picture, interleaved=interleaved),)
         self.outputs = tuple(_tensor(name, "output", given, (batch, *shape)) for name, shape in outputs.items())
-        low, high = ((size, 3, *input_hw) for size in batches)
+        low, high = ((size, channels, *input_hw) for size in batches)
         self.profiles = (Profile({"images": Range(low, high, high)}, {}),)
 
     @property

@@ -63,23 +63,29 @@ def letterbox(
     pictures: Sequence[tuple[NDArray[np.uint8], PictureLayout] | None],
     *,
     half: bool,
+    interleaved: bool = False,
 ) -> tuple[NDArray[Any], NDArray[np.uint32]]:
-    """The network's input for pictures (None: an empty row of the batch), and the counts."""
-    program = LetterboxProgram.of(card, half_input=half)
+    """The network's input for pictures (None: an empty row of the batch), and the counts.
+
+    The input is (B, 3, H, W); a view (B, 4, H, W) of what lies as (B, H, W, 4) where it is interleaved.
+    """
+    program = LetterboxProgram.of(card, half_input=half, interleaved=interleaved)
     batch = len(pictures)
     with Bench(device) as bench:
         rows = b"".join(
             NO_FRAME if each is None else describe_frame(card, each[1], bench.put(each[0])) for each in pictures
         )
         frames = bench.put(np.frombuffer(rows, np.uint8))
-        shape, dtype = (batch, 3, card.height, card.width), np.float16 if half else np.float32
+        sides, dtype = (card.height, card.width), np.float16 if half else np.float32
+        shape = (batch, *sides, 4) if interleaved else (batch, 3, *sides)
         tensor = bench.buffer(int(np.prod(shape)) * np.dtype(dtype).itemsize)
         counts = bench.buffer(4 * batch)
         kernel = bench.module(program.file, program.definitions).kernel("letterbox")
         arguments = (frames, tensor.address, counts.address, describe_normalisation(card))
         kernel.bind(program.grid(batch), program.block, *arguments).enqueue(bench.stream)
         bench.stream.synchronize()
-        return tensor.read(shape, dtype), counts.read((batch,), np.uint32)
+        written = tensor.read(shape, dtype)
+        return (written.transpose(0, 3, 1, 2) if interleaved else written), counts.read((batch,), np.uint32)
 
 
 def postprocess(

@@ -52,7 +52,7 @@ def three_objects(images: Images) -> Outputs:
 
 def opened(compute: Callable[[Images], Outputs] = three_objects, **settings: Any) -> TensorRTDetector:
     outputs = settings.pop("outputs", {"output": (3, 6)})
-    engine = {name: settings.pop(name) for name in ("batches", "dtypes") if name in settings}
+    engine = {name: settings.pop(name) for name in ("batches", "dtypes", "interleaved") if name in settings}
     detect = DetectConfig(**{"score": 0.5, "slots": 2, "max_batch": 4, **settings})
     return open_computed(card(), detect, outputs, compute=compute, **engine)
 
@@ -139,6 +139,21 @@ def test_half_precision_in_and_out(dtypes: Mapping[str, str]) -> None:
         for each in detector.wait(1, 10.0):
             assert each.class_ids.tolist() == [1, 0]
             np.testing.assert_allclose(each.boxes_xyxy, OBJECTS[:2, :4], rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtypes", [{"images": "float16"}, {}])
+def test_pictures_pixel_by_pixel(dtypes: Mapping[str, str]) -> None:
+    shades: list[float] = []
+
+    def seen(images: Images) -> Outputs:
+        shades.extend(images[:, 1].mean(axis=(1, 2)).tolist())
+        return three_objects(images)
+
+    with closing(opened(seen, dtypes=dtypes, interleaved=True)) as detector:
+        detector.submit(0, [frame(200), frame(40)])
+        for each in detector.wait(0, 10.0):
+            np.testing.assert_allclose(each.boxes_xyxy, OBJECTS[:2, :4], rtol=1e-3)
+    np.testing.assert_allclose(shades[-2:], [200, 40], rtol=1e-3)
 
 
 def test_a_type_that_nothing_reads_is_an_error() -> None:

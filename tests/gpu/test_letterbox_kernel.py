@@ -52,25 +52,37 @@ def assert_rounded(card: InputCard, given: Any, wanted: Any, *, half: bool, said
     assert nearest.max() <= spread * (1e-3 if half else 2e-6), said
 
 
-def check(device: Any, card: InputCard, layouts: list[PictureLayout], *, half: bool) -> None:
+def check(device: Any, card: InputCard, layouts: list[PictureLayout], *, half: bool, interleaved: bool = False) -> None:
     pixels = [picture(layout, seed) for seed, layout in enumerate(layouts)]
-    tensor, counts = letterbox(device, card, [*zip(pixels, layouts, strict=True), None], half=half)
+    given = [*zip(pixels, layouts, strict=True), None]
+    tensor, counts = letterbox(device, card, given, half=half, interleaved=interleaved)
     assert not counts.any()
-    assert (tensor[-1].view(np.uint8) == 0xA7).all(), "a row without a frame was written"
-    for row, each, layout in zip(tensor, pixels, layouts, strict=False):
+    assert (np.ascontiguousarray(tensor[-1]).view(np.uint8) == 0xA7).all(), "a row without a frame was written"
+    assert tensor.shape[1] == (4 if interleaved else 3)
+    assert not tensor[:-1, 3:].any(), "the fourth channel counts for something"
+    for row, each, layout in zip(tensor[:, :3], pixels, layouts, strict=False):
         assert_rounded(card, row.astype(np.float32), levels(card, each, layout), half=half, said=str(layout))
 
 
-@pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize(("width", "height"), [(416, 416), (96, 64), (50, 34), (33, 17)])
-def test_every_size_and_format_in_one_launch(device: Any, width: int, height: int, half: bool) -> None:
+@pytest.mark.parametrize(
+    ("width", "height", "half", "interleaved"),
+    [
+        *((*size, half, False) for size in ((416, 416), (96, 64), (50, 34), (33, 17)) for half in (False, True)),
+        (416, 416, True, True),
+        (33, 17, True, True),
+        (96, 64, False, True),
+    ],
+)
+def test_every_size_and_format_in_one_launch(
+    device: Any, width: int, height: int, half: bool, interleaved: bool
+) -> None:
     layouts = [
         PictureLayout(height_px, width_px, pixel_format)
         for pixel_format, (height_px, width_px) in itertools.product(FORMATS, EVEN)
     ]
     layouts += [PictureLayout(*size, pixel_format) for pixel_format in FORMATS[:2] for size in ODD]
     card = InputCard(width=width, height=height, mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395))
-    check(device, card, layouts, half=half)
+    check(device, card, layouts, half=half, interleaved=interleaved)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

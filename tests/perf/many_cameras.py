@@ -28,6 +28,7 @@ from tests.perf.site import write_config
 
 _WARM_NS = 10_000_000_000
 _SETTLED_S = 30.0
+_AT_THE_END = 3  # samples that may have seen the program give its memory back
 _STAGES = ("wait", "submit", "infer", "publish", "total")
 
 
@@ -71,7 +72,7 @@ def _watch_memory(process: subprocess.Popen[bytes]) -> dict[str, Any]:
             break
         if (device := _device_mib()) is not None:
             samples["device"].append((now_s, device))
-    return {name: _trend(*np.array(taken[:-1]).T) for name, taken in samples.items() if len(taken) > 2}
+    return {name: _trend(*np.array(taken[:-_AT_THE_END]).T) for name, taken in samples.items() if len(taken) > 5}
 
 
 def _device_mib() -> float | None:

@@ -145,13 +145,13 @@ def _large_pictures(report: Report, it: Opened, batch: int, seconds: float) -> N
 
 # ------------------------------------------------------------------------------------------------ variants
 
+_PLAIN = BuildSettings("fp16", interleaved_input=False, folded=False, fixed_batches=False)
+
 VARIANTS: Mapping[str, BuildSettings] = {
-    "float32 ends": BuildSettings("fp16", half_input=False, half_outputs=False),
-    "float16 input": BuildSettings("fp16", half_input=True, half_outputs=False),
-    "float16 ends": BuildSettings("fp16", half_input=True, half_outputs=True),
-    "float16 ends, optimization level 5": BuildSettings(
-        "fp16", half_input=True, half_outputs=True, optimization_level=5
-    ),
+    "ranges of batches": _PLAIN,
+    "fixed batch": replace(_PLAIN, fixed_batches=True),
+    "fixed batch, interleaved": replace(_PLAIN, fixed_batches=True, interleaved_input=True),
+    "fixed batch, interleaved, folded": replace(_PLAIN, fixed_batches=True, interleaved_input=True, folded=True),
 }
 
 
@@ -181,13 +181,13 @@ def variants(report: Report, batch: int, seconds: float) -> None:
 
 @contextlib.contextmanager
 def _opened_variant(report: Report, name: str, settings: BuildSettings, batch: int) -> Iterator[Opened | None]:
-    """An engine for the upper half of the batch sizes alone, so that it starts quickly; None where it cannot be."""
+    """An engine for the greatest batch or the upper half of batches, so that it starts quickly; None: it cannot be."""
     if report.late():
         report.part(name, lambda: None)
         yield None
         return
 
-    low_best_high = (max(1, batch // 2), batch, batch)
+    low_best_high = (batch if settings.fixed_batches else max(1, batch // 2), batch, batch)
 
     def upper_half(card: ModelCard) -> ModelCard:
         return card.model_copy(update={"profiles": (ProfileCard.model_validate({"batch": low_best_high}),)})
@@ -203,7 +203,6 @@ def _opened_variant(report: Report, name: str, settings: BuildSettings, batch: i
             yield None
             return
         report.values[f"{name}: start_s"] = it.phases.seconds
-        report.values[f"{name}: ends"] = {tensor.name: tensor.dtype for tensor in it.model.engine.tensors}
         yield it
 
 

@@ -296,7 +296,7 @@ def steps(slot: Slot, batch: int) -> dict[str, float]:
 def naive(model: Model, slot: Slot, count: int = 40) -> float:
     """What is written first: OpenCV and NumPy on the host, pageable memory, waiting for every frame; ms a frame."""
     card, stream, memory, context = model.card, slot.stream, slot.memory, slot.chains[1].context
-    dtype = model.engine.tensor(model.input_name).dtype
+    picture = model.engine.tensor(model.input_name)
     mean, std = np.array(card.input.mean, np.float32), np.array(card.input.std, np.float32)
     outputs = {
         name: np.empty(context.output_sizes()[name].shape or (), model.engine.tensor(name).dtype)
@@ -310,8 +310,11 @@ def naive(model: Model, slot: Slot, count: int = 40) -> float:
         canvas = np.full((card.input.height, card.input.width, 3), card.input.fill, np.uint8)
         scaled = cv2.resize(image, (content_width, content_height))
         canvas[box.pad_y_px : box.pad_y_px + content_height, box.pad_x_px : box.pad_x_px + content_width] = scaled
-        tensor = ((canvas.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
-        tensor = np.ascontiguousarray(tensor, dtype)
+        pixels = (canvas.astype(np.float32) - mean) / std
+        if picture.interleaved:
+            tensor = np.pad(pixels, ((0, 0), (0, 0), (0, 1))).astype(picture.dtype)
+        else:
+            tensor = np.ascontiguousarray(pixels.transpose(2, 0, 1), picture.dtype)
         copy_to_device(memory.input.address, tensor.ctypes.data, tensor.nbytes, stream)
         context.enqueue(stream.address)
         for name, output in outputs.items():

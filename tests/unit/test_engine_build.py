@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ from vision.engine.build import (
     settled,
     timings_of,
 )
-from vision.engine.library import GpuDescription, LogLine, LogLines
+from vision.engine.library import GpuDescription, Library, LogLine, LogLines
 from vision.engine.precision import Precision, plan_typing
 from vision.engine.profiles import NetworkInput, Profile, Range
 from vision.engine.progress import Phase
@@ -75,7 +76,7 @@ def build(
 def test_dynamic_batch_in_every_float_precision(precision: Precision, half_input: bool, half_outputs: bool) -> None:
     built = build(convolution(), BuildSettings(precision, 8, half_input=half_input, half_outputs=half_outputs))
     assert len(built.plan) > 10_000
-    assert [each.shapes["images"].max[0] for each in built.profiles] == [4, 8]
+    assert [each.shapes["images"].max[0] for each in built.profiles] == [4, 8, 1, 2, 4, 8]
     assert built.weights_bytes is not None
     assert built.seconds > 0
 
@@ -84,7 +85,8 @@ def test_lower_precision_halves_the_weights_of_the_shipped_model() -> None:
     folder = MODELS / "nanodet-g-416"
     shipped = ModelCard.model_validate(yaml.safe_load((folder / "model.yaml").read_text()))
     onnx = (folder / shipped.file).read_bytes()
-    full, half = (build(onnx, BuildSettings(precision, 4), of=shipped) for precision in ("fp32", "fp16"))
+    as_it_is = BuildSettings("fp32", 4, interleaved_input=False, folded=False, fixed_batches=False)
+    full, half = (build(onnx, replace(as_it_is, precision=precision), of=shipped) for precision in ("fp32", "fp16"))
     assert full.weights_bytes is not None
     assert half.weights_bytes is not None
     assert full.activation_bytes is not None
@@ -309,11 +311,47 @@ def test_inputs_and_outputs_become_half_where_types_can_be_set(half_input: bool,
 
 def test_what_is_left_open_is_settled_by_precision_and_head() -> None:
     nanodet = card(head={"kind": "nanodet"})
-    assert settled(BuildSettings("fp16"), nanodet) == BuildSettings("fp16", half_input=True, half_outputs=True)
-    assert settled(BuildSettings("fp16"), card()) == BuildSettings("fp16", half_input=True, half_outputs=False)
-    assert settled(BuildSettings("fp32"), nanodet) == BuildSettings("fp32", half_input=False, half_outputs=False)
-    chosen = BuildSettings("fp16", half_input=False, half_outputs=False)
+    half = BuildSettings(
+        "fp16", half_input=True, half_outputs=True, interleaved_input=True, folded=True, fixed_batches=True
+    )
+    assert settled(BuildSettings("fp16"), nanodet) == half
+    assert settled(BuildSettings("fp16"), card()) == replace(half, half_outputs=False)
+    floats = BuildSettings("fp32", half_input=False, half_outputs=False, interleaved_input=False, folded=False)
+    assert settled(BuildSettings("fp32"), nanodet) == replace(floats, fixed_batches=True)
+    chosen = replace(floats, precision="fp16", fixed_batches=False)
     assert settled(chosen, nanodet) == chosen
+
+
+def test_a_library_that_measures_gets_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full TensorRT: found without being there."""
+    measuring = Library(library.find_library().module, "tensorrt", "10.3.0")
+    monkeypatch.setattr("vision.engine.build.find_library", lambda: measuring)
+    found = settled(BuildSettings("fp16"), card())
+    assert (found.interleaved_input, found.folded, found.fixed_batches) == (False, False, False)
+
+
+def test_an_engine_of_pixels_has_a_profile_for_every_batch(caplog: pytest.LogCaptureFixture) -> None:
+    built = build(convolution(), BuildSettings("fp16", 6))
+    pictures = [profile.shapes["images"] for profile in built.profiles]
+    assert [each.max[0] for each in pictures if each.min == each.max] == [1, 2, 4, 6]
+    (shape,) = {each.max[1:] for each in pictures}
+    as_it_is = "tiny is built as it is" in caplog.text  # TensorRT-RTX 1.4 fails at such an input
+    assert shape == ((3, 16, 16) if as_it_is else (4, 16, 16))
+    assert as_it_is == library.find_library().version.startswith("1.4.")
+
+
+def test_what_cannot_be_built_reshaped_is_built_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def reshaped(model: bytes, *, interleave: bool, fold: bool) -> bytes:
+        return with_operator("Abracadabra") if interleave or fold else model
+
+    monkeypatch.setattr("vision.engine.build.reshape_onnx", reshaped)
+    built = build(convolution(), BuildSettings("fp16", 1))
+    assert built.profiles[0].shapes["images"].max == (1, 3, 16, 16)
+    assert "tiny is built as it is, and may run slower: reshaped, " in caplog.text
+    with pytest.raises(ModelError, match="Abracadabra"):
+        build(with_operator("Abracadabra"), BuildSettings("fp16", 1))
 
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")  # TensorRT-RTX keeps none

@@ -1,16 +1,9 @@
-"""Precisions: what a GPU has, how a library is told, and what rewriting does to the numbers."""
+"""Precisions: what a GPU has, and how a library is told."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from numpy.typing import NDArray
 
-from tests.unit.engine_models import convolution, quantised
 from vision.engine.library import GpuDescription
 from vision.engine.precision import (
     Precision,
@@ -20,11 +13,8 @@ from vision.engine.precision import (
     plan_typing,
     precisions_of,
     require_precision,
-    rewrite_onnx,
 )
 from vision.errors import ModelError
-
-NANODET = Path(__file__).parents[2] / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 
 
 @pytest.mark.parametrize(
@@ -111,94 +101,3 @@ def test_which_ends_of_a_network_may_be_half(
     precision: Precision, weak_typing: bool, head: str, half_ends: tuple[bool, bool]
 ) -> None:
     assert plan_typing(precision, weak_typing=weak_typing).half_ends(head) == half_ends
-
-
-# ------------------------------------------------------------------------------------------------ rewriting
-
-
-def outputs(model: bytes, pictures: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """What ONNX Runtime computes, whatever type the model takes."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    given = session.get_inputs()[0]
-    fed = pictures.astype(np.float16) if given.type == "tensor(float16)" else pictures
-    return [np.asarray(each, np.float64) for each in session.run(None, {given.name: fed})]
-
-
-def relative_error(found: NDArray[np.float64], right: NDArray[np.float64]) -> float:
-    return float(np.linalg.norm(found - right) / np.linalg.norm(right))
-
-
-def types_of(model: bytes) -> set[int]:
-    """Types of weights, inputs and outputs."""
-    graph = onnx.load_model_from_string(model).graph
-    ends = (*graph.input, *graph.output)
-    return {tensor.data_type for tensor in graph.initializer} | {each.type.tensor_type.elem_type for each in ends}
-
-
-ENDS = [(True, True), (False, True), (True, False), (False, False)]
-
-
-@pytest.mark.parametrize(("keep_inputs", "keep_outputs"), ENDS)
-def test_the_shipped_model_in_float16_computes_the_same(keep_inputs: bool, keep_outputs: bool) -> None:
-    original = NANODET.read_bytes()
-    rewritten = rewrite_onnx(original, "fp16", keep_inputs=keep_inputs, keep_outputs=keep_outputs)
-    pictures = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
-    for found, right in zip(outputs(rewritten, pictures), outputs(original, pictures), strict=True):
-        assert relative_error(found, right) < 1e-3
-    graph = onnx.load_model_from_string(rewritten).graph
-    nodes = [node.op_type for node in graph.node]
-    assert nodes.count("Cast") == keep_inputs + 2 * keep_outputs, "no casts inside the network"
-    kinds = [[each.type.tensor_type.elem_type for each in ends] for ends in (graph.input, graph.output)]
-    assert kinds == [[1 if keep_inputs else 10], [1 if keep_outputs else 10] * 2]
-    assert len(rewritten) < 0.55 * len(original)
-
-
-def test_rewritten_nodes_are_in_order_and_pass_the_checker() -> None:
-    rewritten = onnx.load_model_from_string(rewrite_onnx(convolution(), "fp16", keep_inputs=True, keep_outputs=True))
-    onnx.checker.check_model(rewritten, full_check=True)
-
-
-@pytest.mark.parametrize(("keep_io", "kinds"), [(True, {1, 16}), (False, {16})])
-def test_bfloat16_everywhere_but_where_float32_is_kept(keep_io: bool, kinds: set[int]) -> None:
-    assert types_of(rewrite_onnx(convolution(), "bf16", keep_inputs=keep_io, keep_outputs=keep_io)) == kinds
-
-
-def test_bfloat16_weights_are_the_float32_ones_rounded_to_nearest() -> None:
-    original = onnx.load_model_from_string(convolution(weight=3.0e38)).graph.initializer[0]
-    rewritten = onnx.load_model_from_string(
-        rewrite_onnx(convolution(weight=3.0e38), "bf16", keep_inputs=False, keep_outputs=False)
-    )
-    found = np.asarray(onnx.numpy_helper.to_array(rewritten.graph.initializer[0]), np.float32)
-    right = onnx.numpy_helper.to_array(original)
-    assert np.all(np.isfinite(found)), "a weight that float16 does not have survives"
-    assert float(np.max(np.abs(found - right) / np.abs(right))) <= 2.0**-8
-
-
-def test_weight_that_float16_does_not_have_is_refused() -> None:
-    with pytest.raises(ModelError, match="weight w0 has the value 70000, and float16 ends at 65504"):
-        rewrite_onnx(convolution(weight=70000.0), "fp16", keep_inputs=True, keep_outputs=True)
-
-
-def test_what_is_no_onnx_is_refused() -> None:
-    with pytest.raises(ModelError, match="not an ONNX model"):
-        rewrite_onnx(b"\xff\xfe no ONNX", "fp16", keep_inputs=True, keep_outputs=True)
-
-
-def test_quantised_model_gets_scales_in_float16_and_computes_the_same() -> None:
-    original = quantised()
-    rewritten = rewrite_onnx(original, "fp16", keep_inputs=True, keep_outputs=True)
-    loaded = onnx.load_model_from_string(rewritten)
-    onnx.checker.check_model(loaded, full_check=True)
-    assert loaded.opset_import[0].version >= 19, "QuantizeLinear takes float16 from there on"
-    nodes = {node.op_type for node in loaded.graph.node}
-    assert {"QuantizeLinear", "DequantizeLinear"} <= nodes
-    pictures = np.random.default_rng(1).normal(size=(1, 3, 16, 16)).astype(np.float32)
-    (found,), (right,) = outputs(rewritten, pictures), outputs(original, pictures)
-    assert relative_error(found, right) < 0.02
-
-
-def test_model_without_quantisation_keeps_its_opset() -> None:
-    rewritten = onnx.load_model_from_string(
-        rewrite_onnx(convolution(opset=17), "fp16", keep_inputs=True, keep_outputs=True)
-    )
-    assert rewritten.opset_import[0].version == 17

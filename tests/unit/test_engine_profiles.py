@@ -12,6 +12,7 @@ from vision.engine.profiles import (
     Profile,
     Range,
     batch_bands,
+    batch_sizes,
     choose_profile,
     make_profiles,
     picture_input,
@@ -112,6 +113,13 @@ def test_bands_reach_max_batch_and_no_further(max_batch: int, bands: tuple[tuple
     assert batch_bands(max_batch) == bands
 
 
+@pytest.mark.parametrize(
+    ("max_batch", "sizes"), [(1, (1,)), (2, (1, 2)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8)), (9, (1, 2, 4, 8, 9))]
+)
+def test_batch_sizes_are_powers_of_two_and_the_greatest(max_batch: int, sizes: tuple[int, ...]) -> None:
+    assert batch_sizes(max_batch) == sizes
+
+
 def test_no_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         batch_bands(0)
@@ -141,6 +149,19 @@ def test_profiles_are_made_from_max_batch() -> None:
         "images 1x3x16x16 .. 4x3x16x16 (best 4x3x16x16)",
         "images 4x3x16x16 .. 8x3x16x16 (best 8x3x16x16)",
     ]
+
+
+def test_every_batch_that_runs_gets_a_profile_of_its_own() -> None:
+    made = make_profiles([OPEN_BATCH], card(), 6, fixed_batches=True)
+    ranges = [(each.shapes["images"].min[0], each.shapes["images"].max[0]) for each in made]
+    assert ranges == [(1, 4), (4, 6), (1, 1), (2, 2), (4, 4), (6, 6)]
+    chosen = {size: ranges[choose_profile(made, {"images": (size, 3, 16, 16)})] for size in range(1, 7)}
+    assert chosen == {1: (1, 1), 2: (2, 2), 3: (1, 4), 4: (4, 4), 5: (4, 6), 6: (6, 6)}
+    given = [{"batch": [1, 2, 4]}]
+    (alone,) = make_profiles([OPEN_BATCH], card(profiles=given), 4, fixed_batches=True)
+    assert alone.shapes["images"].max[0] == 4, "model.yaml has the last word"
+    assert len(make_profiles([FIXED], card(), 4, fixed_batches=True)) == 1
+    assert len(make_profiles([OPEN_BATCH], card(), 1, fixed_batches=True)) == 1
 
 
 def test_open_height_and_width_are_those_of_the_card() -> None:

@@ -112,6 +112,7 @@ class RawEngine:
 
     def __init__(self, context: RawContext | None = None) -> None:
         self.context = context
+        self.format: Any = trt.TensorFormat.LINEAR
         self.strategies: list[Any] = []
 
     def get_tensor_name(self, index: int) -> str:
@@ -128,6 +129,9 @@ class RawEngine:
 
     def get_tensor_location(self, name: str) -> Any:
         return trt.TensorLocation.HOST if name == "size" else trt.TensorLocation.DEVICE
+
+    def get_tensor_format(self, name: str) -> Any:
+        return self.format if name == "images" else trt.TensorFormat.LINEAR
 
     def is_shape_inference_io(self, name: str) -> bool:
         return name == "size"
@@ -242,6 +246,12 @@ def test_batch_above_the_profiles_is_refused() -> None:
         engine().choose({"images": (9, 3, 8, 8)})
     assert "max_batch" in caught.value.hint
     assert engine().choose({"images": (5, 3, 8, 8)}) == 1
+
+
+def test_an_input_of_pixels_is_known() -> None:
+    raw = RawEngine(RawContext())
+    raw.format = trt.TensorFormat.CHW4
+    assert [tensor.interleaved for tensor in engine(raw).tensors] == [True, False, False]
 
 
 def test_unknown_tensor_is_refused_with_those_that_there_are() -> None:

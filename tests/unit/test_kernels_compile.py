@@ -66,8 +66,9 @@ def supported(arch: str) -> bool:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_letterbox(arch: str) -> None:
     if supported(arch):
-        for half, width in itertools.product((False, True), (416, 417)):
-            program = LetterboxProgram.of(InputCard(width=width, height=416), half_input=half)
+        for (half, interleaved), width in itertools.product(((False, False), (True, False), (True, True)), (416, 417)):
+            card = InputCard(width=width, height=416)
+            program = LetterboxProgram.of(card, half_input=half, interleaved=interleaved)
             assert compile_cubin(Source.read(KERNELS / program.file, program.definitions), arch)
 
 

@@ -14,7 +14,7 @@ from vision.performance.conditions import CpuUse, Machine, ThisSystem, file_sha2
 from vision.performance.document import Bench, Case, HostCosts, Row
 from vision.performance.model import CameraForecast, Forecast
 from vision.performance.pipeline import CameraRun, SiteRun
-from vision.performance.plan import Check, batch_sizes, checks, costs_of, make_plan, verify
+from vision.performance.plan import Check, checks, costs_of, make_plan, verify
 from vision.performance.samples import Durations
 
 MODEL = Path(__file__).parents[2] / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
@@ -137,8 +137,3 @@ def test_figures_of_a_plan_meet_those_of_the_run() -> None:
         "a: p50 ms": (20, 10, 10),
         "a: p99 ms": (20, 10, 10),
     }
-
-
-@pytest.mark.parametrize(("most", "expected"), [(1, (1,)), (2, (1, 2)), (5, (1, 2, 4, 5)), (8, (1, 2, 4, 8))])
-def test_batch_sizes_of_a_site(most: int, expected: tuple[int, ...]) -> None:
-    assert batch_sizes(most) == expected

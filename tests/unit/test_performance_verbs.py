@@ -285,7 +285,7 @@ def test_profile_prints_the_command_for_nsight_systems() -> None:
 def test_profile_prints_the_commands_for_trtexec() -> None:
     done = run("profile", MODEL, "--batch", "8", "--print-trtexec")
     assert done.returncode == 0, done.stderr
-    assert "--shapes=images:8x3x416x416" in done.stdout
+    assert "--shapes=images:8x4x416x416" in done.stdout
     assert "--infStreams=2" in done.stdout
     assert f"`vision build {MODEL} --max-batch 8 --precision fp16` (this tool would build" in done.stdout
     as_it_is = run("profile", MODEL, "--batch", "8", "--precision", "fp32", "--print-trtexec")

@@ -15,18 +15,10 @@ from vision.detect.layout import describe_normalisation
 from vision.detect.programs import KERNELS, LetterboxProgram
 from vision.detect.slot import LetterboxKernel
 from vision.engine.cache import default_folder
+from vision.engine.profiles import batch_sizes
 from vision.engine.runtime import Context, Engine, GraphPolicy
 from vision.errors import ModelError
 from vision.nvrtc import Module, Source
-
-
-def batch_sizes(max_batch: int) -> tuple[int, ...]:
-    """Batch sizes that have a chain of their own; a batch runs in the next larger one, its other rows empty.
-
-    Powers of two: each size costs a context and a graph in every slot, seconds at start, and an empty row costs little,
-    since batches of a camera system are either small, where the GPU is not full, or `max_batch`.
-    """
-    return tuple(sorted({*(1 << power for power in range(max_batch.bit_length())), max_batch}))
 
 
 def kernel_cache() -> Path:
@@ -80,8 +72,9 @@ class Model:
         return pictures[0].name
 
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Of the picture's tensor."""
-        return (batch, 3, self.card.input.height, self.card.input.width)
+        """Of the picture's tensor. One that is interleaved has a fourth channel, which stays 0."""
+        tensor = self.engine.tensor(self.input_name)
+        return (batch, tensor.shape[1] if tensor.interleaved else 3, self.card.input.height, self.card.input.width)
 
     def batches(self) -> tuple[int, ...]:
         """Batch sizes to prepare: those of `batch_sizes` that the engine takes, or its only one."""
@@ -105,8 +98,10 @@ class Model:
 @contextlib.contextmanager
 def load_letterbox(model: Model, device: Device) -> Iterator[LetterboxKernel]:
     """The letterbox kernel of a model, on the GPU."""
-    half = model.engine.tensor(model.input_name).dtype == "float16"
-    program = LetterboxProgram.of(model.card.input, half_input=half)
+    tensor = model.engine.tensor(model.input_name)
+    program = LetterboxProgram.of(
+        model.card.input, half_input=tensor.dtype == "float16", interleaved=tensor.interleaved
+    )
     source = Source.read(KERNELS / program.file, program.definitions)
     with Module.build(source, device.arch, kernel_cache()) as module:
         yield LetterboxKernel(module.kernel("letterbox"), program, describe_normalisation(model.card.input))

@@ -46,17 +46,23 @@ class LetterboxProgram:
     width_px: int
     height_px: int
     half_input: bool
+    interleaved: bool = False  # (B, H, W, 4) in place of (B, 3, H, W)
 
     file: ClassVar[str] = "letterbox.cu"
     block: ClassVar[Grid] = (32, 8, 1)
 
     @classmethod
-    def of(cls, card: InputCard, *, half_input: bool) -> LetterboxProgram:
-        return cls(card.width, card.height, half_input)
+    def of(cls, card: InputCard, *, half_input: bool, interleaved: bool = False) -> LetterboxProgram:
+        return cls(card.width, card.height, half_input, interleaved)
 
     @property
     def definitions(self) -> Definitions:
-        return {"WIDTH": self.width_px, "HEIGHT": self.height_px, "HALF_INPUT": int(self.half_input)}
+        return {
+            "WIDTH": self.width_px,
+            "HEIGHT": self.height_px,
+            "HALF_INPUT": int(self.half_input),
+            "INTERLEAVED": int(self.interleaved),
+        }
 
     def grid(self, batch: int) -> Grid:
         return (-(-self.width_px // 128), -(-self.height_px // 16), batch)

@@ -38,10 +38,10 @@ from vision.engine.precision import (
     check_quantisation,
     plan_typing,
     require_precision,
-    rewrite_onnx,
 )
-from vision.engine.profiles import NetworkInput, Profile, make_profiles
+from vision.engine.profiles import INTERLEAVED_CHANNELS, NetworkInput, Profile, make_profiles
 from vision.engine.progress import BuildListener, Monitor, Silent, run_interruptible
+from vision.engine.rewriting import reshape_onnx, rewrite_onnx
 from vision.engine.tensors import as_shape, dtype_name
 from vision.errors import Closed, ModelError
 
@@ -62,6 +62,11 @@ class BuildSettings:
     dla_core: int | None = None  # run on this accelerator of a Jetson where it has one
     half_input: bool | None = None  # pictures in 16 bits instead of float32; where that costs nothing if None
     half_outputs: bool | None = None  # the same of what the network gives
+    interleaved_input: bool | None = (
+        None  # channels of a pixel side by side, see `interleaving`; where it helps if None
+    )
+    folded: bool | None = None  # narrow convolutions compute neighbours together, see `folding`; where it helps if None
+    fixed_batches: bool | None = None  # a profile for every batch size, see `make_profiles`; where it helps if None
     max_aux_streams: int | None = None  # branches of the network side by side; TensorRT's own choice where None
     flags: tuple[str, ...] = ()  # further builder flags by name, such as SPARSE_WEIGHTS
 
@@ -73,13 +78,34 @@ class BuildSettings:
 
 
 def settled(settings: BuildSettings, card: ModelCard) -> BuildSettings:
-    """`settings` with a decision on what was left to the library and the model: see `Typing.half_ends`."""
-    half = plan_typing(settings.precision, weak_typing=has_weak_typing()).half_ends(card.head.kind)
-    return replace(
-        settings,
-        half_input=half[0] if settings.half_input is None else settings.half_input,
-        half_outputs=half[1] if settings.half_outputs is None else settings.half_outputs,
-    )
+    """`settings` with a decision on what was left to the library and the model: see `Typing.half_ends`.
+
+    Interleaved input, folding and profiles of one size are for a library that chooses kernels by rule. One that
+    measures them finds out by itself what a narrow convolution takes, and each profile costs it minutes on a Jetson.
+    """
+    typing = plan_typing(settings.precision, weak_typing=has_weak_typing())
+    half = typing.half_ends(card.head.kind)
+    half_input = half[0] if settings.half_input is None else settings.half_input
+    by_rule = not keeps_timing()
+    usual: dict[str, bool] = {
+        "half_input": half_input,
+        "half_outputs": half[1],
+        "interleaved_input": by_rule and half_input and typing.rewrite == "fp16",
+        "folded": by_rule and settings.precision in ("fp16", "bf16"),
+        "fixed_batches": by_rule,
+    }
+    left = {name: value for name, value in usual.items() if getattr(settings, name) is None}
+    return replace(settings, **left)  # type: ignore[arg-type]
+
+
+def prepare_onnx(model: bytes, settings: BuildSettings) -> bytes:
+    """The ONNX file that is built with `settings` (settled). Errors as of `rewrite_onnx`."""
+    model = reshape_onnx(model, interleave=bool(settings.interleaved_input), fold=bool(settings.folded))
+    typing = plan_typing(settings.precision, weak_typing=has_weak_typing())
+    if typing.rewrite == "none":
+        return model
+    ends = {"keep_inputs": not settings.half_input, "keep_outputs": not settings.half_outputs}
+    return rewrite_onnx(model, typing.rewrite, **ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +155,11 @@ def build_plan(
     require_precision(settings.precision, gpu)
     stop = cancel or threading.Event()
 
-    def work() -> Built:
-        prepare_thread()
+    def build(wanted: BuildSettings) -> Built:
         with collect_log() as log:
             job = _Build(
                 card=card,
-                settings=settled(settings, card),
+                settings=wanted,
                 gpu=gpu,
                 ahead_of_time=ahead_of_time,
                 listener=listener or Silent(),
@@ -142,6 +167,19 @@ def build_plan(
                 log=log,
             )
             return job.run(model, timing_cache)
+
+    def work() -> Built:
+        prepare_thread()
+        wanted = settled(settings, card)
+        plain = replace(wanted, interleaved_input=False, folded=False)
+        try:
+            return build(wanted)
+        except ModelError as error:
+            if wanted == plain:
+                raise
+            built = build(plain)  # what is wrong with the model itself is told by this one
+            _log.warning("%s is built as it is, and may run slower: reshaped, %s", card.name, error.args[0])
+            return built
 
     return run_interruptible(work, stop)
 
@@ -188,17 +226,12 @@ class _Build:
     def run(self, model: bytes, timing_cache: bytes | None) -> Built:
         """Parse, configure, build."""
         started_ns = time.monotonic_ns()
-        if self._typing.rewrite != "none":
-            model = rewrite_onnx(
-                model,
-                self._typing.rewrite,
-                keep_inputs=not self._settings.half_input,
-                keep_outputs=not self._settings.half_outputs,
-            )
-        network, parser = self._parse(model)
+        network, parser = self._parse(prepare_onnx(model, self._settings))
         check_quantisation(self._settings.precision, quantisation_of(network))
         if not self._typing.strongly_typed:
             halve_ends(network, self._settings)
+        if self._settings.interleaved_input:
+            interleave(network)
         self._listener.parsed(network.num_layers)
         config = self._configure(timing_cache)
         profiles = self._add_profiles(network, config)
@@ -289,7 +322,9 @@ class _Build:
 
     def _add_profiles(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> tuple[Profile, ...]:
         inputs = inputs_of(network)
-        profiles = make_profiles(inputs, self._card, self._settings.max_batch)
+        profiles = make_profiles(
+            inputs, self._card, self._settings.max_batch, fixed_batches=bool(self._settings.fixed_batches)
+        )
         if not any(each.is_shape_tensor or min(each.shape, default=0) < 0 for each in inputs):
             return profiles  # all is fixed: TensorRT wants no profile
         for profile in profiles:
@@ -434,6 +469,14 @@ def halve_ends(network: Any, settings: BuildSettings) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         for tensor, kind in floats:
             tensor.dtype = getattr(trt.DataType, kind)
+
+
+def interleave(network: Any) -> None:
+    """Let a network take its pictures pixel by pixel where `widen_input` has made that possible."""
+    for tensor in (network.get_input(index) for index in range(network.num_inputs)):
+        shape = as_shape(tensor.shape)
+        if len(shape) == 4 and shape[1] == INTERLEAVED_CHANNELS:
+            tensor.allowed_formats = 1 << int(trt.TensorFormat.CHW4)
 
 
 # ------------------------------------------------------------------------------------------------ what went wrong

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Shape: TypeAlias = tuple[int, ...]
 
+INTERLEAVED_CHANNELS = 4
+"""Of a picture's input that `vision.engine.interleaving` has widened."""
+
 BATCH_BANDS = (1, 4, 16, 64, 256)
 """Edges of the batch ranges that get a profile each: kernels tuned for 64 pictures lose at 1, and the other way."""
 
@@ -69,9 +72,10 @@ class Profile:
             for size, best in zip(shape, self.shapes[name].opt, strict=True)
         )
 
-    def volume(self) -> int:
-        """Elements of all inputs at their greatest."""
-        return sum(math.prod(each.max) for each in self.shapes.values())
+    def extent(self) -> tuple[int, int]:
+        """Elements of all inputs at their greatest, and how many fewer they are at their least."""
+        greatest = sum(math.prod(each.max) for each in self.shapes.values())
+        return greatest, greatest - sum(math.prod(each.min) for each in self.shapes.values())
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {each}" for name, each in {**self.shapes, **self.values}.items())
@@ -80,7 +84,7 @@ class Profile:
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:
     """Index of the profile that contains `shapes` and is tuned nearest to them.
 
-    Profiles may overlap. Ties go to the smaller greatest volume, then to the lower index.
+    Profiles may overlap. Ties go to the smaller greatest volume, then to the narrower range, then to the lower index.
 
     Raises:
         ModelError: none contains them; the message lists what each allows.
@@ -93,7 +97,7 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> 
             f"no profile of the engine takes {wanted}; it has {allowed or 'none'}",
             hint="raise `detect: {max_batch: ...}` or widen `profiles` in model.yaml; the engine is built again",
         )
-    return min(fitting, key=lambda index: (profiles[index].cost(shapes), profiles[index].volume(), index))
+    return min(fitting, key=lambda index: (profiles[index].cost(shapes), *profiles[index].extent(), index))
 
 
 def batch_bands(max_batch: int) -> tuple[tuple[int, int, int], ...]:
@@ -113,6 +117,15 @@ def batch_bands(max_batch: int) -> tuple[tuple[int, int, int], ...]:
         if max_batch <= high:
             break
     return tuple(bands)
+
+
+def batch_sizes(max_batch: int) -> tuple[int, ...]:
+    """Batch sizes that a detector runs; a batch goes into the next larger one, its other rows empty.
+
+    Powers of two: each size costs a context and a graph in every slot, seconds at start, and an empty row costs little,
+    since batches of a camera system are either small, where the GPU is not full, or `max_batch`.
+    """
+    return tuple(sorted({*(1 << power for power in range(max_batch.bit_length())), max_batch}))
 
 
 # ------------------------------------------------------------------------------------------------ making profiles
@@ -151,14 +164,21 @@ def picture_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
     raise ModelError(f"expected an input of shape (batch, channels, height, width), the model's inputs are {listed}")
 
 
-def make_profiles(inputs: Sequence[NetworkInput], card: ModelCard, max_batch: int) -> tuple[Profile, ...]:
+def make_profiles(
+    inputs: Sequence[NetworkInput], card: ModelCard, max_batch: int, *, fixed_batches: bool = False
+) -> tuple[Profile, ...]:
     """Profiles for a model: those of its card, or batch bands as far as `max_batch` needs them.
+
+    With `fixed_batches` each size of `batch_sizes` gets a profile of its own besides, whose range is that one size: a
+    library that chooses kernels by rule chooses far better ones where it knows the shape.
 
     Raises:
         ModelError: the card, the ONNX file and `max_batch` do not agree; the message says who wants what.
     """
     picture = picture_input(inputs)
-    given: Sequence[ProfileCard | _Given] = card.profiles or tuple(_Given(band) for band in _bands(picture, max_batch))
+    given: Sequence[ProfileCard | _Given] = card.profiles or tuple(
+        _Given(band) for band in _bands(picture, max_batch, fixed_batches=fixed_batches)
+    )
     greatest = max(each.batch[2] for each in given)
     if greatest < max_batch:
         raise ModelError(
@@ -168,10 +188,11 @@ def make_profiles(inputs: Sequence[NetworkInput], card: ModelCard, max_batch: in
     return tuple(_profile(inputs, picture, card, each) for each in given)
 
 
-def _bands(picture: NetworkInput, max_batch: int) -> tuple[tuple[int, int, int], ...]:
+def _bands(picture: NetworkInput, max_batch: int, *, fixed_batches: bool) -> tuple[tuple[int, int, int], ...]:
     fixed = picture.shape[0]
     if fixed < 0:
-        return batch_bands(max_batch)
+        exact = tuple((size, size, size) for size in batch_sizes(max_batch)) if fixed_batches else ()
+        return tuple(dict.fromkeys((*batch_bands(max_batch), *exact)))
     if fixed != max_batch:
         raise ModelError(
             f"the model's batch is fixed to {fixed} in the ONNX file, and max_batch is {max_batch}",
@@ -213,7 +234,8 @@ def _given(each: NetworkInput, table: Mapping[str, tuple[Shape, Shape, Shape]], 
 
 def _picture_range(picture: NetworkInput, card: ModelCard, given: ProfileCard | _Given) -> Range:
     high, wide = card.input.height, card.input.width
-    asked = (given.batch, (3, 3, 3), given.height or (high, high, high), given.width or (wide, wide, wide))
+    deep = INTERLEAVED_CHANNELS if picture.shape[1] == INTERLEAVED_CHANNELS else 3
+    asked = (given.batch, (deep, deep, deep), given.height or (high, high, high), given.width or (wide, wide, wide))
     for axis, of_model, wanted in zip(("batch", "channels", "height", "width"), picture.shape, asked, strict=True):
         if of_model >= 0 and wanted != (of_model, of_model, of_model):
             raise ModelError(

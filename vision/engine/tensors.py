@@ -51,6 +51,7 @@ class Tensor:
     shape: Shape  # -1 where it is not fixed
     location: Literal["device", "host"]
     is_shape_io: bool  # its values decide other shapes; addresses of such inputs are host addresses
+    interleaved: bool = False  # (B, 4, H, W) that lies in memory as (B, H, W, 4)
 
     def bytes_of(self, shape: Shape) -> int:
         """Bytes that a buffer of `shape` needs.
@@ -82,6 +83,7 @@ def read_tensors(engine: Any) -> tuple[Tensor, ...]:
             shape=as_shape(engine.get_tensor_shape(name)),
             location="host" if engine.get_tensor_location(name) == trt.TensorLocation.HOST else "device",
             is_shape_io=bool(engine.is_shape_inference_io(name)),
+            interleaved=engine.get_tensor_format(name) == trt.TensorFormat.CHW4,
         )
         for name in names
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vision.config import DetectConfig, ModelCard
-from vision.engine.build import BuildSettings, inputs_of, settled
+from vision.engine.build import BuildSettings, inputs_of, prepare_onnx, settled
 from vision.engine.cache import EngineCache, key_of
 from vision.engine.commandlines import Dialect, build_line, find_tool, installed_dialect, nsys_text, trtexec_text
 from vision.engine.library import Gpu, GpuDescription, collect_log, find_library, logger, network_flags, start, trt
@@ -36,9 +36,10 @@ def trtexec(folder: Path, card: ModelCard, batch: int, precision: str) -> str:
     onnx = read_onnx(folder, card)
     detect = DetectConfig.model_validate({"precision": precision, "max_batch": batch})
     wanted = settled(settings_of(detect), card)
-    inputs = network_inputs(onnx, card)
-    profiles = make_profiles(inputs, card, detect.max_batch)
-    shapes = {picture_input(inputs).name: (batch, 3, card.input.height, card.input.width)}
+    inputs = network_inputs(prepare_onnx(onnx, wanted), card)
+    profiles = make_profiles(inputs, card, detect.max_batch, fixed_batches=bool(wanted.fixed_batches))
+    picture = picture_input(inputs)
+    shapes = {picture.name: (batch, max(picture.shape[1], 3), card.input.height, card.input.width)}
     plan = EngineCache().path_of(card.name, key_of(onnx, find_library(), _gpu(), wanted, card))
     dialect = installed_dialect()
     lines = [trtexec_text(plan, shapes, choose_profile(profiles, shapes), dialect=dialect)]

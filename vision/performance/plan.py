@@ -15,6 +15,7 @@ from vision.assemble import model_of
 from vision.config import ModelCard, SiteConfig
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector, published_class_names
+from vision.engine.profiles import batch_sizes
 from vision.errors import ConfigError, DeviceMissing, SourceError
 from vision.performance.advice import Load, Site, accepted_fps, advice, limit, loads
 from vision.performance.compare import differences
@@ -253,11 +254,6 @@ def measure_detector(
 def _pause_s(wanted: Sequence[Demand]) -> float:
     """Between two pictures of the site, where the detector has nothing to do: half of the time, say."""
     return min(_LONGEST_PAUSE_S, 0.5 / sum(map(accepted_fps, wanted)))
-
-
-def batch_sizes(most: int) -> tuple[int, ...]:
-    """Powers of two up to `most`, and `most`."""
-    return tuple(sorted({*(1 << power for power in range(most.bit_length())), most}))
 
 
 def _images(site: SiteConfig, wanted: Sequence[Demand]) -> list[Image]:

@@ -4,7 +4,8 @@
 // in exact integers. Levels are rounded to whole ones at the end, as every 8-bit library does: of the objects that the CPU
 // finds in the shipped clip, 100 % instead of 99.6 % are then found with an overlap over 0.98.
 //
-// Compiled with WIDTH, HEIGHT (of the canvas) and HALF_INPUT (1: the engine takes fp16, 0: fp32).
+// Compiled with WIDTH, HEIGHT (of the canvas), HALF_INPUT (1: the engine takes fp16, 0: fp32) and INTERLEAVED (1: the
+// tensor is (B, HEIGHT, WIDTH, 4) with a fourth channel of zeros, 0: (B, 3, HEIGHT, WIDTH)).
 #include "device.cuh"
 
 struct Normalise {
@@ -52,14 +53,14 @@ __device__ __forceinline__ Levels mix(Levels a, Levels b, float weight) {
     return result;
 }
 
-__device__ __forceinline__ float byte_of(u64 word, int index) { return (float)((u32)(word >> (8 * index)) & 255u); }
+__device__ __forceinline__ float byte_of(u64 word, int index) { return float_of((u32)(word >> (8 * index)) & 255u); }
 
 // Both pixels are six neighbouring bytes: two or three aligned words instead of six loads.
 __device__ __forceinline__ Levels along_bgr(const u8* row, Taps x, int width) {
     int first = x.first;
     float weight = x.weight;
     if (width < 2) {
-        Levels only = {(float)row[0], (float)row[1], (float)row[2]};
+        Levels only = {float_of(row[0]), float_of(row[1]), float_of(row[2])};
         return only;
     }
     if (first == width - 1) first = width - 2, weight = 1.0f;
@@ -76,14 +77,14 @@ __device__ __forceinline__ Levels along_bgr(const u8* row, Taps x, int width) {
 
 __device__ __forceinline__ Levels along_bgrx(const u8* row, Taps x, int width) {
     u32 first = *(const u32*)(row + 4 * x.first), second = *(const u32*)(row + 4 * behind(x, width));
-    Levels a = {(float)(first & 255u), (float)(first >> 8 & 255u), (float)(first >> 16 & 255u)};
-    Levels b = {(float)(second & 255u), (float)(second >> 8 & 255u), (float)(second >> 16 & 255u)};
+    Levels a = {byte_of(first, 0), byte_of(first, 1), byte_of(first, 2)};
+    Levels b = {byte_of(second, 0), byte_of(second, 1), byte_of(second, 2)};
     return mix(a, b, x.weight);
 }
 
 __device__ __forceinline__ float clamped(int fixed) {
     int level = fixed >> 20;
-    return (float)(level < 0 ? 0 : level > 255 ? 255 : level);
+    return float_of(level < 0 ? 0 : level > 255 ? 255 : level);
 }
 
 __device__ __forceinline__ Levels from_yuv(const Frame& frame, int luma, int u, int v) {
@@ -138,6 +139,11 @@ struct __align__(16) Four {
 };
 #endif
 
+// Neighbouring pixels of four channels each: 16 bytes of fp16 in one store.
+struct __align__(16) Two {
+    Four at[2];
+};
+
 #define ACROSS 4  // pixels of a row a thread
 #define DOWN 2    // rows a thread
 
@@ -169,24 +175,36 @@ letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
         bool in_rows = inside_y >= 0 && inside_y < frame.content_height;
         Taps y = taps(position(in_rows ? inside_y : 0, frame.content_height, frame.height), frame.per_y, frame.height);
         int below = behind(y, frame.height);
-        Four planes[3];
+        Four fours[4] = {};  // four pixels of one plane each, or all channels of one pixel each
 #pragma unroll
         for (int i = 0; i < ACROSS; i++) {
             Levels levels = {norm.fill, norm.fill, norm.fill};
             if (in_rows && in_columns[i])
                 levels = mix(along(frame, y.first, columns[i]), along(frame, below, columns[i]), y.weight);
 #pragma unroll
-            for (int c = 0; c < 3; c++)
-                planes[c].at[i] = to_input(rintf(pick(levels, norm.channel[c])) * norm.gain[c] + norm.offset[c]);
+            for (int c = 0; c < 3; c++) {
+                Input value = to_input(rounded(pick(levels, norm.channel[c])) * norm.gain[c] + norm.offset[c]);
+                (INTERLEAVED ? fours[i].at[c] : fours[c].at[i]) = value;
+            }
         }
+#if INTERLEAVED
+        Four* out = (Four*)tensor + ((u64)blockIdx.z * HEIGHT + row) * WIDTH + left;
+        if (WIDTH % ACROSS == 0) {
+            ((Two*)out)[0] = Two{fours[0], fours[1]};
+            ((Two*)out)[1] = Two{fours[2], fours[3]};
+        } else {
+            for (int i = 0; i < ACROSS && left + i < WIDTH; i++) out[i] = fours[i];
+        }
+#else
         Input* out = tensor + ((u64)blockIdx.z * 3 * HEIGHT + row) * WIDTH + left;
 #pragma unroll
         for (int c = 0; c < 3; c++, out += HEIGHT * WIDTH) {
             if (WIDTH % ACROSS == 0) {
-                *(Four*)out = planes[c];
+                *(Four*)out = fours[c];
             } else {
-                for (int i = 0; i < ACROSS && left + i < WIDTH; i++) out[i] = planes[c].at[i];
+                for (int i = 0; i < ACROSS && left + i < WIDTH; i++) out[i] = fours[c].at[i];
             }
         }
+#endif
     }
 }

@@ -1,0 +1,56 @@
+"""Pictures that a network reads pixel by pixel instead of plane by plane.
+
+Tensor cores take channels that lie side by side, in groups of four at least. A network with an input of three planes
+therefore begins with a kernel that does nothing but interleave them and add a fourth of zeros. The letterbox writes
+every pixel anyway, and can write them in this order: the input gets a fourth channel whose weights are zero, and the
+kernel goes away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vision.engine.profiles import INTERLEAVED_CHANNELS
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def widen_input(model: onnx.ModelProto) -> bool:
+    """Give the picture's input a fourth channel, in place. What the model computes of the other three stays the same.
+
+    Returns:
+        Whether that was possible: there is one input, of three channels, and nothing but convolutions over them reads
+        it, with weights that nothing else uses.
+    """
+    import onnx
+
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    if len(graph.input) != 1:
+        return False
+    (picture,) = graph.input
+    sides = picture.type.tensor_type.shape.dim
+    readers = [node for node in graph.node if picture.name in node.input]
+    kernels = {node.input[1] for node in readers if _convolves(node, picture.name, weights)}
+    users = [node for node in graph.node if kernels.intersection(node.input)]
+    if len(sides) != 4 or sides[1].dim_value != 3 or not readers or users != readers:
+        return False
+    for name in kernels:
+        kernel = onnx.numpy_helper.to_array(weights[name])
+        wide = np.pad(kernel, ((0, 0), (0, INTERLEAVED_CHANNELS - 3), (0, 0), (0, 0)))
+        weights[name].CopyFrom(onnx.numpy_helper.from_array(wide, name))
+    sides[1].dim_value = INTERLEAVED_CHANNELS
+    return True
+
+
+def _convolves(node: onnx.NodeProto, picture: str, weights: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a node is a convolution over all channels of the picture with weights that are in the file."""
+    if node.op_type != "Conv" or node.input[0] != picture or node.input[1] not in weights:
+        return False
+    dims = weights[node.input[1]].dims
+    group = next((each.i for each in node.attribute if each.name == "group"), 1)
+    return group == 1 and len(dims) == 4 and dims[1] == 3
