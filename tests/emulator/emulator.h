@@ -240,6 +240,8 @@ inline float half_to_float(unsigned short bits) {
     std::memcpy(&value, &bits, 2);
     return (float)value;
 }
+inline unsigned load(const unsigned char* address) { return *address; }
+inline unsigned load(const unsigned* address) { return *address; }
 inline float float_of_bits(unsigned bits) {
     float value;
     std::memcpy(&value, &bits, 4);

@@ -130,7 +130,8 @@ class RawEngine:
     def get_tensor_location(self, name: str) -> Any:
         return trt.TensorLocation.HOST if name == "size" else trt.TensorLocation.DEVICE
 
-    def get_tensor_format(self, name: str) -> Any:
+    def get_tensor_format(self, name: str, profile: int) -> Any:
+        assert profile == 0
         return self.format if name == "images" else trt.TensorFormat.LINEAR
 
     def is_shape_inference_io(self, name: str) -> bool:

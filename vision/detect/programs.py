@@ -65,7 +65,7 @@ class LetterboxProgram:
         }
 
     def grid(self, batch: int) -> Grid:
-        return (-(-self.width_px // 128), -(-self.height_px // 16), batch)
+        return (-(-self.width_px // 64), -(-self.height_px // 32), batch)
 
 
 @dataclass(frozen=True, slots=True)

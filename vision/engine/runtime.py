@@ -357,6 +357,8 @@ class Engine:
         if self._compiled is None:
             self._compiled = config.create_runtime_cache()
             blob = self._kernels.load()
+            if blob is None:
+                _log.info("%s: its kernels are compiled, once on this machine: some seconds a batch size", self.label)
             if blob is not None and not self._compiled.deserialize(blob):
                 _log.info("%s: the saved kernels do not fit this driver or library, compiling anew", self.label)
         return self._compiled

@@ -83,10 +83,15 @@ def read_tensors(engine: Any) -> tuple[Tensor, ...]:
             shape=as_shape(engine.get_tensor_shape(name)),
             location="host" if engine.get_tensor_location(name) == trt.TensorLocation.HOST else "device",
             is_shape_io=bool(engine.is_shape_inference_io(name)),
-            interleaved=engine.get_tensor_format(name) == trt.TensorFormat.CHW4,
+            interleaved=_format(engine, name) == trt.TensorFormat.CHW4,
         )
         for name in names
     )
+
+
+def _format(engine: Any, name: str) -> Any:
+    """Of the first profile, as of all: asked without a number, an engine with several complains in its log."""
+    return engine.get_tensor_format(name, 0) if engine.num_optimization_profiles else engine.get_tensor_format(name)
 
 
 def read_profiles(engine: Any, tensors: Sequence[Tensor]) -> tuple[Profile, ...]:

@@ -23,6 +23,19 @@ __device__ __forceinline__ u16 float_to_half(float value) {
     return bits;
 }
 
+// Pictures do not change while they are read, and lie in global memory: neither can be seen from where they are read.
+__device__ __forceinline__ u32 load(const u8* address) {
+    u32 value;
+    asm("{ .reg .u16 byte; ld.global.nc.u8 byte, [%1]; cvt.u32.u16 %0, byte; }" : "=r"(value) : "l"(address));
+    return value;
+}
+
+__device__ __forceinline__ u32 load(const u32* address) {
+    u32 value;
+    asm("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(address));
+    return value;
+}
+
 __device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_float(bits); }
 
 #endif

@@ -55,28 +55,23 @@ __device__ __forceinline__ Levels mix(Levels a, Levels b, float weight) {
 
 __device__ __forceinline__ float byte_of(u64 word, int index) { return float_of((u32)(word >> (8 * index)) & 255u); }
 
-// Both pixels are six neighbouring bytes: two or three aligned words instead of six loads.
+// Both pixels are six neighbouring bytes: two or three aligned words instead of six loads. For two columns and more.
 __device__ __forceinline__ Levels along_bgr(const u8* row, Taps x, int width) {
-    int first = x.first;
-    float weight = x.weight;
-    if (width < 2) {
-        Levels only = {float_of(row[0]), float_of(row[1]), float_of(row[2])};
-        return only;
-    }
-    if (first == width - 1) first = width - 2, weight = 1.0f;
+    int first = x.first == width - 1 ? width - 2 : x.first;
+    float weight = x.first == width - 1 ? 1.0f : x.weight;
     u64 address = (u64)row + 3 * first;
     const u32* words = (const u32*)(address & ~3ull);
     int shift = 8 * (int)(address & 3);
-    u64 bytes = (u64)words[0] | (u64)words[1] << 32;
-    bytes >>= shift;
-    if (shift == 24) bytes |= (u64)(words[2] & 255u) << 40;
+    bool three = shift == 24;
+    u64 bytes = ((u64)load(words) | (u64)load(words + 1) << 32) >> shift;
+    bytes |= (u64)(load(words + (three ? 2 : 1)) & (three ? 255u : 0u)) << 40;
     Levels a = {byte_of(bytes, 0), byte_of(bytes, 1), byte_of(bytes, 2)};
     Levels b = {byte_of(bytes, 3), byte_of(bytes, 4), byte_of(bytes, 5)};
     return mix(a, b, weight);
 }
 
 __device__ __forceinline__ Levels along_bgrx(const u8* row, Taps x, int width) {
-    u32 first = *(const u32*)(row + 4 * x.first), second = *(const u32*)(row + 4 * behind(x, width));
+    u32 first = load((const u32*)row + x.first), second = load((const u32*)row + behind(x, width));
     Levels a = {byte_of(first, 0), byte_of(first, 1), byte_of(first, 2)};
     Levels b = {byte_of(second, 0), byte_of(second, 1), byte_of(second, 2)};
     return mix(a, b, x.weight);
@@ -99,26 +94,33 @@ __device__ __forceinline__ Levels from_yuv(const Frame& frame, int luma, int u, 
     return result;
 }
 
-__device__ __forceinline__ Levels along_yuv(const Frame& frame, int row, Taps x) {
-    const u8* luma = frame.plane[0] + (u64)row * frame.pitch[0];
+template <int FORMAT>
+__device__ __forceinline__ Levels along_yuv(const Frame& frame, const u8* luma, int row, Taps x) {
     u64 chroma_row = (u64)(row >> 1) * frame.pitch[1];
     int second = behind(x, frame.width), left = x.first >> 1, right = second >> 1, u0, v0, u1, v1;
-    if (frame.format == FORMAT_NV12) {
+    if (FORMAT == FORMAT_NV12) {
         const u8* chroma = frame.plane[1] + chroma_row;
-        u0 = chroma[2 * left], v0 = chroma[2 * left + 1];
-        u1 = chroma[2 * right], v1 = chroma[2 * right + 1];
+        u0 = load(chroma + 2 * left), v0 = load(chroma + 2 * left + 1);
+        u1 = load(chroma + 2 * right), v1 = load(chroma + 2 * right + 1);
     } else {
         const u8 *blue = frame.plane[1] + chroma_row, *red = frame.plane[2] + chroma_row;
-        u0 = blue[left], v0 = red[left];
-        u1 = blue[right], v1 = red[right];
+        u0 = load(blue + left), v0 = load(red + left);
+        u1 = load(blue + right), v1 = load(red + right);
     }
-    return mix(from_yuv(frame, luma[x.first], u0, v0), from_yuv(frame, luma[second], u1, v1), x.weight);
+    return mix(from_yuv(frame, load(luma + x.first), u0, v0), from_yuv(frame, load(luma + second), u1, v1), x.weight);
 }
 
+enum { ONE_COLUMN = 4 };  // of FORMAT_BGR
+
+template <int FORMAT>
 __device__ __forceinline__ Levels along(const Frame& frame, int row, Taps x) {
-    if (frame.format == FORMAT_BGR) return along_bgr(frame.plane[0] + (u64)row * frame.pitch[0], x, frame.width);
-    if (frame.format == FORMAT_BGRX) return along_bgrx(frame.plane[0] + (u64)row * frame.pitch[0], x, frame.width);
-    return along_yuv(frame, row, x);
+    const u8* first_plane = frame.plane[0] + (u64)row * frame.pitch[0];
+    if (FORMAT == ONE_COLUMN) {
+        return Levels{float_of(load(first_plane)), float_of(load(first_plane + 1)), float_of(load(first_plane + 2))};
+    }
+    if (FORMAT == FORMAT_BGR) return along_bgr(first_plane, x, frame.width);
+    if (FORMAT == FORMAT_BGRX) return along_bgrx(first_plane, x, frame.width);
+    return along_yuv<FORMAT>(frame, first_plane, row, x);
 }
 
 __device__ __forceinline__ float pick(Levels levels, int channel) {
@@ -128,32 +130,51 @@ __device__ __forceinline__ float pick(Levels levels, int channel) {
 #if HALF_INPUT
 typedef u16 Input;
 __device__ __forceinline__ Input to_input(float value) { return float_to_half(value); }
-struct __align__(8) Four {
-    Input at[4];
-};
 #else
 typedef float Input;
 __device__ __forceinline__ Input to_input(float value) { return value; }
-struct __align__(16) Four {
-    Input at[4];
-};
 #endif
 
-// Neighbouring pixels of four channels each: 16 bytes of fp16 in one store.
-struct __align__(16) Two {
-    Four at[2];
+#define ACROSS 2  // pixels of a row a thread: 16 bytes in one store where they are interleaved
+#define DOWN 4    // rows a thread
+
+struct __align__(2 * sizeof(Input)) Neighbours {  // in one plane
+    Input at[ACROSS];
+};
+struct __align__(4 * sizeof(Input)) Pixel {
+    Input at[4];
+};
+struct __align__(16) Pixels {
+    Pixel at[ACROSS];
 };
 
-#define ACROSS 4  // pixels of a row a thread
-#define DOWN 2    // rows a thread
+template <int FORMAT>
+__device__ __forceinline__ void sample(const Frame& frame, const Taps* columns, Taps y, Levels* levels) {
+    int below = behind(y, frame.height);
+#pragma unroll
+    for (int i = 0; i < ACROSS; i++)
+        levels[i] = mix(along<FORMAT>(frame, y.first, columns[i]), along<FORMAT>(frame, below, columns[i]), y.weight);
+}
 
-// grid (ceil(WIDTH / 128), ceil(HEIGHT / 16), batch), block (32, 8).
+// One branch for all pixels, and none between them: the loads of one do not wait for those of another.
+__device__ __forceinline__ void sample(const Frame& frame, const Taps* columns, Taps y, Levels* levels) {
+    switch (frame.format) {
+        case FORMAT_BGRX: return sample<FORMAT_BGRX>(frame, columns, y, levels);
+        case FORMAT_NV12: return sample<FORMAT_NV12>(frame, columns, y, levels);
+        case FORMAT_I420: return sample<FORMAT_I420>(frame, columns, y, levels);
+        default:
+            if (frame.width > 1) return sample<FORMAT_BGR>(frame, columns, y, levels);
+            return sample<ONE_COLUMN>(frame, columns, y, levels);
+    }
+}
+
+// grid (ceil(WIDTH / 64), ceil(HEIGHT / 32), batch), block (32, 8).
 extern "C" __global__ void __launch_bounds__(256)
 letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
     if ((blockIdx.x | blockIdx.y | threadIdx.x | threadIdx.y) == 0) counts[blockIdx.z] = 0;  // of pairs, for `find_pairs`
     const Frame frame = frames[blockIdx.z];
     int left = ACROSS * (blockIdx.x * 32 + threadIdx.x), top = DOWN * (blockIdx.y * 8 + threadIdx.y);
-    if (frame.width == 0 || left >= WIDTH || top >= HEIGHT) return;
+    if (frame.width == 0 || left >= WIDTH) return;
 
     Taps columns[ACROSS];
     bool in_columns[ACROSS];
@@ -168,41 +189,42 @@ letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
             if (x.rest >= 2 * frame.content_width) x.whole++, x.rest -= 2 * frame.content_width;
         }
     }
-#pragma unroll
+#pragma unroll 1
     for (int j = 0; j < DOWN; j++) {
-        int row = top + j, inside_y = row - frame.pad_y;
+        int row = top + j;
         if (row >= HEIGHT) return;
+        int inside_y = row - frame.pad_y;
         bool in_rows = inside_y >= 0 && inside_y < frame.content_height;
-        Taps y = taps(position(in_rows ? inside_y : 0, frame.content_height, frame.height), frame.per_y, frame.height);
-        int below = behind(y, frame.height);
-        Four fours[4] = {};  // four pixels of one plane each, or all channels of one pixel each
+        Levels levels[ACROSS];
+        if (in_rows) {
+            Position y = position(inside_y, frame.content_height, frame.height);
+            sample(frame, columns, taps(y, frame.per_y, frame.height), levels);
+        }
+        Pixels pixels = {};
 #pragma unroll
         for (int i = 0; i < ACROSS; i++) {
-            Levels levels = {norm.fill, norm.fill, norm.fill};
-            if (in_rows && in_columns[i])
-                levels = mix(along(frame, y.first, columns[i]), along(frame, below, columns[i]), y.weight);
+            if (!in_rows || !in_columns[i]) levels[i] = Levels{norm.fill, norm.fill, norm.fill};
 #pragma unroll
             for (int c = 0; c < 3; c++) {
-                Input value = to_input(rounded(pick(levels, norm.channel[c])) * norm.gain[c] + norm.offset[c]);
-                (INTERLEAVED ? fours[i].at[c] : fours[c].at[i]) = value;
+                float level = rounded(pick(levels[i], norm.channel[c]));
+                pixels.at[i].at[c] = to_input(level * norm.gain[c] + norm.offset[c]);
             }
         }
 #if INTERLEAVED
-        Four* out = (Four*)tensor + ((u64)blockIdx.z * HEIGHT + row) * WIDTH + left;
+        Pixel* out = (Pixel*)tensor + ((u64)blockIdx.z * HEIGHT + row) * WIDTH + left;
         if (WIDTH % ACROSS == 0) {
-            ((Two*)out)[0] = Two{fours[0], fours[1]};
-            ((Two*)out)[1] = Two{fours[2], fours[3]};
+            *(Pixels*)out = pixels;
         } else {
-            for (int i = 0; i < ACROSS && left + i < WIDTH; i++) out[i] = fours[i];
+            for (int i = 0; i < ACROSS && left + i < WIDTH; i++) out[i] = pixels.at[i];
         }
 #else
         Input* out = tensor + ((u64)blockIdx.z * 3 * HEIGHT + row) * WIDTH + left;
 #pragma unroll
         for (int c = 0; c < 3; c++, out += HEIGHT * WIDTH) {
             if (WIDTH % ACROSS == 0) {
-                *(Four*)out = fours[c];
+                *(Neighbours*)out = Neighbours{pixels.at[0].at[c], pixels.at[1].at[c]};
             } else {
-                for (int i = 0; i < ACROSS && left + i < WIDTH; i++) out[i] = fours[c].at[i];
+                for (int i = 0; i < ACROSS && left + i < WIDTH; i++) out[i] = pixels.at[i].at[c];
             }
         }
 #endif
