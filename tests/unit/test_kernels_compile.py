@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from vision.config import HeadCard, InputCard, ModelCard, NmsCard
@@ -66,7 +64,7 @@ def supported(arch: str) -> bool:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_letterbox(arch: str) -> None:
     if supported(arch):
-        for (half, interleaved), width in itertools.product(((False, False), (True, False), (True, True)), (416, 417)):
+        for half, interleaved, width in ((False, False, 417), (True, False, 416), (True, True, 416), (True, True, 417)):
             card = InputCard(width=width, height=416)
             program = LetterboxProgram.of(card, half_input=half, interleaved=interleaved)
             assert compile_cubin(Source.read(KERNELS / program.file, program.definitions), arch)

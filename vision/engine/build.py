@@ -62,11 +62,9 @@ class BuildSettings:
     dla_core: int | None = None  # run on this accelerator of a Jetson where it has one
     half_input: bool | None = None  # pictures in 16 bits instead of float32; where that costs nothing if None
     half_outputs: bool | None = None  # the same of what the network gives
-    interleaved_input: bool | None = (
-        None  # channels of a pixel side by side, see `interleaving`; where it helps if None
-    )
-    folded: bool | None = None  # narrow convolutions compute neighbours together, see `folding`; where it helps if None
-    fixed_batches: bool | None = None  # a profile for every batch size, see `make_profiles`; where it helps if None
+    interleaved_input: bool | None = None  # see `interleaving`; where it helps if None
+    folded: bool | None = None  # see `folding`; where it helps if None
+    fixed_batches: bool | None = None  # a profile for each, see `make_profiles`; where it helps if None
     max_aux_streams: int | None = None  # branches of the network side by side; TensorRT's own choice where None
     flags: tuple[str, ...] = ()  # further builder flags by name, such as SPARSE_WEIGHTS
 

@@ -189,7 +189,7 @@ letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
             if (x.rest >= 2 * frame.content_width) x.whole++, x.rest -= 2 * frame.content_width;
         }
     }
-#pragma unroll 1
+#pragma unroll 1  // more rows at once take more registers, and so fewer blocks at once
     for (int j = 0; j < DOWN; j++) {
         int row = top + j;
         if (row >= HEIGHT) return;
