@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from tests.unit.engine_models import card, convolution, quantised
 from vision.config.site import DetectConfig
-from vision.engine.build import BuildSettings
 from vision.engine.cache import EngineCache, key_of
 from vision.engine.library import find_library, supported_capabilities
 from vision.engine.memory import MemoryPool, make_allocator
 from vision.engine.opening import load_plan, open_engine
 from vision.engine.profiler import parse_layers, profile_layers
 from vision.engine.runtime import Context, Engine
+from vision.engine.settings import BuildSettings
 from vision.errors import DeviceMissing, ModelError
 
 pytestmark = pytest.mark.gpu

@@ -42,8 +42,8 @@ from vision.config import DetectConfig, ModelCard, folder_of_model, load_model_c
 from vision.config.profile import ProfileCard
 from vision.cuda import open_device
 from vision.detect.tensorrt import open_tensorrt_detector
-from vision.engine.build import BuildSettings
 from vision.engine.library import find_library
+from vision.engine.settings import BuildSettings
 from vision.types import Detections, PixelFormat
 
 log = logging.getLogger("stage")

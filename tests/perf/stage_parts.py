@@ -25,10 +25,10 @@ from vision.detect.postprocess import to_detections
 from vision.detect.slot import Slot
 from vision.detect.tensorrt import TensorRTDetector, detector_of
 from vision.device_image import DeviceImage
-from vision.engine.build import BuildSettings
 from vision.engine.driver import CudaMemory
 from vision.engine.memory import MemoryPool, make_allocator
 from vision.engine.opening import open_engine
+from vision.engine.settings import BuildSettings
 from vision.performance.pictures import convert
 from vision.types import Detections, Frame, FrameMeta, PixelFormat
 

@@ -68,6 +68,23 @@ def convolution(
     return model(nodes, [value("images", shape)], [value("y", (shape[0], 4, *shape[2:]))], weights, opset=opset)
 
 
+def first_layer(
+    *, channels: int = 3, group: int = 1, operator: str = "Conv", second_reader: str = "", shared: bool = False
+) -> bytes:
+    """images -> Conv -> y, and what keeps it from being widened."""
+    kernel = np.ones((3, channels // group, 3, 3), np.float32)
+    nodes = [helper.make_node(operator, ["images", "w"], ["y"], pads=[1, 1, 1, 1], group=group)]
+    ends = ["y"]
+    if second_reader:
+        nodes.append(helper.make_node(second_reader, ["images"], ["z"]))
+        ends.append("z")
+    if shared:
+        nodes.append(helper.make_node("Conv", ["y", "w"], ["z"], pads=[1, 1, 1, 1]))
+        ends.append("z")
+    results = [value(name, ("n", 3, 8, 8)) for name in ends]
+    return model(nodes, [value("images", ("n", channels, 8, 8))], results, [numpy_helper.from_array(kernel, "w")])
+
+
 def value(name: str, shape: Sequence[int | str] | None, kind: int = Onnx.FLOAT) -> onnx.ValueInfoProto:
     """An input or output."""
     return helper.make_tensor_value_info(name, kind, shape)

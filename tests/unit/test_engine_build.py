@@ -11,11 +11,18 @@ import pytest
 import yaml
 from onnx import TensorProto
 
-from tests.unit.engine_models import card, convolution, needs_rtx, quantised, with_operator, with_shape_input
+from tests.unit.engine_models import (
+    card,
+    convolution,
+    first_layer,
+    needs_rtx,
+    quantised,
+    with_operator,
+    with_shape_input,
+)
 from vision.config.site import ModelCard
 from vision.engine import library
 from vision.engine.build import (
-    BuildSettings,
     Built,
     add_profile,
     attach_timing_cache,
@@ -24,17 +31,16 @@ from vision.engine.build import (
     failure_hint,
     halve_ends,
     inputs_of,
-    keeps_timing,
     make_monitor,
     notes_of,
     set_flags,
-    settled,
     timings_of,
 )
-from vision.engine.library import GpuDescription, Library, LogLine, LogLines
+from vision.engine.library import GpuDescription, LogLine, LogLines, keeps_timing
 from vision.engine.precision import Precision, plan_typing
 from vision.engine.profiles import NetworkInput, Profile, Range
 from vision.engine.progress import Phase
+from vision.engine.settings import BuildSettings, settled
 from vision.errors import Closed, ModelError
 
 pytestmark = needs_rtx
@@ -324,8 +330,7 @@ def test_what_is_left_open_is_settled_by_precision_and_head() -> None:
 
 def test_a_library_that_measures_gets_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Full TensorRT: found without being there."""
-    measuring = Library(library.find_library().module, "tensorrt", "10.3.0")
-    monkeypatch.setattr("vision.engine.build.find_library", lambda: measuring)
+    monkeypatch.setattr("vision.engine.settings.keeps_timing", lambda: True)
     found = settled(BuildSettings("fp16"), card())
     assert (found.interleaved_input, found.folded, found.fixed_batches) == (False, False, False)
 
@@ -340,13 +345,19 @@ def test_an_engine_of_pixels_has_a_profile_for_every_batch(caplog: pytest.LogCap
     assert as_it_is == library.find_library().version.startswith("1.4.")
 
 
+def test_a_model_of_four_channels_is_not_one_of_pixels() -> None:
+    """Its fourth channel is a picture of its own, such as of heat, and nothing here would fill it."""
+    with pytest.raises(ModelError, match="channels is fixed to 4 in the ONNX file, and the profile asks for 3"):
+        build(first_layer(channels=4), BuildSettings("fp16", 2))
+
+
 def test_what_cannot_be_built_reshaped_is_built_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def reshaped(model: bytes, *, interleave: bool, fold: bool) -> bytes:
-        return with_operator("Abracadabra") if interleave or fold else model
+    def reshaped(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
+        return (with_operator("Abracadabra") if interleave or fold else model), interleave
 
-    monkeypatch.setattr("vision.engine.build.reshape_onnx", reshaped)
+    monkeypatch.setattr("vision.engine.settings.reshape_onnx", reshaped)
     built = build(convolution(), BuildSettings("fp16", 1))
     assert built.profiles[0].shapes["images"].max == (1, 3, 16, 16)
     assert "tiny is built as it is, and may run slower: reshaped, " in caplog.text

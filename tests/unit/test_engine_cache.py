@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from tests.unit.engine_models import card
-from vision.engine.build import BuildSettings, Built
+from vision.engine.build import Built
 from vision.engine.cache import EngineCache, EngineKey, KernelStore, default_folder, foreign, key_of
 from vision.engine.files import Untrusted, sha256_of
 from vision.engine.library import GpuDescription, Library
+from vision.engine.settings import BuildSettings
 from vision.errors import Closed
 
 ORIN = GpuDescription("Orin", (8, 7))

@@ -19,10 +19,11 @@ from onnx import NodeProto, helper, numpy_helper
 
 from tests.unit.engine_models import card, model, needs_rtx, value
 from vision.engine import library
-from vision.engine.build import BuildSettings, build_plan
+from vision.engine.build import build_plan
 from vision.engine.folding import ACTIVATIONS, fold_narrow_convolutions
 from vision.engine.library import GpuDescription
 from vision.engine.rewriting import rewrite_onnx
+from vision.engine.settings import BuildSettings
 
 NANODET = Path(__file__).parents[2] / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 

@@ -13,13 +13,13 @@ from rich.console import Console
 
 from tests.unit.engine_models import card, convolution, needs_no_gpu, needs_rtx
 from vision.config.site import DetectConfig, ModelCard
-from vision.engine.build import BuildSettings
 from vision.engine.cache import EngineCache
 from vision.engine.command import Bars, build_command
 from vision.engine.files import sha256_of
 from vision.engine.library import GpuDescription
 from vision.engine.opening import load_plan, open_engine, read_onnx, settings_of
 from vision.engine.progress import Phase
+from vision.engine.settings import BuildSettings
 from vision.errors import EXIT_OK, Closed, DeviceMissing, ModelError
 
 AMPERE = GpuDescription("NVIDIA RTX A4000", (8, 6))

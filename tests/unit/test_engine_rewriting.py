@@ -9,9 +9,8 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
-from tests.unit.engine_models import convolution, model, quantised, value
+from tests.unit.engine_models import convolution, first_layer, quantised
 from vision.engine.interleaving import widen_input
 from vision.engine.rewriting import reshape_onnx, rewrite_onnx
 from vision.errors import ModelError
@@ -120,7 +119,8 @@ def widened(pictures: NDArray[np.float32], seed: int = 3) -> NDArray[np.float32]
 def test_a_wider_input_changes_no_result(original: bytes) -> None:
     side = 416 if len(original) > 100_000 else 16
     pictures = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
-    wide = reshape_onnx(original, interleave=True, fold=False)
+    wide, widened_it = reshape_onnx(original, interleave=True, fold=False)
+    assert widened_it
     onnx.checker.check_model(onnx.load_model_from_string(wide), full_check=True)
     for found, right in zip(outputs(wide, widened(pictures)), outputs(original, pictures), strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
@@ -130,32 +130,16 @@ def test_everything_at_once_changes_no_result() -> None:
     """As TensorRT-RTX gets the shipped model, but for the types."""
     original = NANODET.read_bytes()
     pictures = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
-    reshaped = reshape_onnx(original, interleave=True, fold=True)
+    reshaped, widened_it = reshape_onnx(original, interleave=True, fold=True)
+    assert widened_it
     for found, right in zip(outputs(reshaped, widened(pictures)), outputs(original, pictures), strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_to_reshape() -> None:
-    assert reshape_onnx(b"untouched", interleave=False, fold=False) == b"untouched"
+    assert reshape_onnx(b"untouched", interleave=False, fold=False) == (b"untouched", False)
     grey = first_layer(channels=1)
-    assert reshape_onnx(grey, interleave=True, fold=True) == grey
-
-
-def first_layer(
-    *, channels: int = 3, group: int = 1, operator: str = "Conv", second_reader: str = "", shared: bool = False
-) -> bytes:
-    """images -> Conv -> y, and what keeps it from being widened."""
-    kernel = np.ones((3, channels // group, 3, 3), np.float32)
-    nodes = [helper.make_node(operator, ["images", "w"], ["y"], pads=[1, 1, 1, 1], group=group)]
-    ends = ["y"]
-    if second_reader:
-        nodes.append(helper.make_node(second_reader, ["images"], ["z"]))
-        ends.append("z")
-    if shared:
-        nodes.append(helper.make_node("Conv", ["y", "w"], ["z"], pads=[1, 1, 1, 1]))
-        ends.append("z")
-    results = [value(name, ("n", 3, 8, 8)) for name in ends]
-    return model(nodes, [value("images", ("n", channels, 8, 8))], results, [numpy_helper.from_array(kernel, "w")])
+    assert reshape_onnx(grey, interleave=True, fold=True) == (grey, False)
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,9 @@ class Model:
         return pictures[0].name
 
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Of the picture's tensor. One that is interleaved has a fourth channel, which stays 0."""
-        tensor = self.engine.tensor(self.input_name)
-        return (batch, tensor.shape[1] if tensor.interleaved else 3, self.card.input.height, self.card.input.width)
+        """Of the picture's tensor."""
+        channels = self.engine.tensor(self.input_name).channels
+        return (batch, channels, self.card.input.height, self.card.input.width)
 
     def batches(self) -> tuple[int, ...]:
         """Batch sizes to prepare: those of `batch_sizes` that the engine takes, or its only one."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vision.engine.interleaving import INTERLEAVED_CHANNELS
 from vision.engine.library import (
     Gpu,
     LogLines,
@@ -23,6 +24,7 @@ from vision.engine.library import (
     collect_log,
     find_library,
     has_weak_typing,
+    keeps_timing,
     logger,
     member_of,
     network_flags,
@@ -39,9 +41,9 @@ from vision.engine.precision import (
     plan_typing,
     require_precision,
 )
-from vision.engine.profiles import INTERLEAVED_CHANNELS, NetworkInput, Profile, make_profiles
+from vision.engine.profiles import NetworkInput, Profile, make_profiles
 from vision.engine.progress import BuildListener, Monitor, Silent, run_interruptible
-from vision.engine.rewriting import reshape_onnx, rewrite_onnx
+from vision.engine.settings import BuildSettings, prepare_onnx, settled
 from vision.engine.tensors import as_shape, dtype_name
 from vision.errors import Closed, ModelError
 
@@ -49,61 +51,6 @@ if TYPE_CHECKING:
     from vision.config.site import ModelCard
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BuildSettings:
-    """What makes one engine of a model different from another. All of it is part of the cache's key."""
-
-    precision: Precision = "fp16"
-    max_batch: int = 8
-    workspace_mib: int | None = None  # most scratch memory of one layer; as much as there is where None
-    optimization_level: int | None = None  # 0 quick to build .. 5 quick to run; TensorRT's own choice where None
-    dla_core: int | None = None  # run on this accelerator of a Jetson where it has one
-    half_input: bool | None = None  # pictures in 16 bits instead of float32; where that costs nothing if None
-    half_outputs: bool | None = None  # the same of what the network gives
-    interleaved_input: bool | None = None  # see `interleaving`; where it helps if None
-    folded: bool | None = None  # see `folding`; where it helps if None
-    fixed_batches: bool | None = None  # a profile for each, see `make_profiles`; where it helps if None
-    max_aux_streams: int | None = None  # branches of the network side by side; TensorRT's own choice where None
-    flags: tuple[str, ...] = ()  # further builder flags by name, such as SPARSE_WEIGHTS
-
-    def __post_init__(self) -> None:
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise ModelError(f"the optimization level is 0 to 5, got {self.optimization_level}")
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise ModelError(f"the workspace is at least 1 MiB, got {self.workspace_mib}")
-
-
-def settled(settings: BuildSettings, card: ModelCard) -> BuildSettings:
-    """`settings` with a decision on what was left to the library and the model: see `Typing.half_ends`.
-
-    Interleaved input, folding and profiles of one size are for a library that chooses kernels by rule. One that
-    measures them finds out by itself what a narrow convolution takes, and each profile costs it minutes on a Jetson.
-    """
-    typing = plan_typing(settings.precision, weak_typing=has_weak_typing())
-    half = typing.half_ends(card.head.kind)
-    half_input = half[0] if settings.half_input is None else settings.half_input
-    by_rule = not keeps_timing()
-    usual: dict[str, bool] = {
-        "half_input": half_input,
-        "half_outputs": half[1],
-        "interleaved_input": by_rule and half_input and typing.rewrite == "fp16",
-        "folded": by_rule and settings.precision in ("fp16", "bf16"),
-        "fixed_batches": by_rule,
-    }
-    left = {name: value for name, value in usual.items() if getattr(settings, name) is None}
-    return replace(settings, **left)  # type: ignore[arg-type]
-
-
-def prepare_onnx(model: bytes, settings: BuildSettings) -> bytes:
-    """The ONNX file that is built with `settings` (settled). Errors as of `rewrite_onnx`."""
-    model = reshape_onnx(model, interleave=bool(settings.interleaved_input), fold=bool(settings.folded))
-    typing = plan_typing(settings.precision, weak_typing=has_weak_typing())
-    if typing.rewrite == "none":
-        return model
-    ends = {"keep_inputs": not settings.half_input, "keep_outputs": not settings.half_outputs}
-    return rewrite_onnx(model, typing.rewrite, **ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,15 +171,16 @@ class _Build:
     def run(self, model: bytes, timing_cache: bytes | None) -> Built:
         """Parse, configure, build."""
         started_ns = time.monotonic_ns()
-        network, parser = self._parse(prepare_onnx(model, self._settings))
+        prepared = prepare_onnx(model, self._settings)
+        network, parser = self._parse(prepared.onnx)
         check_quantisation(self._settings.precision, quantisation_of(network))
         if not self._typing.strongly_typed:
             halve_ends(network, self._settings)
-        if self._settings.interleaved_input:
-            interleave(network)
+        if prepared.channels == INTERLEAVED_CHANNELS:
+            network.get_input(0).allowed_formats = 1 << int(trt.TensorFormat.CHW4)  # it has no other
         self._listener.parsed(network.num_layers)
         config = self._configure(timing_cache)
-        profiles = self._add_profiles(network, config)
+        profiles = self._add_profiles(network, config, prepared.channels)
         plan = self._build(network, config)
         del parser  # the network points into it
         self._listener.built(len(plan))
@@ -318,10 +266,16 @@ class _Build:
         config.DLA_core = core
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
-    def _add_profiles(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> tuple[Profile, ...]:
+    def _add_profiles(
+        self, network: trt.INetworkDefinition, config: trt.IBuilderConfig, channels: int
+    ) -> tuple[Profile, ...]:
         inputs = inputs_of(network)
         profiles = make_profiles(
-            inputs, self._card, self._settings.max_batch, fixed_batches=bool(self._settings.fixed_batches)
+            inputs,
+            self._card,
+            self._settings.max_batch,
+            fixed_batches=bool(self._settings.fixed_batches),
+            channels=channels,
         )
         if not any(each.is_shape_tensor or min(each.shape, default=0) < 0 for each in inputs):
             return profiles  # all is fixed: TensorRT wants no profile
@@ -380,11 +334,6 @@ def set_flags(config: trt.IBuilderConfig, typing: Typing, further: Sequence[str]
         flag = builder_flag(name)
         if flag is not None:
             config.clear_flag(flag)
-
-
-def keeps_timing() -> bool:
-    """Whether measured timings can be kept between builds. TensorRT-RTX measures nothing, and ignores the calls."""
-    return find_library().flavour == "tensorrt"
 
 
 def attach_timing_cache(config: trt.IBuilderConfig, blob: bytes | None) -> trt.ITimingCache:
@@ -467,14 +416,6 @@ def halve_ends(network: Any, settings: BuildSettings) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         for tensor, kind in floats:
             tensor.dtype = getattr(trt.DataType, kind)
-
-
-def interleave(network: Any) -> None:
-    """Let a network take its pictures pixel by pixel where `widen_input` has made that possible."""
-    for tensor in (network.get_input(index) for index in range(network.num_inputs)):
-        shape = as_shape(tensor.shape)
-        if len(shape) == 4 and shape[1] == INTERLEAVED_CHANNELS:
-            tensor.allowed_formats = 1 << int(trt.TensorFormat.CHW4)
 
 
 # ------------------------------------------------------------------------------------------------ what went wrong

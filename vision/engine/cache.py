@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from vision.engine.build import BuildSettings, Built
+from vision.engine.build import Built
 from vision.engine.files import (
     Untrusted,
     locked,
@@ -28,6 +28,7 @@ from vision.engine.files import (
     write_whole,
 )
 from vision.engine.library import Gpu, Library
+from vision.engine.settings import BuildSettings
 from vision.errors import Closed, ModelError
 
 _log = logging.getLogger(__name__)

@@ -23,13 +23,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from vision.engine.build import BuildSettings
 from vision.engine.cache import EngineCache, Entry, Loaded, foreign
 from vision.engine.library import Gpu, Library, find_library
 from vision.engine.opening import load_plan, settings_of
 from vision.engine.precision import Precision
 from vision.engine.progress import Phase
 from vision.engine.runtime import load_engine
+from vision.engine.settings import BuildSettings
 from vision.errors import EXIT_OK, DeviceMissing
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vision.engine.profiles import INTERLEAVED_CHANNELS
-
 if TYPE_CHECKING:
     import onnx
+
+INTERLEAVED_CHANNELS = 4
 
 
 def widen_input(model: onnx.ModelProto) -> bool:

@@ -38,6 +38,7 @@ __all__ = [
     "collect_log",
     "find_library",
     "has_weak_typing",
+    "keeps_timing",
     "load_library",
     "logger",
     "member_of",
@@ -285,6 +286,11 @@ def builder_flag(name: str) -> trt.BuilderFlag | None:
     """A builder flag by name, or None where this library does not have it."""
     flag: trt.BuilderFlag | None = getattr(trt.BuilderFlag, name, None)
     return flag
+
+
+def keeps_timing() -> bool:
+    """Whether measured timings can be kept between builds. TensorRT-RTX measures nothing, and ignores the calls."""
+    return find_library().flavour == "tensorrt"
 
 
 def has_weak_typing() -> bool:

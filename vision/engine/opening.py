@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision.engine.build import BuildSettings, Built, build_plan, settled
+from vision.engine.build import Built, build_plan
 from vision.engine.cache import EngineCache, Loaded, key_of
 from vision.engine.files import sha256_of
 from vision.engine.library import Gpu, find_library, trt
 from vision.engine.progress import BuildListener, LogListener
 from vision.engine.runtime import Engine, load_engine
+from vision.engine.settings import BuildSettings, settled
 from vision.errors import ModelError
 
 if TYPE_CHECKING:

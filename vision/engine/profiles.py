@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 Shape: TypeAlias = tuple[int, ...]
 
-INTERLEAVED_CHANNELS = 4
-"""Of a picture's input that `vision.engine.interleaving` has widened."""
-
 BATCH_BANDS = (1, 4, 16, 64, 256)
 """Edges of the batch ranges that get a profile each: kernels tuned for 64 pictures lose at 1, and the other way."""
 
@@ -165,7 +162,12 @@ def picture_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
 
 
 def make_profiles(
-    inputs: Sequence[NetworkInput], card: ModelCard, max_batch: int, *, fixed_batches: bool = False
+    inputs: Sequence[NetworkInput],
+    card: ModelCard,
+    max_batch: int,
+    *,
+    fixed_batches: bool = False,
+    channels: int = 3,
 ) -> tuple[Profile, ...]:
     """Profiles for a model: those of its card, or batch bands as far as `max_batch` needs them.
 
@@ -185,7 +187,7 @@ def make_profiles(
             f"max_batch is {max_batch}, and the widest of `profiles` in model.yaml ends at {greatest}",
             hint="lower `detect: {max_batch: ...}` or widen `profiles` in model.yaml",
         )
-    return tuple(_profile(inputs, picture, card, each) for each in given)
+    return tuple(_profile(inputs, picture, card, each, channels) for each in given)
 
 
 def _bands(picture: NetworkInput, max_batch: int, *, fixed_batches: bool) -> tuple[tuple[int, int, int], ...]:
@@ -202,7 +204,11 @@ def _bands(picture: NetworkInput, max_batch: int, *, fixed_batches: bool) -> tup
 
 
 def _profile(
-    inputs: Sequence[NetworkInput], picture: NetworkInput, card: ModelCard, given: ProfileCard | _Given
+    inputs: Sequence[NetworkInput],
+    picture: NetworkInput,
+    card: ModelCard,
+    given: ProfileCard | _Given,
+    channels: int,
 ) -> Profile:
     shapes: dict[str, Range] = {}
     values: dict[str, Range] = {}
@@ -210,7 +216,7 @@ def _profile(
         if each.is_shape_tensor:
             values[each.name] = _given(each, given.values, "values")
         elif each is picture:
-            shapes[each.name] = _picture_range(each, card, given)
+            shapes[each.name] = _picture_range(each, card, given, channels)
         else:
             shapes[each.name] = _other_range(each, given)
     for name in (*given.shapes, *given.values):
@@ -232,10 +238,10 @@ def _given(each: NetworkInput, table: Mapping[str, tuple[Shape, Shape, Shape]], 
     return Range(*table[each.name])
 
 
-def _picture_range(picture: NetworkInput, card: ModelCard, given: ProfileCard | _Given) -> Range:
+def _picture_range(picture: NetworkInput, card: ModelCard, given: ProfileCard | _Given, channels: int) -> Range:
     high, wide = card.input.height, card.input.width
-    deep = INTERLEAVED_CHANNELS if picture.shape[1] == INTERLEAVED_CHANNELS else 3
-    asked = (given.batch, (deep, deep, deep), given.height or (high, high, high), given.width or (wide, wide, wide))
+    heights, widths = given.height or (high, high, high), given.width or (wide, wide, wide)
+    asked = (given.batch, (channels, channels, channels), heights, widths)
     for axis, of_model, wanted in zip(("batch", "channels", "height", "width"), picture.shape, asked, strict=True):
         if of_model >= 0 and wanted != (of_model, of_model, of_model):
             raise ModelError(

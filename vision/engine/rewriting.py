@@ -26,20 +26,23 @@ _log = logging.getLogger(__name__)
 _QDQ_OPSET = 19  # from here on QuantizeLinear takes float16
 
 
-def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> bytes:
+def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
     """An ONNX model whose results are the same, in shapes that tensor cores take better: as far as it allows that.
+
+    Returns:
+        The model, and whether its input has been widened.
 
     Raises:
         ModelError: no package for it, or not an ONNX model.
     """
     if not interleave and not fold:
-        return model
+        return model, False
     loaded = load_onnx(model)
     widened = interleave and widen_input(loaded)
     folded = fold_narrow_convolutions(loaded) if fold else ()
     if folded:
         _log.debug("folded: %s", ", ".join(folded))
-    return bytes(loaded.SerializeToString()) if widened or folded else model
+    return (bytes(loaded.SerializeToString()) if widened or folded else model), widened
 
 
 def load_onnx(model: bytes) -> onnx.ModelProto:

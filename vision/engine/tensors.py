@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, Protocol
 
+from vision.engine.interleaving import INTERLEAVED_CHANNELS
 from vision.engine.library import trt
 from vision.engine.profiles import Profile, Range, Shape
 from vision.errors import ModelError
@@ -52,6 +53,11 @@ class Tensor:
     location: Literal["device", "host"]
     is_shape_io: bool  # its values decide other shapes; addresses of such inputs are host addresses
     interleaved: bool = False  # (B, 4, H, W) that lies in memory as (B, H, W, 4)
+
+    @property
+    def channels(self) -> int:
+        """Of an input that takes pictures. A fourth one is there for the layout's sake, and 0."""
+        return INTERLEAVED_CHANNELS if self.interleaved else 3
 
     def bytes_of(self, shape: Shape) -> int:
         """Bytes that a buffer of `shape` needs.

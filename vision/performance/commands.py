@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vision.config import DetectConfig, ModelCard
-from vision.engine.build import BuildSettings, inputs_of, prepare_onnx, settled
+from vision.engine.build import inputs_of
 from vision.engine.cache import EngineCache, key_of
 from vision.engine.commandlines import Dialect, build_line, find_tool, installed_dialect, nsys_text, trtexec_text
 from vision.engine.library import Gpu, GpuDescription, collect_log, find_library, logger, network_flags, start, trt
 from vision.engine.opening import read_onnx, settings_of
 from vision.engine.precision import plan_typing
 from vision.engine.profiles import NetworkInput, Profile, choose_profile, make_profiles, picture_input
+from vision.engine.settings import BuildSettings, prepare_onnx, settled
 from vision.errors import DeviceMissing, ModelError
 
 
@@ -36,10 +37,12 @@ def trtexec(folder: Path, card: ModelCard, batch: int, precision: str) -> str:
     onnx = read_onnx(folder, card)
     detect = DetectConfig.model_validate({"precision": precision, "max_batch": batch})
     wanted = settled(settings_of(detect), card)
-    inputs = network_inputs(prepare_onnx(onnx, wanted), card)
-    profiles = make_profiles(inputs, card, detect.max_batch, fixed_batches=bool(wanted.fixed_batches))
-    picture = picture_input(inputs)
-    shapes = {picture.name: (batch, max(picture.shape[1], 3), card.input.height, card.input.width)}
+    prepared = prepare_onnx(onnx, wanted)
+    inputs, channels = network_inputs(prepared.onnx, card), prepared.channels
+    profiles = make_profiles(
+        inputs, card, detect.max_batch, fixed_batches=bool(wanted.fixed_batches), channels=channels
+    )
+    shapes = {picture_input(inputs).name: (batch, channels, card.input.height, card.input.width)}
     plan = EngineCache().path_of(card.name, key_of(onnx, find_library(), _gpu(), wanted, card))
     dialect = installed_dialect()
     lines = [trtexec_text(plan, shapes, choose_profile(profiles, shapes), dialect=dialect)]

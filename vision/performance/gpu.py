@@ -96,7 +96,7 @@ def _give_memory(engine: Engine, context: Context, shapes: Mapping[str, Shape], 
 def picture_shapes(engine: Engine, card: ModelCard, batch: int) -> dict[str, Shape]:
     """Shape of the input that takes pictures, for one batch."""
     picture = next(tensor for tensor in engine.inputs if not tensor.is_shape_io)
-    return {picture.name: (batch, max(picture.shape[1], 3), card.input.height, card.input.width)}
+    return {picture.name: (batch, picture.channels, card.input.height, card.input.width)}
 
 
 @contextlib.contextmanager
