@@ -110,7 +110,7 @@ def _figures(record: Path) -> dict[str, Any]:
     first_ns = None
     with record.open("rb") as lines:
         for result in map(decoder.decode, lines):
-            first_ns = first_ns or result.captured_monotonic_ns
+            first_ns = first_ns or result.captured_monotonic_ns  # of all, but for milliseconds
             if result.captured_monotonic_ns - first_ns > _WARM_NS:
                 drops.update(result.dropped_before)
                 times_ns.append(result.captured_monotonic_ns)

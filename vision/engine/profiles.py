@@ -172,7 +172,8 @@ def make_profiles(
     """Profiles for a model: those of its card, or batch bands as far as `max_batch` needs them.
 
     With `fixed_batches` each size of `batch_sizes` gets a profile of its own besides, whose range is that one size: a
-    library that chooses kernels by rule chooses far better ones where it knows the shape.
+    library that chooses kernels by rule chooses far better ones where it knows the shape. `channels` is how many the
+    input of pictures has to have.
 
     Raises:
         ModelError: the card, the ONNX file and `max_batch` do not agree; the message says who wants what.
