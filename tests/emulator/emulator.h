@@ -247,9 +247,20 @@ inline float float_of_bits(unsigned bits) {
     std::memcpy(&value, &bits, 4);
     return value;
 }
+inline const unsigned char* at(const unsigned char* plane, unsigned offset) { return plane + offset; }
+inline void store_words(void* address, unsigned a, unsigned b, unsigned c, unsigned d) {
+    const unsigned words[] = {a, b, c, d};
+    std::memcpy(address, words, sizeof words);
+}
+inline unsigned funnel(unsigned low, unsigned high, unsigned shift) {
+    return (unsigned)(((unsigned long long)high << 32 | low) >> shift);
+}
 inline unsigned short float_to_half(float value) {
     _Float16 half = (_Float16)value;
     unsigned short bits;
     std::memcpy(&bits, &half, 2);
     return bits;
+}
+inline unsigned floats_to_halves(float first, float second) {
+    return float_to_half(first) | (unsigned)float_to_half(second) << 16;
 }

@@ -23,6 +23,7 @@ from vision.detect.programs import (
     kept_classes,
     threshold,
 )
+from vision.detect.slot import LetterboxKernel
 from vision.nvrtc import Module, Source
 from vision.types import Detections
 
@@ -81,8 +82,8 @@ def letterbox(
         tensor = bench.buffer(int(np.prod(shape)) * np.dtype(dtype).itemsize)
         counts = bench.buffer(4 * batch)
         kernel = bench.module(program.file, program.definitions).kernel("letterbox")
-        arguments = (frames, tensor.address, counts.address, describe_normalisation(card))
-        kernel.bind(program.grid(batch), program.block, *arguments).enqueue(bench.stream)
+        bound = LetterboxKernel(kernel, program, describe_normalisation(card))
+        bound.bind(batch, frames, tensor.address, counts.address).enqueue(bench.stream)
         bench.stream.synchronize()
         written = tensor.read(shape, dtype)
         return (written.transpose(0, 3, 1, 2) if interleaved else written), counts.read((batch,), np.uint32)

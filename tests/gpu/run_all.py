@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=8", "-W", "default")
 SANITIZED = (
-    "tests/gpu/test_letterbox_kernel.py::test_every_size_and_format_in_one_launch[33-17-True]",
+    "tests/gpu/test_letterbox_kernel.py::test_every_size_and_format_in_one_launch[33-17-True-False]",
+    "tests/gpu/test_letterbox_kernel.py::test_every_size_and_format_in_one_launch[50-34-False-False]",
+    "tests/gpu/test_letterbox_kernel.py::test_every_size_and_format_in_one_launch[96-64-True-True]",
     "tests/gpu/test_postprocess_kernels.py",
 )
 
@@ -39,7 +41,7 @@ def parts(out: Path) -> Mapping[str, Part]:
     """What there is, in the order of its worth."""
     python = (sys.executable,)
     sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
-    few = "yolov8 or nanodet and ties or efficient"
+    few = "every_size or yolov8 or nanodet and ties or efficient"
     kernels = ("tests/gpu/test_letterbox_kernel.py", "tests/gpu/test_postprocess_kernels.py")
     found = {
         "machine": Part(("nvidia-smi",), 20),

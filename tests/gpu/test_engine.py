@@ -7,6 +7,7 @@ import dataclasses
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -21,7 +22,7 @@ from vision.engine.memory import MemoryPool, make_allocator
 from vision.engine.opening import load_plan, open_engine
 from vision.engine.profiler import parse_layers, profile_layers
 from vision.engine.runtime import Context, Engine
-from vision.engine.settings import BuildSettings
+from vision.engine.settings import BuildSettings, settled
 from vision.errors import DeviceMissing, ModelError
 
 pytestmark = pytest.mark.gpu
@@ -77,15 +78,17 @@ class Bench:
 
     def __init__(self, engine: Engine, batch: int, made: contextlib.ExitStack) -> None:
         self.stream = made.enter_context(cuda.Stream())
-        self.shape = (batch, 3, 16, 16)
-        self.context: Context = engine.create_context(engine.choose({"images": self.shape}), self.stream.address)
-        self.context.set_shape("images", self.shape)
+        self._images, self._y = engine.tensor("images"), engine.tensor("y")
+        shape = (batch, self._images.channels, 16, 16)
+        self.context: Context = engine.create_context(engine.choose({"images": shape}), self.stream.address)
+        self.context.set_shape("images", shape)
         size = self.context.output_sizes()["y"]
         assert size.shape is not None
         assert size.bytes is not None
-        self.pixels = made.enter_context(cuda.HostBuffer(4 * batch * 768, "test"))
+        input_bytes = self._images.bytes_of(shape)
+        self.pixels = made.enter_context(cuda.HostBuffer(input_bytes, "test"))
         self.result = made.enter_context(cuda.HostBuffer(size.bytes, "test"))
-        self._input = made.enter_context(cuda.DeviceBuffer(4 * batch * 768, "test"))
+        self._input = made.enter_context(cuda.DeviceBuffer(input_bytes, "test"))
         self._output = made.enter_context(cuda.DeviceBuffer(size.bytes, "test"))
         self._scratch = made.enter_context(cuda.DeviceBuffer(self.context.memory_bytes, "test"))
         self._output_shape = size.shape
@@ -99,13 +102,20 @@ class Bench:
         self.context.enqueue(self.stream.address)
         cuda.copy_to_host(self.result.address, self._output.address, self._output.nbytes, self.stream)
 
-    def run(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, pictures: NDArray[np.float32]) -> NDArray[Any]:
         """What the engine computes."""
-        self.pixels.array(self.shape, np.float32)[...] = pictures
+        extra = self._images.channels - pictures.shape[1]
+        channels = np.pad(pictures, ((0, 0), (0, extra), (0, 0), (0, 0)))
+        laid_out = channels.transpose(0, 2, 3, 1) if self._images.interleaved else channels
+        self.pixels.array(laid_out.shape, self._images.dtype)[...] = laid_out
         self.launch()
         self.stream.synchronize()
-        found: NDArray[np.float32] = self.result.array(self._output_shape, np.float32).copy()
-        return found
+        return np.array(self.outcome())
+
+    def outcome(self) -> NDArray[Any]:
+        """Where the result of the last launch is."""
+        array: NDArray[Any] = self.result.array(self._output_shape, self._y.dtype)
+        return array
 
 
 def pictures(batch: int) -> NDArray[np.float32]:
@@ -126,15 +136,16 @@ def test_every_profile_computes_what_onnx_runtime_does_eagerly_and_as_a_graph(en
         eager = bench.run(pictures(batch))
         assert float(np.linalg.norm(eager - right(batch)) / np.linalg.norm(right(batch))) < 5e-3
         graph = made.enter_context(cuda.Graph.capture(bench.stream, bench.launch, "the test"))
-        bench.result.array((eager.size,), np.float32)[...] = 0
+        bench.outcome()[...] = 0
         graph.launch(bench.stream)
         bench.stream.synchronize()
-        np.testing.assert_array_equal(bench.result.array(eager.shape, np.float32), eager)
+        np.testing.assert_array_equal(bench.outcome(), eager)
 
 
 def test_batch_above_the_profiles_is_refused(engine: Engine) -> None:
-    with pytest.raises(ModelError, match="no profile of the engine takes images 9x3x16x16"):
-        engine.choose({"images": (9, 3, 16, 16)})
+    channels = engine.tensor("images").channels
+    with pytest.raises(ModelError, match=f"no profile of the engine takes images 9x{channels}x16x16"):
+        engine.choose({"images": (9, channels, 16, 16)})
 
 
 def test_tensorrts_memory_comes_from_the_pool_and_goes_back(folder: Path, cache: Path, pool: MemoryPool) -> None:
@@ -186,7 +197,7 @@ def test_engine_that_does_not_load_is_built_again(
     """The right name and the right hash, and a plan that no library takes."""
     device = cuda.open_device()
     cache = EngineCache(tmp_path / "engines")
-    settings = BuildSettings("fp16", 8)
+    settings = settled(BuildSettings("fp16", 8), card())
     real = load_plan(folder, card(), device, settings, cache=cache).built
     assert real is not None
     key = key_of((folder / "tiny.onnx").read_bytes(), find_library(), device, settings, card())

@@ -70,6 +70,7 @@ def check(device: Any, card: InputCard, layouts: list[PictureLayout], *, half: b
         *((*size, half, False) for size in ((416, 416), (96, 64), (50, 34), (33, 17)) for half in (False, True)),
         (416, 416, True, True),
         (33, 17, True, True),
+        (96, 64, True, True),
         (96, 64, False, True),
     ],
 )

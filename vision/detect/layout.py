@@ -45,9 +45,7 @@ FRAME: Final = np.dtype(
 )
 """``struct Frame`` of ``device.cuh``. All zeros: no picture."""
 
-NORMALISE: Final = np.dtype(
-    [("gain", np.float32, 3), ("offset", np.float32, 3), ("channel", np.int32, 3), ("fill", np.float32)]
-)
+NORMALISE: Final = np.dtype([("gain", np.float32, 3), ("offset", np.float32, 3), ("fill", np.float32, 3)])
 """``struct Normalise`` of ``letterbox.cu``."""
 
 _FORMATS: Final[dict[PixelFormat, int]] = {"bgr": 0, "bgrx": 1, "nv12": 2, "i420": 3}
@@ -81,7 +79,7 @@ def describe_frame(card: InputCard, picture: PictureLayout, address: int) -> byt
         row["luma_offset"], row["luma"], row["u_blue"], row["u_green"], row["v_green"], row["v_red"],
     ) = yuv_coefficients(picture.yuv)  # fmt: skip
     row["ratio_x"], row["ratio_y"] = width_px / content_width, height_px / content_height
-    row["step"], row["step_rest"] = divmod(2 * width_px, 2 * content_width)
+    row["step"], row["step_rest"] = divmod(2 * height_px, 2 * content_height)
     row["per_x"], row["per_y"] = 1 / (2 * content_width), 1 / (2 * content_height)
     return row.tobytes()
 
@@ -89,7 +87,6 @@ def describe_frame(card: InputCard, picture: PictureLayout, address: int) -> byt
 def describe_normalisation(card: InputCard) -> NDArray[np.void]:
     """One `NORMALISE`."""
     row = np.zeros((), NORMALISE)
-    row["gain"], row["offset"] = gain_and_offset(card.scale, card.mean, card.std)
-    row["channel"] = (0, 1, 2) if card.color == "bgr" else (2, 1, 0)
-    row["fill"] = card.fill
+    gain, offset = gain_and_offset(card.scale, card.mean, card.std)
+    row["gain"], row["offset"], row["fill"] = gain, offset, card.fill * gain + offset
     return row

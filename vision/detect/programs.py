@@ -47,13 +47,14 @@ class LetterboxProgram:
     height_px: int
     half_input: bool
     interleaved: bool = False  # (B, H, W, 4) in place of (B, 3, H, W)
+    red_first: bool = False
 
     file: ClassVar[str] = "letterbox.cu"
-    block: ClassVar[Grid] = (32, 8, 1)
+    block: ClassVar[Grid] = (256, 1, 1)
 
     @classmethod
     def of(cls, card: InputCard, *, half_input: bool, interleaved: bool = False) -> LetterboxProgram:
-        return cls(card.width, card.height, half_input, interleaved)
+        return cls(card.width, card.height, half_input, interleaved, card.color == "rgb")
 
     @property
     def definitions(self) -> Definitions:
@@ -62,10 +63,12 @@ class LetterboxProgram:
             "HEIGHT": self.height_px,
             "HALF_INPUT": int(self.half_input),
             "INTERLEAVED": int(self.interleaved),
+            "RED_FIRST": int(self.red_first),
         }
 
     def grid(self, batch: int) -> Grid:
-        return (-(-self.width_px // 64), -(-self.height_px // 32), batch)
+        threads = -(-self.width_px // 2) * -(-self.height_px // 4)
+        return (-(-threads // self.block[0]), batch, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,17 @@ __device__ __forceinline__ u16 float_to_half(float value) {
     return bits;
 }
 
+// Two numbers in one word, the first in its low half.
+__device__ __forceinline__ u32 floats_to_halves(float first, float second) {
+#if __CUDA_ARCH__ >= 800
+    u32 bits;
+    asm("{ cvt.rn.f16x2.f32 %0, %1, %2; }" : "=r"(bits) : "f"(second), "f"(first));
+    return bits;
+#else
+    return (u32)float_to_half(first) | (u32)float_to_half(second) << 16;
+#endif
+}
+
 // Pictures do not change while they are read, and lie in global memory: neither can be seen from where they are read.
 __device__ __forceinline__ u32 load(const u8* address) {
     u32 value;
@@ -38,14 +49,34 @@ __device__ __forceinline__ u32 load(const u32* address) {
 
 __device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_float(bits); }
 
+// All of a plane is reached by 32 bits.
+__device__ __forceinline__ const u8* at(const u8* plane, u32 offset) { return plane + offset; }
+// In one instruction: the compiler may make two of it, each of which writes to half of every sector of memory.
+__device__ __forceinline__ void store_words(void* address, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" : : "l"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+// The low 32 bits of `high` : `low` moved right, by less than 32.
+__device__ __forceinline__ u32 funnel(u32 low, u32 high, u32 shift) { return __funnelshift_r(low, high, shift); }
+
 #endif
 
 // 2^23: the floats from here on are the whole numbers, so that a conversion and a rounding are one addition each. The
 // instructions made for them run at a quarter of its rate.
 #define WHOLE 8388608.0f
 
+// WHOLE + whole, of 0 to 2^22.
+__device__ __forceinline__ float raised(u32 whole) { return float_of_bits(0x4b000000u | whole); }
+
+#define FRACTION_BITS 20
+
+// The same of fixed / 2^FRACTION_BITS, rounded down, in a single instruction.
+__device__ __forceinline__ float raised_quotient(u32 fixed) {
+    return float_of_bits(funnel(fixed, 0x4b000000u >> (32 - FRACTION_BITS), FRACTION_BITS));
+}
+
 // Of 0 to 2^22.
-__device__ __forceinline__ float float_of(u32 whole) { return float_of_bits(0x4b000000u | whole) - WHOLE; }
+__device__ __forceinline__ float float_of(u32 whole) { return raised(whole) - WHOLE; }
 
 // To the nearest whole number, ties to even; of 0 to 2^22.
 __device__ __forceinline__ float rounded(float value) { return value + WHOLE - WHOLE; }
@@ -59,9 +90,9 @@ struct Frame {
     int content_width, content_height;  // model pixels that the scaled picture covers
     int pad_x, pad_y;
     int luma_offset;                      // 16 for limited range, 0 for full
-    int luma, u_blue, u_green, v_green, v_red;  // with 20 fractional bits
+    int luma, u_blue, u_green, v_green, v_red;  // with FRACTION_BITS
     float ratio_x, ratio_y;               // source pixels per model pixel
-    int step, step_rest;                  // 2 * width over 2 * content_width, and the remainder: from column to column
+    int step, step_rest;                  // 2 * height over 2 * content_height, and the remainder: from row to row
     float per_x, per_y;                   // 1 over 2 * content_width, and over 2 * content_height
     int reserved;
 };

@@ -4,229 +4,321 @@
 // in exact integers. Levels are rounded to whole ones at the end, as every 8-bit library does: of the objects that the CPU
 // finds in the shipped clip, 100 % instead of 99.6 % are then found with an overlap over 0.98.
 //
-// Compiled with WIDTH, HEIGHT (of the canvas), HALF_INPUT (1: the engine takes fp16, 0: fp32) and INTERLEAVED (1: the
-// tensor is (B, HEIGHT, WIDTH, 4) with a fourth channel of zeros, 0: (B, 3, HEIGHT, WIDTH)).
+// Integer instructions are what limits: hence addresses by multiplication, which has a pipe of its own, and levels that
+// become floats without a conversion.
+//
+// Compiled with WIDTH, HEIGHT (of the canvas), HALF_INPUT (1: the engine takes fp16, 0: fp32), INTERLEAVED (1: the
+// tensor is (B, HEIGHT, WIDTH, 4) with a fourth channel of zeros, 0: (B, 3, HEIGHT, WIDTH)) and RED_FIRST (1: the model's
+// channels are red, green, blue, 0: blue, green, red).
 #include "device.cuh"
 
 struct Normalise {
     float gain[3], offset[3];  // in the order of the model's channels
-    int channel[3];            // which of blue, green, red goes to each
-    float fill;                // level of the canvas around the picture
+    float fill[3];             // of the canvas around the picture, normalised
 };
 
-// The two source pixels that a model pixel lies between: `first`, and the one behind it where `weight` is not 0.
-struct Taps {
-    int first;
-    float weight;
-};
-
-struct Levels {
-    float blue, green, red;
-};
+// ---------------------------------------------------------------------------------------------------------- positions
 
 // A position in the source as a whole number of pixels and a rest, in units of 1 / denominator pixels.
 struct Position {
     int whole, rest;
 };
 
-// Where model pixel `at` of `scaled` looks, for a side of `side` source pixels.
-__device__ __forceinline__ Position position(int at, int scaled, int side) {
+// Where model pixel `at` of `scaled` looks, for a side of `side` source pixels; `per_unit` is 1 / (2 * scaled). From -1/2,
+// whose whole number is -1, to side - 1/2.
+__device__ __forceinline__ Position position(int at, int scaled, float per_unit, int side) {
     int numerator = (2 * at + 1) * side - scaled, denominator = 2 * scaled;
-    int whole = numerator < 0 ? -1 : numerator / denominator;  // never below -1/2
-    return Position{whole, numerator - whole * denominator};
+    int whole = (int)((float)numerator * per_unit);  // one off at most, for sides of 15 bits
+    int rest = numerator - whole * denominator;
+    if (rest < 0) whole--, rest += denominator;
+    if (rest >= denominator) whole++, rest -= denominator;
+    return Position{whole, rest};
 }
 
-__device__ __forceinline__ Taps taps(Position at, float per_unit, int side) {
-    if (at.whole < 0) return Taps{0, 0.0f};
-    if (at.whole >= side - 1) return Taps{side - 1, 0.0f};
-    return Taps{at.whole, (float)at.rest * per_unit};
+// The two source pixels that a model pixel lies between.
+struct Rows {
+    int first, second;
+    float weight;  // of the second
+};
+
+__device__ __forceinline__ Rows rows_at(Position y, const Frame& frame) {
+    return Rows{max(y.whole, 0), min(y.whole + 1, frame.height - 1), (float)y.rest * frame.per_y};
 }
 
-__device__ __forceinline__ int behind(Taps at, int side) { return at.first + 1 < side ? at.first + 1 : at.first; }
+// The first of two neighbours, so that both can be read. Of one column there is only the first.
+struct Columns {
+    int first;
+    float weight;  // of the second
+};
+
+__device__ __forceinline__ Columns columns_at(Position x, const Frame& frame) {
+    int last = max(frame.width - 2, 0);
+    if (x.whole < 0) return Columns{0, 0.0f};
+    if (x.whole > last) return Columns{last, 1.0f};
+    return Columns{x.whole, (float)x.rest * frame.per_x};
+}
+
+// ------------------------------------------------------------------------------------------------------------- levels
+
+struct Levels {
+    float blue, green, red;
+};
+
+// WHOLE and more: a whole level becomes that by setting bits, and the difference of two is that of the levels.
+struct Raised {
+    float blue, green, red;
+};
 
 __device__ __forceinline__ float mix(float first, float second, float weight) {
     return first + (second - first) * weight;
 }
 
 __device__ __forceinline__ Levels mix(Levels a, Levels b, float weight) {
-    Levels result = {mix(a.blue, b.blue, weight), mix(a.green, b.green, weight), mix(a.red, b.red, weight)};
-    return result;
+    return Levels{mix(a.blue, b.blue, weight), mix(a.green, b.green, weight), mix(a.red, b.red, weight)};
 }
 
-__device__ __forceinline__ float byte_of(u64 word, int index) { return float_of((u32)(word >> (8 * index)) & 255u); }
-
-// Both pixels are six neighbouring bytes: two or three aligned words instead of six loads. For two columns and more.
-__device__ __forceinline__ Levels along_bgr(const u8* row, Taps x, int width) {
-    int first = x.first == width - 1 ? width - 2 : x.first;
-    float weight = x.first == width - 1 ? 1.0f : x.weight;
-    u64 address = (u64)row + 3 * first;
-    const u32* words = (const u32*)(address & ~3ull);
-    int shift = 8 * (int)(address & 3);
-    bool three = shift == 24;
-    u64 bytes = ((u64)load(words) | (u64)load(words + 1) << 32) >> shift;
-    bytes |= (u64)(load(words + (three ? 2 : 1)) & (three ? 255u : 0u)) << 40;
-    Levels a = {byte_of(bytes, 0), byte_of(bytes, 1), byte_of(bytes, 2)};
-    Levels b = {byte_of(bytes, 3), byte_of(bytes, 4), byte_of(bytes, 5)};
-    return mix(a, b, weight);
+__device__ __forceinline__ float mix_raised(float first, float second, float weight) {
+    return (first - WHOLE) + (second - first) * weight;
 }
 
-__device__ __forceinline__ Levels along_bgrx(const u8* row, Taps x, int width) {
-    u32 first = load((const u32*)row + x.first), second = load((const u32*)row + behind(x, width));
-    Levels a = {byte_of(first, 0), byte_of(first, 1), byte_of(first, 2)};
-    Levels b = {byte_of(second, 0), byte_of(second, 1), byte_of(second, 2)};
-    return mix(a, b, x.weight);
-}
-
-__device__ __forceinline__ float clamped(int fixed) {
-    int level = fixed >> 20;
-    return float_of(level < 0 ? 0 : level > 255 ? 255 : level);
-}
-
-__device__ __forceinline__ Levels from_yuv(const Frame& frame, int luma, int u, int v) {
-    int y = luma - frame.luma_offset;
-    y = (y < 0 ? 0 : y) * frame.luma + (1 << 19);
-    u -= 128, v -= 128;
-    Levels result = {
-        clamped(y + frame.u_blue * u),
-        clamped(y + frame.u_green * u + frame.v_green * v),
-        clamped(y + frame.v_red * v),
+__device__ __forceinline__ Levels mix(Raised a, Raised b, float weight) {
+    return Levels{
+        mix_raised(a.blue, b.blue, weight),
+        mix_raised(a.green, b.green, weight),
+        mix_raised(a.red, b.red, weight),
     };
-    return result;
+}
+
+// Of blue, green and red in the low three bytes.
+__device__ __forceinline__ Raised raised_bytes(u32 word) {
+    return Raised{raised(word & 255u), raised(word >> 8 & 255u), raised(word >> 16 & 255u)};
+}
+
+__device__ __forceinline__ float raised_fixed(int fixed) {
+    return raised_quotient((u32)max(min(fixed, (256 << FRACTION_BITS) - 1), 0));
+}
+
+// ------------------------------------------------------------------------------------------------------------ sources
+
+// What a column of the model's pixels reads, of each format: where its two source pixels are in the first row, found
+// once, and `along`, the level between them in any row.
+template <int FORMAT>
+struct Column;
+
+template <>
+struct Column<FORMAT_BGR> {
+    int pixels;
+    float weight;
+
+    __device__ __forceinline__ Column(Columns x) : pixels(3 * x.first), weight(x.weight) {}
+
+    // Six neighbouring bytes: two or three aligned words instead of six loads.
+    __device__ __forceinline__ Levels along(const Frame& frame, int row) const {
+        u64 address = (u64)at(frame.plane[0], row * frame.pitch[0] + pixels);
+        const u32* words = (const u32*)(address & ~3ull);
+        u32 shift = 8 * (u32)(address & 3);
+        bool three = shift == 24;
+        u32 low = load(words), middle = load(words + 1), high = load(words + (three ? 2 : 1));
+        u32 first = funnel(low, middle, shift), second = funnel(middle, high, shift);
+        return mix(raised_bytes(first), raised_bytes(funnel(first, second, 24)), weight);
+    }
+};
+
+template <>
+struct Column<FORMAT_BGRX> {
+    int pixels;
+    float weight;
+
+    __device__ __forceinline__ Column(Columns x) : pixels(4 * x.first), weight(x.weight) {}
+
+    __device__ __forceinline__ Levels along(const Frame& frame, int row) const {
+        const u32* words = (const u32*)at(frame.plane[0], row * frame.pitch[0] + pixels);
+        return mix(raised_bytes(load(words)), raised_bytes(load(words + 1)), weight);
+    }
+};
+
+// Pictures of a single column, in bgr or bgrx.
+enum { ONE_COLUMN = 4 };
+
+template <>
+struct Column<ONE_COLUMN> {
+    __device__ __forceinline__ Column(Columns) {}
+
+    __device__ __forceinline__ Levels along(const Frame& frame, int row) const {
+        const u8* pixel = at(frame.plane[0], row * frame.pitch[0]);
+        return Levels{float_of(load(pixel)), float_of(load(pixel + 1)), float_of(load(pixel + 2))};
+    }
+};
+
+__device__ __forceinline__ Raised from_yuv(const Frame& frame, int luma, int u, int v) {
+    const int half = 1 << (FRACTION_BITS - 1), grey = 128;
+    int y = max(luma - frame.luma_offset, 0);
+    int blue = u * frame.u_blue + (half - grey * frame.u_blue);
+    int green = u * frame.u_green + (v * frame.v_green + (half - grey * (frame.u_green + frame.v_green)));
+    int red = v * frame.v_red + (half - grey * frame.v_red);
+    return Raised{
+        raised_fixed(y * frame.luma + blue),
+        raised_fixed(y * frame.luma + green),
+        raised_fixed(y * frame.luma + red),
+    };
 }
 
 template <int FORMAT>
-__device__ __forceinline__ Levels along_yuv(const Frame& frame, const u8* luma, int row, Taps x) {
-    u64 chroma_row = (u64)(row >> 1) * frame.pitch[1];
-    int second = behind(x, frame.width), left = x.first >> 1, right = second >> 1, u0, v0, u1, v1;
-    if (FORMAT == FORMAT_NV12) {
-        const u8* chroma = frame.plane[1] + chroma_row;
-        u0 = load(chroma + 2 * left), v0 = load(chroma + 2 * left + 1);
-        u1 = load(chroma + 2 * right), v1 = load(chroma + 2 * right + 1);
-    } else {
-        const u8 *blue = frame.plane[1] + chroma_row, *red = frame.plane[2] + chroma_row;
-        u0 = load(blue + left), v0 = load(red + left);
-        u1 = load(blue + right), v1 = load(red + right);
+struct YuvColumn {
+    int luma, chroma[2];
+    float weight;
+
+    __device__ __forceinline__ YuvColumn(Columns x) : luma(x.first), weight(x.weight) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) chroma[i] = ((x.first + i) >> 1) * (FORMAT == FORMAT_NV12 ? 2 : 1);
     }
-    return mix(from_yuv(frame, load(luma + x.first), u0, v0), from_yuv(frame, load(luma + second), u1, v1), x.weight);
-}
 
-enum { ONE_COLUMN = 4 };  // of FORMAT_BGR
-
-template <int FORMAT>
-__device__ __forceinline__ Levels along(const Frame& frame, int row, Taps x) {
-    const u8* first_plane = frame.plane[0] + (u64)row * frame.pitch[0];
-    if (FORMAT == ONE_COLUMN) {
-        return Levels{float_of(load(first_plane)), float_of(load(first_plane + 1)), float_of(load(first_plane + 2))};
+    __device__ __forceinline__ Levels along(const Frame& frame, int row) const {
+        const u8* y = at(frame.plane[0], row * frame.pitch[0] + luma);
+        Raised levels[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int offset = (row >> 1) * frame.pitch[1] + chroma[i];
+            const u8* u = at(frame.plane[1], offset);
+            const u8* v = FORMAT == FORMAT_NV12 ? u + 1 : at(frame.plane[2], offset);
+            levels[i] = from_yuv(frame, load(y + i), load(u), load(v));
+        }
+        return mix(levels[0], levels[1], weight);
     }
-    if (FORMAT == FORMAT_BGR) return along_bgr(first_plane, x, frame.width);
-    if (FORMAT == FORMAT_BGRX) return along_bgrx(first_plane, x, frame.width);
-    return along_yuv<FORMAT>(frame, first_plane, row, x);
-}
+};
 
-__device__ __forceinline__ float pick(Levels levels, int channel) {
-    return channel == 0 ? levels.blue : channel == 1 ? levels.green : levels.red;
-}
+template <>
+struct Column<FORMAT_NV12> : YuvColumn<FORMAT_NV12> {
+    using YuvColumn<FORMAT_NV12>::YuvColumn;
+};
 
-#if HALF_INPUT
-typedef u16 Input;
-__device__ __forceinline__ Input to_input(float value) { return float_to_half(value); }
-#else
-typedef float Input;
-__device__ __forceinline__ Input to_input(float value) { return value; }
-#endif
+template <>
+struct Column<FORMAT_I420> : YuvColumn<FORMAT_I420> {
+    using YuvColumn<FORMAT_I420>::YuvColumn;
+};
+
+// ------------------------------------------------------------------------------------------------------------- tensor
 
 #define ACROSS 2  // pixels of a row a thread: 16 bytes in one store where they are interleaved
 #define DOWN 4    // rows a thread
 
-struct __align__(2 * sizeof(Input)) Neighbours {  // in one plane
-    Input at[ACROSS];
+#if HALF_INPUT
+typedef u16 Input;
+typedef u32 Pair;
+__device__ __forceinline__ Input to_input(float value) { return float_to_half(value); }
+__device__ __forceinline__ Pair to_pair(float first, float second) { return floats_to_halves(first, second); }
+#else
+typedef float Input;
+struct __align__(8) Pair {
+    float first, second;
 };
-struct __align__(4 * sizeof(Input)) Pixel {
-    Input at[4];
-};
-struct __align__(16) Pixels {
-    Pixel at[ACROSS];
+__device__ __forceinline__ Input to_input(float value) { return value; }
+__device__ __forceinline__ Pair to_pair(float first, float second) { return Pair{first, second}; }
+#endif
+
+// What the network sees of a pixel.
+struct Pixel {
+    float channel[3];
 };
 
-template <int FORMAT>
-__device__ __forceinline__ void sample(const Frame& frame, const Taps* columns, Taps y, Levels* levels) {
-    int below = behind(y, frame.height);
-#pragma unroll
-    for (int i = 0; i < ACROSS; i++)
-        levels[i] = mix(along<FORMAT>(frame, y.first, columns[i]), along<FORMAT>(frame, below, columns[i]), y.weight);
+__device__ __forceinline__ Pixel normalised(Levels levels, const Normalise& norm) {
+    float first = RED_FIRST ? levels.red : levels.blue, third = RED_FIRST ? levels.blue : levels.red;
+    return Pixel{{
+        rounded(first) * norm.gain[0] + norm.offset[0],
+        rounded(levels.green) * norm.gain[1] + norm.offset[1],
+        rounded(third) * norm.gain[2] + norm.offset[2],
+    }};
 }
 
-// One branch for all pixels, and none between them: the loads of one do not wait for those of another.
-__device__ __forceinline__ void sample(const Frame& frame, const Taps* columns, Taps y, Levels* levels) {
-    switch (frame.format) {
-        case FORMAT_BGRX: return sample<FORMAT_BGRX>(frame, columns, y, levels);
-        case FORMAT_NV12: return sample<FORMAT_NV12>(frame, columns, y, levels);
-        case FORMAT_I420: return sample<FORMAT_I420>(frame, columns, y, levels);
-        default:
-            if (frame.width > 1) return sample<FORMAT_BGR>(frame, columns, y, levels);
-            return sample<ONE_COLUMN>(frame, columns, y, levels);
+#if INTERLEAVED
+
+struct __align__(4 * sizeof(Input)) Interleaved {
+    Pair at[2];
+};
+
+__device__ __forceinline__ void store(Input* tensor, int row, int left, Pixel a, Pixel b) {
+    Interleaved* out = (Interleaved*)tensor + ((u64)blockIdx.y * HEIGHT + row) * WIDTH + left;
+    Interleaved first = {{to_pair(a.channel[0], a.channel[1]), to_pair(a.channel[2], 0.0f)}};
+    Interleaved second = {{to_pair(b.channel[0], b.channel[1]), to_pair(b.channel[2], 0.0f)}};
+#if HALF_INPUT
+    if (WIDTH % ACROSS == 0) {
+        store_words(out, first.at[0], first.at[1], second.at[0], second.at[1]);
+        return;
+    }
+#endif
+    out[0] = first;
+    if (WIDTH % ACROSS == 0 || left + 1 < WIDTH) out[1] = second;
+}
+
+#else
+
+__device__ __forceinline__ void store(Input* tensor, int row, int left, Pixel a, Pixel b) {
+    Input* out = tensor + ((u64)blockIdx.y * 3 * HEIGHT + row) * WIDTH + left;
+#pragma unroll
+    for (int c = 0; c < 3; c++, out += HEIGHT * WIDTH) {
+        if (WIDTH % ACROSS == 0) {
+            *(Pair*)out = to_pair(a.channel[c], b.channel[c]);
+        } else {
+            out[0] = to_input(a.channel[c]);
+            if (left + 1 < WIDTH) out[1] = to_input(b.channel[c]);
+        }
     }
 }
 
-// grid (ceil(WIDTH / 64), ceil(HEIGHT / 32), batch), block (32, 8).
+#endif
+
+// The pixels of one thread: two from column `left` on, in DOWN rows from `top` on.
+template <int FORMAT>
+__device__ __forceinline__ void draw(
+    const Frame& frame, const Columns* x, const bool* inside, int left, int top, Input* tensor, const Normalise& norm
+) {
+    const Column<FORMAT> columns[ACROSS] = {Column<FORMAT>(x[0]), Column<FORMAT>(x[1])};
+    int inside_y = top - frame.pad_y;
+    Position y = position(max(inside_y, 0), frame.content_height, frame.per_y, frame.height);
+#pragma unroll 1  // more rows at once take more registers, and so fewer blocks at once
+    for (int row = top, end = min(top + DOWN, HEIGHT); row < end; row++, inside_y++) {
+        Pixel fill = {{norm.fill[0], norm.fill[1], norm.fill[2]}}, pixels[ACROSS] = {fill, fill};
+        if (inside_y >= 0 && inside_y < frame.content_height) {
+            Rows rows = rows_at(y, frame);
+            y.whole += frame.step, y.rest += frame.step_rest;  // to the next row
+            if (y.rest >= 2 * frame.content_height) y.whole++, y.rest -= 2 * frame.content_height;
+#pragma unroll
+            for (int i = 0; i < ACROSS; i++) {
+                Levels above = columns[i].along(frame, rows.first), below = columns[i].along(frame, rows.second);
+                Pixel pixel = normalised(mix(above, below, rows.weight), norm);
+#pragma unroll
+                for (int c = 0; c < 3; c++) pixels[i].channel[c] = inside[i] ? pixel.channel[c] : fill.channel[c];
+            }
+        }
+        store(tensor, row, left, pixels[0], pixels[1]);
+    }
+}
+
+// grid (ceil(WIDTH / 2) * ceil(HEIGHT / 4) / 256, rounded up, batch), block 256.
 extern "C" __global__ void __launch_bounds__(256)
 letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
-    if ((blockIdx.x | blockIdx.y | threadIdx.x | threadIdx.y) == 0) counts[blockIdx.z] = 0;  // of pairs, for `find_pairs`
-    const Frame frame = frames[blockIdx.z];
-    int left = ACROSS * (blockIdx.x * 32 + threadIdx.x), top = DOWN * (blockIdx.y * 8 + threadIdx.y);
-    if (frame.width == 0 || left >= WIDTH) return;
+    const int across = (WIDTH + ACROSS - 1) / ACROSS;
+    int index = blockIdx.x * 256 + threadIdx.x;
+    if (index == 0) counts[blockIdx.y] = 0;  // of pairs, for `find_pairs`
+    const Frame frame = frames[blockIdx.y];
+    int left = index % across * ACROSS, top = index / across * DOWN;
+    if (frame.width == 0 || top >= HEIGHT) return;
 
-    Taps columns[ACROSS];
-    bool in_columns[ACROSS];
-    int inside_x = left - frame.pad_x;
-    Position x = position(inside_x < 0 ? 0 : inside_x, frame.content_width, frame.width);
+    Columns x[ACROSS];
+    bool inside[ACROSS];
 #pragma unroll
-    for (int i = 0; i < ACROSS; i++, inside_x++) {
-        in_columns[i] = inside_x >= 0 && inside_x < frame.content_width;
-        columns[i] = taps(x, frame.per_x, frame.width);
-        if (inside_x >= 0) {  // a step to the right, without a division
-            x.whole += frame.step, x.rest += frame.step_rest;
-            if (x.rest >= 2 * frame.content_width) x.whole++, x.rest -= 2 * frame.content_width;
-        }
+    for (int i = 0; i < ACROSS; i++) {
+        int inside_x = left + i - frame.pad_x;
+        inside[i] = inside_x >= 0 && inside_x < frame.content_width;
+        x[i] = columns_at(position(max(inside_x, 0), frame.content_width, frame.per_x, frame.width), frame);
     }
-#pragma unroll 1  // more rows at once take more registers, and so fewer blocks at once
-    for (int j = 0; j < DOWN; j++) {
-        int row = top + j;
-        if (row >= HEIGHT) return;
-        int inside_y = row - frame.pad_y;
-        bool in_rows = inside_y >= 0 && inside_y < frame.content_height;
-        Levels levels[ACROSS];
-        if (in_rows) {
-            Position y = position(inside_y, frame.content_height, frame.height);
-            sample(frame, columns, taps(y, frame.per_y, frame.height), levels);
-        }
-        Pixels pixels = {};
-#pragma unroll
-        for (int i = 0; i < ACROSS; i++) {
-            if (!in_rows || !in_columns[i]) levels[i] = Levels{norm.fill, norm.fill, norm.fill};
-#pragma unroll
-            for (int c = 0; c < 3; c++) {
-                float level = rounded(pick(levels[i], norm.channel[c]));
-                pixels.at[i].at[c] = to_input(level * norm.gain[c] + norm.offset[c]);
-            }
-        }
-#if INTERLEAVED
-        Pixel* out = (Pixel*)tensor + ((u64)blockIdx.z * HEIGHT + row) * WIDTH + left;
-        if (WIDTH % ACROSS == 0) {
-            *(Pixels*)out = pixels;
-        } else {
-            for (int i = 0; i < ACROSS && left + i < WIDTH; i++) out[i] = pixels.at[i];
-        }
-#else
-        Input* out = tensor + ((u64)blockIdx.z * 3 * HEIGHT + row) * WIDTH + left;
-#pragma unroll
-        for (int c = 0; c < 3; c++, out += HEIGHT * WIDTH) {
-            if (WIDTH % ACROSS == 0) {
-                *(Neighbours*)out = Neighbours{pixels.at[0].at[c], pixels.at[1].at[c]};
-            } else {
-                for (int i = 0; i < ACROSS && left + i < WIDTH; i++) out[i] = pixels.at[i].at[c];
-            }
-        }
-#endif
+    // One branch for all pixels, and none between them: the loads of one do not wait for those of another.
+    switch (frame.format) {
+        case FORMAT_NV12: return draw<FORMAT_NV12>(frame, x, inside, left, top, tensor, norm);
+        case FORMAT_I420: return draw<FORMAT_I420>(frame, x, inside, left, top, tensor, norm);
+        default:
+            if (frame.width == 1) return draw<ONE_COLUMN>(frame, x, inside, left, top, tensor, norm);
+            if (frame.format == FORMAT_BGRX) return draw<FORMAT_BGRX>(frame, x, inside, left, top, tensor, norm);
+            return draw<FORMAT_BGR>(frame, x, inside, left, top, tensor, norm);
     }
 }

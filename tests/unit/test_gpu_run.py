@@ -1,0 +1,30 @@
+"""`tests.gpu.run_all`: what it names is there, for a part that runs nothing looks like one that found nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.gpu.run_all import ROOT, parts
+
+
+def test_sanitizers_run_tests_of_every_kernel(tmp_path: Path) -> None:
+    arguments = {
+        tool: part.command[part.command.index(sys.executable) :]
+        for tool, part in parts(tmp_path).items()
+        if "compute-sanitizer" in part.command[0]
+    }
+    assert set(arguments) == {"memcheck", "racecheck", "initcheck"}
+    assert len(set(arguments.values())) == 1
+    found = subprocess.run(
+        [*arguments["memcheck"], "--collect-only"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert found.returncode == 0, found.stdout
+    assert found.stdout.count("test_letterbox_kernel.py::") == 3, found.stdout
+    assert found.stdout.count("test_postprocess_kernels.py::") > 3, found.stdout
