@@ -162,6 +162,7 @@ class Device:
     multiprocessors: int
     total_bytes: int
     shared_bytes: int  # most shared memory that one block may ask for
+    cache_bytes: int  # of the second level
     driver_version: int  # 1000 * major + 10 * minor
     runtime_version: int
 
@@ -206,6 +207,7 @@ def open_device(index: int = 0) -> Device:
         multiprocessors=value(attribute.cudaDevAttrMultiProcessorCount),
         total_bytes=memory_info()[1],
         shared_bytes=value(attribute.cudaDevAttrMaxSharedMemoryPerBlockOptin),
+        cache_bytes=value(attribute.cudaDevAttrL2CacheSize),
         driver_version=driver_version,
         runtime_version=runtime_version,
     )

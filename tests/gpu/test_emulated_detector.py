@@ -205,6 +205,41 @@ def test_rows_that_belong_to_no_picture_are_an_error() -> None:
         opened(three_objects, outputs={"output": (-1, 5)})
 
 
+class Crowd:
+    """An engine that takes its time, and how many of its batches computed together."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._now = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, images: Images) -> Outputs:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        time.sleep(0.1)
+        with self._lock:
+            self._now -= 1
+        return three_objects(images)
+
+
+@pytest.mark.parametrize(("pictures", "together"), [(1, 5), (4, 3)])
+def test_as_many_batches_compute_together_as_the_cache_holds(pictures: int, together: int) -> None:
+    """Five pictures of 74 kB fit 400 kB; of any size, three batches."""
+    crowd = Crowd()
+    with closing(opened(crowd, slots=6)) as detector:
+        crowd.most = 0
+        for slot in range(6):
+            detector.submit(slot, [frame()] * pictures)
+        for _ in range(2):
+            for slot in range(6):
+                assert_two_objects(detector.wait(slot, 10.0)[-1])
+                detector.submit(slot, [frame()] * pictures)
+        for slot in range(6):
+            detector.wait(slot, 10.0)
+    assert crowd.most == together
+
+
 def test_a_gpu_that_is_lost_in_the_middle() -> None:
     from cuda.bindings.device import gpu
 

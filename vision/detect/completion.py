@@ -37,6 +37,10 @@ class Completion(Owned):
         self._size = size
         self._recorded_ns = time.monotonic_ns()
 
+    def before(self, stream: Stream) -> None:
+        """What is queued on `stream` from now on begins after the batch. The host does not wait."""
+        stream.wait(self._event)
+
     def wait(self, timeout_s: float) -> bool:
         """Wait until it is done (True), at most so long (False). Releases the GIL.
 

@@ -22,6 +22,7 @@ from vision.cuda import Device, DeviceBuffer, Event, Graph, HostBuffer, Owned, S
 from vision.detect.completion import Completion
 from vision.detect.frames import DESCRIPTION_BYTES, FrameStore, Spare
 from vision.detect.programs import RESULT, LetterboxProgram, PostprocessProgram
+from vision.detect.turns import Turns
 from vision.engine.runtime import Context
 from vision.errors import DeviceError
 from vision.metrics import span
@@ -64,6 +65,7 @@ class Inlet:
 
     store: FrameStore
     copies: Stream  # of its own, so that the copies of one batch overlap the work on another
+    turns: Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +250,11 @@ class Slot(Owned):
             self.memory.upload_rows(batch, copies)
             self._copied.record(copies)
         self.stream.wait(self._copied)
+        self._inlet.turns.begin(self.stream, batch)
         with span("launch"):
             self.chains[batch].run()
         self._done.record(self.stream, batch)
+        self._inlet.turns.queued(self._done)
         self._in_flight = tuple(frames)
 
     def ready(self, timeout_s: float) -> bool:

@@ -30,6 +30,7 @@ from vision.detect.opened import Model, Phases, kernel_cache, load_letterbox
 from vision.detect.programs import KERNELS, Output, PostprocessProgram, kept_classes, threshold
 from vision.detect.selfcheck import ChainCheck, Noise, Snapshot
 from vision.detect.slot import Inlet, Kernels, Lane, Slot, TensorRoom, drain, result_bytes
+from vision.detect.turns import Turns
 from vision.device_image import DeviceImage
 from vision.engine.driver import CudaMemory
 from vision.engine.library import find_library
@@ -93,7 +94,9 @@ def detector_of(device: Device, model: Model, phases: Phases, made: contextlib.E
     with phases.phase("contexts"):
         lanes = _open_lanes(device, model, [made.enter_context(Stream()) for _ in range(count)])
     store = FrameStore(model.card.input, integrated=device.integrated)
-    inlet = Inlet(store, made.enter_context(Stream()))
+    picture = model.engine.tensor(model.input_name)
+    turns = Turns(device.cache_bytes, picture.bytes_of(model.input_shape(1)))
+    inlet = Inlet(store, made.enter_context(Stream()), turns)
     sizes = lanes[0].greatest.output_sizes()
     if any(size.shape is None for size in sizes.values()):
         with phases.phase("memory"):

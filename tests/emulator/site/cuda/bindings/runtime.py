@@ -42,6 +42,7 @@ class cudaStreamCaptureMode(IntEnum):
 class cudaDeviceAttr(IntEnum):
     cudaDevAttrMultiProcessorCount = 16
     cudaDevAttrIntegrated = 18
+    cudaDevAttrL2CacheSize = 38
     cudaDevAttrComputeCapabilityMajor = 75
     cudaDevAttrComputeCapabilityMinor = 76
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
@@ -54,6 +55,7 @@ cudaHostAllocPortable, cudaHostAllocMapped = 1, 2
 ATTRIBUTES = {
     cudaDeviceAttr.cudaDevAttrMultiProcessorCount: 4,
     cudaDeviceAttr.cudaDevAttrIntegrated: 0,
+    cudaDeviceAttr.cudaDevAttrL2CacheSize: 400_000,
     cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor: 9,
     cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor: 0,
     cudaDeviceAttr.cudaDevAttrMaxSharedMemoryPerBlockOptin: 100_000,
