@@ -26,20 +26,20 @@ class Turns:
             picture_bytes: what the network reads of one picture.
         """
         self._pictures = cache_bytes // max(picture_bytes, 1)
-        self._order: list[Completion] = []  # of each slot the newest batch, the newest of all last
+        self._order: list[Completion] = []  # the ends of each slot's newest batch, that of the newest of all last
 
     def at_once(self, batch: int) -> int:
         """How many batches of this size compute at the same time."""
         return max(_LEAST, self._pictures // batch)
 
     def begin(self, stream: Stream, batch: int) -> None:
-        """What is queued on `stream` from now on is one of a few."""
+        """Let a batch of this size, about to be queued on `stream`, compute once it is its turn. The host goes on."""
         count = self.at_once(batch)
         if len(self._order) >= count:
             self._order[-count].before(stream)
 
-    def queued(self, batch: Completion) -> None:
-        """This is the newest from now on."""
-        if batch in self._order:
-            self._order.remove(batch)
-        self._order.append(batch)
+    def queued(self, end: Completion) -> None:
+        """The batch has been queued, and `end` is recorded behind it."""
+        if end in self._order:
+            self._order.remove(end)
+        self._order.append(end)

@@ -51,7 +51,8 @@ __device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_floa
 
 // All of a plane is reached by 32 bits.
 __device__ __forceinline__ const u8* at(const u8* plane, u32 offset) { return plane + offset; }
-// In one instruction: the compiler may make two of it, each of which writes to half of every sector of memory.
+
+// 16 bytes in one instruction: the compiler may make two of it, each of which writes to half of every sector of memory.
 __device__ __forceinline__ void store_words(void* address, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" : : "l"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }

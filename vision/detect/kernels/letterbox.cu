@@ -4,8 +4,8 @@
 // in exact integers. Levels are rounded to whole ones at the end, as every 8-bit library does: of the objects that the CPU
 // finds in the shipped clip, 100 % instead of 99.6 % are then found with an overlap over 0.98.
 //
-// Integer instructions are what limits: hence addresses by multiplication, which has a pipe of its own, and levels that
-// become floats without a conversion.
+// What limits is how many instructions are issued, less than memory: hence levels that become floats without a conversion
+// (`raised`), steps in place of divisions, and a branch for each format as far out as it can be.
 //
 // Compiled with WIDTH, HEIGHT (of the canvas), HALF_INPUT (1: the engine takes fp16, 0: fp32), INTERLEAVED (1: the
 // tensor is (B, HEIGHT, WIDTH, 4) with a fourth channel of zeros, 0: (B, 3, HEIGHT, WIDTH)) and RED_FIRST (1: the model's
@@ -100,17 +100,22 @@ __device__ __forceinline__ float raised_fixed(int fixed) {
 
 // ------------------------------------------------------------------------------------------------------------ sources
 
-// What a column of the model's pixels reads, of each format: where its two source pixels are in the first row, found
-// once, and `along`, the level between them in any row.
+// What a column of the model's pixels reads, of each format: where its two source pixels are in a row, in bytes, found
+// once; and `along`, the level between them in any row.
 template <int FORMAT>
 struct Column;
 
-template <>
-struct Column<FORMAT_BGR> {
+template <int BYTES>
+struct PackedColumn {
     int pixels;
     float weight;
 
-    __device__ __forceinline__ Column(Columns x) : pixels(3 * x.first), weight(x.weight) {}
+    __device__ __forceinline__ PackedColumn(Columns x) : pixels(BYTES * x.first), weight(x.weight) {}
+};
+
+template <>
+struct Column<FORMAT_BGR> : PackedColumn<3> {
+    using PackedColumn<3>::PackedColumn;
 
     // Six neighbouring bytes: two or three aligned words instead of six loads.
     __device__ __forceinline__ Levels along(const Frame& frame, int row) const {
@@ -125,11 +130,8 @@ struct Column<FORMAT_BGR> {
 };
 
 template <>
-struct Column<FORMAT_BGRX> {
-    int pixels;
-    float weight;
-
-    __device__ __forceinline__ Column(Columns x) : pixels(4 * x.first), weight(x.weight) {}
+struct Column<FORMAT_BGRX> : PackedColumn<4> {
+    using PackedColumn<4>::PackedColumn;
 
     __device__ __forceinline__ Levels along(const Frame& frame, int row) const {
         const u32* words = (const u32*)at(frame.plane[0], row * frame.pitch[0] + pixels);
@@ -272,7 +274,7 @@ template <int FORMAT>
 __device__ __forceinline__ void draw(
     const Frame& frame, const Columns* x, const bool* inside, int left, int top, Input* tensor, const Normalise& norm
 ) {
-    const Column<FORMAT> columns[ACROSS] = {Column<FORMAT>(x[0]), Column<FORMAT>(x[1])};
+    const Column<FORMAT> columns[] = {Column<FORMAT>(x[0]), Column<FORMAT>(x[1])};
     int inside_y = top - frame.pad_y;
     Position y = position(max(inside_y, 0), frame.content_height, frame.per_y, frame.height);
 #pragma unroll 1  // more rows at once take more registers, and so fewer blocks at once
@@ -294,7 +296,8 @@ __device__ __forceinline__ void draw(
     }
 }
 
-// grid (ceil(WIDTH / 2) * ceil(HEIGHT / 4) / 256, rounded up, batch), block 256.
+// grid (ceil(WIDTH / 2) * ceil(HEIGHT / 4) / 256, rounded up; batch), block 256. The threads are counted through the
+// picture, so that none is idle beside it.
 extern "C" __global__ void __launch_bounds__(256)
 letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
     const int across = (WIDTH + ACROSS - 1) / ACROSS;
