@@ -247,7 +247,6 @@ inline float float_of_bits(unsigned bits) {
     std::memcpy(&value, &bits, 4);
     return value;
 }
-inline const unsigned char* at(const unsigned char* plane, unsigned offset) { return plane + offset; }
 inline void store_words(void* address, unsigned a, unsigned b, unsigned c, unsigned d) {
     const unsigned words[] = {a, b, c, d};
     std::memcpy(address, words, sizeof words);

@@ -3,7 +3,8 @@
     python -m tests.perf.many_cameras CAMERAS SECONDS [--fps 30] [--backend tensorrt] [--format nv12]
 
 prints one JSON object. The first 10 s do not count: buffers are made and the first pictures arrive together. Memory is
-looked at once a second from the 30th on; that of the GPU is all that is in use there, by whomever.
+looked at every 5 s from the 30th on; that of the GPU is all that is in use there, by whomever. `pauses` are moments in
+which this process, which does nothing but sleep, came back late too: then it is the machine that stood still.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,11 @@ from tests.perf.site import write_config
 
 _WARM_NS = 10_000_000_000
 _SETTLED_S = 30.0
-_AT_THE_END = 3  # samples that may have seen the program give its memory back
+_EVERY_S = 5.0
+_AT_THE_END = 1  # sample that may have seen the program give its memory back
+_NAP_S = 0.002
+_LATE_S = 0.010  # from here on it is a pause
+_FEW = 100  # of a list that may be long
 _STAGES = ("wait", "submit", "infer", "publish", "total")
 
 
@@ -43,12 +50,15 @@ def measure(cameras: int, seconds: float, fps: float, backend: str, pixel_format
         record = Path(folder) / "results.jsonl"
         began = time.monotonic()
         command = [sys.executable, "-m", "vision.cli", "--log-level", "warning", "run", str(config)]
-        with subprocess.Popen([*command, "--for", f"{seconds:g}s", "--record", str(record)]) as process:
+        with (
+            _Naps() as naps,
+            subprocess.Popen([*command, "--for", f"{seconds:g}s", "--record", str(record)]) as process,
+        ):
             memory = _watch_memory(process)
         if process.returncode:
             raise RuntimeError(f"the program ended with {process.returncode}")
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        figures = _figures(record)
+        figures = _figures(record, naps.pauses)
     return {
         "cameras": cameras,
         "fps": fps,
@@ -59,14 +69,41 @@ def measure(cameras: int, seconds: float, fps: float, backend: str, pixel_format
     }
 
 
+class _Naps:
+    """A thread that sleeps, and when it was woken late: pairs of nanoseconds, the moment and by how much."""
+
+    def __init__(self) -> None:
+        self.pauses: list[tuple[int, int]] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        before_ns = time.monotonic_ns()
+        while not self._ended.wait(_NAP_S):
+            now_ns = time.monotonic_ns()
+            if now_ns - before_ns > (_NAP_S + _LATE_S) * 1e9:
+                self.pauses.append((now_ns, now_ns - before_ns))
+            before_ns = now_ns
+
+    def __enter__(self) -> _Naps:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
 def _watch_memory(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     began = time.monotonic()
     samples: dict[str, list[tuple[float, float]]] = {"resident": [], "device": []}
+    next_s = _SETTLED_S
     while process.poll() is None:
-        time.sleep(1)
+        time.sleep(0.5)
         now_s = time.monotonic() - began
-        if now_s < _SETTLED_S:
+        if now_s < next_s:
             continue
+        next_s += _EVERY_S
         try:
             samples["resident"].append((now_s, resident_mib(process.pid)))
         except (OSError, IndexError):  # it has just ended
@@ -103,9 +140,10 @@ class _Result(msgspec.Struct):
     timing_ms: dict[str, float]
 
 
-def _figures(record: Path) -> dict[str, Any]:
+def _figures(record: Path, pauses: Sequence[tuple[int, int]]) -> dict[str, Any]:
     decoder = msgspec.json.Decoder(_Result)
     drops: Counter[str] = Counter()
+    dropped_ns: list[int] = []
     times_ns, rows = [], []
     first_ns = None
     with record.open("rb") as lines:
@@ -113,14 +151,26 @@ def _figures(record: Path) -> dict[str, Any]:
             first_ns = first_ns or result.captured_monotonic_ns  # of all, but for milliseconds
             if result.captured_monotonic_ns - first_ns > _WARM_NS:
                 drops.update(result.dropped_before)
+                dropped_ns += [result.captured_monotonic_ns] * bool(result.dropped_before)
                 times_ns.append(result.captured_monotonic_ns)
                 rows.append(tuple(result.timing_ms[stage] for stage in _STAGES))
     table = np.array(rows)
+    began_ns = min(times_ns)
+
+    def since_s(moment_ns: int) -> float:
+        return round((moment_ns - began_ns) / 1e9, 3)
+
     p50, p99, worst = np.quantile(table, 0.5, axis=0), np.quantile(table, 0.99, axis=0), table.max(axis=0)
     return {
         "results": len(rows),
         "results_per_s": len(rows) / ((max(times_ns) - min(times_ns)) / 1e9),
         "dropped": dict(drops),
+        "dropped_before_s": [since_s(moment_ns) for moment_ns in dropped_ns[:_FEW]],
+        "pauses": [
+            {"until_s": since_s(moment_ns), "ms": round(long_ns / 1e6, 1)}
+            for moment_ns, long_ns in pauses
+            if began_ns <= moment_ns <= max(times_ns)
+        ][:_FEW],
         "ms": {
             stage: {"p50": float(p50[at]), "p99": float(p99[at]), "max": float(worst[at])}
             for at, stage in enumerate(_STAGES)

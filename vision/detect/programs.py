@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vision.config import HeadCard, InputCard, ModelCard
 from vision.detect.heads import Head
+from vision.detect.yuv import FRACTION_BITS
 from vision.errors import ModelError
 
 KERNELS: Final = Path(__file__).with_name("kernels")
@@ -51,6 +52,7 @@ class LetterboxProgram:
 
     file: ClassVar[str] = "letterbox.cu"
     block: ClassVar[Grid] = (256, 1, 1)
+    pixels: ClassVar[tuple[int, int]] = (2, 4)  # across and down, of one thread
 
     @classmethod
     def of(cls, card: InputCard, *, half_input: bool, interleaved: bool = False) -> LetterboxProgram:
@@ -64,10 +66,13 @@ class LetterboxProgram:
             "HALF_INPUT": int(self.half_input),
             "INTERLEAVED": int(self.interleaved),
             "RED_FIRST": int(self.red_first),
+            "FRACTION_BITS": FRACTION_BITS,
+            "DOWN": self.pixels[1],
         }
 
     def grid(self, batch: int) -> Grid:
-        threads = -(-self.width_px // 2) * -(-self.height_px // 4)
+        across, down = self.pixels
+        threads = -(-self.width_px // across) * -(-self.height_px // down)
         return (-(-threads // self.block[0]), batch, 1)
 
 

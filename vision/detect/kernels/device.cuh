@@ -49,9 +49,6 @@ __device__ __forceinline__ u32 load(const u32* address) {
 
 __device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_float(bits); }
 
-// All of a plane is reached by 32 bits.
-__device__ __forceinline__ const u8* at(const u8* plane, u32 offset) { return plane + offset; }
-
 // 16 bytes in one instruction: the compiler may make two of it, each of which writes to half of every sector of memory.
 __device__ __forceinline__ void store_words(void* address, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" : : "l"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
@@ -62,26 +59,6 @@ __device__ __forceinline__ u32 funnel(u32 low, u32 high, u32 shift) { return __f
 
 #endif
 
-// 2^23: the floats from here on are the whole numbers, so that a conversion and a rounding are one addition each. The
-// instructions made for them run at a quarter of its rate.
-#define WHOLE 8388608.0f
-
-// WHOLE + whole, of 0 to 2^22.
-__device__ __forceinline__ float raised(u32 whole) { return float_of_bits(0x4b000000u | whole); }
-
-#define FRACTION_BITS 20
-
-// The same of fixed / 2^FRACTION_BITS, rounded down, in a single instruction.
-__device__ __forceinline__ float raised_quotient(u32 fixed) {
-    return float_of_bits(funnel(fixed, 0x4b000000u >> (32 - FRACTION_BITS), FRACTION_BITS));
-}
-
-// Of 0 to 2^22.
-__device__ __forceinline__ float float_of(u32 whole) { return raised(whole) - WHOLE; }
-
-// To the nearest whole number, ties to even; of 0 to 2^22.
-__device__ __forceinline__ float rounded(float value) { return value + WHOLE - WHOLE; }
-
 // One picture of a batch, as `vision.detect.layout.FRAME` writes it.
 struct Frame {
     const u8* plane[3];  // bgr, bgrx: one; nv12: Y, UV; i420: Y, U, V
@@ -91,7 +68,7 @@ struct Frame {
     int content_width, content_height;  // model pixels that the scaled picture covers
     int pad_x, pad_y;
     int luma_offset;                      // 16 for limited range, 0 for full
-    int luma, u_blue, u_green, v_green, v_red;  // with FRACTION_BITS
+    int luma, u_blue, u_green, v_green, v_red;  // in units of 2^-FRACTION_BITS, see `vision.detect.yuv`
     float ratio_x, ratio_y;               // source pixels per model pixel
     int step, step_rest;                  // 2 * height over 2 * content_height, and the remainder: from row to row
     float per_x, per_y;                   // 1 over 2 * content_width, and over 2 * content_height

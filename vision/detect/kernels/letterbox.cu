@@ -8,8 +8,8 @@
 // (`raised`), steps in place of divisions, and a branch for each format as far out as it can be.
 //
 // Compiled with WIDTH, HEIGHT (of the canvas), HALF_INPUT (1: the engine takes fp16, 0: fp32), INTERLEAVED (1: the
-// tensor is (B, HEIGHT, WIDTH, 4) with a fourth channel of zeros, 0: (B, 3, HEIGHT, WIDTH)) and RED_FIRST (1: the model's
-// channels are red, green, blue, 0: blue, green, red).
+// tensor is (B, HEIGHT, WIDTH, 4) with a fourth channel of zeros, 0: (B, 3, HEIGHT, WIDTH)), RED_FIRST (1: the model's
+// channels are red, green, blue, 0: blue, green, red), FRACTION_BITS (of the factors in `Frame`) and DOWN (rows a thread).
 #include "device.cuh"
 
 struct Normalise {
@@ -60,6 +60,24 @@ __device__ __forceinline__ Columns columns_at(Position x, const Frame& frame) {
 
 // ------------------------------------------------------------------------------------------------------------- levels
 
+// 2^23: the floats from here on are the whole numbers, so that a conversion and a rounding are one addition each. The
+// instructions made for them run at a quarter of its rate.
+#define WHOLE 8388608.0f
+
+// WHOLE + whole, of 0 to 2^22.
+__device__ __forceinline__ float raised(u32 whole) { return float_of_bits(0x4b000000u | whole); }
+
+// The same of fixed / 2^FRACTION_BITS, rounded down, in a single instruction.
+__device__ __forceinline__ float raised_quotient(u32 fixed) {
+    return float_of_bits(funnel(fixed, 0x4b000000u >> (32 - FRACTION_BITS), FRACTION_BITS));
+}
+
+// Of 0 to 2^22.
+__device__ __forceinline__ float float_of(u32 whole) { return raised(whole) - WHOLE; }
+
+// To the nearest whole number, ties to even; of 0 to 2^22.
+__device__ __forceinline__ float rounded(float value) { return value + WHOLE - WHOLE; }
+
 struct Levels {
     float blue, green, red;
 };
@@ -99,6 +117,9 @@ __device__ __forceinline__ float raised_fixed(int fixed) {
 }
 
 // ------------------------------------------------------------------------------------------------------------ sources
+
+// All of a plane is reached by 32 bits.
+__device__ __forceinline__ const u8* at(const u8* plane, u32 offset) { return plane + offset; }
 
 // What a column of the model's pixels reads, of each format: where its two source pixels are in a row, in bytes, found
 // once; and `along`, the level between them in any row.
@@ -202,7 +223,6 @@ struct Column<FORMAT_I420> : YuvColumn<FORMAT_I420> {
 // ------------------------------------------------------------------------------------------------------------- tensor
 
 #define ACROSS 2  // pixels of a row a thread: 16 bytes in one store where they are interleaved
-#define DOWN 4    // rows a thread
 
 #if HALF_INPUT
 typedef u16 Input;
@@ -296,7 +316,7 @@ __device__ __forceinline__ void draw(
     }
 }
 
-// grid (ceil(WIDTH / 2) * ceil(HEIGHT / 4) / 256, rounded up; batch), block 256. The threads are counted through the
+// grid (ceil(WIDTH / ACROSS) * ceil(HEIGHT / DOWN) / 256, rounded up; batch), block 256. The threads are counted through the
 // picture, so that none is idle beside it.
 extern "C" __global__ void __launch_bounds__(256)
 letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
