@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.cuda import DeviceBuffer, read_rows
+from vision.device_memory import DeviceBuffer, read_rows
 from vision.types import PixelFormat, frame_shape
 
 if TYPE_CHECKING:

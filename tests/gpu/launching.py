@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputCard, ModelCard
-from vision.cuda import Device, DeviceBuffer, HostBuffer, Stream
+from vision.cuda import Device, Stream
 from vision.detect.classes import class_names
 from vision.detect.heads import Head
 from vision.detect.layout import FRAME, PictureLayout, describe_frame, describe_normalisation
@@ -24,6 +24,7 @@ from vision.detect.programs import (
     threshold,
 )
 from vision.detect.slot import LetterboxKernel
+from vision.device_memory import DeviceBuffer, HostBuffer
 from vision.nvrtc import Module, Source
 from vision.types import Detections
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from tests.gpu.opening import EMULATED, open_computed
 from vision.assemble import RunOptions
 from vision.config import DetectConfig, HeadCard, InputCard, ModelCard, NmsCard, SiteConfig
-from vision.cuda import allocated
 from vision.detect.tensorrt import TensorRTDetector
+from vision.device_memory import allocated
 from vision.errors import EXIT_RUNTIME, DeviceError, ModelError
 from vision.performance.pipeline import CountingSink
 from vision.pipelines import load_pipeline

@@ -28,6 +28,7 @@ from vision.errors import DeviceMissing, ModelError
 pytestmark = pytest.mark.gpu
 
 cuda = pytest.importorskip("vision.cuda")
+memory = pytest.importorskip("vision.device_memory")
 
 DETECT = DetectConfig.model_validate({"precision": "fp16", "max_batch": 8})
 
@@ -86,11 +87,11 @@ class Bench:
         assert size.shape is not None
         assert size.bytes is not None
         input_bytes = self._images.bytes_of(shape)
-        self.pixels = made.enter_context(cuda.HostBuffer(input_bytes, "test"))
-        self.result = made.enter_context(cuda.HostBuffer(size.bytes, "test"))
-        self._input = made.enter_context(cuda.DeviceBuffer(input_bytes, "test"))
-        self._output = made.enter_context(cuda.DeviceBuffer(size.bytes, "test"))
-        self._scratch = made.enter_context(cuda.DeviceBuffer(self.context.memory_bytes, "test"))
+        self.pixels = made.enter_context(memory.HostBuffer(input_bytes, "test"))
+        self.result = made.enter_context(memory.HostBuffer(size.bytes, "test"))
+        self._input = made.enter_context(memory.DeviceBuffer(input_bytes, "test"))
+        self._output = made.enter_context(memory.DeviceBuffer(size.bytes, "test"))
+        self._scratch = made.enter_context(memory.DeviceBuffer(self.context.memory_bytes, "test"))
         self._output_shape = size.shape
         self.context.give_memory(self._scratch.address, self.context.memory_bytes)
         self.context.set_address("images", self._input.address)
@@ -98,9 +99,9 @@ class Bench:
 
     def launch(self) -> None:
         """Copy in, compute, copy out."""
-        cuda.copy_to_device(self._input.address, self.pixels.address, self._input.nbytes, self.stream)
+        memory.copy_to_device(self._input.address, self.pixels.address, self._input.nbytes, self.stream)
         self.context.enqueue(self.stream.address)
-        cuda.copy_to_host(self.result.address, self._output.address, self._output.nbytes, self.stream)
+        memory.copy_to_host(self.result.address, self._output.address, self._output.nbytes, self.stream)
 
     def run(self, pictures: NDArray[np.float32]) -> NDArray[Any]:
         """What the engine computes."""

@@ -435,7 +435,8 @@ def test_a_frozen_camera_is_seen_by_rows_that_come_to_the_host() -> None:
 
 
 def write(image: DeviceImage, pixels: Image) -> None:
-    from vision.cuda import Stream, copy_to_device
+    from vision.cuda import Stream
+    from vision.device_memory import copy_to_device
 
     with Stream() as stream:
         copy_to_device(image.address, pixels.ctypes.data, pixels.nbytes, stream)

@@ -14,7 +14,8 @@ import pytest
 
 from tests.gpu.opening import EMULATED
 from vision.config import load_model_card, shipped_models
-from vision.cuda import allocated, open_device
+from vision.cuda import open_device
+from vision.device_memory import allocated
 from vision.engine.trace import SpanRecorder
 from vision.errors import ModelError
 from vision.performance.bench import BenchSettings, measure

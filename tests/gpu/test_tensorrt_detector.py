@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from tests.gpu.opening import EMULATED, open_model
 from vision.config import DetectConfig, folder_of_model, load_model_card, shipped_models
-from vision.cuda import DeviceBuffer, Event, Graph, HostBuffer, Stream, allocated, copy_to_device, memory_info
+from vision.cuda import Event, Graph, Stream, memory_info
 from vision.detect.detector import Detector
 from vision.detect.onnxruntime import OnnxRuntimeDetector
 from vision.device_image import DeviceImage
+from vision.device_memory import DeviceBuffer, HostBuffer, allocated, copy_to_device
 from vision.errors import DeviceError
 from vision.types import Detections, Frame, FrameMeta, PixelFormat
 

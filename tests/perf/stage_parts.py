@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import DetectConfig, ModelCard, folder_of_model, load_model_card, shipped_models
-from vision.cuda import DeviceBuffer, Event, Graph, HostBuffer, Stream, copy_to_device, copy_to_host, open_device
+from vision.cuda import Event, Graph, Stream, open_device
 from vision.detect.classes import class_ids, class_names
 from vision.detect.heads import make_head
 from vision.detect.letterbox import Letterbox
@@ -25,6 +25,7 @@ from vision.detect.postprocess import to_detections
 from vision.detect.slot import Slot
 from vision.detect.tensorrt import TensorRTDetector, detector_of
 from vision.device_image import DeviceImage
+from vision.device_memory import DeviceBuffer, HostBuffer, copy_to_device, copy_to_host
 from vision.engine.driver import CudaMemory
 from vision.engine.memory import MemoryPool, make_allocator
 from vision.engine.opening import open_engine

@@ -1,10 +1,11 @@
-"""What `vision.cuda` says where there is no GPU to work on, and of errors. The rest is in ``tests/gpu``."""
+"""What is said of errors, and where there is no GPU to work on. The rest is in ``tests/gpu``."""
 
 from __future__ import annotations
 
 import pytest
 
-from vision.cuda import Event, check, failure, missing_device, open_device, out_of_memory
+from vision.cuda import Event, check, failure, missing_device, open_device
+from vision.device_memory import out_of_memory
 from vision.errors import EXIT_CONFIG, DeviceError, DeviceMissing
 from vision.queueing import SUCCESS, calls
 

@@ -24,8 +24,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.cuda import Stream, copy_rows, open_device, use_device
+from vision.cuda import Stream, open_device, use_device
 from vision.device_image import DeviceImage
+from vision.device_memory import copy_rows
 from vision.errors import DeviceMissing, SizeChanged, SourceError
 from vision.types import frame_shape
 

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.cuda import DeviceBuffer, HostBuffer, Owned, Stream, copy_to_host, queue_to_device
+from vision.cuda import Owned, Stream
 from vision.detect.completion import Completion
 from vision.detect.frames import DESCRIPTION_BYTES, Spare
 from vision.detect.letterbox import Letterbox
 from vision.detect.opened import Model
 from vision.detect.postprocess import to_detections
 from vision.detect.slot import Inlet, Lane, LetterboxKernel
+from vision.device_memory import DeviceBuffer, HostBuffer, copy_to_host, queue_to_device
 from vision.engine.library import trt
 from vision.engine.memory import shared_scratch
 from vision.errors import ModelError

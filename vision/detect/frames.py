@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputCard
-from vision.cuda import DeviceBuffer, HostBuffer, Stream, copy_to_device, queue_to_device
+from vision.cuda import Stream
 from vision.detect.layout import FRAME, PictureLayout, describe_frame
 from vision.device_image import DeviceImage
+from vision.device_memory import DeviceBuffer, HostBuffer, copy_to_device, queue_to_device
 from vision.types import Frame, PixelFormat, YuvEncoding, frame_shape
 
 _log = logging.getLogger(__name__)

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputCard
-from vision.cuda import DeviceBuffer, Owned, Stream
+from vision.cuda import Owned, Stream
 from vision.detect.layout import PictureLayout, describe_frame
 from vision.detect.programs import Output
 from vision.detect.slot import Chain, Slot, SlotMemory
+from vision.device_memory import DeviceBuffer
 from vision.errors import DeviceError
 
 _TOLERANCE = 1e-3  # of the greatest value; graphs were never seen to differ in a single bit

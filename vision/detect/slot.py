@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputCard
-from vision.cuda import Device, DeviceBuffer, Event, Graph, HostBuffer, Owned, Stream, queue_to_device, use_device
+from vision.cuda import Device, Event, Graph, Owned, Stream, use_device
 from vision.detect.completion import Completion
 from vision.detect.frames import DESCRIPTION_BYTES, FrameStore, Spare
 from vision.detect.programs import RESULT, LetterboxProgram, PostprocessProgram
 from vision.detect.turns import Turns
+from vision.device_memory import DeviceBuffer, HostBuffer, queue_to_device
 from vision.engine.runtime import Context
 from vision.errors import DeviceError
 from vision.metrics import span

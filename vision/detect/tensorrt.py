@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import DetectConfig, ModelCard
-from vision.cuda import Device, DeviceBuffer, Stream, abandon, allocated, memory_info, open_device, use_device
+from vision.cuda import Device, Stream, memory_info, open_device, use_device
 from vision.detect.classes import class_ids, class_names
 from vision.detect.data_dependent import DynamicSlot, bind_open_outputs
 from vision.detect.frames import PIXEL_FORMATS, FrameStore
@@ -32,6 +32,7 @@ from vision.detect.selfcheck import ChainCheck, Noise, Snapshot
 from vision.detect.slot import Inlet, Kernels, Lane, Slot, TensorRoom, drain, result_bytes
 from vision.detect.turns import Turns
 from vision.device_image import DeviceImage
+from vision.device_memory import DeviceBuffer, abandon, allocated
 from vision.engine.driver import CudaMemory
 from vision.engine.library import find_library
 from vision.engine.memory import MemoryBudget, MemoryPool, detector_budget, make_allocator, shared_scratch

@@ -6,22 +6,23 @@ import logging
 
 from cuda.bindings import runtime
 
-from vision import cuda
+from vision.cuda import check, memory_info, synchronize_device
+from vision.device_memory import DeviceBuffer
 from vision.errors import DeviceError
 
 _log = logging.getLogger(__name__)
 
 
 class CudaMemory:
-    """Segments of a `MemoryPool` from cudaMalloc, counted in `vision.cuda.allocated` as all other memory is."""
+    """Segments of a `MemoryPool` from cudaMalloc, counted by `vision.device_memory` as all other memory is."""
 
     def __init__(self) -> None:
-        self._buffers: dict[int, cuda.DeviceBuffer] = {}
+        self._buffers: dict[int, DeviceBuffer] = {}
 
     def allocate(self, size: int) -> int:
         """Address of `size` new bytes; 0 where there are not so many."""
         try:
-            buffer = cuda.DeviceBuffer(size, "TensorRT")
+            buffer = DeviceBuffer(size, "TensorRT")
         except DeviceError as error:
             _log.debug("%s", error)
             return 0
@@ -35,10 +36,10 @@ class CudaMemory:
     def synchronize(self, stream: int | None) -> None:
         """Wait for a stream by its handle; for the whole GPU where None."""
         if stream is None:
-            cuda.synchronize_device()
+            synchronize_device()
             return
-        cuda.check(runtime.cudaStreamSynchronize(stream), "waiting for a stream of TensorRT")
+        check(runtime.cudaStreamSynchronize(stream), "waiting for a stream of TensorRT")
 
     def free_and_total_bytes(self) -> tuple[int, int]:
         """Free and total memory of the GPU."""
-        return cuda.memory_info()
+        return memory_info()

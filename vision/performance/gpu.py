@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 
 from vision.config import DetectConfig, ModelCard
-from vision.cuda import DeviceBuffer, Graph, HostBuffer, Stream, allocated, copy_to_device, open_device, use_device
+from vision.cuda import Graph, Stream, open_device, use_device
+from vision.device_memory import DeviceBuffer, HostBuffer, allocated, copy_to_device
 from vision.engine.driver import CudaMemory
 from vision.engine.library import find_library
 from vision.engine.memory import MemoryPool, make_allocator
