@@ -17,10 +17,10 @@ import pytest
 from tests.unit.engine_models import card
 from vision.engine.build import Built
 from vision.engine.cache import EngineCache, EngineKey, KernelStore, default_folder, foreign, key_of
-from vision.engine.files import Untrusted, sha256_of
+from vision.engine.files import Untrusted, locked, sha256_of
 from vision.engine.library import GpuDescription, Library
 from vision.engine.settings import BuildSettings
-from vision.errors import Closed
+from vision.errors import Closed, ModelError
 
 ORIN = GpuDescription("Orin", (8, 7))
 LIBRARY = Library(types.ModuleType("none"), "tensorrt", "10.3.0")
@@ -295,24 +295,94 @@ def test_prune_removes_what_cannot_run_here_and_what_nobody_used(cache: EngineCa
     unused = cache.load_or_build("unused", key(onnx_sha256="2" * 64), Builder()).path
     long_ago = time.time() - 100 * 86400
     os.utime(unused, (long_ago, long_ago))
-    (cache.folder / "orphan.json").write_text("{}")
-    (cache.folder / "orphan.kernels").write_bytes(b"")
-    (cache.folder / ".x.tmp").write_bytes(b"")
-    os.utime(cache.folder / ".x.tmp", (long_ago, long_ago))
-    (cache.folder / ".fresh.tmp").write_bytes(b"")  # somebody may be writing it
+    orphan = cache.path_of("orphan", key())
+    orphan.with_suffix(".json").write_text("{}")
+    orphan.with_suffix(".kernels").write_bytes(b"")
+    cut_short, fresh = (cache.folder / f".{orphan.name}.{random}.tmp" for random in ("a_1", "b_2"))
+    cut_short.write_bytes(b"")
+    os.utime(cut_short, (long_ago, long_ago))
+    fresh.write_bytes(b"")  # somebody may be writing it
+    timings = cache.folder / f"{'0' * 20}.timing"
+    timings.write_bytes(b"")
+    os.utime(timings, (long_ago, long_ago))
     cache.kernels_of(upgraded).save(b"kernels")
     gone = cache.prune(LIBRARY, ORIN)
     assert gone == {
         upgraded.name: "built with tensorrt 8.6, this is TensorRT 10.3.0",
         elsewhere.name: "built for Thor, this is Orin",
         unused.name: "not used for 100 days",
-        "orphan.json": "its engine is gone",
-        "orphan.kernels": "its engine is gone",
-        ".x.tmp": "left over by a write that was cut short",
+        orphan.with_suffix(".json").name: "its engine is gone",
+        orphan.with_suffix(".kernels").name: "its engine is gone",
+        cut_short.name: "left over by a write that was cut short",
+        timings.name: "not used for 90 days",
     }
     left = {path.name for path in cache.folder.iterdir()}
-    assert left == {keep.name, keep.with_suffix(".json").name, keep.with_suffix(".lock").name, ".fresh.tmp"}
+    assert left == {keep.name, keep.with_suffix(".json").name, keep.with_suffix(".lock").name, fresh.name}
     assert cache.prune(LIBRARY, ORIN) == {}
+
+
+def test_prune_leaves_files_of_others_alone(cache: EngineCache) -> None:
+    """`--cache .` may be any folder: a project with lock files, or one with engines that trtexec wrote."""
+    theirs = {
+        "package.json",
+        "poetry.lock",
+        "mine.engine",
+        "notes.tmp",
+        ".notes.engine.a.tmp",
+        "my.kernels",
+        "x.timing",
+    }
+    long_ago = time.time() - 1000 * 86400
+    for name in theirs:
+        (cache.folder / name).write_bytes(b"")
+        os.utime(cache.folder / name, (long_ago, long_ago))
+    assert cache.prune(LIBRARY, ORIN) == {}
+    assert {path.name for path in cache.folder.iterdir()} == theirs
+    assert cache.entries() == ()
+
+
+def test_prune_leaves_alone_what_another_process_is_building(cache: EngineCache) -> None:
+    path = cache.load_or_build("tiny", key(), Builder()).path
+    path.with_suffix(".json").unlink()  # the plan is stored, its JSON not yet
+    unbuilt = cache.path_of("other", key())
+    with locked(path.with_suffix(".lock")), locked(unbuilt.with_suffix(".lock")):
+        assert cache.prune(LIBRARY, ORIN) == {}
+        assert path.exists()
+        assert unbuilt.with_suffix(".lock").exists()
+    assert set(cache.prune(LIBRARY, ORIN)) == {path.name, unbuilt.with_suffix(".lock").name}
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_prune_leaves_alone_what_was_built_while_it_looked(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = cache.load_or_build("tiny", key(version="8.6"), Builder()).path
+    old = cache.entries()
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**sidecar, "built_at": "2030-01-01T00:00:00Z"}))
+    monkeypatch.setattr(cache, "entries", lambda: old)
+    assert cache.prune(LIBRARY, ORIN) == {}
+    assert path.exists()
+
+
+def test_what_cannot_be_removed_or_read_is_told(cache: EngineCache) -> None:
+    path = cache.load_or_build("tiny", key(version="8.6"), Builder()).path
+    path.with_suffix(".kernels").mkdir()
+    with pytest.raises(ModelError, match=r"\.kernels cannot be removed"):
+        cache.prune(LIBRARY, ORIN)
+    cache.folder.rename(cache.folder.with_name("away"))
+    with pytest.raises(ModelError, match="cannot be read"):
+        cache.entries()
+
+
+def test_plan_that_cannot_be_kept_is_used_all_the_same(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
+    path = cache.path_of("tiny", key())
+    path.mkdir()  # as a full disk: nothing can be put in its place
+    (path / "in the way").write_text("")
+    path.with_suffix(".json").mkdir()
+    path.with_suffix(".lock").mkdir()
+    loaded = cache.load_or_build("tiny", key(), Builder(), force=True)
+    assert loaded.plan == b"a plan"
+    assert "cannot be written" in loaded.not_kept
+    assert "has to be built again next time" in caplog.text
 
 
 def test_loading_counts_as_use(cache: EngineCache) -> None:

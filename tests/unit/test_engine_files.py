@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import grp
 import multiprocessing
 import os
+import pwd
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from multiprocessing.synchronize import Event as ProcessEvent
@@ -11,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from vision.engine import files
 from vision.engine.files import (
     Untrusted,
+    Unwritable,
     locked,
     make_private_folder,
     read_private,
@@ -46,6 +53,59 @@ def test_files_and_folders_are_this_users_alone(folder: Path) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+_AS_ORDINARY_USER = """
+import os, pathlib, sys
+from vision.engine.files import make_private_folder, read_private, write_whole
+os.setgroups([]); os.setgid(12321); os.setuid(12321); os.umask(0o002)
+folder = pathlib.Path(sys.argv[1]) / ".cache" / "vision" / "engines"
+make_private_folder(folder)
+write_whole(folder / "a", b"one")
+print(read_private(folder / "a").decode(), oct(folder.parent.stat().st_mode & 0o777))
+"""
+
+
+@posix
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="only root becomes another user")
+def test_folders_that_are_made_are_private_whatever_the_umask() -> None:
+    """Debian and Ubuntu give users a group of their own, and Ubuntu then a umask of 002."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as home:  # root's own temporary folders are closed to others
+        os.chown(home, 12321, 12321)
+        ran = subprocess.run(
+            [sys.executable, "-c", _AS_ORDINARY_USER, home],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            check=False,
+        )
+    assert (ran.stdout.split(), ran.returncode) == (["one", "0o700"], 0), ran.stderr
+
+
+@posix
+@pytest.mark.parametrize(
+    ("members", "primary", "trusted"),
+    [
+        ([], [("me", 900)], True),
+        (["me"], [("me", 900)], True),
+        (["me"], [("me", 100)], True),
+        (["me", "other"], [("me", 900)], False),
+        ([], [("me", 900), ("other", 900)], False),
+        ([], [("me", 100)], False),
+    ],
+)
+def test_group_is_this_user_or_somebody_else(
+    members: list[str], primary: list[tuple[str, int]], trusted: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts = [pwd.struct_passwd((name, "x", 5, group, "", "/", "")) for name, group in primary]
+    monkeypatch.setattr("grp.getgrgid", lambda group: grp.struct_group(("g", "x", group, members)))
+    monkeypatch.setattr("pwd.getpwall", lambda: accounts)
+    monkeypatch.setattr("pwd.getpwuid", lambda _user: accounts[0])
+    assert files._of_this_user_alone(900) is trusted
+
+
+def test_group_that_nobody_knows_is_somebody_else() -> None:
+    assert not files._of_this_user_alone(3_999_999)
+
+
 @posix
 @pytest.mark.parametrize(
     ("mode", "says"), [(0o777, "may be written by everybody"), (0o707, "may be written by everybody")]
@@ -69,8 +129,10 @@ def test_sticky_folder_above_is_fine_and_a_sticky_cache_is_not(folder: Path) -> 
     folder.parent.chmod(0o1777)  # as /tmp: others cannot replace what is not theirs
     require_private_folder(folder)
     folder.chmod(0o1777)
-    with pytest.raises(Untrusted):
+    with pytest.raises(Untrusted) as caught:
         require_private_folder(folder)
+    assert "chmod" not in caught.value.hint, "/tmp is to stay as it is"
+    assert "XDG_CACHE_HOME" in caught.value.hint
 
 
 @posix
@@ -81,8 +143,9 @@ def test_what_belongs_to_somebody_else_is_refused(folder: Path) -> None:
     with pytest.raises(Untrusted, match="belongs to user 12345"):
         read_private(folder / "a")
     os.chown(folder, 12345, -1)
-    with pytest.raises(Untrusted, match="belongs to user 12345"):
+    with pytest.raises(Untrusted, match="belongs to user 12345") as caught:
         require_private_folder(folder)
+    assert "chmod" not in caught.value.hint, "it would not help"
 
 
 @posix
@@ -123,6 +186,8 @@ def test_folder_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="cannot be made"):
         make_private_folder(tmp_path / "file" / "engines")
+    with pytest.raises(ModelError, match="cannot be made: Not a directory"):
+        make_private_folder(tmp_path / "file")
 
 
 def test_write_that_fails_leaves_the_old_file_and_no_rest(folder: Path) -> None:
@@ -172,6 +237,30 @@ def test_lock_goes_with_a_process_that_is_killed(folder: Path) -> None:
     other.join(20)
     with locked(folder / "l", timeout_s=5):
         pass
+
+
+def test_lock_whose_file_was_removed_by_its_holder_is_nobodys(folder: Path) -> None:
+    """Who waited for it has opened a file that is gone: two could hold the lock of one name."""
+    path, entered = folder / "l", threading.Event()
+
+    def other() -> None:
+        with locked(path, timeout_s=20):
+            entered.set()
+            assert files._try_lock(os.open(path, os.O_WRONLY)) is False, "what it holds is what the name means"
+
+    with locked(path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        time.sleep(0.2)
+        path.unlink()
+    thread.join(20)
+    assert entered.is_set()
+
+
+def test_lock_that_cannot_be_opened_says_why(folder: Path) -> None:
+    (folder / "l").mkdir()
+    with pytest.raises(Unwritable, match="Is a directory"), locked(folder / "l"):
+        pytest.fail("it is a folder")
 
 
 def test_waiting_for_a_lock_can_be_given_up(folder: Path) -> None:

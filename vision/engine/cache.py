@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,9 @@ from typing import Any
 
 from vision.engine.build import Built
 from vision.engine.files import (
+    Held,
     Untrusted,
+    Unwritable,
     locked,
     make_private_folder,
     read_private,
@@ -29,6 +32,7 @@ from vision.engine.files import (
 )
 from vision.engine.library import Gpu, Library
 from vision.engine.settings import BuildSettings
+from vision.engine.precision import PRECISIONS
 from vision.errors import Closed, ModelError
 
 _log = logging.getLogger(__name__)
@@ -37,6 +41,10 @@ SCHEMA = 1
 _KERNELS_MAGIC = b"vision kernels 1\n"
 _DIGEST_BYTES = 32
 _UNUSED_DAYS = 90.0
+_STALE_S = 3600.0  # a write takes no longer
+_STEM = re.compile(rf".+-({'|'.join(PRECISIONS)})-b\d+-sm\d+-[0-9a-f]{{20}}")
+_TIMING = re.compile(r"[0-9a-f]{20}\.timing")
+_SUFFIXES = (".engine", ".json", ".kernels", ".lock")
 
 
 def default_folder(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
@@ -128,6 +136,7 @@ class Loaded:
     plan: bytes
     path: Path
     built: Built | None  # None where it was found
+    not_kept: str = ""  # why a plan that was built is not in the cache
 
 
 class EngineCache:
@@ -140,6 +149,7 @@ class EngineCache:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_folder()
         make_private_folder(self.folder)
+        self.folder = self.folder.resolve()  # what was looked at, wherever a link on the way may lead later
 
     # -------------------------------------------------------------------------------------------- finding
 
@@ -184,6 +194,8 @@ class EngineCache:
     ) -> Loaded:
         """The plan from the cache, or built now. Of several processes one builds and the others take what it built.
 
+        Where the cache cannot be written the plan is built all the same: a slow start is better than none.
+
         Args:
             build: gets the timing cache of earlier builds, or None.
             force: build even if there is one.
@@ -202,7 +214,11 @@ class EngineCache:
                 return Loaded(plan, path, None)
             _log.info("building %s: %s", path.name, reason)
             built = build(self._timing_cache(key))
-            self._store(path, model, key, built)
+            try:
+                self._store(path, model, key, built)
+            except Unwritable as error:
+                _log.warning("the engine is not kept and has to be built again next time: %s", error.args[0])
+                return Loaded(built.plan, path, built, not_kept=str(error.args[0]))
             return Loaded(built.plan, path, built)
 
     def _nearest(self, model: str, key: EngineKey) -> str:
@@ -218,13 +234,16 @@ class EngineCache:
         def say() -> None:
             _log.info("waiting for another process that builds %s", path.name)
 
-        try:
-            with locked(path.with_suffix(".lock"), when_waiting=say, cancelled=cancelled):
-                yield
-        except ModelError:
-            if cancelled():
-                raise Closed("cancelled while waiting for another process to build") from None
-            raise
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(path.with_suffix(".lock"), when_waiting=say, cancelled=cancelled))
+            except Held:
+                if cancelled():
+                    raise Closed("cancelled while waiting for another process to build") from None
+                raise
+            except Unwritable as error:
+                _log.debug("no lock, so two processes may build at once: %s", error)
+            yield
 
     # -------------------------------------------------------------------------------------------- keeping
 
@@ -267,42 +286,69 @@ class EngineCache:
     # -------------------------------------------------------------------------------------------- looking after
 
     def entries(self) -> tuple[Entry, ...]:
-        """Every engine, by name. One that cannot be used says why in `fault`."""
-        return tuple(_entry(path) for path in sorted(self.folder.glob("*.engine")))
+        """Every engine, by name. One that cannot be used says why in `fault`.
+
+        Raises:
+            ModelError: the folder cannot be read.
+        """
+        return tuple(_entry(path) for path in self._files() if _is_ours(path, ".engine"))
+
+    def _files(self) -> list[Path]:
+        try:
+            return sorted(self.folder.iterdir())
+        except OSError as error:
+            raise ModelError(f"the folder {self.folder} cannot be read: {error.strerror}") from error
 
     def prune(
         self, library: Library | None, gpu: Gpu | None, *, unused_days: float = _UNUSED_DAYS
     ) -> Mapping[str, str]:
-        """Remove what is of no use on this machine: file name → why.
+        """Remove what is of no use on this machine: file name → why. Only what this class has written, by its name.
+
+        An engine that another process is building or storing is left alone.
 
         Args:
             library: engines of another one go; None keeps them.
             gpu: engines for another one go; None keeps them.
             unused_days: engines go that were not loaded for so long.
+
+        Raises:
+            ModelError: something cannot be removed.
         """
         gone: dict[str, str] = {}
         for entry in self.entries():
             reason = entry.fault or foreign(entry.key, library, gpu)
             if not reason and entry.unused_s > unused_days * 86400:
                 reason = f"not used for {entry.unused_s / 86400:.0f} days"
-            if reason:
-                for suffix in (".engine", ".json", ".kernels", ".lock"):
-                    entry.path.with_suffix(suffix).unlink(missing_ok=True)
+            if reason and self._remove(entry.path, entry.built_at):
                 gone[entry.path.name] = reason
-        gone |= self._prune_orphans()
+        return gone | self._prune_orphans(unused_days)
+
+    def _prune_orphans(self, unused_days: float) -> dict[str, str]:
+        gone: dict[str, str] = {}
+        for path in self._files():
+            if _is_ours(path, *_SUFFIXES[1:]):
+                engine = path.with_suffix(".engine")
+                if not engine.exists() and self._remove(engine, None):
+                    gone[path.name] = "its engine is gone"
+            elif _is_unfinished(path):
+                if _age_s(path) > _STALE_S and _unlink(path):
+                    gone[path.name] = "left over by a write that was cut short"
+            elif _TIMING.fullmatch(path.name) and _age_s(path) > unused_days * 86400 and _unlink(path):
+                gone[path.name] = f"not used for {unused_days:.0f} days"
         return gone
 
-    def _prune_orphans(self) -> dict[str, str]:
-        gone: dict[str, str] = {}
-        for path in sorted(self.folder.iterdir()):
-            if path.suffix == ".tmp" and time.time() - path.stat().st_mtime > 3600:
-                gone[path.name] = "left over by a write that was cut short"
-            elif path.suffix in (".json", ".kernels", ".lock") and not path.with_suffix(".engine").exists():
-                gone[path.name] = "its engine is gone"
-            else:
-                continue
-            path.unlink(missing_ok=True)
-        return gone
+    @staticmethod
+    def _remove(engine: Path, built_at: str | None) -> bool:
+        """Remove all files of an engine that was built then (None: there is none) and that no other process is at."""
+        try:
+            with locked(engine.with_suffix(".lock"), timeout_s=0):
+                if (_entry(engine).built_at if engine.exists() else None) != built_at:
+                    return False
+                for suffix in _SUFFIXES:
+                    _unlink(engine.with_suffix(suffix))
+        except Held:
+            return False
+        return True
 
 
 class KernelStore:
@@ -339,6 +385,39 @@ class KernelStore:
 
 
 # ------------------------------------------------------------------------------------------------ single checks
+
+
+def _is_ours(path: Path, *suffixes: str) -> bool:
+    """Whether a file has a name that `EngineCache.path_of` gives, and one of these suffixes."""
+    return path.suffix in suffixes and _STEM.fullmatch(path.stem) is not None
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether `write_whole` made a file on its way to one of ours: ``.NAME.RANDOM.tmp``."""
+    name = Path(path.name.removeprefix(".").removesuffix(".tmp")).stem
+    return path.suffix == ".tmp" and (_is_ours(Path(name), *_SUFFIXES) or _TIMING.fullmatch(name) is not None)
+
+
+def _age_s(path: Path) -> float:
+    """Since it was last written; 0 where it has gone meanwhile."""
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime
+    return 0.0
+
+
+def _unlink(path: Path) -> bool:
+    """Remove a file. False where there was none.
+
+    Raises:
+        ModelError: it cannot be removed.
+    """
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ModelError(f"{path} cannot be removed: {error.strerror}") from error
+    return True
 
 
 def _sidecar(path: Path) -> Path:

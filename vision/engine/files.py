@@ -2,12 +2,13 @@
 
 An engine plan runs on the GPU with the rights of this process and is parsed by a library that trusts it. What OpenSSH
 demands of ``authorized_keys`` is therefore demanded of the cache: neither the file nor any folder above it may be
-writable by others.
+writable by others. A group that has no other member than this user, as Debian and Ubuntu give to each, is nobody else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from vision.errors import ModelError
 
@@ -23,10 +25,20 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+    import grp
+    import pwd
 
 
 class Untrusted(ModelError):
     """Others may write a file or a folder above it."""
+
+
+class Held(ModelError):
+    """Another process has the lock."""
+
+
+class Unwritable(ModelError):
+    """The disk is full or read-only, or the folder is another user's."""
 
 
 def _who_may_write(status: os.stat_result) -> str:
@@ -35,9 +47,30 @@ def _who_may_write(status: os.stat_result) -> str:
         return f"belongs to user {status.st_uid}"
     if status.st_mode & stat.S_IWOTH:
         return "may be written by everybody"
-    if status.st_mode & stat.S_IWGRP and status.st_gid != 0:
+    if status.st_mode & stat.S_IWGRP and status.st_gid != 0 and not _of_this_user_alone(status.st_gid):
         return f"may be written by group {status.st_gid}"
     return ""
+
+
+def _of_this_user_alone(group_id: int) -> bool:
+    """Whether a group has this user in it and nobody else."""
+    try:
+        members = set(grp.getgrgid(group_id).gr_mem)
+    except KeyError:
+        return False
+    members |= {entry.pw_name for entry in pwd.getpwall() if entry.pw_gid == group_id}
+    with contextlib.suppress(KeyError):
+        return members == {pwd.getpwuid(os.geteuid()).pw_name}
+    return False
+
+
+def _way_out(folder: Path, status: os.stat_result, *, above: bool) -> str:
+    """What to do about a folder that others may write."""
+    another = "set XDG_CACHE_HOME, or CACHE_DIRECTORY for a service, to a folder of your own"
+    if status.st_uid != os.geteuid() or status.st_mode & stat.S_ISVTX:  # no folder to change: it serves others too
+        return another
+    after = "" if above else "; then `vision build MODEL --force`"
+    return f"`chmod go-w {folder}`, or {another}{after}"
 
 
 def require_private_folder(folder: Path) -> None:
@@ -56,7 +89,7 @@ def require_private_folder(folder: Path) -> None:
         if reason and not (sticky and status.st_uid in (os.geteuid(), 0)):
             raise Untrusted(
                 f"{each} {reason}, so the engines in {folder} are not to be trusted",
-                hint=f"`chmod go-w {each}`, or another cache folder; then `vision build MODEL --force`",
+                hint=_way_out(each, status, above=each != resolved),
             )
 
 
@@ -67,10 +100,17 @@ def make_private_folder(folder: Path) -> None:
         Untrusted: see `require_private_folder`.
         ModelError: it cannot be made.
     """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in reversed(missing):  # one by one: `parents` would make those above with the usual rights
+            each.mkdir(mode=0o700, exist_ok=True)
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     except OSError as error:
-        raise ModelError(f"the folder {folder} cannot be made: {error.strerror}") from error
+        raise ModelError(
+            f"the folder {folder} cannot be made: {error.strerror}",
+            hint="set XDG_CACHE_HOME, or CACHE_DIRECTORY for a service, to a folder that can be written",
+        ) from error
     require_private_folder(folder)
 
 
@@ -106,7 +146,7 @@ def write_whole(path: Path, contents: bytes) -> None:
     """Put a file in place of `path` in one step: after a power cut there is the old one or the new one.
 
     Raises:
-        ModelError: the disk is full or read-only.
+        Unwritable: the disk is full or read-only.
     """
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -121,7 +161,7 @@ def write_whole(path: Path, contents: bytes) -> None:
             raise
         _sync_folder(path.parent)
     except OSError as error:
-        raise ModelError(f"{path} cannot be written: {error.strerror}") from error
+        raise Unwritable(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -146,27 +186,49 @@ def locked(
     """Hold a lock that other processes see. It goes with the process that holds it, however that ends.
 
     Args:
-        path: the lock file; it stays.
+        path: the lock file. It stays, or who holds the lock removes it.
+        timeout_s: longest wait; 0: none.
         when_waiting: called once if somebody else holds it.
         cancelled: ends the wait.
 
     Raises:
-        ModelError: it was held for `timeout_s`, or the wait was cancelled.
+        Held: it was held for `timeout_s`, or the wait was cancelled.
+        Unwritable: there can be no lock file.
     """
-    with path.open("ab") as file:
-        deadline = clock() + timeout_s
-        told = False
-        while not _try_lock(file.fileno()):
-            if not told:
-                when_waiting()
-                told = True
-            if clock() >= deadline or cancelled():
-                raise ModelError(f"another process holds {path}", hint="`fuser` shows which one")
-            time.sleep(0.05)
+    deadline = clock() + timeout_s
+    told = False
+    while (file := _locked_file(path)) is None:
+        if not told:
+            when_waiting()
+            told = True
+        if clock() >= deadline or cancelled():
+            raise Held(f"another process holds {path}", hint="`fuser` shows which one")
+        time.sleep(0.05)
+    with file:
         try:
             yield
         finally:
             _unlock(file.fileno())
+
+
+def _locked_file(path: Path) -> BinaryIO | None:
+    """The file of a lock that is this process's from now on; None: somebody else has it."""
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise Unwritable(f"the lock {path} cannot be opened: {error.strerror}") from error
+    if _try_lock(file.fileno()) and _is_still(path, file.fileno()):
+        return file
+    file.close()
+    return None
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether a name still means what was opened: whoever held the lock may have removed the file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(descriptor: int) -> bool:

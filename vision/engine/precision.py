@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 from vision.engine.library import Gpu
 from vision.errors import ModelError
 
 Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"]
 Quantised: TypeAlias = Literal["none", "int8", "fp8"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 
 _SINCE: Mapping[Precision, tuple[int, int]] = {
     "fp32": (0, 0),
