@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 _UNLOADING = 4  # cudaErrorCudartUnloading: the process ends, and its memory with it
 _OLD_DRIVER = 35  # cudaErrorInsufficientDriver: too old, or none
 _NO_DEVICE = 100  # cudaErrorNoDevice
+_OTHER_DRIVER = (803, 804)  # cudaErrorSystemDriverMismatch, cudaErrorCompatNotSupportedOnDevice
 _SUCCESS = runtime.cudaError_t.cudaSuccess
 
 _RESTART = (
@@ -59,7 +60,7 @@ def _name_of(status: Any) -> str:
     text = library.cuGetErrorString if library is driver else library.cudaGetErrorString
     try:
         return f"{name(status)[1].decode()}: {text(status)[1].decode()}"
-    except (AttributeError, RuntimeError, TypeError):  # a status newer than the library, or no library to ask
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # a status newer than the library, or no library to ask
         return str(getattr(status, "name", status))
 
 
@@ -95,8 +96,8 @@ def _status(code: int) -> Any:
         return f"CUDA error {code}"
 
 
-def missing_device(code: int, driver_version: int, runtime_version: int) -> DeviceMissing:
-    """Why there is no GPU to work on.
+def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceError:
+    """Why there is no GPU to work on: `DeviceMissing` where a restart would not help.
 
     Args:
         code: what `cudaGetDeviceCount` returned.
@@ -123,7 +124,10 @@ def missing_device(code: int, driver_version: int, runtime_version: int) -> Devi
             "the NVIDIA driver shows no GPU",
             hint="`nvidia-smi` lists them; CUDA_VISIBLE_DEVICES may hide them; a container needs `--gpus all`",
         )
-    return DeviceMissing(f"the GPU cannot be used: {_name_of(runtime.cudaError_t(code))}", hint=_RESTART)
+    what = f"the GPU cannot be used: {_name_of(_status(code))}"
+    if code in _OTHER_DRIVER:
+        return DeviceMissing(what, hint="the driver was updated and its old module still runs: restart the machine")
+    return DeviceError(what, hint=_RESTART)
 
 
 # ------------------------------------------------------------------------------------------------ device
@@ -156,15 +160,16 @@ def open_device(index: int = 0) -> Device:
 
     Raises:
         DeviceMissing: no driver, a driver too old, or no GPU; the message says which.
+        DeviceError: there is one, and it does not work, or is somebody's alone at the moment.
     """
     try:
         status, count = runtime.cudaGetDeviceCount()
     except RuntimeError:  # cuda-python 12 looks for libcuda at its first use
-        raise missing_device(_OLD_DRIVER, 0, 0) from None
+        raise no_device(_OLD_DRIVER, 0, 0) from None
     driver_version = runtime.cudaDriverGetVersion()[1] or 0
     runtime_version = runtime.cudaRuntimeGetVersion()[1] or 0
     if status != _SUCCESS or not count:
-        raise missing_device(int(status) or _NO_DEVICE, driver_version, runtime_version)
+        raise no_device(int(status) or _NO_DEVICE, driver_version, runtime_version)
     if index >= count:
         raise DeviceMissing(f"GPU {index} was asked for, there are {count}", hint="GPUs are counted from 0")
     check(runtime.cudaSetDevice(index), f"opening GPU {index}")

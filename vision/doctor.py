@@ -23,7 +23,7 @@ from rich.table import Table
 
 from vision.detect.open import has_nvidia_gpu
 from vision.engine.library import TEGRA_RELEASE, missing_hint
-from vision.errors import DeviceMissing
+from vision.errors import DeviceError, DeviceMissing
 
 Verdict = Literal["ok", "missing", "broken", "note"]
 
@@ -220,9 +220,9 @@ def check_cuda() -> Finding:
         from vision.cuda import open_device
 
         device = open_device()
-    except DeviceMissing as missing:
-        verdict: Verdict = "broken" if has_nvidia_gpu() else "missing"
-        return Finding("CUDA", verdict, missing.args[0], missing.hint or "")
+    except DeviceError as error:
+        there = has_nvidia_gpu() or not isinstance(error, DeviceMissing)
+        return Finding("CUDA", "broken" if there else "missing", error.args[0], error.hint or "")
     version = f"{device.driver_version // 1000}.{device.driver_version % 1000 // 10}"
     return Finding("CUDA", "ok", f"{device.name} ({device.arch}), the driver knows CUDA {version}")
 

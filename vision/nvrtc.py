@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.cuda import Owned, Stream, check, failure, released
-from vision.engine.files import make_private_folder, read_private, write_whole
+from vision.engine.files import Unwritable, make_private_folder, read_private, write_whole
 from vision.errors import DeviceError, DeviceMissing, ModelError
 
 try:
@@ -89,7 +89,7 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
     Raises:
         DeviceMissing: no NVRTC.
         DeviceError: it does not compile; the message holds the compiler's.
-        ModelError: the cache may be written by others, or cannot be written.
+        ModelError: the cache may be written by others, or cannot be made.
     """
     major, minor = nvrtc_version()
     options = source.options(arch)
@@ -103,7 +103,10 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
             return kept[32:]
         _log.warning("%s is damaged and is compiled again", path)
     cubin = _compile(source, options)
-    write_whole(path, hashlib.sha256(cubin).digest() + cubin)
+    try:
+        write_whole(path, hashlib.sha256(cubin).digest() + cubin)
+    except Unwritable as error:
+        _log.warning("the kernels are not kept and have to be compiled again next time: %s", error.args[0])
     return cubin
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vision.cuda import Event, check, failure, missing_device, open_device
+from vision.cuda import Event, check, failure, no_device, open_device
 from vision.device_memory import out_of_memory
-from vision.errors import EXIT_CONFIG, DeviceError, DeviceMissing
+from vision.errors import EXIT_CONFIG, EXIT_RUNTIME, DeviceError, DeviceMissing
 from vision.queueing import SUCCESS, calls
 
 cuda = pytest.importorskip("cuda.bindings.runtime")
@@ -19,15 +19,28 @@ cuda = pytest.importorskip("cuda.bindings.runtime")
         (35, 12020, "knows CUDA 12.2, and cuda-python is for CUDA 13.0", "cuda12"),
         (35, 11040, "knows CUDA 11.4", "update the driver"),
         (100, 13000, "shows no GPU", "CUDA_VISIBLE_DEVICES"),
-        (3, 13000, "cudaErrorInitializationError", "dmesg"),
-        (999, 13000, "cudaErrorUnknown", "dmesg"),
+        (803, 13000, "cudaErrorSystemDriverMismatch", "restart the machine"),
     ],
 )
 def test_why_there_is_no_gpu(code: int, driver: int, said: str, hint: str) -> None:
-    error = missing_device(code, driver, 13000)
+    error = no_device(code, driver, 13000)
     assert said in error.args[0]
     assert hint in error.hint
+    assert isinstance(error, DeviceMissing)
     assert error.exit_code == EXIT_CONFIG
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(2, "MemoryAllocation"), (3, "InitializationError"), (46, "DevicesUnavailable"), (999, "Unknown"), (9999, "9999")],
+)
+def test_a_gpu_that_fails_is_not_one_that_is_not_there(code: int, said: str) -> None:
+    """It may work after a restart, so the program must not go on without it, or stay down."""
+    error = no_device(code, 13000, 13000)
+    assert said in error.args[0]
+    assert "restarted" in error.hint
+    assert not isinstance(error, DeviceMissing)
+    assert error.exit_code == EXIT_RUNTIME
 
 
 def test_a_machine_with_or_without_a_gpu() -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 import threading
 from pathlib import Path
 
+import onnx
 import pytest
 from rich.console import Console
 
@@ -54,6 +55,15 @@ def test_another_onnx_than_the_card_is_of_is_refused(model: tuple[Path, ModelCar
     (folder / "tiny.onnx").write_bytes(b"another")
     with pytest.raises(ModelError, match=rf"has sha256 .*, model.yaml says {described.sha256}"):
         read_onnx(folder, described)
+
+
+def test_weights_beside_the_onnx_are_part_of_it(model: tuple[Path, ModelCard]) -> None:
+    folder, _ = model
+    loaded = onnx.load_model_from_string(convolution())
+    onnx.save_model(loaded, folder / "tiny.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    first = read_onnx(folder, card())
+    (folder / "w").write_bytes(bytes((folder / "w").stat().st_size))
+    assert read_onnx(folder, card()) != first, "its hash is the engine's key"
 
 
 def test_missing_onnx_is_named(model: tuple[Path, ModelCard]) -> None:
@@ -163,6 +173,35 @@ def test_build_says_what_it_built_and_where(model: tuple[Path, ModelCard], cache
 
 
 @needs_rtx
+def test_names_with_brackets_are_no_markup(model: tuple[Path, ModelCard], tmp_path: Path) -> None:
+    folder = tmp_path / "a[/b]" / "[bold]c"
+    for again in (False, True):
+        out, text = console()
+        build_command(
+            model, DETECT, AMPERE, ahead_of_time=True, cache_folder=folder, console=out, show_list=True, prune=again
+        )
+        assert "a[/b]/[bold]c/tiny-fp32" in text.getvalue()
+
+
+@needs_rtx
+def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+    path = load_plan(*model, AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True).path
+    path.unlink()
+    path.mkdir()  # as a full disk: nothing can be put in its place
+    (path / "in the way").write_text("")
+    with pytest.raises(ModelError, match=r"was built and could not be kept: .* cannot be written"):
+        build_command(
+            model,
+            DETECT,
+            AMPERE,
+            ahead_of_time=True,
+            cache_folder=cache.folder,
+            console=console()[0],
+            force=True,
+        )
+
+
+@needs_rtx
 def test_what_is_built_is_not_built_again_unless_forced(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
     def built_again(*, force: bool) -> bool:
         out, text = console()
@@ -175,19 +214,10 @@ def test_what_is_built_is_not_built_again_unless_forced(model: tuple[Path, Model
 
 
 @needs_rtx
-def test_precision_and_max_batch_of_the_command_line_count(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+def test_all_of_detect_counts(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
     out, _ = console()
-    build_command(
-        model,
-        DETECT,
-        AMPERE,
-        precision="bf16",
-        max_batch=5,
-        settings=BuildSettings("fp16", 1, optimization_level=2),
-        ahead_of_time=True,
-        cache_folder=cache.folder,
-        console=out,
-    )
+    detect = DetectConfig.model_validate({"precision": "bf16", "max_batch": 5, "engine": {"optimization_level": 2}})
+    build_command(model, detect, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out)
     (entry,) = cache.entries()
     settings = entry.key["settings"]
     assert (settings["precision"], settings["max_batch"], settings["optimization_level"]) == ("bf16", 5, 2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from tests.unit.engine_models import convolution, first_layer, quantised
 from vision.engine.interleaving import widen_input
-from vision.engine.rewriting import reshape_onnx, rewrite_onnx
+from vision.engine.rewriting import reshape_onnx, rewrite_onnx, with_weights
 from vision.errors import ModelError
 
 NANODET = Path(__file__).parents[2] / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
@@ -37,6 +39,7 @@ def types_of(model: bytes) -> set[int]:
     return {tensor.data_type for tensor in graph.initializer} | {each.type.tensor_type.elem_type for each in ends}
 
 
+HALVES: Final[tuple[Literal["fp16", "bf16"], ...]] = ("fp16", "bf16")
 ENDS = [(True, True), (False, True), (True, False), (False, False)]
 
 
@@ -58,6 +61,13 @@ def test_the_shipped_model_in_float16_computes_the_same(keep_inputs: bool, keep_
 def test_rewritten_nodes_are_in_order_and_pass_the_checker() -> None:
     rewritten = onnx.load_model_from_string(rewrite_onnx(convolution(), "fp16", keep_inputs=True, keep_outputs=True))
     onnx.checker.check_model(rewritten, full_check=True)
+
+
+@pytest.mark.parametrize("to", HALVES)
+def test_model_that_is_so_already_is_left_as_it_is(to: Literal["fp16", "bf16"]) -> None:
+    """Such as one that was exported in float16, or converted by the same package: its casts would get names twice."""
+    half = rewrite_onnx(convolution(), to, keep_inputs=True, keep_outputs=True)
+    assert rewrite_onnx(half, to, keep_inputs=False, keep_outputs=False) is half
 
 
 @pytest.mark.parametrize(("keep_io", "kinds"), [(True, {1, 16}), (False, {16})])
@@ -167,3 +177,36 @@ def test_an_input_that_convolutions_alone_read_is_widened() -> None:
 def test_what_is_no_onnx_cannot_be_reshaped() -> None:
     with pytest.raises(ModelError, match="not an ONNX model"):
         reshape_onnx(b"\xff\xfe no ONNX", interleave=True, fold=False)
+
+
+# ------------------------------------------------------------------------------------------------ weights elsewhere
+
+
+def beside(folder: Path) -> tuple[bytes, Path]:
+    """A model that keeps its weights in a file of `folder`, and that file."""
+    model = onnx.load_model_from_string(convolution())
+    onnx.save_model(model, folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    return (folder / "m.onnx").read_bytes(), folder / "m.data"
+
+
+def test_weights_beside_the_model_are_put_into_it(tmp_path: Path) -> None:
+    model, data = beside(tmp_path)
+    whole = with_weights(model, tmp_path)
+    pictures = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
+    np.testing.assert_array_equal(outputs(whole, pictures)[0], outputs(convolution(), pictures)[0])
+    assert rewrite_onnx(whole, "fp16", keep_inputs=True, keep_outputs=True)
+    data.write_bytes(bytes(data.stat().st_size))
+    assert with_weights(model, tmp_path) != whole, "other weights are another model, with another hash"
+
+
+def test_model_with_its_weights_inside_is_left_as_it_is(tmp_path: Path) -> None:
+    model = convolution()
+    assert with_weights(model, tmp_path) is model
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda data: data.write_bytes(b"short")])
+def test_weights_that_are_missing_or_short_are_told(damage: Callable[[Path], object], tmp_path: Path) -> None:
+    model, data = beside(tmp_path)
+    damage(data)
+    with pytest.raises(ModelError, match=f"the weights beside the model, in {tmp_path}, cannot be used"):
+        with_weights(model, tmp_path)

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vision.engine.interleaving import INTERLEAVED_CHANNELS
 from vision.engine.library import (
@@ -34,23 +34,40 @@ from vision.engine.library import (
     trt,
 )
 from vision.engine.precision import (
+    FLOATS,
     Precision,
     Quantised,
     Typing,
     check_quantisation,
+    check_types,
     plan_typing,
     require_precision,
 )
 from vision.engine.profiles import NetworkInput, Profile, make_profiles
 from vision.engine.progress import BuildListener, Monitor, Silent, run_interruptible
+from vision.engine.rewriting import Unrewritable
 from vision.engine.settings import BuildSettings, prepare_onnx, settled
 from vision.engine.tensors import as_shape, dtype_name
-from vision.errors import Closed, ModelError
+from vision.errors import Closed, DeviceError, ModelError
 
 if TYPE_CHECKING:
     from vision.config.site import ModelCard
 
 _log = logging.getLogger(__name__)
+
+_DAMAGED: Final = (
+    "download it again, and compare its sha256 with the one in model.yaml; or export it anew: "
+    "`onnx.checker.check_model` says more"
+)
+_WITHOUT_OPERATOR: Final = (
+    "export the model without this operator; vision does NMS itself, so NonMaxSuppression and NonZero "
+    "behind the network's last layers can go"
+)
+_OUT_OF_MEMORY: Final = ("OutOfMemory", "out of memory", "OUT_OF_MEMORY")
+
+
+class _Refused(ModelError):
+    """TensorRT does not take the network: reshaped by us it may do that, as it is it may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +136,7 @@ def build_plan(
         plain = replace(wanted, interleaved_input=False, folded=False)
         try:
             return build(wanted)
-        except ModelError as error:
+        except _Refused as error:
             if wanted == plain:
                 raise
             built = build(plain)  # what is wrong with the model itself is told by this one
@@ -171,9 +188,14 @@ class _Build:
     def run(self, model: bytes, timing_cache: bytes | None) -> Built:
         """Parse, configure, build."""
         started_ns = time.monotonic_ns()
-        prepared = prepare_onnx(model, self._settings)
+        try:
+            prepared = prepare_onnx(model, self._settings)
+        except Unrewritable as error:
+            raise _Refused(f"{self._card.file}: {error.args[0]}", hint=error.hint) from error
         network, parser = self._parse(prepared.onnx)
         check_quantisation(self._settings.precision, quantisation_of(network))
+        if self._typing.strongly_typed:
+            check_types(self._settings.precision, types_of(network))
         if not self._typing.strongly_typed:
             halve_ends(network, self._settings)
         if prepared.channels == INTERLEAVED_CHANNELS:
@@ -181,6 +203,8 @@ class _Build:
         self._listener.parsed(network.num_layers)
         config = self._configure(timing_cache)
         profiles = self._add_profiles(network, config, prepared.channels)
+        if self._settings.dla_core is not None:
+            self._say_what_dla_takes(network, config)
         plan = self._build(network, config)
         del parser  # the network points into it
         self._listener.built(len(plan))
@@ -199,19 +223,19 @@ class _Build:
         network = self._builder.create_network(network_flags(strongly_typed=self._typing.strongly_typed))
         parser = trt.OnnxParser(network, logger())
         parsed = parser.parse(model)
-        faults = [_fault(parser.get_error(index)) for index in range(parser.num_errors)]
-        if not parsed or faults:
-            raise ModelError(
-                f"{find_library()} cannot take {self._card.file}: {'; '.join(faults) or 'no reason given'}",
-                hint="export the model without this operator; vision does NMS itself, so NonMaxSuppression and NonZero "
-                "behind the network's last layers can go",
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        if not parsed or errors:
+            damaged = any(is_damage(each) for each in errors)
+            reasons = "; ".join(map(_fault, errors)) or "no reason given"
+            raise _Refused(
+                f"{find_library()} cannot take {self._card.file}: {reasons}",
+                hint=_DAMAGED if damaged else _WITHOUT_OPERATOR,
             )
         if (
             not network.num_layers or not network.num_outputs
         ):  # the parser takes bytes that are no ONNX for an empty model
             raise ModelError(
-                f"{self._card.file} is not an ONNX model ({len(model)} bytes without a graph)",
-                hint="download it again, and compare its sha256 with the one in model.yaml",
+                f"{self._card.file} is not an ONNX model ({len(model)} bytes without a graph)", hint=_DAMAGED
             )
         return network, parser
 
@@ -266,6 +290,15 @@ class _Build:
         config.DLA_core = core
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
+    def _say_what_dla_takes(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
+        """What a DLA does not take runs on the GPU, which may be all of it."""
+        if config.default_device_type != trt.DeviceType.DLA:
+            return
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
+        taken = sum(bool(config.can_run_on_DLA(layer)) for layer in layers)
+        level = logging.INFO if taken else logging.WARNING
+        _log.log(level, "%d of %d layers can run on DLA core %d", taken, len(layers), config.DLA_core)
+
     def _add_profiles(
         self, network: trt.INetworkDefinition, config: trt.IBuilderConfig, channels: int
     ) -> tuple[Profile, ...]:
@@ -276,6 +309,7 @@ class _Build:
             self._settings.max_batch,
             fixed_batches=bool(self._settings.fixed_batches),
             channels=channels,
+            one_size=self._settings.dla_core is not None,
         )
         if not any(each.is_shape_tensor or min(each.shape, default=0) < 0 for each in inputs):
             return profiles  # all is fixed: TensorRT wants no profile
@@ -288,11 +322,12 @@ class _Build:
         if self._cancel.is_set():
             raise Closed("the build was cancelled")
         if plan is None:
-            raise ModelError(
-                f"{find_library()} cannot build {self._card.name} in {self._settings.precision} for {self._gpu.name}: "
-                f"{build_failure(self._log_lines, network)}",
-                hint=failure_hint(self._settings.precision),
-            )
+            cause = build_failure(self._log_lines, network)
+            starved = any(word in cause for word in _OUT_OF_MEMORY)
+            what = f"{find_library()} cannot build {self._card.name} in {self._settings.precision} for {self._gpu.name}"
+            if starved:  # of what was asked, the cause tells
+                raise ModelError(f"{what}: {cause}{free_memory()}", hint="lower `detect: {max_batch: ...}`")
+            raise _Refused(f"{what}: {cause}", hint=failure_hint(self._settings.precision))
         return bytes(memoryview(plan))
 
 
@@ -399,6 +434,13 @@ def quantisation_of(network: trt.INetworkDefinition) -> Quantised:
     return "none"
 
 
+def types_of(network: trt.INetworkDefinition) -> frozenset[str]:
+    """Floating-point types that a network computes in."""
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    outputs = (layer.get_output(index) for layer in layers for index in range(layer.num_outputs))
+    return frozenset(dtype_name(each.dtype.name) for each in outputs if each is not None) & FLOATS
+
+
 def halve_ends(network: Any, settings: BuildSettings) -> None:
     """Let a weakly typed network take or give 16 bits. (A strongly typed one has them in its ONNX file.)
 
@@ -427,7 +469,23 @@ def _fault(error: Any) -> str:
     if not operator:
         return text
     where = f"node {node}" if node else f"node number {error.node()}"
-    return f"operator {operator} ({where}) is not supported: {text}"
+    return f"operator {operator} ({where}){'' if is_damage(error) else ' is not supported'}: {text}"
+
+
+def is_damage(error: Any) -> bool:
+    """Whether the parser found fault with the file, and not with what it asks for."""
+    return error.code().name in ("INVALID_GRAPH", "MODEL_DESERIALIZE_FAILED")
+
+
+def free_memory() -> str:
+    """What is free of the GPU's memory, to be put behind a message; empty where there is no GPU to ask."""
+    try:
+        from vision.cuda import memory_info
+
+        free_bytes, total_bytes = memory_info()
+    except DeviceError:  # built ahead of time, for a GPU that is elsewhere
+        return ""
+    return f"; {free_bytes >> 20} of {total_bytes >> 20} MiB of the GPU are free"
 
 
 _NO_RUNNER = re.compile(r"(?P<node>\S+) has no runners that implement it")
@@ -448,7 +506,7 @@ def failure_hint(precision: Precision) -> str:
     """What to try after a failed build."""
     if precision in ("int8", "fp8"):
         return f"this library or GPU may have no {precision} kernels for the model's layers: `precision: fp16` works"
-    return "export the model without operators that are named above; a smaller max_batch needs less memory"
+    return "export the model without operators that are named above; `--level 1` and a smaller max_batch ask for less"
 
 
 def notes_of(log: LogLines) -> tuple[str, ...]:

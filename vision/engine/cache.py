@@ -31,8 +31,8 @@ from vision.engine.files import (
     write_whole,
 )
 from vision.engine.library import Gpu, Library
-from vision.engine.settings import BuildSettings
 from vision.engine.precision import PRECISIONS
+from vision.engine.settings import BuildSettings
 from vision.errors import Closed, ModelError
 
 _log = logging.getLogger(__name__)
@@ -376,12 +376,15 @@ class KernelStore:
         return blob
 
     def save(self, blob: bytes) -> None:
-        """Keep `blob`, unless it is there already."""
+        """Keep `blob`, unless it is there already. Where that cannot be, the log says so."""
         contents = _KERNELS_MAGIC + bytes.fromhex(sha256_of(blob)) + blob
         with contextlib.suppress(FileNotFoundError, Untrusted):
             if read_private(self.path) == contents:
                 return
-        write_whole(self.path, contents)
+        try:
+            write_whole(self.path, contents)
+        except Unwritable as error:
+            _log.warning("compiled kernels are not kept, so each start takes as long: %s", error.args[0])
 
 
 # ------------------------------------------------------------------------------------------------ single checks

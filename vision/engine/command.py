@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,11 +26,9 @@ from rich.table import Table
 from vision.engine.cache import EngineCache, Entry, Loaded, foreign
 from vision.engine.library import Gpu, Library, find_library
 from vision.engine.opening import load_plan, settings_of
-from vision.engine.precision import Precision
 from vision.engine.progress import Phase
 from vision.engine.runtime import load_engine
-from vision.engine.settings import BuildSettings
-from vision.errors import EXIT_OK, DeviceMissing
+from vision.errors import EXIT_OK, DeviceMissing, ModelError
 
 if TYPE_CHECKING:
     from vision.config.site import DetectConfig, ModelCard
@@ -43,7 +41,7 @@ class Bars:
         self._console = console
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # TensorRT's names of phases have brackets
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -93,9 +91,6 @@ def build_command(
     detect: DetectConfig,
     gpu: Gpu | None,
     *,
-    precision: Precision | None = None,
-    max_batch: int | None = None,
-    settings: BuildSettings | None = None,
     show_list: bool = False,
     prune: bool = False,
     force: bool = False,
@@ -109,15 +104,14 @@ def build_command(
 
     Args:
         model: folder and card; None where only `show_list` or `prune` is wanted.
-        detect: gives precision and max_batch where they are not given here.
+        detect: gives precision, max_batch and how the engine is built.
         gpu: of this machine, or (`ahead_of_time`) of another one. None: no GPU; enough to list and to prune.
-        settings: all of an engine's settings; `precision` and `max_batch` go over them.
 
     Returns:
         The exit code. Ctrl-C comes out as KeyboardInterrupt, once TensorRT has stopped.
 
     Raises:
-        VisionError: whatever `build_plan` and `EngineCache` raise.
+        VisionError: whatever `build_plan` and `EngineCache` raise; or the engine could not be kept.
     """
     out = console or Console()
     cache = EngineCache(cache_folder)
@@ -128,10 +122,12 @@ def build_command(
             raise DeviceMissing(
                 "building an engine needs the GPU that it is for", hint="`vision doctor` says what is missing"
             )
-        wanted = settings or settings_of(detect)
-        wanted = replace(wanted, precision=precision or wanted.precision, max_batch=max_batch or wanted.max_batch)
+        wanted = settings_of(detect)
         folder, card = model
-        out.print(f"{card.name}, {wanted.precision}, batch up to {wanted.max_batch}, for {gpu.name}, {find_library()}")
+        out.print(
+            f"{card.name}, {wanted.precision}, batch up to {wanted.max_batch}, for {gpu.name}, {find_library()}",
+            markup=False,
+        )
         with Bars(out) as bars:
             loaded = load_plan(
                 folder,
@@ -161,7 +157,11 @@ def _library() -> Library | None:
 def _print_loaded(loaded: Loaded, *, loads_here: bool, out: Console) -> None:
     built = loaded.built
     if built is None:
-        out.print(f"already built: {loaded.path} ({_mib(len(loaded.plan))}); --force builds it again", soft_wrap=True)
+        out.print(
+            f"already built: {loaded.path} ({_mib(len(loaded.plan))}); --force builds it again",
+            soft_wrap=True,
+            markup=False,
+        )
         return
     after = ""
     if loads_here:  # the proof that it was built for this machine
@@ -169,12 +169,17 @@ def _print_loaded(loaded: Loaded, *, loads_here: bool, out: Console) -> None:
             after = f", {engine.layers} after it"
     out.print(f"{built.layers} layers before fusion{after}; built in {built.seconds:.1f} s")
     for index, profile in enumerate(built.profiles):
-        out.print(f"profile {index}: {profile}")
+        out.print(f"profile {index}: {profile}", markup=False)
     if built.weights_bytes is not None and built.activation_bytes is not None:
         out.print(f"weights {_mib(built.weights_bytes)}, activations of one context {_mib(built.activation_bytes)}")
     for note in built.notes:
         out.print(f"TensorRT says: {note}", markup=False)
-    out.print(f"{loaded.path} ({_mib(len(loaded.plan))})", soft_wrap=True)
+    if loaded.not_kept:
+        raise ModelError(
+            f"the engine was built and could not be kept: {loaded.not_kept}",
+            hint="free some space, or set XDG_CACHE_HOME to a folder that can be written",
+        )
+    out.print(f"{loaded.path} ({_mib(len(loaded.plan))})", soft_wrap=True, markup=False)
 
 
 def _print_pruned(cache: EngineCache, library: Library | None, gpu: Gpu | None, out: Console) -> None:
@@ -182,7 +187,7 @@ def _print_pruned(cache: EngineCache, library: Library | None, gpu: Gpu | None, 
     for name, reason in gone.items():
         out.print(f"removed {name}: {reason}", markup=False, soft_wrap=True)
     if not gone:
-        out.print(f"nothing to remove in {cache.folder}", soft_wrap=True)
+        out.print(f"nothing to remove in {cache.folder}", soft_wrap=True, markup=False)
 
 
 def _print_list(entries: Sequence[Entry], library: Library | None, gpu: Gpu | None, out: Console) -> None:
@@ -190,7 +195,7 @@ def _print_list(entries: Sequence[Entry], library: Library | None, gpu: Gpu | No
     for entry in entries:
         settings = entry.key.get("settings", {})
         used = datetime.fromtimestamp(datetime.now(timezone.utc).timestamp() - entry.unused_s, timezone.utc)
-        table.add_row(
+        cells = (
             entry.model,
             str(settings.get("precision", "")),
             str(settings.get("max_batch", "")),
@@ -202,6 +207,7 @@ def _print_list(entries: Sequence[Entry], library: Library | None, gpu: Gpu | No
             entry.fault or foreign(entry.key, library, gpu) or "usable",
             entry.path.name,
         )
+        table.add_row(*map(escape, cells))
     out.print(table)
 
 

@@ -53,6 +53,13 @@ class PoolReport:
     frees: int
     failures: int
 
+    def __str__(self) -> str:
+        failed = f", {self.failures} requests refused" if self.failures else ""
+        return (
+            f"TensorRT's memory pool: {_mib(self.used_bytes)} in use, {_mib(self.peak_bytes)} at most, of "
+            f"{_mib(self.reserved_bytes)} in {self.segments} segments{failed}"
+        )
+
 
 @dataclass(slots=True)
 class _Segment:
@@ -120,7 +127,7 @@ class MemoryPool:
         self._inside = False
         self._late: list[tuple[int, int | None]] = []
         self._peak = self._used = self._allocations = self._frees = self._failures = 0
-        self.last_failure = ""  # what was asked and what was free, for messages
+        self.last_failure = ""  # what was asked and what was free, for messages; see `forget_failure`
 
     def allocate(self, size: int, alignment: int = 0, stream: int = 0) -> int:
         """Address of `size` bytes for work on `stream`. 0 where size is 0 or there is no memory.
@@ -137,6 +144,11 @@ class MemoryPool:
             return 0
         with self._lock, _Turn(self):
             return self._allocate(_round_up(size, ALIGNMENT_BYTES), max(alignment, ALIGNMENT_BYTES), stream)
+
+    def forget_failure(self) -> None:
+        """Before a call of TensorRT: what it did without earlier is not why this one fails."""
+        with self._lock:
+            self.last_failure = ""
 
     def _allocate(self, size: int, alignment: int, stream: int) -> int:
         for segment in self._segments.get(stream, ()):
@@ -279,6 +291,9 @@ def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
         def last_failure(self) -> str:
             return pool.last_failure
 
+        def forget_failure(self) -> None:
+            pool.forget_failure()
+
         def allocate_async(self, size: int, alignment: int, one: int, other: int) -> int:  # type: ignore[override,unused-ignore]
             # Some versions pass (flags, stream) and some (stream, flags). Flags are always 0, and so is the default
             # stream: what is not 0 is the stream.
@@ -388,21 +403,18 @@ def detector_budget(
     scratch_bytes: int,
     input_bytes: int,
     output_bytes: int,
+    postprocess_bytes: int,
     result_bytes: int,
-    frame_bytes: int,
-    frames: int,
-    frames_on_device: int = 0,
 ) -> MemoryBudget:
-    """The budget of a detector.
+    """The budget of a detector, without the pictures of its cameras: `frame_budget`.
 
     Args:
         weights_bytes: shared by all contexts of the engine.
         slots: batches in flight; each has scratch, input, outputs and results of its own.
         scratch_bytes: of one slot; see `shared_scratch`.
         input_bytes, output_bytes: tensors of one slot at the greatest batch.
+        postprocess_bytes: what decoding and NMS of one slot need on the GPU.
         result_bytes: page-locked results of one slot.
-        frame_bytes, frames: page-locked picture buffers of the cameras.
-        frames_on_device: picture buffers on the GPU, where frames are copied there before they are read.
     """
     return MemoryBudget(
         (
@@ -410,8 +422,7 @@ def detector_budget(
             BudgetLine("activations, a slot", "device", scratch_bytes, slots),
             BudgetLine("network input, a slot", "device", input_bytes, slots),
             BudgetLine("network outputs, a slot", "device", output_bytes, slots),
-            BudgetLine("frames on the GPU", "device", frame_bytes, frames_on_device),
-            BudgetLine("frames of the cameras", "host", frame_bytes, frames),
+            BudgetLine("decoding and NMS, a slot", "device", postprocess_bytes, slots),
             BudgetLine("results, a slot", "host", result_bytes, slots),
         )
     )

@@ -13,6 +13,7 @@ from vision.engine.cache import EngineCache, Loaded, key_of
 from vision.engine.files import sha256_of
 from vision.engine.library import Gpu, find_library, trt
 from vision.engine.progress import BuildListener, LogListener
+from vision.engine.rewriting import with_weights
 from vision.engine.runtime import Engine, load_engine
 from vision.engine.settings import BuildSettings, settled
 from vision.errors import ModelError
@@ -24,10 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 def read_onnx(folder: Path, card: ModelCard) -> bytes:
-    """The ONNX file of a model, checked against its card.
+    """The ONNX file of a model, checked against its card, with the weights in it that it keeps beside it.
 
     Raises:
-        ModelError: it is not there, or it is another file than the card is of.
+        ModelError: it is not there, or it is another file than the card is of; or as of `with_weights`.
     """
     path = folder / card.file
     try:
@@ -43,7 +44,7 @@ def read_onnx(folder: Path, card: ModelCard) -> bytes:
             f"{path} has sha256 {sha256_of(contents)}, model.yaml says {card.sha256}",
             hint="download it again; or, if the file is the right one, put its sha256 into model.yaml",
         )
-    return contents
+    return with_weights(contents, folder)
 
 
 def settings_of(detect: DetectConfig) -> BuildSettings:

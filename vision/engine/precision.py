@@ -17,6 +17,7 @@ from vision.errors import ModelError
 Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"]
 Quantised: TypeAlias = Literal["none", "int8", "fp8"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+FLOATS: Final = frozenset({"float32", "float16", "bfloat16"})
 
 _SINCE: Mapping[Precision, tuple[int, int]] = {
     "fp32": (0, 0),
@@ -88,6 +89,23 @@ def plan_typing(precision: Precision, *, weak_typing: bool) -> Typing:
     return Typing(True, tensor_cores_on_floats, (), "bf16" if precision == "bf16" else "fp16")
 
 
+def check_types(precision: Precision, found: frozenset[str]) -> None:
+    """A library that takes types from the ONNX file computes in those of the file, whatever was asked for.
+
+    Args:
+        found: of `FLOATS`, those that the network has.
+
+    Raises:
+        ModelError: it is not float32 throughout, and that was asked for.
+    """
+    if precision in ("fp32", "tf32") and found - {"float32"}:
+        half = "bf16" if "bfloat16" in found else "fp16"
+        raise ModelError(
+            f"the model computes in {' and '.join(sorted(found))}, and precision {precision} was asked for",
+            hint=f"set `detect: {{precision: {half}}}`, or export the model in float32",
+        )
+
+
 def check_quantisation(precision: Precision, found: Quantised) -> None:
     """Quantised precisions need a model with quantisation inside, and the other way round.
 
@@ -98,8 +116,7 @@ def check_quantisation(precision: Precision, found: Quantised) -> None:
         raise ModelError(
             f"precision {precision} needs a model with {precision} QuantizeLinear nodes, this one has "
             f"{'none' if found == 'none' else f'{found} ones'}",
-            hint=("`vision calibrate MODEL` writes one" if precision == "int8" else "NVIDIA ModelOpt writes one")
-            + ", or set `detect: {precision: fp16}`",
+            hint="NVIDIA ModelOpt writes one from the model and some pictures; or set `detect: {precision: fp16}`",
         )
     if precision not in ("int8", "fp8") and found != "none":
         raise ModelError(

@@ -167,21 +167,28 @@ def make_profiles(
     max_batch: int,
     *,
     fixed_batches: bool = False,
+    one_size: bool = False,
     channels: int = 3,
 ) -> tuple[Profile, ...]:
     """Profiles for a model: those of its card, or batch bands as far as `max_batch` needs them.
 
     With `fixed_batches` each size of `batch_sizes` gets a profile of its own besides, whose range is that one size: a
-    library that chooses kernels by rule chooses far better ones where it knows the shape. `channels` is how many the
-    input of pictures has to have.
+    library that chooses kernels by rule chooses far better ones where it knows the shape. With `one_size` there is
+    `max_batch` alone: a DLA takes no layer whose shape is open. `channels` is how many the input of pictures has to
+    have.
 
     Raises:
         ModelError: the card, the ONNX file and `max_batch` do not agree; the message says who wants what.
     """
     picture = picture_input(inputs)
     given: Sequence[ProfileCard | _Given] = card.profiles or tuple(
-        _Given(band) for band in _bands(picture, max_batch, fixed_batches=fixed_batches)
+        _Given(band) for band in _bands(picture, max_batch, fixed_batches=fixed_batches, one_size=one_size)
     )
+    if one_size and any(each.batch[0] != each.batch[2] for each in given):
+        raise ModelError(
+            "a DLA takes no open batch, and `profiles` in model.yaml have one",
+            hint=f"write `batch: [{max_batch}, {max_batch}, {max_batch}]` there, or leave `dla_core` out",
+        )
     greatest = max(each.batch[2] for each in given)
     if greatest < max_batch:
         raise ModelError(
@@ -191,8 +198,12 @@ def make_profiles(
     return tuple(_profile(inputs, picture, card, each, channels) for each in given)
 
 
-def _bands(picture: NetworkInput, max_batch: int, *, fixed_batches: bool) -> tuple[tuple[int, int, int], ...]:
+def _bands(
+    picture: NetworkInput, max_batch: int, *, fixed_batches: bool, one_size: bool
+) -> tuple[tuple[int, int, int], ...]:
     fixed = picture.shape[0]
+    if fixed < 0 and one_size:
+        return ((max_batch, max_batch, max_batch),)
     if fixed < 0:
         exact = tuple((size, size, size) for size in batch_sizes(max_batch)) if fixed_batches else ()
         return tuple(dict.fromkeys((*batch_bands(max_batch), *exact)))

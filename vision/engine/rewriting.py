@@ -7,10 +7,12 @@ fastest: see `interleaving` and `folding`.
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -22,8 +24,39 @@ if TYPE_CHECKING:
     import onnx
 
 _log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _QDQ_OPSET = 19  # from here on QuantizeLinear takes float16
+_EXTERNAL: Final = (
+    b"\x0a\x08location\x12"  # how an entry of TensorProto.external_data begins: its key, and then its value
+)
+
+
+class Unrewritable(ModelError):
+    """A package that rewrites ONNX files does not cope with this one."""
+
+
+def refusing_damage(rewrite: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Tell whatever the packages raise over a damaged file, which are errors of a dozen kinds, as one.
+
+    Raises:
+        Unrewritable: in place of any of them.
+    """
+
+    @functools.wraps(rewrite)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return rewrite(*args, **kwargs)
+        except (ModelError, MemoryError):
+            raise
+        except Exception as error:
+            raise Unrewritable(
+                f"not a valid ONNX model: {type(error).__name__}: {error}",
+                hint="`onnx.checker.check_model` says more; export it anew, or compare its sha256 with model.yaml's",
+            ) from error
+
+    return wrapped
 
 
 def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
@@ -43,6 +76,29 @@ def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, 
     if folded:
         _log.debug("folded: %s", ", ".join(folded))
     return (bytes(loaded.SerializeToString()) if widened or folded else model), widened
+
+
+def with_weights(model: bytes, folder: Path) -> bytes:
+    """An ONNX model with those weights in it that it keeps in files of `folder`.
+
+    TensorRT would look for these files in the working folder, and no hash of the model would tell of them.
+
+    Raises:
+        ModelError: no package for it, or such a file is missing, damaged or too large.
+    """
+    if _EXTERNAL not in model:
+        return model
+    loaded = load_onnx(model)
+    from onnx.external_data_helper import load_external_data_for_model
+
+    try:
+        load_external_data_for_model(loaded, str(folder))
+        return bytes(loaded.SerializeToString())
+    except Exception as error:  # whatever onnx and protobuf raise over a file that is missing, short or too large
+        raise ModelError(
+            f"the weights beside the model, in {folder}, cannot be used: {error}",
+            hint="put all files of the export there; more than 2 GB of weights cannot be taken",
+        ) from error
 
 
 def load_onnx(model: bytes) -> onnx.ModelProto:
@@ -70,7 +126,7 @@ def _package_missing(error: ImportError) -> ModelError:
 
 
 def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool, keep_outputs: bool) -> bytes:
-    """An ONNX model that computes in float16 or bfloat16.
+    """An ONNX model that computes in float16 or bfloat16. One that does so already is left as it is.
 
     Args:
         model: serialised ONNX with float32 weights.
@@ -82,6 +138,8 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
         ModelError: no packages for it, not an ONNX model, or a weight is too large for float16.
     """
     original = load_onnx(model)
+    if _is_in(original, to):
+        return model
     try:
         import onnx
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -102,6 +160,16 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
     if to == "bf16":
         _retype(graph.model, weights)
     return bytes(graph.model.SerializeToString())
+
+
+def _is_in(model: onnx.ModelProto, to: Literal["fp16", "bf16"]) -> bool:
+    """Whether the weights that are multiplied with are of this type; biases and scales may be more exact."""
+    import onnx
+
+    wanted = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[to]
+    tensors = (*model.graph.initializer, *(tensor for _, tensor in _constants(model)))
+    kinds = {tensor.data_type for tensor in tensors if len(tensor.dims) > 1}
+    return wanted in kinds and onnx.TensorProto.FLOAT not in kinds
 
 
 def _for_quantisation(model: onnx.ModelProto) -> onnx.ModelProto:

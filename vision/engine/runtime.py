@@ -412,6 +412,9 @@ def load_engine(
         if allocator is not None:
             setattr(runtime, "gpu_allocator", allocator)  # noqa: B010 - write-only, so the stubs do not have it
         aim_at_dla(runtime, dla_core)
+        forget = getattr(allocator, "forget_failure", None)
+        if forget is not None:  # TensorRT may have done without what it did not get earlier
+            forget()
         causes = invalidity(runtime, plan)
         raw = or_none(runtime.deserialize_cuda_engine(plan))
         if raw is None and getattr(allocator, "last_failure", None):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vision.engine.interleaving import INTERLEAVED_CHANNELS
 from vision.engine.library import has_weak_typing, keeps_timing
 from vision.engine.precision import Precision, plan_typing
-from vision.engine.rewriting import reshape_onnx, rewrite_onnx
+from vision.engine.rewriting import refusing_damage, reshape_onnx, rewrite_onnx
 from vision.errors import ModelError
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class BuildSettings:
             raise ModelError(f"the optimization level is 0 to 5, got {self.optimization_level}")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise ModelError(f"the workspace is at least 1 MiB, got {self.workspace_mib}")
+        if self.dla_core is not None and self.dla_core < 0:
+            raise ModelError(f"DLA cores are counted from 0, got {self.dla_core}")
 
 
 def settled(settings: BuildSettings, card: ModelCard) -> BuildSettings:
@@ -54,7 +56,7 @@ def settled(settings: BuildSettings, card: ModelCard) -> BuildSettings:
         "half_outputs": half[1],
         "interleaved_input": by_rule and half_input and typing.rewrite == "fp16",
         "folded": by_rule and settings.precision in ("fp16", "bf16"),
-        "fixed_batches": by_rule,
+        "fixed_batches": by_rule and settings.dla_core is None,
     }
     left = {name: value for name, value in usual.items() if getattr(settings, name) is None}
     return replace(settings, **left)  # type: ignore[arg-type]
@@ -68,8 +70,9 @@ class Prepared:
     channels: int  # of the picture's input: 3, or 4 that are interleaved
 
 
+@refusing_damage
 def prepare_onnx(model: bytes, settings: BuildSettings) -> Prepared:
-    """The ONNX file that is built with `settings` (settled). Errors as of `rewrite_onnx`."""
+    """The ONNX file that is built with `settings` (settled). Errors as of `rewrite_onnx` and `refusing_damage`."""
     model, widened = reshape_onnx(model, interleave=bool(settings.interleaved_input), fold=bool(settings.folded))
     typing = plan_typing(settings.precision, weak_typing=has_weak_typing())
     if typing.rewrite != "none":
