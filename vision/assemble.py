@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import threading
 import time
@@ -39,9 +40,12 @@ from vision.report import Report, status_messages
 from vision.runtime import PIXEL_LEASES, Camera, PixelStage, Sink, Stage
 from vision.snapshots import SnapshotStage
 from vision.stages import AnalyticsStage
-from vision.types import Result
+from vision.types import PixelFormat, Result, frame_shape
 
 log = logging.getLogger(__name__)
+
+_ASSUMED_HW = (1080, 1920)  # of a camera that has not answered yet
+_MORE_BUFFERS = 2  # of a slot than leases: one is written, one waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class RunOptions:
     offline: bool = False  # every frame of files, as fast as it goes
     record: Path | None = None
     sink: Sink | None = None  # takes the results in place of the socket
-    open_detector: Callable[[Path, ModelCard, DetectConfig], Detector] = open_detector
+    open_detector: Callable[[Path, ModelCard, DetectConfig], Detector] | None = None  # in place of the usual one
 
     def check_stop(self) -> None:
         """
@@ -160,12 +164,14 @@ def detector_of(site: SiteConfig, options: RunOptions, resources: ExitStack, *, 
     Raises:
         ConfigError: a class is unknown, or the back-end is not there.
         ModelError: the model is missing, damaged, or not what its card says.
+        Closed: it was stopped meanwhile: building an engine takes minutes.
     """
     options.check_stop()
     folder, card = model_of(site)
     began = time.monotonic()
     detect = site.detect if score is None else site.detect.model_copy(update={"score": score})
-    detector = options.open_detector(folder, card, detect)
+    opening = options.open_detector or partial(open_detector, stop=options.stop)
+    detector = opening(folder, card, detect)
     resources.enter_context(closing(detector))
     log.info("detector: %s, %s, ready in %.1f s", card.name, detector.name, time.monotonic() - began)
     return detector
@@ -250,7 +256,22 @@ def cameras_of(site: SiteConfig, options: RunOptions, detector: Detector, stages
     options.check_stop()
     changed = threading.Condition()
     leases = detector.slots + PIXEL_LEASES * any(isinstance(stage, PixelStage) for stage in stages)
+    if isinstance(detector, ReadsDevice):
+        log.info("%s", frame_budget(site.cameras, detector.pixel_formats[0], leases + _MORE_BUFFERS))
     return [_camera(camera, options, detector, leases, changed) for camera in site.cameras]
+
+
+def frame_budget(cameras: Sequence[CameraConfig], pixel_format: PixelFormat, buffers: int) -> str:
+    """What the pictures will take of the memory: how large they are is known only once the cameras answer."""
+    height_px, width_px = _ASSUMED_HW
+    sizes = [frame_shape(each.height or height_px, each.width or width_px, pixel_format) for each in cameras]
+    mib = buffers * sum(math.prod(size) for size in sizes) / 2**20
+    unknown = sum(each.height is None or each.width is None for each in cameras)
+    assumed = f"; {unknown} of them taken as {width_px}x{height_px}" if unknown else ""
+    return (
+        f"pictures: {buffers} buffers for each of {len(cameras)} cameras, {mib:.1f} MiB page-locked, and as much on a "
+        f"GPU that has its own memory ({pixel_format}{assumed})"
+    )
 
 
 def _camera(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vision.engine.profiles import Profile, Range, choose_profile
 from vision.engine.runtime import OutputSize, Tensor
+from vision.errors import DeviceError
 
 Compute = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
 
@@ -101,6 +102,8 @@ class EmulatedContext:
             if output in self._allocators:
                 allocator = self._allocators[output]
                 self._addresses[output] = allocator.reallocate_output(output, 0, max(1, value.nbytes), 256)
+                if not self._addresses[output]:
+                    raise DeviceError(f"the engine could not be started: no memory for {output}")
                 allocator.notify_shape(output, value.shape)
             ctypes.memmove(self._addresses[output], value.ctypes.data, value.nbytes)
 

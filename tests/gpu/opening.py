@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,13 @@ def open_model(folder: Path, card: ModelCard, detect: DetectConfig, outputs: Sha
 
 
 def open_computed(
-    card: ModelCard, detect: DetectConfig, outputs: Shapes, *, compute: Callable[[Any], Any], **engine: Any
+    card: ModelCard,
+    detect: DetectConfig,
+    outputs: Shapes,
+    *,
+    compute: Callable[[Any], Any],
+    stop: threading.Event | None = None,
+    **engine: Any,
 ) -> TensorRTDetector:
     """A detector over an emulated engine that computes `compute`."""
     from tests.emulator.engine import EmulatedEngine
@@ -55,7 +62,7 @@ def open_computed(
         opened: Any = made.enter_context(
             EmulatedEngine(compute, (card.input.height, card.input.width), outputs, **engine)
         )
-        return detector_of(open_device(), Model(opened, card, head, names, detect), Phases(), made)
+        return detector_of(open_device(), Model(opened, card, head, names, detect), Phases(), made, stop=stop)
 
 
 class SlowDetector:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
+import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +21,12 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.gpu.opening import EMULATED, open_computed
+from tests.perf.site import write_config
 from vision.assemble import RunOptions
 from vision.config import DetectConfig, HeadCard, InputCard, ModelCard, NmsCard, SiteConfig
 from vision.detect.tensorrt import TensorRTDetector
 from vision.device_memory import allocated
-from vision.errors import EXIT_RUNTIME, DeviceError, ModelError
+from vision.errors import EXIT_RUNTIME, Closed, DeviceError, ModelError
 from vision.performance.pipeline import CountingSink
 from vision.pipelines import load_pipeline
 from vision.types import Frame, FrameMeta
@@ -53,8 +58,9 @@ def three_objects(images: Images) -> Outputs:
 def opened(compute: Callable[[Images], Outputs] = three_objects, **settings: Any) -> TensorRTDetector:
     outputs = settings.pop("outputs", {"output": (3, 6)})
     engine = {name: settings.pop(name) for name in ("batches", "dtypes", "interleaved") if name in settings}
+    stop = settings.pop("stop", None)
     detect = DetectConfig(**{"score": 0.5, "slots": 2, "max_batch": 4, **settings})
-    return open_computed(card(), detect, outputs, compute=compute, **engine)
+    return open_computed(card(), detect, outputs, compute=compute, stop=stop, **engine)
 
 
 def frame(value: int = 0) -> Frame:
@@ -103,6 +109,50 @@ def test_scores_that_are_logits_are_an_error() -> None:
 
     with pytest.raises(ModelError, match="scores should lie between 0 and 1"):
         opened(logits)
+
+
+def test_the_budget_in_the_log_is_what_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    """Not the weights, which an emulated engine does not have."""
+    caplog.set_level("INFO")
+    before = allocated()
+    with closing(opened(max_batch=64)):
+        taken = allocated()
+    weights, device, host = (
+        float(re.search(rf"^{line} .*?([\d.]+) MiB$", caplog.text, re.MULTILINE)[1])  # type: ignore[index]
+        for line in ("weights", "total +device", "total +host")
+    )
+    assert device - weights == pytest.approx((taken.device_bytes - before.device_bytes) / 2**20, abs=0.06)
+    assert host == pytest.approx((taken.host_bytes - before.host_bytes) / 2**20, abs=0.06)
+    assert device > 10, "enough to see what would be missing"
+
+
+def test_a_stop_ends_a_start_between_two_contexts() -> None:
+    """TensorRT-RTX compiles kernels for each of them, in a call that nothing ends."""
+    before, stop = allocated(), threading.Event()
+    stop.set()
+    with pytest.raises(Closed, match="kernels were compiled"):
+        opened(stop=stop)
+    assert allocated() == before
+
+
+def test_systemctl_stop_ends_a_build(tmp_path: Path) -> None:
+    """Which takes minutes on a Jetson: far longer than systemd waits before it kills."""
+    config = write_config(tmp_path / "camera.yaml", ["synthetic:96x64@5"], detect={"backend": "tensorrt"})
+    environment = {**os.environ, "CACHE_DIRECTORY": str(tmp_path / "cache")}
+    (tmp_path / "cache").mkdir(mode=0o700)
+    command = [sys.executable, "-m", "vision.cli", "run", str(config)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stderr is not None
+        said = ""
+        while "layers before fusion" not in said:
+            line = program.stderr.readline()
+            assert line, said
+            said += line
+        program.terminate()
+        rest = program.communicate(timeout=60)[1]
+    assert program.returncode == 0, said + rest
+    assert "built" not in rest
+    assert not list(tmp_path.rglob("*.engine"))
 
 
 def test_a_failed_start_leaves_no_memory() -> None:
@@ -198,6 +248,30 @@ def test_outputs_whose_size_the_data_decides(caplog: pytest.LogCaptureFixture) -
             assert [each.excess for each in found] == [max(0, count - 10)] * 2
         assert detector.graphs_off == "the model has outputs whose size depends on the picture"
         assert detector.counters() == {"detector.outputs_grown": 1}, "room is made in advance for small outputs"
+
+
+def test_no_room_for_such_an_output_says_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT asks for it from inside a call, through which no exception passes."""
+    from cuda.bindings.device import gpu
+
+    def rows(images: Images) -> Outputs:
+        return {"output": np.zeros((len(images), 1000 * round(float(images.max())), 6), np.float32)}
+
+    with closing(opened(rows, outputs={"output": (-1, 6)})) as detector:
+        detector.submit(0, [frame(1)])
+        detector.wait(0, 10.0)
+        monkeypatch.setattr(gpu, "total_bytes", gpu.used_bytes + 4096)
+        with pytest.raises(DeviceError, match=r"output output: .* MiB of device memory were asked for; 0\.0 MiB of"):
+            detector.submit(0, [frame(100)])
+        gc.collect()  # what the exception held
+
+
+def test_such_an_engine_is_tried_before_the_first_picture() -> None:
+    def logits(images: Images) -> Outputs:
+        return {"output": np.repeat(OBJECTS[None], len(images), 0) * np.array([1, 1, 1, 1, 7, 1])}
+
+    with pytest.raises(ModelError, match="scores should lie between 0 and 1"):
+        opened(logits, outputs={"output": (-1, 6)})
 
 
 def test_rows_that_belong_to_no_picture_are_an_error() -> None:

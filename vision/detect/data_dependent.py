@@ -25,7 +25,7 @@ from vision.detect.slot import Inlet, Lane, LetterboxKernel
 from vision.device_memory import DeviceBuffer, HostBuffer, copy_to_host, queue_to_device
 from vision.engine.library import trt
 from vision.engine.memory import shared_scratch
-from vision.errors import ModelError
+from vision.errors import DeviceError, ModelError
 from vision.types import Detections, Frame, FrameMeta
 
 _log = logging.getLogger(__name__)
@@ -39,15 +39,32 @@ class GrowingOutput(Owned):
         self.dtype = np.dtype(dtype)
         self.grown = 0  # times
         self.shape: tuple[int, ...] = ()
+        self._refused: DeviceError | None = None  # why there is no room
         self._device: DeviceBuffer | None = None
         self._host: HostBuffer | None = None
         self._opened = True
 
     def room(self, nbytes: int) -> int:
-        """Address of at least `nbytes` on the device."""
+        """Address of at least `nbytes` on the device; 0, which fails the run, where there is no room.
+
+        Called by TensorRT in the middle of the run, where an exception would be lost.
+        """
+        try:
+            return self._room(nbytes)
+        except DeviceError as error:
+            self._refused = error
+            return 0
+
+    def take_refusal(self) -> DeviceError | None:
+        """Why there was no room, once."""
+        refused, self._refused = self._refused, None
+        return refused
+
+    def _room(self, nbytes: int) -> int:
         if self._device is None or self._device.nbytes < nbytes:
             if self._device is not None:
                 self._device.close()
+                self._device = None
                 self.grown += 1
             self._device = DeviceBuffer(max(4096, nbytes * 3 // 2), f"output {self.name}")
             _log.debug("output %s has room for %d bytes now", self.name, self._device.nbytes)
@@ -143,8 +160,28 @@ class DynamicSlot(Owned):
         return sum(output.grown for output in self.outputs.values())
 
     def submit(self, frames: Sequence[Frame]) -> None:
-        """Run a batch up to the point where its outputs are on their way to the host."""
-        batch = next(size for size in self._contexts if size >= len(frames))
+        """Run a batch up to the point where its outputs are on their way to the host.
+
+        Raises:
+            DeviceError: TensorRT refuses, or there is no room for an output.
+        """
+        self._queue(next(size for size in self._contexts if size >= len(frames)), frames)
+        self._in_flight = tuple(frames)
+
+    def warm_up(self) -> None:
+        """Run every batch size once, without pictures: what does not fit is told before the first camera is there.
+
+        Raises:
+            DeviceError: as of `submit`.
+            ModelError: scores that cannot be any.
+        """
+        for batch in self._contexts:
+            self._queue(batch, ())
+            self.stream.synchronize()
+            outputs = [self.outputs[name].read() for name in self._model.head.outputs]
+            self._model.head.check_scores([output[0] for output in outputs])
+
+    def _queue(self, batch: int, frames: Sequence[Frame]) -> None:
         rows: memoryview = self._rows.array((batch * DESCRIPTION_BYTES,)).data
         rows[:] = bytes(batch * DESCRIPTION_BYTES)
         for index, frame in enumerate(frames):
@@ -152,11 +189,17 @@ class DynamicSlot(Owned):
             self._inlet.store.place(frame, row, self._spare, index, self.stream)
         queue_to_device(self._frames.address, self._rows.address, batch * DESCRIPTION_BYTES, self.stream)
         self._launches[batch].enqueue(self.stream)
-        self._contexts[batch].enqueue(self.stream.address)
+        self._enqueue(batch)
         for output in self.outputs.values():
             output.fetch(self.stream)
         self._done.record(self.stream, batch)
-        self._in_flight = tuple(frames)
+
+    def _enqueue(self, batch: int) -> None:
+        try:
+            self._contexts[batch].enqueue(self.stream.address)
+        except DeviceError as error:
+            refused = [each for output in self.outputs.values() if (each := output.take_refusal()) is not None]
+            raise (refused[0] if refused else error) from None
 
     def ready(self, timeout_s: float) -> bool:
         """Wait until the batch in flight is done, at most so long."""

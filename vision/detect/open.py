@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from vision.config import DetectConfig, ModelCard
@@ -19,21 +21,27 @@ log = logging.getLogger(__name__)
 _SLOTS = 3  # two batches computed at once, and one that waits: 5 % more frames/s on two busy cores than without it
 
 
-def open_detector(folder: Path, card: ModelCard, detect: DetectConfig) -> Detector:
+def open_detector(
+    folder: Path, card: ModelCard, detect: DetectConfig, *, stop: threading.Event | None = None
+) -> Detector:
     """The detector that `detect` asks for, with the model of `folder`.
 
     A backend that is named is used or refused. ``auto`` takes TensorRT where it and a GPU are there, and says in the
     log why it did not.
 
+    Args:
+        stop: ends it early where it takes long: TensorRT may build an engine for minutes.
+
     Raises:
+        Closed: stopped.
         ConfigError: `detect.classes` names a class that the model does not have.
         ModelError: the file is not the model that the card describes.
         DeviceMissing: the named backend is not there.
         DeviceError: the device failed.
     """
     backends: dict[str, Callable[[Path, ModelCard, DetectConfig], Detector]] = {
-        "auto": _open_auto,
-        "tensorrt": _open_tensorrt,
+        "auto": partial(_open_auto, stop=stop),
+        "tensorrt": partial(_open_tensorrt, stop=stop),
         "onnxruntime": open_onnxruntime_detector,
         "fake": _open_fake,
     }
@@ -45,9 +53,9 @@ def published_class_names(card: ModelCard, detect: DetectConfig) -> tuple[str, .
     return FAKE_CLASSES if detect.backend == "fake" else class_names(card)
 
 
-def _open_auto(folder: Path, card: ModelCard, detect: DetectConfig) -> Detector:
+def _open_auto(folder: Path, card: ModelCard, detect: DetectConfig, *, stop: threading.Event | None) -> Detector:
     try:
-        return _open_tensorrt(folder, card, detect)
+        return _open_tensorrt(folder, card, detect, stop=stop)
     except DeviceMissing as missing:
         unused = has_nvidia_gpu()  # then it is no choice, but something to be mended
         hint = f"; {missing.hint}" if unused and missing.hint else ""
@@ -61,7 +69,7 @@ def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
     return any((devices / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu"))
 
 
-def _open_tensorrt(folder: Path, card: ModelCard, detect: DetectConfig) -> Detector:
+def _open_tensorrt(folder: Path, card: ModelCard, detect: DetectConfig, *, stop: threading.Event | None) -> Detector:
     class_ids(class_names(card), detect.classes, card.name)  # a wrong name is found before an engine is built for it
     try:
         module = importlib.import_module("vision.detect.tensorrt")
@@ -70,7 +78,7 @@ def _open_tensorrt(folder: Path, card: ModelCard, detect: DetectConfig) -> Detec
             f"the TensorRT backend cannot be loaded: {error}",
             hint="`vision doctor` says what is missing; `detect: {backend: onnxruntime}` runs on the CPU",
         ) from error
-    detector: Detector = module.open_tensorrt_detector(folder, card, detect)
+    detector: Detector = module.open_tensorrt_detector(folder, card, detect, stop=stop)
     return detector
 
 

@@ -151,6 +151,22 @@ def result_bytes(max_batch: int, objects: int) -> int:
     return result_offsets(max_batch, objects)[3] + 4 * max_batch * objects
 
 
+@dataclass(frozen=True, slots=True)
+class SlotBytes:
+    """What a slot holds besides the tensors of the engine."""
+
+    device: int
+    host: int  # page-locked
+
+
+def slot_bytes(max_batch: int, program: PostprocessProgram) -> SlotBytes:
+    """As `SlotMemory` allocates."""
+    descriptions = max_batch * DESCRIPTION_BYTES
+    work = 0 if program.shared_work else max_batch * program.work_bytes
+    device = descriptions + 4 * max_batch + max_batch * program.keys_bytes + work
+    return SlotBytes(device, descriptions + result_bytes(max_batch, program.objects))
+
+
 class Chain(Owned):
     """All work for one batch size of one slot."""
 

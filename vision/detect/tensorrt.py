@@ -29,7 +29,7 @@ from vision.detect.heads import make_head
 from vision.detect.opened import Model, Phases, kernel_cache, load_letterbox
 from vision.detect.programs import KERNELS, Output, PostprocessProgram, kept_classes, threshold
 from vision.detect.selfcheck import ChainCheck, Noise, Snapshot
-from vision.detect.slot import Inlet, Kernels, Lane, Slot, TensorRoom, drain, result_bytes
+from vision.detect.slot import Inlet, Kernels, Lane, Slot, TensorRoom, drain, slot_bytes
 from vision.detect.turns import Turns
 from vision.device_image import DeviceImage
 from vision.device_memory import DeviceBuffer, abandon, allocated
@@ -55,10 +55,16 @@ _CLOSE_S: Final = 5.0
 """Longer than any batches that are still in flight take; with what else has to end, shorter than systemd waits."""
 
 
-def open_tensorrt_detector(folder: Path, card: ModelCard, detect: DetectConfig) -> TensorRTDetector:
+def open_tensorrt_detector(
+    folder: Path, card: ModelCard, detect: DetectConfig, *, stop: threading.Event | None = None
+) -> TensorRTDetector:
     """The detector for a model on the GPU of this machine; builds the engine if there is none yet.
 
+    Args:
+        stop: ends a build, and the compiling of kernels between two of their contexts.
+
     Raises:
+        Closed: stopped.
         DeviceMissing: no GPU, no driver, a driver too old, or no TensorRT.
         ConfigError: `detect.classes` names a class that the model does not have.
         ModelError: the model cannot be built or is not what its card says.
@@ -81,33 +87,40 @@ def open_tensorrt_detector(folder: Path, card: ModelCard, detect: DetectConfig) 
                     detect,
                     device,
                     allocator=make_allocator(pool),
+                    cancel=stop,
                     prepare_thread=lambda: use_device(device),
                 )
             )
-        detector = detector_of(device, Model(engine, card, head, names, detect), phases, made)
-    _log.info("%s is ready after %s", detector.name, phases)
+        detector = detector_of(device, Model(engine, card, head, names, detect), phases, made, stop=stop)
+    _log.info("%s is ready after %s; %s", detector.name, phases, pool.report())
     return detector
 
 
-def detector_of(device: Device, model: Model, phases: Phases, made: contextlib.ExitStack) -> TensorRTDetector:
+def detector_of(
+    device: Device,
+    model: Model,
+    phases: Phases,
+    made: contextlib.ExitStack,
+    *,
+    stop: threading.Event | None = None,
+) -> TensorRTDetector:
     """A detector over an engine that is open. What `made` holds is the detector's to close from then on."""
     count = model.detect.slots or (_SLOTS_INTEGRATED if device.integrated else _SLOTS)
     with phases.phase("contexts"):
-        lanes = _open_lanes(device, model, [made.enter_context(Stream()) for _ in range(count)])
+        lanes = _open_lanes(device, model, [made.enter_context(Stream()) for _ in range(count)], stop)
     store = FrameStore(model.card.input, integrated=device.integrated)
     picture = model.engine.tensor(model.input_name)
     turns = Turns(device.cache_bytes, picture.bytes_of(model.input_shape(1)))
     inlet = Inlet(store, made.enter_context(Stream()), turns)
     sizes = lanes[0].greatest.output_sizes()
     if any(size.shape is None for size in sizes.values()):
-        with phases.phase("memory"):
-            dynamic = _dynamic_slots(device, model, lanes, inlet, made)
+        dynamic = _dynamic_slots(device, model, lanes, inlet, phases=phases, made=made)
         return TensorRTDetector(device, model, phases=phases, inlet=inlet, slots=dynamic, made=made)
     slots = _graph_slots(device, model, lanes, inlet, phases=phases, made=made)
     return TensorRTDetector(device, model, phases=phases, inlet=inlet, slots=slots, made=made)
 
 
-def _open_lanes(device: Device, model: Model, streams: Sequence[Stream]) -> list[Lane]:
+def _open_lanes(device: Device, model: Model, streams: Sequence[Stream], stop: threading.Event | None) -> list[Lane]:
     """A context for every batch size on every stream, as many at once as there are cores: one takes 0.3 s.
 
     The first is made alone, since it makes what all of them share.
@@ -115,6 +128,8 @@ def _open_lanes(device: Device, model: Model, streams: Sequence[Stream]) -> list
     wanted = [(stream, batch) for stream in streams for batch in model.batches()]
 
     def open_one(stream: Stream, batch: int) -> Context:
+        if stop is not None and stop.is_set():
+            raise Closed("stopped while kernels were compiled")
         use_device(device)
         return model.context(batch, stream)
 
@@ -315,7 +330,8 @@ def _graph_slots(
         kernels = made.enter_context(_loaded(model, program, device))
     with phases.phase("memory"):
         budget = _budget(model, room, program, len(lanes))
-        budget.require(*memory_info(), shared_with_host=device.integrated)
+        free_bytes, total_bytes = memory_info()
+        budget.require(free_bytes + model.engine.weights_bytes, total_bytes, shared_with_host=device.integrated)
         _log.info("%s\n%s", model.card.name, budget.table())
         slots = [made.enter_context(Slot(model.card.input, room, lane, kernels, inlet)) for lane in lanes]
     _warm_up(model, slots, outputs, phases)
@@ -325,17 +341,24 @@ def _graph_slots(
 
 
 def _dynamic_slots(
-    device: Device, model: Model, lanes: Sequence[Lane], inlet: Inlet, made: contextlib.ExitStack
+    device: Device, model: Model, lanes: Sequence[Lane], inlet: Inlet, *, phases: Phases, made: contextlib.ExitStack
 ) -> list[DynamicSlot]:
-    """Slots of an engine with data-dependent outputs."""
+    """Slots of an engine with data-dependent outputs, warm."""
     _log.warning(
         "%s has outputs whose size depends on the picture (NonMaxSuppression or NonZero inside): it runs without CUDA "
         "graphs, and the host waits for it",
         model.card.name,
     )
     bind_open_outputs(model, lanes[0])
-    letterbox = made.enter_context(load_letterbox(model, device))
-    return [made.enter_context(DynamicSlot(model, lane, letterbox, inlet)) for lane in lanes]
+    with phases.phase("kernels"):
+        letterbox = made.enter_context(load_letterbox(model, device))
+    with phases.phase("memory"):
+        slots = [made.enter_context(DynamicSlot(model, lane, letterbox, inlet)) for lane in lanes]
+    with phases.phase("warm-up"):
+        for slot in slots:
+            slot.warm_up()
+    model.engine.save_kernels()
+    return slots
 
 
 def _warm_up(model: Model, slots: Sequence[Slot], outputs: Mapping[str, Output], phases: Phases) -> None:
@@ -378,16 +401,16 @@ def _measured(model: Model, lane: Lane) -> tuple[Mapping[str, Output], TensorRoo
 
 
 def _budget(model: Model, room: TensorRoom, program: PostprocessProgram, slots: int) -> MemoryBudget:
-    """What is allocated before READY. Pictures of cameras are added when their size is known."""
+    """What is allocated before READY. The pictures of the cameras come when these have said how large they are."""
+    own = slot_bytes(room.batch, program)
     return detector_budget(
         weights_bytes=model.engine.weights_bytes,
         slots=slots,
         scratch_bytes=room.scratch_bytes,
         input_bytes=room.input_bytes,
         output_bytes=sum(room.outputs.values()),
-        result_bytes=result_bytes(room.batch, program.objects),
-        frame_bytes=0,
-        frames=0,
+        postprocess_bytes=own.device,
+        result_bytes=own.host,
     )
 
 
