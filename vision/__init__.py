@@ -17,6 +17,7 @@ publisher          1      answers subscribers that join with the last status of 
 replay, journal    0..1   send missed events to who asks; force new ones to disk
 cascade            0..1   a second model on parts of pictures
 snapshots          0..1   writes pictures of events
-main               1      signals, status line, watchdog
+watchdog           0..1   ends the process when a call keeps the interpreter for ever
+main               1      signals, status line; whether the inference thread still moves
 =================  =====  =====================================================================
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import json
 import logging
@@ -21,6 +22,8 @@ from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed, VisionError
 log = logging.getLogger(__name__)
 
 Verb = Callable[[argparse.Namespace, threading.Event], int]
+
+_OUTPUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a full disk, a terminal that is gone
 
 _ORDERLY = ("run", "check", "draw", "eval")
 
@@ -68,18 +71,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     start_logging(arguments.log_level, terminal() if arguments.verb == "run" else None)
     try:
-        return int(arguments.run(arguments, signals.stop))
+        code = int(arguments.run(arguments, signals.stop))
+        print(end="", flush=True)  # here and not at exit, where nobody could say what is wrong with it
+        return code
     except Closed:
         return EXIT_OK
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # The reader of our output is gone; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output is gone
+        _discard_output()
+        return EXIT_RUNTIME
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OUTPUT_FAILS:
+            raise
+        _discard_output()
+        print(f"vision: the output cannot be written: {error.strerror}", file=sys.stderr)
         return EXIT_RUNTIME
     except VisionError as error:
         print(f"vision: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _discard_output() -> None:
+    """Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,6 +154,7 @@ def _run(arguments: argparse.Namespace, stop: threading.Event) -> int:
     from vision.logs import terminal
     from vision.performance.verbs import start_nvtx
     from vision.pipelines import load_pipeline
+    from vision.runtime import exit_when_stuck
     from vision.terminal import StatusView
 
     start_nvtx(arguments.nvtx)
@@ -150,7 +166,7 @@ def _run(arguments: argparse.Namespace, stop: threading.Event) -> int:
         # What was made so far stays: a full collection would walk through all of it and hold every thread meanwhile.
         gc.collect()
         gc.freeze()
-        with StatusView(terminal()) as view:
+        with StatusView(terminal()) as view, exit_when_stuck():
             runtime.run(stop, for_s=arguments.for_s, on_report=view.show)
     return EXIT_OK
 

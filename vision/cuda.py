@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vision.errors import DeviceError, DeviceMissing
+from vision.errors import DeviceError, DeviceMissing, OutOfMemory
 
 try:
     from cuda.bindings import driver, runtime
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
 _UNLOADING = 4  # cudaErrorCudartUnloading: the process ends, and its memory with it
 _OLD_DRIVER = 35  # cudaErrorInsufficientDriver: too old, or none
 _NO_DEVICE = 100  # cudaErrorNoDevice
@@ -60,12 +61,15 @@ def _name_of(status: Any) -> str:
     text = library.cuGetErrorString if library is driver else library.cudaGetErrorString
     try:
         return f"{name(status)[1].decode()}: {text(status)[1].decode()}"
-    except (AttributeError, RuntimeError, TypeError, ValueError):  # a status newer than the library, or no library to ask
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # newer than the library, or no library to ask
         return str(getattr(status, "name", status))
 
 
 def failure(status: Any, what: str) -> DeviceError:
     """The error to raise when `what` ended with `status`."""
+    if isinstance(status, (runtime.cudaError_t, driver.CUresult)) and int(status) == _OUT_OF_MEMORY:
+        runtime.cudaGetLastError()  # lack of memory does not stick, but the next call would tell it again
+        return OutOfMemory(f"{what}: the GPU's memory does not suffice", hint="end what else uses the GPU")
     return DeviceError(f"{what} failed with {_name_of(status)}", hint=_RESTART)
 
 

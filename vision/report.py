@@ -50,7 +50,7 @@ class Report:
     uptime_s: float
     cameras: tuple[CameraReport, ...]
     stages: Mapping[str, Percentiles]  # since the last report: "queue", "detect", "results"
-    queued_batches: int
+    queued_pictures: int  # between detector and results thread
     backend: str  # the detector's name
     model: str
     counters: Mapping[str, int] = field(default_factory=dict)  # of detector, stages and sinks, since the start
@@ -105,7 +105,7 @@ def _node_status(report: Report, now_ns: int, now_utc_ns: int) -> wire.NodeStatu
         },
         latency=report.stages,
         dropped=dropped,
-        queues={"results": report.queued_batches},
+        queues={"results": report.queued_pictures},
         rss_bytes=resident_bytes(),
         counters=report.counters,
         detector=_detector_status(report.detector),

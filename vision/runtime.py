@@ -6,7 +6,9 @@ thread              loop
 camera-<id>         `CameraSupervisor.run`: source -> `LatestSlot`
 inference           `InferenceLoop.run`: `Batcher` -> detector -> bounded queue
 results             queue -> stages -> sinks
-main                `Runtime.run`: status every `interval_s`, the end of time, of the cameras, or of a thread
+main                `Runtime.run`: status every `interval_s`, the end of time, of the cameras, or of a thread;
+                    whether the inference thread still moves
+watchdog            `exit_when_stuck`, for whoever asks for it: whether the interpreter still runs
 ==================  ================================================================================
 
 A picture's lease ends when the detector is done with it. Only where a pipeline has a stage that looks at pixels it is
@@ -20,12 +22,15 @@ results flush; what the caller opened (sockets, files, detector) it closes after
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import queue
+import sys
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
@@ -45,9 +50,17 @@ PlainStage: TypeAlias = Callable[[Result], Result]
 PIXEL_LEASES: Final = 2
 """Pictures of a camera that wait for the results thread, or are there, while the detector has all of its own."""
 
+QUEUED_PICTURES: Final = 2048
+"""Results that wait for the results thread at most, but for the last batch: two seconds of what one interpreter can
+publish, so that no camera drops a picture while that thread pauses. In pictures, because many cameras make many batches
+of one picture. A stage that looks at pixels is bounded by its leases, long before."""
+
 _POLL_S = 0.001  # while a slot is free and another runs: how late a fresh frame or a finished batch is seen at worst
 _IDLE_S = 0.1  # how late the loop sees that it should stop, with nothing to do
-_QUEUED_BATCHES = 64  # results are small; this only rides out a pause of the results thread
+_MARGIN = 1.5  # of `hang_s`: the loop itself, which knows its batches, speaks first unless it is stuck in a call
+_LONGEST_LOOK_NS = 1_000_000_000  # that counts: between two looks are 50 ms and a report
+_STANDARD_ERROR = 2
+_HANG_HINT = "the device hangs: `dmesg` may say why; restart the program (systemd does)"
 
 
 @runtime_checkable
@@ -121,6 +134,7 @@ class InferenceLoop:
     clock: Clock = time.monotonic_ns
     hang_s: float = 30.0  # longer than any inference: a batch this old means a device that hangs
     progress_ns: int = 0  # when the loop last did something useful, or knew that there was nothing to do
+    ended: bool = False
     _free: deque[int] = field(default_factory=deque)
     _running: deque[_Batch] = field(default_factory=deque)
     _timer: BindTimer = field(init=False)
@@ -140,6 +154,7 @@ class InferenceLoop:
             while self._step():
                 pass
         finally:
+            self.ended = True
             for batch in self._running:
                 release_together(batch.leases)
 
@@ -187,7 +202,7 @@ class InferenceLoop:
             if self.clock() - batch.submitted_ns > self.hang_s * 1e9:
                 raise DeviceError(
                     f"{self.detector.name}: a batch of {len(batch.leases)} has not come back for {self.hang_s:.0f} s",
-                    hint="the device hangs: `dmesg` may say why; restart the program (systemd does)",
+                    hint=_HANG_HINT,
                 ) from None
             return
         now_ns = self.progress_ns = self.clock()
@@ -201,6 +216,46 @@ class InferenceLoop:
         meta = lease.frame.meta
         timing = Timing(meta.captured_ns, lease.taken_ns, batch.submitted_ns, now_ns)
         return Inferred(Result(meta, found, timing, lease.dropped_before), lease)
+
+
+class _ResultQueue(queue.Queue[list[Inferred] | None]):
+    """Batches for the results thread, counted and bounded by their pictures. None: no more come."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self._pictures = 0
+
+    def _qsize(self) -> int:
+        return self._pictures
+
+    def _put(self, item: list[Inferred] | None) -> None:
+        super()._put(item)
+        self._pictures += self._weight(item)
+
+    def _get(self) -> list[Inferred] | None:
+        item = super()._get()
+        self._pictures -= self._weight(item)
+        return item
+
+    @staticmethod
+    def _weight(item: list[Inferred] | None) -> int:
+        return max(1, len(item or ()))  # without weight, the last one would not be found
+
+
+@dataclass(slots=True)
+class _Stillness:
+    """For how long something has not moved while somebody looked: the whole process may have been stopped meanwhile."""
+
+    looked_ns: int
+    progress_ns: int = 0
+    still_ns: int = 0
+
+    def look(self, progress_ns: int, now_ns: int) -> int:
+        """What has moved has another `progress_ns` than at the last look."""
+        since_ns = min(now_ns - self.looked_ns, _LONGEST_LOOK_NS)
+        self.still_ns = self.still_ns + since_ns if progress_ns == self.progress_ns else 0
+        self.progress_ns, self.looked_ns = progress_ns, now_ns
+        return self.still_ns
 
 
 def _blind(stage: PlainStage) -> Callable[[Result, Frame], Result]:
@@ -220,6 +275,7 @@ class Runtime:
         model: str = "",
         status_interval_s: float = 1.0,
         stop_timeout_s: float = 1.5,
+        hang_s: float = 30.0,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         """
@@ -228,6 +284,7 @@ class Runtime:
                 of `cameras` should have `PIXEL_LEASES` more than the detector has slots.
             model: its name, for status messages.
             stop_timeout_s: longest orderly stop; what has not ended by then is left behind.
+            hang_s: longer than any inference: a device that takes longer for a batch, or for a call, hangs.
         """
         self._detector = detector
         self._model = model
@@ -242,16 +299,19 @@ class Runtime:
         self._status_interval_s = status_interval_s
         self._stop_timeout_s = stop_timeout_s
         self._clock = clock
-        self._queue: queue.Queue[list[Inferred] | None] = queue.Queue(_QUEUED_BATCHES)
+        self._stuck_ns = int(_MARGIN * hang_s * 1e9)
+        self._queue = _ResultQueue(QUEUED_PICTURES)
         self._failure: BaseException | None = None
         self._ended = threading.Event()  # a thread failed, or everything was published
         self._metrics = {camera.slot.camera_id: _CameraMetrics(LatencyHistogram(), Rate(clock)) for camera in cameras}
+        self._excess = 0
         self._stage_latency = {name: LatencyHistogram() for name in ("queue", "detect", "results")}
         self._loop = InferenceLoop(
             detector,
             Batcher([camera.slot for camera in cameras], detector.max_batch, clock=clock),
             self._deliver,
             clock,
+            hang_s,
         )
         self._started_ns = clock()
 
@@ -262,6 +322,7 @@ class Runtime:
 
         Raises:
             VisionError: what the first thread that failed raised, after all have ended.
+            DeviceError: the inference thread does not come back from a call; it is left behind.
         """
         threads = self._start()
         try:
@@ -292,7 +353,11 @@ class Runtime:
 
     def _counters(self) -> dict[str, int]:
         parts: list[object] = [self._detector, *self._stages, *self._sinks]
-        return {name: count for part in parts if isinstance(part, Counting) for name, count in part.counters().items()}
+        counters = {"detector.excess": self._excess}
+        for part in parts:
+            if isinstance(part, Counting):
+                counters.update(part.counters())
+        return counters
 
     def _camera_report(self, camera: Camera) -> CameraReport:
         camera_id = camera.slot.camera_id
@@ -323,13 +388,17 @@ class Runtime:
             target()
         except BaseException as error:  # noqa: BLE001 - kept and raised again by run()
             log.error("%s failed: %s", name, error)
-            if self._failure is None:
-                self._failure = error
-            self._ended.set()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._ended.set()
 
     def _watch(self, stop: threading.Event, for_s: float | None, on_report: Callable[[Report], None] | None) -> None:
         end_ns = None if for_s is None else self._started_ns + int(for_s * 1e9)
         next_report_ns = self._started_ns
+        stillness = _Stillness(self._started_ns)
         while not (stop.is_set() or self._ended.is_set()):
             now_ns = self._clock()
             if end_ns is not None and now_ns >= end_ns:
@@ -337,7 +406,16 @@ class Runtime:
             if now_ns >= next_report_ns:
                 self._report(on_report)
                 next_report_ns = max(next_report_ns + int(self._status_interval_s * 1e9), now_ns)
+            self._check_progress(stillness.look(self._loop.progress_ns, now_ns))
             self._ended.wait(0.05)
+
+    def _check_progress(self, still_ns: int) -> None:
+        """The loop cannot complain by itself while it is inside a call of the device that does not return."""
+        if still_ns <= self._stuck_ns or self._loop.ended:
+            return
+        log.error("the inference thread is stuck; where every thread is:\n%s", _stacks())
+        error = f"{self._detector.name}: the inference thread has not moved for {still_ns / 1e9:.0f} s"
+        self._fail(DeviceError(error, hint=_HANG_HINT))
 
     def _stop(self, threads: Sequence[threading.Thread]) -> None:
         for camera in self._cameras:
@@ -371,6 +449,7 @@ class Runtime:
             try:
                 self._queue.put(batch, timeout=_IDLE_S)
             except queue.Full:
+                self._loop.progress_ns = self._clock()  # a slow sink is no device that hangs
                 continue
             return
         release_together([one.lease for one in batch or ()])
@@ -401,6 +480,7 @@ class Runtime:
 
     def _handle(self, inferred: Inferred) -> None:
         result = inferred.result
+        self._excess += result.objects.excess
         for name, step in self._steps:
             with span(name):
                 result = step(result, inferred.lease.frame)
@@ -430,3 +510,41 @@ def _detector_report(detector: Detector) -> DetectorReport:
         return DetectorReport(slots, most)
     off = detector.graphs_off
     return DetectorReport(slots, most, not off, off, detector.device_bytes, detector.page_locked_bytes)
+
+
+def _stacks() -> str:
+    """Where every thread is now."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+    )
+
+
+@contextlib.contextmanager
+def exit_when_stuck(limit_s: float = 60.0) -> Iterator[None]:
+    """End the process, should no thread come to run Python for `limit_s`: exit code 1, all stacks on standard error.
+
+    Calls that queue work for the GPU keep the GIL (`vision.queueing`). One that never returned would stop every thread,
+    those that look after the others included; only a thread of faulthandler's, which needs no GIL, can end that. It is
+    put off by a thread that does nothing else: the main thread may wait for a terminal or for a stop that takes long.
+    A process that is stopped (Ctrl-Z) or frozen for `limit_s` ends too when it goes on.
+    """
+    over = threading.Event()
+
+    def put_off() -> None:
+        faulthandler.dump_traceback_later(limit_s, exit=True, file=_STANDARD_ERROR)
+
+    def keep_putting_off() -> None:
+        while not over.wait(limit_s / 10):  # each time makes a thread of C
+            put_off()
+
+    thread = threading.Thread(target=keep_putting_off, name="watchdog", daemon=True)
+    thread.start()
+    try:
+        put_off()
+        yield
+    finally:
+        over.set()
+        thread.join()
+        faulthandler.cancel_dump_traceback_later()

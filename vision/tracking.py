@@ -126,7 +126,7 @@ class Tracker:
         found = matches[tracks]
         trust = self._correct(tracks, found, picture)
         published = self._ids[tracks] > 0
-        result = self._tracks(tracks[published], found[published], picture, trust[published])
+        result = self._tracks(tracks[published], found[published], picture, trust[published], detections.excess)
         self._keep((self._ids > 0) | (self._time.now_s - self._state[_SEEN_S] <= self._config.tentative_s))
         self._begin(picture, found)
         return result
@@ -304,7 +304,9 @@ class Tracker:
         self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
         self._classes = np.concatenate([self._classes, picture.classes[new]])
 
-    def _tracks(self, tracks: IndexArray, found: IndexArray, picture: _Picture, trust: FloatArray) -> Tracks:
+    def _tracks(
+        self, tracks: IndexArray, found: IndexArray, picture: _Picture, trust: FloatArray, excess: int
+    ) -> Tracks:
         boxes = (_CORNERS @ self._state[_AT].take(tracks, axis=1)).T
         scores = picture.scores[found]
         boxes += (scores * trust)[:, None] * (picture.boxes.take(found, axis=0) - boxes)
@@ -314,6 +316,7 @@ class Tracker:
             class_ids=self._classes[tracks],
             track_ids=self._ids[tracks],
             age_ms=np.rint((self._time.now_s - self._state[_BORN_S, tracks]) * 1e3).astype(np.int64),
+            excess=excess,
         )
 
 

@@ -121,6 +121,7 @@ class Tracks:
     class_ids: NDArray[np.int32]  # (M,)
     track_ids: NDArray[np.int64]  # (M,)
     age_ms: NDArray[np.int64]  # (M,) since the track's first detection
+    excess: int = 0  # of the picture's detections
 
     def __len__(self) -> int:
         return len(self.scores)

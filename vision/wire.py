@@ -144,7 +144,7 @@ def detections(result: Result, class_names: Sequence[str], now_ns: int = 0) -> D
         width=meta.width_px,
         height=meta.height_px,
         objects=objects,
-        excess=found.excess if isinstance(found, Detections) else 0,
+        excess=found.excess,
         invalid=invalid,
     )
 

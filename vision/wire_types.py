@@ -238,9 +238,9 @@ class NodeStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, 
     rates: Annotated[dict[str, float], about("pictures per second, by what happened to them")]
     latency_ms: Annotated[dict[str, StageLatency], about("how long each stage took since the last status")]
     dropped: Annotated[dict[str, int], about("pictures not inferred, by reason")]
-    queues: Annotated[dict[str, int], about("what waits, by queue")]
+    queues: Annotated[dict[str, int], about("pictures that wait, by queue")]
     rss_bytes: Annotated[int, about("memory of the process")]
-    counters: Annotated[dict[str, int], about("what else is counted, such as `cascade.skipped`")] = {}
+    counters: Annotated[dict[str, int], about("what else is counted, such as `detector.excess`")] = {}
     replay: Annotated[str | None, about("where missed events can be asked for; absent: nowhere")] = None
     detector: Annotated[DetectorStatus | None, about("how the detector runs")] = None
 

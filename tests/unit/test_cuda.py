@@ -6,7 +6,7 @@ import pytest
 
 from vision.cuda import Event, check, failure, no_device, open_device
 from vision.device_memory import out_of_memory
-from vision.errors import EXIT_CONFIG, EXIT_RUNTIME, DeviceError, DeviceMissing
+from vision.errors import EXIT_CONFIG, EXIT_RUNTIME, DeviceError, DeviceMissing, OutOfMemory
 from vision.queueing import SUCCESS, calls
 
 cuda = pytest.importorskip("cuda.bindings.runtime")
@@ -62,7 +62,15 @@ def test_what_queues_work_needs_a_driver() -> None:
             assert calls().query(never_recorded.address) == SUCCESS
 
 
-@pytest.mark.parametrize("status", [700, 719, 214, 2, 12345])
+def test_lack_of_memory_does_not_ask_for_a_restart() -> None:
+    """It does not stick to the process: one camera's decoder may fail so, and the others go on."""
+    error = failure(cuda.cudaError_t.cudaErrorMemoryAllocation, "making a stream")
+    assert isinstance(error, OutOfMemory)
+    assert "making a stream" in error.args[0]
+    assert "restarted" not in error.hint
+
+
+@pytest.mark.parametrize("status", [700, 719, 214, 12345])
 def test_errors_name_what_was_done_and_what_came(status: int) -> None:
     try:
         given = cuda.cudaError_t(status)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import pytest
 
+from tests.messages.processes import REPOSITORY, wait_until
 from vision.batching import LatestSlot
 from vision.capture.open import open_source, supervision_of
 from vision.capture.supervisor import CameraSupervisor
 from vision.capture.synthetic import Synthetic, SyntheticSpec
 from vision.config import CameraConfig
 from vision.detect.fake import FakeDetector
-from vision.errors import DeviceError
-from vision.report import Report
-from vision.runtime import Camera, InferenceLoop, Runtime, Stage
+from vision.errors import EXIT_RUNTIME, DeviceError
+from vision.report import Report, status_messages
+from vision.runtime import QUEUED_PICTURES, Camera, InferenceLoop, Runtime, Stage, _Stillness
+from vision.stages import TrackStage
 from vision.types import Detections, DropReason, Frame, Result
+from vision.wire import NodeStatusMessage
 
 MS = 1_000_000
 
@@ -45,6 +51,9 @@ def make_runtime(
     *,
     offline: bool = False,
     stages: tuple[Stage, ...] = (),
+    sink: Collector | None = None,
+    hang_s: float = 30.0,
+    clock: Callable[[], int] = time.monotonic_ns,
     **options: object,
 ) -> tuple[Runtime, Collector, list[Camera]]:
     changed, cameras = threading.Condition(), []
@@ -61,8 +70,9 @@ def make_runtime(
         )
         factory = partial(open_source, config, offline=offline, pixel_formats=detector.pixel_formats)
         cameras.append(Camera(slot, CameraSupervisor(config.id, factory, slot, supervision_of(config))))
-    sink = Collector()
-    return Runtime(cameras=cameras, detector=detector, sinks=[sink], stages=stages), sink, cameras
+    sink = sink or Collector()
+    runtime = Runtime(cameras=cameras, detector=detector, sinks=[sink], stages=stages, hang_s=hang_s, clock=clock)
+    return runtime, sink, cameras
 
 
 def check_accounts(camera: Camera, published: list[Result]) -> None:
@@ -212,6 +222,185 @@ def test_a_device_that_hangs_is_an_error() -> None:
     loop = InferenceLoop(detector, Batcher([slot], 1), lambda _results: None, hang_s=0.1)
     with pytest.raises(DeviceError, match="has not come back"):
         loop.run()
+
+
+class StuckDetector(FakeDetector):
+    """Its device does not return from a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.returns = threading.Event()
+
+    def submit(self, slot: int, frames: Sequence[Frame]) -> None:
+        self.returns.wait()
+        super().submit(slot, frames)
+
+
+def test_a_call_that_does_not_return_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    detector = StuckDetector()
+    runtime, _, _ = make_runtime(["synthetic:160x120@50"], detector, hang_s=0.2)
+    try:
+        with pytest.raises(DeviceError, match="fake: the inference thread has not moved for") as caught:
+            runtime.run(threading.Event(), for_s=20)
+        assert caught.value.exit_code == EXIT_RUNTIME
+        assert "inference:\n" in caplog.text
+        assert "self.returns.wait()" in caplog.text
+    finally:
+        detector.returns.set()
+        for thread in threading.enumerate():
+            if thread.name == "inference":
+                thread.join()
+
+
+def test_time_in_which_nobody_looked_does_not_count() -> None:
+    still, now_ns = _Stillness(0), 0
+    for _ in range(900):
+        now_ns += 50 * MS
+        seen_ns = still.look(7, now_ns)
+    assert seen_ns == 899 * 50 * MS
+    assert still.look(7, now_ns + 3600 * 1000 * MS) == seen_ns + 1000 * MS
+    assert still.look(8, now_ns + 3601 * 1000 * MS) == 0
+
+
+KEEPS_THE_GIL = """
+import ctypes, threading
+from tests.unit.test_runtime import make_runtime
+from vision.detect.fake import FakeDetector
+from vision.runtime import exit_when_stuck
+
+class KeepsTheGil(FakeDetector):
+    def submit(self, slot, frames):
+        ctypes.PyDLL(None).sleep(600)
+
+runtime, _, _ = make_runtime(["synthetic:160x120@50"], KeepsTheGil())
+with exit_when_stuck(2.0):
+    runtime.run(threading.Event())
+"""
+
+NOT_STUCK = """
+import ctypes, contextlib, threading, time
+from vision.runtime import exit_when_stuck
+
+with exit_when_stuck(3.0):
+    time.sleep(4)
+with contextlib.suppress(ZeroDivisionError), exit_when_stuck(1.0):
+    1 / 0
+threads = threading.active_count()
+ctypes.PyDLL(None).usleep(1_500_000)  # nobody minds any more
+print(threads)
+"""
+
+
+def run_python(program: str) -> subprocess.CompletedProcess[str]:
+    """To its end, which must come soon."""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_call_that_keeps_the_gil_ends_the_process() -> None:
+    done = run_python(KEEPS_THE_GIL)
+    assert done.returncode == EXIT_RUNTIME, done.stderr
+    assert "Timeout (" in done.stderr
+    assert "in submit" in done.stderr
+
+
+def test_a_process_that_is_not_stuck_goes_on() -> None:
+    done = run_python(NOT_STUCK)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+@dataclass
+class PausingSink(Collector):
+    """Takes the first result, and waits for something with it."""
+
+    pause: Callable[[], None] = lambda: None
+
+    def publish(self, result: Result) -> None:
+        if not self.results:
+            self.pause()
+        super().publish(result)
+
+
+@pytest.mark.parametrize("max_batch", [1, 8])
+def test_pictures_wait_for_a_results_thread_that_pauses(max_batch: int) -> None:
+    """As many of them whatever the batches are like, before the inference thread has to wait too."""
+    waiting = 0
+
+    def until_full() -> None:
+        nonlocal waiting
+        wait_until(runtime._queue.full, "no more fit", 60)
+        waiting = sum(len(batch or ()) for batch in runtime._queue.queue)
+        assert runtime._queue.qsize() == waiting
+
+    frames = QUEUED_PICTURES // 2
+    sources = [f"synthetic:64x48@1000?frames={frames}&objects=0&seed={seed}" for seed in range(3)]
+    detector = FakeDetector(max_batch=max_batch)
+    runtime, sink, _ = make_runtime(sources, detector, offline=True, sink=PausingSink(pause=until_full))
+    runtime.run(threading.Event())
+    assert QUEUED_PICTURES <= waiting < QUEUED_PICTURES + max_batch
+    assert [len(results) for results in sink.results.values()] == [frames] * 3
+
+
+def test_a_loop_that_waits_for_the_results_thread_moves() -> None:
+    """So it is not taken for one that is stuck."""
+
+    def move() -> None:
+        before_ns = runtime._loop.progress_ns
+        wait_until(lambda: runtime._loop.progress_ns > before_ns, "the loop moves")
+
+    def until_moved() -> None:
+        wait_until(runtime._queue.full, "no more fit", 60)
+        for _ in range(3):
+            move()
+
+    sources = [f"synthetic:64x48@1000?frames={QUEUED_PICTURES}&objects=0&seed={seed}" for seed in range(2)]
+    runtime, sink, _ = make_runtime(sources, FakeDetector(), offline=True, sink=PausingSink(pause=until_moved))
+    runtime.run(threading.Event())
+    assert [len(results) for results in sink.results.values()] == [QUEUED_PICTURES] * 2
+
+
+def test_a_loop_that_has_ended_is_not_stuck() -> None:
+    later_ns = 0
+
+    def an_hour_passes() -> None:
+        nonlocal later_ns
+        later_ns += 3600 * 1000 * MS
+        reports = len(sink.reports)
+        wait_until(lambda: len(sink.reports) > reports, "the main thread looks")
+
+    def until_looked_at() -> None:
+        wait_until(lambda: runtime._loop.ended, "the last batch came back")
+        for _ in range(4):
+            an_hour_passes()
+
+    runtime, sink, _ = make_runtime(
+        ["synthetic:64x48@1000?frames=20"],
+        FakeDetector(),
+        offline=True,
+        sink=PausingSink(pause=until_looked_at),
+        hang_s=0.6,
+        clock=lambda: time.monotonic_ns() + later_ns,
+    )
+    runtime.run(threading.Event())
+    assert len(sink.results["camera-0"]) == 20
+
+
+class CrowdedDetector(FakeDetector):
+    """Cannot look at all that it finds."""
+
+    def wait(self, slot: int, timeout_s: float) -> list[Detections]:
+        return [replace(found, excess=3) for found in super().wait(slot, timeout_s)]
+
+
+@pytest.mark.parametrize("stages", [(), (TrackStage(),)], ids=["detections", "tracks"])
+def test_what_the_detector_could_not_look_at_is_told_and_counted(stages: tuple[Stage, ...]) -> None:
+    runtime, sink, _ = make_runtime(["synthetic:160x120@50?frames=40"], CrowdedDetector(), offline=True, stages=stages)
+    report = runtime.run(threading.Event())
+    assert [result.objects.excess for result in sink.results["camera-0"]] == [3] * 40
+    assert report.counters == {"detector.excess": 120}
+    *_, node = status_messages(report)
+    assert isinstance(node, NodeStatusMessage)
+    assert node.counters == {"detector.excess": 120}
 
 
 def test_frames_of_several_formats_share_a_batch() -> None:

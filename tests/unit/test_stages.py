@@ -71,8 +71,10 @@ def test_a_new_epoch_begins_new_tracks() -> None:
 
 def test_everything_else_of_a_result_is_kept() -> None:
     before = result(walker(0))
+    before = replace(before, objects=replace(before.objects, excess=7))
     after = TrackStage()(before)
     assert (after.meta, after.timing, after.events) == (before.meta, before.timing, before.events)
+    assert after.objects.excess == 7
 
 
 @pytest.mark.parametrize(("score", "detector_score"), [(0.35, 0.15), (0.1, 0.1), (0.7, 0.15)])

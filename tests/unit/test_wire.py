@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -125,9 +126,9 @@ def test_numbers_that_are_not_finite_are_left_out_and_counted(bad: float, object
     assert b"null" not in wire.encode(message)
 
 
-def test_excess_candidates_are_told() -> None:
-    one = found(1)
-    message = wire.detections(result(Detections(one.boxes_xyxy, one.scores, one.class_ids, excess=7)), CLASSES)
+@pytest.mark.parametrize("objects", [found(1), tracked(1)], ids=["detections", "tracks"])
+def test_excess_candidates_are_told(objects: Detections | Tracks) -> None:
+    message = wire.detections(result(replace(objects, excess=7)), CLASSES)
     assert as_json(message)["excess"] == 7
 
 

@@ -102,5 +102,5 @@ class ReadsDevice(Protocol):
 
         Raises:
             ValueError: the size is not possible in this format.
-            DeviceError: not enough memory.
+            OutOfMemory: what was asked for, and what is free.
         """

@@ -62,7 +62,7 @@ class FrameStore:
 
         Raises:
             ValueError: the size is not possible in this format.
-            DeviceError: not enough memory.
+            OutOfMemory: what was asked for, and what is free.
         """
         shape = frame_shape(height_px, width_px, pixel_format)
         nbytes = math.prod(shape)
