@@ -107,6 +107,7 @@ class LatestSlot:
         self._staleness_ns = None if lossless or staleness_s is None else int(staleness_s * 1e9)
         self._clock = clock
         self._layout: tuple[int, int, PixelFormat] | None = None
+        self._buffers: list[NDArray[np.uint8]] = []  # all of this layout, whoever has them; leases may hold others too
         self._free: list[NDArray[np.uint8]] = []
         self._writing: NDArray[np.uint8] | None = None
         self._waiting: Frame | None = None
@@ -122,22 +123,28 @@ class LatestSlot:
     # the camera's side
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
-        """Make the buffers for pictures of this size, unless they are there already.
+        """Make the buffers for pictures of this size and format, unless they are there already.
 
-        Frames of the old size that wait or are leased stay whole: their buffers live until they are released.
+        A frame of the old ones that waits is dropped; leased frames stay whole until they are released. The old buffers
+        go first, since memory may not hold both; where the new ones cannot be made there are none, until the next call.
 
         Raises:
-            ValueError: the size is not possible in this format.
+            ValueError: the size is not possible in this format; then nothing has changed.
+            OutOfMemory, MemoryError: from `allocate`; the buffers that it did give are freed.
         """
         layout = (height_px, width_px, pixel_format)
         if layout == self._layout:
             return
         frame_shape(*layout)
-        buffers = [self._allocate(*layout) for _ in range(self._leases + 2)]
+        self._replace_buffers(None, [])
+        self._replace_buffers(layout, [self._allocate(*layout) for _ in range(self._leases + 2)])
+
+    def _replace_buffers(self, layout: tuple[int, int, PixelFormat] | None, buffers: list[NDArray[np.uint8]]) -> None:
         with self.changed:
-            self._layout = layout
-            self._free = buffers
-            self._writing = None
+            self._drop_waiting(DropReason.EPOCH)
+            old = self._buffers, self._free, self._writing
+            self._layout, self._buffers, self._free, self._writing = layout, buffers, buffers.copy(), None
+        del old  # not before the lock is free: freeing memory that the GPU reads waits for the GPU
 
     def write_buffer(self, timeout_s: float) -> NDArray[np.uint8] | None:
         """The buffer for the next picture; the same one again until it is committed.
@@ -250,10 +257,10 @@ class LatestSlot:
         return self._served_ns
 
     def give_back(self, pixels: NDArray[np.uint8]) -> None:
-        """Take a released buffer back, unless the picture's size has changed meanwhile."""
+        """Take a released buffer back. One of an earlier `configure`, of whatever shape, goes with its lease."""
         with self.changed:
             self._leased -= 1
-            if self._layout is not None and pixels.shape == frame_shape(*self._layout):
+            if any(pixels is one for one in self._buffers):
                 self._free.append(pixels)
             self.changed.notify_all()
 
@@ -262,8 +269,7 @@ class LatestSlot:
         if frame is None:
             return
         self._count_drop(reason)
-        if self._layout is not None and frame.pixels.shape == frame_shape(*self._layout):
-            self._free.append(frame.pixels)
+        self._free.append(frame.pixels)  # nothing waits over a `configure`
         self.changed.notify_all()
 
     def _overwrite_reason(self) -> DropReason:

@@ -38,7 +38,7 @@ class DeviceImage(_Bytes):
 
         Raises:
             ValueError: the size is not possible in this format.
-            DeviceError: not enough memory.
+            OutOfMemory: what was asked for, and what is free.
         """
         shape = frame_shape(height_px, width_px, pixel_format)
         buffer = DeviceBuffer(-(-math.prod(shape) // 16) * 16, f"a picture of {width_px}x{height_px}")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from vision.cuda import Owned, Stream, check, failure, memory_info, queued, released
-from vision.errors import DeviceError, DeviceMissing
+from vision.errors import DeviceError, DeviceMissing, OutOfMemory
 from vision.queueing import calls
 
 try:
@@ -66,9 +66,9 @@ def _mib(nbytes: int) -> str:
     return f"{nbytes / 2**20:.1f} MiB"
 
 
-def out_of_memory(nbytes: int, purpose: str, kind: str, free_bytes: int, total_bytes: int) -> DeviceError:
+def out_of_memory(nbytes: int, purpose: str, kind: str, free_bytes: int, total_bytes: int) -> OutOfMemory:
     """What to say when an allocation failed for lack of memory."""
-    return DeviceError(
+    return OutOfMemory(
         f"{purpose}: {_mib(nbytes)} of {kind} memory were asked for; {_mib(free_bytes)} of "
         f"{_mib(total_bytes)} device memory are free, {_mib(allocated().device_bytes)} are held by vision",
         hint="lower detect.max_batch or detect.slots, take a smaller model, or end what else uses the GPU",
@@ -86,6 +86,10 @@ class DeviceBuffer(Owned):
     """Memory of the GPU, aligned to 256 bytes. Not initialised."""
 
     def __init__(self, nbytes: int, purpose: str) -> None:
+        """
+        Raises:
+            OutOfMemory: what was asked for, and what is free.
+        """
         self.nbytes = max(nbytes, 1)
         status, pointer = runtime.cudaMalloc(self.nbytes)
         if status != _SUCCESS:
@@ -135,12 +139,23 @@ class HostBuffer(Owned):
     """
 
     def __init__(self, nbytes: int, purpose: str, *, when_freed: Callable[[], object] | None = None) -> None:
-        """`when_freed` is called once the memory is gone, from whichever thread let go of it last."""
+        """
+        Args:
+            when_freed: called once the memory is gone, from whichever thread let go of it last, or could not be had:
+                it frees what is held for this memory alone.
+
+        Raises:
+            OutOfMemory: what was asked for, and what is free.
+        """
         self.nbytes = max(nbytes, 1)
         flags = runtime.cudaHostAllocMapped | runtime.cudaHostAllocPortable
         status, pointer = runtime.cudaHostAlloc(self.nbytes, flags)
         if status != _SUCCESS:
-            raise _refuse(status, self.nbytes, purpose, "page-locked")
+            try:
+                raise _refuse(status, self.nbytes, purpose, "page-locked")
+            finally:
+                if when_freed is not None:
+                    when_freed()
         self.address = int(pointer)
         _ledger.add(host_bytes=self.nbytes)
         lender = _Lender(self.address, self.nbytes)

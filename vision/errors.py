@@ -9,7 +9,8 @@
     │   ├── EndOfStream   a file or folder came to its end: not a fault
     │   └── SizeChanged   the picture has a new size: a new epoch, not a fault
     ├── DeviceError       CUDA, TensorRT or ONNX Runtime at run time: fatal, systemd restarts
-    │   └── DeviceMissing no GPU, no driver or no TensorRT: exit 78, a restart would not help
+    │   ├── DeviceMissing no GPU, no driver or no TensorRT: exit 78, a restart would not help
+    │   └── OutOfMemory   does not stick to CUDA; for one camera's pictures it is a SourceError of that camera
     ├── MessageError      a message or a recording that this version cannot read
     └── Closed            a slot or a queue was closed: the normal end of a wait
 
@@ -75,6 +76,10 @@ class DeviceMissing(DeviceError):
     """There is no GPU, no driver or no library for it, or one is too old. Restarting does not help."""
 
     exit_code = EXIT_CONFIG
+
+
+class OutOfMemory(DeviceError):
+    """An allocation failed for lack of memory. CUDA goes on: what can do with less, or without, may."""
 
 
 class MessageError(VisionError):

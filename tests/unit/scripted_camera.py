@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vision.capture.source import Grab, StreamInfo
 from vision.errors import Closed, SizeChanged, SourceError
-from vision.types import ClockSource, DropReason, FrameMeta, PixelFormat, frame_shape
+from vision.types import ClockSource, DropReason, FrameMeta, PixelFormat, YuvEncoding, frame_shape
 
 SECOND = 1_000_000_000
 
@@ -40,6 +40,7 @@ class Picture:
     size: tuple[int, int] | None = None  # height, width; from now on
     error: Exception | None = None  # that `retrieve` raises
     clock: ClockSource = "arrival"
+    yuv: YuvEncoding | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Connection:
     live: bool = True
     size: tuple[int, int] = (4, 6)
     pixel_format: PixelFormat = "bgr"
+    yuv: YuvEncoding = "bt601"
     open_error: Exception | None = None
     open_takes_s: float = 0.0
     make_error: Exception | None = None
@@ -104,7 +106,7 @@ class ScriptedSource:
         if self._script.open_error is not None:
             raise self._script.open_error
         height_px, width_px = self._size
-        return StreamInfo(width_px, height_px, self._script.pixel_format, None, "scripted")
+        return StreamInfo(width_px, height_px, self._script.pixel_format, None, "scripted", self._script.yuv)
 
     def grab(self, timeout_s: float) -> Grab | None:
         assert timeout_s > 0
@@ -131,7 +133,7 @@ class ScriptedSource:
 
     def _come(self, picture: Picture, timeout_s: float) -> Grab | None:
         if picture.after_s > timeout_s:
-            self._steps[:0] = [Silence(picture.after_s - timeout_s), _at_once(picture)]
+            self._steps[:0] = [Silence(picture.after_s - timeout_s), replace(picture, after_s=0.0)]
             self._clock.advance(timeout_s)
             return None
         self._clock.advance(picture.after_s)
@@ -139,7 +141,7 @@ class ScriptedSource:
         self._size = picture.size or self._size
         self._shade = (self._shade + 1) % 256 if picture.shade is None else picture.shade
         pts_ns = None if picture.pts_s is None else round(picture.pts_s * SECOND)
-        return Grab(self._clock(), self._clock() + 5, picture.clock, pts_ns, picture.corrupt)
+        return Grab(self._clock(), self._clock() + 5, picture.clock, pts_ns, picture.corrupt, picture.yuv)
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
         assert self._picture is not None
@@ -157,10 +159,6 @@ class ScriptedSource:
         self.closed += 1
         if self._script.close_error is not None:
             raise self._script.close_error
-
-
-def _at_once(picture: Picture) -> Picture:
-    return Picture(0.0, picture.shade, picture.corrupt, picture.pts_s, picture.size, picture.error, picture.clock)
 
 
 @dataclass

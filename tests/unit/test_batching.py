@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vision.batching import Batcher, BindTimer, LatestSlot, Lease
-from vision.errors import Closed
+from vision.batching import Batcher, BindTimer, LatestSlot, Lease, release_together
+from vision.errors import Closed, OutOfMemory
 from vision.types import DropReason, FrameMeta, PixelFormat, frame_shape
 
 MS = 1_000_000
@@ -45,7 +48,10 @@ class Camera:
     size: tuple[int, int] = (4, 6)
 
     def __post_init__(self) -> None:
-        self.slot.configure(*self.size, "bgr")
+        self.configure()
+
+    def configure(self, pixel_format: PixelFormat = "bgr") -> None:
+        self.slot.configure(*self.size, pixel_format)
 
     def write(self) -> int:
         buffer = self.slot.write_buffer(0)
@@ -254,6 +260,150 @@ def test_new_size_keeps_old_leases_whole(make: MakeCamera) -> None:
     check_accounts(camera.slot)
 
 
+@dataclass
+class Allocator:
+    """Remembers which buffer was made for what, as the detector does, and gives out at most `room` at once."""
+
+    room: int = 1000
+    live: list[weakref.ref[np.ndarray]] = field(default_factory=list)
+    when_freed: Callable[[], object] = lambda: None
+
+    def __call__(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> np.ndarray:
+        if self.count() == self.room:
+            raise OutOfMemory("a picture: no room")
+        buffer = np.zeros(frame_shape(height_px, width_px, pixel_format), np.uint8).view(Tagged)
+        buffer.layout = (height_px, width_px, pixel_format)
+        weakref.finalize(buffer, self.when_freed).atexit = False
+        self.live.append(weakref.ref(buffer))
+        return buffer
+
+    def count(self) -> int:
+        self.live = [one for one in self.live if one() is not None]
+        return len(self.live)
+
+
+class Tagged(np.ndarray):
+    """A buffer that knows what it was made for."""
+
+    layout: tuple[int, int, PixelFormat]
+
+
+def layout_of(pixels: np.ndarray) -> tuple[int, int, PixelFormat]:
+    assert isinstance(pixels, Tagged)
+    return pixels.layout
+
+
+def test_a_new_format_of_the_same_shape_gets_buffers_of_its_own(clock: ManualClock) -> None:
+    """Those of the old one, leased or waiting, do not come back among them."""
+    camera = Camera(LatestSlot("a", Allocator(), clock=clock, leases=2), clock)
+    camera.configure("nv12")
+    leases = []
+    for _ in range(2):
+        camera.write()
+        lease = camera.slot.take()
+        assert lease is not None
+        leases.append(lease)
+    camera.slot.configure(*camera.size, "i420")
+    for lease in leases:
+        lease.release()
+    for _ in range(10):
+        camera.write()
+        lease = camera.slot.take()
+        assert lease is not None
+        assert lease.frame.pixel_format == "i420"
+        assert layout_of(lease.frame.pixels) == (*camera.size, "i420")
+        lease.release()
+    check_accounts(camera.slot)
+
+
+def test_what_waits_over_a_new_size_is_dropped(make: MakeCamera) -> None:
+    camera = make()
+    camera.write()
+    camera.slot.configure(8, 10, "bgr")
+    assert camera.slot.take() is None
+    assert camera.slot.counts().dropped == {DropReason.EPOCH: 1}
+    check_accounts(camera.slot)
+
+
+def test_buffers_do_not_grow_in_number_when_a_size_comes_back(clock: ManualClock) -> None:
+    allocate = Allocator()
+    camera = Camera(LatestSlot("a", allocate, clock=clock, leases=1), clock)
+    for _ in range(5):
+        camera.write()
+        lease = camera.slot.take()
+        assert lease is not None
+        camera.slot.configure(8, 10, "bgr")
+        camera.slot.configure(*camera.size, "bgr")
+        lease.release()
+        del lease
+        assert allocate.count() == 3
+
+
+def test_without_memory_there_are_no_buffers_until_there_is(clock: ManualClock) -> None:
+    """None that could be had is kept, and the old ones went first."""
+    allocate = Allocator(room=3)
+    camera = Camera(LatestSlot("a", allocate, clock=clock, leases=1), clock)
+    camera.write()
+    allocate.room = 2
+    with pytest.raises(OutOfMemory):
+        camera.slot.configure(8, 10, "bgr")
+    assert allocate.count() == 0
+    assert camera.slot.write_buffer(0) is None
+    allocate.room = 3
+    for size in ((4, 6), (8, 10)):
+        camera.size = size
+        camera.configure()
+        camera.write()
+        lease = camera.slot.take()
+        assert lease is not None
+        assert lease.frame.pixels.shape == (*size, 3)
+        lease.release()
+        del lease
+    check_accounts(camera.slot)
+
+
+def is_held(lock: threading.Condition) -> bool:
+    """Whether the lock, which its holder may take again, would keep another thread waiting."""
+    found: list[bool] = []
+
+    def look() -> None:
+        taken = lock.acquire(blocking=False)
+        found.append(not taken)
+        if taken:
+            lock.release()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_no_buffer_is_freed_with_the_lock_that_all_cameras_share(clock: ManualClock) -> None:
+    """Freeing one waits for all the work of the GPU."""
+    changed = threading.Condition()
+    freed: list[bool] = []
+    allocate = Allocator(when_freed=lambda: freed.append(is_held(changed)))
+    camera = Camera(LatestSlot("a", allocate, clock=clock, changed=changed, leases=2), clock)
+
+    def anew(*steps: Callable[[], object]) -> None:
+        """Free, written to, waiting and leased buffers; then another size."""
+        camera.write()
+        leases = Batcher([camera.slot], 1, clock=clock).next()
+        camera.write()
+        assert camera.slot.write_buffer(0) is not None
+        camera.size = (camera.size[0] + 2, 6)
+        camera.configure()
+        for step in steps:
+            step()
+        release_together(leases)
+
+    anew()
+    anew(partial(camera.slot.flush, DropReason.EPOCH))
+    anew(camera.write, camera.write)
+    anew(camera.slot.close)
+    assert freed == [False] * 16
+
+
 def test_impossible_size_is_refused(make: MakeCamera) -> None:
     with pytest.raises(ValueError, match="even sides"):
         make().slot.configure(5, 5, "nv12")
@@ -369,24 +519,53 @@ def test_wait_frame_waits_for_a_camera_to_be_due() -> None:
         lease.release()
 
 
-Step = st.sampled_from(["write", "take", "release", "drop", "flush", "configure", "advance", "close", "end"])
+FORMATS: dict[str, PixelFormat] = {"as bgr": "bgr", "as nv12": "nv12", "as i420": "i420"}
+Step = st.sampled_from(
+    [
+        "write",
+        "write",
+        "take",
+        "take",
+        "release",
+        "drop",
+        "flush",
+        "advance",
+        "advance",
+        "size",
+        "short of memory",
+        *FORMATS,
+    ]
+)
+Steps = st.builds(
+    lambda before, end, after: [*before, end, *after],
+    st.lists(Step, min_size=40, max_size=80),
+    st.sampled_from(["close", "end"]),
+    st.lists(Step, max_size=8),
+)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(Step, max_size=80), st.booleans(), st.integers(1, 3))
+@given(Steps, st.booleans(), st.integers(1, 3))
 def test_every_frame_is_accounted_for(steps: list[str], lossless: bool, leases: int) -> None:
-    clock = ManualClock()
+    """And lies in a buffer that was made for frames of its size and format."""
+    clock, allocate = ManualClock(), Allocator()
     slot = LatestSlot("a", allocate, clock=clock, lossless=lossless, leases=leases, max_fps=20.0, staleness_s=0.1)
     camera = Camera(slot, clock)
+    pixel_format: PixelFormat = "bgr"
     held: list[Lease] = []
     reported = 0
     for number, step in enumerate(steps):
         if step == "write" and not slot.finished:
-            if slot.write_buffer(0) is not None:
+            buffer = slot.write_buffer(0)
+            if buffer is not None:
+                assert layout_of(buffer) == (*camera.size, pixel_format)
+                assert all(buffer is not lease.frame.pixels for lease in held)
                 camera.write()
         elif step == "take" and len(held) < leases:
             lease = slot.take()
             if lease is not None:
+                meta = lease.frame.meta
+                assert layout_of(lease.frame.pixels) == (meta.height_px, meta.width_px, lease.frame.pixel_format)
                 held.append(lease)
                 reported += sum(lease.dropped_before.values())
         elif step == "release" and held:
@@ -395,9 +574,18 @@ def test_every_frame_is_accounted_for(steps: list[str], lossless: bool, leases: 
             slot.drop(DropReason.CORRUPT)
         elif step == "flush":
             slot.flush(DropReason.EPOCH)
-        elif step == "configure" and not lossless:
+        elif step == "size":
             camera.size = (4 + 2 * (number % 3), 6)
-            slot.configure(*camera.size, "bgr")
+            camera.configure(pixel_format)
+        elif step in FORMATS:
+            pixel_format = FORMATS[step]
+            camera.configure(pixel_format)
+        elif step == "short of memory":
+            allocate.room = allocate.count() + 1
+            with suppress(OutOfMemory):
+                slot.configure(16, 16, "bgr")
+            allocate.room = 1000
+            camera.configure(pixel_format)
         elif step == "advance":
             clock.advance_ms(30)
         elif step == "close":
@@ -405,6 +593,8 @@ def test_every_frame_is_accounted_for(steps: list[str], lossless: bool, leases: 
         elif step == "end":
             slot.end()
         check_accounts(slot)
+        buffer = lease = None
+        assert allocate.count() <= 2 * leases + 2, "those of this layout, and leased ones of others"
     assert reported <= sum(slot.counts().dropped.values())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from tests.unit.scripted_camera import SECOND, ManualClock
@@ -41,6 +43,42 @@ def test_a_late_reader_catches_up_a_little_and_never_gets_a_burst(late_s: float,
     before_ns = clock.now_ns
     assert player.due(2 * SECOND, 10.0)
     assert (clock.now_ns - before_ns) / SECOND == pytest.approx(next_in_s)
+
+
+@pytest.mark.parametrize(
+    ("late_s", "age_s"),
+    [(0.0, 0.0), (0.3, 0.3), (0.5, 0.5), (0.6, 0.0), (100.0, 0.0)],
+)
+def test_a_picture_is_as_old_as_it_is_late(late_s: float, age_s: float) -> None:
+    """Whether the player was late to ask for it, or late to wake up; a schedule that starts anew is not late."""
+    clock = ManualClock()
+    player = playback(clock, offline=False)
+    assert player.due(0, 1.0)
+    times = [player.stamp(0).captured_ns]
+    clock.advance(1.0 + late_s)
+    assert player.due(1 * SECOND, 1.0)
+    clock.advance(0.2)
+    grab = player.stamp(1 * SECOND)
+    assert (clock.now_ns - grab.captured_ns) / SECOND == pytest.approx(age_s + 0.2)
+    assert grab.captured_utc_ns - grab.captured_ns == UTC - START
+    times.append(grab.captured_ns)
+    for number in range(2, 6):
+        assert player.due(number * SECOND, 10.0)
+        times.append(player.stamp(number * SECOND).captured_ns)
+        assert times[-1] <= clock.now_ns
+    assert [later - earlier for earlier, later in pairwise(times)][1:] == [SECOND] * 4, "even, as the recording is"
+    assert times[0] < times[1]
+
+
+def test_utc_follows_the_clock_of_the_wall() -> None:
+    """It may be set while a recording plays; the time of a picture is the right one then, less its age."""
+    clock, wall = ManualClock(), ManualClock()
+    player = Playback(offline=False, clock=clock, utc=wall, wait=clock.advance)
+    player.due(0, 1.0)
+    wall.advance(3600)
+    clock.advance(1.25)
+    assert player.due(1 * SECOND, 1.0)
+    assert player.stamp(1 * SECOND).captured_utc_ns == wall() - SECOND // 4
 
 
 def test_offline_nothing_waits_and_times_are_those_of_the_recording() -> None:

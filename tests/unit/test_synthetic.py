@@ -250,6 +250,31 @@ def test_a_stall_in_its_own_pace() -> None:
     assert times[:5] == [0.0, 0.1, 3.2, 3.3, 3.4]
 
 
+def test_a_picture_is_taken_when_it_is_due_and_not_when_it_is_asked_for() -> None:
+    clock = ManualClock()
+    source = camera("synthetic:64x48@10", offline=False, clock=clock)
+    source.open()
+    began_ns = clock.now_ns
+    ages = []
+    for number in range(5):
+        clock.advance(0.03)  # what a busy machine takes to come to it
+        grab = source.grab(1.0)
+        assert grab is not None
+        assert grab.captured_ns == began_ns + SECOND // 10 * number + (3 * SECOND // 100)
+        ages.append((clock.now_ns - grab.captured_ns) / SECOND)
+        clock.advance(0.1)
+    assert ages == pytest.approx([0.0, 0.03, 0.06, 0.09, 0.12])
+
+
+def test_a_picture_behind_a_hang_is_as_new_as_any() -> None:
+    source = Synthetic(SyntheticSpec.parse("synthetic:64x48@1000?hang=1:0.6"))
+    source.open()
+    before, after = source.grab(10), source.grab(10)
+    assert before is not None
+    assert after is not None
+    assert after.captured_ns - before.captured_ns >= 0.6e9
+
+
 def test_interrupted_it_gives_nothing_more() -> None:
     source = camera("synthetic:64x48")
     source.open()

@@ -1,6 +1,7 @@
 """The pace of what was recorded or is generated: as it was, for a demonstration, or as fast as it is read.
 
-Played at its own pace, a recording stands for a camera: its pictures are as old as their arrival. Read offline, every
+Played at its own pace, a recording stands for a camera: a picture comes when it is due, and that is its time, however
+late the thread that waits for it gets its turn; so a machine that is too slow shows as latency. Read offline, every
 picture counts and none is late: its time is its place in the recording, so that results do not depend on the machine.
 """
 
@@ -55,7 +56,9 @@ class Playback:
         return self._clock() >= due_ns
 
     def stamp(self, media_ns: int) -> Grab:
-        """The picture that is due now."""
+        """The picture for which `due` was True, of the moment at which it was due."""
+        due_ns = self._base_ns + media_ns
         if self._offline:
-            return Grab(self._base_ns + media_ns, self._base_utc_ns + media_ns, "media", media_ns)
-        return Grab(self._clock(), self._utc(), "arrival", media_ns)
+            return Grab(due_ns, self._base_utc_ns + media_ns, "media", media_ns)
+        late_ns = self._clock() - due_ns
+        return Grab(due_ns, self._utc() - late_ns, "arrival", media_ns)

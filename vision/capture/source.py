@@ -20,7 +20,7 @@ class StreamInfo:
     pixel_format: PixelFormat
     fps: float | None  # nominal, frames/s; None where the source does not say
     decoder: str  # who decodes, for status and doctor: "ffmpeg", "avdec_h264", "nvv4l2decoder", ...
-    yuv: YuvEncoding = "bt601"  # of nv12 and i420 pictures; goes into every FrameMeta
+    yuv: YuvEncoding = "bt601"  # of nv12 and i420 pictures, as long as no `Grab` says another
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Grab:
     clock: ClockSource
     pts_ns: int | None  # presentation time in the stream, where the source has one
     corrupt: bool = False  # decoded after packet loss, before the next key frame
+    yuv: YuvEncoding | None = None  # of this picture: streams change it, with their size or alone; None: as it began
 
 
 class Source(Protocol):
@@ -78,7 +79,14 @@ class FrameSink(Protocol):
     """What a camera's thread writes to: the writer's side of `vision.batching.LatestSlot`."""
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
-        """Make buffers for pictures of this size, where they differ from those there are."""
+        """Make buffers for pictures of this size and format, where they differ from those there are.
+
+        A picture of the old ones that waits unread is dropped: what it shows is over.
+
+        Raises:
+            ValueError: the size is not possible in this format.
+            OutOfMemory, MemoryError: no memory for them; there are none until the next call.
+        """
 
     def write_buffer(self, timeout_s: float) -> NDArray[np.uint8] | None:
         """The buffer to write the next picture into; None if the reader kept a lossless writer waiting too long.

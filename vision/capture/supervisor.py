@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import threading
 import time
 import traceback
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from vision.capture.liveness import Backoff, Cadence, PictureWatch, SilenceLimits
 from vision.capture.source import FrameSink, Grab, Source, StreamInfo
-from vision.errors import Closed, DeviceError, EndOfStream, SizeChanged, SourceError, redact
+from vision.errors import Closed, DeviceError, EndOfStream, OutOfMemory, SizeChanged, SourceError, redact
 from vision.metrics import span
 from vision.types import ClockSource, DropReason, FrameMeta
 
@@ -35,6 +36,8 @@ State: TypeAlias = Literal["connecting", "streaming", "frozen", "backing-off", "
 
 LARGEST_SIDE_PX: Final = 16384
 """Beyond it a size is a fault of the stream: 16K is the largest that any codec profile in use allows."""
+
+_MEASURED: Final = re.compile(r"[\d.]+ (s|MiB)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +340,7 @@ class CameraSupervisor:
 
     def _meta(self, grab: Grab) -> FrameMeta:
         info = self._info
+        began = info.yuv if info is not None else "bt601"
         return FrameMeta(
             camera_id=self.camera_id,
             index=self._index,
@@ -346,13 +350,12 @@ class CameraSupervisor:
             width_px=self._width_px,
             height_px=self._height_px,
             clock=grab.clock,
-            yuv=info.yuv if info is not None else "bt601",
+            yuv=grab.yuv or began,
         )
 
     def _change_size(self, change: SizeChanged) -> None:
         """A new epoch over the same connection; the picture at hand is its first."""
         self._check_size(change.width_px, change.height_px)
-        self._sink.flush(DropReason.EPOCH)
         with self._lock:
             self._epoch += 1
             self._index = 0
@@ -366,6 +369,8 @@ class CameraSupervisor:
             self._sink.configure(self._height_px, self._width_px, pixel_format)
         except ValueError as error:  # the source chooses another format when it opens again
             raise SourceError(f"no buffer for its pictures: {error}") from error
+        except (OutOfMemory, MemoryError) as error:
+            raise _no_memory(f"no memory for its pictures of {self._width_px}x{self._height_px}", error) from error
 
     @staticmethod
     def _check_size(width_px: int, height_px: int) -> None:
@@ -395,13 +400,15 @@ class CameraSupervisor:
         if self._stopping.is_set():  # interrupted by `stop`, which is no fault
             return True
         self._sink.flush(DropReason.EPOCH)
+        text = str(error)  # and not the error, whose traceback holds buffers as long as a handler keeps what is logged
         with self._lock:
-            self._last_error = str(error)
+            self._last_error = text
         # A camera that is away for a month must not fill the disk with its log.
         failures = self._backoff.failures + 1
-        if str(error) != self._logged or failures & (failures - 1) == 0:
-            self._logged = str(error)
-            log.warning("camera %s, failure %d in a row: %s", self.camera_id, failures, error)
+        reason = _MEASURED.sub("", text)  # other seconds that passed, or bytes that are free, are no other reason
+        if reason != self._logged or failures & (failures - 1) == 0:
+            self._logged = reason
+            log.warning("camera %s, failure %d in a row: %s", self.camera_id, failures, text)
         return False
 
     def _back_off(self) -> None:
@@ -434,6 +441,8 @@ class CameraSupervisor:
         try:
             with span(what):
                 yield
+        except OutOfMemory as error:
+            raise _no_memory(f"no memory in {what} of its source", error) from error
         except (SourceError, DeviceError):
             raise
         except Exception as error:
@@ -446,3 +455,11 @@ class CameraSupervisor:
         finally:
             with self._lock:
                 self._call = ""
+
+
+def _no_memory(what: str, error: OutOfMemory | MemoryError) -> SourceError:
+    """The fault of one camera: unlike CUDA's other errors it leaves everything as it was, and the others go on."""
+    return SourceError(
+        f"{what}: {error.args[0] if isinstance(error, OutOfMemory) else str(error)}",
+        hint="choose a smaller stream of this camera, such as its second one, or make room for the larger pictures",
+    )

@@ -144,13 +144,15 @@ class Synthetic:
             raise EndOfStream(f"synthetic: ended after {index} pictures")
         if spec.fail == index:
             raise SourceError(f"synthetic: failed at picture {index}, as asked for")
-        if self._interrupted.is_set() or not self._playback.due(self._media_ns(index), timeout_s):
+        media_ns = self._media_ns(index)
+        if self._interrupted.is_set() or not self._playback.due(media_ns, timeout_s):
             return None
         if spec.hang is not None and spec.hang[0] == index:
             time.sleep(spec.hang[1])
+            self._playback.due(media_ns, 0.0)  # it comes after that, and is not late by it
         self._index += 1
         self._grabbed = True
-        return self._mark(self._playback.stamp(self._media_ns(index)), index)
+        return self._mark(self._playback.stamp(media_ns), index)
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
         if not self._grabbed:
