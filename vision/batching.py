@@ -215,6 +215,11 @@ class LatestSlot:
         """True once nothing will come any more."""
         return self._closed or (self._ended and self._waiting is None)
 
+    @property
+    def has_frame(self) -> bool:
+        """Whether a frame waits, be it due or not."""
+        return self._waiting is not None
+
     def counts(self) -> SlotCounts:
         """A consistent snapshot."""
         with self.changed:
@@ -307,7 +312,9 @@ class Batcher:
         """
         batch: list[Lease] = []
         with self._changed:
-            for slot in sorted(self._slots, key=lambda slot: slot.served_ns):
+            # Asked every millisecond while a batch is in flight, mostly in vain: looking first is a tenth of the time.
+            fresh = [slot for slot in self._slots if slot.has_frame]
+            for slot in sorted(fresh, key=lambda slot: slot.served_ns):
                 if len(batch) == self._max_batch:
                     break
                 lease = slot.take()
@@ -321,7 +328,8 @@ class Batcher:
         with self._changed:
             while True:
                 now_ns = self._clock()
-                due = [ns for slot in self._slots if (ns := slot.bindable_ns(now_ns)) is not None]
+                fresh = [slot for slot in self._slots if slot.has_frame]
+                due = [ns for slot in fresh if (ns := slot.bindable_ns(now_ns)) is not None]
                 if due and min(due) <= now_ns:
                     return True
                 if now_ns >= deadline_ns or self.finished:

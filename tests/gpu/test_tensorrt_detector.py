@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +22,7 @@ from vision.detect.detector import Detector
 from vision.detect.onnxruntime import OnnxRuntimeDetector
 from vision.device_image import DeviceImage
 from vision.device_memory import DeviceBuffer, HostBuffer, allocated, copy_to_device
+from vision.engine.library import find_library
 from vision.errors import DeviceError
 from vision.types import Detections, Frame, FrameMeta, PixelFormat
 
@@ -252,3 +256,27 @@ def test_buffers_are_not_overrun(device: object) -> None:
 def test_an_owner_who_forgets_is_warned(device: object) -> None:
     with pytest.warns(ResourceWarning, match="DeviceBuffer was not closed"):
         DeviceBuffer(16, "a test")
+
+
+def test_after_vision_build_a_start_compiles_nothing(device: object, tmp_path: Path) -> None:
+    if EMULATED:
+        pytest.skip("needs a real GPU")
+    command = [sys.executable, "-m", "vision.cli", "build", "nanodet-g-416", "--max-batch", "1"]
+    states, said = [], []
+    for _ in range(2):
+        done = subprocess.run(
+            command,
+            env={**os.environ, "CACHE_DIRECTORY": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ": ready" in done.stdout
+        states.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")})
+        said.append(done.stderr)
+    assert len(states[0]) == 2
+    assert states[0] == states[1], "what is there is not compiled again"
+    if find_library().flavour == "tensorrt-rtx":
+        assert ["kernels are compiled, once" in text for text in said] == [True, False]
+        assert "compiling anew" not in said[1]

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -107,7 +106,7 @@ def detector_of(
     """A detector over an engine that is open. What `made` holds is the detector's to close from then on."""
     count = model.detect.slots or (_SLOTS_INTEGRATED if device.integrated else _SLOTS)
     with phases.phase("contexts"):
-        lanes = _open_lanes(device, model, [made.enter_context(Stream()) for _ in range(count)], stop)
+        lanes = _open_lanes(model, [made.enter_context(Stream()) for _ in range(count)], stop)
     store = FrameStore(model.card.input, integrated=device.integrated)
     picture = model.engine.tensor(model.input_name)
     turns = Turns(device.cache_bytes, picture.bytes_of(model.input_shape(1)))
@@ -120,24 +119,22 @@ def detector_of(
     return TensorRTDetector(device, model, phases=phases, inlet=inlet, slots=slots, made=made)
 
 
-def _open_lanes(device: Device, model: Model, streams: Sequence[Stream], stop: threading.Event | None) -> list[Lane]:
-    """A context for every batch size on every stream, as many at once as there are cores: one takes 0.3 s.
+def _open_lanes(model: Model, streams: Sequence[Stream], stop: threading.Event | None) -> list[Lane]:
+    """A context for every batch size on every stream, one after the other: TensorRT keeps the GIL meanwhile.
 
-    The first is made alone, since it makes what all of them share.
+    Raises:
+        Closed: `stop` was set. The first contexts of an engine of TensorRT-RTX take seconds each: kernels are compiled.
     """
-    wanted = [(stream, batch) for stream in streams for batch in model.batches()]
-
-    def open_one(stream: Stream, batch: int) -> Context:
-        if stop is not None and stop.is_set():
-            raise Closed("stopped while kernels were compiled")
-        use_device(device)
-        return model.context(batch, stream)
-
-    first = open_one(*wanted[0])
-    with ThreadPoolExecutor(min(len(wanted), os.cpu_count() or 1)) as pool:
-        contexts = [first, *pool.map(lambda each: open_one(*each), wanted[1:])]
-    made = dict(zip(wanted, contexts, strict=True))
-    return [Lane(stream, {batch: made[stream, batch] for batch in model.batches()}) for stream in streams]
+    lanes = []
+    for stream in streams:
+        contexts: dict[int, Context] = {}
+        for batch in model.batches():
+            if stop is not None and stop.is_set():
+                raise Closed("stopped while kernels were compiled")
+            contexts[batch] = model.context(batch, stream)
+            time.sleep(0)  # signals, and messages to who joins, have their turn
+        lanes.append(Lane(stream, contexts))
+    return lanes
 
 
 def _close_quietly(pool: MemoryPool) -> None:
