@@ -104,6 +104,7 @@ def detector_of(
     stop: threading.Event | None = None,
 ) -> TensorRTDetector:
     """A detector over an engine that is open. What `made` holds is the detector's to close from then on."""
+    use_device(device)
     count = model.detect.slots or (_SLOTS_INTEGRATED if device.integrated else _SLOTS)
     with phases.phase("contexts"):
         lanes = _open_lanes(model, [made.enter_context(Stream()) for _ in range(count)], stop)
