@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vision import wire
 from vision.batching import Allocate, LatestSlot
-from vision.capture.open import open_source, supervision_of
+from vision.capture.open import chooses_nvdec, open_source, supervision_of
 from vision.capture.supervisor import CameraSupervisor
 from vision.cascade import CascadeStage
 from vision.config import (
@@ -280,22 +280,23 @@ def _camera(
     policy = supervision_of(config)
     if options.offline:
         config = config.model_copy(update={"loop": False})  # each file once, or it would never end
+    nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config)
     slot = LatestSlot(
         config.id,
-        _buffers(config, detector),
+        _buffers(config, detector, nvdec=nvdec or config.via == "nvdec"),
         leases=leases,
         lossless=options.offline and policy.finite,
         max_fps=config.max_fps,
         staleness_s=config.staleness_s,
         changed=changed,
     )
-    factory = partial(open_source, config, offline=options.offline, pixel_formats=detector.pixel_formats)
+    factory = partial(open_source, config, offline=options.offline, pixel_formats=detector.pixel_formats, nvdec=nvdec)
     return Camera(slot, CameraSupervisor(config.id, factory, slot, policy))
 
 
-def _buffers(config: CameraConfig, detector: Detector) -> Allocate:
+def _buffers(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allocate:
     """Where the camera's pictures lie: in the GPU's memory if they are decoded there and the detector can read them."""
-    if config.via != "nvdec":
+    if not nvdec:
         return detector.frame_buffer
     if isinstance(detector, ReadsDevice):
         return detector.device_buffer

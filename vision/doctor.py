@@ -197,7 +197,7 @@ def _nvdec() -> Finding:
     if shutil.which("nvidia-smi") is None:
         return Finding("NVDEC", "note", "no graphics card of NVIDIA")
     if importlib.util.find_spec("PyNvVideoCodec") is None:
-        hint = "`via: nvdec` decodes on the graphics card and needs it: pip install 'vision[nvdec]'"
+        hint = "cameras are decoded on the graphics card with it: pip install 'vision[nvdec]'"
         return Finding("NVDEC", "missing", "the module PyNvVideoCodec is not installed", hint)
     try:
         module = importlib.import_module("PyNvVideoCodec")

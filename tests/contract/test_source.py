@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,25 +30,47 @@ from tests.contract.streams import (
 )
 from vision.capture.opencv import LiveCapture, NetworkLink
 from vision.capture.pyav import PyAVSource
+from vision.capture.pyav_file import PyAVFile
 from vision.capture.source import Grab, Source, StreamInfo
+from vision.capture.upright import UprightDecoder
 from vision.capture.videofile import VideoFile
 from vision.config.site import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
-from vision.types import frame_shape
+from vision.types import PixelFormat, frame_shape
 
 MB = 1 << 20
+
+FILES_BY_PYAV = ("file pyav bgr", "file pyav i420", "file pyav i420 offline", "file pyav i420 looped")
+SLOW_FILES_BY_PYAV = ("file pyav bgr", "file pyav i420", "file pyav i420 looped")
+
+
+def files_by_pyav(folder: Path) -> dict[str, Stream]:
+    """The files of `streams` as a detector on a GPU has them read, and as one that takes bgr alone may."""
+
+    def one(name: str, *pixel_formats: PixelFormat, loop: bool = False, offline: bool = False) -> Callable[[], Source]:
+        decoder = partial(UprightDecoder, offline=offline)
+        return lambda: PyAVFile(folder / f"{name}.avi", pixel_formats, decoder, loop=loop, offline=offline)
+
+    return {
+        "file pyav bgr": Stream(one("fast", "bgr"), one("slow", "bgr")),
+        "file pyav i420": Stream(one("fast", "nv12", "i420"), one("slow", "nv12", "i420")),
+        "file pyav i420 offline": Stream(one("fast", "i420", offline=True)),
+        "file pyav i420 looped": Stream(one("fast", "i420", loop=True), one("slow", "i420", loop=True), endless=True),
+    }
 
 
 @pytest.fixture(scope="module")
 def all_streams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stream]]:
+    folder = tmp_path_factory.mktemp("streams")
     with motion_jpeg_server() as web_camera:
-        found = streams(tmp_path_factory.mktemp("streams"), web_camera)
+        found = streams(folder, web_camera)
         assert tuple(found) == NAMES
-        assert {name for name, one in found.items() if one.make_slow} == set(SLOW_NAMES)
+        found |= files_by_pyav(folder)
+        assert {name for name, one in found.items() if one.make_slow} == {*SLOW_NAMES, *SLOW_FILES_BY_PYAV}
         yield found
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=NAMES + FILES_BY_PYAV)
 def stream(request: pytest.FixtureRequest, all_streams: dict[str, Stream]) -> Stream:
     return all_streams[request.param]
 
@@ -185,7 +208,7 @@ def test_media_time_is_read_offline_only(all_streams: dict[str, Stream]) -> None
 # --- waiting ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=SLOW_NAMES)
+@pytest.fixture(params=SLOW_NAMES + SLOW_FILES_BY_PYAV)
 def slow(request: pytest.FixtureRequest, all_streams: dict[str, Stream]) -> Source:
     make = all_streams[request.param].make_slow
     assert make is not None
@@ -305,13 +328,15 @@ def closed_port() -> int:
 def failing(kind: str, folder: Path) -> Callable[[], Source]:
     scheme, _, library = kind.partition(" ")
     url = f"{scheme}://127.0.0.1:{closed_port()}/a"
+    if kind == "file pyav":
+        return lambda: PyAVFile(folder / "missing.mp4", ("i420",), partial(UprightDecoder, offline=False))
     if library == "pyav":
         camera = CameraConfig(id="away", source=url, via="ffmpeg")
         return lambda: PyAVSource(camera, ("bgr",))
     return lambda: VideoFile(folder / "missing.mp4") if scheme == "file" else LiveCapture(NetworkLink(url))
 
 
-@pytest.mark.parametrize("kind", ["rtsp", "http", "file", "rtsp pyav", "http pyav"])
+@pytest.mark.parametrize("kind", ["rtsp", "http", "file", "rtsp pyav", "http pyav", "file pyav"])
 def test_nothing_grows_over_1000_failed_opens(kind: str, tmp_path: Path) -> None:
     make = failing(kind, tmp_path)
 

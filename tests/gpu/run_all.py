@@ -41,7 +41,7 @@ def parts(out: Path) -> Mapping[str, Part]:
     """What there is, in the order of its worth."""
     python = (sys.executable,)
     sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
-    few = "every_size or yolov8 or nanodet and ties or efficient"
+    few = "every_size or plain or yolov8 or nanodet and ties or efficient"
     kernels = ("tests/gpu/test_letterbox_kernel.py", "tests/gpu/test_postprocess_kernels.py")
     found = {
         "machine": Part(("nvidia-smi",), 20),

@@ -1,18 +1,49 @@
-"""What is said of a GPU that cannot be used, from the call of CUDA to the line in the terminal. In the emulator."""
+"""What is said of a GPU that cannot be used, from the call of CUDA to the line in the terminal; and which cameras NVDEC
+is given, and does not take. In the emulator.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from tests.gpu.coded_video import FAST, served, video
 from tests.gpu.opening import EMULATED
-from vision.config import DetectConfig, folder_of_model, load_model_card, shipped_models
+from tests.gpu.test_emulated_detector import opened
+from tests.unit.test_videofile import turned
+from vision.assemble import RunOptions
+from vision.batching import LatestSlot
+from vision.capture import open as opening
+from vision.capture.gstreamer import available
+from vision.capture.open import chooses_nvdec, open_source
+from vision.capture.source import Source
+from vision.capture.supervisor import CameraSupervisor, SupervisorPolicy
+from vision.capture.synthetic import Synthetic, SyntheticSpec
+from vision.config import CameraConfig, DetectConfig, SiteConfig, folder_of_model, load_model_card, shipped_models
 from vision.cuda import open_device
+from vision.detect.frames import PIXEL_FORMATS, FrameStore
 from vision.detect.open import open_detector
+from vision.device_image import DeviceImage
+from vision.device_memory import allocated
 from vision.doctor import check_cuda
-from vision.errors import EXIT_CONFIG, DeviceMissing
+from vision.errors import EXIT_CONFIG, DeviceMissing, EndOfStream, OutOfMemory, SourceError
+from vision.pipelines import load_pipeline
+from vision.report import Report
+from vision.types import Result, frame_shape
+
+Picture = tuple[int | None, NDArray[np.uint8]]
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="needs a driver that can be told what to say")
 
@@ -66,3 +97,346 @@ def test_doctor_says_what_it_opens() -> None:
     open_device.cache_clear()
     found = check_cuda()
     assert found.detail == "Emulated GPU (sm_90), the driver knows CUDA 13.0"
+
+
+PICTURE_BYTES = 640 * 480 * 3 // 2
+
+
+@contextmanager
+def room_for(nbytes: int) -> Iterator[None]:
+    """So much is free."""
+    from cuda.bindings.device import gpu
+
+    total, gpu.total_bytes = gpu.total_bytes, gpu.used_bytes + nbytes
+    try:
+        yield
+    finally:
+        gpu.total_bytes = total
+
+
+def frame_store(*, integrated: bool = False) -> FrameStore:
+    return FrameStore(load_model_card(folder_of_model("nanodet-g-416", shipped_models())).input, integrated=integrated)
+
+
+def held() -> tuple[int, int, int]:
+    """Bytes by our own count, and by the GPU's."""
+    from cuda.bindings.device import gpu
+
+    now = allocated()
+    return now.device_bytes, now.host_bytes, gpu.used_bytes
+
+
+@pytest.mark.parametrize("pictures", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5])
+@pytest.mark.parametrize("where", ["both", "shared", "decoded on the GPU"])
+def test_buffers_that_find_no_memory_leave_none_behind(where: str, pictures: float) -> None:
+    """Whichever of them is the first without: the picture's own, or its twin on the GPU."""
+    allocate = {
+        "both": frame_store().buffer,
+        "shared": frame_store(integrated=True).buffer,
+        "decoded on the GPU": DeviceImage.make,
+    }[where]
+    needed = 6 if where == "both" else 3
+    slot = LatestSlot("gate", allocate)
+    before = held()
+    with room_for(int(pictures * PICTURE_BYTES)):
+        if pictures < needed:
+            with pytest.raises(OutOfMemory, match=r"picture of 640x480: 0.4 MiB of .* memory were asked for") as caught:
+                slot.configure(480, 640, "nv12")
+            del caught
+            assert held() == before
+    slot.configure(480, 640, "nv12")
+    assert held()[2] >= before[2] + needed * PICTURE_BYTES
+    del slot
+    assert held() == before
+
+
+def test_one_camera_without_memory_is_no_end_of_the_program() -> None:
+    """It gives back what it had, and tries again; once there is memory its pictures come."""
+    from cuda.bindings.device import gpu
+
+    spec = SyntheticSpec.parse("synthetic:64x48?format=nv12&resize=5:640x480&frames=8")
+    slot = LatestSlot("gate", frame_store().buffer)
+    before, seen = held(), []
+
+    def wait(_: float) -> None:
+        seen.append((supervisor.status(), held()))
+        if len(seen) == 2:
+            gpu.total_bytes += 6 * PICTURE_BYTES
+
+    supervisor = CameraSupervisor(
+        "gate", lambda: Synthetic(spec, ("nv12",), offline=True), slot, SupervisorPolicy(finite=True), wait=wait
+    )
+    with room_for(int(3.5 * PICTURE_BYTES)):
+        supervisor.run()
+    assert len(seen) == 2
+    for status, bytes_held in seen:
+        assert status.state == "backing-off"
+        assert status.last_error.startswith("no memory for its pictures of 640x480: a camera's picture of 640x480")
+        assert "MiB device memory are free" in status.last_error
+        assert "a smaller stream" in status.last_error
+        assert bytes_held == before
+    lease = slot.take()
+    assert lease is not None
+    assert (lease.frame.meta.index, lease.frame.pixels.shape) == (2, (720, 640))
+
+
+# --- NVDEC, where nobody asked for it ---------------------------------------------------------------------------------
+
+
+def camera(source: object, **settings: Any) -> CameraConfig:
+    return CameraConfig.model_validate({"id": "gate", "source": str(source), **settings})
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "expected"),
+    [
+        ("clip.mp4", {}, True),
+        ("clip.mp4", {"loop": True}, False),
+        ("http://10.0.0.4/a", {}, True),
+        ("rtsp://10.0.0.4/a", {}, available(CameraConfig(id="a", source="rtsp://10.0.0.4/a")) is not None),
+        ("clip.mp4", {"via": "ffmpeg"}, False),
+        ("clip.mp4", {"via": "opencv"}, False),
+        ("http://10.0.0.4/a", {"via": "ffmpeg"}, False),
+        ("picture.jpg", {}, False),
+        (".", {}, False),
+        ("/dev/video0", {}, False),
+        ("csi:0", {}, False),
+        ("synthetic:", {}, False),
+    ],
+)
+def test_what_nvdec_is_given(source: str, settings: dict[str, Any], expected: bool) -> None:
+    assert chooses_nvdec(camera(source, **settings)) is expected
+
+
+def test_where_gstreamer_is_missing_nvdec_is_given_rtsp_over_tcp() -> None:
+    """In a process of its own, for which it is not there. Over UDP it would not say what lost packets damaged."""
+    program = """
+import sys
+sys.modules["gi"] = None
+from vision.capture.open import chooses_nvdec
+from vision.config import CameraConfig
+for transport in ("tcp", "udp"):
+    print(transport, chooses_nvdec(CameraConfig(id="gate", source="rtsp://10.0.0.4/a", transport=transport)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == ["tcp True", "udp False"], done.stderr
+
+
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    """What is kept of the GPU and its decoders is asked again, now and afterwards."""
+    for known in (open_device, opening._has_nvdec):
+        known.cache_clear()
+    yield
+    for known in (open_device, opening._has_nvdec):
+        known.cache_clear()
+
+
+def test_a_jetson_has_decoders_of_another_kind(asked_anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda.bindings import runtime
+
+    monkeypatch.setitem(runtime.ATTRIBUTES, runtime.cudaDeviceAttr.cudaDevAttrIntegrated, 1)
+    assert not chooses_nvdec(camera("clip.mp4"))
+
+
+def test_where_the_module_is_missing_the_log_says_so(
+    asked_anew: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vision.capture import nvdec
+
+    nvdec._library.cache_clear()
+    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
+    with caplog.at_level(logging.INFO):
+        assert not chooses_nvdec(camera("clip.mp4"))
+    assert "decoded on the CPU, not on the graphics card: NVDEC cannot be used" in caplog.text
+    assert "pip install 'vision[nvdec]'" in caplog.text
+
+
+def read(source: Source, *, on_gpu: bool) -> Generator[Picture]:
+    """Times and pictures to the end, by way of GPU memory or of the host's."""
+    with closing(source):
+        info = source.open()
+        while True:
+            try:
+                grab = source.grab(10)
+            except EndOfStream:
+                return
+            except SourceError as error:
+                if "ended the stream" in str(error):
+                    return
+                raise
+            assert grab is not None
+            if on_gpu:
+                image = DeviceImage.make(info.height_px, info.width_px, info.pixel_format)
+                source.retrieve(image)
+                yield grab.pts_ns, image.to_host()
+            else:
+                pixels = np.zeros(frame_shape(info.height_px, info.width_px, info.pixel_format), np.uint8)
+                source.retrieve(pixels)
+                yield grab.pts_ns, pixels
+
+
+def by_auto(source: object, **settings: Any) -> Source:
+    return open_source(camera(source, **settings), offline=True, pixel_formats=PIXEL_FORMATS, nvdec=True)
+
+
+def by_ffmpeg(source: object, **settings: Any) -> Source:
+    return open_source(camera(source, via="ffmpeg", **settings), offline=True, pixel_formats=PIXEL_FORMATS)
+
+
+def same(found: list[Picture], wanted: list[Picture]) -> None:
+    assert [pts_ns for pts_ns, _ in found] == [pts_ns for pts_ns, _ in wanted]
+    for (_, one), (_, other) in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+REFUSED = {
+    "motion jpeg": (partial(video, "mjpeg", "matroska", pixels="yuvj420p", count=8), "NVDEC cannot decode mjpeg"),
+    "10 bits": (partial(video, "libx265", "mp4", pixels="yuv420p10le", count=8), "expected pictures of 8 bits"),
+    # With pictures sent in another order, the card says so some packets later.
+    "too wide": (partial(video, "libx264", "mp4", size=(64, 4224), count=8), "NVDEC cannot decode this H264"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_nvdec_refuses_ffmpeg_decodes_into_the_same_memory(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From the first picture on, and once each the log says why."""
+    make, why = REFUSED[name]
+    path = tmp_path / f"{name}.video"
+    path.write_bytes(make())
+    wanted = list(read(by_ffmpeg(path), on_gpu=False))
+    assert len(wanted) == 8
+    opening._say_once.cache_clear()
+    held = allocated().device_bytes
+    for _ in range(2):
+        same(list(read(by_auto(path), on_gpu=True)), wanted)
+    same(list(read(by_auto(path), on_gpu=False)), wanted)
+    assert caplog.text.count("camera gate: decoded on the CPU, because ") == 1
+    assert why in caplog.text
+    assert allocated().device_bytes == held
+
+
+def test_what_it_does_not_refuse_it_decodes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(video("libx264", "mp4", count=8, options=(*FAST.items(), ("bf", "0"))))
+    with closing(by_auto(path)) as source:
+        assert source.open().decoder == "nvdec-h264"
+    found, wanted = list(read(by_auto(path), on_gpu=True)), list(read(by_ffmpeg(path), on_gpu=False))
+    assert [pts_ns for pts_ns, _ in found] == [pts_ns for pts_ns, _ in wanted]
+    for (_, nv12), (_, i420) in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(nv12[:192], i420[:192])
+    assert caplog.text == ""
+
+
+def test_pictures_that_have_to_be_turned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which NVDEC cannot do; asked for, it is an error instead of a picture that lies on its side."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(video("libx264", "mp4", count=8, options=(*FAST.items(), ("bf", "0"))))
+    turned(path, 1)
+    opening._say_once.cache_clear()
+    found = list(read(by_auto(path), on_gpu=True))
+    assert found[0][1].shape == frame_shape(320, 192, "i420")
+    same(found, list(read(by_ffmpeg(path), on_gpu=False)))
+    assert "decoded on the CPU, because its pictures are to be turned by 90 degrees" in caplog.text
+    source = open_source(camera(path, via="nvdec"), offline=True, pixel_formats=PIXEL_FORMATS)
+    with (
+        closing(source),
+        pytest.raises(SourceError, match="to be turned by 90 degrees to the left, which NVDEC cannot"),
+    ):
+        source.open()
+
+
+def test_every_pass_of_a_loop_by_the_same_decoder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.video"
+    path.write_bytes(REFUSED["10 bits"][0]())
+    once = [pixels for _, pixels in read(by_ffmpeg(path), on_gpu=False)]
+    opening._say_once.cache_clear()
+    with closing(read(by_auto(path, loop=True), on_gpu=True)) as pictures:
+        for number in range(20):
+            np.testing.assert_array_equal(next(pictures)[1], once[number % 8])
+    assert caplog.text.count("decoded on the CPU") == 1
+
+
+def test_with_little_memory_left_no_decoder_is_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from cuda.bindings.device import gpu
+
+    path = tmp_path / "a.mp4"
+    path.write_bytes(video("libx264", "mp4", count=8, options=(*FAST.items(), ("bf", "0"))))
+    opening._say_once.cache_clear()
+    total, gpu.total_bytes = gpu.total_bytes, gpu.used_bytes + (8 << 20)
+    taken = gpu.allocate(int(7.5 * 2**20))
+    try:
+        found = list(read(by_auto(path), on_gpu=True))
+    finally:
+        gpu.free(taken)
+        gpu.total_bytes = total
+    same(found, list(read(by_ffmpeg(path), on_gpu=False)))
+    assert "decoded on the CPU, because less than 1/8 of the graphics card's memory is free" in caplog.text
+
+
+def test_a_network_camera_that_nvdec_refuses(caplog: pytest.LogCaptureFixture) -> None:
+    """Over the connection that there is: nothing is opened again, and no picture is lost."""
+    data = video("libx265", "mpegts", pixels="yuv420p10le", count=8)
+    opening._say_once.cache_clear()
+    with served(data, name="live.ts") as address:
+        found, wanted = list(read(by_auto(address), on_gpu=True)), list(read(by_ffmpeg(address), on_gpu=False))
+    assert len(found) == 8
+    same(found, wanted)
+    assert "camera gate: decoded on the CPU, because expected pictures of 8 bits" in caplog.text
+
+
+def test_what_is_refused_later_ends_the_connection() -> None:
+    """As when a camera is set to something else; the next connection begins with FFmpeg."""
+    options = (*FAST.items(), ("bf", "0"))
+    parts = [video("libx264", "h264", count=8, pixels=pixels, options=options) for pixels in ("yuv420p", "yuv420p10le")]
+    found: list[Picture] = []
+    with (
+        served(*parts, name="live.h264") as address,
+        pytest.raises(SourceError, match="expected pictures of 8 bits"),
+        closing(read(by_auto(address), on_gpu=True)) as pictures,
+    ):
+        found.extend(pictures)
+    with served(parts[1], name="live.h264") as address:
+        assert len(list(read(by_auto(address), on_gpu=True))) == 8
+    assert len(found) == 8
+
+
+class Counted:
+    """The results of each camera."""
+
+    def __init__(self) -> None:
+        self.results: Counter[str] = Counter()
+
+    def publish(self, result: Result) -> None:
+        self.results[result.meta.camera_id] += 1
+
+    def report(self, report: Report) -> None:
+        """Nothing."""
+
+
+def test_the_whole_program(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two cameras that nobody has said anything of: one that NVDEC decodes, and one that it does not."""
+    caplog.set_level(logging.INFO)
+    options = (*FAST.items(), ("bf", "0"))
+    (tmp_path / "a.mp4").write_bytes(video("libx264", "mp4", count=8, options=options))
+    (tmp_path / "b.mkv").write_bytes(REFUSED["motion jpeg"][0]())
+    cameras = [{"id": name[0], "source": str(tmp_path / name)} for name in ("a.mp4", "b.mkv")]
+    detector, sink = opened(), Counted()
+    on_gpu: list[bool] = []
+    submit = detector.submit
+
+    def watched(slot: int, frames: Any) -> None:
+        on_gpu.extend(isinstance(frame.pixels, DeviceImage) for frame in frames)
+        submit(slot, frames)
+
+    detector.submit = watched  # type: ignore[method-assign]
+    with ExitStack() as resources:
+        given = RunOptions(threading.Event(), offline=True, sink=sink, open_detector=lambda *_: detector)
+        load_pipeline("detect")(SiteConfig.model_validate({"cameras": cameras}), given, resources).run(given.stop)
+    assert sink.results == {"a": 8, "b": 8}
+    assert on_gpu == [True] * 16
+    assert "camera a: 320x192 nv12 through nvdec-h264" in caplog.text
+    assert "camera b: decoded on the CPU, because NVDEC cannot decode mjpeg" in caplog.text
+    assert "camera b: 320x192 i420 through pyav-mjpeg" in caplog.text

@@ -19,17 +19,17 @@ from tests.gpu.coded_video import FAST, FPS, coded, decoded, served, video
 from tests.gpu.opening import EMULATED
 from vision.batching import LatestSlot
 from vision.capture.liveness import PictureWatch
-from vision.capture.nvdec_file import NvdecFile
 from vision.capture.nvdec_stream import NvdecDecoder
 from vision.capture.open import open_source
 from vision.capture.pyav import PyAVSource
+from vision.capture.pyav_file import PyAVFile
 from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor
 from vision.config.site import CameraConfig
 from vision.cuda import memory_info, synchronize_device
 from vision.device_image import DeviceImage
 from vision.errors import EndOfStream, SizeChanged, SourceError
-from vision.types import OffHost, PixelFormat
+from vision.types import OffHost, PixelFormat, YuvEncoding
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
 COUNT = 30
@@ -43,8 +43,8 @@ Image = NDArray[np.uint8]
 pytestmark = pytest.mark.usefixtures("nvdec")
 
 
-def opened_file(path: Path, **options: Any) -> closing[NvdecFile]:
-    return closing(NvdecFile(path, NV12, **{"offline": True, **options}))
+def opened_file(path: Path, **options: Any) -> closing[PyAVFile]:
+    return closing(PyAVFile(path, NV12, partial(NvdecDecoder, live=False), **{"offline": True, **options}))
 
 
 def saved(folder: Path, data: bytes, name: str) -> Path:
@@ -165,7 +165,7 @@ def test_every_codec_as_ffmpeg_decodes_it(
         (partial(video, "libx264", "mp4", pixels="yuv444p", count=3), "8 bits, 4:2:0, for NVDEC.*yuv444p"),
         (partial(video, "mjpeg", "matroska", pixels="yuvj420p", count=3), "NVDEC cannot decode mjpeg: expected H.264"),
         (partial(video, "libx264", "mp4", size=(64, 4224), count=3), "NVDEC cannot decode this H264.*not supported"),
-        (partial(bytes, b"no video"), "not a video that FFmpeg can read"),
+        (partial(bytes, b"no video"), "not a video that FFmpeg can decode"),
         (partial(bytes), "the file is empty"),
     ],
     ids=["10 bits", "4:4:4", "motion jpeg", "too wide", "no video", "empty"],
@@ -223,6 +223,29 @@ def test_looped(tmp_path: Path) -> None:
             times.append(grab.pts_ns)
             np.testing.assert_array_equal(on_gpu(source, 192, 320), wanted[number % COUNT])
     assert times == [round(number * 1e9 / FPS) for number in range(len(times))]
+
+
+ENCODINGS: tuple[tuple[str, YuvEncoding], ...] = (
+    ("colormatrix=smpte170m", "bt601"),
+    ("colormatrix=bt709:fullrange=on", "bt709-full"),
+    ("colormatrix=bt709", "bt709"),
+)
+
+
+def encodings(count: int = 5) -> list[bytes]:
+    """H.264 of one size, and of each of the `ENCODINGS`."""
+    return [
+        video("libx264", "h264", count=count, options=(*NO_B_FRAMES, ("x264-params", x264))) for x264, _ in ENCODINGS
+    ]
+
+
+def test_each_picture_of_a_file_tells_its_encoding(tmp_path: Path) -> None:
+    """Those too that a decoder still had when the next encoding began, and after the file began again."""
+    with opened_file(saved(tmp_path, b"".join(encodings()), "a.h264"), loop=True) as source:
+        assert source.open().yuv == "bt601"
+        found = [grab.yuv for _ in range(25) if (grab := source.grab(1)) is not None]
+    expected = [encoding for _, encoding in ENCODINGS for _ in range(5)]
+    assert found == [*expected, *expected[:10]]
 
 
 def test_at_its_own_pace(tmp_path: Path) -> None:
@@ -331,6 +354,13 @@ def test_a_new_size_in_mid_stream(order: tuple[int, int]) -> None:
                 with pytest.raises(SizeChanged, match=f"{sizes[1][1]}x{sizes[1][0]}"):
                     on_gpu(source, *sizes[0])
             np.testing.assert_array_equal(on_gpu(source, *sizes[number // 10]), expected)
+
+
+def test_each_picture_of_a_stream_tells_its_encoding() -> None:
+    with served(*encodings(), name="live.h264") as address, closing(opened_camera(address)) as source:
+        assert source.open().yuv == "bt601"
+        found = [grab.yuv for _ in range(15) if (grab := source.grab(10)) is not None]
+    assert found == [encoding for _, encoding in ENCODINGS for _ in range(5)]
 
 
 def test_the_supervisor_and_buffers_on_the_gpu() -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tests.gpu.coded_video import FAST, decoded, written
 from tests.gpu.opening import EMULATED
 from tests.gpu.test_tensorrt_detector import detect, images, iou, open_nanodet, same
 from vision.assemble import RunOptions
-from vision.capture.nvdec_file import NvdecFile
+from vision.capture.nvdec_stream import NvdecDecoder
+from vision.capture.pyav_file import PyAVFile
 from vision.config import SiteConfig
 from vision.device_image import DeviceImage
 from vision.pipelines import load_pipeline
@@ -122,7 +124,7 @@ def test_the_whole_program_finds_what_it_finds_through_opencv(
 def test_pictures_from_nvdec_and_from_the_host_are_the_same_to_the_detector(short_clip: Path, detector: Any) -> None:
     count = min(FRAMES, 40)
     ours, theirs = [], []
-    with closing(NvdecFile(short_clip, ("nv12",), offline=True)) as source:
+    with closing(PyAVFile(short_clip, ("nv12",), partial(NvdecDecoder, live=False), offline=True)) as source:
         info = source.open()
         for number, (_, pixels) in enumerate(decoded(short_clip, count)):
             assert source.grab(1) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.gpu.coded_video import FAST, video
 from tests.rtsp.stage import (
     PATIENCE_S,
     Server,
@@ -23,11 +25,11 @@ from tests.rtsp.stage import (
     source_of,
     wait_until,
 )
-from vision.capture.elements import host_caps
-from vision.capture.gst import hash_is_address, library, mapped
+from vision.capture.elements import Element, decode_chain, host_caps
+from vision.capture.gst import Installed, hash_is_address, library, mapped
 from vision.capture.gstreamer import GStreamerSource, available
 from vision.errors import SourceError
-from vision.types import PixelFormat
+from vision.types import PixelFormat, YuvEncoding
 
 GOP = 20
 
@@ -126,6 +128,50 @@ def test_pictures_with_odd_sides_are_converted(width: int, expected: str) -> Non
         assert sample.get_caps().get_structure(0).get_string("format") == expected
     finally:
         pipeline.set_state(gst.State.NULL)
+
+
+class Recorded(GStreamerSource):
+    """A camera whose coded pictures come from a file, and are decoded as those of any other."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(camera("rtsp://127.0.0.1/recorded", "gstreamer"), ("i420",))
+        self._path = path
+
+    def _start(self) -> None:
+        gst = library().Gst
+        _, *decoding, sink = decode_chain("H264", ("i420",), Installed())
+        patient = Element(sink.factory, {**sink.properties, "drop": False})
+        self._pipeline = gst.Pipeline.new(None)
+        self._bus = self._pipeline.get_bus()
+        self._add_chain([Element("filesrc", {"location": str(self._path)}), *decoding, patient])
+        self._pipeline.set_state(gst.State.PLAYING)
+
+
+UNSAID: tuple[tuple[int, str, YuvEncoding], ...] = ((96, "bframes=0", "bt601"), (720, "bframes=0", "bt709"))
+SAID: tuple[tuple[int, str, YuvEncoding], ...] = (
+    (96, "colormatrix=smpte170m", "bt601"),
+    (96, "colormatrix=bt709", "bt709"),
+    (720, "colormatrix=smpte170m:fullrange=on", "bt601-full"),  # 1.22 says nothing of a range that changes alone
+    (96, "colormatrix=smpte170m", "bt601"),
+)
+
+
+@pytest.mark.parametrize("parts", [UNSAID, SAID], ids=["unsaid", "said"])
+def test_each_picture_tells_its_encoding(parts: tuple[tuple[int, str, YuvEncoding], ...], tmp_path: Path) -> None:
+    path = tmp_path / "a.h264"
+    each = [
+        video("libx264", "h264", count=3, size=(height_px, 128), options=(*FAST.items(), ("x264-params", x264)))
+        for height_px, x264, _ in parts
+    ]
+    path.write_bytes(b"".join(each))
+    found = []
+    with closing(Recorded(path)) as source:
+        info = source.open()
+        assert info.yuv == parts[0][2]
+        with pytest.raises(SourceError, match="ended the stream"):
+            while (grab := source.grab(PATIENCE_S)) is not None:
+                found.append((picture(source, info)[1], grab.yuv))
+    assert found == [(height_px, yuv) for height_px, _, yuv in parts for _ in range(3)]
 
 
 def test_a_buffer_is_read_where_it_is_or_by_copy() -> None:

@@ -228,8 +228,9 @@ def camera(**options: object) -> str:
         ),
         (
             camera(source="a.mp4", via="gstreamer"),
-            ["1: cameras[0].via: expected 'auto', 'opencv' or 'nvdec' for this kind of source, got 'gstreamer'"],
+            ["1: cameras[0].via: expected 'auto', 'opencv', 'ffmpeg' or 'nvdec' for this kind of source"],
         ),
+        (camera(source="a.mp4", via="ffmpeg", loop="true"), []),
         (camera(source="'synthetic:'", via="opencv"), ["1: cameras[0].via: expected 'auto' for this kind of source"]),
         (camera(source="/dev/video0", via="gstreamer"), []),
         (

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from tests.gpu.run_all import ROOT, parts
 
+HEADS = ("nanodet", "nanodet, one output", "yolov5", "yolov8", "end-to-end", "efficient nms", "rt-detr")
 
-def test_sanitizers_run_tests_of_every_kernel(tmp_path: Path) -> None:
+
+def test_sanitizers_run_tests_of_every_kernel_and_every_form_of_head(tmp_path: Path) -> None:
     arguments = {
         tool: part.command[part.command.index(sys.executable) :]
         for tool, part in parts(tmp_path).items()
@@ -27,4 +29,6 @@ def test_sanitizers_run_tests_of_every_kernel(tmp_path: Path) -> None:
     )
     assert found.returncode == 0, found.stdout
     assert found.stdout.count("test_letterbox_kernel.py::") == 3, found.stdout
-    assert found.stdout.count("test_postprocess_kernels.py::") > 3, found.stdout
+    assert found.stdout.count("test_postprocess_kernels.py::") > len(HEADS), found.stdout
+    for head in HEADS:
+        assert f"test_postprocess_kernels.py::test_as_the_reference[plain {head}]" in found.stdout, found.stdout

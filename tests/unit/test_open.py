@@ -13,6 +13,7 @@ from vision.capture.images import ImageFolder
 from vision.capture.open import open_source, supervision_of
 from vision.capture.opencv import LiveCapture, NetworkLink, UsbLink
 from vision.capture.pyav import PyAVSource
+from vision.capture.pyav_file import PyAVFile
 from vision.capture.source import Source
 from vision.capture.supervisor import SupervisorPolicy
 from vision.capture.synthetic import Synthetic
@@ -44,7 +45,8 @@ def opened(source: str, **options: object) -> Source:
         ("https://10.0.0.4/a.mjpg", {"via": "opencv"}, LiveCapture),
         ("/dev/video3", {}, LiveCapture),
         ("/dev/v4l/by-id/usb-camera", {}, LiveCapture),
-        ("clip.mp4", {}, VideoFile),
+        ("clip.mp4", {}, PyAVFile),
+        ("clip.mp4", {"via": "ffmpeg"}, PyAVFile),
         ("clip.mp4", {"via": "opencv", "loop": True}, VideoFile),
         ("picture.JPG", {}, ImageFolder),
         ("folder", {}, ImageFolder),
@@ -57,6 +59,38 @@ def test_which_class(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     assert type(opened(source, **options)) is expected
+
+
+@pytest.mark.parametrize(
+    ("formats", "via", "expected"),
+    [
+        (("nv12", "i420", "bgrx", "bgr"), "auto", PyAVFile),
+        (("i420",), "auto", PyAVFile),
+        (("bgr", "bgrx", "nv12", "i420"), "auto", VideoFile),
+        (("bgr",), "auto", VideoFile),
+        (("bgr", "bgrx", "nv12", "i420"), "ffmpeg", PyAVFile),
+        (("nv12", "i420", "bgrx", "bgr"), "opencv", VideoFile),
+    ],
+)
+def test_a_file_is_read_by_what_gives_the_cheapest_format(
+    formats: tuple[PixelFormat, ...], via: str, expected: type
+) -> None:
+    """Of the detectors, TensorRT's takes what FFmpeg decodes to; ONNX Runtime's would convert it as OpenCV does."""
+    assert type(open_source(camera("clip.mp4", via=via), offline=False, pixel_formats=formats)) is expected
+
+
+def test_what_is_not_installed_is_not_chosen() -> None:
+    """NVDEC on any machine, in a process of its own; where it is, `tests/gpu` has what is chosen."""
+    code = """
+import sys
+sys.modules["PyNvVideoCodec"] = None
+from vision.capture.open import chooses_nvdec
+from vision.config.site import CameraConfig
+sources = ("clip.mp4", "http://10.0.0.4/a", "rtsp://10.0.0.4/a")
+print([chooses_nvdec(CameraConfig(id="gate", source=source)) for source in sources])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "[False, False, False]\n", done.stderr
 
 
 def test_rtsp_goes_through_gstreamer_where_that_can_and_the_log_says_where_not(
@@ -79,6 +113,12 @@ def test_rtsp_goes_through_gstreamer_where_that_can_and_the_log_says_where_not(
         (["av"], "http://10.0.0.4/a", "ffmpeg", "SourceError", "pip install 'vision[ffmpeg]'"),
         ([], "http://10.0.0.4/a", "auto", "PyAVSource", ""),
         (["av"], "http://10.0.0.4/a", "nvdec", "SourceError", "pip install 'vision[nvdec]'"),
+        (["av"], "clip.mp4", "auto", "VideoFile", "through opencv, because PyAV is not there"),
+        (["av"], "clip.mp4", "ffmpeg", "SourceError", "pip install 'vision[ffmpeg]'"),
+        (["cv2"], "clip.mp4", "auto", "PyAVFile", ""),
+        (["cv2"], "clip.mp4", "opencv", "SourceError", "OpenCV is not there"),
+        (["cv2"], "picture.jpg", "auto", "PyAVFile", ""),
+        (["cv2"], ".", "auto", "SourceError", "OpenCV is not there"),
         (["cuda.bindings"], "clip.mp4", "nvdec", "SourceError", "NVDEC cannot be used: cuda-python cannot be imported"),
     ],
 )
@@ -101,7 +141,7 @@ except SourceError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.split()[0] == expected, done.stderr
     assert said in done.stdout + done.stderr
-    assert bool(done.stderr) is (bool(missing) and via == "auto")
+    assert bool(done.stderr) is (via == "auto" and bool({"gi", "av"} & set(missing)))
 
 
 @pytest.mark.parametrize("source", ["csi:0", "rtsp://10.0.0.4/a"])
@@ -176,7 +216,9 @@ def test_what_is_live(source: str, offline: bool, live: bool) -> None:
 @pytest.mark.parametrize(
     ("source", "options", "formats", "message"),
     [
-        ("clip.mp4", {}, ("nv12",), "OpenCV delivers bgr pictures"),
+        ("clip.mp4", {"via": "opencv"}, ("nv12",), "OpenCV delivers bgr pictures"),
+        ("picture.jpg", {}, ("nv12",), "OpenCV delivers bgr pictures"),
+        ("picture.jpg", {"via": "ffmpeg"}, FORMATS, "expected no `via: ffmpeg`.*images are read with OpenCV"),
         ("/dev/video3", {"via": "opencv"}, ("nv12",), "OpenCV delivers bgr pictures"),
         ("http://10.0.0.4/a", {"via": "opencv"}, ("nv12",), "OpenCV delivers bgr pictures"),
         ("synthetic:640x480?objcts=3", {}, FORMATS, "unknown option 'objcts'"),
@@ -213,6 +255,7 @@ def test_how_it_is_watched(source: str, options: dict[str, object], expected: Su
         ("vision.capture.synthetic", ("cv2", "gi", "pydantic", "yaml")),
         ("vision.capture.open", ("cv2", "gi", "av")),
         ("vision.capture.pyav", ("cv2", "gi")),
+        ("vision.capture.pyav_file", ("cv2", "gi")),
     ],
 )
 def test_libraries_are_imported_when_they_are_needed(module: str, unwanted: tuple[str, ...]) -> None:

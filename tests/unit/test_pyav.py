@@ -5,26 +5,28 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from fractions import Fraction
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeAlias
 
 import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from vision.batching import Batcher, LatestSlot
 from vision.capture.h264 import MissingPictures
 from vision.capture.pyav import PyAVSource
 from vision.capture.pyav_pictures import PictureWriter, choose_format, encoding_of
 from vision.capture.source import StreamInfo
+from vision.capture.supervisor import CameraSupervisor
 from vision.config.site import CameraConfig
 from vision.detect.yuv import FRACTION_BITS, yuv_coefficients
 from vision.errors import SizeChanged, SourceError
-from vision.types import PixelFormat, YuvEncoding, frame_shape
+from vision.types import FrameMeta, PixelFormat, YuvEncoding, frame_shape
 
 GOP = 10
 WIDTH_PX, HEIGHT_PX = 128, 96
@@ -99,6 +101,7 @@ def colour(y: int, u: int, v: int, encoding: YuvEncoding) -> tuple[float, float,
         ("yuv420p", 2, 0, 96, "bt601"),
         ("yuv420p", 2, 0, 720, "bt709"),
         ("yuvj420p", 5, 0, 720, "bt601-full"),
+        ("yuvj420p", 5, 1, 96, "bt601"),  # what FFmpeg makes of a stream that was of full range, and is no more
         ("nv12", 1, 2, 96, "bt709-full"),
         ("nv12", 2, 1, 96, "bt601"),
     ],
@@ -292,6 +295,59 @@ def test_a_new_size_in_mid_stream_is_told() -> None:
             with pytest.raises(SizeChanged, match="64x48"):
                 retrieved(source, info, HEIGHT_PX, WIDTH_PX)
             assert retrieved(source, info, 48, 64).std() > 5
+
+
+Change: TypeAlias = tuple[int, str, YuvEncoding]
+"""Picture height, what x264 is told, and what it means."""
+
+UNSAID: tuple[Change, ...] = ((96, "", "bt601"), (720, "", "bt709"), (96, "", "bt601"))
+SAID: tuple[Change, ...] = (
+    (96, ":colormatrix=smpte170m", "bt601"),
+    (96, ":colormatrix=bt709", "bt709"),
+    (96, ":colormatrix=bt709:fullrange=on", "bt709-full"),
+    (720, ":colormatrix=smpte170m:fullrange=on", "bt601-full"),
+    (720, ":colormatrix=smpte170m", "bt601"),
+)
+
+
+def changing(changes: Sequence[Change]) -> Iterator[bytes]:
+    """Three pictures of each."""
+    for height_px, said, _ in changes:
+        yield from coded(WIDTH_PX, height_px, 3, f"bframes=0{said}")
+
+
+@pytest.mark.parametrize("changes", [UNSAID, SAID], ids=["unsaid", "said"])
+def test_each_picture_tells_its_encoding(changes: Sequence[Change]) -> None:
+    with served(*changing(changes)) as address, closing(source_of(address)) as source:
+        assert source.open().yuv == "bt601"
+        found = [grab.yuv for _ in range(3 * len(changes)) if (grab := source.grab(20)) is not None]
+    assert found == [encoding for _, _, encoding in changes for _ in range(3)]
+
+
+def test_the_reader_gets_each_picture_with_its_encoding() -> None:
+    """A new size is a new epoch, a new encoding is none."""
+    slot = LatestSlot("gate", lambda h, w, f: np.zeros(frame_shape(h, w, f), np.uint8), lossless=True)
+    batcher = Batcher([slot], 1)
+    metas: list[FrameMeta] = []
+    with served(*changing(SAID)) as address:
+        supervisor = CameraSupervisor("gate", lambda: source_of(address), slot)
+        thread = threading.Thread(target=supervisor.run, daemon=True)
+        thread.start()
+        while len(metas) < 14:  # the last one may be dropped with its connection
+            assert batcher.wait_frame(20)
+            for lease in batcher.next():
+                metas.append(lease.frame.meta)
+                lease.release()
+        supervisor.stop()
+        slot.close()
+        thread.join(20)
+    assert [(meta.epoch, meta.index, meta.height_px, meta.yuv) for meta in metas] == [
+        *[(0, index, 96, "bt601") for index in range(3)],
+        *[(0, index, 96, "bt709") for index in range(3, 6)],
+        *[(0, index, 96, "bt709-full") for index in range(6, 9)],
+        *[(1, index, 720, "bt601-full") for index in range(3)],
+        *[(1, index, 720, "bt601") for index in range(3, 5)],
+    ]
 
 
 def test_a_stream_that_stops_is_an_error_after_the_read_timeout() -> None:

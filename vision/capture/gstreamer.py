@@ -29,7 +29,7 @@ from vision.capture.planes import Plane, copy_planes, planes_of
 from vision.capture.source import Grab, StreamInfo
 from vision.config import CameraConfig
 from vision.errors import SizeChanged, SourceError, redact
-from vision.types import PixelFormat, frame_shape
+from vision.types import PixelFormat, YuvEncoding, frame_shape
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,8 @@ class GStreamerSource:
         self._sink: Any = None
         self._sample: Any = None  # the picture grabbed last
         self._first: Any = None  # the picture that `open` waited for
-        self._info: StreamInfo | None = None
+        self._info: StreamInfo | None = None  # of the first picture
+        self._picture: StreamInfo | None = None  # of the one grabbed last
         self._undo: list[Callable[[], None]] = []
         self._base_ns = 0
         self._decoder = ""
@@ -122,13 +123,13 @@ class GStreamerSource:
             sample = self._pull(timeout_s)
         if sample is None:
             return None
-        self._sample = sample
-        return self._stamp(sample.get_buffer())
+        self._sample, self._picture = sample, self._describe(sample)
+        return self._stamp(sample.get_buffer(), self._picture.yuv)
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
-        if self._sample is None or self._info is None:
+        info = self._picture
+        if info is None or self._info is None:
             raise self._error("retrieve without a picture grabbed")
-        info = self._describe(self._sample)
         if info.pixel_format != self._info.pixel_format:
             raise self._error(f"pictures were {self._info.pixel_format}, now {info.pixel_format}")
         if out.shape != frame_shape(info.height_px, info.width_px, info.pixel_format):
@@ -384,7 +385,7 @@ class GStreamerSource:
         arrived_ns = self._base_ns + pts_ns
         return arrived_ns if 0 <= now_ns - arrived_ns < _OLDEST_NS else now_ns
 
-    def _stamp(self, buffer: Any) -> Grab:
+    def _stamp(self, buffer: Any, yuv: YuvEncoding) -> Grab:
         gst = library().Gst
         pts_ns = None if buffer.pts == _NO_TIME else int(buffer.pts)
         coded = None if pts_ns is None else self._timeline.take(pts_ns)
@@ -394,7 +395,7 @@ class GStreamerSource:
             coded = Coded(arrived_ns, None, self._gate.damaged)
         stamp = self._stamps.stamp(coded.arrived_ns, coded.ntp_utc_ns)
         corrupt = coded.corrupt or buffer.has_flags(gst.BufferFlags.CORRUPTED)
-        return Grab(stamp.captured_ns, stamp.captured_utc_ns, stamp.clock, pts_ns, corrupt)
+        return Grab(stamp.captured_ns, stamp.captured_utc_ns, stamp.clock, pts_ns, corrupt, yuv)
 
     def _describe(self, sample: Any) -> StreamInfo:
         caps = sample.get_caps()

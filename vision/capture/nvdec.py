@@ -28,7 +28,7 @@ from vision.cuda import Stream, open_device, use_device
 from vision.device_image import DeviceImage
 from vision.device_memory import copy_rows
 from vision.errors import DeviceMissing, SizeChanged, SourceError
-from vision.types import frame_shape
+from vision.types import YuvEncoding, frame_shape
 
 CODECS: Final = {
     "h264": "H264",
@@ -106,6 +106,7 @@ class Surface:
     width_px: int
     time: int  # as it was given with the coded picture
     planes: tuple[_Plane, ...]
+    yuv: YuvEncoding
 
     def copy_to(self, out: NDArray[np.uint8], stream: Stream) -> None:
         """Into a `DeviceImage`, or over the bus into an ordinary array; waits until it is there.
@@ -130,13 +131,14 @@ class Surface:
 
 
 class Session:
-    """NVDEC at work on one stream of one picture size."""
+    """NVDEC at work on one stream of one picture size and encoding."""
 
-    def __init__(self, codec: str, stream: Stream, *, at_once: bool) -> None:
+    def __init__(self, codec: str, stream: Stream, yuv: YuvEncoding, *, at_once: bool) -> None:
         """
         Args:
             codec: of `CODECS`.
             stream: what the decoder's copies are queued on.
+            yuv: of its pictures: NVDEC does not tell.
             at_once: every picture comes out of the call that it went into. Not for streams that send pictures in
                 another order than they are shown in.
 
@@ -148,6 +150,7 @@ class Session:
         use_device(device)  # the calling thread may be a new one
         latency = library.DisplayDecodeLatencyType
         self._codec = codec
+        self._yuv = yuv
         self._packet = library.PacketData
         self._nv12 = library.Pixel_Format.NV12
         self._flag = library.VideoPacketFlag.ENDOFPICTURE if at_once else None
@@ -192,7 +195,7 @@ class Session:
         luma, chroma = (view.__cuda_array_interface__ for view in picture.cuda())
         height_px, width_px = (int(side) for side in luma["shape"][:2])
         planes = tuple(_plane(view, width_px) for view in (luma, chroma))
-        return Surface(height_px, width_px, int(picture.getPTS()), planes)
+        return Surface(height_px, width_px, int(picture.getPTS()), planes, self._yuv)
 
     def _failure(self, error: Exception) -> SourceError:
         return SourceError(

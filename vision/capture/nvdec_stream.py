@@ -66,9 +66,8 @@ class NvdecDecoder:
         return found
 
     def describe(self, picture: Surface, fps: float | None) -> StreamInfo:
-        encoding: YuvEncoding = "bt601" if self._format is None else self._format[2]
         name = f"nvdec-{CODECS[self._codec].lower()}"
-        return StreamInfo(picture.width_px, picture.height_px, "nv12", fps, name, encoding)
+        return StreamInfo(picture.width_px, picture.height_px, "nv12", fps, name, picture.yuv)
 
     def write(self, picture: Surface, out: NDArray[np.uint8]) -> None:
         picture.copy_to(out, self._stream)
@@ -110,12 +109,13 @@ class NvdecDecoder:
                 hint="change the camera's settings, or leave out `via`: then it is decoded on the CPU",
             )
         choose_format("nv12", frame.height, frame.width, ("nv12",))  # its sides are even
-        new = (frame.height, frame.width, encoding_of(frame))
+        encoding = encoding_of(frame)
+        new = (frame.height, frame.width, encoding)
         if new == self._format:
             return ()
         found = self._drain()
         self._retired, self._session = self._session, None
-        self._session = Session(self._codec, self._stream, at_once=self._at_once)
+        self._session = Session(self._codec, self._stream, encoding, at_once=self._at_once)
         self._format = new
         return found
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vision.capture.source import Source
 from vision.capture.supervisor import SupervisorPolicy
@@ -16,23 +17,33 @@ from vision.config.site import CameraConfig
 from vision.errors import DeviceMissing, SourceError
 from vision.types import PixelFormat
 
+if TYPE_CHECKING:
+    from vision.capture.packets import OpenDecoder
+
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], int]
 
 _SLOW_INTERVALS = 3
 _OLDEST_PYAV = 12  # as in pyproject.toml
+_READ_BY_FFMPEG = ("rtsp", "http", "path")
 _NVDEC_HINT = "pip install 'vision[nvdec]'"
 
 
 def open_source(
-    camera: CameraConfig, *, offline: bool, pixel_formats: tuple[PixelFormat, ...], clock: Clock = time.monotonic_ns
+    camera: CameraConfig,
+    *,
+    offline: bool,
+    pixel_formats: tuple[PixelFormat, ...],
+    nvdec: bool = False,
+    clock: Clock = time.monotonic_ns,
 ) -> Source:
     """The source of a camera, not yet open.
 
     Args:
         offline: files and generators are read as fast as the reader goes; live cameras are as always.
         pixel_formats: what the detector takes, the cheapest first.
+        nvdec: a graphics card decodes what it can, into buffers of its own memory or others: `chooses_nvdec`.
 
     Raises:
         SourceError: the library that it needs, or that was asked for, is not there or cannot open this kind.
@@ -40,7 +51,7 @@ def open_source(
     kind = source_kind(camera.source)
     if kind == "synthetic":
         return _synthetic(camera, offline, pixel_formats, clock)
-    if _through_nvdec(camera, pixel_formats):
+    if nvdec or _through_nvdec(camera, pixel_formats):
         return _nvdec(camera, kind, offline, pixel_formats, clock)
     if kind == "path":
         return _path(camera, offline, pixel_formats, clock)
@@ -48,7 +59,7 @@ def open_source(
         from vision.capture.gstreamer import GStreamerSource
 
         return GStreamerSource(camera, pixel_formats, clock=clock)
-    if _through_pyav(camera, kind):
+    if _through_pyav(camera, kind, pixel_formats):
         from vision.capture.pyav import PyAVSource
 
         return PyAVSource(camera, pixel_formats, clock=clock)
@@ -93,15 +104,18 @@ def _through_gstreamer(camera: CameraConfig, kind: str) -> bool:
     return reason is None
 
 
-def _through_pyav(camera: CameraConfig, kind: str) -> bool:
-    """FFmpeg by PyAV where it was asked for, and for network cameras where it is there: it sees new picture sizes.
+def _through_pyav(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, ...]) -> bool:
+    """FFmpeg by PyAV where it was asked for; for network cameras, because it sees new picture sizes; and for recordings
+    where the detector prefers what FFmpeg decodes to. One that prefers bgr would have to convert what OpenCV has.
 
     Raises:
         SourceError: it was asked for, and cannot.
     """
-    if camera.via == "ffmpeg" and kind not in {"rtsp", "http"}:
-        raise SourceError("`via: ffmpeg` opens rtsp:// and http:// cameras only", hint="leave out `via`")
-    if camera.via not in {"auto", "ffmpeg", "nvdec"} or kind not in {"rtsp", "http"}:
+    if camera.via == "ffmpeg" and kind not in _READ_BY_FFMPEG:
+        raise SourceError("`via: ffmpeg` opens rtsp:// and http:// cameras and files only", hint="leave out `via`")
+    if camera.via not in {"auto", "ffmpeg", "nvdec"} or kind not in _READ_BY_FFMPEG:
+        return False
+    if kind == "path" and camera.via != "ffmpeg" and formats[0] == "bgr":
         return False
     reason = missing_pyav()
     if camera.via == "ffmpeg" and reason is not None:
@@ -128,20 +142,71 @@ def _through_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bo
     return True
 
 
+def chooses_nvdec(camera: CameraConfig) -> bool:
+    """Whether `via: auto` has NVDEC decode what FFmpeg reads, as far as it can, for a detector that reads GPU memory.
+
+    Not where GStreamer reads, which gives pictures out earlier and knows of every lost packet; not over UDP, because
+    NVDEC does not tell which pictures lost packets have damaged; and not in loops, because each pass would begin with
+    0.25 s without a picture (H100).
+    """
+    kind = source_kind(camera.source)
+    if camera.via != "auto" or kind not in _READ_BY_FFMPEG or missing_pyav() is not None or not _has_nvdec():
+        return False
+    if kind == "rtsp":
+        return camera.transport == "tcp" and not _through_gstreamer(camera, kind)
+    return kind == "http" or not (camera.loop or _shows_images(Path(camera.source)))
+
+
+@cache
+def _has_nvdec() -> bool:
+    """On a graphics card: a Jetson's decoders are of another kind. Once, since that does not change."""
+    try:
+        from vision.cuda import open_device
+
+        if open_device().integrated:
+            return False
+        from vision.capture.nvdec import require_nvdec
+
+        require_nvdec()
+    except (DeviceMissing, SourceError) as missing:
+        log.info("pictures are decoded on the CPU, not on the graphics card: %s (%s)", missing.args[0], missing.hint)
+        return False
+    return True
+
+
 def _nvdec(camera: CameraConfig, kind: str, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
     try:
         from vision.capture.nvdec import require_nvdec
     except DeviceMissing as missing:
         raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint) from missing
     require_nvdec()
-    if kind == "path":
-        from vision.capture.nvdec_file import NvdecFile
-
-        return NvdecFile(Path(camera.source), formats, loop=camera.loop, offline=offline, clock=clock)
     from vision.capture.nvdec_stream import NvdecDecoder
+
+    if kind == "path":
+        from vision.capture.pyav_file import PyAVFile
+        from vision.capture.upright import UprightDecoder, upright_only
+
+        path = Path(camera.source)
+        nvdec = upright_only(path, partial(NvdecDecoder, live=False))
+        open_decoder = _or_ffmpeg(camera, nvdec, partial(UprightDecoder, offline=offline))
+        return PyAVFile(path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
+    from vision.capture.packets import FFmpegDecoder
     from vision.capture.pyav import PyAVSource
 
-    return PyAVSource(camera, formats, open_decoder=partial(NvdecDecoder, live=True), clock=clock)
+    open_decoder = _or_ffmpeg(camera, partial(NvdecDecoder, live=True), FFmpegDecoder)
+    return PyAVSource(camera, formats, open_decoder=open_decoder, clock=clock)
+
+
+def _or_ffmpeg(camera: CameraConfig, nvdec: OpenDecoder, ffmpeg: OpenDecoder) -> OpenDecoder:
+    """`via: nvdec` insists."""
+    if camera.via == "nvdec":
+        return nvdec
+    from vision.capture.nvdec_or_ffmpeg import NvdecOrFFmpeg
+
+    def say(text: str) -> None:
+        _say_once(f"camera {camera.id}: {text}")
+
+    return partial(NvdecOrFFmpeg, nvdec=nvdec, ffmpeg=ffmpeg, say=say)
 
 
 @cache
@@ -176,17 +241,45 @@ def _synthetic(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, 
 
 
 def _path(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
-    from vision.capture.images import SUFFIXES, ImageFolder
-    from vision.capture.retriever import require_bgr
-    from vision.capture.videofile import VideoFile
-
-    if camera.via in {"gstreamer", "ffmpeg"}:
-        _refuse_library(camera, "files are read with OpenCV")
-    require_bgr(formats, camera.source)
     path = Path(camera.source)
-    if path.is_dir() or path.suffix.lower() in SUFFIXES:
-        return ImageFolder(path, fps=camera.fps, loop=camera.loop, offline=offline, clock=clock)
+    if _shows_images(path):
+        return _images(path, camera, offline, formats, clock)
+    if _through_pyav(camera, "path", formats):
+        from vision.capture.pyav_file import PyAVFile
+        from vision.capture.upright import UprightDecoder
+
+        open_decoder = partial(UprightDecoder, offline=offline)
+        return PyAVFile(path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
+    if camera.via == "gstreamer":
+        _refuse_library(camera, "files are read with FFmpeg")
+    try:
+        from vision.capture.retriever import require_bgr
+        from vision.capture.videofile import VideoFile
+    except ImportError as error:
+        raise _no_opencv(error) from error
+    require_bgr(formats, camera.source)
     return VideoFile(path, loop=camera.loop, offline=offline, clock=clock)
+
+
+def _shows_images(path: Path) -> bool:
+    """Rather than a video. Without OpenCV FFmpeg may read an image, as a video of one picture."""
+    try:
+        from vision.capture.images import SUFFIXES
+    except ImportError:
+        return path.is_dir()
+    return path.is_dir() or path.suffix.lower() in SUFFIXES
+
+
+def _images(path: Path, camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
+    if camera.via in {"gstreamer", "ffmpeg"}:
+        _refuse_library(camera, "images are read with OpenCV")
+    try:
+        from vision.capture.images import ImageFolder
+        from vision.capture.retriever import require_bgr
+    except ImportError as error:
+        raise _no_opencv(error) from error
+    require_bgr(formats, camera.source)
+    return ImageFolder(path, fps=camera.fps, loop=camera.loop, offline=offline, clock=clock)
 
 
 def _opencv(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
@@ -194,7 +287,7 @@ def _opencv(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, ...], c
         from vision.capture.opencv import Link, LiveCapture, NetworkLink, UsbLink
         from vision.capture.retriever import require_bgr
     except ImportError as error:
-        raise SourceError(f"OpenCV is not there: {error}", hint="`vision doctor` says how to install it") from error
+        raise _no_opencv(error) from error
 
     require_bgr(formats, camera.id)
     link: Link
@@ -203,6 +296,10 @@ def _opencv(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, ...], c
     else:
         link = NetworkLink(camera.source, camera.transport, camera.open_timeout_s, _read_timeout_s(camera))
     return LiveCapture(link, clock=clock)
+
+
+def _no_opencv(error: ImportError) -> SourceError:
+    return SourceError(f"OpenCV is not there: {error}", hint="`vision doctor` says how to install it")
 
 
 def _refuse_library(camera: CameraConfig, why: str) -> None:

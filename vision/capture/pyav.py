@@ -12,8 +12,8 @@ picture (an error of the decoder), and packets that a demuxer marks (``Packet.is
 of a picture that is missing whole: the ones behind it, up to the next key frame, look well and are not. For H.264 that
 is found by `vision.capture.h264`.
 
-Files stay with OpenCV. The shipped clip, with `vision.detect.preprocess` behind it, costs the same CPU time both ways,
-3.5 to 4.4 ms a picture: what I420 saves in reading, 0.4 ms, preprocessing on the CPU spends again.
+Recordings are read by `vision.capture.pyav_file`. Where the detector prefers bgr they stay with OpenCV: what I420 saves
+in reading, 0.4 ms a picture, preprocessing on the CPU spends again.
 
 Calls that may block are made on a thread of their own (`BlockingCalls`), one packet each, so that none outlives the
 library's own time-outs, and a stream that gives packets but no pictures cannot keep that thread.
@@ -42,6 +42,7 @@ from vision.capture.coded import Coded, KeyFrameGate, Timeline
 from vision.capture.diagnosis import explain_open
 from vision.capture.h264 import MissingPictures
 from vision.capture.packets import Damaged, Decoded, FFmpegDecoder, OpenDecoder, PacketDecoder, open_container, time_ns
+from vision.capture.pyav_pictures import encoding_of
 from vision.capture.source import Grab, StreamInfo
 from vision.config.addresses import source_kind
 from vision.config.site import CameraConfig
@@ -142,7 +143,12 @@ class PyAVSource:
         self._picture = picture
         stamp = self._stamps.stamp(picture.coded.arrived_ns, picture.coded.ntp_utc_ns)
         return Grab(
-            stamp.captured_ns, stamp.captured_utc_ns, stamp.clock, picture.decoded.pts_ns, corrupt=picture.coded.corrupt
+            stamp.captured_ns,
+            stamp.captured_utc_ns,
+            stamp.clock,
+            picture.decoded.pts_ns,
+            corrupt=picture.coded.corrupt,
+            yuv=encoding_of(picture.decoded.picture),
         )
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:

@@ -7,7 +7,7 @@ on the CPU. Motion JPEG of most cameras is 4:2:2, which none of our formats is: 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -35,6 +35,7 @@ _BT709: Final = 1
 _BT601: Final = 5
 _LIMITED_RANGE: Final = 1
 _FULL_RANGE: Final = 2
+_FULL: Final = "yuvj"  # how FFmpeg's names of formats for full range begin
 
 
 def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tuple[PixelFormat, ...]) -> PixelFormat:
@@ -56,11 +57,21 @@ def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tu
     return "bgr" if "bgr" in possible else possible[0]
 
 
-def encoding_of(frame: VideoFrame) -> YuvEncoding:
+class Encoded(Protocol):
+    """A picture that says how its numbers mean colours, as those of other decoders than FFmpeg do."""
+
+    @property
+    def yuv(self) -> YuvEncoding: ...
+
+
+def encoding_of(frame: VideoFrame | Encoded) -> YuvEncoding:
     """How the numbers of a picture mean colours. Where the stream does not say, its size decides, as in TVs."""
+    if not isinstance(frame, VideoFrame):
+        return frame.yuv
     matrix = int(frame.colorspace)
     bt709 = frame.height >= 720 if matrix in _UNSAID else matrix in _BT709_LIKE
-    full = int(frame.color_range) == _FULL_RANGE or frame.format.name.startswith("yuvj")
+    numbers = int(frame.color_range)  # a stream that was of full range, and is no more, keeps FFmpeg's name for that
+    full = numbers == _FULL_RANGE or (numbers != _LIMITED_RANGE and frame.format.name.startswith(_FULL))
     if bt709:
         return "bt709-full" if full else "bt709"
     return "bt601-full" if full else "bt601"
@@ -97,6 +108,8 @@ class PictureWriter:
         encoding = encoding_of(frame)
         matrix = _BT709 if encoding.startswith("bt709") else _BT601
         numbers = _FULL_RANGE if encoding.endswith("-full") else _LIMITED_RANGE
+        if numbers == _LIMITED_RANGE and frame.format.name.startswith(_FULL):
+            frame = self._renamed(frame)
         planar = self._pixel_format in {"i420", "nv12"}
         return self._reformatter.reformat(
             frame,
@@ -107,6 +120,11 @@ class PictureWriter:
             src_color_range=numbers,
             dst_color_range=numbers if planar else _FULL_RANGE,
         )
+
+    def _renamed(self, frame: VideoFrame) -> VideoFrame:
+        """The same numbers in the format for limited range: FFmpeg converts by the name, whatever it is told."""
+        name = frame.format.name.replace(_FULL, "yuv")
+        return self._reformatter.reformat(frame, format=name, src_color_range=_FULL_RANGE, dst_color_range=_FULL_RANGE)
 
     def _layout(self, frame: VideoFrame) -> tuple[Plane, ...]:
         strides = [plane.line_size for plane in frame.planes]

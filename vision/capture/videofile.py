@@ -32,7 +32,7 @@ _DAMAGED: Final = 64
 
 
 class VideoFile:
-    """A file that FFmpeg can decode, in bgr.
+    """A file that FFmpeg can decode, through OpenCV and so in bgr: for detectors that prefer it.
 
     A file that is cut short ends with what was readable and a warning that says how much of it that is. A looped one
     starts again without a new epoch: its time and its numbers go on.

@@ -49,7 +49,7 @@ _LIBRARIES: Final[Mapping[SourceKind, tuple[str, ...]]] = {
     "csi": ("auto", "gstreamer"),
     "v4l2": ("auto", "opencv", "gstreamer"),
     "synthetic": ("auto",),
-    "path": ("auto", "opencv", "nvdec"),
+    "path": ("auto", "opencv", "ffmpeg", "nvdec"),
 }
 
 

@@ -76,7 +76,7 @@ class CameraConfig(Section):
     )
     via: Literal["auto", "opencv", "gstreamer", "ffmpeg", "nvdec"] = Field(
         default="auto",
-        description="library that opens the source; csi: needs gstreamer; nvdec decodes on a graphics card",
+        description="library that opens the source, auto: the best that can; csi: needs gstreamer",
     )
     transport: Literal["tcp", "udp"] = Field(
         default="tcp", description="what carries RTSP: tcp loses nothing, udp waits for nothing"

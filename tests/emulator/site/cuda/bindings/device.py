@@ -24,6 +24,10 @@ class Failed(Exception):
         self.code = code
 
 
+class _Worker(threading.Thread):
+    """Does a stream's work. Python may collect garbage, and so free memory, on any thread."""
+
+
 class Stream:
     """A queue of work; while a capture is on, work is written down instead."""
 
@@ -31,7 +35,7 @@ class Stream:
         self.captured: list[Work] | None = None
         self.running = threading.Lock()  # held while work is done
         self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="emulated stream", daemon=True)
+        self._thread = _Worker(target=self._run, name="emulated stream", daemon=True)
         self._thread.start()
 
     def put(self, work: Work) -> None:
@@ -52,13 +56,15 @@ class Stream:
     def synchronize(self) -> None:
         if self.captured is not None:
             gpu.broken_capture(self)
+        self.finish()
+        gpu.raise_fault()
+
+    def finish(self) -> None:
+        """Wait for all that was queued, or until a fault ends everything."""
         done = threading.Event()
         self._work.put(done.set)
-        if gpu.fault == 0:
-            while not done.wait(0.01):
-                if gpu.fault:
-                    break
-        gpu.raise_fault()
+        while gpu.fault == 0 and self._thread.is_alive() and not done.wait(0.01):
+            pass
 
     def close(self) -> None:
         self._work.put(None)
@@ -104,7 +110,7 @@ class Gpu:
 
     @property
     def used_bytes(self) -> int:
-        return sum(array.nbytes for array in self.memory.values())
+        return sum(array.nbytes for array in list(self.memory.values()))  # other threads allocate and free meanwhile
 
     def allocate(self, size: int) -> int:
         if self.used_bytes + size > self.total_bytes:
@@ -115,12 +121,15 @@ class Gpu:
         return address
 
     def free(self, address: int) -> None:
+        """As cudaFree and cudaFreeHost, which wait for all work: it may use this memory."""
         if address not in self.memory:
             raise Failed(1)
-        if self.fault:  # nobody has waited for what a stream is in the middle of; on a real GPU that is gone by now
+        if not isinstance(threading.current_thread(), _Worker):
             for stream in [each for each in list(self.objects.values()) if isinstance(each, Stream)]:
-                with stream.running:
-                    pass
+                stream.finish()
+                if self.fault:  # what it is in the middle of would be gone by now on a real GPU
+                    with stream.running:
+                        pass
         self.memory.pop(address)[:] = 0x5A
 
     def raise_fault(self) -> None:
