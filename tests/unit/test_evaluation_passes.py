@@ -197,6 +197,7 @@ def test_no_socket_is_bound(tmp_path: Path) -> None:
 
 def test_scores_are_taken_down_to_where_average_precision_needs_them() -> None:
     assert LOWEST_SCORE == 0.05
-    empty = Tracks(*(np.zeros((0, *shape)) for shape in ((4,), (), (), (), ())))
+    none = np.zeros(0, np.int64)
+    empty = Tracks(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), none, none)
     assert not Findings(objects=[(1, Detections.empty())]).tracked
     assert Findings(objects=[(1, empty)]).tracked
