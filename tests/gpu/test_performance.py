@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.gpu.opening import EMULATED
-from vision.config import load_model_card, shipped_models
+from vision.config import DetectConfig, load_model_card, shipped_models
 from vision.cuda import open_device
 from vision.device_memory import allocated
 from vision.engine.trace import SpanRecorder
@@ -21,6 +21,7 @@ from vision.errors import ModelError
 from vision.performance.bench import BenchSettings, measure
 from vision.performance.engine import measure_engine
 from vision.performance.gpu import GpuLane, copy_gb_per_s, device_mib, require
+from vision.performance.pipeline import Borrowed, run_site, synthetic_site
 from vision.performance.profile import ProfileSettings, profile_model
 from vision.performance.timeline import trace_slots
 
@@ -48,6 +49,7 @@ SHAPES = {"images": (2, 3, 64, 96)}
 @emulated
 @pytest.mark.parametrize("graph", [False, True])
 def test_a_lane_runs_the_network_and_nothing_else(graph: bool) -> None:
+    gc.collect()  # what earlier tests left behind
     before = allocated()
     with engine() as opened:
         with closing(GpuLane(opened, SHAPES, graph=graph)) as lane:
@@ -78,6 +80,7 @@ def test_lanes_are_measured_side_by_side() -> None:
 
 @emulated
 def test_an_engine_whose_outputs_depend_on_the_picture_is_not_measured_alone() -> None:
+    gc.collect()  # what earlier tests left behind
     before = allocated()
     with engine() as opened:
         opened.outputs = (opened.outputs[0].__class__("output", "output", "float32", (-1, -1, 6), "device", False),)
@@ -116,6 +119,19 @@ def test_a_time_line_of_the_slots(steps: bool) -> None:
         assert_two_objects(detector.wait(0, 10.0)[0])
 
 
+@emulated
+def test_the_program_runs_on_pictures_of_the_stage() -> None:
+    from tests.gpu.test_emulated_detector import frame, opened
+
+    with closing(opened()) as detector:
+        shown = [[frame(), frame()] for _ in range(detector.slots)]
+        size_px = (shown[0][0].meta.width_px, shown[0][0].meta.height_px)
+        ran = run_site(synthetic_site(2, 20.0, *size_px, "bgr"), 1.0, lambda *_: Borrowed(detector, 2, shown))
+        assert ran.published_per_s > 0
+        assert ran.objects_per_frame == 2
+        detector.submit(0, shown[0])  # its slots are free again
+
+
 def test_what_a_copy_costs() -> None:
     found = copy_gb_per_s(1 << 20)
     assert (found is None) == open_device().integrated
@@ -140,13 +156,20 @@ def test_a_benchmark_with_everything(tmp_path: Path) -> None:
         (row.case.part, row.case.mode, row.case.lanes, row.case.batch): row.frames_per_s for row in found.rows
     }
     assert rates["stage", "slots", 3, 4] > rates["stage", "slots", 1, 4]
+    assert all(row.rate_error is not None for row in found.rows)
+    for batch in (1, 4):  # the program has as much to do with a picture as the stage
+        stage, program = (
+            [row.objects_per_frame for row in found.rows_of(part) if row.case.batch == batch]
+            for part in ("stage", "pipeline")
+        )
+        assert min(stage) * 0.8 < min(program) <= max(program) < max(stage) * 1.2
 
 
 @real
 def test_a_profile_with_a_time_line(tmp_path: Path) -> None:
     require()
     folder = shipped_models() / "nanodet-g-416"
-    settings = ProfileSettings(batch=4, backend="tensorrt", runs=5, trace=tmp_path / "t.json")
+    settings = ProfileSettings(4, DetectConfig(backend="tensorrt"), runs=5, trace=tmp_path / "t.json")
     found = profile_model(folder, load_model_card(folder), settings)
     assert found.runs == 5
     assert found.total_ms > 0

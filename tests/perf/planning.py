@@ -52,12 +52,8 @@ def _site(cameras: Sequence[Mapping[str, Any]], rounds: int, seconds: float) -> 
                 "planned": _median([one[figure].planned for _, one in found]),
                 "planned, with the cores of the run": _median([one[figure].then for _, one in found]),
                 "measured": _median([one[figure].measured for _, one in found]),
-                "error": _median([one[figure].planned / one[figure].measured - 1 for _, one in found])
-                if all(one[figure].measured for _, one in found)
-                else None,
-                "error, with the cores of the run": _median([one[figure].error for _, one in found])
-                if all(one[figure].measured for _, one in found)
-                else None,
+                "error": _median_error([one[figure].error for _, one in found]),
+                "error, with the cores of the run": _median_error([one[figure].error_then for _, one in found]),
             }
             for figure in _FIGURES
         },
@@ -65,16 +61,15 @@ def _site(cameras: Sequence[Mapping[str, Any]], rounds: int, seconds: float) -> 
 
 
 def _figures(checks: Sequence[Check]) -> Mapping[str, Check]:
-    """Those of all cameras together: sums of rates, means of latencies."""
-    found = {check.what: check for check in checks if check.what in _FIGURES}
-    for figure in ("p50 ms", "p99 ms"):
-        each = [check for check in checks if check.what.endswith(f": {figure}")]
-        planned, then, measured = (
-            statistics.fmean(getattr(check, name) for check in each) for name in ("planned", "then", "measured")
-        )
-        found[figure] = Check(figure, planned, then, measured)
-    return found
+    """Those of all cameras together."""
+    return {check.what: check for check in checks if check.what in _FIGURES}
 
 
 def _median(values: Sequence[float]) -> float:
     return float(statistics.median(values))
+
+
+def _median_error(errors: Sequence[float | None]) -> float | None:
+    """None where there is none of some round."""
+    known = [error for error in errors if error is not None]
+    return _median(known) if len(known) == len(errors) else None

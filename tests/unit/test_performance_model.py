@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision.performance.advice import Site, advice, fair_fps, limit, loads
 from vision.performance.demand import Demand
+from vision.performance.handover import Delays, Handover
 from vision.performance.model import BatchCost, DetectorCost, HostCost, forecast, stretch, unhindered
 from vision.performance.samples import Durations
+from vision.runtime import QUEUED_PICTURES
 
 CAMERA = Demand("a", 30.0, None, 768, 576, "bgr", grab_ms=0.0, retrieve_ms=0.0, cpu_ms=0.0)
 HOST = HostCost(cores=16.0, results_ms=0.0, loop_ms=0.0, camera_ms=0.0)
@@ -139,8 +142,87 @@ def test_a_batch_is_filled_up_to_a_size_that_was_measured() -> None:
 
 
 def test_the_same_seed_says_the_same() -> None:
-    site = cameras(5, cpu_ms=1.0, retrieve_ms=0.3)
-    assert forecast(site, detector(7.0), HOST, seed=3) == forecast(site, detector(7.0), HOST, seed=3)
+    site, host = cameras(5, cpu_ms=1.0, retrieve_ms=0.3), replace(HOST, handover=Handover(ROUGH, ROUGH))
+    assert forecast(site, detector(7.0), host, seed=3) == forecast(site, detector(7.0), host, seed=3)
+
+
+def test_latency_of_all_cameras_is_that_of_all_their_pictures() -> None:
+    site = [replace(CAMERA, camera_id="near", fps=99.0), replace(CAMERA, camera_id="far", fps=1.0, retrieve_ms=50.0)]
+    found = forecast(site, detector(1.0, parallel=2), HOST)
+    assert found.cameras[1].latency.p50_ms == pytest.approx(51.0)
+    assert found.latency.p50_ms == pytest.approx(1.0)
+    assert found.latency.count == sum(camera.latency.count for camera in found.cameras)
+
+
+# ------------------------------------------------------------------------------------------------ hand-overs
+
+ROUGH = Delays.of(np.concatenate([np.full(97, 1.0), np.full(3, 30.0)]))  # one in 33 takes long
+
+
+def always(ms: float) -> Delays:
+    return Delays.of(np.array([ms]))
+
+
+def test_a_picture_is_late_by_its_hand_overs() -> None:
+    host = replace(HOST, handover=Handover(always(2.0), always(3.0)))
+    found = forecast(cameras(1), detector(10.0), host).latency
+    assert found.p50_ms == pytest.approx(15.0)
+    assert found.p99_ms == pytest.approx(15.0)
+
+
+def test_a_hand_over_that_is_rarely_slow_is_the_tail() -> None:
+    host = replace(HOST, handover=Handover(ROUGH, always(0.0)))
+    found = forecast(cameras(1, fps=10.0), detector(10.0), host).latency
+    assert found.p50_ms == pytest.approx(11.0)
+    assert found.p99_ms == pytest.approx(40.0)
+
+
+def test_turns_of_python_are_waited_for_once() -> None:
+    """A hand-over is measured without the turns of others, so it comes after those that go on."""
+    host = replace(HOST, camera_ms=4.0, handover=Handover(always(3.0), always(0.0)))
+    together = cameras(2, in_step=True, drawn=True, open_ms=2.0)  # the second picture comes 2 + 3 ms after the first
+    first, second = forecast(together, detector(10.0, parallel=2), host).cameras
+    assert first.latency.p50_ms == pytest.approx(3 + 4 + 10)
+    assert second.latency.p50_ms == pytest.approx(2 + 3 + 4 + 10)  # the first one's turn ends 2 ms after it came
+
+
+def test_a_results_thread_that_is_busy_is_not_handed_over_to() -> None:
+    host = replace(HOST, results_ms=1.9, handover=Handover(always(0.0), always(5.0)))
+    found = forecast(cameras(16), detector(1.0, max_batch=16), host)  # 480 asked for, 526 done
+    assert found.published_per_s == pytest.approx(480, rel=0.02)
+    assert found.dropped_per_s == 0
+
+
+def test_a_picture_that_comes_while_a_batch_runs_is_seen_a_little_later() -> None:
+    """The inference thread waits for the batch then, and looks for pictures once in a millisecond."""
+    site = cameras(2, in_step=True, drawn=True, open_ms=2.3)  # the second one comes 2.3 ms after the first
+    first, second = forecast(site, detector(10.0, parallel=2), HOST).cameras
+    assert first.latency.p50_ms == pytest.approx(10.0)
+    assert second.latency.p50_ms == pytest.approx(10.7)
+
+
+def test_pictures_wait_for_each_other_only_where_they_come_together() -> None:
+    """One by one, generators begin soon after each other, and recordings once their files are open."""
+    near = [replace(CAMERA, in_step=True, drawn=True, open_ms=1.0)] * 2
+    far = [replace(CAMERA, in_step=True, open_ms=12.0)] * 2
+    host = replace(HOST, cores=1.0)
+    assert forecast(near, detector(10.0), host).cameras[1].latency.p50_ms == pytest.approx(19.0)
+    assert forecast(far, detector(10.0), host).cameras[1].latency.p50_ms == pytest.approx(10.0)
+
+
+def test_a_camera_with_max_fps_gives_a_fresh_picture_in_each_turn() -> None:
+    """Its turns follow from its first picture, which comes later than the others after they were due."""
+    first_is_late = Delays.of(np.concatenate([np.full(999, 0.5), [4.0]]))
+    host = replace(HOST, handover=Handover(first_is_late, always(0.0)))
+    site = cameras(1, fps=20.0, max_fps=5.0, in_step=True, drawn=True, open_ms=7.0)
+    found = forecast(site, detector(10.0), host).latency
+    assert found.p50_ms == pytest.approx(14.0, abs=1.0)  # and not 64: the picture before it
+
+
+def test_what_a_forecast_says_is_no_matter_of_one_start() -> None:
+    """Pictures of two cameras that come together in one run may come one after the other in the next."""
+    tails = [forecast(cameras(2), detector(10.0), HOST, seed=seed, seconds=5).latency.max_ms for seed in range(9)]
+    assert min(tails) > 11
 
 
 def test_a_site_without_cameras() -> None:
@@ -171,7 +253,8 @@ def test_every_picture_is_published_or_dropped(
     site = cameras(count, fps=fps, max_fps=max_fps)
     cost = detector(ms, parallel=parallel, max_batch=max_batch)
     found = forecast(site, cost, replace(HOST, results_ms=results_ms), seconds=10.0)
-    queued = 64 * max_batch + parallel * max_batch + 2 * count  # may wait at the end, or have waited at the beginning
+    # May wait at the end, or have waited at the beginning.
+    queued = QUEUED_PICTURES + (1 + parallel) * max_batch + 2 * count
     assert found.published_per_s + found.dropped_per_s == pytest.approx(count * fps, abs=(queued + 1) / 9)
     assert 0 <= found.detector_busy <= 1
     assert 0 <= found.python_busy <= 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import cv2
@@ -12,7 +14,7 @@ import pytest
 
 from tests.unit.test_performance_files import bench, row
 from vision.errors import ConfigError
-from vision.performance.document import Case
+from vision.performance.document import Case, Row
 from vision.performance.plot import check_plot_path, draw, series
 
 ROWS = [
@@ -24,8 +26,66 @@ def test_lines_are_rows_that_differ_in_their_batch() -> None:
     alone = row(Case("stage", "alone", 3, "fp16", 1))
     program = [row(Case("pipeline", "full", 3 * batch, "fp16", batch)) for batch in (1, 2)]
     found = series([*ROWS, alone, *program])
-    assert list(found) == ["engine graph, 2 streams, fp16", "stage 3 slots, fp16", "pipeline full load, fp16"]
-    assert [each.case.batch for each in found["engine graph, 2 streams, fp16"]] == [1, 2, 4]
+    assert list(found) == [("engine: graph, 2 streams", "fp16"), ("stage: 3 slots", "fp16"), ("full load", "fp16")]
+    assert [each.case.batch for each in found["engine: graph, 2 streams", "fp16"]] == [1, 2, 4]
+
+
+def drawn(*rows: Row, **other: object) -> list[Any]:
+    """Axes of the figure that `draw` saves: two for network and stage, two for the program."""
+    figures: list[Any] = []
+    figure = pytest.importorskip("matplotlib.figure").Figure
+
+    class Kept(figure):  # type: ignore[misc, valid-type]
+        def savefig(self, *_: object) -> None:
+            figures.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure", Kept)
+        draw(bench(*rows, **other), Path("unused.png"))
+    return list(figures[0].axes)
+
+
+def test_a_colour_is_a_case_and_a_style_a_precision() -> None:
+    rows = [*ROWS, *(replace(one, case=replace(one.case, precision="fp32")) for one in ROWS)]
+    rate, tail = drawn(*rows)
+    for axes in (rate, tail):
+        looks = [(line.get_color(), line.get_linestyle()) for line in axes.get_lines()]
+        assert len(set(looks)) == 4
+        assert len({colour for colour, _ in looks}) == len({style for _, style in looks}) == 2
+    assert tail.get_yscale() == "log"
+    assert [text.get_text() for text in tail.get_legend().get_texts()] == [
+        "engine: graph, 2 streams", "stage: 3 slots", "fp16", "fp32",
+    ]  # fmt: skip
+
+
+def test_twelve_cases_have_twelve_colours() -> None:
+    rows = [row(Case("stage", "slots", lanes, "fp16", 1)) for lanes in range(1, 13)]
+    assert len({line.get_color() for line in drawn(*rows)[0].get_lines()}) == 12
+
+
+def test_the_program_has_axes_of_its_own_and_half_load_no_rate() -> None:
+    load = [row(Case("pipeline", mode, 4, "fp16", 1)) for mode in ("full", "half")]
+    stage_rate, _, rate, tail = drawn(*ROWS, *load)
+    assert (len(stage_rate.get_lines()), len(rate.get_lines()), len(tail.get_lines())) == (2, 1, 2)
+    assert [text.get_text() for text in tail.get_legend().get_texts()] == ["full load", "half load", "fp16"]
+
+
+def test_a_p99_of_few_samples_is_drawn_hollow() -> None:
+    few = [replace(one, durations=replace(one.durations, count=50)) for one in ROWS]
+    _, tail = drawn(*few)
+    assert [line.get_markerfacecolor() for line in tail.get_lines()].count("white") == 2
+    assert "fewer than 200 samples" in tail.get_legend().get_texts()[-1].get_text()
+
+
+def test_the_last_precision_is_not_in_the_title() -> None:
+    title = drawn(*ROWS, backend="TensorRT-RTX 1.6.1, NVIDIA H100 (sm_90), fp32")[0].figure.get_suptitle()
+    assert title == "nanodet-g-416, TensorRT-RTX 1.6.1, NVIDIA H100 (sm_90), NVIDIA H100"
+
+
+def test_a_file_without_rows(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ConfigError, match="no rows"):
+        draw(replace(bench(), rows=()), tmp_path / "a.png")
 
 
 def test_a_drawing_of_both_kinds(tmp_path: Path) -> None:
@@ -49,7 +109,7 @@ def test_a_file_of_another_machine_is_shown_and_drawn(tmp_path: Path) -> None:
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
 
 
-@pytest.mark.parametrize(("name", "expected"), [("a.txt", "ends in .svg"), ("no/a.svg", "no folder")])
+@pytest.mark.parametrize(("name", "expected"), [("a.txt", "ends in .svg"), ("no/a.svg", "cannot be written")])
 def test_names_that_are_refused_before_anything_is_measured(tmp_path: Path, name: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         check_plot_path(tmp_path / name)

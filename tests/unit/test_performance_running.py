@@ -14,12 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
+from vision.capture.synthetic import SyntheticSpec
 from vision.config import CameraConfig, SiteConfig, load_model_card, shipped_models
 from vision.detect.fake import FakeDetector
 from vision.detect.network import OnnxNetwork
 from vision.engine.trace import SpanRecorder
 from vision.errors import Closed, DeviceError, ModelError, SourceError
 from vision.metrics import span
+from vision.performance.bench import pace
 from vision.performance.canned import CannedDetector
 from vision.performance.demand import assumed, decode_costs, demand, demands
 from vision.performance.document import DecodeCost
@@ -139,6 +141,32 @@ def test_an_engine_is_waited_for_and_left_alone() -> None:
     found = measure_engine([TimedLane(time_)], 4.0, clock=time_.clock)
     assert found.durations.p50_ms == pytest.approx(12.0)
     assert found.batches_per_s == pytest.approx(100, rel=0.03)
+
+
+def test_how_sure_the_rate_of_an_engine_is_comes_from_its_bursts() -> None:
+    time_ = Time()
+
+    class Uneven(TimedLane):
+        """Every second burst takes half as long again; a batch that is waited for always takes the same."""
+
+        queued = bursts = 0
+
+        def start(self) -> None:
+            super().start()
+            self.queued += 1
+
+        def finish(self) -> None:
+            if self.queued > 1:
+                self.bursts += 1
+                self._free_ns += 5_000_000 * self.queued * (self.bursts % 2)
+            self.queued = 0
+            super().finish()
+
+    steady = measure_engine([TimedLane(time_)], 4.0, clock=time_.clock)
+    uneven = measure_engine([Uneven(time_)], 4.0, clock=time_.clock)
+    assert steady.durations.std_ms == uneven.durations.std_ms == 0
+    assert steady.rate_error == 0
+    assert (uneven.rate_error or 0) > 0.05
 
 
 def test_two_streams_on_a_device_for_each() -> None:
@@ -308,6 +336,29 @@ def test_a_site_that_is_too_much_drops_and_says_so() -> None:
     assert ran.dropped_per_s == pytest.approx(30, rel=0.3)
 
 
+def test_drops_of_a_camera_that_has_no_result_are_counted() -> None:
+    slow = lambda *_: FakeDetector(service_ns=1_500_000_000, max_batch=1)  # noqa: E731
+    ran = run_site(synthetic_site(1, 50.0, 64, 48, "nv12"), 1.0, slow)
+    assert ran.published_per_s == 0
+    assert ran.offered_per_s > 0
+    assert ran.dropped_per_s > 0
+
+
+def test_cameras_may_be_as_slow_as_they_like() -> None:
+    for fps in (1000.0, 30.0, 1 / 3, 1 / 300):
+        (slow,) = synthetic_site(1, fps, 64, 48, None).cameras
+        assert SyntheticSpec.parse(slow.source).fps == pytest.approx(fps, rel=0.001)
+
+
+def test_half_load_is_half_however_little_that_is() -> None:
+    assert pace(600.0, 3, 2.0) == (200.0, 4.0)
+    assert pace(5e4, 4, 0.1) == (1000.0, 1.0)
+    fps, seconds = pace(1.5, 3, 2.0)
+    assert fps == 0.5  # and not 1: three cameras would give twice as much
+    assert seconds >= 4 / fps  # so that each gives some pictures all the same
+    assert pace(0.001, 3, 2.0)[1] == 60
+
+
 def test_a_camera_that_gives_nothing_is_in_the_result() -> None:
     site = SiteConfig.model_validate({"cameras": [{"id": "gone", "source": "/no/such.mp4"}]})
     ran = run_site(site, 0.5, lambda *_: FakeDetector())
@@ -327,6 +378,16 @@ def test_a_borrowed_detector_stays_open() -> None:
         borrowed.close()  # waits for what was left
         detector.submit(0, frames)
         assert len(detector.wait(0, 1.0)) == 1
+
+
+def test_results_have_the_objects_of_the_pictures_that_are_shown() -> None:
+    with closing(FakeDetector(slots=2, max_batch=8)) as detector:
+        shown = make_batches(detector, read_pictures("synthetic:64x48?objects=5", 4), 2, 4, "bgr")
+        site = SiteConfig.model_validate(
+            {"cameras": [{"id": f"c{n}", "source": "synthetic:64x48@20?objects=0"} for n in range(3)]}
+        )
+        assert run_site(site, 0.5, lambda *_: Borrowed(detector, 4)).objects_per_frame == 0
+        assert run_site(site, 0.5, lambda *_: Borrowed(detector, 4, shown)).objects_per_frame == 5
 
 
 def test_threads_cost_something_and_more_for_more_objects() -> None:

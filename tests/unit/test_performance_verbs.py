@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,10 +15,11 @@ import pytest
 
 from tests.unit.engine_models import needs_tensorrt
 from tests.unit.test_performance_files import STAGE, bench, row
+from vision.config import DetectConfig, shipped_models
 from vision.errors import DeviceMissing, VisionError
 from vision.metrics import send_spans
 from vision.performance.document import load_bench
-from vision.performance.verbs import PRECISIONS, duration, listed, positive, start_nvtx
+from vision.performance.verbs import MOST_BATCH, MOST_SLOTS, PRECISIONS, duration, listed, positive, start_nvtx
 
 COMMAND = [sys.executable, "-m", "vision.cli", "--log-level", "warning"]
 MODEL = "nanodet-g-416"
@@ -73,6 +76,12 @@ def test_wrong_arguments(parse: Callable[[str], object], text: str) -> None:
         parse(text)
 
 
+def test_limits_are_those_of_the_configuration() -> None:
+    DetectConfig(max_batch=MOST_BATCH, slots=MOST_SLOTS)
+    with pytest.raises(ValueError, match="2 validation errors"):
+        DetectConfig(max_batch=MOST_BATCH + 1, slots=MOST_SLOTS + 1)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -95,11 +104,40 @@ def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...]) -> None:
     ("arguments", "expected"),
     [
         (("bench",), "which model?"),
+        (("bench", MODEL, "--batch", "300"), "--batch: expected a whole number, 1 to 256, got '300'"),
+        (("bench", MODEL, "--slots", "9"), "--slots: expected a whole number, 1 to 8, got '9'"),
+        (("bench", MODEL, "--plot", "a.txt"), "--plot: expected a file that ends in .svg"),
+        (("bench", MODEL, "--plot", "/no/such/a.svg"), "--plot: /no/such/a.svg cannot be written"),
+        (("bench", MODEL, "--json", "/no/such/a.json"), "--json: /no/such/a.json cannot be written"),
+        (("bench", MODEL, "--json", "/"), "--json: / cannot be written: Is a directory"),
+        (("bench", MODEL, "--source", "/no/such.mp4"), "--source: there is no file /no/such.mp4"),
+        (("bench", MODEL, "--source", "ftp://a/b"), "--source: expected an rtsp://"),
+        (("bench", MODEL, "--source", "synthetic:9x9?moon=1"), "unknown option 'moon'"),
+        (("bench", "--compare", "a", "b", "--json", "c", "--plot", "d.svg"), "no --json and no --plot beside it"),
+        (("bench", MODEL, "--compare", "a", "b"), "no MODEL beside it"),
+        (("bench", MODEL, "--read", "a"), "it takes no model"),
+        (("profile",), "which model?"),
+        (("profile", MODEL, "--batch", "300"), "--batch: expected a whole number, 1 to 256, got '300'"),
+        (("profile", MODEL, "--trace", "/no/such/t.json"), "--trace: /no/such/t.json cannot be written"),
+        (("profile", MODEL, "--trace", "/"), "--trace: / cannot be written: Is a directory"),
+        (("profile", MODEL, "--json", "/proc/p.json"), "--json: /proc/p.json cannot be written"),
+        (("profile", "--config", "demo", "--batch", "9"), "--batch: demo has batches of 8 at most"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(arguments: tuple[str, ...], expected: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "measuring" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
         (("build",), "nothing to do"),
         (("build", "--for-gpu", "87", MODEL), "expected a name and a compute capability"),
-        (("bench", MODEL, "--plot", "a.txt"), "ends in .svg"),
-        (("bench", MODEL, "--source", "/no/such.mp4", "--backend", "fake"), "/no/such.mp4"),
-        (("profile", MODEL, "--trace", "/no/such/folder/t.json"), "there is no folder /no/such/folder"),
+        (("bench", MODEL, "--source", "synthetic:101x77", "--format", "nv12"), "nv12 pictures have even sides"),
+        (("bench", MODEL, "--backend", "onnxruntime", "--batch", "4", "--parts", "stage"), "nothing could be measured"),
         (("bench", "nanodet-g-461"), "did you mean 'nanodet-g-416'"),
         (("plan", "dmeo"), "demo"),
         (("plan", "demo", "--bench", "/no/such.json"), "cannot be read"),
@@ -121,6 +159,23 @@ def test_what_needs_a_gpu_says_what_is_missing(arguments: tuple[str, ...]) -> No
     done = run(*arguments)
     assert done.returncode == 78
     assert "hint:" in done.stderr
+
+
+def run_into_full_disk(*arguments: str | Path, unbuffered: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments)], env=environment, stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=100, check=False,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("schema",), ("models",), ("profile", MODEL, "--print-nsys")])
+def test_output_that_cannot_be_written_is_said_in_a_line(arguments: tuple[str, ...], unbuffered: str) -> None:
+    done = run_into_full_disk(*arguments, unbuffered=unbuffered)
+    assert done.returncode == 1
+    assert done.stderr == "vision: the output cannot be written: No space left on device\n"
 
 
 # ------------------------------------------------------------------------------------------------ NVTX
@@ -199,7 +254,8 @@ def test_an_engine_for_another_gpu_is_built_listed_and_found_again(tmp_path: Pat
 def test_bench_without_a_network(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file, plot = tmp_path / "a.json", tmp_path / "a.png"
-    small = ("--backend", "fake", "--batch", "4", "--slots", "1,2", "--seconds", "0.1", "--source", "synthetic:64x48")
+    source = "synthetic:64x48?objects=5"  # more than the pictures of made-up cameras have
+    small = ("--backend", "fake", "--batch", "4", "--slots", "1,2", "--seconds", "0.1", "--source", source)
     done = run("bench", MODEL, *small, "--json", file, "--plot", plot)
     assert done.returncode == 0, done.stderr
     found = load_bench(file)
@@ -209,12 +265,32 @@ def test_bench_without_a_network(tmp_path: Path) -> None:
     }  # fmt: skip
     assert [row.case.mode for row in found.rows_of("pipeline")] == ["full", "half"]
     assert all(row.frames_per_s > 0 and row.rss_mib > 0 for row in found.rows)
-    assert all(row.objects_per_frame == 3 for row in found.rows_of("stage"))
+    assert all(row.objects_per_frame == 5 for row in found.rows)
+    assert all(row.rate_error is not None for row in found.rows)
     assert found.picture == "64x48 bgr"
+    assert found.source == source
+    assert found.settings["max_batch"] == 8  # as `vision run` has it, though no batch is so large
     assert found.host.results_ms > 0
     assert "stage" in done.stdout
     assert "measuring stage 1 slot, fp32, batch 4" in done.stderr
     assert plot.stat().st_size > 1000
+
+
+def test_results_are_kept_though_nobody_reads_the_table(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file, plot = tmp_path / "a.json", tmp_path / "a.png"
+    small = ["--backend", "fake", "--batch", "1", "--slots", "1", "--seconds", "0.05", "--parts", "stage"]
+    assert run_into_full_disk("bench", MODEL, *small, "--json", file, "--plot", plot).returncode == 1
+    assert len(load_bench(file).rows) == 2
+    assert plot.stat().st_size > 1000
+
+
+def test_the_table_is_printed_though_the_file_cannot_be_written(tmp_path: Path) -> None:
+    bench().save(tmp_path / "a.json")
+    done = run("bench", "--read", tmp_path / "a.json", "--json", "/dev/full")
+    assert done.returncode == 78
+    assert "/dev/full cannot be written: No space left on device" in done.stderr
+    assert "2 slots" in done.stdout
 
 
 def test_bench_with_onnxruntime(tmp_path: Path) -> None:
@@ -269,7 +345,10 @@ def test_profile_of_a_laptop(tmp_path: Path) -> None:
     assert sum(each["share"] for each in profile["times"]) == pytest.approx(1.0)
     events = json.loads(trace.read_text())["traceEvents"]
     lanes = {each["args"]["name"] for each in events if each["name"] == "thread_name"}
-    assert {"slot 0", "slot 1", "layers, mean of all runs"} <= lanes
+    assert {"slot 0", "slot 1"} <= lanes
+    threads = len(os.sched_getaffinity(0))
+    assert f"layers, mean of all runs, batch 2, {threads} threads" in lanes  # the slots have batches of 1
+    assert "the slots of the time line take batches of 1: onnxruntime" in done.stderr
     assert any(lane.startswith("thread detect-") for lane in lanes)
     assert {"preprocess", "network", "postprocess", "in flight"} <= {each["name"] for each in events}
 
@@ -279,6 +358,62 @@ def test_profile_prints_the_command_for_nsight_systems() -> None:
     assert done.returncode == 0, done.stderr
     assert "nsys profile" in done.stdout or "nsys" in done.stdout
     assert f"bench {MODEL} --parts stage --batch 4 --precision fp32 --seconds 5 --nvtx" in done.stdout
+
+
+def own_model(folder: Path) -> Path:
+    """A model of one's own, in a folder whose name has to be quoted."""
+    own = folder / "my models"
+    own.mkdir()
+    shutil.copytree(shipped_models() / MODEL, own / "mine")
+    return own / "mine"
+
+
+def test_printed_commands_name_the_model_as_it_was_named(tmp_path: Path) -> None:
+    model = own_model(tmp_path)
+    done = run("profile", model, "--print-nsys")
+    assert done.returncode == 0, done.stderr
+    assert f"bench '{model}' --parts stage" in done.stdout
+
+
+def test_profile_of_a_configuration(tmp_path: Path) -> None:
+    site = site_of(tmp_path) | {"model": str(own_model(tmp_path)), "detect": {"precision": "int8", "max_batch": 32}}
+    (tmp_path / "camera.yaml").write_text(json.dumps(site))
+    done = run("profile", "--config", tmp_path / "camera.yaml", "--batch", "32", "--print-nsys")
+    assert done.returncode == 0, done.stderr
+    assert f"bench '{tmp_path}/my models/mine' --parts stage --batch 32 --precision int8" in done.stdout
+    over = run("profile", MODEL, "--config", tmp_path / "camera.yaml", "--precision", "fp32", "--print-nsys")
+    assert f"bench {MODEL} --parts stage --batch 1 --precision fp32" in over.stdout
+
+
+def test_the_fake_back_end_has_no_layers(tmp_path: Path) -> None:
+    (tmp_path / "camera.yaml").write_text(json.dumps(site_of(tmp_path)))
+    done = run("profile", "--config", tmp_path / "camera.yaml")
+    assert done.returncode == 78
+    assert "the fake back-end has no network" in done.stderr
+
+
+@needs_tensorrt
+def test_the_engine_of_vision_run_is_the_one_that_is_named(tmp_path: Path) -> None:
+    site = site_of(tmp_path) | {"detect": {"precision": "fp32", "max_batch": 4, "engine": {"optimization_level": 2}}}
+    (tmp_path / "camera.yaml").write_text(json.dumps(site))
+    usual, larger, configured = (
+        run("profile", *arguments, "--print-trtexec")
+        for arguments in ((MODEL,), (MODEL, "--batch", "16"), ("--config", tmp_path / "camera.yaml"))
+    )
+    assert f"{MODEL}-fp16-b8-" in usual.stdout
+    assert f"{MODEL}-fp16-b16-" in larger.stdout
+    assert f"{MODEL}-fp32-b4-" in configured.stdout
+    assert f"`vision build {MODEL} --config {tmp_path}/camera.yaml --max-batch 4 --precision fp32`" in configured.stdout
+    if not has_gpu():
+        assert usual.stdout.startswith("# there is no GPU here: the path of the engine is made up\n")
+
+
+@needs_tensorrt
+def test_a_model_of_ones_own_is_built_by_its_folder(tmp_path: Path) -> None:
+    model = own_model(tmp_path)
+    done = run("profile", model, "--print-trtexec")
+    assert done.returncode == 0, done.stderr
+    assert f"`vision build '{model}' --max-batch 8 --precision fp16`" in done.stdout
 
 
 @needs_tensorrt

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vision.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -114,5 +116,12 @@ def chrome_trace(spans: Iterable[Span], *, process: str = "vision") -> dict[str,
 
 
 def write_chrome_trace(path: Path, spans: Iterable[Span], *, process: str = "vision") -> None:
-    """Write spans for chrome://tracing or Perfetto."""
-    path.write_text(json.dumps(chrome_trace(spans, process=process)), encoding="utf-8")
+    """Write spans for chrome://tracing or Perfetto.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(chrome_trace(spans, process=process)), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error

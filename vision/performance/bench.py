@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 from vision.config import DetectConfig, ModelCard
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
-from vision.errors import DeviceMissing, ModelError
+from vision.errors import ConfigError, DeviceMissing, ModelError, redact
 from vision.performance.conditions import (
     Clocks,
     CpuUse,
@@ -29,12 +29,12 @@ from vision.performance.conditions import versions as installed_versions
 from vision.performance.demand import decode_costs
 from vision.performance.document import Bench, Case, HostCosts, Part, Row
 from vision.performance.engine import Alone, Lane, ThreadLane, measure_engine
-from vision.performance.pictures import Image, convert, make_batches, read_pictures, shipped_clip, size_of
+from vision.performance.pictures import CLIP, Image, convert, make_batches, read_pictures, shipped_clip, size_of
 from vision.performance.pipeline import Borrowed, ThreadCosts, measure_threads, run_site, synthetic_site
 from vision.performance.samples import Durations
 from vision.performance.stage import Measured, measure_alone, measure_stage
 from vision.report import resident_bytes
-from vision.types import PixelFormat
+from vision.types import Frame, PixelFormat
 
 Backend: TypeAlias = Literal["tensorrt", "onnxruntime", "fake"]
 
@@ -45,7 +45,10 @@ _PARTS_OF_MOST: Final = (1.0, 0.6, 0.35)  # tried in turn
 _NEAR: Final = 0.9  # of the stage's rate: no other load will show more
 _FEW: Final = 0.01  # dropped: a lower rate publishes less
 _HALF: Final = 0.5
+_MOST_FPS: Final = 1000.0  # of a made-up camera
 _LEAST_PIPELINE_S: Final = 1.0
+_MOST_PIPELINE_S: Final = 60.0  # however slow its cameras are
+_LEAST_PICTURES: Final = 4  # of each camera
 _PICTURES: Final = 32
 
 
@@ -102,6 +105,7 @@ class Benchmark:
         self._settings = settings
         self._say = say
         self._system = system or ThisSystem()
+        self._max_batch = max(DetectConfig().max_batch, *settings.batches)  # so it is the engine of `vision run`
         self._images: list[Image] = []
         self._rows: list[Row] = []
         self._notes: list[str] = []
@@ -113,15 +117,16 @@ class Benchmark:
         """Measure everything.
 
         Raises:
-            VisionError: the model, the back-end or the pictures are not there.
+            VisionError: the model, the back-end or the pictures are not there, or nothing of it could be measured.
         """
         settings = self._settings
         source = settings.source or shipped_clip()
-        pictures = read_pictures(source, _PICTURES)
-        self._images = [convert(picture, settings.pixel_format) for picture in pictures]
+        self._images = _pictures(source, settings.pixel_format)
         self._cores.append(cores_to_be_had())
         backend = self._backend()
         described = self._measure(backend)
+        if not self._rows:
+            raise ConfigError("; ".join(("nothing could be measured", *self._notes)))
         self._cores.append(cores_to_be_had())
         height_px, width_px = size_of(self._images[0], settings.pixel_format)
         return Bench(
@@ -139,7 +144,8 @@ class Benchmark:
             host=self._host(described, source),
             rows=tuple(self._rows),
             notes=tuple(self._notes),
-            settings={"score": settings.score},
+            settings={"score": settings.score, "max_batch": self._max_batch},
+            source=redact(settings.source) or CLIP,
         )
 
     def _backend(self) -> Backend:
@@ -237,7 +243,7 @@ class Benchmark:
             sampler = ClockSampler(self._system)
             alone: Alone = measure_engine(lanes, self._settings.seconds, warm=sampler.done)
             row = self._row(case, alone.durations, alone.batches_per_s * case.batch, alone.cpu, sampler)
-        self._rows.append(row)
+        self._rows.append(replace(row, rate_error=alone.rate_error))
 
     def _stages(self, backend: Backend, precision: str) -> _Described:
         """Stage and pipeline, since they share a detector. Slots of a GPU are independent, so one detector shows them
@@ -263,7 +269,7 @@ class Benchmark:
 
     def _stage(self, detector: Detector, precision: str, slots: Sequence[int], *, last: bool) -> _Described:
         rates = self._stage_rows(detector, precision, slots)
-        if last and "pipeline" in self._settings.parts:
+        if rates and last and "pipeline" in self._settings.parts:
             self._pipelines(detector, precision, rates)
         return _Described(detector.name, detector.slots, detector.parallel, detector.class_names)
 
@@ -272,7 +278,7 @@ class Benchmark:
             {
                 "backend": backend,
                 "precision": precision,
-                "max_batch": max(self._settings.batches),
+                "max_batch": self._max_batch,
                 "score": self._settings.score,
             }
         )
@@ -290,10 +296,9 @@ class Benchmark:
                 batches = make_batches(detector, self._images, count, batch, self._settings.pixel_format)
                 sampler = ClockSampler(self._system)
                 measured: Measured = measure_stage(detector, batches, self._settings.seconds, warm=sampler.done)
-                row = self._row(case, measured.durations, measured.frames_per_s, measured.cpu, sampler)
                 rates[batch] = measured.frames_per_s
                 if "stage" in self._settings.parts:
-                    self._rows.append(replace(row, objects_per_frame=measured.objects_per_frame))
+                    self._rows.append(self._stage_row(case, measured, sampler))
             if "stage" in self._settings.parts:
                 self._alone(detector, precision, batch)
         return rates
@@ -305,8 +310,11 @@ class Benchmark:
         frames = make_batches(detector, self._images, 1, batch, self._settings.pixel_format)[0]
         sampler = ClockSampler(self._system)
         measured = measure_alone(detector, frames, self._settings.seconds, warm=sampler.done)
+        self._rows.append(self._stage_row(case, measured, sampler))
+
+    def _stage_row(self, case: Case, measured: Measured, sampler: ClockSampler) -> Row:
         row = self._row(case, measured.durations, measured.frames_per_s, measured.cpu, sampler)
-        self._rows.append(replace(row, objects_per_frame=measured.objects_per_frame))
+        return replace(row, objects_per_frame=measured.objects_per_frame, rate_error=measured.rate_error)
 
     def _pipelines(self, detector: Detector, precision: str, rates: dict[int, float]) -> None:
         threads = self._threads or self._measure_threads(detector.class_names, 5)
@@ -314,36 +322,49 @@ class Benchmark:
         for batch, rate in rates.items():
             cameras = min(_MOST_CAMERAS, batch * detector.slots)
             case = Case("pipeline", "full", cameras, precision, batch)
-            row = self._full_load(detector, case, min(_OVERLOAD * rate, python_per_s), enough_per_s=_NEAR * rate)
-            half = self._pipeline(detector, replace(case, mode="half"), _HALF * row.frames_per_s)
+            shown = make_batches(detector, self._images, detector.slots, batch, self._settings.pixel_format)
+            offered_per_s = min(_OVERLOAD * rate, python_per_s)
+            row = self._full_load(detector, case, shown, offered_per_s, enough_per_s=_NEAR * rate)
+            if row.frames_per_s == 0:
+                self._note(f"{case}: nothing was published; more --seconds may help")
+                continue
+            half = self._pipeline(detector, replace(case, mode="half"), shown, _HALF * row.frames_per_s)
             self._rows += [row, half]
 
-    def _full_load(self, detector: Detector, case: Case, most_per_s: float, enough_per_s: float) -> Row:
+    def _full_load(
+        self,
+        detector: Detector,
+        case: Case,
+        shown: Sequence[Sequence[Frame]],
+        most_per_s: float,
+        enough_per_s: float,
+    ) -> Row:
         """The rate of cameras at which most is published. More than that publishes less: their threads take Python's
         time from the others."""
         rows: list[Row] = []
         for part in _PARTS_OF_MOST:
-            row = self._pipeline(detector, case, part * most_per_s)
+            row = self._pipeline(detector, case, shown, part * most_per_s)
             rows.append(row)
             if row.frames_per_s >= enough_per_s or row.dropped_per_s < _FEW * row.offered_per_s:
                 break
         return max(rows, key=lambda row: row.frames_per_s)
 
-    def _pipeline(self, detector: Detector, case: Case, offered_per_s: float) -> Row:
+    def _pipeline(self, detector: Detector, case: Case, shown: Sequence[Sequence[Frame]], offered_per_s: float) -> Row:
+        """`shown`: pictures of the stage, which the detector gets in place of the cameras' own."""
         self._say(f"{case} at {offered_per_s:.0f} frames/s")
         height_px, width_px = size_of(self._images[0], self._settings.pixel_format)
-        fps = min(1000.0, max(1.0, offered_per_s / case.lanes))
+        fps, seconds = pace(offered_per_s, case.lanes, self._settings.seconds)
         site = synthetic_site(case.lanes, fps, width_px, height_px, self._settings.pixel_format)
         sampler = ClockSampler(self._system)
-        seconds = max(_LEAST_PIPELINE_S, 2 * self._settings.seconds)  # a quarter is warm-up
-        ran = run_site(site, seconds, lambda *_: Borrowed(detector, case.batch))
+        ran = run_site(site, seconds, lambda *_: Borrowed(detector, case.batch, shown))
         gc.collect()  # the buffers of its cameras are held in circles, and are not the next row's memory
         row = self._row(case, ran.latency, ran.published_per_s, ran.cpu, sampler)
         return replace(
             row,
-            offered_per_s=ran.published_per_s + ran.dropped_per_s,
+            offered_per_s=ran.offered_per_s,
             dropped_per_s=ran.dropped_per_s,
             objects_per_frame=ran.objects_per_frame,
+            rate_error=ran.rate_error,
         )
 
     def _row(self, case: Case, durations: Durations, frames_per_s: float, cpu: CpuUse, sampler: ClockSampler) -> Row:
@@ -371,6 +392,26 @@ class Benchmark:
             copy_gb_per_s=self._gpu.copy_gb_per_s(self._images[0].nbytes) if self._gpu is not None else None,
             decode=decode_costs(dict.fromkeys((source, "synthetic:768x576"))),
         )
+
+
+def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, float]:
+    """Frames/s of each camera, and how many seconds to run them: a quarter is warm-up, and slow ones take longer."""
+    fps = min(_MOST_FPS, offered_per_s / cameras)
+    slow_s = min(_MOST_PIPELINE_S, _LEAST_PICTURES / fps)
+    return fps, max(_LEAST_PIPELINE_S, 2 * seconds, slow_s)
+
+
+def _pictures(source: str, pixel_format: PixelFormat) -> list[Image]:
+    """
+    Raises:
+        SourceError: it cannot be opened or read, or has no picture.
+        ConfigError: its pictures cannot have this format.
+    """
+    pictures = read_pictures(source, _PICTURES)
+    try:
+        return [convert(picture, pixel_format) for picture in pictures]
+    except ValueError as error:
+        raise ConfigError(f"the pictures of {source} cannot be had in this format: {error}") from error
 
 
 def _up_to(count: int) -> tuple[int, ...]:

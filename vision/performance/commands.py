@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from vision.config import DetectConfig, ModelCard
 from vision.engine.build import inputs_of
@@ -16,7 +18,10 @@ from vision.engine.opening import read_onnx, settings_of
 from vision.engine.precision import plan_typing
 from vision.engine.profiles import NetworkInput, Profile, choose_profile, make_profiles, picture_input
 from vision.engine.settings import BuildSettings, prepare_onnx, settled
-from vision.errors import DeviceMissing, ModelError
+from vision.errors import DeviceError, ModelError
+
+_NO_GPU: Final = GpuDescription("the GPU", (8, 7))
+"""Where there is none, the name of the engine's file is only an example."""
 
 
 def nsys(model: str, batch: int, precision: str) -> str:
@@ -27,15 +32,18 @@ def nsys(model: str, batch: int, precision: str) -> str:
     return nsys_text([*program, "bench", model, *options])
 
 
-def trtexec(folder: Path, card: ModelCard, batch: int, precision: str) -> str:
+def trtexec(folder: Path, card: ModelCard, batch: int, detect: DetectConfig, named: Sequence[str]) -> str:
     """What `vision profile --print-trtexec` prints: for the engine that is in the cache, or as it would be built.
+
+    Args:
+        detect: of the engine; its `max_batch` is at least `batch`.
+        named: how the user names the model: arguments of `vision build`.
 
     Raises:
         DeviceMissing: no TensorRT, or one that does not start here.
         ModelError: the model has no such profile.
     """
     onnx = read_onnx(folder, card)
-    detect = DetectConfig.model_validate({"precision": precision, "max_batch": batch})
     wanted = settled(settings_of(detect), card)
     prepared = prepare_onnx(onnx, wanted)
     inputs, channels = network_inputs(prepared.onnx, card), prepared.channels
@@ -43,21 +51,29 @@ def trtexec(folder: Path, card: ModelCard, batch: int, precision: str) -> str:
         inputs, card, detect.max_batch, fixed_batches=bool(wanted.fixed_batches), channels=channels
     )
     shapes = {picture_input(inputs).name: (batch, channels, card.input.height, card.input.width)}
-    plan = EngineCache().path_of(card.name, key_of(onnx, find_library(), _gpu(), wanted, card))
+    gpu = _gpu()
+    plan = EngineCache().path_of(card.name, key_of(onnx, find_library(), gpu or _NO_GPU, wanted, card))
     dialect = installed_dialect()
-    lines = [trtexec_text(plan, shapes, choose_profile(profiles, shapes), dialect=dialect)]
+    lines = [] if gpu else ["# there is no GPU here: the path of the engine is made up"]
     if not plan.exists():
-        how = _how_to_build(folder / card.file, card.name, plan, dialect=dialect, profiles=profiles, wanted=wanted)
-        lines.insert(0, how)
+        lines.append(_how_to_build(folder / card.file, named, plan, dialect=dialect, profiles=profiles, wanted=wanted))
+    lines.append(trtexec_text(plan, shapes, choose_profile(profiles, shapes), dialect=dialect))
     return "\n".join(lines)
 
 
 def _how_to_build(
-    onnx: Path, name: str, plan: Path, *, dialect: Dialect, profiles: Sequence[Profile], wanted: BuildSettings
+    onnx: Path,
+    named: Sequence[str],
+    plan: Path,
+    *,
+    dialect: Dialect,
+    profiles: Sequence[Profile],
+    wanted: BuildSettings,
 ) -> str:
     """The tool's own command too, where it comes to the same: not where types come from the ONNX file, which is
     rewritten before it is built."""
-    ours = f"`vision build {name} --max-batch {wanted.max_batch} --precision {wanted.precision}`"
+    options = ["--max-batch", str(wanted.max_batch), "--precision", wanted.precision]
+    ours = f"`{shlex.join(['vision', 'build', *named, *options])}`"
     if plan_typing(wanted.precision, weak_typing=dialect == "trtexec-10").rewrite != "none":
         return f"# this engine is not built yet: {ours} (this tool would build {onnx.name} as it is, in fp32)"
     build = build_line(
@@ -72,14 +88,14 @@ def _how_to_build(
     return f"# this engine is not built yet: {ours}, or\n{build}"
 
 
-def _gpu() -> Gpu:
-    """The GPU here. Without one, the name of the engine's file is only an example."""
+def _gpu() -> Gpu | None:
+    """The GPU here."""
     try:
         from vision.cuda import open_device
 
         return open_device()
-    except DeviceMissing:
-        return GpuDescription("the GPU", (8, 7))
+    except DeviceError:
+        return None
 
 
 def network_inputs(onnx: bytes, card: ModelCard) -> tuple[NetworkInput, ...]:

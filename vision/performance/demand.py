@@ -27,10 +27,11 @@ ASSUMED_WIDTH_PX: Final = 1920
 ASSUMED_HEIGHT_PX: Final = 1080
 ASSUMED_FPS: Final = 25.0
 
+_HERE: Final = ("path", "synthetic")  # kinds of sources that depend on nothing outside this machine
 _FILE_PICTURES: Final = 60
 _FILE_S: Final = 1.0
 _LIVE_S: Final = 3.0
-_WARM_PICTURES: Final = 3  # buffers, tables, the first key frame
+_WARM_PICTURES: Final = 3  # as many as buffers, tables, the first key frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Demand:
     staleness_s: float = 0.5
     assumed: str = ""  # what could not be measured
     in_step: bool = False  # begins with the program, as recordings do: its pictures come when those of the others do
+    open_ms: float = 0.0  # of the CPU, until its first picture has been read
+    drawn: bool = False  # made up by its thread: retrieving is a turn of Python
 
     @property
     def nbytes(self) -> int:
@@ -64,6 +67,7 @@ class _Watched:
     grab_ms: float
     retrieve_ms: float
     cpu_ms: float
+    open_ms: float
 
 
 def demands(
@@ -73,17 +77,27 @@ def demands(
 
     Args:
         known: of a benchmark, for cameras that cannot be reached.
+
+    Raises:
+        SourceError: recordings and generators that give no picture: all of them.
     """
     measured: dict[tuple[object, ...], Demand] = {}
     found = []
+    faults = []
     for camera in cameras:
         # What cameras of one kind cost is measured once: a site often has 32 of a kind.
         alike = (_form(camera.source), camera.width, camera.height, camera.fps, camera.via, camera.transport)
-        if alike not in measured:
-            measured[alike] = demand(camera, pixel_formats, known)
+        try:
+            if alike not in measured:
+                measured[alike] = demand(camera, pixel_formats, known)
+        except SourceError as error:
+            faults.append(f"{camera.id}: {error}")
+            continue
         found.append(
             replace(measured[alike], camera_id=camera.id, max_fps=camera.max_fps, staleness_s=camera.staleness_s)
         )
+    if faults:
+        raise SourceError("\n".join(faults))
     return found
 
 
@@ -93,15 +107,21 @@ def _form(source: str) -> str:
 
 
 def demand(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], known: Sequence[DecodeCost] = ()) -> Demand:
-    """What one camera asks for."""
+    """What one camera asks for.
+
+    Raises:
+        SourceError: a recording or generator gives no picture. It is here, so it will give none later either.
+    """
+    here = source_kind(camera.source) in _HERE
     try:
         seen = _watch(camera, pixel_formats)
     except SourceError as error:
+        if here:
+            raise
         return assumed(camera, known, f"it gave no picture ({error.args[0]})")
     fps, said = seen.info.fps, ""
     if not fps:
-        live = source_kind(camera.source) not in ("path", "synthetic")
-        fps = camera.fps or (seen.pictures / seen.seconds if live else ASSUMED_FPS)
+        fps = camera.fps or (ASSUMED_FPS if here else seen.pictures / seen.seconds)
         said = f"it does not say its rate, {fps:.3g} frames/s were taken"
     return Demand(
         camera.id,
@@ -115,7 +135,9 @@ def demand(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], known: 
         seen.cpu_ms,
         camera.staleness_s,
         said,
-        source_kind(camera.source) in ("path", "synthetic"),
+        here,
+        seen.open_ms,
+        source_kind(camera.source) == "synthetic",
     )
 
 
@@ -155,7 +177,7 @@ def _watch(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) -> _Wat
     Raises:
         SourceError: it cannot be opened, or nothing comes.
     """
-    finite = source_kind(camera.source) in ("path", "synthetic")
+    finite = source_kind(camera.source) in _HERE
     clock = hurried(time.monotonic_ns) if finite else time.monotonic_ns
     looped = camera.model_copy(update={"loop": True}) if source_kind(camera.source) == "path" else camera
     try:
@@ -167,16 +189,24 @@ def _watch(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) -> _Wat
     timer.start()
     try:
         with closing(source):
+            begin_ns = time.process_time_ns()
             info = source.open()
             limits = (_FILE_PICTURES, _FILE_S) if finite else (1_000_000, _LIVE_S)
-            return _read(source, info, camera.read_timeout_s, *limits)
+            return _read(source, info, begin_ns, camera.read_timeout_s, limits)
     finally:
         timer.cancel()
 
 
-def _read(source: Source, info: StreamInfo, timeout_s: float, most: int, most_s: float) -> _Watched:
-    out = np.empty(frame_shape(info.height_px, info.width_px, info.pixel_format), np.uint8)
-    pictures, grab_ns, retrieve_ns = -_WARM_PICTURES, 0, 0
+def _read(source: Source, info: StreamInfo, opened_ns: int, timeout_s: float, limits: tuple[int, float]) -> _Watched:
+    """
+    Args:
+        opened_ns: CPU time of the process before the source was opened.
+        limits: pictures and seconds, at most.
+    """
+    most, most_s = limits
+    shape = frame_shape(info.height_px, info.width_px, info.pixel_format)
+    buffers = [np.empty(shape, np.uint8) for _ in range(_WARM_PICTURES)]
+    pictures, grab_ns, retrieve_ns, open_ns = -_WARM_PICTURES, 0, 0, 0
     begin, cpu_ns = time.monotonic(), time.process_time_ns()
     while pictures < most and time.monotonic() - begin < most_s:
         if pictures == 0:
@@ -191,18 +221,21 @@ def _read(source: Source, info: StreamInfo, timeout_s: float, most: int, most_s:
             raise SourceError(f"no picture came within {timeout_s:g} s")
         grabbed_ns = time.thread_time_ns()
         try:
-            source.retrieve(out)
+            source.retrieve(buffers[pictures % _WARM_PICTURES])
         except SizeChanged as change:
-            out = np.empty(frame_shape(change.height_px, change.width_px, info.pixel_format), np.uint8)
+            shape = frame_shape(change.height_px, change.width_px, info.pixel_format)
+            buffers = [np.empty(shape, np.uint8) for _ in range(_WARM_PICTURES)]
             continue
         grab_ns += grabbed_ns - started_ns
         retrieve_ns += time.thread_time_ns() - grabbed_ns
+        open_ns = open_ns or time.process_time_ns() - opened_ns
         pictures += 1
     if pictures <= 0:
         raise SourceError(f"only {pictures + _WARM_PICTURES} pictures came")
     cpu_ms = (time.process_time_ns() - cpu_ns) / 1e6 / pictures
     per_picture = 1 / 1e6 / pictures
-    return _Watched(info, pictures, time.monotonic() - begin, grab_ns * per_picture, retrieve_ns * per_picture, cpu_ms)
+    took_s = time.monotonic() - begin
+    return _Watched(info, pictures, took_s, grab_ns * per_picture, retrieve_ns * per_picture, cpu_ms, open_ns / 1e6)
 
 
 def hurried(clock: Callable[[], int]) -> Callable[[], int]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from vision.performance.conditions import CpuMeter, CpuUse, ThisSystem
-from vision.performance.samples import Durations
+from vision.performance.samples import Durations, relative_error
 
 _MOST_QUEUED: Final = 1024  # batches on one lane: the queue of a device has an end
+_LEAST_BURSTS: Final = 5  # or nobody knows how sure their rate is
 
 
 class Lane(Protocol):
@@ -58,6 +59,7 @@ class Alone:
     durations: Durations  # of a batch from its start until it was waited for, one batch in flight on each lane
     batches_per_s: float  # of all lanes, never waiting
     cpu: CpuUse
+    rate_error: float | None  # relative standard error of `batches_per_s`
 
 
 def measure_engine(
@@ -71,8 +73,9 @@ def measure_engine(
     _warm_up(lanes, warm)
     meter = CpuMeter(ThisSystem())
     durations = Durations.of(_waited(lanes, seconds / 2, clock))
-    rate = _free_running(lanes, seconds / 2, clock)
-    return Alone(durations, rate, meter.read())
+    count, bursts_ns = _free_running(lanes, seconds / 2, clock)
+    rate_per_s = len(bursts_ns) * count * len(lanes) / (sum(bursts_ns) / 1e9)
+    return Alone(durations, rate_per_s, meter.read(), relative_error(bursts_ns))
 
 
 def _warm_up(lanes: Sequence[Lane], warm: Callable[[], bool] | None) -> None:
@@ -104,16 +107,15 @@ def _waited(lanes: Sequence[Lane], seconds: float, clock: Callable[[], int]) -> 
     return durations_ns
 
 
-def _free_running(lanes: Sequence[Lane], seconds: float, clock: Callable[[], int]) -> float:
-    """Batches a second where every lane has work queued all the time."""
+def _free_running(lanes: Sequence[Lane], seconds: float, clock: Callable[[], int]) -> tuple[int, list[int]]:
+    """Bursts, where every lane has work queued all the time: batches on each lane, and nanoseconds of each burst."""
     count = 1
     while (took_ns := _burst(lanes, count, clock)) < seconds * 1e9 / 8 and count < _MOST_QUEUED:
         count *= 2  # the end of a burst, where lanes run dry, must not weigh
-    total_ns, bursts = took_ns, 1
-    while total_ns < seconds * 1e9:
-        total_ns += _burst(lanes, count, clock)
-        bursts += 1
-    return bursts * count * len(lanes) / (total_ns / 1e9)
+    bursts_ns = [took_ns]
+    while sum(bursts_ns) < seconds * 1e9 or len(bursts_ns) < _LEAST_BURSTS:
+        bursts_ns.append(_burst(lanes, count, clock))
+    return count, bursts_ns
 
 
 def _burst(lanes: Sequence[Lane], count: int, clock: Callable[[], int]) -> int:

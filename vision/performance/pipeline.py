@@ -13,18 +13,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vision.assemble import RunOptions, publisher_of
+from vision.batching import SlotCounts
 from vision.config import CameraConfig, SiteConfig
 from vision.detect.detector import Detector
 from vision.performance.canned import CannedDetector
 from vision.performance.conditions import CpuMeter, CpuUse, ThisSystem
 from vision.performance.demand import demand
-from vision.performance.samples import Durations
+from vision.performance.samples import Durations, relative_error
 from vision.pipelines import load_pipeline
 from vision.report import Report
 from vision.runtime import Sink
@@ -32,9 +33,19 @@ from vision.types import Detections, Frame, PixelFormat, Result
 
 _WARM_PART: Final = 0.25  # of a run, before it counts: connections, first batches, what the batcher learns
 _WAIT_S: Final = 60.0
+_REPORTS: Final = 20  # of a run: what counts lies between two of them
+_SLICES: Final = 10  # of a run, that tell how steady its rate was
 _HOST_PICTURES: Final = 1200
 _HOST_CAMERAS: Final = 4
 _HOST_S: Final = 30.0  # at most
+
+
+class _Came(NamedTuple):
+    """A result: when, how long after its picture was captured, and when its batch was done."""
+
+    at_ns: int
+    latency_ns: int
+    inferred_ns: int
 
 
 @dataclass
@@ -43,9 +54,8 @@ class CountingSink:
 
     behind: Sink | None = None
     clock: Callable[[], int] = time.monotonic_ns
-    latencies_ns: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # by camera: (when, capture to here)
+    latencies_ns: dict[str, list[_Came]] = field(default_factory=dict)  # by camera
     objects: int = 0
-    drops: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # by camera: (when, how many before)
     report_last: Report | None = None
     thread_ns: list[int] = field(default_factory=list)  # CPU time of the results thread at each result
 
@@ -54,8 +64,10 @@ class CountingSink:
         if self.behind is not None:
             self.behind.publish(result)
         now_ns, camera_id = self.clock(), result.meta.camera_id
-        self.latencies_ns.setdefault(camera_id, []).append((now_ns, now_ns - result.timing.captured_ns))
-        self.drops.setdefault(camera_id, []).append((now_ns, sum(result.dropped_before.values())))
+        timing = result.timing
+        self.latencies_ns.setdefault(camera_id, []).append(
+            _Came(now_ns, now_ns - timing.captured_ns, timing.inferred_ns)
+        )
         self.objects += len(result.objects)
         self.thread_ns.append(time.thread_time_ns())
 
@@ -73,6 +85,7 @@ class CameraRun:
     published_per_s: float
     dropped_per_s: float
     latency: Durations
+    offered_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,7 @@ class SiteRun:
     latency: Durations  # of all cameras
     cpu: CpuUse
     objects_per_frame: float
+    rate_error: float | None = None  # relative standard error of `published_per_s`
 
     @property
     def published_per_s(self) -> float:
@@ -95,10 +109,15 @@ class SiteRun:
         """Of all cameras."""
         return sum(camera.dropped_per_s for camera in self.cameras.values())
 
+    @property
+    def offered_per_s(self) -> float:
+        """Of all cameras: what they grabbed."""
+        return sum(camera.offered_per_s for camera in self.cameras.values())
+
 
 def synthetic_site(cameras: int, fps: float, width_px: int, height_px: int, pixel_format: str | None) -> SiteConfig:
     """A site of made-up cameras."""
-    picture = f"synthetic:{width_px}x{height_px}@{fps:.6g}"
+    picture = f"synthetic:{width_px}x{height_px}@{f'{fps:.6f}'[:8]}"  # what the form has room for
     suffix = f"&format={pixel_format}" if pixel_format else ""
     return SiteConfig.model_validate(
         {"cameras": [{"id": f"camera-{n}", "source": f"{picture}?seed={n}{suffix}"} for n in range(cameras)]}
@@ -113,7 +132,7 @@ def run_site(
     publish: bool = False,
     clock: Callable[[], int] = time.monotonic_ns,
 ) -> SiteRun:
-    """Run a site's pipeline for `seconds`, of which the last three quarters count.
+    """Run a site's pipeline for `seconds`, of which about the last three quarters count.
 
     Args:
         open_detector: as `vision.detect.open.open_detector`; the pipeline closes what it opens.
@@ -123,8 +142,7 @@ def run_site(
         VisionError: whatever the pipeline raises.
     """
     counted = CountingSink(clock=clock)
-    # The meter reads the CPU with each report, so a short run has some too.
-    interval_s = min(site.status.interval_s, seconds / 10)
+    interval_s = min(site.status.interval_s, seconds / _REPORTS)
     site = site.model_copy(update={"status": site.status.model_copy(update={"interval_s": interval_s})})
     with ExitStack() as resources:
         stop = threading.Event()
@@ -133,11 +151,9 @@ def run_site(
         options = RunOptions(stop=stop, sink=counted, open_detector=open_detector)
         runtime = load_pipeline(site.pipeline)(site, options, resources)
         with _as_the_program_collects():
-            begin_ns, meter = clock(), _Meter(seconds * _WARM_PART, clock)
-            runtime.run(stop, for_s=seconds, on_report=meter.see)
-        end_ns = begin_ns + int(seconds * 1e9)
-    camera_ids = [camera.id for camera in site.cameras]
-    return _summary(counted, camera_ids, begin_ns + int((end_ns - begin_ns) * _WARM_PART), end_ns, meter.cpu)
+            window = _Window(seconds * _WARM_PART, clock)
+            runtime.run(stop, for_s=seconds, on_report=window.see)
+    return _summary(counted, [camera.id for camera in site.cameras], *window.ends())
 
 
 @contextmanager
@@ -152,10 +168,16 @@ def _as_the_program_collects() -> Iterator[None]:
 
 
 class Borrowed:
-    """A `Detector` that a pipeline may close and that stays open, with batches of its own greatest size."""
+    """A `Detector` that a pipeline may close and that stays open, with batches of its own greatest size.
 
-    def __init__(self, detector: Detector, max_batch: int) -> None:
+    It can be shown `pictures` in place of what made-up cameras draw, where a network finds next to nothing: so NMS and
+    the results thread have as much to do as with real cameras, and the cameras' threads no less than before.
+    """
+
+    def __init__(self, detector: Detector, max_batch: int, pictures: Sequence[Sequence[Frame]] = ()) -> None:
+        """`pictures`: one batch for each slot, each of at least `max_batch` frames, of the cameras' size and format."""
         self._detector = detector
+        self._pictures = pictures
         self._max_batch = min(max_batch, detector.max_batch)
 
     @property
@@ -186,7 +208,7 @@ class Borrowed:
         return self._detector.frame_buffer(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        self._detector.submit(slot, frames)
+        self._detector.submit(slot, self._pictures[slot][: len(frames)] if self._pictures else frames)
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
         return self._detector.wait(slot, timeout_s)
@@ -198,20 +220,39 @@ class Borrowed:
                 self._detector.wait(slot, _WAIT_S)
 
 
-class _Meter:
-    """Who used the CPU from the first report after `after_s` to the last one."""
+@dataclass(frozen=True, slots=True)
+class _End:
+    """One end of what counts."""
+
+    at_ns: int
+    counts: Mapping[str, SlotCounts]  # by camera
+    cpu: CpuUse  # since the first end
+
+
+class _Window:
+    """What counts of a run: from the first report after `after_s` to the last one before it was stopped."""
 
     def __init__(self, after_s: float, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._from_ns = clock() + int(after_s * 1e9)
         self._meter: CpuMeter | None = None
-        self.cpu = CpuUse(0.0, 0.0)
+        self._seen: list[_End] = []
 
-    def see(self, _report: Report) -> None:
-        if self._meter is not None:
-            self.cpu = self._meter.read()
-        elif self._clock() >= self._from_ns:
+    def see(self, report: Report) -> None:
+        now_ns = self._clock()
+        if now_ns < self._from_ns:
+            return
+        if self._meter is None:
             self._meter = CpuMeter(ThisSystem())
+        counts = {camera.camera_id: camera.counts for camera in report.cameras}
+        self._seen.append(_End(now_ns, counts, self._meter.read()))
+
+    def ends(self) -> tuple[_End, _End]:
+        """Once the run is over. The last report came after the cameras were stopped, and stopping takes its time."""
+        if not self._seen:
+            nothing = _End(self._clock(), {}, CpuUse(0.0, 0.0))
+            return nothing, nothing
+        return self._seen[0], self._seen[-2 if len(self._seen) > 2 else -1]
 
 
 def _private_publisher(site: SiteConfig, resources: ExitStack) -> Sink:
@@ -221,19 +262,29 @@ def _private_publisher(site: SiteConfig, resources: ExitStack) -> Sink:
     return publisher_of(site.model_copy(update={"publish": private}), options, resources)
 
 
-def _summary(counted: CountingSink, camera_ids: Sequence[str], begin_ns: int, end_ns: int, cpu: CpuUse) -> SiteRun:
-    seconds = (end_ns - begin_ns) / 1e9
+def _summary(counted: CountingSink, camera_ids: Sequence[str], begin: _End, end: _End) -> SiteRun:
+    seconds = max(1e-9, (end.at_ns - begin.at_ns) / 1e9)
     cameras = {}
-    everything: list[int] = []
+    published: list[_Came] = []
     for camera_id in camera_ids:
-        times, drops = counted.latencies_ns.get(camera_id, []), counted.drops.get(camera_id, [])
-        latencies = [latency for at_ns, latency in times if begin_ns <= at_ns < end_ns]
-        everything += latencies
-        dropped = sum(count for at_ns, count in drops if begin_ns <= at_ns < end_ns)
-        cameras[camera_id] = CameraRun(len(latencies) / seconds, dropped / seconds, Durations.of(latencies))
-    published = sum(map(len, counted.latencies_ns.values()))
-    objects = counted.objects / published if published else 0.0
-    return SiteRun(seconds, cameras, Durations.of(everything), cpu, objects)
+        within = [one for one in counted.latencies_ns.get(camera_id, []) if begin.at_ns <= one.at_ns < end.at_ns]
+        published += within
+        offered, dropped = _grown(begin.counts.get(camera_id), end.counts.get(camera_id))
+        latency = Durations.of([one.latency_ns for one in within])
+        cameras[camera_id] = CameraRun(len(within) / seconds, dropped / seconds, latency, offered / seconds)
+    batches = len({one.inferred_ns for one in published})  # pictures of one batch are late together
+    latency = Durations.of([one.latency_ns for one in published], batches)
+    results = sum(map(len, counted.latencies_ns.values()))
+    objects = counted.objects / results if results else 0.0
+    steady = np.histogram([one.at_ns for one in published], _SLICES, (begin.at_ns, end.at_ns + 1))[0]
+    return SiteRun(seconds, cameras, latency, end.cpu, objects, relative_error(steady.tolist()))
+
+
+def _grown(begin: SlotCounts | None, end: SlotCounts | None) -> tuple[int, int]:
+    """Frames that a camera's slot was given and that it dropped, by its own count: what drops all has no result."""
+    if begin is None or end is None:
+        return 0, 0
+    return end.grabbed - begin.grabbed, sum(end.dropped.values()) - sum(begin.dropped.values())
 
 
 @dataclass(frozen=True, slots=True)

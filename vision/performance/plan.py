@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from vision.assemble import model_of
-from vision.config import ModelCard, SiteConfig
+from vision.config import DetectConfig, ModelCard, SiteConfig
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector, published_class_names
 from vision.engine.profiles import batch_sizes
@@ -21,15 +22,24 @@ from vision.performance.advice import Load, Site, accepted_fps, advice, limit, l
 from vision.performance.compare import differences
 from vision.performance.conditions import CpuUse, System, ThisSystem, cores_to_be_had, file_sha256, machine
 from vision.performance.demand import Demand, decode_costs, demands
-from vision.performance.document import Bench, HostCosts, Row
+from vision.performance.document import Bench, Row
+from vision.performance.handover import Handover, measure_handover
 from vision.performance.model import BatchCost, DetectorCost, Forecast, HostCost, forecast, unhindered
 from vision.performance.pictures import Image, convert, is_local, make_batches, read_pictures, shipped_clip
-from vision.performance.pipeline import SiteRun, measure_threads, run_site, without_traces
+from vision.performance.pipeline import SiteRun, ThreadCosts, measure_threads, run_site, without_traces
+from vision.performance.samples import Durations
 from vision.performance.stage import measure_alone, measure_stage
+from vision.types import PixelFormat
+
+Backend: TypeAlias = Literal["tensorrt", "onnxruntime", "fake"]
 
 _SECONDS: Final = 1.0
 _PICTURES: Final = 16
 _LONGEST_PAUSE_S: Final = 0.1
+_HANDOVERS: Final = 2.0  # times as long as the others: it is the rare ones that count
+_LEAST_CORES: Final = 0.05
+_SLOTS: Final[Mapping[Backend, int]] = {"tensorrt": 4, "onnxruntime": 3, "fake": 3}  # as `vision.detect` opens them
+_SLOTS_INTEGRATED: Final = 3
 _BUSY: Final = 0.85  # of its cores; with less, others work on the machine too
 
 
@@ -77,16 +87,22 @@ def make_plan(
         VisionError: model, back-end or pipeline are not there.
     """
     folder, card = model_of(site)
+    system = system or ThisSystem()
+    if bench is not None:
+        _refuse_foreign(bench, site.detect, card, file_sha256(folder / card.file), system)
     known = bench.host.decode if bench is not None else decode_costs((shipped_clip(),))
     say("cameras")
     formats = _formats(site) if bench is None else ("nv12", "i420", "bgrx", "bgr")
     wanted = demands(site.cameras, formats, known)
     notes = [f"{each.camera_id}: {each.assumed}" for each in wanted if each.assumed]
     if bench is not None:
-        notes += _refuse_foreign(bench, card, file_sha256(folder / card.file), system or ThisSystem())
+        notes.append(f"the benchmark is of {bench.measured_at}, with pictures of {bench.picture}")
         costs = costs_of(bench, site)
     else:
         costs = measure_costs(site, wanted, seconds, say)
+    say("hand-overs")
+    handover = _handover(site, card, wanted, costs, seconds)
+    costs = replace(costs, host=replace(costs.host, handover=handover))
     say("rehearsal")
     planned = forecast(wanted, costs.detector, costs.host)
     found = loads(wanted, costs.detector, costs.host)
@@ -98,7 +114,7 @@ def make_plan(
         (card.input.width, card.input.height),
     )
     advised = advice(found, wanted, costs.detector, costs.host, about)
-    cores = machine(system or ThisSystem()).cores
+    cores = machine(system).cores
     if site.cascade is not None:
         notes.append(f"the second model, {site.cascade.model}, is not counted")
     if costs.host.cores < _BUSY * cores:
@@ -114,20 +130,52 @@ def _formats(site: SiteConfig) -> tuple[Any, ...]:
 # ------------------------------------------------------------------------------------------------ from a file
 
 
-def _refuse_foreign(bench: Bench, card: ModelCard, sha256: str, system: System) -> list[str]:
+def _refuse_foreign(bench: Bench, detect: DetectConfig, card: ModelCard, sha256: str, system: System) -> None:
     """
     Raises:
-        ConfigError: another machine or another model.
+        ConfigError: another machine, model or back-end.
     """
     faults = differences("machine", asdict(bench.machine), asdict(machine(system)))
     if bench.model_sha256 != sha256:
         faults.append(f"model: {bench.model!r} and {card.name!r}, or another file of it")
+    measured, wanted = backend_of(bench.backend), resolved(detect.backend)
+    if measured != wanted:
+        faults.append(f"back-end: {measured}, and {wanted} of `detect: {{backend: {detect.backend}}}`")
     if faults:
         raise ConfigError(
-            "the benchmark is of another machine or model: " + "; ".join(faults),
-            hint="`vision bench MODEL --json FILE` on this machine, or leave out --bench: it is measured then",
+            "the benchmark is of something else: " + "; ".join(faults),
+            hint=f"`vision bench {card.name} --backend {wanted} --json FILE` on this machine, or leave out --bench: it "
+            "is measured then",
         )
-    return [f"the benchmark is of {bench.measured_at}, with pictures of {bench.picture}"]
+
+
+def backend_of(name: str) -> Backend:
+    """Which back-end a detector is, by its name."""
+    if name.startswith("TensorRT"):
+        return "tensorrt"
+    return "onnxruntime" if name.startswith("onnxruntime") else "fake"
+
+
+def resolved(backend: str) -> Backend:
+    """Which back-end `detect.backend` means here."""
+    if backend == "auto":
+        return "tensorrt" if _has_tensorrt() else "onnxruntime"
+    return "tensorrt" if backend == "tensorrt" else "onnxruntime" if backend == "onnxruntime" else "fake"
+
+
+def _has_tensorrt() -> bool:
+    try:
+        from vision.performance import gpu
+
+        gpu.require()
+    except DeviceMissing:
+        return False
+    return True
+
+
+def default_slots(bench: Bench) -> int:
+    """Batches in flight where `detect.slots` says nothing."""
+    return _SLOTS_INTEGRATED if bench.machine.jetson else _SLOTS[backend_of(bench.backend)]
 
 
 def costs_of(bench: Bench, site: SiteConfig) -> Costs:
@@ -136,36 +184,55 @@ def costs_of(bench: Bench, site: SiteConfig) -> Costs:
     Raises:
         ConfigError: it has no rows of the stage that fit.
     """
-    precisions = sorted({row.case.precision for row in bench.rows_of("stage")})
-    gpu = any(row.device_mib is not None for row in bench.rows)
-    precision = site.detect.precision if gpu or not precisions else precisions[0]  # a CPU has no choice
-    slots = site.detect.slots or bench.slots
-    rows = bench.rows_of("stage", precision)
-    full = _by_batch(row for row in rows if row.case.mode == "slots" and row.case.lanes == slots)
-    alone = _by_batch(row for row in rows if row.case.mode == "alone" and row.case.lanes == slots)
-    sizes = [size for size in full if size in alone and size <= site.detect.max_batch]
-    if not sizes:
-        raise ConfigError(
-            f"the benchmark has no stage of precision {site.detect.precision} with {slots} slots: it has "
-            + (", ".join(str(row.case) for row in bench.rows_of("stage")) or "no stage at all"),
-            hint=f"`vision bench {bench.model} --precision {site.detect.precision} --json FILE`",
-        )
-    wanted = _wanted_cores(full[max(sizes)].cores_busy, gpu=gpu, cores=bench.machine.cores, threads=site.detect.threads)
+    gpu = backend_of(bench.backend) == "tensorrt"
+    slots = site.detect.slots or default_slots(bench)
+    full, alone = _stage_rows(bench, site.detect, slots)
+    largest = max(full)
+    cores, threads = bench.machine.cores, site.detect.threads
+    wanted = _wanted_cores(bench.backend, full[largest].cores_busy, cores, threads)
     batches = {}
-    for size in sizes:
-        use, use_alone = (CpuUse(row.cores_busy, row.cores_others) for row in (full[size], alone[size]))
-        cost = BatchCost(alone[size].durations.mean_ms, 1e3 * size / full[size].frames_per_s, full[size].durations)
-        batches[size] = _for_itself(
-            cost, use_alone, use, wanted=wanted, parallel=bench.parallel, cores=bench.machine.cores
-        )
+    for size, row in full.items():
+        use, use_alone = (CpuUse(each.cores_busy, each.cores_others) for each in (row, alone[size]))
+        cost = BatchCost(alone[size].durations.mean_ms, 1e3 * size / row.frames_per_s, row.durations)
+        if _on_cpu(bench.backend):
+            cost = _for_itself(cost, use_alone, use, wanted=wanted, parallel=bench.parallel, cores=cores)
+        batches[size] = cost
     picture_bytes = _bytes_of(bench.picture)
-    detector = DetectorCost(bench.backend, max(sizes), slots, bench.parallel, batches, wanted, picture_bytes)
-    objects = full[max(sizes)].objects_per_frame
-    return Costs(detector, _host(bench.host), objects, f"benchmark of {bench.measured_at}", gpu)
+    parallel = min(bench.parallel, max(1, slots - 1) if gpu else slots)  # the file's is of its last number of slots
+    detector = DetectorCost(bench.backend, largest, slots, parallel, batches, wanted, picture_bytes)
+    return Costs(detector, _host(bench), full[largest].objects_per_frame, f"benchmark of {bench.measured_at}", gpu)
 
 
-def _by_batch(rows: Any) -> dict[int, Row]:
-    return {row.case.batch: row for row in rows}
+def _stage_rows(bench: Bench, detect: DetectConfig, slots: int) -> tuple[dict[int, Row], dict[int, Row]]:
+    """By batch size, of all slots in use and of one: those of this precision, and of sizes that may be used.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    has = bench.rows_of("stage")
+    # Only TensorRT has a choice of precision.
+    precision = detect.precision if backend_of(bench.backend) == "tensorrt" or not has else has[0].case.precision
+    rows = [row for row in has if row.case.precision == precision]
+    found = {
+        mode: {row.case.batch: row for row in rows if row.case.mode == mode and row.case.lanes == slots}
+        for mode in ("slots", "alone")
+    }
+    sizes = sorted(size for size in found["slots"] if size in found["alone"])
+    fit = [size for size in sizes if size <= detect.max_batch]
+    if fit:
+        return {size: found["slots"][size] for size in fit}, {size: found["alone"][size] for size in fit}
+    missing = "" if has else " --parts engine,stage,pipeline"
+    if has and not rows:
+        missing += f" --precision {precision}"
+    if has and not any(row.case.mode == "alone" and row.case.lanes == slots for row in rows or has):
+        missing += f" --slots {slots}"
+    if sizes:
+        missing += f" --batch {','.join(map(str, batch_sizes(detect.max_batch)))}"
+    raise ConfigError(
+        f"the benchmark has no stage of precision {precision} with {slots} slots and batches of at most "
+        f"{detect.max_batch}: it has " + (", ".join(str(row.case) for row in has) or "no stage at all"),
+        hint=f"`vision bench {bench.model} --backend {backend_of(bench.backend)}{missing} --json FILE`",
+    )
 
 
 def _bytes_of(picture: str) -> int:
@@ -174,13 +241,21 @@ def _bytes_of(picture: str) -> int:
     return int(int(width) * int(height) * {"bgr": 3, "bgrx": 4}.get(pixel_format, 1.5))
 
 
-def _host(costs: HostCosts) -> HostCost:
-    return HostCost(costs.cores, costs.results_ms, costs.loop_ms, costs.camera_ms, costs.copy_gb_per_s)
+def _host(bench: Bench) -> HostCost:
+    """With the cores that others left during most of the rows: one moment is not the whole plan."""
+    others = statistics.median(row.cores_others for row in bench.rows)
+    costs, cores = bench.host, max(_LEAST_CORES, bench.machine.cores - others)
+    return HostCost(cores, costs.results_ms, costs.loop_ms, costs.camera_ms, costs.copy_gb_per_s)
 
 
-def _wanted_cores(used: float, *, gpu: bool, cores: int, threads: int | None) -> float:
-    """Cores that a detector keeps busy where it has them: on a GPU what it used, on a CPU all it has threads for."""
-    return max(used, 0.01) if gpu else float(min(cores, threads or cores))
+def _on_cpu(backend: str) -> bool:
+    """Whether the detector of this name computes on the CPU, and so shares it with everything else."""
+    return backend_of(backend) == "onnxruntime"
+
+
+def _wanted_cores(backend: str, used: float, cores: int, threads: int | None) -> float:
+    """Cores that a detector keeps busy where it has them: on a CPU all it has threads for, elsewhere what it used."""
+    return float(min(cores, threads or cores)) if _on_cpu(backend) else max(used, 0.01)
 
 
 def _for_itself(cost: BatchCost, alone: CpuUse, full: CpuUse, *, wanted: float, parallel: int, cores: int) -> BatchCost:
@@ -198,7 +273,7 @@ def _for_itself(cost: BatchCost, alone: CpuUse, full: CpuUse, *, wanted: float, 
 def measure_costs(
     site: SiteConfig, wanted: Sequence[Demand], seconds: float, say: Callable[[str], None] = lambda _: None
 ) -> Costs:
-    """A short benchmark of just what this site uses.
+    """A short benchmark of just what this site uses; without hand-overs.
 
     Raises:
         VisionError: model, back-end or pipeline are not there.
@@ -208,46 +283,52 @@ def measure_costs(
     say("detector")
     images = _images(site, wanted)
     with closing(open_detector(folder, card, site.detect)) as detector:
-        gpu = detector.name.startswith("TensorRT")
-        cost, objects = measure_detector(
-            detector, images, len(wanted), seconds, pause_s=_pause_s(wanted), gpu=gpu, threads=site.detect.threads
-        )
+        gpu = backend_of(detector.name) == "tensorrt"
+        cost, objects = measure_detector(detector, images, wanted, seconds, threads=site.detect.threads)
         say("threads")
-        size_px = (images[0].shape[1], images[0].shape[0])
+        height_px, width_px, _ = _usual(wanted)
         names = published_class_names(card, site.detect)
-        threads = measure_threads(site, names, round(objects), size_px=size_px)
+        threads = measure_threads(site, names, round(objects), size_px=(width_px, height_px))
     cores.append(cores_to_be_had())
     copied = _copy_gb_per_s(images[0].nbytes) if gpu else None
     host = HostCost(sum(cores) / 2, threads.results_ms, threads.loop_ms, threads.camera_ms, copied)
     return Costs(cost, host, objects, "measured now", gpu)
 
 
+def _handover(site: SiteConfig, card: ModelCard, wanted: Sequence[Demand], costs: Costs, seconds: float) -> Handover:
+    """Measured now, also where the rest is of a file: that file is of this machine."""
+    host = costs.host
+    turns = ThreadCosts(host.results_ms, host.loop_ms, host.camera_ms)
+    names, objects = published_class_names(card, site.detect), round(costs.objects_per_frame)
+    return measure_handover(site, names, objects, wanted, turns, seconds=_HANDOVERS * seconds)
+
+
 def measure_detector(
     detector: Detector,
     images: Sequence[Image],
-    cameras: int,
+    wanted: Sequence[Demand],
     seconds: float,
     *,
-    pause_s: float,
-    gpu: bool,
     threads: int | None,
 ) -> tuple[DetectorCost, float]:
-    """Cost of each batch size that so many cameras can fill, and objects in a picture."""
-    cores = machine_cores()
-    most = min(detector.max_batch, cameras)
+    """Cost of each batch size that these cameras can fill, and objects in a picture. `images` are in `_usual` form."""
+    cores, pause_s = machine_cores(), _pause_s(wanted)
+    _, _, pixel_format = _usual(wanted)
+    most = min(detector.max_batch, len(wanted))
     batches = {}
-    wanted = objects = 0.0
+    used = objects = 0.0
     for size in batch_sizes(most):
-        frames = make_batches(detector, images, detector.slots, size, "bgr")
+        frames = make_batches(detector, images, detector.slots, size, pixel_format)
         alone = measure_alone(detector, frames[0], seconds, pause_s=pause_s)
         full = measure_stage(detector, frames, seconds)
-        wanted = _wanted_cores(full.cpu.own, gpu=gpu, cores=cores, threads=threads)
+        used = _wanted_cores(detector.name, full.cpu.own, cores, threads)
         cost = BatchCost(alone.durations.mean_ms, 1e3 * size / full.frames_per_s, full.durations)
-        batches[size] = _for_itself(cost, alone.cpu, full.cpu, wanted=wanted, parallel=detector.parallel, cores=cores)
+        if _on_cpu(detector.name):
+            parallel = detector.parallel
+            cost = _for_itself(cost, alone.cpu, full.cpu, wanted=used, parallel=parallel, cores=cores)
+        batches[size] = cost
         objects = full.objects_per_frame
-    cost_of_all = DetectorCost(
-        detector.name, most, detector.slots, detector.parallel, batches, wanted, images[0].nbytes
-    )
+    cost_of_all = DetectorCost(detector.name, most, detector.slots, detector.parallel, batches, used, images[0].nbytes)
     return cost_of_all, objects
 
 
@@ -257,15 +338,20 @@ def _pause_s(wanted: Sequence[Demand]) -> float:
 
 
 def _images(site: SiteConfig, wanted: Sequence[Demand]) -> list[Image]:
-    """Pictures of the site's own where they can be had, in the size that its cameras send most."""
+    """Pictures of the site's own where they can be had, in the size and format that its cameras send most."""
     local = [camera.source for camera in site.cameras if is_local(camera.source)]
     try:
         images = read_pictures(local[0] if local else shipped_clip(), _PICTURES)
     except SourceError:
         images = read_pictures(shipped_clip(), _PICTURES)
-    sizes = [(each.height_px, each.width_px) for each in wanted]
-    height_px, width_px = max(set(sizes), key=sizes.count)
-    return [convert(resized(image, height_px, width_px), "bgr") for image in images]
+    height_px, width_px, pixel_format = _usual(wanted)
+    return [convert(resized(image, height_px, width_px), pixel_format) for image in images]
+
+
+def _usual(wanted: Sequence[Demand]) -> tuple[int, int, PixelFormat]:
+    """Height, width and format that the cameras send most."""
+    forms = [(each.height_px, each.width_px, each.pixel_format) for each in wanted]
+    return max(forms, key=forms.count)
 
 
 def resized(image: Image, height_px: int, width_px: int) -> Image:
@@ -288,7 +374,7 @@ def _copy_gb_per_s(nbytes: int) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One figure: as planned, as it would have been planned with the cores that others left then, and as it came."""
+    """One figure: as planned, as it came, and as planned anew with the cores that others left while it was measured."""
 
     what: str
     planned: float
@@ -296,11 +382,24 @@ class Check:
     measured: float
 
     @property
-    def error(self) -> float:
-        """`then` over `measured`, less 1."""
-        if self.measured == 0:
-            return 0.0 if self.then == 0 else float("inf")
-        return self.then / self.measured - 1
+    def error(self) -> float | None:
+        """Of the plan: `planned` over `measured`, less 1. None: nothing came."""
+        return _error(self.planned, self.measured)
+
+    @property
+    def error_then(self) -> float | None:
+        """What is left of it where the machine had been as it was then: `then` over `measured`, less 1."""
+        return _error(self.then, self.measured)
+
+    def as_json(self) -> dict[str, Any]:
+        """With both errors."""
+        return {**asdict(self), "error": self.error, "error_then": self.error_then}
+
+
+def _error(planned: float, measured: float) -> float | None:
+    if measured == 0:
+        return 0.0 if planned == 0 else None
+    return planned / measured - 1
 
 
 def verify(site: SiteConfig, plan: Plan, seconds: float) -> tuple[Check, ...]:
@@ -315,21 +414,32 @@ def verify(site: SiteConfig, plan: Plan, seconds: float) -> tuple[Check, ...]:
 
 
 def checks(planned: Forecast, then: Forecast, ran: SiteRun) -> tuple[Check, ...]:
-    """Every camera's figures, and those of all."""
-    found = [
-        Check("frames/s", planned.published_per_s, then.published_per_s, ran.published_per_s),
-        Check("drops/s", planned.dropped_per_s, then.dropped_per_s, ran.dropped_per_s),
-    ]
+    """Figures of all cameras together, and every camera's."""
+    found = _checks("", planned, then, ran)
     for camera, again in zip(planned.cameras, then.cameras, strict=True):
-        came = ran.cameras[camera.camera_id]
-        name = camera.camera_id
-        found += [
-            Check(f"{name}: frames/s", camera.published_per_s, again.published_per_s, came.published_per_s),
-            Check(f"{name}: drops/s", camera.dropped_per_s, again.dropped_per_s, came.dropped_per_s),
-            Check(f"{name}: p50 ms", camera.latency.p50_ms, again.latency.p50_ms, came.latency.p50_ms),
-            Check(f"{name}: p99 ms", camera.latency.p99_ms, again.latency.p99_ms, came.latency.p99_ms),
-        ]
+        found += _checks(f"{camera.camera_id}: ", camera, again, ran.cameras[camera.camera_id])
     return tuple(found)
+
+
+class _Figures(Protocol):
+    """Of one camera or of all, planned or measured."""
+
+    @property
+    def published_per_s(self) -> float: ...
+    @property
+    def dropped_per_s(self) -> float: ...
+    @property
+    def latency(self) -> Durations: ...
+
+
+def _checks(name: str, planned: _Figures, then: _Figures, came: _Figures) -> list[Check]:
+    times, again, measured = planned.latency, then.latency, came.latency
+    return [
+        Check(f"{name}frames/s", planned.published_per_s, then.published_per_s, came.published_per_s),
+        Check(f"{name}drops/s", planned.dropped_per_s, then.dropped_per_s, came.dropped_per_s),
+        Check(f"{name}p50 ms", times.p50_ms, again.p50_ms, measured.p50_ms),
+        Check(f"{name}p99 ms", times.p99_ms, again.p99_ms, measured.p99_ms),
+    ]
 
 
 def machine_cores() -> int:

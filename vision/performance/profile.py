@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,6 @@ RUNS: Final = 50
 _WARM_UP: Final = 5
 _TRACE_ROUNDS: Final = 6
 _TRACE_SLOTS: Final = 2
-_LAYERS: Final = "layers, mean of all runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,7 @@ class ProfileSettings:
     """What to profile."""
 
     batch: int = 1
-    precision: str = "fp16"
-    backend: str = "auto"
+    detect: DetectConfig = field(default_factory=DetectConfig)  # of `vision run`; takes such batches
     runs: int = RUNS
     trace: Path | None = None  # a Chrome trace goes there
 
@@ -50,7 +48,10 @@ def profile_model(
     Raises:
         VisionError: the model or the back-end is not there, or the model does not take such a batch.
     """
-    gpu = settings.backend != "onnxruntime" and _has_gpu(required=settings.backend == "tensorrt")
+    wanted = settings.detect.backend
+    if wanted == "fake":
+        raise ConfigError("the fake back-end has no network", hint="--backend onnxruntime")
+    gpu = wanted != "onnxruntime" and _has_gpu(required=wanted == "tensorrt")
     say("layers")
     profile = (_tensorrt_layers if gpu else _onnxruntime_layers)(folder, card, settings)
     if settings.trace is not None:
@@ -58,16 +59,6 @@ def profile_model(
         backend = "tensorrt" if gpu else "onnxruntime"
         write_chrome_trace(settings.trace, _timeline(folder, card, settings, backend, profile))
     return profile
-
-
-def check_trace_path(path: Path) -> None:
-    """Before seconds are spent on measuring.
-
-    Raises:
-        ConfigError: there is no such folder.
-    """
-    if not path.parent.is_dir():
-        raise ConfigError(f"--trace: there is no folder {path.parent}")
 
 
 def _has_gpu(*, required: bool) -> bool:
@@ -91,7 +82,7 @@ def _onnxruntime_layers(folder: Path, card: ModelCard, settings: ProfileSettings
     from vision.detect.network import OnnxNetwork
 
     path = checked_model_file(folder, card)
-    threads = len(os.sched_getaffinity(0))
+    threads = _threads(settings)
     with tempfile.TemporaryDirectory(prefix="vision-") as scratch:
         network = OnnxNetwork(path, card, settings.batch, threads=threads, profile=Path(scratch) / "nodes")
         for _ in range(_WARM_UP + settings.runs):
@@ -101,11 +92,16 @@ def _onnxruntime_layers(folder: Path, card: ModelCard, settings: ProfileSettings
     return _report(f"{card.name} on ONNX Runtime, {threads} threads", network.input_shapes, times, layers)
 
 
+def _threads(settings: ProfileSettings) -> int:
+    """That work on one batch where the nodes of ONNX Runtime are measured."""
+    return settings.detect.threads or len(os.sched_getaffinity(0))
+
+
 def _tensorrt_layers(folder: Path, card: ModelCard, settings: ProfileSettings) -> Profile:
     from vision.engine.profiler import profile_layers
     from vision.performance import gpu
 
-    with gpu.opened_engine(folder, card, _detect(settings, "tensorrt")) as engine:
+    with gpu.opened_engine(folder, card, settings.detect) as engine:
         shapes = gpu.picture_shapes(engine, card, settings.batch)
         with closing(gpu.GpuLane(engine, shapes, graph=False)) as lane:
             if lane.context is None:
@@ -133,21 +129,17 @@ def profile_json(profile: Profile) -> str:
 # ------------------------------------------------------------------------------------------------ time line
 
 
-def _detect(settings: ProfileSettings, backend: str) -> DetectConfig:
-    return DetectConfig.model_validate(
-        {"backend": backend, "precision": settings.precision, "max_batch": settings.batch}
-    )
-
-
 def _timeline(
     folder: Path, card: ModelCard, settings: ProfileSettings, backend: str, profile: Profile
 ) -> Sequence[Span]:
     recorder = SpanRecorder()
-    detect = _detect(settings, backend)
+    detect = settings.detect.model_copy(update={"backend": backend})
     if backend == "tensorrt":  # each slot costs seconds at start; on a CPU their number decides how cores are shared
         detect = detect.model_copy(update={"slots": _TRACE_SLOTS})
     with closing(open_detector(folder, card, detect)) as detector:
         batch = min(settings.batch, detector.max_batch)
+        if batch < settings.batch:
+            _log.warning("the slots of the time line take batches of %d: %s has no larger ones", batch, detector.name)
         images = read_pictures(shipped_clip(), _TRACE_SLOTS * batch)
         slots = min(_TRACE_SLOTS, detector.slots)
         batches = make_batches(detector, images, slots, batch, "bgr")
@@ -158,7 +150,9 @@ def _timeline(
             trace_slots(detector, batches, _TRACE_ROUNDS, recorder)
     begin_ns = min(span.start_ns for span in recorder.spans())
     means = ((time.name, time.mean_ms) for time in profile.times)
-    return (*recorder.spans(), *layer_spans(means, _LAYERS, begin_ns))
+    threads = f", {_threads(settings)} threads" if backend == "onnxruntime" else ""
+    lane = f"layers, mean of all runs, batch {settings.batch}{threads}"
+    return (*recorder.spans(), *layer_spans(means, lane, begin_ns))
 
 
 def _trace_on_device(detector: Detector, batches: Any, recorder: SpanRecorder) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from vision.detect.detector import Detector
 from vision.performance.conditions import CpuMeter, CpuUse, ThisSystem
-from vision.performance.samples import Durations
+from vision.performance.samples import Durations, relative_error
 from vision.types import Frame
 
 _WAIT_S: Final = 60.0  # for one batch: longer than any takes that is not lost
@@ -29,6 +30,7 @@ class Measured:
     frames_per_s: float
     cpu: CpuUse
     objects_per_frame: float
+    rate_error: float | None  # relative standard error of `frames_per_s`
 
 
 def measure_stage(
@@ -92,7 +94,8 @@ def measure_alone(
         objects += found
     frames = len(durations_ns) * len(batch)
     rate_per_s = frames / (sum(durations_ns) / 1e9)
-    return Measured(Durations.of(durations_ns), rate_per_s, meter.read(), objects / frames)
+    error = relative_error(durations_ns)
+    return Measured(Durations.of(durations_ns), rate_per_s, meter.read(), objects / frames, error)
 
 
 class _Loop:
@@ -130,13 +133,16 @@ class _Loop:
         objects = 0
         begin_ns, meter = self._clock(), CpuMeter(ThisSystem())
         end_ns = begin_ns + int(seconds * 1e9)
-        while self._clock() < end_ns or len(durations_ns) < _LEAST:
+        done_ns = [begin_ns]
+        while done_ns[-1] < end_ns or len(durations_ns) < _LEAST:
             took_ns, found = self.turn()
+            done_ns.append(self._clock())
             durations_ns.append(took_ns)
             objects += found
-        wall_s, cpu = (self._clock() - begin_ns) / 1e9, meter.read()
         frames = len(durations_ns) * len(self._batches[0])
-        return Measured(Durations.of(durations_ns), frames / wall_s, cpu, objects / frames)
+        rate_per_s, cpu = frames / ((done_ns[-1] - begin_ns) / 1e9), meter.read()
+        error = relative_error([end - begin for begin, end in pairwise(done_ns)])
+        return Measured(Durations.of(durations_ns), rate_per_s, cpu, objects / frames, error)
 
     def drain(self) -> None:
         """Leave the detector with all slots free."""

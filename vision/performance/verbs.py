@@ -11,15 +11,17 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 from vision.errors import EXIT_OK, EXIT_RUNTIME, VisionError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vision.config import ModelCard, SiteConfig
+    from vision.config import DetectConfig, ModelCard, SiteConfig
+    from vision.engine.profiler import Profile
     from vision.performance.document import Bench
     from vision.performance.plan import Check, Plan
 
@@ -27,6 +29,10 @@ PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
 BACKENDS: Final = ("auto", "tensorrt", "onnxruntime", "fake")
 FORMATS: Final = ("bgr", "bgrx", "nv12", "i420")
 PARTS: Final = ("engine", "stage", "pipeline")
+MOST_BATCH: Final = 256
+MOST_SLOTS: Final = 8
+"""As `detect.max_batch` and `detect.slots` allow them."""
+
 NVTX_VARIABLE: Final = "VISION_NVTX"
 
 _CHATTY: Final = ("vision.assemble", "vision.capture", "vision.detect.open", "vision.detect.tensorrt", "matplotlib")
@@ -71,7 +77,7 @@ def start_nvtx(asked: bool) -> None:
 
     wanted = asked or os.environ.get(NVTX_VARIABLE, "") not in ("", "0")
     if wanted and not enable_nvtx():
-        raise VisionError("--nvtx needs the package nvtx, which is not installed", hint="pip install 'vision[nvtx]'")
+        raise VisionError("--nvtx needs the package nvtx, which is not installed", hint="pip install nvtx")
 
 
 # ------------------------------------------------------------------------------------------------ arguments
@@ -104,6 +110,35 @@ def positive(text: str) -> int:
     return number
 
 
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """An argument that is a whole number of this range: what camera.yaml takes too."""
+
+    def parse(text: str) -> int:
+        number = int(text) if text.isdecimal() else -1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number, {least} to {most}, got {text!r}")
+        return number
+
+    return parse
+
+
+def picture_source(text: str) -> str:
+    """Where pictures come from. A recording has to be there; what else is wrong with it, reading it tells."""
+    from vision.capture.synthetic import SyntheticSpec
+    from vision.config.addresses import source_kind
+    from vision.errors import SourceError
+
+    try:
+        kind = source_kind(text)
+        if kind == "synthetic":
+            SyntheticSpec.parse(text)
+    except (ValueError, SourceError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if kind == "path" and not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return text
+
+
 def duration(text: str) -> float:
     """A time that is measured for."""
     try:
@@ -126,21 +161,24 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="a name that `vision models` lists, or a folder with model.yaml")
     parser.add_argument("--config", metavar="CONFIG", help="take the model and `detect` from this camera.yaml")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: fp16, or what --config says")
-    parser.add_argument("--max-batch", type=_one, metavar="N", help="default: 8, or what --config says")
+    parser.add_argument("--max-batch", type=whole(1, 256), metavar="N", help="default: 8, or what --config says")
     parser.add_argument("--list", action="store_true", dest="show_list", help="what is in the cache, and its state")
     parser.add_argument("--prune", action="store_true", help="remove what cannot be used here any more")
     parser.add_argument("--force", action="store_true", help="build it, though it is there")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="default: where `vision run` looks for it")
     taken = "; `vision run` takes it with the same in camera.yaml, detect.engine."
     parser.add_argument(
-        "--workspace-mib", type=_one, metavar="MIB", help=f"most scratch memory of one layer{taken}workspace_mib"
+        "--workspace-mib",
+        type=whole(1, 1_000_000),
+        metavar="MIB",
+        help=f"most scratch memory of one layer{taken}workspace_mib",
     )
     parser.add_argument(
         "--level", type=int, choices=range(6), help=f"0 quick to build .. 5 quick to run{taken}optimization_level"
     )
     parser.add_argument(
         "--dla",
-        type=int,
+        type=whole(0, 15),
         metavar="CORE",
         help=f"run on this accelerator of a Jetson, where it has one{taken}dla_core",
     )
@@ -151,13 +189,16 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="a name that `vision models` lists, or a folder with model.yaml")
-    parser.add_argument("--batch", type=listed(positive), default=(1, 2, 4, 8), metavar="N,N", help="default: 1,2,4,8")
+    parser.set_defaults(parser=parser)
+    batch, slots = f"up to {MOST_BATCH}; default: 1,2,4,8", f"up to {MOST_SLOTS}; default: 1 up to its own"
+    parser.add_argument("--batch", type=listed(whole(1, MOST_BATCH)), default=(1, 2, 4, 8), metavar="N,N", help=batch)
     parser.add_argument("--precision", type=listed(str, PRECISIONS), default=("fp16",), help="default: fp16")
-    parser.add_argument("--slots", type=listed(positive), default=(), metavar="N,N", help="default: 1 up to its own")
+    parser.add_argument("--slots", type=listed(whole(1, MOST_SLOTS)), default=(), metavar="N,N", help=slots)
     parser.add_argument("--seconds", type=duration, default=2.0, help="for each measurement; default: %(default)s")
     parser.add_argument("--parts", type=listed(str, PARTS), default=PARTS, help=f"default: {','.join(PARTS)}")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: %(default)s")
-    parser.add_argument("--source", default="", help="recording to take the pictures from; default: the shipped one")
+    source = "recording to take the pictures from; default: the shipped one"
+    parser.add_argument("--source", type=picture_source, metavar="FILE", help=source)
     parser.add_argument("--format", choices=FORMATS, default="bgr", help="of the pictures; default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there; - is standard output")
     parser.add_argument(
@@ -173,10 +214,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_profile(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a name that `vision models` lists, or a folder with model.yaml")
-    parser.add_argument("--batch", type=_one, default=1, help="default: %(default)s")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="default: %(default)s")
-    parser.add_argument("--backend", choices=BACKENDS[:3], default="auto", help="default: %(default)s")
+    parser.set_defaults(parser=parser)
+    parser.add_argument("model", nargs="?", help="a name that `vision models` lists, or a folder with model.yaml")
+    parser.add_argument("--config", metavar="CONFIG", help="take the model and `detect` from this camera.yaml")
+    parser.add_argument("--batch", type=whole(1, MOST_BATCH), default=1, metavar="N", help="default: %(default)s")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: fp16, or what --config says")
+    parser.add_argument("--backend", choices=BACKENDS[:3], help="default: auto, or what --config says")
     parser.add_argument("--runs", type=_one, default=50, help="default: %(default)s")
     parser.add_argument("--top", type=_one, metavar="N", help="print the N slowest layers only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there; - is standard output")
@@ -195,6 +238,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=duration, default=1.0, help="for each measurement; default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there; - is standard output")
     parser.add_argument("--verify", type=duration, metavar="SECONDS", help="then run it, and compare with the plan")
+    parser.set_defaults(parser=parser)
 
 
 # ------------------------------------------------------------------------------------------------ verbs
@@ -234,9 +278,9 @@ def _build(arguments: argparse.Namespace, _stop: threading.Event) -> int:
     from vision.assemble import model_of
     from vision.config import DetectConfig, load_site, resolve_config
     from vision.engine.command import build_command
-    from vision.engine.opening import settings_of
 
     detect, model = DetectConfig(), None
+    console = _console(None)
     if arguments.config is not None:
         site = load_site(resolve_config(arguments.config), os.environ)
         detect, model = site.detect, model_of(site)
@@ -244,41 +288,58 @@ def _build(arguments: argparse.Namespace, _stop: threading.Event) -> int:
         model = _model(arguments.model)
     if model is None and not (arguments.show_list or arguments.prune):
         raise VisionError("nothing to do", hint="vision build MODEL, vision build --list, vision build --prune")
-    given = {
-        "workspace_mib": arguments.workspace_mib,
-        "optimization_level": arguments.level,
-        "dla_core": arguments.dla,
-    }
-    over = {name: value for name, value in given.items() if value is not None}
+    detect = _with_arguments(detect, arguments)
     gpu, prepare = _gpu(arguments.for_gpu, required=model is not None)
-    from dataclasses import replace
-
-    return build_command(
+    code = build_command(
         model,
         detect,
         gpu,
-        precision=arguments.precision,
-        max_batch=arguments.max_batch,
-        settings=replace(settings_of(detect), **over),
         show_list=arguments.show_list,
         prune=arguments.prune,
         force=arguments.force,
         ahead_of_time=arguments.for_gpu is not None,
         cache_folder=arguments.cache,
-        console=_console(None),
+        console=console,
         prepare_thread=prepare,
     )
+    if model is not None and arguments.for_gpu is None and arguments.cache is None:
+        _start_once(*model, detect, console)
+    return code
+
+
+def _with_arguments(detect: DetectConfig, arguments: argparse.Namespace) -> DetectConfig:
+    """`detect` with what the command line says in its place."""
+
+    def said(**values: object) -> dict[str, object]:
+        return {name: value for name, value in values.items() if value is not None}
+
+    engine = said(workspace_mib=arguments.workspace_mib, optimization_level=arguments.level, dla_core=arguments.dla)
+    over = said(precision=arguments.precision, max_batch=arguments.max_batch)
+    return detect.model_copy(update={**over, "engine": detect.engine.model_copy(update=engine)})
+
+
+def _start_once(folder: Path, card: ModelCard, detect: DetectConfig, console: Console) -> None:
+    """Open the detector as `vision run` does. TensorRT-RTX compiles an engine's kernels only then, which may take as
+    long as building it, and keeps them; and a graph that computes something else is noticed here.
+    """
+    from contextlib import closing
+
+    from vision.detect.open import open_detector
+
+    console.print("starting it once: its kernels are compiled and kept, its graphs are checked")
+    with closing(open_detector(folder, card, detect.model_copy(update={"backend": "tensorrt"}))) as detector:
+        console.print(f"{detector.name}: ready", markup=False)
 
 
 def _gpu(described: str | None, *, required: bool) -> tuple[Any, Callable[[], object]]:
     """The GPU to build for, and what makes it current in another thread. None where it is not there and not needed.
 
     Raises:
-        DeviceMissing: there is none.
+        DeviceError: there is none, or it does not work.
         VisionError: the description is not understood.
     """
     from vision.engine.library import GpuDescription
-    from vision.errors import DeviceMissing
+    from vision.errors import DeviceError
 
     if described is not None:
         name, _, capability = described.rpartition(":")
@@ -289,7 +350,7 @@ def _gpu(described: str | None, *, required: bool) -> tuple[Any, Callable[[], ob
         from vision.cuda import open_device, use_device
 
         device = open_device()
-    except DeviceMissing:
+    except DeviceError:
         if required:
             raise
         return None, lambda: None
@@ -297,27 +358,59 @@ def _gpu(described: str | None, *, required: bool) -> tuple[Any, Callable[[], ob
 
 
 def _bench(arguments: argparse.Namespace, _stop: threading.Event) -> int:
+    _check_bench(arguments)
     console = _console(arguments.json)
     if arguments.compare is not None:
         first, second = arguments.compare
         return _compare(first, second, console)
-    if arguments.model is None and arguments.read is None:
-        raise VisionError("which model?", hint="vision bench MODEL, or vision bench --compare A.json B.json")
     from vision.performance.tables import print_bench
 
+    bench = _read_bench(arguments.read) if arguments.read is not None else _measured(arguments)
+    with ExitStack() as results:  # from the last to the first, each whatever becomes of the others
+        results.callback(print_bench, bench, console)
+        if arguments.plot is not None:
+            from vision.performance.plot import draw
+
+            results.callback(draw, bench, arguments.plot)
+        if arguments.json is not None:
+            results.callback(_write, bench.text(), arguments.json)
+    return EXIT_OK
+
+
+def _check_bench(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot come to anything before minutes are spent on it."""
+    others = {"MODEL": arguments.model, "--read": arguments.read, "--json": arguments.json, "--plot": arguments.plot}
+    beside = [name for name, value in others.items() if value is not None]
+    if arguments.compare is not None and beside:
+        _refuse(arguments, f"--compare prints a comparison and nothing else: no {' and no '.join(beside)} beside it")
+    if arguments.read is not None and arguments.model is not None:
+        _refuse(arguments, "--read measures nothing: it takes no model")
+    if arguments.model is None and arguments.read is None and arguments.compare is None:
+        _refuse(arguments, "which model? `vision bench MODEL`, or `vision bench --compare A.json B.json`")
+    _check_output(arguments, "json")
     if arguments.plot is not None:
         from vision.performance.plot import check_plot_path
 
-        check_plot_path(arguments.plot)
-    bench = _read_bench(arguments.read) if arguments.read is not None else _measured(arguments)
-    print_bench(bench, console)
-    if arguments.json is not None:
-        _write(bench.text(), arguments.json)
-    if arguments.plot is not None:
-        from vision.performance.plot import draw
+        _check_output(arguments, "plot", check_plot_path)
 
-        draw(bench, arguments.plot)
-    return EXIT_OK
+
+def _check_output(arguments: argparse.Namespace, name: str, check: Callable[[Path], None] | None = None) -> None:
+    """Refuse a file that cannot be written."""
+    from vision.errors import ConfigError
+    from vision.performance.document import check_writable
+
+    path = getattr(arguments, name)
+    try:
+        if path is not None:
+            (check or check_writable)(path)
+    except ConfigError as error:
+        _refuse(arguments, f"--{name}: {error}")
+
+
+def _refuse(arguments: argparse.Namespace, text: str) -> NoReturn:
+    """As argparse does with wrong arguments: the usage, `text`, exit code 2."""
+    parser: argparse.ArgumentParser = arguments.parser
+    parser.error(text)
 
 
 def _read_bench(path: Path) -> Bench:
@@ -338,7 +431,7 @@ def _measured(arguments: argparse.Namespace) -> Bench:
         slots=tuple(sorted(arguments.slots)),
         seconds=arguments.seconds,
         parts=arguments.parts,
-        source=arguments.source,
+        source=arguments.source or "",
         pixel_format=arguments.format,
     )
     return _watched(lambda say: measure(folder, card, settings, say))
@@ -371,29 +464,54 @@ def _compare(a: Path, b: Path, console: Console) -> int:
 
 
 def _profile(arguments: argparse.Namespace, _stop: threading.Event) -> int:
-    folder, card = _model(arguments.model)
+    if arguments.model is None and arguments.config is None:
+        _refuse(arguments, "which model? `vision profile MODEL`, or `vision profile --config CONFIG`")
+    for name in ("json", "trace"):
+        _check_output(arguments, name)
+    model, detect = _profiled(arguments)
+    folder, card = _model(model)
     if arguments.print_nsys or arguments.print_trtexec:
         from vision.performance import commands
 
         if arguments.print_nsys:
-            print(commands.nsys(arguments.model, arguments.batch, arguments.precision))
+            print(commands.nsys(model, arguments.batch, detect.precision))
         if arguments.print_trtexec:
-            print(commands.trtexec(folder, card, arguments.batch, arguments.precision))
+            named = [model] if arguments.config is None else [model, "--config", arguments.config]
+            print(commands.trtexec(folder, card, arguments.batch, detect, named))
         return EXIT_OK
-    from vision.performance.profile import ProfileSettings, check_trace_path, profile_json, profile_model
+    from vision.performance.profile import ProfileSettings, profile_json, profile_model
 
-    if arguments.trace is not None:
-        check_trace_path(arguments.trace)
-    settings = ProfileSettings(arguments.batch, arguments.precision, arguments.backend, arguments.runs, arguments.trace)
+    settings = ProfileSettings(arguments.batch, detect, arguments.runs, arguments.trace)
     profile = _watched(lambda say: profile_model(folder, card, settings, say))
+    try:
+        if arguments.json is not None:
+            _write(profile_json(profile), arguments.json)
+    finally:
+        _print_profile(profile, arguments)
+    return EXIT_OK
+
+
+def _print_profile(profile: Profile, arguments: argparse.Namespace) -> None:
     console = _console(arguments.json)
     console.print(f"{profile.label}, {profile.shape}", highlight=False, markup=False)
     console.print(profile.table(arguments.top), highlight=False, markup=False, soft_wrap=True)
-    if arguments.json is not None:
-        _write(profile_json(profile), arguments.json)
     if arguments.trace is not None:
         console.print(f"time line: {arguments.trace}, for chrome://tracing or https://ui.perfetto.dev", highlight=False)
-    return EXIT_OK
+
+
+def _profiled(arguments: argparse.Namespace) -> tuple[str, DetectConfig]:
+    """The model by its name or folder, and the detector of `vision run`, for such batches."""
+    from vision.config import DetectConfig, load_site, resolve_config
+
+    detect, model = DetectConfig(), arguments.model
+    if arguments.config is not None:
+        site = load_site(resolve_config(arguments.config), os.environ)
+        detect, model = site.detect, model or site.model
+        if arguments.batch > detect.max_batch:
+            _refuse(arguments, f"--batch: {arguments.config} has batches of {detect.max_batch} at most")
+    given = {"precision": arguments.precision, "backend": arguments.backend}
+    over: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return model, detect.model_copy(update={**over, "max_batch": max(detect.max_batch, arguments.batch)})
 
 
 def _verified(site: SiteConfig, plan: Plan, seconds: float, say: Callable[[str], None]) -> tuple[Check, ...]:
@@ -405,7 +523,6 @@ def _verified(site: SiteConfig, plan: Plan, seconds: float, say: Callable[[str],
 
 def _plan(arguments: argparse.Namespace, _stop: threading.Event) -> int:
     import json
-    from dataclasses import asdict
 
     from vision.config import load_site, resolve_config
     from vision.performance.document import load_bench
@@ -415,15 +532,21 @@ def _plan(arguments: argparse.Namespace, _stop: threading.Event) -> int:
 
     site = load_site(resolve_config(arguments.config), os.environ)
     load_pipeline(site.pipeline)
+    _check_output(arguments, "json")
     bench: Bench | None = load_bench(arguments.bench) if arguments.bench is not None else None
     plan = _watched(lambda say: make_plan(site, bench, seconds=arguments.seconds, say=say))
-    console = _console(arguments.json)
-    print_plan(plan, console)
     document = {"schema": "vision.plan/1", **plan.as_json()}
-    if arguments.verify is not None:
-        found = _watched(lambda say: _verified(site, plan, arguments.verify, say))
-        print_checks(found, console)
-        document["checks"] = [asdict(each) for each in found]
-    if arguments.json is not None:
-        _write(json.dumps(document, indent=1), arguments.json)
+    target: Path | None = arguments.json
+    if target is not None and str(target) != "-":
+        _write(json.dumps(document, indent=1), target)  # whatever becomes of the rest
+    console = _console(target)
+    try:
+        print_plan(plan, console)
+        if arguments.verify is not None:
+            found = _watched(lambda say: _verified(site, plan, arguments.verify, say))
+            print_checks(found, console)
+            document["checks"] = [each.as_json() for each in found]
+    finally:
+        if target is not None:
+            _write(json.dumps(document, indent=1), target)
     return EXIT_OK
