@@ -253,6 +253,8 @@ def test_types_that_are_not_what_was_asked_for_are_refused() -> None:
 
 
 def test_lack_of_memory_is_told_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    if str(library.find_library()).startswith("TensorRT-RTX 1.4"):
+        pytest.skip("1.4 takes a minute to find out")
     ears = Ears()
     with pytest.raises(ModelError, match=r"OutOfMemory \(Requested size was \d+ bytes") as caught:
         build_plan(
