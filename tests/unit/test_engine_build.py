@@ -25,12 +25,13 @@ from vision.config.site import ModelCard
 from vision.engine import library
 from vision.engine.build import (
     Built,
+    Refused,
     add_profile,
     attach_timing_cache,
     build_failure,
     build_plan,
+    failed_build,
     failure_hint,
-    free_memory,
     halve_ends,
     inputs_of,
     make_monitor,
@@ -252,26 +253,15 @@ def test_types_that_are_not_what_was_asked_for_are_refused() -> None:
     assert build(half, BuildSettings("fp16", 4)).plan
 
 
-def test_lack_of_memory_is_told_at_once(capfd: pytest.CaptureFixture[str]) -> None:
-    if str(library.find_library()).startswith("TensorRT-RTX 1.4"):
-        pytest.skip("1.4 takes a minute to find out")
-    ears = Ears()
-    with pytest.raises(ModelError, match=r"OutOfMemory \(Requested size was \d+ bytes") as caught:
-        build_plan(
-            convolution(),
-            card(),
-            BuildSettings("fp16", 2**26, interleaved_input=False),
-            AMPERE,
-            ahead_of_time=True,
-            listener=ears,
-        )
-    assert "max_batch" in caught.value.hint
-    assert ears.parses == 1, "the model as it is would need as much"
-
-
-def test_what_is_free_is_told_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_no_reason_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its own words. To make TensorRT say them takes more memory than a test should."""
     monkeypatch.setattr("vision.cuda.memory_info", lambda: (3 << 20, 8 << 20))
-    assert free_memory() == "; 3 of 8 MiB of the GPU are free"
+    said = "getErrorStr::129] Error Code 2: OutOfMemory (Requested size was 68719477232 bytes.)"
+    error = failed_build("tiny", said, "fp16")
+    assert str(error).startswith(f"tiny: {said}; 3 of 8 MiB of the GPU are free")
+    assert "max_batch" in error.hint
+    assert not isinstance(error, Refused), "the model as it is would need as much"
+    assert isinstance(failed_build("tiny", "no runners", "fp16"), Refused)
 
 
 @pytest.mark.parametrize(

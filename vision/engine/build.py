@@ -66,7 +66,7 @@ _WITHOUT_OPERATOR: Final = (
 _OUT_OF_MEMORY: Final = ("OutOfMemory", "out of memory", "OUT_OF_MEMORY")
 
 
-class _Refused(ModelError):
+class Refused(ModelError):
     """TensorRT does not take the network: reshaped by us it may do that, as it is it may not."""
 
 
@@ -136,7 +136,7 @@ def build_plan(
         plain = replace(wanted, interleaved_input=False, folded=False)
         try:
             return build(wanted)
-        except _Refused as error:
+        except Refused as error:
             if wanted == plain:
                 raise
             built = build(plain)  # what is wrong with the model itself is told by this one
@@ -191,7 +191,7 @@ class _Build:
         try:
             prepared = prepare_onnx(model, self._settings)
         except Unrewritable as error:
-            raise _Refused(f"{self._card.file}: {error.args[0]}", hint=error.hint) from error
+            raise Refused(f"{self._card.file}: {error.args[0]}", hint=error.hint) from error
         network, parser = self._parse(prepared.onnx)
         check_quantisation(self._settings.precision, quantisation_of(network))
         if self._typing.strongly_typed:
@@ -227,7 +227,7 @@ class _Build:
         if not parsed or errors:
             damaged = any(is_damage(each) for each in errors)
             reasons = "; ".join(map(_fault, errors)) or "no reason given"
-            raise _Refused(
+            raise Refused(
                 f"{find_library()} cannot take {self._card.file}: {reasons}",
                 hint=_DAMAGED if damaged else _WITHOUT_OPERATOR,
             )
@@ -322,12 +322,8 @@ class _Build:
         if self._cancel.is_set():
             raise Closed("the build was cancelled")
         if plan is None:
-            cause = build_failure(self._log_lines, network)
-            starved = any(word in cause for word in _OUT_OF_MEMORY)
             what = f"{find_library()} cannot build {self._card.name} in {self._settings.precision} for {self._gpu.name}"
-            if starved:  # of what was asked, the cause tells
-                raise ModelError(f"{what}: {cause}{free_memory()}", hint="lower `detect: {max_batch: ...}`")
-            raise _Refused(f"{what}: {cause}", hint=failure_hint(self._settings.precision))
+            raise failed_build(what, build_failure(self._log_lines, network), self._settings.precision)
         return bytes(memoryview(plan))
 
 
@@ -500,6 +496,15 @@ def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
         if found and found["node"] in layers:
             return f"operator {layers[found['node']].type.name} (node {found['node']}) is not supported on this GPU"
     return "; ".join(errors) or "no reason given"
+
+
+def failed_build(what: str, cause: str, precision: Precision) -> ModelError:
+    """The error to raise. `Refused` where another form of the model might do; not for lack of memory, of which the
+    cause tells what was asked.
+    """
+    if any(word in cause for word in _OUT_OF_MEMORY):
+        return ModelError(f"{what}: {cause}{free_memory()}", hint="lower `detect: {max_batch: ...}`")
+    return Refused(f"{what}: {cause}", hint=failure_hint(precision))
 
 
 def failure_hint(precision: Precision) -> str:
