@@ -25,7 +25,7 @@ from vision.assemble import RunOptions
 from vision.config import CameraConfig, SiteConfig
 from vision.performance.canned import CannedDetector
 from vision.performance.demand import Demand, demand
-from vision.performance.pipeline import ThreadCosts, _as_the_program_collects, _private_publisher, without_traces
+from vision.performance.pipeline import ThreadCosts, as_the_program_collects, private_publisher, without_traces
 from vision.pipelines import load_pipeline
 from vision.report import Report
 from vision.runtime import Sink
@@ -131,10 +131,10 @@ def measure_handover(
     detector = CannedDetector(class_names, objects, max_batch=site.detect.max_batch)
     with ExitStack() as resources:
         stop = threading.Event()
-        sink = _StampSink(_private_publisher(site, resources))
+        sink = _StampSink(private_publisher(site, resources))
         options = RunOptions(stop=stop, sink=sink, open_detector=lambda *_: detector)
         runtime = load_pipeline(site.pipeline)(site, options, resources)
-        with _as_the_program_collects():
+        with as_the_program_collects():
             runtime.run(stop, for_s=seconds)
     return handover_of(sink.stamps[int(len(sink.stamps) * _WARM_PART) :], camera_ms, turns.results_ms)
 

@@ -147,17 +147,17 @@ def run_site(
     with ExitStack() as resources:
         stop = threading.Event()
         if publish:
-            counted.behind = _private_publisher(site, resources)
+            counted.behind = private_publisher(site, resources)
         options = RunOptions(stop=stop, sink=counted, open_detector=open_detector)
         runtime = load_pipeline(site.pipeline)(site, options, resources)
-        with _as_the_program_collects():
+        with as_the_program_collects():
             window = _Window(seconds * _WARM_PART, clock)
             runtime.run(stop, for_s=seconds, on_report=window.see)
     return _summary(counted, [camera.id for camera in site.cameras], *window.ends())
 
 
 @contextmanager
-def _as_the_program_collects() -> Iterator[None]:
+def as_the_program_collects() -> Iterator[None]:
     """What was made before stays out of collections, as in `vision run`: each would hold every thread for long."""
     gc.collect()
     gc.freeze()
@@ -255,7 +255,7 @@ class _Window:
         return self._seen[0], self._seen[-2 if len(self._seen) > 2 else -1]
 
 
-def _private_publisher(site: SiteConfig, resources: ExitStack) -> Sink:
+def private_publisher(site: SiteConfig, resources: ExitStack) -> Sink:
     folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="vision-"))
     private = site.publish.model_copy(update={"bind": f"ipc://{folder}/results"})
     options = RunOptions(stop=threading.Event())
@@ -326,7 +326,7 @@ def measure_threads(
     counted = CountingSink()
     with ExitStack() as resources:
         stop = threading.Event()
-        counted.behind = _private_publisher(made_up, resources)
+        counted.behind = private_publisher(made_up, resources)
         options = RunOptions(stop=stop, offline=True, sink=counted, open_detector=lambda *_: detector)
         runtime = load_pipeline(made_up.pipeline)(made_up, options, resources)
         cpu_ns = time.process_time_ns()
