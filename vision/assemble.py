@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from vision import wire
-from vision.batching import Allocate, LatestSlot
+from vision.batching import MORE_BUFFERS, Allocate, LatestSlot
 from vision.capture.open import chooses_nvdec, open_source, supervision_of
 from vision.capture.supervisor import CameraSupervisor
 from vision.cascade import CascadeStage
@@ -45,7 +45,6 @@ from vision.types import PixelFormat, Result, frame_shape
 log = logging.getLogger(__name__)
 
 _ASSUMED_HW = (1080, 1920)  # of a camera that has not answered yet
-_MORE_BUFFERS = 2  # of a slot than leases: one is written, one waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +256,7 @@ def cameras_of(site: SiteConfig, options: RunOptions, detector: Detector, stages
     changed = threading.Condition()
     leases = detector.slots + PIXEL_LEASES * any(isinstance(stage, PixelStage) for stage in stages)
     if isinstance(detector, ReadsDevice):
-        log.info("%s", frame_budget(site.cameras, detector.pixel_formats[0], leases + _MORE_BUFFERS))
+        log.info("%s", frame_budget(site.cameras, detector.pixel_formats[0], leases + MORE_BUFFERS))
     return [_camera(camera, options, detector, leases, changed) for camera in site.cameras]
 
 

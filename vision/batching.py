@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from vision.types import DropReason, Frame, FrameMeta, PixelFormat, frame_shape
 
 Allocate = Callable[[int, int, PixelFormat], NDArray[np.uint8]]
 Clock = Callable[[], int]
+
+MORE_BUFFERS: Final = 2
+"""Of a slot than frames that its reader may hold: one is written, one waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +141,7 @@ class LatestSlot:
             return
         frame_shape(*layout)
         self._replace_buffers(None, [])
-        self._replace_buffers(layout, [self._allocate(*layout) for _ in range(self._leases + 2)])
+        self._replace_buffers(layout, [self._allocate(*layout) for _ in range(self._leases + MORE_BUFFERS)])
 
     def _replace_buffers(self, layout: tuple[int, int, PixelFormat] | None, buffers: list[NDArray[np.uint8]]) -> None:
         with self.changed:

@@ -55,7 +55,7 @@ QUEUED_PICTURES: Final = 2048
 publish, so that no camera drops a picture while that thread pauses. In pictures, because many cameras make many batches
 of one picture. A stage that looks at pixels is bounded by its leases, long before."""
 
-_POLL_S = 0.001  # while a slot is free and another runs: how late a fresh frame or a finished batch is seen at worst
+POLL_S = 0.001  # while a slot is free and another runs: how late a fresh frame or a finished batch is seen at worst
 _IDLE_S = 0.1  # how late the loop sees that it should stop, with nothing to do
 _MARGIN = 1.5  # of `hang_s`: the loop itself, which knows its batches, speaks first unless it is stuck in a call
 _LONGEST_LOOK_NS = 1_000_000_000  # that counts: between two looks are 50 ms and a report
@@ -168,7 +168,7 @@ class InferenceLoop:
         elif leases := self._bind():
             self._submit(leases)
         elif self._running:
-            self._collect(_POLL_S)
+            self._collect(POLL_S)
         elif self.batcher.finished:
             return False
         else:

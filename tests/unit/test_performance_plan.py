@@ -21,6 +21,7 @@ from rich.console import Console
 from tests.unit.test_performance_files import bench, row
 from vision.assemble import model_of
 from vision.config import CameraConfig, DetectConfig, SiteConfig
+from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED
 from vision.detect.fake import FakeDetector
 from vision.detect.open import open_detector
 from vision.errors import EXIT_RUNTIME, EXIT_USAGE, ConfigError, SourceError
@@ -155,9 +156,8 @@ def test_the_usual_slots_are_those_of_the_detector(backend: str) -> None:
 
 
 def test_the_usual_slots_are_those_of_tensorrt() -> None:
-    tensorrt = pytest.importorskip("vision.detect.tensorrt")
-    assert default_slots(gpu_bench()) == tensorrt._SLOTS
-    assert default_slots(gpu_bench(machine=JETSON)) == tensorrt._SLOTS_INTEGRATED
+    assert default_slots(gpu_bench()) == SLOTS_GPU
+    assert default_slots(gpu_bench(machine=JETSON)) == SLOTS_INTEGRATED
 
 
 def test_a_file_of_another_machine_is_refused() -> None:

@@ -11,14 +11,12 @@ from pathlib import Path
 
 from vision.config import DetectConfig, ModelCard
 from vision.detect.classes import class_ids, class_names
-from vision.detect.detector import Detector
+from vision.detect.detector import SLOTS_CPU, Detector
 from vision.detect.model_file import checked_model_file
 from vision.errors import DeviceMissing
 from vision.fakes import FAKE_CLASSES
 
 log = logging.getLogger(__name__)
-
-_SLOTS = 3  # two batches computed at once, and one that waits: 5 % more frames/s on two busy cores than without it
 
 
 def open_detector(
@@ -103,7 +101,7 @@ def open_onnxruntime_detector(folder: Path, card: ModelCard, detect: DetectConfi
         score=detect.score,
         iou=detect.iou,
         classes=ids,
-        slots=detect.slots or _SLOTS,
+        slots=detect.slots or SLOTS_CPU,
         threads=detect.threads,
     )
 
@@ -112,4 +110,4 @@ def _open_fake(_folder: Path, _card: ModelCard, detect: DetectConfig) -> Detecto
     from vision.detect.fake import FakeDetector
 
     ids = class_ids(FAKE_CLASSES, detect.classes, "of the fake backend")
-    return FakeDetector(score=detect.score, classes=ids, slots=detect.slots or _SLOTS, max_batch=detect.max_batch)
+    return FakeDetector(score=detect.score, classes=ids, slots=detect.slots or SLOTS_CPU, max_batch=detect.max_batch)

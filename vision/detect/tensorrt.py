@@ -23,6 +23,7 @@ from vision.config import DetectConfig, ModelCard
 from vision.cuda import Device, Stream, memory_info, open_device, use_device
 from vision.detect.classes import class_ids, class_names
 from vision.detect.data_dependent import DynamicSlot, bind_open_outputs
+from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED
 from vision.detect.frames import PIXEL_FORMATS, FrameStore
 from vision.detect.heads import make_head
 from vision.detect.opened import Model, Phases, kernel_cache, load_letterbox
@@ -42,13 +43,6 @@ from vision.nvrtc import Module, Source
 from vision.types import Detections, Frame, PixelFormat
 
 _log = logging.getLogger(__name__)
-
-_SLOTS: Final = 4
-"""Copy, compute and the host's turn overlap. On an H100, batches of 1 and of 32: two slots 0.33 and 1.56 ms a batch,
-three 0.25 and 1.19 ms, four 0.19 and 1.10 ms."""
-
-_SLOTS_INTEGRATED: Final = 3
-"""Nothing is copied there, and memory is short."""
 
 _CLOSE_S: Final = 5.0
 """Longer than any batches that are still in flight take; with what else has to end, shorter than systemd waits."""
@@ -105,7 +99,7 @@ def detector_of(
 ) -> TensorRTDetector:
     """A detector over an engine that is open. What `made` holds is the detector's to close from then on."""
     use_device(device)
-    count = model.detect.slots or (_SLOTS_INTEGRATED if device.integrated else _SLOTS)
+    count = model.detect.slots or (SLOTS_INTEGRATED if device.integrated else SLOTS_GPU)
     with phases.phase("contexts"):
         lanes = _open_lanes(model, [made.enter_context(Stream()) for _ in range(count)], stop)
     store = FrameStore(model.card.input, integrated=device.integrated)

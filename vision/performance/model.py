@@ -28,14 +28,14 @@ from vision.batching import BindTimer
 from vision.performance.demand import Demand
 from vision.performance.handover import AT_ONCE, Handover
 from vision.performance.samples import Durations
-from vision.runtime import QUEUED_PICTURES
+from vision.runtime import POLL_S, QUEUED_PICTURES
 
 _STARTS: Final = 4  # how near each other the pictures of recordings come is chance, and another one with each start
 _ROUNDS: Final = (1, 1, _STARTS)  # rehearsals of each
 _PICTURES: Final = 20_000  # that a rehearsal plays through at most, where 5 seconds have no more
 _WARM_PART: Final = 0.25  # as of a run that is measured: `vision.performance.pipeline`
 _LEAST_CORES: Final = 0.05  # that the detector gets, however busy the machine: so that it ends
-_POLL_NS: Final = 1e6  # how late the inference thread sees a fresh picture while batches run: `vision.runtime`
+_POLL_NS: Final = POLL_S * 1e9
 _DRAWS: Final = 1000
 
 _State: TypeAlias = Literal["idle", "polls", "collects", "works", "blocked"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, Protocol, TypeAlias
@@ -14,7 +14,7 @@ import numpy as np
 
 from vision.assemble import model_of
 from vision.config import DetectConfig, ModelCard, SiteConfig
-from vision.detect.detector import Detector
+from vision.detect.detector import SLOTS_CPU, SLOTS_GPU, SLOTS_INTEGRATED, Detector
 from vision.detect.open import open_detector, published_class_names
 from vision.engine.profiles import batch_sizes
 from vision.errors import ConfigError, DeviceMissing, SourceError
@@ -38,8 +38,6 @@ _PICTURES: Final = 16
 _LONGEST_PAUSE_S: Final = 0.1
 _HANDOVERS: Final = 2.0  # times as long as the others: it is the rare ones that count
 _LEAST_CORES: Final = 0.05
-_SLOTS: Final[Mapping[Backend, int]] = {"tensorrt": 4, "onnxruntime": 3, "fake": 3}  # as `vision.detect` opens them
-_SLOTS_INTEGRATED: Final = 3
 _BUSY: Final = 0.85  # of its cores; with less, others work on the machine too
 
 
@@ -175,7 +173,9 @@ def _has_tensorrt() -> bool:
 
 def default_slots(bench: Bench) -> int:
     """Batches in flight where `detect.slots` says nothing."""
-    return _SLOTS_INTEGRATED if bench.machine.jetson else _SLOTS[backend_of(bench.backend)]
+    if bench.machine.jetson:
+        return SLOTS_INTEGRATED
+    return SLOTS_GPU if backend_of(bench.backend) == "tensorrt" else SLOTS_CPU
 
 
 def costs_of(bench: Bench, site: SiteConfig) -> Costs:
