@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from vision.assemble import RunOptions
 from vision.config import SiteConfig
 from vision.errors import ConfigError
-from vision.runtime import Runtime
+from vision.runtime.builder import RunOptions
+from vision.runtime.runtime import Runtime
 
 Build = Callable[[SiteConfig, RunOptions, ExitStack], Runtime]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from vision.assemble import (
+from vision.config import SiteConfig
+from vision.runtime.builder import (
     RunOptions,
     analytics_of,
     cameras_of,
@@ -13,10 +14,9 @@ from vision.assemble import (
     publisher_of,
     snapshots_of,
 )
-from vision.config import SiteConfig
-from vision.rules import RuleStage
-from vision.runtime import Runtime, Stage
-from vision.stages import TrackStage
+from vision.runtime.runtime import Runtime, Stage
+from vision.stages.rules import RuleStage
+from vision.stages.track import TrackStage
 
 
 def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtime:

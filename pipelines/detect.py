@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from vision.assemble import RunOptions, cameras_of, detector_of, publisher_of
 from vision.config import SiteConfig
-from vision.runtime import Runtime
+from vision.runtime.builder import RunOptions, cameras_of, detector_of, publisher_of
+from vision.runtime.runtime import Runtime
 
 
 def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtime:

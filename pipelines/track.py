@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from vision.assemble import RunOptions, cameras_of, cascade_of, detector_of, publisher_of
 from vision.config import SiteConfig
-from vision.runtime import Runtime, Stage
-from vision.stages import TrackStage
+from vision.runtime.builder import RunOptions, cameras_of, cascade_of, detector_of, publisher_of
+from vision.runtime.runtime import Runtime, Stage
+from vision.stages.track import TrackStage
 
 
 def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtime:

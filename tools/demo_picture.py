@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.assemble import model_of
+from vision.capture.frame_reader import read_stills
 from vision.config import CameraConfig, load_site, resolve_config
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.overlay import Overlay, class_colour
-from vision.stills import read_stills
+from vision.runtime.builder import model_of
 from vision.types import Detections, Frame, FrameMeta
 
 WIDTH_PX = 1200

@@ -4,7 +4,7 @@ The tree is the data's way::
 
     capture -> batching -> detect -> (track -> cascade -> analytics -> rules -> snapshots ->) publish
 
-Who runs what (`vision.runtime` starts and joins them all):
+Who runs what (`vision.runtime.runtime` starts and joins them all):
 
 =================  =====  =====================================================================
 thread             count  does

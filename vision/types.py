@@ -80,7 +80,7 @@ class Frame:
 
 @runtime_checkable
 class OffHost(Protocol):
-    """Pixels that wear the coat of an array and lie elsewhere: `vision.device_image.DeviceImage`."""
+    """Pixels that wear the coat of an array and lie elsewhere: `vision.gpu.device_image.DeviceImage`."""
 
     def to_host(self) -> NDArray[np.uint8]:
         """A copy of all of them here."""

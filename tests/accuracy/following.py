@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from tests.accuracy.average_precision import overlaps
 from tests.accuracy.to_mot import mot_rows
-from vision.analytics import Analytics
+from vision.analytics.camera_analytics import Analytics
+from vision.analytics.tracker import Tracker
 from vision.config.analytics import CameraAnalytics, LineConfig
-from vision.tracking import Tracker
 from vision.types import Detections, Tracks
 
 Floats = NDArray[np.float64]

@@ -53,7 +53,7 @@ def test_people_are_found_and_followed_on_the_whole_video(tmp_path: Path) -> Non
     }
     config.write_text(json.dumps(site))
     outputs = ["--json", str(tmp_path / "out.json"), "--result", str(tmp_path / "result.txt")]
-    command = [sys.executable, "-m", "vision.cli", "eval", str(config), "--truth", TRUTH, *outputs]
+    command = [sys.executable, "-m", "vision.cli.main", "eval", str(config), "--truth", TRUTH, *outputs]
     subprocess.run(command, check=True, timeout=280)
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["video"]["frames"] == 795

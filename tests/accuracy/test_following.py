@@ -87,7 +87,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Floats:
         )
     )
     record = folder / "results.jsonl"
-    command = [sys.executable, "-m", "vision.cli", "run", str(config), "--offline", "--record", str(record)]
+    command = [sys.executable, "-m", "vision.cli.main", "run", str(config), "--offline", "--record", str(record)]
     subprocess.run(command, check=True, timeout=110)
     return np.array(list(mot_rows(record)), np.float64)
 

@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.images import ImageFolder
-from vision.capture.opencv import LiveCapture, NetworkLink
-from vision.capture.pyav import PyAVSource
+from vision.capture.ffmpeg.source import PyAVSource
+from vision.capture.opencv.file import VideoFile
+from vision.capture.opencv.images import ImageFolder
+from vision.capture.opencv.source import LiveCapture, NetworkLink
 from vision.capture.source import Source
-from vision.capture.synthetic import Synthetic, SyntheticSpec
-from vision.capture.videofile import VideoFile
-from vision.config.site import CameraConfig
+from vision.capture.synthetic.source import Synthetic, SyntheticSpec
+from vision.config.app import CameraConfig
 from vision.types import PixelFormat
 
 HEIGHT_PX, WIDTH_PX = 48, 64

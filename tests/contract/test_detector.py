@@ -20,13 +20,13 @@ import pytest
 from numpy.typing import NDArray
 
 from tests import tiny_models
+from vision.benchmark.pictures import convert
 from vision.config import DetectConfig, load_model_card
+from vision.config.test_pattern import FAKE_COLORS
 from vision.detect.detector import Detector
 from vision.detect.fake import FakeDetector
-from vision.detect.onnxruntime import OnnxRuntimeDetector
+from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
 from vision.errors import Closed, DeviceError, DeviceMissing
-from vision.fakes import FAKE_COLORS
-from vision.performance.pictures import convert
 from vision.types import Detections, Frame, FrameMeta, PixelFormat, frame_shape
 
 LONG_S = 60.0  # for machines that are busy with something else
@@ -69,7 +69,7 @@ def _tensorrt() -> Kind | None:
     """TensorRT, where there is a GPU; over ONNX Runtime, where the GPU is emulated."""
     try:
         from tests.gpu.opening import EMULATED, SlowDetector, open_model
-        from vision.cuda import open_device
+        from vision.gpu.cuda import open_device
 
         open_device()
     except DeviceMissing:

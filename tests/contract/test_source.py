@@ -28,13 +28,13 @@ from tests.contract.streams import (
     streams,
     wait_until,
 )
-from vision.capture.opencv import LiveCapture, NetworkLink
-from vision.capture.pyav import PyAVSource
-from vision.capture.pyav_file import PyAVFile
+from vision.capture.ffmpeg.file import PyAVFile
+from vision.capture.ffmpeg.rotation import UprightDecoder
+from vision.capture.ffmpeg.source import PyAVSource
+from vision.capture.opencv.file import VideoFile
+from vision.capture.opencv.source import LiveCapture, NetworkLink
 from vision.capture.source import Grab, Source, StreamInfo
-from vision.capture.upright import UprightDecoder
-from vision.capture.videofile import VideoFile
-from vision.config.site import CameraConfig
+from vision.config.app import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import PixelFormat, frame_shape
 

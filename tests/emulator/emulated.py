@@ -58,7 +58,7 @@ def fingerprint() -> int:
 
 
 def build(file: str, definitions: Mapping[str, int | float | str]) -> Path:
-    """Build ``vision/detect/kernels/<file>`` with these definitions; the path of the library."""
+    """Build ``vision/detect/tensorrt/cuda/<file>`` with these definitions; the path of the library."""
     options = [f"-D{name}={value}" for name, value in definitions.items()]
     stem = file.removesuffix(".cu")
     key = hashlib.sha256(_sources() + " ".join([file, *options]).encode()).hexdigest()[:16]

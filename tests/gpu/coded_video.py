@@ -17,8 +17,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.packets import time_ns
-from vision.capture.pyav_pictures import PictureWriter
+from vision.capture.ffmpeg.frames import PictureWriter
+from vision.capture.ffmpeg.packets import time_ns
 from vision.types import frame_shape
 
 Image = NDArray[np.uint8]

@@ -19,10 +19,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def device():  # type: ignore[no-untyped-def]  # vision.cuda cannot be imported everywhere
+def device():  # type: ignore[no-untyped-def]  # vision.gpu.cuda cannot be imported everywhere
     """The GPU, or the emulated one."""
     try:
-        from vision.cuda import open_device
+        from vision.gpu.cuda import open_device
 
         return open_device()
     except DeviceMissing as missing:
@@ -32,7 +32,7 @@ def device():  # type: ignore[no-untyped-def]  # vision.cuda cannot be imported 
 @pytest.fixture
 def nvdec(device: object) -> None:
     """NVDEC, or the emulated one."""
-    from vision.capture.nvdec import require_nvdec
+    from vision.capture.nvdec.decoder import require_nvdec
     from vision.errors import SourceError
 
     try:

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputCard, ModelCard
-from vision.cuda import Device, Stream
 from vision.detect.classes import class_names
-from vision.detect.heads import Head
-from vision.detect.layout import FRAME, PictureLayout, describe_frame, describe_normalisation
-from vision.detect.programs import (
+from vision.detect.reference.heads import Head
+from vision.detect.tensorrt.kernel_structs import FRAME, PictureLayout, describe_frame, describe_normalisation
+from vision.detect.tensorrt.kernels import (
     KERNELS,
     RESULT,
     LetterboxProgram,
@@ -23,9 +22,10 @@ from vision.detect.programs import (
     kept_classes,
     threshold,
 )
-from vision.detect.slot import LetterboxKernel
-from vision.device_memory import DeviceBuffer, HostBuffer
-from vision.nvrtc import Module, Source
+from vision.detect.tensorrt.slot import LetterboxKernel
+from vision.gpu.cuda import Device, Stream
+from vision.gpu.memory import DeviceBuffer, HostBuffer
+from vision.gpu.nvrtc import Module, Source
 from vision.types import Detections
 
 NO_FRAME = bytes(FRAME.itemsize)

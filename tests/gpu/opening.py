@@ -12,12 +12,12 @@ from typing import Any
 from cuda.bindings import runtime
 
 from vision.config import DetectConfig, ModelCard
-from vision.cuda import open_device
 from vision.detect.classes import class_ids, class_names
-from vision.detect.heads import make_head
-from vision.detect.opened import Model, Phases
-from vision.detect.tensorrt import TensorRTDetector, detector_of, open_tensorrt_detector
-from vision.nvrtc import Module, Source
+from vision.detect.reference.heads import make_head
+from vision.detect.tensorrt.detector import TensorRTDetector, detector_of, open_tensorrt_detector
+from vision.detect.tensorrt.loaded_engine import Model, Phases
+from vision.gpu.cuda import open_device
+from vision.gpu.nvrtc import Module, Source
 from vision.types import Frame
 
 EMULATED = hasattr(runtime, "emulate")

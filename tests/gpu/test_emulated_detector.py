@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from tests.gpu.opening import EMULATED, open_computed
 from tests.perf.site import write_config
-from vision.assemble import RunOptions
+from vision.benchmark.pipeline import CountingSink
 from vision.config import DetectConfig, HeadCard, InputCard, ModelCard, NmsCard, SiteConfig
-from vision.detect.tensorrt import TensorRTDetector
-from vision.device_memory import allocated
+from vision.detect.tensorrt.detector import TensorRTDetector
 from vision.errors import EXIT_RUNTIME, Closed, DeviceError, ModelError
-from vision.performance.pipeline import CountingSink
+from vision.gpu.memory import allocated
 from vision.pipelines import load_pipeline
+from vision.runtime.builder import RunOptions
 from vision.types import Frame, FrameMeta
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="needs an engine that can be told what to do")
@@ -140,7 +140,7 @@ def test_systemctl_stop_ends_a_build(tmp_path: Path) -> None:
     config = write_config(tmp_path / "camera.yaml", ["synthetic:96x64@5"], detect={"backend": "tensorrt"})
     environment = {**os.environ, "CACHE_DIRECTORY": str(tmp_path / "cache")}
     (tmp_path / "cache").mkdir(mode=0o700)
-    command = [sys.executable, "-m", "vision.cli", "run", str(config)]
+    command = [sys.executable, "-m", "vision.cli.main", "run", str(config)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as program:
         assert program.stderr is not None
         said = ""

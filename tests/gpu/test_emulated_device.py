@@ -23,24 +23,24 @@ from tests.gpu.coded_video import FAST, served, video
 from tests.gpu.opening import EMULATED
 from tests.gpu.test_emulated_detector import opened
 from tests.unit.test_videofile import turned
-from vision.assemble import RunOptions
-from vision.batching import LatestSlot
 from vision.capture import open as opening
-from vision.capture.gstreamer import available
+from vision.capture.gstreamer.source import available
 from vision.capture.open import chooses_nvdec, open_source
 from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor, SupervisorPolicy
-from vision.capture.synthetic import Synthetic, SyntheticSpec
+from vision.capture.synthetic.source import Synthetic, SyntheticSpec
+from vision.cli.doctor import check_cuda
 from vision.config import CameraConfig, DetectConfig, SiteConfig, folder_of_model, load_model_card, shipped_models
-from vision.cuda import open_device
-from vision.detect.frames import PIXEL_FORMATS, FrameStore
 from vision.detect.open import open_detector
-from vision.device_image import DeviceImage
-from vision.device_memory import allocated
-from vision.doctor import check_cuda
+from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameStore
 from vision.errors import EXIT_CONFIG, DeviceMissing, EndOfStream, OutOfMemory, SourceError
+from vision.gpu.cuda import open_device
+from vision.gpu.device_image import DeviceImage
+from vision.gpu.memory import allocated
 from vision.pipelines import load_pipeline
-from vision.report import Report
+from vision.runtime.batcher import LatestSlot
+from vision.runtime.builder import RunOptions
+from vision.runtime.status import Report
 from vision.types import Result, frame_shape
 
 Picture = tuple[int | None, NDArray[np.uint8]]
@@ -242,9 +242,9 @@ def test_a_jetson_has_decoders_of_another_kind(asked_anew: None, monkeypatch: py
 def test_where_the_module_is_missing_the_log_says_so(
     asked_anew: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from vision.capture import nvdec
+    from vision.capture.nvdec import decoder
 
-    nvdec._library.cache_clear()
+    decoder._library.cache_clear()
     monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
     with caplog.at_level(logging.INFO):
         assert not chooses_nvdec(camera("clip.mp4"))

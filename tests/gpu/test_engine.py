@@ -16,20 +16,20 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.unit.engine_models import card, convolution, quantised
-from vision.config.site import DetectConfig
+from vision.config.app import DetectConfig
 from vision.engine.cache import EngineCache, key_of
 from vision.engine.library import find_library, supported_capabilities
 from vision.engine.memory import MemoryPool, make_allocator
-from vision.engine.opening import load_plan, open_engine
+from vision.engine.open import load_plan, open_engine
+from vision.engine.options import BuildSettings, settled
 from vision.engine.profiler import parse_layers, profile_layers
 from vision.engine.runtime import Context, Engine
-from vision.engine.settings import BuildSettings, settled
 from vision.errors import DeviceMissing, ModelError
 
 pytestmark = pytest.mark.gpu
 
-cuda = pytest.importorskip("vision.cuda")
-memory = pytest.importorskip("vision.device_memory")
+cuda = pytest.importorskip("vision.gpu.cuda")
+memory = pytest.importorskip("vision.gpu.memory")
 
 DETECT = DetectConfig.model_validate({"precision": "fp16", "max_batch": 8})
 
@@ -59,7 +59,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[MemoryPool]:
-    from vision.engine.driver import CudaMemory
+    from vision.engine.cuda_memory import CudaMemory
 
     cuda.open_device()
     made = MemoryPool(CudaMemory())

@@ -1,4 +1,4 @@
-"""``letterbox.cu`` against `vision.detect.letterbox.sample` and `normalised`."""
+"""``letterbox.cu`` against `vision.detect.reference.letterbox.sample` and `normalised`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from tests.gpu.launching import letterbox
 from vision.config import InputCard
-from vision.detect.layout import PictureLayout
-from vision.detect.letterbox import Letterbox, normalised, sample
+from vision.detect.reference.letterbox import Letterbox, normalised, sample
+from vision.detect.tensorrt.kernel_structs import PictureLayout
 from vision.types import PixelFormat, YuvEncoding, frame_shape
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"

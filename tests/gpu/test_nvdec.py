@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 
 from tests.gpu.coded_video import FAST, FPS, coded, decoded, served, video
 from tests.gpu.opening import EMULATED
-from vision.batching import LatestSlot
+from vision.capture.ffmpeg.file import PyAVFile
+from vision.capture.ffmpeg.source import PyAVSource
 from vision.capture.liveness import PictureWatch
-from vision.capture.nvdec_stream import NvdecDecoder
+from vision.capture.nvdec.source import NvdecDecoder
 from vision.capture.open import open_source
-from vision.capture.pyav import PyAVSource
-from vision.capture.pyav_file import PyAVFile
 from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor
-from vision.config.site import CameraConfig
-from vision.cuda import memory_info, synchronize_device
-from vision.device_image import DeviceImage
+from vision.config.app import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
+from vision.gpu.cuda import memory_info, synchronize_device
+from vision.gpu.device_image import DeviceImage
+from vision.runtime.batcher import LatestSlot
 from vision.types import OffHost, PixelFormat, YuvEncoding
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
@@ -465,8 +465,8 @@ def test_a_frozen_camera_is_seen_by_rows_that_come_to_the_host() -> None:
 
 
 def write(image: DeviceImage, pixels: Image) -> None:
-    from vision.cuda import Stream
-    from vision.device_memory import copy_to_device
+    from vision.gpu.cuda import Stream
+    from vision.gpu.memory import copy_to_device
 
     with Stream() as stream:
         copy_to_device(image.address, pixels.ctypes.data, pixels.nbytes, stream)

@@ -16,13 +16,13 @@ import pytest
 from tests.gpu.coded_video import FAST, decoded, written
 from tests.gpu.opening import EMULATED
 from tests.gpu.test_tensorrt_detector import detect, images, iou, open_nanodet, same
-from vision.assemble import RunOptions
-from vision.capture.nvdec_stream import NvdecDecoder
-from vision.capture.pyav_file import PyAVFile
+from vision.capture.ffmpeg.file import PyAVFile
+from vision.capture.nvdec.source import NvdecDecoder
 from vision.config import SiteConfig
-from vision.device_image import DeviceImage
+from vision.gpu.device_image import DeviceImage
 from vision.pipelines import load_pipeline
-from vision.report import Report
+from vision.runtime.builder import RunOptions
+from vision.runtime.status import Report
 from vision.types import Detections, Frame, FrameMeta, Result
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 from tests.gpu.opening import EMULATED
+from vision.benchmark.bench import BenchSettings, measure
+from vision.benchmark.engine import measure_engine
+from vision.benchmark.gpu import GpuLane, copy_gb_per_s, device_mib, require
+from vision.benchmark.pipeline import Borrowed, run_site, synthetic_site
+from vision.benchmark.profile import ProfileSettings, profile_model
+from vision.benchmark.timeline import trace_slots
 from vision.config import DetectConfig, load_model_card, shipped_models
-from vision.cuda import open_device
-from vision.device_memory import allocated
 from vision.engine.trace import SpanRecorder
 from vision.errors import ModelError
-from vision.performance.bench import BenchSettings, measure
-from vision.performance.engine import measure_engine
-from vision.performance.gpu import GpuLane, copy_gb_per_s, device_mib, require
-from vision.performance.pipeline import Borrowed, run_site, synthetic_site
-from vision.performance.profile import ProfileSettings, profile_model
-from vision.performance.timeline import trace_slots
+from vision.gpu.cuda import open_device
+from vision.gpu.memory import allocated
 
 pytestmark = pytest.mark.gpu
 
@@ -94,7 +94,7 @@ def test_an_engine_whose_outputs_depend_on_the_picture_is_not_measured_alone() -
 @pytest.mark.parametrize("steps", [False, True])
 def test_a_time_line_of_the_slots(steps: bool) -> None:
     from tests.gpu.test_emulated_detector import assert_two_objects, frame, opened
-    from vision.performance.device_timeline import DeviceTimeline
+    from vision.benchmark.device_timeline import DeviceTimeline
 
     with closing(opened()) as detector:
         recorder = SpanRecorder()

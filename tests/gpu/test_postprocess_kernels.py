@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tests.gpu.launching import postprocess
 from vision.config import HeadCard, InputCard, ModelCard, NmsCard
-from vision.detect.heads import make_head
-from vision.detect.letterbox import Letterbox
-from vision.detect.postprocess import to_detections
+from vision.detect.reference.heads import make_head
+from vision.detect.reference.letterbox import Letterbox
+from vision.detect.reference.postprocess import to_detections
 from vision.types import Detections
 
 SIZES = [(480, 640), (77, 33), (64, 96), (1, 1), (4320, 7680), None]

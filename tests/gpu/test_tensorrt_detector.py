@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from tests.gpu.opening import EMULATED, open_model
 from vision.config import DetectConfig, folder_of_model, load_model_card, shipped_models
-from vision.cuda import Event, Graph, Stream, memory_info
 from vision.detect.detector import Detector
-from vision.detect.onnxruntime import OnnxRuntimeDetector
-from vision.device_image import DeviceImage
-from vision.device_memory import DeviceBuffer, HostBuffer, allocated, copy_to_device
+from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
 from vision.engine.library import find_library
 from vision.errors import DeviceError
+from vision.gpu.cuda import Event, Graph, Stream, memory_info
+from vision.gpu.device_image import DeviceImage
+from vision.gpu.memory import DeviceBuffer, HostBuffer, allocated, copy_to_device
 from vision.types import Detections, Frame, FrameMeta, PixelFormat
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
@@ -187,7 +187,7 @@ def test_without_graphs_the_same(detector: Any) -> None:
         same(detect(eager, clip), detect(detector, clip))
 
 
-# ------------------------------------------------------------------------------------------------ vision.cuda
+# ------------------------------------------------------------------------------------------------ vision.gpu.cuda
 
 
 def test_too_much_memory_says_what_and_what_is_free(device: object) -> None:
@@ -261,7 +261,7 @@ def test_an_owner_who_forgets_is_warned(device: object) -> None:
 def test_after_vision_build_a_start_compiles_nothing(device: object, tmp_path: Path) -> None:
     if EMULATED:
         pytest.skip("needs a real GPU")
-    command = [sys.executable, "-m", "vision.cli", "build", "nanodet-g-416", "--max-batch", "1"]
+    command = [sys.executable, "-m", "vision.cli.main", "build", "nanodet-g-416", "--max-batch", "1"]
     states, said = [], []
     for _ in range(2):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""docs/messages.md as data: its programs, its example, and the tables that are generated from `vision.wire`.
+"""docs/messages.md as data: its programs, its example, and the tables that are generated from `vision.messaging.codec`.
 
 python -m tests.messages.documents    writes the tables and docs/schemas/ anew
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.messages.processes import REPOSITORY
-from vision import wire
+from vision.messaging import codec
 
 PAGE = REPOSITORY / "docs" / "messages.md"
 SCHEMAS = REPOSITORY / "docs" / "schemas"
@@ -47,7 +47,7 @@ def fields_on_page() -> str:
 
 def fields_expected() -> str:
     """What has to stand there: a table for each message, one for each object inside."""
-    schemas = {name: schema["$defs"] for name, schema in wire.json_schemas().items()}
+    schemas = {name: schema["$defs"] for name, schema in codec.json_schemas().items()}
     detections, events = schemas["detections-1.json"], schemas["events-1.json"]
     camera, node = schemas["camera-status-1.json"], schemas["node-status-1.json"]
     counts = schemas["counts-1.json"]
@@ -81,7 +81,7 @@ def replay_on_page() -> str:
 
 def replay_expected() -> str:
     """What has to stand there."""
-    schemas = {name: schema["$defs"] for name, schema in wire.json_schemas().items()}
+    schemas = {name: schema["$defs"] for name, schema in codec.json_schemas().items()}
     tables = {
         "The question": schemas["ask-1.json"]["ReplayRequest"],
         "The first part of the answer": schemas["replay-1.json"]["ReplayReply"],
@@ -110,11 +110,11 @@ def _type(field: Mapping[str, Any]) -> str:
 
 
 def write() -> None:
-    """Bring the tables and the schemas in line with `vision.wire`."""
+    """Bring the tables and the schemas in line with `vision.messaging.codec`."""
     page = _FIELDS.sub(lambda _: fields_expected(), PAGE.read_text())
     PAGE.write_text(_REPLAY.sub(lambda _: replay_expected(), page))
     SCHEMAS.mkdir(exist_ok=True)
-    for name, schema in wire.json_schemas().items():
+    for name, schema in codec.json_schemas().items():
         (SCHEMAS / name).write_text(schema_text(schema))
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tests.messages.samples import CLASSES, node_status, result
 from vision.client import EventMessage, Subscription
-from vision.journal import EventJournal
-from vision.publish import Publisher
+from vision.messaging.codec import boot_id
+from vision.messaging.publisher import Publisher
+from vision.state.event_journal import EventJournal
 from vision.types import Event
-from vision.wire import boot_id
 
 
 def publish(folder: str, bind: str, replay: str) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 
 from tests.messages.samples import CLASSES, camera_status, node_status, result
-from vision.publish import Publisher
+from vision.messaging.publisher import Publisher
 
 
 def main() -> None:

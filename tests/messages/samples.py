@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vision import wire
+from vision.messaging import codec
 from vision.metrics import Percentiles
 from vision.types import Detections, DropReason, Event, FrameMeta, Result, Timing, Tracks
 
@@ -37,19 +37,19 @@ def result(
     return Result(meta, objects if objects is not None else found(), **(given | changes))
 
 
-def camera_status(camera: str = "gate", **changes: Any) -> wire.CameraStatusMessage:
+def camera_status(camera: str = "gate", **changes: Any) -> codec.CameraStatusMessage:
     """A camera that streams."""
     given: dict[str, Any] = {
         "now_ns": 9_000_000_000, "now_utc_ns": 0, "state": "streaming", "since_ns": 7_500_000_000, "epoch": 1,
         "reconnects": 0, "grabbed": 10, "published": 8, "dropped": {DropReason.STALE: 2}, "fps": 24.987,
         "published_fps": 20.0,
     }  # fmt: skip
-    return wire.camera_status(camera=camera, **(given | changes))
+    return codec.camera_status(camera=camera, **(given | changes))
 
 
-def node_status() -> wire.NodeStatusMessage:
+def node_status() -> codec.NodeStatusMessage:
     """A program that runs."""
-    return wire.node_status(
+    return codec.node_status(
         now_ns=1, now_utc_ns=0, uptime_s=1.23456, version="0.1.0", backend="fake cpu", model="fake",
         rates={"published": 24.987}, latency={"detect": Percentiles(9, 1.23456, 2.0, 3.0)},
         dropped={"stale": 1}, queues={"results": 0}, rss_bytes=1 << 20,

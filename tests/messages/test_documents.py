@@ -16,9 +16,9 @@ import pytest
 from tests.messages import documents
 from tests.messages.processes import REPOSITORY, Program, wait_until
 from tests.messages.samples import CLASSES, crossed, found, node_status, result, tracked
-from vision import wire
-from vision.journal import EventJournal
-from vision.publish import Publisher
+from vision.messaging import codec
+from vision.messaging.publisher import Publisher
+from vision.state.event_journal import EventJournal
 
 NODE_MODULES = REPOSITORY / "build" / "node"
 
@@ -29,7 +29,7 @@ def test_the_tables_are_those_of_the_wire() -> None:
 
 
 def test_the_schemas_are_those_of_the_wire() -> None:
-    expected = {name: documents.schema_text(schema) for name, schema in wire.json_schemas().items()}
+    expected = {name: documents.schema_text(schema) for name, schema in codec.json_schemas().items()}
     assert {path.name: path.read_text() for path in documents.SCHEMAS.iterdir()} == expected, (
         "run: python -m tests.messages.documents"
     )
@@ -37,9 +37,9 @@ def test_the_schemas_are_those_of_the_wire() -> None:
 
 def test_the_example_is_a_message() -> None:
     shown = documents.example()
-    message = wire.decode(f"detections/{shown['camera']}", json.dumps(shown).encode())
-    assert json.loads(wire.encode(message)) == shown
-    assert isinstance(message, wire.DetectionsMessage)
+    message = codec.decode(f"detections/{shown['camera']}", json.dumps(shown).encode())
+    assert json.loads(codec.encode(message)) == shown
+    assert isinstance(message, codec.DetectionsMessage)
     assert f"`{message.timing_line()}`" in documents.PAGE.read_text()
 
 
@@ -101,7 +101,7 @@ def test_the_subscribers_print_what_was_sent(command: Callable[[Path], list[str 
             program.send(signal.SIGSTOP)
             program.send(signal.SIGCONT)
             for _ in range(3):  # numbered and not sent: lost on the way
-                publisher.numbering.stamp(wire.detections(result(), CLASSES))
+                publisher.numbering.stamp(codec.detections(result(), CLASSES))
             publisher.publish(result(tracked(1), index=21))
             assert program.line() == "lost 3 of detections/gate"
             assert program.line() == "gate 21 person 0.8765 0.1 1.1 2.1 3.1"
@@ -109,7 +109,7 @@ def test_the_subscribers_print_what_was_sent(command: Callable[[Path], list[str 
         with Publisher(first.address, node="n", class_names=CLASSES) as restarted:
             wait_until(lambda: restarted.joins == 1, "the program has subscribed again")
             for _ in range(9):
-                restarted.numbering.stamp(wire.detections(result(), CLASSES))
+                restarted.numbering.stamp(codec.detections(result(), CLASSES))
             restarted.publish(result(found(1), index=3))
             assert program.line() == "gate 3 person 0.8765 0.1 1.1 2.1 3.1"
 

@@ -19,10 +19,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.perf import site
-from vision.assemble import RunOptions
 from vision.config import load_site
 from vision.pipelines.detect import build
-from vision.report import Report
+from vision.runtime.builder import RunOptions
+from vision.runtime.status import Report
 
 
 def cpu_s_by_thread() -> dict[str, float]:

@@ -49,7 +49,7 @@ def measure(cameras: int, seconds: float, fps: float, backend: str, pixel_format
         config = write_config(Path(folder) / "camera.yaml", sources, detect=detect)
         record = Path(folder) / "results.jsonl"
         began = time.monotonic()
-        command = [sys.executable, "-m", "vision.cli", "--log-level", "warning", "run", str(config)]
+        command = [sys.executable, "-m", "vision.cli.main", "--log-level", "warning", "run", str(config)]
         with (
             _Naps() as naps,
             subprocess.Popen([*command, "--for", f"{seconds:g}s", "--record", str(record)]) as process,

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tests.perf.site import CLIP
+from vision.benchmark.plan import Check, make_plan, verify
 from vision.config import SiteConfig
-from vision.performance.plan import Check, make_plan, verify
 
 SITES: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
     "one clip, 10 frames/s": [{"source": str(CLIP), "loop": True}],

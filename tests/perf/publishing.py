@@ -21,8 +21,8 @@ import numpy as np
 import zmq
 
 from tests.messages.processes import REPOSITORY, wait_until
-from vision import wire
-from vision.publish import Publisher
+from vision.messaging import codec
+from vision.messaging.publisher import Publisher
 from vision.types import Detections, FrameMeta, Result, Timing
 
 SUBSCRIBERS = (1, 10, 100)
@@ -179,9 +179,9 @@ def _subscribe(address: str, n: int, topic: str) -> None:
                 ended = True
                 poller.unregister(sock)
                 continue
-            message = wire.decode("detections/", sock.recv_multipart()[1])
+            message = codec.decode("detections/", sock.recv_multipart()[1])
             now_ns = time.monotonic_ns()
-            assert isinstance(message, wire.DetectionsMessage)
+            assert isinstance(message, codec.DetectionsMessage)
             counts[message.epoch] += 1
             if message.epoch == _PACED:
                 latencies_ms.append((now_ns - message.captured_monotonic_ns) / 1e6)

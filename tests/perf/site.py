@@ -33,7 +33,7 @@ def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     Raises:
         RuntimeError: it failed; with what it printed.
     """
-    command = [sys.executable, "-m", "vision.cli", "run", str(config), *arguments]
+    command = [sys.executable, "-m", "vision.cli.main", "run", str(config), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
@@ -52,7 +52,7 @@ def offline_results(sources: list[str], **top: Any) -> list[dict[str, Any]]:
 @contextmanager
 def running(config: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`vision run CONFIG` in the background; stopped at the end of the block."""
-    command = [sys.executable, "-m", "vision.cli", "--log-level", "warning", "run", str(config)]
+    command = [sys.executable, "-m", "vision.cli.main", "--log-level", "warning", "run", str(config)]
     with subprocess.Popen(command) as process:
         try:
             yield process

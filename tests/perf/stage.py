@@ -40,10 +40,10 @@ from tests.perf.stage_parts import (
 )
 from vision.config import DetectConfig, ModelCard, folder_of_model, load_model_card, shipped_models
 from vision.config.profile import ProfileCard
-from vision.cuda import open_device
-from vision.detect.tensorrt import open_tensorrt_detector
+from vision.detect.tensorrt.detector import open_tensorrt_detector
 from vision.engine.library import find_library
-from vision.engine.settings import BuildSettings
+from vision.engine.options import BuildSettings
+from vision.gpu.cuda import open_device
 from vision.types import Detections, PixelFormat
 
 log = logging.getLogger("stage")

@@ -15,22 +15,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.benchmark.pictures import convert
 from vision.config import DetectConfig, ModelCard, folder_of_model, load_model_card, shipped_models
-from vision.cuda import Event, Graph, Stream, open_device
 from vision.detect.classes import class_ids, class_names
-from vision.detect.heads import make_head
-from vision.detect.letterbox import Letterbox
-from vision.detect.opened import Model, Phases
-from vision.detect.postprocess import to_detections
-from vision.detect.slot import Slot
-from vision.detect.tensorrt import TensorRTDetector, detector_of
-from vision.device_image import DeviceImage
-from vision.device_memory import DeviceBuffer, HostBuffer, copy_to_device, copy_to_host
-from vision.engine.driver import CudaMemory
+from vision.detect.reference.heads import make_head
+from vision.detect.reference.letterbox import Letterbox
+from vision.detect.reference.postprocess import to_detections
+from vision.detect.tensorrt.detector import TensorRTDetector, detector_of
+from vision.detect.tensorrt.loaded_engine import Model, Phases
+from vision.detect.tensorrt.slot import Slot
+from vision.engine.cuda_memory import CudaMemory
 from vision.engine.memory import MemoryPool, make_allocator
-from vision.engine.opening import open_engine
-from vision.engine.settings import BuildSettings
-from vision.performance.pictures import convert
+from vision.engine.open import open_engine
+from vision.engine.options import BuildSettings
+from vision.gpu.cuda import Event, Graph, Stream, open_device
+from vision.gpu.device_image import DeviceImage
+from vision.gpu.memory import DeviceBuffer, HostBuffer, copy_to_device, copy_to_host
 from vision.types import Detections, Frame, FrameMeta, PixelFormat
 
 MODEL = "nanodet-g-416"

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from vision.analytics import Analytics
+from vision.analytics.camera_analytics import Analytics
 from vision.analytics.geometry import ZoneSet
+from vision.analytics.tracker import Tracker
 from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig
-from vision.tracking import Tracker
 from vision.types import Detections, Tracks
 
 _STEP_NS = 100_000_000

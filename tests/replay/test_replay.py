@@ -34,7 +34,7 @@ def replayed(folder: Path) -> list[dict[str, Any]]:
         )
     )
     record = folder / "results.jsonl"
-    command = [sys.executable, "-m", "vision.cli", "run", str(config), "--offline", "--record", str(record)]
+    command = [sys.executable, "-m", "vision.cli.main", "run", str(config), "--offline", "--record", str(record)]
     subprocess.run(command, check=True, timeout=110)
     results = [json.loads(line) for line in record.read_text().splitlines()]
     assert [result["frame"] for result in results] == list(range(200))

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.gst import library
+from vision.capture.gstreamer.bindings import library
 from vision.capture.open import open_source
 from vision.capture.source import Source, StreamInfo
 from vision.capture.supervisor import CameraStatus, CameraSupervisor, SupervisorPolicy

@@ -25,9 +25,9 @@ from tests.rtsp.stage import (
     source_of,
     wait_until,
 )
-from vision.capture.elements import Element, decode_chain, host_caps
-from vision.capture.gst import Installed, hash_is_address, library, mapped
-from vision.capture.gstreamer import GStreamerSource, available
+from vision.capture.gstreamer.bindings import Installed, hash_is_address, library, mapped
+from vision.capture.gstreamer.pipeline import Element, decode_chain, host_caps
+from vision.capture.gstreamer.source import GStreamerSource, available
 from vision.errors import SourceError
 from vision.types import PixelFormat, YuvEncoding
 

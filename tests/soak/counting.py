@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.soak.traffic import ANALYTICS, CLASS_NAMES, HEIGHT_PX, WIDTH_PX, Traffic
-from vision.analytics import Analytics, CounterJournal
-from vision.tracking import Tracker
+from vision.analytics.camera_analytics import Analytics
+from vision.analytics.tracker import Tracker
+from vision.state.counters import CounterJournal
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto as Onnx
 from onnx import helper, numpy_helper
 
-from vision.config.site import ModelCard
+from vision.config.app import ModelCard
 from vision.engine.library import Flavour, find_library
 from vision.errors import DeviceMissing
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from vision.capture.synthetic import Synthetic, SyntheticSpec
+from vision.capture.synthetic.source import Synthetic, SyntheticSpec
 from vision.evaluation.mot import Boxes
 from vision.evaluation.tracks import INSTALL
 

@@ -20,10 +20,11 @@ from pydantic import ValidationError
 
 from tests.soak.counting import count, differences
 from tests.soak.traffic import Traffic
-from vision.analytics import Analytics, CounterJournal
+from vision.analytics.camera_analytics import Analytics
 from vision.analytics.geometry import GroundPlane, ZoneSet
 from vision.config.analytics import CameraAnalytics
 from vision.errors import ConfigError
+from vision.state.counters import CounterJournal
 from vision.types import Event, Tracks
 
 STEP_NS = 100_000_000
@@ -609,7 +610,7 @@ def test_counters_survive_a_restart(tmp_path: Path) -> None:
 def test_counters_survive_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "gate.counters"
     program = (
-        "import os, signal, sys; from pathlib import Path; from vision.analytics import CounterJournal\n"
+        "import os, signal, sys; from pathlib import Path; from vision.state.counters import CounterJournal\n"
         f"journal = CounterJournal(Path({str(path)!r}))\n"
         "for _ in range(1000):\n    journal.add('door', ['in']); journal.flush()\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from vision.analytics import Analytics
+from vision.analytics.camera_analytics import Analytics
 from vision.config.analytics import CameraAnalytics, LineConfig
 from vision.types import Event, Tracks
 

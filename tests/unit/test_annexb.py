@@ -9,7 +9,7 @@ import av
 import pytest
 
 from tests.gpu.coded_video import FAST, coded, video
-from vision.capture.annexb import AnnexB, parameter_sets
+from vision.capture.nvdec.annexb import AnnexB, parameter_sets
 
 CODE = b"\x00\x00\x01"
 X265 = (*FAST.items(), ("x265-params", "log-level=none:keyint=10"))

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vision.batching import Batcher, BindTimer, LatestSlot, Lease, release_together
 from vision.errors import Closed, OutOfMemory
+from vision.runtime.batcher import Batcher, BindTimer, LatestSlot, Lease, release_together
 from vision.types import DropReason, FrameMeta, PixelFormat, frame_shape
 
 MS = 1_000_000

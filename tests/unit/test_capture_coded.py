@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vision.capture.coded import BACKLOG_NS, GIVE_UP_NS, Coded, KeyFrameGate, Timeline
+from vision.capture.packet_info import BACKLOG_NS, GIVE_UP_NS, Coded, KeyFrameGate, Timeline
 
 MS = 1_000_000
 

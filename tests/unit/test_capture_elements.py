@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from vision.capture import elements
-from vision.capture.elements import Caps, Element, Nick, Value
+from vision.capture.gstreamer import pipeline
+from vision.capture.gstreamer.pipeline import Caps, Element, Nick, Value
 from vision.config import CameraConfig
 from vision.types import PixelFormat
 
@@ -32,7 +32,7 @@ class Machine:
 
 LAPTOP = Machine(
     {
-        **{name: set() for name in elements.PACKAGES if not name.startswith("nv")},
+        **{name: set() for name in pipeline.PACKAGES if not name.startswith("nv")},
         "rtspsrc": RTSP_PROPERTIES,
         "avdec_h264": {"max-threads", "output-corrupt"},
         "avdec_h265": {"max-threads", "output-corrupt"},
@@ -74,8 +74,8 @@ EVEN = "width=[2,16384,2],height=[2,16384,2]"
         (DEEPSTREAM_ON_X86, "H264", "rtph264depay h264parse avdec_h264 videoconvert appsink"),
     ],
 )
-def test_decode_chain(machine: Machine, codec: elements.Codec, expected: str) -> None:
-    assert " ".join(names(elements.decode_chain(codec, ("nv12", "bgr"), machine))) == expected
+def test_decode_chain(machine: Machine, codec: pipeline.Codec, expected: str) -> None:
+    assert " ".join(names(pipeline.decode_chain(codec, ("nv12", "bgr"), machine))) == expected
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_decode_chain(machine: Machine, codec: elements.Codec, expected: str) ->
     ],
 )
 def test_properties_are_probed(machine: Machine, expected: dict[str, Value]) -> None:
-    (decoder,) = elements.decoder("H264", machine)
+    (decoder,) = pipeline.decoder("H264", machine)
     assert dict(decoder.properties) == expected
 
 
@@ -101,17 +101,17 @@ def test_properties_are_probed(machine: Machine, expected: dict[str, Value]) -> 
     ],
 )
 def test_jetson_converts_on_its_own_hardware(formats: tuple[PixelFormat, ...], expected: list[str]) -> None:
-    chain = elements.decode_chain("H264", formats, JETPACK_7)
+    chain = pipeline.decode_chain("H264", formats, JETPACK_7)
     assert caps(chain) == expected
     assert ("videoconvert" in names(chain)) == (formats == ("bgr",))
 
 
 def test_planar_pictures_have_even_sides() -> None:
-    assert elements.host_caps(("i420", "bgr")) == Caps(f"video/x-raw,format=I420,{EVEN};video/x-raw,format=BGR")
+    assert pipeline.host_caps(("i420", "bgr")) == Caps(f"video/x-raw,format=I420,{EVEN};video/x-raw,format=BGR")
 
 
 def test_the_sink_keeps_the_newest() -> None:
-    sink = elements.decode_chain("H264", ("bgr",), LAPTOP)[-1]
+    sink = pipeline.decode_chain("H264", ("bgr",), LAPTOP)[-1]
     settings = {name: value for name, value in sink.properties.items() if name != "caps"}
     assert settings == {"max-buffers": 2, "drop": True, "sync": False, "enable-last-sample": False}
 
@@ -128,19 +128,19 @@ def test_the_sink_keeps_the_newest() -> None:
     ],
 )
 def test_secrets_leave_the_url(source: str, location: str, user: str, password: str) -> None:
-    address = elements.split_url(source)
+    address = pipeline.split_url(source)
     assert (address.location, address.user, address.password) == (location, user, password)
     assert "password" not in repr(address)
 
 
 def test_rtsp_source() -> None:
-    source = elements.rtsp_source(camera("rtsp://ann:pw@h/s", transport="udp", open_timeout_s=3), LAPTOP)
+    source = pipeline.rtsp_source(camera("rtsp://ann:pw@h/s", transport="udp", open_timeout_s=3), LAPTOP)
     assert source == Element(
         "rtspsrc",
         {
             "location": "rtsp://h/s",
             "protocols": Nick("udp"),
-            "latency": elements.LATENCY_MS,
+            "latency": pipeline.LATENCY_MS,
             "drop-on-latency": False,
             "do-retransmission": False,
             "timeout": 5_000_000,
@@ -149,7 +149,7 @@ def test_rtsp_source() -> None:
             "user-pw": "pw",
         },
     )
-    bare = elements.rtsp_source(camera(), Machine({"rtspsrc": {"location", "protocols"}}))
+    bare = pipeline.rtsp_source(camera(), Machine({"rtspsrc": {"location", "protocols"}}))
     assert set(bare.properties) == {"location", "protocols"}
 
 
@@ -158,20 +158,20 @@ INJECTED = "rtsp://h/a ! filesink location=\"/tmp/owned\" ! x name='y'; video/x-
 
 def test_what_users_write_becomes_a_property_as_it_is() -> None:
     hostile = camera().model_copy(update={"source": INJECTED})  # camera.yaml refuses it before it comes here
-    assert elements.rtsp_source(hostile, LAPTOP).properties["location"] == INJECTED
+    assert pipeline.rtsp_source(hostile, LAPTOP).properties["location"] == INJECTED
     device = '/dev/video0 ! filesink location="/tmp/owned"'
     hostile = hostile.model_copy(update={"source": device})
-    (first, *others) = elements.usb_chain(hostile, ("bgr",), LAPTOP, offers_raw=True)
+    (first, *others) = pipeline.usb_chain(hostile, ("bgr",), LAPTOP, offers_raw=True)
     assert first == Element("v4l2src", {"device": device})
     assert "owned" not in repr(others)
 
 
 def test_csi() -> None:
-    chain = elements.csi_chain(camera("csi:1", width=1920, height=1080, fps=29.97), ("nv12", "bgr"), JETPACK_7)
+    chain = pipeline.csi_chain(camera("csi:1", width=1920, height=1080, fps=29.97), ("nv12", "bgr"), JETPACK_7)
     assert names(chain) == ["nvarguscamerasrc", "capsfilter", "nvvidconv", "capsfilter", "appsink"]
     assert chain[0].properties == {"sensor-id": 1}
     assert caps(chain)[0] == "video/x-raw(memory:NVMM),format=NV12,width=1920,height=1080,framerate=2997/100"
-    assert caps(elements.csi_chain(camera("csi:0"), ("nv12",), JETPACK_7))[0] == "video/x-raw(memory:NVMM),format=NV12"
+    assert caps(pipeline.csi_chain(camera("csi:0"), ("nv12",), JETPACK_7))[0] == "video/x-raw(memory:NVMM),format=NV12"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_csi() -> None:
     ],
 )
 def test_usb(machine: Machine, raw: bool, expected: str) -> None:
-    chain = elements.usb_chain(camera("/dev/video0"), ("i420", "bgr"), machine, offers_raw=raw)
+    chain = pipeline.usb_chain(camera("/dev/video0"), ("i420", "bgr"), machine, offers_raw=raw)
     assert " ".join(names(chain)) == expected
 
 
@@ -197,7 +197,7 @@ def test_usb(machine: Machine, raw: bool, expected: str) -> None:
     ],
 )
 def test_usb_request(settings: dict[str, object], expected: str) -> None:
-    assert elements.usb_request(camera("/dev/video0", **settings), "image/jpeg") == Caps("image/jpeg" + expected)
+    assert pipeline.usb_request(camera("/dev/video0", **settings), "image/jpeg") == Caps("image/jpeg" + expected)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_usb_request(settings: dict[str, object], expected: str) -> None:
     ],
 )
 def test_kind(source: str, kind: str | None) -> None:
-    assert elements.kind_of(source) == kind
+    assert pipeline.kind_of(source) == kind
 
 
 @pytest.mark.parametrize(
@@ -230,18 +230,18 @@ def test_kind(source: str, kind: str | None) -> None:
         (LAPTOP.without("v4l2src"), "usb", "no v4l2src: install gstreamer1.0-plugins-good"),
     ],
 )
-def test_what_is_missing_is_said_with_its_package(machine: Machine, kind: elements.Kind, expected: str | None) -> None:
-    said = elements.missing(elements.needed(kind, machine), machine)
+def test_what_is_missing_is_said_with_its_package(machine: Machine, kind: pipeline.Kind, expected: str | None) -> None:
+    said = pipeline.missing(pipeline.needed(kind, machine), machine)
     assert said is None if expected is None else said is not None and said.endswith(expected)
 
 
 def test_every_element_has_a_package() -> None:
     chains = [
-        elements.decode_chain(codec, ("bgr",), machine)
+        pipeline.decode_chain(codec, ("bgr",), machine)
         for codec in ("H264", "H265", "JPEG")
         for machine in (LAPTOP, JETPACK_7)
     ]
-    chains += [elements.csi_chain(camera("csi:0"), ("bgr",), JETPACK_7)]
-    chains += [elements.usb_chain(camera("/dev/video0"), ("bgr",), LAPTOP, offers_raw=False)]
+    chains += [pipeline.csi_chain(camera("csi:0"), ("bgr",), JETPACK_7)]
+    chains += [pipeline.usb_chain(camera("/dev/video0"), ("bgr",), LAPTOP, offers_raw=False)]
     used = {element.factory for chain in chains for element in chain} | {"rtspsrc"}
-    assert used - {"capsfilter"} <= set(elements.PACKAGES)
+    assert used - {"capsfilter"} <= set(pipeline.PACKAGES)

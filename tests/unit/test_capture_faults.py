@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vision.capture import faults
+from vision.capture.gstreamer import errors
 from vision.config import CameraConfig
 
 RESOURCE, STREAM = "gst-resource-error-quark", "gst-stream-error-quark"
@@ -28,19 +28,19 @@ def camera(source: str = "rtsp://ann:hunter2@10.0.0.4/s?token=t0ken", transport:
     ],
 )
 def test_hints(domain: str, code: int, debug: str, hint: str) -> None:
-    error = faults.explain(camera(), domain, code, "It failed.", f"gstrtspsrc.c(1): open ():\n{debug}")
+    error = errors.explain(camera(), domain, code, "It failed.", f"gstrtspsrc.c(1): open ():\n{debug}")
     assert hint in error.hint if hint else error.hint == ""
     assert debug in str(error)
     assert "gstrtspsrc.c" not in str(error)
 
 
 def test_a_csi_camera_has_its_own_hint() -> None:
-    assert "nvargus" in faults.explain(camera("csi:0"), RESOURCE, 5, "No cameras available", "").hint
+    assert "nvargus" in errors.explain(camera("csi:0"), RESOURCE, 5, "No cameras available", "").hint
 
 
 def test_no_secret_is_repeated() -> None:
     said = "Could not open rtsp://ann:hunter2@10.0.0.4/s?token=t0ken for reading"
-    error = faults.explain(camera(), RESOURCE, 5, said, f"x.c(1):\n{said}")
+    error = errors.explain(camera(), RESOURCE, 5, said, f"x.c(1):\n{said}")
     assert "hunter2" not in str(error)
     assert "t0ken" not in str(error)
     assert "10.0.0.4" in str(error)
@@ -57,7 +57,7 @@ def test_no_secret_is_repeated() -> None:
 )
 def test_silence(state: tuple[bool, bool, int], said: str, hint: str) -> None:
     interrupted, connected, count = state
-    error = faults.silence(camera(), interrupted=interrupted, connected=connected, coded_pictures=count)
+    error = errors.silence(camera(), interrupted=interrupted, connected=connected, coded_pictures=count)
     assert said in str(error)
     assert hint in error.hint
     assert "hunter2" not in str(error)
@@ -66,5 +66,5 @@ def test_silence(state: tuple[bool, bool, int], said: str, hint: str) -> None:
 def test_silence_over_udp_points_at_the_firewall() -> None:
     assert (
         "transport: tcp"
-        in faults.silence(camera(transport="udp"), interrupted=False, connected=True, coded_pictures=0).hint
+        in errors.silence(camera(transport="udp"), interrupted=False, connected=True, coded_pictures=0).hint
     )

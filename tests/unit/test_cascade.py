@@ -20,13 +20,13 @@ from tests.off_host import Elsewhere
 from tests.unit.test_classifier import save
 from tests.unit.test_runtime import Collector, check_accounts
 from tests.unit.test_runtime_pixels import leased
-from vision.assemble import RunOptions
-from vision.cascade import Box, CascadeStage
 from vision.config import CascadeConfig, SiteConfig
+from vision.config.test_pattern import FAKE_CLASSES
 from vision.errors import ConfigError, DeviceError
-from vision.fakes import FAKE_CLASSES
 from vision.pipelines import load_pipeline
-from vision.runtime import Runtime
+from vision.runtime.builder import RunOptions
+from vision.runtime.runtime import Runtime
+from vision.stages.secondary_model import Box, CascadeStage
 from vision.types import Attribute, Detections, Frame, FrameMeta, Result, Timing, Tracks
 
 S = 1_000_000_000

@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.messages.samples import crossed, result
-from vision import wire
-from vision.catchup import CatchUp, Gap, InOrder, NewJournal
 from vision.errors import MessageError
+from vision.messaging import codec
+from vision.messaging.gap_recovery import CatchUp, Gap, InOrder, NewJournal
 
 S = 1_000_000_000
 
 
-def event(number: int | None, journal: str = "one") -> wire.EventMessage:
-    made = wire.event(crossed(), result())
-    return made if number is None else wire.kept(made, journal, number)
+def event(number: int | None, journal: str = "one") -> codec.EventMessage:
+    made = codec.event(crossed(), result())
+    return made if number is None else codec.kept(made, journal, number)
 
 
-def reply(newest: int, *, journal: str = "one", oldest: int = 1, more: bool = False) -> wire.ReplayReply:
-    return wire.ReplayReply(node="n", journal=journal, oldest=oldest, newest=newest, more=more)
+def reply(newest: int, *, journal: str = "one", oldest: int = 1, more: bool = False) -> codec.ReplayReply:
+    return codec.ReplayReply(node="n", journal=journal, oldest=oldest, newest=newest, more=more)
 
 
 @dataclass
@@ -42,13 +42,13 @@ class Server:
     newest: int = 0
     page: int = 3
 
-    def publish(self, count: int = 1) -> list[wire.EventMessage]:
+    def publish(self, count: int = 1) -> list[codec.EventMessage]:
         first = self.newest + 1
         self.newest += count
         self.kept += range(first, self.newest + 1)
         return [event(number, self.journal) for number in range(first, self.newest + 1)]
 
-    def answer(self, request: wire.ReplayRequest) -> tuple[wire.ReplayReply, list[wire.EventMessage]]:
+    def answer(self, request: codec.ReplayRequest) -> tuple[codec.ReplayReply, list[codec.EventMessage]]:
         since = request.since if request.journal in (None, self.journal) else 0
         after = [number for number in self.kept if number > since]
         header = reply(self.newest, journal=self.journal, more=len(after) > self.page)
@@ -58,7 +58,7 @@ class Server:
 def told(items: Iterable[InOrder]) -> Iterator[object]:
     """Numbers of events; of gaps what is missing."""
     for item in items:
-        if isinstance(item, wire.EventMessage):
+        if isinstance(item, codec.EventMessage):
             yield item.number
         elif isinstance(item, Gap):
             yield range(item.expected_seq, item.got_seq)
@@ -74,7 +74,7 @@ def ask(one: CatchUp, server: Server) -> list[object]:
     return found
 
 
-def live(one: CatchUp, events: Iterable[wire.EventMessage]) -> list[object]:
+def live(one: CatchUp, events: Iterable[codec.EventMessage]) -> list[object]:
     return [item for each in events for item in told(one.live(each))]
 
 
@@ -204,7 +204,7 @@ def test_a_journal_that_changes_meanwhile_is_noticed_by_its_first_event() -> Non
 def test_a_refusal_is_an_error() -> None:
     one = CatchUp(0, clock=Clock())
     one.request()
-    refusal = wire.ReplayReply(
+    refusal = codec.ReplayReply(
         node="n", journal="one", oldest=0, newest=0, more=False, error="cannot read the journal: no"
     )
     with pytest.raises(MessageError, match="n cannot send missed events: cannot read the journal: no"):
@@ -228,7 +228,7 @@ def test_whatever_gets_lost_everything_comes_once_and_in_order(seed: int) -> Non
     server.publish(chance.randrange(10))
     one = CatchUp(0, clock=clock)
     found: list[object] = []
-    on_their_way: list[wire.EventMessage] = []
+    on_their_way: list[codec.EventMessage] = []
     for _ in range(400):
         if server.newest < 200:
             on_their_way += server.publish(chance.randrange(3))

@@ -16,8 +16,8 @@ from tests import tiny_models
 from tests.unit.test_pictures import noise, scene
 from vision.config import load_classifier_card
 from vision.detect.catalog import list_models
-from vision.detect.classifier import OnnxRuntimeClassifier, open_classifier
-from vision.detect.letterbox import to_bgr
+from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier, open_classifier
+from vision.detect.reference.letterbox import to_bgr
 from vision.errors import Closed, DeviceError, ModelError
 from vision.types import Frame, FrameMeta, PixelFormat
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from vision.cli import duration_s
+from vision.cli.main import duration_s
 
-COMMAND = [sys.executable, "-m", "vision.cli"]
+COMMAND = [sys.executable, "-m", "vision.cli.main"]
 SYNTHETIC = "synthetic:160x120@20"
 
 

@@ -16,12 +16,12 @@ import zmq
 
 from tests.messages.processes import wait_until
 from tests.messages.samples import CLASSES, camera_status, crossed, found, node_status, result, tracked
-from vision import client, wire
 from vision.client import Gap, Item, Restart, Silence, Subscription, subscribe
 from vision.errors import Closed, ConfigError, MessageError
-from vision.publish import Publisher, Recorder
+from vision.messaging import client, codec
+from vision.messaging.publisher import Publisher, Recorder
 
-ALL: tuple[wire.Kind, ...] = ("detections", "status", "events")
+ALL: tuple[codec.Kind, ...] = ("detections", "status", "events")
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ class Relay:
 def skip(publisher: Publisher, lost: int) -> None:
     """Number messages that are never sent: what a subscriber sees of a loss."""
     for _ in range(lost):
-        publisher.numbering.stamp(wire.detections(result(), CLASSES))
+        publisher.numbering.stamp(codec.detections(result(), CLASSES))
 
 
 def take(subscription: Subscription, n: int) -> list[Item]:
@@ -99,7 +99,7 @@ def take(subscription: Subscription, n: int) -> list[Item]:
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
-def test_every_kind_arrives_typed_in_either_encoding(encoding: wire.Encoding) -> None:
+def test_every_kind_arrives_typed_in_either_encoding(encoding: codec.Encoding) -> None:
     with (
         Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES, encoding=encoding) as publisher,
         Subscription(publisher.address, kinds=ALL) as subscription,
@@ -151,7 +151,7 @@ def test_only_the_cameras_asked_for_not_those_whose_names_begin_alike(publisher:
         publisher.publish_status(node_status())
         items = take(subscription, 3)
         assert subscription.receive(0.1) is None
-    assert [item.topic for item in items if isinstance(item, wire.Message)] == [
+    assert [item.topic for item in items if isinstance(item, codec.Message)] == [
         "detections/gate",
         "status/gate",
         "status/node",
@@ -353,8 +353,8 @@ def test_parts_after_the_second_are_ignored() -> None:
         newer.bind("tcp://127.0.0.1:*")
         with Subscription(newer.getsockopt_string(zmq.LAST_ENDPOINT)) as subscription:
             assert newer.poll(20_000)
-            message = wire.Numbering("n").stamp(wire.detections(result(), CLASSES))
-            newer.send_multipart([b"detections/gate", wire.encode(message), b"\xff\xd8 a picture"])
+            message = codec.Numbering("n").stamp(codec.detections(result(), CLASSES))
+            newer.send_multipart([b"detections/gate", codec.encode(message), b"\xff\xd8 a picture"])
             (read,) = take(subscription, 1)
     context.term()
     assert isinstance(read, client.DetectionsMessage)
@@ -390,10 +390,10 @@ def test_after_close_nothing_is_received(publisher: Publisher) -> None:
 
 @pytest.mark.parametrize(
     ("boot", "ms", "clock"),
-    [(wire.boot_id(), 40.0, "monotonic"), ("another", 25.0, "utc"), ("", 25.0, "utc")],
+    [(codec.boot_id(), 40.0, "monotonic"), ("another", 25.0, "utc"), ("", 25.0, "utc")],
 )
 def test_latency_is_measured_by_the_clock_that_both_share(boot: str, ms: float, clock: str) -> None:
-    message = msgspec.structs.replace(wire.detections(result(), CLASSES), boot=boot)
+    message = msgspec.structs.replace(codec.detections(result(), CLASSES), boot=boot)
     utc_ns = message.captured_utc_ns + 25_000_000
     assert client.latency(message, 5_040_000_000, utc_ns) == client.Latency(ms, clock)  # type: ignore[arg-type]
 
@@ -416,7 +416,7 @@ def test_a_recording_reads_back_as_messages(tmp_path: Path, publisher: Publisher
 )
 def test_a_damaged_recording_names_the_line(tmp_path: Path, last: bytes) -> None:
     path = tmp_path / "results.jsonl"
-    path.write_bytes(wire.encode(wire.detections(result(), CLASSES)) + b"\n" + last)
+    path.write_bytes(codec.encode(codec.detections(result(), CLASSES)) + b"\n" + last)
     messages = client.read_recording(path)
     next(messages)
     with pytest.raises(MessageError, match=r"results\.jsonl, line 2: "):

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from vision.cuda import Event, Stream
-from vision.detect.completion import Completion
+from vision.detect.tensorrt.completion import Completion
+from vision.gpu.cuda import Event, Stream
 
 MS = 1_000_000
 SIZE = 8

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from vision.config import ModelCard, SiteConfig, load_model_card, load_site, load_site_text
 from vision.config.document import parse_document
-from vision.config.faults import PHRASES
 from vision.config.schema import key_paths, resolve, schema_of
 from vision.config.section import INCONSISTENT
+from vision.config.validation import PHRASES
 from vision.errors import ConfigError, ModelError
 
 NAME = "a name of at most 64 letters, digits, '-' and '_', first a letter or digit"

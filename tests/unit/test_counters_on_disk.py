@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from vision.analytics import CounterJournal, Forcer
-from vision.stages import AnalyticsStage
+from vision.stages.track import AnalyticsStage
+from vision.state.background_flusher import Forcer
+from vision.state.counters import CounterJournal
 
 DEADLINE_S = 10.0
 
@@ -138,7 +139,7 @@ def test_a_kill_while_the_disk_is_forced_loses_nothing(tmp_path: Path, compact_b
     program = f"""
 import os, signal, threading, time
 from pathlib import Path
-from vision.analytics import CounterJournal
+from vision.state.counters import CounterJournal
 
 stuck = threading.Event()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from vision.cuda import Event, check, failure, no_device, open_device
-from vision.device_memory import out_of_memory
 from vision.errors import EXIT_CONFIG, EXIT_RUNTIME, DeviceError, DeviceMissing, OutOfMemory
-from vision.queueing import SUCCESS, calls
+from vision.gpu.cuda import Event, check, failure, no_device, open_device
+from vision.gpu.driver_calls import SUCCESS, calls
+from vision.gpu.memory import out_of_memory
 
 cuda = pytest.importorskip("cuda.bindings.runtime")
 

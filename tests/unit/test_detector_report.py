@@ -10,14 +10,14 @@ from contextlib import ExitStack
 import pytest
 from rich.console import Console
 
-from vision.assemble import RunOptions
+from vision.benchmark.pipeline import CountingSink
+from vision.cli.terminal import status_table
 from vision.config import SiteConfig
 from vision.detect.fake import FakeDetector
-from vision.performance.pipeline import CountingSink
+from vision.messaging.codec import DetectorStatus, NodeStatusMessage
 from vision.pipelines import load_pipeline
-from vision.report import Report, status_messages
-from vision.terminal import status_table
-from vision.wire import DetectorStatus, NodeStatusMessage
+from vision.runtime.builder import RunOptions
+from vision.runtime.status import Report, status_messages
 
 REASON = "the model has outputs whose size depends on the picture"
 

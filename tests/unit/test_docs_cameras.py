@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vision.capture.elements import PACKAGES
+from vision.capture.gstreamer.pipeline import PACKAGES
 from vision.config import load_site_text
 
 TEXT = (Path(__file__).parents[2] / "docs" / "cameras.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from vision.capture import open as opening
-from vision.doctor import Finding, Verdict, _nvdec, _pyav, print_findings
+from vision.cli.doctor import Finding, Verdict, _nvdec, _pyav, print_findings
 
 
 def test_what_is_printed_can_be_typed() -> None:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from tests.unit.test_cli import run, write_config
+from vision.capture.frame_reader import read_stills
+from vision.cli.draw import draw_site, outside_words, print_drawings
 from vision.config import SiteConfig
-from vision.draw import draw_site, outside_words, print_drawings
 from vision.errors import VisionError
 from vision.overlay import LINE_COLOUR
-from vision.stills import read_stills
 
 LINE = {"name": "door", "points": ((20.0, 60.0), (140.0, 60.0))}
 ZONE = {"name": "queue", "polygon": ((10.0, 70.0), (100.0, 70.0), (100.0, 110.0))}

@@ -21,7 +21,7 @@ from tests.unit.engine_models import (
     with_operator,
     with_shape_input,
 )
-from vision.config.site import ModelCard
+from vision.config.app import ModelCard
 from vision.engine import library
 from vision.engine.build import (
     Built,
@@ -40,11 +40,11 @@ from vision.engine.build import (
     timings_of,
 )
 from vision.engine.library import GpuDescription, LogLine, LogLines, keeps_timing
+from vision.engine.onnx_transform import rewrite_onnx
+from vision.engine.options import BuildSettings, settled
 from vision.engine.precision import Precision, plan_typing
 from vision.engine.profiles import NetworkInput, Profile, Range
 from vision.engine.progress import Phase
-from vision.engine.rewriting import rewrite_onnx
-from vision.engine.settings import BuildSettings, settled
 from vision.errors import Closed, ModelError
 
 pytestmark = needs_rtx
@@ -255,7 +255,7 @@ def test_types_that_are_not_what_was_asked_for_are_refused() -> None:
 
 def test_lack_of_memory_is_no_reason_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """In its own words. To make TensorRT say them takes more memory than a test should."""
-    monkeypatch.setattr("vision.cuda.memory_info", lambda: (3 << 20, 8 << 20))
+    monkeypatch.setattr("vision.gpu.cuda.memory_info", lambda: (3 << 20, 8 << 20))
     said = "getErrorStr::129] Error Code 2: OutOfMemory (Requested size was 68719477232 bytes.)"
     error = failed_build("tiny", said, "fp16")
     assert str(error).startswith(f"tiny: {said}; 3 of 8 MiB of the GPU are free")
@@ -391,7 +391,7 @@ def test_what_is_left_open_is_settled_by_precision_and_head() -> None:
 
 def test_a_library_that_measures_gets_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Full TensorRT: found without being there."""
-    monkeypatch.setattr("vision.engine.settings.keeps_timing", lambda: True)
+    monkeypatch.setattr("vision.engine.options.keeps_timing", lambda: True)
     found = settled(BuildSettings("fp16"), card())
     assert (found.interleaved_input, found.folded, found.fixed_batches) == (False, False, False)
 
@@ -418,7 +418,7 @@ def test_what_cannot_be_built_reshaped_is_built_as_it_is(
     def reshaped(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
         return (with_operator("Abracadabra") if interleave or fold else model), interleave
 
-    monkeypatch.setattr("vision.engine.settings.reshape_onnx", reshaped)
+    monkeypatch.setattr("vision.engine.options.reshape_onnx", reshaped)
     built = build(convolution(), BuildSettings("fp16", 1))
     assert built.profiles[0].shapes["images"].max == (1, 3, 16, 16)
     assert "tiny is built as it is, and may run slower: reshaped, " in caplog.text

@@ -17,10 +17,10 @@ import pytest
 from tests.unit.engine_models import card
 from vision.engine.build import Built
 from vision.engine.cache import EngineCache, EngineKey, KernelStore, default_folder, foreign, key_of
-from vision.engine.files import Untrusted, locked, sha256_of
 from vision.engine.library import GpuDescription, Library
-from vision.engine.settings import BuildSettings
+from vision.engine.options import BuildSettings
 from vision.errors import Closed, ModelError
+from vision.state.private_files import Untrusted, locked, sha256_of
 
 ORIN = GpuDescription("Orin", (8, 7))
 LIBRARY = Library(types.ModuleType("none"), "tensorrt", "10.3.0")

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from vision.engine import files
-from vision.engine.files import (
+from vision.errors import ModelError
+from vision.state import private_files
+from vision.state.private_files import (
     Untrusted,
     Unwritable,
     locked,
@@ -27,7 +28,6 @@ from vision.engine.files import (
     sha256_of,
     write_whole,
 )
-from vision.errors import ModelError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes of files")
 
@@ -55,7 +55,7 @@ def test_files_and_folders_are_this_users_alone(folder: Path) -> None:
 
 _AS_ORDINARY_USER = """
 import os, pathlib, sys
-from vision.engine.files import make_private_folder, read_private, write_whole
+from vision.state.private_files import make_private_folder, read_private, write_whole
 os.setgroups([]); os.setgid(12321); os.setuid(12321); os.umask(0o002)
 folder = pathlib.Path(sys.argv[1]) / ".cache" / "vision" / "engines"
 make_private_folder(folder)
@@ -99,11 +99,11 @@ def test_group_is_this_user_or_somebody_else(
     monkeypatch.setattr("grp.getgrgid", lambda group: grp.struct_group(("g", "x", group, members)))
     monkeypatch.setattr("pwd.getpwall", lambda: accounts)
     monkeypatch.setattr("pwd.getpwuid", lambda _user: accounts[0])
-    assert files._of_this_user_alone(900) is trusted
+    assert private_files._of_this_user_alone(900) is trusted
 
 
 def test_group_that_nobody_knows_is_somebody_else() -> None:
-    assert not files._of_this_user_alone(3_999_999)
+    assert not private_files._of_this_user_alone(3_999_999)
 
 
 @posix
@@ -246,7 +246,7 @@ def test_lock_whose_file_was_removed_by_its_holder_is_nobodys(folder: Path) -> N
     def other() -> None:
         with locked(path, timeout_s=20):
             entered.set()
-            assert files._try_lock(os.open(path, os.O_WRONLY)) is False, "what it holds is what the name means"
+            assert private_files._try_lock(os.open(path, os.O_WRONLY)) is False, "what it holds is what the name means"
 
     with locked(path):
         thread = threading.Thread(target=other)

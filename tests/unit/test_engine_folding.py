@@ -20,10 +20,10 @@ from onnx import NodeProto, helper, numpy_helper
 from tests.unit.engine_models import card, model, needs_rtx, value
 from vision.engine import library
 from vision.engine.build import build_plan
-from vision.engine.folding import ACTIVATIONS, fold_narrow_convolutions
+from vision.engine.conv_folding import ACTIVATIONS, fold_narrow_convolutions
 from vision.engine.library import GpuDescription
-from vision.engine.rewriting import rewrite_onnx
-from vision.engine.settings import BuildSettings
+from vision.engine.onnx_transform import rewrite_onnx
+from vision.engine.options import BuildSettings
 
 NANODET = Path(__file__).parents[2] / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 

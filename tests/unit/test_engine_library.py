@@ -34,7 +34,7 @@ def test_importing_the_engine_package_imports_no_tensorrt() -> None:
 
     code = (
         "import sys, vision.engine.runtime, vision.engine.build, vision.engine.cache, vision.engine.memory, "
-        "vision.engine.opening, vision.engine.profiler, vision.engine.commandlines\n"
+        "vision.engine.open, vision.engine.profiler, vision.engine.trtexec\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('tensorrt', 'tensorrt_rtx', 'tensorrt_rtx_bindings', "
         "'onnx', 'onnxruntime', 'cuda')])"
     )

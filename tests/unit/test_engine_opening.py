@@ -13,15 +13,15 @@ import pytest
 from rich.console import Console
 
 from tests.unit.engine_models import card, convolution, needs_no_gpu, needs_rtx
-from vision.config.site import DetectConfig, ModelCard
+from vision.cli.build import Bars, build_command
+from vision.config.app import DetectConfig, ModelCard
 from vision.engine.cache import EngineCache
-from vision.engine.command import Bars, build_command
-from vision.engine.files import sha256_of
 from vision.engine.library import GpuDescription
-from vision.engine.opening import load_plan, open_engine, read_onnx, settings_of
+from vision.engine.open import load_plan, open_engine, read_onnx, settings_of
+from vision.engine.options import BuildSettings
 from vision.engine.progress import Phase
-from vision.engine.settings import BuildSettings
 from vision.errors import EXIT_OK, Closed, DeviceMissing, ModelError
+from vision.state.private_files import sha256_of
 
 AMPERE = GpuDescription("NVIDIA RTX A4000", (8, 6))
 ORIN = GpuDescription("Orin", (8, 7))

@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from tests.unit.engine_models import needs_tensorrt
-from vision.engine.commandlines import (
+from vision.engine.library import Flavour
+from vision.engine.precision import Precision
+from vision.engine.profiler import LayerTimes, make_profiler, parse_layers, profile_report
+from vision.engine.profiles import Profile, Range
+from vision.engine.trace import Span, SpanRecorder, chrome_trace, layer_spans, write_chrome_trace
+from vision.engine.trtexec import (
     Dialect,
     Tool,
     build_line,
@@ -22,11 +27,6 @@ from vision.engine.commandlines import (
     run_command,
     trtexec_text,
 )
-from vision.engine.library import Flavour
-from vision.engine.precision import Precision
-from vision.engine.profiler import LayerTimes, make_profiler, parse_layers, profile_report
-from vision.engine.profiles import Profile, Range
-from vision.engine.trace import Span, SpanRecorder, chrome_trace, layer_spans, write_chrome_trace
 from vision.errors import ModelError
 
 

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.unit.engine_models import convolution, first_layer, quantised
-from vision.engine.interleaving import widen_input
-from vision.engine.rewriting import reshape_onnx, rewrite_onnx, with_weights
+from vision.engine.channel_packing import widen_input
+from vision.engine.onnx_transform import reshape_onnx, rewrite_onnx, with_weights
 from vision.errors import ModelError
 
 NANODET = Path(__file__).parents[2] / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"

@@ -17,9 +17,9 @@ from tests.unit.engine_models import card, convolution, needs_no_gpu, needs_rtx,
 from vision.engine import library
 from vision.engine.build import build_plan
 from vision.engine.library import GpuDescription, take_message
+from vision.engine.options import BuildSettings
 from vision.engine.profiler import profile_layers
 from vision.engine.runtime import Context, Engine, aim_at_dla, invalidity, load_engine
-from vision.engine.settings import BuildSettings
 from vision.engine.tensors import Tensor, dtype_name, profile_memory
 from vision.errors import DeviceError, DeviceMissing, ModelError
 

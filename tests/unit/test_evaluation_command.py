@@ -13,13 +13,13 @@ import pytest
 
 from tests.unit.evaluation_tables import boxes, needs_trackeval, synthetic_rows
 from tests.unit.test_cli import read_until, run, started, write_config
-from vision.cli import main
+from vision.cli.main import main
+from vision.config.test_pattern import FAKE_CLASSES
 from vision.errors import ConfigError
-from vision.evaluation.command import Request, open_subject
-from vision.evaluation.command import run as evaluate
 from vision.evaluation.crossings import true_crossings
+from vision.evaluation.evaluate import Request, open_subject
+from vision.evaluation.evaluate import run as evaluate
 from vision.evaluation.mot import read_truth
-from vision.fakes import FAKE_CLASSES
 
 SOURCE = "synthetic:320x240@5?frames=100&objects=6&seed=0"
 FRAMES = 100
@@ -27,9 +27,9 @@ CLASS = "green"
 LINE = {"name": "middle", "points": [[160, 0], [160, 240]], "anchor": "center"}
 
 COUNT = """
-from vision.assemble import cameras_of, detector_of, publisher_of
-from vision.runtime import Runtime
-from vision.stages import AnalyticsStage, TrackStage
+from vision.runtime.builder import cameras_of, detector_of, publisher_of
+from vision.runtime.runtime import Runtime
+from vision.stages.track import AnalyticsStage, TrackStage
 
 def build(site, options, resources):
     publisher = publisher_of(site, options, resources)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vision.assemble import RunOptions, cameras_of, detector_of, publisher_of
-from vision.capture.synthetic import Synthetic, SyntheticSpec
+from vision.capture.synthetic.source import Synthetic, SyntheticSpec
 from vision.config import SiteConfig
+from vision.config.test_pattern import FAKE_COLORS
 from vision.errors import Closed, ConfigError, SourceError
 from vision.evaluation.passes import LOWEST_SCORE, Findings, run_pipeline, site_of_camera, survey
-from vision.fakes import FAKE_COLORS
 from vision.pipelines import load_pipeline
-from vision.runtime import Runtime
+from vision.runtime.builder import RunOptions, cameras_of, detector_of, publisher_of
+from vision.runtime.runtime import Runtime
 from vision.types import Detections, Result, Tracks
 
 SOURCE = "synthetic:160x120@20?frames=12&objects=4&seed=1"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vision.config import ModelCard
-from vision.detect.heads import HEADS, Candidates, Head, Shape, make_head, sigmoid
+from vision.detect.reference.heads import HEADS, Candidates, Head, Shape, make_head, sigmoid
 from vision.errors import ModelError
 
 Floats = NDArray[np.float32]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.unit.scripted_camera import SECOND, ManualClock
-from vision.capture.images import SUFFIXES, ImageFolder, natural_key
+from vision.capture.opencv.images import SUFFIXES, ImageFolder, natural_key
 from vision.errors import EndOfStream, SizeChanged, SourceError
 
 

@@ -11,28 +11,28 @@ NUMPY_ALONE = (
     "vision",
     "vision.errors",
     "vision.types",
-    "vision.fakes",
+    "vision.config.test_pattern",
     "vision.metrics",
-    "vision.batching",
+    "vision.runtime.batcher",
     "vision.capture.source",
     "vision.detect.detector",
 )
 NO_GPU_LIBRARY = (
-    "vision.cli",
+    "vision.cli.main",
     "vision.config",
-    "vision.assemble",
-    "vision.runtime",
+    "vision.runtime.builder",
+    "vision.runtime.runtime",
     "vision.pipelines",
     "vision.capture.open",
     "vision.detect.open",
-    "vision.detect.onnxruntime",
+    "vision.detect.onnxruntime.detector",
     "vision.detect.fake",
-    "vision.publish",
+    "vision.messaging.publisher",
     "vision.client",
-    "vision.watch",
-    "vision.check",
-    "vision.doctor",
-    "vision.tracking",
+    "vision.cli.watch",
+    "vision.cli.check",
+    "vision.cli.doctor",
+    "vision.analytics.tracker",
 )
 
 BLOCKED = """
@@ -82,4 +82,4 @@ def test_imports_without_a_gpu_library(module: str) -> None:
 
 
 def test_the_block_blocks() -> None:
-    assert "is blocked" in imports_without("vision.detect.onnxruntime", {"onnxruntime"}).stderr
+    assert "is blocked" in imports_without("vision.detect.onnxruntime.detector", {"onnxruntime"}).stderr

@@ -18,7 +18,7 @@ import pytest
 
 from tests.messages.processes import python, wait_until
 from vision.errors import Closed, ConfigError
-from vision.journal import SKIPPED, EventJournal
+from vision.state.event_journal import SKIPPED, EventJournal
 
 
 def opened(folder: Path, **options: Any) -> closing[EventJournal]:
@@ -146,7 +146,7 @@ def test_after_its_end_nothing_is_appended(tmp_path: Path) -> None:
 WRITER = """
 import os, sys
 from pathlib import Path
-from vision.journal import EventJournal
+from vision.state.event_journal import EventJournal
 journal = EventJournal(Path(sys.argv[1]), boot=sys.argv[2], keep=100000)
 print(journal.newest, flush=True)
 while True:
@@ -383,5 +383,5 @@ def test_readers_see_whole_events_while_others_are_written_and_deleted(tmp_path:
 
 
 def test_it_needs_no_other_library() -> None:
-    code = "import sys; import vision.journal; sys.exit(bool({'zmq', 'msgspec', 'cv2', 'pydantic'} & set(sys.modules)))"
+    code = "import sys; import vision.state.event_journal; sys.exit(bool({'zmq', 'msgspec', 'cv2', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from vision.config import HeadCard, InputCard, ModelCard, NmsCard
-from vision.detect.heads import make_head
-from vision.detect.programs import KERNELS, Definitions, LetterboxProgram, Output, PostprocessProgram
-from vision.nvrtc import Source, compile_cubin, nvrtc_version, supported_archs
+from vision.detect.reference.heads import make_head
+from vision.detect.tensorrt.kernels import KERNELS, Definitions, LetterboxProgram, Output, PostprocessProgram
+from vision.gpu.nvrtc import Source, compile_cubin, nvrtc_version, supported_archs
 
 ARCHS = {
     "sm_72": "Xavier, which CUDA 13 has dropped",

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vision.config import InputCard
-from vision.detect.letterbox import Letterbox, gain_and_offset, normalised, sample, to_bgr
-from vision.detect.preprocess import Preprocessor
+from vision.detect.reference.letterbox import Letterbox, gain_and_offset, normalised, sample, to_bgr
+from vision.detect.reference.preprocess import Preprocessor
 from vision.types import PixelFormat, YuvEncoding, frame_shape
 
 FORMATS: tuple[PixelFormat, ...] = ("bgr", "bgrx", "nv12", "i420")

@@ -26,7 +26,7 @@ from vision.detect.classes import COCO80, class_ids, class_names
 from vision.detect.detector import Detector
 from vision.detect.fake import FakeDetector
 from vision.detect.model_file import checked_model_file, sha256_of
-from vision.detect.onnxruntime import OnnxRuntimeDetector
+from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError, DeviceMissing, ModelError
 from vision.types import Detections, Frame, FrameMeta

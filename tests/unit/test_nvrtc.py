@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vision.errors import DeviceError, ModelError
-from vision.nvrtc import Source, compile_cubin, pack
+from vision.gpu.nvrtc import Source, compile_cubin, pack
 
 SOURCE = Source(
     "test.cu", '#include "h.cuh"\nextern "C" __global__ void f(int* x) { *x = N; }', {"h.cuh": ""}, {"N": 1}

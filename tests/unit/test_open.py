@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from vision.capture.gstreamer import GStreamerSource, available
-from vision.capture.images import ImageFolder
+from vision.capture.ffmpeg.file import PyAVFile
+from vision.capture.ffmpeg.source import PyAVSource
+from vision.capture.gstreamer.source import GStreamerSource, available
 from vision.capture.open import open_source, supervision_of
-from vision.capture.opencv import LiveCapture, NetworkLink, UsbLink
-from vision.capture.pyav import PyAVSource
-from vision.capture.pyav_file import PyAVFile
+from vision.capture.opencv.file import VideoFile
+from vision.capture.opencv.images import ImageFolder
+from vision.capture.opencv.source import LiveCapture, NetworkLink, UsbLink
 from vision.capture.source import Source
 from vision.capture.supervisor import SupervisorPolicy
-from vision.capture.synthetic import Synthetic
-from vision.capture.videofile import VideoFile
-from vision.config.site import CameraConfig
+from vision.capture.synthetic.source import Synthetic
+from vision.config.app import CameraConfig
 from vision.errors import SourceError
 from vision.types import PixelFormat
 
@@ -85,7 +85,7 @@ def test_what_is_not_installed_is_not_chosen() -> None:
 import sys
 sys.modules["PyNvVideoCodec"] = None
 from vision.capture.open import chooses_nvdec
-from vision.config.site import CameraConfig
+from vision.config.app import CameraConfig
 sources = ("clip.mp4", "http://10.0.0.4/a", "rtsp://10.0.0.4/a")
 print([chooses_nvdec(CameraConfig(id="gate", source=source)) for source in sources])
 """
@@ -130,7 +130,7 @@ def test_the_best_library_that_is_there_is_taken_and_the_log_says_why(
 import sys
 sys.modules.update(dict.fromkeys({missing!r}))
 from vision.capture.open import open_source
-from vision.config.site import CameraConfig
+from vision.config.app import CameraConfig
 from vision.errors import SourceError
 camera = CameraConfig(id="gate", source={source!r}, via={via!r})
 try:
@@ -252,10 +252,10 @@ def test_how_it_is_watched(source: str, options: dict[str, object], expected: Su
     [
         ("vision.capture.source", ("cv2", "gi", "pydantic", "yaml")),
         ("vision.capture.supervisor", ("cv2", "gi", "pydantic", "yaml")),
-        ("vision.capture.synthetic", ("cv2", "gi", "pydantic", "yaml")),
+        ("vision.capture.synthetic.source", ("cv2", "gi", "pydantic", "yaml")),
         ("vision.capture.open", ("cv2", "gi", "av")),
-        ("vision.capture.pyav", ("cv2", "gi")),
-        ("vision.capture.pyav_file", ("cv2", "gi")),
+        ("vision.capture.ffmpeg.source", ("cv2", "gi")),
+        ("vision.capture.ffmpeg.file", ("cv2", "gi")),
     ],
 )
 def test_libraries_are_imported_when_they_are_needed(module: str, unwanted: tuple[str, ...]) -> None:

@@ -20,9 +20,9 @@ import pytest
 from numpy.typing import NDArray
 
 from vision.capture.diagnosis import explain_open
-from vision.capture.ffmpeg import open_rtsp
-from vision.capture.opencv import LiveCapture, NetworkLink, UsbLink, negotiate
-from vision.capture.retriever import Retriever, describe, position_ns, require_bgr
+from vision.capture.opencv.ffmpeg_options import open_rtsp
+from vision.capture.opencv.reader import Retriever, describe, position_ns, require_bgr
+from vision.capture.opencv.source import LiveCapture, NetworkLink, UsbLink, negotiate
 from vision.errors import SizeChanged, SourceError
 
 OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from vision.performance.conditions import (
+from vision.benchmark.conditions import (
     Clocks,
     CpuMeter,
     ThisSystem,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from vision.benchmark.demand import demand, demands
+from vision.benchmark.pictures import shipped_clip
 from vision.config import CameraConfig
 from vision.errors import SourceError
-from vision.performance.demand import demand, demands
-from vision.performance.pictures import shipped_clip
 
 
 def camera(source: str, camera_id: str = "a", **other: object) -> CameraConfig:

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from vision.benchmark.compare import comparability, compare, noise, verdict
+from vision.benchmark.conditions import Clocks, Machine
+from vision.benchmark.document import Bench, Case, DecodeCost, HostCosts, Row, check_writable, load_bench
+from vision.benchmark.samples import Durations, relative_error
+from vision.benchmark.tables import print_bench, print_comparison
 from vision.errors import ConfigError
-from vision.performance.compare import comparability, compare, noise, verdict
-from vision.performance.conditions import Clocks, Machine
-from vision.performance.document import Bench, Case, DecodeCost, HostCosts, Row, check_writable, load_bench
-from vision.performance.samples import Durations, relative_error
-from vision.performance.tables import print_bench, print_comparison
 
 
 def row(case: Case, rate: float = 100.0, p99_ms: float = 10.0, **other: float) -> Row:

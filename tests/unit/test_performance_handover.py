@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vision.capture.synthetic import SyntheticSpec
+from vision.benchmark.demand import Demand, demands
+from vision.benchmark.handover import AT_ONCE, Delays, Stamps, handover_of, measure_handover, stand_ins
+from vision.benchmark.pictures import shipped_clip
+from vision.benchmark.pipeline import ThreadCosts
+from vision.capture.synthetic.source import SyntheticSpec
 from vision.config import SiteConfig
-from vision.fakes import FAKE_CLASSES
-from vision.performance.demand import Demand, demands
-from vision.performance.handover import AT_ONCE, Delays, Stamps, handover_of, measure_handover, stand_ins
-from vision.performance.pictures import shipped_clip
-from vision.performance.pipeline import ThreadCosts
+from vision.config.test_pattern import FAKE_CLASSES
 
 TURNS = ThreadCosts(results_ms=0.1, loop_ms=0.05, camera_ms=0.1)
 MS = 1_000_000

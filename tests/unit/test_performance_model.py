@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vision.performance.advice import Site, advice, fair_fps, limit, loads
-from vision.performance.demand import Demand
-from vision.performance.handover import Delays, Handover
-from vision.performance.model import BatchCost, DetectorCost, HostCost, forecast, stretch, unhindered
-from vision.performance.samples import Durations
-from vision.runtime import QUEUED_PICTURES
+from vision.benchmark.advice import Site, advice, fair_fps, limit, loads
+from vision.benchmark.demand import Demand
+from vision.benchmark.handover import Delays, Handover
+from vision.benchmark.model import BatchCost, DetectorCost, HostCost, forecast, stretch, unhindered
+from vision.benchmark.samples import Durations
+from vision.runtime.runtime import QUEUED_PICTURES
 
 CAMERA = Demand("a", 30.0, None, 768, 576, "bgr", grab_ms=0.0, retrieve_ms=0.0, cpu_ms=0.0)
 HOST = HostCost(cores=16.0, results_ms=0.0, loop_ms=0.0, camera_ms=0.0)

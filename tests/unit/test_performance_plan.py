@@ -19,18 +19,12 @@ import pytest
 from rich.console import Console
 
 from tests.unit.test_performance_files import bench, row
-from vision.assemble import model_of
-from vision.config import CameraConfig, DetectConfig, SiteConfig
-from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED
-from vision.detect.fake import FakeDetector
-from vision.detect.open import open_detector
-from vision.errors import EXIT_RUNTIME, EXIT_USAGE, ConfigError, SourceError
-from vision.performance.conditions import CpuUse, Machine, ThisSystem, file_sha256, machine
-from vision.performance.demand import demands
-from vision.performance.document import Bench, Case, HostCosts, Row
-from vision.performance.model import CameraForecast, Forecast
-from vision.performance.pipeline import CameraRun, SiteRun
-from vision.performance.plan import (
+from vision.benchmark.conditions import CpuUse, Machine, ThisSystem, file_sha256, machine
+from vision.benchmark.demand import demands
+from vision.benchmark.document import Bench, Case, HostCosts, Row
+from vision.benchmark.model import CameraForecast, Forecast
+from vision.benchmark.pipeline import CameraRun, SiteRun
+from vision.benchmark.plan import (
     Check,
     checks,
     costs_of,
@@ -41,8 +35,14 @@ from vision.performance.plan import (
     resolved,
     verify,
 )
-from vision.performance.samples import Durations
-from vision.performance.tables import print_checks, print_plan
+from vision.benchmark.samples import Durations
+from vision.benchmark.tables import print_checks, print_plan
+from vision.config import CameraConfig, DetectConfig, SiteConfig
+from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED
+from vision.detect.fake import FakeDetector
+from vision.detect.open import open_detector
+from vision.errors import EXIT_RUNTIME, EXIT_USAGE, ConfigError, SourceError
+from vision.runtime.builder import model_of
 from vision.types import Frame
 
 MODEL = Path(__file__).parents[2] / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
@@ -291,7 +291,7 @@ def config_file(folder: Path, source: str) -> Path:
 
 
 def plan_command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "vision.cli", "plan", *map(str, arguments), "--seconds", "0.2"]
+    return [sys.executable, "-m", "vision.cli.main", "plan", *map(str, arguments), "--seconds", "0.2"]
 
 
 def test_a_file_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import cv2
 import pytest
 
 from tests.unit.test_performance_files import bench, row
+from vision.benchmark.document import Case, Row
+from vision.benchmark.plot import check_plot_path, draw, series
 from vision.errors import ConfigError
-from vision.performance.document import Case, Row
-from vision.performance.plot import check_plot_path, draw, series
 
 ROWS = [
     row(Case("engine", "graph", 2, "fp16", batch), 100.0 * batch) for batch in (4, 1, 2)
@@ -102,7 +102,16 @@ def test_a_file_of_another_machine_is_shown_and_drawn(tmp_path: Path) -> None:
     """So that the machine that is measured needs nothing to draw with."""
     pytest.importorskip("matplotlib")
     bench(*ROWS).save(tmp_path / "a.json")
-    command = [sys.executable, "-m", "vision.cli", "bench", "--read", tmp_path / "a.json", "--plot", tmp_path / "a.svg"]
+    command = [
+        sys.executable,
+        "-m",
+        "vision.cli.main",
+        "bench",
+        "--read",
+        tmp_path / "a.json",
+        "--plot",
+        tmp_path / "a.svg",
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "graph, 2 streams" in done.stdout

@@ -14,24 +14,24 @@ import cv2
 import numpy as np
 import pytest
 
-from vision.capture.synthetic import SyntheticSpec
+from vision.benchmark.bench import pace
+from vision.benchmark.canned import CannedDetector
+from vision.benchmark.demand import assumed, decode_costs, demand, demands
+from vision.benchmark.document import DecodeCost
+from vision.benchmark.engine import ThreadLane, measure_engine
+from vision.benchmark.nodes import parse_nodes
+from vision.benchmark.pictures import convert, is_local, make_batches, read_pictures, shipped_clip, size_of
+from vision.benchmark.pipeline import Borrowed, measure_threads, run_site, synthetic_site
+from vision.benchmark.plan import resized
+from vision.benchmark.stage import measure_alone, measure_stage
+from vision.benchmark.timeline import recorded_spans, trace_slots
+from vision.capture.synthetic.source import SyntheticSpec
 from vision.config import CameraConfig, SiteConfig, load_model_card, shipped_models
 from vision.detect.fake import FakeDetector
-from vision.detect.network import OnnxNetwork
+from vision.detect.onnxruntime.network import OnnxNetwork
 from vision.engine.trace import SpanRecorder
 from vision.errors import Closed, DeviceError, ModelError, SourceError
 from vision.metrics import span
-from vision.performance.bench import pace
-from vision.performance.canned import CannedDetector
-from vision.performance.demand import assumed, decode_costs, demand, demands
-from vision.performance.document import DecodeCost
-from vision.performance.engine import ThreadLane, measure_engine
-from vision.performance.nodes import parse_nodes
-from vision.performance.pictures import convert, is_local, make_batches, read_pictures, shipped_clip, size_of
-from vision.performance.pipeline import Borrowed, measure_threads, run_site, synthetic_site
-from vision.performance.plan import resized
-from vision.performance.stage import measure_alone, measure_stage
-from vision.performance.timeline import recorded_spans, trace_slots
 from vision.types import PixelFormat
 
 

@@ -15,13 +15,13 @@ import pytest
 
 from tests.unit.engine_models import needs_tensorrt
 from tests.unit.test_performance_files import STAGE, bench, row
+from vision.benchmark.document import load_bench
+from vision.cli.performance import MOST_BATCH, MOST_SLOTS, PRECISIONS, duration, listed, positive, start_nvtx
 from vision.config import DetectConfig, shipped_models
 from vision.errors import DeviceMissing, VisionError
 from vision.metrics import send_spans
-from vision.performance.document import load_bench
-from vision.performance.verbs import MOST_BATCH, MOST_SLOTS, PRECISIONS, duration, listed, positive, start_nvtx
 
-COMMAND = [sys.executable, "-m", "vision.cli", "--log-level", "warning"]
+COMMAND = [sys.executable, "-m", "vision.cli.main", "--log-level", "warning"]
 MODEL = "nanodet-g-416"
 
 
@@ -31,7 +31,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def has_gpu() -> bool:
     try:
-        from vision.performance import gpu
+        from vision.benchmark import gpu
 
         gpu.require()
     except DeviceMissing:

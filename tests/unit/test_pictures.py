@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vision.detect.letterbox import to_bgr
-from vision.detect.pictures import JpegEncoder, PartReader
+from vision.detect.reference.crops import JpegEncoder, PartReader
+from vision.detect.reference.letterbox import to_bgr
 from vision.types import Frame, FrameMeta, PixelFormat, YuvEncoding, frame_shape
 
 FORMATS: tuple[PixelFormat, ...] = ("bgr", "bgrx", "nv12", "i420")

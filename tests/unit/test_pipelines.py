@@ -21,19 +21,19 @@ from tests.unit.test_classifier import save
 from tests.unit.test_imports import imports_without
 from tests.unit.test_stages import result as picture
 from tests.unit.test_stages import walker
-from vision.assemble import RunOptions
+from vision.cli.terminal import counted_words, status_line, status_table
 from vision.client import EventMessage, Item, Subscription
 from vision.config import DetectConfig, ModelCard, SiteConfig
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError
+from vision.messaging.codec import CountsMessage, DetectionsMessage, Kind, NodeStatusMessage
 from vision.pipelines import load_pipeline
-from vision.report import Report, status_messages
-from vision.runtime import Runtime
-from vision.stages import TrackStage
-from vision.terminal import counted_words, status_line, status_table
+from vision.runtime.builder import RunOptions
+from vision.runtime.runtime import Runtime
+from vision.runtime.status import Report, status_messages
+from vision.stages.track import TrackStage
 from vision.types import Counts, Frame, Result, Tracks
-from vision.wire import CountsMessage, DetectionsMessage, Kind, NodeStatusMessage
 
 DOCS = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
 SOURCE = "synthetic:320x240@20?frames=100&seed=3&objects=4"

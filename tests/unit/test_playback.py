@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tests.unit.scripted_camera import SECOND, ManualClock
-from vision.capture.playback import Playback
+from vision.capture.pacing import Playback
 
 START = 1_000 * SECOND
 UTC = 5_000_000 * SECOND

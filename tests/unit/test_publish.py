@@ -19,9 +19,9 @@ import zmq
 
 from tests.messages.processes import Program, python, wait_until
 from tests.messages.samples import CLASSES, camera_status, crossed, found, node_status, result
-from vision import wire
 from vision.errors import Closed, ConfigError
-from vision.publish import Publisher, Recorder
+from vision.messaging import codec
+from vision.messaging.publisher import Publisher, Recorder
 
 ANY_PORT = "tcp://127.0.0.1:*"
 
@@ -38,11 +38,11 @@ class Subscriber:
             self._socket.subscribe(topic)
         self._socket.connect(address)
 
-    def receive(self) -> wire.AnyMessage:
+    def receive(self) -> codec.AnyMessage:
         topic, payload = self._socket.recv_multipart()
-        return wire.decode(topic.decode(), payload)
+        return codec.decode(topic.decode(), payload)
 
-    def pending(self, wait_ms: int = 0) -> list[wire.AnyMessage]:
+    def pending(self, wait_ms: int = 0) -> list[codec.AnyMessage]:
         messages = []
         while self._socket.poll(wait_ms):
             messages.append(self.receive())
@@ -68,12 +68,12 @@ def joined(publisher: Publisher, *topics: str) -> Iterator[Subscriber]:
         yield subscriber
 
 
-def names(messages: list[wire.AnyMessage]) -> list[tuple[str, int]]:
+def names(messages: list[codec.AnyMessage]) -> list[tuple[str, int]]:
     return [(message.topic, message.seq) for message in messages]
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
-def test_a_result_goes_out_with_its_events_and_counts_up(encoding: wire.Encoding) -> None:
+def test_a_result_goes_out_with_its_events_and_counts_up(encoding: codec.Encoding) -> None:
     with (
         Publisher(ANY_PORT, node="n", class_names=CLASSES, encoding=encoding) as publisher,
         joined(publisher, "") as one,
@@ -86,7 +86,7 @@ def test_a_result_goes_out_with_its_events_and_counts_up(encoding: wire.Encoding
         ("detections/gate", 1), ("events/gate", 1), ("events/gate", 2), ("detections/yard", 1), ("detections/gate", 2),
     ]  # fmt: skip
     first = messages[0]
-    assert isinstance(first, wire.DetectionsMessage)
+    assert isinstance(first, codec.DetectionsMessage)
     assert [found.class_name for found in first.objects] == ["person", "car"]
     assert first.node == "n"
 
@@ -116,7 +116,7 @@ def test_a_late_joiner_gets_the_last_status_of_every_camera_and_of_the_node() ->
             messages = [late.receive() for _ in range(3)]
             assert late.pending(100) == []
     assert sorted(names(messages)) == [("status/gate", 2), ("status/node", 1), ("status/yard", 2)]
-    assert {one.state for one in messages if isinstance(one, wire.CameraStatusMessage)} == {"streaming"}
+    assert {one.state for one in messages if isinstance(one, codec.CameraStatusMessage)} == {"streaming"}
 
 
 def test_a_late_joiner_gets_only_what_it_asked_for() -> None:
@@ -400,7 +400,7 @@ def test_a_recording_holds_the_json_that_was_sent(tmp_path: Path) -> None:
             for camera in ("gate", "yard", "gate"):
                 publisher.publish(result(camera=camera))
             sent = [one.receive() for _ in range(3)]
-        assert path.read_bytes() == b"".join(wire.encode(message) + b"\n" for message in sent)  # before the close
+        assert path.read_bytes() == b"".join(codec.encode(message) + b"\n" for message in sent)  # before the close
 
 
 def test_no_recording_stays_open_when_the_address_is_wrong(tmp_path: Path) -> None:
@@ -412,11 +412,11 @@ def test_no_recording_stays_open_when_the_address_is_wrong(tmp_path: Path) -> No
     Recorder(tmp_path / "results.jsonl").close()  # still empty, so it may be used
 
 
-def _message() -> wire.DetectionsMessage:
-    return wire.detections(result(), CLASSES)
+def _message() -> codec.DetectionsMessage:
+    return codec.detections(result(), CLASSES)
 
 
-LINE = wire.encode(_message()) + b"\n"
+LINE = codec.encode(_message()) + b"\n"
 
 
 def test_a_recording_is_never_overwritten(tmp_path: Path) -> None:
@@ -472,10 +472,10 @@ _SCRIPT_OF_A_SMALL_DISK = """
 import resource, sys
 from tests.messages.samples import CLASSES, result
 from vision import wire
-from vision.publish import Recorder
+from vision.messaging.publisher import Recorder
 
-message = wire.detections(result(), CLASSES)
-size = len(wire.encode(message)) + 1
+message = codec.detections(result(), CLASSES)
+size = len(codec.encode(message)) + 1
 recorder = Recorder(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (size * 5 // 2, resource.RLIM_INFINITY))
 for _ in range(4):

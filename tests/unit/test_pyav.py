@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vision.batching import Batcher, LatestSlot
-from vision.capture.h264 import MissingPictures
-from vision.capture.pyav import PyAVSource
-from vision.capture.pyav_pictures import PictureWriter, choose_format, encoding_of
+from vision.capture.ffmpeg.frames import PictureWriter, choose_format, encoding_of
+from vision.capture.ffmpeg.h264 import MissingPictures
+from vision.capture.ffmpeg.source import PyAVSource
 from vision.capture.source import StreamInfo
 from vision.capture.supervisor import CameraSupervisor
-from vision.config.site import CameraConfig
-from vision.detect.yuv import FRACTION_BITS, yuv_coefficients
+from vision.config.app import CameraConfig
+from vision.detect.reference.yuv import FRACTION_BITS, yuv_coefficients
 from vision.errors import SizeChanged, SourceError
+from vision.runtime.batcher import Batcher, LatestSlot
 from vision.types import FrameMeta, PixelFormat, YuvEncoding, frame_shape
 
 GOP = 10

@@ -17,11 +17,11 @@ import zmq
 from tests.messages.processes import wait_until
 from tests.messages.samples import CLASSES, crossed, node_status, result
 from tests.unit.test_journal import file_size_limit
-from vision import wire
 from vision.client import EventMessage, Gap, Item, NewJournal, Restart, Silence, Subscription, subscribe
 from vision.errors import ConfigError, MessageError
-from vision.journal import EventJournal
-from vision.publish import Publisher
+from vision.messaging import codec
+from vision.messaging.publisher import Publisher
+from vision.state.event_journal import EventJournal
 
 ANY_PORT = "tcp://127.0.0.1:*"
 
@@ -44,8 +44,8 @@ def lose(one: Publisher, count: int = 1) -> None:
     assert one._journal is not None
     for _ in range(count):
         number = one._journal.newest + 1
-        event = one.numbering.stamp(wire.event(crossed(), result()))
-        assert one._journal.append([wire.encode(wire.kept(event, one._journal.journal, number))])
+        event = one.numbering.stamp(codec.event(crossed(), result()))
+        assert one._journal.append([codec.encode(codec.kept(event, one._journal.journal, number))])
 
 
 def take(subscription: Subscription, count: int) -> list[Item]:
@@ -59,7 +59,7 @@ def numbers(items: list[Item]) -> list[object]:
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
-def test_it_begins_with_what_was_published_before(tmp_path: Path, encoding: wire.Encoding) -> None:
+def test_it_begins_with_what_was_published_before(tmp_path: Path, encoding: codec.Encoding) -> None:
     with publisher(tmp_path, encoding=encoding) as one:
         publish(one, 5)
         with Subscription(one.address, kinds=("events",), since=2) as subscription:
@@ -124,15 +124,15 @@ def test_other_cameras_are_left_out_and_disturb_nothing(tmp_path: Path) -> None:
 
 
 def test_other_kinds_are_as_ever(tmp_path: Path) -> None:
-    kinds: tuple[wire.Kind, ...] = ("detections", "events", "status")
+    kinds: tuple[codec.Kind, ...] = ("detections", "events", "status")
     with publisher(tmp_path) as one, Subscription(one.address, kinds=kinds, since=0) as subscription:
         (first,) = take(subscription, 1)
-        assert isinstance(first, wire.NodeStatusMessage)
+        assert isinstance(first, codec.NodeStatusMessage)
         assert first.replay == one.replay_address
         wait_until(lambda: one.joins >= 3, "the subscriptions have arrived")
         publish(one)
         items = take(subscription, 2)
-        assert {type(item) for item in items} == {wire.DetectionsMessage, EventMessage}
+        assert {type(item) for item in items} == {codec.DetectionsMessage, EventMessage}
 
 
 def test_status_that_nobody_asked_for_is_not_given(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from vision.config import RuleConfig
 from vision.config.analytics import CameraAnalytics
-from vision.rules import RuleStage
+from vision.stages.rules import RuleStage
 from vision.types import Detections, Event, FrameMeta, Result, Timing
 
 POLYGON = ((0, 0), (9, 0), (0, 9))

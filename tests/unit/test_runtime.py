@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 
 from tests.messages.processes import REPOSITORY, wait_until
-from vision.batching import LatestSlot
 from vision.capture.open import open_source, supervision_of
 from vision.capture.supervisor import CameraSupervisor
-from vision.capture.synthetic import Synthetic, SyntheticSpec
+from vision.capture.synthetic.source import Synthetic, SyntheticSpec
 from vision.config import CameraConfig
 from vision.detect.fake import FakeDetector
 from vision.errors import EXIT_RUNTIME, DeviceError
-from vision.report import Report, status_messages
-from vision.runtime import QUEUED_PICTURES, Camera, InferenceLoop, Runtime, Stage, _Stillness
-from vision.stages import TrackStage
+from vision.messaging.codec import NodeStatusMessage
+from vision.runtime.batcher import LatestSlot
+from vision.runtime.runtime import QUEUED_PICTURES, Camera, InferenceLoop, Runtime, Stage, _Stillness
+from vision.runtime.status import Report, status_messages
+from vision.stages.track import TrackStage
 from vision.types import Detections, DropReason, Frame, Result
-from vision.wire import NodeStatusMessage
 
 MS = 1_000_000
 
@@ -215,7 +215,7 @@ def test_a_device_that_hangs_is_an_error() -> None:
     slot = LatestSlot("a", detector.frame_buffer)
     slot.configure(4, 6, "bgr")
     assert slot.write_buffer(0) is not None
-    from vision.batching import Batcher
+    from vision.runtime.batcher import Batcher
     from vision.types import FrameMeta
 
     slot.commit(FrameMeta("a", 0, 0, 0, 0, 6, 4))
@@ -266,7 +266,7 @@ KEEPS_THE_GIL = """
 import ctypes, threading
 from tests.unit.test_runtime import make_runtime
 from vision.detect.fake import FakeDetector
-from vision.runtime import exit_when_stuck
+from vision.runtime.runtime import exit_when_stuck
 
 class KeepsTheGil(FakeDetector):
     def submit(self, slot, frames):
@@ -279,7 +279,7 @@ with exit_when_stuck(2.0):
 
 NOT_STUCK = """
 import ctypes, contextlib, threading, time
-from vision.runtime import exit_when_stuck
+from vision.runtime.runtime import exit_when_stuck
 
 with exit_when_stuck(3.0):
     time.sleep(4)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.unit.test_runtime import MS, Collector, check_accounts
-from vision.assemble import RunOptions, cameras_of
 from vision.config import SiteConfig
+from vision.config.test_pattern import FAKE_COLORS
 from vision.detect.fake import FakeDetector
 from vision.errors import DeviceError
-from vision.fakes import FAKE_COLORS
-from vision.runtime import PIXEL_LEASES, Camera, Runtime, Stage
+from vision.runtime.builder import RunOptions, cameras_of
+from vision.runtime.runtime import PIXEL_LEASES, Camera, Runtime, Stage
 from vision.types import DropReason, Frame, Result
 
 

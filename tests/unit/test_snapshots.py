@@ -17,9 +17,9 @@ import pytest
 from tests.messages.processes import wait_until
 from tests.off_host import Elsewhere
 from tests.unit.test_journal import file_size_limit
-from vision.detect.pictures import JpegEncoder
+from vision.detect.reference.crops import JpegEncoder
 from vision.errors import ConfigError, VisionError
-from vision.snapshots import SnapshotStage
+from vision.stages.snapshots import SnapshotStage
 from vision.types import Detections, Event, Frame, FrameMeta, PixelFormat, Result, Timing, frame_shape
 
 UTC_NS = 1_700_000_000_123_456_789

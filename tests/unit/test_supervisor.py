@@ -29,11 +29,11 @@ from tests.unit.scripted_camera import (
     Silence,
     Step,
 )
-from vision.batching import LatestSlot
 from vision.capture.source import FrameSink, Source
 from vision.capture.supervisor import CameraStatus, CameraSupervisor, SupervisorPolicy
-from vision.capture.synthetic import Synthetic, SyntheticSpec
+from vision.capture.synthetic.source import Synthetic, SyntheticSpec
 from vision.errors import Closed, DeviceError, EndOfStream, OutOfMemory, SourceError
+from vision.runtime.batcher import LatestSlot
 from vision.types import DropReason, PixelFormat, frame_shape
 
 LIVE = SupervisorPolicy()

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.unit.scripted_camera import SECOND, ManualClock
-from vision.capture.scene import Scene
 from vision.capture.source import Grab
-from vision.capture.synthetic import Synthetic, SyntheticSpec
+from vision.capture.synthetic.scene import Scene
+from vision.capture.synthetic.source import Synthetic, SyntheticSpec
+from vision.config.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.errors import EndOfStream, SizeChanged, SourceError
-from vision.fakes import FAKE_CLASSES, FAKE_COLORS
 from vision.types import PixelFormat, frame_shape
 
 EVERYTHING = "synthetic:64x48@5?objects=2&seed=7&frames=9&format=i420&overlap=1&freeze=1&freeze_pts=2"

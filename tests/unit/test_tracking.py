@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from vision.analytics.tracker import Tracker
 from vision.config.tracking import TrackConfig
-from vision.tracking import Tracker
 from vision.types import Detections, Tracks
 
 SECOND_NS = 1_000_000_000
@@ -339,7 +339,7 @@ def _best_pairing(similarity: NDArray[np.float64], least: float) -> float:
     st.floats(0.0, 0.6),
 )
 def test_no_pairing_is_better_than_the_chosen_one(similarity: NDArray[np.float64], least: float) -> None:
-    from vision.tracking import _match
+    from vision.analytics.tracker import _match
 
     rows, columns = similarity.shape
     matches = np.full(rows, -1, np.intp)

@@ -23,10 +23,10 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from tests.unit.scripted_camera import SECOND, ManualClock
-from vision.capture.pyav_file import PyAVFile
+from vision.capture.ffmpeg.file import PyAVFile
+from vision.capture.ffmpeg.rotation import UprightDecoder
+from vision.capture.opencv.file import VideoFile
 from vision.capture.source import Grab, Source, StreamInfo
-from vision.capture.upright import UprightDecoder
-from vision.capture.videofile import VideoFile
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import PixelFormat, frame_shape
 

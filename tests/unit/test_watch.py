@@ -18,21 +18,21 @@ import pytest
 
 from tests.messages.processes import python, wait_until
 from tests.messages.samples import CLASSES, TIMING, camera_status, found, node_status, result
-from vision import wire
+from vision.cli.watch import Board, Row, lines, table, watch
 from vision.client import Gap, Restart, Silence
 from vision.errors import ConfigError
-from vision.publish import Publisher
-from vision.watch import Board, Row, lines, table, watch
+from vision.messaging import codec
+from vision.messaging.publisher import Publisher
 
 START_NS = 100_000_000_000
 
 
 def message(
     camera: str = "gate", *, n: int = 2, captured_ns: int = START_NS, boot: str | None = None
-) -> wire.DetectionsMessage:
+) -> codec.DetectionsMessage:
     one = result(found(n), camera=camera)
     one = replace(one, meta=replace(one.meta, captured_ns=captured_ns))
-    stamped = wire.Numbering("n").stamp(wire.detections(one, CLASSES))
+    stamped = codec.Numbering("n").stamp(codec.detections(one, CLASSES))
     return stamped if boot is None else msgspec.structs.replace(stamped, boot=boot)
 
 
@@ -78,7 +78,7 @@ def test_the_note_tells_what_is_wrong_until_a_message_comes() -> None:
     board.add(node_status(), START_NS, 0)
     assert (board.note, board.messages) == ("", 1)
     assert board.title == ": fake on fake cpu, up 1 s, tcp://x:1"
-    slow = wire.DetectorStatus(slots=2, max_batch=8, graphs=False, graphs_off="the model's outputs\x1b[2J")
+    slow = codec.DetectorStatus(slots=2, max_batch=8, graphs=False, graphs_off="the model's outputs\x1b[2J")
     board.add(msgspec.structs.replace(node_status(), detector=slow), START_NS, 0)
     assert board.title == ": fake on fake cpu, up 1 s, no CUDA graphs: the model's outputs?[2J, tcp://x:1"
 
@@ -137,7 +137,7 @@ def test_a_bad_address_is_refused() -> None:
         watch("127.0.0.1:9", out=io.StringIO())
 
 
-WATCH = "import sys; from vision.watch import watch; sys.exit(watch(sys.argv[1], line_interval_s=0.2))"
+WATCH = "import sys; from vision.cli.watch import watch; sys.exit(watch(sys.argv[1], line_interval_s=0.2))"
 
 
 def test_ctrl_c_is_a_good_end() -> None:

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.messages.samples import CLASSES, TIMING, camera_status, crossed, found, node_status, result, tracked
-from vision import wire
 from vision.errors import ConfigError, MessageError
+from vision.messaging import codec
 from vision.types import Attribute, Counts, Detections, Event, Timing, Tracks
 
 
-def event() -> wire.EventMessage:
-    return wire.event(crossed(), result())
+def event() -> codec.EventMessage:
+    return codec.event(crossed(), result())
 
 
 COUNTED = Counts(
@@ -30,43 +30,43 @@ COUNTED = Counts(
 SEEN = {40: (Attribute("vest", "yes", 0.91234, TIMING.captured_ns - 840_000_000),), 99: (Attribute("a", "b", 1, 0),)}
 
 MESSAGES = {
-    "detections": wire.detections(result(), CLASSES),
-    "tracks": wire.detections(result(tracked()), CLASSES),
-    "attributes": wire.detections(result(tracked(), attributes=SEEN), CLASSES),
-    "counts": wire.counts("gate", COUNTED, 5, 0),
-    "nothing found": wire.detections(result(Detections.empty()), CLASSES),
+    "detections": codec.detections(result(), CLASSES),
+    "tracks": codec.detections(result(tracked()), CLASSES),
+    "attributes": codec.detections(result(tracked(), attributes=SEEN), CLASSES),
+    "counts": codec.counts("gate", COUNTED, 5, 0),
+    "nothing found": codec.detections(result(Detections.empty()), CLASSES),
     "event": event(),
     "camera": camera_status(last_error="rtsp://u:secret@h/: refused", width=640, height=480, decoder="ffmpeg"),
     "node": node_status(),
     "node without graphs": msgspec.structs.replace(
-        node_status(), detector=wire.DetectorStatus(slots=2, max_batch=8, graphs=False, graphs_off="a reason")
+        node_status(), detector=codec.DetectorStatus(slots=2, max_batch=8, graphs=False, graphs_off="a reason")
     ),
 }
 
 
-def as_json(message: wire.Message) -> dict[str, Any]:
-    content = json.loads(wire.encode(message))
+def as_json(message: codec.Message) -> dict[str, Any]:
+    content = json.loads(codec.encode(message))
     assert isinstance(content, dict)
     return content
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
 @pytest.mark.parametrize("name", MESSAGES)
-def test_what_is_read_says_what_was_sent(name: str, encoding: wire.Encoding) -> None:
-    sent = wire.Numbering("node-1", "cafe").stamp(MESSAGES[name])
-    read = wire.decode(sent.topic, wire.encode(sent, encoding))
+def test_what_is_read_says_what_was_sent(name: str, encoding: codec.Encoding) -> None:
+    sent = codec.Numbering("node-1", "cafe").stamp(MESSAGES[name])
+    read = codec.decode(sent.topic, codec.encode(sent, encoding))
     assert type(read) is type(sent)
     assert as_json(read) == as_json(sent)
-    assert (read.node, read.instance, read.boot, read.seq) == ("node-1", "cafe", wire.boot_id(), 1)
+    assert (read.node, read.instance, read.boot, read.seq) == ("node-1", "cafe", codec.boot_id(), 1)
 
 
 def test_a_detections_message_in_full() -> None:
-    message = wire.Numbering("node-1", "cafe").stamp(wire.detections(result(tracked(1)), CLASSES))
+    message = codec.Numbering("node-1", "cafe").stamp(codec.detections(result(tracked(1)), CLASSES))
     assert as_json(message) == {
         "schema": "vision.detections/1",
         "node": "node-1",
         "instance": "cafe",
-        "boot": wire.boot_id(),
+        "boot": codec.boot_id(),
         "seq": 1,
         "camera": "gate",
         "epoch": 2,
@@ -92,10 +92,10 @@ def test_a_detections_message_in_full() -> None:
 
 
 def test_without_tracking_there_is_no_track_id() -> None:
-    content = as_json(wire.detections(result(), CLASSES))
+    content = as_json(codec.detections(result(), CLASSES))
     assert all("track_id" not in one for one in content["objects"])
-    read = wire.decode("detections/gate", json.dumps(content).encode())
-    assert isinstance(read, wire.DetectionsMessage)
+    read = codec.decode("detections/gate", json.dumps(content).encode())
+    assert isinstance(read, codec.DetectionsMessage)
     assert [one.track_id for one in read.objects] == [None, None]
 
 
@@ -108,12 +108,12 @@ def test_without_tracking_there_is_no_track_id() -> None:
     ],
 )
 def test_timing_adds_up(timing: Timing, expected: tuple[float, ...]) -> None:
-    times = wire.detections(result(timing=timing), CLASSES, now_ns=9_000_000).timing_ms
+    times = codec.detections(result(timing=timing), CLASSES, now_ns=9_000_000).timing_ms
     assert (times.wait, times.submit, times.infer, times.publish, times.total) == expected
 
 
 def test_timing_line_says_where_the_time_went() -> None:
-    line = wire.detections(result(), CLASSES).timing_line()
+    line = codec.detections(result(), CLASSES).timing_line()
     assert line == "gate frame 17: 27.8 ms = 3.0 waiting + 0.2 submitting + 24.0 inferring + 0.6 publishing"
 
 
@@ -121,14 +121,14 @@ def test_timing_line_says_where_the_time_went() -> None:
 @pytest.mark.parametrize("objects", [found(3), tracked(3)], ids=["detections", "tracks"])
 def test_numbers_that_are_not_finite_are_left_out_and_counted(bad: float, objects: Detections | Tracks) -> None:
     objects.boxes_xyxy[1, 2] = bad
-    message = wire.detections(result(objects), CLASSES)
+    message = codec.detections(result(objects), CLASSES)
     assert ([one.score for one in message.objects], message.invalid) == ([0.8765, 0.1], 1)
-    assert b"null" not in wire.encode(message)
+    assert b"null" not in codec.encode(message)
 
 
 @pytest.mark.parametrize("objects", [found(1), tracked(1)], ids=["detections", "tracks"])
 def test_excess_candidates_are_told(objects: Detections | Tracks) -> None:
-    message = wire.detections(result(replace(objects, excess=7)), CLASSES)
+    message = codec.detections(result(replace(objects, excess=7)), CLASSES)
     assert as_json(message)["excess"] == 7
 
 
@@ -136,11 +136,11 @@ def test_excess_candidates_are_told(objects: Detections | Tracks) -> None:
 def test_class_names(class_id: int, name: str) -> None:
     one = found(1)
     objects = Detections(one.boxes_xyxy, one.scores, np.array([class_id], np.int32))
-    assert wire.detections(result(objects), CLASSES).objects[0].class_name == name
+    assert codec.detections(result(objects), CLASSES).objects[0].class_name == name
 
 
 def test_an_event_has_its_own_time_and_plain_data() -> None:
-    content = as_json(wire.Numbering("n", "i").stamp(event()))
+    content = as_json(codec.Numbering("n", "i").stamp(event()))
     assert content["at"] == "2023-11-14T22:13:20.124456Z"
     assert content["at_monotonic_ns"] == 5_001_000_000
     assert content["data"] == {"direction": "in", "count": 3}
@@ -149,21 +149,21 @@ def test_an_event_has_its_own_time_and_plain_data() -> None:
 
 def test_an_event_shows_where_its_object_was_and_its_snapshot() -> None:
     shown = Event("line_crossed", "door", "gate", 41, 5_001_000_000, snapshot="/var/shots/gate.jpg")
-    content = as_json(wire.event(shown, result(tracked(3))))
+    content = as_json(codec.event(shown, result(tracked(3))))
     assert content["box"] == [4.1, 5.1, 6.1, 7.1]
     assert content["snapshot"] == "/var/shots/gate.jpg"
 
 
 @pytest.mark.parametrize("objects", [found(3), tracked(0), Detections.empty()])
 def test_an_event_whose_object_is_not_in_the_picture_has_no_box(objects: Detections | Tracks) -> None:
-    content = as_json(wire.event(Event("zone_left", "queue", "gate", 41, 0), result(objects)))
+    content = as_json(codec.event(Event("zone_left", "queue", "gate", 41, 0), result(objects)))
     assert not {"box", "snapshot", "journal", "number"} & set(content)
 
 
 def test_an_event_has_no_box_that_is_not_finite() -> None:
     objects = tracked(2)
     objects.boxes_xyxy[1, 0] = np.nan
-    assert "box" not in as_json(wire.event(Event("zone_left", "queue", "gate", 41, 0), result(objects)))
+    assert "box" not in as_json(codec.event(Event("zone_left", "queue", "gate", 41, 0), result(objects)))
 
 
 def test_attributes_go_with_their_track_and_tell_their_age() -> None:
@@ -188,7 +188,7 @@ def test_counts_in_full() -> None:
 
 def test_event_data_that_no_message_can_hold() -> None:
     with pytest.raises(NotImplementedError, match="got object"):
-        wire.encode(wire.event(Event("kind", "name", "gate", None, 0, {"what": object()}), result()))
+        codec.encode(codec.event(Event("kind", "name", "gate", None, 0, {"what": object()}), result()))
 
 
 def test_camera_status_rounds_hides_secrets_and_leaves_out_what_it_does_not_know() -> None:
@@ -205,7 +205,7 @@ def test_no_camera_may_take_the_topic_of_the_node() -> None:
 
 
 def test_numbers_count_per_topic() -> None:
-    numbering = wire.Numbering("n")
+    numbering = codec.Numbering("n")
     stamped = [numbering.stamp(MESSAGES[name]) for name in ("detections", "camera", "detections", "node", "detections")]
     assert [(one.topic, one.seq) for one in stamped] == [
         ("detections/gate", 1),
@@ -215,7 +215,7 @@ def test_numbers_count_per_topic() -> None:
         ("detections/gate", 3),
     ]
     assert len({one.instance for one in stamped}) == 1
-    assert wire.Numbering("n").instance != numbering.instance
+    assert codec.Numbering("n").instance != numbering.instance
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
@@ -225,7 +225,7 @@ def test_fields_of_a_newer_publisher_are_ignored(encoding: str) -> None:
     content = as_json(MESSAGES["detections"]) | {"colour": "red"}
     content["objects"][0]["age"] = 3
     payload = msgspec.json.encode(content) if encoding == "json" else msgspec.msgpack.encode(content)
-    assert as_json(wire.decode("detections/gate", payload)) == as_json(MESSAGES["detections"])
+    assert as_json(codec.decode("detections/gate", payload)) == as_json(MESSAGES["detections"])
 
 
 def _changed(**changes: Any) -> bytes:
@@ -237,8 +237,8 @@ def _changed(**changes: Any) -> bytes:
     [
         ("detections/gate", _changed(schema="vision.detections/2"), "vision.detections/1, got vision.detections/2"),
         ("detections/gate", _changed(schema="other.thing/1"), "got other.thing/1"),
-        ("detections/gate", wire.encode(MESSAGES["node"]), "expected schema vision.detections/1, got vision.status/1"),
-        ("detections/gate", wire.encode(MESSAGES["node"], "msgpack"), "got vision.status/1"),
+        ("detections/gate", codec.encode(MESSAGES["node"]), "expected schema vision.detections/1, got vision.status/1"),
+        ("detections/gate", codec.encode(MESSAGES["node"], "msgpack"), "got vision.status/1"),
         ("detections/gate", _changed(seq="three"), "Expected `int`, got `str`"),
         ("detections/gate", b"", "expected a message of schema vision.detections/1"),
         ("detections/gate", b"{", "expected a message of schema"),
@@ -246,25 +246,25 @@ def _changed(**changes: Any) -> bytes:
         ("detections/gate", b"[1, 2]", "expected a message of schema"),
         ("detections/gate", b'{"schema": "\xff"}', "expected a message of schema"),
         ("detections/gate", b'{"x":' + b"[" * 100_000, "expected a message of schema"),
-        ("status/gate", wire.encode(MESSAGES["node"]), "missing required field `camera`"),
+        ("status/gate", codec.encode(MESSAGES["node"]), "missing required field `camera`"),
         ("weather/gate", b"{}", "starts with one of detections, status, events, counts, got 'weather/gate'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_with_the_reason(topic: str, payload: bytes, words: str) -> None:
     with pytest.raises(MessageError) as caught:
-        wire.decode(topic, payload)
+        codec.decode(topic, payload)
     assert words in str(caught.value)
 
 
 @given(st.integers(0, 4_000_000_000_000_000_000))
 def test_times_come_back_to_the_microsecond(utc_ns: int) -> None:
-    assert wire.utc_ns(wire.rfc3339(utc_ns)) == utc_ns // 1000 * 1000
+    assert codec.utc_ns(codec.rfc3339(utc_ns)) == utc_ns // 1000 * 1000
 
 
 @given(st.binary(max_size=40))
 def test_no_bytes_make_the_reader_fail_otherwise(payload: bytes) -> None:
     try:
-        wire.decode("detections/gate", payload)
+        codec.decode("detections/gate", payload)
     except MessageError:
         return
     raise AssertionError("random bytes were read as a message")

@@ -34,7 +34,7 @@ def test_one_line_a_hint_and_no_restart(tmp_path: Path, verb: str) -> None:
         "bench": ["bench", MODEL, "--backend", "tensorrt"],
         "profile": ["profile", MODEL, "--backend", "tensorrt"],
     }
-    command = [sys.executable, "-m", "vision.cli", "--log-level", "warning", *arguments[verb]]
+    command = [sys.executable, "-m", "vision.cli.main", "--log-level", "warning", *arguments[verb]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 78, done.stderr
     said, hint = (line for line in done.stderr.splitlines() if not line.startswith("measuring"))

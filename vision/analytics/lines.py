@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, LineSet, pairs
-from vision.analytics.memory import Column, Memory
-from vision.analytics.seen import Seen
+from vision.analytics.track_snapshot import Seen
+from vision.analytics.track_table import Column, Memory
 from vision.config.analytics import LineConfig
 
 _CLEARLY: Final = 2.0  # margins beyond a line: crossed at once

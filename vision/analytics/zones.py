@@ -13,8 +13,8 @@ import numpy as np
 
 from vision.analytics.geometry import BoolArray, ZoneSet, pairs
 from vision.analytics.lines import class_rows
-from vision.analytics.memory import Column, Memory
-from vision.analytics.seen import Seen
+from vision.analytics.track_snapshot import Seen
+from vision.analytics.track_table import Column, Memory
 from vision.config.analytics import ZoneConfig
 
 _CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from vision.capture.source import Source
 from vision.capture.supervisor import SupervisorPolicy
 from vision.config.addresses import source_kind
-from vision.config.site import CameraConfig
+from vision.config.app import CameraConfig
 from vision.errors import DeviceMissing, SourceError
 from vision.types import PixelFormat
 
 if TYPE_CHECKING:
-    from vision.capture.packets import OpenDecoder
+    from vision.capture.ffmpeg.packets import OpenDecoder
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +56,11 @@ def open_source(
     if kind == "path":
         return _path(camera, offline, pixel_formats, clock)
     if _through_gstreamer(camera, kind):
-        from vision.capture.gstreamer import GStreamerSource
+        from vision.capture.gstreamer.source import GStreamerSource
 
         return GStreamerSource(camera, pixel_formats, clock=clock)
     if _through_pyav(camera, kind, pixel_formats):
-        from vision.capture.pyav import PyAVSource
+        from vision.capture.ffmpeg.source import PyAVSource
 
         return PyAVSource(camera, pixel_formats, clock=clock)
     return _opencv(camera, kind, pixel_formats, clock)
@@ -93,7 +93,7 @@ def _through_gstreamer(camera: CameraConfig, kind: str) -> bool:
     wanted = camera.via == "gstreamer" or kind == "csi"
     if kind != "rtsp" and not wanted:
         return False
-    from vision.capture.gstreamer import available
+    from vision.capture.gstreamer.source import available
 
     reason = available(camera)
     if wanted and reason is not None:
@@ -161,11 +161,11 @@ def chooses_nvdec(camera: CameraConfig) -> bool:
 def _has_nvdec() -> bool:
     """On a graphics card: a Jetson's decoders are of another kind. Once, since that does not change."""
     try:
-        from vision.cuda import open_device
+        from vision.gpu.cuda import open_device
 
         if open_device().integrated:
             return False
-        from vision.capture.nvdec import require_nvdec
+        from vision.capture.nvdec.decoder import require_nvdec
 
         require_nvdec()
     except (DeviceMissing, SourceError) as missing:
@@ -176,22 +176,22 @@ def _has_nvdec() -> bool:
 
 def _nvdec(camera: CameraConfig, kind: str, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
     try:
-        from vision.capture.nvdec import require_nvdec
+        from vision.capture.nvdec.decoder import require_nvdec
     except DeviceMissing as missing:
         raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint) from missing
     require_nvdec()
-    from vision.capture.nvdec_stream import NvdecDecoder
+    from vision.capture.nvdec.source import NvdecDecoder
 
     if kind == "path":
-        from vision.capture.pyav_file import PyAVFile
-        from vision.capture.upright import UprightDecoder, upright_only
+        from vision.capture.ffmpeg.file import PyAVFile
+        from vision.capture.ffmpeg.rotation import UprightDecoder, upright_only
 
         path = Path(camera.source)
         nvdec = upright_only(path, partial(NvdecDecoder, live=False))
         open_decoder = _or_ffmpeg(camera, nvdec, partial(UprightDecoder, offline=offline))
         return PyAVFile(path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
-    from vision.capture.packets import FFmpegDecoder
-    from vision.capture.pyav import PyAVSource
+    from vision.capture.ffmpeg.packets import FFmpegDecoder
+    from vision.capture.ffmpeg.source import PyAVSource
 
     open_decoder = _or_ffmpeg(camera, partial(NvdecDecoder, live=True), FFmpegDecoder)
     return PyAVSource(camera, formats, open_decoder=open_decoder, clock=clock)
@@ -201,7 +201,7 @@ def _or_ffmpeg(camera: CameraConfig, nvdec: OpenDecoder, ffmpeg: OpenDecoder) ->
     """`via: nvdec` insists."""
     if camera.via == "nvdec":
         return nvdec
-    from vision.capture.nvdec_or_ffmpeg import NvdecOrFFmpeg
+    from vision.capture.nvdec.fallback import NvdecOrFFmpeg
 
     def say(text: str) -> None:
         _say_once(f"camera {camera.id}: {text}")
@@ -229,7 +229,7 @@ def _say_once(text: str) -> None:
 
 
 def _synthetic(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
-    from vision.capture.synthetic import Synthetic, SyntheticSpec
+    from vision.capture.synthetic.source import Synthetic, SyntheticSpec
 
     _refuse_library(camera, "made-up pictures need no library")
     spec = SyntheticSpec.parse(camera.source)
@@ -245,16 +245,16 @@ def _path(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...],
     if _shows_images(path):
         return _images(path, camera, offline, formats, clock)
     if _through_pyav(camera, "path", formats):
-        from vision.capture.pyav_file import PyAVFile
-        from vision.capture.upright import UprightDecoder
+        from vision.capture.ffmpeg.file import PyAVFile
+        from vision.capture.ffmpeg.rotation import UprightDecoder
 
         open_decoder = partial(UprightDecoder, offline=offline)
         return PyAVFile(path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
     if camera.via == "gstreamer":
         _refuse_library(camera, "files are read with FFmpeg")
     try:
-        from vision.capture.retriever import require_bgr
-        from vision.capture.videofile import VideoFile
+        from vision.capture.opencv.file import VideoFile
+        from vision.capture.opencv.reader import require_bgr
     except ImportError as error:
         raise _no_opencv(error) from error
     require_bgr(formats, camera.source)
@@ -264,7 +264,7 @@ def _path(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...],
 def _shows_images(path: Path) -> bool:
     """Rather than a video. Without OpenCV FFmpeg may read an image, as a video of one picture."""
     try:
-        from vision.capture.images import SUFFIXES
+        from vision.capture.opencv.images import SUFFIXES
     except ImportError:
         return path.is_dir()
     return path.is_dir() or path.suffix.lower() in SUFFIXES
@@ -274,8 +274,8 @@ def _images(path: Path, camera: CameraConfig, offline: bool, formats: tuple[Pixe
     if camera.via in {"gstreamer", "ffmpeg"}:
         _refuse_library(camera, "images are read with OpenCV")
     try:
-        from vision.capture.images import ImageFolder
-        from vision.capture.retriever import require_bgr
+        from vision.capture.opencv.images import ImageFolder
+        from vision.capture.opencv.reader import require_bgr
     except ImportError as error:
         raise _no_opencv(error) from error
     require_bgr(formats, camera.source)
@@ -284,8 +284,8 @@ def _images(path: Path, camera: CameraConfig, offline: bool, formats: tuple[Pixe
 
 def _opencv(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
     try:
-        from vision.capture.opencv import Link, LiveCapture, NetworkLink, UsbLink
-        from vision.capture.retriever import require_bgr
+        from vision.capture.opencv.reader import require_bgr
+        from vision.capture.opencv.source import Link, LiveCapture, NetworkLink, UsbLink
     except ImportError as error:
         raise _no_opencv(error) from error
 

@@ -13,6 +13,18 @@ The only place that imports pydantic and PyYAML.
 
 from vision.config.addresses import SourceKind, source_kind
 from vision.config.analytics import Anchor, CameraAnalytics, LineConfig, Point, ZoneConfig
+from vision.config.app import (
+    CameraConfig,
+    DetectConfig,
+    HeadCard,
+    InputCard,
+    ModelCard,
+    NmsCard,
+    PublishConfig,
+    SiteConfig,
+    StatusConfig,
+    folder_of_model,
+)
 from vision.config.cascade import CascadeConfig, ClassifierCard
 from vision.config.load import (
     check_classes,
@@ -25,18 +37,6 @@ from vision.config.load import (
 from vision.config.rules import RuleConfig
 from vision.config.schema import site_schema
 from vision.config.shipped import resolve_config, shipped_configs, shipped_models
-from vision.config.site import (
-    CameraConfig,
-    DetectConfig,
-    HeadCard,
-    InputCard,
-    ModelCard,
-    NmsCard,
-    PublishConfig,
-    SiteConfig,
-    StatusConfig,
-    folder_of_model,
-)
 from vision.config.snapshots import SnapshotConfig
 from vision.config.wording import nearest
 

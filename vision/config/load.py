@@ -11,13 +11,13 @@ from typing import Final, TypeVar
 from pydantic import ValidationError
 
 from vision.config.addresses import source_kind
+from vision.config.app import CameraConfig, ModelCard, SiteConfig
 from vision.config.cascade import ClassifierCard
 from vision.config.checks import Tell, analytics_classes, site_findings
 from vision.config.document import Document, Fault, parse_document, read_document, render
-from vision.config.faults import faults_of
 from vision.config.schema import schema_of
 from vision.config.section import Section
-from vision.config.site import CameraConfig, ModelCard, SiteConfig
+from vision.config.validation import faults_of
 from vision.config.wording import Loc, did_you_mean, dotted, one_of, quoted
 from vision.errors import ConfigError, ModelError
 

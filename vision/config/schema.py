@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from vision.config.site import SiteConfig
+from vision.config.app import SiteConfig
 from vision.config.wording import Loc, one_of
 
 Schema: TypeAlias = Mapping[str, Any]

@@ -88,7 +88,7 @@ def _describe_classifier(folder: Path) -> ModelRow | None:
     fault = ""
     try:
         with suppress(DeviceMissing, ImportError):  # a GPU machine without OpenCV and ONNX Runtime
-            from vision.detect.classifier import open_classifier
+            from vision.detect.onnxruntime.classifier import open_classifier
 
             open_classifier(folder, card).close()
     except VisionError as error:
@@ -101,7 +101,7 @@ def _fault(folder: Path, card: ModelCard) -> str:
     try:
         path = checked_model_file(folder, card)
         try:
-            from vision.detect.onnxruntime import OnnxRuntimeDetector
+            from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
         except ImportError:
             return ""  # a GPU machine without ONNX Runtime: its engine builder checks the rest
         OnnxRuntimeDetector(path, card, score=1.0, slots=1, threads=1).close()

@@ -108,7 +108,7 @@ class ReadsDevice(Protocol):
     """A detector that also takes pictures which lie on its device already."""
 
     def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
-        """A buffer there for one picture (`vision.device_image.DeviceImage`). The view keeps its memory alive.
+        """A buffer there for one picture (`vision.gpu.device_image.DeviceImage`). The view keeps its memory alive.
 
         Raises:
             ValueError: the size is not possible in this format.

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from vision.config import DetectConfig, ModelCard
+from vision.config.test_pattern import FAKE_CLASSES
 from vision.detect.classes import class_ids, class_names
 from vision.detect.detector import SLOTS_CPU, Detector
 from vision.detect.model_file import checked_model_file
 from vision.errors import DeviceMissing
-from vision.fakes import FAKE_CLASSES
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
 def _open_tensorrt(folder: Path, card: ModelCard, detect: DetectConfig, *, stop: threading.Event | None) -> Detector:
     class_ids(class_names(card), detect.classes, card.name)  # a wrong name is found before an engine is built for it
     try:
-        module = importlib.import_module("vision.detect.tensorrt")
+        module = importlib.import_module("vision.detect.tensorrt.detector")
     except ImportError as error:
         raise DeviceMissing(
             f"the TensorRT backend cannot be loaded: {error}",
@@ -90,7 +90,7 @@ def open_onnxruntime_detector(folder: Path, card: ModelCard, detect: DetectConfi
     ids = class_ids(class_names(card), detect.classes, card.name)
     path = checked_model_file(folder, card)
     try:
-        from vision.detect.onnxruntime import OnnxRuntimeDetector
+        from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
     except ImportError as error:
         raise DeviceMissing(
             f"the ONNX Runtime backend cannot be loaded: {error}", hint="pip install 'vision[laptop]'"

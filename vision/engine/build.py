@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from vision.engine.interleaving import INTERLEAVED_CHANNELS
+from vision.engine.channel_packing import INTERLEAVED_CHANNELS
 from vision.engine.library import (
     Gpu,
     LogLines,
@@ -33,6 +33,8 @@ from vision.engine.library import (
     supported_capabilities,
     trt,
 )
+from vision.engine.onnx_transform import Unrewritable
+from vision.engine.options import BuildSettings, prepare_onnx, settled
 from vision.engine.precision import (
     FLOATS,
     Precision,
@@ -45,13 +47,11 @@ from vision.engine.precision import (
 )
 from vision.engine.profiles import NetworkInput, Profile, make_profiles
 from vision.engine.progress import BuildListener, Monitor, Silent, run_interruptible
-from vision.engine.rewriting import Unrewritable
-from vision.engine.settings import BuildSettings, prepare_onnx, settled
 from vision.engine.tensors import as_shape, dtype_name
 from vision.errors import Closed, DeviceError, ModelError
 
 if TYPE_CHECKING:
-    from vision.config.site import ModelCard
+    from vision.config.app import ModelCard
 
 _log = logging.getLogger(__name__)
 
@@ -476,7 +476,7 @@ def is_damage(error: Any) -> bool:
 def free_memory() -> str:
     """What is free of the GPU's memory, to be put behind a message; empty where there is no GPU to ask."""
     try:
-        from vision.cuda import memory_info
+        from vision.gpu.cuda import memory_info
 
         free_bytes, total_bytes = memory_info()
     except DeviceError:  # built ahead of time, for a GPU that is elsewhere

@@ -19,7 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from vision.engine.build import Built
-from vision.engine.files import (
+from vision.engine.library import Gpu, Library
+from vision.engine.options import BuildSettings
+from vision.engine.precision import PRECISIONS
+from vision.errors import Closed, ModelError
+from vision.state.private_files import (
     Held,
     Untrusted,
     Unwritable,
@@ -30,10 +34,6 @@ from vision.engine.files import (
     sha256_of,
     write_whole,
 )
-from vision.engine.library import Gpu, Library
-from vision.engine.precision import PRECISIONS
-from vision.engine.settings import BuildSettings
-from vision.errors import Closed, ModelError
 
 _log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ _SEGMENT_STEP = 2 << 20
 
 
 class RawMemory(Protocol):
-    """Where a pool gets its segments: the GPU (`vision.engine.driver`), or plain numbers in tests."""
+    """Where a pool gets its segments: the GPU (`vision.engine.cuda_memory`), or plain numbers in tests."""
 
     def allocate(self, size: int) -> int:
         """Address of `size` new bytes, aligned to 256; 0 where there are not so many."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from vision.errors import ModelError
 
 if TYPE_CHECKING:
+    from vision.config.app import ModelCard
     from vision.config.profile import ProfileCard
-    from vision.config.site import ModelCard
 
 Shape: TypeAlias = tuple[int, ...]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, Protocol
 
-from vision.engine.interleaving import INTERLEAVED_CHANNELS
+from vision.engine.channel_packing import INTERLEAVED_CHANNELS
 from vision.engine.library import trt
 from vision.engine.profiles import Profile, Range, Shape
 from vision.errors import ModelError

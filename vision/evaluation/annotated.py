@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.capture.frame_reader import read_stills
 from vision.config import CameraAnalytics, CameraConfig, ZoneConfig
 from vision.config.analytics import pixels_per_unit
 from vision.evaluation.crossings import anchor_points, lines_of_class
@@ -20,7 +21,6 @@ from vision.evaluation.encoder import open_encoder
 from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Progress, Video
 from vision.overlay import FALSE_COLOUR, WHITE, Overlay, Picture, class_colour
-from vision.stills import read_stills
 from vision.types import Event
 
 _TRAIL_S: Final = 2.0

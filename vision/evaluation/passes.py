@@ -19,16 +19,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.assemble import RunOptions
-from vision.capture.synthetic import SyntheticSpec
+from vision.capture.frame_reader import read_stills
+from vision.capture.synthetic.source import SyntheticSpec
 from vision.config import CameraConfig, DetectConfig, ModelCard, SiteConfig, StatusConfig, nearest, source_kind
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError, SourceError, redact
 from vision.evaluation.mot import Boxes
 from vision.pipelines import Build
-from vision.report import Report
-from vision.stills import read_stills
+from vision.runtime.builder import RunOptions
+from vision.runtime.status import Report
 from vision.types import Detections, Event, Frame, FrameMeta, PixelFormat, Result, Tracks
 
 LOWEST_SCORE: Final = 0.05

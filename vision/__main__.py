@@ -1,0 +1,5 @@
+"""Run the command line: `python -m vision`."""
+
+from vision.cli.main import entry
+
+entry()

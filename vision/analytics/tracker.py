@@ -1,0 +1,443 @@
+"""Detections become tracks: one `Tracker` per camera, which knows time and not frames.
+
+Cameras drop pictures and change their rate, so every parameter is a time, a score, or a multiple of the object's size;
+the same objects filmed at 30, 10 or 3 pictures a second are followed by the same rules.
+
+Association has two stages as in ByteTrack (Zhang et al., "ByteTrack: Multi-Object Tracking by Associating Every
+Detection Box", ECCV 2022): sure detections may find any known object again, unsure ones only carry on what was seen
+just before, and only sure ones begin objects. Motion is a Kalman filter in continuous time. From OC-SORT (Cao et al.,
+"Observation-Centric SORT", CVPR 2023) come the agreement of direction as part of the similarity and, as an option, the
+motion after an object was found again.
+
+All tracks lie in one array with a row per quantity, so that a picture costs a fixed number of NumPy calls.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Final, TypeAlias
+
+import lap
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.analytics.frame_clock import Elapsed
+from vision.config.tracking import TrackConfig
+from vision.types import Detections, Tracks
+
+FloatArray: TypeAlias = NDArray[np.float64]
+IndexArray: TypeAlias = NDArray[np.intp]
+
+# The motion model. Lengths are in object sizes (the longer side of the box), so that near and far objects are alike.
+# The values are those of people on foot, wide enough for what moves faster: acceleration is what the filter adapts by.
+_POSITION_NOISE: Final = 0.05  # standard deviation of a sure detection's centre; ByteTrack's 1/20
+_UNSURE_NOISE: Final = 0.2  # more of it for each unit of score that is missing to _SURE_SCORE
+_SURE_SCORE: Final = 0.8
+_SIZE_NOISE: Final = 1.5  # variance of width and height over that of the centre
+_PARTIAL: Final = 3.0  # standard deviations of size at which a box counts half: a part of the object, or two in one
+_LEAST_TRUST: Final = 0.02  # of the most unlikely box, so that a lasting change of size is taken over
+_POSITION_AGITATION: Final = 0.5  # growth of the speed's variance, sizes² per s³
+_SIZE_AGITATION: Final = 0.05
+_POSITION_DAMPING: Final = 0.2  # 1/s by which an unobserved speed fades
+_SIZE_DAMPING: Final = 4.0
+_NOISE_OF_ROWS: Final = np.array([[1.0], [1.0], [_SIZE_NOISE], [_SIZE_NOISE]])
+_FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # of a new object, sizes² per s²
+
+# Similarity of a track and a detection, about 0 to 1.
+_REACH: Final = 3.0  # standard deviations at which nearness has fallen to 1/e
+_FARTHEST: Final = 2.0  # sizes beyond which nothing is alike; nearness has fallen to a hundredth there
+_WIDEST_UNCERTAINTY: Final = 0.3  # sizes; whoever was long lost may not be found just anywhere
+_DIRECTION_WEIGHT: Final = 0.1  # added for the same direction, subtracted for the opposite one
+_CLEAR_SPEED: Final = 3.0  # standard deviations of speed from which a direction counts in full
+_ANY_STAGE: Final = 0.1  # least similarity to a sure detection
+_WEAK_STAGE: Final = 0.5  # to an unsure one
+_TENTATIVE_STAGE: Final = 0.1  # of an unpublished object to a sure detection
+_SAME_OBJECT_IOU: Final = 0.4  # a new detection that overlaps a followed object this much is the same object
+
+_CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
+_SCORE_GRAIN: Final = 1e-6  # scores are float32: no threshold is missed by the width of a rounding
+
+_CENTRES: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
+"""Corners x1, y1, x2, y2 to centre x, centre y, width, height."""
+_CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
+"""And back."""
+
+# Rows of the state. Four rows each: centre x, centre y, width, height.
+_AT: Final = slice(0, 4)
+_SPEED: Final = slice(4, 8)
+_VAR_AT: Final = slice(8, 12)
+_COVARIANCE: Final = slice(12, 16)
+_VAR_SPEED: Final = slice(16, 20)
+_VAR_EXTENT: Final = slice(10, 12)
+_FILTER: Final = slice(0, 20)
+_PLACE: Final = slice(0, 2)
+_EXTENT: Final = slice(2, 4)
+_SEEN_AT: Final = slice(20, 22)  # centre of its last detection
+_SEEN_S: Final = 22  # when that was
+_STRONG_S: Final = 23  # when it was last detected with at least high_score
+_BORN_S: Final = 24
+_ROWS: Final = 25
+_FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
+
+_next_track_id = itertools.count(1)  # one for the process: ids never meet, whatever the camera or epoch
+
+
+class Tracker:
+    """Follows the objects of one camera. Not thread-safe.
+
+    Detections of different classes are different objects. Time that stands still, jumps back or jumps ahead is
+    understood: a capture time before the last one counts as one usual interval later, and a gap longer than `lost_s`
+    (and two usual intervals) ends every track. Ids, ages and the order of events therefore never run backwards.
+    """
+
+    def __init__(self, config: TrackConfig | None = None) -> None:
+        self._config = config or TrackConfig()
+        self._forget()
+
+    def __len__(self) -> int:
+        """Objects that are remembered, published or not."""
+        return len(self._ids)
+
+    @property
+    def jumps_back(self) -> int:
+        """Capture times that lay before the last one, since the start or the last reset."""
+        return self._time.jumps_back
+
+    def reset(self) -> None:
+        """Forget every object, as at a new epoch. Their ids are not used again."""
+        self._forget()
+
+    def update(self, detections: Detections, captured_ns: int) -> Tracks:
+        """Take one picture's detections.
+
+        Args:
+            detections: down to `TrackConfig.low_score`; boxes that are not finite or have no area are passed over.
+            captured_ns: monotonic time of the picture.
+
+        Returns:
+            The published objects that were detected in this picture. A box lies between what was detected and what the
+            motion led to expect, nearer to the detection the higher its score and the likelier its size is.
+        """
+        self._advance(captured_ns)
+        picture = _Picture(detections, self._config)
+        matches = self._associate(picture)
+        tracks = (matches >= 0).nonzero()[0]
+        found = matches[tracks]
+        trust = self._correct(tracks, found, picture)
+        published = self._ids[tracks] > 0
+        result = self._tracks(tracks[published], found[published], picture, trust[published], detections.excess)
+        self._keep((self._ids > 0) | (self._time.now_s - self._state[_SEEN_S] <= self._config.tentative_s))
+        self._begin(picture, found)
+        return result
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        self._state: FloatArray = np.zeros((_ROWS, 0))
+        self._ids: NDArray[np.int64] = np.zeros(0, np.int64)  # 0: not yet published
+        self._classes: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._time = Elapsed()
+        self._step_s, self._step = 0.0, _motion(0.0)  # most steps are as long as the one before
+
+    def _keep(self, kept: NDArray[np.bool_]) -> None:
+        if not kept.all():
+            self._state = self._state[:, kept]
+            self._ids = self._ids[kept]
+            self._classes = self._classes[kept]
+
+    def _advance(self, captured_ns: int) -> None:
+        """Move every track to the time of the picture."""
+        step_s = self._time.advance(captured_ns)
+        if len(self._ids):
+            memory_s = self._time.memory_s(self._config.lost_s)
+            self._keep(self._state[_SEEN_S] >= self._time.now_s - memory_s - _CLOCK_GRAIN_S)
+        if len(self._ids) and step_s:
+            self._predict(step_s)
+
+    def _predict(self, step_s: float) -> None:
+        """Ornstein-Uhlenbeck speed, integrated exactly: any two steps give what their sum gives.
+
+        Centre and size do not depend on each other in this model, so the 8×8 filter of the literature falls apart into
+        four filters of 2×2, whose means and covariances are the state's first 20 rows: one matrix moves them all.
+        """
+        if step_s != self._step_s:
+            self._step_s, self._step = step_s, _motion(step_s)
+        transition, growth = self._step
+        state = self._state
+        scale2 = np.maximum(state[2], state[3]) ** 2
+        state[_FILTER] = transition @ state[_FILTER] + growth * scale2
+        np.maximum(state[_EXTENT], 1.0, out=state[_EXTENT])
+
+    # --- association --------------------------------------------------------------------------------------------------
+
+    def _associate(self, picture: _Picture) -> IndexArray:
+        """For each track its detection, or -1."""
+        config = self._config
+        matches = np.full(len(self._ids), -1, np.intp)
+        if not len(matches) or not len(picture.scores):
+            return matches
+        similarity = self._similarity(picture)
+        strong = picture.strong.copy()
+        published = self._ids > 0
+        sure = strong.nonzero()[0]
+        _match(similarity, published.nonzero()[0], sure, _ANY_STAGE, matches)
+        if len(sure) < len(strong):
+            now_s, just_before_s = self._time.now_s, 1.5 * self._time.usual_s + _CLOCK_GRAIN_S
+            candidates = published & (matches < 0) & (self._state[_SEEN_S] >= now_s - just_before_s)
+            candidates &= self._state[_STRONG_S] >= now_s - max(config.weak_s, just_before_s)
+            _match(similarity, candidates.nonzero()[0], (~strong).nonzero()[0], _WEAK_STAGE, matches)
+        tentative = (~published).nonzero()[0]
+        if len(tentative):
+            strong[matches[matches >= 0]] = False
+            _match(similarity, tentative, strong.nonzero()[0], _TENTATIVE_STAGE, matches)
+        return matches
+
+    def _similarity(self, picture: _Picture) -> FloatArray:
+        """(M, N): half overlap, half nearness in standard deviations and likeness of size, and the direction.
+
+        Overlap alone fails where pictures are far apart in time, nearness alone where objects are close together. Only
+        pairs within reach are computed, which are few: the rest is 0.
+        """
+        state, at = self._state, picture.at
+        similarity = np.zeros((state.shape[1], len(picture.scores)))
+        size = np.maximum(state[2], state[3])
+        rows, columns = self._within_reach(size, picture)
+        known, seen = state.take(_FOR_SIMILARITY, axis=0).take(rows, axis=1), at.take(columns, axis=1)
+        extent, seen_extent, speed, var_speed = known[2:4], seen[2:4], known[4:6], known[8]
+        offset, moved = seen[_PLACE] - known[_PLACE], seen[_PLACE] - known[9:11]
+        smaller = np.minimum(extent, seen_extent)
+        shared = np.minimum(smaller, (extent + seen_extent) * 0.5 - np.abs(offset))
+        np.maximum(shared, 0.0, out=shared)
+        common, smallest = shared[0] * shared[1], smaller[0] * smaller[1]
+        area, seen_area = extent[0] * extent[1], seen_extent[0] * seen_extent[1]
+        overlap = common / (area + seen_area - common)
+        likeness = smallest * smallest / (area * seen_area)
+        variance = np.minimum(known[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + picture.noise[columns]
+        distance2 = offset * offset / variance
+        value = 0.5 * (overlap + likeness * np.exp((distance2[0] + distance2[1]) * (-1.0 / _REACH**2)))
+        along, moved2, speed2 = moved * speed, moved * moved, speed * speed
+        clear2 = np.maximum(speed2[0] + speed2[1], _CLEAR_SPEED**2 * var_speed)
+        value += _DIRECTION_WEIGHT * (along[0] + along[1]) / (np.sqrt((moved2[0] + moved2[1]) * clear2) + 1e-9)
+        similarity[rows, columns] = value
+        return similarity
+
+    def _within_reach(self, size: FloatArray, picture: _Picture) -> tuple[IndexArray, IndexArray]:
+        """Pairs (K,), (K,) of one class that are not hopelessly far apart. In float32, for there are M·N to look at."""
+        x, y = self._state[_PLACE].astype(np.float32)[:, :, None]
+        seen_x, seen_y = picture.at[_PLACE].astype(np.float32)
+        reach = (_FARTHEST * size).astype(np.float32)[:, None]
+        offset = x - seen_x
+        near = np.abs(offset, out=offset) < reach
+        np.subtract(y, seen_y, out=offset)
+        near &= np.abs(offset, out=offset) < reach
+        near &= self._classes[:, None] == picture.classes
+        rows, columns = np.divmod(near.ravel().nonzero()[0], near.shape[1])  # much quicker than nonzero in 2 dimensions
+        return rows, columns
+
+    # --- the life of a track ------------------------------------------------------------------------------------------
+
+    def _correct(self, tracks: IndexArray, found: IndexArray, picture: _Picture) -> FloatArray:
+        """The Kalman filter's update with what was detected, and what follows from being detected.
+
+        Sizes change slowly. A box that is suddenly shorter, taller or wider shows a part of an object, or two of them,
+        and its centre and edges are wrong by as much: such a box is believed less, as where errors have Student's
+        distribution instead of Gauss's. Returns by how much, (M,) from `_LEAST_TRUST` to 1.
+        """
+        if not len(tracks):
+            return np.ones(0)
+        everybody = len(tracks) == len(self._ids)
+        state = self._state if everybody else self._state.take(tracks, axis=1)
+        at = picture.at.take(found, axis=1)  # much quicker than an index
+        noise = _NOISE_OF_ROWS * picture.noise[found]
+        error = at - state[_AT]
+        unlikely = (error[_EXTENT] ** 2 / (state[_VAR_EXTENT] + noise[_EXTENT])).max(axis=0)
+        belief: FloatArray = np.maximum(_PARTIAL**2 / (_PARTIAL**2 + unlikely), _LEAST_TRUST)
+        noise /= belief
+        inverse = 1.0 / (state[_VAR_AT] + noise)
+        gain, speed_gain = state[_VAR_AT] * inverse, state[_COVARIANCE] * inverse
+        trust = 1.0 - gain
+        state[_AT] += gain * error
+        state[_SPEED] += speed_gain * error
+        state[_VAR_SPEED] -= speed_gain * state[_COVARIANCE]
+        state[_VAR_AT] *= trust
+        state[_COVARIANCE] *= trust
+        now_s = self._time.now_s
+        if self._config.reactivation == "observation":
+            gap_s = now_s - state[_SEEN_S]
+            again = (gap_s > 1.5 * self._time.usual_s + _CLOCK_GRAIN_S).nonzero()[0]
+            _restart_motion(state, again, at, noise, gap_s)
+        state[_SEEN_AT] = at[_PLACE]
+        state[_SEEN_S] = now_s
+        state[_STRONG_S, picture.strong[found]] = now_s
+        if not everybody:
+            self._state[:, tracks] = state
+        tentative = self._ids[tracks] == 0
+        if tentative.any():
+            tentative &= now_s - state[_BORN_S] >= self._config.confirm_s - _CLOCK_GRAIN_S
+            for track in tracks[tentative]:
+                self._ids[track] = next(_next_track_id)
+        return belief
+
+    def _begin(self, picture: _Picture, found: IndexArray) -> None:
+        """Sure detections that belong to no track begin one, best score first while there is room."""
+        fresh = picture.scores >= self._config.new_score - _SCORE_GRAIN
+        fresh[found] = False
+        new = fresh.nonzero()[0]
+        if not len(new):
+            return
+        if len(found):
+            overlap = _iou(picture.boxes[new], picture.boxes[found])
+            overlap[picture.classes[new][:, None] != picture.classes[found]] = 0.0
+            new = new[overlap.max(axis=1) < _SAME_OBJECT_IOU]
+        if not len(new):
+            return
+        room = self._config.max_objects - len(self._ids)
+        new = new[np.argsort(-picture.scores[new], kind="stable")[:room]]
+        state = np.zeros((_ROWS, len(new)))
+        state[_AT] = picture.at[:, new]
+        state[_SEEN_AT] = picture.at[_PLACE, new]
+        state[_VAR_AT] = _NOISE_OF_ROWS * picture.noise[new]
+        state[_VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(picture.at[2, new], picture.at[3, new]) ** 2
+        state[_SEEN_S:] = self._time.now_s
+        self._state = np.concatenate([self._state, state], axis=1)
+        self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
+        self._classes = np.concatenate([self._classes, picture.classes[new]])
+
+    def _tracks(
+        self, tracks: IndexArray, found: IndexArray, picture: _Picture, trust: FloatArray, excess: int
+    ) -> Tracks:
+        boxes = (_CORNERS @ self._state[_AT].take(tracks, axis=1)).T
+        scores = picture.scores[found]
+        boxes += (scores * trust)[:, None] * (picture.boxes.take(found, axis=0) - boxes)
+        return Tracks(
+            boxes_xyxy=boxes.astype(np.float32),
+            scores=scores.astype(np.float32),
+            class_ids=self._classes[tracks],
+            track_ids=self._ids[tracks],
+            age_ms=np.rint((self._time.now_s - self._state[_BORN_S, tracks]) * 1e3).astype(np.int64),
+            excess=excess,
+        )
+
+
+class _Picture:
+    """The usable detections of one picture, in the forms that the tracker needs."""
+
+    __slots__ = ("at", "boxes", "classes", "noise", "scores", "strong")
+
+    def __init__(self, detections: Detections, config: TrackConfig) -> None:
+        boxes = detections.boxes_xyxy.astype(np.float64).reshape(-1, 4)
+        scores = detections.scores.astype(np.float64)
+        finite = np.isfinite(boxes)
+        if not finite.all():
+            boxes[~finite.all(axis=1)] = 0.0  # without area, hence not usable
+        at = _CENTRES @ boxes.T
+        size = np.maximum(at[2], at[3])
+        usable = (scores >= config.low_score - _SCORE_GRAIN) & (np.minimum(at[2], at[3]) > 0)
+        classes = detections.class_ids
+        if not usable.all():
+            boxes, scores, classes, at, size = (
+                boxes[usable],
+                scores[usable],
+                classes[usable],
+                at[:, usable],
+                size[usable],
+            )
+        self.boxes: FloatArray = boxes  # (N, 4) corners
+        self.scores: FloatArray = scores
+        self.strong: NDArray[np.bool_] = scores >= config.high_score - _SCORE_GRAIN
+        self.classes: NDArray[np.int32] = classes
+        self.at: FloatArray = at  # (4, N) centre x, centre y, width, height
+        relative = _POSITION_NOISE + _UNSURE_NOISE * np.maximum(_SURE_SCORE - scores, 0.0)
+        self.noise: FloatArray = (relative * size) ** 2  # (N,) variance of the centre
+
+
+def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: FloatArray, gap_s: FloatArray) -> None:
+    """Motion from the last and the new position alone, for tracks found again after a gap.
+
+    The limit of OC-SORT's re-update, which runs the filter along a straight virtual path between the two positions.
+    """
+    if not len(again):
+        return
+    gap = gap_s[again]
+    state[4:6, again] = (at[:2, again] - state[_SEEN_AT, again]) / gap
+    state[12:14, again] = noise[:2, again] / gap
+    state[16:18, again] = 2.0 * noise[:2, again] / gap**2
+    state[8:10, again] = noise[:2, again]
+
+
+def _motion(step_s: float) -> tuple[FloatArray, FloatArray]:
+    """What a step does to the filter's rows, (20, 20), and what it adds to them for an object of size 1, (20, 1).
+
+    Gillespie, "Exact numerical simulation of the Ornstein-Uhlenbeck process and its integral", 1996.
+    """
+    moves: list[float] = []
+    growths: list[float] = []
+    for damping, agitation in ((_POSITION_DAMPING, _POSITION_AGITATION), (_SIZE_DAMPING, _SIZE_AGITATION)):
+        fade = math.exp(-damping * step_s)
+        travel = (1.0 - fade) / damping
+        spread = (1.0 - fade * fade) / (2.0 * damping)
+        moves += (1.0, travel, fade, 2.0 * travel, travel * travel, fade * travel, fade * fade)
+        var_at = agitation * max(step_s - 2.0 * travel + spread, 0.0) / damping**2
+        growths += (var_at, agitation * travel * travel / 2.0, agitation * spread)
+    transition: FloatArray = (np.array(moves) @ _WHERE_MOVES).reshape(20, 20)
+    return transition, (np.array(growths) @ _WHERE_GROWTHS)[:, None]
+
+
+def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
+    """Where `_motion`'s coefficients stand: (14, 400) in the flat matrix and (6, 20) in the column."""
+    moves, growths = np.zeros((14, 20, 20)), np.zeros((6, 20))
+    at, speed, var_at, covariance, var_speed = range(0, 20, 4)
+    for row in range(4):
+        kind = 7 * (row // 2)  # of the centre, then of the size
+        for coefficient, to, of in (
+            (0, at, at),
+            (1, at, speed),
+            (2, speed, speed),
+            (0, var_at, var_at),
+            (3, var_at, covariance),
+            (4, var_at, var_speed),
+            (2, covariance, covariance),
+            (5, covariance, var_speed),
+            (6, var_speed, var_speed),
+        ):
+            moves[kind + coefficient, to + row, of + row] = 1.0
+        for coefficient, to in enumerate((var_at, covariance, var_speed)):
+            growths[3 * (row // 2) + coefficient, to + row] = 1.0
+    return moves.reshape(14, 400), growths
+
+
+_WHERE_MOVES, _WHERE_GROWTHS = _places_of_coefficients()
+
+
+def _iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
+    """(M, N) intersection over union."""
+    ax1, ay1, ax2, ay2 = a_xyxy.T[:, :, None]
+    bx1, by1, bx2, by2 = b_xyxy.T
+    width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)
+    height = np.minimum(ay2, by2) - np.maximum(ay1, by1)
+    common: FloatArray = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    union: FloatArray = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common
+    return common / union
+
+
+def _match(similarity: FloatArray, rows: IndexArray, columns: IndexArray, least: float, matches: IndexArray) -> None:
+    """Pair tracks (rows) with detections (columns), none of which has a partner yet; written into `matches`.
+
+    Of all pairings the one with the greatest sum of what the similarities exceed `least` by.
+    """
+    if not len(rows) or not len(columns):
+        return
+    gain = similarity.take(rows, axis=0).take(columns, axis=1) - least
+    best = gain.argmax(axis=1)
+    worth = gain[np.arange(len(rows)), best] > 0
+    if not worth.all():
+        rows, gain, best = rows[worth], gain[worth], best[worth]
+        if not len(rows):
+            return
+    if np.bincount(best).max() > 1:  # somebody wants the same; otherwise each has its best, which nothing exceeds
+        _, best, _ = lap.lapjv(np.minimum(-gain, 0.0), extend_cost=True)
+        worth = best >= 0
+        worth &= gain[np.arange(len(rows)), best] > 0
+        rows, best = rows[worth], best[worth]
+    matches[rows] = columns[best]

@@ -1,0 +1,115 @@
+"""The commands of others that go on where `vision profile` ends: Nsight Systems, trtexec."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from vision.config import DetectConfig, ModelCard
+from vision.engine.build import inputs_of
+from vision.engine.cache import EngineCache, key_of
+from vision.engine.library import Gpu, GpuDescription, collect_log, find_library, logger, network_flags, start, trt
+from vision.engine.open import read_onnx, settings_of
+from vision.engine.options import BuildSettings, prepare_onnx, settled
+from vision.engine.precision import plan_typing
+from vision.engine.profiles import NetworkInput, Profile, choose_profile, make_profiles, picture_input
+from vision.engine.trtexec import Dialect, build_line, find_tool, installed_dialect, nsys_text, trtexec_text
+from vision.errors import DeviceError, ModelError
+
+_NO_GPU: Final = GpuDescription("the GPU", (8, 7))
+"""Where there is none, the name of the engine's file is only an example."""
+
+
+def nsys(model: str, batch: int, precision: str) -> str:
+    """What `vision profile --print-nsys` prints: the stage under Nsight Systems, with the ranges of its stages."""
+    vision = shutil.which("vision")
+    program = [vision] if vision is not None else [sys.executable, "-m", "vision.cli.main"]
+    options = ["--parts", "stage", "--batch", str(batch), "--precision", precision, "--seconds", "5", "--nvtx"]
+    return nsys_text([*program, "bench", model, *options])
+
+
+def trtexec(folder: Path, card: ModelCard, batch: int, detect: DetectConfig, named: Sequence[str]) -> str:
+    """What `vision profile --print-trtexec` prints: for the engine that is in the cache, or as it would be built.
+
+    Args:
+        detect: of the engine; its `max_batch` is at least `batch`.
+        named: how the user names the model: arguments of `vision build`.
+
+    Raises:
+        DeviceMissing: no TensorRT, or one that does not start here.
+        ModelError: the model has no such profile.
+    """
+    onnx = read_onnx(folder, card)
+    wanted = settled(settings_of(detect), card)
+    prepared = prepare_onnx(onnx, wanted)
+    inputs, channels = network_inputs(prepared.onnx, card), prepared.channels
+    profiles = make_profiles(
+        inputs, card, detect.max_batch, fixed_batches=bool(wanted.fixed_batches), channels=channels
+    )
+    shapes = {picture_input(inputs).name: (batch, channels, card.input.height, card.input.width)}
+    gpu = _gpu()
+    plan = EngineCache().path_of(card.name, key_of(onnx, find_library(), gpu or _NO_GPU, wanted, card))
+    dialect = installed_dialect()
+    lines = [] if gpu else ["# there is no GPU here: the path of the engine is made up"]
+    if not plan.exists():
+        lines.append(_how_to_build(folder / card.file, named, plan, dialect=dialect, profiles=profiles, wanted=wanted))
+    lines.append(trtexec_text(plan, shapes, choose_profile(profiles, shapes), dialect=dialect))
+    return "\n".join(lines)
+
+
+def _how_to_build(
+    onnx: Path,
+    named: Sequence[str],
+    plan: Path,
+    *,
+    dialect: Dialect,
+    profiles: Sequence[Profile],
+    wanted: BuildSettings,
+) -> str:
+    """The tool's own command too, where it comes to the same: not where types come from the ONNX file, which is
+    rewritten before it is built."""
+    options = ["--max-batch", str(wanted.max_batch), "--precision", wanted.precision]
+    ours = f"`{shlex.join(['vision', 'build', *named, *options])}`"
+    if plan_typing(wanted.precision, weak_typing=dialect == "trtexec-10").rewrite != "none":
+        return f"# this engine is not built yet: {ours} (this tool would build {onnx.name} as it is, in fp32)"
+    build = build_line(
+        dialect,
+        find_tool(dialect),
+        onnx=onnx,
+        plan=plan,
+        profiles=profiles,
+        precision=wanted.precision,
+        half_input=bool(wanted.half_input),
+    )
+    return f"# this engine is not built yet: {ours}, or\n{build}"
+
+
+def _gpu() -> Gpu | None:
+    """The GPU here."""
+    try:
+        from vision.gpu.cuda import open_device
+
+        return open_device()
+    except DeviceError:
+        return None
+
+
+def network_inputs(onnx: bytes, card: ModelCard) -> tuple[NetworkInput, ...]:
+    """Inputs of an ONNX file as TensorRT's parser reads them.
+
+    Raises:
+        DeviceMissing: no TensorRT, or one that does not start here.
+        ModelError: it is no model, or one that TensorRT does not take.
+    """
+    with collect_log() as log:
+        builder = start(trt.Builder, log)
+        network = builder.create_network(network_flags(strongly_typed=True))
+        parser = trt.OnnxParser(network, logger())
+        if not parser.parse(onnx):
+            said = "; ".join(log.errors()) or "it gave no reason"
+            raise ModelError(f"{find_library()} cannot read {card.file}: {said}")
+        return inputs_of(network)

@@ -1,0 +1,147 @@
+"""The network alone on TensorRT, and what copying costs: the only module here that needs a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from vision.config import DetectConfig, ModelCard
+from vision.engine.cuda_memory import CudaMemory
+from vision.engine.library import find_library
+from vision.engine.memory import MemoryPool, make_allocator
+from vision.engine.open import open_engine
+from vision.engine.profiles import Shape
+from vision.engine.runtime import Context, Engine
+from vision.errors import ModelError
+from vision.gpu.cuda import Graph, Stream, open_device, use_device
+from vision.gpu.memory import DeviceBuffer, HostBuffer, allocated, copy_to_device
+
+_COPIES: Final = 32
+
+
+def require() -> None:
+    """
+    Raises:
+        DeviceMissing: no GPU, no driver or no TensorRT.
+    """
+    open_device()
+    find_library()
+
+
+class GpuLane:
+    """`vision.benchmark.engine.Lane` on a GPU: a stream and a context with random input, as a graph or without."""
+
+    def __init__(self, engine: Engine, shapes: Mapping[str, Shape], *, graph: bool) -> None:
+        """
+        Args:
+            shapes: of the inputs that are pictures.
+
+        Raises:
+            ModelError: no profile has these shapes, or the size of an output depends on the data.
+            DeviceError: not enough memory, or it cannot be captured.
+        """
+        with contextlib.ExitStack() as made:
+            self.stream = made.enter_context(Stream())
+            self.profile = engine.choose(shapes)
+            policy: Any = "own" if graph else "off"
+            context = engine.create_context(self.profile, self.stream.address, graphs=policy)
+            for name, shape in shapes.items():
+                context.set_shape(name, shape)
+            for name, values in engine.profiles[self.profile].values.items():
+                context.set_values(name, values.opt)
+            _give_memory(engine, context, shapes, made)
+            self.context: Context | None = context
+            self._graph = made.enter_context(self._captured(context)) if graph else None
+            self._made = made.pop_all()
+
+    def _captured(self, context: Context) -> Graph:
+        return Graph.capture(self.stream, lambda: context.enqueue(self.stream.address), "the engine")
+
+    def start(self) -> None:
+        if self._graph is not None:
+            self._graph.launch(self.stream)
+        elif self.context is not None:
+            self.context.enqueue(self.stream.address)
+
+    def finish(self) -> None:
+        self.stream.synchronize()
+
+    def close(self) -> None:
+        self.context = None  # the engine cannot go before its contexts
+        self._made.close()
+
+
+def _give_memory(engine: Engine, context: Context, shapes: Mapping[str, Shape], made: contextlib.ExitStack) -> None:
+    def buffer(size: int, purpose: str) -> DeviceBuffer:
+        return made.enter_context(DeviceBuffer(size, purpose))
+
+    context.give_memory(buffer(context.memory_bytes, "activations").address, context.memory_bytes)
+    generator = np.random.default_rng(1)
+    for name, shape in shapes.items():
+        tensor = engine.tensor(name)
+        values = generator.standard_normal(shape, np.float32).astype(tensor.dtype)
+        given = buffer(values.nbytes, f"input {name}")
+        given.write(values)
+        context.set_address(name, given.address)
+    for name, size in context.output_sizes().items():
+        if size.bytes is None:
+            raise ModelError(f"the size of output {name} depends on the picture: this network is not measured alone")
+        context.set_address(name, buffer(size.bytes, f"output {name}").address)
+
+
+def picture_shapes(engine: Engine, card: ModelCard, batch: int) -> dict[str, Shape]:
+    """Shape of the input that takes pictures, for one batch."""
+    picture = next(tensor for tensor in engine.inputs if not tensor.is_shape_io)
+    return {picture.name: (batch, picture.channels, card.input.height, card.input.width)}
+
+
+@contextlib.contextmanager
+def opened_engine(folder: Path, card: ModelCard, detect: DetectConfig) -> Iterator[Engine]:
+    """The engine of a model, from the cache or built now, with its memory in a pool of our own. Errors as of
+    `open_engine`."""
+    device = open_device()
+    use_device(device)
+    with contextlib.ExitStack() as made:
+        pool = MemoryPool(CudaMemory())
+        made.callback(pool.close)
+        yield made.enter_context(
+            open_engine(
+                folder,
+                card,
+                detect,
+                device,
+                allocator=make_allocator(pool),
+                prepare_thread=lambda: use_device(device),
+            )
+        )
+
+
+def copy_gb_per_s(nbytes: int) -> float | None:
+    """Page-locked pictures of `nbytes` to the GPU, one copy a picture. None where CPU and GPU share their memory."""
+    if open_device().integrated:
+        return None
+    with (
+        Stream() as stream,
+        HostBuffer(nbytes, "a picture to copy") as host,
+        DeviceBuffer(nbytes, "a picture to copy") as target,
+    ):
+
+        def copies() -> float:
+            begin = time.perf_counter()
+            for _ in range(_COPIES):
+                copy_to_device(target.address, host.address, nbytes, stream)
+            stream.synchronize()
+            return time.perf_counter() - begin
+
+        copies()
+        return _COPIES * nbytes / min(copies() for _ in range(5)) / 1e9
+
+
+def device_mib() -> float:
+    """What this process holds of the GPU's memory, TensorRT's included."""
+    return allocated().device_bytes / 2**20

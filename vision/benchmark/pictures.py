@@ -1,0 +1,95 @@
+"""What a benchmark feeds: real pictures, so that NMS and the results thread have as much to do as in earnest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.capture.frame_reader import read_stills
+from vision.config import CameraConfig, shipped_configs
+from vision.detect.detector import Detector
+from vision.errors import SourceError
+from vision.types import Frame, FrameMeta, PixelFormat, frame_shape
+
+CLIP: Final = "vtest.mp4"
+MOST: Final = 64
+"""Different pictures that a benchmark keeps; more batches than that share them."""
+
+Image = NDArray[np.uint8]
+
+
+def shipped_clip() -> str:
+    """The recording that comes with the package: people in a street, 768x576."""
+    return str(next(iter(shipped_configs().values())).parent / CLIP)
+
+
+def read_pictures(source: str, count: int) -> list[Image]:
+    """The first `count` pictures of a recording or generator, in BGR; fewer where it ends before.
+
+    Raises:
+        SourceError: it cannot be opened or read, or has no picture.
+    """
+    camera = CameraConfig.model_validate({"id": "bench", "source": source})
+    with closing(read_stills(camera, offline=True)) as stills:
+        found = [still.pixels.copy() for still in islice(stills, count)]
+    if not found:
+        raise SourceError(f"{source} has no pictures")
+    return found
+
+
+def convert(bgr: Image, pixel_format: PixelFormat) -> Image:
+    """A BGR picture in another format; YUV as of BT.601, limited range.
+
+    Raises:
+        ValueError: NV12 and I420 need even sides.
+    """
+    height, width = bgr.shape[:2]
+    frame_shape(height, width, pixel_format)
+    if pixel_format == "bgr":
+        return bgr
+    if pixel_format == "bgrx":
+        return np.concatenate([bgr, np.zeros((height, width, 1), np.uint8)], axis=2)
+    luma, u, v = _yuv(bgr)
+    chroma = np.stack([u, v], axis=-1).ravel() if pixel_format == "nv12" else np.concatenate([u.ravel(), v.ravel()])
+    return np.concatenate([luma, chroma.reshape(height // 2, width)])
+
+
+def _yuv(bgr: Image) -> tuple[Image, Image, Image]:
+    blue, green, red = (bgr[..., channel].astype(np.float32) / 255 for channel in range(3))
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    u, v = (blue - luma) / 1.772, (red - luma) / 1.402
+    small = [each.reshape(each.shape[0] // 2, 2, -1, 2).mean(axis=(1, 3)) for each in (u, v)]
+    planes = [16 + 219 * luma, *(128 + 224 * each for each in small)]
+    y, u8, v8 = (np.clip(np.rint(plane), 0, 255).astype(np.uint8) for plane in planes)
+    return y, u8, v8
+
+
+def make_batches(
+    detector: Detector, images: Sequence[Image], slots: int, batch: int, pixel_format: PixelFormat
+) -> list[list[Frame]]:
+    """A batch for each slot, in buffers of the detector, as cameras would fill them. Images are of `pixel_format`."""
+    frames: list[Frame] = []
+    for index in range(slots * batch):
+        image = images[index % len(images)]
+        height_px, width_px = size_of(image, pixel_format)
+        pixels = detector.frame_buffer(height_px, width_px, pixel_format)
+        pixels[...] = image
+        frames.append(Frame(FrameMeta("bench", index, 0, 0, 0, width_px, height_px), pixels, pixel_format))
+    return [frames[slot * batch : (slot + 1) * batch] for slot in range(slots)]
+
+
+def size_of(image: Image, pixel_format: PixelFormat) -> tuple[int, int]:
+    """Height and width of a picture, pixels."""
+    height, width = image.shape[:2]
+    return (height * 2 // 3, width) if pixel_format in ("nv12", "i420") else (height, width)
+
+
+def is_local(source: str) -> bool:
+    """Whether reading it disturbs nobody: a file, a folder or a generator."""
+    return source.startswith("synthetic:") or Path(source).exists()

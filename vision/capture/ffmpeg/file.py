@@ -1,0 +1,251 @@
+"""Recorded video through PyAV: read by FFmpeg, and decoded by it or by whatever else takes its packets.
+
+A detector on a GPU takes pictures as they are decoded, I420 in most files. Through OpenCV they come as bgr, which is
+twice the bytes over the bus, and costs a core 4.9 ms for a picture of 1920x1080 instead of 4.0.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from vision.capture.ffmpeg.frames import encoding_of
+from vision.capture.ffmpeg.packets import Damaged, Decoded, OpenDecoder, PacketDecoder, open_container
+from vision.capture.ffmpeg.recording import Recording, require_file
+from vision.capture.pacing import Playback
+from vision.capture.source import Grab, StreamInfo
+from vision.errors import SourceError
+from vision.types import PixelFormat
+
+av.logging.set_level(None)  # FFmpeg's log calls into Python from threads of its own, which can lock up
+
+_HIGHEST_FPS: Final = 1000.0  # above it the number is the clock of a file that does not say its rate
+
+
+class PyAVFile:
+    """A file that FFmpeg can read. Satisfies `vision.capture.source.Source`.
+
+    Ends and loops as `vision.capture.opencv.file.VideoFile` does. Each pass opens the file again: not every file can be
+    sought, nor every decoder begin again.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        pixel_formats: tuple[PixelFormat, ...],
+        open_decoder: OpenDecoder,
+        *,
+        loop: bool = False,
+        offline: bool = False,
+        clock: Callable[[], int] = time.monotonic_ns,
+        utc: Callable[[], int] = time.time_ns,
+        wait: Callable[[float], object] | None = None,
+    ) -> None:
+        """
+        Args:
+            pixel_formats: what the detector takes, the cheapest first.
+            open_decoder: makes the decoder of each pass.
+        """
+        self._path = path
+        self._pixel_formats = pixel_formats
+        self._open_decoder = open_decoder
+        self._loop = loop
+        self._interrupted = threading.Event()
+        self._playback = Playback(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
+        self._pass: _Pass | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._recording = Recording(self._path, loop=self._loop)
+        self._info: StreamInfo | None = None  # None: not open
+        self._waiting: deque[Decoded] = deque()
+        self._decoded: Decoded | None = None  # the picture at hand
+        self._pending = False  # it is not yet due
+
+    @property
+    def live(self) -> bool:
+        return False
+
+    def open(self) -> StreamInfo:
+        """Read as far as the first picture: only a decoded one tells its format."""
+        self.close()
+        require_file(self._path)
+        self._playback.start()
+        self._advance()
+        self._pending = True
+        assert self._info is not None
+        return self._info
+
+    def grab(self, timeout_s: float) -> Grab | None:
+        if self._info is None:
+            raise SourceError(f"{self._path}: grab before open, or after close")
+        if not self._pending:
+            self._decoded = None  # its memory is the decoder's
+            self._advance()
+            self._pending = True
+        if self._interrupted.is_set() or not self._playback.due(self._recording.media_ns, timeout_s):
+            return None
+        self._pending = False
+        assert self._decoded is not None
+        return replace(self._playback.stamp(self._recording.media_ns), yuv=encoding_of(self._decoded.picture))
+
+    def retrieve(self, out: NDArray[np.uint8]) -> None:
+        if self._pass is None or self._decoded is None or self._pending:
+            raise SourceError(f"{self._path}: retrieve without a picture grabbed")
+        self._pass.decoder.write(self._decoded.picture, out)
+
+    def interrupt(self) -> None:
+        """Final: from now on `grab` finds nothing."""
+        self._interrupted.set()
+
+    def close(self) -> None:
+        self._end_pass()
+        self._reset()
+
+    def _end_pass(self) -> None:
+        ended, self._pass = self._pass, None
+        if ended is not None:
+            ended.close()
+
+    def _advance(self) -> None:
+        """The next picture, with its time.
+
+        Raises:
+            EndOfStream: there is none.
+        """
+        while not self._waiting:
+            if self._pass is None:
+                self._pass = self._begin_pass()
+            found = self._pass.read()
+            if found is None:
+                self._recording.finish_pass()
+                self._end_pass()
+            else:
+                self._take(self._pass, found)
+        self._decoded = self._waiting.popleft()
+        self._recording.count(self._decoded.pts_ns)
+
+    def _begin_pass(self) -> _Pass:
+        """All passes give what the first one gave: whoever reads was told of that."""
+        pixel_formats = self._pixel_formats if self._info is None else (self._info.pixel_format,)
+        begun = _Pass(self._path, self._open_decoder, pixel_formats)
+        self._recording.opened(begun.fps, begun.expected)
+        return begun
+
+    def _take(self, begun: _Pass, pictures: Sequence[Decoded]) -> None:
+        if pictures and not begun.described:
+            info = begun.describe(pictures[0])
+            self._info = self._info or info
+        self._waiting.extend(pictures)
+
+
+class _Pass:
+    """The file, from its beginning to its end."""
+
+    def __init__(self, path: Path, open_decoder: OpenDecoder, pixel_formats: tuple[PixelFormat, ...]) -> None:
+        """
+        Raises:
+            SourceError: it is not a video, or the decoder cannot decode it.
+        """
+        self._path = path
+        self.described = False
+        self._drained = False
+        self._container = self._open()
+        try:
+            self._stream = self._video()
+            self.decoder: PacketDecoder = open_decoder(self._stream, pixel_formats)
+        except SourceError as error:
+            self._container.close()
+            raise self._located(error) from error
+        self._packets: Iterator[Packet[Any]] = self._container.demux(self._stream)
+        self.fps = _rate(self._stream)
+        self.expected = _expected(self._stream, (self._container.duration or 0) / av.time_base, self.fps)
+
+    def describe(self, first: Decoded) -> StreamInfo:
+        """What pictures like this one are delivered as.
+
+        Raises:
+            SourceError: the detector takes nothing that can be made of them.
+        """
+        self.described = True
+        try:
+            return self.decoder.describe(first.picture, self.fps)
+        except SourceError as error:
+            raise self._located(error) from error
+
+    def read(self) -> Sequence[Decoded] | None:
+        """The pictures that the next packet completes; None: there are no more.
+
+        Raises:
+            SourceError: the decoder failed.
+        """
+        packet = self._next()
+        if packet is None:
+            return None
+        try:
+            return self.decoder.decode(packet)
+        except Damaged:
+            return ()
+        except SourceError as error:
+            raise self._located(error) from error
+
+    def close(self) -> None:
+        self.decoder.close()
+        self._container.close()
+
+    def _open(self) -> InputContainer:
+        try:  # an absolute path, because FFmpeg takes a word before a colon for a protocol
+            return open_container(str(self._path.absolute()))
+        except (av.FFmpegError, ValueError) as error:
+            raise SourceError(
+                f"{self._path}: not a video that FFmpeg can decode",
+                hint="a recording that was cut off may lack its index: `ffmpeg -i FILE` says more",
+            ) from error
+
+    def _video(self) -> VideoStream:
+        stream = next(iter(self._container.streams.video), None)
+        if stream is None:
+            raise SourceError("there is no video in it")
+        if getattr(stream, "codec_context", None) is None:
+            raise SourceError("not a video that FFmpeg can decode", hint="`ffmpeg -i FILE` says what it is coded in")
+        return stream
+
+    def _next(self) -> Packet[Any] | None:
+        """The next packet; an empty one behind the last, which makes the decoder give out what it has; then None."""
+        if self._drained:
+            return None
+        try:
+            packet = next(self._packets, None)
+        except (av.FFmpegError, IndexError):  # it cannot be read on; or PyAV met a stream that begins in the middle
+            packet = None
+        if packet is None:
+            packet = Packet(0)
+            packet.stream = self._stream
+        self._drained = not packet.size
+        return packet
+
+    def _located(self, error: SourceError) -> SourceError:
+        return SourceError(f"{self._path}: {error.args[0]}", hint=error.hint)
+
+
+def _rate(stream: VideoStream) -> float | None:
+    """Pictures per second, by the file's own word."""
+    fps = float(stream.average_rate or stream.guessed_rate or 0)
+    return fps if 0 < fps <= _HIGHEST_FPS else None
+
+
+def _expected(stream: VideoStream, seconds: float, fps: float | None) -> int:
+    """How many pictures there should be; 0: the file does not say."""
+    return stream.frames or int(max(0.0, seconds) * (fps or 0.0) + 0.5)

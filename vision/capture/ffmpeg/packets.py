@@ -1,0 +1,136 @@
+"""From coded packets to pictures: what whoever reads packets needs of a decoder, and the decoder that is everywhere.
+
+Reading a stream and decoding it are apart because connections, key frames, damage and times are the same whatever
+decodes: FFmpeg on the CPU here, NVDEC in `vision.capture.nvdec.source`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from vision.capture.ffmpeg.frames import PictureWriter, choose_format, encoding_of
+from vision.capture.source import StreamInfo
+from vision.errors import SourceError
+from vision.types import PixelFormat
+
+
+class Damaged(Exception):
+    """The data is no picture, or a broken one that was not decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One picture, in its decoder's memory: valid until the decoder is called again."""
+
+    picture: Any  # only its decoder knows what it is
+    pts_ns: int | None
+    corrupt: bool = False
+
+
+class PacketDecoder(Protocol):
+    """The decoder of one stream. One call at a time; `write` may come from another thread than the others."""
+
+    def decode(self, packet: Packet[Any]) -> Sequence[Decoded]:
+        """Pictures that this packet completes. An empty packet is the last one: all that are left.
+
+        Raises:
+            Damaged: the data is no picture.
+            SourceError: the decoder failed, or cannot decode this.
+        """
+
+    def describe(self, picture: Any, fps: float | None) -> StreamInfo:
+        """What is delivered of a stream of such pictures.
+
+        Raises:
+            SourceError: the detector takes nothing that can be made of it.
+        """
+
+    def write(self, picture: Any, out: NDArray[np.uint8]) -> None:
+        """As `vision.capture.source.Source.retrieve`."""
+
+    def close(self) -> None:
+        """Release everything. May be called twice."""
+
+
+class OpenDecoder(Protocol):
+    """Makes the decoder of a stream."""
+
+    def __call__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...], /) -> PacketDecoder:
+        """
+        Raises:
+            SourceError: it cannot decode this stream.
+        """
+
+
+class FFmpegDecoder:
+    """Decodes on the CPU. The decoder's own format is delivered where the detector takes it, else bgr."""
+
+    def __init__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> None:
+        stream.codec_context.thread_count = 1  # each further thread holds back one more picture
+        self._name = f"pyav-{stream.codec_context.name}"
+        self._pixel_formats = pixel_formats
+        self._writer: PictureWriter | None = None
+
+    def decode(self, packet: Packet[Any]) -> Sequence[Decoded]:
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            raise Damaged from None
+        except av.FFmpegError as error:
+            raise SourceError(f"a picture could not be decoded: {error.strerror}") from None
+        return list(self._pictures(frames))
+
+    @staticmethod
+    def _pictures(frames: Sequence[object]) -> Iterator[Decoded]:
+        for frame in frames:
+            if isinstance(frame, VideoFrame):
+                yield Decoded(frame, time_ns(frame), frame.is_corrupt)
+
+    def describe(self, picture: VideoFrame, fps: float | None) -> StreamInfo:
+        pixel_format = choose_format(picture.format.name, picture.height, picture.width, self._pixel_formats)
+        self._writer = PictureWriter(pixel_format)
+        return StreamInfo(
+            width_px=picture.width,
+            height_px=picture.height,
+            pixel_format=pixel_format,
+            fps=fps,
+            decoder=self._name,
+            yuv=encoding_of(picture),
+        )
+
+    def write(self, picture: VideoFrame, out: NDArray[np.uint8]) -> None:
+        if self._writer is None:
+            raise SourceError("a picture is to be written that was never described")
+        self._writer.write(picture, out)
+
+    def close(self) -> None:
+        self._writer = None
+
+
+def open_container(address: str, **options: Any) -> InputContainer:
+    """`av.open`, for reading. Metadata that is no UTF-8 is no reason to fail, which PyAV before 19 has to be told.
+
+    Raises:
+        av.FFmpegError, ValueError: it cannot be opened; their text has the address in it, secrets included.
+    """
+    if int(av.__version__.partition(".")[0]) < 19:
+        options["metadata_errors"] = "replace"
+    container: InputContainer = av.open(address, mode="r", **options)
+    return container
+
+
+def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
+    """Presentation time."""
+    if timed.pts is None or timed.time_base is None:
+        return None
+    return timed.pts * timed.time_base.numerator * 1_000_000_000 // timed.time_base.denominator

@@ -1,0 +1,346 @@
+"""Network cameras through PyAV, which is FFmpeg with its own options for every connection.
+
+FFmpeg reads the stream, and decodes it too unless another decoder is given (`vision.capture.ffmpeg.packets`).
+
+OpenCV brings FFmpeg too, but goes on in the first size when a stream changes its own, gives nothing but bgr, tells
+nothing about damaged pictures, and takes RTSP's transport from an environment variable of the whole process. PyAV is a
+wheel, where GStreamer is Debian packages; GStreamer remains the better one for RTSP, because it knows of every lost
+packet, and decodes on a Jetson's hardware.
+
+What FFmpeg tells of damage: a picture in which a slice could not be decoded (``Frame.is_corrupt``), data that is no
+picture (an error of the decoder), and packets that a demuxer marks (``Packet.is_corrupt``; not RTP's). It does not tell
+of a picture that is missing whole: the ones behind it, up to the next key frame, look well and are not. For H.264 that
+is found by `vision.capture.ffmpeg.h264`.
+
+Recordings are read by `vision.capture.ffmpeg.file`. Where the detector prefers bgr they stay with OpenCV: what I420 saves
+in reading, 0.4 ms a picture, preprocessing on the CPU spends again.
+
+Calls that may block are made on a thread of their own (`BlockingCalls`), one packet each, so that none outlives the
+library's own time-outs, and a stream that gives packets but no pictures cannot keep that thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from numpy.typing import NDArray
+
+from vision.capture.blocking import BlockingCalls, Interrupted
+from vision.capture.clock import CaptureClock
+from vision.capture.diagnosis import explain_open
+from vision.capture.ffmpeg.frames import encoding_of
+from vision.capture.ffmpeg.h264 import MissingPictures
+from vision.capture.ffmpeg.packets import (
+    Damaged,
+    Decoded,
+    FFmpegDecoder,
+    OpenDecoder,
+    PacketDecoder,
+    open_container,
+    time_ns,
+)
+from vision.capture.packet_info import Coded, KeyFrameGate, Timeline
+from vision.capture.source import Grab, StreamInfo
+from vision.config.addresses import source_kind
+from vision.config.app import CameraConfig
+from vision.errors import SourceError, redact
+from vision.types import PixelFormat
+
+log = logging.getLogger(__name__)
+
+# FFmpeg prints URLs with passwords, and its log calls into Python from threads of its own, which can lock up.
+av.logging.set_level(None)
+
+_GRACE_S: Final = 1.0  # for a library that is late by its own time-outs
+_DIAGNOSIS_S: Final = 1.0  # `explain_open` after a time-out: connecting and asking
+_HIGHEST_FPS: Final = 1000.0  # above it the number is the clock of a stream that does not say its rate
+
+_OPTIONS: Final = {"fpsprobesize": "0"}
+"""FFmpeg would read 20 pictures to measure their rate, which takes seconds, and then give them all at once."""
+
+_RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "10000"}
+"""Without sound, which nobody listens to, and metadata, which FFmpeg may wait for in vain."""
+
+
+class PyAVSource:
+    """One RTSP or HTTP camera through PyAV.
+
+    `pixel_formats`: what the detector takes. `open_decoder` makes the decoder of each connection.
+    """
+
+    def __init__(
+        self,
+        camera: CameraConfig,
+        pixel_formats: tuple[PixelFormat, ...],
+        *,
+        open_decoder: OpenDecoder = FFmpegDecoder,
+        clock: Callable[[], int] = time.monotonic_ns,
+        utc: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._camera = camera
+        self._pixel_formats = pixel_formats
+        self._open_decoder = open_decoder
+        self._clock = clock
+        self._interrupted = threading.Event()
+        self._stamps = CaptureClock(round(camera.staleness_s * 1e9), self._warn, clock=clock, utc=utc)
+        self._connection = self._new_connection()
+        self._calls: BlockingCalls[tuple[_Picture, ...]] | None = None
+        self._reset()
+
+    def _new_connection(self) -> _Connection:
+        return _Connection(self._camera, self._open_decoder, self._pixel_formats, self._clock)
+
+    def _reset(self) -> None:
+        self._waiting: deque[_Picture] = deque()
+        self._picture: _Picture | None = None  # the one grabbed last
+
+    @property
+    def live(self) -> bool:
+        return True
+
+    def open(self) -> StreamInfo:
+        """Connect, and wait for the first key frame: only a decoded picture tells its format."""
+        self.close()
+        connection = self._connection = self._new_connection()
+        self._calls = BlockingCalls("pyav")
+        if self._interrupted.is_set():  # it came before there was anything to wake
+            raise self._error("interrupted while it opened")
+        began = time.monotonic()
+        self._connect(self._calls, connection)
+        first = self._next(max(_GRACE_S, began + self._camera.open_timeout_s - time.monotonic()))
+        if first is None and self._interrupted.is_set():
+            raise self._error("interrupted while it opened")
+        if first is None or connection.decoder is None:
+            raise self._error(
+                "it answers, but no picture came in time",
+                hint="raise `open_timeout_s`, or make its key frames more frequent",
+            )
+        self._waiting.appendleft(first)
+        return connection.decoder.describe(first.decoded.picture, connection.fps)
+
+    def _connect(self, calls: BlockingCalls[tuple[_Picture, ...]], connection: _Connection) -> None:
+        patience_s = self._camera.open_timeout_s + _DIAGNOSIS_S + _GRACE_S
+        calls.begin(connection.open)
+        try:
+            calls.result(patience_s)
+        except Interrupted:
+            raise self._error("interrupted while it opened") from None
+        except TimeoutError:
+            raise self._error(
+                f"the library has not answered for {patience_s:g} s", hint="a name that cannot be looked up takes long"
+            ) from None
+
+    def grab(self, timeout_s: float) -> Grab | None:
+        if self._calls is None:
+            raise self._error("grab before open, or after close")
+        self._picture = None  # its memory is the decoder's
+        picture = self._next(timeout_s)
+        if picture is None:
+            return None
+        self._picture = picture
+        stamp = self._stamps.stamp(picture.coded.arrived_ns, picture.coded.ntp_utc_ns)
+        return Grab(
+            stamp.captured_ns,
+            stamp.captured_utc_ns,
+            stamp.clock,
+            picture.decoded.pts_ns,
+            corrupt=picture.coded.corrupt,
+            yuv=encoding_of(picture.decoded.picture),
+        )
+
+    def retrieve(self, out: NDArray[np.uint8]) -> None:
+        picture, decoder = self._picture, self._connection.decoder
+        if picture is None or decoder is None:
+            raise self._error("retrieve without a picture grabbed")
+        decoder.write(picture.decoded.picture, out)
+
+    def interrupt(self) -> None:
+        """Final: from now on `open` fails and `grab` finds nothing."""
+        self._interrupted.set()
+        calls = self._calls
+        if calls is not None:
+            calls.wake()
+
+    def close(self) -> None:
+        calls, self._calls = self._calls, None
+        self._reset()
+        if calls is not None:
+            calls.end(self._connection.release)
+
+    def _next(self, timeout_s: float) -> _Picture | None:
+        """The next decoded picture; None if none came in time or `interrupt` was called.
+
+        Raises:
+            SourceError: the connection or the decoder failed.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._waiting:
+            if self._calls is None or self._interrupted.is_set():
+                return None
+            if not self._calls.busy:
+                self._calls.begin(self._connection.step)
+            try:
+                self._waiting.extend(self._calls.result(deadline - time.monotonic()))
+            except (TimeoutError, Interrupted):
+                return None
+        return None if self._interrupted.is_set() else self._waiting.popleft()
+
+    def _error(self, text: str, hint: str = "") -> SourceError:
+        return SourceError(f"{redact(self._camera.source)}: {text}", hint=hint)
+
+    def _warn(self, text: str) -> None:
+        log.warning("camera %s: %s", self._camera.id, text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """One decoded picture, and what was known of it before."""
+
+    decoded: Decoded
+    coded: Coded
+
+
+@dataclass(slots=True)
+class _Connection:
+    """One connection. Its methods run on the library's thread, which may outlive the source's interest in it."""
+
+    camera: CameraConfig
+    open_decoder: OpenDecoder
+    pixel_formats: tuple[PixelFormat, ...]
+    clock: Callable[[], int]
+    fps: float | None = None
+    decoder: PacketDecoder | None = None
+    _container: InputContainer | None = None
+    _packets: Iterator[Packet[Any]] | None = None
+    _gate: KeyFrameGate = field(default_factory=KeyFrameGate)
+    _timeline: Timeline = field(default_factory=Timeline)
+    _missing: MissingPictures | None = None
+    _least_delay_ns: int | None = None
+
+    def open(self) -> tuple[_Picture, ...]:
+        began = time.monotonic()
+        try:
+            container = self._container = self._open()
+        except (av.FFmpegError, ValueError):  # their text has the URL in it
+            took_s = time.monotonic() - began
+            raise explain_open(self.camera.source, open_timeout_s=self.camera.open_timeout_s, took_s=took_s) from None
+        if not container.streams.video:
+            raise self._error("it sends no video", "set the camera to H.264, H.265 or MJPEG")
+        stream = container.streams.video[0]
+        try:
+            self.decoder = self.open_decoder(stream, self.pixel_formats)
+        except SourceError as error:
+            raise self._located(error) from error
+        self.fps = _believable(stream.average_rate)
+        if stream.codec_context.name == "h264":
+            self._missing = MissingPictures(stream.codec_context.extradata)
+        self._packets = container.demux(stream)
+        return ()
+
+    def _open(self) -> InputContainer:
+        camera, options = self.camera, dict(_OPTIONS)
+        if source_kind(camera.source) == "rtsp":
+            options.update(_RTSP_OPTIONS, rtsp_transport=camera.transport)
+        return open_container(camera.source, options=options, timeout=(camera.open_timeout_s, camera.read_timeout_s))
+
+    def step(self) -> tuple[_Picture, ...]:
+        """Read one packet, and decode it.
+
+        Raises:
+            SourceError: the stream ended, or no packet came within the read timeout.
+        """
+        if self._packets is None or self.decoder is None:
+            return ()
+        began = time.monotonic()
+        try:
+            packet = next(self._packets)
+        except StopIteration:
+            raise self._error("the camera ended the stream") from None
+        except av.FFmpegError as error:
+            raise self._reading_failed(error, time.monotonic() - began) from None
+        return tuple(self._decode(self.decoder, packet))
+
+    def release(self) -> tuple[_Picture, ...]:
+        decoder, self.decoder = self.decoder, None
+        if decoder is not None:
+            decoder.close()
+        container, self._container, self._packets = self._container, None, None
+        if container is not None:
+            container.close()
+        return ()
+
+    def _decode(self, decoder: PacketDecoder, packet: Packet[Any]) -> Iterator[_Picture]:
+        now_ns, pts_ns = self.clock(), time_ns(packet)
+        missing = self._missing is not None and self._missing.before(memoryview(packet))
+        if packet.is_corrupt or missing:
+            self._gate.lost()
+        if packet.size:  # the last one, which makes the decoder give out what it has, is empty
+            lag_ns = self._lag_ns(now_ns, pts_ns)
+            if not self._gate.passes(key=packet.is_keyframe, now_ns=now_ns, lag_ns=lag_ns):
+                return
+            if pts_ns is not None:
+                self._timeline.put(pts_ns, Coded(now_ns, _sent_utc_ns(packet), self._gate.damaged))
+        try:
+            pictures = decoder.decode(packet)
+        except Damaged:
+            self._gate.spoilt()
+            return
+        except SourceError as error:
+            raise self._located(error) from error
+        for decoded in pictures:
+            yield self._picture(decoded, now_ns)
+
+    def _picture(self, decoded: Decoded, now_ns: int) -> _Picture:
+        if decoded.corrupt:
+            self._gate.spoilt()
+        coded = self._timeline.take(decoded.pts_ns) if decoded.pts_ns is not None else None
+        if coded is None:  # a stream without times
+            coded = Coded(now_ns, None, self._gate.damaged)
+        if decoded.corrupt:
+            coded = Coded(coded.arrived_ns, coded.ntp_utc_ns, corrupt=True)
+        return _Picture(decoded, coded)
+
+    def _lag_ns(self, now_ns: int, pts_ns: int | None) -> int:
+        """How much later this packet is read than it would be if reading had always kept up."""
+        if pts_ns is None:
+            return 0
+        delay_ns = now_ns - pts_ns
+        if self._least_delay_ns is None or delay_ns < self._least_delay_ns:
+            self._least_delay_ns = delay_ns
+        return delay_ns - self._least_delay_ns
+
+    def _reading_failed(self, error: av.FFmpegError, waited_s: float) -> SourceError:
+        if isinstance(error, av.error.ExitError):  # the answer to PyAV's own time-out
+            return self._error(f"no picture for {waited_s:.1f} s", "check the network, or raise `read_timeout_s`")
+        return self._error(f"the connection failed: {error.strerror}", "check cable, network and the camera's power")
+
+    def _located(self, error: SourceError) -> SourceError:
+        """What a decoder said, with the camera's address."""
+        return self._error(str(error.args[0]), error.hint)
+
+    def _error(self, text: str, hint: str = "") -> SourceError:
+        return SourceError(f"{redact(self.camera.source)}: {text}", hint=hint)
+
+
+def _believable(rate: Any) -> float | None:
+    fps = float(rate) if rate else 0.0
+    return fps if 0 < fps <= _HIGHEST_FPS else None
+
+
+def _sent_utc_ns(packet: Packet[Any]) -> int | None:
+    """Capture time by the camera's RTCP sender reports: FFmpeg's AVProducerReferenceTime, which newer PyAV shows."""
+    if not hasattr(packet, "has_sidedata") or not packet.has_sidedata("prft"):
+        return None
+    (utc_us,) = struct.unpack_from("=q", bytes(packet.get_sidedata("prft")))
+    return int(utc_us) * 1000

@@ -1,0 +1,142 @@
+"""NVDEC where it can decode a stream, and FFmpeg where it cannot: what `via: auto` takes where a graphics card detects.
+
+What a card decodes shows with a stream's first key frame, and a camera may be set to something else until its next
+connection. So the choice is made anew for each, between decoders that take the same packets, and nothing is opened
+twice. Where the pictures go was decided before that, once: GPU memory. FFmpeg's are copied there, which the detector
+would have done later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import numpy as np
+from av.packet import Packet
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from vision.capture.ffmpeg.packets import Damaged, Decoded, OpenDecoder, PacketDecoder
+from vision.capture.source import StreamInfo
+from vision.errors import OutOfMemory, SourceError
+from vision.gpu.cuda import Stream, memory_info
+from vision.gpu.device_image import DeviceImage
+from vision.gpu.memory import copy_to_device
+from vision.types import PixelFormat
+
+_RESERVED: Final = 8
+"""With less than this part of the card's memory free, no decoder is opened: cameras that come later need buffers."""
+
+_MOST_KEPT: Final = 64  # packets; a decoder that holds back more pictures than that is none that can be left
+
+
+class NvdecOrFFmpeg:
+    """Satisfies `vision.capture.ffmpeg.packets.PacketDecoder`; FFmpeg's pictures go into GPU memory, too."""
+
+    def __init__(
+        self,
+        stream: VideoStream,
+        pixel_formats: tuple[PixelFormat, ...],
+        *,
+        nvdec: OpenDecoder,
+        ffmpeg: OpenDecoder,
+        say: Callable[[str], object],
+    ) -> None:
+        """
+        Args:
+            nvdec: makes the decoder that is wanted. It may refuse a stream, and so may the decoder up to its first
+                picture: with `SourceError` or `OutOfMemory`.
+            ffmpeg: makes the one for what is refused.
+            say: is told why.
+        """
+        self._stream = stream
+        self._pixel_formats = pixel_formats
+        self._ffmpeg = ffmpeg
+        self._say = say
+        self._kept: deque[Packet[Any]] = deque(maxlen=_MOST_KEPT)  # what NVDEC has taken before its first picture
+        self._settled = False
+        self._copies: Stream | None = None  # FFmpeg decodes
+        self._staged = np.empty(0, np.uint8)
+        self._decoder = self._first(nvdec)
+
+    def _first(self, nvdec: OpenDecoder) -> PacketDecoder:
+        if "nv12" not in self._pixel_formats:  # as for the later passes of a loop that FFmpeg began
+            return self._other()
+        try:
+            require_room()
+            return nvdec(self._stream, self._pixel_formats)
+        except (SourceError, OutOfMemory) as refusal:
+            self._say_why(refusal)
+            return self._other()
+
+    def _other(self) -> PacketDecoder:
+        self._settled = True
+        self._copies = Stream()
+        return self._ffmpeg(self._stream, self._pixel_formats)
+
+    def decode(self, packet: Packet[Any]) -> Sequence[Decoded]:
+        if self._settled:
+            return self._decoder.decode(packet)
+        self._kept.append(_copy(packet, self._stream))
+        try:
+            found = self._decoder.decode(packet)
+        except (SourceError, OutOfMemory) as refusal:
+            return self._begin_again(refusal)
+        if found:
+            self._settled = True
+            self._kept.clear()
+        return found
+
+    def _begin_again(self, refusal: Exception) -> Sequence[Decoded]:
+        """With what was taken so far, by FFmpeg."""
+        self._say_why(refusal)
+        self._decoder.close()
+        self._decoder = self._other()
+        found: list[Decoded] = []
+        while self._kept:
+            with suppress(Damaged):
+                found += self._decoder.decode(self._kept.popleft())
+        return found
+
+    def describe(self, picture: Any, fps: float | None) -> StreamInfo:
+        return self._decoder.describe(picture, fps)
+
+    def write(self, picture: Any, out: NDArray[np.uint8]) -> None:
+        if self._copies is None or not isinstance(out, DeviceImage):
+            self._decoder.write(picture, out)
+            return
+        if self._staged.shape != out.shape:
+            self._staged = np.empty(out.shape, np.uint8)
+        self._decoder.write(picture, self._staged)
+        copy_to_device(out.address, self._staged.ctypes.data, self._staged.nbytes, self._copies)
+        self._copies.synchronize()  # the reader begins at once
+
+    def close(self) -> None:
+        self._decoder.close()
+        copies, self._copies = self._copies, None
+        if copies is not None:
+            copies.close()
+
+    def _say_why(self, refusal: Exception) -> None:
+        self._say(f"decoded on the CPU, because {refusal.args[0]}")
+
+
+def require_room() -> None:
+    """
+    Raises:
+        SourceError: the card has little memory left.
+    """
+    free_bytes, total_bytes = memory_info()
+    if free_bytes * _RESERVED < total_bytes:
+        raise SourceError(f"less than 1/{_RESERVED} of the graphics card's memory is free")
+
+
+def _copy(packet: Packet[Any], stream: VideoStream) -> Packet[Any]:
+    """Decoders may take the data out of a packet."""
+    copied: Packet[Any] = Packet(bytes(packet)) if packet.size else Packet(0)
+    copied.stream = stream
+    if packet.size:
+        copied.pts, copied.dts, copied.time_base = packet.pts, packet.dts, packet.time_base
+    return copied

@@ -1,0 +1,156 @@
+"""A stream's packets through NVDEC. FFmpeg reads the stream and its formats, NVDEC decodes it.
+
+NVDEC is told a picture size once and says little about its pictures. So what a picture is, is asked of FFmpeg: it
+decodes the first key frame, and each one that comes with other parameters, on the CPU and for its format alone. A new
+format gets a new session; what the old one still holds comes out first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+import av
+import numpy as np
+from av.codec import CodecContext
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from vision.capture.ffmpeg.frames import choose_format, encoding_of
+from vision.capture.ffmpeg.packets import Damaged, Decoded, time_ns
+from vision.capture.nvdec.annexb import AnnexB
+from vision.capture.nvdec.decoder import CODECS, Session, Surface, require_nvdec
+from vision.capture.source import StreamInfo
+from vision.errors import SourceError
+from vision.gpu.cuda import Stream
+from vision.types import PixelFormat, YuvEncoding
+
+log = logging.getLogger(__name__)
+
+_EIGHT_BITS: Final = ("yuv420p", "yuvj420p", "nv12")
+
+
+class NvdecDecoder:
+    """Satisfies `vision.capture.ffmpeg.packets.PacketDecoder`; its pictures are nv12."""
+
+    def __init__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...], *, live: bool) -> None:
+        """`live`: every picture is wanted as soon as it is there.
+
+        Raises:
+            SourceError: NVDEC cannot be used, or not for this codec and this detector.
+        """
+        self._codec = stream.codec_context.name
+        require_nvdec(self._codec)
+        if "nv12" not in pixel_formats:
+            raise SourceError(
+                f"NVDEC gives nv12 pictures, expected {', '.join(pixel_formats)}", hint="leave out `via: nvdec`"
+            )
+        self._coded = stream.codec_context
+        self._annexb = AnnexB(stream)
+        self._at_once = live
+        self._parameters: bytes | None = None
+        self._format: tuple[int, int, YuvEncoding] | None = None  # of the session: height, width, colours
+        self._latest_ns: int | None = None
+        self._stream = Stream()
+        self._session: Session | None = None
+        self._retired: Session | None = None  # its last pictures may still be read
+
+    def decode(self, packet: Packet[Any]) -> Sequence[Decoded]:
+        self._discard_retired()
+        found: list[Decoded] = []
+        for one in self._convert(packet):
+            found += self._decode(one) if one.size else self._drain()
+        return found
+
+    def describe(self, picture: Surface, fps: float | None) -> StreamInfo:
+        name = f"nvdec-{CODECS[self._codec].lower()}"
+        return StreamInfo(picture.width_px, picture.height_px, "nv12", fps, name, picture.yuv)
+
+    def write(self, picture: Surface, out: NDArray[np.uint8]) -> None:
+        picture.copy_to(out, self._stream)
+
+    def close(self) -> None:
+        self._discard_retired()
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+        self._stream.close()
+
+    def _convert(self, packet: Packet[Any]) -> list[Packet[Any]]:
+        try:
+            return list(self._annexb.convert(packet))
+        except av.FFmpegError:
+            raise Damaged from None
+
+    def _decode(self, packet: Packet[Any]) -> Sequence[Decoded]:
+        data, at_ns = bytes(packet), time_ns(packet)
+        found: Sequence[Decoded] = ()
+        if packet.is_keyframe:
+            data, parameters = self._annexb.with_parameters(data)
+            if parameters != self._parameters or not parameters:
+                found = self._follow_format(self._probe(data))
+                self._parameters = parameters
+        self._watch_order(at_ns)
+        if self._session is None:  # nothing can be decoded before the first key frame
+            return found
+        return [*found, *_pictures(self._session.decode(data, at_ns or 0), timed=at_ns is not None)]
+
+    def _drain(self) -> Sequence[Decoded]:
+        return [] if self._session is None else _pictures(self._session.decode(b"", 0), timed=True)
+
+    def _follow_format(self, frame: VideoFrame) -> Sequence[Decoded]:
+        """A session for pictures like `frame`; what was left in the one before it."""
+        if frame.format.name not in _EIGHT_BITS:
+            raise SourceError(
+                f"expected pictures of 8 bits, 4:2:0, for NVDEC, this stream has {frame.format.name}",
+                hint="change the camera's settings, or leave out `via`: then it is decoded on the CPU",
+            )
+        choose_format("nv12", frame.height, frame.width, ("nv12",))  # its sides are even
+        encoding = encoding_of(frame)
+        new = (frame.height, frame.width, encoding)
+        if new == self._format:
+            return ()
+        found = self._drain()
+        self._retired, self._session = self._session, None
+        self._session = Session(self._codec, self._stream, encoding, at_once=self._at_once)
+        self._format = new
+        return found
+
+    def _probe(self, data: bytes) -> VideoFrame:
+        """What a key frame looks like, by FFmpeg.
+
+        Raises:
+            Damaged: it is not whole.
+        """
+        context: Any = CodecContext.create(self._coded.codec, "r")
+        context.thread_count = 1
+        try:
+            frames = [*context.decode(Packet(data)), *context.decode(None)]
+        except av.FFmpegError:
+            raise Damaged from None
+        for frame in frames:
+            if isinstance(frame, VideoFrame):
+                return frame
+        raise Damaged
+
+    def _watch_order(self, at_ns: int | None) -> None:
+        """NVDEC may give pictures at once only where they are sent in the order in which they are shown."""
+        if at_ns is None:
+            return
+        if self._at_once and self._latest_ns is not None and at_ns < self._latest_ns:
+            log.info("pictures are sent out of order: from the next key frame on, NVDEC gives them out later")
+            self._at_once = False
+            self._format = self._parameters = None
+        self._latest_ns = at_ns
+
+    def _discard_retired(self) -> None:
+        retired, self._retired = self._retired, None
+        if retired is not None:
+            retired.close()
+
+
+def _pictures(surfaces: Sequence[Surface], *, timed: bool) -> list[Decoded]:
+    return [Decoded(surface, surface.time if timed else None) for surface in surfaces]

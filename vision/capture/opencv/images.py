@@ -1,0 +1,159 @@
+"""A folder of images, or one image, as a camera: test sets, time lapses, what a web cam has left on a disk."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.capture.pacing import Playback
+from vision.capture.source import Grab, StreamInfo
+from vision.errors import EndOfStream, SizeChanged, SourceError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+_FPS: Final = 1.0
+
+
+class ImageFolder:
+    """The images of a folder in natural order (``img2`` before ``img10``), in bgr, upright as their EXIF data says.
+
+    An image that cannot be read is skipped, counted in `skipped` and named in the log: one bad file in a thousand is
+    no reason to stop. A folder without a single readable one is an error. Files that come later are seen when the
+    folder is opened again.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fps: float | None = None,
+        loop: bool = False,
+        offline: bool = False,
+        clock: Callable[[], int] = time.monotonic_ns,
+        utc: Callable[[], int] = time.time_ns,
+        wait: Callable[[float], object] | None = None,
+    ) -> None:
+        """
+        Args:
+            path: a folder or one image.
+            fps: pictures per second, 1 where absent; offline it only gives them their times.
+        """
+        self._path = path
+        self._interval_ns = round(1e9 / (fps or _FPS))
+        self._loop = loop
+        self._interrupted = threading.Event()
+        self._playback = Playback(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._files: list[Path] = []
+        self._at = 0  # the file to read next
+        self._index = 0  # of the picture at hand, over all passes
+        self._picture: NDArray[np.uint8] | None = None  # decoded and not yet due, or due and to be retrieved
+        self._due = False
+        self.skipped = 0  # since it was opened
+
+    @property
+    def live(self) -> bool:
+        return False
+
+    def open(self) -> StreamInfo:
+        self.close()
+        self._files = list_images(self._path)
+        picture = self._next()
+        if picture is None:
+            raise SourceError(f"{self._path}: none of its {self.skipped} images can be read")
+        self._picture = picture
+        self._index = 0
+        self._playback.start()
+        return StreamInfo(picture.shape[1], picture.shape[0], "bgr", 1e9 / self._interval_ns, "imread")
+
+    def grab(self, timeout_s: float) -> Grab | None:
+        if self._picture is None:
+            raise SourceError(f"{self._path}: grab before open, or after close")
+        if self._due:
+            self._advance()
+        media_ns = self._index * self._interval_ns
+        self._due = not self._interrupted.is_set() and self._playback.due(media_ns, timeout_s)
+        return self._playback.stamp(media_ns) if self._due else None
+
+    def retrieve(self, out: NDArray[np.uint8]) -> None:
+        if self._picture is None or not self._due:
+            raise SourceError(f"{self._path}: retrieve without a picture grabbed")
+        if self._picture.shape != out.shape:
+            raise SizeChanged(self._picture.shape[0], self._picture.shape[1])
+        np.copyto(out, self._picture)
+
+    def interrupt(self) -> None:
+        """Final: from now on `grab` finds nothing."""
+        self._interrupted.set()
+
+    def close(self) -> None:
+        self._reset()
+
+    def _advance(self) -> None:
+        picture = self._next()
+        if picture is None and self._loop:
+            self._at = 0
+            picture = self._next()
+            if picture is None:
+                raise SourceError(f"{self._path}: none of its images can be read any more")
+        if picture is None:
+            raise EndOfStream(f"{self._path}: ended after {self._index + 1} images, {self.skipped} skipped")
+        self._picture = picture
+        self._index += 1
+
+    def _next(self) -> NDArray[np.uint8] | None:
+        """The next readable image of this pass. One that is not is left out from now on."""
+        while self._at < len(self._files):
+            picture = read_image(self._files[self._at])
+            if picture is not None:
+                self._at += 1
+                return picture
+            log.warning("%s: skipped, not an image that OpenCV can read", self._files.pop(self._at))
+            self.skipped += 1
+        return None
+
+
+def list_images(path: Path) -> list[Path]:
+    """The images of a folder, sorted naturally; or the one file that `path` is.
+
+    Raises:
+        SourceError: there are none, or the folder cannot be read.
+    """
+    try:
+        if not path.is_dir():
+            with path.open("rb"):
+                return [path]
+        files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file()]
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}", hint="check the path and its permissions") from error
+    if not files:
+        raise SourceError(f"{path}: no images in this folder", hint=f"expected {', '.join(sorted(SUFFIXES))}")
+    return sorted(files, key=lambda file: natural_key(file.name))
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that orders numbers within names by their value."""
+    parts = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part.casefold()) for part in parts)
+
+
+def read_image(file: Path) -> NDArray[np.uint8] | None:
+    """An image as (H, W, 3) bgr, or None if it cannot be read."""
+    try:
+        picture = cv2.imread(str(file), cv2.IMREAD_COLOR)
+    except cv2.error:  # larger than OpenCV's limit of 2**30 pixels
+        return None
+    return cast("NDArray[np.uint8] | None", picture)

@@ -1,0 +1,182 @@
+"""A second model that says what an object is, on the CPU with ONNX Runtime: a `vision.stages.secondary_model.Classifier`.
+
+Pictures of objects are small, so they are cut out and scaled at once, as 8-bit BGR, and become a tensor only when the
+network takes them: what waits is a sixteenth of a picture's size, and never a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config import ClassifierCard
+from vision.detect.model_file import checked_model_file
+from vision.detect.reference.crops import PartReader
+from vision.detect.reference.letterbox import Letterbox, gain_and_offset
+from vision.errors import Closed, DeviceError, DeviceMissing, ModelError
+from vision.types import Frame
+
+_Floats = NDArray[np.float32]
+
+
+def open_classifier(
+    folder: Path, card: ClassifierCard, *, threads: int = 1, max_batch: int = 8
+) -> OnnxRuntimeClassifier:
+    """The classifier of `folder`.
+
+    Raises:
+        ModelError: the file is not the model that the card describes.
+        DeviceMissing: ONNX Runtime is not there.
+    """
+    path = checked_model_file(folder, card)
+    try:
+        import vision.detect.onnxruntime.detector  # noqa: F401
+    except ImportError as error:
+        raise DeviceMissing(
+            f"the ONNX Runtime backend cannot be loaded: {error}", hint="pip install 'vision[laptop]'"
+        ) from error
+    return OnnxRuntimeClassifier(path, card, threads=threads, max_batch=max_batch)
+
+
+class OnnxRuntimeClassifier:
+    """`crop` is called by one thread, `classify` and `close` by one other."""
+
+    def __init__(self, path: Path, card: ClassifierCard, *, threads: int = 1, max_batch: int = 8) -> None:
+        """Load the model and run it once.
+
+        Raises:
+            ModelError: the file is no model, or its input or output is not the card's.
+        """
+        from vision.detect.onnxruntime.detector import checked_input, open_session
+
+        self._card = card
+        self._session: Any = open_session(path, card, threads)
+        inputs = self._session.get_inputs()
+        self._input_name, batch = checked_input(inputs, card)
+        self._fixed = isinstance(inputs[0].shape[0], int)  # the network takes batches of this size and no others
+        size = batch if self._fixed else max_batch
+        self._max_batch = max_batch
+        self._tensor = np.zeros((size, 3, card.input.height, card.input.width), np.float32)
+        self._gain, self._offset = gain_and_offset(card.input.scale, card.input.mean, card.input.std)
+        self._channels = (0, 1, 2) if card.input.color == "bgr" else (2, 1, 0)
+        self._parts = PartReader()
+        self._check_output()
+
+    @property
+    def name(self) -> str:
+        """The card's."""
+        return self._card.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Columns of what `classify` gives."""
+        return self._card.classes
+
+    @property
+    def exclusive(self) -> bool:
+        """One class at most is true of an object."""
+        return self._card.head.labels == "one"
+
+    @property
+    def crop_shape(self) -> tuple[int, int, int]:
+        """Height, width and 3 of what `crop` writes."""
+        return (self._card.input.height, self._card.input.width, 3)
+
+    @property
+    def max_batch(self) -> int:
+        """Most crops of one `classify`."""
+        return self._max_batch
+
+    def crop(self, frame: Frame, box: tuple[int, int, int, int], out: NDArray[np.uint8]) -> None:
+        """Write the part (left, top, right, bottom) of a picture to `out`, of `crop_shape`, BGR.
+
+        Raises:
+            ValueError: the part is empty or not within the picture, or the picture is not in this machine's memory.
+        """
+        part = self._parts.read(frame, *box)
+        height_px, width_px = part.shape[:2]
+        if self._card.input.fit == "letterbox":
+            size = self._card.input
+            letterbox = Letterbox.fit(width_px, height_px, size.width, size.height, "center")
+            columns, rows = letterbox.content(width_px, height_px)
+            out[:] = size.fill
+            out = out[letterbox.pad_y_px : letterbox.pad_y_px + rows, letterbox.pad_x_px : letterbox.pad_x_px + columns]
+        shrinks = out.shape[0] < height_px and out.shape[1] < width_px
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        cv2.resize(part, (out.shape[1], out.shape[0]), dst=out, interpolation=interpolation)
+
+    def classify(self, crops: Sequence[NDArray[np.uint8]]) -> _Floats:
+        """Scores (N, classes) from 0 to 1 of 1 to `max_batch` crops.
+
+        Raises:
+            ValueError: no or too many crops.
+            Closed: after `close`.
+            DeviceError: the network failed.
+        """
+        if not 1 <= len(crops) <= self._max_batch:
+            raise ValueError(f"a batch has 1 to {self._max_batch} crops, got {len(crops)}")
+        if self._session is None:
+            raise Closed("the classifier is closed")
+        size = len(self._tensor)
+        chunks = [self._run(crops[start : start + size]) for start in range(0, len(crops), size)]
+        return _ACTIVATIONS[self._card.head.activation](np.concatenate(chunks))
+
+    def _run(self, crops: Sequence[NDArray[np.uint8]]) -> _Floats:
+        for tensor, crop in zip(self._tensor, crops, strict=False):
+            for target, source in enumerate(self._channels):
+                np.multiply(crop[:, :, source], self._gain[target], out=tensor[target])
+                tensor[target] += self._offset[target]
+        tensors = self._tensor if self._fixed else self._tensor[: len(crops)]
+        try:
+            (output,) = self._session.run(self._outputs, {self._input_name: tensors})
+        except Exception as error:
+            raise DeviceError(f"{self.name}: classification failed: {error}") from error
+        return np.asarray(output, np.float32)[: len(crops)]
+
+    def close(self) -> None:
+        """Free the model. May be called twice."""
+        self._session = None
+
+    def _check_output(self) -> None:
+        given = self._session.get_outputs()
+        wanted = f"one output, float32 (batch, {len(self.class_names)})"
+        words = ", ".join(f"{each.name} {each.type} {tuple(each.shape)}" for each in given)
+        mismatch = ModelError(
+            f"{self.name}: expected {wanted}, a score for each of its classes; the model has {words}",
+            hint="`classes` in model.yaml lists them in the model's order",
+        )
+        if len(given) != 1 or given[0].type != "tensor(float)":
+            raise mismatch
+        self._outputs = [given[0].name]
+        try:
+            sample = self._run([np.zeros(self.crop_shape, np.uint8)])
+        except DeviceError as error:
+            raise ModelError(f"{self.name}: the model cannot be run: {error.args[0]}") from error
+        if sample.shape != (1, len(self.class_names)):
+            raise mismatch
+        if self._card.head.activation == "none" and not (sample.min() >= 0 and sample.max() <= 1):
+            raise ModelError(
+                f"{self.name}: expected scores from 0 to 1, got {float(sample.min()):.3g} to {float(sample.max()):.3g}",
+                hint="`head: {activation: softmax}` or sigmoid in model.yaml makes such of them",
+            )
+
+
+def _softmax(values: _Floats) -> _Floats:
+    grown = np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(grown / grown.sum(axis=1, keepdims=True), np.float32)
+
+
+def _sigmoid(values: _Floats) -> _Floats:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(values, -80.0, 80.0))), np.float32)
+
+
+def _as_they_are(values: _Floats) -> _Floats:
+    return values
+
+
+_ACTIVATIONS = {"softmax": _softmax, "sigmoid": _sigmoid, "none": _as_they_are}

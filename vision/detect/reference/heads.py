@@ -1,0 +1,420 @@
+"""What a network's raw outputs mean: one class per family of detectors, each the reference for its GPU kernel.
+
+One rule for all of them: every pair of box and class whose score reaches the threshold is a candidate, with the index
+``box * classes + class``; a box may be a candidate for several classes, as in COCO's evaluation. The threshold is
+applied, and the best `max_candidates` are chosen (ties by index), before any box is touched, because boxes cost most
+and few are wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config.app import ModelCard
+from vision.detect.reference.nms import best_first
+from vision.errors import ModelError
+
+Shape: TypeAlias = tuple[int | None, ...]
+"""Shape of a whole output, batch axis first; None where the model leaves an axis open."""
+
+Floats: TypeAlias = NDArray[np.float32]
+Indices: TypeAlias = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """N pairs of box and class, best score first, ties by index."""
+
+    boxes_xyxy: Floats  # (N, 4) model pixels, finite
+    scores: Floats  # (N,)
+    class_ids: NDArray[np.int32]  # (N,)
+    excess: int = 0  # pairs over the threshold that the capacity cut off
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a head would read some outputs."""
+
+    outputs: tuple[str, ...]  # names, in the order of the head's `decode`
+    classes: int | None  # how many classes the shapes hold; None: they do not say
+
+
+class Head(ABC):
+    """Decoder of one model. `bind` it once; after that it holds no state, so any thread may call `decode`."""
+
+    needs_nms = True
+
+    def __init__(self, card: ModelCard, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
+        """`score` is the lowest of a candidate; `classes` are the ids to keep, all where None."""
+        self.outputs: tuple[str, ...] = ()  # names, in the order of `decode`; none before `bind`
+        self._card = card
+        self._class_count = class_count
+        self.score = np.float32(score)
+        self.classes: Indices = np.array(sorted(set(range(class_count) if classes is None else classes)), np.intp)
+        self._sigmoid = card.head.activation == "sigmoid"
+        # No raw score below it can reach `score`, so that the activation is computed for few.
+        self.floor = np.float32(_logit_floor(score)) if self._sigmoid else self.score
+        self._limit = card.nms.max_candidates if self.needs_nms else card.nms.max_objects
+        sides = (card.input.width, card.input.height) * 2 if card.head.box_scale == "fraction" else (1,) * 4
+        self._unit_px = np.array(sides, np.float32)
+
+    @property
+    @abstractmethod
+    def expected(self) -> str:
+        """The shapes of the outputs that this head reads, for people."""
+
+    @abstractmethod
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
+        """Every way to read outputs of these shapes, the likeliest first, whatever the number of classes."""
+
+    def fits(self, shapes: Mapping[str, Shape]) -> Fit | None:
+        """How this head reads outputs of these shapes with its number of classes; None if it cannot."""
+        return next((way for way in self._ways(shapes) if way.classes in {None, self._class_count}), None)
+
+    def class_counts(self, shapes: Mapping[str, Shape]) -> list[int]:
+        """With which numbers of classes this head could read the outputs."""
+        return [way.classes for way in self._ways(shapes) if way.classes is not None]
+
+    def bind(self, shapes: Mapping[str, Shape]) -> None:
+        """Choose which of the model's outputs to read: `outputs`.
+
+        Raises:
+            ModelError: they are not what this head reads.
+        """
+        fit = self.fits(shapes)
+        if fit is None:
+            raise ModelError(
+                f"{self._card.name}: head `{self._card.head.kind}` with {self._class_count} classes expects "
+                f"{self.expected}; the model gives {_in_words(shapes)}",
+                hint=_advice(self, self._card, self._class_count, shapes),
+            )
+        self.outputs = fit.outputs
+
+    @abstractmethod
+    def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
+        """The part of the outputs that holds scores, before the activation; any shape."""
+
+    @abstractmethod
+    def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
+        """Box, class and score of every pair that reaches the threshold, ascending by index."""
+
+    @abstractmethod
+    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
+        """The boxes `index`, xyxy (N, 4), in the unit that the model uses."""
+
+    def decode(self, outputs: Sequence[Floats]) -> Candidates:
+        """Candidates of one picture.
+
+        Args:
+            outputs: the arrays named in `outputs`, in that order, for one picture: float32 without the batch axis.
+        """
+        index, class_ids, scores = self._pairs(outputs)
+        chosen, excess = best_first(scores, self._limit)
+        with np.errstate(over="ignore", invalid="ignore"):
+            boxes = self._boxes(outputs, index[chosen]) * self._unit_px
+        finite = np.isfinite(boxes).all(axis=1)
+        chosen = chosen[finite]
+        return Candidates(boxes[finite], scores[chosen], class_ids[chosen].astype(np.int32), excess)
+
+    def check_scores(self, outputs: Sequence[Floats]) -> None:
+        """Refuse scores that cannot be any, given the outputs for one picture, however dull.
+
+        Raises:
+            ModelError: without an activation, a score lies outside [0, 1].
+        """
+        scores = self.raw_scores(outputs)
+        if self._sigmoid or not scores.size or (scores.min() >= -1e-3 and scores.max() <= 1 + 1e-3):
+            return
+        raise ModelError(
+            f"{self._card.name}: scores should lie between 0 and 1, these reach from {scores.min():.3g} to "
+            f"{scores.max():.3g}",
+            hint="if the model gives logits, write `activation: sigmoid` under `head` in model.yaml; "
+            "otherwise another head may be meant",
+        )
+
+    def _over_threshold(self, scores: Floats) -> tuple[Indices, Indices, Floats]:
+        """`_pairs` for scores (boxes, classes)."""
+        if len(self.classes) < scores.shape[1]:
+            scores = scores[:, self.classes]
+        index, column = np.divmod(np.flatnonzero(scores >= self.floor), scores.shape[1])
+        return self._activated(index, column, scores[index, column])
+
+    def _activated(self, index: Indices, column: Indices, scores: Floats) -> tuple[Indices, Indices, Floats]:
+        """Apply the activation to pairs that were chosen by their raw score, and the threshold once more."""
+        if self._sigmoid:
+            scores = sigmoid(scores)
+            sure = scores >= self.score
+            index, column, scores = index[sure], column[sure], scores[sure]
+        return index, self.classes[column], scores
+
+
+class NanoDet(Head):
+    """Per cell the class scores and, for each side, a distribution over the distance from the cell's centre.
+
+    The distance is the expectation of the softmax over `bins` (Generalized Focal Loss, Li et al., NeurIPS 2020), in
+    units of the stride. Cells go stride by stride, row by row; the centre of cell x is at
+    ``x * stride + (stride - 1) / 2``.
+    Scores and distances come as two outputs, or as one with the scores first.
+    """
+
+    def __init__(self, card: ModelCard, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
+        super().__init__(card, class_count, score, classes)
+        self._sides = 4 * card.head.bins
+        self._bins = np.arange(card.head.bins, dtype=np.float32)
+        centers, strides = _cells(card)
+        self._cells = len(centers)
+        self._corners = np.concatenate([centers, centers], axis=1)
+        self._reach = strides[:, None] * np.array([-1, -1, 1, 1], np.float32)
+
+    @property
+    def expected(self) -> str:
+        cells, sides = self._cells, self._sides
+        return (
+            f"(batch, {cells}, {self._class_count}) scores and (batch, {cells}, {sides}) distances, "
+            f"or both in one (batch, {cells}, {self._class_count + sides})"
+        )
+
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
+        cells = self._cells
+        tables = {name: shape[1:] for name, shape in shapes.items() if len(shape) == 3 and _is(shape[1], cells)}
+        for scores, distances in _named_last(tables, ("dist", "reg", "box")):
+            if _is(tables[distances][1], self._sides):
+                yield Fit((scores, distances), tables[scores][1])
+        for name, (_, columns) in tables.items():
+            if columns is None or columns > self._sides:
+                yield Fit((name,), None if columns is None else columns - self._sides)
+
+    def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
+        return outputs[0] if len(outputs) == 2 else outputs[0][:, : -self._sides]
+
+    def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
+        return self._over_threshold(self.raw_scores(outputs))
+
+    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
+        # One row per side, and few operations: called with cold caches, each costs some microseconds whatever its size.
+        logits = outputs[-1][index, -self._sides :].reshape(-1, len(self._bins))
+        logits -= logits.max(axis=1, keepdims=True)
+        weights = np.exp(logits, out=logits)
+        total = weights.sum(axis=1)
+        weights *= self._bins
+        distances = weights.sum(axis=1)
+        distances /= total
+        boxes: Floats = distances.reshape(-1, 4) * self._reach[index] + self._corners[index]
+        return boxes
+
+
+class YoloV5(Head):
+    """One row per box: centre x and y, width, height, objectness, then class scores, which objectness multiplies."""
+
+    @property
+    def expected(self) -> str:
+        return f"(batch, boxes, {5 + self._class_count})"
+
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
+        for name, shape in shapes.items():
+            if len(shape) == 3 and (shape[2] is None or shape[2] > 5):
+                yield Fit((name,), None if shape[2] is None else shape[2] - 5)
+
+    def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
+        return outputs[0][:, 4:]
+
+    def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
+        rows = outputs[0]
+        likely = np.flatnonzero(rows[:, 4] >= self.floor)  # a product of fractions is no larger than either
+        objectness, scores = rows[likely, 4:5], rows[likely[:, None], 5 + self.classes]
+        if self._sigmoid:
+            objectness, scores = sigmoid(objectness), sigmoid(scores)
+        scores = scores * objectness
+        row, column = np.divmod(np.flatnonzero(scores >= self.score), len(self.classes))
+        return likely[row], self.classes[column], scores[row, column]
+
+    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
+        return to_xyxy(outputs[0][index, :4])
+
+
+class YoloV8(Head):
+    """One column per box: centre x and y, width, height, then class scores (YOLOv8, v9, 11, 12; no objectness)."""
+
+    @property
+    def expected(self) -> str:
+        return f"(batch, {4 + self._class_count}, boxes)"
+
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
+        for name, shape in shapes.items():
+            if len(shape) == 3 and (shape[1] is None or shape[1] > 4):
+                yield Fit((name,), None if shape[1] is None else shape[1] - 4)
+
+    def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
+        return outputs[0][4:]
+
+    def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
+        scores = self.raw_scores(outputs)
+        if len(self.classes) < len(scores):
+            scores = scores[self.classes]
+        row, index = np.divmod(np.flatnonzero(scores >= self.floor), scores.shape[1])
+        ascending = np.lexsort((row, index))
+        row, index = row[ascending], index[ascending]
+        return self._activated(index, row, scores[row, index])
+
+    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
+        return to_xyxy(outputs[0][:4, index].T)
+
+
+class EndToEnd(Head):
+    """One row per object, x1, y1, x2, y2, score, class: YOLOv10, YOLO26, and exports with NMS inside. No NMS here.
+
+    The four outputs of TensorRT's plugin EfficientNMS_TRT say the same: how many, boxes, scores, classes.
+    """
+
+    needs_nms = False
+
+    def __init__(self, card: ModelCard, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
+        super().__init__(card, class_count, score, classes)
+        self._wanted = self.classes.astype(np.float32)
+
+    @property
+    def expected(self) -> str:
+        return "(batch, objects, 6), or the four outputs of EfficientNMS_TRT"
+
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
+        for name, shape in shapes.items():
+            if len(shape) == 3 and _is(shape[2], 6):
+                yield Fit((name,), None)
+        tables = {name: shape[1:] for name, shape in shapes.items()}
+        numbers = [name for name, table in tables.items() if table == (1,)]
+        boxes = [name for name, table in tables.items() if len(table) == 2 and table[1] == 4]
+        rows = {name: table for name, table in tables.items() if len(table) == 1 and name not in numbers}
+        if len(shapes) == 4 and len(numbers) == len(boxes) == 1 and len(rows) == 2:
+            yield Fit((numbers[0], boxes[0], *_named_last(rows, ("class", "label"))[0]), None)
+
+    def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
+        return _rows(outputs)[:, 4]
+
+    def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
+        rows = _rows(outputs)
+        index = np.flatnonzero((rows[:, 4] >= self.floor) & np.isin(rows[:, 5], self._wanted))
+        column = np.searchsorted(self._wanted, rows[index, 5])
+        return self._activated(index, column, rows[index, 4])
+
+    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
+        return _rows(outputs)[index, :4]
+
+
+def _rows(outputs: Sequence[Floats]) -> Floats:
+    """What an `EndToEnd` head reads as (N, 6)."""
+    if len(outputs) == 1:
+        return outputs[0]
+    number, boxes, scores, class_ids = outputs
+    return np.concatenate([boxes, scores[:, None], class_ids[:, None]], axis=1)[: int(number[0])]
+
+
+class RtDetr(Head):
+    """Per query a box (centre x and y, width, height) and the class scores; the best pairs of all are the objects.
+
+    As in the post-processor of RT-DETR (Zhao et al., CVPR 2024): top-K over queries x classes, no NMS.
+    """
+
+    needs_nms = False
+
+    @property
+    def expected(self) -> str:
+        return f"(batch, queries, 4) boxes and (batch, queries, {self._class_count}) scores"
+
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
+        tables = {name: shape[1:] for name, shape in shapes.items() if len(shape) == 3}
+        for scores, boxes in _named_last(tables, ("box",)):
+            (queries, classes), (rows, columns) = tables[scores], tables[boxes]
+            if _is(columns, 4) and (queries is None or _is(rows, queries)):
+                yield Fit((boxes, scores), classes)
+
+    def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
+        return outputs[1]
+
+    def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
+        return self._over_threshold(outputs[1])
+
+    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
+        return to_xyxy(outputs[0][index])
+
+
+HEADS: Mapping[str, type[Head]] = {
+    "nanodet": NanoDet,
+    "yolov5": YoloV5,
+    "yolov8": YoloV8,
+    "end-to-end": EndToEnd,
+    "rt-detr": RtDetr,
+}
+
+
+def make_head(card: ModelCard, class_count: int, score: float, classes: Sequence[int] | None = None) -> Head:
+    """The head that the card names, not bound yet."""
+    return HEADS[card.head.kind](card, class_count, score, classes)
+
+
+def _advice(head: Head, card: ModelCard, class_count: int, shapes: Mapping[str, Shape]) -> str:
+    fitting = [kind for kind, other in HEADS.items() if other(card, class_count, 1.0).fits(shapes)]
+    if fitting:
+        return f"these outputs fit head `{'` or `'.join(fitting)}`"
+    counts = head.class_counts(shapes)
+    if counts:
+        return f"these outputs hold {counts[0]} classes: `classes` in model.yaml should name as many"
+    return "no head fits; docs/models.md says what each expects, and how to export a model for it"
+
+
+def _in_words(shapes: Mapping[str, Shape]) -> str:
+    def side(axis: int | None) -> str:
+        return "?" if axis is None else str(axis)
+
+    return ", ".join(f"{name} ({', '.join(map(side, shape))})" for name, shape in shapes.items()) or "nothing"
+
+
+def _is(axis: int | None, wanted: int) -> bool:
+    return axis is None or axis == wanted
+
+
+def _named_last(names: Mapping[str, object], parts: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Ordered pairs of names; first those whose second name alone sounds like one of `parts`."""
+
+    def sounds(name: str) -> bool:
+        return any(part in name.lower() for part in parts)
+
+    return sorted(permutations(names, 2), key=lambda pair: sounds(pair[0]) - sounds(pair[1]))
+
+
+def _cells(card: ModelCard) -> tuple[Floats, Floats]:
+    """Centres (N, 2) and strides (N,) of NanoDet's cells, model pixels."""
+    centers, strides = [], []
+    for stride in card.head.strides:
+        columns, rows = -(-card.input.width // stride), -(-card.input.height // stride)
+        x, y = np.meshgrid(np.arange(columns), np.arange(rows))
+        centers.append(np.stack([x.ravel(), y.ravel()], axis=1) * stride + (stride - 1) / 2)
+        strides.append(np.full(columns * rows, stride))
+    return np.concatenate(centers).astype(np.float32), np.concatenate(strides).astype(np.float32)
+
+
+def _logit_floor(score: float) -> float:
+    """A logit below every one whose float32 sigmoid reaches `score`."""
+    if score <= 0:
+        return -math.inf
+    return min(math.log(score / (1 - score)) - 1e-3, 10.0) if score < 1 else 10.0
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """``1 / (1 + exp(-x))`` in float32."""
+    with np.errstate(over="ignore"):
+        result: Floats = np.float32(1) / (np.float32(1) + np.exp(-logits))
+    return result
+
+
+def to_xyxy(boxes_cxcywh: Floats) -> Floats:
+    """Boxes (N, 4) given by centre, width and height as corners."""
+    half = boxes_cxcywh[:, 2:] * np.float32(0.5)
+    return np.concatenate([boxes_cxcywh[:, :2] - half, boxes_cxcywh[:, :2] + half], axis=1)

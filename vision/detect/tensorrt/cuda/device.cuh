@@ -1,0 +1,78 @@
+// What every kernel needs, without CUDA's own headers: NVRTC comes without them, and on JetPack they are a package of
+// their own. The host compiler reads the same files in the tests, with emulator.h in front.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifndef EMULATED
+
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+__device__ __forceinline__ float half_to_float(u16 bits) {
+    float value;
+    asm("{ cvt.f32.f16 %0, %1; }" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+__device__ __forceinline__ u16 float_to_half(float value) {
+    u16 bits;
+    asm("{ cvt.rn.f16.f32 %0, %1; }" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+// Two numbers in one word, the first in its low half.
+__device__ __forceinline__ u32 floats_to_halves(float first, float second) {
+#if __CUDA_ARCH__ >= 800
+    u32 bits;
+    asm("{ cvt.rn.f16x2.f32 %0, %1, %2; }" : "=r"(bits) : "f"(second), "f"(first));
+    return bits;
+#else
+    return (u32)float_to_half(first) | (u32)float_to_half(second) << 16;
+#endif
+}
+
+// Pictures do not change while they are read, and lie in global memory: neither can be seen from where they are read.
+__device__ __forceinline__ u32 load(const u8* address) {
+    u32 value;
+    asm("{ .reg .u16 byte; ld.global.nc.u8 byte, [%1]; cvt.u32.u16 %0, byte; }" : "=r"(value) : "l"(address));
+    return value;
+}
+
+__device__ __forceinline__ u32 load(const u32* address) {
+    u32 value;
+    asm("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(address));
+    return value;
+}
+
+__device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_float(bits); }
+
+// 16 bytes in one instruction: the compiler may make two of it, each of which writes to half of every sector of memory.
+__device__ __forceinline__ void store_words(void* address, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" : : "l"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+// The low 32 bits of `high` : `low` moved right, by less than 32.
+__device__ __forceinline__ u32 funnel(u32 low, u32 high, u32 shift) { return __funnelshift_r(low, high, shift); }
+
+#endif
+
+// One picture of a batch, as `vision.detect.tensorrt.kernel_structs.FRAME` writes it.
+struct Frame {
+    const u8* plane[3];  // bgr, bgrx: one; nv12: Y, UV; i420: Y, U, V
+    int pitch[2];        // bytes from row to row: of the first plane, of the others
+    int width, height;   // source pixels; width 0: this row of the batch holds no picture
+    int format;
+    int content_width, content_height;  // model pixels that the scaled picture covers
+    int pad_x, pad_y;
+    int luma_offset;                      // 16 for limited range, 0 for full
+    int luma, u_blue, u_green, v_green, v_red;  // in units of 2^-FRACTION_BITS, see `vision.detect.reference.yuv`
+    float ratio_x, ratio_y;               // source pixels per model pixel
+    int step, step_rest;                  // 2 * height over 2 * content_height, and the remainder: from row to row
+    float per_x, per_y;                   // 1 over 2 * content_width, and over 2 * content_height
+    int reserved;
+};
+
+enum { FORMAT_BGR = 0, FORMAT_BGRX = 1, FORMAT_NV12 = 2, FORMAT_I420 = 3 };

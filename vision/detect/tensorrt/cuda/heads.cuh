@@ -1,0 +1,192 @@
+// What a network's outputs mean, one head a compilation: the counterpart of vision/detect/reference/heads.py.
+//
+// HEAD, BOXES (cells or queries of one picture), CLASSES, SIGMOID, HALF_SCORES, HALF_BOXES (1: the engine gives fp16),
+// SCORE_COLUMNS and BOX_COLUMNS (row lengths of the tensors that hold them; one tensor may be both), BOX_OFFSET (column
+// of the first box value), UNIT_X, UNIT_Y (model pixels per unit of a box); nanodet: BINS, STRIDES, WIDTH, HEIGHT.
+#pragma once
+#include "device.cuh"
+
+#define NANODET 0
+#define YOLOV5 1
+#define YOLOV8 2
+#define END_TO_END 3
+#define RT_DETR 4
+#define EFFICIENT_NMS 5  // the four outputs of the plugin EfficientNMS_TRT
+
+#define ONE_CLASS_A_BOX (HEAD == END_TO_END || HEAD == EFFICIENT_NMS)  // pairs have the index of their box
+
+#if HALF_SCORES
+typedef u16 ScoreValue;
+__device__ __forceinline__ float value_of_score(ScoreValue value) { return half_to_float(value); }
+#else
+typedef float ScoreValue;
+__device__ __forceinline__ float value_of_score(ScoreValue value) { return value; }
+#endif
+
+#if HALF_BOXES
+typedef u16 BoxValue;
+__device__ __forceinline__ float value_of_box(BoxValue value) { return half_to_float(value); }
+#else
+typedef float BoxValue;
+__device__ __forceinline__ float value_of_box(BoxValue value) { return value; }
+#endif
+
+struct Threshold {
+    float score;         // lowest score of a candidate
+    float floor;         // of the raw value, below which the score cannot be reached
+    const u8* keep;      // one byte a class: whether it is wanted
+};
+
+__device__ __forceinline__ float activated(float raw) {
+#if SIGMOID
+    return 1.0f / (1.0f + expf(-raw));
+#else
+    return raw;
+#endif
+}
+
+// Orders candidates: a higher score is a higher key, then a lower index is. Never 0.
+__device__ __forceinline__ u64 key_of(float score, u32 index) {
+    return (u64)__float_as_uint(score + 0.0f) << 32 | (0xFFFFFFFFu - index);  // + 0.0f: -0 is 0
+}
+__device__ __forceinline__ u32 index_of(u64 key) { return 0xFFFFFFFFu - (u32)key; }
+__device__ __forceinline__ float score_of(u64 key) { return __uint_as_float((u32)(key >> 32)); }
+
+// ---------------------------------------------------------------------------------------------- pairs of box and class
+
+#if HEAD == YOLOV8
+#define ELEMENTS (CLASSES * BOXES)
+#define FIRST_ELEMENT (4 * BOXES)
+#define SCORES_OF_A_PICTURE ((4 + CLASSES) * BOXES)
+#else
+#define ELEMENTS (BOXES * SCORE_COLUMNS)
+#define FIRST_ELEMENT 0
+#define SCORES_OF_A_PICTURE ELEMENTS
+#endif
+#define BOXES_OF_A_PICTURE (HEAD == YOLOV8 ? SCORES_OF_A_PICTURE : BOXES * BOX_COLUMNS)
+
+// What a picture's pairs are read from; the last two are of EFFICIENT_NMS alone.
+struct Scores {
+    const ScoreValue* values;
+    const int* classes;
+    u32 number;  // of rows that count
+
+    __device__ __forceinline__ Scores(const ScoreValue* all, const int* all_classes, const int* numbers, u32 picture)
+        : values(all + (u64)picture * SCORES_OF_A_PICTURE + FIRST_ELEMENT), classes(0), number(0) {
+#if HEAD == EFFICIENT_NMS
+        classes = all_classes + (u64)picture * BOXES;
+        number = (u32)numbers[picture];
+#endif
+    }
+};
+
+// Key of the pair that element `at` of a picture's scores is, if it is one that reaches the threshold; else 0.
+// `raw` is the element's own value. Most elements are far below the threshold: that is asked first.
+__device__ __forceinline__ u64 pair_key(Scores scores, u32 at, float raw, Threshold limit) {
+    float score = raw;
+#if HEAD == YOLOV5
+    u32 box = at / SCORE_COLUMNS, column = at % SCORE_COLUMNS;
+    if (column < 5) return 0;
+    float objectness = value_of_score(scores.values[box * SCORE_COLUMNS + 4]);
+    if (!(objectness >= limit.floor)) return 0;
+    u32 class_id = column - 5;
+#elif HEAD == END_TO_END
+    u32 box = at / SCORE_COLUMNS;
+    if (at % SCORE_COLUMNS != 4 || !(raw >= limit.floor)) return 0;
+    float named = value_of_score(scores.values[at + 1]);
+    if (!(named >= 0.0f && named < (float)CLASSES) || named != floorf(named)) return 0;
+    u32 class_id = (u32)named;
+#elif HEAD == EFFICIENT_NMS
+    u32 box = at, class_id = (u32)scores.classes[at];
+    if (at >= scores.number || class_id >= CLASSES || !(raw >= limit.floor)) return 0;
+#else
+    if (!(raw >= limit.floor)) return 0;
+#if HEAD == YOLOV8
+    u32 class_id = at / BOXES, box = at % BOXES;
+#else
+    u32 box = at / SCORE_COLUMNS, class_id = at % SCORE_COLUMNS;
+    if (class_id >= CLASSES) return 0;
+#endif
+#endif
+    if (!limit.keep[class_id]) return 0;
+    score = activated(score);
+#if HEAD == YOLOV5
+    score = __fmul_rn(score, activated(objectness));
+#endif
+    if (!(score >= limit.score)) return 0;
+    return key_of(score, ONE_CLASS_A_BOX ? box : box * CLASSES + class_id);
+}
+
+__device__ __forceinline__ u32 box_of(u32 index) { return ONE_CLASS_A_BOX ? index : index / CLASSES; }
+
+__device__ __forceinline__ int class_of(Scores scores, u32 index) {
+#if HEAD == END_TO_END
+    return (int)value_of_score(scores.values[index * SCORE_COLUMNS + 5]);
+#elif HEAD == EFFICIENT_NMS
+    return scores.classes[index];
+#else
+    return (int)(index % CLASSES);
+#endif
+}
+
+// ---------------------------------------------------------------------------------------------- boxes
+
+#if HEAD == NANODET
+// Centre of a cell along x (axis 0) or y (axis 1), and its stride.
+__device__ __forceinline__ float center_of(u32 cell, int axis, float* stride_px) {
+    const int strides[] = {STRIDES};
+#pragma unroll
+    for (int level = 0; level < (int)(sizeof(strides) / sizeof(int)); level++) {
+        u32 stride = strides[level], columns = (WIDTH + stride - 1) / stride, rows = (HEIGHT + stride - 1) / stride;
+        if (cell < columns * rows) {
+            *stride_px = (float)stride;
+            return (float)((axis ? cell / columns : cell % columns) * stride) + (float)(stride - 1) * 0.5f;
+        }
+        cell -= columns * rows;
+    }
+    *stride_px = 0.0f;
+    return 0.0f;
+}
+
+// Expectation of the softmax over the bins of one side.
+__device__ __forceinline__ float distance_of(const BoxValue* side) {
+    float logits[BINS], highest = value_of_box(side[0]);
+    logits[0] = highest;
+#pragma unroll
+    for (int bin = 1; bin < BINS; bin++) {
+        logits[bin] = value_of_box(side[bin]);
+        highest = fmaxf(highest, logits[bin]);
+    }
+    float sum = 0.0f, weighted = 0.0f;
+#pragma unroll
+    for (int bin = 0; bin < BINS; bin++) {
+        float weight = expf(logits[bin] - highest);
+        sum += weight;
+        weighted += weight * (float)bin;
+    }
+    return weighted / sum;
+}
+#endif
+
+// x1, y1, x2 or y2 (side 0 to 3) of a box, model pixels.
+__device__ __forceinline__ float coordinate(const BoxValue* boxes, u32 box, int side) {
+    const float unit = side & 1 ? (float)UNIT_Y : (float)UNIT_X;
+#if HEAD == NANODET
+    float stride, center = center_of(box, side & 1, &stride);
+    float distance = __fmul_rn(distance_of(boxes + (u64)box * BOX_COLUMNS + BOX_OFFSET + side * BINS), stride);
+    float edge = side < 2 ? __fsub_rn(center, distance) : __fadd_rn(center, distance);
+#elif ONE_CLASS_A_BOX
+    float edge = value_of_box(boxes[(u64)box * BOX_COLUMNS + side]);
+#else
+#if HEAD == YOLOV8
+    float center = value_of_box(boxes[(u64)(side & 1) * BOXES + box]);
+    float extent = value_of_box(boxes[(u64)(2 + (side & 1)) * BOXES + box]);
+#else
+    float center = value_of_box(boxes[(u64)box * BOX_COLUMNS + BOX_OFFSET + (side & 1)]);
+    float extent = value_of_box(boxes[(u64)box * BOX_COLUMNS + BOX_OFFSET + 2 + (side & 1)]);
+#endif
+    float half = __fmul_rn(extent, 0.5f);
+    float edge = side < 2 ? __fsub_rn(center, half) : __fadd_rn(center, half);
+#endif
+    return __fmul_rn(edge, unit);
+}

@@ -1,0 +1,86 @@
+// Greedy non-maximum suppression of sorted candidates, with the arithmetic that vision/detect/reference/nms.py defines.
+#pragma once
+#include "device.cuh"
+
+__device__ __forceinline__ float side_of(float low, float high) { return fmaxf(__fsub_rn(high, low), 0.0f); }
+
+__device__ __forceinline__ float area_of(float4 box) {
+    return __fmul_rn(side_of(box.x, box.z), side_of(box.y, box.w));
+}
+
+// Whether `a`, which is kept, suppresses `b`. One rounding an operation: no fused multiply-add may be made of it.
+__device__ __forceinline__ bool suppresses(float4 a, float area_a, float4 b, float area_b, float iou) {
+    float width = side_of(fmaxf(a.x, b.x), fminf(a.z, b.z));
+    float height = side_of(fmaxf(a.y, b.y), fminf(a.w, b.w));
+    float intersection = __fmul_rn(width, height);
+    float joined = __fsub_rn(__fadd_rn(area_a, area_b), intersection);
+    return intersection > __fmul_rn(iou, joined);
+}
+
+// Sets gone[i] for every candidate that one before it suppresses. `gone` may hold some that do not count from the start.
+// All threads of the block call this; `classes` is null where a box suppresses those of any class.
+//
+// 64 at a time: all pairs of the 64 are tested at once into 64 bit masks, one thread walks them in order, which takes
+// no test any more, and what it keeps is tested against all that come later.
+__device__ void suppress(
+    const float4* boxes, const float* areas, const int* classes, volatile u8* gone, u32 count, float iou) {
+    __shared__ u64 rows[64];
+    __shared__ u32 halves[2];
+    __shared__ u32 kept[64], kept_count;
+    for (u32 start = 0; start < count; start += 64) {
+        u32 size = min((int)(count - start), 64);
+        if (threadIdx.x < 64) {
+            bool here = threadIdx.x < size && !gone[start + threadIdx.x];
+            u32 votes = __ballot_sync(0xFFFFFFFFu, here);
+            if (threadIdx.x % 32 == 0) halves[threadIdx.x / 32] = votes;
+            rows[threadIdx.x] = 0;
+        }
+        __syncthreads();
+        u64 alive = (u64)halves[1] << 32 | halves[0];
+        if (alive & (alive - 1)) {  // more than one: they may suppress each other
+            u32* words = (u32*)rows;
+            for (u32 pair = threadIdx.x; pair < size * 64; pair += blockDim.x) {
+                u32 i = pair / 64, j = pair % 64;
+                bool hit = false;
+                if (j > i && j < size && (alive >> i & 1) && (alive >> j & 1) &&
+                    (!classes || classes[start + i] == classes[start + j]))
+                    hit = suppresses(boxes[start + i], areas[start + i], boxes[start + j], areas[start + j], iou);
+                u32 votes = __ballot_sync(0xFFFFFFFFu, hit);
+                if (threadIdx.x % 32 == 0) words[2 * i + j / 32] = votes;
+            }
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            u32 found = 0;
+            u64 left = alive;
+#pragma unroll 8
+            for (u32 i = 0; i < 64; i++) {
+                u64 row = rows[i];
+                if (left >> i & 1) {
+                    left &= ~row;
+                    kept[found++] = start + i;
+                }
+            }
+            halves[0] = (u32)left, halves[1] = (u32)(left >> 32);
+            kept_count = found;
+        }
+        __syncthreads();
+        if (threadIdx.x < size && !(halves[threadIdx.x / 32] >> (threadIdx.x % 32) & 1)) gone[start + threadIdx.x] = 1;
+        u32 found = kept_count;
+        for (u32 j = start + 64 + threadIdx.x; j < count; j += blockDim.x) {
+            if (gone[j]) continue;
+            float4 box = boxes[j];
+            float area = areas[j];
+            int class_id = classes ? classes[j] : 0;
+            for (u32 k = 0; k < found; k++) {
+                u32 i = kept[k];
+                if (classes && classes[i] != class_id) continue;
+                if (suppresses(boxes[i], areas[i], box, area, iou)) {
+                    gone[j] = 1;
+                    break;
+                }
+            }
+        }
+        __syncthreads();
+    }
+}

@@ -1,0 +1,426 @@
+"""Detection on an NVIDIA GPU with TensorRT or TensorRT-RTX: everything from pixels to boxes in one CUDA graph a batch.
+
+What limits a detector on a GPU is not arithmetic but waiting: for the copy of the frames, for the launch of a hundred
+small kernels, for the host. So several batches are in flight, each in a slot with memory of its own, and each batch is
+one launch (`vision.detect.tensorrt.slot`). Whatever can be made or found out is, before READY.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config import DetectConfig, ModelCard
+from vision.detect.classes import class_ids, class_names
+from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED
+from vision.detect.reference.heads import make_head
+from vision.detect.tensorrt.concurrency_limit import Turns
+from vision.detect.tensorrt.dynamic_outputs import DynamicSlot, bind_open_outputs
+from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameStore
+from vision.detect.tensorrt.graph_check import ChainCheck, Noise, Snapshot
+from vision.detect.tensorrt.kernels import KERNELS, Output, PostprocessProgram, kept_classes, threshold
+from vision.detect.tensorrt.loaded_engine import Model, Phases, kernel_cache, load_letterbox
+from vision.detect.tensorrt.slot import Inlet, Kernels, Lane, Slot, TensorRoom, drain, slot_bytes
+from vision.engine.cuda_memory import CudaMemory
+from vision.engine.library import find_library
+from vision.engine.memory import MemoryBudget, MemoryPool, detector_budget, make_allocator, shared_scratch
+from vision.engine.open import open_engine
+from vision.engine.runtime import Context
+from vision.errors import Closed, DeviceError, ModelError
+from vision.gpu.cuda import Device, Stream, memory_info, open_device, use_device
+from vision.gpu.device_image import DeviceImage
+from vision.gpu.memory import DeviceBuffer, abandon, allocated
+from vision.gpu.nvrtc import Module, Source
+from vision.types import Detections, Frame, PixelFormat
+
+_log = logging.getLogger(__name__)
+
+_CLOSE_S: Final = 5.0
+"""Longer than any batches that are still in flight take; with what else has to end, shorter than systemd waits."""
+
+
+def open_tensorrt_detector(
+    folder: Path, card: ModelCard, detect: DetectConfig, *, stop: threading.Event | None = None
+) -> TensorRTDetector:
+    """The detector for a model on the GPU of this machine; builds the engine if there is none yet.
+
+    Args:
+        stop: ends a build, and the compiling of kernels between two of their contexts.
+
+    Raises:
+        Closed: stopped.
+        DeviceMissing: no GPU, no driver, a driver too old, or no TensorRT.
+        ConfigError: `detect.classes` names a class that the model does not have.
+        ModelError: the model cannot be built or is not what its card says.
+        DeviceError: not enough memory, or a graph that cannot be captured or gives other results than without.
+    """
+    phases = Phases()
+    device = open_device()
+    if detect.iou is not None:
+        card = card.model_copy(update={"nms": card.nms.model_copy(update={"iou": detect.iou})})
+    names = class_names(card)
+    head = make_head(card, len(names), detect.score, class_ids(names, detect.classes, card.name))
+    with contextlib.ExitStack() as made:
+        pool = MemoryPool(CudaMemory())
+        made.callback(_close_quietly, pool)
+        with phases.phase("engine"):
+            engine = made.enter_context(
+                open_engine(
+                    folder,
+                    card,
+                    detect,
+                    device,
+                    allocator=make_allocator(pool),
+                    cancel=stop,
+                    prepare_thread=lambda: use_device(device),
+                )
+            )
+        detector = detector_of(device, Model(engine, card, head, names, detect), phases, made, stop=stop)
+    _log.info("%s is ready after %s; %s", detector.name, phases, pool.report())
+    return detector
+
+
+def detector_of(
+    device: Device,
+    model: Model,
+    phases: Phases,
+    made: contextlib.ExitStack,
+    *,
+    stop: threading.Event | None = None,
+) -> TensorRTDetector:
+    """A detector over an engine that is open. What `made` holds is the detector's to close from then on."""
+    use_device(device)
+    count = model.detect.slots or (SLOTS_INTEGRATED if device.integrated else SLOTS_GPU)
+    with phases.phase("contexts"):
+        lanes = _open_lanes(model, [made.enter_context(Stream()) for _ in range(count)], stop)
+    store = FrameStore(model.card.input, integrated=device.integrated)
+    picture = model.engine.tensor(model.input_name)
+    turns = Turns(device.cache_bytes, picture.bytes_of(model.input_shape(1)))
+    inlet = Inlet(store, made.enter_context(Stream()), turns)
+    sizes = lanes[0].greatest.output_sizes()
+    if any(size.shape is None for size in sizes.values()):
+        dynamic = _dynamic_slots(device, model, lanes, inlet, phases=phases, made=made)
+        return TensorRTDetector(device, model, phases=phases, inlet=inlet, slots=dynamic, made=made)
+    slots = _graph_slots(device, model, lanes, inlet, phases=phases, made=made)
+    return TensorRTDetector(device, model, phases=phases, inlet=inlet, slots=slots, made=made)
+
+
+def _open_lanes(model: Model, streams: Sequence[Stream], stop: threading.Event | None) -> list[Lane]:
+    """A context for every batch size on every stream, one after the other: TensorRT keeps the GIL meanwhile.
+
+    Raises:
+        Closed: `stop` was set. The first contexts of an engine of TensorRT-RTX take seconds each: kernels are compiled.
+    """
+    lanes = []
+    for stream in streams:
+        contexts: dict[int, Context] = {}
+        for batch in model.batches():
+            if stop is not None and stop.is_set():
+                raise Closed("stopped while kernels were compiled")
+            contexts[batch] = model.context(batch, stream)
+            time.sleep(0)  # signals, and messages to who joins, have their turn
+        lanes.append(Lane(stream, contexts))
+    return lanes
+
+
+def _close_quietly(pool: MemoryPool) -> None:
+    """Close the pool after a failed start. TensorRT may still hold some of it; why it failed is what matters."""
+    try:
+        pool.close()
+    except DeviceError as error:
+        _log.debug("%s", error)
+
+
+class DetectorSlot(Protocol):
+    """One batch in flight: `vision.detect.tensorrt.slot.Slot`, or `DynamicSlot` where the data decides sizes."""
+
+    stream: Stream
+
+    @property
+    def frames(self) -> int:
+        """Of the batch in flight; 0: none."""
+
+    def submit(self, frames: Sequence[Frame]) -> None:
+        """Queue a batch."""
+
+    def ready(self, timeout_s: float) -> bool:
+        """Wait until the batch in flight is done, at most so long."""
+
+    def detections(self) -> list[Detections]:
+        """Its result, in arrays of its own. The slot is free again."""
+
+
+class TensorRTDetector:
+    """`Detector` on a GPU; the contract is that of `vision.detect.detector.Detector`."""
+
+    def __init__(
+        self,
+        device: Device,
+        model: Model,
+        *,
+        phases: Phases,
+        inlet: Inlet,
+        slots: Sequence[DetectorSlot],
+        made: contextlib.ExitStack,
+    ) -> None:
+        self.phases = phases
+        self._device = device
+        self._model = model
+        self._inlet = inlet
+        self._slots = list(slots)
+        self._slot_count = len(slots)
+        self._max_batch = max(model.batches())
+        self._graphs_off = graphs_off(model.detect, slots)
+        self._graphs = not self._graphs_off
+        self._name = f"{find_library()}, {device.name} ({device.arch}), {model.detect.precision}" + (
+            "" if self._graphs else ", no graphs"
+        )
+        self._made: contextlib.ExitStack | None = made.pop_all()
+        self.close_s = _CLOSE_S
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._model.class_names
+
+    @property
+    def slots(self) -> int:
+        return self._slot_count
+
+    @property
+    def parallel(self) -> int:
+        return max(1, self._slot_count - 1) if self._graphs else 1
+
+    @property
+    def max_batch(self) -> int:
+        return self._max_batch
+
+    @property
+    def pixel_formats(self) -> tuple[PixelFormat, ...]:
+        return PIXEL_FORMATS
+
+    @property
+    def graphs_off(self) -> str:
+        return self._graphs_off
+
+    @property
+    def device_bytes(self) -> int:
+        return allocated().device_bytes
+
+    @property
+    def page_locked_bytes(self) -> int:
+        return allocated().host_bytes
+
+    def counters(self) -> Mapping[str, int]:
+        """For status messages: how often memory had to grow for outputs whose size the data decides."""
+        dynamic = [slot for slot in self._slots if isinstance(slot, DynamicSlot)]
+        return {"detector.outputs_grown": sum(slot.grown for slot in dynamic)} if dynamic else {}
+
+    def parts(self) -> tuple[Sequence[DetectorSlot], Stream]:
+        """The slots, and the stream of the copies to them: for what measures, and never for what detects."""
+        return self._slots, self._inlet.copies
+
+    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
+        self._refuse_if_closed()
+        return self._inlet.store.buffer(height_px, width_px, pixel_format)
+
+    def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> DeviceImage:
+        self._refuse_if_closed()
+        return DeviceImage.make(height_px, width_px, pixel_format)
+
+    def submit(self, slot: int, frames: Sequence[Frame]) -> None:
+        self._refuse_if_closed()
+        if not 0 <= slot < len(self._slots):
+            raise ValueError(f"slots are 0 to {len(self._slots) - 1}, got {slot}")
+        if not 1 <= len(frames) <= self._max_batch:
+            raise ValueError(f"a batch has 1 to {self._max_batch} frames, got {len(frames)}")
+        chosen = self._slots[slot]
+        if chosen.frames:
+            raise ValueError(f"slot {slot} is still submitted: wait for it first")
+        chosen.submit(frames)
+
+    def wait(self, slot: int, timeout_s: float) -> list[Detections]:
+        self._refuse_if_closed()
+        chosen = self._slots[slot] if 0 <= slot < len(self._slots) else None
+        if chosen is None or not chosen.frames:
+            raise ValueError(f"nothing was submitted to slot {slot}")
+        if not chosen.ready(timeout_s):
+            raise TimeoutError(f"slot {slot} is not ready after {timeout_s} s")
+        return chosen.detections()
+
+    def close(self) -> None:
+        made, self._made = self._made, None
+        if made is None:
+            return
+        streams = [*(slot.stream for slot in self._slots), self._inlet.copies]
+        self._slots = []
+        release_in_time(self._device, streams, made, self.close_s)
+
+    def _refuse_if_closed(self) -> None:
+        if self._made is None:
+            raise Closed("the detector is closed")
+
+    def __del__(self) -> None:
+        if getattr(self, "_made", None) is not None:
+            warnings.warn("TensorRTDetector was not closed", ResourceWarning, stacklevel=2)
+
+
+def release_in_time(
+    device: Device, streams: Sequence[Stream], made: contextlib.ExitStack, limit_s: float
+) -> threading.Thread:
+    """Wait for all work, then free everything. A GPU that hangs lets neither return, so that is done in a thread.
+
+    After `limit_s` the thread is left behind: `vision.cli.main` ends a process that has such a one without waiting for it.
+    """
+    failed: list[BaseException] = []
+
+    def release() -> None:
+        try:
+            drain(device, streams)
+            made.close()
+        except BaseException as error:  # noqa: BLE001 - raised below, by who called
+            failed.append(error)
+
+    thread = threading.Thread(target=release, name="gpu-release", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive():
+        abandon()
+        _log.error("%s does not answer: what it holds is left to the end of the process", device.name)
+    elif failed:
+        raise failed[0]
+    return thread
+
+
+def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
+    """Why batches do not run as CUDA graphs; empty where they do."""
+    if any(isinstance(slot, DynamicSlot) for slot in slots):
+        return "the model has outputs whose size depends on the picture"
+    return "" if detect.graphs else "`detect: {graphs: off}`"
+
+
+def _graph_slots(
+    device: Device, model: Model, lanes: Sequence[Lane], inlet: Inlet, *, phases: Phases, made: contextlib.ExitStack
+) -> list[Slot]:
+    """Slots that run as graphs, warm and checked."""
+    outputs, room = _measured(model, lanes[0])
+    with phases.phase("kernels"):
+        model.head.bind({name: (None, *output.shape) for name, output in outputs.items()})
+        program = PostprocessProgram.of(model.card, model.head, len(model.class_names), outputs, device.shared_bytes)
+        kernels = made.enter_context(_loaded(model, program, device))
+    with phases.phase("memory"):
+        budget = _budget(model, room, program, len(lanes))
+        free_bytes, total_bytes = memory_info()
+        budget.require(free_bytes + model.engine.weights_bytes, total_bytes, shared_with_host=device.integrated)
+        _log.info("%s\n%s", model.card.name, budget.table())
+        slots = [made.enter_context(Slot(model.card.input, room, lane, kernels, inlet)) for lane in lanes]
+    _warm_up(model, slots, outputs, phases)
+    if model.engine.save_kernels():
+        _log.debug("the kernels that the library compiled are kept for the next start")
+    return slots
+
+
+def _dynamic_slots(
+    device: Device, model: Model, lanes: Sequence[Lane], inlet: Inlet, *, phases: Phases, made: contextlib.ExitStack
+) -> list[DynamicSlot]:
+    """Slots of an engine with data-dependent outputs, warm."""
+    _log.warning(
+        "%s has outputs whose size depends on the picture (NonMaxSuppression or NonZero inside): it runs without CUDA "
+        "graphs, and the host waits for it",
+        model.card.name,
+    )
+    bind_open_outputs(model, lanes[0])
+    with phases.phase("kernels"):
+        letterbox = made.enter_context(load_letterbox(model, device))
+    with phases.phase("memory"):
+        slots = [made.enter_context(DynamicSlot(model, lane, letterbox, inlet)) for lane in lanes]
+    with phases.phase("warm-up"):
+        for slot in slots:
+            slot.warm_up()
+    model.engine.save_kernels()
+    return slots
+
+
+def _warm_up(model: Model, slots: Sequence[Slot], outputs: Mapping[str, Output], phases: Phases) -> None:
+    """Run every chain once and capture it, then compare each graph with what it was captured from.
+
+    Compared last, so that what one context does to the memory that it shares with another is seen.
+    """
+    checked: list[tuple[ChainCheck, Snapshot]] = []
+    with Noise(model.card.input) as noise:
+        for number, slot in enumerate(slots):
+            noise.fill(slot.memory, max(slot.chains), slot.stream)
+            with phases.phase("first slot's graphs" if number == 0 else "other slots' graphs"):
+                for batch, chain in slot.chains.items():
+                    check = ChainCheck(slot, chain, outputs, f"{model.card.name}, slot {number}, batch {batch}")
+                    checked.append((check, check.run()))
+                    if model.detect.graphs:
+                        chain.capture(check.what)
+        with phases.phase("comparison"):
+            for check, eager in checked:
+                model.head.check_scores([eager.first(name) for name in model.head.outputs])
+                if model.detect.graphs:
+                    check.require_same(eager)
+
+
+def _measured(model: Model, lane: Lane) -> tuple[Mapping[str, Output], TensorRoom]:
+    """The outputs of one picture, and the room that one slot needs for all tensors at the greatest batch."""
+    outputs: dict[str, Output] = {}
+    bytes_of: dict[str, int] = {}
+    for name, size in lane.greatest.output_sizes().items():
+        if size.shape is None or size.bytes is None:
+            raise ModelError(f"{model.card.name}: the size of output {name} depends on the data")
+        dtype = model.engine.tensor(name).dtype
+        outputs[name] = Output(size.shape[1:], dtype)
+        bytes_of[name] = size.bytes
+    batch = max(lane.contexts)
+    scratch = shared_scratch((0, context.memory_bytes) for context in lane.contexts.values())[0]
+    item = np.dtype(model.engine.tensor(model.input_name).dtype).itemsize
+    input_bytes = item * int(np.prod(model.input_shape(batch)))
+    return outputs, TensorRoom(batch, model.input_name, input_bytes, bytes_of, scratch)
+
+
+def _budget(model: Model, room: TensorRoom, program: PostprocessProgram, slots: int) -> MemoryBudget:
+    """What is allocated before READY. The pictures of the cameras come when these have said how large they are."""
+    own = slot_bytes(room.batch, program)
+    return detector_budget(
+        weights_bytes=model.engine.weights_bytes,
+        slots=slots,
+        scratch_bytes=room.scratch_bytes,
+        input_bytes=room.input_bytes,
+        output_bytes=sum(room.outputs.values()),
+        postprocess_bytes=own.device,
+        result_bytes=own.host,
+    )
+
+
+@contextlib.contextmanager
+def _loaded(model: Model, program: PostprocessProgram, device: Device) -> Iterator[Kernels]:
+    """The kernels of a model, on the GPU."""
+    with contextlib.ExitStack() as made:
+        letterbox = made.enter_context(load_letterbox(model, device))
+        source = Source.read(KERNELS / program.file, program.definitions)
+        module = made.enter_context(Module.build(source, device.arch, kernel_cache()))
+        keep = kept_classes(model.head, len(model.class_names))
+        kept = made.enter_context(DeviceBuffer(keep.nbytes, "wanted classes"))
+        kept.write(keep)
+        yield Kernels(
+            letterbox=letterbox,
+            pairs=module.kernel("find_pairs"),
+            objects=module.kernel("objects", shared_bytes=program.work_bytes if program.shared_work else 0),
+            program=program,
+            threshold=threshold(model.head, kept.address),
+            iou=model.card.nms.iou,
+        )

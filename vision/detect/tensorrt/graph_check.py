@@ -1,0 +1,123 @@
+"""Whether a CUDA graph computes what it was captured from. It is asked at every start, of every graph.
+
+A graph keeps addresses and shapes. A library that swaps a kernel, a shape or a buffer after the capture leaves it
+computing something else without any error, so each graph is compared with the same work run step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config import InputCard
+from vision.detect.tensorrt.kernel_structs import PictureLayout, describe_frame
+from vision.detect.tensorrt.kernels import Output
+from vision.detect.tensorrt.slot import Chain, Slot, SlotMemory
+from vision.errors import DeviceError
+from vision.gpu.cuda import Owned, Stream
+from vision.gpu.memory import DeviceBuffer
+
+_TOLERANCE = 1e-3  # of the greatest value; graphs were never seen to differ in a single bit
+
+
+class Noise(Owned):
+    """A picture of random bytes on the GPU, a little larger than the model's input."""
+
+    def __init__(self, card: InputCard) -> None:
+        height_px, width_px = card.height * 5 // 4, card.width * 4 // 3
+        self._picture = DeviceBuffer(height_px * width_px * 3 + 16, "random input")
+        self._picture.write(np.random.default_rng(1).integers(0, 256, height_px * width_px * 3, np.uint8))
+        self._description = describe_frame(card, PictureLayout(height_px, width_px, "bgr"), self._picture.address)
+        self._opened = True
+
+    def fill(self, memory: SlotMemory, batch: int, stream: Stream) -> None:
+        """Make it the first `batch` frames of a slot."""
+        for index in range(batch):
+            memory.row(index)[:] = self._description
+        memory.upload_rows(batch, stream)
+
+    def _release(self) -> None:
+        self._picture.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the engine gave for the first and last picture, and what was made of it for all."""
+
+    outputs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+    counts: NDArray[np.uint32]
+    boxes: NDArray[np.float32]
+
+    def first(self, name: str) -> NDArray[np.float32]:
+        """An output for the first picture, float32."""
+        return self.outputs[name][0].astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainCheck:
+    """Runs one chain and looks at the result."""
+
+    slot: Slot
+    chain: Chain
+    outputs: Mapping[str, Output]
+    what: str
+
+    def run(self) -> Snapshot:
+        """Run the chain, as a graph where it has one, over memory that was spoiled before."""
+        memory, stream, batch = self.slot.memory, self.slot.stream, self.chain.batch
+        for buffer in memory.outputs.values():
+            buffer.fill(0xFF, stream)
+        stream.synchronize()
+        memory.counts_host[:] = 0xFFFFFFFF
+        self.chain.run()
+        stream.synchronize()
+        counts = memory.counts_host[:batch].copy()
+        boxes = np.concatenate([memory.boxes_host[index, : counts[index, 0]] for index in range(batch)])
+        return Snapshot({name: self._ends(name, output) for name, output in self.outputs.items()}, counts, boxes)
+
+    def _ends(self, name: str, output: Output) -> tuple[NDArray[Any], NDArray[Any]]:
+        buffer = self.slot.memory.outputs[name]
+        nbytes = output.nbytes
+        first = buffer.read(output.shape, output.dtype)
+        return first, buffer.read(output.shape, output.dtype, (self.chain.batch - 1) * nbytes)
+
+    def require_same(self, eager: Snapshot) -> None:
+        """
+        Raises:
+            DeviceError: the graph gives something else.
+        """
+        graph = self.run()
+        for name, pair in eager.outputs.items():
+            for expected, given in zip(pair, graph.outputs[name], strict=True):
+                difference = relative_difference(expected, given)
+                if not difference <= _TOLERANCE:
+                    raise self._differs(f"output {name} by {difference:.2g} of its greatest value")
+        same = all(
+            np.array_equal(a, b, equal_nan=True)
+            for name, pair in eager.outputs.items()
+            for a, b in zip(pair, graph.outputs[name], strict=True)
+        )
+        if same and not (np.array_equal(eager.counts, graph.counts) and np.array_equal(eager.boxes, graph.boxes)):
+            raise self._differs("the objects, though the network's outputs are the same")
+
+    def _differs(self, how: str) -> DeviceError:
+        return DeviceError(
+            f"the CUDA graph of {self.what} gives other results than the same work without a graph: {how}",
+            hint="`detect: {graphs: off}` runs without; `vision build MODEL --force` may give an engine that can",
+        )
+
+
+def relative_difference(expected: NDArray[Any], given: NDArray[Any]) -> float:
+    """Greatest difference over the greatest expected magnitude; infinite where only one of the two is a number."""
+    a, b = expected.astype(np.float64), given.astype(np.float64)
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        return float("inf")
+    finite = np.isfinite(a)
+    if not finite.any():
+        return 0.0
+    greatest = float(np.abs(a[finite]).max())
+    return float(np.abs(a[finite] - b[finite]).max()) / max(greatest, 1e-12)

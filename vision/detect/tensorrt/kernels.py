@@ -1,0 +1,221 @@
+"""The kernels of one model: which constants they are compiled with, how they are launched, what memory they need.
+
+Nothing here needs a GPU, so that tests can hold the kernels' numbers against the references of `heads`, `nms` and
+`letterbox` on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config import HeadCard, InputCard, ModelCard
+from vision.detect.reference.heads import Head
+from vision.detect.reference.yuv import FRACTION_BITS
+from vision.errors import ModelError
+
+KERNELS: Final = Path(__file__).with_name("cuda")
+
+Grid: TypeAlias = tuple[int, int, int]
+Definitions: TypeAlias = Mapping[str, int | float | str]
+
+THRESHOLD: Final = np.dtype([("score", np.float32), ("floor", np.float32), ("keep", np.uint64)])
+"""``struct Threshold`` of ``heads.cuh``."""
+
+RESULT: Final = np.dtype(
+    [("count", np.uint32), ("excess", np.uint32), ("candidates", np.uint32), ("reserved", np.uint32)]
+)
+"""``struct Result`` of ``postprocess.cu``."""
+
+_ROOM: Final = 16384
+"""Pairs over the threshold that are written down. There are a hundred at 0.35, a few thousand at 0.05; where there are
+more, the scores are read again, which is slow and right."""
+
+_HEADS: Final[Mapping[str, int]] = {"nanodet": 0, "yolov5": 1, "yolov8": 2, "end-to-end": 3, "rt-detr": 4}
+_EFFICIENT_NMS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LetterboxProgram:
+    """``letterbox.cu`` for one input."""
+
+    width_px: int
+    height_px: int
+    half_input: bool
+    interleaved: bool = False  # (B, H, W, 4) in place of (B, 3, H, W)
+    red_first: bool = False
+
+    file: ClassVar[str] = "letterbox.cu"
+    block: ClassVar[Grid] = (256, 1, 1)
+    pixels: ClassVar[tuple[int, int]] = (2, 4)  # across and down, of one thread
+
+    @classmethod
+    def of(cls, card: InputCard, *, half_input: bool, interleaved: bool = False) -> LetterboxProgram:
+        return cls(card.width, card.height, half_input, interleaved, card.color == "rgb")
+
+    @property
+    def definitions(self) -> Definitions:
+        return {
+            "WIDTH": self.width_px,
+            "HEIGHT": self.height_px,
+            "HALF_INPUT": int(self.half_input),
+            "INTERLEAVED": int(self.interleaved),
+            "RED_FIRST": int(self.red_first),
+            "FRACTION_BITS": FRACTION_BITS,
+            "DOWN": self.pixels[1],
+        }
+
+    def grid(self, batch: int) -> Grid:
+        across, down = self.pixels
+        threads = -(-self.width_px // across) * -(-self.height_px // down)
+        return (-(-threads // self.block[0]), batch, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output of the engine, for one picture."""
+
+    shape: tuple[int, ...]  # without the batch
+    dtype: str  # NumPy's name
+
+    @property
+    def half(self) -> bool:
+        return self.dtype == "float16"
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class PostprocessProgram:
+    """``postprocess.cu`` for one head."""
+
+    definitions: Definitions
+    scores: str  # outputs of the engine that hold them; may be one
+    boxes: str
+    extra: tuple[str, str]  # of EfficientNMS_TRT: classes and how many; else empty names
+    candidates: int  # most that NMS looks at
+    objects: int  # most of one picture
+    work_bytes: int  # of one picture, in shared memory or outside
+    shared_work: bool
+    _pairs_blocks: int
+
+    file: ClassVar[str] = "postprocess.cu"
+    pairs_block: ClassVar[Grid] = (256, 1, 1)
+    objects_block: ClassVar[Grid] = (512, 1, 1)
+
+    @classmethod
+    def of(
+        cls, card: ModelCard, head: Head, class_count: int, outputs: Mapping[str, Output], shared_bytes: int
+    ) -> PostprocessProgram:
+        """For the outputs that `head` reads, on a GPU that gives a block `shared_bytes` of shared memory."""
+        scores, boxes, extra = _roles(card.head, head.outputs)
+        for name in (scores, boxes):
+            _require(card, name, outputs[name].dtype, ("float32", "float16"))
+        for name in filter(None, extra):
+            _require(card, name, outputs[name].dtype, ("int32",))
+        layout = _layout(card.head, class_count, outputs[scores].shape, outputs[boxes].shape, scores == boxes)
+        objects = card.nms.max_objects
+        candidates = card.nms.max_candidates if head.needs_nms else objects
+        work_bytes = _work_bytes(candidates)
+        shared_work = work_bytes <= shared_bytes - _STATIC_SHARED
+        unit = (card.input.width, card.input.height) if card.head.box_scale == "fraction" else (1, 1)
+        definitions: Definitions = {
+            **layout,
+            "HEAD": _HEADS[card.head.kind] if not any(extra) else _EFFICIENT_NMS,
+            "CLASSES": class_count,
+            "SIGMOID": int(card.head.activation == "sigmoid"),
+            "HALF_SCORES": int(outputs[scores].half),
+            "HALF_BOXES": int(outputs[boxes].half),
+            "UNIT_X": unit[0],
+            "UNIT_Y": unit[1],
+            "BINS": card.head.bins,
+            "STRIDES": ",".join(map(str, card.head.strides)),
+            "WIDTH": card.input.width,
+            "HEIGHT": card.input.height,
+            "CANDIDATES": candidates,
+            "OBJECTS": objects,
+            "ROOM": max(_ROOM, candidates),
+            "NMS": int(head.needs_nms),
+            "CLASS_AWARE": int(card.nms.class_aware),
+            "SHARED_WORK": int(shared_work),
+        }
+        per_block = 256 * 2 * (8 if outputs[scores].half else 4)
+        elements = layout["BOXES"] * (class_count if card.head.kind == "yolov8" else layout["SCORE_COLUMNS"])
+        blocks = -(-elements // per_block)
+        return cls(definitions, scores, boxes, extra, candidates, objects, work_bytes, shared_work, blocks)
+
+    def pairs_grid(self, batch: int) -> Grid:
+        return (self._pairs_blocks, batch, 1)
+
+    def objects_grid(self, batch: int) -> Grid:
+        return (batch, 1, 1)
+
+    @property
+    def keys_bytes(self) -> int:
+        """Memory for the pairs of one picture."""
+        return 8 * int(self.definitions["ROOM"])
+
+
+_STATIC_SHARED: Final = 4096
+"""Shared memory that the kernel takes besides its work: histogram, masks and ranks, with room to spare."""
+
+
+def _work_bytes(candidates: int) -> int:
+    """Size of ``struct Work``."""
+    ordered = max(64, 1 << (candidates - 1).bit_length())
+    return -(-(8 * ordered + candidates * (16 + 4 + 4 + 1)) // 16) * 16
+
+
+def _require(card: ModelCard, name: str, dtype: str, known: tuple[str, ...]) -> None:
+    """
+    Raises:
+        ModelError: the kernels cannot read this output.
+    """
+    if dtype not in known:
+        raise ModelError(
+            f"{card.name}: output {name} should be {' or '.join(known)}, it is {dtype}",
+            hint="export the model with outputs in fp32",
+        )
+
+
+def _roles(head: HeadCard, outputs: tuple[str, ...]) -> tuple[str, str, tuple[str, str]]:
+    """Which outputs hold scores and boxes, and the two that EfficientNMS_TRT has besides."""
+    if head.kind == "end-to-end" and len(outputs) == 4:
+        number, boxes, scores, classes = outputs
+        return scores, boxes, (classes, number)
+    if head.kind == "rt-detr":
+        return outputs[1], outputs[0], ("", "")
+    return outputs[0], outputs[-1], ("", "")
+
+
+def _layout(
+    head: HeadCard, class_count: int, scores: tuple[int, ...], boxes: tuple[int, ...], shared: bool
+) -> dict[str, int]:
+    """Where in its tensors a head finds what."""
+    if head.kind == "yolov8":
+        return {"BOXES": scores[1], "SCORE_COLUMNS": 0, "BOX_COLUMNS": 0, "BOX_OFFSET": 0}
+    if len(scores) == 1:
+        return {"BOXES": scores[0], "SCORE_COLUMNS": 1, "BOX_COLUMNS": 4, "BOX_OFFSET": 0}
+    offset = class_count if head.kind == "nanodet" and shared else 0
+    return {"BOXES": scores[0], "SCORE_COLUMNS": scores[1], "BOX_COLUMNS": boxes[1], "BOX_OFFSET": offset}
+
+
+def threshold(head: Head, keep_address: int) -> NDArray[np.void]:
+    """One `THRESHOLD`; `keep_address` is where `kept_classes` lies on the device."""
+    row = np.zeros((), THRESHOLD)
+    row["score"], row["floor"], row["keep"] = head.score, head.floor, keep_address
+    return row
+
+
+def kept_classes(head: Head, class_count: int) -> NDArray[np.uint8]:
+    """One byte a class: whether it is wanted."""
+    keep = np.zeros(class_count, np.uint8)
+    keep[head.classes] = 1
+    return keep

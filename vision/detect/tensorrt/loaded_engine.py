@@ -1,0 +1,107 @@
+"""An engine that is open, and what is known about its numbers: what every detector over TensorRT begins with."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vision.config import DetectConfig, ModelCard
+from vision.detect.reference.heads import Head
+from vision.detect.tensorrt.kernel_structs import describe_normalisation
+from vision.detect.tensorrt.kernels import KERNELS, LetterboxProgram
+from vision.detect.tensorrt.slot import LetterboxKernel
+from vision.engine.cache import default_folder
+from vision.engine.profiles import batch_sizes
+from vision.engine.runtime import Context, Engine, GraphPolicy
+from vision.errors import ModelError
+from vision.gpu.cuda import Device, Stream
+from vision.gpu.nvrtc import Module, Source
+
+
+def kernel_cache() -> Path:
+    """Where compiled kernels are kept."""
+    return default_folder().parent / "kernels"
+
+
+@dataclass(slots=True)
+class Phases:
+    """What starting spent its time on."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what is done inside."""
+        start_ns = time.monotonic_ns()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + (time.monotonic_ns() - start_ns) / 1e9
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
+        return f"{sum(self.seconds.values()):.2f} s ({parts})"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An engine and what is known about its numbers."""
+
+    engine: Engine
+    card: ModelCard
+    head: Head
+    class_names: tuple[str, ...]
+    detect: DetectConfig
+
+    @property
+    def input_name(self) -> str:
+        """The picture's tensor.
+
+        Raises:
+            ModelError: there is none, or more than one.
+        """
+        pictures = [tensor for tensor in self.engine.inputs if not tensor.is_shape_io]
+        if len(pictures) != 1 or len(pictures[0].shape) != 4 or pictures[0].dtype not in {"float32", "float16"}:
+            given = ", ".join(f"{each.name} {each.dtype} {each.shape}" for each in pictures) or "none"
+            raise ModelError(
+                f"{self.card.name}: a detector has one input of pictures, (batch, 3, height, width) in fp32 or fp16; "
+                f"this engine has {given}",
+                hint="export the model without further inputs",
+            )
+        return pictures[0].name
+
+    def input_shape(self, batch: int) -> tuple[int, int, int, int]:
+        """Of the picture's tensor."""
+        channels = self.engine.tensor(self.input_name).channels
+        return (batch, channels, self.card.input.height, self.card.input.width)
+
+    def batches(self) -> tuple[int, ...]:
+        """Batch sizes to prepare: those of `batch_sizes` that the engine takes, or its only one."""
+        name, profiles = self.input_name, self.engine.profiles
+        wanted = batch_sizes(self.detect.max_batch)
+        taken = tuple(size for size in wanted if any(p.contains({name: self.input_shape(size)}) for p in profiles))
+        return taken or (self.engine.max_batch,)
+
+    def context(self, batch: int, stream: Stream) -> Context:
+        """A context for one batch size, without memory and addresses."""
+        shapes = {self.input_name: self.input_shape(batch)}
+        profile = self.engine.choose(shapes)
+        policy: GraphPolicy = "own" if self.detect.graphs else "off"
+        context = self.engine.create_context(profile, stream.address, graphs=policy)
+        context.set_shape(self.input_name, shapes[self.input_name])
+        for name, values in self.engine.profiles[profile].values.items():
+            context.set_values(name, values.opt)
+        return context
+
+
+@contextlib.contextmanager
+def load_letterbox(model: Model, device: Device) -> Iterator[LetterboxKernel]:
+    """The letterbox kernel of a model, on the GPU."""
+    tensor = model.engine.tensor(model.input_name)
+    program = LetterboxProgram.of(
+        model.card.input, half_input=tensor.dtype == "float16", interleaved=tensor.interleaved
+    )
+    source = Source.read(KERNELS / program.file, program.definitions)
+    with Module.build(source, device.arch, kernel_cache()) as module:
+        yield LetterboxKernel(module.kernel("letterbox"), program, describe_normalisation(model.card.input))

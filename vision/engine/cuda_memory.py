@@ -1,0 +1,45 @@
+"""The memory of the real GPU for `vision.engine.memory`. Needs cuda-python and a driver, and so is small."""
+
+from __future__ import annotations
+
+import logging
+
+from cuda.bindings import runtime
+
+from vision.errors import DeviceError
+from vision.gpu.cuda import check, memory_info, synchronize_device
+from vision.gpu.memory import DeviceBuffer
+
+_log = logging.getLogger(__name__)
+
+
+class CudaMemory:
+    """Segments of a `MemoryPool` from cudaMalloc, counted by `vision.gpu.memory` as all other memory is."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, DeviceBuffer] = {}
+
+    def allocate(self, size: int) -> int:
+        """Address of `size` new bytes; 0 where there are not so many."""
+        try:
+            buffer = DeviceBuffer(size, "TensorRT")
+        except DeviceError as error:
+            _log.debug("%s", error)
+            return 0
+        self._buffers[buffer.address] = buffer
+        return buffer.address
+
+    def free(self, address: int) -> None:
+        """Give back what `allocate` gave."""
+        self._buffers.pop(address).close()
+
+    def synchronize(self, stream: int | None) -> None:
+        """Wait for a stream by its handle; for the whole GPU where None."""
+        if stream is None:
+            synchronize_device()
+            return
+        check(runtime.cudaStreamSynchronize(stream), "waiting for a stream of TensorRT")
+
+    def free_and_total_bytes(self) -> tuple[int, int]:
+        """Free and total memory of the GPU."""
+        return memory_info()

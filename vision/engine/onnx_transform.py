@@ -1,0 +1,244 @@
+"""The ONNX file that TensorRT gets to see: what the model's own computes, with other types and operators.
+
+TensorRT 11 and TensorRT-RTX take types from the ONNX file alone, so that a model in float16 or bfloat16 is a file in
+float16 or bfloat16. TensorRT-RTX takes shapes and the order of channels for a given, too, where TensorRT tries what is
+fastest: see `interleaving` and `folding`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
+
+import numpy as np
+
+from vision.engine.channel_packing import widen_input
+from vision.engine.conv_folding import fold_narrow_convolutions
+from vision.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+_log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_QDQ_OPSET = 19  # from here on QuantizeLinear takes float16
+_EXTERNAL: Final = (
+    b"\x0a\x08location\x12"  # how an entry of TensorProto.external_data begins: its key, and then its value
+)
+
+
+class Unrewritable(ModelError):
+    """A package that rewrites ONNX files does not cope with this one."""
+
+
+def refusing_damage(rewrite: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Tell whatever the packages raise over a damaged file, which are errors of a dozen kinds, as one.
+
+    Raises:
+        Unrewritable: in place of any of them.
+    """
+
+    @functools.wraps(rewrite)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return rewrite(*args, **kwargs)
+        except (ModelError, MemoryError):
+            raise
+        except Exception as error:
+            raise Unrewritable(
+                f"not a valid ONNX model: {type(error).__name__}: {error}",
+                hint="`onnx.checker.check_model` says more; export it anew, or compare its sha256 with model.yaml's",
+            ) from error
+
+    return wrapped
+
+
+def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
+    """An ONNX model whose results are the same, in shapes that tensor cores take better: as far as it allows that.
+
+    Returns:
+        The model, and whether its input has been widened.
+
+    Raises:
+        ModelError: no package for it, or not an ONNX model.
+    """
+    if not interleave and not fold:
+        return model, False
+    loaded = load_onnx(model)
+    widened = interleave and widen_input(loaded)
+    folded = fold_narrow_convolutions(loaded) if fold else ()
+    if folded:
+        _log.debug("folded: %s", ", ".join(folded))
+    return (bytes(loaded.SerializeToString()) if widened or folded else model), widened
+
+
+def with_weights(model: bytes, folder: Path) -> bytes:
+    """An ONNX model with those weights in it that it keeps in files of `folder`.
+
+    TensorRT would look for these files in the working folder, and no hash of the model would tell of them.
+
+    Raises:
+        ModelError: no package for it, or such a file is missing, damaged or too large.
+    """
+    if _EXTERNAL not in model:
+        return model
+    loaded = load_onnx(model)
+    from onnx.external_data_helper import load_external_data_for_model
+
+    try:
+        load_external_data_for_model(loaded, str(folder))
+        return bytes(loaded.SerializeToString())
+    except Exception as error:  # whatever onnx and protobuf raise over a file that is missing, short or too large
+        raise ModelError(
+            f"the weights beside the model, in {folder}, cannot be used: {error}",
+            hint="put all files of the export there; more than 2 GB of weights cannot be taken",
+        ) from error
+
+
+def load_onnx(model: bytes) -> onnx.ModelProto:
+    """An ONNX file as an object to be changed.
+
+    Raises:
+        ModelError: no package for it, or not an ONNX model.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
+    except ImportError as error:
+        raise _package_missing(error) from error
+    try:
+        return onnx.load_model_from_string(model)
+    except DecodeError as error:
+        raise ModelError(f"not an ONNX model: {error}", hint="compare its sha256 with the one in model.yaml") from error
+
+
+def _package_missing(error: ImportError) -> ModelError:
+    return ModelError(
+        f"this TensorRT takes types and shapes from the ONNX file, and rewriting that needs a package: {error}",
+        hint="`pip install onnx onnxruntime`, or give a model that is exported in this precision",
+    )
+
+
+def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool, keep_outputs: bool) -> bytes:
+    """An ONNX model that computes in float16 or bfloat16. One that does so already is left as it is.
+
+    Args:
+        model: serialised ONNX with float32 weights.
+        to: the new type of weights and activations.
+        keep_inputs: leave inputs float32, with a cast behind each.
+        keep_outputs: leave outputs float32, with a cast before each.
+
+    Raises:
+        ModelError: no packages for it, not an ONNX model, or a weight is too large for float16.
+    """
+    original = load_onnx(model)
+    if _is_in(original, to):
+        return model
+    try:
+        import onnx
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+        from onnxruntime.transformers.onnx_model import OnnxModel
+    except ImportError as error:
+        raise _package_missing(error) from error
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in _float_tensors(original)}
+    if to == "fp16":
+        _refuse_overflow(weights)
+    original = _for_quantisation(original)
+    kept = [each.name for each in original.graph.input if keep_inputs]
+    kept += [each.name for each in original.graph.output if keep_outputs]
+    with warnings.catch_warnings():  # it says for each weight below 6e-8 that it was rounded up to that
+        warnings.simplefilter("ignore")
+        converted = convert_float_to_float16(original, keep_io_types=kept)
+    graph = OnnxModel(converted)
+    graph.topological_sort()  # the casts were appended at the end
+    if to == "bf16":
+        _retype(graph.model, weights)
+    return bytes(graph.model.SerializeToString())
+
+
+def _is_in(model: onnx.ModelProto, to: Literal["fp16", "bf16"]) -> bool:
+    """Whether the weights that are multiplied with are of this type; biases and scales may be more exact."""
+    import onnx
+
+    wanted = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[to]
+    tensors = (*model.graph.initializer, *(tensor for _, tensor in _constants(model)))
+    kinds = {tensor.data_type for tensor in tensors if len(tensor.dims) > 1}
+    return wanted in kinds and onnx.TensorProto.FLOAT not in kinds
+
+
+def _for_quantisation(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` at an opset whose QuantizeLinear takes float16, if it has any."""
+    import onnx
+
+    version = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), _QDQ_OPSET)
+    if version >= _QDQ_OPSET or not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return model
+    return onnx.version_converter.convert_version(model, _QDQ_OPSET)
+
+
+def _float_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Float32 weights: initializers, and constants by the name of what they give."""
+    import onnx
+
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            yield tensor
+    for node, tensor in _constants(model):
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            named = onnx.TensorProto()
+            named.CopyFrom(tensor)
+            named.name = node.output[0]
+            yield named
+
+
+def _constants(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, onnx.TensorProto]]:
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            yield from ((node, attribute.t) for attribute in node.attribute if attribute.name == "value")
+
+
+def _refuse_overflow(weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    limit = float(np.finfo(np.float16).max)
+    for name, values in weights.items():
+        greatest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+        if greatest > limit:
+            raise ModelError(
+                f"weight {name} has the value {greatest:g}, and float16 ends at {limit:g}",
+                hint="set `detect: {precision: bf16}`, or fp32",
+            )
+
+
+def _retype(model: onnx.ModelProto, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Turn every float16 of a converted model into bfloat16, weights from their float32 originals."""
+    import onnx
+
+    half, brain = onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
+    for tensor in model.graph.initializer:
+        if tensor.data_type == half:
+            tensor.CopyFrom(_as_bfloat16(weights[tensor.name], tensor.name))
+    for node, tensor in _constants(model):
+        if tensor.data_type == half:
+            tensor.CopyFrom(_as_bfloat16(weights[node.output[0]], tensor.name))
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype") and attribute.i == half:
+                attribute.i = brain
+    for info in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if info.type.tensor_type.elem_type == half:
+            info.type.tensor_type.elem_type = brain
+
+
+def _as_bfloat16(values: np.ndarray[Any, Any], name: str) -> onnx.TensorProto:
+    """Round to the nearest bfloat16, ties to even: the upper half of a float32."""
+    import onnx
+
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    upper = np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+    return onnx.helper.make_tensor(name, onnx.TensorProto.BFLOAT16, values.shape, upper.tobytes(), raw=True)

@@ -1,0 +1,159 @@
+"""From a model's folder to an engine that runs: what the detector calls."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vision.engine.build import Built, build_plan
+from vision.engine.cache import EngineCache, Loaded, key_of
+from vision.engine.library import Gpu, find_library, trt
+from vision.engine.onnx_transform import with_weights
+from vision.engine.options import BuildSettings, settled
+from vision.engine.progress import BuildListener, LogListener
+from vision.engine.runtime import Engine, load_engine
+from vision.errors import ModelError
+from vision.state.private_files import sha256_of
+
+if TYPE_CHECKING:
+    from vision.config.app import DetectConfig, ModelCard
+
+_log = logging.getLogger(__name__)
+
+
+def read_onnx(folder: Path, card: ModelCard) -> bytes:
+    """The ONNX file of a model, checked against its card, with the weights in it that it keeps beside it.
+
+    Raises:
+        ModelError: it is not there, or it is another file than the card is of; or as of `with_weights`.
+    """
+    path = folder / card.file
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", hint="`file` in model.yaml names it") from error
+    if card.sha256 is None:
+        _log.warning(
+            "%s has no sha256: nobody would notice another file in place of %s", folder / "model.yaml", card.file
+        )
+    elif sha256_of(contents) != card.sha256:
+        raise ModelError(
+            f"{path} has sha256 {sha256_of(contents)}, model.yaml says {card.sha256}",
+            hint="download it again; or, if the file is the right one, put its sha256 into model.yaml",
+        )
+    return with_weights(contents, folder)
+
+
+def settings_of(detect: DetectConfig) -> BuildSettings:
+    """What camera.yaml says of an engine."""
+    return BuildSettings(
+        precision=detect.precision,
+        max_batch=detect.max_batch,
+        workspace_mib=detect.engine.workspace_mib,
+        optimization_level=detect.engine.optimization_level,
+        dla_core=detect.engine.dla_core,
+    )
+
+
+def load_plan(
+    folder: Path,
+    card: ModelCard,
+    gpu: Gpu,
+    settings: BuildSettings,
+    *,
+    cache: EngineCache,
+    force: bool = False,
+    ahead_of_time: bool = False,
+    listener: BuildListener | None = None,
+    cancel: threading.Event | None = None,
+    prepare_thread: Callable[[], object] = lambda: None,
+) -> Loaded:
+    """The plan of a model from the cache, or built now. Errors as of `build_plan` and `EngineCache`."""
+    onnx = read_onnx(folder, card)
+    stop = cancel or threading.Event()
+    settings = settled(settings, card)
+
+    def build(timing_cache: bytes | None) -> Built:
+        return build_plan(
+            onnx,
+            card,
+            settings,
+            gpu,
+            ahead_of_time=ahead_of_time,
+            timing_cache=timing_cache,
+            listener=listener or LogListener(f"{card.name} {settings.precision}"),
+            cancel=stop,
+            prepare_thread=prepare_thread,
+        )
+
+    key = key_of(onnx, find_library(), gpu, settings, card)
+    return cache.load_or_build(card.name, key, build, force=force, cancelled=stop.is_set)
+
+
+def open_engine(
+    folder: Path,
+    card: ModelCard,
+    detect: DetectConfig,
+    gpu: Gpu,
+    *,
+    settings: BuildSettings | None = None,
+    cache_folder: Path | None = None,
+    allocator: trt.IGpuAllocator | None = None,
+    listener: BuildListener | None = None,
+    cancel: threading.Event | None = None,
+    prepare_thread: Callable[[], object] = lambda: None,
+) -> Engine:
+    """The engine of a model on the GPU of this machine: found in the cache, or built and put there.
+
+    Args:
+        folder: holds the ONNX file that `card` names.
+        detect: gives precision and max_batch, unless `settings` are given.
+        gpu: the GPU that is current in the calling thread.
+        cache_folder: `default_folder()` where None.
+        allocator: serves TensorRT's own memory; must outlive the engine.
+        listener: is told how a build goes; the log where None.
+        cancel: ends a build.
+        prepare_thread: called first in the thread that builds, to choose the GPU there.
+
+    Raises:
+        ModelError: model, card, settings and GPU do not fit together; or the cache is not to be trusted.
+        DeviceMissing: no TensorRT, or no GPU that works.
+        DeviceError: not enough memory on the GPU.
+        Closed: cancelled.
+    """
+    wanted = settings or settings_of(detect)
+    cache = EngineCache(cache_folder)
+
+    def load(*, force: bool) -> Loaded:
+        return load_plan(
+            folder,
+            card,
+            gpu,
+            wanted,
+            cache=cache,
+            force=force,
+            listener=listener,
+            cancel=cancel,
+            prepare_thread=prepare_thread,
+        )
+
+    def start(loaded: Loaded) -> Engine:
+        return load_engine(
+            loaded.plan,
+            allocator=allocator,
+            kernels=cache.kernels_of(loaded.path),
+            label=loaded.path.stem,
+            dla_core=wanted.dla_core,
+        )
+
+    loaded = load(force=False)
+    try:
+        return start(loaded)
+    except ModelError as error:
+        if loaded.built is not None:
+            raise
+        _log.warning("the engine in the cache does not load, building it again: %s", error.args[0])
+    return start(load(force=True))

@@ -1,0 +1,256 @@
+"""`vision eval`: one labelled video through the site's pipeline, and every figure of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vision.config import CameraAnalytics, SiteConfig, check_classes, load_site, nearest, resolve_config
+from vision.detect.open import published_class_names
+from vision.errors import EXIT_OK, Closed, ConfigError
+from vision.evaluation import passes
+from vision.evaluation.annotated import Scene, write_video
+from vision.evaluation.crossings import LineScore, lines_of_class, score_lines
+from vision.evaluation.detection import score_detections
+from vision.evaluation.mot import Truth, read_truth, write_boxes
+from vision.evaluation.passes import Findings, Video
+from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
+from vision.evaluation.report import Evaluation, print_evaluation, write_json
+from vision.evaluation.tracks import match_frames, require_packages, score_tracks
+from vision.pipelines import Build, load_pipeline
+from vision.runtime.builder import model_of
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The arguments of `vision eval`."""
+
+    config: str
+    truth: Path
+    camera: str | None = None
+    class_name: str = "person"
+    json: Path | None = None
+    plots: Path | None = None
+    video: Path | None = None
+    result: Path | None = None
+
+    def check_outputs(self) -> None:
+        """Find out now what would fail after minutes.
+
+        Raises:
+            ConfigError: an output cannot be written, or a package that it needs is missing.
+        """
+        for option, path in (("--json", self.json), ("--video", self.video), ("--result", self.result)):
+            if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+                raise ConfigError(f"{option}: cannot write {path}", hint="expected a file in a folder that is there")
+        if self.video is not None and self.video.suffix.lower() != ".mp4":
+            raise ConfigError(f"--video: expected a name that ends in .mp4, got {self.video}")
+        if self.plots is not None:
+            require_matplotlib()
+            try:
+                self.plots.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"--plots: cannot make the folder {self.plots}: {error.strerror}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is evaluated: all of it checked, nothing run."""
+
+    site: SiteConfig  # with the one camera
+    build: Build
+    class_id: int
+    class_name: str
+    truth: Truth
+    video: Video
+
+    @property
+    def section(self) -> CameraAnalytics:
+        """Lines and zones of the camera."""
+        return self.site.analytics.get(self.site.cameras[0].id, CameraAnalytics())
+
+
+def run(request: Request, stop: threading.Event) -> int:
+    """Evaluate, print, and write what was asked for.
+
+    Raises:
+        ConfigError: an argument, the configuration or the truth is wrong, or a package is missing.
+        VisionError: whatever ended the run; `Closed` where that was `stop`.
+    """
+    request.check_outputs()
+    require_packages()
+    subject = open_subject(request, stop)
+    began = time.monotonic()
+    with _progress("running the pipeline", subject.video.frames) as progress:
+        findings = passes.run_pipeline(subject.build, subject.site, progress, stop)
+    _check(stop)
+    evaluation, scene = evaluate(subject, findings, request.config, time.monotonic() - began)
+    console = Console()
+    print_evaluation(evaluation, console)
+    for path in _write(request, subject, evaluation, scene, stop):
+        console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
+    return EXIT_OK
+
+
+def open_subject(request: Request, stop: threading.Event) -> Subject:
+    """
+    Raises:
+        Closed: `stop` was set.
+        ConfigError: the configuration, its camera, the class or the truth is wrong, or they do not fit together.
+        SourceError: the video cannot be read.
+    """
+    path = resolve_config(request.config)
+    site = load_site(path, os.environ)
+    build = load_pipeline(site.pipeline)
+    names = published_class_names(model_of(site)[1], site.detect)
+    check_classes(site, names, path)
+    site = passes.site_of_camera(site, request.camera)
+    class_id = _class_id(request.class_name, names, site)
+    truth = read_truth(request.truth)
+    with _progress("reading the video", int(truth.boxes.frames[-1]), stop) as progress:
+        video = passes.survey(site.cameras[0], progress)
+    truth.check_length(video.frames, video.name)
+    return Subject(site, build, class_id, request.class_name, truth, video)
+
+
+def evaluate(subject: Subject, findings: Findings, config: str, seconds: float) -> tuple[Evaluation, Scene]:
+    """All figures, and what is needed to draw them."""
+    site, video, truth = subject.site, subject.video, subject.truth.boxes
+    camera = site.cameras[0]
+    published = findings.published(subject.class_id)
+    partners = match_frames(truth, published, video.frames)
+    lines = _score_lines(subject, findings)
+    evaluation = Evaluation(
+        config=config,
+        camera=camera.id,
+        pipeline=site.pipeline,
+        model=site.model,
+        backend=findings.backend,
+        class_name=subject.class_name,
+        truth=str(subject.truth.path),
+        video=video,
+        detection=score_detections(
+            truth,
+            findings.detected(subject.class_id),
+            score=site.detect.score,
+            lowest_score=min(passes.LOWEST_SCORE, site.detect.score),
+        ),
+        tracking=score_tracks(truth, published, video.frames, partners) if findings.tracked else None,
+        lines=tuple(lines),
+        notes=tuple(_notes(subject, findings)),
+        seconds=seconds,
+    )
+    scene = Scene(
+        camera_id=camera.id,
+        class_id=subject.class_id,
+        class_name=subject.class_name,
+        section=subject.section,
+        truth=truth,
+        found=published,
+        partners=partners,
+        tracked=findings.tracked,
+        events=tuple(findings.events),
+    )
+    return evaluation, scene
+
+
+def _score_lines(subject: Subject, findings: Findings) -> list[LineScore]:
+    if not findings.tracked:
+        return []
+    size_px = (subject.video.width_px, subject.video.height_px)
+    return score_lines(
+        subject.section,
+        subject.truth.boxes,
+        findings.events,
+        subject.class_name,
+        size_px=size_px,
+        interval_s=subject.video.interval_s,
+    )
+
+
+def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
+    """What one should know before believing the figures."""
+    truth, frames = subject.truth, subject.video.frames
+    empty, last = truth.empty_frames(frames), int(truth.boxes.frames[-1])
+    if empty:
+        yield f"{empty} of {frames} frames have no rows in {truth.path}: whatever is found in them counts as false"
+    if last < frames:
+        yield f"the last row of {truth.path} is of frame {last}: if nobody labelled the rest, cut the video there"
+    if truth.invalid:
+        yield f"{truth.invalid} rows of {truth.path} have a 0 in column 7 and do not count"
+    if len(findings.objects) < frames:
+        yield f"{frames - len(findings.objects)} of {frames} frames gave no result: they are damaged"
+    if not findings.tracked:
+        yield f"the pipeline {subject.site.pipeline} follows nothing, so there are no figures of tracking"
+    unused = len(subject.section.lines) - len(lines_of_class(subject.section, subject.class_name))
+    if unused:
+        yield f"{unused} lines do not count objects of the class {subject.class_name}"
+
+
+def _class_id(name: str, names: Sequence[str], site: SiteConfig) -> int:
+    if name not in names:
+        near = nearest(name, names)
+        few = f"the model {site.model} has {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
+        raise ConfigError(f"--class: no class {name!r}", hint=f"did you mean {near}?" if near is not None else few)
+    if site.detect.classes is not None and name not in site.detect.classes:
+        raise ConfigError(f"--class: {name} is never found, because detect.classes leaves it out")
+    return names.index(name)
+
+
+def _write(
+    request: Request, subject: Subject, evaluation: Evaluation, scene: Scene, stop: threading.Event
+) -> Iterator[str]:
+    if request.json is not None:
+        write_json(evaluation, request.json)
+        yield str(request.json)
+    if request.result is not None:
+        write_boxes(request.result, scene.found)
+        yield str(request.result)
+    if request.plots is not None:
+        yield from map(str, _plot(request.plots, subject.video, evaluation, scene))
+    if request.video is not None:
+        with _progress("drawing the video", subject.video.frames, stop) as progress:
+            words = write_video(request.video, subject.site.cameras[0], subject.video, scene, progress)
+        yield f"{request.video} ({words})"
+
+
+def _plot(folder: Path, video: Video, evaluation: Evaluation, scene: Scene) -> Iterator[Path]:
+    path = folder / "precision-recall.png"
+    plot_detection(evaluation.detection, evaluation.class_name, path)
+    yield path
+    path = folder / "objects.png"
+    plot_objects(scene.truth, scene.found, scene.partners, video, path)
+    yield path
+    if scene.tracked:
+        path = folder / "tracks.png"
+        plot_tracks(scene.truth, scene.found, scene.partners, video, path)
+        yield path
+
+
+@contextmanager
+def _progress(words: str, frames: int, stop: threading.Event | None = None) -> Iterator[passes.Progress]:
+    """A bar on a terminal, nothing anywhere else; each step looks whether it was told to stop."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(words, total=frames)
+
+        def step(done: int) -> None:
+            bar.update(task, completed=done)
+            if stop is not None:
+                _check(stop)
+
+        yield step
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Closed("stopped before the evaluation was complete")

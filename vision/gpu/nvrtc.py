@@ -1,0 +1,216 @@
+"""Kernels: CUDA source compiled for the very GPU at hand, at start, and kept as cubins between starts.
+
+Compiled by NVRTC and not shipped as binaries, because sizes and types of the model are constants in the source, and
+because one package then serves every GPU that the installed CUDA knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.errors import DeviceError, DeviceMissing, ModelError
+from vision.gpu.cuda import Owned, Stream, check, failure, released
+from vision.state.private_files import Unwritable, make_private_folder, read_private, write_whole
+
+try:
+    from cuda.bindings import driver, nvrtc
+except ImportError as error:  # vision.gpu.cuda has said more
+    raise DeviceMissing(f"cuda-python cannot be imported: {error}") from error
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A ``.cu`` file, the headers that it includes, and the definitions it is compiled with."""
+
+    name: str
+    text: str
+    headers: Mapping[str, str]
+    definitions: Mapping[str, int | float | str]
+
+    @classmethod
+    def read(cls, path: Path, definitions: Mapping[str, int | float | str]) -> Source:
+        """Read a file and every header beside it."""
+        headers = {header.name: header.read_text("utf-8") for header in sorted(path.parent.glob("*.cuh"))}
+        return cls(path.name, path.read_text("utf-8"), headers, definitions)
+
+    def options(self, arch: str) -> tuple[str, ...]:
+        """Compiler options for one architecture, such as ``sm_87``."""
+        fixed = (f"--gpu-architecture={arch}", "--std=c++17", "--fmad=true", "-default-device")
+        return fixed + tuple(f"-D{name}={value}" for name, value in self.definitions.items())
+
+
+def nvrtc_version() -> tuple[int, int]:
+    """Major and minor.
+
+    Raises:
+        DeviceMissing: the library is not installed.
+    """
+    try:
+        major, minor = check_nvrtc(nvrtc.nvrtcVersion(), "asking NVRTC for its version")
+    except RuntimeError as error:  # cuda-python looks for the library at its first use
+        raise DeviceMissing(
+            f"NVRTC, CUDA's run-time compiler, was not found: {error}",
+            hint="Jetson: `sudo apt install cuda-nvrtc-12-6` (JetPack 7: 13-x); else `pip install nvidia-cuda-nvrtc`",
+        ) from error
+    return int(major), int(minor)
+
+
+def supported_archs() -> tuple[str, ...]:
+    """Architectures that the installed compiler makes code for, such as ``sm_87``."""
+    nvrtc_version()
+    return tuple(
+        f"sm_{number}" for number in check_nvrtc(nvrtc.nvrtcGetSupportedArchs(), "asking NVRTC for its targets")
+    )
+
+
+def check_nvrtc(result: tuple[Any, ...], what: str) -> Any:
+    """As `vision.gpu.cuda.check`, for calls of NVRTC."""
+    if result[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        text = nvrtc.nvrtcGetErrorString(result[0])[1]
+        raise DeviceError(f"{what} failed: {text.decode() if text else result[0]}")
+    return result[1] if len(result) == 2 else result[1:] or None
+
+
+def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes:
+    """Machine code for `arch`, from the folder `cache` where it was compiled before.
+
+    Raises:
+        DeviceMissing: no NVRTC.
+        DeviceError: it does not compile; the message holds the compiler's.
+        ModelError: the cache may be written by others, or cannot be made.
+    """
+    major, minor = nvrtc_version()
+    options = source.options(arch)
+    if cache is None:
+        return _compile(source, options)
+    path = cache / f"{source.name.removesuffix('.cu')}-{arch}-{_key(source, options, f'{major}.{minor}')}.cubin"
+    make_private_folder(cache)
+    with contextlib.suppress(FileNotFoundError):
+        kept = read_private(path)
+        if kept[:32] == hashlib.sha256(kept[32:]).digest():
+            return kept[32:]
+        _log.warning("%s is damaged and is compiled again", path)
+    cubin = _compile(source, options)
+    try:
+        write_whole(path, hashlib.sha256(cubin).digest() + cubin)
+    except Unwritable as error:
+        _log.warning("the kernels are not kept and have to be compiled again next time: %s", error.args[0])
+    return cubin
+
+
+def _key(source: Source, options: Sequence[str], version: str) -> str:
+    digest = hashlib.sha256()
+    for part in (source.text, *(text for pair in sorted(source.headers.items()) for text in pair), *options, version):
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()[:32]
+
+
+def _compile(source: Source, options: Sequence[str]) -> bytes:
+    texts, names = [text.encode() for text in source.headers.values()], [name.encode() for name in source.headers]
+    created = nvrtc.nvrtcCreateProgram(source.text.encode(), source.name.encode(), len(names), texts, names)
+    program = check_nvrtc(created, f"reading {source.name}")
+    try:
+        encoded = [option.encode() for option in options]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise DeviceError(f"{source.name} does not compile with {' '.join(options)}:\n{_compiler_log(program)}")
+        cubin = bytes(check_nvrtc(nvrtc.nvrtcGetCUBINSize(program), f"compiling {source.name}"))
+        check_nvrtc(nvrtc.nvrtcGetCUBIN(program, cubin), f"compiling {source.name}")
+        return cubin
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _compiler_log(program: Any) -> str:
+    text = bytes(check_nvrtc(nvrtc.nvrtcGetProgramLogSize(program), "reading the compiler's messages"))
+    check_nvrtc(nvrtc.nvrtcGetProgramLog(program, text), "reading the compiler's messages")
+    return text.decode(errors="replace").rstrip("\0 \n")
+
+
+class Module(Owned):
+    """Compiled kernels on the GPU."""
+
+    def __init__(self, cubin: bytes, name: str) -> None:
+        self._name = name
+        self.handle = check(driver.cuModuleLoadData(cubin), f"loading the kernels of {name}")
+        self._opened = True
+
+    @classmethod
+    def build(cls, source: Source, arch: str, cache: Path | None) -> Module:
+        """Compile, or take from the cache, and load."""
+        return cls(compile_cubin(source, arch, cache), source.name)
+
+    def kernel(self, name: str, *, shared_bytes: int = 0) -> Kernel:
+        """A kernel by name, allowed to use `shared_bytes` of dynamic shared memory."""
+        function = check(driver.cuModuleGetFunction(self.handle, name.encode()), f"looking for {name} in {self._name}")
+        if shared_bytes > 48 << 10:  # what every GPU gives unasked
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            check(driver.cuFuncSetAttribute(function, attribute, shared_bytes), f"asking for shared memory for {name}")
+        return Kernel(function, name, shared_bytes)
+
+    def _release(self) -> None:
+        released(driver.cuModuleUnload(self.handle), f"the kernels of {self._name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A function on the GPU. Its module must outlive it."""
+
+    function: Any
+    name: str
+    shared_bytes: int
+
+    def bind(self, grid: tuple[int, int, int], block: tuple[int, int, int], *arguments: object) -> Launch:
+        """Fix size and arguments, so that a launch is one call.
+
+        Arguments: NumPy scalars, structures (zero-dimensional arrays), and Python integers for addresses.
+        """
+        return Launch(self, grid, block, arguments)
+
+
+class Launch:
+    """A kernel with its arguments. What they point to must outlive it."""
+
+    def __init__(
+        self, kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], arguments: Sequence[object]
+    ) -> None:
+        self._kernel = kernel
+        self._geometry = (*grid, *block, kernel.shared_bytes)
+        self._values = [pack(argument) for argument in arguments]
+        pointers = (ctypes.c_void_p * max(1, len(self._values)))(*(value.ctypes.data for value in self._values))
+        self._pointers = pointers
+        self._address = ctypes.addressof(pointers)
+
+    def enqueue(self, stream: Stream) -> None:
+        """Put it on a stream."""
+        (status,) = driver.cuLaunchKernel(self._kernel.function, *self._geometry, stream.handle, self._address, 0)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise failure(status, f"launching {self._kernel.name}")
+
+
+def pack(argument: object) -> NDArray[Any]:
+    """An argument as memory of its own, in the size that the kernel takes.
+
+    Raises:
+        ModelError: not a number of known size.
+    """
+    if isinstance(argument, bool):
+        raise ModelError("kernel arguments are NumPy scalars, structures or addresses, got a bool")
+    if isinstance(argument, int):
+        return np.array(argument, np.uint64)
+    if isinstance(argument, (np.generic, np.ndarray)) and argument.ndim == 0:
+        return np.array(argument)
+    raise ModelError(f"kernel arguments are NumPy scalars, structures or addresses, got {type(argument).__name__}")

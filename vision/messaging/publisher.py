@@ -1,0 +1,347 @@
+"""The end of the pipeline: results, status and events go out over ZeroMQ, and into a file where one was asked for.
+
+===================  ==================================================  ======================================
+topic                rate                                                payload (docs/messages.md)
+===================  ==================================================  ======================================
+detections/<camera>  each inferred picture, empty ones too               `vision.messaging.codec.DetectionsMessage`
+events/<camera>      when something happens                              `vision.messaging.codec.EventMessage`
+counts/<camera>      each `status.interval_s`, and when somebody joins   `vision.messaging.codec.CountsMessage`
+status/<camera>      each `status.interval_s`, and when somebody joins   `vision.messaging.codec.CameraStatusMessage`
+status/node          each `status.interval_s`, and when somebody joins   `vision.messaging.codec.NodeStatusMessage`
+===================  ==================================================  ======================================
+
+Who owns the socket: whoever holds the lock. ZeroMQ sockets may move between threads but not be used by two at once.
+A thread that owned it, fed by a queue, would add a change of threads to each message (50 to 100 µs while the GIL is
+busy) and a second queue with its own limit and its own way of overflowing; a send under the lock never blocks, because
+a PUB socket drops what a slow subscriber has no room for. So results and main thread send by themselves, and the only
+thread here sleeps until a subscriber joins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import zmq
+
+from vision.errors import Closed, ConfigError
+from vision.messaging import codec
+from vision.messaging.replay_server import ReplayServer
+from vision.messaging.sockets import bound_socket, socket_file
+from vision.state.event_journal import EventJournal
+from vision.types import Result
+
+log = logging.getLogger(__name__)
+
+_REPLAY_INTERVAL_S = 0.05  # subscribers that join together share one replay, and one that flaps costs the others little
+_SEND_BUFFER_BYTES = (
+    256 * 1024
+)  # Linux grows it to megabytes otherwise: minutes of messages that are too old to be useful
+_LARGEST_SUBSCRIPTION_BYTES = 4096
+
+
+class Publisher:
+    """One bound XPUB socket. Any thread may publish; with a recorder or a journal, results come from one thread."""
+
+    def __init__(
+        self,
+        bind: str,
+        *,
+        node: str,
+        class_names: Sequence[str] = (),
+        encoding: codec.Encoding = "json",
+        queue: int = 1000,
+        recorder: Recorder | None = None,
+        journal: EventJournal | None = None,
+        replay: str | None = None,
+        linger_s: float = 0.2,
+        keepalive_s: int = 10,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Bind, and answer subscribers from now on.
+
+        Args:
+            bind: ``tcp://127.0.0.1:5555``, ``tcp://*:5555``, ``ipc:///run/vision/out``; port ``*`` takes a free one.
+            node: name of this machine in the messages.
+            class_names: `class_ids` of results index into this.
+            encoding: of the payloads.
+            queue: messages kept for one subscriber that does not read; what comes after them is lost to it.
+            recorder: gets every detections message too; the publisher's own from here on, and closed with it.
+            journal: keeps every event before it is sent; the publisher's own too.
+            replay: address where subscribers ask for events of the journal; as `bind`.
+            linger_s: longest `close` waits for messages to leave.
+            keepalive_s: a connection that is idle for so long is probed, and closed after three probes without answer.
+
+        Raises:
+            ConfigError: the address is wrong, in use, or not this machine's.
+        """
+        self.numbering = codec.Numbering(node)
+        self._class_names = tuple(class_names)
+        self._encoding = encoding
+        self._recorder = recorder
+        self._journal = journal
+        self._replay_server: ReplayServer | None = None
+        self._linger_s = linger_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._closed = False
+        self._last_status: dict[str, bytes] = {}
+        self._joined: set[bytes] = set()  # topic prefixes that were subscribed to since the last replay
+        self._joins = 0
+        self._replay_at_s = 0.0
+        self._context = zmq.Context()
+        try:
+            if journal is not None and replay is not None:
+                self._replay_server = ReplayServer(
+                    replay, journal, node=node, encoding=encoding, keepalive_s=keepalive_s
+                )
+            self._socket = bound_socket(
+                self._context, zmq.XPUB, bind, key="publish.bind", keepalive_s=keepalive_s, options=_options(queue)
+            )
+        except BaseException:
+            self._context.term()
+            self._close_files()
+            raise
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._socket_file = socket_file(self.address)
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._thread = threading.Thread(target=self._serve_joiners, name="publisher", daemon=True)
+        self._thread.start()
+
+    @property
+    def joins(self) -> int:
+        """Subscriptions received since the start."""
+        return self._joins
+
+    @property
+    def replay_address(self) -> str | None:
+        """Where events can be asked for; None: nowhere."""
+        return None if self._replay_server is None else self._replay_server.address
+
+    def counters(self) -> dict[str, int]:
+        """Of the journal, where there is one."""
+        return {} if self._journal is None else self._journal.counters()
+
+    def publish(self, result: Result) -> None:
+        """Send one result and its events. Never waits for a subscriber.
+
+        Raises:
+            Closed: after `close`.
+        """
+        message = codec.detections(result, self._class_names, self._clock())
+        with self._lock:
+            self._check_open()
+            message = self.numbering.stamp(message)
+            self._send(message.topic, codec.encode(message, self._encoding))
+            events = [self.numbering.stamp(codec.event(happened, result)) for happened in result.events]
+        if events:
+            self._publish_events(events)
+        if self._recorder is not None:
+            self._recorder.write(message)
+
+    def _publish_events(self, events: list[codec.EventMessage]) -> None:
+        """Kept first: what was sent can be asked for, whatever happens next. Disks are slow, so without the lock."""
+        if self._journal is not None:
+            first, journal = self._journal.newest + 1, self._journal.journal
+            numbered = [codec.kept(event, journal, first + at) for at, event in enumerate(events)]
+            if self._journal.append([codec.encode(event) for event in numbered]):
+                events = numbered
+        payloads = [codec.encode(event, self._encoding) for event in events]
+        with self._lock:
+            self._check_open()
+            for event, payload in zip(events, payloads, strict=True):
+                self._send(event.topic, payload)
+
+    def publish_status(self, status: codec.StatusMessage) -> None:
+        """Send the status of a camera or of the node, or counts, and keep it for whoever joins later.
+
+        Raises:
+            Closed: after `close`.
+        """
+        with self._lock:
+            self._check_open()
+            if isinstance(status, codec.NodeStatusMessage) and self._replay_server is not None:
+                status = codec.with_replay(status, self._replay_server.address)
+            payload = codec.encode(self.numbering.stamp(status), self._encoding)
+            self._last_status[status.topic] = payload
+            self._send(status.topic, payload)
+
+    def close(self) -> None:
+        """Wait up to `linger_s` for messages to leave, then free the address. May be called twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._wake()
+        self._thread.join()
+        self._wake_reader.close()
+        self._wake_writer.close()
+        if self._socket_file is not None and socket_file(self.address) == self._socket_file:
+            self._socket_file[0].unlink()  # ZeroMQ leaves it
+        self._socket.close(linger=int(self._linger_s * 1000))
+        self._context.term()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        for file in (self._replay_server, self._journal, self._recorder):
+            if file is not None:
+                file.close()
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("the publisher is closed")
+
+    def _send(self, topic: str, payload: bytes) -> None:
+        self._socket.send_multipart([topic.encode(), payload], zmq.NOBLOCK)
+        # Sending reads new subscriptions from the socket's mailbox too, and so can swallow the signal for the thread:
+        # without this, 1 of 300 subscribers that joined while two threads published was never served.
+        if self._receive_joins():
+            self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full of wake-ups that the thread has not read yet
+            self._wake_writer.send(b"\0")
+
+    def _receive_joins(self) -> bool:
+        received = False
+        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            message = self._socket.recv(zmq.NOBLOCK)
+            if message[:1] == b"\x01":
+                self._joined.add(message[1:])
+                self._joins += 1
+                received = True
+        return received
+
+    def _serve_joiners(self) -> None:
+        """Send the last status of all that somebody subscribed to, once the socket says that somebody did.
+
+        The descriptor of a ZeroMQ socket may be waited for without the lock; everything else needs it.
+        """
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        poll.register(self._wake_reader, select.POLLIN)
+        wait_ms: float | None = None
+        while True:
+            poll.poll(wait_ms)
+            with contextlib.suppress(BlockingIOError):
+                self._wake_reader.recv(4096)
+            with self._lock:
+                if self._closed:
+                    return
+                self._receive_joins()
+                wait_ms = self._replay()
+
+    def _replay(self) -> float | None:
+        """Milliseconds until the next replay is allowed; None where none is due."""
+        if not self._joined:
+            return None
+        now_s = time.monotonic()
+        if now_s < self._replay_at_s:
+            return (self._replay_at_s - now_s) * 1000 + 1
+        self._replay_at_s = now_s + _REPLAY_INTERVAL_S
+        prefixes, self._joined = tuple(self._joined), set()
+        for topic, payload in self._last_status.items():
+            if topic.encode().startswith(prefixes):
+                self._socket.send_multipart([topic.encode(), payload], zmq.NOBLOCK)
+        return None
+
+
+def _options(queue: int) -> dict[zmq.SocketOption, int]:
+    return {
+        zmq.XPUB_VERBOSE: 1,  # every subscription, not only the first to a topic
+        zmq.SNDHWM: queue,
+        zmq.SNDBUF: _SEND_BUFFER_BYTES,
+        zmq.MAXMSGSIZE: _LARGEST_SUBSCRIPTION_BYTES,
+    }
+
+
+class Recorder:
+    """Writes each message as a line of JSON. One thread at a time.
+
+    Each line is one `write` to the operating system, so even a killed process leaves no torn line, and nothing waits in
+    a buffer of ours; at 3 µs a line there is nothing to gain from one. A file that holds something is never overwritten
+    or extended: a service that restarts must not destroy what it recorded. When the disk is full, watching goes on:
+    the error is logged once, lost lines are counted, and recording resumes when there is room again.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """
+        Raises:
+            ConfigError: the file cannot be made, or holds something already.
+        """
+        self._path = Path(path)
+        self._fd = self._open()
+        self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
+        self.written = 0
+        self.lost = 0
+
+    def _open(self) -> int:
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ConfigError(
+                f"--record: cannot write {self._path}: {error.strerror}", hint="give a file in a folder that exists"
+            ) from error
+        info = os.fstat(fd)
+        if stat.S_ISREG(info.st_mode) and info.st_size:
+            os.close(fd)
+            raise ConfigError(
+                f"--record: {self._path} holds {info.st_size} bytes already, and a recording is never overwritten",
+                hint="give another name, or remove it first",
+            )
+        return fd
+
+    def write(self, message: codec.DetectionsMessage) -> None:
+        """Append one line; what the disk has no room for is counted in `lost`.
+
+        Raises:
+            Closed: after `close`.
+        """
+        if self._fd < 0:
+            raise Closed("the recorder is closed")
+        line = codec.encode(message) + b"\n"
+        try:
+            self._write_whole(line)
+        except OSError as error:
+            self.lost += 1
+            if self.lost == 1:
+                log.error(
+                    "cannot record to %s: %s; going on without, and trying again each time", self._path, error.strerror
+                )
+        else:
+            self.written += 1
+
+    def _write_whole(self, line: bytes) -> None:
+        sent = 0
+        try:
+            while sent < len(line):
+                sent += os.write(self._fd, line[sent:])
+        except OSError:
+            if sent and self._regular:
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - sent)
+            raise
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        if self._fd < 0:
+            return
+        os.close(self._fd)
+        self._fd = -1
+        if self.lost:
+            log.error("%s lacks %d of %d results", self._path, self.lost, self.lost + self.written)

@@ -1,0 +1,144 @@
+"""What the shipped pipelines put between detector and sockets: what knows one camera becomes a function of results.
+
+`Tracker` and `Analytics` each know one camera and one picture size. The stages here keep one of them for each camera,
+and begin it anew with each epoch: after a reconnection the picture may show something else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vision.analytics.camera_analytics import Analytics
+from vision.analytics.tracker import Tracker
+from vision.config.analytics import CameraAnalytics
+from vision.config.tracking import TrackConfig
+from vision.state.background_flusher import Forcer
+from vision.state.counters import CounterJournal
+from vision.types import Counts, Detections, Event, FrameMeta, Result, Tracks
+
+log = logging.getLogger(__name__)
+
+
+class TrackStage:
+    """Detections become tracks, with a tracker for each camera and epoch.
+
+    An object is published once it was found with `score` (`detect.score` in camera.yaml) and, of course, with
+    `TrackConfig.new_score`. From then on it is published wherever it is followed, also while it is found with less: so
+    a detector before this stage reports down to `detector_score`.
+    """
+
+    def __init__(self, config: TrackConfig | None = None, *, score: float = 0.0) -> None:
+        config = config or TrackConfig()
+        self.detector_score = min(score, config.low_score)
+        self._config = config.model_copy(update={"new_score": max(score, config.new_score)})
+        self._trackers: dict[str, tuple[int, Tracker]] = {}
+
+    def __call__(self, result: Result) -> Result:
+        if not isinstance(result.objects, Detections):
+            raise TypeError(f"expected detections to follow, got {type(result.objects).__name__}: tracked already?")
+        return replace(result, objects=self._tracker(result.meta).update(result.objects, result.meta.captured_ns))
+
+    def _tracker(self, meta: FrameMeta) -> Tracker:
+        epoch, tracker = self._trackers.get(meta.camera_id, (None, None))
+        if tracker is None:
+            tracker = Tracker(self._config)
+        elif epoch != meta.epoch:
+            tracker.reset()
+        self._trackers[meta.camera_id] = meta.epoch, tracker
+        return tracker
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One camera's analytics, with what it has counted so far."""
+
+    analytics: Analytics
+    config: CameraAnalytics
+    epoch: int | None = None
+    counts: Counts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count()
+
+    def count(self) -> None:
+        counted, of_line = self.analytics.counts(), {line.name for line in self.config.lines}
+        self.counts = Counts(
+            {name: counts for name, counts in counted.items() if name in of_line},
+            {name: counts for name, counts in counted.items() if name not in of_line},
+            self.analytics.occupancy(),
+        )
+
+
+class AnalyticsStage:
+    """Tracks become events and counts, with lines and zones for each camera that has some.
+
+    Counters live on in a file for each camera below `folder`, and in memory alone where there is none.
+
+    Raises:
+        ConfigError: a class that the model does not have, or a folder that cannot be used.
+    """
+
+    def __init__(
+        self,
+        sections: Mapping[str, CameraAnalytics],
+        class_names: Sequence[str],
+        *,
+        forget_s: float = 1.5,
+        folder: Path | None = None,
+    ) -> None:
+        """
+        Args:
+            sections: `analytics:` of camera.yaml, by camera id.
+            class_names: the model's, by class id.
+            forget_s: seconds after which an object that is no longer seen has left; the tracker's `lost_s`.
+        """
+        self._cameras: dict[str, _Watched] = {}
+        with ExitStack() as opened:
+            self._journals = opened
+            forcer = None if folder is None else opened.enter_context(closing(Forcer()))  # closed after the journals
+            for camera_id, config in sections.items():
+                journal = None
+                if folder is not None:
+                    journal = CounterJournal(folder / f"{camera_id}.counters", forcer=forcer)
+                    opened.callback(journal.close)
+                # The size of the picture is known with the first one; wrong class names are found now.
+                analytics = Analytics(config, camera_id, class_names, 1, 1, forget_s=forget_s, journal=journal)
+                self._cameras[camera_id] = _Watched(analytics, config)
+            self._journals = opened.pop_all()
+
+    def __call__(self, result: Result) -> Result:
+        watched = self._cameras.get(result.meta.camera_id)
+        if watched is None:
+            return result
+        if not isinstance(result.objects, Tracks):
+            raise TypeError(f"expected tracks to watch, got {type(result.objects).__name__}: is a TrackStage before?")
+        events: tuple[Event, ...] = ()
+        if watched.epoch != result.meta.epoch:
+            events = self._restart(watched, result.meta)
+        events += watched.analytics.update(result.objects, result.meta.captured_ns)
+        if events:
+            watched.count()
+        return replace(result, events=result.events + events, counts=watched.counts)
+
+    def close(self) -> None:
+        """Write what counters have counted. May be called twice."""
+        self._journals.close()
+
+    @staticmethod
+    def _restart(watched: _Watched, meta: FrameMeta) -> tuple[Event, ...]:
+        analytics, before = watched.analytics, (watched.analytics.width_px, watched.analytics.height_px)
+        watched.epoch = meta.epoch
+        events = analytics.restart(meta.width_px, meta.height_px, meta.captured_ns)
+        if analytics.outside and before != (meta.width_px, meta.height_px):
+            log.warning(
+                "camera %s: outside of its picture of %dx%d, and so never reached: %s; `vision draw` shows where",
+                meta.camera_id,
+                meta.width_px,
+                meta.height_px,
+                ", ".join(analytics.outside),
+            )
+        return events
