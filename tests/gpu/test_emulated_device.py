@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tests.gpu.coded_video import FAST, served, video
 from tests.gpu.opening import EMULATED
 from tests.gpu.test_emulated_detector import opened
-from tests.unit.test_videofile import turned
+from tests.unit.capture.test_videofile import turned
 from vision.capture import open as opening
 from vision.capture.gstreamer.source import available
 from vision.capture.open import chooses_nvdec, open_source

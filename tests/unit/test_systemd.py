@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-UNIT = Path(__file__).parents[2] / "systemd" / "vision@.service"
+from tests.paths import ROOT
+
+UNIT = ROOT / "systemd" / "vision@.service"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze (Debian package systemd)")

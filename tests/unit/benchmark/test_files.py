@@ -1,0 +1,409 @@
+"""Durations, the file of a benchmark, and two of them beside each other."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from vision.benchmark.compare import comparability, compare, noise, verdict
+from vision.benchmark.conditions import Clocks, Machine
+from vision.benchmark.document import Bench, Case, DecodeCost, HostCosts, Row, check_writable, load_bench
+from vision.benchmark.samples import Durations, relative_error
+from vision.benchmark.tables import print_bench, print_comparison
+from vision.errors import ConfigError
+
+
+def row(case: Case, rate: float = 100.0, p99_ms: float = 10.0, **other: float) -> Row:
+    times = Durations(1000, 8.0, 1.0, 5.0, 8.0, 9.0, p99_ms, 20.0)
+    return Row(case, times, rate, 1.0, 0.0, 200.0, None, Clocks(cpu_mhz=2000.0), **other)
+
+
+STAGE = Case("stage", "slots", 2, "fp16", 8)
+PIPELINE = Case("pipeline", "full", 16, "fp16", 8)
+
+
+def bench(*rows: Row, **other: object) -> Bench:
+    given = {
+        "model": "nanodet-g-416",
+        "model_sha256": "ab" * 32,
+        "input": "416x416",
+        "backend": "TensorRT-RTX 1.6.1, NVIDIA H100 (sm_90), fp16",
+        "slots": 3,
+        "parallel": 2,
+        "picture": "768x576 bgr",
+        "seconds": 2.0,
+        "measured_at": "2026-11-22T10:00:00Z",
+        "machine": Machine("Xeon", 16, 128.0, "NVIDIA H100"),
+        "versions": {"python": "3.12.3", "vision": "0.1.0"},
+        "host": HostCosts(16.0, 0.1, 0.05, 0.05, 5, 30.0, (DecodeCost("path", 768, 576, 2.0, 0.5, 3.0),)),
+        "rows": rows or (row(STAGE), row(PIPELINE, offered_per_s=150.0)),
+    }
+    return Bench(**(given | other))  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=500))
+def test_durations_are_exact(durations_ns: list[int]) -> None:
+    found = Durations.of(durations_ns)
+    ms = np.array(durations_ns) / 1e6
+    assert found.count == len(ms)
+    assert (found.min_ms, found.max_ms) == (ms.min(), ms.max())
+    assert found.mean_ms == pytest.approx(ms.mean())
+    assert found.std_ms == pytest.approx(ms.std(), abs=1e-6)
+    assert found.p50_ms in ms
+    assert found.p99_ms in ms
+    assert found.min_ms <= found.p50_ms <= found.p95_ms <= found.p99_ms <= found.max_ms
+    assert found.quantile_ms(0) == found.min_ms
+    assert found.quantile_ms(1) == found.max_ms
+
+
+def test_no_durations() -> None:
+    assert Durations.of([]).count == 0
+    assert Durations.of([]).max_ms == 0.0
+    assert Durations.constant(4.0).quantile_ms(0.7) == 4.0
+
+
+def test_a_file_is_what_was_saved(tmp_path: Path) -> None:
+    saved = bench()
+    saved.save(tmp_path / "a.json")
+    assert load_bench(tmp_path / "a.json") == saved
+    assert json.loads((tmp_path / "a.json").read_text())["schema"] == "vision.bench/1"
+
+
+def test_fields_of_a_newer_version_are_left_out(tmp_path: Path) -> None:
+    document = json.loads(bench().text())
+    document["weather"] = "rain"
+    document["rows"][0]["moon"] = "full"
+    document["rows"][0]["clocks"]["npu_mhz"] = 1
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    assert load_bench(tmp_path / "a.json") == bench()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "cannot be read"),
+        ("not json", "is no benchmark"),
+        ("[]", "expected a file of the schema"),
+        ('{"schema": "vision.bench/2"}', "vision.bench/2"),
+        ('{"schema": "vision.bench/1"}', "damaged"),
+        ('{"schema": "vision.bench/1", "host": {}, "machine": {}, "rows": []}', "damaged"),
+        ('{"schema": "vision.bench/1", "host": 5, "machine": {}, "rows": []}', "damaged"),
+        ('{"schema": "vision.bench/1", "model": 1e999}', "model: expected text, found inf"),
+    ],
+)
+def test_files_that_are_none(tmp_path: Path, content: str | None, expected: str) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=expected):
+        load_bench(path)
+
+
+def damage(document: Any, keys: tuple[str | int, ...], value: object) -> None:
+    for key in keys[:-1]:
+        document = document[key]
+    document[keys[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "expected"),
+    [
+        (
+            ("rows", 0, "case", "part"),
+            "foo",
+            r"rows\[0\].case.part: expected one of engine, stage, pipeline, found 'foo'",
+        ),
+        (("rows", 1, "frames_per_s"), "12", r"rows\[1\].frames_per_s: expected a number, found '12'"),
+        (("rows", 0, "durations", "p99_ms"), None, r"rows\[0\].durations.p99_ms: expected a number"),
+        (("rows", 0, "durations", "count"), 1.5, r"rows\[0\].durations.count: expected a whole number"),
+        (("rows", 0, "clocks", "gpu_mhz"), True, r"rows\[0\].clocks.gpu_mhz: expected a number"),
+        (("rows", 0, "case", "batch"), 0, r"rows\[0\].case.batch: expected a whole number above 0"),
+        (("rows",), {}, "rows: expected a list"),
+        (("versions",), [], "versions: expected a mapping"),
+        (("versions", "python"), 3, "versions.python: expected text"),
+        (("host", "cores"), float("nan"), "host.cores: expected a number"),
+        (("host", "decode", 0), [], r"host.decode\[0\]: expected a mapping"),
+        (("picture",), "odd", "picture: expected one such as"),
+        (("picture",), "0x576 bgr", "picture: expected one such as"),
+        (("notes",), ["a", 5], r"notes\[1\]: expected text"),
+    ],
+)
+def test_a_damaged_field_is_named(tmp_path: Path, keys: tuple[str | int, ...], value: object, expected: str) -> None:
+    document = json.loads(bench().text())
+    damage(document, keys, value)
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=expected):
+        load_bench(tmp_path / "a.json")
+
+
+def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    results = ROOT / "tests" / "perf" / "results"
+    documents = [
+        entry
+        for file in results.glob("*.json")
+        for entry in json.loads(file.read_text()).values()
+        if isinstance(entry, dict) and entry.get("schema") == "vision.bench/1"
+    ]
+    assert documents
+    for document in documents:
+        (tmp_path / "a.json").write_text(json.dumps(document))
+        assert len(load_bench(tmp_path / "a.json").rows) == len(document["rows"])
+
+
+def test_what_can_be_written_is_known_beforehand_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "there.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "not-yet.json")
+    for path in (tmp_path / "new.json", tmp_path / "there.json", tmp_path / "link.json", Path("-"), Path("/dev/null")):
+        check_writable(path)
+    assert (tmp_path / "there.json").read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"there.json", "link.json"}
+    for path in (tmp_path, tmp_path / "no" / "a.json", Path("/proc/a.json"), Path("/dev/null/a.json")):
+        with pytest.raises(ConfigError, match="cannot be written"):
+            check_writable(path)
+
+
+def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be written"):
+        bench().save(tmp_path / "no" / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("other", "fault"),
+    [
+        ({"model": "yolo"}, "model: 'nanodet-g-416' and 'yolo'"),
+        ({"model_sha256": "cd" * 32}, "sha256"),
+        ({"backend": "onnxruntime cpu fp32"}, "back-end"),
+        ({"picture": "1920x1080 nv12"}, "picture"),
+        ({"source": "street.mp4"}, "source: 'vtest.mp4' and 'street.mp4'"),
+        ({"machine": Machine("Xeon", 16, 128.0, "NVIDIA H200")}, "machine, gpu: NVIDIA H100 and NVIDIA H200"),
+        ({"machine": Machine("Xeon", 16, 128.0, "NVIDIA H100", power_mode="15W (1)")}, "power_mode"),
+        ({"versions": {"python": "3.12.3", "vision": "0.1.0", "driver": "580"}}, "version, driver: none and 580"),
+    ],
+)
+def test_what_cannot_be_compared(other: dict[str, object], fault: str) -> None:
+    found = comparability(bench(source="vtest.mp4"), bench(**({"source": "vtest.mp4"} | other)))
+    assert len(found.faults) == 1
+    assert fault in found.faults[0]
+
+
+def test_another_vision_is_what_comparing_is_for() -> None:
+    other = bench(versions={"python": "3.12.3", "vision": "0.2.0"}, measured_at="2026-12-01T00:00:00Z")
+    assert comparability(bench(), other).faults == ()
+
+
+def test_the_precision_of_the_last_detector_does_not_matter() -> None:
+    other = bench(backend="TensorRT-RTX 1.6.1, NVIDIA H100 (sm_90), fp32")
+    assert comparability(bench(), other).faults == ()
+
+
+def test_a_file_that_does_not_know_its_source_is_compared() -> None:
+    assert comparability(bench(), bench(source="street.mp4")).faults == ()
+    assert comparability(bench(source="street.mp4"), bench()).faults == ()
+
+
+@pytest.mark.parametrize(
+    ("clocks", "cores", "doubt"),
+    [
+        (Clocks(cpu_mhz=1800.0), 16.0, "CPU clock: 2000 and 1800 MHz"),
+        (Clocks(cpu_mhz=2000.0, throttled="power cap"), 16.0, "held down by power cap"),
+        (Clocks(cpu_mhz=2000.0), 9.5, "9.5 of 16 cores could be had"),
+    ],
+)
+def test_what_can_be_compared_with_care(clocks: Clocks, cores: float, doubt: str) -> None:
+    other = bench(replace(row(STAGE), clocks=clocks), host=replace(bench().host, cores=cores))
+    found = comparability(bench(), other)
+    assert found.faults == ()
+    assert len(found.doubts) == 1
+    assert doubt in found.doubts[0]
+
+
+def test_cases_meet_their_like() -> None:
+    engine = Case("engine", "graph", 1, "fp16", 8)
+    both, only_a, only_b = compare(bench(row(STAGE, 100), row(engine)), bench(row(STAGE, 150), row(PIPELINE)))
+    assert [one.case for one in both] == [STAGE]
+    assert both[0].rate_ratio == 1.5
+    assert both[0].verdict == "faster"
+    assert (only_a, only_b) == ((engine,), (PIPELINE,))
+
+
+@pytest.mark.parametrize(
+    ("rate", "p99", "by_chance", "expected"),
+    [
+        (1.0, 1.0, False, "same"),
+        (1.029, 1.0, False, "same"),
+        (0.972, 1.0, False, "same"),
+        (1.04, 1.0, False, "faster"),
+        (0.96, 1.0, False, "slower"),
+        (1.0, 1.2, False, "same, p99 worse"),
+        (1.0, 0.8, False, "same, p99 better"),
+        (1.0, 1.2, True, "same"),
+        (1.5, 2.0, False, "faster, p99 worse"),
+        (float("inf"), 1.0, False, "faster"),
+        (0.0, 1.0, False, "slower"),
+        (1.5, None, False, "faster"),
+        (None, 2.0, False, "p99 worse"),
+        (None, 1.0, False, ""),
+    ],
+)
+def test_verdicts(rate: float | None, p99: float | None, by_chance: bool, expected: str) -> None:
+    assert verdict(rate, 0.03, p99, by_chance=by_chance) == expected
+
+
+def test_a_rate_that_is_not_sure_proves_little() -> None:
+    steady, shaky = row(STAGE, rate_error=0.001), row(STAGE, rate_error=0.04)
+    assert noise(steady, steady) == 0.03
+    assert noise(steady, shaky) == pytest.approx(0.12, rel=0.01)
+    # Files of earlier versions do not say it; what they say of a batch is used.
+    times = replace(row(STAGE).durations, count=10, std_ms=4.0)
+    assert noise(row(STAGE), replace(row(STAGE), durations=times)) == pytest.approx(3 * 0.5 / 10**0.5, rel=0.01)
+
+
+def test_nothing_over_nothing_is_the_same() -> None:
+    both, _, _ = compare(bench(row(STAGE, 0.0)), bench(row(STAGE, 0.0)))
+    assert both[0].verdict == "same"
+    both, _, _ = compare(bench(row(STAGE, 0.0)), bench(row(STAGE, 5.0)))
+    assert both[0].verdict == "faster"
+
+
+def test_few_samples_have_no_p99() -> None:
+    rows = (row(STAGE, p99_ms=10.0), row(STAGE, p99_ms=90.0))
+    few = [replace(one, durations=replace(one.durations, count=199)) for one in rows]
+    (one,), _, _ = compare(bench(few[0]), bench(few[1]))
+    assert (one.p99_ratio, one.verdict, one.count) == (None, "same", 199)
+
+
+def test_p99_is_compared_where_chance_does_not_explain_it() -> None:
+    def measured(slow: int, slow_ms: float) -> Row:
+        times = Durations.of([10_000_000] * (1000 - slow) + [round(slow_ms * 1e6)] * slow)
+        return replace(row(STAGE), durations=times)
+
+    for slow, expected in ((12, "same"), (40, "same, p99 worse")):  # 12 of 1000, where 10 make a p99, come and go
+        (one,), _, _ = compare(bench(measured(0, 0.0)), bench(measured(slow, 20.0)))
+        assert one.p99_ratio == 2.0
+        assert one.verdict == expected
+
+
+def test_pictures_that_are_late_together_prove_little() -> None:
+    late = [10_000_000] * 970 + [20_000_000] * 30
+    alone, together = Durations.of(late), Durations.of(late, independent=100)
+    assert (alone.p99_low_ms, alone.p99_high_ms) == (20.0, 20.0)
+    assert (together.p99_low_ms, together.p99_high_ms) == (10.0, 20.0)
+
+
+def test_half_load_is_not_compared_by_its_rate() -> None:
+    half = replace(PIPELINE, mode="half")
+    (one,), _, _ = compare(bench(row(half, 50.0)), bench(row(half, 90.0)))
+    assert (one.rate_ratio, one.verdict) == (None, "")
+
+
+DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], Any]] = {
+    "narrow": lambda random, n: random.gamma(100, 0.01, n),
+    "wide": lambda random, n: random.gamma(25, 0.04, n),
+    "long tail": lambda random, n: random.lognormal(0, 0.5, n),
+    "rare pauses": lambda random, n: 1 + 0.02 * random.standard_normal(n) + 5 * (random.random(n) < 0.01),
+}
+
+
+@pytest.mark.parametrize("count", [20, 80, 400])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_what_is_the_same_gets_few_verdicts(name: str, count: int) -> None:
+    random = np.random.default_rng(7)
+
+    def measured() -> Row:
+        times_ns = (DISTRIBUTIONS[name](random, count) * 25e6).astype(int).tolist()
+        times = Durations.of(times_ns)
+        return replace(row(STAGE, 1e3 / times.mean_ms), durations=times, rate_error=relative_error(times_ns))
+
+    rounds = 1000
+    said = [compare(bench(measured()), bench(measured()))[0][0].verdict for _ in range(rounds)]
+    assert sum("p99" in each for each in said) <= 0.05 * rounds
+    assert sum(not each.startswith("same") for each in said) <= 0.05 * rounds
+
+
+def test_how_sure_a_mean_is() -> None:
+    assert relative_error([]) is None
+    assert relative_error([5]) is None
+    assert relative_error([0, 0]) is None
+    assert relative_error([4, 4, 4]) == 0
+    assert relative_error([1, 3]) == pytest.approx(0.5)
+    # What slows many in a row counts once: 10 slow ones and 10 fast ones are hardly more than two samples.
+    in_turn, in_a_row = [1.0, 3.0] * 10, [1.0] * 10 + [3.0] * 10
+    assert relative_error(in_turn) == 0
+    assert (relative_error(in_a_row) or 0) > 0.15
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def printed(*rows: Row, **other: object) -> str:
+    file = io.StringIO()
+    print_bench(bench(*rows, **other), Console(file=file, width=80))
+    return file.getvalue()
+
+
+def wide(part: Any, mode: str, lanes: int, precision: str = "fp16", **other: float) -> Row:
+    one = row(Case(part, mode, lanes, precision, 256), 27428.4, **other)
+    times = Durations(16000, 0.123, 0.123, 0.123, 0.123, 1234.0, 1234.0, 1234.0)
+    return replace(one, durations=times, device_mib=12345.0, rss_mib=12345.0, cores_others=9.0)
+
+
+def test_tables_fit_a_terminal_of_80_columns() -> None:
+    rows = [
+        wide("engine", "graph", 2),
+        wide("stage", "alone", 8),
+        wide("pipeline", "full", 32, offered_per_s=27428.4, dropped_per_s=1234.0, objects_per_frame=100.0),
+    ]
+    text = printed(*rows, *(replace(one, case=replace(one.case, precision="fp32")) for one in rows))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for case in ("graph, 2 streams*", "one of 8 slots*", "full, 32 cameras*"):
+        assert text.count(case) == 4  # times and conditions, of two precisions
+    for title in ("engine, fp16: ms of a batch", "engine, fp32: ms of a batch", "pipeline, fp32: conditions"):
+        assert title in text
+    assert text.count("16000") == 6  # samples
+
+
+def test_what_did_not_change_is_said_once() -> None:
+    rows = [replace(row(replace(STAGE, batch=n)), clocks=Clocks(2000.0, 1980.0, load=n / 10)) for n in (1, 2, 4)]
+    text = printed(*rows)
+    assert text.count("MHz") == 2
+    assert "clocks: CPU 2000 MHz, GPU 1980 MHz, load 0.1 to 0.4" in text
+
+
+def test_a_p99_of_few_samples_is_not_printed() -> None:
+    times = Durations(199, 8.0, 1.0, 5.0, 8.0, 9.0, 10.7, 20.0)
+    assert "10.7" not in printed(replace(row(STAGE), durations=times))
+    assert "10.7" in printed(replace(row(STAGE), durations=replace(times, count=200)))
+
+
+def test_objects_are_printed() -> None:
+    text = printed(row(STAGE, objects_per_frame=9.2), row(PIPELINE, objects_per_frame=8.7))
+    assert "9.2" in text
+    assert "8.7" in text
+
+
+def test_the_last_precision_is_not_taken_for_that_of_all_rows() -> None:
+    both = (row(STAGE), row(replace(STAGE, precision="fp32")))
+    assert "(sm_90);" in printed(*both, backend="TensorRT-RTX 1.6.1, NVIDIA H100 (sm_90), fp32")
+    assert "(sm_90), fp16;" in printed(row(STAGE))
+
+
+def test_rows_while_others_worked_are_marked() -> None:
+    busy, quiet = replace(row(STAGE), cores_others=1.7), replace(row(STAGE), cores_others=1.5)
+    able = comparability(bench(quiet), bench(busy, quiet))
+    assert able.doubts == ("the second: others used up to 1.7 cores during 1 of 2 rows",)
+    file = io.StringIO()
+    print_comparison(able, compare(bench(quiet), bench(busy)), ("a.json", "b.json"), Console(file=file, width=80))
+    assert "2 slots*" in file.getvalue()
+    assert comparability(bench(quiet), bench(quiet)).doubts == ()
+    assert "2 slots*" not in printed(quiet)

@@ -1,0 +1,445 @@
+"""`vision build`, `bench`, `profile` and `plan` as their users start them, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.benchmark.test_files import STAGE, bench, row
+from tests.unit.engine_models import needs_tensorrt
+from vision.benchmark.document import load_bench
+from vision.cli.performance import MOST_BATCH, MOST_SLOTS, PRECISIONS, duration, listed, positive, start_nvtx
+from vision.config import DetectConfig, shipped_models
+from vision.errors import DeviceMissing, VisionError
+from vision.metrics import send_spans
+
+COMMAND = [sys.executable, "-m", "vision.cli.main", "--log-level", "warning"]
+MODEL = "nanodet-g-416"
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=100, check=False)
+
+
+def has_gpu() -> bool:
+    try:
+        from vision.benchmark import gpu
+
+        gpu.require()
+    except DeviceMissing:
+        return False
+    return True
+
+
+without_gpu = pytest.mark.skipif(has_gpu(), reason="says what happens without a GPU")
+
+
+# ------------------------------------------------------------------------------------------------ arguments
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "expected"),
+    [
+        (listed(positive), "1,2,8", (1, 2, 8)),
+        (listed(positive), " 4 , 4 ", (4,)),
+        (listed(str, PRECISIONS), "fp16,fp32", ("fp16", "fp32")),
+        (duration, "2", 2.0),
+        (duration, "0.5s", 0.5),
+    ],
+)
+def test_arguments(parse: Callable[[str], object], text: str, expected: object) -> None:
+    assert parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (listed(positive), "0"),
+        (listed(positive), "1,x"),
+        (listed(positive), ","),
+        (listed(str, PRECISIONS), "fp17"),
+        (duration, "0"),
+        (duration, "soon"),
+        (duration, "99999"),
+    ],
+)
+def test_wrong_arguments(parse: Callable[[str], object], text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse(text)
+
+
+def test_limits_are_those_of_the_configuration() -> None:
+    DetectConfig(max_batch=MOST_BATCH, slots=MOST_SLOTS)
+    with pytest.raises(ValueError, match="2 validation errors"):
+        DetectConfig(max_batch=MOST_BATCH + 1, slots=MOST_SLOTS + 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bench", MODEL, "--batch", "many"),
+        ("bench", MODEL, "--parts", "all"),
+        ("profile",),
+        ("profile", MODEL, "--precision", "fp17"),
+        ("plan",),
+        ("build", MODEL, "--level", "9"),
+        ("build", MODEL, "--max-batch", "0"),
+    ],
+)
+def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert "usage: vision" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("bench",), "which model?"),
+        (("bench", MODEL, "--batch", "300"), "--batch: expected a whole number, 1 to 256, got '300'"),
+        (("bench", MODEL, "--slots", "9"), "--slots: expected a whole number, 1 to 8, got '9'"),
+        (("bench", MODEL, "--plot", "a.txt"), "--plot: expected a file that ends in .svg"),
+        (("bench", MODEL, "--plot", "/no/such/a.svg"), "--plot: /no/such/a.svg cannot be written"),
+        (("bench", MODEL, "--json", "/no/such/a.json"), "--json: /no/such/a.json cannot be written"),
+        (("bench", MODEL, "--json", "/"), "--json: / cannot be written: Is a directory"),
+        (("bench", MODEL, "--source", "/no/such.mp4"), "--source: there is no file /no/such.mp4"),
+        (("bench", MODEL, "--source", "ftp://a/b"), "--source: expected an rtsp://"),
+        (("bench", MODEL, "--source", "synthetic:9x9?moon=1"), "unknown option 'moon'"),
+        (("bench", "--compare", "a", "b", "--json", "c", "--plot", "d.svg"), "no --json and no --plot beside it"),
+        (("bench", MODEL, "--compare", "a", "b"), "no MODEL beside it"),
+        (("bench", MODEL, "--read", "a"), "it takes no model"),
+        (("profile",), "which model?"),
+        (("profile", MODEL, "--batch", "300"), "--batch: expected a whole number, 1 to 256, got '300'"),
+        (("profile", MODEL, "--trace", "/no/such/t.json"), "--trace: /no/such/t.json cannot be written"),
+        (("profile", MODEL, "--trace", "/"), "--trace: / cannot be written: Is a directory"),
+        (("profile", MODEL, "--json", "/proc/p.json"), "--json: /proc/p.json cannot be written"),
+        (("profile", "--config", "demo", "--batch", "9"), "--batch: demo has batches of 8 at most"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(arguments: tuple[str, ...], expected: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "measuring" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("build",), "nothing to do"),
+        (("build", "--for-gpu", "87", MODEL), "expected a name and a compute capability"),
+        (("bench", MODEL, "--source", "synthetic:101x77", "--format", "nv12"), "nv12 pictures have even sides"),
+        (("bench", MODEL, "--backend", "onnxruntime", "--batch", "4", "--parts", "stage"), "nothing could be measured"),
+        (("bench", "nanodet-g-461"), "did you mean 'nanodet-g-416'"),
+        (("plan", "dmeo"), "demo"),
+        (("plan", "demo", "--bench", "/no/such.json"), "cannot be read"),
+    ],
+)
+def test_what_is_refused_at_once(arguments: tuple[str, ...], expected: str) -> None:
+    done = run(*arguments)
+    assert done.returncode in (1, 78)
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    "arguments",
+    [("build", MODEL), ("bench", MODEL, "--backend", "tensorrt"), ("profile", MODEL, "--backend", "tensorrt")],
+)
+def test_what_needs_a_gpu_says_what_is_missing(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 78
+    assert "hint:" in done.stderr
+
+
+def run_into_full_disk(*arguments: str | Path, unbuffered: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments)], env=environment, stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=100, check=False,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("schema",), ("models",), ("profile", MODEL, "--print-nsys")])
+def test_output_that_cannot_be_written_is_said_in_a_line(arguments: tuple[str, ...], unbuffered: str) -> None:
+    done = run_into_full_disk(*arguments, unbuffered=unbuffered)
+    assert done.returncode == 1
+    assert done.stderr == "vision: the output cannot be written: No space left on device\n"
+
+
+# ------------------------------------------------------------------------------------------------ NVTX
+
+
+def test_nvtx_is_switched_on_by_flag_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nvtx")
+    from vision import metrics
+
+    try:
+        for asked, variable, expected in (
+            (False, "", False),
+            (False, "0", False),
+            (False, "1", True),
+            (True, "", True),
+        ):
+            send_spans(None)
+            monkeypatch.setenv("VISION_NVTX", variable)
+            start_nvtx(asked)
+            assert (metrics.span("x") is not metrics.span("y")) is expected
+    finally:
+        send_spans(None)
+
+
+def test_nvtx_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvtx", None)
+    with pytest.raises(VisionError, match="not installed"):
+        start_nvtx(True)
+
+
+def test_a_run_with_nvtx(tmp_path: Path) -> None:
+    pytest.importorskip("nvtx")
+    config = tmp_path / "camera.yaml"
+    config.write_text(json.dumps(site_of(tmp_path)))
+    done = run("run", config, "--for", "1s", "--nvtx")
+    assert done.returncode == 0, done.stderr
+
+
+def site_of(folder: Path) -> dict[str, object]:
+    return {
+        "cameras": [{"id": "gate", "source": "synthetic:160x120@20"}],
+        "detect": {"backend": "fake"},
+        "publish": {"bind": f"ipc://{folder}/out"},
+    }
+
+
+# ------------------------------------------------------------------------------------------------ build
+
+
+def test_an_empty_cache_is_listed_and_pruned(tmp_path: Path) -> None:
+    done = run("build", "--list", "--prune", "--cache", tmp_path / "engines")
+    assert done.returncode == 0, done.stderr
+    assert "nothing to remove" in done.stdout
+    assert "precision" in done.stdout
+
+
+@needs_tensorrt
+def test_an_engine_for_another_gpu_is_built_listed_and_found_again(tmp_path: Path) -> None:
+    from vision.engine.library import supported_capabilities
+
+    if (8, 9) not in supported_capabilities():
+        pytest.skip("only TensorRT-RTX builds for a GPU that is not there")
+    cache = tmp_path / "engines"
+    build = ("build", MODEL, "--for-gpu", "RTX 4090:89", "--max-batch", "2", "--precision", "fp32", "--cache", cache)
+    first = run(*build, "--list")
+    assert first.returncode == 0, first.stderr
+    assert "RTX 4090" in first.stdout
+    assert len(list(cache.glob("*.engine"))) == 1
+    again = run(*build)
+    assert "already built" in again.stdout
+
+
+# ------------------------------------------------------------------------------------------------ bench
+
+
+def test_bench_without_a_network(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file, plot = tmp_path / "a.json", tmp_path / "a.png"
+    source = "synthetic:64x48?objects=5"  # more than the pictures of made-up cameras have
+    small = ("--backend", "fake", "--batch", "4", "--slots", "1,2", "--seconds", "0.1", "--source", source)
+    done = run("bench", MODEL, *small, "--json", file, "--plot", plot)
+    assert done.returncode == 0, done.stderr
+    found = load_bench(file)
+    assert {row.case.part for row in found.rows} == {"stage", "pipeline"}
+    assert {(row.case.lanes, row.case.batch) for row in found.rows_of("stage") if row.case.mode == "slots"} == {
+        (1, 4), (2, 4),
+    }  # fmt: skip
+    assert [row.case.mode for row in found.rows_of("pipeline")] == ["full", "half"]
+    assert all(row.frames_per_s > 0 and row.rss_mib > 0 for row in found.rows)
+    assert all(row.objects_per_frame == 5 for row in found.rows)
+    assert all(row.rate_error is not None for row in found.rows)
+    assert found.picture == "64x48 bgr"
+    assert found.source == source
+    assert found.settings["max_batch"] == 8  # as `vision run` has it, though no batch is so large
+    assert found.host.results_ms > 0
+    assert "stage" in done.stdout
+    assert "measuring stage 1 slot, fp32, batch 4" in done.stderr
+    assert plot.stat().st_size > 1000
+
+
+def test_results_are_kept_though_nobody_reads_the_table(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file, plot = tmp_path / "a.json", tmp_path / "a.png"
+    small = ["--backend", "fake", "--batch", "1", "--slots", "1", "--seconds", "0.05", "--parts", "stage"]
+    assert run_into_full_disk("bench", MODEL, *small, "--json", file, "--plot", plot).returncode == 1
+    assert len(load_bench(file).rows) == 2
+    assert plot.stat().st_size > 1000
+
+
+def test_the_table_is_printed_though_the_file_cannot_be_written(tmp_path: Path) -> None:
+    bench().save(tmp_path / "a.json")
+    done = run("bench", "--read", tmp_path / "a.json", "--json", "/dev/full")
+    assert done.returncode == 78
+    assert "/dev/full cannot be written: No space left on device" in done.stderr
+    assert "2 slots" in done.stdout
+
+
+def test_bench_with_onnxruntime(tmp_path: Path) -> None:
+    done = run("bench", MODEL, "--backend", "onnxruntime", "--batch", "1,2", "--slots", "2", "--seconds", "0.2",
+               "--parts", "engine,stage", "--format", "nv12", "--json", "-")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "a.json").write_text(done.stdout)
+    found = load_bench(tmp_path / "a.json")  # standard output holds nothing but JSON
+    assert found.backend == "onnxruntime cpu fp32"
+    engines = [(row.case.mode, row.case.lanes, row.case.batch) for row in found.rows_of("engine")]
+    assert engines == [("eager", 1, 1), ("eager", 2, 1), ("eager", 1, 2), ("eager", 2, 2)]
+    assert {row.case.batch for row in found.rows_of("stage")} == {1}
+    assert any("no batches of more than 1" in note for note in found.notes)
+    assert found.picture == "768x576 nv12"
+    assert found.rows_of("pipeline") == ()
+
+
+def test_compare_says_what_is_faster(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    bench(row(STAGE, 100.0)).save(a)
+    bench(row(STAGE, 150.0)).save(b)
+    done = run("bench", "--compare", a, b)
+    assert done.returncode == 0, done.stderr
+    assert "1.500" in done.stdout
+    assert "faster" in done.stdout
+
+
+def test_compare_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    bench(row(STAGE, 100.0)).save(a)
+    bench(row(STAGE, 150.0), versions={"python": "3.12.3", "vision": "0.1.0", "tensorrt": "11.4"}).save(b)
+    done = run("bench", "--compare", a, b)
+    assert done.returncode == 1
+    assert "not comparable: version, tensorrt: none and 11.4" in done.stdout
+    assert "faster" not in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------ profile
+
+
+@without_gpu
+def test_profile_of_a_laptop(tmp_path: Path) -> None:
+    trace, file = tmp_path / "t.json", tmp_path / "p.json"
+    done = run("profile", MODEL, "--batch", "2", "--runs", "3", "--top", "5", "--json", file, "--trace", trace)
+    assert done.returncode == 0, done.stderr
+    assert "Conv" in done.stdout
+    assert "images 2x3x416x416" in done.stdout
+    assert len([line for line in done.stdout.splitlines() if " Conv " in line]) <= 5
+    profile = json.loads(file.read_text())
+    assert profile["schema"] == "vision.profile/1"
+    assert profile["runs"] == 3
+    assert sum(each["share"] for each in profile["times"]) == pytest.approx(1.0)
+    events = json.loads(trace.read_text())["traceEvents"]
+    lanes = {each["args"]["name"] for each in events if each["name"] == "thread_name"}
+    assert {"slot 0", "slot 1"} <= lanes
+    threads = len(os.sched_getaffinity(0))
+    assert f"layers, mean of all runs, batch 2, {threads} threads" in lanes  # the slots have batches of 1
+    assert "the slots of the time line take batches of 1: onnxruntime" in done.stderr
+    assert any(lane.startswith("thread detect-") for lane in lanes)
+    assert {"preprocess", "network", "postprocess", "in flight"} <= {each["name"] for each in events}
+
+
+def test_profile_prints_the_command_for_nsight_systems() -> None:
+    done = run("profile", MODEL, "--batch", "4", "--precision", "fp32", "--print-nsys")
+    assert done.returncode == 0, done.stderr
+    assert "nsys profile" in done.stdout or "nsys" in done.stdout
+    assert f"bench {MODEL} --parts stage --batch 4 --precision fp32 --seconds 5 --nvtx" in done.stdout
+
+
+def own_model(folder: Path) -> Path:
+    """A model of one's own, in a folder whose name has to be quoted."""
+    own = folder / "my models"
+    own.mkdir()
+    shutil.copytree(shipped_models() / MODEL, own / "mine")
+    return own / "mine"
+
+
+def test_printed_commands_name_the_model_as_it_was_named(tmp_path: Path) -> None:
+    model = own_model(tmp_path)
+    done = run("profile", model, "--print-nsys")
+    assert done.returncode == 0, done.stderr
+    assert f"bench '{model}' --parts stage" in done.stdout
+
+
+def test_profile_of_a_configuration(tmp_path: Path) -> None:
+    site = site_of(tmp_path) | {"model": str(own_model(tmp_path)), "detect": {"precision": "int8", "max_batch": 32}}
+    (tmp_path / "camera.yaml").write_text(json.dumps(site))
+    done = run("profile", "--config", tmp_path / "camera.yaml", "--batch", "32", "--print-nsys")
+    assert done.returncode == 0, done.stderr
+    assert f"bench '{tmp_path}/my models/mine' --parts stage --batch 32 --precision int8" in done.stdout
+    over = run("profile", MODEL, "--config", tmp_path / "camera.yaml", "--precision", "fp32", "--print-nsys")
+    assert f"bench {MODEL} --parts stage --batch 1 --precision fp32" in over.stdout
+
+
+def test_the_fake_back_end_has_no_layers(tmp_path: Path) -> None:
+    (tmp_path / "camera.yaml").write_text(json.dumps(site_of(tmp_path)))
+    done = run("profile", "--config", tmp_path / "camera.yaml")
+    assert done.returncode == 78
+    assert "the fake back-end has no network" in done.stderr
+
+
+@needs_tensorrt
+def test_the_engine_of_vision_run_is_the_one_that_is_named(tmp_path: Path) -> None:
+    site = site_of(tmp_path) | {"detect": {"precision": "fp32", "max_batch": 4, "engine": {"optimization_level": 2}}}
+    (tmp_path / "camera.yaml").write_text(json.dumps(site))
+    usual, larger, configured = (
+        run("profile", *arguments, "--print-trtexec")
+        for arguments in ((MODEL,), (MODEL, "--batch", "16"), ("--config", tmp_path / "camera.yaml"))
+    )
+    assert f"{MODEL}-fp16-b8-" in usual.stdout
+    assert f"{MODEL}-fp16-b16-" in larger.stdout
+    assert f"{MODEL}-fp32-b4-" in configured.stdout
+    assert f"`vision build {MODEL} --config {tmp_path}/camera.yaml --max-batch 4 --precision fp32`" in configured.stdout
+    if not has_gpu():
+        assert usual.stdout.startswith("# there is no GPU here: the path of the engine is made up\n")
+
+
+@needs_tensorrt
+def test_a_model_of_ones_own_is_built_by_its_folder(tmp_path: Path) -> None:
+    model = own_model(tmp_path)
+    done = run("profile", model, "--print-trtexec")
+    assert done.returncode == 0, done.stderr
+    assert f"`vision build '{model}' --max-batch 8 --precision fp16`" in done.stdout
+
+
+@needs_tensorrt
+def test_profile_prints_the_commands_for_trtexec() -> None:
+    done = run("profile", MODEL, "--batch", "8", "--print-trtexec")
+    assert done.returncode == 0, done.stderr
+    assert "--shapes=images:8x4x416x416" in done.stdout
+    assert "--infStreams=2" in done.stdout
+    assert f"`vision build {MODEL} --max-batch 8 --precision fp16` (this tool would build" in done.stdout
+    as_it_is = run("profile", MODEL, "--batch", "8", "--precision", "fp32", "--print-trtexec")
+    assert "--saveEngine=" in as_it_is.stdout
+
+
+# ------------------------------------------------------------------------------------------------ plan
+
+
+def test_plan_and_whether_it_is_so(tmp_path: Path) -> None:
+    config = tmp_path / "camera.yaml"
+    config.write_text(json.dumps(site_of(tmp_path)))
+    done = run("plan", config, "--seconds", "0.2", "--verify", "2", "--json", tmp_path / "plan.json")
+    assert done.returncode == 0, done.stderr
+    assert "gate" in done.stdout
+    assert "Nothing limits." in done.stdout or "limit" in done.stdout
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["schema"] == "vision.plan/1"
+    assert plan["demands"][0]["fps"] == 20.0
+    checks = {each["what"]: each for each in plan["checks"]}
+    assert checks["frames/s"]["measured"] == pytest.approx(20, rel=0.4)
+    assert not (tmp_path / "out").exists()

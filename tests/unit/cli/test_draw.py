@@ -1,0 +1,129 @@
+"""`vision draw`: a picture for every camera that gives one, and a clear word for each that does not."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rich.console import Console
+
+from tests.unit.cli.test_main import run, write_config
+from vision.capture.frame_reader import read_stills
+from vision.cli.draw import draw_site, outside_words, print_drawings
+from vision.config import SiteConfig
+from vision.errors import VisionError
+from vision.overlay import LINE_COLOUR
+
+LINE = {"name": "door", "points": ((20.0, 60.0), (140.0, 60.0))}
+ZONE = {"name": "queue", "polygon": ((10.0, 70.0), (100.0, 70.0), (100.0, 110.0))}
+
+
+def site(*sources: str, **sections: object) -> SiteConfig:
+    cameras = tuple({"id": f"c{at}", "source": source} for at, source in enumerate(sources))
+    pipeline = {"pipeline": "count"} if sections else {}
+    return SiteConfig.model_validate({"cameras": cameras, "analytics": sections, **pipeline})
+
+
+def read(path: Path) -> NDArray[np.uint8]:
+    picture = cv2.imread(str(path))
+    assert picture is not None
+    return np.asarray(picture, np.uint8)
+
+
+def has_lines(picture: NDArray[np.uint8]) -> bool:
+    return int(np.all(picture == np.array(LINE_COLOUR, np.uint8), axis=2).sum()) > 100
+
+
+def test_every_camera_is_drawn_with_what_is_configured(tmp_path: Path) -> None:
+    source = "synthetic:160x120@20?frames=5&objects=1&seed=3"
+    drawings = draw_site(site(source, source, c1={"lines": (LINE,), "zones": (ZONE,)}), tmp_path, threading.Event())
+    assert [drawing.error for drawing in drawings] == ["", ""]
+    assert [drawing.words for drawing in drawings] == ["0 lines, 0 zones", "1 line, 1 zone"]
+    plain, drawn = (read(tmp_path / f"c{at}.png") for at in (0, 1))
+    assert plain.shape == drawn.shape == (120, 160, 3)
+    assert has_lines(drawn)
+    assert not has_lines(plain)
+    bottom = plain[100:]  # below the banner it is the camera's own picture
+    assert np.array_equal(bottom, next(read_stills(site(source).cameras[0], offline=True)).pixels[100:])
+
+
+def test_a_camera_without_a_picture_does_not_keep_the_others_from_theirs(tmp_path: Path) -> None:
+    missing = str(tmp_path / "gone.mp4")
+    drawings = draw_site(site(missing, "synthetic:160x120@20?frames=1"), tmp_path / "a" / "b", threading.Event())
+    assert [drawing.path for drawing in drawings] == [None, tmp_path / "a" / "b" / "c1.png"]
+    assert "No such file" in drawings[0].error
+    out = io.StringIO()
+    assert print_drawings(drawings, Console(file=out, width=200)) == 1
+    assert f"c0: {missing}: No such file" in out.getvalue()
+    assert print_drawings(drawings[1:], Console(file=out)) == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("synthetic:160x120@20?frames=0", "no whole picture"),
+        ("synthetic:160x120@20?frames=3&corrupt=0:3", "no whole picture"),
+        ("synthetic:160x120@20?fail=0", "failed at picture 0"),
+    ],
+)
+def test_why_a_camera_gave_no_picture(source: str, error: str, tmp_path: Path) -> None:
+    (drawing,) = draw_site(site(source), tmp_path, threading.Event())
+    assert drawing.path is None
+    assert error in drawing.error
+
+
+def test_a_damaged_picture_is_passed_over(tmp_path: Path) -> None:
+    (drawing,) = draw_site(site("synthetic:160x120@20?frames=3&corrupt=0:2"), tmp_path, threading.Event())
+    assert drawing.path is not None
+
+
+def test_a_camera_that_hangs_is_given_up_after_its_time_outs(tmp_path: Path) -> None:
+    camera = {"id": "c0", "source": "synthetic:160x120@20?hang=0:20", "open_timeout_s": 0.1, "read_timeout_s": 0.1}
+    (drawing,) = draw_site(SiteConfig.model_validate({"cameras": (camera,)}), tmp_path, threading.Event())
+    assert drawing.error == "no answer within its time-outs"
+
+
+def test_a_picture_of_another_size_than_was_announced(tmp_path: Path) -> None:
+    (drawing,) = draw_site(site("synthetic:160x120@20?frames=5&resize=0:200x100"), tmp_path, threading.Event())
+    assert drawing.path is not None
+    assert read(drawing.path).shape == (100, 200, 3)
+
+
+def test_points_beyond_the_picture_are_named() -> None:
+    sections = site("synthetic:", c0={"lines": (LINE,), "zones": (ZONE,)}).analytics["c0"]
+    assert list(outside_words(sections, 120, 160)) == []
+    assert list(outside_words(sections, 100, 90)) == [
+        "line door: [140, 60] lies outside of the picture of 90x100",
+        "zone queue: [100, 70], [100, 110] lies outside of the picture of 90x100",
+    ]
+    for units, whole in (("fraction", 1.0), ("percent", 100.0)):
+        line = {"name": "a", "points": ((0.0, 0.0), (whole, whole))}
+        of_the_whole = site("synthetic:", c0={"units": units, "lines": (line,)})
+        assert list(outside_words(of_the_whole.analytics["c0"], 1, 1)) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(VisionError, match="cannot make the folder"):
+        draw_site(site("synthetic:"), tmp_path / "file" / "sub", threading.Event())
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "c0.png").mkdir()
+    (drawing,) = draw_site(site("synthetic:160x120?frames=1"), tmp_path, threading.Event())
+    assert "cannot write" in drawing.error
+
+
+def test_the_verb(tmp_path: Path) -> None:
+    done = run("draw", str(write_config(tmp_path)), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "a.png").exists()
+    broken = run("draw", str(write_config(tmp_path, source=str(tmp_path / "gone.mp4"))), "--out", str(tmp_path))
+    assert broken.returncode == 1
+    assert "gone.mp4: No such file" in broken.stdout
+    assert run("draw", str(tmp_path / "none.yaml")).returncode == 78

@@ -1,0 +1,277 @@
+"""The command as its users start it: exit codes, messages, and an orderly end at every moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.paths import ROOT
+from vision.cli.main import duration_s
+
+COMMAND = [sys.executable, "-m", "vision.cli.main"]
+SYNTHETIC = "synthetic:160x120@20"
+
+
+def write_config(folder: Path, source: str = SYNTHETIC, **top: Any) -> Path:
+    config = folder / "camera.yaml"
+    content = {
+        "cameras": [{"id": "a", "source": source}],
+        "detect": {"backend": "fake"},
+        "publish": {"bind": f"ipc://{folder}/out"},
+    } | top
+    config.write_text(json.dumps(content))
+    return config
+
+
+def run(*arguments: str, timeout_s: float = 30, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=timeout_s, env=env, check=False
+    )
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """The lines of standard error up to the first that holds `text`."""
+    assert process.stderr is not None
+    lines = ""
+    for line in process.stderr:
+        lines += line
+        if text in line:
+            return lines
+    raise AssertionError(f"ended without {text!r}:\n{lines}")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("5m", 300), ("2h", 7200), ("1d", 86400), ("500ms", 0.5), ("1.5s", 1.5)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert duration_s(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["run"], ["run", "demo", "--for", "soon"], ["run", "demo", "--for", "0"]]
+)
+def test_wrong_arguments_exit_with_2(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert "usage: vision" in done.stderr
+
+
+def test_run_for_a_while_and_record(tmp_path: Path) -> None:
+    record = tmp_path / "results.jsonl"
+    done = run("run", str(write_config(tmp_path)), "--for", "2s", "--record", str(record))
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in record.read_text().splitlines()]
+    assert len(results) > 10
+    assert [result["seq"] for result in results] == list(range(1, len(results) + 1))
+    assert all(result["objects"] for result in results)
+    assert not (tmp_path / "out").exists()
+
+
+def test_offline_publishes_every_frame_once(tmp_path: Path) -> None:
+    record = tmp_path / "results.jsonl"
+    config = write_config(tmp_path, source="synthetic:160x120@20?frames=123")
+    done = run("run", str(config), "--offline", "--record", str(record))
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [result["frame"] for result in results] == list(range(123))
+
+
+def test_offline_reads_a_looped_file_once(tmp_path: Path) -> None:
+    record = tmp_path / "results.jsonl"
+    clip = ROOT / "configs" / "vtest.mp4"
+    cameras = [{"id": "a", "source": str(clip), "loop": True}]
+    done = run("run", str(write_config(tmp_path, cameras=cameras)), "--offline", "--record", str(record))
+    assert done.returncode == 0, done.stderr
+    assert len(record.read_text().splitlines()) == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stage", ["publishing on", "detector:", "frames/s"])
+def test_a_signal_ends_every_stage_in_order(tmp_path: Path, number: signal.Signals, stage: str) -> None:
+    config = write_config(tmp_path)
+    with started("run", str(config)) as process:
+        read_until(process, stage)
+        sent = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert time.monotonic() - sent < 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("delay_s", [0.02, 0.1, 0.2, 0.4, 0.6])
+def test_a_signal_while_the_program_loads_ends_it(tmp_path: Path, delay_s: float) -> None:
+    with started("run", str(write_config(tmp_path))) as process:
+        time.sleep(delay_s)
+        sent = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) in (0, -signal.SIGTERM)  # before its handler is there, the system ends it
+        assert time.monotonic() - sent < 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_ends_it_while_a_camera_hangs_in_its_library(tmp_path: Path) -> None:
+    with socket.socket() as silent:  # accepts, and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        source = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/x"
+        config = write_config(tmp_path, cameras=[{"id": "a", "source": source}, {"id": "b", "source": SYNTHETIC}])
+        with started("run", str(config)) as process:
+            read_until(process, "b: streaming")
+            sent = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+            assert time.monotonic() - sent < 2.5
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    # A stop that may take a minute, and a camera that keeps it waiting.
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        source = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/x"
+        cameras = [
+            {"id": "a", "source": source, "via": "opencv", "open_timeout_s": 60},
+            {"id": "b", "source": SYNTHETIC},
+        ]
+        with started("run", str(write_config(tmp_path, cameras=cameras, stop_timeout_s=60))) as process:
+            read_until(process, "b: streaming")
+            process.send_signal(signal.SIGINT)
+            read_until(process, "stopping")
+            sent = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 128 + signal.SIGINT
+            assert time.monotonic() - sent < 1
+
+
+def test_no_camera_reachable_is_a_valid_start(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        source = f"rtsp://viewer:${{GATE_PASSWORD}}@127.0.0.1:{closed.getsockname()[1]}/x"
+        config = write_config(tmp_path, source=source)
+        done = run("run", str(config), "--for", "3s", env=os.environ | {"GATE_PASSWORD": "p4ssw0rd"})
+    assert done.returncode == 0, done.stderr
+    assert "a: backing-off" in done.stderr or "a: connecting" in done.stderr
+    assert "p4ssw0rd" not in done.stderr
+
+
+def test_port_in_use(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = run("run", str(write_config(tmp_path, publish={"bind": f"tcp://127.0.0.1:{port}"})))
+    assert done.returncode == 78
+    assert str(port) in done.stderr
+    assert "in use" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("top", "expected"),
+    [
+        ({"colour": 1}, "colour"),
+        ({"detect": {"score": "high"}}, "detect.score"),
+        ({"detect": {"backend": "fake", "classes": ["rde"]}}, "red"),
+        ({"cameras": [{"id": "a", "source": "x.mp4"}, {"id": "a", "source": "y.mp4"}]}, "cameras"),
+        ({"cameras": [{"id": "a", "source": "rtsp://u:${NO_SUCH_VARIABLE}@h/x"}]}, "NO_SUCH_VARIABLE"),
+        ({"model": "nanodet-g-461"}, "nanodet-g-416"),
+        ({"pipeline": "detekt"}, "detect"),
+    ],
+)
+def test_faults_of_the_configuration_exit_with_78(tmp_path: Path, top: dict[str, Any], expected: str) -> None:
+    done = run("run", str(write_config(tmp_path, **top)), "--for", "1s")
+    assert done.returncode == 78, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_configuration_names_the_shipped_ones() -> None:
+    done = run("run", "dmeo")
+    assert done.returncode == 78
+    assert "demo" in done.stderr
+
+
+def test_recording_over_a_recording_is_refused(tmp_path: Path) -> None:
+    record = tmp_path / "results.jsonl"
+    record.write_text("precious\n")
+    done = run("run", str(write_config(tmp_path)), "--for", "1s", "--record", str(record))
+    assert done.returncode == 78
+    assert record.read_text() == "precious\n"
+
+
+def test_a_recording_with_missing_results_is_a_failure(tmp_path: Path) -> None:
+    config = write_config(tmp_path, source="synthetic:160x120@20?frames=10")
+    done = run("run", str(config), "--offline", "--record", "/dev/full")
+    assert done.returncode == 1
+    assert "10 of 10 results are not in /dev/full" in done.stderr
+
+
+def test_check_prints_a_row_a_camera(tmp_path: Path) -> None:
+    good = run("check", str(write_config(tmp_path)))
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert "160x120" in good.stdout
+    bad = run("check", str(write_config(tmp_path, source=str(tmp_path / "missing.mp4"))))
+    assert bad.returncode == 1
+    assert "missing.mp4" in bad.stdout.replace("\n", "")
+
+
+def test_schema_is_json() -> None:
+    done = run("schema")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["type"] == "object"
+
+
+def test_models_lists_the_shipped_model() -> None:
+    done = run("models")
+    assert done.returncode == 0
+    assert "nanodet-g-416" in done.stdout
+
+
+def test_doctor_says_what_is_there() -> None:
+    done = run("doctor")
+    assert done.returncode == 0, done.stdout
+    for subject in ("OpenCV", "ZeroMQ", "ONNX Runtime", "TensorRT", "GStreamer"):
+        assert subject in done.stdout
+
+
+def test_watch_says_when_nothing_comes(tmp_path: Path) -> None:
+    done = run("watch", f"ipc://{tmp_path}/nobody", "--for", "1s")
+    assert done.returncode == 1
+
+
+def test_watch_shows_a_running_program(tmp_path: Path) -> None:
+    with started("run", str(write_config(tmp_path))) as process:
+        read_until(process, "a: streaming")
+        done = run("watch", f"ipc://{tmp_path}/out", "--for", "3s")
+        process.terminate()
+        process.wait(10)
+    assert done.returncode == 0
+    assert "a" in done.stdout
+
+
+def test_output_into_a_closed_pipe_is_no_traceback() -> None:
+    command = f"{' '.join(COMMAND)} schema | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=os.environ.copy())
+    assert "Traceback" not in done.stderr

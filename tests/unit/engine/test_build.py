@@ -1,0 +1,513 @@
+"""Real builds on the CPU with TensorRT-RTX, without GPU and driver: the names of both generations are used for real."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+import onnx
+import pytest
+import yaml
+from onnx import TensorProto
+
+from tests.paths import ROOT
+from tests.unit.engine_models import (
+    card,
+    convolution,
+    first_layer,
+    needs_rtx,
+    quantised,
+    with_operator,
+    with_shape_input,
+)
+from vision.config.app import ModelCard
+from vision.engine import library
+from vision.engine.build import (
+    Built,
+    Refused,
+    add_profile,
+    attach_timing_cache,
+    build_failure,
+    build_plan,
+    failed_build,
+    failure_hint,
+    halve_ends,
+    inputs_of,
+    make_monitor,
+    notes_of,
+    set_flags,
+    timings_of,
+)
+from vision.engine.library import GpuDescription, LogLine, LogLines, keeps_timing
+from vision.engine.onnx_transform import rewrite_onnx
+from vision.engine.options import BuildSettings, settled
+from vision.engine.precision import Precision, plan_typing
+from vision.engine.profiles import NetworkInput, Profile, Range
+from vision.engine.progress import Phase
+from vision.errors import Closed, ModelError
+
+pytestmark = needs_rtx
+
+AMPERE = GpuDescription("NVIDIA RTX A4000", (8, 6))
+ADA = GpuDescription("NVIDIA L4", (8, 9))
+MODELS = ROOT / "models"
+
+
+class Ears:
+    """Keeps what a build tells."""
+
+    def __init__(self) -> None:
+        self.layers = self.parses = 0
+        self.plan_bytes = 0
+        self.names: set[str] = set()
+        self.deepest = 0
+
+    def parsed(self, layers: int) -> None:
+        self.layers = layers
+        self.parses += 1
+
+    def progress(self, phases: Sequence[Phase]) -> None:
+        self.names |= {phase.name for phase in phases}
+        self.deepest = max(self.deepest, *(phase.depth for phase in phases), 0)
+        assert all(0 <= phase.done <= max(phase.steps, 1) for phase in phases)
+
+    def built(self, plan_bytes: int) -> None:
+        self.plan_bytes = plan_bytes
+
+
+def build(
+    model: bytes, settings: BuildSettings | None = None, *, of: ModelCard | None = None, gpu: GpuDescription = AMPERE
+) -> Built:
+    return build_plan(model, of or card(), settings or BuildSettings("fp32", 4), gpu, ahead_of_time=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+@pytest.mark.parametrize(("half_input", "half_outputs"), [(False, False), (True, False), (True, True)])
+def test_dynamic_batch_in_every_float_precision(precision: Precision, half_input: bool, half_outputs: bool) -> None:
+    built = build(convolution(), BuildSettings(precision, 8, half_input=half_input, half_outputs=half_outputs))
+    assert len(built.plan) > 10_000
+    assert [each.shapes["images"].max[0] for each in built.profiles] == [4, 8, 1, 2, 4, 8]
+    assert built.weights_bytes is not None
+    assert built.seconds > 0
+
+
+def test_lower_precision_halves_the_weights_of_the_shipped_model() -> None:
+    folder = MODELS / "nanodet-g-416"
+    shipped = ModelCard.model_validate(yaml.safe_load((folder / "model.yaml").read_text()))
+    onnx = (folder / shipped.file).read_bytes()
+    as_it_is = BuildSettings("fp32", 4, interleaved_input=False, folded=False, fixed_batches=False)
+    full, half = (build(onnx, replace(as_it_is, precision=precision), of=shipped) for precision in ("fp32", "fp16"))
+    assert full.weights_bytes is not None
+    assert half.weights_bytes is not None
+    assert full.activation_bytes is not None
+    assert half.activation_bytes is not None
+    assert half.weights_bytes < 0.51 * full.weights_bytes
+    assert half.activation_bytes < full.activation_bytes
+    assert full.layers == 133
+
+
+def test_dynamic_height_and_width() -> None:
+    given = [{"batch": [1, 2, 4], "height": [16, 32, 64], "width": [16, 32, 64]}]
+    built = build(convolution(("n", 3, "h", "w")), of=card(size=32, profiles=given))
+    assert built.profiles[0].shapes["images"] == Range((1, 3, 16, 16), (2, 3, 32, 32), (4, 3, 64, 64))
+
+
+def test_fixed_model_needs_no_profile() -> None:
+    built = build(convolution((2, 3, 16, 16)), BuildSettings("fp32", 2))
+    assert str(built.profiles[0]) == "images 2x3x16x16"
+
+
+def test_shape_tensor_input() -> None:
+    given = [{"batch": [1, 2, 4], "values": {"size": [[8, 8], [16, 16], [32, 32]]}}]
+    built = build(with_shape_input(), of=card(profiles=given))
+    assert built.profiles[0].values["size"].max == (32, 32)
+
+
+def test_progress_is_told_with_layer_counts() -> None:
+    ears = Ears()
+    built = build_plan(convolution(), card(), BuildSettings("fp32", 4), AMPERE, ahead_of_time=True, listener=ears)
+    assert ears.layers == built.layers > 0
+    assert ears.plan_bytes == len(built.plan)
+    assert "Building engine" in ears.names
+    assert ears.deepest >= 2
+
+
+def test_cancelled_build_ends_as_closed() -> None:
+    cancel = threading.Event()
+
+    class Impatient(Ears):
+        def progress(self, phases: Sequence[Phase]) -> None:
+            cancel.set()
+
+    with pytest.raises(Closed, match="cancelled"):
+        build_plan(
+            convolution(),
+            card(),
+            BuildSettings("fp32", 4),
+            AMPERE,
+            ahead_of_time=True,
+            listener=Impatient(),
+            cancel=cancel,
+        )
+
+
+def test_ctrl_c_stops_the_build_and_comes_out_once_tensorrt_has_stopped() -> None:
+    import _thread
+
+    class User(Ears):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told = 0
+
+        def progress(self, phases: Sequence[Phase]) -> None:
+            self.told += 1
+            if self.told == 3:
+                _thread.interrupt_main()
+            threading.Event().wait(0.02)  # a build that takes its time
+
+    user = User()
+    builders: list[threading.Thread] = []
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(
+            convolution(),
+            card(),
+            BuildSettings("fp32", 8),
+            AMPERE,
+            ahead_of_time=True,
+            listener=user,
+            prepare_thread=lambda: builders.append(threading.current_thread()),
+        )
+    assert not builders[0].is_alive()
+    assert user.plan_bytes == 0
+    assert user.told < 60, "a whole build tells more than twice as much"
+
+
+def test_building_thread_is_prepared_first() -> None:
+    seen: list[str] = []
+    build_plan(
+        convolution(),
+        card(),
+        BuildSettings("fp32", 4),
+        AMPERE,
+        ahead_of_time=True,
+        prepare_thread=lambda: seen.append(threading.current_thread().name),
+    )
+    assert seen == ["engine build"]
+
+
+# ------------------------------------------------------------------------------------------------ what goes wrong
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])  # as the file is, and rewritten before TensorRT sees it
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (
+            with_operator("WarpDrive", node="warp", domain="my.ops"),
+            r"operator WarpDrive \(node warp\) is not supported",
+        ),
+        (with_operator("Unique", node="uniq"), r"operator Unique \(node uniq\) is not supported"),
+        (with_operator("WarpDrive", node="", domain="my.ops"), r"operator WarpDrive \(node number 1\)"),
+        (with_operator("NonZero", node="nz"), r"operator (NonZero|NON_ZERO) \(node nz\) is not supported"),
+        (b"this is no ONNX file", "not an ONNX model"),
+        (b"", r"not an? (valid )?ONNX model"),
+        (convolution()[:200], "tiny.onnx|not an ONNX model"),
+    ],
+)
+def test_model_that_cannot_be_taken_says_why(
+    model: bytes, says: str, precision: Precision, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ModelError, match=says):
+        build(model, BuildSettings(precision, 4))
+
+
+def _damaged(how: str) -> bytes:
+    model = onnx.load_model_from_string(convolution())
+    if how == "an input that nothing gives":
+        model.graph.node[2].input[0] = "typo"
+    elif how == "weights cut short":
+        model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:10]
+    else:
+        del model.opset_import[:]
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("how", ["an input that nothing gives", "weights cut short", "no opset"])
+def test_damaged_model_is_told_as_such(how: str, precision: Precision, capfd: pytest.CaptureFixture[str]) -> None:
+    """Readable and wrong: onnx and ONNX Runtime raise a dozen kinds of errors over such files."""
+    if how == "no opset" and precision == "fp32":
+        pytest.skip("TensorRT takes it")
+    with pytest.raises(ModelError) as caught:
+        build(_damaged(how), BuildSettings(precision, 4))
+    assert "is not supported" not in str(caught.value)
+    assert "onnx.checker.check_model" in caught.value.hint
+
+
+def test_types_that_are_not_what_was_asked_for_are_refused() -> None:
+    """A strongly typed library would build it all the same, and call float16 fp32."""
+    half = rewrite_onnx(convolution(), "fp16", keep_inputs=True, keep_outputs=True)
+    with pytest.raises(ModelError, match="the model computes in float16 and float32, and precision fp32 was asked for"):
+        build(half)
+    assert build(half, BuildSettings("fp16", 4)).plan
+
+
+def test_lack_of_memory_is_no_reason_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its own words. To make TensorRT say them takes more memory than a test should."""
+    monkeypatch.setattr("vision.gpu.cuda.memory_info", lambda: (3 << 20, 8 << 20))
+    said = "getErrorStr::129] Error Code 2: OutOfMemory (Requested size was 68719477232 bytes.)"
+    error = failed_build("tiny", said, "fp16")
+    assert str(error).startswith(f"tiny: {said}; 3 of 8 MiB of the GPU are free")
+    assert "max_batch" in error.hint
+    assert not isinstance(error, Refused), "the model as it is would need as much"
+    assert isinstance(failed_build("tiny", "no runners", "fp16"), Refused)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu", "says"),
+    [
+        (BuildSettings("fp8", 4), AMPERE, "has no fp8; it has fp32, fp16, int8, tf32, bf16"),
+        (BuildSettings("int8", 4), AMPERE, "needs a model with int8 QuantizeLinear nodes, this one has none"),
+        (
+            BuildSettings("fp8", 4),
+            GpuDescription("H100", (9, 0)),
+            "not made for compute capability 9.0 .* wrong results",
+        ),
+        (BuildSettings("fp16", 4), GpuDescription("H100", (9, 0)), "builds for compute capabilities .*, not for"),
+        (BuildSettings("fp16", 4), GpuDescription("Orin", (8, 7)), "builds for compute capabilities"),
+        (BuildSettings("fp32", 4, flags=("NO_SUCH_FLAG",)), AMPERE, "has no builder flag NO_SUCH_FLAG"),
+    ],
+)
+def test_what_gpu_or_library_lack_is_refused(settings: BuildSettings, gpu: GpuDescription, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        build(convolution(), settings, gpu=gpu)
+
+
+def test_batch_outside_the_models_range_is_refused() -> None:
+    ears = Ears()
+    with pytest.raises(ModelError, match="batch is fixed to 2 in the ONNX file, and max_batch is 8"):
+        build_plan(
+            convolution((2, 3, 16, 16)), card(), BuildSettings("fp16", 8), AMPERE, ahead_of_time=True, listener=ears
+        )
+    assert ears.parses == 1, "no other shape of the model would help"
+
+
+def test_precision_that_is_not_the_models_is_refused() -> None:
+    with pytest.raises(ModelError, match="the model is quantised to int8, and precision fp32 was asked for"):
+        build(quantised())
+
+
+def test_int8_builds_where_the_library_has_it_and_says_what_does_elsewhere(capfd: pytest.CaptureFixture[str]) -> None:
+    """TensorRT-RTX before 1.7 parses int8 convolutions and has none; TensorRT has them."""
+    if library.find_library().flavour == "tensorrt":
+        assert build(quantised(), BuildSettings("int8", 4)).plan
+        return
+    with pytest.raises(ModelError, match="cannot build tiny in int8 for NVIDIA RTX A4000") as caught:
+        build(quantised(), BuildSettings("int8", 4))
+    assert "`precision: fp16` works" in caught.value.hint
+
+
+def test_fp8_builds_where_the_library_has_it(capfd: pytest.CaptureFixture[str]) -> None:
+    model = quantised(TensorProto.FLOAT8E4M3FN, opset=19)
+    if str(library.find_library()).startswith("TensorRT-RTX 1.4"):
+        pytest.skip("1.4 asks the driver for the GPU's properties")
+    assert build(model, BuildSettings("fp8", 4), gpu=ADA).plan
+    with pytest.raises(ModelError, match="the model is quantised to fp8, and precision fp16 was asked for"):
+        build(model, BuildSettings("fp16", 4), gpu=ADA)
+
+
+def test_workspace_level_and_streams_are_taken() -> None:
+    settings = BuildSettings("fp32", 4, workspace_mib=64, optimization_level=1, max_aux_streams=0)
+    assert build(convolution(), settings).plan
+
+
+@pytest.mark.parametrize("settings", [{"optimization_level": 6}, {"workspace_mib": 0}, {"dla_core": -1}])
+def test_settings_out_of_range_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ModelError, match=r"0 to 5|at least 1 MiB|counted from 0"):
+        BuildSettings(**settings)  # type: ignore[arg-type]
+
+
+def test_dla_that_is_not_there_falls_back_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert build(convolution(), BuildSettings("fp16", 4, dla_core=0)).plan
+    assert "DLA core 0 was asked for and this machine has 0: building for the GPU" in caplog.text
+
+
+def test_dla_gets_one_batch_size_since_it_takes_no_open_shape() -> None:
+    built = build(convolution(), BuildSettings("fp16", 4, dla_core=0))
+    (pictures,) = (profile.shapes["images"] for profile in built.profiles)
+    assert pictures.min == pictures.opt == pictures.max
+    assert pictures.max[0] == 4
+
+
+def test_gpu_here_that_tensorrt_rtx_cannot_name_gets_its_default() -> None:
+    unnamed = GpuDescription("NVIDIA H100", (9, 0))
+    assert build_plan(convolution(), card(), BuildSettings("fp32", 4), unnamed).plan
+
+
+# ------------------------------------------------------------------------------------------------ single steps
+
+
+def test_every_flag_of_the_old_generation_is_set_where_it_exists() -> None:
+    """TensorRT 10's way, on the configuration of a library that has its names (TensorRT-RTX 1.4)."""
+    if library.builder_flag("FP16") is None:
+        pytest.skip("a library without weak typing")
+    config = library.trt.Builder(library.logger()).create_builder_config()
+    old: tuple[Precision, ...] = ("fp16", "bf16", "fp8", "int8")
+    for precision in old:
+        typing = plan_typing(precision, weak_typing=True)
+        set_flags(config, typing)
+        assert all(config.get_flag(getattr(library.trt.BuilderFlag, name)) for name in typing.flags_on)
+    set_flags(config, plan_typing("fp32", weak_typing=True))
+    assert not config.get_flag(library.trt.BuilderFlag.TF32)
+
+
+@pytest.mark.parametrize(("half_input", "half_outputs"), [(False, False), (True, False), (True, True)])
+def test_inputs_and_outputs_become_half_where_types_can_be_set(half_input: bool, half_outputs: bool) -> None:
+    if library.trt.ITensor.dtype.fset is None:  # type: ignore[attr-defined,unused-ignore]
+        pytest.skip("a library whose types come from the ONNX file alone")
+    kinds: dict[Precision, str] = {"fp16": "HALF", "bf16": "BF16", "fp32": "FLOAT"}
+    for precision, kind in kinds.items():
+        network = library.trt.Builder(library.logger()).create_network(0)
+        given = network.add_input("images", library.trt.float32, library.trt.Dims([1, 3, 4, 4]))
+        network.mark_output(network.add_identity(given).get_output(0))
+        halve_ends(network, BuildSettings(precision, half_input=half_input, half_outputs=half_outputs))
+        assert given.dtype.name == (kind if half_input else "FLOAT")
+        assert network.get_output(0).dtype.name == (kind if half_outputs else "FLOAT")
+
+
+def test_what_is_left_open_is_settled_by_precision_and_head() -> None:
+    nanodet = card(head={"kind": "nanodet"})
+    half = BuildSettings(
+        "fp16", half_input=True, half_outputs=True, interleaved_input=True, folded=True, fixed_batches=True
+    )
+    assert settled(BuildSettings("fp16"), nanodet) == half
+    assert settled(BuildSettings("fp16"), card()) == replace(half, half_outputs=False)
+    floats = BuildSettings("fp32", half_input=False, half_outputs=False, interleaved_input=False, folded=False)
+    assert settled(BuildSettings("fp32"), nanodet) == replace(floats, fixed_batches=True)
+    chosen = replace(floats, precision="fp16", fixed_batches=False)
+    assert settled(chosen, nanodet) == chosen
+
+
+def test_a_library_that_measures_gets_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full TensorRT: found without being there."""
+    monkeypatch.setattr("vision.engine.options.keeps_timing", lambda: True)
+    found = settled(BuildSettings("fp16"), card())
+    assert (found.interleaved_input, found.folded, found.fixed_batches) == (False, False, False)
+
+
+def test_an_engine_of_pixels_has_a_profile_for_every_batch(caplog: pytest.LogCaptureFixture) -> None:
+    built = build(convolution(), BuildSettings("fp16", 6))
+    pictures = [profile.shapes["images"] for profile in built.profiles]
+    assert [each.max[0] for each in pictures if each.min == each.max] == [1, 2, 4, 6]
+    (shape,) = {each.max[1:] for each in pictures}
+    as_it_is = "tiny is built as it is" in caplog.text  # TensorRT-RTX 1.4 fails at such an input
+    assert shape == ((3, 16, 16) if as_it_is else (4, 16, 16))
+    assert as_it_is == library.find_library().version.startswith("1.4.")
+
+
+def test_a_model_of_four_channels_is_not_one_of_pixels() -> None:
+    """Its fourth channel is a picture of its own, such as of heat, and nothing here would fill it."""
+    with pytest.raises(ModelError, match="channels is fixed to 4 in the ONNX file, and the profile asks for 3"):
+        build(first_layer(channels=4), BuildSettings("fp16", 2))
+
+
+def test_what_cannot_be_built_reshaped_is_built_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def reshaped(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
+        return (with_operator("Abracadabra") if interleave or fold else model), interleave
+
+    monkeypatch.setattr("vision.engine.options.reshape_onnx", reshaped)
+    built = build(convolution(), BuildSettings("fp16", 1))
+    assert built.profiles[0].shapes["images"].max == (1, 3, 16, 16)
+    assert "tiny is built as it is, and may run slower: reshaped, " in caplog.text
+    with pytest.raises(ModelError, match="Abracadabra"):
+        build(with_operator("Abracadabra"), BuildSettings("fp16", 1))
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")  # TensorRT-RTX keeps none
+def test_timings_are_attached_and_read_back() -> None:
+    """The calls; what they measure takes a GPU and TensorRT."""
+    builder = library.trt.Builder(library.logger())
+    config = builder.create_builder_config()
+    kept = attach_timing_cache(config, None)
+    measured = timings_of(config)
+    assert measured is not None
+    again = attach_timing_cache(builder.create_builder_config(), measured)
+    assert kept is not again
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")  # TensorRT-RTX keeps none
+def test_damaged_timings_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    config = library.trt.Builder(library.logger()).create_builder_config()
+    attach_timing_cache(config, b"damaged")
+    assert timings_of(config) is not None
+
+
+def test_rtx_keeps_no_timings() -> None:
+    assert not keeps_timing()
+    assert build(convolution()).timing_cache is None
+
+
+def test_old_flags_are_refused_where_they_are_gone() -> None:
+    if library.builder_flag("FP16") is not None:
+        pytest.skip("a library that has them")
+    config = library.trt.Builder(library.logger()).create_builder_config()
+    with pytest.raises(ModelError, match="has no builder flag FP16"):
+        set_flags(config, plan_typing("fp16", weak_typing=True))
+
+
+def test_sparsity_can_be_asked_for() -> None:
+    assert build(convolution(), BuildSettings("fp32", 4, flags=("SPARSE_WEIGHTS",))).plan
+
+
+def test_profile_that_tensorrt_finds_inconsistent_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    builder = library.trt.Builder(library.logger())
+    network = builder.create_network(0)
+    network.add_input("images", library.trt.float32, library.trt.Dims([-1, 3, 16, 16]))
+    (given,) = inputs_of(network)
+    assert given == NetworkInput("images", (-1, 3, 16, 16))
+    negative = Profile({"images": Range((-1, 3, 16, 16), (-1, 3, 16, 16), (-1, 3, 16, 16))}, {})
+    with pytest.raises(ModelError, match=r"refuses the profile .* inconsistent"):
+        add_profile(builder, builder.create_builder_config(), [given], negative)
+    backwards = Range((2, 3, 16, 16), (2, 3, 16, 16), (4, 3, 16, 16))
+    object.__setattr__(backwards, "opt", (8, 3, 16, 16))  # past our own check, to see TensorRT's
+    with pytest.raises(ModelError, match="finds the profile inconsistent"):
+        add_profile(builder, builder.create_builder_config(), [given], Profile({"images": backwards}, {}))
+
+
+def test_monitor_answers_through_tensorrts_own_class() -> None:
+    cancel = threading.Event()
+    ears = Ears()
+    monitor = make_monitor(ears, cancel)
+    monitor.phase_start("outer", None, 2)  # type: ignore[arg-type,unused-ignore]
+    monitor.phase_start("inner", "outer", 3)
+    assert monitor.step_complete("inner", 0)
+    cancel.set()
+    assert not monitor.step_complete("inner", 1)
+    monitor.phase_finish("outer")
+    assert ears.names == {"outer", "inner"}
+
+
+def test_failure_is_told_without_its_echo() -> None:
+    network = library.trt.Builder(library.logger()).create_network(0)
+    lines = [LogLine("ERROR", "cause"), LogLine("ERROR", "[catchCudaError] echo"), LogLine("INFO", "noise")]
+    assert build_failure(LogLines(lines), network) == "cause"
+    assert build_failure(LogLines(lines[1:2]), network) == "[catchCudaError] echo"
+    assert build_failure(LogLines([]), network) == "no reason given"
+
+
+@pytest.mark.parametrize(("precision", "says"), [("int8", "no int8 kernels"), ("fp16", "smaller max_batch")])
+def test_hint_after_a_failure(precision: Precision, says: str) -> None:
+    assert says in failure_hint(precision)
+
+
+def test_notes_are_warnings_and_sparsity() -> None:
+    lines = [
+        LogLine("INFO", "(Sparsity) Layers eligible for sparse math: a, b"),
+        LogLine("INFO", "Total Weights Memory: 1 bytes"),
+        LogLine("WARNING", "careful"),
+        LogLine("WARNING", "careful"),
+    ]
+    assert notes_of(LogLines(lines)) == ("(Sparsity) Layers eligible for sparse math: a, b", "careful")

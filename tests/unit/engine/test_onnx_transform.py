@@ -1,0 +1,213 @@
+"""What rewriting does to an ONNX file, and to the numbers that it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from tests.paths import ROOT
+from tests.unit.engine_models import convolution, first_layer, quantised
+from vision.engine.channel_packing import widen_input
+from vision.engine.onnx_transform import reshape_onnx, rewrite_onnx, with_weights
+from vision.errors import ModelError
+
+NANODET = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
+
+
+def outputs(model: bytes, pictures: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+    """What ONNX Runtime computes, whatever type the model takes."""
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    given = session.get_inputs()[0]
+    fed = pictures.astype(np.float16) if given.type == "tensor(float16)" else pictures
+    return [np.asarray(each, np.float64) for each in session.run(None, {given.name: fed})]
+
+
+def relative_error(found: NDArray[np.float64], right: NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(found - right) / np.linalg.norm(right))
+
+
+def types_of(model: bytes) -> set[int]:
+    """Types of weights, inputs and outputs."""
+    graph = onnx.load_model_from_string(model).graph
+    ends = (*graph.input, *graph.output)
+    return {tensor.data_type for tensor in graph.initializer} | {each.type.tensor_type.elem_type for each in ends}
+
+
+HALVES: Final[tuple[Literal["fp16", "bf16"], ...]] = ("fp16", "bf16")
+ENDS = [(True, True), (False, True), (True, False), (False, False)]
+
+
+@pytest.mark.parametrize(("keep_inputs", "keep_outputs"), ENDS)
+def test_the_shipped_model_in_float16_computes_the_same(keep_inputs: bool, keep_outputs: bool) -> None:
+    original = NANODET.read_bytes()
+    rewritten = rewrite_onnx(original, "fp16", keep_inputs=keep_inputs, keep_outputs=keep_outputs)
+    pictures = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
+    for found, right in zip(outputs(rewritten, pictures), outputs(original, pictures), strict=True):
+        assert relative_error(found, right) < 1e-3
+    graph = onnx.load_model_from_string(rewritten).graph
+    nodes = [node.op_type for node in graph.node]
+    assert nodes.count("Cast") == keep_inputs + 2 * keep_outputs, "no casts inside the network"
+    kinds = [[each.type.tensor_type.elem_type for each in ends] for ends in (graph.input, graph.output)]
+    assert kinds == [[1 if keep_inputs else 10], [1 if keep_outputs else 10] * 2]
+    assert len(rewritten) < 0.55 * len(original)
+
+
+def test_rewritten_nodes_are_in_order_and_pass_the_checker() -> None:
+    rewritten = onnx.load_model_from_string(rewrite_onnx(convolution(), "fp16", keep_inputs=True, keep_outputs=True))
+    onnx.checker.check_model(rewritten, full_check=True)
+
+
+@pytest.mark.parametrize("to", HALVES)
+def test_model_that_is_so_already_is_left_as_it_is(to: Literal["fp16", "bf16"]) -> None:
+    """Such as one that was exported in float16, or converted by the same package: its casts would get names twice."""
+    half = rewrite_onnx(convolution(), to, keep_inputs=True, keep_outputs=True)
+    assert rewrite_onnx(half, to, keep_inputs=False, keep_outputs=False) is half
+
+
+@pytest.mark.parametrize(("keep_io", "kinds"), [(True, {1, 16}), (False, {16})])
+def test_bfloat16_everywhere_but_where_float32_is_kept(keep_io: bool, kinds: set[int]) -> None:
+    assert types_of(rewrite_onnx(convolution(), "bf16", keep_inputs=keep_io, keep_outputs=keep_io)) == kinds
+
+
+def test_bfloat16_weights_are_the_float32_ones_rounded_to_nearest() -> None:
+    original = onnx.load_model_from_string(convolution(weight=3.0e38)).graph.initializer[0]
+    rewritten = onnx.load_model_from_string(
+        rewrite_onnx(convolution(weight=3.0e38), "bf16", keep_inputs=False, keep_outputs=False)
+    )
+    found = np.asarray(onnx.numpy_helper.to_array(rewritten.graph.initializer[0]), np.float32)
+    right = onnx.numpy_helper.to_array(original)
+    assert np.all(np.isfinite(found)), "a weight that float16 does not have survives"
+    assert float(np.max(np.abs(found - right) / np.abs(right))) <= 2.0**-8
+
+
+def test_weight_that_float16_does_not_have_is_refused() -> None:
+    with pytest.raises(ModelError, match="weight w0 has the value 70000, and float16 ends at 65504"):
+        rewrite_onnx(convolution(weight=70000.0), "fp16", keep_inputs=True, keep_outputs=True)
+
+
+def test_what_is_no_onnx_is_refused() -> None:
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        rewrite_onnx(b"\xff\xfe no ONNX", "fp16", keep_inputs=True, keep_outputs=True)
+
+
+def test_quantised_model_gets_scales_in_float16_and_computes_the_same() -> None:
+    original = quantised()
+    rewritten = rewrite_onnx(original, "fp16", keep_inputs=True, keep_outputs=True)
+    loaded = onnx.load_model_from_string(rewritten)
+    onnx.checker.check_model(loaded, full_check=True)
+    assert loaded.opset_import[0].version >= 19, "QuantizeLinear takes float16 from there on"
+    nodes = {node.op_type for node in loaded.graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= nodes
+    pictures = np.random.default_rng(1).normal(size=(1, 3, 16, 16)).astype(np.float32)
+    (found,), (right,) = outputs(rewritten, pictures), outputs(original, pictures)
+    assert relative_error(found, right) < 0.02
+
+
+def test_model_without_quantisation_keeps_its_opset() -> None:
+    rewritten = onnx.load_model_from_string(
+        rewrite_onnx(convolution(opset=17), "fp16", keep_inputs=True, keep_outputs=True)
+    )
+    assert rewritten.opset_import[0].version == 17
+
+
+# ------------------------------------------------------------------------------------------------ shapes
+
+
+def widened(pictures: NDArray[np.float32], seed: int = 3) -> NDArray[np.float32]:
+    """With a fourth channel, which must not count."""
+    noise = np.random.default_rng(seed).normal(size=pictures[:, :1].shape).astype(np.float32)
+    return np.concatenate([pictures, noise], axis=1)
+
+
+@pytest.mark.parametrize("original", [convolution(), convolution((2, 3, 16, 16)), NANODET.read_bytes()])
+def test_a_wider_input_changes_no_result(original: bytes) -> None:
+    side = 416 if len(original) > 100_000 else 16
+    pictures = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
+    wide, widened_it = reshape_onnx(original, interleave=True, fold=False)
+    assert widened_it
+    onnx.checker.check_model(onnx.load_model_from_string(wide), full_check=True)
+    for found, right in zip(outputs(wide, widened(pictures)), outputs(original, pictures), strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+
+
+def test_everything_at_once_changes_no_result() -> None:
+    """As TensorRT-RTX gets the shipped model, but for the types."""
+    original = NANODET.read_bytes()
+    pictures = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
+    reshaped, widened_it = reshape_onnx(original, interleave=True, fold=True)
+    assert widened_it
+    for found, right in zip(outputs(reshaped, widened(pictures)), outputs(original, pictures), strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_to_reshape() -> None:
+    assert reshape_onnx(b"untouched", interleave=False, fold=False) == (b"untouched", False)
+    grey = first_layer(channels=1)
+    assert reshape_onnx(grey, interleave=True, fold=True) == (grey, False)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        {"channels": 1},
+        {"channels": 4},
+        {"group": 3},
+        {"operator": "ConvTranspose"},
+        {"second_reader": "Relu"},
+        {"shared": True},
+    ],
+)
+def test_inputs_that_stay_as_they_are(reason: dict[str, int | str | bool]) -> None:
+    loaded = onnx.load_model_from_string(first_layer(**reason))  # type: ignore[arg-type]
+    before = loaded.SerializeToString()
+    assert not widen_input(loaded)
+    assert loaded.SerializeToString() == before
+
+
+def test_an_input_that_convolutions_alone_read_is_widened() -> None:
+    assert widen_input(onnx.load_model_from_string(first_layer()))
+
+
+def test_what_is_no_onnx_cannot_be_reshaped() -> None:
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        reshape_onnx(b"\xff\xfe no ONNX", interleave=True, fold=False)
+
+
+# ------------------------------------------------------------------------------------------------ weights elsewhere
+
+
+def beside(folder: Path) -> tuple[bytes, Path]:
+    """A model that keeps its weights in a file of `folder`, and that file."""
+    model = onnx.load_model_from_string(convolution())
+    onnx.save_model(model, folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    return (folder / "m.onnx").read_bytes(), folder / "m.data"
+
+
+def test_weights_beside_the_model_are_put_into_it(tmp_path: Path) -> None:
+    model, data = beside(tmp_path)
+    whole = with_weights(model, tmp_path)
+    pictures = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
+    np.testing.assert_array_equal(outputs(whole, pictures)[0], outputs(convolution(), pictures)[0])
+    assert rewrite_onnx(whole, "fp16", keep_inputs=True, keep_outputs=True)
+    data.write_bytes(bytes(data.stat().st_size))
+    assert with_weights(model, tmp_path) != whole, "other weights are another model, with another hash"
+
+
+def test_model_with_its_weights_inside_is_left_as_it_is(tmp_path: Path) -> None:
+    model = convolution()
+    assert with_weights(model, tmp_path) is model
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda data: data.write_bytes(b"short")])
+def test_weights_that_are_missing_or_short_are_told(damage: Callable[[Path], object], tmp_path: Path) -> None:
+    model, data = beside(tmp_path)
+    damage(data)
+    with pytest.raises(ModelError, match=f"the weights beside the model, in {tmp_path}, cannot be used"):
+        with_weights(model, tmp_path)

@@ -1,0 +1,229 @@
+"""`vision eval` from the command line, on made-up video whose truth is exact."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.cli.test_main import read_until, run, started, write_config
+from tests.unit.evaluation_tables import boxes, needs_trackeval, synthetic_rows
+from vision.cli.main import main
+from vision.config.test_pattern import FAKE_CLASSES
+from vision.errors import ConfigError
+from vision.evaluation.crossings import true_crossings
+from vision.evaluation.evaluate import Request, open_subject
+from vision.evaluation.evaluate import run as evaluate
+from vision.evaluation.mot import read_truth
+
+SOURCE = "synthetic:320x240@5?frames=100&objects=6&seed=0"
+FRAMES = 100
+CLASS = "green"
+LINE = {"name": "middle", "points": [[160, 0], [160, 240]], "anchor": "center"}
+
+COUNT = """
+from vision.runtime.builder import cameras_of, detector_of, publisher_of
+from vision.runtime.runtime import Runtime
+from vision.stages.track import AnalyticsStage, TrackStage
+
+def build(site, options, resources):
+    publisher = publisher_of(site, options, resources)
+    track = TrackStage(site.track, score=site.detect.score)
+    detector = detector_of(site, options, resources, score=track.detector_score)
+    count = AnalyticsStage(site.analytics, detector.class_names)
+    cameras = cameras_of(site, options, detector)
+    return Runtime(cameras=cameras, detector=detector, stages=[track, count], sinks=[publisher])
+"""
+
+pytestmark = needs_trackeval
+
+
+def write_truth(folder: Path, rows: list[str] | None = None, class_name: str = CLASS) -> Path:
+    path = folder / "gt.txt"
+    rows = synthetic_rows(SOURCE, FAKE_CLASSES.index(class_name)) if rows is None else rows
+    path.write_text("".join(f"{row}\n" for row in rows))
+    return path
+
+
+def evaluated(folder: Path, config: Path, **options: Any) -> dict[str, Any]:
+    """The JSON of an evaluation in this process."""
+    truth = options.pop("truth", None) or write_truth(folder)
+    request = Request(str(config), truth, class_name=CLASS, json=folder / "out.json", **options)
+    assert evaluate(request, threading.Event()) == 0
+    result: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    return result
+
+
+def test_a_perfect_detector_is_perfect(tmp_path: Path) -> None:
+    """And a pipeline that follows nothing has no figures of tracking."""
+    result = evaluated(tmp_path, write_config(tmp_path, source=SOURCE))
+    detection = result["detection"]
+    assert (detection["ap50"], detection["ap"], detection["precision"], detection["recall"]) == (1, 1, 1, 1)
+    assert detection["true_boxes"] == detection["found_boxes"] == len(synthetic_rows(SOURCE, 1))
+    assert result["tracking"] is None
+    assert result["lines"] == []
+    assert result["notes"] == ["the pipeline detect follows nothing, so there are no figures of tracking"]
+    assert (result["camera"], result["class"], result["backend"], result["pipeline"]) == ("a", CLASS, "fake", "detect")
+    assert result["video"]["frames"] == FRAMES
+
+
+def test_a_perfect_tracker_misses_what_it_must_see_twice(tmp_path: Path) -> None:
+    """An object is published when it is seen the second time; from then on nothing is missed, made up or mixed up."""
+    config = write_config(tmp_path, source=SOURCE, pipeline="track")
+    tracking = evaluated(tmp_path, config)["tracking"]
+    objects, rows = tracking["true_objects"], tracking["true_boxes"]
+    assert objects >= 2
+    assert (tracking["tracks"], tracking["switches"], tracking["false_boxes"]) == (objects, 0, 0)
+    assert tracking["misses"] == objects
+    assert tracking["mota"] == pytest.approx(1 - objects / rows)
+    assert tracking["idf1"] == pytest.approx(2 * (rows - objects) / (2 * rows - objects))
+    assert tracking["hota"] > 0.97
+
+
+def test_crossings_are_counted_as_they_happened(tmp_path: Path) -> None:
+    (tmp_path / "count.py").write_text(COUNT)
+    config = write_config(tmp_path, source=SOURCE, pipeline="count.py", analytics={"a": {"lines": [LINE]}})
+    result = evaluated(tmp_path, config)
+    by_direction = {line["direction"]: line for line in result["lines"]}
+    assert list(by_direction) == ["in", "out"]
+    assert by_direction["in"]["true"] + by_direction["out"]["true"] >= 3
+    assert all(line["counted"] == line["true"] for line in result["lines"])
+    assert result["line_error"] == 0
+
+
+def test_what_is_wrong_with_a_count_is_seen(tmp_path: Path) -> None:
+    """A truth with one object less: its crossings were counted and did not happen."""
+    (tmp_path / "count.py").write_text(COUNT)
+    config = write_config(tmp_path, source=SOURCE, pipeline="count.py", analytics={"a": {"lines": [LINE]}})
+    truth = read_truth(write_truth(tmp_path))
+    ids = np.unique(truth.boxes.ids).tolist()
+    rows = [row for row in synthetic_rows(SOURCE, 1) if row.split(",")[1] != str(ids[0])]
+    without = evaluated(tmp_path, config, truth=write_truth(tmp_path, rows))
+    wrong = sum(line["counted"] - line["true"] for line in without["lines"])
+    of_one = truth.boxes.rows(truth.boxes.ids == ids[0])
+    line = open_subject(Request(str(config), tmp_path / "gt.txt", class_name=CLASS), threading.Event()).section.lines[0]
+    assert wrong == len(list(true_crossings(line, "pixels", of_one, size_px=(320, 240), interval_s=0.2)))
+    assert without["tracking"]["mota"] < 0.9
+
+
+def test_a_truth_with_gaps_is_no_fault_and_said(tmp_path: Path) -> None:
+    rows = [row for row in synthetic_rows(SOURCE, 1) if 11 <= int(row.split(",")[0]) <= 90]
+    rows += ["5,99,1,1,5,5,0,-1,-1,-1"]
+    result = evaluated(tmp_path, write_config(tmp_path, source=SOURCE), truth=write_truth(tmp_path, rows))
+    assert result["notes"][:3] == [
+        f"20 of 100 frames have no rows in {tmp_path}/gt.txt: whatever is found in them counts as false",
+        f"the last row of {tmp_path}/gt.txt is of frame 90: if nobody labelled the rest, cut the video there",
+        f"1 rows of {tmp_path}/gt.txt have a 0 in column 7 and do not count",
+    ]
+    assert result["detection"]["precision"] == pytest.approx(0.8)
+    assert result["detection"]["recall"] == 1
+
+
+def test_damaged_frames_and_lines_of_other_classes_are_said(tmp_path: Path) -> None:
+    (tmp_path / "count.py").write_text(COUNT)
+    line = {**LINE, "classes": ["red"]}
+    config = write_config(
+        tmp_path, source=f"{SOURCE}&corrupt=10:20", pipeline="count.py", analytics={"a": {"lines": [line]}}
+    )
+    result = evaluated(tmp_path, config)
+    assert result["notes"] == [
+        "10 of 100 frames gave no result: they are damaged",
+        f"1 lines do not count objects of the class {CLASS}",
+    ]
+    assert result["lines"] == []
+
+
+def test_every_output_is_written_and_the_result_scores_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    config = write_config(tmp_path, source=SOURCE, pipeline="track")
+    outputs = {"plots": tmp_path / "plots", "video": tmp_path / "out.mp4", "result": tmp_path / "result.txt"}
+    result = evaluated(tmp_path, config, **outputs)
+    assert sorted(path.name for path in outputs["plots"].iterdir()) == [
+        "objects.png",
+        "precision-recall.png",
+        "tracks.png",
+    ]
+    assert outputs["video"].stat().st_size > 1000
+    found = np.loadtxt(outputs["result"], delimiter=",")
+    tracking = result["tracking"]
+    assert len(found) == tracking["true_boxes"] - tracking["misses"]
+    assert len(np.unique(found[:, 1])) == tracking["tracks"]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"camera": "b"}, "--camera: no camera 'b'"),
+        ({"class_name": "gren"}, "--class: no class 'gren'\n  hint: did you mean green?"),
+        ({"class_name": "person"}, "the model nanodet-g-416 has red, green, blue"),
+        ({"video": "out.avi"}, r"--video: expected a name that ends in \.mp4"),
+        ({"video": "gone/out.mp4"}, "--video: cannot write"),
+        ({"json": "gone/out.json"}, "--json: cannot write"),
+        ({"json": "."}, "--json: cannot write"),
+        ({"result": "gone/out.txt"}, "--result: cannot write"),
+        ({"plots": "gt.txt/plots"}, "--plots: cannot make the folder"),
+        ({"truth": "gone.txt"}, "--truth: cannot read"),
+    ],
+)
+def test_wrong_arguments_are_found_before_any_work(change: dict[str, str], fault: str, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"truth": write_truth(tmp_path), "class_name": CLASS}
+    names = ("camera", "class_name")
+    arguments |= {key: value if key in names else tmp_path / value for key, value in change.items()}
+    with pytest.raises(ConfigError, match=fault):
+        evaluate(Request(str(write_config(tmp_path, source=SOURCE)), **arguments), threading.Event())
+
+
+def test_a_class_that_the_site_leaves_out(tmp_path: Path) -> None:
+    config = write_config(tmp_path, source=SOURCE, detect={"backend": "fake", "classes": ["red"]})
+    with pytest.raises(ConfigError, match=r"green is never found, because detect\.classes leaves it out"):
+        open_subject(Request(str(config), write_truth(tmp_path), class_name=CLASS), threading.Event())
+
+
+def test_frames_beyond_the_video_are_found_before_the_pipeline_runs(tmp_path: Path) -> None:
+    truth = write_truth(tmp_path, [*synthetic_rows(SOURCE, 1), "101,1,1,1,5,5,1,-1,-1,-1"])
+    with pytest.raises(ConfigError, match=r"1 rows are of frames 101 to 101, but synthetic:.* has 100 frames"):
+        open_subject(Request(str(write_config(tmp_path, source=SOURCE)), truth, class_name=CLASS), threading.Event())
+
+
+def test_the_verb(tmp_path: Path) -> None:
+    config = write_config(tmp_path, source=SOURCE, pipeline="track")
+    done = run("eval", str(config), "--truth", str(write_truth(tmp_path)), "--class", CLASS)
+    assert done.returncode == 0, done.stderr
+    assert "MOTA" in done.stdout and "AP@0.5" in done.stdout
+    broken = run("eval", str(config), "--truth", str(write_truth(tmp_path, ["1,2,3"])), "--class", CLASS)
+    assert broken.returncode == 78
+    assert "gt.txt:1: expected the columns" in broken.stderr
+
+
+def test_half_an_evaluation_is_none(tmp_path: Path) -> None:
+    """Stopped while it runs: an exit code of its own, and no file that looks whole."""
+    config = write_config(tmp_path, source="synthetic:1280x720@20?frames=2000&seed=0&objects=4")
+    truth = write_truth(tmp_path, ["1,1,1,1,5,5,1"])
+    outputs = ("--json", str(tmp_path / "out.json"), "--video", str(tmp_path / "out.mp4"))
+    with started("eval", str(config), "--truth", str(truth), "--class", CLASS, *outputs) as process:
+        read_until(process, "camera a: 1280x720")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    assert not (tmp_path / "out.json").exists()
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_truth_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "demo"])
+    assert ended.value.code == 2
+    assert "--truth" in capsys.readouterr().err
+
+
+def test_the_tables_of_these_tests_are_the_truth() -> None:
+    """One object at a time is where the pictures show it."""
+    rows = synthetic_rows("synthetic:160x120@20?frames=3&objects=1&seed=3", 0)
+    rows += synthetic_rows("synthetic:160x120@20?frames=3&objects=1&seed=3", 1)
+    rows += synthetic_rows("synthetic:160x120@20?frames=3&objects=1&seed=3", 2)
+    assert [int(row.split(",")[0]) for row in rows] == [1, 2, 3]
+    assert len(boxes((1, 1, 0, 0, 4, 4))) == 1

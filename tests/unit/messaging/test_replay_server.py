@@ -1,0 +1,377 @@
+"""Events asked for again, over real sockets: by the client, by bare sockets, after losses and restarts."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from tests.messages.processes import wait_until
+from tests.messages.samples import CLASSES, crossed, node_status, result
+from tests.unit.state.test_event_journal import file_size_limit
+from vision.client import EventMessage, Gap, Item, NewJournal, Restart, Silence, Subscription, subscribe
+from vision.errors import ConfigError, MessageError
+from vision.messaging import codec
+from vision.messaging.publisher import Publisher
+from vision.state.event_journal import EventJournal
+
+ANY_PORT = "tcp://127.0.0.1:*"
+
+
+@contextmanager
+def publisher(folder: Path, bind: str = ANY_PORT, replay: str = ANY_PORT, **options: Any) -> Iterator[Publisher]:
+    journal = EventJournal(folder, boot="boot", keep=options.pop("keep", 1000))
+    with Publisher(bind, node="n", class_names=CLASSES, journal=journal, replay=replay, **options) as one:
+        one.publish_status(node_status())
+        yield one
+
+
+def publish(one: Publisher, count: int = 1, camera: str = "gate") -> None:
+    for _ in range(count):
+        one.publish(result(camera=camera, events=(crossed(camera),)))
+
+
+def lose(one: Publisher, count: int = 1) -> None:
+    """Events that are kept and never sent: what a subscriber sees of a loss."""
+    assert one._journal is not None
+    for _ in range(count):
+        number = one._journal.newest + 1
+        event = one.numbering.stamp(codec.event(crossed(), result()))
+        assert one._journal.append([codec.encode(codec.kept(event, one._journal.journal, number))])
+
+
+def take(subscription: Subscription, count: int) -> list[Item]:
+    items = [subscription.receive(20) for _ in range(count)]
+    assert None not in items
+    return [item for item in items if item is not None]
+
+
+def numbers(items: list[Item]) -> list[object]:
+    return [item.number if isinstance(item, EventMessage) else item for item in items]
+
+
+@pytest.mark.parametrize("encoding", ["json", "msgpack"])
+def test_it_begins_with_what_was_published_before(tmp_path: Path, encoding: codec.Encoding) -> None:
+    with publisher(tmp_path, encoding=encoding) as one:
+        publish(one, 5)
+        with Subscription(one.address, kinds=("events",), since=2) as subscription:
+            items = take(subscription, 3)
+            publish(one, 2)
+            items += take(subscription, 2)
+    assert numbers(items) == [3, 4, 5, 6, 7]
+    assert {type(item) for item in items} == {EventMessage}
+    (first, *_) = items
+    assert isinstance(first, EventMessage)
+    assert first.data == {"direction": "in", "count": 3}
+
+
+def test_what_is_replayed_equals_what_was_sent(tmp_path: Path) -> None:
+    with publisher(tmp_path) as one, Subscription(one.address, kinds=("events",), since=0) as early:
+        publish(one, 3)
+        live = take(early, 3)
+        with Subscription(one.address, kinds=("events",), since=0) as late:
+            assert take(late, 3) == live
+
+
+def test_losses_are_filled_in_order_and_none_is_reported(tmp_path: Path) -> None:
+    with publisher(tmp_path) as one, Subscription(one.address, kinds=("events",), since=0) as subscription:
+        publish(one)
+        assert numbers(take(subscription, 1)) == [1]
+        lose(one, 600)  # more than one answer holds
+        publish(one, 2)
+        assert numbers(take(subscription, 602)) == list(range(2, 604))
+        assert subscription.lost == 0
+
+
+def test_the_last_event_before_a_silence_is_found_too(tmp_path: Path) -> None:
+    now_ns = [time.monotonic_ns()]
+    with (
+        publisher(tmp_path) as one,
+        Subscription(one.address, kinds=("events",), since=0, clock=lambda: now_ns[0], silence_s=1e6) as subscription,
+    ):
+        publish(one)
+        deadline = time.monotonic() + 20
+        while (item := subscription.receive(0)) is None:
+            now_ns[0] += 10_000_000
+            assert time.monotonic() < deadline
+        assert numbers([item]) == [1]
+        lose(one)
+        while (item := subscription.receive(0)) is None:
+            now_ns[0] += 100_000_000  # of the client's time; no message tells of the loss
+            assert time.monotonic() < deadline
+        assert numbers([item]) == [2]
+
+
+def test_other_cameras_are_left_out_and_disturb_nothing(tmp_path: Path) -> None:
+    with publisher(tmp_path) as one:
+        for camera in ("gate", "yard", "gate2", "gate"):
+            publish(one, camera=camera)
+        with Subscription(one.address, cameras=["gate"], kinds=("events",), since=0) as subscription:
+            items = take(subscription, 2)
+            publish(one, camera="yard")
+            publish(one)
+            items += take(subscription, 1)
+        assert numbers(items) == [1, 4, 6]
+        assert {item.camera for item in items if isinstance(item, EventMessage)} == {"gate"}
+
+
+def test_other_kinds_are_as_ever(tmp_path: Path) -> None:
+    kinds: tuple[codec.Kind, ...] = ("detections", "events", "status")
+    with publisher(tmp_path) as one, Subscription(one.address, kinds=kinds, since=0) as subscription:
+        (first,) = take(subscription, 1)
+        assert isinstance(first, codec.NodeStatusMessage)
+        assert first.replay == one.replay_address
+        wait_until(lambda: one.joins >= 3, "the subscriptions have arrived")
+        publish(one)
+        items = take(subscription, 2)
+        assert {type(item) for item in items} == {codec.DetectionsMessage, EventMessage}
+
+
+def test_status_that_nobody_asked_for_is_not_given(tmp_path: Path) -> None:
+    with publisher(tmp_path) as one, Subscription(one.address, kinds=("events",), since=0) as subscription:
+        publish(one)
+        take(subscription, 1)
+        one.publish_status(node_status())
+        assert subscription.receive(0.2) is None
+
+
+def test_a_publisher_that_is_alive_is_not_silent(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def report(one: Publisher) -> None:
+        while not stop.wait(0.05):
+            one.publish_status(node_status())
+
+    with publisher(tmp_path) as one:
+        thread = threading.Thread(target=report, args=(one,))
+        thread.start()
+        try:
+            with Subscription(one.address, kinds=("events",), since=0, silence_s=0.4) as subscription:
+                assert subscription.receive(1.5) is None
+                stop.set()
+                assert isinstance(subscription.receive(20), Silence)
+        finally:
+            stop.set()
+            thread.join()
+
+
+# --- restarts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_restart_loses_nothing(tmp_path: Path) -> None:
+    bind, replay = f"ipc://{tmp_path}/out", f"ipc://{tmp_path}/again"
+    with Subscription(bind, kinds=("events",), since=0) as subscription:
+        items: list[Item] = []
+        for run in range(3):
+            with publisher(tmp_path / "journal", bind, replay) as one:
+                lose(one)  # before the subscriber is back
+                publish(one)
+                while len(numbers([item for item in items if isinstance(item, EventMessage)])) < 2 * run + 2:
+                    items += take(subscription, 1)
+                lose(one)  # just before it ends
+    events = [item for item in items if isinstance(item, EventMessage)]
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    assert sum(isinstance(item, Restart) for item in items) >= 1
+    assert not [item for item in items if isinstance(item, Gap | NewJournal)]
+
+
+def test_a_journal_that_was_removed_is_reported(tmp_path: Path) -> None:
+    with publisher(tmp_path / "a") as one:
+        publish(one, 4)
+        with Subscription(one.address, kinds=("events",), since=0) as subscription:
+            last = take(subscription, 4)[-1]
+    assert isinstance(last, EventMessage)
+    assert last.journal is not None and last.number is not None
+    with publisher(tmp_path / "b") as one:
+        publish(one, 6)
+        with Subscription(one.address, kinds=("events",), since=(last.journal, last.number)) as subscription:
+            first, *others = take(subscription, 7)
+    assert isinstance(first, NewJournal)
+    assert str(first) == "n: events are kept in a new journal; what only the old one had is lost"
+    assert numbers(others) == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_was_deleted_meanwhile_is_a_gap(tmp_path: Path) -> None:
+    with publisher(tmp_path, keep=80) as one:
+        publish(one, 300)
+        with Subscription(one.address, kinds=("events",), since=1) as subscription:
+            gap, *rest = take(subscription, 81)
+            assert isinstance(gap, Gap)
+            assert (gap.topic, gap.expected_seq) == ("events/", 2)
+            assert gap.lost == subscription.lost
+            assert numbers(rest) == list(range(gap.got_seq, gap.got_seq + 80))
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bind", "reached"), [("tcp://*:*", "tcp://127.0.0.1"), ("tcp://127.0.0.1:*", "")])
+def test_the_address_is_learnt_from_the_status(tmp_path: Path, bind: str, reached: str) -> None:
+    with publisher(tmp_path, bind, bind) as one:
+        publish(one)
+        address = f"tcp://127.0.0.1:{one.address.rpartition(':')[2]}"
+        with Subscription(address, kinds=("events",), since=0) as subscription:
+            assert numbers(take(subscription, 1)) == [1]
+            assert subscription._replay.startswith(reached)
+
+
+def test_an_address_that_was_given_counts_more(tmp_path: Path) -> None:
+    """As through a tunnel, where the publisher's own words for its address mean nothing."""
+    with publisher(tmp_path, replay=f"ipc://{tmp_path}/again") as one:
+        publish(one, 2)
+        with Subscription(one.address, kinds=("events",), since=0, replay="tcp://127.0.0.1:9") as subscription:
+            assert subscription.receive(0.3) is None
+        replay = f"ipc://{tmp_path}/again"
+        with Subscription(one.address, kinds=("events",), since=0, replay=replay) as subscription:
+            assert numbers(take(subscription, 2)) == [1, 2]
+
+
+def test_a_publisher_that_keeps_nothing_says_so() -> None:
+    with Publisher(ANY_PORT, node="n") as one:
+        one.publish_status(node_status())
+        with (
+            Subscription(one.address, kinds=("events",), since=0) as subscription,
+            pytest.raises(MessageError, match="n keeps no events that could be asked for"),
+        ):
+            take(subscription, 1)
+
+
+def test_subscribe_takes_since_too(tmp_path: Path) -> None:
+    with publisher(tmp_path) as one:
+        publish(one, 2)
+        items = subscribe(one.address, kinds=("events",), since=0, timeout_s=20)
+        assert [next(items), next(items)]
+        items.close()  # type: ignore[attr-defined]
+        with pytest.raises(TimeoutError):
+            list(subscribe(one.address, kinds=("events",), since=2, timeout_s=0.3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"since": 0}, "since: expected events among the kinds, got detections"),
+        ({"since": -1, "kinds": ["events"]}, "since: expected the number of an event, or 0, got -1"),
+        ({"replay": "tcp://127.0.0.1:1"}, "replay: expected since beside it"),
+        ({"replay": "127.0.0.1:1", "since": 0, "kinds": ["events"]}, "expected tcp://HOST:PORT"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_opens(arguments: dict[str, Any], words: str) -> None:
+    for begin in (subscribe, Subscription):
+        with pytest.raises(ConfigError) as caught:
+            begin("tcp://127.0.0.1:9", **arguments)
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("which", ["bind", "replay"])
+def test_an_address_in_use_is_named_and_everything_closed(tmp_path: Path, which: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        with (
+            pytest.raises(ConfigError, match=f"publish.{which}: port in use by another program"),
+            publisher(tmp_path, **{which: taken}),
+        ):
+            pass
+    with publisher(tmp_path):  # its folder was let go
+        pass
+
+
+def test_the_socket_file_is_removed(tmp_path: Path) -> None:
+    with publisher(tmp_path / "journal", replay=f"ipc://{tmp_path}/again"):
+        assert (tmp_path / "again").exists()
+    assert not (tmp_path / "again").exists()
+
+
+# --- the protocol, bare -----------------------------------------------------------------------------------------------
+
+
+def ask(address: str, question: bytes) -> tuple[Any, list[bytes]]:
+    with zmq.Context() as context, context.socket(zmq.REQ) as sock:
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.RCVTIMEO, 20_000)
+        sock.connect(address)
+        sock.send(question)
+        header, *events = sock.recv_multipart()
+        return json.loads(header), events
+
+
+def test_a_question_and_its_answer_in_full(tmp_path: Path) -> None:
+    with publisher(tmp_path) as one:
+        publish(one, 3)
+        assert one.replay_address is not None and one._journal is not None
+        question = {"schema": "vision.ask/1", "since": 1, "most": 1}
+        header, events = ask(one.replay_address, json.dumps(question).encode())
+        journal = one._journal.journal
+    assert header == {
+        "schema": "vision.replay/1", "node": "n", "journal": journal, "oldest": 1, "newest": 3, "more": True
+    }  # fmt: skip
+    (event,) = [json.loads(event) for event in events]
+    assert (event["schema"], event["number"], event["journal"], event["seq"]) == ("vision.events/1", 2, journal, 2)
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        (b"", "expected a request of schema vision.ask/1"),
+        (b"what did I miss?", "expected a request of schema vision.ask/1"),
+        (b'{"schema": "vision.ask/2"}', "expected a request of schema vision.ask/1"),
+        (b'{"schema": "vision.ask/1", "since": "all"}', "Expected `int`, got `str`"),
+    ],
+)
+def test_a_question_that_is_none_is_answered_with_what_was_expected(
+    tmp_path: Path, question: bytes, words: str
+) -> None:
+    with publisher(tmp_path) as one:
+        publish(one)
+        assert one.replay_address is not None
+        header, events = ask(one.replay_address, question)
+        assert words in header["error"]
+        assert events == []
+        assert ask(one.replay_address, b'{"schema": "vision.ask/1"}')[1]  # and the next one is answered
+
+
+@pytest.mark.parametrize("most", [-5, 0, 10**9])
+def test_no_question_gets_more_than_there_is(tmp_path: Path, most: int) -> None:
+    with publisher(tmp_path, keep=2000) as one:
+        publish(one, 3)
+        lose(one, 1500)
+        assert one.replay_address is not None
+        _, events = ask(one.replay_address, json.dumps({"schema": "vision.ask/1", "most": most}).encode())
+        assert len(events) == (1000 if most > 0 else 1)
+
+
+def test_those_who_ask_and_do_not_read_disturb_nobody(tmp_path: Path) -> None:
+    with publisher(tmp_path) as one, zmq.Context() as context, context.socket(zmq.DEALER) as rude:
+        lose(one, 800)
+        rude.setsockopt(zmq.LINGER, 0)
+        rude.setsockopt(zmq.RCVHWM, 1)
+        assert one.replay_address is not None
+        rude.connect(one.replay_address)
+        for _ in range(300):
+            rude.send_multipart([b"", b'{"schema": "vision.ask/1"}'])
+        header, events = ask(one.replay_address, b'{"schema": "vision.ask/1", "since": 790}')
+        assert (header["newest"], len(events)) == (800, 10)
+
+
+def test_a_full_disk_makes_events_best_effort(tmp_path: Path) -> None:
+    with publisher(tmp_path) as one, Subscription(one.address, kinds=("events",), since=0) as subscription:
+        publish(one)
+        take(subscription, 1)
+        (segment,) = tmp_path.glob("*.events")
+        with file_size_limit(segment.stat().st_size):
+            publish(one)
+        (unkept,) = take(subscription, 1)
+        publish(one)
+        (kept,) = take(subscription, 1)
+        assert one.counters() == {"journal.kept": 2, "journal.lost": 1}
+    assert isinstance(unkept, EventMessage) and isinstance(kept, EventMessage)
+    assert (unkept.number, unkept.journal, kept.number) == (None, None, 2)

@@ -1,0 +1,345 @@
+"""The shipped pipelines from camera to subscriber, and the one that docs/pipelines.md shows."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.messages.processes import wait_until
+from tests.paths import ROOT
+from tests.unit.detect.test_classifier import save
+from tests.unit.stages.test_stages import result as picture
+from tests.unit.stages.test_stages import walker
+from tests.unit.test_imports import imports_without
+from vision.cli.terminal import counted_words, status_line, status_table
+from vision.client import EventMessage, Item, Subscription
+from vision.config import DetectConfig, ModelCard, SiteConfig
+from vision.detect.detector import Detector
+from vision.detect.open import open_detector
+from vision.errors import ConfigError
+from vision.messaging.codec import CountsMessage, DetectionsMessage, Kind, NodeStatusMessage
+from vision.pipelines import load_pipeline
+from vision.runtime.builder import RunOptions
+from vision.runtime.runtime import Runtime
+from vision.runtime.status import Report, status_messages
+from vision.stages.track import TrackStage
+from vision.types import Counts, Frame, Result, Tracks
+
+DOCS = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
+SOURCE = "synthetic:320x240@20?frames=100&seed=3&objects=4"
+LIVE = "synthetic:320x240@60?frames=80&seed=3&objects=4"
+MIDDLE = {"name": "middle", "points": ((0.5, 0), (0.5, 1)), "anchor": "center"}
+LEFT = {"name": "left", "polygon": ((0, 0), (0.5, 0), (0.5, 1), (0, 1)), "anchor": "center", "crowded_above": 1}
+
+
+@dataclass
+class Kept:
+    """A sink that keeps everything."""
+
+    results: list[Result] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+
+    def publish(self, result: Result) -> None:
+        self.results.append(result)
+
+    def report(self, report: Report) -> None:
+        self.reports.append(report)
+
+
+def site(pipeline: str, *, source: str = SOURCE, **top: Any) -> SiteConfig:
+    return SiteConfig.model_validate(
+        {
+            "pipeline": pipeline,
+            "detect": {"backend": "fake"},
+            "cameras": ({"id": "gate", "source": source},),
+            "publish": {"bind": "tcp://127.0.0.1:*"},
+        }
+        | top
+    )
+
+
+def counting(**top: Any) -> SiteConfig:
+    watched = {"units": "fraction", "lines": (MIDDLE,), "zones": (LEFT,)}
+    return site("count", **({"analytics": {"gate": watched}} | top))
+
+
+def run(config: SiteConfig, *, offline: bool = True, **options: Any) -> tuple[Kept, Report]:
+    kept = Kept()
+    with ExitStack() as resources:
+        given = RunOptions(threading.Event(), offline=offline, sink=kept, **options)
+        runtime = load_pipeline(config.pipeline)(config, given, resources)
+        return kept, runtime.run(threading.Event())
+
+
+# --- track ------------------------------------------------------------------------------------------------------------
+
+
+def test_track_follows_every_object() -> None:
+    kept, _ = run(site("track"))
+    assert len(kept.results) == 100
+    tracks = [result.objects for result in kept.results]
+    assert all(isinstance(one, Tracks) for one in tracks)
+    last = tracks[-1]
+    assert isinstance(last, Tracks)
+    assert len(last) == 4
+    assert len({int(i) for one in tracks if isinstance(one, Tracks) for i in one.track_ids}) <= 6
+    assert (last.age_ms > 3000).any()
+
+
+@pytest.mark.parametrize(("score", "asked"), [(0.35, 0.15), (0.05, 0.05)])
+def test_the_detector_is_asked_for_what_the_tracker_can_use(score: float, asked: float) -> None:
+    scores: list[float] = []
+
+    def opening(folder: Path, card: ModelCard, detect: DetectConfig) -> Detector:
+        scores.append(detect.score)
+        return open_detector(folder, card, detect)
+
+    run(site("track", detect={"backend": "fake", "score": score}), open_detector=opening)
+    assert scores == [asked]
+
+
+# --- count ------------------------------------------------------------------------------------------------------------
+
+
+def test_count_counts_what_the_rectangles_do() -> None:
+    kept, report = run(counting())
+    truth: Counter[str] = Counter()
+    before: dict[int, float] = {}
+    for result in kept.results:
+        assert isinstance(result.objects, Tracks)
+        for track_id, box in zip(result.objects.track_ids.tolist(), result.objects.boxes_xyxy, strict=True):
+            x = float(box[0] + box[2]) / 2
+            if track_id in before and (before[track_id] < 160) != (x < 160):
+                truth["in" if x < 160 else "out"] += 1  # seen along the line, which runs down, the left is on the right
+            before[track_id] = x
+    events = Counter(
+        event.data["direction"] for r in kept.results for event in r.events if event.kind == "line_crossed"
+    )
+    assert sum(truth.values()) > 3
+    assert abs(sum(events.values()) - sum(truth.values())) <= 1  # one that turned round on the line
+    (camera,) = report.cameras
+    assert camera.counted is not None
+    line = camera.counted.lines["middle"]
+    assert {key: line[key] for key in ("in", "out")} == {key: events[key] for key in ("in", "out")}
+    zone = camera.counted.zones["left"]
+    assert zone["entered"] - zone["left"] == camera.counted.occupancy["left"]
+
+
+def test_counts_go_out_with_the_status() -> None:
+    _, report = run(counting())
+    (message,) = [one for one in status_messages(report) if isinstance(one, CountsMessage)]
+    assert message.camera == "gate"
+    assert message.lines["middle"].in_ + message.lines["middle"].out > 0
+    assert sum(message.lines["middle"].in_by_class.values()) == message.lines["middle"].in_
+    assert set(message.zones) == {"left"}
+
+
+def test_counts_are_shown_where_it_runs() -> None:
+    counted = Counts({"door": {"in": 7, "out": 2, "in:person": 7}}, {"queue": {"entered": 3}}, {"queue": 3})
+    assert counted_words(counted) == "door 7 in 2 out, queue 3"
+    assert counted_words(None) == ""
+    _, report = run(counting())
+    (camera,) = report.cameras
+    assert status_line(camera).endswith(f"dropped 0; {counted_words(camera.counted)}")
+    assert status_table(report).columns[-1].header == "lines and zones"
+    _, plain = run(site("track"))
+    assert ";" not in status_line(plain.cameras[0])
+    assert status_table(plain).columns[-1].header == "dropped"
+
+
+def test_what_stages_count_is_in_the_status_of_the_node(tmp_path: Path) -> None:
+    save(tmp_path / "paint")
+    _, report = run(counting(cascade={"model": f"{tmp_path}/paint", "min_size_px": 8}))
+    *_, node = status_messages(report)
+    assert isinstance(node, NodeStatusMessage)
+    assert node.counters["cascade.looked"] > 0
+    assert set(node.counters) == {"detector.excess", "cascade.looked", "cascade.skipped", "cascade.waiting"}
+
+
+def test_rules_are_events_too() -> None:
+    kept, _ = run(counting(rules=({"name": "too-many", "when": "crowded left for 500ms"},)))
+    told = [
+        (event.name, event.data["phase"]) for result in kept.results for event in result.events if event.kind == "rule"
+    ]
+    assert ("too-many", "begin") in told
+    assert {name for name, _ in told} == {"too-many"}
+
+
+def test_an_evaluation_writes_nothing(tmp_path: Path) -> None:
+    run(counting(snapshots={"folder": f"{tmp_path}/shots"}, state=f"{tmp_path}/state"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def published(config: SiteConfig, kinds: tuple[Kind, ...], *, offline: bool = False) -> Iterator[list[Item]]:
+    """Run for a while, and everything that a subscriber was sent meanwhile."""
+    items: list[Item] = []
+    stop = threading.Event()
+    with ExitStack() as resources:
+        runtime: Runtime = load_pipeline(config.pipeline)(config, RunOptions(stop, offline=offline), resources)
+        (sink,) = runtime._sinks
+        publisher = sink._publisher  # type: ignore[attr-defined]
+        with Subscription(publisher.address, kinds=kinds, silence_s=60) as subscription:
+            wait_until(lambda: publisher.joins >= len(kinds), "the subscription has arrived")
+            thread = threading.Thread(target=runtime.run, args=(stop,))
+            thread.start()
+            while thread.is_alive():
+                item = subscription.receive(0.05)
+                items += [item] if item is not None else []
+            thread.join()
+            while (item := subscription.receive(0.2)) is not None:
+                items.append(item)
+        yield items
+
+
+def test_count_publishes_tracks_events_counts_attributes_and_snapshots(tmp_path: Path) -> None:
+    save(tmp_path / "paint")
+    config = counting(
+        source=SOURCE.replace("@20", "@40"),
+        cascade={"model": f"{tmp_path}/paint", "min_size_px": 8},
+        snapshots={"folder": f"{tmp_path}/shots", "kinds": ("line_crossed", "rule"), "most_files": 50},
+        rules=({"name": "passing", "when": "line_crossed middle"},),
+        state=f"{tmp_path}/state",
+        status={"interval_s": 0.2},
+    )
+    with published(config, ("detections", "events", "counts")) as items:
+        pass
+    detections = [item for item in items if isinstance(item, DetectionsMessage)]
+    events = [item for item in items if isinstance(item, EventMessage)]
+    counts = [item for item in items if isinstance(item, CountsMessage)]
+    last = detections[-1].objects
+    assert all(found.track_id is not None and found.age_ms is not None for found in last)
+    assert [found.attributes[0].class_name for found in last if found.attributes] == [
+        {"red": "reddish", "green": "greenish", "blue": "bluish"}[found.class_name] for found in last
+    ]
+    assert {event.kind for event in events} >= {"line_crossed", "zone_entered", "rule"}
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    crossed = [event for event in events if event.kind == "line_crossed"]
+    assert all(event.box is not None for event in crossed)
+    for event in events:
+        assert (event.snapshot is not None) == (event.kind in ("line_crossed", "rule"))
+    paths = {event.snapshot for event in events if event.snapshot is not None}
+    assert paths == {str(path) for path in (tmp_path / "shots").iterdir()}
+    assert all(np.asarray(cv2.imread(path)).shape == (240, 320, 3) for path in paths)
+    final = counts[-1].lines["middle"]
+    assert final.in_ + final.out == len(crossed)
+
+
+def test_counters_and_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
+    config = counting(
+        source=LIVE, state=f"{tmp_path}/state", publish={"bind": "tcp://127.0.0.1:*", "replay": "tcp://127.0.0.1:*"}
+    )
+    crossings, numbers = [], []
+    for _ in range(2):
+        with published(config, ("events", "counts")) as items:
+            pass
+        line = [item for item in items if isinstance(item, CountsMessage)][-1].lines["middle"]
+        crossings.append(line.in_ + line.out)
+        numbers += [item.number for item in items if isinstance(item, EventMessage)]
+    assert crossings[1] > crossings[0] > 0
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_an_offline_run_begins_at_zero(tmp_path: Path) -> None:
+    config = counting(state=f"{tmp_path}/state")
+    for _ in range(2):
+        with published(config, ("events",), offline=True) as items:
+            pass
+        assert {item.number for item in items if isinstance(item, EventMessage)} == {None}
+    assert not (tmp_path / "state").exists()
+
+
+def test_without_a_state_folder_it_says_that_counters_begin_at_zero(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with published(counting(source="synthetic:320x240@40?frames=5"), ("events",)):
+        pass
+    assert "counters begin at 0 with each start" in caplog.text
+
+
+def test_two_programs_with_one_state_folder(tmp_path: Path) -> None:
+    config = counting(state=f"{tmp_path}/state")
+    with ExitStack() as first, ExitStack() as second:
+        options = RunOptions(threading.Event())
+        load_pipeline("count")(config, options, first)
+        with pytest.raises(ConfigError, match="in use by another process"):
+            load_pipeline("count")(config, options, second)
+
+
+# --- one of one's own -------------------------------------------------------------------------------------------------
+
+
+def programs() -> dict[str, str]:
+    """The complete files that the page shows, by the first words of each."""
+    found = re.findall(r"^```python\n(.*?)^```$", DOCS, re.DOTALL | re.MULTILINE)
+    return {program.split('"""')[1]: program for program in found}
+
+
+def written(folder: Path, about: str) -> Path:
+    path = folder / "mine.py"
+    path.write_text(programs()[about])
+    return path
+
+
+def module(path: Path) -> dict[str, Any]:
+    return runpy.run_path(str(path))
+
+
+LEFT_HALF = "Only what is in the left half of the picture is published."
+STANDING = "An event when somebody has stood still for three seconds."
+LIGHT = "How bright each picture is, in the data of an event when the light goes off or on."
+
+
+def test_the_page_shows_these() -> None:
+    assert set(programs()) == {LEFT_HALF, STANDING, LIGHT}
+
+
+@pytest.mark.parametrize("about", [LEFT_HALF, STANDING, LIGHT])
+def test_the_pipelines_of_the_page_run(tmp_path: Path, about: str) -> None:
+    kept, report = run(site(str(written(tmp_path, about))))
+    assert report.cameras[0].published == len(kept.results) == 100
+    if about == LEFT_HALF:
+        assert any(len(result.objects) for result in kept.results)
+        assert all((result.objects.boxes_xyxy[:, 2] < 160).all() for result in kept.results)
+    if about == STANDING:
+        assert all(isinstance(result.objects, Tracks) for result in kept.results)
+        assert not any(result.events for result in kept.results)  # these rectangles never stand
+
+
+def test_who_stands_still_is_told_once(tmp_path: Path) -> None:
+    stage, track = module(written(tmp_path, STANDING))["StandingStill"](), TrackStage()
+    told = []
+    for at in range(100):  # stands for 4 s, walks for 1 s, stands again
+        y = 100 + 10 * min(max(at - 40, 0), 10)
+        done = stage(track(picture(walker(at, y=y, step=0), index=at)))
+        told += [(at, event.kind, event.track_id) for event in done.events]
+    (first, *_), (second, *_) = told
+    assert first == 31  # followed from the second picture on
+    assert 77 <= second <= 82
+    assert {kind for _, kind, _ in told} == {"standing"}
+    assert len({track_id for *_, track_id in told}) == 1
+
+
+def test_the_light_is_told_when_it_changes(tmp_path: Path) -> None:
+    stage = module(written(tmp_path, LIGHT))["Light"]()
+    told = []
+    for at, level in enumerate([100, 100, 10, 10, 200]):
+        one = picture(index=at, size=(64, 48))
+        frame = Frame(one.meta, np.full((48, 64, 3), level, np.uint8), "bgr")
+        told += [(at, event.data) for event in stage.with_frame(one, frame).events]
+    assert told == [(2, {"phase": "end", "level": 10.0}), (4, {"phase": "begin", "level": 200.0})]
+
+
+def test_no_library_is_needed_for_what_is_not_configured() -> None:
+    done = imports_without("vision.pipelines.count", {"cv2", "onnxruntime", "av", "gi", "cuda", "tensorrt"})
+    assert done.returncode == 0, done.stderr

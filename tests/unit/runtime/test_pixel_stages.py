@@ -1,0 +1,165 @@
+"""Stages that look at the picture: they see the right one, hold few, and give every one back whatever happens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.unit.runtime.test_runtime import MS, Collector, check_accounts
+from vision.config import SiteConfig
+from vision.config.test_pattern import FAKE_COLORS
+from vision.detect.fake import FakeDetector
+from vision.errors import DeviceError
+from vision.runtime.builder import RunOptions, cameras_of
+from vision.runtime.runtime import PIXEL_LEASES, Camera, Runtime, Stage
+from vision.types import DropReason, Frame, Result
+
+
+def runtime_of(
+    sources: list[str], stages: list[Stage], detector: FakeDetector, *, offline: bool = False
+) -> tuple[Runtime, Collector, list[Camera]]:
+    cameras = [{"id": f"camera-{at}", "source": source} for at, source in enumerate(sources)]
+    site = SiteConfig.model_validate({"cameras": cameras})
+    opened = cameras_of(site, RunOptions(threading.Event(), offline=offline), detector, stages)
+    sink = Collector()
+    return Runtime(cameras=opened, detector=detector, sinks=[sink], stages=stages), sink, opened
+
+
+def leased(camera: Camera) -> int:
+    return camera.slot._leased
+
+
+@dataclass
+class Looker:
+    """Looks at the middle of every object, and remembers the largest number of leases that it met."""
+
+    cameras: list[Camera] = field(default_factory=list)
+    wrong: int = 0
+    seen: int = 0
+    most_leased: int = 0
+    look: Callable[[Result], None] = lambda _result: None
+
+    def with_frame(self, result: Result, frame: Frame) -> Result:
+        assert frame.meta == result.meta
+        self.look(result)
+        for (x1, y1, x2, y2), class_id in zip(result.objects.boxes_xyxy, result.objects.class_ids, strict=True):
+            middle = frame.pixels[int(y1 + y2) // 2, int(x1 + x2) // 2]
+            self.seen += 1
+            self.wrong += tuple(int(level) for level in middle) != FAKE_COLORS[class_id]
+        self.most_leased = max([self.most_leased, *(leased(camera) for camera in self.cameras)])
+        return result
+
+    def counters(self) -> dict[str, int]:
+        return {"looker.seen": self.seen}
+
+
+def test_every_picture_is_seen_unchanged_with_its_own_objects() -> None:
+    looker = Looker()
+    plain: list[int] = []
+
+    def note(result: Result) -> Result:
+        plain.append(result.meta.index)
+        return result
+
+    sources = [f"synthetic:160x120@1000?frames=60&seed={seed}&format=bgr" for seed in (1, 2)]
+    detector = FakeDetector(slots=2, max_batch=2)
+    runtime, sink, cameras = runtime_of(sources, [note, looker], detector, offline=True)
+    report = runtime.run(threading.Event())
+    assert (looker.wrong, looker.seen) == (0, sum(len(r.objects) for rs in sink.results.values() for r in rs))
+    assert looker.seen > 120
+    assert len(plain) == 120
+    assert report.counters == {"detector.excess": 0, "looker.seen": looker.seen}
+    for camera in cameras:
+        assert [result.meta.index for result in sink.results[camera.slot.camera_id]] == list(range(60))
+        assert leased(camera) == 0
+
+
+def test_a_slow_look_makes_newer_pictures_replace_each_other_and_holds_few() -> None:
+    def slow(_result: Result) -> None:
+        time.sleep(0.05)
+
+    looker = Looker(look=slow)
+    detector = FakeDetector(slots=2, max_batch=2)
+    runtime, sink, cameras = runtime_of(["synthetic:160x120@100?format=bgr"] * 2, [looker], detector)
+    looker.cameras = cameras
+    runtime.run(threading.Event(), for_s=2)
+    assert looker.wrong == 0
+    assert 1 < looker.most_leased <= detector.slots + PIXEL_LEASES
+    for camera in cameras:
+        counts = camera.slot.counts()
+        assert counts.dropped[DropReason.SUPERSEDED] > 20
+        check_accounts(camera, sink.results[camera.slot.camera_id])
+        assert leased(camera) == 0
+
+
+def test_without_a_look_at_pixels_leases_end_with_the_detector() -> None:
+    most = 0
+
+    def slow(result: Result) -> Result:
+        nonlocal most
+        time.sleep(0.02)
+        most = max([most, *(leased(camera) for camera in cameras)])
+        return result
+
+    detector = FakeDetector(slots=1, max_batch=1)
+    runtime, _, cameras = runtime_of(["synthetic:160x120@100"], [slow], detector)
+    runtime.run(threading.Event(), for_s=1)
+    assert most <= 1
+
+
+class FailingDetector(FakeDetector):
+    """Fails when it is given its third batch."""
+
+    def submit(self, slot: int, frames: list[Frame]) -> None:  # type: ignore[override]
+        if self._submitted == 2:
+            raise DeviceError("no")
+        super().submit(slot, frames)
+
+
+class FailingSink(Collector):
+    def publish(self, result: Result) -> None:
+        if result.meta.index > 3:
+            raise DeviceError("no")
+
+
+def fail_late(result: Result) -> None:
+    if result.meta.index > 3:
+        raise DeviceError("no")
+
+
+@pytest.mark.parametrize("culprit", ["stage", "wait", "submit", "sink", "slow stage"])
+def test_every_lease_is_released_when_something_fails(culprit: str) -> None:
+    def slow_then_failing(result: Result) -> None:
+        time.sleep(0.1)  # meanwhile others wait for their turn
+        fail_late(result)
+
+    look = {"stage": fail_late, "slow stage": slow_then_failing}.get(culprit, lambda _result: None)
+    looker = Looker(look=look)
+    detectors = {"wait": FakeDetector(fail_at=5, service_ns=5 * MS), "submit": FailingDetector(service_ns=5 * MS)}
+    detector = detectors.get(culprit, FakeDetector(slots=3, max_batch=1))
+    runtime, _, cameras = runtime_of(["synthetic:160x120@200?format=bgr"] * 3, [looker], detector)
+    if culprit == "sink":
+        runtime._sinks.append(FailingSink())
+    with pytest.raises(DeviceError):
+        runtime.run(threading.Event(), for_s=20)
+    assert [leased(camera) for camera in cameras] == [0, 0, 0]
+
+
+def test_memory_does_not_grow() -> None:
+    """Buffers are made once: as many as leases, one that waits and one that is written."""
+    made: list[int] = []
+
+    class Counting(FakeDetector):
+        def frame_buffer(self, height_px, width_px, pixel_format):  # type: ignore[no-untyped-def]
+            made.append(height_px)
+            return super().frame_buffer(height_px, width_px, pixel_format)
+
+    looker = Looker(look=lambda _result: time.sleep(0.005))
+    detector = Counting(slots=2, max_batch=2)
+    runtime, _, _ = runtime_of(["synthetic:160x120@200?format=bgr"] * 2, [looker], detector)
+    runtime.run(threading.Event(), for_s=1)
+    assert len(made) == 2 * (detector.slots + PIXEL_LEASES + 2)

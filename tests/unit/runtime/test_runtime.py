@@ -1,0 +1,418 @@
+"""Threads, the double-buffered loop, start and stop, with the shipped fakes and real threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from tests.messages.processes import REPOSITORY, wait_until
+from vision.capture.open import open_source, supervision_of
+from vision.capture.supervisor import CameraSupervisor
+from vision.capture.synthetic.source import Synthetic, SyntheticSpec
+from vision.config import CameraConfig
+from vision.detect.fake import FakeDetector
+from vision.errors import EXIT_RUNTIME, DeviceError
+from vision.messaging.codec import NodeStatusMessage
+from vision.runtime.batcher import LatestSlot
+from vision.runtime.runtime import QUEUED_PICTURES, Camera, InferenceLoop, Runtime, Stage, _Stillness
+from vision.runtime.status import Report, status_messages
+from vision.stages.track import TrackStage
+from vision.types import Detections, DropReason, Frame, Result
+
+MS = 1_000_000
+
+
+@dataclass
+class Collector:
+    """A sink that keeps everything."""
+
+    results: dict[str, list[Result]] = field(default_factory=lambda: defaultdict(list))
+    reports: list[Report] = field(default_factory=list)
+
+    def publish(self, result: Result) -> None:
+        self.results[result.meta.camera_id].append(result)
+
+    def report(self, report: Report) -> None:
+        self.reports.append(report)
+
+
+def make_runtime(
+    sources: list[str],
+    detector: FakeDetector,
+    *,
+    offline: bool = False,
+    stages: tuple[Stage, ...] = (),
+    sink: Collector | None = None,
+    hang_s: float = 30.0,
+    clock: Callable[[], int] = time.monotonic_ns,
+    **options: object,
+) -> tuple[Runtime, Collector, list[Camera]]:
+    changed, cameras = threading.Condition(), []
+    for number, source in enumerate(sources):
+        config = CameraConfig.model_validate({"id": f"camera-{number}", "source": source} | options)
+        slot = LatestSlot(
+            config.id,
+            detector.frame_buffer,
+            leases=detector.slots,
+            lossless=offline,
+            max_fps=config.max_fps,
+            staleness_s=config.staleness_s,
+            changed=changed,
+        )
+        factory = partial(open_source, config, offline=offline, pixel_formats=detector.pixel_formats)
+        cameras.append(Camera(slot, CameraSupervisor(config.id, factory, slot, supervision_of(config))))
+    sink = sink or Collector()
+    runtime = Runtime(cameras=cameras, detector=detector, sinks=[sink], stages=stages, hang_s=hang_s, clock=clock)
+    return runtime, sink, cameras
+
+
+def check_accounts(camera: Camera, published: list[Result]) -> None:
+    """grabbed = published + dropped, and each message told its share of the drops."""
+    counts = camera.slot.counts()
+    assert counts.grabbed == len(published) + sum(counts.dropped.values())
+    told = sum(sum(result.dropped_before.values()) for result in published)
+    assert told <= sum(counts.dropped.values())
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_offline_every_frame_comes_once_in_order_with_its_objects(slots: int) -> None:
+    sources = [f"synthetic:160x120@1000?frames={frames}&seed={frames}" for frames in (50, 120, 7)]
+    detector = FakeDetector(slots=slots, max_batch=2, service_ns=MS)
+    runtime, sink, cameras = make_runtime(sources, detector, offline=True)
+    report = runtime.run(threading.Event())
+    for camera, frames in zip(cameras, (50, 120, 7), strict=True):
+        results = sink.results[camera.slot.camera_id]
+        assert [result.meta.index for result in results] == list(range(frames))
+        assert camera.slot.counts().dropped == {}
+        truth = Synthetic(SyntheticSpec.parse(f"synthetic:160x120@1000?frames={frames}&seed={frames}"))
+        for result in results:
+            boxes, class_ids = truth.truth(result.meta.index)
+            found = result.objects
+            order = np.lexsort((found.boxes_xyxy[:, 0], found.class_ids))
+            expected = np.lexsort((boxes[:, 0], class_ids))
+            np.testing.assert_allclose(found.boxes_xyxy[order], boxes[expected], atol=1.0)
+            assert (found.class_ids[order] == class_ids[expected]).all()
+    assert {camera.published for camera in report.cameras} == {50, 120, 7}
+
+
+def test_a_detector_slower_than_its_cameras_gets_the_newest_frames() -> None:
+    detector = FakeDetector(max_batch=1, service_ns=40 * MS)
+    runtime, sink, cameras = make_runtime(["synthetic:160x120@50"] * 4, detector)
+    runtime.run(threading.Event(), for_s=3)
+    for camera in cameras:
+        results = sink.results[camera.slot.camera_id]
+        assert len(results) >= 8
+        ages_ms = np.array([(result.timing.batched_ns - result.timing.captured_ns) / MS for result in results])
+        # The newest frame is at most one interval of 20 ms old; the rest is what a busy machine adds.
+        assert np.median(ages_ms) <= 25
+        assert camera.slot.counts().dropped[DropReason.SUPERSEDED] > 50
+        check_accounts(camera, results)
+
+
+def test_max_fps_is_kept_live() -> None:
+    runtime, sink, cameras = make_runtime(["synthetic:160x120@50"], FakeDetector(), max_fps=10)
+    runtime.run(threading.Event(), for_s=3)
+    assert 22 <= len(sink.results["camera-0"]) <= 33
+    check_accounts(cameras[0], sink.results["camera-0"])
+
+
+def test_stale_frames_are_never_inferred() -> None:
+    detector = FakeDetector(max_batch=1, service_ns=300 * MS, slots=1)
+    runtime, sink, cameras = make_runtime(["synthetic:160x120@4"] * 3, detector, staleness_s=0.1)
+    runtime.run(threading.Event(), for_s=3)
+    results = [result for of_camera in sink.results.values() for result in of_camera]
+    assert results
+    assert all(result.timing.batched_ns - result.timing.captured_ns <= 100 * MS for result in results)
+    assert sum(camera.slot.counts().dropped.get(DropReason.STALE, 0) for camera in cameras) > 0
+    for camera in cameras:
+        check_accounts(camera, sink.results[camera.slot.camera_id])
+
+
+def test_a_dead_camera_disturbs_no_other() -> None:
+    runtime, sink, _ = make_runtime(["missing.mp4", "synthetic:160x120@20"], FakeDetector())
+    report = runtime.run(threading.Event(), for_s=2)
+    assert report.cameras[0].status.state != "streaming"
+    assert "missing.mp4" in report.cameras[0].status.last_error
+    assert len(sink.results["camera-1"]) >= 25
+
+
+def test_a_change_of_size_is_a_new_epoch() -> None:
+    runtime, sink, cameras = make_runtime(
+        ["synthetic:160x120@50?frames=60&resize=30:200x100"], FakeDetector(), offline=True
+    )
+    runtime.run(threading.Event())
+    results = sink.results["camera-0"]
+    assert {(result.meta.epoch, result.meta.width_px) for result in results} == {
+        (results[0].meta.epoch, 160),
+        (results[0].meta.epoch + 1, results[-1].meta.width_px),
+    }
+    assert results[-1].meta.width_px != 160
+    check_accounts(cameras[0], results)
+
+
+@pytest.mark.parametrize("culprit", ["detector", "stage", "sink"])
+def test_the_first_failure_stops_all_and_is_raised(culprit: str) -> None:
+    def broken(_result: Result) -> Result:
+        raise DeviceError("stage broke")
+
+    class BrokenSink(Collector):
+        def publish(self, result: Result) -> None:
+            raise DeviceError("sink broke")
+
+    detector = FakeDetector(fail_at=3 if culprit == "detector" else None)
+    runtime, _, _ = make_runtime(
+        ["synthetic:160x120@100"] * 2, detector, stages=(broken,) if culprit == "stage" else ()
+    )
+    if culprit == "sink":
+        runtime._sinks.append(BrokenSink())
+    before = threading.active_count()
+    with pytest.raises(DeviceError):
+        runtime.run(threading.Event(), for_s=20)
+    assert threading.active_count() == before
+
+
+def test_a_stop_drains_what_is_in_flight() -> None:
+    detector = FakeDetector(service_ns=200 * MS, slots=2)
+    runtime, sink, cameras = make_runtime(["synthetic:160x120@30"] * 2, detector)
+    stop = threading.Event()
+    threading.Timer(1.0, stop.set).start()
+    began = time.monotonic()
+    runtime.run(stop)
+    assert time.monotonic() - began < 2.5
+    for camera in cameras:
+        check_accounts(camera, sink.results[camera.slot.camera_id])
+
+
+def test_reports_count_what_was_published() -> None:
+    runtime, sink, _ = make_runtime(["synthetic:160x120@50?frames=100"], FakeDetector(), offline=True)
+    seen: list[Report] = []
+    last = runtime.run(threading.Event(), on_report=seen.append)
+    assert seen[-1] == last == sink.reports[-1]
+    assert last.backend == "fake"
+    assert last.cameras[0].published == last.cameras[0].counts.grabbed == 100
+    assert last.cameras[0].status.state == "ended"
+
+
+class HangingDetector(FakeDetector):
+    """Takes a batch and never gives it back."""
+
+    def wait(self, slot: int, timeout_s: float) -> list[Detections]:
+        time.sleep(min(timeout_s, 0.01))
+        raise TimeoutError
+
+
+def test_a_device_that_hangs_is_an_error() -> None:
+    detector = HangingDetector()
+    slot = LatestSlot("a", detector.frame_buffer)
+    slot.configure(4, 6, "bgr")
+    assert slot.write_buffer(0) is not None
+    from vision.runtime.batcher import Batcher
+    from vision.types import FrameMeta
+
+    slot.commit(FrameMeta("a", 0, 0, 0, 0, 6, 4))
+    loop = InferenceLoop(detector, Batcher([slot], 1), lambda _results: None, hang_s=0.1)
+    with pytest.raises(DeviceError, match="has not come back"):
+        loop.run()
+
+
+class StuckDetector(FakeDetector):
+    """Its device does not return from a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.returns = threading.Event()
+
+    def submit(self, slot: int, frames: Sequence[Frame]) -> None:
+        self.returns.wait()
+        super().submit(slot, frames)
+
+
+def test_a_call_that_does_not_return_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    detector = StuckDetector()
+    runtime, _, _ = make_runtime(["synthetic:160x120@50"], detector, hang_s=0.2)
+    try:
+        with pytest.raises(DeviceError, match="fake: the inference thread has not moved for") as caught:
+            runtime.run(threading.Event(), for_s=20)
+        assert caught.value.exit_code == EXIT_RUNTIME
+        assert "inference:\n" in caplog.text
+        assert "self.returns.wait()" in caplog.text
+    finally:
+        detector.returns.set()
+        for thread in threading.enumerate():
+            if thread.name == "inference":
+                thread.join()
+
+
+def test_time_in_which_nobody_looked_does_not_count() -> None:
+    still, now_ns = _Stillness(0), 0
+    for _ in range(900):
+        now_ns += 50 * MS
+        seen_ns = still.look(7, now_ns)
+    assert seen_ns == 899 * 50 * MS
+    assert still.look(7, now_ns + 3600 * 1000 * MS) == seen_ns + 1000 * MS
+    assert still.look(8, now_ns + 3601 * 1000 * MS) == 0
+
+
+KEEPS_THE_GIL = """
+import ctypes, threading
+from tests.unit.runtime.test_runtime import make_runtime
+from vision.detect.fake import FakeDetector
+from vision.runtime.runtime import exit_when_stuck
+
+class KeepsTheGil(FakeDetector):
+    def submit(self, slot, frames):
+        ctypes.PyDLL(None).sleep(600)
+
+runtime, _, _ = make_runtime(["synthetic:160x120@50"], KeepsTheGil())
+with exit_when_stuck(2.0):
+    runtime.run(threading.Event())
+"""
+
+NOT_STUCK = """
+import ctypes, contextlib, threading, time
+from vision.runtime.runtime import exit_when_stuck
+
+with exit_when_stuck(3.0):
+    time.sleep(4)
+with contextlib.suppress(ZeroDivisionError), exit_when_stuck(1.0):
+    1 / 0
+threads = threading.active_count()
+ctypes.PyDLL(None).usleep(1_500_000)  # nobody minds any more
+print(threads)
+"""
+
+
+def run_python(program: str) -> subprocess.CompletedProcess[str]:
+    """To its end, which must come soon."""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_call_that_keeps_the_gil_ends_the_process() -> None:
+    done = run_python(KEEPS_THE_GIL)
+    assert done.returncode == EXIT_RUNTIME, done.stderr
+    assert "Timeout (" in done.stderr
+    assert "in submit" in done.stderr
+
+
+def test_a_process_that_is_not_stuck_goes_on() -> None:
+    done = run_python(NOT_STUCK)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+@dataclass
+class PausingSink(Collector):
+    """Takes the first result, and waits for something with it."""
+
+    pause: Callable[[], None] = lambda: None
+
+    def publish(self, result: Result) -> None:
+        if not self.results:
+            self.pause()
+        super().publish(result)
+
+
+@pytest.mark.parametrize("max_batch", [1, 8])
+def test_pictures_wait_for_a_results_thread_that_pauses(max_batch: int) -> None:
+    """As many of them whatever the batches are like, before the inference thread has to wait too."""
+    waiting = 0
+
+    def until_full() -> None:
+        nonlocal waiting
+        wait_until(runtime._queue.full, "no more fit", 60)
+        waiting = sum(len(batch or ()) for batch in runtime._queue.queue)
+        assert runtime._queue.qsize() == waiting
+
+    frames = QUEUED_PICTURES // 2
+    sources = [f"synthetic:64x48@1000?frames={frames}&objects=0&seed={seed}" for seed in range(3)]
+    detector = FakeDetector(max_batch=max_batch)
+    runtime, sink, _ = make_runtime(sources, detector, offline=True, sink=PausingSink(pause=until_full))
+    runtime.run(threading.Event())
+    assert QUEUED_PICTURES <= waiting < QUEUED_PICTURES + max_batch
+    assert [len(results) for results in sink.results.values()] == [frames] * 3
+
+
+def test_a_loop_that_waits_for_the_results_thread_moves() -> None:
+    """So it is not taken for one that is stuck."""
+
+    def move() -> None:
+        before_ns = runtime._loop.progress_ns
+        wait_until(lambda: runtime._loop.progress_ns > before_ns, "the loop moves")
+
+    def until_moved() -> None:
+        wait_until(runtime._queue.full, "no more fit", 60)
+        for _ in range(3):
+            move()
+
+    sources = [f"synthetic:64x48@1000?frames={QUEUED_PICTURES}&objects=0&seed={seed}" for seed in range(2)]
+    runtime, sink, _ = make_runtime(sources, FakeDetector(), offline=True, sink=PausingSink(pause=until_moved))
+    runtime.run(threading.Event())
+    assert [len(results) for results in sink.results.values()] == [QUEUED_PICTURES] * 2
+
+
+def test_a_loop_that_has_ended_is_not_stuck() -> None:
+    later_ns = 0
+
+    def an_hour_passes() -> None:
+        nonlocal later_ns
+        later_ns += 3600 * 1000 * MS
+        reports = len(sink.reports)
+        wait_until(lambda: len(sink.reports) > reports, "the main thread looks")
+
+    def until_looked_at() -> None:
+        wait_until(lambda: runtime._loop.ended, "the last batch came back")
+        for _ in range(4):
+            an_hour_passes()
+
+    runtime, sink, _ = make_runtime(
+        ["synthetic:64x48@1000?frames=20"],
+        FakeDetector(),
+        offline=True,
+        sink=PausingSink(pause=until_looked_at),
+        hang_s=0.6,
+        clock=lambda: time.monotonic_ns() + later_ns,
+    )
+    runtime.run(threading.Event())
+    assert len(sink.results["camera-0"]) == 20
+
+
+class CrowdedDetector(FakeDetector):
+    """Cannot look at all that it finds."""
+
+    def wait(self, slot: int, timeout_s: float) -> list[Detections]:
+        return [replace(found, excess=3) for found in super().wait(slot, timeout_s)]
+
+
+@pytest.mark.parametrize("stages", [(), (TrackStage(),)], ids=["detections", "tracks"])
+def test_what_the_detector_could_not_look_at_is_told_and_counted(stages: tuple[Stage, ...]) -> None:
+    runtime, sink, _ = make_runtime(["synthetic:160x120@50?frames=40"], CrowdedDetector(), offline=True, stages=stages)
+    report = runtime.run(threading.Event())
+    assert [result.objects.excess for result in sink.results["camera-0"]] == [3] * 40
+    assert report.counters == {"detector.excess": 120}
+    *_, node = status_messages(report)
+    assert isinstance(node, NodeStatusMessage)
+    assert node.counters == {"detector.excess": 120}
+
+
+def test_frames_of_several_formats_share_a_batch() -> None:
+    sources = [f"synthetic:160x120@50?frames=20&format={name}" for name in ("bgr", "bgrx", "nv12", "i420")]
+    seen: list[str] = []
+
+    class Watching(FakeDetector):
+        def submit(self, slot: int, frames: list[Frame]) -> None:  # type: ignore[override]
+            seen.extend(frame.pixel_format for frame in frames)
+            super().submit(slot, frames)
+
+    runtime, sink, _ = make_runtime(sources, Watching(max_batch=4), offline=True)
+    runtime.run(threading.Event())
+    assert {len(results) for results in sink.results.values()} == {20}
+    assert set(seen) == {"bgr", "bgrx", "nv12", "i420"}

@@ -1,0 +1,435 @@
+"""The second model as a stage: who is looked at and when, on what, and that nothing is waited for or kept."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.messages.processes import wait_until
+from tests.off_host import Elsewhere
+from tests.unit.detect.test_classifier import save
+from tests.unit.runtime.test_pixel_stages import leased
+from tests.unit.runtime.test_runtime import Collector, check_accounts
+from vision.config import CascadeConfig, SiteConfig
+from vision.config.test_pattern import FAKE_CLASSES
+from vision.errors import ConfigError, DeviceError
+from vision.pipelines import load_pipeline
+from vision.runtime.builder import RunOptions
+from vision.runtime.runtime import Runtime
+from vision.stages.secondary_model import Box, CascadeStage
+from vision.types import Attribute, Detections, Frame, FrameMeta, Result, Timing, Tracks
+
+S = 1_000_000_000
+CLASSES = ("person", "car")
+
+
+@dataclass
+class Grey:
+    """A classifier that reads the grey level: below 100 dark, above 150 light, between them it cannot say."""
+
+    exclusive: bool = True
+    max_batch: int = 4
+    go: threading.Event | None = None  # what it waits for
+    batches: list[int] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
+    closed: bool = False
+    fails: bool = False
+    name: str = "grey"
+    class_names: tuple[str, ...] = ("dark", "light")
+    crop_shape: tuple[int, int, int] = (4, 4, 3)
+
+    def crop(self, frame: Frame, box: Box, out: NDArray[np.uint8]) -> None:
+        self.boxes.append(box)
+        left, top, right, bottom = box
+        out[:] = frame.pixels[top:bottom, left:right].mean(axis=(0, 1))
+
+    def classify(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        if self.go is not None:
+            assert self.go.wait(20)
+        if self.fails:
+            raise DeviceError("it fails")
+        self.batches.append(len(crops))
+        levels = np.array([crop.mean() for crop in crops], np.float32)
+        return np.asarray(0.9 * np.stack([levels < 100, levels > 150], axis=1), np.float32)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@contextmanager
+def stage(classifier: Grey, *, lossless: bool = True, **config: Any) -> Iterator[CascadeStage]:
+    given = CascadeConfig.model_validate({"model": "m", "min_size_px": 4} | config)
+    with closing(CascadeStage(classifier, given, CLASSES, lossless=lossless)) as one:
+        yield one
+    assert classifier.closed
+    assert not one._thread.is_alive()
+
+
+@dataclass(frozen=True)
+class Thing:
+    track_id: int
+    box: tuple[float, float, float, float] = (10, 10, 30, 40)
+    level: int = 20
+    class_id: int = 0
+
+
+def picture(*things: Thing, time_s: float = 0, camera: str = "gate", epoch: int = 0) -> tuple[Result, Frame]:
+    at_ns = round((100 + time_s) * S)
+    meta = FrameMeta(camera, 0, epoch, at_ns, at_ns, 64, 48)
+    pixels = np.full((48, 64, 3), 125, np.uint8)
+    for thing in things:
+        x1, y1, x2, y2 = (max(0, int(side)) for side in thing.box)
+        pixels[y1:y2, x1:x2] = thing.level
+    count = len(things)
+    tracks = Tracks(
+        np.array([thing.box for thing in things], np.float32).reshape(-1, 4),
+        np.ones(count, np.float32),
+        np.array([thing.class_id for thing in things], np.int32),
+        np.array([thing.track_id for thing in things], np.int64),
+        np.zeros(count, np.int64),
+    )
+    return Result(meta, tracks, Timing(at_ns)), Frame(meta, pixels, "bgr")
+
+
+def look(one: CascadeStage, *things: Thing, **where: Any) -> dict[int, list[str]]:
+    after = one.with_frame(*picture(*things, **where))
+    return {track_id: [found.class_name for found in attributes] for track_id, attributes in after.attributes.items()}
+
+
+def test_each_object_gets_what_was_seen_of_it() -> None:
+    grey = Grey()
+    with stage(grey) as one:
+        first = Thing(1), Thing(2, (40, 5, 60, 45), level=200)
+        assert look(one, *first) == {1: ["dark"], 2: ["light"]}
+        after = one.with_frame(*picture(first[0], time_s=1))
+    (found,) = after.attributes[1]
+    assert (found.model, found.class_name, found.seen_ns) == ("grey", "dark", 100 * S)
+    assert found.score == pytest.approx(0.9)
+    assert grey.boxes == [(10, 10, 30, 40), (40, 5, 60, 45)]
+
+
+def test_pictures_on_the_gpu_are_copied() -> None:
+    with stage(Grey()) as one:
+        result, frame = picture(Thing(1, level=200))
+        after = one.with_frame(result, replace(frame, pixels=Elsewhere.of(frame.pixels)))
+    assert [found.class_name for found in after.attributes[1]] == ["light"]
+
+
+def test_each_is_looked_at_once_and_again_on_schedule() -> None:
+    grey = Grey()
+    with stage(grey, refresh_s=5.0) as one:
+        for at in range(50):
+            look(one, Thing(1, level=20 if at < 42 else 200), time_s=at / 10)
+        assert grey.batches == [1]
+        assert look(one, Thing(1, level=200), time_s=5.0) == {1: ["light"]}
+        assert grey.batches == [1, 1]
+
+
+def test_null_means_once() -> None:
+    grey = Grey()
+    with stage(grey, refresh_s=None) as one:
+        for at in range(100):
+            look(one, Thing(1), time_s=100.0 * at if at < 2 else 100 + at)
+        assert grey.batches in ([1], [1, 1])  # forgotten, and somebody new, after a pause of 100 s
+
+
+def test_an_unsure_look_is_repeated_soon_and_takes_nothing_away() -> None:
+    grey = Grey()
+    with stage(grey, refresh_s=5.0) as one:
+        assert look(one, Thing(1, level=125)) == {}
+        assert look(one, Thing(1, level=20), time_s=0.9) == {}
+        assert look(one, Thing(1, level=20), time_s=1.0) == {1: ["dark"]}
+        assert look(one, Thing(1, level=125), time_s=6.0) == {1: ["dark"]}
+        assert look(one, Thing(1, level=200), time_s=7.0) == {1: ["light"]}
+
+
+def test_where_many_may_be_true_none_may_be_too() -> None:
+    grey = Grey(exclusive=False)
+    with stage(grey, refresh_s=5.0) as one:
+        assert look(one, Thing(1, level=20)) == {1: ["dark"]}
+        assert look(one, Thing(1, level=125), time_s=5) == {}
+        assert look(one, Thing(1, level=20), time_s=6) == {}
+
+
+@dataclass
+class Both(Grey):
+    def classify(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        return np.tile(np.array([0.6, 0.8], np.float32), (len(crops), 1))
+
+
+@pytest.mark.parametrize(("exclusive", "expected"), [(True, ["light"]), (False, ["light", "dark"])])
+def test_one_or_many(exclusive: bool, expected: list[str]) -> None:
+    with stage(Both(exclusive=exclusive), score=0.6) as one:
+        assert look(one, Thing(1)) == {1: expected}
+    with stage(Both(exclusive=exclusive), score=0.81) as one:
+        assert look(one, Thing(1)) == {}
+
+
+@pytest.mark.parametrize(
+    ("thing", "config", "expected"),
+    [
+        (Thing(1), {"classes": ("person",)}, True),
+        (Thing(1, class_id=1), {"classes": ("person",)}, False),
+        (Thing(1, class_id=7), {}, False),
+        (Thing(1), {"min_size_px": 20}, True),
+        (Thing(1), {"min_size_px": 21}, False),
+        (Thing(1, (50, 10, 90, 40)), {"min_size_px": 14}, True),  # as much of it as is in the picture
+        (Thing(1, (50, 10, 90, 40)), {"min_size_px": 15}, False),
+        (Thing(1, (70, 10, 90, 40)), {}, False),
+        (Thing(1, (-30, -30, -10, -10)), {}, False),
+    ],
+)
+def test_who_is_looked_at(thing: Thing, config: dict[str, Any], expected: bool) -> None:
+    grey = Grey()
+    with stage(grey, **config) as one:
+        look(one, thing)
+    assert bool(grey.boxes) is expected
+
+
+@pytest.mark.parametrize(
+    ("box", "margin", "expected"),
+    [
+        ((10.4, 10.6, 29.5, 40.0), 0.0, (10, 10, 30, 40)),
+        ((10, 10, 30, 40), 0.1, (8, 7, 32, 43)),
+        ((10, 10, 30, 40), 1.0, (0, 0, 50, 48)),
+        ((-5, -5, 30, 40), 0.0, (0, 0, 30, 40)),
+        ((50, 30, 80, 60), 0.0, (50, 30, 64, 48)),
+    ],
+)
+def test_how_much_of_the_picture(box: tuple[float, ...], margin: float, expected: Box) -> None:
+    grey = Grey()
+    with stage(grey, margin=margin) as one:
+        look(one, Thing(1, box))  # type: ignore[arg-type]
+    assert grey.boxes == [expected]
+
+
+def test_cameras_share_batches() -> None:
+    grey = Grey(go=threading.Event(), max_batch=8)
+    with stage(grey, lossless=False) as one:
+        look(one, Thing(1), camera="first")  # the worker is busy with it
+        wait_until(one._jobs.empty, "the first one is taken")
+        for at, camera in enumerate(("gate", "yard", "lane")):
+            look(one, Thing(10 + at), Thing(20 + at, (40, 5, 60, 45), level=200), camera=camera)
+        assert grey.go is not None
+        grey.go.set()
+        wait_until(lambda: one.counters()["cascade.looked"] == 7, "all were looked at")
+        assert grey.batches == [1, 6]
+        assert look(one, Thing(11), camera="yard") == {11: ["dark"]}
+        assert look(one, Thing(11), camera="gate") == {}  # ids of another camera mean nothing here
+
+
+def test_nobody_waits_for_the_model_and_what_has_no_room_is_tried_again() -> None:
+    grey = Grey(go=threading.Event(), max_batch=2)
+    things = [Thing(at, (3 * at, 0, 3 * at + 4, 10), level=20) for at in range(10)]
+    with stage(grey, lossless=False, queue=3) as one:
+        assert look(one, *things) == {}
+        assert one.counters() == {"cascade.looked": 0, "cascade.skipped": 5, "cascade.waiting": 5}
+        look(one, *things, time_s=0.1)
+        assert one.counters()["cascade.skipped"] == 10
+        assert grey.go is not None
+        grey.go.set()
+        wait_until(lambda: one.counters()["cascade.waiting"] == 0, "there is room")
+        look(one, *things, time_s=0.2)
+        wait_until(lambda: one.counters()["cascade.looked"] == 10, "the others had their turn")
+        assert sorted(look(one, *things, time_s=0.3)) == list(range(10))
+        assert max(grey.batches) == 2
+
+
+def test_the_longest_waiting_come_first() -> None:
+    grey = Grey()
+    things = [Thing(at, (3 * at, 0, 3 * at + 4, 10)) for at in range(6)]
+    with stage(grey, refresh_s=1.0) as one:
+        for at, thing in enumerate(things[:4]):
+            look(one, thing, time_s=at / 10)
+        grey.boxes.clear()
+        look(one, *reversed(things), time_s=5)
+        assert [left // 3 for left, *_ in grey.boxes] == [5, 4, 0, 1, 2, 3]
+
+
+def test_a_new_epoch_and_long_absence_forget() -> None:
+    grey = Grey()
+    with stage(grey) as one:
+        look(one, Thing(1))
+        assert look(one, Thing(1, level=125), epoch=1, time_s=0.1) == {}
+        look(one, Thing(2, level=200), epoch=1, time_s=0.2)
+        look(one, epoch=1, time_s=10.0)
+        assert len(one._cameras["gate"].objects) == 2
+        look(one, epoch=1, time_s=10.3)
+        assert len(one._cameras["gate"].objects) == 0
+
+
+def test_an_object_that_becomes_small_keeps_what_is_known() -> None:
+    with stage(Grey()) as one:
+        look(one, Thing(1))
+        for at in range(1, 100):
+            found = look(one, Thing(1, (10, 10, 12, 12)), time_s=at)
+        assert found == {1: ["dark"]}
+
+
+def test_state_is_bounded() -> None:
+    with stage(Grey()) as one:
+        for at in range(3000):
+            look(one, Thing(at), time_s=at / 10)
+        assert len(one._cameras["gate"].objects) <= 102
+
+
+def test_a_clock_that_is_set_back_stops_nothing() -> None:
+    grey = Grey()
+    with stage(grey, refresh_s=5.0) as one:
+        for at in range(10):
+            look(one, Thing(1), Thing(100 + at), time_s=at)
+        count = len(grey.batches)
+        for at in range(12):
+            look(one, Thing(1), time_s=at - 90)
+        assert len(grey.batches) == count + 3  # at once, and after 5 and 10 s
+        assert len(one._cameras["gate"].objects) == 1
+
+
+def test_what_a_cascade_before_has_found_is_kept() -> None:
+    before, frame = picture(Thing(1))
+    before = replace(before, attributes={1: (Attribute("first", "x", 1.0, 0),), 9: ()})
+    with stage(Grey()) as one:
+        after = one.with_frame(before, frame)
+    assert [found.model for found in after.attributes[1]] == ["first", "grey"]
+
+
+def test_a_class_that_the_detector_does_not_have_is_found_at_once() -> None:
+    config = CascadeConfig.model_validate({"model": "m", "classes": ("persn",)})
+    with pytest.raises(ConfigError, match=r"cascade\.classes: the model has no class 'persn'") as caught:
+        CascadeStage(Grey(), config, CLASSES)
+    assert caught.value.hint == "did you mean 'person'?"
+
+
+def test_detections_cannot_be_looked_at() -> None:
+    result, frame = picture()
+    with stage(Grey()) as one, pytest.raises(TypeError, match="expected tracks to look at, got Detections"):
+        one.with_frame(replace(result, objects=Detections.empty()), frame)
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_model_that_fails_ends_the_program_and_blocks_nothing(lossless: bool) -> None:
+    grey = Grey(fails=True)
+    with stage(grey, lossless=lossless, queue=1) as one:
+        with pytest.raises(DeviceError, match="the second model failed: it fails"):
+            for at in range(1000):
+                look(one, Thing(at))
+                wait_until(lambda: one._waiting == 0, "the worker goes on")
+        wait_until(lambda: one._free.qsize() == len(one._crops), "no array is lost")
+
+
+def test_an_end_waits_for_one_batch_and_not_for_all() -> None:
+    grey = Grey(go=threading.Event(), max_batch=1)
+    with stage(grey, lossless=False) as one:
+        look(one, *(Thing(at) for at in range(9)))
+        assert grey.go is not None
+        threading.Timer(0.1, grey.go.set).start()
+        one.close()
+    assert len(grey.batches) <= 2
+
+
+def test_arrays_are_made_once_and_frames_are_not_kept() -> None:
+    grey = Grey()
+    kept: list[weakref.ref[Any]] = []
+    with stage(grey, refresh_s=0.001, queue=4) as one:
+        addresses = {crop.ctypes.data for crop in one._crops}
+        for at in range(50):
+            result, frame = picture(Thing(at % 3), time_s=at)
+            kept.append(weakref.ref(frame.pixels))
+            one.with_frame(result, frame)
+            del result, frame
+        crops = [one._free.get() for _ in range(len(one._crops))]
+        assert {crop.ctypes.data for crop in crops} == addresses
+        gc.collect()
+        assert [ref for ref in kept if ref() is not None] == []
+
+
+# --- through the pipelines --------------------------------------------------------------------------------------------
+
+
+PAINT = {"red": "reddish", "green": "greenish", "blue": "bluish"}
+
+
+@contextmanager
+def built(
+    folder: Path, sources: list[str], *, offline: bool, fragile: bool = False, **cascade: Any
+) -> Iterator[tuple[Runtime, Collector]]:
+    save(folder / "paint", fragile=fragile)
+    site = SiteConfig.model_validate(
+        {
+            "pipeline": "track",
+            "detect": {"backend": "fake", "max_batch": 4},
+            "cameras": tuple({"id": f"camera-{at}", "source": source} for at, source in enumerate(sources)),
+            "cascade": {"model": f"{folder}/paint", "min_size_px": 8} | cascade,
+        }
+    )
+    sink = Collector()
+    with ExitStack() as resources:
+        options = RunOptions(threading.Event(), offline=offline, sink=sink)
+        yield load_pipeline("track")(site, options, resources), sink
+
+
+@pytest.mark.parametrize("pixel_format", ["bgr", "nv12", "i420"])
+def test_every_rectangle_is_called_by_its_colour(tmp_path: Path, pixel_format: str) -> None:
+    sources = [f"synthetic:320x240@20?frames=60&seed={seed}&objects=4&format={pixel_format}" for seed in (1, 2, 3)]
+    with built(tmp_path, sources, offline=True) as (runtime, sink):
+        report = runtime.run(threading.Event())
+    told: list[tuple[str, str]] = []
+    objects = 0
+    for camera in runtime._cameras:
+        results = sink.results[camera.slot.camera_id]
+        assert len(results) == 60
+        for result in results:
+            assert isinstance(result.objects, Tracks)
+            objects += len(result.objects)
+            for track_id, class_id in zip(result.objects.track_ids, result.objects.class_ids, strict=True):
+                attributes = result.attributes.get(int(track_id), ())
+                told += [(attribute.class_name, PAINT[FAKE_CLASSES[class_id]]) for attribute in attributes]
+        check_accounts(camera, results)
+        assert leased(camera) == 0
+    assert [pair for pair in told if pair[0] != pair[1]] == []
+    assert len(told) == objects > 300
+    assert (report.counters["cascade.skipped"], report.counters["cascade.waiting"]) == (0, 0)
+
+
+def test_two_runs_offline_say_the_same(tmp_path: Path) -> None:
+    said = []
+    for _ in range(2):
+        with built(tmp_path, ["synthetic:320x240@20?frames=40&seed=5&objects=4"], offline=True) as (runtime, sink):
+            runtime.run(threading.Event())
+        results = sink.results["camera-0"]
+        said.append([sorted(one.class_name for found in r.attributes.values() for one in found) for r in results])
+    assert said[0] == said[1]
+    assert any(said[0])
+
+
+def test_live_with_too_many_to_look_at(tmp_path: Path) -> None:
+    sources = [f"synthetic:320x240@30?seed={seed}&objects=8" for seed in range(3)]
+    with built(tmp_path, sources, offline=False, refresh_s=0.001, queue=1, max_batch=1) as (runtime, sink):
+        report = runtime.run(threading.Event(), for_s=3)
+    assert report.counters["cascade.looked"] > 20
+    assert report.counters["cascade.skipped"] > 20
+    for camera in runtime._cameras:
+        results = sink.results[camera.slot.camera_id]
+        assert results
+        check_accounts(camera, results)
+        assert leased(camera) == 0
+
+
+def test_a_model_that_fails_ends_the_run_with_every_lease_released(tmp_path: Path) -> None:
+    sources = ["synthetic:320x240@30?objects=6"] * 2
+    with (
+        built(tmp_path, sources, offline=False, fragile=True) as (runtime, _),
+        pytest.raises(DeviceError, match="the second model failed: paint: classification failed"),
+    ):
+        runtime.run(threading.Event(), for_s=20)
+    assert [leased(camera) for camera in runtime._cameras] == [0, 0]

@@ -1,0 +1,203 @@
+"""Pictures of events: the right one, whole, and never more of them than there may be."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.messages.processes import wait_until
+from tests.off_host import Elsewhere
+from tests.unit.state.test_event_journal import file_size_limit
+from vision.detect.reference.crops import JpegEncoder
+from vision.errors import ConfigError, VisionError
+from vision.stages.snapshots import SnapshotStage
+from vision.types import Detections, Event, Frame, FrameMeta, PixelFormat, Result, Timing, frame_shape
+
+UTC_NS = 1_700_000_000_123_456_789
+
+
+def frame(index: int = 0, *, camera: str = "gate", level: int = 0, pixel_format: PixelFormat = "bgr") -> Frame:
+    meta = FrameMeta(camera, index, 2, 10**9 * index, UTC_NS + 10**9 * index, 64, 48)
+    return Frame(meta, np.full(frame_shape(48, 64, pixel_format), level, np.uint8), pixel_format)
+
+
+def result(one: Frame, *kinds: str) -> Result:
+    events = tuple(Event(kind, "door", one.meta.camera_id, 1, 0) for kind in kinds)
+    return Result(one.meta, Detections.empty(), Timing(0), events=events)
+
+
+def size_and_name(one: Frame) -> bytes:
+    """In place of a JPEG: 1000 bytes with the picture's number."""
+    return b"%1000d" % one.meta.index
+
+
+def stage(folder: Path, **options: Any) -> closing[SnapshotStage]:
+    given: dict[str, Any] = {"encode": size_and_name, "lossless": True} | options
+    return closing(SnapshotStage(folder, **given))
+
+
+def take(one: SnapshotStage, index: int, *kinds: str) -> list[str]:
+    shown = frame(index)
+    return [event.snapshot for event in one.with_frame(result(shown, *kinds or ("line_crossed",)), shown).events]
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("pixel_format", ["bgr", "nv12"])
+def test_an_event_tells_the_path_of_its_picture(tmp_path: Path, pixel_format: PixelFormat) -> None:
+    shown = frame(17, level=200, pixel_format=pixel_format)
+    with stage(tmp_path / "made" / "here", encode=JpegEncoder().encode) as one:
+        after = one.with_frame(result(shown, "line_crossed", "zone_entered"), shown)
+        shown.pixels[:] = 0  # the lease has ended, the buffer is written anew
+    (path,) = {event.snapshot for event in after.events}
+    assert path == f"{tmp_path}/made/here/gate-20231114T221337.123Z-2-17.jpg"
+    picture = np.asarray(cv2.imread(path), int)
+    assert picture.shape == (48, 64, 3)
+    expected = (200, 200, 200) if pixel_format == "bgr" else picture[0, 0]
+    assert np.abs(picture - expected).max() <= 2
+    assert picture.max() > 100
+
+
+def test_only_the_kinds_that_were_asked_for(tmp_path: Path) -> None:
+    with stage(tmp_path, kinds=("rule",)) as one:
+        assert take(one, 0, "line_crossed", "zone_left") == ["", ""]
+        first, second = take(one, 1, "line_crossed", "rule")
+    assert first == ""
+    assert written(tmp_path) == [Path(second).name]
+
+
+def test_without_events_no_picture_is_copied(tmp_path: Path) -> None:
+    with stage(tmp_path) as one:
+        shown = frame()
+        before = result(shown)
+        assert one.with_frame(before, shown) is before
+    assert written(tmp_path) == []
+
+
+@pytest.mark.parametrize("limit", [{"most_files": 5}, {"most_bytes": 5999}])
+def test_the_oldest_are_deleted(tmp_path: Path, limit: dict[str, int]) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"x" * 10_000)
+    with stage(tmp_path, **limit) as one:
+        paths = [take(one, index)[0] for index in range(20)]
+    assert written(tmp_path) == sorted(["holiday.jpg", *(Path(path).name for path in paths[-5:])])
+
+
+def test_those_of_earlier_runs_count_too(tmp_path: Path) -> None:
+    with stage(tmp_path) as one:
+        first = [take(one, index)[0] for index in range(10)]
+    for age, path in enumerate(reversed(first)):
+        os.utime(path, ns=(10**18 - age * 10**9,) * 2)
+    (tmp_path / ".gate-20231114T221337.123Z-2-17.jpg.part").write_bytes(b"half")
+    with stage(tmp_path, most_files=4) as one:
+        assert written(tmp_path) == sorted(Path(path).name for path in first[-4:])
+        (last,) = take(one, 11)
+    assert written(tmp_path) == sorted(Path(path).name for path in (*first[-3:], last))
+
+
+def test_one_that_is_larger_than_all_may_be_stays_alone(tmp_path: Path) -> None:
+    with stage(tmp_path, most_bytes=10) as one:
+        paths = [take(one, index)[0] for index in range(3)]
+    assert written(tmp_path) == [Path(paths[-1]).name]
+
+
+def test_the_same_picture_again_takes_its_place(tmp_path: Path) -> None:
+    with stage(tmp_path, most_files=2) as one:
+        for index in (0, 1, 1, 1):
+            take(one, index)
+    assert len(written(tmp_path)) == 2
+    assert one.counters()["snapshots.files"] == 2
+
+
+def test_what_comes_too_fast_has_no_picture_and_is_counted(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def slow(shown: Frame) -> bytes:
+        go.wait(20)
+        return size_and_name(shown)
+
+    with stage(tmp_path, encode=slow, lossless=False) as one:
+        paths = [take(one, index)[0] for index in range(10)]
+        assert [bool(path) for path in paths] == [True] * 4 + [False] * 6
+        go.set()
+        wait_until(lambda: one.counters()["snapshots.written"] == 4, "all are written")
+        assert take(one, 11) != [""]
+    assert one.counters() == {
+        "snapshots.written": 5, "snapshots.skipped": 6, "snapshots.failed": 0, "snapshots.files": 5
+    }  # fmt: skip
+
+
+def test_offline_every_event_has_its_picture(tmp_path: Path) -> None:
+    with stage(tmp_path) as one:
+        paths = [take(one, index)[0] for index in range(200)]
+    assert written(tmp_path) == sorted(Path(path).name for path in paths)
+    assert all(int(Path(path).read_bytes()) == index for index, path in enumerate(paths))
+
+
+def test_memory_is_made_once(tmp_path: Path) -> None:
+    with stage(tmp_path) as one:
+        for index in range(8):
+            take(one, index)
+        wait_until(lambda: one.counters()["snapshots.written"] == 8, "all are written")
+        shots = [one._free.get() for _ in range(4)]
+        before = {shot.memory.ctypes.data for shot in shots}
+        for shot in shots:
+            one._free.put(shot)
+        for index in range(8, 40):
+            take(one, index)
+        wait_until(lambda: one.counters()["snapshots.written"] == 40, "all are written")
+        shots = [one._free.get() for _ in range(4)]
+        assert {shot.memory.ctypes.data for shot in shots} == before
+        assert all(shot.frame is None for shot in shots)
+        for shot in shots:
+            one._free.put(shot)
+
+
+def test_a_full_disk_is_said_once_and_used_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with stage(tmp_path) as one:
+        with file_size_limit(100):
+            for index in range(3):
+                take(one, index)
+            wait_until(lambda: one.counters()["snapshots.failed"] == 3, "three have failed")
+        assert written(tmp_path) == []
+        take(one, 4)
+        wait_until(lambda: one.counters()["snapshots.written"] == 1, "there is room again")
+    assert caplog.text.count("cannot write snapshots to") == 1
+    assert caplog.text.count("snapshots are written to") == 1
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_folder_that_cannot_be_used(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"snapshots\.folder: cannot write to"):
+        stage(tmp_path / name)
+
+
+def test_a_failure_of_the_encoder_is_no_silent_one(tmp_path: Path) -> None:
+    def fail(_frame: Frame) -> bytes:
+        raise ValueError("no JPEG today")
+
+    with stage(tmp_path, encode=fail) as one:
+        take(one, 0)
+        wait_until(lambda: one._error is not None, "it has failed")
+        with pytest.raises(VisionError, match="snapshots cannot be made: no JPEG today"):
+            take(one, 1)
+
+
+def test_a_picture_on_the_gpu_is_copied(tmp_path: Path) -> None:
+    shown = frame(level=200)
+    with stage(tmp_path, encode=JpegEncoder().encode) as one:
+        after = one.with_frame(result(shown, "rule"), replace(shown, pixels=Elsewhere.of(shown.pixels)))
+    picture = np.asarray(cv2.imread(after.events[0].snapshot), int)
+    assert np.abs(picture - 200).max() <= 2

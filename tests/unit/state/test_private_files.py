@@ -1,0 +1,286 @@
+"""Files that are code: whole or not at all, and from nobody else."""
+
+from __future__ import annotations
+
+import grp
+import multiprocessing
+import os
+import pwd
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from multiprocessing.synchronize import Event as ProcessEvent
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+from vision.errors import ModelError
+from vision.state import private_files
+from vision.state.private_files import (
+    Untrusted,
+    Unwritable,
+    locked,
+    make_private_folder,
+    read_private,
+    require_private_folder,
+    sha256_of,
+    write_whole,
+)
+
+posix = pytest.mark.skipif(os.name != "posix", reason="modes of files")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "cache" / "engines"
+    make_private_folder(made)
+    return made
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    write_whole(folder / "a", b"one")
+    write_whole(folder / "a", b"two")
+    assert read_private(folder / "a") == b"two"
+    assert [path.name for path in folder.iterdir()] == ["a"], "nothing is left over"
+
+
+@posix
+def test_files_and_folders_are_this_users_alone(folder: Path) -> None:
+    write_whole(folder / "a", b"one")
+    assert (folder / "a").stat().st_mode & 0o777 == 0o600
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+_AS_ORDINARY_USER = """
+import os, pathlib, sys
+from vision.state.private_files import make_private_folder, read_private, write_whole
+os.setgroups([]); os.setgid(12321); os.setuid(12321); os.umask(0o002)
+folder = pathlib.Path(sys.argv[1]) / ".cache" / "vision" / "engines"
+make_private_folder(folder)
+write_whole(folder / "a", b"one")
+print(read_private(folder / "a").decode(), oct(folder.parent.stat().st_mode & 0o777))
+"""
+
+
+@posix
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="only root becomes another user")
+def test_folders_that_are_made_are_private_whatever_the_umask() -> None:
+    """Debian and Ubuntu give users a group of their own, and Ubuntu then a umask of 002."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as home:  # root's own temporary folders are closed to others
+        os.chown(home, 12321, 12321)
+        ran = subprocess.run(
+            [sys.executable, "-c", _AS_ORDINARY_USER, home],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+    assert (ran.stdout.split(), ran.returncode) == (["one", "0o700"], 0), ran.stderr
+
+
+@posix
+@pytest.mark.parametrize(
+    ("members", "primary", "trusted"),
+    [
+        ([], [("me", 900)], True),
+        (["me"], [("me", 900)], True),
+        (["me"], [("me", 100)], True),
+        (["me", "other"], [("me", 900)], False),
+        ([], [("me", 900), ("other", 900)], False),
+        ([], [("me", 100)], False),
+    ],
+)
+def test_group_is_this_user_or_somebody_else(
+    members: list[str], primary: list[tuple[str, int]], trusted: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts = [pwd.struct_passwd((name, "x", 5, group, "", "/", "")) for name, group in primary]
+    monkeypatch.setattr("grp.getgrgid", lambda group: grp.struct_group(("g", "x", group, members)))
+    monkeypatch.setattr("pwd.getpwall", lambda: accounts)
+    monkeypatch.setattr("pwd.getpwuid", lambda _user: accounts[0])
+    assert private_files._of_this_user_alone(900) is trusted
+
+
+def test_group_that_nobody_knows_is_somebody_else() -> None:
+    assert not private_files._of_this_user_alone(3_999_999)
+
+
+@posix
+@pytest.mark.parametrize(
+    ("mode", "says"), [(0o777, "may be written by everybody"), (0o707, "may be written by everybody")]
+)
+def test_folder_that_others_may_write_is_refused(folder: Path, mode: int, says: str) -> None:
+    folder.chmod(mode)
+    with pytest.raises(Untrusted, match=says) as caught:
+        require_private_folder(folder)
+    assert f"chmod go-w {folder}" in caught.value.hint
+
+
+@posix
+def test_folder_below_one_that_others_may_write_is_refused(folder: Path) -> None:
+    folder.parent.chmod(0o777)
+    with pytest.raises(Untrusted, match=f"{folder.parent} may be written by everybody"):
+        make_private_folder(folder)
+
+
+@posix
+def test_sticky_folder_above_is_fine_and_a_sticky_cache_is_not(folder: Path) -> None:
+    folder.parent.chmod(0o1777)  # as /tmp: others cannot replace what is not theirs
+    require_private_folder(folder)
+    folder.chmod(0o1777)
+    with pytest.raises(Untrusted) as caught:
+        require_private_folder(folder)
+    assert "chmod" not in caught.value.hint, "/tmp is to stay as it is"
+    assert "XDG_CACHE_HOME" in caught.value.hint
+
+
+@posix
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="only root gives files away")
+def test_what_belongs_to_somebody_else_is_refused(folder: Path) -> None:
+    write_whole(folder / "a", b"one")
+    os.chown(folder / "a", 12345, -1)
+    with pytest.raises(Untrusted, match="belongs to user 12345"):
+        read_private(folder / "a")
+    os.chown(folder, 12345, -1)
+    with pytest.raises(Untrusted, match="belongs to user 12345") as caught:
+        require_private_folder(folder)
+    assert "chmod" not in caught.value.hint, "it would not help"
+
+
+@posix
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="only root gives files to any group")
+def test_folder_that_another_group_may_write_is_refused(folder: Path) -> None:
+    os.chown(folder, -1, 12345)
+    folder.chmod(0o770)
+    with pytest.raises(Untrusted, match="may be written by group 12345"):
+        require_private_folder(folder)
+
+
+@posix
+def test_file_that_others_may_write_is_refused(folder: Path) -> None:
+    write_whole(folder / "a", b"one")
+    (folder / "a").chmod(0o606)
+    with pytest.raises(Untrusted, match="may be written by everybody") as caught:
+        read_private(folder / "a")
+    assert "it is built again" in caught.value.hint
+
+
+@posix
+def test_links_and_folders_are_no_files(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"one")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Untrusted, match="cannot be read"):
+        read_private(folder / "link")
+    (folder / "sub").mkdir()
+    with pytest.raises(Untrusted, match="is not a file"):
+        read_private(folder / "sub")
+
+
+def test_missing_file_is_missing(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_private(folder / "nothing")
+
+
+def test_folder_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="cannot be made"):
+        make_private_folder(tmp_path / "file" / "engines")
+    with pytest.raises(ModelError, match="cannot be made: Not a directory"):
+        make_private_folder(tmp_path / "file")
+
+
+def test_write_that_fails_leaves_the_old_file_and_no_rest(folder: Path) -> None:
+    (folder / "a").mkdir()
+    (folder / "a" / "in the way").write_text("")
+    with pytest.raises(ModelError, match="cannot be written"):
+        write_whole(folder / "a", b"one")
+    assert [path.name for path in folder.iterdir()] == ["a"]
+
+
+def hold(path: Path, taken: ProcessEvent, release: ProcessEvent) -> None:
+    with locked(path):
+        taken.set()
+        release.wait(20)
+
+
+def test_lock_keeps_other_processes_out_until_it_is_released(folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    taken, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(folder / "l", taken, release))
+    other.start()
+    try:
+        assert taken.wait(20)
+        waits: list[str] = []
+        with (
+            pytest.raises(ModelError, match="another process holds"),
+            locked(folder / "l", timeout_s=0.2, when_waiting=lambda: waits.append("told")),
+        ):
+            pytest.fail("two hold it")
+        assert waits == ["told"]
+        threading.Timer(0.2, release.set).start()
+        with locked(folder / "l", timeout_s=20):
+            pass
+    finally:
+        release.set()
+        other.join(20)
+    assert other.exitcode == 0
+
+
+def test_lock_goes_with_a_process_that_is_killed(folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    taken, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(folder / "l", taken, release))
+    other.start()
+    assert taken.wait(20)
+    other.kill()
+    other.join(20)
+    with locked(folder / "l", timeout_s=5):
+        pass
+
+
+def test_lock_whose_file_was_removed_by_its_holder_is_nobodys(folder: Path) -> None:
+    """Who waited for it has opened a file that is gone: two could hold the lock of one name."""
+    path, entered = folder / "l", threading.Event()
+
+    def other() -> None:
+        with locked(path, timeout_s=20):
+            entered.set()
+            assert private_files._try_lock(os.open(path, os.O_WRONLY)) is False, "what it holds is what the name means"
+
+    with locked(path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        time.sleep(0.2)
+        path.unlink()
+    thread.join(20)
+    assert entered.is_set()
+
+
+def test_lock_that_cannot_be_opened_says_why(folder: Path) -> None:
+    (folder / "l").mkdir()
+    with pytest.raises(Unwritable, match="Is a directory"), locked(folder / "l"):
+        pytest.fail("it is a folder")
+
+
+def test_waiting_for_a_lock_can_be_given_up(folder: Path) -> None:
+    started = time.monotonic()
+    with locked(folder / "l"):
+        outcome: list[str] = []
+
+        def other() -> None:
+            try:
+                with locked(folder / "l", cancelled=lambda: time.monotonic() - started > 0.2):
+                    outcome.append("got it")
+            except ModelError:
+                outcome.append("gave up")
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(20)
+    assert outcome == ["gave up"]
+
+
+def test_hash() -> None:
+    assert sha256_of(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
