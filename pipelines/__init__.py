@@ -9,12 +9,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from vision.config import SiteConfig
+from vision.config import AppConfig
 from vision.errors import ConfigError
 from vision.runtime.builder import RunOptions
 from vision.runtime.runtime import Runtime
 
-Build = Callable[[SiteConfig, RunOptions, ExitStack], Runtime]
+Build = Callable[[AppConfig, RunOptions, ExitStack], Runtime]
 
 
 def load_pipeline(name: str) -> Build:

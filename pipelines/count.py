@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from vision.config import SiteConfig
+from vision.config import AppConfig
 from vision.runtime.builder import (
     RunOptions,
-    analytics_of,
-    cameras_of,
-    cascade_of,
+    build_cameras,
     detector_of,
-    publisher_of,
-    snapshots_of,
+    open_analytics,
+    open_cascade,
+    open_publisher,
+    open_snapshots,
 )
 from vision.runtime.runtime import Runtime, Stage
 from vision.stages.rules import RuleStage
 from vision.stages.track import TrackStage
 
 
-def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+def build(site: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
     """Open everything, in the order in which a fault is cheapest to find; `resources` closes it again.
 
     Raises:
@@ -27,16 +27,16 @@ def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtim
         ModelError: a model does not fit its card.
         Closed: stopped while starting.
     """
-    analytics = analytics_of(site, options, resources)
-    snapshots = snapshots_of(site, options, resources)
-    publisher = publisher_of(site, options, resources)
-    cascade = cascade_of(site, options, resources)
+    analytics = open_analytics(site, options, resources)
+    snapshots = open_snapshots(site, options, resources)
+    publisher = open_publisher(site, options, resources)
+    cascade = open_cascade(site, options, resources)
     track = TrackStage(site.track, score=site.detect.score)
     # An unsure detection may carry on what was sure before, so the tracker is given more than would be published.
     detector = detector_of(site, options, resources, score=track.detector_score)
     stages: list[Stage] = [track, *cascade, analytics, RuleStage(site.rules, site.analytics), *snapshots]
     return Runtime(
-        cameras=cameras_of(site, options, detector, stages),
+        cameras=build_cameras(site, options, detector, stages),
         detector=detector,
         stages=stages,
         sinks=[publisher],

@@ -1,15 +1,15 @@
-"""capture -> batching -> detect -> publish: what is in each picture."""
+"""capture -> batching -> detect -> publish: what is in each frame."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 
-from vision.config import SiteConfig
-from vision.runtime.builder import RunOptions, cameras_of, detector_of, publisher_of
+from vision.config import AppConfig
+from vision.runtime.builder import RunOptions, build_cameras, detector_of, open_publisher
 from vision.runtime.runtime import Runtime
 
 
-def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+def build(site: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
     """Open everything, in the order in which a fault is cheapest to find; `resources` closes it again.
 
     Raises:
@@ -17,10 +17,10 @@ def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtim
         ModelError: the model does not fit its card.
         Closed: stopped while starting.
     """
-    publisher = publisher_of(site, options, resources)
+    publisher = open_publisher(site, options, resources)
     detector = detector_of(site, options, resources)
     return Runtime(
-        cameras=cameras_of(site, options, detector),
+        cameras=build_cameras(site, options, detector),
         detector=detector,
         sinks=[publisher],
         model=site.model,

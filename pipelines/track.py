@@ -1,16 +1,16 @@
-"""capture -> batching -> detect -> track -> publish: what is in each picture, and what of it was there before."""
+"""capture -> batching -> detect -> track -> publish: what is in each frame, and what of it was there before."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 
-from vision.config import SiteConfig
-from vision.runtime.builder import RunOptions, cameras_of, cascade_of, detector_of, publisher_of
+from vision.config import AppConfig
+from vision.runtime.builder import RunOptions, build_cameras, detector_of, open_cascade, open_publisher
 from vision.runtime.runtime import Runtime, Stage
 from vision.stages.track import TrackStage
 
 
-def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+def build(site: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
     """Open everything, in the order in which a fault is cheapest to find; `resources` closes it again.
 
     Raises:
@@ -18,13 +18,13 @@ def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtim
         ModelError: the model does not fit its card.
         Closed: stopped while starting.
     """
-    publisher = publisher_of(site, options, resources)
-    cascade = cascade_of(site, options, resources)
+    publisher = open_publisher(site, options, resources)
+    cascade = open_cascade(site, options, resources)
     track = TrackStage(site.track, score=site.detect.score)
     detector = detector_of(site, options, resources, score=track.detector_score)
     stages: list[Stage] = [track, *cascade]
     return Runtime(
-        cameras=cameras_of(site, options, detector, stages),
+        cameras=build_cameras(site, options, detector, stages),
         detector=detector,
         stages=stages,
         sinks=[publisher],

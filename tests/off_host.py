@@ -1,4 +1,4 @@
-"""A picture that lies elsewhere than its array says, as those in GPU memory do."""
+"""A frame that lies elsewhere than its array says, as those in GPU memory do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Elsewhere(_Bytes):
 
     @staticmethod
     def of(pixels: NDArray[np.uint8]) -> Elsewhere:
-        """A picture whose pixels are really these."""
+        """A frame whose pixels are really these."""
         image = np.broadcast_to(np.zeros((), np.uint8), pixels.shape).view(Elsewhere)
         image.pixels = pixels
         return image

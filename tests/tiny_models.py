@@ -31,7 +31,7 @@ def save_constant_model(
     sides: tuple[int, int] = (64, 64),
     batch: int | str = "batch",
 ) -> None:
-    """A network that gives `outputs` (without a batch axis) for every picture, whatever it shows.
+    """A network that gives `outputs` (without a batch axis) for every frame, whatever it shows.
 
     `sides` are height and width of its input.
     """

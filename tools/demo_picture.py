@@ -1,6 +1,6 @@
-"""Makes the picture of the README: two cameras of the demo, with what the shipped model finds in them.
+"""Makes the frame of the README: two cameras of the demo, with what the shipped model finds in them.
 
-python tools/demo_picture.py [--out docs/demo.jpg] [--frames 45 185]
+python tools/demo_frame.py [--out docs/demo.jpg] [--frames 45 185]
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.frame_reader import read_stills
-from vision.config import CameraConfig, load_site, resolve_config
+from vision.capture.frame_reader import read_frames
+from vision.config import CameraConfig, load_config, resolve_config
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.overlay import Overlay, class_colour
-from vision.runtime.builder import model_of
+from vision.runtime.builder import find_model
 from vision.types import Detections, Frame, FrameMeta
 
 WIDTH_PX = 1200
@@ -34,21 +34,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/demo.jpg"))
     parser.add_argument("--frames", type=int, nargs=2, default=[45, 185], help="which frame of each camera, from 0")
     arguments = parser.parse_args()
-    site = load_site(resolve_config("demo"), os.environ)
-    folder, card = model_of(site)
-    with closing(open_detector(folder, card, site.detect.model_copy(update={"score": SCORE}))) as detector:
+    site = load_config(resolve_config("demo"), os.environ)
+    folder, spec = find_model(site)
+    with closing(open_detector(folder, spec, site.detect.model_copy(update={"score": SCORE}))) as detector:
         tiles = [tile(camera, frame, detector) for camera, frame in zip(site.cameras, arguments.frames, strict=True)]
     arguments.out.write_bytes(encode(side_by_side(tiles)))
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1000:.0f} kB")
 
 
 def tile(camera: CameraConfig, index: int, detector: Detector) -> NDArray[np.uint8]:
-    """One camera's picture with its objects, in the width that it has in the whole."""
-    picture = frame_of(camera, index)
-    found = detect(picture, detector)
+    """One camera's frame with its objects, in the width that it has in the whole."""
+    image = frame_of(camera, index)
+    found = detect(image, detector)
     width_px = (WIDTH_PX - GAP_PX) // 2
-    scale = width_px / picture.shape[1]
-    small = cv2.resize(picture, (width_px, round(picture.shape[0] * scale)), interpolation=cv2.INTER_AREA)
+    scale = width_px / image.shape[1]
+    small = cv2.resize(image, (width_px, round(image.shape[0] * scale)), interpolation=cv2.INTER_AREA)
     pixels = np.asarray(small, np.uint8)
     overlay = Overlay(pixels)
     overlay.banner(camera.id, f"{len(found)} objects")
@@ -59,15 +59,15 @@ def tile(camera: CameraConfig, index: int, detector: Detector) -> NDArray[np.uin
 
 
 def frame_of(camera: CameraConfig, index: int) -> NDArray[np.uint8]:
-    with closing(read_stills(camera, offline=True)) as stills:
+    with closing(read_frames(camera, offline=True)) as stills:
         pixels: NDArray[np.uint8] = next(islice(stills, index, None)).pixels.copy()
         return pixels
 
 
-def detect(picture: NDArray[np.uint8], detector: Detector) -> Detections:
-    height_px, width_px = picture.shape[:2]
+def detect(image: NDArray[np.uint8], detector: Detector) -> Detections:
+    height_px, width_px = image.shape[:2]
     meta = FrameMeta("demo", 0, 0, 0, 0, width_px, height_px)
-    detector.submit(0, [Frame(meta, picture, "bgr")])
+    detector.submit(0, [Frame(meta, image, "bgr")])
     return detector.wait(0, timeout_s=60.0)[0]
 
 
@@ -77,10 +77,10 @@ def side_by_side(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return whole
 
 
-def encode(picture: NDArray[np.uint8]) -> bytes:
+def encode(image: NDArray[np.uint8]) -> bytes:
     """JPEG of the best quality that is not too large for a README."""
     for quality in range(92, 40, -4):
-        _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
+        _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
         if len(data) <= LARGEST_BYTES:
             return data.tobytes()
     raise SystemExit(f"no quality makes a file of at most {LARGEST_BYTES} bytes")

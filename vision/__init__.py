@@ -15,8 +15,8 @@ detector-<slot>    0..n   a CPU detector's workers; a GPU detector has none
 results            1      pipeline stages, messages, recording
 publisher          1      answers subscribers that join with the last status of every camera
 replay, journal    0..1   send missed events to who asks; force new ones to disk
-cascade            0..1   a second model on parts of pictures
-snapshots          0..1   writes pictures of events
+cascade            0..1   a second model on parts of frames
+snapshots          0..1   writes frames of events
 watchdog           0..1   ends the process when a call keeps the interpreter for ever
 main               1      signals, status line; whether the inference thread still moves
 =================  =====  =====================================================================

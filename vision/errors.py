@@ -7,10 +7,10 @@
     ├── ModelError        fix or rebuild the model          exit 78
     ├── SourceError       one camera; retried with back-off
     │   ├── EndOfStream   a file or folder came to its end: not a fault
-    │   └── SizeChanged   the picture has a new size: a new epoch, not a fault
+    │   └── SizeChanged   the frame has a new size: a new epoch, not a fault
     ├── DeviceError       CUDA, TensorRT or ONNX Runtime at run time: fatal, systemd restarts
     │   ├── DeviceMissing no GPU, no driver or no TensorRT: exit 78, a restart would not help
-    │   └── OutOfMemory   does not stick to CUDA; for one camera's pictures it is a SourceError of that camera
+    │   └── OutOfMemory   does not stick to CUDA; for one camera's frames it is a SourceError of that camera
     ├── MessageError      a message or a recording that this version cannot read
     └── Closed            a slot or a queue was closed: the normal end of a wait
 
@@ -56,14 +56,14 @@ class SourceError(VisionError):
 
 
 class EndOfStream(SourceError):
-    """A finite source has no more pictures."""
+    """A finite source has no more frames."""
 
 
 class SizeChanged(SourceError):
-    """The picture that was grabbed has another size or format than the buffer it should go to."""
+    """The frame that was grabbed has another size or format than the buffer it should go to."""
 
     def __init__(self, height_px: int, width_px: int) -> None:
-        super().__init__(f"the picture is now {width_px}x{height_px}")
+        super().__init__(f"the frame is now {width_px}x{height_px}")
         self.height_px = height_px
         self.width_px = width_px
 

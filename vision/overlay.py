@@ -1,6 +1,6 @@
-"""What was configured and what was found, drawn on a picture: one look for `vision draw`, evaluation videos and demos.
+"""What was configured and what was found, drawn on a frame: one look for `vision draw`, evaluation videos and demos.
 
-Sizes grow with the picture, so that a thumbnail and a 4K picture can both be read. Every letter stands on a plate of
+Sizes grow with the frame, so that a thumbnail and a 4K frame can both be read. Every letter stands on a plate of
 its own and every stroke has a dark rim: the background is whatever a camera shows. Letters are drawn four times too
 large and then reduced, because OpenCV 4's thin strokes are hard to read at the size of a label.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vision.config import CameraAnalytics, LineConfig, Point, ZoneConfig
 from vision.config.analytics import GroundConfig, Units, pixels_per_unit
 
-Picture: TypeAlias = NDArray[np.uint8]
+Frame: TypeAlias = NDArray[np.uint8]
 Colour: TypeAlias = tuple[int, int, int]
 """Blue, green, red, 0 to 255."""
 
@@ -41,7 +41,7 @@ WHITE: Final[Colour] = (255, 255, 255)
 FALSE_COLOUR: Final[Colour] = (90, 90, 255)
 RIM: Final[Colour] = (24, 24, 24)
 
-_LETTERS_OF_SIDE: Final = 0.016  # height of a capital letter, of the picture's shorter side
+_LETTERS_OF_SIDE: Final = 0.016  # height of a capital letter, of the frame's shorter side
 _LEAST_LETTERS_PX: Final = 7
 _STROKE_OF_SIDE: Final = 1 / 360
 _FILL: Final = 0.18  # how much of a zone's colour lies over its area
@@ -66,11 +66,11 @@ class Rect:
 
 
 class Overlay:
-    """Draws into one picture, (H, W, 3) uint8 BGR, in place. What is drawn first lies below."""
+    """Draws into one frame, (H, W, 3) uint8 BGR, in place. What is drawn first lies below."""
 
-    def __init__(self, picture: Picture) -> None:
-        self.picture = picture
-        self.height_px, self.width_px = picture.shape[:2]
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.height_px, self.width_px = frame.shape[:2]
         side_px = min(self.height_px, self.width_px)
         self.letters_px = max(_LEAST_LETTERS_PX, round(side_px * _LETTERS_OF_SIDE))
         self.stroke_px = max(2, round(side_px * _STROKE_OF_SIDE))
@@ -104,7 +104,7 @@ class Overlay:
             self._name(words, _inner_point(corners), ZONE_COLOURS[at % len(ZONE_COLOURS)])
 
     def to_pixels(self, points: Iterable[Point], units: Units) -> NDArray[np.float64]:
-        """(N, 2) x, y in pixels of this picture."""
+        """(N, 2) x, y in pixels of this frame."""
         return np.array(list(points), np.float64) * pixels_per_unit(units, self.width_px, self.height_px)
 
     def _zone(self, corners: NDArray[np.float64], colour: Colour) -> None:
@@ -112,7 +112,7 @@ class Overlay:
         left, top = np.maximum(whole.min(axis=0), 0)
         right, bottom = np.minimum(whole.max(axis=0) + 1, (self.width_px, self.height_px))
         if left < right and top < bottom:
-            area = self.picture[top:bottom, left:right]
+            area = self.frame[top:bottom, left:right]
             tinted = area.copy()
             cv2.fillPoly(tinted, [whole - (left, top)], colour)
             cv2.addWeighted(tinted, _FILL, area, 1.0 - _FILL, 0.0, dst=area)
@@ -154,8 +154,8 @@ class Overlay:
     def box(self, box_xyxy: NDArray[np.float32], colour: Colour) -> None:
         """One box in pixels."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
-        cv2.rectangle(self.picture, (x1, y1), (x2, y2), RIM, self.stroke_px + 2)
-        cv2.rectangle(self.picture, (x1, y1), (x2, y2), colour, self.stroke_px)
+        cv2.rectangle(self.frame, (x1, y1), (x2, y2), RIM, self.stroke_px + 2)
+        cv2.rectangle(self.frame, (x1, y1), (x2, y2), colour, self.stroke_px)
 
     def dashed_box(self, box_xyxy: NDArray[np.float32], colour: Colour, label: str = "") -> None:
         """One box in pixels, of dashes: what should have been found and was not."""
@@ -172,7 +172,7 @@ class Overlay:
         for at in range(1, len(fixed)):
             share = 0.3 + 0.7 * at / len(fixed)
             faded = tuple(round(channel * share + RIM[0] * (1 - share)) for channel in colour)
-            cv2.line(self.picture, fixed[at - 1], fixed[at], faded, self.stroke_px, cv2.LINE_AA, _SHIFT)
+            cv2.line(self.frame, fixed[at - 1], fixed[at], faded, self.stroke_px, cv2.LINE_AA, _SHIFT)
 
     # --- words --------------------------------------------------------------------------------------------------------
 
@@ -180,24 +180,24 @@ class Overlay:
         """A dark strip along the upper edge, with words at its left and its right."""
         pad = self.letters_px
         bottom = min(self.height_px, 3 * self.letters_px)
-        strip = self.picture[:bottom]
+        strip = self.frame[:bottom]
         cv2.addWeighted(strip, 0.3, np.full_like(strip, RIM[0]), 0.7, 0.0, dst=strip)
         letters = text_mask(words, self.letters_px)
         top = (bottom - letters.shape[0]) // 2
-        _ink(self.picture, letters, pad, top, WHITE)
+        _ink(self.frame, letters, pad, top, WHITE)
         self._plates.append(Rect(0, 0, self.width_px, bottom))
         if right:
             letters = text_mask(right, self.letters_px)
-            _ink(self.picture, letters, self.width_px - pad - letters.shape[1], top, WHITE)
+            _ink(self.frame, letters, self.width_px - pad - letters.shape[1], top, WHITE)
 
     def plate(self, words: str, left: int, top: int, colour: Colour) -> Rect:
-        """Words, of one or more lines, on a plate of `colour`, moved into the picture. Returns where it lies."""
+        """Words, of one or more lines, on a plate of `colour`, moved into the frame. Returns where it lies."""
         rect = self._plate_at(words, left, top)
         pad = _pad(self.letters_px)
-        self.picture[rect.top : rect.bottom, rect.left : rect.right] = colour
+        self.frame[rect.top : rect.bottom, rect.left : rect.right] = colour
         below = rect.top + pad // 2
         for letters in self._lines_of(words):
-            _ink(self.picture, letters, rect.left + pad, below, ink_on(colour))
+            _ink(self.frame, letters, rect.left + pad, below, ink_on(colour))
             below += letters.shape[0]
         self._plates.append(rect)
         return rect
@@ -205,15 +205,15 @@ class Overlay:
     # --- parts --------------------------------------------------------------------------------------------------------
 
     def _corners(self, box_xyxy: NDArray[np.float32]) -> tuple[int, int, int, int]:
-        """Within the picture, so that no side of a clipped box is invisible."""
+        """Within the frame, so that no side of a clipped box is invisible."""
         high = np.array([self.width_px, self.height_px] * 2) - 1
         x1, y1, x2, y2 = np.clip(np.rint(box_xyxy), 0, high).astype(int).tolist()
         return x1, y1, x2, y2
 
     def _path(self, points: NDArray[np.float64], colour: Colour, *, closed: bool) -> None:
         fixed = [np.array(_fixed(points), np.int32)]
-        cv2.polylines(self.picture, fixed, closed, RIM, self.stroke_px + 2, cv2.LINE_AA, _SHIFT)
-        cv2.polylines(self.picture, fixed, closed, colour, self.stroke_px, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(self.frame, fixed, closed, RIM, self.stroke_px + 2, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(self.frame, fixed, closed, colour, self.stroke_px, cv2.LINE_AA, _SHIFT)
 
     def _dashes(self, start: NDArray[np.float64], end: NDArray[np.float64], colour: Colour) -> None:
         dash_px, length_px = 4.0 * self.stroke_px, float(np.hypot(*(end - start)))
@@ -223,8 +223,8 @@ class Overlay:
 
     def _disc(self, centre: NDArray[np.float64], radius_px: int, colour: Colour) -> None:
         at = _fixed(centre[None])[0]
-        cv2.circle(self.picture, at, (radius_px + 1) << _SHIFT, RIM, -1, cv2.LINE_AA, _SHIFT)
-        cv2.circle(self.picture, at, radius_px << _SHIFT, colour, -1, cv2.LINE_AA, _SHIFT)
+        cv2.circle(self.frame, at, (radius_px + 1) << _SHIFT, RIM, -1, cv2.LINE_AA, _SHIFT)
+        cv2.circle(self.frame, at, radius_px << _SHIFT, colour, -1, cv2.LINE_AA, _SHIFT)
 
     def _arrow(self, start: NDArray[np.float64], way: NDArray[np.float64], words: str) -> None:
         length = 3.5 * self.letters_px
@@ -233,8 +233,8 @@ class Overlay:
         self._path(np.array([start, tip - way * 0.2 * length]), LINE_COLOUR, closed=False)
         head = np.array([tip, tip - way * 0.5 * length + side, tip - way * 0.5 * length - side])
         fixed = [np.array(_fixed(head), np.int32)]
-        cv2.polylines(self.picture, fixed, True, RIM, self.stroke_px + 2, cv2.LINE_AA, _SHIFT)
-        cv2.fillPoly(self.picture, fixed, LINE_COLOUR, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(self.frame, fixed, True, RIM, self.stroke_px + 2, cv2.LINE_AA, _SHIFT)
+        cv2.fillPoly(self.frame, fixed, LINE_COLOUR, cv2.LINE_AA, _SHIFT)
         plate = self._plate_at(words, 0, 0)
         size = np.array([plate.right, plate.bottom])
         corner = tip + way * (0.5 * np.abs(way) @ size + self.stroke_px) - size / 2
@@ -259,12 +259,12 @@ class Overlay:
         self.plate(label, *(fits or places)[0], colour)
 
     def _fits(self, words: str, left: int, top: int) -> bool:
-        """Whether a plate would lie there, not moved into the picture, and over no other one."""
+        """Whether a plate would lie there, not moved into the frame, and over no other one."""
         rect = self._plate_at(words, left, top)
         return rect.top == top and not any(rect.overlaps(other) for other in self._plates)
 
     def _plate_at(self, words: str, left: int, top: int) -> Rect:
-        """Where the plate lies once it is moved into the picture."""
+        """Where the plate lies once it is moved into the frame."""
         lines = self._lines_of(words)
         pad = _pad(self.letters_px)
         width = max(letters.shape[1] for letters in lines) + 2 * pad
@@ -343,10 +343,10 @@ def _font_size(capital_px: int) -> tuple[float, int]:
     return scale, thickness
 
 
-def _ink(picture: Picture, letters: NDArray[np.uint8], left: int, top: int, colour: Colour) -> None:
-    """Lay letters over the picture, cut off at its edges."""
+def _ink(frame: Frame, letters: NDArray[np.uint8], left: int, top: int, colour: Colour) -> None:
+    """Lay letters over the frame, cut off at its edges."""
     x, y = max(left, 0), max(top, 0)
-    area = picture[y : top + letters.shape[0], x : left + letters.shape[1]]
+    area = frame[y : top + letters.shape[0], x : left + letters.shape[1]]
     opacity = letters[y - top :, x - left :][: area.shape[0], : area.shape[1], None].astype(np.float32) / 255
     area[...] = np.rint(area * (1 - opacity) + np.array(colour, np.float32) * opacity).astype(np.uint8)
 

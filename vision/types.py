@@ -1,6 +1,6 @@
 """The values that travel between the stages: frozen, with shape, dtype and unit beside every field.
 
-Boxes have one format everywhere: ``boxes_xyxy``, float32, ``(N, 4)``, pixels of the source picture, ``x2 > x1``.
+Boxes have one format everywhere: ``boxes_xyxy``, float32, ``(N, 4)``, pixels of the source frame, ``x2 > x1``.
 Times are nanoseconds of the monotonic clock; UTC appears only beside them, for people and messages.
 """
 
@@ -21,7 +21,7 @@ YuvEncoding: TypeAlias = Literal["bt601", "bt601-full", "bt709", "bt709-full"]
 or, full, 0 to 255. Without meaning for BGR."""
 
 ClockSource: TypeAlias = Literal["rtcp", "arrival", "media"]
-"""Where a capture time comes from: the camera's RTCP sender report, this machine's clock when the picture
+"""Where a capture time comes from: the camera's RTCP sender report, this machine's clock when the frame
 arrived, or the position in a recorded file."""
 
 
@@ -32,12 +32,12 @@ class DropReason(str, Enum):
     MAX_FPS = "max_fps"  # the camera's `max_fps` was reached
     STALE = "stale"  # older than `staleness_s` when its turn came
     CORRUPT = "corrupt"  # decoded after packet loss, before the next key frame
-    EPOCH = "epoch"  # waiting when the source was lost or changed its picture size
+    EPOCH = "epoch"  # waiting when the source was lost or changed its frame size
     STOPPED = "stopped"  # waiting or in flight when the program ended
 
 
 def frame_shape(height_px: int, width_px: int, pixel_format: PixelFormat) -> tuple[int, ...]:
-    """Shape of the uint8 array that holds one picture.
+    """Shape of the uint8 array that holds one frame.
 
     Raises:
         ValueError: NV12 and I420 need an even width and height.
@@ -47,17 +47,17 @@ def frame_shape(height_px: int, width_px: int, pixel_format: PixelFormat) -> tup
     if pixel_format == "bgrx":
         return (height_px, width_px, 4)
     if height_px % 2 or width_px % 2:
-        raise ValueError(f"{pixel_format} pictures have even sides, got {width_px}x{height_px}")
+        raise ValueError(f"{pixel_format} frames have even sides, got {width_px}x{height_px}")
     return (height_px * 3 // 2, width_px)
 
 
 @dataclass(frozen=True, slots=True)
 class FrameMeta:
-    """What is known of one picture. `index` counts grabbed pictures per camera and epoch: a gap is a drop."""
+    """What is known of one frame. `index` counts grabbed frames per camera and epoch: a gap is a drop."""
 
     camera_id: str
     index: int
-    epoch: int  # +1 at each reconnection or change of picture size
+    epoch: int  # +1 at each reconnection or change of frame size
     captured_ns: int  # monotonic
     captured_utc_ns: int
     width_px: int
@@ -68,7 +68,7 @@ class FrameMeta:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A picture in a buffer that belongs to somebody else: valid only while its lease is held.
+    """A frame in a buffer that belongs to somebody else: valid only while its lease is held.
 
     `pixels` is uint8 and C-contiguous: bgr (H, W, 3), bgrx (H, W, 4), nv12 and i420 (3H/2, W).
     """
@@ -97,12 +97,12 @@ def on_host(frame: Frame) -> Frame:
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """N objects of one picture, best score first."""
+    """N objects of one frame, best score first."""
 
     boxes_xyxy: NDArray[np.float32]  # (N, 4) source pixels
     scores: NDArray[np.float32]  # (N,) in [0, 1]
     class_ids: NDArray[np.int32]  # (N,)
-    excess: int = 0  # candidates over the detector's capacity that were not considered
+    truncated_candidates: int = 0  # candidates over the detector's capacity that were not considered
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -114,14 +114,14 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """M followed objects of one picture. A track id is never used twice while the process lives."""
+    """M followed objects of one frame. A track id is never used twice while the process lives."""
 
     boxes_xyxy: NDArray[np.float32]  # (M, 4) source pixels
     scores: NDArray[np.float32]  # (M,)
     class_ids: NDArray[np.int32]  # (M,)
     track_ids: NDArray[np.int64]  # (M,)
     age_ms: NDArray[np.int64]  # (M,) since the track's first detection
-    excess: int = 0  # of the picture's detections
+    truncated_candidates: int = 0  # of the frame's detections
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -134,7 +134,7 @@ class Attribute:
     model: str
     class_name: str
     score: float  # in [0, 1]
-    seen_ns: int  # monotonic; of the picture that the model looked at
+    seen_ns: int  # monotonic; of the frame that the model looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +156,12 @@ class Event:
     track_id: int | None
     at_ns: int  # monotonic
     data: Mapping[str, Any] = field(default_factory=dict)
-    snapshot: str = ""  # path of a JPEG of the picture; empty where none was taken
+    snapshot: str = ""  # path of a JPEG of the frame; empty where none was taken
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When one picture passed each point, monotonic ns. Zero where it has not been yet."""
+    """When one frame passed each point, monotonic ns. Zero where it has not been yet."""
 
     captured_ns: int
     batched_ns: int = 0  # bound to a batch
@@ -172,7 +172,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All that is known of one picture after the detector; stages replace `objects` and append `events`."""
+    """All that is known of one frame after the detector; stages replace `objects` and append `events`."""
 
     meta: FrameMeta
     objects: Detections | Tracks

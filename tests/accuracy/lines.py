@@ -1,4 +1,4 @@
-"""How right counts are at forty lines over the whole picture of a labelled clip, and not at two that were chosen.
+"""How right counts are at forty lines over the whole frame of a labelled clip, and not at two that were chosen.
 
     VISION_PETS_GT=gt.txt python -m tests.accuracy.lines RESULTS.jsonl [--every 2] [--rate 10]
 
@@ -33,7 +33,7 @@ def grid() -> dict[str, Line]:
 
 
 def _slanting(offset: float, sign: int) -> Line:
-    """The part of x - sign * y = offset that lies in the picture."""
+    """The part of x - sign * y = offset that lies in the frame."""
     ends = sorted([offset, offset + sign * HEIGHT])
     low, high = max(0.0, ends[0]), min(WIDTH, ends[1])
     return (low, sign * (low - offset)), (high, sign * (high - offset))

@@ -55,7 +55,7 @@ def test_what_is_followed_perfectly_is_counted_and_scored_so() -> None:
     assert line_errors(truth, missed, {"line": LINE})["line"]["error"] == 1.0
 
 
-def test_the_grid_covers_the_picture() -> None:
+def test_the_grid_covers_the_frame() -> None:
     lines = grid()
     assert len(lines) == 40
     for start, end in lines.values():
@@ -102,8 +102,8 @@ def test_people_are_followed_and_counted_on_the_whole_video(found: Floats) -> No
     assert whole["mota"] >= 0.80 and whole["idf1"] >= 0.75 and whole["num_switches"] <= 25, whole
     errors = line_errors(truth, followed)
     assert all(line["labelled"] >= 15 and line["error"] <= 0.10 for line in errors.values()), errors
-    over_the_picture = summary(errors_of(truth, found, FRAMES, 10.0))
-    assert over_the_picture["labelled"] > 800 and over_the_picture["error"] <= 0.055, over_the_picture
+    over_the_frame = summary(errors_of(truth, found, FRAMES, 10.0))
+    assert over_the_frame["labelled"] > 800 and over_the_frame["error"] <= 0.055, over_the_frame
     for every, fall in ((2, 0.05), (4, 0.15)):
         for first in range(1, every + 1):
             frames = range(first, 796, every)

@@ -1,4 +1,4 @@
-"""Streams of every kind of source that need nothing but this machine, each with numbered pictures."""
+"""Streams of every kind of source that need nothing but this machine, each with numbered frames."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def numbered(number: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Stream:
-    """One kind of source. `make` gives a new one, which begins with the first picture."""
+    """One kind of source. `make` gives a new one, which begins with the first frame."""
 
     make: Callable[[], Source]
-    make_slow: Callable[[], Source] | None = None  # after a few pictures, one in 0.8 s; None: it never waits
+    make_slow: Callable[[], Source] | None = None  # after a few frames, one in 0.8 s; None: it never waits
     endless: bool = False
 
 
@@ -60,7 +60,7 @@ def write_images(path: Path) -> Path:
 
 
 class _MotionJpeg(BaseHTTPRequestHandler):
-    """``/?fps=25``: pictures at this rate; ``&first=5``: so many at once before that."""
+    """``/?fps=25``: frames at this rate; ``&first=5``: so many at once before that."""
 
     protocol_version = "HTTP/1.0"
 
@@ -73,13 +73,13 @@ class _MotionJpeg(BaseHTTPRequestHandler):
         first = int(query.get("first", ["0"])[0])
         closing = getattr(self.server, "closing", threading.Event())
         self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=picture")
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
         number = 0
         try:
             while not closing.wait(interval_s if number >= first else 0.0):
                 jpeg = cv2.imencode(".jpg", numbered(number))[1].tobytes()
-                head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
                 self.wfile.write(head.encode() + jpeg + b"\r\n")
                 number += 1
         except OSError:

@@ -1,6 +1,6 @@
 """What every `Detector` does, whatever it runs on. A new one is added to `DETECTORS`.
 
-All of them look at pictures of one pure colour and find one object: the whole picture, of the colour's class.
+All of them look at frames of one pure colour and find one object: the whole frame, of the colour's class.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import pytest
 from numpy.typing import NDArray
 
 from tests import tiny_models
-from vision.benchmark.pictures import convert
-from vision.config import DetectConfig, load_model_card
-from vision.config.test_pattern import FAKE_COLORS
+from vision.benchmark.frames import convert
+from vision.config import DetectConfig, load_model_spec
 from vision.detect.detector import Detector
 from vision.detect.fake import FakeDetector
 from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
 from vision.errors import Closed, DeviceError, DeviceMissing
+from vision.test_pattern import FAKE_COLORS
 from vision.types import Detections, Frame, FrameMeta, PixelFormat, frame_shape
 
 LONG_S = 60.0  # for machines that are busy with something else
@@ -47,8 +47,8 @@ class Kind:
 def _onnxruntime(folder: Path, *, slow: bool = False, fragile: bool = False) -> Detector:
     (folder / "model.yaml").write_text(tiny_models.COLOUR_CARD)
     tiny_models.save_colour_model(folder / "colours.onnx", slow=slow, fragile=fragile)
-    card = load_model_card(folder)
-    return OnnxRuntimeDetector(folder / card.file, card, score=0.35, slots=2, threads=2, max_batch=4)
+    spec = load_model_spec(folder)
+    return OnnxRuntimeDetector(folder / spec.file, spec, score=0.35, slots=2, threads=2, max_batch=4)
 
 
 DETECTORS = {
@@ -79,7 +79,7 @@ def _tensorrt() -> Kind | None:
         (folder / "model.yaml").write_text(tiny_models.COLOUR_CARD)
         tiny_models.save_colour_model(folder / "colours.onnx")
         detect = DetectConfig(precision="fp32", slots=2, max_batch=4)
-        return open_model(folder, load_model_card(folder), detect, {"output": (7, 1)})
+        return open_model(folder, load_model_spec(folder), detect, {"output": (7, 1)})
 
     return Kind(
         open=open_one,
@@ -143,7 +143,7 @@ def slow(kind: Kind, tmp_path: Path) -> Iterator[Detector]:
         yield opened
 
 
-def picture(color: int, width_px: int, height_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
+def image(color: int, width_px: int, height_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
     """All pixels of one colour."""
     return convert(np.full((height_px, width_px, 3), FAKE_COLORS[color], np.uint8), pixel_format)
 
@@ -153,13 +153,13 @@ def frame(
 ) -> Frame:
     """A frame in a buffer of the detector, as a camera's thread makes it."""
     pixels = detector.frame_buffer(height_px, width_px, pixel_format)
-    pixels[...] = picture(color, width_px, height_px, pixel_format)
+    pixels[...] = image(color, width_px, height_px, pixel_format)
     return Frame(FrameMeta("cam", 0, 0, 0, 0, width_px, height_px), pixels, pixel_format)
 
 
 def foreign_frame(color: int) -> Frame:
     """A frame in memory that is not the detector's."""
-    return Frame(FrameMeta("cam", 0, 0, 0, 0, 64, 48), picture(color, 64, 48, "bgr"), "bgr")
+    return Frame(FrameMeta("cam", 0, 0, 0, 0, 64, 48), image(color, 64, 48, "bgr"), "bgr")
 
 
 def assert_finds(found: Detections, color: int, width_px: int = 64, height_px: int = 48) -> None:
@@ -203,7 +203,7 @@ def test_results_have_the_types_of_their_fields(detector: Detector) -> None:
     assert found.boxes_xyxy.shape == (1, 4)
     assert found.scores.dtype == np.float32
     assert found.class_ids.dtype == np.int32
-    assert found.excess == 0
+    assert found.truncated_candidates == 0
 
 
 def test_results_land_in_their_slot(detector: Detector) -> None:
@@ -270,7 +270,7 @@ def test_results_are_never_written_again(detector: Detector) -> None:
 def test_buffers_may_be_rewritten_after_wait(detector: Detector) -> None:
     given = frame(detector, 0)
     for color in (0, 1, 2, 0):
-        given.pixels[...] = picture(color, 64, 48, "bgr")
+        given.pixels[...] = image(color, 64, 48, "bgr")
         detector.submit(0, [given])
         (found,) = detector.wait(0, LONG_S)
         assert_finds(found, color)

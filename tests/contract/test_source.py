@@ -29,7 +29,7 @@ from tests.contract.streams import (
     wait_until,
 )
 from vision.capture.ffmpeg.file import PyAVFile
-from vision.capture.ffmpeg.rotation import UprightDecoder
+from vision.capture.ffmpeg.rotation import RotatingDecoder
 from vision.capture.ffmpeg.source import PyAVSource
 from vision.capture.opencv.file import VideoFile
 from vision.capture.opencv.source import LiveCapture, NetworkLink
@@ -48,7 +48,7 @@ def files_by_pyav(folder: Path) -> dict[str, Stream]:
     """The files of `streams` as a detector on a GPU has them read, and as one that takes bgr alone may."""
 
     def one(name: str, *pixel_formats: PixelFormat, loop: bool = False, offline: bool = False) -> Callable[[], Source]:
-        decoder = partial(UprightDecoder, offline=offline)
+        decoder = partial(RotatingDecoder, offline=offline)
         return lambda: PyAVFile(folder / f"{name}.avi", pixel_formats, decoder, loop=loop, offline=offline)
 
     return {
@@ -85,7 +85,7 @@ def grab_one(source: Source) -> Grab:
         grab = source.grab(0.5)
         if grab is not None:
             return grab
-    raise AssertionError("no picture in 20 s")
+    raise AssertionError("no frame in 20 s")
 
 
 def read(source: Source, info: StreamInfo) -> NDArray[np.uint8]:
@@ -99,7 +99,7 @@ def near(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
     return bool(np.abs(one.astype(int) - other.astype(int)).max() <= 3)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- frames ---------------------------------------------------------------------------------------------------------
 
 
 def test_open_tells_the_truth(stream: Stream) -> None:
@@ -127,17 +127,17 @@ def test_retrieve_writes_into_the_buffer_given_and_nowhere_else(stream: Stream) 
         assert np.all(arena[-64:] == 0xA5)
 
 
-def test_a_picture_is_not_changed_by_the_next_one(stream: Stream) -> None:
+def test_a_frame_is_not_changed_by_the_next_one(stream: Stream) -> None:
     with closing(stream.make()) as source:
         info = source.open()
-        pictures = [read(source, info) for _ in range(5)]
-        copies = [picture.copy() for picture in pictures]
+        frames = [read(source, info) for _ in range(5)]
+        copies = [frame.copy() for frame in frames]
         read(source, info)
-        assert all(np.array_equal(one, other) for one, other in zip(pictures, copies, strict=True))
-        assert all(not near(one, other) for one, other in pairwise(pictures))
+        assert all(np.array_equal(one, other) for one, other in zip(frames, copies, strict=True))
+        assert all(not near(one, other) for one, other in pairwise(frames))
 
 
-def test_pictures_that_are_not_retrieved_are_passed_over(stream: Stream) -> None:
+def test_frames_that_are_not_retrieved_are_passed_over(stream: Stream) -> None:
     with closing(stream.make()) as source:
         info = source.open()
         every = [read(source, info) for _ in range(6)]
@@ -148,7 +148,7 @@ def test_pictures_that_are_not_retrieved_are_passed_over(stream: Stream) -> None
         assert near(read(source, info), every[4])
 
 
-def test_a_buffer_of_another_size_is_refused_and_the_picture_is_not_lost(stream: Stream) -> None:
+def test_a_buffer_of_another_size_is_refused_and_the_frame_is_not_lost(stream: Stream) -> None:
     with closing(stream.make()) as source:
         info = source.open()
         expected = read(source, info)
@@ -216,7 +216,7 @@ def slow(request: pytest.FixtureRequest, all_streams: dict[str, Stream]) -> Sour
 
 
 def grab_until_none(source: Source) -> None:
-    """A grab that would wait for the next picture would return that picture."""
+    """A grab that would wait for the next frame would return that frame."""
     assert any(source.grab(0.05) is None for _ in range(COUNT))
 
 
@@ -234,14 +234,14 @@ def test_a_grab_returns_when_its_time_is_over_and_loses_nothing(request: pytest.
     all_streams = request.getfixturevalue("all_streams")
     with closing(all_streams[request.node.callspec.params["slow"]].make()) as source:
         info = source.open()
-        assert all(near(picture, read(source, info)) for picture in seen)
+        assert all(near(frame, read(source, info)) for frame in seen)
 
 
 def test_an_interrupt_ends_a_grab(slow: Source) -> None:
     with closing(slow) as source:
         source.open()
         grab_until_none(source)
-        timer = threading.Timer(0.02, source.interrupt)  # before the next picture, and likely within the grab
+        timer = threading.Timer(0.02, source.interrupt)  # before the next frame, and likely within the grab
         timer.start()
         assert source.grab(30) is None
         timer.join()
@@ -269,12 +269,12 @@ def test_what_needs_an_open_source_says_so(stream: Stream) -> None:
     with pytest.raises(SourceError, match=r"before open|after close"):
         source.grab(0.1)
     info = source.open()
-    with pytest.raises(SourceError, match="without a picture"):
+    with pytest.raises(SourceError, match="without a frame"):
         source.retrieve(buffer_for(info))
     source.close()
     with pytest.raises(SourceError, match=r"before open|after close"):
         source.grab(0.1)
-    with pytest.raises(SourceError, match="without a picture"):
+    with pytest.raises(SourceError, match="without a frame"):
         source.retrieve(buffer_for(info))
 
 
@@ -329,7 +329,7 @@ def failing(kind: str, folder: Path) -> Callable[[], Source]:
     scheme, _, library = kind.partition(" ")
     url = f"{scheme}://127.0.0.1:{closed_port()}/a"
     if kind == "file pyav":
-        return lambda: PyAVFile(folder / "missing.mp4", ("i420",), partial(UprightDecoder, offline=False))
+        return lambda: PyAVFile(folder / "missing.mp4", ("i420",), partial(RotatingDecoder, offline=False))
     if library == "pyav":
         camera = CameraConfig(id="away", source=url, via="ffmpeg")
         return lambda: PyAVSource(camera, ("bgr",))

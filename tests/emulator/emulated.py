@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-KERNELS = _HERE.parents[1] / "vision" / "detect" / "kernels"
+KERNELS = _HERE.parents[1] / "vision" / "detect" / "tensorrt" / "cuda"
 
 
 class Launch:

@@ -143,8 +143,8 @@ class EmulatedEngine:
         self.saved = 0
         batch = -1 if batches[0] != batches[1] else batches[0]
         channels = 4 if interleaved else 3
-        picture = _tensor("images", "input", given, (batch, channels, *input_hw))
-        self.inputs = (replace(picture, interleaved=interleaved),)
+        frame = _tensor("images", "input", given, (batch, channels, *input_hw))
+        self.inputs = (replace(frame, interleaved=interleaved),)
         self.outputs = tuple(_tensor(name, "output", given, (batch, *shape)) for name, shape in outputs.items())
         low, high = ((size, channels, *input_hw) for size in batches)
         self.profiles = (Profile({"images": Range(low, high, high)}, {}),)

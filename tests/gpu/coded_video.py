@@ -17,7 +17,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.ffmpeg.frames import PictureWriter
+from vision.capture.ffmpeg.frames import FrameWriter
 from vision.capture.ffmpeg.packets import time_ns
 from vision.types import frame_shape
 
@@ -56,7 +56,7 @@ def video(
 def written(
     images: Sequence[Image], codec: str, container: str, *, pixels: str = "yuv420p", options: dict[str, str]
 ) -> bytes:
-    """BGR pictures as a file."""
+    """BGR frames as a file."""
     muxing = {"movflags": "+faststart"} if container == "mp4" else {}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video"
@@ -88,7 +88,7 @@ def coded(data: bytes) -> list[bytes]:
 
 
 def decoded(data: bytes | Path, count: int | None = None) -> Iterator[tuple[int | None, Image]]:
-    """Presentation times and pictures in nv12, by FFmpeg; the first `count`."""
+    """Presentation times and frames in nv12, by FFmpeg; the first `count`."""
     with av.open(BytesIO(data) if isinstance(data, bytes) else str(data)) as file:
         for number, frame in enumerate(file.decode(video=0)):
             if number == count:
@@ -100,7 +100,7 @@ def _nv12(frame: av.VideoFrame) -> Image:
     """Without converting anything: the numbers of 4:2:0 in another order."""
     height_px, width_px = frame.height, frame.width
     planar = np.zeros(frame_shape(height_px, width_px, "i420"), np.uint8)
-    PictureWriter("i420").write(frame, planar)
+    FrameWriter("i420").write(frame, planar)
     out: Image = planar.copy()
     chroma = planar[height_px:].reshape(2, -1)
     out[height_px:] = chroma.T.reshape(height_px // 2, width_px)

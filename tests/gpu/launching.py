@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import InputCard, ModelCard
+from vision.config import InputSpec, ModelSpec
 from vision.detect.classes import class_names
 from vision.detect.reference.heads import Head
-from vision.detect.tensorrt.kernel_structs import FRAME, PictureLayout, describe_frame, describe_normalisation
+from vision.detect.tensorrt.kernel_structs import FRAME, FrameLayout, describe_frame, describe_normalisation
 from vision.detect.tensorrt.kernels import (
     KERNELS,
     RESULT,
@@ -61,29 +61,29 @@ class Bench(contextlib.ExitStack):
 
 def letterbox(
     device: Device,
-    card: InputCard,
-    pictures: Sequence[tuple[NDArray[np.uint8], PictureLayout] | None],
+    spec: InputSpec,
+    images: Sequence[tuple[NDArray[np.uint8], FrameLayout] | None],
     *,
     half: bool,
     interleaved: bool = False,
 ) -> tuple[NDArray[Any], NDArray[np.uint32]]:
-    """The network's input for pictures (None: an empty row of the batch), and the counts.
+    """The network's input for frames (None: an empty row of the batch), and the counts.
 
     The input is (B, 3, H, W); a view (B, 4, H, W) of what lies as (B, H, W, 4) where it is interleaved.
     """
-    program = LetterboxProgram.of(card, half_input=half, interleaved=interleaved)
-    batch = len(pictures)
+    program = LetterboxProgram.of(spec, half_input=half, interleaved=interleaved)
+    batch = len(images)
     with Bench(device) as bench:
         rows = b"".join(
-            NO_FRAME if each is None else describe_frame(card, each[1], bench.put(each[0])) for each in pictures
+            NO_FRAME if each is None else describe_frame(spec, each[1], bench.put(each[0])) for each in images
         )
         frames = bench.put(np.frombuffer(rows, np.uint8))
-        sides, dtype = (card.height, card.width), np.float16 if half else np.float32
+        sides, dtype = (spec.height, spec.width), np.float16 if half else np.float32
         shape = (batch, *sides, 4) if interleaved else (batch, 3, *sides)
         tensor = bench.buffer(int(np.prod(shape)) * np.dtype(dtype).itemsize)
         counts = bench.buffer(4 * batch)
         kernel = bench.module(program.file, program.definitions).kernel("letterbox")
-        bound = LetterboxKernel(kernel, program, describe_normalisation(card))
+        bound = LetterboxKernel(kernel, program, describe_normalisation(spec))
         bound.bind(batch, frames, tensor.address, counts.address).enqueue(bench.stream)
         bench.stream.synchronize()
         written = tensor.read(shape, dtype)
@@ -92,19 +92,19 @@ def letterbox(
 
 def postprocess(
     device: Device,
-    card: ModelCard,
+    spec: ModelSpec,
     head: Head,
     outputs: Mapping[str, NDArray[Any]],
     sizes: Sequence[tuple[int, int] | None],
 ) -> list[Detections]:
-    """What the kernels make of raw outputs, for source pictures of `sizes` (height, width); None: an empty row."""
-    classes = len(class_names(card))
+    """What the kernels make of raw outputs, for source frames of `sizes` (height, width); None: an empty row."""
+    classes = len(class_names(spec))
     layout = {name: Output(value.shape[1:], str(value.dtype)) for name, value in outputs.items()}
-    program = PostprocessProgram.of(card, head, classes, layout, device.shared_bytes)
+    program = PostprocessProgram.of(spec, head, classes, layout, device.shared_bytes)
     batch, objects = len(sizes), program.objects
     with Bench(device) as bench:
         rows = b"".join(
-            NO_FRAME if size is None else describe_frame(card.input, PictureLayout(*size, "bgr"), 0) for size in sizes
+            NO_FRAME if size is None else describe_frame(spec.input, FrameLayout(*size, "bgr"), 0) for size in sizes
         )
         frames = bench.put(np.frombuffer(rows, np.uint8))
         on_gpu = {name: bench.put(value) for name, value in outputs.items()}
@@ -128,7 +128,7 @@ def postprocess(
             program.objects_grid(batch),
             program.objects_block,
             *(frames, on_gpu[program.scores], on_gpu[program.boxes], *extra, keys.address, counts, limit),
-            *(np.float32(card.nms.iou), work.address, *results),
+            *(np.float32(spec.nms.iou), work.address, *results),
         ).enqueue(bench.stream)
         bench.stream.synchronize()
         found = host.array((batch,), RESULT).copy()

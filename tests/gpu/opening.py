@@ -11,11 +11,11 @@ from typing import Any
 
 from cuda.bindings import runtime
 
-from vision.config import DetectConfig, ModelCard
+from vision.config import DetectConfig, ModelSpec
 from vision.detect.classes import class_ids, class_names
 from vision.detect.reference.heads import make_head
 from vision.detect.tensorrt.detector import TensorRTDetector, detector_of, open_tensorrt_detector
-from vision.detect.tensorrt.loaded_engine import Model, Phases
+from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer
 from vision.gpu.cuda import open_device
 from vision.gpu.nvrtc import Module, Source
 from vision.types import Frame
@@ -35,17 +35,17 @@ extern "C" __global__ void nap(unsigned long long ns) {
 """
 
 
-def open_model(folder: Path, card: ModelCard, detect: DetectConfig, outputs: Shapes, **engine: Any) -> TensorRTDetector:
+def open_model(folder: Path, spec: ModelSpec, detect: DetectConfig, outputs: Shapes, **engine: Any) -> TensorRTDetector:
     """A detector for the ONNX file of a card. `outputs`, without the batch axis, are for the emulated engine."""
     if not EMULATED:
-        return open_tensorrt_detector(folder, card, detect)
+        return open_tensorrt_detector(folder, spec, detect)
     from tests.emulator.engine import onnx_compute
 
-    return open_computed(card, detect, outputs, compute=onnx_compute(str(folder / card.file)), **engine)
+    return open_computed(spec, detect, outputs, compute=onnx_compute(str(folder / spec.file)), **engine)
 
 
 def open_computed(
-    card: ModelCard,
+    spec: ModelSpec,
     detect: DetectConfig,
     outputs: Shapes,
     *,
@@ -56,13 +56,15 @@ def open_computed(
     """A detector over an emulated engine that computes `compute`."""
     from tests.emulator.engine import EmulatedEngine
 
-    names = class_names(card)
-    head = make_head(card, len(names), detect.score, class_ids(names, detect.classes, card.name))
+    names = class_names(spec)
+    head = make_head(spec, len(names), detect.score, class_ids(names, detect.classes, spec.name))
     with contextlib.ExitStack() as made:
         opened: Any = made.enter_context(
-            EmulatedEngine(compute, (card.input.height, card.input.width), outputs, **engine)
+            EmulatedEngine(compute, (spec.input.height, spec.input.width), outputs, **engine)
         )
-        return detector_of(open_device(), Model(opened, card, head, names, detect), Phases(), made, stop=stop)
+        return detector_of(
+            open_device(), LoadedEngine(opened, spec, head, names, detect), StartupTimer(), made, stop=stop
+        )
 
 
 class SlowDetector:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tests.gpu.opening import EMULATED, open_computed
 from tests.perf.site import write_config
 from vision.benchmark.pipeline import CountingSink
-from vision.config import DetectConfig, HeadCard, InputCard, ModelCard, NmsCard, SiteConfig
+from vision.config import AppConfig, DetectConfig, HeadSpec, InputSpec, ModelSpec, NmsSpec
 from vision.detect.tensorrt.detector import TensorRTDetector
 from vision.errors import EXIT_RUNTIME, Closed, DeviceError, ModelError
 from vision.gpu.memory import allocated
@@ -39,14 +39,14 @@ Images = NDArray[Any]
 OBJECTS = np.array([[10, 10, 20, 20, 0.9, 1], [30, 30, 50, 60, 0.8, 0], [0, 0, 5, 5, 0.1, 2]], np.float32)
 
 
-def card(kind: str = "end-to-end", **head: Any) -> ModelCard:
-    return ModelCard(
+def spec(kind: str = "end-to-end", **head: Any) -> ModelSpec:
+    return ModelSpec(
         name="test",
         file="test.onnx",
-        input=InputCard(width=96, height=64),
-        head=HeadCard(kind=kind, **head),  # type: ignore[arg-type]
+        input=InputSpec(width=96, height=64),
+        head=HeadSpec(kind=kind, **head),  # type: ignore[arg-type]
         classes=("a", "b", "c"),
-        nms=NmsCard(max_objects=10),
+        nms=NmsSpec(max_objects=10),
         licence="none",
     )
 
@@ -60,7 +60,7 @@ def opened(compute: Callable[[Images], Outputs] = three_objects, **settings: Any
     engine = {name: settings.pop(name) for name in ("batches", "dtypes", "interleaved") if name in settings}
     stop = settings.pop("stop", None)
     detect = DetectConfig(**{"score": 0.5, "slots": 2, "max_batch": 4, **settings})
-    return open_computed(card(), detect, outputs, compute=compute, stop=stop, **engine)
+    return open_computed(spec(), detect, outputs, compute=compute, stop=stop, **engine)
 
 
 def frame(value: int = 0) -> Frame:
@@ -192,7 +192,7 @@ def test_half_precision_in_and_out(dtypes: Mapping[str, str]) -> None:
 
 
 @pytest.mark.parametrize("dtypes", [{"images": "float16"}, {}])
-def test_pictures_pixel_by_pixel(dtypes: Mapping[str, str]) -> None:
+def test_frames_pixel_by_pixel(dtypes: Mapping[str, str]) -> None:
     shades: list[float] = []
 
     def seen(images: Images) -> Outputs:
@@ -240,13 +240,13 @@ def test_outputs_whose_size_the_data_decides(caplog: pytest.LogCaptureFixture) -
     with closing(opened(rows, outputs={"output": (-1, 6)})) as detector:
         assert detector.name.endswith("no graphs")
         assert detector.parallel == 1
-        assert "depends on the picture" in caplog.text
+        assert "depends on the frame" in caplog.text
         for count in (2, 0, 200, 7):
             detector.submit(0, [frame(count), frame(count)])
             found = detector.wait(0, 10.0)
             assert [len(each) for each in found] == [min(count, 10)] * 2
-            assert [each.excess for each in found] == [max(0, count - 10)] * 2
-        assert detector.graphs_off == "the model has outputs whose size depends on the picture"
+            assert [each.truncated_candidates for each in found] == [max(0, count - 10)] * 2
+        assert detector.graphs_off == "the model has outputs whose size depends on the frame"
         assert detector.counters() == {"detector.outputs_grown": 1}, "room is made in advance for small outputs"
 
 
@@ -266,7 +266,7 @@ def test_no_room_for_such_an_output_says_what_was_asked(monkeypatch: pytest.Monk
         gc.collect()  # what the exception held
 
 
-def test_such_an_engine_is_tried_before_the_first_picture() -> None:
+def test_such_an_engine_is_tried_before_the_first_frame() -> None:
     def logits(images: Images) -> Outputs:
         return {"output": np.repeat(OBJECTS[None], len(images), 0) * np.array([1, 1, 1, 1, 7, 1])}
 
@@ -274,7 +274,7 @@ def test_such_an_engine_is_tried_before_the_first_picture() -> None:
         opened(logits, outputs={"output": (-1, 6)})
 
 
-def test_rows_that_belong_to_no_picture_are_an_error() -> None:
+def test_rows_that_belong_to_no_frame_are_an_error() -> None:
     with pytest.raises(ModelError, match="end-to-end"):
         opened(three_objects, outputs={"output": (-1, 5)})
 
@@ -297,18 +297,18 @@ class Crowd:
         return three_objects(images)
 
 
-@pytest.mark.parametrize(("pictures", "together"), [(1, 5), (4, 3)])
-def test_as_many_batches_compute_together_as_the_cache_holds(pictures: int, together: int) -> None:
-    """Five pictures of 74 kB fit 400 kB; of any size, three batches."""
+@pytest.mark.parametrize(("frames", "together"), [(1, 5), (4, 3)])
+def test_as_many_batches_compute_together_as_the_cache_holds(frames: int, together: int) -> None:
+    """Five frames of 74 kB fit 400 kB; of any size, three batches."""
     crowd = Crowd()
     with closing(opened(crowd, slots=6)) as detector:
         crowd.most = 0
         for slot in range(6):
-            detector.submit(slot, [frame()] * pictures)
+            detector.submit(slot, [frame()] * frames)
         for _ in range(2):
             for slot in range(6):
                 assert_two_objects(detector.wait(slot, 10.0)[-1])
-                detector.submit(slot, [frame()] * pictures)
+                detector.submit(slot, [frame()] * frames)
         for slot in range(6):
             detector.wait(slot, 10.0)
     assert crowd.most == together
@@ -336,7 +336,7 @@ def test_the_program_ends_when_its_gpu_is_lost() -> None:
     """With the code that lets systemd start it again, soon, and with everything closed."""
     from cuda.bindings.device import gpu
 
-    site = SiteConfig.model_validate(
+    site = AppConfig.model_validate(
         {"cameras": [{"id": f"camera-{n}", "source": f"synthetic:96x64@50?seed={n}"} for n in range(3)]}
     )
     sink = CountingSink()

@@ -30,7 +30,7 @@ from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor, SupervisorPolicy
 from vision.capture.synthetic.source import Synthetic, SyntheticSpec
 from vision.cli.doctor import check_cuda
-from vision.config import CameraConfig, DetectConfig, SiteConfig, folder_of_model, load_model_card, shipped_models
+from vision.config import AppConfig, CameraConfig, DetectConfig, folder_of_model, load_model_spec, shipped_models
 from vision.detect.open import open_detector
 from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameStore
 from vision.errors import EXIT_CONFIG, DeviceMissing, EndOfStream, OutOfMemory, SourceError
@@ -43,7 +43,7 @@ from vision.runtime.builder import RunOptions
 from vision.runtime.status import Report
 from vision.types import Result, frame_shape
 
-Picture = tuple[int | None, NDArray[np.uint8]]
+Frame = tuple[int | None, NDArray[np.uint8]]
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="needs a driver that can be told what to say")
 
@@ -73,7 +73,7 @@ def test_the_detector_is_refused_and_no_restart_asked_for(unusable: tuple[str, s
     said, hint = unusable
     folder = folder_of_model("nanodet-g-416", shipped_models())
     with pytest.raises(DeviceMissing) as caught:
-        open_detector(folder, load_model_card(folder), DetectConfig(backend="tensorrt"))
+        open_detector(folder, load_model_spec(folder), DetectConfig(backend="tensorrt"))
     assert said in caught.value.args[0]
     assert hint in caught.value.hint
     assert caught.value.exit_code == EXIT_CONFIG
@@ -82,7 +82,7 @@ def test_the_detector_is_refused_and_no_restart_asked_for(unusable: tuple[str, s
 def test_auto_says_why_it_takes_the_cpu(unusable: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
     folder = folder_of_model("nanodet-g-416", shipped_models())
     with caplog.at_level(logging.INFO):
-        open_detector(folder, load_model_card(folder), DetectConfig(threads=1)).close()
+        open_detector(folder, load_model_spec(folder), DetectConfig(threads=1)).close()
     assert f"so ONNX Runtime detects on the CPU: {unusable[0]}" in caplog.text
 
 
@@ -99,7 +99,7 @@ def test_doctor_says_what_it_opens() -> None:
     assert found.detail == "Emulated GPU (sm_90), the driver knows CUDA 13.0"
 
 
-PICTURE_BYTES = 640 * 480 * 3 // 2
+FRAME_BYTES = 640 * 480 * 3 // 2
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def room_for(nbytes: int) -> Iterator[None]:
 
 
 def frame_store(*, integrated: bool = False) -> FrameStore:
-    return FrameStore(load_model_card(folder_of_model("nanodet-g-416", shipped_models())).input, integrated=integrated)
+    return FrameStore(load_model_spec(folder_of_model("nanodet-g-416", shipped_models())).input, integrated=integrated)
 
 
 def held() -> tuple[int, int, int]:
@@ -126,10 +126,10 @@ def held() -> tuple[int, int, int]:
     return now.device_bytes, now.host_bytes, gpu.used_bytes
 
 
-@pytest.mark.parametrize("pictures", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5])
+@pytest.mark.parametrize("frames", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5])
 @pytest.mark.parametrize("where", ["both", "shared", "decoded on the GPU"])
-def test_buffers_that_find_no_memory_leave_none_behind(where: str, pictures: float) -> None:
-    """Whichever of them is the first without: the picture's own, or its twin on the GPU."""
+def test_buffers_that_find_no_memory_leave_none_behind(where: str, images: float) -> None:
+    """Whichever of them is the first without: the frame's own, or its twin on the GPU."""
     allocate = {
         "both": frame_store().buffer,
         "shared": frame_store(integrated=True).buffer,
@@ -138,20 +138,20 @@ def test_buffers_that_find_no_memory_leave_none_behind(where: str, pictures: flo
     needed = 6 if where == "both" else 3
     slot = LatestSlot("gate", allocate)
     before = held()
-    with room_for(int(pictures * PICTURE_BYTES)):
-        if pictures < needed:
-            with pytest.raises(OutOfMemory, match=r"picture of 640x480: 0.4 MiB of .* memory were asked for") as caught:
+    with room_for(int(images * FRAME_BYTES)):
+        if images < needed:
+            with pytest.raises(OutOfMemory, match=r"frame of 640x480: 0.4 MiB of .* memory were asked for") as caught:
                 slot.configure(480, 640, "nv12")
             del caught
             assert held() == before
     slot.configure(480, 640, "nv12")
-    assert held()[2] >= before[2] + needed * PICTURE_BYTES
+    assert held()[2] >= before[2] + needed * FRAME_BYTES
     del slot
     assert held() == before
 
 
 def test_one_camera_without_memory_is_no_end_of_the_program() -> None:
-    """It gives back what it had, and tries again; once there is memory its pictures come."""
+    """It gives back what it had, and tries again; once there is memory its frames come."""
     from cuda.bindings.device import gpu
 
     spec = SyntheticSpec.parse("synthetic:64x48?format=nv12&resize=5:640x480&frames=8")
@@ -161,17 +161,17 @@ def test_one_camera_without_memory_is_no_end_of_the_program() -> None:
     def wait(_: float) -> None:
         seen.append((supervisor.status(), held()))
         if len(seen) == 2:
-            gpu.total_bytes += 6 * PICTURE_BYTES
+            gpu.total_bytes += 6 * FRAME_BYTES
 
     supervisor = CameraSupervisor(
         "gate", lambda: Synthetic(spec, ("nv12",), offline=True), slot, SupervisorPolicy(finite=True), wait=wait
     )
-    with room_for(int(3.5 * PICTURE_BYTES)):
+    with room_for(int(3.5 * FRAME_BYTES)):
         supervisor.run()
     assert len(seen) == 2
     for status, bytes_held in seen:
         assert status.state == "backing-off"
-        assert status.last_error.startswith("no memory for its pictures of 640x480: a camera's picture of 640x480")
+        assert status.last_error.startswith("no memory for its frames of 640x480: a camera's frame of 640x480")
         assert "MiB device memory are free" in status.last_error
         assert "a smaller stream" in status.last_error
         assert bytes_held == before
@@ -197,7 +197,7 @@ def camera(source: object, **settings: Any) -> CameraConfig:
         ("clip.mp4", {"via": "ffmpeg"}, False),
         ("clip.mp4", {"via": "opencv"}, False),
         ("http://10.0.0.4/a", {"via": "ffmpeg"}, False),
-        ("picture.jpg", {}, False),
+        ("frame.jpg", {}, False),
         (".", {}, False),
         ("/dev/video0", {}, False),
         ("csi:0", {}, False),
@@ -252,8 +252,8 @@ def test_where_the_module_is_missing_the_log_says_so(
     assert "pip install 'vision[nvdec]'" in caplog.text
 
 
-def read(source: Source, *, on_gpu: bool) -> Generator[Picture]:
-    """Times and pictures to the end, by way of GPU memory or of the host's."""
+def read(source: Source, *, on_gpu: bool) -> Generator[Frame]:
+    """Times and frames to the end, by way of GPU memory or of the host's."""
     with closing(source):
         info = source.open()
         while True:
@@ -284,7 +284,7 @@ def by_ffmpeg(source: object, **settings: Any) -> Source:
     return open_source(camera(source, via="ffmpeg", **settings), offline=True, pixel_formats=PIXEL_FORMATS)
 
 
-def same(found: list[Picture], wanted: list[Picture]) -> None:
+def same(found: list[Frame], wanted: list[Frame]) -> None:
     assert [pts_ns for pts_ns, _ in found] == [pts_ns for pts_ns, _ in wanted]
     for (_, one), (_, other) in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -292,8 +292,8 @@ def same(found: list[Picture], wanted: list[Picture]) -> None:
 
 REFUSED = {
     "motion jpeg": (partial(video, "mjpeg", "matroska", pixels="yuvj420p", count=8), "NVDEC cannot decode mjpeg"),
-    "10 bits": (partial(video, "libx265", "mp4", pixels="yuv420p10le", count=8), "expected pictures of 8 bits"),
-    # With pictures sent in another order, the card says so some packets later.
+    "10 bits": (partial(video, "libx265", "mp4", pixels="yuv420p10le", count=8), "expected frames of 8 bits"),
+    # With frames sent in another order, the card says so some packets later.
     "too wide": (partial(video, "libx264", "mp4", size=(64, 4224), count=8), "NVDEC cannot decode this H264"),
 }
 
@@ -302,7 +302,7 @@ REFUSED = {
 def test_what_nvdec_refuses_ffmpeg_decodes_into_the_same_memory(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From the first picture on, and once each the log says why."""
+    """From the first frame on, and once each the log says why."""
     make, why = REFUSED[name]
     path = tmp_path / f"{name}.video"
     path.write_bytes(make())
@@ -330,8 +330,8 @@ def test_what_it_does_not_refuse_it_decodes(tmp_path: Path, caplog: pytest.LogCa
     assert caplog.text == ""
 
 
-def test_pictures_that_have_to_be_turned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Which NVDEC cannot do; asked for, it is an error instead of a picture that lies on its side."""
+def test_frames_that_have_to_be_turned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which NVDEC cannot do; asked for, it is an error instead of a frame that lies on its side."""
     path = tmp_path / "a.mp4"
     path.write_bytes(video("libx264", "mp4", count=8, options=(*FAST.items(), ("bf", "0"))))
     turned(path, 1)
@@ -339,7 +339,7 @@ def test_pictures_that_have_to_be_turned(tmp_path: Path, caplog: pytest.LogCaptu
     found = list(read(by_auto(path), on_gpu=True))
     assert found[0][1].shape == frame_shape(320, 192, "i420")
     same(found, list(read(by_ffmpeg(path), on_gpu=False)))
-    assert "decoded on the CPU, because its pictures are to be turned by 90 degrees" in caplog.text
+    assert "decoded on the CPU, because its frames are to be turned by 90 degrees" in caplog.text
     source = open_source(camera(path, via="nvdec"), offline=True, pixel_formats=PIXEL_FORMATS)
     with (
         closing(source),
@@ -353,9 +353,9 @@ def test_every_pass_of_a_loop_by_the_same_decoder(tmp_path: Path, caplog: pytest
     path.write_bytes(REFUSED["10 bits"][0]())
     once = [pixels for _, pixels in read(by_ffmpeg(path), on_gpu=False)]
     opening._say_once.cache_clear()
-    with closing(read(by_auto(path, loop=True), on_gpu=True)) as pictures:
+    with closing(read(by_auto(path, loop=True), on_gpu=True)) as images:
         for number in range(20):
-            np.testing.assert_array_equal(next(pictures)[1], once[number % 8])
+            np.testing.assert_array_equal(next(images)[1], once[number % 8])
     assert caplog.text.count("decoded on the CPU") == 1
 
 
@@ -377,27 +377,27 @@ def test_with_little_memory_left_no_decoder_is_opened(tmp_path: Path, caplog: py
 
 
 def test_a_network_camera_that_nvdec_refuses(caplog: pytest.LogCaptureFixture) -> None:
-    """Over the connection that there is: nothing is opened again, and no picture is lost."""
+    """Over the connection that there is: nothing is opened again, and no frame is lost."""
     data = video("libx265", "mpegts", pixels="yuv420p10le", count=8)
     opening._say_once.cache_clear()
     with served(data, name="live.ts") as address:
         found, wanted = list(read(by_auto(address), on_gpu=True)), list(read(by_ffmpeg(address), on_gpu=False))
     assert len(found) == 8
     same(found, wanted)
-    assert "camera gate: decoded on the CPU, because expected pictures of 8 bits" in caplog.text
+    assert "camera gate: decoded on the CPU, because expected frames of 8 bits" in caplog.text
 
 
 def test_what_is_refused_later_ends_the_connection() -> None:
     """As when a camera is set to something else; the next connection begins with FFmpeg."""
     options = (*FAST.items(), ("bf", "0"))
     parts = [video("libx264", "h264", count=8, pixels=pixels, options=options) for pixels in ("yuv420p", "yuv420p10le")]
-    found: list[Picture] = []
+    found: list[Frame] = []
     with (
         served(*parts, name="live.h264") as address,
-        pytest.raises(SourceError, match="expected pictures of 8 bits"),
-        closing(read(by_auto(address), on_gpu=True)) as pictures,
+        pytest.raises(SourceError, match="expected frames of 8 bits"),
+        closing(read(by_auto(address), on_gpu=True)) as images,
     ):
-        found.extend(pictures)
+        found.extend(images)
     with served(parts[1], name="live.h264") as address:
         assert len(list(read(by_auto(address), on_gpu=True))) == 8
     assert len(found) == 8
@@ -434,7 +434,7 @@ def test_the_whole_program(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     detector.submit = watched  # type: ignore[method-assign]
     with ExitStack() as resources:
         given = RunOptions(threading.Event(), offline=True, sink=sink, open_detector=lambda *_: detector)
-        load_pipeline("detect")(SiteConfig.model_validate({"cameras": cameras}), given, resources).run(given.stop)
+        load_pipeline("detect")(AppConfig.model_validate({"cameras": cameras}), given, resources).run(given.stop)
     assert sink.results == {"a": 8, "b": 8}
     assert on_gpu == [True] * 16
     assert "camera a: 320x192 nv12 through nvdec-h264" in caplog.text

@@ -15,13 +15,13 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from tests.unit.engine_models import card, convolution, quantised
+from tests.unit.engine_models import convolution, quantised, spec
 from vision.config.app import DetectConfig
 from vision.engine.cache import EngineCache, key_of
 from vision.engine.library import find_library, supported_capabilities
 from vision.engine.memory import MemoryPool, make_allocator
 from vision.engine.open import load_plan, open_engine
-from vision.engine.options import BuildSettings, settled
+from vision.engine.options import BuildOptions, settled
 from vision.engine.profiler import parse_layers, profile_layers
 from vision.engine.runtime import Context, Engine
 from vision.errors import DeviceMissing, ModelError
@@ -70,7 +70,7 @@ def pool() -> Iterator[MemoryPool]:
 @pytest.fixture
 def engine(folder: Path, cache: Path, pool: MemoryPool) -> Iterator[Engine]:
     with open_engine(
-        folder, card(), DETECT, cuda.open_device(), cache_folder=cache, allocator=make_allocator(pool)
+        folder, spec(), DETECT, cuda.open_device(), cache_folder=cache, allocator=make_allocator(pool)
     ) as opened:
         yield opened
 
@@ -104,10 +104,10 @@ class Bench:
         self.context.enqueue(self.stream.address)
         memory.copy_to_host(self.result.address, self._output.address, self._output.nbytes, self.stream)
 
-    def run(self, pictures: NDArray[np.float32]) -> NDArray[Any]:
+    def run(self, frames: NDArray[np.float32]) -> NDArray[Any]:
         """What the engine computes."""
-        extra = self._images.channels - pictures.shape[1]
-        channels = np.pad(pictures, ((0, 0), (0, extra), (0, 0), (0, 0)))
+        extra = self._images.channels - frames.shape[1]
+        channels = np.pad(frames, ((0, 0), (0, extra), (0, 0), (0, 0)))
         laid_out = channels.transpose(0, 2, 3, 1) if self._images.interleaved else channels
         self.pixels.array(laid_out.shape, self._images.dtype)[...] = laid_out
         self.launch()
@@ -120,14 +120,14 @@ class Bench:
         return array
 
 
-def pictures(batch: int) -> NDArray[np.float32]:
+def frames(batch: int) -> NDArray[np.float32]:
     return np.random.default_rng(batch).normal(size=(batch, 3, 16, 16)).astype(np.float32)
 
 
 def right(batch: int) -> NDArray[np.float32]:
     """What ONNX Runtime computes on the CPU."""
     session = onnxruntime.InferenceSession(convolution(), providers=["CPUExecutionProvider"])
-    found: NDArray[np.float32] = session.run(None, {"images": pictures(batch)})[0]
+    found: NDArray[np.float32] = session.run(None, {"images": frames(batch)})[0]
     return found
 
 
@@ -135,7 +135,7 @@ def right(batch: int) -> NDArray[np.float32]:
 def test_every_profile_computes_what_onnx_runtime_does_eagerly_and_as_a_graph(engine: Engine, batch: int) -> None:
     with contextlib.ExitStack() as made:
         bench = Bench(engine, batch, made)
-        eager = bench.run(pictures(batch))
+        eager = bench.run(frames(batch))
         assert float(np.linalg.norm(eager - right(batch)) / np.linalg.norm(right(batch))) < 5e-3
         graph = made.enter_context(cuda.Graph.capture(bench.stream, bench.launch, "the test"))
         bench.outcome()[...] = 0
@@ -154,11 +154,11 @@ def test_tensorrts_memory_comes_from_the_pool_and_goes_back(folder: Path, cache:
     before = pool.report()
     with (
         open_engine(
-            folder, card(), DETECT, cuda.open_device(), cache_folder=cache, allocator=make_allocator(pool)
+            folder, spec(), DETECT, cuda.open_device(), cache_folder=cache, allocator=make_allocator(pool)
         ) as engine,
         contextlib.ExitStack() as made,
     ):
-        Bench(engine, 1, made).run(pictures(1))
+        Bench(engine, 1, made).run(frames(1))
         during = pool.report()
         assert during.allocations > before.allocations
     gc.collect()
@@ -168,7 +168,7 @@ def test_tensorrts_memory_comes_from_the_pool_and_goes_back(folder: Path, cache:
 def test_layers_have_times_and_descriptions(engine: Engine) -> None:
     with contextlib.ExitStack() as made:
         bench = Bench(engine, 4, made)
-        bench.run(pictures(4))
+        bench.run(frames(4))
         times = profile_layers(
             bench.context, lambda: bench.context.enqueue(bench.stream.address), bench.stream.synchronize, runs=5
         )
@@ -189,8 +189,8 @@ def test_kernels_are_kept_for_the_next_start(folder: Path, cache: Path, caplog: 
     said = []
     for start in range(2):
         caplog.clear()
-        with open_engine(folder, card(), DETECT, device, cache_folder=cache) as engine, contextlib.ExitStack() as made:
-            Bench(engine, 1, made).run(pictures(1))
+        with open_engine(folder, spec(), DETECT, device, cache_folder=cache) as engine, contextlib.ExitStack() as made:
+            Bench(engine, 1, made).run(frames(1))
             assert engine.save_kernels(), start
         said.append(caplog.text)
     assert len(list(cache.glob("*.kernels"))) == 1
@@ -205,12 +205,12 @@ def test_engine_that_does_not_load_is_built_again(
     """The right name and the right hash, and a plan that no library takes."""
     device = cuda.open_device()
     cache = EngineCache(tmp_path / "engines")
-    settings = settled(BuildSettings("fp16", 8), card())
-    real = load_plan(folder, card(), device, settings, cache=cache).built
+    settings = settled(BuildOptions("fp16", 8), spec())
+    real = load_plan(folder, spec(), device, settings, cache=cache).built
     assert real is not None
-    key = key_of((folder / "tiny.onnx").read_bytes(), find_library(), device, settings, card())
+    key = key_of((folder / "tiny.onnx").read_bytes(), find_library(), device, settings, spec())
     cache.load_or_build("tiny", key, lambda _: dataclasses.replace(real, plan=bytes(5000)), force=True)
-    with open_engine(folder, card(), DETECT, device, cache_folder=cache.folder) as opened:
+    with open_engine(folder, spec(), DETECT, device, cache_folder=cache.folder) as opened:
         assert opened.plan_bytes > 5000
     assert "does not load, building it again" in caplog.text
 
@@ -222,4 +222,4 @@ def test_quantised_models_are_refused_where_they_gave_wrong_results(tmp_path: Pa
     (tmp_path / "tiny.onnx").write_bytes(quantised())
     detect = DetectConfig.model_validate({"precision": "int8", "max_batch": 4})
     with pytest.raises(ModelError, match="gives wrong results there"):
-        open_engine(tmp_path, card(), detect, device, cache_folder=tmp_path / "engines")
+        open_engine(tmp_path, spec(), detect, device, cache_folder=tmp_path / "engines")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.gpu.launching import letterbox
-from vision.config import InputCard
+from vision.config import InputSpec
 from vision.detect.reference.letterbox import Letterbox, normalised, sample
-from vision.detect.tensorrt.kernel_structs import PictureLayout
+from vision.detect.tensorrt.kernel_structs import FrameLayout
 from vision.types import PixelFormat, YuvEncoding, frame_shape
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
@@ -23,45 +23,45 @@ ODD = [(1, 1), (1, 2), (2, 1), (1, 700), (700, 1), (31, 33), (5, 3), (401, 17)]
 EVEN = [(2, 2), (64, 96), (576, 768), (100, 34), (1080, 1920), (2, 400), (400, 2)]
 
 
-def picture(layout: PictureLayout, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def frame(layout: FrameLayout, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     shape = frame_shape(layout.height_px, layout.width_px, layout.pixel_format)
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def levels(card: InputCard, pixels: Any, layout: PictureLayout) -> Any:
+def levels(spec: InputSpec, pixels: Any, layout: FrameLayout) -> Any:
     """By the reference, not rounded."""
-    fit = Letterbox.fit(layout.width_px, layout.height_px, card.width, card.height, card.letterbox)
+    fit = Letterbox.fit(layout.width_px, layout.height_px, spec.width, spec.height, spec.letterbox)
     return sample(
         pixels,
         layout.pixel_format,
         fit,
-        model_width_px=card.width,
-        model_height_px=card.height,
-        fill=card.fill,
+        model_width_px=spec.width,
+        model_height_px=spec.height,
+        fill=spec.fill,
         encoding=layout.yuv,
     )
 
 
-def assert_rounded(card: InputCard, given: Any, wanted: Any, *, half: bool, said: str) -> None:
+def assert_rounded(spec: InputSpec, given: Any, wanted: Any, *, half: bool, said: str) -> None:
     """`given` is the normalised tensor of the levels `wanted`, rounded; those halfway between two may go either way."""
-    spread = max(card.scale * 255 / min(card.std), *np.abs(np.array(card.mean) / card.std))
+    spread = max(spec.scale * 255 / min(spec.std), *np.abs(np.array(spec.mean) / spec.std))
     below, above = (
-        normalised(np.rint(wanted + much), card.color, card.scale, card.mean, card.std) for much in (-1e-3, 1e-3)
+        normalised(np.rint(wanted + much), spec.color, spec.scale, spec.mean, spec.std) for much in (-1e-3, 1e-3)
     )
     nearest = np.minimum(np.abs(given - below), np.abs(given - above))
     assert nearest.max() <= spread * (1e-3 if half else 2e-6), said
 
 
-def check(device: Any, card: InputCard, layouts: list[PictureLayout], *, half: bool, interleaved: bool = False) -> None:
-    pixels = [picture(layout, seed) for seed, layout in enumerate(layouts)]
+def check(device: Any, spec: InputSpec, layouts: list[FrameLayout], *, half: bool, interleaved: bool = False) -> None:
+    pixels = [frame(layout, seed) for seed, layout in enumerate(layouts)]
     given = [*zip(pixels, layouts, strict=True), None]
-    tensor, counts = letterbox(device, card, given, half=half, interleaved=interleaved)
+    tensor, counts = letterbox(device, spec, given, half=half, interleaved=interleaved)
     assert not counts.any()
     assert (np.ascontiguousarray(tensor[-1]).view(np.uint8) == 0xA7).all(), "a row without a frame was written"
     assert tensor.shape[1] == (4 if interleaved else 3)
     assert not tensor[:-1, 3:].any(), "the fourth channel counts for something"
     for row, each, layout in zip(tensor[:, :3], pixels, layouts, strict=False):
-        assert_rounded(card, row.astype(np.float32), levels(card, each, layout), half=half, said=str(layout))
+        assert_rounded(spec, row.astype(np.float32), levels(spec, each, layout), half=half, said=str(layout))
 
 
 @pytest.mark.parametrize(
@@ -78,24 +78,24 @@ def test_every_size_and_format_in_one_launch(
     device: Any, width: int, height: int, half: bool, interleaved: bool
 ) -> None:
     layouts = [
-        PictureLayout(height_px, width_px, pixel_format)
+        FrameLayout(height_px, width_px, pixel_format)
         for pixel_format, (height_px, width_px) in itertools.product(FORMATS, EVEN)
     ]
-    layouts += [PictureLayout(*size, pixel_format) for pixel_format in FORMATS[:2] for size in ODD]
-    card = InputCard(width=width, height=height, mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395))
-    check(device, card, layouts, half=half, interleaved=interleaved)
+    layouts += [FrameLayout(*size, pixel_format) for pixel_format in FORMATS[:2] for size in ODD]
+    spec = InputSpec(width=width, height=height, mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395))
+    check(device, spec, layouts, half=half, interleaved=interleaved)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_yuv_encodings(device: Any, encoding: YuvEncoding) -> None:
-    layouts = [PictureLayout(64, 96, "nv12", encoding), PictureLayout(34, 50, "i420", encoding)]
-    check(device, InputCard(width=96, height=64), layouts, half=False)
+    layouts = [FrameLayout(64, 96, "nv12", encoding), FrameLayout(34, 50, "i420", encoding)]
+    check(device, InputSpec(width=96, height=64), layouts, half=False)
 
 
 @pytest.mark.parametrize("color", ["bgr", "rgb"])
 @pytest.mark.parametrize("placement", ["top-left", "center"])
 def test_colour_order_and_placement(device: Any, color: Any, placement: Any) -> None:
-    card = InputCard(
+    spec = InputSpec(
         width=96,
         height=64,
         color=color,
@@ -105,32 +105,32 @@ def test_colour_order_and_placement(device: Any, color: Any, placement: Any) -> 
         std=(1, 2, 3),
         fill=0,
     )
-    check(device, card, [PictureLayout(*size, "bgr") for size in EVEN], half=False)
+    check(device, spec, [FrameLayout(*size, "bgr") for size in EVEN], half=False)
 
 
-def test_a_picture_of_8k(device: Any) -> None:
-    check(device, InputCard(width=96, height=64), [PictureLayout(4320, 7680, "bgr")], half=False)
+def test_a_frame_of_8k(device: Any) -> None:
+    check(device, InputSpec(width=96, height=64), [FrameLayout(4320, 7680, "bgr")], half=False)
 
 
 def test_rows_may_be_further_apart_than_they_are_long(device: Any) -> None:
-    """As decoders lay them out: here the picture is the left part of a wider one."""
-    card = InputCard(width=96, height=64)
-    wide = picture(PictureLayout(48, 128, "nv12"), 5)
+    """As decoders lay them out: here the frame is the left part of a wider one."""
+    spec = InputSpec(width=96, height=64)
+    wide = frame(FrameLayout(48, 128, "nv12"), 5)
     narrow = np.ascontiguousarray(wide[:, :100])
-    layout = PictureLayout(48, 100, "nv12", pitch_bytes=128)
-    tensor, _ = letterbox(device, card, [(wide, layout)], half=False)
-    wanted = levels(card, narrow, PictureLayout(48, 100, "nv12"))
-    assert_rounded(card, tensor[0], wanted, half=False, said="a wide pitch")
+    layout = FrameLayout(48, 100, "nv12", pitch_bytes=128)
+    tensor, _ = letterbox(device, spec, [(wide, layout)], half=False)
+    wanted = levels(spec, narrow, FrameLayout(48, 100, "nv12"))
+    assert_rounded(spec, tensor[0], wanted, half=False, said="a wide pitch")
 
 
 def test_rounds_as_opencv_does(device: Any) -> None:
-    """Most levels of a real picture are the same, and none is further than one away: its weights have fewer bits."""
+    """Most levels of a real frame are the same, and none is further than one away: its weights have fewer bits."""
     capture = cv2.VideoCapture(str(CLIP))
-    picture_bgr = np.asarray(capture.read()[1], np.uint8)
+    frame_bgr = np.asarray(capture.read()[1], np.uint8)
     capture.release()
-    card = InputCard(width=416, height=416, color="bgr", letterbox="top-left")
-    tensor, _ = letterbox(device, card, [(picture_bgr, PictureLayout(576, 768, "bgr"))], half=False)
-    wanted = cv2.resize(picture_bgr, (416, 312), interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1)
+    spec = InputSpec(width=416, height=416, color="bgr", letterbox="top-left")
+    tensor, _ = letterbox(device, spec, [(frame_bgr, FrameLayout(576, 768, "bgr"))], half=False)
+    wanted = cv2.resize(frame_bgr, (416, 312), interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1)
     away = np.abs(tensor[0, :, :312] - wanted)
     assert away.max() <= 1
     assert (away == 0).mean() > 0.85

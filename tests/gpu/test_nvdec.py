@@ -1,4 +1,4 @@
-"""NVDEC against FFmpeg, picture by picture and bit by bit: files, network streams, and straight into the detector."""
+"""NVDEC against FFmpeg, frame by frame and bit by bit: files, network streams, and straight into the detector."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.gpu.coded_video import FAST, FPS, coded, decoded, served, video
 from tests.gpu.opening import EMULATED
 from vision.capture.ffmpeg.file import PyAVFile
 from vision.capture.ffmpeg.source import PyAVSource
-from vision.capture.liveness import PictureWatch
+from vision.capture.liveness import FrozenFrameDetector
 from vision.capture.nvdec.source import NvdecDecoder
 from vision.capture.open import open_source
 from vision.capture.source import Source
@@ -62,14 +62,14 @@ def opened_camera(address: str, **settings: Any) -> Source:
 
 
 def on_gpu(source: Source, height_px: int, width_px: int) -> Image:
-    """The picture grabbed last, by way of GPU memory."""
+    """The frame grabbed last, by way of GPU memory."""
     image = DeviceImage.make(height_px, width_px, "nv12")
     source.retrieve(image)
     return image.to_host()
 
 
 def rest_of(source: Source, height_px: int, width_px: int) -> Iterator[tuple[int | None, Image]]:
-    """Times and pictures of an open source until it ends."""
+    """Times and frames of an open source until it ends."""
     try:
         while (grab := source.grab(10)) is not None:
             yield grab.pts_ns, on_gpu(source, height_px, width_px)
@@ -112,7 +112,7 @@ def test_the_shipped_clip_as_ffmpeg_decodes_it() -> None:
         assert worst == 0
         for _ in range(200 - compared):
             assert source.grab(1.0) is not None
-        with pytest.raises(EndOfStream, match="ended after 200 pictures"):
+        with pytest.raises(EndOfStream, match="ended after 200 frames"):
             source.grab(1.0)
 
 
@@ -135,7 +135,7 @@ def test_the_shipped_clip_as_ffmpeg_decodes_it() -> None:
 def test_every_codec_as_ffmpeg_decodes_it(
     codec: str, container: str, options: tuple[tuple[str, str], ...], tolerance: int, tmp_path: Path
 ) -> None:
-    """Each picture, in the order in which they are shown, with its time."""
+    """Each frame, in the order in which they are shown, with its time."""
     data = video(codec, container, count=COUNT, options=options)
     wanted = list(decoded(data))
     assert len(wanted) == COUNT
@@ -184,7 +184,7 @@ def test_a_file_that_is_not_there_and_calls_out_of_order(tmp_path: Path) -> None
         with pytest.raises(SourceError, match="grab before open"):
             source.grab(1)
         source.open()
-        with pytest.raises(SourceError, match="without a picture grabbed"):
+        with pytest.raises(SourceError, match="without a frame grabbed"):
             source.retrieve(np.zeros((864, 768), np.uint8))
         assert source.grab(1) is not None
         for _ in range(2):
@@ -202,7 +202,7 @@ def test_a_file_that_is_cut_short(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     with opened_file(saved(tmp_path, data[: len(data) * 6 // 10], "a.mp4")) as source:
         source.open()
         found = 0
-        with pytest.raises(EndOfStream, match=rf"ended after \d+ of {COUNT} pictures: it is cut short") as end:
+        with pytest.raises(EndOfStream, match=rf"ended after \d+ of {COUNT} frames: it is cut short") as end:
             while source.grab(1):
                 found += 1
     print(f"\n{end.value}")
@@ -211,7 +211,7 @@ def test_a_file_that_is_cut_short(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_looped(tmp_path: Path) -> None:
-    """Time goes on, the pictures are the same."""
+    """Time goes on, the frames are the same."""
     path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=B_FRAMES), "a.mp4")
     wanted = [picture for _, picture in decoded(path)]
     with opened_file(path, loop=True) as source:
@@ -239,7 +239,7 @@ def encodings(count: int = 5) -> list[bytes]:
     ]
 
 
-def test_each_picture_of_a_file_tells_its_encoding(tmp_path: Path) -> None:
+def test_each_frame_of_a_file_tells_its_encoding(tmp_path: Path) -> None:
     """Those too that a decoder still had when the next encoding began, and after the file began again."""
     with opened_file(saved(tmp_path, b"".join(encodings()), "a.h264"), loop=True) as source:
         assert source.open().yuv == "bt601"
@@ -289,10 +289,10 @@ def test_a_network_stream_as_ffmpeg_decodes_it(
         np.testing.assert_array_equal(one, other)
 
 
-def test_pictures_of_a_live_stream_come_out_at_once(tmp_path: Path) -> None:
+def test_frames_of_a_live_stream_come_out_at_once(tmp_path: Path) -> None:
     """And those of a file, one call later and more."""
     path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=NO_B_FRAMES), "a.mp4")
-    print("\nlive: pictures in the decoder after each packet")
+    print("\nlive: frames in the decoder after each packet")
     held = {live: held_back(path, live=live) for live in (True, False)}
     print(held)
     assert held[True] == [0] * COUNT
@@ -301,7 +301,7 @@ def test_pictures_of_a_live_stream_come_out_at_once(tmp_path: Path) -> None:
 
 
 def held_back(path: Path, *, live: bool) -> list[int]:
-    """Pictures that are in and not out, after each packet; in the end all come out."""
+    """Frames that are in and not out, after each packet; in the end all come out."""
     import av
 
     held, within = [], 0
@@ -317,7 +317,7 @@ def held_back(path: Path, *, live: bool) -> list[int]:
     return held
 
 
-def test_a_live_stream_that_sends_pictures_out_of_order(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_live_stream_that_sends_frames_out_of_order(caplog: pytest.LogCaptureFixture) -> None:
     """All come out, from the second key frame on in their order; nothing is lost on the way."""
     caplog.set_level(logging.INFO)
     data = video("libx264", "mpegts", count=COUNT, options=B_FRAMES)
@@ -356,7 +356,7 @@ def test_a_new_size_in_mid_stream(order: tuple[int, int]) -> None:
             np.testing.assert_array_equal(on_gpu(source, *sizes[number // 10]), expected)
 
 
-def test_each_picture_of_a_stream_tells_its_encoding() -> None:
+def test_each_frame_of_a_stream_tells_its_encoding() -> None:
     with served(*encodings(), name="live.h264") as address, closing(opened_camera(address)) as source:
         assert source.open().yuv == "bt601"
         found = [grab.yuv for _ in range(15) if (grab := source.grab(10)) is not None]
@@ -364,7 +364,7 @@ def test_each_picture_of_a_stream_tells_its_encoding() -> None:
 
 
 def test_the_supervisor_and_buffers_on_the_gpu() -> None:
-    """A new size is a new epoch, and so is a new connection; every picture reaches the reader as it is."""
+    """A new size is a new epoch, and so is a new connection; every frame reaches the reader as it is."""
     parts = two_sizes()
     wanted = [picture for part in parts for _, picture in decoded(part)]
     with served(*parts, name="live.h264") as address:
@@ -392,12 +392,12 @@ def test_the_supervisor_and_buffers_on_the_gpu() -> None:
         slot.close()
         thread.join(20)
         assert not thread.is_alive()
-    unread = (1, 9)  # a picture that waits when its connection ends is dropped
+    unread = (1, 9)  # a frame that waits when its connection ends is dropped
     expected = [(epoch, index) for epoch in range(4) for index in range(10) if (epoch, index) <= (3, 5)]
     assert [one for one in seen if one != unread] == [one for one in expected if one != unread]
 
 
-def test_pictures_after_a_missing_one_are_marked_until_a_key_frame() -> None:
+def test_frames_after_a_missing_one_are_marked_until_a_key_frame() -> None:
     packets = coded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES))
     assert len(packets) == COUNT
     with (
@@ -413,7 +413,7 @@ def test_pictures_after_a_missing_one_are_marked_until_a_key_frame() -> None:
 
 
 def test_damage_ends_with_the_next_connection_and_nothing_hangs() -> None:
-    """NVDEC mends what it can; whatever it makes of broken pictures, the ones after the next key frame are whole."""
+    """NVDEC mends what it can; whatever it makes of broken frames, the ones after the next key frame are whole."""
     packets = coded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES))
     packets[15] = packets[15][: len(packets[15]) // 3] + packets[15][len(packets[15]) // 2 :]
     wanted = list(decoded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES)))
@@ -421,7 +421,7 @@ def test_damage_ends_with_the_next_connection_and_nothing_hangs() -> None:
         source.open()
         found = [picture for _, picture in rest_of(source, 192, 320)]
     print(
-        f"\n{len(found)} of {COUNT} pictures; differences",
+        f"\n{len(found)} of {COUNT} frames; differences",
         [difference(*pair) for pair in zip(found[:15], [w for _, w in wanted[:15]], strict=False)],
     )
     assert len(found) >= COUNT - 2
@@ -456,7 +456,7 @@ def test_a_frozen_camera_is_seen_by_rows_that_come_to_the_host() -> None:
     image = DeviceImage.make(576, 768, "nv12")
     write(image, pixels)
     np.testing.assert_array_equal(image.rows_to_host(6, 13), pixels[6::13])
-    watch = PictureWatch(1.0)
+    watch = FrozenFrameDetector(1.0)
     assert watch.see(image, 0, 0) == ""
     assert "has not changed" in watch.see(image, 1, 2_000_000_000)
     pixels[:] += 1
@@ -504,9 +504,7 @@ def test_decoders_side_by_side(parallel: int, tmp_path: Path) -> None:
         time.sleep(0.02)
     took_s = time.monotonic() - began
     total = sum(map(len, counts))
-    print(
-        f"\n{parallel} decoders: {total / took_s:.0f} pictures/s with opening, {(before - least) / 2**20:.0f} MiB held"
-    )
+    print(f"\n{parallel} decoders: {total / took_s:.0f} frames/s with opening, {(before - least) / 2**20:.0f} MiB held")
     assert [len(count) for count in counts] == [each] * parallel
 
 

@@ -1,4 +1,4 @@
-"""Pictures that NVDEC has decoded, found to be what they are by a detector that reads them where they lie."""
+"""Frames that NVDEC has decoded, found to be what they are by a detector that reads them where they lie."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.gpu.opening import EMULATED
 from tests.gpu.test_tensorrt_detector import detect, images, iou, open_nanodet, same
 from vision.capture.ffmpeg.file import PyAVFile
 from vision.capture.nvdec.source import NvdecDecoder
-from vision.config import SiteConfig
+from vision.config import AppConfig
 from vision.gpu.device_image import DeviceImage
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
@@ -77,7 +77,7 @@ def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(clip: Path, via: str, **options: Any) -> list[Result]:
     """`vision run --offline` of one file."""
-    site = SiteConfig.model_validate(
+    site = AppConfig.model_validate(
         {
             "model": "nanodet-g-416",
             "detect": {"score": 0.3},
@@ -121,7 +121,7 @@ def test_the_whole_program_finds_what_it_finds_through_opencv(
     assert shares[0.9] >= 0.9 * total
 
 
-def test_pictures_from_nvdec_and_from_the_host_are_the_same_to_the_detector(short_clip: Path, detector: Any) -> None:
+def test_frames_from_nvdec_and_from_the_host_are_the_same_to_the_detector(short_clip: Path, detector: Any) -> None:
     count = min(FRAMES, 40)
     ours, theirs = [], []
     with closing(PyAVFile(short_clip, ("nv12",), partial(NvdecDecoder, live=False), offline=True)) as source:
@@ -139,8 +139,8 @@ def test_pictures_from_nvdec_and_from_the_host_are_the_same_to_the_detector(shor
 def test_a_detector_on_the_cpu_gets_copies(short_clip: Path, caplog: pytest.LogCaptureFixture) -> None:
     from vision.detect.open import open_detector
 
-    def on_cpu(folder: Path, card: Any, settings: Any) -> Any:
-        return open_detector(folder, card, settings.model_copy(update={"backend": "onnxruntime"}))
+    def on_cpu(folder: Path, spec: Any, settings: Any) -> Any:
+        return open_detector(folder, spec, settings.model_copy(update={"backend": "onnxruntime"}))
 
     results = run(short_clip, "nvdec", open_detector=on_cpu)
     assert "copied from there, because onnxruntime" in caplog.text

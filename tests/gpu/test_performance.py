@@ -16,10 +16,10 @@ from tests.gpu.opening import EMULATED
 from vision.benchmark.bench import BenchSettings, measure
 from vision.benchmark.engine import measure_engine
 from vision.benchmark.gpu import GpuLane, copy_gb_per_s, device_mib, require
-from vision.benchmark.pipeline import Borrowed, run_site, synthetic_site
+from vision.benchmark.pipeline import NonClosingDetector, run_site, synthetic_site
 from vision.benchmark.profile import ProfileSettings, profile_model
 from vision.benchmark.timeline import trace_slots
-from vision.config import DetectConfig, load_model_card, shipped_models
+from vision.config import DetectConfig, load_model_spec, shipped_models
 from vision.engine.trace import SpanRecorder
 from vision.errors import ModelError
 from vision.gpu.cuda import open_device
@@ -79,12 +79,12 @@ def test_lanes_are_measured_side_by_side() -> None:
 
 
 @emulated
-def test_an_engine_whose_outputs_depend_on_the_picture_is_not_measured_alone() -> None:
+def test_an_engine_whose_outputs_depend_on_the_frame_is_not_measured_alone() -> None:
     gc.collect()  # what earlier tests left behind
     before = allocated()
     with engine() as opened:
         opened.outputs = (opened.outputs[0].__class__("output", "output", "float32", (-1, -1, 6), "device", False),)
-        with pytest.raises(ModelError, match="depends on the picture"):
+        with pytest.raises(ModelError, match="depends on the frame"):
             GpuLane(opened, SHAPES, graph=False)
         gc.collect()
     assert allocated().device_bytes == before.device_bytes
@@ -120,13 +120,13 @@ def test_a_time_line_of_the_slots(steps: bool) -> None:
 
 
 @emulated
-def test_the_program_runs_on_pictures_of_the_stage() -> None:
+def test_the_program_runs_on_frames_of_the_stage() -> None:
     from tests.gpu.test_emulated_detector import frame, opened
 
     with closing(opened()) as detector:
         shown = [[frame(), frame()] for _ in range(detector.slots)]
         size_px = (shown[0][0].meta.width_px, shown[0][0].meta.height_px)
-        ran = run_site(synthetic_site(2, 20.0, *size_px, "bgr"), 1.0, lambda *_: Borrowed(detector, 2, shown))
+        ran = run_site(synthetic_site(2, 20.0, *size_px, "bgr"), 1.0, lambda *_: NonClosingDetector(detector, 2, shown))
         assert ran.published_per_s > 0
         assert ran.objects_per_frame == 2
         detector.submit(0, shown[0])  # its slots are free again
@@ -144,7 +144,7 @@ def test_a_benchmark_with_everything(tmp_path: Path) -> None:
     require()
     folder = shipped_models() / "nanodet-g-416"
     settings = BenchSettings("tensorrt", batches=(1, 4), precisions=("fp16",), slots=(1, 2, 3), seconds=0.5)
-    found = measure(folder, load_model_card(folder), settings)
+    found = measure(folder, load_model_spec(folder), settings)
     found.save(tmp_path / "a.json")
     assert {(row.case.mode, row.case.lanes) for row in found.rows_of("engine")} == {
         ("eager", 1), ("eager", 2), ("graph", 1), ("graph", 2),
@@ -157,7 +157,7 @@ def test_a_benchmark_with_everything(tmp_path: Path) -> None:
     }
     assert rates["stage", "slots", 3, 4] > rates["stage", "slots", 1, 4]
     assert all(row.rate_error is not None for row in found.rows)
-    for batch in (1, 4):  # the program has as much to do with a picture as the stage
+    for batch in (1, 4):  # the program has as much to do with a frame as the stage
         stage, program = (
             [row.objects_per_frame for row in found.rows_of(part) if row.case.batch == batch]
             for part in ("stage", "pipeline")
@@ -170,7 +170,7 @@ def test_a_profile_with_a_time_line(tmp_path: Path) -> None:
     require()
     folder = shipped_models() / "nanodet-g-416"
     settings = ProfileSettings(4, DetectConfig(backend="tensorrt"), runs=5, trace=tmp_path / "t.json")
-    found = profile_model(folder, load_model_card(folder), settings)
+    found = profile_model(folder, load_model_spec(folder), settings)
     assert found.runs == 5
     assert found.total_ms > 0
     assert np.isclose(sum(time.share for time in found.times), 1)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.gpu.launching import postprocess
-from vision.config import HeadCard, InputCard, ModelCard, NmsCard
+from vision.config import HeadSpec, InputSpec, ModelSpec, NmsSpec
 from vision.detect.reference.heads import make_head
 from vision.detect.reference.letterbox import Letterbox
 from vision.detect.reference.postprocess import to_detections
@@ -45,19 +45,19 @@ class Case:
     content: Literal["random", "ties", "nothing", "all", "same box", "not numbers"] = "random"
 
     @property
-    def card(self) -> ModelCard:
+    def spec(self) -> ModelSpec:
         head = {"nanodet, one output": "nanodet", "efficient nms": "end-to-end"}.get(self.kind, self.kind)
-        return ModelCard(
+        return ModelSpec(
             name="test",
             file="test.onnx",
-            input=InputCard(width=96, height=64),
-            head=HeadCard(
+            input=InputSpec(width=96, height=64),
+            head=HeadSpec(
                 kind=head,  # type: ignore[arg-type]
                 activation="sigmoid" if self.sigmoid else "none",
                 box_scale="fraction" if self.fraction else "pixels",
             ),
             classes=tuple(f"class {index}" for index in range(self.classes)),
-            nms=NmsCard(
+            nms=NmsSpec(
                 iou=self.iou,
                 class_aware=self.class_aware,
                 max_candidates=self.candidates,
@@ -164,15 +164,15 @@ CASES = [
 
 
 def reference(case: Case, outputs: Arrays, index: int, size: tuple[int, int]) -> Detections:
-    card = case.card
-    head = make_head(card, case.classes, case.score, case.wanted)
+    spec = case.spec
+    head = make_head(spec, case.classes, case.score, case.wanted)
     head.bind({name: value.shape for name, value in outputs.items()})
-    fit = Letterbox.fit(size[1], size[0], 96, 64, card.input.letterbox)
+    fit = Letterbox.fit(size[1], size[0], 96, 64, spec.input.letterbox)
     with np.errstate(all="ignore"):
         candidates = head.decode([outputs[name][index].astype(np.float32) for name in head.outputs])
         if case.sigmoid:
             assert_rounding_decides_nothing(candidates.scores, case.score)
-        return to_detections(candidates, card.nms if head.needs_nms else None, fit, size[1], size[0])
+        return to_detections(candidates, spec.nms if head.needs_nms else None, fit, size[1], size[0])
 
 
 def assert_rounding_decides_nothing(scores: NDArray[np.float32], threshold: float) -> None:
@@ -188,15 +188,15 @@ def name_of(case: Case) -> str:
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_as_the_reference(device: Any, case: Case) -> None:
     outputs = case.outputs(len(SIZES), seed=CASES.index(case))
-    head = make_head(case.card, case.classes, case.score, case.wanted)
+    head = make_head(case.spec, case.classes, case.score, case.wanted)
     head.bind({name: value.shape for name, value in outputs.items()})
-    found = postprocess(device, case.card, head, outputs, SIZES)
+    found = postprocess(device, case.spec, head, outputs, SIZES)
     for index, (given, size) in enumerate(zip(found, SIZES, strict=True)):
         if size is None:
-            assert len(given) == given.excess == 0, "a row without a frame has objects"
+            assert len(given) == given.truncated_candidates == 0, "a row without a frame has objects"
             continue
         wanted = reference(case, outputs, index, size)
-        assert (len(given), given.excess) == (len(wanted), wanted.excess)
+        assert (len(given), given.truncated_candidates) == (len(wanted), wanted.truncated_candidates)
         np.testing.assert_array_equal(given.class_ids, wanted.class_ids)
         np.testing.assert_allclose(given.scores, wanted.scores, rtol=ROUNDING)
         np.testing.assert_allclose(given.boxes_xyxy, wanted.boxes_xyxy, rtol=0, atol=ROUNDING * max(size))
@@ -206,11 +206,11 @@ def test_the_same_again(device: Any) -> None:
     """The order in which threads come to write candidates down must not show."""
     case = Case("yolov8", rows=1500, content="ties", score=0.1, candidates=100)
     outputs = case.outputs(2, seed=1)
-    head = make_head(case.card, case.classes, case.score, None)
+    head = make_head(case.spec, case.classes, case.score, None)
     head.bind({name: value.shape for name, value in outputs.items()})
-    first = postprocess(device, case.card, head, outputs, [(480, 640), (64, 96)])
+    first = postprocess(device, case.spec, head, outputs, [(480, 640), (64, 96)])
     for _ in range(5):
-        again = postprocess(device, case.card, head, outputs, [(480, 640), (64, 96)])
+        again = postprocess(device, case.spec, head, outputs, [(480, 640), (64, 96)])
         for one, other in zip(first, again, strict=True):
             np.testing.assert_array_equal(one.boxes_xyxy, other.boxes_xyxy)
             np.testing.assert_array_equal(one.class_ids, other.class_ids)

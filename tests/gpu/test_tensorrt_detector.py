@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.gpu.opening import EMULATED, open_model
-from vision.config import DetectConfig, folder_of_model, load_model_card, shipped_models
+from vision.config import DetectConfig, folder_of_model, load_model_spec, shipped_models
 from vision.detect.detector import Detector
 from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
 from vision.engine.library import find_library
@@ -35,7 +35,7 @@ Image = NDArray[np.uint8]
 
 
 def images(count: int) -> list[Image]:
-    """The first pictures of the clip, 768x576."""
+    """The first frames of the clip, 768x576."""
     capture = cv2.VideoCapture(str(CLIP))
     try:
         return [np.asarray(capture.read()[1], np.uint8) for _ in range(count)]
@@ -48,10 +48,10 @@ HALF = dict.fromkeys(("images", *OUTPUTS), "float16")
 
 
 def open_nanodet(dtypes: Mapping[str, str] | None = None, **settings: Any) -> Any:
-    """`dtypes` are of the emulated engine; a real one has those of `BuildSettings`."""
+    """`dtypes` are of the emulated engine; a real one has those of `BuildOptions`."""
     folder = folder_of_model("nanodet-g-416", shipped_models())
     detect = DetectConfig(**{"score": 0.25, "slots": 2, "max_batch": 2 if EMULATED else 8, **settings})
-    return open_model(folder, load_model_card(folder), detect, OUTPUTS, dtypes=dtypes)
+    return open_model(folder, load_model_spec(folder), detect, OUTPUTS, dtypes=dtypes)
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +89,10 @@ def iou(boxes: NDArray[np.float32], box: NDArray[np.float32]) -> NDArray[np.floa
 def test_finds_what_onnx_runtime_finds(detector: Any) -> None:
     """At least 99 % of the boxes over 0.3 at IoU 0.98, their scores within 0.01, over the whole clip."""
     folder = folder_of_model("nanodet-g-416", shipped_models())
-    card = load_model_card(folder)
+    spec = load_model_spec(folder)
     clip = [frame(image) for image in images(FRAMES)]
     found = detect(detector, clip)
-    with closing(OnnxRuntimeDetector(folder / card.file, card, score=0.25, slots=1, threads=None)) as reference:
+    with closing(OnnxRuntimeDetector(folder / spec.file, spec, score=0.25, slots=1, threads=None)) as reference:
         wanted = detect(reference, clip)
     total = matched = close = 0
     for given, expected in zip(found, wanted, strict=True):

@@ -31,7 +31,7 @@ def tracked(n: int = 2) -> Tracks:
 def result(
     objects: Detections | Tracks | None = None, *, camera: str = "gate", index: int = 17, **changes: Any
 ) -> Result:
-    """One picture's result."""
+    """One frame's result."""
     given: dict[str, Any] = {"timing": TIMING, "dropped_before": {DropReason.STALE: 3, DropReason.MAX_FPS: 0}}
     meta = replace(META, camera_id=camera, index=index)
     return Result(meta, objects if objects is not None else found(), **(given | changes))

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.perf import site
-from vision.config import load_site
+from vision.config import load_config
 from vision.pipelines.detect import build
 from vision.runtime.builder import RunOptions
 from vision.runtime.status import Report
@@ -50,7 +50,7 @@ def measure(cameras: int) -> Mapping[str, float]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as resources:
         config = site.write_config(Path(folder) / "camera.yaml", [str(site.CLIP)] * cameras)
         stop = threading.Event()
-        runtime = build(load_site(config, {}), RunOptions(stop=stop, offline=True), resources)
+        runtime = build(load_config(config, {}), RunOptions(stop=stop, offline=True), resources)
         runtime.run(stop, on_report=note)
     (first, before), (last, after) = seen[0], seen[-1]
     frames = last - first

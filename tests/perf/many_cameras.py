@@ -2,7 +2,7 @@
 
     python -m tests.perf.many_cameras CAMERAS SECONDS [--fps 30] [--backend tensorrt] [--format nv12]
 
-prints one JSON object. The first 10 s do not count: buffers are made and the first pictures arrive together. Memory is
+prints one JSON object. The first 10 s do not count: buffers are made and the first frames arrive together. Memory is
 looked at every 5 s from the 30th on; that of the GPU is all that is in use there, by whomever. `pauses` are moments in
 which this process, which does nothing but sleep, came back late too: then it is the machine that stood still.
 """
@@ -185,9 +185,7 @@ def main() -> None:
     parser.add_argument("seconds", type=float)
     parser.add_argument("--fps", type=float, default=30.0, help="default: %(default)g")
     parser.add_argument("--backend", default="tensorrt", help="default: %(default)s")
-    parser.add_argument(
-        "--format", dest="pixel_format", help="of the pictures; as the detector likes best where absent"
-    )
+    parser.add_argument("--format", dest="pixel_format", help="of the frames; as the detector likes best where absent")
     print(json.dumps(measure(**vars(parser.parse_args())), indent=2))
 
 

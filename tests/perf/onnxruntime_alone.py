@@ -2,7 +2,7 @@
 
     python -m tests.perf.onnxruntime_alone MODEL.onnx RUNS [VIDEO]
 
-prints one line of JSON: runs per second of each arrangement. With VIDEO, a thread beside it decodes one picture for
+prints one line of JSON: runs per second of each arrangement. With VIDEO, a thread beside it decodes one frame for
 each run, into BGR, that nobody looks at: what any program that reads video has to do as well.
 """
 
@@ -30,10 +30,10 @@ def _session(model: Path, threads: int) -> Any:
 
 
 def _decode(video: Path, wanted: queue.SimpleQueue[bool]) -> None:
-    """Decode a picture of the video, over and over again, for each True in `wanted`."""
-    capture, picture = cv2.VideoCapture(str(video)), None
+    """Decode a frame of the video, over and over again, for each True in `wanted`."""
+    capture, frame = cv2.VideoCapture(str(video)), None
     while wanted.get():
-        found, picture = capture.read(picture)
+        found, frame = capture.read(frame)
         if not found:
             capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
     capture.release()

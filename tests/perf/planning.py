@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tests.perf.site import CLIP
 from vision.benchmark.plan import Check, make_plan, verify
-from vision.config import SiteConfig
+from vision.config import AppConfig
 
 SITES: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
     "one clip, 10 frames/s": [{"source": str(CLIP), "loop": True}],
@@ -35,7 +35,7 @@ def measure(quick: bool) -> Mapping[str, Any]:
 
 
 def _site(cameras: Sequence[Mapping[str, Any]], rounds: int, seconds: float) -> Mapping[str, Any]:
-    site = SiteConfig.model_validate(
+    site = AppConfig.model_validate(
         {
             "cameras": [{"id": f"camera-{number}", **camera} for number, camera in enumerate(cameras)],
             "detect": {"backend": "onnxruntime"},

@@ -38,18 +38,18 @@ from tests.perf.stage_parts import (
     stage,
     steps,
 )
-from vision.config import DetectConfig, ModelCard, folder_of_model, load_model_card, shipped_models
-from vision.config.profile import ProfileCard
+from vision.config import DetectConfig, ModelSpec, folder_of_model, load_model_spec, shipped_models
+from vision.config.profile import ProfileSpec
 from vision.detect.tensorrt.detector import open_tensorrt_detector
 from vision.engine.library import find_library
-from vision.engine.options import BuildSettings
+from vision.engine.options import BuildOptions
 from vision.gpu.cuda import open_device
 from vision.types import Detections, PixelFormat
 
 log = logging.getLogger("stage")
 
 LARGE = (1920, 1080)
-CLIP_PICTURES = 192
+CLIP_FRAMES = 192
 BYTES_OF_A_PIXEL: Mapping[PixelFormat, float] = {"bgr": 3, "bgrx": 4, "nv12": 1.5, "i420": 1.5}
 
 
@@ -107,7 +107,7 @@ def measure(report: Report, batches: Sequence[int], seconds: float) -> None:
         report.part("naive, ms a frame", partial(naive, it.model, it.slots[0]))
         report.values["goals"] = goals(report.values, batches)
         for batch in sorted({min(8, top), top}):
-            _large_pictures(report, it, batch, seconds)
+            _large_frames(report, it, batch, seconds)
     variants(report, top, seconds)
     for what in ("first", "second"):
         report.part(f"start as configured by default, {what} time, s", start)
@@ -119,35 +119,35 @@ def _one_batch(report: Report, it: Opened, batch: int, seconds: float) -> None:
     report.part(f"steps {batch} bgr, us", partial(_steps_of, it, batch, "bgr"))
     report.part(f"engine {batch}", partial(engine_alone, it.slots[:2], batch, seconds))
     report.part(f"engine {batch}, three streams", partial(engine_alone, it.slots[:3], batch, seconds))
-    report.part(f"copy {batch} bgr", partial(copy_alone, picture_bytes("bgr"), batch, seconds))
+    report.part(f"copy {batch} bgr", partial(copy_alone, frame_bytes("bgr"), batch, seconds))
     report.part(f"stage {batch} bgr", partial(_stages, it, batch, "bgr", seconds))
 
 
 def _one_format(report: Report, it: Opened, batch: int, pixel_format: PixelFormat, seconds: float) -> None:
     report.part(f"steps {batch} {pixel_format}, us", partial(_steps_of, it, batch, pixel_format))
-    report.part(f"copy {batch} {pixel_format}", partial(copy_alone, picture_bytes(pixel_format), batch, seconds))
+    report.part(f"copy {batch} {pixel_format}", partial(copy_alone, frame_bytes(pixel_format), batch, seconds))
     report.part(f"stage {batch} {pixel_format}", partial(_stages, it, batch, pixel_format, seconds))
 
 
-def picture_bytes(pixel_format: PixelFormat, size: tuple[int, int] = (768, 576)) -> int:
-    """Of one picture."""
+def frame_bytes(pixel_format: PixelFormat, size: tuple[int, int] = (768, 576)) -> int:
+    """Of one frame."""
     return int(size[0] * size[1] * BYTES_OF_A_PIXEL[pixel_format])
 
 
-def _large_pictures(report: Report, it: Opened, batch: int, seconds: float) -> None:
-    """Pictures of 1920x1080: five times the bytes, so that the bus is what limits."""
+def _large_frames(report: Report, it: Opened, batch: int, seconds: float) -> None:
+    """Frames of 1920x1080: five times the bytes, so that the bus is what limits."""
     slots = range(2, 5)
     for pixel_format in ("bgr", "nv12"):
         name = f"{batch} {pixel_format} {LARGE[0]}x{LARGE[1]}"
-        report.part(f"copy {name}", partial(copy_alone, picture_bytes(pixel_format, LARGE), batch, seconds))
+        report.part(f"copy {name}", partial(copy_alone, frame_bytes(pixel_format, LARGE), batch, seconds))
         report.part(f"stage {name}", partial(_stages, it, batch, pixel_format, seconds, counts=slots, size=LARGE))
 
 
 # ------------------------------------------------------------------------------------------------ variants
 
-_PLAIN = BuildSettings("fp16", interleaved_input=False, folded=False, fixed_batches=False)
+_PLAIN = BuildOptions("fp16", interleaved_input=False, folded=False, fixed_batches=False)
 
-VARIANTS: Mapping[str, BuildSettings] = {
+VARIANTS: Mapping[str, BuildOptions] = {
     "ranges of batches": _PLAIN,
     "fixed batch": replace(_PLAIN, fixed_batches=True),
     "fixed batch, interleaved": replace(_PLAIN, fixed_batches=True, interleaved_input=True),
@@ -160,7 +160,7 @@ def variants(report: Report, batch: int, seconds: float) -> None:
     reference: list[list[Detections]] = []
 
     def found_alike(it: Opened) -> dict[str, float]:
-        found = clip_detections(it.detector, CLIP_PICTURES)
+        found = clip_detections(it.detector, CLIP_FRAMES)
         if not reference:
             reference.append(found)
         return agreement(found, reference[0])
@@ -180,7 +180,7 @@ def variants(report: Report, batch: int, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def _opened_variant(report: Report, name: str, settings: BuildSettings, batch: int) -> Iterator[Opened | None]:
+def _opened_variant(report: Report, name: str, settings: BuildOptions, batch: int) -> Iterator[Opened | None]:
     """An engine for the greatest batch or the upper half of batches, so that it starts quickly; None: it cannot be."""
     if report.late():
         report.part(name, lambda: None)
@@ -189,8 +189,8 @@ def _opened_variant(report: Report, name: str, settings: BuildSettings, batch: i
 
     low_best_high = (batch if settings.fixed_batches else max(1, batch // 2), batch, batch)
 
-    def upper_half(card: ModelCard) -> ModelCard:
-        return card.model_copy(update={"profiles": (ProfileCard.model_validate({"batch": low_best_high}),)})
+    def upper_half(spec: ModelSpec) -> ModelSpec:
+        return spec.model_copy(update={"profiles": (ProfileSpec.model_validate({"batch": low_best_high}),)})
 
     detect = DetectConfig(score=0.25, max_batch=batch, slots=5)
     with contextlib.ExitStack() as made:
@@ -212,7 +212,7 @@ def _opened_variant(report: Report, name: str, settings: BuildSettings, batch: i
 def start() -> dict[str, float]:
     """From nothing to a detector that is ready, by phase; the second time, engine and kernels come from the cache."""
     folder = folder_of_model(MODEL, shipped_models())
-    detector = open_tensorrt_detector(folder, load_model_card(folder), DetectConfig())
+    detector = open_tensorrt_detector(folder, load_model_spec(folder), DetectConfig())
     try:
         return {**detector.phases.seconds, "together": sum(detector.phases.seconds.values())}
     finally:

@@ -15,19 +15,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.benchmark.pictures import convert
-from vision.config import DetectConfig, ModelCard, folder_of_model, load_model_card, shipped_models
+from vision.benchmark.frames import convert
+from vision.config import DetectConfig, ModelSpec, folder_of_model, load_model_spec, shipped_models
 from vision.detect.classes import class_ids, class_names
 from vision.detect.reference.heads import make_head
 from vision.detect.reference.letterbox import Letterbox
 from vision.detect.reference.postprocess import to_detections
 from vision.detect.tensorrt.detector import TensorRTDetector, detector_of
-from vision.detect.tensorrt.loaded_engine import Model, Phases
+from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer
 from vision.detect.tensorrt.slot import Slot
 from vision.engine.cuda_memory import CudaMemory
 from vision.engine.memory import MemoryPool, make_allocator
 from vision.engine.open import open_engine
-from vision.engine.options import BuildSettings
+from vision.engine.options import BuildOptions
 from vision.gpu.cuda import Event, Graph, Stream, open_device
 from vision.gpu.device_image import DeviceImage
 from vision.gpu.memory import DeviceBuffer, HostBuffer, copy_to_device, copy_to_host
@@ -44,36 +44,36 @@ class Opened:
     """The detector, and the model below it."""
 
     detector: TensorRTDetector
-    model: Model
+    model: LoadedEngine
     slots: list[Slot]
-    phases: Phases
+    phases: StartupTimer
 
 
 @contextlib.contextmanager
 def opened(
     detect: DetectConfig,
     *,
-    settings: BuildSettings | None = None,
-    update: Callable[[ModelCard], ModelCard] = lambda it: it,
+    settings: BuildOptions | None = None,
+    update: Callable[[ModelSpec], ModelSpec] = lambda it: it,
 ) -> Iterator[Opened]:
     """The detector with as many slots as `detect` says; fewer are measured by using fewer.
 
     `settings` of the engine in place of those that follow from `detect`; `update` changes the model's card.
     """
     folder = folder_of_model(MODEL, shipped_models())
-    card = update(load_model_card(folder))
+    spec = update(load_model_spec(folder))
     device = open_device()
-    phases = Phases()
+    phases = StartupTimer()
     with contextlib.ExitStack() as made:
         pool = MemoryPool(CudaMemory())
         made.callback(pool.close)
         with phases.phase("engine"):
             engine = made.enter_context(
-                open_engine(folder, card, detect, device, settings=settings, allocator=make_allocator(pool))
+                open_engine(folder, spec, detect, device, settings=settings, allocator=make_allocator(pool))
             )
-        names = class_names(card)
-        head = make_head(card, len(names), detect.score, class_ids(names, None, card.name))
-        model = Model(engine, card, head, names, detect)
+        names = class_names(spec)
+        head = make_head(spec, len(names), detect.score, class_ids(names, None, spec.name))
+        model = LoadedEngine(engine, spec, head, names, detect)
         detector = detector_of(device, model, phases, made)
     slots: list[Any] = list(detector._slots)
     try:
@@ -155,11 +155,11 @@ def graph_and_eager(it: Opened, batch: int, seconds: float) -> dict[str, float]:
 
 
 def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
-    """Milliseconds to copy `batch` page-locked pictures to the GPU, one copy a picture, one stream."""
+    """Milliseconds to copy `batch` page-locked frames to the GPU, one copy a frame, one stream."""
     with contextlib.ExitStack() as made:
         stream = made.enter_context(Stream())
-        hosts = [made.enter_context(HostBuffer(nbytes, "picture")).address for _ in range(batch)]
-        targets = [made.enter_context(DeviceBuffer(nbytes, "picture")).address for _ in range(batch)]
+        hosts = [made.enter_context(HostBuffer(nbytes, "frame")).address for _ in range(batch)]
+        targets = [made.enter_context(DeviceBuffer(nbytes, "frame")).address for _ in range(batch)]
 
         def step() -> None:
             for host, target in zip(hosts, targets, strict=True):
@@ -209,7 +209,7 @@ def frames_for(
 
 
 def device_image(image: NDArray[np.uint8], pixel_format: PixelFormat) -> DeviceImage:
-    """A picture of 768x576 in GPU memory."""
+    """A frame of 768x576 in GPU memory."""
     made = DeviceImage.make(576, 768, pixel_format)
     with Stream() as stream:
         copy_to_device(made.address, image.ctypes.data, image.nbytes, stream)
@@ -294,11 +294,11 @@ def steps(slot: Slot, batch: int) -> dict[str, float]:
     return took
 
 
-def naive(model: Model, slot: Slot, count: int = 40) -> float:
+def naive(model: LoadedEngine, slot: Slot, count: int = 40) -> float:
     """What is written first: OpenCV and NumPy on the host, pageable memory, waiting for every frame; ms a frame."""
-    card, stream, memory, context = model.card, slot.stream, slot.memory, slot.chains[1].context
-    picture = model.engine.tensor(model.input_name)
-    mean, std = np.array(card.input.mean, np.float32), np.array(card.input.std, np.float32)
+    spec, stream, memory, context = model.spec, slot.stream, slot.memory, slot.chains[1].context
+    frame = model.engine.tensor(model.input_name)
+    mean, std = np.array(spec.input.mean, np.float32), np.array(spec.input.std, np.float32)
     outputs = {
         name: np.empty(context.output_sizes()[name].shape or (), model.engine.tensor(name).dtype)
         for name in model.head.outputs
@@ -306,23 +306,23 @@ def naive(model: Model, slot: Slot, count: int = 40) -> float:
 
     def one(image: NDArray[np.uint8]) -> None:
         height, width = image.shape[:2]
-        box = Letterbox.fit(width, height, card.input.width, card.input.height, card.input.letterbox)
+        box = Letterbox.fit(width, height, spec.input.width, spec.input.height, spec.input.letterbox)
         content_width, content_height = box.content(width, height)
-        canvas = np.full((card.input.height, card.input.width, 3), card.input.fill, np.uint8)
+        canvas = np.full((spec.input.height, spec.input.width, 3), spec.input.fill, np.uint8)
         scaled = cv2.resize(image, (content_width, content_height))
         canvas[box.pad_y_px : box.pad_y_px + content_height, box.pad_x_px : box.pad_x_px + content_width] = scaled
         pixels = (canvas.astype(np.float32) - mean) / std
-        if picture.interleaved:
-            tensor = np.pad(pixels, ((0, 0), (0, 0), (0, 1))).astype(picture.dtype)
+        if frame.interleaved:
+            tensor = np.pad(pixels, ((0, 0), (0, 0), (0, 1))).astype(frame.dtype)
         else:
-            tensor = np.ascontiguousarray(pixels.transpose(2, 0, 1), picture.dtype)
+            tensor = np.ascontiguousarray(pixels.transpose(2, 0, 1), frame.dtype)
         copy_to_device(memory.input.address, tensor.ctypes.data, tensor.nbytes, stream)
         context.enqueue(stream.address)
         for name, output in outputs.items():
             copy_to_host(output.ctypes.data, memory.outputs[name].address, output.nbytes, stream)
         stream.synchronize()
         candidates = model.head.decode([output[0].astype(np.float32) for output in outputs.values()])
-        to_detections(candidates, card.nms, box, width, height)
+        to_detections(candidates, spec.nms, box, width, height)
 
     images = pictures(count, "bgr")
     one(images[0])
@@ -333,7 +333,7 @@ def naive(model: Model, slot: Slot, count: int = 40) -> float:
 
 
 def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
-    """What is found in the first pictures of the clip, in full batches."""
+    """What is found in the first frames of the clip, in full batches."""
     found: list[Detections] = []
     pixels = pictures(count, "bgr")
     frames = [Frame(FrameMeta("clip", index, 0, 0, 0, *CLIP_SIZE), each, "bgr") for index, each in enumerate(pixels)]

@@ -1,7 +1,7 @@
 """What following costs on one core, beside the ByteTrack of the package `trackers`, on the same objects in one run.
 
 The objects are synthetic: seen 95 % of the time, with the jitter of a detector, and with unsure boxes strewn over the
-picture. Both are given the same pictures in turns, so that what else runs on the machine slows both alike.
+frame. Both are given the same frames in turns, so that what else runs on the machine slows both alike.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from vision.types import Detections, Tracks
 
 _STEP_NS = 100_000_000
 _WIDTH, _HEIGHT = 1920, 1080
-_TURN = 50  # pictures
+_TURN = 50  # frames
 
 
 def measure(quick: bool = False) -> Mapping[str, Any]:
-    """Microseconds for one picture: median and 99th percentile."""
-    pictures = 100 if quick else 600
+    """Microseconds for one frame: median and 99th percentile."""
+    frames = 100 if quick else 600
     results: dict[str, Any] = {"adding 100 numbers (ns)": _pace_ns()}  # what one small NumPy call costs here and now
     for objects, unsure in ((6, 10), (10, 10), (100, 0), (100, 50)):
-        crowd = make_crowd(objects, unsure, pictures)
+        crowd = make_crowd(objects, unsure, frames)
         updates = {"vision": _our_update()}
         theirs = _their_update()
         if theirs is not None:
@@ -40,7 +40,7 @@ def measure(quick: bool = False) -> Mapping[str, Any]:
         results[f"{objects} objects, {unsure} unsure boxes"] = entry
     results["analytics"] = {
         f"{objects} tracks at {speed:g} px/s, {zones} zones, {lines} lines": _analytics_cost(
-            objects, speed, (zones, lines), pictures
+            objects, speed, (zones, lines), frames
         )
         for objects, zones, speed in ((10, 4, 60.0), (100, 20, 10.0), (100, 20, 60.0), (200, 20, 60.0))
         for lines in (0, 4)
@@ -60,14 +60,14 @@ def _pace_ns() -> float:
     return float(np.median(times))
 
 
-def make_crowd(objects: int, unsure: int, pictures: int, seed: int = 0) -> list[Detections]:
+def make_crowd(objects: int, unsure: int, frames: int, seed: int = 0) -> list[Detections]:
     """People of 60 to 160 px who walk straight on and turn at the border."""
     rng = np.random.default_rng(seed)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))
     speed = rng.normal(0, 60, (objects, 2))
     height = rng.uniform(60, 160, objects)[:, None]
     result = []
-    for _ in range(pictures):
+    for _ in range(frames):
         place = place + speed * _STEP_NS * 1e-9
         speed = np.where((place < (50, 200)) | (place > (_WIDTH - 50, _HEIGHT - 50)), -speed, speed)
         seen = rng.random(objects) < 0.95
@@ -123,7 +123,7 @@ def _percentiles(times_ns: Sequence[int]) -> Mapping[str, float]:
 
 
 def make_polygons(number: int, seed: int = 1) -> list[list[tuple[float, float]]]:
-    """Six-sided zones over the picture."""
+    """Six-sided zones over the frame."""
     rng = np.random.default_rng(seed)
     polygons = []
     for _ in range(number):
@@ -133,7 +133,7 @@ def make_polygons(number: int, seed: int = 1) -> list[list[tuple[float, float]]]
     return polygons
 
 
-def _analytics_cost(objects: int, speed_px_s: float, shapes: tuple[int, int], pictures: int) -> Mapping[str, float]:
+def _analytics_cost(objects: int, speed_px_s: float, shapes: tuple[int, int], frames: int) -> Mapping[str, float]:
     """Of so many zones and lines, for objects whose boxes jitter and which are seen 95 % of the time."""
     zones, lines = shapes
     config = CameraAnalytics(
@@ -151,18 +151,18 @@ def _analytics_cost(objects: int, speed_px_s: float, shapes: tuple[int, int], pi
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))
     speed = rng.normal(0, speed_px_s, (objects, 2))
     times, happened = [], 0
-    for at in range(pictures):
+    for at in range(frames):
         place = place + speed * _STEP_NS * 1e-9
         speed = np.where((place < (50, 200)) | (place > (_WIDTH - 50, _HEIGHT - 50)), -speed, speed)
         seen = rng.random(objects) < 0.95
         feet, number = (place + rng.normal(0, 1.0, (objects, 2)))[seen], int(seen.sum())
         boxes = np.hstack([feet - np.array([20, 100]), feet + np.array([20, 0])]).astype(np.float32)
         zeros = np.zeros(number, np.int64)
-        picture = Tracks(boxes, np.ones(number, np.float32), zeros.astype(np.int32), ids[seen], zeros)
+        frame = Tracks(boxes, np.ones(number, np.float32), zeros.astype(np.int32), ids[seen], zeros)
         started = time.thread_time_ns()
-        happened += len(stage.update(picture, at * _STEP_NS))
+        happened += len(stage.update(frame, at * _STEP_NS))
         times.append(time.thread_time_ns() - started)
-    return {**_percentiles(times[len(times) // 10 :]), "events_per_picture": happened / pictures}
+    return {**_percentiles(times[len(times) // 10 :]), "events_per_frame": happened / frames}
 
 
 def _geometry_cost(repetitions: int) -> Mapping[str, float]:

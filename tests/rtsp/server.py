@@ -10,10 +10,10 @@ cables and cameras do. Every line on stdout is an event that the tests wait for:
 Mounts:
 
 =========  ==========================================================================
-/clip      the clip as it is, H.264, not encoded again: decoded pictures are comparable
+/clip      the clip as it is, H.264, not encoded again: decoded frames are comparable
 /other     the same scene in 384x288, with sound
 /switch    changes between both sizes every ``--switch-s`` seconds
-/lossy     the clip, with one RTP packet missing in picture 25, 65, 105, ... and in the key frames 120, 240, ...
+/lossy     the clip, with one RTP packet missing in frame 25, 65, 105, ... and in the key frames 120, 240, ...
 /private   the clip, for ``--user`` and ``--password`` only
 /unset     the clip, from a camera whose clock was never set: its sender reports say 1900
 /h265      384x288, H.265
@@ -68,8 +68,8 @@ from gi.repository import GLib, Gst, GstApp, GstRtsp, GstRtspServer  # noqa: E40
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
 FPS = 10
 ENCODERS = {
-    # One slice a picture: rtph264pay repeats the parameter sets before each slice of a key frame, and FFmpeg takes what
-    # comes behind them for another picture.
+    # One slice a frame: rtph264pay repeats the parameter sets before each slice of a key frame, and FFmpeg takes what
+    # comes behind them for another frame.
     "h264": "x264enc tune=zerolatency sliced-threads=false speed-preset=ultrafast key-int-max=20"
     " ! h264parse config-interval=-1",
     "h265": "x265enc tune=zerolatency speed-preset=ultrafast key-int-max=20 ! h265parse config-interval=-1",
@@ -81,46 +81,46 @@ CAPS = {
     "mjpeg": "image/jpeg,width=384,height=288,framerate=10/1",
 }
 PAYLOADERS = {"h264": "rtph264pay config-interval=-1", "h265": "rtph265pay config-interval=-1", "mjpeg": "rtpjpegpay"}
-GOP = 20  # pictures from key frame to key frame, of the clip and of what is encoded here
+GOP = 20  # frames from key frame to key frame, of the clip and of what is encoded here
 
 
 @dataclass(frozen=True)
-class Coded:
-    """Coded pictures of one stream; key frames carry their parameter sets."""
+class PacketInfo:
+    """Coded frames of one stream; key frames carry their parameter sets."""
 
     codec: str
-    pictures: tuple[bytes, ...]
+    frames: tuple[bytes, ...]
 
 
-def coded_pictures(description: str) -> tuple[bytes, ...]:
+def coded_frames(description: str) -> tuple[bytes, ...]:
     """Run a pipeline that ends in an appsink called ``sink`` and keep everything that arrives."""
     pipeline = Gst.parse_launch(description + " ! appsink name=sink sync=false")
     sink = pipeline.get_by_name("sink")
     pipeline.set_state(Gst.State.PLAYING)
-    pictures = []
+    frames = []
     while (sample := sink.try_pull_sample(20 * Gst.SECOND)) is not None:
         buffer = sample.get_buffer()
-        pictures.append(buffer.extract_dup(0, buffer.get_size()))
+        frames.append(buffer.extract_dup(0, buffer.get_size()))
     pipeline.set_state(Gst.State.NULL)
-    if not pictures:
+    if not frames:
         raise SystemExit(f"nothing came out of: {description}")
-    return tuple(pictures)
+    return tuple(frames)
 
 
 @cache
-def whole(clip: Path) -> Coded:
-    """Every picture of the clip, as it is."""
-    return Coded(
-        "h264", coded_pictures(f'filesrc location="{clip}" ! qtdemux ! h264parse config-interval=-1 ! {CAPS["h264"]}')
+def whole(clip: Path) -> PacketInfo:
+    """Every frame of the clip, as it is."""
+    return PacketInfo(
+        "h264", coded_frames(f'filesrc location="{clip}" ! qtdemux ! h264parse config-interval=-1 ! {CAPS["h264"]}')
     )
 
 
 @cache
-def small(clip: Path, codec: str) -> Coded:
+def small(clip: Path, codec: str) -> PacketInfo:
     """The first 4 s of the clip in 384x288; encoded when somebody asks for it."""
-    return Coded(
+    return PacketInfo(
         codec,
-        coded_pictures(
+        coded_frames(
             f'filesrc location="{clip}" ! qtdemux ! h264parse ! avdec_h264 ! identity eos-after=40 ! videoconvert'
             f" ! videoscale ! video/x-raw,format=I420,width=384,height=288 ! {ENCODERS[codec]} ! {CAPS[codec]}"
         ),
@@ -128,18 +128,18 @@ def small(clip: Path, codec: str) -> Coded:
 
 
 class Feeder:
-    """Gives an appsrc one picture every 1/FPS s, with continuous timestamps, until the media goes."""
+    """Gives an appsrc one frame every 1/FPS s, with continuous timestamps, until the media goes."""
 
-    def __init__(self, appsrc: Any, picture: Callable[[int], bytes]) -> None:
+    def __init__(self, appsrc: Any, frame: Callable[[int], bytes]) -> None:
         self._appsrc = appsrc
-        self._picture = picture
+        self._frame = frame
         self._started_s = time.monotonic()
         self._index = 0
         GLib.timeout_add(10, self._feed)
 
     def _feed(self) -> bool:
         while self._index / FPS <= time.monotonic() - self._started_s:
-            buffer = Gst.Buffer.new_wrapped(self._picture(self._index))
+            buffer = Gst.Buffer.new_wrapped(self._frame(self._index))
             buffer.pts = buffer.dts = self._index * Gst.SECOND // FPS
             buffer.duration = Gst.SECOND // FPS
             if self._appsrc.emit("push-buffer", buffer) != Gst.FlowReturn.OK:
@@ -149,7 +149,7 @@ class Feeder:
 
 
 class Loss:
-    """A pad probe that takes the second packet out of some pictures."""
+    """A pad probe that takes the second packet out of some frames."""
 
     def __init__(self) -> None:
         self._index = -1
@@ -166,10 +166,10 @@ class Loss:
 class Mount(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
     """One stream, shared by all its clients, as a camera's is."""
 
-    def __init__(self, codec: str, picture: Callable[[int], bytes], **oddities: bool) -> None:
+    def __init__(self, codec: str, frame: Callable[[int], bytes], **oddities: bool) -> None:
         super().__init__()
         self._codec = codec
-        self._picture = picture
+        self._frame = frame
         self._lossy = oddities.get("lossy", False)
         self._unset = oddities.get("unset", False)
         self._sound = oddities.get("sound", False)
@@ -198,7 +198,7 @@ class Mount(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
         return media
 
     def _configure(self, _factory: Any, media: Any) -> None:
-        Feeder(media.get_element().get_by_name("feed"), self._picture)
+        Feeder(media.get_element().get_by_name("feed"), self._frame)
         media.connect("prepared", self._prepared)
 
     def _prepared(self, media: Any) -> None:
@@ -213,26 +213,26 @@ class Mount(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
 def mounts(clip: Path, switch_s: int) -> dict[str, Mount]:
     """What is served where; nothing is read or encoded before the first client asks for it."""
 
-    def clip_picture(index: int) -> bytes:
-        pictures = whole(clip).pictures
-        return pictures[index % len(pictures)]
+    def clip_frame(index: int) -> bytes:
+        frames = whole(clip).frames
+        return frames[index % len(frames)]
 
-    def small_picture(codec: str) -> Callable[[int], bytes]:
-        return lambda index: small(clip, codec).pictures[index % (2 * GOP)]
+    def small_frame(codec: str) -> Callable[[int], bytes]:
+        return lambda index: small(clip, codec).frames[index % (2 * GOP)]
 
-    def switching_picture(index: int) -> bytes:
+    def switching_frame(index: int) -> bytes:
         turn, place = divmod(index, switch_s * FPS)
-        return small_picture("h264")(place) if turn % 2 else clip_picture(place)
+        return small_frame("h264")(place) if turn % 2 else clip_frame(place)
 
     return {
-        "/clip": Mount("h264", clip_picture),
-        "/other": Mount("h264", small_picture("h264"), sound=True),
-        "/switch": Mount("h264", switching_picture),
-        "/lossy": Mount("h264", clip_picture, lossy=True),
-        "/private": Mount("h264", clip_picture),
-        "/unset": Mount("h264", clip_picture, unset=True),
-        "/h265": Mount("h265", small_picture("h265")),
-        "/mjpeg": Mount("mjpeg", small_picture("mjpeg")),
+        "/clip": Mount("h264", clip_frame),
+        "/other": Mount("h264", small_frame("h264"), sound=True),
+        "/switch": Mount("h264", switching_frame),
+        "/lossy": Mount("h264", clip_frame, lossy=True),
+        "/private": Mount("h264", clip_frame),
+        "/unset": Mount("h264", clip_frame, unset=True),
+        "/h265": Mount("h265", small_frame("h265")),
+        "/mjpeg": Mount("mjpeg", small_frame("mjpeg")),
     }
 
 
@@ -274,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serve a clip over RTSP, for ever, in real time.")
     parser.add_argument("--check", action="store_true", help="say what is missing to run this, and end")
     parser.add_argument(
-        "--clip", type=Path, default=CLIP, help="MP4 file with H.264, 10 pictures/s, a key frame every 20"
+        "--clip", type=Path, default=CLIP, help="MP4 file with H.264, 10 frames/s, a key frame every 20"
     )
     parser.add_argument("--port", type=int, default=0, help="0: any free one, printed")
     parser.add_argument("--user", default="viewer")

@@ -135,8 +135,8 @@ def refusing_port() -> Iterator[int]:
         yield bound.getsockname()[1]
 
 
-def picture(source: Source, info: StreamInfo) -> tuple[NDArray[np.uint8], int, int]:
-    """The picture grabbed last, with its height and width."""
+def frame(source: Source, info: StreamInfo) -> tuple[NDArray[np.uint8], int, int]:
+    """The frame grabbed last, with its height and width."""
     height, width = info.height_px, info.width_px
     out = np.zeros(frame_shape(height, width, info.pixel_format), np.uint8)
     try:
@@ -149,7 +149,7 @@ def picture(source: Source, info: StreamInfo) -> tuple[NDArray[np.uint8], int, i
 
 
 def luma(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.int16]:
-    """Brightness of a picture, 1/16 of its pixels."""
+    """Brightness of a frame, 1/16 of its pixels."""
     if pixel_format == "bgr":
         pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2YUV_I420), np.uint8)
     return pixels[: pixels.shape[0] * 2 // 3 : 4, ::4].astype(np.int16)
@@ -157,30 +157,30 @@ def luma(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.int
 
 @cache
 def clip_luma() -> NDArray[np.int16]:
-    """Brightness of every picture of the clip (N, H/4, W/4), decoded from the file by GStreamer: RTSP must equal it."""
+    """Brightness of every frame of the clip (N, H/4, W/4), decoded from the file by GStreamer: RTSP must equal it."""
     gst = library().Gst
     pipeline = gst.parse_launch(f'filesrc location="{CLIP}" ! qtdemux ! h264parse ! avdec_h264 ! appsink name=sink')
     sink = pipeline.get_by_name("sink")
     sink.set_property("sync", False)
     pipeline.set_state(gst.State.PLAYING)
-    pictures = []
+    frames = []
     while (sample := sink.try_pull_sample(round(PATIENCE_S * 1e9))) is not None:
         size = sample.get_caps().get_structure(0)
         width, height = size.get_value("width"), size.get_value("height")
         pixels = np.frombuffer(sample.get_buffer().extract_dup(0, width * height * 3 // 2), np.uint8)
-        pictures.append(luma(pixels.reshape(height * 3 // 2, width), "i420"))
+        frames.append(luma(pixels.reshape(height * 3 // 2, width), "i420"))
     pipeline.set_state(gst.State.NULL)
-    return np.stack(pictures)
+    return np.stack(frames)
 
 
 def place_in_clip(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> tuple[int, float]:
-    """Which picture of the clip this is, and how far from it in mean brightness: 0 but for colour conversions."""
+    """Which frame of the clip this is, and how far from it in mean brightness: 0 but for colour conversions."""
     errors = np.abs(clip_luma() - luma(pixels, pixel_format)).mean(axis=(1, 2))
     return int(errors.argmin()), float(errors.min())
 
 
 class Recorder:
-    """A `FrameSink` that keeps what it is told about every picture, and the last one's pixels."""
+    """A `FrameSink` that keeps what it is told about every frame, and the last one's pixels."""
 
     def __init__(self) -> None:
         self.metas: list[FrameMeta] = []
@@ -243,13 +243,13 @@ class Watched:
         wait_until(lambda: self.states[-1] == "backing-off", f"the loss to be noticed after {self.states}")
 
     def wait_grabbed(self, count: int) -> None:
-        """`count` pictures in all, used or not."""
-        wait_until(lambda: self.status.grabbed >= count, f"{count} pictures, {self.states}, {self.errors}")
+        """`count` frames in all, used or not."""
+        wait_until(lambda: self.status.grabbed >= count, f"{count} frames, {self.states}, {self.errors}")
 
     def wait_frames(self, count: int) -> None:
-        """`count` more pictures."""
+        """`count` more frames."""
         wanted = len(self.recorder.metas) + count
-        wait_until(lambda: len(self.recorder.metas) >= wanted, f"{count} pictures, {self.states}, {self.errors}")
+        wait_until(lambda: len(self.recorder.metas) >= wanted, f"{count} frames, {self.states}, {self.errors}")
 
     def __enter__(self) -> Watched:
         for thread in self._threads:

@@ -18,9 +18,9 @@ from tests.rtsp.stage import (
     PATIENCE_S,
     Server,
     camera,
+    frame,
     open_files,
     opened,
-    picture,
     place_in_clip,
     source_of,
     wait_until,
@@ -43,21 +43,21 @@ def test_it_is_available() -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
-def test_the_first_picture_is_a_key_frame(server: Server, transport: str) -> None:
-    """Also for a client that comes in the middle of a group of pictures."""
+def test_the_first_frame_is_a_key_frame(server: Server, transport: str) -> None:
+    """Also for a client that comes in the middle of a group of frames."""
     with opened(camera(server.url("/clip"), "gstreamer")) as (before, info):
         for _ in range(2 * GOP):
             assert before.grab(PATIENCE_S) is not None
-            place, _ = place_in_clip(picture(before, info)[0], info.pixel_format)
+            place, _ = place_in_clip(frame(before, info)[0], info.pixel_format)
             if place % GOP == 5:
                 break
         else:
-            pytest.fail("no picture 5 of a group came by")
+            pytest.fail("no frame 5 of a group came by")
         with opened(camera(server.url("/clip"), "gstreamer", transport=transport)) as (source, _):
             grab = source.grab(PATIENCE_S)
             assert grab is not None
             assert not grab.corrupt
-            place, error = place_in_clip(picture(source, info)[0], info.pixel_format)
+            place, error = place_in_clip(frame(source, info)[0], info.pixel_format)
             assert place % GOP == 0
             assert error == 0.0
 
@@ -89,7 +89,7 @@ def test_other_codecs_and_sound(server: Server, path: str, decoder: str) -> None
         assert (info.width_px, info.height_px, info.decoder) == (384, 288, decoder)
         for _ in range(3):
             assert source.grab(PATIENCE_S) is not None
-            pixels, _, _ = picture(source, info)
+            pixels, _, _ = frame(source, info)
             assert 20 < pixels.std() < 100
 
 
@@ -101,7 +101,7 @@ def test_pixel_formats(server: Server, formats: tuple[PixelFormat, ...]) -> None
         info = source.open()
         assert info.pixel_format == ("i420" if "i420" in formats else formats[0])
         assert source.grab(PATIENCE_S) is not None
-        pixels, _, _ = picture(source, info)
+        pixels, _, _ = frame(source, info)
         if info.pixel_format != "bgrx":
             assert place_in_clip(pixels, info.pixel_format)[1] < 4.0
         else:
@@ -111,7 +111,7 @@ def test_pixel_formats(server: Server, formats: tuple[PixelFormat, ...]) -> None
 
 
 @pytest.mark.parametrize(("width", "expected"), [(320, "I420"), (321, "BGR")])
-def test_pictures_with_odd_sides_are_converted(width: int, expected: str) -> None:
+def test_frames_with_odd_sides_are_converted(width: int, expected: str) -> None:
     gst = library().Gst
     names = ("videotestsrc", "capsfilter", "videoconvert", "appsink")
     chain = [gst.ElementFactory.make(name, None) for name in names]
@@ -131,7 +131,7 @@ def test_pictures_with_odd_sides_are_converted(width: int, expected: str) -> Non
 
 
 class Recorded(GStreamerSource):
-    """A camera whose coded pictures come from a file, and are decoded as those of any other."""
+    """A camera whose coded frames come from a file, and are decoded as those of any other."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(camera("rtsp://127.0.0.1/recorded", "gstreamer"), ("i420",))
@@ -157,7 +157,7 @@ SAID: tuple[tuple[int, str, YuvEncoding], ...] = (
 
 
 @pytest.mark.parametrize("parts", [UNSAID, SAID], ids=["unsaid", "said"])
-def test_each_picture_tells_its_encoding(parts: tuple[tuple[int, str, YuvEncoding], ...], tmp_path: Path) -> None:
+def test_each_frame_tells_its_encoding(parts: tuple[tuple[int, str, YuvEncoding], ...], tmp_path: Path) -> None:
     path = tmp_path / "a.h264"
     each = [
         video("libx264", "h264", count=3, size=(height_px, 128), options=(*FAST.items(), ("x264-params", x264)))
@@ -170,7 +170,7 @@ def test_each_picture_tells_its_encoding(parts: tuple[tuple[int, str, YuvEncodin
         assert info.yuv == parts[0][2]
         with pytest.raises(SourceError, match="ended the stream"):
             while (grab := source.grab(PATIENCE_S)) is not None:
-                found.append((picture(source, info)[1], grab.yuv))
+                found.append((frame(source, info)[1], grab.yuv))
     assert found == [(height_px, yuv) for height_px, _, yuv in parts for _ in range(3)]
 
 
@@ -209,7 +209,7 @@ def test_a_url_cannot_become_a_piece_of_pipeline(server: Server, tmp_path: Path,
 
 
 def test_nothing_is_left_behind(server: Server) -> None:
-    """50 connections: some play, most are interrupted somewhere on the way to the first picture."""
+    """50 connections: some play, most are interrupted somewhere on the way to the first frame."""
 
     def once(cycle: int) -> None:
         source = source_of(camera(server.url("/clip"), "gstreamer", transport=("tcp", "udp")[cycle % 2]))

@@ -1,4 +1,4 @@
-"""What happens to cameras: they are not there to begin with, go away, hang, and change their picture.
+"""What happens to cameras: they are not there to begin with, go away, hang, and change their frame.
 
 All sources go through everything at the same time, so that it is waited for once.
 """
@@ -111,7 +111,7 @@ def test_a_stream_that_stops_counts_as_frozen_until_it_goes_on(company: dict[str
 
 @pytest.fixture(scope="module")
 def switching(server: Server) -> Iterator[dict[str, Watched]]:
-    """A camera whose picture changes its size every 2 s."""
+    """A camera whose frame changes its size every 2 s."""
     with ExitStack() as stack:
         cameras = watch_all(stack, server.url("/switch"))
         for watched in cameras.values():

@@ -17,8 +17,8 @@ from tests.rtsp.stage import (
     Watched,
     camera,
     clip_luma,
+    frame,
     opened,
-    picture,
     place_in_clip,
     silent_port,
     source_of,
@@ -32,8 +32,8 @@ PASSWORD = "hunter2"
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_plays(server: Server, via: str, transport: str) -> None:
-    """Every picture is a later one of the clip, and the server says that the transport is the one asked for."""
-    clip_luma()  # takes time, in which pictures would be missed
+    """Every frame is a later one of the clip, and the server says that the transport is the one asked for."""
+    clip_luma()  # takes time, in which frames would be missed
     played = server.lines.count(f"play /clip {transport}")
     with opened(camera(server.url("/clip"), via, transport=transport)) as (source, info):
         assert (info.width_px, info.height_px) == (768, 576)
@@ -44,7 +44,7 @@ def test_plays(server: Server, via: str, transport: str) -> None:
             assert grab is not None
             assert not grab.corrupt
             assert 0 <= time.monotonic_ns() - grab.captured_ns < 5e9
-            place, error = place_in_clip(picture(source, info)[0], info.pixel_format)
+            place, error = place_in_clip(frame(source, info)[0], info.pixel_format)
             assert error < 1.5
             places.append(place)
         assert all(0 < (after - before) % 200 < 20 for before, after in pairwise(places)), places
@@ -145,8 +145,8 @@ def assert_ends_soon(thread: threading.Thread, interrupt: Callable[[], None]) ->
 
 
 @pytest.mark.parametrize("of", ["gstreamer", "ffmpeg"])
-def test_pictures_after_a_loss_are_marked_until_a_key_frame(server: Server, of: str) -> None:
-    """The server spoils picture 25 and the next is key frame 40. What is not marked is as if nothing had been lost."""
+def test_frames_after_a_loss_are_marked_until_a_key_frame(server: Server, of: str) -> None:
+    """The server spoils frame 25 and the next is key frame 40. What is not marked is as if nothing had been lost."""
     marked: dict[str, set[int]] = {"tcp": set(), "udp": set()}
     clean: dict[str, set[int]] = {"tcp": set(), "udp": set()}
     with ExitStack() as stack:
@@ -158,7 +158,7 @@ def test_pictures_after_a_loss_are_marked_until_a_key_frame(server: Server, of: 
             for transport, (source, info) in playing.items():
                 grab = source.grab(PATIENCE_S)
                 assert grab is not None
-                place, error = place_in_clip(picture(source, info)[0], info.pixel_format)
+                place, error = place_in_clip(frame(source, info)[0], info.pixel_format)
                 assert grab.corrupt or error == 0.0
                 (marked if grab.corrupt else clean)[transport].add(place)
     for transport in playing:

@@ -27,7 +27,7 @@ class Counted:
     """What came out, beside the traffic's own truth."""
 
     traffic: Traffic
-    pictures: int = 0
+    frames: int = 0
     kinds: Counter[tuple[str, str]] = field(default_factory=Counter)  # kind, phase
     ids: int = 0  # different ones
     reused: int = 0  # ids that came back after they had gone, or stood for two objects at once
@@ -45,20 +45,20 @@ def count(traffic: Traffic, journal: CounterJournal | None = None) -> Counted:
     counted = Counted(traffic)
     highest, next_sample_s = 0, 0.0
     previous: set[int] = set()
-    for picture in traffic:
-        tracks = tracker.update(picture.detections, picture.captured_ns)
+    for frame in traffic:
+        tracks = tracker.update(frame.detections, frame.captured_ns)
         now = set(tracks.track_ids.tolist())
         new = now - previous - {i for i in now if i <= highest}
         counted.reused += len(tracks) - len(now)
         counted.ids += len(new)
         highest = max(highest, *now) if now else highest
         previous = now
-        for event in analytics.update(tracks, picture.captured_ns):
+        for event in analytics.update(tracks, frame.captured_ns):
             counted.kinds[event.kind, event.data["phase"]] += 1
-        counted.pictures += 1
+        counted.frames += 1
         counted.most_tracks = max(counted.most_tracks, len(tracker))
         counted.most_remembered = max(counted.most_remembered, len(analytics))
-        if picture.captured_ns * 1e-9 >= next_sample_s:
+        if frame.captured_ns * 1e-9 >= next_sample_s:
             counted.resident_mib.append(_resident_mib())
             next_sample_s += 3600.0
     counted.counts = {name: dict(values) for name, values in analytics.counts().items()}
@@ -116,7 +116,7 @@ def measure(hours: float = 24.0, fps: float = 5.0) -> dict[str, Any]:
     later = counted.resident_mib[1:] or counted.resident_mib
     return {
         "simulated_hours": hours,
-        "pictures": counted.pictures,
+        "frames": counted.frames,
         "objects": traffic.truth.objects,
         "crossings": sum(traffic.truth.crossings.values()),
         "differences": differences(counted),

@@ -2,7 +2,7 @@
 
 The truth comes from the list of places that an object goes to, by comparing numbers on one axis; no code of the project
 takes part in it. Paths include what counters get wrong: turning back on either side of a line, standing on it while the
-box jitters, standing at the border of a zone, leaps over a line between two pictures.
+box jitters, standing at the border of a zone, leaps over a line between two frames.
 
 Objects keep to lanes of their own, so a tracker has no excuse for mixing them up.
 """
@@ -61,8 +61,8 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One simulated picture."""
+class Frame:
+    """One simulated frame."""
 
     captured_ns: int
     detections: Detections
@@ -83,11 +83,11 @@ class _Walk:
 
 
 class Traffic:
-    """A stream of pictures of `seconds` simulated seconds, and the truth about it.
+    """A stream of frames of `seconds` simulated seconds, and the truth about it.
 
     Args:
         seconds: of traffic; it is followed by as long as the last objects need to leave.
-        fps: pictures per simulated second.
+        fps: frames per simulated second.
         seed: the same seed gives the same traffic.
         busy: share of the lanes that have an object, about.
         missed: share of detections that are left out, one at a time.
@@ -111,14 +111,14 @@ class Traffic:
         self._seen_last = [False] * _LANES
         self.truth = Truth()
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[Frame]:
         index, now_s = 0, 0.0
         while now_s < self._seconds or any(walk is not None for walk in self._walks) or now_s < max(self._free_s):
-            yield self._picture(now_s)
+            yield self._frame(now_s)
             index += 1
             now_s = index / self._fps
 
-    def _picture(self, now_s: float) -> Picture:
+    def _frame(self, now_s: float) -> Frame:
         boxes, scores, classes = [], [], []
         for lane, walk in enumerate(self._walks):
             if walk is None:
@@ -138,7 +138,7 @@ class Traffic:
         detections = Detections(
             np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(classes, np.int32)
         )
-        return Picture(round(now_s * _SECOND_NS), detections, visible)
+        return Frame(round(now_s * _SECOND_NS), detections, visible)
 
     def _box(self, lane: int, x: float) -> tuple[float, float, float, float]:
         foot_y = (lane + 1) * HEIGHT_PX / (_LANES + 1)
@@ -159,7 +159,7 @@ class Traffic:
 
     def _walk(self, now_s: float) -> _Walk:
         places, waits_s = self._script()
-        # Nothing stops or turns dead at high speed: at 5 pictures/s no motion model could foresee it.
+        # Nothing stops or turns dead at high speed: at 5 frames/s no motion model could foresee it.
         speed = self._random.uniform(25.0, 130.0 if len(places) == 2 else 45.0)
         times_s, places_x = [now_s], [places[0]]
         for place, wait_s in zip(places[1:], waits_s[1:], strict=True):

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto as Onnx
 from onnx import helper, numpy_helper
 
-from vision.config.app import ModelCard
+from vision.config.app import ModelSpec
 from vision.engine.library import Flavour, find_library
 from vision.errors import DeviceMissing
 
@@ -34,9 +34,9 @@ needs_no_gpu = pytest.mark.skipif(
 )
 
 
-def card(*, size: int = 16, file: str = "tiny.onnx", **more: Any) -> ModelCard:
-    """A card of a model that takes pictures of `size` x `size`."""
-    return ModelCard.model_validate(
+def spec(*, size: int = 16, file: str = "tiny.onnx", **more: Any) -> ModelSpec:
+    """A card of a model that takes frames of `size` x `size`."""
+    return ModelSpec.model_validate(
         {
             "name": "tiny",
             "file": file,

@@ -30,7 +30,7 @@ class ManualClock:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Frame:
     """Comes `after_s` the last step."""
 
     after_s: float = 0.04
@@ -64,7 +64,7 @@ class Do:
     action: Callable[[], object]
 
 
-Step: TypeAlias = Picture | Silence | Fault | Do
+Step: TypeAlias = Frame | Silence | Fault | Do
 
 
 @dataclass
@@ -92,7 +92,7 @@ class ScriptedSource:
         self._ended = ended
         self._size = script.size
         self._shade = 0
-        self._picture: Picture | None = None
+        self._frame: Frame | None = None
         self.opened = 0
         self.closed = 0
 
@@ -122,7 +122,7 @@ class ScriptedSource:
         if isinstance(step, Silence):
             self._pass(step.seconds, timeout_s)
             return None
-        if isinstance(step, Picture):
+        if isinstance(step, Frame):
             return self._come(step, timeout_s)
         raise AssertionError(step)
 
@@ -131,23 +131,23 @@ class ScriptedSource:
         if seconds > timeout_s:
             self._steps.insert(0, Silence(seconds - timeout_s))
 
-    def _come(self, picture: Picture, timeout_s: float) -> Grab | None:
-        if picture.after_s > timeout_s:
-            self._steps[:0] = [Silence(picture.after_s - timeout_s), replace(picture, after_s=0.0)]
+    def _come(self, frame: Frame, timeout_s: float) -> Grab | None:
+        if frame.after_s > timeout_s:
+            self._steps[:0] = [Silence(frame.after_s - timeout_s), replace(frame, after_s=0.0)]
             self._clock.advance(timeout_s)
             return None
-        self._clock.advance(picture.after_s)
-        self._picture = picture
-        self._size = picture.size or self._size
-        self._shade = (self._shade + 1) % 256 if picture.shade is None else picture.shade
-        pts_ns = None if picture.pts_s is None else round(picture.pts_s * SECOND)
-        return Grab(self._clock(), self._clock() + 5, picture.clock, pts_ns, picture.corrupt, picture.yuv)
+        self._clock.advance(frame.after_s)
+        self._frame = frame
+        self._size = frame.size or self._size
+        self._shade = (self._shade + 1) % 256 if frame.shade is None else frame.shade
+        pts_ns = None if frame.pts_s is None else round(frame.pts_s * SECOND)
+        return Grab(self._clock(), self._clock() + 5, frame.clock, pts_ns, frame.corrupt, frame.yuv)
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
-        assert self._picture is not None
-        assert not self._picture.corrupt, "a damaged picture is not worth its pixels"
-        if self._picture.error is not None:
-            raise self._picture.error
+        assert self._frame is not None
+        assert not self._frame.corrupt, "a damaged frame is not worth its pixels"
+        if self._frame.error is not None:
+            raise self._frame.error
         if out.shape != frame_shape(*self._size, self._script.pixel_format):
             raise SizeChanged(*self._size)
         out.fill(self._shade)

@@ -11,7 +11,7 @@ NUMPY_ALONE = (
     "vision",
     "vision.errors",
     "vision.types",
-    "vision.config.test_pattern",
+    "vision.test_pattern",
     "vision.metrics",
     "vision.runtime.batcher",
     "vision.capture.source",

@@ -1,4 +1,4 @@
-"""What is drawn lies where it should, is legible on any background, and grows with the picture."""
+"""What is drawn lies where it should, is legible on any background, and grows with the frame."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from vision.overlay import (
     zone_words,
 )
 
-Picture = NDArray[np.uint8]
+Frame = NDArray[np.uint8]
 
 
-def grey(height_px: int = 240, width_px: int = 320, value: int = 100) -> Picture:
+def grey(height_px: int = 240, width_px: int = 320, value: int = 100) -> Frame:
     return np.full((height_px, width_px, 3), value, np.uint8)
 
 
-def is_colour(picture: Picture, x: int, y: int, colour: tuple[int, int, int]) -> bool:
-    return tuple(int(channel) for channel in picture[y, x]) == colour
+def is_colour(frame: Frame, x: int, y: int, colour: tuple[int, int, int]) -> bool:
+    return tuple(int(channel) for channel in frame[y, x]) == colour
 
 
-def count(picture: Picture, colour: tuple[int, int, int]) -> int:
-    return int((picture == np.array(colour, np.uint8)).all(axis=2).sum())
+def count(frame: Frame, colour: tuple[int, int, int]) -> int:
+    return int((frame == np.array(colour, np.uint8)).all(axis=2).sum())
 
 
 def boxes(*rows: tuple[float, float, float, float]) -> NDArray[np.float32]:
@@ -58,9 +58,9 @@ def test_contrast_is_that_of_wcag(one: tuple[int, int, int], other: tuple[int, i
 def test_a_label_is_the_same_on_any_background() -> None:
     noise = np.random.default_rng(1).integers(0, 256, (240, 320, 3)).astype(np.uint8)
     plates = []
-    for picture in (grey(value=0), grey(value=255), noise):
-        rect = Overlay(picture).plate("person 12", 40, 50, class_colour(0))
-        plates.append(picture[rect.top : rect.bottom, rect.left : rect.right])
+    for frame in (grey(value=0), grey(value=255), noise):
+        rect = Overlay(frame).plate("person 12", 40, 50, class_colour(0))
+        plates.append(frame[rect.top : rect.bottom, rect.left : rect.right])
     assert np.array_equal(plates[0], plates[1])
     assert np.array_equal(plates[0], plates[2])
     assert (plates[0].max(axis=2) < 100).sum() > 20  # dark letters on a light plate
@@ -77,7 +77,7 @@ def test_words_without_ink_have_a_mask() -> None:
     assert not text_mask("", 9).any()
 
 
-def test_letters_and_strokes_grow_with_the_picture() -> None:
+def test_letters_and_strokes_grow_with_the_frame() -> None:
     sizes = [Overlay(grey(height, height * 4 // 3)) for height in (120, 576, 1080, 2160)]
     letters = [overlay.letters_px for overlay in sizes]
     assert letters == sorted(letters)
@@ -86,37 +86,35 @@ def test_letters_and_strokes_grow_with_the_picture() -> None:
 
 
 def test_a_box_is_where_its_object_is() -> None:
-    picture = grey()
-    Overlay(picture).objects(boxes((50, 60, 100, 150)), [""], [class_colour(1)])
+    frame = grey()
+    Overlay(frame).objects(boxes((50, 60, 100, 150)), [""], [class_colour(1)])
     for x, y in ((50, 100), (100, 100), (75, 60), (75, 150)):
-        assert is_colour(picture, x, y, class_colour(1))
-    assert is_colour(picture, 75, 100, (100, 100, 100))
-    assert is_colour(picture, 40, 100, (100, 100, 100))
+        assert is_colour(frame, x, y, class_colour(1))
+    assert is_colour(frame, 75, 100, (100, 100, 100))
+    assert is_colour(frame, 40, 100, (100, 100, 100))
 
 
 def test_the_first_object_lies_on_top() -> None:
-    picture = grey()
-    Overlay(picture).objects(
-        boxes((50, 60, 100, 150), (50, 60, 100, 150)), ["", ""], [class_colour(0), class_colour(1)]
-    )
-    assert count(picture, class_colour(0)) > 0
-    assert count(picture, class_colour(1)) == 0
+    frame = grey()
+    Overlay(frame).objects(boxes((50, 60, 100, 150), (50, 60, 100, 150)), ["", ""], [class_colour(0), class_colour(1)])
+    assert count(frame, class_colour(0)) > 0
+    assert count(frame, class_colour(1)) == 0
 
 
 @pytest.mark.parametrize(
     "box",
     [(-500, -500, 900, 900), (319, 239, 400, 300), (0, 0, 0, 0), (310, 0, 330, 10), (1e9, 1e9, 2e9, 2e9)],
 )
-def test_a_box_that_leaves_the_picture_is_drawn_at_its_edge(box: tuple[float, float, float, float]) -> None:
-    picture = grey()
-    Overlay(picture).objects(boxes(box), ["person 1"], [class_colour(0)])
-    assert count(picture, class_colour(0)) > 0
+def test_a_box_that_leaves_the_frame_is_drawn_at_its_edge(box: tuple[float, float, float, float]) -> None:
+    frame = grey()
+    Overlay(frame).objects(boxes(box), ["person 1"], [class_colour(0)])
+    assert count(frame, class_colour(0)) > 0
 
 
 def test_a_box_that_is_not_finite_is_left_out() -> None:
-    picture = grey()
-    Overlay(picture).objects(boxes((np.nan, 0, 10, 10), (0, 0, np.inf, 10)), ["a", "b"], [WHITE, WHITE])
-    assert np.array_equal(picture, grey())
+    frame = grey()
+    Overlay(frame).objects(boxes((np.nan, 0, 10, 10), (0, 0, np.inf, 10)), ["a", "b"], [WHITE, WHITE])
+    assert np.array_equal(frame, grey())
 
 
 def test_labels_give_way_to_each_other_and_to_the_banner() -> None:
@@ -128,7 +126,7 @@ def test_labels_give_way_to_each_other_and_to_the_banner() -> None:
     assert not any(one.overlaps(other) for one, other in itertools.combinations(plates, 2))
 
 
-def test_a_label_at_the_edge_stays_in_the_picture() -> None:
+def test_a_label_at_the_edge_stays_in_the_frame() -> None:
     overlay = Overlay(grey())
     overlay.objects(boxes((300, 220, 319, 239)), ["a long label"], [WHITE])
     (plate,) = overlay._plates
@@ -136,7 +134,7 @@ def test_a_label_at_the_edge_stays_in_the_picture() -> None:
     assert 0 <= plate.top < plate.bottom <= 240
 
 
-def test_a_plate_wider_than_the_picture_is_cut_off() -> None:
+def test_a_plate_wider_than_the_frame_is_cut_off() -> None:
     assert Overlay(grey(40, 30)).plate("words that need far more room\nand lines", -50, 90, WHITE).right == 30
 
 
@@ -153,11 +151,11 @@ def test_rects_overlap(one: Rect, other: Rect, overlap: bool) -> None:
     assert other.overlaps(one) is overlap
 
 
-def drawn_line(direction: str, points: object = ((20.0, 120.0), (300.0, 120.0))) -> Picture:
-    picture = grey()
+def drawn_line(direction: str, points: object = ((20.0, 120.0), (300.0, 120.0))) -> Frame:
+    frame = grey()
     line = LineConfig.model_validate({"name": "door", "points": points, "direction": direction})
-    Overlay(picture).analytics(CameraAnalytics(lines=(line,)))
-    return picture
+    Overlay(frame).analytics(CameraAnalytics(lines=(line,)))
+    return frame
 
 
 @pytest.mark.parametrize(
@@ -171,14 +169,14 @@ def test_arrows_point_to_where_crossings_lead(direction: str, above: bool, below
 
 
 def test_a_line_that_is_turned_around_turns_its_arrow() -> None:
-    picture = drawn_line("in", ((300.0, 120.0), (20.0, 120.0)))[:, 100:220]
-    assert count(picture[:110], LINE_COLOUR) > 50
-    assert count(picture[130:], LINE_COLOUR) == 0
+    frame = drawn_line("in", ((300.0, 120.0), (20.0, 120.0)))[:, 100:220]
+    assert count(frame[:110], LINE_COLOUR) > 50
+    assert count(frame[130:], LINE_COLOUR) == 0
 
 
 def test_a_line_is_drawn_from_point_to_point() -> None:
-    picture = drawn_line("in")
-    stroke = picture[120, 200:290].astype(int)
+    frame = drawn_line("in")
+    stroke = frame[120, 200:290].astype(int)
     assert np.abs(stroke - np.array(LINE_COLOUR)).max() < 60
 
 
@@ -189,14 +187,14 @@ def square(**limits: object) -> ZoneConfig:
 
 @pytest.mark.parametrize(("units", "whole"), [("fraction", 1), ("percent", 100)])
 def test_zones_in_fractions_and_percent_are_where_they_belong(units: Units, whole: float) -> None:
-    picture = grey()
+    frame = grey()
     corners = tuple((x * whole, y * whole) for x, y in square().polygon)
-    Overlay(picture).analytics(CameraAnalytics(units=units, zones=(square().model_copy(update={"polygon": corners}),)))
-    changed = np.argwhere((picture != 100).any(axis=2))
+    Overlay(frame).analytics(CameraAnalytics(units=units, zones=(square().model_copy(update={"polygon": corners}),)))
+    changed = np.argwhere((frame != 100).any(axis=2))
     assert changed.min(axis=0) == pytest.approx([60, 80], abs=3)
     assert changed.max(axis=0) == pytest.approx([180, 240], abs=3)
-    assert is_colour(picture, 160, 60, ZONE_COLOURS[0])
-    tinted = picture[170, 160].astype(int)  # within, below the name
+    assert is_colour(frame, 160, 60, ZONE_COLOURS[0])
+    tinted = frame[170, 160].astype(int)  # within, below the name
     assert tinted == pytest.approx(100 + 0.18 * (np.array(ZONE_COLOURS[0]) - 100), abs=2)
 
 
@@ -212,51 +210,51 @@ def test_a_zone_says_its_limits(limits: dict[str, object], words: str) -> None:
     assert zone_words(square(**limits)) == words
 
 
-def test_counters_change_the_picture() -> None:
+def test_counters_change_the_frame() -> None:
     section = CameraAnalytics.model_validate(
         {
             "lines": ({"name": "door", "points": ((20.0, 120.0), (300.0, 120.0))},),
             "zones": ({"name": "queue", "polygon": ((20.0, 20.0), (120.0, 20.0), (120.0, 90.0))},),
         }
     )
-    pictures = []
+    frames = []
     for crossed, inside in ((0, 0), (1, 0), (1, 1), (1, 1)):
-        picture = grey()
-        Overlay(picture).analytics(section, crossed={"door": {"in": crossed}}, inside={"queue": inside})
-        pictures.append(picture)
-    assert not np.array_equal(pictures[0], pictures[1])
-    assert not np.array_equal(pictures[1], pictures[2])
-    assert np.array_equal(pictures[2], pictures[3])
+        frame = grey()
+        Overlay(frame).analytics(section, crossed={"door": {"in": crossed}}, inside={"queue": inside})
+        frames.append(frame)
+    assert not np.array_equal(frames[0], frames[1])
+    assert not np.array_equal(frames[1], frames[2])
+    assert np.array_equal(frames[2], frames[3])
 
 
 @pytest.mark.parametrize("shift", [-1000.0, 0.0, 1000.0])
-def test_shapes_that_leave_the_picture_are_drawn_as_far_as_they_are_in_it(shift: float) -> None:
-    picture = grey()
-    overlay = Overlay(picture)
+def test_shapes_that_leave_the_frame_are_drawn_as_far_as_they_are_in_it(shift: float) -> None:
+    frame = grey()
+    overlay = Overlay(frame)
     corners = np.array([[10, 10], [300, 20], [200, 230]], float) + shift
     overlay._zone(corners, ZONE_COLOURS[0])
-    assert (count(picture, ZONE_COLOURS[0]) > 0) is (shift == 0.0)
+    assert (count(frame, ZONE_COLOURS[0]) > 0) is (shift == 0.0)
 
 
 def test_a_trail_fades_towards_its_beginning() -> None:
-    picture = grey()
-    Overlay(picture).trail(np.array([[x, 120.0] for x in range(20, 300, 10)]), WHITE)
-    old, new = picture[120, 40:60].mean(), picture[120, 260:280].mean()
+    frame = grey()
+    Overlay(frame).trail(np.array([[x, 120.0] for x in range(20, 300, 10)]), WHITE)
+    old, new = frame[120, 40:60].mean(), frame[120, 260:280].mean()
     assert old + 40 < new
 
 
 def test_a_dashed_box_has_gaps() -> None:
-    picture = grey()
-    Overlay(picture).dashed_box(boxes((50, 60, 150, 200))[0], WHITE, "missed")
-    side = (picture[70:190, 50] == 255).all(axis=1)
+    frame = grey()
+    Overlay(frame).dashed_box(boxes((50, 60, 150, 200))[0], WHITE, "missed")
+    side = (frame[70:190, 50] == 255).all(axis=1)
     assert 0.2 < side.mean() < 0.8
 
 
 def test_the_banner_leaves_the_rest_alone() -> None:
-    picture = grey()
-    Overlay(picture).banner("left", "right")
-    assert (picture > 180).sum() > 60
-    assert np.array_equal(picture[60:], grey()[60:])
+    frame = grey()
+    Overlay(frame).banner("left", "right")
+    assert (frame > 180).sum() > 60
+    assert np.array_equal(frame[60:], grey()[60:])
 
 
 def test_points_of_known_place_are_shown_with_their_metres() -> None:

@@ -1,6 +1,6 @@
 """Tracks become events: `Analytics`, one per camera.
 
-What happened is found by `LineWatch`, `ZoneWatch` and `Crowds`; here it becomes events and counts.
+What happened is found by `LineWatch`, `ZoneWatch` and `CrowdDetector`; here it becomes events and counts.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from vision.analytics.crowding import Crowds
-from vision.analytics.frame_clock import Elapsed
+from vision.analytics.crowding import CrowdDetector
+from vision.analytics.frame_clock import FrameClock
 from vision.analytics.geometry import BoolArray, FloatArray, GroundPlane, places_of_anchors
 from vision.analytics.lines import Crossing, LineWatch
-from vision.analytics.motion import SAMPLES, Trails, velocity
-from vision.analytics.track_snapshot import Seen
-from vision.analytics.track_table import Column, Memory
+from vision.analytics.motion import SAMPLES, TrackHistory, velocity
+from vision.analytics.track_snapshot import TrackSnapshot
+from vision.analytics.track_table import TrackColumn, TrackTable
 from vision.analytics.zones import ZoneWatch
 from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig, pixels_per_unit
 from vision.config.wording import did_you_mean
@@ -41,7 +41,7 @@ class Analytics:
         config: what to watch.
         camera_id: for the events.
         class_names: the model's, by class id.
-        width_px: of the picture that boxes are in.
+        width_px: of the frame that boxes are in.
         height_px: of the same.
         forget_s: seconds after which an object that is no longer seen has left; the tracker's `lost_s`.
         journal: where counters live on; in memory only where None.
@@ -80,7 +80,7 @@ class Analytics:
     # --- what the runtime calls ---------------------------------------------------------------------------------------
 
     def update(self, tracks: Tracks, captured_ns: int) -> tuple[Event, ...]:
-        """Take one picture's tracks; returns what happened, in the order of the configuration."""
+        """Take one frame's tracks; returns what happened, in the order of the configuration."""
         step_s = self._time.advance(captured_ns)
         now_s, memory_s = self._time.now_s, self._time.memory_s(self._forget_s)
         events: list[Event] = []
@@ -101,7 +101,7 @@ class Analytics:
         return tuple(events)
 
     def restart(self, width_px: int, height_px: int, at_ns: int) -> tuple[Event, ...]:
-        """Begin a new epoch, perhaps with another picture size: whatever lasts ends. Counters go on."""
+        """Begin a new epoch, perhaps with another frame size: whatever lasts ends. Counters go on."""
         events = [*self._forget(at_ns, math.inf)]
         for zone, data in self._crowds.end(self._time.now_s):
             events.append(self._event("crowded", self._zones[zone], None, at_ns, data))
@@ -122,7 +122,7 @@ class Analytics:
     def motion_of(self, track_id: int) -> tuple[float, float]:
         """Speed in km/h and direction of travel in degrees of one object; NaN where unknown.
 
-        Directions are the picture's: 0 up, 90 right, 180 down, 270 left. Speeds need a `ground` section.
+        Directions are the frame's: 0 up, 90 right, 180 down, 270 left. Speeds need a `ground` section.
         """
         row = int(np.searchsorted(self._memory.ids, track_id))
         if row == len(self._memory) or self._memory.ids[row] != track_id:
@@ -145,7 +145,7 @@ class Analytics:
         return counts
 
     def _place(self, width_px: int, height_px: int) -> None:
-        """Lay the shapes on a picture of this size."""
+        """Lay the shapes on a frame of this size."""
         self.width_px, self.height_px = width_px, height_px
         scale_x, scale_y = pixels_per_unit(self._config.units, width_px, height_px)
 
@@ -162,7 +162,7 @@ class Analytics:
         self._offset = np.concatenate([np.zeros(places.shape[1] + 2), offset, offset])
         ground = self._config.ground
         self._ground = GroundPlane(placed(ground.points), ground.metres) if ground else None
-        # Whether anything of a shape lies in the picture: configured for another resolution it never sees anything.
+        # Whether anything of a shape lies in the frame: configured for another resolution it never sees anything.
         shapes = [(line.name, placed(line.points)) for line in self._lines]
         shapes += [(zone.name, placed(zone.polygon)) for zone in self._zones]
         self.outside = tuple(
@@ -173,21 +173,21 @@ class Analytics:
 
     def _begin(self) -> None:
         columns = {
-            "class_id": Column(np.int32),
-            "seen_s": Column(np.float64),
-            "size": Column(np.float64),
-            "points": Column(np.complex128, (len(self._anchors),)),
-            "trail": Column(np.complex128, (SAMPLES,), math.nan),
+            "class_id": TrackColumn(np.int32),
+            "seen_s": TrackColumn(np.float64),
+            "size": TrackColumn(np.float64),
+            "points": TrackColumn(np.complex128, (len(self._anchors),)),
+            "trail": TrackColumn(np.complex128, (SAMPLES,), math.nan),
         }
-        self._memory = Memory({**columns, **self._line_watch.columns, **self._zone_watch.columns})
-        self._time = Elapsed()
-        self._trails = Trails()
-        self._crowds = Crowds(self._zones)
+        self._memory = TrackTable({**columns, **self._line_watch.columns, **self._zone_watch.columns})
+        self._time = FrameClock()
+        self._trails = TrackHistory()
+        self._crowds = CrowdDetector(self._zones)
         self._oldest_s = math.inf  # nobody was last seen before this
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
-    def _see(self, tracks: Tracks) -> Seen:
+    def _see(self, tracks: Tracks) -> TrackSnapshot:
         """Note what everybody is like now; where everybody was is needed until lines and zones have been looked at."""
         memory, now_s, anchors = self._memory, self._time.now_s, len(self._anchors)
         rows, fresh = memory.rows_of(tracks.track_ids)
@@ -202,7 +202,7 @@ class Analytics:
         memory["class_id"][rows] = tracks.class_ids
         self._trails.observe(now_s, rows, points[:, self._foot], memory["trail"])
         first = 2 * anchors + 2
-        return Seen(now_s, rows, fresh, points, of_boxes[:, first:], _MARGIN * size)
+        return TrackSnapshot(now_s, rows, fresh, points, of_boxes[:, first:], _MARGIN * size)
 
     def _forget(self, at_ns: int, before_s: float) -> Iterator[Event]:
         """Objects last seen before `before_s` have left every zone they were in."""
@@ -292,7 +292,7 @@ class Analytics:
         }
         yield self._event("zone_left", shape, row, at_ns, data)
 
-    def _visit(self, seen: Seen, at_ns: int) -> Iterator[Event]:
+    def _visit(self, seen: TrackSnapshot, at_ns: int) -> Iterator[Event]:
         now_s = self._time.now_s
         for row, zone, is_inside, appeared in self._zone_watch.look(self._memory, seen):
             if is_inside:

@@ -23,7 +23,7 @@ class _Crowd:
     most: int = 0
 
 
-class Crowds:
+class CrowdDetector:
     """Begin and end of crowding, each when it has lasted `crowded_for_s` without a break."""
 
     def __init__(self, zones: Sequence[ZoneConfig]) -> None:

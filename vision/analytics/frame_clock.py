@@ -8,21 +8,21 @@ from __future__ import annotations
 
 _FASTEST_CHANGE = 2.0  # a single long gap says little about a camera's rate
 _WEIGHT_OF_NEW = 0.2
-_SLOWEST_S = 10.0  # pictures further apart than this are not compared for the camera's sake
-_PICTURES_REMEMBERED = 2.5
+_SLOWEST_S = 10.0  # frames further apart than this are not compared for the camera's sake
+_FRAMES_REMEMBERED = 2.5
 
 
-class Elapsed:
-    """Seconds since the first picture. A capture time before the last one counts as one usual interval later."""
+class FrameClock:
+    """Seconds since the first frame. A capture time before the last one counts as one usual interval later."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.usual_s = 0.0  # interval between pictures, smoothed
+        self.usual_s = 0.0  # interval between frames, smoothed
         self.jumps_back = 0
         self._last_ns: int | None = None
 
     def advance(self, captured_ns: int) -> float:
-        """Take a picture's capture time; returns the seconds since the one before, never negative."""
+        """Take a frame's capture time; returns the seconds since the one before, never negative."""
         step_s = 0.0 if self._last_ns is None else (captured_ns - self._last_ns) * 1e-9
         self._last_ns = captured_ns
         if step_s < 0:
@@ -34,8 +34,8 @@ class Elapsed:
         return step_s
 
     def memory_s(self, wanted_s: float) -> float:
-        """How long to remember: `wanted_s`, or two pictures of a camera that is slower than that."""
-        return max(wanted_s, _PICTURES_REMEMBERED * self.usual_s)
+        """How long to remember: `wanted_s`, or two frames of a camera that is slower than that."""
+        return max(wanted_s, _FRAMES_REMEMBERED * self.usual_s)
 
     def _learn(self, step_s: float) -> None:
         if self.usual_s:

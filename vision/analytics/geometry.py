@@ -1,6 +1,6 @@
 """Lines, polygons and the ground plane, for every object and every shape at once.
 
-All coordinates are pixels of the picture, x to the right and y down. Plain NumPy: on 200 objects and 20 zones it takes
+All coordinates are pixels of the frame, x to the right and y down. Plain NumPy: on 200 objects and 20 zones it takes
 about a third of the time of shapely 2, because the polygons' bounding boxes leave few pairs to look at
 (`python -m tests.perf --only tracking`).
 """
@@ -144,12 +144,12 @@ def _complex(places: FloatArray) -> Points:
 
 
 class GroundPlane:
-    """Where points of the picture lie on the ground, in metres, from four points whose places are known.
+    """Where points of the frame lie on the ground, in metres, from four points whose places are known.
 
     The homography is solved from its eight equations (Hartley and Zisserman, Multiple View Geometry, 4.1).
 
     Args:
-        points: four (x, y) in the picture, no three of them on one line.
+        points: four (x, y) in the frame, no three of them on one line.
         metres: the same four points on the ground.
     """
 

@@ -2,7 +2,7 @@
 
 What jitters is decided with a margin, in space and in time: an object has crossed when its anchor is clearly beyond the
 line, or a little beyond it and stays there. Which side it was on is remembered per object, and whether it passed
-between the line's ends is judged where its path met the line, so neither a step over the line between two pictures nor
+between the line's ends is judged where its path met the line, so neither a step over the line between two frames nor
 a walk around its end is miscounted.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, LineSet, pairs
-from vision.analytics.track_snapshot import Seen
-from vision.analytics.track_table import Column, Memory
+from vision.analytics.track_snapshot import TrackSnapshot
+from vision.analytics.track_table import TrackColumn, TrackTable
 from vision.config.analytics import LineConfig
 
 _CLEARLY: Final = 2.0  # margins beyond a line: crossed at once
@@ -43,23 +43,27 @@ class LineWatch:
             allowed: (C + 1, L) whether objects of each class count; None: all do.
         """
         number = len(lines)
-        self.columns: Mapping[str, Column] = {
-            "right": Column(np.bool_, (2 * number,)),  # whether it is right of each line, and whether it counts as such
-            "unknown": Column(np.bool_, (number,)),  # on the line since it appeared
-            "passed": Column(np.bool_, (number,)),  # the path last met the line between its ends
-            "beyond_s": Column(np.float64, (number,), math.inf),  # since when it is beyond the line, not yet counted
+        self.columns: Mapping[str, TrackColumn] = {
+            "right": TrackColumn(
+                np.bool_, (2 * number,)
+            ),  # whether it is right of each line, and whether it counts as such
+            "unknown": TrackColumn(np.bool_, (number,)),  # on the line since it appeared
+            "passed": TrackColumn(np.bool_, (number,)),  # the path last met the line between its ends
+            "beyond_s": TrackColumn(
+                np.float64, (number,), math.inf
+            ),  # since when it is beyond the line, not yet counted
         }
         self._anchors = [anchors.index(line.anchor) for line in lines]
         self._wanted = [(line.direction != "in", line.direction != "out") for line in lines]
         self._allowed = allowed
 
     def place(self, points: Sequence[Sequence[tuple[float, float]]]) -> LineSet:
-        """Lay the lines on a picture: the pixels of their first and second points."""
+        """Lay the lines on a frame: the pixels of their first and second points."""
         self._set = LineSet(points, self._anchors)
         return self._set
 
-    def look(self, memory: Memory, seen: Seen) -> list[Crossing]:
-        """Crossings in this picture, in the order of objects and then of lines. Who has come near is few, so they are
+    def look(self, memory: TrackTable, seen: TrackSnapshot) -> list[Crossing]:
+        """Crossings in this frame, in the order of objects and then of lines. Who has come near is few, so they are
         looked at one by one: what meets a line first, as its columns come first."""
         memory_right, is_right = memory["right"], seen.distances > 0
         if seen.fresh is not None:
@@ -82,7 +86,7 @@ class LineWatch:
                 memory["unknown"][row, line] = False
         return crossings
 
-    def lost(self, memory: Memory, row: int) -> list[Crossing]:
+    def lost(self, memory: TrackTable, row: int) -> list[Crossing]:
         """Of an object that is forgotten: what was a little beyond a line until the end has crossed it."""
         lines = (memory["beyond_s"][row] < math.inf).nonzero()[0].tolist()
         ended = [(line, bool(memory["right"][row, line])) for line in lines]
@@ -92,7 +96,7 @@ class LineWatch:
             if self._counts(memory, row, line, to_right)
         ]
 
-    def _meet(self, memory: Memory, seen: Seen, at: int, row: int, line: int) -> None:
+    def _meet(self, memory: TrackTable, seen: TrackSnapshot, at: int, row: int, line: int) -> None:
         """A path has met the endless line: remember whether that was between the line's ends."""
         anchor = self._set.anchors[line]
         before, now = complex(memory["points"][row, anchor]), complex(seen.points[at, anchor])
@@ -110,7 +114,7 @@ class LineWatch:
         beyond_s[line] = math.inf
         return True
 
-    def _counts(self, memory: Memory, row: int, line: int, to_right: bool) -> bool:
+    def _counts(self, memory: TrackTable, row: int, line: int, to_right: bool) -> bool:
         """Whether a change of side is a crossing to be reported."""
         if not memory["passed"][row, line] or memory["unknown"][row, line] or not self._wanted[line][to_right]:
             return False

@@ -1,6 +1,6 @@
 """Speed and direction of travel from noisy positions: a straight line fitted to about the last second.
 
-A difference of two positions would be all noise at 30 pictures a second. Positions are kept about an eighth of a second
+A difference of two positions would be all noise at 30 frames a second. Positions are kept about an eighth of a second
 apart, and the line is fitted only for the object that something is to be said about.
 """
 
@@ -21,7 +21,7 @@ _WINDOW_S: Final = 1.05
 _LEAST_SPAN_S: Final = 0.35  # below which nothing is said
 
 
-class Trails:
+class TrackHistory:
     """Where each object was lately. All objects are sampled at the same times; the rows are the stage's memory's."""
 
     def __init__(self) -> None:

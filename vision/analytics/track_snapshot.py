@@ -1,4 +1,4 @@
-"""The objects of one picture, as those see them who watch lines and zones."""
+"""The objects of one frame, as those see them who watch lines and zones."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, Points
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class TrackSnapshot:
     """M objects."""
 
     now_s: float
-    rows: IndexArray  # (M,) in the memory, which still has the `points` of the picture before
+    rows: IndexArray  # (M,) in the memory, which still has the `points` of the frame before
     fresh: BoolArray | None  # (M,) never seen before; None: none of them
     points: Points  # (M, A) of each anchor
     distances: FloatArray  # (M, 2 L) signed, from each line, and once more

@@ -1,4 +1,4 @@
-"""What is remembered of each object between two pictures: columns with one row per track id."""
+"""What is remembered of each object between two frames: columns with one row per track id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_ID: Final = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class TrackColumn:
     """One quantity: its dtype, its shape for one object, and its value for an object that is new."""
 
     dtype: DTypeLike
@@ -23,10 +23,10 @@ class Column:
     blank: float = 0
 
 
-class Memory:
+class TrackTable:
     """Columns of one row per track, in ascending order of ids. Columns are reached by `memory["name"]`."""
 
-    def __init__(self, columns: Mapping[str, Column]) -> None:
+    def __init__(self, columns: Mapping[str, TrackColumn]) -> None:
         self._kinds = dict(columns)
         self._columns: dict[str, NDArray[Any]] = {name: _blank(column, 0) for name, column in columns.items()}
         self._ids: NDArray[np.int64] = np.array([_NO_ID])  # one more than there are, so that every search finds a row
@@ -66,5 +66,5 @@ class Memory:
             self._columns[name] = values[kept]
 
 
-def _blank(column: Column, rows: int) -> NDArray[Any]:
+def _blank(column: TrackColumn, rows: int) -> NDArray[Any]:
     return np.full((rows, *column.shape), column.blank, column.dtype)

@@ -1,7 +1,7 @@
 """Detections become tracks: one `Tracker` per camera, which knows time and not frames.
 
-Cameras drop pictures and change their rate, so every parameter is a time, a score, or a multiple of the object's size;
-the same objects filmed at 30, 10 or 3 pictures a second are followed by the same rules.
+Cameras drop frames and change their rate, so every parameter is a time, a score, or a multiple of the object's size;
+the same objects filmed at 30, 10 or 3 frames a second are followed by the same rules.
 
 Association has two stages as in ByteTrack (Zhang et al., "ByteTrack: Multi-Object Tracking by Associating Every
 Detection Box", ECCV 2022): sure detections may find any known object again, unsure ones only carry on what was seen
@@ -9,7 +9,7 @@ just before, and only sure ones begin objects. Motion is a Kalman filter in cont
 "Observation-Centric SORT", CVPR 2023) come the agreement of direction as part of the similarity and, as an option, the
 motion after an object was found again.
 
-All tracks lie in one array with a row per quantity, so that a picture costs a fixed number of NumPy calls.
+All tracks lie in one array with a row per quantity, so that a frame costs a fixed number of NumPy calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import lap
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.analytics.frame_clock import Elapsed
+from vision.analytics.frame_clock import FrameClock
 from vision.config.tracking import TrackConfig
 from vision.types import Detections, Tracks
 
@@ -109,26 +109,28 @@ class Tracker:
         self._forget()
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
-        """Take one picture's detections.
+        """Take one frame's detections.
 
         Args:
             detections: down to `TrackConfig.low_score`; boxes that are not finite or have no area are passed over.
-            captured_ns: monotonic time of the picture.
+            captured_ns: monotonic time of the frame.
 
         Returns:
-            The published objects that were detected in this picture. A box lies between what was detected and what the
+            The published objects that were detected in this frame. A box lies between what was detected and what the
             motion led to expect, nearer to the detection the higher its score and the likelier its size is.
         """
         self._advance(captured_ns)
-        picture = _Picture(detections, self._config)
-        matches = self._associate(picture)
+        frame = _Frame(detections, self._config)
+        matches = self._associate(frame)
         tracks = (matches >= 0).nonzero()[0]
         found = matches[tracks]
-        trust = self._correct(tracks, found, picture)
+        trust = self._correct(tracks, found, frame)
         published = self._ids[tracks] > 0
-        result = self._tracks(tracks[published], found[published], picture, trust[published], detections.excess)
+        result = self._tracks(
+            tracks[published], found[published], frame, trust[published], detections.truncated_candidates
+        )
         self._keep((self._ids > 0) | (self._time.now_s - self._state[_SEEN_S] <= self._config.tentative_s))
-        self._begin(picture, found)
+        self._begin(frame, found)
         return result
 
     # --- time ---------------------------------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ class Tracker:
         self._state: FloatArray = np.zeros((_ROWS, 0))
         self._ids: NDArray[np.int64] = np.zeros(0, np.int64)  # 0: not yet published
         self._classes: NDArray[np.int32] = np.zeros(0, np.int32)
-        self._time = Elapsed()
+        self._time = FrameClock()
         self._step_s, self._step = 0.0, _motion(0.0)  # most steps are as long as the one before
 
     def _keep(self, kept: NDArray[np.bool_]) -> None:
@@ -147,7 +149,7 @@ class Tracker:
             self._classes = self._classes[kept]
 
     def _advance(self, captured_ns: int) -> None:
-        """Move every track to the time of the picture."""
+        """Move every track to the time of the frame."""
         step_s = self._time.advance(captured_ns)
         if len(self._ids):
             memory_s = self._time.memory_s(self._config.lost_s)
@@ -171,14 +173,14 @@ class Tracker:
 
     # --- association --------------------------------------------------------------------------------------------------
 
-    def _associate(self, picture: _Picture) -> IndexArray:
+    def _associate(self, frame: _Frame) -> IndexArray:
         """For each track its detection, or -1."""
         config = self._config
         matches = np.full(len(self._ids), -1, np.intp)
-        if not len(matches) or not len(picture.scores):
+        if not len(matches) or not len(frame.scores):
             return matches
-        similarity = self._similarity(picture)
-        strong = picture.strong.copy()
+        similarity = self._similarity(frame)
+        strong = frame.strong.copy()
         published = self._ids > 0
         sure = strong.nonzero()[0]
         _match(similarity, published.nonzero()[0], sure, _ANY_STAGE, matches)
@@ -193,16 +195,16 @@ class Tracker:
             _match(similarity, tentative, strong.nonzero()[0], _TENTATIVE_STAGE, matches)
         return matches
 
-    def _similarity(self, picture: _Picture) -> FloatArray:
+    def _similarity(self, frame: _Frame) -> FloatArray:
         """(M, N): half overlap, half nearness in standard deviations and likeness of size, and the direction.
 
-        Overlap alone fails where pictures are far apart in time, nearness alone where objects are close together. Only
+        Overlap alone fails where frames are far apart in time, nearness alone where objects are close together. Only
         pairs within reach are computed, which are few: the rest is 0.
         """
-        state, at = self._state, picture.at
-        similarity = np.zeros((state.shape[1], len(picture.scores)))
+        state, at = self._state, frame.at
+        similarity = np.zeros((state.shape[1], len(frame.scores)))
         size = np.maximum(state[2], state[3])
-        rows, columns = self._within_reach(size, picture)
+        rows, columns = self._within_reach(size, frame)
         known, seen = state.take(_FOR_SIMILARITY, axis=0).take(rows, axis=1), at.take(columns, axis=1)
         extent, seen_extent, speed, var_speed = known[2:4], seen[2:4], known[4:6], known[8]
         offset, moved = seen[_PLACE] - known[_PLACE], seen[_PLACE] - known[9:11]
@@ -213,7 +215,7 @@ class Tracker:
         area, seen_area = extent[0] * extent[1], seen_extent[0] * seen_extent[1]
         overlap = common / (area + seen_area - common)
         likeness = smallest * smallest / (area * seen_area)
-        variance = np.minimum(known[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + picture.noise[columns]
+        variance = np.minimum(known[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + frame.noise[columns]
         distance2 = offset * offset / variance
         value = 0.5 * (overlap + likeness * np.exp((distance2[0] + distance2[1]) * (-1.0 / _REACH**2)))
         along, moved2, speed2 = moved * speed, moved * moved, speed * speed
@@ -222,22 +224,22 @@ class Tracker:
         similarity[rows, columns] = value
         return similarity
 
-    def _within_reach(self, size: FloatArray, picture: _Picture) -> tuple[IndexArray, IndexArray]:
+    def _within_reach(self, size: FloatArray, frame: _Frame) -> tuple[IndexArray, IndexArray]:
         """Pairs (K,), (K,) of one class that are not hopelessly far apart. In float32, for there are M·N to look at."""
         x, y = self._state[_PLACE].astype(np.float32)[:, :, None]
-        seen_x, seen_y = picture.at[_PLACE].astype(np.float32)
+        seen_x, seen_y = frame.at[_PLACE].astype(np.float32)
         reach = (_FARTHEST * size).astype(np.float32)[:, None]
         offset = x - seen_x
         near = np.abs(offset, out=offset) < reach
         np.subtract(y, seen_y, out=offset)
         near &= np.abs(offset, out=offset) < reach
-        near &= self._classes[:, None] == picture.classes
+        near &= self._classes[:, None] == frame.classes
         rows, columns = np.divmod(near.ravel().nonzero()[0], near.shape[1])  # much quicker than nonzero in 2 dimensions
         return rows, columns
 
     # --- the life of a track ------------------------------------------------------------------------------------------
 
-    def _correct(self, tracks: IndexArray, found: IndexArray, picture: _Picture) -> FloatArray:
+    def _correct(self, tracks: IndexArray, found: IndexArray, frame: _Frame) -> FloatArray:
         """The Kalman filter's update with what was detected, and what follows from being detected.
 
         Sizes change slowly. A box that is suddenly shorter, taller or wider shows a part of an object, or two of them,
@@ -248,8 +250,8 @@ class Tracker:
             return np.ones(0)
         everybody = len(tracks) == len(self._ids)
         state = self._state if everybody else self._state.take(tracks, axis=1)
-        at = picture.at.take(found, axis=1)  # much quicker than an index
-        noise = _NOISE_OF_ROWS * picture.noise[found]
+        at = frame.at.take(found, axis=1)  # much quicker than an index
+        noise = _NOISE_OF_ROWS * frame.noise[found]
         error = at - state[_AT]
         unlikely = (error[_EXTENT] ** 2 / (state[_VAR_EXTENT] + noise[_EXTENT])).max(axis=0)
         belief: FloatArray = np.maximum(_PARTIAL**2 / (_PARTIAL**2 + unlikely), _LEAST_TRUST)
@@ -269,7 +271,7 @@ class Tracker:
             _restart_motion(state, again, at, noise, gap_s)
         state[_SEEN_AT] = at[_PLACE]
         state[_SEEN_S] = now_s
-        state[_STRONG_S, picture.strong[found]] = now_s
+        state[_STRONG_S, frame.strong[found]] = now_s
         if not everybody:
             self._state[:, tracks] = state
         tentative = self._ids[tracks] == 0
@@ -279,49 +281,49 @@ class Tracker:
                 self._ids[track] = next(_next_track_id)
         return belief
 
-    def _begin(self, picture: _Picture, found: IndexArray) -> None:
+    def _begin(self, frame: _Frame, found: IndexArray) -> None:
         """Sure detections that belong to no track begin one, best score first while there is room."""
-        fresh = picture.scores >= self._config.new_score - _SCORE_GRAIN
+        fresh = frame.scores >= self._config.new_score - _SCORE_GRAIN
         fresh[found] = False
         new = fresh.nonzero()[0]
         if not len(new):
             return
         if len(found):
-            overlap = _iou(picture.boxes[new], picture.boxes[found])
-            overlap[picture.classes[new][:, None] != picture.classes[found]] = 0.0
+            overlap = _iou(frame.boxes[new], frame.boxes[found])
+            overlap[frame.classes[new][:, None] != frame.classes[found]] = 0.0
             new = new[overlap.max(axis=1) < _SAME_OBJECT_IOU]
         if not len(new):
             return
         room = self._config.max_objects - len(self._ids)
-        new = new[np.argsort(-picture.scores[new], kind="stable")[:room]]
+        new = new[np.argsort(-frame.scores[new], kind="stable")[:room]]
         state = np.zeros((_ROWS, len(new)))
-        state[_AT] = picture.at[:, new]
-        state[_SEEN_AT] = picture.at[_PLACE, new]
-        state[_VAR_AT] = _NOISE_OF_ROWS * picture.noise[new]
-        state[_VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(picture.at[2, new], picture.at[3, new]) ** 2
+        state[_AT] = frame.at[:, new]
+        state[_SEEN_AT] = frame.at[_PLACE, new]
+        state[_VAR_AT] = _NOISE_OF_ROWS * frame.noise[new]
+        state[_VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(frame.at[2, new], frame.at[3, new]) ** 2
         state[_SEEN_S:] = self._time.now_s
         self._state = np.concatenate([self._state, state], axis=1)
         self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
-        self._classes = np.concatenate([self._classes, picture.classes[new]])
+        self._classes = np.concatenate([self._classes, frame.classes[new]])
 
     def _tracks(
-        self, tracks: IndexArray, found: IndexArray, picture: _Picture, trust: FloatArray, excess: int
+        self, tracks: IndexArray, found: IndexArray, frame: _Frame, trust: FloatArray, truncated_candidates: int
     ) -> Tracks:
         boxes = (_CORNERS @ self._state[_AT].take(tracks, axis=1)).T
-        scores = picture.scores[found]
-        boxes += (scores * trust)[:, None] * (picture.boxes.take(found, axis=0) - boxes)
+        scores = frame.scores[found]
+        boxes += (scores * trust)[:, None] * (frame.boxes.take(found, axis=0) - boxes)
         return Tracks(
             boxes_xyxy=boxes.astype(np.float32),
             scores=scores.astype(np.float32),
             class_ids=self._classes[tracks],
             track_ids=self._ids[tracks],
             age_ms=np.rint((self._time.now_s - self._state[_BORN_S, tracks]) * 1e3).astype(np.int64),
-            excess=excess,
+            truncated_candidates=truncated_candidates,
         )
 
 
-class _Picture:
-    """The usable detections of one picture, in the forms that the tracker needs."""
+class _Frame:
+    """The usable detections of one frame, in the forms that the tracker needs."""
 
     __slots__ = ("at", "boxes", "classes", "noise", "scores", "strong")
 

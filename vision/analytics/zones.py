@@ -13,8 +13,8 @@ import numpy as np
 
 from vision.analytics.geometry import BoolArray, ZoneSet, pairs
 from vision.analytics.lines import class_rows
-from vision.analytics.track_snapshot import Seen
-from vision.analytics.track_table import Column, Memory
+from vision.analytics.track_snapshot import TrackSnapshot
+from vision.analytics.track_table import TrackColumn, TrackTable
 from vision.config.analytics import ZoneConfig
 
 _CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
@@ -39,11 +39,11 @@ class ZoneWatch:
             allowed: (C + 1, Z) whether objects of each class count; None: all do.
         """
         number = len(zones)
-        self.columns: Mapping[str, Column] = {
-            "inside": Column(np.bool_, (number,)),
-            "entered_s": Column(np.float64, (number,)),
-            "dwells_s": Column(np.float64, (number,), math.inf),  # when it will have been inside for `dwell_s`
-            "dwelling": Column(np.bool_, (number,)),
+        self.columns: Mapping[str, TrackColumn] = {
+            "inside": TrackColumn(np.bool_, (number,)),
+            "entered_s": TrackColumn(np.float64, (number,)),
+            "dwells_s": TrackColumn(np.float64, (number,), math.inf),  # when it will have been inside for `dwell_s`
+            "dwelling": TrackColumn(np.bool_, (number,)),
         }
         places = [anchors.index(zone.anchor) for zone in zones]
         # Columns to take for the zones; one that all share is not repeated.
@@ -53,12 +53,12 @@ class ZoneWatch:
         self._next_dwell_s = math.inf  # nobody has been anywhere for long before this
 
     def place(self, polygons: Sequence[Sequence[tuple[float, float]]]) -> None:
-        """Lay the zones on a picture: the pixels of their corners."""
+        """Lay the zones on a frame: the pixels of their corners."""
         self._set = ZoneSet(polygons)
         self._next_dwell_s = math.inf
 
-    def look(self, memory: Memory, seen: Seen) -> list[Passage]:
-        """Passages in this picture, in the order of objects and then of zones; `enter` and `leave` note them."""
+    def look(self, memory: TrackTable, seen: TrackSnapshot) -> list[Passage]:
+        """Passages in this frame, in the order of objects and then of zones; `enter` and `leave` note them."""
         points = seen.points[:, self._places]
         inside = self._set.contain(points)
         if self._allowed is not None:
@@ -77,18 +77,18 @@ class ZoneWatch:
             passages.append(Passage(int(seen.rows[at]), zone, bool(inside[at, zone]), appeared))
         return passages
 
-    def enter(self, memory: Memory, row: int, zone: int, now_s: float) -> None:
+    def enter(self, memory: TrackTable, row: int, zone: int, now_s: float) -> None:
         memory["inside"][row, zone] = True
         memory["entered_s"][row, zone] = now_s
         dwells_s = now_s + self._dwell_s[zone] - _CLOCK_GRAIN_S
         memory["dwells_s"][row, zone] = dwells_s
         self._next_dwell_s = min(self._next_dwell_s, dwells_s)
 
-    def leave(self, memory: Memory, row: int, zone: int) -> None:
+    def leave(self, memory: TrackTable, row: int, zone: int) -> None:
         memory["inside"][row, zone] = memory["dwelling"][row, zone] = False
         memory["dwells_s"][row, zone] = math.inf
 
-    def dwellers(self, memory: Memory, now_s: float) -> list[tuple[int, int]]:
+    def dwellers(self, memory: TrackTable, now_s: float) -> list[tuple[int, int]]:
         """Row and zone of who has now been in a zone for its `dwell_s`; who is hidden just now, when seen again."""
         if now_s < self._next_dwell_s:
             return []

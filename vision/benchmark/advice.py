@@ -11,7 +11,7 @@ from vision.benchmark.model import DetectorCost, HostCost, stretch
 
 Resource: TypeAlias = Literal["decode", "copy", "detector", "results thread"]
 
-_FULL: Final = 0.95  # from here on pictures wait for each other, and some are dropped
+_FULL: Final = 0.95  # from here on frames wait for each other, and some are dropped
 _MUCH: Final = 0.2
 _MANY_OBJECTS: Final = 30
 
@@ -38,7 +38,7 @@ def loads(demands: Sequence[Demand], detector: DetectorCost, host: HostCost) -> 
 
 
 def accepted_fps(demand: Demand) -> float:
-    """Pictures of a camera that may be inferred."""
+    """Frames of a camera that may be inferred."""
     return demand.fps if demand.max_fps is None else min(demand.fps, demand.max_fps)
 
 
@@ -48,7 +48,7 @@ def decode_cores(demands: Sequence[Demand], host: HostCost) -> float:
 
 
 def detector_rate_per_s(demands: Sequence[Demand], detector: DetectorCost, host: HostCost) -> float:
-    """Pictures a second that the detector can do beside everything else, in the batches that this site fills."""
+    """Frames a second that the detector can do beside everything else, in the batches that this site fills."""
     others = decode_cores(demands, host)
     best = detector.best_rate_per_s(min(detector.max_batch, len(demands)))
     return best / stretch(detector.cores, host.cores, others)
@@ -122,7 +122,7 @@ def _about_detector(demands: Sequence[Demand], detector: DetectorCost, host: Hos
     said = [
         (
             f"`max_fps: {fair_fps(demands, _FULL * rate):.3g}` for every camera that gives more: what is dropped is "
-            "then every so many pictures and no longer chance, and p99 is that of a machine with room."
+            "then every so many frames and no longer chance, and p99 is that of a machine with room."
         )
     ]
     busy = decode_cores(demands, host) / host.cores
@@ -134,7 +134,7 @@ def _about_detector(demands: Sequence[Demand], detector: DetectorCost, host: Hos
     if site.gpu and site.precision in ("fp32", "tf32"):
         said.append("`precision: fp16` may be much faster: `vision bench MODEL --precision fp16,fp32`.")
     if site.gpu and detector.max_batch < len(demands):
-        said.append(f"`max_batch: {len(demands)}` lets one batch hold a picture of every camera.")
+        said.append(f"`max_batch: {len(demands)}` lets one batch hold a frame of every camera.")
     said.append("A model with a smaller input or fewer layers." if site.gpu else "A GPU, or a smaller model.")
     return tuple(said)
 
@@ -166,6 +166,6 @@ def _about_results(site: Site) -> tuple[str, ...]:
     if site.encoding == "json":
         said.append("`publish: {encoding: msgpack}` is cheaper than JSON.")
     if site.objects_per_frame > _MANY_OBJECTS:
-        said.append(f"`detect: {{score: ...}}` higher: there are {site.objects_per_frame:.0f} objects in a picture.")
+        said.append(f"`detect: {{score: ...}}` higher: there are {site.objects_per_frame:.0f} objects in a frame.")
     said.append("Two programs with half of the cameras each: Python runs one thread at a time.")
     return tuple(said)

@@ -25,11 +25,11 @@ from vision.benchmark.conditions import versions as installed_versions
 from vision.benchmark.demand import decode_costs
 from vision.benchmark.document import Bench, Case, HostCosts, Part, Row
 from vision.benchmark.engine import Alone, Lane, ThreadLane, measure_engine
-from vision.benchmark.pictures import CLIP, Image, convert, make_batches, read_pictures, shipped_clip, size_of
-from vision.benchmark.pipeline import Borrowed, ThreadCosts, measure_threads, run_site, synthetic_site
+from vision.benchmark.frames import CLIP, Image, convert, load_frames, make_batches, shipped_clip, size_of
+from vision.benchmark.pipeline import NonClosingDetector, ThreadCosts, measure_threads, run_site, synthetic_site
 from vision.benchmark.samples import Durations
 from vision.benchmark.stage import Measured, measure_alone, measure_stage
-from vision.config import DetectConfig, ModelCard
+from vision.config import DetectConfig, ModelSpec
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError, DeviceMissing, ModelError, redact
@@ -48,8 +48,8 @@ _HALF: Final = 0.5
 _MOST_FPS: Final = 1000.0  # of a made-up camera
 _LEAST_PIPELINE_S: Final = 1.0
 _MOST_PIPELINE_S: Final = 60.0  # however slow its cameras are
-_LEAST_PICTURES: Final = 4  # of each camera
-_PICTURES: Final = 32
+_LEAST_FRAMES: Final = 4  # of each camera
+_FRAMES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class BenchSettings:
     slots: tuple[int, ...] = ()  # from one to the detector's own number where empty
     seconds: float = 2.0
     parts: tuple[Part, ...] = ("engine", "stage", "pipeline")
-    source: str = ""  # of the pictures; the shipped recording where empty
+    source: str = ""  # of the frames; the shipped recording where empty
     pixel_format: PixelFormat = "bgr"
     score: float = 0.35
 
@@ -94,14 +94,14 @@ class Benchmark:
     def __init__(
         self,
         folder: Path,
-        card: ModelCard,
+        spec: ModelSpec,
         settings: BenchSettings,
         *,
         say: Callable[[str], None] = lambda _: None,
         system: System | None = None,
     ) -> None:
         self._folder = folder
-        self._card = card
+        self._card = spec
         self._settings = settings
         self._say = say
         self._system = system or ThisSystem()
@@ -117,11 +117,11 @@ class Benchmark:
         """Measure everything.
 
         Raises:
-            VisionError: the model, the back-end or the pictures are not there, or nothing of it could be measured.
+            VisionError: the model, the back-end or the frames are not there, or nothing of it could be measured.
         """
         settings = self._settings
         source = settings.source or shipped_clip()
-        self._images = _pictures(source, settings.pixel_format)
+        self._images = _frames(source, settings.pixel_format)
         self._cores.append(cores_to_be_had())
         backend = self._backend()
         described = self._measure(backend)
@@ -136,7 +136,7 @@ class Benchmark:
             backend=described.name,
             slots=described.slots,
             parallel=described.parallel,
-            picture=f"{width_px}x{height_px} {settings.pixel_format}",
+            frame=f"{width_px}x{height_px} {settings.pixel_format}",
             seconds=settings.seconds,
             measured_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             machine=machine(self._system),
@@ -205,7 +205,7 @@ class Benchmark:
 
     @contextmanager
     def _allowed_to_fail(self, case: Case) -> Iterator[None]:
-        """A model with one fixed batch, or outputs that depend on the picture, is no reason not to measure the rest."""
+        """A model with one fixed batch, or outputs that depend on the frame, is no reason not to measure the rest."""
         try:
             yield
         except ModelError as error:
@@ -218,7 +218,7 @@ class Benchmark:
                 yield lambda case: [
                     self._gpu.GpuLane(
                         engine,
-                        self._gpu.picture_shapes(engine, self._card, case.batch),
+                        self._gpu.frame_shapes(engine, self._card, case.batch),
                         graph=case.mode == "graph",
                     )
                     for _ in range(case.lanes)
@@ -350,13 +350,13 @@ class Benchmark:
         return max(rows, key=lambda row: row.frames_per_s)
 
     def _pipeline(self, detector: Detector, case: Case, shown: Sequence[Sequence[Frame]], offered_per_s: float) -> Row:
-        """`shown`: pictures of the stage, which the detector gets in place of the cameras' own."""
+        """`shown`: frames of the stage, which the detector gets in place of the cameras' own."""
         self._say(f"{case} at {offered_per_s:.0f} frames/s")
         height_px, width_px = size_of(self._images[0], self._settings.pixel_format)
         fps, seconds = pace(offered_per_s, case.lanes, self._settings.seconds)
         site = synthetic_site(case.lanes, fps, width_px, height_px, self._settings.pixel_format)
         sampler = ClockSampler(self._system)
-        ran = run_site(site, seconds, lambda *_: Borrowed(detector, case.batch, shown))
+        ran = run_site(site, seconds, lambda *_: NonClosingDetector(detector, case.batch, shown))
         gc.collect()  # the buffers of its cameras are held in circles, and are not the next row's memory
         row = self._row(case, ran.latency, ran.published_per_s, ran.cpu, sampler)
         return replace(
@@ -397,21 +397,21 @@ class Benchmark:
 def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, float]:
     """Frames/s of each camera, and how many seconds to run them: a quarter is warm-up, and slow ones take longer."""
     fps = min(_MOST_FPS, offered_per_s / cameras)
-    slow_s = min(_MOST_PIPELINE_S, _LEAST_PICTURES / fps)
+    slow_s = min(_MOST_PIPELINE_S, _LEAST_FRAMES / fps)
     return fps, max(_LEAST_PIPELINE_S, 2 * seconds, slow_s)
 
 
-def _pictures(source: str, pixel_format: PixelFormat) -> list[Image]:
+def _frames(source: str, pixel_format: PixelFormat) -> list[Image]:
     """
     Raises:
-        SourceError: it cannot be opened or read, or has no picture.
-        ConfigError: its pictures cannot have this format.
+        SourceError: it cannot be opened or read, or has no frame.
+        ConfigError: its frames cannot have this format.
     """
-    pictures = read_pictures(source, _PICTURES)
+    images = load_frames(source, _FRAMES)
     try:
-        return [convert(picture, pixel_format) for picture in pictures]
+        return [convert(frame, pixel_format) for frame in images]
     except ValueError as error:
-        raise ConfigError(f"the pictures of {source} cannot be had in this format: {error}") from error
+        raise ConfigError(f"the frames of {source} cannot be had in this format: {error}") from error
 
 
 def _up_to(count: int) -> tuple[int, ...]:
@@ -429,7 +429,7 @@ class _Described:
 
 
 def measure(
-    folder: Path, card: ModelCard, settings: BenchSettings, say: Callable[[str], None] = lambda _: None
+    folder: Path, spec: ModelSpec, settings: BenchSettings, say: Callable[[str], None] = lambda _: None
 ) -> Bench:
     """One run of `vision bench`. Errors as of `Benchmark.run`."""
-    return Benchmark(folder, card, settings, say=say).run()
+    return Benchmark(folder, spec, settings, say=say).run()

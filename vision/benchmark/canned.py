@@ -12,8 +12,8 @@ from vision.errors import Closed
 from vision.types import Detections, Frame, PixelFormat, frame_shape
 
 
-class CannedDetector:
-    """`Detector` that finds the same objects in every picture, at once, and notes what its thread spends meanwhile."""
+class StubDetector:
+    """`Detector` that finds the same objects in every frame, at once, and notes what its thread spends meanwhile."""
 
     def __init__(
         self,

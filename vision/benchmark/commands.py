@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from vision.config import DetectConfig, ModelCard
+from vision.config import DetectConfig, ModelSpec
 from vision.engine.build import inputs_of
 from vision.engine.cache import EngineCache, key_of
 from vision.engine.library import Gpu, GpuDescription, collect_log, find_library, logger, network_flags, start, trt
 from vision.engine.open import read_onnx, settings_of
-from vision.engine.options import BuildSettings, prepare_onnx, settled
+from vision.engine.options import BuildOptions, prepare_onnx, settled
 from vision.engine.precision import plan_typing
-from vision.engine.profiles import NetworkInput, Profile, choose_profile, make_profiles, picture_input
+from vision.engine.profiles import NetworkInput, Profile, choose_profile, frame_input, make_profiles
 from vision.engine.trtexec import Dialect, build_line, find_tool, installed_dialect, nsys_text, trtexec_text
 from vision.errors import DeviceError, ModelError
 
@@ -32,7 +32,7 @@ def nsys(model: str, batch: int, precision: str) -> str:
     return nsys_text([*program, "bench", model, *options])
 
 
-def trtexec(folder: Path, card: ModelCard, batch: int, detect: DetectConfig, named: Sequence[str]) -> str:
+def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, named: Sequence[str]) -> str:
     """What `vision profile --print-trtexec` prints: for the engine that is in the cache, or as it would be built.
 
     Args:
@@ -43,20 +43,20 @@ def trtexec(folder: Path, card: ModelCard, batch: int, detect: DetectConfig, nam
         DeviceMissing: no TensorRT, or one that does not start here.
         ModelError: the model has no such profile.
     """
-    onnx = read_onnx(folder, card)
-    wanted = settled(settings_of(detect), card)
+    onnx = read_onnx(folder, spec)
+    wanted = settled(settings_of(detect), spec)
     prepared = prepare_onnx(onnx, wanted)
-    inputs, channels = network_inputs(prepared.onnx, card), prepared.channels
+    inputs, channels = network_inputs(prepared.onnx, spec), prepared.channels
     profiles = make_profiles(
-        inputs, card, detect.max_batch, fixed_batches=bool(wanted.fixed_batches), channels=channels
+        inputs, spec, detect.max_batch, fixed_batches=bool(wanted.fixed_batches), channels=channels
     )
-    shapes = {picture_input(inputs).name: (batch, channels, card.input.height, card.input.width)}
+    shapes = {frame_input(inputs).name: (batch, channels, spec.input.height, spec.input.width)}
     gpu = _gpu()
-    plan = EngineCache().path_of(card.name, key_of(onnx, find_library(), gpu or _NO_GPU, wanted, card))
+    plan = EngineCache().path_of(spec.name, key_of(onnx, find_library(), gpu or _NO_GPU, wanted, spec))
     dialect = installed_dialect()
     lines = [] if gpu else ["# there is no GPU here: the path of the engine is made up"]
     if not plan.exists():
-        lines.append(_how_to_build(folder / card.file, named, plan, dialect=dialect, profiles=profiles, wanted=wanted))
+        lines.append(_how_to_build(folder / spec.file, named, plan, dialect=dialect, profiles=profiles, wanted=wanted))
     lines.append(trtexec_text(plan, shapes, choose_profile(profiles, shapes), dialect=dialect))
     return "\n".join(lines)
 
@@ -68,7 +68,7 @@ def _how_to_build(
     *,
     dialect: Dialect,
     profiles: Sequence[Profile],
-    wanted: BuildSettings,
+    wanted: BuildOptions,
 ) -> str:
     """The tool's own command too, where it comes to the same: not where types come from the ONNX file, which is
     rewritten before it is built."""
@@ -98,7 +98,7 @@ def _gpu() -> Gpu | None:
         return None
 
 
-def network_inputs(onnx: bytes, card: ModelCard) -> tuple[NetworkInput, ...]:
+def network_inputs(onnx: bytes, spec: ModelSpec) -> tuple[NetworkInput, ...]:
     """Inputs of an ONNX file as TensorRT's parser reads them.
 
     Raises:
@@ -111,5 +111,5 @@ def network_inputs(onnx: bytes, card: ModelCard) -> tuple[NetworkInput, ...]:
         parser = trt.OnnxParser(network, logger())
         if not parser.parse(onnx):
             said = "; ".join(log.errors()) or "it gave no reason"
-            raise ModelError(f"{find_library()} cannot read {card.file}: {said}")
+            raise ModelError(f"{find_library()} cannot read {spec.file}: {said}")
         return inputs_of(network)

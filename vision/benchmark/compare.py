@@ -58,7 +58,7 @@ def comparability(a: Bench, b: Bench) -> Comparability:
             ("model file (sha256)", a.model_sha256[:12], b.model_sha256[:12]),
             ("input", a.input, b.input),
             ("back-end", a.library, b.library),
-            ("picture", a.picture, b.picture),
+            ("frame", a.frame, b.frame),
             ("source", a.source or b.source, b.source or a.source),  # older files do not know theirs
         )
         if one != other

@@ -1,4 +1,4 @@
-"""What the cameras of a site ask of the machine: how many pictures, of which size, and what decoding one costs.
+"""What the cameras of a site ask of the machine: how many frames, of which size, and what decoding one costs.
 
 Recordings and generators are read as fast as they go. A live camera is opened and watched for a moment; one that does
 not answer is assumed to be what its configuration says, and the plan says what was assumed.
@@ -28,10 +28,10 @@ ASSUMED_HEIGHT_PX: Final = 1080
 ASSUMED_FPS: Final = 25.0
 
 _HERE: Final = ("path", "synthetic")  # kinds of sources that depend on nothing outside this machine
-_FILE_PICTURES: Final = 60
+_FILE_FRAMES: Final = 60
 _FILE_S: Final = 1.0
 _LIVE_S: Final = 3.0
-_WARM_PICTURES: Final = 3  # as many as buffers, tables, the first key frame
+_WARM_FRAMES: Final = 3  # as many as buffers, tables, the first key frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +39,30 @@ class Demand:
     """One camera. Times are CPU time, so that a busy machine does not make them longer."""
 
     camera_id: str
-    fps: float  # pictures that it gives
+    fps: float  # frames that it gives
     max_fps: float | None  # of them, most that may be inferred
     width_px: int
     height_px: int
     pixel_format: PixelFormat
-    grab_ms: float  # of its thread, a picture
-    retrieve_ms: float  # of its thread, a picture
-    cpu_ms: float  # of all threads, a picture
+    grab_ms: float  # of its thread, a frame
+    retrieve_ms: float  # of its thread, a frame
+    cpu_ms: float  # of all threads, a frame
     staleness_s: float = 0.5
     assumed: str = ""  # what could not be measured
-    in_step: bool = False  # begins with the program, as recordings do: its pictures come when those of the others do
-    open_ms: float = 0.0  # of the CPU, until its first picture has been read
+    in_step: bool = False  # begins with the program, as recordings do: its frames come when those of the others do
+    open_ms: float = 0.0  # of the CPU, until its first frame has been read
     drawn: bool = False  # made up by its thread: retrieving is a turn of Python
 
     @property
     def nbytes(self) -> int:
-        """Of one picture."""
+        """Of one frame."""
         return int(np.prod(frame_shape(self.height_px, self.width_px, self.pixel_format)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
     info: StreamInfo
-    pictures: int
+    frames: int
     seconds: float
     grab_ms: float
     retrieve_ms: float
@@ -79,7 +79,7 @@ def demands(
         known: of a benchmark, for cameras that cannot be reached.
 
     Raises:
-        SourceError: recordings and generators that give no picture: all of them.
+        SourceError: recordings and generators that give no frame: all of them.
     """
     measured: dict[tuple[object, ...], Demand] = {}
     found = []
@@ -110,7 +110,7 @@ def demand(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], known: 
     """What one camera asks for.
 
     Raises:
-        SourceError: a recording or generator gives no picture. It is here, so it will give none later either.
+        SourceError: a recording or generator gives no frame. It is here, so it will give none later either.
     """
     here = source_kind(camera.source) in _HERE
     try:
@@ -118,10 +118,10 @@ def demand(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], known: 
     except SourceError as error:
         if here:
             raise
-        return assumed(camera, known, f"it gave no picture ({error.args[0]})")
+        return assumed(camera, known, f"it gave no frame ({error.args[0]})")
     fps, said = seen.info.fps, ""
     if not fps:
-        fps = camera.fps or (ASSUMED_FPS if here else seen.pictures / seen.seconds)
+        fps = camera.fps or (ASSUMED_FPS if here else seen.frames / seen.seconds)
         said = f"it does not say its rate, {fps:.3g} frames/s were taken"
     return Demand(
         camera.id,
@@ -157,7 +157,7 @@ def assumed(camera: CameraConfig, known: Sequence[DecodeCost], why: str) -> Dema
 
 
 def decode_costs(sources: Iterable[str]) -> tuple[DecodeCost, ...]:
-    """What pictures of these recordings and generators cost; those that cannot be read are left out."""
+    """What frames of these recordings and generators cost; those that cannot be read are left out."""
     costs = []
     for source in sources:
         camera = CameraConfig.model_validate({"id": "bench", "source": source})
@@ -172,7 +172,7 @@ def decode_costs(sources: Iterable[str]) -> tuple[DecodeCost, ...]:
 
 
 def _watch(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) -> _Watched:
-    """Read some pictures.
+    """Read some frames.
 
     Raises:
         SourceError: it cannot be opened, or nothing comes.
@@ -191,7 +191,7 @@ def _watch(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) -> _Wat
         with closing(source):
             begin_ns = time.process_time_ns()
             info = source.open()
-            limits = (_FILE_PICTURES, _FILE_S) if finite else (1_000_000, _LIVE_S)
+            limits = (_FILE_FRAMES, _FILE_S) if finite else (1_000_000, _LIVE_S)
             return _read(source, info, begin_ns, camera.read_timeout_s, limits)
     finally:
         timer.cancel()
@@ -201,15 +201,15 @@ def _read(source: Source, info: StreamInfo, opened_ns: int, timeout_s: float, li
     """
     Args:
         opened_ns: CPU time of the process before the source was opened.
-        limits: pictures and seconds, at most.
+        limits: frames and seconds, at most.
     """
     most, most_s = limits
     shape = frame_shape(info.height_px, info.width_px, info.pixel_format)
-    buffers = [np.empty(shape, np.uint8) for _ in range(_WARM_PICTURES)]
-    pictures, grab_ns, retrieve_ns, open_ns = -_WARM_PICTURES, 0, 0, 0
+    buffers = [np.empty(shape, np.uint8) for _ in range(_WARM_FRAMES)]
+    frames, grab_ns, retrieve_ns, open_ns = -_WARM_FRAMES, 0, 0, 0
     begin, cpu_ns = time.monotonic(), time.process_time_ns()
-    while pictures < most and time.monotonic() - begin < most_s:
-        if pictures == 0:
+    while frames < most and time.monotonic() - begin < most_s:
+        if frames == 0:
             grab_ns = retrieve_ns = 0
             begin, cpu_ns = time.monotonic(), time.process_time_ns()
         started_ns = time.thread_time_ns()
@@ -218,27 +218,27 @@ def _read(source: Source, info: StreamInfo, opened_ns: int, timeout_s: float, li
         except EndOfStream:
             break
         if grab is None:
-            raise SourceError(f"no picture came within {timeout_s:g} s")
+            raise SourceError(f"no frame came within {timeout_s:g} s")
         grabbed_ns = time.thread_time_ns()
         try:
-            source.retrieve(buffers[pictures % _WARM_PICTURES])
+            source.retrieve(buffers[frames % _WARM_FRAMES])
         except SizeChanged as change:
             shape = frame_shape(change.height_px, change.width_px, info.pixel_format)
-            buffers = [np.empty(shape, np.uint8) for _ in range(_WARM_PICTURES)]
+            buffers = [np.empty(shape, np.uint8) for _ in range(_WARM_FRAMES)]
             continue
         grab_ns += grabbed_ns - started_ns
         retrieve_ns += time.thread_time_ns() - grabbed_ns
         open_ns = open_ns or time.process_time_ns() - opened_ns
-        pictures += 1
-    if pictures <= 0:
-        raise SourceError(f"only {pictures + _WARM_PICTURES} pictures came")
-    cpu_ms = (time.process_time_ns() - cpu_ns) / 1e6 / pictures
-    per_picture = 1 / 1e6 / pictures
+        frames += 1
+    if frames <= 0:
+        raise SourceError(f"only {frames + _WARM_FRAMES} frames came")
+    cpu_ms = (time.process_time_ns() - cpu_ns) / 1e6 / frames
+    per_frame = 1 / 1e6 / frames
     took_s = time.monotonic() - begin
-    return _Watched(info, pictures, took_s, grab_ns * per_picture, retrieve_ns * per_picture, cpu_ms, open_ns / 1e6)
+    return _Watched(info, frames, took_s, grab_ns * per_frame, retrieve_ns * per_frame, cpu_ms, open_ns / 1e6)
 
 
 def hurried(clock: Callable[[], int]) -> Callable[[], int]:
-    """A clock by which every picture of a recording is due: it goes a million times as fast."""
+    """A clock by which every frame of a recording is due: it goes a million times as fast."""
     begin_ns = clock()
     return lambda: begin_ns + (clock() - begin_ns) * 1_000_000

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vision.detect.tensorrt.detector import TensorRTDetector
-from vision.detect.tensorrt.slot import Chain, Slot
+from vision.detect.tensorrt.slot import BatchGraph, Slot
 from vision.engine.trace import Span, SpanRecorder
 from vision.gpu.cuda import Event, Stream
 from vision.types import Frame
@@ -32,7 +32,7 @@ class DeviceTimeline:
         self._chains = [dict(slot.chains) for slot in self._slots]
         for number, slot in enumerate(self._slots):
             for batch, chain in self._chains[number].items():
-                wrapped: Any = _TracedChain(chain, self, f"slot {number}", slot.stream, steps)
+                wrapped: Any = _TracedBatchGraph(chain, self, f"slot {number}", slot.stream, steps)
                 slot.chains[batch] = wrapped
         self._origin = self._made.enter_context(Event(timing=True))
         self._origin.record(self._copies)
@@ -77,10 +77,10 @@ class DeviceTimeline:
         self._made.close()
 
 
-class _TracedChain:
-    """Stands in the place of a `Chain`."""
+class _TracedBatchGraph:
+    """Stands in the place of a `BatchGraph`."""
 
-    def __init__(self, chain: Chain, timeline: DeviceTimeline, lane: str, stream: Stream, steps: bool) -> None:
+    def __init__(self, chain: BatchGraph, timeline: DeviceTimeline, lane: str, stream: Stream, steps: bool) -> None:
         self._timeline = timeline
         self._lane = lane
         self._stream = stream

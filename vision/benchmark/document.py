@@ -29,7 +29,7 @@ BUSY_PART: Final = 0.1
 Part: TypeAlias = Literal["engine", "stage", "pipeline"]
 """The network alone; frames in to boxes out; cameras in to results out."""
 
-_PICTURE: Final = re.compile(r"[1-9]\d*x[1-9]\d* (bgr|bgrx|nv12|i420)")
+_FRAME: Final = re.compile(r"[1-9]\d*x[1-9]\d* (bgr|bgrx|nv12|i420)")
 _PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
 
 
@@ -77,7 +77,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class DecodeCost:
-    """What one picture of one kind of camera costs."""
+    """What one frame of one kind of camera costs."""
 
     kind: str  # "synthetic", "path", "network", ...
     width_px: int
@@ -92,11 +92,11 @@ class HostCosts:
     """What everything besides the detector costs on this machine."""
 
     cores: float  # that the program could have had when this was measured
-    results_ms: float  # of the results thread, a picture
-    loop_ms: float  # of the inference thread, a picture, without the detector
-    camera_ms: float  # of a camera's thread, a picture, without its library
+    results_ms: float  # of the results thread, a frame
+    loop_ms: float  # of the inference thread, a frame, without the detector
+    camera_ms: float  # of a camera's thread, a frame, without its library
     objects_per_frame: float  # that the results thread had to handle
-    copy_gb_per_s: float | None = None  # pictures to the GPU; None: there is nothing to copy
+    copy_gb_per_s: float | None = None  # frames to the GPU; None: there is nothing to copy
     decode: tuple[DecodeCost, ...] = ()
 
 
@@ -110,7 +110,7 @@ class Bench:
     backend: str  # the name of the detector that was opened last: with several precisions, of the last one
     slots: int  # of that detector
     parallel: int
-    picture: str  # such as "768x576 bgr"
+    frame: str  # such as "768x576 bgr"
     seconds: float  # of each measurement
     measured_at: str
     machine: Machine
@@ -119,7 +119,7 @@ class Bench:
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    source: str = ""  # of the pictures; empty: not known
+    source: str = ""  # of the frames; empty: not known
 
     @property
     def library(self) -> str:
@@ -231,7 +231,7 @@ def _read_plain(kind: Any, value: Any, where: str) -> Any:
 
 def _check_sense(bench: Bench) -> None:
     """What types do not say."""
-    _checked(bool(_PICTURE.fullmatch(bench.picture)), bench.picture, "picture", "one such as '768x576 bgr'")
+    _checked(bool(_FRAME.fullmatch(bench.frame)), bench.frame, "frame", "one such as '768x576 bgr'")
     for index, row in enumerate(bench.rows):
         for name in ("lanes", "batch"):
             number = getattr(row.case, name)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from vision.config import DetectConfig, ModelCard
+from vision.config import DetectConfig, ModelSpec
 from vision.engine.cuda_memory import CudaMemory
 from vision.engine.library import find_library
 from vision.engine.memory import MemoryPool, make_allocator
@@ -39,7 +39,7 @@ class GpuLane:
     def __init__(self, engine: Engine, shapes: Mapping[str, Shape], *, graph: bool) -> None:
         """
         Args:
-            shapes: of the inputs that are pictures.
+            shapes: of the inputs that are frames.
 
         Raises:
             ModelError: no profile has these shapes, or the size of an output depends on the data.
@@ -90,18 +90,18 @@ def _give_memory(engine: Engine, context: Context, shapes: Mapping[str, Shape], 
         context.set_address(name, given.address)
     for name, size in context.output_sizes().items():
         if size.bytes is None:
-            raise ModelError(f"the size of output {name} depends on the picture: this network is not measured alone")
+            raise ModelError(f"the size of output {name} depends on the frame: this network is not measured alone")
         context.set_address(name, buffer(size.bytes, f"output {name}").address)
 
 
-def picture_shapes(engine: Engine, card: ModelCard, batch: int) -> dict[str, Shape]:
-    """Shape of the input that takes pictures, for one batch."""
-    picture = next(tensor for tensor in engine.inputs if not tensor.is_shape_io)
-    return {picture.name: (batch, picture.channels, card.input.height, card.input.width)}
+def frame_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, Shape]:
+    """Shape of the input that takes frames, for one batch."""
+    frame = next(tensor for tensor in engine.inputs if not tensor.is_shape_io)
+    return {frame.name: (batch, frame.channels, spec.input.height, spec.input.width)}
 
 
 @contextlib.contextmanager
-def opened_engine(folder: Path, card: ModelCard, detect: DetectConfig) -> Iterator[Engine]:
+def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterator[Engine]:
     """The engine of a model, from the cache or built now, with its memory in a pool of our own. Errors as of
     `open_engine`."""
     device = open_device()
@@ -112,7 +112,7 @@ def opened_engine(folder: Path, card: ModelCard, detect: DetectConfig) -> Iterat
         yield made.enter_context(
             open_engine(
                 folder,
-                card,
+                spec,
                 detect,
                 device,
                 allocator=make_allocator(pool),
@@ -122,13 +122,13 @@ def opened_engine(folder: Path, card: ModelCard, detect: DetectConfig) -> Iterat
 
 
 def copy_gb_per_s(nbytes: int) -> float | None:
-    """Page-locked pictures of `nbytes` to the GPU, one copy a picture. None where CPU and GPU share their memory."""
+    """Page-locked frames of `nbytes` to the GPU, one copy a frame. None where CPU and GPU share their memory."""
     if open_device().integrated:
         return None
     with (
         Stream() as stream,
-        HostBuffer(nbytes, "a picture to copy") as host,
-        DeviceBuffer(nbytes, "a picture to copy") as target,
+        HostBuffer(nbytes, "a frame to copy") as host,
+        DeviceBuffer(nbytes, "a frame to copy") as target,
     ):
 
         def copies() -> float:

@@ -1,12 +1,12 @@
-"""How late the program's threads go on after what they wait for: a timer, a picture in a slot, a batch in a queue.
+"""How late the program's threads go on after what they wait for: a timer, a frame in a slot, a batch in a queue.
 
 What a turn of Python costs is measured where one follows the other. A thread that has slept pays more: it has to be
 woken, another thread or another program has its core, what it needs is in no cache any more. On two cores of an EPYC
-that do nothing else, a picture of one of 8 cameras waits 0.8 ms for its hand-overs at p50 and 2.5 ms at p99, where all
+that do nothing else, a frame of one of 8 cameras waits 0.8 ms for its hand-overs at p50 and 2.5 ms at p99, where all
 its turns together take 0.3 ms.
 
 So the program is run with a detector that takes no time, for a moment: the site's pipeline, as many cameras as it has,
-at its rate. How long pictures are in there, less all turns of Python meanwhile, is what handing over takes.
+at its rate. How long frames are in there, less all turns of Python meanwhile, is what handing over takes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.benchmark.canned import CannedDetector
+from vision.benchmark.canned import StubDetector
 from vision.benchmark.demand import Demand, demand
 from vision.benchmark.pipeline import ThreadCosts, as_the_program_collects, private_publisher, without_traces
-from vision.config import CameraConfig, SiteConfig
+from vision.config import AppConfig, CameraConfig
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
 from vision.runtime.runtime import Sink
@@ -32,7 +32,7 @@ from vision.runtime.status import Report
 from vision.types import PixelFormat, Result
 
 _KNOWN_AT: Final = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
-_PICTURES_PER_S: Final = 200.0  # at least, so that a second has some that are late
+_FRAMES_PER_S: Final = 200.0  # at least, so that a second has some that are late
 _BUSY: Final = 0.3  # of one thread of Python, at most: a machine that never sleeps wakes nobody
 _FASTEST: Final = 1000.0  # frames/s of a made-up camera
 _WARM_PART: Final = 0.2
@@ -64,7 +64,7 @@ class Delays:
 class Handover:
     """What two hand-overs take, beyond the turns of Python."""
 
-    picture: Delays  # a picture, from when it is there to the inference thread, by its camera's thread: both slept
+    frame: Delays  # a frame, from when it is there to the inference thread, by its camera's thread: both slept
     batch: Delays  # a batch, to the results thread, which slept
 
 
@@ -72,7 +72,7 @@ AT_ONCE: Final = Handover(Delays.of(np.empty(0)), Delays.of(np.empty(0)))
 
 
 class Stamps(NamedTuple):
-    """Whose a picture is, and when it was where, nanoseconds."""
+    """Whose a frame is, and when it was where, nanoseconds."""
 
     camera_id: str
     captured: int
@@ -84,7 +84,7 @@ class Stamps(NamedTuple):
 
 @dataclass
 class _StampSink:
-    """Keeps the stamps of every picture, and hands it on."""
+    """Keeps the stamps of every frame, and hands it on."""
 
     behind: Sink
     stamps: list[Stamps] = field(default_factory=list)
@@ -110,7 +110,7 @@ class _StampSink:
 
 
 def measure_handover(
-    site: SiteConfig,
+    site: AppConfig,
     class_names: Sequence[str],
     objects: int,
     demands: Sequence[Demand],
@@ -128,7 +128,7 @@ def measure_handover(
     retrieving = zip(cameras, _retrieving_ms(cameras, demands), strict=True)
     camera_ms = {camera.id: turns.camera_ms + retrieve_ms for camera, retrieve_ms in retrieving}
     site = without_traces(site).model_copy(update={"cameras": cameras, "rules": (), "cascade": None})
-    detector = CannedDetector(class_names, objects, max_batch=site.detect.max_batch)
+    detector = StubDetector(class_names, objects, max_batch=site.detect.max_batch)
     with ExitStack() as resources:
         stop = threading.Event()
         sink = _StampSink(private_publisher(site, resources))
@@ -142,10 +142,10 @@ def measure_handover(
 def stand_ins(
     cameras: Sequence[CameraConfig], demands: Sequence[Demand], turns: ThreadCosts
 ) -> tuple[CameraConfig, ...]:
-    """Recordings as they are, and a generator for every other camera. The pictures of generators come together, as
+    """Recordings as they are, and a generator for every other camera. The frames of generators come together, as
     those of the site's own do; those of live cameras are spread evenly."""
     turn_ms = turns.camera_ms + turns.loop_ms + turns.results_ms
-    rate_per_s = max(_PICTURES_PER_S, sum(each.fps for each in demands))
+    rate_per_s = max(_FRAMES_PER_S, sum(each.fps for each in demands))
     fps = min(_FASTEST, min(rate_per_s, 1e3 * _BUSY / turn_ms if turn_ms else rate_per_s) / len(demands))
     found = []
     for number, (camera, each) in enumerate(zip(cameras, demands, strict=True)):
@@ -166,7 +166,7 @@ def _is_recording(demand: Demand) -> bool:
 
 
 def _retrieving_ms(cameras: Sequence[CameraConfig], demands: Sequence[Demand]) -> list[float]:
-    """What `stand_ins` take to retrieve a picture; measured once for generators of one kind."""
+    """What `stand_ins` take to retrieve a frame; measured once for generators of one kind."""
     known: dict[tuple[int, int, PixelFormat], float] = {}
     found = []
     for camera, each in zip(cameras, demands, strict=True):
@@ -178,12 +178,12 @@ def _retrieving_ms(cameras: Sequence[CameraConfig], demands: Sequence[Demand]) -
 
 
 def handover_of(stamps: Sequence[Stamps], camera_ms: Mapping[str, float], results_ms: float) -> Handover:
-    """What pictures waited for besides turns of Python, their own and those of others.
+    """What frames waited for besides turns of Python, their own and those of others.
 
     Args:
         stamps: in the order in which they were published.
-        camera_ms: one turn of each camera's thread, which ends when its picture is batched.
-        results_ms: one turn of the results thread, which ends when a picture has been published.
+        camera_ms: one turn of each camera's thread, which ends when its frame is batched.
+        results_ms: one turn of the results thread, which ends when a frame has been published.
     """
     if not stamps:
         return AT_ONCE
@@ -192,7 +192,7 @@ def handover_of(stamps: Sequence[Stamps], camera_ms: Mapping[str, float], result
         np.concatenate([batched - [camera_ms[one.camera_id] for one in stamps], batched, published - results_ms]),
         np.concatenate([batched, submitted, published]),
     )
-    slept = np.concatenate([[True], published[:-1] <= inferred[1:]])  # the results thread, before it had the picture
+    slept = np.concatenate([[True], published[:-1] <= inferred[1:]])  # the results thread, before it had the frame
     to_batch = batched - captured - (busy_ms(batched) - busy_ms(captured))
     to_results = published - inferred - (busy_ms(published) - busy_ms(inferred))
     return Handover(Delays.of(np.maximum(0.0, to_batch)), Delays.of(np.maximum(0.0, to_results[slept])))

@@ -1,8 +1,8 @@
 """What a site comes to on a machine, by rehearsal: cameras, slots, batches and threads as events on a made-up clock.
 
 Formulas for queues assume what is not so here (arrivals by chance, queues without end), while the program's own rules
-are short: one newest picture a camera, the camera that has waited longest first, a batch in each slot, bound when
-`BindTimer` says so, one thread for results. So the rules are played through, with times that were measured. All of it
+are short: one newest frame a camera, the camera that has waited longest first, a batch in each slot, bound when
+`SubmitScheduler` says so, one thread for results. So the rules are played through, with times that were measured. All of it
 is pure, and the same every time for the same seed.
 
 Python runs one thread at a time, so what the threads of cameras, loop and results do is one server in the rehearsal.
@@ -27,19 +27,19 @@ from typing import Final, Literal, TypeAlias
 from vision.benchmark.demand import Demand
 from vision.benchmark.handover import AT_ONCE, Handover
 from vision.benchmark.samples import Durations
-from vision.runtime.batcher import BindTimer
-from vision.runtime.runtime import POLL_S, QUEUED_PICTURES
+from vision.runtime.batcher import SubmitScheduler
+from vision.runtime.runtime import POLL_S, RESULT_QUEUE_SIZE
 
-_STARTS: Final = 4  # how near each other the pictures of recordings come is chance, and another one with each start
+_STARTS: Final = 4  # how near each other the frames of recordings come is chance, and another one with each start
 _ROUNDS: Final = (1, 1, _STARTS)  # rehearsals of each
-_PICTURES: Final = 20_000  # that a rehearsal plays through at most, where 5 seconds have no more
+_FRAMES: Final = 20_000  # that a rehearsal plays through at most, where 5 seconds have no more
 _WARM_PART: Final = 0.25  # as of a run that is measured: `vision.benchmark.pipeline`
 _LEAST_CORES: Final = 0.05  # that the detector gets, however busy the machine: so that it ends
 _POLL_NS: Final = POLL_S * 1e9
 _DRAWS: Final = 1000
 
 _State: TypeAlias = Literal["idle", "polls", "collects", "works", "blocked"]
-"""What the inference thread does: it waits for a picture; for a picture or a batch; for a batch; it works; it waits for
+"""What the inference thread does: it waits for a frame; for a frame or a batch; for a batch; it works; it waits for
 room before the results thread."""
 
 _EVEN: Final = Durations.constant(1.0)
@@ -64,7 +64,7 @@ class DetectorCost:
     parallel: int  # of them, those that it works on at once
     batches: Mapping[int, BatchCost]  # by size
     cores: float  # that it keeps busy with all slots in use, where it has them for itself
-    picture_bytes: int = 0  # of the pictures that it was measured with
+    frame_bytes: int = 0  # of the frames that it was measured with
 
     def cost(self, size: int) -> BatchCost:
         """Of the next larger size that was measured, since a batch is filled up to it; beyond the largest, more."""
@@ -83,7 +83,7 @@ class DetectorCost:
 
     @property
     def cpu_ms(self) -> float:
-        """CPU time of one picture in the largest batch."""
+        """CPU time of one frame in the largest batch."""
         size = max(self.batches)
         return self.cores * self.batches[size].interval_ms / size
 
@@ -102,7 +102,7 @@ class HostCost:
 
 @dataclass(frozen=True, slots=True)
 class CameraForecast:
-    """What becomes of one camera's pictures."""
+    """What becomes of one camera's frames."""
 
     camera_id: str
     offered_per_s: float
@@ -121,7 +121,7 @@ class Forecast:
     detector_busy: float  # part of the time, of all that it can work on at once
     python_busy: float  # part of the time
     stretch: float  # how much longer the detector takes since others use its CPU
-    slowed_cameras: float = 1.0  # part of their pictures that can be decoded at all
+    slowed_cameras: float = 1.0  # part of their frames that can be decoded at all
 
     @property
     def published_per_s(self) -> float:
@@ -137,14 +137,14 @@ class Forecast:
 def forecast(
     demands: Sequence[Demand], detector: DetectorCost, host: HostCost, *, seconds: float = 20.0, seed: int = 1
 ) -> Forecast:
-    """Rehearse `seconds` of a site from several starts, or fewer seconds where they hold a great many pictures.
+    """Rehearse `seconds` of a site from several starts, or fewer seconds where they hold a great many frames.
 
     Raises:
         ValueError: no cameras.
     """
     if not demands:
         raise ValueError("a site has at least one camera")
-    seconds = min(seconds, max(5.0, _PICTURES / sum(each.fps for each in demands)))
+    seconds = min(seconds, max(5.0, _FRAMES / sum(each.fps for each in demands)))
     decode_cores = sum(each.fps * (each.cpu_ms + host.camera_ms) for each in demands) / 1e3
     slowed = min(1.0, host.cores * (1 - _LEAST_CORES) / decode_cores) if decode_cores else 1.0
     published = 0.0
@@ -170,7 +170,7 @@ def unhindered(wanted_cores: float, cores: float, others_cores: float) -> float:
 def stretch(wanted_cores: float, cores: float, others_cores: float) -> float:
     """How many times as long something takes that keeps `wanted_cores` busy, with `cores` to share with others.
 
-    The others are many short turns (a picture to decode, a result to send), which the scheduler serves first.
+    The others are many short turns (a frame to decode, a result to send), which the scheduler serves first.
     """
     left = max(_LEAST_CORES, cores - others_cores)
     return max(1.0, wanted_cores / left)
@@ -205,16 +205,16 @@ class _Camera:
     next_ns: float = 0.0
     due_ns: float = -math.inf  # earliest time of the next turn, by max_fps; its schedule begins with the first
     served_ns: float = -1.0
-    waiting_ns: float | None = None  # capture time of the waiting picture
+    waiting_ns: float | None = None  # capture time of the waiting frame
 
 
-_Picture: TypeAlias = "tuple[_Camera, float]"
+_Frame: TypeAlias = "tuple[_Camera, float]"
 """Whose, and captured when."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    pictures: tuple[_Picture, ...]
+    images: tuple[_Frame, ...]
     end_ns: float
 
 
@@ -243,21 +243,21 @@ class _Rehearsal:
         self._cameras = [
             _Camera(each, count, 1e9 / (each.fps * slowed)) for each, count in zip(demands, tally.cameras, strict=True)
         ]
-        self._timer = BindTimer(detector.parallel)  # the program's own
+        self._timer = SubmitScheduler(detector.parallel)  # the program's own
         self._running: deque[_Batch] = deque()  # in slots, the oldest first
         self._last_size = 1
         self._server_free_ns = [0.0] * detector.parallel
         self._collected_ns = 0.0  # of the batch that was submitted last: they come back in order
-        self._results: deque[_Picture] = deque()  # before the results thread
+        self._results: deque[_Frame] = deque()  # before the results thread
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._count = 0
         self._state: _State = "idle"
         self._step_ns = math.inf  # when the inference thread goes on
         self._asleep_ns = 0.0  # since when it waits
-        self._noticed_ns = math.inf  # from when on it can take the picture that will wake it
-        self._picture_ms = host.handover.picture.quantiles_ms(_DRAWS)
+        self._noticed_ns = math.inf  # from when on it can take the frame that will wake it
+        self._frame_ms = host.handover.frame.quantiles_ms(_DRAWS)
         self._batch_ms = host.handover.batch.quantiles_ms(_DRAWS)
-        self._handling = False  # the results thread has a picture
+        self._handling = False  # the results thread has a frame
         self._python_free_ns = self._copied_ns = 0.0
 
     def run(self) -> None:
@@ -271,13 +271,13 @@ class _Rehearsal:
         self._tally.seconds += (self._end_ns - self._warm_ns) / 1e9
 
     def _beginnings(self) -> list[float]:
-        """When each camera gives its first picture. Recordings and generators are opened together: what is drawn in
+        """When each camera gives its first frame. Recordings and generators are opened together: what is drawn in
         turns of Python, what is decoded by all cores."""
         drawn_ns = read_ns = 0.0
         found = []
         for camera in self._cameras:
             demand = camera.demand
-            open_ns = (demand.open_ms + self._random.choice(self._picture_ms)) * 1e6
+            open_ns = (demand.open_ms + self._random.choice(self._frame_ms)) * 1e6
             if not demand.in_step:
                 found.append(self._random.random() * camera.interval_ns)
             elif demand.drawn:
@@ -306,12 +306,12 @@ class _Rehearsal:
     # a camera's thread
 
     def _wake_camera(self, camera: _Camera, now_ns: float) -> None:
-        """A picture is there."""
+        """A frame is there."""
         captured_ns = camera.next_ns
         camera.next_ns += camera.interval_ns
         self._push(camera.next_ns, partial(self._wake_camera, camera))
-        # The first picture finds nothing in any cache.
-        delays_ms = self._picture_ms if camera.served_ns >= 0 else self._picture_ms[-1:]
+        # The first frame finds nothing in any cache.
+        delays_ms = self._frame_ms if camera.served_ns >= 0 else self._frame_ms[-1:]
         self._push(self._woken_ns(now_ns, delays_ms), partial(self._retrieve, camera, captured_ns))
 
     def _retrieve(self, camera: _Camera, captured_ns: float, now_ns: float) -> None:
@@ -331,7 +331,7 @@ class _Rehearsal:
     # the inference thread
 
     def _notice(self, now_ns: float, due_ns: float) -> None:
-        """A picture can be taken from `due_ns` on, and the inference thread waits for one."""
+        """A frame can be taken from `due_ns` on, and the inference thread waits for one."""
         at_ns = max(now_ns, due_ns)
         if at_ns >= self._noticed_ns:
             return
@@ -358,7 +358,7 @@ class _Rehearsal:
     def _step(self, now_ns: float) -> None:
         """`vision.runtime.runtime.InferenceLoop`: whatever can be done now."""
         bind_at_ns = self._timer.bind_at_ns(self._last_size) if self._running else 0
-        if len(self._results) >= QUEUED_PICTURES:
+        if len(self._results) >= RESULT_QUEUE_SIZE:
             self._state = "blocked"  # until the results thread has taken one
         elif len(self._running) == self._detector.slots:
             self._sleep(now_ns, "collects")
@@ -371,7 +371,7 @@ class _Rehearsal:
             self._sleep(now_ns, "polls" if self._running else "idle")
 
     def _sleep(self, now_ns: float, waits: _State, until_ns: float = math.inf) -> None:
-        """Until the oldest batch is done, a picture is noticed, or `until_ns`."""
+        """Until the oldest batch is done, a frame is noticed, or `until_ns`."""
         if self._running and self._running[0].end_ns <= now_ns:
             self._collect(now_ns)
             self._step(now_ns)
@@ -430,10 +430,10 @@ class _Rehearsal:
         return end_ns
 
     def _copy(self, at_ns: float, batch: Sequence[_Camera]) -> float:
-        """When the pictures are on the GPU. What was measured holds the copy of its own pictures already."""
+        """When the frames are on the GPU. What was measured holds the copy of its own frames already."""
         if self._host.copy_gb_per_s is None:
             return at_ns
-        extra = sum(max(0, camera.demand.nbytes - self._detector.picture_bytes) for camera in batch)
+        extra = sum(max(0, camera.demand.nbytes - self._detector.frame_bytes) for camera in batch)
         self._copied_ns = max(at_ns, self._copied_ns) + extra / self._host.copy_gb_per_s
         return self._copied_ns
 
@@ -451,7 +451,7 @@ class _Rehearsal:
     def _collect(self, now_ns: float) -> None:
         """The oldest batch is done: hand it on."""
         self._timer.done(int(now_ns))
-        self._results.extend(self._running.popleft().pictures)
+        self._results.extend(self._running.popleft().images)
         if not self._handling:
             self._handling = True
             self._push(self._woken_ns(now_ns, self._batch_ms), self._handle)

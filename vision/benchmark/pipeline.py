@@ -18,15 +18,15 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.benchmark.canned import CannedDetector
+from vision.benchmark.canned import StubDetector
 from vision.benchmark.conditions import CpuMeter, CpuUse, ThisSystem
 from vision.benchmark.demand import demand
 from vision.benchmark.samples import Durations, relative_error
-from vision.config import CameraConfig, SiteConfig
+from vision.config import AppConfig, CameraConfig
 from vision.detect.detector import Detector
 from vision.pipelines import load_pipeline
 from vision.runtime.batcher import SlotCounts
-from vision.runtime.builder import RunOptions, publisher_of
+from vision.runtime.builder import RunOptions, open_publisher
 from vision.runtime.runtime import Sink
 from vision.runtime.status import Report
 from vision.types import Detections, Frame, PixelFormat, Result
@@ -35,13 +35,13 @@ _WARM_PART: Final = 0.25  # of a run, before it counts: connections, first batch
 _WAIT_S: Final = 60.0
 _REPORTS: Final = 20  # of a run: what counts lies between two of them
 _SLICES: Final = 10  # of a run, that tell how steady its rate was
-_HOST_PICTURES: Final = 1200
+_HOST_FRAMES: Final = 1200
 _HOST_CAMERAS: Final = 4
 _HOST_S: Final = 30.0  # at most
 
 
 class _Came(NamedTuple):
-    """A result: when, how long after its picture was captured, and when its batch was done."""
+    """A result: when, how long after its frame was captured, and when its batch was done."""
 
     at_ns: int
     latency_ns: int
@@ -115,17 +115,17 @@ class SiteRun:
         return sum(camera.offered_per_s for camera in self.cameras.values())
 
 
-def synthetic_site(cameras: int, fps: float, width_px: int, height_px: int, pixel_format: str | None) -> SiteConfig:
+def synthetic_site(cameras: int, fps: float, width_px: int, height_px: int, pixel_format: str | None) -> AppConfig:
     """A site of made-up cameras."""
-    picture = f"synthetic:{width_px}x{height_px}@{f'{fps:.6f}'[:8]}"  # what the form has room for
+    frame = f"synthetic:{width_px}x{height_px}@{f'{fps:.6f}'[:8]}"  # what the form has room for
     suffix = f"&format={pixel_format}" if pixel_format else ""
-    return SiteConfig.model_validate(
-        {"cameras": [{"id": f"camera-{n}", "source": f"{picture}?seed={n}{suffix}"} for n in range(cameras)]}
+    return AppConfig.model_validate(
+        {"cameras": [{"id": f"camera-{n}", "source": f"{frame}?seed={n}{suffix}"} for n in range(cameras)]}
     )
 
 
 def run_site(
-    site: SiteConfig,
+    site: AppConfig,
     seconds: float,
     open_detector: Callable[..., Detector],
     *,
@@ -167,17 +167,17 @@ def as_the_program_collects() -> Iterator[None]:
         gc.unfreeze()
 
 
-class Borrowed:
+class NonClosingDetector:
     """A `Detector` that a pipeline may close and that stays open, with batches of its own greatest size.
 
-    It can be shown `pictures` in place of what made-up cameras draw, where a network finds next to nothing: so NMS and
+    It can be shown `frames` in place of what made-up cameras draw, where a network finds next to nothing: so NMS and
     the results thread have as much to do as with real cameras, and the cameras' threads no less than before.
     """
 
-    def __init__(self, detector: Detector, max_batch: int, pictures: Sequence[Sequence[Frame]] = ()) -> None:
-        """`pictures`: one batch for each slot, each of at least `max_batch` frames, of the cameras' size and format."""
+    def __init__(self, detector: Detector, max_batch: int, images: Sequence[Sequence[Frame]] = ()) -> None:
+        """`frames`: one batch for each slot, each of at least `max_batch` frames, of the cameras' size and format."""
         self._detector = detector
-        self._pictures = pictures
+        self._frames = images
         self._max_batch = min(max_batch, detector.max_batch)
 
     @property
@@ -208,7 +208,7 @@ class Borrowed:
         return self._detector.frame_buffer(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        self._detector.submit(slot, self._pictures[slot][: len(frames)] if self._pictures else frames)
+        self._detector.submit(slot, self._frames[slot][: len(frames)] if self._frames else frames)
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
         return self._detector.wait(slot, timeout_s)
@@ -255,11 +255,11 @@ class _Window:
         return self._seen[0], self._seen[-2 if len(self._seen) > 2 else -1]
 
 
-def private_publisher(site: SiteConfig, resources: ExitStack) -> Sink:
+def private_publisher(site: AppConfig, resources: ExitStack) -> Sink:
     folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="vision-"))
     private = site.publish.model_copy(update={"bind": f"ipc://{folder}/results"})
     options = RunOptions(stop=threading.Event())
-    return publisher_of(site.model_copy(update={"publish": private}), options, resources)
+    return open_publisher(site.model_copy(update={"publish": private}), options, resources)
 
 
 def _summary(counted: CountingSink, camera_ids: Sequence[str], begin: _End, end: _End) -> SiteRun:
@@ -272,7 +272,7 @@ def _summary(counted: CountingSink, camera_ids: Sequence[str], begin: _End, end:
         offered, dropped = _grown(begin.counts.get(camera_id), end.counts.get(camera_id))
         latency = Durations.of([one.latency_ns for one in within])
         cameras[camera_id] = CameraRun(len(within) / seconds, dropped / seconds, latency, offered / seconds)
-    batches = len({one.inferred_ns for one in published})  # pictures of one batch are late together
+    batches = len({one.inferred_ns for one in published})  # frames of one batch are late together
     latency = Durations.of([one.latency_ns for one in published], batches)
     results = sum(map(len, counted.latencies_ns.values()))
     objects = counted.objects / results if results else 0.0
@@ -289,7 +289,7 @@ def _grown(begin: SlotCounts | None, end: SlotCounts | None) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class ThreadCosts:
-    """CPU time that each kind of thread spends on a picture, without decoding and without the detector."""
+    """CPU time that each kind of thread spends on a frame, without decoding and without the detector."""
 
     results_ms: float
     loop_ms: float
@@ -297,24 +297,24 @@ class ThreadCosts:
 
 
 def measure_threads(
-    site: SiteConfig,
+    site: AppConfig,
     class_names: Sequence[str],
     objects: int,
     *,
     size_px: tuple[int, int] = (64, 64),
-    pictures: int = _HOST_PICTURES,
+    images: int = _HOST_FRAMES,
 ) -> ThreadCosts:
     """Run the site's pipeline with made-up cameras and a detector that finds `objects` at once, publishing all.
 
     Args:
-        size_px: width and height of the pictures: those of the site, where lines and zones lie in them.
+        size_px: width and height of the frames: those of the site, where lines and zones lie in them.
 
     Raises:
         VisionError: whatever the pipeline raises.
     """
-    detector = CannedDetector(class_names, objects, max_batch=site.detect.max_batch)
+    detector = StubDetector(class_names, objects, max_batch=site.detect.max_batch)
     ids = [camera.id for camera in site.cameras][:_HOST_CAMERAS]
-    source = f"synthetic:{size_px[0]}x{size_px[1]}@1000?objects=1&format=bgr&frames={pictures // len(ids)}"
+    source = f"synthetic:{size_px[0]}x{size_px[1]}@1000?objects=1&format=bgr&frames={images // len(ids)}"
     made_up = without_traces(site).model_copy(
         update={
             "cameras": tuple(CameraConfig(id=camera_id, source=source) for camera_id in ids),
@@ -339,6 +339,6 @@ def measure_threads(
     return ThreadCosts(results_ms, detector.ms_per_frame, max(0.0, others_ms - drawing_ms))
 
 
-def without_traces(site: SiteConfig) -> SiteConfig:
+def without_traces(site: AppConfig) -> AppConfig:
     """The same site, run to measure it: it neither reads nor writes what outlives a run."""
     return site.model_copy(update={"state": None, "snapshots": None})

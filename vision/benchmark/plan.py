@@ -17,24 +17,24 @@ from vision.benchmark.compare import differences
 from vision.benchmark.conditions import CpuUse, System, ThisSystem, cores_to_be_had, file_sha256, machine
 from vision.benchmark.demand import Demand, decode_costs, demands
 from vision.benchmark.document import Bench, Row
+from vision.benchmark.frames import Image, convert, is_local, load_frames, make_batches, shipped_clip
 from vision.benchmark.handover import Handover, measure_handover
 from vision.benchmark.model import BatchCost, DetectorCost, Forecast, HostCost, forecast, unhindered
-from vision.benchmark.pictures import Image, convert, is_local, make_batches, read_pictures, shipped_clip
 from vision.benchmark.pipeline import SiteRun, ThreadCosts, measure_threads, run_site, without_traces
 from vision.benchmark.samples import Durations
 from vision.benchmark.stage import measure_alone, measure_stage
-from vision.config import DetectConfig, ModelCard, SiteConfig
+from vision.config import AppConfig, DetectConfig, ModelSpec
 from vision.detect.detector import SLOTS_CPU, SLOTS_GPU, SLOTS_INTEGRATED, Detector
 from vision.detect.open import open_detector, published_class_names
 from vision.engine.profiles import batch_sizes
 from vision.errors import ConfigError, DeviceMissing, SourceError
-from vision.runtime.builder import model_of
+from vision.runtime.builder import find_model
 from vision.types import PixelFormat
 
 Backend: TypeAlias = Literal["tensorrt", "onnxruntime", "fake"]
 
 _SECONDS: Final = 1.0
-_PICTURES: Final = 16
+_FRAMES: Final = 16
 _LONGEST_PAUSE_S: Final = 0.1
 _HANDOVERS: Final = 2.0  # times as long as the others: it is the rare ones that count
 _LEAST_CORES: Final = 0.05
@@ -71,7 +71,7 @@ class Plan:
 
 
 def make_plan(
-    site: SiteConfig,
+    site: AppConfig,
     bench: Bench | None,
     *,
     seconds: float = _SECONDS,
@@ -84,22 +84,22 @@ def make_plan(
         ConfigError: the benchmark is of another machine or model, or has no rows for this configuration.
         VisionError: model, back-end or pipeline are not there.
     """
-    folder, card = model_of(site)
+    folder, spec = find_model(site)
     system = system or ThisSystem()
     if bench is not None:
-        _refuse_foreign(bench, site.detect, card, file_sha256(folder / card.file), system)
+        _refuse_foreign(bench, site.detect, spec, file_sha256(folder / spec.file), system)
     known = bench.host.decode if bench is not None else decode_costs((shipped_clip(),))
     say("cameras")
     formats = _formats(site) if bench is None else ("nv12", "i420", "bgrx", "bgr")
     wanted = demands(site.cameras, formats, known)
     notes = [f"{each.camera_id}: {each.assumed}" for each in wanted if each.assumed]
     if bench is not None:
-        notes.append(f"the benchmark is of {bench.measured_at}, with pictures of {bench.picture}")
+        notes.append(f"the benchmark is of {bench.measured_at}, with frames of {bench.frame}")
         costs = costs_of(bench, site)
     else:
         costs = measure_costs(site, wanted, seconds, say)
     say("hand-overs")
-    handover = _handover(site, card, wanted, costs, seconds)
+    handover = _handover(site, spec, wanted, costs, seconds)
     costs = replace(costs, host=replace(costs.host, handover=handover))
     say("rehearsal")
     planned = forecast(wanted, costs.detector, costs.host)
@@ -109,7 +109,7 @@ def make_plan(
         site.detect.precision,
         site.publish.encoding,
         costs.objects_per_frame,
-        (card.input.width, card.input.height),
+        (spec.input.width, spec.input.height),
     )
     advised = advice(found, wanted, costs.detector, costs.host, about)
     cores = machine(system).cores
@@ -120,7 +120,7 @@ def make_plan(
     return Plan(tuple(wanted), costs, planned, found, limit(found), advised, tuple(notes))
 
 
-def _formats(site: SiteConfig) -> tuple[Any, ...]:
+def _formats(site: AppConfig) -> tuple[Any, ...]:
     """Pixel formats that the back-end takes, without opening it."""
     return ("bgr",) if site.detect.backend == "fake" else ("nv12", "i420", "bgrx", "bgr")
 
@@ -128,21 +128,21 @@ def _formats(site: SiteConfig) -> tuple[Any, ...]:
 # ------------------------------------------------------------------------------------------------ from a file
 
 
-def _refuse_foreign(bench: Bench, detect: DetectConfig, card: ModelCard, sha256: str, system: System) -> None:
+def _refuse_foreign(bench: Bench, detect: DetectConfig, spec: ModelSpec, sha256: str, system: System) -> None:
     """
     Raises:
         ConfigError: another machine, model or back-end.
     """
     faults = differences("machine", asdict(bench.machine), asdict(machine(system)))
     if bench.model_sha256 != sha256:
-        faults.append(f"model: {bench.model!r} and {card.name!r}, or another file of it")
+        faults.append(f"model: {bench.model!r} and {spec.name!r}, or another file of it")
     measured, wanted = backend_of(bench.backend), resolved(detect.backend)
     if measured != wanted:
         faults.append(f"back-end: {measured}, and {wanted} of `detect: {{backend: {detect.backend}}}`")
     if faults:
         raise ConfigError(
             "the benchmark is of something else: " + "; ".join(faults),
-            hint=f"`vision bench {card.name} --backend {wanted} --json FILE` on this machine, or leave out --bench: it "
+            hint=f"`vision bench {spec.name} --backend {wanted} --json FILE` on this machine, or leave out --bench: it "
             "is measured then",
         )
 
@@ -178,7 +178,7 @@ def default_slots(bench: Bench) -> int:
     return SLOTS_GPU if backend_of(bench.backend) == "tensorrt" else SLOTS_CPU
 
 
-def costs_of(bench: Bench, site: SiteConfig) -> Costs:
+def costs_of(bench: Bench, site: AppConfig) -> Costs:
     """What a benchmark knows of this configuration.
 
     Raises:
@@ -197,9 +197,9 @@ def costs_of(bench: Bench, site: SiteConfig) -> Costs:
         if _on_cpu(bench.backend):
             cost = _for_itself(cost, use_alone, use, wanted=wanted, parallel=bench.parallel, cores=cores)
         batches[size] = cost
-    picture_bytes = _bytes_of(bench.picture)
+    frame_bytes = _bytes_of(bench.frame)
     parallel = min(bench.parallel, max(1, slots - 1) if gpu else slots)  # the file's is of its last number of slots
-    detector = DetectorCost(bench.backend, largest, slots, parallel, batches, wanted, picture_bytes)
+    detector = DetectorCost(bench.backend, largest, slots, parallel, batches, wanted, frame_bytes)
     return Costs(detector, _host(bench), full[largest].objects_per_frame, f"benchmark of {bench.measured_at}", gpu)
 
 
@@ -235,8 +235,8 @@ def _stage_rows(bench: Bench, detect: DetectConfig, slots: int) -> tuple[dict[in
     )
 
 
-def _bytes_of(picture: str) -> int:
-    size, _, pixel_format = picture.partition(" ")
+def _bytes_of(frame: str) -> int:
+    size, _, pixel_format = frame.partition(" ")
     width, _, height = size.partition("x")
     return int(int(width) * int(height) * {"bgr": 3, "bgrx": 4}.get(pixel_format, 1.5))
 
@@ -271,23 +271,23 @@ def _for_itself(cost: BatchCost, alone: CpuUse, full: CpuUse, *, wanted: float, 
 
 
 def measure_costs(
-    site: SiteConfig, wanted: Sequence[Demand], seconds: float, say: Callable[[str], None] = lambda _: None
+    site: AppConfig, wanted: Sequence[Demand], seconds: float, say: Callable[[str], None] = lambda _: None
 ) -> Costs:
     """A short benchmark of just what this site uses; without hand-overs.
 
     Raises:
         VisionError: model, back-end or pipeline are not there.
     """
-    folder, card = model_of(site)
+    folder, spec = find_model(site)
     cores = [cores_to_be_had()]
     say("detector")
     images = _images(site, wanted)
-    with closing(open_detector(folder, card, site.detect)) as detector:
+    with closing(open_detector(folder, spec, site.detect)) as detector:
         gpu = backend_of(detector.name) == "tensorrt"
         cost, objects = measure_detector(detector, images, wanted, seconds, threads=site.detect.threads)
         say("threads")
         height_px, width_px, _ = _usual(wanted)
-        names = published_class_names(card, site.detect)
+        names = published_class_names(spec, site.detect)
         threads = measure_threads(site, names, round(objects), size_px=(width_px, height_px))
     cores.append(cores_to_be_had())
     copied = _copy_gb_per_s(images[0].nbytes) if gpu else None
@@ -295,11 +295,11 @@ def measure_costs(
     return Costs(cost, host, objects, "measured now", gpu)
 
 
-def _handover(site: SiteConfig, card: ModelCard, wanted: Sequence[Demand], costs: Costs, seconds: float) -> Handover:
+def _handover(site: AppConfig, spec: ModelSpec, wanted: Sequence[Demand], costs: Costs, seconds: float) -> Handover:
     """Measured now, also where the rest is of a file: that file is of this machine."""
     host = costs.host
     turns = ThreadCosts(host.results_ms, host.loop_ms, host.camera_ms)
-    names, objects = published_class_names(card, site.detect), round(costs.objects_per_frame)
+    names, objects = published_class_names(spec, site.detect), round(costs.objects_per_frame)
     return measure_handover(site, names, objects, wanted, turns, seconds=_HANDOVERS * seconds)
 
 
@@ -311,7 +311,7 @@ def measure_detector(
     *,
     threads: int | None,
 ) -> tuple[DetectorCost, float]:
-    """Cost of each batch size that these cameras can fill, and objects in a picture. `images` are in `_usual` form."""
+    """Cost of each batch size that these cameras can fill, and objects in a frame. `images` are in `_usual` form."""
     cores, pause_s = machine_cores(), _pause_s(wanted)
     _, _, pixel_format = _usual(wanted)
     most = min(detector.max_batch, len(wanted))
@@ -333,17 +333,17 @@ def measure_detector(
 
 
 def _pause_s(wanted: Sequence[Demand]) -> float:
-    """Between two pictures of the site, where the detector has nothing to do: half of the time, say."""
+    """Between two frames of the site, where the detector has nothing to do: half of the time, say."""
     return min(_LONGEST_PAUSE_S, 0.5 / sum(map(accepted_fps, wanted)))
 
 
-def _images(site: SiteConfig, wanted: Sequence[Demand]) -> list[Image]:
-    """Pictures of the site's own where they can be had, in the size and format that its cameras send most."""
+def _images(site: AppConfig, wanted: Sequence[Demand]) -> list[Image]:
+    """Frames of the site's own where they can be had, in the size and format that its cameras send most."""
     local = [camera.source for camera in site.cameras if is_local(camera.source)]
     try:
-        images = read_pictures(local[0] if local else shipped_clip(), _PICTURES)
+        images = load_frames(local[0] if local else shipped_clip(), _FRAMES)
     except SourceError:
-        images = read_pictures(shipped_clip(), _PICTURES)
+        images = load_frames(shipped_clip(), _FRAMES)
     height_px, width_px, pixel_format = _usual(wanted)
     return [convert(resized(image, height_px, width_px), pixel_format) for image in images]
 
@@ -355,7 +355,7 @@ def _usual(wanted: Sequence[Demand]) -> tuple[int, int, PixelFormat]:
 
 
 def resized(image: Image, height_px: int, width_px: int) -> Image:
-    """A picture in another size: each pixel is the nearest of the old one."""
+    """A frame in another size: each pixel is the nearest of the old one."""
     rows = np.arange(height_px) * image.shape[0] // height_px
     columns = np.arange(width_px) * image.shape[1] // width_px
     return np.ascontiguousarray(image[rows][:, columns])
@@ -402,7 +402,7 @@ def _error(planned: float, measured: float) -> float | None:
     return planned / measured - 1
 
 
-def verify(site: SiteConfig, plan: Plan, seconds: float) -> tuple[Check, ...]:
+def verify(site: AppConfig, plan: Plan, seconds: float) -> tuple[Check, ...]:
     """Run the site for `seconds`, with a socket that nobody knows, and put what it does beside the plan.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Throughput and p99 over batch size, as a picture. Needs matplotlib.
+"""Throughput and p99 over batch size, as a frame. Needs matplotlib.
 
 A colour is a case and a style of line a precision. The program has axes of its own, since its milliseconds are of a
-picture and those of network and stage of a batch.
+frame and those of network and stage of a batch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_plot_path(path: Path) -> None:
     """Before minutes are spent on measuring.
 
     Raises:
-        ConfigError: not a picture's name, or it cannot be written.
+        ConfigError: not a frame's name, or it cannot be written.
         VisionError: matplotlib is not installed.
     """
     if path.suffix not in SUFFIXES:
@@ -53,7 +53,7 @@ def check_plot_path(path: Path) -> None:
 
 
 def draw(bench: Bench, path: Path) -> None:
-    """Write the picture; its name's ending says in which format.
+    """Write the frame; its name's ending says in which format.
 
     Raises:
         VisionError: as of `check_plot_path`; or there is nothing to draw.

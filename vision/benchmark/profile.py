@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from vision.benchmark.frames import load_frames, make_batches, shipped_clip
 from vision.benchmark.nodes import parse_nodes
-from vision.benchmark.pictures import make_batches, read_pictures, shipped_clip
 from vision.benchmark.timeline import trace_slots
-from vision.config import DetectConfig, ModelCard
+from vision.config import DetectConfig, ModelSpec
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.engine.profiler import Layer, LayerTimes, Profile, parse_layers
@@ -41,7 +41,7 @@ class ProfileSettings:
 
 
 def profile_model(
-    folder: Path, card: ModelCard, settings: ProfileSettings, say: Callable[[str], None] = lambda _: None
+    folder: Path, spec: ModelSpec, settings: ProfileSettings, say: Callable[[str], None] = lambda _: None
 ) -> Profile:
     """Times and description of every layer; with `settings.trace`, also a time line of two batches in flight.
 
@@ -53,11 +53,11 @@ def profile_model(
         raise ConfigError("the fake back-end has no network", hint="--backend onnxruntime")
     gpu = wanted != "onnxruntime" and _has_gpu(required=wanted == "tensorrt")
     say("layers")
-    profile = (_tensorrt_layers if gpu else _onnxruntime_layers)(folder, card, settings)
+    profile = (_tensorrt_layers if gpu else _onnxruntime_layers)(folder, spec, settings)
     if settings.trace is not None:
         say("time line")
         backend = "tensorrt" if gpu else "onnxruntime"
-        write_chrome_trace(settings.trace, _timeline(folder, card, settings, backend, profile))
+        write_chrome_trace(settings.trace, _timeline(folder, spec, settings, backend, profile))
     return profile
 
 
@@ -77,19 +77,19 @@ def _has_gpu(*, required: bool) -> bool:
 # ------------------------------------------------------------------------------------------------ layers
 
 
-def _onnxruntime_layers(folder: Path, card: ModelCard, settings: ProfileSettings) -> Profile:
+def _onnxruntime_layers(folder: Path, spec: ModelSpec, settings: ProfileSettings) -> Profile:
     from vision.detect.model_file import checked_model_file
     from vision.detect.onnxruntime.network import OnnxNetwork
 
-    path = checked_model_file(folder, card)
+    path = checked_model_file(folder, spec)
     threads = _threads(settings)
     with tempfile.TemporaryDirectory(prefix="vision-") as scratch:
-        network = OnnxNetwork(path, card, settings.batch, threads=threads, profile=Path(scratch) / "nodes")
+        network = OnnxNetwork(path, spec, settings.batch, threads=threads, profile=Path(scratch) / "nodes")
         for _ in range(_WARM_UP + settings.runs):
             network.run()
         text = network.end_profiling().read_text(encoding="utf-8")
     times, layers = parse_nodes(text, skip=_WARM_UP)
-    return _report(f"{card.name} on ONNX Runtime, {threads} threads", network.input_shapes, times, layers)
+    return _report(f"{spec.name} on ONNX Runtime, {threads} threads", network.input_shapes, times, layers)
 
 
 def _threads(settings: ProfileSettings) -> int:
@@ -97,12 +97,12 @@ def _threads(settings: ProfileSettings) -> int:
     return settings.detect.threads or len(os.sched_getaffinity(0))
 
 
-def _tensorrt_layers(folder: Path, card: ModelCard, settings: ProfileSettings) -> Profile:
+def _tensorrt_layers(folder: Path, spec: ModelSpec, settings: ProfileSettings) -> Profile:
     from vision.benchmark import gpu
     from vision.engine.profiler import profile_layers
 
-    with gpu.opened_engine(folder, card, settings.detect) as engine:
-        shapes = gpu.picture_shapes(engine, card, settings.batch)
+    with gpu.opened_engine(folder, spec, settings.detect) as engine:
+        shapes = gpu.frame_shapes(engine, spec, settings.batch)
         with closing(gpu.GpuLane(engine, shapes, graph=False)) as lane:
             if lane.context is None:
                 raise ModelError("the context was closed")
@@ -130,17 +130,17 @@ def profile_json(profile: Profile) -> str:
 
 
 def _timeline(
-    folder: Path, card: ModelCard, settings: ProfileSettings, backend: str, profile: Profile
+    folder: Path, spec: ModelSpec, settings: ProfileSettings, backend: str, profile: Profile
 ) -> Sequence[Span]:
     recorder = SpanRecorder()
     detect = settings.detect.model_copy(update={"backend": backend})
     if backend == "tensorrt":  # each slot costs seconds at start; on a CPU their number decides how cores are shared
         detect = detect.model_copy(update={"slots": _TRACE_SLOTS})
-    with closing(open_detector(folder, card, detect)) as detector:
+    with closing(open_detector(folder, spec, detect)) as detector:
         batch = min(settings.batch, detector.max_batch)
         if batch < settings.batch:
             _log.warning("the slots of the time line take batches of %d: %s has no larger ones", batch, detector.name)
-        images = read_pictures(shipped_clip(), _TRACE_SLOTS * batch)
+        images = load_frames(shipped_clip(), _TRACE_SLOTS * batch)
         slots = min(_TRACE_SLOTS, detector.slots)
         batches = make_batches(detector, images, slots, batch, "bgr")
         trace_slots(detector, batches, 2, SpanRecorder())  # caches and clocks

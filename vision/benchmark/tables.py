@@ -77,9 +77,9 @@ def heading(bench: Bench) -> tuple[str, ...]:
     """What was measured, on what, and how that was."""
     machine = bench.machine
     parts = (machine.jetson or machine.cpu, f"{machine.cores} cores", machine.gpu)
-    pictures = f"pictures {bench.picture}" + (f" of {bench.source}" if bench.source else "")
+    frames = f"frames {bench.frame}" + (f" of {bench.source}" if bench.source else "")
     mode = (
-        pictures,
+        frames,
         f"power mode {machine.power_mode}" if machine.power_mode else "",
         f"governor {machine.governor}" if machine.governor else "",
         f"{bench.host.cores:.1f} of {machine.cores} cores to be had",
@@ -118,7 +118,7 @@ def times_table(name: str, bench: Bench, rows: Sequence[Row]) -> Table:
 
 
 def conditions_table(name: str, bench: Bench, rows: Sequence[Row]) -> Table:
-    """What each measurement of one part took of the machine, and what was in its pictures."""
+    """What each measurement of one part took of the machine, and what was in its frames."""
     cells: dict[str, Callable[[Row], str]] = {
         "cores": lambda row: f"{row.cores_busy:.2f}",
         "others": lambda row: f"{row.cores_others:.2f}",
@@ -210,7 +210,7 @@ def _ratio(value: float | None, digits: int) -> str:
 
 def print_plan(plan: Plan, console: Console) -> None:
     """What will become of a site."""
-    table = _table(("camera", "picture"), ("gives /s", "published /s", "dropped /s", "p50 ms", "p99 ms"))
+    table = _table(("camera", "frame"), ("gives /s", "published /s", "dropped /s", "p50 ms", "p99 ms"))
     for demand, camera in zip(plan.demands, plan.forecast.cameras, strict=True):
         table.add_row(
             demand.camera_id,

@@ -2,7 +2,7 @@
 
 FFmpeg and V4L2 wait inside OpenCV for as long as their time-outs say, longer while a host name is looked up, and
 nothing can wake them. So that a camera's thread can notice the end of the program, or of its patience, it makes these
-calls here. The price is one exchange between two threads a picture.
+calls here. The price is one exchange between two threads a frame.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class BlockingCalls(Generic[T]):
     def end(self, release: Callable[[], T]) -> None:
         """Call `release` behind whatever still runs, end the thread, and wait for that: 0.5 s at most.
 
-        A camera that works ends its call at its next picture. One that hangs is left behind.
+        A camera that works ends its call at its next frame. One that hangs is left behind.
         """
         self._calls.put(release)
         self._calls.put(None)

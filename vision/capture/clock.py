@@ -1,8 +1,8 @@
-"""When was a picture taken? The camera's own clock says it best, where it can be believed.
+"""When was a frame taken? The camera's own clock says it best, where it can be believed.
 
 A camera's sender reports give UTC, and the delay of encoder and network with it. But a camera whose clock was never
-set says 1970 or 1900, and one that is a minute slow would have all its pictures dropped as stale. So its clock is
-believed once it agrees with this machine's, and a picture's time on the monotonic clock, which staleness and latency
+set says 1970 or 1900, and one that is a minute slow would have all its frames dropped as stale. So its clock is
+believed once it agrees with this machine's, and a frame's time on the monotonic clock, which staleness and latency
 are computed from, is usable whatever the camera says.
 """
 
@@ -17,10 +17,10 @@ from datetime import datetime, timezone
 from vision.types import ClockSource
 
 LATE_FOR_NS = 30_000_000_000
-"""A camera's clock that makes every picture late for this long was set back. A network that slow is no use either."""
+"""A camera's clock that makes every frame late for this long was set back. A network that slow is no use either."""
 
 STEP_NS = 3_600_000_000_000
-"""No network delays a picture by an hour: the clock was set."""
+"""No network delays a frame by an hour: the clock was set."""
 
 
 NTP_TO_UNIX_S = 2_208_988_800
@@ -32,7 +32,7 @@ _SENDER_REPORT = 200  # RFC 3550, section 6.4.1
 def utc_minus_running_time(
     report: bytes, *, rtp_time: int, base_rtp_time: int, base_running_ns: int, clock_rate_hz: int
 ) -> int | None:
-    """What to add to a picture's running time to have UTC, ns, by an RTCP packet that begins with a sender report.
+    """What to add to a frame's running time to have UTC, ns, by an RTCP packet that begins with a sender report.
 
     `rtp_time`: the report's RTP time, extended to 64 bits; the RTP time `base_rtp_time` is at `base_running_ns`.
     None where the packet is no sender report, or the sender has no clock (RFC 3550: it then says zero).
@@ -49,7 +49,7 @@ def utc_minus_running_time(
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """When a picture was taken, on both clocks, and who says so."""
+    """When a frame was taken, on both clocks, and who says so."""
 
     captured_ns: int  # monotonic
     captured_utc_ns: int
@@ -59,9 +59,9 @@ class Stamp:
 class CaptureClock:
     """Capture times of one camera: never in the future, always increasing.
 
-    The camera's clock is believed from the first picture that it puts within `trust_ns` of its arrival. From then on a
-    picture may be later than that: a network that falls behind is to be seen. It is not believed any more when it puts
-    a picture more than `trust_ns` into the future or an hour into the past, or makes all of them late for 30 s.
+    The camera's clock is believed from the first frame that it puts within `trust_ns` of its arrival. From then on a
+    frame may be later than that: a network that falls behind is to be seen. It is not believed any more when it puts
+    a frame more than `trust_ns` into the future or an hour into the past, or makes all of them late for 30 s.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class CaptureClock:
         self._last_ns = 0
 
     def stamp(self, arrived_ns: int, ntp_utc_ns: int | None) -> Stamp:
-        """The capture time of a picture that arrived at `arrived_ns` (monotonic)."""
+        """The capture time of a frame that arrived at `arrived_ns` (monotonic)."""
         now_ns = self._clock()
         utc_ns = self._utc()
         arrived_ns = min(arrived_ns, now_ns)

@@ -79,7 +79,7 @@ def _explain_status(line: str, url: SplitResult, *, late: bool) -> tuple[str, st
     if code in _BY_STATUS:
         return _BY_STATUS[code]
     if late:
-        return "it answers, but no picture came in time", "raise `open_timeout_s`, or make its key frames more frequent"
+        return "it answers, but no frame came in time", "raise `open_timeout_s`, or make its key frames more frequent"
     if code == "200":
         return "it answers, but its stream cannot be decoded", "set the camera to H.264, H.265 or MJPEG"
     return f"it answers {line!r}" if line else "it answers nothing", "is this the camera's address and port?"

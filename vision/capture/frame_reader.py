@@ -1,4 +1,4 @@
-"""The pictures of one camera, one after the other, for what looks at them without the running program: `vision draw`,
+"""The frames of one camera, one after the other, for what looks at them without the running program: `vision draw`,
 the first pass over a labelled video, its annotated copy.
 """
 
@@ -19,23 +19,23 @@ from vision.types import frame_shape
 
 
 @dataclass(frozen=True, slots=True)
-class Still:
-    """One picture. `pixels`, (H, W, 3) uint8 BGR, is written anew by the next one."""
+class CapturedFrame:
+    """One frame. `pixels`, (H, W, 3) uint8 BGR, is written anew by the next one."""
 
-    index: int  # pictures before it
+    index: int  # frames before it
     grab: Grab
     pixels: NDArray[np.uint8]
     info: StreamInfo
 
 
-def read_stills(camera: CameraConfig, *, offline: bool) -> Generator[Still, None, None]:
-    """Pictures of a camera until it ends; the source is closed with the generator.
+def read_frames(camera: CameraConfig, *, offline: bool) -> Generator[CapturedFrame, None, None]:
+    """Frames of a camera until it ends; the source is closed with the generator.
 
     Args:
-        offline: every picture of a file, as fast as they are read; a live camera is as always.
+        offline: every frame of a file, as fast as they are read; a live camera is as always.
 
     Raises:
-        SourceError: it cannot be opened or read, or no picture came for `camera.read_timeout_s`.
+        SourceError: it cannot be opened or read, or no frame came for `camera.read_timeout_s`.
     """
     with closing(open_source(camera, offline=offline, pixel_formats=("bgr",))) as source:
         info = source.open()
@@ -43,7 +43,7 @@ def read_stills(camera: CameraConfig, *, offline: bool) -> Generator[Still, None
         index = 0
         while (grab := _next(source, camera.read_timeout_s)) is not None:
             pixels = _retrieve(source, pixels)
-            yield Still(index, grab, pixels, info)
+            yield CapturedFrame(index, grab, pixels, info)
             index += 1
 
 
@@ -54,7 +54,7 @@ def _next(source: Source, timeout_s: float) -> Grab | None:
     except EndOfStream:
         return None
     if grab is None:
-        raise SourceError(f"no picture within {timeout_s:g} s")
+        raise SourceError(f"no frame within {timeout_s:g} s")
     return grab
 
 

@@ -1,8 +1,8 @@
 """Is a camera still alive? What to expect is learned from the camera itself.
 
 A fixed time-out is wrong for somebody: one that notices a dead 25 frames/s camera within seconds calls a camera that
-sends one picture every ten seconds dead all day. And a camera whose sensor hangs goes on sending: the stream is alive,
-the picture is not. Both are told here from times and pixels alone, without a thread or a clock.
+sends one frame every ten seconds dead all day. And a camera whose sensor hangs goes on sending: the stream is alive,
+the frame is not. Both are told here from times and pixels alone, without a thread or a clock.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from vision.types import OffHost
 
 _WINDOW: Final = 32  # arrivals that the cadence is taken from
-_FEW: Final = 5  # intervals; with fewer, the cadence is not known: a source may open with a burst of old pictures
+_FEW: Final = 5  # intervals; with fewer, the cadence is not known: a source may open with a burst of old frames
 _SILENT_INTERVALS: Final = 8
 _SILENT_S: Final = 2.0  # encoders pause for 0.5 s at key frames, and Wi-Fi for longer
 _SAMPLED_ROWS: Final = 64
 
 
 @dataclass(slots=True)
-class Cadence:
-    """How often pictures come, from the last 32 of them.
+class FrameRateEstimator:
+    """How often frames come, from the last 32 of them.
 
     The mean and not the median, because many cameras send in bursts.
     """
@@ -34,18 +34,18 @@ class Cadence:
     _arrivals_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
     def arrived(self, now_ns: int) -> None:
-        """A picture came."""
+        """A frame came."""
         self._arrivals_ns.append(now_ns)
 
     def interval_s(self) -> float | None:
-        """Mean time between two pictures; None until a few have come."""
+        """Mean time between two frames; None until a few have come."""
         arrivals = self._arrivals_ns
         if len(arrivals) <= _FEW:
             return None
         return (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1) / 1e9
 
     def fps(self, now_ns: int) -> float:
-        """Pictures per second, sinking while none comes."""
+        """Frames per second, sinking while none comes."""
         arrivals = self._arrivals_ns
         if len(arrivals) < 2:
             return 0.0
@@ -60,62 +60,62 @@ class Cadence:
 
 
 @dataclass(frozen=True, slots=True)
-class SilenceLimits:
-    """How long no picture may come before a camera is called frozen, and before its connection is given up."""
+class StallTimeouts:
+    """How long no frame may come before a camera is called frozen, and before its connection is given up."""
 
     frozen_s: float
     lost_s: float
 
     @staticmethod
-    def of(interval_s: float | None, read_timeout_s: float) -> SilenceLimits:
+    def of(interval_s: float | None, read_timeout_s: float) -> StallTimeouts:
         """For a camera with this measured cadence. The operator's time-out is the upper end of both.
 
         An unknown cadence gets the whole time-out. A known one gets eight intervals, but not less than 2 s, until it
         counts as frozen, and twice that until it counts as lost.
         """
         if interval_s is None:
-            return SilenceLimits(read_timeout_s, read_timeout_s)
+            return StallTimeouts(read_timeout_s, read_timeout_s)
         frozen_s = min(read_timeout_s, max(_SILENT_S, _SILENT_INTERVALS * interval_s))
-        return SilenceLimits(frozen_s, min(read_timeout_s, 2 * frozen_s))
+        return StallTimeouts(frozen_s, min(read_timeout_s, 2 * frozen_s))
 
 
-class PictureWatch:
-    """Tells a camera that sends the same picture for ever from one that looks at a quiet scene.
+class FrozenFrameDetector:
+    """Tells a camera that sends the same frame for ever from one that looks at a quiet scene.
 
-    A sensor's noise changes every picture, so exact equality over time is the sign of a frozen one. 64 whole rows are
-    compared: a clock that the camera writes into its picture is higher than the gaps between them. It costs 30 to
-    100 us for 1080p; the whole picture would cost twenty times that.
+    A sensor's noise changes every frame, so exact equality over time is the sign of a frozen one. 64 whole rows are
+    compared: a clock that the camera writes into its frame is higher than the gaps between them. It costs 30 to
+    100 us for 1080p; the whole frame would cost twenty times that.
 
-    What was found frozen stays so over reconnections until another picture comes (`stuck`).
+    What was found frozen stays so over reconnections until another frame comes (`stuck`).
     """
 
     def __init__(self, frozen_after_s: float) -> None:
         self._frozen_after_ns = int(frozen_after_s * 1e9)
         self._rows: NDArray[np.uint8] | None = None
-        self._picture_since_ns: int | None = None
+        self._frame_since_ns: int | None = None
         self._pts_ns: int | None = None
         self._pts_since_ns: int | None = None
         self.stuck = False
 
     def connected(self) -> None:
-        """A new connection: both times start again; the picture that was seen last is remembered."""
-        self._picture_since_ns = self._pts_since_ns = self._pts_ns = None
+        """A new connection: both times start again; the frame that was seen last is remembered."""
+        self._frame_since_ns = self._pts_since_ns = self._pts_ns = None
 
     def see(self, pixels: NDArray[np.uint8], pts_ns: int | None, now_ns: int) -> str:
-        """Look at a picture (any shape, uint8; C-contiguous, or on the GPU).
+        """Look at a frame (any shape, uint8; C-contiguous, or on the GPU).
 
         Returns why the camera counts as frozen, or ``""``.
         """
         if self._same_rows(pixels):
-            self._picture_since_ns = now_ns if self._picture_since_ns is None else self._picture_since_ns
+            self._frame_since_ns = now_ns if self._frame_since_ns is None else self._frame_since_ns
         else:
-            self._picture_since_ns = now_ns
+            self._frame_since_ns = now_ns
             self.stuck = False
         if pts_ns is None or pts_ns != self._pts_ns or self._pts_since_ns is None:
             self._pts_ns, self._pts_since_ns = pts_ns, now_ns
-        if now_ns - self._picture_since_ns >= self._frozen_after_ns:
+        if now_ns - self._frame_since_ns >= self._frozen_after_ns:
             self.stuck = True
-            return f"the picture has not changed for {(now_ns - self._picture_since_ns) / 1e9:.1f} s"
+            return f"the frame has not changed for {(now_ns - self._frame_since_ns) / 1e9:.1f} s"
         if now_ns - self._pts_since_ns >= self._frozen_after_ns:
             return f"the stream's time has not moved for {(now_ns - self._pts_since_ns) / 1e9:.1f} s"
         return ""
@@ -132,7 +132,7 @@ class PictureWatch:
 
 
 def _sample(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Some rows of a picture; of one that lies on the GPU, these alone cross the bus."""
+    """Some rows of a frame; of one that lies on the GPU, these alone cross the bus."""
     step = max(1, pixels.shape[0] // _SAMPLED_ROWS)
     image: object = pixels
     if isinstance(image, OffHost):

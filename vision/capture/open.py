@@ -76,7 +76,7 @@ def supervision_of(camera: CameraConfig) -> SupervisorPolicy:
 
 
 def _read_timeout_s(camera: CameraConfig) -> float:
-    """A camera that is asked for one picture in 10 s is not lost after 5 s without one."""
+    """A camera that is asked for one frame in 10 s is not lost after 5 s without one."""
     return max(camera.read_timeout_s, _SLOW_INTERVALS / camera.fps if camera.fps is not None else 0.0)
 
 
@@ -105,7 +105,7 @@ def _through_gstreamer(camera: CameraConfig, kind: str) -> bool:
 
 
 def _through_pyav(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, ...]) -> bool:
-    """FFmpeg by PyAV where it was asked for; for network cameras, because it sees new picture sizes; and for recordings
+    """FFmpeg by PyAV where it was asked for; for network cameras, because it sees new frame sizes; and for recordings
     where the detector prefers what FFmpeg decodes to. One that prefers bgr would have to convert what OpenCV has.
 
     Raises:
@@ -145,9 +145,9 @@ def _through_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bo
 def chooses_nvdec(camera: CameraConfig) -> bool:
     """Whether `via: auto` has NVDEC decode what FFmpeg reads, as far as it can, for a detector that reads GPU memory.
 
-    Not where GStreamer reads, which gives pictures out earlier and knows of every lost packet; not over UDP, because
-    NVDEC does not tell which pictures lost packets have damaged; and not in loops, because each pass would begin with
-    0.25 s without a picture (H100).
+    Not where GStreamer reads, which gives frames out earlier and knows of every lost packet; not over UDP, because
+    NVDEC does not tell which frames lost packets have damaged; and not in loops, because each pass would begin with
+    0.25 s without a frame (H100).
     """
     kind = source_kind(camera.source)
     if camera.via != "auto" or kind not in _READ_BY_FFMPEG or missing_pyav() is not None or not _has_nvdec():
@@ -169,7 +169,7 @@ def _has_nvdec() -> bool:
 
         require_nvdec()
     except (DeviceMissing, SourceError) as missing:
-        log.info("pictures are decoded on the CPU, not on the graphics card: %s (%s)", missing.args[0], missing.hint)
+        log.info("frames are decoded on the CPU, not on the graphics card: %s (%s)", missing.args[0], missing.hint)
         return False
     return True
 
@@ -184,11 +184,11 @@ def _nvdec(camera: CameraConfig, kind: str, offline: bool, formats: tuple[PixelF
 
     if kind == "path":
         from vision.capture.ffmpeg.file import PyAVFile
-        from vision.capture.ffmpeg.rotation import UprightDecoder, upright_only
+        from vision.capture.ffmpeg.rotation import RotatingDecoder, upright_only
 
         path = Path(camera.source)
         nvdec = upright_only(path, partial(NvdecDecoder, live=False))
-        open_decoder = _or_ffmpeg(camera, nvdec, partial(UprightDecoder, offline=offline))
+        open_decoder = _or_ffmpeg(camera, nvdec, partial(RotatingDecoder, offline=offline))
         return PyAVFile(path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
     from vision.capture.ffmpeg.packets import FFmpegDecoder
     from vision.capture.ffmpeg.source import PyAVSource
@@ -231,7 +231,7 @@ def _say_once(text: str) -> None:
 def _synthetic(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
     from vision.capture.synthetic.source import Synthetic, SyntheticSpec
 
-    _refuse_library(camera, "made-up pictures need no library")
+    _refuse_library(camera, "made-up frames need no library")
     spec = SyntheticSpec.parse(camera.source)
     if camera.width is not None and camera.height is not None:
         spec = replace(spec, width_px=camera.width, height_px=camera.height)
@@ -246,9 +246,9 @@ def _path(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...],
         return _images(path, camera, offline, formats, clock)
     if _through_pyav(camera, "path", formats):
         from vision.capture.ffmpeg.file import PyAVFile
-        from vision.capture.ffmpeg.rotation import UprightDecoder
+        from vision.capture.ffmpeg.rotation import RotatingDecoder
 
-        open_decoder = partial(UprightDecoder, offline=offline)
+        open_decoder = partial(RotatingDecoder, offline=offline)
         return PyAVFile(path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
     if camera.via == "gstreamer":
         _refuse_library(camera, "files are read with FFmpeg")
@@ -262,7 +262,7 @@ def _path(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...],
 
 
 def _shows_images(path: Path) -> bool:
-    """Rather than a video. Without OpenCV FFmpeg may read an image, as a video of one picture."""
+    """Rather than a video. Without OpenCV FFmpeg may read an image, as a video of one frame."""
     try:
         from vision.capture.opencv.images import SUFFIXES
     except ImportError:

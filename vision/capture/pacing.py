@@ -1,8 +1,8 @@
 """The pace of what was recorded or is generated: as it was, for a demonstration, or as fast as it is read.
 
-Played at its own pace, a recording stands for a camera: a picture comes when it is due, and that is its time, however
+Played at its own pace, a recording stands for a camera: a frame comes when it is due, and that is its time, however
 late the thread that waits for it gets its turn; so a machine that is too slow shows as latency. Read offline, every
-picture counts and none is late: its time is its place in the recording, so that results do not depend on the machine.
+frame counts and none is late: its time is its place in the recording, so that results do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Final
 from vision.capture.source import Grab
 
 _LATE_NS: Final = 500_000_000
-"""A player this late starts its schedule anew: the reader was slow, and a burst of old pictures helps nobody."""
+"""A player this late starts its schedule anew: the reader was slow, and a burst of old frames helps nobody."""
 
 
-class Playback:
-    """When each picture of a recording is due, and which time it carries. Its place in the recording is `media_ns`."""
+class FramePacer:
+    """When each frame of a recording is due, and which time it carries. Its place in the recording is `media_ns`."""
 
     def __init__(
         self,
@@ -37,11 +37,11 @@ class Playback:
         self._started = False
 
     def start(self) -> None:
-        """The next picture is the first one."""
+        """The next frame is the first one."""
         self._started = False
 
     def due(self, media_ns: int, timeout_s: float) -> bool:
-        """Wait for the picture's time, at most `timeout_s`. False: it is not yet due."""
+        """Wait for the frame's time, at most `timeout_s`. False: it is not yet due."""
         now_ns = self._clock()
         if not self._started:
             self._started = True
@@ -56,7 +56,7 @@ class Playback:
         return self._clock() >= due_ns
 
     def stamp(self, media_ns: int) -> Grab:
-        """The picture for which `due` was True, of the moment at which it was due."""
+        """The frame for which `due` was True, of the moment at which it was due."""
         due_ns = self._base_ns + media_ns
         if self._offline:
             return Grab(due_ns, self._base_utc_ns + media_ns, "media", media_ns)

@@ -1,6 +1,6 @@
-"""What is known of a picture while it is still coded: is it whole, when did it arrive, what did the camera's clock say.
+"""What is known of a frame while it is still coded: is it whole, when did it arrive, what did the camera's clock say.
 
-Decoders give pictures out later and in another order, and forget most of this; it is found again by the presentation
+Decoders give frames out later and in another order, and forget most of this; it is found again by the presentation
 time, which they keep.
 """
 
@@ -10,16 +10,16 @@ import threading
 from dataclasses import dataclass
 
 BACKLOG_NS = 2_000_000_000
-"""A decoder that is this far behind the camera skips to the next key frame. Half a staleness budget would skip pictures
-that are decoded in no time after a short stall; and without any bound, coded pictures pile up until memory is full."""
+"""A decoder that is this far behind the camera skips to the next key frame. Half a staleness budget would skip frames
+that are decoded in no time after a short stall; and without any bound, coded frames pile up until memory is full."""
 
 GIVE_UP_NS = 3_000_000_000
 """Skipping that has not helped for this long does not help: the lag is then the stream's own and becomes its zero."""
 
 
 @dataclass(frozen=True, slots=True)
-class Coded:
-    """One coded picture."""
+class PacketInfo:
+    """One coded frame."""
 
     arrived_ns: int  # monotonic
     ntp_utc_ns: int | None  # capture time by the camera's sender reports
@@ -27,16 +27,16 @@ class Coded:
 
 
 class KeyFrameGate:
-    """Decides for each coded picture, in decoding order, whether to decode it and whether to believe it.
+    """Decides for each coded frame, in decoding order, whether to decode it and whether to believe it.
 
-    After lost packets, pictures are not believed until a key frame that came whole. The first picture after a loss may
+    After lost packets, frames are not believed until a key frame that came whole. The first frame after a loss may
     be the one that the loss was in, so a key frame there does not count.
     """
 
     def __init__(self) -> None:
         self._started = False
         self._damaged = False
-        self._lost = False  # since the last picture
+        self._lost = False  # since the last frame
         self._skipping_since_ns: int | None = None
         self._own_lag_ns = 0
 
@@ -46,11 +46,11 @@ class KeyFrameGate:
         self._damaged = True
 
     def spoilt(self) -> None:
-        """The picture that passed last turned out to be damaged: unlike after `lost`, the next key frame counts."""
+        """The frame that passed last turned out to be damaged: unlike after `lost`, the next key frame counts."""
         self._damaged = True
 
     def passes(self, *, key: bool, now_ns: int, lag_ns: int) -> bool:
-        """Whether to decode the next picture, which is `lag_ns` behind the newest that could have been here."""
+        """Whether to decode the next frame, which is `lag_ns` behind the newest that could have been here."""
         whole = not self._lost
         self._lost = False
         if self._skips(key, now_ns, lag_ns) or not (self._started or key):
@@ -62,7 +62,7 @@ class KeyFrameGate:
 
     @property
     def damaged(self) -> bool:
-        """The picture that passed last cannot be believed."""
+        """The frame that passed last cannot be believed."""
         return self._damaged
 
     def _skips(self, key: bool, now_ns: int, lag_ns: int) -> bool:
@@ -82,24 +82,24 @@ class KeyFrameGate:
 
 
 class Timeline:
-    """Finds a coded picture again by its presentation time. The parser's thread writes, the camera's thread reads."""
+    """Finds a coded frame again by its presentation time. The parser's thread writes, the camera's thread reads."""
 
     def __init__(self, capacity: int = 64) -> None:
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._pictures: dict[int, Coded] = {}
+        self._frames: dict[int, PacketInfo] = {}
 
-    def put(self, pts_ns: int, picture: Coded) -> None:
-        """Remember a picture; the oldest is forgotten where there are too many."""
+    def put(self, pts_ns: int, frame: PacketInfo) -> None:
+        """Remember a frame; the oldest is forgotten where there are too many."""
         with self._lock:
-            self._pictures[pts_ns] = picture
-            if len(self._pictures) > self._capacity:
-                del self._pictures[next(iter(self._pictures))]
+            self._frames[pts_ns] = frame
+            if len(self._frames) > self._capacity:
+                del self._frames[next(iter(self._frames))]
 
-    def take(self, pts_ns: int) -> Coded | None:
-        """The picture with this presentation time, or None. Earlier ones come no more: they are forgotten."""
+    def take(self, pts_ns: int) -> PacketInfo | None:
+        """The frame with this presentation time, or None. Earlier ones come no more: they are forgotten."""
         with self._lock:
-            found = self._pictures.get(pts_ns)
+            found = self._frames.get(pts_ns)
             if found is not None:
-                self._pictures = {pts: picture for pts, picture in self._pictures.items() if pts > pts_ns}
+                self._frames = {pts: frame for pts, frame in self._frames.items() if pts > pts_ns}
             return found

@@ -1,4 +1,4 @@
-"""Copies a decoder's picture into ours: decoders pad rows and planes to suit themselves, `vision.types` has none."""
+"""Copies a decoder's frame into ours: decoders pad rows and planes to suit themselves, `vision.types` has none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Plane:
 def planes_of(
     pixel_format: PixelFormat, height_px: int, width_px: int, strides: Sequence[int], offsets: Sequence[int]
 ) -> tuple[Plane, ...]:
-    """The planes of a picture whose decoder uses these strides and offsets."""
+    """The planes of a frame whose decoder uses these strides and offsets."""
     sizes = {
         "bgr": ((height_px, width_px * 3),),
         "bgrx": ((height_px, width_px * 4),),
@@ -42,23 +42,23 @@ def planes_of(
     )
 
 
-def copy_planes(picture: NDArray[np.uint8], planes: Sequence[Plane], out: NDArray[np.uint8]) -> None:
-    """Copy `planes` of `picture` (flat, uint8) one after the other into `out` (C-contiguous, of their total size).
+def copy_planes(frame: NDArray[np.uint8], planes: Sequence[Plane], out: NDArray[np.uint8]) -> None:
+    """Copy `planes` of `frame` (flat, uint8) one after the other into `out` (C-contiguous, of their total size).
 
     Raises:
-        ValueError: `picture` is shorter than its planes, or `out` has another size.
+        ValueError: `frame` is shorter than its planes, or `out` has another size.
     """
     flat = out.reshape(-1)
     total = sum(plane.rows * plane.row_bytes for plane in planes)
     if flat.size != total:
         raise ValueError(f"expected a buffer of {total} bytes, got {flat.size}")
-    if max(plane.end for plane in planes) > picture.size:
-        raise ValueError(f"a picture of {max(plane.end for plane in planes)} bytes in a buffer of {picture.size}")
+    if max(plane.end for plane in planes) > frame.size:
+        raise ValueError(f"a frame of {max(plane.end for plane in planes)} bytes in a buffer of {frame.size}")
     start = 0
     for plane in planes:
         end = start + plane.rows * plane.row_bytes
         rows = np.lib.stride_tricks.as_strided(
-            picture[plane.offset :], (plane.rows, plane.row_bytes), (plane.stride, 1), writeable=False
+            frame[plane.offset :], (plane.rows, plane.row_bytes), (plane.stride, 1), writeable=False
         )
         np.copyto(flat[start:end].reshape(plane.rows, plane.row_bytes), rows)
         start = end

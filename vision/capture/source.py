@@ -20,19 +20,19 @@ class StreamInfo:
     pixel_format: PixelFormat
     fps: float | None  # nominal, frames/s; None where the source does not say
     decoder: str  # who decodes, for status and doctor: "ffmpeg", "avdec_h264", "nvv4l2decoder", ...
-    yuv: YuvEncoding = "bt601"  # of nv12 and i420 pictures, as long as no `Grab` says another
+    yuv: YuvEncoding = "bt601"  # of nv12 and i420 frames, as long as no `Grab` says another
 
 
 @dataclass(frozen=True, slots=True)
 class Grab:
-    """One picture that has arrived, before its pixels are copied out."""
+    """One frame that has arrived, before its pixels are copied out."""
 
     captured_ns: int  # monotonic
     captured_utc_ns: int
     clock: ClockSource
     pts_ns: int | None  # presentation time in the stream, where the source has one
     corrupt: bool = False  # decoded after packet loss, before the next key frame
-    yuv: YuvEncoding | None = None  # of this picture: streams change it, with their size or alone; None: as it began
+    yuv: YuvEncoding | None = None  # of this frame: streams change it, with their size or alone; None: as it began
 
 
 class Source(Protocol):
@@ -43,17 +43,17 @@ class Source(Protocol):
 
     @property
     def live(self) -> bool:
-        """True where pictures come at their own pace and old ones are worthless."""
+        """True where frames come at their own pace and old ones are worthless."""
 
     def open(self) -> StreamInfo:
-        """Connect and learn the picture's size. Returns within the source's open timeout.
+        """Connect and learn the frame's size. Returns within the source's open timeout.
 
         Raises:
             SourceError: what was tried, what came, what to do.
         """
 
     def grab(self, timeout_s: float) -> Grab | None:
-        """Advance to the next picture; cheap where the source can put off decoding. None: nothing came in time.
+        """Advance to the next frame; cheap where the source can put off decoding. None: nothing came in time.
 
         Raises:
             EndOfStream: a finite source has no more.
@@ -61,11 +61,11 @@ class Source(Protocol):
         """
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
-        """Write the picture last grabbed into `out` (shape of `vision.types.frame_shape`).
+        """Write the frame last grabbed into `out` (shape of `vision.types.frame_shape`).
 
         Raises:
-            SizeChanged: the picture has another size; call again with a buffer of that size.
-            SourceError: the picture could not be decoded.
+            SizeChanged: the frame has another size; call again with a buffer of that size.
+            SourceError: the frame could not be decoded.
         """
 
     def interrupt(self) -> None:
@@ -79,9 +79,9 @@ class FrameSink(Protocol):
     """What a camera's thread writes to: the writer's side of `vision.runtime.batcher.LatestSlot`."""
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
-        """Make buffers for pictures of this size and format, where they differ from those there are.
+        """Make buffers for frames of this size and format, where they differ from those there are.
 
-        A picture of the old ones that waits unread is dropped: what it shows is over.
+        A frame of the old ones that waits unread is dropped: what it shows is over.
 
         Raises:
             ValueError: the size is not possible in this format.
@@ -89,20 +89,20 @@ class FrameSink(Protocol):
         """
 
     def write_buffer(self, timeout_s: float) -> NDArray[np.uint8] | None:
-        """The buffer to write the next picture into; None if the reader kept a lossless writer waiting too long.
+        """The buffer to write the next frame into; None if the reader kept a lossless writer waiting too long.
 
         Raises:
             Closed: the program is stopping.
         """
 
     def commit(self, meta: FrameMeta) -> None:
-        """The buffer last given holds this whole picture."""
+        """The buffer last given holds this whole frame."""
 
     def drop(self, reason: DropReason) -> None:
-        """Count a grabbed picture that is not worth its pixels."""
+        """Count a grabbed frame that is not worth its pixels."""
 
     def flush(self, reason: DropReason) -> None:
-        """Drop the picture that waits unread, if any: what it shows is over."""
+        """Drop the frame that waits unread, if any: what it shows is over."""
 
     def end(self) -> None:
         """The source is finished for good; what waits can still be read."""

@@ -1,10 +1,10 @@
 """One camera's thread: connect, read, notice that the camera is dead, wait, connect again; for months.
 
-Cameras fail in ways that a library does not report: they stop sending without closing, send the same picture for ever,
-come back with another picture size. The supervisor knows nothing of protocols: it works on the `Source` protocol alone,
+Cameras fail in ways that a library does not report: they stop sending without closing, send the same frame for ever,
+come back with another frame size. The supervisor knows nothing of protocols: it works on the `Source` protocol alone,
 so every kind of camera is watched by the same rules. Nothing a camera does ends the program or disturbs another camera.
 
-Accounting: every picture that `Source.grab` gave is committed to the sink or dropped with a reason, whatever happens
+Accounting: every frame that `Source.grab` gave is committed to the sink or dropped with a reason, whatever happens
 in between.
 """
 
@@ -24,7 +24,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.liveness import Backoff, Cadence, PictureWatch, SilenceLimits
+from vision.capture.liveness import Backoff, FrameRateEstimator, FrozenFrameDetector, StallTimeouts
 from vision.capture.source import FrameSink, Grab, Source, StreamInfo
 from vision.errors import Closed, DeviceError, EndOfStream, OutOfMemory, SizeChanged, SourceError, redact
 from vision.metrics import span
@@ -44,8 +44,8 @@ _MEASURED: Final = re.compile(r"[\d.]+ (s|MiB)\b")
 class SupervisorPolicy:
     """When a camera counts as frozen, lost and well again."""
 
-    read_timeout_s: float = 5.0  # longest wait for a picture before reconnecting
-    frozen_after_s: float | None = 10.0  # the same picture for this long means a frozen camera; None: never
+    read_timeout_s: float = 5.0  # longest wait for a frame before reconnecting
+    frozen_after_s: float | None = 10.0  # the same frame for this long means a frozen camera; None: never
     finite: bool = False  # the source may come to its end; a camera that says so has lost its connection
     first_retry_s: float = 0.5
     longest_retry_s: float = 30.0
@@ -60,7 +60,7 @@ class CameraStatus:
     state: State
     since_ns: int  # monotonic; when it came into this state
     epoch: int
-    grabbed: int  # pictures since the start
+    grabbed: int  # frames since the start
     fps: float  # of arrivals
     last_frame_age_s: float | None  # None before the first
     reconnects: int  # connections after the first
@@ -77,9 +77,9 @@ class CameraSupervisor:
 
     `factory` makes a new source for every connection; `sink` is written by this thread alone.
 
-    A live source counts as frozen when no picture comes for longer than its cadence explains (`SilenceLimits`), and
-    when the picture or the stream's time stops changing for `frozen_after_s`. Its connection is then given up and made
-    anew, with back-off. Pictures are published until the camera is declared frozen; the same picture again, also over
+    A live source counts as frozen when no frame comes for longer than its cadence explains (`StallTimeouts`), and
+    when the frame or the stream's time stops changing for `frozen_after_s`. Its connection is then given up and made
+    anew, with back-off. Frames are published until the camera is declared frozen; the same frame again, also over
     a new connection, is dropped as stale: it shows nothing that is now. Sources that are not live (files, folders) wait
     to be read, so none of this holds for them.
     """
@@ -112,7 +112,7 @@ class CameraSupervisor:
             self._policy.first_retry_s, self._policy.longest_retry_s, random=jitter or random.Random()
         )
         frozen_after_s = self._policy.frozen_after_s
-        self._watch = PictureWatch(frozen_after_s) if frozen_after_s is not None else None
+        self._watch = FrozenFrameDetector(frozen_after_s) if frozen_after_s is not None else None
         self._lock = threading.Lock()  # of all below, which other threads read
         self._source: Source | None = None
         self._live = False
@@ -120,8 +120,8 @@ class CameraSupervisor:
         self._width_px = self._height_px = 0
         self._state: State = "connecting"
         self._since_ns = clock()
-        self._alive_ns = self._since_ns  # last sign of life: connected, a picture, or a reader that lets us wait
-        self._cadence = Cadence()
+        self._alive_ns = self._since_ns  # last sign of life: connected, a frame, or a reader that lets us wait
+        self._cadence = FrameRateEstimator()
         self._frame_ns: int | None = None
         self._connections = 0
         self._epoch = 0
@@ -187,8 +187,8 @@ class CameraSupervisor:
             return "frozen", self._alive_ns
         return "streaming", self._since_ns
 
-    def _limits(self) -> SilenceLimits:
-        return SilenceLimits.of(self._cadence.interval_s(), self._policy.read_timeout_s)
+    def _limits(self) -> StallTimeouts:
+        return StallTimeouts.of(self._cadence.interval_s(), self._policy.read_timeout_s)
 
     # The camera's thread
 
@@ -286,7 +286,7 @@ class CameraSupervisor:
             self._enter("streaming")
 
     def _deliver(self, source: Source, grab: Grab, now_ns: int) -> None:
-        """Commit the picture or drop it: exactly one of the two, also where something fails."""
+        """Commit the frame or drop it: exactly one of the two, also where something fails."""
         if grab.corrupt:
             self._sink.drop(DropReason.CORRUPT)
             return
@@ -308,11 +308,11 @@ class CameraSupervisor:
             self._sink.commit(self._meta(grab))
         if frozen:
             raise SourceError(
-                frozen, hint="restart the camera; where its picture may stand still: `frozen_after_s: null`"
+                frozen, hint="restart the camera; where its frame may stand still: `frozen_after_s: null`"
             )
 
     def _retrieve(self, source: Source) -> NDArray[np.uint8] | None:
-        """The picture, in a buffer of the sink. None: stopping."""
+        """The frame, in a buffer of the sink. None: stopping."""
         for again in (False, True):
             buffer = self._buffer()
             if buffer is None:
@@ -354,7 +354,7 @@ class CameraSupervisor:
         )
 
     def _change_size(self, change: SizeChanged) -> None:
-        """A new epoch over the same connection; the picture at hand is its first."""
+        """A new epoch over the same connection; the frame at hand is its first."""
         self._check_size(change.width_px, change.height_px)
         with self._lock:
             self._epoch += 1
@@ -368,15 +368,15 @@ class CameraSupervisor:
         try:
             self._sink.configure(self._height_px, self._width_px, pixel_format)
         except ValueError as error:  # the source chooses another format when it opens again
-            raise SourceError(f"no buffer for its pictures: {error}") from error
+            raise SourceError(f"no buffer for its frames: {error}") from error
         except (OutOfMemory, MemoryError) as error:
-            raise _no_memory(f"no memory for its pictures of {self._width_px}x{self._height_px}", error) from error
+            raise _no_memory(f"no memory for its frames of {self._width_px}x{self._height_px}", error) from error
 
     @staticmethod
     def _check_size(width_px: int, height_px: int) -> None:
         if not (1 <= width_px <= LARGEST_SIDE_PX and 1 <= height_px <= LARGEST_SIDE_PX):
             raise SourceError(
-                f"expected pictures of 1x1 to {LARGEST_SIDE_PX}x{LARGEST_SIDE_PX} pixels, got {width_px}x{height_px}"
+                f"expected frames of 1x1 to {LARGEST_SIDE_PX}x{LARGEST_SIDE_PX} pixels, got {width_px}x{height_px}"
             )
 
     @property
@@ -391,7 +391,7 @@ class CameraSupervisor:
             interval_s = self._cadence.interval_s()
             seldom = interval_s is None or interval_s > limits.lost_s / 4
             raise SourceError(
-                f"no picture for {silent_ns / 1e9:.1f} s"
+                f"no frame for {silent_ns / 1e9:.1f} s"
                 + (f", expected one each {interval_s:.2g} s" if interval_s is not None else ""),
                 hint="a camera that sends so seldom needs a longer `read_timeout_s`" if seldom else "",
             )
@@ -461,5 +461,5 @@ def _no_memory(what: str, error: OutOfMemory | MemoryError) -> SourceError:
     """The fault of one camera: unlike CUDA's other errors it leaves everything as it was, and the others go on."""
     return SourceError(
         f"{what}: {error.args[0] if isinstance(error, OutOfMemory) else str(error)}",
-        hint="choose a smaller stream of this camera, such as its second one, or make room for the larger pictures",
+        hint="choose a smaller stream of this camera, such as its second one, or make room for the larger frames",
     )

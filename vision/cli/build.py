@@ -31,7 +31,7 @@ from vision.engine.runtime import load_engine
 from vision.errors import EXIT_OK, DeviceMissing, ModelError
 
 if TYPE_CHECKING:
-    from vision.config.app import DetectConfig, ModelCard
+    from vision.config.app import DetectConfig, ModelSpec
 
 
 class Bars:
@@ -87,7 +87,7 @@ class Bars:
 
 
 def build_command(
-    model: tuple[Path, ModelCard] | None,
+    model: tuple[Path, ModelSpec] | None,
     detect: DetectConfig,
     gpu: Gpu | None,
     *,
@@ -123,15 +123,15 @@ def build_command(
                 "building an engine needs the GPU that it is for", hint="`vision doctor` says what is missing"
             )
         wanted = settings_of(detect)
-        folder, card = model
+        folder, spec = model
         out.print(
-            f"{card.name}, {wanted.precision}, batch up to {wanted.max_batch}, for {gpu.name}, {find_library()}",
+            f"{spec.name}, {wanted.precision}, batch up to {wanted.max_batch}, for {gpu.name}, {find_library()}",
             markup=False,
         )
         with Bars(out) as bars:
             loaded = load_plan(
                 folder,
-                card,
+                spec,
                 gpu,
                 wanted,
                 cache=cache,

@@ -26,18 +26,18 @@ _GRACE_S = 2.0  # beyond the camera's own time-outs, for a library that is late
 
 @dataclass(frozen=True, slots=True)
 class CameraCheck:
-    """What became of one camera: `info` where it gave a picture, `error` where it did not."""
+    """What became of one camera: `info` where it gave a frame, `error` where it did not."""
 
     camera_id: str
     info: StreamInfo | None
-    first_picture_s: float
+    first_frame_s: float
     error: str = ""
 
 
 def check_cameras(
     cameras: Sequence[CameraConfig], pixel_formats: tuple[PixelFormat, ...], stop: threading.Event
 ) -> list[CameraCheck]:
-    """Open every camera and read one picture, within the time-outs of its configuration."""
+    """Open every camera and read one frame, within the time-outs of its configuration."""
     found = look_at_each(cameras, lambda camera: _check_camera(camera, pixel_formats), stop)
     silent = [CameraCheck(one.id, None, 0.0, "no answer within its time-outs") for one in cameras]
     return [found.get(one.camera_id, one) for one in silent]
@@ -67,33 +67,33 @@ def _check_camera(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) 
     try:
         with closing(open_source(camera, offline=False, pixel_formats=pixel_formats)) as source:
             info = source.open()
-            _read_picture(source, info, camera.read_timeout_s)
+            _read_frame(source, info, camera.read_timeout_s)
     except SourceError as error:
         return CameraCheck(camera.id, None, time.monotonic() - began, str(error))
     return CameraCheck(camera.id, info, time.monotonic() - began)
 
 
-def _read_picture(source: Source, info: StreamInfo, timeout_s: float) -> Grab:
+def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> Grab:
     grab = source.grab(timeout_s)
     if grab is None:
-        raise SourceError(f"it opened, but gave no picture within {timeout_s:g} s")
+        raise SourceError(f"it opened, but gave no frame within {timeout_s:g} s")
     shape = frame_shape(info.height_px, info.width_px, info.pixel_format)
-    with suppress(SizeChanged):  # a picture of any size shows that the camera works
+    with suppress(SizeChanged):  # a frame of any size shows that the camera works
         source.retrieve(np.empty(shape, np.uint8))
     return grab
 
 
 def print_checks(checks: Sequence[CameraCheck], console: Console) -> int:
-    """Print the table; 0 if every camera gave a picture, else 1."""
-    table = Table("camera", "picture", "frames/s", "format", "decoder", "first picture", header_style="bold")
+    """Print the table; 0 if every camera gave a frame, else 1."""
+    table = Table("camera", "frame", "frames/s", "format", "decoder", "first frame", header_style="bold")
     for check in checks:
         info = check.info
         if info is None:
-            table.add_row(check.camera_id, "[red]none[/]", "", "", "", f"after {check.first_picture_s:.1f} s")
+            table.add_row(check.camera_id, "[red]none[/]", "", "", "", f"after {check.first_frame_s:.1f} s")
         else:
             rate = "" if info.fps is None else f"{info.fps:g}"
             size = f"{info.width_px}x{info.height_px}"
-            first = f"{check.first_picture_s:.1f} s"
+            first = f"{check.first_frame_s:.1f} s"
             table.add_row(check.camera_id, size, rate, info.pixel_format, info.decoder, first)
     console.print(table)
     for check in checks:

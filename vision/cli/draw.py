@@ -1,4 +1,4 @@
-"""`vision draw`: each camera's lines and zones on a picture of its own, so that people see what they configured."""
+"""`vision draw`: each camera's lines and zones on a frame of its own, so that people see what they configured."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
-from vision.capture.frame_reader import read_stills
+from vision.capture.frame_reader import read_frames
 from vision.cli.check import look_at_each
-from vision.config import CameraAnalytics, CameraConfig, Point, SiteConfig, source_kind
+from vision.config import AppConfig, CameraAnalytics, CameraConfig, Point, source_kind
 from vision.errors import EXIT_OK, EXIT_RUNTIME, SourceError, VisionError
 from vision.overlay import Overlay
 
 _SETTLE_S: Final = 0.5
-"""The newest picture after so long is taken of a live camera: the first ones of a USB camera are dark."""
+"""The newest frame after so long is taken of a live camera: the first ones of a USB camera are dark."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What became of one camera: `path` where a picture was written, `error` where none was."""
+    """What became of one camera: `path` where a frame was written, `error` where none was."""
 
     camera_id: str
     path: Path | None = None
     words: str = ""  # what is drawn
-    outside: tuple[str, ...] = ()  # points beyond the picture
+    outside: tuple[str, ...] = ()  # points beyond the frame
     error: str = ""
 
 
-def draw_site(site: SiteConfig, folder: Path, stop: threading.Event) -> list[Drawing]:
-    """Write ``<camera>.png`` for every camera, as far as they give a picture within their time-outs.
+def draw_site(site: AppConfig, folder: Path, stop: threading.Event) -> list[Drawing]:
+    """Write ``<camera>.png`` for every camera, as far as they give a frame within their time-outs.
 
     Raises:
         VisionError: the folder cannot be made.
@@ -60,17 +60,17 @@ def draw_site(site: SiteConfig, folder: Path, stop: threading.Event) -> list[Dra
 
 
 def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> Drawing:
-    """Write the lines and zones of one camera over its picture.
+    """Write the lines and zones of one camera over its frame.
 
     Raises:
-        SourceError: the camera gave no picture.
+        SourceError: the camera gave no frame.
     """
-    picture = current_picture(camera)
-    height_px, width_px = picture.shape[:2]
-    overlay = Overlay(picture)
+    frame = current_frame(camera)
+    height_px, width_px = frame.shape[:2]
+    overlay = Overlay(frame)
     overlay.banner(camera.id, f"{width_px} x {height_px}")
     overlay.analytics(section)
-    encoded, data = cv2.imencode(".png", picture)
+    encoded, data = cv2.imencode(".png", frame)
     try:
         path.write_bytes(data.tobytes() if encoded else b"")
     except OSError as error:
@@ -80,16 +80,16 @@ def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> D
     return Drawing(camera.id, path, words, tuple(outside_words(section, height_px, width_px)))
 
 
-def current_picture(camera: CameraConfig) -> NDArray[np.uint8]:
+def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 BGR of now, or the first one of a file.
 
     Raises:
-        SourceError: the camera cannot be opened, or gives no whole picture.
+        SourceError: the camera cannot be opened, or gives no whole frame.
     """
     recorded = source_kind(camera.source) in ("path", "synthetic")
     settle_s = 0.0 if recorded else _SETTLE_S
     newest: NDArray[np.uint8] | None = None
-    with closing(read_stills(camera, offline=recorded)) as stills:
+    with closing(read_frames(camera, offline=recorded)) as stills:
         began = time.monotonic()
         try:
             for still in stills:
@@ -102,12 +102,12 @@ def current_picture(camera: CameraConfig) -> NDArray[np.uint8]:
             if newest is None:
                 raise
     if newest is None:
-        raise SourceError("it opened, but gave no whole picture")
+        raise SourceError("it opened, but gave no whole frame")
     return newest
 
 
 def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> Iterator[str]:
-    """The points that lie beyond the picture, which nothing can cross or enter."""
+    """The points that lie beyond the frame, which nothing can cross or enter."""
     if section.units != "pixels":  # others cannot be beyond it
         return
     shapes: list[tuple[str, str, Sequence[Point]]] = [("line", line.name, line.points) for line in section.lines]
@@ -115,11 +115,11 @@ def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> It
     for kind, name, points in shapes:
         beyond = [f"[{x:g}, {y:g}]" for x, y in points if x > width_px or y > height_px]
         if beyond:
-            yield f"{kind} {name}: {', '.join(beyond)} lies outside of the picture of {width_px}x{height_px}"
+            yield f"{kind} {name}: {', '.join(beyond)} lies outside of the frame of {width_px}x{height_px}"
 
 
 def print_drawings(drawings: Sequence[Drawing], console: Console) -> int:
-    """A line a camera; 0 if every camera gave a picture, else 1."""
+    """A line a camera; 0 if every camera gave a frame, else 1."""
     for drawing in drawings:
         name = escape(drawing.camera_id)
         if drawing.path is not None:

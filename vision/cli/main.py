@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--video", type=Path, metavar="OUT.mp4", help="also write the video with everything on it")
     evaluation.add_argument("--result", type=Path, metavar="FILE.txt", help="also write what was found, for scorers")
 
-    draw = verb("draw", _draw, "write a picture of each camera with its lines and zones")
+    draw = verb("draw", _draw, "write a frame of each camera with its lines and zones")
     draw.add_argument("config")
     draw.add_argument("--out", type=Path, default=Path("drawn"), metavar="DIR", help="default: %(default)s")
 
@@ -152,13 +152,13 @@ def _run(arguments: argparse.Namespace, stop: threading.Event) -> int:
     from vision.cli.logs import terminal
     from vision.cli.performance import start_nvtx
     from vision.cli.terminal import StatusView
-    from vision.config import load_site, resolve_config
+    from vision.config import load_config, resolve_config
     from vision.pipelines import load_pipeline
     from vision.runtime.builder import RunOptions
-    from vision.runtime.runtime import exit_when_stuck
+    from vision.runtime.runtime import hang_watchdog
 
     start_nvtx(arguments.nvtx)
-    site = load_site(resolve_config(arguments.config), os.environ)
+    site = load_config(resolve_config(arguments.config), os.environ)
     build = load_pipeline(site.pipeline)
     options = RunOptions(stop=stop, offline=arguments.offline, record=arguments.record)
     with ExitStack() as resources:
@@ -166,7 +166,7 @@ def _run(arguments: argparse.Namespace, stop: threading.Event) -> int:
         # What was made so far stays: a full collection would walk through all of it and hold every thread meanwhile.
         gc.collect()
         gc.freeze()
-        with StatusView(terminal()) as view, exit_when_stuck():
+        with StatusView(terminal()) as view, hang_watchdog():
             runtime.run(stop, for_s=arguments.for_s, on_report=view.show)
     return EXIT_OK
 
@@ -175,19 +175,19 @@ def _check(arguments: argparse.Namespace, stop: threading.Event) -> int:
     from rich.console import Console
 
     from vision.cli.check import check_cameras, print_checks
-    from vision.config import check_classes, load_site, resolve_config
+    from vision.config import check_classes, load_config, resolve_config
     from vision.detect.open import published_class_names
     from vision.pipelines import load_pipeline
-    from vision.runtime.builder import model_of, second_model_of
+    from vision.runtime.builder import find_model, find_second_model
 
     path = resolve_config(arguments.config)
-    site = load_site(path, os.environ)
+    site = load_config(path, os.environ)
     load_pipeline(site.pipeline)
-    _, card = model_of(site)
-    check_classes(site, published_class_names(card, site.detect), path)
+    _, spec = find_model(site)
+    check_classes(site, published_class_names(spec, site.detect), path)
     if site.cascade is not None:
-        second_model_of(site.cascade)
-    print(f"{path}: {len(site.cameras)} cameras, pipeline {site.pipeline}, model {card.name}: no faults")
+        find_second_model(site.cascade)
+    print(f"{path}: {len(site.cameras)} cameras, pipeline {site.pipeline}, model {spec.name}: no faults")
     return print_checks(check_cameras(site.cameras, ("bgr",), stop), Console())
 
 
@@ -205,9 +205,9 @@ def _draw(arguments: argparse.Namespace, stop: threading.Event) -> int:
     from rich.console import Console
 
     from vision.cli.draw import draw_site, print_drawings
-    from vision.config import load_site, resolve_config
+    from vision.config import load_config, resolve_config
 
-    site = load_site(resolve_config(arguments.config), os.environ)
+    site = load_config(resolve_config(arguments.config), os.environ)
     return print_drawings(draw_site(site, arguments.out, stop), Console())
 
 
@@ -226,9 +226,9 @@ def _watch(arguments: argparse.Namespace, _stop: threading.Event) -> int:
 
 
 def _schema(_arguments: argparse.Namespace, _stop: threading.Event) -> int:
-    from vision.config import site_schema
+    from vision.config import config_schema
 
-    print(json.dumps(site_schema(), indent=2))
+    print(json.dumps(config_schema(), indent=2))
     return EXIT_OK
 
 

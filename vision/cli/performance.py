@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from vision.benchmark.document import Bench
     from vision.benchmark.plan import Check, Plan
-    from vision.config import DetectConfig, ModelCard, SiteConfig
+    from vision.config import AppConfig, DetectConfig, ModelSpec
     from vision.engine.profiler import Profile
 
 PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
@@ -128,8 +128,8 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
-def picture_source(text: str) -> str:
-    """Where pictures come from. A recording has to be there; what else is wrong with it, reading it tells."""
+def frame_source(text: str) -> str:
+    """Where frames come from. A recording has to be there; what else is wrong with it, reading it tells."""
     from vision.capture.synthetic.source import SyntheticSpec
     from vision.config.addresses import source_kind
     from vision.errors import SourceError
@@ -203,9 +203,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=duration, default=2.0, help="for each measurement; default: %(default)s")
     parser.add_argument("--parts", type=listed(str, PARTS), default=PARTS, help=f"default: {','.join(PARTS)}")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: %(default)s")
-    source = "recording to take the pictures from; default: the shipped one"
-    parser.add_argument("--source", type=picture_source, metavar="FILE", help=source)
-    parser.add_argument("--format", choices=FORMATS, default="bgr", help="of the pictures; default: %(default)s")
+    source = "recording to take the frames from; default: the shipped one"
+    parser.add_argument("--source", type=frame_source, metavar="FILE", help=source)
+    parser.add_argument("--format", choices=FORMATS, default="bgr", help="of the frames; default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there; - is standard output")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="throughput and p99 over batch size: .svg, .png, .pdf"
@@ -214,7 +214,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--compare", nargs=2, type=Path, metavar=("A", "B"), help="measure nothing: ratios of two files, B over A"
     )
     parser.add_argument(
-        "--read", type=Path, metavar="FILE", help="measure nothing: the table, and with --plot the picture, of a file"
+        "--read", type=Path, metavar="FILE", help="measure nothing: the table, and with --plot the frame, of a file"
     )
     add_nvtx(parser)
 
@@ -272,24 +272,24 @@ def _write(text: str, path: Path) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _model(name: str) -> tuple[Path, ModelCard]:
-    from vision.config import SiteConfig
-    from vision.runtime.builder import model_of
+def _model(name: str) -> tuple[Path, ModelSpec]:
+    from vision.config import AppConfig
+    from vision.runtime.builder import find_model
 
-    site = SiteConfig.model_validate({"cameras": [{"id": "none", "source": "synthetic:"}]})
-    return model_of(site.model_copy(update={"model": name}))
+    site = AppConfig.model_validate({"cameras": [{"id": "none", "source": "synthetic:"}]})
+    return find_model(site.model_copy(update={"model": name}))
 
 
 def _build(arguments: argparse.Namespace, _stop: threading.Event) -> int:
     from vision.cli.build import build_command
-    from vision.config import DetectConfig, load_site, resolve_config
-    from vision.runtime.builder import model_of
+    from vision.config import DetectConfig, load_config, resolve_config
+    from vision.runtime.builder import find_model
 
     detect, model = DetectConfig(), None
     console = _console(None)
     if arguments.config is not None:
-        site = load_site(resolve_config(arguments.config), os.environ)
-        detect, model = site.detect, model_of(site)
+        site = load_config(resolve_config(arguments.config), os.environ)
+        detect, model = site.detect, find_model(site)
     if arguments.model is not None:
         model = _model(arguments.model)
     if model is None and not (arguments.show_list or arguments.prune):
@@ -324,7 +324,7 @@ def _with_arguments(detect: DetectConfig, arguments: argparse.Namespace) -> Dete
     return detect.model_copy(update={**over, "engine": detect.engine.model_copy(update=engine)})
 
 
-def _start_once(folder: Path, card: ModelCard, detect: DetectConfig, console: Console) -> None:
+def _start_once(folder: Path, spec: ModelSpec, detect: DetectConfig, console: Console) -> None:
     """Open the detector as `vision run` does. TensorRT-RTX compiles an engine's kernels only then, which may take as
     long as building it, and keeps them; and a graph that computes something else is noticed here.
     """
@@ -333,7 +333,7 @@ def _start_once(folder: Path, card: ModelCard, detect: DetectConfig, console: Co
     from vision.detect.open import open_detector
 
     console.print("starting it once: its kernels are compiled and kept, its graphs are checked")
-    with closing(open_detector(folder, card, detect.model_copy(update={"backend": "tensorrt"}))) as detector:
+    with closing(open_detector(folder, spec, detect.model_copy(update={"backend": "tensorrt"}))) as detector:
         console.print(f"{detector.name}: ready", markup=False)
 
 
@@ -429,7 +429,7 @@ def _measured(arguments: argparse.Namespace) -> Bench:
     from vision.benchmark.bench import BenchSettings, measure
 
     start_nvtx(arguments.nvtx)
-    folder, card = _model(arguments.model)
+    folder, spec = _model(arguments.model)
     settings = BenchSettings(
         backend=arguments.backend,
         batches=tuple(sorted(arguments.batch)),
@@ -440,7 +440,7 @@ def _measured(arguments: argparse.Namespace) -> Bench:
         source=arguments.source or "",
         pixel_format=arguments.format,
     )
-    return _watched(lambda say: measure(folder, card, settings, say))
+    return _watched(lambda say: measure(folder, spec, settings, say))
 
 
 def _watched(work: Callable[[Callable[[str], None]], _Value]) -> _Value:
@@ -475,7 +475,7 @@ def _profile(arguments: argparse.Namespace, _stop: threading.Event) -> int:
     for name in ("json", "trace"):
         _check_output(arguments, name)
     model, detect = _profiled(arguments)
-    folder, card = _model(model)
+    folder, spec = _model(model)
     if arguments.print_nsys or arguments.print_trtexec:
         from vision.benchmark import commands
 
@@ -483,12 +483,12 @@ def _profile(arguments: argparse.Namespace, _stop: threading.Event) -> int:
             print(commands.nsys(model, arguments.batch, detect.precision))
         if arguments.print_trtexec:
             named = [model] if arguments.config is None else [model, "--config", arguments.config]
-            print(commands.trtexec(folder, card, arguments.batch, detect, named))
+            print(commands.trtexec(folder, spec, arguments.batch, detect, named))
         return EXIT_OK
     from vision.benchmark.profile import ProfileSettings, profile_json, profile_model
 
     settings = ProfileSettings(arguments.batch, detect, arguments.runs, arguments.trace)
-    profile = _watched(lambda say: profile_model(folder, card, settings, say))
+    profile = _watched(lambda say: profile_model(folder, spec, settings, say))
     try:
         if arguments.json is not None:
             _write(profile_json(profile), arguments.json)
@@ -507,11 +507,11 @@ def _print_profile(profile: Profile, arguments: argparse.Namespace) -> None:
 
 def _profiled(arguments: argparse.Namespace) -> tuple[str, DetectConfig]:
     """The model by its name or folder, and the detector of `vision run`, for such batches."""
-    from vision.config import DetectConfig, load_site, resolve_config
+    from vision.config import DetectConfig, load_config, resolve_config
 
     detect, model = DetectConfig(), arguments.model
     if arguments.config is not None:
-        site = load_site(resolve_config(arguments.config), os.environ)
+        site = load_config(resolve_config(arguments.config), os.environ)
         detect, model = site.detect, model or site.model
         if arguments.batch > detect.max_batch:
             _refuse(arguments, f"--batch: {arguments.config} has batches of {detect.max_batch} at most")
@@ -520,7 +520,7 @@ def _profiled(arguments: argparse.Namespace) -> tuple[str, DetectConfig]:
     return model, detect.model_copy(update={**over, "max_batch": max(detect.max_batch, arguments.batch)})
 
 
-def _verified(site: SiteConfig, plan: Plan, seconds: float, say: Callable[[str], None]) -> tuple[Check, ...]:
+def _verified(site: AppConfig, plan: Plan, seconds: float, say: Callable[[str], None]) -> tuple[Check, ...]:
     from vision.benchmark.plan import verify
 
     say(f"the site itself, for {seconds:g} s")
@@ -533,10 +533,10 @@ def _plan(arguments: argparse.Namespace, _stop: threading.Event) -> int:
     from vision.benchmark.document import load_bench
     from vision.benchmark.plan import make_plan
     from vision.benchmark.tables import print_checks, print_plan
-    from vision.config import load_site, resolve_config
+    from vision.config import load_config, resolve_config
     from vision.pipelines import load_pipeline
 
-    site = load_site(resolve_config(arguments.config), os.environ)
+    site = load_config(resolve_config(arguments.config), os.environ)
     load_pipeline(site.pipeline)
     _check_output(arguments, "json")
     bench: Bench | None = load_bench(arguments.bench) if arguments.bench is not None else None

@@ -75,7 +75,7 @@ def status_table(report: Report) -> Table:
     )
     table.add_column("camera")
     table.add_column("state")
-    for name in ("picture", "frames/s", "p50 ms", "p99 ms", "objects", "published", "dropped"):
+    for name in ("frame", "frames/s", "p50 ms", "p99 ms", "objects", "published", "dropped"):
         table.add_column(name, justify="right")
     counts = any(camera.counted is not None for camera in report.cameras)
     if counts:

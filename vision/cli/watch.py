@@ -1,7 +1,7 @@
 """`vision watch ADDRESS`: what a publisher sends, as a table on a terminal and as plain lines anywhere else.
 
 It is a subscriber like any other and sees only what arrives, so its latency is the one that counts: from the instant
-of the picture to a program that can act on it.
+of the frame to a program that can act on it.
 """
 
 from __future__ import annotations

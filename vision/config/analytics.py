@@ -1,11 +1,11 @@
-"""The `analytics:` section: lines that are crossed and zones that fill, drawn on each camera's picture.
+"""The `analytics:` section: lines that are crossed and zones that fill, drawn on each camera's frame.
 
-Coordinates are x to the right and y down from the picture's upper left corner, in pixels of the source picture, or in
-fractions or percent of its width and height. The picture's size is not known here: whether a point in pixels lies
+Coordinates are x to the right and y down from the frame's upper left corner, in pixels of the source frame, or in
+fractions or percent of its width and height. The frame's size is not known here: whether a point in pixels lies
 inside it is for the stage to check when the camera opens.
 
 A line has two sides, seen by someone who stands on its first point and looks at the second: crossing from the left to
-the right is ``in``, the other way is ``out``. A line drawn from left to right in the picture is crossed ``in`` by what
+the right is ``in``, the other way is ``out``. A line drawn from left to right in the frame is crossed ``in`` by what
 moves down.
 """
 
@@ -119,7 +119,7 @@ Metres: TypeAlias = Annotated[
 
 
 def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
-    """Validator of four points around an area of the ground, in the picture or in metres.
+    """Validator of four points around an area of the ground, in the frame or in metres.
 
     Raises:
         Refused: not the corners, in order, of a four-sided area without a dent.
@@ -143,11 +143,11 @@ class GroundConfig(Section):
 
 
 class CameraAnalytics(Section):
-    """What is watched on one camera's picture."""
+    """What is watched on one camera's frame."""
 
     units: Units = Field(
         default="pixels",
-        description="unit of every point: pixels of the source picture, or fractions (0 to 1) or percent (0 to 100) of "
+        description="unit of every point: pixels of the source frame, or fractions (0 to 1) or percent (0 to 100) of "
         "its width and height",
     )
     lines: tuple[LineConfig, ...] = Field(default=(), max_length=100, description="lines that objects cross")
@@ -165,7 +165,7 @@ class CameraAnalytics(Section):
 
 
 def pixels_per_unit(units: Units, width_px: int, height_px: int) -> tuple[float, float]:
-    """What x and y of a point are multiplied by, on a picture of this size."""
+    """What x and y of a point are multiplied by, on a frame of this size."""
     whole = {"pixels": None, "fraction": 1.0, "percent": 100.0}[units]
     return (1.0, 1.0) if whole is None else (width_px / whole, height_px / whole)
 

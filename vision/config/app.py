@@ -24,9 +24,9 @@ from vision.config.addresses import (
 )
 from vision.config.analytics import CameraAnalytics, ClassNames
 from vision.config.cascade import CascadeConfig
-from vision.config.checks import Tell, camera_findings, site_findings
+from vision.config.checks import Tell, camera_findings, config_findings
 from vision.config.engine import EngineConfig
-from vision.config.profile import ProfileCard
+from vision.config.profile import ProfileSpec
 from vision.config.rules import RuleConfig
 from vision.config.section import Fraction, Identifier, Section, refuse_inconsistent, unique_names
 from vision.config.snapshots import SnapshotConfig
@@ -71,7 +71,7 @@ class CameraConfig(Section):
     id: Identifier = Field(description="name in topics, messages and logs")
     source: Annotated[str, AfterValidator(check_source)] = Field(
         title=SOURCE_FORMS,
-        description="where pictures come from; paths are relative to this file; ${NAME} is a secret of the environment",
+        description="where frames come from; paths are relative to this file; ${NAME} is a secret of the environment",
         examples=["rtsp://user:${GATE_PASSWORD}@10.0.0.4/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"],
     )
     via: Literal["auto", "opencv", "gstreamer", "ffmpeg", "nvdec"] = Field(
@@ -85,13 +85,13 @@ class CameraConfig(Section):
         default=None,
         ge=16,
         le=16384,
-        description="picture width to ask a csi: or USB camera for, pixels; its own where absent",
+        description="frame width to ask a csi: or USB camera for, pixels; its own where absent",
     )
     height: int | None = Field(
         default=None,
         ge=16,
         le=16384,
-        description="picture height to ask a csi: or USB camera for, pixels; its own where absent",
+        description="frame height to ask a csi: or USB camera for, pixels; its own where absent",
     )
     fps: float | None = Field(
         default=None,
@@ -105,7 +105,7 @@ class CameraConfig(Section):
     loop: bool = Field(default=False, description="start a file again when it ends")
     open_timeout_s: float = Field(default=5.0, gt=0, le=120, description="longest wait for a connection, seconds")
     read_timeout_s: float = Field(
-        default=5.0, gt=0, le=120, description="longest wait for a picture before reconnecting, seconds"
+        default=5.0, gt=0, le=120, description="longest wait for a frame before reconnecting, seconds"
     )
     staleness_s: float = Field(
         default=0.5, gt=0, le=60, description="a frame older than this many seconds is dropped, not inferred"
@@ -114,7 +114,7 @@ class CameraConfig(Section):
         default=10.0,
         gt=0,
         le=3600,
-        description="the same picture for this many seconds means a frozen camera; null: never",
+        description="the same frame for this many seconds means a frozen camera; null: never",
     )
 
     @model_validator(mode="after")
@@ -159,7 +159,7 @@ class StatusConfig(Section):
     interval_s: float = Field(default=1.0, gt=0, le=3600, description="seconds between two status messages")
 
 
-class SiteConfig(Section):
+class AppConfig(Section):
     """One camera.yaml."""
 
     node: Identifier | None = Field(
@@ -168,7 +168,7 @@ class SiteConfig(Section):
     pipeline: Annotated[str, AfterValidator(check_pipeline)] = Field(
         default="detect",
         title=PIPELINE_FORMS,
-        description="what is done with the pictures; a path is relative to this file",
+        description="what is done with the frames; a path is relative to this file",
     )
     model: Annotated[str, AfterValidator(check_model_name)] = Field(
         default="nanodet-g-416",
@@ -177,17 +177,17 @@ class SiteConfig(Section):
     )
     detect: DetectConfig = Field(default=DetectConfig(), description="what to look for, and how the detector runs")
     cameras: tuple[CameraConfig, ...] = Field(min_length=1, description="cameras, files and generators")
-    track: TrackConfig = Field(default=TrackConfig(), description="how objects are followed from picture to picture")
+    track: TrackConfig = Field(default=TrackConfig(), description="how objects are followed from frame to frame")
     analytics: Mapping[Identifier, CameraAnalytics] = Field(
         default_factory=dict,
         description="lines and zones of each camera, by its id; needs a pipeline that follows objects",
     )
     rules: tuple[RuleConfig, ...] = Field(default=(), max_length=1000, description="what is worth an event of its own")
     cascade: CascadeConfig | None = Field(
-        default=None, description="a second model on the pictures of followed objects; none where absent"
+        default=None, description="a second model on the frames of followed objects; none where absent"
     )
     snapshots: SnapshotConfig | None = Field(
-        default=None, description="a JPEG of the picture of every event; none where absent"
+        default=None, description="a JPEG of the frame of every event; none where absent"
     )
     state: Annotated[str, AfterValidator(check_folder)] | None = Field(
         default=None,
@@ -199,8 +199,8 @@ class SiteConfig(Section):
     stop_timeout_s: float = Field(default=1.5, gt=0, le=60, description="longest orderly stop, seconds")
 
     @model_validator(mode="after")
-    def _consistent(self) -> SiteConfig:
-        refuse_inconsistent(site_findings(self.model_dump(exclude_unset=True), Tell()))
+    def _consistent(self) -> AppConfig:
+        refuse_inconsistent(config_findings(self.model_dump(exclude_unset=True), Tell()))
         return self
 
 
@@ -212,7 +212,7 @@ def _kind_of_classes(value: object) -> str:
     return "set" if isinstance(value, str) else "names"
 
 
-class ModelCard(Section):
+class ModelSpec(Section):
     """model.yaml: what a model takes, what it gives, whose it is."""
 
     name: Identifier = Field(description="what camera.yaml calls it")
@@ -222,39 +222,37 @@ class ModelCard(Section):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 of the digits 0-9 and a-f")] | None = Field(
         default=None, description="checked when the model is loaded; a warning where absent"
     )
-    input: InputCard = Field(description="how pixels go in")
-    head: HeadCard = Field(description="how boxes come out")
+    input: InputSpec = Field(description="how pixels go in")
+    head: HeadSpec = Field(description="how boxes come out")
     classes: Annotated[
         Annotated[tuple[str, ...], AfterValidator(unique_names), Tag("names")]
         | Annotated[Literal["coco80"], Tag("set")],
         Discriminator(_kind_of_classes),
     ] = Field(description="class names in the model's order, or coco80")
-    nms: NmsCard = Field(default_factory=lambda: NmsCard(), description="defaults of the last step")  # noqa: PLW0108 - defined below
-    profiles: Annotated[tuple[ProfileCard, ...], Field(min_length=1)] | None = Field(
+    nms: NmsSpec = Field(default_factory=lambda: NmsSpec(), description="defaults of the last step")  # noqa: PLW0108 - defined below
+    profiles: Annotated[tuple[ProfileSpec, ...], Field(min_length=1)] | None = Field(
         default=None, description="shapes that a TensorRT engine is tuned for; made from max_batch where absent"
     )
     licence: str = Field(min_length=1, description="of the weights, as an SPDX name where there is one")
     provenance: str = Field(default="", description="where the weights come from")
 
 
-class InputCard(Section):
+class InputSpec(Section):
     """How pixels go in: ``tensor = (pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
 
-    width: int = Field(ge=16, le=16384, description="of the model's picture, pixels")
-    height: int = Field(ge=16, le=16384, description="of the model's picture, pixels")
+    width: int = Field(ge=16, le=16384, description="of the model's frame, pixels")
+    height: int = Field(ge=16, le=16384, description="of the model's frame, pixels")
     color: Literal["bgr", "rgb"] = Field(default="rgb", description="order of the channels")
     scale: float = Field(default=1.0, gt=0, description="1/255 = 0.00392156862745098 for models that take 0..1")
     mean: tuple[float, float, float] = Field(default=(0.0, 0.0, 0.0), description="in the order of `color`")
     std: tuple[_Positive, _Positive, _Positive] = Field(default=(1.0, 1.0, 1.0), description="in the order of `color`")
-    letterbox: Literal["top-left", "center"] = Field(
-        default="center", description="where the picture lies on the canvas"
-    )
+    letterbox: Literal["top-left", "center"] = Field(default="center", description="where the frame lies on the canvas")
     fill: int = Field(
-        default=114, ge=0, le=255, description="grey of the canvas around the picture, before normalisation"
+        default=114, ge=0, le=255, description="grey of the canvas around the frame, before normalisation"
     )
 
 
-class HeadCard(Section):
+class HeadSpec(Section):
     """How boxes come out."""
 
     kind: Literal["nanodet", "yolov5", "yolov8", "end-to-end", "rt-detr"] = Field(description="layout of the outputs")
@@ -270,16 +268,16 @@ class HeadCard(Section):
     )
 
 
-class NmsCard(Section):
+class NmsSpec(Section):
     """Defaults of the last step. End-to-end and RT-DETR heads need none."""
 
     iou: Fraction = Field(default=0.6, description="overlap (IoU) above which the weaker of two boxes goes")
     class_aware: bool = Field(default=True, description="compare boxes of one class only")
     max_candidates: int = Field(default=1024, ge=1, le=8192, description="best scores that NMS looks at")
-    max_objects: int = Field(default=300, ge=1, le=4096, description="most objects of one picture")
+    max_objects: int = Field(default=300, ge=1, le=4096, description="most objects of one frame")
 
 
-ModelCard.model_rebuild()
+ModelSpec.model_rebuild()
 
 
 def folder_of_model(name: str, models: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The `cascade:` section, a second model on the pictures of followed objects, and the model.yaml of such a model."""
+"""The `cascade:` section, a second model on the frames of followed objects, and the model.yaml of such a model."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class CascadeConfig(Section):
         default=0.0, ge=0, le=1, description="of the object's sides, looked at around it on every side"
     )
     max_batch: int = Field(default=8, ge=1, le=256, description="most objects at once")
-    queue: int = Field(default=32, ge=1, le=1024, description="most objects that wait; others wait for a later picture")
+    queue: int = Field(default=32, ge=1, le=1024, description="most objects that wait; others wait for a later frame")
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads")
 
 
 _Positive = Annotated[float, Field(gt=0)]
 
 
-class CropCard(Section):
-    """How the picture of an object goes in: ``(pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
+class CropSpec(Section):
+    """How the frame of an object goes in: ``(pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
 
-    width: int = Field(ge=8, le=4096, description="of the model's picture, pixels")
-    height: int = Field(ge=8, le=4096, description="of the model's picture, pixels")
+    width: int = Field(ge=8, le=4096, description="of the model's frame, pixels")
+    height: int = Field(ge=8, le=4096, description="of the model's frame, pixels")
     color: Literal["bgr", "rgb"] = Field(default="rgb", description="order of the channels")
     scale: float = Field(default=1.0, gt=0, description="1/255 = 0.00392156862745098 for models that take 0..1")
     mean: tuple[float, float, float] = Field(default=(0.0, 0.0, 0.0), description="in the order of `color`")
@@ -69,7 +69,7 @@ class ClassifierHead(Section):
     )
 
 
-class ClassifierCard(Section):
+class ClassifierSpec(Section):
     """model.yaml of a classifier: what it takes, what it gives, whose it is."""
 
     name: Identifier = Field(description="what camera.yaml and messages call it")
@@ -79,7 +79,7 @@ class ClassifierCard(Section):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 of the digits 0-9 and a-f")] | None = Field(
         default=None, description="checked when the model is loaded; a warning where absent"
     )
-    input: CropCard = Field(description="how pixels go in")
+    input: CropSpec = Field(description="how pixels go in")
     head: ClassifierHead = Field(description="what comes out")
     classes: Annotated[tuple[str, ...], AfterValidator(unique_names)] = Field(description="names in the model's order")
     licence: str = Field(min_length=1, description="of the weights, as an SPDX name where there is one")

@@ -31,11 +31,11 @@ _CAPTURE_OPTIONS: Final[Mapping[str, tuple[tuple[SourceKind, ...], str]]] = {
     "loop": (("path",), "files have"),
     "width": (
         ("csi", "v4l2", "synthetic"),
-        "csi:, /dev/video and synthetic: sources have; other pictures come as they are",
+        "csi:, /dev/video and synthetic: sources have; other frames come as they are",
     ),
     "height": (
         ("csi", "v4l2", "synthetic"),
-        "csi:, /dev/video and synthetic: sources have; other pictures come as they are",
+        "csi:, /dev/video and synthetic: sources have; other frames come as they are",
     ),
     "fps": (
         ("csi", "v4l2", "synthetic", "path"),
@@ -61,7 +61,7 @@ class Tell:
     written: Callable[[Loc], str] = dotted
 
 
-def site_findings(site: Mapping[str, object], tell: Tell) -> Iterator[Finding]:
+def config_findings(site: Mapping[str, object], tell: Tell) -> Iterator[Finding]:
     """Everything in camera.yaml that does not fit together."""
     cameras = list(_sections(site.get("cameras")))
     for at, camera in cameras:
@@ -89,7 +89,7 @@ def site_findings(site: Mapping[str, object], tell: Tell) -> Iterator[Finding]:
 
 
 def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
-    """What is asked of a source that its kind cannot do, and half a picture size."""
+    """What is asked of a source that its kind cannot do, and half a frame size."""
     for given, missing in (("width", "height"), ("height", "width")):
         if _is_given(camera, given) and not _is_given(camera, missing):
             yield (given,), f"expected {missing} beside it: they are given together"
@@ -110,7 +110,7 @@ def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
     if via == "nvdec" and _text(camera, "transport") == "udp":
         yield (
             ("transport",),
-            "expected tcp with via: nvdec, which does not tell which pictures lost packets have damaged",
+            "expected tcp with via: nvdec, which does not tell which frames lost packets have damaged",
         )
 
 

@@ -11,9 +11,9 @@ from typing import Final, TypeVar
 from pydantic import ValidationError
 
 from vision.config.addresses import source_kind
-from vision.config.app import CameraConfig, ModelCard, SiteConfig
-from vision.config.cascade import ClassifierCard
-from vision.config.checks import Tell, analytics_classes, site_findings
+from vision.config.app import AppConfig, CameraConfig, ModelSpec
+from vision.config.cascade import ClassifierSpec
+from vision.config.checks import Tell, analytics_classes, config_findings
 from vision.config.document import Document, Fault, parse_document, read_document, render
 from vision.config.schema import schema_of
 from vision.config.section import Section
@@ -21,12 +21,12 @@ from vision.config.validation import faults_of
 from vision.config.wording import Loc, did_you_mean, dotted, one_of, quoted
 from vision.errors import ConfigError, ModelError
 
-CARD_NAME: Final = "model.yaml"
+SPEC_NAME: Final = "model.yaml"
 
 _S = TypeVar("_S", bound=Section)
 
 
-def load_site(path: Path, environ: Mapping[str, str]) -> SiteConfig:
+def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
     """Read and check camera.yaml; its paths come back absolute. `environ` fills ``${NAME}``.
 
     Raises:
@@ -36,12 +36,12 @@ def load_site(path: Path, environ: Mapping[str, str]) -> SiteConfig:
     return resolve_paths(site, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - resolve() would follow links
 
 
-def load_site_text(text: str, environ: Mapping[str, str], *, name: str = "camera.yaml") -> SiteConfig:
-    """As `load_site` for a text that is in no file; its paths stay as they are."""
+def load_config_text(text: str, environ: Mapping[str, str], *, name: str = "camera.yaml") -> AppConfig:
+    """As `load_config` for a text that is in no file; its paths stay as they are."""
     return site_of(parse_document(text, name, environ))
 
 
-def site_of(document: Document) -> SiteConfig:
+def site_of(document: Document) -> AppConfig:
     """Check a parsed camera.yaml.
 
     Raises:
@@ -49,42 +49,42 @@ def site_of(document: Document) -> SiteConfig:
     """
     data = document.plain()
     faults = [*document.faults, *_written_passwords(document)]
-    faults += [document.fault(loc, text) for loc, text in site_findings(data, _tell(document))]
-    site = _validated(SiteConfig, document, data, faults)
+    faults += [document.fault(loc, text) for loc, text in config_findings(data, _tell(document))]
+    site = _validated(AppConfig, document, data, faults)
     if site is None:
         raise ConfigError(render(document.name, faults))
     return site
 
 
-def load_model_card(folder: Path) -> ModelCard:
+def load_model_spec(folder: Path) -> ModelSpec:
     """Read and check ``model.yaml`` of a model's folder. The ONNX file is not looked at.
 
     Raises:
         ModelError: every fault of the file, one a line.
     """
-    return _load_card(ModelCard, folder)
+    return _load_spec(ModelSpec, folder)
 
 
-def load_classifier_card(folder: Path) -> ClassifierCard:
-    """As `load_model_card`, for a second model that looks at single objects.
+def load_classifier_spec(folder: Path) -> ClassifierSpec:
+    """As `load_model_spec`, for a second model that looks at single objects.
 
     Raises:
         ModelError: every fault of the file, one a line.
     """
-    return _load_card(ClassifierCard, folder)
+    return _load_spec(ClassifierSpec, folder)
 
 
-def _load_card(kind: type[_S], folder: Path) -> _S:
+def _load_spec(kind: type[_S], folder: Path) -> _S:
     try:
-        document = read_document(folder / CARD_NAME)
+        document = read_document(folder / SPEC_NAME)
     except ConfigError as error:
         hint = "a model is a folder with model.yaml and the ONNX file it names; `vision models` explains the keys"
         raise ModelError(str(error.args[0]), hint=hint) from None
     faults = list(document.faults)
-    card = _validated(kind, document, document.plain(), faults)
-    if card is None:
+    spec = _validated(kind, document, document.plain(), faults)
+    if spec is None:
         raise ModelError(render(document.name, faults), hint="`vision models` explains the keys of model.yaml")
-    return card
+    return spec
 
 
 def _validated(model: type[_S], document: Document, data: object, faults: list[Fault]) -> _S | None:
@@ -125,7 +125,7 @@ def _written_passwords(document: Document) -> list[Fault]:
 # --- what the file alone does not tell --------------------------------------------------------------------------------
 
 
-def resolve_paths(site: SiteConfig, folder: Path) -> SiteConfig:
+def resolve_paths(site: AppConfig, folder: Path) -> AppConfig:
     """`site` with the paths of files, folders, model and pipeline made absolute: they are relative to `folder`.
 
     A model without a slash stays a name (`folder_of_model`), and so does a pipeline that does not end in ``.py``.
@@ -150,7 +150,7 @@ def _resolve_source(camera: CameraConfig, folder: Path) -> CameraConfig:
     return camera.model_copy(update={"source": str(folder / camera.source)})
 
 
-def check_classes(site: SiteConfig, class_names: Sequence[str], path: Path | None = None) -> None:
+def check_classes(site: AppConfig, class_names: Sequence[str], path: Path | None = None) -> None:
     """Check the class names of `site` against those of its model. `path` is its file, for the lines of the faults.
 
     Raises:
@@ -168,7 +168,7 @@ def check_classes(site: SiteConfig, class_names: Sequence[str], path: Path | Non
         raise ConfigError("\n".join(lines))
 
 
-def _class_filters(site: SiteConfig) -> list[tuple[Loc, str]]:
+def _class_filters(site: AppConfig) -> list[tuple[Loc, str]]:
     filters: list[tuple[Loc, Sequence[object]]] = [(("detect", "classes"), site.detect.classes or ())]
     filters += analytics_classes(site.model_dump()["analytics"])
     if site.cascade is not None:

@@ -45,10 +45,10 @@ Extent = Annotated[_Extents, AfterValidator(_ascending)]
 ShapeExtent = Annotated[_Shapes, AfterValidator(_ascending_shapes)]
 
 
-class ProfileCard(Section):
+class ProfileSpec(Section):
     """One optimisation profile: [min, opt, max] of everything that the ONNX file leaves open."""
 
-    batch: Extent = Field(description="[min, opt, max] pictures at once")
+    batch: Extent = Field(description="[min, opt, max] frames at once")
     height: Extent | None = Field(None, description="[min, opt, max] of the canvas; the input's height where absent")
     width: Extent | None = Field(None, description="[min, opt, max] of the canvas; the input's width where absent")
     shapes: dict[str, ShapeExtent] = Field({}, description="[min, opt, max] shapes of other inputs, by name")

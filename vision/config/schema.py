@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from vision.config.app import SiteConfig
+from vision.config.app import AppConfig
 from vision.config.wording import Loc, one_of
 
 Schema: TypeAlias = Mapping[str, Any]
@@ -24,12 +24,12 @@ class _WithoutTitles(GenerateJsonSchema):
         return False
 
 
-def site_schema() -> dict[str, Any]:
+def config_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of camera.yaml; every key has a description."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "camera.yaml",
-        **deepcopy(dict(schema_of(SiteConfig))),
+        **deepcopy(dict(schema_of(AppConfig))),
     }
 
 

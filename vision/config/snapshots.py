@@ -1,4 +1,4 @@
-"""The `snapshots:` section: pictures of events, on this machine's disk, in a folder that never outgrows its limits."""
+"""The `snapshots:` section: frames of events, on this machine's disk, in a folder that never outgrows its limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vision.config.section import Identifier, Section, unique_names
 
 
 class SnapshotConfig(Section):
-    """A JPEG of the picture of every event."""
+    """A JPEG of the frame of every event."""
 
     folder: Annotated[str, AfterValidator(check_folder)] = Field(
         title=FOLDER_FORMS, description="where the JPEGs go, relative to this file; made where it is missing"
@@ -24,6 +24,6 @@ class SnapshotConfig(Section):
         default=1000, ge=1, le=10_000_000, description="megabytes; beyond so many the oldest are deleted"
     )
     longest_side_px: int = Field(
-        default=1280, ge=64, le=16384, description="a larger picture is made smaller before it is written"
+        default=1280, ge=64, le=16384, description="a larger frame is made smaller before it is written"
     )
     quality: int = Field(default=85, ge=1, le=100, description="of the JPEG, per cent")

@@ -1,4 +1,4 @@
-"""The `track:` section: how objects are followed from picture to picture, in seconds and scores, never in frames."""
+"""The `track:` section: how objects are followed from frame to frame, in seconds and scores, never in frames."""
 
 from __future__ import annotations
 

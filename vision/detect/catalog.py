@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vision.config import ModelCard, load_classifier_card, load_model_card, shipped_models
-from vision.config.load import CARD_NAME
+from vision.config import ModelSpec, load_classifier_spec, load_model_spec, shipped_models
+from vision.config.load import SPEC_NAME
 from vision.detect.classes import class_names
 from vision.detect.model_file import checked_model_file
 from vision.errors import EXIT_CONFIG, EXIT_OK, DeviceMissing, VisionError
@@ -57,32 +57,32 @@ class ModelRow:
 def list_models(models: Path | None = None) -> list[ModelRow]:
     """Every folder with a model.yaml below `models` (the shipped ones where None), each loaded once to check it."""
     root = shipped_models() if models is None else models
-    return [describe_model(card.parent) for card in sorted(root.glob(f"*/{CARD_NAME}"))]
+    return [describe_model(spec.parent) for spec in sorted(root.glob(f"*/{SPEC_NAME}"))]
 
 
 def describe_model(folder: Path) -> ModelRow:
     """What is known of the model in `folder`; whatever is wrong with it is in `fault`."""
     try:
-        card = load_model_card(folder)
+        spec = load_model_spec(folder)
     except VisionError as error:
         second = _describe_classifier(folder)
         return second or ModelRow(folder.name, folder, "", "", 0, "", "", str(error))
     return ModelRow(
-        card.name,
+        spec.name,
         folder,
-        f"{card.input.width}x{card.input.height} {card.input.color}",
-        card.head.kind,
-        len(class_names(card)),
-        card.licence,
-        card.provenance,
-        _fault(folder, card),
+        f"{spec.input.width}x{spec.input.height} {spec.input.color}",
+        spec.head.kind,
+        len(class_names(spec)),
+        spec.licence,
+        spec.provenance,
+        _fault(folder, spec),
     )
 
 
 def _describe_classifier(folder: Path) -> ModelRow | None:
     """A second model; None where its card is not one of such a model."""
     try:
-        card = load_classifier_card(folder)
+        spec = load_classifier_spec(folder)
     except VisionError:
         return None
     fault = ""
@@ -90,21 +90,21 @@ def _describe_classifier(folder: Path) -> ModelRow | None:
         with suppress(DeviceMissing, ImportError):  # a GPU machine without OpenCV and ONNX Runtime
             from vision.detect.onnxruntime.classifier import open_classifier
 
-            open_classifier(folder, card).close()
+            open_classifier(folder, spec).close()
     except VisionError as error:
         fault = str(error)
-    size = f"{card.input.width}x{card.input.height} {card.input.color}"
-    return ModelRow(card.name, folder, size, card.head.kind, len(card.classes), card.licence, card.provenance, fault)
+    size = f"{spec.input.width}x{spec.input.height} {spec.input.color}"
+    return ModelRow(spec.name, folder, size, spec.head.kind, len(spec.classes), spec.licence, spec.provenance, fault)
 
 
-def _fault(folder: Path, card: ModelCard) -> str:
+def _fault(folder: Path, spec: ModelSpec) -> str:
     try:
-        path = checked_model_file(folder, card)
+        path = checked_model_file(folder, spec)
         try:
             from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
         except ImportError:
             return ""  # a GPU machine without ONNX Runtime: its engine builder checks the rest
-        OnnxRuntimeDetector(path, card, score=1.0, slots=1, threads=1).close()
+        OnnxRuntimeDetector(path, spec, score=1.0, slots=1, threads=1).close()
     except VisionError as error:
         return str(error)
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from vision.config import ModelCard, nearest
+from vision.config import ModelSpec, nearest
 from vision.errors import ConfigError
 
 COCO80: Final[tuple[str, ...]] = (
@@ -22,9 +22,9 @@ COCO80: Final[tuple[str, ...]] = (
 """The 80 classes of the COCO detection challenge (Lin et al., ECCV 2014), in the order that models use."""
 
 
-def class_names(card: ModelCard) -> tuple[str, ...]:
+def class_names(spec: ModelSpec) -> tuple[str, ...]:
     """Names in the model's order."""
-    return COCO80 if isinstance(card.classes, str) else card.classes
+    return COCO80 if isinstance(spec.classes, str) else spec.classes
 
 
 def class_ids(names: Sequence[str], wanted: Sequence[str] | None, model: str) -> tuple[int, ...]:

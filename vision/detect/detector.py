@@ -57,7 +57,7 @@ class Detector(Protocol):
         """Formats that `submit` takes, the cheapest first."""
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
-        """A buffer for one picture, page-locked where that helps. The view keeps its memory alive.
+        """A buffer for one frame, page-locked where that helps. The view keeps its memory alive.
 
         Raises:
             ValueError: the size is not possible in this format.
@@ -96,19 +96,19 @@ class OnGpu(Protocol):
 
     @property
     def device_bytes(self) -> int:
-        """GPU memory that is held for it now, the cameras' pictures and the library's part included."""
+        """GPU memory that is held for it now, the cameras' frames and the library's part included."""
 
     @property
     def page_locked_bytes(self) -> int:
-        """Memory of the host that the GPU reads and writes, the cameras' pictures included."""
+        """Memory of the host that the GPU reads and writes, the cameras' frames included."""
 
 
 @runtime_checkable
 class ReadsDevice(Protocol):
-    """A detector that also takes pictures which lie on its device already."""
+    """A detector that also takes frames which lie on its device already."""
 
     def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
-        """A buffer there for one picture (`vision.gpu.device_image.DeviceImage`). The view keeps its memory alive.
+        """A buffer there for one frame (`vision.gpu.device_image.DeviceImage`). The view keeps its memory alive.
 
         Raises:
             ValueError: the size is not possible in this format.

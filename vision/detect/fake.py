@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.errors import Closed, DeviceError
+from vision.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.types import Detections, Frame, PixelFormat, frame_shape
 
 _SATURATION = 128  # of 255: far from grey, and still there after video has been encoded and decoded

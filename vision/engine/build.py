@@ -34,7 +34,7 @@ from vision.engine.library import (
     trt,
 )
 from vision.engine.onnx_transform import Unrewritable
-from vision.engine.options import BuildSettings, prepare_onnx, settled
+from vision.engine.options import BuildOptions, prepare_onnx, settled
 from vision.engine.precision import (
     FLOATS,
     Precision,
@@ -51,7 +51,7 @@ from vision.engine.tensors import as_shape, dtype_name
 from vision.errors import Closed, DeviceError, ModelError
 
 if TYPE_CHECKING:
-    from vision.config.app import ModelCard
+    from vision.config.app import ModelSpec
 
 _log = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ class Built:
 
 def build_plan(
     model: bytes,
-    card: ModelCard,
-    settings: BuildSettings,
+    spec: ModelSpec,
+    settings: BuildOptions,
     gpu: Gpu,
     *,
     ahead_of_time: bool = False,
@@ -117,10 +117,10 @@ def build_plan(
     require_precision(settings.precision, gpu)
     stop = cancel or threading.Event()
 
-    def build(wanted: BuildSettings) -> Built:
+    def build(wanted: BuildOptions) -> Built:
         with collect_log() as log:
             job = _Build(
-                card=card,
+                spec=spec,
                 settings=wanted,
                 gpu=gpu,
                 ahead_of_time=ahead_of_time,
@@ -132,7 +132,7 @@ def build_plan(
 
     def work() -> Built:
         prepare_thread()
-        wanted = settled(settings, card)
+        wanted = settled(settings, spec)
         plain = replace(wanted, interleaved_input=False, folded=False)
         try:
             return build(wanted)
@@ -140,7 +140,7 @@ def build_plan(
             if wanted == plain:
                 raise
             built = build(plain)  # what is wrong with the model itself is told by this one
-            _log.warning("%s is built as it is, and may run slower: reshaped, %s", card.name, error.args[0])
+            _log.warning("%s is built as it is, and may run slower: reshaped, %s", spec.name, error.args[0])
             return built
 
     return run_interruptible(work, stop)
@@ -152,15 +152,15 @@ class _Build:
     def __init__(
         self,
         *,
-        card: ModelCard,
-        settings: BuildSettings,
+        spec: ModelSpec,
+        settings: BuildOptions,
         gpu: Gpu,
         ahead_of_time: bool,
         listener: BuildListener,
         cancel: threading.Event,
         log: LogLines,
     ) -> None:
-        self._card = card
+        self._card = spec
         self._settings = settings
         self._gpu = gpu
         self._ahead_of_time = ahead_of_time
@@ -437,7 +437,7 @@ def types_of(network: trt.INetworkDefinition) -> frozenset[str]:
     return frozenset(dtype_name(each.dtype.name) for each in outputs if each is not None) & FLOATS
 
 
-def halve_ends(network: Any, settings: BuildSettings) -> None:
+def halve_ends(network: Any, settings: BuildOptions) -> None:
     """Let a weakly typed network take or give 16 bits. (A strongly typed one has them in its ONNX file.)
 
     What stays float32 is said too: an output's type may otherwise follow from that of the input.

@@ -1,4 +1,4 @@
-"""Pictures that a network reads pixel by pixel instead of plane by plane.
+"""Frames that a network reads pixel by pixel instead of plane by plane.
 
 Tensor cores take channels that lie side by side, in groups of four at least. A network with an input of three planes
 therefore begins with a kernel that does nothing but interleave them and add a fourth of zeros. The letterbox writes
@@ -20,7 +20,7 @@ INTERLEAVED_CHANNELS = 4
 
 
 def widen_input(model: onnx.ModelProto) -> bool:
-    """Give the picture's input a fourth channel, in place. What the model computes of the other three stays the same.
+    """Give the frame's input a fourth channel, in place. What the model computes of the other three stays the same.
 
     Returns:
         Whether that was possible: there is one input, of three channels, and nothing but convolutions over them reads
@@ -32,10 +32,10 @@ def widen_input(model: onnx.ModelProto) -> bool:
     weights = {tensor.name: tensor for tensor in graph.initializer}
     if len(graph.input) != 1:
         return False
-    (picture,) = graph.input
-    sides = picture.type.tensor_type.shape.dim
-    readers = [node for node in graph.node if picture.name in node.input]
-    kernels = {node.input[1] for node in readers if _convolves(node, picture.name, weights)}
+    (frame,) = graph.input
+    sides = frame.type.tensor_type.shape.dim
+    readers = [node for node in graph.node if frame.name in node.input]
+    kernels = {node.input[1] for node in readers if _convolves(node, frame.name, weights)}
     users = [node for node in graph.node if kernels.intersection(node.input)]
     if len(sides) != 4 or sides[1].dim_value != 3 or not readers or users != readers:
         return False
@@ -47,9 +47,9 @@ def widen_input(model: onnx.ModelProto) -> bool:
     return True
 
 
-def _convolves(node: onnx.NodeProto, picture: str, weights: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether a node is a convolution over all channels of the picture with weights that are in the file."""
-    if node.op_type != "Conv" or node.input[0] != picture or node.input[1] not in weights:
+def _convolves(node: onnx.NodeProto, frame: str, weights: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a node is a convolution over all channels of the frame with weights that are in the file."""
+    if node.op_type != "Conv" or node.input[0] != frame or node.input[1] not in weights:
         return False
     dims = weights[node.input[1]].dims
     group = next((each.i for each in node.attribute if each.name == "group"), 1)

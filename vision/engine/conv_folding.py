@@ -1,7 +1,7 @@
-"""Convolutions with few outputs, computed for several columns of the picture at once.
+"""Convolutions with few outputs, computed for several columns of the frame at once.
 
 The kernels that TensorRT-RTX chooses compute 64 output channels at least. A convolution with 16 or 32 of them, as the
-first stages of small detectors have on their largest pictures, wastes the rest. Folded, it computes `factor` columns
+first stages of small detectors have on their largest frames, wastes the rest. Folded, it computes `factor` columns
 that lie side by side as that many more channels: the kernel is wider by `stride * (factor - 1)`, holds the weights
 of each column moved to where that column's window begins, with zeros around them, and steps `factor` times as far. The
 sums are the same, with zeros added. On an H100 (fp16, batch 32, 104 x 104) 32 -> 32 channels took 65 us, and 35 us
@@ -37,7 +37,7 @@ LEAST_OUTPUTS = 8
 """Fewer would be folded into kernels that are more than ten columns wide, mostly of zeros."""
 
 LEAST_INPUTS = 16
-"""Fewer are the picture's own, and have kernels of another kind."""
+"""Fewer are the frame's own, and have kernels of another kind."""
 
 MOST_INPUTS = 32
 """From 64 on nothing was gained (64 -> 32 measured): the zeros cost what the wasted channels did."""
@@ -283,7 +283,7 @@ def _float_constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 def _shapes_of(model: onnx.ModelProto) -> Mapping[str, tuple[int | None, ...]]:
     """Shapes of what nodes give, as far as they follow from the inputs; None for a side that is open.
 
-    Those that the file notes are not used: they may be of another size of the picture than its input says by now.
+    Those that the file notes are not used: they may be of another size of the frame than its input says by now.
     """
     import onnx
 

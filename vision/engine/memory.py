@@ -406,7 +406,7 @@ def detector_budget(
     postprocess_bytes: int,
     result_bytes: int,
 ) -> MemoryBudget:
-    """The budget of a detector, without the pictures of its cameras: `frame_budget`.
+    """The budget of a detector, without the frames of its cameras: `frame_budget`.
 
     Args:
         weights_bytes: shared by all contexts of the engine.

@@ -12,44 +12,44 @@ from vision.engine.build import Built, build_plan
 from vision.engine.cache import EngineCache, Loaded, key_of
 from vision.engine.library import Gpu, find_library, trt
 from vision.engine.onnx_transform import with_weights
-from vision.engine.options import BuildSettings, settled
+from vision.engine.options import BuildOptions, settled
 from vision.engine.progress import BuildListener, LogListener
 from vision.engine.runtime import Engine, load_engine
 from vision.errors import ModelError
 from vision.state.private_files import sha256_of
 
 if TYPE_CHECKING:
-    from vision.config.app import DetectConfig, ModelCard
+    from vision.config.app import DetectConfig, ModelSpec
 
 _log = logging.getLogger(__name__)
 
 
-def read_onnx(folder: Path, card: ModelCard) -> bytes:
+def read_onnx(folder: Path, spec: ModelSpec) -> bytes:
     """The ONNX file of a model, checked against its card, with the weights in it that it keeps beside it.
 
     Raises:
         ModelError: it is not there, or it is another file than the card is of; or as of `with_weights`.
     """
-    path = folder / card.file
+    path = folder / spec.file
     try:
         contents = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", hint="`file` in model.yaml names it") from error
-    if card.sha256 is None:
+    if spec.sha256 is None:
         _log.warning(
-            "%s has no sha256: nobody would notice another file in place of %s", folder / "model.yaml", card.file
+            "%s has no sha256: nobody would notice another file in place of %s", folder / "model.yaml", spec.file
         )
-    elif sha256_of(contents) != card.sha256:
+    elif sha256_of(contents) != spec.sha256:
         raise ModelError(
-            f"{path} has sha256 {sha256_of(contents)}, model.yaml says {card.sha256}",
+            f"{path} has sha256 {sha256_of(contents)}, model.yaml says {spec.sha256}",
             hint="download it again; or, if the file is the right one, put its sha256 into model.yaml",
         )
     return with_weights(contents, folder)
 
 
-def settings_of(detect: DetectConfig) -> BuildSettings:
+def settings_of(detect: DetectConfig) -> BuildOptions:
     """What camera.yaml says of an engine."""
-    return BuildSettings(
+    return BuildOptions(
         precision=detect.precision,
         max_batch=detect.max_batch,
         workspace_mib=detect.engine.workspace_mib,
@@ -60,9 +60,9 @@ def settings_of(detect: DetectConfig) -> BuildSettings:
 
 def load_plan(
     folder: Path,
-    card: ModelCard,
+    spec: ModelSpec,
     gpu: Gpu,
-    settings: BuildSettings,
+    settings: BuildOptions,
     *,
     cache: EngineCache,
     force: bool = False,
@@ -72,34 +72,34 @@ def load_plan(
     prepare_thread: Callable[[], object] = lambda: None,
 ) -> Loaded:
     """The plan of a model from the cache, or built now. Errors as of `build_plan` and `EngineCache`."""
-    onnx = read_onnx(folder, card)
+    onnx = read_onnx(folder, spec)
     stop = cancel or threading.Event()
-    settings = settled(settings, card)
+    settings = settled(settings, spec)
 
     def build(timing_cache: bytes | None) -> Built:
         return build_plan(
             onnx,
-            card,
+            spec,
             settings,
             gpu,
             ahead_of_time=ahead_of_time,
             timing_cache=timing_cache,
-            listener=listener or LogListener(f"{card.name} {settings.precision}"),
+            listener=listener or LogListener(f"{spec.name} {settings.precision}"),
             cancel=stop,
             prepare_thread=prepare_thread,
         )
 
-    key = key_of(onnx, find_library(), gpu, settings, card)
-    return cache.load_or_build(card.name, key, build, force=force, cancelled=stop.is_set)
+    key = key_of(onnx, find_library(), gpu, settings, spec)
+    return cache.load_or_build(spec.name, key, build, force=force, cancelled=stop.is_set)
 
 
 def open_engine(
     folder: Path,
-    card: ModelCard,
+    spec: ModelSpec,
     detect: DetectConfig,
     gpu: Gpu,
     *,
-    settings: BuildSettings | None = None,
+    settings: BuildOptions | None = None,
     cache_folder: Path | None = None,
     allocator: trt.IGpuAllocator | None = None,
     listener: BuildListener | None = None,
@@ -130,7 +130,7 @@ def open_engine(
     def load(*, force: bool) -> Loaded:
         return load_plan(
             folder,
-            card,
+            spec,
             gpu,
             wanted,
             cache=cache,

@@ -12,11 +12,11 @@ from vision.engine.precision import Precision, plan_typing
 from vision.errors import ModelError
 
 if TYPE_CHECKING:
-    from vision.config.app import ModelCard
+    from vision.config.app import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class BuildSettings:
+class BuildOptions:
     """What makes one engine of a model different from another. All of it is part of the cache's key."""
 
     precision: Precision = "fp16"
@@ -24,7 +24,7 @@ class BuildSettings:
     workspace_mib: int | None = None  # most scratch memory of one layer; as much as there is where None
     optimization_level: int | None = None  # 0 quick to build .. 5 quick to run; TensorRT's own choice where None
     dla_core: int | None = None  # run on this accelerator of a Jetson where it has one
-    half_input: bool | None = None  # pictures in 16 bits instead of float32; where that costs nothing if None
+    half_input: bool | None = None  # frames in 16 bits instead of float32; where that costs nothing if None
     half_outputs: bool | None = None  # the same of what the network gives
     interleaved_input: bool | None = None  # see `interleaving`; where it helps if None
     folded: bool | None = None  # see `folding`; where it helps if None
@@ -41,14 +41,14 @@ class BuildSettings:
             raise ModelError(f"DLA cores are counted from 0, got {self.dla_core}")
 
 
-def settled(settings: BuildSettings, card: ModelCard) -> BuildSettings:
+def settled(settings: BuildOptions, spec: ModelSpec) -> BuildOptions:
     """`settings` with a decision on what was left to the library and the model: see `Typing.half_ends`.
 
     Interleaved input, folding and profiles of one size are for a library that chooses kernels by rule. One that
     measures them finds out by itself what a narrow convolution takes, and each profile costs it minutes on a Jetson.
     """
     typing = plan_typing(settings.precision, weak_typing=has_weak_typing())
-    half = typing.half_ends(card.head.kind)
+    half = typing.half_ends(spec.head.kind)
     half_input = half[0] if settings.half_input is None else settings.half_input
     by_rule = not keeps_timing()
     usual: dict[str, bool] = {
@@ -63,19 +63,19 @@ def settled(settings: BuildSettings, card: ModelCard) -> BuildSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedOnnx:
     """The ONNX file that TensorRT gets to see."""
 
     onnx: bytes
-    channels: int  # of the picture's input: 3, or 4 that are interleaved
+    channels: int  # of the frame's input: 3, or 4 that are interleaved
 
 
 @refusing_damage
-def prepare_onnx(model: bytes, settings: BuildSettings) -> Prepared:
+def prepare_onnx(model: bytes, settings: BuildOptions) -> PreparedOnnx:
     """The ONNX file that is built with `settings` (settled). Errors as of `rewrite_onnx` and `refusing_damage`."""
     model, widened = reshape_onnx(model, interleave=bool(settings.interleaved_input), fold=bool(settings.folded))
     typing = plan_typing(settings.precision, weak_typing=has_weak_typing())
     if typing.rewrite != "none":
         ends = {"keep_inputs": not settings.half_input, "keep_outputs": not settings.half_outputs}
         model = rewrite_onnx(model, typing.rewrite, **ends)
-    return Prepared(model, INTERLEAVED_CHANNELS if widened else 3)
+    return PreparedOnnx(model, INTERLEAVED_CHANNELS if widened else 3)

@@ -116,7 +116,7 @@ def check_quantisation(precision: Precision, found: Quantised) -> None:
         raise ModelError(
             f"precision {precision} needs a model with {precision} QuantizeLinear nodes, this one has "
             f"{'none' if found == 'none' else f'{found} ones'}",
-            hint="NVIDIA ModelOpt writes one from the model and some pictures; or set `detect: {precision: fp16}`",
+            hint="NVIDIA ModelOpt writes one from the model and some frames; or set `detect: {precision: fp16}`",
         )
     if precision not in ("int8", "fp8") and found != "none":
         raise ModelError(

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, TypeAlias
 from vision.errors import ModelError
 
 if TYPE_CHECKING:
-    from vision.config.app import ModelCard
-    from vision.config.profile import ProfileCard
+    from vision.config.app import ModelSpec
+    from vision.config.profile import ProfileSpec
 
 Shape: TypeAlias = tuple[int, ...]
 
 BATCH_BANDS = (1, 4, 16, 64, 256)
-"""Edges of the batch ranges that get a profile each: kernels tuned for 64 pictures lose at 1, and the other way."""
+"""Edges of the batch ranges that get a profile each: kernels tuned for 64 frames lose at 1, and the other way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class NetworkInput:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A `ProfileCard` that nobody wrote."""
+    """A `ProfileSpec` that nobody wrote."""
 
     batch: tuple[int, int, int]
     height: None = None
@@ -148,8 +148,8 @@ class _Given:
     values: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
 
 
-def picture_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
-    """The input that takes pictures: the first with four dimensions, (batch, channels, height, width).
+def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
+    """The input that takes frames: the first with four dimensions, (batch, channels, height, width).
 
     Raises:
         ModelError: there is none.
@@ -163,7 +163,7 @@ def picture_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
 
 def make_profiles(
     inputs: Sequence[NetworkInput],
-    card: ModelCard,
+    spec: ModelSpec,
     max_batch: int,
     *,
     fixed_batches: bool = False,
@@ -174,15 +174,15 @@ def make_profiles(
 
     With `fixed_batches` each size of `batch_sizes` gets a profile of its own besides, whose range is that one size: a
     library that chooses kernels by rule chooses far better ones where it knows the shape. With `one_size` there is
-    `max_batch` alone: a DLA takes no layer whose shape is open. `channels` is how many the input of pictures has to
+    `max_batch` alone: a DLA takes no layer whose shape is open. `channels` is how many the input of frames has to
     have.
 
     Raises:
         ModelError: the card, the ONNX file and `max_batch` do not agree; the message says who wants what.
     """
-    picture = picture_input(inputs)
-    given: Sequence[ProfileCard | _Given] = card.profiles or tuple(
-        _Given(band) for band in _bands(picture, max_batch, fixed_batches=fixed_batches, one_size=one_size)
+    frame = frame_input(inputs)
+    given: Sequence[ProfileSpec | _Given] = spec.profiles or tuple(
+        _Given(band) for band in _bands(frame, max_batch, fixed_batches=fixed_batches, one_size=one_size)
     )
     if one_size and any(each.batch[0] != each.batch[2] for each in given):
         raise ModelError(
@@ -195,13 +195,13 @@ def make_profiles(
             f"max_batch is {max_batch}, and the widest of `profiles` in model.yaml ends at {greatest}",
             hint="lower `detect: {max_batch: ...}` or widen `profiles` in model.yaml",
         )
-    return tuple(_profile(inputs, picture, card, each, channels) for each in given)
+    return tuple(_profile(inputs, frame, spec, each, channels) for each in given)
 
 
 def _bands(
-    picture: NetworkInput, max_batch: int, *, fixed_batches: bool, one_size: bool
+    frame: NetworkInput, max_batch: int, *, fixed_batches: bool, one_size: bool
 ) -> tuple[tuple[int, int, int], ...]:
-    fixed = picture.shape[0]
+    fixed = frame.shape[0]
     if fixed < 0 and one_size:
         return ((max_batch, max_batch, max_batch),)
     if fixed < 0:
@@ -217,9 +217,9 @@ def _bands(
 
 def _profile(
     inputs: Sequence[NetworkInput],
-    picture: NetworkInput,
-    card: ModelCard,
-    given: ProfileCard | _Given,
+    frame: NetworkInput,
+    spec: ModelSpec,
+    given: ProfileSpec | _Given,
     channels: int,
 ) -> Profile:
     shapes: dict[str, Range] = {}
@@ -227,8 +227,8 @@ def _profile(
     for each in inputs:
         if each.is_shape_tensor:
             values[each.name] = _given(each, given.values, "values")
-        elif each is picture:
-            shapes[each.name] = _picture_range(each, card, given, channels)
+        elif each is frame:
+            shapes[each.name] = _frame_range(each, spec, given, channels)
         else:
             shapes[each.name] = _other_range(each, given)
     for name in (*given.shapes, *given.values):
@@ -250,14 +250,14 @@ def _given(each: NetworkInput, table: Mapping[str, tuple[Shape, Shape, Shape]], 
     return Range(*table[each.name])
 
 
-def _picture_range(picture: NetworkInput, card: ModelCard, given: ProfileCard | _Given, channels: int) -> Range:
-    high, wide = card.input.height, card.input.width
+def _frame_range(frame: NetworkInput, spec: ModelSpec, given: ProfileSpec | _Given, channels: int) -> Range:
+    high, wide = spec.input.height, spec.input.width
     heights, widths = given.height or (high, high, high), given.width or (wide, wide, wide)
     asked = (given.batch, (channels, channels, channels), heights, widths)
-    for axis, of_model, wanted in zip(("batch", "channels", "height", "width"), picture.shape, asked, strict=True):
+    for axis, of_model, wanted in zip(("batch", "channels", "height", "width"), frame.shape, asked, strict=True):
         if of_model >= 0 and wanted != (of_model, of_model, of_model):
             raise ModelError(
-                f"input {picture.name}: {axis} is fixed to {of_model} in the ONNX file, and the profile asks for "
+                f"input {frame.name}: {axis} is fixed to {of_model} in the ONNX file, and the profile asks for "
                 f"{wanted[0] if wanted[0] == wanted[2] else list(wanted)}",
                 hint="make `input` and `profiles` in model.yaml say what the file has, or export it with this one open",
             )
@@ -265,7 +265,7 @@ def _picture_range(picture: NetworkInput, card: ModelCard, given: ProfileCard | 
     return Range(low, best, top)
 
 
-def _other_range(each: NetworkInput, given: ProfileCard | _Given) -> Range:
+def _other_range(each: NetworkInput, given: ProfileSpec | _Given) -> Range:
     """A fixed input as it is; one whose first dimension alone is open follows the batch; others must be given."""
     if each.name in given.shapes:
         asked = _given(each, given.shapes, "shapes")

@@ -262,7 +262,7 @@ class Engine:
 
     @property
     def max_batch(self) -> int:
-        """Most pictures of one enqueue: the greatest first dimension of the first input."""
+        """Most frames of one enqueue: the greatest first dimension of the first input."""
         name = self.inputs[0].name
         return max((profile.shapes[name].max[0] for profile in self.profiles), default=self.inputs[0].shape[0])
 

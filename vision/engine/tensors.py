@@ -56,7 +56,7 @@ class Tensor:
 
     @property
     def channels(self) -> int:
-        """Of an input that takes pictures. A fourth one is there for the layout's sake, and 0."""
+        """Of an input that takes frames. A fourth one is there for the layout's sake, and 0."""
         return INTERLEAVED_CHANNELS if self.interleaved else 3
 
     def bytes_of(self, shape: Shape) -> int:

@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.frame_reader import read_stills
+from vision.capture.frame_reader import read_frames
 from vision.config import CameraAnalytics, CameraConfig, ZoneConfig
 from vision.config.analytics import pixels_per_unit
 from vision.evaluation.crossings import anchor_points, lines_of_class
 from vision.evaluation.encoder import open_encoder
 from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Progress, Video
-from vision.overlay import FALSE_COLOUR, WHITE, Overlay, Picture, class_colour
+from vision.overlay import FALSE_COLOUR, WHITE, Frame, Overlay, class_colour
 from vision.types import Event
 
 _TRAIL_S: Final = 2.0
@@ -52,7 +52,7 @@ def write_video(path: Path, camera: CameraConfig, video: Video, scene: Scene, pr
     """
     painter = _Painter(video, scene)
     with (
-        closing(read_stills(camera, offline=True)) as stills,
+        closing(read_frames(camera, offline=True)) as stills,
         open_encoder(path, video.width_px, video.height_px, 1 / video.interval_s) as encoder,
     ):
         for still in stills:
@@ -85,12 +85,12 @@ class _Painter:
             self._events[frame].append(event)
         self._shown = scene.section.model_copy(update={"lines": tuple(lines_of_class(scene.section, scene.class_name))})
 
-    def draw(self, picture: Picture, frame: int) -> None:
+    def draw(self, image: Frame, frame: int) -> None:
         scene, rows, true_rows = self._scene, self._found_rows[frame - 1], self._true_rows[frame - 1]
         partners = scene.partners[true_rows]
         hits = set(partners[partners >= 0].tolist())
         missed = scene.truth.boxes_xyxy[true_rows][partners < 0]
-        overlay = Overlay(picture)
+        overlay = Overlay(image)
         found = len(partners) - len(missed)
         seconds = (frame - 1) * self._video.interval_s
         overlay.banner(

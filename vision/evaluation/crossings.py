@@ -53,7 +53,7 @@ def score_lines(
     """Compare what the pipeline counted for objects of a class with what the true paths say.
 
     Args:
-        size_px: width and height of the picture.
+        size_px: width and height of the frame.
         interval_s: from frame to frame.
     """
     counted = Counter(

@@ -1,4 +1,4 @@
-"""Pictures into a video file: H.264 by the program ffmpeg, which every player and browser knows, where that is
+"""Frames into a video file: H.264 by the program ffmpeg, which every player and browser knows, where that is
 installed; else OpenCV's MPEG-4, because its wheels bring no encoder for H.264.
 """
 
@@ -17,24 +17,24 @@ from numpy.typing import NDArray
 
 from vision.errors import VisionError
 
-Picture = NDArray[np.uint8]
+Frame = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """Takes (H, W, 3) uint8 BGR pictures."""
+    """Takes (H, W, 3) uint8 BGR frames."""
 
     words: str  # what it is, for people
     _size: tuple[int, int]
-    _take: Callable[[Picture], object]
+    _take: Callable[[Frame], object]
 
-    def write(self, picture: Picture) -> None:
-        """One picture. One of another size is scaled; an odd last row or column is left out."""
+    def write(self, frame: Frame) -> None:
+        """One frame. One of another size is scaled; an odd last row or column is left out."""
         width_px, height_px = self._size
-        if picture.shape[0] - height_px in (0, 1) and picture.shape[1] - width_px in (0, 1):
-            self._take(np.ascontiguousarray(picture[:height_px, :width_px]))
+        if frame.shape[0] - height_px in (0, 1) and frame.shape[1] - width_px in (0, 1):
+            self._take(np.ascontiguousarray(frame[:height_px, :width_px]))
         else:
-            self._take(np.asarray(cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA), np.uint8))
+            self._take(np.asarray(cv2.resize(frame, self._size, interpolation=cv2.INTER_AREA), np.uint8))
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def _has_h264(program: str) -> bool:
 
 
 @contextmanager
-def _by_opencv(path: Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Picture], object]]:
+def _by_opencv(path: Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Frame], object]]:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
     try:
         if not writer.isOpened():
@@ -83,10 +83,10 @@ def _by_opencv(path: Path, size: tuple[int, int], fps: float) -> Iterator[Callab
 
 
 @contextmanager
-def _by_ffmpeg(program: str, path: Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Picture], object]]:
-    pictures = ["-f", "rawvideo", "-pix_fmt", "bgr24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:.6g}", "-i", "-"]
+def _by_ffmpeg(program: str, path: Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Frame], object]]:
+    frames = ["-f", "rawvideo", "-pix_fmt", "bgr24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:.6g}", "-i", "-"]
     coding = ["-an", "-c:v", "libx264", "-crf", "20", "-preset", "fast", "-pix_fmt", "yuv420p"]
-    command = [program, "-loglevel", "error", "-y", *pictures, *coding, "-movflags", "+faststart", str(path.absolute())]
+    command = [program, "-loglevel", "error", "-y", *frames, *coding, "-movflags", "+faststart", str(path.absolute())]
     # In a session of its own, because Ctrl-C is for us: ffmpeg would end before it has what was drawn.
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stderr=pipe, start_new_session=True) as process:
@@ -95,7 +95,7 @@ def _by_ffmpeg(program: str, path: Path, size: tuple[int, int], fps: float) -> I
         stdin, stderr = process.stdin, process.stderr
         gone = False
         try:
-            yield lambda picture: stdin.write(picture.data)
+            yield lambda frame: stdin.write(frame.data)
         except BrokenPipeError:
             gone = True
         except BaseException:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vision.config import CameraAnalytics, SiteConfig, check_classes, load_site, nearest, resolve_config
+from vision.config import AppConfig, CameraAnalytics, check_classes, load_config, nearest, resolve_config
 from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, Closed, ConfigError
 from vision.evaluation import passes
@@ -26,7 +26,7 @@ from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, r
 from vision.evaluation.report import Evaluation, print_evaluation, write_json
 from vision.evaluation.tracks import match_frames, require_packages, score_tracks
 from vision.pipelines import Build, load_pipeline
-from vision.runtime.builder import model_of
+from vision.runtime.builder import find_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Request:
 class Subject:
     """What is evaluated: all of it checked, nothing run."""
 
-    site: SiteConfig  # with the one camera
+    site: AppConfig  # with the one camera
     build: Build
     class_id: int
     class_name: str
@@ -108,9 +108,9 @@ def open_subject(request: Request, stop: threading.Event) -> Subject:
         SourceError: the video cannot be read.
     """
     path = resolve_config(request.config)
-    site = load_site(path, os.environ)
+    site = load_config(path, os.environ)
     build = load_pipeline(site.pipeline)
-    names = published_class_names(model_of(site)[1], site.detect)
+    names = published_class_names(find_model(site)[1], site.detect)
     check_classes(site, names, path)
     site = passes.site_of_camera(site, request.camera)
     class_id = _class_id(request.class_name, names, site)
@@ -195,7 +195,7 @@ def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
         yield f"{unused} lines do not count objects of the class {subject.class_name}"
 
 
-def _class_id(name: str, names: Sequence[str], site: SiteConfig) -> int:
+def _class_id(name: str, names: Sequence[str], site: AppConfig) -> int:
     if name not in names:
         near = nearest(name, names)
         few = f"the model {site.model} has {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"

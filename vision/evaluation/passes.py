@@ -19,9 +19,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.frame_reader import read_stills
+from vision.capture.frame_reader import read_frames
 from vision.capture.synthetic.source import SyntheticSpec
-from vision.config import CameraConfig, DetectConfig, ModelCard, SiteConfig, StatusConfig, nearest, source_kind
+from vision.config import AppConfig, CameraConfig, DetectConfig, ModelSpec, StatusConfig, nearest, source_kind
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError, SourceError, redact
@@ -75,7 +75,7 @@ class Findings:
         return _boxes(self.objects, class_id)
 
 
-def site_of_camera(site: SiteConfig, camera_id: str | None) -> SiteConfig:
+def site_of_camera(site: AppConfig, camera_id: str | None) -> AppConfig:
     """The site with the one camera whose video is labelled.
 
     Raises:
@@ -99,7 +99,7 @@ def site_of_camera(site: SiteConfig, camera_id: str | None) -> SiteConfig:
             "cameras": (camera.model_copy(update={"loop": False}),),
             "analytics": {name: section for name, section in site.analytics.items() if name == camera_id},
             "status": StatusConfig(interval_s=0.1),
-            **{name: value for name, value in silent.items() if name in SiteConfig.model_fields},
+            **{name: value for name, value in silent.items() if name in AppConfig.model_fields},
         }
     )
 
@@ -124,7 +124,7 @@ def survey(camera: CameraConfig, progress: Progress) -> Video:
     """
     times_ns: list[int] = []
     size = (0, 0)
-    with closing(read_stills(camera, offline=True)) as stills:
+    with closing(read_frames(camera, offline=True)) as stills:
         for still in stills:
             times_ns.append(still.grab.captured_ns)
             size = size if still.index else still.pixels.shape[:2]
@@ -136,7 +136,7 @@ def survey(camera: CameraConfig, progress: Progress) -> Video:
     return Video(redact(camera.source), len(times_ns), size[1], size[0], interval_s if interval_s > 0 else 1.0)
 
 
-def run_pipeline(build: Build, site: SiteConfig, progress: Progress, stop: threading.Event) -> Findings:
+def run_pipeline(build: Build, site: AppConfig, progress: Progress, stop: threading.Event) -> Findings:
     """Every frame of the site's one camera through its pipeline; fewer where `stop` was set meanwhile.
 
     Raises:
@@ -152,9 +152,9 @@ def run_pipeline(build: Build, site: SiteConfig, progress: Progress, stop: threa
         if camera.status.last_error:
             raise SourceError(f"camera {camera.camera_id}: {camera.status.last_error}")
 
-    def open_noting(folder: Path, card: ModelCard, detect: DetectConfig) -> Detector:
+    def open_noting(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
         lowered = detect.model_copy(update={"score": min(detect.score, LOWEST_SCORE)})
-        return _NotingDetector(open_detector(folder, card, lowered), detect.score, recorder.note)
+        return _RecordingDetector(open_detector(folder, spec, lowered), detect.score, recorder.note)
 
     with ExitStack() as resources:
         options = RunOptions(stop, offline=True, sink=recorder, open_detector=open_noting)
@@ -186,7 +186,7 @@ class _Recorder:
 
 
 class _FrameNumbers:
-    """Numbers from 1 through the whole video: `FrameMeta.index` begins anew where the picture changes its size."""
+    """Numbers from 1 through the whole video: `FrameMeta.index` begins anew where the frame changes its size."""
 
     def __init__(self) -> None:
         self._epoch = 0
@@ -199,7 +199,7 @@ class _FrameNumbers:
         return self._last
 
 
-class _NotingDetector:
+class _RecordingDetector:
     """Notes everything that a detector finds and hands on what has at least `score`, as the detector itself would.
 
     NMS goes from the best score down, so that what lies below a threshold has no influence on what lies above it.
@@ -253,7 +253,7 @@ class _NotingDetector:
 
     def _above(self, found: Detections) -> Detections:
         keep = found.scores >= self._score
-        return Detections(found.boxes_xyxy[keep], found.scores[keep], found.class_ids[keep], found.excess)
+        return Detections(found.boxes_xyxy[keep], found.scores[keep], found.class_ids[keep], found.truncated_candidates)
 
 
 def _boxes(found: Sequence[tuple[int, Detections | Tracks]], class_id: int) -> Boxes:

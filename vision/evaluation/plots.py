@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: what a single figure hides. Drawn by matplotlib, without a display."""
+"""Frames of an evaluation: what a single figure hides. Drawn by matplotlib, without a display."""
 
 from __future__ import annotations
 

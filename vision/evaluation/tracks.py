@@ -4,7 +4,7 @@ IDF1 and HOTA are computed by TrackEval, where HOTA comes from. MOTA and the swi
 definition (Bernardin and Stiefelhagen, "Evaluating Multiple Object Tracking Performance", EURASIP JIVP 2008), as the
 package motmetrics does: a pair lasts for as long as it is not contradicted, also over frames in which it was not seen.
 TrackEval only prefers the pairs of the frame just before, which counts a few more switches (18 instead of 16 on the
-shipped tracker's result for PETS09-S2L1). And so pictures and plots show the very pairs that were counted.
+shipped tracker's result for PETS09-S2L1). And so frames and plots show the very pairs that were counted.
 
 TrackEval's package asks for a desktop build of OpenCV that its metrics do not need, hence the way it is installed.
 """

@@ -219,7 +219,7 @@ def synchronize_device() -> None:
 # ------------------------------------------------------------------------------------------------ life
 
 
-class Owned(ABC):
+class Resource(ABC):
     """Something with one owner who must `close` it."""
 
     _closed = False
@@ -253,7 +253,7 @@ def released(result: tuple[Any, ...], what: str) -> None:
 # ------------------------------------------------------------------------------------------------ streams
 
 
-class Stream(Owned):
+class Stream(Resource):
     """A queue of work on the GPU. Never the default stream, which cannot be captured and waits for all others."""
 
     def __init__(self) -> None:
@@ -274,7 +274,7 @@ class Stream(Owned):
         released(runtime.cudaStreamDestroy(self.handle), "a stream")
 
 
-class Event(Owned):
+class Event(Resource):
     """A point in a stream. One that was never recorded counts as reached."""
 
     def __init__(self, *, timing: bool = False) -> None:
@@ -317,7 +317,7 @@ _CAPTURING = threading.Lock()
 """One capture at a time in the process: TensorRT allocates and logs in places that a capture elsewhere hears."""
 
 
-class Graph(Owned):
+class Graph(Resource):
     """Work that was captured once and is launched as a whole. What it reads and writes must outlive it."""
 
     def __init__(self, handle: Any) -> None:

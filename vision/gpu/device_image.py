@@ -1,7 +1,7 @@
-"""A picture in GPU memory that goes wherever pictures of the host go.
+"""A frame in GPU memory that goes wherever frames of the host go.
 
-NVDEC decodes into GPU memory, and the detector reads there: copying the picture to the host and back would cost the
-bus twice. Everything between the two only carries pictures around and asks for their shape, so a picture of the GPU is
+NVDEC decodes into GPU memory, and the detector reads there: copying the frame to the host and back would cost the
+bus twice. Everything between the two only carries frames around and asks for their shape, so a frame of the GPU is
 given the coat of an array and nothing between has to know.
 """
 
@@ -24,7 +24,7 @@ else:
 
 
 class DeviceImage(_Bytes):
-    """Shape and dtype of a picture (`vision.types.frame_shape`), its bytes in GPU memory at `address`.
+    """Shape and dtype of a frame (`vision.types.frame_shape`), its bytes in GPU memory at `address`.
 
     Read-only and not contiguous on the host, so that what expects pixels there refuses it; `to_host` brings them. The
     memory lives as long as this object; slices of it have no address.
@@ -34,21 +34,21 @@ class DeviceImage(_Bytes):
 
     @staticmethod
     def make(height_px: int, width_px: int, pixel_format: PixelFormat) -> DeviceImage:
-        """A picture of undefined content.
+        """A frame of undefined content.
 
         Raises:
             ValueError: the size is not possible in this format.
             OutOfMemory: what was asked for, and what is free.
         """
         shape = frame_shape(height_px, width_px, pixel_format)
-        buffer = DeviceBuffer(-(-math.prod(shape) // 16) * 16, f"a picture of {width_px}x{height_px}")
+        buffer = DeviceBuffer(-(-math.prod(shape) // 16) * 16, f"a frame of {width_px}x{height_px}")
         image = np.broadcast_to(np.zeros((), np.uint8), shape).view(DeviceImage)
         image.address = buffer.address
         weakref.finalize(image, buffer.close).atexit = False
         return image
 
     def to_host(self) -> NDArray[np.uint8]:
-        """A copy in ordinary memory. Whoever wrote the picture has waited for that."""
+        """A copy in ordinary memory. Whoever wrote the frame has waited for that."""
         pixels: NDArray[np.uint8] = self._read(0, 1, 1, self.nbytes).reshape(self.shape)
         return pixels
 
@@ -59,7 +59,7 @@ class DeviceImage(_Bytes):
 
     def _read(self, first: int, step: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
         if not self.address:
-            raise ValueError("this is a part of a picture in GPU memory: only whole ones have an address")
+            raise ValueError("this is a part of a frame in GPU memory: only whole ones have an address")
         pixels = np.empty((rows, row_bytes), np.uint8)
         read_rows(pixels, self.address + first * row_bytes, pitch_bytes=step * row_bytes)
         return pixels

@@ -2,7 +2,7 @@
 
 cuda-python gives it away in every call, which is right where a call waits. Those here take a few microseconds, but
 getting the GIL back, with the threads of thirty cameras waiting for it, takes milliseconds each time, and a batch makes
-one such call for every picture: on 16 cores with 32 cameras of 30 frames/s, submitting 25 pictures took up to 80 ms.
+one such call for every frame: on 16 cores with 32 cameras of 30 frames/s, submitting 25 frames took up to 80 ms.
 
 The functions are the driver's own, by the addresses that CUDA gives for them. Their handles are those of the runtime.
 """

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from vision.errors import DeviceError, DeviceMissing, OutOfMemory
-from vision.gpu.cuda import Owned, Stream, check, failure, memory_info, queued, released
+from vision.gpu.cuda import Resource, Stream, check, failure, memory_info, queued, released
 from vision.gpu.driver_calls import calls
 
 try:
@@ -82,7 +82,7 @@ def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
     return out_of_memory(nbytes, purpose, kind, *memory_info())
 
 
-class DeviceBuffer(Owned):
+class DeviceBuffer(Resource):
     """Memory of the GPU, aligned to 256 bytes. Not initialised."""
 
     def __init__(self, nbytes: int, purpose: str) -> None:
@@ -131,11 +131,11 @@ class _Lender:
         self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
 
 
-class HostBuffer(Owned):
+class HostBuffer(Resource):
     """Page-locked memory of the host, which the GPU copies from at full speed or reads and writes in place.
 
     After `close` no new arrays can be had from it; the memory itself goes when the last array on it goes, so that a
-    camera's thread that still writes into its picture while the detector closes does no harm.
+    camera's thread that still writes into its frame while the detector closes does no harm.
     """
 
     def __init__(self, nbytes: int, purpose: str, *, when_freed: Callable[[], object] | None = None) -> None:

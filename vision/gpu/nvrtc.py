@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.errors import DeviceError, DeviceMissing, ModelError
-from vision.gpu.cuda import Owned, Stream, check, failure, released
+from vision.gpu.cuda import Resource, Stream, check, failure, released
 from vision.state.private_files import Unwritable, make_private_folder, read_private, write_whole
 
 try:
@@ -140,7 +140,7 @@ def _compiler_log(program: Any) -> str:
     return text.decode(errors="replace").rstrip("\0 \n")
 
 
-class Module(Owned):
+class Module(Resource):
     """Compiled kernels on the GPU."""
 
     def __init__(self, cubin: bytes, name: str) -> None:

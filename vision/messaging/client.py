@@ -35,7 +35,7 @@ from vision.messaging.codec import (
     Kind,
     NodeStatusMessage,
 )
-from vision.messaging.gap_recovery import EVENTS, CatchUp, Gap, NewJournal
+from vision.messaging.gap_recovery import EVENTS, Gap, GapRecovery, NewJournal
 
 __all__ = [
     "CameraStatusMessage",
@@ -160,7 +160,7 @@ class Subscription:
         self.connected = False
         self._topics = _topics(cameras, kinds)
         self._events_of = None if cameras is None else frozenset(cameras)
-        self._catch_up = None if since is None else CatchUp(*_number_and_journal(since), clock=clock)
+        self._catch_up = None if since is None else GapRecovery(*_number_and_journal(since), clock=clock)
         self._asking: zmq.Socket[bytes] | None = None
         self._replay = ""  # what `_asking` is connected to
         self._learns_replay = replay is None
@@ -454,7 +454,7 @@ class Latency:
 
 
 def latency(message: DetectionsMessage, now_ns: int | None = None, now_utc_ns: int | None = None) -> Latency:
-    """Age of a picture: by the monotonic clock on the publisher's machine; elsewhere by UTC, so no better than both
+    """Age of a frame: by the monotonic clock on the publisher's machine; elsewhere by UTC, so no better than both
     machines' time synchronisation."""
     if message.boot and message.boot == codec.boot_id():
         now_ns = time.monotonic_ns() if now_ns is None else now_ns

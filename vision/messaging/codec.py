@@ -126,7 +126,7 @@ class Numbering:
 
 
 def detections(result: Result, class_names: Sequence[str], now_ns: int = 0) -> DetectionsMessage:
-    """One picture's result, not yet numbered. `now_ns` stands in for a `published_ns` that is not set yet."""
+    """One frame's result, not yet numbered. `now_ns` stands in for a `published_ns` that is not set yet."""
     meta, found = result.meta, result.objects
     objects, invalid = _objects(found, class_names)
     if result.attributes:
@@ -144,7 +144,7 @@ def detections(result: Result, class_names: Sequence[str], now_ns: int = 0) -> D
         width=meta.width_px,
         height=meta.height_px,
         objects=objects,
-        excess=found.excess,
+        truncated_candidates=found.truncated_candidates,
         invalid=invalid,
     )
 

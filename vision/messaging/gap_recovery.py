@@ -61,7 +61,7 @@ class NewJournal:
 InOrder: TypeAlias = EventMessage | Gap | NewJournal
 
 
-class CatchUp:
+class GapRecovery:
     """Knows neither sockets nor cameras. One thread at a time."""
 
     def __init__(self, since: int, journal: str | None = None, *, clock: Callable[[], int] = time.monotonic_ns) -> None:

@@ -3,7 +3,7 @@
 ===================  ==================================================  ======================================
 topic                rate                                                payload (docs/messages.md)
 ===================  ==================================================  ======================================
-detections/<camera>  each inferred picture, empty ones too               `vision.messaging.codec.DetectionsMessage`
+detections/<camera>  each inferred frame, empty ones too               `vision.messaging.codec.DetectionsMessage`
 events/<camera>      when something happens                              `vision.messaging.codec.EventMessage`
 counts/<camera>      each `status.interval_s`, and when somebody joins   `vision.messaging.codec.CountsMessage`
 status/<camera>      each `status.interval_s`, and when somebody joins   `vision.messaging.codec.CameraStatusMessage`

@@ -51,17 +51,17 @@ class AttributeOfObject(Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: Annotated[str, about("name of the model that says it")]
     class_name: Annotated[str, about("what it says")] = msgspec.field(name="class")
     score: Annotated[float, about("0 to 1")]
-    age_ms: Annotated[int, about("how much older than this one the picture is that the model looked at")]
+    age_ms: Annotated[int, about("how much older than this one the frame is that the model looked at")]
 
 
 class DetectedObject(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One object in one picture."""
+    """One object in one frame."""
 
-    track_id: Annotated[int | None, about("the same from picture to picture; absent where nothing tracks")] = None
+    track_id: Annotated[int | None, about("the same from frame to frame; absent where nothing tracks")] = None
     class_name: Annotated[str, about("what it is")] = msgspec.field(name="class")
     class_id: Annotated[int, about("the model's number of the class")]
     score: Annotated[float, about("0 to 1")]
-    box: Annotated[tuple[float, float, float, float], about("x1, y1, x2, y2 in pixels of the picture; y goes down")]
+    box: Annotated[tuple[float, float, float, float], about("x1, y1, x2, y2 in pixels of the frame; y goes down")]
     age_ms: Annotated[int | None, about("since the object was first found; absent where nothing tracks")] = None
     attributes: Annotated[
         list[AttributeOfObject] | None, about("what a second model says; absent where none does, or not yet")
@@ -79,22 +79,24 @@ class StageTimes(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DetectionsMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.detections/1"):
-    """What is in one picture of one camera. Sent for each picture that was inferred, also when nothing was found."""
+    """What is in one frame of one camera. Sent for each frame that was inferred, also when nothing was found."""
 
     camera: Annotated[str, about("the camera's `id` in camera.yaml")]
-    epoch: Annotated[int, about("grows by 1 when the camera reconnects or changes its picture size")]
-    frame: Annotated[int, about("number of the picture in its epoch, dropped ones counted")]
+    epoch: Annotated[int, about("grows by 1 when the camera reconnects or changes its frame size")]
+    frame: Annotated[int, about("number of the frame in its epoch, dropped ones counted")]
     captured_at: Annotated[str, about("UTC, RFC 3339")]
     captured_monotonic_ns: Annotated[int, about("the same instant on the machine's monotonic clock")]
     clock: Annotated[
         str, about("where the time comes from: `rtcp` (the camera), `arrival` (this machine), `media` (a file)")
     ]
     timing_ms: Annotated[StageTimes, about("how long each stage took")]
-    dropped_before: Annotated[dict[str, int], about("pictures dropped since the camera's last message, by reason")]
-    width: Annotated[int, about("of the picture, pixels")]
-    height: Annotated[int, about("of the picture, pixels")]
+    dropped_before: Annotated[dict[str, int], about("frames dropped since the camera's last message, by reason")]
+    width: Annotated[int, about("of the frame, pixels")]
+    height: Annotated[int, about("of the frame, pixels")]
     objects: Annotated[list[DetectedObject], about("best score first")]
-    excess: Annotated[int, about("candidates beyond the detector's capacity, not looked at; absent: 0")] = 0
+    truncated_candidates: Annotated[
+        int, about("candidates beyond the detector's capacity, not looked at; absent: 0")
+    ] = 0
     invalid: Annotated[int, about("objects left out because a number was not finite; absent: 0")] = 0
 
     @property
@@ -119,8 +121,8 @@ class EventMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="
     """Something happened in front of one camera."""
 
     camera: Annotated[str, about("the camera's `id` in camera.yaml")]
-    epoch: Annotated[int, about("of the picture in which it was seen")]
-    frame: Annotated[int, about("of the picture in which it was seen")]
+    epoch: Annotated[int, about("of the frame in which it was seen")]
+    frame: Annotated[int, about("of the frame in which it was seen")]
     at: Annotated[str, about("when it happened; UTC, RFC 3339")]
     at_monotonic_ns: Annotated[int, about("the same instant on the machine's monotonic clock")]
     kind: Annotated[str, about("what happened")]
@@ -129,10 +131,10 @@ class EventMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="
     data: Annotated[dict[str, Any], about("more, by `kind`")]
     box: Annotated[
         tuple[float, float, float, float] | None,
-        about("of the object in this picture, as in detections; absent where it was not found in it"),
+        about("of the object in this frame, as in detections; absent where it was not found in it"),
     ] = None
     snapshot: Annotated[
-        str | None, about("path of a JPEG of the picture on the publishing machine; absent where none was taken")
+        str | None, about("path of a JPEG of the frame on the publishing machine; absent where none was taken")
     ] = None
     journal: Annotated[str | None, about("which journal has kept the event; absent where none has")] = None
     number: Annotated[
@@ -185,18 +187,18 @@ class CameraStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True
     at_monotonic_ns: Annotated[int, about("the same instant on the machine's monotonic clock")]
     state: Annotated[str, about("`connecting`, `streaming`, `frozen`, `backing-off` or `ended`")]
     state_for_s: Annotated[float, about("how long it has been in this state, seconds")]
-    epoch: Annotated[int, about("grows by 1 when the camera reconnects or changes its picture size")]
+    epoch: Annotated[int, about("grows by 1 when the camera reconnects or changes its frame size")]
     reconnects: Annotated[int, about("connections after the first")]
-    grabbed: Annotated[int, about("pictures that came; `published` + `dropped` + those in flight")]
-    published: Annotated[int, about("pictures whose detections were published")]
-    dropped: Annotated[dict[str, int], about("pictures not inferred, by reason")]
-    fps: Annotated[float, about("pictures that come per second")]
+    grabbed: Annotated[int, about("frames that came; `published` + `dropped` + those in flight")]
+    published: Annotated[int, about("frames whose detections were published")]
+    dropped: Annotated[dict[str, int], about("frames not inferred, by reason")]
+    fps: Annotated[float, about("frames that come per second")]
     published_fps: Annotated[float, about("messages per second")]
-    last_frame_age_s: Annotated[float | None, about("since the last picture, seconds; absent before the first")] = None
+    last_frame_age_s: Annotated[float | None, about("since the last frame, seconds; absent before the first")] = None
     last_error: Annotated[str | None, about("why the last connection failed or ended")] = None
     next_retry_in_s: Annotated[float | None, about("until the next attempt to connect, seconds")] = None
-    width: Annotated[int | None, about("of the picture, pixels; absent before the first connection")] = None
-    height: Annotated[int | None, about("of the picture, pixels; absent before the first connection")] = None
+    width: Annotated[int | None, about("of the frame, pixels; absent before the first connection")] = None
+    height: Annotated[int | None, about("of the frame, pixels; absent before the first connection")] = None
     decoder: Annotated[str | None, about("who decodes")] = None
     clock: Annotated[str | None, about("where capture times come from")] = None
 
@@ -217,11 +219,11 @@ class DetectorStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the detector runs."""
 
     slots: Annotated[int, about("batches in flight at most")]
-    max_batch: Annotated[int, about("pictures in one batch at most")]
+    max_batch: Annotated[int, about("frames in one batch at most")]
     graphs: Annotated[bool | None, about("whether a batch runs as one CUDA graph; absent: not on a GPU")] = None
     graphs_off: Annotated[str | None, about("why it does not; absent where it does")] = None
     device_bytes: Annotated[
-        int | None, about("GPU memory that it holds, the cameras' pictures included; absent: not on a GPU")
+        int | None, about("GPU memory that it holds, the cameras' frames included; absent: not on a GPU")
     ] = None
     page_locked_bytes: Annotated[int | None, about("memory of the host that the GPU reads and writes")] = None
 
@@ -235,10 +237,10 @@ class NodeStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, 
     version: Annotated[str, about("of the program")]
     backend: Annotated[str, about("detector, device and precision")]
     model: Annotated[str, about("name of the model")]
-    rates: Annotated[dict[str, float], about("pictures per second, by what happened to them")]
+    rates: Annotated[dict[str, float], about("frames per second, by what happened to them")]
     latency_ms: Annotated[dict[str, StageLatency], about("how long each stage took since the last status")]
-    dropped: Annotated[dict[str, int], about("pictures not inferred, by reason")]
-    queues: Annotated[dict[str, int], about("pictures that wait, by queue")]
+    dropped: Annotated[dict[str, int], about("frames not inferred, by reason")]
+    queues: Annotated[dict[str, int], about("frames that wait, by queue")]
     rss_bytes: Annotated[int, about("memory of the process")]
     counters: Annotated[dict[str, int], about("what else is counted, such as `detector.excess`")] = {}
     replay: Annotated[str | None, about("where missed events can be asked for; absent: nowhere")] = None

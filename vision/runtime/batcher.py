@@ -25,7 +25,7 @@ from vision.types import DropReason, Frame, FrameMeta, PixelFormat, frame_shape
 Allocate = Callable[[int, int, PixelFormat], NDArray[np.uint8]]
 Clock = Callable[[], int]
 
-MORE_BUFFERS: Final = 2
+EXTRA_BUFFERS: Final = 2
 """Of a slot than frames that its reader may hold: one is written, one waits."""
 
 
@@ -93,7 +93,7 @@ class LatestSlot:
     ) -> None:
         """
         Args:
-            allocate: makes one picture's buffer; the detector's `frame_buffer`.
+            allocate: makes one frame's buffer; the detector's `frame_buffer`.
             leases: frames that the reader may hold at once, so that the writer never waits for it; there are two
                 buffers more than that.
             lossless: no frame is dropped for lack of time; `max_fps` and `staleness_s` do not apply.
@@ -127,7 +127,7 @@ class LatestSlot:
     # the camera's side
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
-        """Make the buffers for pictures of this size and format, unless they are there already.
+        """Make the buffers for frames of this size and format, unless they are there already.
 
         A frame of the old ones that waits is dropped; leased frames stay whole until they are released. The old buffers
         go first, since memory may not hold both; where the new ones cannot be made there are none, until the next call.
@@ -141,7 +141,7 @@ class LatestSlot:
             return
         frame_shape(*layout)
         self._replace_buffers(None, [])
-        self._replace_buffers(layout, [self._allocate(*layout) for _ in range(self._leases + MORE_BUFFERS)])
+        self._replace_buffers(layout, [self._allocate(*layout) for _ in range(self._leases + EXTRA_BUFFERS)])
 
     def _replace_buffers(self, layout: tuple[int, int, PixelFormat] | None, buffers: list[NDArray[np.uint8]]) -> None:
         with self.changed:
@@ -151,9 +151,9 @@ class LatestSlot:
         del old  # not before the lock is free: freeing memory that the GPU reads waits for the GPU
 
     def write_buffer(self, timeout_s: float) -> NDArray[np.uint8] | None:
-        """The buffer for the next picture; the same one again until it is committed.
+        """The buffer for the next frame; the same one again until it is committed.
 
-        None: a lossless slot's reader has not taken the last picture in `timeout_s`.
+        None: a lossless slot's reader has not taken the last frame in `timeout_s`.
 
         Raises:
             Closed: the slot was closed.
@@ -176,7 +176,7 @@ class LatestSlot:
         return self._writing is not None or bool(self._free) or self._waiting is not None
 
     def commit(self, meta: FrameMeta) -> None:
-        """The buffer last given holds the whole picture that `meta` describes; it becomes the newest."""
+        """The buffer last given holds the whole frame that `meta` describes; it becomes the newest."""
         with self.changed:
             pixels, self._writing = self._writing, None
             if pixels is None or self._layout is None:
@@ -189,13 +189,13 @@ class LatestSlot:
             self.changed.notify_all()
 
     def drop(self, reason: DropReason) -> None:
-        """Count a grabbed picture that is not worth its pixels."""
+        """Count a grabbed frame that is not worth its pixels."""
         with self.changed:
             self._grabbed += 1
             self._count_drop(reason)
 
     def flush(self, reason: DropReason) -> None:
-        """Drop the picture that waits unread, if any."""
+        """Drop the frame that waits unread, if any."""
         with self.changed:
             self._drop_waiting(reason)
 
@@ -348,7 +348,7 @@ class _Running:
 
 
 @dataclass(slots=True)
-class BindTimer:
+class SubmitScheduler:
     """When the next batch should be bound: just before the detector can start on it.
 
     Frames that are bound while the detector is busy only grow old in its queue. The timer learns, per batch size, how

@@ -16,15 +16,15 @@ from pathlib import Path
 from vision.capture.open import chooses_nvdec, open_source, supervision_of
 from vision.capture.supervisor import CameraSupervisor
 from vision.config import (
+    AppConfig,
     CameraConfig,
     CascadeConfig,
-    ClassifierCard,
+    ClassifierSpec,
     DetectConfig,
-    ModelCard,
-    SiteConfig,
+    ModelSpec,
     folder_of_model,
-    load_classifier_card,
-    load_model_card,
+    load_classifier_spec,
+    load_model_spec,
     nearest,
     shipped_models,
 )
@@ -33,8 +33,8 @@ from vision.detect.open import open_detector, published_class_names
 from vision.errors import Closed, ModelError, VisionError
 from vision.messaging import codec
 from vision.messaging.publisher import Publisher, Recorder
-from vision.runtime.batcher import MORE_BUFFERS, Allocate, LatestSlot
-from vision.runtime.runtime import PIXEL_LEASES, Camera, PixelStage, Sink, Stage
+from vision.runtime.batcher import EXTRA_BUFFERS, Allocate, LatestSlot
+from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, PixelStage, Sink, Stage
 from vision.runtime.status import Report, status_messages
 from vision.stages.secondary_model import CascadeStage
 from vision.stages.snapshots import SnapshotStage
@@ -55,7 +55,7 @@ class RunOptions:
     offline: bool = False  # every frame of files, as fast as it goes
     record: Path | None = None
     sink: Sink | None = None  # takes the results in place of the socket
-    open_detector: Callable[[Path, ModelCard, DetectConfig], Detector] | None = None  # in place of the usual one
+    open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # in place of the usual one
 
     def check_stop(self) -> None:
         """
@@ -83,7 +83,7 @@ class PublisherSink:
         return self._publisher.counters()
 
 
-def model_of(site: SiteConfig) -> tuple[Path, ModelCard]:
+def find_model(site: AppConfig) -> tuple[Path, ModelSpec]:
     """The folder of the site's model, and its card.
 
     Raises:
@@ -98,20 +98,20 @@ def model_of(site: SiteConfig) -> tuple[Path, ModelCard]:
             if (near := nearest(site.model, known))
             else "docs/models.md: bring your own",
         )
-    return folder, load_model_card(folder)
+    return folder, load_model_spec(folder)
 
 
-def second_model_of(cascade: CascadeConfig) -> tuple[Path, ClassifierCard]:
+def find_second_model(cascade: CascadeConfig) -> tuple[Path, ClassifierSpec]:
     """The folder of the model that looks at objects, and its card.
 
     Raises:
         ModelError: there is no such model, or its card is wrong.
     """
     folder = folder_of_model(cascade.model, shipped_models())
-    return folder, load_classifier_card(folder)
+    return folder, load_classifier_spec(folder)
 
 
-def publisher_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Sink:
+def open_publisher(site: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:
     """Bind the socket, and open the recording where one is wanted; or the sink that `options` names.
 
     Raises:
@@ -120,19 +120,19 @@ def publisher_of(site: SiteConfig, options: RunOptions, resources: ExitStack) ->
     options.check_stop()
     if options.sink is not None:
         return options.sink
-    _, card = model_of(site)
+    _, spec = find_model(site)
     recorder = None
     if options.record is not None:
         recorder = Recorder(options.record)
         resources.callback(_close_recorder, recorder, options.record)
     journal = None
-    if (state := state_of(site, options)) is not None:
+    if (state := state_folder(site, options)) is not None:
         journal = EventJournal(state / "events", keep=site.publish.keep_events, boot=codec.boot_id())
         resources.enter_context(closing(journal))
     publisher = Publisher(
         site.publish.bind,
         node=site.node or socket.gethostname(),
-        class_names=published_class_names(card, site.detect),
+        class_names=published_class_names(spec, site.detect),
         encoding=site.publish.encoding,
         queue=site.publish.queue,
         recorder=recorder,
@@ -154,7 +154,7 @@ def _close_recorder(recorder: Recorder, path: Path) -> None:
         raise VisionError(f"--record: {recorder.lost} of {recorder.lost + recorder.written} results are not in {path}")
 
 
-def detector_of(site: SiteConfig, options: RunOptions, resources: ExitStack, *, score: float | None = None) -> Detector:
+def detector_of(site: AppConfig, options: RunOptions, resources: ExitStack, *, score: float | None = None) -> Detector:
     """Load the model and everything that finding objects needs.
 
     Args:
@@ -166,42 +166,42 @@ def detector_of(site: SiteConfig, options: RunOptions, resources: ExitStack, *, 
         Closed: it was stopped meanwhile: building an engine takes minutes.
     """
     options.check_stop()
-    folder, card = model_of(site)
+    folder, spec = find_model(site)
     began = time.monotonic()
     detect = site.detect if score is None else site.detect.model_copy(update={"score": score})
     opening = options.open_detector or partial(open_detector, stop=options.stop)
-    detector = opening(folder, card, detect)
+    detector = opening(folder, spec, detect)
     resources.enter_context(closing(detector))
-    log.info("detector: %s, %s, ready in %.1f s", card.name, detector.name, time.monotonic() - began)
+    log.info("detector: %s, %s, ready in %.1f s", spec.name, detector.name, time.monotonic() - began)
     return detector
 
 
-def state_of(site: SiteConfig, options: RunOptions) -> Path | None:
+def state_folder(site: AppConfig, options: RunOptions) -> Path | None:
     """The folder of what outlives a restart. None: nothing does, as in an offline run, which is one of many alike."""
     return None if site.state is None or options.offline else Path(site.state)
 
 
-def analytics_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> AnalyticsStage:
+def open_analytics(site: AppConfig, options: RunOptions, resources: ExitStack) -> AnalyticsStage:
     """Lines and zones of all cameras, with their counters as they were left.
 
     Raises:
         ConfigError: a class is unknown, or the counters cannot be kept.
     """
     options.check_stop()
-    _, card = model_of(site)
-    state = state_of(site, options)
+    _, spec = find_model(site)
+    state = state_folder(site, options)
     if state is None and site.analytics and not options.offline:
         log.info("counters begin at 0 with each start; `state: FOLDER` in the configuration keeps them")
     stage = AnalyticsStage(
         site.analytics,
-        published_class_names(card, site.detect),
+        published_class_names(spec, site.detect),
         forget_s=site.track.lost_s,
         folder=None if state is None else state / "counters",
     )
     return resources.enter_context(closing(stage))
 
 
-def cascade_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:
+def open_cascade(site: AppConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:
     """The stage of the second model; none where none is configured.
 
     Raises:
@@ -212,19 +212,19 @@ def cascade_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> l
         return []
     from vision.detect.onnxruntime.classifier import open_classifier  # only here is OpenCV needed
 
-    _, card = model_of(site)
-    folder, second = second_model_of(site.cascade)
+    _, spec = find_model(site)
+    folder, second = find_second_model(site.cascade)
     began = time.monotonic()
     classifier = open_classifier(folder, second, threads=site.cascade.threads, max_batch=site.cascade.max_batch)
-    names = published_class_names(card, site.detect)
+    names = published_class_names(spec, site.detect)
     stage = CascadeStage(classifier, site.cascade, names, lossless=options.offline)
     resources.enter_context(closing(stage))
     log.info("second model: %s, ready in %.1f s", second.name, time.monotonic() - began)
     return [stage]
 
 
-def snapshots_of(site: SiteConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
-    """The stage that writes pictures of events; none where none are wanted, or where nobody is told of events.
+def open_snapshots(site: AppConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
+    """The stage that writes frames of events; none where none are wanted, or where nobody is told of events.
 
     Raises:
         ConfigError: the folder cannot be written to.
@@ -246,29 +246,31 @@ def snapshots_of(site: SiteConfig, options: RunOptions, resources: ExitStack) ->
     return [resources.enter_context(closing(stage))]
 
 
-def cameras_of(site: SiteConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()) -> list[Camera]:
+def build_cameras(
+    site: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
+) -> list[Camera]:
     """A slot and a supervisor for each camera; nothing is opened before the runtime starts them.
 
     Args:
-        stages: those of the runtime; one that looks at pixels holds pictures longer.
+        stages: those of the runtime; one that looks at pixels holds frames longer.
     """
     options.check_stop()
     changed = threading.Condition()
-    leases = detector.slots + PIXEL_LEASES * any(isinstance(stage, PixelStage) for stage in stages)
+    leases = detector.slots + FRAMES_HELD_BY_STAGES * any(isinstance(stage, PixelStage) for stage in stages)
     if isinstance(detector, ReadsDevice):
-        log.info("%s", frame_budget(site.cameras, detector.pixel_formats[0], leases + MORE_BUFFERS))
+        log.info("%s", frame_budget(site.cameras, detector.pixel_formats[0], leases + EXTRA_BUFFERS))
     return [_camera(camera, options, detector, leases, changed) for camera in site.cameras]
 
 
 def frame_budget(cameras: Sequence[CameraConfig], pixel_format: PixelFormat, buffers: int) -> str:
-    """What the pictures will take of the memory: how large they are is known only once the cameras answer."""
+    """What the frames will take of the memory: how large they are is known only once the cameras answer."""
     height_px, width_px = _ASSUMED_HW
     sizes = [frame_shape(each.height or height_px, each.width or width_px, pixel_format) for each in cameras]
     mib = buffers * sum(math.prod(size) for size in sizes) / 2**20
     unknown = sum(each.height is None or each.width is None for each in cameras)
     assumed = f"; {unknown} of them taken as {width_px}x{height_px}" if unknown else ""
     return (
-        f"pictures: {buffers} buffers for each of {len(cameras)} cameras, {mib:.1f} MiB page-locked, and as much on a "
+        f"frames: {buffers} buffers for each of {len(cameras)} cameras, {mib:.1f} MiB page-locked, and as much on a "
         f"GPU that has its own memory ({pixel_format}{assumed})"
     )
 
@@ -294,7 +296,7 @@ def _camera(
 
 
 def _buffers(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allocate:
-    """Where the camera's pictures lie: in the GPU's memory if they are decoded there and the detector can read them."""
+    """Where the camera's frames lie: in the GPU's memory if they are decoded there and the detector can read them."""
     if not nvdec:
         return detector.frame_buffer
     if isinstance(detector, ReadsDevice):

@@ -8,11 +8,11 @@ inference           `InferenceLoop.run`: `Batcher` -> detector -> bounded queue
 results             queue -> stages -> sinks
 main                `Runtime.run`: status every `interval_s`, the end of time, of the cameras, or of a thread;
                     whether the inference thread still moves
-watchdog            `exit_when_stuck`, for whoever asks for it: whether the interpreter still runs
+watchdog            `hang_watchdog`, for whoever asks for it: whether the interpreter still runs
 ==================  ================================================================================
 
-A picture's lease ends when the detector is done with it. Only where a pipeline has a stage that looks at pixels it is
-kept until the results thread has run the stages of that picture (docs/design.md, section 4).
+A frame's lease ends when the detector is done with it. Only where a pipeline has a stage that looks at pixels it is
+kept until the results thread has run the stages of that frame (docs/design.md, section 4).
 
 All threads are children of `Runtime.run`: the first that fails stops the others, and its exception is raised again
 once they have ended. Stopping goes with the stream: cameras and slots close, the batches in flight come back, the
@@ -38,7 +38,7 @@ from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector, OnGpu
 from vision.errors import DeviceError
 from vision.metrics import LatencyHistogram, Rate, span
-from vision.runtime.batcher import Batcher, BindTimer, LatestSlot, Lease, release_together
+from vision.runtime.batcher import Batcher, LatestSlot, Lease, SubmitScheduler, release_together
 from vision.runtime.status import CameraReport, DetectorReport, Report
 from vision.types import Counts, Detections, Frame, Result, Timing
 
@@ -47,13 +47,13 @@ log = logging.getLogger(__name__)
 Clock = Callable[[], int]
 PlainStage: TypeAlias = Callable[[Result], Result]
 
-PIXEL_LEASES: Final = 2
-"""Pictures of a camera that wait for the results thread, or are there, while the detector has all of its own."""
+FRAMES_HELD_BY_STAGES: Final = 2
+"""Frames of a camera that wait for the results thread, or are there, while the detector has all of its own."""
 
-QUEUED_PICTURES: Final = 2048
+RESULT_QUEUE_SIZE: Final = 2048
 """Results that wait for the results thread at most, but for the last batch: two seconds of what one interpreter can
-publish, so that no camera drops a picture while that thread pauses. In pictures, because many cameras make many batches
-of one picture. A stage that looks at pixels is bounded by its leases, long before."""
+publish, so that no camera drops a frame while that thread pauses. In frames, because many cameras make many batches
+of one frame. A stage that looks at pixels is bounded by its leases, long before."""
 
 POLL_S = 0.001  # while a slot is free and another runs: how late a fresh frame or a finished batch is seen at worst
 _IDLE_S = 0.1  # how late the loop sees that it should stop, with nothing to do
@@ -65,7 +65,7 @@ _HANG_HINT = "the device hangs: `dmesg` may say why; restart the program (system
 
 @runtime_checkable
 class PixelStage(Protocol):
-    """A stage that looks at the picture too."""
+    """A stage that looks at the frame too."""
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
         """Called by the results thread. `frame` is valid until this returns: what is to last is copied out of it."""
@@ -111,7 +111,7 @@ class _CameraMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """One picture's result, and the lease on the picture: whoever is given it releases it."""
+    """One frame's result, and the lease on the frame: whoever is given it releases it."""
 
     result: Result
     lease: Lease
@@ -137,12 +137,12 @@ class InferenceLoop:
     ended: bool = False
     _free: deque[int] = field(default_factory=deque)
     _running: deque[_Batch] = field(default_factory=deque)
-    _timer: BindTimer = field(init=False)
+    _timer: SubmitScheduler = field(init=False)
     _last_size: int = 1
 
     def __post_init__(self) -> None:
         self._free.extend(range(self.detector.slots))
-        self._timer = BindTimer(self.detector.parallel)
+        self._timer = SubmitScheduler(self.detector.parallel)
 
     def run(self) -> None:
         """Until all cameras are finished and every batch came back.
@@ -219,22 +219,22 @@ class InferenceLoop:
 
 
 class _ResultQueue(queue.Queue[list[Inferred] | None]):
-    """Batches for the results thread, counted and bounded by their pictures. None: no more come."""
+    """Batches for the results thread, counted and bounded by their frames. None: no more come."""
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
-        self._pictures = 0
+        self._frames = 0
 
     def _qsize(self) -> int:
-        return self._pictures
+        return self._frames
 
     def _put(self, item: list[Inferred] | None) -> None:
         super()._put(item)
-        self._pictures += self._weight(item)
+        self._frames += self._weight(item)
 
     def _get(self) -> list[Inferred] | None:
         item = super()._get()
-        self._pictures -= self._weight(item)
+        self._frames -= self._weight(item)
         return item
 
     @staticmethod
@@ -243,7 +243,7 @@ class _ResultQueue(queue.Queue[list[Inferred] | None]):
 
 
 @dataclass(slots=True)
-class _Stillness:
+class ProgressMonitor:
     """For how long something has not moved while somebody looked: the whole process may have been stopped meanwhile."""
 
     looked_ns: int
@@ -281,7 +281,7 @@ class Runtime:
         """
         Args:
             stages: applied to each result in turn, by the results thread. With a `PixelStage` among them, the slots
-                of `cameras` should have `PIXEL_LEASES` more than the detector has slots.
+                of `cameras` should have `FRAMES_HELD_BY_STAGES` more than the detector has slots.
             model: its name, for status messages.
             stop_timeout_s: longest orderly stop; what has not ended by then is left behind.
             hang_s: longer than any inference: a device that takes longer for a batch, or for a call, hangs.
@@ -300,7 +300,7 @@ class Runtime:
         self._stop_timeout_s = stop_timeout_s
         self._clock = clock
         self._stuck_ns = int(_MARGIN * hang_s * 1e9)
-        self._queue = _ResultQueue(QUEUED_PICTURES)
+        self._queue = _ResultQueue(RESULT_QUEUE_SIZE)
         self._failure: BaseException | None = None
         self._ended = threading.Event()  # a thread failed, or everything was published
         self._metrics = {camera.slot.camera_id: _CameraMetrics(LatencyHistogram(), Rate(clock)) for camera in cameras}
@@ -398,7 +398,7 @@ class Runtime:
     def _watch(self, stop: threading.Event, for_s: float | None, on_report: Callable[[Report], None] | None) -> None:
         end_ns = None if for_s is None else self._started_ns + int(for_s * 1e9)
         next_report_ns = self._started_ns
-        stillness = _Stillness(self._started_ns)
+        stillness = ProgressMonitor(self._started_ns)
         while not (stop.is_set() or self._ended.is_set()):
             now_ns = self._clock()
             if end_ns is not None and now_ns >= end_ns:
@@ -480,7 +480,7 @@ class Runtime:
 
     def _handle(self, inferred: Inferred) -> None:
         result = inferred.result
-        self._excess += result.objects.excess
+        self._excess += result.objects.truncated_candidates
         for name, step in self._steps:
             with span(name):
                 result = step(result, inferred.lease.frame)
@@ -522,7 +522,7 @@ def _stacks() -> str:
 
 
 @contextlib.contextmanager
-def exit_when_stuck(limit_s: float = 60.0) -> Iterator[None]:
+def hang_watchdog(limit_s: float = 60.0) -> Iterator[None]:
     """End the process, should no thread come to run Python for `limit_s`: exit code 1, all stacks on standard error.
 
     Calls that queue work for the GPU keep the GIL (`vision.gpu.driver_calls`). One that never returned would stop every thread,

@@ -27,7 +27,7 @@ class CameraReport:
     published: int
     published_fps: float
     latency: Percentiles  # capture to publish, since the last report
-    objects: int  # in the last picture
+    objects: int  # in the last frame
     counted: Counts | None = None  # by its lines and zones, where the pipeline watches them
 
 
@@ -50,7 +50,7 @@ class Report:
     uptime_s: float
     cameras: tuple[CameraReport, ...]
     stages: Mapping[str, Percentiles]  # since the last report: "queue", "detect", "results"
-    queued_pictures: int  # between detector and results thread
+    queued_frames: int  # between detector and results thread
     backend: str  # the detector's name
     model: str
     counters: Mapping[str, int] = field(default_factory=dict)  # of detector, stages and sinks, since the start
@@ -105,7 +105,7 @@ def _node_status(report: Report, now_ns: int, now_utc_ns: int) -> codec.NodeStat
         },
         latency=report.stages,
         dropped=dropped,
-        queues={"results": report.queued_pictures},
+        queues={"results": report.queued_frames},
         rss_bytes=resident_bytes(),
         counters=report.counters,
         detector=_detector_status(report.detector),

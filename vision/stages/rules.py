@@ -1,6 +1,6 @@
 """Events become fewer events: what somebody wants to be told, such as a queue that has been crowded for ten seconds.
 
-Rules are configured by `vision.config.rules`, which also says their grammar. Time is that of the pictures, so a rule
+Rules are configured by `vision.config.rules`, which also says their grammar. Time is that of the frames, so a rule
 finds in a recording what it would have found in front of the camera.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from vision.analytics.frame_clock import Elapsed
+from vision.analytics.frame_clock import FrameClock
 from vision.config.analytics import CameraAnalytics
 from vision.config.rules import LASTING, RULE, RuleConfig
 from vision.types import Event, FrameMeta, Result
@@ -57,7 +57,7 @@ class _Camera:
     def __init__(self, camera_id: str, rules: list[_Rule]) -> None:
         self.camera_id = camera_id
         self.rules = rules
-        self._time = Elapsed()
+        self._time = FrameClock()
         self._epoch: int | None = None
 
     def update(self, events: Sequence[Event], meta: FrameMeta) -> Iterator[Event]:
@@ -97,7 +97,7 @@ class _Rule:
         self._suppressed = 0
 
     def take(self, event: Event, now_s: float, at_ns: int) -> Iterator[Event]:
-        """An event of this picture."""
+        """An event of this frame."""
         if (event.kind, event.name) != (self._condition.kind, self._condition.name):
             return
         if event.kind not in LASTING:

@@ -1,10 +1,10 @@
-"""A second model on the pictures of followed objects: each is looked at once, and again on a schedule.
+"""A second model on the frames of followed objects: each is looked at once, and again on a schedule.
 
-Two threads share the work. The results thread cuts the pictures of objects that are due out of the frame, while its
+Two threads share the work. The results thread cuts the frames of objects that are due out of the frame, while its
 lease lasts, into arrays that were made at the start; so nothing but those few pixels leaves the frame. A thread here
 takes whatever waits, of all cameras, to the model. What it finds stands in the messages of the object from then on.
 
-When more is due than there is room for, the rest is counted as skipped and tried again with its next picture: those
+When more is due than there is room for, the rest is counted as skipped and tried again with its next frame: those
 that were never looked at first, then those that were looked at longest ago.
 """
 
@@ -59,7 +59,7 @@ class Classifier(Protocol):
         """Most crops of one `classify`."""
 
     def crop(self, frame: Frame, box: Box, out: NDArray[np.uint8]) -> None:
-        """Write a part of the picture to `out`, of `crop_shape`."""
+        """Write a part of the frame to `out`, of `crop_shape`."""
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Scores (N, classes) from 0 to 1.
@@ -110,7 +110,7 @@ class CascadeStage:
         Args:
             classifier: belongs to the stage from here on.
             class_names: the detector's, by class id; `config.classes` are among them.
-            lossless: wait for room, and for what is found in each picture, so that recordings are the same each time.
+            lossless: wait for room, and for what is found in each frame, so that recordings are the same each time.
 
         Raises:
             ConfigError: a class that the detector does not have.
@@ -196,7 +196,7 @@ class CascadeStage:
         return objects
 
     def _due(self, tracks: Tracks, objects: dict[int, _Known], meta: FrameMeta) -> Iterator[tuple[_Known, Box]]:
-        """Objects that are to be looked at in this picture, the most urgent first."""
+        """Objects that are to be looked at in this frame, the most urgent first."""
         now_ns = meta.captured_ns
         boxes = tracks.boxes_xyxy.clip(0, (meta.width_px, meta.height_px) * 2)
         large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._config.min_size_px

@@ -1,8 +1,8 @@
-"""Pictures of events, as JPEGs in a folder that never outgrows its limits.
+"""Frames of events, as JPEGs in a folder that never outgrows its limits.
 
-The results thread only copies the picture, while its lease lasts; a thread here makes the JPEG and writes it. So an
+The results thread only copies the frame, while its lease lasts; a thread here makes the JPEG and writes it. So an
 event tells the path of a file that is there a moment later, and is never there half. When events come faster than
-pictures can be written, some get none and no path; they are counted.
+frames can be written, some get none and no path; they are counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vision.types import Frame, FrameMeta, Result, on_host
 
 log = logging.getLogger(__name__)
 
-_BUFFERS: Final = 4  # pictures that wait for the disk
+_BUFFERS: Final = 4  # frames that wait for the disk
 _STOP_S: Final = 1.0  # to write them at the end
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}-\d{8}T\d{6}\.\d{3}Z-\d+-\d+\.jpg")
 _HALF: Final = ".part"
@@ -34,7 +34,7 @@ _HALF: Final = ".part"
 
 @dataclass(slots=True)
 class _Shot:
-    """One picture's copy, whose memory is used again."""
+    """One frame's copy, whose memory is used again."""
 
     memory: NDArray[np.uint8]
     frame: Frame | None = None
@@ -50,7 +50,7 @@ class _Shot:
 
 
 class SnapshotStage:
-    """Gives events the path of a picture, and writes it.
+    """Gives events the path of a frame, and writes it.
 
     Files in the folder that are named otherwise are never touched.
     """
@@ -68,8 +68,8 @@ class SnapshotStage:
         """
         Args:
             encode: makes the file's content; called by one thread.
-            kinds: of events that get a picture; all where None.
-            lossless: wait for the disk in place of leaving a picture out.
+            kinds: of events that get a frame; all where None.
+            lossless: wait for the disk in place of leaving a frame out.
 
         Raises:
             ConfigError: the folder cannot be made or written to.
@@ -94,7 +94,7 @@ class SnapshotStage:
         self._thread.start()
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copies the picture if one of the events is to have it.
+        """Copies the frame if one of the events is to have it.
 
         Raises:
             VisionError: the thread that writes has failed.

@@ -1,7 +1,7 @@
 """What the shipped pipelines put between detector and sockets: what knows one camera becomes a function of results.
 
-`Tracker` and `Analytics` each know one camera and one picture size. The stages here keep one of them for each camera,
-and begin it anew with each epoch: after a reconnection the picture may show something else.
+`Tracker` and `Analytics` each know one camera and one frame size. The stages here keep one of them for each camera,
+and begin it anew with each epoch: after a reconnection the frame may show something else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vision.analytics.camera_analytics import Analytics
 from vision.analytics.tracker import Tracker
 from vision.config.analytics import CameraAnalytics
 from vision.config.tracking import TrackConfig
-from vision.state.background_flusher import Forcer
+from vision.state.background_flusher import BackgroundFlusher
 from vision.state.counters import CounterJournal
 from vision.types import Counts, Detections, Event, FrameMeta, Result, Tracks
 
@@ -99,13 +99,15 @@ class AnalyticsStage:
         self._cameras: dict[str, _Watched] = {}
         with ExitStack() as opened:
             self._journals = opened
-            forcer = None if folder is None else opened.enter_context(closing(Forcer()))  # closed after the journals
+            forcer = (
+                None if folder is None else opened.enter_context(closing(BackgroundFlusher()))
+            )  # closed after the journals
             for camera_id, config in sections.items():
                 journal = None
                 if folder is not None:
                     journal = CounterJournal(folder / f"{camera_id}.counters", forcer=forcer)
                     opened.callback(journal.close)
-                # The size of the picture is known with the first one; wrong class names are found now.
+                # The size of the frame is known with the first one; wrong class names are found now.
                 analytics = Analytics(config, camera_id, class_names, 1, 1, forget_s=forget_s, journal=journal)
                 self._cameras[camera_id] = _Watched(analytics, config)
             self._journals = opened.pop_all()
@@ -135,7 +137,7 @@ class AnalyticsStage:
         events = analytics.restart(meta.width_px, meta.height_px, meta.captured_ns)
         if analytics.outside and before != (meta.width_px, meta.height_px):
             log.warning(
-                "camera %s: outside of its picture of %dx%d, and so never reached: %s; `vision draw` shows where",
+                "camera %s: outside of its frame of %dx%d, and so never reached: %s; `vision draw` shows where",
                 meta.camera_id,
                 meta.width_px,
                 meta.height_px,

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 
-class Forcer:
+class BackgroundFlusher:
     """Does jobs in a thread of its own, each at most once every `every_s`, and none that nobody has asked for."""
 
     def __init__(self, every_s: float = 10.0) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from vision.errors import ConfigError
-from vision.state.background_flusher import Forcer
+from vision.state.background_flusher import BackgroundFlusher
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class CounterJournal:
         self,
         path: Path,
         *,
-        forcer: Forcer | None = None,
+        forcer: BackgroundFlusher | None = None,
         sync_s: float = 10.0,
         force: Callable[[int], None] = os.fsync,
         now: Callable[[], float] = time.time,
@@ -84,7 +84,7 @@ class CounterJournal:
                     hint="one camera is counted by one process: stop the other one",
                 ) from error
             raise ConfigError(f"cannot keep counters in {path}: {error.strerror}") from error
-        self._own_forcer = Forcer(sync_s) if forcer is None else None
+        self._own_forcer = BackgroundFlusher(sync_s) if forcer is None else None
         self._forcer = forcer or self._own_forcer
 
     def __getitem__(self, key: tuple[str, str]) -> int:

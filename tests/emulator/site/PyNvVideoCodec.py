@@ -1,6 +1,6 @@
 """PyNvVideoCodec as far as `vision` calls it, on the emulated GPU: FFmpeg decodes, and NVDEC's habits are kept.
 
-Pictures lie in a pool that every call writes to again, filled by copies on the caller's stream; a decoder gives all of
+Frames lie in a pool that every call writes to again, filled by copies on the caller's stream; a decoder gives all of
 them in the size that it began with; it is told nothing of units behind lengths.
 """
 
@@ -100,7 +100,7 @@ class PyNvDecoder:
         self._context.thread_count = 1
         self._size: tuple[int, int] | None = None
         self._pool: list[int] = []
-        self._late: list[Any] = []  # what a decoder gives out when the next picture begins
+        self._late: list[Any] = []  # what a decoder gives out when the next frame begins
 
     def Decode(self, packet: PacketData) -> list[DecodedFrame]:
         last = not packet.bsl

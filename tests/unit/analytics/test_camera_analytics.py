@@ -64,13 +64,13 @@ def walk(stage: Analytics, places: Iterable[Place], track_id: int = 7, class_id:
 _now_ns = 0
 
 
-def play(stage: Analytics, pictures: Iterable[Tracks], step_ns: int = STEP_NS) -> list[Event]:
-    """Give the pictures one after the other; time goes on from where it was."""
+def play(stage: Analytics, frames: Iterable[Tracks], step_ns: int = STEP_NS) -> list[Event]:
+    """Give the frames one after the other; time goes on from where it was."""
     global _now_ns  # noqa: PLW0603 - the one clock of these tests
     events: list[Event] = []
-    for picture in pictures:
+    for frame in frames:
         _now_ns += step_ns
-        events += stage.update(picture, _now_ns)
+        events += stage.update(frame, _now_ns)
     return events
 
 
@@ -353,7 +353,7 @@ def test_a_restart_ends_what_lasts_and_keeps_counters() -> None:
 
 
 @pytest.mark.parametrize(("units", "whole"), [("fraction", 1.0), ("percent", 100.0)])
-def test_fractions_and_percent_follow_the_picture_size(units: str, whole: float) -> None:
+def test_fractions_and_percent_follow_the_frame_size(units: str, whole: float) -> None:
     stage = analytics(640, 480, units=units, lines=[line(((0.5 * whole, 0.0), (0.5 * whole, whole)))])
     assert len(walk(stage, [(300, 200), (345, 200)])) == 1
     stage.restart(1280, 960, _now_ns)
@@ -361,7 +361,7 @@ def test_fractions_and_percent_follow_the_picture_size(units: str, whole: float)
     assert len(walk(stage, [(600, 200), (680, 200)])) == 1
 
 
-def test_shapes_beside_the_picture_are_named() -> None:
+def test_shapes_beside_the_frame_are_named() -> None:
     shapes: dict[str, Any] = {"lines": [line(((700, 0), (700, 400)))], "zones": [zone()]}
     assert analytics(640, 480, **shapes).outside == ("door",)
     assert analytics(1280, 960, **shapes).outside == ()
@@ -404,8 +404,8 @@ def test_ids_in_any_order_keep_their_own_past() -> None:
     crossed: list[int] = []
     for step in range(0, 1000, 20):
         present = [i for i in rng.permutation(list(people)) if rng.random() < 0.8]
-        picture = tracks(*((int(i), (people[int(i)] + step, 20.0 * i)) for i in present))
-        crossed += [event.track_id or 0 for event in play(stage, [picture])]
+        frame = tracks(*((int(i), (people[int(i)] + step, 20.0 * i)) for i in present))
+        crossed += [event.track_id or 0 for event in play(stage, [frame])]
     assert sorted(crossed) == sorted(people)
 
 
@@ -417,7 +417,7 @@ ROAD: dict[str, list[Place]] = {
 }
 
 
-def on_picture(x_m: float, y_m: float) -> Place:
+def on_frame(x_m: float, y_m: float) -> Place:
     """Where a point of the road is seen: the inverse of what is under test, from the same four points."""
     plane = GroundPlane([(0, 0), (8, 0), (8, 40), (0, 40)], [(100, 900), (900, 900), (600, 400), (400, 400)])
     return plane.to_metres(x_m, y_m)
@@ -429,12 +429,12 @@ def test_speed_on_the_ground_whatever_the_rate_and_the_jitter(speed_kmh: float, 
     rng = np.random.default_rng(4)
     stage = analytics(ground=ROAD)
     for at in range(round(2 * fps)):
-        x, y = on_picture(4.0, 1.0 + speed_kmh / 3.6 * at / fps)
+        x, y = on_frame(4.0, 1.0 + speed_kmh / 3.6 * at / fps)
         jitter = rng.normal(0, 0.3, 2)
         stage.update(tracks((7, (x + jitter[0], y + jitter[1]))), round(at / fps * 1e9))
     speed, heading = stage.motion_of(7)
     assert speed == pytest.approx(speed_kmh, rel=0.1, abs=1.0)
-    assert min(heading, 360 - heading) < 10  # up in the picture
+    assert min(heading, 360 - heading) < 10  # up in the frame
 
 
 @pytest.mark.parametrize(
@@ -465,7 +465,7 @@ def test_without_a_ground_plane_there_is_no_speed() -> None:
 
 def test_events_say_the_speed() -> None:
     stage = analytics(ground=ROAD, lines=[line(((0, 700), (1000, 700)))])
-    (event,) = walk(stage, [on_picture(4.0, 0.5 * k) for k in range(60)])
+    (event,) = walk(stage, [on_frame(4.0, 0.5 * k) for k in range(60)])
     assert event.data["speed_kmh"] == pytest.approx(18.0, rel=0.05)
 
 
@@ -481,7 +481,7 @@ def test_above_the_horizon_there_is_no_ground() -> None:
 @given(st.lists(st.tuples(st.floats(0, 8), st.floats(0, 40)), min_size=1, max_size=5))
 def test_the_ground_plane_goes_there_and_back(places: list[Place]) -> None:
     plane = GroundPlane(ROAD["points"], ROAD["metres"])
-    assert [plane.to_metres(*on_picture(*place)) for place in places] == [
+    assert [plane.to_metres(*on_frame(*place)) for place in places] == [
         pytest.approx(place, abs=1e-6) for place in places
     ]
 

@@ -1,4 +1,4 @@
-"""Lines and zones against a slow and simple implementation: one object, one shape and one picture at a time."""
+"""Lines and zones against a slow and simple implementation: one object, one shape and one frame at a time."""
 
 from __future__ import annotations
 
@@ -219,15 +219,15 @@ def test_what_happens_is_what_a_simple_implementation_says(seed: int) -> None:
         feet = (places + rng.normal(0, 0.03, (number, 2)) * sizes[:, None])[seen]
         half = 0.2 * sizes[seen]
         boxes = np.column_stack([feet[:, 0] - half, feet[:, 1] - sizes[seen], feet[:, 0] + half, feet[:, 1]])
-        picture = Tracks(
+        frame = Tracks(
             boxes.astype(np.float32),
             np.ones(len(seen), np.float32),
             classes[seen].astype(np.int32),
             ids[seen].astype(np.int64),
             np.zeros(len(seen), np.int64),
         )
-        happened = fast.update(picture, round(now_s * 1e9))
-        rows = zip(ids[seen].tolist(), classes[seen].tolist(), picture.boxes_xyxy.astype(float).tolist(), strict=True)
+        happened = fast.update(frame, round(now_s * 1e9))
+        rows = zip(ids[seen].tolist(), classes[seen].tolist(), frame.boxes_xyxy.astype(float).tolist(), strict=True)
         assert {told(event) for event in happened} == slow.update([(i, c, tuple(b)) for i, c, b in rows], now_s)
         events += len(happened)
     assert events > 0 or not (config.lines or config.zones)

@@ -43,11 +43,9 @@ def person(x: float, y: float = 200.0, height: float = 100.0) -> Box:
     return (x - 0.2 * height, y, x + 0.2 * height, y + height)
 
 
-def follow(
-    tracker: Tracker, pictures: Iterable[Detections], fps: float = 10.0, start_ns: int = START_NS
-) -> list[Tracks]:
+def follow(tracker: Tracker, frames: Iterable[Detections], fps: float = 10.0, start_ns: int = START_NS) -> list[Tracks]:
     step_ns = round(SECOND_NS / fps)
-    return [tracker.update(picture, start_ns + at * step_ns) for at, picture in enumerate(pictures)]
+    return [tracker.update(frame, start_ns + at * step_ns) for at, frame in enumerate(frames)]
 
 
 def ids(results: Iterable[Tracks]) -> set[int]:
@@ -65,7 +63,7 @@ def test_a_new_object_is_published_when_it_is_seen_the_second_time() -> None:
 
 
 @pytest.mark.parametrize(("fps", "published_at"), [(5.0, 2), (10.0, 4), (30.0, 12)])
-def test_confirm_s_is_a_time_and_not_a_number_of_pictures(fps: float, published_at: int) -> None:
+def test_confirm_s_is_a_time_and_not_a_number_of_frames(fps: float, published_at: int) -> None:
     results = follow(Tracker(TrackConfig(confirm_s=0.4)), [detections((person(100), 0.9))] * 20, fps)
     assert [len(tracks) for tracks in results] == [0] * published_at + [1] * (20 - published_at)
 
@@ -84,10 +82,10 @@ def test_a_walker_keeps_his_id_while_the_rate_varies() -> None:
 
 
 def test_two_who_pass_each_other_keep_their_ids() -> None:
-    def picture(at: int) -> Detections:
+    def frame(at: int) -> Detections:
         return detections((person(100 + 10 * at, 200, 100), 0.8), (person(500 - 10 * at, 215, 104), 0.8))
 
-    results = follow(Tracker(), [picture(at) for at in range(40)])
+    results = follow(Tracker(), [frame(at) for at in range(40)])
     assert len(ids(results)) == 2
     first_by_x = {int(i): box[0] for i, box in zip(results[1].track_ids, results[1].boxes_xyxy, strict=True)}
     last_by_x = {int(i): box[0] for i, box in zip(results[-1].track_ids, results[-1].boxes_xyxy, strict=True)}
@@ -193,12 +191,12 @@ def test_a_second_box_around_a_followed_object_begins_nothing() -> None:
 
 
 def test_ids_are_unique_in_the_process_and_over_resets() -> None:
-    picture = [detections((person(100), 0.9), (person(400), 0.9))] * 3
+    frame = [detections((person(100), 0.9), (person(400), 0.9))] * 3
     cameras = [Tracker() for _ in range(3)]
     seen: list[int] = []
     for _ in range(4):
         for tracker in cameras:
-            seen += sorted(ids(follow(tracker, picture)))
+            seen += sorted(ids(follow(tracker, frame)))
             tracker.reset()
             assert len(tracker) == 0
     assert len(seen) == len(set(seen)) == 3 * 4 * 2
@@ -240,13 +238,13 @@ def test_a_clock_that_jumps_ahead_ends_every_track_after_lost_s(jump_s: float, s
     assert len(after[-1]) == 1 and len(tracker) == 1
 
 
-def test_pictures_with_one_and_the_same_time_are_taken_as_they_come() -> None:
+def test_frames_with_one_and_the_same_time_are_taken_as_they_come() -> None:
     tracker = Tracker()
     results = [tracker.update(detections((person(100), 0.9)), START_NS) for _ in range(5)]
     assert len(ids(results)) == 1 and results[-1].age_ms.tolist() == [0]
 
 
-def test_a_camera_slower_than_lost_s_still_has_two_pictures_to_compare() -> None:
+def test_a_camera_slower_than_lost_s_still_has_two_frames_to_compare() -> None:
     assert len(ids(follow(Tracker(TrackConfig(lost_s=1.0)), [detections((person(100), 0.9))] * 10, fps=0.25))) == 1
 
 
@@ -269,12 +267,12 @@ def test_what_is_not_a_box_is_passed_over() -> None:
 
 
 def test_detections_are_not_written_to() -> None:
-    picture = detections((person(100), 0.9), (person(300), 0.1))
-    for values in (picture.boxes_xyxy, picture.scores, picture.class_ids):
+    frame = detections((person(100), 0.9), (person(300), 0.1))
+    for values in (frame.boxes_xyxy, frame.scores, frame.class_ids):
         values.setflags(write=False)
-    results = follow(Tracker(), [picture] * 3)
+    results = follow(Tracker(), [frame] * 3)
     kept = results[-1].boxes_xyxy.copy()
-    follow(Tracker(), [picture] * 3)
+    follow(Tracker(), [frame] * 3)
     np.testing.assert_array_equal(results[-1].boxes_xyxy, kept)
 
 
@@ -294,7 +292,7 @@ def test_tracks_are_pruned() -> None:
         x, y = rng.uniform(0, 5000, 2)
         tracker.update(detections((person(x, y), 0.9)), START_NS + at * SECOND_NS // 10)
         sizes.append(len(tracker))
-    assert max(sizes) <= 4  # tentative_s is 0.25 s: three pictures and the new one
+    assert max(sizes) <= 4  # tentative_s is 0.25 s: three frames and the new one
 
 
 def test_no_detections_at_all() -> None:
@@ -303,18 +301,18 @@ def test_no_detections_at_all() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.25, 4.0])
-def test_a_picture_of_another_size_is_followed_alike(scale: float) -> None:
+def test_a_frame_of_another_size_is_followed_alike(scale: float) -> None:
     """Everything is measured in the object's own size, so 4K and VGA cameras need no other settings."""
     rng = np.random.default_rng(3)
-    pictures = []
+    frames = []
     for at in range(60):
         rows = [
             (person(100 + 12 * at + 70 * k + rng.normal(0, 3), 150 + 20 * k, 90), float(rng.uniform(0.3, 0.9)))
             for k in range(5)
         ]
-        pictures.append([row for row in rows if rng.random() < 0.9])
-    plain = follow(Tracker(), [detections(*rows) for rows in pictures])
-    other = follow(Tracker(), [detections(*((scaled(box, scale), score) for box, score in rows)) for rows in pictures])
+        frames.append([row for row in rows if rng.random() < 0.9])
+    plain = follow(Tracker(), [detections(*rows) for rows in frames])
+    other = follow(Tracker(), [detections(*((scaled(box, scale), score) for box, score in rows)) for rows in frames])
     renamed = dict(zip(sorted(ids(other)), sorted(ids(plain)), strict=True))
     for a, b in zip(plain, other, strict=True):
         assert a.track_ids.tolist() == [renamed[int(i)] for i in b.track_ids]

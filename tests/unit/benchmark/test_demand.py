@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vision.benchmark.demand import demand, demands
-from vision.benchmark.pictures import shipped_clip
+from vision.benchmark.frames import shipped_clip
 from vision.config import CameraConfig
 from vision.errors import SourceError
 
@@ -22,7 +22,7 @@ def test_recordings_and_generators_begin_with_the_program() -> None:
     assert generator.in_step
     assert not clip.drawn
     assert generator.drawn
-    assert clip.open_ms > generator.open_ms > 0  # a file is opened and its first picture decoded
+    assert clip.open_ms > generator.open_ms > 0  # a file is opened and its first frame decoded
 
 
 def test_a_live_camera_begins_at_any_time() -> None:
@@ -32,7 +32,7 @@ def test_a_live_camera_begins_at_any_time() -> None:
 
 
 @pytest.mark.parametrize("source", ["/no/such/file.mp4", __file__, "synthetic:64x48@10?objects=many"])
-def test_what_is_of_this_machine_and_gives_no_picture_is_an_error(source: str) -> None:
+def test_what_is_of_this_machine_and_gives_no_frame_is_an_error(source: str) -> None:
     with pytest.raises(SourceError):
         demand(camera(source), ("bgr",))
 

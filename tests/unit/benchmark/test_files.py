@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from tests.paths import ROOT
 from vision.benchmark.compare import comparability, compare, noise, verdict
 from vision.benchmark.conditions import Clocks, Machine
 from vision.benchmark.document import Bench, Case, DecodeCost, HostCosts, Row, check_writable, load_bench
@@ -40,7 +41,7 @@ def bench(*rows: Row, **other: object) -> Bench:
         "backend": "TensorRT-RTX 1.6.1, NVIDIA H100 (sm_90), fp16",
         "slots": 3,
         "parallel": 2,
-        "picture": "768x576 bgr",
+        "frame": "768x576 bgr",
         "seconds": 2.0,
         "measured_at": "2026-11-22T10:00:00Z",
         "machine": Machine("Xeon", 16, 128.0, "NVIDIA H100"),
@@ -133,8 +134,8 @@ def damage(document: Any, keys: tuple[str | int, ...], value: object) -> None:
         (("versions", "python"), 3, "versions.python: expected text"),
         (("host", "cores"), float("nan"), "host.cores: expected a number"),
         (("host", "decode", 0), [], r"host.decode\[0\]: expected a mapping"),
-        (("picture",), "odd", "picture: expected one such as"),
-        (("picture",), "0x576 bgr", "picture: expected one such as"),
+        (("frame",), "odd", "frame: expected one such as"),
+        (("frame",), "0x576 bgr", "frame: expected one such as"),
         (("notes",), ["a", 5], r"notes\[1\]: expected text"),
     ],
 )
@@ -183,7 +184,7 @@ def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
         ({"model": "yolo"}, "model: 'nanodet-g-416' and 'yolo'"),
         ({"model_sha256": "cd" * 32}, "sha256"),
         ({"backend": "onnxruntime cpu fp32"}, "back-end"),
-        ({"picture": "1920x1080 nv12"}, "picture"),
+        ({"frame": "1920x1080 nv12"}, "frame"),
         ({"source": "street.mp4"}, "source: 'vtest.mp4' and 'street.mp4'"),
         ({"machine": Machine("Xeon", 16, 128.0, "NVIDIA H200")}, "machine, gpu: NVIDIA H100 and NVIDIA H200"),
         ({"machine": Machine("Xeon", 16, 128.0, "NVIDIA H100", power_mode="15W (1)")}, "power_mode"),
@@ -293,7 +294,7 @@ def test_p99_is_compared_where_chance_does_not_explain_it() -> None:
         assert one.verdict == expected
 
 
-def test_pictures_that_are_late_together_prove_little() -> None:
+def test_frames_that_are_late_together_prove_little() -> None:
     late = [10_000_000] * 970 + [20_000_000] * 30
     alone, together = Durations.of(late), Durations.of(late, independent=100)
     assert (alone.p99_low_ms, alone.p99_high_ms) == (20.0, 20.0)

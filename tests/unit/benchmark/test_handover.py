@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from vision.benchmark.demand import Demand, demands
+from vision.benchmark.frames import shipped_clip
 from vision.benchmark.handover import AT_ONCE, Delays, Stamps, handover_of, measure_handover, stand_ins
-from vision.benchmark.pictures import shipped_clip
 from vision.benchmark.pipeline import ThreadCosts
 from vision.capture.synthetic.source import SyntheticSpec
-from vision.config import SiteConfig
-from vision.config.test_pattern import FAKE_CLASSES
+from vision.config import AppConfig
+from vision.test_pattern import FAKE_CLASSES
 
 TURNS = ThreadCosts(results_ms=0.1, loop_ms=0.05, camera_ms=0.1)
 MS = 1_000_000
 
 
-def site(*sources: str) -> SiteConfig:
+def site(*sources: str) -> AppConfig:
     cameras = [{"id": f"c{n}", "source": source} for n, source in enumerate(sources)]
-    return SiteConfig.model_validate({"cameras": cameras, "detect": {"backend": "fake"}})
+    return AppConfig.model_validate({"cameras": cameras, "detect": {"backend": "fake"}})
 
 
 def stamps(camera_id: str, *at_ms: float) -> Stamps:
@@ -47,22 +47,22 @@ def test_no_delays_are_none() -> None:
 def test_a_turn_of_ones_own_is_no_hand_over() -> None:
     """Due at 0; a turn of 2 ms of its camera's ends at 5, one of the loop at 6, one of 3 ms with its result at 11."""
     found = handover_of([stamps("a", 0, 5, 6, 6, 11)], {"a": 2.0}, 3.0)
-    assert found.picture.ms[0] == found.picture.ms[-1] == pytest.approx(3.0)
+    assert found.frame.ms[0] == found.frame.ms[-1] == pytest.approx(3.0)
     assert found.batch.ms[-1] == pytest.approx(2.0)
 
 
 def test_turns_of_others_are_no_hand_over_either() -> None:
-    """The second picture is due at 7, in the turn of the results thread from 6 to 9 ms, and its own begins at 9."""
+    """The second frame is due at 7, in the turn of the results thread from 6 to 9 ms, and its own begins at 9."""
     first, second = stamps("a", 0, 5, 6, 6, 9), stamps("b", 7, 11, 12, 12, 15)
     found = handover_of([first, second], {"a": 5.0, "b": 2.0}, 3.0)
-    assert found.picture.ms[-1] == pytest.approx(0.0)
+    assert found.frame.ms[-1] == pytest.approx(0.0)
 
 
 def test_turns_that_seem_to_overlap_are_counted_once() -> None:
     """Turns are known by their usual length: two that ended together took no longer than that."""
     pair = [stamps("a", 0, 10, 11, 11, 12), stamps("b", 0, 10, 11, 11, 13)]
     found = handover_of(pair, {"a": 4.0, "b": 4.0}, 1.0)
-    assert found.picture.ms == (pytest.approx(6.0),) * len(found.picture.ms)
+    assert found.frame.ms == (pytest.approx(6.0),) * len(found.frame.ms)
 
 
 def test_only_a_results_thread_that_slept_is_handed_over_to() -> None:
@@ -79,7 +79,7 @@ def test_every_camera_has_a_stand_in(fps: float) -> None:
     assert {(one.width_px, one.height_px, one.pixel_format) for one in found} == {(320, 240, "nv12")}
     assert sum(one.fps for one in found) == pytest.approx(max(200.0, 4 * fps))
     begins_s = [one.stall[1] for one in found if one.stall is not None]
-    assert np.diff(begins_s) == pytest.approx([1 / 200] * 3, abs=1e-4)  # spread over the time between two pictures
+    assert np.diff(begins_s) == pytest.approx([1 / 200] * 3, abs=1e-4)  # spread over the time between two frames
 
 
 def test_stand_ins_leave_python_time_to_sleep() -> None:
@@ -100,7 +100,7 @@ def test_hand_overs_are_measured_on_the_program_itself() -> None:
     live = Demand("c1", 30.0, None, 64, 48, "bgr", 0.0, 0.0, 0.0)
     wanted = [*demands(config.cameras[:1], ("bgr",)), live]
     found = measure_handover(config, FAKE_CLASSES, 3, wanted, TURNS, seconds=0.5)
-    for delays in (found.picture, found.batch):
+    for delays in (found.frame, found.batch):
         assert delays.count >= 10
         assert 0 <= delays.ms[0] <= delays.ms[5] <= delays.ms[-1]
-    assert found.picture.ms[-1] > 0
+    assert found.frame.ms[-1] > 0

@@ -14,7 +14,7 @@ from vision.benchmark.demand import Demand
 from vision.benchmark.handover import Delays, Handover
 from vision.benchmark.model import BatchCost, DetectorCost, HostCost, forecast, stretch, unhindered
 from vision.benchmark.samples import Durations
-from vision.runtime.runtime import QUEUED_PICTURES
+from vision.runtime.runtime import RESULT_QUEUE_SIZE
 
 CAMERA = Demand("a", 30.0, None, 768, 576, "bgr", grab_ms=0.0, retrieve_ms=0.0, cpu_ms=0.0)
 HOST = HostCost(cores=16.0, results_ms=0.0, loop_ms=0.0, camera_ms=0.0)
@@ -48,11 +48,11 @@ def test_a_detector_that_is_too_slow_serves_all_cameras_alike() -> None:
     assert found.dropped_per_s == pytest.approx(70, rel=0.05)
     for camera in found.cameras:
         assert camera.published_per_s == pytest.approx(12.5, rel=0.05)
-        assert camera.latency.p99_ms <= 20 + 1000 / 30 + 0.1  # the newest picture is no older than one interval
+        assert camera.latency.p99_ms <= 20 + 1000 / 30 + 0.1  # the newest frame is no older than one interval
     assert found.detector_busy == pytest.approx(1.0, rel=0.01)
 
 
-def test_a_slow_camera_keeps_its_pictures_where_fast_ones_lose_theirs() -> None:
+def test_a_slow_camera_keeps_its_frames_where_fast_ones_lose_theirs() -> None:
     site = [replace(CAMERA, camera_id="slow", fps=5.0), *cameras(3)]
     found = forecast(site, detector(20.0), HOST)
     assert found.cameras[0].published_per_s == pytest.approx(5.0, rel=0.06)
@@ -77,7 +77,7 @@ def test_two_batches_at_once_do_twice_as_much() -> None:
     assert two.published_per_s == pytest.approx(2 * one.published_per_s, rel=0.03)
 
 
-def test_an_old_picture_is_dropped_and_not_inferred() -> None:
+def test_an_old_frame_is_dropped_and_not_inferred() -> None:
     found = forecast(cameras(4, staleness_s=0.005), detector(20.0), HOST)
     assert found.published_per_s < 50
     assert all(camera.latency.max_ms <= 25 + 0.1 for camera in found.cameras)
@@ -101,7 +101,7 @@ def test_all_threads_of_python_share_one_turn() -> None:
     assert found.published_per_s == pytest.approx((1000 - 1200 * 0.25) / 0.75, rel=0.05)
 
 
-def test_pictures_that_cannot_all_be_decoded() -> None:
+def test_frames_that_cannot_all_be_decoded() -> None:
     found = forecast(cameras(10, cpu_ms=20.0), detector(1.0), replace(HOST, cores=4.0))  # six cores asked for
     assert found.slowed_cameras == pytest.approx(4 * 0.95 / 6, rel=0.01)
     assert found.published_per_s == pytest.approx(300 * found.slowed_cameras, rel=0.03)
@@ -120,8 +120,8 @@ def test_decoding_takes_the_cpu_from_a_detector_that_uses_it() -> None:
 def test_a_copy_that_is_larger_than_what_was_measured() -> None:
     host = replace(HOST, copy_gb_per_s=1.0)
     measured = CAMERA.nbytes
-    same = forecast(cameras(1), detector(10.0, picture_bytes=measured), host)
-    larger = forecast(cameras(1, width_px=1536, height_px=1152), detector(10.0, picture_bytes=measured), host)
+    same = forecast(cameras(1), detector(10.0, frame_bytes=measured), host)
+    larger = forecast(cameras(1, width_px=1536, height_px=1152), detector(10.0, frame_bytes=measured), host)
     assert same.cameras[0].latency.p50_ms == pytest.approx(10.0)
     assert larger.cameras[0].latency.p50_ms == pytest.approx(10.0 + 3 * measured / 1e6, rel=0.01)
 
@@ -146,7 +146,7 @@ def test_the_same_seed_says_the_same() -> None:
     assert forecast(site, detector(7.0), host, seed=3) == forecast(site, detector(7.0), host, seed=3)
 
 
-def test_latency_of_all_cameras_is_that_of_all_their_pictures() -> None:
+def test_latency_of_all_cameras_is_that_of_all_their_frames() -> None:
     site = [replace(CAMERA, camera_id="near", fps=99.0), replace(CAMERA, camera_id="far", fps=1.0, retrieve_ms=50.0)]
     found = forecast(site, detector(1.0, parallel=2), HOST)
     assert found.cameras[1].latency.p50_ms == pytest.approx(51.0)
@@ -163,7 +163,7 @@ def always(ms: float) -> Delays:
     return Delays.of(np.array([ms]))
 
 
-def test_a_picture_is_late_by_its_hand_overs() -> None:
+def test_a_frame_is_late_by_its_hand_overs() -> None:
     host = replace(HOST, handover=Handover(always(2.0), always(3.0)))
     found = forecast(cameras(1), detector(10.0), host).latency
     assert found.p50_ms == pytest.approx(15.0)
@@ -180,7 +180,7 @@ def test_a_hand_over_that_is_rarely_slow_is_the_tail() -> None:
 def test_turns_of_python_are_waited_for_once() -> None:
     """A hand-over is measured without the turns of others, so it comes after those that go on."""
     host = replace(HOST, camera_ms=4.0, handover=Handover(always(3.0), always(0.0)))
-    together = cameras(2, in_step=True, drawn=True, open_ms=2.0)  # the second picture comes 2 + 3 ms after the first
+    together = cameras(2, in_step=True, drawn=True, open_ms=2.0)  # the second frame comes 2 + 3 ms after the first
     first, second = forecast(together, detector(10.0, parallel=2), host).cameras
     assert first.latency.p50_ms == pytest.approx(3 + 4 + 10)
     assert second.latency.p50_ms == pytest.approx(2 + 3 + 4 + 10)  # the first one's turn ends 2 ms after it came
@@ -193,15 +193,15 @@ def test_a_results_thread_that_is_busy_is_not_handed_over_to() -> None:
     assert found.dropped_per_s == 0
 
 
-def test_a_picture_that_comes_while_a_batch_runs_is_seen_a_little_later() -> None:
-    """The inference thread waits for the batch then, and looks for pictures once in a millisecond."""
+def test_a_frame_that_comes_while_a_batch_runs_is_seen_a_little_later() -> None:
+    """The inference thread waits for the batch then, and looks for frames once in a millisecond."""
     site = cameras(2, in_step=True, drawn=True, open_ms=2.3)  # the second one comes 2.3 ms after the first
     first, second = forecast(site, detector(10.0, parallel=2), HOST).cameras
     assert first.latency.p50_ms == pytest.approx(10.0)
     assert second.latency.p50_ms == pytest.approx(10.7)
 
 
-def test_pictures_wait_for_each_other_only_where_they_come_together() -> None:
+def test_frames_wait_for_each_other_only_where_they_come_together() -> None:
     """One by one, generators begin soon after each other, and recordings once their files are open."""
     near = [replace(CAMERA, in_step=True, drawn=True, open_ms=1.0)] * 2
     far = [replace(CAMERA, in_step=True, open_ms=12.0)] * 2
@@ -210,17 +210,17 @@ def test_pictures_wait_for_each_other_only_where_they_come_together() -> None:
     assert forecast(far, detector(10.0), host).latency.max_ms == pytest.approx(10.0)
 
 
-def test_a_camera_with_max_fps_gives_a_fresh_picture_in_each_turn() -> None:
-    """Its turns follow from its first picture, which comes later than the others after they were due."""
+def test_a_camera_with_max_fps_gives_a_fresh_frame_in_each_turn() -> None:
+    """Its turns follow from its first frame, which comes later than the others after they were due."""
     first_is_late = Delays.of(np.concatenate([np.full(999, 0.5), [4.0]]))
     host = replace(HOST, handover=Handover(first_is_late, always(0.0)))
     site = cameras(1, fps=20.0, max_fps=5.0, in_step=True, drawn=True, open_ms=7.0)
     found = forecast(site, detector(10.0), host).latency
-    assert found.p50_ms == pytest.approx(14.0, abs=1.0)  # and not 64: the picture before it
+    assert found.p50_ms == pytest.approx(14.0, abs=1.0)  # and not 64: the frame before it
 
 
 def test_what_a_forecast_says_is_no_matter_of_one_start() -> None:
-    """Pictures of two cameras that come together in one run may come one after the other in the next."""
+    """Frames of two cameras that come together in one run may come one after the other in the next."""
     tails = [forecast(cameras(2), detector(10.0), HOST, seed=seed, seconds=5).latency.max_ms for seed in range(9)]
     assert min(tails) > 11
 
@@ -240,7 +240,7 @@ def test_a_site_without_cameras() -> None:
     results_ms=st.floats(0, 3),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_picture_is_published_or_dropped(
+def test_every_frame_is_published_or_dropped(
     *,
     count: int,
     fps: float,
@@ -254,7 +254,7 @@ def test_every_picture_is_published_or_dropped(
     cost = detector(ms, parallel=parallel, max_batch=max_batch)
     found = forecast(site, cost, replace(HOST, results_ms=results_ms), seconds=10.0)
     # May wait at the end, or have waited at the beginning.
-    queued = QUEUED_PICTURES + (1 + parallel) * max_batch + 2 * count
+    queued = RESULT_QUEUE_SIZE + (1 + parallel) * max_batch + 2 * count
     assert found.published_per_s + found.dropped_per_s == pytest.approx(count * fps, abs=(queued + 1) / 9)
     assert 0 <= found.detector_busy <= 1
     assert 0 <= found.python_busy <= 1

@@ -38,20 +38,20 @@ from vision.benchmark.plan import (
 )
 from vision.benchmark.samples import Durations
 from vision.benchmark.tables import print_checks, print_plan
-from vision.config import CameraConfig, DetectConfig, SiteConfig
+from vision.config import AppConfig, CameraConfig, DetectConfig
 from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED
 from vision.detect.fake import FakeDetector
 from vision.detect.open import open_detector
 from vision.errors import EXIT_RUNTIME, EXIT_USAGE, ConfigError, SourceError
-from vision.runtime.builder import model_of
+from vision.runtime.builder import find_model
 from vision.types import Frame
 
 MODEL = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 
 
-def site(*sources: str, **other: object) -> SiteConfig:
+def site(*sources: str, **other: object) -> AppConfig:
     cameras = [{"id": f"c{n}", "source": source} for n, source in enumerate(sources or ("synthetic:64x48@20",))]
-    return SiteConfig.model_validate({"cameras": cameras, "detect": {"backend": "fake"}, **other})
+    return AppConfig.model_validate({"cameras": cameras, "detect": {"backend": "fake"}, **other})
 
 
 def stage(
@@ -84,7 +84,7 @@ def test_costs_from_a_file() -> None:
     assert costs.detector.batches[4].interval_ms == pytest.approx(1.0)
     assert costs.detector.batches[4].alone_ms == 3.0
     assert costs.detector.cores == 0.5
-    assert costs.detector.picture_bytes == 768 * 576 * 3
+    assert costs.detector.frame_bytes == 768 * 576 * 3
     assert costs.host.copy_gb_per_s == 30.0
     assert costs_of(gpu_bench(), site(detect={"precision": "fp32"})).detector.batches[1].interval_ms == 2.5
 
@@ -151,8 +151,8 @@ def test_a_file_with_more_slots_than_usual_is_read_where_the_usual_ones_are() ->
 
 @pytest.mark.parametrize("backend", ["fake", "onnxruntime"])
 def test_the_usual_slots_are_those_of_the_detector(backend: str) -> None:
-    folder, card = model_of(site())
-    with closing(open_detector(folder, card, DetectConfig.model_validate({"backend": backend}))) as detector:
+    folder, spec = find_model(site())
+    with closing(open_detector(folder, spec, DetectConfig.model_validate({"backend": backend}))) as detector:
         assert default_slots(bench(backend=detector.name)) == detector.slots
 
 
@@ -190,7 +190,7 @@ def test_a_plan_from_a_file() -> None:
     plan = make_plan(site("synthetic:64x48@20", "synthetic:64x48@20", detect=detect), here(gpu_bench()), seconds=0.3)
     assert plan.forecast.published_per_s == pytest.approx(40, rel=0.05)
     assert plan.costs.source == "benchmark of 2026-11-22T10:00:00Z"
-    assert plan.costs.host.handover.picture.count > 0
+    assert plan.costs.host.handover.frame.count > 0
     assert any("768x576 bgr" in note for note in plan.notes)
     assert {load.resource for load in plan.loads} == {"decode", "detector", "copy", "results thread"}
     assert plan.as_json()["forecast"]["cameras"][0]["camera_id"] == "c0"
@@ -207,8 +207,8 @@ def test_a_plan_from_what_is_measured_now_and_whether_it_is_so() -> None:
     assert "c1" in plan.notes[0]
     assert plan.costs.source == "measured now"
     assert plan.costs.detector.cores < 2 * machine_cores()
-    assert plan.costs.host.handover.picture.count > 0
-    assert plan.forecast.cameras[0].latency.p50_ms > plan.costs.host.handover.picture.ms[0]
+    assert plan.costs.host.handover.frame.count > 0
+    assert plan.forecast.cameras[0].latency.p50_ms > plan.costs.host.handover.frame.ms[0]
     found = {check.what: check for check in verify(config, plan, 2.0)}
     assert found["c0: frames/s"].measured == pytest.approx(20, rel=0.3)
     assert found["c0: frames/s"].planned == pytest.approx(20, rel=0.3)
@@ -216,7 +216,7 @@ def test_a_plan_from_what_is_measured_now_and_whether_it_is_so() -> None:
     assert found["p99 ms"].measured == found["c0: p99 ms"].measured > 0
 
 
-def test_detection_is_measured_with_pictures_as_the_cameras_send_them() -> None:
+def test_detection_is_measured_with_frames_as_the_cameras_send_them() -> None:
     class Formats(FakeDetector):
         """Keeps which formats it was given."""
 
@@ -230,7 +230,7 @@ def test_detection_is_measured_with_pictures_as_the_cameras_send_them() -> None:
     with closing(Formats()) as detector:
         cost, _ = measure_detector(detector, [np.zeros((72, 64), np.uint8)], wanted, 0.01, threads=None)
     assert Formats.seen == {"nv12"}
-    assert cost.picture_bytes == 72 * 64
+    assert cost.frame_bytes == 72 * 64
 
 
 def test_a_detector_beside_the_cpu_is_not_taken_for_one_that_wants_all_of_it() -> None:

@@ -1,4 +1,4 @@
-"""A benchmark as a picture."""
+"""A benchmark as a frame."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def test_a_drawing_of_both_kinds(tmp_path: Path) -> None:
     draw(bench(*ROWS), tmp_path / "a.svg")
     draw(bench(*ROWS), tmp_path / "a.png")
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
-    picture = cv2.imread(str(tmp_path / "a.png"))
-    assert picture is not None
-    assert picture.std() > 5
+    frame = cv2.imread(str(tmp_path / "a.png"))
+    assert frame is not None
+    assert frame.std() > 5
 
 
 def test_a_file_of_another_machine_is_shown_and_drawn(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What measures: loops over detectors and lanes, real pictures, real cameras, ONNX Runtime's profiler, time lines."""
+"""What measures: loops over detectors and lanes, real frames, real cameras, ONNX Runtime's profiler, time lines."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 
 from vision.benchmark.bench import pace
-from vision.benchmark.canned import CannedDetector
+from vision.benchmark.canned import StubDetector
 from vision.benchmark.demand import assumed, decode_costs, demand, demands
 from vision.benchmark.document import DecodeCost
 from vision.benchmark.engine import ThreadLane, measure_engine
+from vision.benchmark.frames import convert, is_local, load_frames, make_batches, shipped_clip, size_of
 from vision.benchmark.nodes import parse_nodes
-from vision.benchmark.pictures import convert, is_local, make_batches, read_pictures, shipped_clip, size_of
-from vision.benchmark.pipeline import Borrowed, measure_threads, run_site, synthetic_site
+from vision.benchmark.pipeline import NonClosingDetector, measure_threads, run_site, synthetic_site
 from vision.benchmark.plan import resized
 from vision.benchmark.stage import measure_alone, measure_stage
 from vision.benchmark.timeline import recorded_spans, trace_slots
 from vision.capture.synthetic.source import SyntheticSpec
-from vision.config import CameraConfig, SiteConfig, load_model_card, shipped_models
+from vision.config import AppConfig, CameraConfig, load_model_spec, shipped_models
 from vision.detect.fake import FakeDetector
 from vision.detect.onnxruntime.network import OnnxNetwork
 from vision.engine.trace import SpanRecorder
@@ -63,7 +63,7 @@ def fake(time_: Time, *, slots: int = 2, parallel: int = 1, service_ms: int = 10
 )
 def test_rate_and_latency_of_a_stage(slots: int, parallel: int, batch: int, rate: float, latency_ms: float) -> None:
     time_ = Time()
-    images = read_pictures("synthetic:64x48?objects=2", 4)
+    images = load_frames("synthetic:64x48?objects=2", 4)
     with closing(fake(time_, slots=slots, parallel=parallel)) as detector:
         batches = make_batches(detector, images, slots, batch, "bgr")
         found = measure_stage(detector, batches, 1.0, clock=time_.clock)
@@ -77,7 +77,7 @@ def test_the_warm_up_lasts_until_it_is_told_to_end() -> None:
     time_ = Time()
     asked = itertools.count()
     with closing(fake(time_)) as detector:
-        batches = make_batches(detector, read_pictures("synthetic:64x48", 1), 2, 1, "bgr")
+        batches = make_batches(detector, load_frames("synthetic:64x48", 1), 2, 1, "bgr")
         measure_stage(detector, batches, 0.1, warm=lambda: next(asked) >= 20, clock=time_.clock)
     assert time_.now_ns > 0.3e9
 
@@ -85,14 +85,14 @@ def test_the_warm_up_lasts_until_it_is_told_to_end() -> None:
 def test_a_slow_stage_is_measured_a_few_times_at_least() -> None:
     time_ = Time()
     with closing(fake(time_, slots=1, service_ms=5000)) as detector:
-        batches = make_batches(detector, read_pictures("synthetic:64x48", 1), 1, 1, "bgr")
+        batches = make_batches(detector, load_frames("synthetic:64x48", 1), 1, 1, "bgr")
         assert measure_stage(detector, batches, 0.1, clock=time_.clock).durations.count == 5
 
 
 def test_one_batch_now_and_then() -> None:
     time_ = Time()
     with closing(fake(time_, slots=2, parallel=2)) as detector:
-        frames = make_batches(detector, read_pictures("synthetic:64x48?objects=2", 2), 1, 2, "bgr")[0]
+        frames = make_batches(detector, load_frames("synthetic:64x48?objects=2", 2), 1, 2, "bgr")[0]
         asked = itertools.count()
         found = measure_alone(
             detector,
@@ -111,7 +111,7 @@ def test_one_batch_now_and_then() -> None:
 
 def test_a_detector_that_fails_is_not_measured() -> None:
     with closing(FakeDetector(fail_at=3)) as detector, pytest.raises(DeviceError, match="batch 3 was to fail"):
-        batches = make_batches(detector, read_pictures("synthetic:64x48", 1), 2, 1, "bgr")
+        batches = make_batches(detector, load_frames("synthetic:64x48", 1), 2, 1, "bgr")
         measure_stage(detector, batches, 1.0)
 
 
@@ -199,8 +199,8 @@ def model() -> Iterator[Path]:
 
 
 def test_the_network_at_any_batch(model: Path) -> None:
-    card = load_model_card(model)
-    network = OnnxNetwork(model / card.file, card, 2, threads=1)
+    spec = load_model_spec(model)
+    network = OnnxNetwork(model / spec.file, spec, 2, threads=1)
     assert network.input_shapes == {"images": (2, 3, 416, 416)}
     network.run()
 
@@ -210,25 +210,25 @@ def test_a_network_with_a_fixed_batch(tmp_path: Path) -> None:
 
     (tmp_path / "model.yaml").write_text(tiny_models.COLOUR_CARD)
     tiny_models.save_colour_model(tmp_path / "colours.onnx", batch=1)
-    card = load_model_card(tmp_path)
+    spec = load_model_spec(tmp_path)
     with pytest.raises(ModelError, match="takes batches of 1 and no others, 4 was asked for"):
-        OnnxNetwork(tmp_path / card.file, card, 4, threads=1)
+        OnnxNetwork(tmp_path / spec.file, spec, 4, threads=1)
 
 
-# ------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------ frames
 
 
 @pytest.mark.parametrize(("pixel_format", "code"), [("nv12", cv2.COLOR_YUV2BGR_NV12), ("i420", cv2.COLOR_YUV2BGR_I420)])
-def test_pictures_in_yuv_are_what_opencv_takes_them_for(pixel_format: PixelFormat, code: int) -> None:
-    bgr = cv2.GaussianBlur(read_pictures(shipped_clip(), 1)[0], (0, 0), 4).astype(np.uint8)  # colours without edges
+def test_frames_in_yuv_are_what_opencv_takes_them_for(pixel_format: PixelFormat, code: int) -> None:
+    bgr = cv2.GaussianBlur(load_frames(shipped_clip(), 1)[0], (0, 0), 4).astype(np.uint8)  # colours without edges
     converted = convert(bgr, pixel_format)
     assert size_of(converted, pixel_format) == bgr.shape[:2]
     back = cv2.cvtColor(converted, code)
     assert np.abs(back.astype(int) - bgr).mean() < 2
 
 
-def test_pictures_with_a_fourth_channel() -> None:
-    bgr = read_pictures("synthetic:64x48", 1)[0]
+def test_frames_with_a_fourth_channel() -> None:
+    bgr = load_frames("synthetic:64x48", 1)[0]
     assert np.array_equal(convert(bgr, "bgrx")[..., :3], bgr)
     assert convert(bgr, "bgr") is bgr
 
@@ -238,13 +238,13 @@ def test_odd_sides_have_no_yuv() -> None:
         convert(np.zeros((3, 5, 3), np.uint8), "nv12")
 
 
-def test_a_recording_with_fewer_pictures() -> None:
-    assert len(read_pictures("synthetic:64x48?frames=3", 10)) == 3
+def test_a_recording_with_fewer_frames() -> None:
+    assert len(load_frames("synthetic:64x48?frames=3", 10)) == 3
     with pytest.raises(SourceError):
-        read_pictures("/no/such/file.mp4", 1)
+        load_frames("/no/such/file.mp4", 1)
 
 
-def test_pictures_in_another_size() -> None:
+def test_frames_in_another_size() -> None:
     image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     assert np.array_equal(resized(image, 4, 6), image)
     assert np.array_equal(resized(image, 2, 3), image[::2, ::2])
@@ -282,7 +282,7 @@ def test_a_generator_says_its_rate() -> None:
     assert (found.fps, found.max_fps, found.pixel_format) == (12.0, 5.0, "nv12")
 
 
-def test_a_folder_of_pictures_has_the_rate_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_folder_of_frames_has_the_rate_that_is_asked_for(tmp_path: Path) -> None:
     for index in range(5):
         cv2.imwrite(str(tmp_path / f"{index}.png"), np.full((48, 64, 3), 40 * index, np.uint8))
     found = demand(camera(str(tmp_path), fps=2), ("bgr",))
@@ -355,12 +355,12 @@ def test_half_load_is_half_however_little_that_is() -> None:
     assert pace(5e4, 4, 0.1) == (1000.0, 1.0)
     fps, seconds = pace(1.5, 3, 2.0)
     assert fps == 0.5  # and not 1: three cameras would give twice as much
-    assert seconds >= 4 / fps  # so that each gives some pictures all the same
+    assert seconds >= 4 / fps  # so that each gives some frames all the same
     assert pace(0.001, 3, 2.0)[1] == 60
 
 
 def test_a_camera_that_gives_nothing_is_in_the_result() -> None:
-    site = SiteConfig.model_validate({"cameras": [{"id": "gone", "source": "/no/such.mp4"}]})
+    site = AppConfig.model_validate({"cameras": [{"id": "gone", "source": "/no/such.mp4"}]})
     ran = run_site(site, 0.5, lambda *_: FakeDetector())
     assert ran.cameras["gone"].published_per_s == 0
     assert ran.objects_per_frame == 0
@@ -368,31 +368,31 @@ def test_a_camera_that_gives_nothing_is_in_the_result() -> None:
 
 def test_a_borrowed_detector_stays_open() -> None:
     with closing(FakeDetector(slots=2, max_batch=8)) as detector:
-        ran = run_site(synthetic_site(2, 20.0, 64, 48, None), 0.5, lambda *_: Borrowed(detector, 4))
+        ran = run_site(synthetic_site(2, 20.0, 64, 48, None), 0.5, lambda *_: NonClosingDetector(detector, 4))
         assert ran.cpu.own > 0  # short as it is
-        borrowed = Borrowed(detector, 4)
+        borrowed = NonClosingDetector(detector, 4)
         assert borrowed.max_batch == 4
-        assert Borrowed(detector, 99).max_batch == 8
-        frames = make_batches(detector, read_pictures("synthetic:64x48", 1), 1, 1, "bgr")[0]
+        assert NonClosingDetector(detector, 99).max_batch == 8
+        frames = make_batches(detector, load_frames("synthetic:64x48", 1), 1, 1, "bgr")[0]
         borrowed.submit(0, frames)
         borrowed.close()  # waits for what was left
         detector.submit(0, frames)
         assert len(detector.wait(0, 1.0)) == 1
 
 
-def test_results_have_the_objects_of_the_pictures_that_are_shown() -> None:
+def test_results_have_the_objects_of_the_frames_that_are_shown() -> None:
     with closing(FakeDetector(slots=2, max_batch=8)) as detector:
-        shown = make_batches(detector, read_pictures("synthetic:64x48?objects=5", 4), 2, 4, "bgr")
-        site = SiteConfig.model_validate(
+        shown = make_batches(detector, load_frames("synthetic:64x48?objects=5", 4), 2, 4, "bgr")
+        site = AppConfig.model_validate(
             {"cameras": [{"id": f"c{n}", "source": "synthetic:64x48@20?objects=0"} for n in range(3)]}
         )
-        assert run_site(site, 0.5, lambda *_: Borrowed(detector, 4)).objects_per_frame == 0
-        assert run_site(site, 0.5, lambda *_: Borrowed(detector, 4, shown)).objects_per_frame == 5
+        assert run_site(site, 0.5, lambda *_: NonClosingDetector(detector, 4)).objects_per_frame == 0
+        assert run_site(site, 0.5, lambda *_: NonClosingDetector(detector, 4, shown)).objects_per_frame == 5
 
 
 def test_threads_cost_something_and_more_for_more_objects() -> None:
     site = synthetic_site(1, 30.0, 64, 48, None)
-    few, many = (measure_threads(site, ("person",), objects, pictures=400) for objects in (0, 100))
+    few, many = (measure_threads(site, ("person",), objects, images=400) for objects in (0, 100))
     for found in (few, many):
         assert 0 < found.results_ms < 10
         assert 0 < found.loop_ms < 10
@@ -401,8 +401,8 @@ def test_threads_cost_something_and_more_for_more_objects() -> None:
 
 
 def test_a_canned_detector_keeps_to_the_rules_of_slots() -> None:
-    detector = CannedDetector(("person", "car"), 9, max_batch=2, thread_time=iter(range(0, 10**9, 1_000_000)).__next__)
-    frames = make_batches(detector, read_pictures("synthetic:64x48", 1), 1, 2, "bgr")[0]
+    detector = StubDetector(("person", "car"), 9, max_batch=2, thread_time=iter(range(0, 10**9, 1_000_000)).__next__)
+    frames = make_batches(detector, load_frames("synthetic:64x48", 1), 1, 2, "bgr")[0]
     with pytest.raises(ValueError, match="nothing was submitted"):
         detector.wait(0, 0)
     detector.submit(0, frames)
@@ -464,7 +464,7 @@ def test_slots_side_by_side_on_a_time_line() -> None:
     time_ = Time()
     recorder = SpanRecorder(clock=time_.clock)
     with closing(fake(time_, slots=2, parallel=2)) as detector:
-        batches = make_batches(detector, read_pictures("synthetic:64x48?objects=2", 2), 2, 2, "bgr")
+        batches = make_batches(detector, load_frames("synthetic:64x48?objects=2", 2), 2, 2, "bgr")
         trace_slots(detector, batches, 3, recorder, clock=time_.clock)
     lanes = {lane: [s for s in recorder.spans() if s.lane == lane] for lane in ("slot 0", "slot 1")}
     assert [len(spans) for spans in lanes.values()] == [3, 3]
@@ -505,7 +505,7 @@ def test_spans_end_where_the_block_fails() -> None:
 @pytest.mark.parametrize("pipeline", ["detect", "track", "count"])
 def test_threads_of_every_pipeline_are_measured_without_a_trace(pipeline: str, tmp_path: Path) -> None:
     lines = [{"name": "door", "points": [[10, 20], [60, 20]]}]
-    site = SiteConfig.model_validate(
+    site = AppConfig.model_validate(
         {
             "cameras": [{"id": f"c{n}", "source": "rtsp://10.0.0.1/never-opened"} for n in range(6)],
             "pipeline": pipeline,
@@ -516,6 +516,6 @@ def test_threads_of_every_pipeline_are_measured_without_a_trace(pipeline: str, t
             ),
         }
     )
-    found = measure_threads(site, ("person",), 5, size_px=(320, 240), pictures=200)
+    found = measure_threads(site, ("person",), 5, size_px=(320, 240), images=200)
     assert 0 < found.results_ms < 20
     assert not (tmp_path / "state").exists()

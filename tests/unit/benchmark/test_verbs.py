@@ -136,7 +136,7 @@ def test_what_is_wrong_is_said_before_anything_is_measured(arguments: tuple[str,
     [
         (("build",), "nothing to do"),
         (("build", "--for-gpu", "87", MODEL), "expected a name and a compute capability"),
-        (("bench", MODEL, "--source", "synthetic:101x77", "--format", "nv12"), "nv12 pictures have even sides"),
+        (("bench", MODEL, "--source", "synthetic:101x77", "--format", "nv12"), "nv12 frames have even sides"),
         (("bench", MODEL, "--backend", "onnxruntime", "--batch", "4", "--parts", "stage"), "nothing could be measured"),
         (("bench", "nanodet-g-461"), "did you mean 'nanodet-g-416'"),
         (("plan", "dmeo"), "demo"),
@@ -254,7 +254,7 @@ def test_an_engine_for_another_gpu_is_built_listed_and_found_again(tmp_path: Pat
 def test_bench_without_a_network(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file, plot = tmp_path / "a.json", tmp_path / "a.png"
-    source = "synthetic:64x48?objects=5"  # more than the pictures of made-up cameras have
+    source = "synthetic:64x48?objects=5"  # more than the frames of made-up cameras have
     small = ("--backend", "fake", "--batch", "4", "--slots", "1,2", "--seconds", "0.1", "--source", source)
     done = run("bench", MODEL, *small, "--json", file, "--plot", plot)
     assert done.returncode == 0, done.stderr
@@ -267,7 +267,7 @@ def test_bench_without_a_network(tmp_path: Path) -> None:
     assert all(row.frames_per_s > 0 and row.rss_mib > 0 for row in found.rows)
     assert all(row.objects_per_frame == 5 for row in found.rows)
     assert all(row.rate_error is not None for row in found.rows)
-    assert found.picture == "64x48 bgr"
+    assert found.frame == "64x48 bgr"
     assert found.source == source
     assert found.settings["max_batch"] == 8  # as `vision run` has it, though no batch is so large
     assert found.host.results_ms > 0
@@ -304,7 +304,7 @@ def test_bench_with_onnxruntime(tmp_path: Path) -> None:
     assert engines == [("eager", 1, 1), ("eager", 2, 1), ("eager", 1, 2), ("eager", 2, 2)]
     assert {row.case.batch for row in found.rows_of("stage")} == {1}
     assert any("no batches of more than 1" in note for note in found.notes)
-    assert found.picture == "768x576 nv12"
+    assert found.frame == "768x576 nv12"
     assert found.rows_of("pipeline") == ()
 
 

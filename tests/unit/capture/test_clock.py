@@ -22,8 +22,8 @@ class Machine:
             S // 2, self.warnings.append, clock=lambda: self.now_ns, utc=lambda: self.now_ns + UTC_MINUS_MONOTONIC
         )
 
-    def picture(self, delay_ns: int | None, *, decoding_ns: int = 0) -> tuple[int, int, str]:
-        """A picture arrives now, `delay_ns` old by the camera's clock. Its age on both clocks, when it is stamped."""
+    def frame(self, delay_ns: int | None, *, decoding_ns: int = 0) -> tuple[int, int, str]:
+        """A frame arrives now, `delay_ns` old by the camera's clock. Its age on both clocks, when it is stamped."""
         arrived_ns = self.now_ns
         camera_utc_ns = None if delay_ns is None else arrived_ns + UTC_MINUS_MONOTONIC - delay_ns
         self.now_ns += decoding_ns
@@ -51,38 +51,38 @@ class Machine:
         (-86_400 * S, 0, "arrival", True),  # tomorrow
     ],
 )
-def test_first_picture(delay_ns: int | None, age_ns: int, clock: str, warned: bool) -> None:
+def test_first_frame(delay_ns: int | None, age_ns: int, clock: str, warned: bool) -> None:
     machine = Machine()
-    assert machine.picture(delay_ns) == (age_ns, age_ns, clock)
+    assert machine.frame(delay_ns) == (age_ns, age_ns, clock)
     assert bool(machine.warnings) == warned
 
 
 def test_time_in_the_decoder_counts() -> None:
-    assert Machine().picture(100 * MS, decoding_ns=30 * MS) == (130 * MS, 130 * MS, "rtcp")
-    assert Machine().picture(None, decoding_ns=30 * MS) == (30 * MS, 30 * MS, "arrival")
+    assert Machine().frame(100 * MS, decoding_ns=30 * MS) == (130 * MS, 130 * MS, "rtcp")
+    assert Machine().frame(None, decoding_ns=30 * MS) == (30 * MS, 30 * MS, "arrival")
 
 
 def test_a_network_that_falls_behind_is_seen_once_the_clock_is_believed() -> None:
     machine = Machine()
-    assert machine.picture(50 * MS)[2] == "rtcp"
-    assert machine.picture(3 * S) == (150 * MS - 1, 150 * MS - 1, "rtcp")  # not before the last
+    assert machine.frame(50 * MS)[2] == "rtcp"
+    assert machine.frame(3 * S) == (150 * MS - 1, 150 * MS - 1, "rtcp")  # not before the last
     machine.now_ns += 10 * S
-    assert machine.picture(3 * S) == (3 * S, 3 * S, "rtcp")
+    assert machine.frame(3 * S) == (3 * S, 3 * S, "rtcp")
     assert machine.warnings == []
 
 
 @pytest.mark.parametrize("delay_ns", [-501 * MS, 3601 * S])
 def test_a_clock_that_was_set_wrong_is_not_believed_any_more(delay_ns: int) -> None:
     machine = Machine()
-    machine.picture(50 * MS)
-    assert machine.picture(delay_ns) == (0, 0, "arrival")
+    machine.frame(50 * MS)
+    assert machine.frame(delay_ns) == (0, 0, "arrival")
     assert len(machine.warnings) == 1
 
 
 def test_a_clock_set_back_by_seconds_is_not_believed_after_half_a_minute() -> None:
     machine = Machine()
-    machine.picture(50 * MS)
-    clocks = [machine.picture(5 * S)[2] for _ in range(2 * LATE_FOR_NS // (100 * MS))]
+    machine.frame(50 * MS)
+    clocks = [machine.frame(5 * S)[2] for _ in range(2 * LATE_FOR_NS // (100 * MS))]
     late = clocks.index("arrival") * 100 * MS
     assert LATE_FOR_NS <= late <= LATE_FOR_NS + S
     assert set(clocks[clocks.index("arrival") :]) == {"arrival"}
@@ -92,19 +92,19 @@ def test_a_clock_set_back_by_seconds_is_not_believed_after_half_a_minute() -> No
 def test_one_late_spell_does_not_count_towards_the_next() -> None:
     machine = Machine()
     for _ in range(3):
-        machine.picture(50 * MS)
+        machine.frame(50 * MS)
         machine.now_ns += LATE_FOR_NS // 2
-        assert machine.picture(5 * S)[2] == "rtcp"
+        assert machine.frame(5 * S)[2] == "rtcp"
         machine.now_ns += LATE_FOR_NS // 2 + 10 * S
-        machine.picture(50 * MS)
+        machine.frame(50 * MS)
     assert machine.warnings == []
 
 
 def test_a_clock_that_is_set_right_is_believed_again_and_one_warning_is_enough() -> None:
     machine = Machine()
     for _ in range(3):
-        assert machine.picture(UTC_MINUS_MONOTONIC)[2] == "arrival"
-        assert machine.picture(50 * MS)[2] == "rtcp"
+        assert machine.frame(UTC_MINUS_MONOTONIC)[2] == "arrival"
+        assert machine.frame(50 * MS)[2] == "rtcp"
     (warning,) = machine.warnings
     assert "1970-01-01 00:16:40 UTC" in warning
 
@@ -138,7 +138,7 @@ def test_sender_report() -> None:
     offset_ns = utc_minus_running_time(
         report(ntp_s, 1 << 31), rtp_time=90_000 * 7, base_rtp_time=90_000 * 3, base_running_ns=S, clock_rate_hz=90_000
     )
-    # The report is of 4 s after a picture that was at 1 s: it was half a second past noon at 5 s.
+    # The report is of 4 s after a frame that was at 1 s: it was half a second past noon at 5 s.
     assert offset_ns == int(moment.timestamp()) * S + S // 2 - 5 * S
 
 

@@ -6,14 +6,14 @@ import re
 
 from tests.paths import ROOT
 from vision.capture.gstreamer.pipeline import PACKAGES
-from vision.config import load_site_text
+from vision.config import load_config_text
 
 TEXT = (ROOT / "docs" / "cameras.md").read_text(encoding="utf-8")
 
 
 def test_its_cameras_can_be_configured() -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-    site = load_site_text(example, {"GATE_PASSWORD": "x"}, name="cameras.md")
+    site = load_config_text(example, {"GATE_PASSWORD": "x"}, name="cameras.md")
     assert [camera.id for camera in site.cameras] == ["gate", "yard", "desk", "lot", "demo", "set", "fake"]
 
 

@@ -1,4 +1,4 @@
-"""Pictures through PyAV: formats, colours, key frames, damage, new sizes, errors. RTSP itself is in ``tests/rtsp``."""
+"""Frames through PyAV: formats, colours, key frames, damage, new sizes, errors. RTSP itself is in ``tests/rtsp``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vision.capture.ffmpeg.frames import PictureWriter, choose_format, encoding_of
-from vision.capture.ffmpeg.h264 import MissingPictures
+from vision.capture.ffmpeg.frames import FrameWriter, choose_format, encoding_of
+from vision.capture.ffmpeg.h264 import FrameGapFinder
 from vision.capture.ffmpeg.source import PyAVSource
 from vision.capture.source import StreamInfo
 from vision.capture.supervisor import CameraSupervisor
@@ -56,7 +56,7 @@ def test_the_format_delivered(
 
 
 def test_odd_sides_and_a_detector_that_takes_even_ones() -> None:
-    with pytest.raises(SourceError, match=r"even sides for nv12, i420, got 65x48(.|\n)*another picture size"):
+    with pytest.raises(SourceError, match=r"even sides for nv12, i420, got 65x48(.|\n)*another frame size"):
         choose_format("yuv420p", 48, 65, ("nv12", "i420"))
 
 
@@ -79,7 +79,7 @@ def blocks(height_px: int, width_px: int, pixel_format: str) -> av.VideoFrame:
 
 def written(frame: av.VideoFrame, pixel_format: PixelFormat) -> NDArray[np.uint8]:
     out = np.zeros(frame_shape(frame.height, frame.width, pixel_format), np.uint8)
-    PictureWriter(pixel_format).write(frame, out)
+    FrameWriter(pixel_format).write(frame, out)
     return out
 
 
@@ -121,7 +121,7 @@ def test_what_the_numbers_mean(decoded: str, matrix: int, numbers: int, height_p
 
 
 def test_planes_without_the_padding_of_their_rows() -> None:
-    """The same picture, in both orders of the colours."""
+    """The same frame, in both orders of the colours."""
     frame = blocks(50, 70, "yuv420p")
     assert frame.planes[0].line_size > 70
     i420, nv12 = written(frame, "i420"), written(frame, "nv12")
@@ -130,11 +130,11 @@ def test_planes_without_the_padding_of_their_rows() -> None:
     assert i420.min() >= 60
 
 
-def test_odd_pictures_are_delivered_in_bgr_and_in_nothing_else() -> None:
+def test_odd_frames_are_delivered_in_bgr_and_in_nothing_else() -> None:
     frame = blocks(49, 71, "yuv420p")
     assert written(frame, "bgr").std() > 5
     with pytest.raises(SizeChanged, match="71x49"):
-        PictureWriter("i420").write(frame, np.zeros((75, 72), np.uint8))
+        FrameWriter("i420").write(frame, np.zeros((75, 72), np.uint8))
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_odd_pictures_are_delivered_in_bgr_and_in_nothing_else() -> None:
 def coded(
     width_px: int = WIDTH_PX, height_px: int = HEIGHT_PX, count: int = 4 * GOP, x264: str = "bframes=0"
 ) -> tuple[bytes, ...]:
-    """H.264, a picture each, in decoding order; key frames carry their parameter sets."""
+    """H.264, a frame each, in decoding order; key frames carry their parameter sets."""
     encoder: Any = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = width_px, height_px, "yuv420p"
     encoder.time_base = Fraction(1, 25)
@@ -156,23 +156,23 @@ def coded(
     }
     random = np.random.default_rng(3)
     scene = random.integers(0, 255, (height_px, width_px + count, 3), np.uint8)
-    pictures = []
+    images = []
     for number in range(count):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(scene[:, number : number + width_px]), format="bgr24")
         frame.pts = number
-        pictures += [bytes(packet) for packet in encoder.encode(frame)]
-    pictures += [bytes(packet) for packet in encoder.encode(None)]
-    assert len(pictures) == count
-    return tuple(pictures)
+        images += [bytes(packet) for packet in encoder.encode(frame)]
+    images += [bytes(packet) for packet in encoder.encode(None)]
+    assert len(images) == count
+    return tuple(images)
 
 
-def damaged(picture: bytes) -> bytes:
+def damaged(image: bytes) -> bytes:
     """What is left where a packet is missing."""
-    return picture[: len(picture) // 3] + picture[len(picture) // 2 :]
+    return image[: len(image) // 3] + image[len(image) // 2 :]
 
 
 @contextmanager
-def served(*pictures: bytes, pause_s: float = 0.0, status: int = 200) -> Iterator[str]:
+def served(*images: bytes, pause_s: float = 0.0, status: int = 200) -> Iterator[str]:
     """The address where these can be fetched. `pause_s`: the connection stays open so long behind the last."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -182,10 +182,10 @@ def served(*pictures: bytes, pause_s: float = 0.0, status: int = 200) -> Iterato
         def do_GET(self) -> None:
             self.send_response(status)
             if not pause_s:
-                self.send_header("Content-Length", str(sum(map(len, pictures))))
+                self.send_header("Content-Length", str(sum(map(len, images))))
             self.end_headers()
             try:
-                self.wfile.write(b"".join(pictures))
+                self.wfile.write(b"".join(images))
                 self.wfile.flush()
             except OSError:
                 return
@@ -210,7 +210,7 @@ def source_of(address: str, **settings: object) -> PyAVSource:
 
 
 def every(source: PyAVSource) -> list[bool]:
-    """Whether each picture is corrupt, until the stream ends."""
+    """Whether each frame is corrupt, until the stream ends."""
     source.open()
     found: list[bool] = []
     with pytest.raises(SourceError, match="ended the stream"):
@@ -222,17 +222,17 @@ def every(source: PyAVSource) -> list[bool]:
 
 
 @pytest.mark.parametrize("at", [GOP + 3, 2 * GOP])
-def test_pictures_after_damage_are_marked_until_a_key_frame(at: int) -> None:
-    pictures = list(coded())
-    pictures[at] = damaged(pictures[at])
-    with served(*pictures) as address, closing(source_of(address)) as source:
+def test_frames_after_damage_are_marked_until_a_key_frame(at: int) -> None:
+    images = list(coded())
+    images[at] = damaged(images[at])
+    with served(*images) as address, closing(source_of(address)) as source:
         corrupt = every(source)
     healed = (at // GOP + 1) * GOP
-    assert len(corrupt) == len(pictures)
+    assert len(corrupt) == len(images)
     assert [number for number, bad in enumerate(corrupt) if bad] == list(range(at, healed))
 
 
-def test_pictures_after_a_missing_one_are_marked_until_a_key_frame() -> None:
+def test_frames_after_a_missing_one_are_marked_until_a_key_frame() -> None:
     """The decoder itself notices nothing."""
     at = GOP + 3
     with served(*coded()[:at], *coded()[at + 1 :]) as address, closing(source_of(address)) as source:
@@ -244,18 +244,18 @@ def test_pictures_after_a_missing_one_are_marked_until_a_key_frame() -> None:
     "x264",
     ["bframes=0", "bframes=2:b-pyramid=strict", "bframes=3", "cqm=jvt", "ref=4", "interlaced=1", "fake-interlaced=1"],
 )
-def test_which_missing_pictures_spoil_others(x264: str) -> None:
-    """Those that others refer to, whatever the encoder does; 40 pictures take their numbers round twice and more."""
-    pictures = coded(x264=x264)
-    parameters = MissingPictures(None)
-    assert not any(parameters.before(picture) for picture in pictures)
-    for at in range(1, len(pictures) - 1):
-        units = [unit[0] for unit in pictures[at].split(b"\x00\x00\x01")[1:]]
+def test_which_missing_frames_spoil_others(x264: str) -> None:
+    """Those that others refer to, whatever the encoder does; 40 frames take their numbers round twice and more."""
+    images = coded(x264=x264)
+    parameters = FrameGapFinder(None)
+    assert not any(parameters.before(image) for image in images)
+    for at in range(1, len(images) - 1):
+        units = [unit[0] for unit in images[at].split(b"\x00\x00\x01")[1:]]
         key = any(unit & 31 == 5 for unit in units)
         reference = any(unit & 31 == 1 and unit >> 5 for unit in units)
-        next_key = any(unit[0] & 31 == 5 for unit in pictures[at + 1].split(b"\x00\x00\x01")[1:])
-        watch = MissingPictures(b"")
-        found = [watch.before(picture) for picture in (*pictures[:at], *pictures[at + 1 :])]
+        next_key = any(unit[0] & 31 == 5 for unit in images[at + 1].split(b"\x00\x00\x01")[1:])
+        watch = FrameGapFinder(b"")
+        found = [watch.before(image) for image in (*images[:at], *images[at + 1 :])]
         if key:
             continue  # what follows has no parameters of its own to differ from
         assert found[at] is (reference and not next_key), (at, units)
@@ -263,8 +263,8 @@ def test_which_missing_pictures_spoil_others(x264: str) -> None:
 
 
 @pytest.mark.parametrize("end", range(0, 60, 3))
-def test_a_picture_that_ends_anywhere(end: int) -> None:
-    watch = MissingPictures(coded()[0])
+def test_a_frame_that_ends_anywhere(end: int) -> None:
+    watch = FrameGapFinder(coded()[0])
     assert watch.before(coded()[1][:end]) is False
 
 
@@ -298,7 +298,7 @@ def test_a_new_size_in_mid_stream_is_told() -> None:
 
 
 Change: TypeAlias = tuple[int, str, YuvEncoding]
-"""Picture height, what x264 is told, and what it means."""
+"""Frame height, what x264 is told, and what it means."""
 
 UNSAID: tuple[Change, ...] = ((96, "", "bt601"), (720, "", "bt709"), (96, "", "bt601"))
 SAID: tuple[Change, ...] = (
@@ -311,20 +311,20 @@ SAID: tuple[Change, ...] = (
 
 
 def changing(changes: Sequence[Change]) -> Iterator[bytes]:
-    """Three pictures of each."""
+    """Three frames of each."""
     for height_px, said, _ in changes:
         yield from coded(WIDTH_PX, height_px, 3, f"bframes=0{said}")
 
 
 @pytest.mark.parametrize("changes", [UNSAID, SAID], ids=["unsaid", "said"])
-def test_each_picture_tells_its_encoding(changes: Sequence[Change]) -> None:
+def test_each_frame_tells_its_encoding(changes: Sequence[Change]) -> None:
     with served(*changing(changes)) as address, closing(source_of(address)) as source:
         assert source.open().yuv == "bt601"
         found = [grab.yuv for _ in range(3 * len(changes)) if (grab := source.grab(20)) is not None]
     assert found == [encoding for _, _, encoding in changes for _ in range(3)]
 
 
-def test_the_reader_gets_each_picture_with_its_encoding() -> None:
+def test_the_reader_gets_each_frame_with_its_encoding() -> None:
     """A new size is a new epoch, a new encoding is none."""
     slot = LatestSlot("gate", lambda h, w, f: np.zeros(frame_shape(h, w, f), np.uint8), lossless=True)
     batcher = Batcher([slot], 1)
@@ -356,7 +356,7 @@ def test_a_stream_that_stops_is_an_error_after_the_read_timeout() -> None:
         closing(source_of(address, open_timeout_s=1, read_timeout_s=0.5)) as source,
     ):
         source.open()
-        with pytest.raises(SourceError, match=r"no picture for 0\.\d s(.|\n)*read_timeout_s"):
+        with pytest.raises(SourceError, match=r"no frame for 0\.\d s(.|\n)*read_timeout_s"):
             while True:
                 source.grab(5)
 
@@ -365,21 +365,21 @@ def test_a_stream_without_a_key_frame_is_not_opened() -> None:
     with (
         served(*coded()[1:GOP], pause_s=30) as address,
         closing(source_of(address, open_timeout_s=0.5)) as source,
-        pytest.raises(SourceError, match=r"no picture|cannot be decoded"),
+        pytest.raises(SourceError, match=r"no frame|cannot be decoded"),
     ):
         source.open()
 
 
 @pytest.mark.parametrize(
-    ("pictures", "status", "said"),
+    ("frames", "status", "said"),
     [
         ((b"",), 401, "it refuses this user or password"),
         ((b"",), 404, "it has no stream of this path"),
-        ((b"<html>no pictures</html>",), 200, "cannot be decoded"),
+        ((b"<html>no frames</html>",), 200, "cannot be decoded"),
     ],
 )
 def test_why_it_did_not_open_and_no_secret(
-    pictures: tuple[bytes, ...],
+    images: tuple[bytes, ...],
     status: int,
     said: str,
     caplog: pytest.LogCaptureFixture,
@@ -387,7 +387,7 @@ def test_why_it_did_not_open_and_no_secret(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with (
-        served(*pictures, status=status) as address,
+        served(*images, status=status) as address,
         closing(source_of(f"ann:hunter2@{address}?token=hunter3")) as source,
         pytest.raises(SourceError, match=said) as raised,
     ):

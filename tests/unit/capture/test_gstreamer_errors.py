@@ -51,13 +51,13 @@ def test_no_secret_is_repeated() -> None:
     [
         ((True, False, 0), "interrupted", ""),
         ((False, False, 0), "no answer within 5 s", "cable"),
-        ((False, True, 0), "connected, but no picture", "cable"),
-        ((False, True, 37), "37 pictures but no key frame", "GOP"),
+        ((False, True, 0), "connected, but no frame", "cable"),
+        ((False, True, 37), "37 frames but no key frame", "GOP"),
     ],
 )
 def test_silence(state: tuple[bool, bool, int], said: str, hint: str) -> None:
     interrupted, connected, count = state
-    error = errors.silence(camera(), interrupted=interrupted, connected=connected, coded_pictures=count)
+    error = errors.silence(camera(), interrupted=interrupted, connected=connected, coded_frames=count)
     assert said in str(error)
     assert hint in error.hint
     assert "hunter2" not in str(error)
@@ -66,5 +66,5 @@ def test_silence(state: tuple[bool, bool, int], said: str, hint: str) -> None:
 def test_silence_over_udp_points_at_the_firewall() -> None:
     assert (
         "transport: tcp"
-        in errors.silence(camera(transport="udp"), interrupted=False, connected=True, coded_pictures=0).hint
+        in errors.silence(camera(transport="udp"), interrupted=False, connected=True, coded_frames=0).hint
     )

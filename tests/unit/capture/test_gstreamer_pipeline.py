@@ -106,7 +106,7 @@ def test_jetson_converts_on_its_own_hardware(formats: tuple[PixelFormat, ...], e
     assert ("videoconvert" in names(chain)) == (formats == ("bgr",))
 
 
-def test_planar_pictures_have_even_sides() -> None:
+def test_planar_frames_have_even_sides() -> None:
     assert pipeline.host_caps(("i420", "bgr")) == Caps(f"video/x-raw,format=I420,{EVEN};video/x-raw,format=BGR")
 
 

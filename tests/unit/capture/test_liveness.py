@@ -1,4 +1,4 @@
-"""Cadence, silence limits, frozen pictures and back-off: tables."""
+"""Cadence, silence limits, frozen frames and back-off: tables."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tests.off_host import Elsewhere
-from vision.capture.liveness import Backoff, Cadence, PictureWatch, SilenceLimits
+from vision.capture.liveness import Backoff, FrameRateEstimator, FrozenFrameDetector, StallTimeouts
 
 SECOND = 1_000_000_000
 
 
-def cadence(*arrivals_s: float) -> Cadence:
-    made = Cadence()
+def cadence(*arrivals_s: float) -> FrameRateEstimator:
+    made = FrameRateEstimator()
     for arrival_s in arrivals_s:
         made.arrived(round(arrival_s * SECOND))
     return made
@@ -73,18 +73,18 @@ def test_a_new_connection_has_no_cadence() -> None:
     ],
 )
 def test_silence_limits(interval_s: float | None, read_timeout_s: float, frozen_s: float, lost_s: float) -> None:
-    assert SilenceLimits.of(interval_s, read_timeout_s) == SilenceLimits(frozen_s, lost_s)
+    assert StallTimeouts.of(interval_s, read_timeout_s) == StallTimeouts(frozen_s, lost_s)
 
 
-def picture(shade: int, height_px: int = 100, width_px: int = 80) -> np.ndarray:
+def frame(shade: int, height_px: int = 100, width_px: int = 80) -> np.ndarray:
     return np.full((height_px, width_px, 3), shade, np.uint8)
 
 
-def test_a_picture_that_stands_still_is_frozen_and_stuck_until_another_comes() -> None:
-    watch = PictureWatch(10.0)
+def test_a_frame_that_stands_still_is_frozen_and_stuck_until_another_comes() -> None:
+    watch = FrozenFrameDetector(10.0)
 
     def see(shade: int, second: int) -> tuple[bool, bool]:
-        return watch.see(picture(shade), None, second * SECOND) != "", watch.stuck
+        return watch.see(frame(shade), None, second * SECOND) != "", watch.stuck
 
     assert [see(1, 0), see(1, 9), see(1, 10)] == [(False, False), (False, False), (True, True)]
     watch.connected()
@@ -93,43 +93,43 @@ def test_a_picture_that_stands_still_is_frozen_and_stuck_until_another_comes() -
 
 
 def test_stream_time_that_stands_still_is_frozen_and_not_stuck() -> None:
-    watch = PictureWatch(10.0)
+    watch = FrozenFrameDetector(10.0)
     for second in range(10):
-        assert watch.see(picture(second), 5, second * SECOND) == ""
-    assert "time has not moved for 10.0 s" in watch.see(picture(10), 5, 10 * SECOND)
-    assert not watch.stuck, "its pictures are new ones"
+        assert watch.see(frame(second), 5, second * SECOND) == ""
+    assert "time has not moved for 10.0 s" in watch.see(frame(10), 5, 10 * SECOND)
+    assert not watch.stuck, "its frames are new ones"
 
 
 @pytest.mark.parametrize(("height_px", "text_px"), [(576, 10), (1080, 18), (2160, 36)])
-def test_a_clock_in_the_picture_is_seen_wherever_it_stands(height_px: int, text_px: int) -> None:
+def test_a_clock_in_the_frame_is_seen_wherever_it_stands(height_px: int, text_px: int) -> None:
     """The gaps between the rows that are compared are lower than the text that cameras write."""
     for top in range(0, height_px - text_px, 7):
-        watch = PictureWatch(1.0)
-        watch.see(picture(50, height_px, 16), None, 0)
-        changed = picture(50, height_px, 16)
+        watch = FrozenFrameDetector(1.0)
+        watch.see(frame(50, height_px, 16), None, 0)
+        changed = frame(50, height_px, 16)
         changed[top : top + text_px, 4:12] = 255
         assert watch.see(changed, None, 5 * SECOND) == "", f"text at row {top}"
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 1, 4), (3, 2), (864, 768)])
 def test_every_shape_is_watched(shape: tuple[int, ...]) -> None:
-    watch = PictureWatch(1.0)
+    watch = FrozenFrameDetector(1.0)
     pixels = np.zeros(shape, np.uint8)
     assert watch.see(pixels, None, 0) == ""
     assert watch.see(pixels, None, SECOND) != ""
 
 
-def test_a_picture_that_lies_elsewhere_is_looked_at_there() -> None:
-    watch = PictureWatch(1.0)
-    assert watch.see(Elsewhere.of(picture(1)), None, 0) == ""
-    assert watch.see(Elsewhere.of(picture(2)), None, 5 * SECOND) == ""
-    assert "has not changed" in watch.see(Elsewhere.of(picture(2)), None, 6 * SECOND)
+def test_a_frame_that_lies_elsewhere_is_looked_at_there() -> None:
+    watch = FrozenFrameDetector(1.0)
+    assert watch.see(Elsewhere.of(frame(1)), None, 0) == ""
+    assert watch.see(Elsewhere.of(frame(2)), None, 5 * SECOND) == ""
+    assert "has not changed" in watch.see(Elsewhere.of(frame(2)), None, 6 * SECOND)
 
 
-def test_another_size_is_another_picture() -> None:
-    watch = PictureWatch(1.0)
-    watch.see(picture(1), None, 0)
-    assert watch.see(picture(1, 50), None, 5 * SECOND) == ""
+def test_another_size_is_another_frame() -> None:
+    watch = FrozenFrameDetector(1.0)
+    watch.see(frame(1), None, 0)
+    assert watch.see(frame(1, 50), None, 5 * SECOND) == ""
 
 
 def test_back_off() -> None:

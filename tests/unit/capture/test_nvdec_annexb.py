@@ -54,7 +54,7 @@ def converted(data: bytes) -> tuple[AnnexB, list[tuple[bool, bytes]]]:
         ("libx265", "mpegts", X265),
     ],
 )
-def test_every_container_gives_pictures_that_can_be_decoded_alone(codec: str, container: str, options: Any) -> None:
+def test_every_container_gives_frames_that_can_be_decoded_alone(codec: str, container: str, options: Any) -> None:
     annexb, packets = converted(video(codec, container, count=12, options=options))
     assert packets.pop()[1] == b""
     assert len(packets) == 12

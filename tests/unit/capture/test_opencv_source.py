@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vision.capture.diagnosis import explain_open
 from vision.capture.opencv.ffmpeg_options import open_rtsp
-from vision.capture.opencv.reader import Retriever, describe, position_ns, require_bgr
+from vision.capture.opencv.reader import FrameReader, describe, position_ns, require_bgr
 from vision.capture.opencv.source import LiveCapture, NetworkLink, UsbLink, negotiate
 from vision.errors import SizeChanged, SourceError
 
@@ -29,10 +29,10 @@ OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
 
 class Decoded:
-    """A capture that has decoded pictures, some of another size; a driver that takes some requests and not others."""
+    """A capture that has decoded frames, some of another size; a driver that takes some requests and not others."""
 
-    def __init__(self, *pictures: NDArray[np.uint8] | None, **properties: float) -> None:
-        self.pictures = list(pictures)
+    def __init__(self, *frames: NDArray[np.uint8] | None, **properties: float) -> None:
+        self.frames = list(frames)
         self.properties = {getattr(cv2, f"CAP_PROP_{name}"): value for name, value in properties.items()}
         self.asked: list[tuple[int, float]] = []
         self.released = 0
@@ -41,15 +41,15 @@ class Decoded:
         return True
 
     def grab(self) -> bool:
-        return bool(self.pictures)
+        return bool(self.frames)
 
     def retrieve(self, image: NDArray[np.uint8]) -> tuple[bool, NDArray[np.uint8]]:
-        picture = self.pictures.pop(0)
-        if picture is None:
+        frame = self.frames.pop(0)
+        if frame is None:
             return False, image
-        if picture.shape != image.shape:
-            return True, picture
-        image[...] = picture
+        if frame.shape != image.shape:
+            return True, frame
+        image[...] = frame
         return True, image
 
     def get(self, propId: int) -> float:  # noqa: N803
@@ -63,26 +63,26 @@ class Decoded:
         self.released += 1
 
 
-def picture(height_px: int, width_px: int, shade: int = 5) -> NDArray[np.uint8]:
+def frame(height_px: int, width_px: int, shade: int = 5) -> NDArray[np.uint8]:
     return np.full((height_px, width_px, 3), shade, np.uint8)
 
 
 # --- buffers ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_that_fits_is_decoded_in_place() -> None:
-    out = picture(4, 6, 0)
-    Retriever(Decoded(picture(4, 6, 9))).retrieve(out)
+def test_a_frame_that_fits_is_decoded_in_place() -> None:
+    out = frame(4, 6, 0)
+    FrameReader(Decoded(frame(4, 6, 9))).retrieve(out)
     assert np.all(out == 9)
 
 
-def test_a_picture_of_another_size_is_kept_until_its_buffer_is_there() -> None:
-    retriever = Retriever(Decoded(picture(8, 10, 9), picture(8, 10, 10)))
+def test_a_frame_of_another_size_is_kept_until_its_buffer_is_there() -> None:
+    retriever = FrameReader(Decoded(frame(8, 10, 9), frame(8, 10, 10)))
     for _ in range(2):
         with pytest.raises(SizeChanged) as change:
-            retriever.retrieve(picture(4, 6))
+            retriever.retrieve(frame(4, 6))
         assert (change.value.height_px, change.value.width_px) == (8, 10)
-    out = picture(8, 10, 0)
+    out = frame(8, 10, 0)
     retriever.retrieve(out)
     assert np.all(out == 9)
     retriever.forget()
@@ -91,9 +91,9 @@ def test_a_picture_of_another_size_is_kept_until_its_buffer_is_there() -> None:
 
 
 @pytest.mark.parametrize("decoded", [None, np.zeros((8, 10), np.uint8), np.zeros((8, 10, 2), np.uint8)])
-def test_what_is_no_picture_of_three_channels(decoded: NDArray[np.uint8] | None) -> None:
-    with pytest.raises(SourceError, match=r"could not be decoded|expected a picture of 3 channels"):
-        Retriever(Decoded(decoded)).retrieve(picture(4, 6))
+def test_what_is_no_frame_of_three_channels(decoded: NDArray[np.uint8] | None) -> None:
+    with pytest.raises(SourceError, match=r"could not be decoded|expected a frame of 3 channels"):
+        FrameReader(Decoded(decoded)).retrieve(frame(4, 6))
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,7 @@ def test_a_position_that_can_be_believed(position_ms: float, expected: int | Non
 
 def test_a_detector_that_takes_no_bgr() -> None:
     require_bgr(("nv12", "bgr"), "gate")
-    with pytest.raises(
-        SourceError, match=r"OpenCV delivers bgr pictures, the detector takes nv12, i420(.|\n)*via: gst"
-    ):
+    with pytest.raises(SourceError, match=r"OpenCV delivers bgr frames, the detector takes nv12, i420(.|\n)*via: gst"):
         require_bgr(("nv12", "i420"), "gate")
 
 
@@ -173,7 +171,7 @@ def test_usb_cameras_that_are_none(device: str, message: str) -> None:
 
 
 def test_a_usb_camera_that_stops() -> None:
-    assert "no picture came for 10.0 s" in str(UsbLink("/dev/video0").ended(10.0))
+    assert "no frame came for 10.0 s" in str(UsbLink("/dev/video0").ended(10.0))
 
 
 # --- why a camera cannot be opened ------------------------------------------------------------------------------------
@@ -209,7 +207,7 @@ def answering(answer: bytes | None) -> Iterator[int]:
         ("rtsp", b"RTSP/1.0 403 Forbidden\r\n\r\n", 0.1, "may not see the stream"),
         ("rtsp", b"RTSP/1.0 453 Not Enough Bandwidth\r\n\r\n", 0.1, "no bandwidth left"),
         ("rtsp", b"RTSP/1.0 200 OK\r\n\r\n", 0.1, "cannot be decoded"),
-        ("rtsp", b"RTSP/1.0 200 OK\r\n\r\n", 5.0, "no picture came in time(.|\n)*open_timeout_s"),
+        ("rtsp", b"RTSP/1.0 200 OK\r\n\r\n", 5.0, "no frame came in time(.|\n)*open_timeout_s"),
         ("rtsp", b"SSH-2.0-OpenSSH\r\n", 0.1, "it answers 'SSH-2.0-OpenSSH'"),
         ("rtsp", b"", 0.1, "it answers nothing"),
         ("rtsp", None, 5.0, "no answer"),
@@ -335,12 +333,12 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "use",
-    [lambda source: source.grab(0.1), lambda source: source.retrieve(picture(4, 6))],
+    [lambda source: source.grab(0.1), lambda source: source.retrieve(frame(4, 6))],
     ids=["grab", "retrieve"],
 )
 def test_a_capture_that_is_not_open(use: Callable[[LiveCapture], object]) -> None:
     source = LiveCapture(UsbLink("/dev/video987"))
-    with pytest.raises(SourceError, match=r"grab before open|without a picture"):
+    with pytest.raises(SourceError, match=r"grab before open|without a frame"):
         use(source)
 
 
@@ -360,15 +358,15 @@ class DecodedLink:
         return SourceError("ended")
 
 
-def test_a_picture_of_another_size_that_nobody_took_is_not_the_next_one() -> None:
-    capture = Decoded(picture(8, 10, 1), picture(8, 10, 2), FRAME_WIDTH=6, FRAME_HEIGHT=4)
+def test_a_frame_of_another_size_that_nobody_took_is_not_the_next_one() -> None:
+    capture = Decoded(frame(8, 10, 1), frame(8, 10, 2), FRAME_WIDTH=6, FRAME_HEIGHT=4)
     source = LiveCapture(DecodedLink(capture))
     assert source.open().width_px == 6
     assert source.grab(5) is not None
     with pytest.raises(SizeChanged):
-        source.retrieve(picture(4, 6))
+        source.retrieve(frame(4, 6))
     assert source.grab(5) is not None
-    out = picture(8, 10, 0)
+    out = frame(8, 10, 0)
     source.retrieve(out)
     assert np.all(out == 2)
     with pytest.raises(SourceError, match="ended"):
@@ -378,7 +376,7 @@ def test_a_picture_of_another_size_that_nobody_took_is_not_the_next_one() -> Non
 
 
 def test_a_grab_that_goes_on_is_not_begun_again() -> None:
-    """The library must not read a picture while another is copied out of it."""
+    """The library must not read a frame while another is copied out of it."""
 
     class Slow(Decoded):
         arrived = threading.Event()
@@ -388,12 +386,12 @@ def test_a_grab_that_goes_on_is_not_begun_again() -> None:
             self.grabs += 1
             return self.arrived.wait(30)
 
-    capture = Slow(picture(4, 6, 1), FRAME_WIDTH=6, FRAME_HEIGHT=4)
+    capture = Slow(frame(4, 6, 1), FRAME_WIDTH=6, FRAME_HEIGHT=4)
     source = LiveCapture(DecodedLink(capture))
     source.open()
     assert [source.grab(0.01) for _ in range(3)] == [None, None, None]
-    with pytest.raises(SourceError, match="without a picture"):
-        source.retrieve(picture(4, 6))
+    with pytest.raises(SourceError, match="without a frame"):
+        source.retrieve(frame(4, 6))
     capture.arrived.set()
     assert source.grab(10) is not None
     source.close()

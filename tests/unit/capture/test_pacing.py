@@ -7,20 +7,20 @@ from itertools import pairwise
 import pytest
 
 from tests.unit.scripted_camera import SECOND, ManualClock
-from vision.capture.pacing import Playback
+from vision.capture.pacing import FramePacer
 
 START = 1_000 * SECOND
 UTC = 5_000_000 * SECOND
 
 
-def playback(clock: ManualClock, *, offline: bool) -> Playback:
-    return Playback(offline=offline, clock=clock, utc=lambda: clock() - START + UTC, wait=clock.advance)
+def playback(clock: ManualClock, *, offline: bool) -> FramePacer:
+    return FramePacer(offline=offline, clock=clock, utc=lambda: clock() - START + UTC, wait=clock.advance)
 
 
-def test_a_picture_is_released_when_it_is_due() -> None:
+def test_a_frame_is_released_when_it_is_due() -> None:
     clock = ManualClock()
     player = playback(clock, offline=False)
-    assert player.due(5 * SECOND, 1.0), "the first picture is due at once, wherever its time begins"
+    assert player.due(5 * SECOND, 1.0), "the first frame is due at once, wherever its time begins"
     assert not player.due(7 * SECOND, 0.5)
     assert clock.now_ns == START + SECOND // 2
     assert player.due(7 * SECOND, 10.0)
@@ -49,7 +49,7 @@ def test_a_late_reader_catches_up_a_little_and_never_gets_a_burst(late_s: float,
     ("late_s", "age_s"),
     [(0.0, 0.0), (0.3, 0.3), (0.5, 0.5), (0.6, 0.0), (100.0, 0.0)],
 )
-def test_a_picture_is_as_old_as_it_is_late(late_s: float, age_s: float) -> None:
+def test_a_frame_is_as_old_as_it_is_late(late_s: float, age_s: float) -> None:
     """Whether the player was late to ask for it, or late to wake up; a schedule that starts anew is not late."""
     clock = ManualClock()
     player = playback(clock, offline=False)
@@ -71,9 +71,9 @@ def test_a_picture_is_as_old_as_it_is_late(late_s: float, age_s: float) -> None:
 
 
 def test_utc_follows_the_clock_of_the_wall() -> None:
-    """It may be set while a recording plays; the time of a picture is the right one then, less its age."""
+    """It may be set while a recording plays; the time of a frame is the right one then, less its age."""
     clock, wall = ManualClock(), ManualClock()
-    player = Playback(offline=False, clock=clock, utc=wall, wait=clock.advance)
+    player = FramePacer(offline=False, clock=clock, utc=wall, wait=clock.advance)
     player.due(0, 1.0)
     wall.advance(3600)
     clock.advance(1.25)

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from vision.capture.packet_info import BACKLOG_NS, GIVE_UP_NS, Coded, KeyFrameGate, Timeline
+from vision.capture.packet_info import BACKLOG_NS, GIVE_UP_NS, KeyFrameGate, PacketInfo, Timeline
 
 MS = 1_000_000
 
 
 def run(stream: str) -> str:
-    """Feed a new gate: K key frame, p other picture, ! lost packets. Out: . refused, c corrupt, else as it was."""
+    """Feed a new gate: K key frame, p other frame, ! lost packets. Out: . refused, c corrupt, else as it was."""
     gate = KeyFrameGate()
     out = ""
     for symbol in stream:
@@ -33,7 +33,7 @@ def run(stream: str) -> str:
         ("!KpKp", "ccKp"),
         ("p!pKpKp", "..KpKp"),
         ("pp!KpKp", "..ccKp"),
-        ("K!KKK", "KcKK"),  # motion JPEG: only the picture after the loss is doubtful
+        ("K!KKK", "KcKK"),  # motion JPEG: only the frame after the loss is doubtful
     ],
 )
 def test_what_passes_and_what_is_believed(stream: str, expected: str) -> None:
@@ -41,7 +41,7 @@ def test_what_passes_and_what_is_believed(stream: str, expected: str) -> None:
 
 
 def backlog(lag_ms: list[int], gop: int = 4, step_ms: int = 100) -> str:
-    """Pictures with a key frame every `gop`, each so many ms late: which are decoded."""
+    """Frames with a key frame every `gop`, each so many ms late: which are decoded."""
     gate = KeyFrameGate()
     out = ""
     for index, lag in enumerate(lag_ms):
@@ -71,21 +71,21 @@ def test_a_lag_that_skipping_does_not_mend_is_the_streams_own() -> None:
     assert backlog([late] * (given_up + 20) + [2 * late + 1] * 4)[-4:] == "...."  # and a further backlog is one again
 
 
-def test_timeline_finds_pictures_by_time_and_forgets_earlier_ones() -> None:
+def test_timeline_finds_frames_by_time_and_forgets_earlier_ones() -> None:
     timeline = Timeline()
-    pictures = {pts: Coded(pts, None, corrupt=False) for pts in (10, 30, 20, 40)}  # in decoding order
-    for pts, picture in pictures.items():
-        timeline.put(pts, picture)
-    assert timeline.take(20) is pictures[20]
+    frames = {pts: PacketInfo(pts, None, corrupt=False) for pts in (10, 30, 20, 40)}  # in decoding order
+    for pts, frame in frames.items():
+        timeline.put(pts, frame)
+    assert timeline.take(20) is frames[20]
     assert timeline.take(10) is None
     assert timeline.take(25) is None
-    assert timeline.take(30) is pictures[30]
-    assert timeline.take(40) is pictures[40]
+    assert timeline.take(30) is frames[30]
+    assert timeline.take(40) is frames[40]
     assert timeline.take(40) is None
 
 
 def test_timeline_is_bounded() -> None:
     timeline = Timeline(capacity=3)
     for pts in range(5):
-        timeline.put(pts, Coded(pts, None, corrupt=False))
+        timeline.put(pts, PacketInfo(pts, None, corrupt=False))
     assert [timeline.take(pts) is None for pts in range(5)] == [True, True, False, False, False]

@@ -1,4 +1,4 @@
-"""CameraSupervisor: states, back-off, watchdogs, epochs, and that every picture is accounted for."""
+"""CameraSupervisor: states, back-off, watchdogs, epochs, and that every frame is accounted for."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.unit.scripted_camera import (
     Connection,
     Do,
     Fault,
+    Frame,
     ManualClock,
-    Picture,
     RecordingSink,
     ScriptedSource,
     Silence,
@@ -38,7 +38,7 @@ from vision.types import DropReason, PixelFormat, frame_shape
 
 LIVE = SupervisorPolicy()
 FINITE = SupervisorPolicy(finite=True)
-PICTURES = [Picture() for _ in range(10)]
+FRAMES = [Frame() for _ in range(10)]
 
 
 @dataclass
@@ -102,8 +102,8 @@ def world(*connections: Connection, policy: SupervisorPolicy = LIVE, sink: Recor
 # --- the normal way ---------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_committed_with_numbers_times_and_sizes() -> None:
-    one = world(Connection([Picture(0.5, clock="rtcp"), Picture(0.25)]))
+def test_frames_are_committed_with_numbers_times_and_sizes() -> None:
+    one = world(Connection([Frame(0.5, clock="rtcp"), Frame(0.25)]))
     first, second = one.sink.metas
     assert (first.camera_id, first.index, first.epoch, first.width_px, first.height_px) == ("gate", 0, 0, 6, 4)
     assert (first.captured_ns, first.captured_utc_ns) == (
@@ -119,7 +119,7 @@ def test_pictures_are_committed_with_numbers_times_and_sizes() -> None:
 
 def test_status_tells_how_the_camera_is() -> None:
     one = World([])
-    script: list[Step] = [Do(one.look), *[Picture(0.1) for _ in range(11)], Do(one.look), Silence(0.05), Do(one.look)]
+    script: list[Step] = [Do(one.look), *[Frame(0.1) for _ in range(11)], Do(one.look), Silence(0.05), Do(one.look)]
     one.connections = [Connection(script)]
     before = one.supervisor.status()
     one.run()
@@ -137,7 +137,7 @@ def test_status_tells_how_the_camera_is() -> None:
 
 def test_since_is_when_the_state_was_entered() -> None:
     one = World([])
-    one.connections = [Connection([Picture(0.5), Picture(0.5), Do(one.look)])]
+    one.connections = [Connection([Frame(0.5), Frame(0.5), Do(one.look)])]
     one.run()
     assert one.seen[0].since_ns == 1_000 * SECOND + SECOND // 2
 
@@ -146,7 +146,7 @@ def test_since_is_when_the_state_was_entered() -> None:
 
 
 def test_a_lost_connection_begins_a_new_epoch_with_number_0() -> None:
-    one = world(Connection([*PICTURES[:3], Fault(SourceError("cable"))]), Connection(PICTURES[:2]))
+    one = world(Connection([*FRAMES[:3], Fault(SourceError("cable"))]), Connection(FRAMES[:2]))
     assert [(meta.epoch, meta.index) for meta in one.sink.metas] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     assert one.sink.flushes == [DropReason.EPOCH]
     assert [source.closed for source in one.sources] == [1, 1]
@@ -155,7 +155,7 @@ def test_a_lost_connection_begins_a_new_epoch_with_number_0() -> None:
 
 
 def test_while_backing_off_the_status_counts_down() -> None:
-    one = world(Connection([Fault(SourceError("cable"))]), Connection(PICTURES[:1]))
+    one = world(Connection([Fault(SourceError("cable"))]), Connection(FRAMES[:1]))
     (status,) = one.seen
     assert status.state == "backing-off"
     assert status.next_retry_in_s == pytest.approx(one.waits[0])
@@ -164,7 +164,7 @@ def test_while_backing_off_the_status_counts_down() -> None:
 
 def test_attempts_that_never_connected_are_no_epochs() -> None:
     refused = Connection(open_error=SourceError("refused"))
-    one = world(refused, refused, Connection(PICTURES[:1]))
+    one = world(refused, refused, Connection(FRAMES[:1]))
     assert [meta.epoch for meta in one.sink.metas] == [0]
     assert one.supervisor.status().reconnects == 0
 
@@ -201,8 +201,8 @@ class NoJitter(random.Random):
 )
 def test_only_a_camera_that_was_well_for_a_while_is_retried_quickly(streamed_s: float, quick_again: bool) -> None:
     refused = [Connection(open_error=SourceError("refused")) for _ in range(8)]
-    pictures: list[Step] = [Picture(0.1) for _ in range(max(1, round(streamed_s / 0.1)))]
-    connections = [*refused, Connection([*pictures, Fault(SourceError("cable"))]), Connection(PICTURES)]
+    frames: list[Step] = [Frame(0.1) for _ in range(max(1, round(streamed_s / 0.1)))]
+    connections = [*refused, Connection([*frames, Fault(SourceError("cable"))]), Connection(FRAMES)]
     one = World(connections, jitter=NoJitter()).run()
     assert one.waits[:4] == [0.5, 1.0, 2.0, 4.0]
     assert one.waits[-1] == (0.5 if quick_again else 30.0)
@@ -215,7 +215,7 @@ def test_a_dead_camera_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -
 
 
 def test_the_same_reason_after_other_seconds_or_with_other_memory_is_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    texts = [f"no picture for {number / 10} s, {number} MiB are free" for number in range(100)]
+    texts = [f"no frame for {number / 10} s, {number} MiB are free" for number in range(100)]
     with caplog.at_level(logging.WARNING):
         world(*[Connection(open_error=SourceError(text)) for text in texts])
     assert len(caplog.records) == 7
@@ -231,7 +231,7 @@ def test_another_reason_is_always_logged(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_the_end_of_a_finite_source_is_the_end() -> None:
-    one = world(Connection([*PICTURES, Fault(EndOfStream("over"))], live=False), Connection(PICTURES), policy=FINITE)
+    one = world(Connection([*FRAMES, Fault(EndOfStream("over"))], live=False), Connection(FRAMES), policy=FINITE)
     assert len(one.sources) == 1
     assert one.sink.ended == 1
     assert one.sink.flushes == [], "what waits can still be read"
@@ -239,7 +239,7 @@ def test_the_end_of_a_finite_source_is_the_end() -> None:
 
 
 def test_the_end_of_a_camera_is_a_lost_connection() -> None:
-    one = world(Connection([*PICTURES, Fault(EndOfStream("over"))]), Connection(PICTURES))
+    one = world(Connection([*FRAMES, Fault(EndOfStream("over"))]), Connection(FRAMES))
     assert len(one.sources) == 2
     assert "the camera ended the stream" in one.seen[0].last_error
 
@@ -248,14 +248,14 @@ def test_the_end_of_a_camera_is_a_lost_connection() -> None:
 def test_a_stop_ends_it_wherever_it_is(at: str) -> None:
     one = World([])
     stop = one.supervisor.stop
-    one.connections = [Connection([Picture(), Picture()])]
+    one.connections = [Connection([Frame(), Frame()])]
     if at == "open":
         one.on_make = stop
     elif at == "grab":
-        one.connections = [Connection([Picture(), Do(stop), Picture()])]
+        one.connections = [Connection([Frame(), Do(stop), Frame()])]
     elif at == "sleep":
         one.on_wait = stop
-        one.connections = [Connection(open_error=SourceError("refused")), Connection(PICTURES)]
+        one.connections = [Connection(open_error=SourceError("refused")), Connection(FRAMES)]
     else:
         one.sink.waits, one.sink.on_wait = 3, stop
     one.run()
@@ -268,7 +268,7 @@ def test_a_stop_ends_it_wherever_it_is(at: str) -> None:
 
 
 def test_a_closed_sink_ends_it_quietly() -> None:
-    one = world(Connection(PICTURES), sink=RecordingSink(closed=True))
+    one = world(Connection(FRAMES), sink=RecordingSink(closed=True))
     assert one.sink.drops == [DropReason.STOPPED]
     assert one.sink.ended == 1
 
@@ -352,7 +352,7 @@ def test_a_source_that_hangs_is_reported(caplog: pytest.LogCaptureFixture) -> No
         (1.0, 30.0, 7.9, "streaming"),
         (1.0, 30.0, 8.1, "frozen"),
         (1.0, 30.0, 16.3, "lost"),
-        (10.0, 30.0, 29.0, "streaming"),  # one picture in 10 s, not called dead for it
+        (10.0, 30.0, 29.0, "streaming"),  # one frame in 10 s, not called dead for it
         (10.0, 30.0, 30.3, "lost"),
         (10.0, 120.0, 79.0, "streaming"),
         (10.0, 120.0, 81.0, "frozen"),
@@ -362,15 +362,15 @@ def test_the_watchdog_knows_the_cadence(
     interval_s: float, read_timeout_s: float, silence_s: float, expected: str
 ) -> None:
     one = World([], SupervisorPolicy(read_timeout_s=read_timeout_s, frozen_after_s=None))
-    pictures = [Picture(interval_s) for _ in range(12)]
-    one.connections = [Connection([*pictures, Silence(silence_s), Do(one.look)])]
+    frames = [Frame(interval_s) for _ in range(12)]
+    one.connections = [Connection([*frames, Silence(silence_s), Do(one.look)])]
     one.run()
     assert one.states == ["backing-off" if expected == "lost" else expected]
 
 
 def test_before_the_cadence_is_known_the_camera_has_the_whole_time_out() -> None:
     one = World([])
-    one.connections = [Connection([Silence(4.8), Do(one.look), Picture(), Silence(4.8), Do(one.look)])]
+    one.connections = [Connection([Silence(4.8), Do(one.look), Frame(), Silence(4.8), Do(one.look)])]
     one.run()
     assert one.states == ["connecting", "streaming"]
     assert one.sink.shades == [1]
@@ -379,24 +379,24 @@ def test_before_the_cadence_is_known_the_camera_has_the_whole_time_out() -> None
 def test_a_new_connection_has_the_whole_time_out_too() -> None:
     """A camera that was quick may come back slow, as after a change of its settings."""
     one = World([])
-    quick: list[Step] = [*[Picture() for _ in range(40)], Fault(SourceError("cable"))]
-    one.connections = [Connection(quick), Connection([Silence(4.8), Picture(), Silence(4.8), Picture()])]
+    quick: list[Step] = [*[Frame() for _ in range(40)], Fault(SourceError("cable"))]
+    one.connections = [Connection(quick), Connection([Silence(4.8), Frame(), Silence(4.8), Frame()])]
     one.run()
     assert len(one.sink.metas) == 42
     assert one.supervisor.status().last_error == "cable"
 
 
 def test_a_camera_that_never_sends_is_given_up() -> None:
-    one = world(Connection([Silence(60)]), Connection(PICTURES[:1]))
-    assert one.seen[0].last_error.startswith("no picture for 5.0 s")
+    one = world(Connection([Silence(60)]), Connection(FRAMES[:1]))
+    assert one.seen[0].last_error.startswith("no frame for 5.0 s")
     assert "read_timeout_s" in one.seen[0].last_error
 
 
 def test_a_burst_at_the_start_is_not_taken_for_the_cadence() -> None:
     """FFmpeg hands over at once what it has read while opening."""
-    burst = [Picture(0.0) for _ in range(4)]
+    burst = [Frame(0.0) for _ in range(4)]
     one = World([], SupervisorPolicy(read_timeout_s=30.0, frozen_after_s=None))
-    one.connections = [Connection([*burst, *[Picture(10.0) for _ in range(5)]])]
+    one.connections = [Connection([*burst, *[Frame(10.0) for _ in range(5)]])]
     assert one.run().supervisor.status().reconnects == 0
     assert len(one.sink.metas) == 9
 
@@ -408,7 +408,7 @@ def test_frozen_is_seen_while_the_thread_is_blocked_in_its_library() -> None:
         one.clock.advance(100)  # a call that ignores its time-out
         one.look()
 
-    one.connections = [Connection([*[Picture(0.04) for _ in range(10)], Do(hang), Picture()])]
+    one.connections = [Connection([*[Frame(0.04) for _ in range(10)], Do(hang), Frame()])]
     one.run()
     assert one.states == ["frozen"]
     assert one.seen[0].since_ns == 1_000 * SECOND + 10 * 40_000_000
@@ -417,7 +417,7 @@ def test_frozen_is_seen_while_the_thread_is_blocked_in_its_library() -> None:
 
 def test_a_source_that_is_not_live_may_be_silent() -> None:
     one = World([], FINITE)
-    script: list[Step] = [*PICTURES, Silence(1000), Do(one.look), Picture(), Fault(EndOfStream("over"))]
+    script: list[Step] = [*FRAMES, Silence(1000), Do(one.look), Frame(), Fault(EndOfStream("over"))]
     one.connections = [Connection(script, live=False)]
     one.run()
     assert one.states == ["streaming"]
@@ -436,36 +436,36 @@ def test_a_reader_that_lets_a_camera_wait_does_not_freeze_it() -> None:
     def block() -> None:
         one.sink.waits = 20
 
-    one.connections = [Connection([*PICTURES, Do(block), Picture()])]
+    one.connections = [Connection([*FRAMES, Do(block), Frame()])]
     one.run()
     assert one.states == ["streaming"] * 20
     assert len(one.sink.metas) == 11
 
 
-# --- frozen pictures --------------------------------------------------------------------------------------------------
+# --- frozen frames --------------------------------------------------------------------------------------------------
 
 
 def still(seconds: float, shade: int = 7, pts: bool = False) -> list[Step]:
     count = round(seconds / 0.1)
-    return [Picture(0.1, shade=shade, pts_s=1.0 if pts else None) for _ in range(count)]
+    return [Frame(0.1, shade=shade, pts_s=1.0 if pts else None) for _ in range(count)]
 
 
-def test_a_frozen_picture_is_published_until_it_is_declared_frozen() -> None:
-    one = world(Connection([*still(30)]), Connection(PICTURES[:3]))
+def test_a_frozen_frame_is_published_until_it_is_declared_frozen() -> None:
+    one = world(Connection([*still(30)]), Connection(FRAMES[:3]))
     # The first one counts as a change; 10 s later it is frozen.
     assert len(one.sink.metas) == 100 + 3
     assert one.sink.drops == [DropReason.STALE]
     assert one.seen[0].state == "backing-off"
-    assert one.seen[0].last_error.startswith("the picture has not changed for 10.0 s")
+    assert one.seen[0].last_error.startswith("the frame has not changed for 10.0 s")
     assert "frozen_after_s" in one.seen[0].last_error
 
 
-def test_the_same_picture_over_a_new_connection_is_still_frozen() -> None:
+def test_the_same_frame_over_a_new_connection_is_still_frozen() -> None:
     one = World([])
     one.connections = [
         Connection(still(30)),
         Connection([*still(2), Do(one.look), *still(30)]),
-        Connection([*still(1), Picture(0.1, shade=8), Do(one.look), Picture(0.1, shade=9)]),
+        Connection([*still(1), Frame(0.1, shade=8), Do(one.look), Frame(0.1, shade=9)]),
     ]
     one.run()
     backing_off, frozen, backing_off_again, streaming = one.seen
@@ -478,30 +478,30 @@ def test_the_same_picture_over_a_new_connection_is_still_frozen() -> None:
 def test_a_frozen_camera_is_not_retried_quickly_for_streaming_long() -> None:
     policy = SupervisorPolicy(frozen_after_s=60.0)
     connections = [Connection(still(61)) for _ in range(7)]
-    one = World([*connections, Connection(PICTURES)], policy, jitter=NoJitter()).run()
+    one = World([*connections, Connection(FRAMES)], policy, jitter=NoJitter()).run()
     assert one.waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
 
 
 @pytest.mark.parametrize(
     ("name", "steps", "live", "frozen_after_s", "reconnects"),
     [
-        ("changes", [Picture(0.1) for _ in range(300)], True, 10.0, 0),
+        ("changes", [Frame(0.1) for _ in range(300)], True, 10.0, 0),
         ("changes just in time", [*still(9.9, 1), *still(9.9, 2), *still(9.9, 3)], True, 10.0, 0),
         ("stands still", still(11), True, 10.0, 1),
         ("stands still, which is allowed", still(100), True, None, 0),
         ("stands still, not live", still(100), False, 10.0, 0),
         ("stands still, longer patience", still(29), True, 30.0, 0),
-        ("its time stands still", [Picture(0.1, pts_s=3.0) for _ in range(120)], True, 10.0, 1),
-        ("its time moves", [Picture(0.1, pts_s=number) for number in range(120)], True, 10.0, 0),
-        ("its time steps back", [Picture(0.1, pts_s=-number) for number in range(120)], True, 10.0, 0),
-        ("has no time", [Picture(0.1) for _ in range(120)], True, 10.0, 0),
+        ("its time stands still", [Frame(0.1, pts_s=3.0) for _ in range(120)], True, 10.0, 1),
+        ("its time moves", [Frame(0.1, pts_s=number) for number in range(120)], True, 10.0, 0),
+        ("its time steps back", [Frame(0.1, pts_s=-number) for number in range(120)], True, 10.0, 0),
+        ("has no time", [Frame(0.1) for _ in range(120)], True, 10.0, 0),
     ],
 )
-def test_frozen_pictures_and_frozen_time(
+def test_frozen_frames_and_frozen_time(
     name: str, steps: list[Step], live: bool, frozen_after_s: float | None, reconnects: int
 ) -> None:
     policy = SupervisorPolicy(frozen_after_s=frozen_after_s)
-    one = World([Connection(steps, live=live), Connection(PICTURES[:1], live=live)][: 1 + reconnects], policy)
+    one = World([Connection(steps, live=live), Connection(FRAMES[:1], live=live)][: 1 + reconnects], policy)
     one.run()
     status = one.supervisor.status()
     assert status.reconnects == reconnects
@@ -512,7 +512,7 @@ def test_frozen_pictures_and_frozen_time(
 
 
 def test_a_new_size_is_a_new_epoch_over_the_same_connection() -> None:
-    one = world(Connection([*PICTURES[:2], Picture(size=(8, 10)), Picture(), Picture(size=(4, 6))]))
+    one = world(Connection([*FRAMES[:2], Frame(size=(8, 10)), Frame(), Frame(size=(4, 6))]))
     assert len(one.sources) == 1
     assert one.sink.layouts == [(4, 6, "bgr"), (8, 10, "bgr"), (4, 6, "bgr")]
     assert [(meta.epoch, meta.index, meta.width_px, meta.height_px) for meta in one.sink.metas] == [
@@ -522,20 +522,20 @@ def test_a_new_size_is_a_new_epoch_over_the_same_connection() -> None:
         (1, 1, 10, 8),
         (2, 0, 6, 4),
     ]
-    assert one.sink.shades == [1, 2, 3, 4, 5], "the picture that told of the size is not lost"
+    assert one.sink.shades == [1, 2, 3, 4, 5], "the frame that told of the size is not lost"
     assert one.supervisor.status().reconnects == 0
     assert one.supervisor.status().width_px == 6
 
 
-def test_each_picture_has_its_own_encoding() -> None:
+def test_each_frame_has_its_own_encoding() -> None:
     """With a new size or without, which is no new epoch; one that says none has the one that the stream began with."""
     script = [
-        Picture(),
-        Picture(yuv="bt601"),
-        Picture(size=(8, 10), yuv="bt709"),
-        Picture(yuv="bt709-full"),
-        Picture(yuv="bt709"),
-        Picture(),
+        Frame(),
+        Frame(yuv="bt601"),
+        Frame(size=(8, 10), yuv="bt709"),
+        Frame(yuv="bt709-full"),
+        Frame(yuv="bt709"),
+        Frame(),
     ]
     one = world(Connection(script, yuv="bt601-full"))
     assert [(meta.epoch, meta.yuv) for meta in one.sink.metas] == [
@@ -551,28 +551,26 @@ def test_each_picture_has_its_own_encoding() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 5), (4320, 7680), (16384, 2)])
 def test_sizes_that_work(size: tuple[int, int]) -> None:
-    one = world(Connection([Picture(), Picture()], size=size))
+    one = world(Connection([Frame(), Frame()], size=size))
     assert [(meta.height_px, meta.width_px) for meta in one.sink.metas] == [size, size]
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (-1, 5), (16385, 4), (4, 1_000_000)])
 def test_absurd_sizes_are_refused_before_memory_is(size: tuple[int, int]) -> None:
-    one = world(Connection(PICTURES, size=size), Connection(PICTURES[:1]))
-    assert one.seen[0].last_error.startswith("expected pictures of 1x1 to 16384x16384 pixels, got")
-    one = world(Connection([Picture(), Picture(size=size)]), Connection(PICTURES[:1]))
-    assert one.seen[0].last_error.startswith("expected pictures of 1x1 to 16384x16384 pixels, got")
+    one = world(Connection(FRAMES, size=size), Connection(FRAMES[:1]))
+    assert one.seen[0].last_error.startswith("expected frames of 1x1 to 16384x16384 pixels, got")
+    one = world(Connection([Frame(), Frame(size=size)]), Connection(FRAMES[:1]))
+    assert one.seen[0].last_error.startswith("expected frames of 1x1 to 16384x16384 pixels, got")
     assert len(one.sink.metas) + len(one.sink.drops) == one.supervisor.status().grabbed == 3
 
 
 def test_a_size_that_the_format_cannot_have_is_a_reconnection() -> None:
-    one = world(
-        Connection([Picture(), Picture(size=(5, 7))], pixel_format="nv12"), Connection([Picture()], size=(5, 7))
-    )
-    assert "nv12 pictures have even sides, got 7x5" in one.seen[0].last_error
+    one = world(Connection([Frame(), Frame(size=(5, 7))], pixel_format="nv12"), Connection([Frame()], size=(5, 7)))
+    assert "nv12 frames have even sides, got 7x5" in one.seen[0].last_error
     assert one.sink.layouts == [(4, 6, "nv12"), (5, 7, "bgr")]
 
 
-def test_a_source_that_changes_its_mind_in_one_picture_is_lost() -> None:
+def test_a_source_that_changes_its_mind_in_one_frame_is_lost() -> None:
     class Fickle(ScriptedSource):
         def retrieve(self, out: np.ndarray) -> None:
             self._size = (self._size[0] + 2, self._size[1])
@@ -581,7 +579,7 @@ def test_a_source_that_changes_its_mind_in_one_picture_is_lost() -> None:
     clock, sink, made = ManualClock(), RecordingSink(), []
 
     def make() -> Source:
-        made.append(Fickle(Connection([Picture()]), clock, _fail))
+        made.append(Fickle(Connection([Frame()]), clock, _fail))
         return made[-1]
 
     supervisor = CameraSupervisor("gate", make, sink, clock=clock, wait=lambda _: supervisor.stop())
@@ -597,14 +595,14 @@ LARGE = (80, 60)
 
 @dataclass
 class SmallMemory:
-    """Room for two large pictures, and for as many small ones as are wanted."""
+    """Room for two large frames, and for as many small ones as are wanted."""
 
     error: type[Exception]
     live: list[weakref.ref[np.ndarray]] = field(default_factory=list)
 
     def __call__(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> np.ndarray:
         if (height_px, width_px) == LARGE and self.count(LARGE) == 2:
-            raise self.error("a camera's picture: 14.1 MiB were asked for; 3.2 MiB are free")
+            raise self.error("a camera's frame: 14.1 MiB were asked for; 3.2 MiB are free")
         buffer: np.ndarray = np.empty(frame_shape(height_px, width_px, pixel_format), np.uint8)
         self.live.append(weakref.ref(buffer))
         return buffer
@@ -615,13 +613,13 @@ class SmallMemory:
 
 @pytest.mark.parametrize("error", [OutOfMemory, MemoryError])
 @pytest.mark.parametrize("at", ["open", "in mid-stream"])
-def test_a_camera_whose_pictures_find_no_memory_backs_off_and_holds_none(at: str, error: type[Exception]) -> None:
-    """And gets its pictures once they are smaller."""
+def test_a_camera_whose_frames_find_no_memory_backs_off_and_holds_none(at: str, error: type[Exception]) -> None:
+    """And gets its frames once they are smaller."""
     memory = SmallMemory(error)
-    large = [Picture(size=LARGE)] if at == "in mid-stream" else []
+    large = [Frame(size=LARGE)] if at == "in mid-stream" else []
     size = LARGE if at == "open" else (4, 6)
-    one = World([Connection([Picture(), *large, Picture()], size=size) for _ in range(3)])
-    one.connections = [*one.connections, Connection(PICTURES)]
+    one = World([Connection([Frame(), *large, Frame()], size=size) for _ in range(3)])
+    one.connections = [*one.connections, Connection(FRAMES)]
     slot = LatestSlot("gate", memory, clock=one.clock)
     held: list[int] = []
     one.on_wait = lambda: held.append(memory.count())
@@ -635,14 +633,14 @@ def test_a_camera_whose_pictures_find_no_memory_backs_off_and_holds_none(at: str
         gc.enable()
     assert one.states == ["backing-off"] * 3
     for status in one.seen:
-        assert status.last_error.startswith("no memory for its pictures of 60x80: a camera's picture: 14.1 MiB")
+        assert status.last_error.startswith("no memory for its frames of 60x80: a camera's frame: 14.1 MiB")
         assert "a smaller stream" in status.last_error
     assert held == [0] * 3
     counts = slot.counts()
     assert counts.grabbed == sum(counts.dropped.values()) + counts.waiting
     lease = slot.take()
     assert lease is not None
-    assert lease.frame.meta.index == len(PICTURES) - 1
+    assert lease.frame.meta.index == len(FRAMES) - 1
     assert one.supervisor.status().state == "ended"
 
 
@@ -653,22 +651,22 @@ def test_a_source_that_finds_no_memory_is_a_fault_of_its_camera(where: str) -> N
         {
             "constructor": Connection(make_error=error),
             "open": Connection(open_error=error),
-            "grab": Connection([Picture(), Fault(error)]),
-            "retrieve": Connection([Picture(), Picture(error=error)]),
+            "grab": Connection([Frame(), Fault(error)]),
+            "retrieve": Connection([Frame(), Frame(error=error)]),
         }[where],
-        Connection(PICTURES),
+        Connection(FRAMES),
     )
     assert one.states == ["backing-off"]
     assert "of its source: a decoder: 80.0 MiB were asked for" in one.seen[0].last_error
     assert "smaller model" not in one.seen[0].last_error
-    assert one.sink.shades[-1] == len(PICTURES)
+    assert one.sink.shades[-1] == len(FRAMES)
 
 
 # --- damage and bugs --------------------------------------------------------------------------------------------------
 
 
-def test_damaged_pictures_are_counted_and_not_retrieved() -> None:
-    one = world(Connection([Picture(), Picture(corrupt=True), Picture(corrupt=True), Picture()]))
+def test_damaged_frames_are_counted_and_not_retrieved() -> None:
+    one = world(Connection([Frame(), Frame(corrupt=True), Frame(corrupt=True), Frame()]))
     assert [meta.index for meta in one.sink.metas] == [0, 3]
     assert one.sink.drops == [DropReason.CORRUPT] * 2
 
@@ -679,11 +677,11 @@ def test_a_bug_in_a_source_is_a_fault_of_its_camera(where: str, caplog: pytest.L
     broken = {
         "constructor": Connection(make_error=bug),
         "open": Connection(open_error=bug),
-        "grab": Connection([Picture(), Fault(bug)]),
-        "retrieve": Connection([Picture(), Picture(error=bug)]),
-        "close": Connection([Picture(), Fault(SourceError("cable"))], close_error=bug),
+        "grab": Connection([Frame(), Fault(bug)]),
+        "retrieve": Connection([Frame(), Frame(error=bug)]),
+        "close": Connection([Frame(), Fault(SourceError("cable"))], close_error=bug),
     }[where]
-    one = world(broken, Connection(PICTURES[:1]))
+    one = world(broken, Connection(FRAMES[:1]))
     assert one.supervisor.status().state == "ended"
     assert one.sink.shades[-1] == 1, "the next connection was made"
     assert "Traceback" in caplog.text
@@ -701,7 +699,7 @@ def test_a_device_that_fails_ends_the_program() -> None:
         def configure(self, height_px: int, width_px: int, pixel_format: str) -> None:
             raise DeviceError("the GPU does not answer")
 
-    one = World([Connection(PICTURES)], sink=Broken())
+    one = World([Connection(FRAMES)], sink=Broken())
     with pytest.raises(DeviceError, match="does not answer"):
         one.run()
     assert one.sink.ended == 1
@@ -712,7 +710,7 @@ def test_a_device_that_fails_ends_the_program() -> None:
 
 steps = st.one_of(
     st.builds(
-        Picture,
+        Frame,
         after_s=st.sampled_from([0.0, 0.04, 1.0, 3.0]),
         shade=st.sampled_from([None, None, 7]),
         corrupt=st.booleans(),
@@ -734,7 +732,7 @@ connections = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(connections, min_size=1, max_size=5), st.booleans(), st.integers(0, 40), st.booleans())
-def test_every_grabbed_picture_is_committed_or_dropped_with_a_reason(
+def test_every_grabbed_frame_is_committed_or_dropped_with_a_reason(
     scripts: list[Connection], finite: bool, reads_until_closed: int, lossless: bool
 ) -> None:
     """Whatever a camera does, and whenever the reader takes a frame or closes the slot."""
@@ -826,6 +824,6 @@ def test_closed_is_never_swallowed_as_a_fault_of_the_camera() -> None:
         def configure(self, height_px: int, width_px: int, pixel_format: str) -> None:
             raise Closed("the program is stopping")
 
-    one = World([Connection(PICTURES)], sink=ClosesLater()).run()
+    one = World([Connection(FRAMES)], sink=ClosesLater()).run()
     assert one.supervisor.status().last_error == ""
     assert one.supervisor.status().state == "ended"

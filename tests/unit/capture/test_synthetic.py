@@ -16,8 +16,8 @@ from tests.unit.scripted_camera import SECOND, ManualClock
 from vision.capture.source import Grab
 from vision.capture.synthetic.scene import Scene
 from vision.capture.synthetic.source import Synthetic, SyntheticSpec
-from vision.config.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.errors import EndOfStream, SizeChanged, SourceError
+from vision.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.types import PixelFormat, frame_shape
 
 EVERYTHING = "synthetic:64x48@5?objects=2&seed=7&frames=9&format=i420&overlap=1&freeze=1&freeze_pts=2"
@@ -102,14 +102,14 @@ def test_objects_overlap_where_asked_for() -> None:
     assert any(overlaps(index) for index in range(100))
 
 
-def test_every_picture_differs_from_the_last_and_seeds_differ() -> None:
+def test_every_frame_differs_from_the_last_and_seeds_differ() -> None:
     source = camera("synthetic:320x240?seed=1")
     source.open()
-    pictures = [read(source, (240, 320, 3))[1] for _ in range(100)]
-    assert all(not np.array_equal(one, other) for one, other in pairwise(pictures))
+    frames = [read(source, (240, 320, 3))[1] for _ in range(100)]
+    assert all(not np.array_equal(one, other) for one, other in pairwise(frames))
     other = camera("synthetic:320x240?seed=2")
     other.open()
-    assert not np.array_equal(read(other, (240, 320, 3))[1], pictures[0])
+    assert not np.array_equal(read(other, (240, 320, 3))[1], frames[0])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_the_detectors_favourite_that_the_size_allows(
 
 
 def test_no_format_for_an_odd_size() -> None:
-    with pytest.raises(SourceError, match="no pixel format for pictures of 321x240: the detector takes nv12"):
+    with pytest.raises(SourceError, match="no pixel format for frames of 321x240: the detector takes nv12"):
         camera("synthetic:321x240", ("nv12",)).open()
 
 
@@ -163,13 +163,13 @@ def test_what_a_source_says(source: str, expected: SyntheticSpec) -> None:
         ("synthetic:640x480?zzz=3", "unknown option 'zzz'(.|\n)*known are objects"),
         ("synthetic:?objects=many", "objects: expected a whole number, got 'many'"),
         ("synthetic:?objects=-1", "objects: expected a whole number"),
-        ("synthetic:@0", "fps: expected pictures per second, above 0"),
+        ("synthetic:@0", "fps: expected frames per second, above 0"),
         ("synthetic:@1001", "fps: expected"),
         ("synthetic:@1.2.3", "fps: expected"),
         ("synthetic:?format=rgb", "format: expected one of bgr, bgrx, nv12, i420, got 'rgb'"),
         ("synthetic:?overlap=yes", "overlap: expected 0 or 1"),
-        ("synthetic:?resize=5", "resize: expected PICTURE:WIDTHxHEIGHT"),
-        ("synthetic:?stall=5", "stall: expected PICTURE:SECONDS"),
+        ("synthetic:?resize=5", "resize: expected FRAME:WIDTHxHEIGHT"),
+        ("synthetic:?stall=5", "stall: expected FRAME:SECONDS"),
         ("synthetic:?corrupt=5", "corrupt: expected FIRST:END"),
     ],
 )
@@ -193,11 +193,11 @@ def test_objects_without_room(source: str, message: str) -> None:
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def test_frozen_picture_and_frozen_time() -> None:
+def test_frozen_frame_and_frozen_time() -> None:
     source = camera("synthetic:64x48@10?freeze=3&freeze_pts=5")
     source.open()
-    grabs, pictures = zip(*[read(source, (48, 64, 3)) for _ in range(9)], strict=True)
-    assert [bool(np.array_equal(picture, pictures[3])) for picture in pictures] == [False] * 3 + [True] * 6
+    grabs, frames = zip(*[read(source, (48, 64, 3)) for _ in range(9)], strict=True)
+    assert [bool(np.array_equal(frame, frames[3])) for frame in frames] == [False] * 3 + [True] * 6
     assert [grab.pts_ns for grab in grabs] == [number * SECOND // 10 for number in (0, 1, 2, 3, 4, 5, 5, 5, 5)]
     assert np.array_equal(source.truth(8)[0], source.truth(3)[0])
     assert not np.array_equal(source.truth(2)[0], source.truth(3)[0])
@@ -232,12 +232,12 @@ def test_damage_failure_and_end() -> None:
     source.open()
     assert [grab.corrupt for _ in range(4) if (grab := source.grab(1)) is not None] == [False, True, True, False]
     for _ in range(2):
-        with pytest.raises(EndOfStream, match="ended after 4 pictures"):
+        with pytest.raises(EndOfStream, match="ended after 4 frames"):
             source.grab(1)
     failing = camera("synthetic:64x48?fail=1")
     failing.open()
     assert failing.grab(1) is not None
-    with pytest.raises(SourceError, match="failed at picture 1"):
+    with pytest.raises(SourceError, match="failed at frame 1"):
         failing.grab(1)
 
 
@@ -250,7 +250,7 @@ def test_a_stall_in_its_own_pace() -> None:
     assert times[:5] == [0.0, 0.1, 3.2, 3.3, 3.4]
 
 
-def test_a_picture_is_taken_when_it_is_due_and_not_when_it_is_asked_for() -> None:
+def test_a_frame_is_taken_when_it_is_due_and_not_when_it_is_asked_for() -> None:
     clock = ManualClock()
     source = camera("synthetic:64x48@10", offline=False, clock=clock)
     source.open()
@@ -266,7 +266,7 @@ def test_a_picture_is_taken_when_it_is_due_and_not_when_it_is_asked_for() -> Non
     assert ages == pytest.approx([0.0, 0.03, 0.06, 0.09, 0.12])
 
 
-def test_a_picture_behind_a_hang_is_as_new_as_any() -> None:
+def test_a_frame_behind_a_hang_is_as_new_as_any() -> None:
     source = Synthetic(SyntheticSpec.parse("synthetic:64x48@1000?hang=1:0.6"))
     source.open()
     before, after = source.grab(10), source.grab(10)

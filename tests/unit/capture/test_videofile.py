@@ -1,4 +1,4 @@
-"""Video files, through OpenCV and through PyAV: every picture once, in time; loops; and files that are damaged, empty,
+"""Video files, through OpenCV and through PyAV: every frame once, in time; loops; and files that are damaged, empty,
 or no videos.
 """
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tests.paths import ROOT
 from tests.unit.scripted_camera import SECOND, ManualClock
 from vision.capture.ffmpeg.file import PyAVFile
-from vision.capture.ffmpeg.rotation import UprightDecoder
+from vision.capture.ffmpeg.rotation import RotatingDecoder
 from vision.capture.opencv.file import VideoFile
 from vision.capture.source import Grab, Source, StreamInfo
 from vision.errors import EndOfStream, SizeChanged, SourceError
@@ -37,7 +37,7 @@ CLIP = ROOT / "configs" / "vtest.mp4"
 
 
 def write_video(path: Path, count: int = 12, fps: float = 10.0, size: tuple[int, int] = (64, 48)) -> Path:
-    """Pictures whose shade is 10 times their number, so that they are told apart after compression."""
+    """Frames whose shade is 10 times their number, so that they are told apart after compression."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, size)
     assert writer.isOpened()
     for number in range(count):
@@ -59,7 +59,7 @@ def by_opencv(path: Path, *, loop: bool = False, offline: bool = True) -> Source
 
 def by_pyav(*pixel_formats: PixelFormat) -> Player:
     def play(path: Path, *, loop: bool = False, offline: bool = True) -> PyAVFile:
-        clock, decoder = ManualClock(), partial(UprightDecoder, offline=offline)
+        clock, decoder = ManualClock(), partial(RotatingDecoder, offline=offline)
         return PyAVFile(
             path, pixel_formats, decoder, loop=loop, offline=offline, clock=clock, utc=clock, wait=clock.advance
         )
@@ -112,7 +112,7 @@ def read_all(source: Source, info: StreamInfo) -> list[int]:
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_every_picture_once_and_in_time(play: Player, tmp_path: Path, offline: bool) -> None:
+def test_every_frame_once_and_in_time(play: Player, tmp_path: Path, offline: bool) -> None:
     source = play(write_video(tmp_path / "a.avi"), offline=offline)
     info = source.open()
     assert (info.width_px, info.height_px, info.fps) == (64, 48, 10.0)
@@ -122,12 +122,12 @@ def test_every_picture_once_and_in_time(play: Player, tmp_path: Path, offline: b
     assert [grab.captured_utc_ns - grab.captured_ns for grab in grabs] == [0] * 12
     assert {grab.clock for grab in grabs} == {"media" if offline else "arrival"}
     for _ in range(2):
-        with pytest.raises(EndOfStream, match="ended after 12 pictures"):
+        with pytest.raises(EndOfStream, match="ended after 12 frames"):
             source.grab(1.0)
     source.close()
 
 
-def test_at_its_own_pace_a_picture_that_is_not_due_is_not_lost(play: Player, tmp_path: Path) -> None:
+def test_at_its_own_pace_a_frame_that_is_not_due_is_not_lost(play: Player, tmp_path: Path) -> None:
     source = play(write_video(tmp_path / "a.avi"), offline=False)
     source.open()
     found = [grab for _ in range(110) if (grab := source.grab(0.01)) is not None]
@@ -145,7 +145,7 @@ def test_a_loop_goes_on_without_a_seam(play: Player, tmp_path: Path, offline: bo
     source.close()
 
 
-def test_a_loop_of_one_picture(play: Player, tmp_path: Path) -> None:
+def test_a_loop_of_one_frame(play: Player, tmp_path: Path) -> None:
     source = play(write_video(tmp_path / "a.avi", 1), loop=True)
     info = source.open()
     assert [read(source, info)[1] for _ in range(5)] == [0] * 5
@@ -177,8 +177,8 @@ def test_a_loop_of_a_file_whose_start_cannot_be_sought(play: Player, tmp_path: P
 def test_a_loop_of_a_file_without_times(play: Player, tmp_path: Path) -> None:
     """Bare motion JPEG has no index either."""
     path = tmp_path / "a.mjpeg"
-    pictures = [cv2.imencode(".jpg", np.full((48, 64, 3), 10 * n, np.uint8))[1].tobytes() for n in range(4)]
-    path.write_bytes(b"".join(pictures))
+    frames = [cv2.imencode(".jpg", np.full((48, 64, 3), 10 * n, np.uint8))[1].tobytes() for n in range(4)]
+    path.write_bytes(b"".join(frames))
     source = play(path, loop=True)
     info = source.open()
     grabs, numbers = zip(*[read(source, info) for _ in range(10)], strict=True)
@@ -202,7 +202,7 @@ def test_the_shipped_clip(play: Player, offline: bool) -> None:
     source.retrieve(pixels)
     assert in_bgr(pixels, info).std() > 30
     assert (times[-1] - times[0]) / SECOND == pytest.approx(19.9)
-    with pytest.raises(EndOfStream, match="after 200 pictures"):
+    with pytest.raises(EndOfStream, match="after 200 frames"):
         source.grab(1.0)
     source.close()
 
@@ -220,7 +220,7 @@ def test_a_file_that_is_cut_short_gives_what_is_there_and_says_so(
     info = source.open()
     seen = read_all(source, info)
     assert 40 <= len(seen) <= 55
-    assert f"ended after {len(seen)} of 100 pictures: it is cut short or damaged" in caplog.text
+    assert f"ended after {len(seen)} of 100 frames: it is cut short or damaged" in caplog.text
     source.close()
 
 
@@ -229,7 +229,7 @@ def test_an_mp4_that_is_cut_short(play: Player, tmp_path: Path, caplog: pytest.L
     info = source.open()
     seen = read_all(source, info)
     assert 30 < len(seen) < 150
-    assert f"ended after {len(seen)} of 200 pictures" in caplog.text
+    assert f"ended after {len(seen)} of 200 frames" in caplog.text
     source.close()
 
 
@@ -256,7 +256,7 @@ def test_damage_in_the_middle_does_not_end_a_file(play: Player, tmp_path: Path) 
     source.close()
 
 
-def test_a_picture_that_cannot_be_decoded_costs_that_picture(play: Player, tmp_path: Path) -> None:
+def test_a_frame_that_cannot_be_decoded_costs_that_frame(play: Player, tmp_path: Path) -> None:
     """Whatever FFmpeg calls the reason: this one is "not yet implemented"."""
     path = write_video(tmp_path / "a.avi")
     data, at = bytearray(path.read_bytes()), -1
@@ -330,7 +330,7 @@ def test_interrupted_it_gives_nothing_more(play: Player, tmp_path: Path) -> None
 # --- what PyAV adds --------------------------------------------------------------------------------------------------
 
 
-def test_pictures_come_as_they_are_decoded() -> None:
+def test_frames_come_as_they_are_decoded() -> None:
     """And each says what its numbers mean."""
     source = PLAYERS["pyav i420"](CLIP)
     assert source.open() == StreamInfo(768, 576, "i420", 10.0, "pyav-h264", "bt601")
@@ -344,9 +344,9 @@ def test_every_pass_of_a_loop_gives_what_the_first_one_gave(tmp_path: Path) -> N
     """Whoever reads has made buffers for that, and the decoder of another pass may have other preferences."""
     asked: list[tuple[PixelFormat, ...]] = []
 
-    def opened(stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> UprightDecoder:
+    def opened(stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> RotatingDecoder:
         asked.append(pixel_formats)
-        return UprightDecoder(stream, pixel_formats[::-1], offline=True)
+        return RotatingDecoder(stream, pixel_formats[::-1], offline=True)
 
     path = write_video(tmp_path / "a.avi", 3)
     with closing(PyAVFile(path, ("i420", "nv12"), opened, loop=True, offline=True)) as source:
@@ -377,7 +377,7 @@ def test_a_new_size_in_the_middle_is_told(tmp_path: Path) -> None:
 
 
 def encoded(path: Path, images: Sequence[Image], codec: str, pixels: str, times: Sequence[int] = ()) -> Path:
-    """Pictures (H, W, 3) in bgr, at `times` in tenths of a second; 0, 1, 2, ... where absent."""
+    """Frames (H, W, 3) in bgr, at `times` in tenths of a second; 0, 1, 2, ... where absent."""
     with av.open(str(path), "w") as file:
         stream: Any = file.add_stream(codec, rate=10)
         stream.height, stream.width = images[0].shape[:2]
@@ -399,7 +399,7 @@ def quarters(height_px: int, width_px: int) -> Image:
 
 
 def turned(path: Path, quarter_turns: int) -> Path:
-    """With the matrix (ISO/IEC 14496-12, 8.3.2) that has the pictures of its one track turned to the left."""
+    """With the matrix (ISO/IEC 14496-12, 8.3.2) that has the frames of its one track turned to the left."""
     a, b = [(1, 0), (0, -1), (-1, 0), (0, 1)][quarter_turns]
     matrix = struct.pack(">9i", a << 16, b << 16, 0, -b << 16, a << 16, 0, 0, 0, 1 << 30)
     data = bytearray(path.read_bytes())
@@ -411,7 +411,7 @@ def turned(path: Path, quarter_turns: int) -> Path:
 
 
 @pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
-def test_pictures_are_turned_as_the_file_says(play: Player, quarter_turns: int, tmp_path: Path) -> None:
+def test_frames_are_turned_as_the_file_says(play: Player, quarter_turns: int, tmp_path: Path) -> None:
     path = turned(encoded(tmp_path / "a.mp4", [quarters(64, 96)] * 3, "libx264", "yuv420p"), quarter_turns)
     wanted = np.rot90(quarters(64, 96), quarter_turns)
     source = play(path)
@@ -454,8 +454,8 @@ def test_a_rate_that_varies(play: Player, container: str, tmp_path: Path) -> Non
     source.close()
 
 
-def test_pictures_that_are_sent_in_another_order(play: Player, tmp_path: Path) -> None:
-    """As x264 sends them where it may: a picture waits for the later one that it was made from."""
+def test_frames_that_are_sent_in_another_order(play: Player, tmp_path: Path) -> None:
+    """As x264 sends them where it may: a frame waits for the later one that it was made from."""
     images = [np.full((48, 64, 3), 10 * number, np.uint8) for number in range(24)]
     source = play(encoded(tmp_path / "a.mp4", images, "libx264", "yuv420p"))
     assert read_all(source, source.open()) == list(range(24))

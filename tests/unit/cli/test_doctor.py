@@ -52,16 +52,16 @@ def test_pyav_that_is_not_there_or_too_old(monkeypatch: pytest.MonkeyPatch, reas
 
 @dataclass(frozen=True)
 class Machine:
-    card: bool
+    spec: bool
     module: str | None = None  # what PyNvVideoCodec does when it is imported
 
 
 @pytest.mark.parametrize(
     ("machine", "said", "hint"),
     [
-        (Machine(card=False), ("note", "no graphics card of NVIDIA"), ""),
+        (Machine(spec=False), ("note", "no graphics card of NVIDIA"), ""),
         (
-            Machine(card=True),
+            Machine(spec=True),
             ("missing", "the module PyNvVideoCodec is not installed"),
             "pip install 'vision[nvdec]'",
         ),
@@ -80,7 +80,7 @@ def test_nvdec(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "PyNvVideoCodec", raising=False)
-    if machine.card:
+    if machine.spec:
         tool = tmp_path / "nvidia-smi"
         tool.write_text("#!/bin/sh\necho Card, 580, 8 GiB\n")
         tool.chmod(0o755)

@@ -1,4 +1,4 @@
-"""`vision draw`: a picture for every camera that gives one, and a clear word for each that does not."""
+"""`vision draw`: a frame for every camera that gives one, and a clear word for each that does not."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from tests.unit.cli.test_main import run, write_config
-from vision.capture.frame_reader import read_stills
+from vision.capture.frame_reader import read_frames
 from vision.cli.draw import draw_site, outside_words, print_drawings
-from vision.config import SiteConfig
+from vision.config import AppConfig
 from vision.errors import VisionError
 from vision.overlay import LINE_COLOUR
 
@@ -23,20 +23,20 @@ LINE = {"name": "door", "points": ((20.0, 60.0), (140.0, 60.0))}
 ZONE = {"name": "queue", "polygon": ((10.0, 70.0), (100.0, 70.0), (100.0, 110.0))}
 
 
-def site(*sources: str, **sections: object) -> SiteConfig:
+def site(*sources: str, **sections: object) -> AppConfig:
     cameras = tuple({"id": f"c{at}", "source": source} for at, source in enumerate(sources))
     pipeline = {"pipeline": "count"} if sections else {}
-    return SiteConfig.model_validate({"cameras": cameras, "analytics": sections, **pipeline})
+    return AppConfig.model_validate({"cameras": cameras, "analytics": sections, **pipeline})
 
 
 def read(path: Path) -> NDArray[np.uint8]:
-    picture = cv2.imread(str(path))
-    assert picture is not None
-    return np.asarray(picture, np.uint8)
+    frame = cv2.imread(str(path))
+    assert frame is not None
+    return np.asarray(frame, np.uint8)
 
 
-def has_lines(picture: NDArray[np.uint8]) -> bool:
-    return int(np.all(picture == np.array(LINE_COLOUR, np.uint8), axis=2).sum()) > 100
+def has_lines(frame: NDArray[np.uint8]) -> bool:
+    return int(np.all(frame == np.array(LINE_COLOUR, np.uint8), axis=2).sum()) > 100
 
 
 def test_every_camera_is_drawn_with_what_is_configured(tmp_path: Path) -> None:
@@ -48,11 +48,11 @@ def test_every_camera_is_drawn_with_what_is_configured(tmp_path: Path) -> None:
     assert plain.shape == drawn.shape == (120, 160, 3)
     assert has_lines(drawn)
     assert not has_lines(plain)
-    bottom = plain[100:]  # below the banner it is the camera's own picture
-    assert np.array_equal(bottom, next(read_stills(site(source).cameras[0], offline=True)).pixels[100:])
+    bottom = plain[100:]  # below the banner it is the camera's own frame
+    assert np.array_equal(bottom, next(read_frames(site(source).cameras[0], offline=True)).pixels[100:])
 
 
-def test_a_camera_without_a_picture_does_not_keep_the_others_from_theirs(tmp_path: Path) -> None:
+def test_a_camera_without_a_frame_does_not_keep_the_others_from_theirs(tmp_path: Path) -> None:
     missing = str(tmp_path / "gone.mp4")
     drawings = draw_site(site(missing, "synthetic:160x120@20?frames=1"), tmp_path / "a" / "b", threading.Event())
     assert [drawing.path for drawing in drawings] == [None, tmp_path / "a" / "b" / "c1.png"]
@@ -66,40 +66,40 @@ def test_a_camera_without_a_picture_does_not_keep_the_others_from_theirs(tmp_pat
 @pytest.mark.parametrize(
     ("source", "error"),
     [
-        ("synthetic:160x120@20?frames=0", "no whole picture"),
-        ("synthetic:160x120@20?frames=3&corrupt=0:3", "no whole picture"),
-        ("synthetic:160x120@20?fail=0", "failed at picture 0"),
+        ("synthetic:160x120@20?frames=0", "no whole frame"),
+        ("synthetic:160x120@20?frames=3&corrupt=0:3", "no whole frame"),
+        ("synthetic:160x120@20?fail=0", "failed at frame 0"),
     ],
 )
-def test_why_a_camera_gave_no_picture(source: str, error: str, tmp_path: Path) -> None:
+def test_why_a_camera_gave_no_frame(source: str, error: str, tmp_path: Path) -> None:
     (drawing,) = draw_site(site(source), tmp_path, threading.Event())
     assert drawing.path is None
     assert error in drawing.error
 
 
-def test_a_damaged_picture_is_passed_over(tmp_path: Path) -> None:
+def test_a_damaged_frame_is_passed_over(tmp_path: Path) -> None:
     (drawing,) = draw_site(site("synthetic:160x120@20?frames=3&corrupt=0:2"), tmp_path, threading.Event())
     assert drawing.path is not None
 
 
 def test_a_camera_that_hangs_is_given_up_after_its_time_outs(tmp_path: Path) -> None:
     camera = {"id": "c0", "source": "synthetic:160x120@20?hang=0:20", "open_timeout_s": 0.1, "read_timeout_s": 0.1}
-    (drawing,) = draw_site(SiteConfig.model_validate({"cameras": (camera,)}), tmp_path, threading.Event())
+    (drawing,) = draw_site(AppConfig.model_validate({"cameras": (camera,)}), tmp_path, threading.Event())
     assert drawing.error == "no answer within its time-outs"
 
 
-def test_a_picture_of_another_size_than_was_announced(tmp_path: Path) -> None:
+def test_a_frame_of_another_size_than_was_announced(tmp_path: Path) -> None:
     (drawing,) = draw_site(site("synthetic:160x120@20?frames=5&resize=0:200x100"), tmp_path, threading.Event())
     assert drawing.path is not None
     assert read(drawing.path).shape == (100, 200, 3)
 
 
-def test_points_beyond_the_picture_are_named() -> None:
+def test_points_beyond_the_frame_are_named() -> None:
     sections = site("synthetic:", c0={"lines": (LINE,), "zones": (ZONE,)}).analytics["c0"]
     assert list(outside_words(sections, 120, 160)) == []
     assert list(outside_words(sections, 100, 90)) == [
-        "line door: [140, 60] lies outside of the picture of 90x100",
-        "zone queue: [100, 70], [100, 110] lies outside of the picture of 90x100",
+        "line door: [140, 60] lies outside of the frame of 90x100",
+        "zone queue: [100, 70], [100, 110] lies outside of the frame of 90x100",
     ]
     for units, whole in (("fraction", 1.0), ("percent", 100.0)):
         line = {"name": "a", "points": ((0.0, 0.0), (whole, whole))}

@@ -51,7 +51,7 @@ def test_each_camera_has_its_row_with_what_was_lost_and_dropped() -> None:
         message("yard", n=5),
         message("gate"),
         Gap("detections/gate", 5, 9),
-        Gap("status/gate", 5, 9),  # no picture was lost with it
+        Gap("status/gate", 5, 9),  # no frame was lost with it
         Gap("detections/gate", 20, 21),
         camera_status("gate", state="frozen", dropped={"stale": 4, "max_fps": 3}),
     ):

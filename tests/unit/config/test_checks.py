@@ -6,13 +6,13 @@ import pytest
 from pydantic import ValidationError
 
 from vision.config import (
+    AppConfig,
     CameraConfig,
-    ModelCard,
+    ModelSpec,
     PublishConfig,
-    SiteConfig,
     SourceKind,
     check_classes,
-    load_site_text,
+    load_config_text,
     source_kind,
 )
 from vision.config.addresses import check_bind, check_file_name, check_model_name, check_pipeline
@@ -183,7 +183,7 @@ def test_what_no_onnx_file_is_called(name: str) -> None:
 def faults(text: str, environ: dict[str, str] | None = None) -> list[str]:
     """The faults of a document, without the file's name."""
     try:
-        load_site_text(text, environ or {})
+        load_config_text(text, environ or {})
     except ConfigError as error:
         return [line.removeprefix("camera.yaml:") for line in str(error).splitlines()]
     return []
@@ -374,18 +374,18 @@ def test_an_unreadable_camera_may_be_the_one_that_is_meant() -> None:
 )
 def test_objects_made_in_python_are_held_to_the_same(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
-        SiteConfig.model_validate(values)
+        AppConfig.model_validate(values)
     assert message in str(caught.value)
 
 
 def test_objects_made_in_python_have_their_defaults() -> None:
-    site = SiteConfig(cameras=(CameraConfig(id="a", source="synthetic:"),))
+    site = AppConfig(cameras=(CameraConfig(id="a", source="synthetic:"),))
     assert site.publish == PublishConfig()
     assert site.analytics == {}
 
 
 def test_passwords_stay_out_of_what_is_printed() -> None:
-    site = load_site_text(camera(source="'rtsp://u:${X}@h/1'"), {"X": "s3same"})
+    site = load_config_text(camera(source="'rtsp://u:${X}@h/1'"), {"X": "s3same"})
     assert site.cameras[0].source == "rtsp://u:s3same@h/1"
     assert "s3same" not in f"{site!r} {site} {site.cameras[0]}"
     assert "rtsp://***@h/1" in repr(site)
@@ -410,7 +410,7 @@ analytics:
 
 
 def test_classes_that_the_model_does_not_have() -> None:
-    site = load_site_text(WITH_CLASSES, {})
+    site = load_config_text(WITH_CLASSES, {})
     check_classes(site, ["person", "persn"])
     with pytest.raises(ConfigError) as caught:
         check_classes(site, ["person", "car"])
@@ -425,7 +425,7 @@ def test_classes_that_the_model_does_not_have() -> None:
 def test_classes_are_named_with_their_line(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("site") / "camera.yaml"
     path.write_text(WITH_CLASSES)
-    site = load_site_text(WITH_CLASSES, {})
+    site = load_config_text(WITH_CLASSES, {})
     with pytest.raises(ConfigError) as caught:
         check_classes(site, ["person"], path)
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [f"{path}:6", f"{path}:12"]
@@ -435,7 +435,7 @@ def test_classes_are_named_with_their_line(tmp_path_factory: pytest.TempPathFact
 
 
 def test_a_ten_line_model_card_is_enough() -> None:
-    card = ModelCard.model_validate(
+    spec = ModelSpec.model_validate(
         {
             "name": "mine",
             "file": "mine.onnx",
@@ -445,4 +445,4 @@ def test_a_ten_line_model_card_is_enough() -> None:
             "licence": "MIT",
         }
     )
-    assert (card.nms.iou, card.input.letterbox, card.head.strides) == (0.6, "center", (8, 16, 32))
+    assert (spec.nms.iou, spec.input.letterbox, spec.head.strides) == (0.6, "center", (8, 16, 32))

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vision.config import SiteConfig, load_site_text, shipped_configs, site_schema
+from vision.config import AppConfig, config_schema, load_config_text, shipped_configs
 from vision.config.schema import key_paths
 from vision.errors import ConfigError
 
@@ -39,7 +39,7 @@ class EveryVariable(Mapping[str, str]):
 def check(text: str, secret: str) -> None:
     """Load `text`; whatever goes wrong says nothing of the secret, on any way that Python prints errors."""
     try:
-        site = load_site_text(text, EveryVariable(secret))
+        site = load_config_text(text, EveryVariable(secret))
     except ConfigError as error:
         printed = "".join(traceback.format_exception(error)) + repr(error) + error.hint + str(error.args)
         assert MARK not in printed
@@ -48,14 +48,14 @@ def check(text: str, secret: str) -> None:
             assert line.startswith("camera.yaml:")
             assert "Input should" not in line
     else:
-        assert isinstance(site, SiteConfig)
+        assert isinstance(site, AppConfig)
         for camera in site.cameras:
             if "://" in camera.source and MARK in camera.source.rpartition("@")[0]:  # user and password of a URL
                 shown = str(dict(camera.__repr_args__())["source"])  # an id may hold what it likes
                 assert MARK not in shown.rpartition("@")[0]
 
 
-KEYS = sorted({key.rpartition(".")[2].strip("[]*") for key, _, _ in key_paths(site_schema())} - {""})
+KEYS = sorted({key.rpartition(".")[2].strip("[]*") for key, _, _ in key_paths(config_schema())} - {""})
 TEXTS = [
     "${A}",
     "x${A}y",

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from vision.config.profile import ProfileCard
+from vision.config.profile import ProfileSpec
 
 
 def test_ranges_are_taken_as_they_are() -> None:
     given = {"batch": [1, 4, 8], "height": [320, 416, 640], "values": {"size": [[8, 8], [16, 16], [32, 32]]}}
-    profile = ProfileCard.model_validate(given)
+    profile = ProfileSpec.model_validate(given)
     assert (profile.batch, profile.height, profile.width) == ((1, 4, 8), (320, 416, 640), None)
     assert profile.values == {"size": ((8, 8), (16, 16), (32, 32))}
     assert profile.shapes == {}
@@ -34,4 +34,4 @@ def test_ranges_are_taken_as_they_are() -> None:
 )
 def test_what_is_no_range_is_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
-        ProfileCard.model_validate(given)
+        ProfileSpec.model_validate(given)

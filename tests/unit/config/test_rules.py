@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from vision.config import RuleConfig, SiteConfig, check_classes, load_classifier_card, load_site, load_site_text
+from vision.config import AppConfig, RuleConfig, check_classes, load_classifier_spec, load_config, load_config_text
 from vision.config.addresses import check_folder
 from vision.config.rules import Condition, duration_s, parse_when
 from vision.config.wording import Refused
@@ -30,7 +30,7 @@ analytics:
 def faults(text: str) -> list[str]:
     """The faults of a document, without file and line."""
     try:
-        load_site_text(text, {})
+        load_config_text(text, {})
     except ConfigError as error:
         return [line.split(": ", 1)[1] for line in str(error).splitlines()]
     return []
@@ -167,7 +167,7 @@ def test_a_model_made_in_python_is_checked_alike() -> None:
     rule = {"name": "r", "when": "crowded queue"}
     cameras = ({"id": "a", "source": "a.mp4"},)
     with pytest.raises(ValidationError, match="no line or zone is called 'queue'; expected some under analytics"):
-        SiteConfig.model_validate({"pipeline": "count", "cameras": cameras, "rules": (rule,)})
+        AppConfig.model_validate({"pipeline": "count", "cameras": cameras, "rules": (rule,)})
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_folders_start_at_the_file(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     text = "pipeline: count\ncameras: [{id: a, source: a.mp4}]\n"
     path.write_text(text + "state: s\nsnapshots: {folder: shots}\ncascade: {model: ./m}\n")
-    site = load_site(path, {})
+    site = load_config(path, {})
     assert site.snapshots is not None and site.cascade is not None
     assert (site.state, site.snapshots.folder, site.cascade.model) == (
         f"{tmp_path}/s",
@@ -220,7 +220,7 @@ def test_folders_start_at_the_file(tmp_path: Path) -> None:
         f"{tmp_path}/m",
     )
     path.write_text(text + "state: /var/lib/vision/x\ncascade: {model: clothes}\n")
-    site = load_site(path, {})
+    site = load_config(path, {})
     assert site.cascade is not None
     assert (site.state, site.cascade.model) == ("/var/lib/vision/x", "clothes")
 
@@ -229,7 +229,7 @@ def test_the_cascade_looks_at_classes_that_there_are(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     path.write_text("pipeline: track\ncameras: [{id: a, source: a.mp4}]\ncascade:\n  {model: m, classes: [persn]}\n")
     with pytest.raises(ConfigError) as caught:
-        check_classes(load_site(path, {}), ("person", "car"), path)
+        check_classes(load_config(path, {}), ("person", "car"), path)
     assert "camera.yaml:4: cascade.classes[0]:" in str(caught.value)
     assert "no class 'persn' (did you mean 'person'?)" in str(caught.value)
 
@@ -248,9 +248,9 @@ licence: MIT
 
 def test_the_card_of_a_classifier(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text(CARD)
-    card = load_classifier_card(tmp_path)
-    assert (card.head.labels, card.head.activation, card.input.fit) == ("one", "softmax", "stretch")
-    assert card.classes == ("red", "green")
+    spec = load_classifier_spec(tmp_path)
+    assert (spec.head.labels, spec.head.activation, spec.input.fit) == ("one", "softmax", "stretch")
+    assert spec.classes == ("red", "green")
 
 
 @pytest.mark.parametrize(
@@ -269,5 +269,5 @@ def test_a_card_that_is_none(tmp_path: Path, old: str, new: str, fault: str) -> 
     assert old in CARD
     (tmp_path / "model.yaml").write_text(CARD.replace(old, new))
     with pytest.raises(ModelError) as caught:
-        load_classifier_card(tmp_path)
+        load_classifier_spec(tmp_path)
     assert fault in str(caught.value)

@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 from vision.config import (
+    config_schema,
     folder_of_model,
-    load_model_card,
-    load_site,
-    load_site_text,
+    load_config,
+    load_config_text,
+    load_model_spec,
     resolve_config,
     shipped_configs,
     shipped_models,
-    site_schema,
 )
 from vision.config.document import Node, read_document
 from vision.config.schema import Schema, key_paths, limits, resolve
@@ -36,11 +36,11 @@ DEMONSTRATED = {"pipeline"}
 def test_every_configuration_is_valid() -> None:
     assert set(shipped_configs()) >= {"counting", "demo", "four-cameras", "jetson", "reference"}
     for path in shipped_configs().values():
-        assert load_site(path, SECRETS).cameras
+        assert load_config(path, SECRETS).cameras
 
 
 def test_the_demo_shows_the_shipped_clip_twice() -> None:
-    site = load_site(resolve_config("demo"), {})
+    site = load_config(resolve_config("demo"), {})
     assert [(camera.id, camera.loop) for camera in site.cameras] == [("north", True), ("south", True)]
     for camera in site.cameras:
         assert Path(camera.source).is_absolute()
@@ -48,16 +48,16 @@ def test_the_demo_shows_the_shipped_clip_twice() -> None:
 
 
 def test_four_cameras_take_their_passwords_from_the_environment() -> None:
-    site = load_site(resolve_config("four-cameras"), SECRETS)
+    site = load_config(resolve_config("four-cameras"), SECRETS)
     assert len(site.cameras) == 4
     assert site.cameras[0].source == "rtsp://viewer:a%2Fb@192.168.1.11/stream1"
     with pytest.raises(ConfigError) as caught:
-        load_site(resolve_config("four-cameras"), {})
+        load_config(resolve_config("four-cameras"), {})
     assert str(caught.value).count("is not set") == 4
 
 
 def test_the_jetson_has_a_camera_of_each_kind() -> None:
-    site = load_site(resolve_config("jetson"), SECRETS)
+    site = load_config(resolve_config("jetson"), SECRETS)
     assert [camera.source.partition(":")[0] for camera in site.cameras] == ["rtsp", "csi", "/dev/video0"]
     assert site.detect.precision == "fp16"
 
@@ -106,7 +106,7 @@ def test_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "camera.yaml").write_text(WITH_PATHS)
     monkeypatch.chdir(tmp_path)
-    site = load_site(Path("site/camera.yaml"), {})
+    site = load_config(Path("site/camera.yaml"), {})
     folder = tmp_path / "site"
     assert site.pipeline == f"{folder}/own/steps.py"
     assert site.model == f"{folder}/../models/mine"
@@ -124,9 +124,9 @@ def test_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_names_are_not_paths(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     path.write_text("pipeline: detect\nmodel: mine\ncameras: [{id: a, source: csi:0}]")
-    site = load_site(path, {})
+    site = load_config(path, {})
     assert (site.pipeline, site.model) == ("detect", "mine")
-    assert load_site_text(WITH_PATHS, {}).model == "../models/mine"
+    assert load_config_text(WITH_PATHS, {}).model == "../models/mine"
 
 
 def test_the_folder_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,24 +138,24 @@ def test_the_folder_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_model_without_its_description(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
-        load_model_card(tmp_path / "none")
+        load_model_spec(tmp_path / "none")
     assert "no such file" in str(caught.value)
     assert caught.value.hint.startswith("a model is a folder with model.yaml")
     (tmp_path / "model.yaml").write_text("name: [")
     with pytest.raises(ModelError, match=r"model\.yaml:1: not valid YAML"):
-        load_model_card(tmp_path)
+        load_model_spec(tmp_path)
 
 
 def test_a_model_card_takes_no_variables(tmp_path: Path) -> None:
     sections = "input: {width: 32, height: 32}\nhead: {kind: yolov8}\n"
     (tmp_path / "model.yaml").write_text(f"name: a\nfile: a.onnx\n{sections}classes: coco80\nlicence: ${{HOME}}\n")
-    card = load_model_card(tmp_path)
-    assert (card.licence, card.classes) == ("${HOME}", "coco80")
+    spec = load_model_spec(tmp_path)
+    assert (spec.licence, spec.classes) == ("${HOME}", "coco80")
 
 
 def test_every_shipped_model_has_a_valid_card() -> None:
     for path in shipped_models().glob("*/model.yaml"):
-        assert load_model_card(path.parent).name == path.parent.name
+        assert load_model_spec(path.parent).name == path.parent.name
 
 
 # --- the schema and the reference -------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def keys_of(schema: Schema) -> Iterator[tuple[str, Schema]]:
 
 
 def test_the_schema_is_for_editors() -> None:
-    schema = json.loads(json.dumps(site_schema()))
+    schema = json.loads(json.dumps(config_schema()))
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["required"] == ["cameras"]
     for path, value in keys_of(schema):
@@ -207,7 +207,7 @@ def comment_above(lines: list[str], line: int) -> list[str]:
 
 def reference_faults(path: Path) -> list[str]:
     """Where the reference and the schema differ."""
-    schema = site_schema()
+    schema = config_schema()
     known = {key: (value, required) for key, value, required in key_paths(schema)}
     written = list(written_keys(read_document(path).root))
     lines = path.read_text().splitlines()

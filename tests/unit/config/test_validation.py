@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from vision.config import ModelCard, SiteConfig, load_model_card, load_site, load_site_text
+from vision.config import AppConfig, ModelSpec, load_config, load_config_text, load_model_spec
 from vision.config.document import parse_document
 from vision.config.schema import key_paths, resolve, schema_of
 from vision.config.section import INCONSISTENT
@@ -18,7 +18,7 @@ from vision.errors import ConfigError, ModelError
 
 NAME = "a name of at most 64 letters, digits, '-' and '_', first a letter or digit"
 SECONDS = "a number above 0 up to 60"
-PICTURE = "a list of at least 1 entry"
+FRAME = "a list of at least 1 entry"
 
 GOOD = "cameras:\n  - {id: a, source: csi:0}\n"
 
@@ -215,18 +215,18 @@ def types_of(model: type[BaseModel], text: str) -> set[str]:
 
 @pytest.mark.parametrize(("kind", "text", "fault"), SITE_CASES)
 def test_each_kind_of_error_in_camera_yaml(kind: str, text: str, fault: str) -> None:
-    assert kind in types_of(SiteConfig, text)
+    assert kind in types_of(AppConfig, text)
     with pytest.raises(ConfigError) as caught:
-        load_site_text(text, {})
+        load_config_text(text, {})
     assert str(caught.value) == f"camera.yaml:{fault}"
 
 
 @pytest.mark.parametrize(("kind", "text", "fault"), CARD_CASES)
 def test_each_kind_of_error_in_model_yaml(kind: str, text: str, fault: str, tmp_path: Path) -> None:
-    assert kind in types_of(ModelCard, text)
+    assert kind in types_of(ModelSpec, text)
     (tmp_path / "model.yaml").write_text(text)
     with pytest.raises(ModelError) as caught:
-        load_model_card(tmp_path)
+        load_model_spec(tmp_path)
     assert caught.value.args[0] == f"{tmp_path}/model.yaml:{fault}"
 
 
@@ -285,7 +285,7 @@ def nodes(schema: object) -> Iterator[Mapping[str, Any]]:
 def test_every_error_that_the_schemas_can_raise_has_a_phrase_and_a_case() -> None:
     possible = {
         kind
-        for model in (SiteConfig, ModelCard)
+        for model in (AppConfig, ModelSpec)
         for schema in nodes(model.__pydantic_core_schema__)
         for kind in errors_of(schema)
     } - {INCONSISTENT}
@@ -293,7 +293,7 @@ def test_every_error_that_the_schemas_can_raise_has_a_phrase_and_a_case() -> Non
     assert {kind for kind, _, _ in SITE_CASES + CARD_CASES} == set(PHRASES)
 
 
-@pytest.mark.parametrize("model", [SiteConfig, ModelCard])
+@pytest.mark.parametrize("model", [AppConfig, ModelSpec])
 def test_every_pattern_is_said_in_words(model: type[BaseModel]) -> None:
     root = schema_of(model)
     patterned = [(path, schema) for path, value, _ in key_paths(root) if "pattern" in (schema := resolve(root, value))]
@@ -321,7 +321,7 @@ detect: {}
 
 def test_all_faults_come_at_once_in_the_order_of_the_file() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_site_text(MANY, {})
+        load_config_text(MANY, {})
     lines = str(caught.value).splitlines()
     assert [line.split(": ")[0] + " " + line.split(": ")[1] for line in lines] == [
         "camera.yaml:2 cameras[0].source",
@@ -340,7 +340,9 @@ def test_all_faults_come_at_once_in_the_order_of_the_file() -> None:
 
 def test_a_misspelt_key_is_not_missing_as_well() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_site_text("cameras:\n  - {id: a, sorce: csi:0}\n  - {id: b, sorce: csi:1, source: csi:2}\n  - {id: c}", {})
+        load_config_text(
+            "cameras:\n  - {id: a, sorce: csi:0}\n  - {id: b, sorce: csi:1, source: csi:2}\n  - {id: c}", {}
+        )
     assert [line.split(": ", 2)[1:] for line in str(caught.value).splitlines()] == [
         ["cameras[0].sorce", "unknown key (did you mean 'source'?)"],
         ["cameras[1].sorce", "unknown key (did you mean 'source'?)"],
@@ -350,7 +352,7 @@ def test_a_misspelt_key_is_not_missing_as_well() -> None:
 
 def test_a_value_that_cannot_be_read_has_one_fault() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_site_text("cameras:\n  - {id: '${A}', source: '${B}', transport: udp, max_fps: !x 1}", {})
+        load_config_text("cameras:\n  - {id: '${A}', source: '${B}', transport: udp, max_fps: !x 1}", {})
     assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
         "cameras[0].id",
         "cameras[0].source",
@@ -362,14 +364,14 @@ def test_the_file_is_named_as_it_was_given(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     Path("site.yaml").write_text("cameras: []")
     with pytest.raises(ConfigError, match=r"^site\.yaml:1: cameras: "):
-        load_site(Path("site.yaml"), {})
+        load_config(Path("site.yaml"), {})
 
 
 def test_errors_carry_no_chain_that_could_show_a_value() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_site_text(MANY, {})
+        load_config_text(MANY, {})
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None or caught.value.__suppress_context__
     with pytest.raises(ValidationError) as refused:
-        SiteConfig.model_validate({"cameras": [{"id": "a", "source": "rtsp://user:s3same@:99999"}]})
+        AppConfig.model_validate({"cameras": [{"id": "a", "source": "rtsp://user:s3same@:99999"}]})
     assert "s3same" not in str(refused.value)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tests import tiny_models
 from tests.paths import ROOT
 from tests.unit.detect.test_crops import noise, scene
-from vision.config import load_classifier_card
+from vision.config import load_classifier_spec
 from vision.detect.catalog import list_models
 from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier, open_classifier
 from vision.detect.reference.letterbox import to_bgr
@@ -26,18 +26,18 @@ RED, GREEN, BLUE = (0, 0, 255), (0, 255, 0), (255, 0, 0)
 
 
 def save(folder: Path, *changes: tuple[str, str], **options: Any) -> Path:
-    card = tiny_models.CLASSIFIER_CARD
+    spec = tiny_models.CLASSIFIER_CARD
     for old, new in changes:
-        assert old in card
-        card = card.replace(old, new)
+        assert old in spec
+        spec = spec.replace(old, new)
     folder.mkdir(exist_ok=True)
-    (folder / "model.yaml").write_text(card)
+    (folder / "model.yaml").write_text(spec)
     tiny_models.save_classifier(folder / "paint.onnx", **options)
     return folder
 
 
 def opened(folder: Path, **options: Any) -> closing[OnnxRuntimeClassifier]:
-    return closing(open_classifier(folder, load_classifier_card(folder), **options))
+    return closing(open_classifier(folder, load_classifier_spec(folder), **options))
 
 
 def plain(*colour: int, shape: tuple[int, int, int] = (24, 16, 3)) -> NDArray[np.uint8]:
@@ -91,17 +91,17 @@ def test_any_number_of_crops_whatever_batch_the_network_takes(tmp_path: Path, ba
 
 
 @pytest.mark.parametrize("pixel_format", ["bgr", "bgrx", "nv12", "i420"])
-def test_a_crop_is_that_part_of_the_picture(tmp_path: Path, pixel_format: PixelFormat) -> None:
+def test_a_crop_is_that_part_of_the_frame(tmp_path: Path, pixel_format: PixelFormat) -> None:
     frame = noise(pixel_format)
     whole = to_bgr(frame.pixels, pixel_format)
     out = np.zeros((24, 16, 3), np.uint8)
     with opened(save(tmp_path)) as one:
-        one.crop(frame, (5, 7, 21, 31), out)  # as large as the model's picture: nothing is scaled
+        one.crop(frame, (5, 7, 21, 31), out)  # as large as the model's frame: nothing is scaled
     np.testing.assert_array_equal(out, whole[7:31, 5:21])
 
 
 @pytest.mark.parametrize("box", [(0, 0, 640, 480), (100, 50, 180, 290), (600, 440, 604, 444)])
-def test_a_crop_is_scaled_to_the_models_picture(tmp_path: Path, box: tuple[int, int, int, int]) -> None:
+def test_a_crop_is_scaled_to_the_models_frame(tmp_path: Path, box: tuple[int, int, int, int]) -> None:
     frame = scene("bgr")
     out = np.zeros((24, 16, 3), np.uint8)
     with opened(save(tmp_path)) as one:
@@ -167,7 +167,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_a_detector_is_no_classifier(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text(tiny_models.COLOUR_CARD)
     with pytest.raises(ModelError, match=r"head\.kind: expected 'classifier', got 'yolov8'"):
-        load_classifier_card(tmp_path)
+        load_classifier_spec(tmp_path)
 
 
 def test_failing_at_work_and_after_the_end(tmp_path: Path) -> None:

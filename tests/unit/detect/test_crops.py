@@ -1,4 +1,4 @@
-"""Parts of pictures of every format as BGR, and whole ones as JPEGs."""
+"""Parts of frames of every format as BGR, and whole ones as JPEGs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def noise(pixel_format: PixelFormat, encoding: YuvEncoding = "bt601", width_px: 
 
 
 def scene(pixel_format: PixelFormat, width_px: int = 640, height_px: int = 480) -> Frame:
-    """A smooth picture, as cameras make them."""
+    """A smooth frame, as cameras make them."""
     x, y = np.meshgrid(np.arange(width_px), np.arange(height_px))
     planes = [128 + 100 * np.sin(x / 90), 128 + 100 * np.cos(y / 70), 128 + 60 * np.sin((x + y) / 120)]
     bgr = np.stack(planes, -1).astype(np.uint8)
@@ -37,7 +37,7 @@ def scene(pixel_format: PixelFormat, width_px: int = 640, height_px: int = 480) 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("pixel_format", FORMATS)
-def test_every_part_is_that_of_the_whole_picture(pixel_format: PixelFormat, encoding: YuvEncoding) -> None:
+def test_every_part_is_that_of_the_whole_frame(pixel_format: PixelFormat, encoding: YuvEncoding) -> None:
     frame = noise(pixel_format, encoding)
     whole = to_bgr(frame.pixels, pixel_format, encoding).astype(int)
     reader = PartReader()
@@ -56,10 +56,10 @@ def test_parts_that_are_none(part: tuple[int, int, int, int]) -> None:
         PartReader().read(noise("bgr"), *part)
 
 
-def test_a_picture_on_the_gpu_is_refused() -> None:
+def test_a_frame_on_the_gpu_is_refused() -> None:
     frame = noise("bgr")
     elsewhere = np.broadcast_to(np.zeros((), np.uint8), frame.pixels.shape)
-    with pytest.raises(ValueError, match="expected a picture in host memory"):
+    with pytest.raises(ValueError, match="expected a frame in host memory"):
         PartReader().read(Frame(frame.meta, elsewhere, "bgr"), 0, 0, 9, 9)
 
 
@@ -68,15 +68,15 @@ def decoded(data: bytes) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("pixel_format", ["bgr", "bgrx", "i420"])
-def test_a_jpeg_shows_the_picture(pixel_format: PixelFormat) -> None:
+def test_a_jpeg_shows_the_frame(pixel_format: PixelFormat) -> None:
     encoder = JpegEncoder(quality=95)
-    picture = decoded(encoder.encode(scene(pixel_format)))
-    assert picture.shape == (480, 640, 3)
-    assert np.abs(picture.astype(int) - scene("bgr").pixels).mean() < 2
+    image = decoded(encoder.encode(scene(pixel_format)))
+    assert image.shape == (480, 640, 3)
+    assert np.abs(image.astype(int) - scene("bgr").pixels).mean() < 2
 
 
 @pytest.mark.parametrize(("longest", "shape"), [(320, (240, 320, 3)), (640, (480, 640, 3)), (100, (75, 100, 3))])
-def test_large_pictures_are_made_smaller(longest: int, shape: tuple[int, ...]) -> None:
+def test_large_frames_are_made_smaller(longest: int, shape: tuple[int, ...]) -> None:
     assert decoded(JpegEncoder(longest_side_px=longest).encode(scene("bgr"))).shape == shape
 
 

@@ -7,9 +7,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from vision.config.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.detect.detector import Detector
 from vision.detect.fake import FakeDetector
+from vision.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.types import Detections, Frame, FrameMeta
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vision.config import ModelCard
+from vision.config import ModelSpec
 from vision.detect.reference.heads import HEADS, Candidates, Head, Shape, make_head, sigmoid
 from vision.errors import ModelError
 
@@ -20,11 +20,11 @@ Floats = NDArray[np.float32]
 ABC = ("a", "b", "c")
 
 
-def card(
+def spec(
     head: Mapping[str, Any], *, sides: tuple[int, int] = (64, 32), nms: Mapping[str, Any] | None = None
-) -> ModelCard:
+) -> ModelSpec:
     """A card for a canvas of 64x32 pixels."""
-    return ModelCard.model_validate(
+    return ModelSpec.model_validate(
         {
             "name": "tiny",
             "file": "tiny.onnx",
@@ -39,7 +39,7 @@ def card(
 
 def bound(head: Mapping[str, Any], shapes: Mapping[str, Shape], score: float = 0.5, **options: Any) -> Head:
     classes = options.pop("classes", None)
-    made = make_head(card(head, **options), len(ABC), score, classes)
+    made = make_head(spec(head, **options), len(ABC), score, classes)
     made.bind(shapes)
     return made
 
@@ -111,7 +111,7 @@ def test_nanodet_softmax_is_an_expectation_and_does_not_overflow() -> None:
 
 
 def test_nanodet_has_cells_for_a_rest_of_the_canvas() -> None:
-    head = make_head(card(NANODET, sides=(65, 33)), 3, 0.5)
+    head = make_head(spec(NANODET, sides=(65, 33)), 3, 0.5)
     assert head.fits({"scores": (1, 5 * 3 + 3 * 2, 3), "distances": (1, 5 * 3 + 3 * 2, 12)}) is not None
 
 
@@ -230,7 +230,7 @@ def test_rt_detr(logits: list[list[float]], options: Mapping[str, Any], expected
 
 def test_rt_detr_counts_what_it_cuts() -> None:
     head = bound(RT, RT_SHAPES, nms={"max_objects": 4})
-    assert head.decode([np.zeros((2, 4), np.float32), np.full((2, 3), 9, np.float32)]).excess == 2
+    assert head.decode([np.zeros((2, 4), np.float32), np.full((2, 3), 9, np.float32)]).truncated_candidates == 2
 
 
 # ------------------------------------------------------------------------------------------- all heads
@@ -256,7 +256,7 @@ def test_capacity_is_kept_and_the_excess_counted(kind: str) -> None:
     found = head.decode(zeros(kind))
     pairs = {"nanodet": CELLS * 3, "end-to-end": 40}.get(kind, 40 * 3)
     assert len(found.scores) == 7
-    assert found.excess == pairs - 7
+    assert found.truncated_candidates == pairs - 7
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -314,7 +314,7 @@ def test_outputs_are_found(kind: str, shapes: dict[str, Shape], outputs: tuple[s
 
 
 def test_four_classes_do_not_confuse_scores_with_boxes() -> None:
-    head = HEADS["rt-detr"](card(RT), 4, 0.5)
+    head = HEADS["rt-detr"](spec(RT), 4, 0.5)
     head.bind({"scores": (1, 300, 4), "boxes": (1, 300, 4)})
     assert head.outputs == ("boxes", "scores")
 

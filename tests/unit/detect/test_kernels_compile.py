@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vision.config import HeadCard, InputCard, ModelCard, NmsCard
+from vision.config import HeadSpec, InputSpec, ModelSpec, NmsSpec
 from vision.detect.reference.heads import make_head
 from vision.detect.tensorrt.kernels import KERNELS, Definitions, LetterboxProgram, Output, PostprocessProgram
 from vision.gpu.nvrtc import Source, compile_cubin, nvrtc_version, supported_archs
@@ -34,22 +34,22 @@ OUTPUTS: dict[str, dict[str, tuple[int, ...]]] = {
 
 def definitions(kind: str, *, half: bool, candidates: int = 1024) -> Definitions:
     head = {"nanodet, one output": "nanodet", "efficient nms": "end-to-end"}.get(kind, kind)
-    card = ModelCard(
+    spec = ModelSpec(
         name="test",
         file="test.onnx",
-        input=InputCard(width=416, height=416),
-        head=HeadCard(kind=head, activation="sigmoid" if half else "none"),  # type: ignore[arg-type]
+        input=InputSpec(width=416, height=416),
+        head=HeadSpec(kind=head, activation="sigmoid" if half else "none"),  # type: ignore[arg-type]
         classes="coco80",
-        nms=NmsCard(max_candidates=candidates),
+        nms=NmsSpec(max_candidates=candidates),
         licence="none",
     )
     shapes = OUTPUTS[kind]
-    made = make_head(card, 80, 0.35)
+    made = make_head(spec, 80, 0.35)
     made.bind({name: (None, *shape) for name, shape in shapes.items()})
     real = "float16" if half else "float32"
     whole = {"num_dets", "det_classes"}
     outputs = {name: Output(shape, "int32" if name in whole else real) for name, shape in shapes.items()}
-    return PostprocessProgram.of(card, made, 80, outputs, 100_000).definitions
+    return PostprocessProgram.of(spec, made, 80, outputs, 100_000).definitions
 
 
 def supported(arch: str) -> bool:
@@ -65,8 +65,8 @@ def supported(arch: str) -> bool:
 def test_letterbox(arch: str) -> None:
     if supported(arch):
         for half, interleaved, width in ((False, False, 417), (True, False, 416), (True, True, 416), (True, True, 417)):
-            card = InputCard(width=width, height=416)
-            program = LetterboxProgram.of(card, half_input=half, interleaved=interleaved)
+            spec = InputSpec(width=width, height=416)
+            program = LetterboxProgram.of(spec, half_input=half, interleaved=interleaved)
             assert compile_cubin(Source.read(KERNELS / program.file, program.definitions), arch)
 
 

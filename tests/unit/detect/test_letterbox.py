@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vision.config import InputCard
+from vision.config import InputSpec
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset, normalised, sample, to_bgr
 from vision.detect.reference.preprocess import Preprocessor
 from vision.types import PixelFormat, YuvEncoding, frame_shape
@@ -29,8 +29,8 @@ def noise(width_px: int, height_px: int, pixel_format: PixelFormat) -> NDArray[n
     return np.random.default_rng(width_px).integers(0, 256, shape, np.uint8)
 
 
-def input_card(**changes: object) -> InputCard:
-    return InputCard.model_validate({"width": 416, "height": 320, **changes})
+def input_card(**changes: object) -> InputSpec:
+    return InputSpec.model_validate({"width": 416, "height": 320, **changes})
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_geometry(
     st.integers(16, 1300),
     st.sampled_from(["top-left", "center"]),
 )
-def test_the_picture_fills_one_side_and_stays_on_the_canvas(
+def test_the_frame_fills_one_side_and_stays_on_the_canvas(
     width_px: int, height_px: int, model_width_px: int, model_height_px: int, placement: Placement
 ) -> None:
     letterbox = Letterbox.fit(width_px, height_px, model_width_px, model_height_px, placement)
@@ -88,7 +88,7 @@ def test_corners_come_back_exactly(width_px: int, height_px: int, placement: Pla
     np.testing.assert_allclose(back, np.array([[0, 0, width_px, height_px]]), rtol=1e-6)
 
 
-def test_boxes_are_clipped_to_the_picture_in_a_new_array() -> None:
+def test_boxes_are_clipped_to_the_frame_in_a_new_array() -> None:
     letterbox = Letterbox.fit(768, 576, 416, 416, "center")
     boxes = np.array([[-50, 0, 500, 500], [104, 104, 208, 156], [0, 0, 20, 20]], np.float32)
     before = boxes.copy()
@@ -150,10 +150,10 @@ def test_opencv_pixels_agree_with_the_reference(
     if pixel_format in ("nv12", "i420"):
         width_px, height_px = width_px + width_px % 2, height_px + height_px % 2
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-    card = input_card(color=color, scale=1 / 255, mean=mean, std=std, letterbox=placement, fill=33)
+    spec = input_card(color=color, scale=1 / 255, mean=mean, std=std, letterbox=placement, fill=33)
     tensor = np.full((2, 3, 320, 416), np.nan, np.float32)
     pixels = noise(width_px, height_px, pixel_format)
-    letterbox = Preprocessor(card, tensor).write(1, pixels, pixel_format)
+    letterbox = Preprocessor(spec, tensor).write(1, pixels, pixel_format)
     assert letterbox == Letterbox.fit(width_px, height_px, 416, 320, placement)
     levels = sample(pixels, pixel_format, letterbox, model_width_px=416, model_height_px=320, fill=33)
     one_level = 1 / 255 / min(std)
@@ -172,10 +172,10 @@ def test_every_encoding_agrees_with_the_reference(encoding: YuvEncoding, pixel_f
     np.testing.assert_allclose(tensor[0], levels, atol=1.6)  # a level for the colours, half a one for the scaling
 
 
-def test_the_canvas_is_painted_anew_when_the_picture_moves() -> None:
-    card = input_card(color="bgr", fill=200, letterbox="center")
+def test_the_canvas_is_painted_anew_when_the_frame_moves() -> None:
+    spec = input_card(color="bgr", fill=200, letterbox="center")
     tensor = np.zeros((1, 3, 320, 416), np.float32)
-    preprocessor = Preprocessor(card, tensor)
+    preprocessor = Preprocessor(spec, tensor)
     for width_px, height_px in [(416, 320), (100, 320), (416, 50), (300, 300), (416, 50)]:
         black = np.zeros((height_px, width_px, 3), np.uint8)
         letterbox = preprocessor.write(0, black, "bgr")
@@ -183,7 +183,7 @@ def test_the_canvas_is_painted_anew_when_the_picture_moves() -> None:
         np.testing.assert_array_equal(tensor[0], expected)
 
 
-def test_an_8k_picture() -> None:
+def test_an_8k_frame() -> None:
     tensor = np.zeros((1, 3, 320, 416), np.float32)
     pixels = np.full((4320, 7680, 3), 50, np.uint8)
     letterbox = Preprocessor(input_card(color="bgr", fill=9), tensor).write(0, pixels, "bgr")

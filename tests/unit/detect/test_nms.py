@@ -57,17 +57,17 @@ def naive(
 def run(
     boxes: list[tuple[float, ...]], scores: list[float], class_ids: list[int], **options: float
 ) -> tuple[list[int], int]:
-    kept, excess = nms(
+    kept, truncated_candidates = nms(
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array(scores, np.float32),
         np.array(class_ids, np.int32),
         **{"iou": 0.6, **options},  # type: ignore[arg-type]
     )
-    return kept.tolist(), excess
+    return kept.tolist(), truncated_candidates
 
 
 @pytest.mark.parametrize(
-    ("boxes", "scores", "class_ids", "options", "kept", "excess"),
+    ("boxes", "scores", "class_ids", "options", "kept", "truncated_candidates"),
     [
         pytest.param([], [], [], {}, [], 0, id="nothing"),
         pytest.param([A], [0.5], [3], {}, [0], 0, id="one"),
@@ -102,9 +102,9 @@ def test_table(
     class_ids: list[int],
     options: dict[str, float],
     kept: list[int],
-    excess: int,
+    truncated_candidates: int,
 ) -> None:
-    assert run(boxes, scores, class_ids, **options) == (kept, excess)
+    assert run(boxes, scores, class_ids, **options) == (kept, truncated_candidates)
 
 
 @settings(max_examples=200, deadline=None)
@@ -135,7 +135,7 @@ def test_equals_the_naive_one(
     boxes = (truth[rng.integers(0, objects, count)] + rng.normal(0, 3, (count, 4))).astype(np.float32)
     scores = (rng.integers(0, levels, count) / levels).astype(np.float32)  # few levels: many ties
     class_ids = rng.integers(0, 3, count).astype(np.int32)
-    kept, excess = nms(
+    kept, truncated_candidates = nms(
         boxes,
         scores,
         class_ids,
@@ -153,7 +153,7 @@ def test_equals_the_naive_one(
         max_candidates=max_candidates,
         max_objects=max_objects,
     )
-    assert (kept.tolist(), excess) == expected
+    assert (kept.tolist(), truncated_candidates) == expected
 
 
 def test_a_chain_in_which_each_suppresses_the_next() -> None:
@@ -167,12 +167,12 @@ def test_a_chain_in_which_each_suppresses_the_next() -> None:
 def test_huge_and_infinite_boxes_are_compared_without_a_warning() -> None:
     big = np.float32(3e38)
     boxes = np.array([[-big, -big, big, big], [-np.inf, 0, np.inf, 1], [0, 0, 1, 1]], np.float32)
-    kept, excess = nms(boxes, np.array([0.9, 0.8, 0.7], np.float32), np.zeros(3, np.int32), iou=0.5)
-    assert (kept.tolist(), excess) == ([0, 1, 2], 0)
+    kept, truncated_candidates = nms(boxes, np.array([0.9, 0.8, 0.7], np.float32), np.zeros(3, np.int32), iou=0.5)
+    assert (kept.tolist(), truncated_candidates) == ([0, 1, 2], 0)
 
 
 @pytest.mark.parametrize(
-    ("scores", "limit", "chosen", "excess"),
+    ("scores", "limit", "chosen", "truncated_candidates"),
     [
         ([], 3, [], 0),
         ([0.1, 0.9, 0.5], 3, [1, 2, 0], 0),
@@ -182,14 +182,14 @@ def test_huge_and_infinite_boxes_are_compared_without_a_warning() -> None:
         ([0.0, 0.0, 1.0], 1, [2], 2),
     ],
 )
-def test_best_first(scores: list[float], limit: int, chosen: list[int], excess: int) -> None:
+def test_best_first(scores: list[float], limit: int, chosen: list[int], truncated_candidates: int) -> None:
     found, more = best_first(np.array(scores, np.float32), limit)
-    assert (found.tolist(), more) == (chosen, excess)
+    assert (found.tolist(), more) == (chosen, truncated_candidates)
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 70))
 def test_best_first_is_the_head_of_a_stable_sort(levels: list[int], limit: int) -> None:
-    found, excess = best_first(np.array(levels, np.float32), limit)
+    found, truncated_candidates = best_first(np.array(levels, np.float32), limit)
     order = sorted(range(len(levels)), key=lambda index: -levels[index])
     assert found.tolist() == order[:limit]
-    assert excess == max(0, len(levels) - limit)
+    assert truncated_candidates == max(0, len(levels) - limit)

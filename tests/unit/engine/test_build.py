@@ -13,15 +13,15 @@ from onnx import TensorProto
 
 from tests.paths import ROOT
 from tests.unit.engine_models import (
-    card,
     convolution,
     first_layer,
     needs_rtx,
     quantised,
+    spec,
     with_operator,
     with_shape_input,
 )
-from vision.config.app import ModelCard
+from vision.config.app import ModelSpec
 from vision.engine import library
 from vision.engine.build import (
     Built,
@@ -41,7 +41,7 @@ from vision.engine.build import (
 )
 from vision.engine.library import GpuDescription, LogLine, LogLines, keeps_timing
 from vision.engine.onnx_transform import rewrite_onnx
-from vision.engine.options import BuildSettings, settled
+from vision.engine.options import BuildOptions, settled
 from vision.engine.precision import Precision, plan_typing
 from vision.engine.profiles import NetworkInput, Profile, Range
 from vision.engine.progress import Phase
@@ -77,15 +77,15 @@ class Ears:
 
 
 def build(
-    model: bytes, settings: BuildSettings | None = None, *, of: ModelCard | None = None, gpu: GpuDescription = AMPERE
+    model: bytes, settings: BuildOptions | None = None, *, of: ModelSpec | None = None, gpu: GpuDescription = AMPERE
 ) -> Built:
-    return build_plan(model, of or card(), settings or BuildSettings("fp32", 4), gpu, ahead_of_time=True)
+    return build_plan(model, of or spec(), settings or BuildOptions("fp32", 4), gpu, ahead_of_time=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
 @pytest.mark.parametrize(("half_input", "half_outputs"), [(False, False), (True, False), (True, True)])
 def test_dynamic_batch_in_every_float_precision(precision: Precision, half_input: bool, half_outputs: bool) -> None:
-    built = build(convolution(), BuildSettings(precision, 8, half_input=half_input, half_outputs=half_outputs))
+    built = build(convolution(), BuildOptions(precision, 8, half_input=half_input, half_outputs=half_outputs))
     assert len(built.plan) > 10_000
     assert [each.shapes["images"].max[0] for each in built.profiles] == [4, 8, 1, 2, 4, 8]
     assert built.weights_bytes is not None
@@ -94,9 +94,9 @@ def test_dynamic_batch_in_every_float_precision(precision: Precision, half_input
 
 def test_lower_precision_halves_the_weights_of_the_shipped_model() -> None:
     folder = MODELS / "nanodet-g-416"
-    shipped = ModelCard.model_validate(yaml.safe_load((folder / "model.yaml").read_text()))
+    shipped = ModelSpec.model_validate(yaml.safe_load((folder / "model.yaml").read_text()))
     onnx = (folder / shipped.file).read_bytes()
-    as_it_is = BuildSettings("fp32", 4, interleaved_input=False, folded=False, fixed_batches=False)
+    as_it_is = BuildOptions("fp32", 4, interleaved_input=False, folded=False, fixed_batches=False)
     full, half = (build(onnx, replace(as_it_is, precision=precision), of=shipped) for precision in ("fp32", "fp16"))
     assert full.weights_bytes is not None
     assert half.weights_bytes is not None
@@ -109,24 +109,24 @@ def test_lower_precision_halves_the_weights_of_the_shipped_model() -> None:
 
 def test_dynamic_height_and_width() -> None:
     given = [{"batch": [1, 2, 4], "height": [16, 32, 64], "width": [16, 32, 64]}]
-    built = build(convolution(("n", 3, "h", "w")), of=card(size=32, profiles=given))
+    built = build(convolution(("n", 3, "h", "w")), of=spec(size=32, profiles=given))
     assert built.profiles[0].shapes["images"] == Range((1, 3, 16, 16), (2, 3, 32, 32), (4, 3, 64, 64))
 
 
 def test_fixed_model_needs_no_profile() -> None:
-    built = build(convolution((2, 3, 16, 16)), BuildSettings("fp32", 2))
+    built = build(convolution((2, 3, 16, 16)), BuildOptions("fp32", 2))
     assert str(built.profiles[0]) == "images 2x3x16x16"
 
 
 def test_shape_tensor_input() -> None:
     given = [{"batch": [1, 2, 4], "values": {"size": [[8, 8], [16, 16], [32, 32]]}}]
-    built = build(with_shape_input(), of=card(profiles=given))
+    built = build(with_shape_input(), of=spec(profiles=given))
     assert built.profiles[0].values["size"].max == (32, 32)
 
 
 def test_progress_is_told_with_layer_counts() -> None:
     ears = Ears()
-    built = build_plan(convolution(), card(), BuildSettings("fp32", 4), AMPERE, ahead_of_time=True, listener=ears)
+    built = build_plan(convolution(), spec(), BuildOptions("fp32", 4), AMPERE, ahead_of_time=True, listener=ears)
     assert ears.layers == built.layers > 0
     assert ears.plan_bytes == len(built.plan)
     assert "Building engine" in ears.names
@@ -143,8 +143,8 @@ def test_cancelled_build_ends_as_closed() -> None:
     with pytest.raises(Closed, match="cancelled"):
         build_plan(
             convolution(),
-            card(),
-            BuildSettings("fp32", 4),
+            spec(),
+            BuildOptions("fp32", 4),
             AMPERE,
             ahead_of_time=True,
             listener=Impatient(),
@@ -171,8 +171,8 @@ def test_ctrl_c_stops_the_build_and_comes_out_once_tensorrt_has_stopped() -> Non
     with pytest.raises(KeyboardInterrupt):
         build_plan(
             convolution(),
-            card(),
-            BuildSettings("fp32", 8),
+            spec(),
+            BuildOptions("fp32", 8),
             AMPERE,
             ahead_of_time=True,
             listener=user,
@@ -187,8 +187,8 @@ def test_building_thread_is_prepared_first() -> None:
     seen: list[str] = []
     build_plan(
         convolution(),
-        card(),
-        BuildSettings("fp32", 4),
+        spec(),
+        BuildOptions("fp32", 4),
         AMPERE,
         ahead_of_time=True,
         prepare_thread=lambda: seen.append(threading.current_thread().name),
@@ -219,7 +219,7 @@ def test_model_that_cannot_be_taken_says_why(
     model: bytes, says: str, precision: Precision, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ModelError, match=says):
-        build(model, BuildSettings(precision, 4))
+        build(model, BuildOptions(precision, 4))
 
 
 def _damaged(how: str) -> bytes:
@@ -240,7 +240,7 @@ def test_damaged_model_is_told_as_such(how: str, precision: Precision, capfd: py
     if how == "no opset" and precision == "fp32":
         pytest.skip("TensorRT takes it")
     with pytest.raises(ModelError) as caught:
-        build(_damaged(how), BuildSettings(precision, 4))
+        build(_damaged(how), BuildOptions(precision, 4))
     assert "is not supported" not in str(caught.value)
     assert "onnx.checker.check_model" in caught.value.hint
 
@@ -250,7 +250,7 @@ def test_types_that_are_not_what_was_asked_for_are_refused() -> None:
     half = rewrite_onnx(convolution(), "fp16", keep_inputs=True, keep_outputs=True)
     with pytest.raises(ModelError, match="the model computes in float16 and float32, and precision fp32 was asked for"):
         build(half)
-    assert build(half, BuildSettings("fp16", 4)).plan
+    assert build(half, BuildOptions("fp16", 4)).plan
 
 
 def test_lack_of_memory_is_no_reason_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,19 +267,19 @@ def test_lack_of_memory_is_no_reason_to_try_again(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("settings", "gpu", "says"),
     [
-        (BuildSettings("fp8", 4), AMPERE, "has no fp8; it has fp32, fp16, int8, tf32, bf16"),
-        (BuildSettings("int8", 4), AMPERE, "needs a model with int8 QuantizeLinear nodes, this one has none"),
+        (BuildOptions("fp8", 4), AMPERE, "has no fp8; it has fp32, fp16, int8, tf32, bf16"),
+        (BuildOptions("int8", 4), AMPERE, "needs a model with int8 QuantizeLinear nodes, this one has none"),
         (
-            BuildSettings("fp8", 4),
+            BuildOptions("fp8", 4),
             GpuDescription("H100", (9, 0)),
             "not made for compute capability 9.0 .* wrong results",
         ),
-        (BuildSettings("fp16", 4), GpuDescription("H100", (9, 0)), "builds for compute capabilities .*, not for"),
-        (BuildSettings("fp16", 4), GpuDescription("Orin", (8, 7)), "builds for compute capabilities"),
-        (BuildSettings("fp32", 4, flags=("NO_SUCH_FLAG",)), AMPERE, "has no builder flag NO_SUCH_FLAG"),
+        (BuildOptions("fp16", 4), GpuDescription("H100", (9, 0)), "builds for compute capabilities .*, not for"),
+        (BuildOptions("fp16", 4), GpuDescription("Orin", (8, 7)), "builds for compute capabilities"),
+        (BuildOptions("fp32", 4, flags=("NO_SUCH_FLAG",)), AMPERE, "has no builder flag NO_SUCH_FLAG"),
     ],
 )
-def test_what_gpu_or_library_lack_is_refused(settings: BuildSettings, gpu: GpuDescription, says: str) -> None:
+def test_what_gpu_or_library_lack_is_refused(settings: BuildOptions, gpu: GpuDescription, says: str) -> None:
     with pytest.raises(ModelError, match=says):
         build(convolution(), settings, gpu=gpu)
 
@@ -288,7 +288,7 @@ def test_batch_outside_the_models_range_is_refused() -> None:
     ears = Ears()
     with pytest.raises(ModelError, match="batch is fixed to 2 in the ONNX file, and max_batch is 8"):
         build_plan(
-            convolution((2, 3, 16, 16)), card(), BuildSettings("fp16", 8), AMPERE, ahead_of_time=True, listener=ears
+            convolution((2, 3, 16, 16)), spec(), BuildOptions("fp16", 8), AMPERE, ahead_of_time=True, listener=ears
         )
     assert ears.parses == 1, "no other shape of the model would help"
 
@@ -301,10 +301,10 @@ def test_precision_that_is_not_the_models_is_refused() -> None:
 def test_int8_builds_where_the_library_has_it_and_says_what_does_elsewhere(capfd: pytest.CaptureFixture[str]) -> None:
     """TensorRT-RTX before 1.7 parses int8 convolutions and has none; TensorRT has them."""
     if library.find_library().flavour == "tensorrt":
-        assert build(quantised(), BuildSettings("int8", 4)).plan
+        assert build(quantised(), BuildOptions("int8", 4)).plan
         return
     with pytest.raises(ModelError, match="cannot build tiny in int8 for NVIDIA RTX A4000") as caught:
-        build(quantised(), BuildSettings("int8", 4))
+        build(quantised(), BuildOptions("int8", 4))
     assert "`precision: fp16` works" in caught.value.hint
 
 
@@ -312,37 +312,37 @@ def test_fp8_builds_where_the_library_has_it(capfd: pytest.CaptureFixture[str]) 
     model = quantised(TensorProto.FLOAT8E4M3FN, opset=19)
     if str(library.find_library()).startswith("TensorRT-RTX 1.4"):
         pytest.skip("1.4 asks the driver for the GPU's properties")
-    assert build(model, BuildSettings("fp8", 4), gpu=ADA).plan
+    assert build(model, BuildOptions("fp8", 4), gpu=ADA).plan
     with pytest.raises(ModelError, match="the model is quantised to fp8, and precision fp16 was asked for"):
-        build(model, BuildSettings("fp16", 4), gpu=ADA)
+        build(model, BuildOptions("fp16", 4), gpu=ADA)
 
 
 def test_workspace_level_and_streams_are_taken() -> None:
-    settings = BuildSettings("fp32", 4, workspace_mib=64, optimization_level=1, max_aux_streams=0)
+    settings = BuildOptions("fp32", 4, workspace_mib=64, optimization_level=1, max_aux_streams=0)
     assert build(convolution(), settings).plan
 
 
 @pytest.mark.parametrize("settings", [{"optimization_level": 6}, {"workspace_mib": 0}, {"dla_core": -1}])
 def test_settings_out_of_range_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ModelError, match=r"0 to 5|at least 1 MiB|counted from 0"):
-        BuildSettings(**settings)  # type: ignore[arg-type]
+        BuildOptions(**settings)  # type: ignore[arg-type]
 
 
 def test_dla_that_is_not_there_falls_back_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    assert build(convolution(), BuildSettings("fp16", 4, dla_core=0)).plan
+    assert build(convolution(), BuildOptions("fp16", 4, dla_core=0)).plan
     assert "DLA core 0 was asked for and this machine has 0: building for the GPU" in caplog.text
 
 
 def test_dla_gets_one_batch_size_since_it_takes_no_open_shape() -> None:
-    built = build(convolution(), BuildSettings("fp16", 4, dla_core=0))
-    (pictures,) = (profile.shapes["images"] for profile in built.profiles)
-    assert pictures.min == pictures.opt == pictures.max
-    assert pictures.max[0] == 4
+    built = build(convolution(), BuildOptions("fp16", 4, dla_core=0))
+    (frames,) = (profile.shapes["images"] for profile in built.profiles)
+    assert frames.min == frames.opt == frames.max
+    assert frames.max[0] == 4
 
 
 def test_gpu_here_that_tensorrt_rtx_cannot_name_gets_its_default() -> None:
     unnamed = GpuDescription("NVIDIA H100", (9, 0))
-    assert build_plan(convolution(), card(), BuildSettings("fp32", 4), unnamed).plan
+    assert build_plan(convolution(), spec(), BuildOptions("fp32", 4), unnamed).plan
 
 
 # ------------------------------------------------------------------------------------------------ single steps
@@ -371,20 +371,20 @@ def test_inputs_and_outputs_become_half_where_types_can_be_set(half_input: bool,
         network = library.trt.Builder(library.logger()).create_network(0)
         given = network.add_input("images", library.trt.float32, library.trt.Dims([1, 3, 4, 4]))
         network.mark_output(network.add_identity(given).get_output(0))
-        halve_ends(network, BuildSettings(precision, half_input=half_input, half_outputs=half_outputs))
+        halve_ends(network, BuildOptions(precision, half_input=half_input, half_outputs=half_outputs))
         assert given.dtype.name == (kind if half_input else "FLOAT")
         assert network.get_output(0).dtype.name == (kind if half_outputs else "FLOAT")
 
 
 def test_what_is_left_open_is_settled_by_precision_and_head() -> None:
-    nanodet = card(head={"kind": "nanodet"})
-    half = BuildSettings(
+    nanodet = spec(head={"kind": "nanodet"})
+    half = BuildOptions(
         "fp16", half_input=True, half_outputs=True, interleaved_input=True, folded=True, fixed_batches=True
     )
-    assert settled(BuildSettings("fp16"), nanodet) == half
-    assert settled(BuildSettings("fp16"), card()) == replace(half, half_outputs=False)
-    floats = BuildSettings("fp32", half_input=False, half_outputs=False, interleaved_input=False, folded=False)
-    assert settled(BuildSettings("fp32"), nanodet) == replace(floats, fixed_batches=True)
+    assert settled(BuildOptions("fp16"), nanodet) == half
+    assert settled(BuildOptions("fp16"), spec()) == replace(half, half_outputs=False)
+    floats = BuildOptions("fp32", half_input=False, half_outputs=False, interleaved_input=False, folded=False)
+    assert settled(BuildOptions("fp32"), nanodet) == replace(floats, fixed_batches=True)
     chosen = replace(floats, precision="fp16", fixed_batches=False)
     assert settled(chosen, nanodet) == chosen
 
@@ -392,24 +392,24 @@ def test_what_is_left_open_is_settled_by_precision_and_head() -> None:
 def test_a_library_that_measures_gets_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Full TensorRT: found without being there."""
     monkeypatch.setattr("vision.engine.options.keeps_timing", lambda: True)
-    found = settled(BuildSettings("fp16"), card())
+    found = settled(BuildOptions("fp16"), spec())
     assert (found.interleaved_input, found.folded, found.fixed_batches) == (False, False, False)
 
 
 def test_an_engine_of_pixels_has_a_profile_for_every_batch(caplog: pytest.LogCaptureFixture) -> None:
-    built = build(convolution(), BuildSettings("fp16", 6))
-    pictures = [profile.shapes["images"] for profile in built.profiles]
-    assert [each.max[0] for each in pictures if each.min == each.max] == [1, 2, 4, 6]
-    (shape,) = {each.max[1:] for each in pictures}
+    built = build(convolution(), BuildOptions("fp16", 6))
+    frames = [profile.shapes["images"] for profile in built.profiles]
+    assert [each.max[0] for each in frames if each.min == each.max] == [1, 2, 4, 6]
+    (shape,) = {each.max[1:] for each in frames}
     as_it_is = "tiny is built as it is" in caplog.text  # TensorRT-RTX 1.4 fails at such an input
     assert shape == ((3, 16, 16) if as_it_is else (4, 16, 16))
     assert as_it_is == library.find_library().version.startswith("1.4.")
 
 
 def test_a_model_of_four_channels_is_not_one_of_pixels() -> None:
-    """Its fourth channel is a picture of its own, such as of heat, and nothing here would fill it."""
+    """Its fourth channel is a frame of its own, such as of heat, and nothing here would fill it."""
     with pytest.raises(ModelError, match="channels is fixed to 4 in the ONNX file, and the profile asks for 3"):
-        build(first_layer(channels=4), BuildSettings("fp16", 2))
+        build(first_layer(channels=4), BuildOptions("fp16", 2))
 
 
 def test_what_cannot_be_built_reshaped_is_built_as_it_is(
@@ -419,11 +419,11 @@ def test_what_cannot_be_built_reshaped_is_built_as_it_is(
         return (with_operator("Abracadabra") if interleave or fold else model), interleave
 
     monkeypatch.setattr("vision.engine.options.reshape_onnx", reshaped)
-    built = build(convolution(), BuildSettings("fp16", 1))
+    built = build(convolution(), BuildOptions("fp16", 1))
     assert built.profiles[0].shapes["images"].max == (1, 3, 16, 16)
     assert "tiny is built as it is, and may run slower: reshaped, " in caplog.text
     with pytest.raises(ModelError, match="Abracadabra"):
-        build(with_operator("Abracadabra"), BuildSettings("fp16", 1))
+        build(with_operator("Abracadabra"), BuildOptions("fp16", 1))
 
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")  # TensorRT-RTX keeps none
@@ -459,7 +459,7 @@ def test_old_flags_are_refused_where_they_are_gone() -> None:
 
 
 def test_sparsity_can_be_asked_for() -> None:
-    assert build(convolution(), BuildSettings("fp32", 4, flags=("SPARSE_WEIGHTS",))).plan
+    assert build(convolution(), BuildOptions("fp32", 4, flags=("SPARSE_WEIGHTS",))).plan
 
 
 def test_profile_that_tensorrt_finds_inconsistent_is_refused(capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 from tests.paths import ROOT
-from tests.unit.engine_models import card, model, needs_rtx, value
+from tests.unit.engine_models import model, needs_rtx, spec, value
 from vision.engine import library
 from vision.engine.build import build_plan
 from vision.engine.conv_folding import ACTIVATIONS, fold_narrow_convolutions
 from vision.engine.library import GpuDescription
 from vision.engine.onnx_transform import rewrite_onnx
-from vision.engine.options import BuildSettings
+from vision.engine.options import BuildOptions
 
 NANODET = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 
@@ -105,11 +105,11 @@ def giving(name: str, shape: Sequence[int | str]) -> onnx.ModelProto:
     return found
 
 
-def outputs_of(found: onnx.ModelProto, pictures: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+def outputs_of(found: onnx.ModelProto, frames: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(found.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [np.asarray(each) for each in session.run(None, {"images": pictures})]
+    return [np.asarray(each) for each in session.run(None, {"images": frames})]
 
 
 def shapes_of(found: onnx.ModelProto, names: Sequence[str]) -> list[list[str | int]]:
@@ -139,8 +139,8 @@ def check_fold(
     onnx.checker.check_model(folded, full_check=True)
     tensors = [node.output[0] for node in original.graph.node if node.op_type != "Constant"]
     assert shapes_of(folded, tensors) == shapes_of(original, tensors)
-    pictures = np.random.default_rng(1).normal(size=(batch, *size)).astype(np.float32)
-    for found, right in zip(outputs_of(folded, pictures), outputs_of(original, pictures), strict=True):
+    frames = np.random.default_rng(1).normal(size=(batch, *size)).astype(np.float32)
+    for found, right in zip(outputs_of(folded, frames), outputs_of(original, frames), strict=True):
         assert found.shape == right.shape
         assert np.max(np.abs(found - right)) <= 1e-5 * np.max(np.abs(right))
     return folded
@@ -431,8 +431,8 @@ def test_a_folded_model_in_float16_computes_the_same() -> None:
     folded = copy_of(original)
     assert fold_narrow_convolutions(folded)
     half = rewrite_onnx(folded.SerializeToString(), "fp16", keep_inputs=True, keep_outputs=True)
-    pictures = np.random.default_rng(2).normal(size=(1, 32, 8, 32)).astype(np.float32)
-    (found,), (right,) = (outputs_of(each, pictures) for each in (onnx.load_model_from_string(half), original))
+    frames = np.random.default_rng(2).normal(size=(1, 32, 8, 32)).astype(np.float32)
+    (found,), (right,) = (outputs_of(each, frames) for each in (onnx.load_model_from_string(half), original))
     assert np.max(np.abs(found - right)) < 5e-3 * np.max(np.abs(right))
 
 
@@ -479,8 +479,8 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def build(found: bytes, said: list[str], *, folded: bool, **of: Any) -> list[tuple[str, str]]:
     """Name and kind of every kernel of an engine."""
     said.clear()
-    chosen = BuildSettings("fp16", 4, folded=folded, interleaved_input=False, fixed_batches=False)
-    built = build_plan(found, card(size=64, **of), chosen, GpuDescription("NVIDIA L4", (8, 9)), ahead_of_time=True)
+    chosen = BuildOptions("fp16", 4, folded=folded, interleaved_input=False, fixed_batches=False)
+    built = build_plan(found, spec(size=64, **of), chosen, GpuDescription("NVIDIA L4", (8, 9)), ahead_of_time=True)
     assert len(built.plan) > 10_000
     text = "\n".join(said)
     return re.findall(r"^Name: (\S+?),? .*?LayerType: (\w+),", text[text.rindex("Layers:") :], re.MULTILINE)
@@ -500,7 +500,7 @@ def test_unfolding_is_part_of_the_kernel_for_the_activation(activation: str, sai
 
 
 @needs_rtx
-def test_an_engine_for_pictures_of_any_height(said: list[str]) -> None:
+def test_an_engine_for_frames_of_any_height(said: list[str]) -> None:
     profiles = [{"batch": [1, 2, 4], "height": [32, 64, 64], "width": [64, 64, 64]}]
     kernels = build(stage("LeakyRelu", ("h", 64)), said, folded=True, profiles=profiles)
     assert len([name for name, _ in kernels if "Tran" in name]) == 2

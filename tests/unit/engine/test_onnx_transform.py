@@ -21,11 +21,11 @@ from vision.errors import ModelError
 NANODET = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 
 
-def outputs(model: bytes, pictures: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+def outputs(model: bytes, frames: NDArray[np.float32]) -> list[NDArray[np.float64]]:
     """What ONNX Runtime computes, whatever type the model takes."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
-    fed = pictures.astype(np.float16) if given.type == "tensor(float16)" else pictures
+    fed = frames.astype(np.float16) if given.type == "tensor(float16)" else frames
     return [np.asarray(each, np.float64) for each in session.run(None, {given.name: fed})]
 
 
@@ -48,8 +48,8 @@ ENDS = [(True, True), (False, True), (True, False), (False, False)]
 def test_the_shipped_model_in_float16_computes_the_same(keep_inputs: bool, keep_outputs: bool) -> None:
     original = NANODET.read_bytes()
     rewritten = rewrite_onnx(original, "fp16", keep_inputs=keep_inputs, keep_outputs=keep_outputs)
-    pictures = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
-    for found, right in zip(outputs(rewritten, pictures), outputs(original, pictures), strict=True):
+    frames = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
+    for found, right in zip(outputs(rewritten, frames), outputs(original, frames), strict=True):
         assert relative_error(found, right) < 1e-3
     graph = onnx.load_model_from_string(rewritten).graph
     nodes = [node.op_type for node in graph.node]
@@ -105,8 +105,8 @@ def test_quantised_model_gets_scales_in_float16_and_computes_the_same() -> None:
     assert loaded.opset_import[0].version >= 19, "QuantizeLinear takes float16 from there on"
     nodes = {node.op_type for node in loaded.graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= nodes
-    pictures = np.random.default_rng(1).normal(size=(1, 3, 16, 16)).astype(np.float32)
-    (found,), (right,) = outputs(rewritten, pictures), outputs(original, pictures)
+    frames = np.random.default_rng(1).normal(size=(1, 3, 16, 16)).astype(np.float32)
+    (found,), (right,) = outputs(rewritten, frames), outputs(original, frames)
     assert relative_error(found, right) < 0.02
 
 
@@ -120,30 +120,30 @@ def test_model_without_quantisation_keeps_its_opset() -> None:
 # ------------------------------------------------------------------------------------------------ shapes
 
 
-def widened(pictures: NDArray[np.float32], seed: int = 3) -> NDArray[np.float32]:
+def widened(frames: NDArray[np.float32], seed: int = 3) -> NDArray[np.float32]:
     """With a fourth channel, which must not count."""
-    noise = np.random.default_rng(seed).normal(size=pictures[:, :1].shape).astype(np.float32)
-    return np.concatenate([pictures, noise], axis=1)
+    noise = np.random.default_rng(seed).normal(size=frames[:, :1].shape).astype(np.float32)
+    return np.concatenate([frames, noise], axis=1)
 
 
 @pytest.mark.parametrize("original", [convolution(), convolution((2, 3, 16, 16)), NANODET.read_bytes()])
 def test_a_wider_input_changes_no_result(original: bytes) -> None:
     side = 416 if len(original) > 100_000 else 16
-    pictures = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
+    frames = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
     wide, widened_it = reshape_onnx(original, interleave=True, fold=False)
     assert widened_it
     onnx.checker.check_model(onnx.load_model_from_string(wide), full_check=True)
-    for found, right in zip(outputs(wide, widened(pictures)), outputs(original, pictures), strict=True):
+    for found, right in zip(outputs(wide, widened(frames)), outputs(original, frames), strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
 
 
 def test_everything_at_once_changes_no_result() -> None:
     """As TensorRT-RTX gets the shipped model, but for the types."""
     original = NANODET.read_bytes()
-    pictures = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
+    frames = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
     reshaped, widened_it = reshape_onnx(original, interleave=True, fold=True)
     assert widened_it
-    for found, right in zip(outputs(reshaped, widened(pictures)), outputs(original, pictures), strict=True):
+    for found, right in zip(outputs(reshaped, widened(frames)), outputs(original, frames), strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
 
 
@@ -193,8 +193,8 @@ def beside(folder: Path) -> tuple[bytes, Path]:
 def test_weights_beside_the_model_are_put_into_it(tmp_path: Path) -> None:
     model, data = beside(tmp_path)
     whole = with_weights(model, tmp_path)
-    pictures = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
-    np.testing.assert_array_equal(outputs(whole, pictures)[0], outputs(convolution(), pictures)[0])
+    frames = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
+    np.testing.assert_array_equal(outputs(whole, frames)[0], outputs(convolution(), frames)[0])
     assert rewrite_onnx(whole, "fp16", keep_inputs=True, keep_outputs=True)
     data.write_bytes(bytes(data.stat().st_size))
     assert with_weights(model, tmp_path) != whole, "other weights are another model, with another hash"

@@ -12,13 +12,13 @@ import onnx
 import pytest
 from rich.console import Console
 
-from tests.unit.engine_models import card, convolution, needs_no_gpu, needs_rtx
+from tests.unit.engine_models import convolution, needs_no_gpu, needs_rtx, spec
 from vision.cli.build import Bars, build_command
-from vision.config.app import DetectConfig, ModelCard
+from vision.config.app import DetectConfig, ModelSpec
 from vision.engine.cache import EngineCache
 from vision.engine.library import GpuDescription
 from vision.engine.open import load_plan, open_engine, read_onnx, settings_of
-from vision.engine.options import BuildSettings
+from vision.engine.options import BuildOptions
 from vision.engine.progress import Phase
 from vision.errors import EXIT_OK, Closed, DeviceMissing, ModelError
 from vision.state.private_files import sha256_of
@@ -29,12 +29,12 @@ DETECT = DetectConfig.model_validate({"precision": "fp32", "max_batch": 2})
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> tuple[Path, ModelCard]:
+def model(tmp_path: Path) -> tuple[Path, ModelSpec]:
     folder = tmp_path / "tiny"
     folder.mkdir()
     onnx = convolution()
     (folder / "tiny.onnx").write_bytes(onnx)
-    return folder, card(sha256=sha256_of(onnx))
+    return folder, spec(sha256=sha256_of(onnx))
 
 
 @pytest.fixture
@@ -45,44 +45,44 @@ def cache(tmp_path: Path) -> EngineCache:
 # ------------------------------------------------------------------------------------------------ the ONNX file
 
 
-def test_onnx_is_read_and_checked(model: tuple[Path, ModelCard]) -> None:
+def test_onnx_is_read_and_checked(model: tuple[Path, ModelSpec]) -> None:
     folder, described = model
     assert read_onnx(folder, described) == convolution()
 
 
-def test_another_onnx_than_the_card_is_of_is_refused(model: tuple[Path, ModelCard]) -> None:
+def test_another_onnx_than_the_card_is_of_is_refused(model: tuple[Path, ModelSpec]) -> None:
     folder, described = model
     (folder / "tiny.onnx").write_bytes(b"another")
     with pytest.raises(ModelError, match=rf"has sha256 .*, model.yaml says {described.sha256}"):
         read_onnx(folder, described)
 
 
-def test_weights_beside_the_onnx_are_part_of_it(model: tuple[Path, ModelCard]) -> None:
+def test_weights_beside_the_onnx_are_part_of_it(model: tuple[Path, ModelSpec]) -> None:
     folder, _ = model
     loaded = onnx.load_model_from_string(convolution())
     onnx.save_model(loaded, folder / "tiny.onnx", save_as_external_data=True, location="w", size_threshold=0)
-    first = read_onnx(folder, card())
+    first = read_onnx(folder, spec())
     (folder / "w").write_bytes(bytes((folder / "w").stat().st_size))
-    assert read_onnx(folder, card()) != first, "its hash is the engine's key"
+    assert read_onnx(folder, spec()) != first, "its hash is the engine's key"
 
 
-def test_missing_onnx_is_named(model: tuple[Path, ModelCard]) -> None:
+def test_missing_onnx_is_named(model: tuple[Path, ModelSpec]) -> None:
     folder, described = model
     (folder / "tiny.onnx").unlink()
     with pytest.raises(ModelError, match=r"tiny\.onnx cannot be read: No such file"):
         read_onnx(folder, described)
 
 
-def test_card_without_a_hash_gets_a_warning(model: tuple[Path, ModelCard], caplog: pytest.LogCaptureFixture) -> None:
-    read_onnx(model[0], card())
+def test_card_without_a_hash_gets_a_warning(model: tuple[Path, ModelSpec], caplog: pytest.LogCaptureFixture) -> None:
+    read_onnx(model[0], spec())
     assert "has no sha256" in caplog.text
 
 
 def test_settings_are_those_of_camera_yaml() -> None:
-    assert settings_of(DETECT) == BuildSettings("fp32", 2)
+    assert settings_of(DETECT) == BuildOptions("fp32", 2)
     engine = {"optimization_level": 5, "workspace_mib": 64, "dla_core": 1}
     given = DetectConfig.model_validate({"precision": "fp16", "max_batch": 4, "engine": engine})
-    assert settings_of(given) == BuildSettings("fp16", 4, 64, 5, 1)
+    assert settings_of(given) == BuildOptions("fp16", 4, 64, 5, 1)
 
 
 # ------------------------------------------------------------------------------------------------ plan and engine
@@ -90,7 +90,7 @@ def test_settings_are_those_of_camera_yaml() -> None:
 
 @needs_rtx
 def test_plan_is_built_once(
-    model: tuple[Path, ModelCard], cache: EngineCache, caplog: pytest.LogCaptureFixture
+    model: tuple[Path, ModelSpec], cache: EngineCache, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     settings = settings_of(DETECT)
@@ -103,30 +103,30 @@ def test_plan_is_built_once(
 
 
 @needs_rtx
-def test_the_key_says_what_was_settled_for_the_ends(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+def test_the_key_says_what_was_settled_for_the_ends(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     """So that an engine is found by who leaves it open and by who says it."""
     folder, described = model
-    loaded = load_plan(folder, described, AMPERE, BuildSettings("fp16", 2), cache=cache, ahead_of_time=True)
-    said = BuildSettings("fp16", 2, half_input=True, half_outputs=False)
+    loaded = load_plan(folder, described, AMPERE, BuildOptions("fp16", 2), cache=cache, ahead_of_time=True)
+    said = BuildOptions("fp16", 2, half_input=True, half_outputs=False)
     assert load_plan(folder, described, AMPERE, said, cache=cache, ahead_of_time=True).path == loaded.path
-    other = BuildSettings("fp16", 2, half_input=False, half_outputs=False)
+    other = BuildOptions("fp16", 2, half_input=False, half_outputs=False)
     assert load_plan(folder, described, AMPERE, other, cache=cache, ahead_of_time=True).built is not None
     (first, second) = (entry.key["settings"]["half_input"] for entry in cache.entries())
     assert {first, second} == {True, False}
 
 
 @needs_rtx
-def test_changed_model_is_built_anew(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+def test_changed_model_is_built_anew(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     folder, _ = model
-    load_plan(folder, card(), AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True)
+    load_plan(folder, spec(), AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True)
     (folder / "tiny.onnx").write_bytes(convolution(seed=1))
-    again = load_plan(folder, card(), AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True)
+    again = load_plan(folder, spec(), AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True)
     assert again.built is not None
     assert len(cache.entries()) == 2
 
 
 @needs_rtx
-def test_cancelled_before_it_began_leaves_nothing(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+def test_cancelled_before_it_began_leaves_nothing(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     cancel = threading.Event()
     cancel.set()
     with pytest.raises(Closed):
@@ -137,7 +137,7 @@ def test_cancelled_before_it_began_leaves_nothing(model: tuple[Path, ModelCard],
 @needs_rtx
 @needs_no_gpu
 def test_opening_builds_again_what_does_not_load_and_gives_up_where_that_does_not_help(
-    model: tuple[Path, ModelCard],
+    model: tuple[Path, ModelSpec],
     cache: EngineCache,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
@@ -161,7 +161,7 @@ def console() -> tuple[Console, io.StringIO]:
 
 
 @needs_rtx
-def test_build_says_what_it_built_and_where(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+def test_build_says_what_it_built_and_where(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, text = console()
     code = build_command(model, DETECT, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out)
     assert code == EXIT_OK
@@ -173,7 +173,7 @@ def test_build_says_what_it_built_and_where(model: tuple[Path, ModelCard], cache
 
 
 @needs_rtx
-def test_names_with_brackets_are_no_markup(model: tuple[Path, ModelCard], tmp_path: Path) -> None:
+def test_names_with_brackets_are_no_markup(model: tuple[Path, ModelSpec], tmp_path: Path) -> None:
     folder = tmp_path / "a[/b]" / "[bold]c"
     for again in (False, True):
         out, text = console()
@@ -184,7 +184,7 @@ def test_names_with_brackets_are_no_markup(model: tuple[Path, ModelCard], tmp_pa
 
 
 @needs_rtx
-def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     path = load_plan(*model, AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True).path
     path.unlink()
     path.mkdir()  # as a full disk: nothing can be put in its place
@@ -202,7 +202,7 @@ def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, Mode
 
 
 @needs_rtx
-def test_what_is_built_is_not_built_again_unless_forced(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+def test_what_is_built_is_not_built_again_unless_forced(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     def built_again(*, force: bool) -> bool:
         out, text = console()
         build_command(model, DETECT, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out, force=force)
@@ -214,7 +214,7 @@ def test_what_is_built_is_not_built_again_unless_forced(model: tuple[Path, Model
 
 
 @needs_rtx
-def test_all_of_detect_counts(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+def test_all_of_detect_counts(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, _ = console()
     detect = DetectConfig.model_validate({"precision": "bf16", "max_batch": 5, "engine": {"optimization_level": 2}})
     build_command(model, detect, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out)
@@ -224,7 +224,7 @@ def test_all_of_detect_counts(model: tuple[Path, ModelCard], cache: EngineCache)
 
 
 @needs_rtx
-def test_list_and_prune(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+def test_list_and_prune(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, _ = console()
     build_command(model, DETECT, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out)
     out, text = console()
@@ -241,7 +241,7 @@ def test_list_and_prune(model: tuple[Path, ModelCard], cache: EngineCache) -> No
     assert cache.entries() == ()
 
 
-def test_building_needs_a_gpu_and_listing_does_not(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+def test_building_needs_a_gpu_and_listing_does_not(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, _ = console()
     assert build_command(None, DETECT, None, show_list=True, cache_folder=cache.folder, console=out) == EXIT_OK
     with pytest.raises(DeviceMissing, match="needs the GPU"):
@@ -265,13 +265,13 @@ def test_bars_show_open_phases_and_no_others() -> None:
 
 
 def build_in_another_process(folder: Path, cache: Path, results: multiprocessing.Queue[bool]) -> None:
-    described = card(sha256=sha256_of(convolution()))
+    described = spec(sha256=sha256_of(convolution()))
     loaded = load_plan(folder, described, AMPERE, settings_of(DETECT), cache=EngineCache(cache), ahead_of_time=True)
     results.put(loaded.built is not None)
 
 
 @needs_rtx
-def test_of_three_processes_one_builds(model: tuple[Path, ModelCard], cache: EngineCache) -> None:
+def test_of_three_processes_one_builds(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     arguments = (model[0], cache.folder, results)

@@ -14,12 +14,12 @@ import pytest
 from tests.unit.cli.test_main import read_until, run, started, write_config
 from tests.unit.evaluation_tables import boxes, needs_trackeval, synthetic_rows
 from vision.cli.main import main
-from vision.config.test_pattern import FAKE_CLASSES
 from vision.errors import ConfigError
 from vision.evaluation.crossings import true_crossings
 from vision.evaluation.evaluate import Request, open_subject
 from vision.evaluation.evaluate import run as evaluate
 from vision.evaluation.mot import read_truth
+from vision.test_pattern import FAKE_CLASSES
 
 SOURCE = "synthetic:320x240@5?frames=100&objects=6&seed=0"
 FRAMES = 100
@@ -27,16 +27,16 @@ CLASS = "green"
 LINE = {"name": "middle", "points": [[160, 0], [160, 240]], "anchor": "center"}
 
 COUNT = """
-from vision.runtime.builder import cameras_of, detector_of, publisher_of
+from vision.runtime.builder import build_cameras, detector_of, open_publisher
 from vision.runtime.runtime import Runtime
 from vision.stages.track import AnalyticsStage, TrackStage
 
 def build(site, options, resources):
-    publisher = publisher_of(site, options, resources)
+    publisher = open_publisher(site, options, resources)
     track = TrackStage(site.track, score=site.detect.score)
     detector = detector_of(site, options, resources, score=track.detector_score)
     count = AnalyticsStage(site.analytics, detector.class_names)
-    cameras = cameras_of(site, options, detector)
+    cameras = build_cameras(site, options, detector)
     return Runtime(cameras=cameras, detector=detector, stages=[track, count], sinks=[publisher])
 """
 
@@ -221,7 +221,7 @@ def test_a_truth_is_required(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_tables_of_these_tests_are_the_truth() -> None:
-    """One object at a time is where the pictures show it."""
+    """One object at a time is where the frames show it."""
     rows = synthetic_rows("synthetic:160x120@20?frames=3&objects=1&seed=3", 0)
     rows += synthetic_rows("synthetic:160x120@20?frames=3&objects=1&seed=3", 1)
     rows += synthetic_rows("synthetic:160x120@20?frames=3&objects=1&seed=3", 2)

@@ -104,7 +104,7 @@ def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
         write_json(evaluation(), tmp_path / "gone" / "out.json")
 
 
-def picture(path: Path) -> NDArray[np.uint8]:
+def image(path: Path) -> NDArray[np.uint8]:
     pixels = cv2.imread(str(path))
     assert pixels is not None
     return np.asarray(pixels, np.uint8)
@@ -112,7 +112,7 @@ def picture(path: Path) -> NDArray[np.uint8]:
 
 @needs_matplotlib
 @pytest.mark.parametrize("seed", [0, 1])
-def test_plots_are_pictures_of_the_data(seed: int, tmp_path: Path) -> None:
+def test_plots_are_frames_of_the_data(seed: int, tmp_path: Path) -> None:
     require_matplotlib()
     truth, found = random_boxes(seed)
     partners = match_frames(truth, found, 40)
@@ -124,8 +124,8 @@ def test_plots_are_pictures_of_the_data(seed: int, tmp_path: Path) -> None:
         plot_objects(a_truth, a_found, a_partners, VIDEO, tmp_path / f"objects{at}.png")
         plot_tracks(a_truth, a_found, a_partners, VIDEO, tmp_path / f"tracks{at}.png")
     for name in ("objects", "tracks"):
-        assert not np.array_equal(picture(tmp_path / f"{name}0.png"), picture(tmp_path / f"{name}1.png"))
-    assert len(np.unique(picture(tmp_path / "curve0.png"))) > 50
+        assert not np.array_equal(image(tmp_path / f"{name}0.png"), image(tmp_path / f"{name}1.png"))
+    assert len(np.unique(image(tmp_path / "curve0.png"))) > 50
 
 
 @needs_matplotlib
@@ -163,7 +163,7 @@ def frames_of(path: Path) -> list[NDArray[np.uint8]]:
 
 @pytest.mark.parametrize("ffmpeg", ENCODERS)
 @pytest.mark.parametrize(("width_px", "height_px"), [(160, 120), (161, 121), (16, 16)])
-def test_every_picture_comes_back(ffmpeg: str, width_px: int, height_px: int, tmp_path: Path) -> None:
+def test_every_frame_comes_back(ffmpeg: str, width_px: int, height_px: int, tmp_path: Path) -> None:
     with open_encoder(tmp_path / "out.mp4", width_px, height_px, 12.5, ffmpeg=ffmpeg) as encoder:
         for value in (40, 120, 200):
             encoder.write(np.full((height_px, width_px, 3), value, np.uint8))
@@ -173,7 +173,7 @@ def test_every_picture_comes_back(ffmpeg: str, width_px: int, height_px: int, tm
 
 
 @pytest.mark.parametrize("ffmpeg", ENCODERS)
-def test_a_picture_of_another_size_is_scaled(ffmpeg: str, tmp_path: Path) -> None:
+def test_a_frame_of_another_size_is_scaled(ffmpeg: str, tmp_path: Path) -> None:
     with open_encoder(tmp_path / "out.mp4", 160, 120, 10, ffmpeg=ffmpeg) as encoder:
         encoder.write(np.full((120, 160, 3), 50, np.uint8))
         encoder.write(np.full((300, 200, 3), 50, np.uint8))

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from vision.capture.synthetic.source import Synthetic, SyntheticSpec
-from vision.config import SiteConfig
-from vision.config.test_pattern import FAKE_COLORS
+from vision.config import AppConfig
 from vision.errors import Closed, ConfigError, SourceError
 from vision.evaluation.passes import LOWEST_SCORE, Findings, run_pipeline, site_of_camera, survey
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import RunOptions, cameras_of, detector_of, publisher_of
+from vision.runtime.builder import RunOptions, build_cameras, detector_of, open_publisher
 from vision.runtime.runtime import Runtime
+from vision.test_pattern import FAKE_COLORS
 from vision.types import Detections, Result, Tracks
 
 SOURCE = "synthetic:160x120@20?frames=12&objects=4&seed=1"
@@ -26,9 +26,9 @@ def ignore(_frame: int) -> None:
     """Nobody watches the progress."""
 
 
-def site_of(*sources: str, **sections: object) -> SiteConfig:
+def site_of(*sources: str, **sections: object) -> AppConfig:
     cameras = tuple({"id": f"c{at}", "source": source} for at, source in enumerate(sources))
-    return SiteConfig.model_validate({"cameras": cameras, "detect": {"backend": "fake"}, **sections})
+    return AppConfig.model_validate({"cameras": cameras, "detect": {"backend": "fake"}, **sections})
 
 
 def test_the_only_camera_need_not_be_named() -> None:
@@ -45,7 +45,7 @@ def test_the_named_camera_is_taken_with_its_analytics_alone() -> None:
 
 def test_a_video_that_is_looped_is_read_once() -> None:
     cameras = ({"id": "clip", "source": "/videos/clip.mp4", "loop": True},)
-    assert site_of_camera(SiteConfig.model_validate({"cameras": cameras}), None).cameras[0].loop is False
+    assert site_of_camera(AppConfig.model_validate({"cameras": cameras}), None).cameras[0].loop is False
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_the_first_pass_learns_the_length_of_the_video() -> None:
     assert seen == list(range(1, 13))
 
 
-def test_one_picture_is_a_video_too() -> None:
+def test_one_frame_is_a_video_too() -> None:
     video = survey(site_of("synthetic:160x120@20?frames=1").cameras[0], ignore)
     assert (video.frames, video.interval_s) == (1, 1.0)
 
@@ -84,7 +84,7 @@ def test_one_picture_is_a_video_too() -> None:
     ("source", "fault"),
     [
         ("synthetic:160x120@20?frames=0", "it has no frames"),
-        ("synthetic:160x120@20?frames=9&fail=4", "failed at picture 4"),
+        ("synthetic:160x120@20?frames=9&fail=4", "failed at frame 4"),
         ("/nowhere/clip.mp4", "No such file"),
     ],
 )
@@ -125,7 +125,7 @@ def test_nothing_found_is_an_empty_table() -> None:
     assert len(Findings().published(0)) == 0
 
 
-def test_frames_are_numbered_through_where_the_picture_changes_its_size() -> None:
+def test_frames_are_numbered_through_where_the_frame_changes_its_size() -> None:
     findings = found_in("synthetic:160x120@20?frames=10&resize=4:200x100")
     assert [frame for frame, _ in findings.objects] == list(range(1, 11))
 
@@ -137,12 +137,12 @@ def test_damaged_frames_are_left_out_and_the_others_keep_their_numbers() -> None
 
 def test_a_video_that_fails_half_way_ends_the_evaluation() -> None:
     site = site_of("synthetic:160x120@20?frames=9&fail=4")
-    with pytest.raises(SourceError, match="camera c0: synthetic: failed at picture 4"):
+    with pytest.raises(SourceError, match="camera c0: synthetic: failed at frame 4"):
         run_pipeline(load_pipeline("detect"), site_of_camera(site, None), ignore, threading.Event())
 
 
 def half_filled(folder: Path) -> str:
-    """A picture of two objects: one fills its box, the other, of two rectangles that touch, half of it."""
+    """A frame of two objects: one fills its box, the other, of two rectangles that touch, half of it."""
     import cv2
 
     pixels = np.full((120, 160, 3), 128, np.uint8)
@@ -166,13 +166,13 @@ def test_the_pipeline_gets_what_the_configuration_asks_for(
 def test_a_stage_before_the_sink_is_part_of_what_is_evaluated() -> None:
     """What a pipeline's own stages throw away is not published, but the detector has found it."""
 
-    def build(site: SiteConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+    def build(site: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
         def drop_all(result: Result) -> Result:
             return Result(result.meta, Detections.empty(), result.timing)
 
-        publisher = publisher_of(site, options, resources)
+        publisher = open_publisher(site, options, resources)
         detector = detector_of(site, options, resources)
-        cameras = cameras_of(site, options, detector)
+        cameras = build_cameras(site, options, detector)
         return Runtime(cameras=cameras, detector=detector, stages=[drop_all], sinks=[publisher])
 
     findings = run_pipeline(build, site_of_camera(site_of(SOURCE), None), ignore, threading.Event())

@@ -328,7 +328,7 @@ def test_wrong_arguments_are_refused_before_anything_opens(arguments: dict[str, 
     ("parts", "words"),
     [
         ([b"detections/gate", b'{"schema": "vision.detections/2", "seq": 1}'], "got vision.detections/2"),
-        ([b"detections/gate", b"\xff\xd8 a picture"], "expected a message of schema vision.detections/1"),
+        ([b"detections/gate", b"\xff\xd8 a frame"], "expected a message of schema vision.detections/1"),
         ([b"detections/gate"], "expected messages of two parts, topic and payload, got 1"),
     ],
 )
@@ -354,7 +354,7 @@ def test_parts_after_the_second_are_ignored() -> None:
         with Subscription(newer.getsockopt_string(zmq.LAST_ENDPOINT)) as subscription:
             assert newer.poll(20_000)
             message = codec.Numbering("n").stamp(codec.detections(result(), CLASSES))
-            newer.send_multipart([b"detections/gate", codec.encode(message), b"\xff\xd8 a picture"])
+            newer.send_multipart([b"detections/gate", codec.encode(message), b"\xff\xd8 a frame"])
             (read,) = take(subscription, 1)
     context.term()
     assert isinstance(read, client.DetectionsMessage)

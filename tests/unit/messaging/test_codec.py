@@ -128,7 +128,7 @@ def test_numbers_that_are_not_finite_are_left_out_and_counted(bad: float, object
 
 @pytest.mark.parametrize("objects", [found(1), tracked(1)], ids=["detections", "tracks"])
 def test_excess_candidates_are_told(objects: Detections | Tracks) -> None:
-    message = codec.detections(result(replace(objects, excess=7)), CLASSES)
+    message = codec.detections(result(replace(objects, truncated_candidates=7)), CLASSES)
     assert as_json(message)["excess"] == 7
 
 
@@ -155,7 +155,7 @@ def test_an_event_shows_where_its_object_was_and_its_snapshot() -> None:
 
 
 @pytest.mark.parametrize("objects", [found(3), tracked(0), Detections.empty()])
-def test_an_event_whose_object_is_not_in_the_picture_has_no_box(objects: Detections | Tracks) -> None:
+def test_an_event_whose_object_is_not_in_the_frame_has_no_box(objects: Detections | Tracks) -> None:
     content = as_json(codec.event(Event("zone_left", "queue", "gate", 41, 0), result(objects)))
     assert not {"box", "snapshot", "journal", "number"} & set(content)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.messages.samples import crossed, result
 from vision.errors import MessageError
 from vision.messaging import codec
-from vision.messaging.gap_recovery import CatchUp, Gap, InOrder, NewJournal
+from vision.messaging.gap_recovery import Gap, GapRecovery, InOrder, NewJournal
 
 S = 1_000_000_000
 
@@ -66,7 +66,7 @@ def told(items: Iterable[InOrder]) -> Iterator[object]:
             yield item
 
 
-def ask(one: CatchUp, server: Server) -> list[object]:
+def ask(one: GapRecovery, server: Server) -> list[object]:
     """Questions and answers as long as a question is due."""
     found: list[object] = []
     while one.wait_ns() == 0:
@@ -74,12 +74,12 @@ def ask(one: CatchUp, server: Server) -> list[object]:
     return found
 
 
-def live(one: CatchUp, events: Iterable[codec.EventMessage]) -> list[object]:
+def live(one: GapRecovery, events: Iterable[codec.EventMessage]) -> list[object]:
     return [item for each in events for item in told(one.live(each))]
 
 
-def started(server: Server, since: int = 0, journal: str | None = None) -> CatchUp:
-    one = CatchUp(since, journal, clock=Clock())
+def started(server: Server, since: int = 0, journal: str | None = None) -> GapRecovery:
+    one = GapRecovery(since, journal, clock=Clock())
     ask(one, server)
     return one
 
@@ -87,7 +87,7 @@ def started(server: Server, since: int = 0, journal: str | None = None) -> Catch
 def test_it_asks_at_once_and_takes_every_page() -> None:
     server = Server()
     server.publish(8)
-    one = CatchUp(0, clock=Clock())
+    one = GapRecovery(0, clock=Clock())
     assert one.wait_ns() == 0
     assert ask(one, server) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert one.wait_ns() == 5 * S
@@ -97,8 +97,8 @@ def test_it_asks_at_once_and_takes_every_page() -> None:
 def test_it_begins_after_what_is_known(since: int, expected: list[int]) -> None:
     server = Server()
     server.publish(5)
-    assert ask(CatchUp(since, clock=Clock()), server) == expected
-    assert ask(CatchUp(since, "one", clock=Clock()), server) == expected
+    assert ask(GapRecovery(since, clock=Clock()), server) == expected
+    assert ask(GapRecovery(since, "one", clock=Clock()), server) == expected
 
 
 def test_live_events_follow_and_repeats_are_passed_over() -> None:
@@ -113,7 +113,7 @@ def test_live_events_follow_and_repeats_are_passed_over() -> None:
 def test_what_comes_before_the_first_answer_comes_with_it() -> None:
     server = Server()
     server.publish(2)
-    one = CatchUp(0, clock=Clock())
+    one = GapRecovery(0, clock=Clock())
     assert live(one, server.publish(1)) == []
     assert ask(one, server) == [1, 2, 3]
 
@@ -134,7 +134,7 @@ def test_a_missing_event_is_asked_for_and_later_ones_wait() -> None:
 
 def test_an_answer_that_does_not_come_is_asked_for_again() -> None:
     clock = Clock()
-    one = CatchUp(0, clock=clock)
+    one = GapRecovery(0, clock=clock)
     one.request()
     one.hurry()
     assert one.wait_ns() == 2 * S
@@ -144,7 +144,7 @@ def test_an_answer_that_does_not_come_is_asked_for_again() -> None:
 
 def test_silence_is_looked_into() -> None:
     server, clock = Server(), Clock()
-    one = CatchUp(0, clock=clock)
+    one = GapRecovery(0, clock=clock)
     ask(one, server)
     server.publish(2)  # and both get lost
     clock.now_ns += 5 * S
@@ -163,8 +163,8 @@ def test_what_is_not_kept_any_more_is_a_gap() -> None:
     server = Server()
     server.publish(20)
     server.kept = [*range(8, 12), *range(15, 21)]
-    assert ask(CatchUp(4, clock=Clock()), server) == [range(5, 8), *range(8, 12), range(12, 15), *range(15, 21)]
-    assert ask(CatchUp(0, clock=Clock()), server)[:2] == [8, 9]  # nobody had promised the first ones
+    assert ask(GapRecovery(4, clock=Clock()), server) == [range(5, 8), *range(8, 12), range(12, 15), *range(15, 21)]
+    assert ask(GapRecovery(0, clock=Clock()), server)[:2] == [8, 9]  # nobody had promised the first ones
 
 
 def test_numbers_left_out_at_the_end_are_a_gap_at_once() -> None:
@@ -180,14 +180,14 @@ def test_numbers_left_out_at_the_end_are_a_gap_at_once() -> None:
 def test_an_event_that_nobody_keeps_is_given_at_once() -> None:
     one = started(Server())
     assert live(one, [event(None)]) == [None]
-    assert live(CatchUp(0, clock=Clock()), [event(None)]) == [None]
+    assert live(GapRecovery(0, clock=Clock()), [event(None)]) == [None]
 
 
 @pytest.mark.parametrize("journal", [None, "one"])
 def test_another_journal_is_reported_and_read_from_its_beginning(journal: str | None) -> None:
     server = Server(journal="two")
     server.publish(4)
-    one = CatchUp(1000, journal, clock=Clock())
+    one = GapRecovery(1000, journal, clock=Clock())
     assert ask(one, server) == [NewJournal("n", journal or "", "two"), 1, 2, 3, 4]
     assert live(one, server.publish(1)) == [5]
 
@@ -202,7 +202,7 @@ def test_a_journal_that_changes_meanwhile_is_noticed_by_its_first_event() -> Non
 
 
 def test_a_refusal_is_an_error() -> None:
-    one = CatchUp(0, clock=Clock())
+    one = GapRecovery(0, clock=Clock())
     one.request()
     refusal = codec.ReplayReply(
         node="n", journal="one", oldest=0, newest=0, more=False, error="cannot read the journal: no"
@@ -226,7 +226,7 @@ def test_whatever_gets_lost_everything_comes_once_and_in_order(seed: int) -> Non
     chance = random.Random(seed)
     server, clock = Server(page=chance.choice([1, 3, 50])), Clock()
     server.publish(chance.randrange(10))
-    one = CatchUp(0, clock=clock)
+    one = GapRecovery(0, clock=clock)
     found: list[object] = []
     on_their_way: list[codec.EventMessage] = []
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""LatestSlot, Batcher and BindTimer: who gets which frame, what is dropped, and that nothing is lost uncounted."""
+"""LatestSlot, Batcher and SubmitScheduler: who gets which frame, what is dropped, and that nothing is lost uncounted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision.errors import Closed, OutOfMemory
-from vision.runtime.batcher import Batcher, BindTimer, LatestSlot, Lease, release_together
+from vision.runtime.batcher import Batcher, LatestSlot, Lease, SubmitScheduler, release_together
 from vision.types import DropReason, FrameMeta, PixelFormat, frame_shape
 
 MS = 1_000_000
@@ -40,7 +40,7 @@ def allocate(height_px: int, width_px: int, pixel_format: PixelFormat) -> np.nda
 
 @dataclass
 class Camera:
-    """Writes numbered pictures into a slot, as a supervisor would."""
+    """Writes numbered frames into a slot, as a supervisor would."""
 
     slot: LatestSlot
     clock: ManualClock
@@ -270,7 +270,7 @@ class Allocator:
 
     def __call__(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> np.ndarray:
         if self.count() == self.room:
-            raise OutOfMemory("a picture: no room")
+            raise OutOfMemory("a frame: no room")
         buffer = np.zeros(frame_shape(height_px, width_px, pixel_format), np.uint8).view(Tagged)
         buffer.layout = (height_px, width_px, pixel_format)
         weakref.finalize(buffer, self.when_freed).atexit = False
@@ -611,7 +611,7 @@ class Simulation:
 
     def run(self, seconds: float) -> tuple[float, float]:
         """Batches per second, and median age of a frame when its batch comes back, ms."""
-        timer = BindTimer(self.parallel)
+        timer = SubmitScheduler(self.parallel)
         running: list[tuple[int, int]] = []  # captured, done
         ages: list[float] = []
         free_at = [0] * self.parallel

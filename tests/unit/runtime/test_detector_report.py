@@ -12,14 +12,14 @@ from rich.console import Console
 
 from vision.benchmark.pipeline import CountingSink
 from vision.cli.terminal import status_table
-from vision.config import SiteConfig
+from vision.config import AppConfig
 from vision.detect.fake import FakeDetector
 from vision.messaging.codec import DetectorStatus, NodeStatusMessage
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
 from vision.runtime.status import Report, status_messages
 
-REASON = "the model has outputs whose size depends on the picture"
+REASON = "the model has outputs whose size depends on the frame"
 
 
 class OnAGpu(FakeDetector):
@@ -35,7 +35,7 @@ class OnAGpu(FakeDetector):
 
 
 def reported(detector: FakeDetector) -> Report:
-    site = SiteConfig.model_validate({"cameras": [{"id": "gate", "source": "synthetic:64x64@100?frames=3"}]})
+    site = AppConfig.model_validate({"cameras": [{"id": "gate", "source": "synthetic:64x64@100?frames=3"}]})
     with ExitStack() as resources:
         options = RunOptions(
             stop=threading.Event(), offline=True, sink=CountingSink(), open_detector=lambda *_: detector

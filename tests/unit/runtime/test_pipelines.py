@@ -19,12 +19,12 @@ import pytest
 from tests.messages.processes import wait_until
 from tests.paths import ROOT
 from tests.unit.detect.test_classifier import save
-from tests.unit.stages.test_stages import result as picture
+from tests.unit.stages.test_stages import result as image
 from tests.unit.stages.test_stages import walker
 from tests.unit.test_imports import imports_without
 from vision.cli.terminal import counted_words, status_line, status_table
 from vision.client import EventMessage, Item, Subscription
-from vision.config import DetectConfig, ModelCard, SiteConfig
+from vision.config import AppConfig, DetectConfig, ModelSpec
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError
@@ -57,8 +57,8 @@ class Kept:
         self.reports.append(report)
 
 
-def site(pipeline: str, *, source: str = SOURCE, **top: Any) -> SiteConfig:
-    return SiteConfig.model_validate(
+def site(pipeline: str, *, source: str = SOURCE, **top: Any) -> AppConfig:
+    return AppConfig.model_validate(
         {
             "pipeline": pipeline,
             "detect": {"backend": "fake"},
@@ -69,12 +69,12 @@ def site(pipeline: str, *, source: str = SOURCE, **top: Any) -> SiteConfig:
     )
 
 
-def counting(**top: Any) -> SiteConfig:
+def counting(**top: Any) -> AppConfig:
     watched = {"units": "fraction", "lines": (MIDDLE,), "zones": (LEFT,)}
     return site("count", **({"analytics": {"gate": watched}} | top))
 
 
-def run(config: SiteConfig, *, offline: bool = True, **options: Any) -> tuple[Kept, Report]:
+def run(config: AppConfig, *, offline: bool = True, **options: Any) -> tuple[Kept, Report]:
     kept = Kept()
     with ExitStack() as resources:
         given = RunOptions(threading.Event(), offline=offline, sink=kept, **options)
@@ -101,9 +101,9 @@ def test_track_follows_every_object() -> None:
 def test_the_detector_is_asked_for_what_the_tracker_can_use(score: float, asked: float) -> None:
     scores: list[float] = []
 
-    def opening(folder: Path, card: ModelCard, detect: DetectConfig) -> Detector:
+    def opening(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
         scores.append(detect.score)
-        return open_detector(folder, card, detect)
+        return open_detector(folder, spec, detect)
 
     run(site("track", detect={"backend": "fake", "score": score}), open_detector=opening)
     assert scores == [asked]
@@ -182,7 +182,7 @@ def test_an_evaluation_writes_nothing(tmp_path: Path) -> None:
 
 
 @contextmanager
-def published(config: SiteConfig, kinds: tuple[Kind, ...], *, offline: bool = False) -> Iterator[list[Item]]:
+def published(config: AppConfig, kinds: tuple[Kind, ...], *, offline: bool = False) -> Iterator[list[Item]]:
     """Run for a while, and everything that a subscriber was sent meanwhile."""
     items: list[Item] = []
     stop = threading.Event()
@@ -295,9 +295,9 @@ def module(path: Path) -> dict[str, Any]:
     return runpy.run_path(str(path))
 
 
-LEFT_HALF = "Only what is in the left half of the picture is published."
+LEFT_HALF = "Only what is in the left half of the frame is published."
 STANDING = "An event when somebody has stood still for three seconds."
-LIGHT = "How bright each picture is, in the data of an event when the light goes off or on."
+LIGHT = "How bright each frame is, in the data of an event when the light goes off or on."
 
 
 def test_the_page_shows_these() -> None:
@@ -321,10 +321,10 @@ def test_who_stands_still_is_told_once(tmp_path: Path) -> None:
     told = []
     for at in range(100):  # stands for 4 s, walks for 1 s, stands again
         y = 100 + 10 * min(max(at - 40, 0), 10)
-        done = stage(track(picture(walker(at, y=y, step=0), index=at)))
+        done = stage(track(image(walker(at, y=y, step=0), index=at)))
         told += [(at, event.kind, event.track_id) for event in done.events]
     (first, *_), (second, *_) = told
-    assert first == 31  # followed from the second picture on
+    assert first == 31  # followed from the second frame on
     assert 77 <= second <= 82
     assert {kind for _, kind, _ in told} == {"standing"}
     assert len({track_id for *_, track_id in told}) == 1
@@ -334,7 +334,7 @@ def test_the_light_is_told_when_it_changes(tmp_path: Path) -> None:
     stage = module(written(tmp_path, LIGHT))["Light"]()
     told = []
     for at, level in enumerate([100, 100, 10, 10, 200]):
-        one = picture(index=at, size=(64, 48))
+        one = image(index=at, size=(64, 48))
         frame = Frame(one.meta, np.full((48, 64, 3), level, np.uint8), "bgr")
         told += [(at, event.data) for event in stage.with_frame(one, frame).events]
     assert told == [(2, {"phase": "end", "level": 10.0}), (4, {"phase": "begin", "level": 200.0})]

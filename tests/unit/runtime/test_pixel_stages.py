@@ -1,4 +1,4 @@
-"""Stages that look at the picture: they see the right one, hold few, and give every one back whatever happens."""
+"""Stages that look at the frame: they see the right one, hold few, and give every one back whatever happens."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.unit.runtime.test_runtime import MS, Collector, check_accounts
-from vision.config import SiteConfig
-from vision.config.test_pattern import FAKE_COLORS
+from vision.config import AppConfig
 from vision.detect.fake import FakeDetector
 from vision.errors import DeviceError
-from vision.runtime.builder import RunOptions, cameras_of
-from vision.runtime.runtime import PIXEL_LEASES, Camera, Runtime, Stage
+from vision.runtime.builder import RunOptions, build_cameras
+from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime, Stage
+from vision.test_pattern import FAKE_COLORS
 from vision.types import DropReason, Frame, Result
 
 
@@ -23,8 +23,8 @@ def runtime_of(
     sources: list[str], stages: list[Stage], detector: FakeDetector, *, offline: bool = False
 ) -> tuple[Runtime, Collector, list[Camera]]:
     cameras = [{"id": f"camera-{at}", "source": source} for at, source in enumerate(sources)]
-    site = SiteConfig.model_validate({"cameras": cameras})
-    opened = cameras_of(site, RunOptions(threading.Event(), offline=offline), detector, stages)
+    site = AppConfig.model_validate({"cameras": cameras})
+    opened = build_cameras(site, RunOptions(threading.Event(), offline=offline), detector, stages)
     sink = Collector()
     return Runtime(cameras=opened, detector=detector, sinks=[sink], stages=stages), sink, opened
 
@@ -57,7 +57,7 @@ class Looker:
         return {"looker.seen": self.seen}
 
 
-def test_every_picture_is_seen_unchanged_with_its_own_objects() -> None:
+def test_every_frame_is_seen_unchanged_with_its_own_objects() -> None:
     looker = Looker()
     plain: list[int] = []
 
@@ -78,7 +78,7 @@ def test_every_picture_is_seen_unchanged_with_its_own_objects() -> None:
         assert leased(camera) == 0
 
 
-def test_a_slow_look_makes_newer_pictures_replace_each_other_and_holds_few() -> None:
+def test_a_slow_look_makes_newer_frames_replace_each_other_and_holds_few() -> None:
     def slow(_result: Result) -> None:
         time.sleep(0.05)
 
@@ -88,7 +88,7 @@ def test_a_slow_look_makes_newer_pictures_replace_each_other_and_holds_few() -> 
     looker.cameras = cameras
     runtime.run(threading.Event(), for_s=2)
     assert looker.wrong == 0
-    assert 1 < looker.most_leased <= detector.slots + PIXEL_LEASES
+    assert 1 < looker.most_leased <= detector.slots + FRAMES_HELD_BY_STAGES
     for camera in cameras:
         counts = camera.slot.counts()
         assert counts.dropped[DropReason.SUPERSEDED] > 20
@@ -162,4 +162,4 @@ def test_memory_does_not_grow() -> None:
     detector = Counting(slots=2, max_batch=2)
     runtime, _, _ = runtime_of(["synthetic:160x120@200?format=bgr"] * 2, [looker], detector)
     runtime.run(threading.Event(), for_s=1)
-    assert len(made) == 2 * (detector.slots + PIXEL_LEASES + 2)
+    assert len(made) == 2 * (detector.slots + FRAMES_HELD_BY_STAGES + 2)

@@ -23,7 +23,7 @@ from vision.detect.fake import FakeDetector
 from vision.errors import EXIT_RUNTIME, DeviceError
 from vision.messaging.codec import NodeStatusMessage
 from vision.runtime.batcher import LatestSlot
-from vision.runtime.runtime import QUEUED_PICTURES, Camera, InferenceLoop, Runtime, Stage, _Stillness
+from vision.runtime.runtime import RESULT_QUEUE_SIZE, Camera, InferenceLoop, ProgressMonitor, Runtime, Stage
 from vision.runtime.status import Report, status_messages
 from vision.stages.track import TrackStage
 from vision.types import Detections, DropReason, Frame, Result
@@ -253,7 +253,7 @@ def test_a_call_that_does_not_return_is_an_error(caplog: pytest.LogCaptureFixtur
 
 
 def test_time_in_which_nobody_looked_does_not_count() -> None:
-    still, now_ns = _Stillness(0), 0
+    still, now_ns = ProgressMonitor(0), 0
     for _ in range(900):
         now_ns += 50 * MS
         seen_ns = still.look(7, now_ns)
@@ -266,24 +266,24 @@ KEEPS_THE_GIL = """
 import ctypes, threading
 from tests.unit.runtime.test_runtime import make_runtime
 from vision.detect.fake import FakeDetector
-from vision.runtime.runtime import exit_when_stuck
+from vision.runtime.runtime import hang_watchdog
 
 class KeepsTheGil(FakeDetector):
     def submit(self, slot, frames):
         ctypes.PyDLL(None).sleep(600)
 
 runtime, _, _ = make_runtime(["synthetic:160x120@50"], KeepsTheGil())
-with exit_when_stuck(2.0):
+with hang_watchdog(2.0):
     runtime.run(threading.Event())
 """
 
 NOT_STUCK = """
 import ctypes, contextlib, threading, time
-from vision.runtime.runtime import exit_when_stuck
+from vision.runtime.runtime import hang_watchdog
 
-with exit_when_stuck(3.0):
+with hang_watchdog(3.0):
     time.sleep(4)
-with contextlib.suppress(ZeroDivisionError), exit_when_stuck(1.0):
+with contextlib.suppress(ZeroDivisionError), hang_watchdog(1.0):
     1 / 0
 threads = threading.active_count()
 ctypes.PyDLL(None).usleep(1_500_000)  # nobody minds any more
@@ -322,7 +322,7 @@ class PausingSink(Collector):
 
 
 @pytest.mark.parametrize("max_batch", [1, 8])
-def test_pictures_wait_for_a_results_thread_that_pauses(max_batch: int) -> None:
+def test_frames_wait_for_a_results_thread_that_pauses(max_batch: int) -> None:
     """As many of them whatever the batches are like, before the inference thread has to wait too."""
     waiting = 0
 
@@ -332,12 +332,12 @@ def test_pictures_wait_for_a_results_thread_that_pauses(max_batch: int) -> None:
         waiting = sum(len(batch or ()) for batch in runtime._queue.queue)
         assert runtime._queue.qsize() == waiting
 
-    frames = QUEUED_PICTURES // 2
+    frames = RESULT_QUEUE_SIZE // 2
     sources = [f"synthetic:64x48@1000?frames={frames}&objects=0&seed={seed}" for seed in range(3)]
     detector = FakeDetector(max_batch=max_batch)
     runtime, sink, _ = make_runtime(sources, detector, offline=True, sink=PausingSink(pause=until_full))
     runtime.run(threading.Event())
-    assert QUEUED_PICTURES <= waiting < QUEUED_PICTURES + max_batch
+    assert RESULT_QUEUE_SIZE <= waiting < RESULT_QUEUE_SIZE + max_batch
     assert [len(results) for results in sink.results.values()] == [frames] * 3
 
 
@@ -353,10 +353,10 @@ def test_a_loop_that_waits_for_the_results_thread_moves() -> None:
         for _ in range(3):
             move()
 
-    sources = [f"synthetic:64x48@1000?frames={QUEUED_PICTURES}&objects=0&seed={seed}" for seed in range(2)]
+    sources = [f"synthetic:64x48@1000?frames={RESULT_QUEUE_SIZE}&objects=0&seed={seed}" for seed in range(2)]
     runtime, sink, _ = make_runtime(sources, FakeDetector(), offline=True, sink=PausingSink(pause=until_moved))
     runtime.run(threading.Event())
-    assert [len(results) for results in sink.results.values()] == [QUEUED_PICTURES] * 2
+    assert [len(results) for results in sink.results.values()] == [RESULT_QUEUE_SIZE] * 2
 
 
 def test_a_loop_that_has_ended_is_not_stuck() -> None:
@@ -389,14 +389,14 @@ class CrowdedDetector(FakeDetector):
     """Cannot look at all that it finds."""
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
-        return [replace(found, excess=3) for found in super().wait(slot, timeout_s)]
+        return [replace(found, truncated_candidates=3) for found in super().wait(slot, timeout_s)]
 
 
 @pytest.mark.parametrize("stages", [(), (TrackStage(),)], ids=["detections", "tracks"])
 def test_what_the_detector_could_not_look_at_is_told_and_counted(stages: tuple[Stage, ...]) -> None:
     runtime, sink, _ = make_runtime(["synthetic:160x120@50?frames=40"], CrowdedDetector(), offline=True, stages=stages)
     report = runtime.run(threading.Event())
-    assert [result.objects.excess for result in sink.results["camera-0"]] == [3] * 40
+    assert [result.objects.truncated_candidates for result in sink.results["camera-0"]] == [3] * 40
     assert report.counters == {"detector.excess": 120}
     *_, node = status_messages(report)
     assert isinstance(node, NodeStatusMessage)

@@ -36,7 +36,7 @@ def crossing(track_id: int = 1) -> Event:
 
 
 class Site:
-    """Cameras with rules; `at` takes one picture and returns what the rules said of it."""
+    """Cameras with rules; `at` takes one frame and returns what the rules said of it."""
 
     def __init__(self, *rules: tuple[str, str] | RuleConfig) -> None:
         configs = [

@@ -20,13 +20,13 @@ from tests.off_host import Elsewhere
 from tests.unit.detect.test_classifier import save
 from tests.unit.runtime.test_pixel_stages import leased
 from tests.unit.runtime.test_runtime import Collector, check_accounts
-from vision.config import CascadeConfig, SiteConfig
-from vision.config.test_pattern import FAKE_CLASSES
+from vision.config import AppConfig, CascadeConfig
 from vision.errors import ConfigError, DeviceError
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
 from vision.runtime.runtime import Runtime
 from vision.stages.secondary_model import Box, CascadeStage
+from vision.test_pattern import FAKE_CLASSES
 from vision.types import Attribute, Detections, Frame, FrameMeta, Result, Timing, Tracks
 
 S = 1_000_000_000
@@ -83,7 +83,7 @@ class Thing:
     class_id: int = 0
 
 
-def picture(*things: Thing, time_s: float = 0, camera: str = "gate", epoch: int = 0) -> tuple[Result, Frame]:
+def image(*things: Thing, time_s: float = 0, camera: str = "gate", epoch: int = 0) -> tuple[Result, Frame]:
     at_ns = round((100 + time_s) * S)
     meta = FrameMeta(camera, 0, epoch, at_ns, at_ns, 64, 48)
     pixels = np.full((48, 64, 3), 125, np.uint8)
@@ -102,7 +102,7 @@ def picture(*things: Thing, time_s: float = 0, camera: str = "gate", epoch: int 
 
 
 def look(one: CascadeStage, *things: Thing, **where: Any) -> dict[int, list[str]]:
-    after = one.with_frame(*picture(*things, **where))
+    after = one.with_frame(*image(*things, **where))
     return {track_id: [found.class_name for found in attributes] for track_id, attributes in after.attributes.items()}
 
 
@@ -111,16 +111,16 @@ def test_each_object_gets_what_was_seen_of_it() -> None:
     with stage(grey) as one:
         first = Thing(1), Thing(2, (40, 5, 60, 45), level=200)
         assert look(one, *first) == {1: ["dark"], 2: ["light"]}
-        after = one.with_frame(*picture(first[0], time_s=1))
+        after = one.with_frame(*image(first[0], time_s=1))
     (found,) = after.attributes[1]
     assert (found.model, found.class_name, found.seen_ns) == ("grey", "dark", 100 * S)
     assert found.score == pytest.approx(0.9)
     assert grey.boxes == [(10, 10, 30, 40), (40, 5, 60, 45)]
 
 
-def test_pictures_on_the_gpu_are_copied() -> None:
+def test_frames_on_the_gpu_are_copied() -> None:
     with stage(Grey()) as one:
-        result, frame = picture(Thing(1, level=200))
+        result, frame = image(Thing(1, level=200))
         after = one.with_frame(result, replace(frame, pixels=Elsewhere.of(frame.pixels)))
     assert [found.class_name for found in after.attributes[1]] == ["light"]
 
@@ -183,7 +183,7 @@ def test_one_or_many(exclusive: bool, expected: list[str]) -> None:
         (Thing(1, class_id=7), {}, False),
         (Thing(1), {"min_size_px": 20}, True),
         (Thing(1), {"min_size_px": 21}, False),
-        (Thing(1, (50, 10, 90, 40)), {"min_size_px": 14}, True),  # as much of it as is in the picture
+        (Thing(1, (50, 10, 90, 40)), {"min_size_px": 14}, True),  # as much of it as is in the frame
         (Thing(1, (50, 10, 90, 40)), {"min_size_px": 15}, False),
         (Thing(1, (70, 10, 90, 40)), {}, False),
         (Thing(1, (-30, -30, -10, -10)), {}, False),
@@ -206,7 +206,7 @@ def test_who_is_looked_at(thing: Thing, config: dict[str, Any], expected: bool) 
         ((50, 30, 80, 60), 0.0, (50, 30, 64, 48)),
     ],
 )
-def test_how_much_of_the_picture(box: tuple[float, ...], margin: float, expected: Box) -> None:
+def test_how_much_of_the_frame(box: tuple[float, ...], margin: float, expected: Box) -> None:
     grey = Grey()
     with stage(grey, margin=margin) as one:
         look(one, Thing(1, box))  # type: ignore[arg-type]
@@ -296,7 +296,7 @@ def test_a_clock_that_is_set_back_stops_nothing() -> None:
 
 
 def test_what_a_cascade_before_has_found_is_kept() -> None:
-    before, frame = picture(Thing(1))
+    before, frame = image(Thing(1))
     before = replace(before, attributes={1: (Attribute("first", "x", 1.0, 0),), 9: ()})
     with stage(Grey()) as one:
         after = one.with_frame(before, frame)
@@ -311,7 +311,7 @@ def test_a_class_that_the_detector_does_not_have_is_found_at_once() -> None:
 
 
 def test_detections_cannot_be_looked_at() -> None:
-    result, frame = picture()
+    result, frame = image()
     with stage(Grey()) as one, pytest.raises(TypeError, match="expected tracks to look at, got Detections"):
         one.with_frame(replace(result, objects=Detections.empty()), frame)
 
@@ -343,7 +343,7 @@ def test_arrays_are_made_once_and_frames_are_not_kept() -> None:
     with stage(grey, refresh_s=0.001, queue=4) as one:
         addresses = {crop.ctypes.data for crop in one._crops}
         for at in range(50):
-            result, frame = picture(Thing(at % 3), time_s=at)
+            result, frame = image(Thing(at % 3), time_s=at)
             kept.append(weakref.ref(frame.pixels))
             one.with_frame(result, frame)
             del result, frame
@@ -364,7 +364,7 @@ def built(
     folder: Path, sources: list[str], *, offline: bool, fragile: bool = False, **cascade: Any
 ) -> Iterator[tuple[Runtime, Collector]]:
     save(folder / "paint", fragile=fragile)
-    site = SiteConfig.model_validate(
+    site = AppConfig.model_validate(
         {
             "pipeline": "track",
             "detect": {"backend": "fake", "max_batch": 4},

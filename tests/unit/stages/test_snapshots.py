@@ -1,4 +1,4 @@
-"""Pictures of events: the right one, whole, and never more of them than there may be."""
+"""Frames of events: the right one, whole, and never more of them than there may be."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def result(one: Frame, *kinds: str) -> Result:
 
 
 def size_and_name(one: Frame) -> bytes:
-    """In place of a JPEG: 1000 bytes with the picture's number."""
+    """In place of a JPEG: 1000 bytes with the frame's number."""
     return b"%1000d" % one.meta.index
 
 
@@ -55,18 +55,18 @@ def written(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("pixel_format", ["bgr", "nv12"])
-def test_an_event_tells_the_path_of_its_picture(tmp_path: Path, pixel_format: PixelFormat) -> None:
+def test_an_event_tells_the_path_of_its_frame(tmp_path: Path, pixel_format: PixelFormat) -> None:
     shown = frame(17, level=200, pixel_format=pixel_format)
     with stage(tmp_path / "made" / "here", encode=JpegEncoder().encode) as one:
         after = one.with_frame(result(shown, "line_crossed", "zone_entered"), shown)
         shown.pixels[:] = 0  # the lease has ended, the buffer is written anew
     (path,) = {event.snapshot for event in after.events}
     assert path == f"{tmp_path}/made/here/gate-20231114T221337.123Z-2-17.jpg"
-    picture = np.asarray(cv2.imread(path), int)
-    assert picture.shape == (48, 64, 3)
-    expected = (200, 200, 200) if pixel_format == "bgr" else picture[0, 0]
-    assert np.abs(picture - expected).max() <= 2
-    assert picture.max() > 100
+    image = np.asarray(cv2.imread(path), int)
+    assert image.shape == (48, 64, 3)
+    expected = (200, 200, 200) if pixel_format == "bgr" else image[0, 0]
+    assert np.abs(image - expected).max() <= 2
+    assert image.max() > 100
 
 
 def test_only_the_kinds_that_were_asked_for(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_only_the_kinds_that_were_asked_for(tmp_path: Path) -> None:
     assert written(tmp_path) == [Path(second).name]
 
 
-def test_without_events_no_picture_is_copied(tmp_path: Path) -> None:
+def test_without_events_no_frame_is_copied(tmp_path: Path) -> None:
     with stage(tmp_path) as one:
         shown = frame()
         before = result(shown)
@@ -111,7 +111,7 @@ def test_one_that_is_larger_than_all_may_be_stays_alone(tmp_path: Path) -> None:
     assert written(tmp_path) == [Path(paths[-1]).name]
 
 
-def test_the_same_picture_again_takes_its_place(tmp_path: Path) -> None:
+def test_the_same_frame_again_takes_its_place(tmp_path: Path) -> None:
     with stage(tmp_path, most_files=2) as one:
         for index in (0, 1, 1, 1):
             take(one, index)
@@ -119,7 +119,7 @@ def test_the_same_picture_again_takes_its_place(tmp_path: Path) -> None:
     assert one.counters()["snapshots.files"] == 2
 
 
-def test_what_comes_too_fast_has_no_picture_and_is_counted(tmp_path: Path) -> None:
+def test_what_comes_too_fast_has_no_frame_and_is_counted(tmp_path: Path) -> None:
     go = threading.Event()
 
     def slow(shown: Frame) -> bytes:
@@ -137,7 +137,7 @@ def test_what_comes_too_fast_has_no_picture_and_is_counted(tmp_path: Path) -> No
     }  # fmt: skip
 
 
-def test_offline_every_event_has_its_picture(tmp_path: Path) -> None:
+def test_offline_every_event_has_its_frame(tmp_path: Path) -> None:
     with stage(tmp_path) as one:
         paths = [take(one, index)[0] for index in range(200)]
     assert written(tmp_path) == sorted(Path(path).name for path in paths)
@@ -195,9 +195,9 @@ def test_a_failure_of_the_encoder_is_no_silent_one(tmp_path: Path) -> None:
             take(one, 1)
 
 
-def test_a_picture_on_the_gpu_is_copied(tmp_path: Path) -> None:
+def test_a_frame_on_the_gpu_is_copied(tmp_path: Path) -> None:
     shown = frame(level=200)
     with stage(tmp_path, encode=JpegEncoder().encode) as one:
         after = one.with_frame(result(shown, "rule"), replace(shown, pixels=Elsewhere.of(shown.pixels)))
-    picture = np.asarray(cv2.imread(after.events[0].snapshot), int)
-    assert np.abs(picture - 200).max() <= 2
+    image = np.asarray(cv2.imread(after.events[0].snapshot), int)
+    assert np.abs(image - 200).max() <= 2

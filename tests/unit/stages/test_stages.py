@@ -71,10 +71,10 @@ def test_a_new_epoch_begins_new_tracks() -> None:
 
 def test_everything_else_of_a_result_is_kept() -> None:
     before = result(walker(0))
-    before = replace(before, objects=replace(before.objects, excess=7))
+    before = replace(before, objects=replace(before.objects, truncated_candidates=7))
     after = TrackStage()(before)
     assert (after.meta, after.timing, after.events) == (before.meta, before.timing, before.events)
-    assert after.objects.excess == 7
+    assert after.objects.truncated_candidates == 7
 
 
 @pytest.mark.parametrize(("score", "detector_score"), [(0.35, 0.15), (0.1, 0.1), (0.7, 0.15)])
@@ -83,7 +83,7 @@ def test_the_detector_reports_down_to_what_the_tracker_can_use(score: float, det
 
 
 def found_with(stage: TrackStage, scores: Iterable[float]) -> list[int]:
-    """Objects published in each picture of one who walks and is found with these scores."""
+    """Objects published in each frame of one who walks and is found with these scores."""
     return [len(tracks(stage(result(walker(at), index=at, score=score)))) for at, score in enumerate(scores)]
 
 
@@ -117,7 +117,7 @@ SECTIONS = {"gate": section(lines=[DOOR], zones=[YARD])}
 def walk(
     stage: AnalyticsStage, *, epoch: int = 0, camera: str = "gate", track: TrackStage | None = None
 ) -> list[Result]:
-    """One who walks into the zone, in the 6th picture, and so over the line, a picture later."""
+    """One who walks into the zone, in the 6th frame, and so over the line, a frame later."""
     track = track or TrackStage()
     return [stage(track(result(walker(at), index=at, epoch=epoch, camera=camera))) for at in range(10)]
 
@@ -167,7 +167,7 @@ def test_a_new_epoch_ends_what_lasts_and_counting_goes_on() -> None:
     assert second[-1].counts.occupancy == {"yard": 1}
 
 
-def test_fractions_follow_the_size_of_the_picture() -> None:
+def test_fractions_follow_the_size_of_the_frame() -> None:
     half = section(units="fraction", lines=[{"name": "middle", "points": [[0.0, 0.5], [1.0, 0.5]]}])
     stage, track = AnalyticsStage({"gate": half}, CLASSES), TrackStage()
     heights = [480, 400]  # the line lies at 240, then at 200
@@ -181,14 +181,14 @@ def test_fractions_follow_the_size_of_the_picture() -> None:
     assert 200 < feet <= 230
 
 
-def test_shapes_outside_of_the_picture_are_named_once_a_size(caplog: pytest.LogCaptureFixture) -> None:
+def test_shapes_outside_of_the_frame_are_named_once_a_size(caplog: pytest.LogCaptureFixture) -> None:
     stage, track = AnalyticsStage(SECTIONS, CLASSES), TrackStage()
     with caplog.at_level(logging.WARNING):
         for epoch in range(3):
             stage(track(result(epoch=epoch, size=(320, 240))))
     (record,) = caplog.records
     assert record.getMessage().startswith(
-        "camera gate: outside of its picture of 320x240, and so never reached: door, yard"
+        "camera gate: outside of its frame of 320x240, and so never reached: door, yard"
     )
 
 

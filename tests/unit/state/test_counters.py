@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vision.stages.track import AnalyticsStage
-from vision.state.background_flusher import Forcer
+from vision.state.background_flusher import BackgroundFlusher
 from vision.state.counters import CounterJournal
 
 DEADLINE_S = 10.0
@@ -96,7 +96,7 @@ def test_a_journal_stays_small(tmp_path: Path) -> None:
 
 def test_what_nobody_counted_is_not_forced(tmp_path: Path) -> None:
     forced: list[int] = []
-    forcer = Forcer(0.01)
+    forcer = BackgroundFlusher(0.01)
     quiet = CounterJournal(tmp_path / "quiet.counters", forcer=forcer, force=lambda _: None)
     busy = CounterJournal(tmp_path / "busy.counters", forcer=forcer, force=forced.append)
     at_start = len(forced)
@@ -213,7 +213,7 @@ def test_all_cameras_share_a_thread_that_ends_with_them(tmp_path: Path) -> None:
 
 def test_a_forcer_ends_in_the_middle_of_its_pause() -> None:
     done: list[int] = []
-    forcer = Forcer(3600.0)
+    forcer = BackgroundFlusher(3600.0)
     forcer.soon(lambda: done.append(1))
     forcer.close()
     forcer.close()

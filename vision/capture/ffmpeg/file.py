@@ -1,7 +1,7 @@
 """Recorded video through PyAV: read by FFmpeg, and decoded by it or by whatever else takes its packets.
 
-A detector on a GPU takes pictures as they are decoded, I420 in most files. Through OpenCV they come as bgr, which is
-twice the bytes over the bus, and costs a core 4.9 ms for a picture of 1920x1080 instead of 4.0.
+A detector on a GPU takes frames as they are decoded, I420 in most files. Through OpenCV they come as bgr, which is
+twice the bytes over the bus, and costs a core 4.9 ms for a frame of 1920x1080 instead of 4.0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from vision.capture.ffmpeg.frames import encoding_of
 from vision.capture.ffmpeg.packets import Damaged, Decoded, OpenDecoder, PacketDecoder, open_container
 from vision.capture.ffmpeg.recording import Recording, require_file
-from vision.capture.pacing import Playback
+from vision.capture.pacing import FramePacer
 from vision.capture.source import Grab, StreamInfo
 from vision.errors import SourceError
 from vision.types import PixelFormat
@@ -63,7 +63,7 @@ class PyAVFile:
         self._open_decoder = open_decoder
         self._loop = loop
         self._interrupted = threading.Event()
-        self._playback = Playback(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
+        self._playback = FramePacer(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
         self._pass: _Pass | None = None
         self._reset()
 
@@ -71,7 +71,7 @@ class PyAVFile:
         self._recording = Recording(self._path, loop=self._loop)
         self._info: StreamInfo | None = None  # None: not open
         self._waiting: deque[Decoded] = deque()
-        self._decoded: Decoded | None = None  # the picture at hand
+        self._decoded: Decoded | None = None  # the frame at hand
         self._pending = False  # it is not yet due
 
     @property
@@ -79,7 +79,7 @@ class PyAVFile:
         return False
 
     def open(self) -> StreamInfo:
-        """Read as far as the first picture: only a decoded one tells its format."""
+        """Read as far as the first frame: only a decoded one tells its format."""
         self.close()
         require_file(self._path)
         self._playback.start()
@@ -99,12 +99,12 @@ class PyAVFile:
             return None
         self._pending = False
         assert self._decoded is not None
-        return replace(self._playback.stamp(self._recording.media_ns), yuv=encoding_of(self._decoded.picture))
+        return replace(self._playback.stamp(self._recording.media_ns), yuv=encoding_of(self._decoded.image))
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
         if self._pass is None or self._decoded is None or self._pending:
-            raise SourceError(f"{self._path}: retrieve without a picture grabbed")
-        self._pass.decoder.write(self._decoded.picture, out)
+            raise SourceError(f"{self._path}: retrieve without a frame grabbed")
+        self._pass.decoder.write(self._decoded.image, out)
 
     def interrupt(self) -> None:
         """Final: from now on `grab` finds nothing."""
@@ -120,7 +120,7 @@ class PyAVFile:
             ended.close()
 
     def _advance(self) -> None:
-        """The next picture, with its time.
+        """The next frame, with its time.
 
         Raises:
             EndOfStream: there is none.
@@ -144,11 +144,11 @@ class PyAVFile:
         self._recording.opened(begun.fps, begun.expected)
         return begun
 
-    def _take(self, begun: _Pass, pictures: Sequence[Decoded]) -> None:
-        if pictures and not begun.described:
-            info = begun.describe(pictures[0])
+    def _take(self, begun: _Pass, images: Sequence[Decoded]) -> None:
+        if images and not begun.described:
+            info = begun.describe(images[0])
             self._info = self._info or info
-        self._waiting.extend(pictures)
+        self._waiting.extend(images)
 
 
 class _Pass:
@@ -174,19 +174,19 @@ class _Pass:
         self.expected = _expected(self._stream, (self._container.duration or 0) / av.time_base, self.fps)
 
     def describe(self, first: Decoded) -> StreamInfo:
-        """What pictures like this one are delivered as.
+        """What frames like this one are delivered as.
 
         Raises:
             SourceError: the detector takes nothing that can be made of them.
         """
         self.described = True
         try:
-            return self.decoder.describe(first.picture, self.fps)
+            return self.decoder.describe(first.image, self.fps)
         except SourceError as error:
             raise self._located(error) from error
 
     def read(self) -> Sequence[Decoded] | None:
-        """The pictures that the next packet completes; None: there are no more.
+        """The frames that the next packet completes; None: there are no more.
 
         Raises:
             SourceError: the decoder failed.
@@ -241,11 +241,11 @@ class _Pass:
 
 
 def _rate(stream: VideoStream) -> float | None:
-    """Pictures per second, by the file's own word."""
+    """Frames per second, by the file's own word."""
     fps = float(stream.average_rate or stream.guessed_rate or 0)
     return fps if 0 < fps <= _HIGHEST_FPS else None
 
 
 def _expected(stream: VideoStream, seconds: float, fps: float | None) -> int:
-    """How many pictures there should be; 0: the file does not say."""
+    """How many frames there should be; 0: the file does not say."""
     return stream.frames or int(max(0.0, seconds) * (fps or 0.0) + 0.5)

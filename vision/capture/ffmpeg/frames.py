@@ -1,4 +1,4 @@
-"""From FFmpeg's decoded pictures to our buffers and types.
+"""From FFmpeg's decoded frames to our buffers and types.
 
 H.264 and H.265 cameras are decoded to I420, which detectors take as it is: planes are copied, and no colour is computed
 on the CPU. Motion JPEG of most cameras is 4:2:2, which none of our formats is: that is converted.
@@ -30,7 +30,7 @@ _THEIRS: Final[Mapping[PixelFormat, str]] = {"i420": "yuv420p", "nv12": "nv12", 
 
 # AVColorSpace and AVColorRange of FFmpeg's libavutil/pixfmt.h, whose numbers are part of its ABI.
 _BT709_LIKE: Final = (1, 9, 10)  # BT.709; BT.2020, of which it is the nearest that detectors know
-_UNSAID: Final = (0, 2)  # pictures in RGB, and those of streams that do not say
+_UNSAID: Final = (0, 2)  # frames in RGB, and those of streams that do not say
 _BT709: Final = 1
 _BT601: Final = 5
 _LIMITED_RANGE: Final = 1
@@ -39,7 +39,7 @@ _FULL: Final = "yuvj"  # how FFmpeg's names of formats for full range begin
 
 
 def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tuple[PixelFormat, ...]) -> PixelFormat:
-    """What to deliver pictures in that FFmpeg calls `decoded`: as they are where the detector takes that, else bgr.
+    """What to deliver frames in that FFmpeg calls `decoded`: as they are where the detector takes that, else bgr.
 
     Raises:
         SourceError: the sides are odd, and the detector takes no format that can have those.
@@ -48,8 +48,8 @@ def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tu
     possible = [one for one in pixel_formats if not odd or one in {"bgr", "bgrx"}]
     if not possible:
         raise SourceError(
-            f"expected pictures with even sides for {', '.join(pixel_formats)}, got {width_px}x{height_px}",
-            hint="choose another picture size in the camera's settings",
+            f"expected frames with even sides for {', '.join(pixel_formats)}, got {width_px}x{height_px}",
+            hint="choose another frame size in the camera's settings",
         )
     as_it_is = _OURS.get(decoded)
     if as_it_is in possible:
@@ -58,14 +58,14 @@ def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tu
 
 
 class Encoded(Protocol):
-    """A picture that says how its numbers mean colours, as those of other decoders than FFmpeg do."""
+    """A frame that says how its numbers mean colours, as those of other decoders than FFmpeg do."""
 
     @property
     def yuv(self) -> YuvEncoding: ...
 
 
 def encoding_of(frame: VideoFrame | Encoded) -> YuvEncoding:
-    """How the numbers of a picture mean colours. Where the stream does not say, its size decides, as in TVs."""
+    """How the numbers of a frame mean colours. Where the stream does not say, its size decides, as in TVs."""
     if not isinstance(frame, VideoFrame):
         return frame.yuv
     matrix = int(frame.colorspace)
@@ -77,19 +77,19 @@ def encoding_of(frame: VideoFrame | Encoded) -> YuvEncoding:
     return "bt601-full" if full else "bt601"
 
 
-class PictureWriter:
-    """Writes pictures of one stream into buffers, all in one format."""
+class FrameWriter:
+    """Writes frames of one stream into buffers, all in one format."""
 
     def __init__(self, pixel_format: PixelFormat) -> None:
         self._pixel_format = pixel_format
-        self._reformatter = VideoReformatter()  # keeps what FFmpeg prepares for a size, 0.3 ms a picture
+        self._reformatter = VideoReformatter()  # keeps what FFmpeg prepares for a size, 0.3 ms a frame
 
     def write(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
         """Copy `frame` into `out`, whose shape must be that of `vision.types.frame_shape`.
 
         Raises:
-            SizeChanged: the picture needs a buffer of another shape.
-            SourceError: FFmpeg's picture is not laid out as it says.
+            SizeChanged: the frame needs a buffer of another shape.
+            SourceError: FFmpeg's frame is not laid out as it says.
         """
         if out.shape != _shape(frame, self._pixel_format):
             raise SizeChanged(frame.height, frame.width)
@@ -101,7 +101,7 @@ class PictureWriter:
             flat[start:end].reshape(layout.rows, layout.row_bytes)[...] = _rows(source, layout)
             start = end
         if start != flat.size:
-            raise SourceError(f"expected a picture of {flat.size} bytes, FFmpeg gave {start}")
+            raise SourceError(f"expected a frame of {flat.size} bytes, FFmpeg gave {start}")
 
     def _converted(self, frame: VideoFrame) -> VideoFrame:
         """To our format. Numbers keep their meaning where the colours stay apart from the brightness."""
@@ -139,7 +139,7 @@ def _shape(frame: VideoFrame, pixel_format: PixelFormat) -> tuple[int, ...] | No
 
 
 def _rows(plane: VideoPlane, layout: Plane) -> NDArray[np.uint8]:
-    """The picture's part of a plane, (rows, row_bytes): a view. FFmpeg pads rows to suit itself."""
+    """The frame's part of a plane, (rows, row_bytes): a view. FFmpeg pads rows to suit itself."""
     memory = np.frombuffer(memoryview(plane), np.uint8)
     if not 0 < layout.row_bytes <= layout.stride or layout.end > memory.size:
         raise SourceError(

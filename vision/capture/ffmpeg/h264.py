@@ -1,9 +1,9 @@
-"""Whether a picture is missing from an H.264 stream, by the number that each picture carries for that.
+"""Whether a frame is missing from an H.264 stream, by the number that each frame carries for that.
 
-FFmpeg goes on as if nothing had happened where a whole picture was lost, which over UDP is what the loss of one packet
-means for a small picture: all that follow, up to the next key frame, are decoded from the wrong ones. H.264 numbers
-reference pictures (Rec. ITU-T H.264, 7.4.3, `frame_num`), so a missing one is known for certain; a missing picture that
-is no reference spoils nothing. Only the first bytes of a picture are read.
+FFmpeg goes on as if nothing had happened where a whole frame was lost, which over UDP is what the loss of one packet
+means for a small frame: all that follow, up to the next key frame, are decoded from the wrong ones. H.264 numbers
+reference frames (Rec. ITU-T H.264, 7.4.3, `frame_num`), so a missing one is known for certain; a missing frame that
+is no reference spoils nothing. Only the first bytes of a frame are read.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ class _Parameters:
     gaps_allowed: bool
 
 
-class MissingPictures:
-    """Looks at the pictures of one stream in decoding order."""
+class FrameGapFinder:
+    """Looks at the frames of one stream in decoding order."""
 
     def __init__(self, parameter_sets: bytes | None) -> None:
-        """`parameter_sets`: what the stream says before its first picture, in Annex B; None: nothing."""
+        """`parameter_sets`: what the stream says before its first frame, in Annex B; None: nothing."""
         self._parameters: _Parameters | None = None
-        self._last: int | None = None  # number of the last reference picture
+        self._last: int | None = None  # number of the last reference frame
         self.before(parameter_sets or b"")
 
-    def before(self, picture: bytes | memoryview) -> bool:
-        """Whether reference pictures are missing between the last one and this. False where it cannot be told."""
-        head = bytes(picture[:_HEAD_BYTES])
+    def before(self, frame: bytes | memoryview) -> bool:
+        """Whether reference frames are missing between the last one and this. False where it cannot be told."""
+        head = bytes(frame[:_HEAD_BYTES])
         for start in _START_CODE.finditer(head):
             unit = head[start.end() :]
             kind = unit[0] & 31 if unit else 0

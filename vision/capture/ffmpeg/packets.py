@@ -1,4 +1,4 @@
-"""From coded packets to pictures: what whoever reads packets needs of a decoder, and the decoder that is everywhere.
+"""From coded packets to frames: what whoever reads packets needs of a decoder, and the decoder that is everywhere.
 
 Reading a stream and decoding it are apart because connections, key frames, damage and times are the same whatever
 decodes: FFmpeg on the CPU here, NVDEC in `vision.capture.nvdec.source`.
@@ -18,21 +18,21 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from vision.capture.ffmpeg.frames import PictureWriter, choose_format, encoding_of
+from vision.capture.ffmpeg.frames import FrameWriter, choose_format, encoding_of
 from vision.capture.source import StreamInfo
 from vision.errors import SourceError
 from vision.types import PixelFormat
 
 
 class Damaged(Exception):
-    """The data is no picture, or a broken one that was not decoded."""
+    """The data is no frame, or a broken one that was not decoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One picture, in its decoder's memory: valid until the decoder is called again."""
+    """One frame, in its decoder's memory: valid until the decoder is called again."""
 
-    picture: Any  # only its decoder knows what it is
+    image: Any  # only its decoder knows what it is
     pts_ns: int | None
     corrupt: bool = False
 
@@ -41,21 +41,21 @@ class PacketDecoder(Protocol):
     """The decoder of one stream. One call at a time; `write` may come from another thread than the others."""
 
     def decode(self, packet: Packet[Any]) -> Sequence[Decoded]:
-        """Pictures that this packet completes. An empty packet is the last one: all that are left.
+        """Frames that this packet completes. An empty packet is the last one: all that are left.
 
         Raises:
-            Damaged: the data is no picture.
+            Damaged: the data is no frame.
             SourceError: the decoder failed, or cannot decode this.
         """
 
-    def describe(self, picture: Any, fps: float | None) -> StreamInfo:
-        """What is delivered of a stream of such pictures.
+    def describe(self, image: Any, fps: float | None) -> StreamInfo:
+        """What is delivered of a stream of such frames.
 
         Raises:
             SourceError: the detector takes nothing that can be made of it.
         """
 
-    def write(self, picture: Any, out: NDArray[np.uint8]) -> None:
+    def write(self, image: Any, out: NDArray[np.uint8]) -> None:
         """As `vision.capture.source.Source.retrieve`."""
 
     def close(self) -> None:
@@ -76,10 +76,10 @@ class FFmpegDecoder:
     """Decodes on the CPU. The decoder's own format is delivered where the detector takes it, else bgr."""
 
     def __init__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> None:
-        stream.codec_context.thread_count = 1  # each further thread holds back one more picture
+        stream.codec_context.thread_count = 1  # each further thread holds back one more frame
         self._name = f"pyav-{stream.codec_context.name}"
         self._pixel_formats = pixel_formats
-        self._writer: PictureWriter | None = None
+        self._writer: FrameWriter | None = None
 
     def decode(self, packet: Packet[Any]) -> Sequence[Decoded]:
         try:
@@ -87,31 +87,31 @@ class FFmpegDecoder:
         except av.InvalidDataError:
             raise Damaged from None
         except av.FFmpegError as error:
-            raise SourceError(f"a picture could not be decoded: {error.strerror}") from None
-        return list(self._pictures(frames))
+            raise SourceError(f"a frame could not be decoded: {error.strerror}") from None
+        return list(self._frames(frames))
 
     @staticmethod
-    def _pictures(frames: Sequence[object]) -> Iterator[Decoded]:
+    def _frames(frames: Sequence[object]) -> Iterator[Decoded]:
         for frame in frames:
             if isinstance(frame, VideoFrame):
                 yield Decoded(frame, time_ns(frame), frame.is_corrupt)
 
-    def describe(self, picture: VideoFrame, fps: float | None) -> StreamInfo:
-        pixel_format = choose_format(picture.format.name, picture.height, picture.width, self._pixel_formats)
-        self._writer = PictureWriter(pixel_format)
+    def describe(self, image: VideoFrame, fps: float | None) -> StreamInfo:
+        pixel_format = choose_format(image.format.name, image.height, image.width, self._pixel_formats)
+        self._writer = FrameWriter(pixel_format)
         return StreamInfo(
-            width_px=picture.width,
-            height_px=picture.height,
+            width_px=image.width,
+            height_px=image.height,
             pixel_format=pixel_format,
             fps=fps,
             decoder=self._name,
-            yuv=encoding_of(picture),
+            yuv=encoding_of(image),
         )
 
-    def write(self, picture: VideoFrame, out: NDArray[np.uint8]) -> None:
+    def write(self, image: VideoFrame, out: NDArray[np.uint8]) -> None:
         if self._writer is None:
-            raise SourceError("a picture is to be written that was never described")
-        self._writer.write(picture, out)
+            raise SourceError("a frame is to be written that was never described")
+        self._writer.write(image, out)
 
     def close(self) -> None:
         self._writer = None

@@ -11,7 +11,7 @@ from vision.errors import EndOfStream, SourceError
 log = logging.getLogger(__name__)
 
 DEFAULT_FPS: Final = 25.0  # of files that say neither rate nor times
-_LONGEST_STEP_NS: Final = 3_600_000_000_000  # from one picture to the next; more is a fault of the file
+_LONGEST_STEP_NS: Final = 3_600_000_000_000  # from one frame to the next; more is a fault of the file
 
 
 def require_file(path: Path) -> None:
@@ -31,7 +31,7 @@ def require_file(path: Path) -> None:
 
 
 class Recording:
-    """Counts and times the pictures of one file. It may be played over and over: its time goes on over all passes."""
+    """Counts and times the frames of one file. It may be played over and over: its time goes on over all passes."""
 
     def __init__(self, path: Path, *, loop: bool) -> None:
         self._path = path
@@ -42,27 +42,27 @@ class Recording:
         self._pass_ns = 0  # where this pass begins, in the time that goes on over all of them
         self._warned = False
         self.read = 0
-        """Pictures of this pass."""
+        """Frames of this pass."""
         self.media_ns = -1
-        """Time of the picture at hand."""
+        """Time of the frame at hand."""
 
     def opened(self, fps: float | None, expected: int) -> None:
-        """`expected`: pictures, by the file's own word; 0: it does not say."""
+        """`expected`: frames, by the file's own word; 0: it does not say."""
         self._interval_ns = round(1e9 / (fps or DEFAULT_FPS))
         self._expected = max(0, expected)
 
     @property
     def incomplete(self) -> bool:
-        """There should be more pictures than were read."""
+        """There should be more frames than were read."""
         return self.read < self._expected
 
     @property
     def beginning_ns(self) -> int:
-        """The latest time, by the file, that can be its first picture's."""
+        """The latest time, by the file, that can be its first frame's."""
         return (self._first_ns or 0) + self._interval_ns // 2
 
     def count(self, at_ns: int | None) -> None:
-        """One more picture: at the file's own time where that moves on; else one interval after the last picture."""
+        """One more frame: at the file's own time where that moves on; else one interval after the last frame."""
         self.read += 1
         at_ns = at_ns or 0
         if self._first_ns is None:
@@ -73,22 +73,22 @@ class Recording:
         self.media_ns = media_ns
 
     def finish_pass(self) -> None:
-        """The file has no more pictures, and is to be read from its beginning.
+        """The file has no more frames, and is to be read from its beginning.
 
         Raises:
             EndOfStream: or it is not looped.
             SourceError: it has none at all.
         """
-        text = f"{self._path}: ended after {self.read} pictures"
-        # Containers that only estimate their length may be wrong by a picture, or by 1 %.
+        text = f"{self._path}: ended after {self.read} frames"
+        # Containers that only estimate their length may be wrong by a frame, or by 1 %.
         if self._expected - self.read > max(1, self._expected // 100):
-            text = f"{self._path}: ended after {self.read} of {self._expected} pictures: it is cut short or damaged"
+            text = f"{self._path}: ended after {self.read} of {self._expected} frames: it is cut short or damaged"
             if not self._warned:
                 log.warning("%s", text)
             self._warned = True
         if not self._loop:
             raise EndOfStream(text)
         if self.read == 0:
-            raise SourceError(f"{self._path}: no picture could be decoded")
+            raise SourceError(f"{self._path}: no frame could be decoded")
         self._pass_ns = self.media_ns + self._interval_ns
         self.read = 0

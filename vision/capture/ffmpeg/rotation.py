@@ -1,7 +1,7 @@
 """FFmpeg's decoder for recordings: ahead of whoever reads, and upright.
 
-A telephone that is held upright records lying pictures, and a matrix that says how to turn them. OpenCV turns them;
-FFmpeg hands the matrix on with each picture and leaves the turning to who shows it.
+A telephone that is held upright records lying frames, and a matrix that says how to turn them. OpenCV turns them;
+FFmpeg hands the matrix on with each frame and leaves the turning to who shows it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TURNS: Final = {(0, -_ONE, _ONE, 0): 1, (-_ONE, 0, 0, -_ONE): 2, (0, _ONE, -_ON
 
 
 def quarter_turns(frame: VideoFrame) -> int:
-    """To the left, from the picture as it is decoded to the one that is to be shown: 0 to 3."""
+    """To the left, from the frame as it is decoded to the one that is to be shown: 0 to 3."""
     matrix: Any = frame.side_data.get(_MATRIX)
     if matrix is None:
         return 0
@@ -41,29 +41,27 @@ def quarter_turns(frame: VideoFrame) -> int:
 
 
 def upright_only(path: Path, open_decoder: OpenDecoder) -> OpenDecoder:
-    """`open_decoder`, which cannot turn pictures, for a recording whose pictures need not be turned."""
+    """`open_decoder`, which cannot turn frames, for a recording whose frames need not be turned."""
 
     def opened(stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> PacketDecoder:
         turns = _turns_of(path, stream.index)
         if turns:
-            raise SourceError(
-                f"its pictures are to be turned by {90 * turns} degrees to the left, which NVDEC cannot do"
-            )
+            raise SourceError(f"its frames are to be turned by {90 * turns} degrees to the left, which NVDEC cannot do")
         return open_decoder(stream, pixel_formats)
 
     return opened
 
 
 def _turns_of(path: Path, stream: int) -> int:
-    """By its first picture; whoever decodes it says what is wrong with it."""
+    """By its first frame; whoever decodes it says what is wrong with it."""
     with suppress(av.FFmpegError, StopIteration), open_container(str(path.absolute())) as container:
         frame = next(container.decode(container.streams[stream]))
         return quarter_turns(frame) if isinstance(frame, VideoFrame) else 0
     return 0
 
 
-class UprightDecoder(FFmpegDecoder):
-    """As `FFmpegDecoder`, with pictures turned as the recording says. `offline`: it decodes ahead, on more cores."""
+class RotatingDecoder(FFmpegDecoder):
+    """As `FFmpegDecoder`, with frames turned as the recording says. `offline`: it decodes ahead, on more cores."""
 
     def __init__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...], *, offline: bool) -> None:
         super().__init__(stream, pixel_formats)
@@ -81,30 +79,30 @@ class UprightDecoder(FFmpegDecoder):
         except SourceError:
             raise Damaged from None
 
-    def describe(self, picture: VideoFrame, fps: float | None) -> StreamInfo:
-        info = super().describe(picture, fps)
-        self._pixel_format, self._turns = info.pixel_format, quarter_turns(picture)
-        height_px, width_px = self._size(picture)
+    def describe(self, image: VideoFrame, fps: float | None) -> StreamInfo:
+        info = super().describe(image, fps)
+        self._pixel_format, self._turns = info.pixel_format, quarter_turns(image)
+        height_px, width_px = self._size(image)
         return StreamInfo(width_px, height_px, info.pixel_format, fps, info.decoder, info.yuv)
 
-    def write(self, picture: VideoFrame, out: NDArray[np.uint8]) -> None:
+    def write(self, image: VideoFrame, out: NDArray[np.uint8]) -> None:
         if not self._turns:
-            super().write(picture, out)
+            super().write(image, out)
             return
-        height_px, width_px = self._size(picture)
+        height_px, width_px = self._size(image)
         if not _fits(out, height_px, width_px, self._pixel_format):
             raise SizeChanged(height_px, width_px)
-        lying = frame_shape(picture.height, picture.width, self._pixel_format)
+        lying = frame_shape(image.height, image.width, self._pixel_format)
         if self._lying.shape != lying:
             self._lying = np.empty(lying, np.uint8)
-        super().write(picture, self._lying)
-        theirs = _planes(self._lying, picture.height, picture.width, self._pixel_format)
+        super().write(image, self._lying)
+        theirs = _planes(self._lying, image.height, image.width, self._pixel_format)
         for target, source in zip(_planes(out, height_px, width_px, self._pixel_format), theirs, strict=True):
             target[...] = np.rot90(source, self._turns)
 
-    def _size(self, picture: VideoFrame) -> tuple[int, int]:
+    def _size(self, image: VideoFrame) -> tuple[int, int]:
         """Height and width, upright."""
-        return (picture.width, picture.height) if self._turns % 2 else (picture.height, picture.width)
+        return (image.width, image.height) if self._turns % 2 else (image.height, image.width)
 
 
 def _fits(out: NDArray[np.uint8], height_px: int, width_px: int, pixel_format: PixelFormat) -> bool:
@@ -117,7 +115,7 @@ def _fits(out: NDArray[np.uint8], height_px: int, width_px: int, pixel_format: P
 def _planes(
     pixels: NDArray[np.uint8], height_px: int, width_px: int, pixel_format: PixelFormat
 ) -> Sequence[NDArray[np.uint8]]:
-    """Views (rows, columns, ...) of a contiguous picture, one for each plane."""
+    """Views (rows, columns, ...) of a contiguous frame, one for each plane."""
     if pixel_format in {"bgr", "bgrx"}:
         return [pixels]
     flat, half = pixels.reshape(-1), (height_px // 2, width_px // 2)

@@ -3,20 +3,20 @@
 FFmpeg reads the stream, and decodes it too unless another decoder is given (`vision.capture.ffmpeg.packets`).
 
 OpenCV brings FFmpeg too, but goes on in the first size when a stream changes its own, gives nothing but bgr, tells
-nothing about damaged pictures, and takes RTSP's transport from an environment variable of the whole process. PyAV is a
+nothing about damaged frames, and takes RTSP's transport from an environment variable of the whole process. PyAV is a
 wheel, where GStreamer is Debian packages; GStreamer remains the better one for RTSP, because it knows of every lost
 packet, and decodes on a Jetson's hardware.
 
-What FFmpeg tells of damage: a picture in which a slice could not be decoded (``Frame.is_corrupt``), data that is no
-picture (an error of the decoder), and packets that a demuxer marks (``Packet.is_corrupt``; not RTP's). It does not tell
-of a picture that is missing whole: the ones behind it, up to the next key frame, look well and are not. For H.264 that
+What FFmpeg tells of damage: a frame in which a slice could not be decoded (``Frame.is_corrupt``), data that is no
+frame (an error of the decoder), and packets that a demuxer marks (``Packet.is_corrupt``; not RTP's). It does not tell
+of a frame that is missing whole: the ones behind it, up to the next key frame, look well and are not. For H.264 that
 is found by `vision.capture.ffmpeg.h264`.
 
 Recordings are read by `vision.capture.ffmpeg.file`. Where the detector prefers bgr they stay with OpenCV: what I420 saves
-in reading, 0.4 ms a picture, preprocessing on the CPU spends again.
+in reading, 0.4 ms a frame, preprocessing on the CPU spends again.
 
 Calls that may block are made on a thread of their own (`BlockingCalls`), one packet each, so that none outlives the
-library's own time-outs, and a stream that gives packets but no pictures cannot keep that thread.
+library's own time-outs, and a stream that gives packets but no frames cannot keep that thread.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from vision.capture.blocking import BlockingCalls, Interrupted
 from vision.capture.clock import CaptureClock
 from vision.capture.diagnosis import explain_open
 from vision.capture.ffmpeg.frames import encoding_of
-from vision.capture.ffmpeg.h264 import MissingPictures
+from vision.capture.ffmpeg.h264 import FrameGapFinder
 from vision.capture.ffmpeg.packets import (
     Damaged,
     Decoded,
@@ -50,7 +50,7 @@ from vision.capture.ffmpeg.packets import (
     open_container,
     time_ns,
 )
-from vision.capture.packet_info import Coded, KeyFrameGate, Timeline
+from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
 from vision.capture.source import Grab, StreamInfo
 from vision.config.addresses import source_kind
 from vision.config.app import CameraConfig
@@ -67,7 +67,7 @@ _DIAGNOSIS_S: Final = 1.0  # `explain_open` after a time-out: connecting and ask
 _HIGHEST_FPS: Final = 1000.0  # above it the number is the clock of a stream that does not say its rate
 
 _OPTIONS: Final = {"fpsprobesize": "0"}
-"""FFmpeg would read 20 pictures to measure their rate, which takes seconds, and then give them all at once."""
+"""FFmpeg would read 20 frames to measure their rate, which takes seconds, and then give them all at once."""
 
 _RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "10000"}
 """Without sound, which nobody listens to, and metadata, which FFmpeg may wait for in vain."""
@@ -95,22 +95,22 @@ class PyAVSource:
         self._interrupted = threading.Event()
         self._stamps = CaptureClock(round(camera.staleness_s * 1e9), self._warn, clock=clock, utc=utc)
         self._connection = self._new_connection()
-        self._calls: BlockingCalls[tuple[_Picture, ...]] | None = None
+        self._calls: BlockingCalls[tuple[_Frame, ...]] | None = None
         self._reset()
 
     def _new_connection(self) -> _Connection:
         return _Connection(self._camera, self._open_decoder, self._pixel_formats, self._clock)
 
     def _reset(self) -> None:
-        self._waiting: deque[_Picture] = deque()
-        self._picture: _Picture | None = None  # the one grabbed last
+        self._waiting: deque[_Frame] = deque()
+        self._frame: _Frame | None = None  # the one grabbed last
 
     @property
     def live(self) -> bool:
         return True
 
     def open(self) -> StreamInfo:
-        """Connect, and wait for the first key frame: only a decoded picture tells its format."""
+        """Connect, and wait for the first key frame: only a decoded frame tells its format."""
         self.close()
         connection = self._connection = self._new_connection()
         self._calls = BlockingCalls("pyav")
@@ -123,13 +123,13 @@ class PyAVSource:
             raise self._error("interrupted while it opened")
         if first is None or connection.decoder is None:
             raise self._error(
-                "it answers, but no picture came in time",
+                "it answers, but no frame came in time",
                 hint="raise `open_timeout_s`, or make its key frames more frequent",
             )
         self._waiting.appendleft(first)
-        return connection.decoder.describe(first.decoded.picture, connection.fps)
+        return connection.decoder.describe(first.decoded.image, connection.fps)
 
-    def _connect(self, calls: BlockingCalls[tuple[_Picture, ...]], connection: _Connection) -> None:
+    def _connect(self, calls: BlockingCalls[tuple[_Frame, ...]], connection: _Connection) -> None:
         patience_s = self._camera.open_timeout_s + _DIAGNOSIS_S + _GRACE_S
         calls.begin(connection.open)
         try:
@@ -144,26 +144,26 @@ class PyAVSource:
     def grab(self, timeout_s: float) -> Grab | None:
         if self._calls is None:
             raise self._error("grab before open, or after close")
-        self._picture = None  # its memory is the decoder's
-        picture = self._next(timeout_s)
-        if picture is None:
+        self._frame = None  # its memory is the decoder's
+        frame = self._next(timeout_s)
+        if frame is None:
             return None
-        self._picture = picture
-        stamp = self._stamps.stamp(picture.coded.arrived_ns, picture.coded.ntp_utc_ns)
+        self._frame = frame
+        stamp = self._stamps.stamp(frame.coded.arrived_ns, frame.coded.ntp_utc_ns)
         return Grab(
             stamp.captured_ns,
             stamp.captured_utc_ns,
             stamp.clock,
-            picture.decoded.pts_ns,
-            corrupt=picture.coded.corrupt,
-            yuv=encoding_of(picture.decoded.picture),
+            frame.decoded.pts_ns,
+            corrupt=frame.coded.corrupt,
+            yuv=encoding_of(frame.decoded.image),
         )
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
-        picture, decoder = self._picture, self._connection.decoder
-        if picture is None or decoder is None:
-            raise self._error("retrieve without a picture grabbed")
-        decoder.write(picture.decoded.picture, out)
+        frame, decoder = self._frame, self._connection.decoder
+        if frame is None or decoder is None:
+            raise self._error("retrieve without a frame grabbed")
+        decoder.write(frame.decoded.image, out)
 
     def interrupt(self) -> None:
         """Final: from now on `open` fails and `grab` finds nothing."""
@@ -178,8 +178,8 @@ class PyAVSource:
         if calls is not None:
             calls.end(self._connection.release)
 
-    def _next(self, timeout_s: float) -> _Picture | None:
-        """The next decoded picture; None if none came in time or `interrupt` was called.
+    def _next(self, timeout_s: float) -> _Frame | None:
+        """The next decoded frame; None if none came in time or `interrupt` was called.
 
         Raises:
             SourceError: the connection or the decoder failed.
@@ -204,11 +204,11 @@ class PyAVSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
-    """One decoded picture, and what was known of it before."""
+class _Frame:
+    """One decoded frame, and what was known of it before."""
 
     decoded: Decoded
-    coded: Coded
+    coded: PacketInfo
 
 
 @dataclass(slots=True)
@@ -225,10 +225,10 @@ class _Connection:
     _packets: Iterator[Packet[Any]] | None = None
     _gate: KeyFrameGate = field(default_factory=KeyFrameGate)
     _timeline: Timeline = field(default_factory=Timeline)
-    _missing: MissingPictures | None = None
+    _missing: FrameGapFinder | None = None
     _least_delay_ns: int | None = None
 
-    def open(self) -> tuple[_Picture, ...]:
+    def open(self) -> tuple[_Frame, ...]:
         began = time.monotonic()
         try:
             container = self._container = self._open()
@@ -244,7 +244,7 @@ class _Connection:
             raise self._located(error) from error
         self.fps = _believable(stream.average_rate)
         if stream.codec_context.name == "h264":
-            self._missing = MissingPictures(stream.codec_context.extradata)
+            self._missing = FrameGapFinder(stream.codec_context.extradata)
         self._packets = container.demux(stream)
         return ()
 
@@ -254,7 +254,7 @@ class _Connection:
             options.update(_RTSP_OPTIONS, rtsp_transport=camera.transport)
         return open_container(camera.source, options=options, timeout=(camera.open_timeout_s, camera.read_timeout_s))
 
-    def step(self) -> tuple[_Picture, ...]:
+    def step(self) -> tuple[_Frame, ...]:
         """Read one packet, and decode it.
 
         Raises:
@@ -271,7 +271,7 @@ class _Connection:
             raise self._reading_failed(error, time.monotonic() - began) from None
         return tuple(self._decode(self.decoder, packet))
 
-    def release(self) -> tuple[_Picture, ...]:
+    def release(self) -> tuple[_Frame, ...]:
         decoder, self.decoder = self.decoder, None
         if decoder is not None:
             decoder.close()
@@ -280,7 +280,7 @@ class _Connection:
             container.close()
         return ()
 
-    def _decode(self, decoder: PacketDecoder, packet: Packet[Any]) -> Iterator[_Picture]:
+    def _decode(self, decoder: PacketDecoder, packet: Packet[Any]) -> Iterator[_Frame]:
         now_ns, pts_ns = self.clock(), time_ns(packet)
         missing = self._missing is not None and self._missing.before(memoryview(packet))
         if packet.is_corrupt or missing:
@@ -290,26 +290,26 @@ class _Connection:
             if not self._gate.passes(key=packet.is_keyframe, now_ns=now_ns, lag_ns=lag_ns):
                 return
             if pts_ns is not None:
-                self._timeline.put(pts_ns, Coded(now_ns, _sent_utc_ns(packet), self._gate.damaged))
+                self._timeline.put(pts_ns, PacketInfo(now_ns, _sent_utc_ns(packet), self._gate.damaged))
         try:
-            pictures = decoder.decode(packet)
+            images = decoder.decode(packet)
         except Damaged:
             self._gate.spoilt()
             return
         except SourceError as error:
             raise self._located(error) from error
-        for decoded in pictures:
-            yield self._picture(decoded, now_ns)
+        for decoded in images:
+            yield self._frame(decoded, now_ns)
 
-    def _picture(self, decoded: Decoded, now_ns: int) -> _Picture:
+    def _frame(self, decoded: Decoded, now_ns: int) -> _Frame:
         if decoded.corrupt:
             self._gate.spoilt()
         coded = self._timeline.take(decoded.pts_ns) if decoded.pts_ns is not None else None
         if coded is None:  # a stream without times
-            coded = Coded(now_ns, None, self._gate.damaged)
+            coded = PacketInfo(now_ns, None, self._gate.damaged)
         if decoded.corrupt:
-            coded = Coded(coded.arrived_ns, coded.ntp_utc_ns, corrupt=True)
-        return _Picture(decoded, coded)
+            coded = PacketInfo(coded.arrived_ns, coded.ntp_utc_ns, corrupt=True)
+        return _Frame(decoded, coded)
 
     def _lag_ns(self, now_ns: int, pts_ns: int | None) -> int:
         """How much later this packet is read than it would be if reading had always kept up."""
@@ -322,7 +322,7 @@ class _Connection:
 
     def _reading_failed(self, error: av.FFmpegError, waited_s: float) -> SourceError:
         if isinstance(error, av.error.ExitError):  # the answer to PyAV's own time-out
-            return self._error(f"no picture for {waited_s:.1f} s", "check the network, or raise `read_timeout_s`")
+            return self._error(f"no frame for {waited_s:.1f} s", "check the network, or raise `read_timeout_s`")
         return self._error(f"the connection failed: {error.strerror}", "check cable, network and the camera's power")
 
     def _located(self, error: SourceError) -> SourceError:

@@ -72,7 +72,7 @@ def _load() -> SimpleNamespace:
     core.gst_buffer_unmap.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     core.gst_buffer_unmap.restype = None
     if not hash_is_address(probe := Gst.Buffer.new()):
-        log.warning("PyGObject %s: pictures are copied twice, because hash(%r) is no address", gi.__version__, probe)
+        log.warning("PyGObject %s: frames are copied twice, because hash(%r) is no address", gi.__version__, probe)
     return SimpleNamespace(
         Gst=Gst,
         GstApp=GstApp,
@@ -134,7 +134,7 @@ def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
     """The bytes of a GstBuffer (flat, uint8), where they are.
 
     PyGObject's own `map` copies them into a `bytes` first and holds the interpreter's lock meanwhile: 0.4 ms more for a
-    1080p picture, during which no other camera's thread runs.
+    1080p frame, during which no other camera's thread runs.
 
     Raises:
         ValueError: GStreamer cannot map them.
@@ -147,7 +147,7 @@ def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
 def _mapped_by_copy(buffer: Any) -> Iterator[NDArray[np.uint8]]:
     found, info = buffer.map(library().Gst.MapFlags.READ)
     if not found:
-        raise ValueError("GStreamer cannot map a picture's memory")
+        raise ValueError("GStreamer cannot map a frame's memory")
     try:
         yield np.frombuffer(info.data, np.uint8)
     finally:
@@ -159,7 +159,7 @@ def _mapped_in_place(buffer: Any) -> Iterator[NDArray[np.uint8]]:
     info = _MapInfo()
     address = hash(buffer)
     if not library().gst_buffer_map(address, ctypes.byref(info), 1):  # GST_MAP_READ
-        raise ValueError("GStreamer cannot map a picture's memory")
+        raise ValueError("GStreamer cannot map a frame's memory")
     try:
         yield np.ctypeslib.as_array(ctypes.cast(info.data, ctypes.POINTER(ctypes.c_uint8)), (info.size,))
     finally:

@@ -40,19 +40,19 @@ def _hint(camera: CameraConfig, domain: str, code: int, text: str) -> str:
     }.get(code, "")
 
 
-def silence(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_pictures: int) -> SourceError:
-    """The error to raise where GStreamer says nothing and no picture has come within `open_timeout_s`."""
+def silence(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_frames: int) -> SourceError:
+    """The error to raise where GStreamer says nothing and no frame has come within `open_timeout_s`."""
     address = redact(camera.source)
     waited = f"within {camera.open_timeout_s:g} s"
     if interrupted:
         return SourceError(f"{address}: interrupted while it opened")
-    if coded_pictures:
+    if coded_frames:
         return SourceError(
-            f"{address}: {coded_pictures} pictures but no key frame {waited}",
+            f"{address}: {coded_frames} frames but no key frame {waited}",
             hint="shorten the camera's key frame interval (GOP) to 1-2 s, or raise open_timeout_s",
         )
     if connected:
-        return SourceError(f"{address}: connected, but no picture came {waited}", hint=_no_answer(camera))
+        return SourceError(f"{address}: connected, but no frame came {waited}", hint=_no_answer(camera))
     return SourceError(f"{address}: no answer {waited}", hint=_no_answer(camera))
 
 

@@ -123,7 +123,7 @@ def rtsp_source(camera: CameraConfig, registry: Registry) -> Element:
     """``rtspsrc`` for this camera.
 
     ``drop-on-latency`` stays off: after a stall of the network or of this machine it would throw packets away in a
-    stream that lost none, and spoil every picture until the next key frame. `vision.capture.packet_info.KeyFrameGate` bounds
+    stream that lost none, and spoil every frame until the next key frame. `vision.capture.packet_info.KeyFrameGate` bounds
     the backlog, at key frames.
     """
     address = split_url(camera.source)
@@ -155,7 +155,7 @@ def decode_chain(codec: Codec, formats: Sequence[PixelFormat], registry: Registr
 def decoder(codec: Codec, registry: Registry) -> list[Element]:
     """The decoder: NVIDIA's where its converter is there too, the CPU's otherwise.
 
-    Damaged pictures are wanted: they are marked and counted further on, not silently lost here.
+    Damaged frames are wanted: they are marked and counted further on, not silently lost here.
     """
     if codec == "JPEG":
         return [Element("nvjpegdec")] if on_jetson(registry, "nvjpegdec") else [Element("jpegdec")]
@@ -165,14 +165,14 @@ def decoder(codec: Codec, registry: Registry) -> list[Element]:
 
 
 def on_jetson(registry: Registry, decoder_factory: str) -> bool:
-    """NVIDIA's decoders leave pictures in memory that only ``nvvidconv`` reads."""
+    """NVIDIA's decoders leave frames in memory that only ``nvvidconv`` reads."""
     return registry.has(decoder_factory) and registry.has("nvvidconv")
 
 
 def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Registry) -> list[Element]:
     """From a decoder's or CSI camera's output to the appsink.
 
-    ``videoconvert`` passes a picture through untouched where its format is among `formats`, whatever their order, so
+    ``videoconvert`` passes a frame through untouched where its format is among `formats`, whatever their order, so
     what the decoder gives is taken without conversion if it can be.
     """
     made_by_nvidia = codec is None or on_jetson(registry, "nvjpegdec" if codec == "JPEG" else "nvv4l2decoder")
@@ -190,7 +190,7 @@ def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Regis
 
 
 def appsink(caps: Caps) -> Element:
-    """The end: the newest two pictures, given out as soon as they are decoded."""
+    """The end: the newest two frames, given out as soon as they are decoded."""
     return Element(
         "appsink", {"caps": caps, "max-buffers": 2, "drop": True, "sync": False, "enable-last-sample": False}
     )

@@ -1,6 +1,6 @@
 """Cameras through GStreamer: RTSP, CSI and USB, with a Jetson's decoders where there are any.
 
-FFmpeg through OpenCV plays RTSP too, but does not tell which pictures were damaged by lost packets, nor when they were
+FFmpeg through OpenCV plays RTSP too, but does not tell which frames were damaged by lost packets, nor when they were
 taken; and it does not know a Jetson's hardware. The price is Debian's ``python3-gi``, which no registry has as a wheel.
 
 One thread calls `open`, `grab`, `retrieve` and `close`. GStreamer's threads call the probes. Waiting is cut into short
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from vision.capture.clock import CaptureClock, utc_minus_running_time
 from vision.capture.gstreamer import errors, pipeline
 from vision.capture.gstreamer.bindings import Installed, library, mapped, yuv_encoding
-from vision.capture.packet_info import Coded, KeyFrameGate, Timeline
+from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
 from vision.capture.planes import Plane, copy_planes, planes_of
 from vision.capture.source import Grab, StreamInfo
 from vision.config import CameraConfig
@@ -34,8 +34,8 @@ from vision.types import PixelFormat, YuvEncoding, frame_shape
 log = logging.getLogger(__name__)
 
 _SLICE_S = 0.05  # how late an interrupt or a fault is noticed
-_KEY_REQUEST_NS = 1_000_000_000  # cameras answer each request with a large picture
-_OLDEST_NS = 30_000_000_000  # a picture that seems older when it comes has a wrong time
+_KEY_REQUEST_NS = 1_000_000_000  # cameras answer each request with a large frame
+_OLDEST_NS = 30_000_000_000  # a frame that seems older when it comes has a wrong time
 _NO_TIME = 2**64 - 1  # GST_CLOCK_TIME_NONE, and the jitter buffer's "unknown"
 
 _FORMATS: dict[str, PixelFormat] = {name: pixel_format for pixel_format, name in pipeline.NAMES.items()}
@@ -78,10 +78,10 @@ class GStreamerSource:
     def _reset(self) -> None:
         self._bus: Any = None
         self._sink: Any = None
-        self._sample: Any = None  # the picture grabbed last
-        self._first: Any = None  # the picture that `open` waited for
-        self._info: StreamInfo | None = None  # of the first picture
-        self._picture: StreamInfo | None = None  # of the one grabbed last
+        self._sample: Any = None  # the frame grabbed last
+        self._first: Any = None  # the frame that `open` waited for
+        self._info: StreamInfo | None = None  # of the first frame
+        self._frame: StreamInfo | None = None  # of the one grabbed last
         self._undo: list[Callable[[], None]] = []
         self._base_ns = 0
         self._decoder = ""
@@ -99,7 +99,7 @@ class GStreamerSource:
         return True
 
     def open(self) -> StreamInfo:
-        """Connect, and wait for the first key frame: only a decoded picture tells its format."""
+        """Connect, and wait for the first key frame: only a decoded frame tells its format."""
         self.close()
         reason = available(self._camera)
         if reason is not None:
@@ -123,22 +123,22 @@ class GStreamerSource:
             sample = self._pull(timeout_s)
         if sample is None:
             return None
-        self._sample, self._picture = sample, self._describe(sample)
-        return self._stamp(sample.get_buffer(), self._picture.yuv)
+        self._sample, self._frame = sample, self._describe(sample)
+        return self._stamp(sample.get_buffer(), self._frame.yuv)
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
-        info = self._picture
+        info = self._frame
         if info is None or self._info is None:
-            raise self._error("retrieve without a picture grabbed")
+            raise self._error("retrieve without a frame grabbed")
         if info.pixel_format != self._info.pixel_format:
-            raise self._error(f"pictures were {self._info.pixel_format}, now {info.pixel_format}")
+            raise self._error(f"frames were {self._info.pixel_format}, now {info.pixel_format}")
         if out.shape != frame_shape(info.height_px, info.width_px, info.pixel_format):
             raise SizeChanged(info.height_px, info.width_px)
         buffer = self._sample.get_buffer()
         planes = self._planes(info, buffer)
         try:
-            with mapped(buffer) as picture:
-                copy_planes(picture, planes, out)
+            with mapped(buffer) as frame:
+                copy_planes(frame, planes, out)
         except ValueError as error:
             raise self._error(str(error)) from None
 
@@ -326,7 +326,7 @@ class GStreamerSource:
             return gst.PadProbeReturn.DROP
         offset_ns = self._utc_offset_ns
         utc_ns = None if offset_ns is None or buffer.pts == _NO_TIME else buffer.pts + offset_ns
-        self._timeline.put(buffer.pts, Coded(arrived_ns, utc_ns, self._gate.damaged))
+        self._timeline.put(buffer.pts, PacketInfo(arrived_ns, utc_ns, self._gate.damaged))
         return gst.PadProbeReturn.OK
 
     def _request_key_frame(self, pad: Any, now_ns: int) -> None:
@@ -340,7 +340,7 @@ class GStreamerSource:
     # Waiting
 
     def _pull(self, timeout_s: float) -> Any:
-        """The next decoded picture, or None if none came in time or `interrupt` was called.
+        """The next decoded frame, or None if none came in time or `interrupt` was called.
 
         Raises:
             SourceError: the pipeline failed or came to its end.
@@ -375,13 +375,13 @@ class GStreamerSource:
             self._camera,
             interrupted=self._interrupted.is_set(),
             connected=self._linked.is_set(),
-            coded_pictures=self._coded_count,
+            coded_frames=self._coded_count,
         )
 
-    # Pictures
+    # Frames
 
     def _arrived_ns(self, pts_ns: int, now_ns: int) -> int:
-        """When the picture came to this machine. The presentation time is that, smoothed, and before any waiting."""
+        """When the frame came to this machine. The presentation time is that, smoothed, and before any waiting."""
         arrived_ns = self._base_ns + pts_ns
         return arrived_ns if 0 <= now_ns - arrived_ns < _OLDEST_NS else now_ns
 
@@ -389,10 +389,10 @@ class GStreamerSource:
         gst = library().Gst
         pts_ns = None if buffer.pts == _NO_TIME else int(buffer.pts)
         coded = None if pts_ns is None else self._timeline.take(pts_ns)
-        if coded is None:  # a camera that sends raw pictures, or a decoder that made up a time
+        if coded is None:  # a camera that sends raw frames, or a decoder that made up a time
             now_ns = self._clock()
             arrived_ns = now_ns if pts_ns is None else self._arrived_ns(pts_ns, now_ns)
-            coded = Coded(arrived_ns, None, self._gate.damaged)
+            coded = PacketInfo(arrived_ns, None, self._gate.damaged)
         stamp = self._stamps.stamp(coded.arrived_ns, coded.ntp_utc_ns)
         corrupt = coded.corrupt or buffer.has_flags(gst.BufferFlags.CORRUPTED)
         return Grab(stamp.captured_ns, stamp.captured_utc_ns, stamp.clock, pts_ns, corrupt, yuv)

@@ -17,8 +17,8 @@ from av.video.stream import VideoStream
 
 _START_CODE: Final = re.compile(b"\x00\x00\x01")
 _FILTERS: Final = {"h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}
-_H264_PARAMETERS: Final = (7, 8)  # Rec. ITU-T H.264, table 7-1: sequence, picture
-_HEVC_PARAMETERS: Final = (32, 33, 34)  # Rec. ITU-T H.265, table 7-1: video, sequence, picture
+_H264_PARAMETERS: Final = (7, 8)  # Rec. ITU-T H.264, table 7-1: sequence, frame
+_HEVC_PARAMETERS: Final = (32, 33, 34)  # Rec. ITU-T H.265, table 7-1: video, sequence, frame
 
 
 class AnnexB:

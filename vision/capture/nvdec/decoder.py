@@ -1,12 +1,12 @@
-"""NVDEC, the video decoder of NVIDIA's graphics cards, through PyNvVideoCodec: coded pictures in, GPU memory out.
+"""NVDEC, the video decoder of NVIDIA's graphics cards, through PyNvVideoCodec: coded frames in, GPU memory out.
 
 All that is called of PyNvVideoCodec is called here. What it does not say in its documentation and its sources do:
 
-* Pictures lie in a pool that the next `decode` writes to again.
+* Frames lie in a pool that the next `decode` writes to again.
 * The pool is filled by copies on the CUDA stream that is given, so copies out of it belong on the same stream.
-* A stream that changes its picture size is scaled to the first one: a session is for one size.
-* It mends damaged pictures as well as it can, and tells nobody.
-* With `latency` it gives a picture out at once if told where the picture ends; without, when the next one begins.
+* A stream that changes its frame size is scaled to the first one: a session is for one size.
+* It mends damaged frames as well as it can, and tells nobody.
+* With `latency` it gives a frame out at once if told where the frame ends; without, when the next one begins.
 
 For graphics cards in x86 and Arm servers. A Jetson has decoders of another kind, which GStreamer reaches
 (`vision.capture.gstreamer.source`).
@@ -100,11 +100,11 @@ class _Plane:
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """A decoded picture in GPU memory, nv12; valid until its session is called again."""
+    """A decoded frame in GPU memory, nv12; valid until its session is called again."""
 
     height_px: int
     width_px: int
-    time: int  # as it was given with the coded picture
+    time: int  # as it was given with the coded frame
     planes: tuple[_Plane, ...]
     yuv: YuvEncoding
 
@@ -131,15 +131,15 @@ class Surface:
 
 
 class Session:
-    """NVDEC at work on one stream of one picture size and encoding."""
+    """NVDEC at work on one stream of one frame size and encoding."""
 
     def __init__(self, codec: str, stream: Stream, yuv: YuvEncoding, *, at_once: bool) -> None:
         """
         Args:
             codec: of `CODECS`.
             stream: what the decoder's copies are queued on.
-            yuv: of its pictures: NVDEC does not tell.
-            at_once: every picture comes out of the call that it went into. Not for streams that send pictures in
+            yuv: of its frames: NVDEC does not tell.
+            at_once: every frame comes out of the call that it went into. Not for streams that send frames in
                 another order than they are shown in.
 
         Raises:
@@ -167,7 +167,7 @@ class Session:
             raise self._failure(error) from error
 
     def decode(self, data: bytes, time: int) -> Sequence[Surface]:
-        """What comes out when this goes in: one coded picture (H.264 and H.265: Annex B); nothing: the end.
+        """What comes out when this goes in: one coded frame (H.264 and H.265: Annex B); nothing: the end.
 
         Raises:
             SourceError: it cannot be decoded on this GPU, or the decoder failed.
@@ -180,32 +180,32 @@ class Session:
             if self._flag is not None:
                 packet.decode_flag = self._flag
         try:
-            pictures = self._decoder.Decode(packet)
+            frames = self._decoder.Decode(packet)
         except Exception as error:
             raise self._failure(error) from error
-        return [self._surface(picture) for picture in pictures]
+        return [self._surface(frame) for frame in frames]
 
     def close(self) -> None:
         """Free the decoder and its pool. May be called twice."""
         self._decoder = None
 
-    def _surface(self, picture: Any) -> Surface:
-        if picture.format != self._nv12:
-            raise SourceError(f"expected pictures in nv12, NVDEC gave {picture.format}")
-        luma, chroma = (view.__cuda_array_interface__ for view in picture.cuda())
+    def _surface(self, frame: Any) -> Surface:
+        if frame.format != self._nv12:
+            raise SourceError(f"expected frames in nv12, NVDEC gave {frame.format}")
+        luma, chroma = (view.__cuda_array_interface__ for view in frame.cuda())
         height_px, width_px = (int(side) for side in luma["shape"][:2])
         planes = tuple(_plane(view, width_px) for view in (luma, chroma))
-        return Surface(height_px, width_px, int(picture.getPTS()), planes, self._yuv)
+        return Surface(height_px, width_px, int(frame.getPTS()), planes, self._yuv)
 
     def _failure(self, error: Exception) -> SourceError:
         return SourceError(
             f"NVDEC cannot decode this {CODECS.get(self._codec, self._codec)}: {_one_line(error)}",
-            hint="`via: ffmpeg` decodes on the CPU; where memory is short, take fewer cameras or smaller pictures",
+            hint="`via: ffmpeg` decodes on the CPU; where memory is short, take fewer cameras or smaller frames",
         )
 
 
 def _plane(view: Any, width_px: int) -> _Plane:
-    """From ``__cuda_array_interface__``; a row of nv12 has as many bytes as the picture is wide, in both planes."""
+    """From ``__cuda_array_interface__``; a row of nv12 has as many bytes as the frame is wide, in both planes."""
     strides = view.get("strides")
     return _Plane(int(view["data"][0]), int(view["shape"][0]), width_px, int(strides[0]) if strides else width_px)
 

@@ -2,7 +2,7 @@
 
 What a card decodes shows with a stream's first key frame, and a camera may be set to something else until its next
 connection. So the choice is made anew for each, between decoders that take the same packets, and nothing is opened
-twice. Where the pictures go was decided before that, once: GPU memory. FFmpeg's are copied there, which the detector
+twice. Where the frames go was decided before that, once: GPU memory. FFmpeg's are copied there, which the detector
 would have done later.
 """
 
@@ -29,11 +29,11 @@ from vision.types import PixelFormat
 _RESERVED: Final = 8
 """With less than this part of the card's memory free, no decoder is opened: cameras that come later need buffers."""
 
-_MOST_KEPT: Final = 64  # packets; a decoder that holds back more pictures than that is none that can be left
+_MOST_KEPT: Final = 64  # packets; a decoder that holds back more frames than that is none that can be left
 
 
 class NvdecOrFFmpeg:
-    """Satisfies `vision.capture.ffmpeg.packets.PacketDecoder`; FFmpeg's pictures go into GPU memory, too."""
+    """Satisfies `vision.capture.ffmpeg.packets.PacketDecoder`; FFmpeg's frames go into GPU memory, too."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class NvdecOrFFmpeg:
         """
         Args:
             nvdec: makes the decoder that is wanted. It may refuse a stream, and so may the decoder up to its first
-                picture: with `SourceError` or `OutOfMemory`.
+                frame: with `SourceError` or `OutOfMemory`.
             ffmpeg: makes the one for what is refused.
             say: is told why.
         """
@@ -55,7 +55,7 @@ class NvdecOrFFmpeg:
         self._pixel_formats = pixel_formats
         self._ffmpeg = ffmpeg
         self._say = say
-        self._kept: deque[Packet[Any]] = deque(maxlen=_MOST_KEPT)  # what NVDEC has taken before its first picture
+        self._kept: deque[Packet[Any]] = deque(maxlen=_MOST_KEPT)  # what NVDEC has taken before its first frame
         self._settled = False
         self._copies: Stream | None = None  # FFmpeg decodes
         self._staged = np.empty(0, np.uint8)
@@ -100,16 +100,16 @@ class NvdecOrFFmpeg:
                 found += self._decoder.decode(self._kept.popleft())
         return found
 
-    def describe(self, picture: Any, fps: float | None) -> StreamInfo:
-        return self._decoder.describe(picture, fps)
+    def describe(self, frame: Any, fps: float | None) -> StreamInfo:
+        return self._decoder.describe(frame, fps)
 
-    def write(self, picture: Any, out: NDArray[np.uint8]) -> None:
+    def write(self, frame: Any, out: NDArray[np.uint8]) -> None:
         if self._copies is None or not isinstance(out, DeviceImage):
-            self._decoder.write(picture, out)
+            self._decoder.write(frame, out)
             return
         if self._staged.shape != out.shape:
             self._staged = np.empty(out.shape, np.uint8)
-        self._decoder.write(picture, self._staged)
+        self._decoder.write(frame, self._staged)
         copy_to_device(out.address, self._staged.ctypes.data, self._staged.nbytes, self._copies)
         self._copies.synchronize()  # the reader begins at once
 

@@ -1,6 +1,6 @@
 """A stream's packets through NVDEC. FFmpeg reads the stream and its formats, NVDEC decodes it.
 
-NVDEC is told a picture size once and says little about its pictures. So what a picture is, is asked of FFmpeg: it
+NVDEC is told a frame size once and says little about its frames. So what a frame is, is asked of FFmpeg: it
 decodes the first key frame, and each one that comes with other parameters, on the CPU and for its format alone. A new
 format gets a new session; what the old one still holds comes out first.
 """
@@ -34,10 +34,10 @@ _EIGHT_BITS: Final = ("yuv420p", "yuvj420p", "nv12")
 
 
 class NvdecDecoder:
-    """Satisfies `vision.capture.ffmpeg.packets.PacketDecoder`; its pictures are nv12."""
+    """Satisfies `vision.capture.ffmpeg.packets.PacketDecoder`; its frames are nv12."""
 
     def __init__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...], *, live: bool) -> None:
-        """`live`: every picture is wanted as soon as it is there.
+        """`live`: every frame is wanted as soon as it is there.
 
         Raises:
             SourceError: NVDEC cannot be used, or not for this codec and this detector.
@@ -46,7 +46,7 @@ class NvdecDecoder:
         require_nvdec(self._codec)
         if "nv12" not in pixel_formats:
             raise SourceError(
-                f"NVDEC gives nv12 pictures, expected {', '.join(pixel_formats)}", hint="leave out `via: nvdec`"
+                f"NVDEC gives nv12 frames, expected {', '.join(pixel_formats)}", hint="leave out `via: nvdec`"
             )
         self._coded = stream.codec_context
         self._annexb = AnnexB(stream)
@@ -56,7 +56,7 @@ class NvdecDecoder:
         self._latest_ns: int | None = None
         self._stream = Stream()
         self._session: Session | None = None
-        self._retired: Session | None = None  # its last pictures may still be read
+        self._retired: Session | None = None  # its last frames may still be read
 
     def decode(self, packet: Packet[Any]) -> Sequence[Decoded]:
         self._discard_retired()
@@ -65,12 +65,12 @@ class NvdecDecoder:
             found += self._decode(one) if one.size else self._drain()
         return found
 
-    def describe(self, picture: Surface, fps: float | None) -> StreamInfo:
+    def describe(self, image: Surface, fps: float | None) -> StreamInfo:
         name = f"nvdec-{CODECS[self._codec].lower()}"
-        return StreamInfo(picture.width_px, picture.height_px, "nv12", fps, name, picture.yuv)
+        return StreamInfo(image.width_px, image.height_px, "nv12", fps, name, image.yuv)
 
-    def write(self, picture: Surface, out: NDArray[np.uint8]) -> None:
-        picture.copy_to(out, self._stream)
+    def write(self, image: Surface, out: NDArray[np.uint8]) -> None:
+        image.copy_to(out, self._stream)
 
     def close(self) -> None:
         self._discard_retired()
@@ -96,16 +96,16 @@ class NvdecDecoder:
         self._watch_order(at_ns)
         if self._session is None:  # nothing can be decoded before the first key frame
             return found
-        return [*found, *_pictures(self._session.decode(data, at_ns or 0), timed=at_ns is not None)]
+        return [*found, *_frames(self._session.decode(data, at_ns or 0), timed=at_ns is not None)]
 
     def _drain(self) -> Sequence[Decoded]:
-        return [] if self._session is None else _pictures(self._session.decode(b"", 0), timed=True)
+        return [] if self._session is None else _frames(self._session.decode(b"", 0), timed=True)
 
     def _follow_format(self, frame: VideoFrame) -> Sequence[Decoded]:
-        """A session for pictures like `frame`; what was left in the one before it."""
+        """A session for frames like `frame`; what was left in the one before it."""
         if frame.format.name not in _EIGHT_BITS:
             raise SourceError(
-                f"expected pictures of 8 bits, 4:2:0, for NVDEC, this stream has {frame.format.name}",
+                f"expected frames of 8 bits, 4:2:0, for NVDEC, this stream has {frame.format.name}",
                 hint="change the camera's settings, or leave out `via`: then it is decoded on the CPU",
             )
         choose_format("nv12", frame.height, frame.width, ("nv12",))  # its sides are even
@@ -137,11 +137,11 @@ class NvdecDecoder:
         raise Damaged
 
     def _watch_order(self, at_ns: int | None) -> None:
-        """NVDEC may give pictures at once only where they are sent in the order in which they are shown."""
+        """NVDEC may give frames at once only where they are sent in the order in which they are shown."""
         if at_ns is None:
             return
         if self._at_once and self._latest_ns is not None and at_ns < self._latest_ns:
-            log.info("pictures are sent out of order: from the next key frame on, NVDEC gives them out later")
+            log.info("frames are sent out of order: from the next key frame on, NVDEC gives them out later")
             self._at_once = False
             self._format = self._parameters = None
         self._latest_ns = at_ns
@@ -152,5 +152,5 @@ class NvdecDecoder:
             retired.close()
 
 
-def _pictures(surfaces: Sequence[Surface], *, timed: bool) -> list[Decoded]:
+def _frames(surfaces: Sequence[Surface], *, timed: bool) -> list[Decoded]:
     return [Decoded(surface, surface.time if timed else None) for surface in surfaces]

@@ -1,6 +1,6 @@
-"""A recorded video: for a demonstration at its own pace, or offline, every picture as fast as it is read.
+"""A recorded video: for a demonstration at its own pace, or offline, every frame as fast as it is read.
 
-Its pictures are numbered in time and never by hand: presentation times make tracks and speeds the same on any machine.
+Its frames are numbered in time and never by hand: presentation times make tracks and speeds the same on any machine.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from vision.capture.ffmpeg.recording import Recording, require_file
 from vision.capture.opencv.ffmpeg_options import n_threads, open_url
-from vision.capture.opencv.reader import Capture, Retriever, describe, position_ns
-from vision.capture.pacing import Playback
+from vision.capture.opencv.reader import Capture, FrameReader, describe, position_ns
+from vision.capture.pacing import FramePacer
 from vision.capture.source import Grab, StreamInfo
 from vision.errors import SourceError
 
 _OFFLINE_THREADS: Final = 4
-"""They decode ahead, which costs a live camera latency and a recording nothing: 361 instead of 310 pictures/s for the
+"""They decode ahead, which costs a live camera latency and a recording nothing: 361 instead of 310 frames/s for the
 shipped clip on two cores. More than four take cores from the detector."""
 
 _DAMAGED: Final = 64
@@ -52,14 +52,14 @@ class VideoFile:
         self._loop = loop
         self._threads = min(_OFFLINE_THREADS, os.cpu_count() or 1) if offline else 1
         self._interrupted = threading.Event()
-        self._playback = Playback(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
+        self._playback = FramePacer(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
         self._capture: Capture | None = None
         self._reset()
 
     def _reset(self) -> None:
-        self._retriever: Retriever | None = None
+        self._retriever: FrameReader | None = None
         self._recording = Recording(self._path, loop=self._loop)
-        self._pending = False  # the picture at hand is decoded and not yet due
+        self._pending = False  # the frame at hand is decoded and not yet due
         self._grabbed = False
 
     @property
@@ -70,7 +70,7 @@ class VideoFile:
         self.close()
         require_file(self._path)
         self._capture = self._open()
-        self._retriever = Retriever(self._capture)
+        self._retriever = FrameReader(self._capture)
         info = describe(self._capture, "ffmpeg")
         self._recording.opened(info.fps, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self._playback.start()
@@ -92,7 +92,7 @@ class VideoFile:
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
         if self._retriever is None or not self._grabbed:
-            raise SourceError(f"{self._path}: retrieve without a picture grabbed")
+            raise SourceError(f"{self._path}: retrieve without a frame grabbed")
         self._retriever.retrieve(out)
 
     def interrupt(self) -> None:
@@ -121,7 +121,7 @@ class VideoFile:
     # Reading
 
     def _advance(self, capture: Capture) -> None:
-        """Decode the next picture and give it its time."""
+        """Decode the next frame and give it its time."""
         if not self._decode(capture):
             self._recording.finish_pass()
             capture = self._start_again(capture)
@@ -133,19 +133,19 @@ class VideoFile:
                 if capture.grab():
                     return True
             except cv2.error as error:
-                raise SourceError(f"{self._path}: a picture could not be decoded: {error}") from error
+                raise SourceError(f"{self._path}: a frame could not be decoded: {error}") from error
             if not self._recording.incomplete:
                 break
         return False
 
     def _start_again(self, capture: Capture) -> Capture:
-        """Back to the first picture, decoded: by seeking, or by opening the file again where seeking does not work."""
+        """Back to the first frame, decoded: by seeking, or by opening the file again where seeking does not work."""
         capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
         if self._decode(capture) and (position_ns(capture) or 0) <= self._recording.beginning_ns:
             return capture
         capture.release()
         self._capture = capture = self._open()
-        self._retriever = Retriever(capture)
+        self._retriever = FrameReader(capture)
         if not self._decode(capture):
-            raise SourceError(f"{self._path}: no picture could be decoded")
+            raise SourceError(f"{self._path}: no frame could be decoded")
         return capture

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.pacing import Playback
+from vision.capture.pacing import FramePacer
 from vision.capture.source import Grab, StreamInfo
 from vision.errors import EndOfStream, SizeChanged, SourceError
 
@@ -47,20 +47,20 @@ class ImageFolder:
         """
         Args:
             path: a folder or one image.
-            fps: pictures per second, 1 where absent; offline it only gives them their times.
+            fps: frames per second, 1 where absent; offline it only gives them their times.
         """
         self._path = path
         self._interval_ns = round(1e9 / (fps or _FPS))
         self._loop = loop
         self._interrupted = threading.Event()
-        self._playback = Playback(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
+        self._playback = FramePacer(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
         self._reset()
 
     def _reset(self) -> None:
         self._files: list[Path] = []
         self._at = 0  # the file to read next
-        self._index = 0  # of the picture at hand, over all passes
-        self._picture: NDArray[np.uint8] | None = None  # decoded and not yet due, or due and to be retrieved
+        self._index = 0  # of the frame at hand, over all passes
+        self._frame: NDArray[np.uint8] | None = None  # decoded and not yet due, or due and to be retrieved
         self._due = False
         self.skipped = 0  # since it was opened
 
@@ -71,16 +71,16 @@ class ImageFolder:
     def open(self) -> StreamInfo:
         self.close()
         self._files = list_images(self._path)
-        picture = self._next()
-        if picture is None:
+        frame = self._next()
+        if frame is None:
             raise SourceError(f"{self._path}: none of its {self.skipped} images can be read")
-        self._picture = picture
+        self._frame = frame
         self._index = 0
         self._playback.start()
-        return StreamInfo(picture.shape[1], picture.shape[0], "bgr", 1e9 / self._interval_ns, "imread")
+        return StreamInfo(frame.shape[1], frame.shape[0], "bgr", 1e9 / self._interval_ns, "imread")
 
     def grab(self, timeout_s: float) -> Grab | None:
-        if self._picture is None:
+        if self._frame is None:
             raise SourceError(f"{self._path}: grab before open, or after close")
         if self._due:
             self._advance()
@@ -89,11 +89,11 @@ class ImageFolder:
         return self._playback.stamp(media_ns) if self._due else None
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
-        if self._picture is None or not self._due:
-            raise SourceError(f"{self._path}: retrieve without a picture grabbed")
-        if self._picture.shape != out.shape:
-            raise SizeChanged(self._picture.shape[0], self._picture.shape[1])
-        np.copyto(out, self._picture)
+        if self._frame is None or not self._due:
+            raise SourceError(f"{self._path}: retrieve without a frame grabbed")
+        if self._frame.shape != out.shape:
+            raise SizeChanged(self._frame.shape[0], self._frame.shape[1])
+        np.copyto(out, self._frame)
 
     def interrupt(self) -> None:
         """Final: from now on `grab` finds nothing."""
@@ -103,24 +103,24 @@ class ImageFolder:
         self._reset()
 
     def _advance(self) -> None:
-        picture = self._next()
-        if picture is None and self._loop:
+        frame = self._next()
+        if frame is None and self._loop:
             self._at = 0
-            picture = self._next()
-            if picture is None:
+            frame = self._next()
+            if frame is None:
                 raise SourceError(f"{self._path}: none of its images can be read any more")
-        if picture is None:
+        if frame is None:
             raise EndOfStream(f"{self._path}: ended after {self._index + 1} images, {self.skipped} skipped")
-        self._picture = picture
+        self._frame = frame
         self._index += 1
 
     def _next(self) -> NDArray[np.uint8] | None:
         """The next readable image of this pass. One that is not is left out from now on."""
         while self._at < len(self._files):
-            picture = read_image(self._files[self._at])
-            if picture is not None:
+            frame = read_image(self._files[self._at])
+            if frame is not None:
                 self._at += 1
-                return picture
+                return frame
             log.warning("%s: skipped, not an image that OpenCV can read", self._files.pop(self._at))
             self.skipped += 1
         return None
@@ -153,7 +153,7 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def read_image(file: Path) -> NDArray[np.uint8] | None:
     """An image as (H, W, 3) bgr, or None if it cannot be read."""
     try:
-        picture = cv2.imread(str(file), cv2.IMREAD_COLOR)
+        frame = cv2.imread(str(file), cv2.IMREAD_COLOR)
     except cv2.error:  # larger than OpenCV's limit of 2**30 pixels
         return None
-    return cast("NDArray[np.uint8] | None", picture)
+    return cast("NDArray[np.uint8] | None", frame)

@@ -30,14 +30,14 @@ class Capture(Protocol):
 
 
 @dataclass(slots=True)
-class Retriever:
-    """Writes decoded pictures into buffers of ours, and keeps one that does not fit until its buffer is there."""
+class FrameReader:
+    """Writes decoded frames into buffers of ours, and keeps one that does not fit until its buffer is there."""
 
     capture: Capture
     _kept: NDArray[np.uint8] | None = None
 
     def forget(self) -> None:
-        """Another picture was grabbed."""
+        """Another frame was grabbed."""
         self._kept = None
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
@@ -48,7 +48,7 @@ class Retriever:
                 return
             self._kept = pixels  # OpenCV makes another array where the given one has the wrong size
         if self._kept.ndim != 3 or self._kept.shape[2] != 3:
-            raise SourceError(f"expected a picture of 3 channels, got an array of shape {self._kept.shape}")
+            raise SourceError(f"expected a frame of 3 channels, got an array of shape {self._kept.shape}")
         if self._kept.shape != out.shape:
             raise SizeChanged(*self._kept.shape[:2])
         np.copyto(out, self._kept)
@@ -57,14 +57,14 @@ class Retriever:
         try:
             found, pixels = self.capture.retrieve(out)
         except cv2.error as error:
-            raise SourceError(f"a picture could not be decoded: {error}") from error
+            raise SourceError(f"a frame could not be decoded: {error}") from error
         if not found:
-            raise SourceError("a picture could not be decoded")
+            raise SourceError("a frame could not be decoded")
         return pixels
 
 
 def describe(capture: Capture, decoder: str) -> StreamInfo:
-    """What an open capture says of its pictures."""
+    """What an open capture says of its frames."""
     fps = capture.get(cv2.CAP_PROP_FPS)
     return StreamInfo(
         width_px=int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
@@ -76,7 +76,7 @@ def describe(capture: Capture, decoder: str) -> StreamInfo:
 
 
 def position_ns(capture: Capture) -> int | None:
-    """Presentation time of the picture grabbed last; None where the stream has none."""
+    """Presentation time of the frame grabbed last; None where the stream has none."""
     position_ms = capture.get(cv2.CAP_PROP_POS_MSEC)
     return int(position_ms * 1e6) if math.isfinite(position_ms) and 0 < abs(position_ms) < _LONGEST_MS else None
 
@@ -89,6 +89,6 @@ def require_bgr(pixel_formats: tuple[PixelFormat, ...], name: str) -> None:
     """
     if "bgr" not in pixel_formats:
         raise SourceError(
-            f"{name}: OpenCV delivers bgr pictures, the detector takes {', '.join(pixel_formats)}",
+            f"{name}: OpenCV delivers bgr frames, the detector takes {', '.join(pixel_formats)}",
             hint="open the camera with `via: gstreamer`",
         )

@@ -1,7 +1,7 @@
 """Cameras through OpenCV: RTSP and HTTP with the FFmpeg that its wheel brings, USB with V4L2.
 
-It works wherever OpenCV does. What it cannot tell: which pictures were damaged by lost packets, when the camera took
-them, and, since OpenCV 4.7, that a stream goes on in another size: OpenCV 4.13 and later scale such pictures to the
+It works wherever OpenCV does. What it cannot tell: which frames were damaged by lost packets, when the camera took
+them, and, since OpenCV 4.7, that a stream goes on in another size: OpenCV 4.13 and later scale such frames to the
 size that the stream began with, those before deliver rubbish. `vision.capture.gstreamer.source` tells all of it.
 
 Every call into the library that may block is made on a thread of its own (`BlockingCalls`), so `open` and `grab` return
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from vision.capture.blocking import BlockingCalls, Interrupted
 from vision.capture.diagnosis import explain_open
 from vision.capture.opencv.ffmpeg_options import n_threads, open_rtsp, open_url
-from vision.capture.opencv.reader import Capture, Retriever, describe, position_ns
+from vision.capture.opencv.reader import Capture, FrameReader, describe, position_ns
 from vision.capture.source import Grab, StreamInfo
 from vision.errors import SourceError, redact
 
@@ -56,7 +56,7 @@ class Link(Protocol):
         """
 
     def ended(self, waited_s: float) -> SourceError:
-        """Why no picture came, after a `grab` of so many seconds."""
+        """Why no frame came, after a `grab` of so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class NetworkLink:
         return open_url(self.url, self._parameters())
 
     def _parameters(self) -> Mapping[int, int]:
-        """One decoding thread, because each further one holds back one more picture."""
+        """One decoding thread, because each further one holds back one more frame."""
         return {
             cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: int(self.open_timeout_s * 1e3),
             cv2.CAP_PROP_READ_TIMEOUT_MSEC: int(self.read_timeout_s * 1e3),
@@ -99,7 +99,7 @@ class NetworkLink:
 
     def ended(self, waited_s: float) -> SourceError:
         if waited_s >= self.read_timeout_s:
-            text, hint = f"no picture for {waited_s:.1f} s", "check the network, or raise `read_timeout_s`"
+            text, hint = f"no frame for {waited_s:.1f} s", "check the network, or raise `read_timeout_s`"
         else:
             text, hint = "the camera ended the stream", ""
         return SourceError(f"{redact(self.url)}: {text}", hint=hint)
@@ -143,17 +143,17 @@ class UsbLink:
             raise self._error("this user may not open it", "sudo usermod -aG video $USER, and log in again")
 
     def ended(self, waited_s: float) -> SourceError:
-        return self._error(f"no picture came for {waited_s:.1f} s", "was it unplugged?")
+        return self._error(f"no frame came for {waited_s:.1f} s", "was it unplugged?")
 
     def _error(self, text: str, hint: str) -> SourceError:
         return SourceError(f"{self.device}: {text}", hint=hint)
 
 
 def negotiate(capture: Capture, width_px: int | None, height_px: int | None, fps: float | None) -> list[str]:
-    """Ask a V4L2 camera for a picture size and a rate. Returns what it gives instead, a sentence each.
+    """Ask a V4L2 camera for a frame size and a rate. Returns what it gives instead, a sentence each.
 
-    Motion JPEG first: raw pictures of 1280x720 and more do not fit through USB 2 at a camera's full rate. One buffer,
-    because each further one may hold a picture that is older.
+    Motion JPEG first: raw frames of 1280x720 and more do not fit through USB 2 at a camera's full rate. One buffer,
+    because each further one may hold a frame that is older.
     """
     if width_px is not None and height_px is not None:
         capture.set(cv2.CAP_PROP_FOURCC, _MJPG)
@@ -226,7 +226,7 @@ class LiveCapture:
         self._interrupted = False
         self._calls: BlockingCalls[_Arrival | None] | None = None
         self._connection = _Connection(link, clock, utc)
-        self._retriever: Retriever | None = None
+        self._retriever: FrameReader | None = None
         self._grabbed = False
 
     @property
@@ -251,7 +251,7 @@ class LiveCapture:
             ) from None
         if connection.capture is None:
             raise SourceError("it opened without a capture")
-        self._retriever = Retriever(connection.capture)
+        self._retriever = FrameReader(connection.capture)
         return describe(connection.capture, self.link.decoder)
 
     def grab(self, timeout_s: float) -> Grab | None:
@@ -274,7 +274,7 @@ class LiveCapture:
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
         if self._retriever is None or not self._grabbed:
-            raise SourceError("retrieve without a picture grabbed")
+            raise SourceError("retrieve without a frame grabbed")
         self._retriever.retrieve(out)
 
     def interrupt(self) -> None:

@@ -1,7 +1,7 @@
-"""Pictures whose content is known exactly: coloured rectangles that move over grey, at even coordinates.
+"""Frames whose content is known exactly: coloured rectangles that move over grey, at even coordinates.
 
-Drawn straight into the caller's buffer: filling it costs what copying a prepared picture would, needs no memory for a
-cycle of pictures, and never repeats one. Even coordinates make a box the same in every pixel format, because NV12 and
+Drawn straight into the caller's buffer: filling it costs what copying a prepared frame would, needs no memory for a
+cycle of frames, and never repeats one. Even coordinates make a box the same in every pixel format, because NV12 and
 I420 have one colour for each 2x2 pixels.
 """
 
@@ -15,12 +15,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config.test_pattern import FAKE_COLORS
+from vision.test_pattern import FAKE_COLORS
 from vision.types import PixelFormat
 
 GREY: Final = 114
 _LANE_PX: Final = 8  # lowest lane: 2 px of gap on both sides, and an object that can be seen
-_SLOWEST_PX, _FASTEST_PX = 2.0, 6.0  # per picture
+_SLOWEST_PX, _FASTEST_PX = 2.0, 6.0  # per frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class _Path:
     start: int
     span: int
     phase: float
-    step: float  # per picture
+    step: float  # per frame
 
     def at(self, index: int) -> int:
         if self.span == 0:
@@ -101,13 +101,13 @@ class Scene:
         return _Object(rng.randrange(len(FAKE_COLORS)), width_px, height_px, x, y)
 
     def truth(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Boxes (N, 4) xyxy in pixels and class ids (N,) of a picture; a later object covers an earlier one."""
+        """Boxes (N, 4) xyxy in pixels and class ids (N,) of a frame; a later object covers an earlier one."""
         boxes = [one.box(index) for one in self._objects]
         class_ids = [one.class_id for one in self._objects]
         return np.array(boxes, np.float32).reshape(-1, 4), np.array(class_ids, np.int32)
 
     def draw(self, index: int, out: NDArray[np.uint8], pixel_format: PixelFormat) -> None:
-        """Write picture `index` into `out`, a C-contiguous array of `vision.types.frame_shape`."""
+        """Write frame `index` into `out`, a C-contiguous array of `vision.types.frame_shape`."""
         planes = self._planes(out, pixel_format)
         for plane, colour in zip(planes, _colours((GREY, GREY, GREY), pixel_format), strict=True):
             _fill(plane, colour)

@@ -1,25 +1,25 @@
-"""A camera that is made up: pictures whose content is known exactly, and every fault that a camera can have, on demand.
+"""A camera that is made up: frames whose content is known exactly, and every fault that a camera can have, on demand.
 
 ``synthetic:768x576@30?objects=5&seed=1`` in camera.yaml. Size, rate and every option may be left out:
 
 ===========  =====================  ==================================================================================
 option       example                meaning
 ===========  =====================  ==================================================================================
-objects      ``5``                  rectangles in a picture; 3 or as many as have room where absent
+objects      ``5``                  rectangles in a frame; 3 or as many as have room where absent
 seed         ``1``                  of their sizes, colours and ways
-frames       ``100``                pictures until the end of the stream; endless where absent
+frames       ``100``                frames until the end of the stream; endless where absent
 format       ``nv12``               pixel format; the detector's favourite where absent
 overlap      ``1``                  objects may cover each other
-freeze       ``50``                 the picture stands still from this one on
-freeze_pts   ``50``                 the stream's time stands still from this picture on
-resize       ``50:320x240``         another picture size from this picture on
-stall        ``50:3``               nothing comes for 3 s before this picture
+freeze       ``50``                 the frame stands still from this one on
+freeze_pts   ``50``                 the stream's time stands still from this frame on
+resize       ``50:320x240``         another frame size from this frame on
+stall        ``50:3``               nothing comes for 3 s before this frame
 hang         ``50:3``               as ``stall``, but in a call that nothing interrupts
-fail         ``50``                 the connection breaks at this picture
-corrupt      ``50:60``              pictures 50 to 59 are marked as damaged
+fail         ``50``                 the connection breaks at this frame
+corrupt      ``50:60``              frames 50 to 59 are marked as damaged
 ===========  =====================  ==================================================================================
 
-Objects are as `vision.config.test_pattern` says, so the fake detector finds them all, and `Synthetic.truth` tells where they are.
+Objects are as `vision.test_pattern` says, so the fake detector finds them all, and `Synthetic.truth` tells where they are.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import Any, Final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.pacing import Playback
+from vision.capture.pacing import FramePacer
 from vision.capture.source import Grab, StreamInfo
 from vision.capture.synthetic.scene import Scene
 from vision.errors import EndOfStream, SizeChanged, SourceError
@@ -51,7 +51,7 @@ _FORMATS: Final[dict[str, PixelFormat]] = {name: name for name in get_args(Pixel
 
 @dataclass(frozen=True, slots=True)
 class SyntheticSpec:
-    """What a ``synthetic:`` source says. Faults name the picture at which they begin."""
+    """What a ``synthetic:`` source says. Faults name the frame at which they begin."""
 
     width_px: int = 768
     height_px: int = 576
@@ -63,11 +63,11 @@ class SyntheticSpec:
     overlap: bool = False
     freeze: int | None = None
     freeze_pts: int | None = None
-    resize: tuple[int, int, int] | None = None  # picture, width, height
-    stall: tuple[int, float] | None = None  # picture, seconds
+    resize: tuple[int, int, int] | None = None  # frame, width, height
+    stall: tuple[int, float] | None = None  # frame, seconds
     hang: tuple[int, float] | None = None
     fail: int | None = None
-    corrupt: tuple[int, int] | None = None  # first picture, first that is whole again
+    corrupt: tuple[int, int] | None = None  # first frame, first that is whole again
 
     @staticmethod
     def parse(source: str) -> SyntheticSpec:
@@ -113,10 +113,10 @@ class Synthetic:
         self._pixel_formats = pixel_formats
         self._offline = offline
         self._interrupted = threading.Event()
-        self._playback = Playback(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
+        self._playback = FramePacer(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
         self._scenes: tuple[Scene, Scene] | None = None  # before and after `resize`
         self._pixel_format: PixelFormat = "bgr"
-        self._index = 0  # of the next picture
+        self._index = 0  # of the next frame
         self._grabbed = False
 
     @property
@@ -124,7 +124,7 @@ class Synthetic:
         return not self._offline
 
     def truth(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """What is in picture `index`: boxes (N, 4) float32 xyxy in pixels, class ids (N,) int32 of `vision.config.test_pattern`."""
+        """What is in frame `index`: boxes (N, 4) float32 xyxy in pixels, class ids (N,) int32 of `vision.test_pattern`."""
         scene, shown = self._shown(index)
         return scene.truth(shown)
 
@@ -141,9 +141,9 @@ class Synthetic:
         spec, index = self._spec, self._index
         self._grabbed = False
         if spec.frames is not None and index >= spec.frames:
-            raise EndOfStream(f"synthetic: ended after {index} pictures")
+            raise EndOfStream(f"synthetic: ended after {index} frames")
         if spec.fail == index:
-            raise SourceError(f"synthetic: failed at picture {index}, as asked for")
+            raise SourceError(f"synthetic: failed at frame {index}, as asked for")
         media_ns = self._media_ns(index)
         if self._interrupted.is_set() or not self._playback.due(media_ns, timeout_s):
             return None
@@ -156,7 +156,7 @@ class Synthetic:
 
     def retrieve(self, out: NDArray[np.uint8]) -> None:
         if not self._grabbed:
-            raise SourceError("synthetic: retrieve without a picture grabbed")
+            raise SourceError("synthetic: retrieve without a frame grabbed")
         scene, shown = self._shown(self._index - 1)
         # A size that this format cannot have is announced too: the format changes when the source opens again.
         if not _fits(scene, self._pixel_format) or out.shape != frame_shape(
@@ -182,7 +182,7 @@ class Synthetic:
         return self._scenes
 
     def _shown(self, index: int) -> tuple[Scene, int]:
-        """The scene, and which of its pictures is seen as picture `index`."""
+        """The scene, and which of its frames is seen as frame `index`."""
         spec = self._spec
         shown = index if spec.freeze is None else min(index, spec.freeze)
         return self._make_scenes()[spec.resize is not None and index >= spec.resize[0]], shown
@@ -207,7 +207,7 @@ class Synthetic:
             if pixel_format in self._pixel_formats and _fits(scene, pixel_format):
                 return pixel_format
         raise SourceError(
-            f"synthetic: no pixel format for pictures of {scene.width_px}x{scene.height_px}: "
+            f"synthetic: no pixel format for frames of {scene.width_px}x{scene.height_px}: "
             f"the detector takes {', '.join(self._pixel_formats)}"
         )
 
@@ -244,7 +244,7 @@ def _count(text: str) -> int:
 def _rate(text: str) -> float:
     rate = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
     if not 0 < rate <= 1000:
-        raise ValueError("pictures per second, above 0 and up to 1000")
+        raise ValueError("frames per second, above 0 and up to 1000")
     return rate
 
 
@@ -263,14 +263,14 @@ def _format(text: str) -> PixelFormat:
 def _at_size(text: str) -> tuple[int, int, int]:
     match = re.fullmatch(r"(\d+):(\d{1,5})x(\d{1,5})", text)
     if match is None:
-        raise ValueError("PICTURE:WIDTHxHEIGHT")
+        raise ValueError("FRAME:WIDTHxHEIGHT")
     return int(match[1]), int(match[2]), int(match[3])
 
 
 def _at_seconds(text: str) -> tuple[int, float]:
     match = re.fullmatch(r"(\d+):(\d+(?:\.\d+)?)", text)
     if match is None:
-        raise ValueError("PICTURE:SECONDS")
+        raise ValueError("FRAME:SECONDS")
     return int(match[1]), float(match[2])
 
 

@@ -1,7 +1,7 @@
 """A second model that says what an object is, on the CPU with ONNX Runtime: a `vision.stages.secondary_model.Classifier`.
 
-Pictures of objects are small, so they are cut out and scaled at once, as 8-bit BGR, and become a tensor only when the
-network takes them: what waits is a sixteenth of a picture's size, and never a picture.
+Frames of objects are small, so they are cut out and scaled at once, as 8-bit BGR, and become a tensor only when the
+network takes them: what waits is a sixteenth of a frame's size, and never a frame.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import ClassifierCard
+from vision.config import ClassifierSpec
 from vision.detect.model_file import checked_model_file
 from vision.detect.reference.crops import PartReader
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset
@@ -25,7 +25,7 @@ _Floats = NDArray[np.float32]
 
 
 def open_classifier(
-    folder: Path, card: ClassifierCard, *, threads: int = 1, max_batch: int = 8
+    folder: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8
 ) -> OnnxRuntimeClassifier:
     """The classifier of `folder`.
 
@@ -33,20 +33,20 @@ def open_classifier(
         ModelError: the file is not the model that the card describes.
         DeviceMissing: ONNX Runtime is not there.
     """
-    path = checked_model_file(folder, card)
+    path = checked_model_file(folder, spec)
     try:
         import vision.detect.onnxruntime.detector  # noqa: F401
     except ImportError as error:
         raise DeviceMissing(
             f"the ONNX Runtime backend cannot be loaded: {error}", hint="pip install 'vision[laptop]'"
         ) from error
-    return OnnxRuntimeClassifier(path, card, threads=threads, max_batch=max_batch)
+    return OnnxRuntimeClassifier(path, spec, threads=threads, max_batch=max_batch)
 
 
 class OnnxRuntimeClassifier:
     """`crop` is called by one thread, `classify` and `close` by one other."""
 
-    def __init__(self, path: Path, card: ClassifierCard, *, threads: int = 1, max_batch: int = 8) -> None:
+    def __init__(self, path: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8) -> None:
         """Load the model and run it once.
 
         Raises:
@@ -54,16 +54,16 @@ class OnnxRuntimeClassifier:
         """
         from vision.detect.onnxruntime.detector import checked_input, open_session
 
-        self._card = card
-        self._session: Any = open_session(path, card, threads)
+        self._card = spec
+        self._session: Any = open_session(path, spec, threads)
         inputs = self._session.get_inputs()
-        self._input_name, batch = checked_input(inputs, card)
+        self._input_name, batch = checked_input(inputs, spec)
         self._fixed = isinstance(inputs[0].shape[0], int)  # the network takes batches of this size and no others
         size = batch if self._fixed else max_batch
         self._max_batch = max_batch
-        self._tensor = np.zeros((size, 3, card.input.height, card.input.width), np.float32)
-        self._gain, self._offset = gain_and_offset(card.input.scale, card.input.mean, card.input.std)
-        self._channels = (0, 1, 2) if card.input.color == "bgr" else (2, 1, 0)
+        self._tensor = np.zeros((size, 3, spec.input.height, spec.input.width), np.float32)
+        self._gain, self._offset = gain_and_offset(spec.input.scale, spec.input.mean, spec.input.std)
+        self._channels = (0, 1, 2) if spec.input.color == "bgr" else (2, 1, 0)
         self._parts = PartReader()
         self._check_output()
 
@@ -93,10 +93,10 @@ class OnnxRuntimeClassifier:
         return self._max_batch
 
     def crop(self, frame: Frame, box: tuple[int, int, int, int], out: NDArray[np.uint8]) -> None:
-        """Write the part (left, top, right, bottom) of a picture to `out`, of `crop_shape`, BGR.
+        """Write the part (left, top, right, bottom) of a frame to `out`, of `crop_shape`, BGR.
 
         Raises:
-            ValueError: the part is empty or not within the picture, or the picture is not in this machine's memory.
+            ValueError: the part is empty or not within the frame, or the frame is not in this machine's memory.
         """
         part = self._parts.read(frame, *box)
         height_px, width_px = part.shape[:2]

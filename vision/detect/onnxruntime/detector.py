@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from vision.config import ClassifierCard, ModelCard, NmsCard
+from vision.config import ClassifierSpec, ModelSpec, NmsSpec
 from vision.detect.classes import class_names
 from vision.detect.reference.heads import Head, Shape, make_head
 from vision.detect.reference.postprocess import to_detections
@@ -41,7 +41,7 @@ class OnnxRuntimeDetector:
     def __init__(
         self,
         path: Path,
-        card: ModelCard,
+        spec: ModelSpec,
         *,
         score: float,
         iou: float | None = None,
@@ -67,11 +67,11 @@ class OnnxRuntimeDetector:
         Raises:
             ModelError: the file is no model, its input is not the card's, or its outputs do not fit the head.
         """
-        self._class_names = class_names(card)
-        head = make_head(card, len(self._class_names), score, classes)
-        limits = card.nms if iou is None else card.nms.model_copy(update={"iou": iou})
+        self._class_names = class_names(spec)
+        head = make_head(spec, len(self._class_names), score, classes)
+        limits = spec.nms if iou is None else spec.nms.model_copy(update={"iou": iou})
         shares = _split(threads or len(os.sched_getaffinity(0)), min(parallel, slots))
-        workers = _workers(path, card, head, limits, shares)
+        workers = _workers(path, spec, head, limits, shares)
         self._max_batch = max(max_batch, workers[0].batch)
         self._pending: list[_Job | None] = [None] * slots
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -168,19 +168,19 @@ class _Job:
 class _Worker:
     """Everything one thread needs for a batch; all its memory is made here."""
 
-    def __init__(self, model: _Model, head: Head, limits: NmsCard) -> None:
+    def __init__(self, model: _Model, head: Head, limits: NmsSpec) -> None:
         self.batch = model.batch
         self._model = model
         self._head = head
         self._limits = limits if head.needs_nms else None
         self._tensor = np.zeros(model.input_shape, np.float32)
-        self._preprocessor = Preprocessor(model.card.input, self._tensor)
+        self._preprocessor = Preprocessor(model.spec.input, self._tensor)
         self._binding = model.session.io_binding()
         self._binding.bind_input(model.input_name, "cpu", 0, np.float32, self._tensor.shape, self._tensor.ctypes.data)
         self._outputs = [self._bound_output(name) for name in head.outputs]
 
     def _bound_output(self, name: str) -> _Floats | None:
-        """Memory that the network writes this output to; None where its size depends on the picture."""
+        """Memory that the network writes this output to; None where its size depends on the frame."""
         shape = [axis for axis in self._model.output_shapes[name] if axis is not None]
         if len(shape) < len(self._model.output_shapes[name]):
             self._binding.bind_output(name, "cpu")
@@ -238,33 +238,33 @@ class _Worker:
         ]
 
 
-def _workers(path: Path, card: ModelCard, head: Head, limits: NmsCard, shares: Sequence[int]) -> list[_Worker]:
+def _workers(path: Path, spec: ModelSpec, head: Head, limits: NmsSpec, shares: Sequence[int]) -> list[_Worker]:
     """One worker per share of the threads; binds the head.
 
     A session serves any number of threads that each compute alone, as fast as one session each (39.3 and 38.8 frames/s
     on two cores, standard error 0.8) and with the weights in memory once, 33 MB less for nanodet-g-416. Threads that
     join forces on one run need a pool, and two runs would wait for each other in it, so there each has a session.
     """
-    model = _Model(path, card, shares[0])
+    model = _Model(path, spec, shares[0])
     sample = model.sample()
     head.bind({name: output.shape for name, output in sample.items()})
     for name in head.outputs:
-        _check_output(card, name, sample[name], model.batch)
+        _check_output(spec, name, sample[name], model.batch)
     head.check_scores([sample[name][0] for name in head.outputs])
     alone = max(shares) == 1
     models = [model, *(model if alone else model.again(share) for share in shares[1:])]
     return [_Worker(each, head, limits) for each in models]
 
 
-def _check_output(card: ModelCard, name: str, output: NDArray[Any], batch: int) -> None:
+def _check_output(spec: ModelSpec, name: str, output: NDArray[Any], batch: int) -> None:
     if output.dtype != np.float32:
         raise ModelError(
-            f"{card.name}: output {name} should be float32, it is {output.dtype}",
+            f"{spec.name}: output {name} should be float32, it is {output.dtype}",
             hint="export the model in fp32, or with its inputs and outputs kept in fp32",
         )
     if len(output) != batch:
         raise ModelError(
-            f"{card.name}: output {name} should begin with the batch, {batch} for {batch} pictures; its shape is "
+            f"{spec.name}: output {name} should begin with the batch, {batch} for {batch} frames; its shape is "
             f"{output.shape}",
             hint="export the model with one batch axis for its input and all outputs",
         )
@@ -279,12 +279,12 @@ def _split(threads: int, workers: int) -> list[int]:
 class _Model:
     """A session, and what it says about itself, checked against the card."""
 
-    def __init__(self, path: Path, card: ModelCard, threads: int) -> None:
-        self.card = card
+    def __init__(self, path: Path, spec: ModelSpec, threads: int) -> None:
+        self.spec = spec
         self._path = path
-        self.session = open_session(path, card, threads)
-        self.input_name, self.batch = checked_input(self.session.get_inputs(), card)
-        self.input_shape = (self.batch, 3, card.input.height, card.input.width)
+        self.session = open_session(path, spec, threads)
+        self.input_name, self.batch = checked_input(self.session.get_inputs(), spec)
+        self.input_shape = (self.batch, 3, spec.input.height, spec.input.width)
         self.output_shapes: dict[str, Shape] = {
             output.name: tuple(axis if isinstance(axis, int) else None for axis in output.shape)
             for output in self.session.get_outputs()
@@ -293,16 +293,16 @@ class _Model:
     def again(self, threads: int) -> _Model:
         """The same with a session of its own."""
         other = copy.copy(self)
-        other.session = open_session(self._path, self.card, threads)
+        other.session = open_session(self._path, self.spec, threads)
         return other
 
     def sample(self) -> dict[str, NDArray[Any]]:
-        """Every output for a picture of zeros; `output_shapes` knows the batch axis from now on."""
+        """Every output for a frame of zeros; `output_shapes` knows the batch axis from now on."""
         black = np.zeros(self.input_shape, np.float32)
         try:
             outputs = self.session.run(None, {self.input_name: black})
         except Exception as error:
-            raise ModelError(f"{self.card.name}: the model cannot be run: {error}") from error
+            raise ModelError(f"{self.spec.name}: the model cannot be run: {error}") from error
         sample = dict(zip(self.output_shapes, outputs, strict=True))
         for name, shape in self.output_shapes.items():
             self.output_shapes[name] = (*sample[name].shape[:1], *shape[1:])
@@ -310,7 +310,7 @@ class _Model:
 
 
 def open_session(
-    path: Path, card: ModelCard | ClassifierCard, threads: int, *, profile: Path | None = None
+    path: Path, spec: ModelSpec | ClassifierSpec, threads: int, *, profile: Path | None = None
 ) -> ort.InferenceSession:
     """The model in a session of its own.
 
@@ -333,27 +333,27 @@ def open_session(
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ModelError(
-            f"{card.name}: {path} is not a model that ONNX Runtime {ort.__version__} can load: {error}",
+            f"{spec.name}: {path} is not a model that ONNX Runtime {ort.__version__} can load: {error}",
             hint="a truncated file or another format; `python -m onnx.checker` says more about ONNX files",
         ) from error
 
 
-def checked_input(inputs: Sequence[Any], card: ModelCard | ClassifierCard) -> tuple[str, int]:
+def checked_input(inputs: Sequence[Any], spec: ModelSpec | ClassifierSpec) -> tuple[str, int]:
     """Name of the model's input, and its batch: 1 where it is free.
 
     Raises:
         ModelError: not what the card says.
     """
-    wanted = f"one input, float32 (batch, 3, {card.input.height}, {card.input.width})"
+    wanted = f"one input, float32 (batch, 3, {spec.input.height}, {spec.input.width})"
     given = ", ".join(f"{each.name} {each.type} {tuple(each.shape)}" for each in inputs)
     mismatch = ModelError(
-        f"{card.name}: expected {wanted}; the model has {given}",
+        f"{spec.name}: expected {wanted}; the model has {given}",
         hint="`input` in model.yaml gives width and height; export the model without further inputs, in fp32 and NCHW",
     )
     if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
         raise mismatch
     batch, *sides = inputs[0].shape
-    expected = (3, card.input.height, card.input.width)
+    expected = (3, spec.input.height, spec.input.width)
     if any(isinstance(side, int) and side != want for side, want in zip(sides, expected, strict=True)):
         raise mismatch
     return inputs[0].name, batch if isinstance(batch, int) else 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vision.config import ModelCard
+from vision.config import ModelSpec
 from vision.detect.onnxruntime.detector import checked_input, open_session
 from vision.errors import ModelError
 
@@ -14,7 +14,7 @@ from vision.errors import ModelError
 class OnnxNetwork:
     """One session with its input and outputs bound once."""
 
-    def __init__(self, path: Path, card: ModelCard, batch: int, *, threads: int, profile: Path | None = None) -> None:
+    def __init__(self, path: Path, spec: ModelSpec, batch: int, *, threads: int, profile: Path | None = None) -> None:
         """
         Args:
             path: the ONNX file.
@@ -24,12 +24,12 @@ class OnnxNetwork:
         Raises:
             ModelError: the model cannot be loaded, or has another batch that is fixed.
         """
-        self._session = open_session(path, card, threads, profile=profile)
-        name, fixed = checked_input(self._session.get_inputs(), card)
+        self._session = open_session(path, spec, threads, profile=profile)
+        name, fixed = checked_input(self._session.get_inputs(), spec)
         shape = self._session.get_inputs()[0].shape
         if isinstance(shape[0], int) and shape[0] != batch:
-            raise ModelError(f"{card.name} takes batches of {fixed} and no others, {batch} was asked for")
-        size = (batch, 3, card.input.height, card.input.width)
+            raise ModelError(f"{spec.name} takes batches of {fixed} and no others, {batch} was asked for")
+        size = (batch, 3, spec.input.height, spec.input.width)
         self.input_shapes = {name: size}
         self._tensor = np.random.default_rng(1).standard_normal(size, np.float32)
         self._binding = self._session.io_binding()

@@ -1,4 +1,4 @@
-"""Pictures of any pixel format to BGR with OpenCV, without allocating: for networks, second models and JPEGs alike."""
+"""Frames of any pixel format to BGR with OpenCV, without allocating: for networks, second models and JPEGs alike."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Scratch:
 
 
 class ToBgr:
-    """Converts one picture after the other. For one thread."""
+    """Converts one frame after the other. For one thread."""
 
     def __init__(self) -> None:
         self._converted = Scratch()

@@ -1,4 +1,4 @@
-"""Pictures and parts of them as people and second models want to see them: BGR, cut out, as a JPEG."""
+"""Frames and parts of them as people and second models want to see them: BGR, cut out, as a JPEG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vision.types import Frame
 
 
 class PartReader:
-    """Reads parts of pictures of any format. For one thread; its memory grows to the largest part."""
+    """Reads parts of frames of any format. For one thread; its memory grows to the largest part."""
 
     def __init__(self) -> None:
         self._planes = Scratch()
@@ -22,13 +22,13 @@ class PartReader:
         """(bottom - top, right - left, 3) BGR; valid until the next call, and while the frame is.
 
         Raises:
-            ValueError: the part is empty or not within the picture, or the picture is not in this machine's memory.
+            ValueError: the part is empty or not within the frame, or the frame is not in this machine's memory.
         """
         width_px, height_px = frame.meta.width_px, frame.meta.height_px
         if not (0 <= left < right <= width_px and 0 <= top < bottom <= height_px):
             raise ValueError(f"expected a part of {width_px}x{height_px} pixels, got {left, top, right, bottom}")
         if not frame.pixels.flags.c_contiguous:
-            raise ValueError("expected a picture in host memory: one that lies on the GPU has to be copied first")
+            raise ValueError("expected a frame in host memory: one that lies on the GPU has to be copied first")
         if frame.pixel_format == "bgr":
             return frame.pixels[top:bottom, left:right]
         if frame.pixel_format == "bgrx":
@@ -42,7 +42,7 @@ class PartReader:
         return bgr[top - even_top : bottom - even_top, left - even_left : right - even_left]
 
     def _copied(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        """The part as a small picture of the same YUV format."""
+        """The part as a small frame of the same YUV format."""
         rows, columns, height_px = bottom - top, right - left, frame.meta.height_px
         out = self._planes.array((rows * 3 // 2, columns))
         out[:rows] = frame.pixels[top:bottom, left:right]
@@ -56,10 +56,10 @@ class PartReader:
 
 
 class JpegEncoder:
-    """Whole pictures of any format as JPEGs. For one thread."""
+    """Whole frames of any format as JPEGs. For one thread."""
 
     def __init__(self, *, longest_side_px: int = 1280, quality: int = 85) -> None:
-        """`longest_side_px`: larger pictures are made smaller. `quality`: 1 to 100."""
+        """`longest_side_px`: larger frames are made smaller. `quality`: 1 to 100."""
         self._longest_side_px = longest_side_px
         self._options = [cv2.IMWRITE_JPEG_QUALITY, quality]
         self._parts = PartReader()
@@ -67,15 +67,15 @@ class JpegEncoder:
     def encode(self, frame: Frame) -> bytes:
         """
         Raises:
-            ValueError: the picture is not in this machine's memory.
+            ValueError: the frame is not in this machine's memory.
         """
         width_px, height_px = frame.meta.width_px, frame.meta.height_px
-        picture = self._parts.read(frame, 0, 0, width_px, height_px)
+        image = self._parts.read(frame, 0, 0, width_px, height_px)
         scale = self._longest_side_px / max(width_px, height_px)
         if scale < 1:
             size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
-            picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-        done, data = cv2.imencode(".jpg", picture, self._options)
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        done, data = cv2.imencode(".jpg", image, self._options)
         if not done:
             raise ValueError(f"OpenCV cannot make a JPEG of {width_px}x{height_px} pixels")
         return data.tobytes()

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config.app import ModelCard
+from vision.config.app import ModelSpec
 from vision.detect.reference.nms import best_first
 from vision.errors import ModelError
 
@@ -36,7 +36,7 @@ class Candidates:
     boxes_xyxy: Floats  # (N, 4) model pixels, finite
     scores: Floats  # (N,)
     class_ids: NDArray[np.int32]  # (N,)
-    excess: int = 0  # pairs over the threshold that the capacity cut off
+    truncated_candidates: int = 0  # pairs over the threshold that the capacity cut off
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +52,18 @@ class Head(ABC):
 
     needs_nms = True
 
-    def __init__(self, card: ModelCard, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
+    def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
         """`score` is the lowest of a candidate; `classes` are the ids to keep, all where None."""
         self.outputs: tuple[str, ...] = ()  # names, in the order of `decode`; none before `bind`
-        self._card = card
+        self._card = spec
         self._class_count = class_count
         self.score = np.float32(score)
         self.classes: Indices = np.array(sorted(set(range(class_count) if classes is None else classes)), np.intp)
-        self._sigmoid = card.head.activation == "sigmoid"
+        self._sigmoid = spec.head.activation == "sigmoid"
         # No raw score below it can reach `score`, so that the activation is computed for few.
         self.floor = np.float32(_logit_floor(score)) if self._sigmoid else self.score
-        self._limit = card.nms.max_candidates if self.needs_nms else card.nms.max_objects
-        sides = (card.input.width, card.input.height) * 2 if card.head.box_scale == "fraction" else (1,) * 4
+        self._limit = spec.nms.max_candidates if self.needs_nms else spec.nms.max_objects
+        sides = (spec.input.width, spec.input.height) * 2 if spec.head.box_scale == "fraction" else (1,) * 4
         self._unit_px = np.array(sides, np.float32)
 
     @property
@@ -111,21 +111,21 @@ class Head(ABC):
         """The boxes `index`, xyxy (N, 4), in the unit that the model uses."""
 
     def decode(self, outputs: Sequence[Floats]) -> Candidates:
-        """Candidates of one picture.
+        """Candidates of one frame.
 
         Args:
-            outputs: the arrays named in `outputs`, in that order, for one picture: float32 without the batch axis.
+            outputs: the arrays named in `outputs`, in that order, for one frame: float32 without the batch axis.
         """
         index, class_ids, scores = self._pairs(outputs)
-        chosen, excess = best_first(scores, self._limit)
+        chosen, truncated_candidates = best_first(scores, self._limit)
         with np.errstate(over="ignore", invalid="ignore"):
             boxes = self._boxes(outputs, index[chosen]) * self._unit_px
         finite = np.isfinite(boxes).all(axis=1)
         chosen = chosen[finite]
-        return Candidates(boxes[finite], scores[chosen], class_ids[chosen].astype(np.int32), excess)
+        return Candidates(boxes[finite], scores[chosen], class_ids[chosen].astype(np.int32), truncated_candidates)
 
     def check_scores(self, outputs: Sequence[Floats]) -> None:
-        """Refuse scores that cannot be any, given the outputs for one picture, however dull.
+        """Refuse scores that cannot be any, given the outputs for one frame, however dull.
 
         Raises:
             ModelError: without an activation, a score lies outside [0, 1].
@@ -165,11 +165,11 @@ class NanoDet(Head):
     Scores and distances come as two outputs, or as one with the scores first.
     """
 
-    def __init__(self, card: ModelCard, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
-        super().__init__(card, class_count, score, classes)
-        self._sides = 4 * card.head.bins
-        self._bins = np.arange(card.head.bins, dtype=np.float32)
-        centers, strides = _cells(card)
+    def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
+        super().__init__(spec, class_count, score, classes)
+        self._sides = 4 * spec.head.bins
+        self._bins = np.arange(spec.head.bins, dtype=np.float32)
+        centers, strides = _cells(spec)
         self._cells = len(centers)
         self._corners = np.concatenate([centers, centers], axis=1)
         self._reach = strides[:, None] * np.array([-1, -1, 1, 1], np.float32)
@@ -276,8 +276,8 @@ class EndToEnd(Head):
 
     needs_nms = False
 
-    def __init__(self, card: ModelCard, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
-        super().__init__(card, class_count, score, classes)
+    def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
+        super().__init__(spec, class_count, score, classes)
         self._wanted = self.classes.astype(np.float32)
 
     @property
@@ -354,13 +354,13 @@ HEADS: Mapping[str, type[Head]] = {
 }
 
 
-def make_head(card: ModelCard, class_count: int, score: float, classes: Sequence[int] | None = None) -> Head:
+def make_head(spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> Head:
     """The head that the card names, not bound yet."""
-    return HEADS[card.head.kind](card, class_count, score, classes)
+    return HEADS[spec.head.kind](spec, class_count, score, classes)
 
 
-def _advice(head: Head, card: ModelCard, class_count: int, shapes: Mapping[str, Shape]) -> str:
-    fitting = [kind for kind, other in HEADS.items() if other(card, class_count, 1.0).fits(shapes)]
+def _advice(head: Head, spec: ModelSpec, class_count: int, shapes: Mapping[str, Shape]) -> str:
+    fitting = [kind for kind, other in HEADS.items() if other(spec, class_count, 1.0).fits(shapes)]
     if fitting:
         return f"these outputs fit head `{'` or `'.join(fitting)}`"
     counts = head.class_counts(shapes)
@@ -389,11 +389,11 @@ def _named_last(names: Mapping[str, object], parts: tuple[str, ...]) -> list[tup
     return sorted(permutations(names, 2), key=lambda pair: sounds(pair[0]) - sounds(pair[1]))
 
 
-def _cells(card: ModelCard) -> tuple[Floats, Floats]:
+def _cells(spec: ModelSpec) -> tuple[Floats, Floats]:
     """Centres (N, 2) and strides (N,) of NanoDet's cells, model pixels."""
     centers, strides = [], []
-    for stride in card.head.strides:
-        columns, rows = -(-card.input.width // stride), -(-card.input.height // stride)
+    for stride in spec.head.strides:
+        columns, rows = -(-spec.input.width // stride), -(-spec.input.height // stride)
         x, y = np.meshgrid(np.arange(columns), np.arange(rows))
         centers.append(np.stack([x.ravel(), y.ravel()], axis=1) * stride + (stride - 1) / 2)
         strides.append(np.full(columns * rows, stride))

@@ -1,4 +1,4 @@
-"""How a picture of any size lies on the model's fixed canvas, and the way back for boxes.
+"""How a frame of any size lies on the model's fixed canvas, and the way back for boxes.
 
 The geometry is computed here for every backend, in whole pixels, so that boxes of the CPU and of the GPU can be
 compared. `sample` is the reference for both: slow, NumPy alone, no rounding between the steps.
@@ -19,9 +19,9 @@ from vision.types import PixelFormat, YuvEncoding
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """A picture scaled by `scale`, its top left corner at (`pad_x_px`, `pad_y_px`) of the canvas.
+    """A frame scaled by `scale`, its top left corner at (`pad_x_px`, `pad_y_px`) of the canvas.
 
-    The picture covers whole model pixels (`content`), so the exact ratio of each side differs from `scale` by up to
+    The frame covers whole model pixels (`content`), so the exact ratio of each side differs from `scale` by up to
     half a model pixel over its length; `to_source` and `sample` use the exact ratios.
     """
 
@@ -37,7 +37,7 @@ class Letterbox:
         model_height_px: int,
         placement: Literal["top-left", "center"],
     ) -> Letterbox:
-        """The largest scale at which the source lies wholly on the model's canvas; small pictures are enlarged."""
+        """The largest scale at which the source lies wholly on the model's canvas; small frames are enlarged."""
         scale = min(model_width_px / source_width_px, model_height_px / source_height_px)
         if placement == "top-left":
             return Letterbox(scale, 0, 0)
@@ -45,13 +45,13 @@ class Letterbox:
         return Letterbox(scale, (model_width_px - width_px) // 2, (model_height_px - height_px) // 2)
 
     def content(self, source_width_px: int, source_height_px: int) -> tuple[int, int]:
-        """Width and height of the scaled picture: nearest whole model pixels, halves up, at least one."""
+        """Width and height of the scaled frame: nearest whole model pixels, halves up, at least one."""
         return _scaled(source_width_px, self.scale), _scaled(source_height_px, self.scale)
 
     def to_source(
         self, boxes_xyxy: NDArray[np.float32], source_width_px: int, source_height_px: int
     ) -> NDArray[np.float32]:
-        """Boxes (N, 4) float32 of the canvas as boxes of the source picture, clipped to it. A new array."""
+        """Boxes (N, 4) float32 of the canvas as boxes of the source frame, clipped to it. A new array."""
         width_px, height_px = self.content(source_width_px, source_height_px)
         ratio_x, ratio_y = source_width_px / width_px, source_height_px / height_px
         pad = np.array([self.pad_x_px, self.pad_y_px] * 2, np.float32)

@@ -40,14 +40,14 @@ def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp
 
     Scores (N,) float32 without NaN. Costs O(N + limit log limit), so that a threshold of zero stays affordable.
     """
-    excess = len(scores) - limit
-    if excess <= 0:
+    truncated_candidates = len(scores) - limit
+    if truncated_candidates <= 0:
         return np.argsort(-scores, kind="stable"), 0
-    lowest = np.partition(scores, excess)[excess]
+    lowest = np.partition(scores, truncated_candidates)[truncated_candidates]
     above = np.flatnonzero(scores > lowest)
     ties = np.flatnonzero(scores == lowest)[: limit - len(above)]
     chosen = np.sort(np.concatenate([above, ties]))
-    return chosen[np.argsort(-scores[chosen], kind="stable")], excess
+    return chosen[np.argsort(-scores[chosen], kind="stable")], truncated_candidates
 
 
 def nms(
@@ -67,9 +67,9 @@ def nms(
         scores: (N,) float32, no NaN.
         class_ids: (N,) int32.
     """
-    order, excess = best_first(scores, max_candidates)
+    order, truncated_candidates = best_first(scores, max_candidates)
     survivors = order[kept_in_order(boxes_xyxy[order], class_ids[order] if class_aware else None, iou)]
-    return survivors[:max_objects], excess + max(0, len(survivors) - max_objects)
+    return survivors[:max_objects], truncated_candidates + max(0, len(survivors) - max_objects)
 
 
 def kept_in_order(

@@ -1,10 +1,10 @@
-"""From a head's candidates to objects of the source picture: NMS, the way back through the letterbox, clipping."""
+"""From a head's candidates to objects of the source frame: NMS, the way back through the letterbox, clipping."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from vision.config.app import NmsCard
+from vision.config.app import NmsSpec
 from vision.detect.reference.heads import Candidates
 from vision.detect.reference.letterbox import Letterbox
 from vision.detect.reference.nms import kept_in_order
@@ -13,23 +13,28 @@ from vision.types import Detections
 
 def to_detections(
     candidates: Candidates,
-    limits: NmsCard | None,
+    limits: NmsSpec | None,
     letterbox: Letterbox,
     source_width_px: int,
     source_height_px: int,
 ) -> Detections:
-    """Detections of one picture, in arrays of their own; boxes that clipping leaves without area are dropped.
+    """Detections of one frame, in arrays of their own; boxes that clipping leaves without area are dropped.
 
     `limits` is None for heads that need no NMS: their candidates are the objects.
     """
-    boxes, scores, class_ids, excess = candidates.boxes_xyxy, candidates.scores, candidates.class_ids, candidates.excess
+    boxes, scores, class_ids, truncated_candidates = (
+        candidates.boxes_xyxy,
+        candidates.scores,
+        candidates.class_ids,
+        candidates.truncated_candidates,
+    )
     if limits is not None:
         kept = np.flatnonzero(kept_in_order(boxes, class_ids if limits.class_aware else None, limits.iou))
-        excess += max(0, len(kept) - limits.max_objects)
+        truncated_candidates += max(0, len(kept) - limits.max_objects)
         kept = kept[: limits.max_objects]
         boxes, scores, class_ids = boxes[kept], scores[kept], class_ids[kept]
     boxes = letterbox.to_source(boxes, source_width_px, source_height_px)
     solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     if not solid.all():
         boxes, scores, class_ids = boxes[solid], scores[solid], class_ids[solid]
-    return Detections(boxes, scores, class_ids, excess)
+    return Detections(boxes, scores, class_ids, truncated_candidates)

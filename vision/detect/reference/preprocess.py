@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config.app import InputCard
+from vision.config.app import InputSpec
 from vision.detect.reference.colour import Scratch, ToBgr
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset
 from vision.types import PixelFormat, YuvEncoding
@@ -23,16 +23,16 @@ _MOST_PLANS = 256
 
 
 class Preprocessor:
-    """Writes pictures into one float32 tensor (B, 3, H, W) that the caller owns. For one thread.
+    """Writes frames into one float32 tensor (B, 3, H, W) that the caller owns. For one thread.
 
     Agrees with `letterbox.sample` and `letterbox.normalised` to within one of 255 levels.
     """
 
-    def __init__(self, card: InputCard, tensor: NDArray[np.float32]) -> None:
-        self._card = card
+    def __init__(self, spec: InputSpec, tensor: NDArray[np.float32]) -> None:
+        self._card = spec
         self._tensor = tensor
-        self._gain, self._offset = gain_and_offset(card.scale, card.mean, card.std)
-        self._channels = (0, 1, 2) if card.color == "bgr" else (2, 1, 0)
+        self._gain, self._offset = gain_and_offset(spec.scale, spec.mean, spec.std)
+        self._channels = (0, 1, 2) if spec.color == "bgr" else (2, 1, 0)
         self._plans: dict[tuple[int, tuple[int, ...]], _Plan] = {}
         self._drawn: list[tuple[Letterbox, tuple[int, int]] | None] = [None] * len(tensor)
         self._scaled = Scratch()
@@ -44,7 +44,7 @@ class Preprocessor:
     def write(
         self, index: int, pixels: NDArray[np.uint8], pixel_format: PixelFormat, encoding: YuvEncoding = "bt601"
     ) -> Letterbox:
-        """Letterbox one picture into ``tensor[index]``; says how it lies there."""
+        """Letterbox one frame into ``tensor[index]``; says how it lies there."""
         _allow_fast_scaling()
         bgr = self._to_bgr.convert(
             pixels, pixel_format, encoding
@@ -71,8 +71,8 @@ class Preprocessor:
 
     def _make_plan(self, index: int, shape: tuple[int, ...]) -> _Plan:
         height_px, width_px, channels = shape
-        card = self._card
-        letterbox = Letterbox.fit(width_px, height_px, card.width, card.height, card.letterbox)
+        spec = self._card
+        letterbox = Letterbox.fit(width_px, height_px, spec.width, spec.height, spec.letterbox)
         width, height = letterbox.content(width_px, height_px)
         x, y = letterbox.pad_x_px, letterbox.pad_y_px
         return _Plan(
@@ -84,7 +84,7 @@ class Preprocessor:
         )
 
     def _fill_around(self, index: int, plan: _Plan) -> None:
-        """Paint the canvas anew when the picture lies elsewhere than the one before it; usually it does not."""
+        """Paint the canvas anew when the frame lies elsewhere than the one before it; usually it does not."""
         if self._drawn[index] == (plan.letterbox, plan.size):
             return
         self._drawn[index] = (plan.letterbox, plan.size)
@@ -94,10 +94,10 @@ class Preprocessor:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How pictures of one size come onto the canvas: views of the scratch memory and of the tensor."""
+    """How frames of one size come onto the canvas: views of the scratch memory and of the tensor."""
 
     letterbox: Letterbox
-    size: tuple[int, int]  # width and height of the scaled picture
+    size: tuple[int, int]  # width and height of the scaled frame
     scaled: NDArray[np.uint8]  # (H, W, channels)
     planes: list[NDArray[np.uint8]]  # channels x (H, W)
     regions: list[NDArray[np.float32]]  # 3 x (H, W), where the planes go

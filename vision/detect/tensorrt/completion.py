@@ -4,7 +4,7 @@ CUDA's own wait knows no limit. Asking all the time takes a core; sleeping a fix
 batches of one size take much the same time, so the first look is shortly before the last ones were done.
 
 The quicker of the last two batches counts. A pause of the machine makes one batch late by 100 ms and more: by a moving
-average, the batches after it were waited for too long, for a second and more, and the cameras dropped their pictures.
+average, the batches after it were waited for too long, for a second and more, and the cameras dropped their frames.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from vision.gpu.cuda import Event, Owned, Stream
+from vision.gpu.cuda import Event, Resource, Stream
 
 _POLL_NS: Final = 20_000
 _LONGEST_POLL_NS: Final = 5_000_000
@@ -43,7 +43,7 @@ def _sleep_precisely(seconds: float) -> None:
     time.sleep(seconds)
 
 
-class Completion(Owned):
+class Completion(Resource):
     """The end of a batch on a stream."""
 
     def __init__(

@@ -16,21 +16,21 @@ from vision.gpu.cuda import Stream
 _LEAST: Final = 3  # where fewer compute, the GPU is idle between the layers of one and in the tails of its kernels
 
 
-class Turns:
+class ConcurrencyLimit:
     """The order of the batches of all slots. For one thread."""
 
-    def __init__(self, cache_bytes: int, picture_bytes: int) -> None:
+    def __init__(self, cache_bytes: int, frame_bytes: int) -> None:
         """
         Args:
             cache_bytes: of the GPU, at its last level.
-            picture_bytes: what the network reads of one picture.
+            frame_bytes: what the network reads of one frame.
         """
-        self._pictures = cache_bytes // max(picture_bytes, 1)
+        self._frames = cache_bytes // max(frame_bytes, 1)
         self._order: list[Completion] = []  # the ends of each slot's newest batch, that of the newest of all last
 
     def at_once(self, batch: int) -> int:
         """How many batches of this size compute at the same time."""
-        return max(_LEAST, self._pictures // batch)
+        return max(_LEAST, self._frames // batch)
 
     def begin(self, stream: Stream, batch: int) -> None:
         """Let a batch of this size, about to be queued on `stream`, compute once it is its turn. The host goes on."""

@@ -19,17 +19,17 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import DetectConfig, ModelCard
+from vision.config import DetectConfig, ModelSpec
 from vision.detect.classes import class_ids, class_names
 from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED
 from vision.detect.reference.heads import make_head
-from vision.detect.tensorrt.concurrency_limit import Turns
+from vision.detect.tensorrt.concurrency_limit import ConcurrencyLimit
 from vision.detect.tensorrt.dynamic_outputs import DynamicSlot, bind_open_outputs
 from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameStore
-from vision.detect.tensorrt.graph_check import ChainCheck, Noise, Snapshot
+from vision.detect.tensorrt.graph_check import GraphCheck, Noise, Snapshot
 from vision.detect.tensorrt.kernels import KERNELS, Output, PostprocessProgram, kept_classes, threshold
-from vision.detect.tensorrt.loaded_engine import Model, Phases, kernel_cache, load_letterbox
-from vision.detect.tensorrt.slot import Inlet, Kernels, Lane, Slot, TensorRoom, drain, slot_bytes
+from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer, kernel_cache, load_letterbox
+from vision.detect.tensorrt.slot import ExecutionLane, Kernels, Slot, TensorRoom, UploadPath, drain, slot_bytes
 from vision.engine.cuda_memory import CudaMemory
 from vision.engine.library import find_library
 from vision.engine.memory import MemoryBudget, MemoryPool, detector_budget, make_allocator, shared_scratch
@@ -49,7 +49,7 @@ _CLOSE_S: Final = 5.0
 
 
 def open_tensorrt_detector(
-    folder: Path, card: ModelCard, detect: DetectConfig, *, stop: threading.Event | None = None
+    folder: Path, spec: ModelSpec, detect: DetectConfig, *, stop: threading.Event | None = None
 ) -> TensorRTDetector:
     """The detector for a model on the GPU of this machine; builds the engine if there is none yet.
 
@@ -63,12 +63,12 @@ def open_tensorrt_detector(
         ModelError: the model cannot be built or is not what its card says.
         DeviceError: not enough memory, or a graph that cannot be captured or gives other results than without.
     """
-    phases = Phases()
+    phases = StartupTimer()
     device = open_device()
     if detect.iou is not None:
-        card = card.model_copy(update={"nms": card.nms.model_copy(update={"iou": detect.iou})})
-    names = class_names(card)
-    head = make_head(card, len(names), detect.score, class_ids(names, detect.classes, card.name))
+        spec = spec.model_copy(update={"nms": spec.nms.model_copy(update={"iou": detect.iou})})
+    names = class_names(spec)
+    head = make_head(spec, len(names), detect.score, class_ids(names, detect.classes, spec.name))
     with contextlib.ExitStack() as made:
         pool = MemoryPool(CudaMemory())
         made.callback(_close_quietly, pool)
@@ -76,7 +76,7 @@ def open_tensorrt_detector(
             engine = made.enter_context(
                 open_engine(
                     folder,
-                    card,
+                    spec,
                     detect,
                     device,
                     allocator=make_allocator(pool),
@@ -84,15 +84,15 @@ def open_tensorrt_detector(
                     prepare_thread=lambda: use_device(device),
                 )
             )
-        detector = detector_of(device, Model(engine, card, head, names, detect), phases, made, stop=stop)
+        detector = detector_of(device, LoadedEngine(engine, spec, head, names, detect), phases, made, stop=stop)
     _log.info("%s is ready after %s; %s", detector.name, phases, pool.report())
     return detector
 
 
 def detector_of(
     device: Device,
-    model: Model,
-    phases: Phases,
+    model: LoadedEngine,
+    phases: StartupTimer,
     made: contextlib.ExitStack,
     *,
     stop: threading.Event | None = None,
@@ -102,10 +102,10 @@ def detector_of(
     count = model.detect.slots or (SLOTS_INTEGRATED if device.integrated else SLOTS_GPU)
     with phases.phase("contexts"):
         lanes = _open_lanes(model, [made.enter_context(Stream()) for _ in range(count)], stop)
-    store = FrameStore(model.card.input, integrated=device.integrated)
-    picture = model.engine.tensor(model.input_name)
-    turns = Turns(device.cache_bytes, picture.bytes_of(model.input_shape(1)))
-    inlet = Inlet(store, made.enter_context(Stream()), turns)
+    store = FrameStore(model.spec.input, integrated=device.integrated)
+    frame = model.engine.tensor(model.input_name)
+    turns = ConcurrencyLimit(device.cache_bytes, frame.bytes_of(model.input_shape(1)))
+    inlet = UploadPath(store, made.enter_context(Stream()), turns)
     sizes = lanes[0].greatest.output_sizes()
     if any(size.shape is None for size in sizes.values()):
         dynamic = _dynamic_slots(device, model, lanes, inlet, phases=phases, made=made)
@@ -114,7 +114,7 @@ def detector_of(
     return TensorRTDetector(device, model, phases=phases, inlet=inlet, slots=slots, made=made)
 
 
-def _open_lanes(model: Model, streams: Sequence[Stream], stop: threading.Event | None) -> list[Lane]:
+def _open_lanes(model: LoadedEngine, streams: Sequence[Stream], stop: threading.Event | None) -> list[ExecutionLane]:
     """A context for every batch size on every stream, one after the other: TensorRT keeps the GIL meanwhile.
 
     Raises:
@@ -128,7 +128,7 @@ def _open_lanes(model: Model, streams: Sequence[Stream], stop: threading.Event |
                 raise Closed("stopped while kernels were compiled")
             contexts[batch] = model.context(batch, stream)
             time.sleep(0)  # signals, and messages to who joins, have their turn
-        lanes.append(Lane(stream, contexts))
+        lanes.append(ExecutionLane(stream, contexts))
     return lanes
 
 
@@ -165,10 +165,10 @@ class TensorRTDetector:
     def __init__(
         self,
         device: Device,
-        model: Model,
+        model: LoadedEngine,
         *,
-        phases: Phases,
-        inlet: Inlet,
+        phases: StartupTimer,
+        inlet: UploadPath,
         slots: Sequence[DetectorSlot],
         made: contextlib.ExitStack,
     ) -> None:
@@ -307,25 +307,31 @@ def release_in_time(
 def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
     """Why batches do not run as CUDA graphs; empty where they do."""
     if any(isinstance(slot, DynamicSlot) for slot in slots):
-        return "the model has outputs whose size depends on the picture"
+        return "the model has outputs whose size depends on the frame"
     return "" if detect.graphs else "`detect: {graphs: off}`"
 
 
 def _graph_slots(
-    device: Device, model: Model, lanes: Sequence[Lane], inlet: Inlet, *, phases: Phases, made: contextlib.ExitStack
+    device: Device,
+    model: LoadedEngine,
+    lanes: Sequence[ExecutionLane],
+    inlet: UploadPath,
+    *,
+    phases: StartupTimer,
+    made: contextlib.ExitStack,
 ) -> list[Slot]:
     """Slots that run as graphs, warm and checked."""
     outputs, room = _measured(model, lanes[0])
     with phases.phase("kernels"):
         model.head.bind({name: (None, *output.shape) for name, output in outputs.items()})
-        program = PostprocessProgram.of(model.card, model.head, len(model.class_names), outputs, device.shared_bytes)
+        program = PostprocessProgram.of(model.spec, model.head, len(model.class_names), outputs, device.shared_bytes)
         kernels = made.enter_context(_loaded(model, program, device))
     with phases.phase("memory"):
         budget = _budget(model, room, program, len(lanes))
         free_bytes, total_bytes = memory_info()
         budget.require(free_bytes + model.engine.weights_bytes, total_bytes, shared_with_host=device.integrated)
-        _log.info("%s\n%s", model.card.name, budget.table())
-        slots = [made.enter_context(Slot(model.card.input, room, lane, kernels, inlet)) for lane in lanes]
+        _log.info("%s\n%s", model.spec.name, budget.table())
+        slots = [made.enter_context(Slot(model.spec.input, room, lane, kernels, inlet)) for lane in lanes]
     _warm_up(model, slots, outputs, phases)
     if model.engine.save_kernels():
         _log.debug("the kernels that the library compiled are kept for the next start")
@@ -333,13 +339,19 @@ def _graph_slots(
 
 
 def _dynamic_slots(
-    device: Device, model: Model, lanes: Sequence[Lane], inlet: Inlet, *, phases: Phases, made: contextlib.ExitStack
+    device: Device,
+    model: LoadedEngine,
+    lanes: Sequence[ExecutionLane],
+    inlet: UploadPath,
+    *,
+    phases: StartupTimer,
+    made: contextlib.ExitStack,
 ) -> list[DynamicSlot]:
     """Slots of an engine with data-dependent outputs, warm."""
     _log.warning(
-        "%s has outputs whose size depends on the picture (NonMaxSuppression or NonZero inside): it runs without CUDA "
+        "%s has outputs whose size depends on the frame (NonMaxSuppression or NonZero inside): it runs without CUDA "
         "graphs, and the host waits for it",
-        model.card.name,
+        model.spec.name,
     )
     bind_open_outputs(model, lanes[0])
     with phases.phase("kernels"):
@@ -353,18 +365,18 @@ def _dynamic_slots(
     return slots
 
 
-def _warm_up(model: Model, slots: Sequence[Slot], outputs: Mapping[str, Output], phases: Phases) -> None:
+def _warm_up(model: LoadedEngine, slots: Sequence[Slot], outputs: Mapping[str, Output], phases: StartupTimer) -> None:
     """Run every chain once and capture it, then compare each graph with what it was captured from.
 
     Compared last, so that what one context does to the memory that it shares with another is seen.
     """
-    checked: list[tuple[ChainCheck, Snapshot]] = []
-    with Noise(model.card.input) as noise:
+    checked: list[tuple[GraphCheck, Snapshot]] = []
+    with Noise(model.spec.input) as noise:
         for number, slot in enumerate(slots):
             noise.fill(slot.memory, max(slot.chains), slot.stream)
             with phases.phase("first slot's graphs" if number == 0 else "other slots' graphs"):
                 for batch, chain in slot.chains.items():
-                    check = ChainCheck(slot, chain, outputs, f"{model.card.name}, slot {number}, batch {batch}")
+                    check = GraphCheck(slot, chain, outputs, f"{model.spec.name}, slot {number}, batch {batch}")
                     checked.append((check, check.run()))
                     if model.detect.graphs:
                         chain.capture(check.what)
@@ -375,13 +387,13 @@ def _warm_up(model: Model, slots: Sequence[Slot], outputs: Mapping[str, Output],
                     check.require_same(eager)
 
 
-def _measured(model: Model, lane: Lane) -> tuple[Mapping[str, Output], TensorRoom]:
-    """The outputs of one picture, and the room that one slot needs for all tensors at the greatest batch."""
+def _measured(model: LoadedEngine, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorRoom]:
+    """The outputs of one frame, and the room that one slot needs for all tensors at the greatest batch."""
     outputs: dict[str, Output] = {}
     bytes_of: dict[str, int] = {}
     for name, size in lane.greatest.output_sizes().items():
         if size.shape is None or size.bytes is None:
-            raise ModelError(f"{model.card.name}: the size of output {name} depends on the data")
+            raise ModelError(f"{model.spec.name}: the size of output {name} depends on the data")
         dtype = model.engine.tensor(name).dtype
         outputs[name] = Output(size.shape[1:], dtype)
         bytes_of[name] = size.bytes
@@ -392,8 +404,8 @@ def _measured(model: Model, lane: Lane) -> tuple[Mapping[str, Output], TensorRoo
     return outputs, TensorRoom(batch, model.input_name, input_bytes, bytes_of, scratch)
 
 
-def _budget(model: Model, room: TensorRoom, program: PostprocessProgram, slots: int) -> MemoryBudget:
-    """What is allocated before READY. The pictures of the cameras come when these have said how large they are."""
+def _budget(model: LoadedEngine, room: TensorRoom, program: PostprocessProgram, slots: int) -> MemoryBudget:
+    """What is allocated before READY. The frames of the cameras come when these have said how large they are."""
     own = slot_bytes(room.batch, program)
     return detector_budget(
         weights_bytes=model.engine.weights_bytes,
@@ -407,7 +419,7 @@ def _budget(model: Model, room: TensorRoom, program: PostprocessProgram, slots: 
 
 
 @contextlib.contextmanager
-def _loaded(model: Model, program: PostprocessProgram, device: Device) -> Iterator[Kernels]:
+def _loaded(model: LoadedEngine, program: PostprocessProgram, device: Device) -> Iterator[Kernels]:
     """The kernels of a model, on the GPU."""
     with contextlib.ExitStack() as made:
         letterbox = made.enter_context(load_letterbox(model, device))
@@ -422,5 +434,5 @@ def _loaded(model: Model, program: PostprocessProgram, device: Device) -> Iterat
             objects=module.kernel("objects", shared_bytes=program.work_bytes if program.shared_work else 0),
             program=program,
             threshold=threshold(model.head, kept.address),
-            iou=model.card.nms.iou,
+            iou=model.spec.nms.iou,
         )

@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from vision.detect.reference.letterbox import Letterbox
 from vision.detect.reference.postprocess import to_detections
 from vision.detect.tensorrt.completion import Completion
-from vision.detect.tensorrt.frames import DESCRIPTION_BYTES, Spare
-from vision.detect.tensorrt.loaded_engine import Model
-from vision.detect.tensorrt.slot import Inlet, Lane, LetterboxKernel
+from vision.detect.tensorrt.frames import DESCRIPTION_BYTES, StagingBuffers
+from vision.detect.tensorrt.loaded_engine import LoadedEngine
+from vision.detect.tensorrt.slot import ExecutionLane, LetterboxKernel, UploadPath
 from vision.engine.library import trt
 from vision.engine.memory import shared_scratch
 from vision.errors import DeviceError, ModelError
-from vision.gpu.cuda import Owned, Stream
+from vision.gpu.cuda import Resource, Stream
 from vision.gpu.memory import DeviceBuffer, HostBuffer, copy_to_host, queue_to_device
 from vision.types import Detections, Frame, FrameMeta
 
 _log = logging.getLogger(__name__)
 
 
-class GrowingOutput(Owned):
+class GrowingOutput(Resource):
     """Memory of one output on both sides. It grows when a batch needs more, and never shrinks."""
 
     def __init__(self, name: str, dtype: str) -> None:
@@ -112,10 +112,10 @@ def make_output_allocator(output: GrowingOutput) -> trt.IOutputAllocator:
     return Allocator()
 
 
-class DynamicSlot(Owned):
+class DynamicSlot(Resource):
     """One batch in flight, step by step."""
 
-    def __init__(self, model: Model, lane: Lane, letterbox: LetterboxKernel, inlet: Inlet) -> None:
+    def __init__(self, model: LoadedEngine, lane: ExecutionLane, letterbox: LetterboxKernel, inlet: UploadPath) -> None:
         self.stream = lane.stream
         self._model = model
         self._inlet = inlet
@@ -130,20 +130,20 @@ class DynamicSlot(Owned):
             self._frames = made.enter_context(DeviceBuffer(batch * DESCRIPTION_BYTES, "descriptions of frames"))
             counts = made.enter_context(DeviceBuffer(4 * batch, "candidate counts"))
             nbytes = np.dtype(tensor.dtype).itemsize * int(np.prod(model.input_shape(batch)))
-            pictures = made.enter_context(DeviceBuffer(nbytes, "the network's input"))
-            pictures.fill(0, self.stream)
+            images = made.enter_context(DeviceBuffer(nbytes, "the network's input"))
+            images.fill(0, self.stream)
             self.outputs = {
                 each.name: made.enter_context(GrowingOutput(each.name, each.dtype)) for each in model.engine.outputs
             }
-            self._spare = made.enter_context(contextlib.closing(Spare(model.card.input, batch)))
+            self._spare = made.enter_context(contextlib.closing(StagingBuffers(model.spec.input, batch)))
             self._done = made.enter_context(Completion())
             self._launches = {
-                size: letterbox.bind(size, self._frames.address, pictures.address, counts.address)
+                size: letterbox.bind(size, self._frames.address, images.address, counts.address)
                 for size in self._contexts
             }
             for context in self._contexts.values():
                 context.give_memory(scratch.address, scratch_bytes)
-                context.set_address(model.input_name, pictures.address)
+                context.set_address(model.input_name, images.address)
                 for output in self.outputs.values():
                     context.set_output_allocator(output.name, make_output_allocator(output))
             self._made = made.pop_all()
@@ -169,7 +169,7 @@ class DynamicSlot(Owned):
         self._in_flight = tuple(frames)
 
     def warm_up(self) -> None:
-        """Run every batch size once, without pictures: what does not fit is told before the first camera is there.
+        """Run every batch size once, without frames: what does not fit is told before the first camera is there.
 
         Raises:
             DeviceError: as of `submit`.
@@ -212,10 +212,10 @@ class DynamicSlot(Owned):
         return [self._objects([output[index] for output in outputs], frame.meta) for index, frame in enumerate(frames)]
 
     def _objects(self, outputs: Sequence[NDArray[np.float32]], meta: FrameMeta) -> Detections:
-        card, head = self._model.card, self._model.head
-        size = card.input
+        spec, head = self._model.spec, self._model.head
+        size = spec.input
         letterbox = Letterbox.fit(meta.width_px, meta.height_px, size.width, size.height, size.letterbox)
-        limits = card.nms if head.needs_nms else None
+        limits = spec.nms if head.needs_nms else None
         return to_detections(head.decode(outputs), limits, letterbox, meta.width_px, meta.height_px)
 
     def _release(self) -> None:
@@ -224,7 +224,7 @@ class DynamicSlot(Owned):
         self._made.close()
 
 
-def bind_open_outputs(model: Model, lane: Lane) -> None:
+def bind_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> None:
     """Choose the head's outputs by the axes that are known before a run; open ones stay open.
 
     Raises:
@@ -235,8 +235,8 @@ def bind_open_outputs(model: Model, lane: Lane) -> None:
         shape = tuple(int(axis) for axis in lane.greatest.raw.get_tensor_shape(name))
         if shape[:1] not in {(max(lane.contexts),), (-1,)}:
             raise ModelError(
-                f"{model.card.name}: the first axis of output {name} should be the batch, its shape is {shape}",
-                hint="export the model so that each picture has its own rows",
+                f"{model.spec.name}: the first axis of output {name} should be the batch, its shape is {shape}",
+                hint="export the model so that each frame has its own rows",
             )
         shapes[name] = (None, *(None if axis < 0 else axis for axis in shape[1:]))
     model.head.bind(shapes)

@@ -1,8 +1,8 @@
-"""Where the pictures of a batch are, and what it takes for the GPU to see them.
+"""Where the frames of a batch are, and what it takes for the GPU to see them.
 
-A picture that a camera decoded into a buffer of `FrameStore.buffer` has a twin in GPU memory and a description for the
+A frame that a camera decoded into a buffer of `FrameStore.buffer` has a twin in GPU memory and a description for the
 letterbox kernel, both made with the buffer. Binding it to a batch is then one copy of 112 bytes on the host and one
-asynchronous copy over the bus, and none where CPU and GPU share their memory or the picture was decoded on the GPU.
+asynchronous copy over the bus, and none where CPU and GPU share their memory or the frame was decoded on the GPU.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import InputCard
-from vision.detect.tensorrt.kernel_structs import FRAME, PictureLayout, describe_frame
+from vision.config import InputSpec
+from vision.detect.tensorrt.kernel_structs import FRAME, FrameLayout, describe_frame
 from vision.gpu.cuda import Stream
 from vision.gpu.device_image import DeviceImage
 from vision.gpu.memory import DeviceBuffer, HostBuffer, copy_to_device, queue_to_device
@@ -32,17 +32,17 @@ PIXEL_FORMATS: Final[tuple[PixelFormat, ...]] = ("nv12", "i420", "bgrx", "bgr")
 """What the letterbox kernel reads; the fewest bytes to copy first."""
 
 DESCRIPTION_BYTES: Final = FRAME.itemsize
-_WORD: Final = 16  # kernels read whole words, so pictures are padded to them
+_WORD: Final = 16  # kernels read whole words, so frames are padded to them
 
 
 @dataclass(slots=True, eq=False)
 class _Known:
-    """A buffer that the store made, or a picture on the GPU."""
+    """A buffer that the store made, or a frame on the GPU."""
 
     host_address: int  # 0: nothing to copy
     device_address: int
     nbytes: int
-    layout: PictureLayout
+    layout: FrameLayout
     array: weakref.ref[NDArray[np.uint8]]
     descriptions: dict[YuvEncoding, bytes] = field(default_factory=dict)
 
@@ -50,8 +50,8 @@ class _Known:
 class FrameStore:
     """The buffers of all cameras. `buffer` may be called from any thread, `place` from one."""
 
-    def __init__(self, card: InputCard, *, integrated: bool) -> None:
-        self._card = card
+    def __init__(self, spec: InputSpec, *, integrated: bool) -> None:
+        self._card = spec
         self._integrated = integrated
         self._known: dict[int, _Known] = {}  # by id() of the array that was handed out
         self._by_address: dict[int, _Known] = {}
@@ -67,7 +67,7 @@ class FrameStore:
         shape = frame_shape(height_px, width_px, pixel_format)
         nbytes = math.prod(shape)
         room = -(-nbytes // _WORD) * _WORD
-        purpose = f"a camera's picture of {width_px}x{height_px}"
+        purpose = f"a camera's frame of {width_px}x{height_px}"
         twin = None if self._integrated else DeviceBuffer(room, purpose)
         forgotten = _Forgotten(twin)
         with HostBuffer(room, purpose, when_freed=forgotten) as host:  # closed: the arrays keep the memory from now on
@@ -77,7 +77,7 @@ class FrameStore:
             host_address=address if twin is not None else 0,
             device_address=mapped if twin is None else twin.address,
             nbytes=nbytes,
-            layout=PictureLayout(height_px, width_px, pixel_format),
+            layout=FrameLayout(height_px, width_px, pixel_format),
             array=weakref.ref(array),
         )
         forgotten.then = partial(self._forget, id(array), address)
@@ -91,7 +91,7 @@ class FrameStore:
             self._known.pop(identity, None)
             self._by_address.pop(address, None)
 
-    def place(self, frame: Frame, row: memoryview, spare: Spare, index: int, stream: Stream) -> None:
+    def place(self, frame: Frame, row: memoryview, spare: StagingBuffers, index: int, stream: Stream) -> None:
         """Describe a frame in `row` (of `DESCRIPTION_BYTES`), and queue on `stream` the copy that it needs.
 
         `spare` takes frames that are in nobody's buffer.
@@ -112,7 +112,7 @@ class FrameStore:
         description = known.descriptions.get(encoding)
         if description is None:
             layout = known.layout
-            layout = PictureLayout(layout.height_px, layout.width_px, layout.pixel_format, encoding)
+            layout = FrameLayout(layout.height_px, layout.width_px, layout.pixel_format, encoding)
             description = known.descriptions[encoding] = describe_frame(self._card, layout, known.device_address)
         row[:] = description
         if known.host_address:
@@ -128,9 +128,9 @@ class FrameStore:
         return known if known is not None and known.layout == _layout_of(frame, known.layout.yuv) else None
 
     def _adopt(self, image: DeviceImage, frame: Frame) -> _Known:
-        """Remember a picture on the GPU for as long as it lives."""
+        """Remember a frame on the GPU for as long as it lives."""
         if not image.address:
-            raise ValueError("this is a part of a picture in GPU memory: only whole ones have an address")
+            raise ValueError("this is a part of a frame in GPU memory: only whole ones have an address")
         known = _Known(0, image.address, image.nbytes, _layout_of(frame), weakref.ref(image))
         weakref.finalize(image, self._forget, id(image), 0).atexit = False
         with self._lock:
@@ -169,18 +169,18 @@ def require_pixels(frame: Frame) -> None:
         raise ValueError(f"camera {meta.camera_id}: the pixels of a frame are contiguous, these are not")
 
 
-def _layout_of(frame: Frame, encoding: YuvEncoding = "bt601") -> PictureLayout:
-    return PictureLayout(frame.meta.height_px, frame.meta.width_px, frame.pixel_format, encoding)
+def _layout_of(frame: Frame, encoding: YuvEncoding = "bt601") -> FrameLayout:
+    return FrameLayout(frame.meta.height_px, frame.meta.width_px, frame.pixel_format, encoding)
 
 
-class Spare:
+class StagingBuffers:
     """Room on the GPU for frames that came in memory of their own, one place for each of a batch.
 
-    Slower, since such memory is not page-locked: meant for pictures from files and for tests.
+    Slower, since such memory is not page-locked: meant for frames from files and for tests.
     """
 
-    def __init__(self, card: InputCard, places: int) -> None:
-        self._card = card
+    def __init__(self, spec: InputSpec, places: int) -> None:
+        self._card = spec
         self._rooms: list[DeviceBuffer | None] = [None] * places
 
     def place(self, frame: Frame, index: int, stream: Stream) -> bytes:

@@ -13,25 +13,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import InputCard
-from vision.detect.tensorrt.kernel_structs import PictureLayout, describe_frame
+from vision.config import InputSpec
+from vision.detect.tensorrt.kernel_structs import FrameLayout, describe_frame
 from vision.detect.tensorrt.kernels import Output
-from vision.detect.tensorrt.slot import Chain, Slot, SlotMemory
+from vision.detect.tensorrt.slot import BatchGraph, Slot, SlotMemory
 from vision.errors import DeviceError
-from vision.gpu.cuda import Owned, Stream
+from vision.gpu.cuda import Resource, Stream
 from vision.gpu.memory import DeviceBuffer
 
 _TOLERANCE = 1e-3  # of the greatest value; graphs were never seen to differ in a single bit
 
 
-class Noise(Owned):
-    """A picture of random bytes on the GPU, a little larger than the model's input."""
+class Noise(Resource):
+    """A frame of random bytes on the GPU, a little larger than the model's input."""
 
-    def __init__(self, card: InputCard) -> None:
-        height_px, width_px = card.height * 5 // 4, card.width * 4 // 3
-        self._picture = DeviceBuffer(height_px * width_px * 3 + 16, "random input")
-        self._picture.write(np.random.default_rng(1).integers(0, 256, height_px * width_px * 3, np.uint8))
-        self._description = describe_frame(card, PictureLayout(height_px, width_px, "bgr"), self._picture.address)
+    def __init__(self, spec: InputSpec) -> None:
+        height_px, width_px = spec.height * 5 // 4, spec.width * 4 // 3
+        self._frame = DeviceBuffer(height_px * width_px * 3 + 16, "random input")
+        self._frame.write(np.random.default_rng(1).integers(0, 256, height_px * width_px * 3, np.uint8))
+        self._description = describe_frame(spec, FrameLayout(height_px, width_px, "bgr"), self._frame.address)
         self._opened = True
 
     def fill(self, memory: SlotMemory, batch: int, stream: Stream) -> None:
@@ -41,28 +41,28 @@ class Noise(Owned):
         memory.upload_rows(batch, stream)
 
     def _release(self) -> None:
-        self._picture.close()
+        self._frame.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the engine gave for the first and last picture, and what was made of it for all."""
+    """What the engine gave for the first and last frame, and what was made of it for all."""
 
     outputs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
     counts: NDArray[np.uint32]
     boxes: NDArray[np.float32]
 
     def first(self, name: str) -> NDArray[np.float32]:
-        """An output for the first picture, float32."""
+        """An output for the first frame, float32."""
         return self.outputs[name][0].astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class ChainCheck:
+class GraphCheck:
     """Runs one chain and looks at the result."""
 
     slot: Slot
-    chain: Chain
+    chain: BatchGraph
     outputs: Mapping[str, Output]
     what: str
 

@@ -1,7 +1,7 @@
 """What the host writes for the kernels and reads from them: the structures of ``cuda/*.cu`` in NumPy's terms.
 
-Every number that depends on the size of a picture is computed here once per camera, so that a launch costs the host one
-copy of 112 bytes per picture.
+Every number that depends on the size of a frame is computed here once per camera, so that a launch costs the host one
+copy of 112 bytes per frame.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import InputCard
+from vision.config import InputSpec
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset
 from vision.detect.reference.yuv import yuv_coefficients
 from vision.types import PixelFormat, YuvEncoding
@@ -43,7 +43,7 @@ FRAME: Final = np.dtype(
         ("reserved", np.int32),
     ]
 )
-"""``struct Frame`` of ``device.cuh``. All zeros: no picture."""
+"""``struct Frame`` of ``device.cuh``. All zeros: no frame."""
 
 NORMALISE: Final = np.dtype([("gain", np.float32, 3), ("offset", np.float32, 3), ("fill", np.float32, 3)])
 """``struct Normalise`` of ``letterbox.cu``."""
@@ -52,8 +52,8 @@ _FORMATS: Final[dict[PixelFormat, int]] = {"bgr": 0, "bgrx": 1, "nv12": 2, "i420
 
 
 @dataclass(frozen=True, slots=True)
-class PictureLayout:
-    """How a picture lies in memory, planes one after the other as `vision.types.Frame` has them."""
+class FrameLayout:
+    """How a frame lies in memory, planes one after the other as `vision.types.Frame` has them."""
 
     height_px: int
     width_px: int
@@ -62,13 +62,13 @@ class PictureLayout:
     pitch_bytes: int | None = None  # from row to row, where it is more than a row has
 
 
-def describe_frame(card: InputCard, picture: PictureLayout, address: int) -> bytes:
-    """One `FRAME` for a picture at `address` of the device."""
-    width_px, height_px, pixel_format = picture.width_px, picture.height_px, picture.pixel_format
-    letterbox = Letterbox.fit(width_px, height_px, card.width, card.height, card.letterbox)
+def describe_frame(spec: InputSpec, frame: FrameLayout, address: int) -> bytes:
+    """One `FRAME` for a frame at `address` of the device."""
+    width_px, height_px, pixel_format = frame.width_px, frame.height_px, frame.pixel_format
+    letterbox = Letterbox.fit(width_px, height_px, spec.width, spec.height, spec.letterbox)
     content_width, content_height = letterbox.content(width_px, height_px)
     row = np.zeros((), FRAME)
-    pitch = picture.pitch_bytes or width_px * {"bgr": 3, "bgrx": 4}.get(pixel_format, 1)
+    pitch = frame.pitch_bytes or width_px * {"bgr": 3, "bgrx": 4}.get(pixel_format, 1)
     row["pitch"] = (pitch, pitch // 2 if pixel_format == "i420" else pitch)
     chroma = address + pitch * height_px
     row["plane"] = (address, chroma, chroma + pitch // 2 * (height_px // 2))
@@ -77,16 +77,16 @@ def describe_frame(card: InputCard, picture: PictureLayout, address: int) -> byt
     row["pad_x"], row["pad_y"] = letterbox.pad_x_px, letterbox.pad_y_px
     (
         row["luma_offset"], row["luma"], row["u_blue"], row["u_green"], row["v_green"], row["v_red"],
-    ) = yuv_coefficients(picture.yuv)  # fmt: skip
+    ) = yuv_coefficients(frame.yuv)  # fmt: skip
     row["ratio_x"], row["ratio_y"] = width_px / content_width, height_px / content_height
     row["step"], row["step_rest"] = divmod(2 * height_px, 2 * content_height)
     row["per_x"], row["per_y"] = 1 / (2 * content_width), 1 / (2 * content_height)
     return row.tobytes()
 
 
-def describe_normalisation(card: InputCard) -> NDArray[np.void]:
+def describe_normalisation(spec: InputSpec) -> NDArray[np.void]:
     """One `NORMALISE`."""
     row = np.zeros((), NORMALISE)
-    gain, offset = gain_and_offset(card.scale, card.mean, card.std)
-    row["gain"], row["offset"], row["fill"] = gain, offset, card.fill * gain + offset
+    gain, offset = gain_and_offset(spec.scale, spec.mean, spec.std)
+    row["gain"], row["offset"], row["fill"] = gain, offset, spec.fill * gain + offset
     return row

@@ -14,7 +14,7 @@ from typing import ClassVar, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import HeadCard, InputCard, ModelCard
+from vision.config import HeadSpec, InputSpec, ModelSpec
 from vision.detect.reference.heads import Head
 from vision.detect.reference.yuv import FRACTION_BITS
 from vision.errors import ModelError
@@ -55,8 +55,8 @@ class LetterboxProgram:
     pixels: ClassVar[tuple[int, int]] = (2, 4)  # across and down, of one thread
 
     @classmethod
-    def of(cls, card: InputCard, *, half_input: bool, interleaved: bool = False) -> LetterboxProgram:
-        return cls(card.width, card.height, half_input, interleaved, card.color == "rgb")
+    def of(cls, spec: InputSpec, *, half_input: bool, interleaved: bool = False) -> LetterboxProgram:
+        return cls(spec.width, spec.height, half_input, interleaved, spec.color == "rgb")
 
     @property
     def definitions(self) -> Definitions:
@@ -78,7 +78,7 @@ class LetterboxProgram:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output of the engine, for one picture."""
+    """One output of the engine, for one frame."""
 
     shape: tuple[int, ...]  # without the batch
     dtype: str  # NumPy's name
@@ -101,8 +101,8 @@ class PostprocessProgram:
     boxes: str
     extra: tuple[str, str]  # of EfficientNMS_TRT: classes and how many; else empty names
     candidates: int  # most that NMS looks at
-    objects: int  # most of one picture
-    work_bytes: int  # of one picture, in shared memory or outside
+    objects: int  # most of one frame
+    work_bytes: int  # of one frame, in shared memory or outside
     shared_work: bool
     _pairs_blocks: int
 
@@ -112,42 +112,42 @@ class PostprocessProgram:
 
     @classmethod
     def of(
-        cls, card: ModelCard, head: Head, class_count: int, outputs: Mapping[str, Output], shared_bytes: int
+        cls, spec: ModelSpec, head: Head, class_count: int, outputs: Mapping[str, Output], shared_bytes: int
     ) -> PostprocessProgram:
         """For the outputs that `head` reads, on a GPU that gives a block `shared_bytes` of shared memory."""
-        scores, boxes, extra = _roles(card.head, head.outputs)
+        scores, boxes, extra = _roles(spec.head, head.outputs)
         for name in (scores, boxes):
-            _require(card, name, outputs[name].dtype, ("float32", "float16"))
+            _require(spec, name, outputs[name].dtype, ("float32", "float16"))
         for name in filter(None, extra):
-            _require(card, name, outputs[name].dtype, ("int32",))
-        layout = _layout(card.head, class_count, outputs[scores].shape, outputs[boxes].shape, scores == boxes)
-        objects = card.nms.max_objects
-        candidates = card.nms.max_candidates if head.needs_nms else objects
+            _require(spec, name, outputs[name].dtype, ("int32",))
+        layout = _layout(spec.head, class_count, outputs[scores].shape, outputs[boxes].shape, scores == boxes)
+        objects = spec.nms.max_objects
+        candidates = spec.nms.max_candidates if head.needs_nms else objects
         work_bytes = _work_bytes(candidates)
         shared_work = work_bytes <= shared_bytes - _STATIC_SHARED
-        unit = (card.input.width, card.input.height) if card.head.box_scale == "fraction" else (1, 1)
+        unit = (spec.input.width, spec.input.height) if spec.head.box_scale == "fraction" else (1, 1)
         definitions: Definitions = {
             **layout,
-            "HEAD": _HEADS[card.head.kind] if not any(extra) else _EFFICIENT_NMS,
+            "HEAD": _HEADS[spec.head.kind] if not any(extra) else _EFFICIENT_NMS,
             "CLASSES": class_count,
-            "SIGMOID": int(card.head.activation == "sigmoid"),
+            "SIGMOID": int(spec.head.activation == "sigmoid"),
             "HALF_SCORES": int(outputs[scores].half),
             "HALF_BOXES": int(outputs[boxes].half),
             "UNIT_X": unit[0],
             "UNIT_Y": unit[1],
-            "BINS": card.head.bins,
-            "STRIDES": ",".join(map(str, card.head.strides)),
-            "WIDTH": card.input.width,
-            "HEIGHT": card.input.height,
+            "BINS": spec.head.bins,
+            "STRIDES": ",".join(map(str, spec.head.strides)),
+            "WIDTH": spec.input.width,
+            "HEIGHT": spec.input.height,
             "CANDIDATES": candidates,
             "OBJECTS": objects,
             "ROOM": max(_ROOM, candidates),
             "NMS": int(head.needs_nms),
-            "CLASS_AWARE": int(card.nms.class_aware),
+            "CLASS_AWARE": int(spec.nms.class_aware),
             "SHARED_WORK": int(shared_work),
         }
         per_block = 256 * 2 * (8 if outputs[scores].half else 4)
-        elements = layout["BOXES"] * (class_count if card.head.kind == "yolov8" else layout["SCORE_COLUMNS"])
+        elements = layout["BOXES"] * (class_count if spec.head.kind == "yolov8" else layout["SCORE_COLUMNS"])
         blocks = -(-elements // per_block)
         return cls(definitions, scores, boxes, extra, candidates, objects, work_bytes, shared_work, blocks)
 
@@ -159,7 +159,7 @@ class PostprocessProgram:
 
     @property
     def keys_bytes(self) -> int:
-        """Memory for the pairs of one picture."""
+        """Memory for the pairs of one frame."""
         return 8 * int(self.definitions["ROOM"])
 
 
@@ -173,19 +173,19 @@ def _work_bytes(candidates: int) -> int:
     return -(-(8 * ordered + candidates * (16 + 4 + 4 + 1)) // 16) * 16
 
 
-def _require(card: ModelCard, name: str, dtype: str, known: tuple[str, ...]) -> None:
+def _require(spec: ModelSpec, name: str, dtype: str, known: tuple[str, ...]) -> None:
     """
     Raises:
         ModelError: the kernels cannot read this output.
     """
     if dtype not in known:
         raise ModelError(
-            f"{card.name}: output {name} should be {' or '.join(known)}, it is {dtype}",
+            f"{spec.name}: output {name} should be {' or '.join(known)}, it is {dtype}",
             hint="export the model with outputs in fp32",
         )
 
 
-def _roles(head: HeadCard, outputs: tuple[str, ...]) -> tuple[str, str, tuple[str, str]]:
+def _roles(head: HeadSpec, outputs: tuple[str, ...]) -> tuple[str, str, tuple[str, str]]:
     """Which outputs hold scores and boxes, and the two that EfficientNMS_TRT has besides."""
     if head.kind == "end-to-end" and len(outputs) == 4:
         number, boxes, scores, classes = outputs
@@ -196,7 +196,7 @@ def _roles(head: HeadCard, outputs: tuple[str, ...]) -> tuple[str, str, tuple[st
 
 
 def _layout(
-    head: HeadCard, class_count: int, scores: tuple[int, ...], boxes: tuple[int, ...], shared: bool
+    head: HeadSpec, class_count: int, scores: tuple[int, ...], boxes: tuple[int, ...], shared: bool
 ) -> dict[str, int]:
     """Where in its tensors a head finds what."""
     if head.kind == "yolov8":

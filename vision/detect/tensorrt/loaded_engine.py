@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vision.config import DetectConfig, ModelCard
+from vision.config import DetectConfig, ModelSpec
 from vision.detect.reference.heads import Head
 from vision.detect.tensorrt.kernel_structs import describe_normalisation
 from vision.detect.tensorrt.kernels import KERNELS, LetterboxProgram
@@ -27,7 +27,7 @@ def kernel_cache() -> Path:
 
 
 @dataclass(slots=True)
-class Phases:
+class StartupTimer:
     """What starting spent its time on."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -45,36 +45,36 @@ class Phases:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class LoadedEngine:
     """An engine and what is known about its numbers."""
 
     engine: Engine
-    card: ModelCard
+    spec: ModelSpec
     head: Head
     class_names: tuple[str, ...]
     detect: DetectConfig
 
     @property
     def input_name(self) -> str:
-        """The picture's tensor.
+        """The frame's tensor.
 
         Raises:
             ModelError: there is none, or more than one.
         """
-        pictures = [tensor for tensor in self.engine.inputs if not tensor.is_shape_io]
-        if len(pictures) != 1 or len(pictures[0].shape) != 4 or pictures[0].dtype not in {"float32", "float16"}:
-            given = ", ".join(f"{each.name} {each.dtype} {each.shape}" for each in pictures) or "none"
+        frames = [tensor for tensor in self.engine.inputs if not tensor.is_shape_io]
+        if len(frames) != 1 or len(frames[0].shape) != 4 or frames[0].dtype not in {"float32", "float16"}:
+            given = ", ".join(f"{each.name} {each.dtype} {each.shape}" for each in frames) or "none"
             raise ModelError(
-                f"{self.card.name}: a detector has one input of pictures, (batch, 3, height, width) in fp32 or fp16; "
+                f"{self.spec.name}: a detector has one input of frames, (batch, 3, height, width) in fp32 or fp16; "
                 f"this engine has {given}",
                 hint="export the model without further inputs",
             )
-        return pictures[0].name
+        return frames[0].name
 
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Of the picture's tensor."""
+        """Of the frame's tensor."""
         channels = self.engine.tensor(self.input_name).channels
-        return (batch, channels, self.card.input.height, self.card.input.width)
+        return (batch, channels, self.spec.input.height, self.spec.input.width)
 
     def batches(self) -> tuple[int, ...]:
         """Batch sizes to prepare: those of `batch_sizes` that the engine takes, or its only one."""
@@ -96,12 +96,12 @@ class Model:
 
 
 @contextlib.contextmanager
-def load_letterbox(model: Model, device: Device) -> Iterator[LetterboxKernel]:
+def load_letterbox(model: LoadedEngine, device: Device) -> Iterator[LetterboxKernel]:
     """The letterbox kernel of a model, on the GPU."""
     tensor = model.engine.tensor(model.input_name)
     program = LetterboxProgram.of(
-        model.card.input, half_input=tensor.dtype == "float16", interleaved=tensor.interleaved
+        model.spec.input, half_input=tensor.dtype == "float16", interleaved=tensor.interleaved
     )
     source = Source.read(KERNELS / program.file, program.definitions)
     with Module.build(source, device.arch, kernel_cache()) as module:
-        yield LetterboxKernel(module.kernel("letterbox"), program, describe_normalisation(model.card.input))
+        yield LetterboxKernel(module.kernel("letterbox"), program, describe_normalisation(model.spec.input))

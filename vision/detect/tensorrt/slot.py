@@ -17,14 +17,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import InputCard
+from vision.config import InputSpec
 from vision.detect.tensorrt.completion import Completion
-from vision.detect.tensorrt.concurrency_limit import Turns
-from vision.detect.tensorrt.frames import DESCRIPTION_BYTES, FrameStore, Spare
+from vision.detect.tensorrt.concurrency_limit import ConcurrencyLimit
+from vision.detect.tensorrt.frames import DESCRIPTION_BYTES, FrameStore, StagingBuffers
 from vision.detect.tensorrt.kernels import RESULT, LetterboxProgram, PostprocessProgram
 from vision.engine.runtime import Context
 from vision.errors import DeviceError
-from vision.gpu.cuda import Device, Event, Graph, Owned, Stream, use_device
+from vision.gpu.cuda import Device, Event, Graph, Resource, Stream, use_device
 from vision.gpu.memory import DeviceBuffer, HostBuffer, queue_to_device
 from vision.gpu.nvrtc import Kernel, Launch
 from vision.metrics import span
@@ -48,7 +48,7 @@ class LetterboxKernel:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class ExecutionLane:
     """What one slot runs on."""
 
     stream: Stream
@@ -61,12 +61,12 @@ class Lane:
 
 
 @dataclass(frozen=True, slots=True)
-class Inlet:
+class UploadPath:
     """The way of the frames to the GPU, the same for all slots."""
 
     store: FrameStore
     copies: Stream  # of its own, so that the copies of one batch overlap the work on another
-    turns: Turns
+    turns: ConcurrencyLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class TensorRoom:
     scratch_bytes: int  # of the greatest context: those of one slot never run at the same time
 
 
-class SlotMemory(Owned):
+class SlotMemory(Resource):
     """All memory of one slot. Made at start, never again."""
 
     def __init__(self, room: TensorRoom, program: PostprocessProgram) -> None:
@@ -167,7 +167,7 @@ def slot_bytes(max_batch: int, program: PostprocessProgram) -> SlotBytes:
     return SlotBytes(device, descriptions + result_bytes(max_batch, program.objects))
 
 
-class Chain(Owned):
+class BatchGraph(Resource):
     """All work for one batch size of one slot."""
 
     def __init__(self, batch: int, context: Context, memory: SlotMemory, stream: Stream, kernels: Kernels) -> None:
@@ -229,23 +229,25 @@ class Chain(Owned):
             self._graph.close()
 
 
-class Slot(Owned):
+class Slot(Resource):
     """A stream with its memory and chains. `submit`, then `ready` until it says so, then `detections`."""
 
-    def __init__(self, card: InputCard, room: TensorRoom, lane: Lane, kernels: Kernels, inlet: Inlet) -> None:
+    def __init__(
+        self, spec: InputSpec, room: TensorRoom, lane: ExecutionLane, kernels: Kernels, inlet: UploadPath
+    ) -> None:
         self.stream = stream = lane.stream
         self._inlet = inlet
         self._in_flight: Sequence[Frame] = ()  # kept: their memory goes with them
         with contextlib.ExitStack() as made:
             self.memory = memory = made.enter_context(SlotMemory(room, kernels.program))
-            self._spare = made.enter_context(contextlib.closing(Spare(card, room.batch)))
+            self._spare = made.enter_context(contextlib.closing(StagingBuffers(spec, room.batch)))
             self._copied = made.enter_context(Event())
             self._done = made.enter_context(Completion())
             memory.input.fill(0, stream)  # rows without a frame are computed too, and must be numbers
-            self.chains: dict[int, Chain] = {}
+            self.chains: dict[int, BatchGraph] = {}
             for batch, context in sorted(lane.contexts.items()):
                 give_memory(context, memory, room)
-                self.chains[batch] = made.enter_context(Chain(batch, context, memory, stream, kernels))
+                self.chains[batch] = made.enter_context(BatchGraph(batch, context, memory, stream, kernels))
             self._made = made.pop_all()
         self._opened = True
 
@@ -283,13 +285,13 @@ class Slot(Owned):
         frames, memory = len(self._in_flight), self.memory
         self._in_flight = ()
         found = []
-        for index, (count, excess, _, _) in enumerate(memory.counts_host[:frames].tolist()):
+        for index, (count, truncated_candidates, _, _) in enumerate(memory.counts_host[:frames].tolist()):
             found.append(
                 Detections(
                     memory.boxes_host[index, :count].copy(),
                     memory.scores_host[index, :count].copy(),
                     memory.classes_host[index, :count].copy(),
-                    excess,
+                    truncated_candidates,
                 )
             )
         return found

@@ -34,7 +34,7 @@ __device__ __forceinline__ u32 floats_to_halves(float first, float second) {
 #endif
 }
 
-// Pictures do not change while they are read, and lie in global memory: neither can be seen from where they are read.
+// Frames do not change while they are read, and lie in global memory: neither can be seen from where they are read.
 __device__ __forceinline__ u32 load(const u8* address) {
     u32 value;
     asm("{ .reg .u16 byte; ld.global.nc.u8 byte, [%1]; cvt.u32.u16 %0, byte; }" : "=r"(value) : "l"(address));
@@ -59,13 +59,13 @@ __device__ __forceinline__ u32 funnel(u32 low, u32 high, u32 shift) { return __f
 
 #endif
 
-// One picture of a batch, as `vision.detect.tensorrt.kernel_structs.FRAME` writes it.
+// One frame of a batch, as `vision.detect.tensorrt.kernel_structs.FRAME` writes it.
 struct Frame {
     const u8* plane[3];  // bgr, bgrx: one; nv12: Y, UV; i420: Y, U, V
     int pitch[2];        // bytes from row to row: of the first plane, of the others
-    int width, height;   // source pixels; width 0: this row of the batch holds no picture
+    int width, height;   // source pixels; width 0: this row of the batch holds no frame
     int format;
-    int content_width, content_height;  // model pixels that the scaled picture covers
+    int content_width, content_height;  // model pixels that the scaled frame covers
     int pad_x, pad_y;
     int luma_offset;                      // 16 for limited range, 0 for full
     int luma, u_blue, u_green, v_green, v_red;  // in units of 2^-FRACTION_BITS, see `vision.detect.reference.yuv`

@@ -1,6 +1,6 @@
 // What a network's outputs mean, one head a compilation: the counterpart of vision/detect/reference/heads.py.
 //
-// HEAD, BOXES (cells or queries of one picture), CLASSES, SIGMOID, HALF_SCORES, HALF_BOXES (1: the engine gives fp16),
+// HEAD, BOXES (cells or queries of one frame), CLASSES, SIGMOID, HALF_SCORES, HALF_BOXES (1: the engine gives fp16),
 // SCORE_COLUMNS and BOX_COLUMNS (row lengths of the tensors that hold them; one tensor may be both), BOX_OFFSET (column
 // of the first box value), UNIT_X, UNIT_Y (model pixels per unit of a box); nanodet: BINS, STRIDES, WIDTH, HEIGHT.
 #pragma once
@@ -57,30 +57,30 @@ __device__ __forceinline__ float score_of(u64 key) { return __uint_as_float((u32
 #if HEAD == YOLOV8
 #define ELEMENTS (CLASSES * BOXES)
 #define FIRST_ELEMENT (4 * BOXES)
-#define SCORES_OF_A_PICTURE ((4 + CLASSES) * BOXES)
+#define SCORES_OF_A_FRAME ((4 + CLASSES) * BOXES)
 #else
 #define ELEMENTS (BOXES * SCORE_COLUMNS)
 #define FIRST_ELEMENT 0
-#define SCORES_OF_A_PICTURE ELEMENTS
+#define SCORES_OF_A_FRAME ELEMENTS
 #endif
-#define BOXES_OF_A_PICTURE (HEAD == YOLOV8 ? SCORES_OF_A_PICTURE : BOXES * BOX_COLUMNS)
+#define BOXES_OF_A_FRAME (HEAD == YOLOV8 ? SCORES_OF_A_FRAME : BOXES * BOX_COLUMNS)
 
-// What a picture's pairs are read from; the last two are of EFFICIENT_NMS alone.
+// What a frame's pairs are read from; the last two are of EFFICIENT_NMS alone.
 struct Scores {
     const ScoreValue* values;
     const int* classes;
     u32 number;  // of rows that count
 
-    __device__ __forceinline__ Scores(const ScoreValue* all, const int* all_classes, const int* numbers, u32 picture)
-        : values(all + (u64)picture * SCORES_OF_A_PICTURE + FIRST_ELEMENT), classes(0), number(0) {
+    __device__ __forceinline__ Scores(const ScoreValue* all, const int* all_classes, const int* numbers, u32 frame)
+        : values(all + (u64)frame * SCORES_OF_A_FRAME + FIRST_ELEMENT), classes(0), number(0) {
 #if HEAD == EFFICIENT_NMS
-        classes = all_classes + (u64)picture * BOXES;
-        number = (u32)numbers[picture];
+        classes = all_classes + (u64)frame * BOXES;
+        number = (u32)numbers[frame];
 #endif
     }
 };
 
-// Key of the pair that element `at` of a picture's scores is, if it is one that reaches the threshold; else 0.
+// Key of the pair that element `at` of a frame's scores is, if it is one that reaches the threshold; else 0.
 // `raw` is the element's own value. Most elements are far below the threshold: that is asked first.
 __device__ __forceinline__ u64 pair_key(Scores scores, u32 at, float raw, Threshold limit) {
     float score = raw;

@@ -1,4 +1,4 @@
-// Pictures of any size and format onto the model's canvas, all of a batch in one launch.
+// Frames of any size and format onto the model's canvas, all of a batch in one launch.
 //
 // The arithmetic is that of vision/detect/reference/letterbox.py (`sample`, `normalised`): bilinear between pixel centres, positions
 // in exact integers. Levels are rounded to whole ones at the end, as every 8-bit library does: of the objects that the CPU
@@ -14,7 +14,7 @@
 
 struct Normalise {
     float gain[3], offset[3];  // in the order of the model's channels
-    float fill[3];             // of the canvas around the picture, normalised
+    float fill[3];             // of the canvas around the frame, normalised
 };
 
 // ---------------------------------------------------------------------------------------------------------- positions
@@ -160,7 +160,7 @@ struct Column<FORMAT_BGRX> : PackedColumn<4> {
     }
 };
 
-// Pictures of a single column, in bgr or bgrx.
+// Frames of a single column, in bgr or bgrx.
 enum { ONE_COLUMN = 4 };
 
 template <>
@@ -317,7 +317,7 @@ __device__ __forceinline__ void draw(
 }
 
 // grid (ceil(WIDTH / ACROSS) * ceil(HEIGHT / DOWN) / 256, rounded up; batch), block 256. The threads are counted through the
-// picture, so that none is idle beside it.
+// frame, so that none is idle beside it.
 extern "C" __global__ void __launch_bounds__(256)
 letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
     const int across = (WIDTH + ACROSS - 1) / ACROSS;

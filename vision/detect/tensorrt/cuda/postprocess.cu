@@ -1,9 +1,9 @@
-// From the network's outputs to objects of the source pictures: `find_pairs` gathers the pairs of box and class over the
-// threshold, `objects` picks the best of them, decodes their boxes, runs NMS and writes the result, one block a picture.
+// From the network's outputs to objects of the source frames: `find_pairs` gathers the pairs of box and class over the
+// threshold, `objects` picks the best of them, decodes their boxes, runs NMS and writes the result, one block a frame.
 //
 // The number of objects depends on the data and the shapes do not: fixed room, a count, and a count of what found none.
 //
-// Compiled with what heads.cuh needs, and CANDIDATES (most that NMS looks at), OBJECTS (most of a picture), ROOM (pairs
+// Compiled with what heads.cuh needs, and CANDIDATES (most that NMS looks at), OBJECTS (most of a frame), ROOM (pairs
 // that `find_pairs` can write down; beyond that `objects` reads the scores again), NMS, CLASS_AWARE, SHARED_WORK.
 #include "device.cuh"
 #include "heads.cuh"
@@ -13,19 +13,19 @@
 #define FULL_WARP 0xFFFFFFFFu
 #define PER_LOAD (HALF_SCORES ? 8 : 4)
 #define LOADS 2
-#define WHOLE_LOADS (ELEMENTS % PER_LOAD == 0 && FIRST_ELEMENT % PER_LOAD == 0 && SCORES_OF_A_PICTURE % PER_LOAD == 0)
+#define WHOLE_LOADS (ELEMENTS % PER_LOAD == 0 && FIRST_ELEMENT % PER_LOAD == 0 && SCORES_OF_A_FRAME % PER_LOAD == 0)
 
 struct __align__(16) Values {
     ScoreValue at[PER_LOAD];
 };
 
-__device__ __forceinline__ Values load_values(const ScoreValue* values_of_picture, u32 at) {
+__device__ __forceinline__ Values load_values(const ScoreValue* values_of_frame, u32 at) {
     Values values;
 #if WHOLE_LOADS
-    if (at < ELEMENTS) values = *(const Values*)(values_of_picture + at);
+    if (at < ELEMENTS) values = *(const Values*)(values_of_frame + at);
 #else
     for (u32 i = 0; i < PER_LOAD; i++)
-        if (at + i < ELEMENTS) values.at[i] = values_of_picture[at + i];
+        if (at + i < ELEMENTS) values.at[i] = values_of_frame[at + i];
 #endif
     return values;
 }
@@ -34,10 +34,10 @@ __device__ __forceinline__ Values load_values(const ScoreValue* values_of_pictur
 extern "C" __global__ void __launch_bounds__(256)
 find_pairs(const Frame* frames, const ScoreValue* all_scores, const int* all_classes, const int* numbers, u64* all_keys,
            u32* counts, Threshold limit) {
-    u32 picture = blockIdx.y;
-    if (frames[picture].width == 0) return;
-    Scores scores(all_scores, all_classes, numbers, picture);
-    u64* keys = all_keys + (u64)picture * ROOM;
+    u32 frame = blockIdx.y;
+    if (frames[frame].width == 0) return;
+    Scores scores(all_scores, all_classes, numbers, frame);
+    u64* keys = all_keys + (u64)frame * ROOM;
     u32 start = (blockIdx.x * LOADS * 256 + threadIdx.x) * PER_LOAD;
     Values values[LOADS];
 #pragma unroll
@@ -59,7 +59,7 @@ find_pairs(const Frame* frames, const ScoreValue* all_scores, const int* all_cla
         for (u32 i = 0; i < PER_LOAD; i++) {
             u32 votes = __ballot_sync(FULL_WARP, found[i] != 0), place = 0;
             if (!votes) continue;
-            if (lane == 0) place = atomicAdd(&counts[picture], (u32)__popc(votes));
+            if (lane == 0) place = atomicAdd(&counts[frame], (u32)__popc(votes));
             place = __shfl_sync(FULL_WARP, place, 0) + __popc(votes & ((1u << lane) - 1));
             if (found[i] && place < ROOM) keys[place] = found[i];
         }
@@ -127,28 +127,28 @@ struct Result {
     u32 count, excess, candidates, reserved;
 };
 
-// grid (batch), block 512. Results go to memory that the host reads: `results` one a picture, the others OBJECTS rows.
+// grid (batch), block 512. Results go to memory that the host reads: `results` one a frame, the others OBJECTS rows.
 extern "C" __global__ void __launch_bounds__(512)
 objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_boxes, const int* all_classes,
         const int* numbers, const u64* all_keys, const u32* counts, Threshold limit, float iou, Work* all_work, Result* results, float4* out_boxes,
         float* out_scores, int* out_classes) {
-    u32 picture = blockIdx.x;
-    const Frame* frame = frames + picture;
+    u32 frame = blockIdx.x;
+    const Frame* frame = frames + frame;
     if (frame->width == 0) {
-        if (threadIdx.x == 0) results[picture] = Result{0, 0, 0, 0};
+        if (threadIdx.x == 0) results[frame] = Result{0, 0, 0, 0};
         return;
     }
 #if SHARED_WORK
     DYNAMIC_SHARED(memory);
     Work* work = (Work*)memory;
 #else
-    Work* work = all_work + picture;
+    Work* work = all_work + frame;
 #endif
-    Scores scores(all_scores, all_classes, numbers, picture);
-    const BoxValue* boxes = all_boxes + (u64)picture * BOXES_OF_A_PICTURE;
-    const u64* keys = all_keys + (u64)picture * ROOM;
+    Scores scores(all_scores, all_classes, numbers, frame);
+    const BoxValue* boxes = all_boxes + (u64)frame * BOXES_OF_A_FRAME;
+    const u64* keys = all_keys + (u64)frame * ROOM;
 
-    u32 found = counts[picture], taken = min(found, (u32)CANDIDATES);
+    u32 found = counts[frame], taken = min(found, (u32)CANDIDATES);
     if (found <= CANDIDATES) {
         for (u32 i = threadIdx.x; i < found; i += blockDim.x) work->keys[i] = keys[i];
     } else if (found <= ROOM) {
@@ -179,7 +179,7 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
 #endif
 
     u32 survivors = 0, written = 0;
-    u64 row = (u64)picture * OBJECTS;
+    u64 row = (u64)frame * OBJECTS;
     for (u32 start = 0; start < taken; start += blockDim.x) {
         u32 i = start + threadIdx.x, here, solid_here;
         bool alive = i < taken && !work->gone[i];
@@ -203,5 +203,5 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
         }
     }
     if (threadIdx.x == 0)
-        results[picture] = Result{written, found - taken + (survivors > OBJECTS ? survivors - OBJECTS : 0), found, 0};
+        results[frame] = Result{written, found - taken + (survivors > OBJECTS ? survivors - OBJECTS : 0), found, 0};
 }

@@ -1,4 +1,4 @@
-"""What a benchmark feeds: real pictures, so that NMS and the results thread have as much to do as in earnest."""
+"""What a benchmark feeds: real frames, so that NMS and the results thread have as much to do as in earnest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.frame_reader import read_stills
+from vision.capture.frame_reader import read_frames
 from vision.config import CameraConfig, shipped_configs
 from vision.detect.detector import Detector
 from vision.errors import SourceError
@@ -19,7 +19,7 @@ from vision.types import Frame, FrameMeta, PixelFormat, frame_shape
 
 CLIP: Final = "vtest.mp4"
 MOST: Final = 64
-"""Different pictures that a benchmark keeps; more batches than that share them."""
+"""Different frames that a benchmark keeps; more batches than that share them."""
 
 Image = NDArray[np.uint8]
 
@@ -29,22 +29,22 @@ def shipped_clip() -> str:
     return str(next(iter(shipped_configs().values())).parent / CLIP)
 
 
-def read_pictures(source: str, count: int) -> list[Image]:
-    """The first `count` pictures of a recording or generator, in BGR; fewer where it ends before.
+def load_frames(source: str, count: int) -> list[Image]:
+    """The first `count` frames of a recording or generator, in BGR; fewer where it ends before.
 
     Raises:
-        SourceError: it cannot be opened or read, or has no picture.
+        SourceError: it cannot be opened or read, or has no frame.
     """
     camera = CameraConfig.model_validate({"id": "bench", "source": source})
-    with closing(read_stills(camera, offline=True)) as stills:
+    with closing(read_frames(camera, offline=True)) as stills:
         found = [still.pixels.copy() for still in islice(stills, count)]
     if not found:
-        raise SourceError(f"{source} has no pictures")
+        raise SourceError(f"{source} has no frames")
     return found
 
 
 def convert(bgr: Image, pixel_format: PixelFormat) -> Image:
-    """A BGR picture in another format; YUV as of BT.601, limited range.
+    """A BGR frame in another format; YUV as of BT.601, limited range.
 
     Raises:
         ValueError: NV12 and I420 need even sides.
@@ -85,7 +85,7 @@ def make_batches(
 
 
 def size_of(image: Image, pixel_format: PixelFormat) -> tuple[int, int]:
-    """Height and width of a picture, pixels."""
+    """Height and width of a frame, pixels."""
     height, width = image.shape[:2]
     return (height * 2 // 3, width) if pixel_format in ("nv12", "i420") else (height, width)
 
