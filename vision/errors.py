@@ -30,9 +30,17 @@ class VisionError(Exception):
 
     exit_code = EXIT_RUNTIME
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
+        """Create the error; user names, passwords and tokens are removed from the texts.
+
+        Args:
+            message: what was expected and what came.
+            hint: what the operator can do.
+            code: stable name of the fault for programs and tests, such as ``port-in-use``.
+        """
         super().__init__(redact(message))
         self.hint = redact(hint)
+        self.code = code
 
     def __str__(self) -> str:
         message = super().__str__()

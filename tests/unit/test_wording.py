@@ -1,0 +1,24 @@
+"""Full texts of messages. All other tests assert on an error's class and its stable fields."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+
+import pytest
+
+from tests.unit import wording
+
+Row = tuple[str, Callable[[], str], str]
+
+
+def _rows() -> list[Row]:
+    modules = (importlib.import_module(f"{wording.__name__}.{m.name}") for m in pkgutil.iter_modules(wording.__path__))
+    return [row for module in modules for row in module.ROWS]
+
+
+@pytest.mark.parametrize(("scenario", "text", "expected"), _rows(), ids=[row[0] for row in _rows()])
+def test_text(scenario: str, text: Callable[[], str], expected: str) -> None:
+    """Each row: a scenario, a function that returns the text that a user sees, and that text."""
+    assert text() == expected
