@@ -2,7 +2,8 @@
 
 Formulas for queues assume what is not so here (arrivals by chance, queues without end), while the program's own rules
 are short: one newest frame a camera, the camera that has waited longest first, a batch in each slot, bound when
-`SubmitScheduler` says so, one thread for results. So the rules are played through, with times that were measured. All of it
+`SubmitScheduler` says so, one thread for results. So the rules are played through, with times that were measured.
+All of it
 is pure, and the same every time for the same seed.
 
 Python runs one thread at a time, so what the threads of cameras, loop and results do is one server in the rehearsal.

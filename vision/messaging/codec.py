@@ -1,7 +1,8 @@
 """From results to messages and back: every message is made, numbered, encoded and decoded here.
 
 Publisher, recorder and subscriber all import this module, so that none can differ from another. The fields are those
-of `vision.messaging.schema`; the two are the only users of msgspec. Numbers are rounded to what they are good for: boxes to
+of `vision.messaging.schema`; the two are the only users of msgspec. Numbers are rounded to what they are good for:
+boxes to
 0.1 px, scores to 0.0001, times to 1 µs.
 """
 

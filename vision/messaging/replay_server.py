@@ -1,6 +1,7 @@
 """Events again, for whoever asks: a socket beside the one that everything is published on.
 
-A subscriber sends one part, a `vision.messaging.codec.ReplayRequest` in JSON, and is answered with a `ReplayReply` in JSON and
+A subscriber sends one part, a `vision.messaging.codec.ReplayRequest` in JSON, and is answered with a `ReplayReply`
+in JSON and
 then one part for each event, as it was published. REQ and DEALER sockets both do. The thread here reads the journal's
 files, so that nobody who asks for much makes results wait.
 """

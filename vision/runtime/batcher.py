@@ -355,7 +355,8 @@ class SubmitScheduler:
     long a batch takes alone (`latency`) and how far apart batches come out when the detector never idles (`interval`),
     and says when the running ones will be done, less the time that a new batch needs before it reaches the point where
     it would have to wait. Simulated with batches of 50 ms in two slots, this keeps the throughput of binding at once
-    and takes the median age of a frame when its result is back from 100 ms to 51 ms (tests/unit/runtime/test_batcher.py).
+    and takes the median age of a frame when its result is back from 100 ms to 51 ms
+    (tests/unit/runtime/test_batcher.py).
     """
 
     parallel: int  # batches the detector works on at once

@@ -525,7 +525,8 @@ def _stacks() -> str:
 def hang_watchdog(limit_s: float = 60.0) -> Iterator[None]:
     """End the process, should no thread come to run Python for `limit_s`: exit code 1, all stacks on standard error.
 
-    Calls that queue work for the GPU keep the GIL (`vision.gpu.driver_calls`). One that never returned would stop every thread,
+    Calls that queue work for the GPU keep the GIL (`vision.gpu.driver_calls`). One that never returned would stop
+    every thread,
     those that look after the others included; only a thread of faulthandler's, which needs no GIL, can end that. It is
     put off by a thread that does nothing else: the main thread may wait for a terminal or for a stop that takes long.
     A process that is stopped (Ctrl-Z) or frozen for `limit_s` ends too when it goes on.

@@ -1,4 +1,5 @@
-"""LatestSlot, Batcher and SubmitScheduler: who gets which frame, what is dropped, and that nothing is lost uncounted."""
+"""LatestSlot, Batcher and SubmitScheduler: who gets which frame, what is dropped, and that nothing is lost
+uncounted."""
 
 from __future__ import annotations
 

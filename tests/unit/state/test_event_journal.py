@@ -383,5 +383,8 @@ def test_readers_see_whole_events_while_others_are_written_and_deleted(tmp_path:
 
 
 def test_it_needs_no_other_library() -> None:
-    code = "import sys; import vision.state.event_journal; sys.exit(bool({'zmq', 'msgspec', 'cv2', 'pydantic'} & set(sys.modules)))"
+    code = (
+        "import sys; import vision.state.event_journal; "
+        "sys.exit(bool({'zmq', 'msgspec', 'cv2', 'pydantic'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

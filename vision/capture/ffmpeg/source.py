@@ -12,7 +12,8 @@ frame (an error of the decoder), and packets that a demuxer marks (``Packet.is_c
 of a frame that is missing whole: the ones behind it, up to the next key frame, look well and are not. For H.264 that
 is found by `vision.capture.ffmpeg.h264`.
 
-Recordings are read by `vision.capture.ffmpeg.file`. Where the detector prefers bgr they stay with OpenCV: what I420 saves
+Recordings are read by `vision.capture.ffmpeg.file`. Where the detector prefers bgr they stay with OpenCV: what I420
+saves
 in reading, 0.4 ms a frame, preprocessing on the CPU spends again.
 
 Calls that may block are made on a thread of their own (`BlockingCalls`), one packet each, so that none outlives the

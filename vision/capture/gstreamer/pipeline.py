@@ -123,7 +123,8 @@ def rtsp_source(camera: CameraConfig, registry: Registry) -> Element:
     """``rtspsrc`` for this camera.
 
     ``drop-on-latency`` stays off: after a stall of the network or of this machine it would throw packets away in a
-    stream that lost none, and spoil every frame until the next key frame. `vision.capture.packet_info.KeyFrameGate` bounds
+    stream that lost none, and spoil every frame until the next key frame. `vision.capture.packet_info.KeyFrameGate`
+    bounds
     the backlog, at key frames.
     """
     address = split_url(camera.source)

@@ -19,7 +19,8 @@ fail         ``50``                 the connection breaks at this frame
 corrupt      ``50:60``              frames 50 to 59 are marked as damaged
 ===========  =====================  ==================================================================================
 
-Objects are as `vision.test_pattern` says, so the fake detector finds them all, and `Synthetic.truth` tells where they are.
+Objects are as `vision.test_pattern` says, so the fake detector finds them all, and `Synthetic.truth` tells where
+they are.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Synthetic:
         return not self._offline
 
     def truth(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """What is in frame `index`: boxes (N, 4) float32 xyxy in pixels, class ids (N,) int32 of `vision.test_pattern`."""
+        """Return the objects of frame `index`: boxes (N, 4) float32 xyxy in pixels, class ids (N,) int32."""
         scene, shown = self._shown(index)
         return scene.truth(shown)
 

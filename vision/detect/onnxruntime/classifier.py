@@ -1,4 +1,5 @@
-"""A second model that says what an object is, on the CPU with ONNX Runtime: a `vision.stages.secondary_model.Classifier`.
+"""A second model that says what an object is, on the CPU with ONNX Runtime: a
+`vision.stages.secondary_model.Classifier`.
 
 Frames of objects are small, so they are cut out and scaled at once, as 8-bit BGR, and become a tensor only when the
 network takes them: what waits is a sixteenth of a frame's size, and never a frame.

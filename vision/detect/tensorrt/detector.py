@@ -282,7 +282,8 @@ def release_in_time(
 ) -> threading.Thread:
     """Wait for all work, then free everything. A GPU that hangs lets neither return, so that is done in a thread.
 
-    After `limit_s` the thread is left behind: `vision.cli.main` ends a process that has such a one without waiting for it.
+    After `limit_s` the thread is left behind: `vision.cli.main` ends a process that has such a one without waiting
+    for it.
     """
     failed: list[BaseException] = []
 
