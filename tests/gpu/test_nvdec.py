@@ -28,7 +28,7 @@ from vision.config.app import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.gpu.cuda import memory_info, synchronize_device
 from vision.gpu.device_image import DeviceImage
-from vision.runtime.batcher import LatestSlot
+from vision.runtime.latest_slot import LatestSlot
 from vision.types import OffHost, PixelFormat, YuvEncoding
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"

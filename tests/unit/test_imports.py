@@ -13,7 +13,7 @@ NUMPY_ALONE = (
     "vision.types",
     "vision.test_pattern",
     "vision.metrics",
-    "vision.runtime.batcher",
+    "vision.runtime.latest_slot",
     "vision.capture.source",
     "vision.detect.detector",
 )

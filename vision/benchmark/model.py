@@ -28,7 +28,7 @@ from typing import Final, Literal, TypeAlias
 from vision.benchmark.demand import Demand
 from vision.benchmark.handover import AT_ONCE, Handover
 from vision.benchmark.samples import Durations
-from vision.runtime.batcher import SubmitScheduler
+from vision.runtime.latest_slot import SubmitScheduler
 from vision.runtime.runtime import POLL_S, RESULT_QUEUE_SIZE
 
 _STARTS: Final = 4  # how near each other the frames of recordings come is chance, and another one with each start

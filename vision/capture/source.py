@@ -76,7 +76,7 @@ class Source(Protocol):
 
 
 class FrameSink(Protocol):
-    """What a camera's thread writes to: the writer's side of `vision.runtime.batcher.LatestSlot`."""
+    """What a camera's thread writes to: the writer's side of `vision.runtime.latest_slot.LatestSlot`."""
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
         """Make buffers for frames of this size and format, where they differ from those there are.

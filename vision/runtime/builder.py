@@ -33,7 +33,7 @@ from vision.detect.open import open_detector, published_class_names
 from vision.errors import Closed, ModelError, VisionError
 from vision.messaging import codec
 from vision.messaging.publisher import Publisher, Recorder
-from vision.runtime.batcher import EXTRA_BUFFERS, Allocate, LatestSlot
+from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, PixelStage, Sink, Stage
 from vision.runtime.status import Report, status_messages
 from vision.stages.secondary_model import CascadeStage

@@ -38,7 +38,7 @@ from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector, OnGpu
 from vision.errors import DeviceError
 from vision.metrics import LatencyHistogram, Rate, span
-from vision.runtime.batcher import Batcher, LatestSlot, Lease, SubmitScheduler, release_together
+from vision.runtime.latest_slot import Batcher, LatestSlot, Lease, SubmitScheduler, release_together
 from vision.runtime.status import CameraReport, DetectorReport, Report
 from vision.types import Counts, Detections, Frame, Result, Timing
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from vision.capture.supervisor import CameraStatus
 from vision.messaging import codec
 from vision.metrics import Percentiles
-from vision.runtime.batcher import SlotCounts
+from vision.runtime.latest_slot import SlotCounts
 from vision.types import Counts
 from vision.version import version
 

@@ -33,7 +33,7 @@ from vision.capture.source import FrameSink, Source
 from vision.capture.supervisor import CameraStatus, CameraSupervisor, SupervisorPolicy
 from vision.capture.synthetic.source import Synthetic, SyntheticSpec
 from vision.errors import Closed, DeviceError, EndOfStream, OutOfMemory, SourceError
-from vision.runtime.batcher import LatestSlot
+from vision.runtime.latest_slot import LatestSlot
 from vision.types import DropReason, PixelFormat, frame_shape
 
 LIVE = SupervisorPolicy()

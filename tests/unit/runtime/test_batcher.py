@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision.errors import Closed, OutOfMemory
-from vision.runtime.batcher import Batcher, LatestSlot, Lease, SubmitScheduler, release_together
+from vision.runtime.latest_slot import Batcher, LatestSlot, Lease, SubmitScheduler, release_together
 from vision.types import DropReason, FrameMeta, PixelFormat, frame_shape
 
 MS = 1_000_000

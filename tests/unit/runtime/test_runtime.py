@@ -22,7 +22,7 @@ from vision.config import CameraConfig
 from vision.detect.fake import FakeDetector
 from vision.errors import EXIT_RUNTIME, DeviceError
 from vision.messaging.codec import NodeStatusMessage
-from vision.runtime.batcher import LatestSlot
+from vision.runtime.latest_slot import LatestSlot
 from vision.runtime.runtime import RESULT_QUEUE_SIZE, Camera, InferenceLoop, ProgressMonitor, Runtime, Stage
 from vision.runtime.status import Report, status_messages
 from vision.stages.track import TrackStage
@@ -215,7 +215,7 @@ def test_a_device_that_hangs_is_an_error() -> None:
     slot = LatestSlot("a", detector.frame_buffer)
     slot.configure(4, 6, "bgr")
     assert slot.write_buffer(0) is not None
-    from vision.runtime.batcher import Batcher
+    from vision.runtime.latest_slot import Batcher
     from vision.types import FrameMeta
 
     slot.commit(FrameMeta("a", 0, 0, 0, 0, 6, 4))
