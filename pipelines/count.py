@@ -14,8 +14,9 @@ from vision.runtime.builder import (
     open_publisher,
     open_snapshots,
 )
-from vision.runtime.runtime import Runtime, Stage
+from vision.runtime.runtime import Runtime
 from vision.stages.rules import RuleStage
+from vision.stages.stage import Stage
 from vision.stages.track import TrackStage
 
 

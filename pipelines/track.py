@@ -6,7 +6,8 @@ from contextlib import ExitStack
 
 from vision.config import AppConfig
 from vision.runtime.builder import RunOptions, build_cameras, detector_of, open_cascade, open_publisher
-from vision.runtime.runtime import Runtime, Stage
+from vision.runtime.runtime import Runtime
+from vision.stages.stage import Stage
 from vision.stages.track import TrackStage
 
 

@@ -38,8 +38,8 @@ from vision.gpu.cuda import open_device
 from vision.gpu.device_image import DeviceImage
 from vision.gpu.memory import allocated
 from vision.pipelines import load_pipeline
-from vision.runtime.latest_slot import LatestSlot
 from vision.runtime.builder import RunOptions
+from vision.runtime.latest_slot import LatestSlot
 from vision.runtime.status import Report
 from vision.types import Result, frame_shape
 

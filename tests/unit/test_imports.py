@@ -14,6 +14,7 @@ NUMPY_ALONE = (
     "vision.test_pattern",
     "vision.metrics",
     "vision.runtime.latest_slot",
+    "vision.runtime.batcher",
     "vision.capture.source",
     "vision.detect.detector",
 )

@@ -27,7 +27,7 @@ from vision.benchmark.pipeline import ThreadCosts, as_the_program_collects, priv
 from vision.config import AppConfig, CameraConfig
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
-from vision.runtime.runtime import Sink
+from vision.runtime.sink import Sink
 from vision.runtime.status import Report
 from vision.types import PixelFormat, Result
 

@@ -28,8 +28,9 @@ from typing import Final, Literal, TypeAlias
 from vision.benchmark.demand import Demand
 from vision.benchmark.handover import AT_ONCE, Handover
 from vision.benchmark.samples import Durations
-from vision.runtime.latest_slot import SubmitScheduler
-from vision.runtime.runtime import POLL_S, RESULT_QUEUE_SIZE
+from vision.runtime.inference_loop import POLL_S
+from vision.runtime.results import RESULT_QUEUE_SIZE
+from vision.runtime.submit_scheduler import SubmitScheduler
 
 _STARTS: Final = 4  # how near each other the frames of recordings come is chance, and another one with each start
 _ROUNDS: Final = (1, 1, _STARTS)  # rehearsals of each
@@ -357,7 +358,7 @@ class _Rehearsal:
         self._step(now_ns)
 
     def _step(self, now_ns: float) -> None:
-        """`vision.runtime.runtime.InferenceLoop`: whatever can be done now."""
+        """`vision.runtime.inference_loop.InferenceLoop`: whatever can be done now."""
         bind_at_ns = self._timer.bind_at_ns(self._last_size) if self._running else 0
         if len(self._results) >= RESULT_QUEUE_SIZE:
             self._state = "blocked"  # until the results thread has taken one

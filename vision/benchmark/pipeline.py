@@ -25,9 +25,9 @@ from vision.benchmark.samples import Durations, relative_error
 from vision.config import AppConfig, CameraConfig
 from vision.detect.detector import Detector
 from vision.pipelines import load_pipeline
-from vision.runtime.latest_slot import SlotCounts
 from vision.runtime.builder import RunOptions, open_publisher
-from vision.runtime.runtime import Sink
+from vision.runtime.latest_slot import SlotCounts
+from vision.runtime.sink import Sink
 from vision.runtime.status import Report
 from vision.types import Detections, Frame, PixelFormat, Result
 

@@ -155,7 +155,7 @@ def _run(arguments: argparse.Namespace, stop: threading.Event) -> int:
     from vision.config import load_config, resolve_config
     from vision.pipelines import load_pipeline
     from vision.runtime.builder import RunOptions
-    from vision.runtime.runtime import hang_watchdog
+    from vision.runtime.hang_watchdog import hang_watchdog
 
     start_nvtx(arguments.nvtx)
     site = load_config(resolve_config(arguments.config), os.environ)

@@ -34,11 +34,13 @@ from vision.errors import Closed, ModelError, VisionError
 from vision.messaging import codec
 from vision.messaging.publisher import Publisher, Recorder
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
-from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, PixelStage, Sink, Stage
+from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera
+from vision.runtime.sink import Sink
 from vision.runtime.status import Report, status_messages
+from vision.stages.analytics import AnalyticsStage
 from vision.stages.secondary_model import CascadeStage
 from vision.stages.snapshots import SnapshotStage
-from vision.stages.track import AnalyticsStage
+from vision.stages.stage import PixelStage, Stage
 from vision.state.event_journal import EventJournal
 from vision.types import PixelFormat, Result, frame_shape
 

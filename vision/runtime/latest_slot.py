@@ -1,8 +1,7 @@
-"""Which frames go together, and when: the newest of each camera, bound as late as the detector allows.
+"""`LatestSlot`: the newest frame of one camera, between the camera's thread and the inference thread.
 
-Waiting for all cameras makes every batch wait for the slowest one (encoders pause for 400 ms and more at key frames),
-and a queue in front of a detector that is slower than the cameras grows for ever. So there is no queue: each camera has
-one waiting frame, the newest, and a batch takes whatever waits.
+A queue in front of a detector that is slower than the cameras grows without limit. So there is no queue: each camera
+has one waiting frame, the newest.
 
 Every grabbed frame is accounted for: ``grabbed = taken + dropped + waiting``, and drops carry their reason.
 """
@@ -13,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -287,127 +286,3 @@ class LatestSlot:
     def _count_drop(self, reason: DropReason) -> None:
         self._dropped[reason] += 1
         self._unreported[reason.value] += 1
-
-
-class Batcher:
-    """Takes whatever is fresh, at most one frame a camera, the camera that has waited longest for its turn first."""
-
-    def __init__(self, slots: Sequence[LatestSlot], max_batch: int, *, clock: Clock = time.monotonic_ns) -> None:
-        """
-        Raises:
-            ValueError: no slots, or slots that do not share one `changed`.
-        """
-        if not slots or any(slot.changed is not slots[0].changed for slot in slots):
-            raise ValueError("a batcher needs slots that share one condition")
-        self._slots = list(slots)
-        self._changed = slots[0].changed
-        self._max_batch = max_batch
-        self._clock = clock
-
-    @property
-    def finished(self) -> bool:
-        """True once no slot will ever have a frame again."""
-        return all(slot.finished for slot in self._slots)
-
-    def next(self) -> list[Lease]:
-        """The next batch, 0 to `max_batch` frames. Never waits for one.
-
-        One turn at the lock for all: with many cameras at work at once, each turn could take milliseconds to come.
-        """
-        batch: list[Lease] = []
-        with self._changed:
-            # Asked every millisecond while a batch is in flight, mostly in vain: looking first is a tenth of the time.
-            fresh = [slot for slot in self._slots if slot.has_frame]
-            for slot in sorted(fresh, key=lambda slot: slot.served_ns):
-                if len(batch) == self._max_batch:
-                    break
-                lease = slot.take()
-                if lease is not None:
-                    batch.append(lease)
-        return batch
-
-    def wait_frame(self, timeout_s: float) -> bool:
-        """Wait until a frame can be taken (True), all is finished, or the time is over (False)."""
-        deadline_ns = self._clock() + int(timeout_s * 1e9)
-        with self._changed:
-            while True:
-                now_ns = self._clock()
-                fresh = [slot for slot in self._slots if slot.has_frame]
-                due = [ns for slot in fresh if (ns := slot.bindable_ns(now_ns)) is not None]
-                if due and min(due) <= now_ns:
-                    return True
-                if now_ns >= deadline_ns or self.finished:
-                    return False
-                self._changed.wait((min([deadline_ns, *due]) - now_ns) / 1e9)
-
-
-@dataclass(slots=True)
-class _Running:
-    size: int
-    submitted_ns: int
-
-
-@dataclass(slots=True)
-class SubmitScheduler:
-    """When the next batch should be bound: just before the detector can start on it.
-
-    Frames that are bound while the detector is busy only grow old in its queue. The timer learns, per batch size, how
-    long a batch takes alone (`latency`) and how far apart batches come out when the detector never idles (`interval`),
-    and says when the running ones will be done, less the time that a new batch needs before it reaches the point where
-    it would have to wait. Simulated with batches of 50 ms in two slots, this keeps the throughput of binding at once
-    and takes the median age of a frame when its result is back from 100 ms to 51 ms
-    (tests/unit/runtime/test_batcher.py).
-    """
-
-    parallel: int  # batches the detector works on at once
-    margin_ns: int = 1_000_000  # host work between binding and submission, and what the estimates may be off
-    weight: float = 0.2  # of a new sample in the moving averages
-    _running: list[_Running] = field(default_factory=list)
-    _latency_ns: dict[int, float] = field(default_factory=dict)
-    _interval_ns: dict[int, float] = field(default_factory=dict)
-    _last_done_ns: int = 0
-
-    def submitted(self, size: int, now_ns: int) -> None:
-        """A batch of `size` frames was handed to the detector."""
-        self._running.append(_Running(size, now_ns))
-
-    def done(self, now_ns: int) -> None:
-        """The oldest batch came back."""
-        batch = self._running.pop(0)
-        if batch.submitted_ns >= self._last_done_ns and not self._queued_behind(batch):
-            self._learn(self._latency_ns, batch.size, now_ns - batch.submitted_ns)
-        else:
-            self._learn(self._interval_ns, batch.size, now_ns - max(self._last_done_ns, batch.submitted_ns))
-        self._last_done_ns = now_ns
-
-    def _queued_behind(self, batch: _Running) -> bool:
-        return any(other.submitted_ns < batch.submitted_ns for other in self._running)
-
-    def bind_at_ns(self, size: int) -> int:
-        """Earliest useful time to bind a batch of about `size` frames; 0: at once."""
-        ahead = len(self._running) - self.parallel
-        if ahead < 0:
-            return 0
-        end_ns = float(self._last_done_ns)
-        for batch in self._running[: ahead + 1]:
-            interval_ns = self._near(self._interval_ns, batch.size)
-            latency_ns = self._near(self._latency_ns, batch.size)
-            if interval_ns is None and latency_ns is None:
-                return 0
-            end_ns = max(
-                end_ns + (interval_ns or 0.0), batch.submitted_ns + (latency_ns or 0.0) * (interval_ns is None)
-            )
-        return int(end_ns - self._fill_ns(size) - self.margin_ns)
-
-    def _fill_ns(self, size: int) -> float:
-        """What a batch spends in the detector over the interval at which batches come out: work that overlaps."""
-        latency_ns, interval_ns = self._near(self._latency_ns, size), self._near(self._interval_ns, size)
-        return max(0.0, latency_ns - interval_ns) if latency_ns is not None and interval_ns is not None else 0.0
-
-    def _learn(self, table: dict[int, float], size: int, sample_ns: int) -> None:
-        old_ns = table.get(size)
-        table[size] = sample_ns if old_ns is None else old_ns + self.weight * (sample_ns - old_ns)
-
-    @staticmethod
-    def _near(table: dict[int, float], size: int) -> float | None:
-        return table[min(table, key=lambda known: abs(known - size))] if table else None

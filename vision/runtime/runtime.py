@@ -22,74 +22,34 @@ results flush; what the caller opened (sockets, files, detector) it closes after
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import logging
 import queue
-import sys
 import threading
 import time
-import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector, OnGpu
 from vision.errors import DeviceError
 from vision.metrics import LatencyHistogram, Rate, span
-from vision.runtime.latest_slot import Batcher, LatestSlot, Lease, SubmitScheduler, release_together
+from vision.runtime.batcher import Batcher
+from vision.runtime.hang_watchdog import ProgressMonitor, thread_stacks
+from vision.runtime.inference_loop import HANG_HINT, IDLE_S, InferenceLoop, Inferred
+from vision.runtime.latest_slot import Clock, LatestSlot, release_together
+from vision.runtime.results import RESULT_QUEUE_SIZE, ResultQueue
+from vision.runtime.sink import Sink
 from vision.runtime.status import CameraReport, DetectorReport, Report
-from vision.types import Counts, Detections, Frame, Result, Timing
+from vision.stages.stage import Counting, PixelStage, Stage, step_of
+from vision.types import Counts, Result
 
 log = logging.getLogger(__name__)
-
-Clock = Callable[[], int]
-PlainStage: TypeAlias = Callable[[Result], Result]
 
 FRAMES_HELD_BY_STAGES: Final = 2
 """Frames of a camera that wait for the results thread, or are there, while the detector has all of its own."""
 
-RESULT_QUEUE_SIZE: Final = 2048
-"""Results that wait for the results thread at most, but for the last batch: two seconds of what one interpreter can
-publish, so that no camera drops a frame while that thread pauses. In frames, because many cameras make many batches
-of one frame. A stage that looks at pixels is bounded by its leases, long before."""
-
-POLL_S = 0.001  # while a slot is free and another runs: how late a fresh frame or a finished batch is seen at worst
-_IDLE_S = 0.1  # how late the loop sees that it should stop, with nothing to do
-_MARGIN = 1.5  # of `hang_s`: the loop itself, which knows its batches, speaks first unless it is stuck in a call
-_LONGEST_LOOK_NS = 1_000_000_000  # that counts: between two looks are 50 ms and a report
-_STANDARD_ERROR = 2
-_HANG_HINT = "the device hangs: `dmesg` may say why; restart the program (systemd does)"
-
-
-@runtime_checkable
-class PixelStage(Protocol):
-    """A stage that looks at the frame too."""
-
-    def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Called by the results thread. `frame` is valid until this returns: what is to last is copied out of it."""
-
-
-Stage: TypeAlias = PlainStage | PixelStage
-
-
-@runtime_checkable
-class Counting(Protocol):
-    """A detector, stage or sink that counts something which an operator should see."""
-
-    def counters(self) -> Mapping[str, int]:
-        """By name, such as ``cascade.skipped``, since the start. Called by the main thread."""
-
-
-class Sink(Protocol):
-    """Where results and reports end: sockets, files, a test's list."""
-
-    def publish(self, result: Result) -> None:
-        """Called by the results thread, in order per camera."""
-
-    def report(self, report: Report) -> None:
-        """Called by the main thread, once an interval and at the end."""
+_MARGIN: Final = 1.5  # of `hang_s`: the loop itself, which knows its batches, speaks first unless it is stuck in a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,159 +67,6 @@ class _CameraMetrics:
     published: int = 0
     objects: int = 0
     counts: Counts | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Inferred:
-    """One frame's result, and the lease on the frame: whoever is given it releases it."""
-
-    result: Result
-    lease: Lease
-
-
-@dataclass(slots=True)
-class _Batch:
-    slot: int
-    leases: list[Lease]
-    submitted_ns: int
-
-
-@dataclass(slots=True)
-class InferenceLoop:
-    """Keeps the detector's slots full: binds late, submits, waits for the oldest, hands results on in order."""
-
-    detector: Detector
-    batcher: Batcher
-    deliver: Callable[[list[Inferred]], None]
-    clock: Clock = time.monotonic_ns
-    hang_s: float = 30.0  # longer than any inference: a batch this old means a device that hangs
-    progress_ns: int = 0  # when the loop last did something useful, or knew that there was nothing to do
-    ended: bool = False
-    _free: deque[int] = field(default_factory=deque)
-    _running: deque[_Batch] = field(default_factory=deque)
-    _timer: SubmitScheduler = field(init=False)
-    _last_size: int = 1
-
-    def __post_init__(self) -> None:
-        self._free.extend(range(self.detector.slots))
-        self._timer = SubmitScheduler(self.detector.parallel)
-
-    def run(self) -> None:
-        """Until all cameras are finished and every batch came back.
-
-        Raises:
-            DeviceError: the detector failed or hangs.
-        """
-        try:
-            while self._step():
-                pass
-        finally:
-            self.ended = True
-            for batch in self._running:
-                release_together(batch.leases)
-
-    def _step(self) -> bool:
-        now_ns = self.clock()
-        bind_at_ns = self._timer.bind_at_ns(self._last_size) if self._running else 0
-        if not self._free:
-            self._collect(_IDLE_S)
-        elif now_ns < bind_at_ns:
-            self._collect((bind_at_ns - now_ns) / 1e9)
-        elif leases := self._bind():
-            self._submit(leases)
-        elif self._running:
-            self._collect(POLL_S)
-        elif self.batcher.finished:
-            return False
-        else:
-            self.progress_ns = now_ns
-            self.batcher.wait_frame(_IDLE_S)
-        return True
-
-    def _bind(self) -> list[Lease]:
-        with span("bind"):
-            return self.batcher.next()
-
-    def _submit(self, leases: list[Lease]) -> None:
-        slot = self._free.popleft()
-        try:
-            with span("submit"):
-                self.detector.submit(slot, [lease.frame for lease in leases])
-        except BaseException:
-            release_together(leases)
-            raise
-        now_ns = self.clock()
-        self._last_size = len(leases)
-        self._timer.submitted(len(leases), now_ns)
-        self._running.append(_Batch(slot, leases, now_ns))
-
-    def _collect(self, timeout_s: float) -> None:
-        batch = self._running[0]
-        try:
-            with span("wait"):
-                found = self.detector.wait(batch.slot, timeout_s)
-        except TimeoutError:
-            if self.clock() - batch.submitted_ns > self.hang_s * 1e9:
-                raise DeviceError(
-                    f"{self.detector.name}: a batch of {len(batch.leases)} has not come back for {self.hang_s:.0f} s",
-                    hint=_HANG_HINT,
-                ) from None
-            return
-        now_ns = self.progress_ns = self.clock()
-        self._running.popleft()
-        self._free.append(batch.slot)
-        self._timer.done(now_ns)
-        self.deliver([self._result(batch, lease, one, now_ns) for lease, one in zip(batch.leases, found, strict=True)])
-
-    @staticmethod
-    def _result(batch: _Batch, lease: Lease, found: Detections, now_ns: int) -> Inferred:
-        meta = lease.frame.meta
-        timing = Timing(meta.captured_ns, lease.taken_ns, batch.submitted_ns, now_ns)
-        return Inferred(Result(meta, found, timing, lease.dropped_before), lease)
-
-
-class _ResultQueue(queue.Queue[list[Inferred] | None]):
-    """Batches for the results thread, counted and bounded by their frames. None: no more come."""
-
-    def _init(self, maxsize: int) -> None:
-        super()._init(maxsize)
-        self._frames = 0
-
-    def _qsize(self) -> int:
-        return self._frames
-
-    def _put(self, item: list[Inferred] | None) -> None:
-        super()._put(item)
-        self._frames += self._weight(item)
-
-    def _get(self) -> list[Inferred] | None:
-        item = super()._get()
-        self._frames -= self._weight(item)
-        return item
-
-    @staticmethod
-    def _weight(item: list[Inferred] | None) -> int:
-        return max(1, len(item or ()))  # without weight, the last one would not be found
-
-
-@dataclass(slots=True)
-class ProgressMonitor:
-    """For how long something has not moved while somebody looked: the whole process may have been stopped meanwhile."""
-
-    looked_ns: int
-    progress_ns: int = 0
-    still_ns: int = 0
-
-    def look(self, progress_ns: int, now_ns: int) -> int:
-        """What has moved has another `progress_ns` than at the last look."""
-        since_ns = min(now_ns - self.looked_ns, _LONGEST_LOOK_NS)
-        self.still_ns = self.still_ns + since_ns if progress_ns == self.progress_ns else 0
-        self.progress_ns, self.looked_ns = progress_ns, now_ns
-        return self.still_ns
-
-
-def _blind(stage: PlainStage) -> Callable[[Result, Frame], Result]:
-    return lambda result, _frame: stage(result)
 
 
 class Runtime:
@@ -290,17 +97,14 @@ class Runtime:
         self._model = model
         self._cameras = list(cameras)
         self._stages = list(stages)
-        self._steps = [
-            (type(stage).__name__, stage.with_frame if isinstance(stage, PixelStage) else _blind(stage))
-            for stage in stages
-        ]
+        self._steps = [(type(stage).__name__, step_of(stage)) for stage in stages]
         self._looks_at_pixels = any(isinstance(stage, PixelStage) for stage in stages)
         self._sinks = list(sinks)
         self._status_interval_s = status_interval_s
         self._stop_timeout_s = stop_timeout_s
         self._clock = clock
         self._stuck_ns = int(_MARGIN * hang_s * 1e9)
-        self._queue = _ResultQueue(RESULT_QUEUE_SIZE)
+        self._queue = ResultQueue(RESULT_QUEUE_SIZE)
         self._failure: BaseException | None = None
         self._ended = threading.Event()  # a thread failed, or everything was published
         self._metrics = {camera.slot.camera_id: _CameraMetrics(LatencyHistogram(), Rate(clock)) for camera in cameras}
@@ -413,9 +217,9 @@ class Runtime:
         """The loop cannot complain by itself while it is inside a call of the device that does not return."""
         if still_ns <= self._stuck_ns or self._loop.ended:
             return
-        log.error("the inference thread is stuck; where every thread is:\n%s", _stacks())
+        log.error("the inference thread is stuck; where every thread is:\n%s", thread_stacks())
         error = f"{self._detector.name}: the inference thread has not moved for {still_ns / 1e9:.0f} s"
-        self._fail(DeviceError(error, hint=_HANG_HINT))
+        self._fail(DeviceError(error, hint=HANG_HINT))
 
     def _stop(self, threads: Sequence[threading.Thread]) -> None:
         for camera in self._cameras:
@@ -447,7 +251,7 @@ class Runtime:
     def _put(self, batch: list[Inferred] | None) -> None:
         while self._failure is None:
             try:
-                self._queue.put(batch, timeout=_IDLE_S)
+                self._queue.put(batch, timeout=IDLE_S)
             except queue.Full:
                 self._loop.progress_ns = self._clock()  # a slow sink is no device that hangs
                 continue
@@ -473,7 +277,7 @@ class Runtime:
     def _next_results(self) -> list[Inferred] | None:
         while self._failure is None:
             try:
-                return self._queue.get(timeout=_IDLE_S)
+                return self._queue.get(timeout=IDLE_S)
             except queue.Empty:
                 continue
         return None
@@ -510,42 +314,3 @@ def _detector_report(detector: Detector) -> DetectorReport:
         return DetectorReport(slots, most)
     off = detector.graphs_off
     return DetectorReport(slots, most, not off, off, detector.device_bytes, detector.page_locked_bytes)
-
-
-def _stacks() -> str:
-    """Where every thread is now."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return "\n".join(
-        f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
-        for ident, frame in sys._current_frames().items()
-    )
-
-
-@contextlib.contextmanager
-def hang_watchdog(limit_s: float = 60.0) -> Iterator[None]:
-    """End the process, should no thread come to run Python for `limit_s`: exit code 1, all stacks on standard error.
-
-    Calls that queue work for the GPU keep the GIL (`vision.gpu.driver_calls`). One that never returned would stop
-    every thread,
-    those that look after the others included; only a thread of faulthandler's, which needs no GIL, can end that. It is
-    put off by a thread that does nothing else: the main thread may wait for a terminal or for a stop that takes long.
-    A process that is stopped (Ctrl-Z) or frozen for `limit_s` ends too when it goes on.
-    """
-    over = threading.Event()
-
-    def put_off() -> None:
-        faulthandler.dump_traceback_later(limit_s, exit=True, file=_STANDARD_ERROR)
-
-    def keep_putting_off() -> None:
-        while not over.wait(limit_s / 10):  # each time makes a thread of C
-            put_off()
-
-    thread = threading.Thread(target=keep_putting_off, name="watchdog", daemon=True)
-    thread.start()
-    try:
-        put_off()
-        yield
-    finally:
-        over.set()
-        thread.join()
-        faulthandler.cancel_dump_traceback_later()

@@ -14,7 +14,7 @@ from vision.benchmark.demand import Demand
 from vision.benchmark.handover import Delays, Handover
 from vision.benchmark.model import BatchCost, DetectorCost, HostCost, forecast, stretch, unhindered
 from vision.benchmark.samples import Durations
-from vision.runtime.runtime import RESULT_QUEUE_SIZE
+from vision.runtime.results import RESULT_QUEUE_SIZE
 
 CAMERA = Demand("a", 30.0, None, 768, 576, "bgr", grab_ms=0.0, retrieve_ms=0.0, cpu_ms=0.0)
 HOST = HostCost(cores=16.0, results_ms=0.0, loop_ms=0.0, camera_ms=0.0)

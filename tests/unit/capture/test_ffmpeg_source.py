@@ -25,7 +25,8 @@ from vision.capture.supervisor import CameraSupervisor
 from vision.config.app import CameraConfig
 from vision.detect.reference.yuv import FRACTION_BITS, yuv_coefficients
 from vision.errors import SizeChanged, SourceError
-from vision.runtime.latest_slot import Batcher, LatestSlot
+from vision.runtime.batcher import Batcher
+from vision.runtime.latest_slot import LatestSlot
 from vision.types import FrameMeta, PixelFormat, YuvEncoding, frame_shape
 
 GOP = 10

@@ -29,7 +29,8 @@ LINE = {"name": "middle", "points": [[160, 0], [160, 240]], "anchor": "center"}
 COUNT = """
 from vision.runtime.builder import build_cameras, detector_of, open_publisher
 from vision.runtime.runtime import Runtime
-from vision.stages.track import AnalyticsStage, TrackStage
+from vision.stages.analytics import AnalyticsStage
+from vision.stages.track import TrackStage
 
 def build(site, options, resources):
     publisher = open_publisher(site, options, resources)

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision.errors import Closed, OutOfMemory
-from vision.runtime.latest_slot import Batcher, LatestSlot, Lease, SubmitScheduler, release_together
+from vision.runtime.batcher import Batcher
+from vision.runtime.latest_slot import LatestSlot, Lease, release_together
+from vision.runtime.submit_scheduler import SubmitScheduler
 from vision.types import DropReason, FrameMeta, PixelFormat, frame_shape
 
 MS = 1_000_000

@@ -14,7 +14,8 @@ from vision.config import AppConfig
 from vision.detect.fake import FakeDetector
 from vision.errors import DeviceError
 from vision.runtime.builder import RunOptions, build_cameras
-from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime, Stage
+from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
+from vision.stages.stage import Stage
 from vision.test_pattern import FAKE_COLORS
 from vision.types import DropReason, Frame, Result
 

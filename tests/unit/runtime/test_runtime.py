@@ -22,9 +22,13 @@ from vision.config import CameraConfig
 from vision.detect.fake import FakeDetector
 from vision.errors import EXIT_RUNTIME, DeviceError
 from vision.messaging.codec import NodeStatusMessage
+from vision.runtime.hang_watchdog import ProgressMonitor
+from vision.runtime.inference_loop import InferenceLoop
 from vision.runtime.latest_slot import LatestSlot
-from vision.runtime.runtime import RESULT_QUEUE_SIZE, Camera, InferenceLoop, ProgressMonitor, Runtime, Stage
+from vision.runtime.results import RESULT_QUEUE_SIZE
+from vision.runtime.runtime import Camera, Runtime
 from vision.runtime.status import Report, status_messages
+from vision.stages.stage import Stage
 from vision.stages.track import TrackStage
 from vision.types import Detections, DropReason, Frame, Result
 
@@ -215,7 +219,7 @@ def test_a_device_that_hangs_is_an_error() -> None:
     slot = LatestSlot("a", detector.frame_buffer)
     slot.configure(4, 6, "bgr")
     assert slot.write_buffer(0) is not None
-    from vision.runtime.latest_slot import Batcher
+    from vision.runtime.batcher import Batcher
     from vision.types import FrameMeta
 
     slot.commit(FrameMeta("a", 0, 0, 0, 0, 6, 4))
@@ -266,7 +270,7 @@ KEEPS_THE_GIL = """
 import ctypes, threading
 from tests.unit.runtime.test_runtime import make_runtime
 from vision.detect.fake import FakeDetector
-from vision.runtime.runtime import hang_watchdog
+from vision.runtime.hang_watchdog import hang_watchdog
 
 class KeepsTheGil(FakeDetector):
     def submit(self, slot, frames):
@@ -279,7 +283,7 @@ with hang_watchdog(2.0):
 
 NOT_STUCK = """
 import ctypes, contextlib, threading, time
-from vision.runtime.runtime import hang_watchdog
+from vision.runtime.hang_watchdog import hang_watchdog
 
 with hang_watchdog(3.0):
     time.sleep(4)

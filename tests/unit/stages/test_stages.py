@@ -13,7 +13,8 @@ import pytest
 from vision.config.analytics import CameraAnalytics
 from vision.config.tracking import TrackConfig
 from vision.errors import ConfigError
-from vision.stages.track import AnalyticsStage, TrackStage
+from vision.stages.analytics import AnalyticsStage
+from vision.stages.track import TrackStage
 from vision.types import Counts, Detections, Event, FrameMeta, Result, Timing, Tracks
 
 STEP_NS = 100_000_000

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vision.stages.track import AnalyticsStage
+from vision.stages.analytics import AnalyticsStage
 from vision.state.background_flusher import BackgroundFlusher
 from vision.state.counters import CounterJournal
 
