@@ -126,7 +126,7 @@ def held() -> tuple[int, int, int]:
     return now.device_bytes, now.host_bytes, gpu.used_bytes
 
 
-@pytest.mark.parametrize("frames", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5])
+@pytest.mark.parametrize("images", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5])
 @pytest.mark.parametrize("where", ["both", "shared", "decoded on the GPU"])
 def test_buffers_that_find_no_memory_leave_none_behind(where: str, images: float) -> None:
     """Whichever of them is the first without: the frame's own, or its twin on the GPU."""

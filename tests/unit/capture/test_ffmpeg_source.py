@@ -372,7 +372,7 @@ def test_a_stream_without_a_key_frame_is_not_opened() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "status", "said"),
+    ("images", "status", "said"),
     [
         ((b"",), 401, "it refuses this user or password"),
         ((b"",), 404, "it has no stream of this path"),
