@@ -32,7 +32,7 @@ def build(site: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime
     snapshots = open_snapshots(site, options, resources)
     publisher = open_publisher(site, options, resources)
     cascade = open_cascade(site, options, resources)
-    track = TrackStage(site.track, score=site.detect.score)
+    track = TrackStage(site.track, score=site.detect.score_threshold)
     # An unsure detection may carry on what was sure before, so the tracker is given more than would be published.
     detector = detector_of(site, options, resources, score=track.detector_score)
     stages: list[Stage] = [track, *cascade, analytics, RuleStage(site.rules, site.analytics), *snapshots]

@@ -21,7 +21,7 @@ def build(site: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime
     """
     publisher = open_publisher(site, options, resources)
     cascade = open_cascade(site, options, resources)
-    track = TrackStage(site.track, score=site.detect.score)
+    track = TrackStage(site.track, score=site.detect.score_threshold)
     detector = detector_of(site, options, resources, score=track.detector_score)
     stages: list[Stage] = [track, *cascade]
     return Runtime(

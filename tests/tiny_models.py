@@ -19,7 +19,7 @@ file: colours.onnx
 input: {width: 32, height: 32, scale: 0.00392156862745098}
 head: {kind: yolov8}
 classes: [red, green, blue]
-nms: {iou: 0.6}
+nms: {iou_threshold: 0.6}
 licence: CC0-1.0
 """
 

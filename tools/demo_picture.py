@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     site = load_config(resolve_config("demo"), os.environ)
     folder, spec = find_model(site)
-    with closing(open_detector(folder, spec, site.detect.model_copy(update={"score": SCORE}))) as detector:
+    with closing(open_detector(folder, spec, site.detect.model_copy(update={"score_threshold": SCORE}))) as detector:
         tiles = [tile(camera, frame, detector) for camera, frame in zip(site.cameras, arguments.frames, strict=True)]
     arguments.out.write_bytes(encode(side_by_side(tiles)))
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1000:.0f} kB")

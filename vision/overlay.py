@@ -280,9 +280,9 @@ class Overlay:
 def zone_words(zone: ZoneConfig) -> str:
     """A zone's name and its limits, each on a line of its own."""
     limits = [zone.name]
-    if zone.crowded_above is not None:
+    if zone.crowd_threshold is not None:
         lasting = f" for {zone.crowded_for_s:g} s" if zone.crowded_for_s else ""
-        limits.append(f"crowded above {zone.crowded_above}{lasting}")
+        limits.append(f"crowded above {zone.crowd_threshold}{lasting}")
     if zone.dwell_s is not None:
         limits.append(f"dwell {zone.dwell_s:g} s")
     return "\n".join(limits)

@@ -30,7 +30,7 @@ class DropReason(str, Enum):
 
     SUPERSEDED = "superseded"  # a newer frame of the same camera came before the detector had room
     MAX_FPS = "max_fps"  # the camera's `max_fps` was reached
-    STALE = "stale"  # older than `staleness_s` when its turn came
+    STALE = "stale"  # older than `max_frame_age_s` when its turn came
     CORRUPT = "corrupt"  # decoded after packet loss, before the next key frame
     EPOCH = "epoch"  # waiting when the source was lost or changed its frame size
     STOPPED = "stopped"  # waiting or in flight when the program ended

@@ -1,6 +1,6 @@
 """How right following and counting are on a labelled clip, from a recording of its detections.
 
-    vision run CONFIG --offline --record RESULTS.jsonl      (pipeline: detect; detect.score: 0.15)
+    vision run CONFIG --offline --record RESULTS.jsonl      (pipeline: detect; detect.score_threshold: 0.15)
     VISION_PETS_GT=gt.txt python -m tests.accuracy.following RESULTS.jsonl [--every 2] [--rate 10]
 
 Prints crossings of two lines beside those of the labels and, where motmetrics is installed, MOTA, IDF1 and identity

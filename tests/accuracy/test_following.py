@@ -80,7 +80,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Floats:
     config.write_text(
         json.dumps(
             {
-                "detect": {"score": 0.15, "classes": ["person"], "backend": "onnxruntime"},
+                "detect": {"score_threshold": 0.15, "classes": ["person"], "backend": "onnxruntime"},
                 "cameras": [{"id": "pets", "source": str(VIDEO)}],
                 "publish": {"bind": f"ipc://{folder}/out"},
             }

@@ -115,7 +115,7 @@ def streams(folder: Path, web_camera: str) -> dict[str, Stream]:
         return lambda: Synthetic(spec, (pixel_format,), offline=offline)
 
     def by_pyav(query: str, *pixel_formats: PixelFormat) -> Callable[[], Source]:
-        camera = CameraConfig(id="web", source=f"{web_camera}?{query}", via="ffmpeg")
+        camera = CameraConfig(id="web", source=f"{web_camera}?{query}", reader="ffmpeg")
         return lambda: PyAVSource(camera, pixel_formats)
 
     def made_up(pixel_format: PixelFormat, *, offline: bool) -> Stream:

@@ -78,7 +78,7 @@ def _tensorrt() -> Kind | None:
     def open_one(folder: Path) -> Any:
         (folder / "model.yaml").write_text(tiny_models.COLOUR_CARD)
         tiny_models.save_colour_model(folder / "colours.onnx")
-        detect = DetectConfig(precision="fp32", slots=2, max_batch=4)
+        detect = DetectConfig(precision="fp32", batches_in_flight=2, max_batch=4)
         return open_model(folder, load_model_spec(folder), detect, {"output": (7, 1)})
 
     return Kind(

@@ -331,7 +331,7 @@ def failing(kind: str, folder: Path) -> Callable[[], Source]:
     if kind == "file pyav":
         return lambda: PyAVFile(folder / "missing.mp4", ("i420",), partial(RotatingDecoder, offline=False))
     if library == "pyav":
-        camera = CameraConfig(id="away", source=url, via="ffmpeg")
+        camera = CameraConfig(id="away", source=url, reader="ffmpeg")
         return lambda: PyAVSource(camera, ("bgr",))
     return lambda: VideoFile(folder / "missing.mp4") if scheme == "file" else LiveCapture(NetworkLink(url))
 

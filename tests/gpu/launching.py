@@ -128,7 +128,7 @@ def postprocess(
             program.objects_grid(batch),
             program.objects_block,
             *(frames, on_gpu[program.scores], on_gpu[program.boxes], *extra, keys.address, counts, limit),
-            *(np.float32(spec.nms.iou), work.address, *results),
+            *(np.float32(spec.nms.iou_threshold), work.address, *results),
         ).enqueue(bench.stream)
         bench.stream.synchronize()
         found = host.array((batch,), RESULT).copy()

@@ -57,7 +57,7 @@ def open_computed(
     from tests.emulator.engine import EmulatedEngine
 
     names = class_names(spec)
-    head = make_head(spec, len(names), detect.score, class_ids(names, detect.classes, spec.name))
+    head = make_head(spec, len(names), detect.score_threshold, class_ids(names, detect.classes, spec.name))
     with contextlib.ExitStack() as made:
         opened: Any = made.enter_context(
             EmulatedEngine(compute, (spec.input.height, spec.input.width), outputs, **engine)

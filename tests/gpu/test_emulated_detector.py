@@ -59,7 +59,7 @@ def opened(compute: Callable[[Images], Outputs] = three_objects, **settings: Any
     outputs = settings.pop("outputs", {"output": (3, 6)})
     engine = {name: settings.pop(name) for name in ("batches", "dtypes", "interleaved") if name in settings}
     stop = settings.pop("stop", None)
-    detect = DetectConfig(**{"score": 0.5, "slots": 2, "max_batch": 4, **settings})
+    detect = DetectConfig(**{"score_threshold": 0.5, "batches_in_flight": 2, "max_batch": 4, **settings})
     return open_computed(spec(), detect, outputs, compute=compute, stop=stop, **engine)
 
 
@@ -301,7 +301,7 @@ class Crowd:
 def test_as_many_batches_compute_together_as_the_cache_holds(frames: int, together: int) -> None:
     """Five frames of 74 kB fit 400 kB; of any size, three batches."""
     crowd = Crowd()
-    with closing(opened(crowd, slots=6)) as detector:
+    with closing(opened(crowd, batches_in_flight=6)) as detector:
         crowd.most = 0
         for slot in range(6):
             detector.submit(slot, [frame()] * frames)

@@ -194,9 +194,9 @@ def camera(source: object, **settings: Any) -> CameraConfig:
         ("clip.mp4", {"loop": True}, False),
         ("http://10.0.0.4/a", {}, True),
         ("rtsp://10.0.0.4/a", {}, available(CameraConfig(id="a", source="rtsp://10.0.0.4/a")) is not None),
-        ("clip.mp4", {"via": "ffmpeg"}, False),
-        ("clip.mp4", {"via": "opencv"}, False),
-        ("http://10.0.0.4/a", {"via": "ffmpeg"}, False),
+        ("clip.mp4", {"reader": "ffmpeg"}, False),
+        ("clip.mp4", {"reader": "opencv"}, False),
+        ("http://10.0.0.4/a", {"reader": "ffmpeg"}, False),
         ("frame.jpg", {}, False),
         (".", {}, False),
         ("/dev/video0", {}, False),
@@ -281,7 +281,7 @@ def by_auto(source: object, **settings: Any) -> Source:
 
 
 def by_ffmpeg(source: object, **settings: Any) -> Source:
-    return open_source(camera(source, via="ffmpeg", **settings), offline=True, pixel_formats=PIXEL_FORMATS)
+    return open_source(camera(source, reader="ffmpeg", **settings), offline=True, pixel_formats=PIXEL_FORMATS)
 
 
 def same(found: list[Frame], wanted: list[Frame]) -> None:
@@ -340,7 +340,7 @@ def test_frames_that_have_to_be_turned(tmp_path: Path, caplog: pytest.LogCapture
     assert found[0][1].shape == frame_shape(320, 192, "i420")
     same(found, list(read(by_ffmpeg(path), on_gpu=False)))
     assert "decoded on the CPU, because its frames are to be turned by 90 degrees" in caplog.text
-    source = open_source(camera(path, via="nvdec"), offline=True, pixel_formats=PIXEL_FORMATS)
+    source = open_source(camera(path, reader="nvdec"), offline=True, pixel_formats=PIXEL_FORMATS)
     with (
         closing(source),
         pytest.raises(SourceError, match="to be turned by 90 degrees to the left, which NVDEC cannot"),

@@ -54,7 +54,7 @@ def saved(folder: Path, data: bytes, name: str) -> Path:
 
 
 def camera(source: str, **settings: Any) -> CameraConfig:
-    return CameraConfig.model_validate({"id": "gate", "source": source, "via": "nvdec", **settings})
+    return CameraConfig.model_validate({"id": "gate", "source": source, "reader": "nvdec", **settings})
 
 
 def opened_camera(address: str, **settings: Any) -> Source:

@@ -35,8 +35,8 @@ pytestmark = pytest.mark.usefixtures("nvdec")
 @pytest.fixture(scope="module")
 def detector(device: object) -> Iterator[Any]:
     """One for all: opening takes long."""
-    settings: dict[str, Any] = {"slots": 1, "max_batch": 1} if EMULATED else {}
-    with closing(open_nanodet(score=0.3, **settings)) as opened:
+    settings: dict[str, Any] = {"batches_in_flight": 1, "max_batch": 1} if EMULATED else {}
+    with closing(open_nanodet(score_threshold=0.3, **settings)) as opened:
         yield opened
 
 
@@ -80,8 +80,8 @@ def run(clip: Path, via: str, **options: Any) -> list[Result]:
     site = AppConfig.model_validate(
         {
             "model": "nanodet-g-416",
-            "detect": {"score": 0.3},
-            "cameras": ({"id": "gate", "source": str(clip), "via": via},),
+            "detect": {"score_threshold": 0.3},
+            "cameras": ({"id": "gate", "source": str(clip), "reader": via},),
             "publish": {"bind": "tcp://127.0.0.1:*"},
         }
     )

@@ -58,7 +58,7 @@ class Case:
             ),
             classes=tuple(f"class {index}" for index in range(self.classes)),
             nms=NmsSpec(
-                iou=self.iou,
+                iou_threshold=self.iou,
                 class_aware=self.class_aware,
                 max_candidates=self.candidates,
                 max_objects=self.objects,

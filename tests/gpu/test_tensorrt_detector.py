@@ -50,7 +50,9 @@ HALF = dict.fromkeys(("images", *OUTPUTS), "float16")
 def open_nanodet(dtypes: Mapping[str, str] | None = None, **settings: Any) -> Any:
     """`dtypes` are of the emulated engine; a real one has those of `BuildOptions`."""
     folder = folder_of_model("nanodet-g-416", shipped_models())
-    detect = DetectConfig(**{"score": 0.25, "slots": 2, "max_batch": 2 if EMULATED else 8, **settings})
+    detect = DetectConfig(
+        **{"score_threshold": 0.25, "batches_in_flight": 2, "max_batch": 2 if EMULATED else 8, **settings}
+    )
     return open_model(folder, load_model_spec(folder), detect, OUTPUTS, dtypes=dtypes)
 
 
@@ -115,7 +117,7 @@ def test_finds_what_onnx_runtime_finds(detector: Any) -> None:
 )
 def test_float16_ends_find_the_same(detector: Any) -> None:
     clip = [frame(image) for image in images(2)]
-    with closing(open_nanodet(HALF, slots=1, max_batch=1)) as half:
+    with closing(open_nanodet(HALF, batches_in_flight=1, max_batch=1)) as half:
         for given, expected in zip(detect(half, clip), detect(detector, clip), strict=True):
             strong = expected.scores > 0.3
             np.testing.assert_allclose(given.scores[: strong.sum()], expected.scores[strong], atol=1e-3)
@@ -182,7 +184,7 @@ def test_nothing_is_allocated_once_running(detector: Any) -> None:
 
 def test_without_graphs_the_same(detector: Any) -> None:
     clip = [frame(image) for image in images(2)]
-    with closing(open_nanodet(graphs=False, slots=1)) as eager:
+    with closing(open_nanodet(graphs=False, batches_in_flight=1)) as eager:
         assert "no graphs" in eager.name
         same(detect(eager, clip), detect(detector, clip))
 

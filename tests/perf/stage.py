@@ -88,7 +88,7 @@ class Report:
 def measure(report: Report, batches: Sequence[int], seconds: float) -> None:
     """Everything, the more important first."""
     top = max(batches)
-    detect = DetectConfig(score=0.35, max_batch=top, slots=MOST_SLOTS)
+    detect = DetectConfig(score_threshold=0.35, max_batch=top, batches_in_flight=MOST_SLOTS)
     with opened(detect) as it:
         report.values["detector"] = it.detector.name
         report.values["ends"] = {tensor.name: tensor.dtype for tensor in it.model.engine.tensors}
@@ -192,7 +192,7 @@ def _opened_variant(report: Report, name: str, settings: BuildOptions, batch: in
     def upper_half(spec: ModelSpec) -> ModelSpec:
         return spec.model_copy(update={"profiles": (ProfileSpec.model_validate({"batch": low_best_high}),)})
 
-    detect = DetectConfig(score=0.25, max_batch=batch, slots=5)
+    detect = DetectConfig(score_threshold=0.25, max_batch=batch, batches_in_flight=5)
     with contextlib.ExitStack() as made:
         try:
             it = made.enter_context(opened(detect, settings=replace(settings, max_batch=batch), update=upper_half))

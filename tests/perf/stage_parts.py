@@ -72,7 +72,7 @@ def opened(
                 open_engine(folder, spec, detect, device, settings=settings, allocator=make_allocator(pool))
             )
         names = class_names(spec)
-        head = make_head(spec, len(names), detect.score, class_ids(names, None, spec.name))
+        head = make_head(spec, len(names), detect.score_threshold, class_ids(names, None, spec.name))
         model = LoadedEngine(engine, spec, head, names, detect)
         detector = detector_of(device, model, phases, made)
     slots: list[Any] = list(detector._slots)

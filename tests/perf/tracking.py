@@ -141,7 +141,7 @@ def _analytics_cost(objects: int, speed_px_s: float, shapes: tuple[int, int], fr
             LineConfig(name=f"line{k}", points=((100, 200 + 200 * k), (1800, 200 + 200 * k))) for k in range(lines)
         ),
         zones=tuple(
-            ZoneConfig(name=f"zone{k}", polygon=tuple(polygon), crowded_above=3, dwell_s=10)
+            ZoneConfig(name=f"zone{k}", polygon=tuple(polygon), crowd_threshold=3, dwell_s=10)
             for k, polygon in enumerate(make_polygons(zones))
         ),
     )

@@ -103,7 +103,7 @@ class Server:
 
 
 def camera(url: str, via: str, **settings: object) -> CameraConfig:
-    return CameraConfig.model_validate({"id": f"by-{via}", "source": url, "via": via, **settings})
+    return CameraConfig.model_validate({"id": f"by-{via}", "source": url, "reader": via, **settings})
 
 
 def source_of(config: CameraConfig) -> Source:

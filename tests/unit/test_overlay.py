@@ -202,8 +202,8 @@ def test_zones_in_fractions_and_percent_are_where_they_belong(units: Units, whol
     ("limits", "words"),
     [
         ({}, "queue"),
-        ({"crowded_above": 5}, "queue\ncrowded above 5"),
-        ({"crowded_above": 0, "crowded_for_s": 2.5, "dwell_s": 30.0}, "queue\ncrowded above 0 for 2.5 s\ndwell 30 s"),
+        ({"crowd_threshold": 5}, "queue\ncrowded above 5"),
+        ({"crowd_threshold": 0, "crowded_for_s": 2.5, "dwell_s": 30.0}, "queue\ncrowded above 0 for 2.5 s\ndwell 30 s"),
     ],
 )
 def test_a_zone_says_its_limits(limits: dict[str, object], words: str) -> None:

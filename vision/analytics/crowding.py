@@ -29,9 +29,9 @@ class CrowdDetector:
     def __init__(self, zones: Sequence[ZoneConfig]) -> None:
         self.occupants = [0] * len(zones)  # of each zone
         self._crowds = {
-            zone: _Crowd(config.crowded_above, config.crowded_for_s)
+            zone: _Crowd(config.crowd_threshold, config.crowded_for_s)
             for zone, config in enumerate(zones)
-            if config.crowded_above is not None
+            if config.crowd_threshold is not None
         }
 
     def update(self, now_s: float, *, unobserved: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -112,7 +112,7 @@ def advice(
         return _about_decoding(demands, site)
     if first.resource == "copy":
         bgr = [each.camera_id for each in demands if each.pixel_format in ("bgr", "bgrx")]
-        some = (f"NV12 or I420 is half the bytes of BGR: let GStreamer read {', '.join(bgr[:4])} (`via`).",)
+        some = (f"NV12 or I420 is half the bytes of BGR: let GStreamer read {', '.join(bgr[:4])} (`reader`).",)
         return (*(some if bgr else ()), "Lower `max_fps`, or take the cameras' smaller streams.")
     return _about_results(site)
 
@@ -166,6 +166,8 @@ def _about_results(site: Site) -> tuple[str, ...]:
     if site.encoding == "json":
         said.append("`publish: {encoding: msgpack}` is cheaper than JSON.")
     if site.objects_per_frame > _MANY_OBJECTS:
-        said.append(f"`detect: {{score: ...}}` higher: there are {site.objects_per_frame:.0f} objects in a frame.")
+        said.append(
+            f"`detect: {{score_threshold: ...}}` higher: there are {site.objects_per_frame:.0f} objects in a frame."
+        )
     said.append("Two programs with half of the cameras each: Python runs one thread at a time.")
     return tuple(said)

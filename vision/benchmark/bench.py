@@ -263,7 +263,7 @@ class Benchmark:
 
     @contextmanager
     def _opened(self, backend: Backend, precision: str, slots: int | None) -> Iterator[Detector]:
-        detect = self._detect(backend, precision).model_copy(update={"slots": slots})
+        detect = self._detect(backend, precision).model_copy(update={"batches_in_flight": slots})
         with closing(open_detector(self._folder, self._card, detect)) as detector:
             yield detector
 
@@ -279,7 +279,7 @@ class Benchmark:
                 "backend": backend,
                 "precision": precision,
                 "max_batch": self._max_batch,
-                "score": self._settings.score,
+                "score_threshold": self._settings.score,
             }
         )
 

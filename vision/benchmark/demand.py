@@ -47,7 +47,7 @@ class Demand:
     grab_ms: float  # of its thread, a frame
     retrieve_ms: float  # of its thread, a frame
     cpu_ms: float  # of all threads, a frame
-    staleness_s: float = 0.5
+    max_frame_age_s: float = 0.5
     assumed: str = ""  # what could not be measured
     in_step: bool = False  # begins with the program, as recordings do: its frames come when those of the others do
     open_ms: float = 0.0  # of the CPU, until its first frame has been read
@@ -86,7 +86,7 @@ def demands(
     faults = []
     for camera in cameras:
         # What cameras of one kind cost is measured once: a site often has 32 of a kind.
-        alike = (_form(camera.source), camera.width, camera.height, camera.fps, camera.via, camera.transport)
+        alike = (_form(camera.source), camera.width, camera.height, camera.fps, camera.reader, camera.transport)
         try:
             if alike not in measured:
                 measured[alike] = demand(camera, pixel_formats, known)
@@ -94,7 +94,9 @@ def demands(
             faults.append(f"{camera.id}: {error}")
             continue
         found.append(
-            replace(measured[alike], camera_id=camera.id, max_fps=camera.max_fps, staleness_s=camera.staleness_s)
+            replace(
+                measured[alike], camera_id=camera.id, max_fps=camera.max_fps, max_frame_age_s=camera.max_frame_age_s
+            )
         )
     if faults:
         raise SourceError("\n".join(faults))
@@ -133,7 +135,7 @@ def demand(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], known: 
         seen.grab_ms,
         seen.retrieve_ms,
         seen.cpu_ms,
-        camera.staleness_s,
+        camera.max_frame_age_s,
         said,
         here,
         seen.open_ms,
@@ -153,7 +155,7 @@ def assumed(camera: CameraConfig, known: Sequence[DecodeCost], why: str) -> Dema
     else:
         larger = width_px * height_px / (reference.width_px * reference.height_px)
         times = (reference.grab_ms * larger, reference.retrieve_ms * larger, reference.cpu_ms * larger)
-    return Demand(camera.id, fps, camera.max_fps, width_px, height_px, "bgr", *times, camera.staleness_s, what)
+    return Demand(camera.id, fps, camera.max_fps, width_px, height_px, "bgr", *times, camera.max_frame_age_s, what)
 
 
 def decode_costs(sources: Iterable[str]) -> tuple[DecodeCost, ...]:

@@ -392,7 +392,7 @@ class _Rehearsal:
     def _take(self, now_ns: float) -> list[_Camera]:
         ready = [each for each in self._cameras if each.waiting_ns is not None and each.due_ns <= now_ns]
         for camera in ready:
-            stale_ns = camera.demand.staleness_s * 1e9
+            stale_ns = camera.demand.max_frame_age_s * 1e9
             if camera.waiting_ns is not None and now_ns - camera.waiting_ns > stale_ns:
                 camera.waiting_ns = None
                 camera.count.dropped += now_ns >= self._warm_ns

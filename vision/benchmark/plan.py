@@ -172,7 +172,7 @@ def _has_tensorrt() -> bool:
 
 
 def default_slots(bench: Bench) -> int:
-    """Batches in flight where `detect.slots` says nothing."""
+    """Batches in flight where `detect.batches_in_flight` says nothing."""
     if bench.machine.jetson:
         return SLOTS_INTEGRATED
     return SLOTS_GPU if backend_of(bench.backend) == "tensorrt" else SLOTS_CPU
@@ -185,7 +185,7 @@ def costs_of(bench: Bench, site: AppConfig) -> Costs:
         ConfigError: it has no rows of the stage that fit.
     """
     gpu = backend_of(bench.backend) == "tensorrt"
-    slots = site.detect.slots or default_slots(bench)
+    slots = site.detect.batches_in_flight or default_slots(bench)
     full, alone = _stage_rows(bench, site.detect, slots)
     largest = max(full)
     cores, threads = bench.machine.cores, site.detect.threads

@@ -135,7 +135,7 @@ def _timeline(
     recorder = SpanRecorder()
     detect = settings.detect.model_copy(update={"backend": backend})
     if backend == "tensorrt":  # each slot costs seconds at start; on a CPU their number decides how cores are shared
-        detect = detect.model_copy(update={"slots": _TRACE_SLOTS})
+        detect = detect.model_copy(update={"batches_in_flight": _TRACE_SLOTS})
     with closing(open_detector(folder, spec, detect)) as detector:
         batch = min(settings.batch, detector.max_batch)
         if batch < settings.batch:

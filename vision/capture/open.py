@@ -86,11 +86,11 @@ def _through_gstreamer(camera: CameraConfig, kind: str) -> bool:
     Raises:
         SourceError: it was asked for, or there is no other way, and it cannot.
     """
-    if camera.via in {"opencv", "ffmpeg", "nvdec"}:
+    if camera.reader in {"opencv", "ffmpeg", "nvdec"}:
         if kind == "csi":
-            raise SourceError(f"`via: {camera.via}` cannot open CSI cameras", hint="leave out `via`")
+            raise SourceError(f"`reader: {camera.reader}` cannot open CSI cameras", hint="leave out `reader`")
         return False
-    wanted = camera.via == "gstreamer" or kind == "csi"
+    wanted = camera.reader == "gstreamer" or kind == "csi"
     if kind != "rtsp" and not wanted:
         return False
     from vision.capture.gstreamer.source import available
@@ -111,14 +111,16 @@ def _through_pyav(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, .
     Raises:
         SourceError: it was asked for, and cannot.
     """
-    if camera.via == "ffmpeg" and kind not in _READ_BY_FFMPEG:
-        raise SourceError("`via: ffmpeg` opens rtsp:// and http:// cameras and files only", hint="leave out `via`")
-    if camera.via not in {"auto", "ffmpeg", "nvdec"} or kind not in _READ_BY_FFMPEG:
+    if camera.reader == "ffmpeg" and kind not in _READ_BY_FFMPEG:
+        raise SourceError(
+            "`reader: ffmpeg` opens rtsp:// and http:// cameras and files only", hint="leave out `reader`"
+        )
+    if camera.reader not in {"auto", "ffmpeg", "nvdec"} or kind not in _READ_BY_FFMPEG:
         return False
-    if kind == "path" and camera.via != "ffmpeg" and formats[0] == "bgr":
+    if kind == "path" and camera.reader != "ffmpeg" and formats[0] == "bgr":
         return False
     reason = missing_pyav()
-    if camera.via == "ffmpeg" and reason is not None:
+    if camera.reader == "ffmpeg" and reason is not None:
         raise SourceError(f"PyAV cannot open it: {reason}", hint="pip install 'vision[ffmpeg]'")
     if reason is not None:
         _say_once(f"camera {camera.id}: through opencv, because {reason}")
@@ -131,7 +133,7 @@ def _through_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bo
     Raises:
         SourceError: it was asked for, and cannot.
     """
-    if camera.via != "nvdec":
+    if camera.reader != "nvdec":
         return False
     if "nv12" not in formats:
         _say_once(f"camera {camera.id}: not through nvdec, because that gives nv12, and {', '.join(formats)} is wanted")
@@ -143,14 +145,14 @@ def _through_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bo
 
 
 def chooses_nvdec(camera: CameraConfig) -> bool:
-    """Whether `via: auto` has NVDEC decode what FFmpeg reads, as far as it can, for a detector that reads GPU memory.
+    """Return whether `reader: auto` decodes with NVDEC what FFmpeg reads, for a detector that reads GPU memory.
 
     Not where GStreamer reads, which gives frames out earlier and knows of every lost packet; not over UDP, because
     NVDEC does not tell which frames lost packets have damaged; and not in loops, because each pass would begin with
     0.25 s without a frame (H100).
     """
     kind = source_kind(camera.source)
-    if camera.via != "auto" or kind not in _READ_BY_FFMPEG or missing_pyav() is not None or not _has_nvdec():
+    if camera.reader != "auto" or kind not in _READ_BY_FFMPEG or missing_pyav() is not None or not _has_nvdec():
         return False
     if kind == "rtsp":
         return camera.transport == "tcp" and not _through_gstreamer(camera, kind)
@@ -198,8 +200,8 @@ def _nvdec(camera: CameraConfig, kind: str, offline: bool, formats: tuple[PixelF
 
 
 def _or_ffmpeg(camera: CameraConfig, nvdec: OpenDecoder, ffmpeg: OpenDecoder) -> OpenDecoder:
-    """`via: nvdec` insists."""
-    if camera.via == "nvdec":
+    """`reader: nvdec` insists."""
+    if camera.reader == "nvdec":
         return nvdec
     from vision.capture.nvdec.fallback import NvdecOrFFmpeg
 
@@ -250,7 +252,7 @@ def _path(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...],
 
         open_decoder = partial(RotatingDecoder, offline=offline)
         return PyAVFile(path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
-    if camera.via == "gstreamer":
+    if camera.reader == "gstreamer":
         _refuse_library(camera, "files are read with FFmpeg")
     try:
         from vision.capture.opencv.file import VideoFile
@@ -271,7 +273,7 @@ def _shows_images(path: Path) -> bool:
 
 
 def _images(path: Path, camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
-    if camera.via in {"gstreamer", "ffmpeg"}:
+    if camera.reader in {"gstreamer", "ffmpeg"}:
         _refuse_library(camera, "images are read with OpenCV")
     try:
         from vision.capture.opencv.images import ImageFolder
@@ -303,5 +305,5 @@ def _no_opencv(error: ImportError) -> SourceError:
 
 
 def _refuse_library(camera: CameraConfig, why: str) -> None:
-    if camera.via != "auto":
-        raise SourceError(f"expected no `via: {camera.via}` for this source: {why}")
+    if camera.reader != "auto":
+        raise SourceError(f"expected no `reader: {camera.reader}` for this source: {why}")

@@ -31,7 +31,7 @@ FORMATS: Final = ("bgr", "bgrx", "nv12", "i420")
 PARTS: Final = ("engine", "stage", "pipeline")
 MOST_BATCH: Final = 256
 MOST_SLOTS: Final = 8
-"""As `detect.max_batch` and `detect.slots` allow them."""
+"""As `detect.max_batch` and `detect.batches_in_flight` allow them."""
 
 NVTX_VARIABLE: Final = "VISION_NVTX"
 

@@ -93,7 +93,7 @@ class ZoneConfig(Section):
     polygon: Annotated[tuple[Point, ...], Field(min_length=3, max_length=100), AfterValidator(check_polygon)] = Field(
         description="[[x, y], ...] in the camera's units, in order around the area; it closes by itself"
     )
-    crowded_above: int | None = Field(
+    crowd_threshold: int | None = Field(
         default=None, ge=0, le=10_000, description="crowded with more objects than this; never where absent"
     )
     crowded_for_s: float = Field(

@@ -40,8 +40,8 @@ class DetectConfig(Section):
     backend: Literal["auto", "tensorrt", "onnxruntime", "fake"] = Field(
         default="auto", description="auto: TensorRT where it and a GPU are there, ONNX Runtime otherwise"
     )
-    score: Fraction = Field(default=0.35, description="lowest score of a published object")
-    iou: Fraction | None = Field(
+    score_threshold: Fraction = Field(default=0.35, description="lowest score of a published object")
+    iou_threshold: Fraction | None = Field(
         default=None,
         description="overlap (IoU) above which NMS drops the weaker of two boxes; the model's own where absent",
     )
@@ -50,7 +50,7 @@ class DetectConfig(Section):
         default="fp16", description="arithmetic of a TensorRT engine; ONNX Runtime computes in the model's own"
     )
     max_batch: int = Field(default=8, ge=1, le=256, description="most frames in one batch")
-    slots: int | None = Field(
+    batches_in_flight: int | None = Field(
         default=None, ge=1, le=8, description="batches in flight; chosen by the detector where absent"
     )
     threads: int | None = Field(
@@ -74,7 +74,7 @@ class CameraConfig(Section):
         description="where frames come from; paths are relative to this file; ${NAME} is a secret of the environment",
         examples=["rtsp://user:${GATE_PASSWORD}@10.0.0.4/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"],
     )
-    via: Literal["auto", "opencv", "gstreamer", "ffmpeg", "nvdec"] = Field(
+    reader: Literal["auto", "opencv", "gstreamer", "ffmpeg", "nvdec"] = Field(
         default="auto",
         description="library that opens the source, auto: the best that can; csi: needs gstreamer",
     )
@@ -107,7 +107,7 @@ class CameraConfig(Section):
     read_timeout_s: float = Field(
         default=5.0, gt=0, le=120, description="longest wait for a frame before reconnecting, seconds"
     )
-    staleness_s: float = Field(
+    max_frame_age_s: float = Field(
         default=0.5, gt=0, le=60, description="a frame older than this many seconds is dropped, not inferred"
     )
     frozen_after_s: float | None = Field(
@@ -146,9 +146,9 @@ class PublishConfig(Section):
     replay: Annotated[str, AfterValidator(check_bind)] | None = Field(
         default=None,
         title=BIND_FORMS,
-        description="where subscribers ask for events that they missed; needs `state`; nowhere where absent",
+        description="where subscribers ask for events that they missed; needs `state_dir`; nowhere where absent",
     )
-    keep_events: int = Field(
+    max_events: int = Field(
         default=10_000, ge=100, le=1_000_000, description="newest events that can be asked for again"
     )
 
@@ -189,7 +189,7 @@ class AppConfig(Section):
     snapshots: SnapshotConfig | None = Field(
         default=None, description="a JPEG of the frame of every event; none where absent"
     )
-    state: Annotated[str, AfterValidator(check_folder)] | None = Field(
+    state_dir: Annotated[str, AfterValidator(check_folder)] | None = Field(
         default=None,
         title=FOLDER_FORMS,
         description="where counters and events outlive a restart, relative to this file; they do not where absent",
@@ -271,7 +271,7 @@ class HeadSpec(Section):
 class NmsSpec(Section):
     """Defaults of the last step. End-to-end and RT-DETR heads need none."""
 
-    iou: Fraction = Field(default=0.6, description="overlap (IoU) above which the weaker of two boxes goes")
+    iou_threshold: Fraction = Field(default=0.6, description="overlap (IoU) above which the weaker of two boxes goes")
     class_aware: bool = Field(default=True, description="compare boxes of one class only")
     max_candidates: int = Field(default=1024, ge=1, le=8192, description="best scores that NMS looks at")
     max_objects: int = Field(default=300, ge=1, le=4096, description="most objects of one frame")

@@ -21,7 +21,7 @@ class CascadeConfig(Section):
     classes: ClassNames | None = Field(
         default=None, description="class names of the objects that it looks at; all where absent"
     )
-    score: Fraction = Field(default=0.5, description="lowest score of what is told of an object")
+    score_threshold: Fraction = Field(default=0.5, description="lowest score of what is told of an object")
     refresh_s: float | None = Field(
         default=5.0,
         gt=0,

@@ -104,13 +104,16 @@ def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
         value = camera.get(option)
         if kind not in kinds and (value is True if option == "loop" else value is not None):
             yield (option,), f"has no effect on this source; only {who}"
-    via, libraries = _text(camera, "via"), _LIBRARIES[kind]
-    if via in ("opencv", "gstreamer", "ffmpeg", "nvdec") and via not in libraries:
-        yield ("via",), f"expected {one_of([quoted(name) for name in libraries])} for this kind of source, got '{via}'"
-    if via == "nvdec" and _text(camera, "transport") == "udp":
+    reader, libraries = _text(camera, "reader"), _LIBRARIES[kind]
+    if reader in ("opencv", "gstreamer", "ffmpeg", "nvdec") and reader not in libraries:
+        yield (
+            ("reader",),
+            f"expected {one_of([quoted(name) for name in libraries])} for this kind of source, got '{reader}'",
+        )
+    if reader == "nvdec" and _text(camera, "transport") == "udp":
         yield (
             ("transport",),
-            "expected tcp with via: nvdec, which does not tell which frames lost packets have damaged",
+            "expected tcp with reader: nvdec, which does not tell which frames lost packets have damaged",
         )
 
 
@@ -132,8 +135,8 @@ def analytics_findings(section: Mapping[str, object], tell: Tell | None = None, 
     for loc, shape in shapes:
         key = "points" if loc[0] == "lines" else "polygon"
         yield from _below((*loc, key), _unit_findings(_coordinates(shape.get(key)), units))
-        if _is_given(shape, "crowded_for_s") and "crowded_above" not in shape:
-            yield (*loc, "crowded_for_s"), "has no effect without crowded_above"
+        if _is_given(shape, "crowded_for_s") and "crowd_threshold" not in shape:
+            yield (*loc, "crowded_for_s"), "has no effect without crowd_threshold"
     ground = section.get("ground")
     if isinstance(ground, Mapping):
         yield from _below(("ground", "points"), _unit_findings(_coordinates(ground.get("points")), units))
@@ -225,8 +228,8 @@ def _replay_findings(site: Mapping[str, object]) -> Iterator[Finding]:
     replay = publish.get("replay") if isinstance(publish, Mapping) else None
     if not isinstance(publish, Mapping) or not isinstance(replay, str):
         return
-    if site.get("state") is None:
-        yield ("publish", "replay"), "needs state: the folder in which events are kept"
+    if site.get("state_dir") is None:
+        yield ("publish", "replay"), "needs state_dir: the folder in which events are kept"
     bind = publish.get("bind", "tcp://127.0.0.1:5555")
     port = replay.rpartition(":")[2]
     same_port = isinstance(bind, str) and port.isdigit() and port != "0" and port == bind.rpartition(":")[2]

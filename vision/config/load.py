@@ -15,6 +15,7 @@ from vision.config.app import AppConfig, CameraConfig, ModelSpec
 from vision.config.cascade import ClassifierSpec
 from vision.config.checks import Tell, analytics_classes, config_findings
 from vision.config.document import Document, Fault, parse_document, read_document, render
+from vision.config.renamed import with_new_keys
 from vision.config.schema import schema_of
 from vision.config.section import Section
 from vision.config.validation import faults_of
@@ -49,7 +50,7 @@ def site_of(document: Document) -> AppConfig:
     """
     data = document.plain()
     faults = [*document.faults, *_written_passwords(document)]
-    faults += [document.fault(loc, text) for loc, text in config_findings(data, _tell(document))]
+    faults += [document.fault(loc, text) for loc, text in config_findings(with_new_keys(data), _tell(document))]
     site = _validated(AppConfig, document, data, faults)
     if site is None:
         raise ConfigError(render(document.name, faults))
@@ -135,8 +136,8 @@ def resolve_paths(site: AppConfig, folder: Path) -> AppConfig:
         changes["model"] = str(folder / site.model)
     if site.pipeline.endswith(".py"):
         changes["pipeline"] = str(folder / site.pipeline)
-    if site.state is not None:
-        changes["state"] = str(folder / site.state)
+    if site.state_dir is not None:
+        changes["state_dir"] = str(folder / site.state_dir)
     if site.snapshots is not None:
         changes["snapshots"] = site.snapshots.model_copy(update={"folder": str(folder / site.snapshots.folder)})
     if site.cascade is not None and "/" in site.cascade.model:

@@ -40,7 +40,7 @@ _DURATION = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,3})?)(?P<unit>ms|s|m|
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 # A zone has states only where they are configured: (key, what it is) by kind.
-_NEEDED: Final[Mapping[str, str]] = {"crowded": "crowded_above", "dwelling": "dwell_s"}
+_NEEDED: Final[Mapping[str, str]] = {"crowded": "crowd_threshold", "dwelling": "dwell_s"}
 _ALREADY_S: Final[Mapping[str, str]] = {"crowded": "crowded_for_s", "dwelling": "dwell_s"}
 
 _Finding: TypeAlias = tuple[Loc, str]

@@ -19,11 +19,11 @@ class SnapshotConfig(Section):
     kinds: Annotated[tuple[Identifier, ...], AfterValidator(unique_names)] | None = Field(
         default=None, description="kinds of events that get one; all where absent"
     )
-    most_files: int = Field(default=10_000, ge=1, le=1_000_000, description="beyond so many the oldest are deleted")
-    most_mb: int = Field(
+    max_files: int = Field(default=10_000, ge=1, le=1_000_000, description="beyond so many the oldest are deleted")
+    max_mb: int = Field(
         default=1000, ge=1, le=10_000_000, description="megabytes; beyond so many the oldest are deleted"
     )
-    longest_side_px: int = Field(
+    max_side_px: int = Field(
         default=1280, ge=64, le=16384, description="a larger frame is made smaller before it is written"
     )
     quality: int = Field(default=85, ge=1, le=100, description="of the JPEG, per cent")

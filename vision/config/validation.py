@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from vision.config.document import Document, Fault, Unreadable
+from vision.config.renamed import RENAMED, SYNONYMS, key_path
 from vision.config.schema import Schema, at, expectation, key_paths
 from vision.config.section import IDENTIFIER_TITLE, INCONSISTENT
 from vision.config.wording import Loc, Refused, did_you_mean, nearest, one_of, quoted
@@ -122,7 +123,9 @@ def _missing(case: Case) -> str:
     written = case.document.node(case.loc[:-1])
     known = at(case.schema, case.loc[:-1]).get("properties", {})
     for key in written.keys if written is not None else ():  # a misspelt key is one fault, not two
-        if key not in known and nearest(key, known) == case.loc[-1]:
+        path = key_path((*case.loc[:-1], key))
+        meant = RENAMED.get(path) or SYNONYMS.get(path) or nearest(key, known)
+        if key not in known and meant == case.loc[-1]:
             return ""
     return f"missing; expected {case.expected}"
 
@@ -130,7 +133,10 @@ def _missing(case: Case) -> str:
 def _unknown(case: Case) -> str:
     key = str(case.loc[-1])
     known = at(case.schema, case.loc[:-1]).get("properties", {})
-    near = nearest(key, known)
+    path = key_path(case.loc)
+    if RENAMED.get(path) in known:
+        return f"unknown key: renamed to {quoted(RENAMED[path])}"
+    near = SYNONYMS[path] if SYNONYMS.get(path) in known else nearest(key, known)
     if near is not None:
         return f"unknown key (did you mean {quoted(near)}?)"
     elsewhere = [path for path, _, _ in key_paths(case.schema) if path.rpartition(".")[2] == key]

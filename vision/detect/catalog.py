@@ -26,7 +26,7 @@ ONNX file and a model.yaml such as
     input: {width: 640, height: 640, scale: 0.00392156862745098}   # RGB, 0..1
     head: {kind: yolov8}
     classes: [person, car]                                         # or coco80
-    nms: {iou: 0.6}
+    nms: {iou_threshold: 0.6}
     licence: AGPL-3.0
 
 The kind of head says what the model's outputs are:

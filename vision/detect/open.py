@@ -98,10 +98,10 @@ def open_onnxruntime_detector(folder: Path, spec: ModelSpec, detect: DetectConfi
     return OnnxRuntimeDetector(
         path,
         spec,
-        score=detect.score,
-        iou=detect.iou,
+        score=detect.score_threshold,
+        iou=detect.iou_threshold,
         classes=ids,
-        slots=detect.slots or SLOTS_CPU,
+        slots=detect.batches_in_flight or SLOTS_CPU,
         threads=detect.threads,
     )
 
@@ -110,4 +110,9 @@ def _open_fake(_folder: Path, _card: ModelSpec, detect: DetectConfig) -> Detecto
     from vision.detect.fake import FakeDetector
 
     ids = class_ids(FAKE_CLASSES, detect.classes, "of the fake backend")
-    return FakeDetector(score=detect.score, classes=ids, slots=detect.slots or SLOTS_CPU, max_batch=detect.max_batch)
+    return FakeDetector(
+        score=detect.score_threshold,
+        classes=ids,
+        slots=detect.batches_in_flight or SLOTS_CPU,
+        max_batch=detect.max_batch,
+    )

@@ -392,7 +392,7 @@ class MemoryBudget:
         raise DeviceError(
             f"the detector needs {_mib(asked)} of memory, {_mib(greatest.total_bytes)} of it for {greatest.what}; "
             f"{_mib(free_bytes)} of {_mib(total_bytes)} are free",
-            hint="lower `detect: {max_batch: ...}` or `slots`, or end what else uses the GPU",
+            hint="lower `detect: {max_batch: ...}` or `batches_in_flight`, or end what else uses the GPU",
         )
 
 

@@ -140,8 +140,8 @@ def evaluate(subject: Subject, findings: Findings, config: str, seconds: float) 
         detection=score_detections(
             truth,
             findings.detected(subject.class_id),
-            score=site.detect.score,
-            lowest_score=min(passes.LOWEST_SCORE, site.detect.score),
+            score=site.detect.score_threshold,
+            lowest_score=min(passes.LOWEST_SCORE, site.detect.score_threshold),
         ),
         tracking=score_tracks(truth, published, video.frames, partners) if findings.tracked else None,
         lines=tuple(lines),

@@ -153,8 +153,8 @@ def run_pipeline(build: Build, site: AppConfig, progress: Progress, stop: thread
             raise SourceError(f"camera {camera.camera_id}: {camera.status.last_error}")
 
     def open_noting(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
-        lowered = detect.model_copy(update={"score": min(detect.score, LOWEST_SCORE)})
-        return _RecordingDetector(open_detector(folder, spec, lowered), detect.score, recorder.note)
+        lowered = detect.model_copy(update={"score_threshold": min(detect.score_threshold, LOWEST_SCORE)})
+        return _RecordingDetector(open_detector(folder, spec, lowered), detect.score_threshold, recorder.note)
 
     with ExitStack() as resources:
         options = RunOptions(stop, offline=True, sink=recorder, open_detector=open_noting)

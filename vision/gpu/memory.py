@@ -71,7 +71,7 @@ def out_of_memory(nbytes: int, purpose: str, kind: str, free_bytes: int, total_b
     return OutOfMemory(
         f"{purpose}: {_mib(nbytes)} of {kind} memory were asked for; {_mib(free_bytes)} of "
         f"{_mib(total_bytes)} device memory are free, {_mib(allocated().device_bytes)} are held by vision",
-        hint="lower detect.max_batch or detect.slots, take a smaller model, or end what else uses the GPU",
+        hint="lower detect.max_batch or detect.batches_in_flight, take a smaller model, or end what else uses the GPU",
     )
 
 

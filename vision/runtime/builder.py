@@ -129,7 +129,7 @@ def open_publisher(site: AppConfig, options: RunOptions, resources: ExitStack) -
         resources.callback(_close_recorder, recorder, options.record)
     journal = None
     if (state := state_folder(site, options)) is not None:
-        journal = EventJournal(state / "events", keep=site.publish.keep_events, boot=codec.boot_id())
+        journal = EventJournal(state / "events", keep=site.publish.max_events, boot=codec.boot_id())
         resources.enter_context(closing(journal))
     publisher = Publisher(
         site.publish.bind,
@@ -160,7 +160,7 @@ def detector_of(site: AppConfig, options: RunOptions, resources: ExitStack, *, s
     """Load the model and everything that finding objects needs.
 
     Args:
-        score: lowest one to report, in place of `detect.score`: for a stage that makes use of less sure detections.
+        score: lowest score to report, in place of `detect.score_threshold`: for a stage that uses weaker detections.
 
     Raises:
         ConfigError: a class is unknown, or the back-end is not there.
@@ -170,7 +170,7 @@ def detector_of(site: AppConfig, options: RunOptions, resources: ExitStack, *, s
     options.check_stop()
     folder, spec = find_model(site)
     began = time.monotonic()
-    detect = site.detect if score is None else site.detect.model_copy(update={"score": score})
+    detect = site.detect if score is None else site.detect.model_copy(update={"score_threshold": score})
     opening = options.open_detector or partial(open_detector, stop=options.stop)
     detector = opening(folder, spec, detect)
     resources.enter_context(closing(detector))
@@ -180,7 +180,7 @@ def detector_of(site: AppConfig, options: RunOptions, resources: ExitStack, *, s
 
 def state_folder(site: AppConfig, options: RunOptions) -> Path | None:
     """The folder of what outlives a restart. None: nothing does, as in an offline run, which is one of many alike."""
-    return None if site.state is None or options.offline else Path(site.state)
+    return None if site.state_dir is None or options.offline else Path(site.state_dir)
 
 
 def open_analytics(site: AppConfig, options: RunOptions, resources: ExitStack) -> AnalyticsStage:
@@ -193,7 +193,7 @@ def open_analytics(site: AppConfig, options: RunOptions, resources: ExitStack) -
     _, spec = find_model(site)
     state = state_folder(site, options)
     if state is None and site.analytics and not options.offline:
-        log.info("counters begin at 0 with each start; `state: FOLDER` in the configuration keeps them")
+        log.info("counters begin at 0 with each start; `state_dir: FOLDER` in the configuration keeps them")
     stage = AnalyticsStage(
         site.analytics,
         published_class_names(spec, site.detect),
@@ -239,10 +239,10 @@ def open_snapshots(site: AppConfig, options: RunOptions, resources: ExitStack) -
 
     stage = SnapshotStage(
         Path(wanted.folder),
-        JpegEncoder(longest_side_px=wanted.longest_side_px, quality=wanted.quality).encode,
+        JpegEncoder(max_side_px=wanted.max_side_px, quality=wanted.quality).encode,
         kinds=wanted.kinds,
-        most_files=wanted.most_files,
-        most_bytes=wanted.most_mb * 1_000_000,
+        max_files=wanted.max_files,
+        most_bytes=wanted.max_mb * 1_000_000,
         lossless=options.offline,
     )
     return [resources.enter_context(closing(stage))]
@@ -286,11 +286,11 @@ def _camera(
     nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config)
     slot = LatestSlot(
         config.id,
-        _buffers(config, detector, nvdec=nvdec or config.via == "nvdec"),
+        _buffers(config, detector, nvdec=nvdec or config.reader == "nvdec"),
         leases=leases,
         lossless=options.offline and policy.finite,
         max_fps=config.max_fps,
-        staleness_s=config.staleness_s,
+        max_frame_age_s=config.max_frame_age_s,
         changed=changed,
     )
     factory = partial(open_source, config, offline=options.offline, pixel_formats=detector.pixel_formats, nvdec=nvdec)

@@ -86,7 +86,7 @@ class LatestSlot:
         leases: int = 1,
         lossless: bool = False,
         max_fps: float | None = None,
-        staleness_s: float | None = None,
+        max_frame_age_s: float | None = None,
         clock: Clock = time.monotonic_ns,
         changed: threading.Condition | None = None,
     ) -> None:
@@ -95,9 +95,9 @@ class LatestSlot:
             allocate: makes one frame's buffer; the detector's `frame_buffer`.
             leases: frames that the reader may hold at once, so that the writer never waits for it; there are two
                 buffers more than that.
-            lossless: no frame is dropped for lack of time; `max_fps` and `staleness_s` do not apply.
+            lossless: no frame is dropped for lack of time; `max_fps` and `max_frame_age_s` do not apply.
             max_fps: most frames/s that the reader gets.
-            staleness_s: a frame older than this when its turn comes is dropped.
+            max_frame_age_s: a frame older than this when its turn comes is dropped.
             changed: shared by the slots of one `Batcher`.
         """
         self.camera_id = camera_id
@@ -107,7 +107,7 @@ class LatestSlot:
         self._leased = 0
         self._lossless = lossless
         self._interval_ns = 0 if lossless or max_fps is None else int(1e9 / max_fps)
-        self._staleness_ns = None if lossless or staleness_s is None else int(staleness_s * 1e9)
+        self._max_frame_age_ns = None if lossless or max_frame_age_s is None else int(max_frame_age_s * 1e9)
         self._clock = clock
         self._layout: tuple[int, int, PixelFormat] | None = None
         self._buffers: list[NDArray[np.uint8]] = []  # all of this layout, whoever has them; leases may hold others too
@@ -235,7 +235,7 @@ class LatestSlot:
         """
         if self._waiting is None or self._leased >= self._leases:
             return None
-        if self._staleness_ns is not None and now_ns - self._waiting.meta.captured_ns > self._staleness_ns:
+        if self._max_frame_age_ns is not None and now_ns - self._waiting.meta.captured_ns > self._max_frame_age_ns:
             self._drop_waiting(DropReason.STALE)
             return None
         return self._due_ns

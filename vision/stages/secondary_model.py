@@ -283,7 +283,7 @@ class CascadeStage:
         """What is sure enough to be told, the surest first."""
         order = np.argsort(-scores, kind="stable")
         for at in order[: 1 if self._classifier.exclusive else None].tolist():
-            if scores[at] >= self._config.score:
+            if scores[at] >= self._config.score_threshold:
                 name = self._classifier.class_names[at]
                 yield Attribute(self._classifier.name, name, float(scores[at]), seen_ns)
 

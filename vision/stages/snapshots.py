@@ -61,7 +61,7 @@ class SnapshotStage:
         encode: Callable[[Frame], bytes],
         *,
         kinds: Sequence[str] | None = None,
-        most_files: int = 10_000,
+        max_files: int = 10_000,
         most_bytes: int = 10**9,
         lossless: bool = False,
     ) -> None:
@@ -77,7 +77,7 @@ class SnapshotStage:
         self._folder = folder
         self._encode = encode
         self._kinds = None if kinds is None else frozenset(kinds)
-        self._most_files = most_files
+        self._max_files = max_files
         self._most_bytes = most_bytes
         self._lossless = lossless
         self._sizes = _found_in(folder)
@@ -168,7 +168,7 @@ class SnapshotStage:
         self._prune()
 
     def _prune(self) -> None:
-        while len(self._sizes) > 1 and (len(self._sizes) > self._most_files or self._nbytes > self._most_bytes):
+        while len(self._sizes) > 1 and (len(self._sizes) > self._max_files or self._nbytes > self._most_bytes):
             oldest = next(iter(self._sizes))
             with contextlib.suppress(OSError):  # somebody was quicker, or keeps it
                 (self._folder / oldest).unlink()

@@ -16,7 +16,7 @@ from vision.types import Detections, FrameMeta, Result
 class TrackStage:
     """Detections become tracks, with a tracker for each camera and epoch.
 
-    An object is published once it was found with `score` (`detect.score` in camera.yaml) and, of course, with
+    An object is published once it was found with `score` (`detect.score_threshold` in camera.yaml) and, of course, with
     `TrackConfig.new_score`. From then on it is published wherever it is followed, also while it is found with less: so
     a detector before this stage reports down to `detector_score`.
     """

@@ -322,7 +322,7 @@ def crowd(*numbers: int) -> Iterator[Tracks]:
 
 
 def test_crowding_begins_above_and_ends_at_or_below() -> None:
-    stage = analytics(zones=[zone(crowded_above=2)])
+    stage = analytics(zones=[zone(crowd_threshold=2)])
     events = [event for event in play(stage, crowd(1, 2, 3, 4)) if event.kind == "crowded"]
     assert [dict(event.data) for event in events] == [{"phase": "begin", "occupancy": 3, "above": 2}]
     events = [event for event in play(stage, [*crowd(4), *[*crowd(2)] * 20]) if event.kind == "crowded"]
@@ -333,7 +333,7 @@ def test_crowding_begins_above_and_ends_at_or_below() -> None:
 
 def test_crowding_lasts_crowded_for_s_without_a_break() -> None:
     """Somebody steps out for a moment every second: it is never crowded for 1.5 s; then he stays."""
-    stage = analytics(zones=[zone(crowded_above=2, crowded_for_s=1.5)])
+    stage = analytics(zones=[zone(crowd_threshold=2, crowded_for_s=1.5)])
     inside = [(1, (300, 500)), (2, (400, 500))]
     out, back = tracks(*inside, (3, (100, 500))), tracks(*inside, (3, (500, 500)))
     restless = [event for event in play(stage, [*[out] * 2, *[back] * 10] * 5) if event.kind == "crowded"]
@@ -345,7 +345,7 @@ def test_crowding_lasts_crowded_for_s_without_a_break() -> None:
 
 
 def test_a_restart_ends_what_lasts_and_keeps_counters() -> None:
-    stage = analytics(zones=[zone(crowded_above=1, dwell_s=0.2)])
+    stage = analytics(zones=[zone(crowd_threshold=1, dwell_s=0.2)])
     play(stage, [*crowd(2)] * 5)
     events = stage.restart(1000, 1000, _now_ns)
     assert sorted(kinds(events)) == [("crowded", "end"), *[("dwelling", "end")] * 2, *[("zone_left", "instant")] * 2]
@@ -381,7 +381,7 @@ def test_a_clock_that_jumps_back_forgets_nobody(jump_s: float) -> None:
 
 @pytest.mark.parametrize("jump_s", [5.0, 86_400.0])
 def test_a_clock_that_jumps_ahead_forgets_everybody_and_makes_nothing_last(jump_s: float) -> None:
-    stage = analytics(zones=[zone(dwell_s=3, crowded_above=1, crowded_for_s=3)])
+    stage = analytics(zones=[zone(dwell_s=3, crowd_threshold=1, crowded_for_s=3)])
     play(stage, [*crowd(2)] * 10)
     events = play(stage, crowd(2), step_ns=round(jump_s * 1e9))
     assert kinds(events) == [("zone_left", "instant")] * 2 + [("zone_entered", "instant")] * 2

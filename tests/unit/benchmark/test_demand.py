@@ -26,7 +26,7 @@ def test_recordings_and_generators_begin_with_the_program() -> None:
 
 
 def test_a_live_camera_begins_at_any_time() -> None:
-    found = demand(camera("rtsp://127.0.0.1:1/x", open_timeout_s=1, via="opencv"), ("bgr",))
+    found = demand(camera("rtsp://127.0.0.1:1/x", open_timeout_s=1, reader="opencv"), ("bgr",))
     assert not found.in_step
     assert not found.drawn
 

@@ -78,7 +78,7 @@ def test_two_batches_at_once_do_twice_as_much() -> None:
 
 
 def test_an_old_frame_is_dropped_and_not_inferred() -> None:
-    found = forecast(cameras(4, staleness_s=0.005), detector(20.0), HOST)
+    found = forecast(cameras(4, max_frame_age_s=0.005), detector(20.0), HOST)
     assert found.published_per_s < 50
     assert all(camera.latency.max_ms <= 25 + 0.1 for camera in found.cameras)
 

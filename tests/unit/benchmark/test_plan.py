@@ -126,7 +126,7 @@ LARGE = gpu_bench(rows=tuple(stage(mode, "fp16", 16, rate=1, ms=1, busy=1, slots
     ("made", "detect", "hint"),
     [
         (gpu_bench(), {"precision": "bf16"}, "--backend tensorrt --precision bf16 --json"),
-        (gpu_bench(), {"precision": "fp16", "slots": 5}, "--backend tensorrt --slots 5 --json"),
+        (gpu_bench(), {"precision": "fp16", "batches_in_flight": 5}, "--backend tensorrt --slots 5 --json"),
         (gpu_bench(slots=3), {"precision": "fp16"}, "--backend tensorrt --slots 4 --json"),
         (gpu_bench(slots=4, machine=JETSON), {"precision": "fp16"}, "--backend tensorrt --slots 3 --json"),
         (gpu_bench(slots=3), {"precision": "bf16"}, "--precision bf16 --slots 4 --json"),
@@ -146,7 +146,7 @@ def test_a_file_with_more_slots_than_usual_is_read_where_the_usual_ones_are() ->
     both = replace(more, rows=usual.rows + more.rows)
     costs = costs_of(both, site(detect={"precision": "fp16"}))
     assert (costs.detector.slots, costs.detector.parallel) == (4, 3)
-    assert costs_of(both, site(detect={"precision": "fp16", "slots": 6})).detector.slots == 6
+    assert costs_of(both, site(detect={"precision": "fp16", "batches_in_flight": 6})).detector.slots == 6
 
 
 @pytest.mark.parametrize("backend", ["fake", "onnxruntime"])
@@ -199,7 +199,7 @@ def test_a_plan_from_a_file() -> None:
 def test_a_plan_from_what_is_measured_now_and_whether_it_is_so() -> None:
     said: list[str] = []
     config = site("synthetic:64x48@20")
-    away = CameraConfig(id="c1", source="rtsp://127.0.0.1:1/x", open_timeout_s=1, via="opencv")
+    away = CameraConfig(id="c1", source="rtsp://127.0.0.1:1/x", open_timeout_s=1, reader="opencv")
     config = config.model_copy(update={"cameras": (*config.cameras, away)})
     plan = make_plan(config, None, seconds=0.2, say=said.append)
     assert said == ["cameras", "detector", "threads", "hand-overs", "rehearsal"]

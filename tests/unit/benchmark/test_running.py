@@ -291,7 +291,7 @@ def test_a_folder_of_frames_has_the_rate_that_is_asked_for(tmp_path: Path) -> No
 
 def test_a_camera_that_is_away_is_assumed() -> None:
     known = [DecodeCost("synthetic", 1, 1, 9, 9, 9), DecodeCost("path", 960, 540, 2.0, 0.5, 3.0)]
-    found = demand(camera("rtsp://127.0.0.1:1/x", open_timeout_s=1, via="opencv"), ("bgr",), known)
+    found = demand(camera("rtsp://127.0.0.1:1/x", open_timeout_s=1, reader="opencv"), ("bgr",), known)
     assert (found.fps, found.width_px, found.height_px) == (25.0, 1920, 1080)
     assert (found.grab_ms, found.retrieve_ms, found.cpu_ms) == (8.0, 2.0, 12.0)
     assert "taken as 1920x1080 at 25 frames/s" in found.assumed

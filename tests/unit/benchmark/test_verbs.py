@@ -77,9 +77,9 @@ def test_wrong_arguments(parse: Callable[[str], object], text: str) -> None:
 
 
 def test_limits_are_those_of_the_configuration() -> None:
-    DetectConfig(max_batch=MOST_BATCH, slots=MOST_SLOTS)
+    DetectConfig(max_batch=MOST_BATCH, batches_in_flight=MOST_SLOTS)
     with pytest.raises(ValueError, match="2 validation errors"):
-        DetectConfig(max_batch=MOST_BATCH + 1, slots=MOST_SLOTS + 1)
+        DetectConfig(max_batch=MOST_BATCH + 1, batches_in_flight=MOST_SLOTS + 1)
 
 
 @pytest.mark.parametrize(

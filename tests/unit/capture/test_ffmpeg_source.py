@@ -206,7 +206,7 @@ def served(*images: bytes, pause_s: float = 0.0, status: int = 200) -> Iterator[
 
 
 def source_of(address: str, **settings: object) -> PyAVSource:
-    camera = CameraConfig.model_validate({"id": "gate", "source": f"http://{address}", "via": "ffmpeg", **settings})
+    camera = CameraConfig.model_validate({"id": "gate", "source": f"http://{address}", "reader": "ffmpeg", **settings})
     return PyAVSource(camera, ALL)
 
 

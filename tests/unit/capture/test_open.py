@@ -38,17 +38,17 @@ def opened(source: str, **options: object) -> Source:
 @pytest.mark.parametrize(
     ("source", "options", "expected"),
     [
-        ("rtsp://10.0.0.4/a", {"via": "opencv"}, LiveCapture),
-        ("rtsps://10.0.0.4/a", {"via": "opencv"}, LiveCapture),
-        ("rtsp://10.0.0.4/a", {"via": "ffmpeg"}, PyAVSource),
+        ("rtsp://10.0.0.4/a", {"reader": "opencv"}, LiveCapture),
+        ("rtsps://10.0.0.4/a", {"reader": "opencv"}, LiveCapture),
+        ("rtsp://10.0.0.4/a", {"reader": "ffmpeg"}, PyAVSource),
         ("http://10.0.0.4/a.mjpg", {}, PyAVSource),
-        ("http://10.0.0.4/a.mjpg", {"via": "ffmpeg"}, PyAVSource),
-        ("https://10.0.0.4/a.mjpg", {"via": "opencv"}, LiveCapture),
+        ("http://10.0.0.4/a.mjpg", {"reader": "ffmpeg"}, PyAVSource),
+        ("https://10.0.0.4/a.mjpg", {"reader": "opencv"}, LiveCapture),
         ("/dev/video3", {}, LiveCapture),
         ("/dev/v4l/by-id/usb-camera", {}, LiveCapture),
         ("clip.mp4", {}, PyAVFile),
-        ("clip.mp4", {"via": "ffmpeg"}, PyAVFile),
-        ("clip.mp4", {"via": "opencv", "loop": True}, VideoFile),
+        ("clip.mp4", {"reader": "ffmpeg"}, PyAVFile),
+        ("clip.mp4", {"reader": "opencv", "loop": True}, VideoFile),
         ("frame.JPG", {}, ImageFolder),
         ("folder", {}, ImageFolder),
         ("synthetic:", {}, Synthetic),
@@ -63,7 +63,7 @@ def test_which_class(
 
 
 @pytest.mark.parametrize(
-    ("formats", "via", "expected"),
+    ("formats", "reader", "expected"),
     [
         (("nv12", "i420", "bgrx", "bgr"), "auto", PyAVFile),
         (("i420",), "auto", PyAVFile),
@@ -77,7 +77,7 @@ def test_a_file_is_read_by_what_gives_the_cheapest_format(
     formats: tuple[PixelFormat, ...], via: str, expected: type
 ) -> None:
     """Of the detectors, TensorRT's takes what FFmpeg decodes to; ONNX Runtime's would convert it as OpenCV does."""
-    assert type(open_source(camera("clip.mp4", via=via), offline=False, pixel_formats=formats)) is expected
+    assert type(open_source(camera("clip.mp4", reader=via), offline=False, pixel_formats=formats)) is expected
 
 
 def test_what_is_not_installed_is_not_chosen() -> None:
@@ -105,7 +105,7 @@ def test_rtsp_goes_through_gstreamer_where_that_can_and_the_log_says_where_not(
 
 
 @pytest.mark.parametrize(
-    ("missing", "source", "via", "expected", "said"),
+    ("missing", "source", "reader", "expected", "said"),
     [
         (["gi"], "rtsp://10.0.0.4/a", "auto", "PyAVSource", "through ffmpeg, because PyGObject is not there"),
         (["gi", "av"], "rtsp://10.0.0.4/a", "auto", "LiveCapture", "through opencv, because PyGObject is not there"),
@@ -133,7 +133,7 @@ sys.modules.update(dict.fromkeys({missing!r}))
 from vision.capture.open import open_source
 from vision.config.app import CameraConfig
 from vision.errors import SourceError
-camera = CameraConfig(id="gate", source={source!r}, via={via!r})
+camera = CameraConfig(id="gate", source={source!r}, reader={via!r})
 try:
     print(type(open_source(camera, offline=False, pixel_formats=("nv12", "bgr"))).__name__)
 except SourceError as error:
@@ -147,13 +147,13 @@ except SourceError as error:
 
 @pytest.mark.parametrize("source", ["csi:0", "rtsp://10.0.0.4/a"])
 def test_gstreamer_that_was_asked_for_and_cannot_is_an_error(source: str) -> None:
-    one = camera(source, via="gstreamer")
+    one = camera(source, reader="gstreamer")
     reason = available(one)
     if reason is None:
-        assert type(opened(source, via="gstreamer")) is GStreamerSource
+        assert type(opened(source, reader="gstreamer")) is GStreamerSource
         return
     with pytest.raises(SourceError, match="GStreamer cannot open it"):
-        opened(source, via="gstreamer")
+        opened(source, reader="gstreamer")
 
 
 def test_with_gstreamer_other_libraries_can_still_throw() -> None:
@@ -179,7 +179,7 @@ def test_what_wants_bgr_is_not_opened_through_nvdec(
     source: str, expected: type, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Drawing and evaluating, which need no graphics card."""
-    one = CameraConfig.model_validate({"id": f"gate-{expected.__name__}", "source": source, "via": "nvdec"})
+    one = CameraConfig.model_validate({"id": f"gate-{expected.__name__}", "source": source, "reader": "nvdec"})
     assert type(open_source(one, offline=False, pixel_formats=("bgr",))) is expected
     assert "not through nvdec, because that gives nv12, and bgr is wanted" in caplog.text
 
@@ -190,7 +190,7 @@ def link_of(source: Source) -> object:
 
 
 def test_what_a_network_camera_is_told() -> None:
-    source = opened("rtsp://10.0.0.4/a", via="opencv", transport="udp", open_timeout_s=3, read_timeout_s=7)
+    source = opened("rtsp://10.0.0.4/a", reader="opencv", transport="udp", open_timeout_s=3, read_timeout_s=7)
     assert link_of(source) == NetworkLink("rtsp://10.0.0.4/a", "udp", 3.0, 7.0)
 
 
@@ -217,11 +217,11 @@ def test_what_is_live(source: str, offline: bool, live: bool) -> None:
 @pytest.mark.parametrize(
     ("source", "options", "formats", "message"),
     [
-        ("clip.mp4", {"via": "opencv"}, ("nv12",), "OpenCV delivers bgr frames"),
+        ("clip.mp4", {"reader": "opencv"}, ("nv12",), "OpenCV delivers bgr frames"),
         ("frame.jpg", {}, ("nv12",), "OpenCV delivers bgr frames"),
-        ("frame.jpg", {"via": "ffmpeg"}, FORMATS, "expected no `via: ffmpeg`.*images are read with OpenCV"),
-        ("/dev/video3", {"via": "opencv"}, ("nv12",), "OpenCV delivers bgr frames"),
-        ("http://10.0.0.4/a", {"via": "opencv"}, ("nv12",), "OpenCV delivers bgr frames"),
+        ("frame.jpg", {"reader": "ffmpeg"}, FORMATS, "expected no `reader: ffmpeg`.*images are read with OpenCV"),
+        ("/dev/video3", {"reader": "opencv"}, ("nv12",), "OpenCV delivers bgr frames"),
+        ("http://10.0.0.4/a", {"reader": "opencv"}, ("nv12",), "OpenCV delivers bgr frames"),
         ("synthetic:640x480?objcts=3", {}, FORMATS, "unknown option 'objcts'"),
     ],
 )

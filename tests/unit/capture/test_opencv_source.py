@@ -114,7 +114,9 @@ def test_a_position_that_can_be_believed(position_ms: float, expected: int | Non
 
 def test_a_detector_that_takes_no_bgr() -> None:
     require_bgr(("nv12", "bgr"), "gate")
-    with pytest.raises(SourceError, match=r"OpenCV delivers bgr frames, the detector takes nv12, i420(.|\n)*via: gst"):
+    with pytest.raises(
+        SourceError, match=r"OpenCV delivers bgr frames, the detector takes nv12, i420(.|\n)*reader: gst"
+    ):
         require_bgr(("nv12", "i420"), "gate")
 
 

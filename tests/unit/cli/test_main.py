@@ -152,7 +152,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         silent.listen()
         source = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/x"
         cameras = [
-            {"id": "a", "source": source, "via": "opencv", "open_timeout_s": 60},
+            {"id": "a", "source": source, "reader": "opencv", "open_timeout_s": 60},
             {"id": "b", "source": SYNTHETIC},
         ]
         with started("run", str(write_config(tmp_path, cameras=cameras, stop_timeout_s=60))) as process:
@@ -191,7 +191,7 @@ def test_port_in_use(tmp_path: Path) -> None:
     ("top", "expected"),
     [
         ({"colour": 1}, "colour"),
-        ({"detect": {"score": "high"}}, "detect.score"),
+        ({"detect": {"score_threshold": "high"}}, "detect.score_threshold"),
         ({"detect": {"backend": "fake", "classes": ["rde"]}}, "red"),
         ({"cameras": [{"id": "a", "source": "x.mp4"}, {"id": "a", "source": "y.mp4"}]}, "cameras"),
         ({"cameras": [{"id": "a", "source": "rtsp://u:${NO_SUCH_VARIABLE}@h/x"}]}, "NO_SUCH_VARIABLE"),

@@ -88,4 +88,4 @@ def test_defaults() -> None:
     line = LineConfig(name="a", points=((0, 0), (9, 9)))
     zone = ZoneConfig(name="b", polygon=((0, 0), (9, 0), (9, 9)))
     assert (line.direction, line.anchor, line.classes) == ("both", "bottom-center", None)
-    assert (zone.crowded_above, zone.crowded_for_s, zone.dwell_s, zone.anchor) == (None, 0.0, None, "bottom-center")
+    assert (zone.crowd_threshold, zone.crowded_for_s, zone.dwell_s, zone.anchor) == (None, 0.0, None, "bottom-center")

@@ -223,33 +223,36 @@ def camera(**options: object) -> str:
             ["1: cameras[0].width: has no effect on", "1: cameras[0].height: has no effect on"],
         ),
         (
-            camera(source="csi:0", via="opencv"),
-            ["1: cameras[0].via: expected 'auto' or 'gstreamer' for this kind of source, got 'opencv'"],
+            camera(source="csi:0", reader="opencv"),
+            ["1: cameras[0].reader: expected 'auto' or 'gstreamer' for this kind of source, got 'opencv'"],
         ),
         (
-            camera(source="a.mp4", via="gstreamer"),
-            ["1: cameras[0].via: expected 'auto', 'opencv', 'ffmpeg' or 'nvdec' for this kind of source"],
+            camera(source="a.mp4", reader="gstreamer"),
+            ["1: cameras[0].reader: expected 'auto', 'opencv', 'ffmpeg' or 'nvdec' for this kind of source"],
         ),
-        (camera(source="a.mp4", via="ffmpeg", loop="true"), []),
-        (camera(source="'synthetic:'", via="opencv"), ["1: cameras[0].via: expected 'auto' for this kind of source"]),
-        (camera(source="/dev/video0", via="gstreamer"), []),
+        (camera(source="a.mp4", reader="ffmpeg", loop="true"), []),
         (
-            camera(source="/dev/video0", via="ffmpeg"),
-            ["1: cameras[0].via: expected 'auto', 'opencv' or 'gstreamer' for this kind of source, got 'ffmpeg'"],
+            camera(source="'synthetic:'", reader="opencv"),
+            ["1: cameras[0].reader: expected 'auto' for this kind of source"],
         ),
-        (camera(source="'rtsp://10.0.0.4/a'", via="ffmpeg"), []),
-        (camera(source="'rtsp://10.0.0.4/a'", via="nvdec"), []),
-        (camera(source="'http://10.0.0.4/a'", via="nvdec"), []),
-        (camera(source="a.mp4", via="nvdec", loop="true"), []),
+        (camera(source="/dev/video0", reader="gstreamer"), []),
         (
-            camera(source="/dev/video0", via="nvdec"),
-            ["1: cameras[0].via: expected 'auto', 'opencv' or 'gstreamer' for this kind of source, got 'nvdec'"],
+            camera(source="/dev/video0", reader="ffmpeg"),
+            ["1: cameras[0].reader: expected 'auto', 'opencv' or 'gstreamer' for this kind of source, got 'ffmpeg'"],
+        ),
+        (camera(source="'rtsp://10.0.0.4/a'", reader="ffmpeg"), []),
+        (camera(source="'rtsp://10.0.0.4/a'", reader="nvdec"), []),
+        (camera(source="'http://10.0.0.4/a'", reader="nvdec"), []),
+        (camera(source="a.mp4", reader="nvdec", loop="true"), []),
+        (
+            camera(source="/dev/video0", reader="nvdec"),
+            ["1: cameras[0].reader: expected 'auto', 'opencv' or 'gstreamer' for this kind of source, got 'nvdec'"],
         ),
         (
-            camera(source="'rtsp://10.0.0.4/a'", via="nvdec", transport="udp"),
-            ["1: cameras[0].transport: expected tcp with via: nvdec"],
+            camera(source="'rtsp://10.0.0.4/a'", reader="nvdec", transport="udp"),
+            ["1: cameras[0].transport: expected tcp with reader: nvdec"],
         ),
-        (camera(source="'http://10.0.0.4/a'", via="ffmpeg"), []),
+        (camera(source="'http://10.0.0.4/a'", reader="ffmpeg"), []),
         (
             "cameras:\n- {id: a, source: csi:0}\n- {id: b, source: csi:1}\n- {id: a, source: csi:2}\n",
             ["4: cameras[2].id: expected another name than cameras[0].id on line 2 has"],
@@ -321,9 +324,9 @@ ONE_PIXEL = "all within one pixel; expected units: fraction beside lines and zon
         ),
         (
             "  gate: {zones: [{name: a, polygon: [[0, 0], [9, 0], [9, 9]], crowded_for_s: 5}]}",
-            ["5: analytics.gate.zones[0].crowded_for_s: has no effect without crowded_above"],
+            ["5: analytics.gate.zones[0].crowded_for_s: has no effect without crowd_threshold"],
         ),
-        ("  gate: {zones: [{name: a, polygon: [[0, 0], [9, 0], [9, 9]], crowded_for_s: 5, crowded_above: 0}]}", []),
+        ("  gate: {zones: [{name: a, polygon: [[0, 0], [9, 0], [9, 9]], crowded_for_s: 5, crowd_threshold: 0}]}", []),
         (
             "  gate: {lines: [{name: a, points: [[0, 0], [9, 9]], classes: [car, bus]}]}",
             ["5: analytics.gate.lines[0].classes[1]: never seen, because detect.classes leaves it out"],
@@ -445,4 +448,4 @@ def test_a_ten_line_model_card_is_enough() -> None:
             "licence": "MIT",
         }
     )
-    assert (spec.nms.iou, spec.input.letterbox, spec.head.strides) == (0.6, "center", (8, 16, 32))
+    assert (spec.nms.iou_threshold, spec.input.letterbox, spec.head.strides) == (0.6, "center", (8, 16, 32))

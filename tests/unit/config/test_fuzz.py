@@ -125,7 +125,7 @@ SHAPE = section(
     "direction",
     "classes",
     "anchor",
-    "crowded_above",
+    "crowd_threshold",
     "crowded_for_s",
     "dwell_s",
     "zzz",
@@ -134,14 +134,14 @@ SHAPE = section(
     polygon=POINTS,
 )
 CAMERA = section(
-    "via",
+    "reader",
     "transport",
     "width",
     "height",
     "fps",
     "max_fps",
     "loop",
-    "staleness_s",
+    "max_frame_age_s",
     id=st.sampled_from(["gate", "yard", "${A}"]),
     source=st.sampled_from(TEXTS),
 )
@@ -154,7 +154,7 @@ SITE = st.fixed_dictionaries(
             max_size=3,
         )
         | ANYTHING,
-        "detect": section("backend", "score", "iou", "classes", "precision", "max_batch"),
+        "detect": section("backend", "score_threshold", "iou_threshold", "classes", "precision", "max_batch"),
         "publish": section("encoding", "queue", bind=st.sampled_from(TEXTS)),
         "pipeline": st.sampled_from(TEXTS),
         "model": st.sampled_from(TEXTS),

@@ -20,10 +20,10 @@ analytics:
   gate:
     lines: [{name: door, points: [[1, 1], [9, 9]]}]
     zones:
-      - {name: queue, polygon: [[0, 0], [9, 0], [0, 9]], crowded_above: 5, crowded_for_s: 5, dwell_s: 30}
+      - {name: queue, polygon: [[0, 0], [9, 0], [0, 9]], crowd_threshold: 5, crowded_for_s: 5, dwell_s: 30}
       - {name: lawn, polygon: [[0, 0], [9, 0], [0, 9]]}
   yard:
-    zones: [{name: queue, polygon: [[0, 0], [9, 0], [0, 9]], crowded_above: 5}]
+    zones: [{name: queue, polygon: [[0, 0], [9, 0], [0, 9]], crowd_threshold: 5}]
 """
 
 
@@ -131,7 +131,7 @@ def test_a_rule_made_in_python_is_held_to_the_grammar() -> None:
         ),
         (
             "[{name: r, when: crowded lawn}]",
-            ["rules[0].when: lawn in analytics.gate has no crowded_above, so it is never crowded"],
+            ["rules[0].when: lawn in analytics.gate has no crowd_threshold, so it is never crowded"],
         ),
         (
             "[{name: r, when: dwelling queue}]",
@@ -183,13 +183,13 @@ def test_a_model_made_in_python_is_checked_alike() -> None:
             ["snapshots.kinds[1]: expected line_crossed, zone_entered, zone_left, crowded, dwelling or rule, got"],
         ),
         ("pipeline: count\nsnapshots: {folder: ~/x}", ["snapshots.folder: expected the whole path, got '~/x'"]),
-        ("state: ''", ["state: expected the path of a folder, got ''"]),
-        ("publish: {replay: 'tcp://*:5556'}", ["publish.replay: needs state: the folder in which events are kept"]),
-        ("state: s\npublish: {replay: 'tcp://*:5556'}", []),
-        ("state: s\npublish: {replay: 'tcp://*:*', bind: 'tcp://*:*'}", []),
-        ("state: s\npublish: {replay: 'tcp://*:5555'}", ["publish.replay: expected another address and port than"]),
+        ("state_dir: ''", ["state_dir: expected the path of a folder, got ''"]),
+        ("publish: {replay: 'tcp://*:5556'}", ["publish.replay: needs state_dir: the folder in which events are kept"]),
+        ("state_dir: s\npublish: {replay: 'tcp://*:5556'}", []),
+        ("state_dir: s\npublish: {replay: 'tcp://*:*', bind: 'tcp://*:*'}", []),
+        ("state_dir: s\npublish: {replay: 'tcp://*:5555'}", ["publish.replay: expected another address and port than"]),
         (
-            "state: s\npublish: {replay: 'ipc:///a', bind: 'ipc:///a'}",
+            "state_dir: s\npublish: {replay: 'ipc:///a', bind: 'ipc:///a'}",
             ["publish.replay: expected another address and port than publish.bind has"],
         ),
     ],
@@ -211,18 +211,18 @@ def test_what_is_no_folder(name: str) -> None:
 def test_folders_start_at_the_file(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     text = "pipeline: count\ncameras: [{id: a, source: a.mp4}]\n"
-    path.write_text(text + "state: s\nsnapshots: {folder: shots}\ncascade: {model: ./m}\n")
+    path.write_text(text + "state_dir: s\nsnapshots: {folder: shots}\ncascade: {model: ./m}\n")
     site = load_config(path, {})
     assert site.snapshots is not None and site.cascade is not None
-    assert (site.state, site.snapshots.folder, site.cascade.model) == (
+    assert (site.state_dir, site.snapshots.folder, site.cascade.model) == (
         f"{tmp_path}/s",
         f"{tmp_path}/shots",
         f"{tmp_path}/m",
     )
-    path.write_text(text + "state: /var/lib/vision/x\ncascade: {model: clothes}\n")
+    path.write_text(text + "state_dir: /var/lib/vision/x\ncascade: {model: clothes}\n")
     site = load_config(path, {})
     assert site.cascade is not None
-    assert (site.state, site.cascade.model) == ("/var/lib/vision/x", "clothes")
+    assert (site.state_dir, site.cascade.model) == ("/var/lib/vision/x", "clothes")
 
 
 def test_the_cascade_looks_at_classes_that_there_are(tmp_path: Path) -> None:

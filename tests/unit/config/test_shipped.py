@@ -243,12 +243,12 @@ def test_the_reference_shows_every_key_with_its_limits_and_default() -> None:
 @pytest.mark.parametrize(
     ("pattern", "replacement", "fault"),
     [
-        (r"  score: 0.35\n", "", "detect.score: missing"),
+        (r"  score_threshold: 0.35\n", "", "detect.score_threshold: missing"),
         (r"    crowded_for_s: 0.0\n", "", "zones[].crowded_for_s: missing"),
-        (r"  score: 0.35\n", "  score: 0.5\n", "detect.score: expected the default 0.35"),
-        (r"default 0.35\)", "default 0.4)", "detect.score: expected (a number from 0 to 1; default 0.35)"),
+        (r"  score_threshold: 0.35\n", "  score_threshold: 0.5\n", "detect.score_threshold: expected the default 0.35"),
+        (r"default 0.35\)", "default 0.4)", "detect.score_threshold: expected (a number from 0 to 1; default 0.35)"),
         (r"from 1 to 256; default 8", "from 1 to 128; default 8", "detect.max_batch: expected (a whole number"),
-        (r"  # Lowest score.*\n", "", "detect.score: not explained"),
+        (r"  # Lowest score.*\n", "", "detect.score_threshold: not explained"),
         (r"node: station-7\n", "node: station-7\nnod: b\n", "nod: not in the schema"),
         (r"        direction: both\n", "        direction: in\n", "lines[].direction: expected the default both"),
     ],

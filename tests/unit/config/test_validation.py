@@ -41,7 +41,7 @@ SITE_CASES: list[tuple[str, str, str]] = [
     ("missing", "{}\n", "1: cameras: missing; expected a list of at least 1 entry"),
     (
         "missing",
-        "detect:\n  score: 0\ncameras:\n  - source: csi:0\n",
+        "detect:\n  score_threshold: 0\ncameras:\n  - source: csi:0\n",
         f"4: cameras[0].id: missing; expected {NAME}",
     ),
     (
@@ -68,12 +68,12 @@ SITE_CASES: list[tuple[str, str, str]] = [
     (
         "extra_forbidden",
         GOOD + "publish: {zzz: 4}",
-        "3: publish.zzz: unknown key; expected bind, encoding, queue, replay or keep_events",
+        "3: publish.zzz: unknown key; expected bind, encoding, queue, replay or max_events",
     ),
     (
         "extra_forbidden",
         GOOD + "publish: {'': 4}",
-        "3: publish['']: unknown key; expected bind, encoding, queue, replay or keep_events",
+        "3: publish['']: unknown key; expected bind, encoding, queue, replay or max_events",
     ),
     (
         "value_error",
@@ -121,7 +121,11 @@ SITE_CASES: list[tuple[str, str, str]] = [
     ("float_type", GOOD + "stop_timeout_s: true", f"3: stop_timeout_s: expected {SECONDS}, got true"),
     ("float_type", GOOD + "stop_timeout_s:", f"3: stop_timeout_s: expected {SECONDS}, got nothing"),
     ("greater_than", GOOD + "stop_timeout_s: 0", f"3: stop_timeout_s: expected {SECONDS}, got 0"),
-    ("greater_than_equal", GOOD + "detect: {score: -0.1}", "3: detect.score: expected a number from 0 to 1, got -0.1"),
+    (
+        "greater_than_equal",
+        GOOD + "detect: {score_threshold: -0.1}",
+        "3: detect.score_threshold: expected a number from 0 to 1, got -0.1",
+    ),
     (
         "int_type",
         GOOD + "detect: {max_batch: 1.5}",
@@ -137,7 +141,11 @@ SITE_CASES: list[tuple[str, str, str]] = [
         GOOD + "detect: {max_batch: 257}",
         "3: detect.max_batch: expected a whole number from 1 to 256, got 257",
     ),
-    ("less_than_equal", GOOD + "detect: {slots: 9}", "3: detect.slots: expected a whole number from 1 to 8, got 9"),
+    (
+        "less_than_equal",
+        GOOD + "detect: {batches_in_flight: 9}",
+        "3: detect.batches_in_flight: expected a whole number from 1 to 8, got 9",
+    ),
     (
         "literal_error",
         (CAMERA % "transport: tpc").replace("a.mp4", "rtsp://h"),
@@ -312,7 +320,7 @@ cameras:
     source: rstp://x
     loop: maybe
 detect:
-  score: 2
+  score_threshold: 2
 publish: {bind: here}
 node: [a]
 detect: {}
@@ -331,7 +339,7 @@ def test_all_faults_come_at_once_in_the_order_of_the_file() -> None:
         "camera.yaml:3 cameras[1].width",
         "camera.yaml:5 cameras[2].source",
         "camera.yaml:6 cameras[2].loop",
-        "camera.yaml:8 detect.score",
+        "camera.yaml:8 detect.score_threshold",
         "camera.yaml:9 publish.bind",
         "camera.yaml:10 node",
         "camera.yaml:11 detect",

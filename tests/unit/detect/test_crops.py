@@ -77,7 +77,7 @@ def test_a_jpeg_shows_the_frame(pixel_format: PixelFormat) -> None:
 
 @pytest.mark.parametrize(("longest", "shape"), [(320, (240, 320, 3)), (640, (480, 640, 3)), (100, (75, 100, 3))])
 def test_large_frames_are_made_smaller(longest: int, shape: tuple[int, ...]) -> None:
-    assert decoded(JpegEncoder(longest_side_px=longest).encode(scene("bgr"))).shape == shape
+    assert decoded(JpegEncoder(max_side_px=longest).encode(scene("bgr"))).shape == shape
 
 
 def test_a_lower_quality_makes_smaller_files() -> None:

@@ -41,7 +41,7 @@ file: mine.onnx
 input: {width: 64, height: 64, scale: 0.00392156862745098, letterbox: top-left}
 head: HEAD
 classes: [cat, dog, "traffic light"]
-nms: {iou: 0.5, max_objects: 50}
+nms: {iou_threshold: 0.5, max_objects: 50}
 licence: CC0-1.0
 """
 
@@ -49,7 +49,7 @@ Floats = NDArray[np.float32]
 
 
 def detect(**options: Any) -> DetectConfig:
-    return DetectConfig.model_validate({"backend": "onnxruntime", "threads": 1, "slots": 1, **options})
+    return DetectConfig.model_validate({"backend": "onnxruntime", "threads": 1, "batches_in_flight": 1, **options})
 
 
 def save_mine(folder: Path, head: str, outputs: Mapping[str, Floats], **options: Any) -> Path:
@@ -157,7 +157,7 @@ def test_outputs_whose_size_is_known_only_afterwards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "class_id"),
-    [({}, [1]), ({"classes": ["dog"]}, [1]), ({"classes": ["cat"]}, []), ({"score": 0.95}, [])],
+    [({}, [1]), ({"classes": ["dog"]}, [1]), ({"classes": ["cat"]}, []), ({"score_threshold": 0.95}, [])],
 )
 def test_the_configuration_chooses_what_is_found(
     options: Mapping[str, Any], class_id: list[int], tmp_path: Path
@@ -170,7 +170,7 @@ def test_the_configuration_chooses_what_is_found(
 @pytest.mark.parametrize(("iou", "count"), [(None, 1), (0.5, 1), (0.95, 2)])
 def test_the_configuration_overrides_the_nms_threshold(iou: float | None, count: int, tmp_path: Path) -> None:
     folder = save_mine(tmp_path / "mine", *HEADS["yolov8"])
-    with closing(open_folder(folder, iou=iou)) as detector:
+    with closing(open_folder(folder, iou_threshold=iou)) as detector:
         assert len(detected(detector, grey())[0]) == count
 
 
@@ -179,7 +179,7 @@ def test_the_configuration_overrides_the_nms_threshold(iou: float | None, count:
 )
 def test_threads_are_shared_among_the_slots(slots: int, threads: int, parallel: int, tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "colours")
-    with closing(open_folder(folder, slots=slots, threads=threads)) as detector:
+    with closing(open_folder(folder, batches_in_flight=slots, threads=threads)) as detector:
         assert (detector.slots, detector.parallel) == (slots, parallel)
         for slot in range(slots):
             detector.submit(slot, [grey()])
@@ -223,7 +223,7 @@ def test_the_shipped_model_is_complete() -> None:
 
 
 def test_the_shipped_model_sees_nothing_in_grey() -> None:
-    with closing(open_folder(SHIPPED, slots=None, threads=None)) as detector:
+    with closing(open_folder(SHIPPED, batches_in_flight=None, threads=None)) as detector:
         assert detector.slots == 3
         assert detector.class_names == COCO80
         assert len(detected(detector, grey(768, 576))[0]) == 0

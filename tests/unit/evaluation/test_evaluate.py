@@ -34,7 +34,7 @@ from vision.stages.track import TrackStage
 
 def build(site, options, resources):
     publisher = open_publisher(site, options, resources)
-    track = TrackStage(site.track, score=site.detect.score)
+    track = TrackStage(site.track, score=site.detect.score_threshold)
     detector = detector_of(site, options, resources, score=track.detector_score)
     count = AnalyticsStage(site.analytics, detector.class_names)
     cameras = build_cameras(site, options, detector)

@@ -158,7 +158,7 @@ def test_the_pipeline_gets_what_the_configuration_asks_for(
     score: float, published: list[float], tmp_path: Path
 ) -> None:
     """And the evaluation gets everything."""
-    findings = found_in(half_filled(tmp_path), detect={"backend": "fake", "score": score})
+    findings = found_in(half_filled(tmp_path), detect={"backend": "fake", "score_threshold": score})
     assert findings.published(0).scores.tolist() == pytest.approx(published)
     assert findings.detected(0).scores.tolist() == pytest.approx([1.0, 0.5])
 

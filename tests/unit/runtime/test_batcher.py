@@ -176,7 +176,7 @@ def test_buffers_are_reused(make: MakeCamera) -> None:
 
 
 def test_lossless_writer_waits_and_nothing_is_dropped(make: MakeCamera) -> None:
-    camera = make(lossless=True, leases=2, max_fps=1.0, staleness_s=0.001)
+    camera = make(lossless=True, leases=2, max_fps=1.0, max_frame_age_s=0.001)
     camera.write()
     assert camera.slot.write_buffer(0) is None
     camera.clock.advance_ms(10_000)
@@ -237,7 +237,7 @@ def test_max_fps_is_kept(
 
 @pytest.mark.parametrize(("age_ms", "kept"), [(0, True), (499, True), (501, False)])
 def test_stale_frames_are_dropped_and_counted(make: MakeCamera, clock: ManualClock, age_ms: int, kept: bool) -> None:
-    camera = make(staleness_s=0.5)
+    camera = make(max_frame_age_s=0.5)
     camera.write()
     clock.advance_ms(age_ms)
     assert (camera.slot.take() is not None) is kept
@@ -552,7 +552,7 @@ Steps = st.builds(
 def test_every_frame_is_accounted_for(steps: list[str], lossless: bool, leases: int) -> None:
     """And lies in a buffer that was made for frames of its size and format."""
     clock, allocate = ManualClock(), Allocator()
-    slot = LatestSlot("a", allocate, clock=clock, lossless=lossless, leases=leases, max_fps=20.0, staleness_s=0.1)
+    slot = LatestSlot("a", allocate, clock=clock, lossless=lossless, leases=leases, max_fps=20.0, max_frame_age_s=0.1)
     camera = Camera(slot, clock)
     pixel_format: PixelFormat = "bgr"
     held: list[Lease] = []

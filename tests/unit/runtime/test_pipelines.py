@@ -40,7 +40,7 @@ DOCS = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
 SOURCE = "synthetic:320x240@20?frames=100&seed=3&objects=4"
 LIVE = "synthetic:320x240@60?frames=80&seed=3&objects=4"
 MIDDLE = {"name": "middle", "points": ((0.5, 0), (0.5, 1)), "anchor": "center"}
-LEFT = {"name": "left", "polygon": ((0, 0), (0.5, 0), (0.5, 1), (0, 1)), "anchor": "center", "crowded_above": 1}
+LEFT = {"name": "left", "polygon": ((0, 0), (0.5, 0), (0.5, 1), (0, 1)), "anchor": "center", "crowd_threshold": 1}
 
 
 @dataclass
@@ -102,10 +102,10 @@ def test_the_detector_is_asked_for_what_the_tracker_can_use(score: float, asked:
     scores: list[float] = []
 
     def opening(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
-        scores.append(detect.score)
+        scores.append(detect.score_threshold)
         return open_detector(folder, spec, detect)
 
-    run(site("track", detect={"backend": "fake", "score": score}), open_detector=opening)
+    run(site("track", detect={"backend": "fake", "score_threshold": score}), open_detector=opening)
     assert scores == [asked]
 
 
@@ -177,7 +177,7 @@ def test_rules_are_events_too() -> None:
 
 
 def test_an_evaluation_writes_nothing(tmp_path: Path) -> None:
-    run(counting(snapshots={"folder": f"{tmp_path}/shots"}, state=f"{tmp_path}/state"))
+    run(counting(snapshots={"folder": f"{tmp_path}/shots"}, state_dir=f"{tmp_path}/state"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -208,9 +208,9 @@ def test_count_publishes_tracks_events_counts_attributes_and_snapshots(tmp_path:
     config = counting(
         source=SOURCE.replace("@20", "@40"),
         cascade={"model": f"{tmp_path}/paint", "min_size_px": 8},
-        snapshots={"folder": f"{tmp_path}/shots", "kinds": ("line_crossed", "rule"), "most_files": 50},
+        snapshots={"folder": f"{tmp_path}/shots", "kinds": ("line_crossed", "rule"), "max_files": 50},
         rules=({"name": "passing", "when": "line_crossed middle"},),
-        state=f"{tmp_path}/state",
+        state_dir=f"{tmp_path}/state",
         status={"interval_s": 0.2},
     )
     with published(config, ("detections", "events", "counts")) as items:
@@ -238,7 +238,7 @@ def test_count_publishes_tracks_events_counts_attributes_and_snapshots(tmp_path:
 
 def test_counters_and_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
     config = counting(
-        source=LIVE, state=f"{tmp_path}/state", publish={"bind": "tcp://127.0.0.1:*", "replay": "tcp://127.0.0.1:*"}
+        source=LIVE, state_dir=f"{tmp_path}/state", publish={"bind": "tcp://127.0.0.1:*", "replay": "tcp://127.0.0.1:*"}
     )
     crossings, numbers = [], []
     for _ in range(2):
@@ -252,7 +252,7 @@ def test_counters_and_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_an_offline_run_begins_at_zero(tmp_path: Path) -> None:
-    config = counting(state=f"{tmp_path}/state")
+    config = counting(state_dir=f"{tmp_path}/state")
     for _ in range(2):
         with published(config, ("events",), offline=True) as items:
             pass
@@ -268,7 +268,7 @@ def test_without_a_state_folder_it_says_that_counters_begin_at_zero(caplog: pyte
 
 
 def test_two_programs_with_one_state_folder(tmp_path: Path) -> None:
-    config = counting(state=f"{tmp_path}/state")
+    config = counting(state_dir=f"{tmp_path}/state")
     with ExitStack() as first, ExitStack() as second:
         options = RunOptions(threading.Event())
         load_pipeline("count")(config, options, first)

@@ -69,7 +69,7 @@ def make_runtime(
             leases=detector.slots,
             lossless=offline,
             max_fps=config.max_fps,
-            staleness_s=config.staleness_s,
+            max_frame_age_s=config.max_frame_age_s,
             changed=changed,
         )
         factory = partial(open_source, config, offline=offline, pixel_formats=detector.pixel_formats)
@@ -131,7 +131,7 @@ def test_max_fps_is_kept_live() -> None:
 
 def test_stale_frames_are_never_inferred() -> None:
     detector = FakeDetector(max_batch=1, service_ns=300 * MS, slots=1)
-    runtime, sink, cameras = make_runtime(["synthetic:160x120@4"] * 3, detector, staleness_s=0.1)
+    runtime, sink, cameras = make_runtime(["synthetic:160x120@4"] * 3, detector, max_frame_age_s=0.1)
     runtime.run(threading.Event(), for_s=3)
     results = [result for of_camera in sink.results.values() for result in of_camera]
     assert results

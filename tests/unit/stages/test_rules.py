@@ -16,8 +16,8 @@ SECTION = CameraAnalytics.model_validate(
     {
         "lines": ({"name": "door", "points": ((1, 1), (9, 9))},),
         "zones": (
-            {"name": "queue", "polygon": POLYGON, "crowded_above": 5, "dwell_s": 30},
-            {"name": "slow", "polygon": POLYGON, "crowded_above": 5, "crowded_for_s": 4},
+            {"name": "queue", "polygon": POLYGON, "crowd_threshold": 5, "dwell_s": 30},
+            {"name": "slow", "polygon": POLYGON, "crowd_threshold": 5, "crowded_for_s": 4},
         ),
     }
 )

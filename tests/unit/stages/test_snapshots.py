@@ -85,7 +85,7 @@ def test_without_events_no_frame_is_copied(tmp_path: Path) -> None:
     assert written(tmp_path) == []
 
 
-@pytest.mark.parametrize("limit", [{"most_files": 5}, {"most_bytes": 5999}])
+@pytest.mark.parametrize("limit", [{"max_files": 5}, {"most_bytes": 5999}])
 def test_the_oldest_are_deleted(tmp_path: Path, limit: dict[str, int]) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"x" * 10_000)
     with stage(tmp_path, **limit) as one:
@@ -99,7 +99,7 @@ def test_those_of_earlier_runs_count_too(tmp_path: Path) -> None:
     for age, path in enumerate(reversed(first)):
         os.utime(path, ns=(10**18 - age * 10**9,) * 2)
     (tmp_path / ".gate-20231114T221337.123Z-2-17.jpg.part").write_bytes(b"half")
-    with stage(tmp_path, most_files=4) as one:
+    with stage(tmp_path, max_files=4) as one:
         assert written(tmp_path) == sorted(Path(path).name for path in first[-4:])
         (last,) = take(one, 11)
     assert written(tmp_path) == sorted(Path(path).name for path in (*first[-3:], last))
@@ -112,7 +112,7 @@ def test_one_that_is_larger_than_all_may_be_stays_alone(tmp_path: Path) -> None:
 
 
 def test_the_same_frame_again_takes_its_place(tmp_path: Path) -> None:
-    with stage(tmp_path, most_files=2) as one:
+    with stage(tmp_path, max_files=2) as one:
         for index in (0, 1, 1, 1):
             take(one, index)
     assert len(written(tmp_path)) == 2

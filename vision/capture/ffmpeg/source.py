@@ -94,7 +94,7 @@ class PyAVSource:
         self._open_decoder = open_decoder
         self._clock = clock
         self._interrupted = threading.Event()
-        self._stamps = CaptureClock(round(camera.staleness_s * 1e9), self._warn, clock=clock, utc=utc)
+        self._stamps = CaptureClock(round(camera.max_frame_age_s * 1e9), self._warn, clock=clock, utc=utc)
         self._connection = self._new_connection()
         self._calls: BlockingCalls[tuple[_Frame, ...]] | None = None
         self._reset()

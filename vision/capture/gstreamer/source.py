@@ -71,7 +71,7 @@ class GStreamerSource:
         self._pixel_formats = pixel_formats
         self._clock = clock
         self._interrupted = threading.Event()
-        self._stamps = CaptureClock(round(camera.staleness_s * 1e9), self._warn, clock=clock, utc=utc)
+        self._stamps = CaptureClock(round(camera.max_frame_age_s * 1e9), self._warn, clock=clock, utc=utc)
         self._pipeline: Any = None
         self._reset()
 
@@ -103,7 +103,7 @@ class GStreamerSource:
         self.close()
         reason = available(self._camera)
         if reason is not None:
-            raise self._error(reason, hint="or open the camera with `via: opencv`")
+            raise self._error(reason, hint="or open the camera with `reader: opencv`")
         try:
             self._start()
             self._first = self._pull(self._camera.open_timeout_s)

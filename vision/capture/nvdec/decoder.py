@@ -81,7 +81,7 @@ def require_nvdec(codec: str | None = None) -> None:
     if codec is not None and codec not in CODECS:
         raise SourceError(
             f"NVDEC cannot decode {codec}: expected {_NAMES}",
-            hint="set the camera to H.264 or H.265, or leave out `via`: then it is decoded on the CPU",
+            hint="set the camera to H.264 or H.265, or leave out `reader`: then it is decoded on the CPU",
         )
     try:
         open_device()
@@ -200,7 +200,7 @@ class Session:
     def _failure(self, error: Exception) -> SourceError:
         return SourceError(
             f"NVDEC cannot decode this {CODECS.get(self._codec, self._codec)}: {_one_line(error)}",
-            hint="`via: ffmpeg` decodes on the CPU; where memory is short, take fewer cameras or smaller frames",
+            hint="`reader: ffmpeg` decodes on the CPU; where memory is short, take fewer cameras or smaller frames",
         )
 
 

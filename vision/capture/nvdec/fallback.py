@@ -1,4 +1,4 @@
-"""NVDEC where it can decode a stream, and FFmpeg where it cannot: what `via: auto` takes where a graphics card detects.
+"""NVDEC where it can decode a stream, and FFmpeg where it cannot: `reader: auto` on a graphics card.
 
 What a card decodes shows with a stream's first key frame, and a camera may be set to something else until its next
 connection. So the choice is made anew for each, between decoders that take the same packets, and nothing is opened

@@ -46,7 +46,7 @@ class NvdecDecoder:
         require_nvdec(self._codec)
         if "nv12" not in pixel_formats:
             raise SourceError(
-                f"NVDEC gives nv12 frames, expected {', '.join(pixel_formats)}", hint="leave out `via: nvdec`"
+                f"NVDEC gives nv12 frames, expected {', '.join(pixel_formats)}", hint="leave out `reader: nvdec`"
             )
         self._coded = stream.codec_context
         self._annexb = AnnexB(stream)
@@ -106,7 +106,7 @@ class NvdecDecoder:
         if frame.format.name not in _EIGHT_BITS:
             raise SourceError(
                 f"expected frames of 8 bits, 4:2:0, for NVDEC, this stream has {frame.format.name}",
-                hint="change the camera's settings, or leave out `via`: then it is decoded on the CPU",
+                hint="change the camera's settings, or leave out `reader`: then it is decoded on the CPU",
             )
         choose_format("nv12", frame.height, frame.width, ("nv12",))  # its sides are even
         encoding = encoding_of(frame)

@@ -90,5 +90,5 @@ def require_bgr(pixel_formats: tuple[PixelFormat, ...], name: str) -> None:
     if "bgr" not in pixel_formats:
         raise SourceError(
             f"{name}: OpenCV delivers bgr frames, the detector takes {', '.join(pixel_formats)}",
-            hint="open the camera with `via: gstreamer`",
+            hint="open the camera with `reader: gstreamer`",
         )

@@ -69,7 +69,7 @@ class OnnxRuntimeDetector:
         """
         self._class_names = class_names(spec)
         head = make_head(spec, len(self._class_names), score, classes)
-        limits = spec.nms if iou is None else spec.nms.model_copy(update={"iou": iou})
+        limits = spec.nms if iou is None else spec.nms.model_copy(update={"iou_threshold": iou})
         shares = _split(threads or len(os.sched_getaffinity(0)), min(parallel, slots))
         workers = _workers(path, spec, head, limits, shares)
         self._max_batch = max(max_batch, workers[0].batch)

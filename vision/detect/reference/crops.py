@@ -58,9 +58,9 @@ class PartReader:
 class JpegEncoder:
     """Whole frames of any format as JPEGs. For one thread."""
 
-    def __init__(self, *, longest_side_px: int = 1280, quality: int = 85) -> None:
-        """`longest_side_px`: larger frames are made smaller. `quality`: 1 to 100."""
-        self._longest_side_px = longest_side_px
+    def __init__(self, *, max_side_px: int = 1280, quality: int = 85) -> None:
+        """`max_side_px`: larger frames are made smaller. `quality`: 1 to 100."""
+        self._max_side_px = max_side_px
         self._options = [cv2.IMWRITE_JPEG_QUALITY, quality]
         self._parts = PartReader()
 
@@ -71,7 +71,7 @@ class JpegEncoder:
         """
         width_px, height_px = frame.meta.width_px, frame.meta.height_px
         image = self._parts.read(frame, 0, 0, width_px, height_px)
-        scale = self._longest_side_px / max(width_px, height_px)
+        scale = self._max_side_px / max(width_px, height_px)
         if scale < 1:
             size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -29,7 +29,7 @@ def to_detections(
         candidates.truncated_candidates,
     )
     if limits is not None:
-        kept = np.flatnonzero(kept_in_order(boxes, class_ids if limits.class_aware else None, limits.iou))
+        kept = np.flatnonzero(kept_in_order(boxes, class_ids if limits.class_aware else None, limits.iou_threshold))
         truncated_candidates += max(0, len(kept) - limits.max_objects)
         kept = kept[: limits.max_objects]
         boxes, scores, class_ids = boxes[kept], scores[kept], class_ids[kept]

@@ -65,10 +65,10 @@ def open_tensorrt_detector(
     """
     phases = StartupTimer()
     device = open_device()
-    if detect.iou is not None:
-        spec = spec.model_copy(update={"nms": spec.nms.model_copy(update={"iou": detect.iou})})
+    if detect.iou_threshold is not None:
+        spec = spec.model_copy(update={"nms": spec.nms.model_copy(update={"iou_threshold": detect.iou_threshold})})
     names = class_names(spec)
-    head = make_head(spec, len(names), detect.score, class_ids(names, detect.classes, spec.name))
+    head = make_head(spec, len(names), detect.score_threshold, class_ids(names, detect.classes, spec.name))
     with contextlib.ExitStack() as made:
         pool = MemoryPool(CudaMemory())
         made.callback(_close_quietly, pool)
@@ -99,7 +99,7 @@ def detector_of(
 ) -> TensorRTDetector:
     """A detector over an engine that is open. What `made` holds is the detector's to close from then on."""
     use_device(device)
-    count = model.detect.slots or (SLOTS_INTEGRATED if device.integrated else SLOTS_GPU)
+    count = model.detect.batches_in_flight or (SLOTS_INTEGRATED if device.integrated else SLOTS_GPU)
     with phases.phase("contexts"):
         lanes = _open_lanes(model, [made.enter_context(Stream()) for _ in range(count)], stop)
     store = FrameStore(model.spec.input, integrated=device.integrated)
@@ -435,5 +435,5 @@ def _loaded(model: LoadedEngine, program: PostprocessProgram, device: Device) ->
             objects=module.kernel("objects", shared_bytes=program.work_bytes if program.shared_work else 0),
             program=program,
             threshold=threshold(model.head, kept.address),
-            iou=model.spec.nms.iou,
+            iou=model.spec.nms.iou_threshold,
         )
