@@ -74,10 +74,10 @@ def test_which_class(
     ],
 )
 def test_a_file_is_read_by_what_gives_the_cheapest_format(
-    formats: tuple[PixelFormat, ...], via: str, expected: type
+    formats: tuple[PixelFormat, ...], reader: str, expected: type
 ) -> None:
     """Of the detectors, TensorRT's takes what FFmpeg decodes to; ONNX Runtime's would convert it as OpenCV does."""
-    assert type(open_source(camera("clip.mp4", reader=via), offline=False, pixel_formats=formats)) is expected
+    assert type(open_source(camera("clip.mp4", reader=reader), offline=False, pixel_formats=formats)) is expected
 
 
 def test_what_is_not_installed_is_not_chosen() -> None:
@@ -124,7 +124,7 @@ def test_rtsp_goes_through_gstreamer_where_that_can_and_the_log_says_where_not(
     ],
 )
 def test_the_best_library_that_is_there_is_taken_and_the_log_says_why(
-    missing: list[str], source: str, via: str, expected: str, said: str
+    missing: list[str], source: str, reader: str, expected: str, said: str
 ) -> None:
     """In a process of its own, for which these modules are not there."""
     code = f"""
@@ -133,7 +133,7 @@ sys.modules.update(dict.fromkeys({missing!r}))
 from vision.capture.open import open_source
 from vision.config.app import CameraConfig
 from vision.errors import SourceError
-camera = CameraConfig(id="gate", source={source!r}, reader={via!r})
+camera = CameraConfig(id="gate", source={source!r}, reader={reader!r})
 try:
     print(type(open_source(camera, offline=False, pixel_formats=("nv12", "bgr"))).__name__)
 except SourceError as error:
@@ -142,7 +142,7 @@ except SourceError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.split()[0] == expected, done.stderr
     assert said in done.stdout + done.stderr
-    assert bool(done.stderr) is (via == "auto" and bool({"gi", "av"} & set(missing)))
+    assert bool(done.stderr) is (reader == "auto" and bool({"gi", "av"} & set(missing)))
 
 
 @pytest.mark.parametrize("source", ["csi:0", "rtsp://10.0.0.4/a"])
