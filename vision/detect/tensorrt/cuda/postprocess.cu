@@ -34,10 +34,10 @@ __device__ __forceinline__ Values load_values(const ScoreValue* values_of_frame,
 extern "C" __global__ void __launch_bounds__(256)
 find_pairs(const Frame* frames, const ScoreValue* all_scores, const int* all_classes, const int* numbers, u64* all_keys,
            u32* counts, Threshold limit) {
-    u32 frame = blockIdx.y;
-    if (frames[frame].width == 0) return;
-    Scores scores(all_scores, all_classes, numbers, frame);
-    u64* keys = all_keys + (u64)frame * ROOM;
+    u32 row = blockIdx.y;
+    if (frames[row].width == 0) return;
+    Scores scores(all_scores, all_classes, numbers, row);
+    u64* keys = all_keys + (u64)row * ROOM;
     u32 start = (blockIdx.x * LOADS * 256 + threadIdx.x) * PER_LOAD;
     Values values[LOADS];
 #pragma unroll
@@ -59,7 +59,7 @@ find_pairs(const Frame* frames, const ScoreValue* all_scores, const int* all_cla
         for (u32 i = 0; i < PER_LOAD; i++) {
             u32 votes = __ballot_sync(FULL_WARP, found[i] != 0), place = 0;
             if (!votes) continue;
-            if (lane == 0) place = atomicAdd(&counts[frame], (u32)__popc(votes));
+            if (lane == 0) place = atomicAdd(&counts[row], (u32)__popc(votes));
             place = __shfl_sync(FULL_WARP, place, 0) + __popc(votes & ((1u << lane) - 1));
             if (found[i] && place < ROOM) keys[place] = found[i];
         }
@@ -132,23 +132,23 @@ extern "C" __global__ void __launch_bounds__(512)
 objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_boxes, const int* all_classes,
         const int* numbers, const u64* all_keys, const u32* counts, Threshold limit, float iou, Work* all_work, Result* results, float4* out_boxes,
         float* out_scores, int* out_classes) {
-    u32 frame = blockIdx.x;
-    const Frame* frame = frames + frame;
+    u32 row = blockIdx.x;
+    const Frame* frame = frames + row;
     if (frame->width == 0) {
-        if (threadIdx.x == 0) results[frame] = Result{0, 0, 0, 0};
+        if (threadIdx.x == 0) results[row] = Result{0, 0, 0, 0};
         return;
     }
 #if SHARED_WORK
     DYNAMIC_SHARED(memory);
     Work* work = (Work*)memory;
 #else
-    Work* work = all_work + frame;
+    Work* work = all_work + row;
 #endif
-    Scores scores(all_scores, all_classes, numbers, frame);
-    const BoxValue* boxes = all_boxes + (u64)frame * BOXES_OF_A_FRAME;
-    const u64* keys = all_keys + (u64)frame * ROOM;
+    Scores scores(all_scores, all_classes, numbers, row);
+    const BoxValue* boxes = all_boxes + (u64)row * BOXES_OF_A_FRAME;
+    const u64* keys = all_keys + (u64)row * ROOM;
 
-    u32 found = counts[frame], taken = min(found, (u32)CANDIDATES);
+    u32 found = counts[row], taken = min(found, (u32)CANDIDATES);
     if (found <= CANDIDATES) {
         for (u32 i = threadIdx.x; i < found; i += blockDim.x) work->keys[i] = keys[i];
     } else if (found <= ROOM) {
@@ -179,7 +179,7 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
 #endif
 
     u32 survivors = 0, written = 0;
-    u64 row = (u64)frame * OBJECTS;
+    u64 first = (u64)row * OBJECTS;
     for (u32 start = 0; start < taken; start += blockDim.x) {
         u32 i = start + threadIdx.x, here, solid_here;
         bool alive = i < taken && !work->gone[i];
@@ -197,11 +197,11 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
         u32 place = written + rank_in_block(solid, &solid_here);
         written += solid_here;
         if (solid) {
-            out_boxes[row + place] = box;
-            out_scores[row + place] = score_of(work->keys[i]);
-            out_classes[row + place] = work->classes[i];
+            out_boxes[first + place] = box;
+            out_scores[first + place] = score_of(work->keys[i]);
+            out_classes[first + place] = work->classes[i];
         }
     }
     if (threadIdx.x == 0)
-        results[frame] = Result{written, found - taken + (survivors > OBJECTS ? survivors - OBJECTS : 0), found, 0};
+        results[row] = Result{written, found - taken + (survivors > OBJECTS ? survivors - OBJECTS : 0), found, 0};
 }
