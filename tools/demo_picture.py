@@ -52,7 +52,7 @@ def tile(camera: CameraConfig, index: int, detector: Detector) -> NDArray[np.uin
     pixels = np.asarray(small, np.uint8)
     overlay = Overlay(pixels)
     overlay.banner(camera.id, f"{len(found)} objects")
-    names = [detector.class_names[class_id] for class_id in found.class_ids]
+    names = [detector.spec.class_names[class_id] for class_id in found.class_ids]
     labels = [f"{name} {score * 100:.0f}%" for name, score in zip(names, found.scores, strict=True)]
     overlay.objects(found.boxes_xyxy * np.float32(scale), labels, [class_colour(int(each)) for each in found.class_ids])
     return pixels

@@ -169,12 +169,12 @@ def assert_finds(found: Detections, color: int, width_px: int = 64, height_px: i
 
 
 def test_says_what_it_is(detector: Detector) -> None:
-    assert detector.name
-    assert detector.class_names == ("red", "green", "blue")
-    assert detector.slots == 2
-    assert 1 <= detector.parallel <= detector.slots
-    assert detector.max_batch == 4
-    assert set(detector.pixel_formats) == {"bgr", "bgrx", "nv12", "i420"}
+    assert detector.spec.name
+    assert detector.spec.class_names == ("red", "green", "blue")
+    assert detector.spec.batches_in_flight == 2
+    assert 1 <= detector.spec.parallel <= detector.spec.batches_in_flight
+    assert detector.spec.max_batch == 4
+    assert set(detector.spec.pixel_formats) == {"bgr", "bgrx", "nv12", "i420"}
 
 
 @pytest.mark.parametrize("pixel_format", ["bgr", "bgrx", "nv12", "i420"])

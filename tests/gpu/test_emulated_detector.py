@@ -174,7 +174,7 @@ def test_close_gives_everything_back() -> None:
 
 def test_an_engine_of_one_batch_size_only() -> None:
     with closing(opened(batches=(2, 2))) as detector:
-        assert detector.max_batch == 2
+        assert detector.spec.max_batch == 2
         detector.submit(0, [frame()])
         (found,) = detector.wait(0, 10.0)
         assert_two_objects(found)
@@ -224,7 +224,7 @@ def test_efficient_nms_runs_as_a_graph() -> None:
     outputs = {"num_dets": (1,), "det_boxes": (3, 4), "det_scores": (3,), "det_classes": (3,)}
     dtypes = {"num_dets": "int32", "det_classes": "int32"}
     with closing(opened(plugin, outputs=outputs, dtypes=dtypes)) as detector:
-        assert "no graphs" not in detector.name
+        assert "no graphs" not in detector.spec.name
         detector.submit(0, [frame()])
         assert_two_objects(detector.wait(0, 10.0)[0])
 
@@ -238,15 +238,16 @@ def test_outputs_whose_size_the_data_decides(caplog: pytest.LogCaptureFixture) -
         return {"output": np.repeat(many[None], len(images), 0)}
 
     with closing(opened(rows, outputs={"output": (-1, 6)})) as detector:
-        assert detector.name.endswith("no graphs")
-        assert detector.parallel == 1
+        assert detector.spec.name.endswith("no graphs")
+        assert detector.spec.parallel == 1
         assert "depends on the frame" in caplog.text
         for count in (2, 0, 200, 7):
             detector.submit(0, [frame(count), frame(count)])
             found = detector.wait(0, 10.0)
             assert [len(each) for each in found] == [min(count, 10)] * 2
             assert [each.truncated_candidates for each in found] == [max(0, count - 10)] * 2
-        assert detector.graphs_off == "the model has outputs whose size depends on the frame"
+        assert detector.spec.gpu is not None
+        assert detector.spec.gpu.graphs_off == "the model has outputs whose size depends on the frame"
         assert detector.counters() == {"detector.outputs_grown": 1}, "room is made in advance for small outputs"
 
 

@@ -124,7 +124,7 @@ def test_the_program_runs_on_frames_of_the_stage() -> None:
     from tests.gpu.test_emulated_detector import frame, opened
 
     with closing(opened()) as detector:
-        shown = [[frame(), frame()] for _ in range(detector.slots)]
+        shown = [[frame(), frame()] for _ in range(detector.spec.batches_in_flight)]
         size_px = (shown[0][0].meta.width_px, shown[0][0].meta.height_px)
         ran = run_site(synthetic_site(2, 20.0, *size_px, "bgr"), 1.0, lambda *_: NonClosingDetector(detector, 2, shown))
         assert ran.published_per_s > 0

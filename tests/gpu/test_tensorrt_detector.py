@@ -68,8 +68,8 @@ def frame(pixels: Image, pixel_format: PixelFormat = "bgr", size: tuple[int, int
 
 def detect(detector: Detector, frames: Sequence[Frame], *, slot: int = 0) -> list[Detections]:
     found: list[Detections] = []
-    for start in range(0, len(frames), detector.max_batch):
-        detector.submit(slot, frames[start : start + detector.max_batch])
+    for start in range(0, len(frames), detector.spec.max_batch):
+        detector.submit(slot, frames[start : start + detector.spec.max_batch])
         found += detector.wait(slot, LONG_S)
     return found
 
@@ -170,15 +170,15 @@ def test_nothing_is_allocated_once_running(detector: Any) -> None:
         pixels[...] = 0
         batch.append(frame(pixels))
     detect(detector, batch)
-    calls, free, held = allocated().calls, memory_info()[0], (detector.device_bytes, detector.page_locked_bytes)
-    assert min(held) > 0
+    calls, free, held = allocated().calls, memory_info()[0], detector.memory()
+    assert min(held.device_bytes, held.page_locked_bytes) > 0
     for _ in range(2 if EMULATED else 500):
         for slot in (0, 1):
             detector.submit(slot, batch)
         for slot in (0, 1):
             detector.wait(slot, LONG_S)
     assert allocated().calls == calls
-    assert (detector.device_bytes, detector.page_locked_bytes) == held
+    assert detector.memory() == held
     assert memory_info()[0] >= free
 
 

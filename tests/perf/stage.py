@@ -90,7 +90,7 @@ def measure(report: Report, batches: Sequence[int], seconds: float) -> None:
     top = max(batches)
     detect = DetectConfig(score_threshold=0.35, max_batch=top, batches_in_flight=MOST_SLOTS)
     with opened(detect) as it:
-        report.values["detector"] = it.detector.name
+        report.values["detector"] = it.detector.spec.name
         report.values["ends"] = {tensor.name: tensor.dtype for tensor in it.model.engine.tensors}
         report.values["start_s"] = it.phases.seconds
         report.save()

@@ -337,8 +337,8 @@ def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
     found: list[Detections] = []
     pixels = pictures(count, "bgr")
     frames = [Frame(FrameMeta("clip", index, 0, 0, 0, *CLIP_SIZE), each, "bgr") for index, each in enumerate(pixels)]
-    for begin in range(0, count, detector.max_batch):
-        detector.submit(0, frames[begin : begin + detector.max_batch])
+    for begin in range(0, count, detector.spec.max_batch):
+        detector.submit(0, frames[begin : begin + detector.spec.max_batch])
         found += detector.wait(0, 10.0)
     return found
 

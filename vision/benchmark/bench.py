@@ -251,10 +251,10 @@ class Benchmark:
         wanted = self._settings.slots
         if backend == "tensorrt":
             with self._opened(backend, precision, max(wanted, default=None)) as detector:
-                return self._stage(detector, precision, wanted or _up_to(detector.slots), last=True)
+                return self._stage(detector, precision, wanted or _up_to(detector.spec.batches_in_flight), last=True)
         if not wanted:
             with self._opened(backend, precision, None) as detector:
-                wanted = _up_to(detector.slots)
+                wanted = _up_to(detector.spec.batches_in_flight)
         described = _Described("", 0, 0, ())
         for count in wanted:
             with self._opened(backend, precision, count) as detector:
@@ -271,7 +271,9 @@ class Benchmark:
         rates = self._stage_rows(detector, precision, slots)
         if rates and last and "pipeline" in self._settings.parts:
             self._pipelines(detector, precision, rates)
-        return _Described(detector.name, detector.slots, detector.parallel, detector.class_names)
+        return _Described(
+            detector.spec.name, detector.spec.batches_in_flight, detector.spec.parallel, detector.spec.class_names
+        )
 
     def _detect(self, backend: Backend, precision: str) -> DetectConfig:
         return DetectConfig.model_validate(
@@ -286,9 +288,9 @@ class Benchmark:
     def _stage_rows(self, detector: Detector, precision: str, slots: Sequence[int]) -> dict[int, float]:
         """Rows of the stage; frames/s of each batch size with the most slots."""
         rates = {}
-        possible = [batch for batch in self._settings.batches if batch <= detector.max_batch]
+        possible = [batch for batch in self._settings.batches if batch <= detector.spec.max_batch]
         if len(possible) < len(self._settings.batches):
-            self._note(f"{detector.name}: no batches of more than {detector.max_batch}")
+            self._note(f"{detector.spec.name}: no batches of more than {detector.spec.max_batch}")
         for batch in possible:
             for count in slots:
                 case = Case("stage", "slots", count, precision, batch)
@@ -305,7 +307,7 @@ class Benchmark:
 
     def _alone(self, detector: Detector, precision: str, batch: int) -> None:
         """One batch at a time on a detector that could take more: what a site with much room sees."""
-        case = Case("stage", "alone", detector.slots, precision, batch)
+        case = Case("stage", "alone", detector.spec.batches_in_flight, precision, batch)
         self._say(str(case))
         frames = make_batches(detector, self._images, 1, batch, self._settings.pixel_format)[0]
         sampler = ClockSampler(self._system)
@@ -317,12 +319,14 @@ class Benchmark:
         return replace(row, objects_per_frame=measured.objects_per_frame, rate_error=measured.rate_error)
 
     def _pipelines(self, detector: Detector, precision: str, rates: dict[int, float]) -> None:
-        threads = self._threads or self._measure_threads(detector.class_names, 5)
+        threads = self._threads or self._measure_threads(detector.spec.class_names, 5)
         python_per_s = 1e3 / (threads.results_ms + threads.loop_ms + threads.camera_ms)
         for batch, rate in rates.items():
-            cameras = min(_MOST_CAMERAS, batch * detector.slots)
+            cameras = min(_MOST_CAMERAS, batch * detector.spec.batches_in_flight)
             case = Case("pipeline", "full", cameras, precision, batch)
-            shown = make_batches(detector, self._images, detector.slots, batch, self._settings.pixel_format)
+            shown = make_batches(
+                detector, self._images, detector.spec.batches_in_flight, batch, self._settings.pixel_format
+            )
             offered_per_s = min(_OVERLOAD * rate, python_per_s)
             row = self._full_load(detector, case, shown, offered_per_s, enough_per_s=_NEAR * rate)
             if row.frames_per_s == 0:

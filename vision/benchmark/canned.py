@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.detect.detector import DetectorSpec
 from vision.errors import Closed
 from vision.types import Detections, Frame, PixelFormat, frame_shape
 
@@ -25,38 +26,20 @@ class StubDetector:
     ) -> None:
         self.frames = 0
         self.busy_ns = 0  # CPU time of the thread that submits, between its first and its last submission
-        self._class_names = tuple(class_names)
         self._found = _detections(objects, len(class_names))
-        self._max_batch = max_batch
-        self._pending: list[int] = [0, 0]
+        self.spec = DetectorSpec(
+            name="canned",
+            class_names=tuple(class_names),
+            batches_in_flight=2,
+            parallel=1,
+            max_batch=max_batch,
+            pixel_formats=("bgr", "bgrx", "nv12", "i420"),
+        )
+        self._pending: list[int] = [0] * self.spec.batches_in_flight
         self._thread_time = thread_time
         self._first_ns: int | None = None
         self._first_frames = 0
         self._closed = False
-
-    @property
-    def name(self) -> str:
-        return "canned"
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._class_names
-
-    @property
-    def slots(self) -> int:
-        return len(self._pending)
-
-    @property
-    def parallel(self) -> int:
-        return 1
-
-    @property
-    def max_batch(self) -> int:
-        return self._max_batch
-
-    @property
-    def pixel_formats(self) -> tuple[PixelFormat, ...]:
-        return ("bgr", "bgrx", "nv12", "i420")
 
     @property
     def ms_per_frame(self) -> float:
@@ -71,8 +54,8 @@ class StubDetector:
         self._refuse_if_closed()
         if not 0 <= slot < len(self._pending):
             raise ValueError(f"slots are 0 to {len(self._pending) - 1}, got {slot}")
-        if not 1 <= len(frames) <= self._max_batch:
-            raise ValueError(f"a batch has 1 to {self._max_batch} frames, got {len(frames)}")
+        if not 1 <= len(frames) <= self.spec.max_batch:
+            raise ValueError(f"a batch has 1 to {self.spec.max_batch} frames, got {len(frames)}")
         if self._pending[slot]:
             raise ValueError(f"slot {slot} is still submitted: wait for it first")
         self._pending[slot] = len(frames)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -178,31 +178,7 @@ class NonClosingDetector:
         """`frames`: one batch for each slot, each of at least `max_batch` frames, of the cameras' size and format."""
         self._detector = detector
         self._frames = images
-        self._max_batch = min(max_batch, detector.max_batch)
-
-    @property
-    def name(self) -> str:
-        return self._detector.name
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._detector.class_names
-
-    @property
-    def slots(self) -> int:
-        return self._detector.slots
-
-    @property
-    def parallel(self) -> int:
-        return self._detector.parallel
-
-    @property
-    def max_batch(self) -> int:
-        return self._max_batch
-
-    @property
-    def pixel_formats(self) -> tuple[PixelFormat, ...]:
-        return self._detector.pixel_formats
+        self.spec = replace(detector.spec, max_batch=min(max_batch, detector.spec.max_batch))
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
         return self._detector.frame_buffer(height_px, width_px, pixel_format)
@@ -215,7 +191,7 @@ class NonClosingDetector:
 
     def close(self) -> None:
         """Wait for what the pipeline left behind, so that every slot is free for the next one."""
-        for slot in range(self._detector.slots):
+        for slot in range(self._detector.spec.batches_in_flight):
             with suppress(ValueError):  # nothing was submitted there
                 self._detector.wait(slot, _WAIT_S)
 

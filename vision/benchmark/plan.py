@@ -283,7 +283,7 @@ def measure_costs(
     say("detector")
     images = _images(site, wanted)
     with closing(open_detector(folder, spec, site.detect)) as detector:
-        gpu = backend_of(detector.name) == "tensorrt"
+        gpu = backend_of(detector.spec.name) == "tensorrt"
         cost, objects = measure_detector(detector, images, wanted, seconds, threads=site.detect.threads)
         say("threads")
         height_px, width_px, _ = _usual(wanted)
@@ -314,21 +314,29 @@ def measure_detector(
     """Cost of each batch size that these cameras can fill, and objects in a frame. `images` are in `_usual` form."""
     cores, pause_s = machine_cores(), _pause_s(wanted)
     _, _, pixel_format = _usual(wanted)
-    most = min(detector.max_batch, len(wanted))
+    most = min(detector.spec.max_batch, len(wanted))
     batches = {}
     used = objects = 0.0
     for size in batch_sizes(most):
-        frames = make_batches(detector, images, detector.slots, size, pixel_format)
+        frames = make_batches(detector, images, detector.spec.batches_in_flight, size, pixel_format)
         alone = measure_alone(detector, frames[0], seconds, pause_s=pause_s)
         full = measure_stage(detector, frames, seconds)
-        used = _wanted_cores(detector.name, full.cpu.own, cores, threads)
+        used = _wanted_cores(detector.spec.name, full.cpu.own, cores, threads)
         cost = BatchCost(alone.durations.mean_ms, 1e3 * size / full.frames_per_s, full.durations)
-        if _on_cpu(detector.name):
-            parallel = detector.parallel
+        if _on_cpu(detector.spec.name):
+            parallel = detector.spec.parallel
             cost = _for_itself(cost, alone.cpu, full.cpu, wanted=used, parallel=parallel, cores=cores)
         batches[size] = cost
         objects = full.objects_per_frame
-    cost_of_all = DetectorCost(detector.name, most, detector.slots, detector.parallel, batches, used, images[0].nbytes)
+    cost_of_all = DetectorCost(
+        detector.spec.name,
+        most,
+        detector.spec.batches_in_flight,
+        detector.spec.parallel,
+        batches,
+        used,
+        images[0].nbytes,
+    )
     return cost_of_all, objects
 
 

@@ -137,11 +137,13 @@ def _timeline(
     if backend == "tensorrt":  # each slot costs seconds at start; on a CPU their number decides how cores are shared
         detect = detect.model_copy(update={"batches_in_flight": _TRACE_SLOTS})
     with closing(open_detector(folder, spec, detect)) as detector:
-        batch = min(settings.batch, detector.max_batch)
+        batch = min(settings.batch, detector.spec.max_batch)
         if batch < settings.batch:
-            _log.warning("the slots of the time line take batches of %d: %s has no larger ones", batch, detector.name)
+            _log.warning(
+                "the slots of the time line take batches of %d: %s has no larger ones", batch, detector.spec.name
+            )
         images = load_frames(shipped_clip(), _TRACE_SLOTS * batch)
-        slots = min(_TRACE_SLOTS, detector.slots)
+        slots = min(_TRACE_SLOTS, detector.spec.batches_in_flight)
         batches = make_batches(detector, images, slots, batch, "bgr")
         trace_slots(detector, batches, 2, SpanRecorder())  # caches and clocks
         if backend == "tensorrt":

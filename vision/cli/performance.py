@@ -334,7 +334,7 @@ def _start_once(folder: Path, spec: ModelSpec, detect: DetectConfig, console: Co
 
     console.print("starting it once: its kernels are compiled and kept, its graphs are checked")
     with closing(open_detector(folder, spec, detect.model_copy(update={"backend": "tensorrt"}))) as detector:
-        console.print(f"{detector.name}: ready", markup=False)
+        console.print(f"{detector.spec.name}: ready", markup=False)
 
 
 def _gpu(described: str | None, *, required: bool) -> tuple[Any, Callable[[], object]]:

@@ -6,6 +6,7 @@ Preprocessing, decoding and NMS belong to the detector because on a GPU they are
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,37 +25,51 @@ SLOTS_INTEGRATED: Final = 3
 """Nothing is copied where CPU and GPU share their memory, and memory is short."""
 
 
-class Detector(Protocol):
-    """One model, several batches in flight.
+@dataclass(frozen=True, slots=True)
+class GpuSpec:
+    """How a detector runs on a GPU."""
 
-    A slot is free, then submitted, then free again after `wait`. One thread at a time calls `submit` and `wait`;
-    `close` may come from any thread, once the others have returned. Every implementation passes
+    precision: str
+    graphs_off: str = ""
+    """Reason why batches do not run as CUDA graphs. Empty if they do."""
+
+    @property
+    def graphs(self) -> bool:
+        """True if every batch is one CUDA graph."""
+        return not self.graphs_off
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorSpec:
+    """Fixed properties of an open detector."""
+
+    name: str
+    """Back-end, device, and precision for status messages, such as ``onnxruntime cpu fp32``."""
+    class_names: tuple[str, ...]
+    """`Detections.class_ids` index into this."""
+    batches_in_flight: int
+    """Number of slots, that is, of batches that can be submitted at the same time. 2 is double buffering."""
+    parallel: int
+    """Number of batches that the device computes at the same time. The others wait in the device's queue."""
+    max_batch: int
+    """Maximum number of frames in one `submit`."""
+    pixel_formats: tuple[PixelFormat, ...]
+    """Formats that `submit` takes, the cheapest first."""
+    gpu: GpuSpec | None = None
+    """None for a detector that runs on the CPU."""
+
+
+class Detector(Protocol):
+    """One model with several batches in flight.
+
+    A slot is free, then submitted, then free again after `wait`. One thread at a time calls `submit` and `wait`.
+    Any thread can call `close` after the others have returned. Every implementation passes
     ``tests/contract/test_detector.py``.
     """
 
     @property
-    def name(self) -> str:
-        """Backend, device and precision for status messages, such as ``onnxruntime cpu fp32``."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """`class_ids` index into this."""
-
-    @property
-    def slots(self) -> int:
-        """Batches that may be in flight; 2 is double buffering."""
-
-    @property
-    def parallel(self) -> int:
-        """How many of them are worked on at the same time; the others wait in the device's queue."""
-
-    @property
-    def max_batch(self) -> int:
-        """Most frames of one `submit`."""
-
-    @property
-    def pixel_formats(self) -> tuple[PixelFormat, ...]:
-        """Formats that `submit` takes, the cheapest first."""
+    def spec(self) -> DetectorSpec:
+        """Fixed properties: the same object for the life of the detector."""
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
         """A buffer for one frame, page-locked where that helps. The view keeps its memory alive.
@@ -86,21 +101,22 @@ class Detector(Protocol):
         """Wait for what is running, free everything. May be called twice."""
 
 
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """Memory that the process holds for a detector and for the cameras' frames."""
+
+    device_bytes: int
+    """GPU memory, including what the inference library holds."""
+    page_locked_bytes: int
+    """Host memory that the GPU reads and writes."""
+
+
 @runtime_checkable
-class OnGpu(Protocol):
-    """A detector on a GPU of its own memory, whose batches run as CUDA graphs, or could."""
+class ReportsMemory(Protocol):
+    """A detector that reports the GPU memory it holds."""
 
-    @property
-    def graphs_off(self) -> str:
-        """Why they do not; empty where they do."""
-
-    @property
-    def device_bytes(self) -> int:
-        """GPU memory that is held for it now, the cameras' frames and the library's part included."""
-
-    @property
-    def page_locked_bytes(self) -> int:
-        """Memory of the host that the GPU reads and writes, the cameras' frames included."""
+    def memory(self) -> GpuMemory:
+        """Return the memory held now."""
 
 
 @runtime_checkable

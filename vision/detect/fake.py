@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.detect.detector import DetectorSpec
 from vision.errors import Closed, DeviceError
 from vision.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.types import Detections, Frame, PixelFormat, frame_shape
@@ -47,39 +48,22 @@ class FakeDetector:
         """`fail_at`: `wait` raises for this batch, counted from 0. `sleep` takes seconds and moves `clock` on."""
         self._score = np.float32(score)
         self._classes = tuple(range(len(FAKE_CLASSES)) if classes is None else sorted(set(classes)))
-        self._max_batch = max_batch
+        self.spec = DetectorSpec(
+            name="fake",
+            class_names=FAKE_CLASSES,
+            batches_in_flight=slots,
+            parallel=min(parallel, slots),
+            max_batch=max_batch,
+            pixel_formats=("bgr", "bgrx", "nv12", "i420"),
+        )
         self._service_ns = service_ns
         self._fail_at = fail_at
         self._clock = clock
         self._sleep = sleep
         self._pending: list[_Batch | None] = [None] * slots
-        self._free_at_ns = [0] * min(parallel, slots)
+        self._free_at_ns = [0] * self.spec.parallel
         self._submitted = 0
         self._closed = False
-
-    @property
-    def name(self) -> str:
-        return "fake"
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return FAKE_CLASSES
-
-    @property
-    def slots(self) -> int:
-        return len(self._pending)
-
-    @property
-    def parallel(self) -> int:
-        return len(self._free_at_ns)
-
-    @property
-    def max_batch(self) -> int:
-        return self._max_batch
-
-    @property
-    def pixel_formats(self) -> tuple[PixelFormat, ...]:
-        return ("bgr", "bgrx", "nv12", "i420")
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
         return np.empty(frame_shape(height_px, width_px, pixel_format), np.uint8)
@@ -88,8 +72,8 @@ class FakeDetector:
         self._refuse_if_closed()
         if not 0 <= slot < len(self._pending):
             raise ValueError(f"slots are 0 to {len(self._pending) - 1}, got {slot}")
-        if not 1 <= len(frames) <= self._max_batch:
-            raise ValueError(f"a batch has 1 to {self._max_batch} frames, got {len(frames)}")
+        if not 1 <= len(frames) <= self.spec.max_batch:
+            raise ValueError(f"a batch has 1 to {self.spec.max_batch} frames, got {len(frames)}")
         if self._pending[slot] is not None:
             raise ValueError(f"slot {slot} is still submitted: wait for it first")
         device = self._free_at_ns.index(min(self._free_at_ns))

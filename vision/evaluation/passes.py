@@ -206,34 +206,11 @@ class _RecordingDetector:
     """
 
     def __init__(self, detector: Detector, score: float, note: Callable[[FrameMeta, Detections], None]) -> None:
+        self.spec = detector.spec
         self._detector = detector
         self._score = np.float32(score)
         self._note = note
         self._submitted: dict[int, list[FrameMeta]] = {}
-
-    @property
-    def name(self) -> str:
-        return self._detector.name
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._detector.class_names
-
-    @property
-    def slots(self) -> int:
-        return self._detector.slots
-
-    @property
-    def parallel(self) -> int:
-        return self._detector.parallel
-
-    @property
-    def max_batch(self) -> int:
-        return self._detector.max_batch
-
-    @property
-    def pixel_formats(self) -> tuple[PixelFormat, ...]:
-        return self._detector.pixel_formats
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
         return self._detector.frame_buffer(height_px, width_px, pixel_format)

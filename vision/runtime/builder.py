@@ -174,7 +174,7 @@ def detector_of(site: AppConfig, options: RunOptions, resources: ExitStack, *, s
     opening = options.open_detector or partial(open_detector, stop=options.stop)
     detector = opening(folder, spec, detect)
     resources.enter_context(closing(detector))
-    log.info("detector: %s, %s, ready in %.1f s", spec.name, detector.name, time.monotonic() - began)
+    log.info("detector: %s, %s, ready in %.1f s", spec.name, detector.spec.name, time.monotonic() - began)
     return detector
 
 
@@ -258,9 +258,11 @@ def build_cameras(
     """
     options.check_stop()
     changed = threading.Condition()
-    leases = detector.slots + FRAMES_HELD_BY_STAGES * any(isinstance(stage, PixelStage) for stage in stages)
+    leases = detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES * any(
+        isinstance(stage, PixelStage) for stage in stages
+    )
     if isinstance(detector, ReadsDevice):
-        log.info("%s", frame_budget(site.cameras, detector.pixel_formats[0], leases + EXTRA_BUFFERS))
+        log.info("%s", frame_budget(site.cameras, detector.spec.pixel_formats[0], leases + EXTRA_BUFFERS))
     return [_camera(camera, options, detector, leases, changed) for camera in site.cameras]
 
 
@@ -293,7 +295,9 @@ def _camera(
         max_frame_age_s=config.max_frame_age_s,
         changed=changed,
     )
-    factory = partial(open_source, config, offline=options.offline, pixel_formats=detector.pixel_formats, nvdec=nvdec)
+    factory = partial(
+        open_source, config, offline=options.offline, pixel_formats=detector.spec.pixel_formats, nvdec=nvdec
+    )
     return Camera(slot, CameraSupervisor(config.id, factory, slot, policy))
 
 
@@ -306,6 +310,6 @@ def _buffers(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Alloca
     log.warning(
         "camera %s: decoded on the GPU and copied from there, because %s reads none of its memory",
         config.id,
-        detector.name,
+        detector.spec.name,
     )
     return detector.frame_buffer

@@ -55,8 +55,8 @@ class InferenceLoop:
     _last_size: int = 1
 
     def __post_init__(self) -> None:
-        self._free.extend(range(self.detector.slots))
-        self._timer = SubmitScheduler(self.detector.parallel)
+        self._free.extend(range(self.detector.spec.batches_in_flight))
+        self._timer = SubmitScheduler(self.detector.spec.parallel)
 
     def run(self) -> None:
         """Until all cameras are finished and every batch came back.
@@ -115,7 +115,8 @@ class InferenceLoop:
         except TimeoutError:
             if self.clock() - batch.submitted_ns > self.hang_s * 1e9:
                 raise DeviceError(
-                    f"{self.detector.name}: a batch of {len(batch.leases)} has not come back for {self.hang_s:.0f} s",
+                    f"{self.detector.spec.name}: a batch of {len(batch.leases)} "
+                    f"has not come back for {self.hang_s:.0f} s",
                     hint=HANG_HINT,
                 ) from None
             return

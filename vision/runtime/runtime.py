@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from vision.capture.supervisor import CameraSupervisor
-from vision.detect.detector import Detector, OnGpu
+from vision.detect.detector import Detector, ReportsMemory
 from vision.errors import DeviceError
 from vision.metrics import LatencyHistogram, Rate, span
 from vision.runtime.batcher import Batcher
@@ -112,7 +112,7 @@ class Runtime:
         self._stage_latency = {name: LatencyHistogram() for name in ("queue", "detect", "results")}
         self._loop = InferenceLoop(
             detector,
-            Batcher([camera.slot for camera in cameras], detector.max_batch, clock=clock),
+            Batcher([camera.slot for camera in cameras], detector.spec.max_batch, clock=clock),
             self._deliver,
             clock,
             hang_s,
@@ -144,7 +144,7 @@ class Runtime:
             tuple(self._camera_report(camera) for camera in self._cameras),
             {name: histogram.snapshot(reset=True) for name, histogram in self._stage_latency.items()},
             self._queue.qsize(),
-            self._detector.name,
+            self._detector.spec.name,
             self._model,
             self._counters(),
             _detector_report(self._detector),
@@ -218,7 +218,7 @@ class Runtime:
         if still_ns <= self._stuck_ns or self._loop.ended:
             return
         log.error("the inference thread is stuck; where every thread is:\n%s", thread_stacks())
-        error = f"{self._detector.name}: the inference thread has not moved for {still_ns / 1e9:.0f} s"
+        error = f"{self._detector.spec.name}: the inference thread has not moved for {still_ns / 1e9:.0f} s"
         self._fail(DeviceError(error, hint=HANG_HINT))
 
     def _stop(self, threads: Sequence[threading.Thread]) -> None:
@@ -309,8 +309,11 @@ class Runtime:
 
 
 def _detector_report(detector: Detector) -> DetectorReport:
-    slots, most = detector.slots, detector.max_batch
-    if not isinstance(detector, OnGpu):
-        return DetectorReport(slots, most)
-    off = detector.graphs_off
-    return DetectorReport(slots, most, not off, off, detector.device_bytes, detector.page_locked_bytes)
+    spec = detector.spec
+    report = DetectorReport(spec.batches_in_flight, spec.max_batch)
+    if spec.gpu is not None:
+        report = replace(report, graphs=spec.gpu.graphs, graphs_off=spec.gpu.graphs_off)
+    if isinstance(detector, ReportsMemory):
+        memory = detector.memory()
+        report = replace(report, device_bytes=memory.device_bytes, page_locked_bytes=memory.page_locked_bytes)
+    return report

@@ -153,7 +153,7 @@ def test_a_file_with_more_slots_than_usual_is_read_where_the_usual_ones_are() ->
 def test_the_usual_slots_are_those_of_the_detector(backend: str) -> None:
     folder, spec = find_model(site())
     with closing(open_detector(folder, spec, DetectConfig.model_validate({"backend": backend}))) as detector:
-        assert default_slots(bench(backend=detector.name)) == detector.slots
+        assert default_slots(bench(backend=detector.spec.name)) == detector.spec.batches_in_flight
 
 
 def test_the_usual_slots_are_those_of_tensorrt() -> None:

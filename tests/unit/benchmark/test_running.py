@@ -371,8 +371,8 @@ def test_a_borrowed_detector_stays_open() -> None:
         ran = run_site(synthetic_site(2, 20.0, 64, 48, None), 0.5, lambda *_: NonClosingDetector(detector, 4))
         assert ran.cpu.own > 0  # short as it is
         borrowed = NonClosingDetector(detector, 4)
-        assert borrowed.max_batch == 4
-        assert NonClosingDetector(detector, 99).max_batch == 8
+        assert borrowed.spec.max_batch == 4
+        assert NonClosingDetector(detector, 99).spec.max_batch == 8
         frames = make_batches(detector, load_frames("synthetic:64x48", 1), 1, 1, "bgr")[0]
         borrowed.submit(0, frames)
         borrowed.close()  # waits for what was left

@@ -134,9 +134,9 @@ def test_a_model_of_ones_own_needs_ten_lines(head: str, batch: str | int, tmp_pa
     folder = save_mine(tmp_path / "mine", spec, outputs, batch=batch)
     assert len((folder / "model.yaml").read_text().splitlines()) <= 10
     with closing(open_folder(folder)) as detector:
-        assert detector.class_names == ("cat", "dog", "traffic light")
-        assert detector.max_batch == (3 if batch == 3 else 1)
-        for found in detected(detector, *[grey()] * detector.max_batch):
+        assert detector.spec.class_names == ("cat", "dog", "traffic light")
+        assert detector.spec.max_batch == (3 if batch == 3 else 1)
+        for found in detected(detector, *[grey()] * detector.spec.max_batch):
             assert found.class_ids.tolist() == [1]
             assert found.scores[0] == pytest.approx(0.9, abs=1e-6)
             np.testing.assert_allclose(found.boxes_xyxy, [[7, 7, 39, 39]], atol=1e-5)  # twice the model's pixels
@@ -180,7 +180,7 @@ def test_the_configuration_overrides_the_nms_threshold(iou: float | None, count:
 def test_threads_are_shared_among_the_slots(slots: int, threads: int, parallel: int, tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "colours")
     with closing(open_folder(folder, batches_in_flight=slots, threads=threads)) as detector:
-        assert (detector.slots, detector.parallel) == (slots, parallel)
+        assert (detector.spec.batches_in_flight, detector.spec.parallel) == (slots, parallel)
         for slot in range(slots):
             detector.submit(slot, [grey()])
         for slot in range(slots):
@@ -224,8 +224,8 @@ def test_the_shipped_model_is_complete() -> None:
 
 def test_the_shipped_model_sees_nothing_in_grey() -> None:
     with closing(open_folder(SHIPPED, batches_in_flight=None, threads=None)) as detector:
-        assert detector.slots == 3
-        assert detector.class_names == COCO80
+        assert detector.spec.batches_in_flight == 3
+        assert detector.spec.class_names == COCO80
         assert len(detected(detector, grey(768, 576))[0]) == 0
 
 
@@ -464,10 +464,10 @@ def test_a_named_backend_is_what_opens(tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "colours")
     with closing(open_folder(folder)) as detector:
         assert isinstance(detector, OnnxRuntimeDetector)
-        assert detector.name == "onnxruntime cpu fp32"
+        assert detector.spec.name == "onnxruntime cpu fp32"
     with closing(open_folder(folder, backend="fake", max_batch=5)) as detector:
         assert isinstance(detector, FakeDetector)
-        assert detector.max_batch == 5
+        assert detector.spec.max_batch == 5
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
@@ -476,7 +476,7 @@ def test_without_a_gpu_auto_is_the_cpu_and_tensorrt_is_refused(
 ) -> None:
     folder = save_colours(tmp_path / "colours")
     with caplog.at_level(logging.INFO), closing(open_folder(folder, backend="auto")) as detector:
-        assert detector.name == "onnxruntime cpu fp32"
+        assert detector.spec.name == "onnxruntime cpu fp32"
     assert "no TensorRT here" in caplog.text
     with pytest.raises(DeviceMissing):
         open_folder(folder, backend="tensorrt")

@@ -36,7 +36,7 @@ def build(site, options, resources):
     publisher = open_publisher(site, options, resources)
     track = TrackStage(site.track, score=site.detect.score_threshold)
     detector = detector_of(site, options, resources, score=track.detector_score)
-    count = AnalyticsStage(site.analytics, detector.class_names)
+    count = AnalyticsStage(site.analytics, detector.spec.class_names)
     cameras = build_cameras(site, options, detector)
     return Runtime(cameras=cameras, detector=detector, stages=[track, count], sinks=[publisher])
 """

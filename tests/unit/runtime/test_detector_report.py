@@ -6,6 +6,7 @@ import io
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.console import Console
 from vision.benchmark.pipeline import CountingSink
 from vision.cli.terminal import status_table
 from vision.config import AppConfig
+from vision.detect.detector import GpuMemory, GpuSpec
 from vision.detect.fake import FakeDetector
 from vision.messaging.codec import DetectorStatus, NodeStatusMessage
 from vision.pipelines import load_pipeline
@@ -27,8 +29,10 @@ class OnAGpu(FakeDetector):
 
     def __init__(self, graphs_off: str) -> None:
         super().__init__(max_batch=4)
-        self.graphs_off = graphs_off
-        self.device_bytes, self.page_locked_bytes = 5000, 300
+        self.spec = replace(self.spec, gpu=GpuSpec("fp16", graphs_off))
+
+    def memory(self) -> GpuMemory:
+        return GpuMemory(device_bytes=5000, page_locked_bytes=300)
 
     def counters(self) -> Mapping[str, int]:
         return {"detector.outputs_grown": 3}

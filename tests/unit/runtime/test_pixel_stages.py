@@ -89,7 +89,7 @@ def test_a_slow_look_makes_newer_frames_replace_each_other_and_holds_few() -> No
     looker.cameras = cameras
     runtime.run(threading.Event(), for_s=2)
     assert looker.wrong == 0
-    assert 1 < looker.most_leased <= detector.slots + FRAMES_HELD_BY_STAGES
+    assert 1 < looker.most_leased <= detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES
     for camera in cameras:
         counts = camera.slot.counts()
         assert counts.dropped[DropReason.SUPERSEDED] > 20
@@ -163,4 +163,4 @@ def test_memory_does_not_grow() -> None:
     detector = Counting(slots=2, max_batch=2)
     runtime, _, _ = runtime_of(["synthetic:160x120@200?format=bgr"] * 2, [looker], detector)
     runtime.run(threading.Event(), for_s=1)
-    assert len(made) == 2 * (detector.slots + FRAMES_HELD_BY_STAGES + 2)
+    assert len(made) == 2 * (detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES + 2)

@@ -66,13 +66,13 @@ def make_runtime(
         slot = LatestSlot(
             config.id,
             detector.frame_buffer,
-            leases=detector.slots,
+            leases=detector.spec.batches_in_flight,
             lossless=offline,
             max_fps=config.max_fps,
             max_frame_age_s=config.max_frame_age_s,
             changed=changed,
         )
-        factory = partial(open_source, config, offline=offline, pixel_formats=detector.pixel_formats)
+        factory = partial(open_source, config, offline=offline, pixel_formats=detector.spec.pixel_formats)
         cameras.append(Camera(slot, CameraSupervisor(config.id, factory, slot, supervision_of(config))))
     sink = sink or Collector()
     runtime = Runtime(cameras=cameras, detector=detector, sinks=[sink], stages=stages, hang_s=hang_s, clock=clock)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from vision.config import ClassifierSpec, ModelSpec, NmsSpec
 from vision.detect.classes import class_names
+from vision.detect.detector import DetectorSpec
 from vision.detect.reference.heads import Head, Shape, make_head
 from vision.detect.reference.postprocess import to_detections
 from vision.detect.reference.preprocess import Preprocessor
@@ -67,12 +68,19 @@ class OnnxRuntimeDetector:
         Raises:
             ModelError: the file is no model, its input is not the card's, or its outputs do not fit the head.
         """
-        self._class_names = class_names(spec)
-        head = make_head(spec, len(self._class_names), score, classes)
+        names = class_names(spec)
+        head = make_head(spec, len(names), score, classes)
         limits = spec.nms if iou is None else spec.nms.model_copy(update={"iou_threshold": iou})
         shares = _split(threads or len(os.sched_getaffinity(0)), min(parallel, slots))
         workers = _workers(path, spec, head, limits, shares)
-        self._max_batch = max(max_batch, workers[0].batch)
+        self.spec = DetectorSpec(
+            name="onnxruntime cpu fp32",
+            class_names=names,
+            batches_in_flight=slots,
+            parallel=len(workers),
+            max_batch=max(max_batch, workers[0].batch),
+            pixel_formats=PIXEL_FORMATS,
+        )
         self._pending: list[_Job | None] = [None] * slots
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = threading.Event()
@@ -85,30 +93,6 @@ class OnnxRuntimeDetector:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def name(self) -> str:
-        return "onnxruntime cpu fp32"
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._class_names
-
-    @property
-    def slots(self) -> int:
-        return len(self._pending)
-
-    @property
-    def parallel(self) -> int:
-        return len(self._threads)
-
-    @property
-    def max_batch(self) -> int:
-        return self._max_batch
-
-    @property
-    def pixel_formats(self) -> tuple[PixelFormat, ...]:
-        return PIXEL_FORMATS
-
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
         return np.empty(frame_shape(height_px, width_px, pixel_format), np.uint8)
 
@@ -116,8 +100,8 @@ class OnnxRuntimeDetector:
         self._refuse_if_closed()
         if not 0 <= slot < len(self._pending):
             raise ValueError(f"slots are 0 to {len(self._pending) - 1}, got {slot}")
-        if not 1 <= len(frames) <= self._max_batch:
-            raise ValueError(f"a batch has 1 to {self._max_batch} frames, got {len(frames)}")
+        if not 1 <= len(frames) <= self.spec.max_batch:
+            raise ValueError(f"a batch has 1 to {self.spec.max_batch} frames, got {len(frames)}")
         if self._pending[slot] is not None:
             raise ValueError(f"slot {slot} is still submitted: wait for it first")
         job = _Job(tuple(frames))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.classes import class_ids, class_names
-from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED
+from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED, DetectorSpec, GpuMemory, GpuSpec
 from vision.detect.reference.heads import make_head
 from vision.detect.tensorrt.concurrency_limit import ConcurrencyLimit
 from vision.detect.tensorrt.dynamic_outputs import DynamicSlot, bind_open_outputs
@@ -85,7 +85,7 @@ def open_tensorrt_detector(
                 )
             )
         detector = detector_of(device, LoadedEngine(engine, spec, head, names, detect), phases, made, stop=stop)
-    _log.info("%s is ready after %s; %s", detector.name, phases, pool.report())
+    _log.info("%s is ready after %s; %s", detector.spec.name, phases, pool.report())
     return detector
 
 
@@ -177,51 +177,13 @@ class TensorRTDetector:
         self._model = model
         self._inlet = inlet
         self._slots = list(slots)
-        self._slot_count = len(slots)
-        self._max_batch = max(model.batches())
-        self._graphs_off = graphs_off(model.detect, slots)
-        self._graphs = not self._graphs_off
-        self._name = f"{find_library()}, {device.name} ({device.arch}), {model.detect.precision}" + (
-            "" if self._graphs else ", no graphs"
-        )
+        self.spec = _detector_spec(device, model, slots)
         self._made: contextlib.ExitStack | None = made.pop_all()
         self.close_s = _CLOSE_S
 
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._model.class_names
-
-    @property
-    def slots(self) -> int:
-        return self._slot_count
-
-    @property
-    def parallel(self) -> int:
-        return max(1, self._slot_count - 1) if self._graphs else 1
-
-    @property
-    def max_batch(self) -> int:
-        return self._max_batch
-
-    @property
-    def pixel_formats(self) -> tuple[PixelFormat, ...]:
-        return PIXEL_FORMATS
-
-    @property
-    def graphs_off(self) -> str:
-        return self._graphs_off
-
-    @property
-    def device_bytes(self) -> int:
-        return allocated().device_bytes
-
-    @property
-    def page_locked_bytes(self) -> int:
-        return allocated().host_bytes
+    def memory(self) -> GpuMemory:
+        held = allocated()
+        return GpuMemory(held.device_bytes, held.host_bytes)
 
     def counters(self) -> Mapping[str, int]:
         """For status messages: how often memory had to grow for outputs whose size the data decides."""
@@ -244,8 +206,8 @@ class TensorRTDetector:
         self._refuse_if_closed()
         if not 0 <= slot < len(self._slots):
             raise ValueError(f"slots are 0 to {len(self._slots) - 1}, got {slot}")
-        if not 1 <= len(frames) <= self._max_batch:
-            raise ValueError(f"a batch has 1 to {self._max_batch} frames, got {len(frames)}")
+        if not 1 <= len(frames) <= self.spec.max_batch:
+            raise ValueError(f"a batch has 1 to {self.spec.max_batch} frames, got {len(frames)}")
         chosen = self._slots[slot]
         if chosen.frames:
             raise ValueError(f"slot {slot} is still submitted: wait for it first")
@@ -303,6 +265,20 @@ def release_in_time(
     elif failed:
         raise failed[0]
     return thread
+
+
+def _detector_spec(device: Device, model: LoadedEngine, slots: Sequence[DetectorSlot]) -> DetectorSpec:
+    gpu = GpuSpec(model.detect.precision, graphs_off(model.detect, slots))
+    name = f"{find_library()}, {device.name} ({device.arch}), {gpu.precision}"
+    return DetectorSpec(
+        name=name if gpu.graphs else f"{name}, no graphs",
+        class_names=model.class_names,
+        batches_in_flight=len(slots),
+        parallel=max(1, len(slots) - 1) if gpu.graphs else 1,
+        max_batch=max(model.batches()),
+        pixel_formats=PIXEL_FORMATS,
+        gpu=gpu,
+    )
 
 
 def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
