@@ -161,8 +161,8 @@ def test_with_gstreamer_other_libraries_can_still_throw() -> None:
     if (reason := available(camera("rtsp://10.0.0.4/a"))) is not None:
         pytest.skip(f"needs GStreamer: {reason}")
     code = f"""
-from vision.capture import gst
-gst.library()
+from vision.capture.gstreamer import bindings
+bindings.library()
 import numpy, onnxruntime
 session = onnxruntime.InferenceSession({str(MODEL)!r})
 try:
