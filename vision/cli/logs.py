@@ -1,4 +1,4 @@
-"""Where log records go, with secrets taken out of them on the way."""
+"""Destination of log records. Secrets are removed on the way."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from vision.errors import redact
 
 
 class RedactingFormatter(logging.Formatter):
-    """Takes user names, passwords and tokens out of every line, tracebacks and other libraries' texts included."""
+    """Removes user names, passwords and tokens from every line, tracebacks and other libraries' texts included."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
 
-def terminal() -> Console | None:
-    """The terminal that standard error goes to, if it is one."""
-    console = Console(stderr=True)
-    return console if console.is_terminal else None
-
-
 def start_logging(level: str, console: Console | None = None) -> None:
-    """Send all log records to standard error; above the live table where there is one."""
+    """Send all log records to standard error.
+
+    Args:
+        level: lowest level that is shown, such as ``info``.
+        console: the terminal that also shows a live table; None writes plain lines with date and logger name.
+    """
     handler: logging.Handler
     if console is not None:
         handler = RichHandler(console=console, show_path=False, rich_tracebacks=False, markup=False)

@@ -15,8 +15,9 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
+from vision.cli.signals import Signals, restore_default_signals
+from vision.console import terminal
 from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed, VisionError
 
 log = logging.getLogger(__name__)
@@ -31,28 +32,6 @@ _DURATION = re.compile(r"^(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)?$")
 _UNIT_S = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-class Signals:
-    """First SIGTERM or SIGINT: `stop` is set, for an orderly end. Second: the process is gone at once."""
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
-
-    @staticmethod
-    def release() -> None:
-        """For verbs that have nothing to put in order: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process."""
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.stop.is_set():
-            os._exit(128 + number)
-        self.stop.set()
-        # os.write, because the interrupted code may hold the lock of a buffered stream.
-        os.write(2, b"stopping (once more: at once)\n")
-
-
 def duration_s(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``5m``, ``2h``, ``1d`` or ``500ms``."""
     match = _DURATION.match(text)
@@ -63,15 +42,19 @@ def duration_s(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `vision`. Returns its exit code."""
-    signals = Signals()
-    arguments = _parser().parse_args(argv)
-    if arguments.verb not in _ORDERLY:
-        signals.release()
-    from vision.cli.logs import start_logging, terminal
+    with Signals() as signals:
+        arguments = _parser().parse_args(argv)
+        if arguments.verb not in _ORDERLY:
+            restore_default_signals()
+        return _run_verb(arguments, signals.stop)
 
-    start_logging(arguments.log_level, terminal() if arguments.verb == "run" else None)
+
+def _run_verb(arguments: argparse.Namespace, stop: threading.Event) -> int:
+    from vision.cli.logs import start_logging
+
+    start_logging(arguments.log_level, terminal())
     try:
-        code = int(arguments.run(arguments, signals.stop))
+        code = int(arguments.run(arguments, stop))
         print(end="", flush=True)  # here and not at exit, where nobody could say what is wrong with it
         return code
     except Closed:
@@ -149,9 +132,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace, stop: threading.Event) -> int:
-    from vision.cli.logs import terminal
     from vision.cli.performance import start_nvtx
-    from vision.cli.terminal import StatusView
+    from vision.cli.status_view import StatusView
     from vision.config import load_config, resolve_config
     from vision.pipelines import load_pipeline
     from vision.runtime.builder import RunOptions

@@ -445,7 +445,7 @@ def _measured(arguments: argparse.Namespace) -> Bench:
 
 def _watched(work: Callable[[Callable[[str], None]], _Value]) -> _Value:
     """Say on the terminal what is being done; a line each where standard error is none."""
-    from vision.cli.logs import terminal
+    from vision.console import terminal
 
     for name in _CHATTY:
         logger = logging.getLogger(name)

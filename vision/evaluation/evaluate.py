@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vision.config import AppConfig, CameraAnalytics, check_classes, load_config, nearest, resolve_config
+from vision.console import error_console
 from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, Closed, ConfigError
 from vision.evaluation import passes
@@ -238,7 +239,7 @@ def _plot(folder: Path, video: Video, evaluation: Evaluation, scene: Scene) -> I
 @contextmanager
 def _progress(words: str, frames: int, stop: threading.Event | None = None) -> Iterator[passes.Progress]:
     """A bar on a terminal, nothing anywhere else; each step looks whether it was told to stop."""
-    console = Console(stderr=True)
+    console = error_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(words, total=frames)

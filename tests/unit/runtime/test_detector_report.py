@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from vision.benchmark.pipeline import CountingSink
-from vision.cli.terminal import status_table
+from vision.cli.status_view import status_table
 from vision.config import AppConfig
 from vision.detect.detector import GpuMemory, GpuSpec
 from vision.detect.fake import FakeDetector

@@ -22,7 +22,7 @@ from tests.unit.detect.test_classifier import save
 from tests.unit.stages.test_stages import result as image
 from tests.unit.stages.test_stages import walker
 from tests.unit.test_imports import imports_without
-from vision.cli.terminal import counted_words, status_line, status_table
+from vision.cli.status_view import format_counts, status_line, status_table
 from vision.client import EventMessage, Item, Subscription
 from vision.config import AppConfig, DetectConfig, ModelSpec
 from vision.detect.detector import Detector
@@ -147,11 +147,11 @@ def test_counts_go_out_with_the_status() -> None:
 
 def test_counts_are_shown_where_it_runs() -> None:
     counted = Counts({"door": {"in": 7, "out": 2, "in:person": 7}}, {"queue": {"entered": 3}}, {"queue": 3})
-    assert counted_words(counted) == "door 7 in 2 out, queue 3"
-    assert counted_words(None) == ""
+    assert format_counts(counted) == "door 7 in 2 out, queue 3"
+    assert format_counts(None) == ""
     _, report = run(counting())
     (camera,) = report.cameras
-    assert status_line(camera).endswith(f"dropped 0; {counted_words(camera.counted)}")
+    assert status_line(camera).endswith(f"dropped 0; {format_counts(camera.counted)}")
     assert status_table(report).columns[-1].header == "lines and zones"
     _, plain = run(site("track"))
     assert ";" not in status_line(plain.cameras[0])
