@@ -19,7 +19,7 @@ from vision.benchmark.document import DecodeCost
 from vision.capture.open import open_source
 from vision.capture.source import Source, StreamInfo
 from vision.config import CameraConfig
-from vision.config.addresses import source_kind
+from vision.config.source_address import RECORDED, File, Folder, Synthetic
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import PixelFormat, frame_shape
 
@@ -27,7 +27,6 @@ ASSUMED_WIDTH_PX: Final = 1920
 ASSUMED_HEIGHT_PX: Final = 1080
 ASSUMED_FPS: Final = 25.0
 
-_HERE: Final = ("path", "synthetic")  # kinds of sources that depend on nothing outside this machine
 _FILE_FRAMES: Final = 60
 _FILE_S: Final = 1.0
 _LIVE_S: Final = 3.0
@@ -114,7 +113,7 @@ def demand(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], known: 
     Raises:
         SourceError: a recording or generator gives no frame. It is here, so it will give none later either.
     """
-    here = source_kind(camera.source) in _HERE
+    here = isinstance(camera.address, RECORDED)
     try:
         seen = _watch(camera, pixel_formats)
     except SourceError as error:
@@ -139,7 +138,7 @@ def demand(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], known: 
         said,
         here,
         seen.open_ms,
-        source_kind(camera.source) == "synthetic",
+        isinstance(camera.address, Synthetic),
     )
 
 
@@ -168,7 +167,7 @@ def decode_costs(sources: Iterable[str]) -> tuple[DecodeCost, ...]:
         except SourceError:
             continue
         info = seen.info
-        kind = source_kind(source)
+        kind = "synthetic" if isinstance(camera.address, Synthetic) else "path"
         costs.append(DecodeCost(kind, info.width_px, info.height_px, seen.grab_ms, seen.retrieve_ms, seen.cpu_ms))
     return tuple(costs)
 
@@ -179,9 +178,9 @@ def _watch(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) -> _Wat
     Raises:
         SourceError: it cannot be opened, or nothing comes.
     """
-    finite = source_kind(camera.source) in _HERE
+    finite = isinstance(camera.address, RECORDED)
     clock = hurried(time.monotonic_ns) if finite else time.monotonic_ns
-    looped = camera.model_copy(update={"loop": True}) if source_kind(camera.source) == "path" else camera
+    looped = camera.model_copy(update={"loop": True}) if isinstance(camera.address, (File, Folder)) else camera
     try:
         source = open_source(looped, offline=False, pixel_formats=pixel_formats, clock=clock)
     except SourceError:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from vision.capture.source import Source
 from vision.capture.supervisor import SupervisorPolicy
-from vision.config.addresses import source_kind
 from vision.config.app import CameraConfig
+from vision.config.source_address import NETWORK, RECORDED, Csi, File, Folder, Http, Rtsp, SourceAddress, Synthetic, Usb
 from vision.errors import DeviceMissing, SourceError
 from vision.types import PixelFormat
 
@@ -26,7 +26,7 @@ Clock = Callable[[], int]
 
 _SLOW_INTERVALS = 3
 _OLDEST_PYAV = 12  # as in pyproject.toml
-_READ_BY_FFMPEG = ("rtsp", "http", "path")
+_READ_BY_FFMPEG = (Rtsp, Http, File, Folder)
 _NVDEC_HINT = "pip install 'vision[nvdec]'"
 
 
@@ -48,22 +48,22 @@ def open_source(
     Raises:
         SourceError: the library that it needs, or that was asked for, is not there or cannot open this kind.
     """
-    kind = source_kind(camera.source)
-    if kind == "synthetic":
-        return _synthetic(camera, offline, pixel_formats, clock)
+    address = camera.address
+    if isinstance(address, Synthetic):
+        return _synthetic(camera, address, offline, pixel_formats, clock)
     if nvdec or _through_nvdec(camera, pixel_formats):
-        return _nvdec(camera, kind, offline, pixel_formats, clock)
-    if kind == "path":
-        return _path(camera, offline, pixel_formats, clock)
-    if _through_gstreamer(camera, kind):
+        return _nvdec(camera, address, offline, pixel_formats, clock)
+    if isinstance(address, (File, Folder)):
+        return _path(camera, address, offline, pixel_formats, clock)
+    if _through_gstreamer(camera, address):
         from vision.capture.gstreamer.source import GStreamerSource
 
         return GStreamerSource(camera, pixel_formats, clock=clock)
-    if _through_pyav(camera, kind, pixel_formats):
+    if _through_pyav(camera, address, pixel_formats):
         from vision.capture.ffmpeg.source import PyAVSource
 
         return PyAVSource(camera, pixel_formats, clock=clock)
-    return _opencv(camera, kind, pixel_formats, clock)
+    return _opencv(camera, address, pixel_formats, clock)
 
 
 def supervision_of(camera: CameraConfig) -> SupervisorPolicy:
@@ -71,7 +71,7 @@ def supervision_of(camera: CameraConfig) -> SupervisorPolicy:
     return SupervisorPolicy(
         read_timeout_s=_read_timeout_s(camera),
         frozen_after_s=camera.frozen_after_s,
-        finite=source_kind(camera.source) in ("path", "synthetic"),
+        finite=isinstance(camera.address, RECORDED),
     )
 
 
@@ -80,18 +80,18 @@ def _read_timeout_s(camera: CameraConfig) -> float:
     return max(camera.read_timeout_s, _SLOW_INTERVALS / camera.fps if camera.fps is not None else 0.0)
 
 
-def _through_gstreamer(camera: CameraConfig, kind: str) -> bool:
+def _through_gstreamer(camera: CameraConfig, address: SourceAddress) -> bool:
     """GStreamer where it was asked for, for CSI, and for RTSP where it can: it knows damage and capture times.
 
     Raises:
         SourceError: it was asked for, or there is no other way, and it cannot.
     """
     if camera.reader in {"opencv", "ffmpeg", "nvdec"}:
-        if kind == "csi":
+        if isinstance(address, Csi):
             raise SourceError(f"`reader: {camera.reader}` cannot open CSI cameras", hint="leave out `reader`")
         return False
-    wanted = camera.reader == "gstreamer" or kind == "csi"
-    if kind != "rtsp" and not wanted:
+    wanted = camera.reader == "gstreamer" or isinstance(address, Csi)
+    if not isinstance(address, Rtsp) and not wanted:
         return False
     from vision.capture.gstreamer.source import available
 
@@ -104,20 +104,20 @@ def _through_gstreamer(camera: CameraConfig, kind: str) -> bool:
     return reason is None
 
 
-def _through_pyav(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, ...]) -> bool:
+def _through_pyav(camera: CameraConfig, address: SourceAddress, formats: tuple[PixelFormat, ...]) -> bool:
     """FFmpeg by PyAV where it was asked for; for network cameras, because it sees new frame sizes; and for recordings
     where the detector prefers what FFmpeg decodes to. One that prefers bgr would have to convert what OpenCV has.
 
     Raises:
         SourceError: it was asked for, and cannot.
     """
-    if camera.reader == "ffmpeg" and kind not in _READ_BY_FFMPEG:
+    if camera.reader == "ffmpeg" and not isinstance(address, _READ_BY_FFMPEG):
         raise SourceError(
             "`reader: ffmpeg` opens rtsp:// and http:// cameras and files only", hint="leave out `reader`"
         )
-    if camera.reader not in {"auto", "ffmpeg", "nvdec"} or kind not in _READ_BY_FFMPEG:
+    if camera.reader not in {"auto", "ffmpeg", "nvdec"} or not isinstance(address, _READ_BY_FFMPEG):
         return False
-    if kind == "path" and camera.reader != "ffmpeg" and formats[0] == "bgr":
+    if isinstance(address, (File, Folder)) and camera.reader != "ffmpeg" and formats[0] == "bgr":
         return False
     reason = missing_pyav()
     if camera.reader == "ffmpeg" and reason is not None:
@@ -151,12 +151,21 @@ def chooses_nvdec(camera: CameraConfig) -> bool:
     NVDEC does not tell which frames lost packets have damaged; and not in loops, because each pass would begin with
     0.25 s without a frame (H100).
     """
-    kind = source_kind(camera.source)
-    if camera.reader != "auto" or kind not in _READ_BY_FFMPEG or missing_pyav() is not None or not _has_nvdec():
+    address = camera.address
+    if (
+        camera.reader != "auto"
+        or not isinstance(address, _READ_BY_FFMPEG)
+        or missing_pyav() is not None
+        or not _has_nvdec()
+    ):
         return False
-    if kind == "rtsp":
-        return camera.transport == "tcp" and not _through_gstreamer(camera, kind)
-    return kind == "http" or not (camera.loop or _shows_images(Path(camera.source)))
+    match address:
+        case Rtsp():
+            return camera.transport == "tcp" and not _through_gstreamer(camera, address)
+        case File(path) | Folder(path):
+            return not (camera.loop or _shows_images(path))
+        case _:
+            return True
 
 
 @cache
@@ -176,7 +185,9 @@ def _has_nvdec() -> bool:
     return True
 
 
-def _nvdec(camera: CameraConfig, kind: str, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
+def _nvdec(
+    camera: CameraConfig, address: SourceAddress, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
+) -> Source:
     try:
         from vision.capture.nvdec.decoder import require_nvdec
     except DeviceMissing as missing:
@@ -184,11 +195,11 @@ def _nvdec(camera: CameraConfig, kind: str, offline: bool, formats: tuple[PixelF
     require_nvdec()
     from vision.capture.nvdec.source import NvdecDecoder
 
-    if kind == "path":
+    if isinstance(address, (File, Folder)):
         from vision.capture.ffmpeg.file import PyAVFile
         from vision.capture.ffmpeg.rotation import RotatingDecoder, upright_only
 
-        path = Path(camera.source)
+        path = address.path
         nvdec = upright_only(path, partial(NvdecDecoder, live=False))
         open_decoder = _or_ffmpeg(camera, nvdec, partial(RotatingDecoder, offline=offline))
         return PyAVFile(path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
@@ -230,23 +241,28 @@ def _say_once(text: str) -> None:
     log.warning("%s", text)
 
 
-def _synthetic(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
-    from vision.capture.synthetic.source import Synthetic, SyntheticSpec
+def _synthetic(
+    camera: CameraConfig, address: Synthetic, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
+) -> Source:
+    from vision.capture.synthetic.source import Synthetic as SyntheticSource
+    from vision.capture.synthetic.source import SyntheticSpec
 
     _refuse_library(camera, "made-up frames need no library")
-    spec = SyntheticSpec.parse(camera.source)
+    spec = SyntheticSpec.parse(address.text)
     if camera.width is not None and camera.height is not None:
         spec = replace(spec, width_px=camera.width, height_px=camera.height)
     if camera.fps is not None:
         spec = replace(spec, fps=camera.fps)
-    return Synthetic(spec, formats, offline=offline, clock=clock)
+    return SyntheticSource(spec, formats, offline=offline, clock=clock)
 
 
-def _path(camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
-    path = Path(camera.source)
+def _path(
+    camera: CameraConfig, address: File | Folder, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
+) -> Source:
+    path = address.path
     if _shows_images(path):
         return _images(path, camera, offline, formats, clock)
-    if _through_pyav(camera, "path", formats):
+    if _through_pyav(camera, address, formats):
         from vision.capture.ffmpeg.file import PyAVFile
         from vision.capture.ffmpeg.rotation import RotatingDecoder
 
@@ -284,7 +300,7 @@ def _images(path: Path, camera: CameraConfig, offline: bool, formats: tuple[Pixe
     return ImageFolder(path, fps=camera.fps, loop=camera.loop, offline=offline, clock=clock)
 
 
-def _opencv(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
+def _opencv(camera: CameraConfig, address: SourceAddress, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
     try:
         from vision.capture.opencv.reader import require_bgr
         from vision.capture.opencv.source import Link, LiveCapture, NetworkLink, UsbLink
@@ -293,10 +309,11 @@ def _opencv(camera: CameraConfig, kind: str, formats: tuple[PixelFormat, ...], c
 
     require_bgr(formats, camera.id)
     link: Link
-    if kind == "v4l2":
-        link = UsbLink(camera.source, camera.width, camera.height, camera.fps, camera.open_timeout_s)
+    if isinstance(address, Usb):
+        link = UsbLink(address.device, camera.width, camera.height, camera.fps, camera.open_timeout_s)
     else:
-        link = NetworkLink(camera.source, camera.transport, camera.open_timeout_s, _read_timeout_s(camera))
+        assert isinstance(address, NETWORK)
+        link = NetworkLink(address.url, camera.transport, camera.open_timeout_s, _read_timeout_s(camera))
     return LiveCapture(link, clock=clock)
 
 

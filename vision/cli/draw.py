@@ -18,7 +18,8 @@ from rich.markup import escape
 
 from vision.capture.frame_reader import read_frames
 from vision.cli.check import look_at_each
-from vision.config import AppConfig, CameraAnalytics, CameraConfig, Point, source_kind
+from vision.config import AppConfig, CameraAnalytics, CameraConfig, Point
+from vision.config.source_address import RECORDED
 from vision.errors import EXIT_OK, EXIT_RUNTIME, SourceError, VisionError
 from vision.overlay import Overlay
 
@@ -86,7 +87,7 @@ def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
     Raises:
         SourceError: the camera cannot be opened, or gives no whole frame.
     """
-    recorded = source_kind(camera.source) in ("path", "synthetic")
+    recorded = isinstance(camera.address, RECORDED)
     settle_s = 0.0 if recorded else _SETTLE_S
     newest: NDArray[np.uint8] | None = None
     with closing(read_frames(camera, offline=recorded)) as stills:

@@ -131,16 +131,16 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 def frame_source(text: str) -> str:
     """Where frames come from. A recording has to be there; what else is wrong with it, reading it tells."""
     from vision.capture.synthetic.source import SyntheticSpec
-    from vision.config.addresses import source_kind
+    from vision.config.source_address import File, Folder, Synthetic, parse_source
     from vision.errors import SourceError
 
     try:
-        kind = source_kind(text)
-        if kind == "synthetic":
+        address = parse_source(text)
+        if isinstance(address, Synthetic):
             SyntheticSpec.parse(text)
     except (ValueError, SourceError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    if kind == "path" and not Path(text).exists():
+    if isinstance(address, (File, Folder)) and not Path(text).exists():
         raise argparse.ArgumentTypeError(f"there is no file {text}")
     return text
 

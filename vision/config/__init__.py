@@ -11,7 +11,6 @@
 The only place that imports pydantic and PyYAML.
 """
 
-from vision.config.addresses import SourceKind, source_kind
 from vision.config.analytics import Anchor, CameraAnalytics, LineConfig, Point, ZoneConfig
 from vision.config.app import (
     AppConfig,
@@ -57,7 +56,6 @@ __all__ = [
     "PublishConfig",
     "RuleConfig",
     "SnapshotConfig",
-    "SourceKind",
     "StatusConfig",
     "ZoneConfig",
     "check_classes",
@@ -72,5 +70,4 @@ __all__ = [
     "resolve_paths",
     "shipped_configs",
     "shipped_models",
-    "source_kind",
 ]

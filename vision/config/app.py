@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -14,13 +15,11 @@ from vision.config.addresses import (
     FOLDER_FORMS,
     MODEL_FORMS,
     PIPELINE_FORMS,
-    SOURCE_FORMS,
     check_bind,
     check_file_name,
     check_folder,
     check_model_name,
     check_pipeline,
-    check_source,
 )
 from vision.config.analytics import CameraAnalytics, ClassNames
 from vision.config.cascade import CascadeConfig
@@ -30,6 +29,15 @@ from vision.config.profile import ProfileSpec
 from vision.config.rules import RuleConfig
 from vision.config.section import Fraction, Identifier, Section, refuse_inconsistent, unique_names
 from vision.config.snapshots import SnapshotConfig
+from vision.config.source_address import (
+    SOURCE_FORMS,
+    File,
+    Folder,
+    SourceAddress,
+    check_source,
+    parse_source,
+    with_account,
+)
 from vision.config.tracking import TrackConfig
 from vision.errors import redact
 
@@ -72,7 +80,16 @@ class CameraConfig(Section):
     source: Annotated[str, AfterValidator(check_source)] = Field(
         title=SOURCE_FORMS,
         description="where frames come from; paths are relative to this file; ${NAME} is a secret of the environment",
-        examples=["rtsp://user:${GATE_PASSWORD}@10.0.0.4/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"],
+        examples=["rtsp://gate.example.com/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"],
+    )
+    user: str | None = Field(default=None, min_length=1, description="user of a network camera, as plain text")
+    password: str | None = Field(
+        default=None,
+        min_length=1,
+        repr=False,
+        title="${NAME}, an environment variable that holds the password",
+        description="password of a network camera, from the environment: ${NAME}",
+        examples=["${GATE_PASSWORD}"],
     )
     reader: Literal["auto", "opencv", "gstreamer", "ffmpeg", "nvdec"] = Field(
         default="auto",
@@ -121,6 +138,14 @@ class CameraConfig(Section):
     def _consistent(self) -> CameraConfig:
         refuse_inconsistent(camera_findings(self.model_dump(exclude_unset=True)))
         return self
+
+    @property
+    def address(self) -> SourceAddress:
+        """Return the parsed source, with `user` and `password` in its URL. A path that is a folder is a `Folder`."""
+        address = parse_source(self.source)
+        if self.user is not None and self.password is not None:
+            return with_account(address, self.user, self.password)
+        return Folder(address.path) if isinstance(address, File) and os.path.isdir(address.path) else address  # noqa: PTH112 - no error for any text
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """As pydantic's, without the password of the source: configurations end up in logs and tracebacks."""

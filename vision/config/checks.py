@@ -12,8 +12,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, TypeAlias
 
-from vision.config.addresses import SourceKind, source_kind
 from vision.config.rules import KINDS_OF_LINES, KINDS_OF_ZONES, RULE, rule_findings
+from vision.config.source_address import (
+    Csi,
+    File,
+    Folder,
+    Http,
+    Rtsp,
+    SourceAddress,
+    Synthetic,
+    Usb,
+    has_account,
+    parse_source,
+)
 from vision.config.wording import Loc, Refused, dotted, nearest, one_of, quoted
 
 Finding: TypeAlias = tuple[Loc, str]
@@ -26,30 +37,33 @@ TRACK_SCORES: Final[Mapping[str, float]] = {"low_score": 0.15, "high_score": 0.5
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
-_CAPTURE_OPTIONS: Final[Mapping[str, tuple[tuple[SourceKind, ...], str]]] = {
-    "transport": (("rtsp",), "rtsp:// and rtsps:// sources have"),
-    "loop": (("path",), "files have"),
+_CAPTURE_OPTIONS: Final[Mapping[str, tuple[tuple[type[SourceAddress], ...], str]]] = {
+    "transport": ((Rtsp,), "rtsp:// and rtsps:// sources have"),
+    "user": ((Rtsp, Http), "rtsp:// and http:// sources have"),
+    "password": ((Rtsp, Http), "rtsp:// and http:// sources have"),
+    "loop": ((File, Folder), "files have"),
     "width": (
-        ("csi", "v4l2", "synthetic"),
+        (Csi, Usb, Synthetic),
         "csi:, /dev/video and synthetic: sources have; other frames come as they are",
     ),
     "height": (
-        ("csi", "v4l2", "synthetic"),
+        (Csi, Usb, Synthetic),
         "csi:, /dev/video and synthetic: sources have; other frames come as they are",
     ),
     "fps": (
-        ("csi", "v4l2", "synthetic", "path"),
+        (Csi, Usb, Synthetic, File, Folder),
         "csi:, /dev/video and synthetic: sources and folders have; see max_fps",
     ),
 }
 
-_LIBRARIES: Final[Mapping[SourceKind, tuple[str, ...]]] = {
-    "rtsp": ("auto", "opencv", "gstreamer", "ffmpeg", "nvdec"),
-    "http": ("auto", "opencv", "ffmpeg", "nvdec"),
-    "csi": ("auto", "gstreamer"),
-    "v4l2": ("auto", "opencv", "gstreamer"),
-    "synthetic": ("auto",),
-    "path": ("auto", "opencv", "ffmpeg", "nvdec"),
+_READERS: Final[Mapping[type[SourceAddress], tuple[str, ...]]] = {
+    Rtsp: ("auto", "opencv", "gstreamer", "ffmpeg", "nvdec"),
+    Http: ("auto", "opencv", "ffmpeg", "nvdec"),
+    Csi: ("auto", "gstreamer"),
+    Usb: ("auto", "opencv", "gstreamer"),
+    Synthetic: ("auto",),
+    File: ("auto", "opencv", "ffmpeg", "nvdec"),
+    Folder: ("auto", "opencv", "ffmpeg", "nvdec"),
 }
 
 
@@ -90,21 +104,23 @@ def config_findings(site: Mapping[str, object], tell: Tell) -> Iterator[Finding]
 
 def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
     """What is asked of a source that its kind cannot do, and half a frame size."""
-    for given, missing in (("width", "height"), ("height", "width")):
+    for given, missing in (("width", "height"), ("height", "width"), ("user", "password"), ("password", "user")):
         if _is_given(camera, given) and not _is_given(camera, missing):
             yield (given,), f"expected {missing} beside it: they are given together"
     source = _text(camera, "source")
     if source is None:
         return
     try:
-        kind = source_kind(source)
+        address = parse_source(source)
     except Refused:
         return
+    if has_account(address) and (_is_given(camera, "user") or _is_given(camera, "password")):
+        yield ("source",), "expected no user and password in the address, since the keys user and password hold them"
     for option, (kinds, who) in _CAPTURE_OPTIONS.items():
         value = camera.get(option)
-        if kind not in kinds and (value is True if option == "loop" else value is not None):
+        if not isinstance(address, kinds) and (value is True if option == "loop" else value is not None):
             yield (option,), f"has no effect on this source; only {who}"
-    reader, libraries = _text(camera, "reader"), _LIBRARIES[kind]
+    reader, libraries = _text(camera, "reader"), _READERS[type(address)]
     if reader in ("opencv", "gstreamer", "ffmpeg", "nvdec") and reader not in libraries:
         yield (
             ("reader",),

@@ -10,7 +10,6 @@ from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
-from vision.config.addresses import source_kind
 from vision.config.app import AppConfig, CameraConfig, ModelSpec
 from vision.config.cascade import ClassifierSpec
 from vision.config.checks import Tell, analytics_classes, config_findings
@@ -18,6 +17,7 @@ from vision.config.document import Document, Fault, parse_document, read_documen
 from vision.config.renamed import with_new_keys
 from vision.config.schema import schema_of
 from vision.config.section import Section
+from vision.config.source_address import File, Folder
 from vision.config.validation import faults_of
 from vision.config.wording import Loc, did_you_mean, dotted, one_of, quoted
 from vision.errors import ConfigError, ModelError
@@ -108,6 +108,7 @@ _LITERAL_PASSWORD = re.compile(
     r"://[^/@\s:]*:(?!\$\{)[^/?#@\s]+@|[?&](?:pass|passwd|password|pwd|token|secret|api_?key)=(?!\$\{)[^&\s]+",
     re.IGNORECASE,
 )
+_FROM_ENVIRONMENT = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 def _written_passwords(document: Document) -> list[Fault]:
@@ -116,6 +117,10 @@ def _written_passwords(document: Document) -> list[Fault]:
     entries = cameras.value if cameras is not None and isinstance(cameras.value, tuple) else ()
     found = []
     for at, camera in enumerate(entries):
+        password = camera.child("password")
+        if password is not None and not _FROM_ENVIRONMENT.fullmatch(password.written):
+            text = "expected the password from the environment: write ${NAME}"
+            found.append(document.fault(("cameras", at, "password"), text))
         source = camera.child("source")
         if source is not None and _LITERAL_PASSWORD.search(source.written):
             text = "a password stands in the file; expected it from the environment: write ${NAME} in its place"
@@ -146,7 +151,7 @@ def resolve_paths(site: AppConfig, folder: Path) -> AppConfig:
 
 
 def _resolve_source(camera: CameraConfig, folder: Path) -> CameraConfig:
-    if source_kind(camera.source) != "path":
+    if not isinstance(camera.address, (File, Folder)):
         return camera
     return camera.model_copy(update={"source": str(folder / camera.source)})
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from vision.capture.frame_reader import read_frames
 from vision.capture.synthetic.source import SyntheticSpec
-from vision.config import AppConfig, CameraConfig, DetectConfig, ModelSpec, StatusConfig, nearest, source_kind
+from vision.config import AppConfig, CameraConfig, DetectConfig, ModelSpec, StatusConfig, nearest
+from vision.config.source_address import RECORDED, Synthetic
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError, SourceError, redact
@@ -105,14 +106,14 @@ def site_of_camera(site: AppConfig, camera_id: str | None) -> AppConfig:
 
 
 def _require_end(camera: CameraConfig) -> None:
-    kind = source_kind(camera.source)
-    if kind not in ("path", "synthetic"):
+    address = camera.address
+    if not isinstance(address, RECORDED):
         raise ConfigError(
             f"camera {camera.id}: expected a video file or a folder of images, got {redact(camera.source)}: "
             "there is no truth of what a live camera will show",
             hint="record it, label the recording, and name the file as its source",
         )
-    if kind == "synthetic" and SyntheticSpec.parse(camera.source).frames is None:
+    if isinstance(address, Synthetic) and SyntheticSpec.parse(camera.source).frames is None:
         raise ConfigError(f"camera {camera.id}: {camera.source} never ends", hint="add frames=100 to its options")
 
 

@@ -53,8 +53,8 @@ from vision.capture.ffmpeg.packets import (
 )
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
 from vision.capture.source import Grab, StreamInfo
-from vision.config.addresses import source_kind
 from vision.config.app import CameraConfig
+from vision.config.source_address import NETWORK, Rtsp
 from vision.errors import SourceError, redact
 from vision.types import PixelFormat
 
@@ -251,9 +251,11 @@ class _Connection:
 
     def _open(self) -> InputContainer:
         camera, options = self.camera, dict(_OPTIONS)
-        if source_kind(camera.source) == "rtsp":
+        address = camera.address
+        assert isinstance(address, NETWORK)
+        if isinstance(address, Rtsp):
             options.update(_RTSP_OPTIONS, rtsp_transport=camera.transport)
-        return open_container(camera.source, options=options, timeout=(camera.open_timeout_s, camera.read_timeout_s))
+        return open_container(address.url, options=options, timeout=(camera.open_timeout_s, camera.read_timeout_s))
 
     def step(self) -> tuple[_Frame, ...]:
         """Read one packet, and decode it.

@@ -6,6 +6,7 @@ GStreamer's texts name the place in its sources and the URL; its codes name the 
 from __future__ import annotations
 
 from vision.config import CameraConfig
+from vision.config.source_address import Csi
 from vision.errors import SourceError, redact
 
 _RESOURCE = "gst-resource-error-quark"
@@ -28,7 +29,7 @@ def _hint(camera: CameraConfig, domain: str, code: int, text: str) -> str:
         return "the camera does not give this size, rate or format; leave out width, height and fps"
     if domain != _RESOURCE:
         return ""
-    if camera.source.startswith("csi:"):
+    if isinstance(camera.address, Csi):
         return "is the camera's ribbon cable in, and does nvargus-daemon run? systemctl restart nvargus-daemon"
     return {
         _NOT_AUTHORIZED: "user or password are wrong; in the URL write @ as %40, : as %3A, / as %2F",

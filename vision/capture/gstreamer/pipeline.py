@@ -15,7 +15,8 @@ from fractions import Fraction
 from typing import Literal, Protocol, TypeAlias
 from urllib.parse import unquote
 
-from vision.config import CameraConfig, source_kind
+from vision.config import CameraConfig
+from vision.config.source_address import Csi, Rtsp, SourceAddress, Usb
 from vision.types import PixelFormat
 
 Kind: TypeAlias = Literal["rtsp", "csi", "usb"]
@@ -86,10 +87,17 @@ class Registry(Protocol):
         """The element is there and has this property."""
 
 
-def kind_of(source: str) -> Kind | None:
-    """What `source` of camera.yaml is, among the things that GStreamer opens here."""
-    kinds: Mapping[str, Kind] = {"rtsp": "rtsp", "csi": "csi", "v4l2": "usb"}
-    return kinds.get(source_kind(source))
+def kind_of(address: SourceAddress) -> Kind | None:
+    """Return the kind of a source that GStreamer opens here, None for other sources."""
+    match address:
+        case Rtsp():
+            return "rtsp"
+        case Csi():
+            return "csi"
+        case Usb():
+            return "usb"
+        case _:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +135,9 @@ def rtsp_source(camera: CameraConfig, registry: Registry) -> Element:
     bounds
     the backlog, at key frames.
     """
-    address = split_url(camera.source)
+    source = camera.address
+    assert isinstance(source, Rtsp)
+    address = split_url(source.url)
     optional = known(
         registry,
         "rtspsrc",
@@ -207,7 +217,9 @@ def host_caps(formats: Sequence[PixelFormat]) -> Caps:
 
 def csi_chain(camera: CameraConfig, formats: Sequence[PixelFormat], registry: Registry) -> list[Element]:
     """A camera on a Jetson's CSI port, through libargus."""
-    sensor = int(camera.source.removeprefix("csi:"))
+    address = camera.address
+    assert isinstance(address, Csi)
+    sensor = address.sensor
     asked = "video/x-raw(memory:NVMM),format=NV12" + size_and_rate(camera.width, camera.height, camera.fps)
     return [
         Element("nvarguscamerasrc", {"sensor-id": sensor}),

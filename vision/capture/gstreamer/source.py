@@ -44,7 +44,7 @@ _CODECS: dict[str, pipeline.Codec] = {"H264": "H264", "H265": "H265", "JPEG": "J
 
 def available(camera: CameraConfig) -> str | None:
     """None if GStreamer can open this camera here, else what is missing and which package has it."""
-    kind = pipeline.kind_of(camera.source)
+    kind = pipeline.kind_of(camera.address)
     if kind is None:
         return "GStreamer opens rtsp://, rtsps://, csi:N and /dev/videoN only"
     try:
@@ -169,7 +169,7 @@ class GStreamerSource:
         # The system's clock is CLOCK_MONOTONIC, as Python's: presentation times can be compared with ours.
         self._pipeline.use_clock(gst.SystemClock.obtain())
         self._bus = self._pipeline.get_bus()
-        kind = pipeline.kind_of(self._camera.source)
+        kind = pipeline.kind_of(self._camera.address)
         if kind == "rtsp":
             self._add_rtsp_source(registry)
         elif kind == "csi":

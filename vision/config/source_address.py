@@ -1,0 +1,210 @@
+"""The address of a camera's source, parsed into one type for each kind of source.
+
+The syntax alone decides: parsing opens no device, looks up no host and reads no file. `CameraConfig.address` is the
+address that a reader opens; it also tells a folder from a file, and holds the camera's user and password.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, TypeAlias
+from urllib.parse import quote
+
+from vision.config.wording import Refused, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Rtsp:
+    """A network camera that speaks RTSP. The URL may hold a user and password."""
+
+    url: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    """A stream over HTTP. The URL may hold a user and password."""
+
+    url: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Csi:
+    """A camera on a CSI connector, by the number of its sensor."""
+
+    sensor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usb:
+    """A Video4Linux camera, by its device file."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A video or an image."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of images."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Synthetic:
+    """A synthetic camera. `text` is its whole address, ``synthetic:`` and options."""
+
+    text: str
+
+
+SourceAddress: TypeAlias = Rtsp | Http | Csi | Usb | File | Folder | Synthetic
+
+NETWORK: Final = (Rtsp, Http)
+"""Sources that may need a user and password."""
+
+RECORDED: Final = (File, Folder, Synthetic)
+"""Sources that depend on nothing outside this machine: no camera and no network."""
+
+SOURCE_FORMS: Final = (
+    "an rtsp://, rtsps://, http:// or https:// address, a file, a folder, /dev/videoN, csi:N or synthetic:"
+)
+
+_SCHEMES: Final[dict[str, type[Rtsp | Http]]] = {"rtsp": Rtsp, "rtsps": Rtsp, "http": Http, "https": Http}
+_URL_PREFIXES: Final = [f"{scheme}://" for scheme in _SCHEMES]
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_WORD = re.compile(r"(?P<word>[A-Za-z][A-Za-z0-9+.-]*):(?P<rest>.*)", re.DOTALL)
+_DEVICE = re.compile(r"/dev/(?:video[0-9]{1,3}|v4l/by-(?:id|path)/[^/]+)")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f]")
+_UNPRINTABLE_OR_SPACE = re.compile("[\x00-\x20\x7f-\xa0]")
+_NO_SCHEME = re.compile(r"(?:[^/@]*@)?(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?::[0-9]*)?|[A-Za-z0-9.-]+:[0-9]{2,5})(?:/.*)?")
+
+# RFC 3986, section 3.2. Stricter than FFmpeg and GStreamer, and equal to what `vision.errors.redact` recognises: it
+# would print a password that holds a bare '/', quote or '<'.
+_AUTHORITY = re.compile(
+    r"(?:(?P<user>(?:[A-Za-z0-9._~!$&()*+,;=:-]|%[0-9A-Fa-f]{2})*)@)?(?P<host>\[[^\]@]*\]|[^:@\[\]]*)(?::(?P<port>[^@]*))?"
+)
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+
+
+def parse_source(text: str) -> SourceAddress:
+    """Parse the text of a camera's source. A path that ends in ``/`` is a folder, any other path a file.
+
+    Raises:
+        Refused: The text has none of the forms, or a part of it cannot be right.
+    """
+    if not text or _UNPRINTABLE.search(text):
+        raise Refused(f"{SOURCE_FORMS}, on one line")
+    if url := _URL.fullmatch(text):
+        return _parse_url(url["scheme"].lower(), url["rest"])
+    word = _WORD.fullmatch(text)
+    if word and word["word"] in ("csi", "synthetic"):
+        return _parse_csi(word["rest"]) if word["word"] == "csi" else _parse_synthetic(text, word["rest"])
+    if _NO_SCHEME.fullmatch(text):
+        raise Refused(
+            "rtsp:// or http:// in front of a camera's address", advice="a file of this name is written with ./"
+        )
+    if word:
+        near = did_you_mean(f"{word['word']}:", ["csi:", "synthetic:"])
+        near = near or did_you_mean(f"{word['word']}://", _URL_PREFIXES)
+        raise Refused(SOURCE_FORMS, advice=near or "a path with ':' in it begins with ./")
+    return _parse_path(text)
+
+
+def check_source(text: str) -> str:
+    """Return `text` if `parse_source` accepts it.
+
+    Raises:
+        Refused: As `parse_source`.
+    """
+    parse_source(text)
+    return text
+
+
+def with_account(address: SourceAddress, user: str, password: str) -> SourceAddress:
+    """Return the address of a network camera with a user and password in its URL, percent-encoded."""
+    if not isinstance(address, NETWORK):
+        return address
+    scheme, _, rest = address.url.partition("://")
+    return replace(address, url=f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest}")
+
+
+def has_account(address: SourceAddress) -> bool:
+    """Return whether the URL of a network camera holds a user or password."""
+    return isinstance(address, NETWORK) and "@" in address.url
+
+
+def is_host(text: str) -> bool:
+    """Return whether `text` is a host name, an IPv4 address, or an IPv6 address in ``[ ]``."""
+    if text.startswith("[") or re.fullmatch(r"[0-9.]+", text):
+        return is_ip_address(text)
+    return bool(_HOST_NAME.fullmatch(text))
+
+
+def is_ip_address(text: str) -> bool:
+    """Return whether `text` is an IPv4 address, or an IPv6 address in ``[ ]``."""
+    bracketed = re.fullmatch(r"\[(.*)\]", text)
+    try:
+        if bracketed:
+            ipaddress.IPv6Address(bracketed[1])
+        else:
+            ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_port(text: str) -> bool:
+    """Return whether `text` is a port from 1 to 65535."""
+    return bool(re.fullmatch(r"[0-9]{1,5}", text)) and 1 <= int(text) <= 65535
+
+
+def _parse_url(scheme: str, rest: str) -> Rtsp | Http:
+    kind = _SCHEMES.get(scheme)
+    if kind is None:
+        if scheme == "file":
+            raise Refused("the path of the file alone, without file://")
+        raise Refused(SOURCE_FORMS, advice=did_you_mean(f"{scheme}://", _URL_PREFIXES))
+    if _UNPRINTABLE_OR_SPACE.search(rest) or any(character in rest for character in "\"'<>\\"):
+        raise Refused("an address without blanks, quotes, '<', '>' and '\\'", advice="write them as %20, %22, %27 ...")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    match = _AUTHORITY.fullmatch(authority)
+    if match is None or "@" in rest[len(authority) :]:
+        advice = "in a user, password or path write / as %2F, ? as %3F, # as %23, @ as %40, % as %25"
+        raise Refused("user:password@host:port with one '@'", advice=f"{advice}; or use the keys user and password")
+    if not is_host(match["host"]):
+        raise Refused("a host name or address after '//'", advice="an IPv6 address goes in [ ]")
+    if match["port"] is not None and not is_port(match["port"]):
+        raise Refused("a port from 1 to 65535")
+    return kind(f"{scheme}://{rest}")
+
+
+def _parse_csi(rest: str) -> Csi:
+    if not re.fullmatch(r"[0-9]{1,2}", rest):
+        raise Refused("csi: and the number of the sensor, such as csi:0")
+    return Csi(int(rest))
+
+
+def _parse_synthetic(text: str, rest: str) -> Synthetic:
+    if not re.fullmatch(r"[A-Za-z0-9_.,;:&=+@?-]*", rest):
+        raise Refused("synthetic: and options without blanks")
+    return Synthetic(text)
+
+
+def _parse_path(text: str) -> Usb | File | Folder:
+    if text.startswith("/dev/"):
+        if not _DEVICE.fullmatch(text):
+            raise Refused("/dev/videoN or /dev/v4l/by-id/NAME")
+        return Usb(text)
+    if text.isdigit():
+        raise Refused(SOURCE_FORMS, advice=f"USB camera {text} is /dev/video{text}")
+    if text.startswith("~"):
+        raise Refused("the whole path", advice="'~' works in a shell only")
+    return Folder(Path(text)) if text.endswith("/") else File(Path(text))
