@@ -76,6 +76,13 @@ def load_classifier_spec(folder: Path) -> ClassifierSpec:
 
 
 def _load_spec(kind: type[_S], folder: Path) -> _S:
+    if folder.is_file():
+        is_onnx = folder.suffix == ".onnx"
+        raise ModelError(
+            f"{folder} is {'an ONNX file' if is_onnx else 'a file'}; a model is a folder with it and a model.yaml",
+            hint=f"write `model: {folder.parent}` and put a model.yaml there; `vision models` shows an example",
+            code="model-is-a-file",
+        )
     try:
         document = read_document(folder / SPEC_NAME)
     except ConfigError as error:

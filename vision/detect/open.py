@@ -1,4 +1,4 @@
-"""From a configuration to a detector: the one place that chooses between the backends."""
+"""Selection of the detector back-end that a configuration asks for."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.classes import class_ids, class_names
 from vision.detect.detector import SLOTS_CPU, Detector
 from vision.detect.model_file import checked_model_file
+from vision.detect.reference.heads import make_head
 from vision.errors import DeviceMissing
 from vision.test_pattern import FAKE_CLASSES
 
@@ -22,19 +24,22 @@ log = logging.getLogger(__name__)
 def open_detector(
     folder: Path, spec: ModelSpec, detect: DetectConfig, *, stop: threading.Event | None = None
 ) -> Detector:
-    """The detector that `detect` asks for, with the model of `folder`.
+    """Open the detector that `detect` asks for, with the model of `folder`.
 
-    A backend that is named is used or refused. ``auto`` takes TensorRT where it and a GPU are there, and says in the
-    log why it did not.
+    A back-end that is named is used or refused. ``auto`` takes TensorRT if it and a GPU are present, else ONNX
+    Runtime, and logs the reason.
 
     Args:
-        stop: ends it early where it takes long: TensorRT may build an engine for minutes.
+        folder: folder of the model.
+        spec: description of the model.
+        detect: configuration.
+        stop: ends a long start early; TensorRT can build an engine for minutes.
 
     Raises:
         Closed: stopped.
         ConfigError: `detect.classes` names a class that the model does not have.
-        ModelError: the file is not the model that the card describes.
-        DeviceMissing: the named backend is not there.
+        ModelError: the file is not the model that the spec describes.
+        DeviceMissing: the named back-end is not available.
         DeviceError: the device failed.
     """
     backends: dict[str, Callable[[Path, ModelSpec, DetectConfig], Detector]] = {
@@ -46,8 +51,57 @@ def open_detector(
     return backends[detect.backend](folder, spec, detect)
 
 
+def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
+    """Raise what `open_detector` would raise, as far as that is known without building an engine.
+
+    The ONNX file is read and, if ONNX Runtime is installed, run once on zeros on the CPU. For TensorRT, the library,
+    the driver, and the GPU must be present, and the GPU must have the precision.
+
+    Args:
+        folder: folder of the model.
+        spec: description of the model.
+        config: configuration of the detector.
+
+    Raises:
+        ConfigError: `classes` names a class that the model does not have.
+        ModelError: the file is missing, damaged, or not the model that the spec describes.
+        DeviceMissing: the named back-end is not available.
+    """
+    if config.backend == "fake":
+        _open_fake(folder, spec, config).close()
+        return
+    ids = class_ids(class_names(spec), config.classes, spec.name)
+    path = checked_model_file(folder, spec)
+    if config.backend != "onnxruntime" and _has_tensorrt(config, required=config.backend == "tensorrt"):
+        head = make_head(spec, len(class_names(spec)), config.score_threshold, ids)
+        try:
+            network = importlib.import_module("vision.detect.onnxruntime.network")
+        except ImportError:
+            return  # the engine builder checks the outputs
+        network.check_network(path, spec, head)
+        return
+    one_thread = config.model_copy(update={"batches_in_flight": 1, "threads": 1})
+    open_onnxruntime_detector(folder, spec, one_thread).close()
+
+
+def _has_tensorrt(config: DetectConfig, *, required: bool) -> bool:
+    """Return True if TensorRT and a GPU that has the precision are available.
+
+    Raises:
+        DeviceMissing: they are not, and they are required.
+        ModelError: the GPU does not have the precision.
+    """
+    try:
+        _tensorrt_module().check_device(config)
+    except DeviceMissing:
+        if required:
+            raise
+        return False
+    return True
+
+
 def published_class_names(spec: ModelSpec, detect: DetectConfig) -> tuple[str, ...]:
-    """`class_names` of the detector that `open_detector` would open."""
+    """Return the class names of the detector that `open_detector` would open."""
     return FAKE_CLASSES if detect.backend == "fake" else class_names(spec)
 
 
@@ -55,33 +109,39 @@ def _open_auto(folder: Path, spec: ModelSpec, detect: DetectConfig, *, stop: thr
     try:
         return _open_tensorrt(folder, spec, detect, stop=stop)
     except DeviceMissing as missing:
-        unused = has_nvidia_gpu()  # then it is no choice, but something to be mended
-        hint = f"; {missing.hint}" if unused and missing.hint else ""
-        level = logging.WARNING if unused else logging.INFO
-        log.log(level, "no TensorRT here, so ONNX Runtime detects on the CPU: %s%s", missing.args[0], hint)
+        if has_nvidia_gpu():
+            hint = f"; {missing.hint}" if missing.hint else ""
+            log.warning("the GPU is not used, ONNX Runtime detects on the CPU: %s%s", missing.args[0], hint)
+        else:
+            log.info("no NVIDIA GPU: detecting on the CPU with ONNX Runtime")
+            log.debug("%s", missing.args[0])
     return open_onnxruntime_detector(folder, spec, detect)
 
 
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
-    """Whether the kernel shows one, of a Jetson or of a card, whatever else is missing to use it."""
+    """Return True if the kernel shows an NVIDIA GPU, integrated or discrete, usable or not."""
     return any((devices / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu"))
 
 
 def _open_tensorrt(folder: Path, spec: ModelSpec, detect: DetectConfig, *, stop: threading.Event | None) -> Detector:
-    class_ids(class_names(spec), detect.classes, spec.name)  # a wrong name is found before an engine is built for it
+    class_ids(class_names(spec), detect.classes, spec.name)  # finds a wrong name before an engine is built for it
+    detector: Detector = _tensorrt_module().open_tensorrt_detector(folder, spec, detect, stop=stop)
+    return detector
+
+
+def _tensorrt_module() -> ModuleType:
     try:
-        module = importlib.import_module("vision.detect.tensorrt.detector")
+        return importlib.import_module("vision.detect.tensorrt.detector")
     except ImportError as error:
         raise DeviceMissing(
             f"the TensorRT backend cannot be loaded: {error}",
             hint="`vision doctor` says what is missing; `detect: {backend: onnxruntime}` runs on the CPU",
+            code="tensorrt-missing",
         ) from error
-    detector: Detector = module.open_tensorrt_detector(folder, spec, detect, stop=stop)
-    return detector
 
 
 def open_onnxruntime_detector(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
-    """The CPU's detector: two batches at a time, one frame a batch.
+    """Open the CPU detector: two batches at a time, one frame a batch.
 
     Larger batches do not pay on a CPU and make the first frame wait for the last: on one core of a Xeon at 2.1 GHz
     nanodet-g-416 takes 31.3 ms a frame in batches of 1, 31.6 ms in batches of 2 and 31.4 ms in batches of 4. So
@@ -93,7 +153,9 @@ def open_onnxruntime_detector(folder: Path, spec: ModelSpec, detect: DetectConfi
         from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
     except ImportError as error:
         raise DeviceMissing(
-            f"the ONNX Runtime backend cannot be loaded: {error}", hint="pip install 'vision[laptop]'"
+            f"the ONNX Runtime backend cannot be loaded: {error}",
+            hint="pip install 'vision[laptop]'",
+            code="onnxruntime-missing",
         ) from error
     return OnnxRuntimeDetector(
         path,
@@ -106,7 +168,7 @@ def open_onnxruntime_detector(folder: Path, spec: ModelSpec, detect: DetectConfi
     )
 
 
-def _open_fake(_folder: Path, _card: ModelSpec, detect: DetectConfig) -> Detector:
+def _open_fake(_folder: Path, _spec: ModelSpec, detect: DetectConfig) -> Detector:
     from vision.detect.fake import FakeDetector
 
     ids = class_ids(FAKE_CLASSES, detect.classes, "of the fake backend")

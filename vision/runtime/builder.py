@@ -98,7 +98,8 @@ def find_model(site: AppConfig) -> tuple[Path, ModelSpec]:
             f"no model {site.model!r}: expected one of {', '.join(known)}, or a folder with model.yaml",
             hint=f"did you mean {near!r}?"
             if (near := nearest(site.model, known))
-            else "docs/models.md: bring your own",
+            else "`vision models` lists the models, and shows the model.yaml of a model of your own",
+            code="model-unknown",
         )
     return folder, load_model_spec(folder)
 

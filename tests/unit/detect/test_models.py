@@ -477,6 +477,7 @@ def test_without_a_gpu_auto_is_the_cpu_and_tensorrt_is_refused(
     folder = save_colours(tmp_path / "colours")
     with caplog.at_level(logging.INFO), closing(open_folder(folder, backend="auto")) as detector:
         assert detector.spec.name == "onnxruntime cpu fp32"
-    assert "no TensorRT here" in caplog.text
+    logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
+    assert "no NVIDIA GPU: detecting on the CPU with ONNX Runtime" in logged
     with pytest.raises(DeviceMissing):
         open_folder(folder, backend="tensorrt")

@@ -36,7 +36,7 @@ def open_classifier(
     """
     path = checked_model_file(folder, spec)
     try:
-        import vision.detect.onnxruntime.detector  # noqa: F401
+        import vision.detect.onnxruntime.network  # noqa: F401
     except ImportError as error:
         raise DeviceMissing(
             f"the ONNX Runtime backend cannot be loaded: {error}", hint="pip install 'vision[laptop]'"
@@ -53,7 +53,7 @@ class OnnxRuntimeClassifier:
         Raises:
             ModelError: the file is no model, or its input or output is not the card's.
         """
-        from vision.detect.onnxruntime.detector import checked_input, open_session
+        from vision.detect.onnxruntime.network import checked_input, open_session
 
         self._card = spec
         self._session: Any = open_session(path, spec, threads)

@@ -7,7 +7,6 @@ in two threads that compute alone, 31 in one session whose threads join forces.
 
 from __future__ import annotations
 
-import copy
 import os
 import queue
 import threading
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from vision.config import ClassifierSpec, ModelSpec, NmsSpec
+from vision.config import ModelSpec, NmsSpec
 from vision.detect.classes import class_names
 from vision.detect.detector import DetectorSpec
-from vision.detect.reference.heads import Head, Shape, make_head
+from vision.detect.onnxruntime.network import Network, bind_head
+from vision.detect.reference.heads import Head, make_head
 from vision.detect.reference.postprocess import to_detections
 from vision.detect.reference.preprocess import Preprocessor
 from vision.errors import Closed, DeviceError, ModelError
@@ -72,7 +71,7 @@ class OnnxRuntimeDetector:
         head = make_head(spec, len(names), score, classes)
         limits = spec.nms if iou is None else spec.nms.model_copy(update={"iou_threshold": iou})
         shares = _split(threads or len(os.sched_getaffinity(0)), min(parallel, slots))
-        workers = _workers(path, spec, head, limits, shares)
+        workers = _open_workers(path, spec, head, limits, shares)
         self.spec = DetectorSpec(
             name="onnxruntime cpu fp32",
             class_names=names,
@@ -152,21 +151,21 @@ class _Job:
 class _Worker:
     """Everything one thread needs for a batch; all its memory is made here."""
 
-    def __init__(self, model: _Model, head: Head, limits: NmsSpec) -> None:
-        self.batch = model.batch
-        self._model = model
+    def __init__(self, network: Network, head: Head, limits: NmsSpec) -> None:
+        self.batch = network.batch
+        self._network = network
         self._head = head
         self._limits = limits if head.needs_nms else None
-        self._tensor = np.zeros(model.input_shape, np.float32)
-        self._preprocessor = Preprocessor(model.spec.input, self._tensor)
-        self._binding = model.session.io_binding()
-        self._binding.bind_input(model.input_name, "cpu", 0, np.float32, self._tensor.shape, self._tensor.ctypes.data)
+        self._tensor = np.zeros(network.input_shape, np.float32)
+        self._preprocessor = Preprocessor(network.spec.input, self._tensor)
+        self._binding = network.session.io_binding()
+        self._binding.bind_input(network.input_name, "cpu", 0, np.float32, self._tensor.shape, self._tensor.ctypes.data)
         self._outputs = [self._bound_output(name) for name in head.outputs]
 
     def _bound_output(self, name: str) -> _Floats | None:
         """Memory that the network writes this output to; None where its size depends on the frame."""
-        shape = [axis for axis in self._model.output_shapes[name] if axis is not None]
-        if len(shape) < len(self._model.output_shapes[name]):
+        shape = [axis for axis in self._network.output_shapes[name] if axis is not None]
+        if len(shape) < len(self._network.output_shapes[name]):
             self._binding.bind_output(name, "cpu")
             return None
         output = np.empty(shape, np.float32)
@@ -198,7 +197,7 @@ class _Worker:
                 for index, frame in enumerate(frames)
             ]
         with span("network"):
-            self._model.session.run_with_iobinding(self._binding)
+            self._network.session.run_with_iobinding(self._binding)
             outputs = self._read_outputs()
         with span("postprocess"):
             return [
@@ -222,22 +221,22 @@ class _Worker:
         ]
 
 
-def _workers(path: Path, spec: ModelSpec, head: Head, limits: NmsSpec, shares: Sequence[int]) -> list[_Worker]:
-    """One worker per share of the threads; binds the head.
+def _open_workers(path: Path, spec: ModelSpec, head: Head, limits: NmsSpec, shares: Sequence[int]) -> list[_Worker]:
+    """Open one worker per share of the threads and bind the head.
 
-    A session serves any number of threads that each compute alone, as fast as one session each (39.3 and 38.8 frames/s
-    on two cores, standard error 0.8) and with the weights in memory once, 33 MB less for nanodet-g-416. Threads that
-    join forces on one run need a pool, and two runs would wait for each other in it, so there each has a session.
+    One session serves any number of threads that each compute alone. That is as fast as one session each (39.3 and
+    38.8 frames/s on two cores, standard error 0.8) and holds the weights once, 33 MB less for nanodet-g-416. Threads
+    that compute one run together need a pool, and two runs would wait for each other in it, so there each worker has
+    its own session.
     """
-    model = _Model(path, spec, shares[0])
-    sample = model.sample()
-    head.bind({name: output.shape for name, output in sample.items()})
+    network = Network(path, spec, shares[0])
+    sample = network.sample()
+    bind_head(head, sample)
     for name in head.outputs:
-        _check_output(spec, name, sample[name], model.batch)
-    head.check_scores([sample[name][0] for name in head.outputs])
+        _check_output(spec, name, sample[name], network.batch)
     alone = max(shares) == 1
-    models = [model, *(model if alone else model.again(share) for share in shares[1:])]
-    return [_Worker(each, head, limits) for each in models]
+    networks = [network, *(network if alone else network.clone(share) for share in shares[1:])]
+    return [_Worker(network, head, limits) for network in networks]
 
 
 def _check_output(spec: ModelSpec, name: str, output: NDArray[Any], batch: int) -> None:
@@ -245,12 +244,14 @@ def _check_output(spec: ModelSpec, name: str, output: NDArray[Any], batch: int) 
         raise ModelError(
             f"{spec.name}: output {name} should be float32, it is {output.dtype}",
             hint="export the model in fp32, or with its inputs and outputs kept in fp32",
+            code="output-dtype",
         )
     if len(output) != batch:
         raise ModelError(
             f"{spec.name}: output {name} should begin with the batch, {batch} for {batch} frames; its shape is "
             f"{output.shape}",
             hint="export the model with one batch axis for its input and all outputs",
+            code="output-without-batch",
         )
 
 
@@ -258,86 +259,3 @@ def _split(threads: int, workers: int) -> list[int]:
     """Threads of each worker; no worker is without one."""
     workers = min(threads, workers)
     return [threads // workers + (index < threads % workers) for index in range(workers)]
-
-
-class _Model:
-    """A session, and what it says about itself, checked against the card."""
-
-    def __init__(self, path: Path, spec: ModelSpec, threads: int) -> None:
-        self.spec = spec
-        self._path = path
-        self.session = open_session(path, spec, threads)
-        self.input_name, self.batch = checked_input(self.session.get_inputs(), spec)
-        self.input_shape = (self.batch, 3, spec.input.height, spec.input.width)
-        self.output_shapes: dict[str, Shape] = {
-            output.name: tuple(axis if isinstance(axis, int) else None for axis in output.shape)
-            for output in self.session.get_outputs()
-        }
-
-    def again(self, threads: int) -> _Model:
-        """The same with a session of its own."""
-        other = copy.copy(self)
-        other.session = open_session(self._path, self.spec, threads)
-        return other
-
-    def sample(self) -> dict[str, NDArray[Any]]:
-        """Every output for a frame of zeros; `output_shapes` knows the batch axis from now on."""
-        black = np.zeros(self.input_shape, np.float32)
-        try:
-            outputs = self.session.run(None, {self.input_name: black})
-        except Exception as error:
-            raise ModelError(f"{self.spec.name}: the model cannot be run: {error}") from error
-        sample = dict(zip(self.output_shapes, outputs, strict=True))
-        for name, shape in self.output_shapes.items():
-            self.output_shapes[name] = (*sample[name].shape[:1], *shape[1:])
-        return sample
-
-
-def open_session(
-    path: Path, spec: ModelSpec | ClassifierSpec, threads: int, *, profile: Path | None = None
-) -> ort.InferenceSession:
-    """The model in a session of its own.
-
-    Args:
-        profile: where ONNX Runtime's own profiler writes, with more behind this name; `end_profiling` tells the file.
-
-    Raises:
-        ModelError: the file cannot be loaded.
-    """
-    options = ort.SessionOptions()
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors; they come as exceptions with the same words
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its cores also decode video
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ModelError(
-            f"{spec.name}: {path} is not a model that ONNX Runtime {ort.__version__} can load: {error}",
-            hint="a truncated file or another format; `python -m onnx.checker` says more about ONNX files",
-        ) from error
-
-
-def checked_input(inputs: Sequence[Any], spec: ModelSpec | ClassifierSpec) -> tuple[str, int]:
-    """Name of the model's input, and its batch: 1 where it is free.
-
-    Raises:
-        ModelError: not what the card says.
-    """
-    wanted = f"one input, float32 (batch, 3, {spec.input.height}, {spec.input.width})"
-    given = ", ".join(f"{each.name} {each.type} {tuple(each.shape)}" for each in inputs)
-    mismatch = ModelError(
-        f"{spec.name}: expected {wanted}; the model has {given}",
-        hint="`input` in model.yaml gives width and height; export the model without further inputs, in fp32 and NCHW",
-    )
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
-        raise mismatch
-    batch, *sides = inputs[0].shape
-    expected = (3, spec.input.height, spec.input.width)
-    if any(isinstance(side, int) and side != want for side, want in zip(sides, expected, strict=True)):
-        raise mismatch
-    return inputs[0].name, batch if isinstance(batch, int) else 1

@@ -1,34 +1,224 @@
-"""The network alone on ONNX Runtime, at any batch, with random input: for measuring, and never for finding objects."""
+"""One ONNX Runtime session on the CPU, checked against the model spec."""
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
 
-from vision.config import ModelSpec
-from vision.detect.onnxruntime.detector import checked_input, open_session
+from vision.config import ClassifierSpec, ModelSpec
+from vision.detect.reference.heads import Head, Shape
 from vision.errors import ModelError
+
+_log = logging.getLogger(__name__)
+
+_DTYPES: Mapping[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class Network:
+    """A session and what it says about its tensors."""
+
+    def __init__(self, path: Path, spec: ModelSpec, threads: int, *, allow_half: bool = False) -> None:
+        """Load the model.
+
+        Args:
+            path: ONNX file.
+            spec: description of the model.
+            threads: number of threads that compute one batch.
+            allow_half: accept a float16 input too.
+
+        Raises:
+            ModelError: the file cannot be loaded, or its input is not the one in the spec.
+        """
+        self.spec = spec
+        self._path = path
+        self.session = open_session(path, spec, threads)
+        self.input_name, self.batch = checked_input(self.session.get_inputs(), spec, allow_half=allow_half)
+        self.input_shape = (self.batch, 3, spec.input.height, spec.input.width)
+        self.output_shapes: dict[str, Shape] = {
+            output.name: tuple(axis if isinstance(axis, int) else None for axis in output.shape)
+            for output in self.session.get_outputs()
+        }
+
+    def clone(self, threads: int) -> Network:
+        """Return the same network with a session of its own."""
+        other = copy.copy(self)
+        other.session = open_session(self._path, self.spec, threads)
+        return other
+
+    def sample(self) -> dict[str, NDArray[Any]]:
+        """Run the network on zeros. Fills the batch axis in `output_shapes`.
+
+        Returns:
+            Every output by name.
+
+        Raises:
+            ModelError: the network fails, or the file declares other output sizes.
+        """
+        zeros = np.zeros(self.input_shape, _DTYPES[self.session.get_inputs()[0].type])
+        try:
+            outputs = self.session.run(None, {self.input_name: zeros})
+        except Exception as error:
+            raise ModelError(
+                f"{self.spec.name}: the model cannot be run: {error}", hint=_size_hint(self), code="model-fails"
+            ) from error
+        sample = dict(zip(self.output_shapes, outputs, strict=True))
+        for name, shape in self.output_shapes.items():
+            if has_free_size(self.session.get_inputs()[0].shape):
+                self._check_size(name, shape, sample[name].shape)
+            self.output_shapes[name] = (*sample[name].shape[:1], *shape[1:])
+        return sample
+
+    def _check_size(self, name: str, declared: Shape, actual: tuple[int, ...]) -> None:
+        """Refuse an input size that the file was not exported for, where its outputs give it away."""
+        if len(declared) == len(actual) and any(
+            axis not in {None, size} for axis, size in zip(declared[1:], actual[1:], strict=True)
+        ):
+            raise ModelError(
+                f"{self.spec.name}: at {self.spec.input.width}x{self.spec.input.height} output {name} has the shape "
+                f"{actual}; the file declares {declared}",
+                hint=_size_hint(self),
+                code="input-size",
+            )
+
+
+def _size_hint(network: Network) -> str:
+    size = network.spec.input
+    return (
+        f"`input` in model.yaml gives {size.width}x{size.height}; write the size that the model was exported for"
+        if has_free_size(network.session.get_inputs()[0].shape)
+        else ""
+    )
+
+
+def has_free_size(shape: Sequence[int | str | None]) -> bool:
+    """Return True if an input of this shape (batch, channels, height, width) takes frames of several sizes."""
+    return any(not isinstance(side, int) for side in shape[2:])
+
+
+def bind_head(head: Head, sample: Mapping[str, NDArray[Any]]) -> None:
+    """Bind `head` to the outputs of `Network.sample` and check the scores in them.
+
+    Raises:
+        ModelError: the head does not fit.
+    """
+    head.bind({name: output.shape for name, output in sample.items()})
+    head.check_scores([np.asarray(sample[name][0], np.float32) for name in head.outputs])
+
+
+def check_network(path: Path, spec: ModelSpec, head: Head) -> None:
+    """Check that `head` reads the outputs of a model that another back-end is going to run.
+
+    ONNX Runtime may lack an operator that the other back-end has. Such a model passes.
+
+    Raises:
+        ModelError: the file is damaged, its input is not the one in the spec, or the head does not fit.
+    """
+    try:
+        sample = Network(path, spec, threads=1, allow_half=True).sample()
+    except ModelError as error:
+        if error.code not in {"unsupported-model", "model-fails"}:
+            raise
+        _log.debug("ONNX Runtime cannot check the model's outputs: %s", error.args[0])
+        return
+    bind_head(head, sample)
+
+
+def open_session(
+    path: Path, spec: ModelSpec | ClassifierSpec, threads: int, *, profile: Path | None = None
+) -> ort.InferenceSession:
+    """Load a model in a session of its own.
+
+    Args:
+        path: ONNX file.
+        spec: description of the model.
+        threads: number of threads that compute one batch.
+        profile: prefix of the file that ONNX Runtime's profiler writes; `end_profiling` returns its name.
+
+    Raises:
+        ModelError: the file cannot be loaded.
+    """
+    options = ort.SessionOptions()
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors; they come as exceptions with the same words
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its cores also decode video
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        damaged = type(error).__name__ in {"InvalidProtobuf", "NoSuchFile", "NoModel"}
+        raise ModelError(
+            f"{spec.name}: {path} is not a model that ONNX Runtime {ort.__version__} can load: {error}",
+            hint="a truncated file or another format; `python -m onnx.checker` says more about ONNX files",
+            code="damaged-model" if damaged else "unsupported-model",
+        ) from error
+
+
+def checked_input(
+    inputs: Sequence[Any], spec: ModelSpec | ClassifierSpec, *, allow_half: bool = False
+) -> tuple[str, int]:
+    """Check the inputs of a session against the spec.
+
+    Returns:
+        The name of the input, and its batch: 1 if the file leaves it free.
+
+    Raises:
+        ModelError: the input is not the one in the spec.
+    """
+    size = spec.input
+    actual = ", ".join(f"{tensor.name} {tensor.type} {tuple(tensor.shape)}" for tensor in inputs)
+    mismatch = ModelError(
+        f"{spec.name}: expected one input, float32 (batch, 3, {size.height}, {size.width}); the model has {actual}",
+        hint="`input` in model.yaml gives width and height; export the model without further inputs, in fp32 and NCHW",
+        code="input-mismatch",
+    )
+    types = set(_DTYPES) if allow_half else {"tensor(float)"}
+    if len(inputs) != 1 or inputs[0].type not in types or len(inputs[0].shape) != 4:
+        raise mismatch
+    batch, *sides = inputs[0].shape
+    expected = (3, size.height, size.width)
+    if any(isinstance(side, int) and side != want for side, want in zip(sides, expected, strict=True)):
+        raise mismatch
+    if has_free_size(inputs[0].shape):
+        _log.info(
+            "%s takes frames of any size; it runs at %dx%d, `input` in model.yaml", spec.name, *reversed(expected[1:])
+        )
+    return inputs[0].name, batch if isinstance(batch, int) else 1
 
 
 class OnnxNetwork:
-    """One session with its input and outputs bound once."""
+    """A network with random input, at any batch. For measurements only."""
 
     def __init__(self, path: Path, spec: ModelSpec, batch: int, *, threads: int, profile: Path | None = None) -> None:
-        """
+        """Open a session and bind its input and outputs once.
+
         Args:
-            path: the ONNX file.
-            threads: that work on one batch.
-            profile: as of `open_session`.
+            path: ONNX file.
+            spec: description of the model.
+            batch: number of frames in one run.
+            threads: number of threads that compute one batch.
+            profile: see `open_session`.
 
         Raises:
-            ModelError: the model cannot be loaded, or has another batch that is fixed.
+            ModelError: the model cannot be loaded, or has another fixed batch.
         """
         self._session = open_session(path, spec, threads, profile=profile)
         name, fixed = checked_input(self._session.get_inputs(), spec)
         shape = self._session.get_inputs()[0].shape
         if isinstance(shape[0], int) and shape[0] != batch:
-            raise ModelError(f"{spec.name} takes batches of {fixed} and no others, {batch} was asked for")
+            raise ModelError(
+                f"{spec.name} takes batches of {fixed} and no others, {batch} was asked for", code="fixed-batch"
+            )
         size = (batch, 3, spec.input.height, spec.input.width)
         self.input_shapes = {name: size}
         self._tensor = np.random.default_rng(1).standard_normal(size, np.float32)
@@ -42,5 +232,5 @@ class OnnxNetwork:
         self._session.run_with_iobinding(self._binding)
 
     def end_profiling(self) -> Path:
-        """Stop the profiler; the file that it wrote."""
+        """Stop the profiler and return the file that it wrote."""
         return Path(self._session.end_profiling())

@@ -95,6 +95,7 @@ class Head(ABC):
                 f"{self._card.name}: head `{self._card.head.kind}` with {self._class_count} classes expects "
                 f"{self.expected}; the model gives {_in_words(shapes)}",
                 hint=_advice(self, self._card, self._class_count, shapes),
+                code="head-mismatch",
             )
         self.outputs = fit.outputs
 

@@ -34,6 +34,7 @@ from vision.engine.cuda_memory import CudaMemory
 from vision.engine.library import find_library
 from vision.engine.memory import MemoryBudget, MemoryPool, detector_budget, make_allocator, shared_scratch
 from vision.engine.open import open_engine
+from vision.engine.precision import require_precision
 from vision.engine.runtime import Context
 from vision.errors import Closed, DeviceError, ModelError
 from vision.gpu.cuda import Device, Stream, memory_info, open_device, use_device
@@ -87,6 +88,18 @@ def open_tensorrt_detector(
         detector = detector_of(device, LoadedEngine(engine, spec, head, names, detect), phases, made, stop=stop)
     _log.info("%s is ready after %s; %s", detector.spec.name, phases, pool.report())
     return detector
+
+
+def check_device(detect: DetectConfig) -> None:
+    """Check that TensorRT and a GPU that has the precision are present.
+
+    Raises:
+        DeviceMissing: no GPU, no driver, a driver too old, or no TensorRT.
+        ModelError: the GPU does not have the precision.
+    """
+    device = open_device()
+    find_library()
+    require_precision(detect.precision, device)
 
 
 def detector_of(
