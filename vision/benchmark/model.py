@@ -359,13 +359,13 @@ class _Rehearsal:
 
     def _step(self, now_ns: float) -> None:
         """`vision.runtime.inference_loop.InferenceLoop`: whatever can be done now."""
-        bind_at_ns = self._timer.bind_at_ns(self._last_size) if self._running else 0
+        form_at_ns = self._timer.form_at_ns(self._last_size) if self._running else 0
         if len(self._results) >= RESULT_QUEUE_SIZE:
             self._state = "blocked"  # until the results thread has taken one
         elif len(self._running) == self._detector.slots:
             self._sleep(now_ns, "collects")
-        elif now_ns < bind_at_ns:
-            self._sleep(now_ns, "collects", bind_at_ns)
+        elif now_ns < form_at_ns:
+            self._sleep(now_ns, "collects", form_at_ns)
         elif batch := self._take(now_ns):
             self._state = "works"
             self._go_on(self._submit(now_ns, batch))

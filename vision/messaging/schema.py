@@ -242,7 +242,7 @@ class NodeStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, 
     dropped: Annotated[dict[str, int], about("frames not inferred, by reason")]
     queues: Annotated[dict[str, int], about("frames that wait, by queue")]
     rss_bytes: Annotated[int, about("memory of the process")]
-    counters: Annotated[dict[str, int], about("what else is counted, such as `detector.excess`")] = {}
+    counters: Annotated[dict[str, int], about("what else is counted, such as `detector.truncated_candidates`")] = {}
     replay: Annotated[str | None, about("where missed events can be asked for; absent: nowhere")] = None
     detector: Annotated[DetectorStatus | None, about("how the detector runs")] = None
 

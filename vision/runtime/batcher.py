@@ -13,7 +13,7 @@ from vision.runtime.latest_slot import Clock, LatestSlot, Lease
 
 
 class Batcher:
-    """Takes whatever is fresh, at most one frame a camera, the camera that has waited longest for its turn first."""
+    """Forms batches: at most one frame a camera, the camera that has waited longest for its turn first."""
 
     def __init__(self, slots: Sequence[LatestSlot], max_batch: int, *, clock: Clock = time.monotonic_ns) -> None:
         """
@@ -29,17 +29,17 @@ class Batcher:
 
     @property
     def finished(self) -> bool:
-        """True once no slot will ever have a frame again."""
+        """True once no slot will have another frame."""
         return all(slot.finished for slot in self._slots)
 
-    def next(self) -> list[Lease]:
-        """The next batch, 0 to `max_batch` frames. Never waits for one.
+    def form_batch(self) -> list[Lease]:
+        """Return the next batch of 0 to `max_batch` frames, without waiting for one.
 
-        One turn at the lock for all: with many cameras at work at once, each turn could take milliseconds to come.
+        The lock is taken once for all slots: while many cameras work, each acquisition can take milliseconds.
         """
         batch: list[Lease] = []
         with self._changed:
-            # Asked every millisecond while a batch is in flight, mostly in vain: looking first is a tenth of the time.
+            # Called every millisecond while a batch is in flight, mostly without result: looking first is 10 x faster.
             fresh = [slot for slot in self._slots if slot.has_frame]
             for slot in sorted(fresh, key=lambda slot: slot.served_ns):
                 if len(batch) == self._max_batch:
@@ -50,15 +50,15 @@ class Batcher:
         return batch
 
     def wait_frame(self, timeout_s: float) -> bool:
-        """Wait until a frame can be taken (True), all is finished, or the time is over (False)."""
+        """Wait for a frame. Return False if all slots are finished or `timeout_s` has passed."""
         deadline_ns = self._clock() + int(timeout_s * 1e9)
         with self._changed:
             while True:
                 now_ns = self._clock()
                 fresh = [slot for slot in self._slots if slot.has_frame]
-                due = [ns for slot in fresh if (ns := slot.bindable_ns(now_ns)) is not None]
-                if due and min(due) <= now_ns:
+                ready = [ns for slot in fresh if (ns := slot.ready_ns(now_ns)) is not None]
+                if ready and min(ready) <= now_ns:
                     return True
                 if now_ns >= deadline_ns or self.finished:
                     return False
-                self._changed.wait((min([deadline_ns, *due]) - now_ns) / 1e9)
+                self._changed.wait((min([deadline_ns, *ready]) - now_ns) / 1e9)

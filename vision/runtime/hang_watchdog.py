@@ -1,4 +1,4 @@
-"""What ends a run that hangs: `ProgressMonitor` for one thread, `hang_watchdog` for the whole interpreter."""
+"""Detection of hangs: `ProgressMonitor` for one thread, `hang_watchdog` for the whole interpreter."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-_LONGEST_LOOK_NS: Final = 1_000_000_000  # that counts: between two looks are 50 ms and a report
+_MAX_STEP_NS: Final = 1_000_000_000
+"""Longest time between two looks that counts. Usually 50 ms and a report lie between them."""
+
 _STANDARD_ERROR: Final = 2
 
 
 @dataclass(slots=True)
 class ProgressMonitor:
-    """For how long something has not moved while somebody looked: the whole process may have been stopped meanwhile."""
+    """Time for which something has made no progress while the monitor looked at it.
+
+    Only time between looks counts, because the whole process may have been suspended.
+    """
 
     looked_ns: int
     progress_ns: int = 0
     still_ns: int = 0
 
     def look(self, progress_ns: int, now_ns: int) -> int:
-        """What has moved has another `progress_ns` than at the last look."""
-        since_ns = min(now_ns - self.looked_ns, _LONGEST_LOOK_NS)
+        """Return the nanoseconds without progress. Progress shows as a `progress_ns` that differs from the last one."""
+        since_ns = min(now_ns - self.looked_ns, _MAX_STEP_NS)
         self.still_ns = self.still_ns + since_ns if progress_ns == self.progress_ns else 0
         self.progress_ns, self.looked_ns = progress_ns, now_ns
         return self.still_ns
 
 
 def thread_stacks() -> str:
-    """Where every thread is now."""
+    """Return the current stack of every thread."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
         f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
@@ -42,29 +47,28 @@ def thread_stacks() -> str:
 
 @contextlib.contextmanager
 def hang_watchdog(limit_s: float = 60.0) -> Iterator[None]:
-    """End the process, should no thread come to run Python for `limit_s`: exit code 1, all stacks on standard error.
+    """End the process if no thread runs Python for `limit_s`: exit code 1, all stacks on standard error.
 
-    Calls that queue work for the GPU keep the GIL (`vision.gpu.driver_calls`). One that never returned would stop
-    every thread,
-    those that look after the others included; only a thread of faulthandler's, which needs no GIL, can end that. It is
-    put off by a thread that does nothing else: the main thread may wait for a terminal or for a stop that takes long.
-    A process that is stopped (Ctrl-Z) or frozen for `limit_s` ends too when it goes on.
+    Calls that queue work for the GPU keep the GIL (`vision.gpu.driver_calls`). If one never returned, it would stop
+    every thread, including those that monitor the others. Only a thread of faulthandler, which needs no GIL, can end
+    that. A thread that does nothing else postpones it: the main thread may wait for a terminal or for a long stop.
+    A process that is suspended (Ctrl-Z) or frozen for `limit_s` also ends when it continues.
     """
-    over = threading.Event()
+    done = threading.Event()
 
-    def put_off() -> None:
+    def postpone() -> None:
         faulthandler.dump_traceback_later(limit_s, exit=True, file=_STANDARD_ERROR)
 
-    def keep_putting_off() -> None:
-        while not over.wait(limit_s / 10):  # each time makes a thread of C
-            put_off()
+    def keep_postponing() -> None:
+        while not done.wait(limit_s / 10):  # each call starts a C thread
+            postpone()
 
-    thread = threading.Thread(target=keep_putting_off, name="watchdog", daemon=True)
+    thread = threading.Thread(target=keep_postponing, name="watchdog", daemon=True)
     thread.start()
     try:
-        put_off()
+        postpone()
         yield
     finally:
-        over.set()
+        done.set()
         thread.join()
         faulthandler.cancel_dump_traceback_later()

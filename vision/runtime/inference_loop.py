@@ -16,16 +16,18 @@ from vision.runtime.latest_slot import Clock, Lease, release_together
 from vision.runtime.submit_scheduler import SubmitScheduler
 from vision.types import Detections, Result, Timing
 
-POLL_S: Final = (
-    0.001  # while a slot is free and another runs: how late a fresh frame or a finished batch is seen at worst
-)
-IDLE_S: Final = 0.1  # how late the loop sees that it should stop, with nothing to do
+POLL_S: Final = 0.001
+"""Longest delay until the loop sees a new frame or a finished batch while a slot is free and another one runs."""
+
+IDLE_S: Final = 0.1
+"""Longest delay until an idle loop sees that it should stop."""
+
 HANG_HINT: Final = "the device hangs: `dmesg` may say why; restart the program (systemd does)"
 
 
 @dataclass(frozen=True, slots=True)
-class Inferred:
-    """One frame's result, and the lease on the frame: whoever is given it releases it."""
+class InferredFrame:
+    """The result of one frame and the lease on the frame. The receiver releases the lease."""
 
     result: Result
     lease: Lease
@@ -40,26 +42,31 @@ class _Batch:
 
 @dataclass(slots=True)
 class InferenceLoop:
-    """Keeps the detector's slots full: binds late, submits, waits for the oldest, hands results on in order."""
+    """Keeps the detector's slots full: forms batches late, submits, waits for the oldest, delivers results in order.
+
+    Args:
+        hang_s: longer than any inference. A batch older than this means that the device hangs.
+        progress_ns: time at which the loop last made progress, or had nothing to do.
+    """
 
     detector: Detector
     batcher: Batcher
-    deliver: Callable[[list[Inferred]], None]
+    deliver: Callable[[list[InferredFrame]], None]
     clock: Clock = time.monotonic_ns
-    hang_s: float = 30.0  # longer than any inference: a batch this old means a device that hangs
-    progress_ns: int = 0  # when the loop last did something useful, or knew that there was nothing to do
+    hang_s: float = 30.0
+    progress_ns: int = 0
     ended: bool = False
     _free: deque[int] = field(default_factory=deque)
     _running: deque[_Batch] = field(default_factory=deque)
-    _timer: SubmitScheduler = field(init=False)
+    _scheduler: SubmitScheduler = field(init=False)
     _last_size: int = 1
 
     def __post_init__(self) -> None:
         self._free.extend(range(self.detector.spec.batches_in_flight))
-        self._timer = SubmitScheduler(self.detector.spec.parallel)
+        self._scheduler = SubmitScheduler(self.detector.spec.parallel)
 
     def run(self) -> None:
-        """Until all cameras are finished and every batch came back.
+        """Run until all cameras have ended and every batch has come back.
 
         Raises:
             DeviceError: the detector failed or hangs.
@@ -74,12 +81,12 @@ class InferenceLoop:
 
     def _step(self) -> bool:
         now_ns = self.clock()
-        bind_at_ns = self._timer.bind_at_ns(self._last_size) if self._running else 0
+        form_at_ns = self._scheduler.form_at_ns(self._last_size) if self._running else 0
         if not self._free:
             self._collect(IDLE_S)
-        elif now_ns < bind_at_ns:
-            self._collect((bind_at_ns - now_ns) / 1e9)
-        elif leases := self._bind():
+        elif now_ns < form_at_ns:
+            self._collect((form_at_ns - now_ns) / 1e9)
+        elif leases := self._form_batch():
             self._submit(leases)
         elif self._running:
             self._collect(POLL_S)
@@ -90,9 +97,9 @@ class InferenceLoop:
             self.batcher.wait_frame(IDLE_S)
         return True
 
-    def _bind(self) -> list[Lease]:
-        with span("bind"):
-            return self.batcher.next()
+    def _form_batch(self) -> list[Lease]:
+        with span("form_batch"):
+            return self.batcher.form_batch()
 
     def _submit(self, leases: list[Lease]) -> None:
         slot = self._free.popleft()
@@ -104,30 +111,34 @@ class InferenceLoop:
             raise
         now_ns = self.clock()
         self._last_size = len(leases)
-        self._timer.submitted(len(leases), now_ns)
+        self._scheduler.submitted(len(leases), now_ns)
         self._running.append(_Batch(slot, leases, now_ns))
 
     def _collect(self, timeout_s: float) -> None:
         batch = self._running[0]
         try:
             with span("wait"):
-                found = self.detector.wait(batch.slot, timeout_s)
+                detections = self.detector.wait(batch.slot, timeout_s)
         except TimeoutError:
-            if self.clock() - batch.submitted_ns > self.hang_s * 1e9:
-                raise DeviceError(
-                    f"{self.detector.spec.name}: a batch of {len(batch.leases)} "
-                    f"has not come back for {self.hang_s:.0f} s",
-                    hint=HANG_HINT,
-                ) from None
+            self._check_hang(batch)
             return
         now_ns = self.progress_ns = self.clock()
         self._running.popleft()
         self._free.append(batch.slot)
-        self._timer.done(now_ns)
-        self.deliver([self._result(batch, lease, one, now_ns) for lease, one in zip(batch.leases, found, strict=True)])
+        self._scheduler.done(now_ns)
+        pairs = zip(batch.leases, detections, strict=True)
+        self.deliver([_inferred(batch, lease, objects, now_ns) for lease, objects in pairs])
 
-    @staticmethod
-    def _result(batch: _Batch, lease: Lease, found: Detections, now_ns: int) -> Inferred:
-        meta = lease.frame.meta
-        timing = Timing(meta.captured_ns, lease.taken_ns, batch.submitted_ns, now_ns)
-        return Inferred(Result(meta, found, timing, lease.dropped_before), lease)
+    def _check_hang(self, batch: _Batch) -> None:
+        if self.clock() - batch.submitted_ns > self.hang_s * 1e9:
+            raise DeviceError(
+                f"{self.detector.spec.name}: a batch of {len(batch.leases)} has not come back for {self.hang_s:.0f} s",
+                hint=HANG_HINT,
+                code="batch-hangs",
+            ) from None
+
+
+def _inferred(batch: _Batch, lease: Lease, objects: Detections, now_ns: int) -> InferredFrame:
+    meta = lease.frame.meta
+    timing = Timing(meta.captured_ns, lease.taken_ns, batch.submitted_ns, now_ns)
+    return InferredFrame(Result(meta, objects, timing, lease.dropped_before), lease)

@@ -1,20 +1,30 @@
-"""The queue between the inference thread and the results thread."""
+"""`ResultHandler`: runs the stages on each result and passes it to the sinks. Runs in the results thread."""
 
 from __future__ import annotations
 
+import contextlib
 import queue
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from vision.runtime.inference_loop import Inferred
+from vision.metrics import LatencyHistogram, Rate, span
+from vision.runtime.inference_loop import IDLE_S, InferredFrame
+from vision.runtime.latest_slot import Clock, release_together
+from vision.runtime.sink import Sink
+from vision.stages.stage import PixelStage, Stage, step_of
+from vision.types import Counts, Result
 
 RESULT_QUEUE_SIZE: Final = 2048
-"""Results that wait for the results thread at most, but for the last batch: two seconds of what one interpreter can
-publish, so that no camera drops a frame while that thread pauses. In frames, because many cameras make many batches
-of one frame. A stage that looks at pixels is bounded by its leases, long before."""
+"""Maximum number of results that wait for the results thread, not counting the last batch.
+
+This is two seconds of what one interpreter can publish, so that no camera drops a frame while that thread pauses. The
+unit is frames, because many cameras make many batches of one frame. Leases bound a pipeline with a pixel stage long
+before this limit."""
 
 
-class ResultQueue(queue.Queue[list[Inferred] | None]):
-    """Batches for the results thread, counted and bounded by their frames. None: no more come."""
+class ResultQueue(queue.Queue[list[InferredFrame] | None]):
+    """Batches for the results thread, counted and bounded by their frames. None marks the end."""
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
@@ -23,15 +33,120 @@ class ResultQueue(queue.Queue[list[Inferred] | None]):
     def _qsize(self) -> int:
         return self._frames
 
-    def _put(self, item: list[Inferred] | None) -> None:
+    def _put(self, item: list[InferredFrame] | None) -> None:
         super()._put(item)
         self._frames += self._weight(item)
 
-    def _get(self) -> list[Inferred] | None:
+    def _get(self) -> list[InferredFrame] | None:
         item = super()._get()
         self._frames -= self._weight(item)
         return item
 
     @staticmethod
-    def _weight(item: list[Inferred] | None) -> int:
-        return max(1, len(item or ()))  # without weight, the last one would not be found
+    def _weight(item: list[InferredFrame] | None) -> int:
+        return max(1, len(item or ()))  # an item of weight 0 would make the queue look empty
+
+
+@dataclass(slots=True)
+class CameraMetrics:
+    """Measurements of one camera's published results."""
+
+    latency: LatencyHistogram  # capture to publish
+    rate: Rate
+    published: int = 0
+    objects: int = 0  # in the last frame
+    counts: Counts | None = None
+
+
+class ResultHandler:
+    """The queue between the inference thread and the results thread, and the results thread's loop.
+
+    The inference thread calls `put`, the results thread `run`, any thread `abort`.
+    """
+
+    def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], camera_ids: Sequence[str], clock: Clock) -> None:
+        self.metrics = {camera_id: CameraMetrics(LatencyHistogram(), Rate(clock)) for camera_id in camera_ids}
+        self.stage_latency: Mapping[str, LatencyHistogram] = {
+            name: LatencyHistogram() for name in ("queue", "detect", "results")
+        }
+        self.truncated_candidates = 0
+        self._holds_leases = any(isinstance(stage, PixelStage) for stage in stages)
+        self._steps = [(type(stage).__name__, step_of(stage)) for stage in stages]
+        self._sinks = list(sinks)
+        self._clock = clock
+        self._queue = ResultQueue(RESULT_QUEUE_SIZE)
+        self._aborted = False
+
+    @property
+    def queued_frames(self) -> int:
+        """Number of results that wait for the results thread."""
+        return self._queue.qsize()
+
+    def put(self, batch: list[InferredFrame] | None) -> bool:
+        """Queue a batch; None marks the end. Return False if the queue stayed full for `IDLE_S`."""
+        if self._aborted:
+            release_together([frame.lease for frame in batch or ()])
+            return True
+        try:
+            self._queue.put(batch, timeout=IDLE_S)
+        except queue.Full:
+            return False
+        return True
+
+    def release_early(self, batch: Sequence[InferredFrame]) -> None:
+        """Release the leases of a batch before it is queued, unless a stage looks at pixels."""
+        if not self._holds_leases:
+            release_together([frame.lease for frame in batch])
+
+    def abort(self) -> None:
+        """End `run` without handling what is queued, and make `put` discard batches."""
+        self._aborted = True
+
+    def run(self) -> None:
+        """Handle results until the end mark or `abort`."""
+        while (batch := self._next_batch()) is not None:
+            try:
+                with span("results"):
+                    for inferred in batch:
+                        self._handle(inferred)
+            finally:
+                release_together([inferred.lease for inferred in batch])
+
+    def release_queued(self) -> None:
+        """Release the leases of batches that are still queued after `abort`."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                release_together([inferred.lease for inferred in self._queue.get_nowait() or ()])
+
+    def _next_batch(self) -> list[InferredFrame] | None:
+        while not self._aborted:
+            try:
+                return self._queue.get(timeout=IDLE_S)
+            except queue.Empty:
+                continue
+        return None
+
+    def _handle(self, inferred: InferredFrame) -> None:
+        result = inferred.result
+        self.truncated_candidates += result.objects.truncated_candidates
+        for name, step in self._steps:
+            with span(name):
+                result = step(result, inferred.lease.frame)
+        inferred.lease.release()
+        result = replace(result, timing=replace(result.timing, published_ns=self._clock()))
+        with span("publish"):
+            for sink in self._sinks:
+                sink.publish(result)
+        self._measure(result)
+
+    def _measure(self, result: Result) -> None:
+        timing, metrics = result.timing, self.metrics[result.meta.camera_id]
+        metrics.published += 1
+        metrics.objects = len(result.objects)
+        metrics.counts = result.counts
+        metrics.rate.tick()
+        if result.meta.clock != "media":  # the times of a recording do not measure this program
+            metrics.latency.observe(timing.published_ns - timing.captured_ns)
+            self.stage_latency["queue"].observe(timing.submitted_ns - timing.captured_ns)
+        self.stage_latency["detect"].observe(timing.inferred_ns - timing.submitted_ns)
+        self.stage_latency["results"].observe(timing.published_ns - timing.inferred_ns)

@@ -1,4 +1,9 @@
-"""The sink protocol: where results and reports leave the program."""
+"""The sink protocol: where results and reports leave the program, such as a socket, a file, or a test's list.
+
+To add a sink, implement `Sink` and pass it to the runtime in a pipeline file: ``sinks=[publisher, MySink()]``
+(docs/pipelines.md). `vision.runtime.builder.PublisherSink` is the one that publishes over ZeroMQ. A sink that has
+counters also implements `vision.stages.stage.HasCounters`.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,10 @@ from vision.types import Result
 
 
 class Sink(Protocol):
-    """Where results and reports end: sockets, files, a test's list."""
+    """Receiver of results and reports."""
 
     def publish(self, result: Result) -> None:
-        """Called by the results thread, in order per camera."""
+        """Take one result. The results thread calls this, in order per camera."""
 
     def report(self, report: Report) -> None:
-        """Called by the main thread, once an interval and at the end."""
+        """Take the status of the program. The main thread calls this once an interval and at the end."""

@@ -1,4 +1,8 @@
-"""The stage protocols: what a pipeline runs on each result between the detector and the sinks."""
+"""The stage protocols: the functions and objects that a pipeline applies to each result, between detector and sinks.
+
+A stage is a function from `Result` to `Result`. A stage that also needs the frame is an object with the method
+`with_frame` instead. The results thread calls both, in order per camera.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +16,27 @@ PlainStage: TypeAlias = Callable[[Result], Result]
 
 @runtime_checkable
 class PixelStage(Protocol):
-    """A stage that looks at the frame too."""
+    """A stage that also looks at the frame."""
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Called by the results thread. `frame` is valid until this returns: what is to last is copied out of it."""
+        """Return the result with the stage's additions.
+
+        Args:
+            frame: valid until this method returns. Copy what must last longer.
+        """
 
 
 Stage: TypeAlias = PlainStage | PixelStage
 
 
 @runtime_checkable
-class Counting(Protocol):
-    """A detector, stage or sink that counts something which an operator should see."""
+class HasCounters(Protocol):
+    """A detector, stage or sink that counts something that an operator needs to see."""
 
     def counters(self) -> Mapping[str, int]:
-        """By name, such as ``cascade.skipped``, since the start. Called by the main thread."""
-
-
-def _ignore_frame(stage: PlainStage) -> Callable[[Result, Frame], Result]:
-    return lambda result, _frame: stage(result)
+        """Return counters since the start by name, such as ``cascade.skipped``. The main thread calls this."""
 
 
 def step_of(stage: Stage) -> Callable[[Result, Frame], Result]:
     """Return the function that applies `stage` to a result and its frame."""
-    return stage.with_frame if isinstance(stage, PixelStage) else _ignore_frame(stage)
+    return stage.with_frame if isinstance(stage, PixelStage) else lambda result, _frame: stage(result)

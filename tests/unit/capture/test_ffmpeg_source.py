@@ -336,7 +336,7 @@ def test_the_reader_gets_each_frame_with_its_encoding() -> None:
         thread.start()
         while len(metas) < 14:  # the last one may be dropped with its connection
             assert batcher.wait_frame(20)
-            for lease in batcher.next():
+            for lease in batcher.form_batch():
                 metas.append(lease.frame.meta)
                 lease.release()
         supervisor.stop()

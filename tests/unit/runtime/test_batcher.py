@@ -129,7 +129,7 @@ def test_a_reader_with_all_its_leases_makes_newer_frames_replace_each_other(make
     for _ in range(5):  # the writer never waits for the reader
         assert camera.slot.write_buffer(0) is not None
         camera.write()
-    assert camera.slot.bindable_ns(camera.clock()) is None
+    assert camera.slot.ready_ns(camera.clock()) is None
     assert camera.slot.take() is None
     assert camera.slot.counts().dropped == {DropReason.SUPERSEDED: 4}
 
@@ -138,15 +138,15 @@ def test_a_batcher_waits_for_a_lease_to_be_released(make: MakeCamera) -> None:
     camera = make(leases=1)
     batcher = Batcher([camera.slot], 1)
     camera.write()
-    [lease] = batcher.next()
+    [lease] = batcher.form_batch()
     camera.write()
     assert not batcher.wait_frame(0)
-    assert batcher.next() == []
+    assert batcher.form_batch() == []
     timer = threading.Timer(0.05, lease.release)
     timer.start()
     assert batcher.wait_frame(10)
     timer.join()
-    [newer] = batcher.next()
+    [newer] = batcher.form_batch()
     assert newer.frame.meta.index == 1
 
 
@@ -391,7 +391,7 @@ def test_no_buffer_is_freed_with_the_lock_that_all_cameras_share(clock: ManualCl
     def anew(*steps: Callable[[], object]) -> None:
         """Free, written to, waiting and leased buffers; then another size."""
         camera.write()
-        leases = Batcher([camera.slot], 1, clock=clock).next()
+        leases = Batcher([camera.slot], 1, clock=clock).form_batch()
         camera.write()
         assert camera.slot.write_buffer(0) is not None
         camera.size = (camera.size[0] + 2, 6)
@@ -464,7 +464,7 @@ def test_batch_has_one_frame_a_camera_longest_waiting_first(make: MakeCamera, cl
         for camera in cameras:
             camera.write()
         clock.advance_ms(10)
-        batch = batcher.next()
+        batch = batcher.form_batch()
         assert len({lease.frame.meta.camera_id for lease in batch}) == len(batch) == 2
         order += [lease.frame.meta.camera_id for lease in batch]
         for lease in batch:
@@ -475,9 +475,9 @@ def test_batch_has_one_frame_a_camera_longest_waiting_first(make: MakeCamera, cl
 def test_batch_never_waits_for_all_cameras(make: MakeCamera, clock: ManualClock) -> None:
     cameras = [make(name) for name in "abc"]
     batcher = Batcher([camera.slot for camera in cameras], 8, clock=clock)
-    assert batcher.next() == []
+    assert batcher.form_batch() == []
     cameras[1].write()
-    assert [lease.frame.meta.camera_id for lease in batcher.next()] == ["b"]
+    assert [lease.frame.meta.camera_id for lease in batcher.form_batch()] == ["b"]
 
 
 def test_batcher_refuses_slots_that_do_not_share_a_condition(clock: ManualClock) -> None:
@@ -502,7 +502,7 @@ def test_wait_frame_wakes_on_a_frame_and_on_the_end() -> None:
     writer.start()
     assert batcher.wait_frame(10)
     writer.join()
-    assert batcher.next()
+    assert batcher.form_batch()
     ender = threading.Timer(0.05, slot.end)
     ender.start()
     assert not batcher.wait_frame(10)
@@ -518,7 +518,7 @@ def test_wait_frame_waits_for_a_camera_to_be_due() -> None:
         assert slot.write_buffer(0) is not None
         slot.commit(FrameMeta("a", index, 0, 0, 0, 6, 4))
         assert batcher.wait_frame(5)
-        [lease] = batcher.next()
+        [lease] = batcher.form_batch()
         lease.release()
 
 
@@ -624,7 +624,7 @@ class Simulation:
                 captured, done = running.pop(0)
                 timer.done(done)
                 ages.append((done - captured) / MS)
-            if len(running) < self.slots and (not self.late or now >= timer.bind_at_ns(1)):
+            if len(running) < self.slots and (not self.late or now >= timer.form_at_ns(1)):
                 worker = min(range(self.parallel), key=lambda worker: free_at[worker])
                 done = max(now, free_at[worker]) + int(self.service_ms * MS)
                 free_at[worker] = done

@@ -84,5 +84,5 @@ def test_the_status_says_how_the_detector_runs(
     report = reported(detector)
     node = node_of(report)
     assert node.detector == expected
-    assert node.counters == {"detector.excess": 0, **counters}
+    assert node.counters == {"detector.truncated_candidates": 0, **counters}
     assert (f"runs without CUDA graphs: {REASON}" in on_terminal(report)) == bool(expected.graphs_off)

@@ -164,7 +164,12 @@ def test_what_stages_count_is_in_the_status_of_the_node(tmp_path: Path) -> None:
     *_, node = status_messages(report)
     assert isinstance(node, NodeStatusMessage)
     assert node.counters["cascade.looked"] > 0
-    assert set(node.counters) == {"detector.excess", "cascade.looked", "cascade.skipped", "cascade.waiting"}
+    assert set(node.counters) == {
+        "detector.truncated_candidates",
+        "cascade.looked",
+        "cascade.skipped",
+        "cascade.waiting",
+    }
 
 
 def test_rules_are_events_too() -> None:

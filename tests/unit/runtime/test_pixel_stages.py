@@ -73,7 +73,7 @@ def test_every_frame_is_seen_unchanged_with_its_own_objects() -> None:
     assert (looker.wrong, looker.seen) == (0, sum(len(r.objects) for rs in sink.results.values() for r in rs))
     assert looker.seen > 120
     assert len(plain) == 120
-    assert report.counters == {"detector.excess": 0, "looker.seen": looker.seen}
+    assert report.counters == {"detector.truncated_candidates": 0, "looker.seen": looker.seen}
     for camera in cameras:
         assert [result.meta.index for result in sink.results[camera.slot.camera_id]] == list(range(60))
         assert leased(camera) == 0
@@ -144,7 +144,7 @@ def test_every_lease_is_released_when_something_fails(culprit: str) -> None:
     detector = detectors.get(culprit, FakeDetector(slots=3, max_batch=1))
     runtime, _, cameras = runtime_of(["synthetic:160x120@200?format=bgr"] * 3, [looker], detector)
     if culprit == "sink":
-        runtime._sinks.append(FailingSink())
+        runtime._results._sinks.append(FailingSink())
     with pytest.raises(DeviceError):
         runtime.run(threading.Event(), for_s=20)
     assert [leased(camera) for camera in cameras] == [0, 0, 0]

@@ -177,7 +177,7 @@ def test_the_first_failure_stops_all_and_is_raised(culprit: str) -> None:
         ["synthetic:160x120@100"] * 2, detector, stages=(broken,) if culprit == "stage" else ()
     )
     if culprit == "sink":
-        runtime._sinks.append(BrokenSink())
+        runtime._results._sinks.append(BrokenSink())
     before = threading.active_count()
     with pytest.raises(DeviceError):
         runtime.run(threading.Event(), for_s=20)
@@ -332,9 +332,9 @@ def test_frames_wait_for_a_results_thread_that_pauses(max_batch: int) -> None:
 
     def until_full() -> None:
         nonlocal waiting
-        wait_until(runtime._queue.full, "no more fit", 60)
-        waiting = sum(len(batch or ()) for batch in runtime._queue.queue)
-        assert runtime._queue.qsize() == waiting
+        wait_until(runtime._results._queue.full, "no more fit", 60)
+        waiting = sum(len(batch or ()) for batch in runtime._results._queue.queue)
+        assert runtime._results._queue.qsize() == waiting
 
     frames = RESULT_QUEUE_SIZE // 2
     sources = [f"synthetic:64x48@1000?frames={frames}&objects=0&seed={seed}" for seed in range(3)]
@@ -353,7 +353,7 @@ def test_a_loop_that_waits_for_the_results_thread_moves() -> None:
         wait_until(lambda: runtime._loop.progress_ns > before_ns, "the loop moves")
 
     def until_moved() -> None:
-        wait_until(runtime._queue.full, "no more fit", 60)
+        wait_until(runtime._results._queue.full, "no more fit", 60)
         for _ in range(3):
             move()
 
@@ -401,10 +401,10 @@ def test_what_the_detector_could_not_look_at_is_told_and_counted(stages: tuple[S
     runtime, sink, _ = make_runtime(["synthetic:160x120@50?frames=40"], CrowdedDetector(), offline=True, stages=stages)
     report = runtime.run(threading.Event())
     assert [result.objects.truncated_candidates for result in sink.results["camera-0"]] == [3] * 40
-    assert report.counters == {"detector.excess": 120}
+    assert report.counters == {"detector.truncated_candidates": 120}
     *_, node = status_messages(report)
     assert isinstance(node, NodeStatusMessage)
-    assert node.counters == {"detector.excess": 120}
+    assert node.counters == {"detector.truncated_candidates": 120}
 
 
 def test_frames_of_several_formats_share_a_batch() -> None:
