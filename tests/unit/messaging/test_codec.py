@@ -127,9 +127,9 @@ def test_numbers_that_are_not_finite_are_left_out_and_counted(bad: float, object
 
 
 @pytest.mark.parametrize("objects", [found(1), tracked(1)], ids=["detections", "tracks"])
-def test_excess_candidates_are_told(objects: Detections | Tracks) -> None:
+def test_truncated_candidates_are_reported(objects: Detections | Tracks) -> None:
     message = codec.detections(result(replace(objects, truncated_candidates=7)), CLASSES)
-    assert as_json(message)["excess"] == 7
+    assert as_json(message)["truncated_candidates"] == 7
 
 
 @pytest.mark.parametrize(("class_id", "name"), [(0, "person"), (1, "car"), (2, "class 2"), (-1, "class -1")])

@@ -471,7 +471,7 @@ def test_a_full_disk_is_told_once_and_counted(caplog: pytest.LogCaptureFixture) 
 _SCRIPT_OF_A_SMALL_DISK = """
 import resource, sys
 from tests.messages.samples import CLASSES, result
-from vision import wire
+from vision.messaging import codec
 from vision.messaging.publisher import Recorder
 
 message = codec.detections(result(), CLASSES)
