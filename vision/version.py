@@ -1,13 +1,40 @@
-"""Which version of the program this is."""
+"""Name and version of the distribution, and commands that install its optional parts."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+DISTRIBUTION: Final = "vision-streams"
+"""Name on package indexes. `vision` there is another project."""
+
+_CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
 
 def version() -> str:
-    """Of the installed package; ``0+unknown`` where it runs from a folder that was not installed."""
+    """Return the version of the installed distribution; ``0+unknown`` in a folder that was not installed."""
     try:
-        return metadata.version("vision")
+        return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return "0+unknown"
+
+
+def install_hint(*extras: str, checkout: Path = _CHECKOUT) -> str:
+    """Return the command that installs `extras` into the environment of this process.
+
+    Args:
+        extras: names in pyproject.toml, such as ``eval``.
+        checkout: the folder above the package. It is installed in place if it is a checkout of the project.
+    """
+    listed = f"[{','.join(extras)}]"
+    if (checkout / "pyproject.toml").is_file():
+        return pip_hint("-e", f"{checkout}{listed}")
+    return pip_hint(f"{DISTRIBUTION}{listed}")
+
+
+def pip_hint(*arguments: str) -> str:
+    """Return the command that installs other packages into the environment of this process."""
+    return shlex.join([sys.executable, "-m", "pip", "install", *arguments])

@@ -42,6 +42,7 @@ from vision.runtime.builder import RunOptions
 from vision.runtime.latest_slot import LatestSlot
 from vision.runtime.status import Report
 from vision.types import Result, frame_shape
+from vision.version import install_hint
 
 Frame = tuple[int | None, NDArray[np.uint8]]
 
@@ -249,7 +250,7 @@ def test_where_the_module_is_missing_the_log_says_so(
     with caplog.at_level(logging.INFO):
         assert not chooses_nvdec(camera("clip.mp4"))
     assert "decoded on the CPU, not on the graphics card: NVDEC cannot be used" in caplog.text
-    assert "pip install 'vision[nvdec]'" in caplog.text
+    assert install_hint("nvdec") in caplog.text
 
 
 def read(source: Source, *, on_gpu: bool) -> Generator[Frame]:

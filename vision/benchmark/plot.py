@@ -14,6 +14,7 @@ from typing import Any, Final
 from vision.benchmark.document import Bench, Row, check_writable
 from vision.benchmark.samples import FEWEST_FOR_P99
 from vision.errors import ConfigError, VisionError
+from vision.version import install_hint
 
 SUFFIXES: Final = (".svg", ".png", ".pdf")
 
@@ -48,7 +49,7 @@ def check_plot_path(path: Path) -> None:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise VisionError(f"--plot needs matplotlib: {error}", hint="pip install matplotlib") from error
+        raise VisionError(f"--plot needs matplotlib: {error}", hint=install_hint("eval")) from error
     mpl.use("Agg")
 
 

@@ -16,6 +16,7 @@ from vision.config.app import CameraConfig
 from vision.config.source_address import NETWORK, RECORDED, Csi, File, Folder, Http, Rtsp, SourceAddress, Synthetic, Usb
 from vision.errors import DeviceMissing, SourceError
 from vision.types import PixelFormat
+from vision.version import install_hint
 
 if TYPE_CHECKING:
     from vision.capture.ffmpeg.packets import OpenDecoder
@@ -27,7 +28,7 @@ Clock = Callable[[], int]
 _SLOW_INTERVALS = 3
 _OLDEST_PYAV = 12  # as in pyproject.toml
 _READ_BY_FFMPEG = (Rtsp, Http, File, Folder)
-_NVDEC_HINT = "pip install 'vision[nvdec]'"
+_NVDEC_HINT = install_hint("nvdec")
 
 
 def open_source(
@@ -121,7 +122,7 @@ def _through_pyav(camera: CameraConfig, address: SourceAddress, formats: tuple[P
         return False
     reason = missing_pyav()
     if camera.reader == "ffmpeg" and reason is not None:
-        raise SourceError(f"PyAV cannot open it: {reason}", hint="pip install 'vision[ffmpeg]'")
+        raise SourceError(f"PyAV cannot open it: {reason}", hint=install_hint("ffmpeg"))
     if reason is not None:
         _say_once(f"camera {camera.id}: through opencv, because {reason}")
     return reason is None

@@ -24,6 +24,7 @@ from rich.table import Table
 from vision.detect.open import has_nvidia_gpu
 from vision.engine.library import TEGRA_RELEASE, missing_hint
 from vision.errors import DeviceError, DeviceMissing
+from vision.version import install_hint, pip_hint
 
 Verdict = Literal["ok", "missing", "broken", "note"]
 
@@ -123,7 +124,7 @@ def _power_mode() -> Finding:
 
 
 def _opencv() -> Finding:
-    hint = "pip install 'vision[opencv]'; on a Jetson use JetPack's own build: docs/jetson.md"
+    hint = f"{install_hint('opencv')}; on a Jetson use JetPack's own build: docs/jetson.md"
     if importlib.util.find_spec("cv2") is None:
         return Finding("OpenCV", "missing", "the module cv2 is not installed", hint, needed=True)
     try:
@@ -162,7 +163,7 @@ def _gstreamer() -> Finding:
 def _pyav() -> Finding:
     from vision.capture.open import missing_pyav
 
-    hint = "network cameras without GStreamer, and those that NVDEC decodes, need it: pip install 'vision[ffmpeg]'"
+    hint = "network cameras without GStreamer, and those that NVDEC decodes, need it: " + install_hint("ffmpeg")
     reason = missing_pyav()
     if reason is not None:
         return Finding("PyAV", "missing", reason, hint)
@@ -177,7 +178,7 @@ def _onnxruntime() -> Finding:
     try:
         import onnxruntime
     except ImportError as error:
-        return Finding("ONNX Runtime", "missing", str(error), "pip install 'vision[onnx]'", needed)
+        return Finding("ONNX Runtime", "missing", str(error), install_hint("onnx"), needed)
     providers = ", ".join(onnxruntime.get_available_providers())
     return Finding("ONNX Runtime", "ok", f"{onnxruntime.__version__}; {providers}")
 
@@ -197,7 +198,7 @@ def _nvdec() -> Finding:
     if shutil.which("nvidia-smi") is None:
         return Finding("NVDEC", "note", "no graphics card of NVIDIA")
     if importlib.util.find_spec("PyNvVideoCodec") is None:
-        hint = "cameras are decoded on the graphics card with it: pip install 'vision[nvdec]'"
+        hint = "cameras are decoded on the graphics card with it: " + install_hint("nvdec")
         return Finding("NVDEC", "missing", "the module PyNvVideoCodec is not installed", hint)
     try:
         module = importlib.import_module("PyNvVideoCodec")
@@ -209,7 +210,7 @@ def _nvdec() -> Finding:
 
 def _cuda_python() -> Finding:
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
-        hint = "pip install 'vision[cuda12]' on JetPack 6, 'vision[cuda13]' on JetPack 7 and current drivers"
+        hint = f"{install_hint('cuda13')} with JetPack 7 and current drivers, cuda12 in place of cuda13 with JetPack 6"
         return Finding("cuda-python", "missing", "the module cuda.bindings is not installed", hint)
     return Finding("cuda-python", "ok", f"cuda-bindings {_version('cuda-bindings')}")
 
@@ -245,7 +246,7 @@ def _zeromq() -> Finding:
     try:
         import zmq
     except ImportError as error:
-        return Finding("ZeroMQ", "missing", str(error), "pip install pyzmq", needed=True)
+        return Finding("ZeroMQ", "missing", str(error), pip_hint("pyzmq"), needed=True)
     return Finding("ZeroMQ", "ok", f"{zmq.zmq_version()}, pyzmq {zmq.__version__}", needed=True)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 from vision.errors import EXIT_OK, EXIT_RUNTIME, VisionError
+from vision.version import pip_hint
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,7 +84,7 @@ def start_nvtx(asked: bool) -> None:
 
     wanted = asked or os.environ.get(NVTX_VARIABLE, "") not in ("", "0")
     if wanted and not enable_nvtx():
-        raise VisionError("--nvtx needs the package nvtx, which is not installed", hint="pip install nvtx")
+        raise VisionError("--nvtx needs the package nvtx, which is not installed", hint=pip_hint("nvtx"))
 
 
 # ------------------------------------------------------------------------------------------------ arguments

@@ -17,6 +17,7 @@ from vision.detect.model_file import checked_model_file
 from vision.detect.reference.heads import make_head
 from vision.errors import DeviceMissing
 from vision.test_pattern import FAKE_CLASSES
+from vision.version import install_hint
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def open_onnxruntime_detector(folder: Path, spec: ModelSpec, detect: DetectConfi
     except ImportError as error:
         raise DeviceMissing(
             f"the ONNX Runtime backend cannot be loaded: {error}",
-            hint="pip install 'vision[laptop]'",
+            hint=install_hint("onnx"),
             code="onnxruntime-missing",
         ) from error
     return OnnxRuntimeDetector(

@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from vision.errors import DeviceMissing
+from vision.version import pip_hint
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -108,11 +109,11 @@ def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, i
         return "there is no TensorRT for macOS; `detect: {backend: onnxruntime}` runs on the CPU"
     if system in ("Linux", "Windows") and machine.lower() in ("x86_64", "amd64"):
         return (
-            "`pip install tensorrt-cu13` (or tensorrt-cu12 for a CUDA 12 driver; tensorrt-rtx for TensorRT-RTX), "
+            f"`{pip_hint('tensorrt-cu13')}` (or tensorrt-cu12 for a CUDA 12 driver; tensorrt-rtx for TensorRT-RTX), "
             "or `detect: {backend: onnxruntime}` to run on the CPU"
         )
     if system == "Linux" and machine == "aarch64":
-        return "`pip install tensorrt-cu13` (servers with an Arm processor), or `detect: {backend: onnxruntime}`"
+        return f"`{pip_hint('tensorrt-cu13')}` (servers with an Arm processor), or `detect: {{backend: onnxruntime}}`"
     return f"TensorRT is not made for {system} on {machine}; `detect: {{backend: onnxruntime}}` runs on the CPU"
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from vision.engine.channel_packing import widen_input
 from vision.engine.conv_folding import fold_narrow_convolutions
 from vision.errors import ModelError
+from vision.version import install_hint
 
 if TYPE_CHECKING:
     import onnx
@@ -121,7 +122,7 @@ def load_onnx(model: bytes) -> onnx.ModelProto:
 def _package_missing(error: ImportError) -> ModelError:
     return ModelError(
         f"this TensorRT takes types and shapes from the ONNX file, and rewriting that needs a package: {error}",
-        hint="`pip install onnx onnxruntime`, or give a model that is exported in this precision",
+        hint=f"`{install_hint('build')}`, or give a model that is exported in this precision",
     )
 
 

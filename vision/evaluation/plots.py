@@ -15,8 +15,9 @@ from vision.errors import ConfigError, VisionError
 from vision.evaluation.detection import DetectionScores
 from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Video
+from vision.version import install_hint
 
-INSTALL: Final = "pip install 'vision[eval]'"
+INSTALL: Final = install_hint("eval")
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f7ebc", "#e8833a", "#3a9d5d", "#c93b3b", "#8a8f98"
 _TRACK_COLOURS: Final = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#d37295")

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from vision.errors import ConfigError
 from vision.evaluation.mot import Boxes, overlaps
+from vision.version import pip_hint
 
 LEAST_OVERLAP: Final = 0.5
-INSTALL: Final = "pip install scipy && pip install --no-deps 'trackeval>=1.3'"
+INSTALL: Final = f"{pip_hint('scipy')} && {pip_hint('--no-deps', 'trackeval>=1.3')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,14 +21,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vision.errors import DeviceError, DeviceMissing, OutOfMemory
+from vision.version import install_hint
 
 try:
     from cuda.bindings import driver, runtime
 except ImportError as error:
     raise DeviceMissing(
         f"cuda-python cannot be imported: {error}",
-        hint="install the extra of the machine's CUDA version: `pip install 'vision[cuda12]'` (JetPack 6) or "
-        "`pip install 'vision[cuda13]'`",
+        hint=f"install the extra of the machine's CUDA version: `{install_hint('cuda13')}`, "
+        "or cuda12 in place of cuda13 (JetPack 6)",
     ) from error
 
 from vision.gpu.driver_calls import NOT_READY, SUCCESS, calls

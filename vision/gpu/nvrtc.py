@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vision.errors import DeviceError, DeviceMissing, ModelError
 from vision.gpu.cuda import Resource, Stream, check, failure, released
 from vision.state.private_files import Unwritable, make_private_folder, read_private, write_whole
+from vision.version import pip_hint
 
 try:
     from cuda.bindings import driver, nvrtc
@@ -62,7 +63,8 @@ def nvrtc_version() -> tuple[int, int]:
     except RuntimeError as error:  # cuda-python looks for the library at its first use
         raise DeviceMissing(
             f"NVRTC, CUDA's run-time compiler, was not found: {error}",
-            hint="Jetson: `sudo apt install cuda-nvrtc-12-6` (JetPack 7: 13-x); else `pip install nvidia-cuda-nvrtc`",
+            hint="Jetson: `sudo apt install cuda-nvrtc-12-6` (JetPack 7: 13-x); "
+            f"elsewhere: {pip_hint('nvidia-cuda-nvrtc')}",
         ) from error
     return int(major), int(minor)
 

@@ -22,6 +22,7 @@ from vision.capture.synthetic.source import Synthetic
 from vision.config.app import CameraConfig
 from vision.errors import SourceError
 from vision.types import PixelFormat
+from vision.version import install_hint
 
 MODEL = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 FORMATS: tuple[PixelFormat, ...] = ("nv12", "bgr")
@@ -111,11 +112,11 @@ def test_rtsp_goes_through_gstreamer_where_that_can_and_the_log_says_where_not(
         (["gi", "av"], "rtsp://10.0.0.4/a", "auto", "LiveCapture", "through opencv, because PyGObject is not there"),
         (["gi", "av"], "rtsp://10.0.0.4/a", "auto", "LiveCapture", "through opencv, because PyAV is not there"),
         (["av"], "http://10.0.0.4/a", "auto", "LiveCapture", "through opencv, because PyAV is not there"),
-        (["av"], "http://10.0.0.4/a", "ffmpeg", "SourceError", "pip install 'vision[ffmpeg]'"),
+        (["av"], "http://10.0.0.4/a", "ffmpeg", "SourceError", install_hint("ffmpeg")),
         ([], "http://10.0.0.4/a", "auto", "PyAVSource", ""),
-        (["av"], "http://10.0.0.4/a", "nvdec", "SourceError", "pip install 'vision[nvdec]'"),
+        (["av"], "http://10.0.0.4/a", "nvdec", "SourceError", install_hint("nvdec")),
         (["av"], "clip.mp4", "auto", "VideoFile", "through opencv, because PyAV is not there"),
-        (["av"], "clip.mp4", "ffmpeg", "SourceError", "pip install 'vision[ffmpeg]'"),
+        (["av"], "clip.mp4", "ffmpeg", "SourceError", install_hint("ffmpeg")),
         (["cv2"], "clip.mp4", "auto", "PyAVFile", ""),
         (["cv2"], "clip.mp4", "opencv", "SourceError", "OpenCV is not there"),
         (["cv2"], "frame.jpg", "auto", "PyAVFile", ""),

@@ -12,15 +12,16 @@ from rich.console import Console
 
 from vision.capture import open as opening
 from vision.cli.doctor import Finding, Verdict, _nvdec, _pyav, print_findings
+from vision.version import install_hint
 
 
 def test_what_is_printed_can_be_typed() -> None:
-    """Brackets are Rich's markup: `pip install 'vision[cuda12]'` came out as `pip install 'vision'`."""
+    """Brackets are Rich's markup: `pip install 'name[cuda12]'` was printed as `pip install 'name'`."""
     console = Console(file=StringIO(), width=200)
-    finding = Finding("cuda-python", "missing", "no module [cuda]", "pip install 'vision[cuda12]'")
+    finding = Finding("cuda-python", "missing", "no module [cuda]", install_hint("cuda12"))
     assert print_findings([finding], console) == 0
     printed = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "pip install 'vision[cuda12]'" in printed
+    assert install_hint("cuda12") in printed
     assert "no module [cuda]" in printed
 
 
@@ -47,7 +48,7 @@ def test_pyav_that_is_not_there_or_too_old(monkeypatch: pytest.MonkeyPatch, reas
         opening.missing_pyav.cache_clear()
     assert found.verdict == "missing"
     assert reason in found.detail
-    assert "pip install 'vision[ffmpeg]'" in found.hint
+    assert install_hint("ffmpeg") in found.hint
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Machine:
         (
             Machine(spec=True),
             ("missing", "the module PyNvVideoCodec is not installed"),
-            "pip install 'vision[nvdec]'",
+            install_hint("nvdec"),
         ),
         (Machine(True, "__version__ = '2.2.0'"), ("ok", "PyNvVideoCodec 2.2.0"), ""),
         (

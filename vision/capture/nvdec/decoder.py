@@ -29,6 +29,7 @@ from vision.gpu.cuda import Stream, open_device, use_device
 from vision.gpu.device_image import DeviceImage
 from vision.gpu.memory import copy_rows
 from vision.types import YuvEncoding, frame_shape
+from vision.version import install_hint
 
 CODECS: Final = {
     "h264": "H264",
@@ -46,7 +47,7 @@ CODECS: Final = {
 
 _NAMES: Final = "H.264, H.265, AV1, VP8, VP9 or MPEG-2"
 
-_NO_LIBRARY: Final = "pip install 'vision[nvdec]'"
+_NO_LIBRARY: Final = install_hint("nvdec")
 _NO_DRIVER: Final = (
     "the driver's video libraries are not there: install them, or start the container with "
     "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"

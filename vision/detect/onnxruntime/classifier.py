@@ -21,6 +21,7 @@ from vision.detect.reference.crops import PartReader
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset
 from vision.errors import Closed, DeviceError, DeviceMissing, ModelError
 from vision.types import Frame
+from vision.version import install_hint
 
 _Floats = NDArray[np.float32]
 
@@ -38,9 +39,7 @@ def open_classifier(
     try:
         import vision.detect.onnxruntime.network  # noqa: F401
     except ImportError as error:
-        raise DeviceMissing(
-            f"the ONNX Runtime backend cannot be loaded: {error}", hint="pip install 'vision[laptop]'"
-        ) from error
+        raise DeviceMissing(f"the ONNX Runtime backend cannot be loaded: {error}", hint=install_hint("onnx")) from error
     return OnnxRuntimeClassifier(path, spec, threads=threads, max_batch=max_batch)
 
 
