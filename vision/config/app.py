@@ -23,7 +23,7 @@ from vision.config.addresses import (
 )
 from vision.config.analytics import CameraAnalytics, ClassNames
 from vision.config.cascade import CascadeConfig
-from vision.config.checks import Tell, camera_findings, config_findings
+from vision.config.checks import Tell, camera_findings, config_findings, pipeline_name
 from vision.config.engine import EngineConfig
 from vision.config.profile import ProfileSpec
 from vision.config.rules import RuleConfig
@@ -193,7 +193,8 @@ class AppConfig(Section):
     pipeline: Annotated[str, AfterValidator(check_pipeline)] = Field(
         default="detect",
         title=PIPELINE_FORMS,
-        description="what is done with the frames; a path is relative to this file",
+        description="processing steps after detection: detect, track, count, or a Python file relative to this file; "
+        "count where absent and analytics is given",
     )
     model: Annotated[str, AfterValidator(check_model_name)] = Field(
         default="nanodet-g-416",
@@ -222,6 +223,13 @@ class AppConfig(Section):
     publish: PublishConfig = Field(default=PublishConfig(), description="the ZeroMQ socket")
     status: StatusConfig = Field(default=StatusConfig(), description="messages about the program itself")
     stop_timeout_s: float = Field(default=1.5, gt=0, le=60, description="longest orderly stop, seconds")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_pipeline(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "pipeline" not in data:
+            return {**data, "pipeline": pipeline_name(data)}
+        return data
 
     @model_validator(mode="after")
     def _consistent(self) -> AppConfig:

@@ -73,6 +73,7 @@ class Tell:
 
     place: Callable[[Loc], str] = dotted
     written: Callable[[Loc], str] = dotted
+    line: Callable[[Loc], str] = lambda loc: f"in {dotted(loc)}"
 
 
 def config_findings(site: Mapping[str, object], tell: Tell) -> Iterator[Finding]:
@@ -96,10 +97,19 @@ def config_findings(site: Mapping[str, object], tell: Tell) -> Iterator[Finding]
             if isinstance(section, Mapping):
                 yield from _below(("analytics", str(name)), analytics_findings(section, tell, ("analytics", str(name))))
         yield from _filtered_classes(site, analytics)
-    yield from rule_findings(site)
+    for index, rule in _sections(site.get("rules")):
+        yield from _below(("rules", index), rule_findings(rule, analytics))
+    yield from _repeated(
+        [(("rules", at, "name"), _text(rule, "name")) for at, rule in _sections(site.get("rules"))], tell
+    )
     yield from _without_tracks(site)
     yield from _unheard_events(site)
     yield from _replay_findings(site)
+
+
+def pipeline_name(config: Mapping[str, object]) -> object:
+    """Return the pipeline of a configuration: where none is given, count if there are analytics, else detect."""
+    return config.get("pipeline", "count" if config.get("analytics") else "detect")
 
 
 def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
@@ -186,7 +196,7 @@ def _repeated(named: Sequence[tuple[Loc, str | None]], tell: Tell, base: Loc = (
         if name is None:
             continue
         if name in first:
-            yield loc, f"expected another name than {tell.place((*base, *first[name]))} has"
+            yield loc, f"duplicate {loc[-1]} {tell.written((*base, *loc))}, first {tell.line((*base, *first[name]))}"
         else:
             first[name] = loc
 
@@ -205,7 +215,7 @@ def _shared_devices(cameras: Sequence[tuple[int, Mapping[str, object]]], tell: T
 
 
 def _unwatched(site: Mapping[str, object]) -> Iterator[Finding]:
-    pipeline = site.get("pipeline", PIPELINES_WITHOUT_ANALYTICS[0])
+    pipeline = pipeline_name(site)
     if pipeline in PIPELINES_WITHOUT_ANALYTICS:
         yield (
             ("analytics",),
@@ -214,7 +224,7 @@ def _unwatched(site: Mapping[str, object]) -> Iterator[Finding]:
 
 
 def _without_tracks(site: Mapping[str, object]) -> Iterator[Finding]:
-    pipeline = site.get("pipeline", PIPELINES_WITHOUT_TRACKS[0])
+    pipeline = pipeline_name(site)
     if pipeline in PIPELINES_WITHOUT_TRACKS and site.get("cascade") is not None:
         yield (
             ("cascade",),
@@ -224,7 +234,7 @@ def _without_tracks(site: Mapping[str, object]) -> Iterator[Finding]:
 
 def _unheard_events(site: Mapping[str, object]) -> Iterator[Finding]:
     """Rules and snapshots of events that no shipped pipeline has."""
-    pipeline = site.get("pipeline", PIPELINES_WITHOUT_ANALYTICS[0])
+    pipeline = pipeline_name(site)
     if pipeline in PIPELINES_WITHOUT_ANALYTICS:
         for key in ("rules", "snapshots"):
             if site.get(key):
@@ -263,9 +273,12 @@ def _unknown_cameras(
         if name in places or not _IDENTIFIER.fullmatch(name):
             continue
         near = nearest(name, places)
-        known = one_of([tell.written(("cameras", at, "id")) for at in places.values()])
-        advice = f" (did you mean {tell.written(('cameras', places[near], 'id'))}?)" if near is not None else ""
-        yield ("analytics", name), f"no camera has this id; expected {known}{advice}"
+        if near is not None:
+            text = f"no camera has this id (did you mean {tell.written(('cameras', places[near], 'id'))}?)"
+        else:
+            ids = one_of([tell.written(("cameras", at, "id")) for at in places.values()])
+            text = f"no camera has this id; expected {ids}"
+        yield ("analytics", name), text
 
 
 def _unit_findings(points: Sequence[tuple[int, tuple[float, ...]]], units: object) -> Iterator[Finding]:

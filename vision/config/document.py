@@ -8,7 +8,7 @@ equal keys are refused; and ``${NAME}`` is replaced after parsing, so that no se
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -24,6 +24,8 @@ MAX_VALUES: Final = 100_000
 """Values after aliases are followed: a few lines of nested aliases can stand for more than any memory holds."""
 
 _MAX_DIGITS: Final = 40
+_EXCERPT_CHARACTERS: Final = 100
+_MAY_HOLD_SECRET: Final = re.compile(r"@|pass|pwd|token|secret|key=", re.IGNORECASE)
 
 
 class Unreadable:
@@ -83,6 +85,7 @@ class Document:
     name: str  # as printed in messages
     root: Node
     faults: tuple[Fault, ...] = ()
+    text: str = field(default="", repr=False)
 
     def plain(self) -> dict[str, object]:
         """The document's keys and values."""
@@ -126,12 +129,34 @@ class Document:
         return Fault(self.place(loc), dotted(loc), text)
 
 
-def render(name: str, faults: list[Fault]) -> str:
-    """One line for each fault, in the file's order: ``camera.yaml:12: cameras[1].transport: expected ...``."""
-    return "\n".join(
-        f"{name}:{fault.place.line}: {fault.where}{': ' if fault.where else ''}{fault.text}"
-        for fault in sorted(set(faults))
-    )
+def render(name: str, faults: Sequence[Fault], text: str) -> str:
+    """Return one line for each fault, in the file's order: ``camera.yaml:12: cameras[1].transport: expected ...``.
+
+    A single fault is followed by its line of `text`, with a caret below the column.
+    """
+    lines = text.splitlines()
+    unique = sorted(set(faults))
+    rendered = [
+        f"{name}:{position(fault.place, lines)}: {fault.where}{': ' if fault.where else ''}{fault.text}"
+        for fault in unique
+    ]
+    return "\n".join([*rendered, *(excerpt(unique[0].place, lines) if len(unique) == 1 else ())])
+
+
+def position(place: Place, lines: Sequence[str]) -> str:
+    """Return the line, and the column too where it is not that of the first key on the line."""
+    before = lines[place.line - 1][: place.column - 1] if place.line <= len(lines) else ""
+    return f"{place.line}" if not before.strip(" -") else f"{place.line}:{place.column}"
+
+
+def excerpt(place: Place, lines: Sequence[str]) -> tuple[str, ...]:
+    """Return the line of the file and a line with a caret, or nothing if the line may hold a secret."""
+    line = lines[place.line - 1] if place.line <= len(lines) else ""
+    if not line.strip() or _MAY_HOLD_SECRET.search(line):
+        return ()
+    start = max(0, place.column - _EXCERPT_CHARACTERS // 2) if len(line) > _EXCERPT_CHARACTERS else 0
+    shown = "".join(c if c.isprintable() else " " for c in line[start : start + _EXCERPT_CHARACTERS])
+    return f"    {shown}".rstrip(), " " * (4 + place.column - 1 - start) + "^"
 
 
 def read_document(path: Path, environ: Mapping[str, str] | None = None) -> Document:
@@ -154,11 +179,11 @@ def parse_document(text: str, name: str, environ: Mapping[str, str] | None = Non
     builder = _Builder(environ)
     root = builder.build(raw, ())
     if builder.oversized:
-        raise ConfigError(render(name, builder.faults))
+        raise ConfigError(render(name, builder.faults, text))
     if not isinstance(root.value, dict):
         text_found = "a list" if isinstance(root.value, tuple) else "a single value"
         raise ConfigError(f"{name}:{root.place.line}: expected keys and values (key: value), got {text_found}")
-    return Document(name, root, tuple(builder.faults))
+    return Document(name, root, tuple(builder.faults), text)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -256,14 +281,17 @@ for _tag, (_pattern, _first) in _CORE_SCHEMA.items():
 
 # PyYAML's words, and what an operator would say; the first that is found counts.
 _SYNTAX: Final = (
-    ("mapping values are not allowed", "a ':' too many: check the indentation; quote text with ':' in or after it"),
+    ("mapping values are not allowed", "a second ':' in this line: put quotes around text that contains ': '"),
     (r"found character '\\t'", "a tab: YAML is indented with spaces"),
     ("found character", "text that begins with this character needs quotes"),
     ("expected ',' or", "an open bracket, a missing comma, or text with , [ ] { } without quotes, such as ${NAME}"),
     ("could not find expected ':'", "a key without ': ' after it"),
     ("found unexpected end of stream", "a quote is opened and not closed"),
-    ("expected <block end>", "the indentation does not fit the lines above, or text with quotes inside lacks quotes"),
+    ("expected <block end>.*but found '-'", "a '-' where a key is expected: check the indentation"),
+    (r"expected <block end>.*but found '\?'", "a key where a '-' is expected: check the indentation"),
     ("but found '<block", "the indentation does not fit the lines above"),
+    ("expected <block end>", "text after a closing quote: put quotes around the whole text"),
+    ("but found '<stream end>'", "a bracket or quote is opened and not closed"),
     ("found undefined alias", "'*' needs a name that '&' has given above; quote text that begins with '*'"),
     ("expected alphabetic or numeric", "'&' and '*' begin a name; text that begins with them needs quotes"),
     ("found unknown escape", "an unknown '\\' sequence: text with '\\' goes in single quotes"),
@@ -289,7 +317,9 @@ def _compose(text: str, name: str) -> yaml.Node:
         raise ConfigError(f"{name}:{line}: not valid YAML: a character that cannot be printed") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ConfigError(f"{name}:{mark.line + 1 if mark else line}: not valid YAML: {_explain(error)}") from None
+        place = Place(mark.line + 1, mark.column + 1) if mark else Place(line, 1)
+        fault = Fault(place, "", f"not valid YAML: {_explain(error, text.splitlines())}")
+        raise ConfigError(render(name, [fault], text)) from None
     except (ValueError, OverflowError):  # PyYAML: '\U' escapes and %YAML versions out of range
         raise ConfigError(f"{name}:{line}: not valid YAML: a number or character code out of range") from None
     if node is None:
@@ -297,12 +327,16 @@ def _compose(text: str, name: str) -> yaml.Node:
     return node
 
 
-def _explain(error: yaml.MarkedYAMLError) -> str:
+def _explain(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> str:
     problem = f"{error.context}, {error.problem}"
     words = next((words for pattern, words in _SYNTAX if re.search(pattern, problem)), problem)
     opened, noticed = error.context_mark, error.problem_mark
+    if "mapping values are not allowed" in problem and noticed is not None:
+        line = lines[noticed.line] if noticed.line < len(lines) else ""
+        if noticed.line and ":" not in line[: noticed.column]:
+            return "the indentation does not fit the line above, or the line above lacks a ':'"
     if opened and noticed and opened.line < noticed.line:
-        words += f" (in what begins on line {opened.line + 1})"
+        words += f" (in the block that begins on line {opened.line + 1})"
     return words
 
 

@@ -19,7 +19,7 @@ from vision.config.schema import schema_of
 from vision.config.section import Section
 from vision.config.source_address import File, Folder
 from vision.config.validation import faults_of
-from vision.config.wording import Loc, did_you_mean, dotted, one_of, quoted
+from vision.config.wording import Loc, did_you_mean_class, dotted, one_of, quoted
 from vision.errors import ConfigError, ModelError
 
 SPEC_NAME: Final = "model.yaml"
@@ -53,7 +53,7 @@ def site_of(document: Document) -> AppConfig:
     faults += [document.fault(loc, text) for loc, text in config_findings(with_new_keys(data), _tell(document))]
     site = _validated(AppConfig, document, data, faults)
     if site is None:
-        raise ConfigError(render(document.name, faults))
+        raise ConfigError(render(document.name, faults, document.text))
     return site
 
 
@@ -91,7 +91,9 @@ def _load_spec(kind: type[_S], folder: Path) -> _S:
     faults = list(document.faults)
     spec = _validated(kind, document, document.plain(), faults)
     if spec is None:
-        raise ModelError(render(document.name, faults), hint="`vision models` explains the keys of model.yaml")
+        raise ModelError(
+            render(document.name, faults, document.text), hint="`vision models` explains the keys of model.yaml"
+        )
     return spec
 
 
@@ -106,7 +108,11 @@ def _validated(model: type[_S], document: Document, data: object, faults: list[F
 
 
 def _tell(document: Document) -> Tell:
-    return Tell(lambda loc: f"{dotted(loc)} on line {document.place(loc).line}", document.shown)
+    return Tell(
+        place=lambda loc: f"{dotted(loc)} on line {document.place(loc).line}",
+        written=document.shown,
+        line=lambda loc: f"on line {document.place(loc).line}",
+    )
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------------
@@ -170,15 +176,16 @@ def check_classes(site: AppConfig, class_names: Sequence[str], path: Path | None
         ConfigError: every unknown name, with the nearest that the model has.
     """
     document = _reread(path) if path is not None else None
-    lines = []
+    unknown = {}
     for loc, name in _class_filters(site):
-        if name in class_names:
-            continue
-        place = f"{path}:{document.place(loc).line}: " if document is not None else ""
-        advice = did_you_mean(name, class_names) or f"it has {one_of(list(class_names))}"
-        lines.append(f"{place}{dotted(loc)}: the model {site.model} has no class {quoted(name)} ({advice})")
-    if lines:
-        raise ConfigError("\n".join(lines))
+        if name not in class_names:
+            advice = did_you_mean_class(name, class_names) or f"it has {one_of(list(class_names))}"
+            unknown[loc] = f"the model {site.model} has no class {quoted(name)} ({advice})"
+    if unknown and document is not None:
+        faults = [document.fault(loc, text) for loc, text in unknown.items()]
+        raise ConfigError(render(document.name, faults, document.text))
+    if unknown:
+        raise ConfigError("\n".join(f"{dotted(loc)}: {text}" for loc, text in unknown.items()))
 
 
 def _class_filters(site: AppConfig) -> list[tuple[Loc, str]]:

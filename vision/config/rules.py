@@ -35,6 +35,14 @@ WHEN_FORMS: Final = "KIND NAME, or KIND NAME for DURATION, such as crowded queue
 
 _KINDS: Final = (*KINDS_OF_LINES, *KINDS_OF_ZONES)
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNIT_WORDS: Final = {
+    "ms": ("ms", "msec", "msecs", "millisecond", "milliseconds"),
+    "s": ("s", "sec", "secs", "second", "seconds"),
+    "m": ("m", "min", "mins", "minute", "minutes"),
+    "h": ("h", "hr", "hrs", "hour", "hours"),
+    "d": ("d", "day", "days"),
+}
+UNITS: Final = "the units are ms, s, m, h and d, without a blank before them"
 _LONGEST_S: Final = 30 * 86400.0
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,3})?)(?P<unit>ms|s|m|h|d)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -62,11 +70,23 @@ def duration_s(text: str) -> float:
         Refused: none of these, or more than 30 days.
     """
     match = _DURATION.fullmatch(text)
-    seconds = float(match["number"]) * _UNIT_S[match["unit"]] if match else _LONGEST_S + 1
+    if match is None:
+        raise Refused(DURATION_FORMS, advice=_advice_for_duration(text))
+    seconds = float(match["number"]) * _UNIT_S[match["unit"]]
     if seconds > _LONGEST_S:
-        advice = f"did you mean '{text}s'?" if re.fullmatch(r"[0-9]{1,6}(?:\.[0-9]{1,3})?", text) else "at most 30d"
-        raise Refused(DURATION_FORMS, advice=advice)
+        raise Refused(DURATION_FORMS, advice="at most 30d")
     return seconds
+
+
+def _advice_for_duration(text: str) -> str:
+    """Return the duration that was probably meant, or the units that there are."""
+    match = re.fullmatch(r"(?P<number>[0-9]{1,6}(?:\.[0-9]{1,3})?) ?(?P<unit>[a-z]*)", text.lower())
+    if match is None:
+        return ""
+    unit = "s" if not match["unit"] else next((u for u, words in _UNIT_WORDS.items() if match["unit"] in words), None)
+    if unit is None:
+        return f"the unit {quoted(match['unit'])} does not exist: {UNITS}"
+    return f"did you mean '{match['number']}{unit}'? {UNITS}"
 
 
 def parse_when(text: str) -> Condition:
@@ -75,7 +95,7 @@ def parse_when(text: str) -> Condition:
         Refused: not of the grammar.
     """
     words = text.split()
-    if len(words) not in (2, 4) or (len(words) == 4 and words[2] != "for"):
+    if len(words) != 2 and not (len(words) > 3 and words[2] == "for"):
         raise Refused(WHEN_FORMS, advice=_advice_for(words))
     kind, name = words[:2]
     if kind not in _KINDS:
@@ -86,15 +106,15 @@ def parse_when(text: str) -> Condition:
         return Condition(kind, name, 0.0)
     if kind not in LASTING:
         raise Refused(f"{kind} NAME alone", advice=f"it happens in an instant; {' and '.join(LASTING)} last")
-    return Condition(kind, name, duration_s(words[3]))
+    return Condition(kind, name, duration_s(" ".join(words[3:])))
 
 
 def _advice_for(words: list[str]) -> str:
     if words and words[0] not in _KINDS:
         return did_you_mean(words[0], _KINDS)
     if len(words) == 3:
-        return "a duration has no blank in it, and 'for' before it" if words[2] != "for" else "after 'for' goes 10s"
-    return "a line or zone goes after the kind" if len(words) == 1 else ""
+        return "'for' stands before the duration" if words[2] != "for" else "a duration follows 'for', such as 10s"
+    return "the name of a line or zone follows the kind" if len(words) == 1 else ""
 
 
 def _check_when(text: str) -> str:
@@ -139,23 +159,11 @@ class RuleConfig(Section):
 # --- what does not fit together ---------------------------------------------------------------------------------------
 
 
-def rule_findings(site: Mapping[str, object]) -> Iterator[_Finding]:
-    """Rules about lines and zones that are not there, are not such, or do not report what the rule waits for."""
-    rules, analytics = site.get("rules"), site.get("analytics")
-    if not isinstance(rules, tuple) or not isinstance(analytics, Mapping | None):
+def rule_findings(rule: Mapping[str, object], analytics: object) -> Iterator[_Finding]:
+    """Yield lines and zones that a rule names and that are absent, of another kind, or never report its event."""
+    if not isinstance(analytics, Mapping | None):
         return
-    names: dict[str, int] = {}
-    for at, rule in enumerate(rules):
-        if not isinstance(rule, Mapping):
-            continue
-        name = rule.get("name")
-        if isinstance(name, str) and names.setdefault(name, at) != at:
-            yield ("rules", at, "name"), f"expected another name than rules[{names[name]}] has"
-        for loc, text in _findings_of(rule, analytics or {}):
-            yield ("rules", at, *loc), text
-
-
-def _findings_of(rule: Mapping[str, object], analytics: Mapping[str, object]) -> Iterator[_Finding]:
+    analytics = analytics or {}
     when, cameras = rule.get("when"), rule.get("cameras")
     try:
         condition = parse_when(when) if isinstance(when, str) else None

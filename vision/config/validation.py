@@ -84,9 +84,9 @@ def _expected(case: Case) -> str:
 
 
 def _advice(case: Case) -> str:
-    if case.loc[-1:] == ("password",):
-        return ""
     value, part = case.value, at(case.schema, case.loc)
+    if (words := _advice_for_key(case.loc, value)) is not None:
+        return words
     kind = part.get("type")
     if value is None and kind in ("object", "array"):
         return " (leave the key out for its defaults)" if "default" in part else ""
@@ -96,6 +96,15 @@ def _advice(case: Case) -> str:
         node = case.document.node(case.loc)
         return f" (as text: {quoted(node.written)})" if node is not None else ""
     return ""
+
+
+def _advice_for_key(loc: Loc, value: object) -> str | None:
+    """Return advice that holds for one key only; None where the type of the value decides."""
+    if loc == ("cameras",) and isinstance(value, dict):
+        return f" (a list, in which each camera begins with '- id: {next(iter(value), 'NAME')}')"
+    if loc[-1:] == ("source",) and type(value) is int:
+        return f" (USB camera {value} is /dev/video{value})"
+    return "" if loc[-1:] == ("password",) else None
 
 
 def _advice_for_text(value: str, part: Schema) -> str:

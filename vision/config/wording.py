@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from vision.errors import redact
 
@@ -37,6 +37,26 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """``did you mean 'tcp'?``, or nothing where no valid name is near."""
     name = nearest(word, valid)
     return f"did you mean {quoted(name)}?" if name is not None else ""
+
+
+_CLASS_SYNONYMS: Final = {
+    "person": ("people", "persons", "human", "humans", "pedestrian", "pedestrians", "man", "woman"),
+    "car": ("cars", "automobile", "vehicle", "vehicles"),
+    "truck": ("lorry", "van"),
+    "bicycle": ("bike", "bikes", "cyclist"),
+    "motorcycle": ("motorbike", "moped", "scooter"),
+    "airplane": ("plane", "aeroplane", "aircraft"),
+}
+
+
+def did_you_mean_class(word: str, class_names: Iterable[str]) -> str:
+    """Return ``did you mean 'person'?`` for a class name, or nothing where no class of the model is near."""
+    names = list(class_names)
+    for name, synonyms in _CLASS_SYNONYMS.items():
+        if word.lower() in synonyms and name in names:
+            return f"did you mean {quoted(name)}?"
+    near = difflib.get_close_matches(word.lower(), [name.lower() for name in names], n=1, cutoff=0.7)
+    return did_you_mean(near[0], names) if near else ""
 
 
 def one_of(choices: Sequence[str]) -> str:

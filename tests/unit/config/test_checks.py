@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from tests.unit.config.fault_lines import fault_lines
 from vision.config import (
     AppConfig,
+    CameraAnalytics,
     CameraConfig,
     ModelSpec,
     PublishConfig,
@@ -98,7 +100,7 @@ def faults(text: str, environ: dict[str, str] | None = None) -> list[str]:
     try:
         load_config_text(text, environ or {})
     except ConfigError as error:
-        return [line.removeprefix("camera.yaml:") for line in str(error).splitlines()]
+        return [line.removeprefix("camera.yaml:") for line in fault_lines(str(error))]
     return []
 
 
@@ -168,7 +170,7 @@ def camera(**options: object) -> str:
         (camera(source="'http://10.0.0.4/a'", reader="ffmpeg"), []),
         (
             "cameras:\n- {id: a, source: csi:0}\n- {id: b, source: csi:1}\n- {id: a, source: csi:2}\n",
-            ["4: cameras[2].id: expected another name than cameras[0].id on line 2 has"],
+            ["4: cameras[2].id: duplicate id 'a', first on line 2"],
         ),
         (
             "cameras:\n- {id: a, source: csi:0}\n- {id: b, source: csi:0}\n",
@@ -210,11 +212,11 @@ ONE_PIXEL = "all within one pixel; expected units: fraction beside lines and zon
     ("text", "expected"),
     [
         ("  gate: {}", []),
-        ("  gat: {}", ["5: analytics.gat: no camera has this id; expected 'gate' or 'yard' (did you mean 'gate'?)"]),
+        ("  gat: {}", ["5: analytics.gat: no camera has this id (did you mean 'gate'?)"]),
         ("  zzz: {}", ["5: analytics.zzz: no camera has this id; expected 'gate' or 'yard'"]),
         (
             f"  gate:\n    lines:\n    - {{{LINE}}}\n    zones:\n    - {{name: a, {ZONE}}}",
-            ["9: analytics.gate.zones[0].name: expected another name than analytics.gate.lines[0].name on line 7 has"],
+            ["9: analytics.gate.zones[0].name: duplicate name 'a', first on line 7"],
         ),
         (f"  gate: {{lines: [{{{LINE}}}]}}\n  yard: {{lines: [{{{LINE}}}]}}", []),
         (
@@ -250,7 +252,7 @@ def test_lines_and_zones(text: str, expected: list[str]) -> None:
     assert faults(ANALYTICS + text) == expected
 
 
-@pytest.mark.parametrize("pipeline", ["", "pipeline: detect\n", "pipeline: track\n"])
+@pytest.mark.parametrize("pipeline", ["pipeline: detect\n", "pipeline: track\n"])
 def test_lines_and_zones_need_a_pipeline_that_has_them(pipeline: str) -> None:
     (fault,) = faults(pipeline + camera(source="csi:0") + "\nanalytics: {a: {}}")
     assert "has no lines and zones; expected pipeline: count, or a file of your own" in fault
@@ -258,11 +260,24 @@ def test_lines_and_zones_need_a_pipeline_that_has_them(pipeline: str) -> None:
     assert faults(pipeline + camera(source="csi:0") + "\nanalytics: {}") == []
 
 
+def test_pipeline_counts_where_analytics_are_given() -> None:
+    def pipeline(text: str) -> str:
+        return load_config_text(camera(source="csi:0") + text, {}).pipeline
+
+    assert pipeline("\nanalytics: {a: {}}") == "count"
+    assert pipeline("\nanalytics: {}") == pipeline("") == "detect"
+    assert pipeline("\nanalytics: {a: {}}\npipeline: own.py") == "own.py"
+    assert (
+        AppConfig(cameras=(CameraConfig(id="a", source="csi:0"),), analytics={"a": CameraAnalytics()}).pipeline
+        == "count"
+    )
+
+
 def test_names_from_the_environment_are_not_printed() -> None:
     cameras = "- {id: '${A}', source: csi:0}\n- {id: '${A}', source: csi:1}"
     assert faults(f"pipeline: count\ncameras:\n{cameras}\nanalytics: {{s3sam: {{}}}}", {"A": "s3same"}) == [
-        "4: cameras[1].id: expected another name than cameras[0].id on line 3 has",
-        "5: analytics.s3sam: no camera has this id; expected '${A}' (did you mean '${A}'?)",
+        "4: cameras[1].id: duplicate id '${A}', first on line 3",
+        "5: analytics.s3sam: no camera has this id (did you mean '${A}'?)",
     ]
 
 
@@ -275,9 +290,12 @@ def test_an_unreadable_camera_may_be_the_one_that_is_meant() -> None:
     ("values", "message"),
     [
         ({"cameras": [{"id": "a", "source": "csi:0", "width": 640}]}, "height beside it"),
-        ({"cameras": [{"id": "a", "source": "csi:0"}, {"id": "a", "source": "csi:1"}]}, "cameras[0].id has"),
+        ({"cameras": [{"id": "a", "source": "csi:0"}, {"id": "a", "source": "csi:1"}]}, "first in cameras[0].id"),
         ({"cameras": [{"id": "node", "source": "csi:0"}]}, "status/node"),
-        ({"cameras": [{"id": "a", "source": "csi:0"}], "analytics": {"a": {}}}, "has no lines and zones"),
+        (
+            {"cameras": [{"id": "a", "source": "csi:0"}], "pipeline": "track", "analytics": {"a": {}}},
+            "has no lines and zones",
+        ),
         (
             {
                 "pipeline": "count",
@@ -344,7 +362,7 @@ def test_classes_are_named_with_their_line(tmp_path_factory: pytest.TempPathFact
     site = load_config_text(WITH_CLASSES, {})
     with pytest.raises(ConfigError) as caught:
         check_classes(site, ["person"], path)
-    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [f"{path}:6", f"{path}:12"]
+    assert [line.split(": ")[0] for line in fault_lines(str(caught.value))] == [f"{path}:6", f"{path}:12"]
     path.unlink()
     with pytest.raises(ConfigError, match=r"^detect.classes\[1\]: "):
         check_classes(site, ["person"], path)

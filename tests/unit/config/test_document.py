@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.config.fault_lines import fault_lines
+from vision.config import load_config_text
 from vision.config.document import MAX_BYTES, MAX_DEPTH, MAX_VALUES, Document, parse_document, read_document
 from vision.config.wording import Loc
 from vision.errors import ConfigError
@@ -157,13 +159,19 @@ def test_faults_that_leave_the_rest_readable(text: str, message: str) -> None:
         ("\nhello", "camera.yaml:2: expected keys and values (key: value), got a single value"),
         (
             "a: 1\nb: c: d",
-            "camera.yaml:2: not valid YAML: a ':' too many: check the indentation; quote text with ':'",
+            "camera.yaml:2: not valid YAML: a second ':' in this line: put quotes around text that contains ': '",
         ),
         ("a:\n\tb: 1", "camera.yaml:2: not valid YAML: a tab: YAML is indented with spaces"),
         ("a: @b", "camera.yaml:1: not valid YAML: text that begins with this character needs quotes"),
-        ("a: [1,\n 2", f"camera.yaml:2: not valid YAML: {BRACKET} (in what begins on line 1)"),
+        ("a: [1,\n 2", f"camera.yaml:2: not valid YAML: {BRACKET} (in the block that begins on line 1)"),
         ("{a: ${X}}", "camera.yaml:1: not valid YAML: an open bracket"),
-        ("a: 'b\n", "camera.yaml:2: not valid YAML: a quote is opened and not closed (in what begins on line 1)"),
+        ("a: 'b\n", "camera.yaml:2: not valid YAML: a quote is opened and not closed (in the"),
+        ("a: [", "camera.yaml:1: not valid YAML: a bracket or quote is opened and not closed"),
+        ("a:\n  - b: 1\n   c: 2", "camera.yaml:3: not valid YAML: the indentation does not fit the lines above"),
+        ("a:\n  - b: 1\n     c: 2", "camera.yaml:3: not valid YAML: the indentation does not fit the line above"),
+        ("a:\n  - b: 1\n  c: 2", "camera.yaml:3: not valid YAML: a key where a '-' is expected"),
+        ("a:\n  b: 1\n  - c: 2", "camera.yaml:3: not valid YAML: a '-' where a key is expected"),
+        ("a: 'b' c", "camera.yaml:1: not valid YAML: text after a closing quote"),
         (" a: 1\nb: 2", "camera.yaml:2: not valid YAML: the indentation does not fit the lines above"),
         ("a: *b", "camera.yaml:1: not valid YAML: '*' needs a name that '&' has given above"),
         ("a: *:5555", "camera.yaml:1: not valid YAML: "),
@@ -179,7 +187,7 @@ def test_faults_that_leave_the_rest_readable(text: str, message: str) -> None:
 def test_what_cannot_be_read_at_all(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text)
-    assert str(caught.value).startswith(message)
+    assert fault_lines(str(caught.value))[0].startswith(message)
 
 
 def nested_aliases(levels: int, times: int) -> str:
@@ -381,3 +389,45 @@ def test_another_encoding_than_utf8(tmp_path: Path, raw: bytes, message: str) ->
     path = tmp_path / "camera.yaml"
     path.write_bytes(raw)
     assert refusal(path) == f"{message}\n  hint: save the file in the encoding UTF-8"
+
+
+# --- the line of a fault ----------------------------------------------------------------------------------------------
+
+
+def refused_lines(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config_text(text, {})
+    return str(caught.value).splitlines()
+
+
+def test_single_fault_shows_its_line_and_column() -> None:
+    fault, line, caret = refused_lines("cameras:\n  - {id: a, source: csi:0, fps: -1}\n")
+    assert fault.startswith("camera.yaml:2:28: cameras[0].fps: ")
+    assert line == "      - {id: a, source: csi:0, fps: -1}"
+    assert line[caret.index("^") :].startswith("fps: -1")
+
+
+def test_column_is_left_out_for_the_first_key_of_a_line() -> None:
+    fault, _, caret = refused_lines("cameras:\n  - id: a\n    source: csi:0\n    fps: -1\n")
+    assert fault.startswith("camera.yaml:4: ")
+    assert caret == " " * 8 + "^"
+
+
+def test_many_faults_show_no_lines() -> None:
+    assert len(refused_lines("cameras:\n  - {id: a, source: csi:0, fps: -1, loop: 5}\n")) == 2
+
+
+def test_long_line_is_cut_around_the_column() -> None:
+    _, line, caret = refused_lines(f"cameras: [{{id: a, source: csi:0, {' ' * 500}fps: -1, width: 64, height: 64}}]")
+    assert len(line) <= 104
+    assert line[caret.index("^") :].startswith("fps: -1")
+
+
+@pytest.mark.parametrize("part", ["source: 'rtsp://me:${X}@h/', fps: -1", "source: 'http://h/?token=1', fps: a"])
+def test_line_that_may_hold_a_secret_is_not_shown(part: str) -> None:
+    assert not any(line.startswith("    ") for line in refused_lines(f"cameras: [{{id: a, {part}}}]"))
+
+
+def test_yaml_error_shows_its_line() -> None:
+    _, line, caret = refused_lines("cameras:\n  - id: a\n   source: csi:0\n")
+    assert (line, caret) == ("       source: csi:0", " " * 7 + "^")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.unit.config.fault_lines import fault_lines
 from vision.config import load_config_text
 from vision.config.app import AppConfig, ModelSpec
 from vision.config.renamed import RENAMED, SYNONYMS, key_path, with_new_keys
@@ -24,7 +25,7 @@ def document(path: str, value: str = "1") -> str:
 def faults(path: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_config_text(document(path), {})
-    return [line for line in str(caught.value).splitlines() if "unknown key" in line]
+    return [line for line in fault_lines(str(caught.value)) if "unknown key" in line]
 
 
 @pytest.mark.parametrize("path", [path for path in RENAMED if path not in MODEL_KEYS])
@@ -53,7 +54,7 @@ def test_old_key_is_the_only_fault() -> None:
     text += "      - {name: z, polygon: [[0, 0], [9, 0], [0, 9]], crowded_above: 1, crowded_for_s: 2}\n"
     with pytest.raises(ConfigError) as caught:
         load_config_text(text, {})
-    assert len(str(caught.value).splitlines()) == 1
+    assert len(fault_lines(str(caught.value))) == 1
 
 
 def test_key_path_replaces_positions_and_camera_ids() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from tests.unit.config.fault_lines import fault_lines
 from vision.config import AppConfig, RuleConfig, check_classes, load_classifier_spec, load_config, load_config_text
 from vision.config.addresses import check_folder
 from vision.config.rules import Condition, duration_s, parse_when
@@ -32,7 +33,7 @@ def faults(text: str) -> list[str]:
     try:
         load_config_text(text, {})
     except ConfigError as error:
-        return [line.split(": ", 1)[1] for line in str(error).splitlines()]
+        return [line.split(": ", 1)[1] for line in fault_lines(str(error))]
     return []
 
 
@@ -58,16 +59,19 @@ def test_what_a_rule_may_wait_for(text: str, condition: Condition) -> None:
     ("text", "words"),
     [
         ("", "expected KIND NAME, or KIND NAME for DURATION, such as crowded queue for 10s"),
-        ("crowded", "a line or zone goes after the kind"),
+        ("crowded", "a line or zone follows the kind"),
         (
             "crwded queue",
             "KIND is line_crossed, zone_entered, zone_left, crowded or dwelling (did you mean 'crowded'?)",
         ),
         ("crwded", "did you mean 'crowded'?"),
         ("full queue", "KIND is line_crossed, zone_entered, zone_left, crowded or dwelling"),
-        ("crowded queue 10s", "a duration has no blank in it, and 'for' before it"),
-        ("crowded queue for", "after 'for' goes 10s"),
-        ("crowded queue for 10 s", "expected KIND NAME, or"),
+        ("crowded queue 10s", "'for' stands before"),
+        ("crowded queue for", "a duration follows 'for'"),
+        ("crowded queue for 10 s", "did you mean '10s'?"),
+        ("crowded road for 10 seconds", "did you mean '10s'?"),
+        ("crowded road for 2 Min", "did you mean '2m'?"),
+        ("crowded road for 3 weeks", "the units are ms, s, m, h and d"),
         ("crowded queue in 10s", "expected KIND NAME, or"),
         ("crowded que/ue", "NAME is a name of at most 64 letters"),
         ("crowded queue for ten", "a duration such as 500ms, 10s, 5m, 2h or 1d"),
@@ -147,7 +151,7 @@ def test_a_rule_made_in_python_is_held_to_the_grammar() -> None:
         ),
         (
             "[{name: r, when: zone_left lawn}, {name: r, when: line_crossed door}]",
-            ["rules[1].name: expected another name than rules[0] has"],
+            ["rules[1].name: duplicate name 'r', first on line 11"],
         ),
         ("[{name: r, when: crowded}]", ["rules[0].when: expected KIND NAME, or KIND NAME for DURATION, such as"]),
         (
@@ -230,7 +234,7 @@ def test_the_cascade_looks_at_classes_that_there_are(tmp_path: Path) -> None:
     path.write_text("pipeline: track\ncameras: [{id: a, source: a.mp4}]\ncascade:\n  {model: m, classes: [persn]}\n")
     with pytest.raises(ConfigError) as caught:
         check_classes(load_config(path, {}), ("person", "car"), path)
-    assert "camera.yaml:4: cascade.classes[0]:" in str(caught.value)
+    assert "camera.yaml:4:24: cascade.classes[0]:" in str(caught.value)
     assert "no class 'persn' (did you mean 'person'?)" in str(caught.value)
 
 

@@ -142,7 +142,7 @@ def test_a_model_without_its_description(tmp_path: Path) -> None:
     assert "no such file" in str(caught.value)
     assert caught.value.hint.startswith("a model is a folder with model.yaml")
     (tmp_path / "model.yaml").write_text("name: [")
-    with pytest.raises(ModelError, match=r"model\.yaml:1: not valid YAML"):
+    with pytest.raises(ModelError, match=r"model\.yaml:1:8: not valid YAML"):
         load_model_spec(tmp_path)
 
 

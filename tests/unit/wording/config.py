@@ -1,0 +1,81 @@
+"""Texts of configuration errors, as `vision` prints them."""
+
+from __future__ import annotations
+
+from vision.config import AppConfig, CameraConfig, check_classes, load_config_text
+from vision.errors import ConfigError
+
+
+def _refusal(text: str) -> str:
+    try:
+        load_config_text(text, {})
+    except ConfigError as error:
+        return str(error)
+    return "no error"
+
+
+def _unknown_class() -> str:
+    config = AppConfig.model_validate(
+        {"cameras": (CameraConfig(id="a", source="csi:0"),), "detect": {"classes": ("people",)}}
+    )
+    try:
+        check_classes(config, ("apple", "person"))
+    except ConfigError as error:
+        return str(error)
+    return "no error"
+
+
+_CAMERA = "cameras:\n  - {id: a, source: csi:0}\n"
+
+ROWS = [
+    (
+        "a value out of range",
+        lambda: _refusal(_CAMERA + "detect:\n  score_threshold: 35\n"),
+        (
+            "camera.yaml:4: detect.score_threshold: expected a number from 0 to 1, got 35\n"
+            "      score_threshold: 35\n"
+            "      ^"
+        ),
+    ),
+    (
+        "a renamed key",
+        lambda: _refusal(_CAMERA + "detect: {score: 0.4}\n"),
+        (
+            "camera.yaml:3:10: detect.score: unknown key: renamed to 'score_threshold'\n"
+            "    detect: {score: 0.4}\n"
+            "             ^"
+        ),
+    ),
+    (
+        "an id twice",
+        lambda: _refusal(_CAMERA + "  - {id: a, source: csi:1}\n"),
+        "camera.yaml:3:6: cameras[1].id: duplicate id 'a', first on line 2\n      - {id: a, source: csi:1}\n         ^",
+    ),
+    (
+        "a class that the model calls otherwise",
+        _unknown_class,
+        "detect.classes[0]: the model nanodet-g-416 has no class 'people' (did you mean 'person'?)",
+    ),
+    (
+        "a unit written out",
+        lambda: _refusal(
+            _CAMERA + "analytics: {a: {}}\nrules:\n  - name: busy\n    when: crowded road for 10 seconds\n"
+        ),
+        (
+            "camera.yaml:6: rules[0].when: expected a duration such as 500ms, 10s, 5m, 2h or 1d, got 'crowded road for "
+            "10 seconds' (did you mean '10s'? the units are ms, s, m, h and d, without a blank before them)\n"
+            "        when: crowded road for 10 seconds\n"
+            "        ^"
+        ),
+    ),
+    (
+        "a mapping of cameras",
+        lambda: _refusal("cameras:\n  gate:\n    source: csi:0\n"),
+        (
+            "camera.yaml:1: cameras: expected a list of at least 1 entry, got keys and values (a list, in which each "
+            "camera begins with '- id: gate')\n"
+            "    cameras:\n"
+            "    ^"
+        ),
+    ),
+]
