@@ -1,8 +1,8 @@
-"""What `vision models` tells: the models there are, whether each is sound, and what a description of one looks like."""
+"""Descriptions of the models that are available, for `vision models`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vision.config import ModelSpec, load_classifier_spec, load_model_spec, shipped_models
+from vision.config import (
+    ClassifierSpec,
+    DetectConfig,
+    ModelSpec,
+    load_classifier_spec,
+    load_model_spec,
+    shipped_models,
+)
 from vision.config.load import SPEC_NAME
 from vision.detect.classes import class_names
-from vision.detect.model_file import checked_model_file
+from vision.detect.open import check_model
 from vision.errors import EXIT_CONFIG, EXIT_OK, DeviceMissing, VisionError
 
 EXPLANATION = """\
@@ -42,81 +49,75 @@ docs/models.md has a complete example of each."""
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """One model, as far as it can be read."""
+    """Description of one model, as far as its files can be read."""
 
     name: str
     folder: Path
-    input: str  # such as "416x416 bgr"
-    head: str
-    classes: int
-    licence: str
-    provenance: str
-    fault: str  # empty: the file is there, it is the right one, and the head fits its outputs
+    input: str = ""  # such as "416x416 bgr"
+    head: str = ""
+    class_names: tuple[str, ...] = ()
+    licence: str = ""
+    provenance: str = ""
+    fault: str = ""
+    """Reason why the model cannot be used. Empty if the file is the right one and the head fits its outputs."""
 
 
 def list_models(models: Path | None = None) -> list[ModelRow]:
-    """Every folder with a model.yaml below `models` (the shipped ones where None), each loaded once to check it."""
+    """Describe every folder with a model.yaml in `models`, by default the shipped ones. Loads each model once."""
     root = shipped_models() if models is None else models
     return [describe_model(spec.parent) for spec in sorted(root.glob(f"*/{SPEC_NAME}"))]
 
 
 def describe_model(folder: Path) -> ModelRow:
-    """What is known of the model in `folder`; whatever is wrong with it is in `fault`."""
+    """Describe the model of `folder`. Reports every problem in `fault` instead of raising."""
     try:
         spec = load_model_spec(folder)
     except VisionError as error:
-        second = _describe_classifier(folder)
-        return second or ModelRow(folder.name, folder, "", "", 0, "", "", str(error))
-    return ModelRow(
-        spec.name,
-        folder,
-        f"{spec.input.width}x{spec.input.height} {spec.input.color}",
-        spec.head.kind,
-        len(class_names(spec)),
-        spec.licence,
-        spec.provenance,
-        _fault(folder, spec),
-    )
+        return _describe_classifier(folder) or ModelRow(folder.name, folder, fault=str(error))
+    return _row(folder, spec, class_names(spec), lambda: check_model(folder, spec, DetectConfig(backend="onnxruntime")))
 
 
 def _describe_classifier(folder: Path) -> ModelRow | None:
-    """A second model; None where its card is not one of such a model."""
+    """Describe a second model. Returns None if model.yaml does not describe one."""
     try:
         spec = load_classifier_spec(folder)
     except VisionError:
         return None
+
+    def check() -> None:
+        from vision.detect.onnxruntime.classifier import open_classifier
+
+        open_classifier(folder, spec).close()
+
+    return _row(folder, spec, spec.classes, check)
+
+
+def _row(folder: Path, spec: ModelSpec | ClassifierSpec, names: tuple[str, ...], check: Callable[[], None]) -> ModelRow:
     fault = ""
     try:
-        with suppress(DeviceMissing, ImportError):  # a GPU machine without OpenCV and ONNX Runtime
-            from vision.detect.onnxruntime.classifier import open_classifier
-
-            open_classifier(folder, spec).close()
+        with suppress(DeviceMissing, ImportError):  # a GPU machine without ONNX Runtime or OpenCV
+            check()
     except VisionError as error:
         fault = str(error)
-    size = f"{spec.input.width}x{spec.input.height} {spec.input.color}"
-    return ModelRow(spec.name, folder, size, spec.head.kind, len(spec.classes), spec.licence, spec.provenance, fault)
-
-
-def _fault(folder: Path, spec: ModelSpec) -> str:
-    try:
-        path = checked_model_file(folder, spec)
-        try:
-            from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
-        except ImportError:
-            return ""  # a GPU machine without ONNX Runtime: its engine builder checks the rest
-        OnnxRuntimeDetector(path, spec, score=1.0, slots=1, threads=1).close()
-    except VisionError as error:
-        return str(error)
-    return ""
+    return ModelRow(
+        name=spec.name,
+        folder=folder,
+        input=f"{spec.input.width}x{spec.input.height} {spec.input.color}",
+        head=spec.head.kind,
+        class_names=names,
+        licence=spec.licence,
+        provenance=spec.provenance,
+        fault=fault,
+    )
 
 
 def print_models(rows: Sequence[ModelRow], console: Console) -> int:
-    """A table and how to add a model; the exit code says whether all of them are sound."""
+    """Print a table and how to add a model. Returns the exit code: 0 if no model has a fault."""
     table = Table("model", "input", "head", "classes", "licence", "folder")
     for column in table.columns:
         column.overflow = "fold"
     for row in rows:
-        cells = (row.name, row.input, row.head, str(row.classes or ""), row.licence, str(row.folder))
+        cells = (row.name, row.input, row.head, str(len(row.class_names) or ""), row.licence, str(row.folder))
         table.add_row(*map(escape, cells), style="red" if row.fault else "")
     console.print(table)
     for row in rows:

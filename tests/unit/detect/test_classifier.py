@@ -195,7 +195,7 @@ def test_vision_models_lists_it_too(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     save(tmp_path / "broken", ("[reddish, greenish, bluish]", "[a, b]"))
     broken, sound = list_models(tmp_path)
-    assert (sound.name, sound.input, sound.head, sound.classes, sound.fault) == (
+    assert (sound.name, sound.input, sound.head, len(sound.class_names), sound.fault) == (
         "paint",
         "16x24 rgb",
         "classifier",

@@ -235,7 +235,9 @@ def test_models_are_listed_with_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "unreadable").mkdir()
     (tmp_path / "unreadable" / "model.yaml").write_text("name: [")
     good, misfit, unreadable = list_models(tmp_path)
-    assert good == ModelRow("mine", tmp_path / "good", "64x64 rgb", "yolov8", 3, "CC0-1.0", "", "")
+    assert good == ModelRow(
+        "mine", tmp_path / "good", "64x64 rgb", "yolov8", ("cat", "dog", "traffic light"), "CC0-1.0"
+    )
     assert "fit head `yolov8`" in misfit.fault
     assert unreadable.name == "unreadable"
     assert unreadable.fault
@@ -250,7 +252,7 @@ def test_the_shipped_models_are_sound() -> None:
     found = list_models()
     assert [row.name for row in found] == ["nanodet-g-416"]
     assert found[0].fault == ""
-    assert found[0].classes == 80
+    assert found[0].class_names == COCO80
 
 
 def documented_cards() -> list[str]:
