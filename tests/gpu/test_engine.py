@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from tests.unit.engine_models import convolution, quantised, spec
 from vision.config.app import DetectConfig
+from vision.engine.build_plan import resolve
 from vision.engine.cache import EngineCache, key_of
 from vision.engine.library import find_library, supported_capabilities
 from vision.engine.memory import MemoryPool, make_allocator
-from vision.engine.open import load_plan, open_engine
-from vision.engine.options import BuildOptions, settled
+from vision.engine.open import load_or_build, open_engine
 from vision.engine.profiler import parse_layers, profile_layers
 from vision.engine.runtime import Context, Engine
 from vision.errors import DeviceMissing, ModelError
@@ -205,8 +205,8 @@ def test_engine_that_does_not_load_is_built_again(
     """The right name and the right hash, and a plan that no library takes."""
     device = cuda.open_device()
     cache = EngineCache(tmp_path / "engines")
-    settings = settled(BuildOptions("fp16", 8), spec())
-    real = load_plan(folder, spec(), device, settings, cache=cache).built
+    settings = resolve(DetectConfig(precision="fp16"), spec())
+    real = load_or_build(folder, spec(), device, settings, cache=cache).built
     assert real is not None
     key = key_of((folder / "tiny.onnx").read_bytes(), find_library(), device, settings, spec())
     cache.load_or_build("tiny", key, lambda _: dataclasses.replace(real, plan=bytes(5000)), force=True)

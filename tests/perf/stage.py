@@ -41,8 +41,8 @@ from tests.perf.stage_parts import (
 from vision.config import DetectConfig, ModelSpec, folder_of_model, load_model_spec, shipped_models
 from vision.config.profile import ProfileSpec
 from vision.detect.tensorrt.detector import open_tensorrt_detector
+from vision.engine.build_plan import BuildPlan
 from vision.engine.library import find_library
-from vision.engine.options import BuildOptions
 from vision.gpu.cuda import open_device
 from vision.types import Detections, PixelFormat
 
@@ -145,9 +145,9 @@ def _large_frames(report: Report, it: Opened, batch: int, seconds: float) -> Non
 
 # ------------------------------------------------------------------------------------------------ variants
 
-_PLAIN = BuildOptions("fp16", interleaved_input=False, folded=False, fixed_batches=False)
+_PLAIN = BuildPlan("fp16", 8, half_input=True, half_outputs=True)
 
-VARIANTS: Mapping[str, BuildOptions] = {
+VARIANTS: Mapping[str, BuildPlan] = {
     "ranges of batches": _PLAIN,
     "fixed batch": replace(_PLAIN, fixed_batches=True),
     "fixed batch, interleaved": replace(_PLAIN, fixed_batches=True, interleaved_input=True),
@@ -180,14 +180,14 @@ def variants(report: Report, batch: int, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def _opened_variant(report: Report, name: str, settings: BuildOptions, batch: int) -> Iterator[Opened | None]:
+def _opened_variant(report: Report, name: str, plan: BuildPlan, batch: int) -> Iterator[Opened | None]:
     """An engine for the greatest batch or the upper half of batches, so that it starts quickly; None: it cannot be."""
     if report.late():
         report.part(name, lambda: None)
         yield None
         return
 
-    low_best_high = (batch if settings.fixed_batches else max(1, batch // 2), batch, batch)
+    low_best_high = (batch if plan.fixed_batches else max(1, batch // 2), batch, batch)
 
     def upper_half(spec: ModelSpec) -> ModelSpec:
         return spec.model_copy(update={"profiles": (ProfileSpec.model_validate({"batch": low_best_high}),)})
@@ -195,7 +195,7 @@ def _opened_variant(report: Report, name: str, settings: BuildOptions, batch: in
     detect = DetectConfig(score_threshold=0.25, max_batch=batch, batches_in_flight=5)
     with contextlib.ExitStack() as made:
         try:
-            it = made.enter_context(opened(detect, settings=replace(settings, max_batch=batch), update=upper_half))
+            it = made.enter_context(opened(detect, plan=replace(plan, max_batch=batch), update=upper_half))
         except Exception:
             log.exception("%s", name)
             report.values[name] = {"error": traceback.format_exc()}

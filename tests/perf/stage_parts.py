@@ -24,10 +24,10 @@ from vision.detect.reference.postprocess import to_detections
 from vision.detect.tensorrt.detector import TensorRTDetector, detector_of
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer
 from vision.detect.tensorrt.slot import Slot
+from vision.engine.build_plan import BuildPlan
 from vision.engine.cuda_memory import CudaMemory
 from vision.engine.memory import MemoryPool, make_allocator
 from vision.engine.open import open_engine
-from vision.engine.options import BuildOptions
 from vision.gpu.cuda import Event, Graph, Stream, open_device
 from vision.gpu.device_image import DeviceImage
 from vision.gpu.memory import DeviceBuffer, HostBuffer, copy_to_device, copy_to_host
@@ -53,12 +53,12 @@ class Opened:
 def opened(
     detect: DetectConfig,
     *,
-    settings: BuildOptions | None = None,
+    plan: BuildPlan | None = None,
     update: Callable[[ModelSpec], ModelSpec] = lambda it: it,
 ) -> Iterator[Opened]:
     """The detector with as many slots as `detect` says; fewer are measured by using fewer.
 
-    `settings` of the engine in place of those that follow from `detect`; `update` changes the model's card.
+    `plan` of the engine in place of those that follow from `detect`; `update` changes the model's card.
     """
     folder = folder_of_model(MODEL, shipped_models())
     spec = update(load_model_spec(folder))
@@ -69,7 +69,7 @@ def opened(
         made.callback(pool.close)
         with phases.phase("engine"):
             engine = made.enter_context(
-                open_engine(folder, spec, detect, device, settings=settings, allocator=make_allocator(pool))
+                open_engine(folder, spec, detect, device, plan=plan, allocator=make_allocator(pool))
             )
         names = class_names(spec)
         head = make_head(spec, len(names), detect.score_threshold, class_ids(names, None, spec.name))

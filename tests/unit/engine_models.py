@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from onnx import TensorProto as Onnx
 from onnx import helper, numpy_helper
 
-from vision.config.app import ModelSpec
+from vision.config.app import DetectConfig, ModelSpec
+from vision.engine.build_plan import BuildPlan, resolve
 from vision.engine.library import Flavour, find_library
+from vision.engine.precision import Precision
 from vision.errors import DeviceMissing
 
 
@@ -48,6 +51,14 @@ def spec(*, size: int = 16, file: str = "tiny.onnx", **more: Any) -> ModelSpec:
             **more,
         }
     )
+
+
+def plan(
+    precision: Precision = "fp32", max_batch: int = 4, *, of: ModelSpec | None = None, **changes: Any
+) -> BuildPlan:
+    """Resolve a plan for a model, then apply `changes`."""
+    resolved = resolve(DetectConfig(precision=precision, max_batch=max_batch), of or spec())
+    return replace(resolved, **changes)
 
 
 def convolution(

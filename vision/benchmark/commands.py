@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from vision.config import DetectConfig, ModelSpec
-from vision.engine.build import inputs_of
+from vision.engine.build_plan import BuildPlan, prepare_onnx, resolve
 from vision.engine.cache import EngineCache, key_of
 from vision.engine.library import Gpu, GpuDescription, collect_log, find_library, logger, network_flags, start, trt
-from vision.engine.open import read_onnx, settings_of
-from vision.engine.options import BuildOptions, prepare_onnx, settled
+from vision.engine.network import inputs_of
+from vision.engine.open import read_onnx
 from vision.engine.precision import plan_typing
 from vision.engine.profiles import NetworkInput, Profile, choose_profile, frame_input, make_profiles
 from vision.engine.trtexec import Dialect, build_line, find_tool, installed_dialect, nsys_text, trtexec_text
@@ -44,12 +44,10 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
         ModelError: the model has no such profile.
     """
     onnx = read_onnx(folder, spec)
-    wanted = settled(settings_of(detect), spec)
+    wanted = resolve(detect, spec)
     prepared = prepare_onnx(onnx, wanted)
     inputs, channels = network_inputs(prepared.onnx, spec), prepared.channels
-    profiles = make_profiles(
-        inputs, spec, detect.max_batch, fixed_batches=bool(wanted.fixed_batches), channels=channels
-    )
+    profiles = make_profiles(inputs, spec, detect.max_batch, fixed_batches=wanted.fixed_batches, channels=channels)
     shapes = {frame_input(inputs).name: (batch, channels, spec.input.height, spec.input.width)}
     gpu = _gpu()
     plan = EngineCache().path_of(spec.name, key_of(onnx, find_library(), gpu or _NO_GPU, wanted, spec))
@@ -68,7 +66,7 @@ def _how_to_build(
     *,
     dialect: Dialect,
     profiles: Sequence[Profile],
-    wanted: BuildOptions,
+    wanted: BuildPlan,
 ) -> str:
     """The tool's own command too, where it comes to the same: not where types come from the ONNX file, which is
     rewritten before it is built."""
@@ -83,7 +81,7 @@ def _how_to_build(
         plan=plan,
         profiles=profiles,
         precision=wanted.precision,
-        half_input=bool(wanted.half_input),
+        half_input=wanted.half_input,
     )
     return f"# this engine is not built yet: {ours}, or\n{build}"
 

@@ -23,9 +23,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from vision.engine.build_plan import resolve
 from vision.engine.cache import EngineCache, Entry, Loaded, foreign
 from vision.engine.library import Gpu, Library, find_library
-from vision.engine.open import load_plan, settings_of
+from vision.engine.open import load_or_build
 from vision.engine.progress import Phase
 from vision.engine.runtime import load_engine
 from vision.errors import EXIT_OK, DeviceMissing, ModelError
@@ -111,7 +112,7 @@ def build_command(
         The exit code. Ctrl-C comes out as KeyboardInterrupt, once TensorRT has stopped.
 
     Raises:
-        VisionError: whatever `build_plan` and `EngineCache` raise; or the engine could not be kept.
+        VisionError: whatever `build_engine` and `EngineCache` raise; or the engine could not be kept.
     """
     out = console or Console()
     cache = EngineCache(cache_folder)
@@ -122,18 +123,18 @@ def build_command(
             raise DeviceMissing(
                 "building an engine needs the GPU that it is for", hint="`vision doctor` says what is missing"
             )
-        wanted = settings_of(detect)
         folder, spec = model
+        plan = resolve(detect, spec)
         out.print(
-            f"{spec.name}, {wanted.precision}, batch up to {wanted.max_batch}, for {gpu.name}, {find_library()}",
+            f"{spec.name}, {plan.precision}, batch up to {plan.max_batch}, for {gpu.name}, {find_library()}",
             markup=False,
         )
         with Bars(out) as bars:
-            loaded = load_plan(
+            loaded = load_or_build(
                 folder,
                 spec,
                 gpu,
-                wanted,
+                plan,
                 cache=cache,
                 force=force,
                 ahead_of_time=ahead_of_time,

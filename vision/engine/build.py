@@ -8,14 +8,22 @@ out would change what was asked for, the build is refused instead.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from vision.engine.build_errors import (
+    DAMAGED_HINT,
+    Refused,
+    build_failure,
+    bytes_in,
+    failed_build,
+    notes_of,
+    refused_model,
+)
+from vision.engine.build_plan import DEFAULT_LEVEL, BuildPlan, prepare_onnx
 from vision.engine.channel_packing import INTERLEAVED_CHANNELS
 from vision.engine.library import (
     Gpu,
@@ -33,41 +41,23 @@ from vision.engine.library import (
     supported_capabilities,
     trt,
 )
+from vision.engine.network import add_profile, halve_ends, inputs_of, quantisation_of, types_of
 from vision.engine.onnx_transform import Unrewritable
-from vision.engine.options import BuildOptions, prepare_onnx, settled
 from vision.engine.precision import (
-    FLOATS,
-    Precision,
-    Quantised,
     Typing,
     check_quantisation,
     check_types,
     plan_typing,
     require_precision,
 )
-from vision.engine.profiles import NetworkInput, Profile, make_profiles
+from vision.engine.profiles import Profile, make_profiles
 from vision.engine.progress import BuildListener, Monitor, Silent, run_interruptible
-from vision.engine.tensors import as_shape, dtype_name
-from vision.errors import Closed, DeviceError, ModelError
+from vision.errors import Closed, ModelError
 
 if TYPE_CHECKING:
     from vision.config.app import ModelSpec
 
 _log = logging.getLogger(__name__)
-
-_DAMAGED: Final = (
-    "download it again, and compare its sha256 with the one in model.yaml; or export it anew: "
-    "`onnx.checker.check_model` says more"
-)
-_WITHOUT_OPERATOR: Final = (
-    "export the model without this operator; vision does NMS itself, so NonMaxSuppression and NonZero "
-    "behind the network's last layers can go"
-)
-_OUT_OF_MEMORY: Final = ("OutOfMemory", "out of memory", "OUT_OF_MEMORY")
-
-
-class Refused(ModelError):
-    """TensorRT does not take the network: reshaped by us it may do that, as it is it may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +74,10 @@ class Built:
     timing_cache: bytes | None  # to be kept for the next build on this machine
 
 
-def build_plan(
+def build_engine(
     model: bytes,
     spec: ModelSpec,
-    settings: BuildOptions,
+    plan: BuildPlan,
     gpu: Gpu,
     *,
     ahead_of_time: bool = False,
@@ -114,14 +104,14 @@ def build_plan(
         Closed: cancelled.
         KeyboardInterrupt: Ctrl-C; TensorRT has stopped by then.
     """
-    require_precision(settings.precision, gpu)
+    require_precision(plan.precision, gpu)
     stop = cancel or threading.Event()
 
-    def build(wanted: BuildOptions) -> Built:
+    def build(plan: BuildPlan) -> Built:
         with collect_log() as log:
             job = _Build(
                 spec=spec,
-                settings=wanted,
+                plan=plan,
                 gpu=gpu,
                 ahead_of_time=ahead_of_time,
                 listener=listener or Silent(),
@@ -132,14 +122,13 @@ def build_plan(
 
     def work() -> Built:
         prepare_thread()
-        wanted = settled(settings, spec)
-        plain = replace(wanted, interleaved_input=False, folded=False)
+        as_it_is = replace(plan, interleaved_input=False, folded=False)
         try:
-            return build(wanted)
+            return build(plan)
         except Refused as error:
-            if wanted == plain:
+            if plan == as_it_is:
                 raise
-            built = build(plain)  # what is wrong with the model itself is told by this one
+            built = build(as_it_is)  # raises what is wrong with the model itself
             _log.warning("%s is built as it is, and may run slower: reshaped, %s", spec.name, error.args[0])
             return built
 
@@ -153,21 +142,21 @@ class _Build:
         self,
         *,
         spec: ModelSpec,
-        settings: BuildOptions,
+        plan: BuildPlan,
         gpu: Gpu,
         ahead_of_time: bool,
         listener: BuildListener,
         cancel: threading.Event,
         log: LogLines,
     ) -> None:
-        self._card = spec
-        self._settings = settings
+        self._spec = spec
+        self._plan = plan
         self._gpu = gpu
         self._ahead_of_time = ahead_of_time
         self._listener = listener
         self._cancel = cancel
         self._log_lines = log
-        self._typing = plan_typing(settings.precision, weak_typing=has_weak_typing())
+        self._typing = plan_typing(plan.precision, weak_typing=has_weak_typing())
         self._kept: list[object] = []  # profiles and caches: TensorRT before 10.16 does not keep them alive
         self._refuse_untested()
         self._builder = start(trt.Builder, log)
@@ -175,13 +164,13 @@ class _Build:
     def _refuse_untested(self) -> None:
         """TensorRT-RTX runs on GPUs that it cannot name, and fp8 convolutions gave wrong results on one (9.0)."""
         capabilities = supported_capabilities()
-        quantised = self._settings.precision in ("fp8", "int8")
+        quantised = self._plan.precision in ("fp8", "int8")
         if quantised and capabilities and self._gpu.compute_capability not in capabilities:
             known = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
             major, minor = self._gpu.compute_capability
             raise ModelError(
                 f"{find_library()} was not made for compute capability {major}.{minor} but for {known}: "
-                f"{self._settings.precision} gives wrong results there",
+                f"{self._plan.precision} gives wrong results there",
                 hint="set `detect: {precision: fp16}`, or use TensorRT in place of TensorRT-RTX",
             )
 
@@ -189,32 +178,32 @@ class _Build:
         """Parse, configure, build."""
         started_ns = time.monotonic_ns()
         try:
-            prepared = prepare_onnx(model, self._settings)
+            prepared = prepare_onnx(model, self._plan)
         except Unrewritable as error:
-            raise Refused(f"{self._card.file}: {error.args[0]}", hint=error.hint) from error
+            raise Refused(f"{self._spec.file}: {error.args[0]}", hint=error.hint) from error
         network, parser = self._parse(prepared.onnx)
-        check_quantisation(self._settings.precision, quantisation_of(network))
+        check_quantisation(self._plan.precision, quantisation_of(network))
         if self._typing.strongly_typed:
-            check_types(self._settings.precision, types_of(network))
+            check_types(self._plan.precision, types_of(network))
         if not self._typing.strongly_typed:
-            halve_ends(network, self._settings)
+            halve_ends(network, self._plan)
         if prepared.channels == INTERLEAVED_CHANNELS:
             network.get_input(0).allowed_formats = 1 << int(trt.TensorFormat.CHW4)  # it has no other
         self._listener.parsed(network.num_layers)
         config = self._configure(timing_cache)
         profiles = self._add_profiles(network, config, prepared.channels)
-        if self._settings.dla_core is not None:
+        if self._plan.on_dla:
             self._say_what_dla_takes(network, config)
-        plan = self._build(network, config)
+        engine = self._build(network, config)
         del parser  # the network points into it
-        self._listener.built(len(plan))
+        self._listener.built(len(engine))
         return Built(
-            plan=plan,
+            plan=engine,
             layers=network.num_layers,
             profiles=profiles,
             seconds=(time.monotonic_ns() - started_ns) / 1e9,
-            weights_bytes=_bytes_in(self._log_lines, "Total Weights Memory"),
-            activation_bytes=_bytes_in(self._log_lines, "Total Activation Memory"),
+            weights_bytes=bytes_in(self._log_lines, "Total Weights Memory"),
+            activation_bytes=bytes_in(self._log_lines, "Total Activation Memory"),
             notes=notes_of(self._log_lines),
             timing_cache=timings_of(config) if keeps_timing() else None,
         )
@@ -225,29 +214,24 @@ class _Build:
         parsed = parser.parse(model)
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         if not parsed or errors:
-            damaged = any(is_damage(each) for each in errors)
-            reasons = "; ".join(map(_fault, errors)) or "no reason given"
-            raise Refused(
-                f"{find_library()} cannot take {self._card.file}: {reasons}",
-                hint=_DAMAGED if damaged else _WITHOUT_OPERATOR,
-            )
+            raise refused_model(self._spec.file, errors)
         if (
             not network.num_layers or not network.num_outputs
         ):  # the parser takes bytes that are no ONNX for an empty model
             raise ModelError(
-                f"{self._card.file} is not an ONNX model ({len(model)} bytes without a graph)", hint=_DAMAGED
+                f"{self._spec.file} is not an ONNX model ({len(model)} bytes without a graph)",
+                hint=DAMAGED_HINT,
+                code="not-onnx",
             )
         return network, parser
 
     def _configure(self, timing_cache: bytes | None) -> trt.IBuilderConfig:
         config = self._builder.create_builder_config()
-        set_flags(config, self._typing, self._settings.flags)
-        if self._settings.workspace_mib is not None:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self._settings.workspace_mib << 20)
-        if self._settings.optimization_level is not None:
-            config.builder_optimization_level = self._settings.optimization_level
-        if self._settings.max_aux_streams is not None:
-            config.max_aux_streams = self._settings.max_aux_streams
+        set_flags(config, self._typing)
+        if self._plan.workspace_mib:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self._plan.workspace_mib << 20)
+        if self._plan.optimization_level != DEFAULT_LEVEL:
+            config.builder_optimization_level = self._plan.optimization_level
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for `vision profile`; costs nothing at run time
         self._aim(config)
         self._use_dla(config)
@@ -279,9 +263,9 @@ class _Build:
             raise ModelError(f"{find_library()} builds for compute capabilities {known}, not for {capability}")
 
     def _use_dla(self, config: trt.IBuilderConfig) -> None:
-        core = self._settings.dla_core
-        if core is None:
+        if not self._plan.on_dla:
             return
+        core = self._plan.dla_core
         cores = int(self._builder.num_DLA_cores)
         if core >= cores:
             _log.warning("DLA core %d was asked for and this machine has %d: building for the GPU", core, cores)
@@ -305,11 +289,11 @@ class _Build:
         inputs = inputs_of(network)
         profiles = make_profiles(
             inputs,
-            self._card,
-            self._settings.max_batch,
-            fixed_batches=bool(self._settings.fixed_batches),
+            self._spec,
+            self._plan.max_batch,
+            fixed_batches=self._plan.fixed_batches,
             channels=channels,
-            one_size=self._settings.dla_core is not None,
+            one_size=self._plan.on_dla,
         )
         if not any(each.is_shape_tensor or min(each.shape, default=0) < 0 for each in inputs):
             return profiles  # all is fixed: TensorRT wants no profile
@@ -318,13 +302,13 @@ class _Build:
         return profiles
 
     def _build(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> bytes:
-        plan = or_none(self._builder.build_serialized_network(network, config))
+        engine = or_none(self._builder.build_serialized_network(network, config))
         if self._cancel.is_set():
             raise Closed("the build was cancelled")
-        if plan is None:
-            what = f"{find_library()} cannot build {self._card.name} in {self._settings.precision} for {self._gpu.name}"
-            raise failed_build(what, build_failure(self._log_lines, network), self._settings.precision)
-        return bytes(memoryview(plan))
+        if engine is None:
+            what = f"{find_library()} cannot build {self._spec.name} in {self._plan.precision} for {self._gpu.name}"
+            raise failed_build(what, build_failure(self._log_lines, network), self._plan.precision)
+        return bytes(memoryview(engine))
 
 
 # ------------------------------------------------------------------------------------------------ single steps
@@ -350,13 +334,13 @@ def make_monitor(listener: BuildListener, cancel: threading.Event) -> trt.IProgr
     return ProgressMonitor()
 
 
-def set_flags(config: trt.IBuilderConfig, typing: Typing, further: Sequence[str] = ()) -> None:
+def set_flags(config: trt.IBuilderConfig, typing: Typing) -> None:
     """Set and clear builder flags by name.
 
     Raises:
         ModelError: this library does not have one that is needed.
     """
-    for name in (*typing.flags_on, *further):
+    for name in typing.flags_on:
         flag = builder_flag(name)
         if flag is None:
             raise ModelError(f"{find_library()} has no builder flag {name}", hint="another precision or library has")
@@ -382,146 +366,3 @@ def timings_of(config: trt.IBuilderConfig) -> bytes | None:
     """What a build measured, for the next; None where nothing is kept."""
     cache = or_none(config.get_timing_cache())
     return bytes(memoryview(cache.serialize())) if cache is not None else None
-
-
-def inputs_of(network: trt.INetworkDefinition) -> tuple[NetworkInput, ...]:
-    """The inputs of a parsed network."""
-    tensors = (network.get_input(index) for index in range(network.num_inputs))
-    return tuple(NetworkInput(each.name, as_shape(each.shape), bool(each.is_shape_tensor)) for each in tensors)
-
-
-def add_profile(
-    builder: trt.Builder, config: trt.IBuilderConfig, inputs: Sequence[NetworkInput], profile: Profile
-) -> trt.IOptimizationProfile:
-    """Add a profile to a configuration. The caller keeps the result until the build has ended.
-
-    TensorRT accepts `set_shape_input` for inputs that are no shape tensors, and then the build fails for want of a
-    range; it accepts a minimum above the maximum too, and says so by the profile's truth value alone.
-
-    Raises:
-        ModelError: TensorRT finds it inconsistent.
-    """
-    made = builder.create_optimization_profile()
-    try:
-        for each in inputs:
-            if each.is_shape_tensor:
-                values = profile.values[each.name]
-                made.set_shape_input(each.name, list(values.min), list(values.opt), list(values.max))
-            elif min(each.shape, default=0) < 0:
-                shapes = profile.shapes[each.name]
-                dims = (trt.Dims(list(shape)) for shape in (shapes.min, shapes.opt, shapes.max))
-                made.set_shape(each.name, *dims)
-        accepted = bool(made) and config.add_optimization_profile(made) >= 0
-    except RuntimeError as error:
-        raise ModelError(f"{find_library()} refuses the profile {profile}: {error}") from error
-    if not accepted:
-        raise ModelError(f"{find_library()} finds the profile inconsistent: {profile}")
-    return made
-
-
-def quantisation_of(network: trt.INetworkDefinition) -> Quantised:
-    """Whether a network has QuantizeLinear in it, and to what."""
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type == trt.LayerType.QUANTIZE and dtype_name(layer.get_output(0).dtype.name) == "fp8":
-            return "fp8"
-        if layer.type == trt.LayerType.QUANTIZE:
-            return "int8"
-    return "none"
-
-
-def types_of(network: trt.INetworkDefinition) -> frozenset[str]:
-    """Floating-point types that a network computes in."""
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    outputs = (layer.get_output(index) for layer in layers for index in range(layer.num_outputs))
-    return frozenset(dtype_name(each.dtype.name) for each in outputs if each is not None) & FLOATS
-
-
-def halve_ends(network: Any, settings: BuildOptions) -> None:
-    """Let a weakly typed network take or give 16 bits. (A strongly typed one has them in its ONNX file.)
-
-    What stays float32 is said too: an output's type may otherwise follow from that of the input.
-    """
-    half = {"fp16": "HALF", "bf16": "BF16"}.get(settings.precision)
-    if half is None or not (settings.half_input or settings.half_outputs):
-        return
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    kinds = [(tensor, half if settings.half_input else "FLOAT") for tensor in inputs]
-    kinds += [(tensor, half if settings.half_outputs else "FLOAT") for tensor in outputs]
-    floats = [(tensor, kind) for tensor, kind in kinds if dtype_name(tensor.dtype.name) == "float32"]
-    with warnings.catch_warnings():  # deprecated since strong typing, and right without it
-        warnings.simplefilter("ignore", DeprecationWarning)
-        for tensor, kind in floats:
-            tensor.dtype = getattr(trt.DataType, kind)
-
-
-# ------------------------------------------------------------------------------------------------ what went wrong
-
-
-def _fault(error: Any) -> str:
-    """One error of the parser: which node, which operator, what is wrong."""
-    operator, node, text = error.node_operator(), error.node_name(), str(error.desc()).strip()
-    if not operator:
-        return text
-    where = f"node {node}" if node else f"node number {error.node()}"
-    return f"operator {operator} ({where}){'' if is_damage(error) else ' is not supported'}: {text}"
-
-
-def is_damage(error: Any) -> bool:
-    """Whether the parser found fault with the file, and not with what it asks for."""
-    return error.code().name in ("INVALID_GRAPH", "MODEL_DESERIALIZE_FAILED")
-
-
-def free_memory() -> str:
-    """What is free of the GPU's memory, to be put behind a message; empty where there is no GPU to ask."""
-    try:
-        from vision.gpu.cuda import memory_info
-
-        free_bytes, total_bytes = memory_info()
-    except DeviceError:  # built ahead of time, for a GPU that is elsewhere
-        return ""
-    return f"; {free_bytes >> 20} of {total_bytes >> 20} MiB of the GPU are free"
-
-
-_NO_RUNNER = re.compile(r"(?P<node>\S+) has no runners that implement it")
-
-
-def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
-    """Why a build failed, from the log: with the node and its operator where the log names one."""
-    errors = [text for text in log.errors() if "catchCudaError" not in text] or list(log.errors())
-    layers = {network.get_layer(index).name: network.get_layer(index) for index in range(network.num_layers)}
-    for text in errors:
-        found = _NO_RUNNER.search(text)
-        if found and found["node"] in layers:
-            return f"operator {layers[found['node']].type.name} (node {found['node']}) is not supported on this GPU"
-    return "; ".join(errors) or "no reason given"
-
-
-def failed_build(what: str, cause: str, precision: Precision) -> ModelError:
-    """The error to raise. `Refused` where another form of the model might do; not for lack of memory, of which the
-    cause tells what was asked.
-    """
-    if any(word in cause for word in _OUT_OF_MEMORY):
-        return ModelError(f"{what}: {cause}{free_memory()}", hint="lower `detect: {max_batch: ...}`")
-    return Refused(f"{what}: {cause}", hint=failure_hint(precision))
-
-
-def failure_hint(precision: Precision) -> str:
-    """What to try after a failed build."""
-    if precision in ("int8", "fp8"):
-        return f"this library or GPU may have no {precision} kernels for the model's layers: `precision: fp16` works"
-    return "export the model without operators that are named above; `--level 1` and a smaller max_batch ask for less"
-
-
-def notes_of(log: LogLines) -> tuple[str, ...]:
-    """Warnings of a build, and what it says of sparsity, each once."""
-    lines = (line.text.strip() for line in log.lines if line.severity == "WARNING" or "(Sparsity)" in line.text)
-    return tuple(dict.fromkeys(lines))
-
-
-def _bytes_in(log: LogLines, what: str) -> int | None:
-    """The greatest number of bytes that the log gives for `what`: there is a line for each profile."""
-    pattern = re.compile(re.escape(what) + r": (\d+)")
-    numbers = [int(found[1]) for text in log.containing(what) if (found := pattern.search(text))]
-    return max(numbers, default=None)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from vision.engine.build import Built
+from vision.engine.build_plan import BuildPlan
 from vision.engine.library import Gpu, Library
-from vision.engine.options import BuildOptions
 from vision.engine.precision import PRECISIONS
 from vision.errors import Closed, ModelError
 from vision.state.private_files import (
@@ -65,7 +65,7 @@ class EngineKey:
     version: str
     gpu_name: str
     compute_capability: tuple[int, int]
-    settings: BuildOptions
+    settings: BuildPlan
     profiles: tuple[Any, ...]  # those of model.yaml as plain data; () where they are made from max_batch
     input_hw: tuple[int, int]
 
@@ -93,7 +93,7 @@ def _flat(key: Mapping[str, Any]) -> dict[str, Any]:
     return {**key, "settings": None, **(settings if isinstance(settings, dict) else {})}
 
 
-def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildOptions, spec: Any) -> EngineKey:
+def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildPlan, spec: Any) -> EngineKey:
     """The key of an engine of `onnx` with the size and profiles of a model card."""
     return EngineKey(
         onnx_sha256=sha256_of(onnx),

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision.engine.build import Built, build_plan
+from vision.engine.build import Built, build_engine
+from vision.engine.build_plan import BuildPlan, resolve
 from vision.engine.cache import EngineCache, Loaded, key_of
 from vision.engine.library import Gpu, find_library, trt
 from vision.engine.onnx_transform import with_weights
-from vision.engine.options import BuildOptions, settled
 from vision.engine.progress import BuildListener, LogListener
 from vision.engine.runtime import Engine, load_engine
 from vision.errors import ModelError
@@ -47,22 +47,11 @@ def read_onnx(folder: Path, spec: ModelSpec) -> bytes:
     return with_weights(contents, folder)
 
 
-def settings_of(detect: DetectConfig) -> BuildOptions:
-    """What camera.yaml says of an engine."""
-    return BuildOptions(
-        precision=detect.precision,
-        max_batch=detect.max_batch,
-        workspace_mib=detect.engine.workspace_mib,
-        optimization_level=detect.engine.optimization_level,
-        dla_core=detect.engine.dla_core,
-    )
-
-
-def load_plan(
+def load_or_build(
     folder: Path,
     spec: ModelSpec,
     gpu: Gpu,
-    settings: BuildOptions,
+    plan: BuildPlan,
     *,
     cache: EngineCache,
     force: bool = False,
@@ -71,25 +60,24 @@ def load_plan(
     cancel: threading.Event | None = None,
     prepare_thread: Callable[[], object] = lambda: None,
 ) -> Loaded:
-    """The plan of a model from the cache, or built now. Errors as of `build_plan` and `EngineCache`."""
+    """The plan of a model from the cache, or built now. Errors as of `build_engine` and `EngineCache`."""
     onnx = read_onnx(folder, spec)
     stop = cancel or threading.Event()
-    settings = settled(settings, spec)
 
     def build(timing_cache: bytes | None) -> Built:
-        return build_plan(
+        return build_engine(
             onnx,
             spec,
-            settings,
+            plan,
             gpu,
             ahead_of_time=ahead_of_time,
             timing_cache=timing_cache,
-            listener=listener or LogListener(f"{spec.name} {settings.precision}"),
+            listener=listener or LogListener(f"{spec.name} {plan.precision}"),
             cancel=stop,
             prepare_thread=prepare_thread,
         )
 
-    key = key_of(onnx, find_library(), gpu, settings, spec)
+    key = key_of(onnx, find_library(), gpu, plan, spec)
     return cache.load_or_build(spec.name, key, build, force=force, cancelled=stop.is_set)
 
 
@@ -99,7 +87,7 @@ def open_engine(
     detect: DetectConfig,
     gpu: Gpu,
     *,
-    settings: BuildOptions | None = None,
+    plan: BuildPlan | None = None,
     cache_folder: Path | None = None,
     allocator: trt.IGpuAllocator | None = None,
     listener: BuildListener | None = None,
@@ -110,7 +98,7 @@ def open_engine(
 
     Args:
         folder: holds the ONNX file that `card` names.
-        detect: gives precision and max_batch, unless `settings` are given.
+        detect: gives precision and max_batch, unless `plan` is given.
         gpu: the GPU that is current in the calling thread.
         cache_folder: `default_folder()` where None.
         allocator: serves TensorRT's own memory; must outlive the engine.
@@ -124,15 +112,15 @@ def open_engine(
         DeviceError: not enough memory on the GPU.
         Closed: cancelled.
     """
-    wanted = settings or settings_of(detect)
+    chosen = plan or resolve(detect, spec)
     cache = EngineCache(cache_folder)
 
     def load(*, force: bool) -> Loaded:
-        return load_plan(
+        return load_or_build(
             folder,
             spec,
             gpu,
-            wanted,
+            chosen,
             cache=cache,
             force=force,
             listener=listener,
@@ -146,7 +134,7 @@ def open_engine(
             allocator=allocator,
             kernels=cache.kernels_of(loaded.path),
             label=loaded.path.stem,
-            dla_core=wanted.dla_core,
+            dla_core=chosen.dla_core if chosen.on_dla else None,
         )
 
     loaded = load(force=False)

@@ -16,32 +16,27 @@ from tests.unit.engine_models import (
     convolution,
     first_layer,
     needs_rtx,
+    plan,
     quantised,
     spec,
     with_operator,
     with_shape_input,
 )
-from vision.config.app import ModelSpec
+from vision.config.app import DetectConfig, ModelSpec
 from vision.engine import library
 from vision.engine.build import (
     Built,
-    Refused,
-    add_profile,
     attach_timing_cache,
-    build_failure,
-    build_plan,
-    failed_build,
-    failure_hint,
-    halve_ends,
-    inputs_of,
+    build_engine,
     make_monitor,
-    notes_of,
     set_flags,
     timings_of,
 )
+from vision.engine.build_errors import Refused, build_failure, failed_build, failure_hint, notes_of
+from vision.engine.build_plan import DEFAULT_LEVEL, BuildPlan, resolve
 from vision.engine.library import GpuDescription, LogLine, LogLines, keeps_timing
+from vision.engine.network import add_profile, halve_ends, inputs_of
 from vision.engine.onnx_transform import rewrite_onnx
-from vision.engine.options import BuildOptions, settled
 from vision.engine.precision import Precision, plan_typing
 from vision.engine.profiles import NetworkInput, Profile, Range
 from vision.engine.progress import Phase
@@ -77,15 +72,15 @@ class Ears:
 
 
 def build(
-    model: bytes, settings: BuildOptions | None = None, *, of: ModelSpec | None = None, gpu: GpuDescription = AMPERE
+    model: bytes, chosen: BuildPlan | None = None, *, of: ModelSpec | None = None, gpu: GpuDescription = AMPERE
 ) -> Built:
-    return build_plan(model, of or spec(), settings or BuildOptions("fp32", 4), gpu, ahead_of_time=True)
+    return build_engine(model, of or spec(), chosen or plan("fp32", 4, of=of), gpu, ahead_of_time=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
 @pytest.mark.parametrize(("half_input", "half_outputs"), [(False, False), (True, False), (True, True)])
 def test_dynamic_batch_in_every_float_precision(precision: Precision, half_input: bool, half_outputs: bool) -> None:
-    built = build(convolution(), BuildOptions(precision, 8, half_input=half_input, half_outputs=half_outputs))
+    built = build(convolution(), plan(precision, 8, half_input=half_input, half_outputs=half_outputs))
     assert len(built.plan) > 10_000
     assert [each.shapes["images"].max[0] for each in built.profiles] == [4, 8, 1, 2, 4, 8]
     assert built.weights_bytes is not None
@@ -96,7 +91,7 @@ def test_lower_precision_halves_the_weights_of_the_shipped_model() -> None:
     folder = MODELS / "nanodet-g-416"
     shipped = ModelSpec.model_validate(yaml.safe_load((folder / "model.yaml").read_text()))
     onnx = (folder / shipped.file).read_bytes()
-    as_it_is = BuildOptions("fp32", 4, interleaved_input=False, folded=False, fixed_batches=False)
+    as_it_is = BuildPlan("fp32", 4)
     full, half = (build(onnx, replace(as_it_is, precision=precision), of=shipped) for precision in ("fp32", "fp16"))
     assert full.weights_bytes is not None
     assert half.weights_bytes is not None
@@ -114,7 +109,7 @@ def test_dynamic_height_and_width() -> None:
 
 
 def test_fixed_model_needs_no_profile() -> None:
-    built = build(convolution((2, 3, 16, 16)), BuildOptions("fp32", 2))
+    built = build(convolution((2, 3, 16, 16)), plan("fp32", 2))
     assert str(built.profiles[0]) == "images 2x3x16x16"
 
 
@@ -126,7 +121,7 @@ def test_shape_tensor_input() -> None:
 
 def test_progress_is_told_with_layer_counts() -> None:
     ears = Ears()
-    built = build_plan(convolution(), spec(), BuildOptions("fp32", 4), AMPERE, ahead_of_time=True, listener=ears)
+    built = build_engine(convolution(), spec(), plan("fp32", 4), AMPERE, ahead_of_time=True, listener=ears)
     assert ears.layers == built.layers > 0
     assert ears.plan_bytes == len(built.plan)
     assert "Building engine" in ears.names
@@ -141,10 +136,10 @@ def test_cancelled_build_ends_as_closed() -> None:
             cancel.set()
 
     with pytest.raises(Closed, match="cancelled"):
-        build_plan(
+        build_engine(
             convolution(),
             spec(),
-            BuildOptions("fp32", 4),
+            plan("fp32", 4),
             AMPERE,
             ahead_of_time=True,
             listener=Impatient(),
@@ -169,10 +164,10 @@ def test_ctrl_c_stops_the_build_and_comes_out_once_tensorrt_has_stopped() -> Non
     user = User()
     builders: list[threading.Thread] = []
     with pytest.raises(KeyboardInterrupt):
-        build_plan(
+        build_engine(
             convolution(),
             spec(),
-            BuildOptions("fp32", 8),
+            plan("fp32", 8),
             AMPERE,
             ahead_of_time=True,
             listener=user,
@@ -185,10 +180,10 @@ def test_ctrl_c_stops_the_build_and_comes_out_once_tensorrt_has_stopped() -> Non
 
 def test_building_thread_is_prepared_first() -> None:
     seen: list[str] = []
-    build_plan(
+    build_engine(
         convolution(),
         spec(),
-        BuildOptions("fp32", 4),
+        plan("fp32", 4),
         AMPERE,
         ahead_of_time=True,
         prepare_thread=lambda: seen.append(threading.current_thread().name),
@@ -219,7 +214,7 @@ def test_model_that_cannot_be_taken_says_why(
     model: bytes, says: str, precision: Precision, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ModelError, match=says):
-        build(model, BuildOptions(precision, 4))
+        build(model, plan(precision, 4))
 
 
 def _damaged(how: str) -> bytes:
@@ -240,7 +235,7 @@ def test_damaged_model_is_told_as_such(how: str, precision: Precision, capfd: py
     if how == "no opset" and precision == "fp32":
         pytest.skip("TensorRT takes it")
     with pytest.raises(ModelError) as caught:
-        build(_damaged(how), BuildOptions(precision, 4))
+        build(_damaged(how), plan(precision, 4))
     assert "is not supported" not in str(caught.value)
     assert "onnx.checker.check_model" in caught.value.hint
 
@@ -250,7 +245,7 @@ def test_types_that_are_not_what_was_asked_for_are_refused() -> None:
     half = rewrite_onnx(convolution(), "fp16", keep_inputs=True, keep_outputs=True)
     with pytest.raises(ModelError, match="the model computes in float16 and float32, and precision fp32 was asked for"):
         build(half)
-    assert build(half, BuildOptions("fp16", 4)).plan
+    assert build(half, plan("fp16", 4)).plan
 
 
 def test_lack_of_memory_is_no_reason_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,31 +260,24 @@ def test_lack_of_memory_is_no_reason_to_try_again(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("settings", "gpu", "says"),
+    ("precision", "gpu", "says"),
     [
-        (BuildOptions("fp8", 4), AMPERE, "has no fp8; it has fp32, fp16, int8, tf32, bf16"),
-        (BuildOptions("int8", 4), AMPERE, "needs a model with int8 QuantizeLinear nodes, this one has none"),
-        (
-            BuildOptions("fp8", 4),
-            GpuDescription("H100", (9, 0)),
-            "not made for compute capability 9.0 .* wrong results",
-        ),
-        (BuildOptions("fp16", 4), GpuDescription("H100", (9, 0)), "builds for compute capabilities .*, not for"),
-        (BuildOptions("fp16", 4), GpuDescription("Orin", (8, 7)), "builds for compute capabilities"),
-        (BuildOptions("fp32", 4, flags=("NO_SUCH_FLAG",)), AMPERE, "has no builder flag NO_SUCH_FLAG"),
+        ("fp8", AMPERE, "has no fp8; it has fp32, fp16, int8, tf32, bf16"),
+        ("int8", AMPERE, "needs a model with int8 QuantizeLinear nodes, this one has none"),
+        ("fp8", GpuDescription("H100", (9, 0)), "not made for compute capability 9.0 .* wrong results"),
+        ("fp16", GpuDescription("H100", (9, 0)), "builds for compute capabilities .*, not for"),
+        ("fp16", GpuDescription("Orin", (8, 7)), "builds for compute capabilities"),
     ],
 )
-def test_what_gpu_or_library_lack_is_refused(settings: BuildOptions, gpu: GpuDescription, says: str) -> None:
+def test_what_gpu_or_library_lack_is_refused(precision: Precision, gpu: GpuDescription, says: str) -> None:
     with pytest.raises(ModelError, match=says):
-        build(convolution(), settings, gpu=gpu)
+        build(convolution(), plan(precision), gpu=gpu)
 
 
 def test_batch_outside_the_models_range_is_refused() -> None:
     ears = Ears()
     with pytest.raises(ModelError, match="batch is fixed to 2 in the ONNX file, and max_batch is 8"):
-        build_plan(
-            convolution((2, 3, 16, 16)), spec(), BuildOptions("fp16", 8), AMPERE, ahead_of_time=True, listener=ears
-        )
+        build_engine(convolution((2, 3, 16, 16)), spec(), plan("fp16", 8), AMPERE, ahead_of_time=True, listener=ears)
     assert ears.parses == 1, "no other shape of the model would help"
 
 
@@ -301,10 +289,10 @@ def test_precision_that_is_not_the_models_is_refused() -> None:
 def test_int8_builds_where_the_library_has_it_and_says_what_does_elsewhere(capfd: pytest.CaptureFixture[str]) -> None:
     """TensorRT-RTX before 1.7 parses int8 convolutions and has none; TensorRT has them."""
     if library.find_library().flavour == "tensorrt":
-        assert build(quantised(), BuildOptions("int8", 4)).plan
+        assert build(quantised(), plan("int8", 4)).plan
         return
     with pytest.raises(ModelError, match="cannot build tiny in int8 for NVIDIA RTX A4000") as caught:
-        build(quantised(), BuildOptions("int8", 4))
+        build(quantised(), plan("int8", 4))
     assert "`precision: fp16` works" in caught.value.hint
 
 
@@ -312,29 +300,27 @@ def test_fp8_builds_where_the_library_has_it(capfd: pytest.CaptureFixture[str]) 
     model = quantised(TensorProto.FLOAT8E4M3FN, opset=19)
     if str(library.find_library()).startswith("TensorRT-RTX 1.4"):
         pytest.skip("1.4 asks the driver for the GPU's properties")
-    assert build(model, BuildOptions("fp8", 4), gpu=ADA).plan
+    assert build(model, plan("fp8", 4), gpu=ADA).plan
     with pytest.raises(ModelError, match="the model is quantised to fp8, and precision fp16 was asked for"):
-        build(model, BuildOptions("fp16", 4), gpu=ADA)
+        build(model, plan("fp16", 4), gpu=ADA)
 
 
-def test_workspace_level_and_streams_are_taken() -> None:
-    settings = BuildOptions("fp32", 4, workspace_mib=64, optimization_level=1, max_aux_streams=0)
-    assert build(convolution(), settings).plan
+def test_workspace_and_level_are_taken() -> None:
+    assert build(convolution(), plan(workspace_mib=64, optimization_level=1)).plan
 
 
-@pytest.mark.parametrize("settings", [{"optimization_level": 6}, {"workspace_mib": 0}, {"dla_core": -1}])
-def test_settings_out_of_range_are_refused(settings: dict[str, int]) -> None:
-    with pytest.raises(ModelError, match=r"0 to 5|at least 1 MiB|counted from 0"):
-        BuildOptions(**settings)  # type: ignore[arg-type]
+def test_default_level_is_the_library_s_own() -> None:
+    config = library.trt.Builder(library.logger()).create_builder_config()
+    assert config.builder_optimization_level == DEFAULT_LEVEL
 
 
 def test_dla_that_is_not_there_falls_back_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    assert build(convolution(), BuildOptions("fp16", 4, dla_core=0)).plan
+    assert build(convolution(), plan("fp16", 4, on_dla=True, fixed_batches=False)).plan
     assert "DLA core 0 was asked for and this machine has 0: building for the GPU" in caplog.text
 
 
 def test_dla_gets_one_batch_size_since_it_takes_no_open_shape() -> None:
-    built = build(convolution(), BuildOptions("fp16", 4, dla_core=0))
+    built = build(convolution(), plan("fp16", 4, on_dla=True, fixed_batches=False))
     (frames,) = (profile.shapes["images"] for profile in built.profiles)
     assert frames.min == frames.opt == frames.max
     assert frames.max[0] == 4
@@ -342,7 +328,7 @@ def test_dla_gets_one_batch_size_since_it_takes_no_open_shape() -> None:
 
 def test_gpu_here_that_tensorrt_rtx_cannot_name_gets_its_default() -> None:
     unnamed = GpuDescription("NVIDIA H100", (9, 0))
-    assert build_plan(convolution(), spec(), BuildOptions("fp32", 4), unnamed).plan
+    assert build_engine(convolution(), spec(), plan("fp32", 4), unnamed).plan
 
 
 # ------------------------------------------------------------------------------------------------ single steps
@@ -371,33 +357,38 @@ def test_inputs_and_outputs_become_half_where_types_can_be_set(half_input: bool,
         network = library.trt.Builder(library.logger()).create_network(0)
         given = network.add_input("images", library.trt.float32, library.trt.Dims([1, 3, 4, 4]))
         network.mark_output(network.add_identity(given).get_output(0))
-        halve_ends(network, BuildOptions(precision, half_input=half_input, half_outputs=half_outputs))
+        halve_ends(network, plan(precision, half_input=half_input, half_outputs=half_outputs))
         assert given.dtype.name == (kind if half_input else "FLOAT")
         assert network.get_output(0).dtype.name == (kind if half_outputs else "FLOAT")
 
 
-def test_what_is_left_open_is_settled_by_precision_and_head() -> None:
+def test_plan_follows_from_precision_and_head() -> None:
     nanodet = spec(head={"kind": "nanodet"})
-    half = BuildOptions(
-        "fp16", half_input=True, half_outputs=True, interleaved_input=True, folded=True, fixed_batches=True
+    fp16, fp32 = DetectConfig(precision="fp16"), DetectConfig(precision="fp32")
+    half = BuildPlan(
+        "fp16", 8, half_input=True, half_outputs=True, interleaved_input=True, folded=True, fixed_batches=True
     )
-    assert settled(BuildOptions("fp16"), nanodet) == half
-    assert settled(BuildOptions("fp16"), spec()) == replace(half, half_outputs=False)
-    floats = BuildOptions("fp32", half_input=False, half_outputs=False, interleaved_input=False, folded=False)
-    assert settled(BuildOptions("fp32"), nanodet) == replace(floats, fixed_batches=True)
-    chosen = replace(floats, precision="fp16", fixed_batches=False)
-    assert settled(chosen, nanodet) == chosen
+    assert resolve(fp16, nanodet) == half
+    assert resolve(fp16, spec()) == replace(half, half_outputs=False)
+    assert resolve(fp32, nanodet) == BuildPlan("fp32", 8, fixed_batches=True)
+
+
+def test_plan_takes_what_the_configuration_says() -> None:
+    engine = {"workspace_mib": 64, "optimization_level": 5, "dla_core": 1}
+    detect = DetectConfig.model_validate({"precision": "fp32", "max_batch": 4, "engine": engine})
+    expected = BuildPlan("fp32", 4, workspace_mib=64, optimization_level=5, on_dla=True, dla_core=1)
+    assert resolve(detect, spec()) == expected
 
 
 def test_a_library_that_measures_gets_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Full TensorRT: found without being there."""
-    monkeypatch.setattr("vision.engine.options.keeps_timing", lambda: True)
-    found = settled(BuildOptions("fp16"), spec())
+    monkeypatch.setattr("vision.engine.build_plan.keeps_timing", lambda: True)
+    found = resolve(DetectConfig(precision="fp16"), spec())
     assert (found.interleaved_input, found.folded, found.fixed_batches) == (False, False, False)
 
 
 def test_an_engine_of_pixels_has_a_profile_for_every_batch(caplog: pytest.LogCaptureFixture) -> None:
-    built = build(convolution(), BuildOptions("fp16", 6))
+    built = build(convolution(), plan("fp16", 6))
     frames = [profile.shapes["images"] for profile in built.profiles]
     assert [each.max[0] for each in frames if each.min == each.max] == [1, 2, 4, 6]
     (shape,) = {each.max[1:] for each in frames}
@@ -409,7 +400,7 @@ def test_an_engine_of_pixels_has_a_profile_for_every_batch(caplog: pytest.LogCap
 def test_a_model_of_four_channels_is_not_one_of_pixels() -> None:
     """Its fourth channel is a frame of its own, such as of heat, and nothing here would fill it."""
     with pytest.raises(ModelError, match="channels is fixed to 4 in the ONNX file, and the profile asks for 3"):
-        build(first_layer(channels=4), BuildOptions("fp16", 2))
+        build(first_layer(channels=4), plan("fp16", 2))
 
 
 def test_what_cannot_be_built_reshaped_is_built_as_it_is(
@@ -418,12 +409,12 @@ def test_what_cannot_be_built_reshaped_is_built_as_it_is(
     def reshaped(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
         return (with_operator("Abracadabra") if interleave or fold else model), interleave
 
-    monkeypatch.setattr("vision.engine.options.reshape_onnx", reshaped)
-    built = build(convolution(), BuildOptions("fp16", 1))
+    monkeypatch.setattr("vision.engine.build_plan.reshape_onnx", reshaped)
+    built = build(convolution(), plan("fp16", 1))
     assert built.profiles[0].shapes["images"].max == (1, 3, 16, 16)
     assert "tiny is built as it is, and may run slower: reshaped, " in caplog.text
     with pytest.raises(ModelError, match="Abracadabra"):
-        build(with_operator("Abracadabra"), BuildOptions("fp16", 1))
+        build(with_operator("Abracadabra"), plan("fp16", 1))
 
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")  # TensorRT-RTX keeps none
@@ -459,7 +450,7 @@ def test_old_flags_are_refused_where_they_are_gone() -> None:
 
 
 def test_sparsity_can_be_asked_for() -> None:
-    assert build(convolution(), BuildOptions("fp32", 4, flags=("SPARSE_WEIGHTS",))).plan
+    assert build(convolution(), plan("fp32", 4)).plan
 
 
 def test_profile_that_tensorrt_finds_inconsistent_is_refused(capfd: pytest.CaptureFixture[str]) -> None:

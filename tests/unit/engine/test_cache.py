@@ -16,9 +16,9 @@ import pytest
 
 from tests.unit.engine_models import spec
 from vision.engine.build import Built
+from vision.engine.build_plan import BuildPlan
 from vision.engine.cache import EngineCache, EngineKey, KernelStore, default_folder, foreign, key_of
 from vision.engine.library import GpuDescription, Library
-from vision.engine.options import BuildOptions
 from vision.errors import Closed, ModelError
 from vision.state.private_files import Untrusted, locked, sha256_of
 
@@ -30,7 +30,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="modes of files")
 
 
 def key(**changes: Any) -> EngineKey:
-    made = key_of(ONNX, LIBRARY, ORIN, BuildOptions("fp16", 8), spec())
+    made = key_of(ONNX, LIBRARY, ORIN, BuildPlan("fp16", 8), spec())
     return replace(made, **changes)
 
 
@@ -88,14 +88,13 @@ def test_engine_is_built_once_and_found_afterwards(cache: EngineCache) -> None:
         {"flavour": "tensorrt-rtx"},
         {"gpu_name": "Orin Nano"},
         {"compute_capability": (11, 0)},
-        {"settings": BuildOptions("fp32", 8)},
-        {"settings": BuildOptions("fp16", 4)},
-        {"settings": BuildOptions("fp16", 8, half_input=True)},
-        {"settings": BuildOptions("fp16", 8, half_outputs=True)},
-        {"settings": BuildOptions("fp16", 8, flags=("SPARSE_WEIGHTS",))},
-        {"settings": BuildOptions("fp16", 8, optimization_level=5)},
-        {"settings": BuildOptions("fp16", 8, workspace_mib=512)},
-        {"settings": BuildOptions("fp16", 8, dla_core=0)},
+        {"settings": BuildPlan("fp32", 8)},
+        {"settings": BuildPlan("fp16", 4)},
+        {"settings": BuildPlan("fp16", 8, half_input=True)},
+        {"settings": BuildPlan("fp16", 8, half_outputs=True)},
+        {"settings": BuildPlan("fp16", 8, optimization_level=5)},
+        {"settings": BuildPlan("fp16", 8, workspace_mib=512)},
+        {"settings": BuildPlan("fp16", 8, on_dla=True)},
         {"profiles": ({"batch": [1, 8, 8]},)},
         {"input_hw": (640, 640)},
     ],
@@ -109,8 +108,8 @@ def test_whatever_decides_what_is_in_a_plan_makes_another_file(changes: dict[str
 
 
 def test_profiles_of_the_card_are_in_the_key() -> None:
-    plain = key_of(ONNX, LIBRARY, ORIN, BuildOptions(), spec())
-    given = key_of(ONNX, LIBRARY, ORIN, BuildOptions(), spec(profiles=[{"batch": [1, 4, 8]}]))
+    plain = key_of(ONNX, LIBRARY, ORIN, BuildPlan("fp16", 8), spec())
+    given = key_of(ONNX, LIBRARY, ORIN, BuildPlan("fp16", 8), spec(profiles=[{"batch": [1, 4, 8]}]))
     assert plain.profiles == ()
     assert given.profiles[0]["batch"] == [1, 4, 8]
     assert plain.digest() != given.digest()
@@ -157,7 +156,7 @@ def test_unusable_engine_is_rebuilt_with_the_reason_in_the_log(
 def test_after_an_upgrade_the_log_says_what_changed(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     cache.load_or_build("tiny", key(), Builder())
-    cache.load_or_build("tiny", key(settings=BuildOptions("fp32", 1)), Builder())
+    cache.load_or_build("tiny", key(settings=BuildPlan("fp32", 1)), Builder())
     caplog.clear()
     cache.load_or_build("tiny", key(version="10.16.2"), Builder())
     assert "the engine that is there has version '10.3.0' instead of '10.16.2'" in caplog.text

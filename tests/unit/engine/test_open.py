@@ -12,13 +12,12 @@ import onnx
 import pytest
 from rich.console import Console
 
-from tests.unit.engine_models import convolution, needs_no_gpu, needs_rtx, spec
+from tests.unit.engine_models import convolution, needs_no_gpu, needs_rtx, plan, spec
 from vision.cli.build import Bars, build_command
 from vision.config.app import DetectConfig, ModelSpec
 from vision.engine.cache import EngineCache
 from vision.engine.library import GpuDescription
-from vision.engine.open import load_plan, open_engine, read_onnx, settings_of
-from vision.engine.options import BuildOptions
+from vision.engine.open import load_or_build, open_engine, read_onnx
 from vision.engine.progress import Phase
 from vision.errors import EXIT_OK, Closed, DeviceMissing, ModelError
 from vision.state.private_files import sha256_of
@@ -78,13 +77,6 @@ def test_card_without_a_hash_gets_a_warning(model: tuple[Path, ModelSpec], caplo
     assert "has no sha256" in caplog.text
 
 
-def test_settings_are_those_of_camera_yaml() -> None:
-    assert settings_of(DETECT) == BuildOptions("fp32", 2)
-    engine = {"optimization_level": 5, "workspace_mib": 64, "dla_core": 1}
-    given = DetectConfig.model_validate({"precision": "fp16", "max_batch": 4, "engine": engine})
-    assert settings_of(given) == BuildOptions("fp16", 4, 64, 5, 1)
-
-
 # ------------------------------------------------------------------------------------------------ plan and engine
 
 
@@ -93,9 +85,9 @@ def test_plan_is_built_once(
     model: tuple[Path, ModelSpec], cache: EngineCache, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    settings = settings_of(DETECT)
-    first = load_plan(*model, AMPERE, settings, cache=cache, ahead_of_time=True)
-    second = load_plan(*model, AMPERE, settings, cache=cache, ahead_of_time=True)
+    chosen = plan("fp32", 2)
+    first = load_or_build(*model, AMPERE, chosen, cache=cache, ahead_of_time=True)
+    second = load_or_build(*model, AMPERE, chosen, cache=cache, ahead_of_time=True)
     assert first.built is not None
     assert second.built is None
     assert first.plan == second.plan
@@ -103,24 +95,19 @@ def test_plan_is_built_once(
 
 
 @needs_rtx
-def test_the_key_says_what_was_settled_for_the_ends(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
-    """So that an engine is found by who leaves it open and by who says it."""
-    folder, described = model
-    loaded = load_plan(folder, described, AMPERE, BuildOptions("fp16", 2), cache=cache, ahead_of_time=True)
-    said = BuildOptions("fp16", 2, half_input=True, half_outputs=False)
-    assert load_plan(folder, described, AMPERE, said, cache=cache, ahead_of_time=True).path == loaded.path
-    other = BuildOptions("fp16", 2, half_input=False, half_outputs=False)
-    assert load_plan(folder, described, AMPERE, other, cache=cache, ahead_of_time=True).built is not None
-    (first, second) = (entry.key["settings"]["half_input"] for entry in cache.entries())
-    assert {first, second} == {True, False}
+def test_input_type_is_part_of_the_key(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
+    for half_input in (True, False):
+        chosen = plan("fp16", 2, half_input=half_input)
+        assert load_or_build(*model, AMPERE, chosen, cache=cache, ahead_of_time=True).built is not None
+    assert {entry.key["settings"]["half_input"] for entry in cache.entries()} == {True, False}
 
 
 @needs_rtx
 def test_changed_model_is_built_anew(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     folder, _ = model
-    load_plan(folder, spec(), AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True)
+    load_or_build(folder, spec(), AMPERE, plan("fp32", 2), cache=cache, ahead_of_time=True)
     (folder / "tiny.onnx").write_bytes(convolution(seed=1))
-    again = load_plan(folder, spec(), AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True)
+    again = load_or_build(folder, spec(), AMPERE, plan("fp32", 2), cache=cache, ahead_of_time=True)
     assert again.built is not None
     assert len(cache.entries()) == 2
 
@@ -130,7 +117,7 @@ def test_cancelled_before_it_began_leaves_nothing(model: tuple[Path, ModelSpec],
     cancel = threading.Event()
     cancel.set()
     with pytest.raises(Closed):
-        load_plan(*model, AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True, cancel=cancel)
+        load_or_build(*model, AMPERE, plan("fp32", 2), cache=cache, ahead_of_time=True, cancel=cancel)
     assert cache.entries() == ()
 
 
@@ -185,7 +172,7 @@ def test_names_with_brackets_are_no_markup(model: tuple[Path, ModelSpec], tmp_pa
 
 @needs_rtx
 def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
-    path = load_plan(*model, AMPERE, settings_of(DETECT), cache=cache, ahead_of_time=True).path
+    path = load_or_build(*model, AMPERE, plan("fp32", 2), cache=cache, ahead_of_time=True).path
     path.unlink()
     path.mkdir()  # as a full disk: nothing can be put in its place
     (path / "in the way").write_text("")
@@ -266,7 +253,7 @@ def test_bars_show_open_phases_and_no_others() -> None:
 
 def build_in_another_process(folder: Path, cache: Path, results: multiprocessing.Queue[bool]) -> None:
     described = spec(sha256=sha256_of(convolution()))
-    loaded = load_plan(folder, described, AMPERE, settings_of(DETECT), cache=EngineCache(cache), ahead_of_time=True)
+    loaded = load_or_build(folder, described, AMPERE, plan("fp32", 2), cache=EngineCache(cache), ahead_of_time=True)
     results.put(loaded.built is not None)
 
 

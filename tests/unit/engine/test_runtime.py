@@ -15,9 +15,9 @@ import pytest
 
 from tests.unit.engine_models import convolution, needs_no_gpu, needs_rtx, needs_tensorrt, spec
 from vision.engine import library
-from vision.engine.build import build_plan
+from vision.engine.build import build_engine
+from vision.engine.build_plan import BuildPlan
 from vision.engine.library import GpuDescription, take_message
-from vision.engine.options import BuildOptions
 from vision.engine.profiler import profile_layers
 from vision.engine.runtime import Context, Engine, aim_at_dla, invalidity, load_engine
 from vision.engine.tensors import Tensor, dtype_name, profile_memory
@@ -449,8 +449,8 @@ def test_layer_times_are_fetched_after_each_run_and_not_during() -> None:
 @needs_no_gpu
 def test_plan_cannot_be_loaded_without_a_gpu_and_the_error_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     """A real plan, a real runtime, and no driver."""
-    built = build_plan(
-        convolution(), spec(), BuildOptions("fp32", 2), GpuDescription("A4000", (8, 6)), ahead_of_time=True
+    built = build_engine(
+        convolution(), spec(), BuildPlan("fp32", 2), GpuDescription("A4000", (8, 6)), ahead_of_time=True
     )
     with pytest.raises(ModelError, match=r"cannot load tiny: .*(Cuda|CUDA)") as caught:
         load_engine(built.plan, label="tiny")

@@ -1,0 +1,104 @@
+"""Reasons why a build failed, from the parser's errors and the builder's log."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from vision.engine.library import LogLines, find_library, trt
+from vision.engine.precision import Precision
+from vision.errors import DeviceError, ModelError
+
+DAMAGED_HINT: Final = (
+    "download it again, and compare its sha256 with the one in model.yaml; or export it anew: "
+    "`onnx.checker.check_model` says more"
+)
+_WITHOUT_OPERATOR: Final = (
+    "export the model without this operator; vision does NMS itself, so NonMaxSuppression and NonZero "
+    "behind the network's last layers can go"
+)
+_OUT_OF_MEMORY: Final = ("OutOfMemory", "out of memory", "OUT_OF_MEMORY")
+
+
+class Refused(ModelError):
+    """TensorRT does not take the network: reshaped by us it may do that, as it is it may not."""
+
+
+def refused_model(file: str, errors: Sequence[Any]) -> Refused:
+    """Return the error for a file that the parser does not take."""
+    reasons = "; ".join(map(_fault, errors)) or "no reason given"
+    damaged = any(is_damage(error) for error in errors)
+    return Refused(
+        f"{find_library()} cannot take {file}: {reasons}",
+        hint=DAMAGED_HINT if damaged else _WITHOUT_OPERATOR,
+        code="damaged-model" if damaged else "unsupported-operator",
+    )
+
+
+def _fault(error: Any) -> str:
+    """One error of the parser: which node, which operator, what is wrong."""
+    operator, node, text = error.node_operator(), error.node_name(), str(error.desc()).strip()
+    if not operator:
+        return text
+    where = f"node {node}" if node else f"node number {error.node()}"
+    return f"operator {operator} ({where}){'' if is_damage(error) else ' is not supported'}: {text}"
+
+
+def is_damage(error: Any) -> bool:
+    """Whether the parser found fault with the file, and not with what it asks for."""
+    return error.code().name in ("INVALID_GRAPH", "MODEL_DESERIALIZE_FAILED")
+
+
+def free_memory() -> str:
+    """What is free of the GPU's memory, to be put behind a message; empty where there is no GPU to ask."""
+    try:
+        from vision.gpu.cuda import memory_info
+
+        free_bytes, total_bytes = memory_info()
+    except DeviceError:  # built ahead of time, for a GPU that is elsewhere
+        return ""
+    return f"; {free_bytes >> 20} of {total_bytes >> 20} MiB of the GPU are free"
+
+
+_NO_RUNNER = re.compile(r"(?P<node>\S+) has no runners that implement it")
+
+
+def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
+    """Why a build failed, from the log: with the node and its operator where the log names one."""
+    errors = [text for text in log.errors() if "catchCudaError" not in text] or list(log.errors())
+    layers = {network.get_layer(index).name: network.get_layer(index) for index in range(network.num_layers)}
+    for text in errors:
+        found = _NO_RUNNER.search(text)
+        if found and found["node"] in layers:
+            return f"operator {layers[found['node']].type.name} (node {found['node']}) is not supported on this GPU"
+    return "; ".join(errors) or "no reason given"
+
+
+def failed_build(what: str, cause: str, precision: Precision) -> ModelError:
+    """The error to raise. `Refused` where another form of the model might do; not for lack of memory, of which the
+    cause tells what was asked.
+    """
+    if any(word in cause for word in _OUT_OF_MEMORY):
+        return ModelError(f"{what}: {cause}{free_memory()}", hint="lower `detect: {max_batch: ...}`")
+    return Refused(f"{what}: {cause}", hint=failure_hint(precision))
+
+
+def failure_hint(precision: Precision) -> str:
+    """What to try after a failed build."""
+    if precision in ("int8", "fp8"):
+        return f"this library or GPU may have no {precision} kernels for the model's layers: `precision: fp16` works"
+    return "export the model without operators that are named above; `--level 1` and a smaller max_batch ask for less"
+
+
+def notes_of(log: LogLines) -> tuple[str, ...]:
+    """Warnings of a build, and what it says of sparsity, each once."""
+    lines = (line.text.strip() for line in log.lines if line.severity == "WARNING" or "(Sparsity)" in line.text)
+    return tuple(dict.fromkeys(lines))
+
+
+def bytes_in(log: LogLines, what: str) -> int | None:
+    """The greatest number of bytes that the log gives for `what`: there is a line for each profile."""
+    pattern = re.compile(re.escape(what) + r": (\d+)")
+    numbers = [int(found[1]) for text in log.containing(what) if (found := pattern.search(text))]
+    return max(numbers, default=None)
