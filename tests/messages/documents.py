@@ -66,7 +66,7 @@ def fields_expected() -> str:
         "Each of its `zones`": counts["ZoneCounts"],
         "`status/<camera>`": camera["CameraStatusMessage"],
         "`status/node`": node["NodeStatusMessage"],
-        "Each of its `latency_ms`": node["StageLatency"],
+        "Each of its `latency_ms`, and `latency_ms` of a camera": node["LatencyPercentiles"],
         "Its `detector`": node["DetectorStatus"],
     }
     return "\n".join(_table(title, schema, () if schema is head else _HEAD) for title, schema in tables.items()) + "\n"

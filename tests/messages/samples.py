@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vision.messaging import codec
-from vision.metrics import Percentiles
+from vision.messaging.schema import UNNUMBERED
 from vision.types import Detections, DropReason, Event, FrameMeta, Result, Timing, Tracks
 
 CLASSES = ("person", "car")
@@ -38,21 +38,21 @@ def result(
 
 
 def camera_status(camera: str = "gate", **changes: Any) -> codec.CameraStatusMessage:
-    """A camera that streams."""
-    given: dict[str, Any] = {
-        "now_ns": 9_000_000_000, "now_utc_ns": 0, "state": "streaming", "since_ns": 7_500_000_000, "epoch": 1,
-        "reconnects": 0, "grabbed": 10, "published": 8, "dropped": {DropReason.STALE: 2}, "fps": 24.987,
-        "published_fps": 20.0,
+    """Return the status of a camera that streams, not yet numbered."""
+    fields: dict[str, Any] = {
+        "at": codec.rfc3339(0), "at_monotonic_ns": 9_000_000_000, "state": "streaming", "state_for_s": 1.5, "epoch": 1,
+        "reconnects": 0, "grabbed": 10, "published": 8, "dropped": {"stale": 2}, "fps": 24.99, "published_fps": 20.0,
+        "objects": 2,
     }  # fmt: skip
-    return codec.camera_status(camera=camera, **(given | changes))
+    return codec.CameraStatusMessage(**UNNUMBERED, camera=camera, **(fields | changes))
 
 
 def node_status() -> codec.NodeStatusMessage:
-    """A program that runs."""
-    return codec.node_status(
-        now_ns=1, now_utc_ns=0, uptime_s=1.23456, version="0.1.0", backend="fake cpu", model="fake",
-        rates={"published": 24.987}, latency={"detect": Percentiles(9, 1.23456, 2.0, 3.0)},
-        dropped={"stale": 1}, queues={"results": 0}, rss_bytes=1 << 20,
+    """Return the status of a running program, not yet numbered."""
+    return codec.NodeStatusMessage(
+        **UNNUMBERED, at=codec.rfc3339(0), at_monotonic_ns=1, uptime_s=1.235, version="0.1.0", backend="fake cpu",
+        model="fake", rates={"published": 24.99}, dropped={"stale": 1}, queues={"results": 0}, rss_bytes=1 << 20,
+        latency_ms={"detect": codec.LatencyPercentiles(p50=1.235, p99=2.0, max=3.0)},
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def measure(cameras: int) -> Mapping[str, float]:
     seen: list[tuple[int, dict[str, float]]] = []
 
     def note(report: Report) -> None:
-        if all(camera.status.state == "streaming" for camera in report.cameras):
+        if all(camera.state == "streaming" for camera in report.cameras):
             seen.append((sum(camera.published for camera in report.cameras), cpu_s_by_thread()))
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as resources:

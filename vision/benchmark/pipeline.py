@@ -24,9 +24,9 @@ from vision.benchmark.demand import demand
 from vision.benchmark.samples import Durations, relative_error
 from vision.config import AppConfig, CameraConfig
 from vision.detect.detector import Detector
+from vision.messaging.schema import CameraStatusMessage
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_publisher
-from vision.runtime.latest_slot import SlotCounts
 from vision.runtime.sink import Sink
 from vision.runtime.status import Report
 from vision.types import Detections, Frame, PixelFormat, Result
@@ -201,7 +201,7 @@ class _End:
     """One end of what counts."""
 
     at_ns: int
-    counts: Mapping[str, SlotCounts]  # by camera
+    cameras: Mapping[str, CameraStatusMessage]  # by camera
     cpu: CpuUse  # since the first end
 
 
@@ -220,8 +220,8 @@ class _Window:
             return
         if self._meter is None:
             self._meter = CpuMeter(ThisSystem())
-        counts = {camera.camera_id: camera.counts for camera in report.cameras}
-        self._seen.append(_End(now_ns, counts, self._meter.read()))
+        cameras = {camera.camera: camera for camera in report.cameras}
+        self._seen.append(_End(now_ns, cameras, self._meter.read()))
 
     def ends(self) -> tuple[_End, _End]:
         """Once the run is over. The last report came after the cameras were stopped, and stopping takes its time."""
@@ -245,7 +245,7 @@ def _summary(counted: CountingSink, camera_ids: Sequence[str], begin: _End, end:
     for camera_id in camera_ids:
         within = [one for one in counted.latencies_ns.get(camera_id, []) if begin.at_ns <= one.at_ns < end.at_ns]
         published += within
-        offered, dropped = _grown(begin.counts.get(camera_id), end.counts.get(camera_id))
+        offered, dropped = _grown(begin.cameras.get(camera_id), end.cameras.get(camera_id))
         latency = Durations.of([one.latency_ns for one in within])
         cameras[camera_id] = CameraRun(len(within) / seconds, dropped / seconds, latency, offered / seconds)
     batches = len({one.inferred_ns for one in published})  # frames of one batch are late together
@@ -256,7 +256,7 @@ def _summary(counted: CountingSink, camera_ids: Sequence[str], begin: _End, end:
     return SiteRun(seconds, cameras, latency, end.cpu, objects, relative_error(steady.tolist()))
 
 
-def _grown(begin: SlotCounts | None, end: SlotCounts | None) -> tuple[int, int]:
+def _grown(begin: CameraStatusMessage | None, end: CameraStatusMessage | None) -> tuple[int, int]:
     """Frames that a camera's slot was given and that it dropped, by its own count: what drops all has no result."""
     if begin is None or end is None:
         return 0, 0

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vision.cli.live import LiveDisplay
-from vision.runtime.status import CameraReport, Report
-from vision.types import Counts
+from vision.messaging.schema import CameraStatusMessage, CountsMessage
+from vision.runtime.status import Report
 
 log = logging.getLogger(__name__)
 
@@ -56,22 +56,22 @@ class StatusView:
             self._display.update(Group(status_table(report), *down_lines(report)))
             return
         self._unlogged = report
-        if report.uptime_s >= self._next_line_s:
-            self._next_line_s = report.uptime_s + self._line_interval_s
+        if report.node.uptime_s >= self._next_line_s:
+            self._next_line_s = report.node.uptime_s + self._line_interval_s
             self._log(report)
 
     def _log(self, report: Report) -> None:
         self._unlogged = None
         for camera in report.cameras:
-            log.info("%s", status_line(camera))
+            log.info("%s", status_line(camera, report.counts.get(camera.camera)))
 
 
 def status_table(report: Report) -> Table:
     """Return a table with one row per camera."""
-    graphs_off = report.detector.graphs_off if report.detector is not None else ""
+    graphs_off = report.node.detector.graphs_off if report.node.detector is not None else None
     table = Table(
-        title=f"vision, up {report.uptime_s:.0f} s",
-        caption=Text(f"{report.model} runs without CUDA graphs: {graphs_off}") if graphs_off else None,
+        title=f"vision, up {report.node.uptime_s:.0f} s",
+        caption=Text(f"{report.node.model} runs without CUDA graphs: {graphs_off}") if graphs_off else None,
         title_justify="left",
         caption_justify="left",
         header_style="bold",
@@ -81,60 +81,52 @@ def status_table(report: Report) -> Table:
     table.add_column("state", overflow="fold")
     for name in ("frame", "frames/s", "p50 ms", "p99 ms", "objects", "published", "dropped"):
         table.add_column(name, justify="right", overflow="fold")
-    has_counts = any(camera.counted is not None for camera in report.cameras)
-    if has_counts:
+    if report.counts:
         table.add_column("lines and zones", overflow="fold")
     for camera in report.cameras:
-        state = camera.status.state
         cells: list[str | Text] = [
-            Text(camera.camera_id),
-            Text(state, STATE_STYLES.get(state, "")),
-            f"{camera.status.width_px}x{camera.status.height_px}" if camera.status.width_px else "-",
+            Text(camera.camera),
+            Text(camera.state, STATE_STYLES.get(camera.state, "")),
+            f"{camera.width}x{camera.height}" if camera.width else "-",
             f"{camera.published_fps:.1f}",
-            _format_ms(camera, camera.latency.p50_ms),
-            _format_ms(camera, camera.latency.p99_ms),
+            f"{camera.latency_ms.p50:.1f}" if camera.latency_ms is not None else "-",
+            f"{camera.latency_ms.p99:.1f}" if camera.latency_ms is not None else "-",
             str(camera.objects),
             str(camera.published),
             _format_drops(camera),
         ]
-        table.add_row(*cells, *([Text(format_counts(camera.counted))] if has_counts else []))
+        table.add_row(*cells, *([Text(format_counts(report.counts.get(camera.camera)))] if report.counts else []))
     return table
 
 
 def down_lines(report: Report) -> Iterator[Text]:
     """Yield a line per camera that gives no frames: its state, the next attempt and the reason."""
     for camera in report.cameras:
-        status = camera.status
-        reason = status.last_error.partition("\n")[0]
-        if status.state in ("streaming", "ended") or not reason:
+        if camera.state in ("streaming", "ended") or not camera.last_error:
             continue
-        retry = "" if status.next_retry_in_s is None else f", retry in {max(0.0, status.next_retry_in_s):.0f} s"
-        style = STATE_STYLES.get(status.state, "")
-        yield Text(f"{camera.camera_id}: {status.state}{retry}: {reason}", style, overflow="fold")
+        retry = "" if camera.next_retry_in_s is None else f", retry in {camera.next_retry_in_s:.0f} s"
+        reason = camera.last_error.partition("\n")[0]
+        style = STATE_STYLES.get(camera.state, "")
+        yield Text(f"{camera.camera}: {camera.state}{retry}: {reason}", style, overflow="fold")
 
 
-def status_line(camera: CameraReport) -> str:
+def status_line(camera: CameraStatusMessage, counts: CountsMessage | None = None) -> str:
     """Return the row of a camera as a log line."""
-    parts = [camera.status.state, f"{camera.published_fps:.1f} frames/s"]
-    if camera.latency.count:
-        parts.append(f"p50 {camera.latency.p50_ms:.1f} ms, p99 {camera.latency.p99_ms:.1f} ms")
+    parts = [camera.state, f"{camera.published_fps:.1f} frames/s"]
+    if camera.latency_ms is not None:
+        parts.append(f"p50 {camera.latency_ms.p50:.1f} ms, p99 {camera.latency_ms.p99:.1f} ms")
     parts += [f"{camera.objects} objects", f"published {camera.published}", f"dropped {_format_drops(camera)}"]
-    counts = f"; {format_counts(camera.counted)}" if camera.counted is not None else ""
-    return f"{camera.camera_id}: {', '.join(parts)}{counts}"
+    counted = f"; {format_counts(counts)}" if counts is not None else ""
+    return f"{camera.camera}: {', '.join(parts)}{counted}"
 
 
-def format_counts(counted: Counts | None) -> str:
+def format_counts(counts: CountsMessage | None) -> str:
     """Return text such as ``door 7 in 2 out, queue 3``."""
-    if counted is None:
+    if counts is None:
         return ""
-    lines = [f"{name} {totals.get('in', 0)} in {totals.get('out', 0)} out" for name, totals in counted.lines.items()]
-    return ", ".join([*lines, *(f"{name} {inside}" for name, inside in counted.occupancy.items())])
+    lines = [f"{name} {line.in_} in {line.out} out" for name, line in counts.lines.items()]
+    return ", ".join([*lines, *(f"{name} {zone.occupancy}" for name, zone in counts.zones.items())])
 
 
-def _format_ms(camera: CameraReport, value: float) -> str:
-    return f"{value:.1f}" if camera.latency.count else "-"
-
-
-def _format_drops(camera: CameraReport) -> str:
-    drops = {reason.value: count for reason, count in camera.counts.dropped.items() if count}
-    return ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "0"
+def _format_drops(camera: CameraStatusMessage) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in camera.dropped.items()) or "0"

@@ -149,9 +149,9 @@ def run_pipeline(build: Build, site: AppConfig, progress: Progress, stop: thread
 
     def watch(report: Report) -> None:
         (camera,) = report.cameras
-        recorder.findings.backend = report.backend
-        if camera.status.last_error:
-            raise SourceError(f"camera {camera.camera_id}: {camera.status.last_error}")
+        recorder.findings.backend = report.node.backend
+        if camera.last_error:
+            raise SourceError(f"camera {camera.camera}: {camera.last_error}", hint=camera.hint or "")
 
     def open_noting(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
         lowered = detect.model_copy(update={"score_threshold": min(detect.score_threshold, LOWEST_SCORE)})

@@ -15,16 +15,17 @@ from enum import Enum
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
-from typing import TypedDict, TypeVar, cast
+from typing import TypeVar, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.errors import ConfigError, MessageError, redact
+from vision.errors import MessageError
 from vision.messaging.schema import (
     KINDS,
     NODE,
+    UNNUMBERED,
     AnyMessage,
     AttributeOfObject,
     CameraStatusMessage,
@@ -35,12 +36,12 @@ from vision.messaging.schema import (
     Encoding,
     EventMessage,
     Kind,
+    LatencyPercentiles,
     LineCounts,
     Message,
     NodeStatusMessage,
     ReplayReply,
     ReplayRequest,
-    StageLatency,
     StageTimes,
     StatusMessage,
     ZoneCounts,
@@ -50,7 +51,6 @@ from vision.messaging.schema import (
     schema_of,
     utc_ns,
 )
-from vision.metrics import Percentiles
 from vision.types import Counts, Detections, Event, Result, Tracks
 
 __all__ = [
@@ -66,19 +66,18 @@ __all__ = [
     "Encoding",
     "EventMessage",
     "Kind",
+    "LatencyPercentiles",
     "LineCounts",
     "Message",
     "NodeStatusMessage",
     "Numbering",
     "ReplayReply",
     "ReplayRequest",
-    "StageLatency",
     "StageTimes",
     "StatusMessage",
     "ZoneCounts",
     "about",
     "boot_id",
-    "camera_status",
     "counts",
     "decode",
     "decode_event",
@@ -90,7 +89,6 @@ __all__ = [
     "event",
     "json_schemas",
     "kept",
-    "node_status",
     "rfc3339",
     "schema_of",
     "utc_ns",
@@ -99,16 +97,6 @@ __all__ = [
 
 _M = TypeVar("_M", bound=Message)
 _S = TypeVar("_S", bound=msgspec.Struct)
-
-
-class _Head(TypedDict):
-    node: str
-    instance: str
-    boot: str
-    seq: int
-
-
-_UNNUMBERED: _Head = {"node": "", "instance": "", "boot": "", "seq": 0}
 
 
 class Numbering:
@@ -133,7 +121,7 @@ def detections(result: Result, class_names: Sequence[str], now_ns: int = 0) -> D
     if result.attributes:
         objects = [_with_attributes(one, result) for one in objects]
     return DetectionsMessage(
-        **_UNNUMBERED,
+        **UNNUMBERED,
         camera=meta.camera_id,
         epoch=meta.epoch,
         frame=meta.index,
@@ -211,7 +199,7 @@ def event(happened: Event, result: Result) -> EventMessage:
     """One of `result`'s events, not yet numbered."""
     meta = result.meta
     return EventMessage(
-        **_UNNUMBERED,
+        **UNNUMBERED,
         camera=happened.camera_id,
         epoch=meta.epoch,
         frame=meta.index,
@@ -249,7 +237,7 @@ def with_replay(status: NodeStatusMessage, address: str) -> NodeStatusMessage:
 def counts(camera: str, counted: Counts, now_ns: int, now_utc_ns: int) -> CountsMessage:
     """What a camera's lines and zones have counted, not yet numbered."""
     return CountsMessage(
-        **_UNNUMBERED,
+        **UNNUMBERED,
         camera=camera,
         at=rfc3339(now_utc_ns),
         at_monotonic_ns=now_ns,
@@ -279,107 +267,12 @@ def _by_class(prefix: str, totals: Mapping[str, int]) -> dict[str, int]:
     return {key.removeprefix(prefix): count for key, count in totals.items() if key.startswith(prefix)}
 
 
-def camera_status(
-    *,
-    camera: str,
-    now_ns: int,
-    now_utc_ns: int,
-    state: str,
-    since_ns: int,
-    epoch: int,
-    reconnects: int,
-    grabbed: int,
-    published: int,
-    dropped: Mapping[str, int],
-    fps: float,
-    published_fps: float,
-    last_frame_age_s: float | None = None,
-    last_error: str | None = None,
-    next_retry_in_s: float | None = None,
-    width: int | None = None,
-    height: int | None = None,
-    decoder: str | None = None,
-    clock: str | None = None,
-) -> CameraStatusMessage:
-    """How a camera is, not yet numbered. `since_ns` (monotonic) is when it came into its state.
-
-    Raises:
-        ConfigError: the camera is called ``node``, which is the program's own topic.
-    """
-    if camera == NODE:
-        raise ConfigError(f"no camera may be called {NODE!r}: status/{NODE} is about the program", hint="rename it")
-    return CameraStatusMessage(
-        **_UNNUMBERED,
-        camera=camera,
-        at=rfc3339(now_utc_ns),
-        at_monotonic_ns=now_ns,
-        state=state,
-        state_for_s=round((now_ns - since_ns) / 1e9, 3),
-        epoch=epoch,
-        reconnects=reconnects,
-        grabbed=grabbed,
-        published=published,
-        dropped=_counts(dropped),
-        fps=round(fps, 2),
-        published_fps=round(published_fps, 2),
-        last_frame_age_s=_rounded(last_frame_age_s),
-        last_error=redact(last_error) if last_error else None,
-        next_retry_in_s=_rounded(next_retry_in_s),
-        width=width or None,
-        height=height or None,
-        decoder=decoder or None,
-        clock=clock or None,
-    )
-
-
-def node_status(
-    *,
-    now_ns: int,
-    now_utc_ns: int,
-    uptime_s: float,
-    version: str,
-    backend: str,
-    model: str,
-    rates: Mapping[str, float],
-    latency: Mapping[str, Percentiles],
-    dropped: Mapping[str, int],
-    queues: Mapping[str, int],
-    rss_bytes: int,
-    counters: Mapping[str, int] | None = None,
-    detector: DetectorStatus | None = None,
-) -> NodeStatusMessage:
-    """How the program is, not yet numbered."""
-    return NodeStatusMessage(
-        **_UNNUMBERED,
-        at=rfc3339(now_utc_ns),
-        at_monotonic_ns=now_ns,
-        uptime_s=round(uptime_s, 3),
-        version=version,
-        backend=backend,
-        model=model,
-        rates={name: round(rate, 2) for name, rate in rates.items()},
-        latency_ms={
-            stage: StageLatency(p50=round(one.p50_ms, 3), p99=round(one.p99_ms, 3), max=round(one.max_ms, 3))
-            for stage, one in latency.items()
-        },
-        dropped=_counts(dropped),
-        queues=dict(queues),
-        rss_bytes=rss_bytes,
-        counters=dict(counters or {}),
-        detector=detector,
-    )
-
-
 def _counts(by_reason: Mapping[str, int]) -> dict[str, int]:
     return {str(reason.value if isinstance(reason, Enum) else reason): n for reason, n in by_reason.items() if n}
 
 
 def _ms(duration_ns: int) -> float:
     return round(duration_ns / 1e6, 3)
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ import calendar
 import time
 from datetime import datetime, timezone
 from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -43,6 +43,19 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     def topic(self) -> str:
         """What the message is published under."""
         raise NotImplementedError
+
+
+class Header(TypedDict):
+    """The fields that `Numbering.stamp` sets."""
+
+    node: str
+    instance: str
+    boot: str
+    seq: int
+
+
+UNNUMBERED: Header = {"node": "", "instance": "", "boot": "", "seq": 0}
+"""The header of a message that the publisher has not numbered yet."""
 
 
 class AttributeOfObject(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -179,6 +192,14 @@ class CountsMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag=
         return f"counts/{self.camera}"
 
 
+class LatencyPercentiles(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Percentiles of a latency since the last status message, milliseconds."""
+
+    p50: Annotated[float, about("half were quicker, ms")]
+    p99: Annotated[float, about("99 of 100 were quicker, ms")]
+    max: Annotated[float, about("the slowest, ms")]
+
+
 class CameraStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.status/1"):
     """How one camera is. Counts are since the publisher's start."""
 
@@ -195,7 +216,15 @@ class CameraStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True
     fps: Annotated[float, about("frames that come per second")]
     published_fps: Annotated[float, about("messages per second")]
     last_frame_age_s: Annotated[float | None, about("since the last frame, seconds; absent before the first")] = None
-    last_error: Annotated[str | None, about("why the last connection failed or ended")] = None
+    objects: Annotated[int, about("objects in the last published frame")]
+    latency_ms: Annotated[
+        LatencyPercentiles | None,
+        about("capture to publication since the last status; absent if no frame was published, and for files"),
+    ] = None
+    last_error: Annotated[str | None, about("why the last connection failed or ended; absent while frames arrive")] = (
+        None
+    )
+    hint: Annotated[str | None, about("what to do about `last_error`; absent if there is no advice")] = None
     next_retry_in_s: Annotated[float | None, about("until the next attempt to connect, seconds")] = None
     width: Annotated[int | None, about("of the frame, pixels; absent before the first connection")] = None
     height: Annotated[int | None, about("of the frame, pixels; absent before the first connection")] = None
@@ -207,18 +236,10 @@ class CameraStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True
         return f"status/{self.camera}"
 
 
-class StageLatency(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Of one stage since the last status message, milliseconds."""
-
-    p50: Annotated[float, about("half were quicker, ms")]
-    p99: Annotated[float, about("99 of 100 were quicker, ms")]
-    max: Annotated[float, about("the slowest, ms")]
-
-
 class DetectorStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the detector runs."""
 
-    slots: Annotated[int, about("batches in flight at most")]
+    batches_in_flight: Annotated[int, about("maximum number of batches in flight")]
     max_batch: Annotated[int, about("frames in one batch at most")]
     graphs: Annotated[bool | None, about("whether a batch runs as one CUDA graph; absent: not on a GPU")] = None
     graphs_off: Annotated[str | None, about("why it does not; absent where it does")] = None
@@ -238,7 +259,7 @@ class NodeStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, 
     backend: Annotated[str, about("detector, device and precision")]
     model: Annotated[str, about("name of the model")]
     rates: Annotated[dict[str, float], about("frames per second, by what happened to them")]
-    latency_ms: Annotated[dict[str, StageLatency], about("how long each stage took since the last status")]
+    latency_ms: Annotated[dict[str, LatencyPercentiles], about("how long each stage took since the last status")]
     dropped: Annotated[dict[str, int], about("frames not inferred, by reason")]
     queues: Annotated[dict[str, int], about("frames that wait, by queue")]
     rss_bytes: Annotated[int, about("memory of the process")]

@@ -36,7 +36,7 @@ from vision.messaging.publisher import Publisher, Recorder
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera
 from vision.runtime.sink import Sink
-from vision.runtime.status import Report, status_messages
+from vision.runtime.status import Report
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.secondary_model import CascadeStage
 from vision.stages.snapshots import SnapshotStage
@@ -78,7 +78,7 @@ class PublisherSink:
         self._publisher.publish(result)
 
     def report(self, report: Report) -> None:
-        for message in status_messages(report):
+        for message in report.messages():
             self._publisher.publish_status(message)
 
     def counters(self) -> Mapping[str, int]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from vision.metrics import LatencyHistogram, Rate, span
 from vision.runtime.inference_loop import IDLE_S, InferredFrame
 from vision.runtime.latest_slot import Clock, release_together
 from vision.runtime.sink import Sink
+from vision.runtime.status import CameraMetrics
 from vision.stages.stage import PixelStage, Stage, step_of
-from vision.types import Counts, Result
+from vision.types import Result
 
 RESULT_QUEUE_SIZE: Final = 2048
 """Maximum number of results that wait for the results thread, not counting the last batch.
@@ -45,17 +46,6 @@ class ResultQueue(queue.Queue[list[InferredFrame] | None]):
     @staticmethod
     def _weight(item: list[InferredFrame] | None) -> int:
         return max(1, len(item or ()))  # an item of weight 0 would make the queue look empty
-
-
-@dataclass(slots=True)
-class CameraMetrics:
-    """Measurements of one camera's published results."""
-
-    latency: LatencyHistogram  # capture to publish
-    rate: Rate
-    published: int = 0
-    objects: int = 0  # in the last frame
-    counts: Counts | None = None
 
 
 class ResultHandler:

@@ -25,20 +25,23 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from vision.capture.supervisor import CameraSupervisor
-from vision.detect.detector import Detector, ReportsMemory
+from vision.detect.detector import Detector
 from vision.errors import DeviceError
+from vision.messaging import codec
+from vision.messaging.schema import CameraStatusMessage
 from vision.runtime.batcher import Batcher
 from vision.runtime.hang_watchdog import ProgressMonitor, thread_stacks
 from vision.runtime.inference_loop import HANG_HINT, InferenceLoop, InferredFrame
 from vision.runtime.latest_slot import Clock, LatestSlot
 from vision.runtime.results import ResultHandler
 from vision.runtime.sink import Sink
-from vision.runtime.status import CameraReport, DetectorReport, Report
+from vision.runtime.status import Instant, Report, camera_status, node_status
 from vision.stages.stage import HasCounters, Stage
+from vision.version import version
 
 log = logging.getLogger(__name__)
 
@@ -204,17 +207,25 @@ class Runtime:
 
     def _report(self, on_report: Callable[[Report], None] | None) -> Report:
         """Send a report to the sinks and to `on_report`. Latencies cover the time since the last report."""
-        results = self._results
-        report = Report(
-            (self._clock() - self._started_ns) / 1e9,
-            tuple(self._camera_report(camera) for camera in self._cameras),
-            {name: histogram.snapshot(reset=True) for name, histogram in results.stage_latency.items()},
-            results.queued_frames,
-            self._detector.spec.name,
-            self._model,
-            self._counters(),
-            _detector_report(self._detector),
+        results, now = self._results, Instant(time.monotonic_ns(), time.time_ns())
+        cameras = tuple(self._camera_status(camera, now) for camera in self._cameras)
+        node = node_status(
+            cameras,
+            self._detector,
+            now=now,
+            uptime_s=(self._clock() - self._started_ns) / 1e9,
+            version=version(),
+            model=self._model,
+            stages={name: histogram.snapshot(reset=True) for name, histogram in results.stage_latency.items()},
+            queued_frames=results.queued_frames,
+            counters=self._counters(),
         )
+        counts = {
+            camera_id: codec.counts(camera_id, metrics.counts, now.monotonic_ns, now.utc_ns)
+            for camera_id, metrics in results.metrics.items()
+            if metrics.counts is not None
+        }
+        report = Report(node, cameras, counts)
         for sink in self._sinks:
             sink.report(report)
         if on_report is not None:
@@ -229,27 +240,7 @@ class Runtime:
                 counters.update(part.counters())
         return counters
 
-    def _camera_report(self, camera: Camera) -> CameraReport:
+    def _camera_status(self, camera: Camera, now: Instant) -> CameraStatusMessage:
         camera_id = camera.slot.camera_id
-        metrics = self._results.metrics[camera_id]
-        return CameraReport(
-            camera_id,
-            camera.supervisor.status(),
-            camera.slot.counts(),
-            metrics.published,
-            metrics.rate.per_s(),
-            metrics.latency.snapshot(reset=True),
-            metrics.objects,
-            metrics.counts,
-        )
-
-
-def _detector_report(detector: Detector) -> DetectorReport:
-    spec = detector.spec
-    report = DetectorReport(spec.batches_in_flight, spec.max_batch)
-    if spec.gpu is not None:
-        report = replace(report, graphs=spec.gpu.graphs, graphs_off=spec.gpu.graphs_off)
-    if isinstance(detector, ReportsMemory):
-        memory = detector.memory()
-        report = replace(report, device_bytes=memory.device_bytes, page_locked_bytes=memory.page_locked_bytes)
-    return report
+        status, slot = camera.supervisor.status(), camera.slot.counts()
+        return camera_status(camera_id, status, slot, self._results.metrics[camera_id], now)

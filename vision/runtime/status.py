@@ -1,130 +1,181 @@
-"""How the program and its cameras are, once an interval: the same numbers for the terminal and for status messages."""
+"""The status of the program and of its cameras.
+
+The runtime builds each status message once per interval, from its own counters. The terminal shows these messages, and
+the publisher numbers and sends them.
+"""
 
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from vision.capture.supervisor import CameraStatus
-from vision.messaging import codec
-from vision.metrics import Percentiles
+from vision.detect.detector import Detector, ReportsMemory
+from vision.errors import redact
+from vision.messaging.schema import (
+    UNNUMBERED,
+    CameraStatusMessage,
+    CountsMessage,
+    DetectorStatus,
+    LatencyPercentiles,
+    NodeStatusMessage,
+    StatusMessage,
+    rfc3339,
+)
+from vision.metrics import LatencyHistogram, Percentiles, Rate
 from vision.runtime.latest_slot import SlotCounts
 from vision.types import Counts
-from vision.version import version
 
-
-@dataclass(frozen=True, slots=True)
-class CameraReport:
-    """What is published about one camera."""
-
-    camera_id: str
-    status: CameraStatus
-    counts: SlotCounts
-    published: int
-    published_fps: float
-    latency: Percentiles  # capture to publish, since the last report
-    objects: int  # in the last frame
-    counted: Counts | None = None  # by its lines and zones, where the pipeline watches them
-
-
-@dataclass(frozen=True, slots=True)
-class DetectorReport:
-    """How the detector runs."""
-
-    slots: int
-    max_batch: int
-    graphs: bool | None = None  # None: not on a GPU
-    graphs_off: str = ""  # why not
-    device_bytes: int | None = None  # of the GPU's memory
-    page_locked_bytes: int | None = None  # of the host's
+_Seconds = TypeVar("_Seconds", float, float | None)
+_HINT = "\n  hint: "  # between text and hint of an error
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is published about the program."""
+    """The status messages of one interval. The publisher numbers them."""
 
-    uptime_s: float
-    cameras: tuple[CameraReport, ...]
-    stages: Mapping[str, Percentiles]  # since the last report: "queue", "detect", "results"
-    queued_frames: int  # between detector and results thread
-    backend: str  # the detector's name
-    model: str
-    counters: Mapping[str, int] = field(default_factory=dict)  # of detector, stages and sinks, since the start
-    detector: DetectorReport | None = None
+    node: NodeStatusMessage
+    cameras: tuple[CameraStatusMessage, ...]
+    counts: Mapping[str, CountsMessage]  # by camera, for cameras with lines or zones
 
-
-def status_messages(report: Report) -> Iterator[codec.StatusMessage]:
-    """One or two messages a camera, then one about the program."""
-    now_ns, now_utc_ns = time.monotonic_ns(), time.time_ns()
-    for camera in report.cameras:
-        status = camera.status
-        yield codec.camera_status(
-            camera=camera.camera_id,
-            now_ns=now_ns,
-            now_utc_ns=now_utc_ns,
-            state=status.state,
-            since_ns=status.since_ns,
-            epoch=status.epoch,
-            reconnects=status.reconnects,
-            grabbed=camera.counts.grabbed,
-            published=camera.published,
-            dropped={reason.value: count for reason, count in camera.counts.dropped.items()},
-            fps=status.fps,
-            published_fps=camera.published_fps,
-            last_frame_age_s=status.last_frame_age_s,
-            last_error=status.last_error,
-            next_retry_in_s=status.next_retry_in_s,
-            width=status.width_px,
-            height=status.height_px,
-            decoder=status.decoder,
-            clock=status.clock,
-        )
-        if camera.counted is not None:
-            yield codec.counts(camera.camera_id, camera.counted, now_ns, now_utc_ns)
-    yield _node_status(report, now_ns, now_utc_ns)
+    def messages(self) -> Iterator[StatusMessage]:
+        """Yield one or two messages per camera, then the one about the program."""
+        for camera in self.cameras:
+            yield camera
+            if camera.camera in self.counts:
+                yield self.counts[camera.camera]
+        yield self.node
 
 
-def _node_status(report: Report, now_ns: int, now_utc_ns: int) -> codec.NodeStatusMessage:
-    dropped: Counter[str] = Counter()
-    for camera in report.cameras:
-        dropped.update({reason.value: count for reason, count in camera.counts.dropped.items()})
-    return codec.node_status(
-        now_ns=now_ns,
-        now_utc_ns=now_utc_ns,
-        uptime_s=report.uptime_s,
-        version=version(),
-        backend=report.backend,
-        model=report.model,
-        rates={
-            "grabbed": sum(camera.status.fps for camera in report.cameras),
-            "published": sum(camera.published_fps for camera in report.cameras),
-        },
-        latency=report.stages,
-        dropped=dropped,
-        queues={"results": report.queued_frames},
-        rss_bytes=resident_bytes(),
-        counters=report.counters,
-        detector=_detector_status(report.detector),
+@dataclass(slots=True)
+class CameraMetrics:
+    """Measurements of one camera's published results."""
+
+    latency: LatencyHistogram  # capture to publish
+    rate: Rate
+    published: int = 0
+    objects: int = 0  # in the last frame
+    counts: Counts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """One moment on both clocks, nanoseconds."""
+
+    monotonic_ns: int
+    utc_ns: int
+
+
+def camera_status(
+    camera_id: str, status: CameraStatus, slot: SlotCounts, metrics: CameraMetrics, now: Instant
+) -> CameraStatusMessage:
+    """Build the status of one camera. Latencies cover the time since the last call."""
+    latency = metrics.latency.snapshot(reset=True)
+    error, _, hint = ("" if status.state == "streaming" else redact(status.last_error)).partition(_HINT)
+    return CameraStatusMessage(
+        **UNNUMBERED,
+        camera=camera_id,
+        at=rfc3339(now.utc_ns),
+        at_monotonic_ns=now.monotonic_ns,
+        state=status.state,
+        state_for_s=_rounded(max(0, now.monotonic_ns - status.since_ns) / 1e9),
+        epoch=status.epoch,
+        reconnects=status.reconnects,
+        grabbed=slot.grabbed,
+        published=metrics.published,
+        dropped={reason.value: count for reason, count in slot.dropped.items() if count},
+        fps=round(status.fps, 2),
+        published_fps=round(metrics.rate.per_s(), 2),
+        objects=metrics.objects,
+        latency_ms=_percentiles(latency) if latency.count else None,
+        last_frame_age_s=_rounded(status.last_frame_age_s),
+        last_error=error or None,
+        hint=hint or None,
+        next_retry_in_s=_rounded(status.next_retry_in_s),
+        width=status.width_px or None,
+        height=status.height_px or None,
+        decoder=status.decoder or None,
+        clock=status.clock,
     )
 
 
-def _detector_status(told: DetectorReport | None) -> codec.DetectorStatus | None:
-    if told is None:
-        return None
-    return codec.DetectorStatus(
-        slots=told.slots,
-        max_batch=told.max_batch,
-        graphs=told.graphs,
-        graphs_off=told.graphs_off or None,
-        device_bytes=told.device_bytes,
-        page_locked_bytes=told.page_locked_bytes,
+def node_status(
+    cameras: Sequence[CameraStatusMessage],
+    detector: Detector,
+    *,
+    now: Instant,
+    uptime_s: float,
+    version: str,
+    model: str,
+    stages: Mapping[str, Percentiles],
+    queued_frames: int,
+    counters: Mapping[str, int],
+) -> NodeStatusMessage:
+    """Build the status of the program from that of its cameras.
+
+    Args:
+        cameras: the status of every camera at this moment.
+        detector: the running detector.
+        now: the moment of the report.
+        uptime_s: seconds since the start of the program.
+        version: of the program.
+        model: name of the model.
+        stages: latency of each stage since the last report.
+        queued_frames: results that wait for the results thread.
+        counters: what detector, stages and sinks have counted since the start.
+    """
+    dropped: Counter[str] = Counter()
+    for camera in cameras:
+        dropped.update(camera.dropped)
+    return NodeStatusMessage(
+        **UNNUMBERED,
+        at=rfc3339(now.utc_ns),
+        at_monotonic_ns=now.monotonic_ns,
+        uptime_s=_rounded(uptime_s),
+        version=version,
+        backend=detector.spec.name,
+        model=model,
+        rates={
+            "grabbed": round(sum(camera.fps for camera in cameras), 2),
+            "published": round(sum(camera.published_fps for camera in cameras), 2),
+        },
+        latency_ms={stage: _percentiles(percentiles) for stage, percentiles in stages.items()},
+        dropped=dict(dropped),
+        queues={"results": queued_frames},
+        rss_bytes=resident_bytes(),
+        counters=dict(counters),
+        detector=detector_status(detector),
+    )
+
+
+def detector_status(detector: Detector) -> DetectorStatus:
+    """Build the part of the status that describes the detector."""
+    spec = detector.spec
+    memory = detector.memory() if isinstance(detector, ReportsMemory) else None
+    return DetectorStatus(
+        batches_in_flight=spec.batches_in_flight,
+        max_batch=spec.max_batch,
+        graphs=None if spec.gpu is None else spec.gpu.graphs,
+        graphs_off=None if spec.gpu is None else spec.gpu.graphs_off or None,
+        device_bytes=None if memory is None else memory.device_bytes,
+        page_locked_bytes=None if memory is None else memory.page_locked_bytes,
     )
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM."""
+    """Return the resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _percentiles(percentiles: Percentiles) -> LatencyPercentiles:
+    return LatencyPercentiles(
+        p50=round(percentiles.p50_ms, 3), p99=round(percentiles.p99_ms, 3), max=round(percentiles.max_ms, 3)
+    )
+
+
+def _rounded(seconds: _Seconds) -> _Seconds:
+    return seconds if seconds is None else round(seconds, 3)

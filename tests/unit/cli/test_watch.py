@@ -78,7 +78,7 @@ def test_the_note_tells_what_is_wrong_until_a_message_comes() -> None:
     board.add(node_status(), START_NS, 0)
     assert (board.note, board.messages) == ("", 1)
     assert board.title == ": fake on fake cpu, up 1 s, tcp://x:1"
-    slow = codec.DetectorStatus(slots=2, max_batch=8, graphs=False, graphs_off="the model's outputs\x1b[2J")
+    slow = codec.DetectorStatus(batches_in_flight=2, max_batch=8, graphs=False, graphs_off="the model's outputs\x1b[2J")
     board.add(msgspec.structs.replace(node_status(), detector=slow), START_NS, 0)
     assert board.title == ": fake on fake cpu, up 1 s, no CUDA graphs: the model's outputs?[2J, tcp://x:1"
 

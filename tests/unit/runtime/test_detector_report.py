@@ -16,10 +16,10 @@ from vision.cli.status_view import status_table
 from vision.config import AppConfig
 from vision.detect.detector import GpuMemory, GpuSpec
 from vision.detect.fake import FakeDetector
-from vision.messaging.codec import DetectorStatus, NodeStatusMessage
+from vision.messaging.schema import DetectorStatus
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
-from vision.runtime.status import Report, status_messages
+from vision.runtime.status import Report
 
 REASON = "the model has outputs whose size depends on the frame"
 
@@ -47,12 +47,6 @@ def reported(detector: FakeDetector) -> Report:
         return load_pipeline("detect")(site, options, resources).run(threading.Event())
 
 
-def node_of(report: Report) -> NodeStatusMessage:
-    *_, node = status_messages(report)
-    assert isinstance(node, NodeStatusMessage)
-    return node
-
-
 def on_terminal(report: Report) -> str:
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(status_table(report))
@@ -62,16 +56,21 @@ def on_terminal(report: Report) -> str:
 @pytest.mark.parametrize(
     ("detector", "expected", "counters"),
     [
-        (FakeDetector(), DetectorStatus(slots=2, max_batch=8), {}),
+        (FakeDetector(), DetectorStatus(batches_in_flight=2, max_batch=8), {}),
         (
             OnAGpu(""),
-            DetectorStatus(slots=2, max_batch=4, graphs=True, device_bytes=5000, page_locked_bytes=300),
+            DetectorStatus(batches_in_flight=2, max_batch=4, graphs=True, device_bytes=5000, page_locked_bytes=300),
             {"detector.outputs_grown": 3},
         ),
         (
             OnAGpu(REASON),
             DetectorStatus(
-                slots=2, max_batch=4, graphs=False, graphs_off=REASON, device_bytes=5000, page_locked_bytes=300
+                batches_in_flight=2,
+                max_batch=4,
+                graphs=False,
+                graphs_off=REASON,
+                device_bytes=5000,
+                page_locked_bytes=300,
             ),
             {"detector.outputs_grown": 3},
         ),
@@ -82,7 +81,7 @@ def test_the_status_says_how_the_detector_runs(
     detector: FakeDetector, expected: DetectorStatus, counters: Mapping[str, int]
 ) -> None:
     report = reported(detector)
-    node = node_of(report)
+    node = report.node
     assert node.detector == expected
     assert node.counters == {"detector.truncated_candidates": 0, **counters}
     assert (f"runs without CUDA graphs: {REASON}" in on_terminal(report)) == bool(expected.graphs_off)

@@ -28,11 +28,12 @@ from vision.config import AppConfig, DetectConfig, ModelSpec
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError
-from vision.messaging.codec import CountsMessage, DetectionsMessage, Kind, NodeStatusMessage
+from vision.messaging import codec
+from vision.messaging.codec import CountsMessage, DetectionsMessage, Kind
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
 from vision.runtime.runtime import Runtime
-from vision.runtime.status import Report, status_messages
+from vision.runtime.status import Report
 from vision.stages.track import TrackStage
 from vision.types import Counts, Frame, Result, Tracks
 
@@ -128,17 +129,15 @@ def test_count_counts_what_the_rectangles_do() -> None:
     )
     assert sum(truth.values()) > 3
     assert abs(sum(events.values()) - sum(truth.values())) <= 1  # one that turned round on the line
-    (camera,) = report.cameras
-    assert camera.counted is not None
-    line = camera.counted.lines["middle"]
-    assert {key: line[key] for key in ("in", "out")} == {key: events[key] for key in ("in", "out")}
-    zone = camera.counted.zones["left"]
-    assert zone["entered"] - zone["left"] == camera.counted.occupancy["left"]
+    line = report.counts["gate"].lines["middle"]
+    assert (line.in_, line.out) == (events["in"], events["out"])
+    zone = report.counts["gate"].zones["left"]
+    assert zone.entered - zone.left == zone.occupancy
 
 
 def test_counts_go_out_with_the_status() -> None:
     _, report = run(counting())
-    (message,) = [one for one in status_messages(report) if isinstance(one, CountsMessage)]
+    (message,) = [one for one in report.messages() if isinstance(one, CountsMessage)]
     assert message.camera == "gate"
     assert message.lines["middle"].in_ + message.lines["middle"].out > 0
     assert sum(message.lines["middle"].in_by_class.values()) == message.lines["middle"].in_
@@ -147,11 +146,12 @@ def test_counts_go_out_with_the_status() -> None:
 
 def test_counts_are_shown_where_it_runs() -> None:
     counted = Counts({"door": {"in": 7, "out": 2, "in:person": 7}}, {"queue": {"entered": 3}}, {"queue": 3})
-    assert format_counts(counted) == "door 7 in 2 out, queue 3"
+    assert format_counts(codec.counts("gate", counted, 0, 0)) == "door 7 in 2 out, queue 3"
     assert format_counts(None) == ""
     _, report = run(counting())
     (camera,) = report.cameras
-    assert status_line(camera).endswith(f"dropped 0; {format_counts(camera.counted)}")
+    counts = report.counts["gate"]
+    assert status_line(camera, counts).endswith(f"dropped 0; {format_counts(counts)}")
     assert status_table(report).columns[-1].header == "lines and zones"
     _, plain = run(site("track"))
     assert ";" not in status_line(plain.cameras[0])
@@ -161,8 +161,7 @@ def test_counts_are_shown_where_it_runs() -> None:
 def test_what_stages_count_is_in_the_status_of_the_node(tmp_path: Path) -> None:
     save(tmp_path / "paint")
     _, report = run(counting(cascade={"model": f"{tmp_path}/paint", "min_size_px": 8}))
-    *_, node = status_messages(report)
-    assert isinstance(node, NodeStatusMessage)
+    node = report.node
     assert node.counters["cascade.looked"] > 0
     assert set(node.counters) == {
         "detector.truncated_candidates",

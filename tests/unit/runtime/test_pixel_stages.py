@@ -73,7 +73,7 @@ def test_every_frame_is_seen_unchanged_with_its_own_objects() -> None:
     assert (looker.wrong, looker.seen) == (0, sum(len(r.objects) for rs in sink.results.values() for r in rs))
     assert looker.seen > 120
     assert len(plain) == 120
-    assert report.counters == {"detector.truncated_candidates": 0, "looker.seen": looker.seen}
+    assert report.node.counters == {"detector.truncated_candidates": 0, "looker.seen": looker.seen}
     for camera in cameras:
         assert [result.meta.index for result in sink.results[camera.slot.camera_id]] == list(range(60))
         assert leased(camera) == 0

@@ -398,7 +398,7 @@ def test_every_rectangle_is_called_by_its_colour(tmp_path: Path, pixel_format: s
         assert leased(camera) == 0
     assert [pair for pair in told if pair[0] != pair[1]] == []
     assert len(told) == objects > 300
-    assert (report.counters["cascade.skipped"], report.counters["cascade.waiting"]) == (0, 0)
+    assert (report.node.counters["cascade.skipped"], report.node.counters["cascade.waiting"]) == (0, 0)
 
 
 def test_two_runs_offline_say_the_same(tmp_path: Path) -> None:
@@ -416,8 +416,8 @@ def test_live_with_too_many_to_look_at(tmp_path: Path) -> None:
     sources = [f"synthetic:320x240@30?seed={seed}&objects=8" for seed in range(3)]
     with built(tmp_path, sources, offline=False, refresh_s=0.001, queue=1, max_batch=1) as (runtime, sink):
         report = runtime.run(threading.Event(), for_s=3)
-    assert report.counters["cascade.looked"] > 20
-    assert report.counters["cascade.skipped"] > 20
+    assert report.node.counters["cascade.looked"] > 20
+    assert report.node.counters["cascade.skipped"] > 20
     for camera in runtime._cameras:
         results = sink.results[camera.slot.camera_id]
         assert results
