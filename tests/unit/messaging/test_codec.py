@@ -239,7 +239,7 @@ def _changed(**changes: Any) -> bytes:
         ("detections/gate", b"[1, 2]", "expected a message of schema"),
         ("detections/gate", b'{"schema": "\xff"}', "expected a message of schema"),
         ("detections/gate", b'{"x":' + b"[" * 100_000, "expected a message of schema"),
-        ("status/gate", codec.encode(MESSAGES["node"]), "missing required field `camera`"),
+        ("status/gate", b'{"schema": "vision.status/1"}', "missing required field `node`"),
         ("weather/gate", b"{}", "starts with one of detections, status, events, counts, got 'weather/gate'"),
     ],
 )  # fmt: skip
