@@ -67,7 +67,7 @@ def frame_of(camera: CameraConfig, index: int) -> NDArray[np.uint8]:
 def detect(image: NDArray[np.uint8], detector: Detector) -> Detections:
     height_px, width_px = image.shape[:2]
     meta = FrameMeta("demo", 0, 0, 0, 0, width_px, height_px)
-    detector.submit(0, [Frame(meta, image, "bgr")])
+    detector.submit(0, [Frame.wrap(meta, image, "bgr")])
     return detector.wait(0, timeout_s=60.0)[0]
 
 

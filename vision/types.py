@@ -6,10 +6,12 @@ Times are nanoseconds of the monotonic clock; UTC appears only beside them, for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,33 +68,115 @@ class FrameMeta:
     yuv: YuvEncoding = "bt601"
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A frame in a buffer that belongs to somebody else: valid only while its lease is held.
+class DeviceMemory(Protocol):
+    """GPU memory of one frame, freed with the last object that holds it (`vision.gpu.frame_buffer`)."""
 
-    `pixels` is uint8 and C-contiguous: bgr (H, W, 3), bgrx (H, W, 4), nv12 and i420 (3H/2, W).
+    def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
+        """Return a copy of `rows` pieces that begin `pitch_bytes` apart, shape (rows, row_bytes)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameBuffer:
+    """Memory for one frame: in host memory, in GPU memory, or in both.
+
+    The memory lives as long as the buffer. A buffer is equal only to itself.
     """
 
-    meta: FrameMeta
-    pixels: NDArray[np.uint8]
     pixel_format: PixelFormat
+    height_px: int
+    width_px: int
+    host: NDArray[np.uint8] | None
+    """uint8, C-contiguous, shape `shape`. None: the frame is in GPU memory only."""
+    device_address: int = 0
+    """Where the GPU reads the frame. 0: the GPU has no memory for it."""
+    upload_address: int = 0
+    """Page-locked host memory to copy to `device_address` before the GPU reads it. 0: there is nothing to copy."""
+    device: DeviceMemory | None = None
+
+    @classmethod
+    def allocate(cls, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
+        """Return a buffer in ordinary host memory.
+
+        Raises:
+            ValueError: the format does not allow this size.
+        """
+        shape = frame_shape(height_px, width_px, pixel_format)
+        return cls(pixel_format, height_px, width_px, np.empty(shape, np.uint8))
+
+    @classmethod
+    def wrap(cls, pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> FrameBuffer:
+        """Return a buffer over pixels in host memory, without copying them."""
+        planar = pixel_format in ("nv12", "i420")
+        height_px = pixels.shape[0] * 2 // 3 if planar else pixels.shape[0]
+        return cls(pixel_format, height_px, pixels.shape[1], pixels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the frame's array, see `frame_shape`."""
+        return frame_shape(self.height_px, self.width_px, self.pixel_format)
+
+    def require_host(self) -> NDArray[np.uint8]:
+        """Return the pixels in host memory, to write to.
+
+        Raises:
+            ValueError: the frame is in GPU memory only.
+        """
+        if self.host is None:
+            raise ValueError("expected a buffer in host memory, this one is in GPU memory only")
+        return self.host
+
+    def read(self) -> NDArray[np.uint8]:
+        """Return the pixels: the buffer's own if they are in host memory, otherwise a copy.
+
+        Raises:
+            DeviceError: the copy from the GPU failed.
+        """
+        if self.host is not None:
+            return self.host
+        shape = self.shape
+        return self._device().read_rows(0, 0, 1, math.prod(shape)).reshape(shape)
+
+    def read_rows(self, first: int, step: int) -> NDArray[np.uint8]:
+        """Return rows `first`, `first + step`, ... with shape (rows, bytes of a row). Copies only these from the GPU.
+
+        Raises:
+            DeviceError: the copy from the GPU failed.
+        """
+        if self.host is not None:
+            return self.host.reshape(len(self.host), -1)[first::step]
+        rows, *row = self.shape
+        row_bytes = math.prod(row)
+        return self._device().read_rows(first * row_bytes, step * row_bytes, len(range(first, rows, step)), row_bytes)
+
+    def _device(self) -> DeviceMemory:
+        if self.device is None:
+            raise ValueError("a frame buffer has host memory, GPU memory, or both; this one has neither")
+        return self.device
 
 
-@runtime_checkable
-class OffHost(Protocol):
-    """Pixels that wear the coat of an array and lie elsewhere: `vision.gpu.device_image.DeviceImage`."""
+@dataclass(frozen=True)
+class Frame:
+    """A frame in a buffer that belongs to its camera: valid only while its lease is held."""
 
-    def to_host(self) -> NDArray[np.uint8]:
-        """A copy of all of them here."""
+    meta: FrameMeta
+    buffer: FrameBuffer
 
-    def rows_to_host(self, first: int, step: int) -> NDArray[np.uint8]:
-        """A copy of the rows `first`, `first + step`, ... here: (rows, bytes of a row)."""
+    @classmethod
+    def wrap(cls, meta: FrameMeta, pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> Frame:
+        """Return a frame over pixels in host memory, without copying them."""
+        return cls(meta, FrameBuffer.wrap(pixels, pixel_format))
 
+    @property
+    def pixel_format(self) -> PixelFormat:
+        return self.buffer.pixel_format
 
-def on_host(frame: Frame) -> Frame:
-    """The frame for whoever needs its pixels in this machine's memory; a copy of it where they lie elsewhere."""
-    pixels: object = frame.pixels
-    return replace(frame, pixels=pixels.to_host()) if isinstance(pixels, OffHost) else frame
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """Pixels in host memory: uint8, C-contiguous; bgr (H, W, 3), bgrx (H, W, 4), nv12 and i420 (3H/2, W).
+
+        The first access copies a frame that is in GPU memory only. Later ones return the same array.
+        """
+        return self.buffer.read()
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,14 +152,14 @@ def frame(
     detector: Detector, color: int, width_px: int = 64, height_px: int = 48, pixel_format: PixelFormat = "bgr"
 ) -> Frame:
     """A frame in a buffer of the detector, as a camera's thread makes it."""
-    pixels = detector.frame_buffer(height_px, width_px, pixel_format)
-    pixels[...] = image(color, width_px, height_px, pixel_format)
-    return Frame(FrameMeta("cam", 0, 0, 0, 0, width_px, height_px), pixels, pixel_format)
+    buffer = detector.frame_buffer(height_px, width_px, pixel_format)
+    buffer.require_host()[...] = image(color, width_px, height_px, pixel_format)
+    return Frame(FrameMeta("cam", 0, 0, 0, 0, width_px, height_px), buffer)
 
 
 def foreign_frame(color: int) -> Frame:
     """A frame in memory that is not the detector's."""
-    return Frame(FrameMeta("cam", 0, 0, 0, 0, 64, 48), image(color, 64, 48, "bgr"), "bgr")
+    return Frame.wrap(FrameMeta("cam", 0, 0, 0, 0, 64, 48), image(color, 64, 48, "bgr"), "bgr")
 
 
 def assert_finds(found: Detections, color: int, width_px: int = 64, height_px: int = 48) -> None:
@@ -181,7 +181,7 @@ def test_says_what_it_is(detector: Detector) -> None:
 def test_buffers_are_writable_contiguous_and_outlive_the_detector(
     detector: Detector, pixel_format: PixelFormat
 ) -> None:
-    buffer = detector.frame_buffer(48, 64, pixel_format)
+    buffer = detector.frame_buffer(48, 64, pixel_format).require_host()
     assert buffer.shape == frame_shape(48, 64, pixel_format)
     assert buffer.dtype == np.uint8
     assert buffer.flags.c_contiguous

@@ -28,6 +28,7 @@ from tests.contract.streams import (
     streams,
     wait_until,
 )
+from tests.frame_buffers import wrap
 from vision.capture.ffmpeg.file import PyAVFile
 from vision.capture.ffmpeg.rotation import RotatingDecoder
 from vision.capture.ffmpeg.source import PyAVSource
@@ -91,7 +92,7 @@ def grab_one(source: Source) -> Grab:
 def read(source: Source, info: StreamInfo) -> NDArray[np.uint8]:
     grab_one(source)
     pixels = buffer_for(info)
-    source.retrieve(pixels)
+    source.retrieve(wrap(pixels))
     return pixels
 
 
@@ -121,7 +122,7 @@ def test_retrieve_writes_into_the_buffer_given_and_nowhere_else(stream: Stream) 
         arena = np.full(expected.size + 128, 0xA5, np.uint8)
         buffer = arena[64:-64].reshape(shape)
         assert buffer.flags.c_contiguous
-        source.retrieve(buffer)
+        source.retrieve(wrap(buffer))
         assert np.array_equal(buffer, expected)
         assert np.all(arena[:64] == 0xA5)
         assert np.all(arena[-64:] == 0xA5)
@@ -155,11 +156,11 @@ def test_a_buffer_of_another_size_is_refused_and_the_frame_is_not_lost(stream: S
         for _ in range(2):
             other = np.zeros(frame_shape(32, 40, info.pixel_format), np.uint8)
             with pytest.raises(SizeChanged) as change:
-                source.retrieve(other)
+                source.retrieve(wrap(other))
             assert (change.value.height_px, change.value.width_px) == (HEIGHT_PX, WIDTH_PX)
             assert not other.any()
         pixels = buffer_for(info)
-        source.retrieve(pixels)
+        source.retrieve(wrap(pixels))
         assert np.array_equal(pixels, expected)
 
 
@@ -229,7 +230,7 @@ def test_a_grab_returns_when_its_time_is_over_and_loses_nothing(request: pytest.
                 waits += 1
             else:
                 seen.append(buffer_for(info))
-                source.retrieve(seen[-1])
+                source.retrieve(wrap(seen[-1]))
                 waited_for += waits > 0
     all_streams = request.getfixturevalue("all_streams")
     with closing(all_streams[request.node.callspec.params["slow"]].make()) as source:
@@ -270,12 +271,12 @@ def test_what_needs_an_open_source_says_so(stream: Stream) -> None:
         source.grab(0.1)
     info = source.open()
     with pytest.raises(SourceError, match="without a frame"):
-        source.retrieve(buffer_for(info))
+        source.retrieve(wrap(buffer_for(info)))
     source.close()
     with pytest.raises(SourceError, match=r"before open|after close"):
         source.grab(0.1)
     with pytest.raises(SourceError, match="without a frame"):
-        source.retrieve(buffer_for(info))
+        source.retrieve(wrap(buffer_for(info)))
 
 
 def test_opened_again_it_begins_again(stream: Stream) -> None:

@@ -64,7 +64,7 @@ def opened(compute: Callable[[Images], Outputs] = three_objects, **settings: Any
 
 
 def frame(value: int = 0) -> Frame:
-    return Frame(FrameMeta("cam", 0, 0, 0, 0, 96, 64), np.full((64, 96, 3), value, np.uint8), "bgr")
+    return Frame.wrap(FrameMeta("cam", 0, 0, 0, 0, 96, 64), np.full((64, 96, 3), value, np.uint8), "bgr")
 
 
 def assert_two_objects(found: Any) -> None:

@@ -32,16 +32,16 @@ from vision.capture.synthetic.source import Synthetic, SyntheticSpec
 from vision.cli.doctor import check_cuda
 from vision.config import AppConfig, CameraConfig, DetectConfig, folder_of_model, load_model_spec, shipped_models
 from vision.detect.open import open_detector
-from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameStore
+from vision.detect.tensorrt.frames import PIXEL_FORMATS
 from vision.errors import EXIT_CONFIG, DeviceMissing, EndOfStream, OutOfMemory, SourceError
 from vision.gpu.cuda import open_device
-from vision.gpu.device_image import DeviceImage
+from vision.gpu.frame_buffer import device_frame_buffer, page_locked_frame_buffer
 from vision.gpu.memory import allocated
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
-from vision.runtime.latest_slot import LatestSlot
+from vision.runtime.latest_slot import Allocate, LatestSlot
 from vision.runtime.status import Report
-from vision.types import Result, frame_shape
+from vision.types import FrameBuffer, Result
 from vision.version import install_hint
 
 Frame = tuple[int | None, NDArray[np.uint8]]
@@ -115,8 +115,7 @@ def room_for(nbytes: int) -> Iterator[None]:
         gpu.total_bytes = total
 
 
-def frame_store(*, integrated: bool = False) -> FrameStore:
-    return FrameStore(load_model_spec(folder_of_model("nanodet-g-416", shipped_models())).input, integrated=integrated)
+page_locked = partial(page_locked_frame_buffer, integrated=False)
 
 
 def held() -> tuple[int, int, int]:
@@ -131,13 +130,13 @@ def held() -> tuple[int, int, int]:
 @pytest.mark.parametrize("where", ["both", "shared", "decoded on the GPU"])
 def test_buffers_that_find_no_memory_leave_none_behind(where: str, images: float) -> None:
     """Whichever of them is the first without: the frame's own, or its twin on the GPU."""
-    allocate = {
-        "both": frame_store().buffer,
-        "shared": frame_store(integrated=True).buffer,
-        "decoded on the GPU": DeviceImage.make,
-    }[where]
+    allocators: dict[str, Allocate] = {
+        "both": page_locked,
+        "shared": partial(page_locked_frame_buffer, integrated=True),
+        "decoded on the GPU": device_frame_buffer,
+    }
     needed = 6 if where == "both" else 3
-    slot = LatestSlot("gate", allocate)
+    slot = LatestSlot("gate", allocators[where])
     before = held()
     with room_for(int(images * FRAME_BYTES)):
         if images < needed:
@@ -156,7 +155,7 @@ def test_one_camera_without_memory_is_no_end_of_the_program() -> None:
     from cuda.bindings.device import gpu
 
     spec = SyntheticSpec.parse("synthetic:64x48?format=nv12&resize=5:640x480&frames=8")
-    slot = LatestSlot("gate", frame_store().buffer)
+    slot = LatestSlot("gate", page_locked)
     before, seen = held(), []
 
     def wait(_: float) -> None:
@@ -268,13 +267,11 @@ def read(source: Source, *, on_gpu: bool) -> Generator[Frame]:
                 raise
             assert grab is not None
             if on_gpu:
-                image = DeviceImage.make(info.height_px, info.width_px, info.pixel_format)
-                source.retrieve(image)
-                yield grab.pts_ns, image.to_host()
+                buffer = device_frame_buffer(info.height_px, info.width_px, info.pixel_format)
             else:
-                pixels = np.zeros(frame_shape(info.height_px, info.width_px, info.pixel_format), np.uint8)
-                source.retrieve(pixels)
-                yield grab.pts_ns, pixels
+                buffer = FrameBuffer.allocate(info.height_px, info.width_px, info.pixel_format)
+            source.retrieve(buffer)
+            yield grab.pts_ns, buffer.read()
 
 
 def by_auto(source: object, **settings: Any) -> Source:
@@ -429,7 +426,7 @@ def test_the_whole_program(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     submit = detector.submit
 
     def watched(slot: int, frames: Any) -> None:
-        on_gpu.extend(isinstance(frame.pixels, DeviceImage) for frame in frames)
+        on_gpu.extend(frame.buffer.host is None for frame in frames)
         submit(slot, frames)
 
     detector.submit = watched  # type: ignore[method-assign]

@@ -27,9 +27,9 @@ from vision.capture.supervisor import CameraSupervisor
 from vision.config.app import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.gpu.cuda import memory_info, synchronize_device
-from vision.gpu.device_image import DeviceImage
+from vision.gpu.frame_buffer import device_frame_buffer
 from vision.runtime.latest_slot import LatestSlot
-from vision.types import OffHost, PixelFormat, YuvEncoding
+from vision.types import FrameBuffer, PixelFormat, YuvEncoding
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
 COUNT = 30
@@ -63,9 +63,9 @@ def opened_camera(address: str, **settings: Any) -> Source:
 
 def on_gpu(source: Source, height_px: int, width_px: int) -> Image:
     """The frame grabbed last, by way of GPU memory."""
-    image = DeviceImage.make(height_px, width_px, "nv12")
-    source.retrieve(image)
-    return image.to_host()
+    buffer = device_frame_buffer(height_px, width_px, "nv12")
+    source.retrieve(buffer)
+    return buffer.read()
 
 
 def rest_of(source: Source, height_px: int, width_px: int) -> Iterator[tuple[int | None, Image]]:
@@ -95,7 +95,7 @@ def test_the_shipped_clip_as_ffmpeg_decodes_it() -> None:
         print(f"\n{info}, open after {time.monotonic() - began:.3f} s\n{vars(source)}")
         assert (info.width_px, info.height_px, info.pixel_format, info.fps) == (768, 576, "nv12", 10)
         assert (info.decoder, info.yuv) == ("nvdec-h264", "bt601")
-        on_host = np.zeros((864, 768), np.uint8)
+        on_host = FrameBuffer.allocate(576, 768, "nv12")
         worst, first_ns = 0, None
         for number, (pts_ns, wanted) in enumerate(decoded(CLIP, compared)):
             grab = source.grab(1.0)
@@ -107,7 +107,7 @@ def test_the_shipped_clip_as_ffmpeg_decodes_it() -> None:
             worst = max(worst, difference(found, wanted))
             if number % 20 == 0:
                 source.retrieve(on_host)
-                np.testing.assert_array_equal(on_host, found)
+                np.testing.assert_array_equal(on_host.read(), found)
         print(f"greatest difference: {worst}")
         assert worst == 0
         for _ in range(200 - compared):
@@ -185,11 +185,11 @@ def test_a_file_that_is_not_there_and_calls_out_of_order(tmp_path: Path) -> None
             source.grab(1)
         source.open()
         with pytest.raises(SourceError, match="without a frame grabbed"):
-            source.retrieve(np.zeros((864, 768), np.uint8))
+            source.retrieve(FrameBuffer.allocate(576, 768, "nv12"))
         assert source.grab(1) is not None
         for _ in range(2):
             with pytest.raises(SizeChanged, match="768x576"):
-                source.retrieve(np.zeros((3, 2), np.uint8))
+                source.retrieve(FrameBuffer.allocate(2, 2, "nv12"))
         assert on_gpu(source, 576, 768).std() > 5
         source.close()
         source.close()
@@ -369,7 +369,7 @@ def test_the_supervisor_and_buffers_on_the_gpu() -> None:
     wanted = [picture for part in parts for _, picture in decoded(part)]
     with served(*parts, name="live.h264") as address:
         config = camera(address)
-        slot = LatestSlot("gate", DeviceImage.make, lossless=True)
+        slot = LatestSlot("gate", device_frame_buffer, lossless=True)
         factory = partial(open_source, config, offline=False, pixel_formats=NV12)
         supervisor = CameraSupervisor("gate", factory, slot)
         thread = threading.Thread(target=supervisor.run, daemon=True)
@@ -381,11 +381,9 @@ def test_the_supervisor_and_buffers_on_the_gpu() -> None:
             if lease is None:
                 time.sleep(0.002)
                 continue
-            image = lease.frame.pixels
-            assert isinstance(image, DeviceImage)
-            assert isinstance(image, OffHost)
+            assert lease.frame.buffer.host is None
             epoch, index = lease.frame.meta.epoch, lease.frame.meta.index
-            np.testing.assert_array_equal(image.to_host(), wanted[epoch % 2 * 10 + index])
+            np.testing.assert_array_equal(lease.frame.pixels, wanted[epoch % 2 * 10 + index])
             seen.append((epoch, index))
             lease.release()
         supervisor.stop()
@@ -453,9 +451,9 @@ def test_an_interrupt_ends_a_wait() -> None:
 def test_a_frozen_camera_is_seen_by_rows_that_come_to_the_host() -> None:
     random = np.random.default_rng(1)
     pixels = random.integers(0, 255, (864, 768), np.uint8)
-    image = DeviceImage.make(576, 768, "nv12")
+    image = device_frame_buffer(576, 768, "nv12")
     write(image, pixels)
-    np.testing.assert_array_equal(image.rows_to_host(6, 13), pixels[6::13])
+    np.testing.assert_array_equal(image.read_rows(6, 13), pixels[6::13])
     watch = FrozenFrameDetector(1.0)
     assert watch.see(image, 0, 0) == ""
     assert "has not changed" in watch.see(image, 1, 2_000_000_000)
@@ -464,12 +462,12 @@ def test_a_frozen_camera_is_seen_by_rows_that_come_to_the_host() -> None:
     assert watch.see(image, 2, 3_000_000_000) == ""
 
 
-def write(image: DeviceImage, pixels: Image) -> None:
+def write(image: FrameBuffer, pixels: Image) -> None:
     from vision.gpu.cuda import Stream
     from vision.gpu.memory import copy_to_device
 
     with Stream() as stream:
-        copy_to_device(image.address, pixels.ctypes.data, pixels.nbytes, stream)
+        copy_to_device(image.device_address, pixels.ctypes.data, pixels.nbytes, stream)
         stream.synchronize()
 
 
@@ -479,7 +477,7 @@ def write(image: DeviceImage, pixels: Image) -> None:
 def play(path: Path, count: list[int]) -> None:
     with opened_file(path) as source:
         info = source.open()
-        image = DeviceImage.make(info.height_px, info.width_px, "nv12")
+        image = device_frame_buffer(info.height_px, info.width_px, "nv12")
         with pytest.raises(EndOfStream):
             while source.grab(1):
                 source.retrieve(image)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.gpu.coded_video import FAST, decoded, written
@@ -19,9 +20,10 @@ from tests.gpu.test_tensorrt_detector import detect, images, iou, open_nanodet, 
 from vision.capture.ffmpeg.file import PyAVFile
 from vision.capture.nvdec.source import NvdecDecoder
 from vision.config import AppConfig
-from vision.gpu.device_image import DeviceImage
+from vision.gpu.frame_buffer import device_frame_buffer
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import RunOptions
+from vision.runtime.builder import RunOptions, build_cameras
+from vision.runtime.runtime import Runtime
 from vision.runtime.status import Report
 from vision.types import Detections, Frame, FrameMeta, Result
 
@@ -128,12 +130,45 @@ def test_frames_from_nvdec_and_from_the_host_are_the_same_to_the_detector(short_
         info = source.open()
         for number, (_, pixels) in enumerate(decoded(short_clip, count)):
             assert source.grab(1) is not None
-            image = DeviceImage.make(576, 768, "nv12")
-            source.retrieve(image)
+            buffer = device_frame_buffer(576, 768, "nv12")
+            source.retrieve(buffer)
             meta = FrameMeta("clip", number, 0, 0, 0, 768, 576, yuv=info.yuv)
-            ours.append(Frame(meta, image, "nv12"))
-            theirs.append(Frame(meta, pixels, "nv12"))
+            ours.append(Frame(meta, buffer))
+            theirs.append(Frame.wrap(meta, pixels, "nv12"))
     same(detect(detector, ours), detect(detector, theirs))
+
+
+class Brightness:
+    """Pixel stage: the mean of each frame's bytes."""
+
+    def __init__(self) -> None:
+        self.means: list[float] = []
+        self.on_gpu: list[bool] = []
+
+    def with_frame(self, result: Result, frame: Frame) -> Result:
+        self.on_gpu.append(frame.buffer.host is None)
+        self.means.append(float(frame.pixels.mean()))
+        assert frame.pixels is frame.pixels, "a frame is copied from the GPU more than once"
+        return result
+
+
+def brightness(clip: Path, reader: str, detector: Any) -> Brightness:
+    """Run a pipeline with a pixel stage over one file."""
+    config = AppConfig.model_validate({"cameras": [{"id": "gate", "source": str(clip), "reader": reader}]})
+    options = RunOptions(threading.Event(), offline=True)
+    stage = Brightness()
+    cameras = build_cameras(config, options, detector, [stage])
+    Runtime(cameras=cameras, detector=detector, stages=[stage], sinks=[Kept()]).run(options.stop)
+    return stage
+
+
+def test_pixel_stage_gets_the_same_pixels_from_nvdec_as_from_the_cpu(short_clip: Path, detector: Any) -> None:
+    ours, theirs = (brightness(short_clip, reader, NeverClosed(detector)) for reader in ("nvdec", "ffmpeg"))
+    assert len(ours.means) == len(theirs.means) == FRAMES
+    assert all(ours.on_gpu)
+    assert not any(theirs.on_gpu)
+    assert min(theirs.means) > 20
+    np.testing.assert_allclose(ours.means, theirs.means, atol=0.5)
 
 
 def test_a_detector_on_the_cpu_gets_copies(short_clip: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -29,9 +29,9 @@ from vision.engine.cuda_memory import CudaMemory
 from vision.engine.memory import MemoryPool, make_allocator
 from vision.engine.open import open_engine
 from vision.gpu.cuda import Event, Graph, Stream, open_device
-from vision.gpu.device_image import DeviceImage
+from vision.gpu.frame_buffer import device_frame_buffer
 from vision.gpu.memory import DeviceBuffer, HostBuffer, copy_to_device, copy_to_host
-from vision.types import Detections, Frame, FrameMeta, PixelFormat
+from vision.types import Detections, Frame, FrameBuffer, FrameMeta, PixelFormat
 
 MODEL = "nanodet-g-416"
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
@@ -198,21 +198,20 @@ def frames_for(
     made: list[Frame] = []
     for index in range(slots * batch):
         image = images[index % len(images)]
-        pixels: NDArray[np.uint8]
         if on_gpu:
-            pixels = device_image(image, pixel_format)
+            buffer = device_image(image, pixel_format)
         else:
-            pixels = detector.frame_buffer(size[1], size[0], pixel_format)
-            pixels[...] = image
-        made.append(Frame(FrameMeta("bench", index, 0, 0, 0, *size), pixels, pixel_format))
+            buffer = detector.frame_buffer(size[1], size[0], pixel_format)
+            buffer.require_host()[...] = image
+        made.append(Frame(FrameMeta("bench", index, 0, 0, 0, *size), buffer))
     return [made[slot * batch : (slot + 1) * batch] for slot in range(slots)]
 
 
-def device_image(image: NDArray[np.uint8], pixel_format: PixelFormat) -> DeviceImage:
+def device_image(image: NDArray[np.uint8], pixel_format: PixelFormat) -> FrameBuffer:
     """A frame of 768x576 in GPU memory."""
-    made = DeviceImage.make(576, 768, pixel_format)
+    made = device_frame_buffer(576, 768, pixel_format)
     with Stream() as stream:
-        copy_to_device(made.address, image.ctypes.data, image.nbytes, stream)
+        copy_to_device(made.device_address, image.ctypes.data, image.nbytes, stream)
         stream.synchronize()
     return made
 
@@ -336,7 +335,8 @@ def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
     """What is found in the first frames of the clip, in full batches."""
     found: list[Detections] = []
     pixels = pictures(count, "bgr")
-    frames = [Frame(FrameMeta("clip", index, 0, 0, 0, *CLIP_SIZE), each, "bgr") for index, each in enumerate(pixels)]
+    metas = [FrameMeta("clip", index, 0, 0, 0, *CLIP_SIZE) for index in range(count)]
+    frames = [Frame.wrap(meta, image, "bgr") for meta, image in zip(metas, pixels, strict=True)]
     for begin in range(0, count, detector.spec.max_batch):
         detector.submit(0, frames[begin : begin + detector.spec.max_batch])
         found += detector.wait(0, 10.0)

@@ -23,7 +23,7 @@ from vision.capture.source import Source, StreamInfo
 from vision.capture.supervisor import CameraStatus, CameraSupervisor, SupervisorPolicy
 from vision.config import CameraConfig
 from vision.errors import SizeChanged
-from vision.types import DropReason, FrameMeta, PixelFormat, frame_shape
+from vision.types import DropReason, FrameBuffer, FrameMeta, PixelFormat
 
 PYTHON = Path("/usr/bin/python3")
 SERVER = Path(__file__).with_name("server.py")
@@ -138,14 +138,14 @@ def refusing_port() -> Iterator[int]:
 def frame(source: Source, info: StreamInfo) -> tuple[NDArray[np.uint8], int, int]:
     """The frame grabbed last, with its height and width."""
     height, width = info.height_px, info.width_px
-    out = np.zeros(frame_shape(height, width, info.pixel_format), np.uint8)
+    out = FrameBuffer.allocate(height, width, info.pixel_format)
     try:
         source.retrieve(out)
     except SizeChanged as change:
         height, width = change.height_px, change.width_px
-        out = np.zeros(frame_shape(height, width, info.pixel_format), np.uint8)
+        out = FrameBuffer.allocate(height, width, info.pixel_format)
         source.retrieve(out)
-    return out, height, width
+    return out.require_host(), height, width
 
 
 def luma(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.int16]:
@@ -187,13 +187,13 @@ class Recorder:
         self.arrived_ns: list[int] = []  # monotonic, of each meta
         self.dropped: list[DropReason] = []
         self.pixel_format: PixelFormat = "bgr"
-        self._buffer = np.zeros(0, np.uint8)
+        self._buffer = FrameBuffer.allocate(2, 2, "bgr")
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
-        self._buffer = np.zeros(frame_shape(height_px, width_px, pixel_format), np.uint8)
+        self._buffer = FrameBuffer.allocate(height_px, width_px, pixel_format)
         self.pixel_format = pixel_format
 
-    def write_buffer(self, timeout_s: float) -> NDArray[np.uint8] | None:
+    def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
         return self._buffer
 
     def commit(self, meta: FrameMeta) -> None:

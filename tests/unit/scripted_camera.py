@@ -6,12 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vision.capture.source import Grab, StreamInfo
 from vision.errors import Closed, SizeChanged, SourceError
-from vision.types import ClockSource, DropReason, FrameMeta, PixelFormat, YuvEncoding, frame_shape
+from vision.types import ClockSource, DropReason, FrameBuffer, FrameMeta, PixelFormat, YuvEncoding, frame_shape
 
 SECOND = 1_000_000_000
 
@@ -143,14 +140,15 @@ class ScriptedSource:
         pts_ns = None if frame.pts_s is None else round(frame.pts_s * SECOND)
         return Grab(self._clock(), self._clock() + 5, frame.clock, pts_ns, frame.corrupt, frame.yuv)
 
-    def retrieve(self, out: NDArray[np.uint8]) -> None:
+    def retrieve(self, out: FrameBuffer) -> None:
         assert self._frame is not None
         assert not self._frame.corrupt, "a damaged frame is not worth its pixels"
         if self._frame.error is not None:
             raise self._frame.error
-        if out.shape != frame_shape(*self._size, self._script.pixel_format):
+        pixels = out.require_host()
+        if pixels.shape != frame_shape(*self._size, self._script.pixel_format):
             raise SizeChanged(*self._size)
-        out.fill(self._shade)
+        pixels.fill(self._shade)
 
     def interrupt(self) -> None:
         self._steps.clear()
@@ -175,13 +173,13 @@ class RecordingSink:
     drops: list[DropReason] = field(default_factory=list)
     flushes: list[DropReason] = field(default_factory=list)
     ended: int = 0
-    _buffer: NDArray[np.uint8] | None = None
+    _buffer: FrameBuffer | None = None
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
-        self._buffer = np.zeros(frame_shape(height_px, width_px, pixel_format), np.uint8)
+        self._buffer = FrameBuffer.allocate(height_px, width_px, pixel_format)
         self.layouts.append((height_px, width_px, pixel_format))
 
-    def write_buffer(self, timeout_s: float) -> NDArray[np.uint8] | None:
+    def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
         assert timeout_s > 0
         if self.closed:
             raise Closed("closed by the test")
@@ -194,7 +192,7 @@ class RecordingSink:
     def commit(self, meta: FrameMeta) -> None:
         assert self._buffer is not None
         self.metas.append(meta)
-        self.shades.append(int(self._buffer.flat[0]))
+        self.shades.append(int(self._buffer.require_host().flat[0]))
 
     def drop(self, reason: DropReason) -> None:
         self.drops.append(reason)

@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vision.detect.detector import DetectorSpec
 from vision.errors import Closed
-from vision.types import Detections, Frame, PixelFormat, frame_shape
+from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
 
 class StubDetector:
@@ -47,8 +46,8 @@ class StubDetector:
         frames = self.frames - self._first_frames
         return self.busy_ns / 1e6 / frames if frames else 0.0
 
-    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
-        return np.empty(frame_shape(height_px, width_px, pixel_format), np.uint8)
+    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
+        return FrameBuffer.allocate(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
         self._refuse_if_closed()

@@ -21,7 +21,7 @@ from vision.capture.source import Source, StreamInfo
 from vision.config import CameraConfig
 from vision.config.source_address import RECORDED, File, Folder, Synthetic
 from vision.errors import EndOfStream, SizeChanged, SourceError
-from vision.types import PixelFormat, frame_shape
+from vision.types import FrameBuffer, PixelFormat, frame_shape
 
 ASSUMED_WIDTH_PX: Final = 1920
 ASSUMED_HEIGHT_PX: Final = 1080
@@ -205,8 +205,8 @@ def _read(source: Source, info: StreamInfo, opened_ns: int, timeout_s: float, li
         limits: frames and seconds, at most.
     """
     most, most_s = limits
-    shape = frame_shape(info.height_px, info.width_px, info.pixel_format)
-    buffers = [np.empty(shape, np.uint8) for _ in range(_WARM_FRAMES)]
+    size = (info.height_px, info.width_px)
+    buffers = [FrameBuffer.allocate(*size, info.pixel_format) for _ in range(_WARM_FRAMES)]
     frames, grab_ns, retrieve_ns, open_ns = -_WARM_FRAMES, 0, 0, 0
     begin, cpu_ns = time.monotonic(), time.process_time_ns()
     while frames < most and time.monotonic() - begin < most_s:
@@ -224,8 +224,8 @@ def _read(source: Source, info: StreamInfo, opened_ns: int, timeout_s: float, li
         try:
             source.retrieve(buffers[frames % _WARM_FRAMES])
         except SizeChanged as change:
-            shape = frame_shape(change.height_px, change.width_px, info.pixel_format)
-            buffers = [np.empty(shape, np.uint8) for _ in range(_WARM_FRAMES)]
+            size = (change.height_px, change.width_px)
+            buffers = [FrameBuffer.allocate(*size, info.pixel_format) for _ in range(_WARM_FRAMES)]
             continue
         grab_ns += grabbed_ns - started_ns
         retrieve_ns += time.thread_time_ns() - grabbed_ns

@@ -78,9 +78,9 @@ def make_batches(
     for index in range(slots * batch):
         image = images[index % len(images)]
         height_px, width_px = size_of(image, pixel_format)
-        pixels = detector.frame_buffer(height_px, width_px, pixel_format)
-        pixels[...] = image
-        frames.append(Frame(FrameMeta("bench", index, 0, 0, 0, width_px, height_px), pixels, pixel_format))
+        buffer = detector.frame_buffer(height_px, width_px, pixel_format)
+        buffer.require_host()[...] = image
+        frames.append(Frame(FrameMeta("bench", index, 0, 0, 0, width_px, height_px), buffer))
     return [frames[slot * batch : (slot + 1) * batch] for slot in range(slots)]
 
 

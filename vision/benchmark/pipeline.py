@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vision.benchmark.canned import StubDetector
 from vision.benchmark.conditions import CpuMeter, CpuUse, ThisSystem
@@ -29,7 +28,7 @@ from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_publisher
 from vision.runtime.sink import Sink
 from vision.runtime.status import Report
-from vision.types import Detections, Frame, PixelFormat, Result
+from vision.types import Detections, Frame, FrameBuffer, PixelFormat, Result
 
 _WARM_PART: Final = 0.25  # of a run, before it counts: connections, first batches, what the batcher learns
 _WAIT_S: Final = 60.0
@@ -180,7 +179,7 @@ class NonClosingDetector:
         self._frames = images
         self.spec = replace(detector.spec, max_batch=min(max_batch, detector.spec.max_batch))
 
-    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
+    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         return self._detector.frame_buffer(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:

@@ -15,7 +15,7 @@ from vision.capture.open import open_source
 from vision.capture.source import Grab, Source, StreamInfo
 from vision.config import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
-from vision.types import frame_shape
+from vision.types import FrameBuffer, frame_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ def _next(source: Source, timeout_s: float) -> Grab | None:
 
 def _retrieve(source: Source, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     try:
-        source.retrieve(pixels)
+        source.retrieve(FrameBuffer.wrap(pixels, "bgr"))
     except SizeChanged as changed:
         pixels = np.empty(frame_shape(changed.height_px, changed.width_px, "bgr"), np.uint8)
-        source.retrieve(pixels)
+        source.retrieve(FrameBuffer.wrap(pixels, "bgr"))
     return pixels

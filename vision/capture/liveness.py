@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.types import OffHost
+from vision.types import FrameBuffer
 
 _WINDOW: Final = 32  # arrivals that the cadence is taken from
 _FEW: Final = 5  # intervals; with fewer, the cadence is not known: a source may open with a burst of old frames
@@ -101,12 +101,12 @@ class FrozenFrameDetector:
         """A new connection: both times start again; the frame that was seen last is remembered."""
         self._frame_since_ns = self._pts_since_ns = self._pts_ns = None
 
-    def see(self, pixels: NDArray[np.uint8], pts_ns: int | None, now_ns: int) -> str:
-        """Look at a frame (any shape, uint8; C-contiguous, or on the GPU).
+    def see(self, buffer: FrameBuffer, pts_ns: int | None, now_ns: int) -> str:
+        """Look at the frame in `buffer`.
 
         Returns why the camera counts as frozen, or ``""``.
         """
-        if self._same_rows(pixels):
+        if self._same_rows(buffer):
             self._frame_since_ns = now_ns if self._frame_since_ns is None else self._frame_since_ns
         else:
             self._frame_since_ns = now_ns
@@ -120,8 +120,8 @@ class FrozenFrameDetector:
             return f"the stream's time has not moved for {(now_ns - self._pts_since_ns) / 1e9:.1f} s"
         return ""
 
-    def _same_rows(self, pixels: NDArray[np.uint8]) -> bool:
-        rows = _sample(pixels)
+    def _same_rows(self, buffer: FrameBuffer) -> bool:
+        rows = _sample(buffer)
         if self._rows is None or self._rows.shape != rows.shape:
             self._rows = rows.copy()
             return False
@@ -131,13 +131,10 @@ class FrozenFrameDetector:
         return False
 
 
-def _sample(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Some rows of a frame; of one that lies on the GPU, these alone cross the bus."""
-    step = max(1, pixels.shape[0] // _SAMPLED_ROWS)
-    image: object = pixels
-    if isinstance(image, OffHost):
-        return image.rows_to_host(step // 2, step)
-    return pixels.reshape(pixels.shape[0], -1)[step // 2 :: step]
+def _sample(buffer: FrameBuffer) -> NDArray[np.uint8]:
+    """Return some rows of a frame. Only these are copied from a frame on the GPU."""
+    step = max(1, buffer.shape[0] // _SAMPLED_ROWS)
+    return buffer.read_rows(step // 2, step)
 
 
 @dataclass(slots=True)

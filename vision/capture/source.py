@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vision.types import ClockSource, DropReason, FrameMeta, PixelFormat, YuvEncoding
+from vision.types import ClockSource, DropReason, FrameBuffer, FrameMeta, PixelFormat, YuvEncoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +57,13 @@ class Source(Protocol):
             SourceError: the connection or the decoder failed.
         """
 
-    def retrieve(self, out: NDArray[np.uint8]) -> None:
-        """Write the frame last grabbed into `out` (shape of `vision.types.frame_shape`).
+    def retrieve(self, out: FrameBuffer) -> None:
+        """Write the frame last grabbed into `out`: into its GPU memory if it has no host memory.
 
         Raises:
             SizeChanged: the frame has another size; call again with a buffer of that size.
             SourceError: the frame could not be decoded.
+            ValueError: `out` has no host memory, and this source writes to no other.
         """
 
     def interrupt(self) -> None:
@@ -88,7 +86,7 @@ class FrameSink(Protocol):
             OutOfMemory, MemoryError: no memory for them; there are none until the next call.
         """
 
-    def write_buffer(self, timeout_s: float) -> NDArray[np.uint8] | None:
+    def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
         """The buffer to write the next frame into; None if the reader kept a lossless writer waiting too long.
 
         Raises:

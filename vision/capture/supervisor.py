@@ -21,14 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vision.capture.liveness import Backoff, FrameRateEstimator, FrozenFrameDetector, StallTimeouts
 from vision.capture.source import FrameSink, Grab, Source, StreamInfo
 from vision.errors import Closed, DeviceError, EndOfStream, OutOfMemory, SizeChanged, SourceError, redact
 from vision.metrics import span
-from vision.types import ClockSource, DropReason, FrameMeta
+from vision.types import ClockSource, DropReason, FrameBuffer, FrameMeta
 
 log = logging.getLogger(__name__)
 
@@ -291,17 +288,17 @@ class CameraSupervisor:
             self._sink.drop(DropReason.CORRUPT)
             return
         try:
-            pixels = self._retrieve(source)
+            buffer = self._retrieve(source)
         except SourceError:
             self._sink.drop(DropReason.CORRUPT)
             raise
         except BaseException:  # the sink was closed or failed
             self._sink.drop(DropReason.STOPPED)
             raise
-        if pixels is None:
+        if buffer is None:
             self._sink.drop(DropReason.STOPPED)
             return
-        frozen = self._watch.see(pixels, grab.pts_ns, now_ns) if self._watch is not None and self._live else ""
+        frozen = self._watch.see(buffer, grab.pts_ns, now_ns) if self._watch is not None and self._live else ""
         if self._stuck:
             self._sink.drop(DropReason.STALE)
         else:
@@ -311,7 +308,7 @@ class CameraSupervisor:
                 frozen, hint="restart the camera; where its frame may stand still: `frozen_after_s: null`"
             )
 
-    def _retrieve(self, source: Source) -> NDArray[np.uint8] | None:
+    def _retrieve(self, source: Source) -> FrameBuffer | None:
         """The frame, in a buffer of the sink. None: stopping."""
         for again in (False, True):
             buffer = self._buffer()
@@ -328,7 +325,7 @@ class CameraSupervisor:
                 return buffer
         raise AssertionError("unreachable")
 
-    def _buffer(self) -> NDArray[np.uint8] | None:
+    def _buffer(self) -> FrameBuffer | None:
         """A buffer of the sink; a lossless one makes the camera wait for its reader. None: stopping."""
         while not self._stopping.is_set():
             buffer = self._sink.write_buffer(self._policy.slice_s)

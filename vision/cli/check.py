@@ -9,7 +9,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -17,7 +16,7 @@ from vision.capture.open import open_source
 from vision.capture.source import Grab, Source, StreamInfo
 from vision.config import CameraConfig
 from vision.errors import SizeChanged, SourceError
-from vision.types import PixelFormat, frame_shape
+from vision.types import FrameBuffer, PixelFormat
 
 _Look = TypeVar("_Look")
 
@@ -77,9 +76,8 @@ def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> Grab:
     grab = source.grab(timeout_s)
     if grab is None:
         raise SourceError(f"it opened, but gave no frame within {timeout_s:g} s")
-    shape = frame_shape(info.height_px, info.width_px, info.pixel_format)
     with suppress(SizeChanged):  # a frame of any size shows that the camera works
-        source.retrieve(np.empty(shape, np.uint8))
+        source.retrieve(FrameBuffer.allocate(info.height_px, info.width_px, info.pixel_format))
     return grab
 
 

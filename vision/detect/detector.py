@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vision.types import Detections, Frame, PixelFormat
+from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
 SLOTS_CPU: Final = 3
 """Two batches computed at once, and one that waits: 5 % more frames/s on two busy cores than without it."""
@@ -71,8 +68,8 @@ class Detector(Protocol):
     def spec(self) -> DetectorSpec:
         """Fixed properties: the same object for the life of the detector."""
 
-    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
-        """A buffer for one frame, page-locked where that helps. The view keeps its memory alive.
+    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
+        """Return a buffer for one frame, page-locked where that helps.
 
         Raises:
             ValueError: the size is not possible in this format.
@@ -123,10 +120,10 @@ class ReportsMemory(Protocol):
 class ReadsDevice(Protocol):
     """A detector that also takes frames which lie on its device already."""
 
-    def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
-        """A buffer there for one frame (`vision.gpu.device_image.DeviceImage`). The view keeps its memory alive.
+    def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
+        """Return a buffer for one frame in GPU memory only.
 
         Raises:
-            ValueError: the size is not possible in this format.
-            OutOfMemory: what was asked for, and what is free.
+            ValueError: the format does not allow this size.
+            OutOfMemory: with the size that was asked for and the free memory.
         """

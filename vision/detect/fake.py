@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vision.detect.detector import DetectorSpec
 from vision.errors import Closed, DeviceError
 from vision.test_pattern import FAKE_CLASSES, FAKE_COLORS
-from vision.types import Detections, Frame, PixelFormat, frame_shape
+from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
 _SATURATION = 128  # of 255: far from grey, and still there after video has been encoded and decoded
 
@@ -65,8 +65,8 @@ class FakeDetector:
         self._submitted = 0
         self._closed = False
 
-    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
-        return np.empty(frame_shape(height_px, width_px, pixel_format), np.uint8)
+    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
+        return FrameBuffer.allocate(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
         self._refuse_if_closed()

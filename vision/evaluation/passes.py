@@ -17,7 +17,6 @@ from statistics import median
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vision.capture.frame_reader import read_frames
 from vision.capture.synthetic.source import SyntheticSpec
@@ -30,7 +29,7 @@ from vision.evaluation.mot import Boxes
 from vision.pipelines import Build
 from vision.runtime.builder import RunOptions
 from vision.runtime.status import Report
-from vision.types import Detections, Event, Frame, FrameMeta, PixelFormat, Result, Tracks
+from vision.types import Detections, Event, Frame, FrameBuffer, FrameMeta, PixelFormat, Result, Tracks
 
 LOWEST_SCORE: Final = 0.05
 
@@ -213,7 +212,7 @@ class _RecordingDetector:
         self._note = note
         self._submitted: dict[int, list[FrameMeta]] = {}
 
-    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
+    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         return self._detector.frame_buffer(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,28 +137,20 @@ class HostBuffer(Resource):
     camera's thread that still writes into its frame while the detector closes does no harm.
     """
 
-    def __init__(self, nbytes: int, purpose: str, *, when_freed: Callable[[], object] | None = None) -> None:
+    def __init__(self, nbytes: int, purpose: str) -> None:
         """
-        Args:
-            when_freed: called once the memory is gone, from whichever thread let go of it last, or could not be had:
-                it frees what is held for this memory alone.
-
         Raises:
-            OutOfMemory: what was asked for, and what is free.
+            OutOfMemory: with the size that was asked for and the free memory.
         """
         self.nbytes = max(nbytes, 1)
         flags = runtime.cudaHostAllocMapped | runtime.cudaHostAllocPortable
         status, pointer = runtime.cudaHostAlloc(self.nbytes, flags)
         if status != _SUCCESS:
-            try:
-                raise _refuse(status, self.nbytes, purpose, "page-locked")
-            finally:
-                if when_freed is not None:
-                    when_freed()
+            raise _refuse(status, self.nbytes, purpose, "page-locked")
         self.address = int(pointer)
         _ledger.add(host_bytes=self.nbytes)
         lender = _Lender(self.address, self.nbytes)
-        weakref.finalize(lender, _free_host, self.address, self.nbytes, when_freed).atexit = False
+        weakref.finalize(lender, _free_host, self.address, self.nbytes).atexit = False
         self._bytes: NDArray[np.uint8] | None = np.asarray(lender)
         self.device_address = int(
             check(runtime.cudaHostGetDevicePointer(self.address, 0), "mapping page-locked memory")
@@ -189,13 +180,17 @@ def abandon() -> None:
     _abandoned.set()
 
 
-def _free_host(address: int, nbytes: int, when_freed: Callable[[], object] | None) -> None:
+def free_unless_abandoned(buffer: Resource) -> None:
+    """Close a buffer whose last user is gone."""
+    if not _abandoned.is_set():
+        buffer.close()
+
+
+def _free_host(address: int, nbytes: int) -> None:
     if _abandoned.is_set():
         return
     _ledger.add(host_bytes=-nbytes, calls=0)
     released(runtime.cudaFreeHost(address), "page-locked memory")
-    if when_freed is not None:
-        when_freed()
 
 
 def queue_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:

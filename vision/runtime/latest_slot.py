@@ -15,13 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vision.errors import Closed
-from vision.types import DropReason, Frame, FrameMeta, PixelFormat, frame_shape
+from vision.types import DropReason, Frame, FrameBuffer, FrameMeta, PixelFormat, frame_shape
 
-Allocate = Callable[[int, int, PixelFormat], NDArray[np.uint8]]
+Allocate = Callable[[int, int, PixelFormat], FrameBuffer]
 Clock = Callable[[], int]
 
 EXTRA_BUFFERS: Final = 2
@@ -41,20 +38,20 @@ class SlotCounts:
 class Lease:
     """A frame that the reader may use until `release`, with the drops since the camera's previous lease."""
 
-    __slots__ = ("_pixels", "_slot", "dropped_before", "frame", "taken_ns")
+    __slots__ = ("_buffer", "_slot", "dropped_before", "frame", "taken_ns")
 
     def __init__(self, slot: LatestSlot, frame: Frame, dropped_before: Mapping[str, int], taken_ns: int) -> None:
         self.frame = frame
         self.dropped_before = dropped_before
         self.taken_ns = taken_ns
-        self._pixels: NDArray[np.uint8] | None = frame.pixels
+        self._buffer: FrameBuffer | None = frame.buffer
         self._slot = slot
 
     def release(self) -> None:
         """Release the buffer to the camera. Idempotent."""
-        pixels, self._pixels = self._pixels, None
-        if pixels is not None:
-            self._slot.release(pixels)
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            self._slot.release(buffer)
 
     @property
     def changed(self) -> threading.Condition:
@@ -75,13 +72,13 @@ class _Buffers:
     """The frame buffers of one slot, all of one layout. Leases may hold buffers of an earlier layout too."""
 
     layout: tuple[int, int, PixelFormat] | None = None
-    all: list[NDArray[np.uint8]] = field(default_factory=list)
-    free: list[NDArray[np.uint8]] = field(default_factory=list)
-    writing: NDArray[np.uint8] | None = None
+    all: list[FrameBuffer] = field(default_factory=list)
+    free: list[FrameBuffer] = field(default_factory=list)
+    writing: FrameBuffer | None = None
 
-    def release(self, pixels: NDArray[np.uint8]) -> None:
-        if any(pixels is buffer for buffer in self.all):
-            self.free.append(pixels)
+    def release(self, buffer: FrameBuffer) -> None:
+        if any(buffer is own for own in self.all):
+            self.free.append(buffer)
 
 
 @dataclass(slots=True)
@@ -193,7 +190,7 @@ class LatestSlot:
             old, self._buffers = self._buffers, buffers
         del old  # not while the lock is held: freeing memory that the GPU reads waits for the GPU
 
-    def write_buffer(self, timeout_s: float) -> NDArray[np.uint8] | None:
+    def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
         """Return the buffer for the next frame; the same one again until it is committed.
 
         Returns:
@@ -224,12 +221,12 @@ class LatestSlot:
     def commit(self, meta: FrameMeta) -> None:
         """Make the buffer from `write_buffer` the newest frame. It holds the whole frame that `meta` describes."""
         with self.changed:
-            pixels, self._buffers.writing = self._buffers.writing, None
-            if pixels is None or self._buffers.layout is None:
+            buffer, self._buffers.writing = self._buffers.writing, None
+            if buffer is None or self._buffers.layout is None:
                 raise ValueError(f"camera {self.camera_id}: commit without a write_buffer before it")
             self._counters.grabbed += 1
             self._drop_waiting(self._overwrite_reason())
-            self._waiting = Frame(meta, pixels, self._buffers.layout[2])
+            self._waiting = Frame(meta, buffer)
             if self._closed:
                 self._drop_waiting(DropReason.STOPPED)
             self.changed.notify_all()
@@ -308,11 +305,11 @@ class LatestSlot:
         """Time at which a frame of this camera was last taken; -1 before the first."""
         return self._rate.served_ns
 
-    def release(self, pixels: NDArray[np.uint8]) -> None:
+    def release(self, buffer: FrameBuffer) -> None:
         """Take a leased buffer back. One of an earlier `configure` is freed with its lease."""
         with self.changed:
             self._leased -= 1
-            self._buffers.release(pixels)
+            self._buffers.release(buffer)
             self.changed.notify_all()
 
     def _drop_waiting(self, reason: DropReason) -> None:
@@ -320,7 +317,7 @@ class LatestSlot:
         if frame is None:
             return
         self._counters.drop(reason)
-        self._buffers.free.append(frame.pixels)  # no frame waits across a `configure`
+        self._buffers.free.append(frame.buffer)  # no frame waits across a `configure`
         self.changed.notify_all()
 
     def _overwrite_reason(self) -> DropReason:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from vision.config.cascade import CascadeConfig
 from vision.config.wording import did_you_mean
 from vision.errors import ConfigError, DeviceError
-from vision.types import Attribute, Frame, FrameMeta, Result, Tracks, on_host
+from vision.types import Attribute, Frame, FrameMeta, Result, Tracks
 
 log = logging.getLogger(__name__)
 
@@ -154,9 +154,7 @@ class CascadeStage:
         if not isinstance(tracks, Tracks):
             raise TypeError(f"expected tracks to look at, got {type(tracks).__name__}: is a TrackStage before?")
         objects = self._objects(tracks, result.meta)
-        if due := list(self._due(tracks, objects, result.meta)):
-            frame = on_host(frame)
-        for known, box in due:
+        for known, box in list(self._due(tracks, objects, result.meta)):
             self._cut(frame, box, known)
         if self._lossless:
             with self._progress:

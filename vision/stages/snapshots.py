@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.errors import ConfigError, VisionError
-from vision.types import Frame, FrameMeta, Result, on_host
+from vision.types import Frame, FrameMeta, Result
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +40,13 @@ class _Shot:
     frame: Frame | None = None
 
     def copy(self, frame: Frame) -> None:
-        frame = on_host(frame)
-        size = frame.pixels.size
+        source = frame.pixels
+        size = source.size
         if size > len(self.memory):
             self.memory = np.empty(size, np.uint8)
-        pixels = self.memory[:size].reshape(frame.pixels.shape)
-        np.copyto(pixels, frame.pixels)
-        self.frame = Frame(frame.meta, pixels, frame.pixel_format)
+        pixels = self.memory[:size].reshape(source.shape)
+        np.copyto(pixels, source)
+        self.frame = Frame.wrap(frame.meta, pixels, frame.pixel_format)
 
 
 class SnapshotStage:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.frame_buffers import wrap
 from vision.capture.ffmpeg.frames import FrameWriter, choose_format, encoding_of
 from vision.capture.ffmpeg.h264 import FrameGapFinder
 from vision.capture.ffmpeg.source import PyAVSource
@@ -27,7 +28,7 @@ from vision.detect.reference.yuv import FRACTION_BITS, yuv_coefficients
 from vision.errors import SizeChanged, SourceError
 from vision.runtime.batcher import Batcher
 from vision.runtime.latest_slot import LatestSlot
-from vision.types import FrameMeta, PixelFormat, YuvEncoding, frame_shape
+from vision.types import FrameBuffer, FrameMeta, PixelFormat, YuvEncoding, frame_shape
 
 GOP = 10
 WIDTH_PX, HEIGHT_PX = 128, 96
@@ -276,7 +277,7 @@ def test_nothing_comes_before_the_first_key_frame() -> None:
 
 def retrieved(source: PyAVSource, info: StreamInfo, height_px: int, width_px: int) -> NDArray[np.uint8]:
     out = np.zeros(frame_shape(height_px, width_px, info.pixel_format), np.uint8)
-    source.retrieve(out)
+    source.retrieve(wrap(out))
     return out
 
 
@@ -327,7 +328,7 @@ def test_each_frame_tells_its_encoding(changes: Sequence[Change]) -> None:
 
 def test_the_reader_gets_each_frame_with_its_encoding() -> None:
     """A new size is a new epoch, a new encoding is none."""
-    slot = LatestSlot("gate", lambda h, w, f: np.zeros(frame_shape(h, w, f), np.uint8), lossless=True)
+    slot = LatestSlot("gate", FrameBuffer.allocate, lossless=True)
     batcher = Batcher([slot], 1)
     metas: list[FrameMeta] = []
     with served(*changing(SAID)) as address:

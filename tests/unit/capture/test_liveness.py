@@ -7,8 +7,9 @@ import random
 import numpy as np
 import pytest
 
-from tests.off_host import Elsewhere
+from tests.frame_buffers import on_device, wrap
 from vision.capture.liveness import Backoff, FrameRateEstimator, FrozenFrameDetector, StallTimeouts
+from vision.types import FrameBuffer
 
 SECOND = 1_000_000_000
 
@@ -76,8 +77,8 @@ def test_silence_limits(interval_s: float | None, read_timeout_s: float, frozen_
     assert StallTimeouts.of(interval_s, read_timeout_s) == StallTimeouts(frozen_s, lost_s)
 
 
-def frame(shade: int, height_px: int = 100, width_px: int = 80) -> np.ndarray:
-    return np.full((height_px, width_px, 3), shade, np.uint8)
+def frame(shade: int, height_px: int = 100, width_px: int = 80) -> FrameBuffer:
+    return wrap(np.full((height_px, width_px, 3), shade, np.uint8))
 
 
 def test_a_frame_that_stands_still_is_frozen_and_stuck_until_another_comes() -> None:
@@ -107,23 +108,23 @@ def test_a_clock_in_the_frame_is_seen_wherever_it_stands(height_px: int, text_px
         watch = FrozenFrameDetector(1.0)
         watch.see(frame(50, height_px, 16), None, 0)
         changed = frame(50, height_px, 16)
-        changed[top : top + text_px, 4:12] = 255
+        changed.require_host()[top : top + text_px, 4:12] = 255
         assert watch.see(changed, None, 5 * SECOND) == "", f"text at row {top}"
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 1, 4), (3, 2), (864, 768)])
 def test_every_shape_is_watched(shape: tuple[int, ...]) -> None:
     watch = FrozenFrameDetector(1.0)
-    pixels = np.zeros(shape, np.uint8)
-    assert watch.see(pixels, None, 0) == ""
-    assert watch.see(pixels, None, SECOND) != ""
+    buffer = wrap(np.zeros(shape, np.uint8))
+    assert watch.see(buffer, None, 0) == ""
+    assert watch.see(buffer, None, SECOND) != ""
 
 
-def test_a_frame_that_lies_elsewhere_is_looked_at_there() -> None:
+def test_frame_in_gpu_memory_is_watched() -> None:
     watch = FrozenFrameDetector(1.0)
-    assert watch.see(Elsewhere.of(frame(1)), None, 0) == ""
-    assert watch.see(Elsewhere.of(frame(2)), None, 5 * SECOND) == ""
-    assert "has not changed" in watch.see(Elsewhere.of(frame(2)), None, 6 * SECOND)
+    assert watch.see(on_device(frame(1)), None, 0) == ""
+    assert watch.see(on_device(frame(2)), None, 5 * SECOND) == ""
+    assert "has not changed" in watch.see(on_device(frame(2)), None, 6 * SECOND)
 
 
 def test_another_size_is_another_frame() -> None:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.frame_buffers import wrap
 from tests.unit.scripted_camera import SECOND, ManualClock
 from vision.capture.opencv.images import SUFFIXES, ImageFolder, natural_key
 from vision.errors import EndOfStream, SizeChanged, SourceError
@@ -29,7 +30,7 @@ def shades(source: ImageFolder, count: int) -> list[int]:
     for _ in range(count):
         assert source.grab(10.0) is not None
         pixels = np.zeros((20, 30, 3), np.uint8)
-        source.retrieve(pixels)
+        source.retrieve(wrap(pixels))
         seen.append(int(pixels[0, 0, 0]))
     return seen
 
@@ -123,10 +124,10 @@ def test_sizes_may_differ(tmp_path: Path) -> None:
     shades(source, 1)
     source.grab(1)
     with pytest.raises(SizeChanged) as change:
-        source.retrieve(np.zeros((20, 30, 3), np.uint8))
+        source.retrieve(wrap(np.zeros((20, 30, 3), np.uint8)))
     assert (change.value.height_px, change.value.width_px) == (11, 7)
     pixels = np.zeros((11, 7, 3), np.uint8)
-    source.retrieve(pixels)
+    source.retrieve(wrap(pixels))
     assert np.all(pixels == 2)
 
 
@@ -153,5 +154,5 @@ def test_colours_without_transparency(tmp_path: Path) -> None:
     for expected in ((10, 20, 30), (50, 50, 50), (60, 60, 60)):
         assert source.grab(1) is not None
         pixels = np.zeros((20, 30, 3), np.uint8)
-        source.retrieve(pixels)
+        source.retrieve(wrap(pixels))
         assert tuple(pixels[0, 0]) == expected

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.frame_buffers import wrap
 from vision.capture.diagnosis import explain_open
 from vision.capture.opencv.ffmpeg_options import open_rtsp
 from vision.capture.opencv.reader import FrameReader, describe, position_ns, require_bgr
@@ -335,7 +336,7 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "use",
-    [lambda source: source.grab(0.1), lambda source: source.retrieve(frame(4, 6))],
+    [lambda source: source.grab(0.1), lambda source: source.retrieve(wrap(frame(4, 6)))],
     ids=["grab", "retrieve"],
 )
 def test_a_capture_that_is_not_open(use: Callable[[LiveCapture], object]) -> None:
@@ -366,10 +367,10 @@ def test_a_frame_of_another_size_that_nobody_took_is_not_the_next_one() -> None:
     assert source.open().width_px == 6
     assert source.grab(5) is not None
     with pytest.raises(SizeChanged):
-        source.retrieve(frame(4, 6))
+        source.retrieve(wrap(frame(4, 6)))
     assert source.grab(5) is not None
     out = frame(8, 10, 0)
-    source.retrieve(out)
+    source.retrieve(wrap(out))
     assert np.all(out == 2)
     with pytest.raises(SourceError, match="ended"):
         source.grab(5)
@@ -393,7 +394,7 @@ def test_a_grab_that_goes_on_is_not_begun_again() -> None:
     source.open()
     assert [source.grab(0.01) for _ in range(3)] == [None, None, None]
     with pytest.raises(SourceError, match="without a frame"):
-        source.retrieve(frame(4, 6))
+        source.retrieve(wrap(frame(4, 6)))
     capture.arrived.set()
     assert source.grab(10) is not None
     source.close()

@@ -34,7 +34,7 @@ from vision.capture.supervisor import CameraStatus, CameraSupervisor, Supervisor
 from vision.capture.synthetic.source import Synthetic, SyntheticSpec
 from vision.errors import Closed, DeviceError, EndOfStream, OutOfMemory, SourceError
 from vision.runtime.latest_slot import LatestSlot
-from vision.types import DropReason, PixelFormat, frame_shape
+from vision.types import DropReason, FrameBuffer, PixelFormat
 
 LIVE = SupervisorPolicy()
 FINITE = SupervisorPolicy(finite=True)
@@ -572,7 +572,7 @@ def test_a_size_that_the_format_cannot_have_is_a_reconnection() -> None:
 
 def test_a_source_that_changes_its_mind_in_one_frame_is_lost() -> None:
     class Fickle(ScriptedSource):
-        def retrieve(self, out: np.ndarray) -> None:
+        def retrieve(self, out: FrameBuffer) -> None:
             self._size = (self._size[0] + 2, self._size[1])
             super().retrieve(out)
 
@@ -600,11 +600,11 @@ class SmallMemory:
     error: type[Exception]
     live: list[weakref.ref[np.ndarray]] = field(default_factory=list)
 
-    def __call__(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> np.ndarray:
+    def __call__(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         if (height_px, width_px) == LARGE and self.count(LARGE) == 2:
             raise self.error("a camera's frame: 14.1 MiB were asked for; 3.2 MiB are free")
-        buffer: np.ndarray = np.empty(frame_shape(height_px, width_px, pixel_format), np.uint8)
-        self.live.append(weakref.ref(buffer))
+        buffer = FrameBuffer.allocate(height_px, width_px, pixel_format)
+        self.live.append(weakref.ref(buffer.require_host()))
         return buffer
 
     def count(self, size: tuple[int, int] | None = None) -> int:
@@ -737,14 +737,14 @@ def test_every_grabbed_frame_is_committed_or_dropped_with_a_reason(
 ) -> None:
     """Whatever a camera does, and whenever the reader takes a frame or closes the slot."""
     clock = ManualClock()
-    slot = LatestSlot("gate", lambda h, w, f: np.zeros(frame_shape(h, w, f), np.uint8), lossless=lossless, clock=clock)
+    slot = LatestSlot("gate", FrameBuffer.allocate, lossless=lossless, clock=clock)
 
     class Reading(Shim):
         """Takes each second frame; closes after a while."""
 
         calls = 0
 
-        def write_buffer(self, timeout_s: float) -> np.ndarray | None:
+        def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
             self.calls += 1
             if self.calls > reads_until_closed:
                 slot.close()
@@ -777,13 +777,13 @@ class Shim:
         self.end = sink.end
         self._write_buffer = sink.write_buffer
 
-    def write_buffer(self, timeout_s: float) -> np.ndarray | None:
+    def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
         return self._write_buffer(timeout_s)
 
 
 def test_every_fault_of_the_synthetic_source_in_real_time() -> None:
     """The shipped fake through the real thread: freeze, size change, damage, failure, end."""
-    slot = LatestSlot("gate", lambda h, w, f: np.zeros(frame_shape(h, w, f), np.uint8))
+    slot = LatestSlot("gate", FrameBuffer.allocate)
     spec = SyntheticSpec.parse("synthetic:64x48@200?frames=60&resize=20:32x64&corrupt=30:40&fail=50")
     policy = SupervisorPolicy(finite=True, first_retry_s=0.01, longest_retry_s=0.01)
     specs = iter([spec, SyntheticSpec.parse("synthetic:64x48@200?frames=10")])
@@ -802,7 +802,7 @@ def test_every_fault_of_the_synthetic_source_in_real_time() -> None:
 
 def test_one_hanging_camera_disturbs_no_other() -> None:
     def run(source: str) -> tuple[CameraSupervisor, threading.Thread]:
-        slot = LatestSlot("gate", lambda h, w, f: np.zeros(frame_shape(h, w, f), np.uint8))
+        slot = LatestSlot("gate", FrameBuffer.allocate)
         spec = SyntheticSpec.parse(source)
         supervisor = CameraSupervisor("gate", lambda: Synthetic(spec), slot, FINITE)
         thread = threading.Thread(target=supervisor.run, daemon=True)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.frame_buffers import wrap
 from tests.unit.scripted_camera import SECOND, ManualClock
 from vision.capture.source import Grab
 from vision.capture.synthetic.scene import Scene
@@ -41,7 +42,7 @@ def read(source: Synthetic, shape: tuple[int, ...]) -> tuple[Grab, NDArray[np.ui
     grab = source.grab(1.0)
     assert grab is not None
     pixels = np.full(shape, 99, np.uint8)
-    source.retrieve(pixels)
+    source.retrieve(wrap(pixels))
     return grab, pixels
 
 
@@ -210,10 +211,10 @@ def test_another_size() -> None:
         read(source, (48, 64, 3))
     assert source.grab(1) is not None
     with pytest.raises(SizeChanged) as change:
-        source.retrieve(np.zeros((48, 64, 3), np.uint8))
+        source.retrieve(wrap(np.zeros((48, 64, 3), np.uint8)))
     assert (change.value.height_px, change.value.width_px) == (80, 32)
     pixels = np.zeros((80, 32, 3), np.uint8)
-    source.retrieve(pixels)
+    source.retrieve(wrap(pixels))
     x1, y1, x2, y2 = source.truth(2)[0][0].astype(int)
     assert np.all(pixels[y1:y2, x1:x2] == FAKE_COLORS[source.truth(2)[1][0]])
 
@@ -224,7 +225,7 @@ def test_an_odd_size_is_announced_in_a_format_that_has_none() -> None:
     assert source.grab(1) is not None
     for shape in ((72, 64), (21, 33, 3)):
         with pytest.raises(SizeChanged):
-            source.retrieve(np.zeros(shape, np.uint8))
+            source.retrieve(wrap(np.zeros(shape, np.uint8)))
 
 
 def test_damage_failure_and_end() -> None:

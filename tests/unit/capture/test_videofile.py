@@ -22,6 +22,7 @@ import pytest
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from tests.frame_buffers import wrap
 from tests.paths import ROOT
 from tests.unit.scripted_camera import SECOND, ManualClock
 from vision.capture.ffmpeg.file import PyAVFile
@@ -98,7 +99,7 @@ def read(source: Source, info: StreamInfo) -> tuple[Grab, int]:
     grab = source.grab(100.0)
     assert grab is not None
     pixels = buffer_for(info)
-    source.retrieve(pixels)
+    source.retrieve(wrap(pixels))
     return grab, round(float(in_bgr(pixels, info).mean()) / 10)
 
 
@@ -199,7 +200,7 @@ def test_the_shipped_clip(play: Player, offline: bool) -> None:
         grab = source.grab(1.0)
         assert grab is not None
         times.append(grab.captured_ns)
-    source.retrieve(pixels)
+    source.retrieve(wrap(pixels))
     assert in_bgr(pixels, info).std() > 30
     assert (times[-1] - times[0]) / SECOND == pytest.approx(19.9)
     with pytest.raises(EndOfStream, match="after 200 frames"):
@@ -366,9 +367,9 @@ def test_a_new_size_in_the_middle_is_told(tmp_path: Path) -> None:
         assert read(source, info)[1] == 5
     assert source.grab(1.0) is not None
     with pytest.raises(SizeChanged, match="128x96"):
-        source.retrieve(buffer_for(info))
+        source.retrieve(wrap(buffer_for(info)))
     larger = np.zeros(frame_shape(96, 128, info.pixel_format), np.uint8)
-    source.retrieve(larger)
+    source.retrieve(wrap(larger))
     assert larger.any()
     source.close()
 
@@ -419,9 +420,9 @@ def test_frames_are_turned_as_the_file_says(play: Player, quarter_turns: int, tm
     assert (info.height_px, info.width_px) == wanted.shape[:2]
     assert source.grab(1.0) is not None
     with pytest.raises(SizeChanged, match=f"{info.width_px}x{info.height_px}"):
-        source.retrieve(np.zeros(frame_shape(64, 64, info.pixel_format), np.uint8))
+        source.retrieve(wrap(np.zeros(frame_shape(64, 64, info.pixel_format), np.uint8)))
     pixels = buffer_for(info)
-    source.retrieve(pixels)
+    source.retrieve(wrap(pixels))
     middles = np.ix_(*[[side // 4, 3 * side // 4] for side in wanted.shape[:2]])
     assert np.abs(in_bgr(pixels, info)[middles].astype(int) - wanted[middles]).max() < 12
     source.close()
@@ -437,7 +438,7 @@ def test_odd_sides(play: Player, tmp_path: Path) -> None:
     assert info.pixel_format in {"bgr", "bgrx"}
     assert source.grab(1.0) is not None
     pixels = buffer_for(info)
-    source.retrieve(pixels)
+    source.retrieve(wrap(pixels))
     np.testing.assert_array_equal(pixels[..., :3], image)
     source.close()
 

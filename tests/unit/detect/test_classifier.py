@@ -114,7 +114,7 @@ def test_a_crop_is_scaled_to_the_models_frame(tmp_path: Path, box: tuple[int, in
 def test_letterboxing_keeps_the_proportions(tmp_path: Path) -> None:
     pixels = np.zeros((100, 100, 3), np.uint8)
     pixels[:] = RED
-    frame = Frame(FrameMeta("a", 0, 0, 0, 0, 100, 100), pixels, "bgr")
+    frame = Frame.wrap(FrameMeta("a", 0, 0, 0, 0, 100, 100), pixels, "bgr")
     out = np.zeros((24, 16, 3), np.uint8)
     with opened(save(tmp_path, ("height: 24,", "height: 24, fit: letterbox, fill: 7,"))) as one:
         one.crop(frame, (0, 0, 100, 100), out)

@@ -15,7 +15,7 @@ from vision.types import Detections, Frame, FrameMeta
 
 def grey(width_px: int = 128, height_px: int = 64) -> Frame:
     meta = FrameMeta("cam", 0, 0, 0, 0, width_px, height_px)
-    return Frame(meta, np.full((height_px, width_px, 3), 90, np.uint8), "bgr")
+    return Frame.wrap(meta, np.full((height_px, width_px, 3), 90, np.uint8), "bgr")
 
 
 def detected(detector: Detector, *frames: Frame) -> list[Detections]:

@@ -68,7 +68,7 @@ def save_colours(folder: Path, **options: Any) -> Path:
 
 def grey(width_px: int = 128, height_px: int = 64) -> Frame:
     meta = FrameMeta("cam", 0, 0, 0, 0, width_px, height_px)
-    return Frame(meta, np.full((height_px, width_px, 3), 90, np.uint8), "bgr")
+    return Frame.wrap(meta, np.full((height_px, width_px, 3), 90, np.uint8), "bgr")
 
 
 def detected(detector: Detector, *frames: Frame) -> list[Detections]:

@@ -19,7 +19,7 @@ from vision.errors import Closed, OutOfMemory
 from vision.runtime.batcher import Batcher
 from vision.runtime.latest_slot import LatestSlot, Lease, release_together
 from vision.runtime.submit_scheduler import SubmitScheduler
-from vision.types import DropReason, FrameMeta, PixelFormat, frame_shape
+from vision.types import DropReason, FrameBuffer, FrameMeta, PixelFormat
 
 MS = 1_000_000
 
@@ -37,8 +37,7 @@ class ManualClock:
         self.now_ns += int(ms * MS)
 
 
-def allocate(height_px: int, width_px: int, pixel_format: PixelFormat) -> np.ndarray:
-    return np.zeros(frame_shape(height_px, width_px, pixel_format), np.uint8)
+allocate = FrameBuffer.allocate
 
 
 @dataclass
@@ -59,7 +58,7 @@ class Camera:
     def write(self) -> int:
         buffer = self.slot.write_buffer(0)
         assert buffer is not None
-        buffer[:] = self.index % 256
+        buffer.require_host()[:] = self.index % 256
         height, width = self.size
         meta = FrameMeta(self.slot.camera_id, self.index, 0, self.clock(), self.clock(), width, height)
         self.slot.commit(meta)
@@ -271,13 +270,12 @@ class Allocator:
     live: list[weakref.ref[np.ndarray]] = field(default_factory=list)
     when_freed: Callable[[], object] = lambda: None
 
-    def __call__(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> np.ndarray:
+    def __call__(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         if self.count() == self.room:
             raise OutOfMemory("a frame: no room")
-        buffer = np.zeros(frame_shape(height_px, width_px, pixel_format), np.uint8).view(Tagged)
-        buffer.layout = (height_px, width_px, pixel_format)
-        weakref.finalize(buffer, self.when_freed).atexit = False
-        self.live.append(weakref.ref(buffer))
+        buffer = FrameBuffer.allocate(height_px, width_px, pixel_format)
+        weakref.finalize(buffer.require_host(), self.when_freed).atexit = False
+        self.live.append(weakref.ref(buffer.require_host()))
         return buffer
 
     def count(self) -> int:
@@ -285,15 +283,8 @@ class Allocator:
         return len(self.live)
 
 
-class Tagged(np.ndarray):
-    """A buffer that knows what it was made for."""
-
-    layout: tuple[int, int, PixelFormat]
-
-
-def layout_of(pixels: np.ndarray) -> tuple[int, int, PixelFormat]:
-    assert isinstance(pixels, Tagged)
-    return pixels.layout
+def layout_of(buffer: FrameBuffer) -> tuple[int, int, PixelFormat]:
+    return buffer.height_px, buffer.width_px, buffer.pixel_format
 
 
 def test_a_new_format_of_the_same_shape_gets_buffers_of_its_own(clock: ManualClock) -> None:
@@ -314,7 +305,7 @@ def test_a_new_format_of_the_same_shape_gets_buffers_of_its_own(clock: ManualClo
         lease = camera.slot.take()
         assert lease is not None
         assert lease.frame.pixel_format == "i420"
-        assert layout_of(lease.frame.pixels) == (*camera.size, "i420")
+        assert layout_of(lease.frame.buffer) == (*camera.size, "i420")
         lease.release()
     check_accounts(camera.slot)
 
@@ -562,13 +553,13 @@ def test_every_frame_is_accounted_for(steps: list[str], lossless: bool, leases: 
             buffer = slot.write_buffer(0)
             if buffer is not None:
                 assert layout_of(buffer) == (*camera.size, pixel_format)
-                assert all(buffer is not lease.frame.pixels for lease in held)
+                assert all(buffer is not lease.frame.buffer for lease in held)
                 camera.write()
         elif step == "take" and len(held) < leases:
             lease = slot.take()
             if lease is not None:
                 meta = lease.frame.meta
-                assert layout_of(lease.frame.pixels) == (meta.height_px, meta.width_px, lease.frame.pixel_format)
+                assert layout_of(lease.frame.buffer) == (meta.height_px, meta.width_px, lease.frame.pixel_format)
                 held.append(lease)
                 reported += sum(lease.dropped_before.values())
         elif step == "release" and held:

@@ -339,7 +339,7 @@ def test_the_light_is_told_when_it_changes(tmp_path: Path) -> None:
     told = []
     for at, level in enumerate([100, 100, 10, 10, 200]):
         one = image(index=at, size=(64, 48))
-        frame = Frame(one.meta, np.full((48, 64, 3), level, np.uint8), "bgr")
+        frame = Frame.wrap(one.meta, np.full((48, 64, 3), level, np.uint8), "bgr")
         told += [(at, event.data) for event in stage.with_frame(one, frame).events]
     assert told == [(2, {"phase": "end", "level": 10.0}), (4, {"phase": "begin", "level": 200.0})]
 

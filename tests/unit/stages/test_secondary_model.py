@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.frame_buffers import frame_on_device
 from tests.messages.processes import wait_until
-from tests.off_host import Elsewhere
 from tests.unit.detect.test_classifier import save
 from tests.unit.runtime.test_pixel_stages import leased
 from tests.unit.runtime.test_runtime import Collector, check_accounts
@@ -98,7 +98,7 @@ def image(*things: Thing, time_s: float = 0, camera: str = "gate", epoch: int = 
         np.array([thing.track_id for thing in things], np.int64),
         np.zeros(count, np.int64),
     )
-    return Result(meta, tracks, Timing(at_ns)), Frame(meta, pixels, "bgr")
+    return Result(meta, tracks, Timing(at_ns)), Frame.wrap(meta, pixels, "bgr")
 
 
 def look(one: CascadeStage, *things: Thing, **where: Any) -> dict[int, list[str]]:
@@ -121,7 +121,7 @@ def test_each_object_gets_what_was_seen_of_it() -> None:
 def test_frames_on_the_gpu_are_copied() -> None:
     with stage(Grey()) as one:
         result, frame = image(Thing(1, level=200))
-        after = one.with_frame(result, replace(frame, pixels=Elsewhere.of(frame.pixels)))
+        after = one.with_frame(result, frame_on_device(frame))
     assert [found.class_name for found in after.attributes[1]] == ["light"]
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.frame_buffers import frame_on_device
 from tests.messages.processes import wait_until
-from tests.off_host import Elsewhere
 from tests.unit.state.test_event_journal import file_size_limit
 from vision.detect.reference.crops import JpegEncoder
 from vision.errors import ConfigError, VisionError
@@ -27,7 +26,7 @@ UTC_NS = 1_700_000_000_123_456_789
 
 def frame(index: int = 0, *, camera: str = "gate", level: int = 0, pixel_format: PixelFormat = "bgr") -> Frame:
     meta = FrameMeta(camera, index, 2, 10**9 * index, UTC_NS + 10**9 * index, 64, 48)
-    return Frame(meta, np.full(frame_shape(48, 64, pixel_format), level, np.uint8), pixel_format)
+    return Frame.wrap(meta, np.full(frame_shape(48, 64, pixel_format), level, np.uint8), pixel_format)
 
 
 def result(one: Frame, *kinds: str) -> Result:
@@ -198,6 +197,6 @@ def test_a_failure_of_the_encoder_is_no_silent_one(tmp_path: Path) -> None:
 def test_a_frame_on_the_gpu_is_copied(tmp_path: Path) -> None:
     shown = frame(level=200)
     with stage(tmp_path, encode=JpegEncoder().encode) as one:
-        after = one.with_frame(result(shown, "rule"), replace(shown, pixels=Elsewhere.of(shown.pixels)))
+        after = one.with_frame(result(shown, "rule"), frame_on_device(shown))
     image = np.asarray(cv2.imread(after.events[0].snapshot), int)
     assert np.abs(image - 200).max() <= 2

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
 from vision.capture.ffmpeg.frames import encoding_of
 from vision.capture.ffmpeg.packets import Damaged, Decoded, OpenDecoder, PacketDecoder, open_container
@@ -27,7 +25,7 @@ from vision.capture.ffmpeg.recording import Recording, require_file
 from vision.capture.pacing import FramePacer
 from vision.capture.source import Grab, StreamInfo
 from vision.errors import SourceError
-from vision.types import PixelFormat
+from vision.types import FrameBuffer, PixelFormat
 
 av.logging.set_level(None)  # FFmpeg's log calls into Python from threads of its own, which can lock up
 
@@ -101,7 +99,7 @@ class PyAVFile:
         assert self._decoded is not None
         return replace(self._playback.stamp(self._recording.media_ns), yuv=encoding_of(self._decoded.image))
 
-    def retrieve(self, out: NDArray[np.uint8]) -> None:
+    def retrieve(self, out: FrameBuffer) -> None:
         if self._pass is None or self._decoded is None or self._pending:
             raise SourceError(f"{self._path}: retrieve without a frame grabbed")
         self._pass.decoder.write(self._decoded.image, out)

@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
 from vision.capture.ffmpeg.frames import FrameWriter, choose_format, encoding_of
 from vision.capture.source import StreamInfo
 from vision.errors import SourceError
-from vision.types import PixelFormat
+from vision.types import FrameBuffer, PixelFormat
 
 
 class Damaged(Exception):
@@ -55,7 +53,7 @@ class PacketDecoder(Protocol):
             SourceError: the detector takes nothing that can be made of it.
         """
 
-    def write(self, image: Any, out: NDArray[np.uint8]) -> None:
+    def write(self, image: Any, out: FrameBuffer) -> None:
         """As `vision.capture.source.Source.retrieve`."""
 
     def close(self) -> None:
@@ -108,10 +106,10 @@ class FFmpegDecoder:
             yuv=encoding_of(image),
         )
 
-    def write(self, image: VideoFrame, out: NDArray[np.uint8]) -> None:
+    def write(self, image: VideoFrame, out: FrameBuffer) -> None:
         if self._writer is None:
             raise SourceError("a frame is to be written that was never described")
-        self._writer.write(image, out)
+        self._writer.write(image, out.require_host())
 
     def close(self) -> None:
         self._writer = None

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vision.capture.ffmpeg.packets import Damaged, Decoded, FFmpegDecoder, OpenDecoder, PacketDecoder, open_container
 from vision.capture.source import StreamInfo
 from vision.errors import SizeChanged, SourceError
-from vision.types import PixelFormat, frame_shape
+from vision.types import FrameBuffer, PixelFormat, frame_shape
 
 _OFFLINE_THREADS: Final = 4  # as `vision.capture.opencv.file` has on four cores and more
 _MATRIX: Final = "DISPLAYMATRIX"
@@ -85,19 +85,20 @@ class RotatingDecoder(FFmpegDecoder):
         height_px, width_px = self._size(image)
         return StreamInfo(width_px, height_px, info.pixel_format, fps, info.decoder, info.yuv)
 
-    def write(self, image: VideoFrame, out: NDArray[np.uint8]) -> None:
+    def write(self, image: VideoFrame, out: FrameBuffer) -> None:
         if not self._turns:
             super().write(image, out)
             return
         height_px, width_px = self._size(image)
-        if not _fits(out, height_px, width_px, self._pixel_format):
+        pixels = out.require_host()
+        if not _fits(pixels, height_px, width_px, self._pixel_format):
             raise SizeChanged(height_px, width_px)
         lying = frame_shape(image.height, image.width, self._pixel_format)
         if self._lying.shape != lying:
             self._lying = np.empty(lying, np.uint8)
-        super().write(image, self._lying)
+        super().write(image, FrameBuffer.wrap(self._lying, self._pixel_format))
         theirs = _planes(self._lying, image.height, image.width, self._pixel_format)
-        for target, source in zip(_planes(out, height_px, width_px, self._pixel_format), theirs, strict=True):
+        for target, source in zip(_planes(pixels, height_px, width_px, self._pixel_format), theirs, strict=True):
             target[...] = np.rot90(source, self._turns)
 
     def _size(self, image: VideoFrame) -> tuple[int, int]:

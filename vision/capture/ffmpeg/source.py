@@ -32,10 +32,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from numpy.typing import NDArray
 
 from vision.capture.blocking import BlockingCalls, Interrupted
 from vision.capture.clock import CaptureClock
@@ -56,7 +54,7 @@ from vision.capture.source import Grab, StreamInfo
 from vision.config.app import CameraConfig
 from vision.config.source_address import NETWORK, Rtsp
 from vision.errors import SourceError, redact
-from vision.types import PixelFormat
+from vision.types import FrameBuffer, PixelFormat
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +158,7 @@ class PyAVSource:
             yuv=encoding_of(frame.decoded.image),
         )
 
-    def retrieve(self, out: NDArray[np.uint8]) -> None:
+    def retrieve(self, out: FrameBuffer) -> None:
         frame, decoder = self._frame, self._connection.decoder
         if frame is None or decoder is None:
             raise self._error("retrieve without a frame grabbed")

@@ -18,9 +18,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vision.capture.clock import CaptureClock, utc_minus_running_time
 from vision.capture.gstreamer import errors, pipeline
 from vision.capture.gstreamer.bindings import Installed, library, mapped, yuv_encoding
@@ -29,7 +26,7 @@ from vision.capture.planes import Plane, copy_planes, planes_of
 from vision.capture.source import Grab, StreamInfo
 from vision.config import CameraConfig
 from vision.errors import SizeChanged, SourceError, redact
-from vision.types import PixelFormat, YuvEncoding, frame_shape
+from vision.types import FrameBuffer, PixelFormat, YuvEncoding, frame_shape
 
 log = logging.getLogger(__name__)
 
@@ -126,19 +123,20 @@ class GStreamerSource:
         self._sample, self._frame = sample, self._describe(sample)
         return self._stamp(sample.get_buffer(), self._frame.yuv)
 
-    def retrieve(self, out: NDArray[np.uint8]) -> None:
+    def retrieve(self, out: FrameBuffer) -> None:
         info = self._frame
         if info is None or self._info is None:
             raise self._error("retrieve without a frame grabbed")
         if info.pixel_format != self._info.pixel_format:
             raise self._error(f"frames were {self._info.pixel_format}, now {info.pixel_format}")
-        if out.shape != frame_shape(info.height_px, info.width_px, info.pixel_format):
+        pixels = out.require_host()
+        if pixels.shape != frame_shape(info.height_px, info.width_px, info.pixel_format):
             raise SizeChanged(info.height_px, info.width_px)
         buffer = self._sample.get_buffer()
         planes = self._planes(info, buffer)
         try:
             with mapped(buffer) as frame:
-                copy_planes(frame, planes, out)
+                copy_planes(frame, planes, pixels)
         except ValueError as error:
             raise self._error(str(error)) from None
 

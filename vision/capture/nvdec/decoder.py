@@ -22,13 +22,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vision.errors import DeviceMissing, SizeChanged, SourceError
 from vision.gpu.cuda import Stream, open_device, use_device
-from vision.gpu.device_image import DeviceImage
 from vision.gpu.memory import copy_rows
-from vision.types import YuvEncoding, frame_shape
+from vision.types import FrameBuffer, YuvEncoding
 from vision.version import install_hint
 
 CODECS: Final = {
@@ -109,15 +107,15 @@ class Surface:
     planes: tuple[_Plane, ...]
     yuv: YuvEncoding
 
-    def copy_to(self, out: NDArray[np.uint8], stream: Stream) -> None:
-        """Into a `DeviceImage`, or over the bus into an ordinary array; waits until it is there.
+    def copy_to(self, out: FrameBuffer, stream: Stream) -> None:
+        """Copy to host memory if `out` has any, otherwise to its GPU memory. Returns when the copy is complete.
 
         Raises:
-            SizeChanged: `out` is of another shape.
+            SizeChanged: `out` has another size.
         """
-        if out.shape != frame_shape(self.height_px, self.width_px, "nv12"):
+        if (out.height_px, out.width_px, out.pixel_format) != (self.height_px, self.width_px, "nv12"):
             raise SizeChanged(self.height_px, self.width_px)
-        target = out.address if isinstance(out, DeviceImage) else out.ctypes.data
+        target = out.device_address if out.host is None else out.host.ctypes.data
         for plane in self.planes:
             copy_rows(
                 target,

@@ -16,15 +16,13 @@ from typing import Any, Final
 import numpy as np
 from av.packet import Packet
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
 from vision.capture.ffmpeg.packets import Damaged, Decoded, OpenDecoder, PacketDecoder
 from vision.capture.source import StreamInfo
 from vision.errors import OutOfMemory, SourceError
 from vision.gpu.cuda import Stream, memory_info
-from vision.gpu.device_image import DeviceImage
 from vision.gpu.memory import copy_to_device
-from vision.types import PixelFormat
+from vision.types import FrameBuffer, PixelFormat
 
 _RESERVED: Final = 8
 """With less than this part of the card's memory free, no decoder is opened: cameras that come later need buffers."""
@@ -58,7 +56,7 @@ class NvdecOrFFmpeg:
         self._kept: deque[Packet[Any]] = deque(maxlen=_MOST_KEPT)  # what NVDEC has taken before its first frame
         self._settled = False
         self._copies: Stream | None = None  # FFmpeg decodes
-        self._staged = np.empty(0, np.uint8)
+        self._staged = FrameBuffer.wrap(np.empty((0, 0, 3), np.uint8), "bgr")
         self._decoder = self._first(nvdec)
 
     def _first(self, nvdec: OpenDecoder) -> PacketDecoder:
@@ -103,14 +101,15 @@ class NvdecOrFFmpeg:
     def describe(self, frame: Any, fps: float | None) -> StreamInfo:
         return self._decoder.describe(frame, fps)
 
-    def write(self, frame: Any, out: NDArray[np.uint8]) -> None:
-        if self._copies is None or not isinstance(out, DeviceImage):
+    def write(self, frame: Any, out: FrameBuffer) -> None:
+        if self._copies is None or out.host is not None:
             self._decoder.write(frame, out)
             return
-        if self._staged.shape != out.shape:
-            self._staged = np.empty(out.shape, np.uint8)
+        if (self._staged.shape, self._staged.pixel_format) != (out.shape, out.pixel_format):
+            self._staged = FrameBuffer.allocate(out.height_px, out.width_px, out.pixel_format)
         self._decoder.write(frame, self._staged)
-        copy_to_device(out.address, self._staged.ctypes.data, self._staged.nbytes, self._copies)
+        pixels = self._staged.require_host()
+        copy_to_device(out.device_address, pixels.ctypes.data, pixels.nbytes, self._copies)
         self._copies.synchronize()  # the reader begins at once
 
     def close(self) -> None:

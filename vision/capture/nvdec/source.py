@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import av
-import numpy as np
 from av.codec import CodecContext
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
 from vision.capture.ffmpeg.frames import choose_format, encoding_of
 from vision.capture.ffmpeg.packets import Damaged, Decoded, time_ns
@@ -26,7 +24,7 @@ from vision.capture.nvdec.decoder import CODECS, Session, Surface, require_nvdec
 from vision.capture.source import StreamInfo
 from vision.errors import SourceError
 from vision.gpu.cuda import Stream
-from vision.types import PixelFormat, YuvEncoding
+from vision.types import FrameBuffer, PixelFormat, YuvEncoding
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +67,7 @@ class NvdecDecoder:
         name = f"nvdec-{CODECS[self._codec].lower()}"
         return StreamInfo(image.width_px, image.height_px, "nv12", fps, name, image.yuv)
 
-    def write(self, image: Surface, out: NDArray[np.uint8]) -> None:
+    def write(self, image: Surface, out: FrameBuffer) -> None:
         image.copy_to(out, self._stream)
 
     def close(self) -> None:

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Final
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from vision.capture.ffmpeg.recording import Recording, require_file
 from vision.capture.opencv.ffmpeg_options import n_threads, open_url
@@ -22,6 +20,7 @@ from vision.capture.opencv.reader import Capture, FrameReader, describe, positio
 from vision.capture.pacing import FramePacer
 from vision.capture.source import Grab, StreamInfo
 from vision.errors import SourceError
+from vision.types import FrameBuffer
 
 _OFFLINE_THREADS: Final = 4
 """They decode ahead, which costs a live camera latency and a recording nothing: 361 instead of 310 frames/s for the
@@ -90,10 +89,10 @@ class VideoFile:
         self._grabbed = True
         return self._playback.stamp(self._recording.media_ns)
 
-    def retrieve(self, out: NDArray[np.uint8]) -> None:
+    def retrieve(self, out: FrameBuffer) -> None:
         if self._retriever is None or not self._grabbed:
             raise SourceError(f"{self._path}: retrieve without a frame grabbed")
-        self._retriever.retrieve(out)
+        self._retriever.retrieve(out.require_host())
 
     def interrupt(self) -> None:
         """Final: from now on `grab` finds nothing."""

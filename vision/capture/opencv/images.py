@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vision.capture.pacing import FramePacer
 from vision.capture.source import Grab, StreamInfo
 from vision.errors import EndOfStream, SizeChanged, SourceError
+from vision.types import FrameBuffer
 
 log = logging.getLogger(__name__)
 
@@ -88,12 +89,13 @@ class ImageFolder:
         self._due = not self._interrupted.is_set() and self._playback.due(media_ns, timeout_s)
         return self._playback.stamp(media_ns) if self._due else None
 
-    def retrieve(self, out: NDArray[np.uint8]) -> None:
+    def retrieve(self, out: FrameBuffer) -> None:
         if self._frame is None or not self._due:
             raise SourceError(f"{self._path}: retrieve without a frame grabbed")
-        if self._frame.shape != out.shape:
+        pixels = out.require_host()
+        if self._frame.shape != pixels.shape:
             raise SizeChanged(self._frame.shape[0], self._frame.shape[1])
-        np.copyto(out, self._frame)
+        np.copyto(pixels, self._frame)
 
     def interrupt(self) -> None:
         """Final: from now on `grab` finds nothing."""

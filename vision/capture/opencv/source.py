@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from vision.capture.blocking import BlockingCalls, Interrupted
 from vision.capture.diagnosis import explain_open
@@ -29,6 +27,7 @@ from vision.capture.opencv.ffmpeg_options import n_threads, open_rtsp, open_url
 from vision.capture.opencv.reader import Capture, FrameReader, describe, position_ns
 from vision.capture.source import Grab, StreamInfo
 from vision.errors import SourceError, redact
+from vision.types import FrameBuffer
 
 log = logging.getLogger(__name__)
 
@@ -272,10 +271,10 @@ class LiveCapture:
         self._grabbed = True
         return Grab(arrival.captured_ns, arrival.captured_utc_ns, "arrival", arrival.pts_ns)
 
-    def retrieve(self, out: NDArray[np.uint8]) -> None:
+    def retrieve(self, out: FrameBuffer) -> None:
         if self._retriever is None or not self._grabbed:
             raise SourceError("retrieve without a frame grabbed")
-        self._retriever.retrieve(out)
+        self._retriever.retrieve(out.require_host())
 
     def interrupt(self) -> None:
         """Final: from now on `open` fails and `grab` finds nothing."""

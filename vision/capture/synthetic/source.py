@@ -40,7 +40,7 @@ from vision.capture.pacing import FramePacer
 from vision.capture.source import Grab, StreamInfo
 from vision.capture.synthetic.scene import Scene
 from vision.errors import EndOfStream, SizeChanged, SourceError
-from vision.types import PixelFormat, frame_shape
+from vision.types import FrameBuffer, PixelFormat, frame_shape
 
 _FORM: Final = re.compile(
     r"synthetic:(?:(?P<width>\d{1,5})x(?P<height>\d{1,5}))?(?:@(?P<fps>[\d.]{1,8}))?(?:\?(?P<query>.*))?"
@@ -155,16 +155,17 @@ class Synthetic:
         self._grabbed = True
         return self._mark(self._playback.stamp(media_ns), index)
 
-    def retrieve(self, out: NDArray[np.uint8]) -> None:
+    def retrieve(self, out: FrameBuffer) -> None:
         if not self._grabbed:
             raise SourceError("synthetic: retrieve without a frame grabbed")
         scene, shown = self._shown(self._index - 1)
+        pixels = out.require_host()
         # A size that this format cannot have is announced too: the format changes when the source opens again.
-        if not _fits(scene, self._pixel_format) or out.shape != frame_shape(
+        if not _fits(scene, self._pixel_format) or pixels.shape != frame_shape(
             scene.height_px, scene.width_px, self._pixel_format
         ):
             raise SizeChanged(scene.height_px, scene.width_px)
-        scene.draw(shown, out, self._pixel_format)
+        scene.draw(shown, pixels, self._pixel_format)
 
     def interrupt(self) -> None:
         """Final: from now on `grab` finds nothing."""

@@ -28,7 +28,7 @@ from vision.detect.reference.postprocess import to_detections
 from vision.detect.reference.preprocess import Preprocessor
 from vision.errors import Closed, DeviceError, ModelError
 from vision.metrics import span
-from vision.types import Detections, Frame, PixelFormat, frame_shape
+from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
 PIXEL_FORMATS: tuple[PixelFormat, ...] = ("bgr", "bgrx", "nv12", "i420")
 
@@ -92,8 +92,8 @@ class OnnxRuntimeDetector:
         for thread in self._threads:
             thread.start()
 
-    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
-        return np.empty(frame_shape(height_px, width_px, pixel_format), np.uint8)
+    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
+        return FrameBuffer.allocate(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
         self._refuse_if_closed()

@@ -22,13 +22,11 @@ class PartReader:
         """(bottom - top, right - left, 3) BGR; valid until the next call, and while the frame is.
 
         Raises:
-            ValueError: the part is empty or not within the frame, or the frame is not in this machine's memory.
+            ValueError: the part is empty or not within the frame.
         """
         width_px, height_px = frame.meta.width_px, frame.meta.height_px
         if not (0 <= left < right <= width_px and 0 <= top < bottom <= height_px):
             raise ValueError(f"expected a part of {width_px}x{height_px} pixels, got {left, top, right, bottom}")
-        if not frame.pixels.flags.c_contiguous:
-            raise ValueError("expected a frame in host memory: one that lies on the GPU has to be copied first")
         if frame.pixel_format == "bgr":
             return frame.pixels[top:bottom, left:right]
         if frame.pixel_format == "bgrx":
@@ -65,10 +63,7 @@ class JpegEncoder:
         self._parts = PartReader()
 
     def encode(self, frame: Frame) -> bytes:
-        """
-        Raises:
-            ValueError: the frame is not in this machine's memory.
-        """
+        """Return the file's content."""
         width_px, height_px = frame.meta.width_px, frame.meta.height_px
         image = self._parts.read(frame, 0, 0, width_px, height_px)
         scale = self._max_side_px / max(width_px, height_px)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.classes import class_ids, class_names
@@ -25,7 +24,7 @@ from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED, DetectorSpec, Gp
 from vision.detect.reference.heads import make_head
 from vision.detect.tensorrt.concurrency_limit import ConcurrencyLimit
 from vision.detect.tensorrt.dynamic_outputs import DynamicSlot, bind_open_outputs
-from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameStore
+from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameUploader
 from vision.detect.tensorrt.graph_check import GraphCheck, Noise, Snapshot
 from vision.detect.tensorrt.kernels import KERNELS, Output, PostprocessProgram, kept_classes, threshold
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer, kernel_cache, load_letterbox
@@ -38,10 +37,10 @@ from vision.engine.precision import require_precision
 from vision.engine.runtime import Context
 from vision.errors import Closed, DeviceError, ModelError
 from vision.gpu.cuda import Device, Stream, memory_info, open_device, use_device
-from vision.gpu.device_image import DeviceImage
+from vision.gpu.frame_buffer import device_frame_buffer, page_locked_frame_buffer
 from vision.gpu.memory import DeviceBuffer, abandon, allocated
 from vision.gpu.nvrtc import Module, Source
-from vision.types import Detections, Frame, PixelFormat
+from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
 _log = logging.getLogger(__name__)
 
@@ -115,10 +114,9 @@ def detector_of(
     count = model.detect.batches_in_flight or (SLOTS_INTEGRATED if device.integrated else SLOTS_GPU)
     with phases.phase("contexts"):
         lanes = _open_lanes(model, [made.enter_context(Stream()) for _ in range(count)], stop)
-    store = FrameStore(model.spec.input, integrated=device.integrated)
     frame = model.engine.tensor(model.input_name)
     turns = ConcurrencyLimit(device.cache_bytes, frame.bytes_of(model.input_shape(1)))
-    inlet = UploadPath(store, made.enter_context(Stream()), turns)
+    inlet = UploadPath(FrameUploader(model.spec.input), made.enter_context(Stream()), turns)
     sizes = lanes[0].greatest.output_sizes()
     if any(size.shape is None for size in sizes.values()):
         dynamic = _dynamic_slots(device, model, lanes, inlet, phases=phases, made=made)
@@ -207,13 +205,13 @@ class TensorRTDetector:
         """The slots, and the stream of the copies to them: for what measures, and never for what detects."""
         return self._slots, self._inlet.copies
 
-    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
+    def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         self._refuse_if_closed()
-        return self._inlet.store.buffer(height_px, width_px, pixel_format)
+        return page_locked_frame_buffer(height_px, width_px, pixel_format, integrated=self._device.integrated)
 
-    def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> DeviceImage:
+    def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         self._refuse_if_closed()
-        return DeviceImage.make(height_px, width_px, pixel_format)
+        return device_frame_buffer(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
         self._refuse_if_closed()
@@ -321,7 +319,7 @@ def _graph_slots(
         free_bytes, total_bytes = memory_info()
         budget.require(free_bytes + model.engine.weights_bytes, total_bytes, shared_with_host=device.integrated)
         _log.info("%s\n%s", model.spec.name, budget.table())
-        slots = [made.enter_context(Slot(model.spec.input, room, lane, kernels, inlet)) for lane in lanes]
+        slots = [made.enter_context(Slot(room, lane, kernels, inlet)) for lane in lanes]
     _warm_up(model, slots, outputs, phases)
     if model.engine.save_kernels():
         _log.debug("the kernels that the library compiled are kept for the next start")

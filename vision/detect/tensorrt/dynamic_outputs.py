@@ -135,7 +135,7 @@ class DynamicSlot(Resource):
             self.outputs = {
                 each.name: made.enter_context(GrowingOutput(each.name, each.dtype)) for each in model.engine.outputs
             }
-            self._spare = made.enter_context(contextlib.closing(StagingBuffers(model.spec.input, batch)))
+            self._spare = made.enter_context(contextlib.closing(StagingBuffers(batch)))
             self._done = made.enter_context(Completion())
             self._launches = {
                 size: letterbox.bind(size, self._frames.address, images.address, counts.address)
@@ -186,7 +186,7 @@ class DynamicSlot(Resource):
         rows[:] = bytes(batch * DESCRIPTION_BYTES)
         for index, frame in enumerate(frames):
             row = rows[index * DESCRIPTION_BYTES : (index + 1) * DESCRIPTION_BYTES]
-            self._inlet.store.place(frame, row, self._spare, index, self.stream)
+            self._inlet.uploader.place(frame, row, self._spare, index, self.stream)
         queue_to_device(self._frames.address, self._rows.address, batch * DESCRIPTION_BYTES, self.stream)
         self._launches[batch].enqueue(self.stream)
         self._enqueue(batch)

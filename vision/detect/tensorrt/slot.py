@@ -17,10 +17,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import InputSpec
 from vision.detect.tensorrt.completion import Completion
 from vision.detect.tensorrt.concurrency_limit import ConcurrencyLimit
-from vision.detect.tensorrt.frames import DESCRIPTION_BYTES, FrameStore, StagingBuffers
+from vision.detect.tensorrt.frames import DESCRIPTION_BYTES, FrameUploader, StagingBuffers
 from vision.detect.tensorrt.kernels import RESULT, LetterboxProgram, PostprocessProgram
 from vision.engine.runtime import Context
 from vision.errors import DeviceError
@@ -64,7 +63,7 @@ class ExecutionLane:
 class UploadPath:
     """The way of the frames to the GPU, the same for all slots."""
 
-    store: FrameStore
+    uploader: FrameUploader
     copies: Stream  # of its own, so that the copies of one batch overlap the work on another
     turns: ConcurrencyLimit
 
@@ -232,15 +231,13 @@ class BatchGraph(Resource):
 class Slot(Resource):
     """A stream with its memory and chains. `submit`, then `ready` until it says so, then `detections`."""
 
-    def __init__(
-        self, spec: InputSpec, room: TensorRoom, lane: ExecutionLane, kernels: Kernels, inlet: UploadPath
-    ) -> None:
+    def __init__(self, room: TensorRoom, lane: ExecutionLane, kernels: Kernels, inlet: UploadPath) -> None:
         self.stream = stream = lane.stream
         self._inlet = inlet
         self._in_flight: Sequence[Frame] = ()  # kept: their memory goes with them
         with contextlib.ExitStack() as made:
             self.memory = memory = made.enter_context(SlotMemory(room, kernels.program))
-            self._spare = made.enter_context(contextlib.closing(StagingBuffers(spec, room.batch)))
+            self._spare = made.enter_context(contextlib.closing(StagingBuffers(room.batch)))
             self._copied = made.enter_context(Event())
             self._done = made.enter_context(Completion())
             memory.input.fill(0, stream)  # rows without a frame are computed too, and must be numbers
@@ -258,12 +255,12 @@ class Slot(Resource):
 
     def submit(self, frames: Sequence[Frame]) -> None:
         """Queue a batch."""
-        store, copies = self._inlet.store, self._inlet.copies
+        uploader, copies = self._inlet.uploader, self._inlet.copies
         count = len(frames)
         batch = next(size for size in self.chains if size >= count)
         with span("copy"):
             for index, frame in enumerate(frames):
-                store.place(frame, self.memory.row(index), self._spare, index, copies)
+                uploader.place(frame, self.memory.row(index), self._spare, index, copies)
             if batch > count:
                 self.memory.clear_rows(count, batch)
             self.memory.upload_rows(batch, copies)
