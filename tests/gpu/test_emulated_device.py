@@ -41,7 +41,7 @@ from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
 from vision.runtime.latest_slot import Allocate, LatestSlot
 from vision.runtime.status import Report
-from vision.types import FrameBuffer, Result
+from vision.types import FrameBuffer, Result, frame_shape
 from vision.version import install_hint
 
 Frame = tuple[int | None, NDArray[np.uint8]]
