@@ -1,7 +1,9 @@
-"""Events become fewer events: what somebody wants to be told, such as a queue that has been crowded for ten seconds.
+"""`RuleStage`: events of lines and zones become fewer events, such as "a queue has been crowded for ten seconds".
 
-Rules are configured by `vision.config.rules`, which also says their grammar. Time is that of the frames, so a rule
-finds in a recording what it would have found in front of the camera.
+`vision.config.rules` defines the configuration and its grammar. Rules use the time of the frames, so a rule reports the
+same in a recording as in front of the camera.
+
+To add a kind of rule, add its condition to `vision.config.rules` and evaluate it in `_Rule`.
 """
 
 from __future__ import annotations
@@ -16,18 +18,22 @@ from vision.config.rules import LASTING, RULE, RuleConfig
 from vision.types import Event, FrameMeta, Result
 
 _CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
+_MOTION: Final = ("speed_kmh", "heading_deg")
 
 
 class RuleStage:
-    """Adds the events of rules to those that lines and zones have made.
+    """Adds the events of rules to those of lines and zones.
 
-    A rule about what lasts begins when it has lasted long enough and ends with it; one about an instant is an instant.
-    Within its cooldown a rule says nothing: what lasts is reported when the cooldown is over, if it still lasts then.
-    How many were never reported stands in the next event as `suppressed`.
+    A rule about a state begins when the state has lasted long enough, and ends with it. A rule about an instant is an
+    instant. Within its cooldown a rule reports nothing. A state is reported after the cooldown if it still lasts then.
+    `suppressed` in the next event is the number of reports that the cooldown prevented.
     """
 
     def __init__(self, rules: Sequence[RuleConfig], sections: Mapping[str, CameraAnalytics]) -> None:
-        """`sections`: the lines and zones that rules are about, by camera id."""
+        """
+        Args:
+            sections: the lines and zones that rules refer to, by camera id.
+        """
         self._cameras = {
             camera_id: _Camera(camera_id, _rules_of(camera_id, rules, section))
             for camera_id, section in sections.items()
@@ -37,8 +43,8 @@ class RuleStage:
         camera = self._cameras.get(result.meta.camera_id)
         if camera is None or not camera.rules:
             return result
-        found = tuple(camera.update(result.events, result.meta))
-        return replace(result, events=result.events + found) if found else result
+        events = tuple(camera.update(result))
+        return replace(result, events=result.events + events) if events else result
 
 
 def _rules_of(camera_id: str, rules: Sequence[RuleConfig], section: CameraAnalytics) -> list[_Rule]:
@@ -51,6 +57,15 @@ def _rules_of(camera_id: str, rules: Sequence[RuleConfig], section: CameraAnalyt
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """The instant of one frame, and the number of objects in each zone at that instant."""
+
+    time_s: float
+    at_ns: int
+    occupancy: Mapping[str, int]
+
+
 class _Camera:
     """All rules of one camera, and its time."""
 
@@ -60,23 +75,28 @@ class _Camera:
         self._time = FrameClock()
         self._epoch: int | None = None
 
-    def update(self, events: Sequence[Event], meta: FrameMeta) -> Iterator[Event]:
-        self._time.advance(meta.captured_ns)
-        now_s, new_epoch = self._time.now_s, meta.epoch != self._epoch
-        self._epoch = meta.epoch
+    def update(self, result: Result) -> Iterator[Event]:
+        now = self._advance(result)
+        new_epoch = result.meta.epoch != self._epoch
+        self._epoch = result.meta.epoch
         for rule in self.rules:
-            before = set(rule.states) if new_epoch else set()
-            for event in events:
-                yield from rule.take(event, now_s, meta.captured_ns)
-                before.discard(event.track_id)
-            for left_over in before:  # whoever made it has forgotten to end it
-                rule.states.pop(left_over, None)
-            yield from rule.look(now_s, meta.captured_ns)
+            unended = set(rule.states) if new_epoch else set()
+            for event in result.events:
+                yield from rule.take(event, now)
+                unended.discard(event.track_id)
+            for track_id in unended:  # the stage that began it did not end it
+                rule.states.pop(track_id, None)
+            yield from rule.look(now)
+
+    def _advance(self, result: Result) -> _Now:
+        meta: FrameMeta = result.meta
+        self._time.advance(meta.captured_ns)
+        return _Now(self._time.now_s, meta.captured_ns, result.counts.occupancy if result.counts else {})
 
 
 @dataclass(slots=True)
 class _State:
-    """Something that lasts: a crowd, or one object's stay."""
+    """A state that lasts: a crowd, or one object's stay."""
 
     since_s: float
     begin: Event
@@ -87,7 +107,10 @@ class _Rule:
     """One rule on one camera."""
 
     def __init__(self, camera_id: str, config: RuleConfig, crowded_for_s: float) -> None:
-        """`crowded_for_s`: so long before its event a crowd has begun."""
+        """
+        Args:
+            crowded_for_s: seconds by which a crowd begins before its event.
+        """
         self.states: dict[int | None, _State] = {}  # by track id; a crowd's is None
         self._camera_id = camera_id
         self._name, self._when = config.name, " ".join(config.when.split())
@@ -96,51 +119,66 @@ class _Rule:
         self._reported_s: float | None = None
         self._suppressed = 0
 
-    def take(self, event: Event, now_s: float, at_ns: int) -> Iterator[Event]:
-        """An event of this frame."""
+    def take(self, event: Event, now: _Now) -> Iterator[Event]:
+        """Take an event of this frame."""
         if (event.kind, event.name) != (self._condition.kind, self._condition.name):
             return
         if event.kind not in LASTING:
-            if self._is_silent(now_s):
+            if self._is_silent(now):
                 self._suppressed += 1
             else:
-                yield self._report("instant", event, now_s, at_ns)
+                yield self._report("instant", event, event.data, now)
         elif event.data.get("phase") == "end":
-            yield from self._end(event, now_s, at_ns)
+            yield from self._end(event, now)
         else:
             already_s = float(event.data.get("stayed_s", self._crowded_for_s))
-            self.states[event.track_id] = _State(now_s - already_s, event)
+            self.states[event.track_id] = _State(now.time_s - already_s, event)
 
-    def _end(self, event: Event, now_s: float, at_ns: int) -> Iterator[Event]:
+    def _end(self, event: Event, now: _Now) -> Iterator[Event]:
         state = self.states.pop(event.track_id, None)
         if state is None:
             return
         if state.reported:
-            yield self._event("end", event, at_ns, {"lasted_s": round(now_s - state.since_s, 3)})
-        elif self._is_due(state, now_s) and self._is_silent(now_s):
+            yield self._event("end", event, now, {**event.data, "lasted_s": _since(state, now)})
+        elif self._is_due(state, now) and self._is_silent(now):
             self._suppressed += 1
 
-    def look(self, now_s: float, at_ns: int) -> Iterator[Event]:
-        """Whatever has now lasted long enough."""
+    def look(self, now: _Now) -> Iterator[Event]:
+        """Report every state that has now lasted long enough."""
         for state in self.states.values():
-            if not state.reported and self._is_due(state, now_s) and not self._is_silent(now_s):
+            if not state.reported and self._is_due(state, now) and not self._is_silent(now):
                 state.reported = True
-                yield self._report("begin", state.begin, now_s, at_ns, lasted_s=round(now_s - state.since_s, 3))
+                yield self._report("begin", state.begin, self._figures(state, now), now)
 
-    def _is_due(self, state: _State, now_s: float) -> bool:
-        return now_s - state.since_s >= self._condition.for_s - _CLOCK_GRAIN_S
+    def _figures(self, state: _State, now: _Now) -> dict[str, Any]:
+        """Return the state's data with the figures of this instant, which can be long after its own event."""
+        data = dict(state.begin.data)
+        if "stayed_s" in data:
+            data["stayed_s"] = _since(state, now)
+        if "occupancy" in data:
+            data["occupancy"] = now.occupancy.get(self._condition.name, data["occupancy"])
+        if state.begin.at_ns != now.at_ns:
+            for key in _MOTION:
+                data.pop(key, None)
+        return {**data, "lasted_s": _since(state, now)}
 
-    def _is_silent(self, now_s: float) -> bool:
-        return self._reported_s is not None and now_s - self._reported_s < self._cooldown_s - _CLOCK_GRAIN_S
+    def _is_due(self, state: _State, now: _Now) -> bool:
+        return now.time_s - state.since_s >= self._condition.for_s - _CLOCK_GRAIN_S
 
-    def _report(self, phase: Literal["begin", "instant"], event: Event, now_s: float, at_ns: int, **more: Any) -> Event:
-        self._reported_s = now_s
+    def _is_silent(self, now: _Now) -> bool:
+        return self._reported_s is not None and now.time_s - self._reported_s < self._cooldown_s - _CLOCK_GRAIN_S
+
+    def _report(self, phase: Literal["begin", "instant"], event: Event, data: Mapping[str, Any], now: _Now) -> Event:
+        self._reported_s = now.time_s
         if self._suppressed:
-            more["suppressed"] = self._suppressed
+            data = {**data, "suppressed": self._suppressed}
             self._suppressed = 0
-        return self._event(phase, event, at_ns, more)
+        return self._event(phase, event, now, data)
 
-    def _event(self, phase: str, event: Event, at_ns: int, more: Mapping[str, Any]) -> Event:
-        about = {"when": self._when, "event": event.kind, "place": event.name}
-        data = {**event.data, "phase": phase, **about, **more}
-        return Event(RULE, self._name, self._camera_id, event.track_id, at_ns, data)
+    def _event(self, phase: str, event: Event, now: _Now, data: Mapping[str, Any]) -> Event:
+        about = {"phase": phase, "when": self._when, "event": event.kind, "place": event.name}
+        return Event(RULE, self._name, self._camera_id, event.track_id, now.at_ns, {**data, **about})
+
+
+def _since(state: _State, now: _Now) -> float:
+    return round(now.time_s - state.since_s, 3)

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vision.config import RuleConfig
 from vision.config.analytics import CameraAnalytics
 from vision.config.tracking import TrackConfig
 from vision.errors import ConfigError
 from vision.stages.analytics import AnalyticsStage
+from vision.stages.rules import RuleStage
 from vision.stages.track import TrackStage
 from vision.types import Counts, Detections, Event, FrameMeta, Result, Timing, Tracks
 
@@ -210,6 +212,34 @@ def test_a_folder_is_counted_in_by_one_process(tmp_path: Path) -> None:
         AnalyticsStage({"alley": SECTIONS["gate"], **SECTIONS}, CLASSES, folder=tmp_path)
     first.close()
     AnalyticsStage({"alley": SECTIONS["gate"], **SECTIONS}, CLASSES, folder=tmp_path).close()  # alley was let go
+
+
+def test_rule_event_carries_the_occupancy_of_its_own_instant() -> None:
+    """The zone fills further between the beginning of the crowd and the time at which the rule is due."""
+    zone = {"name": "square", "polygon": ((0, 0), (640, 0), (640, 480), (0, 480)), "crowd_threshold": 0}
+    sections = {"gate": section(zones=[zone])}
+    watch = AnalyticsStage(sections, CLASSES)
+    rules = RuleStage([RuleConfig(name="too-full", when="crowded square for 1s", cooldown="0s")], sections)
+    track = TrackStage()
+    events: list[Event] = []
+    for index in range(14):
+        boxes = [(100 * n, 100, 100 * n + 40, 200) for n in range(1 + index // 4)]
+        events += rules(watch(track(result(*boxes, index=index)))).events
+    (report,) = (event for event in events if event.kind == "rule")
+    entered = [event for event in events if event.kind == "zone_entered" and event.at_ns <= report.at_ns]
+    assert report.data["occupancy"] == entered[-1].data["occupancy"] == 3
+
+
+def test_rule_event_of_a_stay_carries_the_duration_of_its_own_instant() -> None:
+    """Speed and direction at the beginning of the stay are left out."""
+    sections = {"gate": section(zones=[{**YARD, "dwell_s": 1.0}])}
+    rules = RuleStage([RuleConfig(name="waits", when="dwelling yard for 2s", cooldown="0s")], sections)
+    data = {"phase": "begin", "class": "person", "stayed_s": 1.0, "heading_deg": 90}
+    begin = Event("dwelling", "yard", "gate", 7, STEP_NS, data)
+    assert rules(replace(result(), events=(begin,))).events == (begin,)
+    (report,) = rules(result(index=10)).events
+    assert report.data["stayed_s"] == report.data["lasted_s"] == 2.0
+    assert "heading_deg" not in report.data
 
 
 def test_a_class_that_the_model_does_not_have_is_found_at_once() -> None:
