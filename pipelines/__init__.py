@@ -1,49 +1,85 @@
-"""What is composed: one file a pipeline, each one `build` of 20 to 60 lines, read top to bottom."""
+"""Pipelines: which stages run between detector and publisher. One file a pipeline.
+
+A pipeline file has one function, `build(config, options, resources) -> Runtime`. `pipeline_with` makes it from a list
+of stages (docs/pipelines.md).
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
+from typing import Literal
 
 from vision.config import AppConfig
 from vision.errors import ConfigError
-from vision.runtime.builder import RunOptions
-from vision.runtime.runtime import Runtime
+from vision.runtime.builder import Build, OpenStages, RunOptions, pipeline
+from vision.runtime.sink import Sink
+from vision.stages.snapshots import SnapshotStage
+from vision.stages.stage import Stage
 
-Build = Callable[[AppConfig, RunOptions, ExitStack], Runtime]
+
+def pipeline_with(
+    stages: Sequence[Stage], *, after: Literal["detect", "track", "count"] = "detect", sinks: Sequence[Sink] = ()
+) -> Build:
+    """Return the `build` function of a shipped pipeline with more stages.
+
+    Args:
+        stages: run in this order after the stages of `after`, but before the snapshots, so that the events of these
+            stages get snapshots too.
+        after: the shipped pipeline.
+        sinks: receive the results in addition to the publisher.
+    """
+
+    def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
+        open_shipped: OpenStages = importlib.import_module(f"{__name__}.{after}").open_stages
+        shipped = open_shipped(config, options, resources)
+        snapshots = [stage for stage in shipped if isinstance(stage, SnapshotStage)]
+        return [*(stage for stage in shipped if stage not in snapshots), *stages, *snapshots]
+
+    return pipeline(open_stages, sinks=sinks)
 
 
 def load_pipeline(name: str) -> Build:
-    """The `build` function of a shipped pipeline, or of a Python file of the user's own (any `name` that ends in .py).
+    """Return the `build` function of a shipped pipeline, or of the user's Python file if `name` ends in .py.
 
     Raises:
         ConfigError: there is no such pipeline, the file cannot be imported, or it has no `build`.
     """
-    if not name.endswith(".py"):
-        shipped = sorted(module.name for module in pkgutil.iter_modules(__path__))
-        if name not in shipped:
-            raise ConfigError(
-                f"pipeline: expected one of {', '.join(shipped)} or a file that ends in .py, got {name!r}"
-            )
-        module = importlib.import_module(f"{__name__}.{name}")
-    else:
-        path = Path(name)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None or not path.is_file():
-            raise ConfigError(f"pipeline: no such file: {path}")
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:  # whatever a file of the user raises is a fault of the configuration
-            raise ConfigError(f"pipeline: {path} cannot be imported: {type(error).__name__}: {error}") from error
+    module = _import_file(Path(name)) if name.endswith(".py") else _import_shipped(name)
     build: Build | None = getattr(module, "build", None)
     if not callable(build):
         raise ConfigError(
             f"pipeline: {name} has no function `build`",
-            hint="build(site, options, resources) -> Runtime: docs/pipelines.md",
+            hint="build = pipeline_with([...]): docs/pipelines.md",
+            code="pipeline-without-build",
         )
     return build
+
+
+def _import_shipped(name: str) -> ModuleType:
+    shipped = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    if name not in shipped:
+        raise ConfigError(
+            f"pipeline: expected one of {', '.join(shipped)} or a file that ends in .py, got {name!r}",
+            code="unknown-pipeline",
+        )
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"pipeline: no such file: {path}", code="no-such-pipeline")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # any exception in the user's file is an error of the configuration
+        raise ConfigError(
+            f"pipeline: {path} cannot be imported: {type(error).__name__}: {error}", code="pipeline-import"
+        ) from error
+    return module

@@ -1,29 +1,18 @@
-"""capture -> batching -> detect -> publish: what is in each frame."""
+"""Pipeline `detect`: capture -> batching -> detect -> publish. Publishes the detections of each frame."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vision.config import AppConfig
-from vision.runtime.builder import RunOptions, build_cameras, detector_of, open_publisher
-from vision.runtime.runtime import Runtime
+from vision.runtime.builder import RunOptions, pipeline
+from vision.stages.stage import Stage
 
 
-def build(site: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
-    """Open everything, in the order in which a fault is cheapest to find; `resources` closes it again.
+def open_stages(_config: AppConfig, _options: RunOptions, _resources: ExitStack) -> Sequence[Stage]:
+    """Return no stages: the detector's results are published as they are."""
+    return ()
 
-    Raises:
-        ConfigError: the address is taken, a class is unknown, ...
-        ModelError: the model does not fit its card.
-        Closed: stopped while starting.
-    """
-    publisher = open_publisher(site, options, resources)
-    detector = detector_of(site, options, resources)
-    return Runtime(
-        cameras=build_cameras(site, options, detector),
-        detector=detector,
-        sinks=[publisher],
-        model=site.model,
-        status_interval_s=site.status.interval_s,
-        stop_timeout_s=site.stop_timeout_s,
-    )
+
+build = pipeline(open_stages)

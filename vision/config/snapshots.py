@@ -27,3 +27,6 @@ class SnapshotConfig(Section):
         default=1280, ge=64, le=16384, description="a larger frame is made smaller before it is written"
     )
     quality: int = Field(default=85, ge=1, le=100, description="of the JPEG, per cent")
+    annotate: bool = Field(
+        default=True, description="draw the object, the line or zone, and the time of the event on the frame"
+    )

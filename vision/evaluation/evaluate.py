@@ -26,8 +26,8 @@ from vision.evaluation.passes import Findings, Video
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, print_evaluation, write_json
 from vision.evaluation.tracks import match_frames, require_packages, score_tracks
-from vision.pipelines import Build, load_pipeline
-from vision.runtime.builder import find_model
+from vision.pipelines import load_pipeline
+from vision.runtime.builder import Build, find_model
 
 
 @dataclass(frozen=True, slots=True)

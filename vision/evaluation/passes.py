@@ -26,8 +26,7 @@ from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError, SourceError, redact
 from vision.evaluation.mot import Boxes
-from vision.pipelines import Build
-from vision.runtime.builder import RunOptions
+from vision.runtime.builder import Build, RunOptions
 from vision.runtime.status import Report
 from vision.types import Detections, Event, Frame, FrameBuffer, FrameMeta, PixelFormat, Result, Tracks
 

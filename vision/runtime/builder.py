@@ -1,4 +1,7 @@
-"""The parts of a pipeline, opened as the configuration says: what `build` in pipelines/ composes."""
+"""The parts of a pipeline, opened as configured, and `pipeline`, which composes them into a runtime.
+
+Functions named `open_*` open something that must be closed and give it to the `ExitStack` that they take.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +37,16 @@ from vision.errors import Closed, ModelError, VisionError
 from vision.messaging import codec
 from vision.messaging.publisher import Publisher, Recorder
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
-from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera
+from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
 from vision.runtime.sink import Sink
 from vision.runtime.status import Report
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.secondary_model import CascadeStage
 from vision.stages.snapshots import SnapshotStage
 from vision.stages.stage import PixelStage, Stage
+from vision.stages.track import TrackStage
 from vision.state.event_journal import EventJournal
-from vision.types import PixelFormat, Result, frame_shape
+from vision.types import Frame, PixelFormat, Result, frame_shape
 
 log = logging.getLogger(__name__)
 
@@ -51,25 +55,70 @@ _ASSUMED_HW = (1080, 1920)  # of a camera that has not answered yet
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What the command line adds to the configuration."""
+    """Options of one run, in addition to the configuration.
+
+    Args:
+        stop: set to end the run, also while it starts.
+        offline: process every frame of files, as fast as possible.
+        record: file to record the results in.
+        sink: receives the results instead of the socket.
+        open_detector: opens the detector instead of `vision.detect.open.open_detector`.
+    """
 
     stop: threading.Event
-    offline: bool = False  # every frame of files, as fast as it goes
+    offline: bool = False
     record: Path | None = None
-    sink: Sink | None = None  # takes the results in place of the socket
-    open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # in place of the usual one
+    sink: Sink | None = None
+    open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None
 
     def check_stop(self) -> None:
-        """
+        """Raise an exception if the run was stopped while it was starting.
+
         Raises:
-            Closed: the program was told to stop while it was starting.
+            Closed: `stop` is set.
         """
         if self.stop.is_set():
             raise Closed("stopped while starting")
 
 
+Build = Callable[[AppConfig, RunOptions, ExitStack], Runtime]
+"""The `build` function of a pipeline file."""
+
+OpenStages = Callable[[AppConfig, RunOptions, ExitStack], Sequence[Stage]]
+"""Opens the stages of a pipeline, in the order in which they run."""
+
+
+def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
+    """Return a `build` function: cameras, detector, the stages that `open_stages` opens, and the publisher.
+
+    Everything is opened in an order that finds errors early: stages, sockets, then the detector. The `ExitStack` that
+    `build` takes closes it.
+
+    Args:
+        sinks: receive the results in addition to the publisher.
+    """
+
+    def build(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+        stages = list(open_stages(config, options, resources))
+        publisher = open_publisher(config, options, resources)
+        # A weak detection can continue a track, so the tracker takes more detections than are published.
+        scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
+        detector = open_configured_detector(config, options, resources, score=min(scores, default=None))
+        return Runtime(
+            cameras=build_cameras(config, options, detector, stages),
+            detector=detector,
+            stages=stages,
+            sinks=[publisher, *sinks],
+            model=config.model,
+            status_interval_s=config.status.interval_s,
+            stop_timeout_s=config.stop_timeout_s,
+        )
+
+    return build
+
+
 class PublisherSink:
-    """Results and status messages to one `Publisher`."""
+    """Passes results and status messages to one `Publisher`."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -85,19 +134,19 @@ class PublisherSink:
         return self._publisher.counters()
 
 
-def find_model(site: AppConfig) -> tuple[Path, ModelSpec]:
-    """The folder of the site's model, and its card.
+def find_model(config: AppConfig) -> tuple[Path, ModelSpec]:
+    """Return the folder and the spec of the configured model.
 
     Raises:
-        ModelError: there is no such model, or its card is wrong.
+        ModelError: there is no such model, or its model.yaml is invalid.
     """
-    folder = folder_of_model(site.model, shipped_models())
+    folder = folder_of_model(config.model, shipped_models())
     if not folder.exists():
-        known = sorted(path.parent.name for path in shipped_models().glob("*/model.yaml"))
+        names = sorted(path.parent.name for path in shipped_models().glob("*/model.yaml"))
         raise ModelError(
-            f"no model {site.model!r}: expected one of {', '.join(known)}, or a folder with model.yaml",
+            f"no model {config.model!r}: expected one of {', '.join(names)}, or a folder with model.yaml",
             hint=f"did you mean {near!r}?"
-            if (near := nearest(site.model, known))
+            if (near := nearest(config.model, names))
             else "`vision models` lists the models, and shows the model.yaml of a model of your own",
             code="model-unknown",
         )
@@ -105,42 +154,42 @@ def find_model(site: AppConfig) -> tuple[Path, ModelSpec]:
 
 
 def find_second_model(cascade: CascadeConfig) -> tuple[Path, ClassifierSpec]:
-    """The folder of the model that looks at objects, and its card.
+    """Return the folder and the spec of the second model.
 
     Raises:
-        ModelError: there is no such model, or its card is wrong.
+        ModelError: there is no such model, or its model.yaml is invalid.
     """
     folder = folder_of_model(cascade.model, shipped_models())
     return folder, load_classifier_spec(folder)
 
 
-def open_publisher(site: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:
-    """Bind the socket, and open the recording where one is wanted; or the sink that `options` names.
+def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:
+    """Open the publisher and, if requested, the recording. Return the sink of `options` instead if there is one.
 
     Raises:
-        ConfigError: the address or the file is taken or impossible.
+        ConfigError: the address or the file is in use or not possible.
     """
     options.check_stop()
     if options.sink is not None:
         return options.sink
-    _, spec = find_model(site)
+    _, spec = find_model(config)
     recorder = None
     if options.record is not None:
         recorder = Recorder(options.record)
         resources.callback(_close_recorder, recorder, options.record)
     journal = None
-    if (state := state_folder(site, options)) is not None:
-        journal = EventJournal(state / "events", keep=site.publish.max_events, boot=codec.boot_id())
+    if (state := state_folder(config, options)) is not None:
+        journal = EventJournal(state / "events", keep=config.publish.max_events, boot=codec.boot_id())
         resources.enter_context(closing(journal))
     publisher = Publisher(
-        site.publish.bind,
-        node=site.node or socket.gethostname(),
-        class_names=published_class_names(spec, site.detect),
-        encoding=site.publish.encoding,
-        queue=site.publish.queue,
+        config.publish.bind,
+        node=config.node or socket.gethostname(),
+        class_names=published_class_names(spec, config.detect),
+        encoding=config.publish.encoding,
+        queue=config.publish.queue,
         recorder=recorder,
         journal=journal,
-        replay=site.publish.replay,
+        replay=config.publish.replay,
     )
     resources.enter_context(publisher)
     log.info("publishing on %s", publisher.address)
@@ -148,30 +197,33 @@ def open_publisher(site: AppConfig, options: RunOptions, resources: ExitStack) -
 
 
 def _close_recorder(recorder: Recorder, path: Path) -> None:
-    """
+    """Close the recording.
+
     Raises:
-        VisionError: lines are missing, so that a script does not take the file for the whole.
+        VisionError: lines are missing, so that a script does not take the file for complete.
     """
     recorder.close()
     if recorder.lost:
         raise VisionError(f"--record: {recorder.lost} of {recorder.lost + recorder.written} results are not in {path}")
 
 
-def detector_of(site: AppConfig, options: RunOptions, resources: ExitStack, *, score: float | None = None) -> Detector:
-    """Load the model and everything that finding objects needs.
+def open_configured_detector(
+    config: AppConfig, options: RunOptions, resources: ExitStack, *, score: float | None = None
+) -> Detector:
+    """Load the model and open the detector.
 
     Args:
         score: lowest score to report, in place of `detect.score_threshold`: for a stage that uses weaker detections.
 
     Raises:
-        ConfigError: a class is unknown, or the back-end is not there.
-        ModelError: the model is missing, damaged, or not what its card says.
-        Closed: it was stopped meanwhile: building an engine takes minutes.
+        ConfigError: a class is unknown, or the back-end is not available.
+        ModelError: the model is missing, damaged, or does not match its model.yaml.
+        Closed: the run was stopped meanwhile. Building an engine takes minutes.
     """
     options.check_stop()
-    folder, spec = find_model(site)
+    folder, spec = find_model(config)
     began = time.monotonic()
-    detect = site.detect if score is None else site.detect.model_copy(update={"score_threshold": score})
+    detect = config.detect if score is None else config.detect.model_copy(update={"score_threshold": score})
     opening = options.open_detector or partial(open_detector, stop=options.stop)
     detector = opening(folder, spec, detect)
     resources.enter_context(closing(detector))
@@ -179,83 +231,90 @@ def detector_of(site: AppConfig, options: RunOptions, resources: ExitStack, *, s
     return detector
 
 
-def state_folder(site: AppConfig, options: RunOptions) -> Path | None:
-    """The folder of what outlives a restart. None: nothing does, as in an offline run, which is one of many alike."""
-    return None if site.state_dir is None or options.offline else Path(site.state_dir)
+def state_folder(config: AppConfig, options: RunOptions) -> Path | None:
+    """Return the folder of what outlives a restart. None if nothing does, as in an offline run, which is repeatable."""
+    return None if config.state_dir is None or options.offline else Path(config.state_dir)
 
 
-def open_analytics(site: AppConfig, options: RunOptions, resources: ExitStack) -> AnalyticsStage:
-    """Lines and zones of all cameras, with their counters as they were left.
+def open_analytics(config: AppConfig, options: RunOptions, resources: ExitStack) -> AnalyticsStage:
+    """Open the lines and zones of all cameras, with their stored counters.
 
     Raises:
-        ConfigError: a class is unknown, or the counters cannot be kept.
+        ConfigError: a class is unknown, or the counters cannot be stored.
     """
     options.check_stop()
-    _, spec = find_model(site)
-    state = state_folder(site, options)
-    if state is None and site.analytics and not options.offline:
+    _, spec = find_model(config)
+    state = state_folder(config, options)
+    if state is None and config.analytics and not options.offline:
         log.info("counters begin at 0 with each start; `state_dir: FOLDER` in the configuration keeps them")
     stage = AnalyticsStage(
-        site.analytics,
-        published_class_names(spec, site.detect),
-        forget_s=site.track.lost_s,
+        config.analytics,
+        published_class_names(spec, config.detect),
+        forget_s=config.track.lost_s,
         folder=None if state is None else state / "counters",
     )
     return resources.enter_context(closing(stage))
 
 
-def open_cascade(site: AppConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:
-    """The stage of the second model; none where none is configured.
+def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:
+    """Open the stage of the second model, if one is configured.
 
     Raises:
         ModelError: the model is missing, damaged, or no classifier.
     """
     options.check_stop()
-    if site.cascade is None:
+    if config.cascade is None:
         return []
-    from vision.detect.onnxruntime.classifier import open_classifier  # only here is OpenCV needed
+    from vision.detect.onnxruntime.classifier import open_classifier  # OpenCV is needed only here
 
-    _, spec = find_model(site)
-    folder, second = find_second_model(site.cascade)
+    _, spec = find_model(config)
+    folder, second = find_second_model(config.cascade)
     began = time.monotonic()
-    classifier = open_classifier(folder, second, threads=site.cascade.threads, max_batch=site.cascade.max_batch)
-    names = published_class_names(spec, site.detect)
-    stage = CascadeStage(classifier, site.cascade, names, lossless=options.offline)
+    classifier = open_classifier(folder, second, threads=config.cascade.threads, max_batch=config.cascade.max_batch)
+    names = published_class_names(spec, config.detect)
+    stage = CascadeStage(classifier, config.cascade, names, lossless=options.offline)
     resources.enter_context(closing(stage))
     log.info("second model: %s, ready in %.1f s", second.name, time.monotonic() - began)
     return [stage]
 
 
-def open_snapshots(site: AppConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
-    """The stage that writes frames of events; none where none are wanted, or where nobody is told of events.
+def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
+    """Open the stage that writes frames of events, if snapshots are configured and events are published.
 
     Raises:
-        ConfigError: the folder cannot be written to.
+        ConfigError: the folder is not writable.
     """
     options.check_stop()
-    wanted = site.snapshots
-    if wanted is None or options.sink is not None:
+    snapshots = config.snapshots
+    if snapshots is None or options.sink is not None:
         return []
-    from vision.detect.reference.crops import JpegEncoder  # only here is OpenCV needed
+    from vision.detect.reference.crops import JpegEncoder  # OpenCV is needed only here
+    from vision.stages.annotation import EventAnnotator
+
+    encoder = JpegEncoder(max_side_px=snapshots.max_side_px, quality=snapshots.quality)
+    annotator = EventAnnotator(config.analytics)
+
+    def encode(frame: Frame, result: Result) -> bytes:
+        return encoder.encode(frame, partial(annotator.draw, result=result) if snapshots.annotate else None)
 
     stage = SnapshotStage(
-        Path(wanted.folder),
-        JpegEncoder(max_side_px=wanted.max_side_px, quality=wanted.quality).encode,
-        kinds=wanted.kinds,
-        max_files=wanted.max_files,
-        most_bytes=wanted.max_mb * 1_000_000,
+        Path(snapshots.folder),
+        encode,
+        kinds=snapshots.kinds,
+        max_files=snapshots.max_files,
+        max_bytes=snapshots.max_mb * 1_000_000,
         lossless=options.offline,
     )
     return [resources.enter_context(closing(stage))]
 
 
 def build_cameras(
-    site: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
+    config: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
 ) -> list[Camera]:
-    """A slot and a supervisor for each camera; nothing is opened before the runtime starts them.
+    """Build a slot and a supervisor for each camera. The runtime opens the cameras when it starts.
 
     Args:
-        stages: those of the runtime; one that looks at pixels holds frames longer.
+        stages: stages of the runtime. One that looks at pixels holds frames longer.
     """
     options.check_stop()
     changed = threading.Condition()
@@ -263,17 +322,17 @@ def build_cameras(
         isinstance(stage, PixelStage) for stage in stages
     )
     if isinstance(detector, ReadsDevice):
-        log.info("%s", frame_budget(site.cameras, detector.spec.pixel_formats[0], leases + EXTRA_BUFFERS))
-    return [_camera(camera, options, detector, leases, changed) for camera in site.cameras]
+        log.info("%s", frame_budget(config.cameras, detector.spec.pixel_formats[0], leases + EXTRA_BUFFERS))
+    return [_camera(camera, options, detector, leases, changed) for camera in config.cameras]
 
 
 def frame_budget(cameras: Sequence[CameraConfig], pixel_format: PixelFormat, buffers: int) -> str:
-    """What the frames will take of the memory: how large they are is known only once the cameras answer."""
+    """Describe the memory that the frames will need. Their size is known only once the cameras answer."""
     height_px, width_px = _ASSUMED_HW
-    sizes = [frame_shape(each.height or height_px, each.width or width_px, pixel_format) for each in cameras]
+    sizes = [frame_shape(camera.height or height_px, camera.width or width_px, pixel_format) for camera in cameras]
     mib = buffers * sum(math.prod(size) for size in sizes) / 2**20
-    unknown = sum(each.height is None or each.width is None for each in cameras)
-    assumed = f"; {unknown} of them taken as {width_px}x{height_px}" if unknown else ""
+    unknown = sum(camera.height is None or camera.width is None for camera in cameras)
+    assumed = f"; {unknown} of them assumed to be {width_px}x{height_px}" if unknown else ""
     return (
         f"frames: {buffers} buffers for each of {len(cameras)} cameras, {mib:.1f} MiB page-locked, and as much on a "
         f"GPU that has its own memory ({pixel_format}{assumed})"
@@ -285,11 +344,11 @@ def _camera(
 ) -> Camera:
     policy = supervision_of(config)
     if options.offline:
-        config = config.model_copy(update={"loop": False})  # each file once, or it would never end
+        config = config.model_copy(update={"loop": False})  # play each file once, or the run would never end
     nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config)
     slot = LatestSlot(
         config.id,
-        _buffers(config, detector, nvdec=nvdec or config.reader == "nvdec"),
+        _allocator(config, detector, nvdec=nvdec or config.reader == "nvdec"),
         leases=leases,
         lossless=options.offline and policy.finite,
         max_fps=config.max_fps,
@@ -302,14 +361,14 @@ def _camera(
     return Camera(slot, CameraSupervisor(config.id, factory, slot, policy))
 
 
-def _buffers(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allocate:
-    """Where the camera's frames lie: in the GPU's memory if they are decoded there and the detector can read them."""
+def _allocator(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allocate:
+    """Return the allocator of the camera's frames: GPU memory if they are decoded there and the detector reads it."""
     if not nvdec:
         return detector.frame_buffer
     if isinstance(detector, ReadsDevice):
         return detector.device_buffer
     log.warning(
-        "camera %s: decoded on the GPU and copied from there, because %s reads none of its memory",
+        "camera %s: decoded on the GPU and copied to the host, because %s does not read GPU memory",
         config.id,
         detector.spec.name,
     )

@@ -1,8 +1,8 @@
 """The sink protocol: where results and reports leave the program, such as a socket, a file, or a test's list.
 
-To add a sink, implement `Sink` and pass it to the runtime in a pipeline file: ``sinks=[publisher, MySink()]``
-(docs/pipelines.md). `vision.runtime.builder.PublisherSink` is the one that publishes over ZeroMQ. A sink that has
-counters also implements `vision.stages.stage.HasCounters`.
+To add a sink, implement `Sink` and pass it to `vision.pipelines.pipeline_with` in a pipeline file:
+``build = pipeline_with([], sinks=[MySink()])`` (docs/pipelines.md). `vision.runtime.builder.PublisherSink` publishes
+over ZeroMQ. A sink that has counters also implements `vision.stages.stage.HasCounters`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Frames of events, as JPEGs in a folder that never outgrows its limits.
+"""`SnapshotStage`: frames of events, as JPEGs in a folder of limited size.
 
-The results thread only copies the frame, while its lease lasts; a thread here makes the JPEG and writes it. So an
-event tells the path of a file that is there a moment later, and is never there half. When events come faster than
-frames can be written, some get none and no path; they are counted.
+The results thread only copies the frame, while its lease lasts. A thread of the stage encodes and writes the JPEG. So
+an event contains the path of a file that exists a moment later, and never exists incomplete. When events come faster
+than frames can be written, some events get no snapshot and no path. They are counted.
 """
 
 from __future__ import annotations
@@ -22,65 +22,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.errors import ConfigError, VisionError
-from vision.types import Frame, FrameMeta, Result
+from vision.types import Event, Frame, FrameMeta, Result
 
 log = logging.getLogger(__name__)
 
 _BUFFERS: Final = 4  # frames that wait for the disk
 _STOP_S: Final = 1.0  # to write them at the end
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}-\d{8}T\d{6}\.\d{3}Z-\d+-\d+\.jpg")
-_HALF: Final = ".part"
+_PARTIAL: Final = ".part"
 
 
 @dataclass(slots=True)
 class _Shot:
-    """One frame's copy, whose memory is used again."""
+    """A copy of one frame, in memory that is reused."""
 
     memory: NDArray[np.uint8]
     frame: Frame | None = None
+    result: Result | None = None
 
-    def copy(self, frame: Frame) -> None:
+    def copy(self, frame: Frame, result: Result) -> None:
         source = frame.pixels
         size = source.size
         if size > len(self.memory):
             self.memory = np.empty(size, np.uint8)
         pixels = self.memory[:size].reshape(source.shape)
         np.copyto(pixels, source)
-        self.frame = Frame.wrap(frame.meta, pixels, frame.pixel_format)
+        self.frame, self.result = Frame.wrap(frame.meta, pixels, frame.pixel_format), result
 
 
 class SnapshotStage:
-    """Gives events the path of a frame, and writes it.
+    """Adds the path of a snapshot to events, and writes the snapshot.
 
-    Files in the folder that are named otherwise are never touched.
+    Files in the folder with names of another form are left alone.
     """
 
     def __init__(
         self,
         folder: Path,
-        encode: Callable[[Frame], bytes],
+        encode: Callable[[Frame, Result], bytes],
         *,
         kinds: Sequence[str] | None = None,
         max_files: int = 10_000,
-        most_bytes: int = 10**9,
+        max_bytes: int = 10**9,
         lossless: bool = False,
     ) -> None:
         """
         Args:
-            encode: makes the file's content; called by one thread.
-            kinds: of events that get a frame; all where None.
-            lossless: wait for the disk in place of leaving a frame out.
+            encode: returns the content of the file for a frame (a private copy) and its result, whose events are those
+                that get the snapshot. One thread calls it.
+            kinds: kinds of events that get a snapshot; None for all.
+            lossless: wait for the disk instead of skipping a snapshot.
 
         Raises:
-            ConfigError: the folder cannot be made or written to.
+            ConfigError: the folder cannot be created or is not writable.
         """
         self._folder = folder
         self._encode = encode
         self._kinds = None if kinds is None else frozenset(kinds)
         self._max_files = max_files
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._lossless = lossless
-        self._sizes = _found_in(folder)
+        self._sizes = _existing_snapshots(folder)
         self._nbytes = sum(self._sizes.values())
         self._free: queue.SimpleQueue[_Shot] = queue.SimpleQueue()
         for _ in range(_BUFFERS):
@@ -94,28 +96,29 @@ class SnapshotStage:
         self._thread.start()
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copies the frame if one of the events is to have it.
+        """Copy the frame if one of the events needs a snapshot.
 
         Raises:
-            VisionError: the thread that writes has failed.
+            VisionError: the writing thread has failed.
         """
         if self._error is not None:
-            raise VisionError(f"snapshots cannot be made: {self._error}") from self._error
-        if not any(self._wants(event.kind) for event in result.events):
+            raise VisionError(f"snapshots failed: {self._error}") from self._error
+        chosen = tuple(event for event in result.events if self._is_chosen(event))
+        if not chosen:
             return result
         try:
             shot = self._free.get(block=self._lossless)
         except queue.Empty:
             self._skipped += 1
             return result
-        shot.copy(frame)
+        shot.copy(frame, replace(result, events=chosen))
         self._waiting.put(shot)
-        path = str(self._folder / _name_of(result.meta))
-        events = [replace(event, snapshot=path) if self._wants(event.kind) else event for event in result.events]
+        path = str(self._folder / _file_name(result.meta))
+        events = (replace(event, snapshot=path) if self._is_chosen(event) else event for event in result.events)
         return replace(result, events=tuple(events))
 
     def counters(self) -> dict[str, int]:
-        """What an operator should see."""
+        """Return the number of snapshots written, skipped, failed, and in the folder."""
         return {
             "snapshots.written": self._written,
             "snapshots.skipped": self._skipped,
@@ -124,12 +127,12 @@ class SnapshotStage:
         }
 
     def close(self) -> None:
-        """Write what waits, for a second at most. May be called twice."""
+        """Write the waiting snapshots, for a second at most. Idempotent."""
         self._waiting.put(None)
         self._thread.join(_STOP_S)
 
-    def _wants(self, kind: str) -> bool:
-        return self._kinds is None or kind in self._kinds
+    def _is_chosen(self, event: Event) -> bool:
+        return self._kinds is None or event.kind in self._kinds
 
     # --- the writing thread -------------------------------------------------------------------------------------------
 
@@ -142,22 +145,22 @@ class SnapshotStage:
                 if not self._failing:
                     log.error("cannot write snapshots to %s: %s", self._folder, error.strerror)
                 self._failing = True
-            except Exception as error:  # noqa: BLE001 - `with_frame` raises it again, whatever it is
+            except Exception as error:  # noqa: BLE001 - `with_frame` raises it, whatever it is
                 self._error = error
-            shot.frame = None
+            shot.frame = shot.result = None
             self._free.put(shot)
 
     def _write(self, shot: _Shot) -> None:
-        assert shot.frame is not None
-        name = _name_of(shot.frame.meta)
-        content = self._encode(shot.frame)
-        half = self._folder / f".{name}{_HALF}"
+        assert shot.frame is not None and shot.result is not None
+        name = _file_name(shot.frame.meta)
+        content = self._encode(shot.frame, shot.result)
+        partial = self._folder / f".{name}{_PARTIAL}"
         try:
-            half.write_bytes(content)
-            half.replace(self._folder / name)
+            partial.write_bytes(content)
+            partial.replace(self._folder / name)
         except OSError:
             with contextlib.suppress(OSError):
-                half.unlink()
+                partial.unlink()
             raise
         if self._failing:
             log.info("snapshots are written to %s again", self._folder)
@@ -168,25 +171,25 @@ class SnapshotStage:
         self._prune()
 
     def _prune(self) -> None:
-        while len(self._sizes) > 1 and (len(self._sizes) > self._max_files or self._nbytes > self._most_bytes):
+        while len(self._sizes) > 1 and (len(self._sizes) > self._max_files or self._nbytes > self._max_bytes):
             oldest = next(iter(self._sizes))
-            with contextlib.suppress(OSError):  # somebody was quicker, or keeps it
+            with contextlib.suppress(OSError):  # another program deleted it, or it is protected
                 (self._folder / oldest).unlink()
             self._nbytes -= self._sizes.pop(oldest)
 
 
-def _found_in(folder: Path) -> dict[str, int]:
-    """Sizes of the snapshots that are there, the oldest first. Halves that a crash has left are removed.
+def _existing_snapshots(folder: Path) -> dict[str, int]:
+    """Return the sizes of the snapshots in the folder, the oldest first. Remove incomplete files of a crash.
 
     Raises:
-        ConfigError: the folder cannot be made or written to.
+        ConfigError: the folder cannot be created or is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for half in folder.glob(f".*{_HALF}"):
-            if _NAME.fullmatch(half.name.removeprefix(".").removesuffix(_HALF)):
-                half.unlink()
-        probe = folder / f".probe{_HALF}"
+        for partial in folder.glob(f".*{_PARTIAL}"):
+            if _NAME.fullmatch(partial.name.removeprefix(".").removesuffix(_PARTIAL)):
+                partial.unlink()
+        probe = folder / f".probe{_PARTIAL}"
         probe.write_bytes(b"")
         probe.unlink()
         files = [(file.stat(), file.name) for file in folder.iterdir() if _NAME.fullmatch(file.name)]
@@ -194,11 +197,12 @@ def _found_in(folder: Path) -> dict[str, int]:
         raise ConfigError(
             f"snapshots.folder: cannot write to {folder}: {error.strerror}",
             hint="make the folder writable for this user",
+            code="snapshot-folder",
         ) from error
-    return {name: info.st_size for info, name in sorted(files, key=lambda one: (one[0].st_mtime_ns, one[1]))}
+    return {name: info.st_size for info, name in sorted(files, key=lambda file: (file[0].st_mtime_ns, file[1]))}
 
 
-def _name_of(meta: FrameMeta) -> str:
+def _file_name(meta: FrameMeta) -> str:
     seconds, ns = divmod(meta.captured_utc_ns, 1_000_000_000)
     moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds))
     return f"{meta.camera_id}-{moment}.{ns // 1_000_000:03d}Z-{meta.epoch}-{meta.index}.jpg"

@@ -27,7 +27,7 @@ CLASS = "green"
 LINE = {"name": "middle", "points": [[160, 0], [160, 240]], "anchor": "center"}
 
 COUNT = """
-from vision.runtime.builder import build_cameras, detector_of, open_publisher
+from vision.runtime.builder import build_cameras, open_configured_detector, open_publisher
 from vision.runtime.runtime import Runtime
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.track import TrackStage
@@ -35,7 +35,7 @@ from vision.stages.track import TrackStage
 def build(site, options, resources):
     publisher = open_publisher(site, options, resources)
     track = TrackStage(site.track, score=site.detect.score_threshold)
-    detector = detector_of(site, options, resources, score=track.detector_score)
+    detector = open_configured_detector(site, options, resources, score=track.detector_score)
     count = AnalyticsStage(site.analytics, detector.spec.class_names)
     cameras = build_cameras(site, options, detector)
     return Runtime(cameras=cameras, detector=detector, stages=[track, count], sinks=[publisher])

@@ -14,7 +14,7 @@ from vision.config import AppConfig
 from vision.errors import Closed, ConfigError, SourceError
 from vision.evaluation.passes import LOWEST_SCORE, Findings, run_pipeline, site_of_camera, survey
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import RunOptions, build_cameras, detector_of, open_publisher
+from vision.runtime.builder import RunOptions, build_cameras, open_configured_detector, open_publisher
 from vision.runtime.runtime import Runtime
 from vision.test_pattern import FAKE_COLORS
 from vision.types import Detections, Result, Tracks
@@ -171,7 +171,7 @@ def test_a_stage_before_the_sink_is_part_of_what_is_evaluated() -> None:
             return Result(result.meta, Detections.empty(), result.timing)
 
         publisher = open_publisher(site, options, resources)
-        detector = detector_of(site, options, resources)
+        detector = open_configured_detector(site, options, resources)
         cameras = build_cameras(site, options, detector)
         return Runtime(cameras=cameras, detector=detector, stages=[drop_all], sinks=[publisher])
 

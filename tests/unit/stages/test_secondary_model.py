@@ -169,9 +169,9 @@ class Both(Grey):
 
 @pytest.mark.parametrize(("exclusive", "expected"), [(True, ["light"]), (False, ["light", "dark"])])
 def test_one_or_many(exclusive: bool, expected: list[str]) -> None:
-    with stage(Both(exclusive=exclusive), score=0.6) as one:
+    with stage(Both(exclusive=exclusive), score_threshold=0.6) as one:
         assert look(one, Thing(1)) == {1: expected}
-    with stage(Both(exclusive=exclusive), score=0.81) as one:
+    with stage(Both(exclusive=exclusive), score_threshold=0.81) as one:
         assert look(one, Thing(1)) == {}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -62,10 +64,17 @@ class JpegEncoder:
         self._options = [cv2.IMWRITE_JPEG_QUALITY, quality]
         self._parts = PartReader()
 
-    def encode(self, frame: Frame) -> bytes:
-        """Return the file's content."""
+    def encode(self, frame: Frame, draw: Callable[[NDArray[np.uint8]], None] | None = None) -> bytes:
+        """Return the frame as a JPEG.
+
+        Args:
+            draw: draws on a copy of the frame, (H, W, 3) BGR in its full size.
+        """
         width_px, height_px = frame.meta.width_px, frame.meta.height_px
         image = self._parts.read(frame, 0, 0, width_px, height_px)
+        if draw is not None:
+            image = image.copy()
+            draw(image)
         scale = self._max_side_px / max(width_px, height_px)
         if scale < 1:
             size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))

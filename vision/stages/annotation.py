@@ -1,0 +1,84 @@
+"""`EventAnnotator`: draws events on their snapshot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config.analytics import CameraAnalytics
+from vision.config.rules import RULE
+from vision.overlay import Overlay, class_colour
+from vision.types import Event, FrameMeta, Result, Tracks
+
+
+class EventAnnotator:
+    """Draws the object, the line or zone, the kind and the time of each event.
+
+    An event of a whole zone shows the boxes of all objects.
+    """
+
+    def __init__(self, sections: Mapping[str, CameraAnalytics]) -> None:
+        """
+        Args:
+            sections: the lines and zones by camera id.
+        """
+        self._sections = sections
+
+    def draw(self, image: NDArray[np.uint8], result: Result) -> None:
+        """Draw the events of `result` on its frame.
+
+        Args:
+            image: (H, W, 3) BGR in the size of the source frame; modified.
+        """
+        overlay = Overlay(image)
+        section = self._sections.get(result.meta.camera_id)
+        if section is not None:
+            counts = result.counts
+            overlay.analytics(
+                _places(section, result.events),
+                crossed=counts.lines if counts else {},
+                inside=counts.occupancy if counts else {},
+            )
+        _draw_objects(overlay, result)
+        overlay.banner(_time(result.meta), ", ".join(_title(event) for event in result.events))
+
+
+def _places(section: CameraAnalytics, events: Sequence[Event]) -> CameraAnalytics:
+    """Return the lines and zones that the events are about."""
+    names = {str(event.data.get("place", event.name)) for event in events}
+    return section.model_copy(
+        update={
+            "lines": tuple(line for line in section.lines if line.name in names),
+            "zones": tuple(zone for zone in section.zones if zone.name in names),
+            "ground": None,
+        }
+    )
+
+
+def _draw_objects(overlay: Overlay, result: Result) -> None:
+    if not isinstance(result.objects, Tracks):
+        return
+    labels = {event.track_id: str(event.data.get("class", event.track_id)) for event in result.events}
+    everything = None in labels
+    tracks = result.objects
+    rows = [row for row, track_id in enumerate(tracks.track_ids.tolist()) if everything or track_id in labels]
+    overlay.objects(
+        tracks.boxes_xyxy[rows],
+        [labels.get(int(tracks.track_ids[row]), "") for row in rows],
+        [class_colour(int(tracks.class_ids[row])) for row in rows],
+    )
+
+
+def _time(meta: FrameMeta) -> str:
+    seconds, ns = divmod(meta.captured_utc_ns, 1_000_000_000)
+    return f"{meta.camera_id}  {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(seconds))}.{ns // 1_000_000:03d} UTC"
+
+
+def _title(event: Event) -> str:
+    if event.kind == RULE:
+        return f"{event.name}: {event.data.get('when', '')}"
+    direction = event.data.get("direction", event.data.get("phase"))
+    return f"{event.name}: {event.kind}{f' {direction}' if direction not in (None, 'instant') else ''}"
