@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.ffmpeg.source import PyAVSource
-from vision.capture.opencv.file import VideoFile
-from vision.capture.opencv.images import ImageFolder
-from vision.capture.opencv.source import LiveCapture, NetworkLink
+from vision.capture.ffmpeg.file import VideoFile
+from vision.capture.ffmpeg.rotation import RotatingDecoder
+from vision.capture.ffmpeg.source import FFmpegSource
+from vision.capture.opencv.file import ImageFolder
 from vision.capture.source import Source
-from vision.capture.synthetic.source import Synthetic, SyntheticSpec
+from vision.capture.synthetic.source import SyntheticSource
+from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config.app import CameraConfig
 from vision.types import PixelFormat
 
@@ -112,20 +114,26 @@ def streams(folder: Path, web_camera: str) -> dict[str, Stream]:
 
     def synthetic(pixel_format: PixelFormat, fps: float, *, offline: bool) -> Callable[[], Source]:
         spec = SyntheticSpec.parse(f"synthetic:{WIDTH_PX}x{HEIGHT_PX}@{fps:g}?frames={COUNT}")
-        return lambda: Synthetic(spec, (pixel_format,), offline=offline)
+        return lambda: SyntheticSource(spec, (pixel_format,), offline=offline)
 
-    def by_pyav(query: str, *pixel_formats: PixelFormat) -> Callable[[], Source]:
+    def video(path: Path, *formats: PixelFormat, loop: bool = False, offline: bool = False) -> Callable[[], Source]:
+        open_decoder = partial(RotatingDecoder, offline=offline)
+        return lambda: VideoFile(path, formats, open_decoder, loop=loop, offline=offline)
+
+    def http_camera(query: str, *pixel_formats: PixelFormat) -> Callable[[], Source]:
         camera = CameraConfig(id="web", source=f"{web_camera}?{query}", reader="ffmpeg")
-        return lambda: PyAVSource(camera, pixel_formats)
+        return lambda: FFmpegSource(camera, pixel_formats)
 
-    def made_up(pixel_format: PixelFormat, *, offline: bool) -> Stream:
+    def synthetic_stream(pixel_format: PixelFormat, *, offline: bool) -> Stream:
         slowly = None if offline else synthetic(pixel_format, SLOW_FPS, offline=False)
         return Stream(synthetic(pixel_format, FAST_FPS, offline=offline), slowly)
 
     return {
-        "file": Stream(lambda: VideoFile(fast), lambda: VideoFile(slow)),
-        "file offline": Stream(lambda: VideoFile(fast, offline=True)),
-        "file looped": Stream(lambda: VideoFile(fast, loop=True), lambda: VideoFile(slow, loop=True), endless=True),
+        "file bgr": Stream(video(fast, "bgr"), video(slow, "bgr")),
+        "file bgr offline": Stream(video(fast, "bgr", offline=True)),
+        "file i420": Stream(video(fast, "nv12", "i420"), video(slow, "nv12", "i420")),
+        "file i420 offline": Stream(video(fast, "i420", offline=True)),
+        "file i420 looped": Stream(video(fast, "i420", loop=True), video(slow, "i420", loop=True), endless=True),
         "images": Stream(lambda: ImageFolder(images, fps=FAST_FPS), lambda: ImageFolder(images, fps=SLOW_FPS)),
         "images offline": Stream(lambda: ImageFolder(images, offline=True)),
         "images looped": Stream(
@@ -133,28 +141,29 @@ def streams(folder: Path, web_camera: str) -> dict[str, Stream]:
             lambda: ImageFolder(images, fps=SLOW_FPS, loop=True),
             endless=True,
         ),
-        "synthetic bgr": made_up("bgr", offline=False),
-        "synthetic bgrx": made_up("bgrx", offline=False),
-        "synthetic nv12": made_up("nv12", offline=True),
-        "synthetic i420": made_up("i420", offline=True),
-        "http": Stream(
-            lambda: LiveCapture(NetworkLink(f"{web_camera}?fps={FAST_FPS}")),
-            lambda: LiveCapture(NetworkLink(f"{web_camera}?fps={SLOW_FPS}&first=8")),
+        "synthetic bgr": synthetic_stream("bgr", offline=False),
+        "synthetic bgrx": synthetic_stream("bgrx", offline=False),
+        "synthetic nv12": synthetic_stream("nv12", offline=True),
+        "synthetic i420": synthetic_stream("i420", offline=True),
+        "http bgr": Stream(
+            http_camera(f"fps={FAST_FPS}", "bgr", "nv12"),
+            http_camera(f"fps={SLOW_FPS}&first=8", "bgr", "nv12"),
             endless=True,
         ),
-        "http pyav bgr": Stream(
-            by_pyav(f"fps={FAST_FPS}", "bgr", "nv12"), by_pyav(f"fps={SLOW_FPS}&first=8", "bgr", "nv12"), endless=True
-        ),
-        "http pyav i420": Stream(
-            by_pyav(f"fps={FAST_FPS}", "nv12", "i420"), by_pyav(f"fps={SLOW_FPS}&first=8", "nv12", "i420"), endless=True
+        "http i420": Stream(
+            http_camera(f"fps={FAST_FPS}", "nv12", "i420"),
+            http_camera(f"fps={SLOW_FPS}&first=8", "nv12", "i420"),
+            endless=True,
         ),
     }
 
 
 NAMES = (
-    "file",
-    "file offline",
-    "file looped",
+    "file bgr",
+    "file bgr offline",
+    "file i420",
+    "file i420 offline",
+    "file i420 looped",
     "images",
     "images offline",
     "images looped",
@@ -162,13 +171,10 @@ NAMES = (
     "synthetic bgrx",
     "synthetic nv12",
     "synthetic i420",
-    "http",
-    "http pyav bgr",
-    "http pyav i420",
+    "http bgr",
+    "http i420",
 )
-SLOW_NAMES = tuple(
-    name for name in NAMES if name not in {"file offline", "images offline", "synthetic nv12", "synthetic i420"}
-)
+SLOW_NAMES = tuple(name for name in NAMES if "offline" not in name and name not in {"synthetic nv12", "synthetic i420"})
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:

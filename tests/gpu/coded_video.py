@@ -17,8 +17,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.capture.ffmpeg.bindings import time_ns
 from vision.capture.ffmpeg.frames import FrameWriter
-from vision.capture.ffmpeg.packets import time_ns
 from vision.types import frame_shape
 
 Image = NDArray[np.uint8]

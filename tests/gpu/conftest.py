@@ -32,7 +32,7 @@ def device():  # type: ignore[no-untyped-def]  # vision.gpu.cuda cannot be impor
 @pytest.fixture
 def nvdec(device: object) -> None:
     """NVDEC, or the emulated one."""
-    from vision.capture.nvdec.decoder import require_nvdec
+    from vision.capture.nvdec.bindings import require_nvdec
     from vision.errors import SourceError
 
     try:

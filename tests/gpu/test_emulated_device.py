@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from tests.gpu.coded_video import FAST, served, video
 from tests.gpu.opening import EMULATED
 from tests.gpu.test_emulated_detector import opened
-from tests.unit.capture.test_videofile import turned
+from tests.unit.capture.test_ffmpeg_file import turned
 from vision.capture import open as opening
 from vision.capture.gstreamer.source import available
 from vision.capture.open import chooses_nvdec, open_source
 from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor, SupervisorPolicy
-from vision.capture.synthetic.source import Synthetic, SyntheticSpec
+from vision.capture.synthetic.source import SyntheticSource
+from vision.capture.synthetic.spec import SyntheticSpec
 from vision.cli.doctor import check_cuda
 from vision.config import AppConfig, CameraConfig, DetectConfig, folder_of_model, load_model_spec, shipped_models
 from vision.detect.open import open_detector
@@ -164,7 +165,7 @@ def test_one_camera_without_memory_is_no_end_of_the_program() -> None:
             gpu.total_bytes += 6 * FRAME_BYTES
 
     supervisor = CameraSupervisor(
-        "gate", lambda: Synthetic(spec, ("nv12",), offline=True), slot, SupervisorPolicy(finite=True), wait=wait
+        "gate", lambda: SyntheticSource(spec, ("nv12",), offline=True), slot, SupervisorPolicy(finite=True), wait=wait
     )
     with room_for(int(3.5 * FRAME_BYTES)):
         supervisor.run()
@@ -242,9 +243,9 @@ def test_a_jetson_has_decoders_of_another_kind(asked_anew: None, monkeypatch: py
 def test_where_the_module_is_missing_the_log_says_so(
     asked_anew: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from vision.capture.nvdec import decoder
+    from vision.capture.nvdec import bindings
 
-    decoder._library.cache_clear()
+    bindings._library.cache_clear()
     monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
     with caplog.at_level(logging.INFO):
         assert not chooses_nvdec(camera("clip.mp4"))
@@ -306,7 +307,7 @@ def test_what_nvdec_refuses_ffmpeg_decodes_into_the_same_memory(
     path.write_bytes(make())
     wanted = list(read(by_ffmpeg(path), on_gpu=False))
     assert len(wanted) == 8
-    opening._say_once.cache_clear()
+    opening._warn_once.cache_clear()
     held = allocated().device_bytes
     for _ in range(2):
         same(list(read(by_auto(path), on_gpu=True)), wanted)
@@ -333,7 +334,7 @@ def test_frames_that_have_to_be_turned(tmp_path: Path, caplog: pytest.LogCapture
     path = tmp_path / "a.mp4"
     path.write_bytes(video("libx264", "mp4", count=8, options=(*FAST.items(), ("bf", "0"))))
     turned(path, 1)
-    opening._say_once.cache_clear()
+    opening._warn_once.cache_clear()
     found = list(read(by_auto(path), on_gpu=True))
     assert found[0][1].shape == frame_shape(320, 192, "i420")
     same(found, list(read(by_ffmpeg(path), on_gpu=False)))
@@ -350,7 +351,7 @@ def test_every_pass_of_a_loop_by_the_same_decoder(tmp_path: Path, caplog: pytest
     path = tmp_path / "a.video"
     path.write_bytes(REFUSED["10 bits"][0]())
     once = [pixels for _, pixels in read(by_ffmpeg(path), on_gpu=False)]
-    opening._say_once.cache_clear()
+    opening._warn_once.cache_clear()
     with closing(read(by_auto(path, loop=True), on_gpu=True)) as images:
         for number in range(20):
             np.testing.assert_array_equal(next(images)[1], once[number % 8])
@@ -362,7 +363,7 @@ def test_with_little_memory_left_no_decoder_is_opened(tmp_path: Path, caplog: py
 
     path = tmp_path / "a.mp4"
     path.write_bytes(video("libx264", "mp4", count=8, options=(*FAST.items(), ("bf", "0"))))
-    opening._say_once.cache_clear()
+    opening._warn_once.cache_clear()
     total, gpu.total_bytes = gpu.total_bytes, gpu.used_bytes + (8 << 20)
     taken = gpu.allocate(int(7.5 * 2**20))
     try:
@@ -377,7 +378,7 @@ def test_with_little_memory_left_no_decoder_is_opened(tmp_path: Path, caplog: py
 def test_a_network_camera_that_nvdec_refuses(caplog: pytest.LogCaptureFixture) -> None:
     """Over the connection that there is: nothing is opened again, and no frame is lost."""
     data = video("libx265", "mpegts", pixels="yuv420p10le", count=8)
-    opening._say_once.cache_clear()
+    opening._warn_once.cache_clear()
     with served(data, name="live.ts") as address:
         found, wanted = list(read(by_auto(address), on_gpu=True)), list(read(by_ffmpeg(address), on_gpu=False))
     assert len(found) == 8

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from tests.gpu.coded_video import FAST, FPS, coded, decoded, served, video
 from tests.gpu.opening import EMULATED
-from vision.capture.ffmpeg.file import PyAVFile
-from vision.capture.ffmpeg.source import PyAVSource
+from vision.capture.ffmpeg.file import VideoFile
+from vision.capture.ffmpeg.source import FFmpegSource
 from vision.capture.liveness import FrozenFrameDetector
-from vision.capture.nvdec.source import NvdecDecoder
+from vision.capture.nvdec.decoder import NvdecDecoder
 from vision.capture.open import open_source
 from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor
@@ -43,8 +43,8 @@ Image = NDArray[np.uint8]
 pytestmark = pytest.mark.usefixtures("nvdec")
 
 
-def opened_file(path: Path, **options: Any) -> closing[PyAVFile]:
-    return closing(PyAVFile(path, NV12, partial(NvdecDecoder, live=False), **{"offline": True, **options}))
+def opened_file(path: Path, **options: Any) -> closing[VideoFile]:
+    return closing(VideoFile(path, NV12, partial(NvdecDecoder, live=False), **{"offline": True, **options}))
 
 
 def saved(folder: Path, data: bytes, name: str) -> Path:
@@ -277,7 +277,7 @@ def test_a_network_stream_as_ffmpeg_decodes_it(
     data = video(codec, container, count=COUNT, options=options)
     wanted = list(decoded(data))
     with served(data, name=name) as address, closing(opened_camera(address)) as source:
-        assert isinstance(source, PyAVSource)
+        assert isinstance(source, FFmpegSource)
         assert source.live
         info = source.open()
         found = list(rest_of(source, 192, 320))

@@ -28,7 +28,7 @@ def server(needs_server: None) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(params=["opencv", "gstreamer", "ffmpeg"])
-def via(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["gstreamer", "ffmpeg"])
+def reader(request: pytest.FixtureRequest) -> str:
     """The library that opens the source."""
     return str(request.param)

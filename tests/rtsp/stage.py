@@ -102,8 +102,8 @@ class Server:
             self.kill()
 
 
-def camera(url: str, via: str, **settings: object) -> CameraConfig:
-    return CameraConfig.model_validate({"id": f"by-{via}", "source": url, "reader": via, **settings})
+def camera(url: str, reader: str, **settings: object) -> CameraConfig:
+    return CameraConfig.model_validate({"id": f"by-{reader}", "source": url, "reader": reader, **settings})
 
 
 def source_of(config: CameraConfig) -> Source:

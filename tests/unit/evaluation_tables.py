@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from vision.capture.synthetic.source import Synthetic, SyntheticSpec
+from vision.capture.synthetic.source import SyntheticSource
+from vision.capture.synthetic.spec import SyntheticSpec
 from vision.evaluation.mot import Boxes
 from vision.evaluation.tracks import INSTALL
 
@@ -52,7 +53,7 @@ def random_boxes(seed: int, *, frames: int = 40, objects: int = 6, gaps: bool = 
 def synthetic_rows(source: str, class_id: int) -> list[str]:
     """The truth of a ``synthetic:`` source with `frames`, as lines of a truth file, of one class."""
     spec = SyntheticSpec.parse(source)
-    camera = Synthetic(spec)
+    camera = SyntheticSource(spec)
     rows = []
     for index in range(spec.frames or 0):
         found, class_ids = camera.truth(index)

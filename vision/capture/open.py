@@ -1,4 +1,4 @@
-"""Which class opens a camera. Libraries are imported when a camera needs them, and the choice is said, never silent."""
+"""The choice of the library that opens a camera. Libraries are imported when a camera needs them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vision.capture.images import holds_images
 from vision.capture.source import Source
 from vision.capture.supervisor import SupervisorPolicy
 from vision.config.app import CameraConfig
-from vision.config.source_address import NETWORK, RECORDED, Csi, File, Folder, Http, Rtsp, SourceAddress, Synthetic, Usb
+from vision.config.source_address import RECORDED, Csi, File, Folder, Http, Rtsp, Synthetic, Usb
 from vision.errors import DeviceMissing, SourceError
 from vision.types import PixelFormat
-from vision.version import install_hint
+from vision.version import pip_hint
 
 if TYPE_CHECKING:
-    from vision.capture.ffmpeg.packets import OpenDecoder
+    from vision.capture.ffmpeg.decoder import OpenDecoder
 
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], int]
 
-_SLOW_INTERVALS = 3
-_OLDEST_PYAV = 12  # as in pyproject.toml
-_READ_BY_FFMPEG = (Rtsp, Http, File, Folder)
-_NVDEC_HINT = install_hint("nvdec")
+_MIN_INTERVALS = 3  # of a slow camera, before its read times out
+_MIN_PYAV = 12  # as in pyproject.toml
 
 
 def open_source(
@@ -39,145 +38,154 @@ def open_source(
     nvdec: bool = False,
     clock: Clock = time.monotonic_ns,
 ) -> Source:
-    """The source of a camera, not yet open.
+    """Return the source of a camera, not yet open.
 
     Args:
-        offline: files and generators are read as fast as the reader goes; live cameras are as always.
-        pixel_formats: what the detector takes, the cheapest first.
-        nvdec: a graphics card decodes what it can, into buffers of its own memory or others: `chooses_nvdec`.
+        camera: the camera to open.
+        offline: read files and synthetic cameras as fast as possible. Has no effect on live cameras.
+        pixel_formats: the formats that the detector accepts, cheapest first.
+        nvdec: decode on the GPU what NVDEC supports, into buffers in GPU or host memory. See `chooses_nvdec`.
+        clock: the monotonic clock, in ns.
 
     Raises:
-        SourceError: the library that it needs, or that was asked for, is not there or cannot open this kind.
+        SourceError: the required or configured library is missing, or cannot open this kind of source.
     """
-    address = camera.address
-    if isinstance(address, Synthetic):
-        return _synthetic(camera, address, offline, pixel_formats, clock)
-    if nvdec or _through_nvdec(camera, pixel_formats):
-        return _nvdec(camera, address, offline, pixel_formats, clock)
-    if isinstance(address, (File, Folder)):
-        return _path(camera, address, offline, pixel_formats, clock)
-    if _through_gstreamer(camera, address):
-        from vision.capture.gstreamer.source import GStreamerSource
+    match camera.address:
+        case Synthetic(text):
+            return _open_synthetic(camera, text, offline, pixel_formats, clock)
+        case Usb(device) if camera.reader != "gstreamer":
+            return _open_usb(camera, device, pixel_formats, clock)
+        case File(path) | Folder(path) if holds_images(path):
+            return _open_images(camera, path, offline, pixel_formats, clock)
+        case (Rtsp() | Http() | File()) as address if nvdec or _uses_nvdec(camera, pixel_formats):
+            return _open_with_nvdec(camera, address, offline, pixel_formats, clock)
+        case (Rtsp() | Csi() | Usb()) as address if _uses_gstreamer(camera, address):
+            from vision.capture.gstreamer.source import GStreamerSource
 
-        return GStreamerSource(camera, pixel_formats, clock=clock)
-    if _through_pyav(camera, address, pixel_formats):
-        from vision.capture.ffmpeg.source import PyAVSource
+            return GStreamerSource(camera, pixel_formats, clock=clock)
+        case (Rtsp() | Http() | File()) as address:
+            return _open_with_ffmpeg(camera, address, offline, pixel_formats, clock)
+        case address:
+            raise AssertionError(address)  # CSI without GStreamer has raised above, and a folder holds images
 
-        return PyAVSource(camera, pixel_formats, clock=clock)
-    return _opencv(camera, address, pixel_formats, clock)
 
-
-def supervision_of(camera: CameraConfig) -> SupervisorPolicy:
-    """How the camera is to be watched."""
+def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
+    """Return the timeouts that apply to a camera. A camera set to one frame in 10 s is not lost after 5 s."""
+    slow_s = _MIN_INTERVALS / camera.fps if camera.fps is not None else 0.0
     return SupervisorPolicy(
-        read_timeout_s=_read_timeout_s(camera),
+        read_timeout_s=max(camera.read_timeout_s, slow_s),
         frozen_after_s=camera.frozen_after_s,
         finite=isinstance(camera.address, RECORDED),
     )
 
 
-def _read_timeout_s(camera: CameraConfig) -> float:
-    """A camera that is asked for one frame in 10 s is not lost after 5 s without one."""
-    return max(camera.read_timeout_s, _SLOW_INTERVALS / camera.fps if camera.fps is not None else 0.0)
+# --- GStreamer --------------------------------------------------------------------------------------------------------
 
 
-def _through_gstreamer(camera: CameraConfig, address: SourceAddress) -> bool:
-    """GStreamer where it was asked for, for CSI, and for RTSP where it can: it knows damage and capture times.
+def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb) -> bool:
+    """Return True for CSI, for `reader: gstreamer`, and for RTSP where GStreamer is installed.
+
+    GStreamer reports every lost packet and the capture times of RTSP cameras.
 
     Raises:
-        SourceError: it was asked for, or there is no other way, and it cannot.
+        SourceError: GStreamer is required, and is not available.
     """
     if camera.reader in {"opencv", "ffmpeg", "nvdec"}:
-        if isinstance(address, Csi):
-            raise SourceError(f"`reader: {camera.reader}` cannot open CSI cameras", hint="leave out `reader`")
         return False
-    wanted = camera.reader == "gstreamer" or isinstance(address, Csi)
-    if not isinstance(address, Rtsp) and not wanted:
-        return False
+    required = camera.reader == "gstreamer" or isinstance(address, Csi)
     from vision.capture.gstreamer.source import available
 
     reason = available(camera)
-    if wanted and reason is not None:
-        raise SourceError(f"GStreamer cannot open it: {reason}", hint="`vision doctor` says what to install")
-    if reason is not None:
-        second = "ffmpeg" if missing_pyav() is None else "opencv"
-        _say_once(f"camera {camera.id}: through {second}, because {reason}")
-    return reason is None
-
-
-def _through_pyav(camera: CameraConfig, address: SourceAddress, formats: tuple[PixelFormat, ...]) -> bool:
-    """FFmpeg by PyAV where it was asked for; for network cameras, because it sees new frame sizes; and for recordings
-    where the detector prefers what FFmpeg decodes to. One that prefers bgr would have to convert what OpenCV has.
-
-    Raises:
-        SourceError: it was asked for, and cannot.
-    """
-    if camera.reader == "ffmpeg" and not isinstance(address, _READ_BY_FFMPEG):
+    if required and reason is not None:
         raise SourceError(
-            "`reader: ffmpeg` opens rtsp:// and http:// cameras and files only", hint="leave out `reader`"
+            f"GStreamer cannot open it: {reason}", hint="`vision doctor` lists the missing packages", code="gstreamer"
         )
-    if camera.reader not in {"auto", "ffmpeg", "nvdec"} or not isinstance(address, _READ_BY_FFMPEG):
-        return False
-    if isinstance(address, (File, Folder)) and camera.reader != "ffmpeg" and formats[0] == "bgr":
-        return False
-    reason = missing_pyav()
-    if camera.reader == "ffmpeg" and reason is not None:
-        raise SourceError(f"PyAV cannot open it: {reason}", hint=install_hint("ffmpeg"))
     if reason is not None:
-        _say_once(f"camera {camera.id}: through opencv, because {reason}")
+        _warn_once(f"camera {camera.id}: opened with FFmpeg, because {reason}")
     return reason is None
 
 
-def _through_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
-    """Where it was asked for. Drawing and evaluating want bgr, which it does not give.
+# --- FFmpeg -----------------------------------------------------------------------------------------------------------
 
-    Raises:
-        SourceError: it was asked for, and cannot.
-    """
+
+def _open_with_ffmpeg(
+    camera: CameraConfig, address: Rtsp | Http | File, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
+) -> Source:
+    _require_pyav()
+    if isinstance(address, File):
+        from vision.capture.ffmpeg.file import VideoFile
+        from vision.capture.ffmpeg.rotation import RotatingDecoder
+
+        open_decoder = partial(RotatingDecoder, offline=offline)
+        return VideoFile(address.path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
+    from vision.capture.ffmpeg.source import FFmpegSource
+
+    return FFmpegSource(camera, formats, clock=clock)
+
+
+def _require_pyav() -> None:
+    reason = missing_pyav()
+    if reason is not None:
+        raise SourceError(f"FFmpeg cannot open it: {reason}", hint=pip_hint("av>=12.3"), code="pyav-missing")
+
+
+@cache
+def missing_pyav() -> str | None:
+    """Return None if PyAV is usable, else the reason. Cached: a failing import searches every folder each time."""
+    try:
+        import av
+    except ImportError as error:
+        return f"PyAV is not installed: {error}"
+    version = str(av.__version__)
+    if int(version.partition(".")[0]) < _MIN_PYAV:
+        return f"PyAV is {version}, expected {_MIN_PYAV} or later"
+    return None
+
+
+# --- NVDEC ------------------------------------------------------------------------------------------------------------
+
+
+def _uses_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
+    """Return True for `reader: nvdec`, except for programs that need bgr: drawing and evaluating."""
     if camera.reader != "nvdec":
         return False
     if "nv12" not in formats:
-        _say_once(f"camera {camera.id}: not through nvdec, because that gives nv12, and {', '.join(formats)} is wanted")
+        _warn_once(f"camera {camera.id}: not decoded with NVDEC, which delivers nv12; this needs {', '.join(formats)}")
         return False
-    reason = missing_pyav()
-    if reason is not None:
-        raise SourceError(f"PyAV, which reads streams for NVDEC, cannot be used: {reason}", hint=_NVDEC_HINT)
     return True
 
 
 def chooses_nvdec(camera: CameraConfig) -> bool:
-    """Return whether `reader: auto` decodes with NVDEC what FFmpeg reads, for a detector that reads GPU memory.
+    """Return True if `reader: auto` decodes with NVDEC what FFmpeg reads, for a detector that reads GPU memory.
 
-    Not where GStreamer reads, which gives frames out earlier and knows of every lost packet; not over UDP, because
-    NVDEC does not tell which frames lost packets have damaged; and not in loops, because each pass would begin with
-    0.25 s without a frame (H100).
+    NVDEC is not chosen:
+
+    * where GStreamer reads, which delivers frames earlier and reports every lost packet;
+    * over UDP, because NVDEC does not report the frames that lost packets have damaged;
+    * for looped files, because each pass would begin with 0.25 s without a frame (H100).
     """
-    address = camera.address
-    if (
-        camera.reader != "auto"
-        or not isinstance(address, _READ_BY_FFMPEG)
-        or missing_pyav() is not None
-        or not _has_nvdec()
-    ):
+    if camera.reader != "auto" or missing_pyav() is not None:
         return False
-    match address:
-        case Rtsp():
-            return camera.transport == "tcp" and not _through_gstreamer(camera, address)
-        case File(path) | Folder(path):
-            return not (camera.loop or _shows_images(path))
+    match camera.address:
+        case Rtsp() as address:
+            return camera.transport == "tcp" and _has_nvdec() and not _uses_gstreamer(camera, address)
+        case Http():
+            return _has_nvdec()
+        case File(path):
+            return not (camera.loop or holds_images(path)) and _has_nvdec()
         case _:
-            return True
+            return False
 
 
 @cache
 def _has_nvdec() -> bool:
-    """On a graphics card: a Jetson's decoders are of another kind. Once, since that does not change."""
+    """Return True on a graphics card with NVDEC. A Jetson's decoders are of another kind. Cached: it cannot change."""
     try:
         from vision.gpu.cuda import open_device
 
         if open_device().integrated:
             return False
-        from vision.capture.nvdec.decoder import require_nvdec
+        from vision.capture.nvdec.bindings import require_nvdec
 
         require_nvdec()
     except (DeviceMissing, SourceError) as missing:
@@ -186,70 +194,80 @@ def _has_nvdec() -> bool:
     return True
 
 
-def _nvdec(
-    camera: CameraConfig, address: SourceAddress, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
+def _open_with_nvdec(
+    camera: CameraConfig, address: Rtsp | Http | File, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
 ) -> Source:
+    _require_pyav()
     try:
-        from vision.capture.nvdec.decoder import require_nvdec
+        from vision.capture.nvdec.bindings import require_nvdec
     except DeviceMissing as missing:
-        raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint) from missing
+        raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint, code="nvdec") from missing
     require_nvdec()
-    from vision.capture.nvdec.source import NvdecDecoder
+    from vision.capture.nvdec.decoder import NvdecDecoder
 
-    if isinstance(address, (File, Folder)):
-        from vision.capture.ffmpeg.file import PyAVFile
+    if isinstance(address, File):
+        from vision.capture.ffmpeg.file import VideoFile
         from vision.capture.ffmpeg.rotation import RotatingDecoder, upright_only
 
-        path = address.path
-        nvdec = upright_only(path, partial(NvdecDecoder, live=False))
-        open_decoder = _or_ffmpeg(camera, nvdec, partial(RotatingDecoder, offline=offline))
-        return PyAVFile(path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
-    from vision.capture.ffmpeg.packets import FFmpegDecoder
-    from vision.capture.ffmpeg.source import PyAVSource
+        nvdec = upright_only(address.path, partial(NvdecDecoder, live=False))
+        open_decoder = _with_fallback(camera, nvdec, partial(RotatingDecoder, offline=offline))
+        return VideoFile(address.path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
+    from vision.capture.ffmpeg.decoder import FFmpegDecoder
+    from vision.capture.ffmpeg.source import FFmpegSource
 
-    open_decoder = _or_ffmpeg(camera, partial(NvdecDecoder, live=True), FFmpegDecoder)
-    return PyAVSource(camera, formats, open_decoder=open_decoder, clock=clock)
+    open_decoder = _with_fallback(camera, partial(NvdecDecoder, live=True), FFmpegDecoder)
+    return FFmpegSource(camera, formats, open_decoder=open_decoder, clock=clock)
 
 
-def _or_ffmpeg(camera: CameraConfig, nvdec: OpenDecoder, ffmpeg: OpenDecoder) -> OpenDecoder:
-    """`reader: nvdec` insists."""
+def _with_fallback(camera: CameraConfig, nvdec: OpenDecoder, ffmpeg: OpenDecoder) -> OpenDecoder:
+    """Return a decoder that falls back to FFmpeg, unless the configuration requires NVDEC."""
     if camera.reader == "nvdec":
         return nvdec
     from vision.capture.nvdec.fallback import NvdecOrFFmpeg
 
-    def say(text: str) -> None:
-        _say_once(f"camera {camera.id}: {text}")
+    def warn(text: str) -> None:
+        _warn_once(f"camera {camera.id}: {text}")
 
-    return partial(NvdecOrFFmpeg, nvdec=nvdec, ffmpeg=ffmpeg, say=say)
-
-
-@cache
-def missing_pyav() -> str | None:
-    """None where PyAV can be used, else why not. Once: an import that fails looks everywhere each time."""
-    try:
-        import av
-    except ImportError as error:
-        return f"PyAV is not there: {error}"
-    version = str(av.__version__)
-    if int(version.partition(".")[0]) < _OLDEST_PYAV:
-        return f"PyAV is {version}, expected {_OLDEST_PYAV} or later"
-    return None
+    return partial(NvdecOrFFmpeg, nvdec=nvdec, ffmpeg=ffmpeg, warn=warn)
 
 
-@cache
-def _say_once(text: str) -> None:
-    """A camera that is away opens its source every half minute, for ever for the same reason."""
-    log.warning("%s", text)
+# --- OpenCV and synthetic cameras -------------------------------------------------------------------------------------
 
 
-def _synthetic(
-    camera: CameraConfig, address: Synthetic, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
+def _open_images(
+    camera: CameraConfig, path: Path, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
 ) -> Source:
-    from vision.capture.synthetic.source import Synthetic as SyntheticSource
-    from vision.capture.synthetic.source import SyntheticSpec
+    if camera.reader != "auto":
+        raise SourceError(
+            f"{camera.source}: `reader: {camera.reader}` cannot read images", hint="leave out `reader`", code="reader"
+        )
+    try:
+        from vision.capture.opencv.bindings import require_bgr
+        from vision.capture.opencv.file import ImageFolder
+    except ImportError as error:
+        raise _opencv_missing(error) from error
+    require_bgr(formats, camera.source)
+    return ImageFolder(path, fps=camera.fps, loop=camera.loop, offline=offline, clock=clock)
 
-    _refuse_library(camera, "made-up frames need no library")
-    spec = SyntheticSpec.parse(address.text)
+
+def _open_usb(camera: CameraConfig, device: str, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
+    try:
+        from vision.capture.opencv.bindings import require_bgr
+        from vision.capture.opencv.source import DeviceRequest, V4L2Source
+    except ImportError as error:
+        raise _opencv_missing(error) from error
+    require_bgr(formats, camera.id)
+    request = DeviceRequest(device, camera.width, camera.height, camera.fps, camera.open_timeout_s)
+    return V4L2Source(request, clock=clock)
+
+
+def _open_synthetic(
+    camera: CameraConfig, text: str, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
+) -> Source:
+    from vision.capture.synthetic.source import SyntheticSource
+    from vision.capture.synthetic.spec import SyntheticSpec
+
+    spec = SyntheticSpec.parse(text)
     if camera.width is not None and camera.height is not None:
         spec = replace(spec, width_px=camera.width, height_px=camera.height)
     if camera.fps is not None:
@@ -257,71 +275,13 @@ def _synthetic(
     return SyntheticSource(spec, formats, offline=offline, clock=clock)
 
 
-def _path(
-    camera: CameraConfig, address: File | Folder, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
-) -> Source:
-    path = address.path
-    if _shows_images(path):
-        return _images(path, camera, offline, formats, clock)
-    if _through_pyav(camera, address, formats):
-        from vision.capture.ffmpeg.file import PyAVFile
-        from vision.capture.ffmpeg.rotation import RotatingDecoder
-
-        open_decoder = partial(RotatingDecoder, offline=offline)
-        return PyAVFile(path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
-    if camera.reader == "gstreamer":
-        _refuse_library(camera, "files are read with FFmpeg")
-    try:
-        from vision.capture.opencv.file import VideoFile
-        from vision.capture.opencv.reader import require_bgr
-    except ImportError as error:
-        raise _no_opencv(error) from error
-    require_bgr(formats, camera.source)
-    return VideoFile(path, loop=camera.loop, offline=offline, clock=clock)
+def _opencv_missing(error: ImportError) -> SourceError:
+    return SourceError(
+        f"OpenCV is not installed: {error}", hint="`vision doctor` shows how to install it", code="opencv-missing"
+    )
 
 
-def _shows_images(path: Path) -> bool:
-    """Rather than a video. Without OpenCV FFmpeg may read an image, as a video of one frame."""
-    try:
-        from vision.capture.opencv.images import SUFFIXES
-    except ImportError:
-        return path.is_dir()
-    return path.is_dir() or path.suffix.lower() in SUFFIXES
-
-
-def _images(path: Path, camera: CameraConfig, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
-    if camera.reader in {"gstreamer", "ffmpeg"}:
-        _refuse_library(camera, "images are read with OpenCV")
-    try:
-        from vision.capture.opencv.images import ImageFolder
-        from vision.capture.opencv.reader import require_bgr
-    except ImportError as error:
-        raise _no_opencv(error) from error
-    require_bgr(formats, camera.source)
-    return ImageFolder(path, fps=camera.fps, loop=camera.loop, offline=offline, clock=clock)
-
-
-def _opencv(camera: CameraConfig, address: SourceAddress, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
-    try:
-        from vision.capture.opencv.reader import require_bgr
-        from vision.capture.opencv.source import Link, LiveCapture, NetworkLink, UsbLink
-    except ImportError as error:
-        raise _no_opencv(error) from error
-
-    require_bgr(formats, camera.id)
-    link: Link
-    if isinstance(address, Usb):
-        link = UsbLink(address.device, camera.width, camera.height, camera.fps, camera.open_timeout_s)
-    else:
-        assert isinstance(address, NETWORK)
-        link = NetworkLink(address.url, camera.transport, camera.open_timeout_s, _read_timeout_s(camera))
-    return LiveCapture(link, clock=clock)
-
-
-def _no_opencv(error: ImportError) -> SourceError:
-    return SourceError(f"OpenCV is not there: {error}", hint="`vision doctor` says how to install it")
-
-
-def _refuse_library(camera: CameraConfig, why: str) -> None:
-    if camera.reader != "auto":
-        raise SourceError(f"expected no `reader: {camera.reader}` for this source: {why}")
+@cache
+def _warn_once(text: str) -> None:
+    """Log a warning once: a camera that is away opens its source every half minute."""
+    log.warning("%s", text)

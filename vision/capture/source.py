@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
+from vision.errors import SourceError
 from vision.types import ClockSource, DropReason, FrameBuffer, FrameMeta, PixelFormat, YuvEncoding
 
 
@@ -104,3 +106,9 @@ class FrameSink(Protocol):
 
     def end(self) -> None:
         """The source is finished for good; what waits can still be read."""
+
+
+def not_open(source: str | Path, call: Literal["grab", "retrieve"]) -> SourceError:
+    """Return the error for a call out of order: `grab` before `open`, or `retrieve` before `grab`."""
+    before = "open" if call == "grab" else "grab"
+    return SourceError(f"{source}: {call} before {before}, or after close", code="not-open")

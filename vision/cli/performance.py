@@ -131,7 +131,7 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 
 def frame_source(text: str) -> str:
     """Where frames come from. A recording has to be there; what else is wrong with it, reading it tells."""
-    from vision.capture.synthetic.source import SyntheticSpec
+    from vision.capture.synthetic.spec import SyntheticSpec
     from vision.config.source_address import File, Folder, Synthetic, parse_source
     from vision.errors import SourceError
 

@@ -57,13 +57,13 @@ _CAPTURE_OPTIONS: Final[Mapping[str, tuple[tuple[type[SourceAddress], ...], str]
 }
 
 _READERS: Final[Mapping[type[SourceAddress], tuple[str, ...]]] = {
-    Rtsp: ("auto", "opencv", "gstreamer", "ffmpeg", "nvdec"),
-    Http: ("auto", "opencv", "ffmpeg", "nvdec"),
+    Rtsp: ("auto", "gstreamer", "ffmpeg", "nvdec"),
+    Http: ("auto", "ffmpeg", "nvdec"),
     Csi: ("auto", "gstreamer"),
     Usb: ("auto", "opencv", "gstreamer"),
     Synthetic: ("auto",),
-    File: ("auto", "opencv", "ffmpeg", "nvdec"),
-    Folder: ("auto", "opencv", "ffmpeg", "nvdec"),
+    File: ("auto", "ffmpeg", "nvdec"),
+    Folder: ("auto",),
 }
 
 

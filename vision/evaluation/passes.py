@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 
 from vision.capture.frame_reader import read_frames
-from vision.capture.synthetic.source import SyntheticSpec
+from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config import AppConfig, CameraConfig, DetectConfig, ModelSpec, StatusConfig, nearest
 from vision.config.source_address import RECORDED, Synthetic
 from vision.detect.detector import Detector

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vision.capture.open import chooses_nvdec, open_source, supervision_of
+from vision.capture.open import chooses_nvdec, open_source, supervisor_policy
 from vision.capture.supervisor import CameraSupervisor
 from vision.config import (
     AppConfig,
@@ -342,7 +342,7 @@ def frame_budget(cameras: Sequence[CameraConfig], pixel_format: PixelFormat, buf
 def _camera(
     config: CameraConfig, options: RunOptions, detector: Detector, leases: int, changed: threading.Condition
 ) -> Camera:
-    policy = supervision_of(config)
+    policy = supervisor_policy(config)
     if options.offline:
         config = config.model_copy(update={"loop": False})  # play each file once, or the run would never end
     nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config)

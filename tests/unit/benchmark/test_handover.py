@@ -11,7 +11,7 @@ from vision.benchmark.demand import Demand, demands
 from vision.benchmark.frames import shipped_clip
 from vision.benchmark.handover import AT_ONCE, Delays, Stamps, handover_of, measure_handover, stand_ins
 from vision.benchmark.pipeline import ThreadCosts
-from vision.capture.synthetic.source import SyntheticSpec
+from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config import AppConfig
 from vision.test_pattern import FAKE_CLASSES
 

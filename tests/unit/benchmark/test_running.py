@@ -25,7 +25,7 @@ from vision.benchmark.pipeline import NonClosingDetector, measure_threads, run_s
 from vision.benchmark.plan import resized
 from vision.benchmark.stage import measure_alone, measure_stage
 from vision.benchmark.timeline import recorded_spans, trace_slots
-from vision.capture.synthetic.source import SyntheticSpec
+from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config import AppConfig, CameraConfig, load_model_spec, shipped_models
 from vision.detect.fake import FakeDetector
 from vision.detect.onnxruntime.network import OnnxNetwork

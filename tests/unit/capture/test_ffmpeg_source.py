@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tests.frame_buffers import wrap
 from vision.capture.ffmpeg.frames import FrameWriter, choose_format, encoding_of
 from vision.capture.ffmpeg.h264 import FrameGapFinder
-from vision.capture.ffmpeg.source import PyAVSource
+from vision.capture.ffmpeg.source import FFmpegSource
 from vision.capture.source import StreamInfo
 from vision.capture.supervisor import CameraSupervisor
 from vision.config.app import CameraConfig
@@ -206,12 +206,12 @@ def served(*images: bytes, pause_s: float = 0.0, status: int = 200) -> Iterator[
             thread.join()
 
 
-def source_of(address: str, **settings: object) -> PyAVSource:
+def source_of(address: str, **settings: object) -> FFmpegSource:
     camera = CameraConfig.model_validate({"id": "gate", "source": f"http://{address}", "reader": "ffmpeg", **settings})
-    return PyAVSource(camera, ALL)
+    return FFmpegSource(camera, ALL)
 
 
-def every(source: PyAVSource) -> list[bool]:
+def every(source: FFmpegSource) -> list[bool]:
     """Whether each frame is corrupt, until the stream ends."""
     source.open()
     found: list[bool] = []
@@ -275,7 +275,7 @@ def test_nothing_comes_before_the_first_key_frame() -> None:
         assert every(source) == [False] * 3 * GOP
 
 
-def retrieved(source: PyAVSource, info: StreamInfo, height_px: int, width_px: int) -> NDArray[np.uint8]:
+def retrieved(source: FFmpegSource, info: StreamInfo, height_px: int, width_px: int) -> NDArray[np.uint8]:
     out = np.zeros(frame_shape(height_px, width_px, info.pixel_format), np.uint8)
     source.retrieve(wrap(out))
     return out

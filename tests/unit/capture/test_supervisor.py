@@ -31,7 +31,8 @@ from tests.unit.scripted_camera import (
 )
 from vision.capture.source import FrameSink, Source
 from vision.capture.supervisor import CameraStatus, CameraSupervisor, SupervisorPolicy
-from vision.capture.synthetic.source import Synthetic, SyntheticSpec
+from vision.capture.synthetic.source import SyntheticSource
+from vision.capture.synthetic.spec import SyntheticSpec
 from vision.errors import Closed, DeviceError, EndOfStream, OutOfMemory, SourceError
 from vision.runtime.latest_slot import LatestSlot
 from vision.types import DropReason, FrameBuffer, PixelFormat
@@ -787,7 +788,7 @@ def test_every_fault_of_the_synthetic_source_in_real_time() -> None:
     spec = SyntheticSpec.parse("synthetic:64x48@200?frames=60&resize=20:32x64&corrupt=30:40&fail=50")
     policy = SupervisorPolicy(finite=True, first_retry_s=0.01, longest_retry_s=0.01)
     specs = iter([spec, SyntheticSpec.parse("synthetic:64x48@200?frames=10")])
-    supervisor = CameraSupervisor("gate", lambda: Synthetic(next(specs)), slot, policy)
+    supervisor = CameraSupervisor("gate", lambda: SyntheticSource(next(specs)), slot, policy)
     thread = threading.Thread(target=supervisor.run)
     thread.start()
     thread.join(20)
@@ -804,7 +805,7 @@ def test_one_hanging_camera_disturbs_no_other() -> None:
     def run(source: str) -> tuple[CameraSupervisor, threading.Thread]:
         slot = LatestSlot("gate", FrameBuffer.allocate)
         spec = SyntheticSpec.parse(source)
-        supervisor = CameraSupervisor("gate", lambda: Synthetic(spec), slot, FINITE)
+        supervisor = CameraSupervisor("gate", lambda: SyntheticSource(spec), slot, FINITE)
         thread = threading.Thread(target=supervisor.run, daemon=True)
         thread.start()
         return supervisor, thread

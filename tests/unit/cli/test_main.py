@@ -152,7 +152,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         silent.listen()
         source = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/x"
         cameras = [
-            {"id": "a", "source": source, "reader": "opencv", "open_timeout_s": 60},
+            {"id": "a", "source": source, "reader": "ffmpeg", "open_timeout_s": 60},
             {"id": "b", "source": SYNTHETIC},
         ]
         with started("run", str(write_config(tmp_path, cameras=cameras, stop_timeout_s=60))) as process:

@@ -143,7 +143,7 @@ def camera(**options: object) -> str:
         ),
         (
             camera(source="a.mp4", reader="gstreamer"),
-            ["1: cameras[0].reader: expected 'auto', 'opencv', 'ffmpeg' or 'nvdec' for this kind of source"],
+            ["1: cameras[0].reader: expected 'auto', 'ffmpeg' or 'nvdec' for this kind of source"],
         ),
         (camera(source="a.mp4", reader="ffmpeg", loop="true"), []),
         (

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vision.capture.synthetic.source import Synthetic, SyntheticSpec
+from vision.capture.synthetic.source import SyntheticSource
+from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config import AppConfig
 from vision.errors import Closed, ConfigError, SourceError
 from vision.evaluation.passes import LOWEST_SCORE, Findings, run_pipeline, site_of_camera, survey
@@ -104,7 +105,7 @@ def test_every_frame_goes_through_the_pipeline_once() -> None:
     assert [frame for frame, _ in findings.detections] == list(range(1, 13))
     assert findings.backend == "fake"
     assert not findings.tracked
-    true_boxes, class_ids = Synthetic(SyntheticSpec.parse(SOURCE)).truth(4)
+    true_boxes, class_ids = SyntheticSource(SyntheticSpec.parse(SOURCE)).truth(4)
     for class_id in range(3):
         boxes = findings.published(class_id)
         of_frame = boxes.boxes_xyxy[boxes.frames == 5]

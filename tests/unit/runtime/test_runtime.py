@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from tests.messages.processes import REPOSITORY, wait_until
-from vision.capture.open import open_source, supervision_of
+from vision.capture.open import open_source, supervisor_policy
 from vision.capture.supervisor import CameraSupervisor
-from vision.capture.synthetic.source import Synthetic, SyntheticSpec
+from vision.capture.synthetic.source import SyntheticSource
+from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config import CameraConfig
 from vision.detect.fake import FakeDetector
 from vision.errors import EXIT_RUNTIME, DeviceError
@@ -72,7 +73,7 @@ def make_runtime(
             changed=changed,
         )
         factory = partial(open_source, config, offline=offline, pixel_formats=detector.spec.pixel_formats)
-        cameras.append(Camera(slot, CameraSupervisor(config.id, factory, slot, supervision_of(config))))
+        cameras.append(Camera(slot, CameraSupervisor(config.id, factory, slot, supervisor_policy(config))))
     sink = sink or Collector()
     runtime = Runtime(cameras=cameras, detector=detector, sinks=[sink], stages=stages, hang_s=hang_s, clock=clock)
     return runtime, sink, cameras
@@ -96,7 +97,7 @@ def test_offline_every_frame_comes_once_in_order_with_its_objects(slots: int) ->
         results = sink.results[camera.slot.camera_id]
         assert [result.meta.index for result in results] == list(range(frames))
         assert camera.slot.counts().dropped == {}
-        truth = Synthetic(SyntheticSpec.parse(f"synthetic:160x120@1000?frames={frames}&seed={frames}"))
+        truth = SyntheticSource(SyntheticSpec.parse(f"synthetic:160x120@1000?frames={frames}&seed={frames}"))
         for result in results:
             boxes, class_ids = truth.truth(result.meta.index)
             found = result.objects

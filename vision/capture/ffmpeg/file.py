@@ -12,27 +12,24 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import av
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from vision.capture.ffmpeg.bindings import open_container, plausible_fps
+from vision.capture.ffmpeg.decoder import DecodedFrame, OpenDecoder, PacketDamaged, PacketDecoder
 from vision.capture.ffmpeg.frames import encoding_of
-from vision.capture.ffmpeg.packets import Damaged, Decoded, OpenDecoder, PacketDecoder, open_container
 from vision.capture.ffmpeg.recording import Recording, require_file
 from vision.capture.pacing import FramePacer
-from vision.capture.source import Grab, StreamInfo
+from vision.capture.source import Grab, StreamInfo, not_open
 from vision.errors import SourceError
 from vision.types import FrameBuffer, PixelFormat
 
-av.logging.set_level(None)  # FFmpeg's log calls into Python from threads of its own, which can lock up
 
-_HIGHEST_FPS: Final = 1000.0  # above it the number is the clock of a file that does not say its rate
-
-
-class PyAVFile:
+class VideoFile:
     """A file that FFmpeg can read. Satisfies `vision.capture.source.Source`.
 
     Ends and loops as `vision.capture.opencv.file.VideoFile` does. Each pass opens the file again: not every file can be
@@ -61,15 +58,15 @@ class PyAVFile:
         self._open_decoder = open_decoder
         self._loop = loop
         self._interrupted = threading.Event()
-        self._playback = FramePacer(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
+        self._pacer = FramePacer(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
         self._pass: _Pass | None = None
         self._reset()
 
     def _reset(self) -> None:
         self._recording = Recording(self._path, loop=self._loop)
         self._info: StreamInfo | None = None  # None: not open
-        self._waiting: deque[Decoded] = deque()
-        self._decoded: Decoded | None = None  # the frame at hand
+        self._waiting: deque[DecodedFrame] = deque()
+        self._decoded: DecodedFrame | None = None  # the frame at hand
         self._pending = False  # it is not yet due
 
     @property
@@ -80,7 +77,7 @@ class PyAVFile:
         """Read as far as the first frame: only a decoded one tells its format."""
         self.close()
         require_file(self._path)
-        self._playback.start()
+        self._pacer.start()
         self._advance()
         self._pending = True
         assert self._info is not None
@@ -88,20 +85,20 @@ class PyAVFile:
 
     def grab(self, timeout_s: float) -> Grab | None:
         if self._info is None:
-            raise SourceError(f"{self._path}: grab before open, or after close")
+            raise not_open(self._path, "grab")
         if not self._pending:
             self._decoded = None  # its memory is the decoder's
             self._advance()
             self._pending = True
-        if self._interrupted.is_set() or not self._playback.due(self._recording.media_ns, timeout_s):
+        if self._interrupted.is_set() or not self._pacer.due(self._recording.media_ns, timeout_s):
             return None
         self._pending = False
         assert self._decoded is not None
-        return replace(self._playback.stamp(self._recording.media_ns), yuv=encoding_of(self._decoded.image))
+        return replace(self._pacer.stamp(self._recording.media_ns), yuv=encoding_of(self._decoded.image))
 
     def retrieve(self, out: FrameBuffer) -> None:
         if self._pass is None or self._decoded is None or self._pending:
-            raise SourceError(f"{self._path}: retrieve without a frame grabbed")
+            raise not_open(self._path, "retrieve")
         self._pass.decoder.write(self._decoded.image, out)
 
     def interrupt(self) -> None:
@@ -142,7 +139,7 @@ class PyAVFile:
         self._recording.opened(begun.fps, begun.expected)
         return begun
 
-    def _take(self, begun: _Pass, images: Sequence[Decoded]) -> None:
+    def _take(self, begun: _Pass, images: Sequence[DecodedFrame]) -> None:
         if images and not begun.described:
             info = begun.describe(images[0])
             self._info = self._info or info
@@ -168,10 +165,10 @@ class _Pass:
             self._container.close()
             raise self._located(error) from error
         self._packets: Iterator[Packet[Any]] = self._container.demux(self._stream)
-        self.fps = _rate(self._stream)
+        self.fps = plausible_fps(self._stream.average_rate or self._stream.guessed_rate)
         self.expected = _expected(self._stream, (self._container.duration or 0) / av.time_base, self.fps)
 
-    def describe(self, first: Decoded) -> StreamInfo:
+    def describe(self, first: DecodedFrame) -> StreamInfo:
         """What frames like this one are delivered as.
 
         Raises:
@@ -183,7 +180,7 @@ class _Pass:
         except SourceError as error:
             raise self._located(error) from error
 
-    def read(self) -> Sequence[Decoded] | None:
+    def read(self) -> Sequence[DecodedFrame] | None:
         """The frames that the next packet completes; None: there are no more.
 
         Raises:
@@ -194,7 +191,7 @@ class _Pass:
             return None
         try:
             return self.decoder.decode(packet)
-        except Damaged:
+        except PacketDamaged:
             return ()
         except SourceError as error:
             raise self._located(error) from error
@@ -236,12 +233,6 @@ class _Pass:
 
     def _located(self, error: SourceError) -> SourceError:
         return SourceError(f"{self._path}: {error.args[0]}", hint=error.hint)
-
-
-def _rate(stream: VideoStream) -> float | None:
-    """Frames per second, by the file's own word."""
-    fps = float(stream.average_rate or stream.guessed_rate or 0)
-    return fps if 0 < fps <= _HIGHEST_FPS else None
 
 
 def _expected(stream: VideoStream, seconds: float, fps: float | None) -> int:

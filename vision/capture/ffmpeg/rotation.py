@@ -19,7 +19,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from vision.capture.ffmpeg.packets import Damaged, Decoded, FFmpegDecoder, OpenDecoder, PacketDecoder, open_container
+from vision.capture.ffmpeg.bindings import open_container
+from vision.capture.ffmpeg.decoder import DecodedFrame, FFmpegDecoder, OpenDecoder, PacketDamaged, PacketDecoder
 from vision.capture.source import StreamInfo
 from vision.errors import SizeChanged, SourceError
 from vision.types import FrameBuffer, PixelFormat, frame_shape
@@ -72,12 +73,12 @@ class RotatingDecoder(FFmpegDecoder):
         self._turns = 0
         self._lying = np.empty(0, np.uint8)
 
-    def decode(self, packet: Packet[Any]) -> Sequence[Decoded]:
+    def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         """As `FFmpegDecoder.decode`; a failure costs the packet, whatever it was: recordings are read to their end."""
         try:
             return super().decode(packet)
         except SourceError:
-            raise Damaged from None
+            raise PacketDamaged from None
 
     def describe(self, image: VideoFrame, fps: float | None) -> StreamInfo:
         info = super().describe(image, fps)

@@ -1,6 +1,6 @@
 """Network cameras through PyAV, which is FFmpeg with its own options for every connection.
 
-FFmpeg reads the stream, and decodes it too unless another decoder is given (`vision.capture.ffmpeg.packets`).
+FFmpeg reads the stream, and decodes it too unless another decoder is given (`vision.capture.ffmpeg.decoder`).
 
 OpenCV brings FFmpeg too, but goes on in the first size when a stream changes its own, gives nothing but bgr, tells
 nothing about damaged frames, and takes RTSP's transport from an environment variable of the whole process. PyAV is a
@@ -37,20 +37,13 @@ from av.packet import Packet
 
 from vision.capture.blocking import BlockingCalls, Interrupted
 from vision.capture.clock import CaptureClock
-from vision.capture.diagnosis import explain_open
+from vision.capture.ffmpeg.bindings import open_container, plausible_fps, time_ns
+from vision.capture.ffmpeg.decoder import DecodedFrame, FFmpegDecoder, OpenDecoder, PacketDamaged, PacketDecoder
+from vision.capture.ffmpeg.errors import explain_open
 from vision.capture.ffmpeg.frames import encoding_of
 from vision.capture.ffmpeg.h264 import FrameGapFinder
-from vision.capture.ffmpeg.packets import (
-    Damaged,
-    Decoded,
-    FFmpegDecoder,
-    OpenDecoder,
-    PacketDecoder,
-    open_container,
-    time_ns,
-)
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
-from vision.capture.source import Grab, StreamInfo
+from vision.capture.source import Grab, StreamInfo, not_open
 from vision.config.app import CameraConfig
 from vision.config.source_address import NETWORK, Rtsp
 from vision.errors import SourceError, redact
@@ -58,12 +51,8 @@ from vision.types import FrameBuffer, PixelFormat
 
 log = logging.getLogger(__name__)
 
-# FFmpeg prints URLs with passwords, and its log calls into Python from threads of its own, which can lock up.
-av.logging.set_level(None)
-
 _GRACE_S: Final = 1.0  # for a library that is late by its own time-outs
 _DIAGNOSIS_S: Final = 1.0  # `explain_open` after a time-out: connecting and asking
-_HIGHEST_FPS: Final = 1000.0  # above it the number is the clock of a stream that does not say its rate
 
 _OPTIONS: Final = {"fpsprobesize": "0"}
 """FFmpeg would read 20 frames to measure their rate, which takes seconds, and then give them all at once."""
@@ -72,7 +61,7 @@ _RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "1000
 """Without sound, which nobody listens to, and metadata, which FFmpeg may wait for in vain."""
 
 
-class PyAVSource:
+class FFmpegSource:
     """One RTSP or HTTP camera through PyAV.
 
     `pixel_formats`: what the detector takes. `open_decoder` makes the decoder of each connection.
@@ -142,7 +131,7 @@ class PyAVSource:
 
     def grab(self, timeout_s: float) -> Grab | None:
         if self._calls is None:
-            raise self._error("grab before open, or after close")
+            raise not_open(redact(self._camera.source), "grab")
         self._frame = None  # its memory is the decoder's
         frame = self._next(timeout_s)
         if frame is None:
@@ -161,7 +150,7 @@ class PyAVSource:
     def retrieve(self, out: FrameBuffer) -> None:
         frame, decoder = self._frame, self._connection.decoder
         if frame is None or decoder is None:
-            raise self._error("retrieve without a frame grabbed")
+            raise not_open(redact(self._camera.source), "retrieve")
         decoder.write(frame.decoded.image, out)
 
     def interrupt(self) -> None:
@@ -206,7 +195,7 @@ class PyAVSource:
 class _Frame:
     """One decoded frame, and what was known of it before."""
 
-    decoded: Decoded
+    decoded: DecodedFrame
     coded: PacketInfo
 
 
@@ -241,7 +230,7 @@ class _Connection:
             self.decoder = self.open_decoder(stream, self.pixel_formats)
         except SourceError as error:
             raise self._located(error) from error
-        self.fps = _believable(stream.average_rate)
+        self.fps = plausible_fps(stream.average_rate)
         if stream.codec_context.name == "h264":
             self._missing = FrameGapFinder(stream.codec_context.extradata)
         self._packets = container.demux(stream)
@@ -294,7 +283,7 @@ class _Connection:
                 self._timeline.put(pts_ns, PacketInfo(now_ns, _sent_utc_ns(packet), self._gate.damaged))
         try:
             images = decoder.decode(packet)
-        except Damaged:
+        except PacketDamaged:
             self._gate.spoilt()
             return
         except SourceError as error:
@@ -302,7 +291,7 @@ class _Connection:
         for decoded in images:
             yield self._frame(decoded, now_ns)
 
-    def _frame(self, decoded: Decoded, now_ns: int) -> _Frame:
+    def _frame(self, decoded: DecodedFrame, now_ns: int) -> _Frame:
         if decoded.corrupt:
             self._gate.spoilt()
         coded = self._timeline.take(decoded.pts_ns) if decoded.pts_ns is not None else None
@@ -332,11 +321,6 @@ class _Connection:
 
     def _error(self, text: str, hint: str = "") -> SourceError:
         return SourceError(f"{redact(self.camera.source)}: {text}", hint=hint)
-
-
-def _believable(rate: Any) -> float | None:
-    fps = float(rate) if rate else 0.0
-    return fps if 0 < fps <= _HIGHEST_FPS else None
 
 
 def _sent_utc_ns(packet: Packet[Any]) -> int | None:

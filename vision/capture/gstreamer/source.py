@@ -23,7 +23,7 @@ from vision.capture.gstreamer import errors, pipeline
 from vision.capture.gstreamer.bindings import Installed, library, mapped, yuv_encoding
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
 from vision.capture.planes import Plane, copy_planes, planes_of
-from vision.capture.source import Grab, StreamInfo
+from vision.capture.source import Grab, StreamInfo, not_open
 from vision.config import CameraConfig
 from vision.errors import SizeChanged, SourceError, redact
 from vision.types import FrameBuffer, PixelFormat, YuvEncoding, frame_shape
@@ -114,7 +114,7 @@ class GStreamerSource:
 
     def grab(self, timeout_s: float) -> Grab | None:
         if self._pipeline is None:
-            raise self._error("grab before open, or after close")
+            raise not_open(redact(self._camera.source), "grab")
         sample, self._first = self._first, None
         if sample is None:
             sample = self._pull(timeout_s)
@@ -126,7 +126,7 @@ class GStreamerSource:
     def retrieve(self, out: FrameBuffer) -> None:
         info = self._frame
         if info is None or self._info is None:
-            raise self._error("retrieve without a frame grabbed")
+            raise not_open(redact(self._camera.source), "retrieve")
         if info.pixel_format != self._info.pixel_format:
             raise self._error(f"frames were {self._info.pixel_format}, now {info.pixel_format}")
         pixels = out.require_host()

@@ -1,214 +1,155 @@
-"""NVDEC, the video decoder of NVIDIA's graphics cards, through PyNvVideoCodec: coded frames in, GPU memory out.
+"""A stream's packets through NVDEC. FFmpeg reads the stream and its formats, NVDEC decodes it.
 
-All that is called of PyNvVideoCodec is called here. What it does not say in its documentation and its sources do:
-
-* Frames lie in a pool that the next `decode` writes to again.
-* The pool is filled by copies on the CUDA stream that is given, so copies out of it belong on the same stream.
-* A stream that changes its frame size is scaled to the first one: a session is for one size.
-* It mends damaged frames as well as it can, and tells nobody.
-* With `latency` it gives a frame out at once if told where the frame ends; without, when the next one begins.
-
-For graphics cards in x86 and Arm servers. A Jetson has decoders of another kind, which GStreamer reaches
-(`vision.capture.gstreamer.source`).
+NVDEC is told a frame size once and says little about its frames. So what a frame is, is asked of FFmpeg: it
+decodes the first key frame, and each one that comes with other parameters, on the CPU and for its format alone. A new
+format gets a new session; what the old one still holds comes out first.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
+import av
+from av.codec import CodecContext
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
-from vision.errors import DeviceMissing, SizeChanged, SourceError
-from vision.gpu.cuda import Stream, open_device, use_device
-from vision.gpu.memory import copy_rows
-from vision.types import FrameBuffer, YuvEncoding
-from vision.version import install_hint
+from vision.capture.ffmpeg.bindings import time_ns
+from vision.capture.ffmpeg.decoder import DecodedFrame, PacketDamaged
+from vision.capture.ffmpeg.frames import choose_format, encoding_of
+from vision.capture.nvdec.annexb import AnnexB
+from vision.capture.nvdec.bindings import CODECS, Session, Surface, require_nvdec
+from vision.capture.source import StreamInfo
+from vision.errors import SourceError
+from vision.gpu.cuda import Stream
+from vision.types import FrameBuffer, PixelFormat, YuvEncoding
 
-CODECS: Final = {
-    "h264": "H264",
-    "hevc": "HEVC",
-    "av1": "AV1",
-    "libdav1d": "AV1",
-    "libaom-av1": "AV1",
-    "vp8": "VP8",
-    "libvpx": "VP8",
-    "vp9": "VP9",
-    "libvpx-vp9": "VP9",
-    "mpeg2video": "MPEG2",
-}
-"""From FFmpeg's decoders to members of ``cudaVideoCodec``. Motion JPEG is not among them: CUDA kernels decode it."""
+log = logging.getLogger(__name__)
 
-_NAMES: Final = "H.264, H.265, AV1, VP8, VP9 or MPEG-2"
-
-_NO_LIBRARY: Final = install_hint("nvdec")
-_NO_DRIVER: Final = (
-    "the driver's video libraries are not there: install them, or start the container with "
-    "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
-)
+_EIGHT_BITS: Final = ("yuv420p", "yuvj420p", "nv12")
 
 
-@functools.cache
-def _library() -> Any:
-    """PyNvVideoCodec.
+class NvdecDecoder:
+    """Satisfies `vision.capture.ffmpeg.decoder.PacketDecoder`; its frames are nv12."""
 
-    Raises:
-        SourceError: it is not there, or the driver lacks its video libraries.
-    """
-    try:
-        library = importlib.import_module("PyNvVideoCodec")
-    except ModuleNotFoundError as error:
-        raise SourceError(f"NVDEC cannot be used: {error}", hint=_NO_LIBRARY) from error
-    except Exception as error:
-        raise SourceError(f"NVDEC cannot be used: {_one_line(error)}", hint=_NO_DRIVER) from error
-    logging.getLogger("PyNvVideoCodec").setLevel(logging.WARNING)  # it sets INFO, and says which driver it found
-    if not hasattr(library, "DisplayDecodeLatencyType"):
-        version = getattr(library, "__version__", "unknown")
-        raise SourceError(f"expected PyNvVideoCodec 2.0 or later, found {version}", hint=_NO_LIBRARY)
-    return library
-
-
-def require_nvdec(codec: str | None = None) -> None:
-    """
-    Raises:
-        SourceError: NVDEC cannot be used, or not for what FFmpeg calls `codec`.
-    """
-    if codec is not None and codec not in CODECS:
-        raise SourceError(
-            f"NVDEC cannot decode {codec}: expected {_NAMES}",
-            hint="set the camera to H.264 or H.265, or leave out `reader`: then it is decoded on the CPU",
-        )
-    try:
-        open_device()
-    except DeviceMissing as missing:
-        raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint) from missing
-    _library()
-
-
-@dataclass(frozen=True, slots=True)
-class _Plane:
-    address: int
-    rows: int
-    row_bytes: int
-    pitch_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Surface:
-    """A decoded frame in GPU memory, nv12; valid until its session is called again."""
-
-    height_px: int
-    width_px: int
-    time: int  # as it was given with the coded frame
-    planes: tuple[_Plane, ...]
-    yuv: YuvEncoding
-
-    def copy_to(self, out: FrameBuffer, stream: Stream) -> None:
-        """Copy to host memory if `out` has any, otherwise to its GPU memory. Returns when the copy is complete.
+    def __init__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...], *, live: bool) -> None:
+        """`live`: every frame is wanted as soon as it is there.
 
         Raises:
-            SizeChanged: `out` has another size.
+            SourceError: NVDEC cannot be used, or not for this codec and this detector.
         """
-        if (out.height_px, out.width_px, out.pixel_format) != (self.height_px, self.width_px, "nv12"):
-            raise SizeChanged(self.height_px, self.width_px)
-        target = out.device_address if out.host is None else out.host.ctypes.data
-        for plane in self.planes:
-            copy_rows(
-                target,
-                plane.address,
-                stream,
-                rows=plane.rows,
-                row_bytes=plane.row_bytes,
-                pitch_bytes=plane.pitch_bytes,
+        self._codec = stream.codec_context.name
+        require_nvdec(self._codec)
+        if "nv12" not in pixel_formats:
+            raise SourceError(
+                f"NVDEC gives nv12 frames, expected {', '.join(pixel_formats)}", hint="leave out `reader: nvdec`"
             )
-            target += plane.rows * plane.row_bytes
-        stream.synchronize()  # the reader begins at once, and the decoder uses this memory again
+        self._coded = stream.codec_context
+        self._annexb = AnnexB(stream)
+        self._at_once = live
+        self._parameters: bytes | None = None
+        self._format: tuple[int, int, YuvEncoding] | None = None  # of the session: height, width, colours
+        self._latest_ns: int | None = None
+        self._stream = Stream()
+        self._session: Session | None = None
+        self._retired: Session | None = None  # its last frames may still be read
 
+    def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
+        self._discard_retired()
+        found: list[DecodedFrame] = []
+        for one in self._convert(packet):
+            found += self._decode(one) if one.size else self._drain()
+        return found
 
-class Session:
-    """NVDEC at work on one stream of one frame size and encoding."""
+    def describe(self, image: Surface, fps: float | None) -> StreamInfo:
+        name = f"nvdec-{CODECS[self._codec].lower()}"
+        return StreamInfo(image.width_px, image.height_px, "nv12", fps, name, image.yuv)
 
-    def __init__(self, codec: str, stream: Stream, yuv: YuvEncoding, *, at_once: bool) -> None:
-        """
-        Args:
-            codec: of `CODECS`.
-            stream: what the decoder's copies are queued on.
-            yuv: of its frames: NVDEC does not tell.
-            at_once: every frame comes out of the call that it went into. Not for streams that send frames in
-                another order than they are shown in.
-
-        Raises:
-            SourceError: there is no decoder to be had.
-        """
-        library = _library()
-        device = open_device()
-        use_device(device)  # the calling thread may be a new one
-        latency = library.DisplayDecodeLatencyType
-        self._codec = codec
-        self._yuv = yuv
-        self._packet = library.PacketData
-        self._nv12 = library.Pixel_Format.NV12
-        self._flag = library.VideoPacketFlag.ENDOFPICTURE if at_once else None
-        try:
-            self._decoder: Any = library.CreateDecoder(
-                gpuid=device.index,
-                codec=getattr(library.cudaVideoCodec, CODECS[codec]),
-                cudacontext=0,  # the device's primary context, which the runtime API works in too
-                cudastream=stream.address,
-                usedevicememory=True,
-                latency=latency.LOW if at_once else latency.NATIVE,
-            )
-        except Exception as error:
-            raise self._failure(error) from error
-
-    def decode(self, data: bytes, time: int) -> Sequence[Surface]:
-        """What comes out when this goes in: one coded frame (H.264 and H.265: Annex B); nothing: the end.
-
-        Raises:
-            SourceError: it cannot be decoded on this GPU, or the decoder failed.
-        """
-        packet = self._packet()
-        if data:
-            packet.bsl_data = np.frombuffer(data, np.uint8).ctypes.data
-            packet.bsl = len(data)
-            packet.pts = time
-            if self._flag is not None:
-                packet.decode_flag = self._flag
-        try:
-            frames = self._decoder.Decode(packet)
-        except Exception as error:
-            raise self._failure(error) from error
-        return [self._surface(frame) for frame in frames]
+    def write(self, image: Surface, out: FrameBuffer) -> None:
+        image.copy_to(out, self._stream)
 
     def close(self) -> None:
-        """Free the decoder and its pool. May be called twice."""
-        self._decoder = None
+        self._discard_retired()
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+        self._stream.close()
 
-    def _surface(self, frame: Any) -> Surface:
-        if frame.format != self._nv12:
-            raise SourceError(f"expected frames in nv12, NVDEC gave {frame.format}")
-        luma, chroma = (view.__cuda_array_interface__ for view in frame.cuda())
-        height_px, width_px = (int(side) for side in luma["shape"][:2])
-        planes = tuple(_plane(view, width_px) for view in (luma, chroma))
-        return Surface(height_px, width_px, int(frame.getPTS()), planes, self._yuv)
+    def _convert(self, packet: Packet[Any]) -> list[Packet[Any]]:
+        try:
+            return list(self._annexb.convert(packet))
+        except av.FFmpegError:
+            raise PacketDamaged from None
 
-    def _failure(self, error: Exception) -> SourceError:
-        return SourceError(
-            f"NVDEC cannot decode this {CODECS.get(self._codec, self._codec)}: {_one_line(error)}",
-            hint="`reader: ffmpeg` decodes on the CPU; where memory is short, take fewer cameras or smaller frames",
-        )
+    def _decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
+        data, at_ns = bytes(packet), time_ns(packet)
+        found: Sequence[DecodedFrame] = ()
+        if packet.is_keyframe:
+            data, parameters = self._annexb.with_parameters(data)
+            if parameters != self._parameters or not parameters:
+                found = self._follow_format(self._probe(data))
+                self._parameters = parameters
+        self._watch_order(at_ns)
+        if self._session is None:  # nothing can be decoded before the first key frame
+            return found
+        return [*found, *_frames(self._session.decode(data, at_ns or 0), timed=at_ns is not None)]
+
+    def _drain(self) -> Sequence[DecodedFrame]:
+        return [] if self._session is None else _frames(self._session.decode(b"", 0), timed=True)
+
+    def _follow_format(self, frame: VideoFrame) -> Sequence[DecodedFrame]:
+        """A session for frames like `frame`; what was left in the one before it."""
+        if frame.format.name not in _EIGHT_BITS:
+            raise SourceError(
+                f"expected frames of 8 bits, 4:2:0, for NVDEC, this stream has {frame.format.name}",
+                hint="change the camera's settings, or leave out `reader`: then it is decoded on the CPU",
+            )
+        choose_format("nv12", frame.height, frame.width, ("nv12",))  # its sides are even
+        encoding = encoding_of(frame)
+        new = (frame.height, frame.width, encoding)
+        if new == self._format:
+            return ()
+        found = self._drain()
+        self._retired, self._session = self._session, None
+        self._session = Session(self._codec, self._stream, encoding, at_once=self._at_once)
+        self._format = new
+        return found
+
+    def _probe(self, data: bytes) -> VideoFrame:
+        """What a key frame looks like, by FFmpeg.
+
+        Raises:
+            PacketDamaged: it is not whole.
+        """
+        context: Any = CodecContext.create(self._coded.codec, "r")
+        context.thread_count = 1
+        try:
+            frames = [*context.decode(Packet(data)), *context.decode(None)]
+        except av.FFmpegError:
+            raise PacketDamaged from None
+        for frame in frames:
+            if isinstance(frame, VideoFrame):
+                return frame
+        raise PacketDamaged
+
+    def _watch_order(self, at_ns: int | None) -> None:
+        """NVDEC may give frames at once only where they are sent in the order in which they are shown."""
+        if at_ns is None:
+            return
+        if self._at_once and self._latest_ns is not None and at_ns < self._latest_ns:
+            log.info("frames are sent out of order: from the next key frame on, NVDEC gives them out later")
+            self._at_once = False
+            self._format = self._parameters = None
+        self._latest_ns = at_ns
+
+    def _discard_retired(self) -> None:
+        retired, self._retired = self._retired, None
+        if retired is not None:
+            retired.close()
 
 
-def _plane(view: Any, width_px: int) -> _Plane:
-    """From ``__cuda_array_interface__``; a row of nv12 has as many bytes as the frame is wide, in both planes."""
-    strides = view.get("strides")
-    return _Plane(int(view["data"][0]), int(view["shape"][0]), width_px, int(strides[0]) if strides else width_px)
-
-
-def _one_line(error: Exception) -> str:
-    """Its first words: the library appends instructions of many lines."""
-    return " ".join(str(error).partition("\n\n")[0].split())[:400] or type(error).__name__
+def _frames(surfaces: Sequence[Surface], *, timed: bool) -> list[DecodedFrame]:
+    return [DecodedFrame(surface, surface.time if timed else None) for surface in surfaces]

@@ -17,7 +17,7 @@ import numpy as np
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from vision.capture.ffmpeg.packets import Damaged, Decoded, OpenDecoder, PacketDecoder
+from vision.capture.ffmpeg.decoder import DecodedFrame, OpenDecoder, PacketDamaged, PacketDecoder
 from vision.capture.source import StreamInfo
 from vision.errors import OutOfMemory, SourceError
 from vision.gpu.cuda import Stream, memory_info
@@ -31,7 +31,7 @@ _MOST_KEPT: Final = 64  # packets; a decoder that holds back more frames than th
 
 
 class NvdecOrFFmpeg:
-    """Satisfies `vision.capture.ffmpeg.packets.PacketDecoder`; FFmpeg's frames go into GPU memory, too."""
+    """Satisfies `vision.capture.ffmpeg.decoder.PacketDecoder`; FFmpeg's frames go into GPU memory, too."""
 
     def __init__(
         self,
@@ -40,19 +40,19 @@ class NvdecOrFFmpeg:
         *,
         nvdec: OpenDecoder,
         ffmpeg: OpenDecoder,
-        say: Callable[[str], object],
+        warn: Callable[[str], object],
     ) -> None:
         """
         Args:
             nvdec: makes the decoder that is wanted. It may refuse a stream, and so may the decoder up to its first
                 frame: with `SourceError` or `OutOfMemory`.
             ffmpeg: makes the one for what is refused.
-            say: is told why.
+            warn: logs the reason.
         """
         self._stream = stream
         self._pixel_formats = pixel_formats
         self._ffmpeg = ffmpeg
-        self._say = say
+        self._warn = warn
         self._kept: deque[Packet[Any]] = deque(maxlen=_MOST_KEPT)  # what NVDEC has taken before its first frame
         self._settled = False
         self._copies: Stream | None = None  # FFmpeg decodes
@@ -66,7 +66,7 @@ class NvdecOrFFmpeg:
             require_room()
             return nvdec(self._stream, self._pixel_formats)
         except (SourceError, OutOfMemory) as refusal:
-            self._say_why(refusal)
+            self._log_refusal(refusal)
             return self._other()
 
     def _other(self) -> PacketDecoder:
@@ -74,7 +74,7 @@ class NvdecOrFFmpeg:
         self._copies = Stream()
         return self._ffmpeg(self._stream, self._pixel_formats)
 
-    def decode(self, packet: Packet[Any]) -> Sequence[Decoded]:
+    def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         if self._settled:
             return self._decoder.decode(packet)
         self._kept.append(_copy(packet, self._stream))
@@ -87,14 +87,14 @@ class NvdecOrFFmpeg:
             self._kept.clear()
         return found
 
-    def _begin_again(self, refusal: Exception) -> Sequence[Decoded]:
+    def _begin_again(self, refusal: Exception) -> Sequence[DecodedFrame]:
         """With what was taken so far, by FFmpeg."""
-        self._say_why(refusal)
+        self._log_refusal(refusal)
         self._decoder.close()
         self._decoder = self._other()
-        found: list[Decoded] = []
+        found: list[DecodedFrame] = []
         while self._kept:
-            with suppress(Damaged):
+            with suppress(PacketDamaged):
                 found += self._decoder.decode(self._kept.popleft())
         return found
 
@@ -118,8 +118,8 @@ class NvdecOrFFmpeg:
         if copies is not None:
             copies.close()
 
-    def _say_why(self, refusal: Exception) -> None:
-        self._say(f"decoded on the CPU, because {refusal.args[0]}")
+    def _log_refusal(self, refusal: Exception) -> None:
+        self._warn(f"decoded on the CPU, because {refusal.args[0]}")
 
 
 def require_room() -> None:

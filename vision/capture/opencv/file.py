@@ -1,65 +1,69 @@
-"""A recorded video: for a demonstration at its own pace, or offline, every frame as fast as it is read.
-
-Its frames are numbered in time and never by hand: presentation times make tracks and speeds the same on any machine.
-"""
+"""A folder of images, or one image, as a camera: test sets, time lapses, the archive of a web camera."""
 
 from __future__ import annotations
 
-import os
+import logging
+import re
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
-from vision.capture.ffmpeg.recording import Recording, require_file
-from vision.capture.opencv.ffmpeg_options import n_threads, open_url
-from vision.capture.opencv.reader import Capture, FrameReader, describe, position_ns
+from vision.capture.images import IMAGE_SUFFIXES
+from vision.capture.opencv import bindings  # noqa: F401 - silences OpenCV's log
 from vision.capture.pacing import FramePacer
-from vision.capture.source import Grab, StreamInfo
-from vision.errors import SourceError
+from vision.capture.source import Grab, StreamInfo, not_open
+from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import FrameBuffer
 
-_OFFLINE_THREADS: Final = 4
-"""They decode ahead, which costs a live camera latency and a recording nothing: 361 instead of 310 frames/s for the
-shipped clip on two cores. More than four take cores from the detector."""
+log = logging.getLogger(__name__)
 
-_DAMAGED: Final = 64
-"""Reads that may fail in a row: OpenCV gives up at each damaged packet, and goes on behind it when asked again."""
+_FPS: Final = 1.0
 
 
-class VideoFile:
-    """A file that FFmpeg can decode, through OpenCV and so in bgr: for detectors that prefer it.
+class ImageFolder:
+    """The images of a folder in natural order (``img2`` before ``img10``), in bgr, upright as their EXIF data says.
 
-    A file that is cut short ends with what was readable and a warning that says how much of it that is. A looped one
-    starts again without a new epoch: its time and its numbers go on.
+    An image that cannot be read is skipped, counted in `skipped` and named in the log: one bad file in a thousand is
+    no reason to stop. A folder without a single readable one is an error. Files that come later are seen when the
+    folder is opened again.
     """
 
     def __init__(
         self,
         path: Path,
         *,
+        fps: float | None = None,
         loop: bool = False,
         offline: bool = False,
         clock: Callable[[], int] = time.monotonic_ns,
         utc: Callable[[], int] = time.time_ns,
         wait: Callable[[float], object] | None = None,
     ) -> None:
+        """
+        Args:
+            path: a folder or one image.
+            fps: frames per second, 1 where absent; offline it only gives them their times.
+        """
         self._path = path
+        self._interval_ns = round(1e9 / (fps or _FPS))
         self._loop = loop
-        self._threads = min(_OFFLINE_THREADS, os.cpu_count() or 1) if offline else 1
         self._interrupted = threading.Event()
-        self._playback = FramePacer(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
-        self._capture: Capture | None = None
+        self._pacer = FramePacer(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
         self._reset()
 
     def _reset(self) -> None:
-        self._retriever: FrameReader | None = None
-        self._recording = Recording(self._path, loop=self._loop)
-        self._pending = False  # the frame at hand is decoded and not yet due
-        self._grabbed = False
+        self._files: list[Path] = []
+        self._at = 0  # the file to read next
+        self._index = 0  # of the frame at hand, over all passes
+        self._frame: NDArray[np.uint8] | None = None  # decoded and not yet due, or due and to be retrieved
+        self._due = False
+        self.skipped = 0  # since it was opened
 
     @property
     def live(self) -> bool:
@@ -67,84 +71,91 @@ class VideoFile:
 
     def open(self) -> StreamInfo:
         self.close()
-        require_file(self._path)
-        self._capture = self._open()
-        self._retriever = FrameReader(self._capture)
-        info = describe(self._capture, "ffmpeg")
-        self._recording.opened(info.fps, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        self._playback.start()
-        return info
+        self._files = list_images(self._path)
+        frame = self._next()
+        if frame is None:
+            raise SourceError(f"{self._path}: none of its {self.skipped} images can be read")
+        self._frame = frame
+        self._index = 0
+        self._pacer.start()
+        return StreamInfo(frame.shape[1], frame.shape[0], "bgr", 1e9 / self._interval_ns, "imread")
 
     def grab(self, timeout_s: float) -> Grab | None:
-        if self._capture is None or self._retriever is None:
-            raise SourceError(f"{self._path}: grab before open, or after close")
-        if not self._pending:
-            self._grabbed = False
-            self._retriever.forget()
-            self._advance(self._capture)
-            self._pending = True
-        if self._interrupted.is_set() or not self._playback.due(self._recording.media_ns, timeout_s):
-            return None
-        self._pending = False
-        self._grabbed = True
-        return self._playback.stamp(self._recording.media_ns)
+        if self._frame is None:
+            raise not_open(self._path, "grab")
+        if self._due:
+            self._advance()
+        media_ns = self._index * self._interval_ns
+        self._due = not self._interrupted.is_set() and self._pacer.due(media_ns, timeout_s)
+        return self._pacer.stamp(media_ns) if self._due else None
 
     def retrieve(self, out: FrameBuffer) -> None:
-        if self._retriever is None or not self._grabbed:
-            raise SourceError(f"{self._path}: retrieve without a frame grabbed")
-        self._retriever.retrieve(out.require_host())
+        if self._frame is None or not self._due:
+            raise not_open(self._path, "retrieve")
+        pixels = out.require_host()
+        if self._frame.shape != pixels.shape:
+            raise SizeChanged(self._frame.shape[0], self._frame.shape[1])
+        np.copyto(pixels, self._frame)
 
     def interrupt(self) -> None:
         """Final: from now on `grab` finds nothing."""
         self._interrupted.set()
 
     def close(self) -> None:
-        capture, self._capture = self._capture, None
         self._reset()
-        if capture is not None:
-            capture.release()
 
-    # Opening
+    def _advance(self) -> None:
+        frame = self._next()
+        if frame is None and self._loop:
+            self._at = 0
+            frame = self._next()
+            if frame is None:
+                raise SourceError(f"{self._path}: none of its images can be read any more")
+        if frame is None:
+            raise EndOfStream(f"{self._path}: ended after {self._index + 1} images, {self.skipped} skipped")
+        self._frame = frame
+        self._index += 1
 
-    def _open(self) -> Capture:
-        # An absolute path, because FFmpeg takes a word before a colon for a protocol.
-        capture = open_url(str(self._path.absolute()), n_threads(self._threads))
-        if not capture.isOpened():
-            capture.release()
-            raise SourceError(
-                f"{self._path}: not a video that FFmpeg can decode",
-                hint="a recording that was cut off may lack its index: `ffmpeg -i FILE` says more",
-            )
-        return capture
+    def _next(self) -> NDArray[np.uint8] | None:
+        """The next readable image of this pass. One that is not is left out from now on."""
+        while self._at < len(self._files):
+            frame = read_image(self._files[self._at])
+            if frame is not None:
+                self._at += 1
+                return frame
+            log.warning("%s: skipped, not an image that OpenCV can read", self._files.pop(self._at))
+            self.skipped += 1
+        return None
 
-    # Reading
 
-    def _advance(self, capture: Capture) -> None:
-        """Decode the next frame and give it its time."""
-        if not self._decode(capture):
-            self._recording.finish_pass()
-            capture = self._start_again(capture)
-        self._recording.count(position_ns(capture))
+def list_images(path: Path) -> list[Path]:
+    """The images of a folder, sorted naturally; or the one file that `path` is.
 
-    def _decode(self, capture: Capture) -> bool:
-        for _ in range(_DAMAGED):
-            try:
-                if capture.grab():
-                    return True
-            except cv2.error as error:
-                raise SourceError(f"{self._path}: a frame could not be decoded: {error}") from error
-            if not self._recording.incomplete:
-                break
-        return False
+    Raises:
+        SourceError: there are none, or the folder cannot be read.
+    """
+    try:
+        if not path.is_dir():
+            with path.open("rb"):
+                return [path]
+        files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}", hint="check the path and its permissions") from error
+    if not files:
+        raise SourceError(f"{path}: no images in this folder", hint=f"expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return sorted(files, key=lambda file: natural_key(file.name))
 
-    def _start_again(self, capture: Capture) -> Capture:
-        """Back to the first frame, decoded: by seeking, or by opening the file again where seeking does not work."""
-        capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
-        if self._decode(capture) and (position_ns(capture) or 0) <= self._recording.beginning_ns:
-            return capture
-        capture.release()
-        self._capture = capture = self._open()
-        self._retriever = FrameReader(capture)
-        if not self._decode(capture):
-            raise SourceError(f"{self._path}: no frame could be decoded")
-        return capture
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that orders numbers within names by their value."""
+    parts = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part.casefold()) for part in parts)
+
+
+def read_image(file: Path) -> NDArray[np.uint8] | None:
+    """An image as (H, W, 3) bgr, or None if it cannot be read."""
+    try:
+        frame = cv2.imread(str(file), cv2.IMREAD_COLOR)
+    except cv2.error:  # larger than OpenCV's limit of 2**30 pixels
+        return None
+    return cast("NDArray[np.uint8] | None", frame)

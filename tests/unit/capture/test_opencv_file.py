@@ -11,7 +11,8 @@ import pytest
 
 from tests.frame_buffers import wrap
 from tests.unit.scripted_camera import SECOND, ManualClock
-from vision.capture.opencv.images import SUFFIXES, ImageFolder, natural_key
+from vision.capture.images import IMAGE_SUFFIXES
+from vision.capture.opencv.file import ImageFolder, natural_key
 from vision.errors import EndOfStream, SizeChanged, SourceError
 
 
@@ -56,7 +57,7 @@ def test_natural_key(names: list[str]) -> None:
     assert sorted(shuffled, key=natural_key) == names
 
 
-@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
 def test_every_suffix_can_be_read(tmp_path: Path, suffix: str) -> None:
     write(tmp_path / f"one{suffix}", 100)
     source = folder(tmp_path)

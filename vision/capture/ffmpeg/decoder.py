@@ -1,7 +1,7 @@
 """From coded packets to frames: what whoever reads packets needs of a decoder, and the decoder that is everywhere.
 
 Reading a stream and decoding it are apart because connections, key frames, damage and times are the same whatever
-decodes: FFmpeg on the CPU here, NVDEC in `vision.capture.nvdec.source`.
+decodes: FFmpeg on the CPU here, NVDEC in `vision.capture.nvdec.decoder`.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import av
-from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from vision.capture.ffmpeg.bindings import time_ns
 from vision.capture.ffmpeg.frames import FrameWriter, choose_format, encoding_of
 from vision.capture.source import StreamInfo
 from vision.errors import SourceError
 from vision.types import FrameBuffer, PixelFormat
 
 
-class Damaged(Exception):
-    """The data is no frame, or a broken one that was not decoded."""
+class PacketDamaged(Exception):
+    """The packet contains no frame, or a broken one that was not decoded."""
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """One frame, in its decoder's memory: valid until the decoder is called again."""
+class DecodedFrame:
+    """One frame in its decoder's memory. Valid until the next call of the decoder."""
 
-    image: Any  # only its decoder knows what it is
+    image: Any  # a type that only its decoder knows
     pts_ns: int | None
     corrupt: bool = False
 
@@ -38,61 +38,62 @@ class Decoded:
 class PacketDecoder(Protocol):
     """The decoder of one stream. One call at a time; `write` may come from another thread than the others."""
 
-    def decode(self, packet: Packet[Any]) -> Sequence[Decoded]:
-        """Frames that this packet completes. An empty packet is the last one: all that are left.
+    def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
+        """Return the frames that this packet completes. An empty packet is the last: it returns the remaining frames.
 
         Raises:
-            Damaged: the data is no frame.
-            SourceError: the decoder failed, or cannot decode this.
+            PacketDamaged: the packet contains no frame.
+            SourceError: the decoder failed, or does not support this stream.
         """
 
     def describe(self, image: Any, fps: float | None) -> StreamInfo:
-        """What is delivered of a stream of such frames.
+        """Return the properties of the frames that `write` delivers for this stream.
 
         Raises:
-            SourceError: the detector takes nothing that can be made of it.
+            SourceError: the detector accepts none of the possible formats.
         """
 
     def write(self, image: Any, out: FrameBuffer) -> None:
-        """As `vision.capture.source.Source.retrieve`."""
+        """Write a decoded frame into `out`, as `vision.capture.source.Source.retrieve` does."""
 
     def close(self) -> None:
-        """Release everything. May be called twice."""
+        """Release all resources. Idempotent."""
 
 
 class OpenDecoder(Protocol):
-    """Makes the decoder of a stream."""
+    """A factory for the decoder of a stream."""
 
     def __call__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...], /) -> PacketDecoder:
-        """
+        """Return a decoder for `stream`.
+
         Raises:
-            SourceError: it cannot decode this stream.
+            SourceError: the decoder does not support this stream.
         """
 
 
 class FFmpegDecoder:
-    """Decodes on the CPU. The decoder's own format is delivered where the detector takes it, else bgr."""
+    """FFmpeg on the CPU. Delivers the decoder's own format if the detector accepts it, else bgr."""
 
     def __init__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> None:
-        stream.codec_context.thread_count = 1  # each further thread holds back one more frame
+        stream.codec_context.thread_count = 1  # each further thread delays the output by one frame
         self._name = f"pyav-{stream.codec_context.name}"
         self._pixel_formats = pixel_formats
         self._writer: FrameWriter | None = None
 
-    def decode(self, packet: Packet[Any]) -> Sequence[Decoded]:
+    def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         try:
             frames = packet.decode()
         except av.InvalidDataError:
-            raise Damaged from None
+            raise PacketDamaged from None
         except av.FFmpegError as error:
             raise SourceError(f"a frame could not be decoded: {error.strerror}") from None
         return list(self._frames(frames))
 
     @staticmethod
-    def _frames(frames: Sequence[object]) -> Iterator[Decoded]:
+    def _frames(frames: Sequence[object]) -> Iterator[DecodedFrame]:
         for frame in frames:
             if isinstance(frame, VideoFrame):
-                yield Decoded(frame, time_ns(frame), frame.is_corrupt)
+                yield DecodedFrame(frame, time_ns(frame), frame.is_corrupt)
 
     def describe(self, image: VideoFrame, fps: float | None) -> StreamInfo:
         pixel_format = choose_format(image.format.name, image.height, image.width, self._pixel_formats)
@@ -108,27 +109,8 @@ class FFmpegDecoder:
 
     def write(self, image: VideoFrame, out: FrameBuffer) -> None:
         if self._writer is None:
-            raise SourceError("a frame is to be written that was never described")
+            raise SourceError("write before describe")
         self._writer.write(image, out.require_host())
 
     def close(self) -> None:
         self._writer = None
-
-
-def open_container(address: str, **options: Any) -> InputContainer:
-    """`av.open`, for reading. Metadata that is no UTF-8 is no reason to fail, which PyAV before 19 has to be told.
-
-    Raises:
-        av.FFmpegError, ValueError: it cannot be opened; their text has the address in it, secrets included.
-    """
-    if int(av.__version__.partition(".")[0]) < 19:
-        options["metadata_errors"] = "replace"
-    container: InputContainer = av.open(address, mode="r", **options)
-    return container
-
-
-def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
-    """Presentation time."""
-    if timed.pts is None or timed.time_base is None:
-        return None
-    return timed.pts * timed.time_base.numerator * 1_000_000_000 // timed.time_base.denominator

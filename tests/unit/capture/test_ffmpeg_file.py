@@ -1,6 +1,4 @@
-"""Video files, through OpenCV and through PyAV: every frame once, in time; loops; and files that are damaged, empty,
-or no videos.
-"""
+"""Video files: every frame once, in time; loops; and files that are damaged, empty, or not videos."""
 
 from __future__ import annotations
 
@@ -25,9 +23,8 @@ from numpy.typing import NDArray
 from tests.frame_buffers import wrap
 from tests.paths import ROOT
 from tests.unit.scripted_camera import SECOND, ManualClock
-from vision.capture.ffmpeg.file import PyAVFile
+from vision.capture.ffmpeg.file import VideoFile
 from vision.capture.ffmpeg.rotation import RotatingDecoder
-from vision.capture.opencv.file import VideoFile
 from vision.capture.source import Grab, Source, StreamInfo
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import PixelFormat, frame_shape
@@ -53,15 +50,10 @@ class Player(Protocol):
     def __call__(self, path: Path, *, loop: bool = False, offline: bool = True) -> Source: ...
 
 
-def by_opencv(path: Path, *, loop: bool = False, offline: bool = True) -> Source:
-    clock = ManualClock()
-    return VideoFile(path, loop=loop, offline=offline, clock=clock, utc=clock, wait=clock.advance)
-
-
-def by_pyav(*pixel_formats: PixelFormat) -> Player:
-    def play(path: Path, *, loop: bool = False, offline: bool = True) -> PyAVFile:
+def player(*pixel_formats: PixelFormat) -> Player:
+    def play(path: Path, *, loop: bool = False, offline: bool = True) -> VideoFile:
         clock, decoder = ManualClock(), partial(RotatingDecoder, offline=offline)
-        return PyAVFile(
+        return VideoFile(
             path, pixel_formats, decoder, loop=loop, offline=offline, clock=clock, utc=clock, wait=clock.advance
         )
 
@@ -69,9 +61,8 @@ def by_pyav(*pixel_formats: PixelFormat) -> Player:
 
 
 PLAYERS: dict[str, Player] = {
-    "opencv": by_opencv,
-    "pyav bgr": by_pyav("bgr"),
-    "pyav i420": by_pyav("nv12", "i420", "bgrx", "bgr"),
+    "bgr": player("bgr"),
+    "i420": player("nv12", "i420", "bgrx", "bgr"),
 }
 
 
@@ -328,12 +319,12 @@ def test_interrupted_it_gives_nothing_more(play: Player, tmp_path: Path) -> None
     source.close()
 
 
-# --- what PyAV adds --------------------------------------------------------------------------------------------------
+# --- formats and sizes ------------------------------------------------------------------------------------------------
 
 
 def test_frames_come_as_they_are_decoded() -> None:
     """And each says what its numbers mean."""
-    source = PLAYERS["pyav i420"](CLIP)
+    source = PLAYERS["i420"](CLIP)
     assert source.open() == StreamInfo(768, 576, "i420", 10.0, "pyav-h264", "bt601")
     grab = source.grab(1.0)
     assert grab is not None
@@ -350,18 +341,17 @@ def test_every_pass_of_a_loop_gives_what_the_first_one_gave(tmp_path: Path) -> N
         return RotatingDecoder(stream, pixel_formats[::-1], offline=True)
 
     path = write_video(tmp_path / "a.avi", 3)
-    with closing(PyAVFile(path, ("i420", "nv12"), opened, loop=True, offline=True)) as source:
+    with closing(VideoFile(path, ("i420", "nv12"), opened, loop=True, offline=True)) as source:
         info = source.open()
         assert [read(source, info)[1] for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
     assert asked == [("i420", "nv12"), ("i420",), ("i420",)]
 
 
 def test_a_new_size_in_the_middle_is_told(tmp_path: Path) -> None:
-    """OpenCV goes on in the first size."""
     sizes = [(48, 64), (48, 64), (96, 128), (96, 128)]
     path = tmp_path / "a.mjpeg"
     path.write_bytes(b"".join(cv2.imencode(".jpg", np.full((*size, 3), 50, np.uint8))[1].tobytes() for size in sizes))
-    source = PLAYERS["pyav i420"](path)
+    source = PLAYERS["i420"](path)
     info = source.open()
     for _ in range(2):
         assert read(source, info)[1] == 5

@@ -1,0 +1,75 @@
+"""`cv2.VideoCapture`: what the project uses of it, and the properties that it reports.
+
+Importing this module makes OpenCV silent: it prints as errors what a supervisor handles.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Final, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.capture.source import StreamInfo
+from vision.errors import SourceError
+from vision.types import PixelFormat
+
+_MAX_FPS: Final = 1000.0  # above it, the value is the time base of a stream without a rate
+_MAX_POSITION_MS: Final = 1e12  # 30 years; OpenCV before 4.13 returns -3.7e20 for a missing time
+
+
+def _silence() -> None:
+    """Turn OpenCV's log off, unless the operator configured it."""
+    if "OPENCV_LOG_LEVEL" in os.environ:
+        return
+    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # moved in OpenCV 5
+    set_level(0)
+
+
+_silence()
+
+
+class Capture(Protocol):
+    """The part of ``cv2.VideoCapture`` that is used."""
+
+    def isOpened(self) -> bool: ...  # noqa: N802 - OpenCV's names
+    def grab(self) -> bool: ...
+    def retrieve(self, image: NDArray[np.uint8]) -> tuple[bool, NDArray[np.uint8]]: ...
+    def get(self, propId: int) -> float: ...  # noqa: N803
+    def set(self, propId: int, value: float) -> bool: ...  # noqa: N803
+    def release(self) -> None: ...
+
+
+def describe(capture: Capture, decoder: str) -> StreamInfo:
+    """Return the stream properties that an open capture reports."""
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    return StreamInfo(
+        width_px=int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
+        height_px=int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
+        pixel_format="bgr",
+        fps=fps if math.isfinite(fps) and 0 < fps <= _MAX_FPS else None,
+        decoder=decoder,
+    )
+
+
+def position_ns(capture: Capture) -> int | None:
+    """Return the presentation time of the last grabbed frame, or None if the stream has none."""
+    position_ms = capture.get(cv2.CAP_PROP_POS_MSEC)
+    return int(position_ms * 1e6) if math.isfinite(position_ms) and 0 < abs(position_ms) < _MAX_POSITION_MS else None
+
+
+def require_bgr(pixel_formats: tuple[PixelFormat, ...], name: str) -> None:
+    """Check that the detector accepts bgr, the only format that OpenCV delivers.
+
+    Raises:
+        SourceError: the detector does not accept it.
+    """
+    if "bgr" not in pixel_formats:
+        raise SourceError(
+            f"{name}: OpenCV delivers bgr frames, the detector accepts {', '.join(pixel_formats)}",
+            hint="open the camera with `reader: gstreamer`",
+            code="pixel-format",
+        )
