@@ -57,7 +57,7 @@ make_venv() {
   stamp=$("$venv/bin/python" -c 'import hashlib, sys; print(hashlib.sha256(open("pyproject.toml", "rb").read() + " ".join(sys.argv[1:]).encode()).hexdigest())' "$PWD" "$@")
   [ "$(cat "$venv/.vision-installed" 2>/dev/null)" != "$stamp" ] || return 0
   for extra in "$@"; do
-    case $extra in opencv) module=cv2 ;; onnx) module=onnxruntime ;; ffmpeg) module=av ;; *) module= ;; esac
+    case $extra in opencv) module=cv2 ;; onnx) module=onnxruntime ;; *) module= ;; esac
     # A wheel must not shadow a build that the system brings (docs/jetson.md).
     if [ -n "$module" ] && "$venv/bin/python" -c "import $module" 2>/dev/null; then continue; fi
     extras+=("$extra")

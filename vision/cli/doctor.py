@@ -24,7 +24,7 @@ from rich.table import Table
 from vision.detect.open import has_nvidia_gpu
 from vision.engine.library import TEGRA_RELEASE, missing_hint
 from vision.errors import DeviceError, DeviceMissing
-from vision.version import install_hint, pip_hint
+from vision.version import install_hint, pip_hint, pip_hint
 
 Verdict = Literal["ok", "missing", "broken", "note"]
 
@@ -163,14 +163,14 @@ def _gstreamer() -> Finding:
 def _pyav() -> Finding:
     from vision.capture.open import missing_pyav
 
-    hint = "network cameras without GStreamer, and those that NVDEC decodes, need it: " + install_hint("ffmpeg")
+    hint = "video files, HTTP cameras, and RTSP cameras without GStreamer need it: " + pip_hint("av>=12.3")
     reason = missing_pyav()
     if reason is not None:
-        return Finding("PyAV", "missing", reason, hint)
+        return Finding("PyAV", "missing", reason, hint, needed=True)
     import av
 
     codec = ".".join(map(str, av.library_versions["libavcodec"]))
-    return Finding("PyAV", "ok", f"{av.__version__}; libavcodec {codec}")
+    return Finding("PyAV", "ok", f"{av.__version__}; libavcodec {codec}", needed=True)
 
 
 def _onnxruntime() -> Finding:
