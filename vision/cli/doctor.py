@@ -24,7 +24,7 @@ from rich.table import Table
 from vision.detect.open import has_nvidia_gpu
 from vision.engine.library import TEGRA_RELEASE, missing_hint
 from vision.errors import DeviceError, DeviceMissing
-from vision.version import install_hint, pip_hint, pip_hint
+from vision.version import install_hint, pip_hint
 
 Verdict = Literal["ok", "missing", "broken", "note"]
 

@@ -25,11 +25,11 @@ def test_what_is_printed_can_be_typed() -> None:
     assert "no module [cuda]" in printed
 
 
-def test_pyav_that_is_there() -> None:
+def test_pyav_is_reported_with_its_libavcodec() -> None:
     import av
 
     found = _pyav()
-    assert (found.verdict, found.hint, found.needed) == ("ok", "", False)
+    assert (found.verdict, found.hint, found.needed) == ("ok", "", True)
     assert found.detail.startswith(f"{av.__version__}; libavcodec ")
 
 
