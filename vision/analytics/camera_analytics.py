@@ -20,7 +20,7 @@ from vision.analytics.track_snapshot import TrackSnapshot
 from vision.analytics.track_table import TrackColumn, TrackTable
 from vision.analytics.zones import ZoneWatch
 from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig, pixels_per_unit
-from vision.config.wording import did_you_mean
+from vision.config.wording import did_you_mean_class
 from vision.errors import ConfigError
 from vision.state.counters import CounterJournal
 from vision.types import Event, Tracks
@@ -333,7 +333,7 @@ def _allowed(shapes: Sequence[Shape], class_names: Sequence[str]) -> BoolArray |
         allowed[:, column] = False
         for name in shape.classes:
             if name not in class_names:
-                advice = did_you_mean(name, class_names)
+                advice = did_you_mean_class(name, class_names)
                 raise ConfigError(
                     f"{shape.name}: the model has no class '{name}'", hint=advice or "`vision models` lists its classes"
                 )

@@ -25,8 +25,8 @@ from vision.config.app import (
     folder_of_model,
 )
 from vision.config.cascade import CascadeConfig, ClassifierSpec
+from vision.config.class_names import check_analytics_classes, check_classes
 from vision.config.load import (
-    check_classes,
     load_classifier_spec,
     load_config,
     load_config_text,
@@ -58,6 +58,7 @@ __all__ = [
     "SnapshotConfig",
     "StatusConfig",
     "ZoneConfig",
+    "check_analytics_classes",
     "check_classes",
     "config_schema",
     "folder_of_model",

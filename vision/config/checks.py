@@ -310,13 +310,13 @@ def _filtered_classes(site: Mapping[str, object], analytics: Mapping[object, obj
     kept = detect.get("classes") if isinstance(detect, Mapping) else None
     if not isinstance(kept, tuple) or not all(isinstance(name, str) for name in kept):
         return
-    for loc, names in analytics_classes(analytics):
+    for loc, names in _analytics_classes(analytics):
         for at, name in enumerate(names):
             if isinstance(name, str) and name not in kept:
                 yield (*loc, at), "never seen, because detect.classes leaves it out"
 
 
-def analytics_classes(analytics: Mapping[object, object]) -> Iterator[tuple[Loc, tuple[object, ...]]]:
+def _analytics_classes(analytics: Mapping[object, object]) -> Iterator[tuple[Loc, tuple[object, ...]]]:
     """Every `classes` filter of lines and zones."""
     for camera, section in analytics.items():
         for kind in ("lines", "zones"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -12,14 +12,15 @@ from pydantic import ValidationError
 
 from vision.config.app import AppConfig, CameraConfig, ModelSpec
 from vision.config.cascade import ClassifierSpec
-from vision.config.checks import Tell, analytics_classes, config_findings
-from vision.config.document import Document, Fault, parse_document, read_document, render
+from vision.config.checks import Tell, config_findings
+from vision.config.document import Document, Fault, render
+from vision.config.document_reader import parse_document, read_document
 from vision.config.renamed import with_new_keys
 from vision.config.schema import schema_of
 from vision.config.section import Section
 from vision.config.source_address import File, Folder
 from vision.config.validation import faults_of
-from vision.config.wording import Loc, did_you_mean_class, dotted, one_of, quoted
+from vision.config.wording import dotted
 from vision.errors import ConfigError, ModelError
 
 SPEC_NAME: Final = "model.yaml"
@@ -167,37 +168,3 @@ def _resolve_source(camera: CameraConfig, folder: Path) -> CameraConfig:
     if not isinstance(camera.address, (File, Folder)):
         return camera
     return camera.model_copy(update={"source": str(folder / camera.source)})
-
-
-def check_classes(site: AppConfig, class_names: Sequence[str], path: Path | None = None) -> None:
-    """Check the class names of `site` against those of its model. `path` is its file, for the lines of the faults.
-
-    Raises:
-        ConfigError: every unknown name, with the nearest that the model has.
-    """
-    document = _reread(path) if path is not None else None
-    unknown = {}
-    for loc, name in _class_filters(site):
-        if name not in class_names:
-            advice = did_you_mean_class(name, class_names) or f"it has {one_of(list(class_names))}"
-            unknown[loc] = f"the model {site.model} has no class {quoted(name)} ({advice})"
-    if unknown and document is not None:
-        faults = [document.fault(loc, text) for loc, text in unknown.items()]
-        raise ConfigError(render(document.name, faults, document.text))
-    if unknown:
-        raise ConfigError("\n".join(f"{dotted(loc)}: {text}" for loc, text in unknown.items()))
-
-
-def _class_filters(site: AppConfig) -> list[tuple[Loc, str]]:
-    filters: list[tuple[Loc, Sequence[object]]] = [(("detect", "classes"), site.detect.classes or ())]
-    filters += analytics_classes(site.model_dump()["analytics"])
-    if site.cascade is not None:
-        filters.append((("cascade", "classes"), site.cascade.classes or ()))
-    return [((*loc, at), str(name)) for loc, names in filters for at, name in enumerate(names)]
-
-
-def _reread(path: Path) -> Document | None:
-    try:
-        return read_document(path)
-    except ConfigError:
-        return None

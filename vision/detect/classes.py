@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from vision.config import ModelSpec, nearest
+from vision.config import ModelSpec
+from vision.config.wording import did_you_mean_class
 from vision.errors import ConfigError
 
 COCO80: Final[tuple[str, ...]] = (
@@ -45,5 +46,4 @@ def class_ids(names: Sequence[str], wanted: Sequence[str] | None, model: str) ->
 
 
 def _advice(name: str, names: Sequence[str]) -> str:
-    near = nearest(name, names)
-    return f"did you mean {near!r}?" if near else f"`vision models` lists the {len(names)} classes it has"
+    return did_you_mean_class(name, names) or f"`vision models` lists the {len(names)} classes it has"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vision.analytics.camera_analytics import Analytics
 from vision.config.analytics import CameraAnalytics
+from vision.config.class_names import check_analytics_classes
 from vision.state.background_flusher import BackgroundFlusher
 from vision.state.counters import CounterJournal
 from vision.types import Counts, Event, FrameMeta, Result, Tracks
@@ -27,7 +28,7 @@ class _Watched:
 
     analytics: Analytics
     config: CameraAnalytics
-    epoch: int | None = None
+    epoch: int
     counts: Counts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,31 +66,26 @@ class AnalyticsStage:
             class_names: the model's, by class id.
             forget_s: seconds after which an object that is no longer seen has left; the tracker's `lost_s`.
         """
+        check_analytics_classes(sections, class_names)
+        self._sections = dict(sections)
+        self._class_names = tuple(class_names)
+        self._forget_s = forget_s
         self._cameras: dict[str, _Watched] = {}
+        self._journals: dict[str, CounterJournal] = {}
         with ExitStack() as opened:
-            self._journals = opened
-            forcer = (
-                None if folder is None else opened.enter_context(closing(BackgroundFlusher()))
-            )  # closed after the journals
-            for camera_id, config in sections.items():
-                journal = None
-                if folder is not None:
-                    journal = CounterJournal(folder / f"{camera_id}.counters", forcer=forcer)
-                    opened.callback(journal.close)
-                # The size of the frame is known with the first one; wrong class names are found now.
-                analytics = Analytics(config, camera_id, class_names, 1, 1, forget_s=forget_s, journal=journal)
-                self._cameras[camera_id] = _Watched(analytics, config)
-            self._journals = opened.pop_all()
+            if folder is not None:
+                flusher = opened.enter_context(closing(BackgroundFlusher()))  # closed after the journals
+                for camera_id in sections:
+                    journal = CounterJournal(folder / f"{camera_id}.counters", forcer=flusher)
+                    self._journals[camera_id] = opened.enter_context(closing(journal))
+            self._opened = opened.pop_all()
 
     def __call__(self, result: Result) -> Result:
-        watched = self._cameras.get(result.meta.camera_id)
-        if watched is None:
+        if result.meta.camera_id not in self._sections:
             return result
         if not isinstance(result.objects, Tracks):
             raise TypeError(f"expected tracks to watch, got {type(result.objects).__name__}: is a TrackStage before?")
-        events: tuple[Event, ...] = ()
-        if watched.epoch != result.meta.epoch:
-            events = self._restart(watched, result.meta)
+        watched, events = self._watched(result.meta)
         events += watched.analytics.update(result.objects, result.meta.captured_ns)
         if events:
             watched.count()
@@ -97,19 +93,41 @@ class AnalyticsStage:
 
     def close(self) -> None:
         """Write what counters have counted. May be called twice."""
-        self._journals.close()
+        self._opened.close()
 
-    @staticmethod
-    def _restart(watched: _Watched, meta: FrameMeta) -> tuple[Event, ...]:
-        analytics, before = watched.analytics, (watched.analytics.width_px, watched.analytics.height_px)
-        watched.epoch = meta.epoch
-        events = analytics.restart(meta.width_px, meta.height_px, meta.captured_ns)
-        if analytics.outside and before != (meta.width_px, meta.height_px):
+    def _watched(self, meta: FrameMeta) -> tuple[_Watched, tuple[Event, ...]]:
+        """Return a camera's analytics, begun with its first frame and restarted with each epoch, and events."""
+        watched = self._cameras.get(meta.camera_id)
+        if watched is not None and watched.epoch == meta.epoch:
+            return watched, ()
+        size, before = (meta.width_px, meta.height_px), (0, 0)
+        events: tuple[Event, ...] = ()
+        if watched is None:
+            watched = self._cameras[meta.camera_id] = self._begin(meta)
+        else:
+            before = (watched.analytics.width_px, watched.analytics.height_px)
+            watched.epoch = meta.epoch
+            events = watched.analytics.restart(*size, meta.captured_ns)
+        if watched.analytics.outside and before != size:
             log.warning(
                 "camera %s: outside of its frame of %dx%d, and so never reached: %s; `vision draw` shows where",
                 meta.camera_id,
                 meta.width_px,
                 meta.height_px,
-                ", ".join(analytics.outside),
+                ", ".join(watched.analytics.outside),
             )
-        return events
+        return watched, events
+
+    def _begin(self, meta: FrameMeta) -> _Watched:
+        camera_id = meta.camera_id
+        config = self._sections[camera_id]
+        analytics = Analytics(
+            config,
+            camera_id,
+            self._class_names,
+            meta.width_px,
+            meta.height_px,
+            forget_s=self._forget_s,
+            journal=self._journals.get(camera_id),
+        )
+        return _Watched(analytics, config, meta.epoch)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config.cascade import CascadeConfig
-from vision.config.wording import did_you_mean
+from vision.config.wording import did_you_mean_class
 from vision.errors import ConfigError, DeviceError
 from vision.types import Attribute, Frame, FrameMeta, Result, Tracks
 
@@ -120,7 +120,7 @@ class CascadeStage:
         wanted = class_names if config.classes is None else config.classes
         for name in wanted:
             if name not in class_names:
-                advice = did_you_mean(name, class_names)
+                advice = did_you_mean_class(name, class_names)
                 raise ConfigError(
                     f"cascade.classes: the model has no class {name!r}",
                     hint=advice or "`vision models` lists its classes",

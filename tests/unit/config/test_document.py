@@ -11,8 +11,11 @@ import pytest
 
 from tests.unit.config.fault_lines import fault_lines
 from vision.config import load_config_text
-from vision.config.document import MAX_BYTES, MAX_DEPTH, MAX_VALUES, Document, parse_document, read_document
+from vision.config.document import Document
+from vision.config.document_reader import MAX_BYTES, parse_document, read_document
 from vision.config.wording import Loc
+from vision.config.yaml_nodes import MAX_DEPTH
+from vision.config.yaml_values import MAX_VALUES
 from vision.errors import ConfigError
 
 BRACKET = "an open bracket, a missing comma, or text with , [ ] { } without quotes, such as ${NAME}"

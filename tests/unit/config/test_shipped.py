@@ -20,7 +20,8 @@ from vision.config import (
     shipped_configs,
     shipped_models,
 )
-from vision.config.document import Node, read_document
+from vision.config.document import Node
+from vision.config.document_reader import read_document
 from vision.config.schema import Schema, key_paths, limits, resolve
 from vision.errors import ConfigError, ModelError
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from tests.unit.config.fault_lines import fault_lines
 from vision.config import AppConfig, ModelSpec, load_config, load_config_text, load_model_spec
-from vision.config.document import parse_document
+from vision.config.document_reader import parse_document
 from vision.config.schema import key_paths, resolve, schema_of
 from vision.config.section import INCONSISTENT
 from vision.config.validation import PHRASES
