@@ -17,5 +17,6 @@ def test_example_of_line_zone_and_rule_is_a_complete_configuration(tmp_path: Pat
     file.write_text(example)
     config = load_config(file, {})
     section = config.analytics["gate"]
-    assert [shape.name for shape in (*section.lines, *section.zones)] == ["door", "queue"]
+    assert [line.name for line in section.lines] == ["door"]
+    assert [zone.name for zone in section.zones] == ["queue"]
     assert [rule.name for rule in config.rules] == ["too-full"]
