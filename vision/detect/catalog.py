@@ -21,7 +21,7 @@ from vision.config import (
 )
 from vision.config.load import SPEC_NAME
 from vision.detect.classes import class_names
-from vision.detect.open import check_model
+from vision.detect.open import check_model, open_classifier
 from vision.errors import EXIT_CONFIG, EXIT_OK, DeviceMissing, VisionError
 
 EXPLANATION = """\
@@ -83,19 +83,13 @@ def _describe_classifier(folder: Path) -> ModelRow | None:
         spec = load_classifier_spec(folder)
     except VisionError:
         return None
-
-    def check() -> None:
-        from vision.detect.onnxruntime.classifier import open_classifier
-
-        open_classifier(folder, spec).close()
-
-    return _row(folder, spec, spec.classes, check)
+    return _row(folder, spec, spec.classes, lambda: open_classifier(folder, spec).close())
 
 
 def _row(folder: Path, spec: ModelSpec | ClassifierSpec, names: tuple[str, ...], check: Callable[[], None]) -> ModelRow:
     fault = ""
     try:
-        with suppress(DeviceMissing, ImportError):  # a GPU machine without ONNX Runtime or OpenCV
+        with suppress(DeviceMissing):  # a GPU machine without ONNX Runtime or OpenCV
             check()
     except VisionError as error:
         fault = str(error)

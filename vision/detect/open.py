@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from vision.config import DetectConfig, ModelSpec
+from vision.config import ClassifierSpec, DetectConfig, ModelSpec
 from vision.detect.classes import class_ids, class_names
 from vision.detect.detector import SLOTS_CPU, Detector
 from vision.detect.model_file import checked_model_file
@@ -18,6 +19,9 @@ from vision.detect.reference.heads import make_head
 from vision.errors import DeviceMissing
 from vision.test_pattern import FAKE_CLASSES
 from vision.version import install_hint
+
+if TYPE_CHECKING:
+    from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +139,7 @@ def _tensorrt_module() -> ModuleType:
         return importlib.import_module("vision.detect.tensorrt.detector")
     except ImportError as error:
         raise DeviceMissing(
-            f"the TensorRT backend cannot be loaded: {error}",
+            f"the TensorRT back-end cannot be loaded: {error}",
             hint="`vision doctor` says what is missing; `detect: {backend: onnxruntime}` runs on the CPU",
             code="tensorrt-missing",
         ) from error
@@ -153,11 +157,7 @@ def open_onnxruntime_detector(folder: Path, spec: ModelSpec, detect: DetectConfi
     try:
         from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
     except ImportError as error:
-        raise DeviceMissing(
-            f"the ONNX Runtime backend cannot be loaded: {error}",
-            hint=install_hint("onnx"),
-            code="onnxruntime-missing",
-        ) from error
+        raise _no_onnxruntime(error) from error
     return OnnxRuntimeDetector(
         path,
         spec,
@@ -169,10 +169,41 @@ def open_onnxruntime_detector(folder: Path, spec: ModelSpec, detect: DetectConfi
     )
 
 
+def open_classifier(
+    folder: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8
+) -> OnnxRuntimeClassifier:
+    """Open the second model of `folder` on the CPU.
+
+    Args:
+        folder: folder of the model.
+        spec: description of the model.
+        threads: number of threads that compute one batch.
+        max_batch: maximum number of crops in one `classify`.
+
+    Raises:
+        ModelError: the file is not the model that the spec describes.
+        DeviceMissing: ONNX Runtime or OpenCV is not installed.
+    """
+    path = checked_model_file(folder, spec)
+    try:
+        from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier
+    except ImportError as error:
+        raise _no_onnxruntime(error) from error
+    return OnnxRuntimeClassifier(path, spec, threads=threads, max_batch=max_batch)
+
+
+def _no_onnxruntime(error: ImportError) -> DeviceMissing:
+    return DeviceMissing(
+        f"the ONNX Runtime back-end cannot be loaded: {error}",
+        hint=install_hint("onnx"),
+        code="onnxruntime-missing",
+    )
+
+
 def _open_fake(_folder: Path, _spec: ModelSpec, detect: DetectConfig) -> Detector:
     from vision.detect.fake import FakeDetector
 
-    ids = class_ids(FAKE_CLASSES, detect.classes, "of the fake backend")
+    ids = class_ids(FAKE_CLASSES, detect.classes, "of the fake back-end")
     return FakeDetector(
         score=detect.score_threshold,
         classes=ids,

@@ -32,7 +32,7 @@ from vision.config import (
     shipped_models,
 )
 from vision.detect.detector import Detector, ReadsDevice
-from vision.detect.open import open_detector, published_class_names
+from vision.detect.open import open_classifier, open_detector, published_class_names
 from vision.errors import Closed, ModelError, VisionError
 from vision.messaging import codec
 from vision.messaging.publisher import Publisher, Recorder
@@ -265,8 +265,6 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
     options.check_stop()
     if config.cascade is None:
         return []
-    from vision.detect.onnxruntime.classifier import open_classifier  # OpenCV is needed only here
-
     _, spec = find_model(config)
     folder, second = find_second_model(config.cascade)
     began = time.monotonic()

@@ -16,31 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import ClassifierSpec
-from vision.detect.model_file import checked_model_file
+from vision.detect.onnxruntime.network import checked_input, open_session
 from vision.detect.reference.crops import PartReader
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset
-from vision.errors import Closed, DeviceError, DeviceMissing, ModelError
+from vision.errors import Closed, DeviceError, ModelError
 from vision.types import Frame
-from vision.version import install_hint
 
 _Floats = NDArray[np.float32]
-
-
-def open_classifier(
-    folder: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8
-) -> OnnxRuntimeClassifier:
-    """The classifier of `folder`.
-
-    Raises:
-        ModelError: the file is not the model that the card describes.
-        DeviceMissing: ONNX Runtime is not there.
-    """
-    path = checked_model_file(folder, spec)
-    try:
-        import vision.detect.onnxruntime.network  # noqa: F401
-    except ImportError as error:
-        raise DeviceMissing(f"the ONNX Runtime backend cannot be loaded: {error}", hint=install_hint("onnx")) from error
-    return OnnxRuntimeClassifier(path, spec, threads=threads, max_batch=max_batch)
 
 
 class OnnxRuntimeClassifier:
@@ -52,8 +34,6 @@ class OnnxRuntimeClassifier:
         Raises:
             ModelError: the file is no model, or its input or output is not the card's.
         """
-        from vision.detect.onnxruntime.network import checked_input, open_session
-
         self._card = spec
         self._session: Any = open_session(path, spec, threads)
         inputs = self._session.get_inputs()
