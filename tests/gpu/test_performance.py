@@ -16,7 +16,7 @@ from tests.gpu.opening import EMULATED
 from vision.benchmark.bench import BenchSettings, measure
 from vision.benchmark.engine import measure_engine
 from vision.benchmark.gpu import GpuLane, copy_gb_per_s, device_mib, require
-from vision.benchmark.pipeline import NonClosingDetector, run_site, synthetic_site
+from vision.benchmark.pipeline import NonClosingDetector, run_deployment, synthetic_deployment
 from vision.benchmark.profile import ProfileSettings, profile_model
 from vision.benchmark.timeline import trace_slots
 from vision.config import DetectConfig, load_model_spec, shipped_models
@@ -126,7 +126,9 @@ def test_the_program_runs_on_frames_of_the_stage() -> None:
     with closing(opened()) as detector:
         shown = [[frame(), frame()] for _ in range(detector.spec.batches_in_flight)]
         size_px = (shown[0][0].meta.width_px, shown[0][0].meta.height_px)
-        ran = run_site(synthetic_site(2, 20.0, *size_px, "bgr"), 1.0, lambda *_: NonClosingDetector(detector, 2, shown))
+        ran = run_deployment(
+            synthetic_deployment(2, 20.0, *size_px, "bgr"), 1.0, lambda *_: NonClosingDetector(detector, 2, shown)
+        )
         assert ran.published_per_s > 0
         assert ran.objects_per_frame == 2
         detector.submit(0, shown[0])  # its slots are free again
@@ -150,7 +152,6 @@ def test_a_benchmark_with_everything(tmp_path: Path) -> None:
         ("eager", 1), ("eager", 2), ("graph", 1), ("graph", 2),
     }  # fmt: skip
     assert all(row.frames_per_s > 0 and row.device_mib for row in found.rows)
-    assert found.host.copy_gb_per_s is None or found.host.copy_gb_per_s > 1
     assert any(row.clocks.gpu_mhz for row in found.rows)
     rates: dict[Callable[..., Any] | tuple[Any, ...], float] = {
         (row.case.part, row.case.mode, row.case.lanes, row.case.batch): row.frames_per_s for row in found.rows

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.perf import latency, memory, pipeline, planning, publishing, tracking
+from tests.perf import latency, memory, pipeline, publishing, tracking
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "pyzmq", "msgspec")
@@ -33,7 +33,6 @@ PARTS: dict[str, Measure] = {
     "publishing": publishing.measure,
     "memory": memory.measure,
     "tracking": tracking.measure,
-    "planning": planning.measure,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -22,11 +23,10 @@ from vision.benchmark.conditions import (
     machine,
 )
 from vision.benchmark.conditions import versions as installed_versions
-from vision.benchmark.demand import decode_costs
 from vision.benchmark.document import Bench, Case, HostCosts, Part, Row
 from vision.benchmark.engine import Alone, Lane, ThreadLane, measure_engine
 from vision.benchmark.frames import CLIP, Image, convert, load_frames, make_batches, shipped_clip, size_of
-from vision.benchmark.pipeline import NonClosingDetector, ThreadCosts, measure_threads, run_site, synthetic_site
+from vision.benchmark.pipeline import NonClosingDetector, run_deployment, synthetic_deployment
 from vision.benchmark.samples import Durations
 from vision.benchmark.stage import Measured, measure_alone, measure_stage
 from vision.config import DetectConfig, ModelSpec
@@ -41,7 +41,7 @@ Backend: TypeAlias = Literal["tensorrt", "onnxruntime", "fake"]
 _STREAMS: Final = (1, 2)
 _MOST_CAMERAS: Final = 32
 _OVERLOAD: Final = 1.5  # of the stage's rate: what cameras offer to find the rate of the whole program
-_PARTS_OF_MOST: Final = (1.0, 0.6, 0.35)  # tried in turn
+_PARTS_OF_MOST: Final = (1.0, 0.5, 0.25, 0.12)  # tried in turn: Python publishes less than a GPU infers
 _NEAR: Final = 0.9  # of the stage's rate: no other load will show more
 _FEW: Final = 0.01  # dropped: a lower rate publishes less
 _HALF: Final = 0.5
@@ -111,7 +111,6 @@ class Benchmark:
         self._notes: list[str] = []
         self._gpu: Any = None  # vision.benchmark.gpu, where the back-end is TensorRT
         self._cores: list[float] = []
-        self._threads: ThreadCosts | None = None
 
     def run(self) -> Bench:
         """Measure everything.
@@ -141,7 +140,7 @@ class Benchmark:
             measured_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             machine=machine(self._system),
             versions=installed_versions(self._system),
-            host=self._host(described, source),
+            host=HostCosts(min(self._cores)),
             rows=tuple(self._rows),
             notes=tuple(self._notes),
             settings={"score": settings.score, "max_batch": self._max_batch},
@@ -183,7 +182,7 @@ class Benchmark:
         else:
             precisions = ("fp32",)
             self._note(f"{backend} has no choice of precision: everything is measured once")
-        described = _Described("", 0, 0, ())
+        described = _Described("", 0, 0)
         for precision in precisions:
             if "engine" in settings.parts:
                 self._engines(backend, precision)
@@ -255,7 +254,7 @@ class Benchmark:
         if not wanted:
             with self._opened(backend, precision, None) as detector:
                 wanted = _up_to(detector.spec.batches_in_flight)
-        described = _Described("", 0, 0, ())
+        described = _Described("", 0, 0)
         for count in wanted:
             with self._opened(backend, precision, count) as detector:
                 described = self._stage(detector, precision, (count,), last=count == wanted[-1])
@@ -271,9 +270,7 @@ class Benchmark:
         rates = self._stage_rows(detector, precision, slots)
         if rates and last and "pipeline" in self._settings.parts:
             self._pipelines(detector, precision, rates)
-        return _Described(
-            detector.spec.name, detector.spec.batches_in_flight, detector.spec.parallel, detector.spec.class_names
-        )
+        return _Described(detector.spec.name, detector.spec.batches_in_flight, detector.spec.parallel)
 
     def _detect(self, backend: Backend, precision: str) -> DetectConfig:
         return DetectConfig.model_validate(
@@ -319,19 +316,19 @@ class Benchmark:
         return replace(row, objects_per_frame=measured.objects_per_frame, rate_error=measured.rate_error)
 
     def _pipelines(self, detector: Detector, precision: str, rates: dict[int, float]) -> None:
-        threads = self._threads or self._measure_threads(detector.spec.class_names, 5)
-        python_per_s = 1e3 / (threads.results_ms + threads.loop_ms + threads.camera_ms)
+        most_per_s = math.inf
         for batch, rate in rates.items():
             cameras = min(_MOST_CAMERAS, batch * detector.spec.batches_in_flight)
             case = Case("pipeline", "full", cameras, precision, batch)
             shown = make_batches(
                 detector, self._images, detector.spec.batches_in_flight, batch, self._settings.pixel_format
             )
-            offered_per_s = min(_OVERLOAD * rate, python_per_s)
+            offered_per_s = _OVERLOAD * min(rate, most_per_s)
             row = self._full_load(detector, case, shown, offered_per_s, enough_per_s=_NEAR * rate)
             if row.frames_per_s == 0:
                 self._note(f"{case}: nothing was published; more --seconds may help")
                 continue
+            most_per_s = 2 * row.frames_per_s  # larger batches do not double it again
             half = self._pipeline(detector, replace(case, mode="half"), shown, _HALF * row.frames_per_s)
             self._rows += [row, half]
 
@@ -358,15 +355,15 @@ class Benchmark:
         self._say(f"{case} at {offered_per_s:.0f} frames/s")
         height_px, width_px = size_of(self._images[0], self._settings.pixel_format)
         fps, seconds = pace(offered_per_s, case.lanes, self._settings.seconds)
-        site = synthetic_site(case.lanes, fps, width_px, height_px, self._settings.pixel_format)
+        config = synthetic_deployment(case.lanes, fps, width_px, height_px, self._settings.pixel_format)
         sampler = ClockSampler(self._system)
-        ran = run_site(site, seconds, lambda *_: NonClosingDetector(detector, case.batch, shown))
+        ran = run_deployment(config, seconds, lambda *_: NonClosingDetector(detector, case.batch, shown))
         gc.collect()  # the buffers of its cameras are held in circles, and are not the next row's memory
         row = self._row(case, ran.latency, ran.published_per_s, ran.cpu, sampler)
         return replace(
             row,
-            offered_per_s=ran.offered_per_s,
-            dropped_per_s=ran.dropped_per_s,
+            offered_per_s=ran.grabbed_per_s,
+            dropped_per_s=sum(ran.dropped_per_s.values()),
             objects_per_frame=ran.objects_per_frame,
             rate_error=ran.rate_error,
         )
@@ -375,27 +372,6 @@ class Benchmark:
         device_mib = self._gpu.device_mib() if self._gpu is not None else None
         rss_mib = resident_bytes() / 2**20
         return Row(case, durations, frames_per_s, cpu.own, cpu.others, rss_mib, device_mib, sampler.result())
-
-    # --- the rest of the machine, for `vision plan` ---
-
-    def _measure_threads(self, class_names: Sequence[str], objects: int) -> ThreadCosts:
-        self._say("threads")
-        self._threads = measure_threads(synthetic_site(1, 30.0, 64, 64, None), class_names, objects)
-        return self._threads
-
-    def _host(self, detector: _Described, source: str) -> HostCosts:
-        objects = round(max((row.objects_per_frame for row in self._rows if row.case.part == "stage"), default=5.0))
-        threads = self._measure_threads(detector.class_names, objects)
-        self._say("decoding, copies")
-        return HostCosts(
-            cores=min(self._cores),
-            results_ms=threads.results_ms,
-            loop_ms=threads.loop_ms,
-            camera_ms=threads.camera_ms,
-            objects_per_frame=objects,
-            copy_gb_per_s=self._gpu.copy_gb_per_s(self._images[0].nbytes) if self._gpu is not None else None,
-            decode=decode_costs(dict.fromkeys((source, "synthetic:768x576"))),
-        )
 
 
 def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, float]:
@@ -429,7 +405,6 @@ class _Described:
     name: str
     slots: int
     parallel: int
-    class_names: tuple[str, ...]
 
 
 def measure(

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+import psutil
+
 _PACKAGES: Final = (
     "vision",
     "numpy",
@@ -287,34 +289,33 @@ class CpuUse:
 
 
 class CpuMeter:
-    """Reads who uses the CPU, from when it is made until `read`."""
+    """Measures CPU use from its construction until `read`."""
 
-    def __init__(self, system: System, clock: Callable[[], float] = time.monotonic) -> None:
-        self._system = system
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, machine_busy_s: Callable[[], float] | None = None
+    ) -> None:
         self._clock = clock
+        self._machine_busy_s = machine_busy_s or _machine_busy_s
         self._begin = self._now()
 
-    def _now(self) -> tuple[float, float, float | None]:
-        return self._clock(), time.process_time(), parse_busy_s(self._system.text("/proc/stat") or "")
+    def _now(self) -> tuple[float, float, float]:
+        return self._clock(), time.process_time(), self._machine_busy_s()
 
     def read(self) -> CpuUse:
-        """Since the meter was made."""
+        """Return the cores in use since the meter was made."""
         (begin_s, own_begin_s, all_begin_s), (end_s, own_end_s, all_end_s) = self._begin, self._now()
         wall_s = max(1e-9, end_s - begin_s)
         own = (own_end_s - own_begin_s) / wall_s
-        if all_begin_s is None or all_end_s is None:
-            return CpuUse(own, 0.0)
         return CpuUse(own, max(0.0, (all_end_s - all_begin_s) / wall_s - own))
 
 
-def parse_busy_s(stat: str) -> float | None:
-    """Seconds of all cores that were not idle, since the machine started, from ``/proc/stat``. What a hypervisor gave
-    to other machines counts too. None: not that file."""
-    fields = stat.partition("\n")[0].split()
-    if len(fields) < 9 or fields[0] != "cpu":
-        return None
-    user, nice, kernel, _, _, irq, softirq, steal = (int(each) for each in fields[1:9])
-    return (user + nice + kernel + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+def _machine_busy_s() -> float:
+    """Return the busy seconds of all cores since the machine started.
+
+    Time that a hypervisor gave to other machines counts too.
+    """
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system + times.irq + times.softirq + times.steal
 
 
 def cores_to_be_had(seconds: float = 0.25, threads: int | None = None) -> float:

@@ -76,28 +76,10 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeCost:
-    """What one frame of one kind of camera costs."""
-
-    kind: str  # "synthetic", "path", "network", ...
-    width_px: int
-    height_px: int
-    grab_ms: float  # of its thread
-    retrieve_ms: float  # of its thread
-    cpu_ms: float  # of all threads of its library
-
-
-@dataclass(frozen=True, slots=True)
 class HostCosts:
-    """What everything besides the detector costs on this machine."""
+    """State of the host during the benchmark."""
 
-    cores: float  # that the program could have had when this was measured
-    results_ms: float  # of the results thread, a frame
-    loop_ms: float  # of the inference thread, a frame, without the detector
-    camera_ms: float  # of a camera's thread, a frame, without its library
-    objects_per_frame: float  # that the results thread had to handle
-    copy_gb_per_s: float | None = None  # frames to the GPU; None: there is nothing to copy
-    decode: tuple[DecodeCost, ...] = ()
+    cores: float  # that the program could have used; fewer than the machine's if other programs ran
 
 
 @dataclass(frozen=True, slots=True)

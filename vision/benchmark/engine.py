@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from vision.benchmark.conditions import CpuMeter, CpuUse, ThisSystem
+from vision.benchmark.conditions import CpuMeter, CpuUse
 from vision.benchmark.samples import Durations, relative_error
 
 _MOST_QUEUED: Final = 1024  # batches on one lane: the queue of a device has an end
@@ -71,7 +71,7 @@ def measure_engine(
 ) -> Alone:
     """Half of `seconds` for each of the two figures; `warm` as of `measure_stage`."""
     _warm_up(lanes, warm)
-    meter = CpuMeter(ThisSystem())
+    meter = CpuMeter()
     durations = Durations.of(_waited(lanes, seconds / 2, clock))
     count, bursts_ns = _free_running(lanes, seconds / 2, clock)
     rate_per_s = len(bursts_ns) * count * len(lanes) / (sum(bursts_ns) / 1e9)

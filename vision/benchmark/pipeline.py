@@ -1,7 +1,6 @@
-"""The whole program on cameras that are made up, with a sink that only counts; and what its threads cost by themselves.
+"""Run a deployment's own pipeline for some seconds with a sink that counts.
 
-The cost of the threads is measured with a detector that costs nothing, on the site's own pipeline, so that whatever a
-pipeline does to results is in it, also one that nobody here has seen.
+`vision plan` runs a configuration this way, and `vision bench` runs synthetic cameras.
 """
 
 from __future__ import annotations
@@ -10,18 +9,19 @@ import gc
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 import numpy as np
+import psutil
 
-from vision.benchmark.canned import StubDetector
-from vision.benchmark.conditions import CpuMeter, CpuUse, ThisSystem
-from vision.benchmark.demand import demand
+from vision.benchmark.conditions import CpuMeter, CpuUse
 from vision.benchmark.samples import Durations, relative_error
-from vision.config import AppConfig, CameraConfig
+from vision.capture.source import Source
+from vision.config import AppConfig
 from vision.detect.detector import Detector
 from vision.messaging.schema import CameraStatusMessage
 from vision.pipelines import load_pipeline
@@ -30,48 +30,47 @@ from vision.runtime.sink import Sink
 from vision.runtime.status import Report
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat, Result
 
-_WARM_PART: Final = 0.25  # of a run, before it counts: connections, first batches, what the batcher learns
+_WARM_UP_PART: Final = 0.25  # of a run: connections, first batches, and what the batcher learns do not count
 _WAIT_S: Final = 60.0
-_REPORTS: Final = 20  # of a run: what counts lies between two of them
-_SLICES: Final = 10  # of a run, that tell how steady its rate was
-_HOST_FRAMES: Final = 1200
-_HOST_CAMERAS: Final = 4
-_HOST_S: Final = 30.0  # at most
+_REPORTS: Final = 20  # per run: the measurement lies between two of them
+_SLICES: Final = 10  # of a run: their spread is the error of the rate
 
 
-class _Came(NamedTuple):
-    """A result: when, how long after its frame was captured, and when its batch was done."""
+class Published(NamedTuple):
+    """Times of one published result, nanoseconds of the monotonic clock."""
 
     at_ns: int
-    latency_ns: int
+    captured_ns: int
+    submitted_ns: int
     inferred_ns: int
+
+    @property
+    def latency_ns(self) -> int:
+        """Time from capture to publication."""
+        return self.at_ns - self.captured_ns
 
 
 @dataclass
 class CountingSink:
-    """Keeps what came when, and hands everything on to `behind` where there is one."""
+    """A sink that notes when each result was published, and passes results on to `behind` if there is one."""
 
     behind: Sink | None = None
     clock: Callable[[], int] = time.monotonic_ns
-    latencies_ns: dict[str, list[_Came]] = field(default_factory=dict)  # by camera
+    published: dict[str, list[Published]] = field(default_factory=dict)  # by camera
     objects: int = 0
     report_last: Report | None = None
-    thread_ns: list[int] = field(default_factory=list)  # CPU time of the results thread at each result
 
     def publish(self, result: Result) -> None:
-        """Called by the results thread."""
+        """Note one result. Called by the results thread."""
         if self.behind is not None:
             self.behind.publish(result)
-        now_ns, camera_id = self.clock(), result.meta.camera_id
         timing = result.timing
-        self.latencies_ns.setdefault(camera_id, []).append(
-            _Came(now_ns, now_ns - timing.captured_ns, timing.inferred_ns)
-        )
+        times = Published(self.clock(), timing.captured_ns, timing.submitted_ns, timing.inferred_ns)
+        self.published.setdefault(result.meta.camera_id, []).append(times)
         self.objects += len(result.objects)
-        self.thread_ns.append(time.thread_time_ns())
 
     def report(self, report: Report) -> None:
-        """Called by the main thread."""
+        """Keep the newest report. Called by the main thread."""
         self.report_last = report
         if self.behind is not None:
             self.behind.report(report)
@@ -79,85 +78,99 @@ class CountingSink:
 
 @dataclass(frozen=True, slots=True)
 class CameraRun:
-    """What one camera came to."""
+    """Figures of one camera."""
 
+    grabbed_per_s: float
     published_per_s: float
-    dropped_per_s: float
+    dropped_per_s: Mapping[str, float]
     latency: Durations
-    offered_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class SiteRun:
-    """What a run of a site came to, without its beginning."""
+class DeploymentRun:
+    """Figures of a run without its warm-up."""
 
     seconds: float
     cameras: Mapping[str, CameraRun]
     latency: Durations  # of all cameras
     cpu: CpuUse
+    threads: Mapping[str, float]  # part of the time that each named thread of Python used a core
+    in_flight: tuple[float, ...]  # part of the time with at least 1, 2, ... batches in the detector
     objects_per_frame: float
     rate_error: float | None = None  # relative standard error of `published_per_s`
+    report: Report | None = None  # the last one
 
     @property
     def published_per_s(self) -> float:
-        """Of all cameras."""
+        """Frames per second of all cameras."""
         return sum(camera.published_per_s for camera in self.cameras.values())
 
     @property
-    def dropped_per_s(self) -> float:
-        """Of all cameras."""
-        return sum(camera.dropped_per_s for camera in self.cameras.values())
+    def grabbed_per_s(self) -> float:
+        """Frames per second that all cameras delivered."""
+        return sum(camera.grabbed_per_s for camera in self.cameras.values())
 
     @property
-    def offered_per_s(self) -> float:
-        """Of all cameras: what they grabbed."""
-        return sum(camera.offered_per_s for camera in self.cameras.values())
+    def dropped_per_s(self) -> Mapping[str, float]:
+        """Dropped frames per second of all cameras, by reason."""
+        total: Counter[str] = Counter()
+        for camera in self.cameras.values():
+            for reason, rate in camera.dropped_per_s.items():
+                total[reason] += rate  # type: ignore[assignment]  # a Counter adds floats as well
+        return dict(total)
 
 
-def synthetic_site(cameras: int, fps: float, width_px: int, height_px: int, pixel_format: str | None) -> AppConfig:
-    """A site of made-up cameras."""
-    frame = f"synthetic:{width_px}x{height_px}@{f'{fps:.6f}'[:8]}"  # what the form has room for
+def synthetic_deployment(
+    cameras: int, fps: float, width_px: int, height_px: int, pixel_format: str | None
+) -> AppConfig:
+    """Return a configuration with synthetic cameras only."""
+    frame = f"synthetic:{width_px}x{height_px}@{f'{fps:.6f}'[:8]}"  # the form has room for eight characters
     suffix = f"&format={pixel_format}" if pixel_format else ""
     return AppConfig.model_validate(
         {"cameras": [{"id": f"camera-{n}", "source": f"{frame}?seed={n}{suffix}"} for n in range(cameras)]}
     )
 
 
-def run_site(
-    site: AppConfig,
+def run_deployment(
+    config: AppConfig,
     seconds: float,
     open_detector: Callable[..., Detector],
     *,
     publish: bool = False,
+    open_source: Callable[..., Source] | None = None,
     clock: Callable[[], int] = time.monotonic_ns,
-) -> SiteRun:
-    """Run a site's pipeline for `seconds`, of which about the last three quarters count.
+) -> DeploymentRun:
+    """Run a deployment's pipeline for `seconds` and measure about the last three quarters.
+
+    The run neither reads nor writes `state` and snapshots.
 
     Args:
-        open_detector: as `vision.detect.open.open_detector`; the pipeline closes what it opens.
-        publish: send every result to a socket too, one that nobody else knows.
+        open_detector: a function like `vision.detect.open.open_detector`; the pipeline closes what it opens.
+        publish: send every result to a private socket too.
+        open_source: a function like `vision.capture.open.open_source`, in its place.
 
     Raises:
-        VisionError: whatever the pipeline raises.
+        VisionError: the pipeline fails.
     """
-    counted = CountingSink(clock=clock)
-    interval_s = min(site.status.interval_s, seconds / _REPORTS)
-    site = site.model_copy(update={"status": site.status.model_copy(update={"interval_s": interval_s})})
+    sink = CountingSink(clock=clock)
+    interval_s = min(config.status.interval_s, seconds / _REPORTS)
+    status = config.status.model_copy(update={"interval_s": interval_s})
+    config = config.model_copy(update={"status": status, "state_dir": None, "snapshots": None})
     with ExitStack() as resources:
         stop = threading.Event()
         if publish:
-            counted.behind = private_publisher(site, resources)
-        options = RunOptions(stop=stop, sink=counted, open_detector=open_detector)
-        runtime = load_pipeline(site.pipeline)(site, options, resources)
-        with as_the_program_collects():
-            window = _Window(seconds * _WARM_PART, clock)
-            runtime.run(stop, for_s=seconds, on_report=window.see)
-    return _summary(counted, [camera.id for camera in site.cameras], *window.ends())
+            sink.behind = _private_publisher(config, resources)
+        options = RunOptions(stop=stop, sink=sink, open_detector=open_detector, open_source=open_source)
+        runtime = load_pipeline(config.pipeline)(config, options, resources)
+        with _garbage_frozen():
+            window = _Window(seconds * _WARM_UP_PART, clock)
+            runtime.run(stop, for_s=seconds, on_report=window.observe)
+    return _summary(sink, [camera.id for camera in config.cameras], *window.ends())
 
 
 @contextmanager
-def as_the_program_collects() -> Iterator[None]:
-    """What was made before stays out of collections, as in `vision run`: each would hold every thread for long."""
+def _garbage_frozen() -> Iterator[None]:
+    """Exclude existing objects from garbage collections, as in `vision run`: each collection holds every thread."""
     gc.collect()
     gc.freeze()
     try:
@@ -167,153 +180,149 @@ def as_the_program_collects() -> Iterator[None]:
 
 
 class NonClosingDetector:
-    """A `Detector` that a pipeline may close and that stays open, with batches of its own greatest size.
+    """A `Detector` that stays open when a pipeline closes it, with its own maximum batch size.
 
-    It can be shown `frames` in place of what made-up cameras draw, where a network finds next to nothing: so NMS and
-    the results thread have as much to do as with real cameras, and the cameras' threads no less than before.
+    It can take `images` in place of the frames of synthetic cameras, in which a network finds next to nothing. NMS
+    and the results thread then have as much to do as with real cameras, and the camera threads do the same work.
     """
 
     def __init__(self, detector: Detector, max_batch: int, images: Sequence[Sequence[Frame]] = ()) -> None:
-        """`frames`: one batch for each slot, each of at least `max_batch` frames, of the cameras' size and format."""
+        """Wrap a detector.
+
+        Args:
+            images: one batch for each slot, each of at least `max_batch` frames of the cameras' size and format.
+        """
         self._detector = detector
-        self._frames = images
+        self._images = images
         self.spec = replace(detector.spec, max_batch=min(max_batch, detector.spec.max_batch))
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         return self._detector.frame_buffer(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        self._detector.submit(slot, self._frames[slot][: len(frames)] if self._frames else frames)
+        self._detector.submit(slot, self._images[slot][: len(frames)] if self._images else frames)
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
         return self._detector.wait(slot, timeout_s)
 
     def close(self) -> None:
-        """Wait for what the pipeline left behind, so that every slot is free for the next one."""
+        """Wait for the batches that the pipeline left, so that every slot is free for the next pipeline."""
         for slot in range(self._detector.spec.batches_in_flight):
-            with suppress(ValueError):  # nothing was submitted there
+            with suppress(ValueError):  # the slot is free
                 self._detector.wait(slot, _WAIT_S)
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """One end of what counts."""
+    """Counters at one end of the measurement."""
 
     at_ns: int
     cameras: Mapping[str, CameraStatusMessage]  # by camera
     cpu: CpuUse  # since the first end
+    thread_s: Mapping[str, float]  # CPU time by the name of the thread
 
 
 class _Window:
-    """What counts of a run: from the first report after `after_s` to the last one before it was stopped."""
+    """The part of a run that is measured: from the first report after `after_s` to the last one before the stop."""
 
     def __init__(self, after_s: float, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._from_ns = clock() + int(after_s * 1e9)
         self._meter: CpuMeter | None = None
-        self._seen: list[_End] = []
+        self._ends: list[_End] = []
 
-    def see(self, report: Report) -> None:
+    def observe(self, report: Report) -> None:
         now_ns = self._clock()
         if now_ns < self._from_ns:
             return
         if self._meter is None:
-            self._meter = CpuMeter(ThisSystem())
+            self._meter = CpuMeter()
         cameras = {camera.camera: camera for camera in report.cameras}
-        self._seen.append(_End(now_ns, cameras, self._meter.read()))
+        self._ends.append(_End(now_ns, cameras, self._meter.read(), _thread_times()))
 
     def ends(self) -> tuple[_End, _End]:
-        """Once the run is over. The last report came after the cameras were stopped, and stopping takes its time."""
-        if not self._seen:
-            nothing = _End(self._clock(), {}, CpuUse(0.0, 0.0))
+        """Return both ends, after the run. The last report follows the stop of the cameras and is left out."""
+        if not self._ends:
+            nothing = _End(self._clock(), {}, CpuUse(0.0, 0.0), {})
             return nothing, nothing
-        return self._seen[0], self._seen[-2 if len(self._seen) > 2 else -1]
+        return self._ends[0], self._ends[-2 if len(self._ends) > 2 else -1]
 
 
-def private_publisher(site: AppConfig, resources: ExitStack) -> Sink:
+def _thread_times() -> dict[str, float]:
+    """Return the CPU time of each thread that Python knows, seconds, by its name."""
+    seconds = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process().threads()}
+    return {
+        thread.name: seconds[thread.native_id]
+        for thread in threading.enumerate()
+        if thread.native_id is not None and thread.native_id in seconds
+    }
+
+
+def _private_publisher(config: AppConfig, resources: ExitStack) -> Sink:
     folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="vision-"))
-    private = site.publish.model_copy(update={"bind": f"ipc://{folder}/results"})
+    publish = config.publish.model_copy(update={"bind": f"ipc://{folder}/results", "replay": None})
     options = RunOptions(stop=threading.Event())
-    return open_publisher(site.model_copy(update={"publish": private}), options, resources)
+    return open_publisher(config.model_copy(update={"publish": publish}), options, resources)
 
 
-def _summary(counted: CountingSink, camera_ids: Sequence[str], begin: _End, end: _End) -> SiteRun:
+def _summary(sink: CountingSink, camera_ids: Sequence[str], begin: _End, end: _End) -> DeploymentRun:
     seconds = max(1e-9, (end.at_ns - begin.at_ns) / 1e9)
     cameras = {}
-    published: list[_Came] = []
+    every: list[Published] = []
     for camera_id in camera_ids:
-        within = [one for one in counted.latencies_ns.get(camera_id, []) if begin.at_ns <= one.at_ns < end.at_ns]
-        published += within
-        offered, dropped = _grown(begin.cameras.get(camera_id), end.cameras.get(camera_id))
-        latency = Durations.of([one.latency_ns for one in within])
-        cameras[camera_id] = CameraRun(len(within) / seconds, dropped / seconds, latency, offered / seconds)
-    batches = len({one.inferred_ns for one in published})  # frames of one batch are late together
-    latency = Durations.of([one.latency_ns for one in published], batches)
-    results = sum(map(len, counted.latencies_ns.values()))
-    objects = counted.objects / results if results else 0.0
-    steady = np.histogram([one.at_ns for one in published], _SLICES, (begin.at_ns, end.at_ns + 1))[0]
-    return SiteRun(seconds, cameras, latency, end.cpu, objects, relative_error(steady.tolist()))
+        within = [times for times in sink.published.get(camera_id, []) if begin.at_ns <= times.at_ns < end.at_ns]
+        every += within
+        grabbed, dropped = _increase(begin.cameras.get(camera_id), end.cameras.get(camera_id))
+        cameras[camera_id] = CameraRun(
+            grabbed / seconds,
+            len(within) / seconds,
+            {reason: count / seconds for reason, count in dropped.items() if count},
+            Durations.of([times.latency_ns for times in within]),
+        )
+    batches = {(times.submitted_ns, times.inferred_ns) for times in every}
+    results = sum(map(len, sink.published.values()))
+    slices = np.histogram([times.at_ns for times in every], _SLICES, (begin.at_ns, end.at_ns + 1))[0]
+    return DeploymentRun(
+        seconds,
+        cameras,
+        Durations.of([times.latency_ns for times in every], len(batches)),  # frames of one batch are late together
+        end.cpu,
+        {name: (s - begin.thread_s.get(name, 0.0)) / seconds for name, s in end.thread_s.items()},
+        in_flight(batches, begin.at_ns, end.at_ns),
+        sink.objects / results if results else 0.0,
+        relative_error(slices.tolist()),
+        sink.report_last,
+    )
 
 
-def _grown(begin: CameraStatusMessage | None, end: CameraStatusMessage | None) -> tuple[int, int]:
-    """Frames that a camera's slot was given and that it dropped, by its own count: what drops all has no result."""
-    if begin is None or end is None:
-        return 0, 0
-    return end.grabbed - begin.grabbed, sum(end.dropped.values()) - sum(begin.dropped.values())
-
-
-@dataclass(frozen=True, slots=True)
-class ThreadCosts:
-    """CPU time that each kind of thread spends on a frame, without decoding and without the detector."""
-
-    results_ms: float
-    loop_ms: float
-    camera_ms: float
-
-
-def measure_threads(
-    site: AppConfig,
-    class_names: Sequence[str],
-    objects: int,
-    *,
-    size_px: tuple[int, int] = (64, 64),
-    images: int = _HOST_FRAMES,
-) -> ThreadCosts:
-    """Run the site's pipeline with made-up cameras and a detector that finds `objects` at once, publishing all.
+def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) -> tuple[float, ...]:
+    """Return the part of the time with at least 1, 2, ... batches in the detector.
 
     Args:
-        size_px: width and height of the frames: those of the site, where lines and zones lie in them.
-
-    Raises:
-        VisionError: whatever the pipeline raises.
+        batches: begin and end of each batch, nanoseconds.
     """
-    detector = StubDetector(class_names, objects, max_batch=site.detect.max_batch)
-    ids = [camera.id for camera in site.cameras][:_HOST_CAMERAS]
-    source = f"synthetic:{size_px[0]}x{size_px[1]}@1000?objects=1&format=bgr&frames={images // len(ids)}"
-    made_up = without_traces(site).model_copy(
-        update={
-            "cameras": tuple(CameraConfig(id=camera_id, source=source) for camera_id in ids),
-            "analytics": {camera_id: one for camera_id, one in site.analytics.items() if camera_id in ids},
-            "rules": (),
-            "cascade": None,
-        }
+    changes = sorted(
+        change
+        for begin, end in batches
+        for change in ((max(begin, begin_ns), 1), (min(end, end_ns), -1))
+        if begin < end_ns and end > begin_ns
     )
-    counted = CountingSink()
-    with ExitStack() as resources:
-        stop = threading.Event()
-        counted.behind = private_publisher(made_up, resources)
-        options = RunOptions(stop=stop, offline=True, sink=counted, open_detector=lambda *_: detector)
-        runtime = load_pipeline(made_up.pipeline)(made_up, options, resources)
-        cpu_ns = time.process_time_ns()
-        runtime.run(stop, for_s=_HOST_S)
-        cpu_ns = time.process_time_ns() - cpu_ns
-    times = counted.thread_ns
-    results_ms = (times[-1] - times[0]) / 1e6 / (len(times) - 1) if len(times) > 1 else 0.0
-    others_ms = cpu_ns / 1e6 / max(1, len(times)) - results_ms - detector.ms_per_frame
-    drawing_ms = demand(made_up.cameras[0], ("bgr",)).cpu_ms
-    return ThreadCosts(results_ms, detector.ms_per_frame, max(0.0, others_ms - drawing_ms))
+    times: list[int] = []
+    count, since_ns = 0, begin_ns
+    for at_ns, step in changes:
+        times.extend([0] * (count - len(times)))
+        for level in range(count):
+            times[level] += at_ns - since_ns
+        count, since_ns = count + step, at_ns
+    return tuple(time_ns / max(1, end_ns - begin_ns) for time_ns in times)
 
 
-def without_traces(site: AppConfig) -> AppConfig:
-    """The same site, run to measure it: it neither reads nor writes what outlives a run."""
-    return site.model_copy(update={"state": None, "snapshots": None})
+def _increase(begin: CameraStatusMessage | None, end: CameraStatusMessage | None) -> tuple[int, Mapping[str, int]]:
+    """Return the frames that a camera's slot received and dropped between two reports.
+
+    These are the slot's own counts: a camera whose frames are all dropped has no result.
+    """
+    if begin is None or end is None:
+        return 0, {}
+    dropped = {reason: count - begin.dropped.get(reason, 0) for reason, count in end.dropped.items()}
+    return end.grabbed - begin.grabbed, dropped

@@ -1,4 +1,4 @@
-"""Many durations in ten numbers, and back to durations: what a row of a benchmark keeps of them."""
+"""Summaries of many durations."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Final
 import numpy as np
 
 FEWEST_FOR_P99: Final = 200
-"""Of fewer samples p99 is the slowest one or nearly so: what happened once, and nothing that comes again."""
+"""With fewer samples p99 is the slowest one or nearly so, and does not repeat."""
 
-_KNOWN_AT: Final = (0.0, 0.5, 0.95, 0.99, 1.0)
-_P99_SPREAD: Final = 2.5 * math.sqrt(0.99 * 0.01)  # 2.5 standard errors of the part that is below p99, of one sample
+_P99_SPREAD: Final = 2.5 * math.sqrt(0.99 * 0.01)  # 2.5 standard errors of the part below p99, for one sample
 _PARTS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """Of one thing done `count` times, milliseconds. All 0 where it was never done."""
+    """Statistics of `count` durations, milliseconds. All 0 without samples."""
 
     count: int
     mean_ms: float
@@ -29,15 +28,15 @@ class Durations:
     p95_ms: float
     p99_ms: float
     max_ms: float
-    p99_low_ms: float | None = None  # so low and so high it may well be by chance; None: not known
+    p99_low_ms: float | None = None  # confidence limits of p99; None: not known
     p99_high_ms: float | None = None
 
     @staticmethod
     def of(durations_ns: Sequence[int], independent: int | None = None) -> Durations:
-        """Exact: every sample counts. Percentiles are samples, never between two of them.
+        """Return exact statistics. Each percentile is one of the samples.
 
         Args:
-            independent: how many of them have nothing to do with each other; all where None.
+            independent: number of independent samples; all of them if None.
         """
         if not durations_ns:
             return Durations(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -51,26 +50,16 @@ class Durations:
 
     @property
     def has_p99(self) -> bool:
-        """Whether there are enough samples for `p99_ms` to mean something."""
+        """True if there are enough samples for `p99_ms`."""
         return self.count >= FEWEST_FOR_P99
-
-    @staticmethod
-    def constant(ms: float) -> Durations:
-        """Something that always takes the same time."""
-        return Durations(1, ms, 0.0, ms, ms, ms, ms, ms)
-
-    def quantile_ms(self, part: float) -> float:
-        """About the duration that `part` (0 to 1) of all stay below: straight lines between what is known."""
-        known = (self.min_ms, self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms)
-        return float(np.interp(part, _KNOWN_AT, known))
 
 
 def relative_error(parts: Sequence[float]) -> float | None:
-    """Relative standard error of a mean, or of the rate that is one over it; None of fewer than two parts.
+    """Return the relative standard error of a mean, or of the rate that is its inverse; None for fewer than two parts.
 
     Args:
-        parts: how long, or how much, each of several like pieces of work was, in their order. Neighbours are taken
-            together where there are many, since what slows one often slows the next too.
+        parts: duration or size of each of several equal pieces of work, in order. If there are many, neighbours are
+            added up, because what slows one often slows the next.
     """
     together = max(1, len(parts) // _PARTS)
     whole = len(parts) // together

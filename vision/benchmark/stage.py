@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from vision.benchmark.conditions import CpuMeter, CpuUse, ThisSystem
+from vision.benchmark.conditions import CpuMeter, CpuUse
 from vision.benchmark.samples import Durations, relative_error
 from vision.detect.detector import Detector
 from vision.types import Frame
@@ -85,7 +85,7 @@ def measure_alone(
     once()
     while warm is not None and not warm():
         once()
-    meter, end_ns = CpuMeter(ThisSystem()), clock() + int(seconds * 1e9)
+    meter, end_ns = CpuMeter(), clock() + int(seconds * 1e9)
     durations_ns: list[int] = []
     objects = 0
     while clock() < end_ns or len(durations_ns) < _LEAST:
@@ -131,7 +131,7 @@ class _Loop:
     def measure(self, seconds: float) -> Measured:
         durations_ns: list[int] = []
         objects = 0
-        begin_ns, meter = self._clock(), CpuMeter(ThisSystem())
+        begin_ns, meter = self._clock(), CpuMeter()
         end_ns = begin_ns + int(seconds * 1e9)
         done_ns = [begin_ns]
         while done_ns[-1] < end_ns or len(durations_ns) < _LEAST:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vision.benchmark.compare import Comparability, Comparison
 from vision.benchmark.document import BUSY_PART, Bench, Case, Part, Row
-from vision.benchmark.plan import Check, Plan
+from vision.benchmark.plan import Plan
 
 _TIMES: Final = ("mean", "std", "min", "p50", "p95", "p99", "max")
 _UNKNOWN: Final = "-"
@@ -209,51 +209,55 @@ def _ratio(value: float | None, digits: int) -> str:
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """What will become of a site."""
-    table = _table(("camera", "frame"), ("gives /s", "published /s", "dropped /s", "p50 ms", "p99 ms"))
-    for demand, camera in zip(plan.demands, plan.forecast.cameras, strict=True):
+    """Print the figures of each camera, the load of each part, and how many cameras fit."""
+    table = _table(("camera", "frames"), ("asked", "published", "dropped", "p50 ms", "p99 ms"), "frames/s by camera")
+    for camera in plan.cameras:
         table.add_row(
-            demand.camera_id,
-            f"{demand.width_px}x{demand.height_px} {demand.pixel_format}",
-            figure(demand.fps),
-            f"{camera.published_per_s:.1f}",
-            f"{camera.dropped_per_s:.1f}",
-            f"{camera.latency.p50_ms:.1f}",
-            f"{camera.latency.p99_ms:.1f}",
+            camera.camera,
+            f"{camera.width_px}x{camera.height_px}",
+            figure(camera.asked_fps),
+            figure(camera.published_fps),
+            _dropped(camera.dropped_fps),
+            figure(camera.latency.p50_ms),
+            figure(camera.latency.p99_ms),
         )
-    planned = plan.forecast
     table.add_section()
     table.add_row(
         "all",
         "",
-        figure(sum(each.fps for each in plan.demands)),
-        f"{planned.published_per_s:.1f}",
-        f"{planned.dropped_per_s:.1f}",
-        f"{planned.latency.p50_ms:.1f}",
-        f"{planned.latency.p99_ms:.1f}",
+        figure(plan.asked_fps),
+        figure(plan.published_fps),
+        _dropped(plan.dropped_fps),
+        figure(plan.latency.p50_ms),
+        figure(plan.latency.p99_ms),
     )
     console.print(table)
-    shares = _table(("resource",), ("asked for",), "")
-    shares.add_column("that is")
+    console.print()
+    shares = _table(("part",), ("busy",))
+    shares.add_column("")
     for load in plan.loads:
-        shares.add_row(load.resource, f"{load.share:.0%}", load.detail)
+        shares.add_row(load.part, f"{load.share:.0%}", load.detail)
     console.print(shares)
-    costs = plan.costs
-    console.print(f"costs: {costs.source}; {costs.detector.name}", highlight=False, markup=False)
-    for note in plan.notes:
-        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
-    console.print(plan.limit, style="bold", highlight=False, markup=False)
-    for sentence in plan.advice:
-        console.print(f"  {sentence}", highlight=False, markup=False)
+    memory = f"memory {plan.rss_mib:.0f} MiB" + (f", GPU {plan.device_mib:.0f} MiB" if plan.device_mib else "")
+    lines = [
+        f"\ndetector: {plan.detector}; {memory}; {plan.objects_per_frame:.1f} objects per frame",
+        *(f"{camera}: {text}" for text, camera in _stand_in_text(plan).items()),
+        *(f"note: {note}" for note in plan.notes),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+    for sentence in (plan.verdict, f"Cameras of this kind that fit on this machine: {plan.capacity}."):
+        console.print(sentence, style="bold", highlight=False, markup=False)
 
 
-def print_checks(found: Sequence[Check], console: Console) -> None:
-    """Planned and measured."""
-    table = _table(("figure",), ("planned", "measured", "error", "re-planned", "its error"))
-    for check in found:
-        error, error_then = (
-            _UNKNOWN if error is None else f"{error:+.0%}" for error in (check.error, check.error_then)
-        )
-        table.add_row(check.what, figure(check.planned), figure(check.measured), error, figure(check.then), error_then)
-    console.print(table)
-    console.print("re-planned: with the cores that others left during the run", highlight=False, markup=False)
+def _dropped(by_reason: Mapping[str, float]) -> str:
+    """Return rates by reason, such as ``3.2 superseded``."""
+    return ", ".join(f"{figure(rate)} {reason}" for reason, rate in by_reason.items()) or "0"
+
+
+def _stand_in_text(plan: Plan) -> Mapping[str, str]:
+    """Return the cameras of each kind of stand-in."""
+    cameras: dict[str, list[str]] = {}
+    for camera in plan.cameras:
+        cameras.setdefault(camera.stand_in, []).append(camera.camera)
+    return {kind: ", ".join(names) for kind, names in cameras.items()}

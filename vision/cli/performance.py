@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vision.benchmark.document import Bench
-    from vision.benchmark.plan import Check, Plan
-    from vision.config import AppConfig, DetectConfig, ModelSpec
+    from vision.config import DetectConfig, ModelSpec
     from vision.engine.profiler import Profile
 
 PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
@@ -62,7 +61,9 @@ def add_verbs(verb: AddVerb) -> None:
     _add_build(verb("build", _build, "build a model's TensorRT engine ahead of time; list and prune those there are"))
     _add_bench(verb("bench", _bench, "measure a model here: the network, the stage, the whole program"))
     _add_profile(verb("profile", _profile, "show where the time goes: layer by layer, and stage by stage"))
-    _add_plan(verb("plan", _plan, "say what a configuration will come to on this machine, and what limits it"))
+    _add_plan(
+        verb("plan", _plan, "run a configuration with stand-in cameras: throughput, latency, bottleneck, how many fit")
+    )
 
 
 def add_nvtx(parser: argparse.ArgumentParser) -> None:
@@ -240,11 +241,12 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="camera.yaml, or the name of a shipped one: demo")
     parser.add_argument(
-        "--bench", type=Path, metavar="FILE", help="of `vision bench --json`; measured now where absent"
+        "--seconds",
+        type=duration,
+        default=10.0,
+        help="length of the run; the whole plan takes up to 8 times as long; default: %(default)s",
     )
-    parser.add_argument("--seconds", type=duration, default=1.0, help="for each measurement; default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there; - is standard output")
-    parser.add_argument("--verify", type=duration, metavar="SECONDS", help="then run it, and compare with the plan")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan there; - is standard output")
     parser.set_defaults(parser=parser)
 
 
@@ -521,39 +523,17 @@ def _profiled(arguments: argparse.Namespace) -> tuple[str, DetectConfig]:
     return model, detect.model_copy(update={**over, "max_batch": max(detect.max_batch, arguments.batch)})
 
 
-def _verified(site: AppConfig, plan: Plan, seconds: float, say: Callable[[str], None]) -> tuple[Check, ...]:
-    from vision.benchmark.plan import verify
-
-    say(f"the site itself, for {seconds:g} s")
-    return verify(site, plan, seconds)
-
-
 def _plan(arguments: argparse.Namespace, _stop: threading.Event) -> int:
     import json
 
-    from vision.benchmark.document import load_bench
     from vision.benchmark.plan import make_plan
-    from vision.benchmark.tables import print_checks, print_plan
+    from vision.benchmark.tables import print_plan
     from vision.config import load_config, resolve_config
-    from vision.pipelines import load_pipeline
 
-    site = load_config(resolve_config(arguments.config), os.environ)
-    load_pipeline(site.pipeline)
+    config = load_config(resolve_config(arguments.config), os.environ)
     _check_output(arguments, "json")
-    bench: Bench | None = load_bench(arguments.bench) if arguments.bench is not None else None
-    plan = _watched(lambda say: make_plan(site, bench, seconds=arguments.seconds, say=say))
-    document = {"schema": "vision.plan/1", **plan.as_json()}
-    target: Path | None = arguments.json
-    if target is not None and str(target) != "-":
-        _write(json.dumps(document, indent=1), target)  # whatever becomes of the rest
-    console = _console(target)
-    try:
-        print_plan(plan, console)
-        if arguments.verify is not None:
-            found = _watched(lambda say: _verified(site, plan, arguments.verify, say))
-            print_checks(found, console)
-            document["checks"] = [each.as_json() for each in found]
-    finally:
-        if target is not None:
-            _write(json.dumps(document, indent=1), target)
+    plan = _watched(lambda progress: make_plan(config, seconds=arguments.seconds, progress=progress))
+    if arguments.json is not None:
+        _write(json.dumps(plan.as_json(), indent=1), arguments.json)
+    print_plan(plan, _console(arguments.json))
     return EXIT_OK

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from vision.capture.open import chooses_nvdec, open_source, supervisor_policy
+from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor
 from vision.config import (
     AppConfig,
@@ -63,6 +64,7 @@ class RunOptions:
         record: file to record the results in.
         sink: receives the results instead of the socket.
         open_detector: opens the detector instead of `vision.detect.open.open_detector`.
+        open_source: opens a camera instead of `vision.capture.open.open_source`.
     """
 
     stop: threading.Event
@@ -70,6 +72,7 @@ class RunOptions:
     record: Path | None = None
     sink: Sink | None = None
     open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None
+    open_source: Callable[..., Source] | None = None
 
     def check_stop(self) -> None:
         """Raise an exception if the run was stopped while it was starting.
@@ -354,7 +357,11 @@ def _camera(
         changed=changed,
     )
     factory = partial(
-        open_source, config, offline=options.offline, pixel_formats=detector.spec.pixel_formats, nvdec=nvdec
+        options.open_source or open_source,
+        config,
+        offline=options.offline,
+        pixel_formats=detector.spec.pixel_formats,
+        nvdec=nvdec,
     )
     return Camera(slot, CameraSupervisor(config.id, factory, slot, policy))
 

@@ -15,7 +15,6 @@ from vision.benchmark.conditions import (
     clocks,
     cores_to_be_had,
     machine,
-    parse_busy_s,
     parse_nvidia_smi,
     parse_power_mode,
     parse_tegrastats,
@@ -177,36 +176,17 @@ def test_this_machine() -> None:
     assert clocks(system).load is not None
 
 
-@pytest.mark.parametrize(
-    ("stat", "expected"),
-    [
-        ("cpu  100 20 30 4000 50 6 7 8 0 0\ncpu0 1 2 3\n", 171),
-        ("cpu0 1 2 3 4 5 6 7 8", None),
-        ("cpu 1 2 3", None),
-        ("", None),
-    ],
-)
-def test_busy_time_of_all_cores(stat: str, expected: int | None) -> None:
-    ticks_per_s = parse_busy_s("cpu 1000 0 0 0 0 0 0 0")
-    assert ticks_per_s is not None
-    found = parse_busy_s(stat)
-    assert found == (None if expected is None else pytest.approx(expected * ticks_per_s / 1000))
-
-
-def test_who_used_the_cpu() -> None:
-    system = Tables({"/proc/stat": "cpu 0 0 0 0 0 0 0 0"})
-    now_s = 0.0
-    meter = CpuMeter(system, lambda: now_s)
-    now_s = 10.0
-    ticks = round(1000 / (parse_busy_s("cpu 1000 0 0 0 0 0 0 0") or 1))
-    system.files["/proc/stat"] = f"cpu {15 * ticks} 0 0 0 0 0 0 0"
+def test_cpu_use_of_other_programs_is_the_rest() -> None:
+    now_s = busy_s = 0.0
+    meter = CpuMeter(lambda: now_s, lambda: busy_s)
+    now_s, busy_s = 10.0, 15.0
     use = meter.read()
     assert use.own + use.others == pytest.approx(1.5, abs=0.01)
-    assert CpuMeter(Tables(), lambda: 0.0).read().others == 0.0
+    assert CpuMeter(lambda: now_s, lambda: 0.0).read().others == 0.0
 
 
 def test_own_work_is_seen() -> None:
-    meter = CpuMeter(ThisSystem())
+    meter = CpuMeter()
     until = time.monotonic() + 0.2
     while time.monotonic() < until:
         sum(range(1000))

@@ -140,7 +140,6 @@ def test_what_is_wrong_is_said_before_anything_is_measured(arguments: tuple[str,
         (("bench", MODEL, "--backend", "onnxruntime", "--batch", "4", "--parts", "stage"), "nothing could be measured"),
         (("bench", "nanodet-g-461"), "did you mean 'nanodet-g-416'"),
         (("plan", "dmeo"), "demo"),
-        (("plan", "demo", "--bench", "/no/such.json"), "cannot be read"),
     ],
 )
 def test_what_is_refused_at_once(arguments: tuple[str, ...], expected: str) -> None:
@@ -270,7 +269,7 @@ def test_bench_without_a_network(tmp_path: Path) -> None:
     assert found.frame == "64x48 bgr"
     assert found.source == source
     assert found.settings["max_batch"] == 8  # as `vision run` has it, though no batch is so large
-    assert found.host.results_ms > 0
+    assert found.host.cores > 0
     assert "stage" in done.stdout
     assert "measuring stage 1 slot, fp32, batch 4" in done.stderr
     assert plot.stat().st_size > 1000
@@ -430,16 +429,25 @@ def test_profile_prints_the_commands_for_trtexec() -> None:
 # ------------------------------------------------------------------------------------------------ plan
 
 
-def test_plan_and_whether_it_is_so(tmp_path: Path) -> None:
+def test_plan_writes_and_prints_what_a_run_measured(tmp_path: Path) -> None:
     config = tmp_path / "camera.yaml"
     config.write_text(json.dumps(site_of(tmp_path)))
-    done = run("plan", config, "--seconds", "0.2", "--verify", "2", "--json", tmp_path / "plan.json")
+    done = run("plan", config, "--seconds", "1", "--json", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
     assert "gate" in done.stdout
-    assert "Nothing limits." in done.stdout or "limit" in done.stdout
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["schema"] == "vision.plan/1"
-    assert plan["demands"][0]["fps"] == 20.0
-    checks = {each["what"]: each for each in plan["checks"]}
-    assert checks["frames/s"]["measured"] == pytest.approx(20, rel=0.4)
+    assert plan["verdict"] in " ".join(done.stdout.split())
+    assert plan["cameras"][0]["asked_fps"] == 20.0
+    assert plan["published_fps"] == pytest.approx(20, rel=0.4)
     assert not (tmp_path / "out").exists()
+
+
+def test_plan_of_a_missing_file_fails(tmp_path: Path) -> None:
+    config = tmp_path / "camera.yaml"
+    site = site_of(tmp_path)
+    site["cameras"] = [{"id": "gate", "source": str(tmp_path / "missing.mp4")}]
+    config.write_text(json.dumps(site))
+    done = run("plan", config, "--seconds", "1")
+    assert done.returncode in (1, 78)
+    assert "missing.mp4" in done.stderr

@@ -1,0 +1,189 @@
+"""Stand-ins for the cameras of a deployment: local videos of the same size and rate.
+
+Files and synthetic cameras are on this machine, so they run as they are. For a network, USB or CSI camera the shipped
+clip is encoded once as H.264 at the camera's size and rate. Its decoding then costs about what the camera's stream
+costs, and the detector and the stages see real scenes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from vision.benchmark.frames import load_frames, shipped_clip
+from vision.capture.open import chooses_nvdec, open_source
+from vision.capture.source import Source
+from vision.config import AppConfig, CameraConfig
+from vision.config.addresses import source_kind
+from vision.errors import SourceError
+
+log = logging.getLogger(__name__)
+
+ASSUMED_WIDTH_PX: Final = 1920
+ASSUMED_HEIGHT_PX: Final = 1080
+ASSUMED_FPS: Final = 25.0
+
+_LOCAL: Final = ("path", "synthetic")
+_FORMATS: Final = ("nv12", "i420", "bgrx", "bgr")
+_PROBES: Final = 8  # cameras that are opened at the same time
+_CLIP_FRAMES: Final = 60
+_SPARE_S: Final = 1.0  # of the clip, beyond the length of a run
+_GOLDEN: Final = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """One camera of the deployment, and what runs in its place."""
+
+    camera_id: str
+    source: str  # "the camera's own source", or a description of the clip
+    width_px: int
+    height_px: int
+    fps: float  # frames that it delivers
+    asked_fps: float  # of them, frames to infer: at most `max_fps`
+    config: CameraConfig  # of the stand-in
+    phase: bool  # its frames do not arrive together with those of other cameras
+    note: str = ""  # an assumption
+
+
+def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn, ...]:
+    """Probe every camera and return its stand-in.
+
+    Args:
+        seconds: length of the longest run.
+        folder: receives the encoded clips.
+
+    Raises:
+        SourceError: a file or a synthetic camera cannot be opened.
+    """
+    with ThreadPoolExecutor(_PROBES) as pool:
+        cameras = list(pool.map(_probe, config.cameras))
+    clips: dict[tuple[int, int, float], Path] = {}
+    return tuple(_with_clip(camera, clips, seconds, folder) for camera in cameras)
+
+
+def repeated(config: AppConfig, cameras: Sequence[StandIn], count: int) -> AppConfig:
+    """Return the configuration with `count` stand-ins: the first of the cameras, or all of them several times.
+
+    A copy of a camera has a copy of its lines and zones. Rules and the second model stay as they are.
+    """
+    configs, analytics = [], {}
+    for index in range(count):
+        camera = cameras[index % len(cameras)]
+        copy = index // len(cameras)
+        camera_id = f"{camera.camera_id}.{copy + 1}" if copy else camera.camera_id
+        configs.append(camera.config.model_copy(update={"id": camera_id}))
+        if camera.camera_id in config.analytics:
+            analytics[camera_id] = config.analytics[camera.camera_id]
+    return config.model_copy(update={"cameras": tuple(configs), "analytics": analytics})
+
+
+class PhasedSources:
+    """`open_source` for stand-ins: files that begin at different moments, as independent cameras do.
+
+    Without it the frames of all clips would arrive at the same instants.
+    """
+
+    def __init__(self, cameras: Sequence[StandIn]) -> None:
+        periods = {camera.config.source: 1 / camera.fps for camera in cameras if camera.phase}
+        self._periods: Mapping[str, float] = periods
+        self._opened: dict[str, int] = {}
+
+    def __call__(self, config: CameraConfig, **options: Any) -> Source:
+        """Wait a part of a frame interval, and open the source."""
+        if config.source in self._periods:
+            number = self._opened.setdefault(config.id, len(self._opened) + 1)
+            time.sleep(number * _GOLDEN % 1 * self._periods[config.source])
+        return open_source(config, **options)
+
+
+def _probe(camera: CameraConfig) -> StandIn:
+    local = source_kind(camera.source) in _LOCAL
+    assumed = StandIn(
+        camera.id,
+        "the camera's own source" if local else "",
+        camera.width or ASSUMED_WIDTH_PX,
+        camera.height or ASSUMED_HEIGHT_PX,
+        camera.fps or ASSUMED_FPS,
+        0.0,
+        camera.model_copy(update={"loop": True}) if source_kind(camera.source) == "path" else camera,
+        phase=not local,
+    )
+    try:
+        with closing(open_source(camera, offline=False, pixel_formats=_FORMATS)) as source:
+            info = source.open()
+    except SourceError as error:
+        if local:
+            raise SourceError(f"{camera.id}: {error.args[0]}", hint=error.hint) from error
+        size = f"{assumed.width_px}x{assumed.height_px} at {assumed.fps:g} frames/s"
+        return _asked(replace(assumed, note=f"{camera.id} did not answer ({error.args[0]}): assumed {size}"))
+    fps = info.fps or assumed.fps
+    note = "" if info.fps else f"{camera.id} does not report its rate: assumed {fps:g} frames/s"
+    return _asked(replace(assumed, width_px=info.width_px, height_px=info.height_px, fps=fps, note=note))
+
+
+def _asked(camera: StandIn) -> StandIn:
+    return replace(camera, asked_fps=min(camera.fps, camera.config.max_fps or camera.fps))
+
+
+def _with_clip(camera: StandIn, clips: dict[tuple[int, int, float], Path], seconds: float, folder: Path) -> StandIn:
+    if camera.source:
+        return camera
+    width_px, height_px = max(16, camera.width_px // 2 * 2), max(16, camera.height_px // 2 * 2)
+    size, rate = f"{width_px}x{height_px}", f"{camera.fps:g} frames/s"
+    reader = "nvdec" if camera.config.reader == "nvdec" or chooses_nvdec(camera.config) else "auto"
+    wanted = {"reader": reader, "loop": reader != "nvdec", "width": None, "height": None, "fps": None}
+    key = (width_px, height_px, camera.fps)
+    try:
+        if key not in clips:
+            path = folder / f"{size}-{len(clips)}.mp4"
+            encode_clip(path, width_px, height_px, camera.fps, seconds + _SPARE_S)
+            clips[key] = path
+    except (ImportError, ValueError) as error:
+        note = f"{camera.camera_id}: decoding is not included, because PyAV cannot encode the clip ({error})"
+        source = f"synthetic:{size}@{f'{camera.fps:.6f}'[:8]}"
+        stand_in = camera.config.model_copy(update={**wanted, "reader": "auto", "source": source, "loop": False})
+        return replace(camera, source=f"synthetic camera, {size}, {rate}", config=stand_in, note=note)
+    stand_in = camera.config.model_copy(update={**wanted, "source": str(clips[key])})
+    return replace(camera, source=f"shipped clip as H.264, {size}, {rate}", config=stand_in)
+
+
+def encode_clip(path: Path, width_px: int, height_px: int, fps: float, seconds: float) -> None:
+    """Encode frames of the shipped clip as H.264, forwards and backwards until `seconds` are full.
+
+    Raises:
+        ImportError: PyAV is not installed.
+        ValueError: PyAV has no H.264 encoder, or the encoder refuses the size.
+    """
+    import av
+
+    rate = Fraction(fps).limit_denominator(1000)
+    frames = [av.VideoFrame.from_ndarray(image, format="bgr24") for image in load_frames(shipped_clip(), _CLIP_FRAMES)]
+    scaled = [frame.reformat(width=width_px, height=height_px, format="yuv420p") for frame in frames]
+    try:
+        with av.open(str(path), "w") as container:
+            # Cameras send no B-frames, and a key frame every one to two seconds.
+            options = {"preset": "veryfast", "bf": "0", "g": str(max(1, round(2 * fps)))}
+            stream = container.add_stream("libx264", rate=rate, options=options)
+            stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
+            for number, frame in enumerate(islice(_back_and_forth(scaled), math.ceil(seconds * fps))):
+                frame.pts, frame.time_base = number, 1 / rate
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    except (OSError, av.FFmpegError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _back_and_forth(frames: Sequence[Any]) -> Iterator[Any]:
+    while True:
+        yield from frames
+        yield from reversed(frames[1:-1])
