@@ -23,7 +23,7 @@ from vision.benchmark.frames import load_frames, shipped_clip
 from vision.capture.open import chooses_nvdec, open_source
 from vision.capture.source import Source
 from vision.config import AppConfig, CameraConfig
-from vision.config.addresses import source_kind
+from vision.config.source_address import RECORDED, File, Folder
 from vision.errors import SourceError
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ ASSUMED_WIDTH_PX: Final = 1920
 ASSUMED_HEIGHT_PX: Final = 1080
 ASSUMED_FPS: Final = 25.0
 
-_LOCAL: Final = ("path", "synthetic")
 _FORMATS: Final = ("nv12", "i420", "bgrx", "bgr")
 _PROBES: Final = 8  # cameras that are opened at the same time
 _CLIP_FRAMES: Final = 60
@@ -107,7 +106,7 @@ class PhasedSources:
 
 
 def _probe(camera: CameraConfig) -> StandIn:
-    local = source_kind(camera.source) in _LOCAL
+    local = isinstance(camera.address, RECORDED)
     assumed = StandIn(
         camera.id,
         "the camera's own source" if local else "",
@@ -115,7 +114,7 @@ def _probe(camera: CameraConfig) -> StandIn:
         camera.height or ASSUMED_HEIGHT_PX,
         camera.fps or ASSUMED_FPS,
         0.0,
-        camera.model_copy(update={"loop": True}) if source_kind(camera.source) == "path" else camera,
+        camera.model_copy(update={"loop": True}) if isinstance(camera.address, (File, Folder)) else camera,
         phase=not local,
     )
     try:
