@@ -101,7 +101,7 @@ def _advice(case: Case) -> str:
 def _advice_for_key(loc: Loc, value: object) -> str | None:
     """Return advice that holds for one key only; None where the type of the value decides."""
     if loc == ("cameras",) and isinstance(value, dict):
-        return f" (a list, in which each camera begins with '- id: {next(iter(value), 'NAME')}')"
+        return f" (a list, in which each camera begins with {quoted('- id: ' + next(iter(value), 'NAME'))})"
     if loc[-1:] == ("source",) and type(value) is int:
         return f" (USB camera {value} is /dev/video{value})"
     return "" if loc[-1:] == ("password",) else None

@@ -53,10 +53,9 @@ def did_you_mean_class(word: str, class_names: Iterable[str]) -> str:
     """Return ``did you mean 'person'?`` for a class name, or nothing where no class of the model is near."""
     names = list(class_names)
     for name, synonyms in _CLASS_SYNONYMS.items():
-        if word.lower() in synonyms and name in names:
-            return f"did you mean {quoted(name)}?"
-    near = difflib.get_close_matches(word.lower(), [name.lower() for name in names], n=1, cutoff=0.7)
-    return did_you_mean(near[0], names) if near else ""
+        if word.lower() in synonyms:
+            return f"did you mean {quoted(name)}?" if name in names else ""
+    return did_you_mean(word, names)
 
 
 def one_of(choices: Sequence[str]) -> str:
