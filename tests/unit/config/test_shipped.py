@@ -21,11 +21,12 @@ from vision.config import (
     shipped_models,
 )
 from vision.config.document import Node
+from vision.config.source_address import Rtsp
 from vision.config.document_reader import read_document
 from vision.config.schema import Schema, key_paths, limits, resolve
 from vision.errors import ConfigError, ModelError
 
-SECRETS = {"CAMERA_PASSWORD": "a%2Fb", "DOCK_PASSWORD": "c", "GATE_PASSWORD": "d"}
+SECRETS = {"CAMERA_PASSWORD": "a/b", "GATE_PASSWORD": "d"}
 REFERENCE = shipped_configs()["reference"]
 DEMONSTRATED = {"pipeline"}
 """Keys with a default whose value in the reference is another: lines and zones need a pipeline that has them."""
@@ -51,7 +52,7 @@ def test_the_demo_shows_the_shipped_clip_twice() -> None:
 def test_four_cameras_take_their_passwords_from_the_environment() -> None:
     site = load_config(resolve_config("four-cameras"), SECRETS)
     assert len(site.cameras) == 4
-    assert site.cameras[0].source == "rtsp://viewer:a%2Fb@192.168.1.11/stream1"
+    assert site.cameras[0].address == Rtsp("rtsp://viewer:a%2Fb@192.0.2.11/stream1")
     with pytest.raises(ConfigError) as caught:
         load_config(resolve_config("four-cameras"), {})
     assert str(caught.value).count("is not set") == 4
@@ -249,7 +250,7 @@ def test_the_reference_shows_every_key_with_its_limits_and_default() -> None:
         (r"  score_threshold: 0.35\n", "  score_threshold: 0.5\n", "detect.score_threshold: expected the default 0.35"),
         (r"default 0.35\)", "default 0.4)", "detect.score_threshold: expected (a number from 0 to 1; default 0.35)"),
         (r"from 1 to 256; default 8", "from 1 to 128; default 8", "detect.max_batch: expected (a whole number"),
-        (r"  # Lowest score.*\n", "", "detect.score_threshold: not explained"),
+        (r"  # Minimum score.*\n", "", "detect.score_threshold: not explained"),
         (r"node: station-7\n", "node: station-7\nnod: b\n", "nod: not in the schema"),
         (r"        direction: both\n", "        direction: in\n", "lines[].direction: expected the default both"),
     ],
