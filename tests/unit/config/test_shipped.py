@@ -21,9 +21,9 @@ from vision.config import (
     shipped_models,
 )
 from vision.config.document import Node
-from vision.config.source_address import Rtsp
 from vision.config.document_reader import read_document
 from vision.config.schema import Schema, key_paths, limits, resolve
+from vision.config.source_address import Rtsp
 from vision.errors import ConfigError, ModelError
 
 SECRETS = {"CAMERA_PASSWORD": "a/b", "GATE_PASSWORD": "d"}
