@@ -1,6 +1,6 @@
-"""Tracks become events: `Analytics`, one per camera.
+"""`Analytics`: tracks of one camera become events and counts.
 
-What happened is found by `LineWatch`, `ZoneWatch` and `CrowdDetector`; here it becomes events and counts.
+`LineWatch`, `ZoneWatch` and `CrowdDetector` find what happened. `Analytics` turns it into events and counts.
 """
 
 from __future__ import annotations
@@ -11,25 +11,24 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from vision.analytics.counting import ShapeCounters
 from vision.analytics.crowding import CrowdDetector
 from vision.analytics.frame_clock import FrameClock
-from vision.analytics.geometry import BoolArray, FloatArray, GroundPlane, places_of_anchors
+from vision.analytics.geometry import BoolArray
 from vision.analytics.lines import Crossing, LineWatch
 from vision.analytics.motion import SAMPLES, TrackHistory, velocity
+from vision.analytics.placement import BoxTransform, Placement
 from vision.analytics.track_snapshot import TrackSnapshot
 from vision.analytics.track_table import TrackColumn, TrackTable
 from vision.analytics.zones import ZoneWatch
-from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig, pixels_per_unit
-from vision.config.wording import did_you_mean_class
-from vision.errors import ConfigError
+from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig
 from vision.state.counters import CounterJournal
 from vision.types import Event, Tracks
 
 Shape: TypeAlias = LineConfig | ZoneConfig
-Counts: TypeAlias = dict[str, int]
 
-_MARGIN: Final = 0.1  # of the longer side of the object's box: twice what a detector's boxes jitter by
-_MOVING: Final = 0.1  # object sizes per second from which a direction of travel is said
+_MARGIN: Final = 0.1  # of the longer side of the object's box: twice the jitter of a detector's boxes
+_MOVING: Final = 0.1  # object sizes per second from which a direction of travel is reported
 _CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
 _GROUND_ANCHOR: Final = "bottom-center"
 
@@ -38,16 +37,13 @@ class Analytics:
     """Lines, zones and speeds of one camera. Not thread-safe.
 
     Args:
-        config: what to watch.
-        camera_id: for the events.
-        class_names: the model's, by class id.
-        width_px: of the frame that boxes are in.
-        height_px: of the same.
-        forget_s: seconds after which an object that is no longer seen has left; the tracker's `lost_s`.
-        journal: where counters live on; in memory only where None.
-
-    Raises:
-        ConfigError: a class name that the model does not have.
+        config: the lines and zones of the camera.
+        camera_id: camera of the events.
+        class_names: classes of the model, by class id. `config` names only classes among them.
+        width_px: width of the frame that boxes refer to.
+        height_px: height of the same frame.
+        forget_s: seconds after which an object that is no longer detected has left; the tracker's `lost_s`.
+        journal: stores the counters. None: they are kept in memory only.
     """
 
     def __init__(
@@ -65,22 +61,18 @@ class Analytics:
         self._camera_id = camera_id
         self._class_names = tuple(class_names)
         self._forget_s = forget_s
-        self._journal = journal
         self._lines, self._zones = config.lines, config.zones
-        shapes: tuple[Shape, ...] = (*self._lines, *self._zones)
-        anchors = sorted({_GROUND_ANCHOR, *(shape.anchor for shape in shapes)})
-        self._line_watch = LineWatch(self._lines, anchors, _allowed(self._lines, self._class_names))
-        self._zone_watch = ZoneWatch(self._zones, anchors, _allowed(self._zones, self._class_names))
-        self._anchors, self._foot = anchors, anchors.index(_GROUND_ANCHOR)
-        self._counts = self._counts_at_start()
-        self.width_px = self.height_px = 0
-        self._place(width_px, height_px)
-        self._begin()
+        shapes: tuple[Shape, ...] = (*config.lines, *config.zones)
+        self._anchors = sorted({_GROUND_ANCHOR, *(shape.anchor for shape in shapes)})
+        self._line_watch = LineWatch(self._lines, self._anchors, _allowed(self._lines, self._class_names))
+        self._zone_watch = ZoneWatch(self._zones, self._anchors, _allowed(self._zones, self._class_names))
+        self._counters = ShapeCounters(config, journal)
+        self._begin(width_px, height_px)
 
-    # --- what the runtime calls ---------------------------------------------------------------------------------------
+    # --- the interface ------------------------------------------------------------------------------------------------
 
     def update(self, tracks: Tracks, captured_ns: int) -> tuple[Event, ...]:
-        """Take one frame's tracks; returns what happened, in the order of the configuration."""
+        """Take one frame's tracks. Return the events, in the order of the configuration."""
         step_s = self._time.advance(captured_ns)
         now_s, memory_s = self._time.now_s, self._time.memory_s(self._forget_s)
         events: list[Event] = []
@@ -96,33 +88,40 @@ class Analytics:
             self._memory["points"][seen.rows] = seen.points
         for zone, data in self._crowds.update(now_s, unobserved=step_s > memory_s):
             events.append(self._event("crowded", self._zones[zone], None, captured_ns, data))
-        if self._journal is not None:
-            self._journal.flush()
+        self._counters.flush()
         return tuple(events)
 
     def restart(self, width_px: int, height_px: int, at_ns: int) -> tuple[Event, ...]:
-        """Begin a new epoch, perhaps with another frame size: whatever lasts ends. Counters go on."""
+        """Begin a new epoch, possibly with another frame size. Return the ends of all states. Counters continue."""
         events = [*self._forget(at_ns, math.inf)]
         for zone, data in self._crowds.end(self._time.now_s):
             events.append(self._event("crowded", self._zones[zone], None, at_ns, data))
-        if self._journal is not None:
-            self._journal.flush()
-        self._place(width_px, height_px)
-        self._begin()
+        self._counters.flush()
+        self._begin(width_px, height_px)
         return tuple(events)
 
     def counts(self) -> Mapping[str, Mapping[str, int]]:
-        """By line and zone: ``in`` and ``out``, or ``entered`` and ``left``; in all and, as ``in:person``, by class."""
-        return {name: dict(counts) for name, counts in self._counts.items()}
+        """Return ``in`` and ``out``, or ``entered`` and ``left``, by line or zone: in total and by class."""
+        return self._counters.snapshot()
 
     def occupancy(self) -> Mapping[str, int]:
-        """Objects in each zone now, with those that were seen there and are not yet forgotten."""
+        """Return the number of objects in each zone, including those that were lost less than `forget_s` ago."""
         return {zone.name: inside for zone, inside in zip(self._zones, self._crowds.occupants, strict=True)}
 
-    def motion_of(self, track_id: int) -> tuple[float, float]:
-        """Speed in km/h and direction of travel in degrees of one object; NaN where unknown.
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Width and height of the frame in pixels."""
+        return self._placement.width_px, self._placement.height_px
 
-        Directions are the frame's: 0 up, 90 right, 180 down, 270 left. Speeds need a `ground` section.
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Names of lines and zones with no part in the frame."""
+        return self._placement.outside
+
+    def motion_of(self, track_id: int) -> tuple[float, float]:
+        """Return an object's speed in km/h and its direction of travel in degrees; NaN if unknown.
+
+        Directions are those of the frame: 0 up, 90 right, 180 down, 270 left. Speeds need a `ground` section.
         """
         row = int(np.searchsorted(self._memory.ids, track_id))
         if row == len(self._memory) or self._memory.ids[row] != track_id:
@@ -130,48 +129,15 @@ class Analytics:
         return self._motion(row)
 
     def __len__(self) -> int:
-        """Objects that are remembered."""
+        """Number of objects in memory."""
         return len(self._memory)
 
-    # --- parts of the constructor -------------------------------------------------------------------------------------
+    # --- an epoch -----------------------------------------------------------------------------------------------------
 
-    def _counts_at_start(self) -> dict[str, Counts]:
-        counts: dict[str, Counts] = {line.name: {"in": 0, "out": 0} for line in self._lines}
-        counts |= {zone.name: {"entered": 0, "left": 0} for zone in self._zones}
-        if self._journal is not None:
-            for (name, key), value in self._journal.counts().items():
-                if name in counts and key.partition(":")[0] in counts[name]:
-                    counts[name][key] = value
-        return counts
-
-    def _place(self, width_px: int, height_px: int) -> None:
-        """Lay the shapes on a frame of this size."""
-        self.width_px, self.height_px = width_px, height_px
-        scale_x, scale_y = pixels_per_unit(self._config.units, width_px, height_px)
-
-        def placed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-            return [(x * scale_x, y * scale_y) for x, y in points]
-
-        line_set = self._line_watch.place([placed(line.points) for line in self._lines])
-        self._zone_watch.place([placed(zone.polygon) for zone in self._zones])
-        places = places_of_anchors(self._anchors)
-        distances, offset = line_set.of_places(places)
-        # One product gives all that is needed of the boxes.
-        size = ((-1.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
-        self._of_boxes = np.concatenate([places, size, distances, distances], axis=1)
-        self._offset = np.concatenate([np.zeros(places.shape[1] + 2), offset, offset])
-        ground = self._config.ground
-        self._ground = GroundPlane(placed(ground.points), ground.metres) if ground else None
-        # Whether anything of a shape lies in the frame: configured for another resolution it never sees anything.
-        shapes = [(line.name, placed(line.points)) for line in self._lines]
-        shapes += [(zone.name, placed(zone.polygon)) for zone in self._zones]
-        self.outside = tuple(
-            name
-            for name, points in shapes
-            if min(x for x, _ in points) >= width_px or min(y for _, y in points) >= height_px
-        )
-
-    def _begin(self) -> None:
+    def _begin(self, width_px: int, height_px: int) -> None:
+        self._placement = Placement.on(self._config, width_px, height_px)
+        self._boxes = BoxTransform(self._anchors, self._line_watch.place(self._placement.lines))
+        self._zone_watch.place(self._placement.zones)
         columns = {
             "class_id": TrackColumn(np.int32),
             "seen_s": TrackColumn(np.float64),
@@ -183,29 +149,28 @@ class Analytics:
         self._time = FrameClock()
         self._trails = TrackHistory()
         self._crowds = CrowdDetector(self._zones)
-        self._oldest_s = math.inf  # nobody was last seen before this
+        self._oldest_s = math.inf  # no object was last seen before this
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
     def _see(self, tracks: Tracks) -> TrackSnapshot:
-        """Note what everybody is like now; where everybody was is needed until lines and zones have been looked at."""
-        memory, now_s, anchors = self._memory, self._time.now_s, len(self._anchors)
+        """Store the present state of each object. `points` keeps the last state until lines and zones have used it."""
+        memory, now_s, anchors = self._memory, self._time.now_s, self._anchors
         rows, fresh = memory.rows_of(tracks.track_ids)
         if fresh is not None:
             self._oldest_s = min(self._oldest_s, now_s)
-        of_boxes: FloatArray = tracks.boxes_xyxy.astype(np.float64) @ self._of_boxes
-        of_boxes += self._offset
-        points = of_boxes.view(np.complex128)[:, :anchors]
-        size = np.maximum(of_boxes[:, 2 * anchors], of_boxes[:, 2 * anchors + 1])
+        columns = self._boxes.apply(tracks.boxes_xyxy.astype(np.float64))
+        end = len(anchors)
+        points = columns.view(np.complex128)[:, :end]
+        size = np.maximum(columns[:, 2 * end], columns[:, 2 * end + 1])
         memory["seen_s"][rows] = now_s
         memory["size"][rows] = size
         memory["class_id"][rows] = tracks.class_ids
-        self._trails.observe(now_s, rows, points[:, self._foot], memory["trail"])
-        first = 2 * anchors + 2
-        return TrackSnapshot(now_s, rows, fresh, points, of_boxes[:, first:], _MARGIN * size)
+        self._trails.observe(now_s, rows, points[:, anchors.index(_GROUND_ANCHOR)], memory["trail"])
+        return TrackSnapshot(now_s, rows, fresh, points, columns[:, 2 * end + 2 :], _MARGIN * size)
 
     def _forget(self, at_ns: int, before_s: float) -> Iterator[Event]:
-        """Objects last seen before `before_s` have left every zone they were in."""
+        """Forget objects last seen before `before_s`. Yield their exits from every zone they were in."""
         memory = self._memory
         seen_s = memory["seen_s"]
         kept = seen_s >= before_s - _CLOCK_GRAIN_S
@@ -219,10 +184,10 @@ class Analytics:
         if not kept.all():
             memory.keep(kept)
 
-    # --- what is said of an object ------------------------------------------------------------------------------------
+    # --- data of an object ------------------------------------------------------------------------------------
 
     def _motion(self, row: int) -> tuple[float, float]:
-        """Speed in km/h and direction in degrees, NaN where unknown."""
+        """Return speed in km/h and direction in degrees; NaN if unknown."""
         times_s, points = self._trails.of(self._time.now_s, self._memory["trail"][row])
         speed_kmh = heading_deg = math.nan
         moves = velocity(times_s, points)
@@ -230,15 +195,15 @@ class Analytics:
             return speed_kmh, heading_deg
         if abs(moves) >= _MOVING * self._memory["size"][row]:
             heading_deg = math.degrees(math.atan2(moves.real, -moves.imag)) % 360.0
-        if self._ground is not None:
-            places = [complex(*self._ground.to_metres(point.real, point.imag)) for point in points]
-            known = [at for at, place in enumerate(places) if not math.isnan(place.real)]
-            on_ground = velocity([times_s[at] for at in known], [places[at] for at in known])
+        if (ground := self._placement.ground) is not None:
+            places = [complex(*ground.to_metres(point.real, point.imag)) for point in points]
+            visible = [at for at, place in enumerate(places) if not math.isnan(place.real)]
+            on_ground = velocity([times_s[at] for at in visible], [places[at] for at in visible])
             speed_kmh = math.nan if on_ground is None else 3.6 * abs(on_ground)
         return speed_kmh, heading_deg
 
     def _about(self, row: int) -> dict[str, Any]:
-        """What every event of an object says about it."""
+        """Return the data that every event of an object carries."""
         class_id = int(self._memory["class_id"][row])
         about: dict[str, Any] = {"class": self._class_name(class_id), "class_id": class_id}
         speed_kmh, heading_deg = self._motion(row)
@@ -256,7 +221,7 @@ class Analytics:
     def _crossed(self, crossing: Crossing, at_ns: int) -> Event:
         row, line, direction = crossing
         about = self._about(row)
-        counts = self._count(self._lines[line].name, direction, about["class"])
+        counts = self._counters.add(self._lines[line].name, direction, about["class"])
         data = {
             "phase": "instant",
             "direction": direction,
@@ -270,7 +235,7 @@ class Analytics:
         self._zone_watch.enter(self._memory, row, zone, self._time.now_s)
         self._crowds.occupants[zone] += 1
         about = self._about(row)
-        self._count(self._zones[zone].name, "entered", about["class"])
+        self._counters.add(self._zones[zone].name, "entered", about["class"])
         data = {"phase": "instant", "how": how, **about, "occupancy": self._crowds.occupants[zone]}
         return self._event("zone_entered", self._zones[zone], row, at_ns, data)
 
@@ -282,7 +247,7 @@ class Analytics:
             yield self._event("dwelling", shape, row, at_ns, {"phase": "end", **about, "stayed_s": stayed_s})
         self._zone_watch.leave(memory, row, zone)
         self._crowds.occupants[zone] -= 1
-        self._count(shape.name, "left", about["class"])
+        self._counters.add(shape.name, "left", about["class"])
         data = {
             "phase": "instant",
             "how": how,
@@ -310,32 +275,12 @@ class Analytics:
         track_id = None if row is None else self._memory.id_of(row)
         return Event(kind, shape.name, self._camera_id, track_id, at_ns, data)
 
-    def _count(self, name: str, key: str, class_name: str) -> Counts:
-        counts = self._counts[name]
-        keys = (key, f"{key}:{class_name}")
-        for counted in keys:
-            counts[counted] = counts.get(counted, 0) + 1
-        if self._journal is not None:
-            self._journal.add(name, keys)
-        return counts
-
 
 def _allowed(shapes: Sequence[Shape], class_names: Sequence[str]) -> BoolArray | None:
-    """(C + 1, S) whether objects of each class count; the last row is for ids that have no name. None: all count.
-
-    Raises:
-        ConfigError: a name that is not among `class_names`.
-    """
+    """Return (C + 1, S): True where objects of a class count. The last row is for unnamed ids. None: all count."""
     allowed = np.ones((len(class_names) + 1, len(shapes)), np.bool_)
     for column, shape in enumerate(shapes):
-        if shape.classes is None:
-            continue
-        allowed[:, column] = False
-        for name in shape.classes:
-            if name not in class_names:
-                advice = did_you_mean_class(name, class_names)
-                raise ConfigError(
-                    f"{shape.name}: the model has no class '{name}'", hint=advice or "`vision models` lists its classes"
-                )
-            allowed[class_names.index(name), column] = True
+        if shape.classes is not None:
+            allowed[:-1, column] = np.isin(class_names, shape.classes)
+            allowed[-1, column] = False
     return None if allowed.all() else allowed

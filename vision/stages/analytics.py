@@ -105,7 +105,7 @@ class AnalyticsStage:
         if watched is None:
             watched = self._cameras[meta.camera_id] = self._begin(meta)
         else:
-            before = (watched.analytics.width_px, watched.analytics.height_px)
+            before = watched.analytics.frame_size
             watched.epoch = meta.epoch
             events = watched.analytics.restart(*size, meta.captured_ns)
         if watched.analytics.outside and before != size:

@@ -196,12 +196,6 @@ def test_classes_without_a_name_count_where_all_do() -> None:
     assert event.data["class"] == "77" and event.data["class_id"] == 77
 
 
-def test_an_unknown_class_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="no class 'persn'") as error:
-        analytics(lines=[line(classes=["persn"])])
-    assert "person" in str(error.value)
-
-
 @settings(max_examples=150, deadline=None)
 @given(
     path=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=2, max_size=30),
