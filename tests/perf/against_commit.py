@@ -1,0 +1,264 @@
+"""Compare CPU figures of this tree with those of another checkout, in turn on the same machine.
+
+python -m tests.perf.against_commit --base FOLDER [--rounds 5] [--only offline,tracking_10] [--json FILE]
+
+prints JSON: for each figure the medians of both trees, the ratio of each round and the median ratio. A ratio above 1
+means that this tree is better: more frames/s, less time, less memory. Each figure runs in a process of its own, which
+imports `vision` from its tree. This file supports both the layout of this tree and that of commit 8efa608.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+_STEP_NS: Final = 100_000_000
+_WIDTH, _HEIGHT = 1920, 1080
+_WORKER: Final = "import runpy, sys; runpy.run_path(sys.argv[1])['work'](sys.argv[2])"
+
+
+# ------------------------------------------------------------------------------------------------ in each tree
+
+
+def _any(*names: str) -> Any:
+    """Import `module:attribute`, the first that this tree has."""
+    for name in names:
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError):
+            continue
+    raise ImportError(" or ".join(names))
+
+
+class _Sink:
+    """Counts results."""
+
+    def __init__(self) -> None:
+        self.times_ns: list[int] = []
+
+    def publish(self, _result: object) -> None:
+        self.times_ns.append(time.monotonic_ns())
+
+    def report(self, _report: object) -> None:
+        """Ignore it."""
+
+
+def _run_offline(config: dict[str, Any]) -> _Sink:
+    app = _any("vision.config:AppConfig", "vision.config:SiteConfig").model_validate(config)
+    sink, stop = _Sink(), threading.Event()
+    options = _any("vision.runtime.builder:RunOptions", "vision.assemble:RunOptions")(stop, offline=True, sink=sink)
+    with ExitStack() as resources:
+        pipeline = _any("vision.pipelines:load_pipeline")(app.pipeline)
+        pipeline(app, options, resources).run(stop)
+    return sink
+
+
+def _offline() -> float:
+    """Frames per second of the shipped clip through network, tracker and results thread."""
+    clip = str(ROOT / "configs" / "vtest.mp4")
+    times_ns = _run_offline({"pipeline": "track", "cameras": [{"id": "a", "source": clip}]}).times_ns[10:]
+    return (len(times_ns) - 1) / (times_ns[-1] - times_ns[0]) * 1e9
+
+
+def _synthetic(frames: int) -> dict[str, Any]:
+    sources = [f"synthetic:64x48@1000?objects=1&seed={seed}&frames={frames}" for seed in range(4)]
+    cameras = [{"id": f"c{number}", "source": source} for number, source in enumerate(sources)]
+    return {"detect": {"backend": "fake"}, "cameras": cameras}
+
+
+def _loop() -> float:
+    """CPU microseconds per frame of camera threads, slots, batcher, loop and results thread, without a network."""
+    frames = 2500
+    _run_offline(_synthetic(100))
+    begin_ns = time.process_time_ns()
+    _run_offline(_synthetic(frames))
+    return (time.process_time_ns() - begin_ns) / 1e3 / (4 * frames)
+
+
+def _memory() -> float:
+    """Resident memory after 20,000 frames, MiB."""
+    _run_offline(_synthetic(5000))
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _crowd(objects: int, unsure: int, frames: int) -> list[Any]:
+    """People of 60 to 160 px who walk straight on and turn at the border, and boxes with low scores."""
+    detections = _any("vision.types:Detections")
+    rng = np.random.default_rng(0)
+    place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))
+    speed = rng.normal(0, 60, (objects, 2))
+    height = rng.uniform(60, 160, objects)[:, None]
+    result = []
+    for _ in range(frames):
+        place = place + speed * _STEP_NS * 1e-9
+        speed = np.where((place < (50, 200)) | (place > (_WIDTH - 50, _HEIGHT - 50)), -speed, speed)
+        seen = rng.random(objects) < 0.95
+        foot = (place + rng.normal(0, 0.04, (objects, 2)) * height)[seen]
+        half = 0.2 * height[seen]
+        boxes = np.hstack([foot[:, :1] - half, foot[:, 1:] - height[seen], foot[:, :1] + half, foot[:, 1:]])
+        strewn = rng.uniform((0, 0), (_WIDTH - 40, _HEIGHT - 90), (unsure, 2))
+        boxes = np.concatenate([boxes, np.hstack([strewn, strewn + np.array([30, 80])])])
+        scores = np.concatenate([rng.beta(8, 3, int(seen.sum())), rng.uniform(0.15, 0.35, unsure)])
+        result.append(detections(boxes.astype(np.float32), scores.astype(np.float32), np.zeros(len(scores), np.int32)))
+    return result
+
+
+def _tracking(objects: int) -> float:
+    """CPU microseconds per frame of the tracker, the median."""
+    tracker = _any("vision.analytics.tracker:Tracker", "vision.tracking:Tracker")()
+    crowd = _crowd(objects, objects // 2, 400)
+    return _median_us([partial(tracker.update, found, at * _STEP_NS) for at, found in enumerate(crowd)])
+
+
+def _analytics() -> float:
+    """CPU microseconds per frame of 20 zones and 4 lines with 100 objects, the median."""
+    analytics = _any("vision.analytics.camera_analytics:Analytics", "vision.analytics:Analytics")
+    settings = _any("vision.config.analytics:CameraAnalytics")
+    zone = _any("vision.config.analytics:ZoneConfig").model_fields
+    crowded = "crowd_threshold" if "crowd_threshold" in zone else "crowded_above"
+    rng = np.random.default_rng(1)
+    zones = []
+    for number in range(20):
+        (x, y), radius = rng.uniform((200, 250), (_WIDTH - 200, _HEIGHT - 250)), rng.uniform(80, 180)
+        turns = np.arange(6) * np.pi / 3
+        polygon = [(round(x + radius * np.cos(t), 1), round(y + radius * np.sin(t), 1)) for t in turns]
+        zones.append({"name": f"zone{number}", "polygon": polygon, crowded: 3, "dwell_s": 10})
+    lines = [{"name": f"line{n}", "points": [(100, 200 + 200 * n), (1800, 200 + 200 * n)]} for n in range(4)]
+    stage = analytics(settings.model_validate({"lines": lines, "zones": zones}), "perf", ["person"], _WIDTH, _HEIGHT)
+    tracks = _any("vision.types:Tracks")
+    steps = []
+    for at, found in enumerate(_crowd(100, 0, 400)):
+        zeros = np.zeros(len(found.scores), np.int64)
+        one = tracks(found.boxes_xyxy, found.scores, found.class_ids, zeros + np.arange(1, len(zeros) + 1), zeros)
+        steps.append(partial(stage.update, one, at * _STEP_NS))
+    return _median_us(steps)
+
+
+def _publishing() -> float:
+    """CPU microseconds of `publish` with ten objects and a subscriber, the median."""
+    import zmq
+
+    publisher_of = _any("vision.messaging.publisher:Publisher", "vision.publish:Publisher")
+    detections, meta, result, timing = (
+        _any(f"vision.types:{name}") for name in ("Detections", "FrameMeta", "Result", "Timing")
+    )
+    boxes = np.linspace(10, 1000, 40, dtype=np.float32).reshape(10, 4)
+    found = detections(boxes, np.linspace(0.9, 0.3, 10, dtype=np.float32), np.zeros(10, np.int32))
+    with (
+        publisher_of("tcp://127.0.0.1:*", node="bench", class_names=("person",)) as publisher,
+        zmq.Context() as context,
+        context.socket(zmq.SUB) as sock,
+    ):
+        sock.subscribe("")
+        sock.connect(publisher.address)
+        while not publisher.joins:
+            time.sleep(0.01)
+        now_ns = time.monotonic_ns()
+        metas = [meta("gate", number, 0, now_ns, time.time_ns(), _WIDTH, _HEIGHT) for number in range(3000)]
+        return _median_us([partial(publisher.publish, result(one, found, timing(now_ns))) for one in metas])
+
+
+def _median_us(steps: Sequence[Callable[[], object]]) -> float:
+    times_ns = []
+    for step in steps:
+        begin_ns = time.thread_time_ns()
+        step()
+        times_ns.append(time.thread_time_ns() - begin_ns)
+    return statistics.median(times_ns[len(times_ns) // 10 :]) / 1e3
+
+
+# Each figure, and True if more is better.
+FIGURES: Final[dict[str, tuple[Callable[[], float], bool]]] = {
+    "offline_frames_per_s": (_offline, True),
+    "tracking_10_objects_us": (lambda: _tracking(10), False),
+    "tracking_100_objects_us": (lambda: _tracking(100), False),
+    "analytics_20_zones_us": (_analytics, False),
+    "publish_detections_us": (_publishing, False),
+    "slot_batcher_loop_us": (_loop, False),
+    "memory_20000_frames_mib": (_memory, False),
+}
+
+
+def work(name: str) -> None:
+    """Measure one figure in this process and print it.
+
+    An editable installation finds modules that this tree does not have, so its import hook is removed.
+    """
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
+    print(json.dumps(FIGURES[name][0]()))
+
+
+# ------------------------------------------------------------------------------------------------ in turn
+
+
+def _measure(tree: Path, name: str) -> float:
+    """Measure one figure of one tree.
+
+    Raises:
+        RuntimeError: the process failed; with its standard error.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), *_extra_paths()])}
+    command = [sys.executable, "-c", _WORKER, str(Path(__file__).resolve()), name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tree, env=environment)
+    if done.returncode != 0:
+        raise RuntimeError(f"{name} in {tree} failed:\n{done.stderr}")
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _extra_paths() -> list[str]:
+    """Return entries of PYTHONPATH other than this tree."""
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path) != ROOT]
+
+
+def compare(base: Path, name: str, rounds: int) -> dict[str, Any]:
+    """Measure one figure in both trees in turn. Every other round begins with the other tree."""
+    values: dict[Path, list[float]] = {base: [], ROOT: []}
+    for number in range(rounds):
+        for tree in (base, ROOT) if number % 2 else (ROOT, base):
+            values[tree].append(_measure(tree, name))
+    more_is_better = FIGURES[name][1]
+    ratios = [new / old if more_is_better else old / new for old, new in zip(values[base], values[ROOT], strict=True)]
+    return {
+        "base": statistics.median(values[base]),
+        "this": statistics.median(values[ROOT]),
+        "ratio": round(statistics.median(ratios), 4),
+        "ratios": [round(ratio, 4) for ratio in ratios],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.perf.against_commit", description=__doc__)
+    parser.add_argument("--base", type=Path, required=True, help="checkout to compare with, such as a git worktree")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--only", default=",".join(FIGURES), help="figures, separated by commas; default: all")
+    parser.add_argument("--json", type=Path, help="write the result there too")
+    arguments = parser.parse_args()
+    result = {}
+    for name in arguments.only.split(","):
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        result[name] = compare(arguments.base.resolve(), name, arguments.rounds)
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.json is not None:
+        arguments.json.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
