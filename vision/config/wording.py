@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Final, TypeAlias
 
 from vision.errors import redact
@@ -37,6 +38,14 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """``did you mean 'tcp'?``, or nothing where no valid name is near."""
     name = nearest(word, valid)
     return f"did you mean {quoted(name)}?" if name is not None else ""
+
+
+def did_you_mean_file(path: Path) -> str:
+    """Return ``did you mean 'walk.mp4'?`` for a missing file, or nothing where its folder has no similar name."""
+    try:
+        return did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
+    except OSError:
+        return ""
 
 
 _CLASS_SYNONYMS: Final = {

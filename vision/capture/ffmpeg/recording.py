@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from vision.config.wording import did_you_mean_file
 from vision.errors import EndOfStream, SourceError
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,9 @@ def require_file(path: Path) -> None:
         with path.open("rb") as file:
             empty = not file.read(1)
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror}", hint="check the path and its permissions") from error
+        raise SourceError(
+            f"{path}: {error.strerror}", hint=did_you_mean_file(path) or "check the path and its permissions"
+        ) from error
     if empty:
         raise SourceError(f"{path}: the file is empty")
 

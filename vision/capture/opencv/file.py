@@ -18,6 +18,7 @@ from vision.capture.images import IMAGE_SUFFIXES
 from vision.capture.opencv import bindings  # noqa: F401 - silences OpenCV's log
 from vision.capture.pacing import FramePacer
 from vision.capture.source import Grab, StreamInfo, not_open
+from vision.config.wording import did_you_mean_file
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import FrameBuffer
 
@@ -140,7 +141,9 @@ def list_images(path: Path) -> list[Path]:
                 return [path]
         files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror}", hint="check the path and its permissions") from error
+        raise SourceError(
+            f"{path}: {error.strerror}", hint=did_you_mean_file(path) or "check the path and its permissions"
+        ) from error
     if not files:
         raise SourceError(f"{path}: no images in this folder", hint=f"expected {', '.join(sorted(IMAGE_SUFFIXES))}")
     return sorted(files, key=lambda file: natural_key(file.name))
