@@ -172,9 +172,9 @@ def test_one_camera_without_memory_is_no_end_of_the_program() -> None:
     assert len(seen) == 2
     for status, bytes_held in seen:
         assert status.state == "backing-off"
-        assert status.last_error.startswith("no memory for its frames of 640x480: a camera's frame of 640x480")
+        assert status.last_error.startswith("no memory for frames of 640x480: a camera's frame of 640x480")
         assert "MiB device memory are free" in status.last_error
-        assert "a smaller stream" in status.last_error
+        assert "a smaller stream" in status.last_hint
         assert bytes_held == before
     lease = slot.take()
     assert lease is not None

@@ -455,11 +455,11 @@ def test_a_frozen_camera_is_seen_by_rows_that_come_to_the_host() -> None:
     write(image, pixels)
     np.testing.assert_array_equal(image.read_rows(6, 13), pixels[6::13])
     watch = FrozenFrameDetector(1.0)
-    assert watch.see(image, 0, 0) == ""
-    assert "has not changed" in watch.see(image, 1, 2_000_000_000)
+    assert watch.check(image, 0, 0) == ""
+    assert "has not changed" in watch.check(image, 1, 2_000_000_000)
     pixels[:] += 1
     write(image, pixels)
-    assert watch.see(image, 2, 3_000_000_000) == ""
+    assert watch.check(image, 2, 3_000_000_000) == ""
 
 
 def write(image: FrameBuffer, pixels: Image) -> None:

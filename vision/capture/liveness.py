@@ -1,8 +1,8 @@
-"""Is a camera still alive? What to expect is learned from the camera itself.
+"""Detection of silent and frozen cameras, with timeouts learned from the camera itself.
 
-A fixed time-out is wrong for somebody: one that notices a dead 25 frames/s camera within seconds calls a camera that
-sends one frame every ten seconds dead all day. And a camera whose sensor hangs goes on sending: the stream is alive,
-the frame is not. Both are told here from times and pixels alone, without a thread or a clock.
+No fixed timeout suits all cameras: one that detects a dead 25 frames/s camera within seconds is too short for a camera
+that sends one frame every ten seconds. And a camera whose sensor hangs keeps sending: the stream is alive, the frame is
+not. This module decides from times and pixels alone, without a thread or a clock.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from vision.types import FrameBuffer
 
-_WINDOW: Final = 32  # arrivals that the cadence is taken from
-_FEW: Final = 5  # intervals; with fewer, the cadence is not known: a source may open with a burst of old frames
+_WINDOW: Final = 32  # arrivals that the frame rate is estimated from
+_MIN_INTERVALS: Final = 5  # with fewer, the rate is unknown: a source may open with a burst of old frames
 _SILENT_INTERVALS: Final = 8
 _SILENT_S: Final = 2.0  # encoders pause for 0.5 s at key frames, and Wi-Fi for longer
 _SAMPLED_ROWS: Final = 64
@@ -26,26 +26,26 @@ _SAMPLED_ROWS: Final = 64
 
 @dataclass(slots=True)
 class FrameRateEstimator:
-    """How often frames come, from the last 32 of them.
+    """Estimates the frame rate from the last 32 arrivals.
 
-    The mean and not the median, because many cameras send in bursts.
+    It uses the mean and not the median, because many cameras send in bursts.
     """
 
     _arrivals_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
     def arrived(self, now_ns: int) -> None:
-        """A frame came."""
+        """Record an arrival."""
         self._arrivals_ns.append(now_ns)
 
     def interval_s(self) -> float | None:
-        """Mean time between two frames; None until a few have come."""
+        """Return the mean time between two frames, or None before a few have arrived."""
         arrivals = self._arrivals_ns
-        if len(arrivals) <= _FEW:
+        if len(arrivals) <= _MIN_INTERVALS:
             return None
         return (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1) / 1e9
 
     def fps(self, now_ns: int) -> float:
-        """Frames per second, sinking while none comes."""
+        """Return the frames per second. The value falls while no frame arrives."""
         arrivals = self._arrivals_ns
         if len(arrivals) < 2:
             return 0.0
@@ -55,23 +55,23 @@ class FrameRateEstimator:
         return (len(arrivals) - 1) * 1e9 / span_ns if span_ns > 0 else 0.0
 
     def clear(self) -> None:
-        """A new connection."""
+        """Forget all arrivals, for a new connection."""
         self._arrivals_ns.clear()
 
 
 @dataclass(frozen=True, slots=True)
 class StallTimeouts:
-    """How long no frame may come before a camera is called frozen, and before its connection is given up."""
+    """The times without a frame after which a camera is frozen, and its connection lost."""
 
     frozen_s: float
     lost_s: float
 
     @staticmethod
-    def of(interval_s: float | None, read_timeout_s: float) -> StallTimeouts:
-        """For a camera with this measured cadence. The operator's time-out is the upper end of both.
+    def from_interval(interval_s: float | None, read_timeout_s: float) -> StallTimeouts:
+        """Return the timeouts for a measured frame interval. The configured timeout is the maximum of both.
 
-        An unknown cadence gets the whole time-out. A known one gets eight intervals, but not less than 2 s, until it
-        counts as frozen, and twice that until it counts as lost.
+        With an unknown interval, the configured timeout applies. With a known one, the camera is frozen after eight
+        intervals, at least 2 s, and lost after twice that.
         """
         if interval_s is None:
             return StallTimeouts(read_timeout_s, read_timeout_s)
@@ -80,13 +80,13 @@ class StallTimeouts:
 
 
 class FrozenFrameDetector:
-    """Tells a camera that sends the same frame for ever from one that looks at a quiet scene.
+    """Distinguishes a camera that repeats one frame from a camera with a static scene.
 
-    A sensor's noise changes every frame, so exact equality over time is the sign of a frozen one. 64 whole rows are
-    compared: a clock that the camera writes into its frame is higher than the gaps between them. It costs 30 to
-    100 us for 1080p; the whole frame would cost twenty times that.
+    Sensor noise changes every frame, so exact equality over time is the sign of a frozen camera. The detector compares
+    64 whole rows: a clock that the camera draws into its frame is higher than the gaps between them. This takes 30 to
+    100 us for 1080p; the whole frame would take twenty times that.
 
-    What was found frozen stays so over reconnections until another frame comes (`stuck`).
+    A frozen camera stays `frozen` over reconnections until another frame arrives.
     """
 
     def __init__(self, frozen_after_s: float) -> None:
@@ -95,26 +95,27 @@ class FrozenFrameDetector:
         self._frame_since_ns: int | None = None
         self._pts_ns: int | None = None
         self._pts_since_ns: int | None = None
-        self.stuck = False
+        self.frozen = False
 
     def connected(self) -> None:
-        """A new connection: both times start again; the frame that was seen last is remembered."""
+        """Restart both timers for a new connection. The last frame is kept."""
         self._frame_since_ns = self._pts_since_ns = self._pts_ns = None
 
-    def see(self, buffer: FrameBuffer, pts_ns: int | None, now_ns: int) -> str:
-        """Look at the frame in `buffer`.
+    def check(self, buffer: FrameBuffer, pts_ns: int | None, now_ns: int) -> str:
+        """Compare the frame in `buffer` with the last one.
 
-        Returns why the camera counts as frozen, or ``""``.
+        Returns:
+            Why the camera counts as frozen, or an empty text.
         """
         if self._same_rows(buffer):
             self._frame_since_ns = now_ns if self._frame_since_ns is None else self._frame_since_ns
         else:
             self._frame_since_ns = now_ns
-            self.stuck = False
+            self.frozen = False
         if pts_ns is None or pts_ns != self._pts_ns or self._pts_since_ns is None:
             self._pts_ns, self._pts_since_ns = pts_ns, now_ns
         if now_ns - self._frame_since_ns >= self._frozen_after_ns:
-            self.stuck = True
+            self.frozen = True
             return f"the frame has not changed for {(now_ns - self._frame_since_ns) / 1e9:.1f} s"
         if now_ns - self._pts_since_ns >= self._frozen_after_ns:
             return f"the stream's time has not moved for {(now_ns - self._pts_since_ns) / 1e9:.1f} s"
@@ -139,10 +140,10 @@ def _sample(buffer: FrameBuffer) -> NDArray[np.uint8]:
 
 @dataclass(slots=True)
 class Backoff:
-    """Exponential back-off with full jitter: cameras that were lost together do not come back together.
+    """Exponential back-off with full jitter, so that cameras that were lost together do not reconnect together.
 
-    Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. The jitter has a floor here, because a
-    camera that refuses connections answers at once.
+    Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. The jitter has a minimum here,
+    because a camera that refuses connections answers at once.
     """
 
     first_s: float = 0.5
@@ -151,12 +152,12 @@ class Backoff:
     random: random.Random = field(default_factory=random.Random)
     failures: int = 0
 
-    def failed(self) -> float:
-        """Count a failure; how long to wait before the next attempt."""
+    def next_delay_s(self) -> float:
+        """Count a failure, and return the time until the next attempt."""
         ceiling_s = min(self.longest_s, self.first_s * 2.0 ** min(self.failures, 32))
         self.failures += 1
         return max(self.shortest_s, self.random.uniform(0.0, ceiling_s))
 
-    def recovered(self) -> None:
-        """The camera has been well for a while."""
+    def reset(self) -> None:
+        """Forget the failures: the camera has been healthy for a while."""
         self.failures = 0

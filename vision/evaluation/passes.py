@@ -148,8 +148,9 @@ def run_pipeline(build: Build, site: AppConfig, progress: Progress, stop: thread
     def watch(report: Report) -> None:
         (camera,) = report.cameras
         recorder.findings.backend = report.node.backend
-        if camera.last_error:
-            raise SourceError(f"camera {camera.camera}: {camera.last_error}", hint=camera.hint or "")
+        if camera.last_error or camera.reconnects:  # a recovered camera has no last error
+            reason = camera.last_error or "reading failed, and started again"
+            raise SourceError(f"camera {camera.camera}: {reason}", hint=camera.hint or "")
 
     def open_noting(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
         lowered = detect.model_copy(update={"score_threshold": min(detect.score_threshold, LOWEST_SCORE)})

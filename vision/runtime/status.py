@@ -31,7 +31,6 @@ from vision.runtime.latest_slot import SlotCounts
 from vision.types import Counts
 
 _Seconds = TypeVar("_Seconds", float, float | None)
-_HINT = "\n  hint: "  # between text and hint of an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,6 @@ def camera_status(
 ) -> CameraStatusMessage:
     """Build the status of one camera. Latencies cover the time since the last call."""
     latency = metrics.latency.snapshot(reset=True)
-    error, _, hint = ("" if status.state == "streaming" else redact(status.last_error)).partition(_HINT)
     return CameraStatusMessage(
         **UNNUMBERED,
         camera=camera_id,
@@ -93,8 +91,8 @@ def camera_status(
         objects=metrics.objects,
         latency_ms=_percentiles(latency) if latency.count else None,
         last_frame_age_s=_rounded(status.last_frame_age_s),
-        last_error=error or None,
-        hint=hint or None,
+        last_error=redact(status.last_error) or None,
+        hint=status.last_hint or None,
         next_retry_in_s=_rounded(status.next_retry_in_s),
         width=status.width_px or None,
         height=status.height_px or None,

@@ -74,7 +74,7 @@ def test_a_new_connection_has_no_cadence() -> None:
     ],
 )
 def test_silence_limits(interval_s: float | None, read_timeout_s: float, frozen_s: float, lost_s: float) -> None:
-    assert StallTimeouts.of(interval_s, read_timeout_s) == StallTimeouts(frozen_s, lost_s)
+    assert StallTimeouts.from_interval(interval_s, read_timeout_s) == StallTimeouts(frozen_s, lost_s)
 
 
 def frame(shade: int, height_px: int = 100, width_px: int = 80) -> FrameBuffer:
@@ -85,7 +85,7 @@ def test_a_frame_that_stands_still_is_frozen_and_stuck_until_another_comes() -> 
     watch = FrozenFrameDetector(10.0)
 
     def see(shade: int, second: int) -> tuple[bool, bool]:
-        return watch.see(frame(shade), None, second * SECOND) != "", watch.stuck
+        return watch.check(frame(shade), None, second * SECOND) != "", watch.frozen
 
     assert [see(1, 0), see(1, 9), see(1, 10)] == [(False, False), (False, False), (True, True)]
     watch.connected()
@@ -96,9 +96,9 @@ def test_a_frame_that_stands_still_is_frozen_and_stuck_until_another_comes() -> 
 def test_stream_time_that_stands_still_is_frozen_and_not_stuck() -> None:
     watch = FrozenFrameDetector(10.0)
     for second in range(10):
-        assert watch.see(frame(second), 5, second * SECOND) == ""
-    assert "time has not moved for 10.0 s" in watch.see(frame(10), 5, 10 * SECOND)
-    assert not watch.stuck, "its frames are new ones"
+        assert watch.check(frame(second), 5, second * SECOND) == ""
+    assert "time has not moved for 10.0 s" in watch.check(frame(10), 5, 10 * SECOND)
+    assert not watch.frozen, "its frames are new ones"
 
 
 @pytest.mark.parametrize(("height_px", "text_px"), [(576, 10), (1080, 18), (2160, 36)])
@@ -106,39 +106,39 @@ def test_a_clock_in_the_frame_is_seen_wherever_it_stands(height_px: int, text_px
     """The gaps between the rows that are compared are lower than the text that cameras write."""
     for top in range(0, height_px - text_px, 7):
         watch = FrozenFrameDetector(1.0)
-        watch.see(frame(50, height_px, 16), None, 0)
+        watch.check(frame(50, height_px, 16), None, 0)
         changed = frame(50, height_px, 16)
         changed.require_host()[top : top + text_px, 4:12] = 255
-        assert watch.see(changed, None, 5 * SECOND) == "", f"text at row {top}"
+        assert watch.check(changed, None, 5 * SECOND) == "", f"text at row {top}"
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 1, 4), (3, 2), (864, 768)])
 def test_every_shape_is_watched(shape: tuple[int, ...]) -> None:
     watch = FrozenFrameDetector(1.0)
     buffer = wrap(np.zeros(shape, np.uint8))
-    assert watch.see(buffer, None, 0) == ""
-    assert watch.see(buffer, None, SECOND) != ""
+    assert watch.check(buffer, None, 0) == ""
+    assert watch.check(buffer, None, SECOND) != ""
 
 
 def test_frame_in_gpu_memory_is_watched() -> None:
     watch = FrozenFrameDetector(1.0)
-    assert watch.see(on_device(frame(1)), None, 0) == ""
-    assert watch.see(on_device(frame(2)), None, 5 * SECOND) == ""
-    assert "has not changed" in watch.see(on_device(frame(2)), None, 6 * SECOND)
+    assert watch.check(on_device(frame(1)), None, 0) == ""
+    assert watch.check(on_device(frame(2)), None, 5 * SECOND) == ""
+    assert "has not changed" in watch.check(on_device(frame(2)), None, 6 * SECOND)
 
 
 def test_another_size_is_another_frame() -> None:
     watch = FrozenFrameDetector(1.0)
-    watch.see(frame(1), None, 0)
-    assert watch.see(frame(1, 50), None, 5 * SECOND) == ""
+    watch.check(frame(1), None, 0)
+    assert watch.check(frame(1, 50), None, 5 * SECOND) == ""
 
 
 def test_back_off() -> None:
     backoff = Backoff(0.5, 30.0, 0.1, random.Random(3))
-    delays = [backoff.failed() for _ in range(1000)]
+    delays = [backoff.next_delay_s() for _ in range(1000)]
     assert min(delays) >= 0.1
     assert max(delays[:1]) <= 0.5
     assert 29 < max(delays) <= 30.0
     assert np.mean(delays[10:]) == pytest.approx(15.0, abs=1.0), "full jitter: uniform below the ceiling"
-    backoff.recovered()
-    assert backoff.failed() <= 0.5
+    backoff.reset()
+    assert backoff.next_delay_s() <= 0.5

@@ -1,0 +1,215 @@
+"""The state of one camera: written by its thread, read by any other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from vision.capture.liveness import FrameRateEstimator, StallTimeouts
+from vision.capture.source import StreamInfo
+from vision.errors import SourceError
+from vision.types import ClockSource
+
+State: TypeAlias = Literal["connecting", "streaming", "frozen", "backing-off", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class CameraStatus:
+    """A snapshot of one camera's state."""
+
+    state: State
+    since_ns: int  # monotonic; when the camera entered this state
+    epoch: int
+    grabbed: int  # frames since the start
+    fps: float  # of arrivals
+    last_frame_age_s: float | None  # None before the first frame
+    reconnects: int  # connections after the first
+    last_error: str  # one line without secrets; empty while frames are delivered
+    last_hint: str  # advice for `last_error`; empty if there is none
+    width_px: int  # 0 before the first connection
+    height_px: int
+    decoder: str
+    clock: ClockSource | None
+    next_retry_in_s: float | None  # while backing off
+
+
+@dataclass(slots=True)
+class _Stream:
+    """The current connection, and how many there were."""
+
+    live: bool = False
+    decoder: str = ""
+    width_px: int = 0
+    height_px: int = 0
+    epoch: int = 0
+    connections: int = 0
+
+
+@dataclass(slots=True)
+class _Arrivals:
+    """The frames that have arrived."""
+
+    alive_ns: int  # last sign of life: a connection, a frame, or a sink that makes the camera wait
+    grabbed: int = 0
+    last_ns: int | None = None
+    clock_source: ClockSource | None = None
+    rate: FrameRateEstimator = field(default_factory=FrameRateEstimator)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a connection failed, each text on one line.
+
+    It stands in for the error, whose traceback would keep frame buffers alive.
+    """
+
+    text: str = ""
+    hint: str = ""
+    was_connected: bool = False
+
+    @classmethod
+    def from_error(cls, error: SourceError, *, was_connected: bool) -> Failure:
+        """Return the texts of an error."""
+        text, hint = (" ".join(str(part).split()) for part in (error.args[0], error.hint))
+        return cls(text, hint, was_connected)
+
+
+class StatusTracker:
+    """Collects the state of one camera. The camera's thread writes, any thread calls `snapshot`."""
+
+    def __init__(self, read_timeout_s: float, clock: Callable[[], int]) -> None:
+        self._read_timeout_s = read_timeout_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._state: State = "connecting"
+        self._since_ns = clock()
+        self._frozen = False
+        self._stream = _Stream()
+        self._arrivals = _Arrivals(self._since_ns)
+        self._failure = Failure()
+        self._retry_ns = 0
+
+    def snapshot(self) -> CameraStatus:
+        """Return a consistent snapshot."""
+        with self._lock:
+            now_ns = self._clock()
+            state, since_ns = self._visible_state(now_ns)
+            stream, arrivals, failure = self._stream, self._arrivals, self._failure
+            last_ns = arrivals.last_ns
+            return CameraStatus(
+                state=state,
+                since_ns=since_ns,
+                epoch=stream.epoch,
+                grabbed=arrivals.grabbed,
+                fps=arrivals.rate.fps(now_ns) if state in ("streaming", "frozen") else 0.0,
+                last_frame_age_s=None if last_ns is None else (now_ns - last_ns) / 1e9,
+                reconnects=max(0, stream.connections - 1),
+                last_error=failure.text,
+                last_hint=failure.hint,
+                width_px=stream.width_px,
+                height_px=stream.height_px,
+                decoder=stream.decoder,
+                clock=arrivals.clock_source,
+                next_retry_in_s=max(0.0, (self._retry_ns - now_ns) / 1e9) if state == "backing-off" else None,
+            )
+
+    def _visible_state(self, now_ns: int) -> tuple[State, int]:
+        """Return the state and when it began. A silent camera is frozen even if its thread hangs in a library."""
+        if self._state != "streaming" or not self._stream.live:
+            return self._state, self._since_ns
+        if self._frozen:
+            return "frozen", self._since_ns
+        alive_ns = self._arrivals.alive_ns
+        if now_ns - alive_ns > self._timeouts().frozen_s * 1e9:
+            return "frozen", alive_ns
+        return "streaming", self._since_ns
+
+    def _timeouts(self) -> StallTimeouts:
+        return StallTimeouts.from_interval(self._arrivals.rate.interval_s(), self._read_timeout_s)
+
+    # The camera's thread
+
+    @property
+    def epoch(self) -> int:
+        """Number of connections and frame sizes before the current one."""
+        return self._stream.epoch
+
+    def enter(self, state: State) -> None:
+        """Change the state."""
+        with self._lock:
+            if state != self._state:
+                self._state, self._since_ns = state, self._clock()
+
+    def connected(self, info: StreamInfo, *, live: bool) -> None:
+        """Record a new connection: a new epoch, unless it is the first."""
+        with self._lock:
+            stream = self._stream
+            stream.epoch += stream.connections > 0
+            stream.connections += 1
+            stream.live, stream.decoder = live, info.decoder
+            stream.width_px, stream.height_px = info.width_px, info.height_px
+            self._arrivals.alive_ns = self._clock()
+            self._arrivals.rate.clear()
+
+    def resized(self, height_px: int, width_px: int) -> None:
+        """Record a new frame size over the same connection: a new epoch."""
+        with self._lock:
+            self._stream.epoch += 1
+            self._stream.height_px, self._stream.width_px = height_px, width_px
+
+    def arrived(self, now_ns: int, clock_source: ClockSource) -> None:
+        """Record a frame."""
+        with self._lock:
+            arrivals = self._arrivals
+            arrivals.grabbed += 1
+            arrivals.last_ns = arrivals.alive_ns = now_ns
+            arrivals.clock_source = clock_source
+            arrivals.rate.arrived(now_ns)
+        if self._state != "streaming":
+            self.enter("streaming")
+
+    def delivered(self) -> None:
+        """Clear the last error: the camera has recovered."""
+        if self._failure.text:
+            with self._lock:
+                self._failure = Failure()
+
+    def waiting_for_sink(self) -> None:
+        """Record that the sink makes the camera wait, which is not a stall."""
+        with self._lock:
+            self._arrivals.alive_ns = self._clock()
+
+    def set_frozen(self, frozen: bool) -> None:
+        """Record whether the camera repeats the same frame."""
+        self._frozen = frozen
+
+    def failed(self, failure: Failure, retry_ns: int) -> None:
+        """Record why the connection failed, and when the next attempt is due (monotonic)."""
+        with self._lock:
+            self._failure, self._retry_ns = failure, retry_ns
+        self.enter("backing-off")
+
+    def disconnected(self) -> None:
+        """Record that there is no connection."""
+        with self._lock:
+            self._stream.live = False
+
+    def check_silence(self, now_ns: int) -> None:
+        """Check that the camera is not silent for too long.
+
+        Raises:
+            SourceError: no frame arrived within the timeout.
+        """
+        interval_s, lost_s = self._arrivals.rate.interval_s(), self._timeouts().lost_s
+        silent_s = (now_ns - self._arrivals.alive_ns) / 1e9
+        if silent_s < lost_s:
+            return
+        slow = interval_s is None or interval_s > lost_s / 4
+        expected = f", expected one every {interval_s:.2g} s" if interval_s is not None else ""
+        raise SourceError(
+            f"no frame for {silent_s:.1f} s{expected}",
+            hint="if the camera sends frames this rarely, raise `read_timeout_s`" if slow else "",
+            code="silent",
+        )

@@ -1,0 +1,201 @@
+"""One connection of a camera: opens its source, and delivers its frames until it fails or ends.
+
+Every frame that `Source.grab` returns is committed to the sink or dropped with a reason, exactly once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from vision.capture.camera_status import StatusTracker
+from vision.capture.liveness import FrozenFrameDetector
+from vision.capture.source import FrameSink, Grab, Source, StreamInfo
+from vision.capture.source_calls import SourceCalls, out_of_memory
+from vision.errors import OutOfMemory, SizeChanged, SourceError
+from vision.types import DropReason, FrameBuffer, FrameMeta
+
+log = logging.getLogger(__name__)
+
+MAX_SIDE_PX: Final = 16384
+"""The largest frame size that any codec profile in use allows (16K). A larger value is a fault of the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class CameraParts:
+    """What all connections of one camera share."""
+
+    camera_id: str
+    sink: FrameSink
+    status: StatusTracker
+    calls: SourceCalls
+    frozen_frames: FrozenFrameDetector | None
+    stopping: threading.Event
+    clock: Callable[[], int]
+    max_call_s: float  # longest wait in one call, so that a stop is noticed
+
+
+class Session:
+    """One connection. All methods run on the camera's thread."""
+
+    def __init__(self, source: Source, camera: CameraParts) -> None:
+        self._source = source
+        self._camera = camera
+        self._info: StreamInfo | None = None
+        self._live = False
+        self._height_px = self._width_px = 0
+        self._index = -1  # of the last grabbed frame, in this epoch
+
+    def open(self) -> None:
+        """Open the source and prepare the sink.
+
+        Raises:
+            SourceError: the source cannot be opened, or its frames cannot be stored.
+        """
+        camera = self._camera
+        with camera.calls.calling("open"):
+            info = self._source.open()
+        self._check_size(info.height_px, info.width_px)
+        self._info, self._live = info, self._source.live
+        self._height_px, self._width_px = info.height_px, info.width_px
+        camera.status.connected(info, live=self._live)
+        if camera.frozen_frames is not None:
+            camera.frozen_frames.connected()
+        self._configure_sink(info)
+        size = f"{info.width_px}x{info.height_px} {info.pixel_format}"
+        log.info("camera %s: connected, %s, decoder %s", camera.camera_id, size, info.decoder)
+
+    def stream(self, on_frame: Callable[[], object]) -> None:
+        """Deliver frames until the program stops. Call `on_frame` after each frame of a camera that is not frozen.
+
+        Raises:
+            EndOfStream: the source has no more frames.
+            SourceError: the connection failed, or the camera is silent or frozen.
+        """
+        camera = self._camera
+        while not camera.stopping.is_set():
+            with camera.calls.calling("grab"):
+                grab = self._source.grab(camera.max_call_s)
+            now_ns = camera.clock()
+            if grab is None:
+                if self._live:
+                    camera.status.check_silence(now_ns)
+                continue
+            self._index += 1
+            camera.status.arrived(now_ns, grab.clock)
+            self._deliver(grab, now_ns)
+            if not self._frozen:
+                on_frame()
+
+    def _deliver(self, grab: Grab, now_ns: int) -> None:
+        """Commit the frame or drop it: exactly one of the two, also on failure."""
+        sink = self._camera.sink
+        if grab.corrupt:
+            sink.drop(DropReason.CORRUPT)
+            return
+        try:
+            buffer = self._retrieve()
+        except SourceError:
+            sink.drop(DropReason.CORRUPT)
+            raise
+        except BaseException:  # the sink was closed or failed
+            sink.drop(DropReason.STOPPED)
+            raise
+        if buffer is None:
+            sink.drop(DropReason.STOPPED)
+            return
+        reason = self._frozen_reason(buffer, grab, now_ns)
+        if self._frozen:
+            sink.drop(DropReason.STALE)
+        else:
+            sink.commit(self._meta(grab))
+            self._camera.status.delivered()
+        if reason:
+            raise SourceError(
+                reason, hint="restart the camera; if its view can be static: `frozen_after_s: null`", code="frozen"
+            )
+
+    def _retrieve(self) -> FrameBuffer | None:
+        """Return the frame in a buffer of the sink, or None if the program is stopping."""
+        for last_attempt in (False, True):
+            buffer = self._next_buffer()
+            if buffer is None:
+                return None
+            try:
+                with self._camera.calls.calling("retrieve"):
+                    self._source.retrieve(buffer)
+            except SizeChanged as change:
+                if last_attempt:
+                    raise SourceError(f"{change} again, within one frame", code="unstable-size") from change
+                self._resize(change)
+            else:
+                return buffer
+        raise AssertionError("unreachable")
+
+    def _next_buffer(self) -> FrameBuffer | None:
+        """Return a buffer of the sink; a lossless sink makes the camera wait. None: the program is stopping."""
+        camera = self._camera
+        while not camera.stopping.is_set():
+            buffer = camera.sink.write_buffer(camera.max_call_s)
+            if buffer is not None:
+                return buffer
+            camera.status.waiting_for_sink()
+        return None
+
+    def _frozen_reason(self, buffer: FrameBuffer, grab: Grab, now_ns: int) -> str:
+        """Return why the camera counts as frozen, or an empty text."""
+        detector = self._camera.frozen_frames
+        if detector is None or not self._live:
+            return ""
+        reason = detector.check(buffer, grab.pts_ns, now_ns)
+        self._camera.status.set_frozen(detector.frozen)
+        return reason
+
+    @property
+    def _frozen(self) -> bool:
+        detector = self._camera.frozen_frames
+        return detector is not None and detector.frozen
+
+    def _meta(self, grab: Grab) -> FrameMeta:
+        assert self._info is not None
+        return FrameMeta(
+            camera_id=self._camera.camera_id,
+            index=self._index,
+            epoch=self._camera.status.epoch,
+            captured_ns=grab.captured_ns,
+            captured_utc_ns=grab.captured_utc_ns,
+            width_px=self._width_px,
+            height_px=self._height_px,
+            clock=grab.clock,
+            yuv=grab.yuv or self._info.yuv,
+        )
+
+    def _resize(self, change: SizeChanged) -> None:
+        """Begin a new epoch over the same connection. The grabbed frame is its first."""
+        assert self._info is not None
+        self._check_size(change.height_px, change.width_px)
+        self._height_px, self._width_px = change.height_px, change.width_px
+        self._index = 0
+        self._camera.status.resized(change.height_px, change.width_px)
+        self._configure_sink(self._info)
+        log.info("camera %s: %s", self._camera.camera_id, change)
+
+    def _configure_sink(self, info: StreamInfo) -> None:
+        height_px, width_px = self._height_px, self._width_px
+        try:
+            self._camera.sink.configure(height_px, width_px, info.pixel_format)
+        except ValueError as error:  # the source chooses another format when it is opened again
+            raise SourceError(f"no buffer for its frames: {error}", code="frame-size") from error
+        except (OutOfMemory, MemoryError) as error:
+            raise out_of_memory(f"no memory for frames of {width_px}x{height_px}", error) from error
+
+    @staticmethod
+    def _check_size(height_px: int, width_px: int) -> None:
+        if not (1 <= width_px <= MAX_SIDE_PX and 1 <= height_px <= MAX_SIDE_PX):
+            raise SourceError(
+                f"expected frames of 1x1 to {MAX_SIDE_PX}x{MAX_SIDE_PX} pixels, got {width_px}x{height_px}",
+                code="frame-size",
+            )
