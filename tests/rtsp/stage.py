@@ -227,8 +227,9 @@ class Watched:
             status = self._supervisor.status()
             if not self.states or self.states[-1] != status.state:
                 self.states.append(status.state)
-            if status.last_error and status.last_error not in self.errors:
-                self.errors.append(status.last_error)
+            error = f"{status.last_error}; {status.last_hint}"
+            if status.last_error and error not in self.errors:
+                self.errors.append(error)
 
     @property
     def status(self) -> CameraStatus:
