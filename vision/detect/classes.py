@@ -1,4 +1,4 @@
-"""Class names: what ``coco80`` stands for, and from the names in a configuration to the model's ids."""
+"""Class names: ``coco80``, and from the names in a configuration to the model's ids."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ COCO80: Final[tuple[str, ...]] = (
 
 
 def class_names(spec: ModelSpec) -> tuple[str, ...]:
-    """Names in the model's order."""
+    """Return the names in the model's order."""
     return COCO80 if isinstance(spec.classes, str) else spec.classes
 
 
 def class_ids(names: Sequence[str], wanted: Sequence[str] | None, model: str) -> tuple[int, ...]:
-    """Ids of the `wanted` names, ascending; all where None.
+    """Return the ids of the `wanted` names, ascending; all if None.
 
     Raises:
-        ConfigError: every name that the model does not have, with the nearest it has.
+        ConfigError: the model lacks some of the names; the hint has the nearest that it has.
     """
     if wanted is None:
         return tuple(range(len(names)))

@@ -1,6 +1,6 @@
-"""The seam between the loop and whatever finds objects: frames in, detections out.
+"""Interface between the inference loop and a detector: frames in, detections out.
 
-Preprocessing, decoding and NMS belong to the detector because on a GPU they are part of the same graph as the network.
+Pre-processing, decoding and NMS belong to the detector because on a GPU they are part of the same graph as the network.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Detector(Protocol):
         """Fixed properties: the same object for the life of the detector."""
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
-        """Return a buffer for one frame, page-locked where that helps.
+        """Return a buffer for one frame, page-locked if that helps. The buffer keeps its memory alive.
 
         Raises:
             ValueError: the size is not possible in this format.
@@ -85,7 +85,7 @@ class Detector(Protocol):
         """
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
-        """Detections of each submitted frame, in order, in arrays of their own. Releases the GIL while it waits.
+        """Return the detections of each submitted frame, in order, in new arrays. Releases the GIL while it waits.
 
         Raises:
             TimeoutError: not ready yet; the slot stays submitted, so call again.
@@ -95,7 +95,7 @@ class Detector(Protocol):
         """
 
     def close(self) -> None:
-        """Wait for what is running, free everything. May be called twice."""
+        """Wait for running batches and free everything. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class ReportsMemory(Protocol):
 
 @runtime_checkable
 class ReadsDevice(Protocol):
-    """A detector that also takes frames which lie on its device already."""
+    """A detector that also takes frames in GPU memory."""
 
     def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         """Return a buffer for one frame in GPU memory only.

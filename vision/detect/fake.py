@@ -1,7 +1,7 @@
-"""A detector whose answers are known beforehand: it finds what the synthetic source paints, in the pixels themselves.
+"""Detector with known answers: it finds what the synthetic source paints, in the pixels themselves.
 
-So a test that runs the whole program learns of every pixel that went astray, without a network's opinion in between.
-Time is simulated: `service_ns` a batch on `parallel` devices, kept with the injected clock.
+So a test of the whole program notices every wrong pixel, without a network in between. Time is simulated: `service_ns`
+a batch on `parallel` devices, with the injected clock.
 """
 
 from __future__ import annotations
@@ -45,7 +45,19 @@ class FakeDetector:
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`fail_at`: `wait` raises for this batch, counted from 0. `sleep` takes seconds and moves `clock` on."""
+        """Create the detector.
+
+        Args:
+            score: minimum score of an object.
+            classes: ids to keep; all if None.
+            slots: batches in flight.
+            parallel: number of simulated devices.
+            max_batch: maximum number of frames in one `submit`.
+            service_ns: simulated time of a batch.
+            fail_at: `wait` raises for this batch, counted from 0.
+            clock: monotonic ns.
+            sleep: takes seconds and advances `clock`.
+        """
         self._score = np.float32(score)
         self._classes = tuple(range(len(FAKE_CLASSES)) if classes is None else sorted(set(classes)))
         self.spec = DetectorSpec(
@@ -128,16 +140,18 @@ _TO_BGR: dict[PixelFormat, int] = {
 
 
 def _to_bgr(frame: Frame) -> NDArray[np.uint8]:
-    """BGR of any format. All YUV encodings are read as BT.601: a pure colour stays far from the others."""
+    """Convert any format to BGR. Reads all YUV encodings as BT.601: a pure colour stays far from the others."""
     if frame.pixel_format == "bgr":
         return frame.pixels
     return np.asarray(cv2.cvtColor(frame.pixels, _TO_BGR[frame.pixel_format]), np.uint8)
 
 
 def _find(planes: Sequence[NDArray[np.uint8]], class_id: int) -> Detections:
-    """Objects of one class: connected pixels whose colour outweighs both others, from top to bottom.
+    """Return the objects of one class: connected pixels whose colour exceeds both others, from top to bottom.
 
-    `planes` are blue, green and red, (H, W) each.
+    Args:
+        planes: blue, green and red, (H, W) each.
+        class_id: class to find.
     """
     channel = FAKE_COLORS[class_id].index(255)
     others = np.maximum(planes[channel - 1], planes[channel - 2])

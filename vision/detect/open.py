@@ -195,7 +195,7 @@ def open_classifier(
 def _no_onnxruntime(error: ImportError) -> DeviceMissing:
     return DeviceMissing(
         f"the ONNX Runtime back-end cannot be loaded: {error}",
-        hint=install_hint("onnx"),
+        hint=install_hint("laptop"),
         code="onnxruntime-missing",
     )
 

@@ -1,5 +1,5 @@
-"""TensorRT itself: find the library, build engines, keep them, open them. Imports without TensorRT and without a GPU.
+"""TensorRT: finds the library, builds engines, caches and opens them. Imports without TensorRT and without a GPU.
 
-Written against what TensorRT 10.3 to 11 and TensorRT-RTX have in common; everything else is probed by name
+Written against the API that TensorRT 10.3 to 11 and TensorRT-RTX share; everything else is looked up by name
 (`hasattr`), because flags changed their numbers and names disappeared between versions.
 """

@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
-"""ONNX to engine, with TensorRT 10.3 to 11 and TensorRT-RTX.
+"""Builder from ONNX to engine, for TensorRT 10.3 to 11 and TensorRT-RTX.
 
-Flags and calls that only some of them have are looked up by name and left out where they are absent; where leaving one
-out would change what was asked for, the build is refused instead.
+Flags and calls that only some versions have are looked up by name and left out if they are absent. If leaving one out
+would change the requested result, the build is refused instead.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """An engine and what is known of its making."""
+    """An engine and the facts about its build."""
 
     plan: bytes
     layers: int  # of the ONNX file, before fusion
@@ -86,23 +86,24 @@ def build_engine(
     cancel: threading.Event | None = None,
     prepare_thread: Callable[[], object] = lambda: None,
 ) -> Built:
-    """Build an engine. Takes seconds (TensorRT-RTX) to many minutes (TensorRT), in a thread of its own.
+    """Build an engine in its own thread. Takes seconds (TensorRT-RTX) to many minutes (TensorRT).
 
     Args:
         model: serialised ONNX.
-        card: its size and profiles.
-        gpu: what it is built for.
+        spec: size and profiles of the model.
+        plan: build settings.
+        gpu: the GPU that the engine is for.
         ahead_of_time: `gpu` is not in this machine (TensorRT-RTX only).
         timing_cache: of an earlier build on the same GPU and library.
-        listener: is told how it goes.
-        cancel: set it, and the build ends soon, with `Closed`.
-        prepare_thread: called first in the building thread, to choose the GPU there.
+        listener: receives the progress.
+        cancel: set it, and the build soon ends with `Closed`.
+        prepare_thread: called first in the building thread, to select the GPU there.
 
     Raises:
-        ModelError: the model, the card and the settings do not fit together, or TensorRT cannot build them.
-        DeviceMissing: there is no TensorRT or no GPU that works.
+        ModelError: the model, the spec and the settings do not fit together, or TensorRT cannot build them.
+        DeviceMissing: no TensorRT, or no GPU that works.
         Closed: cancelled.
-        KeyboardInterrupt: Ctrl-C; TensorRT has stopped by then.
+        KeyboardInterrupt: Ctrl-C, after TensorRT has stopped.
     """
     require_precision(plan.precision, gpu)
     stop = cancel or threading.Event()
@@ -136,7 +137,7 @@ def build_engine(
 
 
 class _Build:
-    """One build: the steps of `run` are its methods."""
+    """One build. The steps of `run` are its methods."""
 
     def __init__(
         self,
@@ -162,7 +163,7 @@ class _Build:
         self._builder = start(trt.Builder, log)
 
     def _refuse_untested(self) -> None:
-        """TensorRT-RTX runs on GPUs that it cannot name, and fp8 convolutions gave wrong results on one (9.0)."""
+        """Refuse quantised precisions on GPUs that TensorRT-RTX cannot name: fp8 gave wrong results on one (9.0)."""
         capabilities = supported_capabilities()
         quantised = self._plan.precision in ("fp8", "int8")
         if quantised and capabilities and self._gpu.compute_capability not in capabilities:
@@ -175,7 +176,7 @@ class _Build:
             )
 
     def run(self, model: bytes, timing_cache: bytes | None) -> Built:
-        """Parse, configure, build."""
+        """Parse, configure, and build."""
         started_ns = time.monotonic_ns()
         try:
             prepared = prepare_onnx(model, self._plan)
@@ -243,7 +244,7 @@ class _Build:
         return config
 
     def _aim(self, config: Any) -> None:
-        """Tell TensorRT-RTX which GPU the engine is for. One that it cannot name (9.0) gets the default."""
+        """Set the GPU that TensorRT-RTX builds for. A GPU that it cannot name (9.0) gets the default."""
         capabilities = supported_capabilities()
         if not hasattr(config, "set_compute_capability"):
             if self._ahead_of_time:
@@ -275,7 +276,7 @@ class _Build:
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
     def _say_what_dla_takes(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
-        """What a DLA does not take runs on the GPU, which may be all of it."""
+        """Log how many layers the DLA takes. The others, possibly all, run on the GPU."""
         if config.default_device_type != trt.DeviceType.DLA:
             return
         layers = [network.get_layer(index) for index in range(network.num_layers)]
@@ -315,7 +316,7 @@ class _Build:
 
 
 def make_monitor(listener: BuildListener, cancel: threading.Event) -> trt.IProgressMonitor:
-    """A progress monitor that tells `listener` and stops the build once `cancel` is set."""
+    """Return a progress monitor that reports to `listener` and stops the build once `cancel` is set."""
     inner = Monitor(listener, cancel)
 
     class ProgressMonitor(trt.IProgressMonitor):
@@ -338,7 +339,7 @@ def set_flags(config: trt.IBuilderConfig, typing: Typing) -> None:
     """Set and clear builder flags by name.
 
     Raises:
-        ModelError: this library does not have one that is needed.
+        ModelError: this library lacks a required flag.
     """
     for name in typing.flags_on:
         flag = builder_flag(name)
@@ -356,13 +357,13 @@ def attach_timing_cache(config: trt.IBuilderConfig, blob: bytes | None) -> trt.I
     cache = or_none(config.create_timing_cache(blob or b""))
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return cache
-    _log.info("the timing cache is of another GPU or library, or damaged: measuring anew")
+    _log.info("the timing cache is of another GPU or library, or damaged: measuring again")
     fresh = config.create_timing_cache(b"")
     config.set_timing_cache(fresh, ignore_mismatch=False)
     return fresh
 
 
 def timings_of(config: trt.IBuilderConfig) -> bytes | None:
-    """What a build measured, for the next; None where nothing is kept."""
+    """Return the measurements of a build for the next one, or None if nothing is kept."""
     cache = or_none(config.get_timing_cache())
     return bytes(memoryview(cache.serialize())) if cache is not None else None

@@ -11,7 +11,7 @@ from vision.engine.precision import Precision
 from vision.errors import DeviceError, ModelError
 
 DAMAGED_HINT: Final = (
-    "download it again, and compare its sha256 with the one in model.yaml; or export it anew: "
+    "download it again, and compare its sha256 with the one in model.yaml; or export it again: "
     "`onnx.checker.check_model` says more"
 )
 _WITHOUT_OPERATOR: Final = (
@@ -22,7 +22,7 @@ _OUT_OF_MEMORY: Final = ("OutOfMemory", "out of memory", "OUT_OF_MEMORY")
 
 
 class Refused(ModelError):
-    """TensorRT does not take the network: reshaped by us it may do that, as it is it may not."""
+    """TensorRT does not take the network. If we have rewritten it, the original may build."""
 
 
 def refused_model(file: str, errors: Sequence[Any]) -> Refused:
@@ -37,7 +37,7 @@ def refused_model(file: str, errors: Sequence[Any]) -> Refused:
 
 
 def _fault(error: Any) -> str:
-    """One error of the parser: which node, which operator, what is wrong."""
+    """Return the text of one error of the parser: node, operator, reason."""
     operator, node, text = error.node_operator(), error.node_name(), str(error.desc()).strip()
     if not operator:
         return text
@@ -46,12 +46,12 @@ def _fault(error: Any) -> str:
 
 
 def is_damage(error: Any) -> bool:
-    """Whether the parser found fault with the file, and not with what it asks for."""
+    """Return True if the parser finds the file invalid, and not its operators unsupported."""
     return error.code().name in ("INVALID_GRAPH", "MODEL_DESERIALIZE_FAILED")
 
 
 def free_memory() -> str:
-    """What is free of the GPU's memory, to be put behind a message; empty where there is no GPU to ask."""
+    """Return the GPU's free memory as the end of a message. Empty without a GPU."""
     try:
         from vision.gpu.cuda import memory_info
 
@@ -65,7 +65,7 @@ _NO_RUNNER = re.compile(r"(?P<node>\S+) has no runners that implement it")
 
 
 def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
-    """Why a build failed, from the log: with the node and its operator where the log names one."""
+    """Return why a build failed, from the log, with the node and its operator if the log names one."""
     errors = [text for text in log.errors() if "catchCudaError" not in text] or list(log.errors())
     layers = {network.get_layer(index).name: network.get_layer(index) for index in range(network.num_layers)}
     for text in errors:
@@ -76,8 +76,9 @@ def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
 
 
 def failed_build(what: str, cause: str, precision: Precision) -> ModelError:
-    """The error to raise. `Refused` where another form of the model might do; not for lack of memory, of which the
-    cause tells what was asked.
+    """Return the error to raise: `Refused` if another form of the model may build.
+
+    Lack of memory is not `Refused`; `cause` tells how much was requested.
     """
     if any(word in cause for word in _OUT_OF_MEMORY):
         return ModelError(f"{what}: {cause}{free_memory()}", hint="lower `detect: {max_batch: ...}`")
@@ -85,20 +86,20 @@ def failed_build(what: str, cause: str, precision: Precision) -> ModelError:
 
 
 def failure_hint(precision: Precision) -> str:
-    """What to try after a failed build."""
+    """Return what to try after a failed build."""
     if precision in ("int8", "fp8"):
         return f"this library or GPU may have no {precision} kernels for the model's layers: `precision: fp16` works"
     return "export the model without operators that are named above; `--level 1` and a smaller max_batch ask for less"
 
 
 def notes_of(log: LogLines) -> tuple[str, ...]:
-    """Warnings of a build, and what it says of sparsity, each once."""
+    """Return the warnings of a build and its lines on sparsity, each once."""
     lines = (line.text.strip() for line in log.lines if line.severity == "WARNING" or "(Sparsity)" in line.text)
     return tuple(dict.fromkeys(lines))
 
 
 def bytes_in(log: LogLines, what: str) -> int | None:
-    """The greatest number of bytes that the log gives for `what`: there is a line for each profile."""
+    """Return the largest number of bytes that the log gives for `what`: it has a line for each profile."""
     pattern = re.compile(re.escape(what) + r": (\d+)")
     numbers = [int(found[1]) for text in log.containing(what) if (found := pattern.search(text))]
     return max(numbers, default=None)

@@ -1,7 +1,7 @@
-"""Engines that were built before, by what they were built from and for.
+"""Cache of built engines, by what they were built from and for.
 
-The name of a file holds the hash of its key, so that a change of anything finds another file and never a wrong one.
-The JSON beside it says what the key was, for people, and has the hash of the plan, for the check on every start.
+The file name holds the hash of the key, so a change of anything finds another file and never a wrong one. The JSON in
+the same folder holds the key in readable form, and the hash of the plan, which every start checks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SUFFIXES = (".engine", ".json", ".kernels", ".lock")
 
 
 def default_folder(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
-    """Where engines are kept: systemd's ``CacheDirectory=``, else the user's cache folder."""
+    """Return the folder of the cache: systemd's ``CacheDirectory=``, else the user's cache folder."""
     environment = os.environ if environ is None else environ
     if environment.get("CACHE_DIRECTORY"):
         return Path(environment["CACHE_DIRECTORY"].split(":")[0]) / "engines"
@@ -58,7 +58,7 @@ def default_folder(environ: Mapping[str, str] | None = None, home: Path | None =
 
 @dataclass(frozen=True, slots=True)
 class EngineKey:
-    """All that decides what is in a plan."""
+    """Everything that decides the contents of a plan."""
 
     onnx_sha256: str
     flavour: str
@@ -70,16 +70,16 @@ class EngineKey:
     input_hw: tuple[int, int]
 
     def as_json(self) -> dict[str, Any]:
-        """The key as plain data."""
+        """Return the key as plain data."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     def digest(self) -> str:
-        """Hash of the key; names the files."""
+        """Return the hash of the key, which names the files."""
         return sha256_of(json.dumps(self.as_json(), sort_keys=True).encode())[:20]
 
     def differences(self, other: Mapping[str, Any]) -> str:
-        """What `other` has otherwise, in words."""
+        """Return a readable list of the values in which `other` differs."""
         theirs, mine = _flat(other), _flat(self.as_json())
         return ", ".join(
             f"{name} {theirs.get(name)!r} instead of {mine.get(name)!r}"
@@ -94,7 +94,7 @@ def _flat(key: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildPlan, spec: Any) -> EngineKey:
-    """The key of an engine of `onnx` with the size and profiles of a model card."""
+    """Return the key of an engine of `onnx` with the size and profiles of a model spec."""
     return EngineKey(
         onnx_sha256=sha256_of(onnx),
         flavour=library.flavour,
@@ -109,7 +109,7 @@ def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildPlan, spec: A
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One engine of the cache, as its JSON says."""
+    """One engine of the cache, as its JSON describes it."""
 
     path: Path  # of the plan
     model: str
@@ -123,7 +123,7 @@ class Entry:
 
     @property
     def unused_s(self) -> float:
-        """Seconds since it was last loaded or built."""
+        """Return the seconds since the engine was last loaded or built."""
         with contextlib.suppress(OSError):
             return max(0.0, time.time() - self.path.stat().st_mtime)
         return 0.0
@@ -131,7 +131,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A plan that was found or built."""
+    """A plan from the cache or from a build."""
 
     plan: bytes
     path: Path
@@ -143,7 +143,7 @@ class EngineCache:
     """A folder of engines.
 
     Raises:
-        Untrusted: others may write the folder or one above it.
+        Untrusted: other users can write to the folder or to one above it.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -154,7 +154,7 @@ class EngineCache:
     # -------------------------------------------------------------------------------------------- finding
 
     def path_of(self, model: str, key: EngineKey) -> Path:
-        """File of a plan: names for people, and the hash that counts."""
+        """Return the path of a plan: a readable name and the hash of the key."""
         major, minor = key.compute_capability
         return (
             self.folder
@@ -162,10 +162,10 @@ class EngineCache:
         )
 
     def find(self, model: str, key: EngineKey) -> tuple[bytes | None, str]:
-        """The plan and an empty reason, or None and why there is none to use.
+        """Return the plan and an empty reason, or None and the reason why no plan can be used.
 
         Raises:
-            Untrusted: others may write it.
+            Untrusted: other users can write to it.
         """
         path = self.path_of(model, key)
         try:
@@ -175,7 +175,7 @@ class EngineCache:
             missing = Path(error.filename).suffix if error.filename else ""
             return None, self._nearest(model, key) if missing == ".json" else "the plan is gone"
         except (ValueError, UnicodeDecodeError):
-            return None, "the JSON beside it is damaged"
+            return None, "its JSON is damaged"
         reason = _unusable(sidecar, plan, key)
         if reason:
             return None, reason
@@ -192,17 +192,19 @@ class EngineCache:
         force: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Loaded:
-        """The plan from the cache, or built now. Of several processes one builds and the others take what it built.
+        """Return the plan from the cache, or build it. Of several processes one builds and the others load its result.
 
-        Where the cache cannot be written the plan is built all the same: a slow start is better than none.
+        If the cache cannot be written, the plan is built nevertheless: a slow start is better than none.
 
         Args:
-            build: gets the timing cache of earlier builds, or None.
-            force: build even if there is one.
+            model: name of the model.
+            key: key of the engine.
+            build: takes the timing cache of earlier builds, or None.
+            force: build even if the cache has the plan.
             cancelled: ends the wait for another process.
 
         Raises:
-            Untrusted: others may write the file.
+            Untrusted: other users can write to the file.
             Closed: cancelled while waiting.
         """
         path = self.path_of(model, key)
@@ -222,7 +224,7 @@ class EngineCache:
             return Loaded(built.plan, path, built)
 
     def _nearest(self, model: str, key: EngineKey) -> str:
-        """Why there is no engine for `key`: how the most similar one of the model differs."""
+        """Return how the most similar engine of the model differs from `key`."""
         stored = [entry.key for entry in self.entries() if entry.model == model and not entry.fault]
         if not stored:
             return "it was not built yet"
@@ -248,7 +250,7 @@ class EngineCache:
     # -------------------------------------------------------------------------------------------- keeping
 
     def _store(self, path: Path, model: str, key: EngineKey, built: Built) -> None:
-        """The plan first: a sidecar without its plan is noticed, a plan without its sidecar is not looked at."""
+        """Write the plan first: a sidecar without its plan is noticed, a plan without its sidecar is ignored."""
         sidecar = {
             "schema": SCHEMA,
             "model": model,
@@ -269,7 +271,7 @@ class EngineCache:
             write_whole(self._timing_path(key), built.timing_cache)
 
     def _timing_path(self, key: EngineKey) -> Path:
-        """Measured timings are good for one library on one GPU, whatever the model."""
+        """Return the path of the measured timings. They hold for one library on one GPU and for all models."""
         place = sha256_of(f"{key.flavour} {key.version} {key.gpu_name} {key.compute_capability}".encode())[:20]
         return self.folder / f"{place}.timing"
 
@@ -280,13 +282,13 @@ class EngineCache:
             return None
 
     def kernels_of(self, path: Path) -> KernelStore:
-        """Where the kernels that TensorRT-RTX compiles for this plan are kept."""
+        """Return the store of the kernels that TensorRT-RTX compiles for this plan."""
         return KernelStore(path.with_suffix(".kernels"))
 
     # -------------------------------------------------------------------------------------------- looking after
 
     def entries(self) -> tuple[Entry, ...]:
-        """Every engine, by name. One that cannot be used says why in `fault`.
+        """Return all engines, sorted by name. `fault` is the reason why one cannot be used.
 
         Raises:
             ModelError: the folder cannot be read.
@@ -302,17 +304,20 @@ class EngineCache:
     def prune(
         self, library: Library | None, gpu: Gpu | None, *, unused_days: float = _UNUSED_DAYS
     ) -> Mapping[str, str]:
-        """Remove what is of no use on this machine: file name → why. Only what this class has written, by its name.
+        """Remove the files of this class that this machine cannot use.
 
-        An engine that another process is building or storing is left alone.
+        An engine that another process is building or storing stays.
 
         Args:
-            library: engines of another one go; None keeps them.
-            gpu: engines for another one go; None keeps them.
-            unused_days: engines go that were not loaded for so long.
+            library: engines of another library are removed; None keeps them.
+            gpu: engines for another GPU are removed; None keeps them.
+            unused_days: engines that were not loaded for longer are removed.
+
+        Returns:
+            The reason for each removed file name.
 
         Raises:
-            ModelError: something cannot be removed.
+            ModelError: a file cannot be removed.
         """
         gone: dict[str, str] = {}
         for entry in self.entries():
@@ -339,7 +344,7 @@ class EngineCache:
 
     @staticmethod
     def _remove(engine: Path, built_at: str | None) -> bool:
-        """Remove all files of an engine that was built then (None: there is none) and that no other process is at."""
+        """Remove all files of an engine that has this build time (None: no sidecar) and that no other process uses."""
         try:
             with locked(engine.with_suffix(".lock"), timeout_s=0):
                 if (_entry(engine).built_at if engine.exists() else None) != built_at:
@@ -352,16 +357,16 @@ class EngineCache:
 
 
 class KernelStore:
-    """Compiled kernels of one engine on disk, with a hash in front. They are code as the plan is."""
+    """Compiled kernels of one engine on disk, with a hash in front. They are code, like the plan."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def load(self) -> bytes | None:
-        """What was saved, or None where that is not usable.
+        """Return the saved kernels, or None if they cannot be used.
 
         Raises:
-            Untrusted: others may write it.
+            Untrusted: other users can write to the file.
         """
         try:
             require_private_folder(self.path.parent)
@@ -371,12 +376,12 @@ class KernelStore:
         start = len(_KERNELS_MAGIC)
         blob = contents[start + _DIGEST_BYTES :]
         if contents[:start] != _KERNELS_MAGIC or contents[start : start + _DIGEST_BYTES].hex() != sha256_of(blob):
-            _log.warning("%s is damaged, its kernels are compiled anew", self.path)
+            _log.warning("%s is damaged, its kernels are compiled again", self.path)
             return None
         return blob
 
     def save(self, blob: bytes) -> None:
-        """Keep `blob`, unless it is there already. Where that cannot be, the log says so."""
+        """Write `blob` unless the file has it already. Logs a failure."""
         contents = _KERNELS_MAGIC + bytes.fromhex(sha256_of(blob)) + blob
         with contextlib.suppress(FileNotFoundError, Untrusted):
             if read_private(self.path) == contents:
@@ -391,25 +396,25 @@ class KernelStore:
 
 
 def _is_ours(path: Path, *suffixes: str) -> bool:
-    """Whether a file has a name that `EngineCache.path_of` gives, and one of these suffixes."""
+    """Return True if a file has a name that `EngineCache.path_of` gives, and one of these suffixes."""
     return path.suffix in suffixes and _STEM.fullmatch(path.stem) is not None
 
 
 def _is_unfinished(path: Path) -> bool:
-    """Whether `write_whole` made a file on its way to one of ours: ``.NAME.RANDOM.tmp``."""
+    """Return True for a temporary file of `write_whole` for one of our files: ``.NAME.RANDOM.tmp``."""
     name = Path(path.name.removeprefix(".").removesuffix(".tmp")).stem
     return path.suffix == ".tmp" and (_is_ours(Path(name), *_SUFFIXES) or _TIMING.fullmatch(name) is not None)
 
 
 def _age_s(path: Path) -> float:
-    """Since it was last written; 0 where it has gone meanwhile."""
+    """Return the seconds since the last write; 0 if the file no longer exists."""
     with contextlib.suppress(OSError):
         return time.time() - path.stat().st_mtime
     return 0.0
 
 
 def _unlink(path: Path) -> bool:
-    """Remove a file. False where there was none.
+    """Remove a file. Returns False if there was none.
 
     Raises:
         ModelError: it cannot be removed.
@@ -428,9 +433,9 @@ def _sidecar(path: Path) -> Path:
 
 
 def _unusable(sidecar: Any, plan: bytes, key: EngineKey) -> str:
-    """Why a plan with this sidecar is not the one for `key`; empty where it is."""
+    """Return the reason why a plan with this sidecar is not the one for `key`. Empty if it is."""
     if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA:
-        return "the JSON beside it is of another version"
+        return "its JSON is of another version"
     stored = sidecar.get("key")
     if not isinstance(stored, dict) or key.differences(stored):
         return f"it is foreign: {key.differences(stored) if isinstance(stored, dict) else 'no key'}"
@@ -457,18 +462,18 @@ def _entry(path: Path) -> Entry:
             notes=tuple(map(str, sidecar["notes"])),
         )
     except FileNotFoundError:
-        return replace(blank, fault="the JSON beside it is gone")
+        return replace(blank, fault="its JSON is missing")
     except Untrusted as error:
         return replace(blank, fault=str(error.args[0]))
     except (ValueError, KeyError, TypeError):
-        return replace(blank, fault="the JSON beside it is damaged")
+        return replace(blank, fault="its JSON is damaged")
     if len(plan) != entry.plan_bytes or sha256_of(plan) != entry.plan_sha256:
         return replace(entry, fault="damaged: its contents are not what was written")
     return entry
 
 
 def foreign(key: Mapping[str, Any], library: Library | None, gpu: Gpu | None) -> str:
-    """Why an engine with this key cannot run here; empty where it can, or where nothing is known of here."""
+    """Return the reason why an engine with this key cannot run here. Empty if it can, or if nothing is known."""
     if library is not None and (key.get("flavour"), key.get("version")) != (library.flavour, library.version):
         return f"built with {key.get('flavour')} {key.get('version')}, this is {library}"
     if gpu is not None and [key.get("gpu_name"), key.get("compute_capability")] != [

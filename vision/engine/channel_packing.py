@@ -1,9 +1,8 @@
-"""Frames that a network reads pixel by pixel instead of plane by plane.
+"""Input frames with interleaved channels instead of planes.
 
-Tensor cores take channels that lie side by side, in groups of four at least. A network with an input of three planes
-therefore begins with a kernel that does nothing but interleave them and add a fourth of zeros. The letterbox writes
-every pixel anyway, and can write them in this order: the input gets a fourth channel whose weights are zero, and the
-kernel goes away.
+Tensor cores take interleaved channels, in groups of at least four. So a network with an input of three planes begins
+with a kernel that only interleaves them and adds a fourth channel of zeros. The letterbox writes every pixel anyway and
+can write them in this order: the input gets a fourth channel with zero weights, and the kernel is not needed.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ INTERLEAVED_CHANNELS = 4
 
 
 def widen_input(model: onnx.ModelProto) -> bool:
-    """Give the frame's input a fourth channel, in place. What the model computes of the other three stays the same.
+    """Give the frame's input a fourth channel, in place. The results stay the same.
 
     Returns:
-        Whether that was possible: there is one input, of three channels, and nothing but convolutions over them reads
+        True if that was possible: the model has one input, of three channels, and only convolutions over all three read
         it, with weights that nothing else uses.
     """
     import onnx
@@ -48,7 +47,7 @@ def widen_input(model: onnx.ModelProto) -> bool:
 
 
 def _convolves(node: onnx.NodeProto, frame: str, weights: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether a node is a convolution over all channels of the frame with weights that are in the file."""
+    """Return True for a convolution over all channels of the frame with weights that are in the file."""
     if node.op_type != "Conv" or node.input[0] != frame or node.input[1] not in weights:
         return False
     dims = weights[node.input[1]].dims

@@ -1,17 +1,17 @@
-"""Convolutions with few outputs, computed for several columns of the frame at once.
+"""Folding of convolutions with few outputs: several columns of the frame at once.
 
-The kernels that TensorRT-RTX chooses compute 64 output channels at least. A convolution with 16 or 32 of them, as the
-first stages of small detectors have on their largest frames, wastes the rest. Folded, it computes `factor` columns
-that lie side by side as that many more channels: the kernel is wider by `stride * (factor - 1)`, holds the weights
-of each column moved to where that column's window begins, with zeros around them, and steps `factor` times as far. The
-sums are the same, with zeros added. On an H100 (fp16, batch 32, 104 x 104) 32 -> 32 channels took 65 us, and 35 us
-folded; 32 -> 16 took 64 and 26; 16 -> 16 took 45 and 36.
+The kernels that TensorRT-RTX chooses compute at least 64 output channels. A convolution with 16 or 32 of them, as the
+first stages of small detectors have on their largest frames, wastes the rest. A folded convolution computes `factor`
+adjacent columns as that many more channels: the kernel is wider by `stride * (factor - 1)`, holds the weights of each
+column at the place where that column's window begins, with zeros around them, and its stride is `factor` times as
+large. The sums are the same, with zeros added. On an H100 (fp16, batch 32, 104 x 104) 32 -> 32 channels took 65 us, and
+35 us folded; 32 -> 16 took 64 and 26; 16 -> 16 took 45 and 36.
 
-What comes out, [batch, factor * channels, height, width / factor], lies in memory as the convolution's own output does
-where the channels of a pixel are side by side. Saying so takes a transposition, which the library makes part of the
-kernel for the activation behind it. This is free where that activation has a kernel of its own, and costs one where the
-library would have made it part of the convolution. As the logs of its builds show, it does the latter with LeakyRelu,
-SiLU and their like (TensorRT-RTX 1.4, 1.6), unless a Concat joins the results with others.
+The result, [batch, factor * channels, height, width / factor], has the memory layout of the original output with
+interleaved channels. Expressing that takes a transposition, which the library fuses with the kernel of the activation
+after it. This is free if that activation has its own kernel, and costs one if the library would have fused it with the
+convolution. As the logs of its builds show, it does the latter with LeakyRelu, SiLU and similar activations
+(TensorRT-RTX 1.4, 1.6), unless a Concat joins the results with others.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ACTIVATIONS = frozenset(
 """Pointwise operators that may get a kernel of their own. Relu and Clip never do: convolutions have them inside."""
 
 INSIDE_ALONE = frozenset({"Sigmoid", "Tanh"})
-"""Activations that convolutions have inside as well, unless the convolution's output is needed beside theirs."""
+"""Activations that convolutions have inside as well, unless the convolution's output is also needed itself."""
 
 _QUANTISING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _OFFICIAL = ("", "ai.onnx")
@@ -56,14 +56,14 @@ _RESHAPE_OPSET = 5  # from here on Reshape takes its shape as an input
 
 
 def fold_narrow_convolutions(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Fold the convolutions of a model for which that is likely to save time, in place. Results stay the same.
+    """Fold the convolutions for which that is likely to save time, in place. The results stay the same.
 
-    Those are convolutions with constant float32 weights, few inputs and outputs and overlapping windows. The width of
-    the output is known, and only pointwise activations read it whose results are joined with others. Models that are
-    quantised are left as they are.
+    Those are convolutions with constant float32 weights, few inputs and outputs, and overlapping windows. The width of
+    the output is known, and only pointwise activations read it, whose results are joined with others. Quantised models
+    stay as they are.
 
     Returns:
-        Names of the convolutions that were folded; of their outputs where they have none.
+        Names of the folded convolutions, or of their outputs if they have none.
     """
     graph = model.graph
     opset = next((each.version for each in model.opset_import if each.domain in _OFFICIAL), 0)
@@ -91,7 +91,7 @@ def fold_narrow_convolutions(model: onnx.ModelProto) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Fold:
-    """How one convolution is folded."""
+    """Parameters of one fold."""
 
     factor: int  # columns that are computed together
     weights: NDArray[np.float32]  # [outputs, inputs, height, width], of one column
@@ -101,10 +101,13 @@ class _Fold:
     width: int  # of the output
 
     def apply(self, node: onnx.NodeProto, index: _Index) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-        """Change the convolution. Returns the nodes that belong behind it, and the constants of all of them.
+        """Change the convolution.
 
         The padding stays as it is. The last of `width` windows ends where the last of `width / factor` wider ones does,
-        and what is left over behind it is less than a step was before, and so less than a step is now.
+        and the columns left over after it are fewer than the old stride, and so fewer than the new one.
+
+        Returns:
+            The nodes that follow the convolution, and the constants of all of them.
         """
         from onnx import helper, numpy_helper
 
@@ -136,7 +139,7 @@ class _Fold:
 
 
 class _Index:
-    """What is asked about a model's tensors: who reads them, their shapes, their values, which names are taken."""
+    """Index of a model: readers, shapes and values of its tensors, and the names in use."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -150,14 +153,14 @@ class _Index:
                 self._readers[name].append(node)
 
     def fresh(self, name: str) -> str:
-        """`name`, or one like it that is not taken yet; it is from now on."""
+        """Reserve and return an unused name: `name`, or one like it."""
         while name in self._names:
             name += "_"
         self._names.add(name)
         return name
 
     def fold_of(self, node: onnx.NodeProto) -> _Fold | None:
-        """How to fold a node; None where it is not worth it or cannot be done."""
+        """Return how to fold a node, or None if that is impossible or saves nothing."""
         if node.op_type != "Conv" or node.domain not in _OFFICIAL or not self._is_plain(node):
             return None
         parameters = [self._values(name) for name in node.input[1:] if name]
@@ -174,19 +177,19 @@ class _Index:
         return _Fold(factor, weights, bias, (down, across), shape[2], shape[3])
 
     def _is_plain(self, node: onnx.NodeProto) -> bool:
-        """Whether a convolution has one group, no holes and padding in numbers."""
+        """Return True for a convolution with one group, no dilation, and padding given as numbers."""
         group, auto_pad = _attribute(node, "group", 1), _attribute(node, "auto_pad", b"NOTSET")
         return group == 1 and auto_pad == b"NOTSET" and set(_sequence(node, "dilations", (1, 1))) == {1}
 
     def _values(self, name: str) -> NDArray[np.float32] | None:
-        """A float32 constant of the file."""
+        """Return a float32 constant of the file."""
         from onnx import numpy_helper
 
         tensor = self._constants.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def _is_activated_and_joined(self, name: str) -> bool:
-        """Whether a tensor goes into activations alone, and what they give into a Concat."""
+        """Return True if only activations read a tensor, and a Concat reads their results."""
         made = [name]
         for each in made:  # grows: Mish may be Softplus, Tanh and a product
             made.extend(node.output[0] for node in self._readers[each] if self._activates(node))
@@ -199,14 +202,14 @@ class _Index:
         return self._is_joined([*made[1:], *(node.output[0] for node in products)])
 
     def _activates(self, node: onnx.NodeProto) -> bool:
-        """Whether a node is a pointwise activation of the one tensor that it reads beside constants."""
+        """Return True for a pointwise activation of one tensor; its other inputs are constants."""
         if node.op_type not in ACTIVATIONS or node.domain not in _OFFICIAL:
             return False
         by_tanh = _attribute(node, "approximate", b"none") != b"none"  # Gelu; this one convolutions have inside
         return not by_tanh and all(slope in self._constants for slope in node.input[1:])  # of PRelu
 
     def _is_joined(self, names: Iterable[str]) -> bool:
-        """Whether one of some tensors is joined with others, by itself or with something added to it."""
+        """Return True if a Concat reads one of the tensors, directly or after an addition."""
         reached = list(names)
         for name in reached:  # grows
             for node in self._readers[name]:
@@ -218,11 +221,11 @@ class _Index:
 
 
 def _factor(shape: Sequence[int], stride: int) -> int:
-    """How many columns a convolution computes together; 1 where that gains nothing.
+    """Return the number of columns that a convolution computes together; 1 if that saves nothing.
 
     Args:
         shape: of the weights, [outputs, inputs, height, width].
-        stride: along the width. Windows that do not overlap have nothing to share, as in every 1 x 1 convolution.
+        stride: along the width. Windows that do not overlap share nothing, as in every 1 x 1 convolution.
     """
     outputs, inputs, _, width = shape
     narrow = LEAST_OUTPUTS <= outputs <= MOST_OUTPUTS and LEAST_INPUTS <= inputs <= MOST_INPUTS
@@ -232,7 +235,7 @@ def _factor(shape: Sequence[int], stride: int) -> int:
 
 
 def _widened(weights: NDArray[np.float32], factor: int, stride: int) -> NDArray[np.float32]:
-    """Weights of `factor` columns, [factor * outputs, inputs, height, width + stride * (factor - 1)]."""
+    """Return weights of `factor` columns, [factor * outputs, inputs, height, width + stride * (factor - 1)]."""
     outputs, inputs, height, width = weights.shape
     wide = np.zeros((factor * outputs, inputs, height, width + stride * (factor - 1)), np.float32)
     for column in range(factor):
@@ -264,7 +267,7 @@ def _set(node: onnx.NodeProto, name: str, values: Sequence[int]) -> None:
 
 
 def _float_constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Float32 tensors whose values are in the file. Those that are inputs as well may be given others at run time."""
+    """Return the float32 tensors with values in the file. Inputs with default values are excluded."""
     from onnx import TensorProto
 
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -281,9 +284,9 @@ def _float_constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 
 
 def _shapes_of(model: onnx.ModelProto) -> Mapping[str, tuple[int | None, ...]]:
-    """Shapes of what nodes give, as far as they follow from the inputs; None for a side that is open.
+    """Return the shapes of node outputs, as far as they follow from the inputs; None for a free side.
 
-    Those that the file notes are not used: they may be of another size of the frame than its input says by now.
+    Shapes stored in the file are not used: they may belong to another frame size than the current input.
     """
     import onnx
 
@@ -308,7 +311,7 @@ def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a node reads; branches and loops read tensors of the graph around them, too."""
+    """Yield the names that a node reads; branches and loops also read tensors of the graph around them."""
     yield from node.input
     for graph in _subgraphs(node):
         for inner in graph.node:
@@ -316,7 +319,7 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _names_in(graph: onnx.GraphProto) -> Iterator[str]:
-    """All names of tensors and nodes."""
+    """Yield all names of tensors and nodes."""
     for each in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         yield each.name
     for node in graph.node:
@@ -326,7 +329,7 @@ def _names_in(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _remove_unread(graph: onnx.GraphProto, names: Iterable[str]) -> None:
-    """Remove those constants of `names` that nothing reads."""
+    """Remove the constants of `names` that nothing reads."""
     read = {name for node in graph.node for name in _reads(node)} | {each.name for each in graph.output}
     unread = set(names) - read
     for index in reversed(range(len(graph.initializer))):

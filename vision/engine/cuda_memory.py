@@ -1,4 +1,4 @@
-"""The memory of the real GPU for `vision.engine.memory`. Needs cuda-python and a driver, and so is small."""
+"""The memory of a real GPU for `vision.engine.memory`. Needs cuda-python and a driver, and so is small."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _log = logging.getLogger(__name__)
 
 
 class CudaMemory:
-    """Segments of a `MemoryPool` from cudaMalloc, counted by `vision.gpu.memory` as all other memory is."""
+    """Segments of a `MemoryPool` from cudaMalloc, counted by `vision.gpu.memory` like all other memory."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, DeviceBuffer] = {}
 
     def allocate(self, size: int) -> int:
-        """Address of `size` new bytes; 0 where there are not so many."""
+        """Return the address of `size` new bytes; 0 if there is not enough memory."""
         try:
             buffer = DeviceBuffer(size, "TensorRT")
         except DeviceError as error:
@@ -30,16 +30,16 @@ class CudaMemory:
         return buffer.address
 
     def free(self, address: int) -> None:
-        """Give back what `allocate` gave."""
+        """Free the result of `allocate`."""
         self._buffers.pop(address).close()
 
     def synchronize(self, stream: int | None) -> None:
-        """Wait for a stream by its handle; for the whole GPU where None."""
+        """Wait for a stream by its handle, or for the whole GPU if None."""
         if stream is None:
             synchronize_device()
             return
         check(runtime.cudaStreamSynchronize(stream), "waiting for a stream of TensorRT")
 
     def free_and_total_bytes(self) -> tuple[int, int]:
-        """Free and total memory of the GPU."""
+        """Return free and total memory of the GPU."""
         return memory_info()

@@ -1,9 +1,8 @@
 # mypy: allow-subclassing-any
-"""Finds TensorRT: `tensorrt` or `tensorrt_rtx`, whichever is installed, behind one name `trt`.
+"""Access to TensorRT: `tensorrt` or `tensorrt_rtx`, whichever is installed, as `trt`.
 
-The two have the same API but for names that come and go between versions. Nothing here or elsewhere asks for a
-version number to decide what can be done: `hasattr` is asked, and integers of flags are computed, since the same bit
-means different flags in 10.x and 11.x.
+Both have the same API except for names that come and go between versions. No code compares version numbers: it uses
+`hasattr`, and it computes the integers of flags, because one bit means different flags in 10.x and 11.x.
 """
 
 from __future__ import annotations
@@ -65,20 +64,20 @@ TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 
 
 class Gpu(Protocol):
-    """What engine code needs to know of a GPU; `GpuDescription` stands for one that is not in this machine."""
+    """The facts about a GPU that engine code needs. `GpuDescription` stands for one in another machine."""
 
     @property
     def name(self) -> str:
-        """Such as ``NVIDIA H100 80GB HBM3`` or ``Orin``."""
+        """Return the name, such as ``NVIDIA H100 80GB HBM3`` or ``Orin``."""
 
     @property
     def compute_capability(self) -> tuple[int, int]:
-        """Major and minor, such as (8, 7)."""
+        """Return major and minor, such as (8, 7)."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuDescription:
-    """A GPU by name: for building ahead of time on a machine that does not have it."""
+    """A GPU by name, for a build on a machine that does not have it."""
 
     name: str
     compute_capability: tuple[int, int]
@@ -86,7 +85,7 @@ class GpuDescription:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The TensorRT that was found."""
+    """The TensorRT that is installed."""
 
     module: ModuleType
     flavour: Flavour
@@ -98,7 +97,7 @@ class Library:
 
 
 def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, int]) -> str:
-    """How to get TensorRT on a platform. Arguments as `platform.system()` and `platform.machine()` say."""
+    """Return how to install TensorRT on a platform. Arguments as from `platform.system()` and `platform.machine()`."""
     if tegra:
         return (
             "on a Jetson TensorRT comes with JetPack: `sudo apt install python3-libnvinfer`, then make the environment "
@@ -128,7 +127,7 @@ def load_library(names: Sequence[str] = MODULES) -> Library:
     """Import the first of `names` that can be imported.
 
     Raises:
-        DeviceMissing: none can; the message lists what each attempt said.
+        DeviceMissing: none can; the message lists the reason for each.
     """
     tried: list[str] = []
     for name in names:
@@ -147,10 +146,10 @@ def load_library(names: Sequence[str] = MODULES) -> Library:
 
 @functools.cache
 def find_library() -> Library:
-    """The TensorRT of this process, found once.
+    """Return the TensorRT of this process. The search runs once.
 
     Raises:
-        DeviceMissing: there is none.
+        DeviceMissing: TensorRT is not installed.
     """
     return load_library()
 
@@ -158,7 +157,7 @@ def find_library() -> Library:
 if not TYPE_CHECKING:
 
     class _Late:
-        """Stands for the module and imports it at the first use, so that this package imports without TensorRT."""
+        """Stand-in for the module that imports it at the first use, so that this package imports without TensorRT."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(find_library().module, name)
@@ -190,17 +189,17 @@ class LogLine:
 
 @dataclass(slots=True)
 class LogLines:
-    """What TensorRT said during a `collect_log` block, INFO and above."""
+    """Messages of TensorRT during a `collect_log` block, INFO and above."""
 
     lines: list[LogLine] = field(default_factory=list)
 
     def errors(self) -> tuple[str, ...]:
-        """Texts of errors, oldest first, without repetition."""
+        """Return the texts of errors, oldest first, without repetition."""
         texts = (line.text.strip() for line in self.lines if line.severity in ("ERROR", "INTERNAL_ERROR"))
         return tuple(dict.fromkeys(texts))
 
     def containing(self, text: str) -> tuple[str, ...]:
-        """Texts that contain `text`."""
+        """Return the texts that contain `text`."""
         return tuple(line.text for line in self.lines if text in line.text)
 
 
@@ -210,7 +209,7 @@ _sinks_lock = threading.Lock()
 
 
 def take_message(severity: str, text: str) -> None:
-    """Hand one message of TensorRT to the log and to everybody who collects. Called from any thread."""
+    """Pass one message of TensorRT to the log and to all collectors. Any thread can call it."""
     level = _LEVELS.get(severity)
     if level is None:  # VERBOSE: a hundred thousand lines a build
         return
@@ -223,14 +222,14 @@ def take_message(severity: str, text: str) -> None:
 
 
 def recent_errors() -> str:
-    """The last errors of TensorRT in one line: for calls too frequent to collect the log around each."""
+    """Return the last errors of TensorRT in one line, for calls too frequent for `collect_log`."""
     with _sinks_lock:
         return "; ".join(dict.fromkeys(_recent_errors)) or "it gave no reason"
 
 
 @contextmanager
 def collect_log() -> Iterator[LogLines]:
-    """Collect what TensorRT says inside the block: its errors are told nowhere else. Blocks may nest."""
+    """Collect the messages of TensorRT inside the block: it reports errors nowhere else. Blocks can be nested."""
     sink = LogLines()
     with _sinks_lock:
         _sinks.append(sink)
@@ -243,7 +242,10 @@ def collect_log() -> Iterator[LogLines]:
 
 @functools.cache
 def logger() -> trt.ILogger:
-    """The one logger. TensorRT keeps the first that it is given for the whole process, so it lives for ever."""
+    """Return the only logger.
+
+    TensorRT keeps the first one that it gets until the process ends, so it is never freed.
+    """
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -256,10 +258,10 @@ def logger() -> trt.ILogger:
 
 
 def start(factory: Callable[[trt.ILogger], _T], log: LogLines) -> _T:
-    """A ``trt.Runtime`` or ``trt.Builder``.
+    """Create a ``trt.Runtime`` or ``trt.Builder``.
 
     Raises:
-        DeviceMissing: there is no GPU that works; the message carries what TensorRT said.
+        DeviceMissing: no GPU works; the message contains the messages of TensorRT.
     """
     try:
         return factory(logger())
@@ -274,28 +276,28 @@ def start(factory: Callable[[trt.ILogger], _T], log: LogLines) -> _T:
 
 
 def or_none(result: _T) -> _T | None:
-    """`result` as what it really is: TensorRT gives None where it fails, and its types promise an object."""
+    """Return `result` with the type it really has: TensorRT returns None on failure, its types promise an object."""
     return result
 
 
 def member_of(enumeration: str, name: str) -> Any:
-    """A member of an enumeration by both names, or None where this library lacks either."""
+    """Return a member of an enumeration by both names, or None if this library lacks either."""
     return getattr(getattr(trt, enumeration, None), name, None)
 
 
 def builder_flag(name: str) -> trt.BuilderFlag | None:
-    """A builder flag by name, or None where this library does not have it."""
+    """Return a builder flag by name, or None if this library does not have it."""
     flag: trt.BuilderFlag | None = getattr(trt.BuilderFlag, name, None)
     return flag
 
 
 def keeps_timing() -> bool:
-    """Whether measured timings can be kept between builds. TensorRT-RTX measures nothing, and ignores the calls."""
+    """Return True if timings can be kept between builds. TensorRT-RTX measures nothing and ignores the calls."""
     return find_library().flavour == "tensorrt"
 
 
 def has_weak_typing() -> bool:
-    """Whether a builder flag can allow lower precision. Where not, the ONNX file itself says the precision.
+    """Return True if a builder flag can allow lower precision. Otherwise the ONNX file determines the precision.
 
     TensorRT-RTX 1.4 has the flags and ignores them: it is always strongly typed.
     """
@@ -303,7 +305,10 @@ def has_weak_typing() -> bool:
 
 
 def network_flags(*, strongly_typed: bool) -> int:
-    """Bits for `create_network`. 0 is right everywhere; strong typing is the only way where its bit is missing."""
+    """Return the bits for `create_network`.
+
+    0 is right everywhere; a library without the bit is always strongly typed.
+    """
     name = "STRONGLY_TYPED"
     if strongly_typed and hasattr(trt.NetworkDefinitionCreationFlag, name):
         return 1 << int(getattr(trt.NetworkDefinitionCreationFlag, name))
@@ -311,7 +316,7 @@ def network_flags(*, strongly_typed: bool) -> int:
 
 
 def supported_capabilities() -> tuple[tuple[int, int], ...]:
-    """Compute capabilities that ahead-of-time builds can name (TensorRT-RTX), or () where there is no such list."""
+    """Return the compute capabilities that ahead-of-time builds can name (TensorRT-RTX), or () without such a list."""
     names: Mapping[str, object] = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     numbers = sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdigit())
     return tuple((number // 10, number % 10) for number in numbers)

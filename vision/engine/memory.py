@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
-"""GPU memory: a pool behind TensorRT, scratch memory that contexts share where they can, the budget that is printed.
+"""GPU memory: a pool for TensorRT, scratch memory that contexts share, and the memory budget.
 
-The pool gets whole segments from the driver and hands out parts of them. It is written over a `RawMemory`, so all of it
-runs, and is tested, without a GPU.
+The pool takes whole segments from the driver and returns parts of them. It uses a `RawMemory`, so that all of it runs,
+and is tested, without a GPU.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ _SEGMENT_STEP = 2 << 20
 
 
 class RawMemory(Protocol):
-    """Where a pool gets its segments: the GPU (`vision.engine.cuda_memory`), or plain numbers in tests."""
+    """Source of segments: the GPU (`vision.engine.cuda_memory`), or plain numbers in tests."""
 
     def allocate(self, size: int) -> int:
-        """Address of `size` new bytes, aligned to 256; 0 where there are not so many."""
+        """Return the address of `size` new bytes, aligned to 256; 0 if there is not enough memory."""
 
     def free(self, address: int) -> None:
-        """Give back what `allocate` gave. Nothing may be using it."""
+        """Free the result of `allocate`. Nothing may be using it."""
 
     def synchronize(self, stream: int | None) -> None:
-        """Wait until a stream has done its work; the whole GPU for None."""
+        """Wait until a stream has done its work, or the whole GPU if None."""
 
     def free_and_total_bytes(self) -> tuple[int, int]:
-        """Free and total memory of the GPU."""
+        """Return free and total memory of the GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolReport:
-    """What a pool holds, and what it was asked."""
+    """Memory that a pool holds, and how often it was asked."""
 
     reserved_bytes: int  # taken from the driver
     used_bytes: int  # handed out, rounding included
@@ -63,14 +63,14 @@ class PoolReport:
 
 @dataclass(slots=True)
 class _Segment:
-    """Memory from the driver. `free` are (offset, size) of what is not handed out: sorted, never adjacent."""
+    """Memory from the driver. `free` holds the unused parts as (offset, size): sorted, never adjacent."""
 
     address: int
     size: int
     free: list[tuple[int, int]]
 
     def take(self, size: int, alignment: int) -> int | None:
-        """Offset of `size` bytes at a multiple of `alignment`, from the smallest gap that has them."""
+        """Return the offset of `size` bytes at a multiple of `alignment`, from the smallest gap that has them."""
         best: tuple[int, int, int] | None = None  # gap's size, gap's index, offset
         for index, (start, length) in enumerate(self.free):
             offset = -(-(self.address + start) // alignment) * alignment - self.address
@@ -85,7 +85,7 @@ class _Segment:
         return offset
 
     def give(self, offset: int, size: int) -> None:
-        """Take back what `take` gave, and join it with its neighbours."""
+        """Take back the result of `take`, and join it with its neighbours."""
         joined: list[tuple[int, int]] = []
         for start, length in sorted([*self.free, (offset, size)]):
             if joined and joined[-1][0] + joined[-1][1] == start:
@@ -108,14 +108,14 @@ class _Part:
 
 
 class MemoryPool:
-    """Hands out parts of segments, takes them back, and uses them again. Safe to call from any thread.
+    """Allocator that reuses parts of segments. Thread-safe.
 
-    Each stream has segments of its own: what a stream frees, work that comes later on that stream may use at once, and
-    nobody else. Freeing on another stream, or on none, waits for the GPU first.
+    Each stream has its own segments: later work on a stream can at once use what the stream frees, and no other stream
+    can. Freeing on another stream, or on none, waits for the GPU first.
 
     Args:
-        raw: where segments come from.
-        segment_bytes: least size of a segment; larger requests get one of their own size.
+        raw: source of segments.
+        segment_bytes: minimum size of a segment; larger requests get a segment of their own size.
     """
 
     def __init__(self, raw: RawMemory, *, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -130,13 +130,15 @@ class MemoryPool:
         self.last_failure = ""  # what was asked and what was free, for messages; see `forget_failure`
 
     def allocate(self, size: int, alignment: int = 0, stream: int = 0) -> int:
-        """Address of `size` bytes for work on `stream`. 0 where size is 0 or there is no memory.
+        """Return the address of `size` bytes for work on `stream`. 0 if size is 0 or there is no memory.
 
         Args:
+            size: number of bytes.
             alignment: a power of two, or 0 for any; never less than 256.
+            stream: the stream that uses the memory.
 
         Raises:
-            ValueError: negative size, or an alignment that is no power of two.
+            ValueError: negative size, or an alignment that is not a power of two.
         """
         if size < 0 or alignment < 0 or alignment & (alignment - 1):
             raise ValueError(f"expected a size and a power of two, got {size} and alignment {alignment}")
@@ -146,7 +148,7 @@ class MemoryPool:
             return self._allocate(_round_up(size, ALIGNMENT_BYTES), max(alignment, ALIGNMENT_BYTES), stream)
 
     def forget_failure(self) -> None:
-        """Before a call of TensorRT: what it did without earlier is not why this one fails."""
+        """Clear `last_failure` before a call of TensorRT: earlier failures are not the reason for a later one."""
         with self._lock:
             self.last_failure = ""
 
@@ -169,18 +171,18 @@ class MemoryPool:
         return self._hand_out(grown, stream, offset, size)
 
     def _grow(self, size: int, stream: int) -> _Segment | None:
-        """A new segment: of the usual size, or no larger than needed, or after giving back what is not in use."""
+        """Return a new segment: of the usual size, or no larger than needed, or after freeing unused ones."""
         needed = _round_up(size, _SEGMENT_STEP)
-        for wanted in dict.fromkeys((max(needed, self._segment_bytes), needed)):
-            address = self._raw.allocate(wanted)
+        for segment_bytes in dict.fromkeys((max(needed, self._segment_bytes), needed)):
+            address = self._raw.allocate(segment_bytes)
             if address:
                 break
         else:
-            wanted = needed
+            segment_bytes = needed
             address = self._raw.allocate(needed) if self._trim() else 0
         if not address:
             return None
-        segment = _Segment(address, wanted, [(0, wanted)])
+        segment = _Segment(address, segment_bytes, [(0, segment_bytes)])
         self._segments.setdefault(stream, []).append(segment)
         return segment
 
@@ -193,9 +195,10 @@ class MemoryPool:
         return address
 
     def deallocate(self, address: int, stream: int | None = None) -> bool:
-        """Take memory back. True where it came from here.
+        """Take memory back. Returns True if it is from this pool.
 
         Args:
+            address: result of `allocate`.
             stream: work on it may still use the memory; None: any work may.
         """
         with self._lock:
@@ -218,7 +221,7 @@ class MemoryPool:
         return True
 
     def trim(self) -> int:
-        """Give segments with nothing in use back to the driver; bytes that went."""
+        """Free the segments without anything in use, and return their bytes."""
         with self._lock, _Turn(self):
             return self._trim()
 
@@ -235,7 +238,7 @@ class MemoryPool:
         return sum(segment.size for all_of in self._segments.values() for segment in all_of)
 
     def report(self) -> PoolReport:
-        """What it holds now."""
+        """Return the memory that the pool holds now."""
         with self._lock:
             return PoolReport(
                 reserved_bytes=self._reserved(),
@@ -248,7 +251,7 @@ class MemoryPool:
             )
 
     def close(self) -> None:
-        """Give everything back to the driver. The engine and its contexts are gone by then. May be called twice.
+        """Free everything. The engine and its contexts no longer exist by then. Idempotent.
 
         Raises:
             DeviceError: something is still in use.
@@ -263,7 +266,7 @@ class MemoryPool:
 
 
 class _Turn:
-    """Marks a pool as being in the middle of something, and does afterwards what came up meanwhile."""
+    """Guard for one operation of a pool. Runs the requests that arrive in the middle of it afterwards."""
 
     def __init__(self, pool: MemoryPool) -> None:
         self._pool = pool
@@ -281,7 +284,10 @@ class _Turn:
 
 
 def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
-    """`pool` as TensorRT wants it. It must outlive the runtime, the engine and the contexts that use it."""
+    """Return `pool` with TensorRT's allocator interface.
+
+    It must outlive the runtime, engine and contexts that use it.
+    """
 
     class Allocator(trt.IGpuAsyncAllocator):
         def __init__(self) -> None:
@@ -318,10 +324,10 @@ def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
 
 
 def shared_scratch(requests: Iterable[tuple[int, int]]) -> Mapping[int, int]:
-    """Bytes of scratch memory for each stream, from (stream, bytes of one context) of every context.
+    """Return the bytes of scratch memory for each stream, from (stream, bytes of one context) of every context.
 
-    Contexts of one stream run one after the other and share the greatest; contexts of different streams may overlap
-    and share nothing.
+    Contexts of one stream run one after the other and share the largest; contexts of different streams can overlap and
+    share nothing.
     """
     sizes: dict[int, int] = {}
     for stream, size in requests:
@@ -343,28 +349,28 @@ class BudgetLine:
 
     @property
     def total_bytes(self) -> int:
-        """Of all of them."""
+        """Return the bytes of all items."""
         return self.bytes_each * self.count
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """All that a detector allocates before READY; afterwards nothing is."""
+    """Everything that a detector allocates before READY. It allocates nothing afterwards."""
 
     lines: tuple[BudgetLine, ...] = field(default_factory=tuple)
 
     @property
     def device_bytes(self) -> int:
-        """On the GPU."""
+        """Return the bytes on the GPU."""
         return sum(line.total_bytes for line in self.lines if line.where == "device")
 
     @property
     def host_bytes(self) -> int:
-        """Page-locked on the host."""
+        """Return the page-locked bytes on the host."""
         return sum(line.total_bytes for line in self.lines if line.where == "host")
 
     def table(self) -> str:
-        """Lines for the log: what, where, each, how many, together."""
+        """Return the budget as lines for the log: kind, place, size, number, total."""
         rows = [("memory", "where", "each", "count", "MiB")]
         rows += [
             (line.what, line.where, _mib(line.bytes_each), str(line.count), _mib(line.total_bytes))
@@ -378,11 +384,13 @@ class MemoryBudget:
         """Refuse a budget that the GPU does not have.
 
         Args:
-            shared_with_host: CPU and GPU have one memory, so that page-locked buffers count too. What is free is a
-                guess there, since the system can reclaim more: only what exceeds the total is refused.
+            free_bytes: free memory.
+            total_bytes: memory of the GPU.
+            shared_with_host: CPU and GPU have one memory, so page-locked buffers count too. There the free memory is an
+                estimate, because the system can reclaim more: only a budget that exceeds the total is refused.
 
         Raises:
-            DeviceError: too much; the message names the greatest line, what is asked and what is free.
+            DeviceError: not enough; the message names the largest line, the requested and the free memory.
         """
         asked = self.device_bytes + (self.host_bytes if shared_with_host else 0)
         limit = total_bytes if shared_with_host else free_bytes
@@ -406,14 +414,15 @@ def detector_budget(
     postprocess_bytes: int,
     result_bytes: int,
 ) -> MemoryBudget:
-    """The budget of a detector, without the frames of its cameras: `frame_budget`.
+    """Return the budget of a detector, without the frames of its cameras (`frame_budget`).
 
     Args:
         weights_bytes: shared by all contexts of the engine.
-        slots: batches in flight; each has scratch, input, outputs and results of its own.
+        slots: batches in flight; each has its own scratch, input, outputs, and results.
         scratch_bytes: of one slot; see `shared_scratch`.
-        input_bytes, output_bytes: tensors of one slot at the greatest batch.
-        postprocess_bytes: what decoding and NMS of one slot need on the GPU.
+        input_bytes: input tensors of one slot at the largest batch.
+        output_bytes: output tensors of one slot at the largest batch.
+        postprocess_bytes: decoding and NMS of one slot on the GPU.
         result_bytes: page-locked results of one slot.
     """
     return MemoryBudget(

@@ -15,9 +15,9 @@ from vision.errors import ModelError
 
 
 def inputs_of(network: trt.INetworkDefinition) -> tuple[NetworkInput, ...]:
-    """The inputs of a parsed network."""
+    """Return the inputs of a parsed network."""
     tensors = (network.get_input(index) for index in range(network.num_inputs))
-    return tuple(NetworkInput(each.name, as_shape(each.shape), bool(each.is_shape_tensor)) for each in tensors)
+    return tuple(NetworkInput(tensor.name, as_shape(tensor.shape), bool(tensor.is_shape_tensor)) for tensor in tensors)
 
 
 def add_profile(
@@ -25,22 +25,22 @@ def add_profile(
 ) -> trt.IOptimizationProfile:
     """Add a profile to a configuration. The caller keeps the result until the build has ended.
 
-    TensorRT accepts `set_shape_input` for inputs that are no shape tensors, and then the build fails for want of a
-    range; it accepts a minimum above the maximum too, and says so by the profile's truth value alone.
+    TensorRT accepts `set_shape_input` for inputs that are not shape tensors, and then the build fails because of a
+    missing range. It also accepts a minimum above the maximum, and reports that only by the truth value of the profile.
 
     Raises:
-        ModelError: TensorRT finds it inconsistent.
+        ModelError: TensorRT finds the profile inconsistent.
     """
     made = builder.create_optimization_profile()
     try:
-        for each in inputs:
-            if each.is_shape_tensor:
-                values = profile.values[each.name]
-                made.set_shape_input(each.name, list(values.min), list(values.opt), list(values.max))
-            elif min(each.shape, default=0) < 0:
-                shapes = profile.shapes[each.name]
+        for tensor in inputs:
+            if tensor.is_shape_tensor:
+                values = profile.values[tensor.name]
+                made.set_shape_input(tensor.name, list(values.min), list(values.opt), list(values.max))
+            elif min(tensor.shape, default=0) < 0:
+                shapes = profile.shapes[tensor.name]
                 dims = (trt.Dims(list(shape)) for shape in (shapes.min, shapes.opt, shapes.max))
-                made.set_shape(each.name, *dims)
+                made.set_shape(tensor.name, *dims)
         accepted = bool(made) and config.add_optimization_profile(made) >= 0
     except RuntimeError as error:
         raise ModelError(f"{find_library()} refuses the profile {profile}: {error}") from error
@@ -50,7 +50,7 @@ def add_profile(
 
 
 def quantisation_of(network: trt.INetworkDefinition) -> Quantised:
-    """Whether a network has QuantizeLinear in it, and to what."""
+    """Return the type that the QuantizeLinear nodes of a network have, or "none"."""
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.QUANTIZE and dtype_name(layer.get_output(0).dtype.name) == "fp8":
@@ -61,16 +61,16 @@ def quantisation_of(network: trt.INetworkDefinition) -> Quantised:
 
 
 def types_of(network: trt.INetworkDefinition) -> frozenset[str]:
-    """Floating-point types that a network computes in."""
+    """Return the floating-point types that a network computes in."""
     layers = (network.get_layer(index) for index in range(network.num_layers))
     outputs = (layer.get_output(index) for layer in layers for index in range(layer.num_outputs))
-    return frozenset(dtype_name(each.dtype.name) for each in outputs if each is not None) & FLOATS
+    return frozenset(dtype_name(tensor.dtype.name) for tensor in outputs if tensor is not None) & FLOATS
 
 
 def halve_ends(network: Any, plan: BuildPlan) -> None:
-    """Let a weakly typed network take or give 16 bits. (A strongly typed one has them in its ONNX file.)
+    """Give a weakly typed network 16-bit inputs or outputs. A strongly typed one has them in its ONNX file.
 
-    What stays float32 is said too: an output's type may otherwise follow from that of the input.
+    Also sets the float32 ends, because the type of an output may otherwise follow from that of the input.
     """
     half = {"fp16": "HALF", "bf16": "BF16"}.get(plan.precision)
     if half is None or not (plan.half_input or plan.half_outputs):

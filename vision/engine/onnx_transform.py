@@ -1,8 +1,8 @@
-"""The ONNX file that TensorRT gets to see: what the model's own computes, with other types and operators.
+"""The ONNX file that TensorRT parses: the same results as the original, with other types and operators.
 
-TensorRT 11 and TensorRT-RTX take types from the ONNX file alone, so that a model in float16 or bfloat16 is a file in
-float16 or bfloat16. TensorRT-RTX takes shapes and the order of channels for a given, too, where TensorRT tries what is
-fastest: see `interleaving` and `folding`.
+TensorRT 11 and TensorRT-RTX take types from the ONNX file alone, so a model in float16 or bfloat16 is a file in float16
+or bfloat16. TensorRT-RTX also takes shapes and the order of channels as given, while TensorRT tries what is fastest:
+see `channel_packing` and `conv_folding`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _EXTERNAL: Final = (
 
 
 class Unrewritable(ModelError):
-    """A package that rewrites ONNX files does not cope with this one."""
+    """A package that rewrites ONNX files fails with this one."""
 
 
 def refusing_damage(rewrite: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Tell whatever the packages raise over a damaged file, which are errors of a dozen kinds, as one.
+    """Turn the errors that the packages raise for a damaged file, of a dozen kinds, into one.
 
     Raises:
         Unrewritable: in place of any of them.
@@ -54,20 +54,20 @@ def refusing_damage(rewrite: Callable[_P, _T]) -> Callable[_P, _T]:
         except Exception as error:
             raise Unrewritable(
                 f"not a valid ONNX model: {type(error).__name__}: {error}",
-                hint="`onnx.checker.check_model` says more; export it anew, or compare its sha256 with model.yaml's",
+                hint="`onnx.checker.check_model` says more; export it again, or compare its sha256 with model.yaml's",
             ) from error
 
     return wrapped
 
 
 def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
-    """An ONNX model whose results are the same, in shapes that tensor cores take better: as far as it allows that.
+    """Rewrite an ONNX model in shapes that suit tensor cores, as far as it allows that. Same results.
 
     Returns:
-        The model, and whether its input has been widened.
+        The model, and True if its input has been widened.
 
     Raises:
-        ModelError: no package for it, or not an ONNX model.
+        ModelError: a package is missing, or not an ONNX model.
     """
     if not interleave and not fold:
         return model, False
@@ -80,12 +80,12 @@ def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, 
 
 
 def with_weights(model: bytes, folder: Path) -> bytes:
-    """An ONNX model with those weights in it that it keeps in files of `folder`.
+    """Return an ONNX model with its external weights, in files of `folder`, inside.
 
-    TensorRT would look for these files in the working folder, and no hash of the model would tell of them.
+    TensorRT would look for these files in the working folder, and the hash of the model would not cover them.
 
     Raises:
-        ModelError: no package for it, or such a file is missing, damaged or too large.
+        ModelError: a package is missing, or such a file is missing, damaged or too large.
     """
     if _EXTERNAL not in model:
         return model
@@ -97,16 +97,17 @@ def with_weights(model: bytes, folder: Path) -> bytes:
         return bytes(loaded.SerializeToString())
     except Exception as error:  # whatever onnx and protobuf raise over a file that is missing, short or too large
         raise ModelError(
-            f"the weights beside the model, in {folder}, cannot be used: {error}",
+            f"the external weights in {folder} cannot be used: {error}",
             hint="put all files of the export there; more than 2 GB of weights cannot be taken",
+            code="external-weights",
         ) from error
 
 
 def load_onnx(model: bytes) -> onnx.ModelProto:
-    """An ONNX file as an object to be changed.
+    """Return an ONNX file as an object.
 
     Raises:
-        ModelError: no package for it, or not an ONNX model.
+        ModelError: a package is missing, or not an ONNX model.
     """
     try:
         import onnx
@@ -127,16 +128,16 @@ def _package_missing(error: ImportError) -> ModelError:
 
 
 def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool, keep_outputs: bool) -> bytes:
-    """An ONNX model that computes in float16 or bfloat16. One that does so already is left as it is.
+    """Rewrite an ONNX model in float16 or bfloat16. Returns one that already computes in it unchanged.
 
     Args:
         model: serialised ONNX with float32 weights.
         to: the new type of weights and activations.
-        keep_inputs: leave inputs float32, with a cast behind each.
-        keep_outputs: leave outputs float32, with a cast before each.
+        keep_inputs: leave inputs float32, each followed by a cast.
+        keep_outputs: leave outputs float32, each preceded by a cast.
 
     Raises:
-        ModelError: no packages for it, not an ONNX model, or a weight is too large for float16.
+        ModelError: a package is missing, not an ONNX model, or a weight is too large for float16.
     """
     original = load_onnx(model)
     if _is_in(original, to):
@@ -164,17 +165,17 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
 
 
 def _is_in(model: onnx.ModelProto, to: Literal["fp16", "bf16"]) -> bool:
-    """Whether the weights that are multiplied with are of this type; biases and scales may be more exact."""
+    """Return True if the weights of products have this type; biases and scales can be more exact."""
     import onnx
 
-    wanted = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[to]
+    target = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[to]
     tensors = (*model.graph.initializer, *(tensor for _, tensor in _constants(model)))
     kinds = {tensor.data_type for tensor in tensors if len(tensor.dims) > 1}
-    return wanted in kinds and onnx.TensorProto.FLOAT not in kinds
+    return target in kinds and onnx.TensorProto.FLOAT not in kinds
 
 
 def _for_quantisation(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` at an opset whose QuantizeLinear takes float16, if it has any."""
+    """Return `model` at an opset whose QuantizeLinear takes float16, if it has any."""
     import onnx
 
     version = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), _QDQ_OPSET)
@@ -184,7 +185,7 @@ def _for_quantisation(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _float_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Float32 weights: initializers, and constants by the name of what they give."""
+    """Yield float32 weights: initializers, and constants under the name of their output."""
     import onnx
 
     for tensor in model.graph.initializer:

@@ -1,4 +1,4 @@
-"""From a model's folder to an engine that runs: what the detector calls."""
+"""The way from a model's folder to an engine that runs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 def read_onnx(folder: Path, spec: ModelSpec) -> bytes:
-    """The ONNX file of a model, checked against its card, with the weights in it that it keeps beside it.
+    """Return the ONNX file of a model, checked against its spec, with its external weights inside.
 
     Raises:
-        ModelError: it is not there, or it is another file than the card is of; or as of `with_weights`.
+        ModelError: the file is missing or is not the one in the spec; or see `with_weights`.
     """
     path = folder / spec.file
     try:
@@ -60,7 +60,7 @@ def load_or_build(
     cancel: threading.Event | None = None,
     prepare_thread: Callable[[], object] = lambda: None,
 ) -> Loaded:
-    """The plan of a model from the cache, or built now. Errors as of `build_engine` and `EngineCache`."""
+    """Return the plan of a model from the cache, or build it. Errors as of `build_engine` and `EngineCache`."""
     onnx = read_onnx(folder, spec)
     stop = cancel or threading.Event()
 
@@ -94,20 +94,22 @@ def open_engine(
     cancel: threading.Event | None = None,
     prepare_thread: Callable[[], object] = lambda: None,
 ) -> Engine:
-    """The engine of a model on the GPU of this machine: found in the cache, or built and put there.
+    """Open the engine of a model on the GPU of this machine, from the cache or after a build.
 
     Args:
-        folder: holds the ONNX file that `card` names.
-        detect: gives precision and max_batch, unless `plan` is given.
+        folder: folder with the ONNX file that `spec` names.
+        spec: description of the model.
+        detect: precision, max_batch and build settings, unless `plan` is given.
         gpu: the GPU that is current in the calling thread.
-        cache_folder: `default_folder()` where None.
+        plan: settings in place of those of `detect`.
+        cache_folder: `default_folder()` if None.
         allocator: serves TensorRT's own memory; must outlive the engine.
-        listener: is told how a build goes; the log where None.
+        listener: receives the progress of a build; the log if None.
         cancel: ends a build.
-        prepare_thread: called first in the thread that builds, to choose the GPU there.
+        prepare_thread: called first in the thread that builds, to select the GPU there.
 
     Raises:
-        ModelError: model, card, settings and GPU do not fit together; or the cache is not to be trusted.
+        ModelError: model, spec, settings and GPU do not fit together; or other users can write to the cache.
         DeviceMissing: no TensorRT, or no GPU that works.
         DeviceError: not enough memory on the GPU.
         Closed: cancelled.

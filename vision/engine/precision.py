@@ -1,7 +1,7 @@
-"""Which arithmetic a GPU has, and how a library is told to use it.
+"""Precisions of a GPU, and how a library builds an engine in one.
 
-TensorRT 10 lets a builder flag allow a lower precision (weak typing). TensorRT 11 and TensorRT-RTX take types from the
-ONNX file alone (strong typing), so there the file is rewritten: by ONNX Runtime's float16 converter, which keeps the
+In TensorRT 10 a builder flag allows a lower precision (weak typing). TensorRT 11 and TensorRT-RTX take types from the
+ONNX file alone (strong typing), so there the file is rewritten with ONNX Runtime's float16 converter, which keeps the
 inputs that must stay float32 (scales of Resize) and leaves no casts inside a plain detector.
 """
 
@@ -32,7 +32,7 @@ _SINCE: Mapping[Precision, tuple[int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Typing:
-    """How an engine of one precision is built with one library."""
+    """Types of one precision with one library."""
 
     strongly_typed: bool
     flags_on: tuple[str, ...]
@@ -40,19 +40,22 @@ class Typing:
     rewrite: Literal["none", "fp16", "bf16"]
 
     def half_ends(self, head: str) -> tuple[bool, bool]:
-        """Whether a detector's input, and its outputs, may be float16 without the boxes being worse for it.
+        """Return whether a detector's input and outputs can be float16 without worse boxes.
 
-        The network rounds its input to float16 itself, so that one may come rounded. A strongly typed one has float16
-        behind its last layer too, and a cast to float32 adds nothing; a weakly typed one may have more there. Outputs
-        that are coordinates stay float32 everywhere: in float16 they are half a pixel apart from 512 on, and the
-        library may fuse the cast with what computes them. `head` is the kind of the model card's head.
+        The network rounds its input to float16 itself, so the input can be rounded before. A strongly typed network has
+        float16 after its last layer too, and a cast to float32 adds nothing; a weakly typed one may have more there.
+        Outputs that are coordinates stay float32 everywhere: in float16 they are half a pixel apart from 512 on, and
+        the library may fuse the cast with what computes them.
+
+        Args:
+            head: kind of the head in the model spec.
         """
         computes_half = self.rewrite == "fp16" or self.flags_on[:1] == ("FP16",)
         return computes_half, self.rewrite == "fp16" and head == "nanodet"
 
 
 def precisions_of(compute_capability: tuple[int, int]) -> tuple[Precision, ...]:
-    """Precisions that a GPU computes in, in the order of `_SINCE`."""
+    """Return the precisions that a GPU computes in, in the order of `_SINCE`."""
     return tuple(name for name, since in _SINCE.items() if compute_capability >= since)
 
 
@@ -60,7 +63,7 @@ def require_precision(precision: Precision, gpu: Gpu) -> None:
     """Refuse a precision that the GPU does not have.
 
     Raises:
-        ModelError: it does not; the message names those that it has.
+        ModelError: the GPU does not have it; the message names those that it has.
     """
     has = precisions_of(gpu.compute_capability)
     if precision not in has:
@@ -72,7 +75,7 @@ def require_precision(precision: Precision, gpu: Gpu) -> None:
 
 
 def plan_typing(precision: Precision, *, weak_typing: bool) -> Typing:
-    """Flags, typing and rewriting for `precision`. Names of flags, which the caller looks up in the library at hand."""
+    """Return flags, typing and rewriting for `precision`. The caller looks up the flags in its library by name."""
     tensor_cores_on_floats = ("TF32",)
     if precision == "fp32":
         return Typing(not weak_typing, (), tensor_cores_on_floats, "none")
@@ -90,13 +93,14 @@ def plan_typing(precision: Precision, *, weak_typing: bool) -> Typing:
 
 
 def check_types(precision: Precision, found: frozenset[str]) -> None:
-    """A library that takes types from the ONNX file computes in those of the file, whatever was asked for.
+    """Refuse a network whose types contradict the precision, for a library that takes types from the ONNX file.
 
     Args:
-        found: of `FLOATS`, those that the network has.
+        precision: precision of the configuration.
+        found: the types of `FLOATS` that the network has.
 
     Raises:
-        ModelError: it is not float32 throughout, and that was asked for.
+        ModelError: float32 is expected, and the network has other types.
     """
     if precision in ("fp32", "tf32") and found - {"float32"}:
         half = "bf16" if "bfloat16" in found else "fp16"
@@ -107,7 +111,7 @@ def check_types(precision: Precision, found: frozenset[str]) -> None:
 
 
 def check_quantisation(precision: Precision, found: Quantised) -> None:
-    """Quantised precisions need a model with quantisation inside, and the other way round.
+    """Refuse a quantised precision for a model without quantisation, and the other way round.
 
     Raises:
         ModelError: they do not agree.

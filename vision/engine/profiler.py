@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
-"""Where the time goes inside an engine: times of its layers, and what TensorRT made of the ONNX file.
+"""Times of the layers of an engine, and their description.
 
-With ``enqueue_emits_profile`` left on, a context with a profiler runs synchronously, and what is measured is another
-program. Here it is off, and the times are fetched after each run.
+With ``enqueue_emits_profile`` on, a context with a profiler runs synchronously, and the measured program is another
+one. Here it is off, and the times are fetched after each run.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class LayerTime:
 
 
 class LayerTimes:
-    """Collects what TensorRT's profiler reports: one time for each layer and run."""
+    """Collector of TensorRT's profiler reports: one time for each layer and run."""
 
     def __init__(self) -> None:
         self._runs: list[dict[str, float]] = []
 
     def begin_run(self) -> None:
-        """What is reported from here on belongs to a new run."""
+        """Start a new run."""
         self._runs.append({})
 
     def add(self, layer: str, ms: float) -> None:
-        """A layer took so long. A name that comes twice in a run counts together."""
+        """Add the time of a layer. Times of one name in one run are summed."""
         if not self._runs:
             self.begin_run()
         run = self._runs[-1]
@@ -52,16 +52,16 @@ class LayerTimes:
 
     @property
     def runs(self) -> int:
-        """Runs that reported anything."""
+        """Return the number of runs with reports."""
         return sum(1 for run in self._runs if run)
 
     def total_ms(self) -> float:
-        """Mean over the runs of the sum over the layers."""
+        """Return the mean over the runs of the sum over the layers."""
         totals = [sum(run.values()) for run in self._runs if run]
         return statistics.fmean(totals) if totals else 0.0
 
     def layers(self) -> tuple[LayerTime, ...]:
-        """Every layer in the order of execution."""
+        """Return every layer in the order of execution."""
         names = dict.fromkeys(name for run in self._runs for name in run)
         times = {name: [run[name] for run in self._runs if name in run] for name in names}
         whole = sum(statistics.fmean(each) for each in times.values())
@@ -79,7 +79,7 @@ class LayerTimes:
 
 
 def make_profiler(times: LayerTimes) -> trt.IProfiler:
-    """A profiler that fills `times`."""
+    """Return a profiler that fills `times`."""
 
     class Profiler(trt.IProfiler):
         def __init__(self) -> None:
@@ -99,11 +99,13 @@ def profile_layers(
     runs: int = 50,
     warm_up: int = 5,
 ) -> LayerTimes:
-    """Times of each layer over `runs` runs of a context that is used for nothing else afterwards.
+    """Measure each layer over `runs` runs. The context is used for nothing else afterwards.
 
     Args:
-        launch: starts the network once: an enqueue, or a graph that was captured with this context's profiler attached.
+        context: context to measure.
+        launch: starts the network once: an enqueue, or a graph captured with this context's profiler attached.
         synchronize: waits until it has ended.
+        runs: number of runs.
 
     Raises:
         DeviceError: TensorRT gave no times.
@@ -139,7 +141,7 @@ class LayerTensor:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of an engine, which may hold many nodes of the ONNX file."""
+    """One layer of an engine, which can hold many nodes of the ONNX file."""
 
     name: str
     kind: str
@@ -151,7 +153,7 @@ class Layer:
 
     @property
     def dtypes(self) -> str:
-        """Types of its outputs, each once."""
+        """Return the types of its outputs, each once."""
         return ", ".join(dict.fromkeys(tensor.dtype for tensor in self.outputs if tensor.dtype))
 
 
@@ -160,7 +162,7 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
 def parse_layers(information: str) -> tuple[Layer, ...]:
-    """Layers from the engine inspector's JSON, whatever its version and verbosity.
+    """Parse the JSON of the engine inspector, of any version and verbosity.
 
     Raises:
         ModelError: not JSON, or without layers.
@@ -223,20 +225,20 @@ class Profile:
     layers: tuple[Layer, ...]
 
     def layer_of(self, name: str) -> Layer | None:
-        """What is known of a layer that was timed."""
+        """Return the description of a timed layer."""
         plain = _split_profile(name)[0]
         return next((layer for layer in self.layers if layer.name == plain), None)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """Return everything as plain data."""
         plain: dict[str, Any] = asdict(self)
         return plain
 
     def table(self, most: int | None = None) -> str:
-        """Slowest layers first, as lines of text.
+        """Return lines of text, slowest layers first.
 
         Args:
-            most: so many layers; all where None.
+            most: maximum number of layers; all if None.
         """
         ordered = sorted(self.times, key=lambda time: -time.mean_ms)
         rows = [("ms", "%", "max ms", "kind", "type", "layer")]
@@ -258,6 +260,6 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def profile_report(label: str, shapes: Mapping[str, Sequence[int]], times: LayerTimes, information: str) -> Profile:
-    """Put together what `profile_layers` and `Engine.information` gave."""
+    """Combine the results of `profile_layers` and `Engine.information`."""
     shape = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in shapes.items())
     return Profile(label, shape, times.runs, times.total_ms(), times.layers(), parse_layers(information))

@@ -58,11 +58,11 @@ class Profile:
     values: Mapping[str, Range]
 
     def contains(self, shapes: Mapping[str, Shape]) -> bool:
-        """Whether every given input lies in its range. Inputs that the profile does not know are never contained."""
+        """Return True if every given input lies in its range. Inputs that the profile does not know never do."""
         return all(name in self.shapes and shape in self.shapes[name] for name, shape in shapes.items())
 
     def cost(self, shapes: Mapping[str, Shape]) -> float:
-        """Distance from the best shapes: sum of ``|log(size / opt)|`` over the dimensions."""
+        """Return the distance from the best shapes: sum of ``|log(size / opt)|`` over the dimensions."""
         return sum(
             abs(math.log(max(size, 1) / max(best, 1)))
             for name, shape in shapes.items()
@@ -70,7 +70,7 @@ class Profile:
         )
 
     def extent(self) -> tuple[int, int]:
-        """Elements of all inputs at their greatest, and how many fewer they are at their least."""
+        """Return the elements of all inputs at their largest, and how many fewer they are at their smallest."""
         greatest = sum(math.prod(each.max) for each in self.shapes.values())
         return greatest, greatest - sum(math.prod(each.min) for each in self.shapes.values())
 
@@ -139,7 +139,7 @@ class NetworkInput:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A `ProfileSpec` that nobody wrote."""
+    """A `ProfileSpec` that no model.yaml contains."""
 
     batch: tuple[int, int, int]
     height: None = None
@@ -149,7 +149,7 @@ class _Given:
 
 
 def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
-    """The input that takes frames: the first with four dimensions, (batch, channels, height, width).
+    """Return the input that takes frames: the first with four dimensions, (batch, channels, height, width).
 
     Raises:
         ModelError: there is none.
@@ -170,15 +170,19 @@ def make_profiles(
     one_size: bool = False,
     channels: int = 3,
 ) -> tuple[Profile, ...]:
-    """Profiles for a model: those of its card, or batch bands as far as `max_batch` needs them.
+    """Return the profiles of a model: those of its spec, or batch bands as far as `max_batch` needs them.
 
-    With `fixed_batches` each size of `batch_sizes` gets a profile of its own besides, whose range is that one size: a
-    library that chooses kernels by rule chooses far better ones where it knows the shape. With `one_size` there is
-    `max_batch` alone: a DLA takes no layer whose shape is open. `channels` is how many the input of frames has to
-    have.
+    Args:
+        inputs: inputs of the ONNX file.
+        spec: description of the model.
+        max_batch: largest batch.
+        fixed_batches: add a profile for each size of `batch_sizes` alone. A library that chooses kernels by rule
+            chooses far better ones if it knows the shape.
+        channels: number of channels that the input of frames must have.
+        one_size: `max_batch` only: a DLA takes no layer with a free shape.
 
     Raises:
-        ModelError: the card, the ONNX file and `max_batch` do not agree; the message says who wants what.
+        ModelError: the spec, the ONNX file and `max_batch` do not agree.
     """
     frame = frame_input(inputs)
     given: Sequence[ProfileSpec | _Given] = spec.profiles or tuple(
@@ -266,7 +270,10 @@ def _frame_range(frame: NetworkInput, spec: ModelSpec, given: ProfileSpec | _Giv
 
 
 def _other_range(each: NetworkInput, given: ProfileSpec | _Given) -> Range:
-    """A fixed input as it is; one whose first dimension alone is open follows the batch; others must be given."""
+    """Return the range of a fixed input, or of one whose free first dimension follows the batch.
+
+    Others must be given.
+    """
     if each.name in given.shapes:
         asked = _given(each, given.shapes, "shapes")
         for of_model, low, top in zip(each.shape, asked.min, asked.max, strict=False):

@@ -1,7 +1,7 @@
-"""What a build is doing: phases inside phases, as TensorRT tells them. Also how a build is stopped.
+"""Progress of a build, as nested phases, and its cancellation.
 
-TensorRT holds the thread that builds for minutes and runs no Python in it but its callbacks, so the build has a thread
-of its own: Ctrl-C reaches the waiting one, and the next callback tells TensorRT to give up.
+TensorRT holds the building thread for minutes and runs no Python in it except its callbacks. So the build has its own
+thread: Ctrl-C reaches the waiting one, and the next callback tells TensorRT to stop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Something that TensorRT is in the middle of. Its next step may consist of phases of its own."""
+    """A running phase of TensorRT. Its next step can consist of other phases."""
 
     name: str
     depth: int  # 0 for the build as a whole
@@ -29,20 +29,20 @@ class Phase:
 
 
 class BuildListener(Protocol):
-    """Is told how a build goes, from TensorRT's threads."""
+    """Receiver of a build's progress, called from TensorRT's threads."""
 
     def parsed(self, layers: int) -> None:
-        """The ONNX file was read: so many layers before fusion."""
+        """Receive the number of layers before fusion, once the ONNX file is parsed."""
 
     def progress(self, phases: Sequence[Phase]) -> None:
-        """Open phases, outermost first. They have no common measure: a phase does not know how long its steps take."""
+        """Receive the open phases, outermost first. Their steps have no common measure."""
 
     def built(self, plan_bytes: int) -> None:
-        """The engine is there."""
+        """Receive the size of the engine."""
 
 
 class Silent:
-    """Listens and says nothing."""
+    """Listener that ignores everything."""
 
     def parsed(self, layers: int) -> None: ...
     def progress(self, phases: Sequence[Phase]) -> None: ...
@@ -50,7 +50,7 @@ class Silent:
 
 
 class LogListener:
-    """Writes a line now and then: for a service, whose log nobody watches as it grows."""
+    """Listener that logs a line from time to time, for services."""
 
     def __init__(self, label: str, clock: Callable[[], int] = time.monotonic_ns, every_s: float = 15.0) -> None:
         self._label = label
@@ -59,11 +59,11 @@ class LogListener:
         self._started_ns = self._said_ns = clock()
 
     def parsed(self, layers: int) -> None:
-        """Say how large the model is."""
+        """Log the size of the model."""
         _log.info("building %s: %d layers before fusion", self._label, layers)
 
     def progress(self, phases: Sequence[Phase]) -> None:
-        """Say what goes on, unless that was said a moment ago."""
+        """Log the current phase, unless the last line is recent."""
         now_ns = self._clock()
         if phases and now_ns - self._said_ns >= self._every_ns:
             self._said_ns = now_ns
@@ -72,13 +72,13 @@ class LogListener:
             _log.info("building %s: %.0f s, %s %d/%d", self._label, seconds, inner.name, inner.done, inner.steps)
 
     def built(self, plan_bytes: int) -> None:
-        """Say that it is over."""
+        """Log the end of the build."""
         seconds = (self._clock() - self._started_ns) / 1e9
         _log.info("built %s: %.1f MiB in %.1f s", self._label, plan_bytes / 2**20, seconds)
 
 
 class Monitor:
-    """What TensorRT's progress monitor calls: the same three methods, without TensorRT."""
+    """The three methods of TensorRT's progress monitor, without TensorRT."""
 
     def __init__(self, listener: BuildListener, cancel: threading.Event) -> None:
         self._listener = listener
@@ -88,7 +88,7 @@ class Monitor:
         self._lock = threading.Lock()  # phases come from several threads
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        """A phase begins, as a part of one step of its parent."""
+        """Begin a phase as a part of one step of its parent."""
         with self._lock:
             above = self._open.get(parent_phase) if parent_phase else None
             self._open[phase_name] = Phase(phase_name, above.depth + 1 if above else 0, 0, num_steps)
@@ -96,7 +96,7 @@ class Monitor:
             self._tell()
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """Step number `step`, from 0, is done. False asks TensorRT to give up the build."""
+        """Finish step `step`, from 0. Returns False to stop the build."""
         with self._lock:
             phase = self._open.get(phase_name)
             if phase is not None:
@@ -105,7 +105,7 @@ class Monitor:
         return not self._cancel.is_set()
 
     def phase_finish(self, phase_name: str) -> None:
-        """A phase ends, perhaps before its last step, and with it whatever was still open inside."""
+        """End a phase, possibly before its last step, with all phases inside it."""
         with self._lock:
             self._close(phase_name)
             self._tell()
@@ -126,9 +126,9 @@ class _Outcome(Generic[_T]):
 
 
 def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
-    """Run `work` in a thread of its own and wait for it.
+    """Run `work` in its own thread and wait for it. Raises what `work` raises.
 
-    Ctrl-C sets `cancel`, waits until `work` has noticed, and goes on its way. What `work` raises is raised here.
+    Ctrl-C sets `cancel`, waits until `work` has ended, and is raised again.
     """
     outcome: _Outcome[_T] = _Outcome()
     begun, ended = threading.Event(), threading.Event()

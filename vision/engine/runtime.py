@@ -1,7 +1,7 @@
 """An engine in memory, and the execution contexts that run it.
 
-TensorRT reports most failures by returning False or None beside a line in its log. Everything here turns that into an
-exception which carries the line. Only what is called on a `trt` object needs a GPU; the rest is plain data.
+TensorRT reports most failures by returning False or None, with a line in its log. This module raises an exception with
+that line instead. Only calls on a `trt` object need a GPU; the rest is plain data.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ GraphPolicy: TypeAlias = Literal["own", "library", "off"]
 
 
 class RuntimeCacheStore(Protocol):
-    """Where compiled kernels of TensorRT-RTX are kept between starts."""
+    """Storage of the compiled kernels of TensorRT-RTX between starts."""
 
     def load(self) -> bytes | None:
-        """What was saved, or None where there is nothing usable."""
+        """Return the saved kernels, or None if they cannot be used."""
 
     def save(self, blob: bytes) -> None:
-        """Keep `blob` for the next start."""
+        """Store `blob` for the next start."""
 
 
 def device_error(what: str, log: LogLines, *, allocator: Any = None) -> DeviceError:
-    """A DeviceError that carries what TensorRT said, and the allocation that failed where one did."""
+    """Return a DeviceError with TensorRT's messages and the failed allocation, if any."""
     said = "; ".join(log.errors()) or "it gave no reason"
     failure = getattr(allocator, "last_failure", None)
     memory = f"; {failure}" if failure else ""
@@ -57,7 +57,7 @@ def device_error(what: str, log: LogLines, *, allocator: Any = None) -> DeviceEr
 
 @contextmanager
 def _refusing(what: str) -> Iterator[Callable[[object], None]]:
-    """Yields a check for TensorRT's bool returns that raises with what its log said inside the block."""
+    """Yield a check for TensorRT's bool results that raises with the log lines of the block."""
     with collect_log() as log:
 
         def check(result: object) -> None:
@@ -71,9 +71,9 @@ def _refusing(what: str) -> Iterator[Callable[[object], None]]:
 
 
 class Context:
-    """One execution context. Not thread-safe; one per (profile, slot), since a change of profile voids its graphs.
+    """One execution context. Not thread-safe; one per (profile, slot), because a change of profile voids its graphs.
 
-    Its scratch memory belongs to the caller: `give_memory` before the first `enqueue`, and it stays in use until the
+    The caller owns its scratch memory: call `give_memory` before the first `enqueue`. The memory stays in use until the
     enqueued work has ended on the GPU.
     """
 
@@ -85,11 +85,11 @@ class Context:
 
     @property
     def memory_bytes(self) -> int:
-        """Scratch memory for the greatest shapes of the profile."""
+        """Return the scratch memory for the largest shapes of the profile."""
         return self._engine.activation_bytes(self.profile)
 
     def memory_bytes_for_shapes(self) -> int:
-        """Scratch memory for the shapes that are set now: at most `memory_bytes`. All inputs must have a shape."""
+        """Return the scratch memory for the current shapes, at most `memory_bytes`. All inputs must have a shape."""
         update = getattr(self.raw, "update_device_memory_size_for_shapes", None)
         return int(update()) if update is not None else self.memory_bytes
 
@@ -128,25 +128,25 @@ class Context:
             check(self.raw.set_input_shape(name, shape))
 
     def set_values(self, name: str, values: Sequence[int]) -> None:
-        """Set the values of a shape-tensor input. They are read from host memory, which is kept here."""
+        """Set the values of a shape-tensor input, read from host memory that the context keeps."""
         tensor = self._engine.tensor(name)
         array: NDArray[Any] = np.array(values, dtype=tensor.dtype)
         self.keep(f"values of {name}", array)
         self.set_address(name, array.ctypes.data)
 
     def set_address(self, name: str, address: int) -> None:
-        """Where an input is read or an output is written, until it is set again. A captured graph keeps the old one."""
+        """Set the address of an input or output. A captured graph keeps the old one."""
         with _refusing(f"address of {name} was refused") as check:
             check(self.raw.set_tensor_address(name, address))
 
     def set_output_allocator(self, name: str, allocator: trt.IOutputAllocator) -> None:
-        """Let TensorRT ask for the memory of an output whose size the data decides."""
+        """Let TensorRT request the memory of an output with a data-dependent size."""
         self.keep(f"allocator of {name}", allocator)
         with _refusing(f"output allocator of {name} was refused") as check:
             check(self.raw.set_output_allocator(name, allocator))
 
     def output_sizes(self) -> Mapping[str, OutputSize]:
-        """Room for each output at the shapes that are set now.
+        """Return the size of each output at the current shapes.
 
         Raises:
             DeviceError: an input has no shape yet, or shape inference failed.
@@ -176,7 +176,7 @@ class Context:
         return OutputSize(None, bound if 0 < bound < 1 << 40 else None)
 
     def set_greatest_shapes(self) -> None:
-        """Set every input to its greatest shape of the profile: what buffers are sized for."""
+        """Set every input to the largest shape of the profile, for which buffers are sized."""
         for name, allowed in self._engine.profiles[self.profile].shapes.items():
             self.set_shape(name, allowed.max)
         for name, allowed in self._engine.profiles[self.profile].values.items():
@@ -192,31 +192,32 @@ class Context:
             raise DeviceError(f"{self._engine.label} could not be started: {recent_errors()}")
 
     def is_capturable(self, stream: int) -> bool | None:
-        """What TensorRT-RTX thinks of capturing this on `stream`; None where it cannot be asked.
+        """Return whether TensorRT-RTX reports that `stream` can be captured; None if it cannot be asked.
 
-        A False is no proof: engines that answered so captured and replayed rightly. Try, and compare with an eager run.
+        False is no proof: engines that reported it were captured and replayed correctly. Capture, and compare with an
+        eager run.
         """
         ask = getattr(self.raw, "is_stream_capturable", None)
         return bool(ask(stream)) if ask is not None else None
 
     def set_aux_streams(self, streams: Sequence[int]) -> None:
-        """Streams for branches that run side by side: as many as `Engine.aux_streams`, none of them 0."""
+        """Set streams for parallel branches: as many as `Engine.aux_streams`, none of them 0."""
         if streams:
             self.raw.set_aux_streams(list(streams))
 
 
 class Engine:
-    """An engine's tensors and profiles as plain data, and contexts made from it. Safe to share between threads.
+    """Tensors and profiles of an engine as plain data, and contexts of it. Thread-safe.
 
-    `load_engine` makes one from a plan.
+    `load_engine` creates one from a plan.
 
     Args:
         raw: TensorRT's own object.
-        owners: what must live as long as `raw`, such as its runtime.
+        owners: objects that must live as long as `raw`, such as its runtime.
         plan_bytes: size of the plan.
         allocator: serves TensorRT's own memory; it must outlive the engine.
-        kernels: where TensorRT-RTX keeps the kernels that it compiles at run time.
-        label: names the engine in messages.
+        kernels: storage for the kernels that TensorRT-RTX compiles at run time.
+        label: name of the engine in messages.
     """
 
     def __init__(
@@ -241,7 +242,7 @@ class Engine:
 
     @property
     def raw(self) -> trt.ICudaEngine:
-        """TensorRT's own object.
+        """Return TensorRT's own object.
 
         Raises:
             DeviceError: after `close`.
@@ -252,33 +253,33 @@ class Engine:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """Inputs in the engine's order."""
+        """Return the inputs in the engine's order."""
         return tuple(tensor for tensor in self.tensors if tensor.mode == "input")
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        """Outputs in the engine's order."""
+        """Return the outputs in the engine's order."""
         return tuple(tensor for tensor in self.tensors if tensor.mode == "output")
 
     @property
     def max_batch(self) -> int:
-        """Most frames of one enqueue: the greatest first dimension of the first input."""
+        """Return the maximum number of frames of one enqueue: the largest first dimension of the first input."""
         name = self.inputs[0].name
         return max((profile.shapes[name].max[0] for profile in self.profiles), default=self.inputs[0].shape[0])
 
     @property
     def layers(self) -> int:
-        """Layers after fusion."""
+        """Return the number of layers after fusion."""
         return int(self.raw.num_layers)
 
     @property
     def aux_streams(self) -> int:
-        """Streams that the engine can use besides the one of `enqueue`."""
+        """Return the number of streams that the engine can use in addition to that of `enqueue`."""
         return int(self.raw.num_aux_streams)
 
     @property
     def weights_bytes(self) -> int:
-        """Weights on the device. Where TensorRT does not tell, the size of the plan, which is a little more."""
+        """Return the bytes of weights on the device, or the slightly larger size of the plan if unknown."""
         statistic = getattr(getattr(trt, "EngineStat", None), "TOTAL_WEIGHTS_SIZE", None)
         if statistic is None or not hasattr(self.raw, "get_engine_stat"):
             return self.plan_bytes
@@ -286,7 +287,7 @@ class Engine:
         return size if size >= 0 else self.plan_bytes
 
     def tensor(self, name: str) -> Tensor:
-        """An input or output by name.
+        """Return an input or output by name.
 
         Raises:
             ModelError: there is none of this name.
@@ -298,26 +299,29 @@ class Engine:
         raise ModelError(f"{self.label} has no tensor {name}; it has {known}")
 
     def choose(self, shapes: Mapping[str, Shape]) -> int:
-        """Index of the profile to run `shapes` with; see `choose_profile`."""
+        """Return the index of the profile to run `shapes` with; see `choose_profile`."""
         return choose_profile(self.profiles, shapes)
 
     def activation_bytes(self, profile: int) -> int:
-        """Scratch memory of one context of `profile`, bytes."""
+        """Return the scratch memory of one context of `profile`, in bytes."""
         return profile_memory(self.raw, profile)
 
     def create_context(self, profile: int, stream: int, *, graphs: GraphPolicy = "own") -> Context:
-        """A context on `profile` whose scratch memory the caller gives.
+        """Create a context on `profile`. The caller provides its scratch memory.
 
-        `stream` carries the copies that a change of profile may need: synchronise it, or use it for the enqueue too.
+        Args:
+            profile: index of the profile.
+            stream: carries the copies that a change of profile may need: synchronise it, or use it for the enqueue too.
+            graphs: capture policy of TensorRT-RTX.
 
         Raises:
-            DeviceError: TensorRT refuses, such as for want of memory.
+            DeviceError: TensorRT refuses, for example for lack of memory.
         """
         with collect_log() as log:
             raw = self._new_context(graphs)
             if raw is None:
                 raise device_error(f"no execution context for {self.label}", log, allocator=self._allocator)
-        # The engine carries details for `vision profile`; told to the tracer on every enqueue they would slow it down.
+        # The engine carries details for `vision profile`; on every enqueue they would slow the tracer down.
         raw.nvtx_verbosity = trt.ProfilingVerbosity.LAYER_NAMES_ONLY
         with _refusing(f"profile {profile} of {self.label} was refused") as check:
             check(raw.set_optimization_profile_async(profile, stream))
@@ -332,10 +336,10 @@ class Engine:
         return self.raw.create_execution_context(config)
 
     def _runtime_config(self, graphs: GraphPolicy) -> Any:
-        """TensorRT-RTX's settings of a context, or None where there are none to make.
+        """Return TensorRT-RTX's settings of a context, or None if there are none.
 
-        A graph that the caller captures must not hold fallback kernels which the library replaces later, so kernels
-        for the shape at hand are compiled at once (EAGER) and not behind the caller's back (LAZY, the default).
+        A graph that the caller captures must not hold fallback kernels that the library replaces later. So kernels for
+        the current shape are compiled at once (EAGER) and not in the background (LAZY, the default).
         """
         if not hasattr(trt, "CudaGraphStrategy") or not hasattr(self.raw, "create_runtime_config"):
             return None
@@ -351,7 +355,7 @@ class Engine:
         return config
 
     def _runtime_cache(self, config: Any) -> Any:
-        """The one kernel cache that all contexts share, filled from the store the first time."""
+        """Return the kernel cache that all contexts share, loaded from the store the first time."""
         if self._kernels is None or not hasattr(config, "create_runtime_cache"):
             return None
         if self._compiled is None:
@@ -360,11 +364,11 @@ class Engine:
             if blob is None:
                 _log.info("%s: its kernels are compiled, once on this machine: some seconds a batch size", self.label)
             if blob is not None and not self._compiled.deserialize(blob):
-                _log.info("%s: the saved kernels do not fit this driver or library, compiling anew", self.label)
+                _log.info("%s: the saved kernels do not fit this driver or library, compiling again", self.label)
         return self._compiled
 
     def save_kernels(self) -> bool:
-        """Keep the kernels compiled so far for the next start: call it once warm. False: nothing to keep."""
+        """Store the kernels compiled so far for the next start. Call it once warm. Returns False without any."""
         if self._kernels is None or self._compiled is None:
             return False
         memory = self._compiled.serialize()
@@ -374,11 +378,11 @@ class Engine:
         return True
 
     def information(self) -> str:
-        """Layers as JSON. Names alone unless the engine was built with detailed verbosity."""
+        """Return the layers as JSON. Names only, unless the engine was built with detailed verbosity."""
         return str(self.raw.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Let go of the engine. Every context must be gone. May be called twice."""
+        """Release the engine. Every context must be closed before. Idempotent."""
         self._compiled = None
         self._raw = None
         self._owners = ()
@@ -398,13 +402,18 @@ def load_engine(
     label: str = "engine",
     dla_core: int | None = None,
 ) -> Engine:
-    """Deserialize a plan on the GPU that is current in this thread. Arguments as of `Engine`.
+    """Deserialize a plan on the GPU that is current in this thread.
 
-    `dla_core` is what the plan was built for: TensorRT takes the first one otherwise.
+    Args:
+        plan: serialised engine.
+        allocator: see `Engine`.
+        kernels: see `Engine`.
+        label: see `Engine`.
+        dla_core: the core that the plan was built for: TensorRT takes the first one otherwise.
 
     Raises:
         ModelError: it was not built for this machine and library, or is damaged.
-        DeviceMissing: there is no GPU that works.
+        DeviceMissing: no GPU works.
         DeviceError: it does not fit into the GPU's memory.
     """
     with collect_log() as log:
@@ -428,15 +437,15 @@ def load_engine(
 
 
 def aim_at_dla(runtime: Any, core: int | None) -> None:
-    """Let the plans that `runtime` loads run on this accelerator, where the machine has it."""
+    """Let the plans that `runtime` loads run on this accelerator, if the machine has it."""
     if core is not None and core < int(getattr(runtime, "num_DLA_cores", 0)):
         runtime.DLA_core = core
 
 
 def invalidity(runtime: Any, plan: bytes) -> list[str]:
-    """What TensorRT-RTX holds against a plan on this machine, where it can be asked.
+    """Return why TensorRT-RTX finds a plan invalid on this machine, if it can be asked.
 
-    It is no reason to refuse the plan: 1.6.1 says "unsupported cc" of an H100, and then loads and runs it.
+    That is not a reason to refuse the plan: 1.6.1 reports "unsupported cc" for an H100, and then loads and runs it.
     """
     if not hasattr(runtime, "get_engine_validity"):
         return []

@@ -30,12 +30,12 @@ class _Dims(Protocol):
 
 
 def as_shape(dims: _Dims) -> Shape:
-    """A ``trt.Dims`` as a tuple."""
+    """Return a ``trt.Dims`` as a tuple."""
     return tuple(dims[index] for index in range(len(dims)))
 
 
 def dtype_name(member: str) -> str:
-    """NumPy's or our name of a ``trt.DataType`` member; `trt.nptype` raises for half of them."""
+    """Return NumPy's or our name of a ``trt.DataType`` member; `trt.nptype` raises for half of them."""
     try:
         return _DTYPE_OF_MEMBER[member.upper()]
     except KeyError:
@@ -56,14 +56,14 @@ class Tensor:
 
     @property
     def channels(self) -> int:
-        """Of an input that takes frames. A fourth one is there for the layout's sake, and 0."""
+        """Return the channels of an input for frames. A fourth one, always 0, exists for the memory layout."""
         return INTERLEAVED_CHANNELS if self.interleaved else 3
 
     def bytes_of(self, shape: Shape) -> int:
-        """Bytes that a buffer of `shape` needs.
+        """Return the bytes of a buffer of `shape`.
 
         Raises:
-            ValueError: a dimension is still open.
+            ValueError: a dimension is free.
         """
         if any(size < 0 for size in shape):
             raise ValueError(f"the shape {shape} of {self.name} is not known yet")
@@ -72,14 +72,14 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class OutputSize:
-    """Room that one output can need. `shape` is None where the data decides (NonMaxSuppression, NonZero)."""
+    """Size of one output. `shape` is None if the data decides (NonMaxSuppression, NonZero)."""
 
     shape: Shape | None
     bytes: int | None  # None where not even a bound is known: use an output allocator
 
 
 def read_tensors(engine: Any) -> tuple[Tensor, ...]:
-    """Inputs and outputs of an engine as plain data."""
+    """Return inputs and outputs of an engine as plain data."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     return tuple(
         Tensor(
@@ -96,12 +96,12 @@ def read_tensors(engine: Any) -> tuple[Tensor, ...]:
 
 
 def _format(engine: Any, name: str) -> Any:
-    """Of the first profile, as of all: asked without a number, an engine with several complains in its log."""
+    """Return the format of the first profile. Without a number, an engine with several profiles logs a warning."""
     return engine.get_tensor_format(name, 0) if engine.num_optimization_profiles else engine.get_tensor_format(name)
 
 
 def read_profiles(engine: Any, tensors: Sequence[Tensor]) -> tuple[Profile, ...]:
-    """Ranges of every profile. Asked of inputs only: for outputs TensorRT gives a shape that cannot be iterated."""
+    """Return the ranges of every profile. Inputs only: for outputs TensorRT returns shapes that cannot be iterated."""
     inputs = [tensor for tensor in tensors if tensor.mode == "input"]
     return tuple(
         Profile(
@@ -121,7 +121,7 @@ def read_profiles(engine: Any, tensors: Sequence[Tensor]) -> tuple[Profile, ...]
 
 
 def profile_memory(engine: Any, profile: int) -> int:
-    """Scratch bytes of one context of `profile`, by the newest name that this TensorRT has."""
+    """Return the scratch bytes of one context of `profile`, by the newest name that this TensorRT has."""
     for name in ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile"):
         if hasattr(engine, name):
             return int(getattr(engine, name)(profile))

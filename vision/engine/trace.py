@@ -1,4 +1,4 @@
-"""Stages on a time line: spans in lanes, written as a Chrome trace (chrome://tracing, https://ui.perfetto.dev).
+"""Spans on a time line, written as a Chrome trace (chrome://tracing, https://ui.perfetto.dev).
 
 The format is "Trace Event Format", JSON object form: complete events (``ph: X``) with microseconds.
 """
@@ -20,7 +20,7 @@ from vision.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Something that took a while. `lane` is the line it is drawn in: a slot, a thread, the copy engine."""
+    """One span of time. `lane` is the line it is drawn in: a slot, a thread, the copy engine."""
 
     name: str
     lane: str
@@ -30,10 +30,10 @@ class Span:
 
 
 class SpanRecorder:
-    """Keeps the newest spans. Cheap enough for every batch, and safe from any thread.
+    """Ring buffer of the newest spans. Cheap enough for every batch, and thread-safe.
 
     Args:
-        keep: so many spans.
+        keep: number of spans.
         clock: monotonic ns.
     """
 
@@ -44,7 +44,7 @@ class SpanRecorder:
         self._added = 0
 
     def add(self, span: Span) -> None:
-        """Keep a span that was measured elsewhere."""
+        """Add a span that was measured elsewhere."""
         with self._lock:
             self._spans.append(span)
             self._added += 1
@@ -59,9 +59,10 @@ class SpanRecorder:
             self.add(Span(name, lane, start_ns, self._clock(), details))
 
     def add_device(self, lane: str, origin_ns: int, marks: Sequence[tuple[str, float, float]], **details: Any) -> None:
-        """Keep stages that CUDA events measured.
+        """Add stages that CUDA events measured.
 
         Args:
+            lane: line of the spans.
             origin_ns: host time of the event that the marks are counted from.
             marks: (name, start, end), milliseconds after that event.
         """
@@ -69,19 +70,19 @@ class SpanRecorder:
             self.add(Span(name, lane, origin_ns + round(start_ms * 1e6), origin_ns + round(end_ms * 1e6), details))
 
     def spans(self) -> tuple[Span, ...]:
-        """What is kept, oldest first."""
+        """Return the spans, oldest first."""
         with self._lock:
             return tuple(self._spans)
 
     @property
     def forgotten(self) -> int:
-        """Spans that made room for newer ones."""
+        """Return the number of spans that were replaced by newer ones."""
         with self._lock:
             return self._added - len(self._spans)
 
 
 def layer_spans(layers: Iterable[tuple[str, float]], lane: str, start_ns: int) -> tuple[Span, ...]:
-    """Layers one after the other, from (name, milliseconds) in the order of execution."""
+    """Return layers one after the other, from (name, milliseconds) in the order of execution."""
     spans: list[Span] = []
     for name, ms in layers:
         end_ns = start_ns + round(ms * 1e6)
@@ -91,7 +92,7 @@ def layer_spans(layers: Iterable[tuple[str, float]], lane: str, start_ns: int) -
 
 
 def chrome_trace(spans: Iterable[Span], *, process: str = "vision") -> dict[str, Any]:
-    """Spans as a trace; time 0 is the earliest start. Lanes are sorted by name."""
+    """Return spans as a trace; time 0 is the earliest start. Lanes are sorted by name."""
     ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
     origin_ns = ordered[0].start_ns if ordered else 0
     lanes = {lane: number for number, lane in enumerate(sorted({span.lane for span in ordered}), start=1)}

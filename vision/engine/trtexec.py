@@ -1,7 +1,7 @@
-"""The right `nsys`, `trtexec` and `tensorrt_rtx` commands for what is installed.
+"""The `nsys`, `trtexec` and `tensorrt_rtx` commands for the installed library.
 
-trtexec 11 lost options of 10 and turned others round: CUDA graphs, spinning and leaving out the transfers became
-its defaults. Figures of both are comparable only with the options below.
+trtexec 11 lost options of 10 and inverted others: CUDA graphs, spinning and no transfers became its defaults. Figures
+of both are comparable only with the options below.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ Dialect: TypeAlias = Literal["trtexec-10", "trtexec-11", "tensorrt_rtx"]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A program to run."""
+    """A program and its path."""
 
     program: str
     found: bool
 
 
 def dialect_of(flavour: Flavour, *, weak_typing: bool) -> Dialect:
-    """The options of the tool that comes with a library."""
+    """Return the options dialect of the tool that comes with a library."""
     if flavour == "tensorrt-rtx":
         return "tensorrt_rtx"
     return "trtexec-10" if weak_typing else "trtexec-11"
 
 
 def installed_dialect() -> Dialect:
-    """The options of the tool that comes with the library of this process."""
+    """Return the options dialect of the tool that comes with the library of this process."""
     return dialect_of(find_library().flavour, weak_typing=has_weak_typing())
 
 
 def find_tool(dialect: Dialect, find: Find = shutil.which, places: Sequence[Path] = _TRTEXEC_PLACES) -> Tool:
-    """The tool on this machine; its plain name where it is not found. JetPack puts trtexec outside of PATH."""
+    """Return the tool on this machine, or its plain name. JetPack installs trtexec outside of PATH."""
     name = "tensorrt_rtx" if dialect == "tensorrt_rtx" else "trtexec"
     path = find(name)
     if path is None and name == "trtexec":
@@ -58,7 +58,7 @@ def find_tool(dialect: Dialect, find: Find = shutil.which, places: Sequence[Path
 def nsys_command(
     target: Sequence[str], output: str = "vision", *, tegra: bool | None = None, find: Find = shutil.which
 ) -> str:
-    """Nsight Systems around `target`, with a CUDA graph taken apart into its kernels."""
+    """Return the Nsight Systems command for `target`, with CUDA graphs resolved into their kernels."""
     on_jetson = TEGRA_RELEASE.exists() if tegra is None else tegra
     command = [
         find("nsys") or "nsys",
@@ -76,7 +76,7 @@ def nsys_command(
 def run_command(
     dialect: Dialect, tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int, *, streams: int = 1
 ) -> str:
-    """Measure an engine at one shape as the detector runs it: CUDA graph, no transfers, spinning."""
+    """Return the command that measures an engine as the detector runs it: CUDA graph, no transfers, spinning."""
     options = [
         f"--loadEngine={plan}",
         f"--shapes={_shapes(shapes)}",
@@ -88,7 +88,7 @@ def run_command(
 
 
 def layers_command(dialect: Dialect, tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int) -> str:
-    """Times and description of every layer."""
+    """Return the command for times and description of every layer."""
     options = [f"--loadEngine={plan}", f"--shapes={_shapes(shapes)}", f"--useProfile={profile}"]
     options += ["--profilingVerbosity=detailed", "--dumpProfile", "--dumpLayerInfo", "--exportLayerInfo=layers.json"]
     if dialect == "trtexec-10":
@@ -106,7 +106,7 @@ def build_line(
     precision: Precision,
     half_input: bool = False,
 ) -> str:
-    """Build the like of our engine. Where typing is strong, `onnx` has to be in `precision` already."""
+    """Return the command that builds a similar engine. With strong typing, `onnx` must be in `precision` already."""
     options = [f"--onnx={onnx}", f"--saveEngine={plan}", "--skipInference", "--profilingVerbosity=detailed"]
     options += _precision_options(dialect, precision)
     if half_input and dialect == "trtexec-10":
@@ -149,7 +149,7 @@ def _name(name: str) -> str:
 
 
 def trtexec_text(plan: Path, shapes: Mapping[str, Shape], profile: int, *, dialect: Dialect | None = None) -> str:
-    """What ``vision profile --print-trtexec`` prints."""
+    """Return the output of ``vision profile --print-trtexec``."""
     which = dialect or installed_dialect()
     tool = find_tool(which)
     lines = [
@@ -165,7 +165,7 @@ def trtexec_text(plan: Path, shapes: Mapping[str, Shape], profile: int, *, diale
 
 
 def nsys_text(target: Sequence[str]) -> str:
-    """What ``vision profile --print-nsys`` prints."""
+    """Return the output of ``vision profile --print-nsys``."""
     found = "" if shutil.which("nsys") else " (not found: Jetson `sudo apt install nsight-systems`, else NVIDIA's site)"
     return f"# Nsight Systems{found}; open the .nsys-rep file in its window\n{nsys_command(target)}"
 

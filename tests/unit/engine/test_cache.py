@@ -128,10 +128,10 @@ def rewrite(path: Path, change: dict[str, Any]) -> None:
         (lambda plan: plan.write_bytes(b"b plan"), "its contents changed since it was written"),
         (lambda plan: plan.unlink(), "the plan is gone"),
         (lambda plan: plan.with_suffix(".json").unlink(), "it was not built yet"),
-        (lambda plan: plan.with_suffix(".json").write_text("{"), "the JSON beside it is damaged"),
-        (lambda plan: plan.with_suffix(".json").write_bytes(b"\xff\xfe"), "the JSON beside it is damaged"),
-        (lambda plan: plan.with_suffix(".json").write_text("[]"), "the JSON beside it is of another version"),
-        (lambda plan: rewrite(plan.with_suffix(".json"), {"schema": 99}), "the JSON beside it is of another version"),
+        (lambda plan: plan.with_suffix(".json").write_text("{"), "its JSON is damaged"),
+        (lambda plan: plan.with_suffix(".json").write_bytes(b"\xff\xfe"), "its JSON is damaged"),
+        (lambda plan: plan.with_suffix(".json").write_text("[]"), "its JSON is of another version"),
+        (lambda plan: rewrite(plan.with_suffix(".json"), {"schema": 99}), "its JSON is of another version"),
         (lambda plan: rewrite(plan.with_suffix(".json"), {"key": None}), "it is foreign: no key"),
         (
             lambda plan: rewrite(plan.with_suffix(".json"), {"key": key(gpu_name="Thor").as_json()}),
@@ -273,8 +273,8 @@ def test_entries_say_what_they_are(cache: EngineCache) -> None:
     ("damage", "fault"),
     [
         (lambda plan: plan.write_bytes(b"x"), "damaged"),
-        (lambda plan: plan.with_suffix(".json").unlink(), "the JSON beside it is gone"),
-        (lambda plan: plan.with_suffix(".json").write_text("{}"), "the JSON beside it is damaged"),
+        (lambda plan: plan.with_suffix(".json").unlink(), "its JSON is missing"),
+        (lambda plan: plan.with_suffix(".json").write_text("{}"), "its JSON is damaged"),
         pytest.param(lambda plan: plan.chmod(0o666), "may be written by everybody", marks=posix),
     ],
 )

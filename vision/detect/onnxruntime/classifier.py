@@ -1,8 +1,7 @@
-"""A second model that says what an object is, on the CPU with ONNX Runtime: a
-`vision.stages.secondary_model.Classifier`.
+"""Classifier of objects on the CPU with ONNX Runtime: a `vision.stages.secondary_model.Classifier`.
 
-Frames of objects are small, so they are cut out and scaled at once, as 8-bit BGR, and become a tensor only when the
-network takes them: what waits is a sixteenth of a frame's size, and never a frame.
+Crops of objects are small, so they are cut out and scaled at once, as 8-bit BGR, and become a tensor only when the
+network takes them. A waiting crop takes a sixteenth of a frame's memory, and no frame waits.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ _Floats = NDArray[np.float32]
 
 
 class OnnxRuntimeClassifier:
-    """`crop` is called by one thread, `classify` and `close` by one other."""
+    """Second model on the CPU. One thread calls `crop`, one other `classify` and `close`."""
 
     def __init__(self, path: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8) -> None:
         """Load the model and run it once.
 
         Raises:
-            ModelError: the file is no model, or its input or output is not the card's.
+            ModelError: the file is not a model, or its input or output is not the one in the spec.
         """
-        self._card = spec
+        self._spec = spec
         self._session: Any = open_session(path, spec, threads)
         inputs = self._session.get_inputs()
         self._input_name, batch = checked_input(inputs, spec)
@@ -49,27 +48,27 @@ class OnnxRuntimeClassifier:
 
     @property
     def name(self) -> str:
-        """The card's."""
-        return self._card.name
+        """Return the name in the spec."""
+        return self._spec.name
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Columns of what `classify` gives."""
-        return self._card.classes
+        """Return the names of the columns of `classify`."""
+        return self._spec.classes
 
     @property
     def exclusive(self) -> bool:
-        """One class at most is true of an object."""
-        return self._card.head.labels == "one"
+        """Return True if at most one class applies to an object."""
+        return self._spec.head.labels == "one"
 
     @property
     def crop_shape(self) -> tuple[int, int, int]:
-        """Height, width and 3 of what `crop` writes."""
-        return (self._card.input.height, self._card.input.width, 3)
+        """Return height, width and 3 of the output of `crop`."""
+        return (self._spec.input.height, self._spec.input.width, 3)
 
     @property
     def max_batch(self) -> int:
-        """Most crops of one `classify`."""
+        """Return the maximum number of crops in one `classify`."""
         return self._max_batch
 
     def crop(self, frame: Frame, box: tuple[int, int, int, int], out: NDArray[np.uint8]) -> None:
@@ -80,8 +79,8 @@ class OnnxRuntimeClassifier:
         """
         part = self._parts.read(frame, *box)
         height_px, width_px = part.shape[:2]
-        if self._card.input.fit == "letterbox":
-            size = self._card.input
+        if self._spec.input.fit == "letterbox":
+            size = self._spec.input
             letterbox = Letterbox.fit(width_px, height_px, size.width, size.height, "center")
             columns, rows = letterbox.content(width_px, height_px)
             out[:] = size.fill
@@ -91,7 +90,7 @@ class OnnxRuntimeClassifier:
         cv2.resize(part, (out.shape[1], out.shape[0]), dst=out, interpolation=interpolation)
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> _Floats:
-        """Scores (N, classes) from 0 to 1 of 1 to `max_batch` crops.
+        """Return scores (N, classes) from 0 to 1 of 1 to `max_batch` crops.
 
         Raises:
             ValueError: no or too many crops.
@@ -104,7 +103,7 @@ class OnnxRuntimeClassifier:
             raise Closed("the classifier is closed")
         size = len(self._tensor)
         chunks = [self._run(crops[start : start + size]) for start in range(0, len(crops), size)]
-        return _ACTIVATIONS[self._card.head.activation](np.concatenate(chunks))
+        return _ACTIVATIONS[self._spec.head.activation](np.concatenate(chunks))
 
     def _run(self, crops: Sequence[NDArray[np.uint8]]) -> _Floats:
         for tensor, crop in zip(self._tensor, crops, strict=False):
@@ -119,7 +118,7 @@ class OnnxRuntimeClassifier:
         return np.asarray(output, np.float32)[: len(crops)]
 
     def close(self) -> None:
-        """Free the model. May be called twice."""
+        """Free the model. Idempotent."""
         self._session = None
 
     def _check_output(self) -> None:
@@ -139,7 +138,7 @@ class OnnxRuntimeClassifier:
             raise ModelError(f"{self.name}: the model cannot be run: {error.args[0]}") from error
         if sample.shape != (1, len(self.class_names)):
             raise mismatch
-        if self._card.head.activation == "none" and not (sample.min() >= 0 and sample.max() <= 1):
+        if self._spec.head.activation == "none" and not (sample.min() >= 0 and sample.max() <= 1):
             raise ModelError(
                 f"{self.name}: expected scores from 0 to 1, got {float(sample.min()):.3g} to {float(sample.max()):.3g}",
                 hint="`head: {activation: softmax}` or sigmoid in model.yaml makes such of them",

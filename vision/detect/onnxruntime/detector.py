@@ -1,8 +1,8 @@
-"""Detection on the CPU with ONNX Runtime: what a laptop runs, and the reference that the GPU is tested against.
+"""Detector on the CPU with ONNX Runtime, for laptops and as the reference for the GPU.
 
-A worker thread does all of a batch: letterbox, network, decoding, NMS. So a second core works on a second batch instead
+A worker thread does all of a batch: letterbox, network, decoding, NMS. So a second core computes a second batch instead
 of waiting for the serial parts of the first: on two cores of a Xeon at 2.1 GHz, nanodet-g-416 alone reaches 44 frames/s
-in two threads that compute alone, 31 in one session whose threads join forces.
+in two threads that compute alone, 31 in one session with two threads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _Floats = NDArray[np.float32]
 
 
 class OnnxRuntimeDetector:
-    """`Detector` on the CPU; the contract is that of `vision.detect.detector.Detector`."""
+    """`Detector` on the CPU. See `vision.detect.detector.Detector` for the contract."""
 
     def __init__(
         self,
@@ -54,18 +54,20 @@ class OnnxRuntimeDetector:
         """Load the model and run it once.
 
         Args:
-            path: the ONNX file.
-            score: lowest score of an object.
-            iou: NMS threshold; the card's where None.
-            classes: ids to keep; all where None.
-            slots: batches in flight: one more than `parallel`, so that a worker that is done finds the next one there.
-            parallel: batches computed at the same time, no more than there are slots and threads.
-            threads: in all, shared out among them; every core that this process may use where None.
-            max_batch: most frames of one `submit`. The network takes one at a time (see `open_onnxruntime_detector`),
-                or as many as the model insists on.
+            path: ONNX file.
+            spec: description of the model.
+            score: minimum score of an object.
+            iou: NMS threshold; that of the spec if None.
+            classes: ids to keep; all if None.
+            slots: batches in flight: one more than `parallel`, so that a worker that is done has the next one.
+            parallel: maximum number of batches computed at the same time, limited by slots and threads.
+            threads: total number of threads; one for every core of this process if None.
+            max_batch: maximum number of frames in one `submit`. The network takes one at a time (see
+                `open_onnxruntime_detector`), or as many as the file fixes.
 
         Raises:
-            ModelError: the file is no model, its input is not the card's, or its outputs do not fit the head.
+            ModelError: the file is not a model, its input is not the one in the spec, or its outputs do not fit the
+            head.
         """
         names = class_names(spec)
         head = make_head(spec, len(names), score, classes)
@@ -140,7 +142,7 @@ class OnnxRuntimeDetector:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One batch on its way: written by its worker until `done`."""
+    """One batch in flight: its worker writes it until `done`."""
 
     frames: tuple[Frame, ...]
     done: threading.Event = field(default_factory=threading.Event)
@@ -149,7 +151,7 @@ class _Job:
 
 
 class _Worker:
-    """Everything one thread needs for a batch; all its memory is made here."""
+    """One thread with all memory that a batch needs, allocated at the start."""
 
     def __init__(self, network: Network, head: Head, limits: NmsSpec) -> None:
         self.batch = network.batch
@@ -163,7 +165,7 @@ class _Worker:
         self._outputs = [self._bound_output(name) for name in head.outputs]
 
     def _bound_output(self, name: str) -> _Floats | None:
-        """Memory that the network writes this output to; None where its size depends on the frame."""
+        """Return the memory that the network writes this output to, or None if its size depends on the frame."""
         shape = [axis for axis in self._network.output_shapes[name] if axis is not None]
         if len(shape) < len(self._network.output_shapes[name]):
             self._binding.bind_output(name, "cpu")
@@ -173,7 +175,7 @@ class _Worker:
         return output
 
     def work(self, jobs: queue.SimpleQueue[_Job | None], closed: threading.Event) -> None:
-        """Body of the thread: ends with a None among the jobs."""
+        """Run batches until None comes."""
         while (job := jobs.get()) is not None:
             try:
                 if not closed.is_set():
@@ -256,6 +258,6 @@ def _check_output(spec: ModelSpec, name: str, output: NDArray[Any], batch: int) 
 
 
 def _split(threads: int, workers: int) -> list[int]:
-    """Threads of each worker; no worker is without one."""
+    """Return the threads of each worker, at least one each."""
     workers = min(threads, workers)
     return [threads // workers + (index < threads % workers) for index in range(workers)]

@@ -1,4 +1,7 @@
-"""Frames of any pixel format to BGR with OpenCV, without allocating: for networks, second models and JPEGs alike."""
+"""Conversion of frames of any pixel format to BGR with OpenCV, without allocation.
+
+Networks, second models and JPEGs use it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _TO_BGR: Final = {"nv12": cv2.COLOR_YUV2BGR_NV12, "i420": cv2.COLOR_YUV2BGR_I420
 
 
 class Scratch:
-    """One growing piece of memory, handed out as contiguous arrays of any shape that fits."""
+    """Growing memory, returned as contiguous arrays of any shape that fits."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
@@ -30,7 +33,7 @@ class Scratch:
 
 
 class ToBgr:
-    """Converts one frame after the other. For one thread."""
+    """Converter of one frame after the other. Not thread-safe."""
 
     def __init__(self) -> None:
         self._converted = Scratch()
@@ -39,7 +42,10 @@ class ToBgr:
     def convert(
         self, pixels: NDArray[np.uint8], pixel_format: PixelFormat, encoding: YuvEncoding = "bt601"
     ) -> NDArray[np.uint8]:
-        """(H, W, 3) BGR, overwritten by the next one; ``bgr`` and ``bgrx`` (H, W, 4) are given back as they are."""
+        """Return a frame as BGR (H, W, 3), in memory that the next call overwrites.
+
+        Returns ``bgr`` and ``bgrx`` (H, W, 4) unchanged.
+        """
         if pixel_format in {"bgr", "bgrx"}:
             return pixels
         height_px, width_px = len(pixels) * 2 // 3, pixels.shape[1]
@@ -55,7 +61,7 @@ class ToBgr:
 def _merged(
     pixels: NDArray[np.uint8], pixel_format: PixelFormat, black: int, out: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """Y, U and V of each pixel side by side, Y no less than black."""
+    """Write Y, U and V of each pixel into (H, W, 3), Y no less than black."""
     height_px, width_px = out.shape[:2]
     chroma = pixels[height_px:]
     if pixel_format == "nv12":
@@ -70,7 +76,7 @@ def _merged(
 
 @functools.cache
 def _matrix(encoding: YuvEncoding) -> NDArray[np.float32]:
-    """(3, 4): from Y, U, V, 1 to blue, green, red."""
+    """Return the matrix (3, 4) from Y, U, V, 1 to blue, green, red."""
     black, *factors = yuv_coefficients(encoding)
     luma, u_blue, u_green, v_green, v_red = (factor / (1 << FRACTION_BITS) for factor in factors)
     rows = np.array([[luma, u_blue, 0], [luma, u_green, v_green], [luma, 0, v_red]])

@@ -1,4 +1,4 @@
-"""Frames and parts of them as people and second models want to see them: BGR, cut out, as a JPEG."""
+"""Parts of frames for second models, and JPEGs of whole frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vision.types import Frame
 
 
 class PartReader:
-    """Reads parts of frames of any format. For one thread; its memory grows to the largest part."""
+    """Reader of parts of frames of any format. Not thread-safe; its memory grows to the largest part."""
 
     def __init__(self) -> None:
         self._planes = Scratch()
@@ -42,7 +42,7 @@ class PartReader:
         return bgr[top - even_top : bottom - even_top, left - even_left : right - even_left]
 
     def _copied(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        """The part as a small frame of the same YUV format."""
+        """Return the part as a small frame of the same YUV format."""
         rows, columns, height_px = bottom - top, right - left, frame.meta.height_px
         out = self._planes.array((rows * 3 // 2, columns))
         out[:rows] = frame.pixels[top:bottom, left:right]
@@ -56,7 +56,7 @@ class PartReader:
 
 
 class JpegEncoder:
-    """Whole frames of any format as JPEGs. For one thread."""
+    """Encoder of whole frames of any format as JPEGs. Not thread-safe."""
 
     def __init__(self, *, max_side_px: int = 1280, quality: int = 85) -> None:
         """`max_side_px`: larger frames are made smaller. `quality`: 1 to 100."""

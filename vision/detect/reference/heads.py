@@ -1,9 +1,9 @@
-"""What a network's raw outputs mean: one class per family of detectors, each the reference for its GPU kernel.
+"""Decoders of raw network outputs: one class per family of detectors, each the reference for its GPU kernel.
 
-One rule for all of them: every pair of box and class whose score reaches the threshold is a candidate, with the index
-``box * classes + class``; a box may be a candidate for several classes, as in COCO's evaluation. The threshold is
-applied, and the best `max_candidates` are chosen (ties by index), before any box is touched, because boxes cost most
-and few are wanted.
+All share one rule: every pair of box and class whose score reaches the threshold is a candidate, with the index
+``box * classes + class``. A box can be a candidate for several classes, as in COCO's evaluation. The threshold, and the
+selection of the best `max_candidates` (ties by index), come before the decoding of boxes, because boxes cost most and
+few are needed.
 """
 
 from __future__ import annotations
@@ -41,21 +41,28 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a head would read some outputs."""
+    """One way in which a head can read some outputs."""
 
     outputs: tuple[str, ...]  # names, in the order of the head's `decode`
     classes: int | None  # how many classes the shapes hold; None: they do not say
 
 
 class Head(ABC):
-    """Decoder of one model. `bind` it once; after that it holds no state, so any thread may call `decode`."""
+    """Decoder of one model. Call `bind` once; after that it holds no state, so any thread can call `decode`."""
 
     needs_nms = True
 
     def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
-        """`score` is the lowest of a candidate; `classes` are the ids to keep, all where None."""
+        """Create the decoder.
+
+        Args:
+            spec: description of the model.
+            class_count: number of classes.
+            score: minimum score of a candidate.
+            classes: ids to keep; all if None.
+        """
         self.outputs: tuple[str, ...] = ()  # names, in the order of `decode`; none before `bind`
-        self._card = spec
+        self._spec = spec
         self._class_count = class_count
         self.score = np.float32(score)
         self.classes: Indices = np.array(sorted(set(range(class_count) if classes is None else classes)), np.intp)
@@ -69,50 +76,50 @@ class Head(ABC):
     @property
     @abstractmethod
     def expected(self) -> str:
-        """The shapes of the outputs that this head reads, for people."""
+        """Return the shapes of the outputs that this head reads, as text."""
 
     @abstractmethod
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
-        """Every way to read outputs of these shapes, the likeliest first, whatever the number of classes."""
+        """Yield every way to read outputs of these shapes, the likeliest first, for any number of classes."""
 
     def fits(self, shapes: Mapping[str, Shape]) -> Fit | None:
-        """How this head reads outputs of these shapes with its number of classes; None if it cannot."""
+        """Return how this head reads outputs of these shapes with its number of classes, or None."""
         return next((way for way in self._ways(shapes) if way.classes in {None, self._class_count}), None)
 
     def class_counts(self, shapes: Mapping[str, Shape]) -> list[int]:
-        """With which numbers of classes this head could read the outputs."""
+        """Return the numbers of classes with which this head could read the outputs."""
         return [way.classes for way in self._ways(shapes) if way.classes is not None]
 
     def bind(self, shapes: Mapping[str, Shape]) -> None:
-        """Choose which of the model's outputs to read: `outputs`.
+        """Choose the outputs of the model to read: `outputs`.
 
         Raises:
-            ModelError: they are not what this head reads.
+            ModelError: the head cannot read them.
         """
         fit = self.fits(shapes)
         if fit is None:
             raise ModelError(
-                f"{self._card.name}: head `{self._card.head.kind}` with {self._class_count} classes expects "
+                f"{self._spec.name}: head `{self._spec.head.kind}` with {self._class_count} classes expects "
                 f"{self.expected}; the model gives {_in_words(shapes)}",
-                hint=_advice(self, self._card, self._class_count, shapes),
+                hint=_advice(self, self._spec, self._class_count, shapes),
                 code="head-mismatch",
             )
         self.outputs = fit.outputs
 
     @abstractmethod
     def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
-        """The part of the outputs that holds scores, before the activation; any shape."""
+        """Return the part of the outputs that holds scores, before the activation; any shape."""
 
     @abstractmethod
     def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        """Box, class and score of every pair that reaches the threshold, ascending by index."""
+        """Return box, class and score of every pair that reaches the threshold, ascending by index."""
 
     @abstractmethod
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        """The boxes `index`, xyxy (N, 4), in the unit that the model uses."""
+        """Return the boxes `index`, xyxy (N, 4), in the unit of the model."""
 
     def decode(self, outputs: Sequence[Floats]) -> Candidates:
-        """Candidates of one frame.
+        """Return the candidates of one frame.
 
         Args:
             outputs: the arrays named in `outputs`, in that order, for one frame: float32 without the batch axis.
@@ -126,7 +133,7 @@ class Head(ABC):
         return Candidates(boxes[finite], scores[chosen], class_ids[chosen].astype(np.int32), truncated_candidates)
 
     def check_scores(self, outputs: Sequence[Floats]) -> None:
-        """Refuse scores that cannot be any, given the outputs for one frame, however dull.
+        """Refuse outputs for one frame, of any content, that cannot be scores.
 
         Raises:
             ModelError: without an activation, a score lies outside [0, 1].
@@ -135,14 +142,14 @@ class Head(ABC):
         if self._sigmoid or not scores.size or (scores.min() >= -1e-3 and scores.max() <= 1 + 1e-3):
             return
         raise ModelError(
-            f"{self._card.name}: scores should lie between 0 and 1, these reach from {scores.min():.3g} to "
+            f"{self._spec.name}: scores should lie between 0 and 1, these reach from {scores.min():.3g} to "
             f"{scores.max():.3g}",
             hint="if the model gives logits, write `activation: sigmoid` under `head` in model.yaml; "
             "otherwise another head may be meant",
         )
 
     def _over_threshold(self, scores: Floats) -> tuple[Indices, Indices, Floats]:
-        """`_pairs` for scores (boxes, classes)."""
+        """Return `_pairs` for scores (boxes, classes)."""
         if len(self.classes) < scores.shape[1]:
             scores = scores[:, self.classes]
         index, column = np.divmod(np.flatnonzero(scores >= self.floor), scores.shape[1])
@@ -272,7 +279,7 @@ class YoloV8(Head):
 class EndToEnd(Head):
     """One row per object, x1, y1, x2, y2, score, class: YOLOv10, YOLO26, and exports with NMS inside. No NMS here.
 
-    The four outputs of TensorRT's plugin EfficientNMS_TRT say the same: how many, boxes, scores, classes.
+    The four outputs of TensorRT's plugin EfficientNMS_TRT hold the same: count, boxes, scores, classes.
     """
 
     needs_nms = False
@@ -310,7 +317,7 @@ class EndToEnd(Head):
 
 
 def _rows(outputs: Sequence[Floats]) -> Floats:
-    """What an `EndToEnd` head reads as (N, 6)."""
+    """Return the outputs of an `EndToEnd` model as (N, 6)."""
     if len(outputs) == 1:
         return outputs[0]
     number, boxes, scores, class_ids = outputs
@@ -356,7 +363,7 @@ HEADS: Mapping[str, type[Head]] = {
 
 
 def make_head(spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> Head:
-    """The head that the card names, not bound yet."""
+    """Create the head that the spec names. It is not bound yet."""
     return HEADS[spec.head.kind](spec, class_count, score, classes)
 
 
@@ -382,7 +389,7 @@ def _is(axis: int | None, wanted: int) -> bool:
 
 
 def _named_last(names: Mapping[str, object], parts: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Ordered pairs of names; first those whose second name alone sounds like one of `parts`."""
+    """Return ordered pairs of names; first those in which only the second name contains one of `parts`."""
 
     def sounds(name: str) -> bool:
         return any(part in name.lower() for part in parts)
@@ -391,7 +398,7 @@ def _named_last(names: Mapping[str, object], parts: tuple[str, ...]) -> list[tup
 
 
 def _cells(spec: ModelSpec) -> tuple[Floats, Floats]:
-    """Centres (N, 2) and strides (N,) of NanoDet's cells, model pixels."""
+    """Return centres (N, 2) and strides (N,) of NanoDet's cells, in model pixels."""
     centers, strides = [], []
     for stride in spec.head.strides:
         columns, rows = -(-spec.input.width // stride), -(-spec.input.height // stride)
@@ -402,20 +409,20 @@ def _cells(spec: ModelSpec) -> tuple[Floats, Floats]:
 
 
 def _logit_floor(score: float) -> float:
-    """A logit below every one whose float32 sigmoid reaches `score`."""
+    """Return a logit below every one whose float32 sigmoid reaches `score`."""
     if score <= 0:
         return -math.inf
     return min(math.log(score / (1 - score)) - 1e-3, 10.0) if score < 1 else 10.0
 
 
 def sigmoid(logits: Floats) -> Floats:
-    """``1 / (1 + exp(-x))`` in float32."""
+    """Return ``1 / (1 + exp(-x))`` in float32."""
     with np.errstate(over="ignore"):
         result: Floats = np.float32(1) / (np.float32(1) + np.exp(-logits))
     return result
 
 
 def to_xyxy(boxes_cxcywh: Floats) -> Floats:
-    """Boxes (N, 4) given by centre, width and height as corners."""
+    """Convert boxes (N, 4) given by centre, width and height to corners."""
     half = boxes_cxcywh[:, 2:] * np.float32(0.5)
     return np.concatenate([boxes_cxcywh[:, :2] - half, boxes_cxcywh[:, :2] + half], axis=1)

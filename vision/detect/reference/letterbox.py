@@ -1,7 +1,7 @@
-"""How a frame of any size lies on the model's fixed canvas, and the way back for boxes.
+"""Geometry of a frame of any size on the model's fixed canvas, and the way back for boxes.
 
-The geometry is computed here for every backend, in whole pixels, so that boxes of the CPU and of the GPU can be
-compared. `sample` is the reference for both: slow, NumPy alone, no rounding between the steps.
+The geometry is computed here for every back-end, in whole pixels, so that boxes of CPU and GPU can be compared.
+`sample` is the reference for both: slow, NumPy only, no rounding between the steps.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Letterbox:
         model_height_px: int,
         placement: Literal["top-left", "center"],
     ) -> Letterbox:
-        """The largest scale at which the source lies wholly on the model's canvas; small frames are enlarged."""
+        """Return the largest scale at which the whole source lies on the model's canvas; enlarges small frames."""
         scale = min(model_width_px / source_width_px, model_height_px / source_height_px)
         if placement == "top-left":
             return Letterbox(scale, 0, 0)
@@ -45,13 +45,13 @@ class Letterbox:
         return Letterbox(scale, (model_width_px - width_px) // 2, (model_height_px - height_px) // 2)
 
     def content(self, source_width_px: int, source_height_px: int) -> tuple[int, int]:
-        """Width and height of the scaled frame: nearest whole model pixels, halves up, at least one."""
+        """Return width and height of the scaled frame: nearest whole model pixels, halves up, at least one."""
         return _scaled(source_width_px, self.scale), _scaled(source_height_px, self.scale)
 
     def to_source(
         self, boxes_xyxy: NDArray[np.float32], source_width_px: int, source_height_px: int
     ) -> NDArray[np.float32]:
-        """Boxes (N, 4) float32 of the canvas as boxes of the source frame, clipped to it. A new array."""
+        """Return boxes (N, 4) float32 of the canvas as boxes of the source frame, clipped to it, in a new array."""
         width_px, height_px = self.content(source_width_px, source_height_px)
         ratio_x, ratio_y = source_width_px / width_px, source_height_px / height_px
         pad = np.array([self.pad_x_px, self.pad_y_px] * 2, np.float32)
@@ -66,7 +66,7 @@ def _scaled(side_px: int, scale: float) -> int:
 
 
 def to_bgr(pixels: NDArray[np.uint8], pixel_format: PixelFormat, encoding: YuvEncoding = "bt601") -> NDArray[np.uint8]:
-    """Reference conversion to BGR (H, W, 3) uint8.
+    """Convert to BGR (H, W, 3) uint8. Reference implementation.
 
     The four pixels of a 2x2 block of NV12 or I420 share their chroma, without interpolation. The arithmetic is that of
     `cv2.cvtColor`, in integers, and the result for ``bt601`` is equal to it bit for bit.
@@ -87,7 +87,7 @@ def to_bgr(pixels: NDArray[np.uint8], pixel_format: PixelFormat, encoding: YuvEn
 def _planes(
     pixels: NDArray[np.uint8], pixel_format: PixelFormat
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Y, U and V (H, W), chroma repeated for the pixels that share it."""
+    """Return Y, U and V (H, W), chroma repeated for the pixels that share it."""
     height_px, width_px = pixels.shape[0] * 2 // 3, pixels.shape[1]
     chroma = pixels[height_px:]
     if pixel_format == "nv12":
@@ -107,12 +107,12 @@ def sample(
     fill: int,
     encoding: YuvEncoding = "bt601",
 ) -> NDArray[np.float32]:
-    """Reference letterbox: BGR levels 0..255, float32 (3, H, W), before colour order and normalisation.
+    """Letterbox a frame to BGR levels 0..255, float32 (3, H, W), without colour order and normalisation. Reference.
 
-    Bilinear with the pixel-centre convention of `cv2.INTER_LINEAR`: canvas pixel x looks at
-    ``(x + 0.5 - pad_x_px) * source_width / content_width - 0.5`` of the source; positions outside the outermost
-    centres take the outermost pixel. YUV formats are converted first (`to_bgr`) and sampled as BGR. The result is not
-    rounded, so implementations in 8 bits differ by up to one level.
+    Bilinear with the pixel-centre convention of `cv2.INTER_LINEAR`: canvas pixel x samples the source at
+    ``(x + 0.5 - pad_x_px) * source_width / content_width - 0.5``; positions outside the outermost centres take the
+    outermost pixel. YUV formats are converted first (`to_bgr`) and sampled as BGR. The result is not rounded, so
+    implementations in 8 bits differ by up to one level.
     """
     bgr = to_bgr(pixels, pixel_format, encoding).astype(np.float64)
     width_px, height_px = letterbox.content(bgr.shape[1], bgr.shape[0])
@@ -128,7 +128,7 @@ def sample(
 
 
 def _taps(scaled_px: int, source_px: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """For each scaled pixel of one axis: both source pixels it lies between, and the second one's weight."""
+    """Return for each scaled pixel of one axis both source pixels around it, and the second one's weight."""
     position = (np.arange(scaled_px) + 0.5) * (source_px / scaled_px) - 0.5
     position = np.clip(position, 0, source_px - 1)
     first = np.floor(position).astype(np.intp)
@@ -142,7 +142,7 @@ def normalised(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> NDArray[np.float32]:
-    """Reference normalisation of BGR levels (3, H, W): ``(level * scale - mean) / std``, channels in order `color`."""
+    """Normalise BGR levels (3, H, W): ``(level * scale - mean) / std``, channels in order `color`. Reference."""
     ordered = bgr_levels if color == "bgr" else bgr_levels[::-1]
     column = (slice(None), None, None)
     levels = ordered.astype(np.float64) * scale
@@ -153,6 +153,6 @@ def normalised(
 def gain_and_offset(
     scale: float, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """`normalised` as ``level * gain + offset``, float32 (3,) each, in the model's channel order."""
+    """Return `normalised` as ``level * gain + offset``, float32 (3,) each, in the model's channel order."""
     spread = np.array(std, np.float64)
     return (scale / spread).astype(np.float32), (-np.array(mean, np.float64) / spread).astype(np.float32)

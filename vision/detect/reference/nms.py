@@ -3,7 +3,7 @@
 The semantics, in full:
 
 1. Candidates are ordered by score, highest first; equal scores by index, lowest first.
-2. The first `max_candidates` of that order are looked at; the others are excess.
+2. The first `max_candidates` of that order are used; the others are truncated.
 3. In that order, a candidate is kept unless one that was kept before it *suppresses* it: it is of the same class (of
    any class where not `class_aware`) and ``intersection > iou * union``.
 4. All arithmetic is IEEE float32, one rounding per operation (no fused multiply-add), in this order::
@@ -15,7 +15,7 @@ The semantics, in full:
        suppressed   = intersection > iou * union                     false where a side is NaN
 
    So a box without area neither suppresses nor is suppressed, and at ``iou = 1`` nothing is.
-5. The first `max_objects` of those kept are the result, best first; the others are excess too.
+5. The first `max_objects` of those kept are the result, best first; the others are truncated too.
 
 Greedy suppression is from the R-CNN lineage (Girshick et al., CVPR 2014). It is serial by nature; here it is solved by
 blocks, and within a block as the fixed point of "kept = not suppressed by one that is kept", which the order makes
@@ -36,9 +36,9 @@ _ZERO = np.float32(0)
 
 
 def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp], int]:
-    """Indices of the `limit` highest scores, ties by index, and how many more there were.
+    """Return the indices of the `limit` highest scores, ties by index, and the number of the others.
 
-    Scores (N,) float32 without NaN. Costs O(N + limit log limit), so that a threshold of zero stays affordable.
+    Scores (N,) are float32 without NaN. Costs O(N + limit log limit), so that a threshold of zero stays affordable.
     """
     truncated_candidates = len(scores) - limit
     if truncated_candidates <= 0:
@@ -60,12 +60,18 @@ def nms(
     max_candidates: int = 1024,
     max_objects: int = 300,
 ) -> tuple[NDArray[np.intp], int]:
-    """Indices of the boxes that stay, best first, and the excess; see the module for the exact semantics.
+    """Return the indices of the remaining boxes, best first, and the number of truncated ones.
+
+    See the module for the exact semantics.
 
     Args:
         boxes_xyxy: (N, 4) float32, any unit.
         scores: (N,) float32, no NaN.
         class_ids: (N,) int32.
+        iou: threshold.
+        class_aware: suppress boxes of the same class only.
+        max_candidates: maximum number of boxes before suppression.
+        max_objects: maximum number of boxes after it.
     """
     order, truncated_candidates = best_first(scores, max_candidates)
     survivors = order[kept_in_order(boxes_xyxy[order], class_ids[order] if class_aware else None, iou)]
@@ -75,7 +81,7 @@ def nms(
 def kept_in_order(
     boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32] | None, iou: float
 ) -> NDArray[np.bool_]:
-    """Point 3 alone, for candidates that are ordered already: which of them stay, (N,).
+    """Apply point 3 to ordered candidates, and return a mask (N,) of those that are kept.
 
     Without `class_ids` all are of one class.
     """
@@ -97,7 +103,7 @@ def kept_in_order(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Candidates in order, sides apart, so that pairs are computed along contiguous memory."""
+    """Candidates in order, one array per side, so that pairs are computed along contiguous memory."""
 
     low: NDArray[np.float32]  # (2, N) x1, y1
     high: NDArray[np.float32]  # (2, N) x2, y2
@@ -116,7 +122,7 @@ class _Rows:
         return _Rows(self.low[:, index], self.high[:, index], self.area[index], class_ids)
 
     def suppress(self, others: _Rows, iou: float) -> NDArray[np.bool_]:
-        """(K, M): which of these K suppress which of the M others; the arithmetic of the module's point 4."""
+        """Return (K, M): which of these K suppress which of the M others, as in point 4 of the module."""
         intersection = _overlap(self.low[0], self.high[0], others.low[0], others.high[0])
         intersection *= _overlap(self.low[1], self.high[1], others.low[1], others.high[1])
         union = self.area[:, None] + others.area
@@ -131,7 +137,7 @@ class _Rows:
 def _overlap(
     low_a: NDArray[np.float32], high_a: NDArray[np.float32], low_b: NDArray[np.float32], high_b: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Length that each interval of `a` (K,) shares with each of `b` (M,): (K, M)."""
+    """Return the length that each interval of `a` (K,) shares with each of `b` (M,): (K, M)."""
     shared = np.minimum(high_a[:, None], high_b)
     shared -= np.maximum(low_a[:, None], low_b)
     np.maximum(shared, _ZERO, out=shared)
@@ -139,9 +145,9 @@ def _overlap(
 
 
 def _keep(rows: _Rows, iou: float) -> NDArray[np.bool_]:
-    """Greedy result for N candidates in order, (N,).
+    """Return the greedy result for N candidates in order, (N,).
 
-    Each round settles at least every candidate whose suppressors were settled before, so there are at most N rounds.
+    Each round decides at least every candidate whose suppressors were decided before, so there are at most N rounds.
     """
     count = len(rows.area)
     suppresses = rows.suppress(rows, iou)

@@ -1,4 +1,4 @@
-"""From a head's candidates to objects of the source frame: NMS, the way back through the letterbox, clipping."""
+"""NMS of candidates, and the way back to the source frame: inverse letterbox and clipping."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ def to_detections(
     source_width_px: int,
     source_height_px: int,
 ) -> Detections:
-    """Detections of one frame, in arrays of their own; boxes that clipping leaves without area are dropped.
+    """Return the detections of one frame in new arrays. Drops boxes that clipping leaves without area.
 
-    `limits` is None for heads that need no NMS: their candidates are the objects.
+    Args:
+        candidates: output of a head.
+        limits: None for heads that need no NMS: their candidates are the objects.
+        letterbox: geometry of the frame on the canvas.
+        source_width_px: width of the frame.
+        source_height_px: height of the frame.
     """
     boxes, scores, class_ids, truncated_candidates = (
         candidates.boxes_xyxy,

@@ -1,7 +1,7 @@
-"""Pixels to the model's tensor with OpenCV, on one core, without allocating.
+"""Pre-processing with OpenCV, on one core, without allocation.
 
-This is most of what the CPU spends on a frame besides the network. Measured on one core of a Xeon at 2.1 GHz, BGR
-768x576 to 416x416, caches warm: 0.25 ms to scale, 0.04 ms to split, 0.15 ms to normalise; 0.8 ms in all right after a
+This is most of what the CPU spends on a frame apart from the network. Measured on one core of a Xeon at 2.1 GHz, BGR
+768x576 to 416x416, caches warm: 0.25 ms to scale, 0.04 ms to split, 0.15 ms to normalise; 0.8 ms in total right after a
 run of the network, which leaves the caches cold. `cv2.dnn.blobFromImage` takes 1.5 ms after scaling, a `cv2.LUT` per
 channel 0.3 ms, `cv2.addWeighted` 0.03 ms less or more, depending on the build.
 """
@@ -23,13 +23,13 @@ _MOST_PLANS = 256
 
 
 class Preprocessor:
-    """Writes frames into one float32 tensor (B, 3, H, W) that the caller owns. For one thread.
+    """Writer of frames into one float32 tensor (B, 3, H, W) that the caller owns. Not thread-safe.
 
     Agrees with `letterbox.sample` and `letterbox.normalised` to within one of 255 levels.
     """
 
     def __init__(self, spec: InputSpec, tensor: NDArray[np.float32]) -> None:
-        self._card = spec
+        self._spec = spec
         self._tensor = tensor
         self._gain, self._offset = gain_and_offset(spec.scale, spec.mean, spec.std)
         self._channels = (0, 1, 2) if spec.color == "bgr" else (2, 1, 0)
@@ -44,7 +44,7 @@ class Preprocessor:
     def write(
         self, index: int, pixels: NDArray[np.uint8], pixel_format: PixelFormat, encoding: YuvEncoding = "bt601"
     ) -> Letterbox:
-        """Letterbox one frame into ``tensor[index]``; says how it lies there."""
+        """Letterbox one frame into ``tensor[index]`` and return the geometry."""
         _allow_fast_scaling()
         bgr = self._to_bgr.convert(
             pixels, pixel_format, encoding
@@ -61,7 +61,7 @@ class Preprocessor:
         return plan.letterbox
 
     def _plan(self, index: int, shape: tuple[int, ...]) -> _Plan:
-        """What depends on the size alone; cameras seldom change theirs."""
+        """Return everything that depends on the size alone; cameras seldom change theirs."""
         plan = self._plans.get((index, shape))
         if plan is None:
             if len(self._plans) >= _MOST_PLANS:
@@ -71,7 +71,7 @@ class Preprocessor:
 
     def _make_plan(self, index: int, shape: tuple[int, ...]) -> _Plan:
         height_px, width_px, channels = shape
-        spec = self._card
+        spec = self._spec
         letterbox = Letterbox.fit(width_px, height_px, spec.width, spec.height, spec.letterbox)
         width, height = letterbox.content(width_px, height_px)
         x, y = letterbox.pad_x_px, letterbox.pad_y_px
@@ -84,17 +84,17 @@ class Preprocessor:
         )
 
     def _fill_around(self, index: int, plan: _Plan) -> None:
-        """Paint the canvas anew when the frame lies elsewhere than the one before it; usually it does not."""
+        """Repaint the canvas if the frame covers another part than the one before it."""
         if self._drawn[index] == (plan.letterbox, plan.size):
             return
         self._drawn[index] = (plan.letterbox, plan.size)
-        grey = self._card.fill * self._gain + self._offset
+        grey = self._spec.fill * self._gain + self._offset
         self._tensor[index] = grey[:, None, None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How frames of one size come onto the canvas: views of the scratch memory and of the tensor."""
+    """Views of the scratch memory and of the tensor for frames of one size."""
 
     letterbox: Letterbox
     size: tuple[int, int]  # width and height of the scaled frame
@@ -104,8 +104,8 @@ class _Plan:
 
 
 def _allow_fast_scaling() -> None:
-    """Let OpenCV scale with Intel's library where its build has it: half the time, differs by at most one level.
+    """Let OpenCV scale with Intel's library if its build has it: half the time, differs by at most one level.
 
-    The switch is kept per thread by OpenCV, so it is set where it is needed; builds without the library ignore it.
+    OpenCV keeps the switch per thread, so each thread sets it; builds without the library ignore it.
     """
     cv2.ipp.setUseIPP_NotExact(True)

@@ -1,4 +1,7 @@
-"""What Y, U and V mean as colours: one table for the CPU, for the GPU's kernels and for the reference."""
+"""Coefficients from YUV to BGR, for the CPU, for the GPU's kernels and for the reference.
+
+Without OpenCV, which GPU machines may lack.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _KR_KB: Final = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
 
 @functools.cache
 def yuv_coefficients(encoding: YuvEncoding) -> tuple[int, int, int, int, int, int]:
-    """Level of black, then with `FRACTION_BITS`: luma, U to blue, U to green, V to green, V to red.
+    """Return the level of black, then with `FRACTION_BITS`: luma, U to blue, U to green, V to green, V to red.
 
     ``blue = luma * max(Y - black, 0) + u_blue * (U - 128)``, green and red alike. From ITU-R BT.601-7 and BT.709-6;
     ``bt601`` has the rounded factors of OpenCV's `cvtColor`, so that all agree to the bit.
