@@ -20,7 +20,7 @@ def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) ->
         ModelError: the second model does not match its model.yaml.
         Closed: stopped while starting.
     """
-    analytics = open_analytics(config, options, resources)
+    analytics = open_analytics(config, options)
     snapshots = open_snapshots(config, options, resources)
     cascade = open_cascade(config, options, resources)
     track = TrackStage(config.track, score=config.detect.score_threshold)

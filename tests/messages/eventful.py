@@ -15,18 +15,18 @@ from tests.messages.samples import CLASSES, node_status, result
 from vision.client import EventMessage, Subscription
 from vision.messaging.codec import boot_id
 from vision.messaging.publisher import Publisher
-from vision.state.event_journal import EventJournal
+from vision.state.database import StateDatabase
 from vision.types import Event
 
 
 def publish(folder: str, bind: str, replay: str) -> None:
-    journal = EventJournal(Path(folder), boot=boot_id(), keep=100_000)
-    with Publisher(bind, node="n", class_names=CLASSES, journal=journal, replay=replay) as publisher:
+    events = StateDatabase(Path(folder), boot=boot_id(), max_events=100_000).events
+    with Publisher(bind, node="n", class_names=CLASSES, event_log=events, replay=replay) as publisher:
         publisher.publish_status(node_status())
         while True:
-            event = Event("line_crossed", "door", "gate", 1, 0, {"count": journal.newest + 1})
+            event = Event("line_crossed", "door", "gate", 1, 0, {"count": events.newest + 1})
             publisher.publish(result(events=(event,)))
-            os.write(1, b"%d\n" % journal.newest)
+            os.write(1, b"%d\n" % events.newest)
             time.sleep(0.002)
 
 

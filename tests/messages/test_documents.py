@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tests.messages.processes import REPOSITORY, Program, wait_until
 from tests.messages.samples import CLASSES, crossed, found, node_status, result, tracked
 from vision.messaging import codec
 from vision.messaging.publisher import Publisher
-from vision.state.event_journal import EventJournal
+from vision.state.database import StateDatabase
 
 NODE_MODULES = REPOSITORY / "build" / "node"
 
@@ -123,8 +124,11 @@ def test_a_subscriber_in_c_says_what_is_wrong_with_its_arguments(tmp_path: Path)
 
 
 def test_the_programs_for_missed_events_print_them(tmp_path: Path) -> None:
-    journal = EventJournal(tmp_path / "journal", boot="x")
-    with Publisher("tcp://127.0.0.1:*", node="n", journal=journal, replay="tcp://127.0.0.1:*") as publisher:
+    state = StateDatabase(tmp_path / "state", boot="x")
+    with (
+        closing(state),
+        Publisher("tcp://127.0.0.1:*", node="n", event_log=state.events, replay="tcp://127.0.0.1:*") as publisher,
+    ):
         publisher.publish_status(node_status())
         event = replace(crossed(), data={"phase": "instant"})
         publisher.publish(result(events=(event,) * 3))
@@ -140,7 +144,7 @@ def test_the_programs_for_missed_events_print_them(tmp_path: Path) -> None:
                     assert program.line() == f"{number} gate line_crossed door instant"
                 publisher.publish(result(events=(event,)))
                 assert program.line() == f"{first + 3} gate line_crossed door instant"
-                done = f"{journal.journal} {first + 3}"
+                done = f"{state.events.journal} {first + 3}"
                 wait_until(lambda done=done: (tmp_path / "done").read_text() == done, "it has noted that")  # type: ignore[misc]
             publisher.publish(result(events=(event,) * 3))
         assert publisher.replay_address is not None

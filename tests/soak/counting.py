@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 from tests.soak.traffic import ANALYTICS, CLASS_NAMES, HEIGHT_PX, WIDTH_PX, Traffic
 from vision.analytics.camera_analytics import Analytics
 from vision.analytics.tracker import Tracker
-from vision.state.counters import CounterJournal
+from vision.state.counters import CameraCounters
+from vision.state.database import StateDatabase
 
 
 @dataclass
@@ -38,10 +40,10 @@ class Counted:
     resident_mib: list[float] = field(default_factory=list)  # every simulated hour
 
 
-def count(traffic: Traffic, journal: CounterJournal | None = None) -> Counted:
+def count(traffic: Traffic, counters: CameraCounters | None = None) -> Counted:
     """Run all of the traffic."""
     tracker = Tracker()
-    analytics = Analytics(ANALYTICS, "road", CLASS_NAMES, WIDTH_PX, HEIGHT_PX, journal=journal)
+    analytics = Analytics(ANALYTICS, "road", CLASS_NAMES, WIDTH_PX, HEIGHT_PX, counters=counters)
     counted = Counted(traffic)
     highest, next_sample_s = 0, 0.0
     previous: set[int] = set()
@@ -106,13 +108,12 @@ def measure(hours: float = 24.0, fps: float = 5.0) -> dict[str, Any]:
     traffic = Traffic(hours * 3600.0, fps=fps)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        journal = CounterJournal(Path(folder) / "road.counters")
-        counted = count(traffic, journal)
-        journal.close()
+        with closing(StateDatabase(Path(folder))) as state:
+            counted = count(traffic, state.counters("road"))
         seconds = time.perf_counter() - started
-        again = CounterJournal(Path(folder) / "road.counters")
-        kept = {name: {key: again[name, key] for key in values} for name, values in counted.counts.items()}
-        again.close()
+        with closing(StateDatabase(Path(folder))) as state:
+            counters = state.counters("road")
+            stored = {name: {key: counters[name, key] for key in values} for name, values in counted.counts.items()}
     later = counted.resident_mib[1:] or counted.resident_mib
     return {
         "simulated_hours": hours,
@@ -120,7 +121,7 @@ def measure(hours: float = 24.0, fps: float = 5.0) -> dict[str, Any]:
         "objects": traffic.truth.objects,
         "crossings": sum(traffic.truth.crossings.values()),
         "differences": differences(counted),
-        "journal_equals_counts": kept == counted.counts,
+        "stored_equals_counts": stored == counted.counts,
         "most_tracks": counted.most_tracks,
         "most_remembered": counted.most_remembered,
         "resident_mib_after_first_hour": later[0],
@@ -136,4 +137,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     figures = measure(arguments.hours, arguments.fps)
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
-    sys.exit(1 if figures["differences"] or not figures["journal_equals_counts"] else 0)
+    sys.exit(1 if figures["differences"] or not figures["stored_equals_counts"] else 0)

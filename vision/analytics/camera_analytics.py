@@ -22,7 +22,7 @@ from vision.analytics.track_snapshot import TrackSnapshot
 from vision.analytics.track_table import TrackColumn, TrackTable
 from vision.analytics.zones import ZoneWatch
 from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig
-from vision.state.counters import CounterJournal
+from vision.state.counters import CameraCounters
 from vision.types import Event, Tracks
 
 Shape: TypeAlias = LineConfig | ZoneConfig
@@ -43,7 +43,7 @@ class Analytics:
         width_px: width of the frame that boxes refer to.
         height_px: height of the same frame.
         forget_s: seconds after which an object that is no longer detected has left; the tracker's `lost_s`.
-        journal: stores the counters. None: they are kept in memory only.
+        counters: stores the counters. None: they are kept in memory only.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Analytics:
         height_px: int,
         *,
         forget_s: float = 1.5,
-        journal: CounterJournal | None = None,
+        counters: CameraCounters | None = None,
     ) -> None:
         self._config = config
         self._camera_id = camera_id
@@ -66,7 +66,7 @@ class Analytics:
         self._anchors = sorted({_GROUND_ANCHOR, *(shape.anchor for shape in shapes)})
         self._line_watch = LineWatch(self._lines, self._anchors, _allowed(self._lines, self._class_names))
         self._zone_watch = ZoneWatch(self._zones, self._anchors, _allowed(self._zones, self._class_names))
-        self._counters = ShapeCounters(config, journal)
+        self._counters = ShapeCounters(config, counters)
         self._begin(width_px, height_px)
 
     # --- the interface ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from vision.config.analytics import CameraAnalytics
-from vision.state.counters import CounterJournal
+from vision.state.counters import CameraCounters
 
 Counts: TypeAlias = dict[str, int]
 
@@ -14,16 +14,16 @@ Counts: TypeAlias = dict[str, int]
 class ShapeCounters:
     """Counters by line and zone: in total and, as ``in:person``, by class."""
 
-    def __init__(self, config: CameraAnalytics, journal: CounterJournal | None = None) -> None:
+    def __init__(self, config: CameraAnalytics, stored: CameraCounters | None = None) -> None:
         """
         Args:
-            journal: stores the counters and has their values at the start. None: they start at 0.
+            stored: stores the counters and has their values at the start. None: they start at 0.
         """
-        self._journal = journal
+        self._stored = stored
         self._counts: dict[str, Counts] = {line.name: {"in": 0, "out": 0} for line in config.lines}
         self._counts |= {zone.name: {"entered": 0, "left": 0} for zone in config.zones}
-        if journal is not None:
-            for (name, key), value in journal.counts().items():
+        if stored is not None:
+            for (name, key), value in stored.counts().items():
                 if key.partition(":")[0] in self._counts.get(name, ()):
                     self._counts[name][key] = value
 
@@ -33,14 +33,14 @@ class ShapeCounters:
         keys = (key, f"{key}:{class_name}")
         for each_key in keys:
             counts[each_key] = counts.get(each_key, 0) + 1
-        if self._journal is not None:
-            self._journal.add(name, keys)
+        if self._stored is not None:
+            self._stored.add(name, keys)
         return counts
 
     def flush(self) -> None:
         """Store what was counted since the last call."""
-        if self._journal is not None:
-            self._journal.flush()
+        if self._stored is not None:
+            self._stored.flush()
 
     def snapshot(self) -> Mapping[str, Mapping[str, int]]:
         """Return a copy of all counters by line or zone and key."""

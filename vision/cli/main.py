@@ -136,14 +136,15 @@ def _run(arguments: argparse.Namespace, stop: threading.Event) -> int:
     from vision.cli.status_view import StatusView
     from vision.config import load_config, resolve_config
     from vision.pipelines import load_pipeline
-    from vision.runtime.builder import RunOptions
+    from vision.runtime.builder import RunOptions, open_state
     from vision.runtime.hang_watchdog import hang_watchdog
 
     start_nvtx(arguments.nvtx)
     site = load_config(resolve_config(arguments.config), os.environ)
     build = load_pipeline(site.pipeline)
-    options = RunOptions(stop=stop, offline=arguments.offline, record=arguments.record)
     with ExitStack() as resources:
+        state = None if arguments.offline else open_state(site, resources)
+        options = RunOptions(stop=stop, offline=arguments.offline, record=arguments.record, state=state)
         runtime = build(site, options, resources)
         # What was made so far stays: a full collection would walk through all of it and hold every thread meanwhile.
         gc.collect()

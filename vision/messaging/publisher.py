@@ -36,7 +36,7 @@ from vision.errors import Closed, ConfigError
 from vision.messaging import codec
 from vision.messaging.replay_server import ReplayServer
 from vision.messaging.sockets import bound_socket, socket_file
-from vision.state.event_journal import EventJournal
+from vision.state.events import EventLog
 from vision.types import Result
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ _LARGEST_SUBSCRIPTION_BYTES = 4096
 
 
 class Publisher:
-    """One bound XPUB socket. Any thread may publish; with a recorder or a journal, results come from one thread."""
+    """One bound XPUB socket. Any thread may publish; with a recorder or an event log, results come from one thread."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Publisher:
         encoding: codec.Encoding = "json",
         queue: int = 1000,
         recorder: Recorder | None = None,
-        journal: EventJournal | None = None,
+        event_log: EventLog | None = None,
         replay: str | None = None,
         linger_s: float = 0.2,
         keepalive_s: int = 10,
@@ -75,8 +75,8 @@ class Publisher:
             encoding: of the payloads.
             queue: messages kept for one subscriber that does not read; what comes after them is lost to it.
             recorder: gets every detections message too; the publisher's own from here on, and closed with it.
-            journal: keeps every event before it is sent; the publisher's own too.
-            replay: address where subscribers ask for events of the journal; as `bind`.
+            event_log: keeps every event before it is sent. The caller closes its database after the publisher.
+            replay: address where subscribers ask for events of `event_log`; as `bind`.
             linger_s: longest `close` waits for messages to leave.
             keepalive_s: a connection that is idle for so long is probed, and closed after three probes without answer.
 
@@ -87,7 +87,7 @@ class Publisher:
         self._class_names = tuple(class_names)
         self._encoding = encoding
         self._recorder = recorder
-        self._journal = journal
+        self._event_log = event_log
         self._replay_server: ReplayServer | None = None
         self._linger_s = linger_s
         self._clock = clock
@@ -99,9 +99,9 @@ class Publisher:
         self._replay_at_s = 0.0
         self._context = zmq.Context()
         try:
-            if journal is not None and replay is not None:
+            if event_log is not None and replay is not None:
                 self._replay_server = ReplayServer(
-                    replay, journal, node=node, encoding=encoding, keepalive_s=keepalive_s
+                    replay, event_log, node=node, encoding=encoding, keepalive_s=keepalive_s
                 )
             self._socket = bound_socket(
                 self._context, zmq.XPUB, bind, key="publish.bind", keepalive_s=keepalive_s, options=_options(queue)
@@ -130,7 +130,7 @@ class Publisher:
 
     def counters(self) -> dict[str, int]:
         """Of the journal, where there is one."""
-        return {} if self._journal is None else self._journal.counters()
+        return {} if self._event_log is None else self._event_log.counters()
 
     def publish(self, result: Result) -> None:
         """Send one result and its events. Never waits for a subscriber.
@@ -151,10 +151,10 @@ class Publisher:
 
     def _publish_events(self, events: list[codec.EventMessage]) -> None:
         """Kept first: what was sent can be asked for, whatever happens next. Disks are slow, so without the lock."""
-        if self._journal is not None:
-            first, journal = self._journal.newest + 1, self._journal.journal
+        if self._event_log is not None:
+            first, journal = self._event_log.newest + 1, self._event_log.journal
             numbered = [codec.kept(event, journal, first + at) for at, event in enumerate(events)]
-            if self._journal.append([codec.encode(event) for event in numbered]):
+            if self._event_log.append([codec.encode(event) for event in numbered]):
                 events = numbered
         payloads = [codec.encode(event, self._encoding) for event in events]
         with self._lock:
@@ -193,7 +193,7 @@ class Publisher:
         self._close_files()
 
     def _close_files(self) -> None:
-        for file in (self._replay_server, self._journal, self._recorder):
+        for file in (self._replay_server, self._recorder):
             if file is not None:
                 file.close()
 

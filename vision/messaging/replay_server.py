@@ -18,7 +18,7 @@ import zmq
 from vision.errors import MessageError
 from vision.messaging import codec
 from vision.messaging.sockets import bound_socket, socket_file
-from vision.state.event_journal import EventJournal
+from vision.state.events import EventLog
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,12 @@ _ANSWERS: Final = 4  # that wait for one who does not read them; further ones ar
 
 
 class ReplayServer:
-    """Answers requests for the events of `journal` until closed."""
+    """Answers requests for the events of `event_log` until closed."""
 
     def __init__(
         self,
         bind: str,
-        journal: EventJournal,
+        event_log: EventLog,
         *,
         node: str,
         encoding: codec.Encoding = "json",
@@ -47,7 +47,7 @@ class ReplayServer:
         Raises:
             ConfigError: the address is wrong, in use, or not this machine's.
         """
-        self._journal = journal
+        self._event_log = event_log
         self._node = node
         self._encoding = encoding
         self._context = zmq.Context()
@@ -88,8 +88,8 @@ class ReplayServer:
     def _answer(self, payload: bytes) -> Sequence[bytes]:
         try:
             request = codec.decode_request(payload)
-            since = request.since if request.journal in (None, self._journal.journal) else 0
-            page = self._journal.read(since, most=min(max(request.most, 1), _MOST_EVENTS))
+            since = request.since if request.journal in (None, self._event_log.journal) else 0
+            page = self._event_log.read(since, limit=min(max(request.most, 1), _MOST_EVENTS))
             header = self._header(page.oldest, page.newest, more=page.more)
             return [codec.encode(header), *map(self._encoded, page.payloads)]
         except MessageError as error:
@@ -100,7 +100,7 @@ class ReplayServer:
 
     def _header(self, oldest: int, newest: int, *, more: bool = False, error: str | None = None) -> codec.ReplayReply:
         return codec.ReplayReply(
-            node=self._node, journal=self._journal.journal, oldest=oldest, newest=newest, more=more, error=error
+            node=self._node, journal=self._event_log.journal, oldest=oldest, newest=newest, more=more, error=error
         )
 
     def _encoded(self, payload: bytes) -> bytes:

@@ -46,7 +46,7 @@ from vision.stages.secondary_model import CascadeStage
 from vision.stages.snapshots import SnapshotStage
 from vision.stages.stage import PixelStage, Stage
 from vision.stages.track import TrackStage
-from vision.state.event_journal import EventJournal
+from vision.state.database import StateDatabase
 from vision.types import Frame, PixelFormat, Result, frame_shape
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class RunOptions:
         sink: receives the results instead of the socket.
         open_detector: opens the detector instead of `vision.detect.open.open_detector`.
         open_source: opens a camera instead of `vision.capture.open.open_source`.
+        state: keeps events and counters after the run (`open_state`). None: nothing is kept.
     """
 
     stop: threading.Event
@@ -73,6 +74,7 @@ class RunOptions:
     sink: Sink | None = None
     open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None
     open_source: Callable[..., Source] | None = None
+    state: StateDatabase | None = None
 
     def check_stop(self) -> None:
         """Raise an exception if the run was stopped while it was starting.
@@ -180,10 +182,6 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
     if options.record is not None:
         recorder = Recorder(options.record)
         resources.callback(_close_recorder, recorder, options.record)
-    journal = None
-    if (state := state_folder(config, options)) is not None:
-        journal = EventJournal(state / "events", keep=config.publish.max_events, boot=codec.boot_id())
-        resources.enter_context(closing(journal))
     publisher = Publisher(
         config.publish.bind,
         node=config.node or socket.gethostname(),
@@ -191,7 +189,7 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
         encoding=config.publish.encoding,
         queue=config.publish.queue,
         recorder=recorder,
-        journal=journal,
+        event_log=options.state.events if options.state is not None else None,
         replay=config.publish.replay,
     )
     resources.enter_context(publisher)
@@ -234,29 +232,32 @@ def open_configured_detector(
     return detector
 
 
-def state_folder(config: AppConfig, options: RunOptions) -> Path | None:
-    """Return the folder of what outlives a restart. None if nothing does, as in an offline run, which is repeatable."""
-    return None if config.state_dir is None or options.offline else Path(config.state_dir)
+def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
+    """Open the events and counters that continue after a restart, for `RunOptions.state`.
+
+    An offline run has none, so that it is repeatable.
+
+    Raises:
+        ConfigError: the folder is not usable, or another process uses it.
+    """
+    if config.state_dir is None:
+        return None
+    state = StateDatabase(Path(config.state_dir), max_events=config.publish.max_events, boot=codec.boot_id())
+    return resources.enter_context(closing(state))
 
 
-def open_analytics(config: AppConfig, options: RunOptions, resources: ExitStack) -> AnalyticsStage:
+def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
     """Open the lines and zones of all cameras, with their stored counters.
 
     Raises:
-        ConfigError: a class is unknown, or the counters cannot be stored.
+        ConfigError: a class is unknown.
     """
     options.check_stop()
     _, spec = find_model(config)
-    state = state_folder(config, options)
-    if state is None and config.analytics and not options.offline:
+    if config.state_dir is None and config.analytics and not options.offline:
         log.info("counters begin at 0 with each start; `state_dir: FOLDER` in the configuration keeps them")
-    stage = AnalyticsStage(
-        config.analytics,
-        published_class_names(spec, config.detect),
-        forget_s=config.track.lost_s,
-        folder=None if state is None else state / "counters",
-    )
-    return resources.enter_context(closing(stage))
+    class_names = published_class_names(spec, config.detect)
+    return AnalyticsStage(config.analytics, class_names, forget_s=config.track.lost_s, state=options.state)
 
 
 def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from vision.analytics.camera_analytics import Analytics
 from vision.config.analytics import CameraAnalytics
 from vision.config.class_names import check_analytics_classes
-from vision.state.background_flusher import BackgroundFlusher
-from vision.state.counters import CounterJournal
+from vision.state.database import StateDatabase
 from vision.types import Counts, Event, FrameMeta, Result, Tracks
 
 log = logging.getLogger(__name__)
@@ -46,10 +43,10 @@ class _Watched:
 class AnalyticsStage:
     """Tracks become events and counts, with lines and zones for each camera that has some.
 
-    Counters live on in a file for each camera below `folder`, and in memory alone where there is none.
+    With a `state`, counters continue after a restart. Without one they start at 0.
 
     Raises:
-        ConfigError: a class that the model does not have, or a folder that cannot be used.
+        ConfigError: a class that the model does not have.
     """
 
     def __init__(
@@ -58,27 +55,21 @@ class AnalyticsStage:
         class_names: Sequence[str],
         *,
         forget_s: float = 1.5,
-        folder: Path | None = None,
+        state: StateDatabase | None = None,
     ) -> None:
         """
         Args:
             sections: `analytics:` of camera.yaml, by camera id.
             class_names: the model's, by class id.
             forget_s: seconds after which an object that is no longer seen has left; the tracker's `lost_s`.
+            state: stores the counters; the caller closes it.
         """
         check_analytics_classes(sections, class_names)
         self._sections = dict(sections)
         self._class_names = tuple(class_names)
         self._forget_s = forget_s
         self._cameras: dict[str, _Watched] = {}
-        self._journals: dict[str, CounterJournal] = {}
-        with ExitStack() as opened:
-            if folder is not None:
-                flusher = opened.enter_context(closing(BackgroundFlusher()))  # closed after the journals
-                for camera_id in sections:
-                    journal = CounterJournal(folder / f"{camera_id}.counters", forcer=flusher)
-                    self._journals[camera_id] = opened.enter_context(closing(journal))
-            self._opened = opened.pop_all()
+        self._state = state
 
     def __call__(self, result: Result) -> Result:
         if result.meta.camera_id not in self._sections:
@@ -90,10 +81,6 @@ class AnalyticsStage:
         if events:
             watched.count()
         return replace(result, events=result.events + events, counts=watched.counts)
-
-    def close(self) -> None:
-        """Write what counters have counted. May be called twice."""
-        self._opened.close()
 
     def _watched(self, meta: FrameMeta) -> tuple[_Watched, tuple[Event, ...]]:
         """Return a camera's analytics, begun with its first frame and restarted with each epoch, and events."""
@@ -128,6 +115,6 @@ class AnalyticsStage:
             meta.width_px,
             meta.height_px,
             forget_s=self._forget_s,
-            journal=self._journals.get(camera_id),
+            counters=self._state.counters(camera_id) if self._state is not None else None,
         )
         return _Watched(analytics, config, meta.epoch)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,8 @@ from tests.soak.traffic import Traffic
 from vision.analytics.camera_analytics import Analytics
 from vision.analytics.geometry import GroundPlane, ZoneSet
 from vision.config.analytics import CameraAnalytics
-from vision.errors import ConfigError
-from vision.state.counters import CounterJournal
+from vision.state.counters import CameraCounters
+from vision.state.database import StateDatabase
 from vision.types import Event, Tracks
 
 STEP_NS = 100_000_000
@@ -45,8 +43,10 @@ def tracks(*objects: tuple[int, Place] | tuple[int, Place, int], height: float =
     )
 
 
-def analytics(width: int = 1000, height: int = 1000, journal: CounterJournal | None = None, **config: Any) -> Analytics:
-    return Analytics(CameraAnalytics.model_validate(config), "gate", CLASSES, width, height, journal=journal)
+def analytics(
+    width: int = 1000, height: int = 1000, counters: CameraCounters | None = None, **config: Any
+) -> Analytics:
+    return Analytics(CameraAnalytics.model_validate(config), "gate", CLASSES, width, height, counters=counters)
 
 
 def line(points: Sequence[Place] = ((500, 0), (500, 1000)), **more: Any) -> dict[str, Any]:
@@ -579,117 +579,15 @@ def test_a_counter_that_is_wrong_is_noticed() -> None:
     assert len(differences(counted)) == 1
 
 
-# --- journal ----------------------------------------------------------------------------------------------------------
-
-
-def journal_at(path: Path) -> CounterJournal:
-    return CounterJournal(path, now=lambda: 0.0)
+# --- counters ---------------------------------------------------------------------------------------------------------
 
 
 def test_counters_survive_a_restart(tmp_path: Path) -> None:
-    path = tmp_path / "state" / "gate.counters"
     for run in range(3):
-        journal = journal_at(path)
-        stage = analytics(journal=journal, lines=[line()])
-        assert stage.counts()["door"]["out"] == run
-        (event,) = walk(stage, [(300, 500), (700, 500)], class_id=2)
-        assert event.data["total_out"] == run + 1
-        journal.close()
-        journal.close()
-    journal = journal_at(path)
-    assert journal["door", "out:car"] == 3 and journal.notice is None
-    journal.close()
-
-
-def test_counters_survive_a_kill(tmp_path: Path) -> None:
-    path = tmp_path / "gate.counters"
-    program = (
-        "import os, signal, sys; from pathlib import Path; from vision.state.counters import CounterJournal\n"
-        f"journal = CounterJournal(Path({str(path)!r}))\n"
-        "for _ in range(1000):\n    journal.add('door', ['in']); journal.flush()\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
-    journal = journal_at(path)
-    assert journal["door", "in"] == 1000 and journal.notice is None
-    journal.close()
-
-
-def filled(path: Path) -> bytes:
-    journal = journal_at(path)
-    for _ in range(5):
-        journal.add("door", ["in", "in:person"])
-        journal.flush()
-    journal.close()
-    return path.read_bytes()
-
-
-def test_any_torn_end_is_cut_off(tmp_path: Path) -> None:
-    path = tmp_path / "gate.counters"
-    whole = filled(path)
-    header = whole.index(b"\n") + 1
-    for end in range(header, len(whole)):
-        for tail in (b"", b"\0" * 7):
-            path.write_bytes(whole[:end] + tail)
-            journal = journal_at(path)
-            assert journal.notice is None and 0 <= journal["door", "in"] <= 5
-            journal.close()
-    assert list(tmp_path.glob("*damaged*")) == []
-
-
-@pytest.mark.parametrize("damage", ["flip", "foreign", "binary", "short"])
-def test_a_damaged_journal_is_set_aside_and_said(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "gate.counters"
-    whole = filled(path)
-    middle = whole.index(b"door") + 1
-    bad = {
-        "flip": whole[:middle] + b"O" + whole[middle + 1 :],
-        "foreign": b"name,count\ndoor,5\n",
-        "binary": bytes(range(256)) * 20,
-        "short": whole[:5],
-    }[damage]
-    path.write_bytes(bad)
-    journal = journal_at(path)
-    aside = tmp_path / "gate.counters.damaged-19700101T000000Z"
-    assert aside.read_bytes() == bad
-    assert journal["door", "in"] == 0 and journal.notice is not None and aside.name in journal.notice
-    assert journal.notice in caplog.text
-    journal.add("door", ["in"])
-    journal.close()
-    journal = journal_at(path)
-    assert journal["door", "in"] == 1 and journal.notice is None
-    journal.close()
-
-
-def test_a_journal_belongs_to_one_process(tmp_path: Path) -> None:
-    journal = journal_at(tmp_path / "gate.counters")
-    with pytest.raises(ConfigError, match="in use by another process"):
-        journal_at(tmp_path / "gate.counters")
-    journal.close()
-    journal_at(tmp_path / "gate.counters").close()
-
-
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot keep counters"):
-        journal_at(tmp_path / "file" / "gate.counters")
-    (tmp_path / "gate.counters").mkdir()
-    with pytest.raises(ConfigError, match="cannot keep counters"):
-        journal_at(tmp_path / "gate.counters")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
-def test_a_full_disk_is_said_once_and_counting_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    journal = journal_at(tmp_path / "gate.counters")
-    usable = journal._file
-    journal._file = os.open("/dev/full", os.O_RDWR)
-    for _ in range(3):
-        journal.add("door", ["in"])
-        journal.flush()
-    assert caplog.text.count("cannot write counters") == 1
-    os.close(journal._file)
-    journal._file = usable
-    journal.close()
-    journal = journal_at(tmp_path / "gate.counters")
-    assert journal["door", "in"] == 3
-    journal.close()
+        with closing(StateDatabase(tmp_path / "state")) as state:
+            stage = analytics(counters=state.counters("gate"), lines=[line()])
+            assert stage.counts()["door"]["out"] == run
+            (event,) = walk(stage, [(300, 500), (700, 500)], class_id=2)
+            assert event.data["total_out"] == run + 1
+    with closing(StateDatabase(tmp_path / "state")) as state:
+        assert state.counters("gate")["door", "out:car"] == 3

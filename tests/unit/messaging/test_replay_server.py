@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,23 @@ import zmq
 
 from tests.messages.processes import wait_until
 from tests.messages.samples import CLASSES, crossed, node_status, result
-from tests.unit.state.test_event_journal import file_size_limit
+from tests.unit.state.faults import full_disk
 from vision.client import EventMessage, Gap, Item, NewJournal, Restart, Silence, Subscription, subscribe
 from vision.errors import ConfigError, MessageError
 from vision.messaging import codec
 from vision.messaging.publisher import Publisher
-from vision.state.event_journal import EventJournal
+from vision.state.database import StateDatabase
 
 ANY_PORT = "tcp://127.0.0.1:*"
 
 
 @contextmanager
 def publisher(folder: Path, bind: str = ANY_PORT, replay: str = ANY_PORT, **options: Any) -> Iterator[Publisher]:
-    journal = EventJournal(folder, boot="boot", keep=options.pop("keep", 1000))
-    with Publisher(bind, node="n", class_names=CLASSES, journal=journal, replay=replay, **options) as one:
+    state = StateDatabase(folder, boot="boot", max_events=options.pop("max_events", 1000))
+    with (
+        closing(state),
+        Publisher(bind, node="n", class_names=CLASSES, event_log=state.events, replay=replay, **options) as one,
+    ):
         one.publish_status(node_status())
         yield one
 
@@ -41,11 +44,11 @@ def publish(one: Publisher, count: int = 1, camera: str = "gate") -> None:
 
 def lose(one: Publisher, count: int = 1) -> None:
     """Events that are kept and never sent: what a subscriber sees of a loss."""
-    assert one._journal is not None
+    assert one._event_log is not None
     for _ in range(count):
-        number = one._journal.newest + 1
+        number = one._event_log.newest + 1
         event = one.numbering.stamp(codec.event(crossed(), result()))
-        assert one._journal.append([codec.encode(codec.kept(event, one._journal.journal, number))])
+        assert one._event_log.append([codec.encode(codec.kept(event, one._event_log.journal, number))])
 
 
 def take(subscription: Subscription, count: int) -> list[Item]:
@@ -200,7 +203,7 @@ def test_a_journal_that_was_removed_is_reported(tmp_path: Path) -> None:
 
 
 def test_what_was_deleted_meanwhile_is_a_gap(tmp_path: Path) -> None:
-    with publisher(tmp_path, keep=80) as one:
+    with publisher(tmp_path, max_events=80) as one:
         publish(one, 300)
         with Subscription(one.address, kinds=("events",), since=1) as subscription:
             gap, *rest = take(subscription, 81)
@@ -307,10 +310,10 @@ def ask(address: str, question: bytes) -> tuple[Any, list[bytes]]:
 def test_a_question_and_its_answer_in_full(tmp_path: Path) -> None:
     with publisher(tmp_path) as one:
         publish(one, 3)
-        assert one.replay_address is not None and one._journal is not None
+        assert one.replay_address is not None and one._event_log is not None
         question = {"schema": "vision.ask/1", "since": 1, "most": 1}
         header, events = ask(one.replay_address, json.dumps(question).encode())
-        journal = one._journal.journal
+        journal = one._event_log.journal
     assert header == {
         "schema": "vision.replay/1", "node": "n", "journal": journal, "oldest": 1, "newest": 3, "more": True
     }  # fmt: skip
@@ -341,7 +344,7 @@ def test_a_question_that_is_none_is_answered_with_what_was_expected(
 
 @pytest.mark.parametrize("most", [-5, 0, 10**9])
 def test_no_question_gets_more_than_there_is(tmp_path: Path, most: int) -> None:
-    with publisher(tmp_path, keep=2000) as one:
+    with publisher(tmp_path, max_events=2000) as one:
         publish(one, 3)
         lose(one, 1500)
         assert one.replay_address is not None
@@ -366,8 +369,7 @@ def test_a_full_disk_makes_events_best_effort(tmp_path: Path) -> None:
     with publisher(tmp_path) as one, Subscription(one.address, kinds=("events",), since=0) as subscription:
         publish(one)
         take(subscription, 1)
-        (segment,) = tmp_path.glob("*.events")
-        with file_size_limit(segment.stat().st_size):
+        with full_disk(tmp_path):
             publish(one)
         (unkept,) = take(subscription, 1)
         publish(one)

@@ -31,7 +31,7 @@ from vision.errors import ConfigError
 from vision.messaging import codec
 from vision.messaging.codec import CountsMessage, DetectionsMessage, Kind
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import RunOptions
+from vision.runtime.builder import RunOptions, open_state
 from vision.runtime.runtime import Runtime
 from vision.runtime.status import Report
 from vision.stages.track import TrackStage
@@ -191,7 +191,8 @@ def published(config: AppConfig, kinds: tuple[Kind, ...], *, offline: bool = Fal
     items: list[Item] = []
     stop = threading.Event()
     with ExitStack() as resources:
-        runtime: Runtime = load_pipeline(config.pipeline)(config, RunOptions(stop, offline=offline), resources)
+        options = RunOptions(stop, offline=offline, state=None if offline else open_state(config, resources))
+        runtime: Runtime = load_pipeline(config.pipeline)(config, options, resources)
         (sink,) = runtime._sinks
         publisher = sink._publisher  # type: ignore[attr-defined]
         with Subscription(publisher.address, kinds=kinds, silence_s=60) as subscription:
@@ -274,10 +275,10 @@ def test_without_a_state_folder_it_says_that_counters_begin_at_zero(caplog: pyte
 def test_two_programs_with_one_state_folder(tmp_path: Path) -> None:
     config = counting(state_dir=f"{tmp_path}/state")
     with ExitStack() as first, ExitStack() as second:
-        options = RunOptions(threading.Event())
-        load_pipeline("count")(config, options, first)
-        with pytest.raises(ConfigError, match="in use by another process"):
-            load_pipeline("count")(config, options, second)
+        open_state(config, first)
+        with pytest.raises(ConfigError) as refused:
+            open_state(config, second)
+    assert refused.value.code == "state-in-use"
 
 
 # --- one of one's own -------------------------------------------------------------------------------------------------

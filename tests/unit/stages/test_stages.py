@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vision.errors import ConfigError
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.rules import RuleStage
 from vision.stages.track import TrackStage
+from vision.state.database import StateDatabase
 from vision.types import Counts, Detections, Event, FrameMeta, Result, Timing, Tracks
 
 STEP_NS = 100_000_000
@@ -195,23 +197,13 @@ def test_shapes_outside_of_the_frame_are_named_once_a_size(caplog: pytest.LogCap
     )
 
 
-def test_counters_live_on_in_the_folder(tmp_path: Path) -> None:
+def test_counters_continue_after_a_restart(tmp_path: Path) -> None:
     for times in (1, 2):
-        stage = AnalyticsStage(SECTIONS, CLASSES, folder=tmp_path / "counters")
-        last = walk(stage)[-1].counts
-        stage.close()
-        stage.close()
+        with closing(StateDatabase(tmp_path)) as state:
+            last = walk(AnalyticsStage(SECTIONS, CLASSES, state=state))[-1].counts
         assert last is not None
         assert last.lines["door"]["in"] == times
         assert last.occupancy == {"yard": 1}
-
-
-def test_a_folder_is_counted_in_by_one_process(tmp_path: Path) -> None:
-    first = AnalyticsStage(SECTIONS, CLASSES, folder=tmp_path)
-    with pytest.raises(ConfigError, match="in use by another process"):
-        AnalyticsStage({"alley": SECTIONS["gate"], **SECTIONS}, CLASSES, folder=tmp_path)
-    first.close()
-    AnalyticsStage({"alley": SECTIONS["gate"], **SECTIONS}, CLASSES, folder=tmp_path).close()  # alley was let go
 
 
 def test_rule_event_carries_the_occupancy_of_its_own_instant() -> None:
