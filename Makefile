@@ -6,7 +6,7 @@ check:            ## what CI runs
 	./test
 check-gpu:        ## kernels and the TensorRT stage, on a machine with an NVIDIA GPU
 	pytest -m gpu tests/gpu
-bench:            ## every figure that the project quotes, into tests/perf/results/<machine>.json
+bench:            ## every figure that the project quotes, into tests/perf/results/<machine>/
 	python -m tests.perf
 format:
 	ruff format .

@@ -1,4 +1,4 @@
-"""`make bench`: every figure that the project quotes, measured in one run, into results/<machine>.json and a table.
+"""`make bench`: measure the CPU figures that the project quotes, and write one file of results for each part.
 
 python -m tests.perf [--quick] [--only pipeline,latency,...]
 """
@@ -6,7 +6,6 @@ python -m tests.perf [--quick] [--only pipeline,latency,...]
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -22,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.perf import latency, memory, pipeline, publishing, tracking
+from tests.perf.results import PerfResult, save, snake_case_keys
 
-RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "pyzmq", "msgspec")
 
 Measure = Callable[[bool], Mapping[str, Any]]
@@ -44,21 +43,24 @@ def machine_name() -> str:
     return re.sub(r"[^a-z0-9]+", "-", f"{model.lower()}-{cores}-cores").strip("-")
 
 
-def conditions() -> dict[str, Any]:
-    """What the figures depend on besides the code."""
+def result(part: str, figures: Mapping[str, Any]) -> PerfResult:
+    """Return the figures of one part with the conditions that they depend on."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "machine": machine_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "commit": commit.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    return PerfResult(
+        name=part,
+        title=part,
+        measured_on=f"{machine_name()}, {date}",
+        date=date,
+        machine=machine_name(),
+        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        commit=commit.stdout.strip() or None,
+        figures=snake_case_keys(figures),
+    )
 
 
 def rows(prefix: str, value: Any) -> list[tuple[str, str]]:
-    """Flatten nested results to lines of the table."""
+    """Return nested results as lines of a table."""
     if isinstance(value, Mapping):
         return [row for key, inner in value.items() for row in rows(f"{prefix}.{key}" if prefix else key, inner)]
     return [(prefix, f"{value:.4g}" if isinstance(value, float) else str(value))]
@@ -69,19 +71,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="short runs, to try the benchmark itself")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas: %(default)s")
     arguments = parser.parse_args()
-    path = RESULTS / f"{machine_name()}.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     console = Console()
     for part in arguments.only.split(","):
         console.print(f"measuring {part} …")
         measured = PARTS[part](arguments.quick)
-        results[part] = {"conditions": conditions(), **measured}
         table = Table("figure", "value", title=part)
         for row in rows("", measured):
             table.add_row(*row)
         console.print(table)
         if not arguments.quick:
-            path.write_text(json.dumps(results, indent=2) + "\n")
+            console.print(f"written: {save(result(part, measured))}", highlight=False)
     return 0
 
 

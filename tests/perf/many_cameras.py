@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.perf.memory import resident_mib
+from tests.perf.results import snake_case_keys
 from tests.perf.site import write_config
 
 _WARM_NS = 10_000_000_000
@@ -186,7 +187,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=30.0, help="default: %(default)g")
     parser.add_argument("--backend", default="tensorrt", help="default: %(default)s")
     parser.add_argument("--format", dest="pixel_format", help="of the frames; as the detector likes best where absent")
-    print(json.dumps(measure(**vars(parser.parse_args())), indent=2))
+    print(json.dumps(snake_case_keys(measure(**vars(parser.parse_args()))), indent=2))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.perf.results import snake_case_keys
 from tests.perf.stage_parts import (
     MODEL,
     MOST_SLOTS,
@@ -63,7 +64,7 @@ class Report:
 
     def save(self) -> None:
         """Write the file."""
-        self._out.write_text(json.dumps(self.values, indent=1) + "\n")
+        self._out.write_text(json.dumps(snake_case_keys(self.values), indent=1) + "\n")
 
     def late(self) -> bool:
         """Whether the time is up."""

@@ -1,0 +1,76 @@
+"""The format of `results/`: one JSON file for each run of a measurement (results/README.md)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+
+SCHEMA: Final = "vision.perf/1"
+FOLDER: Final = Path(__file__).parent / "results"
+PACKAGE_NAMES: Final = "versions"
+"""The key of the only mapping whose keys need not be in snake case."""
+
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$")]
+_Date = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d$")]
+
+
+class PerfResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"format": "schema"}):
+    """One run of a measurement."""
+
+    format: Annotated[str, msgspec.Meta(pattern=f"^{SCHEMA}$")] = SCHEMA
+    name: _Name
+    title: str
+    measured_on: str
+    date: _Date
+    machine: str
+    versions: dict[str, str]
+    commit: str | None
+    note: str = ""
+    figures: dict[_Name, Any]
+
+
+def snake_case(label: str) -> str:
+    """Return a label as a key: ``p99 less detector's p99`` becomes ``p99_less_detector_p99``."""
+    return re.sub(r"[^a-z0-9]+", "_", label.lower().replace("'s", "")).strip("_")
+
+
+def snake_case_keys(value: Any, key: str = "") -> Any:
+    """Return plain data with all keys in snake case, except the names of packages."""
+    if isinstance(value, Mapping):
+        return {
+            name if key == PACKAGE_NAMES else snake_case(name): snake_case_keys(v, name) for name, v in value.items()
+        }
+    return [snake_case_keys(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def save(result: PerfResult) -> Path:
+    """Write a result to ``results/MACHINE/NAME.json`` and return the path."""
+    path = FOLDER / result.machine / f"{result.name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    return path
+
+
+def load(path: Path) -> PerfResult:
+    """Read a result.
+
+    Raises:
+        msgspec.ValidationError: it does not have this format.
+    """
+    return msgspec.json.decode(path.read_bytes(), type=PerfResult)
+
+
+def keys(value: Any, key: str = "") -> Iterator[str]:
+    """Yield every key that has to be in snake case."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if key != PACKAGE_NAMES:
+                yield name
+            yield from keys(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from keys(item)

@@ -1,0 +1,241 @@
+"""Write the performance figures of README.md and docs/performance.md from `results/`.
+
+python -m tests.perf.tables [--check]
+
+replaces the text between ``<!-- perf: NAME -->`` and ``<!-- perf: end -->``. With --check it only reports, with exit
+code 1, whether a page is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from functools import cache, reduce
+from pathlib import Path
+from typing import Any, Final
+
+from tests.perf import results
+
+ROOT: Final = Path(__file__).parents[2]
+PAGES: Final = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+H100: Final = "nvidia-h100-80gb-hbm3"
+XEON: Final = "intel-r-xeon-r-processor-2-cores"
+
+_BLOCK: Final = re.compile(r"(<!-- perf: (\w+) -->\n)(.*?)(<!-- perf: end -->)", re.DOTALL)
+_VALUE: Final = re.compile(r"\{([\w.]+)/([\w.]+)(?:\*(\w+))?(:[^}]*)?\}")
+
+# A value is {FILE/key.key:format}, or {FILE/key.key*1e-3:format} to change its unit.
+README: Final = """\
+* **32 cameras at 30 frames/s on one NVIDIA H100**: end-to-end latency (frame due to published) p50 \
+{program_32_cameras/ms.total.p50:.1f} ms, p99 {program_32_cameras/ms.total.p99:.1f} ms, none of \
+{program_32_cameras/results:,} frames dropped, {program_32_cameras/cores_busy:.2f} CPU cores in use.
+"""
+README_XEON: Final = """\
+* **On two CPU cores without a GPU**: {pipeline/ratios.one_camera_straightforward_loop:.2f} times the throughput of a \
+simple loop of OpenCV, ONNX Runtime and ZeroMQ.
+* **Tracking on one CPU core**: {tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame for 10 \
+objects, {tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms for 100.
+"""
+
+TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
+    "gpu": (
+        H100,
+        (
+            (
+                "32 cameras at 30 frames/s for 60 s: end-to-end latency (frame due to published)",
+                (
+                    "p50 {program_32_cameras/ms.total.p50:.1f} ms, p99 {program_32_cameras/ms.total.p99:.1f} ms, "
+                    "0 of {program_32_cameras/results:,} frames dropped, {program_32_cameras/cores_busy:.2f} CPU cores"
+                ),
+            ),
+            (
+                "The same on two freshly started machines, with occasional stalls of up to 0.3 s",
+                (
+                    "{program_32_cameras_new_machines/runs.0.dropped.superseded} of "
+                    "{program_32_cameras_new_machines/runs.0.results:,} and "
+                    "{program_32_cameras_new_machines/runs.1.dropped.superseded} of "
+                    "{program_32_cameras_new_machines/runs.1.results:,} frames dropped"
+                ),
+            ),
+            (
+                (
+                    "Detection stage (frames in, boxes out) over its slowest part (network or copy), "
+                    "batch 1, 4, 8, 16, 32, best number of batches in flight"
+                ),
+                (
+                    "{stage/goals.limit_over_stage_batch_1:.2f}, {stage/goals.limit_over_stage_batch_4:.2f}, "
+                    "{stage/goals.limit_over_stage_batch_8:.2f}, {stage/goals.limit_over_stage_batch_16:.2f}, "
+                    "{stage/goals.limit_over_stage_batch_32:.2f}"
+                ),
+            ),
+            (
+                "Throughput of the stage with NV12 over BGR, and I420 over BGR, batch 32",
+                "{stage/goals.nv12_over_bgr_batch_32:.2f}, {stage/goals.i420_over_bgr_batch_32:.2f}",
+            ),
+            (
+                "NV12 over BGR for frames of 1920x1080, batch 8 and 32",
+                "{stage/goals.nv12_over_bgr_8_1920x1080:.2f}, {stage/goals.nv12_over_bgr_32_1920x1080:.2f}",
+            ),
+            ("Stage at batch 8 over a simple loop on the same GPU", "{stage/goals.batch_8_over_naive:.0f}"),
+            (
+                "CUDA graph over separate launches, network alone, batch 1 and 2",
+                "{stage/goals.graph_over_eager_batch_1:.2f}, {stage/goals.graph_over_eager_batch_2:.2f}",
+            ),
+            (
+                "Network alone, two streams, batch 1, 8, 32",
+                "{stage/engine_1:.2f} ms, {stage/engine_8:.2f} ms, {stage/engine_32:.2f} ms",
+            ),
+            (
+                "Start with a cached engine, and first start with building",
+                (
+                    "{stage/start_as_configured_by_default_second_time_s.together:.1f} s, "
+                    "{stage/start_as_configured_by_default_first_time_s.together:.1f} s"
+                ),
+            ),
+            (
+                "Memory with more cameras than it can serve (64 at 60 frames/s, 55 s)",
+                (
+                    "host {program_64_cameras_75_s/memory_mib.resident.last:,.0f} MiB, "
+                    "GPU {program_64_cameras_75_s/memory_mib.device.last:,.0f} MiB, both unchanged"
+                ),
+            ),
+        ),
+    ),
+    "cpu": (
+        XEON,
+        (
+            (
+                "`vision run --offline` over a simple loop (read, resize, ONNX Runtime, NMS, JSON, ZeroMQ)",
+                (
+                    "{pipeline/ratios.one_camera_straightforward_loop:.2f} "
+                    "({pipeline/ratios_min_max.one_camera_straightforward_loop} in five rounds on a shared machine)"
+                ),
+            ),
+            (
+                "`vision run --offline` over ONNX Runtime alone with the same decoding",
+                (
+                    "{pipeline/ratios.one_camera_onnxruntime_with_decoding_beside_it:.2f} "
+                    "({pipeline/ratios_min_max.one_camera_onnxruntime_with_decoding_beside_it})"
+                ),
+            ),
+            (
+                "`vision run --offline` over ONNX Runtime alone, two sessions",
+                (
+                    "{pipeline/ratios.one_camera_onnxruntime_alone:.2f} "
+                    "({pipeline/ratios_min_max.one_camera_onnxruntime_alone})"
+                ),
+            ),
+            (
+                "One camera at 10 frames/s, capture to subscriber: p99 less the detector's p99",
+                "{latency/one_camera_10_frames_s.p99_less_detector_p99:.1f} ms",
+            ),
+            (
+                "Four cameras at 30 frames/s, more than the machine can serve: age of a frame when it enters a batch",
+                (
+                    "p99 {latency/four_cameras_30_frames_s_each.age_when_bound_p99:.0f} ms; frame interval "
+                    "{latency/four_cameras_30_frames_s_each.camera_interval:.0f} ms"
+                ),
+            ),
+            (
+                "Publisher to 100 subscribers, p99; with one more subscriber that is stopped",
+                (
+                    "{publishing/100_subscribers.latency_p99_ms:.1f} ms; "
+                    "{publishing/100_subscribers_and_a_stopped_one.latency_p99_ms:.1f} ms"
+                ),
+            ),
+            (
+                "Memory over 5 minutes with four cameras",
+                "{memory/resident_mib_first:.0f} MiB, +{memory/slope_kib_per_minute:.0f} KiB per minute",
+            ),
+            (
+                "Tracking 10 and 100 objects on one core",
+                (
+                    "{tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms, "
+                    "{tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame"
+                ),
+            ),
+            (
+                "The same with the package `trackers`",
+                (
+                    "{tracking/10_objects_10_unsure_boxes.trackers_bytetracktracker.p50_us*1e-3:.2f} ms, "
+                    "{tracking/100_objects_50_unsure_boxes.trackers_bytetracktracker.p50_us*1e-3:.2f} ms per frame"
+                ),
+            ),
+            (
+                "20 zones for 100 objects that move at 10 and at 60 pixels/s",
+                (
+                    "{tracking/analytics.100_tracks_at_10_px_s_20_zones_0_lines.p50_us*1e-3:.2f} ms, "
+                    "{tracking/analytics.100_tracks_at_60_px_s_20_zones_0_lines.p50_us*1e-3:.2f} ms per frame"
+                ),
+            ),
+            (
+                "The same with 4 lines",
+                (
+                    "{tracking/analytics.100_tracks_at_10_px_s_20_zones_4_lines.p50_us*1e-3:.2f} ms, "
+                    "{tracking/analytics.100_tracks_at_60_px_s_20_zones_4_lines.p50_us*1e-3:.2f} ms per frame"
+                ),
+            ),
+        ),
+    ),
+}
+
+
+@cache
+def _figures(machine: str, name: str) -> results.PerfResult:
+    return results.load(results.FOLDER / machine / f"{name}.json")
+
+
+def fill(template: str, machine: str) -> tuple[str, list[str]]:
+    """Return the text with its values, and the files that they come from."""
+    files: dict[str, None] = {}
+
+    def value(match: re.Match[str]) -> str:
+        name, path, factor, style = match.groups()
+        files[name] = None
+        found: Any = reduce(
+            lambda inner, key: inner[int(key)] if isinstance(inner, list) else inner[key],
+            path.split("."),
+            _figures(machine, name).figures,
+        )
+        return format(found * float(factor) if factor else found, (style or ":")[1:])
+
+    # `-` is no word character: factors such as 1e-3 are written with it.
+    text = re.sub(_VALUE.pattern.replace(r"\*(\w+)", r"\*([\w-]+)"), value, template)
+    return text, list(files)
+
+
+def render(name: str) -> str:
+    """Return the text of one block."""
+    if name == "readme":
+        return fill(README, H100)[0] + fill(README_XEON, XEON)[0]
+    machine, rows = TABLES[name]
+    lines = ["| figure | value | measured on |", "|---|---|---|"]
+    for label, template in rows:
+        text, files = fill(template, machine)
+        sources = ", ".join(
+            f"[{_figures(machine, file).date}](../tests/perf/results/{machine}/{file}.json)" for file in files
+        )
+        lines.append(f"| {label} | {text} | {sources} |")
+    return "\n".join(lines) + "\n"
+
+
+def updated(page: str) -> str:
+    """Return the text of a page with all its blocks rendered."""
+    return _BLOCK.sub(lambda block: block[1] + render(block[2]) + block[4], page)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.perf.tables", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    arguments = parser.parse_args()
+    stale = [page for page in PAGES if updated(page.read_text()) != page.read_text()]
+    for page in stale:
+        print(f"{page.relative_to(ROOT)}: {'out of date' if arguments.check else 'updated'}")
+        if not arguments.check:
+            page.write_text(updated(page.read_text()))
+    return 1 if stale and arguments.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
