@@ -27,6 +27,7 @@ from tests.rtsp.stage import (
 )
 from vision.capture.gstreamer.bindings import Installed, hash_is_address, library, mapped
 from vision.capture.gstreamer.pipeline import Element, decode_chain, host_caps
+from vision.capture.gstreamer.player import Player
 from vision.capture.gstreamer.source import GStreamerSource, available
 from vision.errors import SourceError
 from vision.types import PixelFormat, YuvEncoding
@@ -130,21 +131,29 @@ def test_frames_with_odd_sides_are_converted(width: int, expected: str) -> None:
         pipeline.set_state(gst.State.NULL)
 
 
+class FilePlayer(Player):
+    """A pipeline that reads coded frames from a file, and decodes them as those of a camera."""
+
+    path: Path
+
+    def start(self) -> None:
+        _, *decoding, sink = decode_chain("H264", ("i420",), Installed())
+        lossless_sink = Element(sink.factory, {**sink.properties, "drop": False})
+        self._add_chain([Element("filesrc", {"location": str(self.path)}), *decoding, lossless_sink])
+        self._pipeline.set_state(library().Gst.State.PLAYING)
+
+
 class Recorded(GStreamerSource):
-    """A camera whose coded frames come from a file, and are decoded as those of any other."""
+    """A camera whose coded frames come from a file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(camera("rtsp://127.0.0.1/recorded", "gstreamer"), ("i420",))
         self._path = path
 
-    def _start(self) -> None:
-        gst = library().Gst
-        _, *decoding, sink = decode_chain("H264", ("i420",), Installed())
-        patient = Element(sink.factory, {**sink.properties, "drop": False})
-        self._pipeline = gst.Pipeline.new(None)
-        self._bus = self._pipeline.get_bus()
-        self._add_chain([Element("filesrc", {"location": str(self._path)}), *decoding, patient])
-        self._pipeline.set_state(gst.State.PLAYING)
+    def _new_player(self) -> Player:
+        player = FilePlayer(self._camera, self._pixel_formats, self._packets, self._interrupted)
+        player.path = self._path
+        return player
 
 
 UNSAID: tuple[tuple[int, str, YuvEncoding], ...] = ((96, "bframes=0", "bt601"), (720, "bframes=0", "bt709"))

@@ -27,18 +27,18 @@ def camera(source: str = "rtsp://ann:hunter2@10.0.0.4/s?token=t0ken", transport:
         ("gst-core-error-quark", 1, "", ""),
     ],
 )
-def test_hints(domain: str, code: int, debug: str, hint: str) -> None:
+def test_error_codes_have_hints(domain: str, code: int, debug: str, hint: str) -> None:
     error = errors.explain(camera(), domain, code, "It failed.", f"gstrtspsrc.c(1): open ():\n{debug}")
     assert hint in error.hint if hint else error.hint == ""
     assert debug in str(error)
     assert "gstrtspsrc.c" not in str(error)
 
 
-def test_a_csi_camera_has_its_own_hint() -> None:
+def test_csi_camera_has_its_own_hint() -> None:
     assert "nvargus" in errors.explain(camera("csi:0"), RESOURCE, 5, "No cameras available", "").hint
 
 
-def test_no_secret_is_repeated() -> None:
+def test_errors_contain_no_secrets() -> None:
     said = "Could not open rtsp://ann:hunter2@10.0.0.4/s?token=t0ken for reading"
     error = errors.explain(camera(), RESOURCE, 5, said, f"x.c(1):\n{said}")
     assert "hunter2" not in str(error)
@@ -55,16 +55,16 @@ def test_no_secret_is_repeated() -> None:
         ((False, True, 37), "37 frames but no key frame", "GOP"),
     ],
 )
-def test_silence(state: tuple[bool, bool, int], said: str, hint: str) -> None:
+def test_missing_frame_names_its_cause(state: tuple[bool, bool, int], said: str, hint: str) -> None:
     interrupted, connected, count = state
-    error = errors.silence(camera(), interrupted=interrupted, connected=connected, coded_frames=count)
+    error = errors.no_frame(camera(), interrupted=interrupted, connected=connected, coded_frames=count)
     assert said in str(error)
     assert hint in error.hint
     assert "hunter2" not in str(error)
 
 
-def test_silence_over_udp_points_at_the_firewall() -> None:
+def test_missing_frame_over_udp_suggests_tcp() -> None:
     assert (
         "transport: tcp"
-        in errors.silence(camera(transport="udp"), interrupted=False, connected=True, coded_frames=0).hint
+        in errors.no_frame(camera(transport="udp"), interrupted=False, connected=True, coded_frames=0).hint
     )

@@ -1,6 +1,7 @@
-"""PyGObject and GStreamer: loading them, asking what they have, and reading their memory. The only home of ``gi``.
+"""PyGObject and GStreamer: loading them, querying their elements, and mapping their memory.
 
-They are Debian packages, not wheels, so nothing of them is imported before a camera needs them.
+This is the only module that imports ``gi``. The libraries are Debian packages, not wheels, so nothing is imported
+before a camera needs it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.errors import SourceError
-from vision.types import YuvEncoding
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,10 @@ _loading = threading.Lock()
 
 
 def library() -> SimpleNamespace:
-    """GStreamer, loaded when first used.
+    """Return GStreamer. The first call loads it.
 
     Raises:
-        SourceError: it, or PyGObject, is not installed.
+        SourceError: GStreamer or PyGObject is not installed.
     """
     with _loading:
         return _load()
@@ -40,11 +40,11 @@ def library() -> SimpleNamespace:
 def _keep_unwinder() -> None:
     """Let the C++ exceptions of other libraries find GCC's unwinder first, as they do in a process without GStreamer.
 
-    GStreamer depends on libunwind, whose functions have the same names, and PyGObject loads it for everybody to see.
-    A library that throws for the first time after that, such as ONNX Runtime or OpenCV at a bad input, would call half
-    of the one and half of the other, and crash. What is made visible first is found first.
+    GStreamer depends on libunwind, whose functions have the same names, and PyGObject loads it with global symbols.
+    A library that throws for the first time after that, such as ONNX Runtime or OpenCV at a bad input, would call
+    functions of both, and crash. The linker uses the symbols that were loaded first.
     """
-    with contextlib.suppress(OSError):  # systems without GCC's library have no use for it
+    with contextlib.suppress(OSError):  # systems without GCC's library do not need it
         ctypes.CDLL("libgcc_s.so.1", mode=ctypes.RTLD_GLOBAL)
 
 
@@ -61,7 +61,8 @@ def _load() -> SimpleNamespace:
             from gi.repository import Gst, GstApp, GstVideo
     except ImportError:
         raise SourceError(
-            "PyGObject is not there: install python3-gi, and make the virtual environment with --system-site-packages"
+            "PyGObject is not installed: install python3-gi, and create the virtual environment with "
+            "--system-site-packages"
         ) from None
     except ValueError as error:
         raise SourceError(f"{error}: install gir1.2-gst-plugins-base-1.0") from None
@@ -72,7 +73,7 @@ def _load() -> SimpleNamespace:
     core.gst_buffer_unmap.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     core.gst_buffer_unmap.restype = None
     if not hash_is_address(probe := Gst.Buffer.new()):
-        log.warning("PyGObject %s: frames are copied twice, because hash(%r) is no address", gi.__version__, probe)
+        log.warning("PyGObject %s: frames are copied twice, because hash(%r) is not an address", gi.__version__, probe)
     return SimpleNamespace(
         Gst=Gst,
         GstApp=GstApp,
@@ -83,7 +84,7 @@ def _load() -> SimpleNamespace:
 
 
 class Installed:
-    """The registry of this machine's GStreamer."""
+    """The element registry of this machine's GStreamer."""
 
     def has(self, factory: str) -> bool:
         return library().Gst.ElementFactory.find(factory) is not None
@@ -96,17 +97,6 @@ class Installed:
 def _property_names(factory: str) -> frozenset[str]:
     element = library().Gst.ElementFactory.make(factory, None)
     return frozenset() if element is None else frozenset(spec.name for spec in element.list_properties())
-
-
-def yuv_encoding(colorimetry: str | None, height_px: int) -> YuvEncoding:
-    """From GStreamer's notation, ``range:matrix:transfer:primaries`` or a name. Unsaid, the size decides, as in TVs."""
-    text = colorimetry or ("bt709" if height_px >= 720 else "bt601")
-    parts = text.split(":")
-    full = parts[0] == "1"  # GstVideoColorRange: 1 is 0..255
-    bt709 = parts[1] == "3" if len(parts) == 4 else text == "bt709"  # GstVideoColorMatrix: 3 is BT.709
-    if bt709:
-        return "bt709-full" if full else "bt709"
-    return "bt601-full" if full else "bt601"
 
 
 class _MapInfo(ctypes.Structure):
@@ -124,17 +114,17 @@ class _MapInfo(ctypes.Structure):
 
 
 def hash_is_address(structure: Any) -> bool:
-    """PyGObject's hash of a structure is its address, which its text shows too: undocumented, so it is looked at."""
+    """Return True if PyGObject's hash of a structure is its address. Undocumented, so compared with its text."""
     shown = re.search(r" at 0x([0-9a-f]+)\)>$", repr(structure))
     return shown is not None and int(shown[1], 16) == hash(structure)
 
 
 @contextlib.contextmanager
 def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of a GstBuffer (flat, uint8), where they are.
+    """Map the bytes of a GstBuffer (flat, uint8) without copying them.
 
-    PyGObject's own `map` copies them into a `bytes` first and holds the interpreter's lock meanwhile: 0.4 ms more for a
-    1080p frame, during which no other camera's thread runs.
+    PyGObject's own `map` copies them to a `bytes` object first, and holds the interpreter's lock meanwhile. That takes
+    0.4 ms more for a 1080p frame, during which no other camera's thread runs.
 
     Raises:
         ValueError: GStreamer cannot map them.
@@ -145,8 +135,8 @@ def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
 
 @contextlib.contextmanager
 def _mapped_by_copy(buffer: Any) -> Iterator[NDArray[np.uint8]]:
-    found, info = buffer.map(library().Gst.MapFlags.READ)
-    if not found:
+    success, info = buffer.map(library().Gst.MapFlags.READ)
+    if not success:
         raise ValueError("GStreamer cannot map a frame's memory")
     try:
         yield np.frombuffer(info.data, np.uint8)

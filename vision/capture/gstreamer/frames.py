@@ -1,0 +1,65 @@
+"""From GStreamer's samples to buffers and types of the program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.capture.gstreamer import pipeline
+from vision.capture.gstreamer.bindings import library, mapped
+from vision.capture.planes import Plane, copy_planes, planes_of
+from vision.capture.source import StreamInfo
+from vision.types import PixelFormat, YuvEncoding
+
+_FORMATS: dict[str, PixelFormat] = {name: pixel_format for pixel_format, name in pipeline.NAMES.items()}
+
+
+def describe(sample: Any, decoder: str) -> StreamInfo:
+    """Return the properties of a sample's frame."""
+    structure = sample.get_caps().get_structure(0)
+    width_px, height_px = structure.get_value("width"), structure.get_value("height")
+    _, numerator, denominator = structure.get_fraction("framerate")
+    return StreamInfo(
+        width_px,
+        height_px,
+        _FORMATS[structure.get_string("format")],
+        numerator / denominator if numerator and denominator else None,
+        decoder,
+        yuv_encoding(structure.get_string("colorimetry"), height_px),
+    )
+
+
+def copy_sample(sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
+    """Copy a sample's pixels to `out`, uint8 of the frame's shape.
+
+    Raises:
+        ValueError: GStreamer cannot map its memory, or the memory is shorter than the frame.
+    """
+    buffer = sample.get_buffer()
+    planes = _planes(sample, info, buffer)
+    with mapped(buffer) as frame:
+        copy_planes(frame, planes, out)
+
+
+def _planes(sample: Any, info: StreamInfo, buffer: Any) -> tuple[Plane, ...]:
+    video = library().GstVideo
+    meta = video.buffer_get_video_meta(buffer)
+    if meta is None:  # the layout is then the default of these caps
+        meta = video.VideoInfo.new_from_caps(sample.get_caps())
+    return planes_of(info.pixel_format, info.height_px, info.width_px, meta.stride, meta.offset)
+
+
+def yuv_encoding(colorimetry: str | None, height_px: int) -> YuvEncoding:
+    """Return the encoding from GStreamer's notation, ``range:matrix:transfer:primaries`` or a name.
+
+    Without one, the frame size decides, as in television.
+    """
+    text = colorimetry or ("bt709" if height_px >= 720 else "bt601")
+    parts = text.split(":")
+    full = parts[0] == "1"  # GstVideoColorRange: 1 is 0..255
+    bt709 = parts[1] == "3" if len(parts) == 4 else text == "bt709"  # GstVideoColorMatrix: 3 is BT.709
+    if bt709:
+        return "bt709-full" if full else "bt709"
+    return "bt601-full" if full else "bt601"

@@ -1,0 +1,104 @@
+"""The packets of an RTSP stream ahead of the decoder: damage, backlog, and arrival and capture times.
+
+GStreamer's threads call the ``on_`` methods; the camera's thread calls the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vision.capture.clock import utc_minus_running_time
+from vision.capture.gstreamer.bindings import library
+from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
+
+NO_TIME = 2**64 - 1
+"""GST_CLOCK_TIME_NONE, and the jitter buffer's "unknown"."""
+
+_KEY_REQUEST_NS = 1_000_000_000  # between two requests: cameras answer each with a large frame
+_MAX_AGE_NS = 30_000_000_000  # a frame that seems older on arrival has a wrong time
+
+
+class PacketMonitor:
+    """Decides which coded frames are decoded, and keeps what the decoder does not pass on."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._base_ns = 0
+        self._gate = KeyFrameGate()
+        self._timeline = Timeline()
+        self._key_requested_ns = 0
+        self._utc_offset_ns: int | None = None  # UTC minus running time, from the camera's sender reports
+        self.coded_frames = 0
+
+    def started(self, base_ns: int) -> None:
+        """Record the monotonic time of running time 0."""
+        self._base_ns = base_ns
+
+    def info(self, pts_ns: int | None) -> PacketInfo:
+        """Return what is known about a decoded frame from its presentation time."""
+        packet = None if pts_ns is None else self._timeline.take(pts_ns)
+        if packet is not None:
+            return packet
+        now_ns = self._clock()  # a camera that sends raw frames, or a decoder that invented a time
+        arrived_ns = now_ns if pts_ns is None else self._arrived_ns(pts_ns, now_ns)
+        return PacketInfo(arrived_ns, None, self._gate.damaged)
+
+    def _arrived_ns(self, pts_ns: int, now_ns: int) -> int:
+        """Return when the frame arrived. The presentation time is that, smoothed, and before any waiting."""
+        arrived_ns = self._base_ns + pts_ns
+        return arrived_ns if 0 <= now_ns - arrived_ns < _MAX_AGE_NS else now_ns
+
+    def on_sender_report(self, _jitter_buffer: Any, sync: Any) -> None:
+        """Learn the camera's clock from an RTCP sender report.
+
+        The jitter buffer reports it. ``add-reference-timestamp-meta`` needs a newer GStreamer than JetPack 6's 1.20.
+        """
+        names = ("sr-ext-rtptime", "base-rtptime", "base-time", "clock-rate")
+        if not all(sync.has_field(name) for name in (*names, "sr-buffer")):
+            return  # newer versions report times in RTP header extensions here too
+        rtp_time, base_rtp_time, base_running_ns, clock_rate_hz = (int(sync.get_value(name)) for name in names)
+        if rtp_time == NO_TIME:
+            return
+        report = sync.get_value("sr-buffer")
+        self._utc_offset_ns = utc_minus_running_time(
+            report.extract_dup(0, report.get_size()),
+            rtp_time=rtp_time,
+            base_rtp_time=base_rtp_time,
+            base_running_ns=base_running_ns,
+            clock_rate_hz=clock_rate_hz,
+        )
+
+    def on_event(self, _pad: Any, probe: Any) -> Any:
+        """Note lost packets."""
+        gst = library().Gst
+        event = probe.get_event()
+        if event.type == gst.EventType.CUSTOM_DOWNSTREAM and event.get_structure().has_name("GstRTPPacketLost"):
+            self._gate.lost()
+        return gst.PadProbeReturn.OK
+
+    def on_coded_frame(self, pad: Any, probe: Any) -> Any:
+        """Pass a coded frame to the decoder, or drop it."""
+        gst = library().Gst
+        buffer = probe.get_buffer()
+        now_ns = self._clock()
+        arrived_ns = self._arrived_ns(buffer.pts, now_ns)
+        key = not buffer.has_flags(gst.BufferFlags.DELTA_UNIT)
+        self.coded_frames += 1
+        passed = self._gate.passes(key=key, now_ns=now_ns, lag_ns=now_ns - arrived_ns)
+        if not passed or self._gate.damaged:
+            self._request_key_frame(pad, now_ns)
+        if not passed:
+            return gst.PadProbeReturn.DROP
+        offset_ns = self._utc_offset_ns
+        utc_ns = None if offset_ns is None or buffer.pts == NO_TIME else buffer.pts + offset_ns
+        self._timeline.put(buffer.pts, PacketInfo(arrived_ns, utc_ns, self._gate.damaged))
+        return gst.PadProbeReturn.OK
+
+    def _request_key_frame(self, pad: Any, now_ns: int) -> None:
+        """Request a key frame over RTCP from cameras that support it; others ignore the request."""
+        if now_ns - self._key_requested_ns < _KEY_REQUEST_NS:
+            return
+        self._key_requested_ns = now_ns
+        video = library().GstVideo
+        pad.send_event(video.video_event_new_upstream_force_key_unit(NO_TIME, True, 0))
