@@ -43,7 +43,7 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 def did_you_mean_file(path: Path) -> str:
     """Return ``did you mean 'walk.mp4'?`` for a missing file, or nothing where its folder has no similar name."""
     try:
-        return did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
+        return "" if path.exists() else did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
     except OSError:
         return ""
 
