@@ -3,10 +3,10 @@
 ::
 
     path = resolve_config("demo")                 # a shipped configuration, or a path
-    site = load_config(path, os.environ)            # AppConfig, paths absolute; ConfigError lists every fault
-    folder = folder_of_model(site.model, shipped_models())
+    config = load_config(path, os.environ)            # AppConfig, paths absolute; ConfigError lists every fault
+    folder = folder_of_model(config.model, shipped_models())
     card = load_model_spec(folder)                # ModelSpec; ModelError lists every fault
-    check_classes(site, names_of_classes, path)   # ConfigError for classes that the model does not have
+    check_classes(config, names_of_classes, path)   # ConfigError for classes that the model does not have
 
 The only place that imports pydantic and PyYAML.
 """

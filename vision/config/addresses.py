@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from vision.config.source_address import is_ip_address, is_port
-from vision.config.wording import Refused
+from vision.config.wording import InvalidValue
 
 BIND_FORMS: Final = "tcp://ADDRESS:PORT or ipc:///PATH"
 MODEL_FORMS: Final = "the name of a model, or the path of a folder that holds model.yaml"
@@ -23,38 +23,40 @@ def check_bind(bind: str) -> str:
     """Validator of a ZeroMQ address to bind to.
 
     Raises:
-        Refused: not tcp://ADDRESS:PORT or ipc:///PATH.
+        InvalidValue: not tcp://ADDRESS:PORT or ipc:///PATH.
     """
     if bind.startswith("ipc://"):
         _check_ipc(bind[len("ipc://") :])
         return bind
     if not bind.startswith("tcp://"):
-        raise Refused(BIND_FORMS, advice="such as tcp://127.0.0.1:5555")
+        raise InvalidValue(BIND_FORMS, advice="such as tcp://127.0.0.1:5555")
     host, colon, port = bind[len("tcp://") :].rpartition(":")
     if not colon or not (port in ("*", "0") or is_port(port)):
-        raise Refused("tcp://ADDRESS:PORT with a port from 1 to 65535, or * for any that is free")
+        raise InvalidValue("tcp://ADDRESS:PORT with a port from 1 to 65535, or * for any that is free")
     if host == "localhost":
-        raise Refused("an address of this machine, an interface such as eth0, or *", advice="did you mean '127.0.0.1'?")
+        raise InvalidValue(
+            "an address of this machine, an interface such as eth0, or *", advice="did you mean '127.0.0.1'?"
+        )
     if host != "*" and not is_ip_address(host) and not _INTERFACE.fullmatch(host):
-        raise Refused("an address of this machine, an interface such as eth0, or * for all of them")
+        raise InvalidValue("an address of this machine, an interface such as eth0, or * for all of them")
     return bind
 
 
 def _check_ipc(path: str) -> None:
     if not path.startswith(("/", "@")) or len(path) < 2 or _UNPRINTABLE.search(path):
-        raise Refused("ipc:// and a whole path, such as ipc:///run/vision/node.sock")
+        raise InvalidValue("ipc:// and a whole path, such as ipc:///run/vision/node.sock")
     if len(path.encode()) > _IPC_PATH_BYTES:
-        raise Refused(f"ipc:// and a path of at most {_IPC_PATH_BYTES} bytes")
+        raise InvalidValue(f"ipc:// and a path of at most {_IPC_PATH_BYTES} bytes")
 
 
 def check_model_name(name: str) -> str:
     """Validator of a model: a name or the path of a folder.
 
     Raises:
-        Refused: empty, unprintable, or an address.
+        InvalidValue: empty, unprintable, or an address.
     """
     if not name or _UNPRINTABLE.search(name) or "://" in name or name.startswith("~"):
-        raise Refused(MODEL_FORMS)
+        raise InvalidValue(MODEL_FORMS)
     return name
 
 
@@ -62,11 +64,11 @@ def check_pipeline(name: str) -> str:
     """Validator of a pipeline: a name or the path of a Python file.
 
     Raises:
-        Refused: neither of them.
+        InvalidValue: neither of them.
     """
     is_path = name.endswith(".py") and not _UNPRINTABLE.search(name) and not name.startswith("~")
     if not is_path and not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
-        raise Refused(PIPELINE_FORMS)
+        raise InvalidValue(PIPELINE_FORMS)
     return name
 
 
@@ -74,12 +76,12 @@ def check_folder(name: str) -> str:
     """Validator of a folder to write to.
 
     Raises:
-        Refused: empty, unprintable, an address, or with the shell's ``~``.
+        InvalidValue: empty, unprintable, an address, or with the shell's ``~``.
     """
     if not name or _UNPRINTABLE.search(name) or "://" in name:
-        raise Refused(FOLDER_FORMS)
+        raise InvalidValue(FOLDER_FORMS)
     if name.startswith("~"):
-        raise Refused("the whole path", advice="'~' is the shell's")
+        raise InvalidValue("the whole path", advice="'~' is the shell's")
     return name
 
 
@@ -87,8 +89,8 @@ def check_file_name(name: str) -> str:
     """Validator of a file that stands beside model.yaml.
 
     Raises:
-        Refused: it stands elsewhere, or is no ONNX file by its name.
+        InvalidValue: it stands elsewhere, or is no ONNX file by its name.
     """
     if "/" in name or "\\" in name or _UNPRINTABLE.search(name) or not name.endswith(".onnx") or name == ".onnx":
-        raise Refused(FILE_FORMS)
+        raise InvalidValue(FILE_FORMS)
     return name

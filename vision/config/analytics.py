@@ -19,9 +19,9 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vision.config.checks import analytics_findings
-from vision.config.section import Identifier, Section, refuse_inconsistent, unique_names
-from vision.config.wording import Refused
+from vision.config.checks import analytics_conflicts
+from vision.config.section import ConfigSection, Identifier, raise_conflicts, unique_names
+from vision.config.wording import InvalidValue
 
 Anchor: TypeAlias = Literal["bottom-center", "center", "top-center", "center-left", "center-right"]
 """The point of a box that stands for the object. ``bottom-center`` is where a person meets the floor."""
@@ -40,10 +40,10 @@ def check_line(points: tuple[Point, Point]) -> tuple[Point, Point]:
     """Validator of a line.
 
     Raises:
-        Refused: of no length.
+        InvalidValue: of no length.
     """
     if points[0] == points[1]:
-        raise Refused("two different points", advice="a line of no length cannot be crossed")
+        raise InvalidValue("two different points", advice="a line of no length cannot be crossed")
     return points
 
 
@@ -51,19 +51,19 @@ def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
     """Validator of a polygon. Computes with the decimals as written, so that 0.1, 0.2, 0.3 are evenly spaced.
 
     Raises:
-        Refused: a point twice, without area, or its sides touch or cross other than at their common corner.
+        InvalidValue: a point twice, without area, or its sides touch or cross other than at their common corner.
     """
     corners = _whole_numbers(polygon)
     if corners[0] == corners[-1]:
-        raise Refused("a first and a last point that differ", advice="a polygon closes by itself")
+        raise InvalidValue("a first and a last point that differ", advice="a polygon closes by itself")
     if len(set(corners)) < len(corners):
-        raise Refused("a polygon that visits no point twice")
+        raise InvalidValue("a polygon that visits no point twice")
     if len(corners) == 3 and _turn(*corners) == 0:
-        raise Refused("a polygon that encloses an area", advice="its points lie on one line")
+        raise InvalidValue("a polygon that encloses an area", advice="its points lie on one line")
     crossing = _crossing_sides(corners)
     if crossing is not None:
         first, second = crossing
-        raise Refused(
+        raise InvalidValue(
             "a polygon whose sides do not cross",
             advice=f"the side after point {first + 1} meets the side after point {second + 1}: "
             "list the points in order around the area",
@@ -71,7 +71,7 @@ def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
     return polygon
 
 
-class LineConfig(Section):
+class LineConfig(ConfigSection):
     """A line that objects cross."""
 
     name: Identifier = Field(description="name in events; one line or zone of the camera has it")
@@ -86,7 +86,7 @@ class LineConfig(Section):
     anchor: Anchor = Field(default="bottom-center", description="point of an object's box that crosses")
 
 
-class ZoneConfig(Section):
+class ZoneConfig(ConfigSection):
     """An area that objects enter, leave and wait in."""
 
     name: Identifier = Field(description="name in events; one line or zone of the camera has it")
@@ -122,16 +122,18 @@ def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
     """Validator of four points around an area of the ground, in the frame or in metres.
 
     Raises:
-        Refused: not the corners, in order, of a four-sided area without a dent.
+        InvalidValue: not the corners, in order, of a four-sided area without a dent.
     """
     exact = _whole_numbers(corners)
     turns = {_turn(exact[at - 2], exact[at - 1], exact[at]) for at in range(len(exact))}
     if turns not in ({1}, {-1}) or _crossing_sides(exact) is not None:
-        raise Refused("4 points in order around an area without dents", advice="no three of them may lie on one line")
+        raise InvalidValue(
+            "4 points in order around an area without dents", advice="no three of them may lie on one line"
+        )
     return corners
 
 
-class GroundConfig(Section):
+class GroundConfig(ConfigSection):
     """Four points on the ground and where they are, which makes speeds of pixels."""
 
     points: Annotated[tuple[Point, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)] = Field(
@@ -142,7 +144,7 @@ class GroundConfig(Section):
     )
 
 
-class CameraAnalytics(Section):
+class CameraAnalytics(ConfigSection):
     """What is watched on one camera's frame."""
 
     units: Units = Field(
@@ -160,7 +162,7 @@ class CameraAnalytics(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> CameraAnalytics:
-        refuse_inconsistent(analytics_findings(self.model_dump(exclude_unset=True)))
+        raise_conflicts(analytics_conflicts(self.model_dump(exclude_unset=True)))
         return self
 
 

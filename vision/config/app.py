@@ -23,11 +23,11 @@ from vision.config.addresses import (
 )
 from vision.config.analytics import CameraAnalytics, ClassNames
 from vision.config.cascade import CascadeConfig
-from vision.config.checks import Tell, camera_findings, config_findings, pipeline_name
+from vision.config.checks import References, camera_conflicts, config_conflicts, pipeline_name
 from vision.config.engine import EngineConfig
 from vision.config.profile import ProfileSpec
 from vision.config.rules import RuleConfig
-from vision.config.section import Fraction, Identifier, Section, refuse_inconsistent, unique_names
+from vision.config.section import ConfigSection, Fraction, Identifier, raise_conflicts, unique_names
 from vision.config.snapshots import SnapshotConfig
 from vision.config.source_address import (
     SOURCE_FORMS,
@@ -42,7 +42,7 @@ from vision.config.tracking import TrackConfig
 from vision.errors import redact
 
 
-class DetectConfig(Section):
+class DetectConfig(ConfigSection):
     """What to look for, and how the detector runs."""
 
     backend: Literal["auto", "tensorrt", "onnxruntime", "fake"] = Field(
@@ -73,7 +73,7 @@ class DetectConfig(Section):
     engine: EngineConfig = Field(default=EngineConfig(), description="how a TensorRT engine is built")
 
 
-class CameraConfig(Section):
+class CameraConfig(ConfigSection):
     """One camera, file or generator."""
 
     id: Identifier = Field(description="name in topics, messages and logs")
@@ -136,7 +136,7 @@ class CameraConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> CameraConfig:
-        refuse_inconsistent(camera_findings(self.model_dump(exclude_unset=True)))
+        raise_conflicts(camera_conflicts(self.model_dump(exclude_unset=True)))
         return self
 
     @property
@@ -153,7 +153,7 @@ class CameraConfig(Section):
             yield name, redact(value) if name == "source" else value
 
 
-class PublishConfig(Section):
+class PublishConfig(ConfigSection):
     """The ZeroMQ socket."""
 
     bind: Annotated[str, AfterValidator(check_bind)] = Field(
@@ -178,13 +178,13 @@ class PublishConfig(Section):
     )
 
 
-class StatusConfig(Section):
+class StatusConfig(ConfigSection):
     """Messages about the program itself."""
 
     interval_s: float = Field(default=1.0, gt=0, le=3600, description="seconds between two status messages")
 
 
-class AppConfig(Section):
+class AppConfig(ConfigSection):
     """One camera.yaml."""
 
     node: Identifier | None = Field(
@@ -233,7 +233,7 @@ class AppConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> AppConfig:
-        refuse_inconsistent(config_findings(self.model_dump(exclude_unset=True), Tell()))
+        raise_conflicts(config_conflicts(self.model_dump(exclude_unset=True), References()))
         return self
 
 
@@ -245,7 +245,7 @@ def _kind_of_classes(value: object) -> str:
     return "set" if isinstance(value, str) else "names"
 
 
-class ModelSpec(Section):
+class ModelSpec(ConfigSection):
     """model.yaml: what a model takes, what it gives, whose it is."""
 
     name: Identifier = Field(description="what camera.yaml calls it")
@@ -270,7 +270,7 @@ class ModelSpec(Section):
     provenance: str = Field(default="", description="where the weights come from")
 
 
-class InputSpec(Section):
+class InputSpec(ConfigSection):
     """How pixels go in: ``tensor = (pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
 
     width: int = Field(ge=16, le=16384, description="of the model's frame, pixels")
@@ -285,7 +285,7 @@ class InputSpec(Section):
     )
 
 
-class HeadSpec(Section):
+class HeadSpec(ConfigSection):
     """How boxes come out."""
 
     kind: Literal["nanodet", "yolov5", "yolov8", "end-to-end", "rt-detr"] = Field(description="layout of the outputs")
@@ -301,7 +301,7 @@ class HeadSpec(Section):
     )
 
 
-class NmsSpec(Section):
+class NmsSpec(ConfigSection):
     """Defaults of the last step. End-to-end and RT-DETR heads need none."""
 
     iou_threshold: Fraction = Field(default=0.6, description="overlap (IoU) above which the weaker of two boxes goes")

@@ -8,10 +8,10 @@ from pydantic import AfterValidator, Field
 
 from vision.config.addresses import FILE_FORMS, MODEL_FORMS, check_file_name, check_model_name
 from vision.config.analytics import ClassNames
-from vision.config.section import Fraction, Identifier, Section, unique_names
+from vision.config.section import ConfigSection, Fraction, Identifier, unique_names
 
 
-class CascadeConfig(Section):
+class CascadeConfig(ConfigSection):
     """What a second model says of followed objects."""
 
     model: Annotated[str, AfterValidator(check_model_name)] = Field(
@@ -42,7 +42,7 @@ class CascadeConfig(Section):
 _Positive = Annotated[float, Field(gt=0)]
 
 
-class CropSpec(Section):
+class CropSpec(ConfigSection):
     """How the frame of an object goes in: ``(pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
 
     width: int = Field(ge=8, le=4096, description="of the model's frame, pixels")
@@ -57,7 +57,7 @@ class CropSpec(Section):
     fill: int = Field(default=114, ge=0, le=255, description="grey around a letterboxed object, before normalisation")
 
 
-class ClassifierHead(Section):
+class ClassifierHead(ConfigSection):
     """What comes out: (batch, classes)."""
 
     kind: Literal["classifier"] = Field(description="layout of the outputs")
@@ -69,7 +69,7 @@ class ClassifierHead(Section):
     )
 
 
-class ClassifierSpec(Section):
+class ClassifierSpec(ConfigSection):
     """model.yaml of a classifier: what it takes, what it gives, whose it is."""
 
     name: Identifier = Field(description="what camera.yaml and messages call it")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, TypeAlias
 
-from vision.config.rules import KINDS_OF_LINES, KINDS_OF_ZONES, RULE, rule_findings
+from vision.config.rules import KINDS_OF_LINES, KINDS_OF_ZONES, RULE, rule_conflicts
 from vision.config.source_address import (
     Csi,
     File,
@@ -25,9 +25,9 @@ from vision.config.source_address import (
     has_account,
     parse_source,
 )
-from vision.config.wording import Loc, Refused, dotted, nearest, one_of, quoted
+from vision.config.wording import InvalidValue, Loc, dotted, nearest, one_of, quoted
 
-Finding: TypeAlias = tuple[Loc, str]
+Conflict: TypeAlias = tuple[Loc, str]
 
 PIPELINES_WITHOUT_ANALYTICS: Final = ("detect", "track")
 PIPELINES_WITHOUT_TRACKS: Final = ("detect",)
@@ -68,7 +68,7 @@ _READERS: Final[Mapping[type[SourceAddress], tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class References:
     """How to speak of another value without printing a secret that stands in it."""
 
     place: Callable[[Loc], str] = dotted
@@ -76,35 +76,37 @@ class Tell:
     line: Callable[[Loc], str] = lambda loc: f"in {dotted(loc)}"
 
 
-def config_findings(site: Mapping[str, object], tell: Tell) -> Iterator[Finding]:
+def config_conflicts(config: Mapping[str, object], references: References) -> Iterator[Conflict]:
     """Everything in camera.yaml that does not fit together."""
-    cameras = list(_sections(site.get("cameras")))
+    cameras = list(_sections(config.get("cameras")))
     for at, camera in cameras:
-        yield from _below(("cameras", at), camera_findings(camera))
-    yield from _repeated([(("cameras", at, "id"), _text(camera, "id")) for at, camera in cameras], tell)
+        yield from _below(("cameras", at), camera_conflicts(camera))
+    yield from _repeated([(("cameras", at, "id"), _text(camera, "id")) for at, camera in cameras], references)
     for at, camera in cameras:
         if _text(camera, "id") == "node":
             yield ("cameras", at, "id"), "expected another name: status/node is about the program itself"
-    yield from _shared_devices(cameras, tell)
-    track = site.get("track")
+    yield from _shared_devices(cameras, references)
+    track = config.get("track")
     if isinstance(track, Mapping):
-        yield from _below(("track",), tracking_findings(track))
-    analytics = site.get("analytics")
+        yield from _below(("track",), tracking_conflicts(track))
+    analytics = config.get("analytics")
     if isinstance(analytics, Mapping) and analytics:
-        yield from _unwatched(site)
-        yield from _unknown_cameras(analytics, cameras, tell)
+        yield from _unwatched(config)
+        yield from _unknown_cameras(analytics, cameras, references)
         for name, section in analytics.items():
             if isinstance(section, Mapping):
-                yield from _below(("analytics", str(name)), analytics_findings(section, tell, ("analytics", str(name))))
-        yield from _filtered_classes(site, analytics)
-    for index, rule in _sections(site.get("rules")):
-        yield from _below(("rules", index), rule_findings(rule, analytics))
+                yield from _below(
+                    ("analytics", str(name)), analytics_conflicts(section, references, ("analytics", str(name)))
+                )
+        yield from _filtered_classes(config, analytics)
+    for index, rule in _sections(config.get("rules")):
+        yield from _below(("rules", index), rule_conflicts(rule, analytics))
     yield from _repeated(
-        [(("rules", at, "name"), _text(rule, "name")) for at, rule in _sections(site.get("rules"))], tell
+        [(("rules", at, "name"), _text(rule, "name")) for at, rule in _sections(config.get("rules"))], references
     )
-    yield from _without_tracks(site)
-    yield from _unheard_events(site)
-    yield from _replay_findings(site)
+    yield from _without_tracks(config)
+    yield from _unheard_events(config)
+    yield from _replay_conflicts(config)
 
 
 def pipeline_name(config: Mapping[str, object]) -> object:
@@ -112,7 +114,7 @@ def pipeline_name(config: Mapping[str, object]) -> object:
     return config.get("pipeline", "count" if config.get("analytics") else "detect")
 
 
-def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
+def camera_conflicts(camera: Mapping[str, object]) -> Iterator[Conflict]:
     """What is asked of a source that its kind cannot do, and half a frame size."""
     for given, missing in (("width", "height"), ("height", "width"), ("user", "password"), ("password", "user")):
         if _is_given(camera, given) and not _is_given(camera, missing):
@@ -122,7 +124,7 @@ def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
         return
     try:
         address = parse_source(source)
-    except Refused:
+    except InvalidValue:
         return
     if has_account(address) and (_is_given(camera, "user") or _is_given(camera, "password")):
         yield ("source",), "expected no user and password in the address, since the keys user and password hold them"
@@ -139,11 +141,11 @@ def camera_findings(camera: Mapping[str, object]) -> Iterator[Finding]:
     if reader == "nvdec" and _text(camera, "transport") == "udp":
         yield (
             ("transport",),
-            "expected tcp with reader: nvdec, which does not tell which frames lost packets have damaged",
+            "expected tcp with reader: nvdec, which does not references which frames lost packets have damaged",
         )
 
 
-def tracking_findings(track: Mapping[str, object]) -> Iterator[Finding]:
+def tracking_conflicts(track: Mapping[str, object]) -> Iterator[Conflict]:
     """Scores that are not in order: what may begin an object must be able to carry it on. Defaults are known here."""
     scores = [(key, track.get(key, default)) for key, default in TRACK_SCORES.items()]
     for (key, value), (next_key, next_value) in pairwise(scores):
@@ -152,20 +154,22 @@ def tracking_findings(track: Mapping[str, object]) -> Iterator[Finding]:
             yield (key_at,), f"expected {key} ({value:g}) to be at most {next_key} ({next_value:g})"
 
 
-def analytics_findings(section: Mapping[str, object], tell: Tell | None = None, base: Loc = ()) -> Iterator[Finding]:
+def analytics_conflicts(
+    section: Mapping[str, object], references: References | None = None, base: Loc = ()
+) -> Iterator[Conflict]:
     """Names twice, coordinates that do not fit their unit, and options that nothing uses. `base`: where it stands."""
     shapes = [((kind, at), shape) for kind in ("lines", "zones") for at, shape in _sections(section.get(kind))]
     named = [((*loc, "name"), _text(shape, "name")) for loc, shape in shapes]
-    yield from _repeated(named, tell or Tell(), base)
+    yield from _repeated(named, references or References(), base)
     units = section.get("units", "pixels")
     for loc, shape in shapes:
         key = "points" if loc[0] == "lines" else "polygon"
-        yield from _below((*loc, key), _unit_findings(_coordinates(shape.get(key)), units))
+        yield from _below((*loc, key), _unit_conflicts(_coordinates(shape.get(key)), units))
         if _is_given(shape, "crowded_for_s") and "crowd_threshold" not in shape:
             yield (*loc, "crowded_for_s"), "has no effect without crowd_threshold"
     ground = section.get("ground")
     if isinstance(ground, Mapping):
-        yield from _below(("ground", "points"), _unit_findings(_coordinates(ground.get("points")), units))
+        yield from _below(("ground", "points"), _unit_conflicts(_coordinates(ground.get("points")), units))
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -186,22 +190,25 @@ def _is_given(section: Mapping[str, object], key: str) -> bool:
     return section.get(key) is not None
 
 
-def _below(base: Loc, findings: Iterator[Finding]) -> Iterator[Finding]:
-    return (((*base, *loc), text) for loc, text in findings)
+def _below(base: Loc, conflicts: Iterator[Conflict]) -> Iterator[Conflict]:
+    return (((*base, *loc), text) for loc, text in conflicts)
 
 
-def _repeated(named: Sequence[tuple[Loc, str | None]], tell: Tell, base: Loc = ()) -> Iterator[Finding]:
+def _repeated(named: Sequence[tuple[Loc, str | None]], references: References, base: Loc = ()) -> Iterator[Conflict]:
     first: dict[str, Loc] = {}
     for loc, name in named:
         if name is None:
             continue
         if name in first:
-            yield loc, f"duplicate {loc[-1]} {tell.written((*base, *loc))}, first {tell.line((*base, *first[name]))}"
+            yield (
+                loc,
+                f"duplicate {loc[-1]} {references.written((*base, *loc))}, first {references.line((*base, *first[name]))}",
+            )
         else:
             first[name] = loc
 
 
-def _shared_devices(cameras: Sequence[tuple[int, Mapping[str, object]]], tell: Tell) -> Iterator[Finding]:
+def _shared_devices(cameras: Sequence[tuple[int, Mapping[str, object]]], references: References) -> Iterator[Conflict]:
     first: dict[str, Loc] = {}
     for at, camera in cameras:
         source = _text(camera, "source") or ""
@@ -209,13 +216,13 @@ def _shared_devices(cameras: Sequence[tuple[int, Mapping[str, object]]], tell: T
             continue
         loc: Loc = ("cameras", at, "source")
         if source in first:
-            yield loc, f"expected another device than {tell.place(first[source])}: it can be opened once"
+            yield loc, f"expected another device than {references.place(first[source])}: it can be opened once"
         else:
             first[source] = loc
 
 
-def _unwatched(site: Mapping[str, object]) -> Iterator[Finding]:
-    pipeline = pipeline_name(site)
+def _unwatched(config: Mapping[str, object]) -> Iterator[Conflict]:
+    pipeline = pipeline_name(config)
     if pipeline in PIPELINES_WITHOUT_ANALYTICS:
         yield (
             ("analytics",),
@@ -223,24 +230,24 @@ def _unwatched(site: Mapping[str, object]) -> Iterator[Finding]:
         )
 
 
-def _without_tracks(site: Mapping[str, object]) -> Iterator[Finding]:
-    pipeline = pipeline_name(site)
-    if pipeline in PIPELINES_WITHOUT_TRACKS and site.get("cascade") is not None:
+def _without_tracks(config: Mapping[str, object]) -> Iterator[Conflict]:
+    pipeline = pipeline_name(config)
+    if pipeline in PIPELINES_WITHOUT_TRACKS and config.get("cascade") is not None:
         yield (
             ("cascade",),
             f"the pipeline {pipeline} follows no objects; expected pipeline: track or count, or a file of your own",
         )
 
 
-def _unheard_events(site: Mapping[str, object]) -> Iterator[Finding]:
+def _unheard_events(config: Mapping[str, object]) -> Iterator[Conflict]:
     """Rules and snapshots of events that no shipped pipeline has."""
-    pipeline = pipeline_name(site)
+    pipeline = pipeline_name(config)
     if pipeline in PIPELINES_WITHOUT_ANALYTICS:
         for key in ("rules", "snapshots"):
-            if site.get(key):
+            if config.get(key):
                 text = f"the pipeline {pipeline} has no events; expected pipeline: count, or a file of your own"
                 yield (key,), text
-    snapshots, known = site.get("snapshots"), (*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE)
+    snapshots, known = config.get("snapshots"), (*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE)
     kinds = snapshots.get("kinds") if isinstance(snapshots, Mapping) else None
     for at, kind in enumerate(kinds if pipeline == "count" and isinstance(kinds, tuple) else ()):
         if isinstance(kind, str) and kind not in known:
@@ -249,12 +256,12 @@ def _unheard_events(site: Mapping[str, object]) -> Iterator[Finding]:
             yield ("snapshots", "kinds", at), f"expected {one_of(known)}, got {quoted(kind)}{advice}"
 
 
-def _replay_findings(site: Mapping[str, object]) -> Iterator[Finding]:
-    publish = site.get("publish")
+def _replay_conflicts(config: Mapping[str, object]) -> Iterator[Conflict]:
+    publish = config.get("publish")
     replay = publish.get("replay") if isinstance(publish, Mapping) else None
     if not isinstance(publish, Mapping) or not isinstance(replay, str):
         return
-    if site.get("state_dir") is None:
+    if config.get("state_dir") is None:
         yield ("publish", "replay"), "needs state_dir: the folder in which events are kept"
     bind = publish.get("bind", "tcp://127.0.0.1:5555")
     port = replay.rpartition(":")[2]
@@ -264,8 +271,8 @@ def _replay_findings(site: Mapping[str, object]) -> Iterator[Finding]:
 
 
 def _unknown_cameras(
-    analytics: Mapping[object, object], cameras: Sequence[tuple[int, Mapping[str, object]]], tell: Tell
-) -> Iterator[Finding]:
+    analytics: Mapping[object, object], cameras: Sequence[tuple[int, Mapping[str, object]]], references: References
+) -> Iterator[Conflict]:
     places = {name: at for at, camera in cameras if (name := _text(camera, "id")) is not None}
     if not cameras or any(_text(camera, "id") is None for _, camera in cameras):
         return  # one that cannot be read may be the one that is meant
@@ -274,14 +281,14 @@ def _unknown_cameras(
             continue
         near = nearest(name, places)
         if near is not None:
-            text = f"no camera has this id (did you mean {tell.written(('cameras', places[near], 'id'))}?)"
+            text = f"no camera has this id (did you mean {references.written(('cameras', places[near], 'id'))}?)"
         else:
-            ids = one_of([tell.written(("cameras", at, "id")) for at in places.values()])
+            ids = one_of([references.written(("cameras", at, "id")) for at in places.values()])
             text = f"no camera has this id; expected {ids}"
         yield ("analytics", name), text
 
 
-def _unit_findings(points: Sequence[tuple[int, tuple[float, ...]]], units: object) -> Iterator[Finding]:
+def _unit_conflicts(points: Sequence[tuple[int, tuple[float, ...]]], units: object) -> Iterator[Conflict]:
     largest = max((value for _, point in points for value in point), default=0.0)
     whole, expected = {"fraction": (1, "fractions from 0 to 1"), "percent": (100, "percent from 0 to 100")}.get(
         str(units), (None, "")
@@ -305,8 +312,8 @@ def _coordinates(shape: object) -> list[tuple[int, tuple[float, ...]]]:
     ]
 
 
-def _filtered_classes(site: Mapping[str, object], analytics: Mapping[object, object]) -> Iterator[Finding]:
-    detect = site.get("detect")
+def _filtered_classes(config: Mapping[str, object], analytics: Mapping[object, object]) -> Iterator[Conflict]:
+    detect = config.get("detect")
     kept = detect.get("classes") if isinstance(detect, Mapping) else None
     if not isinstance(kept, tuple) or not all(isinstance(name, str) for name in kept):
         return

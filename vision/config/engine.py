@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from vision.config.section import Section
+from vision.config.section import ConfigSection
 
 
-class EngineConfig(Section):
+class EngineConfig(ConfigSection):
     """How a TensorRT engine is built."""
 
     optimization_level: int | None = Field(

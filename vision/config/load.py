@@ -12,20 +12,20 @@ from pydantic import ValidationError
 
 from vision.config.app import AppConfig, CameraConfig, ModelSpec
 from vision.config.cascade import ClassifierSpec
-from vision.config.checks import Tell, config_findings
+from vision.config.checks import References, config_conflicts
 from vision.config.document import Document, Fault, render
 from vision.config.document_reader import parse_document, read_document
 from vision.config.renamed import with_new_keys
 from vision.config.schema import schema_of
-from vision.config.section import Section
+from vision.config.section import ConfigSection
 from vision.config.source_address import File, Folder
-from vision.config.validation import faults_of
+from vision.config.validation import validation_faults
 from vision.config.wording import dotted
 from vision.errors import ConfigError, ModelError
 
 SPEC_NAME: Final = "model.yaml"
 
-_S = TypeVar("_S", bound=Section)
+_S = TypeVar("_S", bound=ConfigSection)
 
 
 def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
@@ -34,16 +34,16 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
     Raises:
         ConfigError: every fault of the file, one a line.
     """
-    site = site_of(read_document(path, environ))
-    return resolve_paths(site, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - resolve() would follow links
+    config = validate_document(read_document(path, environ))
+    return resolve_paths(config, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - resolve() would follow links
 
 
 def load_config_text(text: str, environ: Mapping[str, str], *, name: str = "camera.yaml") -> AppConfig:
     """As `load_config` for a text that is in no file; its paths stay as they are."""
-    return site_of(parse_document(text, name, environ))
+    return validate_document(parse_document(text, name, environ))
 
 
-def site_of(document: Document) -> AppConfig:
+def validate_document(document: Document) -> AppConfig:
     """Check a parsed camera.yaml.
 
     Raises:
@@ -51,11 +51,11 @@ def site_of(document: Document) -> AppConfig:
     """
     data = document.plain()
     faults = [*document.faults, *_written_passwords(document)]
-    faults += [document.fault(loc, text) for loc, text in config_findings(with_new_keys(data), _tell(document))]
-    site = _validated(AppConfig, document, data, faults)
-    if site is None:
+    faults += [document.fault(loc, text) for loc, text in config_conflicts(with_new_keys(data), _references(document))]
+    config = _validated(AppConfig, document, data, faults)
+    if config is None:
         raise ConfigError(render(document.name, faults, document.text))
-    return site
+    return config
 
 
 def load_model_spec(folder: Path) -> ModelSpec:
@@ -103,13 +103,13 @@ def _validated(model: type[_S], document: Document, data: object, faults: list[F
     try:
         checked = model.model_validate(data, strict=True)
     except ValidationError as error:
-        faults.extend(faults_of(error, document, schema_of(model)))
+        faults.extend(validation_faults(error, document, schema_of(model)))
         return None
     return None if faults else checked
 
 
-def _tell(document: Document) -> Tell:
-    return Tell(
+def _references(document: Document) -> References:
+    return References(
         place=lambda loc: f"{dotted(loc)} on line {document.place(loc).line}",
         written=document.shown,
         line=lambda loc: f"on line {document.place(loc).line}",
@@ -142,26 +142,26 @@ def _written_passwords(document: Document) -> list[Fault]:
     return found
 
 
-# --- what the file alone does not tell --------------------------------------------------------------------------------
+# --- what the file alone does not references --------------------------------------------------------------------------------
 
 
-def resolve_paths(site: AppConfig, folder: Path) -> AppConfig:
-    """`site` with the paths of files, folders, model and pipeline made absolute: they are relative to `folder`.
+def resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
+    """`config` with the paths of files, folders, model and pipeline made absolute: they are relative to `folder`.
 
     A model without a slash stays a name (`folder_of_model`), and so does a pipeline that does not end in ``.py``.
     """
-    changes: dict[str, object] = {"cameras": tuple(_resolve_source(camera, folder) for camera in site.cameras)}
-    if "/" in site.model:
-        changes["model"] = str(folder / site.model)
-    if site.pipeline.endswith(".py"):
-        changes["pipeline"] = str(folder / site.pipeline)
-    if site.state_dir is not None:
-        changes["state_dir"] = str(folder / site.state_dir)
-    if site.snapshots is not None:
-        changes["snapshots"] = site.snapshots.model_copy(update={"folder": str(folder / site.snapshots.folder)})
-    if site.cascade is not None and "/" in site.cascade.model:
-        changes["cascade"] = site.cascade.model_copy(update={"model": str(folder / site.cascade.model)})
-    return site.model_copy(update=changes)
+    changes: dict[str, object] = {"cameras": tuple(_resolve_source(camera, folder) for camera in config.cameras)}
+    if "/" in config.model:
+        changes["model"] = str(folder / config.model)
+    if config.pipeline.endswith(".py"):
+        changes["pipeline"] = str(folder / config.pipeline)
+    if config.state_dir is not None:
+        changes["state_dir"] = str(folder / config.state_dir)
+    if config.snapshots is not None:
+        changes["snapshots"] = config.snapshots.model_copy(update={"folder": str(folder / config.snapshots.folder)})
+    if config.cascade is not None and "/" in config.cascade.model:
+        changes["cascade"] = config.cascade.model_copy(update={"model": str(folder / config.cascade.model)})
+    return config.model_copy(update=changes)
 
 
 def _resolve_source(camera: CameraConfig, folder: Path) -> CameraConfig:

@@ -7,8 +7,8 @@ from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, Field
 
-from vision.config.section import Section
-from vision.config.wording import Refused
+from vision.config.section import ConfigSection
+from vision.config.wording import InvalidValue
 
 _Extents: TypeAlias = tuple[int, int, int]
 _Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -18,10 +18,10 @@ def _ascending(extents: _Extents) -> _Extents:
     """[min, opt, max] of one dimension.
 
     Raises:
-        Refused: below 1, above 16384, or not in this order.
+        InvalidValue: below 1, above 16384, or not in this order.
     """
     if not 1 <= extents[0] <= extents[1] <= extents[2] <= 16384:
-        raise Refused("[min, opt, max] with 1 <= min <= opt <= max <= 16384")
+        raise InvalidValue("[min, opt, max] with 1 <= min <= opt <= max <= 16384")
     return extents
 
 
@@ -29,11 +29,11 @@ def _ascending_shapes(shapes: _Shapes) -> _Shapes:
     """[min, opt, max] of all dimensions of one input, or of all values of one.
 
     Raises:
-        Refused: they differ in length, or one is not in this order.
+        InvalidValue: they differ in length, or one is not in this order.
     """
     low, best, high = shapes
     if not len(low) == len(best) == len(high) or not all(map(_in_order, zip(low, best, high, strict=True))):
-        raise Refused("three lists of one length, [min, opt, max], each number at most that of the next list")
+        raise InvalidValue("three lists of one length, [min, opt, max], each number at most that of the next list")
     return shapes
 
 
@@ -45,7 +45,7 @@ Extent = Annotated[_Extents, AfterValidator(_ascending)]
 ShapeExtent = Annotated[_Shapes, AfterValidator(_ascending_shapes)]
 
 
-class ProfileSpec(Section):
+class ProfileSpec(ConfigSection):
     """One optimisation profile: [min, opt, max] of everything that the ONNX file leaves open."""
 
     batch: Extent = Field(description="[min, opt, max] frames at once")

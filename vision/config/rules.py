@@ -19,8 +19,8 @@ from typing import Annotated, Final, TypeAlias
 
 from pydantic import AfterValidator, Field
 
-from vision.config.section import IDENTIFIER_TITLE, Identifier, Section, unique_names
-from vision.config.wording import Loc, Refused, did_you_mean, nearest, one_of, quoted
+from vision.config.section import IDENTIFIER_TITLE, ConfigSection, Identifier, unique_names
+from vision.config.wording import InvalidValue, Loc, did_you_mean, nearest, one_of, quoted
 
 KINDS_OF_LINES: Final = ("line_crossed",)
 KINDS_OF_ZONES: Final = ("zone_entered", "zone_left", "crowded", "dwelling")
@@ -51,7 +51,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _NEEDED: Final[Mapping[str, str]] = {"crowded": "crowd_threshold", "dwelling": "dwell_s"}
 _ALREADY_S: Final[Mapping[str, str]] = {"crowded": "crowded_for_s", "dwelling": "dwell_s"}
 
-_Finding: TypeAlias = tuple[Loc, str]
+_Conflict: TypeAlias = tuple[Loc, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +67,14 @@ def duration_s(text: str) -> float:
     """Seconds of ``500ms``, ``10s``, ``5m``, ``2h`` or ``1d``.
 
     Raises:
-        Refused: none of these, or more than 30 days.
+        InvalidValue: none of these, or more than 30 days.
     """
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise Refused(DURATION_FORMS, advice=_advice_for_duration(text))
+        raise InvalidValue(DURATION_FORMS, advice=_advice_for_duration(text))
     seconds = float(match["number"]) * _UNIT_S[match["unit"]]
     if seconds > _LONGEST_S:
-        raise Refused(DURATION_FORMS, advice="at most 30d")
+        raise InvalidValue(DURATION_FORMS, advice="at most 30d")
     return seconds
 
 
@@ -92,20 +92,20 @@ def _advice_for_duration(text: str) -> str:
 def parse_when(text: str) -> Condition:
     """
     Raises:
-        Refused: not of the grammar.
+        InvalidValue: not of the grammar.
     """
     words = text.split()
     if len(words) != 2 and not (len(words) > 3 and words[2] == "for"):
-        raise Refused(WHEN_FORMS, advice=_advice_for(words))
+        raise InvalidValue(WHEN_FORMS, advice=_advice_for(words))
     kind, name = words[:2]
     if kind not in _KINDS:
-        raise Refused(f"{WHEN_FORMS}; KIND is {one_of(_KINDS)}", advice=did_you_mean(kind, _KINDS))
+        raise InvalidValue(f"{WHEN_FORMS}; KIND is {one_of(_KINDS)}", advice=did_you_mean(kind, _KINDS))
     if not _NAME.fullmatch(name):
-        raise Refused(f"{WHEN_FORMS}; NAME is {IDENTIFIER_TITLE}")
+        raise InvalidValue(f"{WHEN_FORMS}; NAME is {IDENTIFIER_TITLE}")
     if len(words) == 2:
         return Condition(kind, name, 0.0)
     if kind not in LASTING:
-        raise Refused(f"{kind} NAME alone", advice=f"it happens in an instant; {' and '.join(LASTING)} last")
+        raise InvalidValue(f"{kind} NAME alone", advice=f"it happens in an instant; {' and '.join(LASTING)} last")
     return Condition(kind, name, duration_s(" ".join(words[3:])))
 
 
@@ -127,7 +127,7 @@ def _check_duration(text: str) -> str:
     return text
 
 
-class RuleConfig(Section):
+class RuleConfig(ConfigSection):
     """What is worth an event of its own."""
 
     name: Identifier = Field(description="name of the rule in its events")
@@ -159,7 +159,7 @@ class RuleConfig(Section):
 # --- what does not fit together ---------------------------------------------------------------------------------------
 
 
-def rule_findings(rule: Mapping[str, object], analytics: object) -> Iterator[_Finding]:
+def rule_conflicts(rule: Mapping[str, object], analytics: object) -> Iterator[_Conflict]:
     """Yield lines and zones that a rule names and that are absent, of another kind, or never report its event."""
     if not isinstance(analytics, Mapping | None):
         return
@@ -167,7 +167,7 @@ def rule_findings(rule: Mapping[str, object], analytics: object) -> Iterator[_Fi
     when, cameras = rule.get("when"), rule.get("cameras")
     try:
         condition = parse_when(when) if isinstance(when, str) else None
-    except Refused:
+    except InvalidValue:
         return
     if condition is None:
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from vision.config.wording import Loc, Refused, dotted
+from vision.config.wording import InvalidValue, Loc, dotted
 
 IDENTIFIER_TITLE = "a name of at most 64 letters, digits, '-' and '_', first a letter or digit"
 
@@ -21,7 +21,7 @@ INCONSISTENT = "inconsistent"
 """Type of the error for values that are each right and do not fit together (`vision.config.checks`)."""
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """A mapping of the file: unknown keys are refused, values do not change once read.
 
     Validation reads no file, opens no device and looks up no host. Errors never show a value: it may be a secret.
@@ -32,13 +32,13 @@ class Section(BaseModel):
     )
 
 
-def refuse_inconsistent(findings: Iterable[tuple[Loc, str]]) -> None:
+def raise_conflicts(conflicts: Iterable[tuple[Loc, str]]) -> None:
     """Raise what `vision.config.checks` found in a model that was made in Python.
 
     Raises:
         PydanticCustomError: of type `INCONSISTENT`, where there is any finding.
     """
-    text = "; ".join(f"{dotted(loc)}: {words}" for loc, words in findings)
+    text = "; ".join(f"{dotted(loc)}: {words}" for loc, words in conflicts)
     if text:
         raise PydanticCustomError(INCONSISTENT, "{text}", {"text": text})
 
@@ -47,8 +47,8 @@ def unique_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """Validator of lists of class names.
 
     Raises:
-        Refused: empty, an empty name, or one name twice.
+        InvalidValue: empty, an empty name, or one name twice.
     """
     if names is not None and (not names or not all(names) or len(set(names)) < len(names)):
-        raise Refused("a list of at least 1 name, none of them empty, none twice")
+        raise InvalidValue("a list of at least 1 name, none of them empty, none twice")
     return names

@@ -7,10 +7,10 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from vision.config.addresses import FOLDER_FORMS, check_folder
-from vision.config.section import Identifier, Section, unique_names
+from vision.config.section import ConfigSection, Identifier, unique_names
 
 
-class SnapshotConfig(Section):
+class SnapshotConfig(ConfigSection):
     """A JPEG of the frame of every event."""
 
     folder: Annotated[str, AfterValidator(check_folder)] = Field(

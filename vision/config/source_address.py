@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import quote
 
-from vision.config.wording import Refused, did_you_mean
+from vision.config.wording import InvalidValue, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +98,23 @@ def parse_source(text: str) -> SourceAddress:
     """Parse the text of a camera's source. A path that ends in ``/`` is a folder, any other path a file.
 
     Raises:
-        Refused: The text has none of the forms, or a part of it cannot be right.
+        InvalidValue: The text has none of the forms, or a part of it cannot be right.
     """
     if not text or _UNPRINTABLE.search(text):
-        raise Refused(f"{SOURCE_FORMS}, on one line")
+        raise InvalidValue(f"{SOURCE_FORMS}, on one line")
     if url := _URL.fullmatch(text):
         return _parse_url(url["scheme"].lower(), url["rest"])
     word = _WORD.fullmatch(text)
     if word and word["word"] in ("csi", "synthetic"):
         return _parse_csi(word["rest"]) if word["word"] == "csi" else _parse_synthetic(text, word["rest"])
     if _NO_SCHEME.fullmatch(text):
-        raise Refused(
+        raise InvalidValue(
             "rtsp:// or http:// in front of a camera's address", advice="a file of this name is written with ./"
         )
     if word:
         near = did_you_mean(f"{word['word']}:", ["csi:", "synthetic:"])
         near = near or did_you_mean(f"{word['word']}://", _URL_PREFIXES)
-        raise Refused(SOURCE_FORMS, advice=near or "a path with ':' in it begins with ./")
+        raise InvalidValue(SOURCE_FORMS, advice=near or "a path with ':' in it begins with ./")
     return _parse_path(text)
 
 
@@ -122,7 +122,7 @@ def check_source(text: str) -> str:
     """Return `text` if `parse_source` accepts it.
 
     Raises:
-        Refused: As `parse_source`.
+        InvalidValue: As `parse_source`.
     """
     parse_source(text)
     return text
@@ -170,41 +170,45 @@ def _parse_url(scheme: str, rest: str) -> Rtsp | Http:
     kind = _SCHEMES.get(scheme)
     if kind is None:
         if scheme == "file":
-            raise Refused("the path of the file alone, without file://")
-        raise Refused(SOURCE_FORMS, advice=did_you_mean(f"{scheme}://", _URL_PREFIXES))
+            raise InvalidValue("the path of the file alone, without file://")
+        raise InvalidValue(SOURCE_FORMS, advice=did_you_mean(f"{scheme}://", _URL_PREFIXES))
     if _UNPRINTABLE_OR_SPACE.search(rest) or any(character in rest for character in "\"'<>\\"):
-        raise Refused("an address without blanks, quotes, '<', '>' and '\\'", advice="write them as %20, %22, %27 ...")
+        raise InvalidValue(
+            "an address without blanks, quotes, '<', '>' and '\\'", advice="write them as %20, %22, %27 ..."
+        )
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     match = _AUTHORITY.fullmatch(authority)
     if match is None or "@" in rest[len(authority) :]:
         advice = "in a user, password or path write / as %2F, ? as %3F, # as %23, @ as %40, % as %25"
-        raise Refused("user:password@host:port with one '@'", advice=f"{advice}; or use the keys user and password")
+        raise InvalidValue(
+            "user:password@host:port with one '@'", advice=f"{advice}; or use the keys user and password"
+        )
     if not is_host(match["host"]):
-        raise Refused("a host name or address after '//'", advice="an IPv6 address goes in [ ]")
+        raise InvalidValue("a host name or address after '//'", advice="an IPv6 address goes in [ ]")
     if match["port"] is not None and not is_port(match["port"]):
-        raise Refused("a port from 1 to 65535")
+        raise InvalidValue("a port from 1 to 65535")
     return kind(f"{scheme}://{rest}")
 
 
 def _parse_csi(rest: str) -> Csi:
     if not re.fullmatch(r"[0-9]{1,2}", rest):
-        raise Refused("csi: and the number of the sensor, such as csi:0")
+        raise InvalidValue("csi: and the number of the sensor, such as csi:0")
     return Csi(int(rest))
 
 
 def _parse_synthetic(text: str, rest: str) -> Synthetic:
     if not re.fullmatch(r"[A-Za-z0-9_.,;:&=+@?-]*", rest):
-        raise Refused("synthetic: and options without blanks")
+        raise InvalidValue("synthetic: and options without blanks")
     return Synthetic(text)
 
 
 def _parse_path(text: str) -> Usb | File | Folder:
     if text.startswith("/dev/"):
         if not _DEVICE.fullmatch(text):
-            raise Refused("/dev/videoN or /dev/v4l/by-id/NAME")
+            raise InvalidValue("/dev/videoN or /dev/v4l/by-id/NAME")
         return Usb(text)
     if text.isdigit():
-        raise Refused(SOURCE_FORMS, advice=f"USB camera {text} is /dev/video{text}")
+        raise InvalidValue(SOURCE_FORMS, advice=f"USB camera {text} is /dev/video{text}")
     if text.startswith("~"):
-        raise Refused("the whole path", advice="'~' works in a shell only")
+        raise InvalidValue("the whole path", advice="'~' works in a shell only")
     return Folder(Path(text)) if text.endswith("/") else File(Path(text))

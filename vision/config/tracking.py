@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from vision.config.checks import TRACK_SCORES, tracking_findings
-from vision.config.section import Fraction, Section, refuse_inconsistent
+from vision.config.checks import TRACK_SCORES, tracking_conflicts
+from vision.config.section import ConfigSection, Fraction, raise_conflicts
 
 
-class TrackConfig(Section):
+class TrackConfig(ConfigSection):
     """How sure a detection must be to do what, and for how long an object is remembered.
 
     The detector must report down to `low_score`: its threshold is the lower one of `low_score` and the score from
@@ -58,5 +58,5 @@ class TrackConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrackConfig:
-        refuse_inconsistent(tracking_findings(self.model_dump()))
+        raise_conflicts(tracking_conflicts(self.model_dump()))
         return self

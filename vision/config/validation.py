@@ -17,17 +17,17 @@ from vision.config.document import Document, Fault, Unreadable
 from vision.config.renamed import RENAMED, SYNONYMS, key_path
 from vision.config.schema import Schema, at, expectation, key_paths
 from vision.config.section import IDENTIFIER_TITLE, INCONSISTENT
-from vision.config.wording import Loc, Refused, did_you_mean, nearest, one_of, quoted
+from vision.config.wording import InvalidValue, Loc, did_you_mean, nearest, one_of, quoted
 
 _KEY: Final = "[key]"  # pydantic's mark for a mapping's key
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ErrorContext:
     """One error of pydantic's and what is needed to speak of it."""
 
     loc: Loc
-    context: Mapping[str, Any]
+    details: Mapping[str, Any]
     document: Document
     schema: Schema
 
@@ -45,7 +45,7 @@ class Case:
         return self.document.shown(self.loc)
 
 
-def faults_of(error: ValidationError, document: Document, schema: Schema) -> Iterator[Fault]:
+def validation_faults(error: ValidationError, document: Document, schema: Schema) -> Iterator[Fault]:
     """One fault for each error, less those that follow from another fault."""
     for details in error.errors(include_url=False, include_input=False):
         loc = _in_document(details, document)
@@ -54,10 +54,10 @@ def faults_of(error: ValidationError, document: Document, schema: Schema) -> Ite
         phrase = PHRASES[details["type"]]
         if details["type"] == "missing" and isinstance(loc[-1], int):  # an entry of a list of fixed length
             loc, phrase = loc[:-1], _expected
-        case = Case(loc, details.get("ctx", {}), document, schema)
-        text = phrase(case)
+        context = ErrorContext(loc, details.get("ctx", {}), document, schema)
+        text = phrase(context)
         if text:
-            yield document.fault(case.loc, text)
+            yield document.fault(context.loc, text)
 
 
 def _in_document(details: ErrorDetails, document: Document) -> Loc:
@@ -79,13 +79,13 @@ def _has_fault_already(loc: Loc, document: Document) -> bool:
 # --- phrases ----------------------------------------------------------------------------------------------------------
 
 
-def _expected(case: Case) -> str:
-    return f"expected {case.expected}, got {case.got}{_advice(case)}"
+def _expected(context: ErrorContext) -> str:
+    return f"expected {context.expected}, got {context.got}{_advice(context)}"
 
 
-def _advice(case: Case) -> str:
-    value, part = case.value, at(case.schema, case.loc)
-    if (words := _advice_for_key(case.loc, value)) is not None:
+def _advice(context: ErrorContext) -> str:
+    value, part = context.value, at(context.schema, context.loc)
+    if (words := _advice_for_key(context.loc, value)) is not None:
         return words
     kind = part.get("type")
     if value is None and kind in ("object", "array"):
@@ -93,7 +93,7 @@ def _advice(case: Case) -> str:
     if isinstance(value, str):
         return f" ({words})" if (words := _advice_for_text(value, part)) else ""
     if isinstance(value, bool | int | float) and kind == "string" and "enum" not in part:
-        node = case.document.node(case.loc)
+        node = context.document.node(context.loc)
         return f" (as text: {quoted(node.written)})" if node is not None else ""
     return ""
 
@@ -124,52 +124,54 @@ def _advice_for_text(value: str, part: Schema) -> str:
     return ""
 
 
-def _pattern(case: Case) -> str:
-    if case.document.node(case.loc) is not None and not isinstance(case.value, str):  # the key itself, not its value
-        return f"expected {IDENTIFIER_TITLE}, got {quoted(str(case.loc[-1]))}"
-    return _expected(case)
+def _pattern(context: ErrorContext) -> str:
+    if context.document.node(context.loc) is not None and not isinstance(
+        context.value, str
+    ):  # the key itself, not its value
+        return f"expected {IDENTIFIER_TITLE}, got {quoted(str(context.loc[-1]))}"
+    return _expected(context)
 
 
-def _missing(case: Case) -> str:
-    written = case.document.node(case.loc[:-1])
-    known = at(case.schema, case.loc[:-1]).get("properties", {})
+def _missing(context: ErrorContext) -> str:
+    written = context.document.node(context.loc[:-1])
+    known = at(context.schema, context.loc[:-1]).get("properties", {})
     for key in written.keys if written is not None else ():  # a misspelt key is one fault, not two
-        path = key_path((*case.loc[:-1], key))
+        path = key_path((*context.loc[:-1], key))
         meant = RENAMED.get(path) or SYNONYMS.get(path) or nearest(key, known)
-        if key not in known and meant == case.loc[-1]:
+        if key not in known and meant == context.loc[-1]:
             return ""
-    return f"missing; expected {case.expected}"
+    return f"missing; expected {context.expected}"
 
 
-def _unknown(case: Case) -> str:
-    key = str(case.loc[-1])
-    known = at(case.schema, case.loc[:-1]).get("properties", {})
-    path = key_path(case.loc)
+def _unknown(context: ErrorContext) -> str:
+    key = str(context.loc[-1])
+    known = at(context.schema, context.loc[:-1]).get("properties", {})
+    path = key_path(context.loc)
     if RENAMED.get(path) in known:
         return f"unknown key: renamed to {quoted(RENAMED[path])}"
     near = SYNONYMS[path] if SYNONYMS.get(path) in known else nearest(key, known)
     if near is not None:
         return f"unknown key (did you mean {quoted(near)}?)"
-    elsewhere = [path for path, _, _ in key_paths(case.schema) if path.rpartition(".")[2] == key]
+    elsewhere = [path for path, _, _ in key_paths(context.schema) if path.rpartition(".")[2] == key]
     if elsewhere:
         return f"unknown key here (did you mean {one_of(elsewhere)}?)"
     return f"unknown key; expected {one_of(list(known))}"
 
 
-def _too_short(case: Case) -> str:
+def _too_short(context: ErrorContext) -> str:
     """pydantic does not count entries that have faults of their own."""
-    entries = case.value
-    return "" if isinstance(entries, tuple) and len(entries) >= case.context["min_length"] else _expected(case)
+    entries = context.value
+    return "" if isinstance(entries, tuple) and len(entries) >= context.details["min_length"] else _expected(context)
 
 
-def _refused(case: Case) -> str:
-    refusal = case.context["error"]
-    assert isinstance(refusal, Refused), "validators of this package raise Refused"
-    got = f", got {case.got}" if isinstance(case.value, str) else ""
+def _refused(context: ErrorContext) -> str:
+    refusal = context.details["error"]
+    assert isinstance(refusal, InvalidValue), "validators of this package raise InvalidValue"
+    got = f", got {context.got}" if isinstance(context.value, str) else ""
     return f"expected {refusal.expected}{got}" + (f" ({refusal.advice})" if refusal.advice else "")
 
 
-PHRASES: Final[Mapping[str, Callable[[Case], str]]] = {
+PHRASES: Final[Mapping[str, Callable[[ErrorContext], str]]] = {
     "missing": _missing,
     "extra_forbidden": _unknown,
     "value_error": _refused,

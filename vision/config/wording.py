@@ -18,7 +18,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_<-]+")
 _URL_USER = re.compile(r"://.*@", re.DOTALL)
 
 
-class Refused(ValueError):
+class InvalidValue(ValueError):
     """A value is not what its field takes. Speaks of what was expected and never of what came: that may be a secret."""
 
     def __init__(self, expected: str, *, advice: str = "") -> None:

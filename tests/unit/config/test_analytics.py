@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vision.config import LineConfig, ZoneConfig
 from vision.config.analytics import check_line, check_polygon
-from vision.config.wording import Refused
+from vision.config.wording import InvalidValue
 
 Polygon = tuple[tuple[float, float], ...]
 
@@ -50,7 +50,7 @@ def test_polygons_that_enclose_an_area(polygon: Polygon) -> None:
     ],
 )
 def test_polygons_that_do_not(polygon: Polygon, message: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidValue) as caught:
         check_polygon(polygon)
     assert message in str(caught.value)
 
@@ -74,13 +74,13 @@ def test_corners_out_of_order_around_a_circle_cross(degrees: list[int], data: st
     corners = tuple(
         (round(math.cos(math.radians(at)), 9) + 2, round(math.sin(math.radians(at)), 9) + 2) for at in degrees
     )
-    with pytest.raises(Refused, match="do not cross"):
+    with pytest.raises(InvalidValue, match="do not cross"):
         check_polygon(corners)
 
 
 def test_a_line_has_a_length() -> None:
     assert check_line(((0, 0), (0, 1))) == ((0, 0), (0, 1))
-    with pytest.raises(Refused, match="two different points"):
+    with pytest.raises(InvalidValue, match="two different points"):
         check_line(((3, 4), (3.0, 4.0)))
 
 

@@ -17,7 +17,7 @@ from vision.config import (
     load_config_text,
 )
 from vision.config.addresses import check_bind, check_file_name, check_model_name, check_pipeline
-from vision.config.wording import Refused
+from vision.config.wording import InvalidValue
 from vision.errors import ConfigError
 
 
@@ -62,7 +62,7 @@ def test_addresses_to_bind_to(bind: str) -> None:
     ],
 )
 def test_addresses_that_cannot_be_bound(bind: str, message: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidValue) as caught:
         check_bind(bind)
     assert message in str(caught.value)
 
@@ -74,7 +74,7 @@ def test_the_longest_socket_path_is_bound() -> None:
 @pytest.mark.parametrize("name", ["", "a\nb", "https://models.net/x", "~/model"])
 def test_what_no_model_is_called(name: str) -> None:
     assert check_model_name("../my model") == "../my model"
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidValue):
         check_model_name(name)
 
 
@@ -82,14 +82,14 @@ def test_what_no_model_is_called(name: str) -> None:
 def test_what_no_pipeline_is_called(name: str) -> None:
     assert check_pipeline("detect") == "detect"
     assert check_pipeline("../my pipeline.py") == "../my pipeline.py"
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidValue):
         check_pipeline(name)
 
 
 @pytest.mark.parametrize("name", ["", ".onnx", "a.pt", "a/b.onnx", "..\\b.onnx", "a\n.onnx"])
 def test_what_no_onnx_file_is_called(name: str) -> None:
     assert check_file_name("a b.onnx") == "a b.onnx"
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidValue):
         check_file_name(name)
 
 

@@ -11,7 +11,7 @@ from tests.unit.config.fault_lines import fault_lines
 from vision.config import AppConfig, RuleConfig, check_classes, load_classifier_spec, load_config, load_config_text
 from vision.config.addresses import check_folder
 from vision.config.rules import Condition, duration_s, parse_when
-from vision.config.wording import Refused
+from vision.config.wording import InvalidValue
 from vision.errors import ConfigError, ModelError
 
 SITE = """\
@@ -82,7 +82,7 @@ def test_what_a_rule_may_wait_for(text: str, condition: Condition) -> None:
     ],
 )
 def test_what_no_rule_can_wait_for(text: str, words: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidValue) as caught:
         parse_when(text)
     assert words in str(caught.value)
 
@@ -208,7 +208,7 @@ def test_what_goes_with_which_pipeline(text: str, expected: list[str]) -> None:
 @pytest.mark.parametrize("name", ["", "a\nb", "http://host/x", "~/x"])
 def test_what_is_no_folder(name: str) -> None:
     assert check_folder("../a b/") == "../a b/"
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidValue):
         check_folder(name)
 
 

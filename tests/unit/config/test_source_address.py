@@ -20,7 +20,7 @@ from vision.config.source_address import (
     parse_source,
     with_account,
 )
-from vision.config.wording import Refused
+from vision.config.wording import InvalidValue
 from vision.errors import ConfigError, redact
 
 
@@ -66,7 +66,7 @@ def test_source_has_the_type_of_its_syntax(source: str, address: SourceAddress) 
     ],
 )
 def test_address_without_scheme_is_refused_with_a_hint(source: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidValue) as caught:
         parse_source(source)
     assert caught.value.expected.startswith("rtsp://")
 
@@ -165,7 +165,7 @@ def test_account_that_cannot_be_right_is_refused(source: str, account: str, key:
     ],
 )
 def test_source_that_cannot_be_right_is_refused(source: str, message: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidValue) as caught:
         parse_source(source)
     assert message in str(caught.value)
 
@@ -173,7 +173,7 @@ def test_source_that_cannot_be_right_is_refused(source: str, message: str) -> No
 @pytest.mark.parametrize("password", ["a/b", "a@b", "a?b", "a#b", "a'b", 'a"b', "a<b", "a b", "a\\b", "ü", "%", "12/3"])
 def test_password_that_redaction_would_miss_is_refused(password: str) -> None:
     url = f"rtsp://user:{password}@host/1"
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidValue) as caught:
         parse_source(url)
     assert password not in str(caught.value).partition(" (")[0]
     assert "user:pw" not in redact("rtsp://user:pw@host/1")
