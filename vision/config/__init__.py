@@ -1,14 +1,14 @@
-"""Configuration: camera.yaml and model.yaml as frozen typed objects; all that is wrong with a file in one error.
+"""Configuration: camera.yaml and model.yaml as frozen typed objects, with all faults of a file in one error.
 
 ::
 
-    path = resolve_config("demo")                 # a shipped configuration, or a path
-    config = load_config(path, os.environ)            # AppConfig, paths absolute; ConfigError lists every fault
+    path = resolve_config("demo")                   # a shipped configuration, or a path
+    config = load_config(path, os.environ)          # AppConfig with absolute paths; ConfigError lists every fault
     folder = folder_of_model(config.model, shipped_models())
-    card = load_model_spec(folder)                # ModelSpec; ModelError lists every fault
-    check_classes(config, names_of_classes, path)   # ConfigError for classes that the model does not have
+    spec = load_model_spec(folder)                  # ModelSpec; ModelError lists every fault
+    check_classes(config, class_names, path)        # ConfigError for classes that the model does not have
 
-The only place that imports pydantic and PyYAML.
+No other package imports pydantic or PyYAML.
 """
 
 from vision.config.analytics import Anchor, CameraAnalytics, LineConfig, Point, ZoneConfig

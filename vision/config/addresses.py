@@ -1,4 +1,4 @@
-"""Validators of the publisher's addresses, and of the names and paths of files. The text alone decides."""
+"""Validators of the publisher's addresses, and of the names and paths of files. They read nothing but the text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vision.config.source_address import is_ip_address, is_port
 from vision.config.wording import InvalidValue
 
 BIND_FORMS: Final = "tcp://ADDRESS:PORT or ipc:///PATH"
-MODEL_FORMS: Final = "the name of a model, or the path of a folder that holds model.yaml"
+MODEL_FORMS: Final = "the name of a model, or the path of a folder that contains model.yaml"
 PIPELINE_FORMS: Final = "the name of a pipeline, such as detect, or the path of a Python file (.py)"
 FOLDER_FORMS: Final = "the path of a folder"
-FILE_FORMS: Final = "the name of an .onnx file that stands beside model.yaml"
+FILE_FORMS: Final = "the name of an .onnx file in the folder of model.yaml"
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f]")
 _INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,14}")
@@ -20,7 +20,7 @@ _IPC_PATH_BYTES: Final = 107  # sun_path of Linux's unix(7), less its closing NU
 
 
 def check_bind(bind: str) -> str:
-    """Validator of a ZeroMQ address to bind to.
+    """Return `bind` if it is a ZeroMQ address to bind to.
 
     Raises:
         InvalidValue: not tcp://ADDRESS:PORT or ipc:///PATH.
@@ -50,7 +50,7 @@ def _check_ipc(path: str) -> None:
 
 
 def check_model_name(name: str) -> str:
-    """Validator of a model: a name or the path of a folder.
+    """Return `name` if it is the name of a model or the path of a folder.
 
     Raises:
         InvalidValue: empty, unprintable, or an address.
@@ -61,7 +61,7 @@ def check_model_name(name: str) -> str:
 
 
 def check_pipeline(name: str) -> str:
-    """Validator of a pipeline: a name or the path of a Python file.
+    """Return `name` if it is the name of a pipeline or the path of a Python file.
 
     Raises:
         InvalidValue: neither of them.
@@ -73,7 +73,7 @@ def check_pipeline(name: str) -> str:
 
 
 def check_folder(name: str) -> str:
-    """Validator of a folder to write to.
+    """Return `name` if it is the path of a folder to write to.
 
     Raises:
         InvalidValue: empty, unprintable, an address, or with the shell's ``~``.
@@ -81,12 +81,12 @@ def check_folder(name: str) -> str:
     if not name or _UNPRINTABLE.search(name) or "://" in name:
         raise InvalidValue(FOLDER_FORMS)
     if name.startswith("~"):
-        raise InvalidValue("the whole path", advice="'~' is the shell's")
+        raise InvalidValue("the whole path", advice="'~' works in a shell only")
     return name
 
 
 def check_file_name(name: str) -> str:
-    """Validator of a file that stands beside model.yaml.
+    """Return `name` if it is the name of an ONNX file in the folder of model.yaml.
 
     Raises:
         InvalidValue: it stands elsewhere, or is no ONNX file by its name.

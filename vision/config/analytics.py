@@ -1,12 +1,11 @@
-"""The `analytics:` section: lines that are crossed and zones that fill, drawn on each camera's frame.
+"""The `analytics:` section: lines and zones on the frames of each camera.
 
 Coordinates are x to the right and y down from the frame's upper left corner, in pixels of the source frame, or in
 fractions or percent of its width and height. The frame's size is not known here: whether a point in pixels lies
-inside it is for the stage to check when the camera opens.
+inside it is checked by the stage when the camera opens.
 
-A line has two sides, seen by someone who stands on its first point and looks at the second: crossing from the left to
-the right is ``in``, the other way is ``out``. A line drawn from left to right in the frame is crossed ``in`` by what
-moves down.
+A line has two sides, as seen from its first point towards the second: crossing from left to right is ``in``, the other
+way is ``out``. An object that moves down crosses a line that runs from left to right ``in``.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from vision.config.section import ConfigSection, Identifier, raise_conflicts, un
 from vision.config.wording import InvalidValue
 
 Anchor: TypeAlias = Literal["bottom-center", "center", "top-center", "center-left", "center-right"]
-"""The point of a box that stands for the object. ``bottom-center`` is where a person meets the floor."""
+"""The point of a box that represents the object. ``bottom-center`` is where a person touches the floor."""
 
 Point: TypeAlias = Annotated[
     tuple[Annotated[float, Field(ge=0, le=16384)], Annotated[float, Field(ge=0, le=16384)]],
@@ -37,7 +36,7 @@ ClassNames: TypeAlias = Annotated[tuple[str, ...], AfterValidator(unique_names)]
 
 
 def check_line(points: tuple[Point, Point]) -> tuple[Point, Point]:
-    """Validator of a line.
+    """Return the points of a line if they differ.
 
     Raises:
         InvalidValue: of no length.
@@ -48,7 +47,9 @@ def check_line(points: tuple[Point, Point]) -> tuple[Point, Point]:
 
 
 def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
-    """Validator of a polygon. Computes with the decimals as written, so that 0.1, 0.2, 0.3 are evenly spaced.
+    """Return the corners of a polygon if its sides do not cross.
+
+    The computation is exact for the decimals as written, so that 0.1, 0.2 and 0.3 are evenly spaced.
 
     Raises:
         InvalidValue: a point twice, without area, or its sides touch or cross other than at their common corner.
@@ -74,7 +75,7 @@ def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
 class LineConfig(ConfigSection):
     """A line that objects cross."""
 
-    name: Identifier = Field(description="name in events; one line or zone of the camera has it")
+    name: Identifier = Field(description="name in events, unique among the lines and zones of the camera")
     points: Annotated[tuple[Point, Point], AfterValidator(check_line)] = Field(
         description="[[x1, y1], [x2, y2]] in the camera's units"
     )
@@ -82,33 +83,33 @@ class LineConfig(ConfigSection):
         default="both",
         description="crossings to report; in: from left to right, seen from the first point towards the second",
     )
-    classes: ClassNames | None = Field(default=None, description="class names that count; all where absent")
+    classes: ClassNames | None = Field(default=None, description="classes that count; all published classes if absent")
     anchor: Anchor = Field(default="bottom-center", description="point of an object's box that crosses")
 
 
 class ZoneConfig(ConfigSection):
-    """An area that objects enter, leave and wait in."""
+    """An area that objects enter, leave and stay in."""
 
-    name: Identifier = Field(description="name in events; one line or zone of the camera has it")
+    name: Identifier = Field(description="name in events, unique among the lines and zones of the camera")
     polygon: Annotated[tuple[Point, ...], Field(min_length=3, max_length=100), AfterValidator(check_polygon)] = Field(
-        description="[[x, y], ...] in the camera's units, in order around the area; it closes by itself"
+        description="[[x, y], ...] in the camera's units, in order around the area; the last is joined to the first"
     )
     crowd_threshold: int | None = Field(
-        default=None, ge=0, le=10_000, description="crowded with more objects than this; never where absent"
+        default=None, ge=0, le=10_000, description="crowded with more objects than this number; never if absent"
     )
     crowded_for_s: float = Field(
         default=0.0,
         ge=0,
         le=86_400,
-        description="seconds that it must stay above (or not above) before crowded begins (or ends)",
+        description="seconds above the threshold before crowded begins, and at or below it before crowded ends",
     )
     dwell_s: float | None = Field(
         default=None,
         gt=0,
         le=86_400,
-        description="seconds after which an object inside is reported; never where absent",
+        description="seconds inside the zone after which an object is reported; never if absent",
     )
-    classes: ClassNames | None = Field(default=None, description="class names that count; all where absent")
+    classes: ClassNames | None = Field(default=None, description="classes that count; all published classes if absent")
     anchor: Anchor = Field(default="bottom-center", description="point of an object's box that must be inside")
 
 
@@ -119,22 +120,20 @@ Metres: TypeAlias = Annotated[
 
 
 def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
-    """Validator of four points around an area of the ground, in the frame or in metres.
+    """Return four points around an area of the ground, in the frame or in metres, if the area is convex.
 
     Raises:
-        InvalidValue: not the corners, in order, of a four-sided area without a dent.
+        InvalidValue: They are not the corners of a convex quadrilateral in order.
     """
     exact = _whole_numbers(corners)
     turns = {_turn(exact[at - 2], exact[at - 1], exact[at]) for at in range(len(exact))}
     if turns not in ({1}, {-1}) or _crossing_sides(exact) is not None:
-        raise InvalidValue(
-            "4 points in order around an area without dents", advice="no three of them may lie on one line"
-        )
+        raise InvalidValue("4 points in order around a convex area", advice="no three of them may lie on one line")
     return corners
 
 
 class GroundConfig(ConfigSection):
-    """Four points on the ground and where they are, which makes speeds of pixels."""
+    """Four points on the ground with known positions, to compute speeds from pixels."""
 
     points: Annotated[tuple[Point, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)] = Field(
         description="[[x, y], ...] of 4 points on the ground, in the camera's units, in order around an area"
@@ -145,7 +144,7 @@ class GroundConfig(ConfigSection):
 
 
 class CameraAnalytics(ConfigSection):
-    """What is watched on one camera's frame."""
+    """Lines, zones and ground points of one camera."""
 
     units: Units = Field(
         default="pixels",
@@ -154,10 +153,10 @@ class CameraAnalytics(ConfigSection):
     )
     lines: tuple[LineConfig, ...] = Field(default=(), max_length=100, description="lines that objects cross")
     zones: tuple[ZoneConfig, ...] = Field(
-        default=(), max_length=100, description="areas that objects enter, leave and wait in"
+        default=(), max_length=100, description="areas that objects enter, leave and stay in"
     )
     ground: GroundConfig | None = Field(
-        default=None, description="four points of known place, for speeds in km/h; no speeds where absent"
+        default=None, description="four points with known positions, for speeds in km/h; no speeds if absent"
     )
 
     @model_validator(mode="after")
@@ -167,7 +166,7 @@ class CameraAnalytics(ConfigSection):
 
 
 def pixels_per_unit(units: Units, width_px: int, height_px: int) -> tuple[float, float]:
-    """What x and y of a point are multiplied by, on a frame of this size."""
+    """Return the factors that convert x and y of a point to pixels, for a frame of this size."""
     whole = {"pixels": None, "fraction": 1.0, "percent": 100.0}[units]
     return (1.0, 1.0) if whole is None else (width_px / whole, height_px / whole)
 
@@ -179,25 +178,25 @@ _Corner: TypeAlias = tuple[int, int]
 
 
 def _whole_numbers(polygon: Sequence[Point]) -> list[_Corner]:
-    """The points times what makes every decimal a whole number: exact, and quicker than fractions."""
+    """Scale the points so that every decimal is a whole number: exact, and faster than fractions."""
     exact = [(Fraction(str(x)), Fraction(str(y))) for x, y in polygon]
     scale = lcm(*(value.denominator for point in exact for value in point))
     return [(int(x * scale), int(y * scale)) for x, y in exact]
 
 
 def _turn(a: _Corner, b: _Corner, c: _Corner) -> int:
-    """On which side of the line from `a` to `b` lies `c`: -1, 0 (on it) or 1."""
+    """Return the side of the line from `a` to `b` on which `c` lies: -1, 0 (on it) or 1."""
     product = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
     return (product > 0) - (product < 0)
 
 
 def _within(a: _Corner, b: _Corner, c: _Corner) -> bool:
-    """Whether `c`, on the line through `a` and `b`, lies between them."""
+    """Return True if `c`, which is on the line through `a` and `b`, lies between them."""
     return min(a[0], b[0]) <= c[0] <= max(a[0], b[0]) and min(a[1], b[1]) <= c[1] <= max(a[1], b[1])
 
 
 def _meet(a: _Corner, b: _Corner, c: _Corner, d: _Corner) -> bool:
-    """Whether the segments `ab` and `cd` have a point in common (Cormen et al., Introduction to Algorithms, 33.1)."""
+    """Return True if the segments `ab` and `cd` share a point (Cormen et al., Introduction to Algorithms, 33.1)."""
     turns = (_turn(c, d, a), _turn(c, d, b), _turn(a, b, c), _turn(a, b, d))
     if turns[0] != turns[1] and turns[2] != turns[3] and 0 not in turns:
         return True
@@ -210,7 +209,7 @@ def _meet(a: _Corner, b: _Corner, c: _Corner, d: _Corner) -> bool:
 
 
 def _crossing_sides(corners: Sequence[_Corner]) -> tuple[int, int] | None:
-    """The first two sides that meet where they should not; side `i` runs from corner `i` to the next."""
+    """Return the first two sides that meet other than at their common corner. Side `i` begins at corner `i`."""
     count = len(corners)
     sides = [(corners[at], corners[(at + 1) % count]) for at in range(count)]
     for first, second in combinations(range(count), 2):
@@ -226,5 +225,5 @@ def _crossing_sides(corners: Sequence[_Corner]) -> tuple[int, int] | None:
 
 
 def _folds_back(before: _Corner, corner: _Corner, after: _Corner) -> bool:
-    """Whether two sides with a common corner lie on each other."""
+    """Return True if two sides with a common corner overlap."""
     return _turn(before, corner, after) == 0 and (_within(before, corner, after) or _within(corner, after, before))

@@ -1,4 +1,4 @@
-"""The `cascade:` section, a second model on the frames of followed objects, and the model.yaml of such a model."""
+"""The `cascade:` section, a second model that classifies tracked objects, and the model.yaml of such a model."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ from vision.config.section import ConfigSection, Fraction, Identifier, unique_na
 
 
 class CascadeConfig(ConfigSection):
-    """What a second model says of followed objects."""
+    """A second model that classifies tracked objects."""
 
     model: Annotated[str, AfterValidator(check_model_name)] = Field(
         title=MODEL_FORMS,
         description="a classifier: a name under models, or a path (with a /) relative to this file",
     )
-    classes: ClassNames | None = Field(
-        default=None, description="class names of the objects that it looks at; all where absent"
-    )
-    score_threshold: Fraction = Field(default=0.5, description="lowest score of what is told of an object")
+    classes: ClassNames | None = Field(default=None, description="classes of the objects to classify; all if absent")
+    score_threshold: Fraction = Field(default=0.5, description="minimum score of an attribute")
     refresh_s: float | None = Field(
         default=5.0,
         gt=0,
         le=86_400,
-        description="seconds after which an object is looked at again; null: once",
+        description="seconds after which an object is classified again; null: once only",
     )
     min_size_px: int = Field(
-        default=32, ge=1, le=16384, description="an object whose shorter side is less is not looked at"
+        default=32, ge=1, le=16384, description="minimum length of the shorter side of a box, pixels"
     )
     margin: float = Field(
-        default=0.0, ge=0, le=1, description="of the object's sides, looked at around it on every side"
+        default=0.0, ge=0, le=1, description="margin around the box on every side, as a fraction of the box"
     )
-    max_batch: int = Field(default=8, ge=1, le=256, description="most objects at once")
-    queue: int = Field(default=32, ge=1, le=1024, description="most objects that wait; others wait for a later frame")
+    max_batch: int = Field(default=8, ge=1, le=256, description="maximum number of objects in a batch")
+    queue: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="maximum number of objects that wait; others are tried again with a later frame",
+    )
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads")
 
 
@@ -43,10 +46,10 @@ _Positive = Annotated[float, Field(gt=0)]
 
 
 class CropSpec(ConfigSection):
-    """How the frame of an object goes in: ``(pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
+    """Pre-processing of a crop: ``(pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
 
-    width: int = Field(ge=8, le=4096, description="of the model's frame, pixels")
-    height: int = Field(ge=8, le=4096, description="of the model's frame, pixels")
+    width: int = Field(ge=8, le=4096, description="width of the model's input, pixels")
+    height: int = Field(ge=8, le=4096, description="height of the model's input, pixels")
     color: Literal["bgr", "rgb"] = Field(default="rgb", description="order of the channels")
     scale: float = Field(default=1.0, gt=0, description="1/255 = 0.00392156862745098 for models that take 0..1")
     mean: tuple[float, float, float] = Field(default=(0.0, 0.0, 0.0), description="in the order of `color`")
@@ -58,29 +61,29 @@ class CropSpec(ConfigSection):
 
 
 class ClassifierHead(ConfigSection):
-    """What comes out: (batch, classes)."""
+    """Layout of the output: (batch, classes)."""
 
     kind: Literal["classifier"] = Field(description="layout of the outputs")
     labels: Literal["one", "many"] = Field(
-        default="one", description="one: the best class; many: every class on its own, as attributes"
+        default="one", description="one: the best class; many: each class independently"
     )
     activation: Literal["softmax", "sigmoid", "none"] = Field(
-        default="softmax", description="makes scores from 0 to 1 of the outputs; none: they are such already"
+        default="softmax", description="converts outputs to scores from 0 to 1; none: they are scores already"
     )
 
 
 class ClassifierSpec(ConfigSection):
-    """model.yaml of a classifier: what it takes, what it gives, whose it is."""
+    """model.yaml of a classifier: input, output and origin."""
 
-    name: Identifier = Field(description="what camera.yaml and messages call it")
+    name: Identifier = Field(description="name in camera.yaml and messages")
     file: Annotated[str, AfterValidator(check_file_name)] = Field(
-        title=FILE_FORMS, description="ONNX file beside model.yaml"
+        title=FILE_FORMS, description="ONNX file in the folder of model.yaml"
     )
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 of the digits 0-9 and a-f")] | None = Field(
-        default=None, description="checked when the model is loaded; a warning where absent"
+        default=None, description="checksum, verified when the model is loaded; a warning if absent"
     )
-    input: CropSpec = Field(description="how pixels go in")
-    head: ClassifierHead = Field(description="what comes out")
+    input: CropSpec = Field(description="pre-processing")
+    head: ClassifierHead = Field(description="layout of the output")
     classes: Annotated[tuple[str, ...], AfterValidator(unique_names)] = Field(description="names in the model's order")
-    licence: str = Field(min_length=1, description="of the weights, as an SPDX name where there is one")
-    provenance: str = Field(default="", description="where the weights come from")
+    licence: str = Field(min_length=1, description="licence of the weights, as an SPDX name if there is one")
+    provenance: str = Field(default="", description="origin of the weights")

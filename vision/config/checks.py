@@ -1,7 +1,7 @@
-"""Values that are each right and do not fit together.
+"""Checks for values that are valid alone but conflict with each other.
 
-These checks read plain data, not models, and pass over what is missing or of the wrong type: so one fault does not hide
-another, and the same functions serve a file that is half wrong and a model that was made in Python.
+The checks read plain data and ignore values that are missing or of the wrong type. So one fault does not hide another,
+and the same functions check a file with faults and a configuration that was built in Python.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PIPELINES_WITHOUT_ANALYTICS: Final = ("detect", "track")
 PIPELINES_WITHOUT_TRACKS: Final = ("detect",)
 
 TRACK_SCORES: Final[Mapping[str, float]] = {"low_score": 0.15, "high_score": 0.5, "new_score": 0.55}
-"""Defaults of the tracker's scores, which must not fall from one to the next."""
+"""Defaults of the tracker's scores, in ascending order."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -69,7 +69,7 @@ _READERS: Final[Mapping[type[SourceAddress], tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """How to speak of another value without printing a secret that stands in it."""
+    """Ways to refer to another value without printing a secret."""
 
     place: Callable[[Loc], str] = dotted
     written: Callable[[Loc], str] = dotted
@@ -77,14 +77,14 @@ class References:
 
 
 def config_conflicts(config: Mapping[str, object], references: References) -> Iterator[Conflict]:
-    """Everything in camera.yaml that does not fit together."""
+    """Yield the conflicts of a whole camera.yaml."""
     cameras = list(_sections(config.get("cameras")))
     for at, camera in cameras:
         yield from _below(("cameras", at), camera_conflicts(camera))
     yield from _repeated([(("cameras", at, "id"), _text(camera, "id")) for at, camera in cameras], references)
     for at, camera in cameras:
         if _text(camera, "id") == "node":
-            yield ("cameras", at, "id"), "expected another name: status/node is about the program itself"
+            yield ("cameras", at, "id"), "expected another name: status/node is the topic of the program itself"
     yield from _shared_devices(cameras, references)
     track = config.get("track")
     if isinstance(track, Mapping):
@@ -110,15 +110,15 @@ def config_conflicts(config: Mapping[str, object], references: References) -> It
 
 
 def pipeline_name(config: Mapping[str, object]) -> object:
-    """Return the pipeline of a configuration: where none is given, count if there are analytics, else detect."""
+    """Return the pipeline of a configuration. Default: count if there are analytics, otherwise detect."""
     return config.get("pipeline", "count" if config.get("analytics") else "detect")
 
 
 def camera_conflicts(camera: Mapping[str, object]) -> Iterator[Conflict]:
-    """What is asked of a source that its kind cannot do, and half a frame size."""
+    """Yield options that a source of this kind does not support, and options that need another one."""
     for given, missing in (("width", "height"), ("height", "width"), ("user", "password"), ("password", "user")):
         if _is_given(camera, given) and not _is_given(camera, missing):
-            yield (given,), f"expected {missing} beside it: they are given together"
+            yield (given,), f"expected {missing} too: they are given together"
     source = _text(camera, "source")
     if source is None:
         return
@@ -141,12 +141,12 @@ def camera_conflicts(camera: Mapping[str, object]) -> Iterator[Conflict]:
     if reader == "nvdec" and _text(camera, "transport") == "udp":
         yield (
             ("transport",),
-            "expected tcp with reader: nvdec, which does not references which frames lost packets have damaged",
+            "expected tcp with reader: nvdec, which does not report frames that lost packets have damaged",
         )
 
 
 def tracking_conflicts(track: Mapping[str, object]) -> Iterator[Conflict]:
-    """Scores that are not in order: what may begin an object must be able to carry it on. Defaults are known here."""
+    """Yield scores in the wrong order: a detection that starts a track must be able to extend one."""
     scores = [(key, track.get(key, default)) for key, default in TRACK_SCORES.items()]
     for (key, value), (next_key, next_value) in pairwise(scores):
         if isinstance(value, int | float) and isinstance(next_value, int | float) and value > next_value:
@@ -157,7 +157,7 @@ def tracking_conflicts(track: Mapping[str, object]) -> Iterator[Conflict]:
 def analytics_conflicts(
     section: Mapping[str, object], references: References | None = None, base: Loc = ()
 ) -> Iterator[Conflict]:
-    """Names twice, coordinates that do not fit their unit, and options that nothing uses. `base`: where it stands."""
+    """Yield duplicate names, coordinates outside of their unit, and options without effect."""
     shapes = [((kind, at), shape) for kind in ("lines", "zones") for at, shape in _sections(section.get(kind))]
     named = [((*loc, "name"), _text(shape, "name")) for loc, shape in shapes]
     yield from _repeated(named, references or References(), base)
@@ -202,7 +202,10 @@ def _repeated(named: Sequence[tuple[Loc, str | None]], references: References, b
         if name in first:
             yield (
                 loc,
-                f"duplicate {loc[-1]} {references.written((*base, *loc))}, first {references.line((*base, *first[name]))}",
+                (
+                    f"duplicate {loc[-1]} {references.written((*base, *loc))}, "
+                    f"first {references.line((*base, *first[name]))}"
+                ),
             )
         else:
             first[name] = loc
@@ -216,7 +219,10 @@ def _shared_devices(cameras: Sequence[tuple[int, Mapping[str, object]]], referen
             continue
         loc: Loc = ("cameras", at, "source")
         if source in first:
-            yield loc, f"expected another device than {references.place(first[source])}: it can be opened once"
+            yield (
+                loc,
+                f"expected another device than {references.place(first[source])}: a device can be opened only once",
+            )
         else:
             first[source] = loc
 
@@ -235,12 +241,12 @@ def _without_tracks(config: Mapping[str, object]) -> Iterator[Conflict]:
     if pipeline in PIPELINES_WITHOUT_TRACKS and config.get("cascade") is not None:
         yield (
             ("cascade",),
-            f"the pipeline {pipeline} follows no objects; expected pipeline: track or count, or a file of your own",
+            f"the pipeline {pipeline} does not track objects; expected pipeline: track or count, or a file of your own",
         )
 
 
 def _unheard_events(config: Mapping[str, object]) -> Iterator[Conflict]:
-    """Rules and snapshots of events that no shipped pipeline has."""
+    """Yield rules and snapshots of events that the pipeline does not have."""
     pipeline = pipeline_name(config)
     if pipeline in PIPELINES_WITHOUT_ANALYTICS:
         for key in ("rules", "snapshots"):
@@ -275,7 +281,7 @@ def _unknown_cameras(
 ) -> Iterator[Conflict]:
     places = {name: at for at, camera in cameras if (name := _text(camera, "id")) is not None}
     if not cameras or any(_text(camera, "id") is None for _, camera in cameras):
-        return  # one that cannot be read may be the one that is meant
+        return  # the camera without a valid id may be the one that is meant
     for name in map(str, analytics):
         if name in places or not _IDENTIFIER.fullmatch(name):
             continue
@@ -296,11 +302,11 @@ def _unit_conflicts(points: Sequence[tuple[int, tuple[float, ...]]], units: obje
     if whole is not None:
         for at, point in points:
             if any(value > whole for value in point):
-                yield (at,), f"expected {expected}, as units: {units} says"
+                yield (at,), f"expected {expected}, because units is {units}"
     if units == "percent" and 0 < largest <= 1:
-        yield (), "all within one percent; expected units: fraction beside lines and zones, or percent from 0 to 100"
+        yield (), "all within one percent; expected units: fraction next to lines and zones, or percent from 0 to 100"
     elif units == "pixels" and 0 < largest <= 1:
-        yield (), "all within one pixel; expected units: fraction beside lines and zones, or coordinates in pixels"
+        yield (), "all within one pixel; expected units: fraction next to lines and zones, or coordinates in pixels"
 
 
 def _coordinates(shape: object) -> list[tuple[int, tuple[float, ...]]]:
@@ -320,11 +326,11 @@ def _filtered_classes(config: Mapping[str, object], analytics: Mapping[object, o
     for loc, names in _analytics_classes(analytics):
         for at, name in enumerate(names):
             if isinstance(name, str) and name not in kept:
-                yield (*loc, at), "never seen, because detect.classes leaves it out"
+                yield (*loc, at), "never detected, because detect.classes does not include it"
 
 
 def _analytics_classes(analytics: Mapping[object, object]) -> Iterator[tuple[Loc, tuple[object, ...]]]:
-    """Every `classes` filter of lines and zones."""
+    """Yield the `classes` of every line and zone."""
     for camera, section in analytics.items():
         for kind in ("lines", "zones"):
             for at, shape in _sections(section.get(kind) if isinstance(section, Mapping) else None):

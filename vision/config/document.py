@@ -1,8 +1,8 @@
-"""A YAML file as plain data that remembers where each value stands and how it was written.
+"""A YAML file as plain data with the place of each value and its text in the file.
 
 PyYAML's loaders forget lines, let the last of two equal keys win, and read ``no``, ``012``, ``12:30`` and
-``2026-01-01`` as something other than what people write. Here scalars follow YAML 1.2's core schema, as editors do;
-equal keys are refused; and ``${NAME}`` is replaced after parsing, so that no secret can change the document's shape.
+``2026-01-01`` as other values than users mean. Here scalars follow YAML 1.2's core schema, as editors do;
+equal keys are errors; and ``${NAME}`` is replaced after parsing, so that no secret can change the structure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAY_HOLD_SECRET: Final = re.compile(r"@|pass|pwd|token|secret|key=", re.IGNOREC
 
 
 class Unreadable:
-    """Stands for a value that already has a fault of its own, so that nobody complains about it twice."""
+    """Placeholder for a value that already has a fault, so that it is reported once."""
 
 
 Scalar: TypeAlias = "str | int | float | bool | Unreadable | None"
@@ -27,7 +27,7 @@ Scalar: TypeAlias = "str | int | float | bool | Unreadable | None"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Counted from 1, as editors do."""
+    """Line and column, counted from 1."""
 
     line: int
     column: int
@@ -35,24 +35,24 @@ class Place:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Fault:
-    """One thing that is wrong."""
+    """One error in a file."""
 
     place: Place
-    where: str  # key path, "" at the top
+    where: str  # path of the key, "" at the top
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One value and where it stands."""
+    """One value and its place."""
 
     place: Place
     value: Scalar | tuple[Node, ...] | dict[str, Node]
-    written: str = ""  # a scalar as it stands in the file, before ${NAME} is replaced
-    keys: dict[str, Place] = field(default_factory=dict)  # of a mapping: where each key stands
+    written: str = ""  # a scalar as written in the file, before ${NAME} is replaced
+    keys: dict[str, Place] = field(default_factory=dict)  # of a mapping: the place of each key
 
     def plain(self) -> object:
-        """Strings, numbers, tuples and dicts."""
+        """Return the value as strings, numbers, tuples and dicts."""
         if isinstance(self.value, tuple):
             return tuple(node.plain() for node in self.value)
         if isinstance(self.value, dict):
@@ -60,7 +60,7 @@ class Node:
         return self.value
 
     def child(self, part: int | str) -> Node | None:
-        """The entry of a list or mapping; None where there is none."""
+        """Return an entry of a list or mapping, or None."""
         if isinstance(self.value, dict):
             return self.value.get(part) if isinstance(part, str) else None
         if isinstance(self.value, tuple) and isinstance(part, int) and part < len(self.value):
@@ -70,28 +70,28 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A parsed file. `faults` are those found while reading; the schema's come on top."""
+    """A parsed file. `faults` are those of the syntax; the schema's are added later."""
 
-    name: str  # as printed in messages
+    name: str  # name in messages
     root: Node
     faults: tuple[Fault, ...] = ()
     text: str = field(default="", repr=False)
 
     def plain(self) -> dict[str, object]:
-        """The document's keys and values."""
+        """Return the document's keys and values."""
         data = self.root.plain()
         assert isinstance(data, dict)
         return data
 
     def node(self, loc: Loc) -> Node | None:
-        """The value at `loc`; None where there is none."""
+        """Return the value at `loc`, or None."""
         found: Node | None = self.root
         for part in loc:
             found = found.child(part) if found is not None else None
         return found
 
     def place(self, loc: Loc) -> Place:
-        """Where the key of `loc` stands, or its value in a list; its parent where it is missing."""
+        """Return the place of the key at `loc`, of the value in a list, or of the parent if it is missing."""
         parent = self.node(loc[:-1]) if loc else None
         if parent is None:
             return self.place(loc[:-1]) if loc else self.root.place
@@ -102,7 +102,7 @@ class Document:
         return node.place if node is not None else self.place(loc[:-1])
 
     def shown(self, loc: Loc) -> str:
-        """The value as it was written, for a message: without secrets of the environment or a URL."""
+        """Return the value as written in the file, for a message: without secrets of the environment or a URL."""
         node = self.node(loc)
         if node is None or node.value is None:
             return "nothing"
@@ -115,7 +115,7 @@ class Document:
         return quoted(node.written) if isinstance(node.value, str) else node.written
 
     def fault(self, loc: Loc, text: str) -> Fault:
-        """A fault of the value at `loc`."""
+        """Return a fault of the value at `loc`."""
         return Fault(self.place(loc), dotted(loc), text)
 
 
@@ -134,7 +134,7 @@ def render(name: str, faults: Sequence[Fault], text: str) -> str:
 
 
 def position(place: Place, lines: Sequence[str]) -> str:
-    """Return the line, and the column too where it is not that of the first key on the line."""
+    """Return the line, and the column unless it is that of the first key on the line."""
     before = lines[place.line - 1][: place.column - 1] if place.line <= len(lines) else ""
     return f"{place.line}" if not before.strip(" -") else f"{place.line}:{place.column}"
 

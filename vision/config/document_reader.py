@@ -1,4 +1,4 @@
-"""Reads a YAML file, or text, into a `Document`."""
+"""Reading of a YAML file, or text, into a `Document`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_document(path: Path, environ: Mapping[str, str] | None = None) -> Docum
 
 
 def parse_document(text: str, name: str, environ: Mapping[str, str] | None = None) -> Document:
-    """Parse `text`, whose messages call it `name`. Without `environ`, ``${NAME}`` is text like any other.
+    """Parse `text`. Messages use `name` for it. Without `environ`, ``${NAME}`` is plain text.
 
     Raises:
         ConfigError: not YAML, empty, no mapping at the top, or far too large. Faults that leave the rest readable
@@ -67,7 +67,7 @@ def _cannot_read(path: Path, error: OSError | ValueError) -> ConfigError:
         siblings = _yaml_files(path.parent)
         return ConfigError(
             f"{path}: no such file",
-            hint=did_you_mean(path.name, siblings) or "vision run demo runs the configuration that is shipped",
+            hint=did_you_mean(path.name, siblings) or "vision run demo runs a shipped configuration",
         )
     if isinstance(error, IsADirectoryError):
         inside = _yaml_files(path)
@@ -79,7 +79,7 @@ def _cannot_read(path: Path, error: OSError | ValueError) -> ConfigError:
         )
     if isinstance(error, PermissionError):
         return ConfigError(
-            f"{path}: this user may not read it", hint="change its owner or mode; the service runs as a user of its own"
+            f"{path}: permission denied", hint="change its owner or mode; a service may run as another user"
         )
     reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a file name"
     return ConfigError(f"{path}: cannot be read: {reason}", hint="expected a YAML file, such as camera.yaml")

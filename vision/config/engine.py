@@ -1,4 +1,4 @@
-"""`detect: {engine: ...}`: how a TensorRT engine is built, beyond precision and batch. Nobody has to write it."""
+"""`detect: {engine: ...}`: build options of a TensorRT engine beyond precision and batch. Optional."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from vision.config.section import ConfigSection
 
 
 class EngineConfig(ConfigSection):
-    """How a TensorRT engine is built."""
+    """Build options of a TensorRT engine."""
 
     optimization_level: int | None = Field(
-        default=None, ge=0, le=5, description="0 quick to build .. 5 quick to run; TensorRT's own choice where absent"
+        default=None, ge=0, le=5, description="0: builds fast, to 5: runs fast; TensorRT's default if absent"
     )
     workspace_mib: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="most scratch memory of one layer, MiB; all there is where absent"
+        default=None, ge=1, le=1_000_000, description="maximum scratch memory of a layer, MiB; no limit if absent"
     )
     dla_core: int | None = Field(
-        default=None, ge=0, le=15, description="accelerator of a Jetson to run on; the GPU where absent or not there"
+        default=None,
+        ge=0,
+        le=15,
+        description="deep-learning accelerator (DLA) of a Jetson; the GPU if absent or not available",
     )

@@ -1,4 +1,4 @@
-"""From a file to a configuration, or to the list of everything that is wrong with it."""
+"""Loading of configurations and model specifications, with all faults of a file in one error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _S = TypeVar("_S", bound=ConfigSection)
 
 
 def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
-    """Read and check camera.yaml; its paths come back absolute. `environ` fills ``${NAME}``.
+    """Read and check camera.yaml, and make its paths absolute. `environ` holds the values of ``${NAME}``.
 
     Raises:
         ConfigError: every fault of the file, one a line.
@@ -39,7 +39,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
 
 
 def load_config_text(text: str, environ: Mapping[str, str], *, name: str = "camera.yaml") -> AppConfig:
-    """As `load_config` for a text that is in no file; its paths stay as they are."""
+    """Check the text of a camera.yaml, as `load_config` does. Its paths stay relative."""
     return validate_document(parse_document(text, name, environ))
 
 
@@ -59,7 +59,7 @@ def validate_document(document: Document) -> AppConfig:
 
 
 def load_model_spec(folder: Path) -> ModelSpec:
-    """Read and check ``model.yaml`` of a model's folder. The ONNX file is not looked at.
+    """Read and check ``model.yaml`` of a model's folder. Does not read the ONNX file.
 
     Raises:
         ModelError: every fault of the file, one a line.
@@ -68,7 +68,7 @@ def load_model_spec(folder: Path) -> ModelSpec:
 
 
 def load_classifier_spec(folder: Path) -> ClassifierSpec:
-    """As `load_model_spec`, for a second model that looks at single objects.
+    """Read and check ``model.yaml`` of a classifier's folder, as `load_model_spec` does.
 
     Raises:
         ModelError: every fault of the file, one a line.
@@ -99,7 +99,7 @@ def _load_spec(kind: type[_S], folder: Path) -> _S:
 
 
 def _validated(model: type[_S], document: Document, data: object, faults: list[Fault]) -> _S | None:
-    """The model, or None and more in `faults`. Strict: no text becomes a number, no number becomes true."""
+    """Validate strictly (no text becomes a number). Return the model, or None and add to `faults`."""
     try:
         checked = model.model_validate(data, strict=True)
     except ValidationError as error:
@@ -126,7 +126,7 @@ _FROM_ENVIRONMENT = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 def _written_passwords(document: Document) -> list[Fault]:
-    """Passwords that stand in the file: it is copied, mailed and committed; the environment is not."""
+    """Return a fault for each password in the file: unlike the environment, files are copied, mailed and committed."""
     cameras = document.root.child("cameras")
     entries = cameras.value if cameras is not None and isinstance(cameras.value, tuple) else ()
     found = []
@@ -137,18 +137,18 @@ def _written_passwords(document: Document) -> list[Fault]:
             found.append(document.fault(("cameras", at, "password"), text))
         source = camera.child("source")
         if source is not None and _LITERAL_PASSWORD.search(source.written):
-            text = "a password stands in the file; expected it from the environment: write ${NAME} in its place"
+            text = "a password in the file; expected it from the environment: write ${NAME} instead"
             found.append(document.fault(("cameras", at, "source"), text))
     return found
 
 
-# --- what the file alone does not references --------------------------------------------------------------------------------
+# --- paths ------------------------------------------------------------------------------------------------------------
 
 
 def resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
-    """`config` with the paths of files, folders, model and pipeline made absolute: they are relative to `folder`.
+    """Return `config` with its paths, which are relative to `folder`, made absolute.
 
-    A model without a slash stays a name (`folder_of_model`), and so does a pipeline that does not end in ``.py``.
+    A model without a slash is a name (`folder_of_model`), and so is a pipeline that does not end in ``.py``.
     """
     changes: dict[str, object] = {"cameras": tuple(_resolve_source(camera, folder) for camera in config.cameras)}
     if "/" in config.model:

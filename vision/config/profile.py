@@ -1,4 +1,4 @@
-"""`profiles` of model.yaml: ranges of shapes that a TensorRT engine is tuned for."""
+"""`profiles` of model.yaml: ranges of shapes of a TensorRT engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def _ascending(extents: _Extents) -> _Extents:
-    """[min, opt, max] of one dimension.
+    """Return [min, opt, max] of one dimension if they are in ascending order.
 
     Raises:
         InvalidValue: below 1, above 16384, or not in this order.
@@ -26,7 +26,7 @@ def _ascending(extents: _Extents) -> _Extents:
 
 
 def _ascending_shapes(shapes: _Shapes) -> _Shapes:
-    """[min, opt, max] of all dimensions of one input, or of all values of one.
+    """Return [min, opt, max] of the dimensions, or of the values, of one input if they are in ascending order.
 
     Raises:
         InvalidValue: they differ in length, or one is not in this order.
@@ -46,10 +46,10 @@ ShapeExtent = Annotated[_Shapes, AfterValidator(_ascending_shapes)]
 
 
 class ProfileSpec(ConfigSection):
-    """One optimisation profile: [min, opt, max] of everything that the ONNX file leaves open."""
+    """One optimisation profile: [min, opt, max] of every dynamic dimension of the ONNX file."""
 
-    batch: Extent = Field(description="[min, opt, max] frames at once")
-    height: Extent | None = Field(None, description="[min, opt, max] of the canvas; the input's height where absent")
-    width: Extent | None = Field(None, description="[min, opt, max] of the canvas; the input's width where absent")
+    batch: Extent = Field(description="[min, opt, max] frames in a batch")
+    height: Extent | None = Field(None, description="[min, opt, max] of the canvas; the input's height if absent")
+    width: Extent | None = Field(None, description="[min, opt, max] of the canvas; the input's width if absent")
     shapes: dict[str, ShapeExtent] = Field({}, description="[min, opt, max] shapes of other inputs, by name")
-    values: dict[str, ShapeExtent] = Field({}, description="[min, opt, max] values of inputs that hold shapes, by name")
+    values: dict[str, ShapeExtent] = Field({}, description="[min, opt, max] values of shape inputs, by name")

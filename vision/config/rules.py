@@ -1,4 +1,4 @@
-"""The `rules:` section: which events, or how long a state, are worth an event of their own.
+"""The `rules:` section: additional events, for chosen events or for states that last.
 
 The grammar of ``when`` is::
 
@@ -7,7 +7,7 @@ The grammar of ``when`` is::
     NAME     = the name of a line or zone under analytics
     DURATION = a number and ms, s, m, h or d, without a blank between them
 
-`crowded` and `dwelling` last, and so may have a duration: of the crowding, and of one object's stay in the zone.
+`crowded` and `dwelling` are states, and may have a duration: since the zone became crowded, or the object entered.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from vision.config.wording import InvalidValue, Loc, did_you_mean, nearest, one_
 KINDS_OF_LINES: Final = ("line_crossed",)
 KINDS_OF_ZONES: Final = ("zone_entered", "zone_left", "crowded", "dwelling")
 LASTING: Final = ("crowded", "dwelling")
-"""Kinds with a begin and an end."""
+"""Kinds of states, which begin and end."""
 
 RULE: Final = "rule"
-"""Kind of the events that rules make."""
+"""Kind of the events that rules report."""
 
 DURATION_FORMS: Final = "a duration such as 500ms, 10s, 5m, 2h or 1d"
 WHEN_FORMS: Final = "KIND NAME, or KIND NAME for DURATION, such as crowded queue for 10s"
@@ -47,7 +47,7 @@ _LONGEST_S: Final = 30 * 86400.0
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,3})?)(?P<unit>ms|s|m|h|d)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
-# A zone has states only where they are configured: (key, what it is) by kind.
+# The key of a zone that each state needs.
 _NEEDED: Final[Mapping[str, str]] = {"crowded": "crowd_threshold", "dwelling": "dwell_s"}
 _ALREADY_S: Final[Mapping[str, str]] = {"crowded": "crowded_for_s", "dwelling": "dwell_s"}
 
@@ -56,7 +56,7 @@ _Conflict: TypeAlias = tuple[Loc, str]
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What a rule waits for. `for_s` is 0 where none is given."""
+    """The condition of a rule. `for_s` is 0 without a duration."""
 
     kind: str
     name: str
@@ -64,7 +64,7 @@ class Condition:
 
 
 def duration_s(text: str) -> float:
-    """Seconds of ``500ms``, ``10s``, ``5m``, ``2h`` or ``1d``.
+    """Return the seconds of ``500ms``, ``10s``, ``5m``, ``2h`` or ``1d``.
 
     Raises:
         InvalidValue: none of these, or more than 30 days.
@@ -79,7 +79,7 @@ def duration_s(text: str) -> float:
 
 
 def _advice_for_duration(text: str) -> str:
-    """Return the duration that was probably meant, or the units that there are."""
+    """Return the duration that was probably meant, or the valid units."""
     match = re.fullmatch(r"(?P<number>[0-9]{1,6}(?:\.[0-9]{1,3})?) ?(?P<unit>[a-z]*)", text.lower())
     if match is None:
         return ""
@@ -90,9 +90,10 @@ def _advice_for_duration(text: str) -> str:
 
 
 def parse_when(text: str) -> Condition:
-    """
+    """Parse the `when` of a rule.
+
     Raises:
-        InvalidValue: not of the grammar.
+        InvalidValue: It does not follow the grammar.
     """
     words = text.split()
     if len(words) != 2 and not (len(words) > 3 and words[2] == "for"):
@@ -105,7 +106,7 @@ def parse_when(text: str) -> Condition:
     if len(words) == 2:
         return Condition(kind, name, 0.0)
     if kind not in LASTING:
-        raise InvalidValue(f"{kind} NAME alone", advice=f"it happens in an instant; {' and '.join(LASTING)} last")
+        raise InvalidValue(f"{kind} NAME alone", advice=f"it has no duration; {' and '.join(LASTING)} last")
     return Condition(kind, name, duration_s(" ".join(words[3:])))
 
 
@@ -128,7 +129,7 @@ def _check_duration(text: str) -> str:
 
 
 class RuleConfig(ConfigSection):
-    """What is worth an event of its own."""
+    """A rule that reports an additional event."""
 
     name: Identifier = Field(description="name of the rule in its events")
     when: Annotated[str, AfterValidator(_check_when)] = Field(
@@ -137,26 +138,26 @@ class RuleConfig(ConfigSection):
         "NAME that of a line or zone",
     )
     cameras: Annotated[tuple[Identifier, ...], AfterValidator(unique_names)] | None = Field(
-        default=None, description="ids of the cameras; all that have such a line or zone where absent"
+        default=None, description="ids of cameras; all with a line or zone of this name if absent"
     )
     cooldown: Annotated[str, AfterValidator(_check_duration)] = Field(
         default="0s",
         title=DURATION_FORMS,
-        description="shortest time between two events of the rule on one camera",
+        description="minimum time between two events of the rule on one camera",
     )
 
     @property
     def condition(self) -> Condition:
-        """`when`, taken apart."""
+        """Return `when`, parsed."""
         return parse_when(self.when)
 
     @property
     def cooldown_s(self) -> float:
-        """`cooldown` in seconds."""
+        """Return `cooldown` in seconds."""
         return duration_s(self.cooldown)
 
 
-# --- what does not fit together ---------------------------------------------------------------------------------------
+# --- conflicts -------------------------------------------------------------------------------------------------------
 
 
 def rule_conflicts(rule: Mapping[str, object], analytics: object) -> Iterator[_Conflict]:
@@ -206,7 +207,7 @@ def _no_such_shape(name: str, shapes: Mapping[str, Mapping[str, object]], missin
 
 
 def _misfits(condition: Condition, place: str, key: str, shape: Mapping[str, object]) -> Iterator[str]:
-    """Why the line or zone never reports what the rule waits for, or later than it waits."""
+    """Yield the reasons why a line or zone never reports the rule's event, or reports it too late."""
     kinds = KINDS_OF_LINES if key == "lines" else KINDS_OF_ZONES
     if condition.kind not in kinds:
         what = "a line" if key == "lines" else "a zone"

@@ -1,4 +1,4 @@
-"""The JSON Schema of camera.yaml: for editors, and for messages that say what a key takes."""
+"""The JSON Schema of camera.yaml, for editors and for messages about expected values."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Schema: TypeAlias = Mapping[str, Any]
 
 
 class _WithoutTitles(GenerateJsonSchema):
-    """Keeps the titles that were written, which say what a pattern means, and makes none up."""
+    """Generator that keeps written titles, which describe patterns, and adds no others."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
         return False
 
 
 def config_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of camera.yaml; every key has a description."""
+    """Return the JSON Schema (draft 2020-12) of camera.yaml, with a description of every key."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "camera.yaml",
@@ -35,7 +35,7 @@ def config_schema() -> dict[str, Any]:
 
 @cache
 def schema_of(model: type[BaseModel]) -> Schema:
-    """JSON Schema of a section and those below it. Not to be changed: it is made once."""
+    """Return the JSON Schema of a section and the sections below it. Cached: do not change it."""
     schema = model.model_json_schema(schema_generator=_WithoutTitles)
     for definition in [schema, *schema.get("$defs", {}).values()]:
         definition.pop("title", None)
@@ -44,7 +44,7 @@ def schema_of(model: type[BaseModel]) -> Schema:
 
 
 def at(root: Schema, loc: Loc) -> Schema:
-    """The part of the schema for the value at `loc`, references followed; empty where the schema has none."""
+    """Return the part of the schema for the value at `loc`, with references resolved; empty if there is none."""
     found = resolve(root, root)
     for part in loc:
         found = resolve(root, _step(found, part))
@@ -52,7 +52,7 @@ def at(root: Schema, loc: Loc) -> Schema:
 
 
 def resolve(root: Schema, schema: Schema) -> Schema:
-    """`schema` with its ``$ref`` replaced by what it refers to, and without the null that stands for "absent"."""
+    """Return `schema` with its ``$ref`` resolved, and without the null that means "absent"."""
     if "anyOf" in schema:
         rest = {key: value for key, value in schema.items() if key != "anyOf"}
         real = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
@@ -81,13 +81,13 @@ def _step(schema: Schema, part: int | str) -> Schema:
 
 
 def _named_by_user(schema: Schema) -> Schema:
-    """What stands under the keys of a mapping that are the user's to choose; empty where there are none."""
+    """Return the schema under the keys that the user chooses; empty if there are none."""
     free = schema.get("additionalProperties")
     return next(iter(schema.get("patternProperties", {}).values()), free if isinstance(free, Mapping) else {})
 
 
 def key_paths(root: Schema, schema: Schema | None = None, base: str = "") -> Iterator[tuple[str, Schema, bool]]:
-    """Every key with what it takes and whether it must be there: ``cameras[].id``, ``analytics.*.lines[].name``."""
+    """Yield every key with its schema and whether it is required: ``cameras[].id``, ``analytics.*.lines[].name``."""
     schema = resolve(root, root if schema is None else schema)
     for key, value in schema.get("properties", {}).items():
         path = f"{base}.{key}" if base else key
@@ -103,7 +103,7 @@ def key_paths(root: Schema, schema: Schema | None = None, base: str = "") -> Ite
 
 
 def expectation(root: Schema, schema: Schema) -> str:
-    """What a value must be: ``a whole number from 1 to 256``."""
+    """Describe a valid value: ``a whole number from 1 to 256``."""
     schema = resolve(root, schema)
     if "oneOf" in schema:
         return " or ".join(expectation(root, branch) for branch in schema["oneOf"])
@@ -156,7 +156,7 @@ def _entries(root: Schema, entry: Schema, number: Literal["one", "many"]) -> str
 
 
 def limits(root: Schema, schema: Schema, *, required: bool) -> str:
-    """What a key takes and its default, as `configs/reference.yaml` says it: ``a number from 0 to 1; default 0.35``."""
+    """Describe valid values and the default, as in `configs/reference.yaml`: ``a number from 0 to 1; default 0.35``."""
     if required:
         return f"{expectation(root, schema)}; required"
     default = schema.get("default")

@@ -1,4 +1,4 @@
-"""What every mapping of camera.yaml and model.yaml has in common, and the words that it speaks of its limits."""
+"""The base of every mapping in camera.yaml and model.yaml, and types that several of them use."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vision.config.wording import InvalidValue, Loc, dotted
 IDENTIFIER_TITLE = "a name of at most 64 letters, digits, '-' and '_', first a letter or digit"
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", title=IDENTIFIER_TITLE)]
-"""Names of cameras, lines and zones: they become parts of topics and file names."""
+"""A name of a camera, line or zone: it becomes part of topics and file names."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 INCONSISTENT = "inconsistent"
-"""Type of the error for values that are each right and do not fit together (`vision.config.checks`)."""
+"""Type of the error for values that conflict with each other (`vision.config.checks`)."""
 
 
 class ConfigSection(BaseModel):
-    """A mapping of the file: unknown keys are refused, values do not change once read.
+    """A mapping of the file: frozen, without unknown keys.
 
     Validation reads no file, opens no device and looks up no host. Errors never show a value: it may be a secret.
     """
@@ -33,10 +33,10 @@ class ConfigSection(BaseModel):
 
 
 def raise_conflicts(conflicts: Iterable[tuple[Loc, str]]) -> None:
-    """Raise what `vision.config.checks` found in a model that was made in Python.
+    """Raise the conflicts of a configuration that was built in Python.
 
     Raises:
-        PydanticCustomError: of type `INCONSISTENT`, where there is any finding.
+        PydanticCustomError: Of type `INCONSISTENT`, if there is a conflict.
     """
     text = "; ".join(f"{dotted(loc)}: {words}" for loc, words in conflicts)
     if text:
@@ -44,7 +44,7 @@ def raise_conflicts(conflicts: Iterable[tuple[Loc, str]]) -> None:
 
 
 def unique_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Validator of lists of class names.
+    """Return `names` if it is a list of different names.
 
     Raises:
         InvalidValue: empty, an empty name, or one name twice.

@@ -1,4 +1,4 @@
-"""The configurations and models that come with the package, found from any folder."""
+"""The configurations and models that the package contains."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from vision.errors import ConfigError
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The shipped configurations by name, such as ``demo``."""
+    """Return the shipped configurations by name, such as ``demo``."""
     folder = Path(str(resources.files("vision.configs")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def shipped_models() -> Path:
-    """The folder with one folder for each shipped model (see `vision.config.folder_of_model`)."""
+    """Return the folder of the shipped models (see `vision.config.folder_of_model`)."""
     return Path(str(resources.files("vision.models")))
 
 
 def resolve_config(name: str) -> Path:
-    """The file that `name` means: a shipped configuration, or a path. ``./demo`` is a file called demo.
+    """Return the path of a configuration: a shipped one by its name, or a file. ``./demo`` is a file called demo.
 
     Raises:
         ConfigError: neither of them.
@@ -35,5 +35,5 @@ def resolve_config(name: str) -> Path:
     advice = did_you_mean(path.stem, shipped)
     raise ConfigError(
         f"no configuration is called {name!r}: expected a file, such as camera.yaml, or one of {one_of(list(shipped))}",
-        hint=advice or "vision run demo runs the configuration that is shipped",
+        hint=advice or "vision run demo runs a shipped configuration",
     )

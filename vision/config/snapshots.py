@@ -1,4 +1,4 @@
-"""The `snapshots:` section: frames of events, on this machine's disk, in a folder that never outgrows its limits."""
+"""The `snapshots:` section: JPEGs of the frames of events, in a folder of limited size."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ class SnapshotConfig(ConfigSection):
     """A JPEG of the frame of every event."""
 
     folder: Annotated[str, AfterValidator(check_folder)] = Field(
-        title=FOLDER_FORMS, description="where the JPEGs go, relative to this file; made where it is missing"
+        title=FOLDER_FORMS, description="folder of the JPEGs, relative to this file; created if missing"
     )
     kinds: Annotated[tuple[Identifier, ...], AfterValidator(unique_names)] | None = Field(
-        default=None, description="kinds of events that get one; all where absent"
+        default=None, description="kinds of events with a JPEG; all if absent"
     )
-    max_files: int = Field(default=10_000, ge=1, le=1_000_000, description="beyond so many the oldest are deleted")
+    max_files: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="maximum number of files; the oldest are deleted first"
+    )
     max_mb: int = Field(
-        default=1000, ge=1, le=10_000_000, description="megabytes; beyond so many the oldest are deleted"
+        default=1000,
+        ge=1,
+        le=10_000_000,
+        description="maximum total size, megabytes; the oldest files are deleted first",
     )
     max_side_px: int = Field(
-        default=1280, ge=64, le=16384, description="a larger frame is made smaller before it is written"
+        default=1280,
+        ge=64,
+        le=16384,
+        description="maximum length of the longer side, pixels; larger frames are scaled down",
     )
-    quality: int = Field(default=85, ge=1, le=100, description="of the JPEG, per cent")
+    quality: int = Field(default=85, ge=1, le=100, description="JPEG quality, percent")
     annotate: bool = Field(
         default=True, description="draw the object, the line or zone, and the time of the event on the frame"
     )

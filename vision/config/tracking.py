@@ -1,4 +1,4 @@
-"""The `track:` section: how objects are followed from frame to frame, in seconds and scores, never in frames."""
+"""The `track:` section: how objects are tracked, in seconds and scores, independent of the frame rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vision.config.section import ConfigSection, Fraction, raise_conflicts
 
 
 class TrackConfig(ConfigSection):
-    """How sure a detection must be to do what, and for how long an object is remembered.
+    """Scores that extend and start tracks, and how long tracks last.
 
     The detector must report down to `low_score`: its threshold is the lower one of `low_score` and the score from
     which objects are published.
@@ -19,42 +19,42 @@ class TrackConfig(ConfigSection):
 
     low_score: Fraction = Field(
         default=TRACK_SCORES["low_score"],
-        description="lowest score of a detection that may carry on an object that was seen just before",
+        description="minimum score of a detection that can extend a track of the previous frame",
     )
     high_score: Fraction = Field(
         default=TRACK_SCORES["high_score"],
-        description="lowest score of a detection that may find any known object again",
+        description="minimum score of a detection that can extend any track",
     )
     new_score: Fraction = Field(
-        default=TRACK_SCORES["new_score"], description="lowest score of a detection that may begin a new object"
+        default=TRACK_SCORES["new_score"], description="minimum score of a detection that starts a track"
     )
     confirm_s: float = Field(
         default=0.0,
         ge=0,
         le=60,
-        description="seconds that a new object is watched before it is published; it is always seen twice at least",
+        description="seconds before a new track is published; it always needs two detections",
     )
     tentative_s: float = Field(
         default=0.25,
         ge=0,
         le=60,
-        description="seconds without detection after which an unpublished object is forgotten",
+        description="seconds without detection after which an unpublished track ends",
     )
     weak_s: float = Field(
         default=0.5,
         ge=0,
         le=60,
-        description="seconds that scores between `low_score` and `high_score` carry an object on",
+        description="seconds that detections between `low_score` and `high_score` alone can extend a track",
     )
     lost_s: float = Field(
-        default=1.5, gt=0, le=60, description="seconds without detection after which a published object is forgotten"
+        default=1.5, gt=0, le=60, description="seconds without detection after which a published track ends"
     )
     reactivation: Literal["filter", "observation"] = Field(
         default="filter",
-        description="motion of an object found again; filter: corrected by the new position; observation: "
-        "taken from its last and its new position alone",
+        description="motion of an object detected again; filter: corrected by the new position; observation: "
+        "from the last and the new position only",
     )
-    max_objects: int = Field(default=500, ge=1, le=10_000, description="most objects that are remembered at once")
+    max_objects: int = Field(default=500, ge=1, le=10_000, description="maximum number of tracks")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrackConfig:

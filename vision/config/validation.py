@@ -1,7 +1,7 @@
-"""What pydantic found, in an operator's words.
+"""pydantic's errors in plain words.
 
-Every kind of error that the schemas of this package can raise has its phrase in `PHRASES`; a test walks the schemas and
-holds the table complete. Values are shown as the file has them, never with the environment's secrets in them.
+`PHRASES` has a phrase for every kind of error that the schemas of this package can raise; a test checks that it is
+complete. Values are shown as written in the file, without the secrets of the environment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEY: Final = "[key]"  # pydantic's mark for a mapping's key
 
 @dataclass(frozen=True, slots=True)
 class ErrorContext:
-    """One error of pydantic's and what is needed to speak of it."""
+    """One error of pydantic with its document and schema."""
 
     loc: Loc
     details: Mapping[str, Any]
@@ -46,7 +46,7 @@ class ErrorContext:
 
 
 def validation_faults(error: ValidationError, document: Document, schema: Schema) -> Iterator[Fault]:
-    """One fault for each error, less those that follow from another fault."""
+    """Yield a fault for each error, except those that follow from another fault."""
     for details in error.errors(include_url=False, include_input=False):
         loc = _in_document(details, document)
         if details["type"] == INCONSISTENT or _has_fault_already(loc, document):
@@ -61,7 +61,7 @@ def validation_faults(error: ValidationError, document: Document, schema: Schema
 
 
 def _in_document(details: ErrorDetails, document: Document) -> Loc:
-    """pydantic's location without what is no key or position: marks of keys, and of branches of a union."""
+    """Return pydantic's location without its marks of keys and of branches of a union."""
     loc: Loc = ()
     for part in details["loc"]:
         node = document.node(loc)
@@ -99,7 +99,7 @@ def _advice(context: ErrorContext) -> str:
 
 
 def _advice_for_key(loc: Loc, value: object) -> str | None:
-    """Return advice that holds for one key only; None where the type of the value decides."""
+    """Return advice for certain keys; None if the type of the value decides."""
     if loc == ("cameras",) and isinstance(value, dict):
         return f" (a list, in which each camera begins with {quoted('- id: ' + next(iter(value), 'NAME'))})"
     if loc[-1:] == ("source",) and type(value) is int:
@@ -135,7 +135,7 @@ def _pattern(context: ErrorContext) -> str:
 def _missing(context: ErrorContext) -> str:
     written = context.document.node(context.loc[:-1])
     known = at(context.schema, context.loc[:-1]).get("properties", {})
-    for key in written.keys if written is not None else ():  # a misspelt key is one fault, not two
+    for key in written.keys if written is not None else ():  # a misspelt key is not reported as missing too
         path = key_path((*context.loc[:-1], key))
         meant = RENAMED.get(path) or SYNONYMS.get(path) or nearest(key, known)
         if key not in known and meant == context.loc[-1]:
@@ -159,7 +159,7 @@ def _unknown(context: ErrorContext) -> str:
 
 
 def _too_short(context: ErrorContext) -> str:
-    """pydantic does not count entries that have faults of their own."""
+    """Describe a list that is too short. pydantic does not count entries with faults."""
     entries = context.value
     return "" if isinstance(entries, tuple) and len(entries) >= context.details["min_length"] else _expected(context)
 

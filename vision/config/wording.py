@@ -1,4 +1,4 @@
-"""How faults speak: key paths, lists of choices, the nearest valid name, and values that may hold a secret."""
+"""Parts of messages: key paths, lists of choices, the nearest valid name, and values without secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from vision.errors import redact
 
 Loc: TypeAlias = tuple[int | str, ...]
-"""Where a value is: keys and list positions from the top of the document."""
+"""The location of a value: keys and list positions from the top of the document."""
 
 _SHOWN_CHARACTERS = 80
 _BARE_KEY = re.compile(r"[A-Za-z0-9_<-]+")
@@ -19,7 +19,7 @@ _URL_USER = re.compile(r"://.*@", re.DOTALL)
 
 
 class InvalidValue(ValueError):
-    """A value is not what its field takes. Speaks of what was expected and never of what came: that may be a secret."""
+    """A value that its field does not accept. The text never holds the value, which may be a secret."""
 
     def __init__(self, expected: str, *, advice: str = "") -> None:
         super().__init__(f"expected {expected}" + (f" ({advice})" if advice else ""))
@@ -28,20 +28,20 @@ class InvalidValue(ValueError):
 
 
 def nearest(word: str, valid: Iterable[str]) -> str | None:
-    """The valid name that `word` was probably meant to be."""
+    """Return the valid name that is nearest to `word`."""
     folded = {name.lower(): name for name in valid}
     found = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
     return folded[found[0]] if found else None
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """``did you mean 'tcp'?``, or nothing where no valid name is near."""
+    """Return ``did you mean 'tcp'?``, or nothing if no valid name is near."""
     name = nearest(word, valid)
     return f"did you mean {quoted(name)}?" if name is not None else ""
 
 
 def did_you_mean_file(path: Path) -> str:
-    """Return ``did you mean 'walk.mp4'?`` for a missing file, or nothing where its folder has no similar name."""
+    """Return ``did you mean 'walk.mp4'?`` for a missing file, or nothing if its folder has no similar name."""
     try:
         return "" if path.exists() else did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
     except OSError:
@@ -59,7 +59,7 @@ _CLASS_SYNONYMS: Final = {
 
 
 def did_you_mean_class(word: str, class_names: Iterable[str]) -> str:
-    """Return ``did you mean 'person'?`` for a class name, or nothing where no class of the model is near."""
+    """Return ``did you mean 'person'?`` for a class name, or nothing if no class of the model is near."""
     names = list(class_names)
     for name, synonyms in _CLASS_SYNONYMS.items():
         if word.lower() in synonyms:
@@ -68,13 +68,13 @@ def did_you_mean_class(word: str, class_names: Iterable[str]) -> str:
 
 
 def one_of(choices: Sequence[str]) -> str:
-    """``a, b or c``."""
+    """Return ``a, b or c``."""
     *rest, last = choices
     return f"{', '.join(rest)} or {last}" if rest else last
 
 
 def dotted(loc: Loc) -> str:
-    """``cameras[1].transport``."""
+    """Return ``cameras[1].transport``."""
     path = ""
     for part in loc:
         if isinstance(part, int):
@@ -87,10 +87,10 @@ def dotted(loc: Loc) -> str:
 
 
 def quoted(text: str) -> str:
-    """`text` in quotes on one line, shortened, unprintable characters escaped, without the user part of a URL.
+    """Return `text` in quotes on one line, shortened and escaped, without the account of a URL.
 
-    Everything up to the last ``@`` goes, because a password that holds a ``/`` or a quote ends the user part of the URL
-    too early for `vision.errors.redact`.
+    Everything up to the last ``@`` is removed: a password with a ``/`` or a quote ends the user part of the URL too
+    early for `vision.errors.redact`.
     """
     concealed = redact(_URL_USER.sub("://***@", text))
     short = concealed if len(concealed) <= _SHOWN_CHARACTERS else concealed[: _SHOWN_CHARACTERS - 1] + "…"

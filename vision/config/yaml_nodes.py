@@ -1,4 +1,4 @@
-"""Composes YAML nodes with PyYAML, by YAML 1.2's core schema, and explains syntax errors."""
+"""YAML nodes, composed by PyYAML with the core schema of YAML 1.2, and explanations of syntax errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CORE_SCHEMA: Final[Mapping[str, tuple[re.Pattern[str], str]]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes and leaves their values to `_Builder`."""
+    """PyYAML loader that composes nodes only, with a limit of depth."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - as its base class has it
     depth = 0
@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
 for _tag, (_pattern, _first) in CORE_SCHEMA.items():
     _Loader.add_implicit_resolver(_tag, _pattern, [*_first, *([""] if _tag == NULL else [])])
 
-# PyYAML's words, and what an operator would say; the first that is found counts.
+# PyYAML's texts and their explanations. The first match counts.
 _SYNTAX: Final = (
     ("mapping values are not allowed", "a second ':' in this line: put quotes around text that contains ': '"),
     (r"found character '\\t'", "a tab: YAML is indented with spaces"),

@@ -1,4 +1,4 @@
-"""Turns YAML nodes into values with their places: ``${NAME}``, merges, duplicate keys, and limits of aliases."""
+"""Values of YAML nodes with their places: ``${NAME}``, merges, duplicate keys, and limits of aliases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vision.config.wording import Loc, dotted, quoted
 from vision.config.yaml_nodes import BOOL, CORE_SCHEMA, FLOAT, INT, MAP, MAX_DEPTH, NULL, SEQ, STR
 
 MAX_VALUES: Final = 100_000
-"""Values after aliases are followed: a few lines of nested aliases can stand for more than any memory holds."""
+"""Maximum number of values with aliases expanded: a few lines of nested aliases can exceed any memory."""
 
 _MAX_DIGITS: Final = 40
 
@@ -23,7 +23,7 @@ _FORBIDDEN_IN_SECRET: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class NodeBuilder:
-    """Turns YAML nodes into `Node` and collects what is wrong with them. An aliased node is built once."""
+    """Builder of `Node` objects that collects the faults of YAML nodes. An aliased node is built once."""
 
     def __init__(self, environ: Mapping[str, str] | None) -> None:
         self.faults: list[Fault] = []
@@ -45,12 +45,12 @@ class NodeBuilder:
         if len(loc) > MAX_DEPTH:  # aliases of what stands in keys and merges, which is built late
             return self._oversized(place, loc, f"more than {MAX_DEPTH} levels"), 1, 1
         self._open.add(id(raw))
-        made = self._sized_anew(raw, place, loc)
+        made = self._build_sized(raw, place, loc)
         self._open.remove(id(raw))
         self._built[id(raw)] = made
         return made
 
-    def _sized_anew(self, raw: yaml.Node, place: Place, loc: Loc) -> tuple[Node, int, int]:
+    def _build_sized(self, raw: yaml.Node, place: Place, loc: Loc) -> tuple[Node, int, int]:
         if isinstance(raw, yaml.ScalarNode):
             return self._scalar(raw, place, loc), 1, 1
         parts: list[tuple[Node, int, int]]
@@ -93,7 +93,7 @@ class NodeBuilder:
         return Node(place, entries, keys=keys), parts
 
     def _merged(self, raw: yaml.Node, loc: Loc) -> Iterator[tuple[Node, int, int]]:
-        """What ``<<`` adds: one mapping, or a list of them, of which the first counts most."""
+        """Yield the mappings that ``<<`` adds. The first one has precedence."""
         for source in raw.value if isinstance(raw, yaml.SequenceNode) else [raw]:
             part = self._sized(source, (*loc, "<<"))
             if isinstance(part[0].value, dict):
@@ -170,7 +170,7 @@ def _number(tag: str, text: str) -> int | float | bool | None:
 
 
 def _substitute(text: str, environ: Mapping[str, str]) -> tuple[str, list[str]]:
-    """`text` with every ``${NAME}`` replaced once, and what is wrong with the variables. Values are never spoken of."""
+    """Replace every ``${NAME}`` once. Return the text, and the faults of the variables without their values."""
     problems: list[str] = []
 
     def value(match: re.Match[str]) -> str:

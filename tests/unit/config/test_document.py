@@ -318,7 +318,7 @@ def refusal(path: Path) -> str:
 
 def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
     assert refusal(tmp_path / "camera.yaml") == (
-        "DIR/camera.yaml: no such file\n  hint: vision run demo runs the configuration that is shipped"
+        "DIR/camera.yaml: no such file\n  hint: vision run demo runs a shipped configuration"
     )
     (tmp_path / "cameras.yaml").touch()
     assert refusal(tmp_path / "camera.yaml") == "DIR/camera.yaml: no such file\n  hint: did you mean 'cameras.yaml'?"
@@ -355,7 +355,7 @@ def test_a_file_that_this_user_may_not_read(tmp_path: Path) -> None:
     path.chmod(0)
     with as_nobody():
         message = refusal(path)
-    assert message.startswith("DIR/camera.yaml: this user may not read it\n  hint: change its owner or mode")
+    assert message.startswith("DIR/camera.yaml: permission denied\n  hint: change its owner or mode")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ ANYTHING = st.recursive(
 
 
 def section(*keys: str, **special: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """A mapping with some of its real keys, with right and wrong values, or something else altogether."""
+    """Return a mapping with some of its real keys, with right and wrong values, or something else altogether."""
     optional = dict.fromkeys(keys, ANYTHING) | special
     return st.one_of(st.fixed_dictionaries({}, optional=optional), st.fixed_dictionaries(special), ANYTHING)
 

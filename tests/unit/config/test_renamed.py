@@ -15,7 +15,7 @@ MODEL_KEYS = {"nms.iou"}
 
 
 def document(path: str, value: str = "1") -> str:
-    """A camera.yaml in JSON that has one more key, at `path`."""
+    """Return a camera.yaml in JSON with one more key, at `path`."""
     text = value
     for part in reversed(path.replace("[]", ".[]").replace("*", "gate").split(".")):
         text = f"[{text}]" if part == "[]" else f'{{"{part}": {text}}}'

@@ -29,7 +29,7 @@ analytics:
 
 
 def faults(text: str) -> list[str]:
-    """The faults of a document, without file and line."""
+    """Return the faults of a document, without file and line."""
     try:
         load_config_text(text, {})
     except ConfigError as error:
@@ -78,7 +78,7 @@ def test_what_a_rule_may_wait_for(text: str, condition: Condition) -> None:
         ("crowded queue for 10", "did you mean '10s'?"),
         ("crowded queue for -1s", "a duration such as"),
         ("crowded queue for 31d", "at most 30d"),
-        ("line_crossed door for 10s", "line_crossed NAME alone (it happens in an instant; crowded and dwelling last)"),
+        ("line_crossed door for 10s", "line_crossed NAME alone (it has no duration; crowded and dwelling last)"),
     ],
 )
 def test_what_no_rule_can_wait_for(text: str, words: str) -> None:
@@ -177,7 +177,7 @@ def test_a_model_made_in_python_is_checked_alike() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("pipeline: detect\ncascade: {model: ./m}", ["cascade: the pipeline detect follows no objects; expected"]),
+        ("pipeline: detect\ncascade: {model: ./m}", ["cascade: the pipeline detect does not track objects; expected"]),
         ("pipeline: track\ncascade: {model: ./m}", []),
         ("pipeline: track\nsnapshots: {folder: x}", ["snapshots: the pipeline track has no events; expected"]),
         ("pipeline: mine.py\nsnapshots: {folder: x, kinds: [fell]}", []),

@@ -206,7 +206,7 @@ CARD_CASES: list[tuple[str, str, str]] = [
     (
         "value_error",
         CARD.replace("mine.onnx", "../mine.onnx"),
-        "2: file: expected the name of an .onnx file that stands beside model.yaml, got '../mine.onnx'",
+        "2: file: expected the name of an .onnx file in the folder of model.yaml, got '../mine.onnx'",
     ),
     ("string_pattern_mismatch", CARD + "sha256: ABC", "7: sha256: expected 64 of the digits 0-9 and a-f, got 'ABC'"),
     (
@@ -268,7 +268,7 @@ NO_ERRORS = {"definitions", "definition-ref", "default", "nullable", "model-fiel
 
 
 def errors_of(schema: Mapping[str, Any]) -> set[str]:
-    """What one node of a core schema can raise; its children apart."""
+    """Return the errors of one node of a core schema, without its children."""
     kind = schema["type"]
     if kind in NO_ERRORS:
         return set()
