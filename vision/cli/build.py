@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -100,6 +101,7 @@ def build_command(
     console: Console | None = None,
     cancel: threading.Event | None = None,
     prepare_thread: Callable[[], object] = lambda: None,
+    as_json: bool = False,
 ) -> int:
     """Build a model's engine, after pruning and before listing where those are asked for too.
 
@@ -144,7 +146,8 @@ def build_command(
             )
         _print_loaded(loaded, loads_here=not ahead_of_time, out=out)
     if show_list:
-        _print_list(cache.entries(), _library(), gpu, out)
+        show = _print_list_as_json if as_json else _print_list
+        show(cache.entries(), _library(), gpu, out)
     return EXIT_OK
 
 
@@ -191,7 +194,26 @@ def _print_pruned(cache: EngineCache, library: Library | None, gpu: Gpu | None, 
         out.print(f"nothing to remove in {cache.folder}", soft_wrap=True, markup=False)
 
 
+def _print_list_as_json(entries: Sequence[Entry], library: Library | None, gpu: Gpu | None, _out: Console) -> None:
+    engines = [
+        {
+            "model": entry.model,
+            "file": str(entry.path),
+            "bytes": entry.plan_bytes,
+            "built": entry.built_at,
+            "unused_s": entry.unused_s,
+            "fault": entry.fault or foreign(entry.key, library, gpu) or None,
+            "key": entry.key,
+        }
+        for entry in entries
+    ]
+    print(json.dumps({"schema": "vision.engines/1", "engines": engines}, indent=2, default=str))
+
+
 def _print_list(entries: Sequence[Entry], library: Library | None, gpu: Gpu | None, out: Console) -> None:
+    if not entries:
+        out.print("no engines in the cache")
+        return
     table = Table("model", "precision", "batch", "GPU", "library", "MiB", "built", "last used", "state", "file")
     for entry in entries:
         settings = entry.key.get("settings", {})

@@ -1,12 +1,14 @@
-"""`vision check`: opens each camera of a configuration once, all at the same time, and says what it gives."""
+"""Validation of a configuration, and one frame from each of its cameras, all at the same time."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,8 +16,11 @@ from rich.table import Table
 
 from vision.capture.open import open_source
 from vision.capture.source import Grab, Source, StreamInfo
-from vision.config import CameraConfig
+from vision.config import AppConfig, CameraConfig, check_classes, load_config, resolve_config
+from vision.detect.open import check_model, published_class_names
 from vision.errors import SizeChanged, SourceError
+from vision.pipelines import load_pipeline
+from vision.runtime.builder import find_model, find_second_model
 from vision.types import FrameBuffer, PixelFormat
 
 _Look = TypeVar("_Look")
@@ -25,12 +30,59 @@ _GRACE_S = 2.0  # beyond the camera's own time-outs, for a library that is late
 
 @dataclass(frozen=True, slots=True)
 class CameraCheck:
-    """What became of one camera: `info` where it gave a frame, `error` where it did not."""
+    """Result for one camera: `info` if it gave a frame, else `error`."""
 
     camera_id: str
     info: StreamInfo | None
     first_frame_s: float
     error: str = ""
+
+    def as_json(self) -> dict[str, object]:
+        """Return the result as plain data."""
+        document: dict[str, object] = {"camera": self.camera_id, "error": self.error or None}
+        if self.info is not None:
+            document |= {
+                "width": self.info.width_px,
+                "height": self.info.height_px,
+                "fps": self.info.fps,
+                "format": self.info.pixel_format,
+                "decoder": self.info.decoder,
+                "first_frame_s": round(self.first_frame_s, 3),
+            }
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedConfig:
+    """A configuration that `vision run` accepts on this machine."""
+
+    path: Path
+    config: AppConfig
+    model: str
+
+    @property
+    def summary(self) -> str:
+        """Number of cameras, pipeline and model."""
+        cameras = len(self.config.cameras)
+        count = "1 camera" if cameras == 1 else f"{cameras} cameras"
+        return f"{count}, pipeline {self.config.pipeline}, model {self.model}"
+
+
+def check_configuration(name: str) -> CheckedConfig:
+    """Validate a configuration, its pipeline and its models, as far as that is possible without building an engine.
+
+    Raises:
+        VisionError: `vision run` would refuse to start, with this error.
+    """
+    path = resolve_config(name)
+    config = load_config(path, os.environ)
+    load_pipeline(config.pipeline)
+    folder, spec = find_model(config)
+    check_classes(config, published_class_names(spec, config.detect), path)
+    check_model(folder, spec, config.detect)
+    if config.cascade is not None:
+        find_second_model(config.cascade)
+    return CheckedConfig(path, config, spec.name)
 
 
 def check_cameras(
@@ -45,7 +97,11 @@ def check_cameras(
 def look_at_each(
     cameras: Sequence[CameraConfig], look: Callable[[CameraConfig], _Look], stop: threading.Event
 ) -> dict[str, _Look]:
-    """What `look` says of every camera, all at the same time; without those that give no answer in their time-outs."""
+    """Call `look` for all cameras at the same time.
+
+    Returns:
+        The results by camera id, without cameras that give no answer within their time-outs.
+    """
     found: dict[str, _Look] = {}
 
     def ask(camera: CameraConfig) -> None:
@@ -82,7 +138,7 @@ def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> Grab:
 
 
 def print_checks(checks: Sequence[CameraCheck], console: Console) -> int:
-    """Print the table; 0 if every camera gave a frame, else 1."""
+    """Print the table; return 0 if every camera gave a frame, else 1."""
     table = Table("camera", "frame", "frames/s", "format", "decoder", "first frame", header_style="bold")
     for check in checks:
         info = check.info
@@ -96,5 +152,6 @@ def print_checks(checks: Sequence[CameraCheck], console: Console) -> int:
     console.print(table)
     for check in checks:
         if check.error:
-            console.print(f"{check.camera_id}: {check.error}", style="red", markup=False, highlight=False)
+            text = f"{check.camera_id}: {check.error}"
+            console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
     return 1 if any(check.error for check in checks) else 0

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -77,6 +78,15 @@ def print_findings(findings: Iterable[Finding], console: Console) -> int:
     failed = [finding.subject for finding in findings if finding.needed and finding.verdict in ("missing", "broken")]
     console.print(f"needed and not there: {', '.join(failed)}" if failed else "vision run demo will work here")
     return 1 if failed else 0
+
+
+def print_findings_as_json(findings: Iterable[Finding]) -> int:
+    """Print the findings as JSON; return 0 if everything that is needed is there, else 1."""
+    findings = list(findings)
+    works = not any(finding.needed and finding.verdict in ("missing", "broken") for finding in findings)
+    document = {"schema": "vision.doctor/1", "works": works, "findings": [asdict(finding) for finding in findings]}
+    print(json.dumps(document, indent=2))
+    return 0 if works else 1
 
 
 def _version(package: str) -> str:

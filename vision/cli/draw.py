@@ -38,7 +38,7 @@ class Drawing:
     error: str = ""
 
 
-def draw_site(site: AppConfig, folder: Path, stop: threading.Event) -> list[Drawing]:
+def draw_cameras(config: AppConfig, folder: Path, stop: threading.Event) -> list[Drawing]:
     """Write ``<camera>.png`` for every camera, as far as they give a frame within their time-outs.
 
     Raises:
@@ -50,14 +50,14 @@ def draw_site(site: AppConfig, folder: Path, stop: threading.Event) -> list[Draw
         raise VisionError(f"--out: cannot make the folder {folder}: {error.strerror}") from error
 
     def draw(camera: CameraConfig) -> Drawing:
-        section = site.analytics.get(camera.id, CameraAnalytics())
+        section = config.analytics.get(camera.id, CameraAnalytics())
         try:
             return draw_camera(camera, section, folder / f"{camera.id}.png")
         except SourceError as error:
             return Drawing(camera.id, error=str(error))
 
-    found = look_at_each(site.cameras, draw, stop)
-    return [found.get(one.id, Drawing(one.id, error="no answer within its time-outs")) for one in site.cameras]
+    found = look_at_each(config.cameras, draw, stop)
+    return [found.get(one.id, Drawing(one.id, error="no answer within its time-outs")) for one in config.cameras]
 
 
 def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> Drawing:

@@ -6,8 +6,7 @@ import os
 import signal
 import threading
 from types import FrameType, TracebackType
-
-from vision.console import error_console
+from typing import Any
 
 _STOP, _QUIT = b"s", b"q"
 _SHOW_CURSOR = b"\x1b[?25h\n"
@@ -20,23 +19,27 @@ class Signals:
     console. So it only writes into a pipe, and a thread does the rest.
     """
 
-    def __init__(self) -> None:
-        self.stop = threading.Event()
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
         self._received = False
+        self._previous: dict[signal.Signals, Any] = {}
         self._reader, self._writer = os.pipe()
         self._thread = threading.Thread(target=self._wait, name="signals", daemon=True)
 
     def __enter__(self) -> Signals:
         self._thread.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
         os.write(self._writer, _QUIT)
         self._thread.join()
+        os.close(self._reader)
+        os.close(self._writer)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._received:
@@ -47,12 +50,8 @@ class Signals:
         os.write(self._writer, _STOP)
 
     def _wait(self) -> None:
+        from vision.console import error_console
+
         while os.read(self._reader, 1) == _STOP:
             self.stop.set()
             error_console().print("stopping; press Ctrl-C again to quit at once", soft_wrap=True, highlight=False)
-
-
-def restore_default_signals() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt, and SIGTERM end the process."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)

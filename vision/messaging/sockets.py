@@ -100,7 +100,10 @@ def _bind_error(bind: str, key: str, error: zmq.ZMQError) -> ConfigError:
         errno.EINVAL: form,
         errno.EPROTONOSUPPORT: form,
         errno.ENAMETOOLONG: ("the path of the socket is too long for the operating system", "choose a shorter one"),
-        errno.EADDRINUSE: ("port in use by another program", f"find it with: ss -ltnp 'sport = :{port}'"),
+        errno.EADDRINUSE: (
+            "port in use by another program",
+            f"find it with: ss -ltnp 'sport = :{port}', or choose another with --bind",
+        ),
         errno.EADDRNOTAVAIL: ("no network interface of this machine has this address", "list them with: ip address"),
         errno.ENODEV: ("no network interface of this machine has this name or address", "list them with: ip address"),
         errno.EACCES: ("permission denied", "ports below 1024 and other users' folders need more rights"),

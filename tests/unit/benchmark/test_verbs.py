@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -12,11 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 from tests.unit.benchmark.test_files import STAGE, bench, row
 from tests.unit.engine_models import needs_tensorrt
 from vision.benchmark.document import load_bench
-from vision.cli.performance import MOST_BATCH, MOST_SLOTS, PRECISIONS, duration, listed, positive, start_nvtx
+from vision.cli.commands.bench import PRECISIONS
+from vision.cli.options import (
+    MAX_BATCH,
+    MAX_BATCHES_IN_FLIGHT,
+    parse_integers,
+    parse_seconds,
+    parse_words,
+    start_nvtx,
+)
 from vision.config import DetectConfig, shipped_models
 from vision.errors import DeviceMissing, VisionError
 from vision.metrics import send_spans
@@ -48,11 +56,11 @@ without_gpu = pytest.mark.skipif(has_gpu(), reason="says what happens without a 
 @pytest.mark.parametrize(
     ("parse", "text", "expected"),
     [
-        (listed(positive), "1,2,8", (1, 2, 8)),
-        (listed(positive), " 4 , 4 ", (4,)),
-        (listed(str, PRECISIONS), "fp16,fp32", ("fp16", "fp32")),
-        (duration, "2", 2.0),
-        (duration, "0.5s", 0.5),
+        (parse_integers(1, 256), "1,2,8", (1, 2, 8)),
+        (parse_integers(1, 256), " 4 , 4 ", (4,)),
+        (parse_words(PRECISIONS), "fp16,fp32", ("fp16", "fp32")),
+        (parse_seconds, "2", 2.0),
+        (parse_seconds, "0.5s", 0.5),
     ],
 )
 def test_arguments(parse: Callable[[str], object], text: str, expected: object) -> None:
@@ -62,24 +70,24 @@ def test_arguments(parse: Callable[[str], object], text: str, expected: object) 
 @pytest.mark.parametrize(
     ("parse", "text"),
     [
-        (listed(positive), "0"),
-        (listed(positive), "1,x"),
-        (listed(positive), ","),
-        (listed(str, PRECISIONS), "fp17"),
-        (duration, "0"),
-        (duration, "soon"),
-        (duration, "99999"),
+        (parse_integers(1, 256), "0"),
+        (parse_integers(1, 256), "1,x"),
+        (parse_integers(1, 256), ","),
+        (parse_words(PRECISIONS), "fp17"),
+        (parse_seconds, "0"),
+        (parse_seconds, "soon"),
+        (parse_seconds, "99999"),
     ],
 )
 def test_wrong_arguments(parse: Callable[[str], object], text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError):
+    with pytest.raises(typer.BadParameter):
         parse(text)
 
 
 def test_limits_are_those_of_the_configuration() -> None:
-    DetectConfig(max_batch=MOST_BATCH, batches_in_flight=MOST_SLOTS)
+    DetectConfig(max_batch=MAX_BATCH, batches_in_flight=MAX_BATCHES_IN_FLIGHT)
     with pytest.raises(ValueError, match="2 validation errors"):
-        DetectConfig(max_batch=MOST_BATCH + 1, batches_in_flight=MOST_SLOTS + 1)
+        DetectConfig(max_batch=MAX_BATCH + 1, batches_in_flight=MAX_BATCHES_IN_FLIGHT + 1)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +98,8 @@ def test_limits_are_those_of_the_configuration() -> None:
         ("profile",),
         ("profile", MODEL, "--precision", "fp17"),
         ("plan",),
+        ("build",),
+        ("build", MODEL, "--json"),
         ("build", MODEL, "--level", "9"),
         ("build", MODEL, "--max-batch", "0"),
     ],
@@ -97,31 +107,31 @@ def test_limits_are_those_of_the_configuration() -> None:
 def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert done.returncode == 2
-    assert "usage: vision" in done.stderr
+    assert "Usage: vision" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("bench",), "which model?"),
-        (("bench", MODEL, "--batch", "300"), "--batch: expected a whole number, 1 to 256, got '300'"),
-        (("bench", MODEL, "--slots", "9"), "--slots: expected a whole number, 1 to 8, got '9'"),
-        (("bench", MODEL, "--plot", "a.txt"), "--plot: expected a file that ends in .svg"),
-        (("bench", MODEL, "--plot", "/no/such/a.svg"), "--plot: /no/such/a.svg cannot be written"),
-        (("bench", MODEL, "--json", "/no/such/a.json"), "--json: /no/such/a.json cannot be written"),
-        (("bench", MODEL, "--json", "/"), "--json: / cannot be written: Is a directory"),
-        (("bench", MODEL, "--source", "/no/such.mp4"), "--source: there is no file /no/such.mp4"),
-        (("bench", MODEL, "--source", "ftp://a/b"), "--source: expected an rtsp://"),
+        (("bench",), "expected MODEL"),
+        (("bench", MODEL, "--batch", "300"), "300"),
+        (("bench", MODEL, "--slots", "9"), "--slots': expected whole numbers, 1 to 8, got '9'"),
+        (("bench", MODEL, "--plot", "a.txt"), "--plot': expected a file that ends in .svg"),
+        (("bench", MODEL, "--plot", "/no/such/a.svg"), "--plot': /no/such/a.svg cannot be written"),
+        (("bench", MODEL, "--json", "/no/such/a.json"), "--json': /no/such/a.json cannot be written"),
+        (("bench", MODEL, "--json", "/"), "--json': / cannot be written: Is a directory"),
+        (("bench", MODEL, "--source", "/no/such.mp4"), "--source': there is no file /no/such.mp4"),
+        (("bench", MODEL, "--source", "ftp://a/b"), "--source': expected an rtsp://"),
         (("bench", MODEL, "--source", "synthetic:9x9?moon=1"), "unknown option 'moon'"),
-        (("bench", "--compare", "a", "b", "--json", "c", "--plot", "d.svg"), "no --json and no --plot beside it"),
-        (("bench", MODEL, "--compare", "a", "b"), "no MODEL beside it"),
-        (("bench", MODEL, "--read", "a"), "it takes no model"),
-        (("profile",), "which model?"),
-        (("profile", MODEL, "--batch", "300"), "--batch: expected a whole number, 1 to 256, got '300'"),
-        (("profile", MODEL, "--trace", "/no/such/t.json"), "--trace: /no/such/t.json cannot be written"),
-        (("profile", MODEL, "--trace", "/"), "--trace: / cannot be written: Is a directory"),
-        (("profile", MODEL, "--json", "/proc/p.json"), "--json: /proc/p.json cannot be written"),
-        (("profile", "--config", "demo", "--batch", "9"), "--batch: demo has batches of 8 at most"),
+        (("bench", "--compare", "a", "b", "--json", "c", "--plot", "d.svg"), "combined with --json or --plot"),
+        (("bench", MODEL, "--compare", "a", "b"), "cannot be combined with MODEL"),
+        (("bench", MODEL, "--read", "a"), "cannot be combined with MODEL"),
+        (("profile",), "expected MODEL"),
+        (("profile", MODEL, "--batch", "300"), "256"),
+        (("profile", MODEL, "--trace", "/no/such/t.json"), "--trace': /no/such/t.json cannot be written"),
+        (("profile", MODEL, "--trace", "/"), "--trace': / cannot be written: Is a directory"),
+        (("profile", MODEL, "--json", "/proc/p.json"), "--json': /proc/p.json cannot be written"),
+        (("profile", "--config", "demo", "--batch", "9"), "--batch: demo has batches of at most 8"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(arguments: tuple[str, ...], expected: str) -> None:
@@ -134,7 +144,6 @@ def test_what_is_wrong_is_said_before_anything_is_measured(arguments: tuple[str,
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("build",), "nothing to do"),
         (("build", "--for-gpu", "87", MODEL), "expected a name and a compute capability"),
         (("bench", MODEL, "--source", "synthetic:101x77", "--format", "nv12"), "nv12 frames have even sides"),
         (("bench", MODEL, "--backend", "onnxruntime", "--batch", "4", "--parts", "stage"), "nothing could be measured"),
@@ -228,7 +237,9 @@ def test_an_empty_cache_is_listed_and_pruned(tmp_path: Path) -> None:
     done = run("build", "--list", "--prune", "--cache", tmp_path / "engines")
     assert done.returncode == 0, done.stderr
     assert "nothing to remove" in done.stdout
-    assert "precision" in done.stdout
+    assert "no engines" in done.stdout
+    listed = run("build", "--list", "--json", "--cache", tmp_path / "engines")
+    assert json.loads(listed.stdout)["engines"] == []
 
 
 @needs_tensorrt

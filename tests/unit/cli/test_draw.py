@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tests.unit.cli.test_main import run, write_config
 from vision.capture.frame_reader import read_frames
-from vision.cli.draw import draw_site, outside_words, print_drawings
+from vision.cli.draw import draw_cameras, outside_words, print_drawings
 from vision.config import AppConfig
 from vision.errors import VisionError
 from vision.overlay import LINE_COLOUR
@@ -41,7 +41,7 @@ def has_lines(frame: NDArray[np.uint8]) -> bool:
 
 def test_every_camera_is_drawn_with_what_is_configured(tmp_path: Path) -> None:
     source = "synthetic:160x120@20?frames=5&objects=1&seed=3"
-    drawings = draw_site(site(source, source, c1={"lines": (LINE,), "zones": (ZONE,)}), tmp_path, threading.Event())
+    drawings = draw_cameras(site(source, source, c1={"lines": (LINE,), "zones": (ZONE,)}), tmp_path, threading.Event())
     assert [drawing.error for drawing in drawings] == ["", ""]
     assert [drawing.words for drawing in drawings] == ["0 lines, 0 zones", "1 line, 1 zone"]
     plain, drawn = (read(tmp_path / f"c{at}.png") for at in (0, 1))
@@ -54,7 +54,7 @@ def test_every_camera_is_drawn_with_what_is_configured(tmp_path: Path) -> None:
 
 def test_a_camera_without_a_frame_does_not_keep_the_others_from_theirs(tmp_path: Path) -> None:
     missing = str(tmp_path / "gone.mp4")
-    drawings = draw_site(site(missing, "synthetic:160x120@20?frames=1"), tmp_path / "a" / "b", threading.Event())
+    drawings = draw_cameras(site(missing, "synthetic:160x120@20?frames=1"), tmp_path / "a" / "b", threading.Event())
     assert [drawing.path for drawing in drawings] == [None, tmp_path / "a" / "b" / "c1.png"]
     assert "No such file" in drawings[0].error
     out = io.StringIO()
@@ -72,24 +72,24 @@ def test_a_camera_without_a_frame_does_not_keep_the_others_from_theirs(tmp_path:
     ],
 )
 def test_why_a_camera_gave_no_frame(source: str, error: str, tmp_path: Path) -> None:
-    (drawing,) = draw_site(site(source), tmp_path, threading.Event())
+    (drawing,) = draw_cameras(site(source), tmp_path, threading.Event())
     assert drawing.path is None
     assert error in drawing.error
 
 
 def test_a_damaged_frame_is_passed_over(tmp_path: Path) -> None:
-    (drawing,) = draw_site(site("synthetic:160x120@20?frames=3&corrupt=0:2"), tmp_path, threading.Event())
+    (drawing,) = draw_cameras(site("synthetic:160x120@20?frames=3&corrupt=0:2"), tmp_path, threading.Event())
     assert drawing.path is not None
 
 
 def test_a_camera_that_hangs_is_given_up_after_its_time_outs(tmp_path: Path) -> None:
     camera = {"id": "c0", "source": "synthetic:160x120@20?hang=0:20", "open_timeout_s": 0.1, "read_timeout_s": 0.1}
-    (drawing,) = draw_site(AppConfig.model_validate({"cameras": (camera,)}), tmp_path, threading.Event())
+    (drawing,) = draw_cameras(AppConfig.model_validate({"cameras": (camera,)}), tmp_path, threading.Event())
     assert drawing.error == "no answer within its time-outs"
 
 
 def test_a_frame_of_another_size_than_was_announced(tmp_path: Path) -> None:
-    (drawing,) = draw_site(site("synthetic:160x120@20?frames=5&resize=0:200x100"), tmp_path, threading.Event())
+    (drawing,) = draw_cameras(site("synthetic:160x120@20?frames=5&resize=0:200x100"), tmp_path, threading.Event())
     assert drawing.path is not None
     assert read(drawing.path).shape == (100, 200, 3)
 
@@ -110,12 +110,12 @@ def test_points_beyond_the_frame_are_named() -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(VisionError, match="cannot make the folder"):
-        draw_site(site("synthetic:"), tmp_path / "file" / "sub", threading.Event())
+        draw_cameras(site("synthetic:"), tmp_path / "file" / "sub", threading.Event())
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "c0.png").mkdir()
-    (drawing,) = draw_site(site("synthetic:160x120?frames=1"), tmp_path, threading.Event())
+    (drawing,) = draw_cameras(site("synthetic:160x120?frames=1"), tmp_path, threading.Event())
     assert "cannot write" in drawing.error
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.paths import ROOT
-from vision.cli.main import duration_s
+from vision.cli.options import parse_duration
 
 COMMAND = [sys.executable, "-m", "vision.cli.main"]
 SYNTHETIC = "synthetic:160x120@20"
@@ -65,7 +65,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     [("90", 90), ("90s", 90), ("5m", 300), ("2h", 7200), ("1d", 86400), ("500ms", 0.5), ("1.5s", 1.5)],
 )
 def test_durations(text: str, seconds: float) -> None:
-    assert duration_s(text) == seconds
+    assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,54 @@ def test_durations(text: str, seconds: float) -> None:
 def test_wrong_arguments_exit_with_2(arguments: list[str]) -> None:
     done = run(*arguments)
     assert done.returncode == 2
-    assert "usage: vision" in done.stderr
+    assert "Usage: vision" in done.stderr
+
+
+def test_misspelt_command_gets_a_suggestion() -> None:
+    done = run("rum")
+    assert done.returncode == 2
+    assert "'run'" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--log-level", "debug", "schema"), ("schema", "--log-level=debug")])
+def test_log_level_before_and_after_the_command(arguments: tuple[str, ...]) -> None:
+    assert run(*arguments).returncode == 0
+    assert run("schema", "--log-level", "loud").returncode == 2
+
+
+@pytest.mark.parametrize("command", ["run", "check", "draw", "watch", "eval", "doctor", "models", "build", "bench"])
+def test_help_has_examples(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"vision {command}" in done.stdout.partition("Examples:")[2]
+
+
+def test_bind_replaces_the_configured_address(tmp_path: Path) -> None:
+    with started("run", str(write_config(tmp_path)), "--bind", f"ipc://{tmp_path}/other") as process:
+        read_until(process, f"publishing on ipc://{tmp_path}/other")
+    done = run("run", str(write_config(tmp_path)), "--bind", "nowhere")
+    assert done.returncode == 2
+    assert "--bind" in done.stderr
+
+
+@pytest.mark.parametrize(("command", "schema"), [("doctor", "vision.doctor/1"), ("models", "vision.models/1")])
+def test_json_output(command: str, schema: str) -> None:
+    done = run(command, "--json")
+    assert json.loads(done.stdout)["schema"] == schema
+
+
+def test_check_as_json(tmp_path: Path) -> None:
+    done = run("check", str(write_config(tmp_path)), "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["cameras"][0]["width"] == 160
+    wrong = run("check", str(write_config(tmp_path, pipeline="detekt")), "--json")
+    assert wrong.returncode == 78
+    assert "detekt" in json.loads(wrong.stdout)["fault"]["message"]
+
+
+def test_check_refuses_what_run_refuses(tmp_path: Path) -> None:
+    config = write_config(tmp_path, detect={"backend": "fake", "classes": ["rde"]})
+    assert run("check", str(config)).returncode == 78
 
 
 def test_run_for_a_while_and_record(tmp_path: Path) -> None:
@@ -192,7 +239,7 @@ def test_port_in_use(tmp_path: Path) -> None:
     [
         ({"colour": 1}, "colour"),
         ({"detect": {"score_threshold": "high"}}, "detect.score_threshold"),
-        ({"detect": {"backend": "fake", "classes": ["rde"]}}, "red"),
+        ({"detect": {"backend": "fake", "classes": ["rde"]}}, "'rde'"),
         ({"cameras": [{"id": "a", "source": "x.mp4"}, {"id": "a", "source": "y.mp4"}]}, "cameras"),
         ({"cameras": [{"id": "a", "source": "rtsp://u:${NO_SUCH_VARIABLE}@h/x"}]}, "NO_SUCH_VARIABLE"),
         ({"model": "nanodet-g-461"}, "nanodet-g-416"),

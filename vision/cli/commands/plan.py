@@ -1,0 +1,51 @@
+"""`vision plan`: run a configuration with stand-in cameras, and report its limits."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import Annotated
+
+import typer
+
+from vision.cli.options import ConfigName, JsonFile, parse_seconds, read_config, table_console, write_text
+from vision.cli.progress import with_progress
+from vision.cli.session import add_command
+from vision.errors import EXIT_OK
+
+_EXAMPLES = """
+vision plan camera.yaml
+vision plan camera.yaml --json plan.json
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add_command(app, "plan", _EXAMPLES)(plan)
+
+
+def plan(
+    context: typer.Context,
+    config: ConfigName,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            parser=parse_seconds,
+            metavar="SECONDS",
+            help="Length of the run. The whole plan takes up to 8 times as long.",
+        ),
+    ] = 10.0,
+    json: JsonFile = None,
+) -> int:
+    """Run a configuration with stand-in cameras, and report its limits.
+
+    The report has throughput, latency, the bottleneck, and how many such cameras this machine takes.
+    """
+    from vision.benchmark.plan import make_plan
+    from vision.benchmark.tables import print_plan
+
+    app_config = read_config(config)
+    planned = with_progress(lambda progress: make_plan(app_config, seconds=seconds, progress=progress))
+    if json is not None:
+        write_text(json_module.dumps(planned.as_json(), indent=1), json)
+    print_plan(planned, table_console(json))
+    return EXIT_OK

@@ -1,0 +1,116 @@
+"""`vision profile`: show the time per layer and per stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vision.cli.options import (
+    MAX_BATCH,
+    JsonFile,
+    ModelConfig,
+    ModelName,
+    Precision,
+    TraceFile,
+    find_named_model,
+    read_config,
+    table_console,
+    write_text,
+)
+from vision.cli.progress import with_progress
+from vision.cli.session import add_command
+from vision.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vision.config import DetectConfig
+    from vision.engine.profiler import Profile
+
+_EXAMPLES = """
+vision profile nanodet-g-416 --top 10
+vision profile --config camera.yaml --trace trace.json
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add_command(app, "profile", _EXAMPLES)(profile)
+
+
+def profile(
+    context: typer.Context,
+    model: ModelName = None,
+    config: ModelConfig = None,
+    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, metavar="N", help="Frames per batch.")] = 1,
+    precision: Annotated[Precision | None, typer.Option(help="Default: fp16, or that of --config.")] = None,
+    backend: Annotated[
+        Literal["auto", "tensorrt", "onnxruntime"] | None, typer.Option(help="Default: auto, or that of --config.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Runs to average.")] = 50,
+    top: Annotated[int | None, typer.Option(min=1, metavar="N", help="Print the N slowest layers only.")] = None,
+    json: JsonFile = None,
+    trace: TraceFile = None,
+    print_nsys: Annotated[
+        bool, typer.Option("--print-nsys", help="Print the command for Nsight Systems; run nothing.")
+    ] = False,
+    print_trtexec: Annotated[
+        bool, typer.Option("--print-trtexec", help="Print the commands for trtexec; run nothing.")
+    ] = False,
+) -> int:
+    """Show where the time goes: per layer, and per stage."""
+    if model is None and config is None:
+        context.fail("expected MODEL or --config")
+    changes = {name: value for name, value in (("precision", precision), ("backend", backend)) if value is not None}
+    name, detect = _profiled(context, model, config, batch, changes)
+    if print_nsys or print_trtexec:
+        _print_commands(name, config, batch, detect, nsys=print_nsys, trtexec=print_trtexec)
+        return EXIT_OK
+    from vision.benchmark.profile import ProfileSettings, profile_json, profile_model
+
+    folder, spec = find_named_model(name)
+    settings = ProfileSettings(batch, detect, runs, trace)
+    measured = with_progress(lambda progress: profile_model(folder, spec, settings, progress))
+    try:
+        if json is not None:
+            write_text(profile_json(measured), json)
+    finally:
+        _print_profile(measured, top, trace, table_console(json))
+    return EXIT_OK
+
+
+def _profiled(
+    context: typer.Context, model: str | None, config: str | None, batch: int, changes: dict[str, Any]
+) -> tuple[str, DetectConfig]:
+    """Return the model's name or folder, and the detector's configuration for such batches."""
+    from vision.config import DetectConfig
+
+    detect, name = DetectConfig(), model
+    if config is not None:
+        app_config = read_config(config)
+        detect, name = app_config.detect, model or app_config.model
+        if batch > detect.max_batch:
+            context.fail(f"--batch: {config} has batches of at most {detect.max_batch}")
+    return str(name), detect.model_copy(update={**changes, "max_batch": max(detect.max_batch, batch)})
+
+
+def _print_commands(
+    model: str, config: str | None, batch: int, detect: DetectConfig, *, nsys: bool, trtexec: bool
+) -> None:
+    from vision.benchmark import commands
+
+    folder, spec = find_named_model(model)
+    if nsys:
+        print(commands.nsys(model, batch, detect.precision))
+    if trtexec:
+        named = [model] if config is None else [model, "--config", config]
+        print(commands.trtexec(folder, spec, batch, detect, named))
+
+
+def _print_profile(profile: Profile, top: int | None, trace: Path | None, console: Console) -> None:
+    console.print(f"{profile.label}, {profile.shape}", highlight=False, markup=False)
+    console.print(profile.table(top), highlight=False, markup=False, soft_wrap=True)
+    if trace is not None:
+        console.print(f"time line: {trace}, for https://ui.perfetto.dev or chrome://tracing", highlight=False)

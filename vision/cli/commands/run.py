@@ -1,0 +1,80 @@
+"""`vision run`: detect in the cameras of a configuration and publish the results."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vision.cli.options import ConfigName, ForTime, Nvtx, read_config, start_nvtx
+from vision.cli.session import add_command
+from vision.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from vision.config import AppConfig
+
+_EXAMPLES = """
+vision run demo --for 30s
+vision run camera.yaml --bind tcp://127.0.0.1:5556
+vision run counting --offline --record results.jsonl
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add_command(app, "run", _EXAMPLES, orderly=True)(run)
+
+
+def _check_bind(address: str) -> str:
+    from vision.config.addresses import check_bind
+
+    try:
+        return check_bind(address)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def run(
+    context: typer.Context,
+    config: ConfigName,
+    for_s: ForTime = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Read every frame of every file once, as fast as possible.")
+    ] = False,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Also write each result there, one JSON per line.")
+    ] = None,
+    bind: Annotated[
+        str | None, typer.Option(parser=_check_bind, metavar="ADDRESS", help="Publish here instead of `publish.bind`.")
+    ] = None,
+    nvtx: Nvtx = False,
+) -> int:
+    """Detect in the cameras of a configuration and publish the results."""
+    from vision.cli.status_view import StatusView
+    from vision.console import terminal
+    from vision.pipelines import load_pipeline
+    from vision.runtime.builder import RunOptions, open_state
+    from vision.runtime.hang_watchdog import hang_watchdog
+
+    start_nvtx(nvtx)
+    app_config = _with_bind(read_config(config), bind)
+    build = load_pipeline(app_config.pipeline)
+    with ExitStack() as resources:
+        state = None if offline else open_state(app_config, resources)
+        options = RunOptions(stop=context.obj.stop, offline=offline, record=record, state=state)
+        runtime = build(app_config, options, resources)
+        # Everything made so far stays. A full collection would walk through it and stop all threads meanwhile.
+        gc.collect()
+        gc.freeze()
+        with StatusView(terminal()) as view, hang_watchdog():
+            runtime.run(context.obj.stop, for_s=for_s, on_report=view.show)
+    return EXIT_OK
+
+
+def _with_bind(config: AppConfig, bind: str | None) -> AppConfig:
+    if bind is None:
+        return config
+    return config.model_copy(update={"publish": config.publish.model_copy(update={"bind": bind})})

@@ -1,0 +1,216 @@
+"""Options and argument types that several commands share."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, TypeVar
+
+import typer
+
+from vision.errors import ConfigError, SourceError, VisionError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vision.config import AppConfig, ModelSpec
+
+NVTX_VARIABLE: Final = "VISION_NVTX"
+MAX_BATCH: Final = 256
+MAX_BATCHES_IN_FLIGHT: Final = 8
+"""Limits of `detect.max_batch` and `detect.batches_in_flight`."""
+
+Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"]
+Backend: TypeAlias = Literal["auto", "tensorrt", "onnxruntime", "fake"]
+Format: TypeAlias = Literal["bgr", "bgrx", "nv12", "i420"]
+
+_FILE_WIDTH: Final = 150  # columns of tables that go into a file
+_DURATION: Final = re.compile(r"^(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)?$")
+_UNIT_S: Final = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+_Value = TypeVar("_Value")
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of ``90``, ``90s``, ``5m``, ``2h``, ``1d`` or ``500ms``."""
+    match = _DURATION.match(text)
+    if match is None or float(match["number"]) <= 0:
+        raise typer.BadParameter(f"expected a duration such as 90s, 5m or 2h, got {text!r}")
+    return float(match["number"]) * _UNIT_S[match["unit"]]
+
+
+def parse_seconds(text: str) -> float:
+    """Return the length of a measurement in seconds."""
+    try:
+        seconds = float(str(text).removesuffix("s"))
+    except ValueError:
+        seconds = 0.0
+    if not 0.01 <= seconds <= 3600:
+        raise typer.BadParameter(f"expected seconds, 0.01 to 3600, got {text!r}")
+    return seconds
+
+
+class Values(tuple[Any, ...]):
+    """Values of one option, with commas between them on the command line."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self))
+
+
+def parse_integers(least: int, most: int) -> Callable[[str], Values]:
+    """Return a parser of whole numbers of this range."""
+
+    def parse(text: str) -> Values:
+        words = _split(text)
+        wrong = [word for word in words if not word.isdecimal() or not least <= int(word) <= most]
+        if not words or wrong:
+            raise typer.BadParameter(f"expected whole numbers, {least} to {most}, got {', '.join(wrong) or text!r}")
+        return Values(dict.fromkeys(map(int, words)))
+
+    return parse
+
+
+def parse_words(allowed: Sequence[str]) -> Callable[[str], Values]:
+    """Return a parser of words, each one of `allowed`."""
+
+    def parse(text: str) -> Values:
+        words = _split(text)
+        if not words or any(word not in allowed for word in words):
+            raise typer.BadParameter(f"expected some of {', '.join(allowed)}, got {str(text)!r}")
+        return Values(dict.fromkeys(words))
+
+    return parse
+
+
+def _split(text: str) -> list[str]:
+    return [word.strip() for word in str(text).split(",") if word.strip()]
+
+
+def parse_frame_source(text: str) -> str:
+    """Return the source of frames if it is well-formed, and there if it is a recording."""
+    from vision.capture.synthetic.spec import SyntheticSpec
+    from vision.config.source_address import File, Folder, Synthetic, parse_source
+
+    try:
+        source = parse_source(text)
+        if isinstance(source, Synthetic):
+            SyntheticSpec.parse(text)
+    except (ValueError, SourceError) as error:
+        raise typer.BadParameter(str(error)) from error
+    if isinstance(source, File | Folder) and not Path(text).exists():
+        raise typer.BadParameter(f"there is no file {text}")
+    return text
+
+
+def _parse_output(text: str) -> Path:
+    from vision.benchmark.document import check_writable
+
+    path = Path(text)
+    try:
+        if text != "-":
+            check_writable(path)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    return path
+
+
+def _parse_plot(text: str) -> Path:
+    from vision.benchmark.plot import check_plot_path
+
+    path = Path(text)
+    try:
+        check_plot_path(path)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    return path
+
+
+_SHIPPED = "counting, demo, four-cameras, jetson or reference"
+_MODEL_HELP = "A name that `vision models` lists, or a folder with model.yaml."
+
+ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help=f"camera.yaml, or a shipped file: {_SHIPPED}.")]
+ModelName = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
+ModelConfig = Annotated[
+    str | None, typer.Option("--config", metavar="CONFIG", help="Take the model and `detect` from this camera.yaml.")
+]
+ForTime = Annotated[
+    float | None, typer.Option("--for", parser=parse_duration, metavar="TIME", help="Stop after 90s, 5m, 2h.")
+]
+Seconds = Annotated[
+    float, typer.Option(parser=parse_seconds, metavar="SECONDS", help="Length of each measurement.", show_default=True)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", parser=_parse_output, metavar="FILE", help="Write all figures there; - is standard output."),
+]
+PlotFile = Annotated[
+    Path | None,
+    typer.Option(parser=_parse_plot, metavar="FILE", help="Plot throughput and p99 over batch size: .svg, .png, .pdf."),
+]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option(parser=_parse_output, metavar="FILE", help="Write a time line for ui.perfetto.dev."),
+]
+Nvtx = Annotated[
+    bool, typer.Option("--nvtx", help=f"Mark every stage for Nsight Systems; {NVTX_VARIABLE}=1 does the same.")
+]
+
+
+def start_nvtx(requested: bool) -> None:
+    """Switch the marks for Nsight Systems on if the option or the environment asks for them.
+
+    Raises:
+        VisionError: they are requested, and the package nvtx is not installed.
+    """
+    from vision.metrics import enable_nvtx
+    from vision.version import pip_hint
+
+    requested = requested or os.environ.get(NVTX_VARIABLE, "") not in ("", "0")
+    if requested and not enable_nvtx():
+        raise VisionError("--nvtx needs the package nvtx, which is not installed", hint=pip_hint("nvtx"))
+
+
+def read_config(name: str) -> AppConfig:
+    """Load a configuration by its path or its shipped name, with secrets from the environment."""
+    from vision.config import load_config, resolve_config
+
+    return load_config(resolve_config(name), os.environ)
+
+
+def find_named_model(name: str) -> tuple[Path, ModelSpec]:
+    """Return folder and spec of a model that the command line names."""
+    from vision.config import AppConfig
+    from vision.runtime.builder import find_model
+
+    config = AppConfig.model_validate({"cameras": [{"id": "none", "source": "synthetic:"}]})
+    return find_model(config.model_copy(update={"model": name}))
+
+
+def table_console(json: Path | None = None) -> Console:
+    """Return the console for tables: standard error if JSON goes to standard output."""
+    from rich.console import Console
+
+    console = Console(stderr=json is not None and str(json) == "-")
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write to a file, or to standard output if `path` is ``-``.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    if str(path) == "-":
+        print(text)
+        return
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
