@@ -83,8 +83,8 @@ def replay_expected() -> str:
     """What has to stand there."""
     schemas = {name: schema["$defs"] for name, schema in codec.json_schemas().items()}
     tables = {
-        "The question": schemas["ask-1.json"]["ReplayRequest"],
-        "The first part of the answer": schemas["replay-1.json"]["ReplayReply"],
+        "The question": schemas["replay-request-1.json"]["ReplayRequest"],
+        "The first part of the answer": schemas["replay-reply-1.json"]["ReplayReply"],
     }
     return "\n".join(_table(title, schema, ("schema",)) for title, schema in tables.items()) + "\n"
 

@@ -1,9 +1,7 @@
-"""From results to messages and back: every message is made, numbered, encoded and decoded here.
+"""Encoding and decoding of messages, and the conversion of results to messages.
 
-Publisher, recorder and subscriber all import this module, so that none can differ from another. The fields are those
-of `vision.messaging.schema`; the two are the only users of msgspec. Numbers are rounded to what they are good for:
-boxes to
-0.1 px, scores to 0.0001, times to 1 µs.
+Publisher, recorder and subscriber import this module, so they cannot differ. The fields are those of
+`vision.messaging.schema`. Boxes are rounded to 0.1 px, scores to 0.0001, times to 1 µs.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ from vision.messaging.schema import (
     StageTimes,
     StatusMessage,
     ZoneCounts,
-    about,
+    doc,
     json_schemas,
     rfc3339,
     schema_of,
@@ -76,7 +74,6 @@ __all__ = [
     "StageTimes",
     "StatusMessage",
     "ZoneCounts",
-    "about",
     "boot_id",
     "counts",
     "decode",
@@ -85,41 +82,42 @@ __all__ = [
     "decode_reply",
     "decode_request",
     "detections",
+    "doc",
     "encode",
     "event",
     "json_schemas",
-    "kept",
     "rfc3339",
     "schema_of",
     "utc_ns",
+    "with_number",
     "with_replay",
 ]
 
-_M = TypeVar("_M", bound=Message)
-_S = TypeVar("_S", bound=msgspec.Struct)
+_MessageT = TypeVar("_MessageT", bound=Message)
+_StructT = TypeVar("_StructT", bound=msgspec.Struct)
 
 
 class Numbering:
-    """One publisher's name and its counters. One thread at a time."""
+    """Sequence numbers of one publisher, per topic. One thread at a time."""
 
     def __init__(self, node: str, instance: str | None = None) -> None:
         self.node = node
         self.instance = instance if instance is not None else secrets.token_hex(4)
         self._last: dict[str, int] = {}
 
-    def stamp(self, message: _M) -> _M:
-        """The message with its sender and the next number of its topic."""
+    def stamp(self, message: _MessageT) -> _MessageT:
+        """Return the message with its sender and the next number of its topic."""
         topic = message.topic
         seq = self._last[topic] = self._last.get(topic, 0) + 1
         return msgspec.structs.replace(message, node=self.node, instance=self.instance, boot=boot_id(), seq=seq)
 
 
 def detections(result: Result, class_names: Sequence[str], now_ns: int = 0) -> DetectionsMessage:
-    """One frame's result, not yet numbered. `now_ns` stands in for a `published_ns` that is not set yet."""
-    meta, found = result.meta, result.objects
-    objects, invalid = _objects(found, class_names)
+    """Return the message of one result, not yet numbered. `now_ns` replaces a `published_ns` that is not set yet."""
+    meta = result.meta
+    objects, invalid = _objects(result.objects, class_names)
     if result.attributes:
-        objects = [_with_attributes(one, result) for one in objects]
+        objects = [_with_attributes(detected, result) for detected in objects]
     return DetectionsMessage(
         **UNNUMBERED,
         camera=meta.camera_id,
@@ -133,23 +131,23 @@ def detections(result: Result, class_names: Sequence[str], now_ns: int = 0) -> D
         width=meta.width_px,
         height=meta.height_px,
         objects=objects,
-        truncated_candidates=found.truncated_candidates,
+        truncated_candidates=result.objects.truncated_candidates,
         invalid=invalid,
     )
 
 
-def _objects(found: Detections | Tracks, class_names: Sequence[str]) -> tuple[list[DetectedObject], int]:
-    scores = found.scores.astype(np.float64).round(4).tolist()
-    boxes = found.boxes_xyxy.astype(np.float64).round(1).tolist()
+def _objects(detections: Detections | Tracks, class_names: Sequence[str]) -> tuple[list[DetectedObject], int]:
+    scores = detections.scores.astype(np.float64).round(4).tolist()
+    boxes = detections.boxes_xyxy.astype(np.float64).round(1).tolist()
     if not isfinite(sum(scores) + sum(map(sum, boxes))):
-        finite = np.isfinite(found.scores) & np.isfinite(found.boxes_xyxy).all(axis=1)
-        return _objects(_rows(found, finite), class_names)[0], len(found) - int(finite.sum())
-    class_ids = found.class_ids.tolist()
+        finite = np.isfinite(detections.scores) & np.isfinite(detections.boxes_xyxy).all(axis=1)
+        return _objects(_rows(detections, finite), class_names)[0], len(detections) - int(finite.sum())
+    class_ids = detections.class_ids.tolist()
     names = [class_names[i] if 0 <= i < len(class_names) else f"class {i}" for i in class_ids]
     track_ids: list[int] | list[None] = [None] * len(scores)
     ages_ms: list[int] | list[None] = [None] * len(scores)
-    if isinstance(found, Tracks):
-        track_ids, ages_ms = found.track_ids.tolist(), found.age_ms.tolist()
+    if isinstance(detections, Tracks):
+        track_ids, ages_ms = detections.track_ids.tolist(), detections.age_ms.tolist()
     rows = zip(track_ids, names, class_ids, scores, boxes, ages_ms, strict=True)
     return [
         DetectedObject(track_id=track_id, class_name=name, class_id=class_id, score=score, box=box, age_ms=age_ms)
@@ -157,46 +155,48 @@ def _objects(found: Detections | Tracks, class_names: Sequence[str]) -> tuple[li
     ], 0
 
 
-def _with_attributes(found: DetectedObject, result: Result) -> DetectedObject:
-    if found.track_id is None or not (attributes := result.attributes.get(found.track_id)):
-        return found
+def _with_attributes(detected: DetectedObject, result: Result) -> DetectedObject:
+    if detected.track_id is None or not (attributes := result.attributes.get(detected.track_id)):
+        return detected
     now_ns = result.meta.captured_ns
-    told = [
-        AttributeOfObject(
-            model=one.model,
-            class_name=one.class_name,
-            score=round(one.score, 4),
-            age_ms=max(0, round((now_ns - one.seen_ns) / 1e6)),
-        )
-        for one in attributes
-    ]
-    return msgspec.structs.replace(found, attributes=told)
+    return msgspec.structs.replace(
+        detected,
+        attributes=[
+            AttributeOfObject(
+                model=attribute.model,
+                class_name=attribute.class_name,
+                score=round(attribute.score, 4),
+                age_ms=max(0, round((now_ns - attribute.seen_ns) / 1e6)),
+            )
+            for attribute in attributes
+        ],
+    )
 
 
-def _rows(found: Detections | Tracks, keep: NDArray[np.bool_]) -> Detections | Tracks:
-    boxes, scores, class_ids = found.boxes_xyxy[keep], found.scores[keep], found.class_ids[keep]
-    if isinstance(found, Tracks):
-        return Tracks(boxes, scores, class_ids, found.track_ids[keep], found.age_ms[keep])
+def _rows(detections: Detections | Tracks, keep: NDArray[np.bool_]) -> Detections | Tracks:
+    boxes, scores, class_ids = detections.boxes_xyxy[keep], detections.scores[keep], detections.class_ids[keep]
+    if isinstance(detections, Tracks):
+        return Tracks(boxes, scores, class_ids, detections.track_ids[keep], detections.age_ms[keep])
     return Detections(boxes, scores, class_ids)
 
 
 def _stage_times(result: Result, now_ns: int) -> StageTimes:
-    t = result.timing  # a point that was not passed takes the time of the one before
-    batched_ns = t.batched_ns or t.captured_ns
-    submitted_ns = t.submitted_ns or batched_ns
-    inferred_ns = t.inferred_ns or submitted_ns
-    published_ns = t.published_ns or now_ns or inferred_ns
+    timing = result.timing  # a point that was not reached has the time of the point before
+    batched_ns = timing.batched_ns or timing.captured_ns
+    submitted_ns = timing.submitted_ns or batched_ns
+    inferred_ns = timing.inferred_ns or submitted_ns
+    published_ns = timing.published_ns or now_ns or inferred_ns
     return StageTimes(
-        wait=_ms(batched_ns - t.captured_ns),
+        wait=_ms(batched_ns - timing.captured_ns),
         submit=_ms(submitted_ns - batched_ns),
         infer=_ms(inferred_ns - submitted_ns),
         publish=_ms(published_ns - inferred_ns),
-        total=_ms(published_ns - t.captured_ns),
+        total=_ms(published_ns - timing.captured_ns),
     )
 
 
 def event(happened: Event, result: Result) -> EventMessage:
-    """One of `result`'s events, not yet numbered."""
+    """Return the message of one event of `result`, not yet numbered."""
     meta = result.meta
     return EventMessage(
         **UNNUMBERED,
@@ -214,28 +214,28 @@ def event(happened: Event, result: Result) -> EventMessage:
     )
 
 
-def _box_of(track_id: int | None, found: Detections | Tracks) -> tuple[float, float, float, float] | None:
-    if track_id is None or not isinstance(found, Tracks):
+def _box_of(track_id: int | None, objects: Detections | Tracks) -> tuple[float, float, float, float] | None:
+    if track_id is None or not isinstance(objects, Tracks):
         return None
-    rows = (found.track_ids == track_id).nonzero()[0]
-    if not len(rows) or not np.isfinite(box := found.boxes_xyxy[rows[0]]).all():
+    rows = (objects.track_ids == track_id).nonzero()[0]
+    if not len(rows) or not np.isfinite(box := objects.boxes_xyxy[rows[0]]).all():
         return None
     x1, y1, x2, y2 = box.astype(np.float64).round(1).tolist()
     return x1, y1, x2, y2
 
 
-def kept(event: EventMessage, journal: str, number: int) -> EventMessage:
-    """The event as a journal keeps it."""
+def with_number(event: EventMessage, journal: str, number: int) -> EventMessage:
+    """Return the event with its number in a journal."""
     return msgspec.structs.replace(event, journal=journal, number=number)
 
 
 def with_replay(status: NodeStatusMessage, address: str) -> NodeStatusMessage:
-    """The status with the address where events can be asked for."""
+    """Return the status with the address for requests of missed events."""
     return msgspec.structs.replace(status, replay=address)
 
 
 def counts(camera: str, counted: Counts, now_ns: int, now_utc_ns: int) -> CountsMessage:
-    """What a camera's lines and zones have counted, not yet numbered."""
+    """Return the message of the counts of a camera, not yet numbered."""
     return CountsMessage(
         **UNNUMBERED,
         camera=camera,
@@ -277,7 +277,7 @@ def _ms(duration_ns: int) -> float:
 
 @lru_cache(maxsize=1)
 def boot_id() -> str:
-    """8 characters that no two starts of any machine share, or "" where the system has no such thing."""
+    """Return 8 characters that identify this boot of this machine, or "" if the system has no boot id."""
     try:
         return hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()[:8]
     except OSError:
@@ -287,7 +287,7 @@ def boot_id() -> str:
 def _plain(value: object) -> object:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise NotImplementedError(f"a message holds numbers, texts, lists and mappings, got {type(value).__name__}")
+    raise NotImplementedError(f"expected numbers, texts, lists and mappings in a message, got {type(value).__name__}")
 
 
 _TO_JSON = msgspec.json.Encoder(enc_hook=_plain)
@@ -304,19 +304,19 @@ _MSGPACK_DECODERS = {key: msgspec.msgpack.Decoder(kind) for key, kind in _TYPES.
 
 
 def encode(message: Message | ReplayRequest | ReplayReply, encoding: Encoding = "json") -> bytes:
-    """The payload of a numbered message.
+    """Return the payload of a numbered message.
 
     Raises:
-        NotImplementedError: an event's `data` holds something that is no number, text, list or mapping.
+        NotImplementedError: the `data` of an event has a value that is not a number, text, list or mapping.
     """
     return _TO_MSGPACK.encode(message) if encoding == "msgpack" else _TO_JSON.encode(message)
 
 
 def decode(topic: str, payload: bytes) -> AnyMessage:
-    """The opposite of `encode`, whichever encoding it was; the topic says which schema to expect.
+    """Return the message of a payload in either encoding. The topic determines the expected schema.
 
     Raises:
-        MessageError: another schema or version, or no message at all.
+        MessageError: another schema or version, or not a message.
     """
     key = topic if topic in _TYPES else topic.partition("/")[0]
     if key not in _TYPES:
@@ -330,46 +330,46 @@ def decode(topic: str, payload: bytes) -> AnyMessage:
 
 
 def decode_event(payload: bytes) -> EventMessage:
-    """An event that was kept, in either encoding.
+    """Return a stored event, in either encoding.
 
     Raises:
-        MessageError: another schema or version, or no message at all.
+        MessageError: another schema or version, or not a message.
     """
     return cast(EventMessage, decode("events", payload))
 
 
 def decode_request(payload: bytes) -> ReplayRequest:
-    """What a subscriber asks for, in JSON.
+    """Return the request of a subscriber, in JSON.
 
     Raises:
-        MessageError: no request, or of another version.
+        MessageError: not a request, or one of another version.
     """
     return _decoded(ReplayRequest, payload, "a request")
 
 
 def decode_reply(payload: bytes) -> ReplayReply:
-    """The first part of what it is answered, in JSON.
+    """Return the first part of a reply, in JSON.
 
     Raises:
-        MessageError: no answer, or of another version.
+        MessageError: not a reply, or one of another version.
     """
-    return _decoded(ReplayReply, payload, "an answer")
+    return _decoded(ReplayReply, payload, "a reply")
 
 
-def _decoded(kind: type[_S], payload: bytes, what: str) -> _S:
+def _decoded(kind: type[_StructT], payload: bytes, name: str) -> _StructT:
     try:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(
-            f"expected {what} of schema {schema_of(kind)}: {error}", hint="docs/messages.md describes it"
+            f"expected {name} of schema {schema_of(kind)}: {error}", hint="docs/messages.md describes it"
         ) from error
 
 
 def decode_recorded(line: bytes) -> DetectionsMessage:
-    """One line of a recording.
+    """Return the message of one line of a recording.
 
     Raises:
-        MessageError: another schema or version, or no message at all.
+        MessageError: another schema or version, or not a message.
     """
     return cast(DetectionsMessage, decode("detections", line))
 
@@ -381,11 +381,11 @@ def _unreadable(where: str, key: str, payload: bytes, error: Exception) -> Messa
         content = codec.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         content = None
-    found = content.get("schema") if isinstance(content, dict) else None
-    if found is not None and found != expected:
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema is not None and schema != expected:
         return MessageError(
-            f"{where}: expected schema {expected}, got {found}",
-            hint="publisher and subscriber are of different versions: install the same version of vision on both sides",
+            f"{where}: expected schema {expected}, got {schema}",
+            hint="publisher and subscriber have different versions: install the same version of vision on both sides",
         )
     return MessageError(
         f"{where}: expected a message of schema {expected}: {error}", hint="is the publisher really `vision run`?"

@@ -1,20 +1,20 @@
-"""The end of the pipeline: results, status and events go out over ZeroMQ, and into a file where one was asked for.
+"""`Publisher` sends results, events and status over ZeroMQ. `Recorder` writes results to a file.
 
 ===================  ==================================================  ======================================
 topic                rate                                                payload (docs/messages.md)
 ===================  ==================================================  ======================================
-detections/<camera>  each inferred frame, empty ones too               `vision.messaging.codec.DetectionsMessage`
-events/<camera>      when something happens                              `vision.messaging.codec.EventMessage`
-counts/<camera>      each `status.interval_s`, and when somebody joins   `vision.messaging.codec.CountsMessage`
-status/<camera>      each `status.interval_s`, and when somebody joins   `vision.messaging.codec.CameraStatusMessage`
-status/node          each `status.interval_s`, and when somebody joins   `vision.messaging.codec.NodeStatusMessage`
+detections/<camera>  each inferred frame, also without objects           `vision.messaging.codec.DetectionsMessage`
+events/<camera>      when an event occurs                                `vision.messaging.codec.EventMessage`
+counts/<camera>      each `status.interval_s`, and to new subscribers    `vision.messaging.codec.CountsMessage`
+status/<camera>      each `status.interval_s`, and to new subscribers    `vision.messaging.codec.CameraStatusMessage`
+status/node          each `status.interval_s`, and to new subscribers    `vision.messaging.codec.NodeStatusMessage`
 ===================  ==================================================  ======================================
 
-Who owns the socket: whoever holds the lock. ZeroMQ sockets may move between threads but not be used by two at once.
-A thread that owned it, fed by a queue, would add a change of threads to each message (50 to 100 µs while the GIL is
-busy) and a second queue with its own limit and its own way of overflowing; a send under the lock never blocks, because
-a PUB socket drops what a slow subscriber has no room for. So results and main thread send by themselves, and the only
-thread here sleeps until a subscriber joins.
+A lock guards the socket: ZeroMQ sockets may move between threads, but two threads must not use one at the same time. A
+thread that owns the socket and reads from a queue would add a thread switch to each message (50 to 100 µs while the GIL
+is busy) and a second queue with its own limit. A send under the lock never blocks, because a PUB socket drops messages
+for which a slow subscriber has no room. So the results thread and the main thread send directly. The thread of the
+publisher sleeps until a subscriber joins.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from vision.types import Result
 
 log = logging.getLogger(__name__)
 
-_REPLAY_INTERVAL_S = 0.05  # subscribers that join together share one replay, and one that flaps costs the others little
-_SEND_BUFFER_BYTES = (
-    256 * 1024
-)  # Linux grows it to megabytes otherwise: minutes of messages that are too old to be useful
+_REPLAY_INTERVAL_S = 0.05  # subscribers that join together share one replay; one that flaps costs the others little
+_SEND_BUFFER_BYTES = 256 * 1024
+"""Without a limit, Linux grows the buffer to megabytes: minutes of messages that are too old to be useful."""
+
 _LARGEST_SUBSCRIPTION_BYTES = 4096
 
 
@@ -66,19 +66,19 @@ class Publisher:
         keepalive_s: int = 10,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Bind, and answer subscribers from now on.
+        """Bind the socket and serve subscribers.
 
         Args:
             bind: ``tcp://127.0.0.1:5555``, ``tcp://*:5555``, ``ipc:///run/vision/out``; port ``*`` takes a free one.
-            node: name of this machine in the messages.
-            class_names: `class_ids` of results index into this.
+            node: name of this machine, for the messages.
+            class_names: names of the class ids of results.
             encoding: of the payloads.
-            queue: messages kept for one subscriber that does not read; what comes after them is lost to it.
-            recorder: gets every detections message too; the publisher's own from here on, and closed with it.
-            event_log: keeps every event before it is sent. The caller closes its database after the publisher.
+            queue: maximum number of messages that wait for one slow subscriber. It loses further messages.
+            recorder: receives every detections message too. The publisher closes it.
+            event_log: stores every event before it is sent. The caller closes its database after the publisher.
             replay: address where subscribers ask for events of `event_log`; as `bind`.
-            linger_s: longest `close` waits for messages to leave.
-            keepalive_s: a connection that is idle for so long is probed, and closed after three probes without answer.
+            linger_s: longest time that `close` waits for messages to be sent.
+            keepalive_s: time after which an idle connection is probed; three lost probes close it.
 
         Raises:
             ConfigError: the address is wrong, in use, or not this machine's.
@@ -120,20 +120,20 @@ class Publisher:
 
     @property
     def joins(self) -> int:
-        """Subscriptions received since the start."""
+        """Number of subscriptions received since the start."""
         return self._joins
 
     @property
     def replay_address(self) -> str | None:
-        """Where events can be asked for; None: nowhere."""
+        """Address for requests of missed events; None: there is none."""
         return None if self._replay_server is None else self._replay_server.address
 
     def counters(self) -> dict[str, int]:
-        """Of the journal, where there is one."""
+        """Return the counters of the event log, if there is one."""
         return {} if self._event_log is None else self._event_log.counters()
 
     def publish(self, result: Result) -> None:
-        """Send one result and its events. Never waits for a subscriber.
+        """Send one result and its events, without waiting for subscribers.
 
         Raises:
             Closed: after `close`.
@@ -150,10 +150,10 @@ class Publisher:
             self._recorder.write(message)
 
     def _publish_events(self, events: list[codec.EventMessage]) -> None:
-        """Kept first: what was sent can be asked for, whatever happens next. Disks are slow, so without the lock."""
+        """Store events without the lock, because disks are slow. Then send them: a sent event can be requested."""
         if self._event_log is not None:
             first, journal = self._event_log.newest + 1, self._event_log.journal
-            numbered = [codec.kept(event, journal, first + at) for at, event in enumerate(events)]
+            numbered = [codec.with_number(event, journal, number) for number, event in enumerate(events, first)]
             if self._event_log.append([codec.encode(event) for event in numbered]):
                 events = numbered
         payloads = [codec.encode(event, self._encoding) for event in events]
@@ -163,7 +163,7 @@ class Publisher:
                 self._send(event.topic, payload)
 
     def publish_status(self, status: codec.StatusMessage) -> None:
-        """Send the status of a camera or of the node, or counts, and keep it for whoever joins later.
+        """Send a status or counts, now and to later subscribers.
 
         Raises:
             Closed: after `close`.
@@ -177,7 +177,7 @@ class Publisher:
             self._send(status.topic, payload)
 
     def close(self) -> None:
-        """Wait up to `linger_s` for messages to leave, then free the address. May be called twice."""
+        """Wait up to `linger_s` for messages to be sent, then free the address. Idempotent."""
         with self._lock:
             if self._closed:
                 return
@@ -209,13 +209,13 @@ class Publisher:
 
     def _send(self, topic: str, payload: bytes) -> None:
         self._socket.send_multipart([topic.encode(), payload], zmq.NOBLOCK)
-        # Sending reads new subscriptions from the socket's mailbox too, and so can swallow the signal for the thread:
-        # without this, 1 of 300 subscribers that joined while two threads published was never served.
+        # Sending also reads new subscriptions from the mailbox of the socket, and can consume the thread's signal.
+        # Without this check, 1 of 300 subscribers that joined while two threads published was never served.
         if self._receive_joins():
             self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full of wake-ups that the thread has not read yet
+        with contextlib.suppress(BlockingIOError):  # the thread has unread wake-ups
             self._wake_writer.send(b"\0")
 
     def _receive_joins(self) -> bool:
@@ -229,9 +229,9 @@ class Publisher:
         return received
 
     def _serve_joiners(self) -> None:
-        """Send the last status of all that somebody subscribed to, once the socket says that somebody did.
+        """Send the last status of each topic to its new subscribers.
 
-        The descriptor of a ZeroMQ socket may be waited for without the lock; everything else needs it.
+        Waiting for the descriptor of a ZeroMQ socket needs no lock; everything else does.
         """
         poll = select.poll()
         poll.register(self._socket.fileno(), select.POLLIN)
@@ -248,7 +248,7 @@ class Publisher:
                 wait_ms = self._replay()
 
     def _replay(self) -> float | None:
-        """Milliseconds until the next replay is allowed; None where none is due."""
+        """Send the last status again. Return the milliseconds until the next replay; None: none is due."""
         if not self._joined:
             return None
         now_s = time.monotonic()
@@ -272,18 +272,19 @@ def _options(queue: int) -> dict[zmq.SocketOption, int]:
 
 
 class Recorder:
-    """Writes each message as a line of JSON. One thread at a time.
+    """File of messages, one line of JSON each. One thread at a time.
 
-    Each line is one `write` to the operating system, so even a killed process leaves no torn line, and nothing waits in
-    a buffer of ours; at 3 µs a line there is nothing to gain from one. A file that holds something is never overwritten
-    or extended: a service that restarts must not destroy what it recorded. When the disk is full, watching goes on:
-    the error is logged once, lost lines are counted, and recording resumes when there is room again.
+    Each line is one `write` call, so a killed process leaves no torn line. A buffer would not help: a call takes 3 µs.
+    A file with content is never overwritten or extended, because a service that restarts must not destroy a recording.
+    When the disk is full, publishing continues: the error is logged once, lost lines are counted, and recording resumes
+    when there is room again.
     """
 
     def __init__(self, path: Path | str) -> None:
-        """
+        """Create the file.
+
         Raises:
-            ConfigError: the file cannot be made, or holds something already.
+            ConfigError: the file cannot be created, or has content.
         """
         self._path = Path(path)
         self._fd = self._open()
@@ -308,7 +309,7 @@ class Recorder:
         return fd
 
     def write(self, message: codec.DetectionsMessage) -> None:
-        """Append one line; what the disk has no room for is counted in `lost`.
+        """Append one line. Count it in `lost` if the disk is full.
 
         Raises:
             Closed: after `close`.
@@ -338,7 +339,7 @@ class Recorder:
             raise
 
     def close(self) -> None:
-        """Close the file. May be called twice."""
+        """Close the file. Idempotent."""
         if self._fd < 0:
             return
         os.close(self._fd)

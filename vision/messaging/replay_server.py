@@ -1,9 +1,8 @@
-"""Events again, for whoever asks: a socket beside the one that everything is published on.
+"""`ReplayServer` sends missed events again, on a socket of its own.
 
-A subscriber sends one part, a `vision.messaging.codec.ReplayRequest` in JSON, and is answered with a `ReplayReply`
-in JSON and
-then one part for each event, as it was published. REQ and DEALER sockets both do. The thread here reads the journal's
-files, so that nobody who asks for much makes results wait.
+A subscriber sends one part: a `vision.messaging.schema.ReplayRequest` in JSON. The reply is a `ReplayReply` in JSON and
+one part for each event, as it was published. REQ and DEALER sockets both work. The server reads the event log in its
+own thread, so large requests do not delay results.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from vision.state.events import EventLog
 
 log = logging.getLogger(__name__)
 
-_MOST_EVENTS: Final = 1000  # of one answer
-_LARGEST_REQUEST_BYTES: Final = 4096
-_ANSWERS: Final = 4  # that wait for one who does not read them; further ones are dropped
+_MAX_EVENTS: Final = 1000  # in one reply
+_MAX_REQUEST_BYTES: Final = 4096
+_REPLY_QUEUE_SIZE: Final = 4  # replies that wait for a slow subscriber; further ones are dropped
 
 
 class ReplayServer:
-    """Answers requests for the events of `event_log` until closed."""
+    """Server of the events of `event_log`, until closed."""
 
     def __init__(
         self,
@@ -39,10 +38,11 @@ class ReplayServer:
         encoding: codec.Encoding = "json",
         keepalive_s: int = 10,
     ) -> None:
-        """
+        """Bind the socket and start the thread.
+
         Args:
             bind: ``tcp://127.0.0.1:5556``, ``tcp://*:5556``, ``ipc:///run/vision/events``; port ``*`` takes a free one.
-            encoding: of the events; requests and the first part of answers are JSON.
+            encoding: of the events. Requests and the first part of replies are JSON.
 
         Raises:
             ConfigError: the address is wrong, in use, or not this machine's.
@@ -51,7 +51,7 @@ class ReplayServer:
         self._node = node
         self._encoding = encoding
         self._context = zmq.Context()
-        options = {zmq.SNDHWM: _ANSWERS, zmq.MAXMSGSIZE: _LARGEST_REQUEST_BYTES}
+        options = {zmq.SNDHWM: _REPLY_QUEUE_SIZE, zmq.MAXMSGSIZE: _MAX_REQUEST_BYTES}
         try:
             self._socket = bound_socket(
                 self._context, zmq.ROUTER, bind, key="publish.replay", keepalive_s=keepalive_s, options=options
@@ -66,7 +66,7 @@ class ReplayServer:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread and free the address. May be called twice."""
+        """End the thread and free the address. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -79,23 +79,23 @@ class ReplayServer:
         try:
             while True:
                 *route, request = self._socket.recv_multipart()
-                self._socket.send_multipart([*route, *self._answer(request)], zmq.NOBLOCK)
+                self._socket.send_multipart([*route, *self._reply(request)], zmq.NOBLOCK)
         except zmq.ContextTerminated:
             pass
         finally:
             self._socket.close(linger=0)
 
-    def _answer(self, payload: bytes) -> Sequence[bytes]:
+    def _reply(self, payload: bytes) -> Sequence[bytes]:
         try:
             request = codec.decode_request(payload)
             since = request.since if request.journal in (None, self._event_log.journal) else 0
-            page = self._event_log.read(since, limit=min(max(request.most, 1), _MOST_EVENTS))
+            page = self._event_log.read(since, limit=min(max(request.limit, 1), _MAX_EVENTS))
             header = self._header(page.oldest, page.newest, more=page.more)
             return [codec.encode(header), *map(self._encoded, page.payloads)]
         except MessageError as error:
             return [codec.encode(self._header(0, 0, error=str(error)))]
         except OSError as error:
-            log.error("cannot read the events that somebody asks for: %s", error)
+            log.error("cannot read the requested events: %s", error)
             return [codec.encode(self._header(0, 0, error=f"cannot read the journal: {error.strerror}"))]
 
     def _header(self, oldest: int, newest: int, *, more: bool = False, error: str | None = None) -> codec.ReplayReply:
@@ -104,7 +104,7 @@ class ReplayServer:
         )
 
     def _encoded(self, payload: bytes) -> bytes:
-        """The journal keeps JSON."""
+        """Return the payload in the encoding of the publisher. The event log stores JSON."""
         if self._encoding == "json":
             return payload
         return codec.encode(codec.decode_event(payload), self._encoding)

@@ -1,4 +1,4 @@
-"""Sockets that others connect to: bound in one way, and refused with a reason and what to do about it."""
+"""Binding of sockets, with an error that names the reason and a solution."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def bound_socket(
     keepalive_s: int,
     options: Mapping[zmq.SocketOption, int],
 ) -> zmq.Socket[bytes]:
-    """A socket of a kind such as `zmq.XPUB`, bound to ``tcp://ADDRESS:PORT`` or ``ipc:///PATH``.
+    """Return a socket of a kind such as `zmq.XPUB`, bound to ``tcp://ADDRESS:PORT`` or ``ipc:///PATH``.
 
     Args:
-        key: of the configuration, for what is said.
-        keepalive_s: a connection that is idle for so long is probed, and closed after three probes without answer.
-        options: of the socket, before it is bound.
+        key: configuration key, for errors.
+        keepalive_s: time after which an idle connection is probed; three lost probes close it.
+        options: socket options, set before binding.
 
     Raises:
-        ConfigError: the address is wrong, in use, or not this machine's.
+        ConfigError: the address is wrong, in use, or not an address of this machine.
     """
     if bind.startswith("ipc://"):
         _check_free(bind.removeprefix("ipc://"), key)
@@ -42,8 +42,8 @@ def bound_socket(
         sock.setsockopt(zmq.LINGER, 0)
         for option, value in options.items():
             sock.setsockopt(option, value)
-        # TCP's own probes and not ZeroMQ's heartbeats: those close the connection of a subscriber that is merely slow,
-        # and that makes libzmq (4.3.5, its issue 3937) abort the subscriber's process: 6 times out of 16 when tried.
+        # TCP probes instead of ZeroMQ heartbeats: heartbeats close the connection of a subscriber that is only slow,
+        # and libzmq (4.3.5, its issue 3937) then aborts the subscriber's process, in 6 of 16 attempts.
         sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
         sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, keepalive_s)
         sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, keepalive_s)
@@ -57,7 +57,7 @@ def bound_socket(
 
 
 def socket_file(address: str) -> tuple[Path, int] | None:
-    """Path and inode of an ipc:// socket, where it has one."""
+    """Return path and inode of an ipc:// socket; None: it has no file."""
     if not address.startswith("ipc://") or address.startswith("ipc://@"):
         return None
     path = Path(address.removeprefix("ipc://"))
@@ -68,7 +68,7 @@ def socket_file(address: str) -> tuple[Path, int] | None:
 
 
 def _check_free(path: str, key: str) -> None:
-    """ZeroMQ removes whatever has the name of an ipc:// socket: another program's, or a file that is none."""
+    """Refuse a path that is in use: ZeroMQ would remove the file, even if it belongs to another program."""
     if path.startswith("@"):
         return
     try:
@@ -85,7 +85,7 @@ def _check_free(path: str, key: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            return  # left behind by a program that was killed
+            return  # a killed program left the file
         except OSError as error:
             raise ConfigError(f"{key}: cannot use ipc://{path}: {error.strerror}") from error
     raise ConfigError(

@@ -115,7 +115,7 @@ def test_timing_adds_up(timing: Timing, expected: tuple[float, ...]) -> None:
 
 def test_timing_line_says_where_the_time_went() -> None:
     line = codec.detections(result(), CLASSES).timing_line()
-    assert line == "gate frame 17: 27.8 ms = 3.0 waiting + 0.2 submitting + 24.0 inferring + 0.6 publishing"
+    assert line == "gate frame 17: 27.8 ms = 3.0 wait + 0.2 submit + 24.0 infer + 0.6 publish"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -230,8 +230,8 @@ def _changed(**changes: Any) -> bytes:
     [
         ("detections/gate", _changed(schema="vision.detections/2"), "vision.detections/1, got vision.detections/2"),
         ("detections/gate", _changed(schema="other.thing/1"), "got other.thing/1"),
-        ("detections/gate", codec.encode(MESSAGES["node"]), "expected schema vision.detections/1, got vision.status/1"),
-        ("detections/gate", codec.encode(MESSAGES["node"], "msgpack"), "got vision.status/1"),
+        ("detections/gate", codec.encode(MESSAGES["node"]), "expected schema vision.detections/1, got vision.node"),
+        ("detections/gate", codec.encode(MESSAGES["node"], "msgpack"), "got vision.node-status/1"),
         ("detections/gate", _changed(seq="three"), "Expected `int`, got `str`"),
         ("detections/gate", b"", "expected a message of schema vision.detections/1"),
         ("detections/gate", b"{", "expected a message of schema"),
@@ -239,7 +239,7 @@ def _changed(**changes: Any) -> bytes:
         ("detections/gate", b"[1, 2]", "expected a message of schema"),
         ("detections/gate", b'{"schema": "\xff"}', "expected a message of schema"),
         ("detections/gate", b'{"x":' + b"[" * 100_000, "expected a message of schema"),
-        ("status/gate", b'{"schema": "vision.status/1"}', "missing required field `node`"),
+        ("status/gate", b'{"schema": "vision.camera-status/1"}', "missing required field `node`"),
         ("weather/gate", b"{}", "starts with one of detections, status, events, counts, got 'weather/gate'"),
     ],
 )  # fmt: skip
@@ -261,3 +261,14 @@ def test_no_bytes_make_the_reader_fail_otherwise(payload: bytes) -> None:
     except MessageError:
         return
     raise AssertionError("random bytes were read as a message")
+
+
+def test_a_printed_message_is_one_short_line() -> None:
+    message = codec.detections(result(tracked()), CLASSES)
+    assert str(message) == "gate frame 17: person #40 0.88 at 0,1,2,3, car #41 0.10 at 4,5,6,7"
+    assert str(codec.detections(result(Detections.empty()), CLASSES)) == "gate frame 17: no objects"
+
+
+def test_representations_have_no_empty_fields() -> None:
+    assert "None" not in repr(codec.detections(result(), CLASSES))
+    assert "None" not in repr(camera_status())

@@ -18,7 +18,7 @@ S = 1_000_000_000
 
 def event(number: int | None, journal: str = "one") -> codec.EventMessage:
     made = codec.event(crossed(), result())
-    return made if number is None else codec.kept(made, journal, number)
+    return made if number is None else codec.with_number(made, journal, number)
 
 
 def reply(newest: int, *, journal: str = "one", oldest: int = 1, more: bool = False) -> codec.ReplayReply:

@@ -48,7 +48,7 @@ def lose(one: Publisher, count: int = 1) -> None:
     for _ in range(count):
         number = one._event_log.newest + 1
         event = one.numbering.stamp(codec.event(crossed(), result()))
-        assert one._event_log.append([codec.encode(codec.kept(event, one._event_log.journal, number))])
+        assert one._event_log.append([codec.encode(codec.with_number(event, one._event_log.journal, number))])
 
 
 def take(subscription: Subscription, count: int) -> list[Item]:
@@ -311,11 +311,11 @@ def test_a_question_and_its_answer_in_full(tmp_path: Path) -> None:
     with publisher(tmp_path) as one:
         publish(one, 3)
         assert one.replay_address is not None and one._event_log is not None
-        question = {"schema": "vision.ask/1", "since": 1, "most": 1}
+        question = {"schema": "vision.replay-request/1", "since": 1, "limit": 1}
         header, events = ask(one.replay_address, json.dumps(question).encode())
         journal = one._event_log.journal
     assert header == {
-        "schema": "vision.replay/1", "node": "n", "journal": journal, "oldest": 1, "newest": 3, "more": True
+        "schema": "vision.replay-reply/1", "node": "n", "journal": journal, "oldest": 1, "newest": 3, "more": True
     }  # fmt: skip
     (event,) = [json.loads(event) for event in events]
     assert (event["schema"], event["number"], event["journal"], event["seq"]) == ("vision.events/1", 2, journal, 2)
@@ -324,10 +324,10 @@ def test_a_question_and_its_answer_in_full(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("question", "words"),
     [
-        (b"", "expected a request of schema vision.ask/1"),
-        (b"what did I miss?", "expected a request of schema vision.ask/1"),
-        (b'{"schema": "vision.ask/2"}', "expected a request of schema vision.ask/1"),
-        (b'{"schema": "vision.ask/1", "since": "all"}', "Expected `int`, got `str`"),
+        (b"", "expected a request of schema vision.replay-request/1"),
+        (b"what did I miss?", "expected a request of schema vision.replay-request/1"),
+        (b'{"schema": "vision.ask/2"}', "expected a request of schema vision.replay-request/1"),
+        (b'{"schema": "vision.replay-request/1", "since": "all"}', "Expected `int`, got `str`"),
     ],
 )
 def test_a_question_that_is_none_is_answered_with_what_was_expected(
@@ -339,17 +339,17 @@ def test_a_question_that_is_none_is_answered_with_what_was_expected(
         header, events = ask(one.replay_address, question)
         assert words in header["error"]
         assert events == []
-        assert ask(one.replay_address, b'{"schema": "vision.ask/1"}')[1]  # and the next one is answered
+        assert ask(one.replay_address, b'{"schema": "vision.replay-request/1"}')[1]  # and the next one is answered
 
 
-@pytest.mark.parametrize("most", [-5, 0, 10**9])
-def test_no_question_gets_more_than_there_is(tmp_path: Path, most: int) -> None:
+@pytest.mark.parametrize("limit", [-5, 0, 10**9])
+def test_no_question_gets_more_than_there_is(tmp_path: Path, limit: int) -> None:
     with publisher(tmp_path, max_events=2000) as one:
         publish(one, 3)
         lose(one, 1500)
         assert one.replay_address is not None
-        _, events = ask(one.replay_address, json.dumps({"schema": "vision.ask/1", "most": most}).encode())
-        assert len(events) == (1000 if most > 0 else 1)
+        _, events = ask(one.replay_address, json.dumps({"schema": "vision.replay-request/1", "limit": limit}).encode())
+        assert len(events) == (1000 if limit > 0 else 1)
 
 
 def test_those_who_ask_and_do_not_read_disturb_nobody(tmp_path: Path) -> None:
@@ -360,8 +360,8 @@ def test_those_who_ask_and_do_not_read_disturb_nobody(tmp_path: Path) -> None:
         assert one.replay_address is not None
         rude.connect(one.replay_address)
         for _ in range(300):
-            rude.send_multipart([b"", b'{"schema": "vision.ask/1"}'])
-        header, events = ask(one.replay_address, b'{"schema": "vision.ask/1", "since": 790}')
+            rude.send_multipart([b"", b'{"schema": "vision.replay-request/1"}'])
+        header, events = ask(one.replay_address, b'{"schema": "vision.replay-request/1", "since": 790}')
         assert (header["newest"], len(events)) == (800, 10)
 
 
