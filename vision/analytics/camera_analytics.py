@@ -129,7 +129,7 @@ class Analytics:
         return self._motion(row)
 
     def __len__(self) -> int:
-        """Number of objects in memory."""
+        """Return the number of objects in memory."""
         return len(self._memory)
 
     # --- an epoch -----------------------------------------------------------------------------------------------------

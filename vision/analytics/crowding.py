@@ -1,4 +1,4 @@
-"""Where it is crowded: more objects in a zone than its limit, for long enough."""
+"""`CrowdDetector`: zones that have held more objects than their threshold for long enough."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
 
 @dataclass(slots=True)
 class _Crowd:
-    """One zone that has a limit."""
+    """One zone with a threshold."""
 
     above: int
     for_s: float
     is_crowded: bool = False
-    change_since_s: float | None = None  # when a beginning or end began to last
+    change_since_s: float | None = None  # since when the state has differed from `is_crowded`
     from_s: float = 0.0
     most: int = 0
 
 
 class CrowdDetector:
-    """Begin and end of crowding, each when it has lasted `crowded_for_s` without a break."""
+    """Detects the begin and end of crowding, each after `crowded_for_s` without a break."""
 
     def __init__(self, zones: Sequence[ZoneConfig]) -> None:
         self.occupants = [0] * len(zones)  # of each zone
@@ -35,7 +35,11 @@ class CrowdDetector:
         }
 
     def update(self, now_s: float, *, unobserved: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Zone and data of each event. `unobserved`: nobody looked for so long that nothing has lasted."""
+        """Yield zone and data of each event.
+
+        Args:
+            unobserved: the camera was away for so long that no state has lasted.
+        """
         for zone, crowd in self._crowds.items():
             occupants = self.occupants[zone]
             if crowd.is_crowded:
@@ -55,7 +59,7 @@ class CrowdDetector:
             crowd.change_since_s = None
 
     def end(self, now_s: float) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Whatever lasts ends now."""
+        """End every crowd now. Yield zone and data of each event."""
         for zone, crowd in self._crowds.items():
             if crowd.is_crowded:
                 yield zone, self._end(zone, crowd, now_s)

@@ -1,14 +1,14 @@
-"""Time that only goes forward, made of capture times that do not always.
+"""`FrameClock`: time that only goes forward, from capture times that sometimes do not.
 
-Capture times come from cameras' own clocks, files that loop, and machines whose clocks are set. What is remembered for
-some seconds (tracks, who stands in a zone) must neither live for ever nor grow younger because of that.
+Capture times come from cameras' own clocks, from files that loop, and from machines whose clocks are set. State that is
+kept for some seconds, such as a track or a stay in a zone, must not live without limit or grow younger because of that.
 """
 
 from __future__ import annotations
 
-_FASTEST_CHANGE = 2.0  # a single long gap says little about a camera's rate
+_FASTEST_CHANGE = 2.0  # a single long gap is weak evidence of a lower frame rate
 _WEIGHT_OF_NEW = 0.2
-_SLOWEST_S = 10.0  # frames further apart than this are not compared for the camera's sake
+_SLOWEST_S = 10.0  # longer intervals do not change the estimate
 _FRAMES_REMEMBERED = 2.5
 
 
@@ -22,7 +22,7 @@ class FrameClock:
         self._last_ns: int | None = None
 
     def advance(self, captured_ns: int) -> float:
-        """Take a frame's capture time; returns the seconds since the one before, never negative."""
+        """Take a frame's capture time. Return the seconds since the frame before, never negative."""
         step_s = 0.0 if self._last_ns is None else (captured_ns - self._last_ns) * 1e-9
         self._last_ns = captured_ns
         if step_s < 0:
@@ -34,7 +34,7 @@ class FrameClock:
         return step_s
 
     def memory_s(self, wanted_s: float) -> float:
-        """How long to remember: `wanted_s`, or two frames of a camera that is slower than that."""
+        """Return the time to keep state: `wanted_s`, or two frames of a camera that is slower than that."""
         return max(wanted_s, _FRAMES_REMEMBERED * self.usual_s)
 
     def _learn(self, step_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Lines, polygons and the ground plane, for every object and every shape at once.
+"""Lines, polygons and the ground plane, computed for all objects and all shapes at once.
 
 All coordinates are pixels of the frame, x to the right and y down. Plain NumPy: on 200 objects and 20 zones it takes
 about a third of the time of shapely 2, because the polygons' bounding boxes leave few pairs to look at
@@ -27,11 +27,11 @@ ANCHORS: Final = {
     "center-left": (0.0, 0.5),
     "center-right": (1.0, 0.5),
 }
-"""Where in a box the point lies that stands for the object: fractions of its width and height."""
+"""Position of each anchor in a box: fractions of its width and height."""
 
 
 def places_of_anchors(anchors: Sequence[str]) -> FloatArray:
-    """(4, 2 A): corners x1, y1, x2, y2 times this are x and y of each of A anchors."""
+    """Return (4, 2 A): the factors from corners x1, y1, x2, y2 to x and y of each of A anchors."""
     places = np.zeros((4, 2 * len(anchors)))
     for at, name in enumerate(anchors):
         for axis in (0, 1):
@@ -41,13 +41,13 @@ def places_of_anchors(anchors: Sequence[str]) -> FloatArray:
 
 
 def pairs(mask: BoolArray) -> tuple[IndexArray, IndexArray]:
-    """Row and column, (K,) each, of what is true in `mask` (M, N); much quicker than `nonzero` in two dimensions."""
+    """Return row and column, (K,) each, of the true elements of `mask` (M, N). Much faster than 2D `nonzero`."""
     rows, columns = np.divmod(mask.ravel().nonzero()[0], mask.shape[1])
     return rows, columns
 
 
 class LineSet:
-    """L directed lines, each from its first point to its second, each crossed by the anchor of its number."""
+    """L directed lines, each from its first point to its second, each with the index of the anchor that crosses it."""
 
     def __init__(self, points: Sequence[Sequence[tuple[float, float]]], anchors: Sequence[int]) -> None:
         self.anchors = tuple(anchors)
@@ -59,7 +59,11 @@ class LineSet:
         return len(self._starts)
 
     def of_places(self, places: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """What makes distances: (N, L) factors and (L,) summands; `places` (N, 2 A) makes x and y of the anchors."""
+        """Return the factors (N, L) and offsets (L,) of the distances from the lines.
+
+        Args:
+            places: (N, 2 A) factors of x and y of the anchors.
+        """
         starts, directions = np.array(self._starts, np.complex128), self._directions()
         columns = 2 * np.array(self.anchors, np.intp)
         factors: FloatArray = directions.real * places[:, columns + 1] - directions.imag * places[:, columns]
@@ -70,11 +74,11 @@ class LineSet:
         return directions
 
     def distance(self, point: complex, line: int) -> float:
-        """Of a point from an endless line, positive to the right of who looks along."""
+        """Return the signed distance of a point from the infinite line, positive on its right."""
         return ((point - self._starts[line]) * self._along[line].conjugate()).imag / self._lengths[line]
 
     def is_passed(self, before: complex, now: complex, line: int) -> bool:
-        """Whether the straight path between two points meets the endless line between the line's ends."""
+        """Return True if the straight path between two points crosses the infinite line between the line's ends."""
         was, change = self.distance(before, line), self.distance(before, line) - self.distance(now, line)
         point = before + (was / change if change else 0.0) * (now - before)
         share = ((point - self._starts[line]) / self._along[line]).real
@@ -82,12 +86,12 @@ class LineSet:
 
 
 class ZoneSet:
-    """Z polygons, which close by themselves."""
+    """Z closed polygons."""
 
     def __init__(self, polygons: Sequence[Sequence[tuple[float, float]]]) -> None:
         corners = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
         most = max((len(polygon) for polygon in corners), default=0)
-        # Every polygon gets as many sides as the longest one: those too many have no length and are never crossed.
+        # Every polygon is padded to the number of sides of the longest one. The extra sides have no length.
         padded = np.array([np.concatenate([p, np.repeat(p[:1], most - len(p), axis=0)]) for p in corners])
         padded = padded.reshape(len(corners), most, 2)
         low, high = padded.min(axis=1, initial=1e9), padded.max(axis=1, initial=-1e9)
@@ -99,19 +103,19 @@ class ZoneSet:
         slope = np.divide(run, rise, out=np.zeros_like(rise), where=rise != 0)
         self._heights = np.ascontiguousarray(np.concatenate([y, y[:, :1]], axis=1).T)  # (sides + 1, Z) of the corners
         self._slopes, self._offsets = np.ascontiguousarray(slope.T), np.ascontiguousarray((x - slope * y).T)
-        # A point minus a corner, times this, has the share of the side that it lies at, and how far beside, in sides.
+        # (point - corner) * turn: position along the side (real) and distance from it (imaginary), in side lengths.
         side = np.ascontiguousarray(_complex(np.stack([run, rise], axis=2)).T)
         self._lengths = np.abs(side)
         self._turns = np.divide(1.0, side, out=np.zeros_like(side), where=side != 0)
         self._corners = np.ascontiguousarray(_complex(padded).T)
-        empty = self._lengths == 0  # those too many are where nobody ever is
+        empty = self._lengths == 0  # move the extra sides far away from every point
         self._corners[empty], self._turns[empty], self._lengths[empty] = 1e9, 1.0, 1.0
 
     def __len__(self) -> int:
         return len(self._middle)
 
     def contain(self, points: Points) -> BoolArray:
-        """(M, Z) which points, (M, Z) or (M, 1), lie inside, by the even-odd rule; a common side is one neighbour's."""
+        """Return (M, Z): True for points, (M, Z) or (M, 1), that lie inside, by the even-odd rule."""
         offset = (points - self._middle)[..., None].view(np.float64)
         in_box = np.abs(offset, out=offset) <= self._half
         inside: BoolArray = in_box[..., 0] & in_box[..., 1]
@@ -127,7 +131,7 @@ class ZoneSet:
         return inside
 
     def distances_to_border(self, points: Points, zones: IndexArray) -> FloatArray:
-        """(K,) distances of points (K,) from the border of their zones, never negative."""
+        """Return (K,) distances of points (K,) from the border of their zones, never negative."""
         at = points - self._corners.take(zones, axis=1)
         at *= self._turns.take(zones, axis=1)
         share = at.real
@@ -139,12 +143,12 @@ class ZoneSet:
 
 
 def _complex(places: FloatArray) -> Points:
-    """(...) from x and y, (..., 2)."""
+    """Return x + iy, (...), from x and y, (..., 2)."""
     return places[..., 0] + 1j * places[..., 1]
 
 
 class GroundPlane:
-    """Where points of the frame lie on the ground, in metres, from four points whose places are known.
+    """Conversion of points in the frame to metres on the ground, from four points with known positions.
 
     The homography is solved from its eight equations (Hartley and Zisserman, Multiple View Geometry, 4.1).
 
@@ -155,7 +159,7 @@ class GroundPlane:
 
     def __init__(self, points: Sequence[tuple[float, float]], metres: Sequence[tuple[float, float]]) -> None:
         rows, values = [], []
-        # Sizes near 1 keep the equations well conditioned.
+        # Values near 1 keep the equations well conditioned.
         self._scale = max(1.0, float(np.abs(np.asarray(points)).max()))
         for (px, py), (x, y) in zip(points, metres, strict=True):
             u, v = px / self._scale, py / self._scale
@@ -167,7 +171,7 @@ class GroundPlane:
         self._in_front = float(np.sign(matrix[2] @ (u, v, 1.0)))
 
     def to_metres(self, x: float, y: float) -> tuple[float, float]:
-        """x and y on the ground; NaN for points at or above the horizon, which are not on it."""
+        """Return x and y on the ground in metres; NaN for points at or above the horizon."""
         u, v = x / self._scale, y / self._scale
         (a, b, c), (d, e, f), (g, h, i) = self._rows
         depth = g * u + h * v + i

@@ -1,9 +1,9 @@
-"""Who has crossed which line.
+"""`LineWatch`: which objects have crossed which lines.
 
-What jitters is decided with a margin, in space and in time: an object has crossed when its anchor is clearly beyond the
-line, or a little beyond it and stays there. Which side it was on is remembered per object, and whether it passed
-between the line's ends is judged where its path met the line, so neither a step over the line between two frames nor
-a walk around its end is miscounted.
+Boxes jitter, so a crossing needs a margin in space and in time: an object has crossed when its anchor is clearly beyond
+the line, or slightly beyond it for some time. The side of each object is stored. Whether the object passed between the
+line's ends is decided where its path met the line. So neither a jump over the line between two frames nor a path around
+its end is miscounted.
 """
 
 from __future__ import annotations
@@ -26,45 +26,47 @@ _CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
 
 
 class Crossing(NamedTuple):
-    """Of one line by one object."""
+    """Crossing of one line by one object."""
 
-    row: int  # in the memory
+    row: int  # in the track table
     line: int
     direction: str  # "in": from the left to the right
 
 
 class LineWatch:
-    """The lines of one camera. What it remembers of each object lies in the stage's memory, in `columns`."""
+    """The lines of one camera. The state of each object is in the `columns` of the camera's `TrackTable`."""
 
     def __init__(self, lines: Sequence[LineConfig], anchors: Sequence[str], allowed: BoolArray | None) -> None:
         """
         Args:
-            anchors: names of the columns of `Seen.points`.
-            allowed: (C + 1, L) whether objects of each class count; None: all do.
+            anchors: names of the columns of `TrackSnapshot.points`.
+            allowed: (C + 1, L) True where objects of a class count; None: all do.
         """
         number = len(lines)
         self.columns: Mapping[str, TrackColumn] = {
             "right": TrackColumn(
                 np.bool_, (2 * number,)
-            ),  # whether it is right of each line, and whether it counts as such
+            ),  # the side of each line that it is on, and the side that it counts on
             "unknown": TrackColumn(np.bool_, (number,)),  # on the line since it appeared
             "passed": TrackColumn(np.bool_, (number,)),  # the path last met the line between its ends
             "beyond_s": TrackColumn(
                 np.float64, (number,), math.inf
-            ),  # since when it is beyond the line, not yet counted
+            ),  # since when it has been beyond the line without being counted
         }
         self._anchors = [anchors.index(line.anchor) for line in lines]
-        self._wanted = [(line.direction != "in", line.direction != "out") for line in lines]
+        self._reported = [(line.direction != "in", line.direction != "out") for line in lines]
         self._allowed = allowed
 
     def place(self, points: Sequence[Sequence[tuple[float, float]]]) -> LineSet:
-        """Lay the lines on a frame: the pixels of their first and second points."""
+        """Set the pixels of the first and second point of each line."""
         self._set = LineSet(points, self._anchors)
         return self._set
 
     def look(self, memory: TrackTable, seen: TrackSnapshot) -> list[Crossing]:
-        """Crossings in this frame, in the order of objects and then of lines. Who has come near is few, so they are
-        looked at one by one: what meets a line first, as its columns come first."""
+        """Return the crossings in this frame, in the order of objects and then of lines.
+
+        Few objects are near a line, so they are handled one by one. The columns for paths that meet a line come first.
+        """
         memory_right, is_right = memory["right"], seen.distances > 0
         if seen.fresh is not None:
             appeared = seen.rows[seen.fresh]
@@ -73,9 +75,9 @@ class LineWatch:
         objects, columns = pairs(memory_right.take(seen.rows, axis=0) != is_right)
         if not len(objects):
             return []
-        found = (objects, seen.rows[objects], columns, seen.distances[objects, columns], seen.margin[objects])
+        candidates = (objects, seen.rows[objects], columns, seen.distances[objects, columns], seen.margin[objects])
         crossings = []
-        for at, row, column, distance, margin in zip(*(values.tolist() for values in found), strict=True):
+        for at, row, column, distance, margin in zip(*(values.tolist() for values in candidates), strict=True):
             line = column - len(self._set)
             if line < 0:
                 self._meet(memory, seen, at, row, column)
@@ -87,7 +89,7 @@ class LineWatch:
         return crossings
 
     def lost(self, memory: TrackTable, row: int) -> list[Crossing]:
-        """Of an object that is forgotten: what was a little beyond a line until the end has crossed it."""
+        """Return the crossings of an object that is forgotten: every line that it was slightly beyond at the end."""
         lines = (memory["beyond_s"][row] < math.inf).nonzero()[0].tolist()
         ended = [(line, bool(memory["right"][row, line])) for line in lines]
         return [
@@ -97,7 +99,7 @@ class LineWatch:
         ]
 
     def _meet(self, memory: TrackTable, seen: TrackSnapshot, at: int, row: int, line: int) -> None:
-        """A path has met the endless line: remember whether that was between the line's ends."""
+        """Store whether a path that has met the infinite line met it between the line's ends."""
         anchor = self._set.anchors[line]
         before, now = complex(memory["points"][row, anchor]), complex(seen.points[at, anchor])
         memory["passed"][row, line] = self._set.is_passed(before, now, line)
@@ -106,7 +108,7 @@ class LineWatch:
 
     @staticmethod
     def _is_sure(beyond_s: FloatArray, line: int, margins: float, now_s: float) -> bool:
-        """Whether who is so many margins from the side where he was has left it."""
+        """Return True if an object is far enough, or has been long enough, beyond the line to have left its side."""
         if margins > 1.0 and beyond_s[line] == math.inf:
             beyond_s[line] = now_s
         if margins <= _CLEARLY and now_s - beyond_s[line] < _STAYS_S - _CLOCK_GRAIN_S:
@@ -115,18 +117,18 @@ class LineWatch:
         return True
 
     def _counts(self, memory: TrackTable, row: int, line: int, to_right: bool) -> bool:
-        """Whether a change of side is a crossing to be reported."""
-        if not memory["passed"][row, line] or memory["unknown"][row, line] or not self._wanted[line][to_right]:
+        """Return True if a change of side is a crossing to report."""
+        if not memory["passed"][row, line] or memory["unknown"][row, line] or not self._reported[line][to_right]:
             return False
         return self._allowed is None or bool(self._allowed[class_row(self._allowed, memory["class_id"][row]), line])
 
 
 def class_rows(allowed: BoolArray, class_ids: NDArray[np.int32]) -> IndexArray:
-    """(M,) row in `allowed`, (C + 1, S), of each class id; ids without a name have the last one."""
+    """Return (M,) the row in `allowed`, (C + 1, S), of each class id. Ids without a name have the last row."""
     rows: IndexArray = np.minimum(class_ids.view(np.uint32), len(allowed) - 1).astype(np.intp)
     return rows
 
 
 def class_row(allowed: BoolArray, class_id: int) -> int:
-    """The same of one."""
+    """Return the row in `allowed` of one class id."""
     return int(class_id) if 0 <= class_id < len(allowed) - 1 else len(allowed) - 1

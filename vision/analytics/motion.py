@@ -1,7 +1,7 @@
 """Speed and direction of travel from noisy positions: a straight line fitted to about the last second.
 
-A difference of two positions would be all noise at 30 frames a second. Positions are kept about an eighth of a second
-apart, and the line is fitted only for the object that something is to be said about.
+The difference of two positions at 30 frames/s is mostly noise. Positions are kept about an eighth of a second apart.
+The line is fitted only for an object that has an event.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Final
 from vision.analytics.geometry import IndexArray, Points
 
 SAMPLES: Final = 9
-"""Positions kept of each object, NaN where it was not seen."""
+"""Number of positions kept per object; NaN where it was not detected."""
 
 _SPACING_S: Final = 0.125
 _WINDOW_S: Final = 1.05
-_LEAST_SPAN_S: Final = 0.35  # below which nothing is said
+_LEAST_SPAN_S: Final = 0.35  # shorter histories give no velocity
 
 
 class TrackHistory:
-    """Where each object was lately. All objects are sampled at the same times; the rows are the stage's memory's."""
+    """Recent positions of each object, all sampled at the same times. The rows are those of the `TrackTable`."""
 
     def __init__(self) -> None:
         self._times_s = [-math.inf] * SAMPLES
         self._slot = 0
 
     def observe(self, now_s: float, rows: IndexArray, points: Points, trails: Points) -> None:
-        """Take the positions (M,) of `rows`, if it is time to; `trails`, (R, SAMPLES), are written to."""
+        """Write the positions (M,) of `rows` to `trails`, (R, SAMPLES), if a sample is due."""
         if now_s - self._times_s[self._slot] < _SPACING_S:
             return
         self._slot = (self._slot + 1) % SAMPLES
@@ -39,7 +39,7 @@ class TrackHistory:
         of_now[rows] = points
 
     def of(self, now_s: float, trail: Points) -> tuple[list[float], list[complex]]:
-        """Times and positions of one object's last second, in no order."""
+        """Return times and positions of one object's last second, unordered."""
         since_s = now_s - _WINDOW_S
         times_s, points = [], []
         for time_s, point in zip(self._times_s, trail.tolist(), strict=True):
@@ -50,7 +50,7 @@ class TrackHistory:
 
 
 def velocity(times_s: Sequence[float], points: Sequence[complex]) -> complex | None:
-    """x + iy per second by least squares; None where the positions do not suffice."""
+    """Return x + iy per second by least squares; None if there are too few positions."""
     if not times_s or max(times_s) - min(times_s) < _LEAST_SPAN_S:
         return None
     number, sum_t = len(times_s), sum(times_s)

@@ -1,4 +1,4 @@
-"""The objects of one frame, as those see them who watch lines and zones."""
+"""`TrackSnapshot`: the objects of one frame, as input of lines and zones."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, Points
 
 @dataclass(frozen=True, slots=True)
 class TrackSnapshot:
-    """M objects."""
+    """The M objects of one frame."""
 
     now_s: float
-    rows: IndexArray  # (M,) in the memory, which still has the `points` of the frame before
-    fresh: BoolArray | None  # (M,) never seen before; None: none of them
+    rows: IndexArray  # (M,) in the track table, which still has the `points` of the frame before
+    fresh: BoolArray | None  # (M,) True for new objects; None: no object is new
     points: Points  # (M, A) of each anchor
-    distances: FloatArray  # (M, 2 L) signed, from each line, and once more
+    distances: FloatArray  # (M, 2 L) signed, from each line, twice
     margin: FloatArray  # (M,) pixels by which a border must be passed

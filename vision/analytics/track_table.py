@@ -1,4 +1,4 @@
-"""What is remembered of each object between two frames: columns with one row per track id."""
+"""`TrackTable`: the state of each object between two frames, in columns with one row per track id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_ID: Final = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, slots=True)
 class TrackColumn:
-    """One quantity: its dtype, its shape for one object, and its value for an object that is new."""
+    """One quantity: its dtype, its shape for one object, and its value for a new object."""
 
     dtype: DTypeLike
     shape: tuple[int, ...] = ()
@@ -24,12 +24,14 @@ class TrackColumn:
 
 
 class TrackTable:
-    """Columns of one row per track, in ascending order of ids. Columns are reached by `memory["name"]`."""
+    """Columns of one row per track, in ascending order of ids. `table["name"]` is a column."""
 
     def __init__(self, columns: Mapping[str, TrackColumn]) -> None:
         self._kinds = dict(columns)
         self._columns: dict[str, NDArray[Any]] = {name: _blank(column, 0) for name, column in columns.items()}
-        self._ids: NDArray[np.int64] = np.array([_NO_ID])  # one more than there are, so that every search finds a row
+        self._ids: NDArray[np.int64] = np.array(
+            [_NO_ID]
+        )  # one more than there are tracks, so that every search finds a row
 
     def __len__(self) -> int:
         return len(self._ids) - 1
@@ -46,21 +48,25 @@ class TrackTable:
         return self._columns[name]
 
     def rows_of(self, track_ids: NDArray[np.int64]) -> tuple[IndexArray, BoolArray | None]:
-        """Row of each of the M ids, made where there was none, and for which it was made; None: for none."""
+        """Return the row of each of the M ids. Add a row for each new id.
+
+        Returns:
+            The rows (M,), and (M,) True for new ids; None if no id is new.
+        """
         rows = self._ids.searchsorted(track_ids)
-        known = self._ids[rows] == track_ids
-        if known.all():
+        present = self._ids[rows] == track_ids
+        if present.all():
             return rows, None
-        added = np.unique(track_ids[~known])
+        added = np.unique(track_ids[~present])
         ids = np.concatenate([self.ids, added])
         order = ids.argsort(kind="stable")
         self._ids = np.append(ids[order], _NO_ID)
         for name, values in self._columns.items():
             self._columns[name] = np.concatenate([values, _blank(self._kinds[name], len(added))])[order]
-        return self._ids.searchsorted(track_ids), ~known
+        return self._ids.searchsorted(track_ids), ~present
 
     def keep(self, kept: BoolArray) -> None:
-        """Forget all other rows."""
+        """Delete all rows that are not `kept`."""
         self._ids = np.append(self.ids[kept], _NO_ID)
         for name, values in self._columns.items():
             self._columns[name] = values[kept]

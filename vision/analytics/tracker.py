@@ -1,13 +1,13 @@
-"""Detections become tracks: one `Tracker` per camera, which knows time and not frames.
+"""`Tracker`: detections of one camera become tracks.
 
-Cameras drop frames and change their rate, so every parameter is a time, a score, or a multiple of the object's size;
-the same objects filmed at 30, 10 or 3 frames a second are followed by the same rules.
+Cameras drop frames and change their frame rate, so every parameter is a time, a score, or a multiple of the object's
+size. The same rules apply to the same objects at 30, 10 or 3 frames/s.
 
 Association has two stages as in ByteTrack (Zhang et al., "ByteTrack: Multi-Object Tracking by Associating Every
-Detection Box", ECCV 2022): sure detections may find any known object again, unsure ones only carry on what was seen
-just before, and only sure ones begin objects. Motion is a Kalman filter in continuous time. From OC-SORT (Cao et al.,
+Detection Box", ECCV 2022): strong detections can continue any track, weak ones only continue a track that was detected
+just before, and only strong ones start tracks. Motion is a Kalman filter in continuous time. From OC-SORT (Cao et al.,
 "Observation-Centric SORT", CVPR 2023) come the agreement of direction as part of the similarity and, as an option, the
-motion after an object was found again.
+motion after an object was detected again.
 
 All tracks lie in one array with a row per quantity, so that a frame costs a fixed number of NumPy calls.
 """
@@ -30,13 +30,13 @@ FloatArray: TypeAlias = NDArray[np.float64]
 IndexArray: TypeAlias = NDArray[np.intp]
 
 # The motion model. Lengths are in object sizes (the longer side of the box), so that near and far objects are alike.
-# The values are those of people on foot, wide enough for what moves faster: acceleration is what the filter adapts by.
-_POSITION_NOISE: Final = 0.05  # standard deviation of a sure detection's centre; ByteTrack's 1/20
-_UNSURE_NOISE: Final = 0.2  # more of it for each unit of score that is missing to _SURE_SCORE
+# The values fit people on foot, with room for faster objects: the filter adapts through acceleration.
+_POSITION_NOISE: Final = 0.05  # standard deviation of a strong detection's centre; ByteTrack's 1/20
+_UNSURE_NOISE: Final = 0.2  # added for each unit of score below _SURE_SCORE
 _SURE_SCORE: Final = 0.8
 _SIZE_NOISE: Final = 1.5  # variance of width and height over that of the centre
-_PARTIAL: Final = 3.0  # standard deviations of size at which a box counts half: a part of the object, or two in one
-_LEAST_TRUST: Final = 0.02  # of the most unlikely box, so that a lasting change of size is taken over
+_PARTIAL: Final = 3.0  # standard deviations of size at which a box counts half: part of an object, or two objects
+_LEAST_TRUST: Final = 0.02  # of the most unlikely box, so that a lasting change of size is adopted
 _POSITION_AGITATION: Final = 0.5  # growth of the speed's variance, sizes² per s³
 _SIZE_AGITATION: Final = 0.05
 _POSITION_DAMPING: Final = 0.2  # 1/s by which an unobserved speed fades
@@ -47,16 +47,16 @@ _FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # of a ne
 # Similarity of a track and a detection, about 0 to 1.
 _REACH: Final = 3.0  # standard deviations at which nearness has fallen to 1/e
 _FARTHEST: Final = 2.0  # sizes beyond which nothing is alike; nearness has fallen to a hundredth there
-_WIDEST_UNCERTAINTY: Final = 0.3  # sizes; whoever was long lost may not be found just anywhere
+_WIDEST_UNCERTAINTY: Final = 0.3  # sizes; limits how far away a long lost object can be matched
 _DIRECTION_WEIGHT: Final = 0.1  # added for the same direction, subtracted for the opposite one
 _CLEAR_SPEED: Final = 3.0  # standard deviations of speed from which a direction counts in full
-_ANY_STAGE: Final = 0.1  # least similarity to a sure detection
-_WEAK_STAGE: Final = 0.5  # to an unsure one
-_TENTATIVE_STAGE: Final = 0.1  # of an unpublished object to a sure detection
-_SAME_OBJECT_IOU: Final = 0.4  # a new detection that overlaps a followed object this much is the same object
+_ANY_STAGE: Final = 0.1  # minimum similarity to a strong detection
+_WEAK_STAGE: Final = 0.5  # to a weak one
+_TENTATIVE_STAGE: Final = 0.1  # of an unpublished track to a strong detection
+_SAME_OBJECT_IOU: Final = 0.4  # a detection that overlaps a tracked object this much is the same object
 
 _CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
-_SCORE_GRAIN: Final = 1e-6  # scores are float32: no threshold is missed by the width of a rounding
+_SCORE_GRAIN: Final = 1e-6  # scores are float32: rounding must not miss a threshold
 
 _CENTRES: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
 """Corners x1, y1, x2, y2 to centre x, centre y, width, height."""
@@ -80,15 +80,15 @@ _BORN_S: Final = 24
 _ROWS: Final = 25
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
-_next_track_id = itertools.count(1)  # one for the process: ids never meet, whatever the camera or epoch
+_next_track_id = itertools.count(1)  # one for the process: ids are unique across cameras and epochs
 
 
 class Tracker:
-    """Follows the objects of one camera. Not thread-safe.
+    """Tracks the objects of one camera. Not thread-safe.
 
-    Detections of different classes are different objects. Time that stands still, jumps back or jumps ahead is
-    understood: a capture time before the last one counts as one usual interval later, and a gap longer than `lost_s`
-    (and two usual intervals) ends every track. Ids, ages and the order of events therefore never run backwards.
+    Detections of different classes are different objects. Capture times can stay the same, go back or jump ahead: a
+    time before the last one counts as one usual interval later, and a gap longer than `lost_s` (and two usual
+    intervals) ends every track. Ids, ages and the order of events therefore never go back.
     """
 
     def __init__(self, config: TrackConfig | None = None) -> None:
@@ -96,41 +96,41 @@ class Tracker:
         self._forget()
 
     def __len__(self) -> int:
-        """Objects that are remembered, published or not."""
+        """Number of tracks, published or not."""
         return len(self._ids)
 
     @property
     def jumps_back(self) -> int:
-        """Capture times that lay before the last one, since the start or the last reset."""
+        """Number of capture times before the last one, since the start or the last reset."""
         return self._time.jumps_back
 
     def reset(self) -> None:
-        """Forget every object, as at a new epoch. Their ids are not used again."""
+        """End every track, as at a new epoch. Their ids are not used again."""
         self._forget()
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
         """Take one frame's detections.
 
         Args:
-            detections: down to `TrackConfig.low_score`; boxes that are not finite or have no area are passed over.
+            detections: down to `TrackConfig.low_score`; boxes that are not finite or have no area are ignored.
             captured_ns: monotonic time of the frame.
 
         Returns:
-            The published objects that were detected in this frame. A box lies between what was detected and what the
-            motion led to expect, nearer to the detection the higher its score and the likelier its size is.
+            The published tracks that were detected in this frame. A box lies between the detection and the position
+            predicted by the motion: the higher the score and the likelier the size, the nearer to the detection.
         """
         self._advance(captured_ns)
         frame = _Frame(detections, self._config)
         matches = self._associate(frame)
         tracks = (matches >= 0).nonzero()[0]
-        found = matches[tracks]
-        trust = self._correct(tracks, found, frame)
+        matched = matches[tracks]
+        trust = self._correct(tracks, matched, frame)
         published = self._ids[tracks] > 0
         result = self._tracks(
-            tracks[published], found[published], frame, trust[published], detections.truncated_candidates
+            tracks[published], matched[published], frame, trust[published], detections.truncated_candidates
         )
         self._keep((self._ids > 0) | (self._time.now_s - self._state[_SEEN_S] <= self._config.tentative_s))
-        self._begin(frame, found)
+        self._begin(frame, matched)
         return result
 
     # --- time ---------------------------------------------------------------------------------------------------------
@@ -160,8 +160,8 @@ class Tracker:
     def _predict(self, step_s: float) -> None:
         """Ornstein-Uhlenbeck speed, integrated exactly: any two steps give what their sum gives.
 
-        Centre and size do not depend on each other in this model, so the 8×8 filter of the literature falls apart into
-        four filters of 2×2, whose means and covariances are the state's first 20 rows: one matrix moves them all.
+        Centre and size do not depend on each other in this model, so the 8×8 filter of the literature separates into
+        four filters of 2×2. Their means and covariances are the state's first 20 rows: one matrix updates them all.
         """
         if step_s != self._step_s:
             self._step_s, self._step = step_s, _motion(step_s)
@@ -174,7 +174,7 @@ class Tracker:
     # --- association --------------------------------------------------------------------------------------------------
 
     def _associate(self, frame: _Frame) -> IndexArray:
-        """For each track its detection, or -1."""
+        """Return the detection of each track, or -1."""
         config = self._config
         matches = np.full(len(self._ids), -1, np.intp)
         if not len(matches) or not len(frame.scores):
@@ -196,7 +196,7 @@ class Tracker:
         return matches
 
     def _similarity(self, frame: _Frame) -> FloatArray:
-        """(M, N): half overlap, half nearness in standard deviations and likeness of size, and the direction.
+        """Return (M, N): half overlap, half nearness in standard deviations and similarity of size, and direction.
 
         Overlap alone fails where frames are far apart in time, nearness alone where objects are close together. Only
         pairs within reach are computed, which are few: the rest is 0.
@@ -205,9 +205,9 @@ class Tracker:
         similarity = np.zeros((state.shape[1], len(frame.scores)))
         size = np.maximum(state[2], state[3])
         rows, columns = self._within_reach(size, frame)
-        known, seen = state.take(_FOR_SIMILARITY, axis=0).take(rows, axis=1), at.take(columns, axis=1)
-        extent, seen_extent, speed, var_speed = known[2:4], seen[2:4], known[4:6], known[8]
-        offset, moved = seen[_PLACE] - known[_PLACE], seen[_PLACE] - known[9:11]
+        track, seen = state.take(_FOR_SIMILARITY, axis=0).take(rows, axis=1), at.take(columns, axis=1)
+        extent, seen_extent, speed, var_speed = track[2:4], seen[2:4], track[4:6], track[8]
+        offset, moved = seen[_PLACE] - track[_PLACE], seen[_PLACE] - track[9:11]
         smaller = np.minimum(extent, seen_extent)
         shared = np.minimum(smaller, (extent + seen_extent) * 0.5 - np.abs(offset))
         np.maximum(shared, 0.0, out=shared)
@@ -215,7 +215,7 @@ class Tracker:
         area, seen_area = extent[0] * extent[1], seen_extent[0] * seen_extent[1]
         overlap = common / (area + seen_area - common)
         likeness = smallest * smallest / (area * seen_area)
-        variance = np.minimum(known[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + frame.noise[columns]
+        variance = np.minimum(track[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + frame.noise[columns]
         distance2 = offset * offset / variance
         value = 0.5 * (overlap + likeness * np.exp((distance2[0] + distance2[1]) * (-1.0 / _REACH**2)))
         along, moved2, speed2 = moved * speed, moved * moved, speed * speed
@@ -225,7 +225,7 @@ class Tracker:
         return similarity
 
     def _within_reach(self, size: FloatArray, frame: _Frame) -> tuple[IndexArray, IndexArray]:
-        """Pairs (K,), (K,) of one class that are not hopelessly far apart. In float32, for there are M·N to look at."""
+        """Return pairs (K,), (K,) of one class that are near enough. In float32, because M·N pairs are compared."""
         x, y = self._state[_PLACE].astype(np.float32)[:, :, None]
         seen_x, seen_y = frame.at[_PLACE].astype(np.float32)
         reach = (_FARTHEST * size).astype(np.float32)[:, None]
@@ -234,24 +234,27 @@ class Tracker:
         np.subtract(y, seen_y, out=offset)
         near &= np.abs(offset, out=offset) < reach
         near &= self._classes[:, None] == frame.classes
-        rows, columns = np.divmod(near.ravel().nonzero()[0], near.shape[1])  # much quicker than nonzero in 2 dimensions
+        rows, columns = np.divmod(near.ravel().nonzero()[0], near.shape[1])  # much faster than nonzero in 2 dimensions
         return rows, columns
 
     # --- the life of a track ------------------------------------------------------------------------------------------
 
-    def _correct(self, tracks: IndexArray, found: IndexArray, frame: _Frame) -> FloatArray:
-        """The Kalman filter's update with what was detected, and what follows from being detected.
+    def _correct(self, tracks: IndexArray, matched: IndexArray, frame: _Frame) -> FloatArray:
+        """Update the Kalman filter with the detections, and everything else that a detection changes.
 
-        Sizes change slowly. A box that is suddenly shorter, taller or wider shows a part of an object, or two of them,
-        and its centre and edges are wrong by as much: such a box is believed less, as where errors have Student's
-        distribution instead of Gauss's. Returns by how much, (M,) from `_LEAST_TRUST` to 1.
+        Sizes change slowly. A box that is suddenly shorter, taller or wider shows a part of an object, or two objects,
+        and its centre and edges are wrong by as much. Such a box gets less weight, as if errors had Student's
+        distribution instead of Gauss's.
+
+        Returns:
+            The weight of each box, (M,) from `_LEAST_TRUST` to 1.
         """
         if not len(tracks):
             return np.ones(0)
-        everybody = len(tracks) == len(self._ids)
-        state = self._state if everybody else self._state.take(tracks, axis=1)
-        at = frame.at.take(found, axis=1)  # much quicker than an index
-        noise = _NOISE_OF_ROWS * frame.noise[found]
+        all_tracks = len(tracks) == len(self._ids)
+        state = self._state if all_tracks else self._state.take(tracks, axis=1)
+        at = frame.at.take(matched, axis=1)  # much faster than an index
+        noise = _NOISE_OF_ROWS * frame.noise[matched]
         error = at - state[_AT]
         unlikely = (error[_EXTENT] ** 2 / (state[_VAR_EXTENT] + noise[_EXTENT])).max(axis=0)
         belief: FloatArray = np.maximum(_PARTIAL**2 / (_PARTIAL**2 + unlikely), _LEAST_TRUST)
@@ -271,8 +274,8 @@ class Tracker:
             _restart_motion(state, again, at, noise, gap_s)
         state[_SEEN_AT] = at[_PLACE]
         state[_SEEN_S] = now_s
-        state[_STRONG_S, frame.strong[found]] = now_s
-        if not everybody:
+        state[_STRONG_S, frame.strong[matched]] = now_s
+        if not all_tracks:
             self._state[:, tracks] = state
         tentative = self._ids[tracks] == 0
         if tentative.any():
@@ -281,16 +284,16 @@ class Tracker:
                 self._ids[track] = next(_next_track_id)
         return belief
 
-    def _begin(self, frame: _Frame, found: IndexArray) -> None:
-        """Sure detections that belong to no track begin one, best score first while there is room."""
+    def _begin(self, frame: _Frame, matched: IndexArray) -> None:
+        """Start a track for each strong detection without one, best score first while there is room."""
         fresh = frame.scores >= self._config.new_score - _SCORE_GRAIN
-        fresh[found] = False
+        fresh[matched] = False
         new = fresh.nonzero()[0]
         if not len(new):
             return
-        if len(found):
-            overlap = _iou(frame.boxes[new], frame.boxes[found])
-            overlap[frame.classes[new][:, None] != frame.classes[found]] = 0.0
+        if len(matched):
+            overlap = _iou(frame.boxes[new], frame.boxes[matched])
+            overlap[frame.classes[new][:, None] != frame.classes[matched]] = 0.0
             new = new[overlap.max(axis=1) < _SAME_OBJECT_IOU]
         if not len(new):
             return
@@ -307,11 +310,11 @@ class Tracker:
         self._classes = np.concatenate([self._classes, frame.classes[new]])
 
     def _tracks(
-        self, tracks: IndexArray, found: IndexArray, frame: _Frame, trust: FloatArray, truncated_candidates: int
+        self, tracks: IndexArray, matched: IndexArray, frame: _Frame, trust: FloatArray, truncated_candidates: int
     ) -> Tracks:
         boxes = (_CORNERS @ self._state[_AT].take(tracks, axis=1)).T
-        scores = frame.scores[found]
-        boxes += (scores * trust)[:, None] * (frame.boxes.take(found, axis=0) - boxes)
+        scores = frame.scores[matched]
+        boxes += (scores * trust)[:, None] * (frame.boxes.take(matched, axis=0) - boxes)
         return Tracks(
             boxes_xyxy=boxes.astype(np.float32),
             scores=scores.astype(np.float32),
@@ -323,7 +326,7 @@ class Tracker:
 
 
 class _Frame:
-    """The usable detections of one frame, in the forms that the tracker needs."""
+    """The usable detections of one frame, in the layouts that the tracker needs."""
 
     __slots__ = ("at", "boxes", "classes", "noise", "scores", "strong")
 
@@ -355,9 +358,9 @@ class _Frame:
 
 
 def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: FloatArray, gap_s: FloatArray) -> None:
-    """Motion from the last and the new position alone, for tracks found again after a gap.
+    """Set the motion from the last and the new position alone, for tracks detected again after a gap.
 
-    The limit of OC-SORT's re-update, which runs the filter along a straight virtual path between the two positions.
+    This is the limit of OC-SORT's re-update, which runs the filter along a straight virtual path between the positions.
     """
     if not len(again):
         return
@@ -369,7 +372,7 @@ def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise:
 
 
 def _motion(step_s: float) -> tuple[FloatArray, FloatArray]:
-    """What a step does to the filter's rows, (20, 20), and what it adds to them for an object of size 1, (20, 1).
+    """Return the transition of the filter's rows, (20, 20), and their growth for an object of size 1, (20, 1).
 
     Gillespie, "Exact numerical simulation of the Ornstein-Uhlenbeck process and its integral", 1996.
     """
@@ -387,7 +390,7 @@ def _motion(step_s: float) -> tuple[FloatArray, FloatArray]:
 
 
 def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
-    """Where `_motion`'s coefficients stand: (14, 400) in the flat matrix and (6, 20) in the column."""
+    """Return the positions of `_motion`'s coefficients: (14, 400) in the flat matrix and (6, 20) in the column."""
     moves, growths = np.zeros((14, 20, 20)), np.zeros((6, 20))
     at, speed, var_at, covariance, var_speed = range(0, 20, 4)
     for row in range(4):
@@ -413,7 +416,7 @@ _WHERE_MOVES, _WHERE_GROWTHS = _places_of_coefficients()
 
 
 def _iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
-    """(M, N) intersection over union."""
+    """Return (M, N) intersection over union."""
     ax1, ay1, ax2, ay2 = a_xyxy.T[:, :, None]
     bx1, by1, bx2, by2 = b_xyxy.T
     width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)
@@ -424,9 +427,9 @@ def _iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
 
 
 def _match(similarity: FloatArray, rows: IndexArray, columns: IndexArray, least: float, matches: IndexArray) -> None:
-    """Pair tracks (rows) with detections (columns), none of which has a partner yet; written into `matches`.
+    """Match tracks (rows) with detections (columns) that are unmatched so far. Write the pairs into `matches`.
 
-    Of all pairings the one with the greatest sum of what the similarities exceed `least` by.
+    The assignment maximizes the sum of the similarities above `least`.
     """
     if not len(rows) or not len(columns):
         return
@@ -437,7 +440,9 @@ def _match(similarity: FloatArray, rows: IndexArray, columns: IndexArray, least:
         rows, gain, best = rows[worth], gain[worth], best[worth]
         if not len(rows):
             return
-    if np.bincount(best).max() > 1:  # somebody wants the same; otherwise each has its best, which nothing exceeds
+    if (
+        np.bincount(best).max() > 1
+    ):  # two tracks share their best detection; otherwise each has its best, which is optimal
         _, best, _ = lap.lapjv(np.minimum(-gain, 0.0), extend_cost=True)
         worth = best >= 0
         worth &= gain[np.arange(len(rows)), best] > 0

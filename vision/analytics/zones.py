@@ -1,4 +1,4 @@
-"""Who is in which zone, and for how long.
+"""`ZoneWatch`: which objects are in which zones, and for how long.
 
 An object enters or leaves when its anchor is a margin beyond the border. It also enters by appearing inside.
 """
@@ -21,44 +21,46 @@ _CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
 
 
 class Passage(NamedTuple):
-    """Of one object over the border of one zone."""
+    """Passage of one object over the border of one zone."""
 
-    row: int  # in the memory
+    row: int  # in the track table
     zone: int
     is_inside: bool
     appeared: bool
 
 
 class ZoneWatch:
-    """The zones of one camera. What it remembers of each object lies in the stage's memory, in `columns`."""
+    """The zones of one camera. The state of each object is in the `columns` of the camera's `TrackTable`."""
 
     def __init__(self, zones: Sequence[ZoneConfig], anchors: Sequence[str], allowed: BoolArray | None) -> None:
         """
         Args:
-            anchors: names of the columns of `Seen.points`.
-            allowed: (C + 1, Z) whether objects of each class count; None: all do.
+            anchors: names of the columns of `TrackSnapshot.points`.
+            allowed: (C + 1, Z) True where objects of a class count; None: all do.
         """
         number = len(zones)
         self.columns: Mapping[str, TrackColumn] = {
             "inside": TrackColumn(np.bool_, (number,)),
             "entered_s": TrackColumn(np.float64, (number,)),
-            "dwells_s": TrackColumn(np.float64, (number,), math.inf),  # when it will have been inside for `dwell_s`
+            "dwells_s": TrackColumn(
+                np.float64, (number,), math.inf
+            ),  # time at which it will have been inside for `dwell_s`
             "dwelling": TrackColumn(np.bool_, (number,)),
         }
         places = [anchors.index(zone.anchor) for zone in zones]
-        # Columns to take for the zones; one that all share is not repeated.
+        # Columns of the zones' anchors; an anchor that all zones share is taken once.
         self._places = slice(places[0], places[0] + 1) if len(set(places)) == 1 else np.array(places, np.intp)
         self._dwell_s = [zone.dwell_s or math.inf for zone in zones]
         self._allowed = allowed
-        self._next_dwell_s = math.inf  # nobody has been anywhere for long before this
+        self._next_dwell_s = math.inf  # no object reaches its `dwell_s` before this
 
     def place(self, polygons: Sequence[Sequence[tuple[float, float]]]) -> None:
-        """Lay the zones on a frame: the pixels of their corners."""
+        """Set the pixels of the corners of each zone."""
         self._set = ZoneSet(polygons)
         self._next_dwell_s = math.inf
 
     def look(self, memory: TrackTable, seen: TrackSnapshot) -> list[Passage]:
-        """Passages in this frame, in the order of objects and then of zones; `enter` and `leave` note them."""
+        """Return the passages in this frame, by object and then by zone. `enter` and `leave` store them."""
         points = seen.points[:, self._places]
         inside = self._set.contain(points)
         if self._allowed is not None:
@@ -89,7 +91,10 @@ class ZoneWatch:
         memory["dwells_s"][row, zone] = math.inf
 
     def dwellers(self, memory: TrackTable, now_s: float) -> list[tuple[int, int]]:
-        """Row and zone of who has now been in a zone for its `dwell_s`; who is hidden just now, when seen again."""
+        """Return row and zone of each object that has now been in a zone for its `dwell_s`.
+
+        An object that is hidden at that time is returned when it is detected again.
+        """
         if now_s < self._next_dwell_s:
             return []
         rows, zones = pairs(memory["dwells_s"] <= now_s)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Watched:
-    """One camera's analytics, with what it has counted so far."""
+    """One camera's analytics and its counts so far."""
 
     analytics: Analytics
     config: CameraAnalytics
@@ -41,12 +41,12 @@ class _Watched:
 
 
 class AnalyticsStage:
-    """Tracks become events and counts, with lines and zones for each camera that has some.
+    """Tracks become events and counts, on every camera with lines or zones.
 
     With a `state`, counters continue after a restart. Without one they start at 0.
 
     Raises:
-        ConfigError: a class that the model does not have.
+        ConfigError: the model lacks a class.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class AnalyticsStage:
         """
         Args:
             sections: `analytics:` of camera.yaml, by camera id.
-            class_names: the model's, by class id.
-            forget_s: seconds after which an object that is no longer seen has left; the tracker's `lost_s`.
+            class_names: classes of the model, by class id.
+            forget_s: seconds after which an object that is no longer detected has left; the tracker's `lost_s`.
             state: stores the counters; the caller closes it.
         """
         check_analytics_classes(sections, class_names)
@@ -75,7 +75,7 @@ class AnalyticsStage:
         if result.meta.camera_id not in self._sections:
             return result
         if not isinstance(result.objects, Tracks):
-            raise TypeError(f"expected tracks to watch, got {type(result.objects).__name__}: is a TrackStage before?")
+            raise TypeError(f"expected tracks, got {type(result.objects).__name__}: add a TrackStage before")
         watched, events = self._watched(result.meta)
         events += watched.analytics.update(result.objects, result.meta.captured_ns)
         if events:
@@ -83,7 +83,7 @@ class AnalyticsStage:
         return replace(result, events=result.events + events, counts=watched.counts)
 
     def _watched(self, meta: FrameMeta) -> tuple[_Watched, tuple[Event, ...]]:
-        """Return a camera's analytics, begun with its first frame and restarted with each epoch, and events."""
+        """Return a camera's analytics and the ends of its states. Start it with the first frame, restart it per epoch."""
         watched = self._cameras.get(meta.camera_id)
         if watched is not None and watched.epoch == meta.epoch:
             return watched, ()
@@ -97,7 +97,7 @@ class AnalyticsStage:
             events = watched.analytics.restart(*size, meta.captured_ns)
         if watched.analytics.outside and before != size:
             log.warning(
-                "camera %s: outside of its frame of %dx%d, and so never reached: %s; `vision draw` shows where",
+                "camera %s: completely outside its frame of %dx%d, so nothing is counted there: %s; see `vision draw`",
                 meta.camera_id,
                 meta.width_px,
                 meta.height_px,

@@ -1,11 +1,11 @@
-"""A second model on the frames of followed objects: each is looked at once, and again on a schedule.
+"""`CascadeStage`: a second model classifies tracked objects, each once and again on a schedule.
 
-Two threads share the work. The results thread cuts the frames of objects that are due out of the frame, while its
-lease lasts, into arrays that were made at the start; so nothing but those few pixels leaves the frame. A thread here
-takes whatever waits, of all cameras, to the model. What it finds stands in the messages of the object from then on.
+Two threads share the work. While the lease of a frame lasts, the results thread copies the crops of objects that are
+due into arrays allocated at the start. So only those few pixels are copied. A thread of the stage passes the waiting
+crops of all cameras to the model. The messages of an object contain the result from then on.
 
-When more is due than there is room for, the rest is counted as skipped and tried again with its next frame: those
-that were never looked at first, then those that were looked at longest ago.
+When more objects are due than there is room for, the others are counted as skipped and tried again with their next
+frame: first those that were never classified, then those that were classified longest ago.
 """
 
 from __future__ import annotations
@@ -29,52 +29,52 @@ from vision.types import Attribute, Frame, FrameMeta, Result, Tracks
 log = logging.getLogger(__name__)
 
 Box: TypeAlias = tuple[int, int, int, int]
-"""Left, top, right, bottom in whole pixels; right and bottom lie outside."""
+"""Left, top, right, bottom in whole pixels; right and bottom are exclusive."""
 
-_UNSURE_S: Final = 1.0  # until an object of which nothing could be said is looked at again
-_FORGET_S: Final = 10.0  # without a sign of an object; trackers forget sooner
+_UNSURE_S: Final = 1.0  # until an object without a sure result is classified again
+_FORGET_S: Final = 10.0  # without a detection of an object; trackers forget sooner
 
 
 class Classifier(Protocol):
-    """Says what an object is. `crop` is called by one thread, `classify` by one other."""
+    """Classifies crops of objects. One thread calls `crop`, one other thread calls `classify`."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name in messages."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Columns of what `classify` gives."""
+        """Classes of the columns that `classify` returns."""
 
     @property
     def exclusive(self) -> bool:
-        """One class at most is true of an object."""
+        """True if at most one class applies to an object."""
 
     @property
     def crop_shape(self) -> tuple[int, int, int]:
-        """Height, width and 3 of what `crop` writes."""
+        """Height, width and 3: the shape that `crop` writes."""
 
     @property
     def max_batch(self) -> int:
-        """Most crops of one `classify`."""
+        """Maximum number of crops of one `classify`."""
 
     def crop(self, frame: Frame, box: Box, out: NDArray[np.uint8]) -> None:
-        """Write a part of the frame to `out`, of `crop_shape`."""
+        """Write the box of the frame to `out`, an array of `crop_shape`."""
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Scores (N, classes) from 0 to 1.
+        """Return scores (N, classes) from 0 to 1.
 
         Raises:
             DeviceError: the model failed.
         """
 
     def close(self) -> None:
-        """Free everything. May be called twice."""
+        """Free all resources. Idempotent."""
 
 
 @dataclass(slots=True, eq=False)
-class _Known:
-    """What is known of one object. The worker writes all but `seen_ns`, while `waits`."""
+class _ObjectState:
+    """The state of one object. The worker writes all fields but `seen_ns`, while `waits` is True."""
 
     seen_ns: int
     attributes: tuple[Attribute, ...] = ()
@@ -83,49 +83,50 @@ class _Known:
     waits: bool = False
 
     def is_due(self, now_ns: int) -> bool:
-        """A clock that was set back is no reason to wait until it has caught up."""
+        """Return True if the object is due. A clock that was set back does not postpone it."""
         return self.due_ns is not None and (self.due_ns <= now_ns or self.looked_ns > now_ns)
 
 
 @dataclass(slots=True)
 class _Camera:
     epoch: int
-    objects: dict[int, _Known] = field(default_factory=dict)  # by track id
+    objects: dict[int, _ObjectState] = field(default_factory=dict)  # by track id
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     crop: NDArray[np.uint8]
-    known: _Known
+    state: _ObjectState
     captured_ns: int
 
 
 class CascadeStage:
-    """Tracks get attributes."""
+    """Adds the attributes of a second model to tracks."""
 
     def __init__(
         self, classifier: Classifier, config: CascadeConfig, class_names: Sequence[str], *, lossless: bool = False
     ) -> None:
         """
         Args:
-            classifier: belongs to the stage from here on.
-            class_names: the detector's, by class id; `config.classes` are among them.
-            lossless: wait for room, and for what is found in each frame, so that recordings are the same each time.
+            classifier: the stage closes it.
+            class_names: classes of the detector, by class id; `config.classes` are among them.
+            lossless: wait for room and for the result of each frame, so that recordings are repeatable.
 
         Raises:
-            ConfigError: a class that the detector does not have.
+            ConfigError: the detector lacks a class.
         """
         self._classifier = classifier
         self._config = config
-        wanted = class_names if config.classes is None else config.classes
-        for name in wanted:
+        names = class_names if config.classes is None else config.classes
+        for name in names:
             if name not in class_names:
                 advice = did_you_mean_class(name, class_names)
                 raise ConfigError(
                     f"cascade.classes: the model has no class {name!r}",
                     hint=advice or "`vision models` lists its classes",
+                    code="unknown-class",
                 )
-        self._classes = np.array([at for at, name in enumerate(class_names) if name in wanted], np.int32)
+        self._classes = np.array([class_id for class_id, name in enumerate(class_names) if name in names], np.int32)
         self._refresh_ns = None if config.refresh_s is None else round(config.refresh_s * 1e9)
         self._unsure_ns = round(min(_UNSURE_S, config.refresh_s or _UNSURE_S) * 1e9)
         self._lossless = lossless
@@ -145,17 +146,17 @@ class CascadeStage:
     # --- the results thread -------------------------------------------------------------------------------------------
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Cuts out what is due, and adds what is known.
+        """Copy the crops that are due, and add the attributes known so far.
 
         Raises:
             DeviceError: the model failed.
         """
         tracks = result.objects
         if not isinstance(tracks, Tracks):
-            raise TypeError(f"expected tracks to look at, got {type(tracks).__name__}: is a TrackStage before?")
+            raise TypeError(f"expected tracks, got {type(tracks).__name__}: add a TrackStage before")
         objects = self._objects(tracks, result.meta)
-        for known, box in list(self._due(tracks, objects, result.meta)):
-            self._cut(frame, box, known)
+        for state, box in list(self._due(tracks, objects, result.meta)):
+            self._cut(frame, box, state)
         if self._lossless:
             with self._progress:
                 self._progress.wait_for(lambda: self._waiting == 0)
@@ -164,7 +165,7 @@ class CascadeStage:
         return _with_attributes(result, tracks, objects)
 
     def counters(self) -> dict[str, int]:
-        """What an operator should see."""
+        """Return the number of objects classified, skipped and waiting."""
         return {
             "cascade.looked": self._looked,
             "cascade.skipped": self._skipped,
@@ -172,44 +173,46 @@ class CascadeStage:
         }
 
     def close(self) -> None:
-        """End the thread after what it is doing, and the model. May be called twice."""
+        """Stop the thread after its current batch, and close the model. Idempotent."""
         self._closing = True
         self._jobs.put(None)
         self._thread.join()
         self._classifier.close()
 
-    def _objects(self, tracks: Tracks, meta: FrameMeta) -> dict[int, _Known]:
-        """What is known of the camera's objects, without those that were not seen for long."""
+    def _objects(self, tracks: Tracks, meta: FrameMeta) -> dict[int, _ObjectState]:
+        """Return the state of the camera's objects. Forget those that were not detected for long."""
         camera = self._cameras.get(meta.camera_id)
         if camera is None or camera.epoch != meta.epoch:
             camera = self._cameras[meta.camera_id] = _Camera(meta.epoch)
         now_ns, objects = meta.captured_ns, camera.objects
         for track_id in tracks.track_ids.tolist():
-            if (known := objects.get(track_id)) is not None:
-                known.seen_ns = now_ns
+            if (state := objects.get(track_id)) is not None:
+                state.seen_ns = now_ns
         since_ns = now_ns - round(_FORGET_S * 1e9)
-        # Later than now: the clock was set back.
-        for track_id in [at for at, known in objects.items() if not since_ns <= known.seen_ns <= now_ns]:
+        # A time after now: the clock was set back.
+        for track_id in [track_id for track_id, state in objects.items() if not since_ns <= state.seen_ns <= now_ns]:
             del objects[track_id]
         return objects
 
-    def _due(self, tracks: Tracks, objects: dict[int, _Known], meta: FrameMeta) -> Iterator[tuple[_Known, Box]]:
-        """Objects that are to be looked at in this frame, the most urgent first."""
+    def _due(
+        self, tracks: Tracks, objects: dict[int, _ObjectState], meta: FrameMeta
+    ) -> Iterator[tuple[_ObjectState, Box]]:
+        """Yield the objects to classify in this frame, the most urgent first."""
         now_ns = meta.captured_ns
         boxes = tracks.boxes_xyxy.clip(0, (meta.width_px, meta.height_px) * 2)
         large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._config.min_size_px
         large &= np.isin(tracks.class_ids, self._classes)
-        due: list[tuple[int, _Known, int]] = []
+        due: list[tuple[int, _ObjectState, int]] = []
         for row in large.nonzero()[0].tolist():
             track_id = int(tracks.track_ids[row])
-            known = objects.get(track_id)
-            if known is None:
-                known = objects[track_id] = _Known(now_ns)
-            if not known.waits and known.is_due(now_ns):
-                due.append((known.looked_ns, known, row))
-        due.sort(key=lambda one: one[0])
-        for _, known, row in due:
-            yield known, self._around(boxes[row], meta)
+            state = objects.get(track_id)
+            if state is None:
+                state = objects[track_id] = _ObjectState(now_ns)
+            if not state.waits and state.is_due(now_ns):
+                due.append((state.looked_ns, state, row))
+        due.sort(key=lambda entry: entry[0])
+        for _, state, row in due:
+            yield state, self._around(boxes[row], meta)
 
     def _around(self, box: NDArray[np.float32], meta: FrameMeta) -> Box:
         x1, y1, x2, y2 = (float(side) for side in box)
@@ -221,17 +224,17 @@ class CascadeStage:
             min(meta.height_px, math.ceil(y2 + margin_y)),
         )
 
-    def _cut(self, frame: Frame, box: Box, known: _Known) -> None:
+    def _cut(self, frame: Frame, box: Box, state: _ObjectState) -> None:
         try:
             crop = self._free.get(block=self._lossless)
         except queue.Empty:
             self._skipped += 1
             return
         self._classifier.crop(frame, box, crop)
-        known.waits = True
+        state.waits = True
         with self._progress:
             self._waiting += 1
-        self._jobs.put(_Job(crop, known, frame.meta.captured_ns))
+        self._jobs.put(_Job(crop, state, frame.meta.captured_ns))
 
     # --- the worker ---------------------------------------------------------------------------------------------------
 
@@ -239,18 +242,18 @@ class CascadeStage:
         while batch := self._next_batch():
             if self._error is None and not self._closing:
                 try:
-                    self._look(batch)
-                except Exception as error:  # noqa: BLE001 - `with_frame` raises it again, whatever it is
+                    self._classify(batch)
+                except Exception as error:  # noqa: BLE001 - `with_frame` raises it, whatever it is
                     self._error = error
             for job in batch:
-                job.known.waits = False
+                job.state.waits = False
                 self._free.put(job.crop)
             with self._progress:
                 self._waiting -= len(batch)
                 self._progress.notify_all()
 
     def _next_batch(self) -> list[_Job]:
-        """Whatever waits; empty at the end."""
+        """Return the waiting jobs; none at the end."""
         batch: list[_Job] = []
         while len(batch) < self._classifier.max_batch:
             try:
@@ -264,33 +267,33 @@ class CascadeStage:
             batch.append(job)
         return batch
 
-    def _look(self, batch: Sequence[_Job]) -> None:
+    def _classify(self, batch: Sequence[_Job]) -> None:
         scores = self._classifier.classify([job.crop for job in batch])
         for job, of_object in zip(batch, scores, strict=True):
-            found = tuple(self._attributes(of_object, job.captured_ns))
-            # Where one class is true, to find none is to be unsure: what was known is better, and tells its age.
-            is_sure = bool(found) or not self._classifier.exclusive
+            attributes = tuple(self._attributes(of_object, job.captured_ns))
+            # If exactly one class applies, no result means an unsure one: keep the old result, which has its own time.
+            is_sure = bool(attributes) or not self._classifier.exclusive
             if is_sure:
-                job.known.attributes = found
+                job.state.attributes = attributes
             after_ns = self._refresh_ns if is_sure else self._unsure_ns
-            job.known.due_ns = None if after_ns is None else job.captured_ns + after_ns
-            job.known.looked_ns = job.captured_ns
+            job.state.due_ns = None if after_ns is None else job.captured_ns + after_ns
+            job.state.looked_ns = job.captured_ns
         self._looked += len(batch)
 
     def _attributes(self, scores: NDArray[np.float32], seen_ns: int) -> Iterator[Attribute]:
-        """What is sure enough to be told, the surest first."""
+        """Yield the attributes that reach the score threshold, the best first."""
         order = np.argsort(-scores, kind="stable")
-        for at in order[: 1 if self._classifier.exclusive else None].tolist():
-            if scores[at] >= self._config.score_threshold:
-                name = self._classifier.class_names[at]
-                yield Attribute(self._classifier.name, name, float(scores[at]), seen_ns)
+        for column in order[: 1 if self._classifier.exclusive else None].tolist():
+            if scores[column] >= self._config.score_threshold:
+                name = self._classifier.class_names[column]
+                yield Attribute(self._classifier.name, name, float(scores[column]), seen_ns)
 
 
-def _with_attributes(result: Result, tracks: Tracks, objects: Mapping[int, _Known]) -> Result:
-    """With those that a cascade before this one has found."""
-    found = dict(result.attributes)
+def _with_attributes(result: Result, tracks: Tracks, objects: Mapping[int, _ObjectState]) -> Result:
+    """Return the result with the attributes of this stage in addition to those of stages before."""
+    attributes = dict(result.attributes)
     for track_id in tracks.track_ids.tolist():
-        known = objects.get(track_id)
-        if known is not None and known.attributes:
-            found[track_id] = (*found.get(track_id, ()), *known.attributes)
-    return replace(result, attributes=found) if found else result
+        state = objects.get(track_id)
+        if state is not None and state.attributes:
+            attributes[track_id] = (*attributes.get(track_id, ()), *state.attributes)
+    return replace(result, attributes=attributes) if attributes else result

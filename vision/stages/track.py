@@ -16,9 +16,9 @@ from vision.types import Detections, FrameMeta, Result
 class TrackStage:
     """Detections become tracks, with a tracker for each camera and epoch.
 
-    An object is published once it was found with `score` (`detect.score_threshold` in camera.yaml) and, of course, with
-    `TrackConfig.new_score`. From then on it is published wherever it is followed, also while it is found with less: so
-    a detector before this stage reports down to `detector_score`.
+    An object is published once it was detected with `score` (`detect.score_threshold` in camera.yaml) and
+    `TrackConfig.new_score`. From then on it is published while it is tracked, even with lower scores. So the detector
+    before this stage reports detections down to `detector_score`.
     """
 
     def __init__(self, config: TrackConfig | None = None, *, score: float = 0.0) -> None:
@@ -29,7 +29,7 @@ class TrackStage:
 
     def __call__(self, result: Result) -> Result:
         if not isinstance(result.objects, Detections):
-            raise TypeError(f"expected detections to follow, got {type(result.objects).__name__}: tracked already?")
+            raise TypeError(f"expected detections, got {type(result.objects).__name__}: is this a second TrackStage?")
         return replace(result, objects=self._tracker(result.meta).update(result.objects, result.meta.captured_ns))
 
     def _tracker(self, meta: FrameMeta) -> Tracker:

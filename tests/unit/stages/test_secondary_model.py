@@ -305,14 +305,15 @@ def test_what_a_cascade_before_has_found_is_kept() -> None:
 
 def test_a_class_that_the_detector_does_not_have_is_found_at_once() -> None:
     config = CascadeConfig.model_validate({"model": "m", "classes": ("persn",)})
-    with pytest.raises(ConfigError, match=r"cascade\.classes: the model has no class 'persn'") as caught:
+    with pytest.raises(ConfigError) as caught:
         CascadeStage(Grey(), config, CLASSES)
-    assert caught.value.hint == "did you mean 'person'?"
+    assert caught.value.code == "unknown-class"
+    assert "'person'" in caught.value.hint
 
 
 def test_detections_cannot_be_looked_at() -> None:
     result, frame = image()
-    with stage(Grey()) as one, pytest.raises(TypeError, match="expected tracks to look at, got Detections"):
+    with stage(Grey()) as one, pytest.raises(TypeError, match="Detections"):
         one.with_frame(replace(result, objects=Detections.empty()), frame)
 
 
@@ -320,7 +321,7 @@ def test_detections_cannot_be_looked_at() -> None:
 def test_a_model_that_fails_ends_the_program_and_blocks_nothing(lossless: bool) -> None:
     grey = Grey(fails=True)
     with stage(grey, lossless=lossless, queue=1) as one:
-        with pytest.raises(DeviceError, match="the second model failed: it fails"):
+        with pytest.raises(DeviceError, match="it fails"):
             for at in range(1000):
                 look(one, Thing(at))
                 wait_until(lambda: one._waiting == 0, "the worker goes on")
@@ -429,7 +430,7 @@ def test_a_model_that_fails_ends_the_run_with_every_lease_released(tmp_path: Pat
     sources = ["synthetic:320x240@30?objects=6"] * 2
     with (
         built(tmp_path, sources, offline=False, fragile=True) as (runtime, _),
-        pytest.raises(DeviceError, match="the second model failed: paint: classification failed"),
+        pytest.raises(DeviceError, match="paint"),
     ):
         runtime.run(threading.Event(), for_s=20)
     assert [leased(camera) for camera in runtime._cameras] == [0, 0]
