@@ -83,7 +83,7 @@ class AnalyticsStage:
         return replace(result, events=result.events + events, counts=watched.counts)
 
     def _watched(self, meta: FrameMeta) -> tuple[_Watched, tuple[Event, ...]]:
-        """Return a camera's analytics and the ends of its states. Start it with the first frame, restart it per epoch."""
+        """Return the analytics of a camera, started or restarted for a new epoch, and the ends of its states."""
         watched = self._cameras.get(meta.camera_id)
         if watched is not None and watched.epoch == meta.epoch:
             return watched, ()
