@@ -34,7 +34,7 @@ from vision.config.load import (
     resolve_paths,
 )
 from vision.config.rules import RuleConfig
-from vision.config.schema import config_schema
+from vision.config.schema import config_schema, model_schema
 from vision.config.shipped import resolve_config, shipped_configs, shipped_models
 from vision.config.snapshots import SnapshotConfig
 from vision.config.wording import nearest
@@ -66,6 +66,7 @@ __all__ = [
     "load_config",
     "load_config_text",
     "load_model_spec",
+    "model_schema",
     "nearest",
     "resolve_config",
     "resolve_paths",

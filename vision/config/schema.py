@@ -1,4 +1,4 @@
-"""The JSON Schema of camera.yaml, for editors and for messages about expected values."""
+"""The JSON Schemas of camera.yaml and model.yaml, for editors and for messages about expected values."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from vision.config.app import AppConfig
+from vision.config.app import AppConfig, ModelSpec
+from vision.config.cascade import ClassifierSpec
 from vision.config.wording import Loc, one_of
 
 Schema: TypeAlias = Mapping[str, Any]
@@ -24,13 +25,19 @@ class _WithoutTitles(GenerateJsonSchema):
         return False
 
 
+_DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
 def config_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of camera.yaml, with a description of every key."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "camera.yaml",
-        **deepcopy(dict(schema_of(AppConfig))),
-    }
+    return {"$schema": _DRAFT, "title": "camera.yaml", **deepcopy(dict(schema_of(AppConfig)))}
+
+
+def model_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of model.yaml: of a detection model or of a classifier."""
+    kinds = [deepcopy(dict(schema_of(model))) for model in (ModelSpec, ClassifierSpec)]
+    definitions = {name: value for kind in kinds for name, value in kind.pop("$defs").items()}
+    return {"$schema": _DRAFT, "title": "model.yaml", "anyOf": kinds, "$defs": definitions}
 
 
 @cache

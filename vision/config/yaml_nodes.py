@@ -59,6 +59,7 @@ _SYNTAX: Final = (
     ("mapping values are not allowed", "a second ':' in this line: put quotes around text that contains ': '"),
     (r"found character '\\t'", "a tab: YAML is indented with spaces"),
     ("found character", "text that begins with this character needs quotes"),
+    ("expected ',' or.*but got ':'", "quote text that ends with ':' or holds ': ' here, or close the bracket"),
     ("expected ',' or", "an open bracket, a missing comma, or text with , [ ] { } without quotes, such as ${NAME}"),
     ("could not find expected ':'", "a key without ': ' after it"),
     ("found unexpected end of stream", "a quote is opened and not closed"),

@@ -27,7 +27,7 @@ Polygon = tuple[tuple[float, float], ...]
         ((0, 0), (10, 0), (10, 10), (8, 10), (8, 2), (2, 2), (2, 10), (0, 10)),  # a U
     ],
 )
-def test_polygons_that_enclose_an_area(polygon: Polygon) -> None:
+def test_polygon_with_an_area_is_accepted(polygon: Polygon) -> None:
     for turn in range(len(polygon)):
         turned = polygon[turn:] + polygon[:turn]
         assert check_polygon(turned) == turned
@@ -49,7 +49,7 @@ def test_polygons_that_enclose_an_area(polygon: Polygon) -> None:
         (((0, 0), (0, 0), (0, 0)), "a polygon closes by itself"),
     ],
 )
-def test_polygons_that_do_not(polygon: Polygon, message: str) -> None:
+def test_polygon_without_area_or_with_crossing_sides_is_refused(polygon: Polygon, message: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         check_polygon(polygon)
     assert message in str(caught.value)
@@ -59,7 +59,7 @@ angles = st.lists(st.integers(0, 359), min_size=3, max_size=20, unique=True).map
 
 
 @given(angles, st.floats(100, 4000))
-def test_corners_in_order_around_a_circle_enclose_an_area(degrees: list[int], radius: float) -> None:
+def test_corners_in_order_around_a_circle_are_accepted(degrees: list[int], radius: float) -> None:
     corners = tuple(
         (round(5000 + radius * math.cos(math.radians(at)), 3), round(5000 + radius * math.sin(math.radians(at)), 3))
         for at in degrees
@@ -68,7 +68,7 @@ def test_corners_in_order_around_a_circle_enclose_an_area(degrees: list[int], ra
 
 
 @given(st.lists(st.integers(0, 359), min_size=4, max_size=12, unique=True).map(sorted), st.data())
-def test_corners_out_of_order_around_a_circle_cross(degrees: list[int], data: st.DataObject) -> None:
+def test_corners_out_of_order_around_a_circle_are_refused(degrees: list[int], data: st.DataObject) -> None:
     first = data.draw(st.integers(0, len(degrees) - 2))
     degrees[first], degrees[first + 1] = degrees[first + 1], degrees[first]
     corners = tuple(
@@ -78,13 +78,13 @@ def test_corners_out_of_order_around_a_circle_cross(degrees: list[int], data: st
         check_polygon(corners)
 
 
-def test_a_line_has_a_length() -> None:
+def test_line_of_no_length_is_refused() -> None:
     assert check_line(((0, 0), (0, 1))) == ((0, 0), (0, 1))
     with pytest.raises(InvalidValue, match="two different points"):
         check_line(((3, 4), (3.0, 4.0)))
 
 
-def test_defaults() -> None:
+def test_zone_and_line_defaults() -> None:
     line = LineConfig(name="a", points=((0, 0), (9, 9)))
     zone = ZoneConfig(name="b", polygon=((0, 0), (9, 0), (9, 9)))
     assert (line.direction, line.anchor, line.classes) == ("both", "bottom-center", None)

@@ -34,7 +34,7 @@ from vision.errors import ConfigError
         "ipc://@node",
     ],
 )
-def test_addresses_to_bind_to(bind: str) -> None:
+def test_bind_address_is_accepted(bind: str) -> None:
     assert check_bind(bind) == bind
 
 
@@ -61,25 +61,25 @@ def test_addresses_to_bind_to(bind: str) -> None:
         ("ipc:///" + "ü" * 54, "at most 107 bytes"),
     ],
 )
-def test_addresses_that_cannot_be_bound(bind: str, message: str) -> None:
+def test_invalid_bind_address_is_refused(bind: str, message: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         check_bind(bind)
     assert message in str(caught.value)
 
 
-def test_the_longest_socket_path_is_bound() -> None:
+def test_longest_socket_path_is_accepted() -> None:
     assert check_bind("ipc:///" + "x" * 106)
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "https://models.net/x", "~/model"])
-def test_what_no_model_is_called(name: str) -> None:
+def test_invalid_model_name_is_refused(name: str) -> None:
     assert check_model_name("../my model") == "../my model"
     with pytest.raises(InvalidValue):
         check_model_name(name)
 
 
 @pytest.mark.parametrize("name", ["", "Detect", "detect.yaml", "a/b", "a\n.py", "~/a.py", "x" * 65])
-def test_what_no_pipeline_is_called(name: str) -> None:
+def test_invalid_pipeline_name_is_refused(name: str) -> None:
     assert check_pipeline("detect") == "detect"
     assert check_pipeline("../my pipeline.py") == "../my pipeline.py"
     with pytest.raises(InvalidValue):
@@ -87,7 +87,7 @@ def test_what_no_pipeline_is_called(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".onnx", "a.pt", "a/b.onnx", "..\\b.onnx", "a\n.onnx"])
-def test_what_no_onnx_file_is_called(name: str) -> None:
+def test_invalid_onnx_file_name_is_refused(name: str) -> None:
     assert check_file_name("a b.onnx") == "a b.onnx"
     with pytest.raises(InvalidValue):
         check_file_name(name)
@@ -190,7 +190,7 @@ def camera(**options: object) -> str:
         (camera(source="'rtsp://viewer:@h'"), []),
     ],
 )
-def test_cameras(text: str, expected: list[str]) -> None:
+def test_camera_faults(text: str, expected: list[str]) -> None:
     found = faults(text, {"X": "s3same"})
     assert len(found) == len(expected)
     for line, start in zip(found, expected, strict=True):
@@ -249,12 +249,12 @@ ONE_PIXEL = "all within one pixel; expected units: fraction next to lines and zo
         ),
     ],
 )
-def test_lines_and_zones(text: str, expected: list[str]) -> None:
+def test_analytics_faults(text: str, expected: list[str]) -> None:
     assert faults(ANALYTICS + text) == expected
 
 
 @pytest.mark.parametrize("pipeline", ["pipeline: detect\n", "pipeline: track\n"])
-def test_lines_and_zones_need_a_pipeline_that_has_them(pipeline: str) -> None:
+def test_analytics_need_a_pipeline_with_analytics(pipeline: str) -> None:
     (fault,) = faults(pipeline + camera(source="csi:0") + "\nanalytics: {a: {}}")
     assert "has no lines and zones; expected pipeline: count, or a file of your own" in fault
     assert faults("pipeline: own.py\n" + camera(source="csi:0") + "\nanalytics: {a: {}}") == []
@@ -274,7 +274,7 @@ def test_pipeline_counts_where_analytics_are_given() -> None:
     )
 
 
-def test_names_from_the_environment_are_not_printed() -> None:
+def test_ids_from_the_environment_are_not_printed() -> None:
     cameras = "- {id: '${A}', source: csi:0}\n- {id: '${A}', source: csi:1}"
     assert faults(f"pipeline: count\ncameras:\n{cameras}\nanalytics: {{s3sam: {{}}}}", {"A": "s3same"}) == [
         "4: cameras[1].id: duplicate id '${A}', first on line 3",
@@ -282,7 +282,7 @@ def test_names_from_the_environment_are_not_printed() -> None:
     ]
 
 
-def test_an_unreadable_camera_may_be_the_one_that_is_meant() -> None:
+def test_camera_without_valid_id_causes_no_second_fault() -> None:
     text = "pipeline: count\ncameras: [{id: '${A}', source: csi:0}]\nanalytics: {gate: {}}"
     assert [line.split(": ")[1] for line in faults(text)] == ["cameras[0].id"]
 
@@ -307,19 +307,19 @@ def test_an_unreadable_camera_may_be_the_one_that_is_meant() -> None:
         ),
     ],
 )
-def test_objects_made_in_python_are_held_to_the_same(values: dict[str, object], message: str) -> None:
+def test_config_built_in_python_is_checked_too(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         AppConfig.model_validate(values)
     assert message in str(caught.value)
 
 
-def test_objects_made_in_python_have_their_defaults() -> None:
+def test_config_built_in_python_has_defaults() -> None:
     site = AppConfig(cameras=(CameraConfig(id="a", source="synthetic:"),))
     assert site.publish == PublishConfig()
     assert site.analytics == {}
 
 
-def test_passwords_stay_out_of_what_is_printed() -> None:
+def test_passwords_are_not_printed() -> None:
     site = load_config_text(camera(source="'rtsp://u:${X}@h/1'"), {"X": "s3same"})
     assert site.cameras[0].source == "rtsp://u:s3same@h/1"
     assert "s3same" not in f"{site!r} {site} {site.cameras[0]}"
@@ -344,7 +344,7 @@ analytics:
 """
 
 
-def test_classes_that_the_model_does_not_have() -> None:
+def test_unknown_class_is_refused() -> None:
     site = load_config_text(WITH_CLASSES, {})
     check_classes(site, ["person", "persn"])
     with pytest.raises(ConfigError) as caught:
@@ -357,7 +357,7 @@ def test_classes_that_the_model_does_not_have() -> None:
         check_classes(site, ["sofa", "car"])
 
 
-def test_classes_are_named_with_their_line(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_unknown_class_is_reported_with_its_line(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("site") / "camera.yaml"
     path.write_text(WITH_CLASSES)
     site = load_config_text(WITH_CLASSES, {})
@@ -369,7 +369,7 @@ def test_classes_are_named_with_their_line(tmp_path_factory: pytest.TempPathFact
         check_classes(site, ["person"], path)
 
 
-def test_a_ten_line_model_card_is_enough() -> None:
+def test_model_spec_of_ten_lines_has_defaults() -> None:
     spec = ModelSpec.model_validate(
         {
             "name": "mine",
@@ -383,7 +383,7 @@ def test_a_ten_line_model_card_is_enough() -> None:
     assert (spec.nms.iou_threshold, spec.input.letterbox, spec.head.strides) == (0.6, "center", (8, 16, 32))
 
 
-def test_class_names_of_lines_and_zones_are_checked_alone() -> None:
+def test_class_names_of_lines_and_zones_are_checked() -> None:
     sections = {
         "gate": CameraAnalytics.model_validate(
             {

@@ -48,12 +48,12 @@ def parse(text: str, environ: dict[str, str] | None = None) -> Document:
         (("publish", "bind"), (2, 1)),
     ],
 )
-def test_every_key_and_value_has_its_place(loc: Loc, place: tuple[int, int], ending: str) -> None:
+def test_every_key_and_value_has_a_place(loc: Loc, place: tuple[int, int], ending: str) -> None:
     found = parse(TEXT.replace("\n", ending)).place(loc)
     assert (found.line, found.column) == place
 
 
-def test_a_value_knows_its_own_place_beside_its_keys() -> None:
+def test_value_has_a_place_apart_from_its_key() -> None:
     node = parse("a:\n  - b").node(("a",))
     assert node is not None
     assert (node.place.line, node.place.column) == (2, 3)
@@ -100,12 +100,12 @@ def test_scalars_follow_yaml_1_2(scalar: str, value: object) -> None:
     assert type(data["a"]) is type(value)
 
 
-def test_not_a_number_is_read() -> None:
+def test_nan_is_read() -> None:
     value = parse("a: .nan").plain()["a"]
     assert value != value  # noqa: PLR0124
 
 
-def test_anchors_and_merges_keep_the_place_of_what_they_repeat() -> None:
+def test_aliases_and_merges_keep_the_original_place() -> None:
     text = "a: &one {x: 1, y: 2}\nb: &two {y: 5, z: 6}\nc: *one\nd: {<<: [*one, *two], x: 3}\ne:\n  <<: *two\n  w: 0\n"
     document = parse(text)
     assert document.faults == ()
@@ -145,7 +145,7 @@ def test_anchors_and_merges_keep_the_place_of_what_they_repeat() -> None:
         ("a: {<<: [5]}", "camera.yaml:1: a.<<: expected an alias of keys and values, such as <<: *name"),
     ],
 )
-def test_faults_that_leave_the_rest_readable(text: str, message: str) -> None:
+def test_fault_of_one_value_leaves_the_rest_readable(text: str, message: str) -> None:
     document = parse(f"{text}\nlast: 1")
     assert document.plain()["last"] == 1
     (fault,) = document.faults
@@ -174,6 +174,7 @@ def test_faults_that_leave_the_rest_readable(text: str, message: str) -> None:
         ("a:\n  - b: 1\n     c: 2", "camera.yaml:3: not valid YAML: the indentation does not fit the line above"),
         ("a:\n  - b: 1\n  c: 2", "camera.yaml:3: not valid YAML: a key where a '-' is expected"),
         ("a:\n  b: 1\n  - c: 2", "camera.yaml:3: not valid YAML: a '-' where a key is expected"),
+        ("a: {b: c:, d: 1}", "camera.yaml:1: not valid YAML: quote text that ends with ':'"),
         ("a: 'b' c", "camera.yaml:1: not valid YAML: text after a closing quote"),
         (" a: 1\nb: 2", "camera.yaml:2: not valid YAML: the indentation does not fit the lines above"),
         ("a: *b", "camera.yaml:1: not valid YAML: '*' needs a name that '&' has given above"),
@@ -187,7 +188,7 @@ def test_faults_that_leave_the_rest_readable(text: str, message: str) -> None:
         ("a: " + "[" * 100_000, f"camera.yaml:1: not valid YAML: nested more than {MAX_DEPTH} levels deep"),
     ],
 )
-def test_what_cannot_be_read_at_all(text: str, message: str) -> None:
+def test_invalid_yaml_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text)
     assert fault_lines(str(caught.value))[0].startswith(message)
@@ -211,12 +212,12 @@ def nested_aliases(levels: int, times: int) -> str:
         ),
     ],
 )
-def test_aliases_do_not_multiply_without_end(text: str, what: str) -> None:
+def test_expanded_aliases_are_limited(text: str, what: str) -> None:
     with pytest.raises(ConfigError, match=what):
         parse(text)
 
 
-def test_what_is_just_small_enough_is_read() -> None:
+def test_document_within_the_limits_is_read() -> None:
     assert parse(nested_aliases(MAX_DEPTH - 2, 1)).faults == ()
     assert parse("a: " + "[" * (MAX_DEPTH - 2) + "]" * (MAX_DEPTH - 2)).faults == ()
 
@@ -253,7 +254,7 @@ def test_variables_are_replaced_in_text(text: str, value: str) -> None:
     assert parse(f"a: '{text}'").plain() == {"a": text}  # and without an environment so does everything
 
 
-def test_a_variable_never_becomes_anything_but_text() -> None:
+def test_variable_is_always_text() -> None:
     assert parse("a: ${N}\nb: ${L}", {"N": "5", "L": "[1]: x"}).plain() == {"a": "5", "b": "[1]: x"}
 
 
@@ -273,7 +274,7 @@ def test_a_variable_never_becomes_anything_but_text() -> None:
         ("${1A}", "'${' begins an environment variable: expected ${NAME}, or $${ for the two characters themselves"),
     ],
 )
-def test_variables_that_give_nothing(text: str, message: str) -> None:
+def test_unusable_variable_is_refused(text: str, message: str) -> None:
     document = parse(f"\na:\n  - b: 'x {text} ${{PASSWORD}}'", ENVIRON)
     assert [(fault.place.line, fault.where, fault.text) for fault in document.faults] == [(3, "a[0].b", message)]
     assert "s3same" not in repr(document.plain())
@@ -299,7 +300,7 @@ def test_values_are_shown_as_written() -> None:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_read_with_and_without_a_byte_order_mark(tmp_path: Path) -> None:
+def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     for mark in (b"", b"\xef\xbb\xbf"):
         path.write_bytes(mark + "a: höf".encode())
@@ -316,7 +317,7 @@ def refusal(path: Path) -> str:
     return str(caught.value).replace(str(path.parent), "DIR")
 
 
-def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+def test_missing_file_suggests_a_neighbour(tmp_path: Path) -> None:
     assert refusal(tmp_path / "camera.yaml") == (
         "DIR/camera.yaml: no such file\n  hint: vision run demo runs a shipped configuration"
     )
@@ -325,7 +326,7 @@ def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "no" / "folder" / "camera.yaml")
 
 
-def test_a_folder_names_what_is_in_it(tmp_path: Path) -> None:
+def test_folder_suggests_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "site"
     folder.mkdir()
     assert refusal(folder) == (
@@ -349,7 +350,7 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_a_file_that_this_user_may_not_read(tmp_path: Path) -> None:
+def test_file_without_permission_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     path.touch()
     path.chmod(0)
@@ -367,11 +368,11 @@ def test_a_file_that_this_user_may_not_read(tmp_path: Path) -> None:
         ("/dev/null/camera.yaml", "cannot be read: Not a directory"),
     ],
 )
-def test_what_cannot_be_read(path: str, reason: str) -> None:
+def test_unreadable_file_is_reported(path: str, reason: str) -> None:
     assert reason in refusal(Path(path))
 
 
-def test_a_file_that_is_too_large(tmp_path: Path) -> None:
+def test_too_large_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     path.write_bytes(b"#" * MAX_BYTES)
     assert "empty" in refusal(path)
@@ -388,7 +389,7 @@ def test_a_file_that_is_too_large(tmp_path: Path) -> None:
         ("a: 1".encode("utf-16"), "DIR/camera.yaml:1: byte 0 is not UTF-8 text"),
     ],
 )
-def test_another_encoding_than_utf8(tmp_path: Path, raw: bytes, message: str) -> None:
+def test_other_encoding_is_refused_with_its_line(tmp_path: Path, raw: bytes, message: str) -> None:
     path = tmp_path / "camera.yaml"
     path.write_bytes(raw)
     assert refusal(path) == f"{message}\n  hint: save the file in the encoding UTF-8"

@@ -171,7 +171,7 @@ many = settings(
 
 @many
 @given(SITE, SECRETS, st.booleans())
-def test_documents_of_right_and_wrong_parts(data: dict[str, Any], secret: str, flow: bool) -> None:
+def test_documents_of_valid_and_invalid_parts(data: dict[str, Any], secret: str, flow: bool) -> None:
     check(yaml.safe_dump(data, default_flow_style=flow, sort_keys=False, allow_unicode=True), secret)
 
 
@@ -240,5 +240,5 @@ def test_shipped_configurations_with_changes(text: str, changes: list[tuple[int,
 
 @many
 @given(st.lists(PIECES | st.sampled_from(KEYS) | st.text(max_size=3), max_size=40).map("".join), SECRETS)
-def test_heaps_of_yaml_marks(text: str, secret: str) -> None:
+def test_random_yaml_punctuation(text: str, secret: str) -> None:
     check(text, secret)

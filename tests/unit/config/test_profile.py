@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from vision.config.profile import ProfileSpec
 
 
-def test_ranges_are_taken_as_they_are() -> None:
+def test_range_is_accepted() -> None:
     given = {"batch": [1, 4, 8], "height": [320, 416, 640], "values": {"size": [[8, 8], [16, 16], [32, 32]]}}
     profile = ProfileSpec.model_validate(given)
     assert (profile.batch, profile.height, profile.width) == ((1, 4, 8), (320, 416, 640), None)
@@ -32,6 +32,6 @@ def test_ranges_are_taken_as_they_are() -> None:
         ({"batch": [1, 1, 1], "shapes": {"t": [[2], [1], [3]]}}, "three lists of one length"),
     ],
 )
-def test_what_is_no_range_is_refused(given: dict[str, Any], says: str) -> None:
+def test_invalid_range_is_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         ProfileSpec.model_validate(given)

@@ -51,7 +51,7 @@ def faults(text: str) -> list[str]:
         ("zone_left yard", Condition("zone_left", "yard", 0.0)),
     ],
 )
-def test_what_a_rule_may_wait_for(text: str, condition: Condition) -> None:
+def test_condition_is_parsed(text: str, condition: Condition) -> None:
     assert parse_when(text) == condition
 
 
@@ -81,7 +81,7 @@ def test_what_a_rule_may_wait_for(text: str, condition: Condition) -> None:
         ("line_crossed door for 10s", "line_crossed NAME alone (it has no duration; crowded and dwelling last)"),
     ],
 )
-def test_what_no_rule_can_wait_for(text: str, words: str) -> None:
+def test_invalid_condition_is_refused(text: str, words: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         parse_when(text)
     assert words in str(caught.value)
@@ -90,11 +90,11 @@ def test_what_no_rule_can_wait_for(text: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"), [("500ms", 0.5), ("10s", 10), ("2.5s", 2.5), ("5m", 300), ("2h", 7200), ("30d", 2_592_000)]
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_duration_is_parsed(text: str, seconds: float) -> None:
     assert duration_s(text) == seconds
 
 
-def test_a_rule_made_in_python_is_held_to_the_grammar() -> None:
+def test_rule_built_in_python_is_checked() -> None:
     rule = RuleConfig(name="r", when="crowded queue for 10s", cooldown="1m")
     assert (rule.condition, rule.cooldown_s) == (Condition("crowded", "queue", 10.0), 60.0)
     with pytest.raises(ValidationError):
@@ -160,14 +160,14 @@ def test_a_rule_made_in_python_is_held_to_the_grammar() -> None:
         ),
     ],
 )
-def test_rules_and_what_they_are_about(rules: str, expected: list[str]) -> None:
+def test_rule_must_fit_its_line_or_zone(rules: str, expected: list[str]) -> None:
     found = faults(f"{SITE}rules: {rules}\n")
     assert len(found) == len(expected), found
     for line, start in zip(found, expected, strict=True):
         assert line.startswith(start)
 
 
-def test_a_model_made_in_python_is_checked_alike() -> None:
+def test_rules_built_in_python_are_checked() -> None:
     rule = {"name": "r", "when": "crowded queue"}
     cameras = ({"id": "a", "source": "a.mp4"},)
     with pytest.raises(ValidationError, match="no line or zone is called 'queue'; expected some under analytics"):
@@ -198,7 +198,7 @@ def test_a_model_made_in_python_is_checked_alike() -> None:
         ),
     ],
 )
-def test_what_goes_with_which_pipeline(text: str, expected: list[str]) -> None:
+def test_sections_must_fit_the_pipeline(text: str, expected: list[str]) -> None:
     found = faults(f"cameras: [{{id: a, source: a.mp4}}]\n{text}\n")
     assert len(found) == len(expected), found
     for line, start in zip(found, expected, strict=True):
@@ -206,13 +206,13 @@ def test_what_goes_with_which_pipeline(text: str, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "http://host/x", "~/x"])
-def test_what_is_no_folder(name: str) -> None:
+def test_invalid_folder_is_refused(name: str) -> None:
     assert check_folder("../a b/") == "../a b/"
     with pytest.raises(InvalidValue):
         check_folder(name)
 
 
-def test_folders_start_at_the_file(tmp_path: Path) -> None:
+def test_folders_are_relative_to_the_file(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     text = "pipeline: count\ncameras: [{id: a, source: a.mp4}]\n"
     path.write_text(text + "state_dir: s\nsnapshots: {folder: shots}\ncascade: {model: ./m}\n")
@@ -229,7 +229,7 @@ def test_folders_start_at_the_file(tmp_path: Path) -> None:
     assert (site.state_dir, site.cascade.model) == ("/var/lib/vision/x", "clothes")
 
 
-def test_the_cascade_looks_at_classes_that_there_are(tmp_path: Path) -> None:
+def test_unknown_class_of_the_cascade_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     path.write_text("pipeline: track\ncameras: [{id: a, source: a.mp4}]\ncascade:\n  {model: m, classes: [persn]}\n")
     with pytest.raises(ConfigError) as caught:
@@ -240,7 +240,7 @@ def test_the_cascade_looks_at_classes_that_there_are(tmp_path: Path) -> None:
 
 # --- the card of a classifier -----------------------------------------------------------------------------------------
 
-CARD = """\
+SPEC = """\
 name: clothes
 file: clothes.onnx
 input: {width: 64, height: 128}
@@ -250,8 +250,8 @@ licence: MIT
 """
 
 
-def test_the_card_of_a_classifier(tmp_path: Path) -> None:
-    (tmp_path / "model.yaml").write_text(CARD)
+def test_classifier_spec_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text(SPEC)
     spec = load_classifier_spec(tmp_path)
     assert (spec.head.labels, spec.head.activation, spec.input.fit) == ("one", "softmax", "stretch")
     assert spec.classes == ("red", "green")
@@ -269,9 +269,9 @@ def test_the_card_of_a_classifier(tmp_path: Path) -> None:
         ("width: 64, ", "", "input.width: missing"),
     ],
 )
-def test_a_card_that_is_none(tmp_path: Path, old: str, new: str, fault: str) -> None:
-    assert old in CARD
-    (tmp_path / "model.yaml").write_text(CARD.replace(old, new))
+def test_invalid_classifier_spec_is_refused(tmp_path: Path, old: str, new: str, fault: str) -> None:
+    assert old in SPEC
+    (tmp_path / "model.yaml").write_text(SPEC.replace(old, new))
     with pytest.raises(ModelError) as caught:
         load_classifier_spec(tmp_path)
     assert fault in str(caught.value)

@@ -16,6 +16,7 @@ from vision.config import (
     load_config,
     load_config_text,
     load_model_spec,
+    model_schema,
     resolve_config,
     shipped_configs,
     shipped_models,
@@ -35,13 +36,13 @@ DEMONSTRATED = {"pipeline"}
 # --- shipped ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_configuration_is_valid() -> None:
+def test_every_shipped_configuration_is_valid() -> None:
     assert set(shipped_configs()) >= {"counting", "demo", "four-cameras", "jetson", "reference"}
     for path in shipped_configs().values():
         assert load_config(path, SECRETS).cameras
 
 
-def test_the_demo_shows_the_shipped_clip_twice() -> None:
+def test_demo_plays_the_shipped_clip_twice() -> None:
     site = load_config(resolve_config("demo"), {})
     assert [(camera.id, camera.loop) for camera in site.cameras] == [("north", True), ("south", True)]
     for camera in site.cameras:
@@ -49,7 +50,7 @@ def test_the_demo_shows_the_shipped_clip_twice() -> None:
         assert Path(camera.source).read_bytes()[4:8] == b"ftyp"
 
 
-def test_four_cameras_take_their_passwords_from_the_environment() -> None:
+def test_four_cameras_reads_passwords_from_the_environment() -> None:
     site = load_config(resolve_config("four-cameras"), SECRETS)
     assert len(site.cameras) == 4
     assert site.cameras[0].address == Rtsp("rtsp://viewer:a%2Fb@192.0.2.11/stream1")
@@ -58,7 +59,7 @@ def test_four_cameras_take_their_passwords_from_the_environment() -> None:
     assert str(caught.value).count("is not set") == 4
 
 
-def test_the_jetson_has_a_camera_of_each_kind() -> None:
+def test_jetson_has_a_camera_of_each_kind() -> None:
     site = load_config(resolve_config("jetson"), SECRETS)
     assert [camera.source.partition(":")[0] for camera in site.cameras] == ["rtsp", "csi", "/dev/video0"]
     assert site.detect.precision == "fp16"
@@ -67,7 +68,7 @@ def test_the_jetson_has_a_camera_of_each_kind() -> None:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_is_a_shipped_configuration_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_is_a_shipped_configuration_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve_config("demo") == shipped_configs()["demo"]
     for path in ("camera.yaml", "site.yml", "./demo", "/etc/vision/shop", "a/b"):
@@ -81,7 +82,7 @@ def test_a_name_is_a_shipped_configuration_or_a_path(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("name", "hint"), [("dmeo", "did you mean 'demo'?"), ("jetsn", "did you mean 'jetson'?"), ("", "vision run demo")]
 )
-def test_an_unknown_name_lists_those_there_are(name: str, hint: str) -> None:
+def test_unknown_name_lists_the_shipped_ones(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_config(name)
     assert "counting, demo, four-cameras, jetson or reference" in str(caught.value)
@@ -104,7 +105,7 @@ cameras:
 """
 
 
-def test_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "camera.yaml").write_text(WITH_PATHS)
     monkeypatch.chdir(tmp_path)
@@ -123,7 +124,7 @@ def test_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_names_are_not_paths(tmp_path: Path) -> None:
+def test_names_are_not_made_absolute(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     path.write_text("pipeline: detect\nmodel: mine\ncameras: [{id: a, source: csi:0}]")
     site = load_config(path, {})
@@ -131,14 +132,14 @@ def test_names_are_not_paths(tmp_path: Path) -> None:
     assert load_config_text(WITH_PATHS, {}).model == "../models/mine"
 
 
-def test_the_folder_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert folder_of_model("mine", shipped_models()) == shipped_models() / "mine"
     assert folder_of_model("./mine", shipped_models()) == Path("mine")
     assert (shipped_models() / "__init__.py").is_file()
 
 
-def test_a_model_without_its_description(tmp_path: Path) -> None:
+def test_missing_or_invalid_model_yaml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_model_spec(tmp_path / "none")
     assert "no such file" in str(caught.value)
@@ -148,14 +149,14 @@ def test_a_model_without_its_description(tmp_path: Path) -> None:
         load_model_spec(tmp_path)
 
 
-def test_a_model_card_takes_no_variables(tmp_path: Path) -> None:
+def test_model_yaml_has_no_variables(tmp_path: Path) -> None:
     sections = "input: {width: 32, height: 32}\nhead: {kind: yolov8}\n"
     (tmp_path / "model.yaml").write_text(f"name: a\nfile: a.onnx\n{sections}classes: coco80\nlicence: ${{HOME}}\n")
     spec = load_model_spec(tmp_path)
     assert (spec.licence, spec.classes) == ("${HOME}", "coco80")
 
 
-def test_every_shipped_model_has_a_valid_card() -> None:
+def test_every_shipped_model_yaml_is_valid() -> None:
     for path in shipped_models().glob("*/model.yaml"):
         assert load_model_spec(path.parent).name == path.parent.name
 
@@ -170,7 +171,7 @@ def keys_of(schema: Schema) -> Iterator[tuple[str, Schema]]:
             yield f"{name}.{key}", value
 
 
-def test_the_schema_is_for_editors() -> None:
+def test_schema_describes_every_key() -> None:
     schema = json.loads(json.dumps(config_schema()))
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["required"] == ["cameras"]
@@ -182,6 +183,14 @@ def test_the_schema_is_for_editors() -> None:
     camera = schema["$defs"]["CameraConfig"]["properties"]
     assert camera["transport"]["enum"] == ["tcp", "udp"]
     assert camera["open_timeout_s"]["maximum"] == 120
+
+
+def test_model_schema_describes_every_key() -> None:
+    schema = json.loads(json.dumps(model_schema()))
+    for kind in schema["anyOf"]:
+        assert {"name", "file", "input", "head", "classes"} <= set(kind["required"])
+        for path, value in keys_of({**kind, "$defs": schema["$defs"]}):
+            assert value.get("description"), path
 
 
 def written_keys(node: Node, base: str = "") -> Iterator[tuple[str, int, Node]]:
@@ -237,7 +246,7 @@ def reference_faults(path: Path) -> list[str]:
     return found
 
 
-def test_the_reference_shows_every_key_with_its_limits_and_default() -> None:
+def test_reference_has_every_key_with_limits_and_default() -> None:
     assert reference_faults(REFERENCE) == []
     assert "# yaml-language-server: $schema=" in REFERENCE.read_text()
 
@@ -255,7 +264,7 @@ def test_the_reference_shows_every_key_with_its_limits_and_default() -> None:
         (r"        direction: both\n", "        direction: in\n", "lines[].direction: expected the default both"),
     ],
 )
-def test_a_reference_that_differs_is_noticed(tmp_path: Path, pattern: str, replacement: str, fault: str) -> None:
+def test_wrong_reference_is_noticed(tmp_path: Path, pattern: str, replacement: str, fault: str) -> None:
     path = tmp_path / "reference.yaml"
     text, count = re.subn(pattern, replacement, REFERENCE.read_text(), count=1)
     assert count == 1
@@ -263,7 +272,7 @@ def test_a_reference_that_differs_is_noticed(tmp_path: Path, pattern: str, repla
     assert any(fault in line for line in reference_faults(path))
 
 
-def test_every_shipped_configuration_means_the_same_to_other_yaml_readers() -> None:
+def test_other_yaml_readers_read_the_shipped_configurations_alike() -> None:
     for path in shipped_configs().values():
         ours = json.dumps(read_document(path).plain())
         assert json.dumps(yaml.safe_load(path.read_text())) == ours

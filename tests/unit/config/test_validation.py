@@ -27,7 +27,7 @@ LINE = GOOD + "pipeline: count\nanalytics: {a: {lines: [{name: b, %s}]}}"
 ZONE = GOOD + "pipeline: count\nanalytics: {a: {zones: [{name: b, %s}]}}"
 CAMERA = "cameras:\n  - {id: a, source: a.mp4, %s}"
 
-CARD = """\
+SPEC = """\
 name: mine
 file: mine.onnx
 input: {width: 640, height: 640}
@@ -38,7 +38,7 @@ licence: MIT
 
 # --- every kind of error ----------------------------------------------------------------------------------------------
 
-SITE_CASES: list[tuple[str, str, str]] = [
+CONFIG_CASES: list[tuple[str, str, str]] = [
     ("missing", "{}\n", "1: cameras: missing; expected a list of at least 1 entry"),
     (
         "missing",
@@ -189,42 +189,42 @@ SITE_CASES: list[tuple[str, str, str]] = [
     ("tuple_type", GOOD + "detect: {classes: person}", "3: detect.classes: expected a list of names, got 'person'"),
 ]
 
-CARD_CASES: list[tuple[str, str, str]] = [
-    ("string_too_short", CARD.replace("MIT", "''"), "6: licence: expected text, got ''"),
+SPEC_CASES: list[tuple[str, str, str]] = [
+    ("string_too_short", SPEC.replace("MIT", "''"), "6: licence: expected text, got ''"),
     (
         "literal_error",
-        CARD.replace("[cat, dog]", "coco81"),
+        SPEC.replace("[cat, dog]", "coco81"),
         "5: classes: expected a list of names or 'coco80', got 'coco81' (did you mean 'coco80'?)",
     ),
-    ("tuple_type", CARD.replace("[cat, dog]", "80"), "5: classes: expected a list of names or 'coco80', got 80"),
-    ("string_type", CARD.replace("dog", "1"), "5: classes[1]: expected text, got 1 (as text: '1')"),
+    ("tuple_type", SPEC.replace("[cat, dog]", "80"), "5: classes: expected a list of names or 'coco80', got 80"),
+    ("string_type", SPEC.replace("dog", "1"), "5: classes[1]: expected text, got 1 (as text: '1')"),
     (
         "value_error",
-        CARD.replace("[cat, dog]", "[]"),
+        SPEC.replace("[cat, dog]", "[]"),
         "5: classes: expected a list of at least 1 name, none of them empty, none twice",
     ),
     (
         "value_error",
-        CARD.replace("mine.onnx", "../mine.onnx"),
+        SPEC.replace("mine.onnx", "../mine.onnx"),
         "2: file: expected the name of an .onnx file in the folder of model.yaml, got '../mine.onnx'",
     ),
-    ("string_pattern_mismatch", CARD + "sha256: ABC", "7: sha256: expected 64 of the digits 0-9 and a-f, got 'ABC'"),
+    ("string_pattern_mismatch", SPEC + "sha256: ABC", "7: sha256: expected 64 of the digits 0-9 and a-f, got 'ABC'"),
     (
         "greater_than",
-        CARD.replace("height: 640", "height: 640, std: [1, 1, 0]"),
+        SPEC.replace("height: 640", "height: 640, std: [1, 1, 0]"),
         "3: input.std[2]: expected a number above 0, got 0",
     ),
     (
         "missing",
-        CARD.replace("height: 640", "height: 640, mean: [1, 1]"),
+        SPEC.replace("height: 640", "height: 640, mean: [1, 1]"),
         "3: input.mean: expected a list of 3 numbers, got a list of 2",
     ),
     (
         "missing",
-        CARD.replace(", height: 640", ""),
+        SPEC.replace(", height: 640", ""),
         "3: input.height: missing; expected a whole number from 16 to 16384",
     ),
-    ("extra_forbidden", CARD + "license: MIT", "7: license: unknown key (did you mean 'licence'?)"),
+    ("extra_forbidden", SPEC + "license: MIT", "7: license: unknown key (did you mean 'licence'?)"),
 ]
 
 
@@ -237,7 +237,7 @@ def types_of(model: type[BaseModel], text: str) -> set[str]:
     return set()
 
 
-@pytest.mark.parametrize(("kind", "text", "fault"), SITE_CASES)
+@pytest.mark.parametrize(("kind", "text", "fault"), CONFIG_CASES)
 def test_each_kind_of_error_in_camera_yaml(kind: str, text: str, fault: str) -> None:
     assert kind in types_of(AppConfig, text)
     with pytest.raises(ConfigError) as caught:
@@ -245,7 +245,7 @@ def test_each_kind_of_error_in_camera_yaml(kind: str, text: str, fault: str) -> 
     assert fault_lines(str(caught.value)) == [f"camera.yaml:{fault}"]
 
 
-@pytest.mark.parametrize(("kind", "text", "fault"), CARD_CASES)
+@pytest.mark.parametrize(("kind", "text", "fault"), SPEC_CASES)
 def test_each_kind_of_error_in_model_yaml(kind: str, text: str, fault: str, tmp_path: Path) -> None:
     assert kind in types_of(ModelSpec, text)
     (tmp_path / "model.yaml").write_text(text)
@@ -311,7 +311,7 @@ def nodes(schema: object) -> Iterator[Mapping[str, Any]]:
             yield from nodes(value)
 
 
-def test_every_error_that_the_schemas_can_raise_has_a_phrase_and_a_case() -> None:
+def test_every_kind_of_error_has_a_phrase_and_a_test() -> None:
     possible = {
         kind
         for model in (AppConfig, ModelSpec)
@@ -319,11 +319,11 @@ def test_every_error_that_the_schemas_can_raise_has_a_phrase_and_a_case() -> Non
         for kind in errors_of(schema)
     } - {INCONSISTENT}
     assert possible == set(PHRASES)
-    assert {kind for kind, _, _ in SITE_CASES + CARD_CASES} == set(PHRASES)
+    assert {kind for kind, _, _ in CONFIG_CASES + SPEC_CASES} == set(PHRASES)
 
 
 @pytest.mark.parametrize("model", [AppConfig, ModelSpec])
-def test_every_pattern_is_said_in_words(model: type[BaseModel]) -> None:
+def test_every_pattern_has_a_description(model: type[BaseModel]) -> None:
     root = schema_of(model)
     patterned = [(path, schema) for path, value, _ in key_paths(root) if "pattern" in (schema := resolve(root, value))]
     assert patterned
@@ -348,7 +348,7 @@ detect: {}
 """
 
 
-def test_all_faults_come_at_once_in_the_order_of_the_file() -> None:
+def test_all_faults_are_reported_in_file_order() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config_text(MANY, {})
     lines = fault_lines(str(caught.value))
@@ -367,7 +367,7 @@ def test_all_faults_come_at_once_in_the_order_of_the_file() -> None:
     ]
 
 
-def test_a_misspelt_key_is_not_missing_as_well() -> None:
+def test_misspelt_key_is_not_reported_as_missing() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config_text(
             "cameras:\n  - {id: a, sorce: csi:0}\n  - {id: b, sorce: csi:1, source: csi:2}\n  - {id: c}", {}
@@ -379,7 +379,7 @@ def test_a_misspelt_key_is_not_missing_as_well() -> None:
     ]
 
 
-def test_a_value_that_cannot_be_read_has_one_fault() -> None:
+def test_unreadable_value_has_one_fault() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config_text("cameras:\n  - {id: '${A}', source: '${B}', transport: udp, max_fps: !x 1}", {})
     assert [line.split(": ")[1] for line in fault_lines(str(caught.value))] == [
@@ -389,14 +389,14 @@ def test_a_value_that_cannot_be_read_has_one_fault() -> None:
     ]
 
 
-def test_the_file_is_named_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_named_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("site.yaml").write_text("cameras: []")
     with pytest.raises(ConfigError, match=r"^site\.yaml:1: cameras: "):
         load_config(Path("site.yaml"), {})
 
 
-def test_errors_carry_no_chain_that_could_show_a_value() -> None:
+def test_errors_have_no_chain_that_could_show_a_value() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config_text(MANY, {})
     assert caught.value.__cause__ is None
