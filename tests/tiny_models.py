@@ -1,4 +1,4 @@
-"""ONNX files small enough to build in a test, with answers that are known beforehand."""
+"""ONNX files small enough to build in a test, with known answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def save_constant_model(
     sides: tuple[int, int] = (64, 64),
     batch: int | str = "batch",
 ) -> None:
-    """A network that gives `outputs` (without a batch axis) for every frame, whatever it shows.
+    """Save a network that gives `outputs` (without a batch axis) for every frame.
 
     `sides` are height and width of its input.
     """

@@ -1,6 +1,6 @@
-"""What every `Detector` does, whatever it runs on. A new one is added to `DETECTORS`.
+"""Contract that every `Detector` fulfils. Add a new one to `DETECTORS`.
 
-All of them look at frames of one pure colour and find one object: the whole frame, of the colour's class.
+All of them get frames of one pure colour and find one object: the whole frame, of the colour's class.
 """
 
 from __future__ import annotations
@@ -151,14 +151,14 @@ def image(color: int, width_px: int, height_px: int, pixel_format: PixelFormat) 
 def frame(
     detector: Detector, color: int, width_px: int = 64, height_px: int = 48, pixel_format: PixelFormat = "bgr"
 ) -> Frame:
-    """A frame in a buffer of the detector, as a camera's thread makes it."""
+    """Return a frame in a buffer of the detector, as a camera's thread makes it."""
     buffer = detector.frame_buffer(height_px, width_px, pixel_format)
     buffer.require_host()[...] = image(color, width_px, height_px, pixel_format)
     return Frame(FrameMeta("cam", 0, 0, 0, 0, width_px, height_px), buffer)
 
 
 def foreign_frame(color: int) -> Frame:
-    """A frame in memory that is not the detector's."""
+    """Return a frame in memory that is not the detector's."""
     return Frame.wrap(FrameMeta("cam", 0, 0, 0, 0, 64, 48), image(color, 64, 48, "bgr"), "bgr")
 
 

@@ -25,8 +25,8 @@ from vision.detect.open import check_model, open_classifier
 from vision.errors import EXIT_CONFIG, EXIT_OK, DeviceMissing, VisionError
 
 EXPLANATION = """\
-`model: NAME` in camera.yaml takes one of these. `model: path/to/folder` takes a model of your own: a folder with an
-ONNX file and a model.yaml such as
+In camera.yaml, `model: NAME` selects one of these models and `model: path/to/folder` your own: a folder with an ONNX
+file and a model.yaml such as
 
     name: my-model
     file: my-model.onnx
@@ -36,7 +36,7 @@ ONNX file and a model.yaml such as
     nms: {iou_threshold: 0.6}
     licence: AGPL-3.0
 
-The kind of head says what the model's outputs are:
+The kind of head selects the layout of the model's outputs:
 
     nanodet      (batch, cells, classes) scores and (batch, cells, 4 x bins) distances
     yolov5       (batch, boxes, 5 + classes)

@@ -1,4 +1,4 @@
-"""Models as users bring them: an ONNX file, ten lines, known boxes out of ONNX Runtime; and all that can be wrong."""
+"""Models of users: an ONNX file, ten lines of model.yaml, known boxes from ONNX Runtime; and every fault."""
 
 from __future__ import annotations
 
@@ -357,7 +357,7 @@ def test_a_wrong_model_is_refused(damage: Callable[[Path], None], message: str, 
 
 
 def save_signature(folder: Path, inputs: Mapping[str, tuple[int, list[int | str]]], output: int) -> Path:
-    """A model that adds up its inputs and answers (1, 7, 1) of type `output`."""
+    """Save a model that adds up its inputs and returns (1, 7, 1) of type `output`."""
     folder = save_colours(folder)
     reduction = "ReduceMax" if output == TensorProto.INT64 else "ReduceMean"
     nodes = [helper.make_node("Cast", [name], [f"{name}_cast"], to=output) for name in inputs]

@@ -374,7 +374,7 @@ def _advice(head: Head, spec: ModelSpec, class_count: int, shapes: Mapping[str, 
     counts = head.class_counts(shapes)
     if counts:
         return f"these outputs hold {counts[0]} classes: `classes` in model.yaml should name as many"
-    return "no head fits; docs/models.md says what each expects, and how to export a model for it"
+    return "no head fits; `vision models` shows the outputs that each expects"
 
 
 def _in_words(shapes: Mapping[str, Shape]) -> str:

@@ -1,0 +1,39 @@
+"""Texts about engines."""
+
+from __future__ import annotations
+
+from vision.engine.library import GpuDescription
+from vision.engine.precision import check_quantisation, require_precision
+from vision.errors import ModelError
+
+
+def _precision_text() -> str:
+    try:
+        require_precision("fp8", GpuDescription("Orin", (8, 7)))
+    except ModelError as error:
+        return str(error)
+    return "no error"
+
+
+def _quantisation_text() -> str:
+    try:
+        check_quantisation("int8", "none")
+    except ModelError as error:
+        return str(error)
+    return "no error"
+
+
+ROWS = [
+    (
+        "a precision that the GPU does not have",
+        _precision_text,
+        "Orin (compute capability 8.7) has no fp8; it has fp32, fp16, int8, tf32, bf16\n"
+        "  hint: set `detect: {precision: fp16}`",
+    ),
+    (
+        "int8 without a quantised model",
+        _quantisation_text,
+        "precision int8 needs a model with int8 QuantizeLinear nodes, this one has none\n"
+        "  hint: NVIDIA ModelOpt writes one from the model and some frames; or set `detect: {precision: fp16}`",
+    ),
+]
