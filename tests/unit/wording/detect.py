@@ -49,8 +49,10 @@ ROWS = [
     (
         "a head that does not fit",
         lambda: _text(lambda: make_head(SPEC, 2, 0.5).bind({"output0": (1, 6, 84)})),
-        "mine: head `yolov5` with 2 classes expects (batch, boxes, 7); the model gives output0 (1, 6, 84)\n"
-        "  hint: these outputs fit head `yolov8`",
+        (
+            "mine: head `yolov5` with 2 classes expects (batch, boxes, 7); the model gives output0 (1, 6, 84)\n"
+            "  hint: these outputs fit head `yolov8`"
+        ),
     ),
     (
         "an unknown class",
@@ -65,7 +67,9 @@ ROWS = [
     (
         "an ONNX file in place of its folder",
         _file_as_folder_text,
-        "FOLDER/mine.onnx is an ONNX file; a model is a folder with it and a model.yaml\n"
-        "  hint: write `model: FOLDER` and put a model.yaml there; `vision models` shows an example",
+        (
+            "FOLDER/mine.onnx is an ONNX file; a model is a folder with it and a model.yaml\n"
+            "  hint: write `model: FOLDER` and put a model.yaml there; `vision models` shows an example"
+        ),
     ),
 ]
