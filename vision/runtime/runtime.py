@@ -12,7 +12,8 @@ watchdog            `hang_watchdog`, if the caller uses it: checks that the inte
 ==================  ================================================================================
 
 A frame's lease ends when the detector has finished with the frame. In a pipeline with a stage that looks at pixels, it
-ends when the results thread has run the stages of that frame (docs/decisions/004-leases-for-stages-that-read-pixels.md).
+ends when the results thread has run the stages of that frame
+(docs/decisions/004-leases-for-stages-that-read-pixels.md).
 
 All threads are children of `Runtime.run`. The first that fails stops the others, and `run` raises its exception once
 they have ended. Stopping follows the data: cameras and slots close, the batches in flight come back, the results are
