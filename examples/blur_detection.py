@@ -43,11 +43,10 @@ class BlurDetection:
     @staticmethod
     def _sharpness(frame: Frame) -> float:
         height, width = frame.meta.height_px, frame.meta.width_px
-        if frame.pixel_format in {"nv12", "i420"}:
-            luma = frame.pixels[:height, :width]
-        else:
-            luma = cv2.cvtColor(np.ascontiguousarray(frame.pixels[..., :3]), cv2.COLOR_BGR2GRAY)
-        return float(cv2.Laplacian(luma, cv2.CV_64F).var())
+        if frame.pixel_format in {"nv12", "i420"}:  # the first rows are the luma plane
+            return float(cv2.Laplacian(frame.pixels[:height, :width], cv2.CV_64F).var())
+        bgr = np.ascontiguousarray(frame.pixels[..., :3])
+        return float(cv2.Laplacian(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), cv2.CV_64F).var())
 
 
 build = pipeline_with([BlurDetection()], after="detect")
