@@ -42,7 +42,7 @@ _MARGIN: Final = 0.05
 
 @dataclass(frozen=True)
 class Followed:
-    """Tracks of a clip, and what was counted."""
+    """Tracks and counts of a clip."""
 
     rows: Floats  # frame, id, left, top, width, height, score
     counts: Mapping[str, int]  # crossings of each line in both directions
@@ -127,7 +127,7 @@ def clear_mot(truth: Floats, rows: Floats, frames: range) -> dict[str, float]:
 
 
 def read_arguments(program: str) -> tuple[Floats, Floats, range, float]:
-    """Of the command line: what the labels say, what was found, which frames are looked at, frames per second."""
+    """Arguments of the command line: labels, results, frames to evaluate, frames/s."""
     parser = argparse.ArgumentParser(prog=f"python -m {program}")
     parser.add_argument("recording", type=Path)
     parser.add_argument("--every", type=int, default=1, help="take every n-th frame only")

@@ -33,7 +33,7 @@ def grid() -> dict[str, Line]:
 
 
 def _slanting(offset: float, sign: int) -> Line:
-    """The part of x - sign * y = offset that lies in the frame."""
+    """Return the part of x - sign * y = offset that lies in the frame."""
     ends = sorted([offset, offset + sign * HEIGHT])
     low, high = max(0.0, ends[0]), min(WIDTH, ends[1])
     return (low, sign * (low - offset)), (high, sign * (high - offset))

@@ -43,7 +43,7 @@ def test_average_precision(found: list[tuple[float, ...]], expected: float) -> N
 @needs_trackeval
 @pytest.mark.skipif(not VIDEO.exists(), reason=f"needs {VIDEO} (Debian package opencv-doc)")
 @pytest.mark.skipif(not TRUTH, reason="needs VISION_PETS_GT=gt.txt, MOTChallenge 2015's ground truth of PETS09-S2L1")
-def test_people_are_found_and_followed_on_the_whole_video(tmp_path: Path) -> None:
+def test_detection_and_tracking_accuracy_on_the_whole_video(tmp_path: Path) -> None:
     pytest.importorskip("motmetrics")
     config = tmp_path / "camera.yaml"
     site = {

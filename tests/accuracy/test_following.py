@@ -36,11 +36,11 @@ def walk(*feet: tuple[float, float], track_id: int = 1) -> list[tuple[float, ...
         (walk((450, 300), (550, 300)) + walk((550, 200), (450, 200), track_id=2), 2),
     ],
 )
-def test_crossings_of_the_labels(rows: list[tuple[float, ...]], number: int) -> None:
+def test_labelled_crossings_are_counted(rows: list[tuple[float, ...]], number: int) -> None:
     assert crossings(np.array(rows, np.float64), LINE) == number
 
 
-def test_what_is_followed_perfectly_is_counted_and_scored_so() -> None:
+def test_perfect_tracks_get_perfect_figures() -> None:
     pytest.importorskip("motmetrics")
     steps = [(100.0 + 10 * k, 300.0) for k in range(80)]
     truth = np.array(walk(*steps), np.float64)
@@ -55,7 +55,7 @@ def test_what_is_followed_perfectly_is_counted_and_scored_so() -> None:
     assert line_errors(truth, missed, {"line": LINE})["line"]["error"] == 1.0
 
 
-def test_the_grid_covers_the_frame() -> None:
+def test_grid_of_lines_covers_the_frame() -> None:
     lines = grid()
     assert len(lines) == 40
     for start, end in lines.values():
@@ -65,7 +65,7 @@ def test_the_grid_covers_the_frame() -> None:
             assert x in {0, WIDTH} or y in {0, HEIGHT}, "a line ends at an edge"
 
 
-def test_the_summary_of_lines() -> None:
+def test_summary_of_lines_adds_up() -> None:
     def of(labelled: float, counted: float) -> dict[str, float]:
         return {"labelled": labelled, "counted": counted, "error": abs(counted - labelled) / labelled}
 
@@ -94,7 +94,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Floats:
 
 @pytest.mark.skipif(not VIDEO.exists(), reason=f"needs {VIDEO} (Debian package opencv-doc)")
 @pytest.mark.skipif(not TRUTH, reason="needs VISION_PETS_GT=gt.txt, MOTChallenge 2015's ground truth of PETS09-S2L1")
-def test_people_are_followed_and_counted_on_the_whole_video(found: Floats) -> None:
+def test_counting_accuracy_on_the_whole_video(found: Floats) -> None:
     pytest.importorskip("motmetrics")
     truth = np.loadtxt(TRUTH, delimiter=",")
     followed = follow(found, FRAMES, 10.0)

@@ -46,7 +46,7 @@ def kept(result: dict[str, Any]) -> dict[str, Any]:
     return {key: result[key] for key in COMPARED} | {"objects": objects}
 
 
-def test_the_clip_gives_what_it_gave_before(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_replay_of_the_clip_matches_the_golden_file(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     results = [kept(result) for result in replayed(tmp_path)]
     if request.config.getoption("--update-golden"):
         GOLDEN.write_text("".join(json.dumps(result) + "\n" for result in results))
@@ -75,7 +75,7 @@ def is_like(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("fault", ["moved", "weaker", "missing", "more"])
-def test_the_comparison_finds_each_kind_of_fault(fault: str) -> None:
+def test_comparison_detects_each_kind_of_difference(fault: str) -> None:
     before = json.loads(GOLDEN.read_text().splitlines()[0])["objects"]
     objects = [dict(one) for one in before]
     if fault == "moved":

@@ -96,7 +96,7 @@ class Tracker:
         self._forget()
 
     def __len__(self) -> int:
-        """Number of tracks, published or not."""
+        """Return the number of tracks, published or not."""
         return len(self._ids)
 
     @property

@@ -16,7 +16,8 @@ class Batcher:
     """Forms batches: at most one frame a camera, the camera that has waited longest for its turn first."""
 
     def __init__(self, slots: Sequence[LatestSlot], max_batch: int, *, clock: Clock = time.monotonic_ns) -> None:
-        """
+        """Create a batcher.
+
         Raises:
             ValueError: no slots, or slots that do not share one `changed`.
         """

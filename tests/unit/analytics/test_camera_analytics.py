@@ -1,4 +1,4 @@
-"""Lines, zones, crowding, speed and counters: what is counted, once, and what survives."""
+"""Lines, zones, crowding, speed and counters."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def kinds(events: Iterable[Event]) -> list[tuple[str, str]]:
 
 
 def along(*corners: Place, steps: int = 10) -> list[Place]:
-    """A path from corner to corner in `steps` steps each."""
+    """Return a path from corner to corner in `steps` steps each."""
     path = [corners[0]]
     for (x0, y0), (x1, y1) in pairwise(corners):
         path += [(x0 + (x1 - x0) * k / steps, y0 + (y1 - y0) * k / steps) for k in range(1, steps + 1)]
@@ -102,7 +102,7 @@ def along(*corners: Place, steps: int = 10) -> list[Place]:
     ],
 )
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
-def test_crossing_from_the_left_to_the_right_is_in(
+def test_crossing_from_left_to_right_is_in(
     points: Sequence[Place], path: Sequence[Place], direction: str, steps: int
 ) -> None:
     stage = analytics(lines=[line(points)])
@@ -132,7 +132,7 @@ def test_crossing_from_the_left_to_the_right_is_in(
         ([(497, 500), (700, 500)], ["out"]),  # appeared just before it
     ],
 )
-def test_a_line_is_crossed_once(path: list[Place], crossings: list[str]) -> None:
+def test_crossing_is_counted_once(path: list[Place], crossings: list[str]) -> None:
     stage = analytics(lines=[line()])
     assert [event.data["direction"] for event in walk(stage, path)] == crossings
 
@@ -147,19 +147,19 @@ def test_a_line_is_crossed_once(path: list[Place], crossings: list[str]) -> None
         ([(498, 290), (502, 100), (700, 100)], []),  # the path met its extension
     ],
 )
-def test_a_line_ends_where_it_is_drawn(path: list[Place], crossings: list[str]) -> None:
+def test_path_around_the_end_of_a_line_is_not_counted(path: list[Place], crossings: list[str]) -> None:
     stage = analytics(lines=[line(((500, 200), (500, 800)))])
     assert [event.data["direction"] for event in walk(stage, path)] == crossings
 
 
-def test_what_was_not_seen_while_it_crossed_is_counted_when_it_is_seen_again() -> None:
+def test_crossing_during_occlusion_is_counted() -> None:
     stage = analytics(lines=[line()])
     path = [tracks((7, (300, 500))), *[tracks()] * 10, tracks((7, (700, 500)))]
     assert kinds(play(stage, path)) == [("line_crossed", "instant")]
 
 
 @pytest.mark.parametrize(("direction", "expected"), [("in", ["in"]), ("out", ["out"]), ("both", ["out", "in"])])
-def test_only_the_wanted_direction_is_counted(direction: str, expected: list[str]) -> None:
+def test_only_the_configured_direction_is_counted(direction: str, expected: list[str]) -> None:
     stage = analytics(lines=[line(direction=direction)])
     assert [event.data["direction"] for event in walk(stage, [(300, 500), (700, 500), (300, 500)])] == expected
     counts = stage.counts()["door"]
@@ -167,7 +167,7 @@ def test_only_the_wanted_direction_is_counted(direction: str, expected: list[str
 
 
 @pytest.mark.parametrize("anchor", ["bottom-center", "center", "top-center", "center-left", "center-right"])
-def test_the_anchor_decides(anchor: str) -> None:
+def test_anchor_decides_on_a_crossing(anchor: str) -> None:
     offset = {
         "bottom-center": (0.0, 0.0),
         "center": (0.0, -50.0),
@@ -182,7 +182,7 @@ def test_the_anchor_decides(anchor: str) -> None:
     assert [event.name for event in walk(stage, [(521, 489), (521, 521)])] == ["door", "sill"]
 
 
-def test_classes_that_do_not_count_are_passed_over() -> None:
+def test_other_classes_are_not_counted() -> None:
     stage = analytics(lines=[line(classes=["car", "bicycle"])], zones=[zone(classes=["person"])])
     for class_id, track_id in ((0, 1), (1, 2), (2, 3), (77, 4), (-1, 5)):
         walk(stage, along((100, 500), (900, 500)), track_id, class_id)
@@ -190,7 +190,7 @@ def test_classes_that_do_not_count_are_passed_over() -> None:
     assert stage.counts()["queue"] == {"entered": 1, "left": 1, "entered:person": 1, "left:person": 1}
 
 
-def test_classes_without_a_name_count_where_all_do() -> None:
+def test_unnamed_classes_count_if_all_classes_do() -> None:
     stage = analytics(lines=[line()])
     (event,) = walk(stage, [(300, 500), (700, 500)], class_id=77)
     assert event.data["class"] == "77" and event.data["class_id"] == 77
@@ -201,8 +201,8 @@ def test_classes_without_a_name_count_where_all_do() -> None:
     path=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=2, max_size=30),
     ends=st.tuples(*[st.integers(0, 1000)] * 4).filter(lambda e: e[:2] != e[2:] and max(e) > 1),
 )
-def test_in_and_out_take_turns_on_a_line_without_ends(path: list[Place], ends: tuple[int, ...]) -> None:
-    """However somebody moves: on an endless line nobody goes in twice without going out in between."""
+def test_in_and_out_alternate_on_an_infinite_line(path: list[Place], ends: tuple[int, ...]) -> None:
+    """On any path across an infinite line, `in` and `out` alternate."""
     x0, y0, x1, y1 = ends
     stage = analytics(lines=[line(((x0, y0), (x1, y1)))])
     length = math.hypot(x1 - x0, y1 - y0)
@@ -217,8 +217,8 @@ def test_in_and_out_take_turns_on_a_line_without_ends(path: list[Place], ends: t
         assert len(directions) == sum(a != b for a, b in pairwise(clear))
 
 
-def test_who_is_lost_a_little_beyond_a_line_has_crossed_it() -> None:
-    """Behind many doors there is nothing that the camera sees: the last that is seen of somebody is just beyond it."""
+def test_object_lost_slightly_beyond_a_line_has_crossed_it() -> None:
+    """The camera sees nothing behind many doors: a person is last seen slightly beyond the line."""
     stage = analytics(lines=[line()])
     assert walk(stage, [(300, 500), (490, 500), (511, 500)]) == []
     (event,) = play(stage, [tracks()] * 16)
@@ -236,12 +236,12 @@ def test_who_is_lost_a_little_beyond_a_line_has_crossed_it() -> None:
         ([(300, 100), (511, 100)], {"points": ((500, 200), (500, 800))}),  # beyond its end
     ],
 )
-def test_who_is_lost_at_a_line_has_not_always_crossed_it(path: list[Place], more: dict[str, Any]) -> None:
+def test_object_lost_near_a_line_has_not_always_crossed_it(path: list[Place], more: dict[str, Any]) -> None:
     stage = analytics(lines=[line(**more)])
     assert [*walk(stage, path), *play(stage, [tracks()] * 16)] == []
 
 
-def test_a_new_epoch_does_not_forget_who_was_just_beyond_a_line() -> None:
+def test_new_epoch_counts_an_object_slightly_beyond_a_line() -> None:
     stage = analytics(lines=[line()])
     walk(stage, [(300, 500), (490, 500), (511, 500)])
     assert kinds(stage.restart(1000, 1000, _now_ns)) == [("line_crossed", "instant")]
@@ -250,7 +250,7 @@ def test_a_new_epoch_does_not_forget_who_was_just_beyond_a_line() -> None:
 # --- zones ------------------------------------------------------------------------------------------------------------
 
 
-def test_entering_and_leaving() -> None:
+def test_zone_reports_entering_and_leaving() -> None:
     stage = analytics(zones=[zone()])
     events = walk(stage, along((100, 500), (500, 500), (900, 500), steps=8))
     assert kinds(events) == [("zone_entered", "instant"), ("zone_left", "instant")]
@@ -272,13 +272,13 @@ def test_entering_and_leaving() -> None:
         ([(100, 500), (900, 500)], 0),  # leaps over it
     ],
 )
-def test_a_zone_is_entered_once(path: list[Place], entries: int) -> None:
+def test_jitter_at_a_border_enters_a_zone_once(path: list[Place], entries: int) -> None:
     stage = analytics(zones=[zone()])
     walk(stage, path)
     assert stage.counts()["queue"]["entered"] == entries
 
 
-def test_who_is_lost_in_a_zone_leaves_it_when_he_is_forgotten() -> None:
+def test_object_lost_in_a_zone_leaves_it_after_forget_s() -> None:
     stage = analytics(zones=[zone(dwell_s=0.5)])
     play(stage, [tracks((7, (500, 500)))] * 11)
     assert play(stage, [tracks()] * 15) == []
@@ -289,7 +289,7 @@ def test_who_is_lost_in_a_zone_leaves_it_when_he_is_forgotten() -> None:
     assert stage.occupancy() == {"queue": 0} and len(stage) == 0
 
 
-def test_dwelling_begins_once_and_ends() -> None:
+def test_dwelling_begins_once_per_stay_and_ends() -> None:
     stage = analytics(zones=[zone(dwell_s=1.0)])
     events = walk(stage, [(500.0, 500.0)] * 30 + [(900.0, 500.0)])
     assert kinds(events) == [
@@ -302,7 +302,7 @@ def test_dwelling_begins_once_and_ends() -> None:
     assert {event.track_id for event in events} == {7}
 
 
-def test_who_is_hidden_when_he_has_waited_long_enough_is_reported_when_seen_again() -> None:
+def test_dwelling_of_a_hidden_object_begins_when_it_is_detected_again() -> None:
     stage = analytics(zones=[zone(dwell_s=1.0)])
     here, hidden, others = tracks((7, (500, 500))), tracks(), tracks((8, (500, 500)))
     assert kinds(play(stage, [*[here] * 8, *[hidden] * 3, *[others] * 2])) == [("zone_entered", "instant")] * 2
@@ -326,7 +326,7 @@ def test_crowding_begins_above_and_ends_at_or_below() -> None:
 
 
 def test_crowding_lasts_crowded_for_s_without_a_break() -> None:
-    """Somebody steps out for a moment every second: it is never crowded for 1.5 s; then he stays."""
+    """One person leaves for a moment every second, so the zone is not crowded for 1.5 s. Then the person stays."""
     stage = analytics(zones=[zone(crowd_threshold=2, crowded_for_s=1.5)])
     inside = [(1, (300, 500)), (2, (400, 500))]
     out, back = tracks(*inside, (3, (100, 500))), tracks(*inside, (3, (500, 500)))
@@ -338,7 +338,7 @@ def test_crowding_lasts_crowded_for_s_without_a_break() -> None:
     assert end.data["phase"] == "end" and end.data["lasted_s"] > 3
 
 
-def test_a_restart_ends_what_lasts_and_keeps_counters() -> None:
+def test_restart_ends_states_and_keeps_counters() -> None:
     stage = analytics(zones=[zone(crowd_threshold=1, dwell_s=0.2)])
     play(stage, [*crowd(2)] * 5)
     events = stage.restart(1000, 1000, _now_ns)
@@ -355,7 +355,7 @@ def test_fractions_and_percent_follow_the_frame_size(units: str, whole: float) -
     assert len(walk(stage, [(600, 200), (680, 200)])) == 1
 
 
-def test_shapes_beside_the_frame_are_named() -> None:
+def test_shapes_outside_the_frame_are_listed() -> None:
     shapes: dict[str, Any] = {"lines": [line(((700, 0), (700, 400)))], "zones": [zone()]}
     assert analytics(640, 480, **shapes).outside == ("door",)
     assert analytics(1280, 960, **shapes).outside == ()
@@ -365,7 +365,7 @@ def test_shapes_beside_the_frame_are_named() -> None:
 
 
 @pytest.mark.parametrize("jump_s", [-3600.0, -0.3, 0.0])
-def test_a_clock_that_jumps_back_forgets_nobody(jump_s: float) -> None:
+def test_backward_clock_jump_keeps_objects(jump_s: float) -> None:
     stage = analytics(lines=[line()], zones=[zone(dwell_s=100)])
     before = [(100_000_000 * k, (300.0, 500.0)) for k in range(20)]
     after = [(2_000_000_000 + round(jump_s * 1e9) + 100_000_000 * k, (300.0 + 30 * k, 500.0)) for k in range(10)]
@@ -374,7 +374,7 @@ def test_a_clock_that_jumps_back_forgets_nobody(jump_s: float) -> None:
 
 
 @pytest.mark.parametrize("jump_s", [5.0, 86_400.0])
-def test_a_clock_that_jumps_ahead_forgets_everybody_and_makes_nothing_last(jump_s: float) -> None:
+def test_forward_clock_jump_forgets_objects_and_starts_no_state(jump_s: float) -> None:
     stage = analytics(zones=[zone(dwell_s=3, crowd_threshold=1, crowded_for_s=3)])
     play(stage, [*crowd(2)] * 10)
     events = play(stage, crowd(2), step_ns=round(jump_s * 1e9))
@@ -382,7 +382,7 @@ def test_a_clock_that_jumps_ahead_forgets_everybody_and_makes_nothing_last(jump_
     assert all(event.data["stayed_s"] <= 1 for event in events if event.kind == "zone_left")
 
 
-def test_nobody_is_remembered_longer_than_forget_s() -> None:
+def test_object_is_forgotten_after_forget_s() -> None:
     stage = analytics(lines=[line()], zones=[zone()])
     sizes = []
     for at in range(300):
@@ -391,7 +391,7 @@ def test_nobody_is_remembered_longer_than_forget_s() -> None:
     assert max(sizes) <= 2 + 16
 
 
-def test_ids_in_any_order_keep_their_own_past() -> None:
+def test_ids_in_any_order_keep_their_state() -> None:
     rng = np.random.default_rng(5)
     stage = analytics(lines=[line()])
     people = {int(i): float(x) for i, x in zip(rng.permutation(40) + 1, rng.uniform(50, 450, 40), strict=True)}
@@ -412,14 +412,14 @@ ROAD: dict[str, list[Place]] = {
 
 
 def on_frame(x_m: float, y_m: float) -> Place:
-    """Where a point of the road is seen: the inverse of what is under test, from the same four points."""
+    """Return the position of a point of the road in the frame: the inverse of the code under test."""
     plane = GroundPlane([(0, 0), (8, 0), (8, 40), (0, 40)], [(100, 900), (900, 900), (600, 400), (400, 400)])
     return plane.to_metres(x_m, y_m)
 
 
 @pytest.mark.parametrize("speed_kmh", [5.0, 30.0, 50.0])
 @pytest.mark.parametrize("fps", [5.0, 10.0, 30.0])
-def test_speed_on_the_ground_whatever_the_rate_and_the_jitter(speed_kmh: float, fps: float) -> None:
+def test_speed_does_not_depend_on_frame_rate_and_jitter(speed_kmh: float, fps: float) -> None:
     rng = np.random.default_rng(4)
     stage = analytics(ground=ROAD)
     for at in range(round(2 * fps)):
@@ -434,14 +434,14 @@ def test_speed_on_the_ground_whatever_the_rate_and_the_jitter(speed_kmh: float, 
 @pytest.mark.parametrize(
     ("step", "heading_deg"), [((0, -9), 0), ((9, 0), 90), ((0, 9), 180), ((-9, 0), 270), ((9, 9), 135)]
 )
-def test_direction_of_travel(step: Place, heading_deg: float) -> None:
+def test_heading_is_the_direction_of_travel(step: Place, heading_deg: float) -> None:
     stage = analytics(lines=[line()])
     walk(stage, [(500 + step[0] * k, 500 + step[1] * k) for k in range(15)])
     _, heading = stage.motion_of(7)
     assert (heading - heading_deg + 180) % 360 - 180 == pytest.approx(0, abs=0.5)
 
 
-def test_nothing_is_said_of_who_stands_or_is_new() -> None:
+def test_standing_and_new_objects_have_no_motion() -> None:
     stage = analytics(ground=ROAD)
     assert all(math.isnan(value) for value in stage.motion_of(7))
     walk(stage, [(500, 800)])
@@ -451,19 +451,19 @@ def test_nothing_is_said_of_who_stands_or_is_new() -> None:
     assert speed == pytest.approx(0, abs=1e-6) and math.isnan(heading)
 
 
-def test_without_a_ground_plane_there_is_no_speed() -> None:
+def test_no_speed_without_a_ground_plane() -> None:
     stage = analytics(lines=[line()])
     (event,) = walk(stage, along((300, 500), (700, 500)))
     assert "speed_kmh" not in event.data and event.data["heading_deg"] == 90
 
 
-def test_events_say_the_speed() -> None:
+def test_events_carry_the_speed() -> None:
     stage = analytics(ground=ROAD, lines=[line(((0, 700), (1000, 700)))])
     (event,) = walk(stage, [on_frame(4.0, 0.5 * k) for k in range(60)])
     assert event.data["speed_kmh"] == pytest.approx(18.0, rel=0.05)
 
 
-def test_above_the_horizon_there_is_no_ground() -> None:
+def test_points_above_the_horizon_are_not_on_the_ground() -> None:
     stage = analytics(ground=ROAD)
     walk(stage, [(500, 100 + k) for k in range(20)])
     assert math.isnan(stage.motion_of(7)[0])
@@ -473,7 +473,7 @@ def test_above_the_horizon_there_is_no_ground() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 8), st.floats(0, 40)), min_size=1, max_size=5))
-def test_the_ground_plane_goes_there_and_back(places: list[Place]) -> None:
+def test_ground_plane_is_the_inverse_of_its_projection(places: list[Place]) -> None:
     plane = GroundPlane(ROAD["points"], ROAD["metres"])
     assert [plane.to_metres(*on_frame(*place)) for place in places] == [
         pytest.approx(place, abs=1e-6) for place in places
@@ -490,7 +490,7 @@ def test_the_ground_plane_goes_there_and_back(places: list[Place]) -> None:
         ({"points": [(0, 0), (10, 0), (10, 10)]}, "4"),
     ],
 )
-def test_ground_points_that_are_no_area_are_refused(change: dict[str, Any], words: str) -> None:
+def test_ground_points_without_an_area_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         CameraAnalytics.model_validate({"ground": ROAD | change})
 
@@ -547,7 +547,7 @@ def test_points_in_polygons(polygons: list[list[Place]], points: list[Place]) ->
             assert value == is_inside(points[point], polygons[polygon])
 
 
-def test_neighbouring_zones_share_no_point() -> None:
+def test_adjacent_zones_share_no_point() -> None:
     zones = ZoneSet([[(0, 0), (50, 0), (50, 50), (0, 50)], [(50, 0), (100, 0), (100, 50), (50, 50)]])
     assert (zones.contain(np.array([complex(x, 25) for x in range(1, 100)])[:, None]).sum(axis=1) == 1).all()
 
@@ -555,7 +555,7 @@ def test_neighbouring_zones_share_no_point() -> None:
 @pytest.mark.parametrize(
     ("point", "distance"), [((5, 5), 5.0), ((5, 1), 1.0), ((-3, 5), 3.0), ((13, 14), 5.0), ((10, 10), 0.0)]
 )
-def test_distance_to_a_border(point: Place, distance: float) -> None:
+def test_distance_to_a_border_is_that_to_the_nearest_side(point: Place, distance: float) -> None:
     zones = ZoneSet([[(0, 0), (10, 0), (10, 10), (0, 10)], [(0, 0), (900, 0), (900, 900), (500, 901), (0, 900)]])
     found = zones.distances_to_border(np.array([complex(*point)]), np.array([0]))
     assert found[0] == pytest.approx(distance)
@@ -573,7 +573,7 @@ def test_counts_of_simulated_traffic_are_exact(seed: int, fps: float) -> None:
     assert counted.most_remembered <= 12
 
 
-def test_a_counter_that_is_wrong_is_noticed() -> None:
+def test_simulated_traffic_detects_a_wrong_counter() -> None:
     counted = count(Traffic(60.0, seed=3))
     counted.counts["west"]["in"] += 1
     assert len(differences(counted)) == 1

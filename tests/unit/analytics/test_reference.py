@@ -161,7 +161,7 @@ class Slow:
 
 
 def told(event: Event) -> tuple[object, ...]:
-    """What the slow implementation says of the same."""
+    """Return the events of the slow implementation for the same input."""
     if event.kind == "line_crossed":
         return event.track_id, event.name, event.data["direction"]
     how = event.data["how"]
@@ -194,8 +194,8 @@ def some_config(rng: np.random.Generator) -> CameraAnalytics:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_what_happens_is_what_a_simple_implementation_says(seed: int) -> None:
-    """Walkers who turn, stand, jitter, are hidden and come back as others, at a rate that varies."""
+def test_events_match_a_simple_reference_implementation(seed: int) -> None:
+    """Walkers that turn, stand, jitter, are hidden and come back with new ids, at a varying frame rate."""
     rng = np.random.default_rng(seed)
     config = some_config(rng)
     fast, slow = Analytics(config, "gate", CLASSES, WIDTH, HEIGHT, forget_s=FORGET_S), Slow(config)

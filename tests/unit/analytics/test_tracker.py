@@ -39,7 +39,7 @@ def detections(*rows: tuple[Box, float] | tuple[Box, float, int]) -> Detections:
 
 
 def person(x: float, y: float = 200.0, height: float = 100.0) -> Box:
-    """A person whose feet are at (x, y + height)."""
+    """Return a person whose feet are at (x, y + height)."""
     return (x - 0.2 * height, y, x + 0.2 * height, y + height)
 
 
@@ -52,7 +52,7 @@ def ids(results: Iterable[Tracks]) -> set[int]:
     return {int(track_id) for tracks in results for track_id in tracks.track_ids}
 
 
-def test_a_new_object_is_published_when_it_is_seen_the_second_time() -> None:
+def test_object_is_published_from_its_second_detection() -> None:
     tracker = Tracker()
     first, second = follow(tracker, [detections((person(100), 0.9))] * 2)
     assert len(first) == 0
@@ -69,19 +69,19 @@ def test_confirm_s_is_a_time_and_not_a_number_of_frames(fps: float, published_at
 
 
 @pytest.mark.parametrize("fps", [2.5, 5.0, 10.0, 30.0])
-def test_a_walker_keeps_his_id_at_any_rate(fps: float) -> None:
+def test_walker_keeps_the_id_at_any_frame_rate(fps: float) -> None:
     walk = [detections((person(50 + 80 * at / fps), 0.8)) for at in range(round(8 * fps))]
     assert len(ids(follow(Tracker(), walk, fps))) == 1
 
 
-def test_a_walker_keeps_his_id_while_the_rate_varies() -> None:
+def test_walker_keeps_the_id_while_the_frame_rate_varies() -> None:
     tracker = Tracker()
     seconds = np.cumsum(np.random.default_rng(1).choice([0.03, 0.1, 0.2, 0.4], 100))
     results = [tracker.update(detections((person(50 + 80 * t), 0.8)), START_NS + round(t * SECOND_NS)) for t in seconds]
     assert len(ids(results)) == 1
 
 
-def test_two_who_pass_each_other_keep_their_ids() -> None:
+def test_two_walkers_that_pass_each_other_keep_their_ids() -> None:
     def frame(at: int) -> Detections:
         return detections((person(100 + 10 * at, 200, 100), 0.8), (person(500 - 10 * at, 215, 104), 0.8))
 
@@ -96,24 +96,24 @@ def test_two_who_pass_each_other_keep_their_ids() -> None:
     ("score", "published"),
     [(0.54, 0), (0.55, 1)],
 )
-def test_new_score_begins_objects(score: float, published: int) -> None:
+def test_new_score_starts_tracks(score: float, published: int) -> None:
     assert len(follow(Tracker(), [detections((person(100), score))] * 3)[-1]) == published
 
 
 @pytest.mark.parametrize(("score", "published"), [(0.14, 0), (0.15, 1), (0.3, 1)])
-def test_low_score_carries_on_what_was_seen_just_before(score: float, published: int) -> None:
+def test_low_score_continues_a_recent_track(score: float, published: int) -> None:
     seen = [detections((person(100), 0.9))] * 5
     assert len(follow(Tracker(), [*seen, detections((person(100), score))])[-1]) == published
 
 
-def test_unsure_detections_find_nothing_again_that_was_lost() -> None:
+def test_weak_detections_do_not_recover_a_lost_track() -> None:
     seen = [detections((person(100), 0.9))] * 5
     results = follow(Tracker(), [*seen, *[detections()] * 4, detections((person(100), 0.4))])
     assert len(results[-1]) == 0
 
 
 @pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
-def test_unsure_detections_carry_an_object_on_for_weak_s_only(fps: float) -> None:
+def test_weak_detections_continue_a_track_for_weak_s_only(fps: float) -> None:
     seen = [detections((person(100), 0.9))] * 5
     weak = [detections((person(100), 0.3))] * round(2 * fps)
     results = follow(Tracker(TrackConfig(weak_s=1.0)), [*seen, *weak], fps)
@@ -123,14 +123,14 @@ def test_unsure_detections_carry_an_object_on_for_weak_s_only(fps: float) -> Non
 
 @pytest.mark.parametrize(("away_s", "same"), [(0.5, True), (1.4, True), (1.6, False), (30.0, False)])
 @pytest.mark.parametrize("fps", [5.0, 30.0])
-def test_lost_s_is_how_long_an_object_is_remembered(fps: float, away_s: float, same: bool) -> None:
+def test_track_ends_after_lost_s(fps: float, away_s: float, same: bool) -> None:
     seen = [detections((person(100), 0.9))] * 5
     results = follow(Tracker(), [*seen, *[detections()] * (round(away_s * fps) - 1), *seen], fps)
     assert (len(ids(results)) == 1) is same
 
 
 @pytest.mark.parametrize("reactivation", ["filter", "observation"])
-def test_a_walker_behind_a_pillar_keeps_his_id(reactivation: str) -> None:
+def test_walker_behind_a_pillar_keeps_the_id(reactivation: str) -> None:
     config = TrackConfig.model_validate({"reactivation": reactivation})
     walk = [detections((person(50 + 8 * at), 0.8)) if not 20 <= at < 30 else detections() for at in range(60)]
     results = follow(Tracker(config), walk)
@@ -139,7 +139,7 @@ def test_a_walker_behind_a_pillar_keeps_his_id(reactivation: str) -> None:
 
 
 @pytest.mark.parametrize(("reactivation", "exact"), [("observation", True), ("filter", False)])
-def test_after_a_gap_observation_takes_the_motion_from_the_two_positions(reactivation: str, exact: bool) -> None:
+def test_observation_reactivation_takes_the_motion_from_two_positions(reactivation: str, exact: bool) -> None:
     """Someone walks to the right, is hidden for a second, and comes out ten pixels left of where he was last seen."""
     tracker = Tracker(TrackConfig.model_validate({"reactivation": reactivation}))
     seen = [detections((person(100 + 4 * at), 0.9)) for at in range(20)]
@@ -151,7 +151,7 @@ def test_after_a_gap_observation_takes_the_motion_from_the_two_positions(reactiv
 
 @pytest.mark.parametrize("hidden", [0.3, 0.5])
 @pytest.mark.parametrize("fps", [10.0, 30.0])
-def test_a_box_that_is_suddenly_shorter_hardly_moves_the_feet(fps: float, hidden: float) -> None:
+def test_suddenly_shorter_box_hardly_moves_the_feet(fps: float, hidden: float) -> None:
     """Something covers the legs for 0.1 s: the detector's boxes end where the legs begin."""
     x1, y1, x2, y2 = person(100)
     half: Box = (x1, y1, x2, y2 - hidden * (y2 - y1))
@@ -164,7 +164,7 @@ def test_a_box_that_is_suddenly_shorter_hardly_moves_the_feet(fps: float, hidden
 
 @pytest.mark.parametrize("height", [50.0, 70.0, 140.0, 190.0])
 @pytest.mark.parametrize("fps", [5.0, 10.0, 30.0])
-def test_a_size_that_stays_is_believed_in_the_end(fps: float, height: float) -> None:
+def test_lasting_change_of_size_is_adopted(fps: float, height: float) -> None:
     x1, y1, x2, _ = person(100)
     seen, after = [detections((person(100), 0.8))] * round(2 * fps), detections(((x1, y1, x2, y1 + height), 0.8))
     results = follow(Tracker(), [*seen, *[after] * round(3 * fps)], fps)
@@ -179,18 +179,18 @@ def test_classes_are_not_mixed() -> None:
     assert results[4].class_ids.tolist() == [0] and results[-1].class_ids.tolist() == [1]
 
 
-def test_objects_of_two_classes_in_one_place_are_two() -> None:
+def test_objects_of_two_classes_at_one_position_are_two_tracks() -> None:
     results = follow(Tracker(), [detections((person(100), 0.9, 0), (person(102), 0.8, 1))] * 5)
     assert sorted(results[-1].class_ids.tolist()) == [0, 1]
 
 
-def test_a_second_box_around_a_followed_object_begins_nothing() -> None:
+def test_second_box_around_a_tracked_object_starts_no_track() -> None:
     seen = [detections((person(100), 0.9))] * 5
     twice = [detections((person(100), 0.9), (person(108), 0.7))] * 10
     assert len(ids(follow(Tracker(), [*seen, *twice]))) == 1
 
 
-def test_ids_are_unique_in_the_process_and_over_resets() -> None:
+def test_ids_are_unique_in_the_process_and_across_resets() -> None:
     frame = [detections((person(100), 0.9), (person(400), 0.9))] * 3
     cameras = [Tracker() for _ in range(3)]
     seen: list[int] = []
@@ -219,7 +219,7 @@ def test_ids_are_unique_among_threads() -> None:
     assert len(found) == len(set(found)) == 400
 
 
-def test_a_clock_that_jumps_back_counts_one_usual_interval() -> None:
+def test_backward_clock_jump_counts_as_one_usual_interval() -> None:
     tracker = Tracker()
     before = follow(tracker, [detections((person(100 + 8 * at), 0.9)) for at in range(10)])
     after = follow(tracker, [detections((person(180 + 8 * at), 0.9)) for at in range(10)], start_ns=17)
@@ -229,7 +229,7 @@ def test_a_clock_that_jumps_back_counts_one_usual_interval() -> None:
 
 
 @pytest.mark.parametrize(("jump_s", "same"), [(1.0, True), (2.0, False), (86_400.0 * 365, False)])
-def test_a_clock_that_jumps_ahead_ends_every_track_after_lost_s(jump_s: float, same: bool) -> None:
+def test_forward_clock_jump_beyond_lost_s_ends_every_track(jump_s: float, same: bool) -> None:
     tracker = Tracker()
     before = follow(tracker, [detections((person(100), 0.9))] * 10)
     start_ns = START_NS + SECOND_NS + round(jump_s * SECOND_NS)
@@ -238,17 +238,17 @@ def test_a_clock_that_jumps_ahead_ends_every_track_after_lost_s(jump_s: float, s
     assert len(after[-1]) == 1 and len(tracker) == 1
 
 
-def test_frames_with_one_and_the_same_time_are_taken_as_they_come() -> None:
+def test_frames_with_equal_times_are_accepted() -> None:
     tracker = Tracker()
     results = [tracker.update(detections((person(100), 0.9)), START_NS) for _ in range(5)]
     assert len(ids(results)) == 1 and results[-1].age_ms.tolist() == [0]
 
 
-def test_a_camera_slower_than_lost_s_still_has_two_frames_to_compare() -> None:
+def test_camera_slower_than_lost_s_keeps_tracks_for_two_frames() -> None:
     assert len(ids(follow(Tracker(TrackConfig(lost_s=1.0)), [detections((person(100), 0.9))] * 10, fps=0.25))) == 1
 
 
-def test_what_is_not_a_box_is_passed_over() -> None:
+def test_invalid_boxes_are_ignored() -> None:
     nan, inf = float("nan"), float("inf")
     bad: list[tuple[Box, float]] = [
         ((nan, 0, 10, 10), 0.9),
@@ -266,7 +266,7 @@ def test_what_is_not_a_box_is_passed_over() -> None:
     np.testing.assert_allclose(results[-1].boxes_xyxy[0], person(300), atol=1e-3)
 
 
-def test_detections_are_not_written_to() -> None:
+def test_detections_are_not_modified() -> None:
     frame = detections((person(100), 0.9), (person(300), 0.1))
     for values in (frame.boxes_xyxy, frame.scores, frame.class_ids):
         values.setflags(write=False)
@@ -284,7 +284,7 @@ def test_memory_is_bounded_by_max_objects_and_the_best_scores_win() -> None:
     assert results[-1].scores.min() >= 0.6 + 0.03 * 5 - 1e-6
 
 
-def test_tracks_are_pruned() -> None:
+def test_unpublished_tracks_are_deleted() -> None:
     tracker = Tracker()
     rng = np.random.default_rng(2)
     sizes = []
@@ -295,13 +295,13 @@ def test_tracks_are_pruned() -> None:
     assert max(sizes) <= 4  # tentative_s is 0.25 s: three frames and the new one
 
 
-def test_no_detections_at_all() -> None:
+def test_frames_without_detections_are_accepted() -> None:
     tracker = Tracker()
     assert [len(tracks) for tracks in follow(tracker, [Detections.empty()] * 3)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("scale", [0.25, 4.0])
-def test_a_frame_of_another_size_is_followed_alike(scale: float) -> None:
+def test_tracking_does_not_depend_on_the_frame_size(scale: float) -> None:
     """Everything is measured in the object's own size, so 4K and VGA cameras need no other settings."""
     rng = np.random.default_rng(3)
     frames = []
@@ -336,7 +336,7 @@ def _best_pairing(similarity: NDArray[np.float64], least: float) -> float:
     ),
     st.floats(0.0, 0.6),
 )
-def test_no_pairing_is_better_than_the_chosen_one(similarity: NDArray[np.float64], least: float) -> None:
+def test_matching_is_optimal(similarity: NDArray[np.float64], least: float) -> None:
     from vision.analytics.tracker import _match
 
     rows, columns = similarity.shape
@@ -351,7 +351,7 @@ def test_no_pairing_is_better_than_the_chosen_one(similarity: NDArray[np.float64
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_whatever_comes_the_answer_is_consistent(data: st.DataObject) -> None:
+def test_any_input_gives_consistent_tracks(data: st.DataObject) -> None:
     tracker = Tracker(TrackConfig(max_objects=8))
     now_ns = START_NS
     oldest: dict[int, int] = {}
@@ -381,7 +381,7 @@ def test_whatever_comes_the_answer_is_consistent(data: st.DataObject) -> None:
         ({"frames": 3}, "frames"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(values: dict[str, object], words: str) -> None:
+def test_inconsistent_settings_are_refused(values: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError) as error:
         TrackConfig.model_validate(values)
     assert words in str(error.value)
@@ -399,6 +399,6 @@ def prediction_of(steps_s: Sequence[float]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("steps_s", [(0.5, 0.5), (0.1,) * 10, (0.7, 0.05, 0.25)])
-def test_motion_over_any_two_steps_is_that_over_their_sum(steps_s: tuple[float, ...]) -> None:
+def test_motion_over_two_steps_equals_that_over_their_sum(steps_s: tuple[float, ...]) -> None:
     """The acceleration grows with the object's size, which itself moves a little: hence the tolerance."""
     np.testing.assert_allclose(prediction_of(steps_s), prediction_of((1.0,)), rtol=2e-3, atol=1e-6)

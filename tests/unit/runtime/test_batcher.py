@@ -1,5 +1,4 @@
-"""LatestSlot, Batcher and SubmitScheduler: who gets which frame, what is dropped, and that nothing is lost
-uncounted."""
+"""`LatestSlot`, `Batcher` and `SubmitScheduler`: order of frames, drops, accounting, and the time of submission."""
 
 from __future__ import annotations
 
@@ -89,7 +88,7 @@ def check_accounts(slot: LatestSlot) -> None:
     assert counts.grabbed == counts.taken + sum(counts.dropped.values()) + counts.waiting
 
 
-def test_reader_gets_the_newest_and_learns_what_was_dropped(make: MakeCamera) -> None:
+def test_lease_has_the_newest_frame_and_the_drops_before_it(make: MakeCamera) -> None:
     camera = make()
     for _ in range(5):
         camera.write()
@@ -120,7 +119,7 @@ def test_leased_pixels_are_never_written(make: MakeCamera) -> None:
     assert int(leases[1].frame.pixels[0, 0, 0]) == 1
 
 
-def test_a_reader_with_all_its_leases_makes_newer_frames_replace_each_other(make: MakeCamera) -> None:
+def test_reader_without_free_leases_supersedes_waiting_frames(make: MakeCamera) -> None:
     camera = make(leases=2)
     for _ in range(2):
         camera.write()
@@ -133,7 +132,7 @@ def test_a_reader_with_all_its_leases_makes_newer_frames_replace_each_other(make
     assert camera.slot.counts().dropped == {DropReason.SUPERSEDED: 4}
 
 
-def test_a_batcher_waits_for_a_lease_to_be_released(make: MakeCamera) -> None:
+def test_batcher_waits_for_a_released_lease(make: MakeCamera) -> None:
     camera = make(leases=1)
     batcher = Batcher([camera.slot], 1)
     camera.write()
@@ -149,7 +148,7 @@ def test_a_batcher_waits_for_a_lease_to_be_released(make: MakeCamera) -> None:
     assert newer.frame.meta.index == 1
 
 
-def test_a_lease_of_another_size_counts_until_it_is_released(make: MakeCamera) -> None:
+def test_lease_of_another_size_counts_until_released(make: MakeCamera) -> None:
     camera = make(leases=1)
     camera.write()
     lease = camera.slot.take()
@@ -244,7 +243,7 @@ def test_stale_frames_are_dropped_and_counted(make: MakeCamera, clock: ManualClo
     check_accounts(camera.slot)
 
 
-def test_new_size_keeps_old_leases_whole(make: MakeCamera) -> None:
+def test_new_size_keeps_old_leases_valid(make: MakeCamera) -> None:
     camera = make(leases=1)
     camera.write()
     old = camera.slot.take()
@@ -287,7 +286,7 @@ def layout_of(buffer: FrameBuffer) -> tuple[int, int, PixelFormat]:
     return buffer.height_px, buffer.width_px, buffer.pixel_format
 
 
-def test_a_new_format_of_the_same_shape_gets_buffers_of_its_own(clock: ManualClock) -> None:
+def test_new_format_of_the_same_shape_gets_new_buffers(clock: ManualClock) -> None:
     """Those of the old one, leased or waiting, do not come back among them."""
     camera = Camera(LatestSlot("a", Allocator(), clock=clock, leases=2), clock)
     camera.configure("nv12")
@@ -310,7 +309,7 @@ def test_a_new_format_of_the_same_shape_gets_buffers_of_its_own(clock: ManualClo
     check_accounts(camera.slot)
 
 
-def test_what_waits_over_a_new_size_is_dropped(make: MakeCamera) -> None:
+def test_waiting_frame_is_dropped_at_a_new_size(make: MakeCamera) -> None:
     camera = make()
     camera.write()
     camera.slot.configure(8, 10, "bgr")
@@ -319,7 +318,7 @@ def test_what_waits_over_a_new_size_is_dropped(make: MakeCamera) -> None:
     check_accounts(camera.slot)
 
 
-def test_buffers_do_not_grow_in_number_when_a_size_comes_back(clock: ManualClock) -> None:
+def test_number_of_buffers_is_constant_when_a_size_returns(clock: ManualClock) -> None:
     allocate = Allocator()
     camera = Camera(LatestSlot("a", allocate, clock=clock, leases=1), clock)
     for _ in range(5):
@@ -333,7 +332,7 @@ def test_buffers_do_not_grow_in_number_when_a_size_comes_back(clock: ManualClock
         assert allocate.count() == 3
 
 
-def test_without_memory_there_are_no_buffers_until_there_is(clock: ManualClock) -> None:
+def test_failed_allocation_leaves_no_buffers(clock: ManualClock) -> None:
     """None that could be had is kept, and the old ones went first."""
     allocate = Allocator(room=3)
     camera = Camera(LatestSlot("a", allocate, clock=clock, leases=1), clock)
@@ -372,7 +371,7 @@ def is_held(lock: threading.Condition) -> bool:
     return found[0]
 
 
-def test_no_buffer_is_freed_with_the_lock_that_all_cameras_share(clock: ManualClock) -> None:
+def test_buffers_are_freed_without_the_shared_lock(clock: ManualClock) -> None:
     """Freeing one waits for all the work of the GPU."""
     changed = threading.Condition()
     freed: list[bool] = []
@@ -403,7 +402,7 @@ def test_impossible_size_is_refused(make: MakeCamera) -> None:
         make().slot.configure(5, 5, "nv12")
 
 
-def test_close_wakes_the_writer_and_counts_what_waited(make: MakeCamera) -> None:
+def test_close_wakes_the_writer_and_counts_the_waiting_frame(make: MakeCamera) -> None:
     camera = make(lossless=True)
     camera.write()
     raised = threading.Event()
@@ -447,7 +446,7 @@ def test_end_lets_the_last_frame_be_taken(make: MakeCamera) -> None:
     assert camera.slot.finished
 
 
-def test_batch_has_one_frame_a_camera_longest_waiting_first(make: MakeCamera, clock: ManualClock) -> None:
+def test_batch_has_one_frame_per_camera_longest_waiting_first(make: MakeCamera, clock: ManualClock) -> None:
     cameras = [make(name, leases=4) for name in "abcd"]
     batcher = Batcher([camera.slot for camera in cameras], 2, clock=clock)
     order: list[str] = []
@@ -625,13 +624,13 @@ class Simulation:
 
 
 @pytest.mark.parametrize("service_ms", [5.0, 20.0, 50.0])
-def test_late_binding_keeps_the_rate_and_lowers_the_age(service_ms: float) -> None:
+def test_late_batches_keep_the_rate_and_lower_the_age(service_ms: float) -> None:
     early_rate, early_age = Simulation(service_ms, slots=2, late=False).run(10)
     late_rate, late_age = Simulation(service_ms, slots=2, late=True).run(10)
     assert late_rate >= 0.99 * early_rate
     assert early_age - late_age >= 0.7 * service_ms  # what a frame no longer waits in the detector's queue
 
 
-def test_binding_is_at_once_where_slots_run_in_parallel() -> None:
+def test_batches_are_formed_at_once_if_slots_run_in_parallel() -> None:
     early = Simulation(50.0, slots=2, late=False, parallel=2).run(10)
     assert Simulation(50.0, slots=2, late=True, parallel=2).run(10) == early

@@ -1,4 +1,4 @@
-"""How the detector runs is told wherever an operator looks: in the report, the status message and on the terminal."""
+"""The state of the detector in the report, the status message and the terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REASON = "the model has outputs whose size depends on the frame"
 
 
 class OnAGpu(FakeDetector):
-    """A fake that says of itself what one on a GPU says."""
+    """A fake detector that reports the properties of one on a GPU."""
 
     def __init__(self, graphs_off: str) -> None:
         super().__init__(max_batch=4)
@@ -77,7 +77,7 @@ def on_terminal(report: Report) -> str:
     ],
     ids=["no GPU", "graphs", "no graphs"],
 )
-def test_the_status_says_how_the_detector_runs(
+def test_status_describes_the_detector(
     detector: FakeDetector, expected: DetectorStatus, counters: Mapping[str, int]
 ) -> None:
     report = reported(detector)

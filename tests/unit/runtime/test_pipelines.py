@@ -1,4 +1,4 @@
-"""The shipped pipelines from camera to subscriber, and the one that docs/pipelines.md shows."""
+"""The shipped pipelines from camera to subscriber, and those of docs/pipelines.md."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def run(config: AppConfig, *, offline: bool = True, **options: Any) -> tuple[Kep
 # --- track ------------------------------------------------------------------------------------------------------------
 
 
-def test_track_follows_every_object() -> None:
+def test_track_pipeline_tracks_every_object() -> None:
     kept, _ = run(site("track"))
     assert len(kept.results) == 100
     tracks = [result.objects for result in kept.results]
@@ -99,7 +99,7 @@ def test_track_follows_every_object() -> None:
 
 
 @pytest.mark.parametrize(("score", "asked"), [(0.35, 0.15), (0.05, 0.05)])
-def test_the_detector_is_asked_for_what_the_tracker_can_use(score: float, asked: float) -> None:
+def test_detector_reports_down_to_the_trackers_threshold(score: float, asked: float) -> None:
     scores: list[float] = []
 
     def opening(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
@@ -113,7 +113,7 @@ def test_the_detector_is_asked_for_what_the_tracker_can_use(score: float, asked:
 # --- count ------------------------------------------------------------------------------------------------------------
 
 
-def test_count_counts_what_the_rectangles_do() -> None:
+def test_count_pipeline_counts_every_crossing() -> None:
     kept, report = run(counting())
     truth: Counter[str] = Counter()
     before: dict[int, float] = {}
@@ -135,7 +135,7 @@ def test_count_counts_what_the_rectangles_do() -> None:
     assert zone.entered - zone.left == zone.occupancy
 
 
-def test_counts_go_out_with_the_status() -> None:
+def test_counts_are_published_with_the_status() -> None:
     _, report = run(counting())
     (message,) = [one for one in report.messages() if isinstance(one, CountsMessage)]
     assert message.camera == "gate"
@@ -144,7 +144,7 @@ def test_counts_go_out_with_the_status() -> None:
     assert set(message.zones) == {"left"}
 
 
-def test_counts_are_shown_where_it_runs() -> None:
+def test_counts_are_shown_in_the_terminal() -> None:
     counted = Counts({"door": {"in": 7, "out": 2, "in:person": 7}}, {"queue": {"entered": 3}}, {"queue": 3})
     assert format_counts(codec.counts("gate", counted, 0, 0)) == "door 7 in 2 out, queue 3"
     assert format_counts(None) == ""
@@ -158,7 +158,7 @@ def test_counts_are_shown_where_it_runs() -> None:
     assert status_table(plain).columns[-1].header == "dropped"
 
 
-def test_what_stages_count_is_in_the_status_of_the_node(tmp_path: Path) -> None:
+def test_counters_of_stages_are_in_the_node_status(tmp_path: Path) -> None:
     save(tmp_path / "paint")
     _, report = run(counting(cascade={"model": f"{tmp_path}/paint", "min_size_px": 8}))
     node = report.node
@@ -171,7 +171,7 @@ def test_what_stages_count_is_in_the_status_of_the_node(tmp_path: Path) -> None:
     }
 
 
-def test_rules_are_events_too() -> None:
+def test_rules_publish_events() -> None:
     kept, _ = run(counting(rules=({"name": "too-many", "when": "crowded left for 500ms"},)))
     told = [
         (event.name, event.data["phase"]) for result in kept.results for event in result.events if event.kind == "rule"
@@ -180,7 +180,7 @@ def test_rules_are_events_too() -> None:
     assert {name for name, _ in told} == {"too-many"}
 
 
-def test_an_evaluation_writes_nothing(tmp_path: Path) -> None:
+def test_evaluation_writes_no_files(tmp_path: Path) -> None:
     run(counting(snapshots={"folder": f"{tmp_path}/shots"}, state_dir=f"{tmp_path}/state"))
     assert list(tmp_path.iterdir()) == []
 
@@ -241,7 +241,7 @@ def test_count_publishes_tracks_events_counts_attributes_and_snapshots(tmp_path:
     assert final.in_ + final.out == len(crossed)
 
 
-def test_counters_and_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
+def test_counters_and_event_numbers_continue_after_a_restart(tmp_path: Path) -> None:
     config = counting(
         source=LIVE, state_dir=f"{tmp_path}/state", publish={"bind": "tcp://127.0.0.1:*", "replay": "tcp://127.0.0.1:*"}
     )
@@ -256,7 +256,7 @@ def test_counters_and_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_an_offline_run_begins_at_zero(tmp_path: Path) -> None:
+def test_offline_run_starts_counters_at_zero(tmp_path: Path) -> None:
     config = counting(state_dir=f"{tmp_path}/state")
     for _ in range(2):
         with published(config, ("events",), offline=True) as items:
@@ -265,14 +265,14 @@ def test_an_offline_run_begins_at_zero(tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
-def test_without_a_state_folder_it_says_that_counters_begin_at_zero(caplog: pytest.LogCaptureFixture) -> None:
+def test_run_without_state_dir_logs_that_counters_start_at_zero(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     with published(counting(source="synthetic:320x240@40?frames=5"), ("events",)):
         pass
     assert "counters begin at 0 with each start" in caplog.text
 
 
-def test_two_programs_with_one_state_folder(tmp_path: Path) -> None:
+def test_second_program_with_the_same_state_dir_is_refused(tmp_path: Path) -> None:
     config = counting(state_dir=f"{tmp_path}/state")
     with ExitStack() as first, ExitStack() as second:
         open_state(config, first)
@@ -285,7 +285,7 @@ def test_two_programs_with_one_state_folder(tmp_path: Path) -> None:
 
 
 def programs() -> dict[str, str]:
-    """The complete files that the page shows, by the first words of each."""
+    """Return the complete programs of the page by their docstrings."""
     found = re.findall(r"^```python\n(.*?)^```$", DOCS, re.DOTALL | re.MULTILINE)
     return {program.split('"""')[1]: program for program in found}
 
@@ -306,12 +306,12 @@ LIGHT = "Publishes an event with the brightness of the frame when the light goes
 PRINTER = "Prints the number of objects of each frame."
 
 
-def test_the_page_shows_these() -> None:
+def test_documentation_has_the_expected_programs() -> None:
     assert set(programs()) == {LEFT_HALF, STANDING, LIGHT, PRINTER}
 
 
 @pytest.mark.parametrize("about", [LEFT_HALF, STANDING, LIGHT, PRINTER])
-def test_the_pipelines_of_the_page_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], about: str) -> None:
+def test_pipelines_of_the_documentation_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], about: str) -> None:
     kept, report = run(site(str(written(tmp_path, about))))
     assert report.cameras[0].published == len(kept.results) == 100
     if about == LEFT_HALF:
@@ -324,7 +324,7 @@ def test_the_pipelines_of_the_page_run(tmp_path: Path, capsys: pytest.CaptureFix
         assert not any(result.events for result in kept.results)  # these rectangles never stand
 
 
-def test_who_stands_still_is_told_once(tmp_path: Path) -> None:
+def test_standing_object_is_reported_once(tmp_path: Path) -> None:
     stage, track = module(written(tmp_path, STANDING))["StandingStill"](), TrackStage()
     told = []
     for at in range(100):  # stands for 4 s, walks for 1 s, stands again
@@ -338,7 +338,7 @@ def test_who_stands_still_is_told_once(tmp_path: Path) -> None:
     assert len({track_id for *_, track_id in told}) == 1
 
 
-def test_the_light_is_told_when_it_changes(tmp_path: Path) -> None:
+def test_light_is_reported_when_it_changes(tmp_path: Path) -> None:
     stage = module(written(tmp_path, LIGHT))["Light"]()
     told = []
     for at, level in enumerate([100, 100, 10, 10, 200]):
@@ -348,6 +348,6 @@ def test_the_light_is_told_when_it_changes(tmp_path: Path) -> None:
     assert told == [(2, {"phase": "end", "level": 10.0}), (4, {"phase": "begin", "level": 200.0})]
 
 
-def test_no_library_is_needed_for_what_is_not_configured() -> None:
+def test_unconfigured_parts_import_no_library() -> None:
     done = imports_without("vision.pipelines.count", {"cv2", "onnxruntime", "av", "gi", "cuda", "tensorrt"})
     assert done.returncode == 0, done.stderr

@@ -58,7 +58,7 @@ class Looker:
         return {"looker.seen": self.seen}
 
 
-def test_every_frame_is_seen_unchanged_with_its_own_objects() -> None:
+def test_pixel_stage_sees_every_frame_unchanged_with_its_objects() -> None:
     looker = Looker()
     plain: list[int] = []
 
@@ -79,7 +79,7 @@ def test_every_frame_is_seen_unchanged_with_its_own_objects() -> None:
         assert leased(camera) == 0
 
 
-def test_a_slow_look_makes_newer_frames_replace_each_other_and_holds_few() -> None:
+def test_slow_pixel_stage_supersedes_frames_and_holds_few() -> None:
     def slow(_result: Result) -> None:
         time.sleep(0.05)
 
@@ -97,7 +97,7 @@ def test_a_slow_look_makes_newer_frames_replace_each_other_and_holds_few() -> No
         assert leased(camera) == 0
 
 
-def test_without_a_look_at_pixels_leases_end_with_the_detector() -> None:
+def test_leases_end_with_the_detector_without_a_pixel_stage() -> None:
     most = 0
 
     def slow(result: Result) -> Result:
@@ -133,7 +133,7 @@ def fail_late(result: Result) -> None:
 
 
 @pytest.mark.parametrize("culprit", ["stage", "wait", "submit", "sink", "slow stage"])
-def test_every_lease_is_released_when_something_fails(culprit: str) -> None:
+def test_every_lease_is_released_after_a_failure(culprit: str) -> None:
     def slow_then_failing(result: Result) -> None:
         time.sleep(0.1)  # meanwhile others wait for their turn
         fail_late(result)
@@ -150,7 +150,7 @@ def test_every_lease_is_released_when_something_fails(culprit: str) -> None:
     assert [leased(camera) for camera in cameras] == [0, 0, 0]
 
 
-def test_memory_does_not_grow() -> None:
+def test_memory_of_a_pixel_stage_run_does_not_grow() -> None:
     """Buffers are made once: as many as leases, one that waits and one that is written."""
     made: list[int] = []
 

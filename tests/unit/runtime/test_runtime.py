@@ -80,7 +80,7 @@ def make_runtime(
 
 
 def check_accounts(camera: Camera, published: list[Result]) -> None:
-    """grabbed = published + dropped, and each message told its share of the drops."""
+    """Check that grabbed = published + dropped, and that the messages report every drop."""
     counts = camera.slot.counts()
     assert counts.grabbed == len(published) + sum(counts.dropped.values())
     told = sum(sum(result.dropped_before.values()) for result in published)
@@ -88,7 +88,7 @@ def check_accounts(camera: Camera, published: list[Result]) -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
-def test_offline_every_frame_comes_once_in_order_with_its_objects(slots: int) -> None:
+def test_offline_run_publishes_every_frame_once_in_order(slots: int) -> None:
     sources = [f"synthetic:160x120@1000?frames={frames}&seed={frames}" for frames in (50, 120, 7)]
     detector = FakeDetector(slots=slots, max_batch=2, service_ns=MS)
     runtime, sink, cameras = make_runtime(sources, detector, offline=True)
@@ -108,7 +108,7 @@ def test_offline_every_frame_comes_once_in_order_with_its_objects(slots: int) ->
     assert {camera.published for camera in report.cameras} == {50, 120, 7}
 
 
-def test_a_detector_slower_than_its_cameras_gets_the_newest_frames() -> None:
+def test_slow_detector_gets_the_newest_frames() -> None:
     detector = FakeDetector(max_batch=1, service_ns=40 * MS)
     runtime, sink, cameras = make_runtime(["synthetic:160x120@50"] * 4, detector)
     runtime.run(threading.Event(), for_s=3)
@@ -122,7 +122,7 @@ def test_a_detector_slower_than_its_cameras_gets_the_newest_frames() -> None:
         check_accounts(camera, results)
 
 
-def test_max_fps_is_kept_live() -> None:
+def test_max_fps_limits_a_live_camera() -> None:
     runtime, sink, cameras = make_runtime(["synthetic:160x120@50"], FakeDetector(), max_fps=10)
     runtime.run(threading.Event(), for_s=3)
     assert 22 <= len(sink.results["camera-0"]) <= 33
@@ -141,7 +141,7 @@ def test_stale_frames_are_never_inferred() -> None:
         check_accounts(camera, sink.results[camera.slot.camera_id])
 
 
-def test_a_dead_camera_disturbs_no_other() -> None:
+def test_dead_camera_does_not_disturb_the_others() -> None:
     runtime, sink, _ = make_runtime(["missing.mp4", "synthetic:160x120@20"], FakeDetector())
     report = runtime.run(threading.Event(), for_s=2)
     assert report.cameras[0].state != "streaming"
@@ -149,7 +149,7 @@ def test_a_dead_camera_disturbs_no_other() -> None:
     assert len(sink.results["camera-1"]) >= 25
 
 
-def test_a_change_of_size_is_a_new_epoch() -> None:
+def test_size_change_starts_a_new_epoch() -> None:
     runtime, sink, cameras = make_runtime(
         ["synthetic:160x120@50?frames=60&resize=30:200x100"], FakeDetector(), offline=True
     )
@@ -164,7 +164,7 @@ def test_a_change_of_size_is_a_new_epoch() -> None:
 
 
 @pytest.mark.parametrize("culprit", ["detector", "stage", "sink"])
-def test_the_first_failure_stops_all_and_is_raised(culprit: str) -> None:
+def test_first_failure_stops_all_threads_and_is_raised(culprit: str) -> None:
     def broken(_result: Result) -> Result:
         raise DeviceError("stage broke")
 
@@ -184,7 +184,7 @@ def test_the_first_failure_stops_all_and_is_raised(culprit: str) -> None:
     assert threading.active_count() == before
 
 
-def test_a_stop_drains_what_is_in_flight() -> None:
+def test_stop_publishes_the_batches_in_flight() -> None:
     detector = FakeDetector(service_ns=200 * MS, slots=2)
     runtime, sink, cameras = make_runtime(["synthetic:160x120@30"] * 2, detector)
     stop = threading.Event()
@@ -214,7 +214,7 @@ class HangingDetector(FakeDetector):
         raise TimeoutError
 
 
-def test_a_device_that_hangs_is_an_error() -> None:
+def test_hanging_device_is_an_error() -> None:
     detector = HangingDetector()
     slot = LatestSlot("a", detector.frame_buffer)
     slot.configure(4, 6, "bgr")
@@ -241,7 +241,7 @@ class StuckDetector(FakeDetector):
         super().submit(slot, frames)
 
 
-def test_a_call_that_does_not_return_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_call_that_does_not_return_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
     detector = StuckDetector()
     runtime, _, _ = make_runtime(["synthetic:160x120@50"], detector, hang_s=0.2)
     try:
@@ -257,7 +257,7 @@ def test_a_call_that_does_not_return_is_an_error(caplog: pytest.LogCaptureFixtur
                 thread.join()
 
 
-def test_time_in_which_nobody_looked_does_not_count() -> None:
+def test_monitor_ignores_time_between_distant_looks() -> None:
     still, now_ns = ProgressMonitor(0), 0
     for _ in range(900):
         now_ns += 50 * MS
@@ -302,14 +302,14 @@ def run_python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_call_that_keeps_the_gil_ends_the_process() -> None:
+def test_call_that_keeps_the_gil_ends_the_process() -> None:
     done = run_python(KEEPS_THE_GIL)
     assert done.returncode == EXIT_RUNTIME, done.stderr
     assert "Timeout (" in done.stderr
     assert "in submit" in done.stderr
 
 
-def test_a_process_that_is_not_stuck_goes_on() -> None:
+def test_watchdog_leaves_a_working_process_alone() -> None:
     done = run_python(NOT_STUCK)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
@@ -327,7 +327,7 @@ class PausingSink(Collector):
 
 
 @pytest.mark.parametrize("max_batch", [1, 8])
-def test_frames_wait_for_a_results_thread_that_pauses(max_batch: int) -> None:
+def test_result_queue_bounds_frames_while_the_results_thread_pauses(max_batch: int) -> None:
     """As many of them whatever the batches are like, before the inference thread has to wait too."""
     waiting = 0
 
@@ -346,7 +346,7 @@ def test_frames_wait_for_a_results_thread_that_pauses(max_batch: int) -> None:
     assert [len(results) for results in sink.results.values()] == [frames] * 3
 
 
-def test_a_loop_that_waits_for_the_results_thread_moves() -> None:
+def test_loop_that_waits_for_the_results_thread_makes_progress() -> None:
     """So it is not taken for one that is stuck."""
 
     def move() -> None:
@@ -364,7 +364,7 @@ def test_a_loop_that_waits_for_the_results_thread_moves() -> None:
     assert [len(results) for results in sink.results.values()] == [RESULT_QUEUE_SIZE] * 2
 
 
-def test_a_loop_that_has_ended_is_not_stuck() -> None:
+def test_ended_loop_is_not_stuck() -> None:
     later_ns = 0
 
     def an_hour_passes() -> None:
@@ -398,7 +398,7 @@ class CrowdedDetector(FakeDetector):
 
 
 @pytest.mark.parametrize("stages", [(), (TrackStage(),)], ids=["detections", "tracks"])
-def test_what_the_detector_could_not_look_at_is_told_and_counted(stages: tuple[Stage, ...]) -> None:
+def test_truncated_candidates_are_reported_and_counted(stages: tuple[Stage, ...]) -> None:
     runtime, sink, _ = make_runtime(["synthetic:160x120@50?frames=40"], CrowdedDetector(), offline=True, stages=stages)
     report = runtime.run(threading.Event())
     assert [result.objects.truncated_candidates for result in sink.results["camera-0"]] == [3] * 40

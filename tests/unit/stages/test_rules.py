@@ -1,4 +1,4 @@
-"""Rules: when they speak, when they are silent, and what they say."""
+"""Rules: when they report, when they are silent, and the data of their events."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def crossing(track_id: int = 1) -> Event:
 
 
 class Site:
-    """Cameras with rules; `at` takes one frame and returns what the rules said of it."""
+    """Cameras with rules. `at` takes one frame and returns the events of the rules."""
 
     def __init__(self, *rules: tuple[str, str] | RuleConfig) -> None:
         configs = [
@@ -53,11 +53,11 @@ class Site:
         return list(after.events[len(events) :])
 
 
-def said(events: list[Event]) -> list[str]:
+def summary(events: list[Event]) -> list[str]:
     return [f"{event.name} {event.data['phase']}" for event in events]
 
 
-def test_a_crowd_that_lasts_is_reported_once_and_ends() -> None:
+def test_lasting_crowd_is_reported_once_and_ends() -> None:
     site = Site(("crowded queue for 10s", "0s"))
     assert site.at(0, crowd("begin", occupancy=6)) == []
     assert site.at(9.5) == []
@@ -74,32 +74,32 @@ def test_a_crowd_that_lasts_is_reported_once_and_ends() -> None:
     assert site.at(30.0) == []
 
 
-def test_a_crowd_that_ends_before_is_none() -> None:
+def test_short_crowd_is_not_reported() -> None:
     site = Site(("crowded queue for 10s", "0s"))
     site.at(0, crowd("begin"))
     assert site.at(9.0, crowd("end")) == []
     assert site.at(20.0) == []
     site.at(21.0, crowd("begin"))
     assert site.at(30.0) == []
-    assert said(site.at(31.0)) == ["rule-0 begin"]
+    assert summary(site.at(31.0)) == ["rule-0 begin"]
 
 
-def test_without_a_duration_it_is_reported_at_once() -> None:
+def test_rule_without_a_duration_reports_at_once() -> None:
     site = Site(("crowded queue", "0s"))
-    assert said(site.at(0, crowd("begin"))) == ["rule-0 begin"]
-    assert said(site.at(1, crowd("end"))) == ["rule-0 end"]
+    assert summary(site.at(0, crowd("begin"))) == ["rule-0 begin"]
+    assert summary(site.at(1, crowd("end"))) == ["rule-0 end"]
 
 
-def test_a_duration_counts_from_the_beginning_and_not_from_its_event() -> None:
+def test_duration_counts_from_the_beginning_of_the_state() -> None:
     site = Site(("crowded slow for 10s", "0s"), ("dwelling queue for 35s", "0s"))
     site.at(0, crowd("begin", "slow"), stay("begin", 7, 30.0))
-    assert said(site.at(4.9)) == []
-    assert said(site.at(5.0)) == ["rule-1 begin"]
-    assert said(site.at(5.9)) == []
-    assert said(site.at(6.0)) == ["rule-0 begin"]
+    assert summary(site.at(4.9)) == []
+    assert summary(site.at(5.0)) == ["rule-1 begin"]
+    assert summary(site.at(5.9)) == []
+    assert summary(site.at(6.0)) == ["rule-0 begin"]
 
 
-def test_each_object_has_its_own_stay() -> None:
+def test_rule_reports_each_stay_separately() -> None:
     site = Site(("dwelling queue for 1m", "0s"))
     site.at(0, stay("begin", 1, 30.0))
     site.at(5, stay("begin", 2, 30.0))
@@ -110,7 +110,7 @@ def test_each_object_has_its_own_stay() -> None:
     assert (ended.track_id, ended.data["phase"]) == (2, "end")
 
 
-def test_an_instant_is_an_instant() -> None:
+def test_rule_about_an_instant_is_an_instant() -> None:
     site = Site(("line_crossed door", "0s"))
     told = site.at(0, crossing(1), crossing(2))
     assert [event.track_id for event in told] == [1, 2]
@@ -119,7 +119,7 @@ def test_an_instant_is_an_instant() -> None:
     }  # fmt: skip
 
 
-def test_within_its_cooldown_a_rule_is_silent_about_instants_and_counts_them() -> None:
+def test_cooldown_suppresses_and_counts_instants() -> None:
     site = Site(("line_crossed door", "60s"))
     assert len(site.at(0, crossing(1), crossing(2))) == 1
     assert site.at(59, crossing(3)) == []
@@ -129,11 +129,11 @@ def test_within_its_cooldown_a_rule_is_silent_about_instants_and_counts_them() -
     assert "suppressed" not in told.data
 
 
-def test_what_still_lasts_when_the_cooldown_is_over_is_reported_then() -> None:
+def test_lasting_state_is_reported_after_the_cooldown() -> None:
     site = Site(("crowded queue for 10s", "60s"))
     site.at(0, crowd("begin"))
-    assert said(site.at(10)) == ["rule-0 begin"]
-    assert said(site.at(12, crowd("end"))) == ["rule-0 end"]
+    assert summary(site.at(10)) == ["rule-0 begin"]
+    assert summary(site.at(12, crowd("end"))) == ["rule-0 end"]
     site.at(20, crowd("begin"))
     assert site.at(40, crowd("end")) == []  # never reported
     site.at(50, crowd("begin"))
@@ -142,7 +142,7 @@ def test_what_still_lasts_when_the_cooldown_is_over_is_reported_then() -> None:
     assert (told.data["lasted_s"], told.data["suppressed"]) == (20.0, 1)
 
 
-def test_one_that_was_too_short_anyway_is_not_counted_as_suppressed() -> None:
+def test_short_state_is_not_counted_as_suppressed() -> None:
     site = Site(("crowded queue for 10s", "60s"))
     site.at(0, crowd("begin"))
     site.at(10)
@@ -154,31 +154,31 @@ def test_one_that_was_too_short_anyway_is_not_counted_as_suppressed() -> None:
     assert "suppressed" not in told.data
 
 
-def test_a_cooldown_lets_one_of_many_stays_pass() -> None:
+def test_cooldown_lets_one_of_many_stays_pass() -> None:
     site = Site(("dwelling queue", "10s"))
     assert [e.track_id for e in site.at(0, stay("begin", 1, 30), stay("begin", 2, 30))] == [1]
     assert [e.track_id for e in site.at(10)] == [2]
 
 
-def test_cameras_have_rules_and_cooldowns_of_their_own() -> None:
+def test_rules_and_cooldowns_are_per_camera() -> None:
     only_gate = RuleConfig(name="gate", when="line_crossed door", cameras=("gate",))
     site = Site(only_gate, ("line_crossed door", "60s"))
-    assert said(site.at(0, crossing())) == ["gate instant", "rule-1 instant"]
-    assert said(site.at(1, crossing(), camera="yard")) == ["rule-1 instant"]
-    assert said(site.at(2, crossing())) == ["gate instant"]
+    assert summary(site.at(0, crossing())) == ["gate instant", "rule-1 instant"]
+    assert summary(site.at(1, crossing(), camera="yard")) == ["rule-1 instant"]
+    assert summary(site.at(2, crossing())) == ["gate instant"]
     assert site.at(3, crossing(), camera="unknown") == []
 
 
 @pytest.mark.parametrize("other", [crowd("begin", "slow"), stay("begin", 1, 30), crossing()])
-def test_other_events_are_none_of_its_business(other: Event) -> None:
+def test_rule_ignores_other_events(other: Event) -> None:
     assert Site(("crowded queue", "0s")).at(0, other) == []
 
 
-def test_an_end_without_a_beginning_is_nothing() -> None:
+def test_end_without_a_begin_is_ignored() -> None:
     assert Site(("crowded queue", "0s")).at(0, crowd("end")) == []
 
 
-def test_a_new_epoch_ends_what_nobody_ended() -> None:
+def test_new_epoch_drops_states_without_an_end() -> None:
     site = Site(("dwelling queue for 60s", "0s"))
     site.at(0, stay("begin", 1, 30.0), stay("begin", 2, 30.0))
     # Epochs begin with the ends of what the one before had; here one is missing.
@@ -186,10 +186,10 @@ def test_a_new_epoch_ends_what_nobody_ended() -> None:
     assert [event.track_id for event in site.at(70, epoch=1)] == [3]
 
 
-def test_a_clock_that_jumps_back_neither_hurries_nor_stops_a_rule() -> None:
+def test_backward_clock_jump_does_not_affect_a_rule() -> None:
     site = Site(("crowded queue for 3s", "0s"))
     site.at(0)
     site.at(1, crowd("begin"))
     site.at(2)
     assert site.at(-100) == []  # counts as one second
-    assert said(site.at(-99)) == ["rule-0 begin"]
+    assert summary(site.at(-99)) == ["rule-0 begin"]

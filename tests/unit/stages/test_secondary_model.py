@@ -1,4 +1,4 @@
-"""The second model as a stage: who is looked at and when, on what, and that nothing is waited for or kept."""
+"""The second model as a stage: schedule, crops, skipped objects, and failures."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def look(one: CascadeStage, *things: Thing, **where: Any) -> dict[int, list[str]
     return {track_id: [found.class_name for found in attributes] for track_id, attributes in after.attributes.items()}
 
 
-def test_each_object_gets_what_was_seen_of_it() -> None:
+def test_each_object_gets_its_own_attributes() -> None:
     grey = Grey()
     with stage(grey) as one:
         first = Thing(1), Thing(2, (40, 5, 60, 45), level=200)
@@ -118,14 +118,14 @@ def test_each_object_gets_what_was_seen_of_it() -> None:
     assert grey.boxes == [(10, 10, 30, 40), (40, 5, 60, 45)]
 
 
-def test_frames_on_the_gpu_are_copied() -> None:
+def test_crops_of_gpu_frames_are_copied() -> None:
     with stage(Grey()) as one:
         result, frame = image(Thing(1, level=200))
         after = one.with_frame(result, frame_on_device(frame))
     assert [found.class_name for found in after.attributes[1]] == ["light"]
 
 
-def test_each_is_looked_at_once_and_again_on_schedule() -> None:
+def test_object_is_classified_once_and_again_on_schedule() -> None:
     grey = Grey()
     with stage(grey, refresh_s=5.0) as one:
         for at in range(50):
@@ -135,7 +135,7 @@ def test_each_is_looked_at_once_and_again_on_schedule() -> None:
         assert grey.batches == [1, 1]
 
 
-def test_null_means_once() -> None:
+def test_object_is_classified_once_if_refresh_is_null() -> None:
     grey = Grey()
     with stage(grey, refresh_s=None) as one:
         for at in range(100):
@@ -143,7 +143,7 @@ def test_null_means_once() -> None:
         assert grey.batches in ([1], [1, 1])  # forgotten, and somebody new, after a pause of 100 s
 
 
-def test_an_unsure_look_is_repeated_soon_and_takes_nothing_away() -> None:
+def test_unsure_result_is_repeated_soon_and_keeps_attributes() -> None:
     grey = Grey()
     with stage(grey, refresh_s=5.0) as one:
         assert look(one, Thing(1, level=125)) == {}
@@ -153,7 +153,7 @@ def test_an_unsure_look_is_repeated_soon_and_takes_nothing_away() -> None:
         assert look(one, Thing(1, level=200), time_s=7.0) == {1: ["light"]}
 
 
-def test_where_many_may_be_true_none_may_be_too() -> None:
+def test_multi_label_model_can_give_no_attribute() -> None:
     grey = Grey(exclusive=False)
     with stage(grey, refresh_s=5.0) as one:
         assert look(one, Thing(1, level=20)) == {1: ["dark"]}
@@ -168,7 +168,7 @@ class Both(Grey):
 
 
 @pytest.mark.parametrize(("exclusive", "expected"), [(True, ["light"]), (False, ["light", "dark"])])
-def test_one_or_many(exclusive: bool, expected: list[str]) -> None:
+def test_exclusive_model_gives_one_attribute_and_others_many(exclusive: bool, expected: list[str]) -> None:
     with stage(Both(exclusive=exclusive), score_threshold=0.6) as one:
         assert look(one, Thing(1)) == {1: expected}
     with stage(Both(exclusive=exclusive), score_threshold=0.81) as one:
@@ -189,7 +189,7 @@ def test_one_or_many(exclusive: bool, expected: list[str]) -> None:
         (Thing(1, (-30, -30, -10, -10)), {}, False),
     ],
 )
-def test_who_is_looked_at(thing: Thing, config: dict[str, Any], expected: bool) -> None:
+def test_only_large_objects_of_the_classes_are_classified(thing: Thing, config: dict[str, Any], expected: bool) -> None:
     grey = Grey()
     with stage(grey, **config) as one:
         look(one, thing)
@@ -206,14 +206,14 @@ def test_who_is_looked_at(thing: Thing, config: dict[str, Any], expected: bool) 
         ((50, 30, 80, 60), 0.0, (50, 30, 64, 48)),
     ],
 )
-def test_how_much_of_the_frame(box: tuple[float, ...], margin: float, expected: Box) -> None:
+def test_crop_has_the_configured_margin(box: tuple[float, ...], margin: float, expected: Box) -> None:
     grey = Grey()
     with stage(grey, margin=margin) as one:
         look(one, Thing(1, box))  # type: ignore[arg-type]
     assert grey.boxes == [expected]
 
 
-def test_cameras_share_batches() -> None:
+def test_batches_contain_crops_of_several_cameras() -> None:
     grey = Grey(go=threading.Event(), max_batch=8)
     with stage(grey, lossless=False) as one:
         look(one, Thing(1), camera="first")  # the worker is busy with it
@@ -228,7 +228,7 @@ def test_cameras_share_batches() -> None:
         assert look(one, Thing(11), camera="gate") == {}  # ids of another camera mean nothing here
 
 
-def test_nobody_waits_for_the_model_and_what_has_no_room_is_tried_again() -> None:
+def test_full_queue_skips_objects_and_tries_again() -> None:
     grey = Grey(go=threading.Event(), max_batch=2)
     things = [Thing(at, (3 * at, 0, 3 * at + 4, 10), level=20) for at in range(10)]
     with stage(grey, lossless=False, queue=3) as one:
@@ -245,7 +245,7 @@ def test_nobody_waits_for_the_model_and_what_has_no_room_is_tried_again() -> Non
         assert max(grey.batches) == 2
 
 
-def test_the_longest_waiting_come_first() -> None:
+def test_longest_waiting_objects_are_classified_first() -> None:
     grey = Grey()
     things = [Thing(at, (3 * at, 0, 3 * at + 4, 10)) for at in range(6)]
     with stage(grey, refresh_s=1.0) as one:
@@ -256,7 +256,7 @@ def test_the_longest_waiting_come_first() -> None:
         assert [left // 3 for left, *_ in grey.boxes] == [5, 4, 0, 1, 2, 3]
 
 
-def test_a_new_epoch_and_long_absence_forget() -> None:
+def test_new_epoch_and_long_absence_forget_objects() -> None:
     grey = Grey()
     with stage(grey) as one:
         look(one, Thing(1))
@@ -268,7 +268,7 @@ def test_a_new_epoch_and_long_absence_forget() -> None:
         assert len(one._cameras["gate"].objects) == 0
 
 
-def test_an_object_that_becomes_small_keeps_what_is_known() -> None:
+def test_object_that_becomes_small_keeps_its_attributes() -> None:
     with stage(Grey()) as one:
         look(one, Thing(1))
         for at in range(1, 100):
@@ -276,14 +276,14 @@ def test_an_object_that_becomes_small_keeps_what_is_known() -> None:
         assert found == {1: ["dark"]}
 
 
-def test_state_is_bounded() -> None:
+def test_number_of_object_states_is_bounded() -> None:
     with stage(Grey()) as one:
         for at in range(3000):
             look(one, Thing(at), time_s=at / 10)
         assert len(one._cameras["gate"].objects) <= 102
 
 
-def test_a_clock_that_is_set_back_stops_nothing() -> None:
+def test_backward_clock_jump_does_not_stop_classification() -> None:
     grey = Grey()
     with stage(grey, refresh_s=5.0) as one:
         for at in range(10):
@@ -295,7 +295,7 @@ def test_a_clock_that_is_set_back_stops_nothing() -> None:
         assert len(one._cameras["gate"].objects) == 1
 
 
-def test_what_a_cascade_before_has_found_is_kept() -> None:
+def test_attributes_of_an_earlier_cascade_are_kept() -> None:
     before, frame = image(Thing(1))
     before = replace(before, attributes={1: (Attribute("first", "x", 1.0, 0),), 9: ()})
     with stage(Grey()) as one:
@@ -303,7 +303,7 @@ def test_what_a_cascade_before_has_found_is_kept() -> None:
     assert [found.model for found in after.attributes[1]] == ["first", "grey"]
 
 
-def test_a_class_that_the_detector_does_not_have_is_found_at_once() -> None:
+def test_unknown_cascade_class_is_refused() -> None:
     config = CascadeConfig.model_validate({"model": "m", "classes": ("persn",)})
     with pytest.raises(ConfigError) as caught:
         CascadeStage(Grey(), config, CLASSES)
@@ -311,14 +311,14 @@ def test_a_class_that_the_detector_does_not_have_is_found_at_once() -> None:
     assert "'person'" in caught.value.hint
 
 
-def test_detections_cannot_be_looked_at() -> None:
+def test_cascade_refuses_detections() -> None:
     result, frame = image()
     with stage(Grey()) as one, pytest.raises(TypeError, match="Detections"):
         one.with_frame(replace(result, objects=Detections.empty()), frame)
 
 
 @pytest.mark.parametrize("lossless", [True, False])
-def test_a_model_that_fails_ends_the_program_and_blocks_nothing(lossless: bool) -> None:
+def test_failing_model_raises_and_blocks_nothing(lossless: bool) -> None:
     grey = Grey(fails=True)
     with stage(grey, lossless=lossless, queue=1) as one:
         with pytest.raises(DeviceError, match="it fails"):
@@ -328,7 +328,7 @@ def test_a_model_that_fails_ends_the_program_and_blocks_nothing(lossless: bool) 
         wait_until(lambda: one._free.qsize() == len(one._crops), "no array is lost")
 
 
-def test_an_end_waits_for_one_batch_and_not_for_all() -> None:
+def test_close_waits_for_one_batch_only() -> None:
     grey = Grey(go=threading.Event(), max_batch=1)
     with stage(grey, lossless=False) as one:
         look(one, *(Thing(at) for at in range(9)))
@@ -338,7 +338,7 @@ def test_an_end_waits_for_one_batch_and_not_for_all() -> None:
     assert len(grey.batches) <= 2
 
 
-def test_arrays_are_made_once_and_frames_are_not_kept() -> None:
+def test_crop_arrays_are_reused_and_frames_are_released() -> None:
     grey = Grey()
     kept: list[weakref.ref[Any]] = []
     with stage(grey, refresh_s=0.001, queue=4) as one:
@@ -380,7 +380,7 @@ def built(
 
 
 @pytest.mark.parametrize("pixel_format", ["bgr", "nv12", "i420"])
-def test_every_rectangle_is_called_by_its_colour(tmp_path: Path, pixel_format: str) -> None:
+def test_every_rectangle_gets_its_colour_as_attribute(tmp_path: Path, pixel_format: str) -> None:
     sources = [f"synthetic:320x240@20?frames=60&seed={seed}&objects=4&format={pixel_format}" for seed in (1, 2, 3)]
     with built(tmp_path, sources, offline=True) as (runtime, sink):
         report = runtime.run(threading.Event())
@@ -402,7 +402,7 @@ def test_every_rectangle_is_called_by_its_colour(tmp_path: Path, pixel_format: s
     assert (report.node.counters["cascade.skipped"], report.node.counters["cascade.waiting"]) == (0, 0)
 
 
-def test_two_runs_offline_say_the_same(tmp_path: Path) -> None:
+def test_offline_runs_are_repeatable(tmp_path: Path) -> None:
     said = []
     for _ in range(2):
         with built(tmp_path, ["synthetic:320x240@20?frames=40&seed=5&objects=4"], offline=True) as (runtime, sink):
@@ -413,7 +413,7 @@ def test_two_runs_offline_say_the_same(tmp_path: Path) -> None:
     assert any(said[0])
 
 
-def test_live_with_too_many_to_look_at(tmp_path: Path) -> None:
+def test_live_run_with_too_many_objects_skips_some(tmp_path: Path) -> None:
     sources = [f"synthetic:320x240@30?seed={seed}&objects=8" for seed in range(3)]
     with built(tmp_path, sources, offline=False, refresh_s=0.001, queue=1, max_batch=1) as (runtime, sink):
         report = runtime.run(threading.Event(), for_s=3)
@@ -426,7 +426,7 @@ def test_live_with_too_many_to_look_at(tmp_path: Path) -> None:
         assert leased(camera) == 0
 
 
-def test_a_model_that_fails_ends_the_run_with_every_lease_released(tmp_path: Path) -> None:
+def test_failing_model_ends_the_run_and_releases_every_lease(tmp_path: Path) -> None:
     sources = ["synthetic:320x240@30?objects=6"] * 2
     with (
         built(tmp_path, sources, offline=False, fragile=True) as (runtime, _),

@@ -58,7 +58,7 @@ def written(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("pixel_format", ["bgr", "nv12"])
-def test_an_event_tells_the_path_of_its_frame(tmp_path: Path, pixel_format: PixelFormat) -> None:
+def test_event_has_the_path_of_its_snapshot(tmp_path: Path, pixel_format: PixelFormat) -> None:
     shown = frame(17, level=200, pixel_format=pixel_format)
     with stage(tmp_path / "made" / "here", encode=jpeg) as one:
         after = one.with_frame(result(shown, "line_crossed", "zone_entered"), shown)
@@ -72,7 +72,7 @@ def test_an_event_tells_the_path_of_its_frame(tmp_path: Path, pixel_format: Pixe
     assert image.max() > 100
 
 
-def test_only_the_kinds_that_were_asked_for(tmp_path: Path) -> None:
+def test_only_the_configured_kinds_get_snapshots(tmp_path: Path) -> None:
     with stage(tmp_path, kinds=("rule",)) as one:
         assert take(one, 0, "line_crossed", "zone_left") == ["", ""]
         first, second = take(one, 1, "line_crossed", "rule")
@@ -89,14 +89,14 @@ def test_without_events_no_frame_is_copied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [{"max_files": 5}, {"max_bytes": 5999}])
-def test_the_oldest_are_deleted(tmp_path: Path, limit: dict[str, int]) -> None:
+def test_oldest_snapshots_are_deleted(tmp_path: Path, limit: dict[str, int]) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"x" * 10_000)
     with stage(tmp_path, **limit) as one:
         paths = [take(one, index)[0] for index in range(20)]
     assert written(tmp_path) == sorted(["holiday.jpg", *(Path(path).name for path in paths[-5:])])
 
 
-def test_those_of_earlier_runs_count_too(tmp_path: Path) -> None:
+def test_snapshots_of_earlier_runs_count(tmp_path: Path) -> None:
     with stage(tmp_path) as one:
         first = [take(one, index)[0] for index in range(10)]
     for age, path in enumerate(reversed(first)):
@@ -108,13 +108,13 @@ def test_those_of_earlier_runs_count_too(tmp_path: Path) -> None:
     assert written(tmp_path) == sorted(Path(path).name for path in (*first[-3:], last))
 
 
-def test_one_that_is_larger_than_all_may_be_stays_alone(tmp_path: Path) -> None:
+def test_snapshot_larger_than_the_limit_is_kept_alone(tmp_path: Path) -> None:
     with stage(tmp_path, max_bytes=10) as one:
         paths = [take(one, index)[0] for index in range(3)]
     assert written(tmp_path) == [Path(paths[-1]).name]
 
 
-def test_the_same_frame_again_takes_its_place(tmp_path: Path) -> None:
+def test_snapshot_of_the_same_frame_replaces_the_file(tmp_path: Path) -> None:
     with stage(tmp_path, max_files=2) as one:
         for index in (0, 1, 1, 1):
             take(one, index)
@@ -122,7 +122,7 @@ def test_the_same_frame_again_takes_its_place(tmp_path: Path) -> None:
     assert one.counters()["snapshots.files"] == 2
 
 
-def test_what_comes_too_fast_has_no_frame_and_is_counted(tmp_path: Path) -> None:
+def test_events_that_come_too_fast_are_counted_as_skipped(tmp_path: Path) -> None:
     go = threading.Event()
 
     def slow(shown: Frame, result: Result) -> bytes:
@@ -140,14 +140,14 @@ def test_what_comes_too_fast_has_no_frame_and_is_counted(tmp_path: Path) -> None
     }  # fmt: skip
 
 
-def test_offline_every_event_has_its_frame(tmp_path: Path) -> None:
+def test_offline_run_writes_a_snapshot_for_every_event(tmp_path: Path) -> None:
     with stage(tmp_path) as one:
         paths = [take(one, index)[0] for index in range(200)]
     assert written(tmp_path) == sorted(Path(path).name for path in paths)
     assert all(int(Path(path).read_bytes()) == index for index, path in enumerate(paths))
 
 
-def test_memory_is_made_once(tmp_path: Path) -> None:
+def test_snapshot_memory_is_reused(tmp_path: Path) -> None:
     with stage(tmp_path) as one:
         for index in range(8):
             take(one, index)
@@ -166,7 +166,7 @@ def test_memory_is_made_once(tmp_path: Path) -> None:
             one._free.put(shot)
 
 
-def test_a_full_disk_is_said_once_and_used_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_disk_is_logged_once_and_retried(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with stage(tmp_path) as one:
         with file_size_limit(100):
@@ -181,14 +181,14 @@ def test_a_full_disk_is_said_once_and_used_again(tmp_path: Path, caplog: pytest.
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
-def test_a_folder_that_cannot_be_used(tmp_path: Path, name: str) -> None:
+def test_unusable_snapshot_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError) as caught:
         stage(tmp_path / name)
     assert caught.value.code == "snapshot-folder"
 
 
-def test_a_failure_of_the_encoder_is_no_silent_one(tmp_path: Path) -> None:
+def test_encoder_failure_is_raised(tmp_path: Path) -> None:
     def fail(_frame: Frame, _result: Result) -> bytes:
         raise ValueError("no JPEG today")
 
@@ -199,7 +199,7 @@ def test_a_failure_of_the_encoder_is_no_silent_one(tmp_path: Path) -> None:
             take(one, 1)
 
 
-def test_a_frame_on_the_gpu_is_copied(tmp_path: Path) -> None:
+def test_gpu_frame_is_copied_for_a_snapshot(tmp_path: Path) -> None:
     shown = frame(level=200)
     with stage(tmp_path, encode=jpeg) as one:
         after = one.with_frame(result(shown, "rule"), frame_on_device(shown))

@@ -1,4 +1,4 @@
-"""Trackers and analytics as stages: one for each camera, begun anew with each epoch."""
+"""Trackers and analytics as stages: one for each camera, restarted with each epoch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def result(
 
 
 def walker(index: int, *, y: float = 100.0, step: float = 20.0) -> tuple[float, float, float, float]:
-    """Walks down; its feet are at ``y + 100 + step * index``."""
+    """Return the box of a person who walks down; the feet are at ``y + 100 + step * index``."""
     return (200, y + step * index, 240, y + 100 + step * index)
 
 
@@ -66,7 +66,7 @@ def test_each_camera_has_its_own_tracker() -> None:
     assert not ids["gate"] & ids["yard"]
 
 
-def test_a_new_epoch_begins_new_tracks() -> None:
+def test_new_epoch_starts_new_tracks() -> None:
     stage = TrackStage()
     seen = [tracks(stage(result(walker(index), index=index, epoch=index // 4))) for index in range(12)]
     of_epoch = [{int(i) for found in seen[4 * e : 4 * e + 4] for i in found.track_ids} for e in range(3)]
@@ -74,7 +74,7 @@ def test_a_new_epoch_begins_new_tracks() -> None:
     assert len(set.union(*of_epoch)) == 3
 
 
-def test_everything_else_of_a_result_is_kept() -> None:
+def test_track_stage_keeps_all_other_fields() -> None:
     before = result(walker(0))
     before = replace(before, objects=replace(before.objects, truncated_candidates=7))
     after = TrackStage()(before)
@@ -83,23 +83,23 @@ def test_everything_else_of_a_result_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("score", "detector_score"), [(0.35, 0.15), (0.1, 0.1), (0.7, 0.15)])
-def test_the_detector_reports_down_to_what_the_tracker_can_use(score: float, detector_score: float) -> None:
+def test_detector_score_is_the_lower_of_score_and_low_score(score: float, detector_score: float) -> None:
     assert TrackStage(TrackConfig(), score=score).detector_score == detector_score
 
 
 def found_with(stage: TrackStage, scores: Iterable[float]) -> list[int]:
-    """Objects published in each frame of one who walks and is found with these scores."""
+    """Return the number of published objects per frame of a walker that is detected with these scores."""
     return [len(tracks(stage(result(walker(at), index=at, score=score)))) for at, score in enumerate(scores)]
 
 
-def test_an_object_is_published_once_it_had_the_score_and_then_wherever_it_is_followed() -> None:
+def test_object_is_published_while_tracked_once_it_had_the_score() -> None:
     sure, unsure = 0.9, 0.2
     assert found_with(TrackStage(score=0.35), [unsure, unsure, sure, sure, unsure, sure]) == [0, 0, 0, 1, 1, 1]
     assert found_with(TrackStage(score=0.8), [0.7] * 4 + [0.85] * 3) == [0] * 5 + [1] * 2
     assert found_with(TrackStage(score=0.35), [0.7] * 4) == [0, 1, 1, 1]
 
 
-def test_what_is_followed_already_is_refused() -> None:
+def test_track_stage_refuses_tracks() -> None:
     once = TrackStage()(result(walker(0)))
     with pytest.raises(TypeError, match="Tracks"):
         TrackStage()(once)
@@ -122,7 +122,7 @@ SECTIONS = {"gate": section(lines=[DOOR], zones=[YARD])}
 def walk(
     stage: AnalyticsStage, *, epoch: int = 0, camera: str = "gate", track: TrackStage | None = None
 ) -> list[Result]:
-    """One who walks into the zone, in the 6th frame, and so over the line, a frame later."""
+    """Return the results of a walker that enters the zone in frame 6 and crosses the line a frame later."""
     track = track or TrackStage()
     return [stage(track(result(walker(at), index=at, epoch=epoch, camera=camera))) for at in range(10)]
 
@@ -144,24 +144,24 @@ def test_crossings_and_zones_become_events_and_counts() -> None:
     assert event.track_id in tracks(results[-1]).track_ids
 
 
-def test_counts_are_made_anew_only_when_something_happened() -> None:
+def test_counts_are_rebuilt_only_after_events() -> None:
     results = walk(AnalyticsStage(SECTIONS, CLASSES))
     assert len({id(one.counts) for one in results}) == 1 + sum(bool(one.events) for one in results)
 
 
-def test_a_camera_without_lines_and_zones_passes_through() -> None:
+def test_camera_without_lines_and_zones_is_unchanged() -> None:
     results = walk(AnalyticsStage(SECTIONS, CLASSES), camera="yard")
     assert kinds(results) == []
     assert all(one.counts is None for one in results)
 
 
-def test_events_of_a_stage_before_are_kept() -> None:
+def test_events_of_earlier_stages_are_kept() -> None:
     before = Event("mine", "x", "gate", None, 0)
     one = replace(TrackStage()(result(walker(0))), events=(before,))
     assert AnalyticsStage(SECTIONS, CLASSES)(one).events == (before,)
 
 
-def test_a_new_epoch_ends_what_lasts_and_counting_goes_on() -> None:
+def test_new_epoch_ends_states_and_keeps_counters() -> None:
     stage = AnalyticsStage(SECTIONS, CLASSES)
     first, second = walk(stage), walk(stage, epoch=1)
     assert kinds(first) == ["zone_entered", "line_crossed"]
@@ -186,7 +186,7 @@ def test_fractions_follow_the_size_of_the_frame() -> None:
     assert 200 < feet <= 230
 
 
-def test_shapes_outside_of_the_frame_are_named_once_a_size(caplog: pytest.LogCaptureFixture) -> None:
+def test_shapes_outside_the_frame_are_logged_once_per_size(caplog: pytest.LogCaptureFixture) -> None:
     stage, track = AnalyticsStage(SECTIONS, CLASSES), TrackStage()
     with caplog.at_level(logging.WARNING):
         for epoch in range(3):
@@ -232,12 +232,12 @@ def test_rule_event_of_a_stay_carries_the_duration_of_its_own_instant() -> None:
     assert "heading_deg" not in report.data
 
 
-def test_a_class_that_the_model_does_not_have_is_found_at_once() -> None:
+def test_unknown_class_of_a_line_is_refused() -> None:
     wrong = section(lines=[DOOR | {"classes": ("persn",)}])
     with pytest.raises(ConfigError, match="person"):
         AnalyticsStage({"gate": wrong}, CLASSES)
 
 
-def test_detections_cannot_be_watched() -> None:
+def test_analytics_stage_refuses_detections() -> None:
     with pytest.raises(TypeError, match="Detections"):
         AnalyticsStage(SECTIONS, CLASSES)(result(walker(0)))
