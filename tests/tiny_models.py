@@ -104,7 +104,7 @@ def save_classifier(
     axes: Sequence[int] = (2, 3),
     fragile: bool = False,
 ) -> None:
-    """A network whose scores are `gain` times the mean of each of its three channels.
+    """Save a network whose scores are `gain` times the mean of each of its three channels.
 
     `sides` are height and width of its input, `axes` those that the mean is taken over; `fragile` fails when the mean
     of the first channel is over one half.

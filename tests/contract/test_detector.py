@@ -168,7 +168,7 @@ def assert_finds(found: Detections, color: int, width_px: int = 64, height_px: i
     np.testing.assert_allclose(found.boxes_xyxy, [[0, 0, width_px, height_px]])
 
 
-def test_says_what_it_is(detector: Detector) -> None:
+def test_spec_describes_the_detector(detector: Detector) -> None:
     assert detector.spec.name
     assert detector.spec.class_names == ("red", "green", "blue")
     assert detector.spec.batches_in_flight == 2
@@ -327,14 +327,14 @@ def test_there_is_no_such_slot(detector: Detector, slot: int) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 5])
-def test_a_batch_has_a_frame_and_no_more_than_the_most(detector: Detector, count: int) -> None:
+def test_batch_size_out_of_range_is_refused(detector: Detector, count: int) -> None:
     with pytest.raises(ValueError, match="1 to 4 frames"):
         detector.submit(0, [frame(detector, 0)] * count)
     detector.submit(0, [frame(detector, 0)])  # the slot was not taken
     assert_finds(detector.wait(0, LONG_S)[0], 0)
 
 
-def test_a_submitted_slot_takes_no_second_batch(detector: Detector) -> None:
+def test_submitted_slot_refuses_a_second_batch(detector: Detector) -> None:
     detector.submit(0, [frame(detector, 0)])
     with pytest.raises(ValueError, match="still submitted"):
         detector.submit(0, [frame(detector, 1)])
@@ -350,7 +350,7 @@ def test_wait_needs_a_submit(detector: Detector) -> None:
         detector.wait(0, 0.0)
 
 
-def test_a_failure_is_told_by_wait(kind: Kind, tmp_path: Path) -> None:
+def test_failure_is_raised_by_wait(kind: Kind, tmp_path: Path) -> None:
     """And frees the slot; or, where the device is lost, is told by every call from then on."""
     if kind.open_failing is None:
         pytest.skip("after an error of CUDA every call of the process fails, those of other tests too")
@@ -371,7 +371,7 @@ def test_a_failure_is_told_by_wait(kind: Kind, tmp_path: Path) -> None:
         assert_finds(detector.wait(0, LONG_S)[0], 2)
 
 
-def test_closed_twice_takes_nothing_more(detector: Detector) -> None:
+def test_close_is_idempotent(detector: Detector) -> None:
     detector.submit(0, [frame(detector, 0)])
     detector.wait(0, LONG_S)
     detector.close()
@@ -409,7 +409,7 @@ def test_close_leaves_no_thread(kind: Kind, tmp_path: Path) -> None:
     assert set(threading.enumerate()) <= before
 
 
-def test_a_thousand_submits_allocate_nothing_that_stays(detector: Detector) -> None:
+def test_thousand_submits_leak_no_memory(detector: Detector) -> None:
     batch = [frame(detector, color, 160, 120) for color in (0, 1)]
 
     def run(times: int) -> None:

@@ -1,4 +1,4 @@
-"""Puts type stubs of TensorRT into a folder for MYPYPATH, mended where they are not Python.
+"""Puts type stubs of TensorRT into a folder for MYPYPATH, repaired where they are not Python.
 
     python tests/typing/prepare_stubs.py build/stubs && MYPYPATH=build/stubs mypy vision/engine
 
@@ -22,7 +22,7 @@ _DEFAULT_BEFORE_NONE = "power: Weights = None, channel_axis: int)"
 
 
 def mend(text: str) -> str:
-    """The stub as valid Python: parameters called `in` renamed, and no parameter without default after one with.
+    """Return the stub as valid Python: no parameter named `in`, and none without default after one with.
 
     Raises:
         ValueError: the stub is not the one that these repairs were made for.

@@ -31,7 +31,7 @@ class A:
 """
 
 
-def test_stubs_are_mended_to_valid_python() -> None:
+def test_stubs_are_repaired_to_valid_python() -> None:
     with pytest.raises(SyntaxError):
         compile(BROKEN, "stub", "exec")
     mended = mend(BROKEN)
@@ -69,7 +69,7 @@ def check(root: Path, *modules: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_stubs
-def test_engine_is_right_against_the_stubs() -> None:
+def test_engine_package_matches_the_stubs() -> None:
     done = check(ROOT, "vision/engine")
     assert done.returncode == 0, done.stdout
 
@@ -83,7 +83,7 @@ def test_engine_is_right_against_the_stubs() -> None:
         (".set_tensor_address(name, address)", ".set_tensor_address(address, name)", "incompatible type"),
     ],
 )
-def test_misspelt_call_is_found(right: str, wrong: str, says: str, tmp_path: Path) -> None:
+def test_misspelt_call_is_reported(right: str, wrong: str, says: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "vision", tmp_path / "vision", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     path = tmp_path / "vision" / "engine" / "runtime.py"
     text = path.read_text()

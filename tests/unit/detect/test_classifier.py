@@ -45,7 +45,7 @@ def plain(*colour: int, shape: tuple[int, int, int] = (24, 16, 3)) -> NDArray[np
     return np.full(shape, colour, np.uint8)
 
 
-def test_it_says_what_the_mean_colour_is(tmp_path: Path) -> None:
+def test_classifier_reports_the_mean_colour(tmp_path: Path) -> None:
     with opened(save(tmp_path)) as one:
         assert (one.name, one.class_names, one.exclusive) == ("paint", ("reddish", "greenish", "bluish"), True)
         assert one.crop_shape == (24, 16, 3)
@@ -54,7 +54,7 @@ def test_it_says_what_the_mean_colour_is(tmp_path: Path) -> None:
     assert scores.dtype == np.float32
 
 
-def test_channels_and_scale_are_the_cards(tmp_path: Path) -> None:
+def test_channels_and_scale_follow_the_spec(tmp_path: Path) -> None:
     spread = "color: bgr, mean: [0.1, 0.2, 0.3], std: [2.0, 4.0, 5.0]"
     folder = save(tmp_path, ("height: 24,", f"height: 24, {spread},"), ("none", "sigmoid"))
     with opened(folder) as one:
@@ -92,7 +92,7 @@ def test_any_number_of_crops_whatever_batch_the_network_takes(tmp_path: Path, ba
 
 
 @pytest.mark.parametrize("pixel_format", ["bgr", "bgrx", "nv12", "i420"])
-def test_a_crop_is_that_part_of_the_frame(tmp_path: Path, pixel_format: PixelFormat) -> None:
+def test_crop_equals_that_part_of_the_frame(tmp_path: Path, pixel_format: PixelFormat) -> None:
     frame = noise(pixel_format)
     whole = to_bgr(frame.pixels, pixel_format)
     out = np.zeros((24, 16, 3), np.uint8)
@@ -146,7 +146,7 @@ def test_nothing_is_made_for_each_crop_or_batch(tmp_path: Path) -> None:
         ([("scale: 0.00392156862745098", "mean: [-9.0, 0.0, 0.0]")], {}, "expected scores from 0 to 1, got 0 to 9"),
     ],
 )
-def test_a_model_that_is_not_what_its_card_says(
+def test_model_that_contradicts_its_spec_is_refused(
     tmp_path: Path, changes: list[tuple[str, str]], options: dict[str, Any], words: str
 ) -> None:
     folder = save(tmp_path, *changes, **options)
@@ -155,7 +155,7 @@ def test_a_model_that_is_not_what_its_card_says(
     assert words in str(caught.value)
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_onnx(tmp_path: Path) -> None:
     folder = save(tmp_path)
     (folder / "paint.onnx").write_bytes(b"onnx")
     with pytest.raises(ModelError, match="is not a model that ONNX Runtime"):
@@ -165,13 +165,13 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         opened(folder)
 
 
-def test_a_detector_is_no_classifier(tmp_path: Path) -> None:
+def test_detector_spec_is_refused_as_classifier(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text(tiny_models.COLOUR_CARD)
     with pytest.raises(ModelError, match=r"head\.kind: expected 'classifier', got 'yolov8'"):
         load_classifier_spec(tmp_path)
 
 
-def test_failing_at_work_and_after_the_end(tmp_path: Path) -> None:
+def test_failure_during_work_and_after_close(tmp_path: Path) -> None:
     with opened(save(tmp_path, fragile=True)) as one:
         np.testing.assert_allclose(one.classify([plain(*GREEN)]), [[0, 1, 0]], atol=1e-5)
         with pytest.raises(DeviceError, match="paint: classification failed"):
@@ -181,7 +181,7 @@ def test_failing_at_work_and_after_the_end(tmp_path: Path) -> None:
         one.classify([plain(*GREEN)])
 
 
-def test_the_card_of_the_documentation(tmp_path: Path) -> None:
+def test_documented_spec_is_valid(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"<!-- classifier -->\n```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "model.yaml").write_text(example)
@@ -191,7 +191,7 @@ def test_the_card_of_the_documentation(tmp_path: Path) -> None:
         np.testing.assert_allclose(one.classify([plain(1, 2, 3, shape=one.crop_shape)]).sum(), 1.0, atol=1e-5)
 
 
-def test_vision_models_lists_it_too(tmp_path: Path) -> None:
+def test_vision_models_lists_classifiers(tmp_path: Path) -> None:
     save(tmp_path / "paint")
     (tmp_path / "broken").mkdir()
     save(tmp_path / "broken", ("[reddish, greenish, bluish]", "[a, b]"))

@@ -69,13 +69,13 @@ def run_all(batches_ms: Iterable[float]) -> list[tuple[float, int]]:
 
 @pytest.mark.parametrize("stall_ms", [100, 300])
 @pytest.mark.parametrize("before", [0, 1, 50])
-def test_one_stall_makes_no_other_batch_late(before: int, stall_ms: float) -> None:
+def test_one_stall_delays_no_other_batch(before: int, stall_ms: float) -> None:
     others = run_all([0.5] * before + [stall_ms] + [0.5] * 20)
     del others[before]
     assert max(late_ms for late_ms, _ in others) < 0.05
 
 
-def test_a_pause_of_the_host_makes_no_other_batch_late() -> None:
+def test_host_pause_delays_no_other_batch() -> None:
     gpu = OnTheClock()
     with waited_for(gpu) as completion:
         for at in range(20):
@@ -88,7 +88,7 @@ def test_a_pause_of_the_host_makes_no_other_batch_late() -> None:
 
 
 @pytest.mark.parametrize("takes_ms", [0.3, 2, 50, 400])
-def test_from_the_third_batch_on_few_looks_are_enough(takes_ms: float) -> None:
+def test_polling_is_rare_from_the_third_batch_on(takes_ms: float) -> None:
     """And the end is seen as soon as by looking all the time."""
     batches = run_all([takes_ms] * 30)
     assert max(looks for _, looks in batches[2:]) <= 20  # looking all the time would take up to 400

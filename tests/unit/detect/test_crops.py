@@ -22,7 +22,7 @@ def noise(pixel_format: PixelFormat, encoding: YuvEncoding = "bt601", width_px: 
 
 
 def scene(pixel_format: PixelFormat, width_px: int = 640, height_px: int = 480) -> Frame:
-    """A smooth frame, as cameras make them."""
+    """Return a smooth frame, as from a camera."""
     x, y = np.meshgrid(np.arange(width_px), np.arange(height_px))
     planes = [128 + 100 * np.sin(x / 90), 128 + 100 * np.cos(y / 70), 128 + 60 * np.sin((x + y) / 120)]
     bgr = np.stack(planes, -1).astype(np.uint8)
@@ -52,7 +52,7 @@ def test_every_part_is_that_of_the_whole_frame(pixel_format: PixelFormat, encodi
 @pytest.mark.parametrize(
     "part", [(0, 0, 65, 48), (0, 0, 64, 49), (-1, 0, 5, 5), (5, 5, 5, 6), (6, 5, 5, 6), (0, 9, 9, 9)]
 )
-def test_parts_that_are_none(part: tuple[int, int, int, int]) -> None:
+def test_parts_outside_the_frame_are_refused(part: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="expected a part of 64x48 pixels"):
         PartReader().read(noise("bgr"), *part)
 

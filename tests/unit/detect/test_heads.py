@@ -23,7 +23,7 @@ ABC = ("a", "b", "c")
 def spec(
     head: Mapping[str, Any], *, sides: tuple[int, int] = (64, 32), nms: Mapping[str, Any] | None = None
 ) -> ModelSpec:
-    """A card for a canvas of 64x32 pixels."""
+    """Return a spec for a canvas of 64x32 pixels."""
     return ModelSpec.model_validate(
         {
             "name": "tiny",
@@ -260,7 +260,7 @@ def test_capacity_is_kept_and_the_excess_counted(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_boxes_that_are_not_finite_are_no_candidates(kind: str) -> None:
+def test_boxes_that_are_not_finite_are_dropped(kind: str) -> None:
     head = bound({**NANODET, "kind": kind}, SHAPES[kind], 0.5)
     outputs = [np.full_like(each, np.inf) for each in zeros(kind)]
     head.raw_scores(outputs)[...] = 1.0
@@ -341,7 +341,7 @@ def test_four_classes_do_not_confuse_scores_with_boxes() -> None:
         ("yolov8", {}, "(batch, 7, boxes)", "nothing", "no head fits"),
     ],
 )
-def test_a_head_that_does_not_fit_says_which_would(
+def test_head_mismatch_names_the_fitting_head(
     *, kind: str, shapes: dict[str, Shape], expects: str, has: str, hint: str
 ) -> None:
     with pytest.raises(ModelError) as error:

@@ -172,7 +172,7 @@ def test_every_encoding_agrees_with_the_reference(encoding: YuvEncoding, pixel_f
     np.testing.assert_allclose(tensor[0], levels, atol=1.6)  # a level for the colours, half a one for the scaling
 
 
-def test_the_canvas_is_painted_anew_when_the_frame_moves() -> None:
+def test_canvas_is_repainted_when_the_frame_moves() -> None:
     spec = input_card(color="bgr", fill=200, letterbox="center")
     tensor = np.zeros((1, 3, 320, 416), np.float32)
     preprocessor = Preprocessor(spec, tensor)

@@ -129,7 +129,7 @@ HEADS = {
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("batch", ["batch", 1, 3])
-def test_a_model_of_ones_own_needs_ten_lines(head: str, batch: str | int, tmp_path: Path) -> None:
+def test_model_of_a_user_needs_ten_lines(head: str, batch: str | int, tmp_path: Path) -> None:
     spec, outputs = HEADS[head]
     folder = save_mine(tmp_path / "mine", spec, outputs, batch=batch)
     assert len((folder / "model.yaml").read_text().splitlines()) <= 10
@@ -142,7 +142,7 @@ def test_a_model_of_ones_own_needs_ten_lines(head: str, batch: str | int, tmp_pa
             np.testing.assert_allclose(found.boxes_xyxy, [[7, 7, 39, 39]], atol=1e-5)  # twice the model's pixels
 
 
-def test_outputs_whose_size_is_known_only_afterwards(tmp_path: Path) -> None:
+def test_outputs_with_data_dependent_size(tmp_path: Path) -> None:
     """As from an export with NMS inside: the number of objects is no constant of the file."""
     spec, outputs = HEADS["end-to-end"]
     folder = save_mine(tmp_path / "mine", spec, outputs)
@@ -424,7 +424,7 @@ def test_a_model_that_fails_with_any_frame_is_refused(tmp_path: Path) -> None:
         open_folder(folder)
 
 
-def test_a_model_without_sha256_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_model_without_sha256_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = save_colours(tmp_path / "colours")
     spec = load_model_spec(folder)
     found = hashlib.sha256((folder / "colours.onnx").read_bytes()).hexdigest()
@@ -462,7 +462,7 @@ def test_coco_has_80_names() -> None:
 # ------------------------------------------------------------------------------------------- backends
 
 
-def test_a_named_backend_is_what_opens(tmp_path: Path) -> None:
+def test_named_back_end_is_opened(tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "colours")
     with closing(open_folder(folder)) as detector:
         assert isinstance(detector, OnnxRuntimeDetector)

@@ -28,7 +28,7 @@ def naive(
     max_candidates: int,
     max_objects: int,
 ) -> tuple[list[int], int]:
-    """The numbered points of `vision.detect.reference.nms`, one pair at a time, in float32."""
+    """Apply the numbered points of `vision.detect.reference.nms`, one pair at a time, in float32."""
     zero = np.float32(0)
 
     def side(low: np.float32, high: np.float32) -> np.float32:
@@ -156,7 +156,7 @@ def test_equals_the_naive_one(
     assert (kept.tolist(), truncated_candidates) == expected
 
 
-def test_a_chain_in_which_each_suppresses_the_next() -> None:
+def test_chain_of_suppressions_is_greedy() -> None:
     count = 500  # every second one stays, and each waits for the verdict on the one before it
     boxes = np.array([(4 * index, 0, 4 * index + 10, 10) for index in range(count)], np.float32)
     scores = np.linspace(1, 0.5, count, dtype=np.float32)

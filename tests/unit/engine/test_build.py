@@ -119,7 +119,7 @@ def test_shape_tensor_input() -> None:
     assert built.profiles[0].values["size"].max == (32, 32)
 
 
-def test_progress_is_told_with_layer_counts() -> None:
+def test_progress_is_reported_with_layer_counts() -> None:
     ears = Ears()
     built = build_engine(convolution(), spec(), plan("fp32", 4), AMPERE, ahead_of_time=True, listener=ears)
     assert ears.layers == built.layers > 0
@@ -230,7 +230,7 @@ def _damaged(how: str) -> bytes:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("how", ["an input that nothing gives", "weights cut short", "no opset"])
-def test_damaged_model_is_told_as_such(how: str, precision: Precision, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_model_is_reported(how: str, precision: Precision, capfd: pytest.CaptureFixture[str]) -> None:
     """Readable and wrong: onnx and ONNX Runtime raise a dozen kinds of errors over such files."""
     if how == "no opset" and precision == "fp32":
         pytest.skip("TensorRT takes it")
@@ -248,7 +248,7 @@ def test_types_that_are_not_what_was_asked_for_are_refused() -> None:
     assert build(half, plan("fp16", 4)).plan
 
 
-def test_lack_of_memory_is_no_reason_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     """In its own words. To make TensorRT say them takes more memory than a test should."""
     monkeypatch.setattr("vision.gpu.cuda.memory_info", lambda: (3 << 20, 8 << 20))
     said = "getErrorStr::129] Error Code 2: OutOfMemory (Requested size was 68719477232 bytes.)"
@@ -269,7 +269,7 @@ def test_lack_of_memory_is_no_reason_to_try_again(monkeypatch: pytest.MonkeyPatc
         ("fp16", GpuDescription("Orin", (8, 7)), "builds for compute capabilities"),
     ],
 )
-def test_what_gpu_or_library_lack_is_refused(precision: Precision, gpu: GpuDescription, says: str) -> None:
+def test_unsupported_precision_is_refused(precision: Precision, gpu: GpuDescription, says: str) -> None:
     with pytest.raises(ModelError, match=says):
         build(convolution(), plan(precision), gpu=gpu)
 
@@ -281,12 +281,12 @@ def test_batch_outside_the_models_range_is_refused() -> None:
     assert ears.parses == 1, "no other shape of the model would help"
 
 
-def test_precision_that_is_not_the_models_is_refused() -> None:
+def test_precision_that_contradicts_the_model_is_refused() -> None:
     with pytest.raises(ModelError, match="the model is quantised to int8, and precision fp32 was asked for"):
         build(quantised())
 
 
-def test_int8_builds_where_the_library_has_it_and_says_what_does_elsewhere(capfd: pytest.CaptureFixture[str]) -> None:
+def test_int8_builds_or_names_an_alternative(capfd: pytest.CaptureFixture[str]) -> None:
     """TensorRT-RTX before 1.7 parses int8 convolutions and has none; TensorRT has them."""
     if library.find_library().flavour == "tensorrt":
         assert build(quantised(), plan("int8", 4)).plan
@@ -319,14 +319,14 @@ def test_dla_that_is_not_there_falls_back_with_a_warning(caplog: pytest.LogCaptu
     assert "DLA core 0 was asked for and this machine has 0: building for the GPU" in caplog.text
 
 
-def test_dla_gets_one_batch_size_since_it_takes_no_open_shape() -> None:
+def test_dla_gets_one_batch_size() -> None:
     built = build(convolution(), plan("fp16", 4, on_dla=True, fixed_batches=False))
     (frames,) = (profile.shapes["images"] for profile in built.profiles)
     assert frames.min == frames.opt == frames.max
     assert frames.max[0] == 4
 
 
-def test_gpu_here_that_tensorrt_rtx_cannot_name_gets_its_default() -> None:
+def test_gpu_unknown_to_tensorrt_rtx_gets_the_default() -> None:
     unnamed = GpuDescription("NVIDIA H100", (9, 0))
     assert build_engine(convolution(), spec(), plan("fp32", 4), unnamed).plan
 
@@ -380,14 +380,14 @@ def test_plan_takes_what_the_configuration_says() -> None:
     assert resolve(detect, spec()) == expected
 
 
-def test_a_library_that_measures_gets_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_gets_the_model_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Full TensorRT: found without being there."""
     monkeypatch.setattr("vision.engine.build_plan.keeps_timing", lambda: True)
     found = resolve(DetectConfig(precision="fp16"), spec())
     assert (found.interleaved_input, found.folded, found.fixed_batches) == (False, False, False)
 
 
-def test_an_engine_of_pixels_has_a_profile_for_every_batch(caplog: pytest.LogCaptureFixture) -> None:
+def test_interleaved_engine_has_a_profile_for_every_batch(caplog: pytest.LogCaptureFixture) -> None:
     built = build(convolution(), plan("fp16", 6))
     frames = [profile.shapes["images"] for profile in built.profiles]
     assert [each.max[0] for each in frames if each.min == each.max] == [1, 2, 4, 6]
@@ -397,13 +397,13 @@ def test_an_engine_of_pixels_has_a_profile_for_every_batch(caplog: pytest.LogCap
     assert as_it_is == library.find_library().version.startswith("1.4.")
 
 
-def test_a_model_of_four_channels_is_not_one_of_pixels() -> None:
+def test_model_with_four_channels_is_not_interleaved() -> None:
     """Its fourth channel is a frame of its own, such as of heat, and nothing here would fill it."""
     with pytest.raises(ModelError, match="channels is fixed to 4 in the ONNX file, and the profile asks for 3"):
         build(first_layer(channels=4), plan("fp16", 2))
 
 
-def test_what_cannot_be_built_reshaped_is_built_as_it_is(
+def test_unbuildable_reshaped_model_is_built_unchanged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def reshaped(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
@@ -449,10 +449,6 @@ def test_old_flags_are_refused_where_they_are_gone() -> None:
         set_flags(config, plan_typing("fp16", weak_typing=True))
 
 
-def test_sparsity_can_be_asked_for() -> None:
-    assert build(convolution(), plan("fp32", 4)).plan
-
-
 def test_profile_that_tensorrt_finds_inconsistent_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     builder = library.trt.Builder(library.logger())
     network = builder.create_network(0)
@@ -481,7 +477,7 @@ def test_monitor_answers_through_tensorrts_own_class() -> None:
     assert ears.names == {"outer", "inner"}
 
 
-def test_failure_is_told_without_its_echo() -> None:
+def test_failure_is_reported_once() -> None:
     network = library.trt.Builder(library.logger()).create_network(0)
     lines = [LogLine("ERROR", "cause"), LogLine("ERROR", "[catchCudaError] echo"), LogLine("INFO", "noise")]
     assert build_failure(LogLines(lines), network) == "cause"

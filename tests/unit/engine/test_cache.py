@@ -99,7 +99,7 @@ def test_engine_is_built_once_and_found_afterwards(cache: EngineCache) -> None:
         {"input_hw": (640, 640)},
     ],
 )
-def test_whatever_decides_what_is_in_a_plan_makes_another_file(changes: dict[str, Any], cache: EngineCache) -> None:
+def test_every_part_of_the_key_makes_another_file(changes: dict[str, Any], cache: EngineCache) -> None:
     cache.load_or_build("tiny", key(), Builder())
     other = Builder(built(b"another"))
     assert cache.load_or_build("tiny", key(**changes), other).plan == b"another"
@@ -107,7 +107,7 @@ def test_whatever_decides_what_is_in_a_plan_makes_another_file(changes: dict[str
     assert len(cache.entries()) == 2
 
 
-def test_profiles_of_the_card_are_in_the_key() -> None:
+def test_profiles_of_the_spec_are_in_the_key() -> None:
     plain = key_of(ONNX, LIBRARY, ORIN, BuildPlan("fp16", 8), spec())
     given = key_of(ONNX, LIBRARY, ORIN, BuildPlan("fp16", 8), spec(profiles=[{"batch": [1, 4, 8]}]))
     assert plain.profiles == ()
@@ -153,7 +153,7 @@ def test_unusable_engine_is_rebuilt_with_the_reason_in_the_log(
     assert loaded.path.read_bytes() == b"a newer plan"
 
 
-def test_after_an_upgrade_the_log_says_what_changed(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
+def test_upgrade_is_logged_with_the_changes(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     cache.load_or_build("tiny", key(), Builder())
     cache.load_or_build("tiny", key(settings=BuildPlan("fp32", 1)), Builder())
@@ -164,7 +164,7 @@ def test_after_an_upgrade_the_log_says_what_changed(cache: EngineCache, caplog: 
 
 @posix
 @pytest.mark.parametrize("suffix", [".engine", ".json"])
-def test_file_that_others_may_write_is_refused_and_force_mends_it(suffix: str, cache: EngineCache) -> None:
+def test_file_writable_by_others_is_refused_and_replaced_by_force(suffix: str, cache: EngineCache) -> None:
     path = cache.load_or_build("tiny", key(), Builder()).path
     path.with_suffix(suffix).chmod(0o666)
     with pytest.raises(Untrusted, match="may be written by everybody"):
@@ -198,7 +198,7 @@ def test_build_that_fails_leaves_nothing(cache: EngineCache) -> None:
     assert cache.load_or_build("tiny", key(), Builder()).plan == b"a plan"
 
 
-def test_of_two_at_once_one_builds_and_the_other_takes_it(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_of_two_processes_builds_and_the_other_loads(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
     """Separate caches have separate descriptors of the lock, as separate processes have."""
     caplog.set_level(logging.INFO)
     building, go_on = threading.Event(), threading.Event()
@@ -278,7 +278,7 @@ def test_entries_say_what_they_are(cache: EngineCache) -> None:
         pytest.param(lambda plan: plan.chmod(0o666), "may be written by everybody", marks=posix),
     ],
 )
-def test_entry_that_is_damaged_says_so_and_is_pruned(damage: Any, fault: str, cache: EngineCache) -> None:
+def test_damaged_entry_is_reported_and_pruned(damage: Any, fault: str, cache: EngineCache) -> None:
     path = cache.load_or_build("tiny", key(), Builder()).path
     damage(path)
     assert fault in cache.entries()[0].fault
@@ -287,7 +287,7 @@ def test_entry_that_is_damaged_says_so_and_is_pruned(damage: Any, fault: str, ca
     assert not path.exists()
 
 
-def test_prune_removes_what_cannot_run_here_and_what_nobody_used(cache: EngineCache) -> None:
+def test_prune_removes_foreign_and_unused_engines(cache: EngineCache) -> None:
     keep = cache.load_or_build("keep", key(), Builder()).path
     upgraded = cache.load_or_build("old", key(version="8.6"), Builder()).path
     elsewhere = cache.load_or_build("thor", key(gpu_name="Thor", compute_capability=(11, 0)), Builder()).path
@@ -320,7 +320,7 @@ def test_prune_removes_what_cannot_run_here_and_what_nobody_used(cache: EngineCa
     assert cache.prune(LIBRARY, ORIN) == {}
 
 
-def test_prune_leaves_files_of_others_alone(cache: EngineCache) -> None:
+def test_prune_keeps_files_of_others(cache: EngineCache) -> None:
     """`--cache .` may be any folder: a project with lock files, or one with engines that trtexec wrote."""
     theirs = {
         "package.json",
@@ -340,7 +340,7 @@ def test_prune_leaves_files_of_others_alone(cache: EngineCache) -> None:
     assert cache.entries() == ()
 
 
-def test_prune_leaves_alone_what_another_process_is_building(cache: EngineCache) -> None:
+def test_prune_keeps_engines_in_progress(cache: EngineCache) -> None:
     path = cache.load_or_build("tiny", key(), Builder()).path
     path.with_suffix(".json").unlink()  # the plan is stored, its JSON not yet
     unbuilt = cache.path_of("other", key())
@@ -352,7 +352,7 @@ def test_prune_leaves_alone_what_another_process_is_building(cache: EngineCache)
     assert list(cache.folder.iterdir()) == []
 
 
-def test_prune_leaves_alone_what_was_built_while_it_looked(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_keeps_engines_built_meanwhile(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
     path = cache.load_or_build("tiny", key(version="8.6"), Builder()).path
     old = cache.entries()
     sidecar = json.loads(path.with_suffix(".json").read_text())
@@ -362,7 +362,7 @@ def test_prune_leaves_alone_what_was_built_while_it_looked(cache: EngineCache, m
     assert path.exists()
 
 
-def test_what_cannot_be_removed_or_read_is_told(cache: EngineCache) -> None:
+def test_unreadable_or_undeletable_files_are_reported(cache: EngineCache) -> None:
     path = cache.load_or_build("tiny", key(version="8.6"), Builder()).path
     path.with_suffix(".kernels").mkdir()
     with pytest.raises(ModelError, match=r"\.kernels cannot be removed"):
@@ -372,7 +372,7 @@ def test_what_cannot_be_removed_or_read_is_told(cache: EngineCache) -> None:
         cache.entries()
 
 
-def test_plan_that_cannot_be_kept_is_used_all_the_same(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
+def test_plan_that_cannot_be_stored_is_used(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
     path = cache.path_of("tiny", key())
     path.mkdir()  # as a full disk: nothing can be put in its place
     (path / "in the way").write_text("")
@@ -392,7 +392,7 @@ def test_loading_counts_as_use(cache: EngineCache) -> None:
     assert cache.prune(LIBRARY, ORIN) == {}
 
 
-def test_foreign_needs_to_know_where_it_is() -> None:
+def test_foreign_without_library_and_gpu_is_empty() -> None:
     assert foreign(key().as_json(), None, None) == ""
     assert foreign(key().as_json(), LIBRARY, ORIN) == ""
 
@@ -413,7 +413,7 @@ def test_kernels_are_kept_across_starts(cache: EngineCache) -> None:
 @pytest.mark.parametrize(
     "damage", [lambda text: text[:-1], lambda text: text[:0], lambda text: text + b"x", lambda text: b"y" + text]
 )
-def test_damaged_kernels_are_compiled_anew(damage: Any, cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_kernels_are_compiled_again(damage: Any, cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
     store = KernelStore(cache.folder / "a.kernels")
     store.save(b"compiled")
     store.path.write_bytes(damage(store.path.read_bytes()))

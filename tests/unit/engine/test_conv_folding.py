@@ -65,7 +65,7 @@ def network(
     opset: int = 20,
     **attributes: Any,
 ) -> onnx.ModelProto:
-    """images -> Conv "narrow" -> a -> activation -> z -> joined -> y."""
+    """Build images -> Conv "narrow" -> a -> activation -> z -> joined -> y."""
     rng = np.random.default_rng(0)
     inputs, outputs = channels
     kernel_shape = (outputs, inputs // group, *kernel)
@@ -89,7 +89,7 @@ def network(
 
 
 def with_branch(reads: str, *, inside: str = "r") -> onnx.ModelProto:
-    """The network with a branch that reads a tensor from outside."""
+    """Return the network with a branch that reads a tensor from outside."""
     found = network()
     branch = helper.make_graph([helper.make_node("Relu", [reads], [inside])], "branch", [], [value(inside, None)])
     found.graph.node.append(helper.make_node("If", ["yes"], ["y2"], then_branch=branch, else_branch=branch))
@@ -99,7 +99,7 @@ def with_branch(reads: str, *, inside: str = "r") -> onnx.ModelProto:
 
 
 def giving(name: str, shape: Sequence[int | str]) -> onnx.ModelProto:
-    """The network with one more output."""
+    """Return the network with one more output."""
     found = network()
     found.graph.output.append(value(name, shape))
     return found
@@ -200,7 +200,7 @@ def test_any_geometry_gives_the_same_results(geometry: dict[str, Any], activatio
     check_fold(network(ACTIVATED[activation], **geometry), expected, (inputs, height, width))
 
 
-def test_the_height_may_be_open() -> None:
+def test_free_height_is_supported() -> None:
     check_fold(network(size=("h", 16)), ["narrow"])
 
 
@@ -221,7 +221,7 @@ JOINS: dict[str, Sequence[NodeProto]] = {
 
 
 @pytest.mark.parametrize("joined", JOINS)
-def test_ways_to_be_joined(joined: str) -> None:
+def test_joined_results_are_recognised(joined: str) -> None:
     check_fold(network(joined=JOINS[joined]), ["narrow"])
 
 
@@ -244,7 +244,7 @@ def test_names_in_branches_are_not_used_again() -> None:
     assert graph.node[0].output[0] == "narrow_folded_"
 
 
-def test_a_convolution_without_a_name_goes_by_its_output() -> None:
+def test_unnamed_convolution_is_reported_by_its_output() -> None:
     original = network()
     original.graph.node[0].name = ""
     check_fold(original, ["a"])
@@ -286,7 +286,7 @@ def test_weights_may_be_constant_nodes() -> None:
     assert "Constant" not in {node.op_type for node in folded.graph.node}
 
 
-def test_shapes_that_the_file_notes_stay_and_are_not_believed() -> None:
+def test_shapes_stored_in_the_file_are_ignored() -> None:
     original = network(batch=2)
     noted = [value("w", (32, 32, 3, 3)), value("a", (2, 32, 5, 16)), value("z", (2, 32, 5, 16))]
     original.graph.value_info.extend(noted)
@@ -301,12 +301,12 @@ def test_shapes_that_the_file_notes_stay_and_are_not_believed() -> None:
 
 
 def then(kind: str, *more: str, **attributes: Any) -> list[NodeProto]:
-    """a -> one operator -> z."""
+    """Build a -> one operator -> z."""
     return [helper.make_node(kind, ["a", *more], ["z"], **attributes)]
 
 
 def as_input(name: str) -> onnx.ModelProto:
-    """The network with a constant that may be replaced at run time."""
+    """Return the network with a constant that may be replaced at run time."""
     found = network(ACTIVATED["one slope"])
     dims = next(tensor.dims for tensor in found.graph.initializer if tensor.name == name)
     found.graph.input.append(value(name, dims))
@@ -314,7 +314,7 @@ def as_input(name: str) -> onnx.ModelProto:
 
 
 def computed(name: str) -> onnx.ModelProto:
-    """The network with a parameter that a node computes."""
+    """Return the network with a parameter that a node computes."""
     found = network(ACTIVATED["one slope"])
     for node in found.graph.node:
         for index, read in enumerate(node.input):
@@ -384,7 +384,7 @@ LEFT_ALONE: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 @pytest.mark.parametrize("case", LEFT_ALONE)
-def test_left_alone(case: str) -> None:
+def test_unsuitable_convolution_is_unchanged(case: str) -> None:
     found = LEFT_ALONE[case]()
     before = found.SerializeToString()
     assert fold_narrow_convolutions(found) == ()
@@ -402,7 +402,7 @@ def test_left_alone(case: str) -> None:
     ],
     ids=["quantised", "operator of a domain that is not imported"],
 )
-def test_models_that_are_left_alone_as_a_whole(beside: list[NodeProto]) -> None:
+def test_unsuitable_model_is_unchanged(beside: list[NodeProto]) -> None:
     found = network()
     found.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "scale"))
     found.graph.node.extend(beside)
@@ -440,7 +440,7 @@ def test_a_folded_model_in_float16_computes_the_same() -> None:
 
 
 def stage(activation: str, size: tuple[int | str, int] = (64, 64)) -> bytes:
-    """The first stage of a small detector: two narrow convolutions, whose results are joined."""
+    """Build the first stage of a small detector: two narrow convolutions, whose results are joined."""
     rng = np.random.default_rng(0)
     shapes = {"w0": (32, 3, 3, 3), "w1": (32, 32, 3, 3), "w2": (16, 32, 3, 3), "w3": (64, 48, 1, 1)}
     weights = [numpy_helper.from_array(rng.normal(size=each).astype(np.float32) / 9, k) for k, each in shapes.items()]

@@ -22,7 +22,7 @@ from vision.errors import EXIT_CONFIG, DeviceError, DeviceMissing
 
 
 def module_in(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module that can be imported until the test ends."""
+    """Provide a module that can be imported until the test ends."""
     (folder / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, name, raising=False)

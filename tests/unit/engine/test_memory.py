@@ -84,7 +84,7 @@ def test_size_0_is_nothing() -> None:
 
 
 @pytest.mark.parametrize(("size", "alignment"), [(-1, 0), (1, 3), (1, -256)])
-def test_requests_that_make_no_sense_are_refused(size: int, alignment: int) -> None:
+def test_invalid_requests_are_refused(size: int, alignment: int) -> None:
     with pytest.raises(ValueError, match="power of two"):
         MemoryPool(PlainMemory()).allocate(size, alignment)
 
@@ -135,7 +135,7 @@ def test_freeing_elsewhere_waits_first(freed_on: int | None, waits: list[int | N
     assert raw.waits == waits
 
 
-def test_what_did_not_come_from_here_is_not_taken() -> None:
+def test_foreign_address_is_not_taken() -> None:
     pool = MemoryPool(PlainMemory())
     address = pool.allocate(MIB)
     assert not pool.deallocate(address + 256)
@@ -194,7 +194,7 @@ def test_close_returns_everything_and_names_what_is_still_in_use() -> None:
     assert raw.held == {}
 
 
-def test_finaliser_that_runs_in_the_middle_of_an_allocation_is_served_after_it() -> None:
+def test_finaliser_inside_an_allocation_runs_after_it() -> None:
     """A garbage collection may free TensorRT's objects at any allocation, in this very thread."""
     raw = PlainMemory()
     pool = MemoryPool(raw, segment_bytes=2 * MIB)
@@ -209,7 +209,7 @@ def test_finaliser_that_runs_in_the_middle_of_an_allocation_is_served_after_it()
     assert pool.allocate(MIB, stream=1) == old
 
 
-def test_threads_get_memory_that_is_theirs_alone() -> None:
+def test_threads_get_separate_memory() -> None:
     pool = MemoryPool(PlainMemory(), segment_bytes=4 * MIB)
     held: list[tuple[int, int]] = []
     lock = threading.Lock()
@@ -349,7 +349,7 @@ def test_all_five_calls_of_an_allocator() -> None:
 
 
 @needs_tensorrt
-def test_allocator_tells_what_failed() -> None:
+def test_allocator_reports_failures() -> None:
     allocator = make_allocator(MemoryPool(PlainMemory(MIB)))
     assert allocator.allocate(2 * MIB, 0, 0) == 0
     assert "asked for 2.0 MiB" in allocator.last_failure  # type: ignore[attr-defined,unused-ignore]
@@ -416,7 +416,7 @@ def test_budget_is_a_table() -> None:
     assert len({line.index("device") for line in lines if "device" in line}) == 1, "columns are aligned"
 
 
-def test_budget_over_what_is_free_is_refused_with_the_greatest_part() -> None:
+def test_budget_above_free_memory_names_the_largest_part() -> None:
     budget().require(229 * MIB, 8192 * MIB)
     with pytest.raises(DeviceError) as caught:
         budget().require(228 * MIB, 8192 * MIB)
@@ -425,7 +425,7 @@ def test_budget_over_what_is_free_is_refused_with_the_greatest_part() -> None:
     assert "max_batch" in caught.value.hint
 
 
-def test_on_a_jetson_both_kinds_come_out_of_one_memory_and_free_is_a_guess() -> None:
+def test_jetson_budget_counts_both_kinds_of_memory() -> None:
     budget().require(10 * MIB, 232 * MIB, shared_with_host=True)
     with pytest.raises(DeviceError, match=r"needs 232.0 MiB"):
         budget().require(10 * MIB, 231 * MIB, shared_with_host=True)

@@ -22,7 +22,7 @@ NANODET = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 
 
 def outputs(model: bytes, frames: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """What ONNX Runtime computes, whatever type the model takes."""
+    """Return the outputs of ONNX Runtime for a model of any input type."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
     fed = frames.astype(np.float16) if given.type == "tensor(float16)" else frames
@@ -65,14 +65,14 @@ def test_rewritten_nodes_are_in_order_and_pass_the_checker() -> None:
 
 
 @pytest.mark.parametrize("to", HALVES)
-def test_model_that_is_so_already_is_left_as_it_is(to: Literal["fp16", "bf16"]) -> None:
+def test_model_in_the_target_type_is_unchanged(to: Literal["fp16", "bf16"]) -> None:
     """Such as one that was exported in float16, or converted by the same package: its casts would get names twice."""
     half = rewrite_onnx(convolution(), to, keep_inputs=True, keep_outputs=True)
     assert rewrite_onnx(half, to, keep_inputs=False, keep_outputs=False) is half
 
 
 @pytest.mark.parametrize(("keep_io", "kinds"), [(True, {1, 16}), (False, {16})])
-def test_bfloat16_everywhere_but_where_float32_is_kept(keep_io: bool, kinds: set[int]) -> None:
+def test_bfloat16_replaces_all_but_the_kept_float32(keep_io: bool, kinds: set[int]) -> None:
     assert types_of(rewrite_onnx(convolution(), "bf16", keep_inputs=keep_io, keep_outputs=keep_io)) == kinds
 
 
@@ -92,7 +92,7 @@ def test_weight_that_float16_does_not_have_is_refused() -> None:
         rewrite_onnx(convolution(weight=70000.0), "fp16", keep_inputs=True, keep_outputs=True)
 
 
-def test_what_is_no_onnx_is_refused() -> None:
+def test_invalid_onnx_is_refused() -> None:
     with pytest.raises(ModelError, match="not an ONNX model"):
         rewrite_onnx(b"\xff\xfe no ONNX", "fp16", keep_inputs=True, keep_outputs=True)
 
@@ -175,7 +175,7 @@ def test_an_input_that_convolutions_alone_read_is_widened() -> None:
     assert widen_input(onnx.load_model_from_string(first_layer()))
 
 
-def test_what_is_no_onnx_cannot_be_reshaped() -> None:
+def test_invalid_onnx_cannot_be_reshaped() -> None:
     with pytest.raises(ModelError, match="not an ONNX model"):
         reshape_onnx(b"\xff\xfe no ONNX", interleave=True, fold=False)
 
@@ -184,13 +184,13 @@ def test_what_is_no_onnx_cannot_be_reshaped() -> None:
 
 
 def beside(folder: Path) -> tuple[bytes, Path]:
-    """A model that keeps its weights in a file of `folder`, and that file."""
+    """Return a model with external weights in `folder`, and their file."""
     model = onnx.load_model_from_string(convolution())
     onnx.save_model(model, folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
     return (folder / "m.onnx").read_bytes(), folder / "m.data"
 
 
-def test_weights_beside_the_model_are_put_into_it(tmp_path: Path) -> None:
+def test_external_weights_are_embedded(tmp_path: Path) -> None:
     model, data = beside(tmp_path)
     whole = with_weights(model, tmp_path)
     frames = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
@@ -200,7 +200,7 @@ def test_weights_beside_the_model_are_put_into_it(tmp_path: Path) -> None:
     assert with_weights(model, tmp_path) != whole, "other weights are another model, with another hash"
 
 
-def test_model_with_its_weights_inside_is_left_as_it_is(tmp_path: Path) -> None:
+def test_model_without_external_weights_is_unchanged(tmp_path: Path) -> None:
     model = convolution()
     assert with_weights(model, tmp_path) is model
 

@@ -49,14 +49,14 @@ def test_onnx_is_read_and_checked(model: tuple[Path, ModelSpec]) -> None:
     assert read_onnx(folder, described) == convolution()
 
 
-def test_another_onnx_than_the_card_is_of_is_refused(model: tuple[Path, ModelSpec]) -> None:
+def test_onnx_with_another_sha256_is_refused(model: tuple[Path, ModelSpec]) -> None:
     folder, described = model
     (folder / "tiny.onnx").write_bytes(b"another")
     with pytest.raises(ModelError, match=rf"has sha256 .*, model.yaml says {described.sha256}"):
         read_onnx(folder, described)
 
 
-def test_weights_beside_the_onnx_are_part_of_it(model: tuple[Path, ModelSpec]) -> None:
+def test_external_weights_are_part_of_the_model(model: tuple[Path, ModelSpec]) -> None:
     folder, _ = model
     loaded = onnx.load_model_from_string(convolution())
     onnx.save_model(loaded, folder / "tiny.onnx", save_as_external_data=True, location="w", size_threshold=0)
@@ -72,7 +72,7 @@ def test_missing_onnx_is_named(model: tuple[Path, ModelSpec]) -> None:
         read_onnx(folder, described)
 
 
-def test_card_without_a_hash_gets_a_warning(model: tuple[Path, ModelSpec], caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_sha256_is_a_warning(model: tuple[Path, ModelSpec], caplog: pytest.LogCaptureFixture) -> None:
     read_onnx(model[0], spec())
     assert "has no sha256" in caplog.text
 
@@ -103,7 +103,7 @@ def test_input_type_is_part_of_the_key(model: tuple[Path, ModelSpec], cache: Eng
 
 
 @needs_rtx
-def test_changed_model_is_built_anew(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
+def test_changed_model_is_rebuilt(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     folder, _ = model
     load_or_build(folder, spec(), AMPERE, plan("fp32", 2), cache=cache, ahead_of_time=True)
     (folder / "tiny.onnx").write_bytes(convolution(seed=1))
@@ -123,7 +123,7 @@ def test_cancelled_before_it_began_leaves_nothing(model: tuple[Path, ModelSpec],
 
 @needs_rtx
 @needs_no_gpu
-def test_opening_builds_again_what_does_not_load_and_gives_up_where_that_does_not_help(
+def test_engine_that_does_not_load_is_rebuilt_once(
     model: tuple[Path, ModelSpec],
     cache: EngineCache,
     caplog: pytest.LogCaptureFixture,
@@ -160,7 +160,7 @@ def test_build_says_what_it_built_and_where(model: tuple[Path, ModelSpec], cache
 
 
 @needs_rtx
-def test_names_with_brackets_are_no_markup(model: tuple[Path, ModelSpec], tmp_path: Path) -> None:
+def test_names_with_brackets_are_not_markup(model: tuple[Path, ModelSpec], tmp_path: Path) -> None:
     folder = tmp_path / "a[/b]" / "[bold]c"
     for again in (False, True):
         out, text = console()
@@ -189,7 +189,7 @@ def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, Mode
 
 
 @needs_rtx
-def test_what_is_built_is_not_built_again_unless_forced(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
+def test_built_engine_is_rebuilt_only_by_force(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     def built_again(*, force: bool) -> bool:
         out, text = console()
         build_command(model, DETECT, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out, force=force)
@@ -201,7 +201,7 @@ def test_what_is_built_is_not_built_again_unless_forced(model: tuple[Path, Model
 
 
 @needs_rtx
-def test_all_of_detect_counts(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
+def test_every_detect_key_is_used(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, _ = console()
     detect = DetectConfig.model_validate({"precision": "bf16", "max_batch": 5, "engine": {"optimization_level": 2}})
     build_command(model, detect, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out)
@@ -258,7 +258,7 @@ def build_in_another_process(folder: Path, cache: Path, results: multiprocessing
 
 
 @needs_rtx
-def test_of_three_processes_one_builds(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
+def test_one_of_three_processes_builds(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     arguments = (model[0], cache.folder, results)

@@ -97,7 +97,7 @@ def test_quantisation_and_precision_that_agree(precision: Precision, found: Quan
         ("tf32", True, "nanodet", (False, False)),
     ],
 )
-def test_which_ends_of_a_network_may_be_half(
+def test_half_ends_follow_precision_and_head(
     precision: Precision, weak_typing: bool, head: str, half_ends: tuple[bool, bool]
 ) -> None:
     assert plan_typing(precision, weak_typing=weak_typing).half_ends(head) == half_ends

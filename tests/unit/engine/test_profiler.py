@@ -50,7 +50,7 @@ def test_times_by_layer_in_the_order_of_execution() -> None:
     assert times().runs == 4
 
 
-def test_no_runs_no_times() -> None:
+def test_profile_without_runs_has_no_times() -> None:
     assert LayerTimes().layers() == ()
     assert LayerTimes().total_ms() == 0.0
     late = LayerTimes()
@@ -127,7 +127,7 @@ def test_names_alone_are_enough() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "{}", "[]", "null"])
-def test_engine_that_says_nothing_of_its_layers(text: str) -> None:
+def test_engine_without_layer_information(text: str) -> None:
     with pytest.raises(ModelError, match="says nothing of its layers"):
         parse_layers(text)
 
@@ -209,7 +209,7 @@ def test_layers_follow_each_other() -> None:
 
 
 def nowhere(_: str) -> str | None:
-    """Looks for a program in an empty PATH."""
+    """Look for a program in an empty PATH."""
     return None
 
 
@@ -278,7 +278,7 @@ def test_build_has_the_precisions_that_the_tool_knows(dialect: Dialect, precisio
 
 
 @pytest.mark.parametrize(("dialect", "said"), [("trtexec-10", True), ("trtexec-11", False), ("tensorrt_rtx", False)])
-def test_a_tool_that_may_choose_types_is_told_that_of_the_input(dialect: Dialect, said: bool) -> None:
+def test_trtexec_command_states_the_input_type(dialect: Dialect, said: bool) -> None:
     profiles = [Profile({"images": Range((1, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8))}, {})]
     line = build_line(
         dialect, TOOL, onnx=Path("m.onnx"), plan=PLAN, profiles=profiles, precision="fp16", half_input=True

@@ -109,7 +109,7 @@ def test_chosen_profile_contains_the_shape_and_none_that_does_is_nearer(
         (300, ((1, 4, 4), (4, 16, 16), (16, 64, 64), (64, 300, 300))),
     ],
 )
-def test_bands_reach_max_batch_and_no_further(max_batch: int, bands: tuple[tuple[int, int, int], ...]) -> None:
+def test_bands_end_at_max_batch(max_batch: int, bands: tuple[tuple[int, int, int], ...]) -> None:
     assert batch_bands(max_batch) == bands
 
 
@@ -129,7 +129,7 @@ def test_no_batch_is_refused() -> None:
     ("low", "best", "high", "says"),
     [((2,), (1,), (3,), "min <= opt <= max"), ((1,), (1, 1), (1,), "number of dimensions")],
 )
-def test_range_that_is_none_is_refused(
+def test_inverted_range_is_refused(
     low: tuple[int, ...], best: tuple[int, ...], high: tuple[int, ...], says: str
 ) -> None:
     with pytest.raises(ModelError, match=says):
@@ -164,12 +164,12 @@ def test_every_batch_that_runs_gets_a_profile_of_its_own() -> None:
     assert len(make_profiles([OPEN_BATCH], spec(), 1, fixed_batches=True)) == 1
 
 
-def test_open_height_and_width_are_those_of_the_card() -> None:
+def test_free_height_and_width_follow_the_spec() -> None:
     (made,) = make_profiles([OPEN], spec(size=64), 1)
     assert str(made) == "images 1x3x64x64"
 
 
-def test_profiles_of_the_card_come_first() -> None:
+def test_profiles_of_the_spec_come_first() -> None:
     given = [
         {"batch": [1, 2, 4]},
         {"batch": [4, 8, 8], "height": [32, 64, 96], "width": [64, 64, 128]},

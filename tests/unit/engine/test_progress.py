@@ -53,7 +53,7 @@ def test_phase_that_ends_takes_with_it_what_is_open_inside() -> None:
     assert ears.heard[-1] == ()
 
 
-def test_strange_orders_are_borne() -> None:
+def test_unordered_monitor_calls_are_tolerated() -> None:
     ears = Ears()
     monitor = Monitor(ears, threading.Event())
     assert monitor.step_complete("never begun", 3)
@@ -71,7 +71,7 @@ def test_cancelling_is_answered_at_the_next_step() -> None:
     assert not monitor.step_complete("a", 1)
 
 
-def test_log_gets_a_line_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_lines_are_rate_limited(caplog: pytest.LogCaptureFixture) -> None:
     now_ns = 0
     caplog.set_level(logging.INFO)
     listener = LogListener("tiny fp16", clock=lambda: now_ns, every_s=10.0)
@@ -90,11 +90,11 @@ def test_log_gets_a_line_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_work_gives_what_it_gives() -> None:
+def test_result_of_the_work_is_returned() -> None:
     assert run_interruptible(lambda: 7, threading.Event()) == 7
 
 
-def test_what_work_raises_comes_out() -> None:
+def test_exception_of_the_work_is_raised() -> None:
     def work() -> None:
         raise ZeroDivisionError("inside")
 

@@ -250,18 +250,18 @@ def test_batch_above_the_profiles_is_refused() -> None:
     assert engine().choose({"images": (5, 3, 8, 8)}) == 1
 
 
-def test_an_input_of_pixels_is_known() -> None:
+def test_interleaved_input_is_recognised() -> None:
     raw = RawEngine(RawContext())
     raw.format = trt.TensorFormat.CHW4
     assert [tensor.interleaved for tensor in engine(raw).tensors] == [True, False, False]
 
 
-def test_unknown_tensor_is_refused_with_those_that_there_are() -> None:
+def test_unknown_tensor_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ModelError, match="tiny has no tensor scores; it has images, size, boxes"):
         engine().tensor("scores")
 
 
-def test_closed_engine_is_of_no_use() -> None:
+def test_closed_engine_refuses_calls() -> None:
     opened = engine()
     opened.close()
     opened.close()
@@ -299,7 +299,7 @@ def test_memory_of_a_context_is_the_callers() -> None:
 @pytest.mark.parametrize(
     ("graphs", "strategy"), [("own", "DISABLED"), ("off", "DISABLED"), ("library", "WHOLE_GRAPH_CAPTURE")]
 )
-def test_rtx_leaves_graphs_to_whoever_captures_them(graphs: Any, strategy: str) -> None:
+def test_rtx_leaves_graph_capture_to_the_caller(graphs: Any, strategy: str) -> None:
     raw = RawRtxEngine(RawContext())
     engine(raw).create_context(0, 5, graphs=graphs)
     (config,) = raw.configs
@@ -322,7 +322,7 @@ def test_kernels_are_shared_by_contexts_and_kept() -> None:
 
 
 @needs_rtx
-def test_kernels_of_another_driver_are_compiled_anew(caplog: pytest.LogCaptureFixture) -> None:
+def test_kernels_of_another_driver_are_compiled_again(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     engine(RawRtxEngine(RawContext(), accepts=False), kernels=Store(b"old")).create_context(0, 5)
     assert "the saved kernels do not fit this driver or library" in caplog.text
@@ -366,7 +366,7 @@ def test_shape_outside_the_profile_is_refused_before_tensorrt_sees_it(shape: tup
 
 
 @pytest.mark.parametrize(("address", "refuses"), [(512, "memory"), (513, "")])
-def test_scratch_memory_that_will_not_do_is_refused(address: int, refuses: str) -> None:
+def test_unsuitable_scratch_memory_is_refused(address: int, refuses: str) -> None:
     made, _ = context(refuses)
     with pytest.raises(DeviceError, match="memory too small" if refuses else "aligned to 256 bytes"):
         made.give_memory(address, 10)
@@ -417,7 +417,7 @@ def test_sizes_without_shapes_are_not_asked_of_tensorrt() -> None:
         made.output_sizes()
 
 
-def test_capturable_is_asked_where_it_can_be() -> None:
+def test_capturability_is_queried_if_available() -> None:
     made, _ = context()
     assert made.is_capturable(5) is True
     assert made.is_capturable(0) is False
@@ -470,7 +470,7 @@ def test_the_library_names_its_accelerators_as_we_do() -> None:
 
 
 @pytest.mark.parametrize("plan", [b"", b"no plan", bytes(4096)])
-def test_what_is_no_plan_is_refused(plan: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+def test_invalid_plan_is_refused(plan: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ModelError, match="tiny"):
         load_engine(plan, label="tiny")
 
@@ -486,7 +486,7 @@ def test_what_is_no_plan_is_refused(plan: bytes, capfd: pytest.CaptureFixture[st
         ("VALID", 0, ""),
     ],
 )
-def test_rtx_names_what_it_holds_against_a_plan(verdict: str, bits: int, says: str) -> None:
+def test_rtx_reports_why_a_plan_is_invalid(verdict: str, bits: int, says: str) -> None:
     runtime = SimpleNamespace(get_engine_validity=lambda _: (SimpleNamespace(name=verdict), bits))
     assert ", ".join(invalidity(runtime, b"")) == says
     assert invalidity(SimpleNamespace(), b"") == []  # TensorRT cannot be asked
