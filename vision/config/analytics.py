@@ -126,7 +126,7 @@ def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
         InvalidValue: They are not the corners of a convex quadrilateral in order.
     """
     exact = _whole_numbers(corners)
-    turns = {_turn(exact[at - 2], exact[at - 1], exact[at]) for at in range(len(exact))}
+    turns = {_turn(exact[index - 2], exact[index - 1], exact[index]) for index in range(len(exact))}
     if turns not in ({1}, {-1}) or _crossing_sides(exact) is not None:
         raise InvalidValue("4 points in order around a convex area", advice="no three of them may lie on one line")
     return corners
@@ -211,7 +211,7 @@ def _meet(a: _Corner, b: _Corner, c: _Corner, d: _Corner) -> bool:
 def _crossing_sides(corners: Sequence[_Corner]) -> tuple[int, int] | None:
     """Return the first two sides that meet other than at their common corner. Side `i` begins at corner `i`."""
     count = len(corners)
-    sides = [(corners[at], corners[(at + 1) % count]) for at in range(count)]
+    sides = [(corners[index], corners[(index + 1) % count]) for index in range(count)]
     for first, second in combinations(range(count), 2):
         if second == first + 1:
             meets = _folds_back(corners[first], corners[second], corners[(second + 1) % count])

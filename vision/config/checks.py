@@ -79,12 +79,12 @@ class References:
 def config_conflicts(config: Mapping[str, object], references: References) -> Iterator[Conflict]:
     """Yield the conflicts of a whole camera.yaml."""
     cameras = list(_sections(config.get("cameras")))
-    for at, camera in cameras:
-        yield from _below(("cameras", at), camera_conflicts(camera))
-    yield from _repeated([(("cameras", at, "id"), _text(camera, "id")) for at, camera in cameras], references)
-    for at, camera in cameras:
+    for index, camera in cameras:
+        yield from _below(("cameras", index), camera_conflicts(camera))
+    yield from _repeated([(("cameras", index, "id"), _text(camera, "id")) for index, camera in cameras], references)
+    for index, camera in cameras:
         if _text(camera, "id") == "node":
-            yield ("cameras", at, "id"), "expected another name: status/node is the topic of the program itself"
+            yield ("cameras", index, "id"), "expected another name: status/node is the topic of the program itself"
     yield from _shared_devices(cameras, references)
     track = config.get("track")
     if isinstance(track, Mapping):
@@ -102,7 +102,7 @@ def config_conflicts(config: Mapping[str, object], references: References) -> It
     for index, rule in _sections(config.get("rules")):
         yield from _below(("rules", index), rule_conflicts(rule, analytics))
     yield from _repeated(
-        [(("rules", at, "name"), _text(rule, "name")) for at, rule in _sections(config.get("rules"))], references
+        [(("rules", index, "name"), _text(rule, "name")) for index, rule in _sections(config.get("rules"))], references
     )
     yield from _without_tracks(config)
     yield from _unheard_events(config)
@@ -150,15 +150,15 @@ def tracking_conflicts(track: Mapping[str, object]) -> Iterator[Conflict]:
     scores = [(key, track.get(key, default)) for key, default in TRACK_SCORES.items()]
     for (key, value), (next_key, next_value) in pairwise(scores):
         if isinstance(value, int | float) and isinstance(next_value, int | float) and value > next_value:
-            key_at = key if key in track else next_key
-            yield (key_at,), f"expected {key} ({value:g}) to be at most {next_key} ({next_value:g})"
+            wrong_key = key if key in track else next_key
+            yield (wrong_key,), f"expected {key} ({value:g}) to be at most {next_key} ({next_value:g})"
 
 
 def analytics_conflicts(
     section: Mapping[str, object], references: References | None = None, base: Loc = ()
 ) -> Iterator[Conflict]:
     """Yield duplicate names, coordinates outside of their unit, and options without effect."""
-    shapes = [((kind, at), shape) for kind in ("lines", "zones") for at, shape in _sections(section.get(kind))]
+    shapes = [((kind, index), shape) for kind in ("lines", "zones") for index, shape in _sections(section.get(kind))]
     named = [((*loc, "name"), _text(shape, "name")) for loc, shape in shapes]
     yield from _repeated(named, references or References(), base)
     units = section.get("units", "pixels")
@@ -176,9 +176,9 @@ def analytics_conflicts(
 
 
 def _sections(value: object) -> Iterator[tuple[int, Mapping[str, object]]]:
-    for at, entry in enumerate(value if isinstance(value, tuple) else ()):
+    for index, entry in enumerate(value if isinstance(value, tuple) else ()):
         if isinstance(entry, Mapping):
-            yield at, entry
+            yield index, entry
 
 
 def _text(section: Mapping[str, object], key: str) -> str | None:
@@ -213,11 +213,11 @@ def _repeated(named: Sequence[tuple[Loc, str | None]], references: References, b
 
 def _shared_devices(cameras: Sequence[tuple[int, Mapping[str, object]]], references: References) -> Iterator[Conflict]:
     first: dict[str, Loc] = {}
-    for at, camera in cameras:
+    for index, camera in cameras:
         source = _text(camera, "source") or ""
         if not source.startswith(("csi:", "/dev/")):
             continue
-        loc: Loc = ("cameras", at, "source")
+        loc: Loc = ("cameras", index, "source")
         if source in first:
             yield (
                 loc,
@@ -253,13 +253,13 @@ def _unheard_events(config: Mapping[str, object]) -> Iterator[Conflict]:
             if config.get(key):
                 text = f"the pipeline {pipeline} has no events; expected pipeline: count, or a file of your own"
                 yield (key,), text
-    snapshots, known = config.get("snapshots"), (*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE)
+    snapshots, event_kinds = config.get("snapshots"), (*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE)
     kinds = snapshots.get("kinds") if isinstance(snapshots, Mapping) else None
-    for at, kind in enumerate(kinds if pipeline == "count" and isinstance(kinds, tuple) else ()):
-        if isinstance(kind, str) and kind not in known:
-            near = nearest(kind, known)
+    for index, kind in enumerate(kinds if pipeline == "count" and isinstance(kinds, tuple) else ()):
+        if isinstance(kind, str) and kind not in event_kinds:
+            near = nearest(kind, event_kinds)
             advice = f" (did you mean {quoted(near)}?)" if near is not None else ""
-            yield ("snapshots", "kinds", at), f"expected {one_of(known)}, got {quoted(kind)}{advice}"
+            yield ("snapshots", "kinds", index), f"expected {one_of(event_kinds)}, got {quoted(kind)}{advice}"
 
 
 def _replay_conflicts(config: Mapping[str, object]) -> Iterator[Conflict]:
@@ -279,7 +279,7 @@ def _replay_conflicts(config: Mapping[str, object]) -> Iterator[Conflict]:
 def _unknown_cameras(
     analytics: Mapping[object, object], cameras: Sequence[tuple[int, Mapping[str, object]]], references: References
 ) -> Iterator[Conflict]:
-    places = {name: at for at, camera in cameras if (name := _text(camera, "id")) is not None}
+    places = {name: index for index, camera in cameras if (name := _text(camera, "id")) is not None}
     if not cameras or any(_text(camera, "id") is None for _, camera in cameras):
         return  # the camera without a valid id may be the one that is meant
     for name in map(str, analytics):
@@ -289,7 +289,7 @@ def _unknown_cameras(
         if near is not None:
             text = f"no camera has this id (did you mean {references.written(('cameras', places[near], 'id'))}?)"
         else:
-            ids = one_of([references.written(("cameras", at, "id")) for at in places.values()])
+            ids = one_of([references.written(("cameras", index, "id")) for index in places.values()])
             text = f"no camera has this id; expected {ids}"
         yield ("analytics", name), text
 
@@ -300,9 +300,9 @@ def _unit_conflicts(points: Sequence[tuple[int, tuple[float, ...]]], units: obje
         str(units), (None, "")
     )
     if whole is not None:
-        for at, point in points:
+        for index, point in points:
             if any(value > whole for value in point):
-                yield (at,), f"expected {expected}, because units is {units}"
+                yield (index,), f"expected {expected}, because units is {units}"
     if units == "percent" and 0 < largest <= 1:
         yield (), "all within one percent; expected units: fraction next to lines and zones, or percent from 0 to 100"
     elif units == "pixels" and 0 < largest <= 1:
@@ -312,8 +312,8 @@ def _unit_conflicts(points: Sequence[tuple[int, tuple[float, ...]]], units: obje
 def _coordinates(shape: object) -> list[tuple[int, tuple[float, ...]]]:
     points = enumerate(shape if isinstance(shape, tuple) else ())
     return [
-        (at, tuple(float(value) for value in point if isinstance(value, int | float)))
-        for at, point in points
+        (index, tuple(float(value) for value in point if isinstance(value, int | float)))
+        for index, point in points
         if isinstance(point, tuple)
     ]
 
@@ -324,16 +324,16 @@ def _filtered_classes(config: Mapping[str, object], analytics: Mapping[object, o
     if not isinstance(kept, tuple) or not all(isinstance(name, str) for name in kept):
         return
     for loc, names in _analytics_classes(analytics):
-        for at, name in enumerate(names):
+        for index, name in enumerate(names):
             if isinstance(name, str) and name not in kept:
-                yield (*loc, at), "never detected, because detect.classes does not include it"
+                yield (*loc, index), "never detected, because detect.classes does not include it"
 
 
 def _analytics_classes(analytics: Mapping[object, object]) -> Iterator[tuple[Loc, tuple[object, ...]]]:
     """Yield the `classes` of every line and zone."""
     for camera, section in analytics.items():
         for kind in ("lines", "zones"):
-            for at, shape in _sections(section.get(kind) if isinstance(section, Mapping) else None):
+            for index, shape in _sections(section.get(kind) if isinstance(section, Mapping) else None):
                 names = shape.get("classes")
                 if isinstance(names, tuple):
-                    yield ("analytics", str(camera), kind, at, "classes"), names
+                    yield ("analytics", str(camera), kind, index, "classes"), names

@@ -85,10 +85,10 @@ class Document:
 
     def node(self, loc: Loc) -> Node | None:
         """Return the value at `loc`, or None."""
-        found: Node | None = self.root
+        node: Node | None = self.root
         for part in loc:
-            found = found.child(part) if found is not None else None
-        return found
+            node = node.child(part) if node is not None else None
+        return node
 
     def place(self, loc: Loc) -> Place:
         """Return the place of the key at `loc`, of the value in a list, or of the parent if it is missing."""

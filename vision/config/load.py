@@ -129,17 +129,17 @@ def _written_passwords(document: Document) -> list[Fault]:
     """Return a fault for each password in the file: unlike the environment, files are copied, mailed and committed."""
     cameras = document.root.child("cameras")
     entries = cameras.value if cameras is not None and isinstance(cameras.value, tuple) else ()
-    found = []
-    for at, camera in enumerate(entries):
+    faults = []
+    for index, camera in enumerate(entries):
         password = camera.child("password")
         if password is not None and not _FROM_ENVIRONMENT.fullmatch(password.written):
             text = "expected the password from the environment: write ${NAME}"
-            found.append(document.fault(("cameras", at, "password"), text))
+            faults.append(document.fault(("cameras", index, "password"), text))
         source = camera.child("source")
         if source is not None and _LITERAL_PASSWORD.search(source.written):
             text = "a password in the file; expected it from the environment: write ${NAME} instead"
-            found.append(document.fault(("cameras", at, "source"), text))
-    return found
+            faults.append(document.fault(("cameras", index, "source"), text))
+    return faults
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------

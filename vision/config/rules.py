@@ -174,9 +174,9 @@ def rule_conflicts(rule: Mapping[str, object], analytics: object) -> Iterator[_C
         return
     shapes = {str(camera): dict(_shapes(section)) for camera, section in analytics.items()}
     if isinstance(cameras, tuple):
-        unknown = [at for at, camera in enumerate(cameras) if camera not in shapes]
-        for at in unknown:
-            yield ("cameras", at), "expected a camera that has lines or zones under analytics"
+        unknown = [index for index, camera in enumerate(cameras) if camera not in shapes]
+        for index in unknown:
+            yield ("cameras", index), "expected a camera that has lines or zones under analytics"
         shapes = {camera: shapes[camera] for camera in map(str, cameras) if camera in shapes}
         if unknown:
             return
@@ -198,10 +198,10 @@ def _shapes(section: object) -> Iterator[tuple[str, tuple[str, Mapping[str, obje
 
 
 def _no_such_shape(name: str, shapes: Mapping[str, Mapping[str, object]], missing: list[str]) -> str:
-    known = sorted({known for of_camera in shapes.values() for known in of_camera})
+    names = sorted({shape for of_camera in shapes.values() for shape in of_camera})
     where = f" of camera {one_of(missing)}" if missing else ""
-    expected = f"; expected {one_of(known)}" if known else "; expected some under analytics"
-    near = nearest(name, known)
+    expected = f"; expected {one_of(names)}" if names else "; expected some under analytics"
+    near = nearest(name, names)
     advice = f" (did you mean {quoted(near)}?)" if near is not None and near != name else ""
     return f"no line or zone{where} is called {quoted(name)}{expected}{advice}"
 
@@ -210,8 +210,7 @@ def _misfits(condition: Condition, place: str, key: str, shape: Mapping[str, obj
     """Yield the reasons why a line or zone never reports the rule's event, or reports it too late."""
     kinds = KINDS_OF_LINES if key == "lines" else KINDS_OF_ZONES
     if condition.kind not in kinds:
-        what = "a line" if key == "lines" else "a zone"
-        yield f"{condition.name} in {place} is {what}; expected {one_of(kinds)}, got {quoted(condition.kind)}"
+        yield f"{condition.name} in {place} is a {key.removesuffix('s')}; expected {one_of(kinds)}, got {quoted(condition.kind)}"
         return
     needed = _NEEDED.get(condition.kind)
     if needed is not None and shape.get(needed) is None:

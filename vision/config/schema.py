@@ -50,12 +50,12 @@ def schema_of(model: type[BaseModel]) -> Schema:
     return schema
 
 
-def at(root: Schema, loc: Loc) -> Schema:
+def schema_at(root: Schema, loc: Loc) -> Schema:
     """Return the part of the schema for the value at `loc`, with references resolved; empty if there is none."""
-    found = resolve(root, root)
+    part_schema = resolve(root, root)
     for part in loc:
-        found = resolve(root, _step(found, part))
-    return found
+        part_schema = resolve(root, _step(part_schema, part))
+    return part_schema
 
 
 def resolve(root: Schema, schema: Schema) -> Schema:

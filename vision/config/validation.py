@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from vision.config.document import Document, Fault, Unreadable
 from vision.config.renamed import RENAMED, SYNONYMS, key_path
-from vision.config.schema import Schema, at, expectation, key_paths
+from vision.config.schema import Schema, expectation, key_paths, schema_at
 from vision.config.section import IDENTIFIER_TITLE, INCONSISTENT
 from vision.config.wording import InvalidValue, Loc, did_you_mean, nearest, one_of, quoted
 
@@ -33,7 +33,7 @@ class ErrorContext:
 
     @property
     def expected(self) -> str:
-        return expectation(self.schema, at(self.schema, self.loc))
+        return expectation(self.schema, schema_at(self.schema, self.loc))
 
     @property
     def value(self) -> object:
@@ -84,7 +84,7 @@ def _expected(context: ErrorContext) -> str:
 
 
 def _advice(context: ErrorContext) -> str:
-    value, part = context.value, at(context.schema, context.loc)
+    value, part = context.value, schema_at(context.schema, context.loc)
     if (words := _advice_for_key(context.loc, value)) is not None:
         return words
     kind = part.get("type")
@@ -134,28 +134,28 @@ def _pattern(context: ErrorContext) -> str:
 
 def _missing(context: ErrorContext) -> str:
     written = context.document.node(context.loc[:-1])
-    known = at(context.schema, context.loc[:-1]).get("properties", {})
+    properties = schema_at(context.schema, context.loc[:-1]).get("properties", {})
     for key in written.keys if written is not None else ():  # a misspelt key is not reported as missing too
         path = key_path((*context.loc[:-1], key))
-        meant = RENAMED.get(path) or SYNONYMS.get(path) or nearest(key, known)
-        if key not in known and meant == context.loc[-1]:
+        meant = RENAMED.get(path) or SYNONYMS.get(path) or nearest(key, properties)
+        if key not in properties and meant == context.loc[-1]:
             return ""
     return f"missing; expected {context.expected}"
 
 
 def _unknown(context: ErrorContext) -> str:
     key = str(context.loc[-1])
-    known = at(context.schema, context.loc[:-1]).get("properties", {})
+    properties = schema_at(context.schema, context.loc[:-1]).get("properties", {})
     path = key_path(context.loc)
-    if RENAMED.get(path) in known:
+    if RENAMED.get(path) in properties:
         return f"unknown key: renamed to {quoted(RENAMED[path])}"
-    near = SYNONYMS[path] if SYNONYMS.get(path) in known else nearest(key, known)
+    near = SYNONYMS[path] if SYNONYMS.get(path) in properties else nearest(key, properties)
     if near is not None:
         return f"unknown key (did you mean {quoted(near)}?)"
     elsewhere = [path for path, _, _ in key_paths(context.schema) if path.rpartition(".")[2] == key]
     if elsewhere:
         return f"unknown key here (did you mean {one_of(elsewhere)}?)"
-    return f"unknown key; expected {one_of(list(known))}"
+    return f"unknown key; expected {one_of(list(properties))}"
 
 
 def _too_short(context: ErrorContext) -> str:

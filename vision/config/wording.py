@@ -30,8 +30,8 @@ class InvalidValue(ValueError):
 def nearest(word: str, valid: Iterable[str]) -> str | None:
     """Return the valid name that is nearest to `word`."""
     folded = {name.lower(): name for name in valid}
-    found = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
-    return folded[found[0]] if found else None
+    matches = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    return folded[matches[0]] if matches else None
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:

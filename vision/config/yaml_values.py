@@ -36,26 +36,26 @@ class NodeBuilder:
         return self._sized(raw, loc)[0]
 
     def _sized(self, raw: yaml.Node, loc: Loc) -> tuple[Node, int, int]:
-        known = self._built.get(id(raw))
-        if known is not None:
-            return known
+        built = self._built.get(id(raw))
+        if built is not None:
+            return built
         place = _place(raw)
         if id(raw) in self._open:
             return self._unreadable(place, loc, "contains itself, by a '*' alias"), 1, 1
         if len(loc) > MAX_DEPTH:  # aliases of what stands in keys and merges, which is built late
             return self._oversized(place, loc, f"more than {MAX_DEPTH} levels"), 1, 1
         self._open.add(id(raw))
-        made = self._build_sized(raw, place, loc)
+        sized = self._build_sized(raw, place, loc)
         self._open.remove(id(raw))
-        self._built[id(raw)] = made
-        return made
+        self._built[id(raw)] = sized
+        return sized
 
     def _build_sized(self, raw: yaml.Node, place: Place, loc: Loc) -> tuple[Node, int, int]:
         if isinstance(raw, yaml.ScalarNode):
             return self._scalar(raw, place, loc), 1, 1
         parts: list[tuple[Node, int, int]]
         if isinstance(raw, yaml.SequenceNode) and raw.tag == SEQ:
-            parts = [self._sized(child, (*loc, at)) for at, child in enumerate(raw.value)]
+            parts = [self._sized(child, (*loc, index)) for index, child in enumerate(raw.value)]
             node = Node(place, tuple(part[0] for part in parts))
         elif isinstance(raw, yaml.MappingNode) and raw.tag == MAP:
             node, parts = self._mapping(raw, place, loc)
@@ -64,8 +64,8 @@ class NodeBuilder:
         size = 1 + sum(part[1] for part in parts)
         depth = 1 + max((part[2] for part in parts), default=0)
         if size > MAX_VALUES or depth > MAX_DEPTH:
-            what = f"more than {MAX_VALUES} values" if size > MAX_VALUES else f"more than {MAX_DEPTH} levels"
-            return self._oversized(place, loc, what), 1, 1
+            limit = f"more than {MAX_VALUES} values" if size > MAX_VALUES else f"more than {MAX_DEPTH} levels"
+            return self._oversized(place, loc, limit), 1, 1
         return node, size, depth
 
     def _mapping(self, raw: yaml.MappingNode, place: Place, loc: Loc) -> tuple[Node, list[tuple[Node, int, int]]]:
@@ -142,9 +142,9 @@ class NodeBuilder:
         self._fault(place, loc, text)
         return Node(place, Unreadable())
 
-    def _oversized(self, place: Place, loc: Loc, what: str) -> Node:
+    def _oversized(self, place: Place, loc: Loc, limit: str) -> Node:
         self.oversized = True
-        return self._unreadable(place, loc, f"aliases make {what} of this")
+        return self._unreadable(place, loc, f"aliases make {limit} of this")
 
     def _fault(self, place: Place, loc: Loc, text: str) -> None:
         self.faults.append(Fault(place, dotted(loc), text))
@@ -182,15 +182,15 @@ def _substitute(text: str, environ: Mapping[str, str]) -> tuple[str, list[str]]:
             )
             return ""
         name = match["name"]
-        found = environ.get(name)
-        if found is None:
+        setting = environ.get(name)
+        if setting is None:
             problems.append(f"the environment variable {name} is not set (export it, or write $${{ for a plain ${{)")
-        elif not found:
+        elif not setting:
             problems.append(f"the environment variable {name} is empty")
-        elif _FORBIDDEN_IN_SECRET.search(found):
+        elif _FORBIDDEN_IN_SECRET.search(setting):
             problems.append(
                 f"the environment variable {name} holds a line break or another character that cannot be printed"
             )
-        return found or ""
+        return setting or ""
 
     return _REFERENCE.sub(value, text), problems
