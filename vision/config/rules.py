@@ -210,7 +210,8 @@ def _misfits(condition: Condition, place: str, key: str, shape: Mapping[str, obj
     """Yield the reasons why a line or zone never reports the rule's event, or reports it too late."""
     kinds = KINDS_OF_LINES if key == "lines" else KINDS_OF_ZONES
     if condition.kind not in kinds:
-        yield f"{condition.name} in {place} is a {key.removesuffix('s')}; expected {one_of(kinds)}, got {quoted(condition.kind)}"
+        shape_kind = key.removesuffix("s")
+        yield f"{condition.name} in {place} is a {shape_kind}; expected {one_of(kinds)}, got {quoted(condition.kind)}"
         return
     needed = _NEEDED.get(condition.kind)
     if needed is not None and shape.get(needed) is None:

@@ -288,6 +288,7 @@ def test_schema_is_json() -> None:
     done = run("schema")
     assert done.returncode == 0
     assert json.loads(done.stdout)["type"] == "object"
+    assert json.loads(run("schema", "model.yaml").stdout)["title"] == "model.yaml"
 
 
 def test_models_lists_the_shipped_model() -> None:

@@ -1,16 +1,20 @@
-"""`vision schema`: print the JSON Schema of camera.yaml."""
+"""`vision schema`: print the JSON Schema of camera.yaml or model.yaml."""
 
 from __future__ import annotations
 
 import json
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
 from vision.cli.session import add_command
 from vision.errors import EXIT_OK
 
+File: TypeAlias = Annotated[Literal["camera.yaml", "model.yaml"], typer.Argument(help="File to describe.")]
+
 _EXAMPLES = """
 vision schema > camera.schema.json
+vision schema model.yaml > model.schema.json
 """
 
 
@@ -19,9 +23,9 @@ def register(app: typer.Typer) -> None:
     add_command(app, "schema", _EXAMPLES)(schema)
 
 
-def schema(context: typer.Context) -> int:
-    """Print the JSON Schema of camera.yaml, for editors."""
-    from vision.config import config_schema
+def schema(context: typer.Context, file: File = "camera.yaml") -> int:
+    """Print the JSON Schema of camera.yaml or model.yaml, for editors."""
+    from vision.config import config_schema, model_schema
 
-    print(json.dumps(config_schema(), indent=2))
+    print(json.dumps(config_schema() if file == "camera.yaml" else model_schema(), indent=2))
     return EXIT_OK
