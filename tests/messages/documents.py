@@ -1,6 +1,6 @@
-"""docs/messages.md as data: its programs, its example, and the tables that are generated from `vision.messaging.codec`.
+"""docs/messages.md as data: programs, example, and the tables that are generated from `vision.messaging.codec`.
 
-python -m tests.messages.documents    writes the tables and docs/schemas/ anew
+python -m tests.messages.documents    updates the tables and docs/schemas/
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ SCHEMAS = REPOSITORY / "docs" / "schemas"
 
 _BLOCK = r"<!-- {mark} -->\n```\w+\n(?P<code>.*?)^```$"
 _FIELDS = re.compile(r"(?<=<!-- fields -->\n).*?(?=<!-- end -->)", re.DOTALL)
-_REPLAY = re.compile(r"(?<=<!-- questions -->\n).*?(?=<!-- end of questions -->)", re.DOTALL)
+_REPLAY = re.compile(r"(?<=<!-- requests -->\n).*?(?=<!-- end of requests -->)", re.DOTALL)
 _HEAD = ("schema", "node", "instance", "boot", "seq")
 
 
 def program(name: str) -> str:
-    """The code block that the page marks with this name."""
+    """Return the code block that the page marks with this name."""
     return _code(f"program: {re.escape(name)}")
 
 
 def example() -> Any:
-    """The message that the page shows."""
+    """Return the message that the page shows."""
     return json.loads(_code("example"))
 
 
@@ -39,14 +39,14 @@ def _code(mark: str) -> str:
 
 
 def fields_on_page() -> str:
-    """What stands between the marks."""
+    """Return the field tables of the page."""
     match = _FIELDS.search(PAGE.read_text())
     assert match is not None, "docs/messages.md has no marks for the tables"
     return match[0]
 
 
 def fields_expected() -> str:
-    """What has to stand there: a table for each message, one for each object inside."""
+    """Return the expected field tables: one for each message and one for each object inside."""
     schemas = {name: schema["$defs"] for name, schema in codec.json_schemas().items()}
     detections, events = schemas["detections-1.json"], schemas["events-1.json"]
     camera, node = schemas["camera-status-1.json"], schemas["node-status-1.json"]
@@ -73,18 +73,18 @@ def fields_expected() -> str:
 
 
 def replay_on_page() -> str:
-    """What stands between the marks of the questions for missed events."""
+    """Return the tables of the replay protocol on the page."""
     match = _REPLAY.search(PAGE.read_text())
-    assert match is not None, "docs/messages.md has no marks for the tables of questions and answers"
+    assert match is not None, "docs/messages.md has no marks for the tables of requests and answers"
     return match[0]
 
 
 def replay_expected() -> str:
-    """What has to stand there."""
+    """Return the expected tables of the replay protocol."""
     schemas = {name: schema["$defs"] for name, schema in codec.json_schemas().items()}
     tables = {
-        "The question": schemas["replay-request-1.json"]["ReplayRequest"],
-        "The first part of the answer": schemas["replay-reply-1.json"]["ReplayReply"],
+        "Request": schemas["replay-request-1.json"]["ReplayRequest"],
+        "First part of the reply": schemas["replay-reply-1.json"]["ReplayReply"],
     }
     return "\n".join(_table(title, schema, ("schema",)) for title, schema in tables.items()) + "\n"
 
@@ -110,7 +110,7 @@ def _type(field: Mapping[str, Any]) -> str:
 
 
 def write() -> None:
-    """Bring the tables and the schemas in line with `vision.messaging.codec`."""
+    """Update the tables and the schemas from `vision.messaging.codec`."""
     page = _FIELDS.sub(lambda _: fields_expected(), PAGE.read_text())
     PAGE.write_text(_REPLAY.sub(lambda _: replay_expected(), page))
     SCHEMAS.mkdir(exist_ok=True)
@@ -119,7 +119,7 @@ def write() -> None:
 
 
 def schema_text(schema: Mapping[str, Any]) -> str:
-    """As it stands in docs/schemas/."""
+    """Return the text of a file in docs/schemas/."""
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
