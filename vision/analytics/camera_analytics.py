@@ -241,7 +241,7 @@ class Analytics:
 
     def _left(self, row: int, zone: int, how: str, until_s: float, at_ns: int) -> Iterator[Event]:
         memory, shape = self._memory, self._zones[zone]
-        stayed_s = round(until_s - float(memory["entered_s"][row, zone]), 3)
+        stayed_s = round(until_s - float(memory["entered_s"][row, zone]), 2)
         about = self._about(row)
         if memory["dwelling"][row, zone]:
             yield self._event("dwelling", shape, row, at_ns, {"phase": "end", **about, "stayed_s": stayed_s})
@@ -265,7 +265,7 @@ class Analytics:
             else:
                 yield from self._left(row, zone, "crossed", now_s, at_ns)
         for row, zone in self._zone_watch.dwellers(self._memory, now_s):
-            stayed_s = round(now_s - float(self._memory["entered_s"][row, zone]), 3)
+            stayed_s = round(now_s - float(self._memory["entered_s"][row, zone]), 2)
             data = {"phase": "begin", **self._about(row), "stayed_s": stayed_s}
             yield self._event("dwelling", self._zones[zone], row, at_ns, data)
 
