@@ -1,8 +1,8 @@
-"""Calls that block inside a library, on a thread that can be left behind.
+"""Calls that block inside a library, on a thread that can be abandoned.
 
-FFmpeg and V4L2 wait inside OpenCV for as long as their time-outs say, longer while a host name is looked up, and
-nothing can wake them. So that a camera's thread can notice the end of the program, or of its patience, it makes these
-calls here. The price is one exchange between two threads a frame.
+FFmpeg and V4L2 block until their own timeouts, longer during a host name lookup, and nothing can wake them. A camera's
+thread makes these calls here, so that it can notice a stop or a timeout of its own. The cost is one exchange between
+two threads per frame.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _PREFIX: Final = "blocking-"
 
 
 def left_behind() -> list[str]:
-    """Threads that are, or may be, inside a library.
+    """Return the names of threads that may be inside a library.
 
-    Where there are any when the program ends, it must end by `os._exit`: a thread that comes back from C++ while the
-    interpreter is being taken down is unwound through it, which C++ answers with abort (Python before 3.14).
+    If there are any when the program ends, it must end with `os._exit`. A thread that returns from C++ during the
+    interpreter's shutdown is unwound through C++ frames, which aborts the process (Python before 3.14).
     """
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(_PREFIX)]
 
@@ -39,7 +39,7 @@ class _Outcome(Generic[T]):
 
 
 class BlockingCalls(Generic[T]):
-    """One call at a time. All methods but `wake` belong to one thread."""
+    """Runs one call at a time on a thread of its own. All methods except `wake` belong to one thread."""
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
@@ -50,20 +50,20 @@ class BlockingCalls(Generic[T]):
 
     @property
     def busy(self) -> bool:
-        """True from `begin` until `result` has returned what came of it."""
+        """Return True from `begin` until `result` has returned or raised."""
         return self._busy
 
     def begin(self, call: Callable[[], T]) -> None:
-        """Start a call. The last one's result was fetched before."""
+        """Start a call. The result of the previous call must have been fetched."""
         self._busy = True
         self._calls.put(call)
 
     def result(self, timeout_s: float) -> T:
-        """What came of the call that was begun last, or what it raised.
+        """Return the result of the last call, or raise its exception.
 
         Raises:
-            TimeoutError: it still runs.
-            Interrupted: `wake` was called; it may still run.
+            TimeoutError: the call is still running.
+            Interrupted: `wake` was called; the call may still be running.
         """
         try:
             outcome = self._outcomes.get(timeout=max(0.0, timeout_s))
@@ -74,16 +74,16 @@ class BlockingCalls(Generic[T]):
         self._busy = False
         if outcome.error is not None:
             raise outcome.error
-        return outcome.value  # type: ignore[return-value]  # a value of T is there where no error is
+        return outcome.value  # type: ignore[return-value]  # without an error there is a value
 
     def wake(self) -> None:
-        """From any thread: end a `result` that waits, or the next one."""
+        """End the current or next wait in `result`. Any thread may call it."""
         self._outcomes.put(None)
 
     def end(self, release: Callable[[], T]) -> None:
-        """Call `release` behind whatever still runs, end the thread, and wait for that: 0.5 s at most.
+        """Call `release` after the running call, end the thread, and wait for it, at most 0.5 s.
 
-        A camera that works ends its call at its next frame. One that hangs is left behind.
+        The call of a working camera ends with its next frame. A thread that hangs is abandoned.
         """
         self._calls.put(release)
         self._calls.put(None)
@@ -95,6 +95,6 @@ class BlockingCalls(Generic[T]):
                 outcome = _Outcome(value=call())
             except BaseException as error:  # noqa: BLE001 - raised again by `result`
                 outcome = _Outcome(error=error)
-            del call  # it holds the capture, which is to go with its owner
+            del call  # it refers to the capture, which must not outlive its owner
             self._outcomes.put(outcome)
             del outcome

@@ -1,9 +1,9 @@
-"""When was a frame taken? The camera's own clock says it best, where it can be believed.
+"""The capture time of a frame, from the camera's own clock where it is trustworthy.
 
-A camera's sender reports give UTC, and the delay of encoder and network with it. But a camera whose clock was never
-set says 1970 or 1900, and one that is a minute slow would have all its frames dropped as stale. So its clock is
-believed once it agrees with this machine's, and a frame's time on the monotonic clock, which staleness and latency
-are computed from, is usable whatever the camera says.
+A camera's sender reports contain UTC, and thereby the delay of encoder and network. But a camera whose clock was never
+set reports 1970 or 1900, and all frames of a camera that is a minute slow would be dropped as stale. The camera's clock
+is therefore trusted once it agrees with this machine's. The time on the monotonic clock, which determines staleness and
+latency, is valid in every case.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from datetime import datetime, timezone
 from vision.types import ClockSource
 
 LATE_FOR_NS = 30_000_000_000
-"""A camera's clock that makes every frame late for this long was set back. A network that slow is no use either."""
+"""A clock that makes every frame late for this long was set back. A network that slow is not usable either."""
 
 STEP_NS = 3_600_000_000_000
-"""No network delays a frame by an hour: the clock was set."""
+"""No network delays a frame by an hour: the clock was changed."""
 
 
 NTP_TO_UNIX_S = 2_208_988_800
@@ -32,10 +32,17 @@ _SENDER_REPORT = 200  # RFC 3550, section 6.4.1
 def utc_minus_running_time(
     report: bytes, *, rtp_time: int, base_rtp_time: int, base_running_ns: int, clock_rate_hz: int
 ) -> int | None:
-    """What to add to a frame's running time to have UTC, ns, by an RTCP packet that begins with a sender report.
+    """Return UTC minus running time, in ns, from an RTCP packet that begins with a sender report.
 
-    `rtp_time`: the report's RTP time, extended to 64 bits; the RTP time `base_rtp_time` is at `base_running_ns`.
-    None where the packet is no sender report, or the sender has no clock (RFC 3550: it then says zero).
+    Args:
+        report: the packet.
+        rtp_time: the report's RTP time, extended to 64 bits.
+        base_rtp_time: the RTP time at `base_running_ns`.
+        base_running_ns: a running time, in ns.
+        clock_rate_hz: of the RTP time.
+
+    Returns:
+        None if the packet is not a sender report, or the sender has no clock (RFC 3550: it then sends zero).
     """
     if len(report) < 20 or report[1] != _SENDER_REPORT or clock_rate_hz <= 0:
         return None
@@ -49,7 +56,7 @@ def utc_minus_running_time(
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """When a frame was taken, on both clocks, and who says so."""
+    """The capture time of a frame on both clocks, and its source."""
 
     captured_ns: int  # monotonic
     captured_utc_ns: int
@@ -59,9 +66,9 @@ class Stamp:
 class CaptureClock:
     """Capture times of one camera: never in the future, always increasing.
 
-    The camera's clock is believed from the first frame that it puts within `trust_ns` of its arrival. From then on a
-    frame may be later than that: a network that falls behind is to be seen. It is not believed any more when it puts
-    a frame more than `trust_ns` into the future or an hour into the past, or makes all of them late for 30 s.
+    The camera's clock is trusted from the first frame within `trust_ns` of its arrival. From then on a frame may be
+    later, so that a slow network is visible. The clock is no longer trusted if a frame is more than `trust_ns` in the
+    future or an hour in the past, or if all frames are late for 30 s.
     """
 
     def __init__(
@@ -82,21 +89,21 @@ class CaptureClock:
         self._last_ns = 0
 
     def stamp(self, arrived_ns: int, ntp_utc_ns: int | None) -> Stamp:
-        """The capture time of a frame that arrived at `arrived_ns` (monotonic)."""
+        """Return the capture time of a frame that arrived at `arrived_ns` (monotonic)."""
         now_ns = self._clock()
         utc_ns = self._utc()
         arrived_ns = min(arrived_ns, now_ns)
         delay_ns = 0
         if ntp_utc_ns is not None:
             delay_ns = utc_ns - (now_ns - arrived_ns) - ntp_utc_ns
-            self._judge(delay_ns, now_ns, utc_ns)
+            self._update_trust(delay_ns, now_ns, utc_ns)
         by_camera = ntp_utc_ns is not None and self._trusted
         captured_ns = arrived_ns - max(0, delay_ns) if by_camera else arrived_ns
         captured_ns = min(max(captured_ns, self._last_ns + 1), now_ns)
         self._last_ns = captured_ns
         return Stamp(captured_ns, utc_ns - (now_ns - captured_ns), "rtcp" if by_camera else "arrival")
 
-    def _judge(self, delay_ns: int, now_ns: int, now_utc_ns: int) -> None:
+    def _update_trust(self, delay_ns: int, now_ns: int, now_utc_ns: int) -> None:
         on_time = abs(delay_ns) <= self._trust_ns
         if on_time:
             self._trusted = True
@@ -112,8 +119,8 @@ class CaptureClock:
         if not self._trusted and not self._warned:
             self._warned = True
             self._warn(
-                f"the camera's clock says {_text(now_utc_ns - delay_ns)}, this machine's {_text(now_utc_ns)}: times of "
-                "arrival are used instead; set both by NTP"
+                f"the camera's clock is {_text(now_utc_ns - delay_ns)}, this machine's {_text(now_utc_ns)}: using "
+                "times of arrival instead; synchronize both with NTP"
             )
 
 

@@ -1,5 +1,5 @@
-"""The frames of one camera, one after the other, for what looks at them without the running program: `vision draw`,
-the first pass over a labelled video, its annotated copy.
+"""The frames of one camera in order, without a running pipeline: for `vision draw`, the first pass over a labelled
+video, and its annotated copy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vision.types import FrameBuffer, frame_shape
 
 @dataclass(frozen=True, slots=True)
 class CapturedFrame:
-    """One frame. `pixels`, (H, W, 3) uint8 BGR, is written anew by the next one."""
+    """One frame. The next frame overwrites `pixels`, (H, W, 3) uint8 BGR."""
 
     index: int  # frames before it
     grab: Grab
@@ -29,13 +29,14 @@ class CapturedFrame:
 
 
 def read_frames(camera: CameraConfig, *, offline: bool) -> Generator[CapturedFrame, None, None]:
-    """Frames of a camera until it ends; the source is closed with the generator.
+    """Yield the frames of a camera until it ends. Closing the generator closes the source.
 
     Args:
-        offline: every frame of a file, as fast as they are read; a live camera is as always.
+        camera: the camera to read.
+        offline: read every frame of a file, as fast as possible. Has no effect on live cameras.
 
     Raises:
-        SourceError: it cannot be opened or read, or no frame came for `camera.read_timeout_s`.
+        SourceError: the source cannot be opened or read, or no frame arrived for `camera.read_timeout_s`.
     """
     with closing(open_source(camera, offline=offline, pixel_formats=("bgr",))) as source:
         info = source.open()
@@ -48,7 +49,7 @@ def read_frames(camera: CameraConfig, *, offline: bool) -> Generator[CapturedFra
 
 
 def _next(source: Source, timeout_s: float) -> Grab | None:
-    """None at the end."""
+    """Return the next frame, or None at the end."""
     try:
         grab = source.grab(timeout_s)
     except EndOfStream:

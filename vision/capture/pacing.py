@@ -1,8 +1,8 @@
-"""The pace of what was recorded or is generated: as it was, for a demonstration, or as fast as it is read.
+"""The pace of recordings and synthetic cameras: at their own rate, or offline, as fast as they are read.
 
-Played at its own pace, a recording stands for a camera: a frame comes when it is due, and that is its time, however
-late the thread that waits for it gets its turn; so a machine that is too slow shows as latency. Read offline, every
-frame counts and none is late: its time is its place in the recording, so that results do not depend on the machine.
+At its own rate, a recording stands for a camera. The time of a frame is when it is due, however late the waiting
+thread runs, so that a machine that is too slow shows as latency. Offline, no frame is late. The time of a frame is its
+position in the recording, so that results do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Final
 from vision.capture.source import Grab
 
 _LATE_NS: Final = 500_000_000
-"""A player this late starts its schedule anew: the reader was slow, and a burst of old frames helps nobody."""
+"""A pacer this late restarts its schedule: after a slow reader, a burst of old frames is not useful."""
 
 
 class FramePacer:
-    """When each frame of a recording is due, and which time it carries. Its place in the recording is `media_ns`."""
+    """The due time and the timestamp of each frame of a recording. `media_ns` is its position in the recording."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class FramePacer:
         utc: Callable[[], int],
         wait: Callable[[float], object],
     ) -> None:
-        """`wait` sleeps for so many seconds, or until its source is interrupted."""
+        """Create a pacer. `wait` sleeps for a number of seconds, or until the source is interrupted."""
         self._offline = offline
         self._clock = clock
         self._utc = utc
@@ -37,11 +37,11 @@ class FramePacer:
         self._started = False
 
     def start(self) -> None:
-        """The next frame is the first one."""
+        """Restart the schedule with the next frame."""
         self._started = False
 
     def due(self, media_ns: int, timeout_s: float) -> bool:
-        """Wait for the frame's time, at most `timeout_s`. False: it is not yet due."""
+        """Wait until the frame is due, at most `timeout_s`. Return False if it is not yet due."""
         now_ns = self._clock()
         if not self._started:
             self._started = True
@@ -56,7 +56,7 @@ class FramePacer:
         return self._clock() >= due_ns
 
     def stamp(self, media_ns: int) -> Grab:
-        """The frame for which `due` was True, of the moment at which it was due."""
+        """Return the times of the frame for which `due` returned True."""
         due_ns = self._base_ns + media_ns
         if self._offline:
             return Grab(due_ns, self._base_utc_ns + media_ns, "media", media_ns)

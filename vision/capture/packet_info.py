@@ -1,7 +1,7 @@
-"""What is known of a frame while it is still coded: is it whole, when did it arrive, what did the camera's clock say.
+"""Facts about a coded frame ahead of the decoder: is it intact, when did it arrive, what was the camera's time.
 
-Decoders give frames out later and in another order, and forget most of this; it is found again by the presentation
-time, which they keep.
+Decoders output frames later, in another order, and without most of this. The presentation time, which they keep,
+identifies the frame again.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import threading
 from dataclasses import dataclass
 
 BACKLOG_NS = 2_000_000_000
-"""A decoder that is this far behind the camera skips to the next key frame. Half a staleness budget would skip frames
-that are decoded in no time after a short stall; and without any bound, coded frames pile up until memory is full."""
+"""A decoder that is this far behind the camera skips to the next key frame. A smaller value would skip frames that are
+decoded quickly after a short stall. Without a bound, coded frames would fill the memory."""
 
 GIVE_UP_NS = 3_000_000_000
-"""Skipping that has not helped for this long does not help: the lag is then the stream's own and becomes its zero."""
+"""If skipping has not helped for this long, the lag belongs to the stream, and becomes its zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class PacketInfo:
 
 
 class KeyFrameGate:
-    """Decides for each coded frame, in decoding order, whether to decode it and whether to believe it.
+    """Decides for each coded frame, in decoding order, whether to decode it and whether it is damaged.
 
-    After lost packets, frames are not believed until a key frame that came whole. The first frame after a loss may
-    be the one that the loss was in, so a key frame there does not count.
+    After lost packets, all frames count as damaged until an intact key frame. The first frame after a loss may be the
+    frame that lost the packets, so a key frame there does not count.
     """
 
     def __init__(self) -> None:
@@ -41,28 +41,28 @@ class KeyFrameGate:
         self._own_lag_ns = 0
 
     def lost(self) -> None:
-        """Packets are missing at this place."""
+        """Record that packets are missing at this place."""
         self._lost = True
         self._damaged = True
 
-    def spoilt(self) -> None:
-        """The frame that passed last turned out to be damaged: unlike after `lost`, the next key frame counts."""
+    def decoding_failed(self) -> None:
+        """Record that the last frame that passed is damaged. Unlike after `lost`, the next key frame counts."""
         self._damaged = True
 
     def passes(self, *, key: bool, now_ns: int, lag_ns: int) -> bool:
-        """Whether to decode the next frame, which is `lag_ns` behind the newest that could have been here."""
-        whole = not self._lost
+        """Return True if the next frame is to be decoded. It is `lag_ns` behind a stream that is read without delay."""
+        intact = not self._lost
         self._lost = False
         if self._skips(key, now_ns, lag_ns) or not (self._started or key):
             return False
         self._started = True
-        if key and whole:
+        if key and intact:
             self._damaged = False
         return True
 
     @property
     def damaged(self) -> bool:
-        """The frame that passed last cannot be believed."""
+        """Return True if the last frame that passed counts as damaged."""
         return self._damaged
 
     def _skips(self, key: bool, now_ns: int, lag_ns: int) -> bool:
@@ -82,7 +82,7 @@ class KeyFrameGate:
 
 
 class Timeline:
-    """Finds a coded frame again by its presentation time. The parser's thread writes, the camera's thread reads."""
+    """Packet facts by presentation time. The parser's thread writes, the camera's thread reads."""
 
     def __init__(self, capacity: int = 64) -> None:
         self._capacity = capacity
@@ -90,16 +90,16 @@ class Timeline:
         self._frames: dict[int, PacketInfo] = {}
 
     def put(self, pts_ns: int, frame: PacketInfo) -> None:
-        """Remember a frame; the oldest is forgotten where there are too many."""
+        """Store a frame. Discard the oldest if there are too many."""
         with self._lock:
             self._frames[pts_ns] = frame
             if len(self._frames) > self._capacity:
                 del self._frames[next(iter(self._frames))]
 
     def take(self, pts_ns: int) -> PacketInfo | None:
-        """The frame with this presentation time, or None. Earlier ones come no more: they are forgotten."""
+        """Return the frame with this presentation time, or None. Discard all earlier ones."""
         with self._lock:
-            found = self._frames.get(pts_ns)
-            if found is not None:
+            packet = self._frames.get(pts_ns)
+            if packet is not None:
                 self._frames = {pts: frame for pts, frame in self._frames.items() if pts > pts_ns}
-            return found
+            return packet

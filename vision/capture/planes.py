@@ -1,4 +1,4 @@
-"""Copies a decoder's frame into ours: decoders pad rows and planes to suit themselves, `vision.types` has none."""
+"""Copies a decoder's frame, whose rows and planes may be padded, to a buffer without padding (`vision.types`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vision.types import PixelFormat
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """Where one plane's rows are, in bytes."""
+    """The position of one plane's rows, in bytes."""
 
     offset: int
     stride: int
@@ -22,14 +22,14 @@ class Plane:
 
     @property
     def end(self) -> int:
-        """First byte behind the last row, whose padding may not be there."""
+        """Return the end of the last row. Its padding may be missing."""
         return self.offset + self.stride * (self.rows - 1) + self.row_bytes
 
 
 def planes_of(
     pixel_format: PixelFormat, height_px: int, width_px: int, strides: Sequence[int], offsets: Sequence[int]
 ) -> tuple[Plane, ...]:
-    """The planes of a frame whose decoder uses these strides and offsets."""
+    """Return the planes of a frame with these strides and offsets."""
     sizes = {
         "bgr": ((height_px, width_px * 3),),
         "bgrx": ((height_px, width_px * 4),),

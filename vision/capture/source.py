@@ -1,4 +1,4 @@
-"""Where pixels come in: one protocol for every kind of camera, file or generator."""
+"""The source protocol: cameras, files and synthetic cameras."""
 
 from __future__ import annotations
 
@@ -12,55 +12,55 @@ from vision.types import ClockSource, DropReason, FrameBuffer, FrameMeta, PixelF
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """What a source tells about its stream when it opens."""
+    """The properties of a stream, known when its source is open."""
 
     width_px: int
     height_px: int
     pixel_format: PixelFormat
-    fps: float | None  # nominal, frames/s; None where the source does not say
-    decoder: str  # who decodes, for status and doctor: "ffmpeg", "avdec_h264", "nvv4l2decoder", ...
-    yuv: YuvEncoding = "bt601"  # of nv12 and i420 frames, as long as no `Grab` says another
+    fps: float | None  # nominal, frames/s; None if unknown
+    decoder: str  # for status and doctor: "ffmpeg", "avdec_h264", "nvv4l2decoder", ...
+    yuv: YuvEncoding = "bt601"  # of nv12 and i420 frames, unless a `Grab` has another
 
 
 @dataclass(frozen=True, slots=True)
 class Grab:
-    """One frame that has arrived, before its pixels are copied out."""
+    """One frame that has arrived, before its pixels are copied."""
 
     captured_ns: int  # monotonic
     captured_utc_ns: int
     clock: ClockSource
-    pts_ns: int | None  # presentation time in the stream, where the source has one
+    pts_ns: int | None  # presentation time in the stream, if there is one
     corrupt: bool = False  # decoded after packet loss, before the next key frame
-    yuv: YuvEncoding | None = None  # of this frame: streams change it, with their size or alone; None: as it began
+    yuv: YuvEncoding | None = None  # of this frame, because it may change within a stream; None: as in `StreamInfo`
 
 
 class Source(Protocol):
-    """A camera, a file, a folder or a generator. One thread calls all but `interrupt`.
+    """A camera, file, folder or synthetic camera. One thread calls all methods except `interrupt`.
 
     Every implementation passes ``tests/contract/test_source.py``.
     """
 
     @property
     def live(self) -> bool:
-        """True where frames come at their own pace and old ones are worthless."""
+        """Return True if frames arrive at their own rate and old ones are worthless."""
 
     def open(self) -> StreamInfo:
-        """Connect and learn the frame's size. Returns within the source's open timeout.
+        """Connect, and return the stream's properties. Returns within the source's open timeout.
 
         Raises:
-            SourceError: what was tried, what came, what to do.
+            SourceError: the source cannot be opened.
         """
 
     def grab(self, timeout_s: float) -> Grab | None:
-        """Advance to the next frame; cheap where the source can put off decoding. None: nothing came in time.
+        """Advance to the next frame. Return None if no frame arrived in time.
 
         Raises:
-            EndOfStream: a finite source has no more.
+            EndOfStream: a finite source has no more frames.
             SourceError: the connection or the decoder failed.
         """
 
     def retrieve(self, out: FrameBuffer) -> None:
-        """Write the frame last grabbed into `out`: into its GPU memory if it has no host memory.
+        """Write the last grabbed frame into `out`: into its GPU memory if it has no host memory.
 
         Raises:
             SizeChanged: the frame has another size; call again with a buffer of that size.
@@ -69,43 +69,43 @@ class Source(Protocol):
         """
 
     def interrupt(self) -> None:
-        """From any thread: make a blocked `grab` or `open` return soon, as far as the library below allows."""
+        """Make a blocked `grab` or `open` return soon, as far as the library allows. Any thread may call it."""
 
     def close(self) -> None:
-        """Release everything. May be called twice and before `open`."""
+        """Release all resources. Idempotent, and allowed before `open`."""
 
 
 class FrameSink(Protocol):
-    """What a camera's thread writes to: the writer's side of `vision.runtime.latest_slot.LatestSlot`."""
+    """The destination of a camera's frames: the writer's side of `vision.runtime.latest_slot.LatestSlot`."""
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
-        """Make buffers for frames of this size and format, where they differ from those there are.
+        """Allocate buffers for this size and format, if they differ from the current ones.
 
-        A frame of the old ones that waits unread is dropped: what it shows is over.
+        A waiting frame of the old buffers is dropped.
 
         Raises:
-            ValueError: the size is not possible in this format.
-            OutOfMemory, MemoryError: no memory for them; there are none until the next call.
+            ValueError: the format does not allow this size.
+            OutOfMemory, MemoryError: no memory. There are no buffers until the next call.
         """
 
     def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
-        """The buffer to write the next frame into; None if the reader kept a lossless writer waiting too long.
+        """Return the buffer for the next frame, or None if a lossless sink has no free buffer in time.
 
         Raises:
             Closed: the program is stopping.
         """
 
     def commit(self, meta: FrameMeta) -> None:
-        """The buffer last given holds this whole frame."""
+        """Publish the frame in the last buffer."""
 
     def drop(self, reason: DropReason) -> None:
-        """Count a grabbed frame that is not worth its pixels."""
+        """Count a grabbed frame that is not published."""
 
     def flush(self, reason: DropReason) -> None:
-        """Drop the frame that waits unread, if any: what it shows is over."""
+        """Drop the waiting frame, if any: it is no longer current."""
 
     def end(self) -> None:
-        """The source is finished for good; what waits can still be read."""
+        """Mark the end of the source. A waiting frame can still be read."""
 
 
 def not_open(source: str | Path, call: Literal["grab", "retrieve"]) -> SourceError:

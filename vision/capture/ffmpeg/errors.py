@@ -1,6 +1,7 @@
-"""Why a camera could not be opened: OpenCV only says that it could not.
+"""Why a camera could not be opened, asked of the camera itself.
 
-Asked after the failure and not before it: many cameras serve few connections, and one that works is not to be bothered.
+It is asked after the failure and not before: many cameras serve few connections, and a working
+one must not be disturbed.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from vision.errors import SourceError, redact
 
 _PORTS: Final = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _ANSWER_S: Final = 2.0
-_ANSWER_LATE_S: Final = 0.5  # of a camera that has not answered for a whole time-out
+_ANSWER_LATE_S: Final = 0.5  # for a camera that has not answered for a whole timeout
 _LINE_BYTES: Final = 512
 
 
 def explain_open(url: str, *, open_timeout_s: float, took_s: float) -> SourceError:
-    """The error to raise for a URL (rtsp, rtsps, http, https) that FFmpeg did not open. Asks the camera itself.
+    """Return the error for a URL (rtsp, rtsps, http, https) that FFmpeg could not open. Asks the camera.
 
-    It takes 2 s at most, 0.5 s after a time-out, and more where a name cannot be looked up.
+    Takes at most 2 s, 0.5 s after a timeout, and longer if a host name cannot be looked up.
     """
-    what, hint = _ask(urlsplit(url), late=took_s >= open_timeout_s)
-    return SourceError(f"{redact(url)}: {what}", hint=hint)
+    text, hint = _ask(urlsplit(url), late=took_s >= open_timeout_s)
+    return SourceError(f"{redact(url)}: {text}", hint=hint, code="open")
 
 
 def _ask(url: SplitResult, *, late: bool) -> tuple[str, str]:
@@ -34,7 +35,7 @@ def _ask(url: SplitResult, *, late: bool) -> tuple[str, str]:
         with socket.create_connection((host, port), _ANSWER_LATE_S if late else _ANSWER_S) as connection:
             line = _status_line(connection, url, host, port)
     except socket.gaierror:
-        return f"there is no host called {host!r}", "check the name, or write the address in numbers"
+        return f"unknown host {host!r}", "check the name, or write the address in numbers"
     except ConnectionRefusedError:
         return f"port {port} refuses connections", "is this the camera's address, and has it started yet?"
     except TimeoutError:
@@ -45,9 +46,9 @@ def _ask(url: SplitResult, *, late: bool) -> tuple[str, str]:
 
 
 def _status_line(connection: socket.socket, url: SplitResult, host: str, port: int) -> str:
-    """What the camera answers to a request without user and password."""
+    """Return the first line of the camera's answer to a request without user and password."""
     if url.scheme in ("rtsps", "https"):
-        context = ssl.create_default_context()  # FFmpeg does not check certificates either; no secret is sent here
+        context = ssl.create_default_context()  # FFmpeg does not check certificates either; this sends no secret
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         connection = context.wrap_socket(connection, server_hostname=host)
     with connection:

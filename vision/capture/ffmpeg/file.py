@@ -1,8 +1,4 @@
-"""Recorded video through PyAV: read by FFmpeg, and decoded by it or by whatever else takes its packets.
-
-A detector on a GPU takes frames as they are decoded, I420 in most files. Through OpenCV they come as bgr, which is
-twice the bytes over the bus, and costs a core 4.9 ms for a frame of 1920x1080 instead of 4.0.
-"""
+"""Recorded video through PyAV: read by FFmpeg, and decoded by it or by another decoder of its packets."""
 
 from __future__ import annotations
 
@@ -32,8 +28,9 @@ from vision.types import FrameBuffer, PixelFormat
 class VideoFile:
     """A file that FFmpeg can read. Satisfies `vision.capture.source.Source`.
 
-    Ends and loops as `vision.capture.opencv.file.VideoFile` does. Each pass opens the file again: not every file can be
-    sought, nor every decoder begin again.
+    A file that is cut short ends with its last readable frame, and a warning. A looped file restarts without a new
+    epoch: its times and frame numbers continue. Each pass opens the file again, because not every file can be sought
+    and not every decoder restarted.
     """
 
     def __init__(
@@ -48,10 +45,17 @@ class VideoFile:
         utc: Callable[[], int] = time.time_ns,
         wait: Callable[[float], object] | None = None,
     ) -> None:
-        """
+        """Create the source.
+
         Args:
-            pixel_formats: what the detector takes, the cheapest first.
+            path: the file.
+            pixel_formats: the formats that the detector accepts, cheapest first.
             open_decoder: makes the decoder of each pass.
+            loop: restart the file at its end.
+            offline: read it as fast as possible.
+            clock: the monotonic clock, in ns.
+            utc: UTC, in ns.
+            wait: sleeps for a number of seconds, or until an interrupt.
         """
         self._path = path
         self._pixel_formats = pixel_formats
@@ -66,7 +70,7 @@ class VideoFile:
         self._recording = Recording(self._path, loop=self._loop)
         self._info: StreamInfo | None = None  # None: not open
         self._waiting: deque[DecodedFrame] = deque()
-        self._decoded: DecodedFrame | None = None  # the frame at hand
+        self._decoded: DecodedFrame | None = None  # the current frame
         self._pending = False  # it is not yet due
 
     @property
@@ -74,7 +78,7 @@ class VideoFile:
         return False
 
     def open(self) -> StreamInfo:
-        """Read as far as the first frame: only a decoded one tells its format."""
+        """Read the first frame: only a decoded frame shows its format."""
         self.close()
         require_file(self._path)
         self._pacer.start()
@@ -87,7 +91,7 @@ class VideoFile:
         if self._info is None:
             raise not_open(self._path, "grab")
         if not self._pending:
-            self._decoded = None  # its memory is the decoder's
+            self._decoded = None  # its memory belongs to the decoder
             self._advance()
             self._pending = True
         if self._interrupted.is_set() or not self._pacer.due(self._recording.media_ns, timeout_s):
@@ -102,7 +106,7 @@ class VideoFile:
         self._pass.decoder.write(self._decoded.image, out)
 
     def interrupt(self) -> None:
-        """Final: from now on `grab` finds nothing."""
+        """Make `grab` return None from now on."""
         self._interrupted.set()
 
     def close(self) -> None:
@@ -115,25 +119,25 @@ class VideoFile:
             ended.close()
 
     def _advance(self) -> None:
-        """The next frame, with its time.
+        """Advance to the next frame.
 
         Raises:
-            EndOfStream: there is none.
+            EndOfStream: there are no more frames.
         """
         while not self._waiting:
             if self._pass is None:
                 self._pass = self._begin_pass()
-            found = self._pass.read()
-            if found is None:
+            frames = self._pass.read()
+            if frames is None:
                 self._recording.finish_pass()
                 self._end_pass()
             else:
-                self._take(self._pass, found)
+                self._take(self._pass, frames)
         self._decoded = self._waiting.popleft()
         self._recording.count(self._decoded.pts_ns)
 
     def _begin_pass(self) -> _Pass:
-        """All passes give what the first one gave: whoever reads was told of that."""
+        """Open the file. Later passes deliver the format of the first one, because the reader has buffers for it."""
         pixel_formats = self._pixel_formats if self._info is None else (self._info.pixel_format,)
         begun = _Pass(self._path, self._open_decoder, pixel_formats)
         self._recording.opened(begun.fps, begun.expected)
@@ -147,12 +151,13 @@ class VideoFile:
 
 
 class _Pass:
-    """The file, from its beginning to its end."""
+    """One pass over the file, from its beginning to its end."""
 
     def __init__(self, path: Path, open_decoder: OpenDecoder, pixel_formats: tuple[PixelFormat, ...]) -> None:
-        """
+        """Open the file.
+
         Raises:
-            SourceError: it is not a video, or the decoder cannot decode it.
+            SourceError: it is not a video, or the decoder does not support it.
         """
         self._path = path
         self.described = False
@@ -166,13 +171,13 @@ class _Pass:
             raise self._located(error) from error
         self._packets: Iterator[Packet[Any]] = self._container.demux(self._stream)
         self.fps = plausible_fps(self._stream.average_rate or self._stream.guessed_rate)
-        self.expected = _expected(self._stream, (self._container.duration or 0) / av.time_base, self.fps)
+        self.expected = _expected_frames(self._stream, (self._container.duration or 0) / av.time_base, self.fps)
 
     def describe(self, first: DecodedFrame) -> StreamInfo:
-        """What frames like this one are delivered as.
+        """Return the properties of the frames that are delivered for frames like `first`.
 
         Raises:
-            SourceError: the detector takes nothing that can be made of them.
+            SourceError: the detector accepts none of the possible formats.
         """
         self.described = True
         try:
@@ -181,7 +186,7 @@ class _Pass:
             raise self._located(error) from error
 
     def read(self) -> Sequence[DecodedFrame] | None:
-        """The frames that the next packet completes; None: there are no more.
+        """Return the frames that the next packet completes, or None at the end.
 
         Raises:
             SourceError: the decoder failed.
@@ -218,12 +223,12 @@ class _Pass:
         return stream
 
     def _next(self) -> Packet[Any] | None:
-        """The next packet; an empty one behind the last, which makes the decoder give out what it has; then None."""
+        """Return the next packet, after the last an empty one, which flushes the decoder, then None."""
         if self._drained:
             return None
         try:
             packet = next(self._packets, None)
-        except (av.FFmpegError, IndexError):  # it cannot be read on; or PyAV met a stream that begins in the middle
+        except (av.FFmpegError, IndexError):  # it cannot be read further, or a stream appears in mid-file
             packet = None
         if packet is None:
             packet = Packet(0)
@@ -235,6 +240,6 @@ class _Pass:
         return SourceError(f"{self._path}: {error.args[0]}", hint=error.hint)
 
 
-def _expected(stream: VideoStream, seconds: float, fps: float | None) -> int:
-    """How many frames there should be; 0: the file does not say."""
+def _expected_frames(stream: VideoStream, seconds: float, fps: float | None) -> int:
+    """Return the expected number of frames, or 0 if the file does not say."""
     return stream.frames or int(max(0.0, seconds) * (fps or 0.0) + 0.5)

@@ -1,7 +1,7 @@
-"""From FFmpeg's decoded frames to our buffers and types.
+"""From FFmpeg's decoded frames to buffers and types of the program.
 
-H.264 and H.265 cameras are decoded to I420, which detectors take as it is: planes are copied, and no colour is computed
-on the CPU. Motion JPEG of most cameras is 4:2:2, which none of our formats is: that is converted.
+H.264 and H.265 are decoded to I420, which detectors accept: planes are copied, and no colour is computed on the CPU.
+Motion JPEG of most cameras is 4:2:2, which is not among the program's formats, and is converted.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ _OURS: Final[Mapping[str, PixelFormat]] = {
 _THEIRS: Final[Mapping[PixelFormat, str]] = {"i420": "yuv420p", "nv12": "nv12", "bgr": "bgr24", "bgrx": "bgr0"}
 
 # AVColorSpace and AVColorRange of FFmpeg's libavutil/pixfmt.h, whose numbers are part of its ABI.
-_BT709_LIKE: Final = (1, 9, 10)  # BT.709; BT.2020, of which it is the nearest that detectors know
-_UNSAID: Final = (0, 2)  # frames in RGB, and those of streams that do not say
+_BT709_LIKE: Final = (1, 9, 10)  # BT.709, and BT.2020, for which it is the nearest known to detectors
+_UNSPECIFIED: Final = (0, 2)  # RGB frames, and streams that do not name it
 _BT709: Final = 1
 _BT601: Final = 5
 _LIMITED_RANGE: Final = 1
 _FULL_RANGE: Final = 2
-_FULL: Final = "yuvj"  # how FFmpeg's names of formats for full range begin
+_FULL: Final = "yuvj"  # prefix of FFmpeg's formats for full range
 
 
 def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tuple[PixelFormat, ...]) -> PixelFormat:
-    """What to deliver frames in that FFmpeg calls `decoded`: as they are where the detector takes that, else bgr.
+    """Return the format to deliver for FFmpeg's format `decoded`: the same if the detector accepts it, else bgr.
 
     Raises:
-        SourceError: the sides are odd, and the detector takes no format that can have those.
+        SourceError: the sides are odd, and the detector accepts no format that allows them.
     """
     odd = height_px % 2 or width_px % 2
-    possible = [one for one in pixel_formats if not odd or one in {"bgr", "bgrx"}]
+    possible = [name for name in pixel_formats if not odd or name in {"bgr", "bgrx"}]
     if not possible:
         raise SourceError(
             f"expected frames with even sides for {', '.join(pixel_formats)}, got {width_px}x{height_px}",
             hint="choose another frame size in the camera's settings",
         )
-    as_it_is = _OURS.get(decoded)
-    if as_it_is in possible:
-        return as_it_is
+    unconverted = _OURS.get(decoded)
+    if unconverted in possible:
+        return unconverted
     return "bgr" if "bgr" in possible else possible[0]
 
 
 class Encoded(Protocol):
-    """A frame that says how its numbers mean colours, as those of other decoders than FFmpeg do."""
+    """A frame with a colour encoding, from a decoder other than FFmpeg."""
 
     @property
     def yuv(self) -> YuvEncoding: ...
 
 
 def encoding_of(frame: VideoFrame | Encoded) -> YuvEncoding:
-    """How the numbers of a frame mean colours. Where the stream does not say, its size decides, as in TVs."""
+    """Return the colour encoding of a frame. If the stream does not name it, the size decides, as in television."""
     if not isinstance(frame, VideoFrame):
         return frame.yuv
     matrix = int(frame.colorspace)
-    bt709 = frame.height >= 720 if matrix in _UNSAID else matrix in _BT709_LIKE
-    numbers = int(frame.color_range)  # a stream that was of full range, and is no more, keeps FFmpeg's name for that
+    bt709 = frame.height >= 720 if matrix in _UNSPECIFIED else matrix in _BT709_LIKE
+    numbers = int(frame.color_range)  # a stream that changes to limited range keeps the name
     full = numbers == _FULL_RANGE or (numbers != _LIMITED_RANGE and frame.format.name.startswith(_FULL))
     if bt709:
         return "bt709-full" if full else "bt709"
@@ -82,14 +82,14 @@ class FrameWriter:
 
     def __init__(self, pixel_format: PixelFormat) -> None:
         self._pixel_format = pixel_format
-        self._reformatter = VideoReformatter()  # keeps what FFmpeg prepares for a size, 0.3 ms a frame
+        self._reformatter = VideoReformatter()  # reuses FFmpeg's setup for a size, 0.3 ms per frame
 
     def write(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
         """Copy `frame` into `out`, whose shape must be that of `vision.types.frame_shape`.
 
         Raises:
             SizeChanged: the frame needs a buffer of another shape.
-            SourceError: FFmpeg's frame is not laid out as it says.
+            SourceError: the layout of FFmpeg's frame is inconsistent.
         """
         if out.shape != _shape(frame, self._pixel_format):
             raise SizeChanged(frame.height, frame.width)
@@ -104,7 +104,7 @@ class FrameWriter:
             raise SourceError(f"expected a frame of {flat.size} bytes, FFmpeg gave {start}")
 
     def _converted(self, frame: VideoFrame) -> VideoFrame:
-        """To our format. Numbers keep their meaning where the colours stay apart from the brightness."""
+        """Convert to the delivered format. YUV to YUV keeps the encoding."""
         encoding = encoding_of(frame)
         matrix = _BT709 if encoding.startswith("bt709") else _BT601
         numbers = _FULL_RANGE if encoding.endswith("-full") else _LIMITED_RANGE
@@ -115,14 +115,14 @@ class FrameWriter:
             frame,
             format=_THEIRS[self._pixel_format],
             src_colorspace=matrix,
-            # RGB has no matrix. Another one than the source's makes PyAV 12 tell FFmpeg the range of the source at all.
+            # RGB has no matrix. PyAV 12 passes the source's range to FFmpeg only if this differs from the source's.
             dst_colorspace=matrix if planar else _BT709 + _BT601 - matrix,
             src_color_range=numbers,
             dst_color_range=numbers if planar else _FULL_RANGE,
         )
 
     def _renamed(self, frame: VideoFrame) -> VideoFrame:
-        """The same numbers in the format for limited range: FFmpeg converts by the name, whatever it is told."""
+        """Return the same values in the format for limited range: FFmpeg converts by the format's name alone."""
         name = frame.format.name.replace(_FULL, "yuv")
         return self._reformatter.reformat(frame, format=name, src_color_range=_FULL_RANGE, dst_color_range=_FULL_RANGE)
 
@@ -135,11 +135,11 @@ def _shape(frame: VideoFrame, pixel_format: PixelFormat) -> tuple[int, ...] | No
     try:
         return frame_shape(frame.height, frame.width, pixel_format)
     except ValueError:
-        return None  # odd sides: whoever is told the new size finds no buffer for it either
+        return None  # odd sides: the caller finds no buffer for them either
 
 
 def _rows(plane: VideoPlane, layout: Plane) -> NDArray[np.uint8]:
-    """The frame's part of a plane, (rows, row_bytes): a view. FFmpeg pads rows to suit itself."""
+    """Return a view of a plane without its padding, (rows, row_bytes)."""
     memory = np.frombuffer(memoryview(plane), np.uint8)
     if not 0 < layout.row_bytes <= layout.stride or layout.end > memory.size:
         raise SourceError(

@@ -1,9 +1,9 @@
-"""Whether a frame is missing from an H.264 stream, by the number that each frame carries for that.
+"""Missing frames in an H.264 stream, found by the frames' numbers.
 
-FFmpeg goes on as if nothing had happened where a whole frame was lost, which over UDP is what the loss of one packet
-means for a small frame: all that follow, up to the next key frame, are decoded from the wrong ones. H.264 numbers
-reference frames (Rec. ITU-T H.264, 7.4.3, `frame_num`), so a missing one is known for certain; a missing frame that
-is no reference spoils nothing. Only the first bytes of a frame are read.
+FFmpeg does not notice a frame that is missing entirely. Over UDP, the loss of one packet does that to a small frame.
+All frames after it, up to the next key frame, are decoded from the wrong reference. H.264 numbers reference frames (Rec.
+ITU-T H.264, 7.4.3, `frame_num`), so that a missing one is known for certain. A missing frame that is not a reference
+does no harm. Only the first bytes of a frame are read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _START_CODE: Final = re.compile(b"\x00\x00\x01")
 
 @dataclass(frozen=True, slots=True)
 class _Parameters:
-    """What is needed of a sequence parameter set."""
+    """The required part of a sequence parameter set."""
 
     number_bits: int
     separate_planes: bool
@@ -28,16 +28,16 @@ class _Parameters:
 
 
 class FrameGapFinder:
-    """Looks at the frames of one stream in decoding order."""
+    """Finds gaps between the frames of one stream, in decoding order."""
 
     def __init__(self, parameter_sets: bytes | None) -> None:
-        """`parameter_sets`: what the stream says before its first frame, in Annex B; None: nothing."""
+        """Create the finder. `parameter_sets`: those before the first frame, in Annex B, or None."""
         self._parameters: _Parameters | None = None
         self._last: int | None = None  # number of the last reference frame
         self.before(parameter_sets or b"")
 
     def before(self, frame: bytes | memoryview) -> bool:
-        """Whether reference frames are missing between the last one and this. False where it cannot be told."""
+        """Return True if reference frames are missing between the last frame and this one. False if unknown."""
         head = bytes(frame[:_HEAD_BYTES])
         for start in _START_CODE.finditer(head):
             unit = head[start.end() :]
@@ -68,7 +68,7 @@ class FrameGapFinder:
 
 
 class _Bits:
-    """Reads a unit behind its first byte, without the bytes that keep start codes out of it (7.4.1)."""
+    """Reads a unit after its first byte, without emulation prevention bytes (7.4.1)."""
 
     def __init__(self, unit: bytes) -> None:
         self._bytes = unit[1:_HEAD_BYTES].replace(b"\x00\x00\x03", b"\x00\x00")
@@ -82,20 +82,20 @@ class _Bits:
         return value
 
     def golomb(self) -> int:
-        """ue(v), 9.1."""
+        """Read ue(v), 9.1."""
         zeros = 0
         while not self.number(1):
             zeros += 1
         return (1 << zeros) - 1 + self.number(zeros)
 
     def signed_golomb(self) -> int:
-        """se(v), 9.1.1."""
+        """Read se(v), 9.1.1."""
         code = self.golomb()
         return (code + 1) // 2 if code % 2 else -(code // 2)
 
 
 def _parameters(unit: bytes) -> _Parameters:
-    """7.3.2.1.1."""
+    """Parse a sequence parameter set, 7.3.2.1.1."""
     bits = _Bits(unit)
     profile = bits.number(8)
     bits.number(16)  # constraints, level
@@ -124,7 +124,7 @@ def _parameters(unit: bytes) -> _Parameters:
 
 
 def _skip_scaling_lists(bits: _Bits, count: int) -> None:
-    """7.3.2.1.1.1."""
+    """Skip scaling lists, 7.3.2.1.1.1."""
     for at in range(count):
         if not bits.number(1):
             continue
@@ -136,7 +136,7 @@ def _skip_scaling_lists(bits: _Bits, count: int) -> None:
 
 
 def _frame_number(unit: bytes, parameters: _Parameters) -> int:
-    """7.3.3."""
+    """Return the frame number of a slice header, 7.3.3."""
     bits = _Bits(unit[:64])
     for _ in range(3):  # first_mb_in_slice, slice_type, pic_parameter_set_id
         bits.golomb()

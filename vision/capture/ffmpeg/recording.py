@@ -1,4 +1,4 @@
-"""What all recorded videos have in common, whichever library decodes them: their time, their end, and loops."""
+"""Times, end and loops of a recorded video."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from vision.errors import EndOfStream, SourceError
 log = logging.getLogger(__name__)
 
 DEFAULT_FPS: Final = 25.0  # of files that say neither rate nor times
-_LONGEST_STEP_NS: Final = 3_600_000_000_000  # from one frame to the next; more is a fault of the file
+_LONGEST_STEP_NS: Final = 3_600_000_000_000  # between two frames; a longer one is a fault of the file
 
 
 def require_file(path: Path) -> None:
-    """
+    """Check that `path` is a readable file.
+
     Raises:
-        SourceError: it is no file, cannot be read, or is empty.
+        SourceError: it is not a file, cannot be read, or is empty.
     """
     try:
         if path.is_dir():
@@ -34,38 +35,38 @@ def require_file(path: Path) -> None:
 
 
 class Recording:
-    """Counts and times the frames of one file. It may be played over and over: its time goes on over all passes."""
+    """Counts and times the frames of one file. Its time continues over all passes of a loop."""
 
     def __init__(self, path: Path, *, loop: bool) -> None:
         self._path = path
         self._loop = loop
         self._interval_ns = 0
         self._expected = 0
-        self._first_ns: int | None = None  # where the file's time begins
-        self._pass_ns = 0  # where this pass begins, in the time that goes on over all of them
+        self._first_ns: int | None = None  # first time in the file
+        self._pass_ns = 0  # start of this pass, in the time of all passes
         self._warned = False
         self.read = 0
         """Frames of this pass."""
         self.media_ns = -1
-        """Time of the frame at hand."""
+        """Time of the current frame."""
 
     def opened(self, fps: float | None, expected: int) -> None:
-        """`expected`: frames, by the file's own word; 0: it does not say."""
+        """Record the file's rate and its `expected` number of frames, 0 if unknown."""
         self._interval_ns = round(1e9 / (fps or DEFAULT_FPS))
         self._expected = max(0, expected)
 
     @property
     def incomplete(self) -> bool:
-        """There should be more frames than were read."""
+        """Return True if more frames are expected."""
         return self.read < self._expected
 
     @property
     def beginning_ns(self) -> int:
-        """The latest time, by the file, that can be its first frame's."""
+        """Return the latest time in the file that can be its first frame's."""
         return (self._first_ns or 0) + self._interval_ns // 2
 
     def count(self, at_ns: int | None) -> None:
-        """One more frame: at the file's own time where that moves on; else one interval after the last frame."""
+        """Count a frame: at the file's own time if that increases, else one interval after the last frame."""
         self.read += 1
         at_ns = at_ns or 0
         if self._first_ns is None:
@@ -76,11 +77,11 @@ class Recording:
         self.media_ns = media_ns
 
     def finish_pass(self) -> None:
-        """The file has no more frames, and is to be read from its beginning.
+        """Finish a pass, and prepare the next one.
 
         Raises:
-            EndOfStream: or it is not looped.
-            SourceError: it has none at all.
+            EndOfStream: the file is not looped.
+            SourceError: the file has no frame at all.
         """
         text = f"{self._path}: ended after {self.read} frames"
         # Containers that only estimate their length may be wrong by a frame, or by 1 %.

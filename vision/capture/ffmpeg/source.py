@@ -1,23 +1,16 @@
-"""Network cameras through PyAV, which is FFmpeg with its own options for every connection.
+"""Network cameras through PyAV: FFmpeg, with options of its own for each connection.
 
-FFmpeg reads the stream, and decodes it too unless another decoder is given (`vision.capture.ffmpeg.decoder`).
+FFmpeg reads the stream. It also decodes it, unless another decoder is given (`vision.capture.ffmpeg.decoder`).
+GStreamer is better for RTSP, because it reports every lost packet and uses a Jetson's hardware. But PyAV is a wheel,
+where GStreamer is Debian packages.
 
-OpenCV brings FFmpeg too, but goes on in the first size when a stream changes its own, gives nothing but bgr, tells
-nothing about damaged frames, and takes RTSP's transport from an environment variable of the whole process. PyAV is a
-wheel, where GStreamer is Debian packages; GStreamer remains the better one for RTSP, because it knows of every lost
-packet, and decodes on a Jetson's hardware.
+FFmpeg reports as damaged: a frame with a slice that could not be decoded (``Frame.is_corrupt``), data that is not a
+frame (an error of the decoder), and packets that a demuxer marks (``Packet.is_corrupt``; never for RTP). It does not
+report a missing frame. The frames after it, up to the next key frame, look intact and are not. For H.264,
+`vision.capture.ffmpeg.h264` finds the gap.
 
-What FFmpeg tells of damage: a frame in which a slice could not be decoded (``Frame.is_corrupt``), data that is no
-frame (an error of the decoder), and packets that a demuxer marks (``Packet.is_corrupt``; not RTP's). It does not tell
-of a frame that is missing whole: the ones behind it, up to the next key frame, look well and are not. For H.264 that
-is found by `vision.capture.ffmpeg.h264`.
-
-Recordings are read by `vision.capture.ffmpeg.file`. Where the detector prefers bgr they stay with OpenCV: what I420
-saves
-in reading, 0.4 ms a frame, preprocessing on the CPU spends again.
-
-Calls that may block are made on a thread of their own (`BlockingCalls`), one packet each, so that none outlives the
-library's own time-outs, and a stream that gives packets but no frames cannot keep that thread.
+Calls that may block run on a thread of their own (`BlockingCalls`), one packet each. So none outlasts the library's own
+timeouts, and a stream with packets but no frames cannot occupy that thread.
 """
 
 from __future__ import annotations
@@ -51,20 +44,20 @@ from vision.types import FrameBuffer, PixelFormat
 
 log = logging.getLogger(__name__)
 
-_GRACE_S: Final = 1.0  # for a library that is late by its own time-outs
-_DIAGNOSIS_S: Final = 1.0  # `explain_open` after a time-out: connecting and asking
+_OPEN_MARGIN_S: Final = 1.0  # for a library that exceeds its own timeouts
+_DIAGNOSIS_S: Final = 1.0  # `explain_open` after a timeout: connection and request
 
 _OPTIONS: Final = {"fpsprobesize": "0"}
-"""FFmpeg would read 20 frames to measure their rate, which takes seconds, and then give them all at once."""
+"""By default FFmpeg reads 20 frames to measure their rate, which takes seconds, and then delivers them all at once."""
 
 _RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "10000"}
-"""Without sound, which nobody listens to, and metadata, which FFmpeg may wait for in vain."""
+"""Without sound, which is not used, and metadata, which FFmpeg may wait for in vain."""
 
 
 class FFmpegSource:
-    """One RTSP or HTTP camera through PyAV.
+    """One RTSP or HTTP camera through PyAV. Satisfies `vision.capture.source.Source`.
 
-    `pixel_formats`: what the detector takes. `open_decoder` makes the decoder of each connection.
+    `pixel_formats` are the formats that the detector accepts. `open_decoder` makes the decoder of each connection.
     """
 
     def __init__(
@@ -81,7 +74,7 @@ class FFmpegSource:
         self._open_decoder = open_decoder
         self._clock = clock
         self._interrupted = threading.Event()
-        self._stamps = CaptureClock(round(camera.max_frame_age_s * 1e9), self._warn, clock=clock, utc=utc)
+        self._capture_clock = CaptureClock(round(camera.max_frame_age_s * 1e9), self._warn, clock=clock, utc=utc)
         self._connection = self._new_connection()
         self._calls: BlockingCalls[tuple[_Frame, ...]] | None = None
         self._reset()
@@ -98,35 +91,35 @@ class FFmpegSource:
         return True
 
     def open(self) -> StreamInfo:
-        """Connect, and wait for the first key frame: only a decoded frame tells its format."""
+        """Connect, and wait for the first key frame: only a decoded frame shows its format."""
         self.close()
         connection = self._connection = self._new_connection()
         self._calls = BlockingCalls("pyav")
         if self._interrupted.is_set():  # it came before there was anything to wake
-            raise self._error("interrupted while it opened")
+            raise self._error("interrupted while opening")
         began = time.monotonic()
         self._connect(self._calls, connection)
-        first = self._next(max(_GRACE_S, began + self._camera.open_timeout_s - time.monotonic()))
+        first = self._next(max(_OPEN_MARGIN_S, began + self._camera.open_timeout_s - time.monotonic()))
         if first is None and self._interrupted.is_set():
-            raise self._error("interrupted while it opened")
+            raise self._error("interrupted while opening")
         if first is None or connection.decoder is None:
             raise self._error(
-                "it answers, but no frame came in time",
+                "it answers, but no frame arrived in time",
                 hint="raise `open_timeout_s`, or make its key frames more frequent",
             )
         self._waiting.appendleft(first)
         return connection.decoder.describe(first.decoded.image, connection.fps)
 
     def _connect(self, calls: BlockingCalls[tuple[_Frame, ...]], connection: _Connection) -> None:
-        patience_s = self._camera.open_timeout_s + _DIAGNOSIS_S + _GRACE_S
+        timeout_s = self._camera.open_timeout_s + _DIAGNOSIS_S + _OPEN_MARGIN_S
         calls.begin(connection.open)
         try:
-            calls.result(patience_s)
+            calls.result(timeout_s)
         except Interrupted:
-            raise self._error("interrupted while it opened") from None
+            raise self._error("interrupted while opening") from None
         except TimeoutError:
             raise self._error(
-                f"the library has not answered for {patience_s:g} s", hint="a name that cannot be looked up takes long"
+                f"no answer within {timeout_s:g} s", hint="looking up a host name may take this long"
             ) from None
 
     def grab(self, timeout_s: float) -> Grab | None:
@@ -137,13 +130,13 @@ class FFmpegSource:
         if frame is None:
             return None
         self._frame = frame
-        stamp = self._stamps.stamp(frame.coded.arrived_ns, frame.coded.ntp_utc_ns)
+        stamp = self._capture_clock.stamp(frame.packet.arrived_ns, frame.packet.ntp_utc_ns)
         return Grab(
             stamp.captured_ns,
             stamp.captured_utc_ns,
             stamp.clock,
             frame.decoded.pts_ns,
-            corrupt=frame.coded.corrupt,
+            corrupt=frame.packet.corrupt,
             yuv=encoding_of(frame.decoded.image),
         )
 
@@ -154,7 +147,7 @@ class FFmpegSource:
         decoder.write(frame.decoded.image, out)
 
     def interrupt(self) -> None:
-        """Final: from now on `open` fails and `grab` finds nothing."""
+        """Make `open` fail and `grab` return None from now on."""
         self._interrupted.set()
         calls = self._calls
         if calls is not None:
@@ -167,7 +160,7 @@ class FFmpegSource:
             calls.end(self._connection.release)
 
     def _next(self, timeout_s: float) -> _Frame | None:
-        """The next decoded frame; None if none came in time or `interrupt` was called.
+        """Return the next decoded frame, or None after the timeout or `interrupt`.
 
         Raises:
             SourceError: the connection or the decoder failed.
@@ -193,15 +186,15 @@ class FFmpegSource:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """One decoded frame, and what was known of it before."""
+    """One decoded frame, and the facts about its packet."""
 
     decoded: DecodedFrame
-    coded: PacketInfo
+    packet: PacketInfo
 
 
 @dataclass(slots=True)
 class _Connection:
-    """One connection. Its methods run on the library's thread, which may outlive the source's interest in it."""
+    """One connection. Its methods run on the library's thread, which may outlive the source."""
 
     camera: CameraConfig
     open_decoder: OpenDecoder
@@ -213,14 +206,14 @@ class _Connection:
     _packets: Iterator[Packet[Any]] | None = None
     _gate: KeyFrameGate = field(default_factory=KeyFrameGate)
     _timeline: Timeline = field(default_factory=Timeline)
-    _missing: FrameGapFinder | None = None
-    _least_delay_ns: int | None = None
+    _gap_finder: FrameGapFinder | None = None
+    _min_delay_ns: int | None = None
 
     def open(self) -> tuple[_Frame, ...]:
         began = time.monotonic()
         try:
             container = self._container = self._open()
-        except (av.FFmpegError, ValueError):  # their text has the URL in it
+        except (av.FFmpegError, ValueError):  # their text contains the URL
             took_s = time.monotonic() - began
             raise explain_open(self.camera.source, open_timeout_s=self.camera.open_timeout_s, took_s=took_s) from None
         if not container.streams.video:
@@ -232,7 +225,7 @@ class _Connection:
             raise self._located(error) from error
         self.fps = plausible_fps(stream.average_rate)
         if stream.codec_context.name == "h264":
-            self._missing = FrameGapFinder(stream.codec_context.extradata)
+            self._gap_finder = FrameGapFinder(stream.codec_context.extradata)
         self._packets = container.demux(stream)
         return ()
 
@@ -245,7 +238,7 @@ class _Connection:
         return open_container(address.url, options=options, timeout=(camera.open_timeout_s, camera.read_timeout_s))
 
     def step(self) -> tuple[_Frame, ...]:
-        """Read one packet, and decode it.
+        """Read one packet and decode it.
 
         Raises:
             SourceError: the stream ended, or no packet came within the read timeout.
@@ -272,10 +265,10 @@ class _Connection:
 
     def _decode(self, decoder: PacketDecoder, packet: Packet[Any]) -> Iterator[_Frame]:
         now_ns, pts_ns = self.clock(), time_ns(packet)
-        missing = self._missing is not None and self._missing.before(memoryview(packet))
-        if packet.is_corrupt or missing:
+        gap = self._gap_finder is not None and self._gap_finder.before(memoryview(packet))
+        if packet.is_corrupt or gap:
             self._gate.lost()
-        if packet.size:  # the last one, which makes the decoder give out what it has, is empty
+        if packet.size:  # the last packet, which flushes the decoder, is empty
             lag_ns = self._lag_ns(now_ns, pts_ns)
             if not self._gate.passes(key=packet.is_keyframe, now_ns=now_ns, lag_ns=lag_ns):
                 return
@@ -284,7 +277,7 @@ class _Connection:
         try:
             images = decoder.decode(packet)
         except PacketDamaged:
-            self._gate.spoilt()
+            self._gate.decoding_failed()
             return
         except SourceError as error:
             raise self._located(error) from error
@@ -293,30 +286,30 @@ class _Connection:
 
     def _frame(self, decoded: DecodedFrame, now_ns: int) -> _Frame:
         if decoded.corrupt:
-            self._gate.spoilt()
-        coded = self._timeline.take(decoded.pts_ns) if decoded.pts_ns is not None else None
-        if coded is None:  # a stream without times
-            coded = PacketInfo(now_ns, None, self._gate.damaged)
+            self._gate.decoding_failed()
+        info = self._timeline.take(decoded.pts_ns) if decoded.pts_ns is not None else None
+        if info is None:  # a stream without times
+            info = PacketInfo(now_ns, None, self._gate.damaged)
         if decoded.corrupt:
-            coded = PacketInfo(coded.arrived_ns, coded.ntp_utc_ns, corrupt=True)
-        return _Frame(decoded, coded)
+            info = PacketInfo(info.arrived_ns, info.ntp_utc_ns, corrupt=True)
+        return _Frame(decoded, info)
 
     def _lag_ns(self, now_ns: int, pts_ns: int | None) -> int:
-        """How much later this packet is read than it would be if reading had always kept up."""
+        """Return how much later this packet is read than if reading had always kept up."""
         if pts_ns is None:
             return 0
         delay_ns = now_ns - pts_ns
-        if self._least_delay_ns is None or delay_ns < self._least_delay_ns:
-            self._least_delay_ns = delay_ns
-        return delay_ns - self._least_delay_ns
+        if self._min_delay_ns is None or delay_ns < self._min_delay_ns:
+            self._min_delay_ns = delay_ns
+        return delay_ns - self._min_delay_ns
 
     def _reading_failed(self, error: av.FFmpegError, waited_s: float) -> SourceError:
-        if isinstance(error, av.error.ExitError):  # the answer to PyAV's own time-out
+        if isinstance(error, av.error.ExitError):  # PyAV's own timeout
             return self._error(f"no frame for {waited_s:.1f} s", "check the network, or raise `read_timeout_s`")
         return self._error(f"the connection failed: {error.strerror}", "check cable, network and the camera's power")
 
     def _located(self, error: SourceError) -> SourceError:
-        """What a decoder said, with the camera's address."""
+        """Add the camera's address to an error of its decoder."""
         return self._error(str(error.args[0]), error.hint)
 
     def _error(self, text: str, hint: str = "") -> SourceError:
@@ -324,7 +317,7 @@ class _Connection:
 
 
 def _sent_utc_ns(packet: Packet[Any]) -> int | None:
-    """Capture time by the camera's RTCP sender reports: FFmpeg's AVProducerReferenceTime, which newer PyAV shows."""
+    """Return the capture time from RTCP sender reports: FFmpeg's AVProducerReferenceTime, which newer PyAV exposes."""
     if not hasattr(packet, "has_sidedata") or not packet.has_sidedata("prft"):
         return None
     (utc_us,) = struct.unpack_from("=q", bytes(packet.get_sidedata("prft")))

@@ -28,11 +28,10 @@ _FPS: Final = 1.0
 
 
 class ImageFolder:
-    """The images of a folder in natural order (``img2`` before ``img10``), in bgr, upright as their EXIF data says.
+    """The images of a folder in natural order (``img2`` before ``img10``), in bgr, rotated as their EXIF data says.
 
-    An image that cannot be read is skipped, counted in `skipped` and named in the log: one bad file in a thousand is
-    no reason to stop. A folder without a single readable one is an error. Files that come later are seen when the
-    folder is opened again.
+    An image that cannot be read is skipped, counted in `skipped` and logged. A folder without a readable image is an
+    error. Files that are added later are seen when the folder is opened again.
     """
 
     def __init__(
@@ -46,10 +45,16 @@ class ImageFolder:
         utc: Callable[[], int] = time.time_ns,
         wait: Callable[[float], object] | None = None,
     ) -> None:
-        """
+        """Create the source.
+
         Args:
             path: a folder or one image.
-            fps: frames per second, 1 where absent; offline it only gives them their times.
+            fps: frames per second, by default 1. Offline, it only determines the times.
+            loop: restart after the last image.
+            offline: read as fast as possible.
+            clock: the monotonic clock, in ns.
+            utc: UTC, in ns.
+            wait: sleeps for a number of seconds, or until an interrupt.
         """
         self._path = path
         self._interval_ns = round(1e9 / (fps or _FPS))
@@ -60,9 +65,9 @@ class ImageFolder:
 
     def _reset(self) -> None:
         self._files: list[Path] = []
-        self._at = 0  # the file to read next
-        self._index = 0  # of the frame at hand, over all passes
-        self._frame: NDArray[np.uint8] | None = None  # decoded and not yet due, or due and to be retrieved
+        self._next_file = 0  # index of the next file
+        self._index = 0  # of the current frame, over all passes
+        self._frame: NDArray[np.uint8] | None = None  # the current frame, due or not
         self._due = False
         self.skipped = 0  # since it was opened
 
@@ -99,7 +104,7 @@ class ImageFolder:
         np.copyto(pixels, self._frame)
 
     def interrupt(self) -> None:
-        """Final: from now on `grab` finds nothing."""
+        """Make `grab` return None from now on."""
         self._interrupted.set()
 
     def close(self) -> None:
@@ -108,7 +113,7 @@ class ImageFolder:
     def _advance(self) -> None:
         frame = self._next()
         if frame is None and self._loop:
-            self._at = 0
+            self._next_file = 0
             frame = self._next()
             if frame is None:
                 raise SourceError(f"{self._path}: none of its images can be read any more")
@@ -118,19 +123,19 @@ class ImageFolder:
         self._index += 1
 
     def _next(self) -> NDArray[np.uint8] | None:
-        """The next readable image of this pass. One that is not is left out from now on."""
-        while self._at < len(self._files):
-            frame = read_image(self._files[self._at])
+        """Return the next readable image of this pass. Forget the others."""
+        while self._next_file < len(self._files):
+            frame = read_image(self._files[self._next_file])
             if frame is not None:
-                self._at += 1
+                self._next_file += 1
                 return frame
-            log.warning("%s: skipped, not an image that OpenCV can read", self._files.pop(self._at))
+            log.warning("%s: skipped, not an image that OpenCV can read", self._files.pop(self._next_file))
             self.skipped += 1
         return None
 
 
 def list_images(path: Path) -> list[Path]:
-    """The images of a folder, sorted naturally; or the one file that `path` is.
+    """Return the images of a folder in natural order, or the one file at `path`.
 
     Raises:
         SourceError: there are none, or the folder cannot be read.
@@ -150,13 +155,13 @@ def list_images(path: Path) -> list[Path]:
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key that orders numbers within names by their value."""
+    """Return a sort key that orders numbers within names by their value."""
     parts = re.findall(r"\d+|\D+", name)
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part.casefold()) for part in parts)
 
 
 def read_image(file: Path) -> NDArray[np.uint8] | None:
-    """An image as (H, W, 3) bgr, or None if it cannot be read."""
+    """Return an image as (H, W, 3) uint8 bgr, or None if it cannot be read."""
     try:
         frame = cv2.imread(str(file), cv2.IMREAD_COLOR)
     except cv2.error:  # larger than OpenCV's limit of 2**30 pixels

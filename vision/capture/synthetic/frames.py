@@ -1,8 +1,8 @@
-"""Frames whose content is known exactly: coloured rectangles that move over grey, at even coordinates.
+"""Synthetic frames with known content: coloured rectangles that move over grey, at even coordinates.
 
-Drawn straight into the caller's buffer: filling it costs what copying a prepared frame would, needs no memory for a
-cycle of frames, and never repeats one. Even coordinates make a box the same in every pixel format, because NV12 and
-I420 have one colour for each 2x2 pixels.
+Frames are drawn directly into the caller's buffer. That costs as much as copying a prepared frame, needs no memory for
+a cycle of frames, and never repeats a frame. Even coordinates make a box the same in every pixel format, because NV12
+and I420 have one colour for each 2x2 pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vision.test_pattern import FAKE_COLORS
 from vision.types import PixelFormat
 
 GREY: Final = 114
-_LANE_PX: Final = 8  # lowest lane: 2 px of gap on both sides, and an object that can be seen
+_LANE_PX: Final = 8  # smallest lane: 2 px of gap on both sides, and a visible object
 _SLOWEST_PX, _FASTEST_PX = 2.0, 6.0  # per frame
 
 
@@ -38,7 +38,7 @@ class _Object:
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """To and fro between `start` and `start + span` (even numbers)."""
+    """A position that moves back and forth between `start` and `start + span` (even numbers)."""
 
     start: int
     span: int
@@ -54,10 +54,10 @@ class _Path:
 
 @dataclass(frozen=True)
 class Scene:
-    """`objects` rectangles of a seed: each in a lane of its own and so never touching another, unless they `overlap`.
+    """Moving rectangles, each in a lane of its own, so that none touches another unless they `overlap`.
 
     Raises:
-        ValueError: so many objects have no room.
+        ValueError: there are more objects than lanes.
     """
 
     height_px: int
@@ -75,7 +75,7 @@ class Scene:
 
     @staticmethod
     def most_objects(height_px: int, width_px: int) -> int:
-        """How many lanes there are room for."""
+        """Return the number of lanes that fit."""
         return height_px // _LANE_PX if width_px >= _LANE_PX else 0
 
     @cached_property
@@ -101,7 +101,7 @@ class Scene:
         return _Object(rng.randrange(len(FAKE_COLORS)), width_px, height_px, x, y)
 
     def truth(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Boxes (N, 4) xyxy in pixels and class ids (N,) of a frame; a later object covers an earlier one."""
+        """Return the boxes (N, 4) float32 xyxy in pixels and class ids (N,) int32. Later objects cover earlier ones."""
         boxes = [one.box(index) for one in self._objects]
         class_ids = [one.class_id for one in self._objects]
         return np.array(boxes, np.float32).reshape(-1, 4), np.array(class_ids, np.int32)
@@ -118,7 +118,7 @@ class Scene:
                 _fill(plane[y1 // step : y2 // step, x1 // step * channels : x2 // step * channels], colour)
 
     def _planes(self, out: NDArray[np.uint8], pixel_format: PixelFormat) -> tuple[NDArray[np.uint8], ...]:
-        """Views of (rows, bytes of a row). A plane of half the rows has half the columns too."""
+        """Return views of (rows, bytes of a row). A plane of half the rows has half the columns too."""
         height_px, width_px = self.height_px, self.width_px
         if pixel_format in ("bgr", "bgrx"):
             return (out.reshape(height_px, -1),)
@@ -148,7 +148,7 @@ def _yuv_bt601(blue: int, green: int, red: int) -> tuple[int, int, int]:
 
 
 def _fill(plane: NDArray[np.uint8], colour: tuple[int, ...]) -> None:
-    """A rectangle of (rows, bytes) in one colour, a row at a time: NumPy takes much longer pixel by pixel."""
+    """Fill a rectangle of (rows, bytes) with one colour, row by row: pixel by pixel NumPy is much slower."""
     if len(set(colour)) == 1:
         plane[...] = colour[0]
     else:
