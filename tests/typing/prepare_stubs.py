@@ -21,7 +21,7 @@ _KEYWORD_AS_NAME = re.compile(r"(?<=[(, ])in: (?=list\[)")
 _DEFAULT_BEFORE_NONE = "power: Weights = None, channel_axis: int)"
 
 
-def mend(text: str) -> str:
+def repair(text: str) -> str:
     """Return the stub as valid Python: no parameter named `in`, and none without default after one with.
 
     Raises:
@@ -42,17 +42,17 @@ def download(folder: Path) -> Path:
 
 
 def prepare(wheel: Path, target: Path) -> None:
-    """Unpack the stubs of `wheel` into `target` and mend them."""
+    """Unpack the stubs of `wheel` into `target` and repair them."""
     with zipfile.ZipFile(wheel) as archive:
         for name in ("tensorrt/__init__.pyi", "tensorrt_bindings/__init__.pyi", "tensorrt_bindings/tensorrt.pyi"):
             text = archive.read(name).decode()
             path = target / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(mend(text) if name.endswith("tensorrt.pyi") else f"# mypy: ignore-errors\n{text}")
+            path.write_text(repair(text) if name.endswith("tensorrt.pyi") else f"# mypy: ignore-errors\n{text}")
 
 
 def main(arguments: list[str]) -> int:
-    """``prepare_stubs.py FOLDER``: exit code 0 when FOLDER holds the mended stubs."""
+    """``prepare_stubs.py FOLDER``: exit code 0 when FOLDER holds the repaired stubs."""
     if len(arguments) != 1:
         print(__doc__)
         return 2

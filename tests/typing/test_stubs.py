@@ -1,6 +1,6 @@
 """The type check against TensorRT's stubs finds what it is there to find.
 
-Needs the mended stubs: ``python tests/typing/prepare_stubs.py build/stubs``.
+Needs the repaired stubs: ``python tests/typing/prepare_stubs.py build/stubs``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.typing.prepare_stubs import mend, prepare
+from tests.typing.prepare_stubs import prepare, repair
 
 ROOT = Path(__file__).parents[2]
 STUBS = ROOT / "build" / "stubs"
@@ -34,15 +34,15 @@ class A:
 def test_stubs_are_repaired_to_valid_python() -> None:
     with pytest.raises(SyntaxError):
         compile(BROKEN, "stub", "exec")
-    mended = mend(BROKEN)
-    compile(mended, "stub", "exec")
-    assert mended.startswith("# mypy: ignore-errors\n")
-    assert mended.count("in_: list[int]") == 4
+    repaired = repair(BROKEN)
+    compile(repaired, "stub", "exec")
+    assert repaired.startswith("# mypy: ignore-errors\n")
+    assert repaired.count("in_: list[int]") == 4
 
 
 def test_stubs_with_other_faults_are_refused() -> None:
     with pytest.raises(ValueError, match="other faults than expected: 0 parameters"):
-        mend("class A: ...")
+        repair("class A: ...")
 
 
 def test_wheel_is_unpacked_where_mypy_looks(tmp_path: Path) -> None:

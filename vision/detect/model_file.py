@@ -29,7 +29,7 @@ def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
     """Return the path of the model's ONNX file after checking it.
 
     Raises:
-        ModelError: the file is missing, cannot be read, is a Git LFS pointer, or has another SHA-256 than the spec.
+        ModelError: the file is missing, cannot be read, is empty, a Git LFS pointer, or not the one in the spec.
     """
     path = folder / spec.file
     try:
@@ -46,6 +46,8 @@ def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
         raise ModelError(
             f"{spec.name}: cannot read {path}: {error.strerror}", hint="check the file's owner", code="model-unreadable"
         ) from error
+    if not start:
+        raise ModelError(f"{spec.name}: {path} is empty", hint="fetch the model again", code="damaged-model")
     if start == _LFS_POINTER:
         raise ModelError(
             f"{spec.name}: {path} is a Git LFS pointer, not the model",

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests import tiny_models
 from tests.unit.detect.test_models import (
     HEADS,
+    broken_empty,
     broken_missing,
     broken_other,
     broken_sha,
@@ -82,7 +83,9 @@ def test_damaged_file_is_refused(backend: str, damage: Callable[[Path], None], c
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize("damage", [broken_missing, broken_other, broken_truncated, broken_sha, lfs_pointer])
+@pytest.mark.parametrize(
+    "damage", [broken_missing, broken_empty, broken_other, broken_truncated, broken_sha, lfs_pointer]
+)
 def test_damaged_file_is_refused_for_tensorrt(damage: Callable[[Path], None], tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "colours")
     damage(folder)

@@ -333,26 +333,27 @@ def broken_logits(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "message", "hint"),
+    ("damage", "code"),
     [
-        (broken_missing, "there is no such file", "model.yaml"),
-        (broken_folder, "cannot read", "owner"),
-        (broken_empty, "is not a model that ONNX Runtime", "truncated"),
-        (broken_other, "is not a model that ONNX Runtime", "truncated"),
-        (broken_truncated, "is not a model that ONNX Runtime", "truncated"),
-        (broken_sha, "should have the sha256 abab", "damaged"),
-        (broken_size, r"expected one input, float32 \(batch, 3, 64, 32\); the model has images tensor", "width and"),
-        (broken_operator, "NoSuchOperator", "onnx.checker"),
-        (broken_classes, "with 80 classes expects", "hold 3 classes"),
-        (broken_logits, "between 0 and 1", "activation: sigmoid"),
+        (broken_missing, "model-missing"),
+        (broken_folder, "model-unreadable"),
+        (broken_empty, "damaged-model"),
+        (broken_other, "damaged-model"),
+        (broken_truncated, "damaged-model"),
+        (broken_sha, "model-sha256"),
+        (broken_size, "input-mismatch"),
+        (broken_operator, "unsupported-model"),
+        (broken_classes, "head-mismatch"),
+        (broken_logits, "scores-out-of-range"),
     ],
 )
-def test_a_wrong_model_is_refused(damage: Callable[[Path], None], message: str, hint: str, tmp_path: Path) -> None:
+def test_wrong_model_is_refused(damage: Callable[[Path], None], code: str, tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "colours")
     damage(folder)
-    with pytest.raises(ModelError, match=message) as error:
+    with pytest.raises(ModelError) as error:
         open_folder(folder)
-    assert hint in error.value.hint
+    assert error.value.code == code
+    assert error.value.hint
     assert error.value.exit_code == 78
 
 
@@ -383,28 +384,30 @@ FRAME: tuple[int, list[int | str]] = (TensorProto.FLOAT, ["batch", 3, 32, 32])
 
 
 @pytest.mark.parametrize(
-    ("inputs", "output", "message"),
+    ("inputs", "output", "code"),
     [
-        ({"images": FRAME, "orig_target_sizes": (TensorProto.FLOAT, [1, 2])}, TensorProto.FLOAT, "orig_target_sizes"),
-        ({"images": (TensorProto.FLOAT16, [1, 3, 32, 32])}, TensorProto.FLOAT, r"tensor\(float16\)"),
-        ({"images": (TensorProto.UINT8, [1, 3, 32, 32])}, TensorProto.FLOAT, r"tensor\(uint8\)"),
-        ({"images": (TensorProto.FLOAT, [1, 32, 32, 3])}, TensorProto.FLOAT, r"\(1, 32, 32, 3\)"),
-        ({"images": (TensorProto.FLOAT, [3, 32, 32])}, TensorProto.FLOAT, r"\(3, 32, 32\)"),
-        ({"images": FRAME}, TensorProto.FLOAT16, "should be float32, it is float16"),
-        ({"images": FRAME}, TensorProto.INT64, "should be float32, it is int64"),
+        ({"images": FRAME, "orig_target_sizes": (TensorProto.FLOAT, [1, 2])}, TensorProto.FLOAT, "input-mismatch"),
+        ({"images": (TensorProto.FLOAT16, [1, 3, 32, 32])}, TensorProto.FLOAT, "input-mismatch"),
+        ({"images": (TensorProto.UINT8, [1, 3, 32, 32])}, TensorProto.FLOAT, "input-mismatch"),
+        ({"images": (TensorProto.FLOAT, [1, 32, 32, 3])}, TensorProto.FLOAT, "input-mismatch"),
+        ({"images": (TensorProto.FLOAT, [3, 32, 32])}, TensorProto.FLOAT, "input-mismatch"),
+        ({"images": FRAME}, TensorProto.FLOAT16, "output-dtype"),
+        ({"images": FRAME}, TensorProto.INT64, "output-dtype"),
     ],
 )
 def test_a_wrong_signature_is_refused(
-    inputs: Mapping[str, tuple[int, list[int | str]]], output: int, message: str, tmp_path: Path
+    inputs: Mapping[str, tuple[int, list[int | str]]], output: int, code: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError) as error:
         open_folder(save_signature(tmp_path / "colours", inputs, output))
+    assert error.value.code == code
 
 
 def test_an_output_without_the_batch_is_refused(tmp_path: Path) -> None:
     folder = save_signature(tmp_path / "colours", {"images": (TensorProto.FLOAT, [3, 3, 32, 32])}, TensorProto.FLOAT)
-    with pytest.raises(ModelError, match=r"3 for 3 frames; its shape is \(1, 7, 1\)"):
+    with pytest.raises(ModelError) as error:
         open_folder(folder)
+    assert error.value.code == "output-without-batch"
 
 
 def test_the_right_signature_is_not_refused(tmp_path: Path) -> None:

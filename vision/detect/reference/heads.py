@@ -146,6 +146,7 @@ class Head(ABC):
             f"{scores.max():.3g}",
             hint="if the model gives logits, write `activation: sigmoid` under `head` in model.yaml; "
             "otherwise another head may be meant",
+            code="scores-out-of-range",
         )
 
     def _over_threshold(self, scores: Floats) -> tuple[Indices, Indices, Floats]:
