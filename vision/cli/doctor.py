@@ -1,4 +1,4 @@
-"""`vision doctor`: what this machine has, what is missing for which feature, and the command that mends it.
+"""Diagnosis of the environment: what is installed, what is missing for which feature, and how to install it.
 
 Each check is a function that returns one `Finding`; none of them changes anything or takes longer than a few seconds.
 """
@@ -45,6 +45,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Run every check."""
+    gpu: tuple[Callable[[], Finding], ...] = (_gpu, _nvdec, _cuda_python, check_cuda, _tensorrt)
     checks: Iterable[Callable[[], Finding]] = (
         _machine,
         _jetson,
@@ -53,22 +54,20 @@ def examine() -> list[Finding]:
         _gstreamer,
         _pyav,
         _onnxruntime,
-        _gpu,
-        _nvdec,
-        _cuda_python,
-        check_cuda,
-        _tensorrt,
+        *(gpu if has_nvidia_gpu() or TEGRA_RELEASE.exists() or _output("nvidia-smi", "-L") else (_no_gpu,)),
         _zeromq,
+        _evaluation,
         _clock_sync,
     )
     return [check() for check in checks]
 
 
 def print_findings(findings: Iterable[Finding], console: Console) -> int:
-    """Print the table and the hints; 0 if everything that is needed is there, else 1."""
+    """Print the table and the hints; return 0 if everything that is needed is there, else 1."""
     findings = list(findings)
     styles = {"ok": "green", "missing": "yellow", "broken": "red", "note": "cyan"}
     table = Table("what", "state", "found", header_style="bold")
+    table.columns[2].overflow = "fold"
     for finding in findings:
         table.add_row(finding.subject, f"[{styles[finding.verdict]}]{finding.verdict}[/]", escape(finding.detail))
     console.print(table)
@@ -97,7 +96,7 @@ def _version(package: str) -> str:
 
 
 def _output(*command: str) -> str | None:
-    """Standard output of a command; None if it is not there, fails, or takes over 5 s."""
+    """Return standard output of a command; None if it is not there, fails, or takes over 5 s."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -200,6 +199,26 @@ def _gpu() -> Finding:
             return Finding("GPU", "ok", "integrated")
         return Finding("GPU", "missing", "nvidia-smi is not there or finds no GPU", "the detector runs on ONNX Runtime")
     return Finding("GPU", "ok", "; ".join(listing.splitlines()))
+
+
+def _no_gpu() -> Finding:
+    """Return one finding in place of those about the GPU's driver and libraries."""
+    detail = "no NVIDIA GPU: the detector runs on the CPU with ONNX Runtime, without CUDA, TensorRT and NVDEC"
+    return Finding("GPU", "note", detail)
+
+
+def _evaluation() -> Finding:
+    """Return which optional parts of `vision eval` are there."""
+    parts = {name: importlib.util.find_spec(name) is not None for name in ("matplotlib", "scipy", "trackeval")}
+    parts["ffmpeg"] = shutil.which("ffmpeg") is not None
+    missing = [name for name, present in parts.items() if not present]
+    if not missing:
+        return Finding("vision eval", "ok", ", ".join(parts))
+    hint = (
+        f"vision eval needs them (ffmpeg: for H.264 videos, sudo apt-get install ffmpeg): {install_hint('eval')} && "
+        f"{pip_hint('--no-deps', 'trackeval>=1.3')}"
+    )
+    return Finding("vision eval", "note", f"not installed: {', '.join(missing)}", hint)
 
 
 def _nvdec() -> Finding:

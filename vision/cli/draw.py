@@ -108,7 +108,7 @@ def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
 
 
 def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> Iterator[str]:
-    """The points that lie beyond the frame, which nothing can cross or enter."""
+    """Yield the points beyond the frame, which no object can cross or enter."""
     if section.units != "pixels":  # others cannot be beyond it
         return
     shapes: list[tuple[str, str, Sequence[Point]]] = [("line", line.name, line.points) for line in section.lines]
@@ -120,7 +120,7 @@ def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> It
 
 
 def print_drawings(drawings: Sequence[Drawing], console: Console) -> int:
-    """A line a camera; 0 if every camera gave a frame, else 1."""
+    """Print a line per camera; return 0 if every camera gave a frame, else 1."""
     for drawing in drawings:
         name = escape(drawing.camera_id)
         if drawing.path is not None:

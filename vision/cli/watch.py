@@ -134,7 +134,7 @@ def _row(name: str, camera: _Camera, now_ns: int, span_s: float) -> Row:
 
 
 def _printable(text: str) -> str:
-    """What comes from the network must not reach the terminal's controls."""
+    """Replace control characters: text from the network must not control the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -143,7 +143,7 @@ def _quantile(ordered: list[float], q: float) -> float | None:
 
 
 def table(board: Board, now_ns: int) -> Table:
-    """The board for a terminal."""
+    """Return the board as a table for a terminal."""
     shown = Table(
         title=Text(board.title),
         caption=Text(board.note or board.clock),
@@ -164,7 +164,7 @@ def table(board: Board, now_ns: int) -> Table:
 
 
 def lines(board: Board, now_ns: int) -> Iterable[str]:
-    """The board for a log."""
+    """Yield the board as lines for a log."""
     for row in board.rows(now_ns):
         yield (
             f"{row.camera}: {row.state}, {row.fps:.1f} frames/s, p50 {_ms(row.p50_ms)} ms, p99 {_ms(row.p99_ms)} ms, "
@@ -178,7 +178,7 @@ def _ms(value: float | None) -> str:
 
 class _View(Protocol):
     def show(self, board: Board, now_ns: int) -> None:
-        """Called after each message: draw when it is time to."""
+        """Draw if it is time to. The caller calls this after each message."""
 
     def finish(self, board: Board, now_ns: int) -> None:
         """Draw the last state."""

@@ -17,7 +17,7 @@ UNTIL_SECOND_WARNING_S = 6
 
 @pytest.fixture
 def dead_source() -> Iterator[str]:
-    """An RTSP address where nothing listens."""
+    """Yield an RTSP address where nothing listens."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         yield f"rtsp://127.0.0.1:{closed.getsockname()[1]}/x"
