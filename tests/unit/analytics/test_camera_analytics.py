@@ -483,10 +483,10 @@ def test_ground_plane_is_the_inverse_of_its_projection(places: list[Place]) -> N
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"points": [(0, 0), (10, 10), (20, 20), (0, 30)]}, "without dents"),
-        ({"points": [(0, 0), (10, 10), (10, 0), (0, 10)]}, "without dents"),
-        ({"metres": [(0, 0), (8, 0), (2, 2), (0, 8)]}, "without dents"),
-        ({"metres": [(0, 0), (0, 0), (8, 8), (0, 8)]}, "without dents"),
+        ({"points": [(0, 0), (10, 10), (20, 20), (0, 30)]}, "convex"),
+        ({"points": [(0, 0), (10, 10), (10, 0), (0, 10)]}, "convex"),
+        ({"metres": [(0, 0), (8, 0), (2, 2), (0, 8)]}, "convex"),
+        ({"metres": [(0, 0), (0, 0), (8, 8), (0, 8)]}, "convex"),
         ({"points": [(0, 0), (10, 0), (10, 10)]}, "4"),
     ],
 )
