@@ -95,7 +95,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def motion_jpeg_server() -> Iterator[str]:
-    """The address of a web camera."""
+    """Serve a web camera, and yield its address."""
     with _Server(("127.0.0.1", 0), _MotionJpeg) as server:
         server.closing = threading.Event()
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -178,7 +178,7 @@ SLOW_NAMES = tuple(name for name in NAMES if "offline" not in name and name not 
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """True once it holds; False if it does not in time."""
+    """Return True as soon as the condition holds, False if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -197,7 +197,7 @@ def slow(request: pytest.FixtureRequest, all_streams: dict[str, Stream]) -> Sour
 
 
 def grab_until_none(source: Source) -> None:
-    """A grab that would wait for the next frame would return that frame."""
+    """Grab until nothing is waiting. A grab that waits for the next frame would return it."""
     assert any(source.grab(0.05) is None for _ in range(COUNT))
 
 

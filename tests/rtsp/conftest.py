@@ -30,5 +30,5 @@ def server(needs_server: None) -> Iterator[Server]:
 
 @pytest.fixture(params=["gstreamer", "ffmpeg"])
 def reader(request: pytest.FixtureRequest) -> str:
-    """The library that opens the source."""
+    """Return the library that opens the source."""
     return str(request.param)

@@ -117,7 +117,7 @@ def whole(clip: Path) -> PacketInfo:
 
 @cache
 def small(clip: Path, codec: str) -> PacketInfo:
-    """The first 4 s of the clip in 384x288; encoded when somebody asks for it."""
+    """Return the first 4 s of the clip in 384x288, encoded on the first request."""
     return PacketInfo(
         codec,
         coded_frames(
@@ -211,7 +211,7 @@ class Mount(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
 
 
 def mounts(clip: Path, switch_s: int) -> dict[str, Mount]:
-    """What is served where; nothing is read or encoded before the first client asks for it."""
+    """Return the streams by path. Nothing is read or encoded before the first request."""
 
     def clip_frame(index: int) -> bytes:
         frames = whole(clip).frames

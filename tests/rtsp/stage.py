@@ -112,7 +112,7 @@ def source_of(config: CameraConfig) -> Source:
 
 @contextmanager
 def opened(config: CameraConfig) -> Iterator[tuple[Source, StreamInfo]]:
-    """A source, open, and closed in the end."""
+    """Open a source, and close it at the end."""
     source = source_of(config)
     try:
         yield source, source.open()
@@ -122,21 +122,21 @@ def opened(config: CameraConfig) -> Iterator[tuple[Source, StreamInfo]]:
 
 @contextmanager
 def silent_port() -> Iterator[int]:
-    """A port that takes connections and never says a word: a camera that hangs."""
+    """Yield a port that accepts connections and never answers, as a camera that hangs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
 @contextmanager
 def refusing_port() -> Iterator[int]:
-    """A port that refuses connections, and is nobody else's meanwhile."""
+    """Yield a port that refuses connections, and that no other program can take."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
 
 
 def frame(source: Source, info: StreamInfo) -> tuple[NDArray[np.uint8], int, int]:
-    """The frame grabbed last, with its height and width."""
+    """Return the last grabbed frame, with its height and width."""
     height, width = info.height_px, info.width_px
     out = FrameBuffer.allocate(height, width, info.pixel_format)
     try:
@@ -236,11 +236,11 @@ class Watched:
         return self._supervisor.status()
 
     def wait_state(self, state: str) -> None:
-        """It is in this state, or was."""
+        """Wait until the camera is, or was, in this state."""
         wait_until(lambda: state in self.states, f"{state!r} after {self.states}")
 
     def wait_loss(self) -> None:
-        """It is backing off now."""
+        """Wait until the camera is backing off."""
         wait_until(lambda: self.states[-1] == "backing-off", f"the loss to be noticed after {self.states}")
 
     def wait_grabbed(self, count: int) -> None:
@@ -268,7 +268,7 @@ class Watched:
 
 
 def open_files() -> set[str]:
-    """What this process's file descriptors are."""
+    """Return the open file descriptors of this process."""
     found = set()
     for entry in Path("/proc/self/fd").iterdir():
         try:

@@ -111,7 +111,7 @@ def test_a_stream_that_stops_counts_as_frozen_until_it_goes_on(company: dict[str
 
 @pytest.fixture(scope="module")
 def switching(server: Server) -> Iterator[dict[str, Watched]]:
-    """A camera whose frame changes its size every 2 s."""
+    """Watch a camera whose frame size changes every 2 s."""
     with ExitStack() as stack:
         cameras = watch_all(stack, server.url("/switch"))
         for watched in cameras.values():

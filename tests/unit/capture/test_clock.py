@@ -23,7 +23,7 @@ class Machine:
         )
 
     def frame(self, delay_ns: int | None, *, decoding_ns: int = 0) -> tuple[int, int, str]:
-        """A frame arrives now, `delay_ns` old by the camera's clock. Its age on both clocks, when it is stamped."""
+        """Stamp a frame that arrives now, `delay_ns` old by the camera's clock. Return its age on both clocks."""
         arrived_ns = self.now_ns
         camera_utc_ns = None if delay_ns is None else arrived_ns + UTC_MINUS_MONOTONIC - delay_ns
         self.now_ns += decoding_ns
@@ -128,7 +128,7 @@ def test_an_arrival_in_the_future_is_now() -> None:
 
 
 def report(seconds: int, fraction: int, kind: int = 200) -> bytes:
-    """An RTCP sender report: RFC 3550, section 6.4.1."""
+    """Return an RTCP sender report: RFC 3550, section 6.4.1."""
     return struct.pack("!BBHIIIIII", 0x80, kind, 6, 0xDEADBEEF, seconds, fraction, 12345, 10, 1000)
 
 

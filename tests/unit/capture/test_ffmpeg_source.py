@@ -169,13 +169,13 @@ def coded(
 
 
 def damaged(image: bytes) -> bytes:
-    """What is left where a packet is missing."""
+    """Return the packets without the missing ones."""
     return image[: len(image) // 3] + image[len(image) // 2 :]
 
 
 @contextmanager
 def served(*images: bytes, pause_s: float = 0.0, status: int = 200) -> Iterator[str]:
-    """The address where these can be fetched. `pause_s`: the connection stays open so long behind the last."""
+    """Serve the packets, and yield the address. `pause_s`: the connection stays open after the last packet."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002

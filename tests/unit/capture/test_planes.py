@@ -11,7 +11,7 @@ PADDING = 255
 
 
 def padded(pixel_format: PixelFormat, height: int, width: int, pad: int, gap: int) -> tuple[NDArray[np.uint8], ...]:
-    """A decoder's frame with `pad` bytes behind each row and `gap` before each plane, and what it should become."""
+    """Return a decoder's frame with padded rows and gaps before its planes, and the expected copy."""
     rng = np.random.default_rng(7)
     sizes = {
         "bgr": [(height, width * 3)],

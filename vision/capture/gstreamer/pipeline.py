@@ -1,10 +1,10 @@
-"""GStreamer pipelines as data: which elements, with which properties, on which machine.
+"""GStreamer pipelines as data: the elements and their properties on each machine.
 
 A Jetson's elements exist on a Jetson only, and their properties come and go between JetPack releases
-(``enable-max-performance`` left ``nvv4l2decoder`` in JetPack 7). So the choice is made here, without GStreamer, from a
-`Registry` that says what is installed, and every machine's choice can be tested on any other.
+(``enable-max-performance`` left ``nvv4l2decoder`` in JetPack 7). The choice is therefore made here, without
+GStreamer, from a `Registry` of what is installed, so that every machine's choice can be tested on any other.
 
-What a user wrote (an URL, a device) only ever becomes the value of a property, never a piece of a pipeline's text.
+User input (a URL, a device) becomes the value of a property, never a part of a pipeline's text.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ class Registry(Protocol):
     """What this machine's GStreamer can make."""
 
     def has(self, factory: str) -> bool:
-        """The plugin of this element is installed and loads."""
+        """Return True if the plugin of this element is installed and loads."""
 
     def has_property(self, factory: str, name: str) -> bool:
-        """The element is there and has this property."""
+        """Return True if the element exists and has this property."""
 
 
 def kind_of(address: SourceAddress) -> Kind | None:
@@ -122,7 +122,7 @@ def split_url(url: str) -> Address:
 
 
 def known(registry: Registry, factory: str, **properties: Value) -> Element:
-    """An element with those of `properties` that this machine's version of it has."""
+    """Return an element with those of `properties` that this machine's version supports."""
     named = {name.replace("_", "-"): value for name, value in properties.items()}
     return Element(factory, {name: value for name, value in named.items() if registry.has_property(factory, name)})
 
@@ -164,9 +164,9 @@ def decode_chain(codec: Codec, formats: Sequence[PixelFormat], registry: Registr
 
 
 def decoder(codec: Codec, registry: Registry) -> list[Element]:
-    """The decoder: NVIDIA's where its converter is there too, the CPU's otherwise.
+    """Return the decoder: NVIDIA's if its converter is installed too, else the CPU's.
 
-    Damaged frames are wanted: they are marked and counted further on, not silently lost here.
+    Damaged frames must pass: they are marked and counted later, not lost here.
     """
     if codec == "JPEG":
         return [Element("nvjpegdec")] if on_jetson(registry, "nvjpegdec") else [Element("jpegdec")]
@@ -201,7 +201,7 @@ def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Regis
 
 
 def appsink(caps: Caps) -> Element:
-    """The end: the newest two frames, given out as soon as they are decoded."""
+    """Return the sink: it keeps the newest two frames, available as soon as they are decoded."""
     return Element(
         "appsink", {"caps": caps, "max-buffers": 2, "drop": True, "sync": False, "enable-last-sample": False}
     )
@@ -216,7 +216,7 @@ def host_caps(formats: Sequence[PixelFormat]) -> Caps:
 
 
 def csi_chain(camera: CameraConfig, formats: Sequence[PixelFormat], registry: Registry) -> list[Element]:
-    """A camera on a Jetson's CSI port, through libargus."""
+    """Return the elements for a camera on a Jetson's CSI port, through libargus."""
     address = camera.address
     assert isinstance(address, Csi)
     sensor = address.sensor
@@ -229,7 +229,7 @@ def csi_chain(camera: CameraConfig, formats: Sequence[PixelFormat], registry: Re
 
 
 def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/jpeg"]) -> Caps:
-    """What to ask a USB camera for."""
+    """Return the mode to request from a USB camera."""
     width, height = (camera.width, camera.height) if camera.width or camera.height else USB_DEFAULT
     return Caps(media_type + size_and_rate(width, height, camera.fps))
 
@@ -237,7 +237,7 @@ def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/
 def usb_chain(
     camera: CameraConfig, formats: Sequence[PixelFormat], registry: Registry, *, offers_raw: bool
 ) -> list[Element]:
-    """A camera behind Video4Linux; `offers_raw`: it gives the size and rate asked for without JPEG in between."""
+    """Return the elements for a V4L2 camera. `offers_raw`: it supports the requested mode without JPEG."""
     source = Element("v4l2src", {"device": camera.source})
     if offers_raw:
         request = Element("capsfilter", {"caps": usb_request(camera, "video/x-raw")})
@@ -247,7 +247,7 @@ def usb_chain(
 
 
 def size_and_rate(width_px: int | None, height_px: int | None, fps: float | None) -> str:
-    """The part of caps that asks for a size and a rate, each where it is given."""
+    """Return the part of caps that requests a size and a rate, each if given."""
     text = f",width={width_px}" if width_px else ""
     text += f",height={height_px}" if height_px else ""
     if fps:
@@ -267,7 +267,7 @@ def needed(kind: Kind, registry: Registry) -> list[str]:
 
 
 def missing(factories: Sequence[str], registry: Registry) -> str | None:
-    """What to install so that all of `factories` can be made; None where all can."""
+    """Return what to install so that all of `factories` can be made, or None if they can."""
     absent = [name for name in factories if name != "capsfilter" and not registry.has(name)]
     if not absent:
         return None

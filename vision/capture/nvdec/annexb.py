@@ -1,7 +1,10 @@
-"""H.264 and H.265 as hardware decoders want them: units behind start codes, with their parameter sets among them.
+"""H.264 and H.265 for hardware decoders (Annex B): units after start codes, with parameter sets in the stream.
 
-Files keep units behind lengths, and parameter sets apart (ISO/IEC 14496-15). Cameras may send theirs once, when the
-connection is made (RFC 6184, ``sprop-parameter-sets``).
+Files store units after lengths, and parameter sets apart (ISO/IEC 14496-15). Cameras may send parameter sets only once,
+when the connection is made (RFC 6184, ``sprop-parameter-sets``).
+
+FFmpeg's bitstream filters convert the packets. They cannot report new parameter sets: ``extract_extradata`` attaches
+these as side data, which older supported versions of PyAV do not expose. So `parameter_sets` finds them.
 """
 
 from __future__ import annotations
@@ -22,17 +25,17 @@ _HEVC_PARAMETERS: Final = (32, 33, 34)  # Rec. ITU-T H.265, table 7-1: video, se
 
 
 class AnnexB:
-    """Converts the packets of one stream, where they have to be; those of other codecs stay as they are."""
+    """Converts the packets of one stream if necessary. Packets of other codecs pass unchanged."""
 
     def __init__(self, stream: VideoStream) -> None:
         self._codec = stream.codec_context.name
         extradata = bytes(stream.codec_context.extradata or b"")
         lengths = self._codec in _FILTERS and extradata[:1] == b"\x01"  # configurationVersion
         self._filter = BitStreamFilterContext(_FILTERS[self._codec], stream) if lengths else None
-        self._known = b"" if lengths else extradata
+        self._extradata = b"" if lengths else extradata
 
     def convert(self, packet: Packet[Any]) -> Iterator[Packet[Any]]:
-        """The packets that this one makes; an empty one, which is the last, included."""
+        """Yield the converted packets, including the empty packet that ends a stream."""
         if self._filter is None:
             yield packet
             return
@@ -43,24 +46,27 @@ class AnnexB:
             yield packet
 
     def with_parameters(self, data: bytes) -> tuple[bytes, bytes]:
-        """A key frame that can be decoded by itself, and what tells whether the format may be another one now.
+        """Return a key frame with its parameter sets, and the data that changes with the format.
 
-        H.264 and H.265: its parameter sets. Other codecs: all of it, since the format stands in the frame.
+        The latter is the parameter sets of H.264 and H.265. For other codecs it is the whole frame, which contains the
+        format.
         """
         if self._codec not in _FILTERS:
             return data, data
-        found = parameter_sets(self._codec, data)
-        return (data, found) if found else (self._known + data, parameter_sets(self._codec, self._known))
+        parameters = parameter_sets(self._codec, data)
+        if parameters:
+            return data, parameters
+        return self._extradata + data, parameter_sets(self._codec, self._extradata)
 
 
 def parameter_sets(codec: str, data: bytes) -> bytes:
-    """The units of `data` that say how the others are coded, one after the other."""
-    found = []
+    """Return the parameter sets in `data`, concatenated."""
+    units = []
     starts = [match.end() for match in _START_CODE.finditer(data)]
     for start, end in pairwise([*starts, len(data) + 3]):
         if start >= len(data):
             break
         kind = data[start] & 31 if codec == "h264" else data[start] >> 1 & 63
         if kind in (_H264_PARAMETERS if codec == "h264" else _HEVC_PARAMETERS):
-            found.append(data[start : end - 3].rstrip(b"\x00"))
-    return b"\x00\x00\x01".join(found)
+            units.append(data[start : end - 3].rstrip(b"\x00"))
+    return b"\x00\x00\x01".join(units)

@@ -1,12 +1,12 @@
-"""NVDEC, the video decoder of NVIDIA's graphics cards, through PyNvVideoCodec: coded frames in, GPU memory out.
+"""NVDEC, the video decoder of NVIDIA's graphics cards, through PyNvVideoCodec: packets in, GPU memory out.
 
-All that is called of PyNvVideoCodec is called here. What it does not say in its documentation and its sources do:
+This is the only module that calls PyNvVideoCodec. Its sources, not its documentation, show that:
 
 * Frames lie in a pool that the next `decode` writes to again.
 * The pool is filled by copies on the CUDA stream that is given, so copies out of it belong on the same stream.
 * A stream that changes its frame size is scaled to the first one: a session is for one size.
-* It mends damaged frames as well as it can, and tells nobody.
-* With `latency` it gives a frame out at once if told where the frame ends; without, when the next one begins.
+* It conceals damaged frames, and does not report them.
+* With `latency` it outputs a frame at once if told where the frame ends; without, when the next one begins.
 
 For graphics cards in x86 and Arm servers. A Jetson has decoders of another kind, which GStreamer reaches
 (`vision.capture.gstreamer.source`).
@@ -73,9 +73,13 @@ def _library() -> Any:
 
 
 def require_nvdec(codec: str | None = None) -> None:
-    """
+    """Check that NVDEC is usable.
+
+    Args:
+        codec: FFmpeg's name of a codec, which must be supported too.
+
     Raises:
-        SourceError: NVDEC cannot be used, or not for what FFmpeg calls `codec`.
+        SourceError: NVDEC cannot be used, or does not support the codec.
     """
     if codec is not None and codec not in CODECS:
         raise SourceError(
@@ -130,7 +134,7 @@ class Surface:
 
 
 class Session:
-    """NVDEC at work on one stream of one frame size and encoding."""
+    """An NVDEC decoder for one stream of one frame size and encoding."""
 
     def __init__(self, codec: str, stream: Stream, yuv: YuvEncoding, *, at_once: bool) -> None:
         """
@@ -166,7 +170,7 @@ class Session:
             raise self._failure(error) from error
 
     def decode(self, data: bytes, time: int) -> Sequence[Surface]:
-        """What comes out when this goes in: one coded frame (H.264 and H.265: Annex B); nothing: the end.
+        """Decode one coded frame (H.264 and H.265: Annex B), or flush if `data` is empty. Return the ready frames.
 
         Raises:
             SourceError: it cannot be decoded on this GPU, or the decoder failed.
@@ -185,7 +189,7 @@ class Session:
         return [self._surface(frame) for frame in frames]
 
     def close(self) -> None:
-        """Free the decoder and its pool. May be called twice."""
+        """Free the decoder and its pool. Idempotent."""
         self._decoder = None
 
     def _surface(self, frame: Any) -> Surface:
@@ -210,5 +214,5 @@ def _plane(view: Any, width_px: int) -> _Plane:
 
 
 def _one_line(error: Exception) -> str:
-    """Its first words: the library appends instructions of many lines."""
+    """Return the first words of an error: the library appends many lines of instructions."""
     return " ".join(str(error).partition("\n\n")[0].split())[:400] or type(error).__name__

@@ -1,8 +1,8 @@
-"""A stream's packets through NVDEC. FFmpeg reads the stream and its formats, NVDEC decodes it.
+"""The packets of a stream through NVDEC. FFmpeg reads the stream and its formats, NVDEC decodes it.
 
-NVDEC is told a frame size once and says little about its frames. So what a frame is, is asked of FFmpeg: it
-decodes the first key frame, and each one that comes with other parameters, on the CPU and for its format alone. A new
-format gets a new session; what the old one still holds comes out first.
+NVDEC takes one frame size, and reports little about its frames. So FFmpeg decodes the first key frame, and each key
+frame with other parameters, on the CPU and for the format alone. A new format gets a new session, after the remaining
+frames of the old one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class NvdecDecoder:
     """Satisfies `vision.capture.ffmpeg.decoder.PacketDecoder`; its frames are nv12."""
 
     def __init__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...], *, live: bool) -> None:
-        """`live`: every frame is wanted as soon as it is there.
+        """Create the decoder. `live`: output every frame at once.
 
         Raises:
             SourceError: NVDEC cannot be used, or not for this codec and this detector.
@@ -101,7 +101,7 @@ class NvdecDecoder:
         return [] if self._session is None else _frames(self._session.decode(b"", 0), timed=True)
 
     def _follow_format(self, frame: VideoFrame) -> Sequence[DecodedFrame]:
-        """A session for frames like `frame`; what was left in the one before it."""
+        """Start a session for the format of `frame`, if it is new. Return the remaining frames of the old session."""
         if frame.format.name not in _EIGHT_BITS:
             raise SourceError(
                 f"expected frames of 8 bits, 4:2:0, for NVDEC, this stream has {frame.format.name}",
@@ -119,10 +119,10 @@ class NvdecDecoder:
         return found
 
     def _probe(self, data: bytes) -> VideoFrame:
-        """What a key frame looks like, by FFmpeg.
+        """Decode a key frame with FFmpeg, for its format.
 
         Raises:
-            PacketDamaged: it is not whole.
+            PacketDamaged: it is incomplete.
         """
         context: Any = CodecContext.create(self._coded.codec, "r")
         context.thread_count = 1
@@ -136,7 +136,7 @@ class NvdecDecoder:
         raise PacketDamaged
 
     def _watch_order(self, at_ns: int | None) -> None:
-        """NVDEC may give frames at once only where they are sent in the order in which they are shown."""
+        """Stop immediate output if frames are not sent in display order, which it requires."""
         if at_ns is None:
             return
         if self._at_once and self._latest_ns is not None and at_ns < self._latest_ns:

@@ -123,9 +123,10 @@ class NvdecOrFFmpeg:
 
 
 def require_room() -> None:
-    """
+    """Check that enough GPU memory is free for a decoder.
+
     Raises:
-        SourceError: the card has little memory left.
+        SourceError: less than an eighth of it is free.
     """
     free_bytes, total_bytes = memory_info()
     if free_bytes * _RESERVED < total_bytes:
@@ -133,7 +134,7 @@ def require_room() -> None:
 
 
 def _copy(packet: Packet[Any], stream: VideoStream) -> Packet[Any]:
-    """Decoders may take the data out of a packet."""
+    """Copy a packet: decoders may take the data out of it."""
     copied: Packet[Any] = Packet(bytes(packet)) if packet.size else Packet(0)
     copied.stream = stream
     if packet.size:
