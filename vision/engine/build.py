@@ -106,34 +106,33 @@ def build_engine(
         KeyboardInterrupt: Ctrl-C, after TensorRT has stopped.
     """
     require_precision(plan.precision, gpu)
-    stop = cancel or threading.Event()
+    stop, heard = cancel or threading.Event(), listener or Silent()
 
-    def build(plan: BuildPlan) -> Built:
+    def build(chosen: BuildPlan) -> Built:
         with collect_log() as log:
             job = _Build(
-                spec=spec,
-                plan=plan,
-                gpu=gpu,
-                ahead_of_time=ahead_of_time,
-                listener=listener or Silent(),
-                cancel=stop,
-                log=log,
+                spec=spec, plan=chosen, gpu=gpu, ahead_of_time=ahead_of_time, listener=heard, cancel=stop, log=log
             )
             return job.run(model, timing_cache)
 
     def work() -> Built:
         prepare_thread()
-        as_it_is = replace(plan, interleaved_input=False, folded=False)
-        try:
-            return build(plan)
-        except Refused as error:
-            if plan == as_it_is:
-                raise
-            built = build(as_it_is)  # raises what is wrong with the model itself
-            _log.warning("%s is built as it is, and may run slower: reshaped, %s", spec.name, error.args[0])
-            return built
+        return _build_reshaped_or_plain(plan, spec, build)
 
     return run_interruptible(work, stop)
+
+
+def _build_reshaped_or_plain(plan: BuildPlan, spec: ModelSpec, build: Callable[[BuildPlan], Built]) -> Built:
+    """Build the plan, or the unchanged model if TensorRT refuses the reshaped one."""
+    as_it_is = replace(plan, interleaved_input=False, folded=False)
+    try:
+        return build(plan)
+    except Refused as error:
+        if plan == as_it_is:
+            raise
+        built = build(as_it_is)  # raises what is wrong with the model itself
+        _log.warning("%s is built as it is, and may run slower: reshaped, %s", spec.name, error.args[0])
+        return built
 
 
 class _Build:

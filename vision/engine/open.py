@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,18 +118,17 @@ def open_engine(
     chosen = plan or resolve(detect, spec)
     cache = EngineCache(cache_folder)
 
-    def load(*, force: bool) -> Loaded:
-        return load_or_build(
-            folder,
-            spec,
-            gpu,
-            chosen,
-            cache=cache,
-            force=force,
-            listener=listener,
-            cancel=cancel,
-            prepare_thread=prepare_thread,
-        )
+    load = partial(
+        load_or_build,
+        folder,
+        spec,
+        gpu,
+        chosen,
+        cache=cache,
+        listener=listener,
+        cancel=cancel,
+        prepare_thread=prepare_thread,
+    )
 
     def start(loaded: Loaded) -> Engine:
         return load_engine(
@@ -139,7 +139,7 @@ def open_engine(
             dla_core=chosen.dla_core if chosen.on_dla else None,
         )
 
-    loaded = load(force=False)
+    loaded = load()
     try:
         return start(loaded)
     except ModelError as error:

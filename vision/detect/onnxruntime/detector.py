@@ -86,13 +86,17 @@ class OnnxRuntimeDetector:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._closing = threading.Lock()
-        self._threads = [
+        self._threads = self._start_threads(workers)
+
+    def _start_threads(self, workers: Sequence[_Worker]) -> list[threading.Thread]:
+        threads = [
             # daemon: a program that dies without `close` must not hang when the interpreter ends
             threading.Thread(target=worker.work, args=(self._jobs, self._closed), name=f"detect-{index}", daemon=True)
             for index, worker in enumerate(workers)
         ]
-        for thread in self._threads:
+        for thread in threads:
             thread.start()
+        return threads
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         return FrameBuffer.allocate(height_px, width_px, pixel_format)
