@@ -1,7 +1,7 @@
-"""Counters, latency histograms and stage spans.
+"""Latency histograms, rates and stage spans.
 
-Percentiles are what an operator asks for, and averages hide what he looks for, so latencies go into histograms that
-are cheap enough for every frame and exact to 5 %.
+Averages hide slow frames, so latencies are collected in histograms that are cheap enough for every frame and exact
+to 5 %.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _EDGES_NS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Of one histogram, milliseconds."""
+    """Percentiles of one histogram, milliseconds."""
 
     count: int
     p50_ms: float
@@ -45,7 +45,7 @@ class LatencyHistogram:
             self._max_ns = max(self._max_ns, duration_ns)
 
     def snapshot(self, *, reset: bool = False) -> Percentiles:
-        """Percentiles of what was observed since the last reset; zeros if nothing was."""
+        """Return the percentiles since the last reset; zeros without observations."""
         with self._lock:
             counts, max_ns = list(self._counts), self._max_ns
             if reset:
@@ -82,7 +82,7 @@ class Rate:
         self._times_ns.append(self._clock())
 
     def per_s(self) -> float:
-        """Events per second in the window, or since the start if that is shorter."""
+        """Return events per second in the window, or since the start if that is shorter."""
         now_ns = self._clock()
         while self._times_ns and now_ns - self._times_ns[0] > self._window_ns:
             self._times_ns.popleft()
@@ -102,17 +102,17 @@ def enable_nvtx() -> bool:
         import nvtx  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         return False
-    # The ranges come from a handful of names: nvtx keeps each of them for ever.
+    # nvtx keeps every name, so use few names.
     send_spans(lambda name: nvtx.annotate(name, domain="vision"))
     return True
 
 
 def send_spans(to: Spans | None) -> None:
-    """Make `span` enter what `to` makes of a stage's name, in the thread of the stage; None: nothing any more."""
+    """Make `span` enter the context that `to` returns for a stage's name; None: stop. It runs in the stage's thread."""
     global _spans  # noqa: PLW0603 - one switch for the process, thrown before the threads begin
     _spans = to
 
 
 def span(name: str) -> contextlib.AbstractContextManager[object]:
-    """``with span("submit"):`` marks a stage for Nsight Systems; costs next to nothing while nobody looks."""
+    """Mark a stage for Nsight Systems, in a `with` statement. Costs almost nothing while no profiler runs."""
     return _spans(name) if _spans is not None else _OFF

@@ -1,4 +1,4 @@
-"""Processes that the tests kill: a publisher of events, and a subscriber that wants every one of them.
+"""Processes that the tests kill: a publisher of events, and a subscriber that requests all of them.
 
 python -m tests.messages.eventful publish FOLDER BIND REPLAY     an event every few milliseconds; prints each number
 python -m tests.messages.eventful subscribe BIND FILE            writes each number, and goes on after the last in FILE
@@ -31,7 +31,7 @@ def publish(folder: str, bind: str, replay: str) -> None:
 
 
 def subscribe(bind: str, file: str) -> None:
-    """A line is ``journal number count``; half a line at the end was never written."""
+    """Write a line ``journal number count`` per event. An incomplete last line counts as not written."""
     path = Path(file)
     done = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
     journal, number = done[-1].split()[:2] if done else ("", "0")

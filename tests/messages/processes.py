@@ -32,14 +32,14 @@ class Program:
             self._lines.put(line.rstrip("\n"))
 
     def line(self, timeout_s: float = 20.0) -> str:
-        """The next line of output."""
+        """Return the next line of output."""
         try:
             return self._lines.get(timeout=timeout_s)
         except queue.Empty:
             raise AssertionError(f"no output for {timeout_s} s; exit code: {self._process.poll()}") from None
 
     def wait_line(self, wanted: Callable[[str], bool], timeout_s: float = 20.0) -> str:
-        """The first of the next lines that is `wanted`."""
+        """Return the first of the next lines for which `wanted` is true."""
         deadline = time.monotonic() + timeout_s
         seen = []
         while (left_s := deadline - time.monotonic()) > 0:
@@ -53,7 +53,7 @@ class Program:
         raise AssertionError(f"the line did not come; exit code: {self._process.poll()}, output: {seen[-10:]}")
 
     def pending(self) -> list[str]:
-        """The lines that are there."""
+        """Return the lines that were received so far."""
         lines = []
         with contextlib.suppress(queue.Empty):
             while True:
@@ -65,7 +65,7 @@ class Program:
         self._process.send_signal(number)
 
     def wait(self, timeout_s: float = 20.0) -> int:
-        """Its exit code, once it ends by itself."""
+        """Wait for the end of the program. Return its exit code."""
         return self._process.wait(timeout_s)
 
     def __enter__(self) -> Program:
@@ -80,7 +80,7 @@ class Program:
 
 
 def python(*arguments: str | Path) -> Program:
-    """A Python program with the interpreter of the tests."""
+    """Start a Python program with the interpreter of the tests."""
     return Program([sys.executable, *arguments])
 
 

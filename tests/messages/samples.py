@@ -1,4 +1,4 @@
-"""Results and statuses for the tests of everything that sends or reads messages."""
+"""Results and statuses for the tests of messages."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TIMING = Timing(5_000_000_000, 5_003_000_000, 5_003_200_000, 5_027_200_000, 5_02
 
 
 def found(n: int = 2) -> Detections:
-    """`n` objects with plain numbers."""
+    """Return `n` detections with plain numbers."""
     boxes = np.arange(4 * n, dtype=np.float32).reshape(n, 4) + np.float32(0.123)
     return Detections(boxes, np.linspace(0.87654321, 0.1, n, dtype=np.float32), np.arange(n, dtype=np.int32) % 2)
 
 
 def tracked(n: int = 2) -> Tracks:
-    """The same with track ids from 40."""
+    """Return `found(n)` as tracks, with ids from 40."""
     one = found(n)
     return Tracks(one.boxes_xyxy, one.scores, one.class_ids, np.arange(n) + 40, np.full(n, 1500, np.int64))
 
@@ -31,7 +31,7 @@ def tracked(n: int = 2) -> Tracks:
 def result(
     objects: Detections | Tracks | None = None, *, camera: str = "gate", index: int = 17, **changes: Any
 ) -> Result:
-    """One frame's result."""
+    """Return the result of one frame."""
     given: dict[str, Any] = {"timing": TIMING, "dropped_before": {DropReason.STALE: 3, DropReason.MAX_FPS: 0}}
     meta = replace(META, camera_id=camera, index=index)
     return Result(meta, objects if objects is not None else found(), **(given | changes))
@@ -57,5 +57,5 @@ def node_status() -> codec.NodeStatusMessage:
 
 
 def crossed(camera: str = "gate") -> Event:
-    """Somebody came in."""
+    """Return a line crossing."""
     return Event("line_crossed", "door", camera, 40, 5_001_000_000, {"direction": "in", "count": np.int64(3)})

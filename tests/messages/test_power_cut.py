@@ -1,4 +1,4 @@
-"""The publisher's machine loses its power and comes back: no goodbye, no reset, nothing but silence on the wire.
+"""The publisher's machine loses its power and restarts: the subscriber receives no end of the connection.
 
 The machines are network namespaces, with a router between them that can stop forwarding.
 """
@@ -28,7 +28,7 @@ def inside(machine: str, *command: str) -> Program:
 
 
 def add_machine(name: str, network: str) -> None:
-    """A namespace with the address `network`.1 whose way out is `network`.2 on the router."""
+    """Add a namespace with the address `network`.1, routed through `network`.2."""
     ip("netns", "add", name)
     ip("link", "add", "out", "netns", name, "type", "veth", "peer", "name", f"to-{network[:3]}", "netns", ROUTER)
     ip("-n", name, "address", "add", f"{network}.1/24", "dev", "out")

@@ -1,13 +1,12 @@
-"""The subscriber's side: typed messages, and what got lost said aloud.
+"""Subscription to a publisher: typed messages, and reports of lost messages. Import it from `vision.client`.
 
-ZeroMQ reconnects by itself and drops in silence, so a subscriber that only receives cannot tell a quiet street from a
-dead camera, or 24 frames from 25. `Subscription` reports all of it between the messages: `Gap`, `Restart`, `Silence`.
-Events need not get lost: with `since` a subscription asks the publisher for all that it missed, and gives each event
-once and in order.
+ZeroMQ reconnects and drops messages without notice. `Subscription` detects this and returns reports between the
+messages: `Gap`, `Restart`, `Silence`. With `since`, a subscription requests all events that it missed, and returns each
+event once and in order.
 
 >>> for message in subscribe("tcp://127.0.0.1:5555", cameras=["gate"]):
 ...     if isinstance(message, DetectionsMessage):
-...         print(message.timing_line(), [found.class_name for found in message.objects])
+...         print(message.timing_line(), [detected.class_name for detected in message.objects])
 """
 
 from __future__ import annotations
@@ -60,13 +59,13 @@ _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/\s]+):(?P
 _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 2000
 _RECEIVE_BUFFER_BYTES = 256 * 1024
-_RETRY_NS = 50_000_000  # until a question that nobody takes is tried again
+_RETRY_NS = 50_000_000  # until a request that could not be sent is tried again
 _NODE_STATUS = f"status/{codec.NODE}"
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """The publisher was started anew: its numbers begin at 1 again, which is no loss."""
+    """Report that the publisher restarted. Its numbers start at 1 again, which is not a loss."""
 
     node: str
     old_instance: str
@@ -78,23 +77,23 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """Nothing came for `for_s` seconds; reported again each time as much has passed once more."""
+    """Report that no message arrived for `for_s` seconds. It is repeated at this interval."""
 
     address: str
     for_s: float
     connected: bool
 
     def __str__(self) -> str:
-        told = f"no messages from {self.address} for {self.for_s:.0f} s"
+        text = f"no messages from {self.address} for {self.for_s:.0f} s"
         if self.connected:
-            return f"{told}: connected, but nothing of what was subscribed to is published"
-        return f"{told}: is `vision run` running, and is its publish.bind reachable from here?"
+            return f"{text}: connected, but no subscribed message is published"
+        return f"{text}: is `vision run` running, and is its publish.bind reachable from here?"
 
 
 Item: TypeAlias = AnyMessage | Gap | NewJournal | Restart | Silence
 
 Since: TypeAlias = int | tuple[str, int]
-"""`number` of the last event that is known, 0 for none, or better its (`journal`, `number`)."""
+"""Number of the last processed event, 0 for none, or better its (`journal`, `number`)."""
 
 
 def subscribe(
@@ -108,23 +107,23 @@ def subscribe(
     silence_s: float = 5.0,
     queue: int = 1000,
 ) -> Iterator[Item]:
-    """Messages and reports, until the caller stops iterating. The socket is closed with the generator.
+    """Yield messages and reports until the caller stops. The socket is closed with the generator.
 
     Args:
-        address: the publisher's ``publish.bind``, with a host that can be reached from here.
-        cameras: names; all where None.
-        kinds: of ``detections``, ``status`` (of cameras and of the node), ``events`` and ``counts``.
-        since: begin with the event after this one, ask for every event that gets lost, and give each once and in order.
-            Events are best-effort like all else where None.
-        replay: the publisher's ``publish.replay``, where it is not to be learnt from its status.
-        timeout_s: give up when no message came for so long; never where None.
-        silence_s: report a `Silence` when no message came for so long.
-        queue: messages kept here while the caller is busy; what comes after them is lost, and reported as a `Gap`.
+        address: ``publish.bind`` of the publisher, with a host that this machine can reach.
+        cameras: ids of cameras; None: all.
+        kinds: some of ``detections``, ``status`` (of cameras and of the node), ``events`` and ``counts``.
+        since: start after this event, request every missing event, and return each once and in order. None: events
+                can get lost, like all other messages.
+        replay: ``publish.replay`` of the publisher; None: the address in its status.
+        timeout_s: longest time without a message; None: no limit.
+        silence_s: time without a message after which a `Silence` is reported.
+        queue: maximum number of messages that wait for the caller. Further ones are lost and reported as a `Gap`.
 
     Raises:
         ConfigError: the address or a kind is wrong; raised at once.
         TimeoutError: no message for `timeout_s`.
-        MessageError: the publisher is of another version, or none of ours.
+        MessageError: the publisher has another version, or is not `vision run`.
     """
     _check_arguments(address, cameras, kinds, since, replay)
 
@@ -138,7 +137,7 @@ def subscribe(
 
 
 class Subscription:
-    """One connected SUB socket with its bookkeeping. One thread at a time."""
+    """One connected SUB socket that checks sequence numbers. One thread at a time."""
 
     def __init__(
         self,
@@ -153,17 +152,17 @@ class Subscription:
         keepalive_s: int = 5,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """See `subscribe`. A connection that is idle for `keepalive_s` is probed three times, then made again."""
+        """Connect, as `subscribe` does. An idle connection is probed after `keepalive_s`, and replaced after three."""
         _check_arguments(address, cameras, kinds, since, replay)
         self.address = address
-        self.lost = 0  # messages, over all topics
+        self.lost = 0  # messages of all topics
         self.connected = False
         self._topics = _topics(cameras, kinds)
-        self._events_of = None if cameras is None else frozenset(cameras)
-        self._catch_up = None if since is None else GapRecovery(*_number_and_journal(since), clock=clock)
-        self._asking: zmq.Socket[bytes] | None = None
-        self._replay = ""  # what `_asking` is connected to
-        self._learns_replay = replay is None
+        self._event_cameras = None if cameras is None else frozenset(cameras)
+        self._recovery = None if since is None else GapRecovery(*_number_and_journal(since), clock=clock)
+        self._request_socket: zmq.Socket[bytes] | None = None
+        self._replay = ""  # address of `_request_socket`
+        self._learn_replay_address = replay is None
         self._silence_ns = int(silence_s * 1e9)
         self._clock = clock
         self._sequences: dict[str, dict[str, int]] = {}  # node -> topic -> last seq
@@ -182,7 +181,7 @@ class Subscription:
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
         if replay is not None:
-            self._ask_at(replay)
+            self._connect_replay(replay)
 
     def _connect(self, queue: int, keepalive_s: int) -> None:
         sock = self._socket
@@ -191,7 +190,7 @@ class Subscription:
         sock.setsockopt(zmq.RCVHWM, queue)
         sock.setsockopt(zmq.RCVBUF, _RECEIVE_BUFFER_BYTES)
         self._monitor = sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        for topic in self._topics if self._catch_up is None else self._topics | {EVENTS, _NODE_STATUS}:
+        for topic in self._topics if self._recovery is None else self._topics | {EVENTS, _NODE_STATUS}:
             sock.subscribe(topic)
         try:
             sock.connect(self.address)
@@ -200,11 +199,11 @@ class Subscription:
             raise ConfigError(f"address: cannot connect to {self.address}: {error}") from error
 
     def items(self, timeout_s: float | None = None) -> Iterator[Item]:
-        """What `receive` gives, until closed.
+        """Yield the items of `receive` until the subscription is closed.
 
         Raises:
             TimeoutError: no message for `timeout_s`.
-            MessageError: the publisher is of another version, or none of ours.
+            MessageError: the publisher has another version, or is not `vision run`.
         """
         while True:
             left_s = None if timeout_s is None else timeout_s - (self._clock() - self._last_message_ns) / 1e9
@@ -215,22 +214,22 @@ class Subscription:
                 raise TimeoutError(f"no message from {self.address} for {timeout_s:g} s")
 
     def receive(self, timeout_s: float | None = None) -> Item | None:
-        """The next message or report; None if `timeout_s` passed without one.
+        """Return the next message or report; None: there was none within `timeout_s`.
 
         Raises:
-            MessageError: the publisher is of another version, or none of ours.
+            MessageError: the publisher has another version, or is not `vision run`.
             Closed: after `close`.
         """
         deadline_ns = None if timeout_s is None else self._clock() + int(timeout_s * 1e9)
-        wait_ns = 0  # look once, however short the time
+        wait_ns = 0  # check at least once
         while True:
             self._poll(wait_ns)
             if self._items:
                 return self._items.popleft()
             now_ns = self._clock()
             wait_ns = self._last_silence_ns + self._silence_ns - now_ns
-            if self._catch_up is not None:
-                wait_ns = min(wait_ns, max(_RETRY_NS, self._catch_up.wait_ns()))
+            if self._recovery is not None:
+                wait_ns = min(wait_ns, max(_RETRY_NS, self._recovery.wait_ns()))
             if self._last_silence_ns + self._silence_ns <= now_ns:
                 self._last_silence_ns = now_ns
                 return Silence(self.address, (now_ns - self._last_message_ns) / 1e9, self.connected)
@@ -240,11 +239,11 @@ class Subscription:
                 wait_ns = min(wait_ns, deadline_ns - now_ns)
 
     def close(self) -> None:
-        """Disconnect. May be called twice."""
+        """Disconnect. Idempotent."""
         if self._context.closed:
             return
         self._close_monitor()
-        self._close_asking()
+        self._close_request_socket()
         self._socket.close(linger=0)
         self._context.term()
 
@@ -263,15 +262,15 @@ class Subscription:
             raise Closed("the subscription is closed")
         if self._items:
             return
-        self._ask_if_due()
-        ready = dict(self._poller.poll(-(-wait_ns // 1_000_000)))  # rounded up, or the last millisecond would spin
+        self._request_if_due()
+        ready = dict(self._poller.poll(-(-wait_ns // 1_000_000)))  # rounded up: 0 would spin in the last ms
         if self._monitor in ready:
             event = parse_monitor_message(self._monitor.recv_multipart())["event"]
             self.connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            if self._catch_up is not None and self.connected:
-                self._catch_up.hurry()
-        if self._asking is not None and self._asking in ready:
-            self._take_answer(self._asking.recv_multipart())
+            if self._recovery is not None and self.connected:
+                self._recovery.hurry()
+        if self._request_socket is not None and self._request_socket in ready:
+            self._receive_reply(self._request_socket.recv_multipart())
         if self._socket in ready:
             self._take(self._socket.recv_multipart())
 
@@ -282,18 +281,18 @@ class Subscription:
                 hint="is the publisher really `vision run`?",
             )
         topic = parts[0].decode(errors="replace")
-        # ZeroMQ compares beginnings: who asks for detections/gate is sent detections/gate2 too.
-        wanted = bool({topic, f"{topic.partition('/')[0]}/"} & self._topics)
-        if not wanted and (self._catch_up is None or not topic.startswith((EVENTS, _NODE_STATUS))):
+        # ZeroMQ compares prefixes: a subscriber to detections/gate also receives detections/gate2.
+        subscribed = bool({topic, f"{topic.partition('/')[0]}/"} & self._topics)
+        if not subscribed and (self._recovery is None or not topic.startswith((EVENTS, _NODE_STATUS))):
             return
         message = codec.decode(topic, parts[1])
         self._last_silence_ns = self._clock()
-        if self._catch_up is not None and self._learns_replay and isinstance(message, NodeStatusMessage):
+        if self._recovery is not None and self._learn_replay_address and isinstance(message, NodeStatusMessage):
             self._learn_replay(message)
-        if self._catch_up is not None and isinstance(message, EventMessage):
+        if self._recovery is not None and isinstance(message, EventMessage):
             self._note_instance(message)
-            self._offer(self._catch_up.live(message))
-        elif wanted:
+            self._offer(self._recovery.live(message))
+        elif subscribed:
             self._last_message_ns = self._last_silence_ns
             if self._note(topic, message):
                 self._items.append(message)
@@ -304,54 +303,55 @@ class Subscription:
 
     def _learn_replay(self, status: NodeStatusMessage) -> None:
         if status.replay is not None:
-            self._ask_at(_reachable(status.replay, self.address))
+            self._connect_replay(_reachable(status.replay, self.address))
         else:
             raise MessageError(
-                f"{status.node} keeps no events that could be asked for",
-                hint="configure `state` and `publish: {replay: ...}` there, or subscribe without `since`",
+                f"{status.node} stores no events for requests",
+                hint="configure `state_dir` and `publish: {replay: ...}` there, or subscribe without `since`",
+                code="no-replay",
             )
 
-    def _ask_at(self, replay: str) -> None:
+    def _connect_replay(self, replay: str) -> None:
         if replay == self._replay:
             return
-        self._close_asking()
+        self._close_request_socket()
         sock = self._context.socket(zmq.DEALER)
         _prepare(sock, replay, self._keepalive_s)
-        sock.setsockopt(zmq.IMMEDIATE, 1)  # a question waits here and not in a connection that is not there
+        sock.setsockopt(zmq.IMMEDIATE, 1)  # do not queue requests for a connection that does not exist
         sock.connect(replay)
         self._poller.register(sock, zmq.POLLIN)
-        self._asking, self._replay = sock, replay
+        self._request_socket, self._replay = sock, replay
 
-    def _close_asking(self) -> None:
-        if self._asking is not None:
-            self._poller.unregister(self._asking)
-            self._asking.close(linger=0)
-            self._asking = None
+    def _close_request_socket(self) -> None:
+        if self._request_socket is not None:
+            self._poller.unregister(self._request_socket)
+            self._request_socket.close(linger=0)
+            self._request_socket = None
 
-    def _ask_if_due(self) -> None:
-        if self._catch_up is None or self._asking is None or self._catch_up.wait_ns() > 0:
+    def _request_if_due(self) -> None:
+        if self._recovery is None or self._request_socket is None or self._recovery.wait_ns() > 0:
             return
-        if self._asking.poll(0, zmq.POLLOUT):
-            self._asking.send_multipart([b"", codec.encode(self._catch_up.request())], zmq.NOBLOCK)
+        if self._request_socket.poll(0, zmq.POLLOUT):
+            self._request_socket.send_multipart([b"", codec.encode(self._recovery.request())], zmq.NOBLOCK)
 
-    def _take_answer(self, parts: list[bytes]) -> None:
+    def _receive_reply(self, parts: list[bytes]) -> None:
         header, *events = parts[1:] or [b""]
-        assert self._catch_up is not None
+        assert self._recovery is not None
         self._last_silence_ns = self._clock()
-        self._offer(self._catch_up.replied(codec.decode_reply(header), [codec.decode_event(event) for event in events]))
+        self._offer(self._recovery.replied(codec.decode_reply(header), [codec.decode_event(event) for event in events]))
 
     def _offer(self, items: Iterable[EventMessage | Gap | NewJournal]) -> None:
         for item in items:
             if isinstance(item, Gap):
                 self.lost += item.lost
-            if not isinstance(item, EventMessage) or self._events_of is None or item.camera in self._events_of:
+            if not isinstance(item, EventMessage) or self._event_cameras is None or item.camera in self._event_cameras:
                 self._last_message_ns = self._clock()
                 self._items.append(item)
 
-    # --- what numbers tell --------------------------------------------------------------------------------------------
+    # --- sequence numbers ---------------------------------------------------------------------------------------------
 
     def _note(self, topic: str, message: AnyMessage) -> bool:
-        """Report what the message's number tells; False if the message is a repeat."""
+        """Report lost messages. Return False if the message is a repetition."""
         self._note_instance(message)
         last = self._sequences[message.node]
         expected = last.get(topic, message.seq - 1) + 1
@@ -376,7 +376,7 @@ def _prepare(sock: zmq.Socket[bytes], address: str, keepalive_s: int) -> None:
     sock.setsockopt(zmq.LINGER, 0)
     sock.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
     sock.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-    # A publisher whose machine died says no goodbye. Not with ZeroMQ's heartbeats: see vision.messaging.sockets.
+    # Detects a publisher whose machine lost its power. Not ZeroMQ's heartbeats: see vision.messaging.sockets.
     sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
     sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, keepalive_s)
     sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, keepalive_s)
@@ -406,16 +406,16 @@ def _number_and_journal(since: Since) -> tuple[int, str | None]:
 
 
 def _reachable(replay: str, address: str) -> str:
-    """The publisher's own words for its address, with the host by which it is reached."""
+    """Return the replay address with the host that the subscriber connects to."""
     match = _TCP.fullmatch(replay)
     if match is None or match["host"] not in ("*", "0.0.0.0", "[::]"):
         return replay
-    known = _TCP.fullmatch(address)
-    return f"tcp://{known['host'] if known is not None else '127.0.0.1'}:{match['port']}"
+    publisher = _TCP.fullmatch(address)
+    return f"tcp://{publisher['host'] if publisher is not None else '127.0.0.1'}:{match['port']}"
 
 
 def _check_address(address: str) -> str:
-    """Refuse what ZeroMQ would call an "Invalid argument", or accept and never connect."""
+    """Refuse addresses that ZeroMQ calls an "Invalid argument", or accepts without ever connecting."""
     if address.startswith("ipc://") and len(address) > len("ipc://"):
         return address
     match = _TCP.fullmatch(address)
@@ -431,7 +431,7 @@ def _check_address(address: str) -> str:
 
 
 def _topics(cameras: Sequence[str] | None, kinds: Sequence[Kind]) -> frozenset[str]:
-    """What to subscribe to; a kind alone, with its slash, where all cameras are wanted."""
+    """Return the topics to subscribe to. For all cameras this is the kind with a slash."""
     for name, values in (("cameras", cameras), ("kinds", kinds)):
         if isinstance(values, str):
             raise ConfigError(f"{name}: expected a list of names, got the text {values!r}", hint=f"write [{values!r}]")
@@ -447,15 +447,17 @@ def _topics(cameras: Sequence[str] | None, kinds: Sequence[Kind]) -> frozenset[s
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Capture to now, and by which clock that was measured."""
+    """Time from capture to now, and the clock that measured it."""
 
     ms: float
     clock: Literal["monotonic", "utc"]
 
 
 def latency(message: DetectionsMessage, now_ns: int | None = None, now_utc_ns: int | None = None) -> Latency:
-    """Age of a frame: by the monotonic clock on the publisher's machine; elsewhere by UTC, so no better than both
-    machines' time synchronisation."""
+    """Return the age of a frame, by the monotonic clock on the publisher's machine, and by UTC elsewhere.
+
+    By UTC it is only as exact as the synchronization of both clocks.
+    """
     if message.boot and message.boot == codec.boot_id():
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
         return Latency((now_ns - message.captured_monotonic_ns) / 1e6, "monotonic")
@@ -464,10 +466,10 @@ def latency(message: DetectionsMessage, now_ns: int | None = None, now_utc_ns: i
 
 
 def read_recording(path: Path | str) -> Iterator[DetectionsMessage]:
-    """Messages of a file that ``vision run --record`` wrote.
+    """Yield the messages of a file that ``vision run --record`` wrote.
 
     Raises:
-        MessageError: a line that is none, with its number.
+        MessageError: a line is not a message. The error has its number.
         OSError: the file cannot be read.
     """
     with Path(path).open("rb") as lines:

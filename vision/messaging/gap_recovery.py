@@ -1,9 +1,9 @@
-"""Events in order, each once, and none left out that the publisher still has: what a subscriber must do for that.
+"""`GapRecovery`: delivers stored events in order, each once, and requests missing ones.
 
-Messages over PUB and SUB get lost when a subscriber is slow, away, or connecting. Events are numbered over all cameras
-and restarts, so a subscriber that receives all of them sees at once that one is missing. It holds back what came after
-it, asks the publisher's journal, and goes on when the answer is there. It also asks at the start, when the connection
-was made anew, and now and then: of the last event before a silence there is no other sign that it is missing.
+Messages over PUB and SUB get lost while a subscriber is slow, not running, or connecting. Events are numbered over all
+cameras and restarts, so a missing number is noticed. The subscriber then holds back later events, sends a request to
+the publisher, and continues with the reply. It also sends a request at the start, after a reconnection, and every few
+seconds: nothing else shows that the last event before a quiet period was lost.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from vision.messaging.codec import EventMessage, ReplayReply, ReplayRequest
 
 EVENTS: Final = "events/"
 
-_MOST_HELD: Final = 10_000
-_ANSWER_S: Final = 2.0  # then the question is asked again
-_QUIET_S: Final = 5.0  # between two questions when nothing seems to be missing
+_MAX_HELD: Final = 10_000
+_REPLY_TIMEOUT_S: Final = 2.0  # then the request is sent again
+_IDLE_REQUEST_S: Final = 5.0  # between two requests if no event seems to be missing
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """`lost` messages of a topic never came: this subscriber or the network was too slow, or the connection broke.
+    """Report of `lost` messages: this subscriber or the network was too slow, or the connection broke.
 
-    Of the topic ``events/`` (all cameras) with `since`: the publisher does not have them any more. After its machine
-    has lost its power it cannot know how many there were; then they are at most as many.
+    With `since`, a gap in ``events/`` (all cameras) means that the publisher no longer stores these events. After a
+    power cut of its machine, `lost` is an upper bound.
     """
 
     topic: str
@@ -45,60 +45,61 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class NewJournal:
-    """The publisher keeps its events in another journal than before: the old one was damaged or removed.
+    """Report that the publisher started a new journal, because the old one was damaged or removed.
 
-    What the old one had and this subscriber had not yet received is lost. Numbers begin at 1 again.
+    Events of the old journal that this subscriber had not received are lost. Numbers start at 1 again.
     """
 
     node: str
-    old: str  # empty where it was not known
+    old: str  # empty if it was not known
     new: str
 
     def __str__(self) -> str:
-        return f"{self.node}: events are kept in a new journal; what only the old one had is lost"
+        return f"{self.node}: events are stored in a new journal; events that only the old one had are lost"
 
 
 InOrder: TypeAlias = EventMessage | Gap | NewJournal
 
 
 class GapRecovery:
-    """Knows neither sockets nor cameras. One thread at a time."""
+    """Order of events and state of requests, without sockets. One thread at a time."""
 
     def __init__(self, since: int, journal: str | None = None, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """
+        """Start after an event.
+
         Args:
-            since: number of the last event that is known; 0: none, so everything that is kept is wanted.
-            journal: of that event, where it is known.
+            since: number of the last processed event; 0: none, so all stored events are requested.
+            journal: journal of that event, if known.
         """
         self._last = since
         self._journal = journal
-        self._confirmed = False  # that the publisher has this journal
+        self._confirmed = False  # the publisher has this journal
         self._held: dict[int, EventMessage] = {}
         self._clock = clock
-        self._asked = False  # and not yet answered
-        self._ask_at_ns = clock()
+        self._requested = False  # and no reply yet
+        self._request_at_ns = clock()
 
     def live(self, event: EventMessage) -> Iterator[InOrder]:
-        """An event has come; yields what can be given out now."""
+        """Take a received event. Yield the events and reports that are in order now."""
         if event.number is None:
-            yield event  # the publisher's disk had no room for it: nobody can ask for it
+            yield event  # it is not stored, because the publisher's disk was full
             return
         if not self._confirmed or event.journal != self._journal:
             self.hurry()
             return
         if event.number <= self._last:
             return
-        if len(self._held) < _MOST_HELD:
+        if len(self._held) < _MAX_HELD:
             self._held[event.number] = event
         yield from self._release()
 
     def replied(self, reply: ReplayReply, events: Sequence[EventMessage]) -> Iterator[InOrder]:
-        """An answer has come; yields what can be given out now.
+        """Take a reply. Yield the events and reports that are in order now.
 
         Raises:
-            MessageError: the publisher says that it cannot answer.
+            MessageError: the publisher reports an error.
         """
-        self._asked = False
+        self._requested = False
         if reply.error is not None:
             raise MessageError(f"{reply.node} cannot send missed events: {reply.error}")
         if not self._confirmed and self._journal is None and self._last <= reply.newest:
@@ -122,7 +123,7 @@ class GapRecovery:
         yield from self._release(more=reply.more)
 
     def _skip_to(self, number: int) -> Iterator[Gap]:
-        """From the start everything that is kept was wanted: what is not kept any more is no loss."""
+        """Yield a gap, except at the start: then an event that is not stored any more is not a loss."""
         if number > self._last + 1 and self._last > 0:
             yield Gap(EVENTS, self._last + 1, number)
 
@@ -132,22 +133,22 @@ class GapRecovery:
             self._last += 1
         if self._held or more:
             self.hurry()
-        elif not self._asked:
-            self._ask_at_ns = self._clock() + round(_QUIET_S * 1e9)
+        elif not self._requested:
+            self._request_at_ns = self._clock() + round(_IDLE_REQUEST_S * 1e9)
 
-    # --- asking -------------------------------------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------------------------
 
     def hurry(self) -> None:
-        """Ask at once, unless an answer is on its way: the connection is new, or something is missing."""
-        if not self._asked:
-            self._ask_at_ns = min(self._ask_at_ns, self._clock())
+        """Make a request due now, unless a reply is pending."""
+        if not self._requested:
+            self._request_at_ns = min(self._request_at_ns, self._clock())
 
     def wait_ns(self) -> int:
-        """Until the next question is due; 0: now."""
-        return max(0, self._ask_at_ns - self._clock())
+        """Return the nanoseconds until the next request is due; 0: now."""
+        return max(0, self._request_at_ns - self._clock())
 
     def request(self) -> ReplayRequest:
-        """The question, to be sent now. Asked again where no answer comes."""
-        self._asked = True
-        self._ask_at_ns = self._clock() + round(_ANSWER_S * 1e9)
+        """Return the request to send now. It is due again if there is no reply."""
+        self._requested = True
+        self._request_at_ns = self._clock() + round(_REPLY_TIMEOUT_S * 1e9)
         return ReplayRequest(since=self._last, journal=self._journal)

@@ -1,8 +1,8 @@
-"""Files that are code: written whole or not at all, and read only where nobody else could have written them.
+"""Private files: written completely or not at all, and read only if no other user can write them.
 
-An engine plan runs on the GPU with the rights of this process and is parsed by a library that trusts it. What OpenSSH
-demands of ``authorized_keys`` is therefore demanded of the cache: neither the file nor any folder above it may be
-writable by others. A group that has no other member than this user, as Debian and Ubuntu give to each, is nobody else.
+An engine plan runs on the GPU with the rights of this process, and the library that parses it trusts it. The cache
+therefore has the same rule as ``authorized_keys`` of OpenSSH: other users must not be able to write the file or any
+folder above it. A group with no other member, which Debian and Ubuntu create for each user, is allowed.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ else:
 
 
 class Untrusted(ModelError):
-    """Others may write a file or a folder above it."""
+    """Other users can write a file or a folder above it."""
 
 
 class Held(ModelError):
-    """Another process has the lock."""
+    """Another process holds the lock."""
 
 
 class Unwritable(ModelError):
-    """The disk is full or read-only, or the folder is another user's."""
+    """The disk is full or read-only, or the folder belongs to another user."""
 
 
 def _who_may_write(status: os.stat_result) -> str:
-    """Who but this user and root may write, in words; empty where nobody."""
+    """Return which other users can write, as text; empty: none."""
     if status.st_uid not in (os.geteuid(), 0):
         return f"belongs to user {status.st_uid}"
     if status.st_mode & stat.S_IWOTH:
@@ -53,7 +53,7 @@ def _who_may_write(status: os.stat_result) -> str:
 
 
 def _of_this_user_alone(group_id: int) -> bool:
-    """Whether a group has this user in it and nobody else."""
+    """Return True if this user is the only member of a group."""
     try:
         members = set(grp.getgrgid(group_id).gr_mem)
     except KeyError:
@@ -65,19 +65,19 @@ def _of_this_user_alone(group_id: int) -> bool:
 
 
 def _way_out(folder: Path, status: os.stat_result, *, above: bool) -> str:
-    """What to do about a folder that others may write."""
+    """Return a hint for a folder that other users can write."""
     another = "set XDG_CACHE_HOME, or CACHE_DIRECTORY for a service, to a folder of your own"
-    if status.st_uid != os.geteuid() or status.st_mode & stat.S_ISVTX:  # no folder to change: it serves others too
+    if status.st_uid != os.geteuid() or status.st_mode & stat.S_ISVTX:  # other users need this folder as it is
         return another
     after = "" if above else "; then `vision build MODEL --force`"
     return f"`chmod go-w {folder}`, or {another}{after}"
 
 
 def require_private_folder(folder: Path) -> None:
-    """Refuse a folder into which others could put, or replace, files. A sticky one such as /tmp above it is fine.
+    """Refuse a folder in which other users can create or replace files. A sticky one above it, such as /tmp, is fine.
 
     Raises:
-        Untrusted: others may write it or a folder above it.
+        Untrusted: other users can write it or a folder above it.
     """
     if os.name != "posix":  # Windows: access lists, inherited from the user's profile
         return
@@ -94,15 +94,15 @@ def require_private_folder(folder: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder for this user alone, or accept one that is.
+    """Create a folder for this user only, or accept an existing one.
 
     Raises:
         Untrusted: see `require_private_folder`.
-        ModelError: it cannot be made.
+        ModelError: it cannot be created.
     """
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        for each in reversed(missing):  # one by one: `parents` would make those above with the usual rights
+        for each in reversed(missing):  # one by one: `parents` would create those above with the default mode
             each.mkdir(mode=0o700, exist_ok=True)
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -115,11 +115,11 @@ def make_private_folder(folder: Path) -> None:
 
 
 def read_private(path: Path) -> bytes:
-    """Contents of a file that only this user or root can have written.
+    """Return the contents of a file that only this user or root can write.
 
     Raises:
-        FileNotFoundError: there is none.
-        Untrusted: it is a link, or others may write it.
+        FileNotFoundError: the file does not exist.
+        Untrusted: it is a link, or other users can write it.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -129,7 +129,7 @@ def read_private(path: Path) -> bytes:
     except OSError as error:  # ELOOP
         raise Untrusted(f"{path} cannot be read: {error.strerror}", hint=f"`rm {path}`; it is built again") from error
     try:
-        status = os.fstat(descriptor)  # of what was opened, whatever the name means by now
+        status = os.fstat(descriptor)  # of the open file: the name may mean another one by now
         reason = "is not a file" if not stat.S_ISREG(status.st_mode) else ""
         if os.name == "posix":
             reason = reason or _who_may_write(status)
@@ -143,7 +143,7 @@ def read_private(path: Path) -> bytes:
 
 
 def write_whole(path: Path, contents: bytes) -> None:
-    """Put a file in place of `path` in one step: after a power cut there is the old one or the new one.
+    """Replace `path` in one step: after a power cut the file is the old one or the new one.
 
     Raises:
         Unwritable: the disk is full or read-only.
@@ -151,7 +151,7 @@ def write_whole(path: Path, contents: bytes) -> None:
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
-            with os.fdopen(descriptor, "wb") as file:  # mkstemp: readable and writable by this user alone
+            with os.fdopen(descriptor, "wb") as file:  # mkstemp: readable and writable by this user only
                 file.write(contents)
                 file.flush()
                 os.fsync(file.fileno())
@@ -183,24 +183,24 @@ def locked(
     cancelled: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[None]:
-    """Hold a lock that other processes see. It goes with the process that holds it, however that ends.
+    """Hold a lock between processes. The system releases it when the process ends, in any way.
 
     Args:
-        path: the lock file. It stays, or who holds the lock removes it.
-        timeout_s: longest wait; 0: none.
-        when_waiting: called once if somebody else holds it.
-        cancelled: ends the wait.
+        path: the lock file. It stays, unless the holder removes it.
+        timeout_s: longest wait; 0: do not wait.
+        when_waiting: called once if another process holds it.
+        cancelled: returns True to end the wait.
 
     Raises:
         Held: it was held for `timeout_s`, or the wait was cancelled.
-        Unwritable: there can be no lock file.
+        Unwritable: the lock file cannot be created.
     """
     deadline = clock() + timeout_s
-    told = False
+    waiting = False
     while (file := _locked_file(path)) is None:
-        if not told:
+        if not waiting:
             when_waiting()
-            told = True
+            waiting = True
         if clock() >= deadline or cancelled():
             raise Held(f"another process holds {path}", hint="`fuser` shows which one")
         time.sleep(0.05)
@@ -212,7 +212,7 @@ def locked(
 
 
 def _locked_file(path: Path) -> BinaryIO | None:
-    """The file of a lock that is this process's from now on; None: somebody else has it."""
+    """Return the locked file; None: another process holds the lock."""
     try:
         file = path.open("ab")
     except OSError as error:
@@ -224,7 +224,7 @@ def _locked_file(path: Path) -> BinaryIO | None:
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether a name still means what was opened: whoever held the lock may have removed the file."""
+    """Return True if a path still names the open file: the previous holder may have removed it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -251,5 +251,5 @@ def _unlock(descriptor: int) -> None:
 
 
 def sha256_of(contents: bytes) -> str:
-    """Hexadecimal SHA-256."""
+    """Return the hexadecimal SHA-256."""
     return hashlib.sha256(contents).hexdigest()

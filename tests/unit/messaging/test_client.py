@@ -87,7 +87,7 @@ class Relay:
 
 
 def skip(publisher: Publisher, lost: int) -> None:
-    """Number messages that are never sent: what a subscriber sees of a loss."""
+    """Skip sequence numbers, as a loss does."""
     for _ in range(lost):
         publisher.numbering.stamp(codec.detections(result(), CLASSES))
 
@@ -247,7 +247,7 @@ def test_silence_is_reported_again_and_again_and_tells_whether_anybody_is_there(
         last = take(subscription, 1)[0]
         assert isinstance(last, Silence)
         assert last.for_s >= 0.05 * 2
-        assert "connected, but nothing of what was subscribed to is published" in str(last)
+        assert last.connected
         publisher.close()
 
         def disconnected() -> bool:

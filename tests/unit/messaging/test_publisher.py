@@ -61,7 +61,7 @@ class Subscriber:
 
 @contextmanager
 def joined(publisher: Publisher, *topics: str) -> Iterator[Subscriber]:
-    """A subscriber that the publisher knows of already, so that nothing sent from now on is missed."""
+    """Connect a subscriber and wait until the publisher has its subscription."""
     expected = publisher.joins + len(topics)
     with Subscriber(publisher.address, *topics) as subscriber:
         wait_until(lambda: publisher.joins == expected, "the subscription has arrived")
