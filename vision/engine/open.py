@@ -131,14 +131,15 @@ def open_engine(
     )
 
     def start(loaded: Loaded) -> Engine:
-        return load_engine(
-            loaded.plan,
-            allocator=allocator,
-            kernels=cache.kernels_of(loaded.path),
-            label=loaded.path.stem,
-            dla_core=chosen.dla_core if chosen.on_dla else None,
-        )
+        core = chosen.dla_core if chosen.on_dla else None
+        kernels, label = cache.kernels_of(loaded.path), loaded.path.stem
+        return load_engine(loaded.plan, allocator=allocator, kernels=kernels, label=label, dla_core=core)
 
+    return _start_or_rebuild(load, start)
+
+
+def _start_or_rebuild(load: Callable[..., Loaded], start: Callable[[Loaded], Engine]) -> Engine:
+    """Start the engine of the cache; build it again if it does not load."""
     loaded = load()
     try:
         return start(loaded)
