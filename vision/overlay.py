@@ -74,7 +74,8 @@ class Overlay:
         side_px = min(self.height_px, self.width_px)
         self.letters_px = max(_LEAST_LETTERS_PX, round(side_px * _LETTERS_OF_SIDE))
         self.stroke_px = max(2, round(side_px * _STROKE_OF_SIDE))
-        self._plates: list[Rect] = []
+        self._occupied: list[Rect] = []
+        self._plates: list[tuple[Rect, str, Colour]] = []
 
     # --- what was configured ------------------------------------------------------------------------------------------
 
@@ -147,6 +148,8 @@ class Overlay:
         rows = [row for row in rows if np.isfinite(row[0]).all()]
         for box, _, colour in rows:
             self.box(box, colour)
+        for rect, words, plate_colour in self._plates:  # names and counters of lines stay above the boxes
+            self._draw_plate(rect, words, plate_colour)
         for box, label, colour in rows:
             if label:
                 self._tag(box, label, colour)
@@ -185,7 +188,7 @@ class Overlay:
         letters = text_mask(words, self.letters_px)
         top = (bottom - letters.shape[0]) // 2
         _ink(self.frame, letters, pad, top, WHITE)
-        self._plates.append(Rect(0, 0, self.width_px, bottom))
+        self._occupied.append(Rect(0, 0, self.width_px, bottom))
         if right:
             letters = text_mask(right, self.letters_px)
             _ink(self.frame, letters, self.width_px - pad - letters.shape[1], top, WHITE)
@@ -193,14 +196,18 @@ class Overlay:
     def plate(self, words: str, left: int, top: int, colour: Colour) -> Rect:
         """Words, of one or more lines, on a plate of `colour`, moved into the frame. Returns where it lies."""
         rect = self._plate_at(words, left, top)
+        self._draw_plate(rect, words, colour)
+        self._occupied.append(rect)
+        self._plates.append((rect, words, colour))
+        return rect
+
+    def _draw_plate(self, rect: Rect, words: str, colour: Colour) -> None:
         pad = _pad(self.letters_px)
         self.frame[rect.top : rect.bottom, rect.left : rect.right] = colour
         below = rect.top + pad // 2
         for letters in self._lines_of(words):
             _ink(self.frame, letters, rect.left + pad, below, ink_on(colour))
             below += letters.shape[0]
-        self._plates.append(rect)
-        return rect
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
@@ -261,7 +268,7 @@ class Overlay:
     def _fits(self, words: str, left: int, top: int) -> bool:
         """Whether a plate would lie there, not moved into the frame, and over no other one."""
         rect = self._plate_at(words, left, top)
-        return rect.top == top and not any(rect.overlaps(other) for other in self._plates)
+        return rect.top == top and not any(rect.overlaps(other) for other in self._occupied)
 
     def _plate_at(self, words: str, left: int, top: int) -> Rect:
         """Where the plate lies once it is moved into the frame."""

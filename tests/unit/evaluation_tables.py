@@ -10,8 +10,8 @@ import pytest
 
 from vision.capture.synthetic.source import SyntheticSource
 from vision.capture.synthetic.spec import SyntheticSpec
+from vision.evaluation.install import INSTALL
 from vision.evaluation.mot import Boxes
-from vision.evaluation.tracks import INSTALL
 
 needs_trackeval = pytest.mark.skipif(find_spec("trackeval") is None, reason=f"needs TrackEval: {INSTALL}")
 

@@ -121,7 +121,7 @@ def test_labels_give_way_to_each_other_and_to_the_banner() -> None:
     overlay = Overlay(grey())
     overlay.banner("north", "7 found")
     overlay.objects(boxes((50, 0, 90, 80), (55, 100, 95, 200), (55, 102, 95, 202)), ["a", "b", "c"], [WHITE] * 3)
-    plates = overlay._plates
+    plates = overlay._occupied
     assert len(plates) == 4
     assert not any(one.overlaps(other) for one, other in itertools.combinations(plates, 2))
 
@@ -129,7 +129,7 @@ def test_labels_give_way_to_each_other_and_to_the_banner() -> None:
 def test_a_label_at_the_edge_stays_in_the_frame() -> None:
     overlay = Overlay(grey())
     overlay.objects(boxes((300, 220, 319, 239)), ["a long label"], [WHITE])
-    (plate,) = overlay._plates
+    (plate,) = overlay._occupied
     assert 0 <= plate.left < plate.right <= 320
     assert 0 <= plate.top < plate.bottom <= 240
 
@@ -267,3 +267,12 @@ def test_points_of_known_place_are_shown_with_their_metres() -> None:
     Overlay(running).analytics(CameraAnalytics.model_validate({"ground": ground}), crossed={}, inside={})
     assert count(configured, WHITE) > 200
     assert np.array_equal(running, grey())
+
+
+def test_names_of_lines_stay_above_boxes() -> None:
+    overlay = Overlay(grey())
+    plate = overlay.plate("in 3", 100, 100, LINE_COLOUR)
+    area = np.s_[plate.top : plate.bottom, plate.left : plate.right]
+    before = overlay.frame[area].copy()
+    overlay.objects(boxes((90, 90, plate.right - 2, plate.bottom - 2)), [""], [WHITE])
+    assert np.array_equal(overlay.frame[area], before)

@@ -71,6 +71,15 @@ def print_bench(bench: Bench, console: Console) -> None:
         console.print(f"\n* others used more than {BUSY_PART:.0%} of the machine's cores meanwhile", highlight=False)
     for note in bench.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
+    console.print(f"\n{result_text(bench)}", style="bold", highlight=False, markup=False)
+
+
+def result_text(bench: Bench) -> str:
+    """Return the result in one line: the highest throughput of the stage, or else of the program or the network."""
+    rows = next(rows for part in ("stage", "pipeline", "engine") if (rows := bench.rows_of(part)))
+    best = max(rows, key=lambda row: row.frames_per_s)
+    what = {"stage": "detection stage", "pipeline": "whole program", "engine": "network alone"}[best.case.part]
+    return f"this machine: {figure(best.frames_per_s)} frames/s ({what}, {best.case.short()}, batch {best.case.batch})"
 
 
 def heading(bench: Bench) -> tuple[str, ...]:

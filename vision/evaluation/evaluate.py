@@ -1,4 +1,4 @@
-"""`vision eval`: one labelled video through the site's pipeline, and every figure of it."""
+"""`vision eval`: run the pipeline of a configuration over a labelled video and compare the results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,6 +30,8 @@ from vision.evaluation.tracks import match_frames, require_packages, score_track
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import Build, find_model
 
+_PROGRESS_S: Final = 5.0  # between two lines of progress where standard error is no terminal
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -44,7 +47,7 @@ class Request:
     result: Path | None = None
 
     def check_outputs(self) -> None:
-        """Find out now what would fail after minutes.
+        """Check outputs and packages before the pipeline runs.
 
         Raises:
             ConfigError: an output cannot be written, or a package that it needs is missing.
@@ -64,7 +67,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is evaluated: all of it checked, nothing run."""
+    """The checked inputs of an evaluation."""
 
     site: AppConfig  # with the one camera
     build: Build
@@ -75,16 +78,16 @@ class Subject:
 
     @property
     def section(self) -> CameraAnalytics:
-        """Lines and zones of the camera."""
+        """Return the lines and zones of the camera."""
         return self.site.analytics.get(self.site.cameras[0].id, CameraAnalytics())
 
 
 def run(request: Request, stop: threading.Event) -> int:
-    """Evaluate, print, and write what was asked for.
+    """Evaluate, print the table, and write the requested files.
 
     Raises:
         ConfigError: an argument, the configuration or the truth is wrong, or a package is missing.
-        VisionError: whatever ended the run; `Closed` where that was `stop`.
+        VisionError: the run failed; `Closed` if `stop` was set.
     """
     request.check_outputs()
     require_packages()
@@ -102,7 +105,8 @@ def run(request: Request, stop: threading.Event) -> int:
 
 
 def open_subject(request: Request, stop: threading.Event) -> Subject:
-    """
+    """Load and check the configuration, the truth and the video.
+
     Raises:
         Closed: `stop` was set.
         ConfigError: the configuration, its camera, the class or the truth is wrong, or they do not fit together.
@@ -123,7 +127,7 @@ def open_subject(request: Request, stop: threading.Event) -> Subject:
 
 
 def evaluate(subject: Subject, findings: Findings, config: str, seconds: float) -> tuple[Evaluation, Scene]:
-    """All figures, and what is needed to draw them."""
+    """Return all figures, and the data for the video."""
     site, video, truth = subject.site, subject.video, subject.truth.boxes
     camera = site.cameras[0]
     published = findings.published(subject.class_id)
@@ -178,19 +182,19 @@ def _score_lines(subject: Subject, findings: Findings) -> list[LineScore]:
 
 
 def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
-    """What one should know before believing the figures."""
+    """Yield limits of the figures."""
     truth, frames = subject.truth, subject.video.frames
     empty, last = truth.empty_frames(frames), int(truth.boxes.frames[-1])
     if empty:
-        yield f"{empty} of {frames} frames have no rows in {truth.path}: whatever is found in them counts as false"
+        yield f"{empty} of {frames} frames have no rows in {truth.path}: every object found in them counts as false"
     if last < frames:
-        yield f"the last row of {truth.path} is of frame {last}: if nobody labelled the rest, cut the video there"
+        yield f"the last row of {truth.path} is of frame {last}: cut the video there if the rest is not labelled"
     if truth.invalid:
         yield f"{truth.invalid} rows of {truth.path} have a 0 in column 7 and do not count"
     if len(findings.objects) < frames:
-        yield f"{frames - len(findings.objects)} of {frames} frames gave no result: they are damaged"
+        yield f"{frames - len(findings.objects)} of {frames} frames have no result: they are damaged"
     if not findings.tracked:
-        yield f"the pipeline {subject.site.pipeline} follows nothing, so there are no figures of tracking"
+        yield f"the pipeline {subject.site.pipeline} has no tracker, so there are no tracking figures"
     unused = len(subject.section.lines) - len(lines_of_class(subject.section, subject.class_name))
     if unused:
         yield f"{unused} lines do not count objects of the class {subject.class_name}"
@@ -238,14 +242,19 @@ def _plot(folder: Path, video: Video, evaluation: Evaluation, scene: Scene) -> I
 
 @contextmanager
 def _progress(words: str, frames: int, stop: threading.Event | None = None) -> Iterator[passes.Progress]:
-    """A bar on a terminal, nothing anywhere else; each step looks whether it was told to stop."""
+    """Show a bar on a terminal, or print a line every few seconds elsewhere. Each step checks `stop`."""
     console = error_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(words, total=frames)
+        next_s = time.monotonic() + _PROGRESS_S
 
         def step(done: int) -> None:
+            nonlocal next_s
             bar.update(task, completed=done)
+            if not console.is_terminal and time.monotonic() >= next_s:
+                next_s = time.monotonic() + _PROGRESS_S
+                console.print(f"{words}: {done} of {frames} frames", highlight=False)
             if stop is not None:
                 _check(stop)
 

@@ -92,13 +92,13 @@ def site_of_camera(site: AppConfig, camera_id: str | None) -> AppConfig:
     camera = site.cameras[ids.index(camera_id)]
     _require_end(camera)
     # Nothing of an evaluation goes into the counters, events and snapshots of the running system.
-    silent = {"state": None, "snapshots": None, "rules": ()}
+    silent = {"state_dir": None, "snapshots": None, "rules": ()}
     return site.model_copy(
         update={
             "cameras": (camera.model_copy(update={"loop": False}),),
             "analytics": {name: section for name, section in site.analytics.items() if name == camera_id},
             "status": StatusConfig(interval_s=0.1),
-            **{name: value for name, value in silent.items() if name in AppConfig.model_fields},
+            **silent,
         }
     )
 

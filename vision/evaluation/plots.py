@@ -1,4 +1,4 @@
-"""Frames of an evaluation: what a single figure hides. Drawn by matplotlib, without a display."""
+"""Plots of an evaluation, drawn by matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 
 from vision.errors import ConfigError, VisionError
 from vision.evaluation.detection import DetectionScores
+from vision.evaluation.install import INSTALL
 from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Video
-from vision.version import install_hint
-
-INSTALL: Final = install_hint("eval")
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f7ebc", "#e8833a", "#3a9d5d", "#c93b3b", "#8a8f98"
 _TRACK_COLOURS: Final = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#d37295")
@@ -25,19 +23,20 @@ _DPI: Final = 130
 
 
 def require_matplotlib() -> None:
-    """
+    """Check that matplotlib is installed.
+
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: it is not.
     """
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts otherwise
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs its search for fonts
     try:
         importlib.import_module("matplotlib.figure")
     except ImportError as error:
-        raise ConfigError(f"--plots needs matplotlib: {error}", hint=INSTALL) from error
+        raise ConfigError(f"--plots needs matplotlib: {error}", hint=INSTALL, code="package-missing") from error
 
 
 def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
-    """Precision over recall, and both over the score."""
+    """Plot precision over recall, and both over the score."""
     figure, (left, right) = _figure(10.0, 4.4, 2)
     curve = found.curve
     left.plot(curve.recall, curve.precision, color=_BLUE, linewidth=2)
@@ -54,30 +53,31 @@ def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
         right.plot(curve.scores, f1, color=_GREY, linewidth=1.8, label="F1")
     right.axvline(found.score, color=_ORANGE, linewidth=1.5, linestyle="--", label=f"published from {found.score:g}")
     right.set(xlabel="lowest score", xlim=(0, 1), ylim=(0, 1.02))
-    right.set_title("what another score would give, overlap 0.5", loc="left")
+    right.set_title("with another lowest score, overlap 0.5", loc="left")
     right.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=9)
     _save(figure, path)
 
 
 def plot_objects(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
-    """How many objects there are in each frame, and how many of them were missed or made up."""
+    """Plot the objects in each frame: true, found, missed, and falsely found."""
     figure, (axes,) = _figure(10.0, 3.6, 1)
     seconds = np.arange(video.frames) * video.interval_s
     there = np.bincount(truth.frames - 1, minlength=video.frames)
     hits = np.bincount(truth.frames[partners >= 0] - 1, minlength=video.frames)
     false = np.bincount(found.frames - 1, minlength=video.frames) - hits
-    axes.step(seconds, there, where="post", color=_GREY, linewidth=1.5, label="truly there")
+    axes.step(seconds, there, where="post", color=_GREY, linewidth=1.5, label="true objects")
     axes.step(seconds, hits, where="post", color=_BLUE, linewidth=1.5, label="found")
     axes.fill_between(seconds, hits, there, step="post", color=_ORANGE, alpha=0.35, linewidth=0, label="missed")
-    axes.fill_between(seconds, 0, -false, step="post", color=_RED, alpha=0.6, linewidth=0, label="false (downwards)")
-    axes.axhline(0, color="black", linewidth=0.8)
+    axes.fill_between(seconds, 0, false, step="post", color=_RED, alpha=0.6, linewidth=0, label="false")
     axes.set(xlabel="seconds", ylabel="objects", xlim=(0, video.duration_s))
-    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
+    axes.set_ylim(bottom=0)
+    axes.set_title("objects per frame: found, missed and false", loc="left")
+    axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9)
     _save(figure, path)
 
 
 def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
-    """A row for each true object over time: grey while it was missed, a new colour where its track changes."""
+    """Plot a row for each true object over time: grey while missed, a new colour where its track changes."""
     ids = np.unique(truth.ids)
     figure, (axes,) = _figure(10.0, min(30.0, 1.4 + 0.26 * len(ids)), 1)
     for at, object_id in enumerate(ids):
@@ -102,14 +102,14 @@ def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: 
             )
     axes.set_yticks(range(len(ids)), [str(each) for each in ids], fontsize=7 if len(ids) > 12 else 9)
     axes.set(xlabel="seconds", ylabel="true object", xlim=(0, video.duration_s * 1.06), ylim=(len(ids) - 0.4, -0.6))
-    axes.set_title("which track followed each object: a new colour is a switch, grey is missed", loc="left")
+    axes.set_title("track of each object: a new colour is an identity switch, grey is missed", loc="left")
     _save(figure, path)
 
 
 def _spells(
     frames: NDArray[np.int64], partners: NDArray[np.int64], track_ids: NDArray[np.int64]
 ) -> Iterator[tuple[int, int, int | None]]:
-    """Stretches of frames without a gap in which an object was followed by one track: first frame, length, track."""
+    """Yield stretches of frames without a gap in which one track followed an object: first frame, length, track."""
     tracks = np.where(partners >= 0, track_ids[partners] if len(track_ids) else -1, -1)
     edges = np.flatnonzero((np.diff(frames) > 1) | (np.diff(tracks) != 0)) + 1
     for spell in np.split(np.arange(len(frames)), edges):

@@ -1,4 +1,4 @@
-"""All figures of one evaluation, as a table for people and as JSON for programs."""
+"""Report of one evaluation, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -28,7 +27,7 @@ _CURVE_STEP: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was compared, and how right it is."""
+    """All figures of one evaluation."""
 
     config: str
     camera: str
@@ -39,54 +38,56 @@ class Evaluation:
     truth: str
     video: Video
     detection: DetectionScores
-    tracking: TrackingScores | None  # None: the pipeline follows nothing
+    tracking: TrackingScores | None  # None: the pipeline has no tracker
     lines: tuple[LineScore, ...]
     notes: tuple[str, ...]
     seconds: float  # that the pipeline took
 
     @property
     def line_error(self) -> float | None:
-        """Sum of all lines' errors over the sum of their true crossings; None without any."""
+        """Return the sum of all lines' errors over the sum of their true crossings; None without crossings."""
         true = sum(line.true for line in self.lines)
         return sum(abs(line.counted - line.true) for line in self.lines) / true if true else None
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """The table."""
+    """Print the table: detector, tracks, lines."""
     video, found = evaluation.video, evaluation.detection
     about = f"{video.frames} frames of {video.width_px}x{video.height_px}, {video.duration_s:.1f} s"
     rate = f"{video.frames / max(evaluation.seconds, 1e-9):.1f} frames/s"
     run = f"pipeline {evaluation.pipeline}, model {evaluation.model} ({evaluation.backend}), {rate}"
     for line in (f"{evaluation.camera}: {video.name}, {about}", run):
         console.print(escape(line), highlight=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left", header_style="bold", pad_edge=False)
-    table.add_column(f"{evaluation.class_name}: {found.true_boxes} true boxes")
-    table.add_column("", justify="right")
-    table.add_column("", no_wrap=True)
-    sections = [_detection_rows(found)]
+    console.print(f"class {escape(evaluation.class_name)}, {found.true_boxes} true boxes", highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(no_wrap=True)
+    blocks = {"detector": _detection_rows(found)}
     if evaluation.tracking is not None:
-        sections.append(_tracking_rows(evaluation.tracking))
+        blocks["tracks"] = _tracking_rows(evaluation.tracking)
     if evaluation.lines:
-        sections.append(_line_rows(evaluation))
-    for rows in sections:
-        for row in rows:
-            table.add_row(*row)
-        table.add_section()
+        blocks["lines"] = _line_rows(evaluation)
+    for heading, rows in blocks.items():
+        table.add_row()
+        table.add_row(f"[bold]{heading}[/]")
+        for name, value, details in rows:
+            table.add_row(f"  {name}", value, details)
     console.print(table)
     for note in evaluation.notes:
         console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
 
 
 def _detection_rows(found: DetectionScores) -> Iterator[tuple[str, str, str]]:
-    yield "AP@0.5", _part(found.ap50), f"all detections from score {found.lowest_score:g} on"
+    yield "AP@0.5", _part(found.ap50), f"all detections with a score of at least {found.lowest_score:g}"
     yield "AP@[.5:.95]", _part(found.ap), "mean over overlaps 0.50, 0.55, … 0.95"
     yield (
         "precision",
         _part(found.precision),
-        f"{found.found_boxes} boxes from score {found.score:g} on",
+        f"{found.found_boxes} boxes with a score of at least {found.score:g}",
     )
     yield "recall", _part(found.recall), ""
-    yield "F1", _part(found.f1), f"highest {found.best_f1:.3f}, from score {found.best_score:.2f} on"
+    yield "F1", _part(found.f1), f"highest {found.best_f1:.3f}, at a lowest score of {found.best_score:.2f}"
 
 
 def _tracking_rows(found: TrackingScores) -> Iterator[tuple[str, str, str]]:
@@ -95,7 +96,7 @@ def _tracking_rows(found: TrackingScores) -> Iterator[tuple[str, str, str]]:
     yield "IDF1", _part(found.idf1), f"{found.tracks} tracks for {found.true_objects} objects"
     parts = f"detection {found.detection_accuracy:.3f}, association {found.association_accuracy:.3f}"
     yield "HOTA", _part(found.hota), parts
-    yield "identity switches", str(found.switches), f"{found.fragments} times lost and found again"
+    yield "identity switches", str(found.switches), f"{found.fragments} interruptions"
     yield "precision", _part(found.precision), "of the tracks' boxes"
     yield "recall", _part(found.recall), f"{found.mostly_tracked} mostly tracked, {found.mostly_lost} mostly lost"
 
@@ -120,7 +121,8 @@ def _percent(value: float) -> str:
 
 
 def write_json(evaluation: Evaluation, path: Path) -> None:
-    """
+    """Write the JSON report.
+
     Raises:
         VisionError: the file cannot be written.
     """
@@ -131,7 +133,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Plain data; fractions of 1, pixels and seconds."""
+    """Return plain data: fractions of 1, pixels and seconds."""
     found = evaluation.detection
     detection = {
         "ap50": found.ap50,
@@ -170,7 +172,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _curve(curve: Curve, lowest_score: float) -> Iterator[dict[str, float]]:
-    """Precision and recall at each hundredth of the score."""
+    """Yield precision and recall at each hundredth of the score."""
     for score in np.arange(lowest_score, 1.0, _CURVE_STEP):
         precision, recall = curve.at(float(score))
         yield {"score": round(float(score), 2), "precision": precision, "recall": recall}

@@ -22,11 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.errors import ConfigError
+from vision.evaluation.install import INSTALL
 from vision.evaluation.mot import Boxes, overlaps
-from vision.version import pip_hint
 
 LEAST_OVERLAP: Final = 0.5
-INSTALL: Final = f"{pip_hint('scipy')} && {pip_hint('--no-deps', 'trackeval>=1.3')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,4 +181,6 @@ def _metrics() -> ModuleType:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints which of its data sets lack which package
             return importlib.import_module("trackeval.metrics")
     except ImportError as error:
-        raise ConfigError(f"the figures of tracking need TrackEval: {error}", hint=INSTALL) from error
+        raise ConfigError(
+            f"the tracking figures need SciPy and TrackEval: {error}", hint=INSTALL, code="package-missing"
+        ) from error

@@ -113,7 +113,6 @@ def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("bench",), "expected MODEL"),
         (("bench", MODEL, "--batch", "300"), "300"),
         (("bench", MODEL, "--slots", "9"), "--slots': expected whole numbers, 1 to 8, got '9'"),
         (("bench", MODEL, "--plot", "a.txt"), "--plot': expected a file that ends in .svg"),

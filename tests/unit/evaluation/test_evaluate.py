@@ -68,7 +68,7 @@ def test_a_perfect_detector_is_perfect(tmp_path: Path) -> None:
     assert detection["true_boxes"] == detection["found_boxes"] == len(synthetic_rows(SOURCE, 1))
     assert result["tracking"] is None
     assert result["lines"] == []
-    assert result["notes"] == ["the pipeline detect follows nothing, so there are no figures of tracking"]
+    assert result["notes"] == ["the pipeline detect has no tracker, so there are no tracking figures"]
     assert (result["camera"], result["class"], result["backend"], result["pipeline"]) == ("a", CLASS, "fake", "detect")
     assert result["video"]["frames"] == FRAMES
 
@@ -117,8 +117,8 @@ def test_a_truth_with_gaps_is_no_fault_and_said(tmp_path: Path) -> None:
     rows += ["5,99,1,1,5,5,0,-1,-1,-1"]
     result = evaluated(tmp_path, write_config(tmp_path, source=SOURCE), truth=write_truth(tmp_path, rows))
     assert result["notes"][:3] == [
-        f"20 of 100 frames have no rows in {tmp_path}/gt.txt: whatever is found in them counts as false",
-        f"the last row of {tmp_path}/gt.txt is of frame 90: if nobody labelled the rest, cut the video there",
+        f"20 of 100 frames have no rows in {tmp_path}/gt.txt: every object found in them counts as false",
+        f"the last row of {tmp_path}/gt.txt is of frame 90: cut the video there if the rest is not labelled",
         f"1 rows of {tmp_path}/gt.txt have a 0 in column 7 and do not count",
     ]
     assert result["detection"]["precision"] == pytest.approx(0.8)
@@ -133,7 +133,7 @@ def test_damaged_frames_and_lines_of_other_classes_are_said(tmp_path: Path) -> N
     )
     result = evaluated(tmp_path, config)
     assert result["notes"] == [
-        "10 of 100 frames gave no result: they are damaged",
+        "10 of 100 frames have no result: they are damaged",
         f"1 lines do not count objects of the class {CLASS}",
     ]
     assert result["lines"] == []
@@ -207,7 +207,7 @@ def test_half_an_evaluation_is_none(tmp_path: Path) -> None:
     truth = write_truth(tmp_path, ["1,1,1,1,5,5,1"])
     outputs = ("--json", str(tmp_path / "out.json"), "--video", str(tmp_path / "out.mp4"))
     with started("eval", str(config), "--truth", str(truth), "--class", CLASS, *outputs) as process:
-        read_until(process, "camera a: 1280x720")
+        read_until(process, "camera a: connected, 1280x720")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
     assert not (tmp_path / "out.json").exists()

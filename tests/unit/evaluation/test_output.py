@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
 import shutil
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
+from tests.paths import ROOT
 from tests.unit.evaluation_tables import boxes, random_boxes
 from vision.config import CameraAnalytics, CameraConfig
 from vision.errors import ConfigError, VisionError
@@ -23,6 +26,7 @@ from vision.evaluation.annotated import Scene, write_video
 from vision.evaluation.crossings import LineScore
 from vision.evaluation.detection import score_detections
 from vision.evaluation.encoder import open_encoder
+from vision.evaluation.install import INSTALL
 from vision.evaluation.passes import Video
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, as_json, print_evaluation, write_json
@@ -74,6 +78,15 @@ def test_the_table_says_every_figure() -> None:
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_table_fits_a_terminal(width: int) -> None:
     assert "…" not in printed(evaluation(), width).replace("0.55, …", "")
+
+
+def test_table_has_a_heading_for_each_block() -> None:
+    lines = [line.rstrip() for line in printed(evaluation()).splitlines()]
+    assert lines[0] and [line for line in lines if line in ("detector", "tracks", "lines")] == [
+        "detector",
+        "tracks",
+        "lines",
+    ]
 
 
 def test_without_tracks_and_lines_there_is_nothing_about_them() -> None:
@@ -251,15 +264,17 @@ def test_the_video_shows_what_was_found_missed_and_made_up(tmp_path: Path) -> No
     assert not np.allclose(frames[1][:, 150:200], frames[3][:, 150:200], atol=30)  # the counter went from 0 to 1
 
 
-def test_where_a_package_is_missing_the_way_to_get_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
+def test_missing_package_is_reported_with_one_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match="pip install"):
+    with pytest.raises(ConfigError) as plots:
         require_matplotlib()
     monkeypatch.setitem(sys.modules, "trackeval.metrics", None)
     from vision.evaluation.tracks import require_packages
 
-    with pytest.raises(ConfigError, match="pip install --no-deps 'trackeval"):
+    with pytest.raises(ConfigError) as tracking:
         require_packages()
+    assert plots.value.code == tracking.value.code == "package-missing"
+    assert plots.value.hint == tracking.value.hint == INSTALL
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    assert INSTALL.replace(shlex.quote(sys.executable), "python") in text
     assert math.isinf(LineScore("a", "in", 0, 1).error)

@@ -41,7 +41,7 @@ PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
 PARTS: Final = ("engine", "stage", "pipeline")
 
 _EXAMPLES = """
-vision bench nanodet-g-416
+vision bench
 vision bench nanodet-g-416 --batch 1,4,8 --precision fp16,int8 --json a.json --plot a.svg
 vision bench --compare a.json b.json
 """
@@ -95,6 +95,7 @@ def bench(
     The parts are the network alone (engine), the detection stage (stage) and the whole program (pipeline).
     """
     from vision.benchmark.bench import BenchSettings
+    from vision.config import AppConfig
 
     _check(context, model, compare, read, {"--json": json, "--plot": plot})
     console = table_console(json)
@@ -116,7 +117,7 @@ def bench(
             source=source or "",
             pixel_format=frame_format,
         )
-        document = _measure(str(model), settings)
+        document = _measure(str(model or AppConfig.model_fields["model"].default), settings)
     _write_results(document, json, plot, console)
     return EXIT_OK
 
@@ -134,8 +135,6 @@ def _check(
         context.fail(f"--compare prints a comparison only: it cannot be combined with {' or '.join(others)}")
     if read is not None and model is not None:
         context.fail("--read measures nothing: it cannot be combined with MODEL")
-    if model is None and read is None and compare is None:
-        context.fail("expected MODEL, --read or --compare")
 
 
 def _measure(model: str, settings: BenchSettings) -> Bench:
