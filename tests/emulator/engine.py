@@ -1,4 +1,4 @@
-"""An engine for the emulated GPU: ONNX Runtime computes what TensorRT would, on the stream that it is given."""
+"""An engine for the emulated GPU: ONNX Runtime runs the network on the emulated stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Compute = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
 
 
 def onnx_compute(path: str) -> Compute:
-    """What an ONNX file computes."""
+    """Return a function that runs an ONNX file."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
@@ -30,7 +30,7 @@ def onnx_compute(path: str) -> Compute:
 
 
 class EmulatedContext:
-    """`vision.engine.runtime.Context` as far as a detector uses it."""
+    """The part of `vision.engine.runtime.Context` that a detector uses."""
 
     def __init__(self, engine: EmulatedEngine, profile: int) -> None:
         self.profile = profile
@@ -94,7 +94,7 @@ class EmulatedContext:
         if engine.inputs[0].interleaved:
             batch, channels, *sides = self._shape
             pixels = images.reshape(batch, *sides, channels)
-            assert not pixels[..., 3:].any(), "the fourth channel counts for something"
+            assert not pixels[..., 3:].any(), "the fourth channel is not zero"
             images = pixels[..., :3].transpose(0, 3, 1, 2)
         engine.runs += 1
         for output, computed in engine.compute(images.astype(np.float32)).items():
@@ -118,7 +118,7 @@ def _array(address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
 
 
 class EmulatedEngine:
-    """`vision.engine.runtime.Engine` as far as a detector uses it."""
+    """The part of `vision.engine.runtime.Engine` that a detector uses."""
 
     def __init__(
         self,
@@ -130,9 +130,12 @@ class EmulatedEngine:
         dtypes: Mapping[str, str] | None = None,
         interleaved: bool = False,
     ) -> None:
-        """`outputs` without the batch axis; `dtypes` of tensors that are not float32; -1: the data decides.
+        """Make an engine.
 
-        `interleaved`: it takes (B, H, W, 4), and computes without the fourth.
+        Args:
+            outputs: shapes without the batch axis; -1: depends on the data.
+            dtypes: of tensors that are not float32.
+            interleaved: the input is (B, H, W, 4), and the fourth channel is ignored.
         """
         given = dtypes or {}
         self.label = "emulated"

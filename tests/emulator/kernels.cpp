@@ -12,7 +12,7 @@ struct Launch {
     std::function<void()> body;
 };
 
-// The arguments are read when a kernel is launched, as on a GPU, and not when it runs.
+// Reads the arguments when a kernel is launched, as on a GPU, not when it runs.
 template <typename... Arguments, size_t... Index>
 std::function<void()> bound(void (*kernel)(Arguments...), void** given, std::index_sequence<Index...>) {
     std::tuple<Arguments...> values{*(Arguments*)given[Index]...};

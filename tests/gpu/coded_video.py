@@ -29,7 +29,7 @@ FAST = {"preset": "ultrafast", "g": "10"}
 
 
 def scene(count: int, height_px: int, width_px: int) -> Iterator[Image]:
-    """A still part and a moving one, (H, W, 3) BGR."""
+    """Return frames with a still part and a moving one, (H, W, 3) BGR."""
     random = np.random.default_rng(5)
     shades = random.integers(0, 255, (height_px // 8 + 1, (width_px + 4 * count) // 8 + 1, 3), np.uint8)
     wide = shades.repeat(8, 0).repeat(8, 1)
@@ -49,7 +49,7 @@ def video(
     pixels: str = "yuv420p",
     options: tuple[tuple[str, str], ...] = (),
 ) -> bytes:
-    """A file of `container`, whose `size` is height and width."""
+    """Return the content of a file in `container`. `size` is height and width."""
     return written(list(scene(count, *size)), codec, container, pixels=pixels, options=dict(options))
 
 
@@ -82,7 +82,7 @@ def _write(
 
 
 def coded(data: bytes) -> list[bytes]:
-    """The packets of a file, in decoding order."""
+    """Yield the packets of a file in decoding order."""
     with av.open(BytesIO(data)) as file:
         return [bytes(packet) for packet in file.demux(file.streams.video[0]) if packet.size]
 
@@ -109,12 +109,7 @@ def _nv12(frame: av.VideoFrame) -> Image:
 
 @contextmanager
 def served(*parts: bytes, name: str, pause_s: float = 0.0, interval_s: float = 0.0) -> Iterator[str]:
-    """The http address where `parts` come one after the other, for whoever asks.
-
-    Args:
-        pause_s: the connection stays open so long behind the last.
-        interval_s: between two of them.
-    """
+    """Serve `parts` one after the other. Yield the HTTP address."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in the library

@@ -12,7 +12,7 @@ _HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything under this folder needs a GPU."""
+    """Mark all tests of this folder."""
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def device():  # type: ignore[no-untyped-def]  # vision.gpu.cuda cannot be imported everywhere
-    """The GPU, or the emulated one."""
+    """Return the GPU, or the emulated one."""
     try:
         from vision.gpu.cuda import open_device
 

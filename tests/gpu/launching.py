@@ -48,7 +48,7 @@ class Bench(contextlib.ExitStack):
         return buffer
 
     def put(self, array: NDArray[Any]) -> int:
-        """A copy on the GPU, padded as the detector's buffers are."""
+        """Return the address of a copy on the GPU, padded as the detector's buffers are."""
         buffer = self.buffer(-(-array.nbytes // 16) * 16)
         if array.nbytes:
             buffer.write(np.ascontiguousarray(array))
@@ -67,7 +67,7 @@ def letterbox(
     half: bool,
     interleaved: bool = False,
 ) -> tuple[NDArray[Any], NDArray[np.uint32]]:
-    """The network's input for frames (None: an empty row of the batch), and the counts.
+    """Return the network's input for frames (None: an empty row of the batch), and the counts.
 
     The input is (B, 3, H, W); a view (B, 4, H, W) of what lies as (B, H, W, 4) where it is interleaved.
     """
@@ -97,7 +97,7 @@ def postprocess(
     outputs: Mapping[str, NDArray[Any]],
     sizes: Sequence[tuple[int, int] | None],
 ) -> list[Detections]:
-    """What the kernels make of raw outputs, for source frames of `sizes` (height, width); None: an empty row."""
+    """Return the kernels' results for raw outputs and frames of `sizes` (height, width). None: an empty row."""
     classes = len(class_names(spec))
     layout = {name: Output(value.shape[1:], str(value.dtype)) for name, value in outputs.items()}
     program = PostprocessProgram.of(spec, head, classes, layout, device.shared_bytes)
@@ -136,6 +136,6 @@ def postprocess(
         scores = host.array((batch, objects), np.float32, int(offsets[2])).copy()
         class_ids = host.array((batch, objects), np.int32, int(offsets[3])).copy()
     return [
-        Detections(boxes[i, :n], scores[i, :n], class_ids[i, :n], int(found["excess"][i]))
+        Detections(boxes[i, :n], scores[i, :n], class_ids[i, :n], int(found["truncated"][i]))
         for i, n in enumerate(found["count"].tolist())
     ]

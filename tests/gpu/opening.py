@@ -14,7 +14,7 @@ from cuda.bindings import runtime
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.classes import class_ids, class_names
 from vision.detect.reference.heads import make_head
-from vision.detect.tensorrt.detector import TensorRTDetector, detector_of, open_tensorrt_detector
+from vision.detect.tensorrt.detector import TensorRTDetector, build_detector, open_tensorrt_detector
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer
 from vision.gpu.cuda import open_device
 from vision.gpu.nvrtc import Module, Source
@@ -36,7 +36,7 @@ extern "C" __global__ void nap(unsigned long long ns) {
 
 
 def open_model(folder: Path, spec: ModelSpec, detect: DetectConfig, outputs: Shapes, **engine: Any) -> TensorRTDetector:
-    """A detector for the ONNX file of a card. `outputs`, without the batch axis, are for the emulated engine."""
+    """Open a detector for a model's ONNX file. `outputs`, without the batch axis, are for the emulated engine."""
     if not EMULATED:
         return open_tensorrt_detector(folder, spec, detect)
     from tests.emulator.engine import onnx_compute
@@ -53,7 +53,7 @@ def open_computed(
     stop: threading.Event | None = None,
     **engine: Any,
 ) -> TensorRTDetector:
-    """A detector over an emulated engine that computes `compute`."""
+    """Open a detector over an emulated engine that runs `compute`."""
     from tests.emulator.engine import EmulatedEngine
 
     names = class_names(spec)
@@ -62,7 +62,7 @@ def open_computed(
         opened: Any = made.enter_context(
             EmulatedEngine(compute, (spec.input.height, spec.input.width), outputs, **engine)
         )
-        return detector_of(
+        return build_detector(
             open_device(), LoadedEngine(opened, spec, head, names, detect), StartupTimer(), made, stop=stop
         )
 
@@ -80,7 +80,7 @@ class SlowDetector:
         return getattr(self._detector, name)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        stream = self._detector._inlet.copies
+        stream = self._detector._uploads.copies
         if self._module is None:
             runtime.emulate(stream.handle, lambda: time.sleep(self._seconds))
         else:

@@ -1,6 +1,6 @@
-"""Everything that wants a GPU, in one go, each part in a process of its own with a time limit.
+"""Runs all GPU tests, each part in a separate process with a time limit.
 
-What a part wrote is kept whatever happens to the others, and the summary is written after each.
+The output of each part is kept, and the summary is written after each part.
 
     python -m tests.gpu.run_all OUT [--only kernels,contract,detector,stage] [--seconds 480]
 """
@@ -38,7 +38,7 @@ class Part:
 
 
 def parts(out: Path) -> Mapping[str, Part]:
-    """What there is, in the order of its worth."""
+    """Return the parts, the most important first."""
     python = (sys.executable,)
     sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
     few = "every_size or plain or yolov8 or nanodet and ties or efficient"
@@ -62,7 +62,7 @@ def parts(out: Path) -> Mapping[str, Part]:
 
 
 def run(name: str, part: Part, out: Path, left: float) -> dict[str, object]:
-    """Run one part; its output goes to ``OUT/<name>.log``."""
+    """Run one part. Write its output to ``OUT/<name>.log``."""
     log = out / f"{name}.log"
     began = time.monotonic()
     with log.open("wb") as file:
@@ -86,7 +86,7 @@ def run(name: str, part: Part, out: Path, left: float) -> dict[str, object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what was asked for."""
+    """Run the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="", help="parts, separated by commas; all where absent")

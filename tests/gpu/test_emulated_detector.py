@@ -87,8 +87,9 @@ def test_a_graph_that_computes_something_else_is_an_error() -> None:
     def changing(images: Images) -> Outputs:
         return {"output": np.repeat(OBJECTS[None], len(images), 0) * (1 - 0.005 * next(calls))}
 
-    with pytest.raises(DeviceError, match=r"test, slot 0, batch 1 gives other results .* output output by 0."):
+    with pytest.raises(DeviceError, match="test, slot 0, batch 1") as caught:
         opened(changing)
+    assert caught.value.code == "graph-differs"
     with closing(opened(changing, graphs=False)):
         pass  # nothing to compare
 
@@ -99,8 +100,9 @@ def test_a_graph_that_writes_nothing_is_an_error() -> None:
     def once(images: Images) -> Outputs:
         return three_objects(images) if next(calls) < 12 else {}
 
-    with pytest.raises(DeviceError, match="by inf"):
+    with pytest.raises(DeviceError) as caught:
         opened(once)
+    assert caught.value.code == "graph-differs"
 
 
 def test_scores_that_are_logits_are_an_error() -> None:

@@ -58,7 +58,7 @@ UNUSABLE = [
 
 @pytest.fixture(params=UNUSABLE, ids=["old driver", "no driver", "no GPU"])
 def unusable(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """What should be said, and hinted at."""
+    """Make the GPU unusable. Yield the expected message and hint."""
     from cuda.bindings.device import gpu
 
     status, version, said, hint = request.param
@@ -225,7 +225,7 @@ for transport in ("tcp", "udp"):
 
 @pytest.fixture
 def asked_anew() -> Iterator[None]:
-    """What is kept of the GPU and its decoders is asked again, now and afterwards."""
+    """Clear what is cached about the GPU and its decoders, before and after the test."""
     for known in (open_device, opening._has_nvdec):
         known.cache_clear()
     yield
@@ -254,7 +254,7 @@ def test_where_the_module_is_missing_the_log_says_so(
 
 
 def read(source: Source, *, on_gpu: bool) -> Generator[Frame]:
-    """Times and frames to the end, by way of GPU memory or of the host's."""
+    """Yield times and frames until the end, through GPU memory or through host memory."""
     with closing(source):
         info = source.open()
         while True:

@@ -105,7 +105,7 @@ class Bench:
         memory.copy_to_host(self.result.address, self._output.address, self._output.nbytes, self.stream)
 
     def run(self, frames: NDArray[np.float32]) -> NDArray[Any]:
-        """What the engine computes."""
+        """Return the engine's outputs."""
         extra = self._images.channels - frames.shape[1]
         channels = np.pad(frames, ((0, 0), (0, extra), (0, 0), (0, 0)))
         laid_out = channels.transpose(0, 2, 3, 1) if self._images.interleaved else channels
@@ -125,7 +125,7 @@ def frames(batch: int) -> NDArray[np.float32]:
 
 
 def right(batch: int) -> NDArray[np.float32]:
-    """What ONNX Runtime computes on the CPU."""
+    """Return the outputs of ONNX Runtime on the CPU."""
     session = onnxruntime.InferenceSession(convolution(), providers=["CPUExecutionProvider"])
     found: NDArray[np.float32] = session.run(None, {"images": frames(batch)})[0]
     return found

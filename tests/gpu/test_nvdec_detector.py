@@ -69,7 +69,7 @@ class Kept:
 
 @pytest.fixture(scope="module")
 def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped clip; as much of it as the emulator can bear."""
+    """Return the shipped clip, shortened for the emulator."""
     if not EMULATED:
         return CLIP
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
@@ -94,14 +94,14 @@ def run(clip: Path, via: str, **options: Any) -> list[Result]:
     return kept.results
 
 
-def test_the_whole_program_finds_what_it_finds_through_opencv(
+def test_the_whole_program_finds_the_same_objects_as_through_ffmpeg(
     short_clip: Path, detector: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    through = {via: run(short_clip, via, open_detector=lambda *_: NeverClosed(detector)) for via in ("nvdec", "opencv")}
+    through = {via: run(short_clip, via, open_detector=lambda *_: NeverClosed(detector)) for via in ("nvdec", "ffmpeg")}
     assert "through nvdec-h264" in caplog.text
     assert "copied from there" not in caplog.text
-    found, wanted = through["nvdec"], through["opencv"]
+    found, wanted = through["nvdec"], through["ffmpeg"]
     assert len(found) == len(wanted) == FRAMES
     total, shares = 0, dict.fromkeys((0.98, 0.95, 0.9, 0.8), 0)
     for one, other in zip(found, wanted, strict=True):

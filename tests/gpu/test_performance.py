@@ -100,11 +100,11 @@ def test_a_time_line_of_the_slots(steps: bool) -> None:
         recorder = SpanRecorder()
         batches = [[frame(), frame()], [frame(), frame()]]
         slots: Any = detector.parts()[0]
-        chains = [dict(slot.chains) for slot in slots]
+        chains = [dict(slot.graphs) for slot in slots]
         with closing(DeviceTimeline(detector, steps=steps)) as timeline:
             trace_slots(detector, batches, 3, recorder, submit=timeline.submit)
             timeline.write_to(recorder)
-        assert [slot.chains for slot in slots] == chains
+        assert [slot.graphs for slot in slots] == chains
         chains.clear()
         lanes: dict[str, list[str]] = {}
         for span in recorder.spans():

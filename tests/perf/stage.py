@@ -215,7 +215,7 @@ def start() -> dict[str, float]:
     folder = folder_of_model(MODEL, shipped_models())
     detector = open_tensorrt_detector(folder, load_model_spec(folder), DetectConfig())
     try:
-        return {**detector.phases.seconds, "together": sum(detector.phases.seconds.values())}
+        return {**detector.startup.seconds, "together": sum(detector.startup.seconds.values())}
     finally:
         detector.close()
 

@@ -21,7 +21,7 @@ from vision.detect.classes import class_ids, class_names
 from vision.detect.reference.heads import make_head
 from vision.detect.reference.letterbox import Letterbox
 from vision.detect.reference.postprocess import to_detections
-from vision.detect.tensorrt.detector import TensorRTDetector, detector_of
+from vision.detect.tensorrt.detector import TensorRTDetector, build_detector
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer
 from vision.detect.tensorrt.slot import Slot
 from vision.engine.build_plan import BuildPlan
@@ -74,7 +74,7 @@ def opened(
         names = class_names(spec)
         head = make_head(spec, len(names), detect.score_threshold, class_ids(names, None, spec.name))
         model = LoadedEngine(engine, spec, head, names, detect)
-        detector = detector_of(device, model, phases, made)
+        detector = build_detector(device, model, phases, made)
     slots: list[Any] = list(detector._slots)
     try:
         yield Opened(detector, model, slots, phases)
@@ -122,13 +122,13 @@ def engine_alone(slots: Sequence[Slot], batch: int, seconds: float) -> float:
 
 def engine_graph(slot: Slot, batch: int) -> Graph:
     """The network of a slot without what comes before and after."""
-    return Graph.capture(slot.stream, lambda: slot.chains[batch].context.enqueue(slot.stream.address), "the engine")
+    return Graph.capture(slot.stream, lambda: slot.graphs[batch].context.enqueue(slot.stream.address), "the engine")
 
 
 def graph_and_eager(it: Opened, batch: int, seconds: float) -> dict[str, float]:
     """On one stream, waited for every time, step by step and as a graph: the network alone, and the whole chain."""
     slot = it.slots[0]
-    chain, stream = slot.chains[batch], slot.stream
+    chain, stream = slot.graphs[batch], slot.stream
     frames = frames_for(it.detector, 1, batch, "bgr")[0]  # what the chain reads from here on
     it.detector.submit(0, frames)
     it.detector.wait(0, 10.0)
@@ -275,7 +275,7 @@ def latency(detector: TensorRTDetector, batch: Sequence[Frame], seconds: float) 
 
 def steps(slot: Slot, batch: int) -> dict[str, float]:
     """Each part of a chain alone, by events of the GPU, in microseconds."""
-    chain, stream = slot.chains[batch], slot.stream
+    chain, stream = slot.graphs[batch], slot.stream
     parts: dict[str, Callable[[], object]] = {**dict(chain.steps), "chain as graph": chain.run}
     took = {}
     with Event(timing=True) as begin, Event(timing=True) as end:
@@ -295,7 +295,7 @@ def steps(slot: Slot, batch: int) -> dict[str, float]:
 
 def naive(model: LoadedEngine, slot: Slot, count: int = 40) -> float:
     """What is written first: OpenCV and NumPy on the host, pageable memory, waiting for every frame; ms a frame."""
-    spec, stream, memory, context = model.spec, slot.stream, slot.memory, slot.chains[1].context
+    spec, stream, memory, context = model.spec, slot.stream, slot.memory, slot.graphs[1].context
     frame = model.engine.tensor(model.input_name)
     mean, std = np.array(spec.input.mean, np.float32), np.array(spec.input.std, np.float32)
     outputs = {

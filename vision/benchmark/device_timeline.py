@@ -29,11 +29,11 @@ class DeviceTimeline:
         self._copying: Event | None = None  # where the copies of a batch begin
         slots, self._copies = detector.parts()
         self._slots = [slot for slot in slots if isinstance(slot, Slot)]
-        self._chains = [dict(slot.chains) for slot in self._slots]
+        self._chains = [dict(slot.graphs) for slot in self._slots]
         for number, slot in enumerate(self._slots):
             for batch, chain in self._chains[number].items():
                 wrapped: Any = _TracedBatchGraph(chain, self, f"slot {number}", slot.stream, steps)
-                slot.chains[batch] = wrapped
+                slot.graphs[batch] = wrapped
         self._origin = self._made.enter_context(Event(timing=True))
         self._origin.record(self._copies)
         self._origin.synchronize()
@@ -72,7 +72,7 @@ class DeviceTimeline:
     def close(self) -> None:
         """Give the detector its chains back."""
         for slot, chains in zip(self._slots, self._chains, strict=False):
-            slot.chains.update(chains)
+            slot.graphs.update(chains)
         self._chains.clear()  # an engine cannot go before its contexts
         self._made.close()
 

@@ -1,11 +1,11 @@
-"""CUDA in the few shapes that the detector needs: its errors, the GPU, streams, events and graphs.
+"""Thin wrappers for the CUDA calls that the detector uses: errors, the device, streams, events, and graphs.
 
-A wrapper of our own, on the calls of ``cuda.bindings.runtime`` that are the same from cuda-python 12.6 (JetPack 6) to
-13.x (JetPack 7, servers), because the wrappers that exist need one of the two, page-lock no memory, or do not end a
-capture that failed. Memory is in `vision.gpu.memory`, kernels in `vision.gpu.nvrtc`.
+They use calls of ``cuda.bindings.runtime`` that are the same from cuda-python 12.6 (JetPack 6) to 13.x (JetPack 7 and
+servers). Memory is in `vision.gpu.memory`, kernels are in `vision.gpu.nvrtc`. See docs/decisions/030-cuda-core.md for
+NVIDIA's own wrappers.
 
-Everything here has one owner, who calls `close`; closing twice is allowed, and forgetting it is warned about, never
-mended. Every CUDA error becomes a `DeviceError` that says what was being done.
+Every object has one owner, which calls `close`. `close` is idempotent; an object that was not closed warns. Every CUDA
+error becomes a `DeviceError` that names the action that failed.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
-_UNLOADING = 4  # cudaErrorCudartUnloading: the process ends, and its memory with it
+_UNLOADING = 4  # cudaErrorCudartUnloading: the process ends
 _OLD_DRIVER = 35  # cudaErrorInsufficientDriver: too old, or none
 _NO_DEVICE = 100  # cudaErrorNoDevice
 _OTHER_DRIVER = (803, 804)  # cudaErrorSystemDriverMismatch, cudaErrorCompatNotSupportedOnDevice
 _SUCCESS = runtime.cudaError_t.cudaSuccess
 
 _RESTART = (
-    "a CUDA error stays with the process until it ends, so it must be restarted (systemd does); "
-    "`dmesg | grep -i -e xid -e nvgpu` says what the GPU reported"
+    "restart the process (systemd does): a CUDA error persists until it ends; "
+    "`dmesg | grep -i -e xid -e nvgpu` shows the GPU's reports"
 )
 
 
@@ -56,7 +56,7 @@ _RESTART = (
 
 
 def _name_of(status: Any) -> str:
-    """Name and text of a status of any CUDA library."""
+    """Return the name and the text of a status of any CUDA library."""
     library = driver if isinstance(status, driver.CUresult) else runtime
     name = library.cuGetErrorName if library is driver else library.cudaGetErrorName
     text = library.cuGetErrorString if library is driver else library.cudaGetErrorString
@@ -66,32 +66,35 @@ def _name_of(status: Any) -> str:
         return str(getattr(status, "name", status))
 
 
-def failure(status: Any, what: str) -> DeviceError:
-    """The error to raise when `what` ended with `status`."""
+def failure(status: Any, action: str) -> DeviceError:
+    """Return the error to raise for an action that ended with `status`."""
     if isinstance(status, (runtime.cudaError_t, driver.CUresult)) and int(status) == _OUT_OF_MEMORY:
-        runtime.cudaGetLastError()  # lack of memory does not stick, but the next call would tell it again
-        return OutOfMemory(f"{what}: the GPU's memory does not suffice", hint="end what else uses the GPU")
-    return DeviceError(f"{what} failed with {_name_of(status)}", hint=_RESTART)
+        runtime.cudaGetLastError()  # out of memory does not persist, but the next call would report it again
+        return OutOfMemory(
+            f"{action}: out of GPU memory", hint="end other programs that use the GPU", code="out-of-memory"
+        )
+    return DeviceError(f"{action} failed with {_name_of(status)}", hint=_RESTART, code="cuda-error")
 
 
-def check(result: tuple[Any, ...], what: str) -> Any:
-    """The value of a call of ``cuda.bindings``, which returns a status before it.
+def check(result: tuple[Any, ...], action: str) -> Any:
+    """Return the value of a call of ``cuda.bindings``, which returns a status before it.
 
     Raises:
         DeviceError: the status is not success.
     """
     if result[0] != _SUCCESS:
-        raise failure(result[0], what)
+        raise failure(result[0], action)
     return result[1] if len(result) == 2 else result[1:] or None
 
 
-def queued(status: int, what: str) -> None:
-    """
+def queued(status: int, action: str) -> None:
+    """Check the status of a call of `vision.gpu.driver_calls`.
+
     Raises:
-        DeviceError: a call of `vision.gpu.driver_calls` did not succeed.
+        DeviceError: the status is not success.
     """
     if status != SUCCESS:
-        raise failure(_status(status), what)
+        raise failure(_status(status), action)
 
 
 def _status(code: int) -> Any:
@@ -102,12 +105,12 @@ def _status(code: int) -> Any:
 
 
 def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceError:
-    """Why there is no GPU to work on: `DeviceMissing` where a restart would not help.
+    """Return the error for a missing or unusable GPU: `DeviceMissing` if a restart does not help.
 
     Args:
-        code: what `cudaGetDeviceCount` returned.
-        driver_version: highest CUDA version of the driver, 1000 * major + 10 * minor; 0 where there is none.
-        runtime_version: CUDA version that cuda-python was made for.
+        code: status of `cudaGetDeviceCount`.
+        driver_version: highest CUDA version of the driver, 1000 * major + 10 * minor; 0 without a driver.
+        runtime_version: CUDA version of cuda-python.
     """
 
     def dotted(version: int) -> str:
@@ -117,22 +120,29 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
         return DeviceMissing(
             f"the NVIDIA driver is too old: it knows CUDA {dotted(driver_version)}, and cuda-python is for "
             f"CUDA {dotted(runtime_version)}",
+            code="old-driver",
             hint=f"update the driver, or install `vision[cuda{driver_version // 1000}]`",
         )
     if code == _OLD_DRIVER:
         return DeviceMissing(
             "there is no NVIDIA driver (libcuda was not found)",
+            code="no-driver",
             hint="install the driver; in a container, start it with `--gpus all` (Jetson: `--runtime nvidia`)",
         )
     if code == _NO_DEVICE:
         return DeviceMissing(
             "the NVIDIA driver shows no GPU",
+            code="no-gpu",
             hint="`nvidia-smi` lists them; CUDA_VISIBLE_DEVICES may hide them; a container needs `--gpus all`",
         )
-    what = f"the GPU cannot be used: {_name_of(_status(code))}"
+    message = f"the GPU cannot be used: {_name_of(_status(code))}"
     if code in _OTHER_DRIVER:
-        return DeviceMissing(what, hint="the driver was updated and its old module still runs: restart the machine")
-    return DeviceError(what, hint=_RESTART)
+        return DeviceMissing(
+            message,
+            hint="restart the machine: the driver was updated, its old module is still loaded",
+            code="driver-mismatch",
+        )
+    return DeviceError(message, hint=_RESTART, code="cuda-error")
 
 
 # ------------------------------------------------------------------------------------------------ device
@@ -145,31 +155,31 @@ class Device:
     index: int
     name: str
     compute_capability: tuple[int, int]
-    integrated: bool  # CPU and GPU share the memory: pages are mapped, not copied
+    integrated: bool  # CPU and GPU share the memory
     multiprocessors: int
     total_bytes: int
-    shared_bytes: int  # most shared memory that one block may ask for
-    cache_bytes: int  # of the second level
+    shared_bytes: int  # maximum of one block
+    cache_bytes: int  # second-level cache
     driver_version: int  # 1000 * major + 10 * minor
     runtime_version: int
 
     @property
     def arch(self) -> str:
-        """As compilers name it, such as ``sm_87``."""
+        """Name of the architecture for compilers, such as ``sm_87``."""
         return "sm_{}{}".format(*self.compute_capability)
 
 
 @functools.cache
 def open_device(index: int = 0) -> Device:
-    """The GPU, current in the calling thread. Later calls return the same.
+    """Open the GPU and make it current in the calling thread. Later calls return the same object.
 
     Raises:
-        DeviceMissing: no driver, a driver too old, or no GPU; the message says which.
-        DeviceError: there is one, and it does not work, or is somebody's alone at the moment.
+        DeviceMissing: no driver, an old driver, or no GPU.
+        DeviceError: the GPU does not work, or another process uses it exclusively.
     """
     try:
         status, count = runtime.cudaGetDeviceCount()
-    except RuntimeError:  # cuda-python 12 looks for libcuda at its first use
+    except RuntimeError:  # cuda-python 12 loads libcuda at its first use
         raise no_device(_OLD_DRIVER, 0, 0) from None
     driver_version = runtime.cudaDriverGetVersion()[1] or 0
     runtime_version = runtime.cudaRuntimeGetVersion()[1] or 0
@@ -180,10 +190,10 @@ def open_device(index: int = 0) -> Device:
     check(runtime.cudaSetDevice(index), f"opening GPU {index}")
     attribute = runtime.cudaDeviceAttr
 
-    def value(which: Any) -> int:
-        return int(check(runtime.cudaDeviceGetAttribute(which, index), f"asking GPU {index} for {which}"))
+    def value(name: Any) -> int:
+        return int(check(runtime.cudaDeviceGetAttribute(name, index), f"reading {name} of GPU {index}"))
 
-    properties = check(runtime.cudaGetDeviceProperties(index), f"asking GPU {index} for its properties")
+    properties = check(runtime.cudaGetDeviceProperties(index), f"reading the properties of GPU {index}")
     return Device(
         index=index,
         name=properties.name.split(b"\0")[0].decode(),
@@ -202,31 +212,31 @@ def open_device(index: int = 0) -> Device:
 
 
 def use_device(device: Device) -> None:
-    """Make the GPU current in the calling thread: threads begin without one."""
+    """Make the GPU current in the calling thread. A new thread has none."""
     check(runtime.cudaSetDevice(device.index), "choosing the GPU")
 
 
 def memory_info() -> tuple[int, int]:
-    """Free and total device memory in bytes. On a Jetson, free leaves out what the system could reclaim."""
-    free_bytes, total_bytes = check(runtime.cudaMemGetInfo(), "asking for the free device memory")
+    """Return free and total device memory, bytes. On a Jetson, free excludes what the system could reclaim."""
+    free_bytes, total_bytes = check(runtime.cudaMemGetInfo(), "reading the free device memory")
     return int(free_bytes), int(total_bytes)
 
 
 def synchronize_device() -> None:
-    """Wait for everything that runs on the GPU."""
+    """Wait for all work on the GPU."""
     check(runtime.cudaDeviceSynchronize(), "waiting for the GPU")
 
 
-# ------------------------------------------------------------------------------------------------ life
+# ------------------------------------------------------------------------------------------------ resources
 
 
 class Resource(ABC):
-    """Something with one owner who must `close` it."""
+    """An object with one owner, which must close it."""
 
     _closed = False
 
     def close(self) -> None:
-        """Release it. May be called twice."""
+        """Release it. Idempotent."""
         if not self._closed:
             self._closed = True
             self._release()
@@ -245,30 +255,30 @@ class Resource(ABC):
             warnings.warn(f"{type(self).__name__} was not closed", ResourceWarning, stacklevel=2, source=self)
 
 
-def released(result: tuple[Any, ...], what: str) -> None:
-    """Log a failed release. It is not raised: where the device was lost, the error that tells so is on its way."""
+def released(result: tuple[Any, ...], resource: str) -> None:
+    """Log a failed release. Do not raise: if the device is lost, another call raises that error."""
     if result[0] != _SUCCESS and int(result[0]) != _UNLOADING:
-        _log.warning("releasing %s: %s", what, _name_of(result[0]))
+        _log.warning("releasing %s: %s", resource, _name_of(result[0]))
 
 
 # ------------------------------------------------------------------------------------------------ streams
 
 
 class Stream(Resource):
-    """A queue of work on the GPU. Never the default stream, which cannot be captured and waits for all others."""
+    """A queue of work on the GPU. Not the default stream, which cannot be captured and waits for all others."""
 
     def __init__(self) -> None:
         flag = runtime.cudaStreamNonBlocking
         self.handle = check(runtime.cudaStreamCreateWithFlags(flag), "creating a stream")
-        self.address = int(self.handle)  # what TensorRT takes
+        self.address = int(self.handle)  # the form that TensorRT takes
         self._opened = True
 
     def synchronize(self) -> None:
-        """Wait until all that was queued is done. Releases the GIL."""
+        """Wait for all queued work. Releases the GIL."""
         check(runtime.cudaStreamSynchronize(self.handle), "waiting for a stream")
 
     def wait(self, event: Event) -> None:
-        """What is queued from now on begins after `event`."""
+        """Make work that is queued from now on start after `event`."""
         queued(calls().wait(self.address, event.address, 0), "making a stream wait")
 
     def _release(self) -> None:
@@ -276,7 +286,7 @@ class Stream(Resource):
 
 
 class Event(Resource):
-    """A point in a stream. One that was never recorded counts as reached."""
+    """A point in a stream. An event that was never recorded counts as reached."""
 
     def __init__(self, *, timing: bool = False) -> None:
         flags = runtime.cudaEventBlockingSync | (0 if timing else runtime.cudaEventDisableTiming)
@@ -285,14 +295,14 @@ class Event(Resource):
         self._opened = True
 
     def record(self, stream: Stream) -> None:
-        """Put the event behind what is queued on `stream`."""
+        """Record the event behind the work that is queued on `stream`."""
         queued(calls().record(self.address, stream.address), "recording an event")
 
     def reached(self) -> bool:
-        """Whether the GPU has passed it. Never waits.
+        """Return True if the GPU has reached the event. Does not wait.
 
         Raises:
-            DeviceError: something before it failed.
+            DeviceError: work before the event failed.
         """
         status = calls().query(self.address)
         if status == NOT_READY:
@@ -301,11 +311,11 @@ class Event(Resource):
         return True
 
     def synchronize(self) -> None:
-        """Wait for it without burning a core. Releases the GIL."""
+        """Wait for the event without busy waiting. Releases the GIL."""
         check(runtime.cudaEventSynchronize(self.handle), "waiting for an event")
 
     def ms_since(self, earlier: Event) -> float:
-        """Time between two events made with `timing`, milliseconds."""
+        """Return the time since `earlier`, milliseconds. Both events need `timing`."""
         return float(check(runtime.cudaEventElapsedTime(earlier.handle, self.handle), "timing"))
 
     def _release(self) -> None:
@@ -315,11 +325,11 @@ class Event(Resource):
 # ------------------------------------------------------------------------------------------------ graphs
 
 _CAPTURING = threading.Lock()
-"""One capture at a time in the process: TensorRT allocates and logs in places that a capture elsewhere hears."""
+"""One capture at a time in the process: TensorRT's allocations in other threads would invalidate a capture."""
 
 
 class Graph(Resource):
-    """Work that was captured once and is launched as a whole. What it reads and writes must outlive it."""
+    """Work that was captured once and is launched as a whole. Memory that it uses must outlive it."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
@@ -327,41 +337,44 @@ class Graph(Resource):
         self._opened = True
 
     @classmethod
-    def capture(cls, stream: Stream, enqueue: Callable[[], object], what: str) -> Graph:
-        """Run `enqueue` once as a warm-up, since libraries allocate at their first call, then record it.
+    def capture(cls, stream: Stream, enqueue: Callable[[], object], label: str) -> Graph:
+        """Run `enqueue` once as a warm-up, since libraries allocate at their first call, then capture it.
 
-        `enqueue` puts work on `stream` and does nothing else: no waiting, no allocation.
+        Args:
+            enqueue: queues work on `stream`. It must not wait or allocate.
+            label: name of the work for error messages.
 
         Raises:
-            DeviceError: the work cannot be captured; the message says why.
+            DeviceError: the work cannot be captured.
         """
         enqueue()
         stream.synchronize()
         problem: BaseException | None = None
         with _CAPTURING:
             mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-            check(runtime.cudaStreamBeginCapture(stream.handle, mode), f"beginning to capture {what}")
+            check(runtime.cudaStreamBeginCapture(stream.handle, mode), f"beginning to capture {label}")
             try:
                 enqueue()
-            except BaseException as error:  # noqa: BLE001 - a capture must be ended whatever happened, then it is raised
+            except BaseException as error:  # noqa: BLE001 - raised below, after the capture has ended
                 problem = error
             status, template = runtime.cudaStreamEndCapture(stream.handle)
         try:
             if problem is not None and not isinstance(problem, Exception):
                 raise problem
             if problem is not None or status != _SUCCESS:
-                runtime.cudaGetLastError()  # the failure of a capture would be told again by the next call
+                runtime.cudaGetLastError()  # the next call would report the failed capture again
                 cause = str(problem).splitlines()[0] if problem is not None and str(problem) else _name_of(status)
                 raise DeviceError(
-                    f"the CUDA graph of {what} could not be captured: {cause}",
-                    hint="`detect: {graphs: off}` runs without graphs, slower",
+                    f"the CUDA graph of {label} could not be captured: {cause}",
+                    hint="set `detect: {graphs: off}`: slower, but without graphs",
+                    code="graph-not-captured",
                 ) from problem
-            executable = check(runtime.cudaGraphInstantiate(template, 0), f"making the CUDA graph of {what}")
+            executable = check(runtime.cudaGraphInstantiate(template, 0), f"creating the CUDA graph of {label}")
         finally:
             if template is not None and int(template):
                 released(runtime.cudaGraphDestroy(template), "a captured graph")
         graph = cls(executable)
-        check(runtime.cudaGraphUpload(executable, stream.handle), f"uploading the CUDA graph of {what}")
+        check(runtime.cudaGraphUpload(executable, stream.handle), f"uploading the CUDA graph of {label}")
         stream.synchronize()
         return graph
 

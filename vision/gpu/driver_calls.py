@@ -1,10 +1,10 @@
-"""CUDA's calls that queue work, or ask how far it is, made without giving the GIL away.
+"""CUDA calls that queue work or query its progress, made without releasing the GIL.
 
-cuda-python gives it away in every call, which is right where a call waits. Those here take a few microseconds, but
-getting the GIL back, with the threads of thirty cameras waiting for it, takes milliseconds each time, and a batch makes
-one such call for every frame: on 16 cores with 32 cameras of 30 frames/s, submitting 25 frames took up to 80 ms.
+cuda-python releases the GIL in every call, which is right for calls that wait. The calls here take a few microseconds,
+but acquiring the GIL again takes milliseconds each time if the threads of thirty cameras wait for it, and a batch makes
+one such call per frame. On 16 cores with 32 cameras of 30 frames/s, submitting 25 frames took up to 80 ms.
 
-The functions are the driver's own, by the addresses that CUDA gives for them. Their handles are those of the runtime.
+The functions are the driver's, at the addresses that CUDA returns for them. They take the runtime's handles.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from vision.errors import DeviceMissing
 SUCCESS: Final = 0
 NOT_READY: Final = 600  # CUDA_ERROR_NOT_READY
 
-_CUDA_VERSION: Final = 12_000  # whose signatures these are
-_INVALID_CONTEXT: Final = 201  # the thread has not yet used the GPU; the runtime's calls see to that themselves
+_CUDA_VERSION: Final = 12_000  # version of the signatures below
+_INVALID_CONTEXT: Final = 201  # the thread has not used the GPU yet; calls of the runtime handle that
 
 _Call = Callable[..., int]
 
 
 class Calls(NamedTuple):
-    """Each returns a CUresult, whose numbers are those of cudaError_t."""
+    """Functions that return a CUresult, which has the numbers of cudaError_t."""
 
-    copy_to_device: _Call  # target, source, bytes, stream; from page-locked memory, or else it waits
+    copy_to_device: _Call  # target, source, bytes, stream; waits unless the source is page-locked
     record: _Call  # event, stream
     wait: _Call  # stream, event, flags
     query: _Call  # event
@@ -39,7 +39,7 @@ class Calls(NamedTuple):
 
 @functools.cache
 def calls() -> Calls:
-    """The functions of this process's driver.
+    """Return the functions of this process's driver.
 
     Raises:
         DeviceMissing: there is no driver, or it lacks one of them.
@@ -55,13 +55,13 @@ def calls() -> Calls:
 
 
 def _call(symbol: str, *types: Any) -> _Call:
-    found = runtime.cudaGetDriverEntryPointByVersion(symbol.encode(), _CUDA_VERSION, 0)
-    if found[0] != runtime.cudaError_t.cudaSuccess or not found[1]:
+    entry = runtime.cudaGetDriverEntryPointByVersion(symbol.encode(), _CUDA_VERSION, 0)
+    if entry[0] != runtime.cudaError_t.cudaSuccess or not entry[1]:
         raise DeviceMissing(
-            f"the NVIDIA driver has no {symbol}: {found[0].name}",
+            f"the NVIDIA driver has no {symbol}: {entry[0].name}",
             hint="CUDA 12.0 or newer is needed: update the driver",
         )
-    function = ctypes.PYFUNCTYPE(ctypes.c_int, *types)(int(found[1]))  # PYFUNCTYPE: the GIL is kept
+    function = ctypes.PYFUNCTYPE(ctypes.c_int, *types)(int(entry[1]))  # PYFUNCTYPE: the GIL is kept
 
     def call(*arguments: int) -> int:
         status = int(function(*arguments))

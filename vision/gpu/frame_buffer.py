@@ -19,7 +19,8 @@ class DeviceFrameMemory:
     """GPU memory of one frame. Freed when the last reference to it goes. Satisfies `vision.types.DeviceMemory`."""
 
     def __init__(self, nbytes: int, purpose: str) -> None:
-        """
+        """Allocate.
+
         Raises:
             OutOfMemory: with the size that was asked for and the free memory.
         """

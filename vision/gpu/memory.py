@@ -1,6 +1,6 @@
-"""Memory that CUDA gives: the GPU's, and page-locked memory of the host; what is held of them, and copies between them.
+"""GPU memory and page-locked host memory: allocations, the total of them, and copies.
 
-As in `vision.gpu.cuda`, everything has one owner who closes it, and every error says what the memory was for.
+As in `vision.gpu.cuda`, every object has one owner, which closes it. Every error names the purpose of the memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vision.gpu.driver_calls import calls
 
 try:
     from cuda.bindings import runtime
-except ImportError as error:  # vision.gpu.cuda has said more
+except ImportError as error:  # vision.gpu.cuda raises the same error with a hint
     raise DeviceMissing(f"cuda-python cannot be imported: {error}") from error
 
 _TO_DEVICE = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -32,7 +32,7 @@ _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
 
 @dataclass(frozen=True, slots=True)
 class Allocated:
-    """What the process holds through this module, and how often it has asked: nothing may ask once it is running."""
+    """Memory that the process holds through this module, and the number of allocations. None may follow READY."""
 
     device_bytes: int
     host_bytes: int  # page-locked
@@ -41,7 +41,7 @@ class Allocated:
 
 class _Ledger:
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a finaliser may come in the middle
+        self._lock = threading.RLock()  # a finaliser can run while the lock is held
         self._now = Allocated(0, 0, 0)
 
     def add(self, *, device_bytes: int = 0, host_bytes: int = 0, calls: int = 1) -> None:
@@ -57,7 +57,7 @@ _ledger = _Ledger()
 
 
 def allocated() -> Allocated:
-    """What is held now."""
+    """Return the memory held now."""
     return _ledger.snapshot()
 
 
@@ -66,28 +66,30 @@ def _mib(nbytes: int) -> str:
 
 
 def out_of_memory(nbytes: int, purpose: str, kind: str, free_bytes: int, total_bytes: int) -> OutOfMemory:
-    """What to say when an allocation failed for lack of memory."""
+    """Return the error for an allocation that failed for lack of memory."""
     return OutOfMemory(
         f"{purpose}: {_mib(nbytes)} of {kind} memory were asked for; {_mib(free_bytes)} of "
         f"{_mib(total_bytes)} device memory are free, {_mib(allocated().device_bytes)} are held by vision",
-        hint="lower detect.max_batch or detect.batches_in_flight, take a smaller model, or end what else uses the GPU",
+        hint="lower detect.max_batch or detect.batches_in_flight, use a smaller model, or end other GPU programs",
+        code="out-of-memory",
     )
 
 
 def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
     if int(status) != _OUT_OF_MEMORY:
         return failure(status, f"allocating {_mib(nbytes)} of {kind} memory for {purpose}")
-    runtime.cudaGetLastError()  # lack of memory does not stick, but the next call would tell it again
+    runtime.cudaGetLastError()  # out of memory does not persist, but the next call would report it again
     return out_of_memory(nbytes, purpose, kind, *memory_info())
 
 
 class DeviceBuffer(Resource):
-    """Memory of the GPU, aligned to 256 bytes. Not initialised."""
+    """GPU memory, aligned to 256 bytes. Not initialised."""
 
     def __init__(self, nbytes: int, purpose: str) -> None:
-        """
+        """Allocate.
+
         Raises:
-            OutOfMemory: what was asked for, and what is free.
+            OutOfMemory: with the size that was asked for and the free memory.
         """
         self.nbytes = max(nbytes, 1)
         status, pointer = runtime.cudaMalloc(self.nbytes)
@@ -102,13 +104,13 @@ class DeviceBuffer(Resource):
         check(runtime.cudaMemsetAsync(self.address, byte, self.nbytes, stream.handle), "filling device memory")
 
     def write(self, array: NDArray[Any]) -> None:
-        """Copy a contiguous array to the beginning, and wait until it is there."""
+        """Copy a contiguous array to the start of the memory. Return when it is complete."""
         if array.nbytes > self.nbytes:
             raise ValueError(f"{array.nbytes} bytes do not fit into {self.nbytes}")
         check(runtime.cudaMemcpy(self.address, array.ctypes.data, array.nbytes, _TO_DEVICE), "writing device memory")
 
     def read(self, shape: tuple[int, ...], dtype: npt.DTypeLike, offset: int = 0) -> NDArray[Any]:
-        """A copy of what is there once the streams that write to it have been waited for."""
+        """Return a copy of the content. Streams that write to it must be done."""
         array: NDArray[Any] = np.empty(shape, dtype)
         if offset + array.nbytes > self.nbytes:
             raise ValueError(f"{array.nbytes} bytes from {offset} of {self.nbytes}")
@@ -124,21 +126,22 @@ class DeviceBuffer(Resource):
 
 
 class _Lender:
-    """What the arrays of a page-locked buffer hold on to."""
+    """Owner of page-locked memory: the base of all arrays on it."""
 
     def __init__(self, address: int, nbytes: int) -> None:
         self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
 
 
 class HostBuffer(Resource):
-    """Page-locked memory of the host, which the GPU copies from at full speed or reads and writes in place.
+    """Page-locked host memory, which the GPU copies from at full speed, or reads and writes in place.
 
-    After `close` no new arrays can be had from it; the memory itself goes when the last array on it goes, so that a
-    camera's thread that still writes into its frame while the detector closes does no harm.
+    After `close`, it gives no new arrays. The memory is freed with the last array on it, so that a camera's thread can
+    still write to its frame while the detector closes.
     """
 
     def __init__(self, nbytes: int, purpose: str) -> None:
-        """
+        """Allocate.
+
         Raises:
             OutOfMemory: with the size that was asked for and the free memory.
         """
@@ -158,10 +161,10 @@ class HostBuffer(Resource):
         self._opened = True
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8, offset: int = 0) -> NDArray[Any]:
-        """A view of `shape` that keeps the memory alive.
+        """Return a view of `shape` that keeps the memory alive.
 
         Raises:
-            ValueError: the buffer is closed, or shorter than that.
+            ValueError: the buffer is closed or too small.
         """
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if self._bytes is None or offset + nbytes > self.nbytes:
@@ -176,7 +179,7 @@ _abandoned = threading.Event()
 
 
 def abandon() -> None:
-    """The GPU hangs and the process is about to end: page-locked memory is left to that, since freeing it waits too."""
+    """Never free memory again: the GPU hangs, so freeing it would wait. The process is about to end."""
     _abandoned.set()
 
 
@@ -194,12 +197,12 @@ def _free_host(address: int, nbytes: int) -> None:
 
 
 def queue_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy from page-locked memory, and keep the GIL, which from other memory would be held for long."""
+    """Queue a copy from page-locked memory. Keeps the GIL: do not use it for other memory, where the call waits."""
     queued(calls().copy_to_device(target, source, nbytes, stream.address), f"copying {nbytes} bytes to the device")
 
 
 def copy_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy. From page-locked memory it returns at once; pageable memory is read before it returns."""
+    """Queue a copy. Returns at once for page-locked memory, and after reading for pageable memory."""
     (status,) = runtime.cudaMemcpyAsync(target, source, nbytes, _TO_DEVICE, stream.handle)
     if status != _SUCCESS:
         raise failure(status, f"copying {nbytes} bytes to the device")
@@ -211,7 +214,7 @@ def copy_to_host(target: int, source: int, nbytes: int, stream: Stream) -> None:
 
 
 def copy_rows(target: int, source: int, stream: Stream, *, rows: int, row_bytes: int, pitch_bytes: int) -> None:
-    """Queue a copy of `rows` rows that lie `pitch_bytes` apart at `source`; on the GPU or between it and the host."""
+    """Queue a copy of `rows` rows that are `pitch_bytes` apart at `source`, in any direction between GPU and host."""
     copied = runtime.cudaMemcpy2DAsync(
         target, row_bytes, source, pitch_bytes, row_bytes, rows, _BY_ADDRESS, stream.handle
     )
@@ -219,7 +222,7 @@ def copy_rows(target: int, source: int, stream: Stream, *, rows: int, row_bytes:
 
 
 def read_rows(target: NDArray[np.uint8], source: int, *, pitch_bytes: int) -> None:
-    """Fill `target` (rows, bytes of a row; contiguous) with rows that lie `pitch_bytes` apart on the GPU, at once."""
+    """Read rows that are `pitch_bytes` apart on the GPU into `target`: contiguous, (rows, bytes of a row)."""
     rows, row_bytes = target.shape
     copied = runtime.cudaMemcpy2D(target.ctypes.data, row_bytes, source, pitch_bytes, row_bytes, rows, _TO_HOST)
     check(copied, f"reading {rows} rows of {row_bytes} bytes")

@@ -1,7 +1,7 @@
-"""Kernels: CUDA source compiled for the very GPU at hand, at start, and kept as cubins between starts.
+"""Kernels: CUDA source that NVRTC compiles for this machine's GPU at the first start, and a cache of the results.
 
-Compiled by NVRTC and not shipped as binaries, because sizes and types of the model are constants in the source, and
-because one package then serves every GPU that the installed CUDA knows.
+The package has no compiled kernels, because sizes and types of the model are constants in the source, and because one
+package then supports every GPU that the installed CUDA supports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vision.version import pip_hint
 
 try:
     from cuda.bindings import driver, nvrtc
-except ImportError as error:  # vision.gpu.cuda has said more
+except ImportError as error:  # vision.gpu.cuda raises the same error with a hint
     raise DeviceMissing(f"cuda-python cannot be imported: {error}") from error
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A ``.cu`` file, the headers that it includes, and the definitions it is compiled with."""
+    """A ``.cu`` file, the headers that it includes, and its preprocessor definitions."""
 
     name: str
     text: str
@@ -42,25 +42,25 @@ class Source:
 
     @classmethod
     def read(cls, path: Path, definitions: Mapping[str, int | float | str]) -> Source:
-        """Read a file and every header beside it."""
+        """Read a file and all headers in its folder."""
         headers = {header.name: header.read_text("utf-8") for header in sorted(path.parent.glob("*.cuh"))}
         return cls(path.name, path.read_text("utf-8"), headers, definitions)
 
     def options(self, arch: str) -> tuple[str, ...]:
-        """Compiler options for one architecture, such as ``sm_87``."""
+        """Return the compiler options for an architecture, such as ``sm_87``."""
         fixed = (f"--gpu-architecture={arch}", "--std=c++17", "--fmad=true", "-default-device")
         return fixed + tuple(f"-D{name}={value}" for name, value in self.definitions.items())
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """Major and minor.
+    """Return the version of NVRTC: major, minor.
 
     Raises:
         DeviceMissing: the library is not installed.
     """
     try:
-        major, minor = check_nvrtc(nvrtc.nvrtcVersion(), "asking NVRTC for its version")
-    except RuntimeError as error:  # cuda-python looks for the library at its first use
+        major, minor = check_nvrtc(nvrtc.nvrtcVersion(), "reading the version of NVRTC")
+    except RuntimeError as error:  # cuda-python loads the library at its first use
         raise DeviceMissing(
             f"NVRTC, CUDA's run-time compiler, was not found: {error}",
             hint="Jetson: `sudo apt install cuda-nvrtc-12-6` (JetPack 7: 13-x); "
@@ -70,28 +70,32 @@ def nvrtc_version() -> tuple[int, int]:
 
 
 def supported_archs() -> tuple[str, ...]:
-    """Architectures that the installed compiler makes code for, such as ``sm_87``."""
+    """Return the architectures that the installed compiler supports, such as ``sm_87``."""
     nvrtc_version()
     return tuple(
-        f"sm_{number}" for number in check_nvrtc(nvrtc.nvrtcGetSupportedArchs(), "asking NVRTC for its targets")
+        f"sm_{number}" for number in check_nvrtc(nvrtc.nvrtcGetSupportedArchs(), "reading the targets of NVRTC")
     )
 
 
-def check_nvrtc(result: tuple[Any, ...], what: str) -> Any:
-    """As `vision.gpu.cuda.check`, for calls of NVRTC."""
+def check_nvrtc(result: tuple[Any, ...], action: str) -> Any:
+    """Return the value of a call of NVRTC, as `vision.gpu.cuda.check` does.
+
+    Raises:
+        DeviceError: the status is not success.
+    """
     if result[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         text = nvrtc.nvrtcGetErrorString(result[0])[1]
-        raise DeviceError(f"{what} failed: {text.decode() if text else result[0]}")
+        raise DeviceError(f"{action} failed: {text.decode() if text else result[0]}")
     return result[1] if len(result) == 2 else result[1:] or None
 
 
 def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes:
-    """Machine code for `arch`, from the folder `cache` where it was compiled before.
+    """Return machine code for `arch`: from the folder `cache` if it was compiled before.
 
     Raises:
         DeviceMissing: no NVRTC.
-        DeviceError: it does not compile; the message holds the compiler's.
-        ModelError: the cache may be written by others, or cannot be made.
+        DeviceError: it does not compile. The message contains the compiler's.
+        ModelError: other users can write to the cache, or it cannot be created.
     """
     major, minor = nvrtc_version()
     options = source.options(arch)
@@ -103,12 +107,12 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
         kept = read_private(path)
         if kept[:32] == hashlib.sha256(kept[32:]).digest():
             return kept[32:]
-        _log.warning("%s is damaged and is compiled again", path)
+        _log.warning("%s is damaged: compiling it again", path)
     cubin = _compile(source, options)
     try:
         write_whole(path, hashlib.sha256(cubin).digest() + cubin)
     except Unwritable as error:
-        _log.warning("the kernels are not kept and have to be compiled again next time: %s", error.args[0])
+        _log.warning("compiled kernels cannot be saved, so the next start compiles them again: %s", error.args[0])
     return cubin
 
 
@@ -143,7 +147,7 @@ def _compiler_log(program: Any) -> str:
 
 
 class Module(Resource):
-    """Compiled kernels on the GPU."""
+    """Compiled kernels, loaded on the GPU."""
 
     def __init__(self, cubin: bytes, name: str) -> None:
         self._name = name
@@ -152,13 +156,13 @@ class Module(Resource):
 
     @classmethod
     def build(cls, source: Source, arch: str, cache: Path | None) -> Module:
-        """Compile, or take from the cache, and load."""
+        """Compile the source, or read it from the cache, and load it."""
         return cls(compile_cubin(source, arch, cache), source.name)
 
     def kernel(self, name: str, *, shared_bytes: int = 0) -> Kernel:
-        """A kernel by name, allowed to use `shared_bytes` of dynamic shared memory."""
+        """Return a kernel by name, with `shared_bytes` of dynamic shared memory."""
         function = check(driver.cuModuleGetFunction(self.handle, name.encode()), f"looking for {name} in {self._name}")
-        if shared_bytes > 48 << 10:  # what every GPU gives unasked
+        if shared_bytes > 48 << 10:  # the limit without a request
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             check(driver.cuFuncSetAttribute(function, attribute, shared_bytes), f"asking for shared memory for {name}")
         return Kernel(function, name, shared_bytes)
@@ -176,15 +180,18 @@ class Kernel:
     shared_bytes: int
 
     def bind(self, grid: tuple[int, int, int], block: tuple[int, int, int], *arguments: object) -> Launch:
-        """Fix size and arguments, so that a launch is one call.
+        """Return a launch with fixed size and arguments.
 
-        Arguments: NumPy scalars, structures (zero-dimensional arrays), and Python integers for addresses.
+        Args:
+            grid: number of blocks.
+            block: number of threads of a block.
+            arguments: NumPy scalars, structures (zero-dimensional arrays), and Python integers for addresses.
         """
         return Launch(self, grid, block, arguments)
 
 
 class Launch:
-    """A kernel with its arguments. What they point to must outlive it."""
+    """A kernel with its arguments. Memory that they point to must outlive it."""
 
     def __init__(
         self, kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], arguments: Sequence[object]
@@ -197,17 +204,17 @@ class Launch:
         self._address = ctypes.addressof(pointers)
 
     def enqueue(self, stream: Stream) -> None:
-        """Put it on a stream."""
+        """Queue the launch on a stream."""
         (status,) = driver.cuLaunchKernel(self._kernel.function, *self._geometry, stream.handle, self._address, 0)
         if status != driver.CUresult.CUDA_SUCCESS:
             raise failure(status, f"launching {self._kernel.name}")
 
 
 def pack(argument: object) -> NDArray[Any]:
-    """An argument as memory of its own, in the size that the kernel takes.
+    """Return an argument in memory of its own, in the size that the kernel takes.
 
     Raises:
-        ModelError: not a number of known size.
+        ModelError: the argument is not a number of known size.
     """
     if isinstance(argument, bool):
         raise ModelError("kernel arguments are NumPy scalars, structures or addresses, got a bool")

@@ -147,7 +147,7 @@ class PyNvDecoder:
         return DecodedFrame(address, self._size, frame.pts or 0, Pixel_Format.P016 if deep else Pixel_Format.NV12)
 
     def _write(self, address: int, pixels: np.ndarray) -> None:
-        """A method, so that the pool lives as long as there is work on it: freeing waits for that on a real GPU."""
+        """Copy into the pool. A method, so that the pool lives until its work is done: on a real GPU, freeing waits."""
         ctypes.memmove(address, pixels.ctypes.data, pixels.nbytes)
 
     def __del__(self) -> None:

@@ -1,4 +1,4 @@
-"""The kernels compile for every architecture that the project runs on: NVRTC needs neither a GPU nor a driver."""
+"""The kernels compile for every supported architecture. NVRTC needs neither a GPU nor a driver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vision.detect.tensorrt.kernels import KERNELS, Definitions, LetterboxProgra
 from vision.gpu.nvrtc import Source, compile_cubin, nvrtc_version, supported_archs
 
 ARCHS = {
-    "sm_72": "Xavier, which CUDA 13 has dropped",
+    "sm_72": "Xavier, dropped in CUDA 13",
     "sm_75": "Turing",
     "sm_80": "A100",
     "sm_86": "A10, RTX 30",
@@ -62,7 +62,7 @@ def supported(arch: str) -> bool:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_letterbox(arch: str) -> None:
+def test_letterbox_compiles_for(arch: str) -> None:
     if supported(arch):
         for half, interleaved, width in ((False, False, 417), (True, False, 416), (True, True, 416), (True, True, 417)):
             spec = InputSpec(width=width, height=416)
@@ -71,7 +71,7 @@ def test_letterbox(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_postprocess(arch: str) -> None:
+def test_postprocess_compiles_for(arch: str) -> None:
     if supported(arch):
         for kind, half in (("nanodet", True), ("yolov8", False)):
             assert compile_cubin(Source.read(KERNELS / "postprocess.cu", definitions(kind, half=half)), arch)
@@ -79,12 +79,12 @@ def test_postprocess(arch: str) -> None:
 
 @pytest.mark.parametrize("kind", OUTPUTS)
 @pytest.mark.parametrize("half", [False, True])
-def test_every_head(kind: str, half: bool) -> None:
+def test_every_head_compiles(kind: str, half: bool) -> None:
     source = Source.read(KERNELS / "postprocess.cu", definitions(kind, half=half))
     assert compile_cubin(source, "sm_87")
 
 
-def test_more_candidates_than_shared_memory_holds() -> None:
+def test_many_candidates_use_global_memory() -> None:
     given = definitions("yolov8", half=False, candidates=8192)
     assert given["SHARED_WORK"] == 0
     assert compile_cubin(Source.read(KERNELS / "postprocess.cu", given), "sm_87")

@@ -1,4 +1,4 @@
-"""The GPU's tests without a GPU: kernels, detector and measurements on the emulated one."""
+"""Runs the GPU tests on the emulated GPU: kernels, detector, and measurements."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ WITHOUT_ENGINES = ("postprocess", "letterbox", "video")
 def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[None]]]:
-    """All suites that are asked for, two at a time: each is a process of its own and waits for the compiler a lot."""
+    """Run the selected suites, two at a time: each is a separate process that often waits for the compiler."""
     cases = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    wanted = [suite for suite in SUITES if any(case.get("suite") == suite for case in cases)]
+    selected = [suite for suite in SUITES if any(case.get("suite") == suite for case in cases)]
     with ThreadPoolExecutor(2) as pool:
         yield {
             suite: pool.submit(
                 run_emulated, SUITES[suite], tmp_path_factory.mktemp("cache"), engines=suite not in WITHOUT_ENGINES
             )
-            for suite in wanted
+            for suite in selected
         }
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("suite", SUITES)
-def test_in_the_emulator(suite: str, running: Mapping[str, Future[None]]) -> None:
+def test_suite_passes_on_the_emulated_gpu(suite: str, running: Mapping[str, Future[None]]) -> None:
     running[suite].result()

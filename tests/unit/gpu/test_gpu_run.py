@@ -1,4 +1,4 @@
-"""`tests.gpu.run_all`: what it names is there, for a part that runs nothing looks like one that found nothing."""
+"""`tests.gpu.run_all` names tests that exist: a part without tests would look like a part without failures."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Waiting for the GPU with a time limit, without burning a core and without sleeping past the end.
+"""Waits for the GPU with a time limit, without busy waiting and without oversleeping.
 
-CUDA's own wait knows no limit. Asking all the time takes a core; sleeping a fixed time adds it to every batch. But
-batches of one size take much the same time, so the first look is shortly before the last ones were done.
+CUDA's own wait has no time limit. Polling without a pause takes a core; sleeping a fixed time adds it to every batch.
+Batches of one size take much the same time, so the first poll is shortly before the expected end.
 
-The quicker of the last two batches counts. A pause of the machine makes one batch late by 100 ms and more: by a moving
-average, the batches after it were waited for too long, for a second and more, and the cameras dropped their frames.
+The quicker of the last two batches counts. A stall of the machine can delay one batch by 100 ms and more. With a moving
+average, the waits after such a batch were too long for a second and more, and the cameras dropped frames.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from vision.gpu.cuda import Event, Resource, Stream
 
 _POLL_NS: Final = 20_000
 _LONGEST_POLL_NS: Final = 5_000_000
-_EARLY: Final = 0.9  # of the usual time, for the first look
+_EARLY: Final = 0.9  # fraction of the expected time before the first poll
 _UNKNOWN: Final = (0.0, 0.0)
 _PR_SET_TIMERSLACK: Final = 29
 
 
 class _Precision(threading.local):
-    """Whether the thread has asked to be woken on time."""
+    """Per thread: True once its timer slack is set."""
 
-    asked = False
+    is_set = False
 
 
 _precision = _Precision()
 
 
 def _sleep_precisely(seconds: float) -> None:
-    """Sleep, and wake on time: Linux adds 50 µs to each sleep otherwise, a fifth of a small batch."""
-    if not _precision.asked:
-        _precision.asked = True
+    """Sleep without timer slack. By default Linux adds 50 µs to each sleep, a fifth of a small batch."""
+    if not _precision.is_set:
+        _precision.is_set = True
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1_000, 0, 0, 0)  # nanoseconds
     time.sleep(seconds)
 
 
 class Completion(Resource):
-    """The end of a batch on a stream."""
+    """End of a batch on a stream."""
 
     def __init__(
         self,
@@ -53,29 +53,29 @@ class Completion(Resource):
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = _sleep_precisely,
     ) -> None:
-        """`sleep` takes seconds and moves `clock` on."""
+        """Create the event. `sleep` takes seconds and advances `clock`, nanoseconds."""
         self._event = make_event()
         self._clock = clock
         self._sleep = sleep
         self._size = 0
         self._recorded_ns = 0
-        self._running_ns: int | None = None  # when a look last found it running
+        self._running_ns: int | None = None  # the last poll that found the batch running
         self._last_two_ns: dict[int, tuple[float, float]] = {}  # by batch size
         self._opened = True
 
     def record(self, stream: Stream, size: int) -> None:
-        """A batch of `size` has just been queued on `stream`."""
+        """Mark the end of a batch of `size` that was just queued on `stream`."""
         self._event.record(stream)
         self._size = size
         self._recorded_ns = self._clock()
         self._running_ns = None
 
     def before(self, stream: Stream) -> None:
-        """What is queued on `stream` from now on begins after the batch. The host does not wait."""
+        """Make later work on `stream` start after the batch. The host does not wait."""
         stream.wait(self._event)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until it is done (True), at most so long (False). Releases the GIL.
+        """Wait for at most `timeout_s`. Return True if the batch is done. Releases the GIL.
 
         Raises:
             DeviceError: the work failed.
@@ -83,10 +83,10 @@ class Completion(Resource):
         if self._done():
             return True
         deadline_ns = self._clock() + int(timeout_s * 1e9)
-        first_look_ns = self._recorded_ns + _EARLY * min(self._last_two_ns.get(self._size, _UNKNOWN))
+        first_poll_ns = self._recorded_ns + _EARLY * min(self._last_two_ns.get(self._size, _UNKNOWN))
         while (now_ns := self._clock()) < deadline_ns:
             poll_ns = min(max((now_ns - self._recorded_ns) / 64, _POLL_NS), _LONGEST_POLL_NS)
-            self._sleep(min(max(first_look_ns - now_ns, poll_ns), deadline_ns - now_ns) / 1e9)
+            self._sleep(min(max(first_poll_ns - now_ns, poll_ns), deadline_ns - now_ns) / 1e9)
             if self._done():
                 return True
         return False
@@ -95,12 +95,12 @@ class Completion(Resource):
         done, now_ns = self._event.reached(), self._clock()
         if not done:
             self._running_ns = now_ns
-        elif self._running_ns is not None:  # one that nobody waited for may have been done for long
+        elif self._running_ns is not None:  # otherwise the batch may have ended long ago
             self._learn((self._running_ns + now_ns) / 2 - self._recorded_ns)
         return done
 
     def _learn(self, took_ns: float) -> None:
-        """Half way between two looks: after a sleep that was too long, the next one is half as long."""
+        """Note the midpoint between two polls: after a sleep that was too long, the next one is half as long."""
         _, last_ns = self._last_two_ns.get(self._size, _UNKNOWN)
         self._last_two_ns[self._size] = last_ns, took_ns
 

@@ -1,8 +1,8 @@
-"""Detection on an NVIDIA GPU with TensorRT or TensorRT-RTX: everything from pixels to boxes in one CUDA graph a batch.
+"""Detection on an NVIDIA GPU with TensorRT or TensorRT-RTX: one CUDA graph per batch, from pixels to boxes.
 
-What limits a detector on a GPU is not arithmetic but waiting: for the copy of the frames, for the launch of a hundred
-small kernels, for the host. So several batches are in flight, each in a slot with memory of its own, and each batch is
-one launch (`vision.detect.tensorrt.slot`). Whatever can be made or found out is, before READY.
+Waiting limits a detector on a GPU more than arithmetic does: for the copies of frames, for the launches of a hundred
+small kernels, for the host. So several batches are in flight, each in a slot with its own memory, and each batch is one
+launch (`vision.detect.tensorrt.slot`). All memory is allocated and all graphs are checked before READY.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameUploader
 from vision.detect.tensorrt.graph_check import GraphCheck, Noise, Snapshot
 from vision.detect.tensorrt.kernels import KERNELS, Output, PostprocessProgram, kept_classes, threshold
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer, kernel_cache, load_letterbox
-from vision.detect.tensorrt.slot import ExecutionLane, Kernels, Slot, TensorRoom, UploadPath, drain, slot_bytes
+from vision.detect.tensorrt.slot import ExecutionLane, Kernels, Slot, TensorSizes, UploadPath, drain, slot_bytes
 from vision.engine.cuda_memory import CudaMemory
 from vision.engine.library import find_library
 from vision.engine.memory import MemoryBudget, MemoryPool, detector_budget, make_allocator, shared_scratch
@@ -45,35 +45,35 @@ from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 _log = logging.getLogger(__name__)
 
 _CLOSE_S: Final = 5.0
-"""Longer than any batches that are still in flight take; with what else has to end, shorter than systemd waits."""
+"""Longer than batches in flight take. With the rest of the shutdown, shorter than systemd's stop timeout."""
 
 
 def open_tensorrt_detector(
     folder: Path, spec: ModelSpec, detect: DetectConfig, *, stop: threading.Event | None = None
 ) -> TensorRTDetector:
-    """The detector for a model on the GPU of this machine; builds the engine if there is none yet.
+    """Open the detector for a model on this machine's GPU. Build the engine if there is none yet.
 
     Args:
-        stop: ends a build, and the compiling of kernels between two of their contexts.
+        stop: ends an engine build, and the creation of contexts between two of them.
 
     Raises:
         Closed: stopped.
         DeviceMissing: no GPU, no driver, a driver too old, or no TensorRT.
         ConfigError: `detect.classes` names a class that the model does not have.
-        ModelError: the model cannot be built or is not what its card says.
-        DeviceError: not enough memory, or a graph that cannot be captured or gives other results than without.
+        ModelError: the model cannot be built or does not match its specification.
+        DeviceError: not enough memory, or a graph cannot be captured or gives other results than its steps.
     """
-    phases = StartupTimer()
+    timer = StartupTimer()
     device = open_device()
     if detect.iou_threshold is not None:
         spec = spec.model_copy(update={"nms": spec.nms.model_copy(update={"iou_threshold": detect.iou_threshold})})
     names = class_names(spec)
     head = make_head(spec, len(names), detect.score_threshold, class_ids(names, detect.classes, spec.name))
-    with contextlib.ExitStack() as made:
+    with contextlib.ExitStack() as resources:
         pool = MemoryPool(CudaMemory())
-        made.callback(_close_quietly, pool)
-        with phases.phase("engine"):
-            engine = made.enter_context(
+        resources.callback(_close_quietly, pool)
+        with timer.phase("engine"):
+            engine = resources.enter_context(
                 open_engine(
                     folder,
                     spec,
@@ -84,8 +84,8 @@ def open_tensorrt_detector(
                     prepare_thread=lambda: use_device(device),
                 )
             )
-        detector = detector_of(device, LoadedEngine(engine, spec, head, names, detect), phases, made, stop=stop)
-    _log.info("%s is ready after %s; %s", detector.spec.name, phases, pool.report())
+        detector = build_detector(device, LoadedEngine(engine, spec, head, names, detect), timer, resources, stop=stop)
+    _log.info("%s is ready after %s; %s", detector.spec.name, timer, pool.report())
     return detector
 
 
@@ -101,35 +101,35 @@ def check_device(detect: DetectConfig) -> None:
     require_precision(detect.precision, device)
 
 
-def detector_of(
+def build_detector(
     device: Device,
     model: LoadedEngine,
-    phases: StartupTimer,
-    made: contextlib.ExitStack,
+    timer: StartupTimer,
+    resources: contextlib.ExitStack,
     *,
     stop: threading.Event | None = None,
 ) -> TensorRTDetector:
-    """A detector over an engine that is open. What `made` holds is the detector's to close from then on."""
+    """Build a detector over an open engine. The detector takes over what `resources` holds."""
     use_device(device)
     count = model.detect.batches_in_flight or (SLOTS_INTEGRATED if device.integrated else SLOTS_GPU)
-    with phases.phase("contexts"):
-        lanes = _open_lanes(model, [made.enter_context(Stream()) for _ in range(count)], stop)
+    with timer.phase("contexts"):
+        lanes = _open_lanes(model, [resources.enter_context(Stream()) for _ in range(count)], stop)
     frame = model.engine.tensor(model.input_name)
-    turns = ConcurrencyLimit(device.cache_bytes, frame.bytes_of(model.input_shape(1)))
-    inlet = UploadPath(FrameUploader(model.spec.input), made.enter_context(Stream()), turns)
-    sizes = lanes[0].greatest.output_sizes()
-    if any(size.shape is None for size in sizes.values()):
-        dynamic = _dynamic_slots(device, model, lanes, inlet, phases=phases, made=made)
-        return TensorRTDetector(device, model, phases=phases, inlet=inlet, slots=dynamic, made=made)
-    slots = _graph_slots(device, model, lanes, inlet, phases=phases, made=made)
-    return TensorRTDetector(device, model, phases=phases, inlet=inlet, slots=slots, made=made)
+    limit = ConcurrencyLimit(device.cache_bytes, frame.bytes_of(model.input_shape(1)))
+    uploads = UploadPath(FrameUploader(model.spec.input), resources.enter_context(Stream()), limit)
+    output_sizes = lanes[0].greatest.output_sizes()
+    if any(size.shape is None for size in output_sizes.values()):
+        dynamic = _dynamic_slots(device, model, lanes, uploads, timer=timer, resources=resources)
+        return TensorRTDetector(device, model, timer=timer, uploads=uploads, slots=dynamic, resources=resources)
+    slots = _graph_slots(device, model, lanes, uploads, timer=timer, resources=resources)
+    return TensorRTDetector(device, model, timer=timer, uploads=uploads, slots=slots, resources=resources)
 
 
 def _open_lanes(model: LoadedEngine, streams: Sequence[Stream], stop: threading.Event | None) -> list[ExecutionLane]:
-    """A context for every batch size on every stream, one after the other: TensorRT keeps the GIL meanwhile.
+    """Create a context for every batch size on every stream, one by one: TensorRT holds the GIL meanwhile.
 
     Raises:
-        Closed: `stop` was set. The first contexts of an engine of TensorRT-RTX take seconds each: kernels are compiled.
+        Closed: `stop` was set. TensorRT-RTX compiles kernels for its first contexts, which takes seconds each.
     """
     lanes = []
     for stream in streams:
@@ -138,13 +138,13 @@ def _open_lanes(model: LoadedEngine, streams: Sequence[Stream], stop: threading.
             if stop is not None and stop.is_set():
                 raise Closed("stopped while kernels were compiled")
             contexts[batch] = model.context(batch, stream)
-            time.sleep(0)  # signals, and messages to who joins, have their turn
+            time.sleep(0)  # let other threads run, for signals and for subscribers that join
         lanes.append(ExecutionLane(stream, contexts))
     return lanes
 
 
 def _close_quietly(pool: MemoryPool) -> None:
-    """Close the pool after a failed start. TensorRT may still hold some of it; why it failed is what matters."""
+    """Close the pool after a failed start. TensorRT may still hold some of it; the first error matters more."""
     try:
         pool.close()
     except DeviceError as error:
@@ -152,44 +152,44 @@ def _close_quietly(pool: MemoryPool) -> None:
 
 
 class DetectorSlot(Protocol):
-    """One batch in flight: `vision.detect.tensorrt.slot.Slot`, or `DynamicSlot` where the data decides sizes."""
+    """One batch in flight: `vision.detect.tensorrt.slot.Slot`, or `DynamicSlot` for data-dependent outputs."""
 
     stream: Stream
 
     @property
     def frames(self) -> int:
-        """Of the batch in flight; 0: none."""
+        """Number of frames in flight. 0: the slot is free."""
 
     def submit(self, frames: Sequence[Frame]) -> None:
         """Queue a batch."""
 
     def ready(self, timeout_s: float) -> bool:
-        """Wait until the batch in flight is done, at most so long."""
+        """Wait for the batch in flight, for at most `timeout_s`. Return True if it is done."""
 
     def detections(self) -> list[Detections]:
-        """Its result, in arrays of its own. The slot is free again."""
+        """Return the results of the batch that is done, and free the slot."""
 
 
 class TensorRTDetector:
-    """`Detector` on a GPU; the contract is that of `vision.detect.detector.Detector`."""
+    """Detector on a GPU. Satisfies `vision.detect.detector.Detector`."""
 
     def __init__(
         self,
         device: Device,
         model: LoadedEngine,
         *,
-        phases: StartupTimer,
-        inlet: UploadPath,
+        timer: StartupTimer,
+        uploads: UploadPath,
         slots: Sequence[DetectorSlot],
-        made: contextlib.ExitStack,
+        resources: contextlib.ExitStack,
     ) -> None:
-        self.phases = phases
+        self.startup = timer
         self._device = device
         self._model = model
-        self._inlet = inlet
+        self._uploads = uploads
         self._slots = list(slots)
         self.spec = _detector_spec(device, model, slots)
-        self._made: contextlib.ExitStack | None = made.pop_all()
+        self._resources: contextlib.ExitStack | None = resources.pop_all()
         self.close_s = _CLOSE_S
 
     def memory(self) -> GpuMemory:
@@ -197,13 +197,13 @@ class TensorRTDetector:
         return GpuMemory(held.device_bytes, held.host_bytes)
 
     def counters(self) -> Mapping[str, int]:
-        """For status messages: how often memory had to grow for outputs whose size the data decides."""
+        """Return how often the memory of data-dependent outputs grew, for status messages."""
         dynamic = [slot for slot in self._slots if isinstance(slot, DynamicSlot)]
         return {"detector.outputs_grown": sum(slot.grown for slot in dynamic)} if dynamic else {}
 
     def parts(self) -> tuple[Sequence[DetectorSlot], Stream]:
-        """The slots, and the stream of the copies to them: for what measures, and never for what detects."""
-        return self._slots, self._inlet.copies
+        """Return the slots and their copy stream. For benchmarks only."""
+        return self._slots, self._uploads.copies
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         self._refuse_if_closed()
@@ -234,37 +234,36 @@ class TensorRTDetector:
         return chosen.detections()
 
     def close(self) -> None:
-        made, self._made = self._made, None
-        if made is None:
+        resources, self._resources = self._resources, None
+        if resources is None:
             return
-        streams = [*(slot.stream for slot in self._slots), self._inlet.copies]
+        streams = [*(slot.stream for slot in self._slots), self._uploads.copies]
         self._slots = []
-        release_in_time(self._device, streams, made, self.close_s)
+        release_in_time(self._device, streams, resources, self.close_s)
 
     def _refuse_if_closed(self) -> None:
-        if self._made is None:
+        if self._resources is None:
             raise Closed("the detector is closed")
 
     def __del__(self) -> None:
-        if getattr(self, "_made", None) is not None:
+        if getattr(self, "_resources", None) is not None:
             warnings.warn("TensorRTDetector was not closed", ResourceWarning, stacklevel=2)
 
 
 def release_in_time(
-    device: Device, streams: Sequence[Stream], made: contextlib.ExitStack, limit_s: float
+    device: Device, streams: Sequence[Stream], resources: contextlib.ExitStack, limit_s: float
 ) -> threading.Thread:
-    """Wait for all work, then free everything. A GPU that hangs lets neither return, so that is done in a thread.
+    """Wait for all work, then free everything, in a thread: on a GPU that hangs, neither call returns.
 
-    After `limit_s` the thread is left behind: `vision.cli.main` ends a process that has such a one without waiting
-    for it.
+    After `limit_s`, the thread is abandoned. `vision.cli.main` ends such a process without waiting for the thread.
     """
     failed: list[BaseException] = []
 
     def release() -> None:
         try:
             drain(device, streams)
-            made.close()
-        except BaseException as error:  # noqa: BLE001 - raised below, by who called
+            resources.close()
+        except BaseException as error:  # noqa: BLE001 - raised below, in the calling thread
             failed.append(error)
 
     thread = threading.Thread(target=release, name="gpu-release", daemon=True)
@@ -272,7 +271,7 @@ def release_in_time(
     thread.join(limit_s)
     if thread.is_alive():
         abandon()
-        _log.error("%s does not answer: what it holds is left to the end of the process", device.name)
+        _log.error("%s does not respond: its memory is freed when the process ends", device.name)
     elif failed:
         raise failed[0]
     return thread
@@ -293,7 +292,7 @@ def _detector_spec(device: Device, model: LoadedEngine, slots: Sequence[Detector
 
 
 def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
-    """Why batches do not run as CUDA graphs; empty where they do."""
+    """Return why batches do not run as CUDA graphs. Empty if they do."""
     if any(isinstance(slot, DynamicSlot) for slot in slots):
         return "the model has outputs whose size depends on the frame"
     return "" if detect.graphs else "`detect: {graphs: off}`"
@@ -303,26 +302,26 @@ def _graph_slots(
     device: Device,
     model: LoadedEngine,
     lanes: Sequence[ExecutionLane],
-    inlet: UploadPath,
+    uploads: UploadPath,
     *,
-    phases: StartupTimer,
-    made: contextlib.ExitStack,
+    timer: StartupTimer,
+    resources: contextlib.ExitStack,
 ) -> list[Slot]:
-    """Slots that run as graphs, warm and checked."""
-    outputs, room = _measured(model, lanes[0])
-    with phases.phase("kernels"):
+    """Build slots that run as CUDA graphs, warmed up and checked."""
+    outputs, sizes = _measure_tensors(model, lanes[0])
+    with timer.phase("kernels"):
         model.head.bind({name: (None, *output.shape) for name, output in outputs.items()})
         program = PostprocessProgram.of(model.spec, model.head, len(model.class_names), outputs, device.shared_bytes)
-        kernels = made.enter_context(_loaded(model, program, device))
-    with phases.phase("memory"):
-        budget = _budget(model, room, program, len(lanes))
+        kernels = resources.enter_context(_load_kernels(model, program, device))
+    with timer.phase("memory"):
+        budget = _budget(model, sizes, program, len(lanes))
         free_bytes, total_bytes = memory_info()
         budget.require(free_bytes + model.engine.weights_bytes, total_bytes, shared_with_host=device.integrated)
         _log.info("%s\n%s", model.spec.name, budget.table())
-        slots = [made.enter_context(Slot(room, lane, kernels, inlet)) for lane in lanes]
-    _warm_up(model, slots, outputs, phases)
+        slots = [resources.enter_context(Slot(sizes, lane, kernels, uploads)) for lane in lanes]
+    _warm_up(model, slots, outputs, timer)
     if model.engine.save_kernels():
-        _log.debug("the kernels that the library compiled are kept for the next start")
+        _log.debug("saved the kernels that the library compiled for the next start")
     return slots
 
 
@@ -330,53 +329,53 @@ def _dynamic_slots(
     device: Device,
     model: LoadedEngine,
     lanes: Sequence[ExecutionLane],
-    inlet: UploadPath,
+    uploads: UploadPath,
     *,
-    phases: StartupTimer,
-    made: contextlib.ExitStack,
+    timer: StartupTimer,
+    resources: contextlib.ExitStack,
 ) -> list[DynamicSlot]:
-    """Slots of an engine with data-dependent outputs, warm."""
+    """Build slots for an engine with data-dependent outputs, warmed up."""
     _log.warning(
         "%s has outputs whose size depends on the frame (NonMaxSuppression or NonZero inside): it runs without CUDA "
         "graphs, and the host waits for it",
         model.spec.name,
     )
     bind_open_outputs(model, lanes[0])
-    with phases.phase("kernels"):
-        letterbox = made.enter_context(load_letterbox(model, device))
-    with phases.phase("memory"):
-        slots = [made.enter_context(DynamicSlot(model, lane, letterbox, inlet)) for lane in lanes]
-    with phases.phase("warm-up"):
+    with timer.phase("kernels"):
+        letterbox = resources.enter_context(load_letterbox(model, device))
+    with timer.phase("memory"):
+        slots = [resources.enter_context(DynamicSlot(model, lane, letterbox, uploads)) for lane in lanes]
+    with timer.phase("warm-up"):
         for slot in slots:
             slot.warm_up()
     model.engine.save_kernels()
     return slots
 
 
-def _warm_up(model: LoadedEngine, slots: Sequence[Slot], outputs: Mapping[str, Output], phases: StartupTimer) -> None:
-    """Run every chain once and capture it, then compare each graph with what it was captured from.
+def _warm_up(model: LoadedEngine, slots: Sequence[Slot], outputs: Mapping[str, Output], timer: StartupTimer) -> None:
+    """Run the steps of every batch size once and capture them, then compare each graph with its steps.
 
-    Compared last, so that what one context does to the memory that it shares with another is seen.
+    The comparison comes last, so that it sees what contexts do to the memory that they share.
     """
     checked: list[tuple[GraphCheck, Snapshot]] = []
     with Noise(model.spec.input) as noise:
         for number, slot in enumerate(slots):
-            noise.fill(slot.memory, max(slot.chains), slot.stream)
-            with phases.phase("first slot's graphs" if number == 0 else "other slots' graphs"):
-                for batch, chain in slot.chains.items():
-                    check = GraphCheck(slot, chain, outputs, f"{model.spec.name}, slot {number}, batch {batch}")
+            noise.fill(slot.memory, max(slot.graphs), slot.stream)
+            with timer.phase("first slot's graphs" if number == 0 else "other slots' graphs"):
+                for batch, graph in slot.graphs.items():
+                    check = GraphCheck(slot, graph, outputs, f"{model.spec.name}, slot {number}, batch {batch}")
                     checked.append((check, check.run()))
                     if model.detect.graphs:
-                        chain.capture(check.what)
-        with phases.phase("comparison"):
+                        graph.capture(check.label)
+        with timer.phase("comparison"):
             for check, eager in checked:
                 model.head.check_scores([eager.first(name) for name in model.head.outputs])
                 if model.detect.graphs:
                     check.require_same(eager)
 
 
-def _measured(model: LoadedEngine, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorRoom]:
-    """The outputs of one frame, and the room that one slot needs for all tensors at the greatest batch."""
+def _measure_tensors(model: LoadedEngine, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorSizes]:
+    """Return the outputs of one frame, and the bytes of all tensors of one slot at the largest batch."""
     outputs: dict[str, Output] = {}
     bytes_of: dict[str, int] = {}
     for name, size in lane.greatest.output_sizes().items():
@@ -389,32 +388,32 @@ def _measured(model: LoadedEngine, lane: ExecutionLane) -> tuple[Mapping[str, Ou
     scratch = shared_scratch((0, context.memory_bytes) for context in lane.contexts.values())[0]
     item = np.dtype(model.engine.tensor(model.input_name).dtype).itemsize
     input_bytes = item * int(np.prod(model.input_shape(batch)))
-    return outputs, TensorRoom(batch, model.input_name, input_bytes, bytes_of, scratch)
+    return outputs, TensorSizes(batch, model.input_name, input_bytes, bytes_of, scratch)
 
 
-def _budget(model: LoadedEngine, room: TensorRoom, program: PostprocessProgram, slots: int) -> MemoryBudget:
-    """What is allocated before READY. The frames of the cameras come when these have said how large they are."""
-    own = slot_bytes(room.batch, program)
+def _budget(model: LoadedEngine, sizes: TensorSizes, program: PostprocessProgram, slots: int) -> MemoryBudget:
+    """Return what is allocated before READY. The cameras' frames follow when their sizes are known."""
+    own = slot_bytes(sizes.batch, program)
     return detector_budget(
         weights_bytes=model.engine.weights_bytes,
         slots=slots,
-        scratch_bytes=room.scratch_bytes,
-        input_bytes=room.input_bytes,
-        output_bytes=sum(room.outputs.values()),
+        scratch_bytes=sizes.scratch_bytes,
+        input_bytes=sizes.input_bytes,
+        output_bytes=sum(sizes.outputs.values()),
         postprocess_bytes=own.device,
         result_bytes=own.host,
     )
 
 
 @contextlib.contextmanager
-def _loaded(model: LoadedEngine, program: PostprocessProgram, device: Device) -> Iterator[Kernels]:
-    """The kernels of a model, on the GPU."""
-    with contextlib.ExitStack() as made:
-        letterbox = made.enter_context(load_letterbox(model, device))
+def _load_kernels(model: LoadedEngine, program: PostprocessProgram, device: Device) -> Iterator[Kernels]:
+    """Load the kernels of a model."""
+    with contextlib.ExitStack() as resources:
+        letterbox = resources.enter_context(load_letterbox(model, device))
         source = Source.read(KERNELS / program.file, program.definitions)
-        module = made.enter_context(Module.build(source, device.arch, kernel_cache()))
+        module = resources.enter_context(Module.build(source, device.arch, kernel_cache()))
         keep = kept_classes(model.head, len(model.class_names))
-        kept = made.enter_context(DeviceBuffer(keep.nbytes, "wanted classes"))
+        kept = resources.enter_context(DeviceBuffer(keep.nbytes, "classes to report"))
         kept.write(keep)
         yield Kernels(
             letterbox=letterbox,

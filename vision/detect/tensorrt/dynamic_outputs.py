@@ -1,9 +1,9 @@
 # mypy: allow-subclassing-any
-"""Engines whose outputs have a size that the data decides: NonMaxSuppression or NonZero inside.
+"""Engines with data-dependent output sizes: they contain NonMaxSuppression or NonZero.
 
-TensorRT asks for the memory of such outputs in the middle of the run and learns their size on the host, so there is no
-graph, and a batch stalls the host while it runs. Export a model without them where there is a choice. Decoding is left
-to the reference on the CPU: few rows come out of such an engine.
+TensorRT requests the memory of such outputs during the run and determines their size on the host. So there is no CUDA
+graph, and the host waits for each batch. Export the model without these layers if possible. The CPU reference decodes
+the outputs: such an engine gives few rows.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _log = logging.getLogger(__name__)
 
 
 class GrowingOutput(Resource):
-    """Memory of one output on both sides. It grows when a batch needs more, and never shrinks."""
+    """Host and device memory of one output. It grows if a batch needs more, and never shrinks."""
 
     def __init__(self, name: str, dtype: str) -> None:
         self.name = name
         self.dtype = np.dtype(dtype)
-        self.grown = 0  # times
+        self.grown = 0  # number of times
         self.shape: tuple[int, ...] = ()
-        self._refused: DeviceError | None = None  # why there is no room
+        self._refused: DeviceError | None = None  # why the last request failed
         self._device: DeviceBuffer | None = None
         self._host: HostBuffer | None = None
         self._opened = True
 
     def room(self, nbytes: int) -> int:
-        """Address of at least `nbytes` on the device; 0, which fails the run, where there is no room.
+        """Return the device address of at least `nbytes`. 0, which fails the run, if there is no memory.
 
-        Called by TensorRT in the middle of the run, where an exception would be lost.
+        TensorRT calls this during the run, where an exception would be lost.
         """
         try:
             return self._room(nbytes)
@@ -56,7 +56,7 @@ class GrowingOutput(Resource):
             return 0
 
     def take_refusal(self) -> DeviceError | None:
-        """Why there was no room, once."""
+        """Return the error of the last failed request, and forget it."""
         refused, self._refused = self._refused, None
         return refused
 
@@ -71,7 +71,7 @@ class GrowingOutput(Resource):
         return self._device.address
 
     def fetch(self, stream: Stream) -> None:
-        """Queue the copy of what the last run wrote to the host."""
+        """Queue the copy of the last run's output to the host."""
         nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
         if self._host is None or self._host.nbytes < nbytes:
             if self._host is not None:
@@ -81,7 +81,7 @@ class GrowingOutput(Resource):
             copy_to_host(self._host.address, self._device.address, nbytes, stream)
 
     def read(self) -> NDArray[np.float32]:
-        """What was fetched, as float32."""
+        """Return the fetched output as float32."""
         if self._host is None:
             raise ValueError(f"output {self.name} was never fetched")
         return self._host.array(self.shape, self.dtype).astype(np.float32)
@@ -94,7 +94,7 @@ class GrowingOutput(Resource):
 
 
 def make_output_allocator(output: GrowingOutput) -> trt.IOutputAllocator:
-    """`output` as TensorRT wants it."""
+    """Return an adapter of `output` to TensorRT's interface."""
 
     class Allocator(trt.IOutputAllocator):
         def __init__(self) -> None:
@@ -113,30 +113,33 @@ def make_output_allocator(output: GrowingOutput) -> trt.IOutputAllocator:
 
 
 class DynamicSlot(Resource):
-    """One batch in flight, step by step."""
+    """One batch in flight, run step by step."""
 
-    def __init__(self, model: LoadedEngine, lane: ExecutionLane, letterbox: LetterboxKernel, inlet: UploadPath) -> None:
+    def __init__(
+        self, model: LoadedEngine, lane: ExecutionLane, letterbox: LetterboxKernel, uploads: UploadPath
+    ) -> None:
         self.stream = lane.stream
         self._model = model
-        self._inlet = inlet
+        self._uploads = uploads
         self._in_flight: tuple[Frame, ...] = ()
         self._contexts = dict(sorted(lane.contexts.items()))
         batch = max(self._contexts)
         scratch_bytes = shared_scratch((0, context.memory_bytes) for context in self._contexts.values())[0]
         tensor = model.engine.tensor(model.input_name)
-        with contextlib.ExitStack() as made:
-            scratch = made.enter_context(DeviceBuffer(scratch_bytes, "activations"))
-            self._rows = made.enter_context(HostBuffer(batch * DESCRIPTION_BYTES, "descriptions"))
-            self._frames = made.enter_context(DeviceBuffer(batch * DESCRIPTION_BYTES, "descriptions of frames"))
-            counts = made.enter_context(DeviceBuffer(4 * batch, "candidate counts"))
+        with contextlib.ExitStack() as resources:
+            scratch = resources.enter_context(DeviceBuffer(scratch_bytes, "activations"))
+            self._rows = resources.enter_context(HostBuffer(batch * DESCRIPTION_BYTES, "descriptions"))
+            self._frames = resources.enter_context(DeviceBuffer(batch * DESCRIPTION_BYTES, "descriptions of frames"))
+            counts = resources.enter_context(DeviceBuffer(4 * batch, "candidate counts"))
             nbytes = np.dtype(tensor.dtype).itemsize * int(np.prod(model.input_shape(batch)))
-            images = made.enter_context(DeviceBuffer(nbytes, "the network's input"))
+            images = resources.enter_context(DeviceBuffer(nbytes, "the network's input"))
             images.fill(0, self.stream)
             self.outputs = {
-                each.name: made.enter_context(GrowingOutput(each.name, each.dtype)) for each in model.engine.outputs
+                output.name: resources.enter_context(GrowingOutput(output.name, output.dtype))
+                for output in model.engine.outputs
             }
-            self._spare = made.enter_context(contextlib.closing(StagingBuffers(batch)))
-            self._done = made.enter_context(Completion())
+            self._staging = resources.enter_context(contextlib.closing(StagingBuffers(batch)))
+            self._done = resources.enter_context(Completion())
             self._launches = {
                 size: letterbox.bind(size, self._frames.address, images.address, counts.address)
                 for size in self._contexts
@@ -146,34 +149,34 @@ class DynamicSlot(Resource):
                 context.set_address(model.input_name, images.address)
                 for output in self.outputs.values():
                     context.set_output_allocator(output.name, make_output_allocator(output))
-            self._made = made.pop_all()
+            self._resources = resources.pop_all()
         self._opened = True
 
     @property
     def frames(self) -> int:
-        """Of the batch in flight; 0: none."""
+        """Number of frames in flight. 0: the slot is free."""
         return len(self._in_flight)
 
     @property
     def grown(self) -> int:
-        """How often the memory of an output had to grow."""
+        """Number of times that the memory of an output grew."""
         return sum(output.grown for output in self.outputs.values())
 
     def submit(self, frames: Sequence[Frame]) -> None:
-        """Run a batch up to the point where its outputs are on their way to the host.
+        """Run a batch, and queue the copies of its outputs to the host.
 
         Raises:
-            DeviceError: TensorRT refuses, or there is no room for an output.
+            DeviceError: TensorRT refuses, or there is no memory for an output.
         """
         self._queue(next(size for size in self._contexts if size >= len(frames)), frames)
         self._in_flight = tuple(frames)
 
     def warm_up(self) -> None:
-        """Run every batch size once, without frames: what does not fit is told before the first camera is there.
+        """Run every batch size once without frames, so that errors come before the first camera opens.
 
         Raises:
-            DeviceError: as of `submit`.
-            ModelError: scores that cannot be any.
+            DeviceError: see `submit`.
+            ModelError: the outputs cannot be scores.
         """
         for batch in self._contexts:
             self._queue(batch, ())
@@ -186,7 +189,7 @@ class DynamicSlot(Resource):
         rows[:] = bytes(batch * DESCRIPTION_BYTES)
         for index, frame in enumerate(frames):
             row = rows[index * DESCRIPTION_BYTES : (index + 1) * DESCRIPTION_BYTES]
-            self._inlet.uploader.place(frame, row, self._spare, index, self.stream)
+            self._uploads.uploader.place(frame, row, self._staging, index, self.stream)
         queue_to_device(self._frames.address, self._rows.address, batch * DESCRIPTION_BYTES, self.stream)
         self._launches[batch].enqueue(self.stream)
         self._enqueue(batch)
@@ -198,15 +201,16 @@ class DynamicSlot(Resource):
         try:
             self._contexts[batch].enqueue(self.stream.address)
         except DeviceError as error:
-            refused = [each for output in self.outputs.values() if (each := output.take_refusal()) is not None]
+            refusals = [output.take_refusal() for output in self.outputs.values()]
+            refused = [refusal for refusal in refusals if refusal is not None]
             raise (refused[0] if refused else error) from None
 
     def ready(self, timeout_s: float) -> bool:
-        """Wait until the batch in flight is done, at most so long."""
+        """Wait for the batch in flight, for at most `timeout_s`. Return True if it is done."""
         return self._done.wait(timeout_s)
 
     def detections(self) -> list[Detections]:
-        """The result of the batch that is done. The slot is free again."""
+        """Return the results of the batch that is done, and free the slot."""
         frames, self._in_flight = self._in_flight, ()
         outputs = [self.outputs[name].read() for name in self._model.head.outputs]
         return [self._objects([output[index] for output in outputs], frame.meta) for index, frame in enumerate(frames)]
@@ -220,15 +224,15 @@ class DynamicSlot(Resource):
 
     def _release(self) -> None:
         self._in_flight = ()
-        self._contexts = {}  # the engine cannot go before its contexts
-        self._made.close()
+        self._contexts = {}  # contexts must go before the engine
+        self._resources.close()
 
 
 def bind_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> None:
-    """Choose the head's outputs by the axes that are known before a run; open ones stay open.
+    """Choose the head's outputs by the axes that are known before a run. Other axes stay open.
 
     Raises:
-        ModelError: they do not fit the head, or their rows are not those of the batch.
+        ModelError: they do not fit the head, or their first axis is not the batch.
     """
     shapes: dict[str, tuple[int | None, ...]] = {}
     for name in lane.greatest.output_sizes():

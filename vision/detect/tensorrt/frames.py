@@ -85,23 +85,23 @@ class StagingBuffers:
     """
 
     def __init__(self, places: int) -> None:
-        self._rooms: list[DeviceBuffer | None] = [None] * places
+        self._buffers: list[DeviceBuffer | None] = [None] * places
 
     def copy(self, frame: Frame, index: int, stream: Stream) -> int:
         """Copy a frame to place `index`. Return its device address."""
         pixels = frame.pixels
-        room = self._rooms[index]
-        if room is None or room.nbytes < pixels.nbytes:
-            if room is not None:
-                room.close()
+        buffer = self._buffers[index]
+        if buffer is None or buffer.nbytes < pixels.nbytes:
+            if buffer is not None:
+                buffer.close()
             nbytes = -(-pixels.nbytes // _WORD_BYTES) * _WORD_BYTES
             _log.debug("a frame of camera %s is not in a buffer of the detector", frame.meta.camera_id)
-            room = self._rooms[index] = DeviceBuffer(nbytes, "frames that are in no buffer of the detector")
-        copy_to_device(room.address, pixels.ctypes.data, pixels.nbytes, stream)
-        return room.address
+            buffer = self._buffers[index] = DeviceBuffer(nbytes, "frames that are in no buffer of the detector")
+        copy_to_device(buffer.address, pixels.ctypes.data, pixels.nbytes, stream)
+        return buffer.address
 
     def close(self) -> None:
         """Free the memory. Idempotent."""
-        for room in self._rooms:
-            if room is not None:
-                room.close()
+        for buffer in self._buffers:
+            if buffer is not None:
+                buffer.close()

@@ -1,7 +1,7 @@
-"""Whether a CUDA graph computes what it was captured from. It is asked at every start, of every graph.
+"""Checks that each CUDA graph computes the same as the steps that it was captured from. Runs at every start.
 
-A graph keeps addresses and shapes. A library that swaps a kernel, a shape or a buffer after the capture leaves it
-computing something else without any error, so each graph is compared with the same work run step by step.
+A graph keeps addresses and shapes. If a library replaces a kernel, a shape or a buffer after the capture, the graph
+computes something else without any error. So each graph is compared with the same work run step by step.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from vision.errors import DeviceError
 from vision.gpu.cuda import Resource, Stream
 from vision.gpu.memory import DeviceBuffer
 
-_TOLERANCE = 1e-3  # of the greatest value; graphs were never seen to differ in a single bit
+_TOLERANCE = 1e-3  # relative to the largest value; no graph has differed in a single bit so far
 
 
 class Noise(Resource):
-    """A frame of random bytes on the GPU, a little larger than the model's input."""
+    """A frame of random bytes on the GPU, slightly larger than the model's input."""
 
     def __init__(self, spec: InputSpec) -> None:
         height_px, width_px = spec.height * 5 // 4, spec.width * 4 // 3
@@ -35,7 +35,7 @@ class Noise(Resource):
         self._opened = True
 
     def fill(self, memory: SlotMemory, batch: int, stream: Stream) -> None:
-        """Make it the first `batch` frames of a slot."""
+        """Use the frame as the first `batch` frames of a slot."""
         for index in range(batch):
             memory.row(index)[:] = self._description
         memory.upload_rows(batch, stream)
@@ -46,56 +46,57 @@ class Noise(Resource):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the engine gave for the first and last frame, and what was made of it for all."""
+    """Outputs of the engine for the first and the last frame, and the objects of all frames."""
 
     outputs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
     counts: NDArray[np.uint32]
     boxes: NDArray[np.float32]
 
     def first(self, name: str) -> NDArray[np.float32]:
-        """An output for the first frame, float32."""
+        """Return an output for the first frame, as float32."""
         return self.outputs[name][0].astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class GraphCheck:
-    """Runs one chain and looks at the result."""
+    """Runs the work of one batch size and reads the result."""
 
     slot: Slot
-    chain: BatchGraph
+    graph: BatchGraph
     outputs: Mapping[str, Output]
-    what: str
+    label: str
 
     def run(self) -> Snapshot:
-        """Run the chain, as a graph where it has one, over memory that was spoiled before."""
-        memory, stream, batch = self.slot.memory, self.slot.stream, self.chain.batch
+        """Overwrite the output memory, then run the work: as a CUDA graph if it was captured."""
+        memory, stream, batch = self.slot.memory, self.slot.stream, self.graph.batch
         for buffer in memory.outputs.values():
             buffer.fill(0xFF, stream)
         stream.synchronize()
-        memory.counts_host[:] = 0xFFFFFFFF
-        self.chain.run()
+        memory.result.counts[:] = 0xFFFFFFFF
+        self.graph.run()
         stream.synchronize()
-        counts = memory.counts_host[:batch].copy()
-        boxes = np.concatenate([memory.boxes_host[index, : counts[index, 0]] for index in range(batch)])
+        counts = memory.result.counts[:batch].copy()
+        boxes = np.concatenate([memory.result.boxes_xyxy[index, : counts[index, 0]] for index in range(batch)])
         return Snapshot({name: self._ends(name, output) for name, output in self.outputs.items()}, counts, boxes)
 
     def _ends(self, name: str, output: Output) -> tuple[NDArray[Any], NDArray[Any]]:
         buffer = self.slot.memory.outputs[name]
         nbytes = output.nbytes
         first = buffer.read(output.shape, output.dtype)
-        return first, buffer.read(output.shape, output.dtype, (self.chain.batch - 1) * nbytes)
+        return first, buffer.read(output.shape, output.dtype, (self.graph.batch - 1) * nbytes)
 
     def require_same(self, eager: Snapshot) -> None:
-        """
+        """Run the graph and compare.
+
         Raises:
-            DeviceError: the graph gives something else.
+            DeviceError: the results differ.
         """
         graph = self.run()
         for name, pair in eager.outputs.items():
             for expected, given in zip(pair, graph.outputs[name], strict=True):
                 difference = relative_difference(expected, given)
                 if not difference <= _TOLERANCE:
-                    raise self._differs(f"output {name} by {difference:.2g} of its greatest value")
+                    raise self._differs(f"output {name} by {difference:.2g} of its largest value")
         same = all(
             np.array_equal(a, b, equal_nan=True)
             for name, pair in eager.outputs.items()
@@ -104,15 +105,19 @@ class GraphCheck:
         if same and not (np.array_equal(eager.counts, graph.counts) and np.array_equal(eager.boxes, graph.boxes)):
             raise self._differs("the objects, though the network's outputs are the same")
 
-    def _differs(self, how: str) -> DeviceError:
+    def _differs(self, difference: str) -> DeviceError:
         return DeviceError(
-            f"the CUDA graph of {self.what} gives other results than the same work without a graph: {how}",
-            hint="`detect: {graphs: off}` runs without; `vision build MODEL --force` may give an engine that can",
+            f"the CUDA graph of {self.label} gives other results than the same work without a graph: {difference}",
+            hint="set `detect: {graphs: off}`, or build the engine again: `vision build MODEL --force`",
+            code="graph-differs",
         )
 
 
 def relative_difference(expected: NDArray[Any], given: NDArray[Any]) -> float:
-    """Greatest difference over the greatest expected magnitude; infinite where only one of the two is a number."""
+    """Return the largest difference over the largest expected magnitude.
+
+    Infinite where only one of the two is finite.
+    """
     a, b = expected.astype(np.float64), given.astype(np.float64)
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return float("inf")

@@ -1,7 +1,7 @@
-"""What the host writes for the kernels and reads from them: the structures of ``cuda/*.cu`` in NumPy's terms.
+"""Structures that host and kernels exchange: those of ``cuda/*.cu`` as NumPy dtypes.
 
-Every number that depends on the size of a frame is computed here once per camera, so that a launch costs the host one
-copy of 112 bytes per frame.
+Values that depend on the size of a frame are computed once per buffer, so that a launch costs the host one copy of 112
+bytes per frame.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ _FORMATS: Final[dict[PixelFormat, int]] = {"bgr": 0, "bgrx": 1, "nv12": 2, "i420
 
 @dataclass(frozen=True, slots=True)
 class FrameLayout:
-    """How a frame lies in memory, planes one after the other as `vision.types.Frame` has them."""
+    """Memory layout of a frame: its planes one after the other, as in `vision.types.Frame`."""
 
     height_px: int
     width_px: int
     pixel_format: PixelFormat
     yuv: YuvEncoding = "bt601"
-    pitch_bytes: int | None = None  # from row to row, where it is more than a row has
+    pitch_bytes: int | None = None  # distance between rows; None: rows have no padding
 
 
 def describe_frame(spec: InputSpec, frame: FrameLayout, address: int) -> bytes:
-    """One `FRAME` for a frame at `address` of the device."""
+    """Return one `FRAME` for a frame at a device address."""
     width_px, height_px, pixel_format = frame.width_px, frame.height_px, frame.pixel_format
     letterbox = Letterbox.fit(width_px, height_px, spec.width, spec.height, spec.letterbox)
     content_width, content_height = letterbox.content(width_px, height_px)
@@ -85,7 +85,7 @@ def describe_frame(spec: InputSpec, frame: FrameLayout, address: int) -> bytes:
 
 
 def describe_normalisation(spec: InputSpec) -> NDArray[np.void]:
-    """One `NORMALISE`."""
+    """Return one `NORMALISE`."""
     row = np.zeros((), NORMALISE)
     gain, offset = gain_and_offset(spec.scale, spec.mean, spec.std)
     row["gain"], row["offset"], row["fill"] = gain, offset, spec.fill * gain + offset

@@ -1,7 +1,6 @@
-"""The kernels of one model: which constants they are compiled with, how they are launched, what memory they need.
+"""The kernels of one model: the constants that they are compiled with, their launch sizes, the memory that they need.
 
-Nothing here needs a GPU, so that tests can hold the kernels' numbers against the references of `heads`, `nms` and
-`letterbox` on a CPU.
+Needs no GPU, so that tests can compare the kernels with `vision.detect.reference` on a CPU.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ THRESHOLD: Final = np.dtype([("score", np.float32), ("floor", np.float32), ("kee
 """``struct Threshold`` of ``heads.cuh``."""
 
 RESULT: Final = np.dtype(
-    [("count", np.uint32), ("excess", np.uint32), ("candidates", np.uint32), ("reserved", np.uint32)]
+    [("count", np.uint32), ("truncated", np.uint32), ("candidates", np.uint32), ("reserved", np.uint32)]
 )
 """``struct Result`` of ``postprocess.cu``."""
 
-_ROOM: Final = 16384
-"""Pairs over the threshold that are written down. There are a hundred at 0.35, a few thousand at 0.05; where there are
-more, the scores are read again, which is slow and right."""
+_PAIR_CAPACITY: Final = 16384
+"""Maximum number of pairs over the threshold that are stored. There are about a hundred at 0.35 and a few thousand at
+0.05. With more, the kernel reads the scores again, which is slower but correct."""
 
 _HEADS: Final[Mapping[str, int]] = {"nanodet": 0, "yolov5": 1, "yolov8": 2, "end-to-end": 3, "rt-detr": 4}
 _EFFICIENT_NMS: Final = 5
@@ -47,12 +46,12 @@ class LetterboxProgram:
     width_px: int
     height_px: int
     half_input: bool
-    interleaved: bool = False  # (B, H, W, 4) in place of (B, 3, H, W)
+    interleaved: bool = False  # (B, H, W, 4) instead of (B, 3, H, W)
     red_first: bool = False
 
     file: ClassVar[str] = "letterbox.cu"
     block: ClassVar[Grid] = (256, 1, 1)
-    pixels: ClassVar[tuple[int, int]] = (2, 4)  # across and down, of one thread
+    pixels: ClassVar[tuple[int, int]] = (2, 4)  # columns and rows of one thread
 
     @classmethod
     def of(cls, spec: InputSpec, *, half_input: bool, interleaved: bool = False) -> LetterboxProgram:
@@ -97,12 +96,12 @@ class PostprocessProgram:
     """``postprocess.cu`` for one head."""
 
     definitions: Definitions
-    scores: str  # outputs of the engine that hold them; may be one
+    scores: str  # name of the engine's output; scores and boxes can be in the same one
     boxes: str
-    extra: tuple[str, str]  # of EfficientNMS_TRT: classes and how many; else empty names
-    candidates: int  # most that NMS looks at
-    objects: int  # most of one frame
-    work_bytes: int  # of one frame, in shared memory or outside
+    extra: tuple[str, str]  # EfficientNMS_TRT: names of the classes and of their number; otherwise empty
+    candidates: int  # maximum number for NMS
+    objects: int  # maximum number per frame
+    work_bytes: int  # per frame, in shared or in global memory
     shared_work: bool
     _pairs_blocks: int
 
@@ -114,7 +113,14 @@ class PostprocessProgram:
     def of(
         cls, spec: ModelSpec, head: Head, class_count: int, outputs: Mapping[str, Output], shared_bytes: int
     ) -> PostprocessProgram:
-        """For the outputs that `head` reads, on a GPU that gives a block `shared_bytes` of shared memory."""
+        """Return the program for the outputs that `head` reads.
+
+        Args:
+            shared_bytes: shared memory that the GPU gives one block.
+
+        Raises:
+            ModelError: the kernels cannot read the outputs.
+        """
         scores, boxes, extra = _roles(spec.head, head.outputs)
         for name in (scores, boxes):
             _require(spec, name, outputs[name].dtype, ("float32", "float16"))
@@ -141,7 +147,7 @@ class PostprocessProgram:
             "HEIGHT": spec.input.height,
             "CANDIDATES": candidates,
             "OBJECTS": objects,
-            "ROOM": max(_ROOM, candidates),
+            "PAIR_CAPACITY": max(_PAIR_CAPACITY, candidates),
             "NMS": int(head.needs_nms),
             "CLASS_AWARE": int(spec.nms.class_aware),
             "SHARED_WORK": int(shared_work),
@@ -159,34 +165,35 @@ class PostprocessProgram:
 
     @property
     def keys_bytes(self) -> int:
-        """Memory for the pairs of one frame."""
-        return 8 * int(self.definitions["ROOM"])
+        """Memory for the pairs of one frame, bytes."""
+        return 8 * int(self.definitions["PAIR_CAPACITY"])
 
 
 _STATIC_SHARED: Final = 4096
-"""Shared memory that the kernel takes besides its work: histogram, masks and ranks, with room to spare."""
+"""Shared memory besides `struct Work`, bytes: histogram, masks and ranks, rounded up."""
 
 
 def _work_bytes(candidates: int) -> int:
-    """Size of ``struct Work``."""
+    """Return the size of ``struct Work``."""
     ordered = max(64, 1 << (candidates - 1).bit_length())
     return -(-(8 * ordered + candidates * (16 + 4 + 4 + 1)) // 16) * 16
 
 
-def _require(spec: ModelSpec, name: str, dtype: str, known: tuple[str, ...]) -> None:
-    """
+def _require(spec: ModelSpec, name: str, dtype: str, dtypes: tuple[str, ...]) -> None:
+    """Check the type of an output.
+
     Raises:
         ModelError: the kernels cannot read this output.
     """
-    if dtype not in known:
+    if dtype not in dtypes:
         raise ModelError(
-            f"{spec.name}: output {name} should be {' or '.join(known)}, it is {dtype}",
+            f"{spec.name}: output {name} should be {' or '.join(dtypes)}, it is {dtype}",
             hint="export the model with outputs in fp32",
         )
 
 
 def _roles(head: HeadSpec, outputs: tuple[str, ...]) -> tuple[str, str, tuple[str, str]]:
-    """Which outputs hold scores and boxes, and the two that EfficientNMS_TRT has besides."""
+    """Return the names of the outputs with scores and boxes, and the other two of EfficientNMS_TRT."""
     if head.kind == "end-to-end" and len(outputs) == 4:
         number, boxes, scores, classes = outputs
         return scores, boxes, (classes, number)
@@ -198,7 +205,7 @@ def _roles(head: HeadSpec, outputs: tuple[str, ...]) -> tuple[str, str, tuple[st
 def _layout(
     head: HeadSpec, class_count: int, scores: tuple[int, ...], boxes: tuple[int, ...], shared: bool
 ) -> dict[str, int]:
-    """Where in its tensors a head finds what."""
+    """Return the positions of scores and boxes in the tensors of a head."""
     if head.kind == "yolov8":
         return {"BOXES": scores[1], "SCORE_COLUMNS": 0, "BOX_COLUMNS": 0, "BOX_OFFSET": 0}
     if len(scores) == 1:
@@ -208,14 +215,14 @@ def _layout(
 
 
 def threshold(head: Head, keep_address: int) -> NDArray[np.void]:
-    """One `THRESHOLD`; `keep_address` is where `kept_classes` lies on the device."""
+    """Return one `THRESHOLD`. `keep_address` is the device address of `kept_classes`."""
     row = np.zeros((), THRESHOLD)
     row["score"], row["floor"], row["keep"] = head.score, head.floor, keep_address
     return row
 
 
 def kept_classes(head: Head, class_count: int) -> NDArray[np.uint8]:
-    """One byte a class: whether it is wanted."""
+    """Return one byte per class: 1 if the detector reports it."""
     keep = np.zeros(class_count, np.uint8)
     keep[head.classes] = 1
     return keep

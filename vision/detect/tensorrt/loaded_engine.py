@@ -1,4 +1,4 @@
-"""An engine that is open, and what is known about its numbers: what every detector over TensorRT begins with."""
+"""An open engine with the model's specification: the start of every TensorRT detector."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from vision.gpu.nvrtc import Module, Source
 
 
 def kernel_cache() -> Path:
-    """Where compiled kernels are kept."""
+    """Return the folder of compiled kernels."""
     return default_folder().parent / "kernels"
 
 
 @dataclass(slots=True)
 class StartupTimer:
-    """What starting spent its time on."""
+    """Durations of the phases of a start, seconds by name."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what is done inside."""
+        """Add the duration of the `with` block to a phase."""
         start_ns = time.monotonic_ns()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + (time.monotonic_ns() - start_ns) / 1e9
@@ -46,7 +46,7 @@ class StartupTimer:
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """An engine and what is known about its numbers."""
+    """An open engine, the model's specification and head, and the detector's configuration."""
 
     engine: Engine
     spec: ModelSpec
@@ -56,35 +56,35 @@ class LoadedEngine:
 
     @property
     def input_name(self) -> str:
-        """The frame's tensor.
+        """Name of the tensor that holds the frames.
 
         Raises:
             ModelError: there is none, or more than one.
         """
         frames = [tensor for tensor in self.engine.inputs if not tensor.is_shape_io]
         if len(frames) != 1 or len(frames[0].shape) != 4 or frames[0].dtype not in {"float32", "float16"}:
-            given = ", ".join(f"{each.name} {each.dtype} {each.shape}" for each in frames) or "none"
+            inputs = ", ".join(f"{tensor.name} {tensor.dtype} {tensor.shape}" for tensor in frames) or "none"
             raise ModelError(
                 f"{self.spec.name}: a detector has one input of frames, (batch, 3, height, width) in fp32 or fp16; "
-                f"this engine has {given}",
+                f"this engine has {inputs}",
                 hint="export the model without further inputs",
             )
         return frames[0].name
 
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Of the frame's tensor."""
+        """Return the shape of the tensor that holds the frames."""
         channels = self.engine.tensor(self.input_name).channels
         return (batch, channels, self.spec.input.height, self.spec.input.width)
 
     def batches(self) -> tuple[int, ...]:
-        """Batch sizes to prepare: those of `batch_sizes` that the engine takes, or its only one."""
+        """Return the batch sizes to prepare: those of `batch_sizes` that the engine takes, or its only one."""
         name, profiles = self.input_name, self.engine.profiles
-        wanted = batch_sizes(self.detect.max_batch)
-        taken = tuple(size for size in wanted if any(p.contains({name: self.input_shape(size)}) for p in profiles))
+        sizes = batch_sizes(self.detect.max_batch)
+        taken = tuple(size for size in sizes if any(p.contains({name: self.input_shape(size)}) for p in profiles))
         return taken or (self.engine.max_batch,)
 
     def context(self, batch: int, stream: Stream) -> Context:
-        """A context for one batch size, without memory and addresses."""
+        """Return a context for one batch size, without memory and addresses."""
         shapes = {self.input_name: self.input_shape(batch)}
         profile = self.engine.choose(shapes)
         policy: GraphPolicy = "own" if self.detect.graphs else "off"
@@ -97,7 +97,7 @@ class LoadedEngine:
 
 @contextlib.contextmanager
 def load_letterbox(model: LoadedEngine, device: Device) -> Iterator[LetterboxKernel]:
-    """The letterbox kernel of a model, on the GPU."""
+    """Load the letterbox kernel of a model."""
     tensor = model.engine.tensor(model.input_name)
     program = LetterboxProgram.of(
         model.spec.input, half_input=tensor.dtype == "float16", interleaved=tensor.interleaved

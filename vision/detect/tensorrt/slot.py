@@ -1,9 +1,9 @@
-"""One batch in flight: its memory on both sides, its stream, and for each batch size a chain of work that replays.
+"""One batch in flight: its memory on host and device, its stream, and one CUDA graph for each batch size.
 
-The chain is *letterbox → engine → pairs over the threshold → objects*, and the last kernel writes its fixed-capacity
-result straight into page-locked memory of the host. Everything has a fixed address, so the whole chain is one CUDA
-graph, and a batch costs the host one launch. Frames and their descriptions come on a stream of their own: a copy inside
-the graph would wait in the copy engine behind the frames of the next batch.
+A graph holds *letterbox → engine → pairs over the threshold → objects*. The last kernel writes a result of fixed
+capacity directly to page-locked host memory. Every address is fixed, so the whole sequence is one graph, and a batch
+costs the host one launch. Frames and their descriptions are copied on a stream of their own: a copy inside the graph
+would wait in the copy engine behind the frames of the next batch.
 """
 
 from __future__ import annotations
@@ -41,36 +41,39 @@ class LetterboxKernel:
     normalisation: NDArray[np.void]
 
     def bind(self, batch: int, frames: int, tensor: int, counts: int) -> Launch:
-        """For `batch` descriptions at `frames`; it writes `tensor` and zeroes `counts`, all device addresses."""
+        """Return the launch for `batch` descriptions at `frames`. It writes `tensor` and zeroes `counts`.
+
+        The last three arguments are device addresses.
+        """
         grid = self.program.grid(batch)
         return self.kernel.bind(grid, self.program.block, frames, tensor, counts, self.normalisation)
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionLane:
-    """What one slot runs on."""
+    """The stream and the TensorRT contexts of one slot."""
 
     stream: Stream
     contexts: Mapping[int, Context]  # by batch size
 
     @property
     def greatest(self) -> Context:
-        """The context of the greatest batch."""
+        """The context of the largest batch."""
         return self.contexts[max(self.contexts)]
 
 
 @dataclass(frozen=True, slots=True)
 class UploadPath:
-    """The way of the frames to the GPU, the same for all slots."""
+    """How frames get to the GPU. All slots share it."""
 
     uploader: FrameUploader
-    copies: Stream  # of its own, so that the copies of one batch overlap the work on another
-    turns: ConcurrencyLimit
+    copies: Stream  # a stream of its own: the copies of one batch overlap the work on another
+    limit: ConcurrencyLimit
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What a slot launches besides the engine, the same for all slots."""
+    """The compiled kernels of a model, and their parameters that do not depend on the batch."""
 
     letterbox: LetterboxKernel
     pairs: Kernel
@@ -81,52 +84,72 @@ class Kernels:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorRoom:
-    """Bytes that the engine needs in one slot, at the greatest batch."""
+class TensorSizes:
+    """Bytes that one slot needs for the engine's tensors at the largest batch."""
 
-    batch: int  # the greatest
+    batch: int
     input_name: str
     input_bytes: int
-    outputs: Mapping[str, int]
-    scratch_bytes: int  # of the greatest context: those of one slot never run at the same time
+    outputs: Mapping[str, int]  # bytes by name
+    scratch_bytes: int  # of the largest context: the contexts of one slot never run at the same time
+
+
+class ResultMemory(Resource):
+    """Page-locked memory that the last kernel writes the objects of a batch to."""
+
+    def __init__(self, max_batch: int, objects: int) -> None:
+        self._memory = memory = HostBuffer(result_bytes(max_batch, objects), "results")
+        offsets = result_offsets(max_batch, objects)
+        self.counts: NDArray[np.uint32] = memory.array((max_batch, 4), np.uint32)  # fields of `kernels.RESULT`
+        self.boxes_xyxy: NDArray[np.float32] = memory.array((max_batch, objects, 4), np.float32, offsets[1])
+        self.scores: NDArray[np.float32] = memory.array((max_batch, objects), np.float32, offsets[2])
+        self.class_ids: NDArray[np.int32] = memory.array((max_batch, objects), np.int32, offsets[3])
+        self.addresses = tuple(memory.device_address + offset for offset in offsets)
+        self._opened = True
+
+    def detections(self, index: int) -> Detections:
+        """Return a copy of the objects of one frame."""
+        count, truncated_candidates, _, _ = self.counts[index].tolist()
+        return Detections(
+            self.boxes_xyxy[index, :count].copy(),
+            self.scores[index, :count].copy(),
+            self.class_ids[index, :count].copy(),
+            truncated_candidates,
+        )
+
+    def _release(self) -> None:
+        self._memory.close()
 
 
 class SlotMemory(Resource):
-    """All memory of one slot. Made at start, never again."""
+    """Memory of one slot. Allocated once."""
 
-    def __init__(self, room: TensorRoom, program: PostprocessProgram) -> None:
-        max_batch, objects = room.batch, program.objects
-        with contextlib.ExitStack() as made:
+    def __init__(self, sizes: TensorSizes, program: PostprocessProgram) -> None:
+        max_batch, objects = sizes.batch, program.objects
+        with contextlib.ExitStack() as resources:
 
             def device(nbytes: int, purpose: str) -> DeviceBuffer:
-                return made.enter_context(DeviceBuffer(nbytes, purpose))
+                return resources.enter_context(DeviceBuffer(nbytes, purpose))
 
-            self.max_batch = max_batch
-            self.descriptions_host = made.enter_context(HostBuffer(max_batch * DESCRIPTION_BYTES, "descriptions"))
+            self.descriptions_host = resources.enter_context(HostBuffer(max_batch * DESCRIPTION_BYTES, "descriptions"))
             self.descriptions = device(max_batch * DESCRIPTION_BYTES, "descriptions of frames")
-            self.scratch = device(room.scratch_bytes, "activations")
-            self.input = device(room.input_bytes, "the network's input")
-            self.outputs = {name: device(size, f"the network's output {name}") for name, size in room.outputs.items()}
+            self.scratch = device(sizes.scratch_bytes, "activations")
+            self.input = device(sizes.input_bytes, "the network's input")
+            self.outputs = {name: device(size, f"the network's output {name}") for name, size in sizes.outputs.items()}
             self.counts = device(4 * max_batch, "candidate counts")
             self.keys = device(max_batch * program.keys_bytes, "candidates")
             self.work = device(0 if program.shared_work else max_batch * program.work_bytes, "NMS")
-            self.result = made.enter_context(HostBuffer(result_bytes(max_batch, objects), "results"))
-            self._made = made.pop_all()
+            self.result = resources.enter_context(ResultMemory(max_batch, objects))
+            self._resources = resources.pop_all()
         self._rows: memoryview = self.descriptions_host.array((max_batch * DESCRIPTION_BYTES,)).data
-        self.counts_host: NDArray[np.uint32] = self.result.array((max_batch, 4), np.uint32)
-        offsets = result_offsets(max_batch, objects)
-        self.boxes_host: NDArray[np.float32] = self.result.array((max_batch, objects, 4), np.float32, offsets[1])
-        self.scores_host: NDArray[np.float32] = self.result.array((max_batch, objects), np.float32, offsets[2])
-        self.classes_host: NDArray[np.int32] = self.result.array((max_batch, objects), np.int32, offsets[3])
-        self.result_addresses = tuple(self.result.device_address + offset for offset in offsets)
         self._opened = True
 
     def row(self, index: int) -> memoryview:
-        """Where the description of frame `index` goes."""
+        """Return the memory for the description of frame `index`."""
         return self._rows[index * DESCRIPTION_BYTES : (index + 1) * DESCRIPTION_BYTES]
 
     def clear_rows(self, start: int, stop: int) -> None:
-        """Say that these rows of the batch hold no frame."""
+        """Mark these rows of the batch as holding no frame."""
         self._rows[start * DESCRIPTION_BYTES : stop * DESCRIPTION_BYTES] = bytes((stop - start) * DESCRIPTION_BYTES)
 
     def upload_rows(self, count: int, stream: Stream) -> None:
@@ -135,31 +158,31 @@ class SlotMemory(Resource):
         queue_to_device(self.descriptions.address, self.descriptions_host.address, nbytes, stream)
 
     def _release(self) -> None:
-        self._made.close()
+        self._resources.close()
 
 
 def result_offsets(max_batch: int, objects: int) -> tuple[int, int, int, int]:
-    """Where counts, boxes, scores and classes begin in the result."""
+    """Return where counts, boxes, scores and classes begin in the result, bytes."""
     boxes = RESULT.itemsize * max_batch
     scores = boxes + 16 * max_batch * objects
     return (0, boxes, scores, scores + 4 * max_batch * objects)
 
 
 def result_bytes(max_batch: int, objects: int) -> int:
-    """Size of a slot's result."""
+    """Return the size of a slot's result."""
     return result_offsets(max_batch, objects)[3] + 4 * max_batch * objects
 
 
 @dataclass(frozen=True, slots=True)
 class SlotBytes:
-    """What a slot holds besides the tensors of the engine."""
+    """Memory of a slot besides the tensors of the engine."""
 
     device: int
     host: int  # page-locked
 
 
 def slot_bytes(max_batch: int, program: PostprocessProgram) -> SlotBytes:
-    """As `SlotMemory` allocates."""
+    """Return the sizes that `SlotMemory` allocates."""
     descriptions = max_batch * DESCRIPTION_BYTES
     work = 0 if program.shared_work else max_batch * program.work_bytes
     device = descriptions + 4 * max_batch + max_batch * program.keys_bytes + work
@@ -167,13 +190,13 @@ def slot_bytes(max_batch: int, program: PostprocessProgram) -> SlotBytes:
 
 
 class BatchGraph(Resource):
-    """All work for one batch size of one slot."""
+    """The work for one batch size of one slot. Runs step by step until `capture` makes a CUDA graph of it."""
 
     def __init__(self, batch: int, context: Context, memory: SlotMemory, stream: Stream, kernels: Kernels) -> None:
         self.batch = batch
         self.context = context
         self._stream = stream
-        self._graph: Graph | None = None
+        self._captured: Graph | None = None  # None: runs step by step
         program = kernels.program
         frames, scores, boxes = (
             memory.descriptions.address,
@@ -193,7 +216,7 @@ class BatchGraph(Resource):
             *(frames, scores, boxes, *extra, memory.keys.address, memory.counts.address, kernels.threshold),
             np.float32(kernels.iou),
             memory.work.address,
-            *memory.result_addresses,
+            *memory.result.addresses,
         )
         self.steps: tuple[tuple[str, Callable[[], object]], ...] = (
             ("letterbox", partial(letterbox.enqueue, stream)),
@@ -204,113 +227,103 @@ class BatchGraph(Resource):
         self._opened = True
 
     def enqueue(self) -> None:
-        """Queue every step by itself."""
+        """Queue the steps one by one."""
         for _, step in self.steps:
             step()
 
-    def capture(self, what: str) -> None:
-        """Make a graph of it; `run` launches that from now on.
+    def capture(self, label: str) -> None:
+        """Capture the steps in a CUDA graph. From now on, `run` launches that.
 
         Raises:
-            DeviceError: it cannot be captured.
+            DeviceError: the steps cannot be captured.
         """
-        self._graph = Graph.capture(self._stream, self.enqueue, what)
+        self._captured = Graph.capture(self._stream, self.enqueue, label)
 
     def run(self) -> None:
-        """Queue all of it: as a graph where there is one."""
-        if self._graph is not None:
-            self._graph.launch(self._stream)
-        else:
+        """Queue the work: as a CUDA graph after `capture`, otherwise step by step."""
+        if self._captured is None:
             self.enqueue()
+        else:
+            self._captured.launch(self._stream)
 
     def _release(self) -> None:
-        if self._graph is not None:
-            self._graph.close()
+        if self._captured is not None:
+            self._captured.close()
 
 
 class Slot(Resource):
-    """A stream with its memory and chains. `submit`, then `ready` until it says so, then `detections`."""
+    """A stream with its memory and graphs. Call `submit`, then `ready` until it returns True, then `detections`."""
 
-    def __init__(self, room: TensorRoom, lane: ExecutionLane, kernels: Kernels, inlet: UploadPath) -> None:
+    def __init__(self, sizes: TensorSizes, lane: ExecutionLane, kernels: Kernels, uploads: UploadPath) -> None:
         self.stream = stream = lane.stream
-        self._inlet = inlet
-        self._in_flight: Sequence[Frame] = ()  # kept: their memory goes with them
-        with contextlib.ExitStack() as made:
-            self.memory = memory = made.enter_context(SlotMemory(room, kernels.program))
-            self._spare = made.enter_context(contextlib.closing(StagingBuffers(room.batch)))
-            self._copied = made.enter_context(Event())
-            self._done = made.enter_context(Completion())
+        self._uploads = uploads
+        self._in_flight: Sequence[Frame] = ()  # holds the frames' memory
+        with contextlib.ExitStack() as resources:
+            self.memory = memory = resources.enter_context(SlotMemory(sizes, kernels.program))
+            self._staging = resources.enter_context(contextlib.closing(StagingBuffers(sizes.batch)))
+            self._copied = resources.enter_context(Event())
+            self._done = resources.enter_context(Completion())
             memory.input.fill(0, stream)  # rows without a frame are computed too, and must be numbers
-            self.chains: dict[int, BatchGraph] = {}
+            self.graphs: dict[int, BatchGraph] = {}
             for batch, context in sorted(lane.contexts.items()):
-                give_memory(context, memory, room)
-                self.chains[batch] = made.enter_context(BatchGraph(batch, context, memory, stream, kernels))
-            self._made = made.pop_all()
+                bind_memory(context, memory, sizes)
+                graph = BatchGraph(batch, context, memory, stream, kernels)
+                self.graphs[batch] = resources.enter_context(graph)
+            self._resources = resources.pop_all()
         self._opened = True
 
     @property
     def frames(self) -> int:
-        """Of the batch in flight; 0: none."""
+        """Number of frames in flight. 0: the slot is free."""
         return len(self._in_flight)
 
     def submit(self, frames: Sequence[Frame]) -> None:
         """Queue a batch."""
-        uploader, copies = self._inlet.uploader, self._inlet.copies
+        uploader, copies = self._uploads.uploader, self._uploads.copies
         count = len(frames)
-        batch = next(size for size in self.chains if size >= count)
+        batch = next(size for size in self.graphs if size >= count)
         with span("copy"):
             for index, frame in enumerate(frames):
-                uploader.place(frame, self.memory.row(index), self._spare, index, copies)
+                uploader.place(frame, self.memory.row(index), self._staging, index, copies)
             if batch > count:
                 self.memory.clear_rows(count, batch)
             self.memory.upload_rows(batch, copies)
             self._copied.record(copies)
         self.stream.wait(self._copied)
-        self._inlet.turns.begin(self.stream, batch)
+        self._uploads.limit.begin(self.stream, batch)
         with span("launch"):
-            self.chains[batch].run()
+            self.graphs[batch].run()
         self._done.record(self.stream, batch)
-        self._inlet.turns.queued(self._done)
+        self._uploads.limit.queued(self._done)
         self._in_flight = tuple(frames)
 
     def ready(self, timeout_s: float) -> bool:
-        """Wait until the batch in flight is done, at most so long."""
+        """Wait for the batch in flight, for at most `timeout_s`. Return True if it is done."""
         return self._done.wait(timeout_s)
 
     def detections(self) -> list[Detections]:
-        """The result of the batch that is done, in arrays of its own. The slot is free again."""
-        frames, memory = len(self._in_flight), self.memory
-        self._in_flight = ()
-        found = []
-        for index, (count, truncated_candidates, _, _) in enumerate(memory.counts_host[:frames].tolist()):
-            found.append(
-                Detections(
-                    memory.boxes_host[index, :count].copy(),
-                    memory.scores_host[index, :count].copy(),
-                    memory.classes_host[index, :count].copy(),
-                    truncated_candidates,
-                )
-            )
-        return found
+        """Return copies of the results of the batch that is done, and free the slot."""
+        count, self._in_flight = len(self._in_flight), ()
+        return [self.memory.result.detections(index) for index in range(count)]
 
     def _release(self) -> None:
         self._in_flight = ()
-        self.chains = {}  # the engine cannot go before its contexts
-        self._made.close()
+        self.graphs = {}  # contexts must go before the engine
+        self._resources.close()
 
 
-def give_memory(context: Context, memory: SlotMemory, room: TensorRoom) -> None:
-    """Tell a context where everything is: once, since a graph keeps the addresses."""
-    context.give_memory(memory.scratch.address, room.scratch_bytes)
-    context.set_address(room.input_name, memory.input.address)
+def bind_memory(context: Context, memory: SlotMemory, sizes: TensorSizes) -> None:
+    """Set all addresses of a context, once: a graph keeps them."""
+    context.give_memory(memory.scratch.address, sizes.scratch_bytes)
+    context.set_address(sizes.input_name, memory.input.address)
     for name, buffer in memory.outputs.items():
         context.set_address(name, buffer.address)
 
 
 def drain(device: Device, streams: Sequence[Stream]) -> None:
-    """Wait for all work before its memory goes. What failed in it was, or will be, told by `wait`."""
+    """Wait for all work before its memory is freed. Log errors only: `wait` raises them."""
     try:
-        use_device(device)  # `close` may come from any thread
+        use_device(device)  # any thread can call `close`
         for stream in streams:
             stream.synchronize()
     except DeviceError as error:

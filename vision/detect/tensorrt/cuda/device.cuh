@@ -1,5 +1,5 @@
-// What every kernel needs, without CUDA's own headers: NVRTC comes without them, and on JetPack they are a package of
-// their own. The host compiler reads the same files in the tests, with emulator.h in front.
+// Common definitions without CUDA's headers: NVRTC does not include them, and JetPack has them in a separate package.
+// In the tests, the host compiler reads these files after emulator.h.
 #pragma once
 
 typedef unsigned char u8;
@@ -23,7 +23,7 @@ __device__ __forceinline__ u16 float_to_half(float value) {
     return bits;
 }
 
-// Two numbers in one word, the first in its low half.
+// Packs two numbers in one word, the first in the low half.
 __device__ __forceinline__ u32 floats_to_halves(float first, float second) {
 #if __CUDA_ARCH__ >= 800
     u32 bits;
@@ -34,7 +34,7 @@ __device__ __forceinline__ u32 floats_to_halves(float first, float second) {
 #endif
 }
 
-// Frames do not change while they are read, and lie in global memory: neither can be seen from where they are read.
+// Frames are in global memory and do not change while a kernel reads them. The compiler cannot know either.
 __device__ __forceinline__ u32 load(const u8* address) {
     u32 value;
     asm("{ .reg .u16 byte; ld.global.nc.u8 byte, [%1]; cvt.u32.u16 %0, byte; }" : "=r"(value) : "l"(address));
@@ -49,12 +49,13 @@ __device__ __forceinline__ u32 load(const u32* address) {
 
 __device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_float(bits); }
 
-// 16 bytes in one instruction: the compiler may make two of it, each of which writes to half of every sector of memory.
+// Stores 16 bytes in one instruction. The compiler may split it in two, each of which writes half of every sector.
 __device__ __forceinline__ void store_words(void* address, u32 a, u32 b, u32 c, u32 d) {
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" : : "l"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 : : "l"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// The low 32 bits of `high` : `low` moved right, by less than 32.
+// Returns the low 32 bits of `high` : `low` shifted right by less than 32.
 __device__ __forceinline__ u32 funnel(u32 low, u32 high, u32 shift) { return __funnelshift_r(low, high, shift); }
 
 #endif

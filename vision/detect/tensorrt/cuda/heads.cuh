@@ -1,8 +1,8 @@
-// What a network's outputs mean, one head a compilation: the counterpart of vision/detect/reference/heads.py.
+// Decodes a network's outputs. One head per compilation. Same arithmetic as vision/detect/reference/heads.py.
 //
-// HEAD, BOXES (cells or queries of one frame), CLASSES, SIGMOID, HALF_SCORES, HALF_BOXES (1: the engine gives fp16),
-// SCORE_COLUMNS and BOX_COLUMNS (row lengths of the tensors that hold them; one tensor may be both), BOX_OFFSET (column
-// of the first box value), UNIT_X, UNIT_Y (model pixels per unit of a box); nanodet: BINS, STRIDES, WIDTH, HEIGHT.
+// Definitions: HEAD, BOXES (cells or queries of one frame), CLASSES, SIGMOID, HALF_SCORES, HALF_BOXES (1: fp16),
+// SCORE_COLUMNS and BOX_COLUMNS (row lengths of their tensors; both can be in one tensor), BOX_OFFSET (column of the
+// first box value), UNIT_X, UNIT_Y (model pixels per unit of a box); nanodet: BINS, STRIDES, WIDTH, HEIGHT.
 #pragma once
 #include "device.cuh"
 
@@ -13,7 +13,7 @@
 #define RT_DETR 4
 #define EFFICIENT_NMS 5  // the four outputs of the plugin EfficientNMS_TRT
 
-#define ONE_CLASS_A_BOX (HEAD == END_TO_END || HEAD == EFFICIENT_NMS)  // pairs have the index of their box
+#define ONE_CLASS_A_BOX (HEAD == END_TO_END || HEAD == EFFICIENT_NMS)  // the index of a pair is that of its box
 
 #if HALF_SCORES
 typedef u16 ScoreValue;
@@ -33,8 +33,8 @@ __device__ __forceinline__ float value_of_box(BoxValue value) { return value; }
 
 struct Threshold {
     float score;         // lowest score of a candidate
-    float floor;         // of the raw value, below which the score cannot be reached
-    const u8* keep;      // one byte a class: whether it is wanted
+    float floor;         // lowest raw value that can reach `score`
+    const u8* keep;      // one byte per class: 1 if the detector reports it
 };
 
 __device__ __forceinline__ float activated(float raw) {
@@ -45,7 +45,7 @@ __device__ __forceinline__ float activated(float raw) {
 #endif
 }
 
-// Orders candidates: a higher score is a higher key, then a lower index is. Never 0.
+// Sort key of a candidate: higher for a higher score, then for a lower index. Never 0.
 __device__ __forceinline__ u64 key_of(float score, u32 index) {
     return (u64)__float_as_uint(score + 0.0f) << 32 | (0xFFFFFFFFu - index);  // + 0.0f: -0 is 0
 }
@@ -65,11 +65,11 @@ __device__ __forceinline__ float score_of(u64 key) { return __uint_as_float((u32
 #endif
 #define BOXES_OF_A_FRAME (HEAD == YOLOV8 ? SCORES_OF_A_FRAME : BOXES * BOX_COLUMNS)
 
-// What a frame's pairs are read from; the last two are of EFFICIENT_NMS alone.
+// The score tensors of one frame. EFFICIENT_NMS alone uses the last two.
 struct Scores {
     const ScoreValue* values;
     const int* classes;
-    u32 number;  // of rows that count
+    u32 number;  // of valid rows
 
     __device__ __forceinline__ Scores(const ScoreValue* all, const int* all_classes, const int* numbers, u32 frame)
         : values(all + (u64)frame * SCORES_OF_A_FRAME + FIRST_ELEMENT), classes(0), number(0) {
@@ -80,8 +80,8 @@ struct Scores {
     }
 };
 
-// Key of the pair that element `at` of a frame's scores is, if it is one that reaches the threshold; else 0.
-// `raw` is the element's own value. Most elements are far below the threshold: that is asked first.
+// Returns the key of the pair at element `at` of a frame's scores, or 0 if there is none that reaches the threshold.
+// `raw` is the element's value. Most elements are far below the threshold, so that test comes first.
 __device__ __forceinline__ u64 pair_key(Scores scores, u32 at, float raw, Threshold limit) {
     float score = raw;
 #if HEAD == YOLOV5
@@ -132,7 +132,7 @@ __device__ __forceinline__ int class_of(Scores scores, u32 index) {
 // ---------------------------------------------------------------------------------------------- boxes
 
 #if HEAD == NANODET
-// Centre of a cell along x (axis 0) or y (axis 1), and its stride.
+// Returns the centre of a cell along x (axis 0) or y (axis 1), and its stride.
 __device__ __forceinline__ float center_of(u32 cell, int axis, float* stride_px) {
     const int strides[] = {STRIDES};
 #pragma unroll
@@ -148,7 +148,7 @@ __device__ __forceinline__ float center_of(u32 cell, int axis, float* stride_px)
     return 0.0f;
 }
 
-// Expectation of the softmax over the bins of one side.
+// Returns the expectation of the softmax over the bins of one side.
 __device__ __forceinline__ float distance_of(const BoxValue* side) {
     float logits[BINS], highest = value_of_box(side[0]);
     logits[0] = highest;
@@ -168,7 +168,7 @@ __device__ __forceinline__ float distance_of(const BoxValue* side) {
 }
 #endif
 
-// x1, y1, x2 or y2 (side 0 to 3) of a box, model pixels.
+// Returns x1, y1, x2, or y2 (side 0 to 3) of a box, model pixels.
 __device__ __forceinline__ float coordinate(const BoxValue* boxes, u32 box, int side) {
     const float unit = side & 1 ? (float)UNIT_Y : (float)UNIT_X;
 #if HEAD == NANODET

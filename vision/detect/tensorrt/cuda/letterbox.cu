@@ -1,15 +1,15 @@
-// Frames of any size and format onto the model's canvas, all of a batch in one launch.
+// Scales frames of any size and format to the model's canvas, a whole batch in one launch.
 //
-// The arithmetic is that of vision/detect/reference/letterbox.py (`sample`, `normalised`): bilinear between pixel centres, positions
-// in exact integers. Levels are rounded to whole ones at the end, as every 8-bit library does: of the objects that the CPU
-// finds in the shipped clip, 100 % instead of 99.6 % are then found with an overlap over 0.98.
+// Same arithmetic as vision/detect/reference/letterbox.py (`sample`, `normalised`): bilinear between pixel centres,
+// with positions in exact integers. The result is rounded to integer levels, as 8-bit libraries do. With it, 100 %
+// of the objects that the CPU finds in the shipped clip are found with an overlap over 0.98, without it 99.6 %.
 //
-// What limits is how many instructions are issued, less than memory: hence levels that become floats without a conversion
-// (`raised`), steps in place of divisions, and a branch for each format as far out as it can be.
+// The instruction rate limits this kernel more than memory does. Hence levels become floats without a conversion
+// (`raised`), steps replace divisions, and the branch on the format is as far out as possible.
 //
-// Compiled with WIDTH, HEIGHT (of the canvas), HALF_INPUT (1: the engine takes fp16, 0: fp32), INTERLEAVED (1: the
-// tensor is (B, HEIGHT, WIDTH, 4) with a fourth channel of zeros, 0: (B, 3, HEIGHT, WIDTH)), RED_FIRST (1: the model's
-// channels are red, green, blue, 0: blue, green, red), FRACTION_BITS (of the factors in `Frame`) and DOWN (rows a thread).
+// Definitions: WIDTH, HEIGHT (of the canvas), HALF_INPUT (1: fp16 tensor, 0: fp32), INTERLEAVED (1: the tensor is
+// (B, HEIGHT, WIDTH, 4) with zeros in the fourth channel, 0: (B, 3, HEIGHT, WIDTH)), RED_FIRST (1: channels are red,
+// green, blue, 0: blue, green, red), FRACTION_BITS (of the factors in `Frame`), DOWN (rows per thread).
 #include "device.cuh"
 
 struct Normalise {
@@ -19,23 +19,23 @@ struct Normalise {
 
 // ---------------------------------------------------------------------------------------------------------- positions
 
-// A position in the source as a whole number of pixels and a rest, in units of 1 / denominator pixels.
+// A position in the source: whole pixels and a remainder in units of 1 / denominator pixels.
 struct Position {
     int whole, rest;
 };
 
-// Where model pixel `at` of `scaled` looks, for a side of `side` source pixels; `per_unit` is 1 / (2 * scaled). From -1/2,
-// whose whole number is -1, to side - 1/2.
+// Returns the source position of model pixel `at` of `scaled`, for a side of `side` source pixels. `per_unit` is
+// 1 / (2 * scaled). Positions are from -1/2, with whole part -1, to side - 1/2.
 __device__ __forceinline__ Position position(int at, int scaled, float per_unit, int side) {
     int numerator = (2 * at + 1) * side - scaled, denominator = 2 * scaled;
-    int whole = (int)((float)numerator * per_unit);  // one off at most, for sides of 15 bits
+    int whole = (int)((float)numerator * per_unit);  // off by at most one, for sides of 15 bits
     int rest = numerator - whole * denominator;
     if (rest < 0) whole--, rest += denominator;
     if (rest >= denominator) whole++, rest -= denominator;
     return Position{whole, rest};
 }
 
-// The two source pixels that a model pixel lies between.
+// The two source rows around a model pixel.
 struct Rows {
     int first, second;
     float weight;  // of the second
@@ -45,7 +45,7 @@ __device__ __forceinline__ Rows rows_at(Position y, const Frame& frame) {
     return Rows{max(y.whole, 0), min(y.whole + 1, frame.height - 1), (float)y.rest * frame.per_y};
 }
 
-// The first of two neighbours, so that both can be read. Of one column there is only the first.
+// The first of two neighbouring source columns. Both can be read unless the frame has a single column.
 struct Columns {
     int first;
     float weight;  // of the second
@@ -60,29 +60,29 @@ __device__ __forceinline__ Columns columns_at(Position x, const Frame& frame) {
 
 // ------------------------------------------------------------------------------------------------------------- levels
 
-// 2^23: the floats from here on are the whole numbers, so that a conversion and a rounding are one addition each. The
-// instructions made for them run at a quarter of its rate.
+// 2^23: floats from here on are the integers, so that conversion and rounding are one addition each. The instructions
+// made for them run at a quarter of the rate of an addition.
 #define WHOLE 8388608.0f
 
-// WHOLE + whole, of 0 to 2^22.
+// Returns WHOLE + whole, for 0 to 2^22.
 __device__ __forceinline__ float raised(u32 whole) { return float_of_bits(0x4b000000u | whole); }
 
-// The same of fixed / 2^FRACTION_BITS, rounded down, in a single instruction.
+// Returns WHOLE + fixed / 2^FRACTION_BITS, rounded down, in one instruction.
 __device__ __forceinline__ float raised_quotient(u32 fixed) {
     return float_of_bits(funnel(fixed, 0x4b000000u >> (32 - FRACTION_BITS), FRACTION_BITS));
 }
 
-// Of 0 to 2^22.
+// For 0 to 2^22.
 __device__ __forceinline__ float float_of(u32 whole) { return raised(whole) - WHOLE; }
 
-// To the nearest whole number, ties to even; of 0 to 2^22.
+// Rounds to the nearest integer, ties to even, for 0 to 2^22.
 __device__ __forceinline__ float rounded(float value) { return value + WHOLE - WHOLE; }
 
 struct Levels {
     float blue, green, red;
 };
 
-// WHOLE and more: a whole level becomes that by setting bits, and the difference of two is that of the levels.
+// Levels plus WHOLE: an integer becomes such a float by setting bits, and differences are those of the levels.
 struct Raised {
     float blue, green, red;
 };
@@ -107,7 +107,7 @@ __device__ __forceinline__ Levels mix(Raised a, Raised b, float weight) {
     };
 }
 
-// Of blue, green and red in the low three bytes.
+// Returns blue, green, and red from the low three bytes.
 __device__ __forceinline__ Raised raised_bytes(u32 word) {
     return Raised{raised(word & 255u), raised(word >> 8 & 255u), raised(word >> 16 & 255u)};
 }
@@ -118,11 +118,11 @@ __device__ __forceinline__ float raised_fixed(int fixed) {
 
 // ------------------------------------------------------------------------------------------------------------ sources
 
-// All of a plane is reached by 32 bits.
+// 32 bits reach all of a plane.
 __device__ __forceinline__ const u8* at(const u8* plane, u32 offset) { return plane + offset; }
 
-// What a column of the model's pixels reads, of each format: where its two source pixels are in a row, in bytes, found
-// once; and `along`, the level between them in any row.
+// One column of model pixels, for each format: the byte offsets of its two source pixels in a row, computed once, and
+// `along`, the interpolated level in any row.
 template <int FORMAT>
 struct Column;
 
@@ -138,7 +138,7 @@ template <>
 struct Column<FORMAT_BGR> : PackedColumn<3> {
     using PackedColumn<3>::PackedColumn;
 
-    // Six neighbouring bytes: two or three aligned words instead of six loads.
+    // Reads six neighbouring bytes as two or three aligned words instead of six loads.
     __device__ __forceinline__ Levels along(const Frame& frame, int row) const {
         u64 address = (u64)at(frame.plane[0], row * frame.pitch[0] + pixels);
         const u32* words = (const u32*)(address & ~3ull);
@@ -222,7 +222,7 @@ struct Column<FORMAT_I420> : YuvColumn<FORMAT_I420> {
 
 // ------------------------------------------------------------------------------------------------------------- tensor
 
-#define ACROSS 2  // pixels of a row a thread: 16 bytes in one store where they are interleaved
+#define ACROSS 2  // pixels of a row per thread: 16 bytes in one store if interleaved
 
 #if HALF_INPUT
 typedef u16 Input;
@@ -238,7 +238,7 @@ __device__ __forceinline__ Input to_input(float value) { return value; }
 __device__ __forceinline__ Pair to_pair(float first, float second) { return Pair{first, second}; }
 #endif
 
-// What the network sees of a pixel.
+// A normalised pixel.
 struct Pixel {
     float channel[3];
 };
@@ -289,7 +289,7 @@ __device__ __forceinline__ void store(Input* tensor, int row, int left, Pixel a,
 
 #endif
 
-// The pixels of one thread: two from column `left` on, in DOWN rows from `top` on.
+// Writes the pixels of one thread: two columns from `left`, DOWN rows from `top`.
 template <int FORMAT>
 __device__ __forceinline__ void draw(
     const Frame& frame, const Columns* x, const bool* inside, int left, int top, Input* tensor, const Normalise& norm
@@ -297,7 +297,7 @@ __device__ __forceinline__ void draw(
     const Column<FORMAT> columns[] = {Column<FORMAT>(x[0]), Column<FORMAT>(x[1])};
     int inside_y = top - frame.pad_y;
     Position y = position(max(inside_y, 0), frame.content_height, frame.per_y, frame.height);
-#pragma unroll 1  // more rows at once take more registers, and so fewer blocks at once
+#pragma unroll 1  // unrolling takes more registers, so that fewer blocks run at once
     for (int row = top, end = min(top + DOWN, HEIGHT); row < end; row++, inside_y++) {
         Pixel fill = {{norm.fill[0], norm.fill[1], norm.fill[2]}}, pixels[ACROSS] = {fill, fill};
         if (inside_y >= 0 && inside_y < frame.content_height) {
@@ -316,8 +316,8 @@ __device__ __forceinline__ void draw(
     }
 }
 
-// grid (ceil(WIDTH / ACROSS) * ceil(HEIGHT / DOWN) / 256, rounded up; batch), block 256. The threads are counted through the
-// frame, so that none is idle beside it.
+// grid (ceil(WIDTH / ACROSS) * ceil(HEIGHT / DOWN) / 256, rounded up; batch), block 256. Threads are numbered
+// through the whole canvas, so that none is idle at its edges.
 extern "C" __global__ void __launch_bounds__(256)
 letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
     const int across = (WIDTH + ACROSS - 1) / ACROSS;
@@ -335,7 +335,7 @@ letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
         inside[i] = inside_x >= 0 && inside_x < frame.content_width;
         x[i] = columns_at(position(max(inside_x, 0), frame.content_width, frame.per_x, frame.width), frame);
     }
-    // One branch for all pixels, and none between them: the loads of one do not wait for those of another.
+    // One branch for all pixels of the thread, so that their loads do not wait for each other.
     switch (frame.format) {
         case FORMAT_NV12: return draw<FORMAT_NV12>(frame, x, inside, left, top, tensor, norm);
         case FORMAT_I420: return draw<FORMAT_I420>(frame, x, inside, left, top, tensor, norm);

@@ -1,4 +1,4 @@
-// Greedy non-maximum suppression of sorted candidates, with the arithmetic that vision/detect/reference/nms.py defines.
+// Greedy non-maximum suppression of sorted candidates. Same arithmetic as vision/detect/reference/nms.py.
 #pragma once
 #include "device.cuh"
 
@@ -8,7 +8,7 @@ __device__ __forceinline__ float area_of(float4 box) {
     return __fmul_rn(side_of(box.x, box.z), side_of(box.y, box.w));
 }
 
-// Whether `a`, which is kept, suppresses `b`. One rounding an operation: no fused multiply-add may be made of it.
+// Returns true if `a`, which is kept, suppresses `b`. Rounds after each operation: no fused multiply-add.
 __device__ __forceinline__ bool suppresses(float4 a, float area_a, float4 b, float area_b, float iou) {
     float width = side_of(fmaxf(a.x, b.x), fminf(a.z, b.z));
     float height = side_of(fmaxf(a.y, b.y), fminf(a.w, b.w));
@@ -17,11 +17,11 @@ __device__ __forceinline__ bool suppresses(float4 a, float area_a, float4 b, flo
     return intersection > __fmul_rn(iou, joined);
 }
 
-// Sets gone[i] for every candidate that one before it suppresses. `gone` may hold some that do not count from the start.
-// All threads of the block call this; `classes` is null where a box suppresses those of any class.
+// Sets gone[i] for every candidate that an earlier one suppresses. Candidates with `gone` set at the start are ignored.
+// All threads of the block must call this. `classes` is null if a box suppresses boxes of any class.
 //
-// 64 at a time: all pairs of the 64 are tested at once into 64 bit masks, one thread walks them in order, which takes
-// no test any more, and what it keeps is tested against all that come later.
+// Works on 64 candidates at a time: tests all their pairs in parallel and stores the results in 64-bit masks. One
+// thread then walks the masks in order. What it keeps is tested against all later candidates.
 __device__ void suppress(
     const float4* boxes, const float* areas, const int* classes, volatile u8* gone, u32 count, float iou) {
     __shared__ u64 rows[64];

@@ -1,10 +1,12 @@
-// From the network's outputs to objects of the source frames: `find_pairs` gathers the pairs of box and class over the
-// threshold, `objects` picks the best of them, decodes their boxes, runs NMS and writes the result, one block a frame.
+// Converts the network's outputs to objects of the source frames. `find_pairs` gathers the pairs of box and class over
+// the threshold. `objects` selects the best pairs, decodes their boxes, runs NMS, and writes the result, one block per
+// frame.
 //
-// The number of objects depends on the data and the shapes do not: fixed room, a count, and a count of what found none.
+// The number of objects depends on the data, the shapes do not: the result has a fixed capacity, the number of objects,
+// and the number of those that did not fit.
 //
-// Compiled with what heads.cuh needs, and CANDIDATES (most that NMS looks at), OBJECTS (most of a frame), ROOM (pairs
-// that `find_pairs` can write down; beyond that `objects` reads the scores again), NMS, CLASS_AWARE, SHARED_WORK.
+// Definitions: those of heads.cuh, CANDIDATES (maximum for NMS), OBJECTS (maximum per frame), PAIR_CAPACITY (pairs that
+// `find_pairs` can store; with more, `objects` reads the scores again), NMS, CLASS_AWARE, SHARED_WORK.
 #include "device.cuh"
 #include "heads.cuh"
 #include "nms.cuh"
@@ -37,7 +39,7 @@ find_pairs(const Frame* frames, const ScoreValue* all_scores, const int* all_cla
     u32 row = blockIdx.y;
     if (frames[row].width == 0) return;
     Scores scores(all_scores, all_classes, numbers, row);
-    u64* keys = all_keys + (u64)row * ROOM;
+    u64* keys = all_keys + (u64)row * PAIR_CAPACITY;
     u32 start = (blockIdx.x * LOADS * 256 + threadIdx.x) * PER_LOAD;
     Values values[LOADS];
 #pragma unroll
@@ -61,7 +63,7 @@ find_pairs(const Frame* frames, const ScoreValue* all_scores, const int* all_cla
             if (!votes) continue;
             if (lane == 0) place = atomicAdd(&counts[row], (u32)__popc(votes));
             place = __shfl_sync(FULL_WARP, place, 0) + __popc(votes & ((1u << lane) - 1));
-            if (found[i] && place < ROOM) keys[place] = found[i];
+            if (found[i] && place < PAIR_CAPACITY) keys[place] = found[i];
         }
     }
 }
@@ -90,7 +92,7 @@ __device__ void gather_best(KeyAt key_at, u32 count, u64* best) {
     }
 }
 
-// How many of the flags of threads before this one are set, and of all; flags of one block.
+// Returns the number of set flags of the threads before this one in the block. `total`: of all threads of the block.
 __device__ __forceinline__ u32 rank_in_block(bool flag, u32* total) {
     __shared__ u32 of_warp[32];
     u32 votes = __ballot_sync(FULL_WARP, flag), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -124,14 +126,14 @@ struct __align__(16) Work {
 };
 
 struct Result {
-    u32 count, excess, candidates, reserved;
+    u32 count, truncated, candidates, reserved;
 };
 
-// grid (batch), block 512. Results go to memory that the host reads: `results` one a frame, the others OBJECTS rows.
+// grid (batch), block 512. Writes to memory that the host reads: one of `results` and OBJECTS rows per frame.
 extern "C" __global__ void __launch_bounds__(512)
 objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_boxes, const int* all_classes,
-        const int* numbers, const u64* all_keys, const u32* counts, Threshold limit, float iou, Work* all_work, Result* results, float4* out_boxes,
-        float* out_scores, int* out_classes) {
+        const int* numbers, const u64* all_keys, const u32* counts, Threshold limit, float iou, Work* all_work,
+        Result* results, float4* out_boxes, float* out_scores, int* out_classes) {
     u32 row = blockIdx.x;
     const Frame* frame = frames + row;
     if (frame->width == 0) {
@@ -146,12 +148,12 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
 #endif
     Scores scores(all_scores, all_classes, numbers, row);
     const BoxValue* boxes = all_boxes + (u64)row * BOXES_OF_A_FRAME;
-    const u64* keys = all_keys + (u64)row * ROOM;
+    const u64* keys = all_keys + (u64)row * PAIR_CAPACITY;
 
     u32 found = counts[row], taken = min(found, (u32)CANDIDATES);
     if (found <= CANDIDATES) {
         for (u32 i = threadIdx.x; i < found; i += blockDim.x) work->keys[i] = keys[i];
-    } else if (found <= ROOM) {
+    } else if (found <= PAIR_CAPACITY) {
         gather_best(FromList{keys}, found, work->keys);
     } else {
         gather_best(FromScores{scores, limit}, ELEMENTS, work->keys);
@@ -162,7 +164,7 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
     __syncthreads();
     sort_descending(work->keys, size);
 
-    for (u32 i = threadIdx.x; i < 4 * taken; i += blockDim.x) {  // a side a thread
+    for (u32 i = threadIdx.x; i < 4 * taken; i += blockDim.x) {  // one side per thread
         u32 index = index_of(work->keys[i / 4]);
         ((float*)work->boxes)[i] = coordinate(boxes, box_of(index), i % 4);
     }
@@ -193,7 +195,7 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
             box.z = to_source(box.z, frame->pad_x, frame->ratio_x, frame->width);
             box.w = to_source(box.w, frame->pad_y, frame->ratio_y, frame->height);
         }
-        bool solid = box.z > box.x && box.w > box.y;  // clipping may leave nothing
+        bool solid = box.z > box.x && box.w > box.y;  // clipping can leave an empty box
         u32 place = written + rank_in_block(solid, &solid_here);
         written += solid_here;
         if (solid) {

@@ -1,12 +1,13 @@
-// The best `limit` of many keys, exactly, and their order: one block.
+// Selects and sorts the `limit` greatest of many keys, exactly, in one block.
 #pragma once
 #include "device.cuh"
 
-// The keys `k` with (k & mask) >= prefix are the `limit` greatest of those that `key_at` gives for 0 to count - 1.
-// Keys are unique but for 0, which counts as none; there are more than `limit`. All threads of the block call this.
+// Finds mask and prefix such that the keys `k` with (k & mask) >= prefix are the `limit` greatest of key_at(0) to
+// key_at(count - 1). Keys are unique except 0, which means none. There must be more than `limit` keys. All threads of
+// the block must call this.
 //
-// Radix select from the highest digit on: a histogram finds the digit that the border falls into, and only keys with the
-// digits found so far count in the next round. Usually a few of the eight rounds are enough.
+// Radix select from the highest digit: a histogram gives the digit of the border, and the next round counts only keys
+// with the digits found so far. Usually a few of the eight rounds are enough.
 template <typename KeyAt>
 __device__ void find_border(KeyAt key_at, u32 count, u32 limit, u64* mask_out, u64* prefix_out) {
     __shared__ u32 histogram[256];
@@ -36,7 +37,7 @@ __device__ void find_border(KeyAt key_at, u32 count, u32 limit, u64* mask_out, u
     *mask_out = mask, *prefix_out = prefix;
 }
 
-// Sorts keys[0 .. size), size a power of two, greatest first. All threads of the block call this.
+// Sorts keys[0 .. size) in descending order. `size` is a power of two. All threads of the block must call this.
 __device__ void sort_descending(u64* keys, u32 size) {
     for (u32 run = 2; run <= size; run <<= 1)
         for (u32 reach = run >> 1; reach; reach >>= 1) {
