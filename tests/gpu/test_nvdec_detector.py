@@ -100,7 +100,7 @@ def test_the_whole_program_finds_the_same_objects_as_through_ffmpeg(
     caplog.set_level(logging.INFO)
     through = {via: run(short_clip, via, open_detector=lambda *_: NeverClosed(detector)) for via in ("nvdec", "ffmpeg")}
     assert "through nvdec-h264" in caplog.text
-    assert "copied from there" not in caplog.text
+    assert "does not read GPU memory" not in caplog.text
     found, wanted = through["nvdec"], through["ffmpeg"]
     assert len(found) == len(wanted) == FRAMES
     total, shares = 0, dict.fromkeys((0.98, 0.95, 0.9, 0.8), 0)
@@ -178,6 +178,6 @@ def test_a_detector_on_the_cpu_gets_copies(short_clip: Path, caplog: pytest.LogC
         return open_detector(folder, spec, settings.model_copy(update={"backend": "onnxruntime"}))
 
     results = run(short_clip, "nvdec", open_detector=on_cpu)
-    assert "copied from there, because onnxruntime" in caplog.text
+    assert "onnxruntime cpu fp32 does not read GPU memory" in caplog.text
     assert len(results) == FRAMES
     assert sum(len(result.objects) for result in results) >= 2 * len(results)
