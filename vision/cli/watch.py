@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -59,6 +59,7 @@ class Row:
 @dataclass(slots=True)
 class _Camera:
     state: str = "?"
+    trouble: str = ""  # why it gives no frames, and when it is retried
     objects: int = 0
     lost: int = 0
     dropped_seen: int = 0
@@ -93,6 +94,7 @@ class Board:
         elif isinstance(item, CameraStatusMessage):
             camera = self._camera(item.camera)
             camera.state, camera.dropped_told = item.state, sum(item.dropped.values())
+            camera.trouble = _describe_trouble(item)
         elif isinstance(item, NodeStatusMessage):
             told = f"{item.node}: {item.model} on {item.backend}, up {item.uptime_s:.0f} s"
             if item.detector is not None and item.detector.graphs_off:
@@ -104,6 +106,11 @@ class Board:
         span_s = min(_WINDOW_S, max(0.001, (now_ns - self._started_ns) / 1e9))
         return [_row(name, camera, now_ns, span_s) for name, camera in sorted(self._cameras.items())]
 
+    def troubles(self) -> list[str]:
+        """Return a line per camera that gives no frames: its state, the next attempt and the reason."""
+        cameras = sorted(self._cameras.items())
+        return [f"{_printable(name)}: {camera.trouble}" for name, camera in cameras if camera.trouble]
+
     def _camera(self, name: str) -> _Camera:
         return self._cameras.setdefault(name, _Camera())
 
@@ -114,6 +121,13 @@ class Board:
         camera.objects = len(message.objects)
         camera.dropped_seen += sum(message.dropped_before.values())
         camera.samples.append((now_ns, age.ms))
+
+
+def _describe_trouble(status: CameraStatusMessage) -> str:
+    if status.state in ("streaming", "ended") or not status.last_error:
+        return ""
+    retry = f", retry in {status.next_retry_in_s:.0f} s" if status.next_retry_in_s is not None else ""
+    return _printable(f"{status.state}{retry}: {status.last_error.partition(chr(10))[0]}")
 
 
 def _row(name: str, camera: _Camera, now_ns: int, span_s: float) -> Row:
@@ -195,7 +209,8 @@ class _LiveView:
             self.finish(board, now_ns)
 
     def finish(self, board: Board, now_ns: int) -> None:
-        self._live.update(table(board, now_ns), refresh=True)
+        troubles = (Text(line, "red", overflow="fold") for line in board.troubles())
+        self._live.update(Group(table(board, now_ns), *troubles), refresh=True)
 
 
 class _LineView:

@@ -107,16 +107,16 @@ def _row(folder: Path, spec: ModelSpec | ClassifierSpec, names: tuple[str, ...],
 
 def print_models(rows: Sequence[ModelRow], console: Console) -> int:
     """Print a table and how to add a model. Returns the exit code: 0 if no model has a fault."""
-    table = Table("model", "input", "head", "classes", "licence", "folder")
+    table = Table("model", "input", "head", "classes", "licence")
     for column in table.columns:
         column.overflow = "fold"
     for row in rows:
-        cells = (row.name, row.input, row.head, str(len(row.class_names) or ""), row.licence, str(row.folder))
+        cells = (row.name, row.input, row.head, str(len(row.class_names) or ""), row.licence)
         table.add_row(*map(escape, cells), style="red" if row.fault else "")
     console.print(table)
     for row in rows:
-        if row.provenance:
-            console.print(f"[bold]{escape(row.name)}[/]: {escape(row.provenance)}", soft_wrap=True)
+        text = f"{row.folder}; {row.provenance}" if row.provenance else str(row.folder)
+        console.print(f"[bold]{escape(row.name)}[/]: {escape(text)}", soft_wrap=True)
     for row in rows:
         if row.fault:
             console.print(f"[red]{escape(row.name)}[/]: {escape(row.fault)}", soft_wrap=True)

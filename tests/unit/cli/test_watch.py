@@ -184,3 +184,11 @@ def _ended(pid: int, terminal: int) -> bool:
             assert os.waitstatus_to_exitcode(status) == 0
             return True
     return False
+
+
+def test_a_camera_that_is_down_has_a_reason_and_a_retry() -> None:
+    board = Board("tcp://127.0.0.1:5555", START_NS)
+    board.add(camera_status("gate", state="backing-off", last_error="refused\nmore", next_retry_in_s=4.2), START_NS, 0)
+    assert board.troubles() == ["gate: backing-off, retry in 4 s: refused"]
+    board.add(camera_status("gate", state="streaming"), START_NS, 0)
+    assert board.troubles() == []
