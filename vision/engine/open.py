@@ -117,18 +117,8 @@ def open_engine(
     """
     chosen = plan or resolve(detect, spec)
     cache = EngineCache(cache_folder)
-
-    load = partial(
-        load_or_build,
-        folder,
-        spec,
-        gpu,
-        chosen,
-        cache=cache,
-        listener=listener,
-        cancel=cancel,
-        prepare_thread=prepare_thread,
-    )
+    load = partial(load_or_build, folder, spec, gpu, chosen, cache=cache)
+    load = partial(load, listener=listener, cancel=cancel, prepare_thread=prepare_thread)
 
     def start(loaded: Loaded) -> Engine:
         core = chosen.dla_core if chosen.on_dla else None
