@@ -120,7 +120,7 @@ class Overlay:
         self._path(corners, colour, closed=True)
 
     def _plan(self, ground: GroundConfig, corners: NDArray[np.float64]) -> None:
-        """The four points of known place, with their metres."""
+        """Draw the four ground points with their metres."""
         for at in range(4):
             self._dashes(corners[at], corners[(at + 1) % 4], WHITE)
         for corner, (x, y) in zip(corners, ground.metres, strict=True):
@@ -180,7 +180,7 @@ class Overlay:
     # --- words --------------------------------------------------------------------------------------------------------
 
     def banner(self, words: str, right: str = "") -> None:
-        """A dark strip along the upper edge, with words at its left and its right."""
+        """Draw a dark strip along the upper edge, with words at its left and its right."""
         pad = self.letters_px
         bottom = min(self.height_px, 3 * self.letters_px)
         strip = self.frame[:bottom]
@@ -248,7 +248,7 @@ class Overlay:
         self.plate(words, round(corner[0]), round(corner[1]), LINE_COLOUR)
 
     def _name(self, words: str, point: NDArray[np.float64], colour: Colour) -> None:
-        """A plate at a point, or beside it where another plate lies already."""
+        """Draw a plate at a point, or beside it if another plate is there."""
         size = self._plate_at(words, 0, 0)
         x, y = round(point[0] - size.right / 2), round(point[1] - size.bottom / 2)
         step = size.bottom + 2
@@ -257,7 +257,7 @@ class Overlay:
         self.plate(words, left, top, colour)
 
     def _tag(self, box_xyxy: NDArray[np.float32], label: str, colour: Colour) -> None:
-        """A plate on the box: above it, below it, or within, where it hides no other plate."""
+        """Draw a plate on the box: above it, below it, or within, where it hides no other plate."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
         size = self._plate_at(label, 0, 0)
         left, right = x1 - self.stroke_px // 2, x2 - size.right
@@ -285,7 +285,7 @@ class Overlay:
 
 
 def zone_words(zone: ZoneConfig) -> str:
-    """A zone's name and its limits, each on a line of its own."""
+    """Return a zone's name and its limits, one per line."""
     limits = [zone.name]
     if zone.crowd_threshold is not None:
         lasting = f" for {zone.crowded_for_s:g} s" if zone.crowded_for_s else ""
@@ -296,7 +296,7 @@ def zone_words(zone: ZoneConfig) -> str:
 
 
 def class_colour(class_id: int) -> Colour:
-    """The same for a class wherever it is drawn."""
+    """Return the colour of a class."""
     return CLASS_COLOURS[class_id % len(CLASS_COLOURS)]
 
 
@@ -368,7 +368,7 @@ def _fixed(points: NDArray[np.float64]) -> list[tuple[int, int]]:
 
 
 def _inner_point(corners: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The point of a polygon that is farthest from its border, roughly: where its name has most room."""
+    """Return about the point of a polygon that is farthest from its border, where its name has most room."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     scale = 200.0 / max(float((high - low).max()), 1.0)
     shape = np.ceil((high - low) * scale).astype(int) + 3

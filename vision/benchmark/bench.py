@@ -83,7 +83,7 @@ class ClockSampler:
         return not self._thread.is_alive()
 
     def result(self) -> Clocks:
-        """What it saw; waits for it."""
+        """Return the clocks; wait for them."""
         self._thread.join()
         return self._clocks
 
@@ -204,7 +204,7 @@ class Benchmark:
 
     @contextmanager
     def _allowed_to_fail(self, case: Case) -> Iterator[None]:
-        """A model with one fixed batch, or outputs that depend on the frame, is no reason not to measure the rest."""
+        """Note a model error, such as one fixed batch size, and go on with the other cases."""
         try:
             yield
         except ModelError as error:
@@ -340,7 +340,7 @@ class Benchmark:
         most_per_s: float,
         enough_per_s: float,
     ) -> Row:
-        """The rate of cameras at which most is published. More than that publishes less: their threads take Python's
+        """Find the camera rate at which most is published. More than that publishes less: their threads take Python's
         time from the others."""
         rows: list[Row] = []
         for part in _PARTS_OF_MOST:
@@ -382,7 +382,8 @@ def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, flo
 
 
 def _frames(source: str, pixel_format: PixelFormat) -> list[Image]:
-    """
+    """Load and convert the frames.
+
     Raises:
         SourceError: it cannot be opened or read, or has no frame.
         ConfigError: its frames cannot have this format.

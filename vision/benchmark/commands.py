@@ -25,7 +25,7 @@ _NO_GPU: Final = GpuDescription("the GPU", (8, 7))
 
 
 def nsys(model: str, batch: int, precision: str) -> str:
-    """What `vision profile --print-nsys` prints: the stage under Nsight Systems, with the ranges of its stages."""
+    """Return the text of `vision profile --print-nsys`: the stage under Nsight Systems, with the ranges of its stages."""
     vision = shutil.which("vision")
     program = [vision] if vision is not None else [sys.executable, "-m", "vision.cli.main"]
     options = ["--parts", "stage", "--batch", str(batch), "--precision", precision, "--seconds", "5", "--nvtx"]
@@ -33,7 +33,7 @@ def nsys(model: str, batch: int, precision: str) -> str:
 
 
 def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, named: Sequence[str]) -> str:
-    """What `vision profile --print-trtexec` prints: for the engine that is in the cache, or as it would be built.
+    """Return the text of `vision profile --print-trtexec`: for the engine that is in the cache, or as it would be built.
 
     Args:
         detect: of the engine; its `max_batch` is at least `batch`.
@@ -68,7 +68,7 @@ def _how_to_build(
     profiles: Sequence[Profile],
     wanted: BuildPlan,
 ) -> str:
-    """The tool's own command too, where it comes to the same: not where types come from the ONNX file, which is
+    """Return the tool's own command too, where it comes to the same: not where types come from the ONNX file, which is
     rewritten before it is built."""
     options = ["--max-batch", str(wanted.max_batch), "--precision", wanted.precision]
     ours = f"`{shlex.join(['vision', 'build', *named, *options])}`"
@@ -87,7 +87,7 @@ def _how_to_build(
 
 
 def _gpu() -> Gpu | None:
-    """The GPU here."""
+    """Return the GPU of this machine."""
     try:
         from vision.gpu.cuda import open_device
 
@@ -97,7 +97,7 @@ def _gpu() -> Gpu | None:
 
 
 def network_inputs(onnx: bytes, spec: ModelSpec) -> tuple[NetworkInput, ...]:
-    """Inputs of an ONNX file as TensorRT's parser reads them.
+    """Return the inputs of an ONNX file as TensorRT's parser reads them.
 
     Raises:
         DeviceMissing: no TensorRT, or one that does not start here.

@@ -69,7 +69,7 @@ def comparability(a: Bench, b: Bench) -> Comparability:
 
 
 def differences(what: str, a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:
-    """What two descriptions have otherwise, in words."""
+    """Return the differences of two descriptions, in words."""
     return [
         f"{what}, {name}: {a.get(name, 'none')} and {b.get(name, 'none')}"
         for name in dict.fromkeys((*a, *b))

@@ -45,13 +45,13 @@ class System(Protocol):
     """Where facts about the machine come from: the machine (`ThisSystem`), or a test's tables."""
 
     def text(self, path: str) -> str | None:
-        """A small file; None where it cannot be read."""
+        """Return the text of a small file; None if it cannot be read."""
 
     def output(self, *command: str) -> str | None:
-        """What a command prints; None where it is not there or fails."""
+        """Return the output of a command; None if it is missing or fails."""
 
     def first_line(self, *command: str) -> str | None:
-        """The first line of a command that never ends by itself."""
+        """Return the first line of a command that does not end by itself."""
 
 
 class ThisSystem:
@@ -102,7 +102,7 @@ class Machine:
 
 
 def machine(system: System) -> Machine:
-    """This machine."""
+    """Return the description of this machine."""
     return Machine(
         cpu=_cpu_name(system),
         cores=len(os.sched_getaffinity(0)),
@@ -214,7 +214,7 @@ def _cpu_mhz(system: System) -> float | None:
 
 
 def nvidia_smi_query(throttle_field: str) -> tuple[str, ...]:
-    """The command whose output `parse_nvidia_smi` reads."""
+    """Return the command whose output `parse_nvidia_smi` reads."""
     return ("nvidia-smi", f"--query-gpu={','.join((*_GPU_FIELDS, throttle_field))}", "--format=csv,noheader,nounits")
 
 
@@ -257,7 +257,7 @@ def throttle_reasons(bits: int) -> str:
 
 
 def parse_tegrastats(line: str) -> dict[str, float]:
-    """What a line of a Jetson's tegrastats says, of JetPack 5 to 7."""
+    """Parse a line of a Jetson's tegrastats, JetPack 5 to 7."""
     values: dict[str, float] = {}
     patterns = {
         "gpu_mhz": r"GR3D_FREQ \d+%@\[?(\d+)",

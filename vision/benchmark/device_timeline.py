@@ -22,7 +22,7 @@ class DeviceTimeline:
     """Wraps the chains of a detector until `close`. Nothing else may use the detector meanwhile."""
 
     def __init__(self, detector: TensorRTDetector, *, steps: bool) -> None:
-        """`steps`: run every step by itself, in place of the graph."""
+        """Wrap a detector. `steps`: run every step by itself instead of the graph."""
         self._detector = detector
         self._made = contextlib.ExitStack()
         self._marks: list[tuple[str, str, Event, Event]] = []
@@ -46,7 +46,7 @@ class DeviceTimeline:
         self._detector.submit(slot, frames)
 
     def copied(self, lane: str) -> None:
-        """The copies of the batch that is being submitted are all queued."""
+        """Mark the end of the queued copies of the current batch."""
         begin, self._copying = self._copying, None
         if begin is not None:
             end = self._made.enter_context(Event(timing=True))

@@ -1,6 +1,6 @@
 """The file of a benchmark: what was measured, on what, under which conditions; written by `vision bench --json`.
 
-One format for the verbs that read it (`vision bench --compare`, `vision plan --bench`) and for results that are
+One format for the verbs that read it (`vision bench --compare`, `vision bench --read`) and for results that are
 committed. Within a version of the schema fields are only added.
 """
 
@@ -134,7 +134,7 @@ class Bench:
             raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
     def text(self) -> str:
-        """The file's content."""
+        """Return the content of the file."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1)
 
 
@@ -181,7 +181,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 
 def _read_fields(kind: Any, value: Any, where: str) -> Any:
-    """A dataclass. Fields that this version does not know are left out: a newer one wrote them."""
+    """Read a dataclass. Unknown fields of a newer version are left out."""
     _checked(isinstance(value, dict), value, where, "a mapping")
     hints = get_type_hints(kind)
     given = {}
@@ -212,7 +212,7 @@ def _read_plain(kind: Any, value: Any, where: str) -> Any:
 
 
 def _check_sense(bench: Bench) -> None:
-    """What types do not say."""
+    """Check the constraints that the types do not express."""
     _checked(bool(_FRAME.fullmatch(bench.frame)), bench.frame, "frame", "one such as '768x576 bgr'")
     for index, row in enumerate(bench.rows):
         for name in ("lanes", "batch"):
@@ -221,7 +221,8 @@ def _check_sense(bench: Bench) -> None:
 
 
 def _checked(holds: bool, value: Any, where: str, expected: str) -> Any:
-    """
+    """Return the value if it is valid.
+
     Raises:
         ConfigError: it does not hold.
     """

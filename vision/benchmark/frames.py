@@ -25,12 +25,12 @@ Image = NDArray[np.uint8]
 
 
 def shipped_clip() -> str:
-    """The recording that comes with the package: people in a street, 768x576."""
+    """Return the path of the shipped clip: people in a street, 768x576."""
     return str(next(iter(shipped_configs().values())).parent / CLIP)
 
 
 def load_frames(source: str, count: int) -> list[Image]:
-    """The first `count` frames of a recording or generator, in BGR; fewer where it ends before.
+    """Return the first `count` frames of a recording or generator, in BGR; fewer where it ends before.
 
     Raises:
         SourceError: it cannot be opened or read, or has no frame.
@@ -44,7 +44,7 @@ def load_frames(source: str, count: int) -> list[Image]:
 
 
 def convert(bgr: Image, pixel_format: PixelFormat) -> Image:
-    """A BGR frame in another format; YUV as of BT.601, limited range.
+    """Convert a BGR frame to another format; YUV as of BT.601, limited range.
 
     Raises:
         ValueError: NV12 and I420 need even sides.
@@ -73,7 +73,7 @@ def _yuv(bgr: Image) -> tuple[Image, Image, Image]:
 def make_batches(
     detector: Detector, images: Sequence[Image], slots: int, batch: int, pixel_format: PixelFormat
 ) -> list[list[Frame]]:
-    """A batch for each slot, in buffers of the detector, as cameras would fill them. Images are of `pixel_format`."""
+    """Make a batch for each slot, in buffers of the detector, as cameras would fill them. Images are of `pixel_format`."""
     frames: list[Frame] = []
     for index in range(slots * batch):
         image = images[index % len(images)]

@@ -25,7 +25,8 @@ _COPIES: Final = 32
 
 
 def require() -> None:
-    """
+    """Check that a GPU and TensorRT are available.
+
     Raises:
         DeviceMissing: no GPU, no driver or no TensorRT.
     """
@@ -102,7 +103,7 @@ def frame_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, Shape
 
 @contextlib.contextmanager
 def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterator[Engine]:
-    """The engine of a model, from the cache or built now, with its memory in a pool of our own. Errors as of
+    """Open the engine of a model, from the cache or built now, with its memory in a pool of our own. Errors as of
     `open_engine`."""
     device = open_device()
     use_device(device)
@@ -143,5 +144,5 @@ def copy_gb_per_s(nbytes: int) -> float | None:
 
 
 def device_mib() -> float:
-    """What this process holds of the GPU's memory, TensorRT's included."""
+    """Return the GPU memory of this process, TensorRT's included, MiB."""
     return allocated().device_bytes / 2**20

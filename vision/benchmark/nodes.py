@@ -14,7 +14,7 @@ _RUN: Final = "model_run"
 
 
 def parse_nodes(text: str, *, skip: int = 0) -> tuple[LayerTimes, tuple[Layer, ...]]:
-    """Times of every node in every run but the first `skip`, and what the nodes are, in the order of execution.
+    """Parse the times of every node in every run but the first `skip`, and what the nodes are, in the order of execution.
 
     Raises:
         ModelError: not a file of ONNX Runtime's profiler, or one without a run that is left.

@@ -126,7 +126,7 @@ def _scale_tail(tail: Any, times_ms: Sequence[float]) -> None:
 
 
 def _handles(lines: Mapping[tuple[str, str], tuple[Row, ...]], styles: Mapping[str, Any]) -> list[Any]:
-    """What the legend says: each colour, each style, and what a marker without filling is."""
+    """Draw the legend: each colour, each style, and what a marker without filling is."""
     from matplotlib.lines import Line2D
 
     names = list(dict.fromkeys(name for name, _ in lines))

@@ -43,7 +43,7 @@ class ProfileSettings:
 def profile_model(
     folder: Path, spec: ModelSpec, settings: ProfileSettings, say: Callable[[str], None] = lambda _: None
 ) -> Profile:
-    """Times and description of every layer; with `settings.trace`, also a time line of two batches in flight.
+    """Measure and describe every layer; with `settings.trace`, also a time line of two batches in flight.
 
     Raises:
         VisionError: the model or the back-end is not there, or the model does not take such a batch.
@@ -93,7 +93,7 @@ def _onnxruntime_layers(folder: Path, spec: ModelSpec, settings: ProfileSettings
 
 
 def _threads(settings: ProfileSettings) -> int:
-    """That work on one batch where the nodes of ONNX Runtime are measured."""
+    """Return the number of threads for one batch in the profile of ONNX Runtime."""
     return settings.detect.threads or len(os.sched_getaffinity(0))
 
 

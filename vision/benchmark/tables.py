@@ -39,7 +39,7 @@ def figure(value: float) -> str:
 
 
 def _case_table(numbers: Sequence[str], title: str) -> Table:
-    """A table whose rows are cases of one part and one precision: it fits 80 columns."""
+    """Make a table of the cases of one part and precision that fits 80 columns."""
     table = Table(
         title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False
     )
@@ -83,7 +83,7 @@ def result_text(bench: Bench) -> str:
 
 
 def heading(bench: Bench) -> tuple[str, ...]:
-    """What was measured, on what, and how that was."""
+    """Return the lines above the tables: model, machine, frames and clocks."""
     machine = bench.machine
     parts = (machine.jetson or machine.cpu, f"{machine.cores} cores", machine.gpu)
     frames = f"frames {bench.frame}" + (f" of {bench.source}" if bench.source else "")
@@ -127,7 +127,7 @@ def times_table(name: str, bench: Bench, rows: Sequence[Row]) -> Table:
 
 
 def conditions_table(name: str, bench: Bench, rows: Sequence[Row]) -> Table:
-    """What each measurement of one part took of the machine, and what was in its frames."""
+    """Make the table of CPU, memory and objects of one part."""
     cells: dict[str, Callable[[Row], str]] = {
         "cores": lambda row: f"{row.cores_busy:.2f}",
         "others": lambda row: f"{row.cores_others:.2f}",
@@ -147,7 +147,7 @@ def conditions_table(name: str, bench: Bench, rows: Sequence[Row]) -> Table:
 
 
 def clock_text(rows: Sequence[Row]) -> str:
-    """What is known of the clocks: once what stayed as it was, and how far what did not went."""
+    """Return the clocks as one line; a range for values that changed."""
     clocks = [row.clocks for row in rows]
     held = [each.throttled for each in clocks if each.throttled]
     parts = (

@@ -70,7 +70,7 @@ def score_lines(
 
 
 def lines_of_class(section: CameraAnalytics, class_name: str) -> list[LineConfig]:
-    """The lines for which objects of this class count."""
+    """Return the lines for which objects of this class count."""
     return [line for line in section.lines if line.classes is None or class_name in line.classes]
 
 

@@ -34,7 +34,7 @@ class Curve:
         return (float(self.precision[count - 1]), float(self.recall[count - 1])) if count else (1.0, 0.0)
 
     def best(self) -> tuple[float, float]:
-        """The score with the highest F1, and that F1."""
+        """Return the score with the highest F1, and that F1."""
         if not len(self.scores):
             return 0.0, 0.0
         f1 = 2 * self.precision * self.recall / np.maximum(self.precision + self.recall, 1e-12)

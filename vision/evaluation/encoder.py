@@ -41,7 +41,7 @@ class Encoder:
 def open_encoder(
     path: Path, width_px: int, height_px: int, fps: float, *, ffmpeg: str | None = None
 ) -> Iterator[Encoder]:
-    """An encoder into `path`, which ends in ``.mp4``. What was written of it is removed again when the caller fails.
+    """Open an encoder into `path`, which ends in ``.mp4``. If the caller fails, the file is removed.
 
     Args:
         ffmpeg: the program to use; the one on the PATH where absent, and none where empty.

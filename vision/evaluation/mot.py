@@ -66,7 +66,8 @@ class Truth:
     invalid: int  # rows whose column 7 is 0, which do not count
 
     def check_length(self, frames: int, source: str) -> None:
-        """
+        """Check that the truth fits the video.
+
         Raises:
             ConfigError: there are rows of frames that the video does not have.
         """

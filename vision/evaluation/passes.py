@@ -75,7 +75,7 @@ class Findings:
 
 
 def site_of_camera(site: AppConfig, camera_id: str | None) -> AppConfig:
-    """The site with the one camera whose video is labelled.
+    """Return the configuration with only the camera of the labelled video.
 
     Raises:
         ConfigError: there is no such camera, none was named and there are several, or its source never ends.
@@ -172,7 +172,7 @@ class _Recorder:
         self._published = _FrameNumbers()
 
     def note(self, meta: FrameMeta, found: Detections) -> None:
-        """Called by the inference thread."""
+        """Note detections. Called by the inference thread."""
         self.findings.detections.append((self._detected.of(meta), found))
 
     def publish(self, result: Result) -> None:

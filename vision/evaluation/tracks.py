@@ -51,7 +51,8 @@ class TrackingScores:
 
 
 def require_packages() -> None:
-    """
+    """Check that SciPy and TrackEval are installed.
+
     Raises:
         ConfigError: something is not installed.
     """
@@ -153,14 +154,14 @@ def _kept_pairs(
 
 
 def _rows_of_objects(truth: Boxes) -> list[NDArray[np.intp]]:
-    """The rows of each true object, in the order of frames."""
+    """Return the rows of each true object, in the order of frames."""
     order = np.argsort(truth.ids, kind="stable")
     edges = np.flatnonzero(np.diff(truth.ids[order])) + 1
     return np.split(order, edges) if len(order) else []
 
 
 def _sequence(truth: Boxes, tracks: Boxes, frames: int) -> dict[str, Any]:
-    """The two tables in the form that TrackEval takes."""
+    """Return the two tables in the form that TrackEval takes."""
     true_names, true_ids = np.unique(truth.ids, return_inverse=True)
     track_names, track_ids = np.unique(tracks.ids, return_inverse=True)
     rows = list(zip(truth.slices(frames), tracks.slices(frames), strict=True))
