@@ -25,7 +25,7 @@ _NO_GPU: Final = GpuDescription("the GPU", (8, 7))
 
 
 def nsys(model: str, batch: int, precision: str) -> str:
-    """Return the text of `vision profile --print-nsys`: the stage under Nsight Systems, with the ranges of its stages."""
+    """Return the text of `vision profile --print-nsys`: the stage under Nsight Systems, with its ranges."""
     vision = shutil.which("vision")
     program = [vision] if vision is not None else [sys.executable, "-m", "vision.cli.main"]
     options = ["--parts", "stage", "--batch", str(batch), "--precision", precision, "--seconds", "5", "--nvtx"]
@@ -33,7 +33,7 @@ def nsys(model: str, batch: int, precision: str) -> str:
 
 
 def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, named: Sequence[str]) -> str:
-    """Return the text of `vision profile --print-trtexec`: for the engine that is in the cache, or as it would be built.
+    """Return the text of `vision profile --print-trtexec`: for the engine in the cache, or as it would be built.
 
     Args:
         detect: of the engine; its `max_batch` is at least `batch`.

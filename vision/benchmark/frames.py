@@ -73,7 +73,7 @@ def _yuv(bgr: Image) -> tuple[Image, Image, Image]:
 def make_batches(
     detector: Detector, images: Sequence[Image], slots: int, batch: int, pixel_format: PixelFormat
 ) -> list[list[Frame]]:
-    """Make a batch for each slot, in buffers of the detector, as cameras would fill them. Images are of `pixel_format`."""
+    """Make a batch for each slot, in buffers of the detector. Images are of `pixel_format`."""
     frames: list[Frame] = []
     for index in range(slots * batch):
         image = images[index % len(images)]

@@ -14,7 +14,7 @@ _RUN: Final = "model_run"
 
 
 def parse_nodes(text: str, *, skip: int = 0) -> tuple[LayerTimes, tuple[Layer, ...]]:
-    """Parse the times of every node in every run but the first `skip`, and what the nodes are, in the order of execution.
+    """Parse the nodes in the order of execution, and their times in every run but the first `skip`.
 
     Raises:
         ModelError: not a file of ONNX Runtime's profiler, or one without a run that is left.
