@@ -63,7 +63,7 @@ class Analytics:
         self._forget_s = forget_s
         self._lines, self._zones = config.lines, config.zones
         shapes: tuple[Shape, ...] = (*config.lines, *config.zones)
-        self._anchors = sorted({_GROUND_ANCHOR, *(shape.anchor for shape in shapes)})
+        self._anchors = [_GROUND_ANCHOR, *sorted({shape.anchor for shape in shapes} - {_GROUND_ANCHOR})]
         self._line_watch = LineWatch(self._lines, self._anchors, _allowed(self._lines, self._class_names))
         self._zone_watch = ZoneWatch(self._zones, self._anchors, _allowed(self._zones, self._class_names))
         self._counters = ShapeCounters(config, counters)
@@ -155,18 +155,17 @@ class Analytics:
 
     def _see(self, tracks: Tracks) -> TrackSnapshot:
         """Store the present state of each object. `points` keeps the last state until lines and zones have used it."""
-        memory, now_s, anchors = self._memory, self._time.now_s, self._anchors
+        memory, now_s, end = self._memory, self._time.now_s, len(self._anchors)
         rows, fresh = memory.rows_of(tracks.track_ids)
         if fresh is not None:
             self._oldest_s = min(self._oldest_s, now_s)
         columns = self._boxes.apply(tracks.boxes_xyxy.astype(np.float64))
-        end = len(anchors)
         points = columns.view(np.complex128)[:, :end]
         size = np.maximum(columns[:, 2 * end], columns[:, 2 * end + 1])
         memory["seen_s"][rows] = now_s
         memory["size"][rows] = size
         memory["class_id"][rows] = tracks.class_ids
-        self._trails.observe(now_s, rows, points[:, anchors.index(_GROUND_ANCHOR)], memory["trail"])
+        self._trails.observe(now_s, rows, points[:, 0], memory["trail"])
         return TrackSnapshot(now_s, rows, fresh, points, columns[:, 2 * end + 2 :], _MARGIN * size)
 
     def _forget(self, at_ns: int, before_s: float) -> Iterator[Event]:
