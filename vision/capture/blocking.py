@@ -19,7 +19,7 @@ _JOIN_S: Final = 0.5
 _PREFIX: Final = "blocking-"
 
 
-def left_behind() -> list[str]:
+def blocked_threads() -> list[str]:
     """Return the names of threads that may be inside a library.
 
     If there are any when the program ends, it must end with `os._exit`. A thread that returns from C++ during the

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vision.capture.blocking import BlockingCalls, Interrupted, left_behind
+from vision.capture.blocking import BlockingCalls, Interrupted, blocked_threads
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_values_and_errors_come_back(calls: BlockingCalls[int]) -> None:
     calls.begin(lambda: 4)
     assert calls.result(10) == 4
     calls.end(lambda: 0)
-    assert left_behind() == []
+    assert blocked_threads() == []
 
 
 def test_a_call_that_takes_longer_is_asked_for_again(calls: BlockingCalls[int]) -> None:
@@ -61,16 +61,16 @@ def test_what_is_left_behind_is_released_when_it_comes_back(calls: BlockingCalls
         return 0
 
     calls.end(give_back)
-    assert left_behind() == ["blocking-test"]
+    assert blocked_threads() == ["blocking-test"]
     assert not released.is_set()
     release.set()
     assert released.wait(10)
     deadline = time.monotonic() + 10
-    while left_behind() and time.monotonic() < deadline:
+    while blocked_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert left_behind() == []
+    assert blocked_threads() == []
 
 
 def test_a_release_that_fails_ends_the_thread_all_the_same(calls: BlockingCalls[int]) -> None:
     calls.end(lambda: int("x"))
-    assert left_behind() == []
+    assert blocked_threads() == []
