@@ -99,7 +99,7 @@ def test_the_whole_program_finds_the_same_objects_as_through_ffmpeg(
 ) -> None:
     caplog.set_level(logging.INFO)
     through = {via: run(short_clip, via, open_detector=lambda *_: NeverClosed(detector)) for via in ("nvdec", "ffmpeg")}
-    assert "through nvdec-h264" in caplog.text
+    assert "decoder nvdec-h264" in caplog.text
     assert "does not read GPU memory" not in caplog.text
     found, wanted = through["nvdec"], through["ffmpeg"]
     assert len(found) == len(wanted) == FRAMES
