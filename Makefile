@@ -1,13 +1,18 @@
-# The developer's verbs. ./test makes the environment that they use.
+# Shortcuts for developers. ./test creates the environment that they use.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONPATH := build/tensorrt-rtx-1.6
 
-.PHONY: check check-gpu bench format
-check:            ## what CI runs
+.PHONY: help unit check check-gpu bench format
+help:             ## list these commands
+	@grep -hE '^[a-z-]+: *##' $(MAKEFILE_LIST) | sed -E 's/: *## */\t/' | expand -t 14
+unit:             ## tests that start no process and build no engine: under a minute
+	pytest -q -n auto -m unit tests/unit
+check:            ## everything that CI runs
 	./test
 check-gpu:        ## kernels and the TensorRT stage, on a machine with an NVIDIA GPU
 	pytest -m gpu tests/gpu
-bench:            ## every figure that the project quotes, into tests/perf/results/<machine>/
+bench:            ## measure the figures that the project publishes, into tests/perf/results/
 	python -m tests.perf
-format:
+format:           ## format the code and fix what can be fixed automatically
 	ruff format .
 	ruff check --fix .

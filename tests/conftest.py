@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.allowed_skips import refuse_skip
+from tests.paths import ROOT
 
 # No test is timed: how long an example takes says more about what else the machine does.
 # New examples are for developers to find; a submission is judged by the same ones each time.
@@ -23,3 +29,61 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write tests/replay/golden anew, to be read before it is committed"
     )
+
+
+TIER_OF_FOLDER = {
+    "accuracy": "integration",
+    "contract": "integration",
+    "messages": "integration",
+    "replay": "integration",
+    "rtsp": "rtsp",
+    "gpu": "gpu",
+    "typing": "integration",
+}
+"""Tier of each folder below tests/ whose tests do not choose one. In tests/unit the default is `unit`."""
+
+TIERS = ("unit", "integration", "engine", "emulated", "rtsp", "gpu")
+
+_in_unit_test = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test that has no tier the one of its folder."""
+    for item in items:
+        if any(item.get_closest_marker(tier) for tier in TIERS):
+            continue
+        folder = Path(item.path).relative_to(ROOT / "tests").parts[0]
+        item.add_marker(TIER_OF_FOLDER.get(folder, "unit"))
+
+
+def _refuse_processes(event: str, _arguments: object) -> None:
+    if _in_unit_test and event in {"subprocess.Popen", "os.fork", "os.posix_spawn"}:
+        raise AssertionError("a test of the tier `unit` starts no process: mark it `integration`")
+
+
+sys.addaudithook(_refuse_processes)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_in_unit_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test of the tier `unit` that starts a process."""
+    global _in_unit_test  # noqa: PLW0603 - audit hooks cannot be removed, so one hook reads this
+    _in_unit_test = request.node.get_closest_marker("unit") is not None
+    yield
+    _in_unit_test = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Fail a skip that is not on the allow-list, where CI is set."""
+    report: pytest.TestReport = yield  # type: ignore[assignment]
+    refuse_skip(report, item.nodeid)
+    return report  # type: ignore[return-value]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """Fail a module that is skipped as a whole, where CI is set and the skip is not on the allow-list."""
+    report: pytest.CollectReport = yield  # type: ignore[assignment]
+    refuse_skip(report, collector.nodeid)
+    return report  # type: ignore[return-value]
