@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 NUMPY_ALONE = (
     "vision",
     "vision.errors",

@@ -11,6 +11,8 @@ import pytest
 
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.integration
+
 UNIT = ROOT / "systemd" / "vision@.service"
 
 

@@ -15,6 +15,7 @@ from vision.detect.open import has_nvidia_gpu
 MODEL = "nanodet-g-416"
 
 
+@pytest.mark.integration
 @needs_no_gpu
 @pytest.mark.parametrize("verb", ["run", "build", "bench", "profile"])
 def test_one_line_a_hint_and_no_restart(tmp_path: Path, verb: str) -> None:

@@ -196,6 +196,7 @@ def test_unnamed_classes_count_if_all_classes_do() -> None:
     assert event.data["class"] == "77" and event.data["class_id"] == 77
 
 
+@pytest.mark.integration
 @settings(max_examples=150, deadline=None)
 @given(
     path=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=2, max_size=30),
@@ -531,6 +532,7 @@ def stars(draw: st.DrawFn) -> list[Place]:
     return [(50 + r * math.cos(k * turn + 0.1), 50 + r * math.sin(k * turn + 0.1)) for k, r in enumerate(radii)]
 
 
+@pytest.mark.integration
 @settings(max_examples=150, deadline=None)
 @given(st.lists(stars(), min_size=1, max_size=4), st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=1))
 def test_points_in_polygons(polygons: list[list[Place]], points: list[Place]) -> None:
@@ -564,6 +566,7 @@ def test_distance_to_a_border_is_that_to_the_nearest_side(point: Place, distance
 # --- simulated traffic ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("seed", "fps"), [(1, 5.0), (2, 10.0)])
 def test_counts_of_simulated_traffic_are_exact(seed: int, fps: float) -> None:
     traffic = Traffic(300.0, fps=fps, seed=seed)

@@ -349,6 +349,7 @@ def test_matching_is_optimal(similarity: NDArray[np.float64], least: float) -> N
     assert total == pytest.approx(_best_pairing(similarity, least), abs=1e-9)
 
 
+@pytest.mark.integration
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_input_gives_consistent_tracks(data: st.DataObject) -> None:

@@ -164,6 +164,7 @@ def test_a_machine_that_tells_nothing() -> None:
     assert "numpy" in versions(Tables())
 
 
+@pytest.mark.integration
 def test_this_machine() -> None:
     system = ThisSystem()
     assert system.text("/no/such/file") is None

@@ -306,6 +306,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], Any]] = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("count", [20, 80, 400])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_what_is_the_same_gets_few_verdicts(name: str, count: int) -> None:

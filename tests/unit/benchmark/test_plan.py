@@ -36,6 +36,7 @@ def deployment(*sources: str, **other: object) -> AppConfig:
 # ------------------------------------------------------------------------------------------------ stand-ins
 
 
+@pytest.mark.integration
 def test_local_sources_run_as_they_are(tmp_path: Path) -> None:
     encode_clip(tmp_path / "own.mp4", 64, 48, 10.0, 0.5)
     config = deployment("synthetic:64x48@20", str(tmp_path / "own.mp4"))
@@ -54,6 +55,7 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
     assert "c0" in str(caught.value)
 
 
+@pytest.mark.integration
 def test_silent_camera_becomes_a_clip_of_the_configured_size(tmp_path: Path) -> None:
     camera = {"id": "gate", "source": UNREACHABLE, "open_timeout_s": 0.5, "max_fps": 5}
     config = AppConfig.model_validate({"cameras": [camera], "detect": {"backend": "fake"}})
@@ -67,12 +69,14 @@ def test_silent_camera_becomes_a_clip_of_the_configured_size(tmp_path: Path) -> 
     assert gate.config.max_fps == 5
 
 
+@pytest.mark.integration
 def test_cameras_of_one_size_share_a_clip(tmp_path: Path) -> None:
     cameras = stand_ins(deployment(UNREACHABLE, UNREACHABLE), 0.2, tmp_path)
     assert cameras[0].config.source == cameras[1].config.source
     assert len(list(tmp_path.glob("*.mp4"))) == 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("fps", [5.0, 12.5, 29.97])
 def test_encoded_clip_has_the_rate_and_length_of_the_run(tmp_path: Path, fps: float) -> None:
     encode_clip(tmp_path / "clip.mp4", 320, 180, fps, 2.0)
@@ -187,6 +191,7 @@ def test_search_has_an_upper_limit() -> None:
 # ------------------------------------------------------------------------------------------------ the whole plan
 
 
+@pytest.mark.integration
 def test_plan_of_cameras_that_fit(tmp_path: Path) -> None:
     config = deployment("synthetic:64x48@20", "synthetic:64x48@10", state_dir=str(tmp_path / "state"))
     steps: list[str] = []
@@ -204,6 +209,7 @@ def test_plan_of_cameras_that_fit(tmp_path: Path) -> None:
     assert {load["part"] for load in document["loads"]} >= {"detector", "results thread", "CPU"}
 
 
+@pytest.mark.integration
 def test_plan_of_a_detector_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*_: object, **__: object) -> FakeDetector:
         return FakeDetector(service_ns=50_000_000, max_batch=1)
@@ -221,6 +227,7 @@ def test_plan_of_a_detector_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) ->
     assert plan.verdict in " ".join(text.split())
 
 
+@pytest.mark.integration
 def test_run_measures_threads_and_drops() -> None:
     config = deployment(*(f"synthetic:64x48@200?seed={n}" for n in range(2)))
 

@@ -45,6 +45,7 @@ def drawn(*rows: Row, **other: object) -> list[Any]:
     return list(figures[0].axes)
 
 
+@pytest.mark.integration
 def test_a_colour_is_a_case_and_a_style_a_precision() -> None:
     rows = [*ROWS, *(replace(one, case=replace(one.case, precision="fp32")) for one in ROWS)]
     rate, tail = drawn(*rows)
@@ -88,6 +89,7 @@ def test_a_file_without_rows(tmp_path: Path) -> None:
         draw(replace(bench(), rows=()), tmp_path / "a.png")
 
 
+@pytest.mark.integration
 def test_a_drawing_of_both_kinds(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     draw(bench(*ROWS), tmp_path / "a.svg")
@@ -98,6 +100,7 @@ def test_a_drawing_of_both_kinds(tmp_path: Path) -> None:
     assert frame.std() > 5
 
 
+@pytest.mark.integration
 def test_a_file_of_another_machine_is_shown_and_drawn(tmp_path: Path) -> None:
     """So that the machine that is measured needs nothing to draw with."""
     pytest.importorskip("matplotlib")

@@ -249,6 +249,7 @@ def test_what_disturbs_nobody(source: str, expected: bool) -> None:
 # ------------------------------------------------------------------------------------------------ program
 
 
+@pytest.mark.integration
 def test_a_site_that_is_served() -> None:
     ran = run_deployment(synthetic_deployment(2, 20.0, 64, 48, None), 2.0, lambda *_: FakeDetector(), publish=True)
     assert set(ran.cameras) == {"camera-0", "camera-1"}
@@ -258,6 +259,7 @@ def test_a_site_that_is_served() -> None:
     assert ran.cpu.own > 0
 
 
+@pytest.mark.integration
 def test_a_site_that_is_too_much_drops_and_says_so() -> None:
     slow = lambda *_: FakeDetector(service_ns=100_000_000, max_batch=1)  # noqa: E731
     ran = run_deployment(synthetic_deployment(2, 20.0, 64, 48, "nv12"), 2.0, slow)
@@ -265,6 +267,7 @@ def test_a_site_that_is_too_much_drops_and_says_so() -> None:
     assert ran.dropped_per_s["superseded"] == pytest.approx(30, rel=0.3)
 
 
+@pytest.mark.integration
 def test_drops_of_a_camera_that_has_no_result_are_counted() -> None:
     slow = lambda *_: FakeDetector(service_ns=1_500_000_000, max_batch=1)  # noqa: E731
     ran = run_deployment(synthetic_deployment(1, 50.0, 64, 48, "nv12"), 1.0, slow)
@@ -288,6 +291,7 @@ def test_half_load_is_half_however_little_that_is() -> None:
     assert pace(0.001, 3, 2.0)[1] == 60
 
 
+@pytest.mark.integration
 def test_a_camera_that_gives_nothing_is_in_the_result() -> None:
     site = AppConfig.model_validate({"cameras": [{"id": "gone", "source": "/no/such.mp4"}]})
     ran = run_deployment(site, 0.5, lambda *_: FakeDetector())
@@ -295,6 +299,7 @@ def test_a_camera_that_gives_nothing_is_in_the_result() -> None:
     assert ran.objects_per_frame == 0
 
 
+@pytest.mark.integration
 def test_a_borrowed_detector_stays_open() -> None:
     with closing(FakeDetector(slots=2, max_batch=8)) as detector:
         ran = run_deployment(
@@ -311,6 +316,7 @@ def test_a_borrowed_detector_stays_open() -> None:
         assert len(detector.wait(0, 1.0)) == 1
 
 
+@pytest.mark.integration
 def test_results_have_the_objects_of_the_frames_that_are_shown() -> None:
     with closing(FakeDetector(slots=2, max_batch=8)) as detector:
         shown = make_batches(detector, load_frames("synthetic:64x48?objects=5", 4), 2, 4, "bgr")

@@ -29,6 +29,8 @@ from vision.config import DetectConfig, shipped_models
 from vision.errors import DeviceMissing, VisionError
 from vision.metrics import send_spans
 
+pytestmark = pytest.mark.integration
+
 COMMAND = [sys.executable, "-m", "vision.cli.main", "--log-level", "warning"]
 MODEL = "nanodet-g-416"
 

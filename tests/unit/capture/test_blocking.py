@@ -52,6 +52,7 @@ def test_waking_a_result_that_waits(calls: BlockingCalls[int]) -> None:
     calls.end(lambda: 0)
 
 
+@pytest.mark.integration
 def test_what_is_left_behind_is_released_when_it_comes_back(calls: BlockingCalls[int]) -> None:
     release, released = threading.Event(), threading.Event()
     calls.begin(lambda: release.wait(30) * 7)

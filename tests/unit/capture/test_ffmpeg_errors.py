@@ -35,6 +35,7 @@ def answering(answer: bytes | None) -> Iterator[int]:
         thread.join()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("scheme", "answer", "took_s", "message"),
     [

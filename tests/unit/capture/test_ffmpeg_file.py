@@ -180,6 +180,7 @@ def test_a_loop_of_a_file_without_times(play: Player, tmp_path: Path) -> None:
     source.close()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("offline", [True, False])
 def test_the_shipped_clip(play: Player, offline: bool) -> None:
     source = play(CLIP, offline=offline)
@@ -236,6 +237,7 @@ def test_a_loop_says_once_that_its_file_is_cut_short(
     source.close()
 
 
+@pytest.mark.integration
 def test_damage_in_the_middle_does_not_end_a_file(play: Player, tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     shutil.copy(CLIP, path)

@@ -352,6 +352,7 @@ def test_the_reader_gets_each_frame_with_its_encoding() -> None:
     ]
 
 
+@pytest.mark.integration
 def test_a_stream_that_stops_is_an_error_after_the_read_timeout() -> None:
     with (
         served(*coded(), pause_s=30) as address,
@@ -363,6 +364,7 @@ def test_a_stream_that_stops_is_an_error_after_the_read_timeout() -> None:
                 source.grab(5)
 
 
+@pytest.mark.integration
 def test_a_stream_without_a_key_frame_is_not_opened() -> None:
     with (
         served(*coded()[1:GOP], pause_s=30) as address,
@@ -400,6 +402,7 @@ def test_why_it_did_not_open_and_no_secret(
         assert "ann:" not in text
 
 
+@pytest.mark.integration
 def test_an_interrupt_ends_an_open_and_is_final() -> None:
     with served(pause_s=30) as address, closing(source_of(address, open_timeout_s=60)) as source:
         timer = threading.Timer(0.2, source.interrupt)

@@ -63,6 +63,7 @@ def test_open_source_chooses_the_library(
     assert type(opened(source, **options)) is expected
 
 
+@pytest.mark.integration
 def test_nvdec_is_not_chosen_without_its_package() -> None:
     """In a process of its own; `tests/gpu` has the choices on a machine with NVDEC."""
     done = run_python("""
@@ -84,6 +85,7 @@ def test_rtsp_falls_back_to_ffmpeg_with_a_warning(caplog: pytest.LogCaptureFixtu
     assert ("opened with FFmpeg, because" in caplog.text) is (reason is not None)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("missing", "source", "reader", "expected"),
     [
@@ -132,6 +134,7 @@ def test_required_gstreamer_that_is_missing_is_an_error(source: str) -> None:
     assert raised.value.code == "gstreamer"
 
 
+@pytest.mark.integration
 def test_exceptions_of_other_libraries_work_after_loading_gstreamer() -> None:
     """GStreamer brings an unwinder with the function names of GCC's: a C++ exception would end the process."""
     if (reason := available(camera("rtsp://10.0.0.4/a"))) is not None:
@@ -215,6 +218,7 @@ def test_supervisor_policy_follows_the_configuration(
     assert supervisor_policy(camera(source, **options)) == expected
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("module", "libraries"),
     [

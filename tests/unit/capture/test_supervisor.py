@@ -761,6 +761,7 @@ connections = st.builds(
 )
 
 
+@pytest.mark.integration
 @settings(max_examples=200, deadline=None)
 @given(st.lists(connections, min_size=1, max_size=5), st.booleans(), st.integers(0, 40), st.booleans())
 def test_every_grabbed_frame_is_committed_or_dropped_with_a_reason(
@@ -831,6 +832,7 @@ def test_every_fault_of_the_synthetic_source_in_real_time() -> None:
     assert lease is None or (lease.frame.meta.epoch, lease.frame.meta.index) == (2, 9)
 
 
+@pytest.mark.integration
 def test_one_hanging_camera_disturbs_no_other() -> None:
     def run(source: str) -> tuple[CameraSupervisor, threading.Thread]:
         slot = LatestSlot("gate", FrameBuffer.allocate)

@@ -271,6 +271,7 @@ def test_a_frame_is_taken_when_it_is_due_and_not_when_it_is_asked_for() -> None:
     assert ages == pytest.approx([0.0, 0.03, 0.06, 0.09, 0.12])
 
 
+@pytest.mark.integration
 def test_a_frame_behind_a_hang_is_as_new_as_any() -> None:
     source = SyntheticSource(SyntheticSpec.parse("synthetic:64x48@1000?hang=1:0.6"))
     source.open()

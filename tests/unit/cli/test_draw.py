@@ -82,6 +82,7 @@ def test_a_damaged_frame_is_passed_over(tmp_path: Path) -> None:
     assert drawing.path is not None
 
 
+@pytest.mark.integration
 def test_a_camera_that_hangs_is_given_up_after_its_time_outs(tmp_path: Path) -> None:
     camera = {"id": "c0", "source": "synthetic:160x120@20?hang=0:20", "open_timeout_s": 0.1, "read_timeout_s": 0.1}
     (drawing,) = draw_cameras(AppConfig.model_validate({"cameras": (camera,)}), tmp_path, threading.Event())
@@ -119,6 +120,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     assert "cannot write" in drawing.error
 
 
+@pytest.mark.integration
 def test_the_verb(tmp_path: Path) -> None:
     done = run("draw", str(write_config(tmp_path)), "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,8 @@ import pytest
 from tests.paths import ROOT
 from vision.cli.options import parse_duration
 
+pytestmark = pytest.mark.integration
+
 COMMAND = [sys.executable, "-m", "vision.cli.main"]
 SYNTHETIC = "synthetic:160x120@20"
 

@@ -12,6 +12,8 @@ import pytest
 from tests.unit.cli.pseudo_terminal import PseudoTerminal, pseudo_terminal
 from tests.unit.cli.test_main import COMMAND, SYNTHETIC, write_config
 
+pytestmark = pytest.mark.integration
+
 UNTIL_SECOND_WARNING_S = 6
 
 

@@ -111,6 +111,7 @@ def publish_until(stop: threading.Event, publisher: Publisher) -> threading.Thre
     return thread
 
 
+@pytest.mark.integration
 def test_lines_come_where_there_is_no_terminal() -> None:
     out, stop = io.StringIO(), threading.Event()
     with Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES) as publisher:
@@ -126,6 +127,7 @@ def test_lines_come_where_there_is_no_terminal() -> None:
     )
 
 
+@pytest.mark.integration
 def test_silence_is_told_and_is_a_failure_when_a_time_was_given() -> None:
     out = io.StringIO()
     assert watch("tcp://127.0.0.1:9", for_s=0.5, out=out, silence_s=0.2) == 1
@@ -140,6 +142,7 @@ def test_a_bad_address_is_refused() -> None:
 WATCH = "import sys; from vision.cli.watch import watch; sys.exit(watch(sys.argv[1], line_interval_s=0.2))"
 
 
+@pytest.mark.integration
 def test_ctrl_c_is_a_good_end() -> None:
     with python("-c", WATCH, "tcp://127.0.0.1:9") as program:
         program.wait_line(lambda line: line.startswith("waiting for messages"))
@@ -148,6 +151,7 @@ def test_ctrl_c_is_a_good_end() -> None:
         assert program.pending() == []
 
 
+@pytest.mark.integration
 def test_a_terminal_gets_a_table() -> None:
     with Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES) as publisher:
         try:

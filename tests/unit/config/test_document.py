@@ -153,6 +153,7 @@ def test_fault_of_one_value_leaves_the_rest_readable(text: str, message: str) ->
     assert f"camera.yaml:{fault.place.line}: {where}{fault.text}".startswith(message)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -372,6 +373,7 @@ def test_unreadable_file_is_reported(path: str, reason: str) -> None:
     assert reason in refusal(Path(path))
 
 
+@pytest.mark.integration
 def test_too_large_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     path.write_bytes(b"#" * MAX_BYTES)

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from tests.unit.config.fault_lines import fault_lines
 from vision.config import AppConfig, config_schema, load_config_text, shipped_configs
 from vision.config.schema import key_paths
 from vision.errors import ConfigError
+
+pytestmark = pytest.mark.integration
 
 MARK = "zQ7x"
 SECRETS = st.sampled_from(

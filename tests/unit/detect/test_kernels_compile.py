@@ -9,6 +9,8 @@ from vision.detect.reference.heads import make_head
 from vision.detect.tensorrt.kernels import KERNELS, Definitions, LetterboxProgram, Output, PostprocessProgram
 from vision.gpu.nvrtc import Source, compile_cubin, nvrtc_version, supported_archs
 
+pytestmark = pytest.mark.integration
+
 ARCHS = {
     "sm_72": "Xavier, dropped in CUDA 13",
     "sm_75": "Turing",

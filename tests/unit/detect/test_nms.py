@@ -107,6 +107,7 @@ def test_table(
     assert run(boxes, scores, class_ids, **options) == (kept, truncated_candidates)
 
 
+@pytest.mark.integration
 @settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

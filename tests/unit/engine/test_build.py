@@ -77,6 +77,7 @@ def build(
     return build_engine(model, of or spec(), chosen or plan("fp32", 4, of=of), gpu, ahead_of_time=True)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
 @pytest.mark.parametrize(("half_input", "half_outputs"), [(False, False), (True, False), (True, True)])
 def test_dynamic_batch_in_every_float_precision(precision: Precision, half_input: bool, half_outputs: bool) -> None:
@@ -87,6 +88,7 @@ def test_dynamic_batch_in_every_float_precision(precision: Precision, half_input
     assert built.seconds > 0
 
 
+@pytest.mark.engine
 def test_lower_precision_halves_the_weights_of_the_shipped_model() -> None:
     folder = MODELS / "nanodet-g-416"
     shipped = ModelSpec.model_validate(yaml.safe_load((folder / "model.yaml").read_text()))
@@ -240,6 +242,7 @@ def test_damaged_model_is_reported(how: str, precision: Precision, capfd: pytest
     assert "onnx.checker.check_model" in caught.value.hint
 
 
+@pytest.mark.engine
 def test_types_that_are_not_what_was_asked_for_are_refused() -> None:
     """A strongly typed library would build it all the same, and call float16 fp32."""
     half = rewrite_onnx(convolution(), "fp16", keep_inputs=True, keep_outputs=True)
@@ -387,6 +390,7 @@ def test_tensorrt_gets_the_model_unchanged(monkeypatch: pytest.MonkeyPatch) -> N
     assert (found.interleaved_input, found.folded, found.fixed_batches) == (False, False, False)
 
 
+@pytest.mark.engine
 def test_interleaved_engine_has_a_profile_for_every_batch(caplog: pytest.LogCaptureFixture) -> None:
     built = build(convolution(), plan("fp16", 6))
     frames = [profile.shapes["images"] for profile in built.profiles]

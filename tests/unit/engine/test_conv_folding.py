@@ -189,6 +189,7 @@ GEOMETRY = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.engine
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(geometry=GEOMETRY, activation=st.sampled_from(["LeakyRelu", "SiLU"]))
 def test_any_geometry_gives_the_same_results(geometry: dict[str, Any], activation: str) -> None:

@@ -29,6 +29,7 @@ def module_in(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatc
     return name
 
 
+@pytest.mark.engine
 def test_importing_the_engine_package_imports_no_tensorrt() -> None:
     import subprocess
 

@@ -44,6 +44,7 @@ HALVES: Final[tuple[Literal["fp16", "bf16"], ...]] = ("fp16", "bf16")
 ENDS = [(True, True), (False, True), (True, False), (False, False)]
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize(("keep_inputs", "keep_outputs"), ENDS)
 def test_the_shipped_model_in_float16_computes_the_same(keep_inputs: bool, keep_outputs: bool) -> None:
     original = NANODET.read_bytes()

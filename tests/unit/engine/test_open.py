@@ -121,6 +121,7 @@ def test_cancelled_before_it_began_leaves_nothing(model: tuple[Path, ModelSpec],
     assert cache.entries() == ()
 
 
+@pytest.mark.engine
 @needs_rtx
 @needs_no_gpu
 def test_engine_that_does_not_load_is_rebuilt_once(
@@ -188,6 +189,7 @@ def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, Mode
         )
 
 
+@pytest.mark.engine
 @needs_rtx
 def test_built_engine_is_rebuilt_only_by_force(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     def built_again(*, force: bool) -> bool:
@@ -257,6 +259,7 @@ def build_in_another_process(folder: Path, cache: Path, results: multiprocessing
     results.put(loaded.built is not None)
 
 
+@pytest.mark.engine
 @needs_rtx
 def test_one_of_three_processes_builds(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     context = multiprocessing.get_context("spawn")

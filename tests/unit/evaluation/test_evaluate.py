@@ -60,6 +60,7 @@ def evaluated(folder: Path, config: Path, **options: Any) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.integration
 def test_a_perfect_detector_is_perfect(tmp_path: Path) -> None:
     """And a pipeline that follows nothing has no figures of tracking."""
     result = evaluated(tmp_path, write_config(tmp_path, source=SOURCE))
@@ -139,6 +140,7 @@ def test_damaged_frames_and_lines_of_other_classes_are_said(tmp_path: Path) -> N
     assert result["lines"] == []
 
 
+@pytest.mark.integration
 def test_every_output_is_written_and_the_result_scores_the_same(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     config = write_config(tmp_path, source=SOURCE, pipeline="track")
@@ -191,6 +193,7 @@ def test_frames_beyond_the_video_are_found_before_the_pipeline_runs(tmp_path: Pa
         open_subject(Request(str(write_config(tmp_path, source=SOURCE)), truth, class_name=CLASS), threading.Event())
 
 
+@pytest.mark.integration
 def test_the_verb(tmp_path: Path) -> None:
     config = write_config(tmp_path, source=SOURCE, pipeline="track")
     done = run("eval", str(config), "--truth", str(write_truth(tmp_path)), "--class", CLASS)
@@ -201,6 +204,7 @@ def test_the_verb(tmp_path: Path) -> None:
     assert "gt.txt:1: expected the columns" in broken.stderr
 
 
+@pytest.mark.integration
 def test_half_an_evaluation_is_none(tmp_path: Path) -> None:
     """Stopped while it runs: an exit code of its own, and no file that looks whole."""
     config = write_config(tmp_path, source="synthetic:1280x720@20?frames=2000&seed=0&objects=4")

@@ -123,6 +123,7 @@ def image(path: Path) -> NDArray[np.uint8]:
     return np.asarray(pixels, np.uint8)
 
 
+@pytest.mark.integration
 @needs_matplotlib
 @pytest.mark.parametrize("seed", [0, 1])
 def test_plots_are_frames_of_the_data(seed: int, tmp_path: Path) -> None:
@@ -141,6 +142,7 @@ def test_plots_are_frames_of_the_data(seed: int, tmp_path: Path) -> None:
     assert len(np.unique(image(tmp_path / "curve0.png"))) > 50
 
 
+@pytest.mark.integration
 @needs_matplotlib
 def test_plots_of_nothing_and_where_there_is_no_folder(tmp_path: Path) -> None:
     nothing = score_detections(boxes((1, 1, 0, 0, 1, 1)), boxes(), score=0.35, lowest_score=0.05)
@@ -174,6 +176,7 @@ def frames_of(path: Path) -> list[NDArray[np.uint8]]:
     return frames
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("ffmpeg", ENCODERS)
 @pytest.mark.parametrize(("width_px", "height_px"), [(160, 120), (161, 121), (16, 16)])
 def test_every_frame_comes_back(ffmpeg: str, width_px: int, height_px: int, tmp_path: Path) -> None:
@@ -185,6 +188,7 @@ def test_every_frame_comes_back(ffmpeg: str, width_px: int, height_px: int, tmp_
     assert [float(frame.mean()) for frame in frames] == pytest.approx([40, 120, 200], abs=6)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("ffmpeg", ENCODERS)
 def test_a_frame_of_another_size_is_scaled(ffmpeg: str, tmp_path: Path) -> None:
     with open_encoder(tmp_path / "out.mp4", 160, 120, 10, ffmpeg=ffmpeg) as encoder:
@@ -193,6 +197,7 @@ def test_a_frame_of_another_size_is_scaled(ffmpeg: str, tmp_path: Path) -> None:
     assert len(frames_of(tmp_path / "out.mp4")) == 2
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("ffmpeg", ENCODERS)
 def test_a_video_that_cannot_be_written(ffmpeg: str, tmp_path: Path) -> None:
     with (
@@ -203,6 +208,7 @@ def test_a_video_that_cannot_be_written(ffmpeg: str, tmp_path: Path) -> None:
             encoder.write(np.zeros((480, 640, 3), np.uint8))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("ffmpeg", ENCODERS)
 def test_half_a_video_is_removed(ffmpeg: str, tmp_path: Path) -> None:
     with (
@@ -214,6 +220,7 @@ def test_half_a_video_is_removed(ffmpeg: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.integration
 def test_a_program_without_h264_is_not_used(tmp_path: Path) -> None:
     program = tmp_path / "ffmpeg"
     program.write_text("#!/bin/sh\necho ' V..... mpeg4'\n")
@@ -224,6 +231,7 @@ def test_a_program_without_h264_is_not_used(tmp_path: Path) -> None:
     assert len(frames_of(tmp_path / "out.mp4")) == 1
 
 
+@pytest.mark.integration
 def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
     with (
         pytest.raises(VisionError, match="cannot start"),
@@ -237,6 +245,7 @@ def near(pixels: NDArray[np.uint8], colour: tuple[int, int, int]) -> int:
     return int((np.abs(pixels.astype(int) - np.array(colour)).max(axis=2) < 30).sum())
 
 
+@pytest.mark.integration
 def test_the_video_shows_what_was_found_missed_and_made_up(tmp_path: Path) -> None:
     source = "synthetic:320x240@10?frames=6&objects=0"
     found = boxes(

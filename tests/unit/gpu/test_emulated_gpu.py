@@ -9,6 +9,8 @@ import pytest
 
 from tests.emulator.process import run_emulated
 
+pytestmark = pytest.mark.emulated
+
 SUITES: Mapping[str, tuple[str, ...]] = {  # the longest first
     "postprocess": ("tests/gpu/test_postprocess_kernels.py",),
     "letterbox": ("tests/gpu/test_letterbox_kernel.py",),

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.gpu.run_all import ROOT, parts
+
+pytestmark = pytest.mark.integration
 
 HEADS = ("nanodet", "nanodet, one output", "yolov5", "yolov8", "end-to-end", "efficient nms", "rt-detr")
 

@@ -211,6 +211,7 @@ def test_a_refusal_is_an_error() -> None:
         list(one.replied(refusal, []))
 
 
+@pytest.mark.integration
 def test_what_is_held_is_limited() -> None:
     server = Server(page=100_000)
     one = started(server)

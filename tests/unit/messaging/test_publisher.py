@@ -159,6 +159,7 @@ def test_subscribers_that_join_together_share_a_replay() -> None:
         assert repeats < joiners
 
 
+@pytest.mark.integration
 def test_a_joiner_is_served_while_results_flow() -> None:
     """Sending reads subscriptions from the socket too, and must pass the word on."""
     stop = threading.Event()
@@ -206,6 +207,7 @@ def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+@pytest.mark.integration
 def test_a_stopped_subscriber_loses_its_own_messages_and_delays_nobody() -> None:
     queue, sent, large = 50, 1500, result(found(300))  # 28 kB each
     with (
@@ -234,6 +236,7 @@ def _gap_told(publisher: Publisher, subscriber: Program) -> bool:
     return any(line.startswith("gap") for line in subscriber.pending())
 
 
+@pytest.mark.integration
 def test_a_subscriber_that_is_killed_is_not_missed() -> None:
     with (
         Publisher(ANY_PORT, node="n") as publisher,
@@ -251,6 +254,7 @@ def test_a_subscriber_that_is_killed_is_not_missed() -> None:
                 assert names([healthy.receive()]) == [("detections/gate", seq)]
 
 
+@pytest.mark.integration
 def test_a_slow_subscriber_is_neither_cut_off_nor_aborted() -> None:
     """Heartbeats would do both (libzmq issue 3937): nobody answers them while the subscriber's queue is full."""
     with (
@@ -372,6 +376,7 @@ def test_close_frees_the_port_and_ends_the_thread() -> None:
     Publisher(publisher.address, node="n").close()
 
 
+@pytest.mark.integration
 def test_close_does_not_wait_for_a_stopped_subscriber() -> None:
     publisher = Publisher(ANY_PORT, node="n", linger_s=0.1)
     with python("-m", "tests.messages.subscriber", publisher.address, "10") as stopped:
@@ -488,6 +493,7 @@ recorder.close()
 """
 
 
+@pytest.mark.integration
 def test_a_line_that_fits_only_in_part_is_taken_back(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     with python("-c", _SCRIPT_OF_A_SMALL_DISK, path) as program:

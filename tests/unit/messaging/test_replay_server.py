@@ -146,6 +146,7 @@ def test_status_that_nobody_asked_for_is_not_given(tmp_path: Path) -> None:
         assert subscription.receive(0.2) is None
 
 
+@pytest.mark.integration
 def test_a_publisher_that_is_alive_is_not_silent(tmp_path: Path) -> None:
     stop = threading.Event()
 

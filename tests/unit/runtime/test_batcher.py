@@ -537,6 +537,7 @@ Steps = st.builds(
 )
 
 
+@pytest.mark.integration
 @settings(max_examples=200, deadline=None)
 @given(Steps, st.booleans(), st.integers(1, 3))
 def test_every_frame_is_accounted_for(steps: list[str], lossless: bool, leases: int) -> None:
@@ -623,6 +624,7 @@ class Simulation:
         return len(ages) / seconds, float(np.median(ages))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("service_ms", [5.0, 20.0, 50.0])
 def test_late_batches_keep_the_rate_and_lower_the_age(service_ms: float) -> None:
     early_rate, early_age = Simulation(service_ms, slots=2, late=False).run(10)

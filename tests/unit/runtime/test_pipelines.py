@@ -144,6 +144,7 @@ def test_counts_are_published_with_the_status() -> None:
     assert set(message.zones) == {"left"}
 
 
+@pytest.mark.integration
 def test_counts_are_shown_in_the_terminal() -> None:
     counted = Counts({"door": {"in": 7, "out": 2, "in:person": 7}}, {"queue": {"entered": 3}}, {"queue": 3})
     assert format_counts(codec.counts("gate", counted, 0, 0)) == "door 7 in 2 out, queue 3"
@@ -208,6 +209,7 @@ def published(config: AppConfig, kinds: tuple[Kind, ...], *, offline: bool = Fal
         yield items
 
 
+@pytest.mark.integration
 def test_count_publishes_tracks_events_counts_attributes_and_snapshots(tmp_path: Path) -> None:
     save(tmp_path / "paint")
     config = counting(
@@ -241,6 +243,7 @@ def test_count_publishes_tracks_events_counts_attributes_and_snapshots(tmp_path:
     assert final.in_ + final.out == len(crossed)
 
 
+@pytest.mark.integration
 def test_counters_and_event_numbers_continue_after_a_restart(tmp_path: Path) -> None:
     config = counting(
         source=LIVE, state_dir=f"{tmp_path}/state", publish={"bind": "tcp://127.0.0.1:*", "replay": "tcp://127.0.0.1:*"}
@@ -256,6 +259,7 @@ def test_counters_and_event_numbers_continue_after_a_restart(tmp_path: Path) -> 
     assert numbers == list(range(1, len(numbers) + 1))
 
 
+@pytest.mark.integration
 def test_offline_run_starts_counters_at_zero(tmp_path: Path) -> None:
     config = counting(state_dir=f"{tmp_path}/state")
     for _ in range(2):
@@ -348,6 +352,7 @@ def test_light_is_reported_when_it_changes(tmp_path: Path) -> None:
     assert told == [(2, {"phase": "end", "level": 10.0}), (4, {"phase": "begin", "level": 200.0})]
 
 
+@pytest.mark.integration
 def test_unconfigured_parts_import_no_library() -> None:
     done = imports_without("vision.pipelines.count", {"cv2", "onnxruntime", "av", "gi", "cuda", "tensorrt"})
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,8 @@ from vision.stages.stage import Stage
 from vision.test_pattern import FAKE_COLORS
 from vision.types import DropReason, Frame, Result
 
+pytestmark = pytest.mark.integration
+
 
 def runtime_of(
     sources: list[str], stages: list[Stage], detector: FakeDetector, *, offline: bool = False

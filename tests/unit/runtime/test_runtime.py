@@ -108,6 +108,7 @@ def test_offline_run_publishes_every_frame_once_in_order(slots: int) -> None:
     assert {camera.published for camera in report.cameras} == {50, 120, 7}
 
 
+@pytest.mark.integration
 def test_slow_detector_gets_the_newest_frames() -> None:
     detector = FakeDetector(max_batch=1, service_ns=40 * MS)
     runtime, sink, cameras = make_runtime(["synthetic:160x120@50"] * 4, detector)
@@ -122,6 +123,7 @@ def test_slow_detector_gets_the_newest_frames() -> None:
         check_accounts(camera, results)
 
 
+@pytest.mark.integration
 def test_max_fps_limits_a_live_camera() -> None:
     runtime, sink, cameras = make_runtime(["synthetic:160x120@50"], FakeDetector(), max_fps=10)
     runtime.run(threading.Event(), for_s=3)
@@ -129,6 +131,7 @@ def test_max_fps_limits_a_live_camera() -> None:
     check_accounts(cameras[0], sink.results["camera-0"])
 
 
+@pytest.mark.integration
 def test_stale_frames_are_never_inferred() -> None:
     detector = FakeDetector(max_batch=1, service_ns=300 * MS, slots=1)
     runtime, sink, cameras = make_runtime(["synthetic:160x120@4"] * 3, detector, max_frame_age_s=0.1)
@@ -141,6 +144,7 @@ def test_stale_frames_are_never_inferred() -> None:
         check_accounts(camera, sink.results[camera.slot.camera_id])
 
 
+@pytest.mark.integration
 def test_dead_camera_does_not_disturb_the_others() -> None:
     runtime, sink, _ = make_runtime(["missing.mp4", "synthetic:160x120@20"], FakeDetector())
     report = runtime.run(threading.Event(), for_s=2)
@@ -184,6 +188,7 @@ def test_first_failure_stops_all_threads_and_is_raised(culprit: str) -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.integration
 def test_stop_publishes_the_batches_in_flight() -> None:
     detector = FakeDetector(service_ns=200 * MS, slots=2)
     runtime, sink, cameras = make_runtime(["synthetic:160x120@30"] * 2, detector)
@@ -241,6 +246,7 @@ class StuckDetector(FakeDetector):
         super().submit(slot, frames)
 
 
+@pytest.mark.integration
 def test_call_that_does_not_return_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
     detector = StuckDetector()
     runtime, _, _ = make_runtime(["synthetic:160x120@50"], detector, hang_s=0.2)
@@ -302,6 +308,7 @@ def run_python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.integration
 def test_call_that_keeps_the_gil_ends_the_process() -> None:
     done = run_python(KEEPS_THE_GIL)
     assert done.returncode == EXIT_RUNTIME, done.stderr
@@ -309,6 +316,7 @@ def test_call_that_keeps_the_gil_ends_the_process() -> None:
     assert "in submit" in done.stderr
 
 
+@pytest.mark.integration
 def test_watchdog_leaves_a_working_process_alone() -> None:
     done = run_python(NOT_STUCK)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
@@ -326,6 +334,7 @@ class PausingSink(Collector):
         super().publish(result)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("max_batch", [1, 8])
 def test_result_queue_bounds_frames_while_the_results_thread_pauses(max_batch: int) -> None:
     """As many of them whatever the batches are like, before the inference thread has to wait too."""
@@ -346,6 +355,7 @@ def test_result_queue_bounds_frames_while_the_results_thread_pauses(max_batch: i
     assert [len(results) for results in sink.results.values()] == [frames] * 3
 
 
+@pytest.mark.integration
 def test_loop_that_waits_for_the_results_thread_makes_progress() -> None:
     """So it is not taken for one that is stuck."""
 

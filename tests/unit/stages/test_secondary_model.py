@@ -276,6 +276,7 @@ def test_object_that_becomes_small_keeps_its_attributes() -> None:
         assert found == {1: ["dark"]}
 
 
+@pytest.mark.integration
 def test_number_of_object_states_is_bounded() -> None:
     with stage(Grey()) as one:
         for at in range(3000):
@@ -413,6 +414,7 @@ def test_offline_runs_are_repeatable(tmp_path: Path) -> None:
     assert any(said[0])
 
 
+@pytest.mark.integration
 def test_live_run_with_too_many_objects_skips_some(tmp_path: Path) -> None:
     sources = [f"synthetic:320x240@30?seed={seed}&objects=8" for seed in range(3)]
     with built(tmp_path, sources, offline=False, refresh_s=0.001, queue=1, max_batch=1) as (runtime, sink):

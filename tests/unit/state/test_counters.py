@@ -66,6 +66,7 @@ def test_the_disk_is_synced_seldom(tmp_path: Path) -> None:
         assert len(synced) - at_start < 20
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("sync_s", [0.01, 3600])
 def test_counters_of_a_killed_process_are_kept(tmp_path: Path, sync_s: float) -> None:
     program = f"""

@@ -139,6 +139,7 @@ while True:
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("sync_s", ["1", "0.001"])
 def test_events_of_a_killed_process_are_kept(tmp_path: Path, sync_s: str) -> None:
     newest = 0
@@ -297,6 +298,7 @@ def test_readers_see_whole_events_during_writes_and_deletions(tmp_path: Path) ->
     assert faults == []
 
 
+@pytest.mark.integration
 def test_state_needs_no_other_library() -> None:
     code = (
         "import sys; import vision.state.database; "

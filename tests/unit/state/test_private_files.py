@@ -65,6 +65,7 @@ print(read_private(folder / "a").decode(), oct(folder.parent.stat().st_mode & 0o
 """
 
 
+@pytest.mark.integration
 @posix
 @pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="only root becomes another user")
 def test_folders_that_are_made_are_private_whatever_the_umask() -> None:
@@ -205,6 +206,7 @@ def hold(path: Path, taken: ProcessEvent, release: ProcessEvent) -> None:
         release.wait(20)
 
 
+@pytest.mark.integration
 def test_lock_keeps_other_processes_out_until_it_is_released(folder: Path) -> None:
     context = multiprocessing.get_context("spawn")
     taken, release = context.Event(), context.Event()
