@@ -27,7 +27,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--update-golden", action="store_true", help="write tests/replay/golden anew, to be read before it is committed"
+        "--update-golden",
+        action="store_true",
+        help="write tests/replay/golden again, to be read before it is committed",
     )
 
 

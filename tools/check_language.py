@@ -24,7 +24,6 @@ REFUSED = {
     r"for ever": "forever, without limit",
     r"whoever": "the caller, the reader, ...",
     r"so many": "too many, that number of",
-    r"stand(s|ing)? still": "stall, freeze",
     r"is told of": "is notified of",
     r"hand-overs?": "transfer, queueing delay",
     r"come to (?=on this machine)": "perform",

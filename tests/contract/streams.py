@@ -62,7 +62,7 @@ def write_images(path: Path) -> Path:
 
 
 class _MotionJpeg(BaseHTTPRequestHandler):
-    """``/?fps=25``: frames at this rate; ``&first=5``: so many at once before that."""
+    """``/?fps=25``: frames at this rate; ``&first=5``: that many at once before that."""
 
     protocol_version = "HTTP/1.0"
 

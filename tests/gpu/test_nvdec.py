@@ -213,7 +213,7 @@ def test_a_file_that_is_cut_short(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_looped(tmp_path: Path) -> None:
     """Time goes on, the frames are the same."""
     path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=B_FRAMES), "a.mp4")
-    wanted = [picture for _, picture in decoded(path)]
+    wanted = [image for _, image in decoded(path)]
     with opened_file(path, loop=True) as source:
         source.open()
         times = []
@@ -331,8 +331,8 @@ def test_a_live_stream_that_sends_frames_out_of_order(caplog: pytest.LogCaptureF
     assert sorted(order.index(pts_ns) for pts_ns, _ in found) == list(range(COUNT))
     late = [order.index(pts_ns) for pts_ns, _ in found if order.index(pts_ns) >= 12]
     assert late == sorted(late)
-    for pts_ns, picture in found:
-        np.testing.assert_array_equal(picture, wanted[pts_ns])
+    for pts_ns, image in found:
+        np.testing.assert_array_equal(image, wanted[pts_ns])
 
 
 def two_sizes(count: int = 10) -> tuple[bytes, bytes]:
@@ -345,7 +345,7 @@ def two_sizes(count: int = 10) -> tuple[bytes, bytes]:
 def test_a_new_size_in_mid_stream(order: tuple[int, int]) -> None:
     parts = [two_sizes()[at] for at in order]
     sizes = [((192, 320), (160, 208))[at] for at in order]
-    wanted = [picture for part in parts for _, picture in decoded(part)]
+    wanted = [image for part in parts for _, image in decoded(part)]
     with served(*parts, name="live.h264") as address, closing(opened_camera(address)) as source:
         source.open()
         for number, expected in enumerate(wanted):
@@ -366,7 +366,7 @@ def test_each_frame_of_a_stream_tells_its_encoding() -> None:
 def test_the_supervisor_and_buffers_on_the_gpu() -> None:
     """A new size is a new epoch, and so is a new connection; every frame reaches the reader as it is."""
     parts = two_sizes()
-    wanted = [picture for part in parts for _, picture in decoded(part)]
+    wanted = [image for part in parts for _, image in decoded(part)]
     with served(*parts, name="live.h264") as address:
         config = camera(address)
         slot = LatestSlot("gate", device_frame_buffer, lossless=True)
@@ -411,13 +411,13 @@ def test_frames_after_a_missing_one_are_marked_until_a_key_frame() -> None:
 
 
 def test_damage_ends_with_the_next_connection_and_nothing_hangs() -> None:
-    """NVDEC mends what it can; whatever it makes of broken frames, the ones after the next key frame are whole."""
+    """NVDEC fixes what it can; whatever it makes of broken frames, the ones after the next key frame are whole."""
     packets = coded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES))
     packets[15] = packets[15][: len(packets[15]) // 3] + packets[15][len(packets[15]) // 2 :]
     wanted = list(decoded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES)))
     with served(*packets, name="live.h264") as address, closing(opened_camera(address)) as source:
         source.open()
-        found = [picture for _, picture in rest_of(source, 192, 320)]
+        found = [image for _, image in rest_of(source, 192, 320)]
     print(
         f"\n{len(found)} of {COUNT} frames; differences",
         [difference(*pair) for pair in zip(found[:15], [w for _, w in wanted[:15]], strict=False)],

@@ -33,7 +33,7 @@ real = pytest.mark.skipif(EMULATED, reason="needs a real GPU")
 
 @pytest.fixture(autouse=True)
 def gpu(device: object) -> None:
-    """Skipped where there is no GPU; opened anew for each test, because a test may break the emulated one."""
+    """Skipped where there is no GPU; opened again for each test, because a test may break the emulated one."""
     open_device()
 
 

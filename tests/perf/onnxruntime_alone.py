@@ -40,7 +40,10 @@ def _decode(video: Path, wanted: queue.SimpleQueue[bool]) -> None:
 
 
 def runs_per_s(model: Path, sessions: int, threads: int, runs: int, video: Path | None = None) -> float:
-    """Runs per second of `sessions` sessions side by side, each with `threads` threads, batch 1, IO bound once."""
+    """Return runs per second of `sessions` sessions side by side, each with `threads` threads, batch 1.
+
+    IO bound once.
+    """
     start = threading.Barrier(sessions + 1)
     wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
     seconds: list[float] = []

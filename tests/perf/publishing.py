@@ -35,7 +35,8 @@ _WARM, _PACED, _FLOOD = 0, 1, 2  # travels as the message's epoch
 @dataclass
 class Samples:
     """What several runs under the same condition gave. Percentiles are each run's, and of these the median: one run
-    that another program disturbed does not decide."""
+    that another program disturbed does not decide.
+    """
 
     latencies_ms: list[list[float]] = field(default_factory=list)
     publish_us: list[Sequence[float]] = field(default_factory=list)

@@ -17,7 +17,7 @@ MODEL = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 
 
 def write_config(path: Path, sources: list[str], *, port: int = 0, **top: Any) -> Path:
-    """A camera.yaml (YAML is a superset of JSON) with one camera per source."""
+    """Return a camera.yaml (YAML is a superset of JSON) with one camera per source."""
     cameras = [
         {"id": f"camera-{number}", "source": source} | ({"loop": True} if not source.startswith("synthetic:") else {})
         for number, source in enumerate(sources)
@@ -41,7 +41,7 @@ def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def offline_results(sources: list[str], **top: Any) -> list[dict[str, Any]]:
-    """What `vision run --offline --record` writes about these sources."""
+    """Return what `vision run --offline --record` writes about these sources."""
     with tempfile.TemporaryDirectory() as folder:
         config = write_config(Path(folder) / "camera.yaml", sources, **top)
         record = Path(folder) / "results.jsonl"

@@ -157,7 +157,7 @@ VARIANTS: Mapping[str, BuildPlan] = {
 
 
 def variants(report: Report, batch: int, seconds: float) -> None:
-    """The greatest batch on engines that are built otherwise, side by side; and whether they find the same."""
+    """Return the greatest batch on engines that are built otherwise, side by side; and whether they find the same."""
     reference: list[list[Detections]] = []
 
     def found_alike(it: Opened) -> dict[str, float]:
@@ -182,7 +182,10 @@ def variants(report: Report, batch: int, seconds: float) -> None:
 
 @contextlib.contextmanager
 def _opened_variant(report: Report, name: str, plan: BuildPlan, batch: int) -> Iterator[Opened | None]:
-    """An engine for the greatest batch or the upper half of batches, so that it starts quickly; None: it cannot be."""
+    """Return an engine for the greatest batch or the upper half of batches, so that it starts quickly.
+
+    None: it cannot be.
+    """
     if report.late():
         report.part(name, lambda: None)
         yield None
@@ -237,7 +240,7 @@ def _stages(
     on_gpu: bool = False,
     size: tuple[int, int] = (768, 576),
 ) -> list[dict[str, float]]:
-    """The stage with each number of slots."""
+    """Return the stage with each number of slots."""
     batches = frames_for(it.detector, max(counts), batch, pixel_format, on_gpu=on_gpu, size=size)
     return [stage(it.detector, batches, slots, seconds) for slots in counts]
 
@@ -248,7 +251,7 @@ def best(report: Mapping[str, Any], name: str) -> float:
 
 
 def goals(report: Mapping[str, Any], batches: Sequence[int]) -> dict[str, Any]:
-    """The figures that the project promises, from one run; and the same ratios for what else was measured."""
+    """Return the figures that the project promises, from one run; and the same ratios for what else was measured."""
     figures: dict[str, Any] = {}
     top = max(batches)
 
@@ -283,7 +286,7 @@ def goals(report: Mapping[str, Any], batches: Sequence[int]) -> dict[str, Any]:
 
 
 def _limit(report: Mapping[str, Any], batch: int, copy: str = "") -> float:
-    """The slower of the network alone and the copies alone."""
+    """Return the slower of the network alone and the copies alone."""
     return max(float(report[f"engine {batch}"]), float(report[copy or f"copy {batch} bgr"]))
 
 

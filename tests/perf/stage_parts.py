@@ -56,7 +56,7 @@ def opened(
     plan: BuildPlan | None = None,
     update: Callable[[ModelSpec], ModelSpec] = lambda it: it,
 ) -> Iterator[Opened]:
-    """The detector with as many slots as `detect` says; fewer are measured by using fewer.
+    """Return the detector with as many slots as `detect` says; fewer are measured by using fewer.
 
     `plan` of the engine in place of those that follow from `detect`; `update` changes the model's card.
     """
@@ -121,7 +121,7 @@ def engine_alone(slots: Sequence[Slot], batch: int, seconds: float) -> float:
 
 
 def engine_graph(slot: Slot, batch: int) -> Graph:
-    """The network of a slot without what comes before and after."""
+    """Return the network of a slot without what comes before and after."""
     return Graph.capture(slot.stream, lambda: slot.graphs[batch].context.enqueue(slot.stream.address), "the engine")
 
 
@@ -169,7 +169,7 @@ def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
 
 
 @functools.cache
-def pictures(count: int, pixel_format: PixelFormat, size: tuple[int, int] = CLIP_SIZE) -> Sequence[NDArray[np.uint8]]:
+def images(count: int, pixel_format: PixelFormat, size: tuple[int, int] = CLIP_SIZE) -> Sequence[NDArray[np.uint8]]:
     """Real ones, scaled to `size` (width, height)."""
     capture = cv2.VideoCapture(str(CLIP))
     found: list[NDArray[np.uint8]] = []
@@ -193,11 +193,11 @@ def frames_for(
     on_gpu: bool = False,
     size: tuple[int, int] = CLIP_SIZE,
 ) -> list[list[Frame]]:
-    """A batch for each slot, in buffers of the detector, or where NVDEC would put them."""
-    images = pictures(min(64, slots * batch), pixel_format, size)
+    """Return a batch for each slot, in buffers of the detector, or where NVDEC would put them."""
+    clip = images(min(64, slots * batch), pixel_format, size)
     made: list[Frame] = []
     for index in range(slots * batch):
-        image = images[index % len(images)]
+        image = clip[index % len(clip)]
         if on_gpu:
             buffer = device_image(image, pixel_format)
         else:
@@ -208,7 +208,7 @@ def frames_for(
 
 
 def device_image(image: NDArray[np.uint8], pixel_format: PixelFormat) -> FrameBuffer:
-    """A frame of 768x576 in GPU memory."""
+    """Return a frame of 768x576 in GPU memory."""
     made = device_frame_buffer(576, 768, pixel_format)
     with Stream() as stream:
         copy_to_device(made.device_address, image.ctypes.data, image.nbytes, stream)
@@ -219,7 +219,10 @@ def device_image(image: NDArray[np.uint8], pixel_format: PixelFormat) -> FrameBu
 def stage(
     detector: TensorRTDetector, batches: Sequence[Sequence[Frame]], slots: int, seconds: float
 ) -> dict[str, float]:
-    """The loop of the program: wait for the oldest batch, submit the next; ms a batch, and what a core was busy."""
+    """Return the loop of the program: wait for the oldest batch, submit the next.
+
+    Ms a batch, and what a core was busy.
+    """
     for slot in range(slots):
         detector.submit(slot, batches[slot])
     oldest = 0
@@ -294,7 +297,7 @@ def steps(slot: Slot, batch: int) -> dict[str, float]:
 
 
 def naive(model: LoadedEngine, slot: Slot, count: int = 40) -> float:
-    """What is written first: OpenCV and NumPy on the host, pageable memory, waiting for every frame; ms a frame."""
+    """Time the loop that users write first, in ms per frame: host pre-processing, pageable memory, synchronous."""
     spec, stream, memory, context = model.spec, slot.stream, slot.memory, slot.graphs[1].context
     frame = model.engine.tensor(model.input_name)
     mean, std = np.array(spec.input.mean, np.float32), np.array(spec.input.std, np.float32)
@@ -323,18 +326,18 @@ def naive(model: LoadedEngine, slot: Slot, count: int = 40) -> float:
         candidates = model.head.decode([output[0].astype(np.float32) for output in outputs.values()])
         to_detections(candidates, spec.nms, box, width, height)
 
-    images = pictures(count, "bgr")
-    one(images[0])
+    clip = images(count, "bgr")
+    one(clip[0])
     begin = time.perf_counter()
-    for image in images:
+    for image in clip:
         one(image)
     return (time.perf_counter() - begin) / count * 1e3
 
 
 def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
-    """What is found in the first frames of the clip, in full batches."""
+    """Return what is found in the first frames of the clip, in full batches."""
     found: list[Detections] = []
-    pixels = pictures(count, "bgr")
+    pixels = images(count, "bgr")
     metas = [FrameMeta("clip", index, 0, 0, 0, *CLIP_SIZE) for index in range(count)]
     frames = [Frame.wrap(meta, image, "bgr") for meta, image in zip(metas, pixels, strict=True)]
     for begin in range(0, count, detector.spec.max_batch):

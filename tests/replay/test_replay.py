@@ -1,6 +1,7 @@
 """The shipped clip through the whole program gives what it gave before.
 
-`pytest tests/replay --update-golden` writes the golden file anew. Times, names and numbers of the run are not compared;
+`pytest tests/replay --update-golden` writes the golden file again. Times, names and numbers of the run are not
+compared;
 boxes and scores are, with the tolerance that other processors and versions of ONNX Runtime need.
 """
 

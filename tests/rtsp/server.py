@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""A real RTSP server for the tests: GStreamer's own, fed with a clip that loops for ever at its own pace.
+"""A real RTSP server for the tests: GStreamer's own, fed with a clip that loops forever at its own pace.
 
 Run by the system's Python, which has ``gi``. It is a process of its own so that tests can kill and freeze it, as
 cables and cameras do. Every line on stdout is an event that the tests wait for::
@@ -271,7 +271,7 @@ def report_play(_client: Any, context: Any) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve a clip over RTSP, for ever, in real time.")
+    parser = argparse.ArgumentParser(description="Serve a clip over RTSP, forever, in real time.")
     parser.add_argument("--check", action="store_true", help="say what is missing to run this, and end")
     parser.add_argument(
         "--clip", type=Path, default=CLIP, help="MP4 file with H.264, 10 frames/s, a key frame every 20"

@@ -209,7 +209,7 @@ class Traffic:
 
 
 def _stays_s(walk: _Walk) -> Iterator[float]:
-    """Seconds of each stay in the zone. Whoever stands at the border is where he was before he came there."""
+    """Seconds of each stay in the zone. Code that stands at the border is where he was before he came there."""
     entered_s = None
     for (t0, x0), (t1, x1) in _legs(walk):
         for border in sorted(ZONE_X, reverse=x1 < x0):

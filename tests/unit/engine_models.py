@@ -38,7 +38,7 @@ needs_no_gpu = pytest.mark.skipif(
 
 
 def spec(*, size: int = 16, file: str = "tiny.onnx", **more: Any) -> ModelSpec:
-    """A card of a model that takes frames of `size` x `size`."""
+    """Return a card of a model that takes frames of `size` x `size`."""
     return ModelSpec.model_validate(
         {
             "name": "tiny",
@@ -64,7 +64,7 @@ def plan(
 def convolution(
     shape: Sequence[int | str] = ("n", 3, 16, 16), *, weight: float | None = None, seed: int = 0, opset: int = 17
 ) -> bytes:
-    """images -> Conv -> Relu -> Conv -> y, with random weights; `weight` puts one of that size among them."""
+    """Images -> Conv -> Relu -> Conv -> y, with random weights; `weight` puts one of that size among them."""
     rng = np.random.default_rng(seed)
     first = rng.normal(size=(8, 3, 3, 3)).astype(np.float32) * 0.2
     if weight is not None:
@@ -82,7 +82,7 @@ def convolution(
 def first_layer(
     *, channels: int = 3, group: int = 1, operator: str = "Conv", second_reader: str = "", shared: bool = False
 ) -> bytes:
-    """images -> Conv -> y, and what keeps it from being widened."""
+    """Images -> Conv -> y, and what keeps it from being widened."""
     kernel = np.ones((3, channels // group, 3, 3), np.float32)
     nodes = [helper.make_node(operator, ["images", "w"], ["y"], pads=[1, 1, 1, 1], group=group)]
     ends = ["y"]
@@ -97,7 +97,7 @@ def first_layer(
 
 
 def value(name: str, shape: Sequence[int | str] | None, kind: int = Onnx.FLOAT) -> onnx.ValueInfoProto:
-    """An input or output."""
+    """Return an input or output."""
     return helper.make_tensor_value_info(name, kind, shape)
 
 
@@ -110,14 +110,14 @@ def model(
     opset: int = 17,
     domains: Sequence[str] = (),
 ) -> bytes:
-    """A serialised model."""
+    """Return a serialised model."""
     graph = helper.make_graph(nodes, "graph", inputs, outputs, weights)
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
     return bytes(helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString())
 
 
 def with_operator(operator: str, *, node: str = "odd", domain: str = "") -> bytes:
-    """images -> Relu -> `operator` -> y."""
+    """Images -> Relu -> `operator` -> y."""
     nodes = [
         helper.make_node("Relu", ["images"], ["a"], name="relu"),
         helper.make_node(operator, ["a"], ["y"], name=node, domain=domain),
@@ -129,7 +129,7 @@ def with_operator(operator: str, *, node: str = "odd", domain: str = "") -> byte
 
 
 def with_shape_input() -> bytes:
-    """images resized to the size that the input `size` holds: a shape tensor."""
+    """Images resized to the size that the input `size` holds: a shape tensor."""
     nodes = [
         helper.make_node("Shape", ["images"], ["whole"], name="shape"),
         helper.make_node("Slice", ["whole", "zero", "two", "axis"], ["front"], name="front"),
@@ -145,7 +145,7 @@ def with_shape_input() -> bytes:
 
 
 def quantised(kind: int = Onnx.INT8, *, opset: int = 17) -> bytes:
-    """images -> Conv -> Q -> DQ -> Conv (weights Q -> DQ) -> Relu -> y."""
+    """Images -> Conv -> Q -> DQ -> Conv (weights Q -> DQ) -> Relu -> y."""
     rng = np.random.default_rng(0)
     weights = [
         numpy_helper.from_array(rng.normal(size=(16, 3, 3, 3)).astype(np.float32) * 0.2, "w0"),

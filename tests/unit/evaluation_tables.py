@@ -1,4 +1,4 @@
-"""Small tables of boxes for the tests of the evaluation, and the exact truth of made-up video."""
+"""Small tables of boxes for the tests of the evaluation, and the exact truth of synthetic video."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = tuple[float, ...]
 
 
 def boxes(*rows: Row) -> Boxes:
-    """A table of these rows."""
+    """Return a table of these rows."""
     return Boxes.of(
         [
             (int(frame), int(object_id), np.array([x, y, x + width, y + height], float), score[0] if score else 1.0)
@@ -30,7 +30,7 @@ def boxes(*rows: Row) -> Boxes:
 
 
 def random_boxes(seed: int, *, frames: int = 40, objects: int = 6, gaps: bool = True) -> tuple[Boxes, Boxes]:
-    """A truth, and what a poor tracker made of it: jitter, misses, inventions, and ids that change."""
+    """Return a truth, and what a poor tracker made of it: jitter, misses, inventions, and ids that change."""
     rng = np.random.default_rng(seed)
     truth: list[Row] = []
     found: list[Row] = []
@@ -51,7 +51,7 @@ def random_boxes(seed: int, *, frames: int = 40, objects: int = 6, gaps: bool = 
 
 
 def synthetic_rows(source: str, class_id: int) -> list[str]:
-    """The truth of a ``synthetic:`` source with `frames`, as lines of a truth file, of one class."""
+    """Return the truth of a ``synthetic:`` source with `frames`, as lines of a truth file, of one class."""
     spec = SyntheticSpec.parse(source)
     camera = SyntheticSource(spec)
     rows = []
@@ -64,7 +64,7 @@ def synthetic_rows(source: str, class_id: int) -> list[str]:
 
 
 def as_rows(table: Boxes) -> Sequence[Row]:
-    """The rows of a table as `tests.accuracy.average_precision` takes them."""
+    """Return the rows of a table as `tests.accuracy.average_precision` takes them."""
     sides = table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2]
     columns = (table.frames, table.ids, *table.boxes_xyxy[:, :2].T, *sides.T, table.scores)
     return list(zip(*(column.tolist() for column in columns), strict=True))

@@ -45,7 +45,7 @@ _PARTS_OF_MOST: Final = (1.0, 0.5, 0.25, 0.12)  # tried in turn: Python publishe
 _NEAR: Final = 0.9  # of the stage's rate: no other load will show more
 _FEW: Final = 0.01  # dropped: a lower rate publishes less
 _HALF: Final = 0.5
-_MOST_FPS: Final = 1000.0  # of a made-up camera
+_MOST_FPS: Final = 1000.0  # of a synthetic camera
 _LEAST_PIPELINE_S: Final = 1.0
 _MOST_PIPELINE_S: Final = 60.0  # however slow its cameras are
 _LEAST_FRAMES: Final = 4  # of each camera
@@ -246,7 +246,8 @@ class Benchmark:
 
     def _stages(self, backend: Backend, precision: str) -> _Described:
         """Stage and pipeline, since they share a detector. Slots of a GPU are independent, so one detector shows them
-        all; on the CPU they share out the cores, so each number of slots has a detector of its own."""
+        all; on the CPU they share out the cores, so each number of slots has a detector of its own.
+        """
         wanted = self._settings.slots
         if backend == "tensorrt":
             with self._opened(backend, precision, max(wanted, default=None)) as detector:
@@ -341,7 +342,8 @@ class Benchmark:
         enough_per_s: float,
     ) -> Row:
         """Find the camera rate at which most is published. More than that publishes less: their threads take Python's
-        time from the others."""
+        time from the others.
+        """
         rows: list[Row] = []
         for part in _PARTS_OF_MOST:
             row = self._pipeline(detector, case, shown, part * most_per_s)

@@ -69,7 +69,8 @@ def _how_to_build(
     wanted: BuildPlan,
 ) -> str:
     """Return the tool's own command too, where it comes to the same: not where types come from the ONNX file, which is
-    rewritten before it is built."""
+    rewritten before it is built.
+    """
     options = ["--max-batch", str(wanted.max_batch), "--precision", wanted.precision]
     ours = f"`{shlex.join(['vision', 'build', *named, *options])}`"
     if plan_typing(wanted.precision, weak_typing=dialect == "trtexec-10").rewrite != "none":

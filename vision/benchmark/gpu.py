@@ -104,7 +104,8 @@ def frame_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, Shape
 @contextlib.contextmanager
 def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterator[Engine]:
     """Open the engine of a model, from the cache or built now, with its memory in a pool of our own. Errors as of
-    `open_engine`."""
+    `open_engine`.
+    """
     device = open_device()
     use_device(device)
     with contextlib.ExitStack() as made:

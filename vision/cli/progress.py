@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from vision.console import terminal
+from vision.cli.console import terminal
 
 _CHATTY: Final = (
     "vision.runtime.builder",

@@ -58,8 +58,8 @@ def add_command(app: typer.Typer, name: str, examples: str, *, orderly: bool = F
 
 def _run_guarded(body: Callable[[], int], log_level: str) -> int:
     """Run `body`, and return the exit code; an error of the project becomes one line and its hint."""
+    from vision.cli.console import terminal
     from vision.cli.logs import start_logging
-    from vision.console import terminal
 
     start_logging(log_level, terminal())
     try:

@@ -50,7 +50,7 @@ class Signals:
         os.write(self._writer, _STOP)
 
     def _wait(self) -> None:
-        from vision.console import error_console
+        from vision.cli.console import error_console
 
         while os.read(self._reader, 1) == _STOP:
             self.stop.set()

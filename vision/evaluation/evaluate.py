@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import rich
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vision.config import AppConfig, CameraAnalytics, check_classes, load_config, nearest, resolve_config
-from vision.console import error_console
 from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, Closed, ConfigError
 from vision.evaluation import passes
@@ -243,7 +243,7 @@ def _plot(folder: Path, video: Video, evaluation: Evaluation, scene: Scene) -> I
 @contextmanager
 def _progress(words: str, frames: int, stop: threading.Event | None = None) -> Iterator[passes.Progress]:
     """Show a bar on a terminal, or print a line every few seconds elsewhere. Each step checks `stop`."""
-    console = error_console()
+    console = rich.get_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(words, total=frames)

@@ -186,7 +186,7 @@ class _Recorder:
 
 
 class _FrameNumbers:
-    """Numbers from 1 through the whole video: `FrameMeta.index` begins anew where the frame changes its size."""
+    """Numbers from 1 through the whole video: `FrameMeta.index` begins again where the frame changes its size."""
 
     def __init__(self) -> None:
         self._epoch = 0

@@ -60,7 +60,7 @@ def require_packages() -> None:
 
 
 def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.int64]) -> TrackingScores:
-    """Compare tracks with the true ones over a video of so many frames; `partners` is of `match_frames`.
+    """Compare tracks with the true ones over a video of that many frames; `partners` is of `match_frames`.
 
     Raises:
         ConfigError: TrackEval is not installed.

@@ -265,7 +265,7 @@ def test_an_engine_for_another_gpu_is_built_listed_and_found_again(tmp_path: Pat
 def test_bench_without_a_network(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file, plot = tmp_path / "a.json", tmp_path / "a.png"
-    source = "synthetic:64x48?objects=5"  # more than the frames of made-up cameras have
+    source = "synthetic:64x48?objects=5"  # more than the frames of synthetic cameras have
     small = ("--backend", "fake", "--batch", "4", "--slots", "1,2", "--seconds", "0.1", "--source", source)
     done = run("bench", MODEL, *small, "--json", file, "--plot", plot)
     assert done.returncode == 0, done.stderr
@@ -372,7 +372,7 @@ def test_profile_prints_the_command_for_nsight_systems() -> None:
 
 
 def own_model(folder: Path) -> Path:
-    """A model of one's own, in a folder whose name has to be quoted."""
+    """Return a model of one's own, in a folder whose name has to be quoted."""
     own = folder / "my models"
     own.mkdir()
     shutil.copytree(shipped_models() / MODEL, own / "mine")

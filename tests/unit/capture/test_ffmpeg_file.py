@@ -335,7 +335,7 @@ def test_frames_come_as_they_are_decoded() -> None:
 
 
 def test_every_pass_of_a_loop_gives_what_the_first_one_gave(tmp_path: Path) -> None:
-    """Whoever reads has made buffers for that, and the decoder of another pass may have other preferences."""
+    """Code that reads has made buffers for that, and the decoder of another pass may have other preferences."""
     asked: list[tuple[PixelFormat, ...]] = []
 
     def opened(stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> RotatingDecoder:

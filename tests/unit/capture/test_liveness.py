@@ -89,7 +89,7 @@ def test_a_frame_that_stands_still_is_frozen_and_stuck_until_another_comes() -> 
 
     assert [see(1, 0), see(1, 9), see(1, 10)] == [(False, False), (False, False), (True, True)]
     watch.connected()
-    assert see(1, 11) == (False, True), "patience starts anew with each connection"
+    assert see(1, 11) == (False, True), "patience starts again with each connection"
     assert [see(1, 20), see(1, 21), see(2, 22)] == [(False, True), (True, True), (False, False)]
 
 

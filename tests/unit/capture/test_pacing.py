@@ -50,7 +50,7 @@ def test_a_late_reader_catches_up_a_little_and_never_gets_a_burst(late_s: float,
     [(0.0, 0.0), (0.3, 0.3), (0.5, 0.5), (0.6, 0.0), (100.0, 0.0)],
 )
 def test_a_frame_is_as_old_as_it_is_late(late_s: float, age_s: float) -> None:
-    """Whether the player was late to ask for it, or late to wake up; a schedule that starts anew is not late."""
+    """Whether the player was late to ask for it, or late to wake up; a schedule that starts again is not late."""
     clock = ManualClock()
     player = playback(clock, offline=False)
     assert player.due(0, 1.0)

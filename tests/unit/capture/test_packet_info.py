@@ -41,7 +41,7 @@ def test_what_passes_and_what_is_believed(stream: str, expected: str) -> None:
 
 
 def backlog(lag_ms: list[int], gop: int = 4, step_ms: int = 100) -> str:
-    """Frames with a key frame every `gop`, each so many ms late: which are decoded."""
+    """Frames with a key frame every `gop`, each that many ms late: which are decoded."""
     gate = KeyFrameGate()
     out = ""
     for index, lag in enumerate(lag_ms):

@@ -1,4 +1,4 @@
-"""The made-up camera: what it paints is what it says, in every pixel format, and each fault comes when asked for."""
+"""The synthetic camera: what it paints is what it says, in every pixel format, and each fault comes when asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorRT is found, or its absence is explained; its log reaches whoever listens."""
+"""TensorRT is found, or its absence is explained; its log reaches code that listens."""
 
 from __future__ import annotations
 

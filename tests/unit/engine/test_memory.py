@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 
 class PlainMemory:
-    """A GPU's memory as numbers: so many bytes, addresses that are never given twice."""
+    """A GPU's memory as numbers: that many bytes, addresses that are never given twice."""
 
     def __init__(self, total_bytes: int = 1 << 40) -> None:
         self.total_bytes = total_bytes

@@ -1,4 +1,4 @@
-"""`vision eval` from the command line, on made-up video whose truth is exact."""
+"""`vision eval` from the command line, on synthetic video whose truth is exact."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write_truth(folder: Path, rows: list[str] | None = None, class_name: str = C
 
 
 def evaluated(folder: Path, config: Path, **options: Any) -> dict[str, Any]:
-    """The JSON of an evaluation in this process."""
+    """Return the JSON of an evaluation in this process."""
     truth = options.pop("truth", None) or write_truth(folder)
     request = Request(str(config), truth, class_name=CLASS, json=folder / "out.json", **options)
     assert evaluate(request, threading.Event()) == 0

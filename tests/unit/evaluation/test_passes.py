@@ -143,7 +143,7 @@ def test_a_video_that_fails_half_way_ends_the_evaluation() -> None:
 
 
 def half_filled(folder: Path) -> str:
-    """A frame of two objects: one fills its box, the other, of two rectangles that touch, half of it."""
+    """Return a frame of two objects: one fills its box, the other, of two rectangles that touch, half of it."""
     import cv2
 
     pixels = np.full((120, 160, 3), 128, np.uint8)

@@ -14,7 +14,7 @@ from vision.evaluation.tracks import TrackingScores, _sequence, match_frames, sc
 
 
 def follow(*track_ids: int, x: float = 0.0, object_id: int = -1) -> list[Row]:
-    """An object that stands still, and which track has it in frame 1, 2, …; 0: none."""
+    """Return an object that stands still, and which track has it in frame 1, 2, …; 0: none."""
     ids = [(frame, track_id) for frame, track_id in enumerate(track_ids, start=1) if track_id]
     return [(frame, track_id if object_id < 0 else object_id, x, 0.0, 10.0, 20.0) for frame, track_id in ids]
 

@@ -378,7 +378,7 @@ def test_buffers_are_freed_without_the_shared_lock(clock: ManualClock) -> None:
     allocate = Allocator(when_freed=lambda: freed.append(is_held(changed)))
     camera = Camera(LatestSlot("a", allocate, clock=clock, changed=changed, leases=2), clock)
 
-    def anew(*steps: Callable[[], object]) -> None:
+    def again(*steps: Callable[[], object]) -> None:
         """Free, written to, waiting and leased buffers; then another size."""
         camera.write()
         leases = Batcher([camera.slot], 1, clock=clock).form_batch()
@@ -390,10 +390,10 @@ def test_buffers_are_freed_without_the_shared_lock(clock: ManualClock) -> None:
             step()
         release_together(leases)
 
-    anew()
-    anew(partial(camera.slot.flush, DropReason.EPOCH))
-    anew(camera.write, camera.write)
-    anew(camera.slot.close)
+    again()
+    again(partial(camera.slot.flush, DropReason.EPOCH))
+    again(camera.write, camera.write)
+    again(camera.slot.close)
     assert freed == [False] * 16
 
 

@@ -62,7 +62,7 @@ def test_event_has_the_path_of_its_snapshot(tmp_path: Path, pixel_format: PixelF
     shown = frame(17, level=200, pixel_format=pixel_format)
     with stage(tmp_path / "made" / "here", encode=jpeg) as one:
         after = one.with_frame(result(shown, "line_crossed", "zone_entered"), shown)
-        shown.pixels[:] = 0  # the lease has ended, the buffer is written anew
+        shown.pixels[:] = 0  # the lease has ended, the buffer is written again
     (path,) = {event.snapshot for event in after.events}
     assert path == f"{tmp_path}/made/here/gate-20231114T221337.123Z-2-17.jpg"
     image = np.asarray(cv2.imread(path), int)

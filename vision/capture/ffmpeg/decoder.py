@@ -1,4 +1,4 @@
-"""From coded packets to frames: what whoever reads packets needs of a decoder, and the decoder that is everywhere.
+"""From coded packets to frames: what code that reads packets needs of a decoder, and the decoder that is everywhere.
 
 Reading a stream and decoding it are apart because connections, key frames, damage and times are the same whatever
 decodes: FFmpeg on the CPU here, NVDEC in `vision.capture.nvdec.decoder`.

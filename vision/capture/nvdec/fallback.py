@@ -1,7 +1,7 @@
 """NVDEC where it can decode a stream, and FFmpeg where it cannot: `reader: auto` on a graphics card.
 
 What a card decodes shows with a stream's first key frame, and a camera may be set to something else until its next
-connection. So the choice is made anew for each, between decoders that take the same packets, and nothing is opened
+connection. So the choice is made again for each, between decoders that take the same packets, and nothing is opened
 twice. Where the frames go was decided before that, once: GPU memory. FFmpeg's are copied there, which the detector
 would have done later.
 """

@@ -53,8 +53,8 @@ def run(
     nvtx: Nvtx = False,
 ) -> int:
     """Detect in the cameras of a configuration and publish the results."""
+    from vision.cli.console import terminal
     from vision.cli.status_view import StatusView
-    from vision.console import terminal
     from vision.pipelines import load_pipeline
     from vision.runtime.builder import RunOptions, open_state
     from vision.runtime.hang_watchdog import hang_watchdog

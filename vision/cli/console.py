@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 
+import rich
 from rich.console import Console
 
 
 @cache
 def error_console() -> Console:
-    """Return the console of this process on standard error."""
-    return Console(stderr=True)
+    """Return the console of this process on standard error. It becomes rich's own console, which libraries use."""
+    rich.reconfigure(stderr=True)
+    return rich.get_console()
 
 
 def terminal() -> Console | None:

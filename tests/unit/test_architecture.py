@@ -1,0 +1,92 @@
+"""docs/architecture.md names every part of the package, and the code keeps its limits."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PACKAGE = ROOT / "vision"
+MOST_PARTS = 24
+MOST_MODULE_LINES = 500
+MOST_FUNCTION_LINES = 50
+MOST_ATTRIBUTES = 15
+LARGER_CLASSES = {
+    "Analytics": 17,
+    "CascadeStage": 17,
+    "Publisher": 21,
+    "SnapshotStage": 16,
+    "StateDatabase": 16,
+    "Subscription": 21,
+}
+"""Classes that still have more attributes. They may not grow."""
+
+
+def parts() -> list[str]:
+    """Return the names of the top-level folders and modules of the package."""
+    names = [
+        path.name
+        for path in PACKAGE.iterdir()
+        if (path.is_dir() or path.suffix == ".py") and path.name not in {"__init__.py", "__pycache__"}
+    ]
+    return sorted(names)
+
+
+def modules() -> list[Path]:
+    """Return the package's Python files; the linked folders are read where they stand."""
+    linked = (path for folder in ("pipelines",) for path in (ROOT / folder).rglob("*.py"))
+    own = (path for path in PACKAGE.rglob("*.py") if not any(parent.is_symlink() for parent in path.parents))
+    return sorted({*own, *linked})
+
+
+@pytest.mark.parametrize("part", [name for name in parts() if name != "__main__.py"])
+def test_page_names_every_part(part: str) -> None:
+    name = part if part.endswith(".py") else f"{part}/"
+    assert f"`{name}`" in PAGE
+
+
+def test_page_names_no_part_that_does_not_exist() -> None:
+    folders = {line.split("**")[1].strip("`").rstrip("/") for line in PAGE.splitlines() if line.startswith("**`")}
+    assert all((PACKAGE / name).exists() for name in folders), folders
+
+
+def test_package_has_few_parts() -> None:
+    assert len(parts()) <= MOST_PARTS
+
+
+def _mutable_attributes(node: ast.ClassDef) -> set[str]:
+    """Return the names of all attributes that methods assign."""
+    names = set()
+    for target in ast.walk(node):
+        if not isinstance(target, ast.Attribute) or not isinstance(target.ctx, ast.Store):
+            continue
+        if isinstance(target.value, ast.Name) and target.value.id == "self":
+            names.add(target.attr)
+    return names
+
+
+def _too_large(path: Path) -> Iterator[str]:
+    text = path.read_text(encoding="utf-8")
+    place = path.relative_to(ROOT)
+    if (lines := text.count("\n")) > MOST_MODULE_LINES:
+        yield f"{place}: {lines} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            start = node.body[0].end_lineno if ast.get_docstring(node) and len(node.body) > 1 else node.lineno
+            assert start is not None and node.end_lineno is not None
+            if node.end_lineno - start > MOST_FUNCTION_LINES:
+                yield f"{place}: {node.name}: {node.end_lineno - start} lines"
+        elif isinstance(node, ast.ClassDef) and len(names := _mutable_attributes(node)) > LARGER_CLASSES.get(
+            node.name, MOST_ATTRIBUTES
+        ):
+            yield f"{place}: {node.name}: {len(names)} attributes"
+
+
+def test_modules_functions_and_classes_are_small() -> None:
+    large = [line for path in modules() for line in _too_large(path)]
+    assert not large, "\n".join(large)
