@@ -8,7 +8,7 @@ tracks.py       MOTA, IDF1, HOTA and identity switches, by TrackEval
 crossings.py    who crossed which line, from the true tracks alone
 report.py       the table and the JSON
 plots.py        curves and time lines, by matplotlib
-annotated.py    the annotated video; encoder.py puts it into a file
+annotated.py    the annotated video
 command.py      `vision eval`
 ==============  ====================================================================================
 """

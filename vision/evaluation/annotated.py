@@ -17,10 +17,10 @@ from vision.capture.frame_reader import read_frames
 from vision.config import CameraAnalytics, CameraConfig, ZoneConfig
 from vision.config.analytics import pixels_per_unit
 from vision.evaluation.crossings import anchor_points, lines_of_class
-from vision.evaluation.encoder import open_encoder
 from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Progress, Video
 from vision.overlay import FALSE_COLOUR, WHITE, Frame, Overlay, class_colour
+from vision.stages.video_encoder import open_encoder
 from vision.types import Event
 
 _TRAIL_S: Final = 2.0

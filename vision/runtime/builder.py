@@ -51,6 +51,7 @@ from vision.types import Frame, PixelFormat, Result, frame_shape
 
 log = logging.getLogger(__name__)
 
+_ASSUMED_FPS = 25.0  # of a camera that declares no frame rate
 _ASSUMED_HW = (1080, 1920)  # of a camera that has not answered yet
 
 
@@ -62,6 +63,8 @@ class RunOptions:
         stop: set to end the run, also while it starts.
         offline: process every frame of files, as fast as possible.
         record: file to record the results in.
+        video: file for the annotated video, ends in .mp4. Several cameras have a file each, with their id in its name.
+        show: show the annotated frames in a window.
         sink: receives the results instead of the socket.
         open_detector: opens the detector instead of `vision.detect.open.open_detector`.
         open_source: opens a camera instead of `vision.capture.open.open_source`.
@@ -71,6 +74,8 @@ class RunOptions:
     stop: threading.Event
     offline: bool = False
     record: Path | None = None
+    video: Path | None = None
+    show: bool = False
     sink: Sink | None = None
     open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None
     open_source: Callable[..., Source] | None = None
@@ -104,13 +109,16 @@ def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
     """
 
     def build(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
-        stages = list(open_stages(config, options, resources))
+        cameras: dict[str, Camera] = {}
+        video = open_video(config, options, resources, lambda camera_id: cameras[camera_id].supervisor.nominal_fps())
+        stages = [*open_stages(config, options, resources), *video]
         publisher = open_publisher(config, options, resources)
         # A weak detection can continue a track, so the tracker takes more detections than are published.
         scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
         detector = open_configured_detector(config, options, resources, score=min(scores, default=None))
+        cameras |= {camera.slot.camera_id: camera for camera in build_cameras(config, options, detector, stages)}
         return Runtime(
-            cameras=build_cameras(config, options, detector, stages),
+            cameras=list(cameras.values()),
             detector=detector,
             stages=stages,
             sinks=[publisher, *sinks],
@@ -305,6 +313,44 @@ def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack)
         kinds=snapshots.kinds,
         max_files=snapshots.max_files,
         max_bytes=snapshots.max_mb * 1_000_000,
+        lossless=options.offline,
+    )
+    return [resources.enter_context(closing(stage))]
+
+
+def open_video(
+    config: AppConfig, options: RunOptions, resources: ExitStack, nominal_fps: Callable[[str], float | None]
+) -> list[PixelStage]:
+    """Open the stage that writes or shows the annotated video, if the run has one. It belongs after all others.
+
+    Args:
+        nominal_fps: returns the frame rate of a camera's stream. Called when its first frame has come.
+
+    Raises:
+        ConfigError: the folder is not writable, or there is no window to open.
+    """
+    if options.video is None and not options.show:
+        return []
+    from vision.stages.annotation import FrameAnnotator  # OpenCV is needed only here
+    from vision.stages.video import VideoStage, check_window, video_paths
+
+    camera_ids = [camera.id for camera in config.cameras]
+    paths = {} if options.video is None else video_paths(options.video, camera_ids)
+    if options.show:
+        check_window()
+    cameras = {camera.id: camera for camera in config.cameras}
+
+    def fps(camera_id: str) -> float:
+        camera = cameras[camera_id]
+        return min(nominal_fps(camera_id) or camera.fps or _ASSUMED_FPS, camera.max_fps or math.inf)
+
+    _, spec = find_model(config)
+    stage = VideoStage(
+        paths,
+        camera_ids,
+        FrameAnnotator(config.analytics, published_class_names(spec, config.detect)).draw,
+        fps,
+        show=options.show,
         lossless=options.offline,
     )
     return [resources.enter_context(closing(stage))]

@@ -1,4 +1,4 @@
-"""`EventAnnotator`: draws events on their snapshot."""
+"""`EventAnnotator` draws events on their snapshot, `FrameAnnotator` a whole result on its frame."""
 
 from __future__ import annotations
 
@@ -44,6 +44,51 @@ class EventAnnotator:
             )
         _draw_objects(overlay, result)
         overlay.banner(_time(result.meta), ", ".join(_title(event) for event in result.events))
+
+
+class FrameAnnotator:
+    """Draws all objects, lines and zones with their counts, and the time."""
+
+    def __init__(self, sections: Mapping[str, CameraAnalytics], class_names: Sequence[str]) -> None:
+        """
+        Args:
+            sections: the lines and zones by camera id.
+            class_names: classes of the detector, by class id.
+        """
+        # The ground points are needed to set up a camera, not to follow what it shows.
+        self._sections = {
+            camera_id: section.model_copy(update={"ground": None}) for camera_id, section in sections.items()
+        }
+        self._class_names = tuple(class_names)
+
+    def draw(self, image: NDArray[np.uint8], result: Result) -> None:
+        """Draw `result` on its frame.
+
+        Args:
+            image: (H, W, 3) BGR in the size of the source frame; modified.
+        """
+        overlay = Overlay(image)
+        # The banner comes first, so that names and labels keep clear of it.
+        overlay.banner(_time(result.meta), f"{len(result.objects)} objects")
+        section, counts = self._sections.get(result.meta.camera_id), result.counts
+        if section is not None:
+            overlay.analytics(
+                section, crossed=counts.lines if counts else {}, inside=counts.occupancy if counts else {}
+            )
+        objects = result.objects
+        class_ids = objects.class_ids.tolist()
+        overlay.objects(objects.boxes_xyxy, self._labels(result), [class_colour(class_id) for class_id in class_ids])
+
+    def _labels(self, result: Result) -> list[str]:
+        objects = result.objects
+        names = [self._class_names[class_id] for class_id in objects.class_ids.tolist()]
+        if not isinstance(objects, Tracks):
+            return [f"{name} {score:.2f}" for name, score in zip(names, objects.scores.tolist(), strict=True)]
+        labels = []
+        for name, track_id in zip(names, objects.track_ids.tolist(), strict=True):
+            attributes = result.attributes.get(track_id, ())
+            labels.append(" ".join([name, str(track_id), *(attribute.class_name for attribute in attributes)]))
+        return labels
 
 
 def _places(section: CameraAnalytics, events: Sequence[Event]) -> CameraAnalytics:

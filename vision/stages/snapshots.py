@@ -14,14 +14,12 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vision.errors import ConfigError, VisionError
+from vision.stages.frame_copy import FrameCopy
 from vision.types import Event, Frame, FrameMeta, Result
 
 log = logging.getLogger(__name__)
@@ -30,24 +28,6 @@ _BUFFERS: Final = 4  # frames that wait for the disk
 _STOP_S: Final = 1.0  # to write them at the end
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}-\d{8}T\d{6}\.\d{3}Z-\d+-\d+\.jpg")
 _PARTIAL: Final = ".part"
-
-
-@dataclass(slots=True)
-class _Shot:
-    """A copy of one frame, in memory that is reused."""
-
-    memory: NDArray[np.uint8]
-    frame: Frame | None = None
-    result: Result | None = None
-
-    def copy(self, frame: Frame, result: Result) -> None:
-        source = frame.pixels
-        size = source.size
-        if size > len(self.memory):
-            self.memory = np.empty(size, np.uint8)
-        pixels = self.memory[:size].reshape(source.shape)
-        np.copyto(pixels, source)
-        self.frame, self.result = Frame.wrap(frame.meta, pixels, frame.pixel_format), result
 
 
 class SnapshotStage:
@@ -84,10 +64,10 @@ class SnapshotStage:
         self._lossless = lossless
         self._sizes = _existing_snapshots(folder)
         self._nbytes = sum(self._sizes.values())
-        self._free: queue.SimpleQueue[_Shot] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[FrameCopy] = queue.SimpleQueue()
         for _ in range(_BUFFERS):
-            self._free.put(_Shot(np.empty(0, np.uint8)))
-        self._waiting: queue.SimpleQueue[_Shot | None] = queue.SimpleQueue()
+            self._free.put(FrameCopy.empty())
+        self._waiting: queue.SimpleQueue[FrameCopy | None] = queue.SimpleQueue()
         self._written = self._skipped = self._failed = 0
         self._failing = False
         self._error: Exception | None = None
@@ -147,10 +127,10 @@ class SnapshotStage:
                 self._failing = True
             except Exception as error:  # noqa: BLE001 - `with_frame` raises it, whatever it is
                 self._error = error
-            shot.frame = shot.result = None
+            shot.clear()
             self._free.put(shot)
 
-    def _write(self, shot: _Shot) -> None:
+    def _write(self, shot: FrameCopy) -> None:
         assert shot.frame is not None and shot.result is not None
         name = _file_name(shot.frame.meta)
         content = self._encode(shot.frame, shot.result)

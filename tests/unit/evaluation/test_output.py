@@ -25,13 +25,13 @@ from vision.errors import ConfigError, VisionError
 from vision.evaluation.annotated import Scene, write_video
 from vision.evaluation.crossings import LineScore
 from vision.evaluation.detection import score_detections
-from vision.evaluation.encoder import open_encoder
 from vision.evaluation.install import INSTALL
 from vision.evaluation.passes import Video
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, as_json, print_evaluation, write_json
 from vision.evaluation.tracks import TrackingScores, match_frames
 from vision.overlay import FALSE_COLOUR, LINE_COLOUR, WHITE, class_colour
+from vision.stages.video_encoder import open_encoder
 from vision.types import Event
 
 VIDEO = Video("walk.mp4", 40, 320, 240, 0.1)

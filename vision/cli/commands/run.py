@@ -20,6 +20,7 @@ _EXAMPLES = """
 vision run demo --for 30s
 vision run camera.yaml --bind tcp://127.0.0.1:5556
 vision run counting --offline --record results.jsonl
+vision run counting --offline --video counted.mp4
 """
 
 
@@ -47,6 +48,13 @@ def run(
     record: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Also write each result there, one JSON per line.")
     ] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.mp4", help="Also write the annotated video; OUT-CAMERA.mp4 for each of several cameras."
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Show the annotated frames in a window.")] = False,
     bind: Annotated[
         str | None, typer.Option(parser=_check_bind, metavar="ADDRESS", help="Publish here instead of `publish.bind`.")
     ] = None,
@@ -62,9 +70,13 @@ def run(
     start_nvtx(nvtx)
     app_config = _with_bind(read_config(config), bind)
     build = load_pipeline(app_config.pipeline)
+    if show:
+        from vision.stages.video import check_window  # OpenCV is needed only here
+
+        check_window()
     with ExitStack() as resources:
         state = None if offline else open_state(app_config, resources)
-        options = RunOptions(stop=context.obj.stop, offline=offline, record=record, state=state)
+        options = RunOptions(stop=context.obj.stop, offline=offline, record=record, video=video, show=show, state=state)
         runtime = build(app_config, options, resources)
         # Everything made so far stays. A full collection would walk through it and stop all threads meanwhile.
         gc.collect()

@@ -1,0 +1,66 @@
+"""`vision run --video` and `--show` as their users start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from vision.overlay import LINE_COLOUR, class_colour
+
+COMMAND = [sys.executable, "-m", "vision.cli.main", "run"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=110, env=environment, check=False
+    )
+
+
+@pytest.mark.integration
+def test_offline_run_of_the_counting_configuration_makes_a_whole_video(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    done = run("counting", "--offline", "--video", str(path), "--bind", f"ipc://{tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    capture = cv2.VideoCapture(str(path))
+    assert capture.get(cv2.CAP_PROP_FPS) == 10
+    with_boxes = with_line = frames = 0
+    while (read := capture.read())[0]:
+        image = np.asarray(read[1], int)
+        frames += 1
+        with_boxes += int((np.abs(image - class_colour(0)).max(axis=2) < 40).sum() > 300)
+        with_line += int((np.abs(image[150:420, 425:436] - LINE_COLOUR).max(axis=2) < 40).sum() > 100)
+    assert frames == 200
+    assert with_boxes > 190
+    assert with_line == 200
+
+
+@pytest.mark.integration
+def test_two_cameras_make_two_videos(tmp_path: Path) -> None:
+    config = tmp_path / "camera.yaml"
+    cameras = [
+        {"id": name, "source": f"synthetic:160x120@20?frames={frames}"} for name, frames in (("a", 30), ("b", 40))
+    ]
+    config.write_text(
+        json.dumps({"cameras": cameras, "detect": {"backend": "fake"}, "publish": {"bind": f"ipc://{tmp_path}/out"}})
+    )
+    done = run(str(config), "--offline", "--video", str(tmp_path / "out.mp4"))
+    assert done.returncode == 0, done.stderr
+    captures = [cv2.VideoCapture(str(tmp_path / f"out-{name}.mp4")) for name in ("a", "b")]
+    assert [capture.get(cv2.CAP_PROP_FRAME_COUNT) for capture in captures] == [30, 40]
+    assert [capture.get(cv2.CAP_PROP_FPS) for capture in captures] == [20, 20]
+
+
+@pytest.mark.integration
+def test_show_without_a_window_system_is_a_configuration_error(tmp_path: Path) -> None:
+    done = run("counting", "--show", "--bind", f"ipc://{tmp_path}/out")
+    assert done.returncode == 78
+    assert "--video OUT.mp4" in done.stderr
+    assert "publishing" not in done.stderr
