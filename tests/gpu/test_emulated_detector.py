@@ -390,7 +390,7 @@ resume()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["slot 0 is not ready after 0.1 s", "closed in time", "['gpu-release']"]
-    assert "ERROR Emulated GPU does not answer: what it holds is left to the end of the process" in done.stderr
+    assert "ERROR Emulated GPU does not respond: its memory is freed when the process ends" in done.stderr
 
 
 def test_too_little_memory_is_told_before_anything_is_taken() -> None:

@@ -79,7 +79,7 @@ def test_a_camera_whose_clock_was_never_set(server: Server, caplog: pytest.LogCa
             assert last.clock == "arrival"
             assert 0 <= time.time_ns() - last.captured_utc_ns < 1e9
     (record,) = caplog.records
-    assert "the camera's clock says 1900-01-01" in record.getMessage()
+    assert "the camera's clock is 1900-01-01" in record.getMessage()
 
 
 @pytest.mark.parametrize(
