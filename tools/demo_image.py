@@ -1,6 +1,6 @@
-"""Makes the frame of the README: two cameras of the demo, with what the shipped model finds in them.
+"""Draw the image of the README: two cameras of the demo, with the objects that the shipped model detects.
 
-python tools/demo_frame.py [--out docs/demo.jpg] [--frames 45 185]
+python tools/demo_image.py [--out docs/demo.jpg] [--frames 45 185]
 """
 
 from __future__ import annotations
