@@ -58,8 +58,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(TIER_OF_FOLDER.get(folder, "unit"))
 
 
-def _refuse_processes(event: str, _arguments: object) -> None:
-    if _in_unit_test and event in {"subprocess.Popen", "os.fork", "os.posix_spawn"}:
+LIBRARY_LOOKUPS = {"ldconfig", "gcc", "cc", "ld", "objdump", "uname", "sh"}
+"""Programs that `ctypes.util.find_library` and `platform` of the standard library start."""
+
+
+def _refuse_processes(event: str, arguments: tuple[object, ...]) -> None:
+    if not _in_unit_test or event not in {"subprocess.Popen", "os.fork", "os.posix_spawn"}:
+        return
+    if not arguments or Path(str(arguments[0])).name not in LIBRARY_LOOKUPS:
         raise AssertionError("a test of the tier `unit` starts no process: mark it `integration`")
 
 
