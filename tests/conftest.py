@@ -33,16 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-TIER_OF_FOLDER = {
-    "accuracy": "integration",
-    "contract": "integration",
-    "messages": "integration",
-    "replay": "integration",
-    "rtsp": "rtsp",
-    "gpu": "gpu",
-    "typing": "integration",
-}
-"""Tier of each folder below tests/ whose tests do not choose one. In tests/unit the default is `unit`."""
+TIER_OF_FOLDER = {"unit": "unit", "rtsp": "rtsp", "gpu": "gpu"}
+"""Tier of the tests of a folder below tests/ that do not choose one; in other folders it is `integration`."""
 
 TIERS = ("unit", "integration", "engine", "emulated", "rtsp", "gpu")
 
@@ -55,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(item.get_closest_marker(tier) for tier in TIERS):
             continue
         folder = Path(item.path).relative_to(ROOT / "tests").parts[0]
-        item.add_marker(TIER_OF_FOLDER.get(folder, "unit"))
+        item.add_marker(TIER_OF_FOLDER.get(folder, "integration"))
 
 
 LIBRARY_LOOKUPS = {"ldconfig", "gcc", "cc", "ld", "objdump", "uname", "sh"}
