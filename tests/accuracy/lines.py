@@ -1,4 +1,4 @@
-"""How right counts are at forty lines over the whole frame of a labelled clip, and not at two that were chosen.
+"""Errors of the counts of forty lines over the whole frame of a labelled clip.
 
     VISION_PETS_GT=gt.txt python -m tests.accuracy.lines RESULTS.jsonl [--every 2] [--rate 10]
 

@@ -1,1 +1,1 @@
-"""What runs on a GPU. The emulator runs most of it where there is none: ``tests/unit/gpu/test_emulated_gpu.py``."""
+"""Tests that need a GPU. The emulator runs most of them without one: ``tests/unit/gpu/test_emulated_gpu.py``."""

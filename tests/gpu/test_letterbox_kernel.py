@@ -113,7 +113,7 @@ def test_a_frame_of_8k(device: Any) -> None:
 
 
 def test_rows_may_be_further_apart_than_they_are_long(device: Any) -> None:
-    """As decoders lay them out: here the frame is the left part of a wider one."""
+    """Decoders pad rows: here the frame is the left part of a wider one."""
     spec = InputSpec(width=96, height=64)
     wide = frame(FrameLayout(48, 128, "nv12"), 5)
     narrow = np.ascontiguousarray(wide[:, :100])

@@ -131,7 +131,7 @@ def _one_format(report: Report, it: Opened, batch: int, pixel_format: PixelForma
 
 
 def frame_bytes(pixel_format: PixelFormat, size: tuple[int, int] = (768, 576)) -> int:
-    """Of one frame."""
+    """Return the figures of one frame."""
     return int(size[0] * size[1] * BYTES_OF_A_PIXEL[pixel_format])
 
 

@@ -134,7 +134,7 @@ def make_polygons(number: int, seed: int = 1) -> list[list[tuple[float, float]]]
 
 
 def _analytics_cost(objects: int, speed_px_s: float, shapes: tuple[int, int], frames: int) -> Mapping[str, float]:
-    """Of that many zones and lines, for objects whose boxes jitter and which are seen 95 % of the time."""
+    """Time these zones and lines with objects whose boxes jitter and that are detected 95 % of the time."""
     zones, lines = shapes
     config = CameraAnalytics(
         lines=tuple(

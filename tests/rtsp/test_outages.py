@@ -1,4 +1,4 @@
-"""What happens to cameras: they are not there to begin with, go away, hang, and change their frame.
+"""Outages of cameras: absent at the start, lost, hanging, and a changed frame size.
 
 All sources go through everything at the same time, so that it is waited for once.
 """

@@ -1,4 +1,4 @@
-"""What measures: loops over detectors and lanes, real frames, real cameras, ONNX Runtime's profiler, time lines."""
+"""The parts that measure: loops over detectors and lanes, real frames and cameras, ONNX Runtime's profiler."""
 
 from __future__ import annotations
 

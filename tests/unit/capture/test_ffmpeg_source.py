@@ -212,7 +212,7 @@ def source_of(address: str, **settings: object) -> FFmpegSource:
 
 
 def every(source: FFmpegSource) -> list[bool]:
-    """Whether each frame is corrupt, until the stream ends."""
+    """Return for each frame if it is corrupt, until the stream ends."""
     source.open()
     found: list[bool] = []
     with pytest.raises(SourceError, match="ended the stream"):

@@ -55,16 +55,6 @@ class Recording:
         self._interval_ns = round(1e9 / (fps or DEFAULT_FPS))
         self._expected = max(0, expected)
 
-    @property
-    def incomplete(self) -> bool:
-        """Return True if more frames are expected."""
-        return self.read < self._expected
-
-    @property
-    def beginning_ns(self) -> int:
-        """Return the latest time in the file that can be its first frame's."""
-        return (self._first_ns or 0) + self._interval_ns // 2
-
     def count(self, at_ns: int | None) -> None:
         """Count a frame: at the file's own time if that increases, else one interval after the last frame."""
         self.read += 1
