@@ -17,7 +17,7 @@ from typing import Literal
 
 from vision.config import AppConfig
 from vision.errors import ConfigError
-from vision.runtime.builder import Build, OpenStages, RunOptions, pipeline
+from vision.runtime.builder import Build, OpenStages, RunOptions, pipeline, with_video
 from vision.runtime.sink import Sink
 from vision.stages.snapshots import SnapshotStage
 from vision.stages.stage import Stage
@@ -47,6 +47,8 @@ def pipeline_with(
 def load_pipeline(name: str) -> Build:
     """Return the `build` function of a shipped pipeline, or of the user's Python file if `name` ends in .py.
 
+    The runtime that it builds also writes or shows the annotated video, if the run asks for that.
+
     Raises:
         ConfigError: there is no such pipeline, the file cannot be imported, or it has no `build`.
     """
@@ -58,7 +60,7 @@ def load_pipeline(name: str) -> Build:
             hint="build = pipeline_with([...]): docs/pipelines.md",
             code="pipeline-without-build",
         )
-    return build
+    return with_video(build)
 
 
 def _import_shipped(name: str) -> ModuleType:

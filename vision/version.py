@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Final
+
+from vision.errors import ConfigError
 
 DISTRIBUTION: Final = "vision-streams"
 """Name on package indexes. `vision` there is another project."""
@@ -38,3 +41,16 @@ def install_hint(*extras: str, checkout: Path = _CHECKOUT) -> str:
 def pip_hint(*arguments: str) -> str:
     """Return the command that installs other packages into the environment of this process."""
     return shlex.join([sys.executable, "-m", "pip", "install", *arguments])
+
+
+def require_cv2(purpose: str) -> None:
+    """Check that OpenCV can be imported.
+
+    Raises:
+        ConfigError: it cannot; `purpose` needs it.
+    """
+    try:
+        importlib.import_module("cv2")
+    except ImportError as error:
+        hint = install_hint("opencv")
+        raise ConfigError(f"{purpose} needs OpenCV: {error}", hint=hint, code="opencv-missing") from error

@@ -20,7 +20,7 @@ from vision.config import AppConfig, CameraConfig, check_classes, load_config, r
 from vision.detect.open import check_model, published_class_names
 from vision.errors import SizeChanged, SourceError
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import find_model, find_second_model
+from vision.runtime.builder import find_model, open_second_model
 from vision.types import FrameBuffer, PixelFormat
 
 _Look = TypeVar("_Look")
@@ -81,7 +81,7 @@ def check_configuration(name: str) -> CheckedConfig:
     check_classes(config, published_class_names(spec, config.detect), path)
     check_model(folder, spec, config.detect)
     if config.cascade is not None:
-        find_second_model(config.cascade)
+        open_second_model(config.cascade).close()
     return CheckedConfig(path, config, spec.name)
 
 

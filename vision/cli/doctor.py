@@ -210,14 +210,10 @@ def _no_gpu() -> Finding:
 def _evaluation() -> Finding:
     """Return which optional parts of `vision eval` are there."""
     parts = {name: importlib.util.find_spec(name) is not None for name in ("matplotlib", "scipy", "trackeval")}
-    parts["ffmpeg"] = shutil.which("ffmpeg") is not None
     missing = [name for name, present in parts.items() if not present]
     if not missing:
         return Finding("vision eval", "ok", ", ".join(parts))
-    hint = (
-        f"vision eval needs them (ffmpeg: for H.264 videos, sudo apt-get install ffmpeg): {install_hint('eval')} && "
-        f"{pip_hint('--no-deps', 'trackeval>=1.3')}"
-    )
+    hint = f"vision eval needs them: {install_hint('eval')} && {pip_hint('--no-deps', 'trackeval>=1.3')}"
     return Finding("vision eval", "note", f"not installed: {', '.join(missing)}", hint)
 
 

@@ -25,7 +25,7 @@ from vision.config.app import (
     folder_of_model,
 )
 from vision.config.cascade import CascadeConfig, ClassifierSpec
-from vision.config.class_names import check_analytics_classes, check_classes
+from vision.config.class_names import check_classes
 from vision.config.load import (
     load_classifier_spec,
     load_config,
@@ -58,7 +58,6 @@ __all__ = [
     "SnapshotConfig",
     "StatusConfig",
     "ZoneConfig",
-    "check_analytics_classes",
     "check_classes",
     "config_schema",
     "folder_of_model",

@@ -30,29 +30,19 @@ def check_classes(config: AppConfig, class_names: Sequence[str], path: Path | No
     _refuse_unknown(filters, class_names, config.model, path)
 
 
-def check_analytics_classes(sections: Mapping[str, CameraAnalytics], class_names: Sequence[str]) -> None:
-    """Check the class names of lines and zones. The detector's classes are known only where it is open.
-
-    Raises:
-        ConfigError: Every unknown name, with the nearest that the model has.
-    """
-    _refuse_unknown(list(_analytics_filters(sections)), class_names)
-
-
 def _refuse_unknown(
     filters: Sequence[tuple[Loc, Sequence[str] | None]],
     class_names: Sequence[str],
-    model: str = "",
-    path: Path | None = None,
+    model: str,
+    path: Path | None,
 ) -> None:
     unknown: dict[Loc, str] = {}
     for loc, names in filters:
         for index, name in enumerate(names or ()):
             if name not in class_names:
                 advice = did_you_mean_class(name, class_names) or f"it has {one_of(list(class_names))}"
-                subject = f"the model {model}".rstrip()
                 place: Loc = (*loc, index)
-                unknown[place] = f"{subject} has no class {quoted(name)} ({advice})"
+                unknown[place] = f"the model {model} has no class {quoted(name)} ({advice})"
     document = _reread(path) if unknown and path is not None else None
     if document is not None:
         faults = [document.fault(loc, text) for loc, text in unknown.items()]

@@ -53,16 +53,16 @@ def write_video(path: Path, camera: CameraConfig, video: Video, scene: Scene, pr
     painter = _Painter(video, scene)
     with (
         closing(read_frames(camera, offline=True)) as stills,
-        open_encoder(path, video.width_px, video.height_px, 1 / video.interval_s) as encoder,
+        open_encoder(path, video.width_px, video.height_px) as encoder,
     ):
         for still in stills:
             frame = still.index + 1
             if frame > video.frames:
                 break
             painter.draw(still.pixels, frame)
-            encoder.write(still.pixels)
+            encoder.write(still.pixels, still.index * video.interval_s)
             progress(frame)
-    return encoder.words
+    return encoder.codec
 
 
 class _Painter:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vision.capture.open import chooses_nvdec, open_source, supervisor_policy
 from vision.capture.source import Source
@@ -23,9 +24,9 @@ from vision.config import (
     AppConfig,
     CameraConfig,
     CascadeConfig,
-    ClassifierSpec,
     DetectConfig,
     ModelSpec,
+    check_classes,
     folder_of_model,
     load_classifier_spec,
     load_model_spec,
@@ -48,10 +49,13 @@ from vision.stages.stage import PixelStage, Stage
 from vision.stages.track import TrackStage
 from vision.state.database import StateDatabase
 from vision.types import Frame, PixelFormat, Result, frame_shape
+from vision.version import require_cv2
+
+if TYPE_CHECKING:
+    from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier
 
 log = logging.getLogger(__name__)
 
-_ASSUMED_FPS = 25.0  # of a camera that declares no frame rate
 _ASSUMED_HW = (1080, 1920)  # of a camera that has not answered yet
 
 
@@ -81,6 +85,11 @@ class RunOptions:
     open_source: Callable[..., Source] | None = None
     state: StateDatabase | None = None
 
+    @property
+    def has_video(self) -> bool:
+        """True if the annotated frames are written or shown."""
+        return self.video is not None or self.show
+
     def check_stop(self) -> None:
         """Raise an exception if the run was stopped while it was starting.
 
@@ -109,16 +118,13 @@ def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
     """
 
     def build(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
-        cameras: dict[str, Camera] = {}
-        video = open_video(config, options, resources, lambda camera_id: cameras[camera_id].supervisor.nominal_fps())
-        stages = [*open_stages(config, options, resources), *video]
+        stages = open_stages(config, options, resources)
         publisher = open_publisher(config, options, resources)
         # A weak detection can continue a track, so the tracker takes more detections than are published.
         scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
         detector = open_configured_detector(config, options, resources, score=min(scores, default=None))
-        cameras |= {camera.slot.camera_id: camera for camera in build_cameras(config, options, detector, stages)}
         return Runtime(
-            cameras=list(cameras.values()),
+            cameras=build_cameras(config, options, detector, stages),
             detector=detector,
             stages=stages,
             sinks=[publisher, *sinks],
@@ -128,6 +134,19 @@ def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
         )
 
     return build
+
+
+def with_video(build: Build) -> Build:
+    """Return `build` with the annotated video that a run may ask for, after all stages of the pipeline."""
+
+    def build_with_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+        video = open_video(config, options, resources)
+        runtime = build(config, options, resources)
+        for stage in video:
+            runtime.add_stage(stage)
+        return runtime
+
+    return build_with_video
 
 
 class PublisherSink:
@@ -166,14 +185,28 @@ def find_model(config: AppConfig) -> tuple[Path, ModelSpec]:
     return folder, load_model_spec(folder)
 
 
-def find_second_model(cascade: CascadeConfig) -> tuple[Path, ClassifierSpec]:
-    """Return the folder and the spec of the second model.
+def _class_names(config: AppConfig) -> tuple[str, ...]:
+    """Return the class names of the configured model, by class id.
 
     Raises:
-        ModelError: there is no such model, or its model.yaml is invalid.
+        ConfigError: the configuration names other classes.
+    """
+    _, spec = find_model(config)
+    names = published_class_names(spec, config.detect)
+    check_classes(config, names)
+    return names
+
+
+def open_second_model(cascade: CascadeConfig) -> OnnxRuntimeClassifier:
+    """Open the second model.
+
+    Raises:
+        ModelError: there is no such model, it is damaged or no classifier, or its model.yaml is invalid.
+        DeviceMissing: ONNX Runtime or OpenCV is not installed.
     """
     folder = folder_of_model(cascade.model, shipped_models())
-    return folder, load_classifier_spec(folder)
+    spec = load_classifier_spec(folder)
+    return open_classifier(folder, spec, threads=cascade.threads, max_batch=cascade.max_batch)
 
 
 def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:
@@ -261,11 +294,9 @@ def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
         ConfigError: a class is unknown.
     """
     options.check_stop()
-    _, spec = find_model(config)
     if config.state_dir is None and config.analytics and not options.offline:
         log.info("counters begin at 0 with each start; `state_dir: FOLDER` in the configuration keeps them")
-    class_names = published_class_names(spec, config.detect)
-    return AnalyticsStage(config.analytics, class_names, forget_s=config.track.lost_s, state=options.state)
+    return AnalyticsStage(config.analytics, _class_names(config), forget_s=config.track.lost_s, state=options.state)
 
 
 def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:
@@ -277,14 +308,11 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
     options.check_stop()
     if config.cascade is None:
         return []
-    _, spec = find_model(config)
-    folder, second = find_second_model(config.cascade)
-    began = time.monotonic()
-    classifier = open_classifier(folder, second, threads=config.cascade.threads, max_batch=config.cascade.max_batch)
-    names = published_class_names(spec, config.detect)
+    names, began = _class_names(config), time.monotonic()
+    classifier = open_second_model(config.cascade)
     stage = CascadeStage(classifier, config.cascade, names, lossless=options.offline)
     resources.enter_context(closing(stage))
-    log.info("second model: %s, ready in %.1f s", second.name, time.monotonic() - began)
+    log.info("second model: %s, ready in %.1f s", classifier.name, time.monotonic() - began)
     return [stage]
 
 
@@ -298,7 +326,8 @@ def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack)
     snapshots = config.snapshots
     if snapshots is None or options.sink is not None:
         return []
-    from vision.detect.reference.crops import JpegEncoder  # OpenCV is needed only here
+    require_cv2("snapshots")
+    from vision.detect.reference.crops import JpegEncoder
     from vision.stages.annotation import EventAnnotator
 
     encoder = JpegEncoder(max_side_px=snapshots.max_side_px, quality=snapshots.quality)
@@ -318,41 +347,24 @@ def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack)
     return [resources.enter_context(closing(stage))]
 
 
-def open_video(
-    config: AppConfig, options: RunOptions, resources: ExitStack, nominal_fps: Callable[[str], float | None]
-) -> list[PixelStage]:
+def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[PixelStage]:
     """Open the stage that writes or shows the annotated video, if the run has one. It belongs after all others.
 
-    Args:
-        nominal_fps: returns the frame rate of a camera's stream. Called when its first frame has come.
-
     Raises:
-        ConfigError: the folder is not writable, or there is no window to open.
+        ConfigError: the folder is not writable, there is no window to open, or OpenCV is not installed.
     """
-    if options.video is None and not options.show:
+    if not options.has_video:
         return []
-    from vision.stages.annotation import FrameAnnotator  # OpenCV is needed only here
+    require_cv2("--show" if options.video is None else "--video")
+    from vision.stages.annotation import FrameAnnotator
     from vision.stages.video import VideoStage, check_window, video_paths
 
     camera_ids = [camera.id for camera in config.cameras]
     paths = {} if options.video is None else video_paths(options.video, camera_ids)
     if options.show:
         check_window()
-    cameras = {camera.id: camera for camera in config.cameras}
-
-    def fps(camera_id: str) -> float:
-        camera = cameras[camera_id]
-        return min(nominal_fps(camera_id) or camera.fps or _ASSUMED_FPS, camera.max_fps or math.inf)
-
-    _, spec = find_model(config)
-    stage = VideoStage(
-        paths,
-        camera_ids,
-        FrameAnnotator(config.analytics, published_class_names(spec, config.detect)).draw,
-        fps,
-        show=options.show,
-        lossless=options.offline,
-    )
+    annotator = FrameAnnotator(config.analytics, _class_names(config))
+    stage = VideoStage(paths, camera_ids, annotator.draw, show=options.show, lossless=options.offline)
     return [resources.enter_context(closing(stage))]
 
 
@@ -366,9 +378,8 @@ def build_cameras(
     """
     options.check_stop()
     changed = threading.Condition()
-    leases = detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES * any(
-        isinstance(stage, PixelStage) for stage in stages
-    )
+    reads_pixels = options.has_video or any(isinstance(stage, PixelStage) for stage in stages)
+    leases = detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES * reads_pixels
     if isinstance(detector, ReadsDevice):
         log.info("%s", frame_budget(config.cameras, detector.spec.pixel_formats[0], leases + EXTRA_BUFFERS))
     return [_camera(camera, options, detector, leases, changed) for camera in config.cameras]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -14,7 +14,7 @@ from vision.runtime.latest_slot import Clock, release_together
 from vision.runtime.sink import Sink
 from vision.runtime.status import CameraMetrics
 from vision.stages.stage import PixelStage, Stage, step_of
-from vision.types import Result
+from vision.types import Frame, Result
 
 RESULT_QUEUE_SIZE: Final = 2048
 """Maximum number of results that wait for the results thread, not counting the last batch.
@@ -60,12 +60,19 @@ class ResultHandler:
             name: LatencyHistogram() for name in ("queue", "detect", "results")
         }
         self.truncated_candidates = 0
-        self._holds_leases = any(isinstance(stage, PixelStage) for stage in stages)
-        self._steps = [(type(stage).__name__, step_of(stage)) for stage in stages]
+        self._holds_leases = False
+        self._steps: list[tuple[str, Callable[[Result, Frame], Result]]] = []
+        for stage in stages:
+            self.add_stage(stage)
         self._sinks = list(sinks)
         self._clock = clock
         self._queue = ResultQueue(RESULT_QUEUE_SIZE)
         self._aborted = False
+
+    def add_stage(self, stage: Stage) -> None:
+        """Add a stage after all others."""
+        self._holds_leases |= isinstance(stage, PixelStage)
+        self._steps.append((type(stage).__name__, step_of(stage)))
 
     @property
     def queued_frames(self) -> int:

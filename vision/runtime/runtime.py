@@ -103,6 +103,11 @@ class Runtime:
         self._loop = InferenceLoop(detector, batcher, self._deliver, clock, hang_s)
         self._started_ns = clock()
 
+    def add_stage(self, stage: Stage) -> None:
+        """Add a stage after all others, before `run`."""
+        self._stages.append(stage)
+        self._results.add_stage(stage)
+
     def run(
         self, stop: threading.Event, *, for_s: float | None = None, on_report: Callable[[Report], None] | None = None
     ) -> Report:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 from vision.analytics.camera_analytics import Analytics
 from vision.config.analytics import CameraAnalytics
-from vision.config.class_names import check_analytics_classes
 from vision.state.database import StateDatabase
 from vision.types import Counts, Event, FrameMeta, Result, Tracks
 
@@ -44,9 +43,6 @@ class AnalyticsStage:
     """Tracks become events and counts, on every camera with lines or zones.
 
     With a `state`, counters continue after a restart. Without one they start at 0.
-
-    Raises:
-        ConfigError: the model lacks a class.
     """
 
     def __init__(
@@ -60,11 +56,10 @@ class AnalyticsStage:
         """
         Args:
             sections: `analytics:` of camera.yaml, by camera id.
-            class_names: classes of the model, by class id.
+            class_names: classes of the model, by class id; `sections` names only classes among them.
             forget_s: seconds after which an object that is no longer detected has left; the tracker's `lost_s`.
             state: stores the counters; the caller closes it.
         """
-        check_analytics_classes(sections, class_names)
         self._sections = dict(sections)
         self._class_names = tuple(class_names)
         self._forget_s = forget_s

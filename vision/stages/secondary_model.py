@@ -1,8 +1,8 @@
 """`CascadeStage`: a second model classifies tracked objects, each once and again on a schedule.
 
 Two threads share the work. While the lease of a frame lasts, the results thread copies the crops of objects that are
-due into arrays allocated at the start. So only those few pixels are copied. A thread of the stage passes the waiting
-crops of all cameras to the model. The messages of an object contain the result from then on.
+due, and only those few pixels. A thread of the stage classifies them. The messages of an object contain the result
+from then on.
 
 When more objects are due than there is room for, the others are counted as skipped and tried again with their next
 frame: first those that were never classified, then those that were classified longest ago.
@@ -15,15 +15,14 @@ import math
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vision.config.cascade import CascadeConfig
-from vision.config.wording import did_you_mean_class
-from vision.errors import ConfigError, DeviceError
+from vision.errors import DeviceError
 from vision.types import Attribute, Frame, FrameMeta, Result, Tracks
 
 log = logging.getLogger(__name__)
@@ -84,13 +83,7 @@ class _ObjectState:
 
     def is_due(self, now_ns: int) -> bool:
         """Return True if the object is due. A clock that was set back does not postpone it."""
-        return self.due_ns is not None and (self.due_ns <= now_ns or self.looked_ns > now_ns)
-
-
-@dataclass(slots=True)
-class _Camera:
-    epoch: int
-    objects: dict[int, _ObjectState] = field(default_factory=dict)  # by track id
+        return not self.waits and self.due_ns is not None and (self.due_ns <= now_ns or self.looked_ns > now_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,39 +104,13 @@ class CascadeStage:
             classifier: the stage closes it.
             class_names: classes of the detector, by class id; `config.classes` are among them.
             lossless: wait for room and for the result of each frame, so that recordings are repeatable.
-
-        Raises:
-            ConfigError: the detector lacks a class.
         """
-        self._classifier = classifier
         self._config = config
         names = class_names if config.classes is None else config.classes
-        for name in names:
-            if name not in class_names:
-                advice = did_you_mean_class(name, class_names)
-                raise ConfigError(
-                    f"cascade.classes: the model has no class {name!r}",
-                    hint=advice or "`vision models` lists its classes",
-                    code="unknown-class",
-                )
         self._classes = np.array([class_id for class_id, name in enumerate(class_names) if name in names], np.int32)
-        self._refresh_ns = None if config.refresh_s is None else round(config.refresh_s * 1e9)
-        self._unsure_ns = round(min(_UNSURE_S, config.refresh_s or _UNSURE_S) * 1e9)
-        self._lossless = lossless
-        self._cameras: dict[str, _Camera] = {}
-        self._crops = np.empty((config.queue + classifier.max_batch, *classifier.crop_shape), np.uint8)
-        self._free: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
-        for crop in self._crops:
-            self._free.put(crop)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._progress = threading.Condition()
-        self._looked = self._skipped = self._waiting = 0
-        self._error: Exception | None = None
-        self._closing = False
-        self._thread = threading.Thread(target=self._work, name="cascade", daemon=True)
-        self._thread.start()
-
-    # --- the results thread -------------------------------------------------------------------------------------------
+        self._cameras: dict[str, tuple[int, dict[int, _ObjectState]]] = {}  # epoch, and objects by track id
+        self._skipped = 0
+        self._worker = _ClassifierThread(classifier, config, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
         """Copy the crops that are due, and add the attributes known so far.
@@ -155,36 +122,30 @@ class CascadeStage:
         if not isinstance(tracks, Tracks):
             raise TypeError(f"expected tracks, got {type(tracks).__name__}: add a TrackStage before")
         objects = self._objects(tracks, result.meta)
-        for state, box in list(self._due(tracks, objects, result.meta)):
-            self._cut(frame, box, state)
-        if self._lossless:
-            with self._progress:
-                self._progress.wait_for(lambda: self._waiting == 0)
-        if self._error is not None:
-            raise DeviceError(f"the second model failed: {self._error}") from self._error
+        for state, box in self._due(tracks, objects, result.meta):
+            self._skipped += not self._worker.add(frame, box, state)
+        self._worker.check()
         return _with_attributes(result, tracks, objects)
 
     def counters(self) -> dict[str, int]:
         """Return the number of objects classified, skipped and waiting."""
         return {
-            "cascade.looked": self._looked,
+            "cascade.looked": self._worker.looked,
             "cascade.skipped": self._skipped,
-            "cascade.waiting": self._waiting,
+            "cascade.waiting": self._worker.waiting,
         }
 
     def close(self) -> None:
         """Stop the thread after its current batch, and close the model. Idempotent."""
-        self._closing = True
-        self._jobs.put(None)
-        self._thread.join()
-        self._classifier.close()
+        self._worker.close()
 
     def _objects(self, tracks: Tracks, meta: FrameMeta) -> dict[int, _ObjectState]:
         """Return the state of the camera's objects. Forget those that were not detected for long."""
-        camera = self._cameras.get(meta.camera_id)
-        if camera is None or camera.epoch != meta.epoch:
-            camera = self._cameras[meta.camera_id] = _Camera(meta.epoch)
-        now_ns, objects = meta.captured_ns, camera.objects
+        epoch, objects = self._cameras.get(meta.camera_id, (None, {}))
+        if epoch != meta.epoch:
+            objects = {}
+            self._cameras[meta.camera_id] = meta.epoch, objects
+        now_ns = meta.captured_ns
         for track_id in tracks.track_ids.tolist():
             if (state := objects.get(track_id)) is not None:
                 state.seen_ns = now_ns
@@ -194,25 +155,19 @@ class CascadeStage:
             del objects[track_id]
         return objects
 
-    def _due(
-        self, tracks: Tracks, objects: dict[int, _ObjectState], meta: FrameMeta
-    ) -> Iterator[tuple[_ObjectState, Box]]:
-        """Yield the objects to classify in this frame, the most urgent first."""
-        now_ns = meta.captured_ns
+    def _due(self, tracks: Tracks, objects: dict[int, _ObjectState], meta: FrameMeta) -> list[tuple[_ObjectState, Box]]:
+        """Return the objects to classify in this frame, the most urgent first."""
         boxes = tracks.boxes_xyxy.clip(0, (meta.width_px, meta.height_px) * 2)
         large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._config.min_size_px
         large &= np.isin(tracks.class_ids, self._classes)
-        due: list[tuple[int, _ObjectState, int]] = []
+        due: list[tuple[_ObjectState, Box]] = []
         for row in large.nonzero()[0].tolist():
             track_id = int(tracks.track_ids[row])
-            state = objects.get(track_id)
-            if state is None:
-                state = objects[track_id] = _ObjectState(now_ns)
-            if not state.waits and state.is_due(now_ns):
-                due.append((state.looked_ns, state, row))
-        due.sort(key=lambda entry: entry[0])
-        for _, state, row in due:
-            yield state, self._around(boxes[row], meta)
+            if (state := objects.get(track_id)) is None:
+                state = objects[track_id] = _ObjectState(meta.captured_ns)
+            if state.is_due(meta.captured_ns):
+                due.append((state, self._around(boxes[row], meta)))
+        return sorted(due, key=lambda entry: entry[0].looked_ns)
 
     def _around(self, box: NDArray[np.float32], meta: FrameMeta) -> Box:
         x1, y1, x2, y2 = (float(side) for side in box)
@@ -224,32 +179,74 @@ class CascadeStage:
             min(meta.height_px, math.ceil(y2 + margin_y)),
         )
 
-    def _cut(self, frame: Frame, box: Box, state: _ObjectState) -> None:
+
+class _ClassifierThread:
+    """The thread that passes the waiting crops of all cameras to the model, in arrays allocated at the start."""
+
+    def __init__(self, classifier: Classifier, config: CascadeConfig, *, lossless: bool) -> None:
+        self.looked = self.waiting = 0
+        self._classifier = classifier
+        self._lossless = lossless
+        self._score_threshold = config.score_threshold
+        self._refresh_ns = None if config.refresh_s is None else round(config.refresh_s * 1e9)
+        self._unsure_ns = round(min(_UNSURE_S, config.refresh_s or _UNSURE_S) * 1e9)
+        self._free: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
+        for crop in np.empty((config.queue + classifier.max_batch, *classifier.crop_shape), np.uint8):
+            self._free.put(crop)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._progress = threading.Condition()
+        self._error: Exception | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="cascade", daemon=True)
+        self._thread.start()
+
+    # --- the results thread -------------------------------------------------------------------------------------------
+
+    def add(self, frame: Frame, box: Box, state: _ObjectState) -> bool:
+        """Copy a crop for the thread. Return False if there is no room."""
         try:
             crop = self._free.get(block=self._lossless)
         except queue.Empty:
-            self._skipped += 1
-            return
+            return False
         self._classifier.crop(frame, box, crop)
         state.waits = True
         with self._progress:
-            self._waiting += 1
+            self.waiting += 1
         self._jobs.put(_Job(crop, state, frame.meta.captured_ns))
+        return True
 
-    # --- the worker ---------------------------------------------------------------------------------------------------
+    def check(self) -> None:
+        """Raise the error of the model, if there is one. If lossless, wait first until every crop is classified.
+
+        Raises:
+            DeviceError: the model failed.
+        """
+        if self._lossless:
+            with self._progress:
+                self._progress.wait_for(lambda: self.waiting == 0)
+        if self._error is not None:
+            raise DeviceError(f"the second model failed: {self._error}") from self._error
+
+    def close(self) -> None:
+        self._closing = True
+        self._jobs.put(None)
+        self._thread.join()
+        self._classifier.close()
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         while batch := self._next_batch():
             if self._error is None and not self._closing:
                 try:
                     self._classify(batch)
-                except Exception as error:  # noqa: BLE001 - `with_frame` raises it, whatever it is
+                except Exception as error:  # noqa: BLE001 - `check` raises it, whatever it is
                     self._error = error
             for job in batch:
                 job.state.waits = False
                 self._free.put(job.crop)
             with self._progress:
-                self._waiting -= len(batch)
+                self.waiting -= len(batch)
                 self._progress.notify_all()
 
     def _next_batch(self) -> list[_Job]:
@@ -278,13 +275,13 @@ class CascadeStage:
             after_ns = self._refresh_ns if is_sure else self._unsure_ns
             job.state.due_ns = None if after_ns is None else job.captured_ns + after_ns
             job.state.looked_ns = job.captured_ns
-        self._looked += len(batch)
+        self.looked += len(batch)
 
     def _attributes(self, scores: NDArray[np.float32], seen_ns: int) -> Iterator[Attribute]:
         """Yield the attributes that reach the score threshold, the best first."""
         order = np.argsort(-scores, kind="stable")
         for column in order[: 1 if self._classifier.exclusive else None].tolist():
-            if scores[column] >= self._config.score_threshold:
+            if scores[column] >= self._score_threshold:
                 name = self._classifier.class_names[column]
                 yield Attribute(self._classifier.name, name, float(scores[column]), seen_ns)
 

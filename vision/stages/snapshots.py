@@ -1,25 +1,23 @@
 """`SnapshotStage`: frames of events, as JPEGs in a folder of limited size.
 
-The results thread only copies the frame, while its lease lasts. A thread of the stage encodes and writes the JPEG. So
-an event contains the path of a file that exists a moment later, and never exists incomplete. When events come faster
-than frames can be written, some events get no snapshot and no path. They are counted.
+A thread of the stage encodes and writes the JPEG. So an event contains the path of a file that exists a moment later,
+and never exists incomplete. When events come faster than frames can be written, some events get no snapshot and no
+path. They are counted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import re
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from vision.errors import ConfigError, VisionError
-from vision.stages.frame_copy import FrameCopy
+from vision.errors import ConfigError
+from vision.stages.frame_worker import FrameWorker
 from vision.types import Event, Frame, FrameMeta, Result
 
 log = logging.getLogger(__name__)
@@ -31,10 +29,7 @@ _PARTIAL: Final = ".part"
 
 
 class SnapshotStage:
-    """Adds the path of a snapshot to events, and writes the snapshot.
-
-    Files in the folder with names of another form are left alone.
-    """
+    """Adds the path of a snapshot to events, and writes the snapshot."""
 
     def __init__(
         self,
@@ -56,24 +51,10 @@ class SnapshotStage:
         Raises:
             ConfigError: the folder cannot be created or is not writable.
         """
-        self._folder = folder
         self._encode = encode
         self._kinds = None if kinds is None else frozenset(kinds)
-        self._max_files = max_files
-        self._max_bytes = max_bytes
-        self._lossless = lossless
-        self._sizes = _existing_snapshots(folder)
-        self._nbytes = sum(self._sizes.values())
-        self._free: queue.SimpleQueue[FrameCopy] = queue.SimpleQueue()
-        for _ in range(_BUFFERS):
-            self._free.put(FrameCopy.empty())
-        self._waiting: queue.SimpleQueue[FrameCopy | None] = queue.SimpleQueue()
-        self._written = self._skipped = self._failed = 0
-        self._failing = False
-        self._error: Exception | None = None
-        self._prune()
-        self._thread = threading.Thread(target=self._work, name="snapshots", daemon=True)
-        self._thread.start()
+        self._folder = _SnapshotFolder(folder, max_files, max_bytes)
+        self._worker = FrameWorker("snapshots", self._write, buffers=_BUFFERS, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
         """Copy the frame if one of the events needs a snapshot.
@@ -81,81 +62,77 @@ class SnapshotStage:
         Raises:
             VisionError: the writing thread has failed.
         """
-        if self._error is not None:
-            raise VisionError(f"snapshots failed: {self._error}") from self._error
+        self._worker.check()
         chosen = tuple(event for event in result.events if self._is_chosen(event))
-        if not chosen:
+        if not chosen or not self._worker.add(frame, replace(result, events=chosen)):
             return result
-        try:
-            shot = self._free.get(block=self._lossless)
-        except queue.Empty:
-            self._skipped += 1
-            return result
-        shot.copy(frame, replace(result, events=chosen))
-        self._waiting.put(shot)
-        path = str(self._folder / _file_name(result.meta))
+        path = str(self._folder.path / _file_name(result.meta))
         events = (replace(event, snapshot=path) if self._is_chosen(event) else event for event in result.events)
         return replace(result, events=tuple(events))
 
     def counters(self) -> dict[str, int]:
         """Return the number of snapshots written, skipped, failed, and in the folder."""
         return {
-            "snapshots.written": self._written,
-            "snapshots.skipped": self._skipped,
-            "snapshots.failed": self._failed,
-            "snapshots.files": len(self._sizes),
+            "snapshots.written": self._folder.written,
+            "snapshots.skipped": self._worker.skipped,
+            "snapshots.failed": self._folder.failed,
+            "snapshots.files": len(self._folder.sizes),
         }
 
     def close(self) -> None:
         """Write the waiting snapshots, for a second at most. Idempotent."""
-        self._waiting.put(None)
-        self._thread.join(_STOP_S)
+        self._worker.finish()
+        self._worker.join(_STOP_S)
 
     def _is_chosen(self, event: Event) -> bool:
         return self._kinds is None or event.kind in self._kinds
 
-    # --- the writing thread -------------------------------------------------------------------------------------------
+    def _write(self, copies: Iterator[tuple[Frame, Result]]) -> None:
+        for frame, result in copies:
+            self._folder.write(_file_name(frame.meta), self._encode(frame, result))
 
-    def _work(self) -> None:
-        while (shot := self._waiting.get()) is not None:
-            try:
-                self._write(shot)
-            except OSError as error:
-                self._failed += 1
-                if not self._failing:
-                    log.error("cannot write snapshots to %s: %s", self._folder, error.strerror)
-                self._failing = True
-            except Exception as error:  # noqa: BLE001 - `with_frame` raises it, whatever it is
-                self._error = error
-            shot.clear()
-            self._free.put(shot)
 
-    def _write(self, shot: FrameCopy) -> None:
-        assert shot.frame is not None and shot.result is not None
-        name = _file_name(shot.frame.meta)
-        content = self._encode(shot.frame, shot.result)
-        partial = self._folder / f".{name}{_PARTIAL}"
+class _SnapshotFolder:
+    """The files. Those with names of another form are left alone."""
+
+    def __init__(self, path: Path, max_files: int, max_bytes: int) -> None:
+        self.path = path
+        self.sizes = _existing_snapshots(path)
+        self.written = self.failed = 0
+        self._nbytes = sum(self.sizes.values())
+        self._max_files = max_files
+        self._max_bytes = max_bytes
+        self._failing = False
+        self._prune()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write one file, and delete the oldest ones beyond the limits. Log the first failure of several."""
+        partial = self.path / f".{name}{_PARTIAL}"
         try:
             partial.write_bytes(content)
-            partial.replace(self._folder / name)
-        except OSError:
+            partial.replace(self.path / name)
+        except OSError as error:
             with contextlib.suppress(OSError):
                 partial.unlink()
-            raise
+            self.failed += 1
+            if not self._failing:
+                log.error("cannot write snapshots to %s: %s", self.path, error.strerror)
+            self._failing = True
+            return
         if self._failing:
-            log.info("snapshots are written to %s again", self._folder)
+            log.info("snapshots are written to %s again", self.path)
         self._failing = False
-        self._written += 1
-        self._nbytes += len(content) - self._sizes.pop(name, 0)
-        self._sizes[name] = len(content)
+        self.written += 1
+        self._nbytes += len(content) - self.sizes.pop(name, 0)
+        self.sizes[name] = len(content)
         self._prune()
 
     def _prune(self) -> None:
-        while len(self._sizes) > 1 and (len(self._sizes) > self._max_files or self._nbytes > self._max_bytes):
-            oldest = next(iter(self._sizes))
+        while len(self.sizes) > 1 and (len(self.sizes) > self._max_files or self._nbytes > self._max_bytes):
+            oldest = next(iter(self.sizes))
             with contextlib.suppress(OSError):  # another program deleted it, or it is protected
-                (self._folder / oldest).unlink()
-            self._nbytes -= self._sizes.pop(oldest)
+                (self.path / oldest).unlink()
+            self._nbytes -= self.sizes.pop(oldest)
 
 
 def _existing_snapshots(folder: Path) -> dict[str, int]:

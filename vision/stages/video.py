@@ -1,17 +1,17 @@
 """`VideoStage`: what is detected, drawn on the frames, as a video file for each camera and in a window.
 
-The results thread only copies the frame, while its lease lasts. A thread for each camera draws and encodes. When frames
-come faster than that, some are missing in the video. They are counted.
+A thread for each camera draws and encodes. When frames come faster than that, some are missing in the video. They are
+counted. Each frame is shown at its capture time, so the video plays as fast as the camera saw it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import queue
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -19,9 +19,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.analytics.frame_clock import FrameClock
 from vision.detect.reference.crops import PartReader
-from vision.errors import ConfigError, VisionError
-from vision.stages.frame_copy import FrameCopy
+from vision.errors import ConfigError
+from vision.stages.frame_worker import FrameWorker
 from vision.stages.video_encoder import open_encoder
 from vision.types import Frame, Result
 
@@ -43,7 +44,6 @@ class VideoStage:
         paths: Mapping[str, Path],
         camera_ids: Sequence[str],
         draw: Draw,
-        fps: Callable[[str], float],
         *,
         show: bool = False,
         lossless: bool = False,
@@ -52,13 +52,14 @@ class VideoStage:
         Args:
             paths: the files by camera id. Without one, a camera is only shown.
             draw: several threads call it.
-            fps: returns the frame rate of a camera's video. Called when its first frame has come.
             lossless: wait for the encoder instead of leaving frames out.
         """
+        self._lossless = lossless
         self._window = _Window() if show else None
-        self._cameras = {
-            camera_id: _CameraVideo(camera_id, paths.get(camera_id), draw, fps, self._window, lossless=lossless)
-            for camera_id in camera_ids
+        self._cameras = {camera_id: _CameraVideo(paths.get(camera_id), draw, self._window) for camera_id in camera_ids}
+        self._workers = {
+            camera_id: FrameWorker(f"video-{camera_id}", video.write, buffers=_BUFFERS, lossless=lossless)
+            for camera_id, video in self._cameras.items()
         }
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
@@ -67,15 +68,17 @@ class VideoStage:
         Raises:
             VisionError: a lossless video cannot be written.
         """
-        self._cameras[frame.meta.camera_id].add(frame, result)
+        worker = self._workers[frame.meta.camera_id]
+        if self._lossless:
+            worker.check()
+        worker.add(frame, result)
         return result
 
     def counters(self) -> dict[str, int]:
         """Return the number of frames drawn, and of those left out."""
-        cameras = self._cameras.values()
         return {
-            "video.written": sum(camera.written for camera in cameras),
-            "video.skipped": sum(camera.skipped for camera in cameras),
+            "video.written": sum(video.written for video in self._cameras.values()),
+            "video.skipped": sum(worker.skipped for worker in self._workers.values()),
         }
 
     def close(self) -> None:
@@ -84,115 +87,55 @@ class VideoStage:
         Raises:
             VisionError: a video could not be written.
         """
-        for camera in self._cameras.values():
-            camera.finish()
+        for worker in self._workers.values():
+            worker.finish()
         if self._window is not None:
             self._window.close()
-        for camera in self._cameras.values():
-            camera.join()
-        for camera in self._cameras.values():
-            camera.check()
+        for worker in self._workers.values():
+            worker.join()
+        for worker in self._workers.values():
+            worker.check()
 
 
 class _CameraVideo:
-    """The frames that wait for one camera's thread, and the thread."""
+    """Draws and encodes the frames of one camera, in that camera's thread."""
 
-    def __init__(
-        self,
-        camera_id: str,
-        path: Path | None,
-        draw: Draw,
-        fps: Callable[[str], float],
-        window: _Window | None,
-        *,
-        lossless: bool,
-    ) -> None:
-        self.written = self.skipped = 0
-        self._camera_id = camera_id
+    def __init__(self, path: Path | None, draw: Draw, window: _Window | None) -> None:
+        self.written = 0
         self._path = path
         self._draw = draw
-        self._fps = fps
         self._window = window
-        self._lossless = lossless
         self._parts = PartReader()
-        self._error: Exception | None = None
-        self._free: queue.SimpleQueue[FrameCopy] = queue.SimpleQueue()
-        for _ in range(_BUFFERS):
-            self._free.put(FrameCopy.empty())
-        self._waiting: queue.SimpleQueue[FrameCopy | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name=f"video-{camera_id}", daemon=True)
-        self._thread.start()
 
-    def add(self, frame: Frame, result: Result) -> None:
-        if self._lossless:
-            self.check()
-        try:
-            copy = self._free.get(block=self._lossless)
-        except queue.Empty:
-            self.skipped += 1
-            return
-        copy.copy(frame, result)
-        self._waiting.put(copy)
+    def write(self, copies: Iterator[tuple[Frame, Result]]) -> None:
+        """Write all frames. There is no file without a frame.
 
-    def check(self) -> None:
-        """Raise the error of the thread, if there is one."""
-        if isinstance(self._error, VisionError):
-            raise self._error
-        if self._error is not None:
-            raise VisionError(f"the video of camera {self._camera_id} failed: {self._error}") from self._error
-
-    def finish(self) -> None:
-        self._waiting.put(None)
-
-    def join(self) -> None:
-        self._thread.join()
-
-    # --- the thread ---------------------------------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        try:
-            self._write()
-        except Exception as error:  # noqa: BLE001 - `check` raises it, whatever it is
-            self._error = error
-            log.error("camera %s: the video ends here: %s", self._camera_id, error)
-            while (copy := self._waiting.get()) is not None:  # a lossless run waits for a free copy
-                self.skipped += 1
-                self._free.put(copy)
-
-    def _write(self) -> None:
-        copy = self._waiting.get()
-        if copy is None:
-            return
+        Raises:
+            VisionError: the file cannot be written.
+        """
         if self._path is None:
-            self._drain(copy, lambda _image: None)
+            for frame, result in copies:
+                self._annotate(frame, result)
             return
-        assert copy.frame is not None
-        meta = copy.frame.meta
-        with open_encoder(self._path, meta.width_px, meta.height_px, self._fps(self._camera_id)) as encoder:
-            log.info("camera %s: video %s, %s", self._camera_id, self._path, encoder.words)
-            self._drain(copy, encoder.write)
-        log.info("camera %s: video of %d frames, %d left out", self._camera_id, self.written, self.skipped)
+        first = next(copies, None)
+        if first is None:
+            return
+        meta, clock = first[0].meta, FrameClock()
+        with open_encoder(self._path, meta.width_px, meta.height_px) as encoder:
+            log.info("camera %s: video %s, %s", meta.camera_id, self._path, encoder.codec)
+            for frame, result in chain([first], copies):
+                clock.advance(frame.meta.captured_ns)
+                encoder.write(self._annotate(frame, result), clock.now_s)
+        log.info("camera %s: video of %d frames", meta.camera_id, self.written)
 
-    def _drain(self, first: FrameCopy, write: Callable[[Image], None]) -> None:
-        copy: FrameCopy | None = first
-        while copy is not None:
-            try:
-                image = self._annotated(copy)
-                write(image)
-                self.written += 1
-                if self._window is not None:
-                    self._window.put(self._camera_id, image)
-            finally:
-                copy.clear()
-                self._free.put(copy)
-            copy = self._waiting.get()
-
-    def _annotated(self, copy: FrameCopy) -> Image:
-        """Draw on the copy; the image is valid until the copy is used again."""
-        assert copy.frame is not None and copy.result is not None
-        meta = copy.frame.meta
-        image = np.ascontiguousarray(self._parts.read(copy.frame, 0, 0, meta.width_px, meta.height_px))
-        self._draw(image, copy.result)
+    def _annotate(self, frame: Frame, result: Result) -> Image:
+        """Draw on the copy of the frame, and show it; the image is valid as long as the copy."""
+        meta = frame.meta
+        image = np.ascontiguousarray(self._parts.read(frame, 0, 0, meta.width_px, meta.height_px))
+        self._draw(image, result)
+        self.written += 1
+        if self._window is not None:
+            self._window.put(meta.camera_id, image)
         return image
 
 

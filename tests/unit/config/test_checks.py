@@ -12,7 +12,6 @@ from vision.config import (
     CameraConfig,
     ModelSpec,
     PublishConfig,
-    check_analytics_classes,
     check_classes,
     load_config_text,
 )
@@ -381,23 +380,3 @@ def test_model_spec_of_ten_lines_has_defaults() -> None:
         }
     )
     assert (spec.nms.iou_threshold, spec.input.letterbox, spec.head.strides) == (0.6, "center", (8, 16, 32))
-
-
-def test_class_names_of_lines_and_zones_are_checked() -> None:
-    sections = {
-        "gate": CameraAnalytics.model_validate(
-            {
-                "lines": ({"name": "door", "points": ((0, 0), (9, 9)), "classes": ("people",)},),
-                "zones": ({"name": "hall", "polygon": ((0, 0), (9, 0), (0, 9)), "classes": ("person", "cra")},),
-            }
-        )
-    }
-    check_analytics_classes(sections, ("person", "people", "cra"))
-    with pytest.raises(ConfigError) as caught:
-        check_analytics_classes(sections, ("person", "car"))
-    assert caught.value.code == "unknown-class"
-    line, zone = str(caught.value).splitlines()
-    assert line.startswith("analytics.gate.lines[0].classes[0]: ")
-    assert zone.startswith("analytics.gate.zones[0].classes[1]: ")
-    assert "'person'" in line
-    assert "'car'" in zone

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import shlex
-import shutil
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -31,7 +30,6 @@ from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, r
 from vision.evaluation.report import Evaluation, as_json, print_evaluation, write_json
 from vision.evaluation.tracks import TrackingScores, match_frames
 from vision.overlay import FALSE_COLOUR, LINE_COLOUR, WHITE, class_colour
-from vision.stages.video_encoder import open_encoder
 from vision.types import Event
 
 VIDEO = Video("walk.mp4", 40, 320, 240, 0.1)
@@ -154,15 +152,6 @@ def test_plots_of_nothing_and_where_there_is_no_folder(tmp_path: Path) -> None:
 
 # --- the video --------------------------------------------------------------------------------------------------------
 
-ENCODERS = [
-    pytest.param("", id="opencv"),
-    pytest.param(
-        shutil.which("ffmpeg"),
-        id="ffmpeg",
-        marks=pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the program ffmpeg"),
-    ),
-]
-
 
 def frames_of(path: Path) -> list[NDArray[np.uint8]]:
     capture = cv2.VideoCapture(str(path))
@@ -174,70 +163,6 @@ def frames_of(path: Path) -> list[NDArray[np.uint8]]:
         frames.append(np.asarray(pixels, np.uint8))
     capture.release()
     return frames
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("ffmpeg", ENCODERS)
-@pytest.mark.parametrize(("width_px", "height_px"), [(160, 120), (161, 121), (16, 16)])
-def test_every_frame_comes_back(ffmpeg: str, width_px: int, height_px: int, tmp_path: Path) -> None:
-    with open_encoder(tmp_path / "out.mp4", width_px, height_px, 12.5, ffmpeg=ffmpeg) as encoder:
-        for value in (40, 120, 200):
-            encoder.write(np.full((height_px, width_px, 3), value, np.uint8))
-    frames = frames_of(tmp_path / "out.mp4")
-    assert [frame.shape for frame in frames] == [(height_px // 2 * 2, width_px // 2 * 2, 3)] * 3
-    assert [float(frame.mean()) for frame in frames] == pytest.approx([40, 120, 200], abs=6)
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("ffmpeg", ENCODERS)
-def test_a_frame_of_another_size_is_scaled(ffmpeg: str, tmp_path: Path) -> None:
-    with open_encoder(tmp_path / "out.mp4", 160, 120, 10, ffmpeg=ffmpeg) as encoder:
-        encoder.write(np.full((120, 160, 3), 50, np.uint8))
-        encoder.write(np.full((300, 200, 3), 50, np.uint8))
-    assert len(frames_of(tmp_path / "out.mp4")) == 2
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("ffmpeg", ENCODERS)
-def test_a_video_that_cannot_be_written(ffmpeg: str, tmp_path: Path) -> None:
-    with (
-        pytest.raises(VisionError, match="cannot write"),
-        open_encoder(tmp_path / "gone" / "out.mp4", 640, 480, 10, ffmpeg=ffmpeg) as encoder,
-    ):
-        for _ in range(200):
-            encoder.write(np.zeros((480, 640, 3), np.uint8))
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("ffmpeg", ENCODERS)
-def test_half_a_video_is_removed(ffmpeg: str, tmp_path: Path) -> None:
-    with (
-        pytest.raises(KeyboardInterrupt),
-        open_encoder(tmp_path / "out.mp4", 160, 120, 10, ffmpeg=ffmpeg) as encoder,
-    ):
-        encoder.write(np.zeros((120, 160, 3), np.uint8))
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.integration
-def test_a_program_without_h264_is_not_used(tmp_path: Path) -> None:
-    program = tmp_path / "ffmpeg"
-    program.write_text("#!/bin/sh\necho ' V..... mpeg4'\n")
-    program.chmod(0o755)
-    with open_encoder(tmp_path / "out.mp4", 160, 120, 10, ffmpeg=str(program)) as encoder:
-        encoder.write(np.zeros((120, 160, 3), np.uint8))
-    assert encoder.words.startswith("MPEG-4")
-    assert len(frames_of(tmp_path / "out.mp4")) == 1
-
-
-@pytest.mark.integration
-def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
-    with (
-        pytest.raises(VisionError, match="cannot start"),
-        open_encoder(tmp_path / "out.mp4", 16, 16, 1, ffmpeg=str(tmp_path / "gone")),
-    ):
-        raise AssertionError("unreachable")
 
 
 def near(pixels: NDArray[np.uint8], colour: tuple[int, int, int]) -> int:

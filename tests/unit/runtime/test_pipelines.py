@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -326,6 +327,46 @@ def test_pipelines_of_the_documentation_run(tmp_path: Path, capsys: pytest.Captu
     if about == STANDING:
         assert all(isinstance(result.objects, Tracks) for result in kept.results)
         assert not any(result.events for result in kept.results)  # these rectangles never stand
+
+
+OWN_BUILD = """
+from vision.runtime.builder import build_cameras, open_configured_detector, open_publisher
+from vision.runtime.runtime import Runtime
+
+
+def build(config, options, resources):
+    sinks = [open_publisher(config, options, resources)]
+    detector = open_configured_detector(config, options, resources)
+    return Runtime(cameras=build_cameras(config, options, detector), detector=detector, sinks=sinks)
+"""
+
+
+def test_own_build_function_writes_the_video_of_the_run(tmp_path: Path) -> None:
+    path, video = tmp_path / "own.py", tmp_path / "out.mp4"
+    path.write_text(OWN_BUILD)
+    kept, _ = run(site(str(path)), video=video)
+    assert len(kept.results) == 100
+    assert cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT) == 100
+
+
+@pytest.mark.parametrize("part", ["video", "snapshots"])
+def test_missing_opencv_is_reported_before_the_detector_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    config = counting(snapshots={"folder": f"{tmp_path}/shots"} if part == "snapshots" else None)
+    options = RunOptions(threading.Event(), video=tmp_path / "out.mp4" if part == "video" else None)
+    with ExitStack() as resources, pytest.raises(ConfigError) as caught:
+        load_pipeline("count")(config, options, resources)
+    assert caught.value.code == "opencv-missing"
+    assert "[opencv]" in caught.value.hint
+
+
+def test_unknown_class_of_a_line_is_refused() -> None:
+    door = {"name": "door", "points": ((0, 0), (9, 9)), "classes": ("persn",)}
+    with pytest.raises(ConfigError) as caught:
+        run(counting(analytics={"gate": {"lines": (door,)}}))
+    assert caught.value.code == "unknown-class"
 
 
 def test_standing_object_is_reported_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,9 @@ from tests.messages.processes import wait_until
 from tests.unit.detect.test_classifier import save
 from tests.unit.runtime.test_pixel_stages import leased
 from tests.unit.runtime.test_runtime import Collector, check_accounts
+from vision.cli.check import check_configuration
 from vision.config import AppConfig, CascadeConfig
-from vision.errors import ConfigError, DeviceError
+from vision.errors import DeviceError, ModelError
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
 from vision.runtime.runtime import Runtime
@@ -72,7 +74,7 @@ def stage(classifier: Grey, *, lossless: bool = True, **config: Any) -> Iterator
     with closing(CascadeStage(classifier, given, CLASSES, lossless=lossless)) as one:
         yield one
     assert classifier.closed
-    assert not one._thread.is_alive()
+    assert not one._worker._thread.is_alive()
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def test_batches_contain_crops_of_several_cameras() -> None:
     grey = Grey(go=threading.Event(), max_batch=8)
     with stage(grey, lossless=False) as one:
         look(one, Thing(1), camera="first")  # the worker is busy with it
-        wait_until(one._jobs.empty, "the first one is taken")
+        wait_until(one._worker._jobs.empty, "the first one is taken")
         for at, camera in enumerate(("gate", "yard", "lane")):
             look(one, Thing(10 + at), Thing(20 + at, (40, 5, 60, 45), level=200), camera=camera)
         assert grey.go is not None
@@ -263,9 +265,9 @@ def test_new_epoch_and_long_absence_forget_objects() -> None:
         assert look(one, Thing(1, level=125), epoch=1, time_s=0.1) == {}
         look(one, Thing(2, level=200), epoch=1, time_s=0.2)
         look(one, epoch=1, time_s=10.0)
-        assert len(one._cameras["gate"].objects) == 2
+        assert len(one._cameras["gate"][1]) == 2
         look(one, epoch=1, time_s=10.3)
-        assert len(one._cameras["gate"].objects) == 0
+        assert len(one._cameras["gate"][1]) == 0
 
 
 def test_object_that_becomes_small_keeps_its_attributes() -> None:
@@ -281,7 +283,7 @@ def test_number_of_object_states_is_bounded() -> None:
     with stage(Grey()) as one:
         for at in range(3000):
             look(one, Thing(at), time_s=at / 10)
-        assert len(one._cameras["gate"].objects) <= 102
+        assert len(one._cameras["gate"][1]) <= 102
 
 
 def test_backward_clock_jump_does_not_stop_classification() -> None:
@@ -293,7 +295,7 @@ def test_backward_clock_jump_does_not_stop_classification() -> None:
         for at in range(12):
             look(one, Thing(1), time_s=at - 90)
         assert len(grey.batches) == count + 3  # at once, and after 5 and 10 s
-        assert len(one._cameras["gate"].objects) == 1
+        assert len(one._cameras["gate"][1]) == 1
 
 
 def test_attributes_of_an_earlier_cascade_are_kept() -> None:
@@ -302,14 +304,6 @@ def test_attributes_of_an_earlier_cascade_are_kept() -> None:
     with stage(Grey()) as one:
         after = one.with_frame(before, frame)
     assert [found.model for found in after.attributes[1]] == ["first", "grey"]
-
-
-def test_unknown_cascade_class_is_refused() -> None:
-    config = CascadeConfig.model_validate({"model": "m", "classes": ("persn",)})
-    with pytest.raises(ConfigError) as caught:
-        CascadeStage(Grey(), config, CLASSES)
-    assert caught.value.code == "unknown-class"
-    assert "'person'" in caught.value.hint
 
 
 def test_cascade_refuses_detections() -> None:
@@ -325,8 +319,8 @@ def test_failing_model_raises_and_blocks_nothing(lossless: bool) -> None:
         with pytest.raises(DeviceError, match="it fails"):
             for at in range(1000):
                 look(one, Thing(at))
-                wait_until(lambda: one._waiting == 0, "the worker goes on")
-        wait_until(lambda: one._free.qsize() == len(one._crops), "no array is lost")
+                wait_until(lambda: one.counters()["cascade.waiting"] == 0, "the worker goes on")
+        wait_until(lambda: one._worker._free.qsize() == 1 + grey.max_batch, "no array is lost")
 
 
 def test_close_waits_for_one_batch_only() -> None:
@@ -343,13 +337,17 @@ def test_crop_arrays_are_reused_and_frames_are_released() -> None:
     grey = Grey()
     kept: list[weakref.ref[Any]] = []
     with stage(grey, refresh_s=0.001, queue=4) as one:
-        addresses = {crop.ctypes.data for crop in one._crops}
+        free = one._worker._free
+        crops = [free.get() for _ in range(4 + grey.max_batch)]
+        addresses = {crop.ctypes.data for crop in crops}
+        for crop in crops:
+            free.put(crop)
         for at in range(50):
             result, frame = image(Thing(at % 3), time_s=at)
             kept.append(weakref.ref(frame.pixels))
             one.with_frame(result, frame)
             del result, frame
-        crops = [one._free.get() for _ in range(len(one._crops))]
+        crops = [free.get() for _ in range(4 + grey.max_batch)]
         assert {crop.ctypes.data for crop in crops} == addresses
         gc.collect()
         assert [ref for ref in kept if ref() is not None] == []
@@ -436,3 +434,17 @@ def test_failing_model_ends_the_run_and_releases_every_lease(tmp_path: Path) -> 
     ):
         runtime.run(threading.Event(), for_s=20)
     assert [leased(camera) for camera in runtime._cameras] == [0, 0]
+
+
+def test_check_opens_the_second_model(tmp_path: Path) -> None:
+    save(tmp_path / "paint")
+    config = tmp_path / "camera.yaml"
+    cascade = {"model": f"{tmp_path}/paint", "min_size_px": 8}
+    cameras = [{"id": "gate", "source": "synthetic:320x240@20"}]
+    config.write_text(
+        json.dumps({"pipeline": "track", "detect": {"backend": "fake"}, "cameras": cameras, "cascade": cascade})
+    )
+    check_configuration(str(config))
+    (tmp_path / "paint" / "paint.onnx").write_bytes(b"not a model")
+    with pytest.raises(ModelError):
+        check_configuration(str(config))

@@ -152,18 +152,18 @@ def test_snapshot_memory_is_reused(tmp_path: Path) -> None:
         for index in range(8):
             take(one, index)
         wait_until(lambda: one.counters()["snapshots.written"] == 8, "all are written")
-        shots = [one._free.get() for _ in range(4)]
+        shots = [one._worker._free.get() for _ in range(4)]
         before = {shot.memory.ctypes.data for shot in shots}
         for shot in shots:
-            one._free.put(shot)
+            one._worker._free.put(shot)
         for index in range(8, 40):
             take(one, index)
         wait_until(lambda: one.counters()["snapshots.written"] == 40, "all are written")
-        shots = [one._free.get() for _ in range(4)]
+        shots = [one._worker._free.get() for _ in range(4)]
         assert {shot.memory.ctypes.data for shot in shots} == before
-        assert all(shot.frame is None for shot in shots)
+        assert all(shot.content is None for shot in shots)
         for shot in shots:
-            one._free.put(shot)
+            one._worker._free.put(shot)
 
 
 def test_full_disk_is_logged_once_and_retried(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -194,7 +194,7 @@ def test_encoder_failure_is_raised(tmp_path: Path) -> None:
 
     with stage(tmp_path, encode=fail) as one:
         take(one, 0)
-        wait_until(lambda: one._error is not None, "it has failed")
+        wait_until(lambda: one._worker._error is not None, "it has failed")
         with pytest.raises(VisionError, match="no JPEG today"):
             take(one, 1)
 

@@ -14,7 +14,6 @@ import pytest
 from vision.config import RuleConfig
 from vision.config.analytics import CameraAnalytics
 from vision.config.tracking import TrackConfig
-from vision.errors import ConfigError
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.rules import RuleStage
 from vision.stages.track import TrackStage
@@ -230,12 +229,6 @@ def test_rule_event_of_a_stay_carries_the_duration_of_its_own_instant() -> None:
     (report,) = rules(result(index=10)).events
     assert report.data["stayed_s"] == report.data["lasted_s"] == 2.0
     assert "heading_deg" not in report.data
-
-
-def test_unknown_class_of_a_line_is_refused() -> None:
-    wrong = section(lines=[DOOR | {"classes": ("persn",)}])
-    with pytest.raises(ConfigError, match="person"):
-        AnalyticsStage({"gate": wrong}, CLASSES)
 
 
 def test_analytics_stage_refuses_detections() -> None:

@@ -7,17 +7,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from tests.messages.processes import wait_until
+from tests.unit.state.faults import file_size_limit
 from vision.config import CameraAnalytics
 from vision.errors import ConfigError, VisionError
 from vision.overlay import LINE_COLOUR, class_colour
 from vision.stages.annotation import FrameAnnotator
 from vision.stages.video import VideoStage, check_window, has_windows, video_paths
+from vision.stages.video_encoder import open_encoder
 from vision.types import (
     Attribute,
     Counts,
@@ -54,7 +57,7 @@ def result(shown: Frame) -> Result:
 
 def stage(paths: dict[str, Path], **options: Any) -> VideoStage:
     annotator = FrameAnnotator({"gate": SECTION}, ["person"])
-    given: dict[str, Any] = {"draw": annotator.draw, "fps": lambda _camera_id: 12.5} | options
+    given: dict[str, Any] = {"draw": annotator.draw} | options
     return VideoStage(paths, given.pop("camera_ids", ["gate"]), **given)
 
 
@@ -85,10 +88,33 @@ def test_lossless_video_has_every_frame_with_its_box_and_line(tmp_path: Path, pi
     assert video.counters() == {"video.written": 30, "video.skipped": 0}
     frames = frames_of(path)
     assert len(frames) == 30
-    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == 12.5
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == 10
     for image in frames:
         assert count_near(image[70:210, 50:130], class_colour(0)) > 100
         assert count_near(image[60:220, 190:210], LINE_COLOUR) > 50
+
+
+def times_of(path: Path) -> list[float]:
+    with av.open(str(path)) as container:
+        return [round(float(frame.time or 0), 3) for frame in container.decode(video=0)]
+
+
+def test_frames_keep_their_capture_times(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with closing(stage({"gate": path}, lossless=True)) as video:
+        for index in (7, 8, 10, 11, 20, 21):
+            shown = frame(index)
+            video.with_frame(result(shown), shown)
+    assert times_of(path) == [0.0, 0.1, 0.3, 0.4, 1.3, 1.4]
+
+
+def test_capture_time_before_the_last_one_counts_as_one_usual_interval(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with closing(stage({"gate": path}, lossless=True)) as video:
+        for index in (7, 8, 2, 3):
+            shown = frame(index)
+            video.with_frame(result(shown), shown)
+    assert times_of(path) == [0.0, 0.1, 0.2, 0.3]
 
 
 @pytest.mark.integration
@@ -186,6 +212,65 @@ def test_unusable_file_name_is_refused(tmp_path: Path, name: str, code: str) -> 
     with pytest.raises(ConfigError) as caught:
         video_paths(tmp_path / name, ["gate"])
     assert caught.value.code == code
+
+
+# --- the encoder ------------------------------------------------------------------------------------------------------
+
+ENCODERS = pytest.mark.parametrize(
+    ("codecs", "name"), [(av.codecs_available, "H.264"), (frozenset[str](), "MPEG-4 Part 2")], ids=["h264", "mpeg4"]
+)
+
+
+def grey(value: int, width_px: int = 160, height_px: int = 120) -> NDArray[np.uint8]:
+    return np.full((height_px, width_px, 3), value, np.uint8)
+
+
+@ENCODERS
+@pytest.mark.parametrize("size", [(160, 120), (161, 121), (16, 16)])
+def test_every_image_is_in_the_file(
+    monkeypatch: pytest.MonkeyPatch, codecs: frozenset[str], name: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(av, "codecs_available", codecs)
+    path = tmp_path / "out.mp4"
+    with open_encoder(path, *size) as encoder:
+        for index, value in enumerate((40, 120, 200)):
+            encoder.write(grey(value, *size), index / 12.5)
+    assert encoder.codec == name
+    assert [image.shape for image in frames_of(path)] == [(size[1] // 2 * 2, size[0] // 2 * 2, 3)] * 3
+    assert [float(image.mean()) for image in frames_of(path)] == pytest.approx([40, 120, 200], abs=6)
+    assert times_of(path) == [0.0, 0.08, 0.16]
+
+
+def test_image_of_another_size_is_scaled(tmp_path: Path) -> None:
+    with open_encoder(tmp_path / "out.mp4", 160, 120) as encoder:
+        encoder.write(grey(50), 0.0)
+        encoder.write(grey(50, 200, 300), 0.1)
+    assert [image.shape for image in frames_of(tmp_path / "out.mp4")] == [(120, 160, 3)] * 2
+
+
+def test_file_in_a_missing_folder_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(VisionError) as caught, open_encoder(tmp_path / "gone" / "out.mp4", 640, 480) as encoder:
+        encoder.write(grey(0, 640, 480), 0.0)
+    assert caught.value.code == "video-not-writable"
+
+
+def test_full_disk_is_reported(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
+    with (
+        file_size_limit(10_000),
+        pytest.raises(VisionError) as caught,
+        open_encoder(tmp_path / "out.mp4", 160, 120) as encoder,
+    ):
+        for index in range(100):
+            encoder.write(np.roll(noise, index), index / 10)
+    assert caught.value.code == "video-not-writable"
+
+
+def test_incomplete_video_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), open_encoder(tmp_path / "out.mp4", 160, 120) as encoder:
+        encoder.write(grey(0), 0.0)
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the window -------------------------------------------------------------------------------------------------------

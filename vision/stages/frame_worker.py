@@ -1,0 +1,113 @@
+"""`FrameWorker`: a thread that works on copies of frames, for stages that draw, encode or write."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.errors import VisionError
+from vision.types import Frame, Result
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A copy of one frame and its result, in memory that is reused and grows to the largest frame."""
+
+    memory: NDArray[np.uint8]
+    content: tuple[Frame, Result] | None = None
+
+    def fill(self, frame: Frame, result: Result) -> None:
+        source = frame.pixels
+        if source.size > len(self.memory):
+            self.memory = np.empty(source.size, np.uint8)
+        pixels = self.memory[: source.size].reshape(source.shape)
+        np.copyto(pixels, source)
+        self.content = Frame.wrap(frame.meta, pixels, frame.pixel_format), result
+
+
+class FrameWorker:
+    """The thread, and the copies that wait for it.
+
+    The results thread only copies the frame, while its lease lasts. When no copy is free, the frame is skipped and
+    counted, or the results thread waits if the worker is lossless.
+    """
+
+    def __init__(
+        self, name: str, work: Callable[[Iterator[tuple[Frame, Result]]], None], *, buffers: int, lossless: bool
+    ) -> None:
+        """
+        Args:
+            name: of the thread, and of what fails with it.
+            work: takes the copies in order, each valid until the next one is taken. Called once, in the thread.
+            buffers: copies that can wait at once.
+            lossless: wait for a free copy instead of skipping a frame.
+        """
+        self.skipped = 0
+        self._name = name
+        self._work = work
+        self._lossless = lossless
+        self._error: Exception | None = None
+        self._free: queue.SimpleQueue[_Copy] = queue.SimpleQueue()
+        for _ in range(buffers):
+            self._free.put(_Copy(np.empty(0, np.uint8)))
+        self._waiting: queue.SimpleQueue[_Copy | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def add(self, frame: Frame, result: Result) -> bool:
+        """Copy the frame for the thread. Return False if it was skipped."""
+        try:
+            copy = self._free.get(block=self._lossless)
+        except queue.Empty:
+            self.skipped += 1
+            return False
+        copy.fill(frame, result)
+        self._waiting.put(copy)
+        return True
+
+    def check(self) -> None:
+        """Raise the error of the thread, if there is one.
+
+        Raises:
+            VisionError: the thread has failed.
+        """
+        if isinstance(self._error, VisionError):
+            raise self._error
+        if self._error is not None:
+            raise VisionError(f"{self._name} failed: {self._error}") from self._error
+
+    def finish(self) -> None:
+        """End the thread after the copies that wait. Idempotent."""
+        self._waiting.put(None)
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait for the end of the thread, after `finish`."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            with closing(self._copies()) as copies:
+                self._work(copies)
+        except Exception as error:  # noqa: BLE001 - `check` raises it, whatever it is
+            self._error = error
+            log.error("%s failed: %s", self._name, error)
+            for _ in self._copies():  # a lossless caller waits for a free copy
+                self.skipped += 1
+
+    def _copies(self) -> Generator[tuple[Frame, Result]]:
+        while (copy := self._waiting.get()) is not None:
+            assert copy.content is not None
+            try:
+                yield copy.content
+            finally:
+                copy.content = None
+                self._free.put(copy)
