@@ -12,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vision.engine.profiles import Profile, Range, choose_profile
-from vision.engine.runtime import OutputSize, Tensor
+from vision.engine.tensors import OutputSize, Tensor
 from vision.errors import DeviceError
 
 Compute = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
@@ -157,7 +157,6 @@ class EmulatedEngine:
         return self.profiles[0].shapes["images"].max[0]
 
     weights_bytes = 1000
-    aux_streams = 0
 
     def tensor(self, name: str) -> Tensor:
         return next(tensor for tensor in (*self.inputs, *self.outputs) if tensor.name == name)
@@ -165,7 +164,7 @@ class EmulatedEngine:
     def choose(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         return choose_profile(self.profiles, shapes)
 
-    def create_context(self, profile: int, stream: int, *, graphs: str) -> EmulatedContext:
+    def create_context(self, profile: int, stream: int) -> EmulatedContext:
         return EmulatedContext(self, profile)
 
     def save_kernels(self) -> bool:

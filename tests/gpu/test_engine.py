@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from tests.unit.engine_models import convolution, quantised, spec
 from vision.config.app import DetectConfig
+from vision.engine.build import BuildOptions
 from vision.engine.build_plan import resolve
 from vision.engine.cache import EngineCache, key_of
 from vision.engine.library import find_library, supported_capabilities
-from vision.engine.memory import MemoryPool, make_allocator
+from vision.engine.memory import MemoryPool
 from vision.engine.open import load_or_build, open_engine
 from vision.engine.profiler import parse_layers, profile_layers
 from vision.engine.runtime import Context, Engine
@@ -64,15 +65,18 @@ def pool() -> Iterator[MemoryPool]:
     cuda.open_device()
     made = MemoryPool(CudaMemory())
     yield made
-    made.trim()
+    made.close()
+
+
+def opened(folder: Path, cache: Path, pool: MemoryPool | None = None, detect: DetectConfig = DETECT) -> Engine:
+    device, plan = cuda.open_device(), resolve(detect, spec())
+    return open_engine(folder, spec(), device, plan, BuildOptions(), cache_folder=cache, pool=pool)
 
 
 @pytest.fixture
 def engine(folder: Path, cache: Path, pool: MemoryPool) -> Iterator[Engine]:
-    with open_engine(
-        folder, spec(), DETECT, cuda.open_device(), cache_folder=cache, allocator=make_allocator(pool)
-    ) as opened:
-        yield opened
+    with opened(folder, cache, pool) as engine:
+        yield engine
 
 
 class Bench:
@@ -153,9 +157,7 @@ def test_batch_above_the_profiles_is_refused(engine: Engine) -> None:
 def test_tensorrts_memory_comes_from_the_pool_and_goes_back(folder: Path, cache: Path, pool: MemoryPool) -> None:
     before = pool.report()
     with (
-        open_engine(
-            folder, spec(), DETECT, cuda.open_device(), cache_folder=cache, allocator=make_allocator(pool)
-        ) as engine,
+        opened(folder, cache, pool) as engine,
         contextlib.ExitStack() as made,
     ):
         Bench(engine, 1, made).run(frames(1))
@@ -184,12 +186,11 @@ def test_layers_have_times_and_descriptions(engine: Engine) -> None:
 def test_kernels_are_kept_for_the_next_start(folder: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     if find_library().flavour != "tensorrt-rtx":
         pytest.skip("TensorRT compiles nothing at run time")
-    device = cuda.open_device()
     caplog.set_level(logging.INFO)
     said = []
     for start in range(2):
         caplog.clear()
-        with open_engine(folder, spec(), DETECT, device, cache_folder=cache) as engine, contextlib.ExitStack() as made:
+        with opened(folder, cache) as engine, contextlib.ExitStack() as made:
             Bench(engine, 1, made).run(frames(1))
             assert engine.save_kernels(), start
         said.append(caplog.text)
@@ -206,12 +207,12 @@ def test_engine_that_does_not_load_is_built_again(
     device = cuda.open_device()
     cache = EngineCache(tmp_path / "engines")
     settings = resolve(DetectConfig(precision="fp16"), spec())
-    real = load_or_build(folder, spec(), device, settings, cache=cache).built
+    real = load_or_build(folder, spec(), device, settings, BuildOptions(), cache=cache).built
     assert real is not None
     key = key_of((folder / "tiny.onnx").read_bytes(), find_library(), device, settings, spec())
     cache.load_or_build("tiny", key, lambda _: dataclasses.replace(real, plan=bytes(5000)), force=True)
-    with open_engine(folder, spec(), DETECT, device, cache_folder=cache.folder) as opened:
-        assert opened.plan_bytes > 5000
+    with opened(folder, cache.folder) as engine:
+        assert engine.plan_bytes > 5000
     assert "does not load, building it again" in caplog.text
 
 
@@ -222,4 +223,4 @@ def test_quantised_models_are_refused_where_they_gave_wrong_results(tmp_path: Pa
     (tmp_path / "tiny.onnx").write_bytes(quantised())
     detect = DetectConfig.model_validate({"precision": "int8", "max_batch": 4})
     with pytest.raises(ModelError, match="gives wrong results there"):
-        open_engine(tmp_path, spec(), detect, device, cache_folder=tmp_path / "engines")
+        opened(tmp_path, tmp_path / "engines", detect=detect)

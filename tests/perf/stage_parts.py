@@ -24,9 +24,10 @@ from vision.detect.reference.postprocess import to_detections
 from vision.detect.tensorrt.detector import TensorRTDetector, build_detector
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer
 from vision.detect.tensorrt.slot import Slot
-from vision.engine.build_plan import BuildPlan
+from vision.engine.build import BuildOptions
+from vision.engine.build_plan import BuildPlan, resolve
 from vision.engine.cuda_memory import CudaMemory
-from vision.engine.memory import MemoryPool, make_allocator
+from vision.engine.memory import MemoryPool
 from vision.engine.open import open_engine
 from vision.gpu.cuda import Event, Graph, Stream, open_device
 from vision.gpu.frame_buffer import device_frame_buffer
@@ -69,7 +70,7 @@ def opened(
         made.callback(pool.close)
         with phases.phase("engine"):
             engine = made.enter_context(
-                open_engine(folder, spec, detect, device, plan=plan, allocator=make_allocator(pool))
+                open_engine(folder, spec, device, plan or resolve(detect, spec), BuildOptions(), pool=pool)
             )
         names = class_names(spec)
         head = make_head(spec, len(names), detect.score_threshold, class_ids(names, None, spec.name))

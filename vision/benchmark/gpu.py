@@ -6,14 +6,16 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from vision.config import DetectConfig, ModelSpec
+from vision.engine.build import BuildOptions
+from vision.engine.build_plan import resolve
 from vision.engine.cuda_memory import CudaMemory
 from vision.engine.library import find_library
-from vision.engine.memory import MemoryPool, make_allocator
+from vision.engine.memory import MemoryPool
 from vision.engine.open import open_engine
 from vision.engine.profiles import Shape
 from vision.engine.runtime import Context, Engine
@@ -49,8 +51,7 @@ class GpuLane:
         with contextlib.ExitStack() as made:
             self.stream = made.enter_context(Stream())
             self.profile = engine.choose(shapes)
-            policy: Any = "own" if graph else "off"
-            context = engine.create_context(self.profile, self.stream.address, graphs=policy)
+            context = engine.create_context(self.profile, self.stream.address)
             for name, shape in shapes.items():
                 context.set_shape(name, shape)
             for name, values in engine.profiles[self.profile].values.items():
@@ -108,19 +109,11 @@ def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterat
     """
     device = open_device()
     use_device(device)
+    options = BuildOptions(prepare_thread=lambda: use_device(device))
     with contextlib.ExitStack() as made:
         pool = MemoryPool(CudaMemory())
         made.callback(pool.close)
-        yield made.enter_context(
-            open_engine(
-                folder,
-                spec,
-                detect,
-                device,
-                allocator=make_allocator(pool),
-                prepare_thread=lambda: use_device(device),
-            )
-        )
+        yield made.enter_context(open_engine(folder, spec, device, resolve(detect, spec), options, pool=pool))
 
 
 def copy_gb_per_s(nbytes: int) -> float | None:

@@ -24,6 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from vision.engine.build import BuildOptions
 from vision.engine.build_plan import resolve
 from vision.engine.cache import EngineCache, Entry, Loaded, foreign
 from vision.engine.library import Gpu, Library, find_library
@@ -132,18 +133,8 @@ def build_command(
             markup=False,
         )
         with Bars(out) as bars:
-            loaded = load_or_build(
-                folder,
-                spec,
-                gpu,
-                plan,
-                cache=cache,
-                force=force,
-                ahead_of_time=ahead_of_time,
-                listener=bars,
-                cancel=cancel,
-                prepare_thread=prepare_thread,
-            )
+            options = BuildOptions(ahead_of_time, bars, cancel or threading.Event(), prepare_thread)
+            loaded = load_or_build(folder, spec, gpu, plan, options, cache=cache, force=force)
         _print_loaded(loaded, loads_here=not ahead_of_time, out=out)
     if show_list:
         show = _print_list_as_json if as_json else _print_list

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vision.engine.build_errors import (
@@ -51,7 +51,7 @@ from vision.engine.precision import (
     require_precision,
 )
 from vision.engine.profiles import Profile, make_profiles
-from vision.engine.progress import BuildListener, Monitor, Silent, run_interruptible
+from vision.engine.progress import BuildListener, LogListener, Monitor, run_interruptible
 from vision.errors import Closed, ModelError
 
 if TYPE_CHECKING:
@@ -74,17 +74,28 @@ class Built:
     timing_cache: bytes | None  # to be kept for the next build on this machine
 
 
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """Options of a build that do not change the engine."""
+
+    ahead_of_time: bool = False
+    """The GPU is not in this machine (TensorRT-RTX only)."""
+    listener: BuildListener | None = None
+    """Receives the progress; the log if None."""
+    cancel: threading.Event = field(default_factory=threading.Event)
+    """Set it, and the build soon ends with `Closed`."""
+    prepare_thread: Callable[[], object] = lambda: None
+    """Called first in the building thread, to select the GPU there."""
+
+
 def build_engine(
     model: bytes,
     spec: ModelSpec,
     plan: BuildPlan,
     gpu: Gpu,
+    options: BuildOptions,
     *,
-    ahead_of_time: bool = False,
     timing_cache: bytes | None = None,
-    listener: BuildListener | None = None,
-    cancel: threading.Event | None = None,
-    prepare_thread: Callable[[], object] = lambda: None,
 ) -> Built:
     """Build an engine in its own thread. Takes seconds (TensorRT-RTX) to many minutes (TensorRT).
 
@@ -93,11 +104,8 @@ def build_engine(
         spec: size and profiles of the model.
         plan: build settings.
         gpu: the GPU that the engine is for.
-        ahead_of_time: `gpu` is not in this machine (TensorRT-RTX only).
+        options: listener, cancellation and so on.
         timing_cache: of an earlier build on the same GPU and library.
-        listener: receives the progress.
-        cancel: set it, and the build soon ends with `Closed`.
-        prepare_thread: called first in the building thread, to select the GPU there.
 
     Raises:
         ModelError: the model, the spec and the settings do not fit together, or TensorRT cannot build them.
@@ -106,20 +114,16 @@ def build_engine(
         KeyboardInterrupt: Ctrl-C, after TensorRT has stopped.
     """
     require_precision(plan.precision, gpu)
-    stop, heard = cancel or threading.Event(), listener or Silent()
 
     def build(chosen: BuildPlan) -> Built:
         with collect_log() as log:
-            job = _Build(
-                spec=spec, plan=chosen, gpu=gpu, ahead_of_time=ahead_of_time, listener=heard, cancel=stop, log=log
-            )
-            return job.run(model, timing_cache)
+            return _Build(spec, chosen, gpu, options, log).run(model, timing_cache)
 
     def work() -> Built:
-        prepare_thread()
+        options.prepare_thread()
         return _build_reshaped_or_plain(plan, spec, build)
 
-    return run_interruptible(work, stop)
+    return run_interruptible(work, options.cancel)
 
 
 def _build_reshaped_or_plain(plan: BuildPlan, spec: ModelSpec, build: Callable[[BuildPlan], Built]) -> Built:
@@ -138,23 +142,12 @@ def _build_reshaped_or_plain(plan: BuildPlan, spec: ModelSpec, build: Callable[[
 class _Build:
     """One build. The steps of `run` are its methods."""
 
-    def __init__(
-        self,
-        *,
-        spec: ModelSpec,
-        plan: BuildPlan,
-        gpu: Gpu,
-        ahead_of_time: bool,
-        listener: BuildListener,
-        cancel: threading.Event,
-        log: LogLines,
-    ) -> None:
+    def __init__(self, spec: ModelSpec, plan: BuildPlan, gpu: Gpu, options: BuildOptions, log: LogLines) -> None:
         self._spec = spec
         self._plan = plan
         self._gpu = gpu
-        self._ahead_of_time = ahead_of_time
-        self._listener = listener
-        self._cancel = cancel
+        self._options = options
+        self._listener = options.listener or LogListener(f"{spec.name} {plan.precision}")
         self._log_lines = log
         self._typing = plan_typing(plan.precision, weak_typing=has_weak_typing())
         self._kept: list[object] = []  # profiles and caches: TensorRT before 10.16 does not keep them alive
@@ -215,9 +208,7 @@ class _Build:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         if not parsed or errors:
             raise refused_model(self._spec.file, errors)
-        if (
-            not network.num_layers or not network.num_outputs
-        ):  # the parser takes bytes that are no ONNX for an empty model
+        if not network.num_layers or not network.num_outputs:  # bytes that are no ONNX parse as an empty model
             raise ModelError(
                 f"{self._spec.file} is not an ONNX model ({len(model)} bytes without a graph)",
                 hint=DAMAGED_HINT,
@@ -237,7 +228,7 @@ class _Build:
         self._use_dla(config)
         if keeps_timing():
             self._kept.append(attach_timing_cache(config, timing_cache))
-        monitor = make_monitor(self._listener, self._cancel)
+        monitor = make_monitor(self._listener, self._options.cancel)
         config.progress_monitor = monitor
         self._kept.append(monitor)
         return config
@@ -246,7 +237,7 @@ class _Build:
         """Set the GPU that TensorRT-RTX builds for. A GPU that it cannot name (9.0) gets the default."""
         capabilities = supported_capabilities()
         if not hasattr(config, "set_compute_capability"):
-            if self._ahead_of_time:
+            if self._options.ahead_of_time:
                 raise ModelError(
                     f"{find_library()} builds for the GPU in this machine only",
                     hint=f"run `vision build` on the machine with the {self._gpu.name}",
@@ -258,7 +249,7 @@ class _Build:
             name = f"SM{capability[0]}{capability[1]}"
             if not config.set_compute_capability(member_of("ComputeCapability", name), 0):
                 raise ModelError(f"{find_library()} refuses to build for {name}")
-        elif self._ahead_of_time:
+        elif self._options.ahead_of_time:
             known = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
             raise ModelError(f"{find_library()} builds for compute capabilities {known}, not for {capability}")
 
@@ -303,7 +294,7 @@ class _Build:
 
     def _build(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> bytes:
         engine = or_none(self._builder.build_serialized_network(network, config))
-        if self._cancel.is_set():
+        if self._options.cancel.is_set():
             raise Closed("the build was cancelled")
         if engine is None:
             what = f"{find_library()} cannot build {self._spec.name} in {self._plan.precision} for {self._gpu.name}"
@@ -316,20 +307,11 @@ class _Build:
 
 def make_monitor(listener: BuildListener, cancel: threading.Event) -> trt.IProgressMonitor:
     """Return a progress monitor that reports to `listener` and stops the build once `cancel` is set."""
-    inner = Monitor(listener, cancel)
 
-    class ProgressMonitor(trt.IProgressMonitor):
+    class ProgressMonitor(Monitor, trt.IProgressMonitor):
         def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            inner.phase_start(phase_name, parent_phase, num_steps)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            return inner.step_complete(phase_name, step)
-
-        def phase_finish(self, phase_name: str) -> None:
-            inner.phase_finish(phase_name)
+            trt.IProgressMonitor.__init__(self)  # by name: without it pybind raises TypeError
+            Monitor.__init__(self, listener, cancel)
 
     return ProgressMonitor()
 

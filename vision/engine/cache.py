@@ -13,10 +13,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from vision.engine.build import Built
 from vision.engine.build_plan import BuildPlan
@@ -30,16 +32,15 @@ from vision.state.private_files import (
     locked,
     make_private_folder,
     read_private,
-    require_private_folder,
     sha256_of,
     write_whole,
 )
 
+if TYPE_CHECKING:
+    from vision.config.app import ModelSpec
+
 _log = logging.getLogger(__name__)
 
-SCHEMA = 1
-_KERNELS_MAGIC = b"vision kernels 1\n"
-_DIGEST_BYTES = 32
 _UNUSED_DAYS = 90.0
 _STALE_S = 3600.0  # a write takes no longer
 _STEM = re.compile(rf".+-({'|'.join(PRECISIONS)})-b\d+-sm\d+-[0-9a-f]{{20}}")
@@ -47,13 +48,12 @@ _TIMING = re.compile(r"[0-9a-f]{20}\.timing")
 _SUFFIXES = (".engine", ".json", ".kernels", ".lock")
 
 
-def default_folder(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
+def default_folder() -> Path:
     """Return the folder of the cache: systemd's ``CacheDirectory=``, else the user's cache folder."""
-    environment = os.environ if environ is None else environ
-    if environment.get("CACHE_DIRECTORY"):
-        return Path(environment["CACHE_DIRECTORY"].split(":")[0]) / "engines"
-    base = environment.get("XDG_CACHE_HOME")
-    return (Path(base) if base else (home or Path.home()) / ".cache") / "vision" / "engines"
+    given = os.environ.get("CACHE_DIRECTORY")
+    if given:
+        return Path(given.split(":")[0]) / "engines"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision" / "engines"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def _flat(key: Mapping[str, Any]) -> dict[str, Any]:
     return {**key, "settings": None, **(settings if isinstance(settings, dict) else {})}
 
 
-def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildPlan, spec: Any) -> EngineKey:
+def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildPlan, spec: ModelSpec) -> EngineKey:
     """Return the key of an engine of `onnx` with the size and profiles of a model spec."""
     return EngineKey(
         onnx_sha256=sha256_of(onnx),
@@ -102,31 +102,43 @@ def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildPlan, spec: A
         gpu_name=gpu.name,
         compute_capability=gpu.compute_capability,
         settings=settings,
-        profiles=tuple(each.model_dump(mode="json") for each in spec.profiles or ()),
+        profiles=tuple(profile.model_dump(mode="json") for profile in spec.profiles or ()),
         input_hw=(spec.input.height, spec.input.width),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One engine of the cache, as its JSON describes it."""
+class _Sidecar(msgspec.Struct, frozen=True):
+    """The JSON in the same folder as a plan."""
 
-    path: Path  # of the plan
     model: str
-    key: Mapping[str, Any]
+    key: dict[str, Any]
     plan_sha256: str
     plan_bytes: int
     built_at: str  # UTC, RFC 3339
     build_s: float
+    layers: int
+    weights_bytes: int | None
+    activation_bytes: int | None
+    profiles: list[str]
     notes: tuple[str, ...]
-    fault: str = ""  # why it cannot be used at all
+    schema: Literal[1] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One engine of the cache, as far as its JSON can be read."""
+
+    path: Path  # of the plan
+    model: str
+    key: Mapping[str, Any]
+    plan_bytes: int
+    built_at: str  # UTC, RFC 3339
+    fault: str  # why it cannot be used at all, or empty
 
     @property
     def unused_s(self) -> float:
         """Return the seconds since the engine was last loaded or built."""
-        with contextlib.suppress(OSError):
-            return max(0.0, time.time() - self.path.stat().st_mtime)
-        return 0.0
+        return max(0.0, _age_s(self.path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,17 +161,15 @@ class EngineCache:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_folder()
         make_private_folder(self.folder)
-        self.folder = self.folder.resolve()  # what was looked at, wherever a link on the way may lead later
+        self.folder = self.folder.resolve()  # the folder that was checked, even if a link on the way changes later
 
     # -------------------------------------------------------------------------------------------- finding
 
     def path_of(self, model: str, key: EngineKey) -> Path:
         """Return the path of a plan: a readable name and the hash of the key."""
         major, minor = key.compute_capability
-        return (
-            self.folder
-            / f"{model}-{key.settings.precision}-b{key.settings.max_batch}-sm{major}{minor}-{key.digest()}.engine"
-        )
+        precision, max_batch = key.settings.precision, key.settings.max_batch
+        return self.folder / f"{model}-{precision}-b{max_batch}-sm{major}{minor}-{key.digest()}.engine"
 
     def find(self, model: str, key: EngineKey) -> tuple[bytes | None, str]:
         """Return the plan and an empty reason, or None and the reason why no plan can be used.
@@ -169,16 +179,13 @@ class EngineCache:
         """
         path = self.path_of(model, key)
         try:
-            sidecar = json.loads(read_private(_sidecar(path)))
-            plan = read_private(path)
+            entry, plan = _read(path)
         except FileNotFoundError as error:
             missing = Path(error.filename).suffix if error.filename else ""
             return None, self._nearest(model, key) if missing == ".json" else "the plan is gone"
-        except (ValueError, UnicodeDecodeError):
-            return None, "its JSON is damaged"
-        reason = _unusable(sidecar, plan, key)
-        if reason:
-            return None, reason
+        differences = key.differences(entry.key)
+        if entry.fault or differences:
+            return None, entry.fault or f"it is foreign: {differences}"
         with contextlib.suppress(OSError):
             os.utime(path)  # `prune` goes by this
         return plan, ""
@@ -228,17 +235,18 @@ class EngineCache:
         stored = [entry.key for entry in self.entries() if entry.model == model and not entry.fault]
         if not stored:
             return "it was not built yet"
-        nearest = min(stored, key=lambda each: sum(each.get(name) != value for name, value in key.as_json().items()))
+        wanted = key.as_json()
+        nearest = min(stored, key=lambda other: sum(other.get(name) != value for name, value in wanted.items()))
         return f"the engine that is there has {key.differences(nearest)}"
 
     @contextlib.contextmanager
     def _lock_of(self, path: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
-        def say() -> None:
+        def log_wait() -> None:
             _log.info("waiting for another process that builds %s", path.name)
 
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(locked(path.with_suffix(".lock"), when_waiting=say, cancelled=cancelled))
+                held.enter_context(locked(path.with_suffix(".lock"), when_waiting=log_wait, cancelled=cancelled))
             except Held:
                 if cancelled():
                     raise Closed("cancelled while waiting for another process to build") from None
@@ -251,22 +259,21 @@ class EngineCache:
 
     def _store(self, path: Path, model: str, key: EngineKey, built: Built) -> None:
         """Write the plan first: a sidecar without its plan is noticed, a plan without its sidecar is ignored."""
-        sidecar = {
-            "schema": SCHEMA,
-            "model": model,
-            "key": key.as_json(),
-            "plan_sha256": sha256_of(built.plan),
-            "plan_bytes": len(built.plan),
-            "built_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "build_s": round(built.seconds, 3),
-            "layers": built.layers,
-            "weights_bytes": built.weights_bytes,
-            "activation_bytes": built.activation_bytes,
-            "profiles": [str(profile) for profile in built.profiles],
-            "notes": list(built.notes),
-        }
+        sidecar = _Sidecar(
+            model=model,
+            key=key.as_json(),
+            plan_sha256=sha256_of(built.plan),
+            plan_bytes=len(built.plan),
+            built_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            build_s=round(built.seconds, 3),
+            layers=built.layers,
+            weights_bytes=built.weights_bytes,
+            activation_bytes=built.activation_bytes,
+            profiles=[str(profile) for profile in built.profiles],
+            notes=built.notes,
+        )
         write_whole(path, built.plan)
-        write_whole(_sidecar(path), json.dumps(sidecar, indent=1).encode())
+        write_whole(path.with_suffix(".json"), msgspec.json.format(msgspec.json.encode(sidecar), indent=1))
         if built.timing_cache is not None:
             write_whole(self._timing_path(key), built.timing_cache)
 
@@ -276,14 +283,9 @@ class EngineCache:
         return self.folder / f"{place}.timing"
 
     def _timing_cache(self, key: EngineKey) -> bytes | None:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return read_private(self._timing_path(key))
-        except FileNotFoundError:
-            return None
-
-    def kernels_of(self, path: Path) -> KernelStore:
-        """Return the store of the kernels that TensorRT-RTX compiles for this plan."""
-        return KernelStore(path.with_suffix(".kernels"))
+        return None
 
     # -------------------------------------------------------------------------------------------- looking after
 
@@ -299,7 +301,9 @@ class EngineCache:
         try:
             return sorted(self.folder.iterdir())
         except OSError as error:
-            raise ModelError(f"the folder {self.folder} cannot be read: {error.strerror}") from error
+            raise ModelError(
+                f"the folder {self.folder} cannot be read: {error.strerror}", code="cache-unreadable"
+            ) from error
 
     def prune(
         self, library: Library | None, gpu: Gpu | None, *, unused_days: float = _UNUSED_DAYS
@@ -356,43 +360,7 @@ class EngineCache:
         return True
 
 
-class KernelStore:
-    """Compiled kernels of one engine on disk, with a hash in front. They are code, like the plan."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def load(self) -> bytes | None:
-        """Return the saved kernels, or None if they cannot be used.
-
-        Raises:
-            Untrusted: other users can write to the file.
-        """
-        try:
-            require_private_folder(self.path.parent)
-            contents = read_private(self.path)
-        except FileNotFoundError:
-            return None
-        start = len(_KERNELS_MAGIC)
-        blob = contents[start + _DIGEST_BYTES :]
-        if contents[:start] != _KERNELS_MAGIC or contents[start : start + _DIGEST_BYTES].hex() != sha256_of(blob):
-            _log.warning("%s is damaged, its kernels are compiled again", self.path)
-            return None
-        return blob
-
-    def save(self, blob: bytes) -> None:
-        """Write `blob` unless the file has it already. Logs a failure."""
-        contents = _KERNELS_MAGIC + bytes.fromhex(sha256_of(blob)) + blob
-        with contextlib.suppress(FileNotFoundError, Untrusted):
-            if read_private(self.path) == contents:
-                return
-        try:
-            write_whole(self.path, contents)
-        except Unwritable as error:
-            _log.warning("compiled kernels are not kept, so each start takes as long: %s", error.args[0])
-
-
-# ------------------------------------------------------------------------------------------------ single checks
+# ------------------------------------------------------------------------------------------------ single files
 
 
 def _is_ours(path: Path, *suffixes: str) -> bool:
@@ -424,61 +392,50 @@ def _unlink(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise ModelError(f"{path} cannot be removed: {error.strerror}") from error
+        raise ModelError(f"{path} cannot be removed: {error.strerror}", code="cache-file-not-removed") from error
     return True
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_suffix(".json")
+def _read(path: Path) -> tuple[Entry, bytes]:
+    """Return the description of a plan and the plan.
 
-
-def _unusable(sidecar: Any, plan: bytes, key: EngineKey) -> str:
-    """Return the reason why a plan with this sidecar is not the one for `key`. Empty if it is."""
-    if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA:
-        return "its JSON is of another version"
-    stored = sidecar.get("key")
-    if not isinstance(stored, dict) or key.differences(stored):
-        return f"it is foreign: {key.differences(stored) if isinstance(stored, dict) else 'no key'}"
-    if len(plan) != sidecar.get("plan_bytes"):
-        return f"it is truncated: {len(plan)} bytes, {sidecar.get('plan_bytes')} were written"
-    if sha256_of(plan) != sidecar.get("plan_sha256"):
-        return "its contents changed since it was written"
-    return ""
+    Raises:
+        FileNotFoundError: the JSON or the plan does not exist.
+        Untrusted: other users can write to one of them.
+    """
+    document = read_private(path.with_suffix(".json"))
+    plan = read_private(path)
+    try:
+        sidecar = msgspec.json.decode(document, type=_Sidecar)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _faulty(path, "its JSON is damaged or of another version"), plan
+    fault = ""
+    if len(plan) != sidecar.plan_bytes:
+        fault = f"it is truncated: {len(plan)} bytes, {sidecar.plan_bytes} were written"
+    elif sha256_of(plan) != sidecar.plan_sha256:
+        fault = "its contents changed since it was written"
+    return Entry(path, sidecar.model, sidecar.key, sidecar.plan_bytes, sidecar.built_at, fault), plan
 
 
 def _entry(path: Path) -> Entry:
-    blank = Entry(path, path.stem, {}, "", 0, "", 0.0, ())
     try:
-        sidecar = json.loads(read_private(_sidecar(path)))
-        plan = read_private(path)
-        entry = Entry(
-            path=path,
-            model=str(sidecar["model"]),
-            key=dict(sidecar["key"]),
-            plan_sha256=str(sidecar["plan_sha256"]),
-            plan_bytes=int(sidecar["plan_bytes"]),
-            built_at=str(sidecar["built_at"]),
-            build_s=float(sidecar["build_s"]),
-            notes=tuple(map(str, sidecar["notes"])),
-        )
+        return _read(path)[0]
     except FileNotFoundError:
-        return replace(blank, fault="its JSON is missing")
+        return _faulty(path, "its JSON is missing")
     except Untrusted as error:
-        return replace(blank, fault=str(error.args[0]))
-    except (ValueError, KeyError, TypeError):
-        return replace(blank, fault="its JSON is damaged")
-    if len(plan) != entry.plan_bytes or sha256_of(plan) != entry.plan_sha256:
-        return replace(entry, fault="damaged: its contents are not what was written")
-    return entry
+        return _faulty(path, str(error.args[0]))
+
+
+def _faulty(path: Path, fault: str) -> Entry:
+    """Return the entry of an engine whose JSON cannot be read."""
+    return Entry(path, path.stem, key={}, plan_bytes=0, built_at="", fault=fault)
 
 
 def foreign(key: Mapping[str, Any], library: Library | None, gpu: Gpu | None) -> str:
     """Return the reason why an engine with this key cannot run here. Empty if it can, or if nothing is known."""
     if library is not None and (key.get("flavour"), key.get("version")) != (library.flavour, library.version):
         return f"built with {key.get('flavour')} {key.get('version')}, this is {library}"
-    if gpu is not None and [key.get("gpu_name"), key.get("compute_capability")] != [
-        gpu.name,
-        list(gpu.compute_capability),
-    ]:
+    here = None if gpu is None else [gpu.name, list(gpu.compute_capability)]
+    if gpu is not None and [key.get("gpu_name"), key.get("compute_capability")] != here:
         return f"built for {key.get('gpu_name')}, this is {gpu.name}"
     return ""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from vision.engine.library import trt
@@ -49,8 +50,7 @@ class PoolReport:
     used_bytes: int  # handed out, rounding included
     peak_bytes: int  # most that was handed out at once
     segments: int
-    allocations: int  # since the pool was made; does not move once the program is READY
-    frees: int
+    allocations: int  # since the pool was created; constant once the program is READY
     failures: int
 
     def __str__(self) -> str:
@@ -126,8 +126,8 @@ class MemoryPool:
         self._lock = threading.RLock()
         self._inside = False
         self._late: list[tuple[int, int | None]] = []
-        self._peak = self._used = self._allocations = self._frees = self._failures = 0
-        self.last_failure = ""  # what was asked and what was free, for messages; see `forget_failure`
+        self._peak = self._used = self._allocations = self._failures = 0
+        self.last_failure = ""  # requested and free memory, for messages; callers clear it before a call of TensorRT
 
     def allocate(self, size: int, alignment: int = 0, stream: int = 0) -> int:
         """Return the address of `size` bytes for work on `stream`. 0 if size is 0 or there is no memory.
@@ -144,13 +144,20 @@ class MemoryPool:
             raise ValueError(f"expected a size and a power of two, got {size} and alignment {alignment}")
         if size == 0:
             return 0
-        with self._lock, _Turn(self):
+        with self._turn():
             return self._allocate(_round_up(size, ALIGNMENT_BYTES), max(alignment, ALIGNMENT_BYTES), stream)
 
-    def forget_failure(self) -> None:
-        """Clear `last_failure` before a call of TensorRT: earlier failures are not the reason for a later one."""
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Guard one operation, and afterwards free what finalisers in this thread freed in the middle of it."""
         with self._lock:
-            self.last_failure = ""
+            self._inside = True
+            try:
+                yield
+                while self._late:
+                    self._deallocate(*self._late.pop())
+            finally:
+                self._inside = False
 
     def _allocate(self, size: int, alignment: int, stream: int) -> int:
         for segment in self._segments.get(stream, ()):
@@ -202,10 +209,10 @@ class MemoryPool:
             stream: work on it may still use the memory; None: any work may.
         """
         with self._lock:
-            if self._inside:  # a finaliser that ran while this thread was in the middle of something here
+            if self._inside:
                 self._late.append((address, stream))
                 return address in self._parts
-            with _Turn(self):
+            with self._turn():
                 return self._deallocate(address, stream)
 
     def _deallocate(self, address: int, stream: int | None) -> bool:
@@ -217,15 +224,10 @@ class MemoryPool:
         del self._parts[address]
         part.segment.give(part.offset, part.size)
         self._used -= part.size
-        self._frees += 1
         return True
 
-    def trim(self) -> int:
-        """Free the segments without anything in use, and return their bytes."""
-        with self._lock, _Turn(self):
-            return self._trim()
-
     def _trim(self) -> int:
+        """Free the segments without anything in use, and return their bytes."""
         unused = [(stream, each) for stream, all_of in self._segments.items() for each in all_of if each.unused]
         if unused:
             self._raw.synchronize(None)  # freed in the order of a stream, which may not have come so far
@@ -246,7 +248,6 @@ class MemoryPool:
                 peak_bytes=self._peak,
                 segments=sum(map(len, self._segments.values())),
                 allocations=self._allocations,
-                frees=self._frees,
                 failures=self._failures,
             )
 
@@ -256,31 +257,13 @@ class MemoryPool:
         Raises:
             DeviceError: something is still in use.
         """
-        with self._lock, _Turn(self):
+        with self._turn():
             self._trim()
             if self._parts:
                 raise DeviceError(
                     f"{len(self._parts)} allocations ({_mib(self._used)}) of TensorRT are still in use",
                     hint="close contexts and engines before their memory",
                 )
-
-
-class _Turn:
-    """Guard for one operation of a pool. Runs the requests that arrive in the middle of it afterwards."""
-
-    def __init__(self, pool: MemoryPool) -> None:
-        self._pool = pool
-
-    def __enter__(self) -> None:
-        self._pool._inside = True
-
-    def __exit__(self, *_: object) -> None:
-        pool = self._pool
-        try:
-            while pool._late:
-                pool._deallocate(*pool._late.pop())
-        finally:
-            pool._inside = False
 
 
 def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
@@ -292,13 +275,6 @@ def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
     class Allocator(trt.IGpuAsyncAllocator):
         def __init__(self) -> None:
             trt.IGpuAsyncAllocator.__init__(self)  # by name: without it pybind raises TypeError
-
-        @property
-        def last_failure(self) -> str:
-            return pool.last_failure
-
-        def forget_failure(self) -> None:
-            pool.forget_failure()
 
         def allocate_async(self, size: int, alignment: int, one: int, other: int) -> int:  # type: ignore[override,unused-ignore]
             # Some versions pass (flags, stream) and some (stream, flags). Flags are always 0, and so is the default
@@ -320,65 +296,49 @@ def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
     return Allocator()
 
 
-# ------------------------------------------------------------------------------------------------ scratch memory
+# ------------------------------------------------------------------------------------------------ scratch and budget
 
 
-def shared_scratch(requests: Iterable[tuple[int, int]]) -> Mapping[int, int]:
-    """Return the bytes of scratch memory for each stream, from (stream, bytes of one context) of every context.
-
-    Contexts of one stream run one after the other and share the largest; contexts of different streams can overlap and
-    share nothing.
-    """
-    sizes: dict[int, int] = {}
-    for stream, size in requests:
-        sizes[stream] = max(sizes.get(stream, 0), _round_up(size, ALIGNMENT_BYTES))
-    return sizes
-
-
-# ------------------------------------------------------------------------------------------------ budget
+def shared_scratch_bytes(contexts: Iterable[int]) -> int:
+    """Return the scratch memory of one stream from that of each of its contexts, which run one after the other."""
+    return _round_up(max(contexts), ALIGNMENT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetLine:
     """One kind of memory."""
 
-    what: str
-    where: Literal["device", "host"]  # host: page-locked
-    bytes_each: int
+    kind: str
+    place: Literal["device", "host"]  # host: page-locked
+    item_bytes: int
     count: int = 1
 
     @property
     def total_bytes(self) -> int:
         """Return the bytes of all items."""
-        return self.bytes_each * self.count
+        return self.item_bytes * self.count
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
     """Everything that a detector allocates before READY. It allocates nothing afterwards."""
 
-    lines: tuple[BudgetLine, ...] = field(default_factory=tuple)
+    lines: tuple[BudgetLine, ...]
 
-    @property
-    def device_bytes(self) -> int:
-        """Return the bytes on the GPU."""
-        return sum(line.total_bytes for line in self.lines if line.where == "device")
-
-    @property
-    def host_bytes(self) -> int:
-        """Return the page-locked bytes on the host."""
-        return sum(line.total_bytes for line in self.lines if line.where == "host")
+    def total_bytes(self, place: Literal["device", "host"]) -> int:
+        """Return the bytes on the GPU, or the page-locked bytes on the host."""
+        return sum(line.total_bytes for line in self.lines if line.place == place)
 
     def table(self) -> str:
-        """Return the budget as lines for the log: kind, place, size, number, total."""
-        rows = [("memory", "where", "each", "count", "MiB")]
+        """Return the budget as lines for the log."""
+        rows = [("memory", "where", "each", "count", "total")]
         rows += [
-            (line.what, line.where, _mib(line.bytes_each), str(line.count), _mib(line.total_bytes))
+            (line.kind, line.place, _mib(line.item_bytes), str(line.count), _mib(line.total_bytes))
             for line in self.lines
         ]
-        rows += [("total", "device", "", "", _mib(self.device_bytes)), ("total", "host", "", "", _mib(self.host_bytes))]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(_aligned(row, widths) for row in rows)
+        places: tuple[Literal["device", "host"], ...] = ("device", "host")
+        rows += [("total", place, "", "", _mib(self.total_bytes(place))) for place in places]
+        return "\n".join("{:<24} {:<6} {:>12} {:>5} {:>12}".format(*row) for row in rows)
 
     def require(self, free_bytes: int, total_bytes: int, *, shared_with_host: bool = False) -> None:
         """Refuse a budget that the GPU does not have.
@@ -392,15 +352,15 @@ class MemoryBudget:
         Raises:
             DeviceError: not enough; the message names the largest line, the requested and the free memory.
         """
-        asked = self.device_bytes + (self.host_bytes if shared_with_host else 0)
-        limit = total_bytes if shared_with_host else free_bytes
-        if asked <= limit:
+        needed = self.total_bytes("device") + (self.total_bytes("host") if shared_with_host else 0)
+        if needed <= (total_bytes if shared_with_host else free_bytes):
             return
-        greatest = max(self.lines, key=lambda line: line.total_bytes)
+        largest = max(self.lines, key=lambda line: line.total_bytes)
         raise DeviceError(
-            f"the detector needs {_mib(asked)} of memory, {_mib(greatest.total_bytes)} of it for {greatest.what}; "
+            f"the detector needs {_mib(needed)} of memory, {_mib(largest.total_bytes)} of it for {largest.kind}; "
             f"{_mib(free_bytes)} of {_mib(total_bytes)} are free",
             hint="lower `detect: {max_batch: ...}` or `batches_in_flight`, or end what else uses the GPU",
+            code="memory-budget",
         )
 
 
@@ -414,17 +374,7 @@ def detector_budget(
     postprocess_bytes: int,
     result_bytes: int,
 ) -> MemoryBudget:
-    """Return the budget of a detector, without the frames of its cameras (`frame_budget`).
-
-    Args:
-        weights_bytes: shared by all contexts of the engine.
-        slots: batches in flight; each has its own scratch, input, outputs, and results.
-        scratch_bytes: of one slot; see `shared_scratch`.
-        input_bytes: input tensors of one slot at the largest batch.
-        output_bytes: output tensors of one slot at the largest batch.
-        postprocess_bytes: decoding and NMS of one slot on the GPU.
-        result_bytes: page-locked results of one slot.
-    """
+    """Return the budget of a detector, without the frames of its cameras. All but the weights is for each slot."""
     return MemoryBudget(
         (
             BudgetLine("weights", "device", weights_bytes),
@@ -435,12 +385,6 @@ def detector_budget(
             BudgetLine("results, a slot", "host", result_bytes, slots),
         )
     )
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
-    cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-    return "  ".join(cells).rstrip()
 
 
 def _round_up(size: int, step: int) -> int:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision.engine.build import Built, build_engine
-from vision.engine.build_plan import BuildPlan, resolve
+from vision.engine.build import BuildOptions, Built, build_engine
+from vision.engine.build_plan import BuildPlan
 from vision.engine.cache import EngineCache, Loaded, key_of
-from vision.engine.library import Gpu, find_library, trt
+from vision.engine.library import Gpu, find_library
+from vision.engine.memory import MemoryPool
 from vision.engine.onnx_transform import with_weights
-from vision.engine.progress import BuildListener, LogListener
 from vision.engine.runtime import Engine, load_engine
 from vision.errors import ModelError
 from vision.state.private_files import sha256_of
 
 if TYPE_CHECKING:
-    from vision.config.app import DetectConfig, ModelSpec
+    from vision.config.app import ModelSpec
 
 _log = logging.getLogger(__name__)
 
@@ -53,61 +50,41 @@ def load_or_build(
     spec: ModelSpec,
     gpu: Gpu,
     plan: BuildPlan,
+    options: BuildOptions,
     *,
     cache: EngineCache,
     force: bool = False,
-    ahead_of_time: bool = False,
-    listener: BuildListener | None = None,
-    cancel: threading.Event | None = None,
-    prepare_thread: Callable[[], object] = lambda: None,
 ) -> Loaded:
     """Return the plan of a model from the cache, or build it. Errors as of `build_engine` and `EngineCache`."""
     onnx = read_onnx(folder, spec)
-    stop = cancel or threading.Event()
 
     def build(timing_cache: bytes | None) -> Built:
-        return build_engine(
-            onnx,
-            spec,
-            plan,
-            gpu,
-            ahead_of_time=ahead_of_time,
-            timing_cache=timing_cache,
-            listener=listener or LogListener(f"{spec.name} {plan.precision}"),
-            cancel=stop,
-            prepare_thread=prepare_thread,
-        )
+        return build_engine(onnx, spec, plan, gpu, options, timing_cache=timing_cache)
 
     key = key_of(onnx, find_library(), gpu, plan, spec)
-    return cache.load_or_build(spec.name, key, build, force=force, cancelled=stop.is_set)
+    return cache.load_or_build(spec.name, key, build, force=force, cancelled=options.cancel.is_set)
 
 
 def open_engine(
     folder: Path,
     spec: ModelSpec,
-    detect: DetectConfig,
     gpu: Gpu,
+    plan: BuildPlan,
+    options: BuildOptions,
     *,
-    plan: BuildPlan | None = None,
     cache_folder: Path | None = None,
-    allocator: trt.IGpuAllocator | None = None,
-    listener: BuildListener | None = None,
-    cancel: threading.Event | None = None,
-    prepare_thread: Callable[[], object] = lambda: None,
+    pool: MemoryPool | None = None,
 ) -> Engine:
     """Open the engine of a model on the GPU of this machine, from the cache or after a build.
 
     Args:
         folder: folder with the ONNX file that `spec` names.
         spec: description of the model.
-        detect: precision, max_batch and build settings, unless `plan` is given.
         gpu: the GPU that is current in the calling thread.
-        plan: settings in place of those of `detect`.
+        plan: build settings, such as those of `resolve`.
+        options: of the build.
         cache_folder: `default_folder()` if None.
-        allocator: serves TensorRT's own memory; must outlive the engine.
-        listener: receives the progress of a build; the log if None.
-        cancel: ends a build.
-        prepare_thread: called first in the thread that builds, to select the GPU there.
+        pool: serves TensorRT's own memory; must outlive the engine.
 
     Raises:
         ModelError: model, spec, settings and GPU do not fit together; or other users can write to the cache.
@@ -115,26 +92,18 @@ def open_engine(
         DeviceError: not enough memory on the GPU.
         Closed: cancelled.
     """
-    chosen = plan or resolve(detect, spec)
     cache = EngineCache(cache_folder)
-    load = partial(load_or_build, folder, spec, gpu, chosen, cache=cache)
-    load = partial(load, listener=listener, cancel=cancel, prepare_thread=prepare_thread)
 
-    def start(loaded: Loaded) -> Engine:
-        core = chosen.dla_core if chosen.on_dla else None
-        kernels, label = cache.kernels_of(loaded.path), loaded.path.stem
-        return load_engine(loaded.plan, allocator=allocator, kernels=kernels, label=label, dla_core=core)
+    def load(loaded: Loaded) -> Engine:
+        core = plan.dla_core if plan.on_dla else None
+        kernel_file = loaded.path.with_suffix(".kernels")
+        return load_engine(loaded.plan, pool=pool, kernel_file=kernel_file, label=loaded.path.stem, dla_core=core)
 
-    return _start_or_rebuild(load, start)
-
-
-def _start_or_rebuild(load: Callable[..., Loaded], start: Callable[[Loaded], Engine]) -> Engine:
-    """Start the engine of the cache; build it again if it does not load."""
-    loaded = load()
+    loaded = load_or_build(folder, spec, gpu, plan, options, cache=cache)
     try:
-        return start(loaded)
+        return load(loaded)
     except ModelError as error:
         if loaded.built is not None:
             raise
         _log.warning("the engine in the cache does not load, building it again: %s", error.args[0])
-    return start(load(force=True))
+    return load(load_or_build(folder, spec, gpu, plan, options, cache=cache, force=True))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -257,9 +257,3 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     numbers = [cell.rjust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
     words = [cell.ljust(width) for cell, width in zip(row[3:5], widths[3:], strict=True)]
     return "  ".join((*numbers, *words, row[5])).rstrip()
-
-
-def profile_report(label: str, shapes: Mapping[str, Sequence[int]], times: LayerTimes, information: str) -> Profile:
-    """Combine the results of `profile_layers` and `Engine.information`."""
-    shape = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in shapes.items())
-    return Profile(label, shape, times.runs, times.total_ms(), times.layers(), parse_layers(information))

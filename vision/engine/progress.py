@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 _T = TypeVar("_T")
 
@@ -41,14 +41,6 @@ class BuildListener(Protocol):
         """Receive the size of the engine."""
 
 
-class Silent:
-    """Listener that ignores everything."""
-
-    def parsed(self, layers: int) -> None: ...
-    def progress(self, phases: Sequence[Phase]) -> None: ...
-    def built(self, plan_bytes: int) -> None: ...
-
-
 class LogListener:
     """Listener that logs a line from time to time, for services."""
 
@@ -56,7 +48,7 @@ class LogListener:
         self._label = label
         self._clock = clock
         self._every_ns = int(every_s * 1e9)
-        self._started_ns = self._said_ns = clock()
+        self._started_ns = self._logged_ns = clock()
 
     def parsed(self, layers: int) -> None:
         """Log the size of the model."""
@@ -65,8 +57,8 @@ class LogListener:
     def progress(self, phases: Sequence[Phase]) -> None:
         """Log the current phase, unless the last line is recent."""
         now_ns = self._clock()
-        if phases and now_ns - self._said_ns >= self._every_ns:
-            self._said_ns = now_ns
+        if phases and now_ns - self._logged_ns >= self._every_ns:
+            self._logged_ns = now_ns
             inner = phases[-1]
             seconds = (now_ns - self._started_ns) / 1e9
             _log.info("building %s: %.0f s, %s %d/%d", self._label, seconds, inner.name, inner.done, inner.steps)
@@ -93,7 +85,7 @@ class Monitor:
             above = self._open.get(parent_phase) if parent_phase else None
             self._open[phase_name] = Phase(phase_name, above.depth + 1 if above else 0, 0, num_steps)
             self._parents[phase_name] = parent_phase
-            self._tell()
+            self._report()
 
     def step_complete(self, phase_name: str, step: int) -> bool:
         """Finish step `step`, from 0. Returns False to stop the build."""
@@ -101,28 +93,22 @@ class Monitor:
             phase = self._open.get(phase_name)
             if phase is not None:
                 self._open[phase_name] = replace(phase, done=step + 1)
-                self._tell()
+                self._report()
         return not self._cancel.is_set()
 
     def phase_finish(self, phase_name: str) -> None:
         """End a phase, possibly before its last step, with all phases inside it."""
         with self._lock:
             self._close(phase_name)
-            self._tell()
+            self._report()
 
     def _close(self, name: str) -> None:
         self._open.pop(name, None)
         for child in [child for child, parent in self._parents.items() if parent == name and child in self._open]:
             self._close(child)
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._listener.progress(tuple(self._open.values()))
-
-
-class _Outcome(Generic[_T]):
-    def __init__(self) -> None:
-        self.value: _T | None = None
-        self.error: BaseException | None = None
 
 
 def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
@@ -130,15 +116,16 @@ def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
 
     Ctrl-C sets `cancel`, waits until `work` has ended, and is raised again.
     """
-    outcome: _Outcome[_T] = _Outcome()
+    results: list[_T] = []
+    errors: list[BaseException] = []
     begun, ended = threading.Event(), threading.Event()
 
     def run() -> None:
         begun.set()
         try:
-            outcome.value = work()
+            results.append(work())
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
-            outcome.error = error
+            errors.append(error)
         finally:
             ended.set()
 
@@ -149,9 +136,7 @@ def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
         try:
             if starts:
                 starts.pop()()
-            ended.wait(
-                timeout=0.2
-            )  # not join: interrupted, it takes the thread for stopped (bugs.python.org/issue45274)
+            ended.wait(timeout=0.2)  # join, interrupted, takes the thread for stopped (bugs.python.org/issue45274)
         except KeyboardInterrupt as error:
             cancel.set()
             if interrupted is not None or not begun.wait(timeout=1.0):
@@ -160,6 +145,6 @@ def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
     thread.join()
     if interrupted is not None:
         raise interrupted
-    if outcome.error is not None:
-        raise outcome.error
-    return outcome.value  # type: ignore[return-value]  # set whenever there was no error
+    if errors:
+        raise errors[0]
+    return results[0]

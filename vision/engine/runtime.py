@@ -6,75 +6,53 @@ that line instead. Only calls on a `trt` object need a GPU; the rest is plain da
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.engine.library import LogLines, collect_log, find_library, or_none, recent_errors, start, trt
+from vision.engine.library import LogLines, collect_log, find_library, member_of, or_none, recent_errors, start, trt
+from vision.engine.memory import MemoryPool, make_allocator
 from vision.engine.profiles import Shape, choose_profile
-from vision.engine.tensors import OutputSize, Tensor, as_shape, profile_memory, read_profiles, read_tensors
+from vision.engine.tensors import OutputSize, Tensor, as_shape, read_profiles, read_tensors
 from vision.errors import DeviceError, ModelError
-
-__all__ = [
-    "Context",
-    "Engine",
-    "GraphPolicy",
-    "OutputSize",
-    "RuntimeCacheStore",
-    "Tensor",
-    "device_error",
-    "invalidity",
-    "load_engine",
-]
+from vision.state.private_files import Untrusted, Unwritable, read_checked, write_checked
 
 _log = logging.getLogger(__name__)
 
-GraphPolicy: TypeAlias = Literal["own", "library", "off"]
-"""Who captures CUDA graphs: `own` the caller does; `library` TensorRT-RTX does by itself; `off` nobody."""
 
-
-class RuntimeCacheStore(Protocol):
-    """Storage of the compiled kernels of TensorRT-RTX between starts."""
-
-    def load(self) -> bytes | None:
-        """Return the saved kernels, or None if they cannot be used."""
-
-    def save(self, blob: bytes) -> None:
-        """Store `blob` for the next start."""
-
-
-def device_error(what: str, log: LogLines, *, allocator: Any = None) -> DeviceError:
-    """Return a DeviceError with TensorRT's messages and the failed allocation, if any."""
-    said = "; ".join(log.errors()) or "it gave no reason"
-    failure = getattr(allocator, "last_failure", None)
-    memory = f"; {failure}" if failure else ""
-    return DeviceError(f"{what}: {said}{memory}")
+def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) -> DeviceError:
+    """Return an error with TensorRT's messages and the allocation that failed, if any."""
+    reason = "; ".join(log.errors()) or "it gave no reason"
+    memory = f"; {pool.last_failure}" if pool is not None and pool.last_failure else ""
+    return DeviceError(f"{action}: {reason}{memory}")
 
 
 @contextmanager
-def _refusing(what: str) -> Iterator[Callable[[object], None]]:
+def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
     """Yield a check for TensorRT's bool results that raises with the log lines of the block."""
     with collect_log() as log:
 
         def check(result: object) -> None:
             if result is False or result is None:
-                raise device_error(what, log)
+                raise _device_error(problem, log)
 
         try:
             yield check
         except RuntimeError as error:  # pybind turns some C++ failures into this
-            raise DeviceError(f"{what}: {error}; {'; '.join(log.errors())}") from error
+            raise DeviceError(f"{problem}: {error}; {'; '.join(log.errors())}") from error
 
 
 class Context:
     """One execution context. Not thread-safe; one per (profile, slot), because a change of profile voids its graphs.
 
     The caller owns its scratch memory: call `give_memory` before the first `enqueue`. The memory stays in use until the
-    enqueued work has ended on the GPU.
+    enqueued work has ended on the GPU. Methods raise `DeviceError` if TensorRT refuses.
     """
 
     def __init__(self, engine: Engine, raw: trt.IExecutionContext, profile: int) -> None:
@@ -88,41 +66,29 @@ class Context:
         """Return the scratch memory for the largest shapes of the profile."""
         return self._engine.activation_bytes(self.profile)
 
-    def memory_bytes_for_shapes(self) -> int:
-        """Return the scratch memory for the current shapes, at most `memory_bytes`. All inputs must have a shape."""
-        update = getattr(self.raw, "update_device_memory_size_for_shapes", None)
-        return int(update()) if update is not None else self.memory_bytes
-
     def keep(self, name: str, what: object) -> None:
         """Keep an object alive as long as the context: TensorRT points to it and does not own it."""
         self._kept[name] = what
 
     def give_memory(self, address: int, size: int) -> None:
-        """Use `size` bytes at `address` (256-byte aligned device memory) as scratch memory.
-
-        Raises:
-            DeviceError: not aligned, or TensorRT refuses.
-        """
+        """Use `size` bytes at `address` (256-byte aligned device memory) as scratch memory."""
         if address % 256:
             raise DeviceError(f"scratch memory must be aligned to 256 bytes, got address {address:#x}")
         with _refusing(f"scratch memory of {size} bytes was refused"):
-            if hasattr(self.raw, "set_device_memory"):
-                self.raw.set_device_memory(address, size)
-            else:
-                setattr(self.raw, "device_memory", address)  # noqa: B010 - write-only, so the stubs do not have it
+            self.raw.set_device_memory(address, size)
 
     def set_shape(self, name: str, shape: Shape) -> None:
         """Set the shape of an input.
 
         Raises:
             ModelError: outside the profile.
-            DeviceError: TensorRT refuses.
         """
         allowed = self._engine.profiles[self.profile].shapes.get(name)
         if allowed is None or shape not in allowed:
             raise ModelError(
                 f"input {name} of shape {'x'.join(map(str, shape))} is outside profile {self.profile}: {allowed}",
                 hint="raise `detect: {max_batch: ...}` or widen `profiles` in model.yaml; the engine is built again",
+                code="shape-outside-profile",
             )
         with _refusing(f"shape {shape} of input {name} was refused") as check:
             check(self.raw.set_input_shape(name, shape))
@@ -146,11 +112,7 @@ class Context:
             check(self.raw.set_output_allocator(name, allocator))
 
     def output_sizes(self) -> Mapping[str, OutputSize]:
-        """Return the size of each output at the current shapes.
-
-        Raises:
-            DeviceError: an input has no shape yet, or shape inference failed.
-        """
+        """Return the size of each output at the current shapes. All inputs must have one."""
         self._require_shapes()  # TensorRT 10.3 crashes in its error path off the main thread
         with _refusing("the output shapes could not be inferred") as check:
             open_names = self.raw.infer_shapes()
@@ -160,11 +122,8 @@ class Context:
         return {tensor.name: self._output_size(tensor) for tensor in self._engine.outputs}
 
     def _require_shapes(self) -> None:
-        missing = [
-            tensor.name
-            for tensor in self._engine.inputs
-            if min(as_shape(self.raw.get_tensor_shape(tensor.name)), default=0) < 0
-        ]
+        shapes = {tensor.name: as_shape(self.raw.get_tensor_shape(tensor.name)) for tensor in self._engine.inputs}
+        missing = [name for name, shape in shapes.items() if min(shape, default=0) < 0]
         if missing:
             raise DeviceError(f"inputs without a shape: {', '.join(missing)}")
 
@@ -175,35 +134,10 @@ class Context:
         bound = int(self.raw.get_max_output_size(tensor.name))
         return OutputSize(None, bound if 0 < bound < 1 << 40 else None)
 
-    def set_greatest_shapes(self) -> None:
-        """Set every input to the largest shape of the profile, for which buffers are sized."""
-        for name, allowed in self._engine.profiles[self.profile].shapes.items():
-            self.set_shape(name, allowed.max)
-        for name, allowed in self._engine.profiles[self.profile].values.items():
-            self.set_values(name, allowed.max)
-
     def enqueue(self, stream: int) -> None:
-        """Put the network on a stream and return.
-
-        Raises:
-            DeviceError: TensorRT refuses.
-        """
+        """Put the network on a stream and return."""
         if not self.raw.execute_async_v3(stream):
             raise DeviceError(f"{self._engine.label} could not be started: {recent_errors()}")
-
-    def is_capturable(self, stream: int) -> bool | None:
-        """Return whether TensorRT-RTX reports that `stream` can be captured; None if it cannot be asked.
-
-        False is no proof: engines that reported it were captured and replayed correctly. Capture, and compare with an
-        eager run.
-        """
-        ask = getattr(self.raw, "is_stream_capturable", None)
-        return bool(ask(stream)) if ask is not None else None
-
-    def set_aux_streams(self, streams: Sequence[int]) -> None:
-        """Set streams for parallel branches: as many as `Engine.aux_streams`, none of them 0."""
-        if streams:
-            self.raw.set_aux_streams(list(streams))
 
 
 class Engine:
@@ -215,8 +149,8 @@ class Engine:
         raw: TensorRT's own object.
         owners: objects that must live as long as `raw`, such as its runtime.
         plan_bytes: size of the plan.
-        allocator: serves TensorRT's own memory; it must outlive the engine.
-        kernels: storage for the kernels that TensorRT-RTX compiles at run time.
+        pool: serves TensorRT's own memory; it must outlive the engine.
+        kernel_file: keeps the kernels that TensorRT-RTX compiles at run time. They are code, like the plan.
         label: name of the engine in messages.
     """
 
@@ -226,19 +160,21 @@ class Engine:
         *,
         owners: Sequence[object] = (),
         plan_bytes: int = 0,
-        allocator: trt.IGpuAllocator | None = None,
-        kernels: RuntimeCacheStore | None = None,
+        pool: MemoryPool | None = None,
+        kernel_file: Path | None = None,
         label: str = "engine",
     ) -> None:
         self.label = label
         self.plan_bytes = plan_bytes
-        self._allocator = allocator
-        self._kernels = kernels
+        self._pool = pool
+        self._kernel_file = kernel_file
         self._compiled: Any = None  # trt.IRuntimeCache, shared by all contexts
         self._owners = tuple(owners)
         self._raw: trt.ICudaEngine | None = raw
         self.tensors = read_tensors(raw)
         self.profiles = read_profiles(raw, self.tensors)
+        self.inputs = tuple(tensor for tensor in self.tensors if tensor.mode == "input")
+        self.outputs = tuple(tensor for tensor in self.tensors if tensor.mode == "output")
 
     @property
     def raw(self) -> trt.ICudaEngine:
@@ -252,16 +188,6 @@ class Engine:
         return self._raw
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """Return the inputs in the engine's order."""
-        return tuple(tensor for tensor in self.tensors if tensor.mode == "input")
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        """Return the outputs in the engine's order."""
-        return tuple(tensor for tensor in self.tensors if tensor.mode == "output")
-
-    @property
     def max_batch(self) -> int:
         """Return the maximum number of frames of one enqueue: the largest first dimension of the first input."""
         name = self.inputs[0].name
@@ -273,14 +199,9 @@ class Engine:
         return int(self.raw.num_layers)
 
     @property
-    def aux_streams(self) -> int:
-        """Return the number of streams that the engine can use in addition to that of `enqueue`."""
-        return int(self.raw.num_aux_streams)
-
-    @property
     def weights_bytes(self) -> int:
         """Return the bytes of weights on the device, or the slightly larger size of the plan if unknown."""
-        statistic = getattr(getattr(trt, "EngineStat", None), "TOTAL_WEIGHTS_SIZE", None)
+        statistic = member_of("EngineStat", "TOTAL_WEIGHTS_SIZE")
         if statistic is None or not hasattr(self.raw, "get_engine_stat"):
             return self.plan_bytes
         size = int(self.raw.get_engine_stat(statistic))
@@ -295,8 +216,8 @@ class Engine:
         for tensor in self.tensors:
             if tensor.name == name:
                 return tensor
-        known = ", ".join(tensor.name for tensor in self.tensors)
-        raise ModelError(f"{self.label} has no tensor {name}; it has {known}")
+        names = ", ".join(tensor.name for tensor in self.tensors)
+        raise ModelError(f"{self.label} has no tensor {name}; it has {names}")
 
     def choose(self, shapes: Mapping[str, Shape]) -> int:
         """Return the index of the profile to run `shapes` with; see `choose_profile`."""
@@ -304,77 +225,69 @@ class Engine:
 
     def activation_bytes(self, profile: int) -> int:
         """Return the scratch memory of one context of `profile`, in bytes."""
-        return profile_memory(self.raw, profile)
+        return int(self.raw.get_device_memory_size_for_profile_v2(profile))
 
-    def create_context(self, profile: int, stream: int, *, graphs: GraphPolicy = "own") -> Context:
+    def create_context(self, profile: int, stream: int) -> Context:
         """Create a context on `profile`. The caller provides its scratch memory.
 
         Args:
             profile: index of the profile.
             stream: carries the copies that a change of profile may need: synchronise it, or use it for the enqueue too.
-            graphs: capture policy of TensorRT-RTX.
 
         Raises:
             DeviceError: TensorRT refuses, for example for lack of memory.
         """
         with collect_log() as log:
-            raw = self._new_context(graphs)
+            raw = self._new_context()
             if raw is None:
-                raise device_error(f"no execution context for {self.label}", log, allocator=self._allocator)
+                raise _device_error(f"no execution context for {self.label}", log, self._pool)
         # The engine carries details for `vision profile`; on every enqueue they would slow the tracer down.
         raw.nvtx_verbosity = trt.ProfilingVerbosity.LAYER_NAMES_ONLY
         with _refusing(f"profile {profile} of {self.label} was refused") as check:
             check(raw.set_optimization_profile_async(profile, stream))
         return Context(self, raw, profile)
 
-    def _new_context(self, graphs: GraphPolicy) -> trt.IExecutionContext | None:
+    def _new_context(self) -> trt.IExecutionContext | None:
+        """Create a context whose caller captures its graphs.
+
+        A captured graph must not hold fallback kernels that TensorRT-RTX replaces later. So that library compiles the
+        kernels of the current shape at once (EAGER) and not in the background (LAZY, the default).
+        """
         user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        config = self._runtime_config(graphs)
-        if config is None:
+        if not hasattr(trt, "CudaGraphStrategy") or not hasattr(self.raw, "create_runtime_config"):
             return self.raw.create_execution_context(user_managed)
+        config: Any = self.raw.create_runtime_config()
         config.set_execution_context_allocation_strategy(user_managed)
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        if self._kernel_file is not None:
+            self._compiled = self._compiled or self._load_kernels(config, self._kernel_file)
+            config.set_runtime_cache(self._compiled)
         return self.raw.create_execution_context(config)
 
-    def _runtime_config(self, graphs: GraphPolicy) -> Any:
-        """Return TensorRT-RTX's settings of a context, or None if there are none.
-
-        A graph that the caller captures must not hold fallback kernels that the library replaces later. So kernels for
-        the current shape are compiled at once (EAGER) and not in the background (LAZY, the default).
-        """
-        if not hasattr(trt, "CudaGraphStrategy") or not hasattr(self.raw, "create_runtime_config"):
-            return None
-        config: Any = self.raw.create_runtime_config()
-        strategy = trt.CudaGraphStrategy
-        config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if graphs == "library" else strategy.DISABLED
-        specialisation = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
-        if specialisation is not None:
-            config.dynamic_shapes_kernel_specialization_strategy = specialisation.EAGER
-        cache = self._runtime_cache(config)
-        if cache is not None:
-            config.set_runtime_cache(cache)
-        return config
-
-    def _runtime_cache(self, config: Any) -> Any:
-        """Return the kernel cache that all contexts share, loaded from the store the first time."""
-        if self._kernels is None or not hasattr(config, "create_runtime_cache"):
-            return None
-        if self._compiled is None:
-            self._compiled = config.create_runtime_cache()
-            blob = self._kernels.load()
-            if blob is None:
-                _log.info("%s: its kernels are compiled, once on this machine: some seconds a batch size", self.label)
-            if blob is not None and not self._compiled.deserialize(blob):
-                _log.info("%s: the saved kernels do not fit this driver or library, compiling again", self.label)
-        return self._compiled
+    def _load_kernels(self, config: Any, file: Path) -> Any:
+        """Return a cache with the kernels of `file`, for all contexts."""
+        cache = config.create_runtime_cache()
+        kernels = read_checked(file)
+        if kernels is None:
+            _log.info("%s: its kernels are compiled, once on this machine: some seconds a batch size", self.label)
+        elif not cache.deserialize(kernels):
+            _log.info("%s: the saved kernels do not fit this driver or library, compiling again", self.label)
+        return cache
 
     def save_kernels(self) -> bool:
         """Store the kernels compiled so far for the next start. Call it once warm. Returns False without any."""
-        if self._kernels is None or self._compiled is None:
+        memory = self._compiled.serialize() if self._compiled is not None else None
+        if memory is None or not memory.nbytes or self._kernel_file is None:
             return False
-        memory = self._compiled.serialize()
-        if memory is None or not memory.nbytes:
-            return False
-        self._kernels.save(bytes(memory))
+        kernels = bytes(memory)
+        with contextlib.suppress(Untrusted):
+            if read_checked(self._kernel_file) == kernels:
+                return True
+        try:
+            write_checked(self._kernel_file, kernels)
+        except Unwritable as error:
+            _log.warning("compiled kernels are not kept, so each start takes as long: %s", error.args[0])
         return True
 
     def information(self) -> str:
@@ -397,8 +310,8 @@ class Engine:
 def load_engine(
     plan: bytes,
     *,
-    allocator: trt.IGpuAllocator | None = None,
-    kernels: RuntimeCacheStore | None = None,
+    pool: MemoryPool | None = None,
+    kernel_file: Path | None = None,
     label: str = "engine",
     dla_core: int | None = None,
 ) -> Engine:
@@ -406,8 +319,8 @@ def load_engine(
 
     Args:
         plan: serialised engine.
-        allocator: see `Engine`.
-        kernels: see `Engine`.
+        pool: see `Engine`.
+        kernel_file: see `Engine`.
         label: see `Engine`.
         dla_core: the core that the plan was built for: TensorRT takes the first one otherwise.
 
@@ -416,29 +329,30 @@ def load_engine(
         DeviceMissing: no GPU works.
         DeviceError: it does not fit into the GPU's memory.
     """
+    allocator = None if pool is None else make_allocator(pool)
     with collect_log() as log:
         runtime = start(trt.Runtime, log)
-        if allocator is not None:
+        if pool is not None:
             setattr(runtime, "gpu_allocator", allocator)  # noqa: B010 - write-only, so the stubs do not have it
+            pool.last_failure = ""  # TensorRT may have done without what it did not get earlier
         aim_at_dla(runtime, dla_core)
-        forget = getattr(allocator, "forget_failure", None)
-        if forget is not None:  # TensorRT may have done without what it did not get earlier
-            forget()
         causes = invalidity(runtime, plan)
         raw = or_none(runtime.deserialize_cuda_engine(plan))
-        if raw is None and getattr(allocator, "last_failure", None):
-            raise device_error(f"{label} does not fit into memory", log, allocator=allocator)
+        if raw is None and pool is not None and pool.last_failure:
+            raise _device_error(f"{label} does not fit into memory", log, pool)
         if raw is None:
             raise ModelError(
                 f"{find_library()} cannot load {label}: {'; '.join([*causes, *log.errors()]) or 'no reason given'}",
                 hint="`vision build MODEL --force` builds it again for this machine; `vision doctor` checks the driver",
+                code="engine-not-loaded",
             )
-    return Engine(raw, owners=(runtime,), plan_bytes=len(plan), allocator=allocator, kernels=kernels, label=label)
+    owners = (runtime, allocator)
+    return Engine(raw, owners=owners, plan_bytes=len(plan), pool=pool, kernel_file=kernel_file, label=label)
 
 
 def aim_at_dla(runtime: Any, core: int | None) -> None:
     """Let the plans that `runtime` loads run on this accelerator, if the machine has it."""
-    if core is not None and core < int(getattr(runtime, "num_DLA_cores", 0)):
+    if core is not None and core < runtime.num_DLA_cores:
         runtime.DLA_core = core
 
 

@@ -118,11 +118,3 @@ def read_profiles(engine: Any, tensors: Sequence[Tensor]) -> tuple[Profile, ...]
         )
         for index in range(engine.num_optimization_profiles)
     )
-
-
-def profile_memory(engine: Any, profile: int) -> int:
-    """Return the scratch bytes of one context of `profile`, by the newest name that this TensorRT has."""
-    for name in ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile"):
-        if hasattr(engine, name):
-            return int(getattr(engine, name)(profile))
-    return int(engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size)

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,11 @@ class SpanRecorder:
         self._spans: deque[Span] = deque(maxlen=keep)
         self._clock = clock
         self._lock = threading.Lock()
-        self._added = 0
 
     def add(self, span: Span) -> None:
         """Add a span that was measured elsewhere."""
         with self._lock:
             self._spans.append(span)
-            self._added += 1
 
     @contextlib.contextmanager
     def span(self, name: str, lane: str, **details: Any) -> Iterator[None]:
@@ -58,27 +56,10 @@ class SpanRecorder:
         finally:
             self.add(Span(name, lane, start_ns, self._clock(), details))
 
-    def add_device(self, lane: str, origin_ns: int, marks: Sequence[tuple[str, float, float]], **details: Any) -> None:
-        """Add stages that CUDA events measured.
-
-        Args:
-            lane: line of the spans.
-            origin_ns: host time of the event that the marks are counted from.
-            marks: (name, start, end), milliseconds after that event.
-        """
-        for name, start_ms, end_ms in marks:
-            self.add(Span(name, lane, origin_ns + round(start_ms * 1e6), origin_ns + round(end_ms * 1e6), details))
-
     def spans(self) -> tuple[Span, ...]:
         """Return the spans, oldest first."""
         with self._lock:
             return tuple(self._spans)
-
-    @property
-    def forgotten(self) -> int:
-        """Return the number of spans that were replaced by newer ones."""
-        with self._lock:
-            return self._added - len(self._spans)
 
 
 def layer_spans(layers: Iterable[tuple[str, float]], lane: str, start_ns: int) -> tuple[Span, ...]:

@@ -6,7 +6,6 @@ package then supports every GPU that the installed CUDA supports.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
 import logging
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from vision.errors import DeviceError, DeviceMissing, ModelError
 from vision.gpu.cuda import Resource, Stream, check, failure, released
-from vision.state.private_files import Unwritable, make_private_folder, read_private, write_whole
+from vision.state.private_files import Unwritable, make_private_folder, read_checked, write_checked
 from vision.version import pip_hint
 
 try:
@@ -69,14 +68,6 @@ def nvrtc_version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def supported_archs() -> tuple[str, ...]:
-    """Return the architectures that the installed compiler supports, such as ``sm_87``."""
-    nvrtc_version()
-    return tuple(
-        f"sm_{number}" for number in check_nvrtc(nvrtc.nvrtcGetSupportedArchs(), "reading the targets of NVRTC")
-    )
-
-
 def check_nvrtc(result: tuple[Any, ...], action: str) -> Any:
     """Return the value of a call of NVRTC, as `vision.gpu.cuda.check` does.
 
@@ -103,14 +94,12 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
         return _compile(source, options)
     path = cache / f"{source.name.removesuffix('.cu')}-{arch}-{_key(source, options, f'{major}.{minor}')}.cubin"
     make_private_folder(cache)
-    with contextlib.suppress(FileNotFoundError):
-        kept = read_private(path)
-        if kept[:32] == hashlib.sha256(kept[32:]).digest():
-            return kept[32:]
-        _log.warning("%s is damaged: compiling it again", path)
+    cubin = read_checked(path)
+    if cubin is not None:
+        return cubin
     cubin = _compile(source, options)
     try:
-        write_whole(path, hashlib.sha256(cubin).digest() + cubin)
+        write_checked(path, cubin)
     except Unwritable as error:
         _log.warning("compiled kernels cannot be saved, so the next start compiles them again: %s", error.args[0])
     return cubin

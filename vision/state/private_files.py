@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import stat
 import sys
@@ -27,6 +28,10 @@ else:
     import fcntl
     import grp
     import pwd
+
+_log = logging.getLogger(__name__)
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Untrusted(ModelError):
@@ -162,6 +167,29 @@ def write_whole(path: Path, contents: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise Unwritable(f"{path} cannot be written: {error.strerror}") from error
+
+
+def write_checked(path: Path, contents: bytes) -> None:
+    """Replace `path` as `write_whole` does, with the SHA-256 of the contents in front of them."""
+    write_whole(path, hashlib.sha256(contents).digest() + contents)
+
+
+def read_checked(path: Path) -> bytes | None:
+    """Return what `write_checked` wrote, or None if there is no such file or it is damaged, which is logged.
+
+    Raises:
+        Untrusted: other users can write to the file or a folder above it.
+    """
+    try:
+        require_private_folder(path.parent)
+        stored = read_private(path)
+    except FileNotFoundError:
+        return None
+    digest, contents = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+    if hashlib.sha256(contents).digest() != digest:
+        _log.warning("%s is damaged and is not used", path)
+        return None
+    return contents
 
 
 def _sync_folder(folder: Path) -> None:

@@ -25,6 +25,7 @@ from tests.unit.engine_models import (
 from vision.config.app import DetectConfig, ModelSpec
 from vision.engine import library
 from vision.engine.build import (
+    BuildOptions,
     Built,
     attach_timing_cache,
     build_engine,
@@ -74,7 +75,7 @@ class Ears:
 def build(
     model: bytes, chosen: BuildPlan | None = None, *, of: ModelSpec | None = None, gpu: GpuDescription = AMPERE
 ) -> Built:
-    return build_engine(model, of or spec(), chosen or plan("fp32", 4, of=of), gpu, ahead_of_time=True)
+    return build_engine(model, of or spec(), chosen or plan("fp32", 4, of=of), gpu, BuildOptions(ahead_of_time=True))
 
 
 @pytest.mark.engine
@@ -123,7 +124,7 @@ def test_shape_tensor_input() -> None:
 
 def test_progress_is_reported_with_layer_counts() -> None:
     ears = Ears()
-    built = build_engine(convolution(), spec(), plan("fp32", 4), AMPERE, ahead_of_time=True, listener=ears)
+    built = build_engine(convolution(), spec(), plan("fp32", 4), AMPERE, BuildOptions(True, ears))
     assert ears.layers == built.layers > 0
     assert ears.plan_bytes == len(built.plan)
     assert "Building engine" in ears.names
@@ -138,15 +139,7 @@ def test_cancelled_build_ends_as_closed() -> None:
             cancel.set()
 
     with pytest.raises(Closed, match="cancelled"):
-        build_engine(
-            convolution(),
-            spec(),
-            plan("fp32", 4),
-            AMPERE,
-            ahead_of_time=True,
-            listener=Impatient(),
-            cancel=cancel,
-        )
+        build_engine(convolution(), spec(), plan("fp32", 4), AMPERE, BuildOptions(True, Impatient(), cancel))
 
 
 def test_ctrl_c_stops_the_build_and_comes_out_once_tensorrt_has_stopped() -> None:
@@ -165,16 +158,9 @@ def test_ctrl_c_stops_the_build_and_comes_out_once_tensorrt_has_stopped() -> Non
 
     user = User()
     builders: list[threading.Thread] = []
+    options = BuildOptions(True, user, prepare_thread=lambda: builders.append(threading.current_thread()))
     with pytest.raises(KeyboardInterrupt):
-        build_engine(
-            convolution(),
-            spec(),
-            plan("fp32", 8),
-            AMPERE,
-            ahead_of_time=True,
-            listener=user,
-            prepare_thread=lambda: builders.append(threading.current_thread()),
-        )
+        build_engine(convolution(), spec(), plan("fp32", 8), AMPERE, options)
     assert not builders[0].is_alive()
     assert user.plan_bytes == 0
     assert user.told < 60, "a whole build tells more than twice as much"
@@ -182,14 +168,8 @@ def test_ctrl_c_stops_the_build_and_comes_out_once_tensorrt_has_stopped() -> Non
 
 def test_building_thread_is_prepared_first() -> None:
     seen: list[str] = []
-    build_engine(
-        convolution(),
-        spec(),
-        plan("fp32", 4),
-        AMPERE,
-        ahead_of_time=True,
-        prepare_thread=lambda: seen.append(threading.current_thread().name),
-    )
+    options = BuildOptions(True, prepare_thread=lambda: seen.append(threading.current_thread().name))
+    build_engine(convolution(), spec(), plan("fp32", 4), AMPERE, options)
     assert seen == ["engine build"]
 
 
@@ -280,7 +260,7 @@ def test_unsupported_precision_is_refused(precision: Precision, gpu: GpuDescript
 def test_batch_outside_the_models_range_is_refused() -> None:
     ears = Ears()
     with pytest.raises(ModelError, match="batch is fixed to 2 in the ONNX file, and max_batch is 8"):
-        build_engine(convolution((2, 3, 16, 16)), spec(), plan("fp16", 8), AMPERE, ahead_of_time=True, listener=ears)
+        build_engine(convolution((2, 3, 16, 16)), spec(), plan("fp16", 8), AMPERE, BuildOptions(True, ears))
     assert ears.parses == 1, "no other shape of the model would help"
 
 
@@ -331,7 +311,7 @@ def test_dla_gets_one_batch_size() -> None:
 
 def test_gpu_unknown_to_tensorrt_rtx_gets_the_default() -> None:
     unnamed = GpuDescription("NVIDIA H100", (9, 0))
-    assert build_engine(convolution(), spec(), plan("fp32", 4), unnamed).plan
+    assert build_engine(convolution(), spec(), plan("fp32", 4), unnamed, BuildOptions()).plan
 
 
 # ------------------------------------------------------------------------------------------------ single steps

@@ -19,7 +19,7 @@ from onnx import NodeProto, helper, numpy_helper
 from tests.paths import ROOT
 from tests.unit.engine_models import model, needs_rtx, spec, value
 from vision.engine import library
-from vision.engine.build import build_engine
+from vision.engine.build import BuildOptions, build_engine
 from vision.engine.build_plan import BuildPlan
 from vision.engine.conv_folding import ACTIVATIONS, fold_narrow_convolutions
 from vision.engine.library import GpuDescription
@@ -481,7 +481,7 @@ def build(found: bytes, said: list[str], *, folded: bool, **of: Any) -> list[tup
     """Name and kind of every kernel of an engine."""
     said.clear()
     chosen = BuildPlan("fp16", 4, half_input=True, folded=folded)
-    built = build_engine(found, spec(size=64, **of), chosen, GpuDescription("NVIDIA L4", (8, 9)), ahead_of_time=True)
+    built = build_engine(found, spec(size=64, **of), chosen, GpuDescription("NVIDIA L4", (8, 9)), BuildOptions(True))
     assert len(built.plan) > 10_000
     text = "\n".join(said)
     return re.findall(r"^Name: (\S+?),? .*?LayerType: (\w+),", text[text.rindex("Layers:") :], re.MULTILINE)

@@ -15,6 +15,8 @@ from rich.console import Console
 from tests.unit.engine_models import convolution, needs_no_gpu, needs_rtx, plan, spec
 from vision.cli.build import Bars, build_command
 from vision.config.app import DetectConfig, ModelSpec
+from vision.engine.build import BuildOptions
+from vision.engine.build_plan import resolve
 from vision.engine.cache import EngineCache
 from vision.engine.library import GpuDescription
 from vision.engine.open import load_or_build, open_engine, read_onnx
@@ -24,6 +26,7 @@ from vision.state.private_files import sha256_of
 
 AMPERE = GpuDescription("NVIDIA RTX A4000", (8, 6))
 ORIN = GpuDescription("Orin", (8, 7))
+AHEAD = BuildOptions(ahead_of_time=True)
 DETECT = DetectConfig.model_validate({"precision": "fp32", "max_batch": 2})
 
 
@@ -86,8 +89,8 @@ def test_plan_is_built_once(
 ) -> None:
     caplog.set_level(logging.INFO)
     chosen = plan("fp32", 2)
-    first = load_or_build(*model, AMPERE, chosen, cache=cache, ahead_of_time=True)
-    second = load_or_build(*model, AMPERE, chosen, cache=cache, ahead_of_time=True)
+    first = load_or_build(*model, AMPERE, chosen, AHEAD, cache=cache)
+    second = load_or_build(*model, AMPERE, chosen, AHEAD, cache=cache)
     assert first.built is not None
     assert second.built is None
     assert first.plan == second.plan
@@ -98,16 +101,16 @@ def test_plan_is_built_once(
 def test_input_type_is_part_of_the_key(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     for half_input in (True, False):
         chosen = plan("fp16", 2, half_input=half_input)
-        assert load_or_build(*model, AMPERE, chosen, cache=cache, ahead_of_time=True).built is not None
+        assert load_or_build(*model, AMPERE, chosen, AHEAD, cache=cache).built is not None
     assert {entry.key["settings"]["half_input"] for entry in cache.entries()} == {True, False}
 
 
 @needs_rtx
 def test_changed_model_is_rebuilt(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     folder, _ = model
-    load_or_build(folder, spec(), AMPERE, plan("fp32", 2), cache=cache, ahead_of_time=True)
+    load_or_build(folder, spec(), AMPERE, plan("fp32", 2), AHEAD, cache=cache)
     (folder / "tiny.onnx").write_bytes(convolution(seed=1))
-    again = load_or_build(folder, spec(), AMPERE, plan("fp32", 2), cache=cache, ahead_of_time=True)
+    again = load_or_build(folder, spec(), AMPERE, plan("fp32", 2), AHEAD, cache=cache)
     assert again.built is not None
     assert len(cache.entries()) == 2
 
@@ -117,7 +120,7 @@ def test_cancelled_before_it_began_leaves_nothing(model: tuple[Path, ModelSpec],
     cancel = threading.Event()
     cancel.set()
     with pytest.raises(Closed):
-        load_or_build(*model, AMPERE, plan("fp32", 2), cache=cache, ahead_of_time=True, cancel=cancel)
+        load_or_build(*model, AMPERE, plan("fp32", 2), BuildOptions(ahead_of_time=True, cancel=cancel), cache=cache)
     assert cache.entries() == ()
 
 
@@ -135,7 +138,7 @@ def test_engine_that_does_not_load_is_rebuilt_once(
     for attempt, again in enumerate((False, True)):
         caplog.clear()
         with pytest.raises(ModelError, match="cannot load tiny-fp32-b2-sm86"):
-            open_engine(*model, DETECT, AMPERE, cache_folder=cache.folder)
+            open_engine(*model, AMPERE, resolve(DETECT, model[1]), BuildOptions(), cache_folder=cache.folder)
         assert ("does not load, building it again" in caplog.text) == again, attempt
     assert len(cache.entries()) == 1
 
@@ -173,7 +176,7 @@ def test_names_with_brackets_are_not_markup(model: tuple[Path, ModelSpec], tmp_p
 
 @needs_rtx
 def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
-    path = load_or_build(*model, AMPERE, plan("fp32", 2), cache=cache, ahead_of_time=True).path
+    path = load_or_build(*model, AMPERE, plan("fp32", 2), AHEAD, cache=cache).path
     path.unlink()
     path.mkdir()  # as a full disk: nothing can be put in its place
     (path / "in the way").write_text("")
@@ -255,7 +258,7 @@ def test_bars_show_open_phases_and_no_others() -> None:
 
 def build_in_another_process(folder: Path, cache: Path, results: multiprocessing.Queue[bool]) -> None:
     described = spec(sha256=sha256_of(convolution()))
-    loaded = load_or_build(folder, described, AMPERE, plan("fp32", 2), cache=EngineCache(cache), ahead_of_time=True)
+    loaded = load_or_build(folder, described, AMPERE, plan("fp32", 2), AHEAD, cache=EngineCache(cache))
     results.put(loaded.built is not None)
 
 

@@ -12,7 +12,8 @@ import pytest
 from tests.unit.engine_models import needs_tensorrt
 from vision.engine.library import Flavour
 from vision.engine.precision import Precision
-from vision.engine.profiler import LayerTimes, make_profiler, parse_layers, profile_report
+from vision.engine.profiler import LayerTimes, make_profiler, parse_layers
+from vision.engine.profiler import Profile as EngineProfile
 from vision.engine.profiles import Profile, Range
 from vision.engine.trace import Span, SpanRecorder, chrome_trace, layer_spans, write_chrome_trace
 from vision.engine.trtexec import (
@@ -137,13 +138,13 @@ def test_report_joins_times_and_layers() -> None:
     made.begin_run()
     made.add("fast", 0.25)
     made.add("conv_1 + relu_1 [profile 1]", 0.75)
-    report = profile_report("tiny", {"images": (8, 3, 416, 416)}, made, json.dumps(TENSORRT_10))
+    layers = parse_layers(json.dumps(TENSORRT_10))
+    report = EngineProfile("tiny", "images 8x3x416x416", made.runs, made.total_ms(), made.layers(), layers)
     lines = report.table().splitlines()
     assert lines[1].split()[:4] == ["0.7500", "75.0", "0.7500", "CaskConvolution"]
     assert lines[2].endswith("fast")
     assert lines[-1].endswith("all 2 layers, 1 runs")
     assert len(report.table(most=1).splitlines()) == 3
-    assert report.shape == "images 8x3x416x416"
     plain = json.loads(json.dumps(report.as_json()))
     assert plain["times"][1]["share"] == 0.75
     assert plain["layers"][0]["onnx_nodes"] == ["conv_1", "relu_1"]
@@ -181,7 +182,6 @@ def test_recorder_keeps_the_newest() -> None:
         with recorder.span(name, "host", batch=1):
             pass
     assert [(span.name, span.start_ns, span.end_ns) for span in recorder.spans()] == [("b", 20, 30), ("c", 40, 50)]
-    assert recorder.forgotten == 1
 
 
 def test_recorder_keeps_a_block_that_fails() -> None:
@@ -189,15 +189,6 @@ def test_recorder_keeps_a_block_that_fails() -> None:
     with pytest.raises(ZeroDivisionError), recorder.span("a", "host"):
         raise ZeroDivisionError
     assert recorder.spans()[0].end_ns == 1
-
-
-def test_stages_measured_by_events_lie_on_the_hosts_time_line() -> None:
-    recorder = SpanRecorder()
-    recorder.add_device("slot 0", 1_000_000, [("copy", 0.0, 0.25), ("engine", 0.25, 1.0)], batch=4)
-    copy, engine = recorder.spans()
-    assert (copy.start_ns, copy.end_ns) == (1_000_000, 1_250_000)
-    assert (engine.start_ns, engine.end_ns) == (1_250_000, 2_000_000)
-    assert engine.details == {"batch": 4}
 
 
 def test_layers_follow_each_other() -> None:

@@ -7,7 +7,8 @@ enumerations are the real ones. `tests/gpu` runs the same wrappers over a real e
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,13 +16,14 @@ import pytest
 
 from tests.unit.engine_models import convolution, needs_no_gpu, needs_rtx, needs_tensorrt, spec
 from vision.engine import library
-from vision.engine.build import build_engine
+from vision.engine.build import BuildOptions, build_engine
 from vision.engine.build_plan import BuildPlan
 from vision.engine.library import GpuDescription, take_message
 from vision.engine.profiler import profile_layers
 from vision.engine.runtime import Context, Engine, aim_at_dla, invalidity, load_engine
-from vision.engine.tensors import Tensor, dtype_name, profile_memory
+from vision.engine.tensors import Tensor, dtype_name
 from vision.errors import DeviceError, DeviceMissing, ModelError
+from vision.state.private_files import read_checked, write_checked
 
 pytestmark = needs_tensorrt
 
@@ -81,20 +83,11 @@ class RawContext:
             raise RuntimeError("memory too small")
         self.memory = (address, size)
 
-    def update_device_memory_size_for_shapes(self) -> int:
-        return 1234
-
     def execute_async_v3(self, stream: int) -> bool:
         return self.answer("enqueue", stream)
 
     def set_output_allocator(self, name: str, allocator: Any) -> bool:
         return self.answer("allocator", name)
-
-    def set_aux_streams(self, streams: list[int]) -> None:
-        self.answer("streams", *streams)
-
-    def is_stream_capturable(self, stream: int) -> bool:
-        return stream != 0
 
     def report_to_profiler(self) -> bool:
         if self.answer("report"):
@@ -109,7 +102,6 @@ class RawEngine:
     num_io_tensors = 3
     num_optimization_profiles = 2
     num_layers = 7
-    num_aux_streams = 1
 
     def __init__(self, context: RawContext | None = None) -> None:
         self.context = context
@@ -199,19 +191,6 @@ class RawRtxEngine(RawEngine):
         return self.configs[-1]
 
 
-class Store:
-    """Keeps kernels in memory."""
-
-    def __init__(self, blob: bytes | None = None) -> None:
-        self.blob = blob
-
-    def load(self) -> bytes | None:
-        return self.blob
-
-    def save(self, blob: bytes) -> None:
-        self.blob = blob
-
-
 def engine(raw: RawEngine | None = None, **more: Any) -> Engine:
     return Engine(raw or RawEngine(RawContext()), plan_bytes=99, label="tiny", **more)  # type: ignore[arg-type,unused-ignore]
 
@@ -237,7 +216,7 @@ def test_tensors_and_profiles_are_plain_data() -> None:
         assert [tensor.name for tensor in opened.outputs] == ["boxes"]
         assert str(opened.profiles[1].shapes["images"]) == "4x3x8x8 .. 8x3x8x8 (best 8x3x8x8)"
         assert opened.profiles[0].values["size"].max == (32, 32)
-        assert (opened.max_batch, opened.layers, opened.aux_streams) == (8, 7, 1)
+        assert (opened.max_batch, opened.layers) == (8, 7)
         assert opened.activation_bytes(1) == 2000
         assert opened.weights_bytes == 99, "the size of the plan where TensorRT does not tell"
         assert opened.information() == '{"Layers": [], "kind": "JSON"}'
@@ -273,7 +252,7 @@ def test_context_that_cannot_be_made_says_why() -> None:
     with pytest.raises(DeviceError, match="no execution context for tiny: no memory for the context"):
         engine(RawEngine(None)).create_context(0, 5)
     with pytest.raises(DeviceError, match="TensorRT asked for 5 GiB"):
-        engine(RawEngine(None), allocator=SimpleNamespace(last_failure="TensorRT asked for 5 GiB")).create_context(0, 5)
+        engine(RawEngine(None), pool=SimpleNamespace(last_failure="TensorRT asked for 5 GiB")).create_context(0, 5)
 
 
 def test_profile_that_tensorrt_refuses_says_why() -> None:
@@ -289,47 +268,48 @@ def test_memory_of_a_context_is_the_callers() -> None:
     assert raw.context is not None
     assert raw.context.calls == [("profile", 1, 5)]
     assert raw.context.nvtx_verbosity == trt.ProfilingVerbosity.LAYER_NAMES_ONLY
-    assert (made.memory_bytes, made.memory_bytes_for_shapes()) == (2000, 1234)
+    assert made.memory_bytes == 2000
 
 
 # ------------------------------------------------------------------------------------------------ TensorRT-RTX
 
 
 @needs_rtx
-@pytest.mark.parametrize(
-    ("graphs", "strategy"), [("own", "DISABLED"), ("off", "DISABLED"), ("library", "WHOLE_GRAPH_CAPTURE")]
-)
-def test_rtx_leaves_graph_capture_to_the_caller(graphs: Any, strategy: str) -> None:
+def test_rtx_leaves_graph_capture_to_the_caller() -> None:
     raw = RawRtxEngine(RawContext())
-    engine(raw).create_context(0, 5, graphs=graphs)
+    engine(raw).create_context(0, 5)
     (config,) = raw.configs
-    assert config.cuda_graph_strategy == getattr(trt.CudaGraphStrategy, strategy)
+    assert config.cuda_graph_strategy == trt.CudaGraphStrategy.DISABLED
     assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
     assert config.allocation == trt.ExecutionContextAllocationStrategy.USER_MANAGED
     assert raw.strategies == [config]
 
 
 @needs_rtx
-def test_kernels_are_shared_by_contexts_and_kept() -> None:
-    raw, store = RawRtxEngine(RawContext()), Store()
-    opened = engine(raw, kernels=store)
+def test_kernels_are_shared_by_contexts_and_saved_once(tmp_path: Path) -> None:
+    raw, file = RawRtxEngine(RawContext()), tmp_path / "tiny.kernels"
+    opened = engine(raw, kernel_file=file)
     assert not opened.save_kernels(), "nothing was compiled yet"
     opened.create_context(0, 5)
     opened.create_context(1, 5)
     assert raw.configs[0].caches == raw.configs[1].caches
     assert opened.save_kernels()
-    assert store.blob == b"compiled kernels"
+    assert read_checked(file) == b"compiled kernels"
+    written_ns = file.stat().st_mtime_ns
+    assert opened.save_kernels()
+    assert file.stat().st_mtime_ns == written_ns, "an unchanged file is not written again"
 
 
 @needs_rtx
-def test_kernels_of_another_driver_are_compiled_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_kernels_of_another_driver_are_compiled_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    engine(RawRtxEngine(RawContext(), accepts=False), kernels=Store(b"old")).create_context(0, 5)
+    write_checked(tmp_path / "old.kernels", b"old")
+    engine(RawRtxEngine(RawContext(), accepts=False), kernel_file=tmp_path / "old.kernels").create_context(0, 5)
     assert "the saved kernels do not fit this driver or library" in caplog.text
 
 
 @needs_rtx
-def test_without_a_store_no_kernels_are_kept() -> None:
+def test_without_a_file_no_kernels_are_kept() -> None:
     raw = RawRtxEngine(RawContext())
     opened = engine(raw)
     opened.create_context(0, 5)
@@ -372,13 +352,10 @@ def test_unsuitable_scratch_memory_is_refused(address: int, refuses: str) -> Non
         made.give_memory(address, 10)
 
 
-def test_scratch_memory_is_given_by_either_name() -> None:
+def test_scratch_memory_is_passed_on() -> None:
     made, raw = context()
     made.give_memory(512, 10)
     assert raw.memory == (512, 10)
-    old = SimpleNamespace(device_memory=0)
-    Context(engine(), old, 0).give_memory(1024, 10)  # type: ignore[arg-type,unused-ignore]
-    assert old.device_memory == 1024
 
 
 def test_values_of_shape_tensors_stay_in_host_memory() -> None:
@@ -388,9 +365,14 @@ def test_values_of_shape_tensors_stay_in_host_memory() -> None:
     assert list(found) == [16, 24]
 
 
-def test_room_for_outputs_at_the_greatest_shapes() -> None:
+def set_largest_shapes(made: Context) -> None:
+    made.set_shape("images", (8 if made.profile else 4, 3, 8, 8))
+    made.set_values("size", [32, 32])
+
+
+def test_room_for_outputs_at_the_largest_shapes() -> None:
     made, _ = context(profile=1)
-    made.set_greatest_shapes()
+    set_largest_shapes(made)
     size = made.output_sizes()["boxes"]
     assert (size.shape, size.bytes) == ((8, 10, 4), 8 * 10 * 4 * 4)
 
@@ -398,7 +380,7 @@ def test_room_for_outputs_at_the_greatest_shapes() -> None:
 def test_output_that_the_data_decides_has_a_bound_and_no_shape() -> None:
     made, raw = context()
     raw.open_output = True
-    made.set_greatest_shapes()
+    set_largest_shapes(made)
     size = made.output_sizes()["boxes"]
     assert (size.shape, size.bytes) == (None, 4096)
 
@@ -408,27 +390,13 @@ def test_sizes_without_shapes_are_not_asked_of_tensorrt() -> None:
     made, raw = context("infer")
     with pytest.raises(DeviceError, match="inputs without a shape: images"):
         made.output_sizes()
-    made.set_greatest_shapes()
+    set_largest_shapes(made)
     with pytest.raises(DeviceError, match="could not be inferred: shape inference failed"):
         made.output_sizes()
     raw.refusals = set()
     raw.unspecified = ["size"]
     with pytest.raises(DeviceError, match="size not specified"):
         made.output_sizes()
-
-
-def test_capturability_is_queried_if_available() -> None:
-    made, _ = context()
-    assert made.is_capturable(5) is True
-    assert made.is_capturable(0) is False
-    assert Context(engine(), SimpleNamespace(), 0).is_capturable(5) is None  # type: ignore[arg-type,unused-ignore]
-
-
-def test_aux_streams() -> None:
-    made, raw = context()
-    made.set_aux_streams([])
-    made.set_aux_streams([7, 8])
-    assert raw.calls[-1] == ("streams", 7, 8)
 
 
 def test_layer_times_are_fetched_after_each_run_and_not_during() -> None:
@@ -449,9 +417,8 @@ def test_layer_times_are_fetched_after_each_run_and_not_during() -> None:
 @needs_no_gpu
 def test_plan_cannot_be_loaded_without_a_gpu_and_the_error_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     """A real plan, a real runtime, and no driver."""
-    built = build_engine(
-        convolution(), spec(), BuildPlan("fp32", 2), GpuDescription("A4000", (8, 6)), ahead_of_time=True
-    )
+    ahead = BuildOptions(ahead_of_time=True)
+    built = build_engine(convolution(), spec(), BuildPlan("fp32", 2), GpuDescription("A4000", (8, 6)), ahead)
     with pytest.raises(ModelError, match=r"cannot load tiny: .*(Cuda|CUDA)") as caught:
         load_engine(built.plan, label="tiny")
     assert "vision doctor" in caught.value.hint
@@ -540,16 +507,3 @@ def test_every_type_of_the_library_has_a_name_or_is_refused() -> None:
     }  # fmt: skip
     with pytest.raises(ModelError, match="tensor of type E8M0"):
         dtype_name("E8M0")
-
-
-@pytest.mark.parametrize(
-    ("names", "size"),
-    [
-        ({"get_device_memory_size_for_profile_v2": lambda p: 20 + p, "device_memory_size_v2": 1}, 21),
-        ({"get_device_memory_size_for_profile": lambda p: 10 + p, "device_memory_size": 1}, 11),
-        ({"device_memory_size_v2": 5, "device_memory_size": 1}, 5),
-        ({"device_memory_size": 4}, 4),
-    ],
-)
-def test_scratch_size_by_the_newest_name(names: Mapping[str, Any], size: int) -> None:
-    assert profile_memory(SimpleNamespace(**names), 1) == size

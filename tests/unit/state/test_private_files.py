@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.synchronize import Event as ProcessEvent
 from pathlib import Path
 
@@ -24,9 +25,11 @@ from vision.state.private_files import (
     Unwritable,
     locked,
     make_private_folder,
+    read_checked,
     read_private,
     require_private_folder,
     sha256_of,
+    write_checked,
     write_whole,
 )
 
@@ -286,3 +289,27 @@ def test_waiting_for_a_lock_can_be_given_up(folder: Path) -> None:
 
 def test_hash() -> None:
     assert sha256_of(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-1], lambda text: text[:0], lambda text: text + b"x", lambda text: b"y" + text]
+)
+def test_checked_file_that_is_damaged_reads_as_none(
+    damage: Callable[[bytes], bytes], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder / "a"
+    assert read_checked(path) is None
+    write_checked(path, b"contents")
+    assert read_checked(path) == b"contents"
+    path.write_bytes(damage(path.read_bytes()))
+    assert read_checked(path) is None
+    assert str(path) in caplog.text
+
+
+@posix
+def test_checked_file_writable_by_others_is_refused(folder: Path) -> None:
+    path = folder / "a"
+    write_checked(path, b"contents")
+    path.chmod(0o666)
+    with pytest.raises(Untrusted):
+        read_checked(path)

@@ -29,9 +29,11 @@ from vision.detect.tensorrt.graph_check import GraphCheck, Noise, Snapshot
 from vision.detect.tensorrt.kernels import KERNELS, Output, PostprocessProgram, kept_classes, threshold
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer, kernel_cache, load_letterbox
 from vision.detect.tensorrt.slot import ExecutionLane, Kernels, Slot, TensorSizes, UploadPath, drain, slot_bytes
+from vision.engine.build import BuildOptions
+from vision.engine.build_plan import resolve
 from vision.engine.cuda_memory import CudaMemory
 from vision.engine.library import find_library
-from vision.engine.memory import MemoryBudget, MemoryPool, detector_budget, make_allocator, shared_scratch
+from vision.engine.memory import MemoryBudget, MemoryPool, detector_budget, shared_scratch_bytes
 from vision.engine.open import open_engine
 from vision.engine.precision import require_precision
 from vision.engine.runtime import Context
@@ -72,17 +74,10 @@ def open_tensorrt_detector(
     with contextlib.ExitStack() as resources:
         pool = MemoryPool(CudaMemory())
         resources.callback(_close_quietly, pool)
+        options = BuildOptions(cancel=stop or threading.Event(), prepare_thread=lambda: use_device(device))
         with timer.phase("engine"):
             engine = resources.enter_context(
-                open_engine(
-                    folder,
-                    spec,
-                    detect,
-                    device,
-                    allocator=make_allocator(pool),
-                    cancel=stop,
-                    prepare_thread=lambda: use_device(device),
-                )
+                open_engine(folder, spec, device, resolve(detect, spec), options, pool=pool)
             )
         detector = build_detector(device, LoadedEngine(engine, spec, head, names, detect), timer, resources, stop=stop)
     _log.info("%s is ready after %s; %s", detector.spec.name, timer, pool.report())
@@ -385,7 +380,7 @@ def _measure_tensors(model: LoadedEngine, lane: ExecutionLane) -> tuple[Mapping[
         outputs[name] = Output(size.shape[1:], dtype)
         bytes_of[name] = size.bytes
     batch = max(lane.contexts)
-    scratch = shared_scratch((0, context.memory_bytes) for context in lane.contexts.values())[0]
+    scratch = shared_scratch_bytes(context.memory_bytes for context in lane.contexts.values())
     item = np.dtype(model.engine.tensor(model.input_name).dtype).itemsize
     input_bytes = item * int(np.prod(model.input_shape(batch)))
     return outputs, TensorSizes(batch, model.input_name, input_bytes, bytes_of, scratch)

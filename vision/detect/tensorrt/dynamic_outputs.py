@@ -22,7 +22,7 @@ from vision.detect.tensorrt.frames import DESCRIPTION_BYTES, StagingBuffers
 from vision.detect.tensorrt.loaded_engine import LoadedEngine
 from vision.detect.tensorrt.slot import ExecutionLane, LetterboxKernel, UploadPath
 from vision.engine.library import trt
-from vision.engine.memory import shared_scratch
+from vision.engine.memory import shared_scratch_bytes
 from vision.errors import DeviceError, ModelError
 from vision.gpu.cuda import Resource, Stream
 from vision.gpu.memory import DeviceBuffer, HostBuffer, copy_to_host, queue_to_device
@@ -124,7 +124,7 @@ class DynamicSlot(Resource):
         self._in_flight: tuple[Frame, ...] = ()
         self._contexts = dict(sorted(lane.contexts.items()))
         batch = max(self._contexts)
-        scratch_bytes = shared_scratch((0, context.memory_bytes) for context in self._contexts.values())[0]
+        scratch_bytes = shared_scratch_bytes(context.memory_bytes for context in self._contexts.values())
         tensor = model.engine.tensor(model.input_name)
         with contextlib.ExitStack() as resources:
             scratch = resources.enter_context(DeviceBuffer(scratch_bytes, "activations"))

@@ -15,7 +15,7 @@ from vision.detect.tensorrt.kernels import KERNELS, LetterboxProgram
 from vision.detect.tensorrt.slot import LetterboxKernel
 from vision.engine.cache import default_folder
 from vision.engine.profiles import batch_sizes
-from vision.engine.runtime import Context, Engine, GraphPolicy
+from vision.engine.runtime import Context, Engine
 from vision.errors import ModelError
 from vision.gpu.cuda import Device, Stream
 from vision.gpu.nvrtc import Module, Source
@@ -87,8 +87,7 @@ class LoadedEngine:
         """Return a context for one batch size, without memory and addresses."""
         shapes = {self.input_name: self.input_shape(batch)}
         profile = self.engine.choose(shapes)
-        policy: GraphPolicy = "own" if self.detect.graphs else "off"
-        context = self.engine.create_context(profile, stream.address, graphs=policy)
+        context = self.engine.create_context(profile, stream.address)
         context.set_shape(self.input_name, shapes[self.input_name])
         for name, values in self.engine.profiles[profile].values.items():
             context.set_values(name, values.opt)
