@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.capture.ffmpeg.decoder import FFmpegDecoder
 from vision.capture.ffmpeg.file import VideoFile
-from vision.capture.ffmpeg.rotation import RotatingDecoder
 from vision.capture.ffmpeg.source import FFmpegSource
 from vision.capture.opencv.file import ImageFolder
+from vision.capture.pacing import FramePacer
 from vision.capture.source import Source
 from vision.capture.synthetic.source import SyntheticSource
 from vision.capture.synthetic.spec import SyntheticSpec
@@ -114,11 +115,11 @@ def streams(folder: Path, web_camera: str) -> dict[str, Stream]:
 
     def synthetic(pixel_format: PixelFormat, fps: float, *, offline: bool) -> Callable[[], Source]:
         spec = SyntheticSpec.parse(f"synthetic:{WIDTH_PX}x{HEIGHT_PX}@{fps:g}?frames={COUNT}")
-        return lambda: SyntheticSource(spec, (pixel_format,), offline=offline)
+        return lambda: SyntheticSource(spec, (pixel_format,), FramePacer(offline=offline))
 
     def video(path: Path, *formats: PixelFormat, loop: bool = False, offline: bool = False) -> Callable[[], Source]:
-        open_decoder = partial(RotatingDecoder, offline=offline)
-        return lambda: VideoFile(path, formats, open_decoder, loop=loop, offline=offline)
+        open_decoder = partial(FFmpegDecoder, reading="offline" if offline else "recorded")
+        return lambda: VideoFile(path, formats, open_decoder, FramePacer(offline=offline), loop=loop)
 
     def http_camera(query: str, *pixel_formats: PixelFormat) -> Callable[[], Source]:
         camera = CameraConfig(id="web", source=f"{web_camera}?{query}", reader="ffmpeg")
@@ -135,7 +136,7 @@ def streams(folder: Path, web_camera: str) -> dict[str, Stream]:
         "file i420 offline": Stream(video(fast, "i420", offline=True)),
         "file i420 looped": Stream(video(fast, "i420", loop=True), video(slow, "i420", loop=True), endless=True),
         "images": Stream(lambda: ImageFolder(images, fps=FAST_FPS), lambda: ImageFolder(images, fps=SLOW_FPS)),
-        "images offline": Stream(lambda: ImageFolder(images, offline=True)),
+        "images offline": Stream(lambda: ImageFolder(images, FramePacer(offline=True))),
         "images looped": Stream(
             lambda: ImageFolder(images, fps=FAST_FPS, loop=True),
             lambda: ImageFolder(images, fps=SLOW_FPS, loop=True),

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,10 +28,10 @@ from tests.contract.streams import (
     wait_until,
 )
 from tests.frame_buffers import wrap
+from vision.capture.ffmpeg.decoder import FFmpegDecoder
 from vision.capture.ffmpeg.file import VideoFile
-from vision.capture.ffmpeg.rotation import RotatingDecoder
 from vision.capture.ffmpeg.source import FFmpegSource
-from vision.capture.opencv.source import DeviceRequest, V4L2Source
+from vision.capture.opencv.source import V4L2Source
 from vision.capture.source import Grab, Source, StreamInfo
 from vision.config.app import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
@@ -312,9 +311,9 @@ def closed_port() -> int:
 
 def failing(kind: str, folder: Path) -> Callable[[], Source]:
     if kind == "file":
-        return lambda: VideoFile(folder / "missing.mp4", ("i420",), partial(RotatingDecoder, offline=False))
+        return lambda: VideoFile(folder / "missing.mp4", ("i420",), FFmpegDecoder)
     if kind == "usb":
-        return lambda: V4L2Source(DeviceRequest("/dev/video987"))
+        return lambda: V4L2Source(CameraConfig(id="away", source="/dev/video987"))
     camera = CameraConfig(id="away", source=f"{kind}://127.0.0.1:{closed_port()}/a", reader="ffmpeg")
     return lambda: FFmpegSource(camera, ("bgr",))
 

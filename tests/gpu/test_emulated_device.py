@@ -26,6 +26,7 @@ from tests.unit.capture.test_ffmpeg_file import turned
 from vision.capture import open as opening
 from vision.capture.gstreamer.source import available
 from vision.capture.open import chooses_nvdec, open_source
+from vision.capture.pacing import FramePacer
 from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor, SupervisorPolicy
 from vision.capture.synthetic.source import SyntheticSource
@@ -165,7 +166,11 @@ def test_one_camera_without_memory_is_no_end_of_the_program() -> None:
             gpu.total_bytes += 6 * FRAME_BYTES
 
     supervisor = CameraSupervisor(
-        "gate", lambda: SyntheticSource(spec, ("nv12",), offline=True), slot, SupervisorPolicy(finite=True), wait=wait
+        "gate",
+        lambda: SyntheticSource(spec, ("nv12",), FramePacer(offline=True)),
+        slot,
+        SupervisorPolicy(finite=True),
+        wait=wait,
     )
     with room_for(int(3.5 * FRAME_BYTES)):
         supervisor.run()
@@ -341,7 +346,7 @@ def test_frames_that_have_to_be_turned(tmp_path: Path, caplog: pytest.LogCapture
     source = open_source(camera(path, reader="nvdec"), offline=True, pixel_formats=PIXEL_FORMATS)
     with (
         closing(source),
-        pytest.raises(SourceError, match="need a rotation by 90 degrees"),
+        pytest.raises(SourceError, match="rotation by 90 degrees"),
     ):
         source.open()
 

@@ -22,6 +22,7 @@ from vision.capture.ffmpeg.source import FFmpegSource
 from vision.capture.liveness import FrozenFrameDetector
 from vision.capture.nvdec.decoder import NvdecDecoder
 from vision.capture.open import open_source
+from vision.capture.pacing import FramePacer
 from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor
 from vision.config.app import CameraConfig
@@ -43,8 +44,8 @@ Image = NDArray[np.uint8]
 pytestmark = pytest.mark.usefixtures("nvdec")
 
 
-def opened_file(path: Path, **options: Any) -> closing[VideoFile]:
-    return closing(VideoFile(path, NV12, partial(NvdecDecoder, live=False), **{"offline": True, **options}))
+def opened_file(path: Path, *, offline: bool = True, loop: bool = False) -> closing[VideoFile]:
+    return closing(VideoFile(path, NV12, partial(NvdecDecoder, live=False), FramePacer(offline=offline), loop=loop))
 
 
 def saved(folder: Path, data: bytes, name: str) -> Path:

@@ -19,6 +19,7 @@ from tests.gpu.opening import EMULATED
 from tests.gpu.test_tensorrt_detector import detect, images, iou, open_nanodet, same
 from vision.capture.ffmpeg.file import VideoFile
 from vision.capture.nvdec.decoder import NvdecDecoder
+from vision.capture.pacing import FramePacer
 from vision.config import AppConfig
 from vision.gpu.frame_buffer import device_frame_buffer
 from vision.pipelines import load_pipeline
@@ -126,7 +127,9 @@ def test_the_whole_program_finds_the_same_objects_as_through_ffmpeg(
 def test_frames_from_nvdec_and_from_the_host_are_the_same_to_the_detector(short_clip: Path, detector: Any) -> None:
     count = min(FRAMES, 40)
     ours, theirs = [], []
-    with closing(VideoFile(short_clip, ("nv12",), partial(NvdecDecoder, live=False), offline=True)) as source:
+    with closing(
+        VideoFile(short_clip, ("nv12",), partial(NvdecDecoder, live=False), FramePacer(offline=True))
+    ) as source:
         info = source.open()
         for number, (_, pixels) in enumerate(decoded(short_clip, count)):
             assert source.grab(1) is not None

@@ -8,6 +8,7 @@ latency, is valid in every case.
 
 from __future__ import annotations
 
+import logging
 import struct
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from vision.types import ClockSource
+
+log = logging.getLogger(__name__)
 
 LATE_FOR_NS = 30_000_000_000
 """A clock that makes every frame late for this long was set back. A network that slow is not usable either."""
@@ -73,14 +76,14 @@ class CaptureClock:
 
     def __init__(
         self,
+        camera_id: str,
         trust_ns: int,
-        warn: Callable[[str], None],
         *,
         clock: Callable[[], int] = time.monotonic_ns,
         utc: Callable[[], int] = time.time_ns,
     ) -> None:
+        self._camera_id = camera_id
         self._trust_ns = trust_ns
-        self._warn = warn
         self._clock = clock
         self._utc = utc
         self._trusted = False
@@ -118,9 +121,12 @@ class CaptureClock:
             self._late_since_ns = None
         if not self._trusted and not self._warned:
             self._warned = True
-            self._warn(
-                f"the camera's clock is {_text(now_utc_ns - delay_ns)}, this machine's {_text(now_utc_ns)}: using "
-                "times of arrival instead; synchronize both with NTP"
+            log.warning(
+                "camera %s: the camera's clock is %s, this machine's %s: using times of arrival instead; "
+                "synchronize both with NTP",
+                self._camera_id,
+                _text(now_utc_ns - delay_ns),
+                _text(now_utc_ns),
             )
 
 

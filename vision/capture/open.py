@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vision.capture.images import holds_images
+from vision.capture.pacing import FramePacer
 from vision.capture.source import Source
 from vision.capture.supervisor import SupervisorPolicy
 from vision.config.app import CameraConfig
@@ -20,11 +19,11 @@ from vision.types import PixelFormat
 from vision.version import pip_hint
 
 if TYPE_CHECKING:
-    from vision.capture.ffmpeg.decoder import OpenDecoder
+    from av.video.stream import VideoStream
+
+    from vision.capture.ffmpeg.decoder import OpenDecoder, PacketDecoder
 
 log = logging.getLogger(__name__)
-
-Clock = Callable[[], int]
 
 _MIN_INTERVALS = 3  # of a slow camera, before its read times out
 _MIN_PYAV = 12  # as in pyproject.toml
@@ -36,7 +35,6 @@ def open_source(
     offline: bool,
     pixel_formats: tuple[PixelFormat, ...],
     nvdec: bool = False,
-    clock: Clock = time.monotonic_ns,
 ) -> Source:
     """Return the source of a camera, not yet open.
 
@@ -45,26 +43,28 @@ def open_source(
         offline: read files and synthetic cameras as fast as possible. Has no effect on live cameras.
         pixel_formats: the formats that the detector accepts, cheapest first.
         nvdec: decode on the GPU what NVDEC supports, into buffers in GPU or host memory. See `chooses_nvdec`.
-        clock: the monotonic clock, in ns.
 
     Raises:
         SourceError: the required or configured library is missing, or cannot open this kind of source.
     """
     match camera.address:
         case Synthetic(text):
-            return _open_synthetic(camera, text, offline, pixel_formats, clock)
-        case Usb(device) if camera.reader != "gstreamer":
-            return _open_usb(camera, device, pixel_formats, clock)
+            return _open_synthetic(camera, text, pixel_formats, offline=offline)
+        case Usb() if camera.reader != "gstreamer":
+            _require_opencv(camera.id, pixel_formats)
+            from vision.capture.opencv.source import V4L2Source
+
+            return V4L2Source(camera)
         case File(path) | Folder(path) if holds_images(path):
-            return _open_images(camera, path, offline, pixel_formats, clock)
+            return _open_images(camera, path, pixel_formats, offline=offline)
         case (Rtsp() | Http() | File()) as address if nvdec or _uses_nvdec(camera, pixel_formats):
-            return _open_with_nvdec(camera, address, offline, pixel_formats, clock)
+            return _open_with_pyav(camera, address, pixel_formats, offline=offline, nvdec=True)
         case (Rtsp() | Csi() | Usb()) as address if _uses_gstreamer(camera, address):
             from vision.capture.gstreamer.source import GStreamerSource
 
-            return GStreamerSource(camera, pixel_formats, clock=clock)
+            return GStreamerSource(camera, pixel_formats)
         case (Rtsp() | Http() | File()) as address:
-            return _open_with_ffmpeg(camera, address, offline, pixel_formats, clock)
+            return _open_with_pyav(camera, address, pixel_formats, offline=offline, nvdec=False)
         case address:
             raise AssertionError(address)  # CSI without GStreamer has raised above, and a folder holds images
 
@@ -108,25 +108,32 @@ def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb) -> bool:
 # --- FFmpeg -----------------------------------------------------------------------------------------------------------
 
 
-def _open_with_ffmpeg(
-    camera: CameraConfig, address: Rtsp | Http | File, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
+def _open_with_pyav(
+    camera: CameraConfig,
+    address: Rtsp | Http | File,
+    pixel_formats: tuple[PixelFormat, ...],
+    *,
+    offline: bool,
+    nvdec: bool,
 ) -> Source:
-    _require_pyav()
-    if isinstance(address, File):
-        from vision.capture.ffmpeg.file import VideoFile
-        from vision.capture.ffmpeg.rotation import RotatingDecoder
-
-        open_decoder = partial(RotatingDecoder, offline=offline)
-        return VideoFile(address.path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
-    from vision.capture.ffmpeg.source import FFmpegSource
-
-    return FFmpegSource(camera, formats, clock=clock)
-
-
-def _require_pyav() -> None:
+    """Return a source that reads with FFmpeg. It also decodes with it, unless `nvdec`."""
     reason = missing_pyav()
     if reason is not None:
         raise SourceError(f"FFmpeg cannot open it: {reason}", hint=pip_hint("av>=12.3"), code="pyav-missing")
+    from vision.capture.ffmpeg.decoder import FFmpegDecoder
+
+    path = address.path if isinstance(address, File) else None
+    reading: Literal["live", "recorded", "offline"] = "live" if path is None else "offline" if offline else "recorded"
+    open_decoder: OpenDecoder = partial(FFmpegDecoder, reading=reading)
+    if nvdec:
+        open_decoder = _nvdec_decoder(camera, path, open_decoder)
+    if path is not None:
+        from vision.capture.ffmpeg.file import VideoFile
+
+        return VideoFile(path, pixel_formats, open_decoder, FramePacer(offline=offline), loop=camera.loop)
+    from vision.capture.ffmpeg.source import FFmpegSource
+
+    return FFmpegSource(camera, pixel_formats, open_decoder)
 
 
 @cache
@@ -194,75 +201,68 @@ def _has_nvdec() -> bool:
     return True
 
 
-def _open_with_nvdec(
-    camera: CameraConfig, address: Rtsp | Http | File, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
-) -> Source:
-    _require_pyav()
+def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDecoder) -> OpenDecoder:
+    """Return NVDEC's decoder, with a fallback to `ffmpeg` unless the configuration requires NVDEC.
+
+    Raises:
+        SourceError: NVDEC cannot be used at all.
+    """
     try:
         from vision.capture.nvdec.bindings import require_nvdec
     except DeviceMissing as missing:
         raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint, code="nvdec") from missing
     require_nvdec()
+    from vision.capture.ffmpeg.rotation import require_upright
     from vision.capture.nvdec.decoder import NvdecDecoder
-
-    if isinstance(address, File):
-        from vision.capture.ffmpeg.file import VideoFile
-        from vision.capture.ffmpeg.rotation import RotatingDecoder, upright_only
-
-        nvdec = upright_only(address.path, partial(NvdecDecoder, live=False))
-        open_decoder = _with_fallback(camera, nvdec, partial(RotatingDecoder, offline=offline))
-        return VideoFile(address.path, formats, open_decoder, loop=camera.loop, offline=offline, clock=clock)
-    from vision.capture.ffmpeg.decoder import FFmpegDecoder
-    from vision.capture.ffmpeg.source import FFmpegSource
-
-    open_decoder = _with_fallback(camera, partial(NvdecDecoder, live=True), FFmpegDecoder)
-    return FFmpegSource(camera, formats, open_decoder=open_decoder, clock=clock)
-
-
-def _with_fallback(camera: CameraConfig, nvdec: OpenDecoder, ffmpeg: OpenDecoder) -> OpenDecoder:
-    """Return a decoder that falls back to FFmpeg, unless the configuration requires NVDEC."""
-    if camera.reader == "nvdec":
-        return nvdec
     from vision.capture.nvdec.fallback import NvdecOrFFmpeg
+
+    def nvdec(stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> PacketDecoder:
+        if recording is not None:
+            require_upright(recording, stream)
+        return NvdecDecoder(stream, pixel_formats, live=recording is None)
 
     def warn(text: str) -> None:
         _warn_once(f"camera {camera.id}: {text}")
 
-    return partial(NvdecOrFFmpeg, nvdec=nvdec, ffmpeg=ffmpeg, warn=warn)
+    return nvdec if camera.reader == "nvdec" else partial(NvdecOrFFmpeg, nvdec=nvdec, ffmpeg=ffmpeg, warn=warn)
 
 
 # --- OpenCV and synthetic cameras -------------------------------------------------------------------------------------
 
 
-def _open_images(
-    camera: CameraConfig, path: Path, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
-) -> Source:
+def _require_opencv(name: str, pixel_formats: tuple[PixelFormat, ...]) -> None:
+    """Check that OpenCV is installed, and that the detector accepts bgr, the only format that it delivers.
+
+    Raises:
+        SourceError: one of both does not hold.
+    """
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        raise SourceError(
+            f"OpenCV is not installed: {error}", hint="`vision doctor` shows how to install it", code="opencv-missing"
+        ) from error
+    if "bgr" not in pixel_formats:
+        raise SourceError(
+            f"{name}: OpenCV delivers bgr frames, the detector accepts {', '.join(pixel_formats)}",
+            hint="open the camera with `reader: gstreamer`",
+            code="pixel-format",
+        )
+
+
+def _open_images(camera: CameraConfig, path: Path, pixel_formats: tuple[PixelFormat, ...], *, offline: bool) -> Source:
     if camera.reader != "auto":
         raise SourceError(
             f"{camera.source}: `reader: {camera.reader}` cannot read images", hint="leave out `reader`", code="reader"
         )
-    try:
-        from vision.capture.opencv.bindings import require_bgr
-        from vision.capture.opencv.file import ImageFolder
-    except ImportError as error:
-        raise _opencv_missing(error) from error
-    require_bgr(formats, camera.source)
-    return ImageFolder(path, fps=camera.fps, loop=camera.loop, offline=offline, clock=clock)
+    _require_opencv(camera.source, pixel_formats)
+    from vision.capture.opencv.file import ImageFolder
 
-
-def _open_usb(camera: CameraConfig, device: str, formats: tuple[PixelFormat, ...], clock: Clock) -> Source:
-    try:
-        from vision.capture.opencv.bindings import require_bgr
-        from vision.capture.opencv.source import DeviceRequest, V4L2Source
-    except ImportError as error:
-        raise _opencv_missing(error) from error
-    require_bgr(formats, camera.id)
-    request = DeviceRequest(device, camera.width, camera.height, camera.fps, camera.open_timeout_s)
-    return V4L2Source(request, clock=clock)
+    return ImageFolder(path, FramePacer(offline=offline), fps=camera.fps, loop=camera.loop)
 
 
 def _open_synthetic(
-    camera: CameraConfig, text: str, offline: bool, formats: tuple[PixelFormat, ...], clock: Clock
+    camera: CameraConfig, text: str, pixel_formats: tuple[PixelFormat, ...], *, offline: bool
 ) -> Source:
     from vision.capture.synthetic.source import SyntheticSource
     from vision.capture.synthetic.spec import SyntheticSpec
@@ -272,13 +272,7 @@ def _open_synthetic(
         spec = replace(spec, width_px=camera.width, height_px=camera.height)
     if camera.fps is not None:
         spec = replace(spec, fps=camera.fps)
-    return SyntheticSource(spec, formats, offline=offline, clock=clock)
-
-
-def _opencv_missing(error: ImportError) -> SourceError:
-    return SourceError(
-        f"OpenCV is not installed: {error}", hint="`vision doctor` shows how to install it", code="opencv-missing"
-    )
+    return SyntheticSource(spec, pixel_formats, FramePacer(offline=offline))
 
 
 @cache

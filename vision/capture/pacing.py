@@ -7,10 +7,17 @@ position in the recording, so that results do not depend on the machine.
 
 from __future__ import annotations
 
+import threading
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Final
+from pathlib import Path
+from typing import Final, Generic, TypeVar
 
-from vision.capture.source import Grab
+from vision.capture.source import Grab, StreamInfo, not_open
+from vision.types import FrameBuffer
+
+FrameT = TypeVar("FrameT")
 
 _LATE_NS: Final = 500_000_000
 """A pacer this late restarts its schedule: after a slow reader, a burst of old frames is not useful."""
@@ -22,16 +29,17 @@ class FramePacer:
     def __init__(
         self,
         *,
-        offline: bool,
-        clock: Callable[[], int],
-        utc: Callable[[], int],
-        wait: Callable[[float], object],
+        offline: bool = False,
+        clock: Callable[[], int] = time.monotonic_ns,
+        utc: Callable[[], int] = time.time_ns,
+        wait: Callable[[float], object] | None = None,
     ) -> None:
-        """Create a pacer. `wait` sleeps for a number of seconds, or until the source is interrupted."""
-        self._offline = offline
+        """Create a pacer. `wait` sleeps for a number of seconds, or until `interrupted` is set."""
+        self.offline = offline
+        self.interrupted = threading.Event()
         self._clock = clock
         self._utc = utc
-        self._wait = wait
+        self._wait = wait or self.interrupted.wait
         self._base_ns = 0
         self._base_utc_ns = 0
         self._started = False
@@ -46,7 +54,7 @@ class FramePacer:
         if not self._started:
             self._started = True
             self._base_ns, self._base_utc_ns = now_ns - media_ns, self._utc() - media_ns
-        if self._offline:
+        if self.offline:
             return True
         if now_ns - self._base_ns - media_ns > _LATE_NS:
             self._base_ns = now_ns - media_ns
@@ -58,7 +66,81 @@ class FramePacer:
     def stamp(self, media_ns: int) -> Grab:
         """Return the times of the frame for which `due` returned True."""
         due_ns = self._base_ns + media_ns
-        if self._offline:
+        if self.offline:
             return Grab(due_ns, self._base_utc_ns + media_ns, "media", media_ns)
         late_ns = self._clock() - due_ns
         return Grab(due_ns, self._utc() - late_ns, "arrival", media_ns)
+
+
+class PacedSource(ABC, Generic[FrameT]):
+    """A recording or a synthetic camera. Satisfies `vision.capture.source.Source`."""
+
+    def __init__(self, name: str | Path, pacer: FramePacer | None) -> None:
+        """Create the source. `name` is for error texts; without a `pacer`, frames come at their own rate."""
+        self._name = name
+        self._pacer = pacer or FramePacer()
+        self._opened = False
+        self._next: tuple[int, FrameT] | None = None  # what `_read` returned; None: it is to be called
+        self._frame: FrameT | None = None  # the last grabbed frame
+
+    @property
+    def live(self) -> bool:
+        return False
+
+    def open(self) -> StreamInfo:
+        self.close()
+        info = self._open()
+        self._opened = True
+        self._pacer.start()
+        return info
+
+    def grab(self, timeout_s: float) -> Grab | None:
+        if not self._opened:
+            raise not_open(self._name, "grab")
+        self._frame = None  # its memory may belong to a decoder
+        if self._next is None:
+            self._next = self._read()
+        media_ns, frame = self._next
+        if self._pacer.interrupted.is_set() or not self._pacer.due(media_ns, timeout_s):
+            return None
+        self._next, self._frame = None, frame
+        return self._mark(self._pacer.stamp(media_ns), frame)
+
+    def retrieve(self, out: FrameBuffer) -> None:
+        if self._frame is None:
+            raise not_open(self._name, "retrieve")
+        self._write(self._frame, out)
+
+    def interrupt(self) -> None:
+        """Make `grab` return None from now on."""
+        self._pacer.interrupted.set()
+
+    def close(self) -> None:
+        self._opened = False
+        self._next = self._frame = None
+        self._close()
+
+    @abstractmethod
+    def _open(self) -> StreamInfo:
+        """Begin with the first frame. If it is read for the stream's properties, store it in `_next`."""
+
+    @abstractmethod
+    def _read(self) -> tuple[int, FrameT]:
+        """Return the next frame and its position in the recording, in ns.
+
+        Raises:
+            EndOfStream: there are no more frames.
+            SourceError: it cannot be read.
+        """
+
+    @abstractmethod
+    def _write(self, frame: FrameT, out: FrameBuffer) -> None:
+        """Write a frame as `Source.retrieve` does."""
+
+    def _mark(self, grab: Grab, _frame: FrameT, /) -> Grab:
+        """Return the grab of a frame with what only its source knows."""
+        return grab
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Release all resources. Idempotent, and called before `_open`."""

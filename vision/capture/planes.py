@@ -1,64 +1,54 @@
-"""Copies a decoder's frame, whose rows and planes may be padded, to a buffer without padding (`vision.types`)."""
+"""The planes of a frame, which a buffer stores one after the other and without padding (`vision.types`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.types import PixelFormat
+from vision.types import PixelFormat, frame_shape
 
 
-@dataclass(frozen=True, slots=True)
-class Plane:
-    """The position of one plane's rows, in bytes."""
-
-    offset: int
-    stride: int
-    rows: int
-    row_bytes: int
-
-    @property
-    def end(self) -> int:
-        """Return the end of the last row. Its padding may be missing."""
-        return self.offset + self.stride * (self.rows - 1) + self.row_bytes
+def allowed_formats(pixel_formats: tuple[PixelFormat, ...], height_px: int, width_px: int) -> list[PixelFormat]:
+    """Return those of `pixel_formats` that allow this size: only bgr and bgrx allow odd sides."""
+    even = height_px % 2 == 0 and width_px % 2 == 0
+    return [pixel_format for pixel_format in pixel_formats if even or pixel_format in ("bgr", "bgrx")]
 
 
-def planes_of(
-    pixel_format: PixelFormat, height_px: int, width_px: int, strides: Sequence[int], offsets: Sequence[int]
-) -> tuple[Plane, ...]:
-    """Return the planes of a frame with these strides and offsets."""
-    sizes = {
-        "bgr": ((height_px, width_px * 3),),
-        "bgrx": ((height_px, width_px * 4),),
-        "nv12": ((height_px, width_px), (height_px // 2, width_px)),
-        "i420": ((height_px, width_px), (height_px // 2, width_px // 2), (height_px // 2, width_px // 2)),
-    }[pixel_format]
-    return tuple(
-        Plane(offset, stride, rows, row_bytes)
-        for (rows, row_bytes), stride, offset in zip(sizes, strides, offsets, strict=False)
-    )
+def has_shape(pixels: NDArray[np.uint8], height_px: int, width_px: int, pixel_format: PixelFormat) -> bool:
+    """Return True if `pixels` is a frame of this size. False also for a size that the format does not allow."""
+    try:
+        return pixels.shape == frame_shape(height_px, width_px, pixel_format)
+    except ValueError:
+        return False
 
 
-def copy_planes(frame: NDArray[np.uint8], planes: Sequence[Plane], out: NDArray[np.uint8]) -> None:
-    """Copy `planes` of `frame` (flat, uint8) one after the other into `out` (C-contiguous, of their total size).
+def split_planes(
+    pixels: NDArray[np.uint8], height_px: int, width_px: int, pixel_format: PixelFormat
+) -> tuple[NDArray[np.uint8], ...]:
+    """Return a view of each plane of a frame, (rows, columns, channels)."""
+    if pixel_format in ("bgr", "bgrx"):
+        return (pixels,)
+    flat, size, half = pixels.reshape(-1), height_px * width_px, (height_px // 2, width_px // 2)
+    luma, chroma = flat[:size].reshape(height_px, width_px, 1), flat[size:]
+    return (luma, chroma.reshape(*half, 2)) if pixel_format == "nv12" else (luma, *chroma.reshape(2, *half, 1))
+
+
+def copy_planes(sources: Iterable[tuple[NDArray[np.uint8], int]], targets: Iterable[NDArray[np.uint8]]) -> None:
+    """Copy planes whose rows may be padded.
+
+    Args:
+        sources: the memory of each plane (flat, uint8) from its first row on, and the bytes from row to row. The
+            padding of the last row may be missing. Planes without a target are ignored.
+        targets: planes of `split_planes`.
 
     Raises:
-        ValueError: `frame` is shorter than its planes, or `out` has another size.
+        ValueError: the memory is shorter than the plane.
     """
-    flat = out.reshape(-1)
-    total = sum(plane.rows * plane.row_bytes for plane in planes)
-    if flat.size != total:
-        raise ValueError(f"expected a buffer of {total} bytes, got {flat.size}")
-    if max(plane.end for plane in planes) > frame.size:
-        raise ValueError(f"a frame of {max(plane.end for plane in planes)} bytes in a buffer of {frame.size}")
-    start = 0
-    for plane in planes:
-        end = start + plane.rows * plane.row_bytes
-        rows = np.lib.stride_tricks.as_strided(
-            frame[plane.offset :], (plane.rows, plane.row_bytes), (plane.stride, 1), writeable=False
-        )
-        np.copyto(flat[start:end].reshape(plane.rows, plane.row_bytes), rows)
-        start = end
+    for (memory, stride), target in zip(sources, targets, strict=False):
+        rows, row_bytes = target.shape[0], target.shape[1] * target.shape[2]
+        if not row_bytes <= stride or stride * (rows - 1) + row_bytes > memory.size:
+            raise ValueError(f"expected {rows} rows of {row_bytes} bytes, got rows of {stride} in {memory.size}")
+        source = np.lib.stride_tricks.as_strided(memory, (rows, row_bytes), (stride, 1), writeable=False)
+        np.copyto(target.reshape(rows, row_bytes), source)

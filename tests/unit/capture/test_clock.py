@@ -15,12 +15,16 @@ UTC_MINUS_MONOTONIC = 1_700_000_000 * S
 class Machine:
     """This machine's two clocks, moved by hand, and a `CaptureClock` that reads them."""
 
-    def __init__(self) -> None:
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self.now_ns = 1000 * S
-        self.warnings: list[str] = []
+        self.caplog = caplog
         self.stamps = CaptureClock(
-            S // 2, self.warnings.append, clock=lambda: self.now_ns, utc=lambda: self.now_ns + UTC_MINUS_MONOTONIC
+            "gate", S // 2, clock=lambda: self.now_ns, utc=lambda: self.now_ns + UTC_MINUS_MONOTONIC
         )
+
+    @property
+    def warnings(self) -> list[str]:
+        return self.caplog.messages
 
     def frame(self, delay_ns: int | None, *, decoding_ns: int = 0) -> tuple[int, int, str]:
         """Stamp a frame that arrives now, `delay_ns` old by the camera's clock. Return its age on both clocks."""
@@ -37,6 +41,11 @@ class Machine:
         return ages
 
 
+@pytest.fixture
+def machine(caplog: pytest.LogCaptureFixture) -> Machine:
+    return Machine(caplog)
+
+
 @pytest.mark.parametrize(
     ("delay_ns", "age_ns", "clock", "warned"),
     [
@@ -51,19 +60,17 @@ class Machine:
         (-86_400 * S, 0, "arrival", True),  # tomorrow
     ],
 )
-def test_first_frame(delay_ns: int | None, age_ns: int, clock: str, warned: bool) -> None:
-    machine = Machine()
+def test_first_frame(delay_ns: int | None, age_ns: int, clock: str, warned: bool, machine: Machine) -> None:
     assert machine.frame(delay_ns) == (age_ns, age_ns, clock)
     assert bool(machine.warnings) == warned
 
 
-def test_time_in_the_decoder_counts() -> None:
-    assert Machine().frame(100 * MS, decoding_ns=30 * MS) == (130 * MS, 130 * MS, "rtcp")
-    assert Machine().frame(None, decoding_ns=30 * MS) == (30 * MS, 30 * MS, "arrival")
+@pytest.mark.parametrize(("delay_ns", "age_ns", "clock"), [(100 * MS, 130 * MS, "rtcp"), (None, 30 * MS, "arrival")])
+def test_time_in_the_decoder_counts(machine: Machine, delay_ns: int | None, age_ns: int, clock: str) -> None:
+    assert machine.frame(delay_ns, decoding_ns=30 * MS) == (age_ns, age_ns, clock)
 
 
-def test_a_network_that_falls_behind_is_seen_once_the_clock_is_believed() -> None:
-    machine = Machine()
+def test_a_network_that_falls_behind_is_seen_once_the_clock_is_believed(machine: Machine) -> None:
     assert machine.frame(50 * MS)[2] == "rtcp"
     assert machine.frame(3 * S) == (150 * MS - 1, 150 * MS - 1, "rtcp")  # not before the last
     machine.now_ns += 10 * S
@@ -72,15 +79,13 @@ def test_a_network_that_falls_behind_is_seen_once_the_clock_is_believed() -> Non
 
 
 @pytest.mark.parametrize("delay_ns", [-501 * MS, 3601 * S])
-def test_a_clock_that_was_set_wrong_is_not_believed_any_more(delay_ns: int) -> None:
-    machine = Machine()
+def test_a_clock_that_was_set_wrong_is_not_believed_any_more(delay_ns: int, machine: Machine) -> None:
     machine.frame(50 * MS)
     assert machine.frame(delay_ns) == (0, 0, "arrival")
     assert len(machine.warnings) == 1
 
 
-def test_a_clock_set_back_by_seconds_is_not_believed_after_half_a_minute() -> None:
-    machine = Machine()
+def test_a_clock_set_back_by_seconds_is_not_believed_after_half_a_minute(machine: Machine) -> None:
     machine.frame(50 * MS)
     clocks = [machine.frame(5 * S)[2] for _ in range(2 * LATE_FOR_NS // (100 * MS))]
     late = clocks.index("arrival") * 100 * MS
@@ -89,8 +94,7 @@ def test_a_clock_set_back_by_seconds_is_not_believed_after_half_a_minute() -> No
     assert len(machine.warnings) == 1
 
 
-def test_one_late_spell_does_not_count_towards_the_next() -> None:
-    machine = Machine()
+def test_one_late_spell_does_not_count_towards_the_next(machine: Machine) -> None:
     for _ in range(3):
         machine.frame(50 * MS)
         machine.now_ns += LATE_FOR_NS // 2
@@ -100,8 +104,7 @@ def test_one_late_spell_does_not_count_towards_the_next() -> None:
     assert machine.warnings == []
 
 
-def test_a_clock_that_is_set_right_is_believed_again_and_one_warning_is_enough() -> None:
-    machine = Machine()
+def test_a_clock_that_is_set_right_is_believed_again_and_one_warning_is_enough(machine: Machine) -> None:
     for _ in range(3):
         assert machine.frame(UTC_MINUS_MONOTONIC)[2] == "arrival"
         assert machine.frame(50 * MS)[2] == "rtcp"
@@ -109,8 +112,7 @@ def test_a_clock_that_is_set_right_is_believed_again_and_one_warning_is_enough()
     assert "1970-01-01 00:16:40 UTC" in warning
 
 
-def test_capture_times_always_increase() -> None:
-    machine = Machine()
+def test_capture_times_always_increase(machine: Machine) -> None:
     last_ns = 0
     for delay_ns in [None, None, 300 * MS, 250 * MS, None, 450 * MS, 449 * MS, None]:
         stamp = machine.stamps.stamp(
@@ -122,8 +124,7 @@ def test_capture_times_always_increase() -> None:
         machine.now_ns += 40 * MS
 
 
-def test_an_arrival_in_the_future_is_now() -> None:
-    machine = Machine()
+def test_an_arrival_in_the_future_is_now(machine: Machine) -> None:
     assert machine.stamps.stamp(machine.now_ns + S, None).captured_ns == machine.now_ns
 
 

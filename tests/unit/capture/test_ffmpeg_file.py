@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from tests.frame_buffers import wrap
 from tests.paths import ROOT
 from tests.unit.scripted_camera import SECOND, ManualClock
+from vision.capture.ffmpeg.decoder import FFmpegDecoder
 from vision.capture.ffmpeg.file import VideoFile
-from vision.capture.ffmpeg.rotation import RotatingDecoder
+from vision.capture.pacing import FramePacer
 from vision.capture.source import Grab, Source, StreamInfo
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import PixelFormat, frame_shape
@@ -52,10 +53,9 @@ class Player(Protocol):
 
 def player(*pixel_formats: PixelFormat) -> Player:
     def play(path: Path, *, loop: bool = False, offline: bool = True) -> VideoFile:
-        clock, decoder = ManualClock(), partial(RotatingDecoder, offline=offline)
-        return VideoFile(
-            path, pixel_formats, decoder, loop=loop, offline=offline, clock=clock, utc=clock, wait=clock.advance
-        )
+        clock, decoder = ManualClock(), partial(FFmpegDecoder, reading="offline" if offline else "recorded")
+        pacer = FramePacer(offline=offline, clock=clock, utc=clock, wait=clock.advance)
+        return VideoFile(path, pixel_formats, decoder, pacer, loop=loop)
 
     return play
 
@@ -338,12 +338,12 @@ def test_every_pass_of_a_loop_gives_what_the_first_one_gave(tmp_path: Path) -> N
     """Code that reads has made buffers for that, and the decoder of another pass may have other preferences."""
     asked: list[tuple[PixelFormat, ...]] = []
 
-    def opened(stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> RotatingDecoder:
+    def opened(stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> FFmpegDecoder:
         asked.append(pixel_formats)
-        return RotatingDecoder(stream, pixel_formats[::-1], offline=True)
+        return FFmpegDecoder(stream, pixel_formats[::-1], reading="offline")
 
     path = write_video(tmp_path / "a.avi", 3)
-    with closing(VideoFile(path, ("i420", "nv12"), opened, loop=True, offline=True)) as source:
+    with closing(VideoFile(path, ("i420", "nv12"), opened, FramePacer(offline=True), loop=True)) as source:
         info = source.open()
         assert [read(source, info)[1] for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
     assert asked == [("i420", "nv12"), ("i420",), ("i420",)]

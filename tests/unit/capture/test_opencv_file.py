@@ -13,6 +13,7 @@ from tests.frame_buffers import wrap
 from tests.unit.scripted_camera import SECOND, ManualClock
 from vision.capture.images import IMAGE_SUFFIXES
 from vision.capture.opencv.file import ImageFolder, natural_key
+from vision.capture.pacing import FramePacer
 from vision.errors import EndOfStream, SizeChanged, SourceError
 
 
@@ -23,7 +24,8 @@ def write(path: Path, shade: int, height_px: int = 20, width_px: int = 30) -> Pa
 
 def folder(path: Path, *, fps: float | None = None, loop: bool = False, offline: bool = True) -> ImageFolder:
     clock = ManualClock()
-    return ImageFolder(path, fps=fps, loop=loop, offline=offline, clock=clock, utc=clock, wait=clock.advance)
+    pacer = FramePacer(offline=offline, clock=clock, utc=clock, wait=clock.advance)
+    return ImageFolder(path, pacer, fps=fps, loop=loop)
 
 
 def shades(source: ImageFolder, count: int) -> list[int]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tests.frame_buffers import wrap
 from tests.unit.scripted_camera import SECOND, ManualClock
+from vision.capture.pacing import FramePacer
 from vision.capture.source import Grab
 from vision.capture.synthetic.frames import Scene
 from vision.capture.synthetic.source import SyntheticSource
@@ -36,9 +37,8 @@ def camera(
     source: str, formats: tuple[PixelFormat, ...] = ("bgr",), offline: bool = True, clock: ManualClock | None = None
 ) -> SyntheticSource:
     clock = clock or ManualClock()
-    return SyntheticSource(
-        SyntheticSpec.parse(source), formats, offline=offline, clock=clock, utc=clock, wait=clock.advance
-    )
+    pacer = FramePacer(offline=offline, clock=clock, utc=clock, wait=clock.advance)
+    return SyntheticSource(SyntheticSpec.parse(source), formats, pacer)
 
 
 def read(source: SyntheticSource, shape: tuple[int, ...]) -> tuple[Grab, NDArray[np.uint8]]:

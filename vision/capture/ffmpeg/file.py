@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import av
 from av.container import InputContainer
@@ -18,15 +17,30 @@ from av.video.stream import VideoStream
 from vision.capture.ffmpeg.bindings import open_container, plausible_fps
 from vision.capture.ffmpeg.decoder import DecodedFrame, OpenDecoder, PacketDamaged, PacketDecoder
 from vision.capture.ffmpeg.frames import encoding_of
-from vision.capture.ffmpeg.recording import Recording, require_file
-from vision.capture.pacing import FramePacer
-from vision.capture.source import Grab, StreamInfo, not_open
-from vision.errors import SourceError
+from vision.capture.pacing import FramePacer, PacedSource
+from vision.capture.source import Grab, StreamInfo
+from vision.config.wording import did_you_mean_file
+from vision.errors import EndOfStream, SourceError
 from vision.types import FrameBuffer, PixelFormat
 
+log = logging.getLogger(__name__)
 
-class VideoFile:
-    """A file that FFmpeg can read. Satisfies `vision.capture.source.Source`.
+DEFAULT_FPS: Final = 25.0  # of files that say neither rate nor times
+_LONGEST_STEP_NS: Final = 3_600_000_000_000  # between two frames; a longer one is a fault of the file
+_NOT_A_VIDEO: Final = "not a video that FFmpeg can decode"
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A decoded frame, its decoder, and the properties of the frames of this pass."""
+
+    decoded: DecodedFrame
+    decoder: PacketDecoder
+    info: StreamInfo
+
+
+class VideoFile(PacedSource[_Frame]):
+    """A file that FFmpeg can read.
 
     A file that is cut short ends with its last readable frame, and a warning. A looped file restarts without a new
     epoch: its times and frame numbers continue. Each pass opens the file again, because not every file can be sought
@@ -38,12 +52,9 @@ class VideoFile:
         path: Path,
         pixel_formats: tuple[PixelFormat, ...],
         open_decoder: OpenDecoder,
+        pacer: FramePacer | None = None,
         *,
         loop: bool = False,
-        offline: bool = False,
-        clock: Callable[[], int] = time.monotonic_ns,
-        utc: Callable[[], int] = time.time_ns,
-        wait: Callable[[float], object] | None = None,
     ) -> None:
         """Create the source.
 
@@ -51,103 +62,121 @@ class VideoFile:
             path: the file.
             pixel_formats: the formats that the detector accepts, cheapest first.
             open_decoder: makes the decoder of each pass.
+            pacer: the times of the frames.
             loop: restart the file at its end.
-            offline: read it as fast as possible.
-            clock: the monotonic clock, in ns.
-            utc: UTC, in ns.
-            wait: sleeps for a number of seconds, or until an interrupt.
         """
+        super().__init__(path, pacer)
         self._path = path
         self._pixel_formats = pixel_formats
         self._open_decoder = open_decoder
         self._loop = loop
-        self._interrupted = threading.Event()
-        self._pacer = FramePacer(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
-        self._pass: _Pass | None = None
-        self._reset()
+        self._passes = self._read_passes()
+        self._close()
 
-    def _reset(self) -> None:
-        self._recording = Recording(self._path, loop=self._loop)
-        self._info: StreamInfo | None = None  # None: not open
-        self._waiting: deque[DecodedFrame] = deque()
-        self._decoded: DecodedFrame | None = None  # the current frame
-        self._pending = False  # it is not yet due
+    def _close(self) -> None:
+        self._passes.close()
+        self._passes = self._read_passes()
+        self._timeline = _Timeline(self._path)
+
+    def _open(self) -> StreamInfo:
+        """Read the first frame: only a decoded frame shows its format."""
+        require_file(self._path)
+        self._next = _, first = self._read()
+        return first.info
+
+    def _read(self) -> tuple[int, _Frame]:
+        frame = next(self._passes, None)
+        if frame is None:
+            raise EndOfStream(self._timeline.summary())
+        return self._timeline.count(frame.decoded.pts_ns), frame
+
+    def _mark(self, grab: Grab, frame: _Frame) -> Grab:
+        return replace(grab, yuv=encoding_of(frame.decoded.image))
+
+    def _write(self, frame: _Frame, out: FrameBuffer) -> None:
+        frame.decoder.write(frame.decoded.image, out)
+
+    def _read_passes(self) -> Generator[_Frame, None, None]:
+        """Yield the frames of all passes. Later passes deliver the format of the first, which the reader expects."""
+        pixel_formats = self._pixel_formats
+        while True:
+            with closing(_Pass(self._path, self._open_decoder, pixel_formats)) as current:
+                self._timeline.begin_pass(current.fps, current.expected)
+                for frame in current.read():
+                    pixel_formats = (frame.info.pixel_format,)
+                    yield frame
+            self._timeline.end_pass()
+            if not self._loop:
+                return
+            if not self._timeline.frames:
+                raise SourceError(f"{self._path}: no frame could be decoded", code="decoding")
+
+
+def require_file(path: Path) -> None:
+    """Check that `path` is a readable file.
+
+    Raises:
+        SourceError: it is not a file, cannot be read, or is empty.
+    """
+    try:
+        if path.is_dir():
+            raise SourceError(f"{path}: expected a video, this is a folder", code="file")
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        hint = did_you_mean_file(path) or "check the path and its permissions"
+        raise SourceError(f"{path}: {error.strerror}", hint=hint, code="file") from error
+    if empty:
+        raise SourceError(f"{path}: the file is empty", code="file")
+
+
+class _Timeline:
+    """Counts and times the frames of one file. Its time continues over all passes of a loop."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._interval_ns = 0
+        self._expected = 0
+        self._first_ns: int | None = None  # first time in the file
+        self._pass_ns = 0  # start of this pass, in the time of all passes
+        self._media_ns = -1  # of the last frame
+        self._warned = False
+        self.frames = 0  # of this pass
+
+    def begin_pass(self, fps: float | None, expected: int) -> None:
+        """Begin a pass over a file of this rate with `expected` frames, 0 if unknown."""
+        self._interval_ns = round(1e9 / (fps or DEFAULT_FPS))
+        self._expected = expected
+        self.frames = 0
+
+    def count(self, pts_ns: int | None) -> int:
+        """Return the time of a frame: the file's own if that increases, else one interval after the last frame."""
+        self.frames += 1
+        pts_ns = pts_ns or 0
+        if self._first_ns is None:
+            self._first_ns = pts_ns
+        media_ns = self._pass_ns + pts_ns - self._first_ns
+        if not 0 < media_ns - self._media_ns <= _LONGEST_STEP_NS:
+            media_ns = 0 if self._media_ns < 0 else self._media_ns + self._interval_ns
+        self._media_ns = media_ns
+        return media_ns
+
+    def end_pass(self) -> None:
+        """Log a pass that was too short. The next pass begins one interval after the last frame."""
+        if self._cut_short and not self._warned:
+            log.warning("%s", self.summary())
+            self._warned = True
+        self._pass_ns = self._media_ns + self._interval_ns
+
+    def summary(self) -> str:
+        if not self._cut_short:
+            return f"{self._path}: ended after {self.frames} frames"
+        return f"{self._path}: ended after {self.frames} of {self._expected} frames: it is cut short or damaged"
 
     @property
-    def live(self) -> bool:
-        return False
-
-    def open(self) -> StreamInfo:
-        """Read the first frame: only a decoded frame shows its format."""
-        self.close()
-        require_file(self._path)
-        self._pacer.start()
-        self._advance()
-        self._pending = True
-        assert self._info is not None
-        return self._info
-
-    def grab(self, timeout_s: float) -> Grab | None:
-        if self._info is None:
-            raise not_open(self._path, "grab")
-        if not self._pending:
-            self._decoded = None  # its memory belongs to the decoder
-            self._advance()
-            self._pending = True
-        if self._interrupted.is_set() or not self._pacer.due(self._recording.media_ns, timeout_s):
-            return None
-        self._pending = False
-        assert self._decoded is not None
-        return replace(self._pacer.stamp(self._recording.media_ns), yuv=encoding_of(self._decoded.image))
-
-    def retrieve(self, out: FrameBuffer) -> None:
-        if self._pass is None or self._decoded is None or self._pending:
-            raise not_open(self._path, "retrieve")
-        self._pass.decoder.write(self._decoded.image, out)
-
-    def interrupt(self) -> None:
-        """Make `grab` return None from now on."""
-        self._interrupted.set()
-
-    def close(self) -> None:
-        self._end_pass()
-        self._reset()
-
-    def _end_pass(self) -> None:
-        ended, self._pass = self._pass, None
-        if ended is not None:
-            ended.close()
-
-    def _advance(self) -> None:
-        """Advance to the next frame.
-
-        Raises:
-            EndOfStream: there are no more frames.
-        """
-        while not self._waiting:
-            if self._pass is None:
-                self._pass = self._begin_pass()
-            frames = self._pass.read()
-            if frames is None:
-                self._recording.finish_pass()
-                self._end_pass()
-            else:
-                self._take(self._pass, frames)
-        self._decoded = self._waiting.popleft()
-        self._recording.count(self._decoded.pts_ns)
-
-    def _begin_pass(self) -> _Pass:
-        """Open the file. Later passes deliver the format of the first one, because the reader has buffers for it."""
-        pixel_formats = self._pixel_formats if self._info is None else (self._info.pixel_format,)
-        begun = _Pass(self._path, self._open_decoder, pixel_formats)
-        self._recording.opened(begun.fps, begun.expected)
-        return begun
-
-    def _take(self, begun: _Pass, images: Sequence[DecodedFrame]) -> None:
-        if images and not begun.described:
-            info = begun.describe(images[0])
-            self._info = self._info or info
-        self._waiting.extend(images)
+    def _cut_short(self) -> bool:
+        """Containers that only estimate their length may be wrong by a frame, or by 1 %."""
+        return self._expected - self.frames > max(1, self._expected // 100)
 
 
 class _Pass:
@@ -160,86 +189,67 @@ class _Pass:
             SourceError: it is not a video, or the decoder does not support it.
         """
         self._path = path
-        self.described = False
-        self._drained = False
-        self._container = self._open()
+        self._container = self._open_container()
         try:
             self._stream = self._video()
             self.decoder: PacketDecoder = open_decoder(self._stream, pixel_formats)
         except SourceError as error:
             self._container.close()
-            raise self._located(error) from error
-        self._packets: Iterator[Packet[Any]] = self._container.demux(self._stream)
+            raise self._named(error) from error
         self.fps = plausible_fps(self._stream.average_rate or self._stream.guessed_rate)
-        self.expected = _expected_frames(self._stream, (self._container.duration or 0) / av.time_base, self.fps)
+        seconds = (self._container.duration or 0) / av.time_base
+        self.expected = self._stream.frames or int(max(0.0, seconds) * (self.fps or 0.0) + 0.5)
 
-    def describe(self, first: DecodedFrame) -> StreamInfo:
-        """Return the properties of the frames that are delivered for frames like `first`.
-
-        Raises:
-            SourceError: the detector accepts none of the possible formats.
-        """
-        self.described = True
-        try:
-            return self.decoder.describe(first.image, self.fps)
-        except SourceError as error:
-            raise self._located(error) from error
-
-    def read(self) -> Sequence[DecodedFrame] | None:
-        """Return the frames that the next packet completes, or None at the end.
+    def read(self) -> Iterator[_Frame]:
+        """Yield the decoded frames.
 
         Raises:
-            SourceError: the decoder failed.
+            SourceError: the decoder failed, or the detector accepts none of the possible formats.
         """
-        packet = self._next()
-        if packet is None:
-            return None
-        try:
-            return self.decoder.decode(packet)
-        except PacketDamaged:
-            return ()
-        except SourceError as error:
-            raise self._located(error) from error
+        info: StreamInfo | None = None
+        for packet in self._packets():
+            try:
+                frames = self.decoder.decode(packet)
+                if frames and info is None:
+                    info = self.decoder.describe(frames[0].image, self.fps)
+            except PacketDamaged:
+                continue
+            except SourceError as error:
+                raise self._named(error) from error
+            for decoded in frames:
+                assert info is not None
+                yield _Frame(decoded, self.decoder, info)
 
     def close(self) -> None:
         self.decoder.close()
         self._container.close()
 
-    def _open(self) -> InputContainer:
+    def _open_container(self) -> InputContainer:
         try:  # an absolute path, because FFmpeg takes a word before a colon for a protocol
             return open_container(str(self._path.absolute()))
         except (av.FFmpegError, ValueError) as error:
-            raise SourceError(
-                f"{self._path}: not a video that FFmpeg can decode",
-                hint="a recording that was cut off may lack its index: `ffmpeg -i FILE` says more",
-            ) from error
+            hint = "a recording that was cut off may lack its index: `ffmpeg -i FILE` says more"
+            raise SourceError(f"{self._path}: {_NOT_A_VIDEO}", hint=hint, code="not-a-video") from error
 
     def _video(self) -> VideoStream:
         stream = next(iter(self._container.streams.video), None)
         if stream is None:
-            raise SourceError("there is no video in it")
+            raise SourceError("there is no video in it", code="not-a-video")
         if getattr(stream, "codec_context", None) is None:
-            raise SourceError("not a video that FFmpeg can decode", hint="`ffmpeg -i FILE` says what it is coded in")
+            raise SourceError(_NOT_A_VIDEO, hint="`ffmpeg -i FILE` says what it is coded in", code="not-a-video")
         return stream
 
-    def _next(self) -> Packet[Any] | None:
-        """Return the next packet, after the last an empty one, which flushes the decoder, then None."""
-        if self._drained:
-            return None
-        try:
-            packet = next(self._packets, None)
-        except (av.FFmpegError, IndexError):  # it cannot be read further, or a stream appears in mid-file
-            packet = None
-        if packet is None:
-            packet = Packet(0)
-            packet.stream = self._stream
-        self._drained = not packet.size
-        return packet
+    def _packets(self) -> Iterator[Packet[Any]]:
+        """Yield all packets. The last one is empty, and flushes the decoder."""
+        with suppress(av.FFmpegError, IndexError):  # it cannot be read further, or a stream appears in mid-file
+            for packet in self._container.demux(self._stream):
+                yield packet
+                if not packet.size:
+                    return
+        flush: Packet[Any] = Packet(0)
+        flush.stream = self._stream
+        yield flush
 
-    def _located(self, error: SourceError) -> SourceError:
-        return SourceError(f"{self._path}: {error.args[0]}", hint=error.hint)
-
-
-def _expected_frames(stream: VideoStream, seconds: float, fps: float | None) -> int:
-    """Return the expected number of frames, or 0 if the file does not say."""
-    return stream.frames or int(max(0.0, seconds) * (fps or 0.0) + 0.5)
+    def _named(self, error: SourceError) -> SourceError:
+        """Return the error with the file's name."""
+        return SourceError(f"{self._path}: {error.args[0]}", hint=error.hint, code=error.code)

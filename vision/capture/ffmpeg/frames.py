@@ -11,13 +11,12 @@ from typing import Final, Protocol
 
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.plane import VideoPlane
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from vision.capture.planes import Plane, planes_of
+from vision.capture.planes import allowed_formats, copy_planes, has_shape, split_planes
 from vision.errors import SizeChanged, SourceError
-from vision.types import PixelFormat, YuvEncoding, frame_shape
+from vision.types import PixelFormat, YuvEncoding
 
 _OURS: Final[Mapping[str, PixelFormat]] = {
     "yuv420p": "i420",
@@ -44,12 +43,12 @@ def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tu
     Raises:
         SourceError: the sides are odd, and the detector accepts no format that allows them.
     """
-    odd = height_px % 2 or width_px % 2
-    possible = [name for name in pixel_formats if not odd or name in {"bgr", "bgrx"}]
+    possible = allowed_formats(pixel_formats, height_px, width_px)
     if not possible:
         raise SourceError(
             f"expected frames with even sides for {', '.join(pixel_formats)}, got {width_px}x{height_px}",
             hint="choose another frame size in the camera's settings",
+            code="pixel-format",
         )
     unconverted = _OURS.get(decoded)
     if unconverted in possible:
@@ -84,6 +83,10 @@ class FrameWriter:
         self._pixel_format = pixel_format
         self._reformatter = VideoReformatter()  # reuses FFmpeg's setup for a size, 0.3 ms per frame
 
+    def size(self, frame: VideoFrame) -> tuple[int, int]:
+        """Return height and width of the frame that `write` delivers."""
+        return frame.height, frame.width
+
     def write(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
         """Copy `frame` into `out`, whose shape must be that of `vision.types.frame_shape`.
 
@@ -91,17 +94,15 @@ class FrameWriter:
             SizeChanged: the frame needs a buffer of another shape.
             SourceError: the layout of FFmpeg's frame is inconsistent.
         """
-        if out.shape != _shape(frame, self._pixel_format):
+        if not has_shape(out, frame.height, frame.width, self._pixel_format):
             raise SizeChanged(frame.height, frame.width)
         if _OURS.get(frame.format.name) != self._pixel_format:
             frame = self._converted(frame)
-        flat, start = out.reshape(-1), 0
-        for source, layout in zip(frame.planes, self._layout(frame), strict=False):
-            end = start + layout.rows * layout.row_bytes
-            flat[start:end].reshape(layout.rows, layout.row_bytes)[...] = _rows(source, layout)
-            start = end
-        if start != flat.size:
-            raise SourceError(f"expected a frame of {flat.size} bytes, FFmpeg gave {start}")
+        sources = [(np.frombuffer(memoryview(plane), np.uint8), plane.line_size) for plane in frame.planes]
+        try:
+            copy_planes(sources, split_planes(out, frame.height, frame.width, self._pixel_format))
+        except ValueError as error:
+            raise SourceError(f"FFmpeg's frame is damaged: {error}", code="decoding") from None
 
     def _converted(self, frame: VideoFrame) -> VideoFrame:
         """Convert to the delivered format. YUV to YUV keeps the encoding."""
@@ -125,24 +126,3 @@ class FrameWriter:
         """Return the same values in the format for limited range: FFmpeg converts by the format's name alone."""
         name = frame.format.name.replace(_FULL, "yuv")
         return self._reformatter.reformat(frame, format=name, src_color_range=_FULL_RANGE, dst_color_range=_FULL_RANGE)
-
-    def _layout(self, frame: VideoFrame) -> tuple[Plane, ...]:
-        strides = [plane.line_size for plane in frame.planes]
-        return planes_of(self._pixel_format, frame.height, frame.width, strides, [0] * len(strides))
-
-
-def _shape(frame: VideoFrame, pixel_format: PixelFormat) -> tuple[int, ...] | None:
-    try:
-        return frame_shape(frame.height, frame.width, pixel_format)
-    except ValueError:
-        return None  # odd sides: the caller finds no buffer for them either
-
-
-def _rows(plane: VideoPlane, layout: Plane) -> NDArray[np.uint8]:
-    """Return a view of a plane without its padding, (rows, row_bytes)."""
-    memory = np.frombuffer(memoryview(plane), np.uint8)
-    if not 0 < layout.row_bytes <= layout.stride or layout.end > memory.size:
-        raise SourceError(
-            f"expected {layout.rows} rows of {layout.row_bytes} bytes, got rows of {layout.stride} in {memory.size}"
-        )
-    return np.lib.stride_tricks.as_strided(memory, (layout.rows, layout.row_bytes), (layout.stride, 1), writeable=False)

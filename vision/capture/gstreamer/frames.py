@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vision.capture.gstreamer import pipeline
 from vision.capture.gstreamer.bindings import library, mapped
-from vision.capture.planes import Plane, copy_planes, planes_of
+from vision.capture.planes import copy_planes, split_planes
 from vision.capture.source import StreamInfo
 from vision.types import PixelFormat, YuvEncoding
 
@@ -37,18 +37,13 @@ def copy_sample(sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
     Raises:
         ValueError: GStreamer cannot map its memory, or the memory is shorter than the frame.
     """
-    buffer = sample.get_buffer()
-    planes = _planes(sample, info, buffer)
-    with mapped(buffer) as frame:
-        copy_planes(frame, planes, out)
-
-
-def _planes(sample: Any, info: StreamInfo, buffer: Any) -> tuple[Plane, ...]:
-    video = library().GstVideo
-    meta = video.buffer_get_video_meta(buffer)
-    if meta is None:  # the layout is then the default of these caps
-        meta = video.VideoInfo.new_from_caps(sample.get_caps())
-    return planes_of(info.pixel_format, info.height_px, info.width_px, meta.stride, meta.offset)
+    buffer, video = sample.get_buffer(), library().GstVideo
+    layout = video.buffer_get_video_meta(buffer)
+    if layout is None:  # the layout is then the default of these caps
+        layout = video.VideoInfo.new_from_caps(sample.get_caps())
+    with mapped(buffer) as memory:
+        sources = [(memory[offset:], stride) for offset, stride in zip(layout.offset, layout.stride, strict=True)]
+        copy_planes(sources, split_planes(out, info.height_px, info.width_px, info.pixel_format))
 
 
 def yuv_encoding(colorimetry: str | None, height_px: int) -> YuvEncoding:

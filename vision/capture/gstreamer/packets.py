@@ -5,7 +5,7 @@ GStreamer's threads call the ``on_`` methods; the camera's thread calls the othe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from typing import Any
 
 from vision.capture.clock import utc_minus_running_time
@@ -22,8 +22,7 @@ _MAX_AGE_NS = 30_000_000_000  # a frame that seems older on arrival has a wrong 
 class PacketMonitor:
     """Decides which coded frames are decoded, and keeps what the decoder does not pass on."""
 
-    def __init__(self, clock: Callable[[], int]) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._base_ns = 0
         self._gate = KeyFrameGate()
         self._timeline = Timeline()
@@ -40,7 +39,7 @@ class PacketMonitor:
         packet = None if pts_ns is None else self._timeline.take(pts_ns)
         if packet is not None:
             return packet
-        now_ns = self._clock()  # a camera that sends raw frames, or a decoder that invented a time
+        now_ns = time.monotonic_ns()  # a camera that sends raw frames, or a decoder that invented a time
         arrived_ns = now_ns if pts_ns is None else self._arrived_ns(pts_ns, now_ns)
         return PacketInfo(arrived_ns, None, self._gate.damaged)
 
@@ -81,7 +80,7 @@ class PacketMonitor:
         """Pass a coded frame to the decoder, or drop it."""
         gst = library().Gst
         buffer = probe.get_buffer()
-        now_ns = self._clock()
+        now_ns = time.monotonic_ns()
         arrived_ns = self._arrived_ns(buffer.pts, now_ns)
         key = not buffer.has_flags(gst.BufferFlags.DELTA_UNIT)
         self.coded_frames += 1

@@ -6,11 +6,8 @@ GStreamer reports every lost packet and the capture times of a camera, and uses 
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from vision.capture.clock import CaptureClock
@@ -23,8 +20,6 @@ from vision.capture.source import Grab, StreamInfo, not_open
 from vision.config import CameraConfig
 from vision.errors import SizeChanged, SourceError, redact
 from vision.types import FrameBuffer, PixelFormat, frame_shape
-
-log = logging.getLogger(__name__)
 
 
 def available(camera: CameraConfig) -> str | None:
@@ -48,17 +43,13 @@ class GStreamerSource:
         self,
         camera: CameraConfig,
         pixel_formats: tuple[PixelFormat, ...],
-        *,
-        clock: Callable[[], int] = time.monotonic_ns,
-        utc: Callable[[], int] = time.time_ns,
     ) -> None:
         self._camera = camera
         self._pixel_formats = pixel_formats
-        self._clock = clock
         self._interrupted = threading.Event()
-        self._capture_clock = CaptureClock(round(camera.max_frame_age_s * 1e9), self._warn, clock=clock, utc=utc)
+        self._capture_clock = CaptureClock(camera.id, round(camera.max_frame_age_s * 1e9))
         self._player: Player | None = None
-        self._packets = PacketMonitor(clock)
+        self._packets = PacketMonitor()
         self._sample: Any = None  # the last grabbed frame
         self._frame: StreamInfo | None = None  # of that frame
         self._first: Any = None  # the frame that `open` waited for
@@ -77,7 +68,7 @@ class GStreamerSource:
         reason = available(self._camera)
         if reason is not None:
             raise errors.source_error(self._camera, reason, "`vision doctor` lists the missing packages")
-        self._packets = PacketMonitor(self._clock)
+        self._packets = PacketMonitor()
         player = self._player = self._new_player()
         try:
             player.start()
@@ -138,6 +129,3 @@ class GStreamerSource:
         stamp = self._capture_clock.stamp(packet.arrived_ns, packet.ntp_utc_ns)
         corrupt = packet.corrupt or buffer.has_flags(library().Gst.BufferFlags.CORRUPTED)
         return Grab(stamp.captured_ns, stamp.captured_utc_ns, stamp.clock, pts_ns, corrupt, info.yuv)
-
-    def _warn(self, text: str) -> None:
-        log.warning("camera %s: %s", self._camera.id, text)

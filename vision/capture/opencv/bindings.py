@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.capture.source import StreamInfo
-from vision.errors import SourceError
-from vision.types import PixelFormat
 
 _MAX_FPS: Final = 1000.0  # above it, the value is the time base of a stream without a rate
 _MAX_POSITION_MS: Final = 1e12  # 30 years; OpenCV before 4.13 returns -3.7e20 for a missing time
@@ -43,7 +41,7 @@ class Capture(Protocol):
     def release(self) -> None: ...
 
 
-def describe(capture: Capture, decoder: str) -> StreamInfo:
+def describe(capture: Capture) -> StreamInfo:
     """Return the stream properties that an open capture reports."""
     fps = capture.get(cv2.CAP_PROP_FPS)
     return StreamInfo(
@@ -51,7 +49,7 @@ def describe(capture: Capture, decoder: str) -> StreamInfo:
         height_px=int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
         pixel_format="bgr",
         fps=fps if math.isfinite(fps) and 0 < fps <= _MAX_FPS else None,
-        decoder=decoder,
+        decoder="v4l2",
     )
 
 
@@ -59,17 +57,3 @@ def position_ns(capture: Capture) -> int | None:
     """Return the presentation time of the last grabbed frame, or None if the stream has none."""
     position_ms = capture.get(cv2.CAP_PROP_POS_MSEC)
     return int(position_ms * 1e6) if math.isfinite(position_ms) and 0 < abs(position_ms) < _MAX_POSITION_MS else None
-
-
-def require_bgr(pixel_formats: tuple[PixelFormat, ...], name: str) -> None:
-    """Check that the detector accepts bgr, the only format that OpenCV delivers.
-
-    Raises:
-        SourceError: the detector does not accept it.
-    """
-    if "bgr" not in pixel_formats:
-        raise SourceError(
-            f"{name}: OpenCV delivers bgr frames, the detector accepts {', '.join(pixel_formats)}",
-            hint="open the camera with `reader: gstreamer`",
-            code="pixel-format",
-        )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
-import time
-from collections.abc import Callable
+from collections import deque
 from pathlib import Path
 from typing import Final, cast
 
@@ -16,8 +14,8 @@ from numpy.typing import NDArray
 
 from vision.capture.images import IMAGE_SUFFIXES
 from vision.capture.opencv import bindings  # noqa: F401 - silences OpenCV's log
-from vision.capture.pacing import FramePacer
-from vision.capture.source import Grab, StreamInfo, not_open
+from vision.capture.pacing import FramePacer, PacedSource
+from vision.capture.source import StreamInfo
 from vision.config.wording import did_you_mean_file
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import FrameBuffer
@@ -27,7 +25,7 @@ log = logging.getLogger(__name__)
 _FPS: Final = 1.0
 
 
-class ImageFolder:
+class ImageFolder(PacedSource[NDArray[np.uint8]]):
     """The images of a folder in natural order (``img2`` before ``img10``), in bgr, rotated as their EXIF data says.
 
     An image that cannot be read is skipped, counted in `skipped` and logged. A folder without a readable image is an
@@ -35,103 +33,46 @@ class ImageFolder:
     """
 
     def __init__(
-        self,
-        path: Path,
-        *,
-        fps: float | None = None,
-        loop: bool = False,
-        offline: bool = False,
-        clock: Callable[[], int] = time.monotonic_ns,
-        utc: Callable[[], int] = time.time_ns,
-        wait: Callable[[float], object] | None = None,
+        self, path: Path, pacer: FramePacer | None = None, *, fps: float | None = None, loop: bool = False
     ) -> None:
-        """Create the source.
-
-        Args:
-            path: a folder or one image.
-            fps: frames per second, by default 1. Offline, it only determines the times.
-            loop: restart after the last image.
-            offline: read as fast as possible.
-            clock: the monotonic clock, in ns.
-            utc: UTC, in ns.
-            wait: sleeps for a number of seconds, or until an interrupt.
-        """
+        super().__init__(path, pacer)
         self._path = path
         self._interval_ns = round(1e9 / (fps or _FPS))
         self._loop = loop
-        self._interrupted = threading.Event()
-        self._pacer = FramePacer(offline=offline, clock=clock, utc=utc, wait=wait or self._interrupted.wait)
-        self._reset()
+        self._close()
 
-    def _reset(self) -> None:
-        self._files: list[Path] = []
-        self._next_file = 0  # index of the next file
-        self._index = 0  # of the current frame, over all passes
-        self._frame: NDArray[np.uint8] | None = None  # the current frame, due or not
-        self._due = False
-        self.skipped = 0  # since it was opened
+    def _close(self) -> None:
+        self._files: deque[Path] = deque()  # in a loop, without those that cannot be read
+        self._read_count = 0  # images, over all passes
+        self.skipped = 0
 
-    @property
-    def live(self) -> bool:
-        return False
-
-    def open(self) -> StreamInfo:
-        self.close()
-        self._files = list_images(self._path)
-        frame = self._next()
-        if frame is None:
-            raise SourceError(f"{self._path}: none of its {self.skipped} images can be read")
-        self._frame = frame
-        self._index = 0
-        self._pacer.start()
+    def _open(self) -> StreamInfo:
+        self._files.extend(list_images(self._path))
+        self._next = _, frame = self._read()
         return StreamInfo(frame.shape[1], frame.shape[0], "bgr", 1e9 / self._interval_ns, "imread")
 
-    def grab(self, timeout_s: float) -> Grab | None:
-        if self._frame is None:
-            raise not_open(self._path, "grab")
-        if self._due:
-            self._advance()
-        media_ns = self._index * self._interval_ns
-        self._due = not self._interrupted.is_set() and self._pacer.due(media_ns, timeout_s)
-        return self._pacer.stamp(media_ns) if self._due else None
-
-    def retrieve(self, out: FrameBuffer) -> None:
-        if self._frame is None or not self._due:
-            raise not_open(self._path, "retrieve")
-        pixels = out.require_host()
-        if self._frame.shape != pixels.shape:
-            raise SizeChanged(self._frame.shape[0], self._frame.shape[1])
-        np.copyto(pixels, self._frame)
-
-    def interrupt(self) -> None:
-        """Make `grab` return None from now on."""
-        self._interrupted.set()
-
-    def close(self) -> None:
-        self._reset()
-
-    def _advance(self) -> None:
-        frame = self._next()
-        if frame is None and self._loop:
-            self._next_file = 0
-            frame = self._next()
-            if frame is None:
-                raise SourceError(f"{self._path}: none of its images can be read any more")
-        if frame is None:
-            raise EndOfStream(f"{self._path}: ended after {self._index + 1} images, {self.skipped} skipped")
-        self._frame = frame
-        self._index += 1
-
-    def _next(self) -> NDArray[np.uint8] | None:
-        """Return the next readable image of this pass. Forget the others."""
-        while self._next_file < len(self._files):
-            frame = read_image(self._files[self._next_file])
+    def _read(self) -> tuple[int, NDArray[np.uint8]]:
+        while self._files:
+            file = self._files.popleft()
+            frame = read_image(file)
             if frame is not None:
-                self._next_file += 1
-                return frame
-            log.warning("%s: skipped, not an image that OpenCV can read", self._files.pop(self._next_file))
+                if self._loop:
+                    self._files.append(file)
+                self._read_count += 1
+                return (self._read_count - 1) * self._interval_ns, frame
+            log.warning("%s: skipped, not an image that OpenCV can read", file)
             self.skipped += 1
-        return None
+        if not self._read_count:
+            raise SourceError(f"{self._path}: none of its {self.skipped} images can be read", code="no-images")
+        if self._loop:
+            raise SourceError(f"{self._path}: none of its images can be read any more", code="no-images")
+        raise EndOfStream(f"{self._path}: ended after {self._read_count} images, {self.skipped} skipped")
+
+    def _write(self, frame: NDArray[np.uint8], out: FrameBuffer) -> None:
+        pixels = out.require_host()
+        if frame.shape != pixels.shape:
+            raise SizeChanged(frame.shape[0], frame.shape[1])
+        np.copyto(pixels, frame)
 
 
 def list_images(path: Path) -> list[Path]:
@@ -146,11 +87,11 @@ def list_images(path: Path) -> list[Path]:
                 return [path]
         files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
     except OSError as error:
-        raise SourceError(
-            f"{path}: {error.strerror}", hint=did_you_mean_file(path) or "check the path and its permissions"
-        ) from error
+        hint = did_you_mean_file(path) or "check the path and its permissions"
+        raise SourceError(f"{path}: {error.strerror}", hint=hint, code="file") from error
     if not files:
-        raise SourceError(f"{path}: no images in this folder", hint=f"expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+        hint = f"expected {', '.join(sorted(IMAGE_SUFFIXES))}"
+        raise SourceError(f"{path}: no images in this folder", hint=hint, code="no-images")
     return sorted(files, key=lambda file: natural_key(file.name))
 
 

@@ -1,6 +1,6 @@
 """USB and other V4L2 cameras through OpenCV, for machines without GStreamer.
 
-Every call into the library that may block runs on a thread of its own (`BlockingCalls`). So `open` and `grab` return
+Every call into the library that may block runs on a thread of its own (`BlockingReader`). So `open` and `grab` return
 in time, and `close` does not wait for a device that hangs.
 """
 
@@ -11,16 +11,17 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
 import cv2
 
-from vision.capture.blocking import BlockingCalls, Interrupted
+from vision.capture.blocking import BlockingReader
 from vision.capture.opencv.bindings import Capture, describe, position_ns
 from vision.capture.opencv.frames import FrameRetriever
 from vision.capture.source import Grab, StreamInfo, not_open
+from vision.config.app import CameraConfig
 from vision.errors import SourceError
 from vision.types import FrameBuffer
 
@@ -30,36 +31,20 @@ _OPEN_MARGIN_S: Final = 1.0  # for a library that exceeds its own timeouts
 _MJPG: Final = int.from_bytes(b"MJPG", "little")
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRequest:
-    """A V4L2 device and the mode to request. Drivers may choose the nearest mode they support."""
-
-    device: str
-    width_px: int | None = None
-    height_px: int | None = None
-    fps: float | None = None
-    open_timeout_s: float = 5.0
-
-
-OpenDevice = Callable[[DeviceRequest], Capture]
-
-
-def open_device(request: DeviceRequest) -> Capture:
+def open_device(camera: CameraConfig) -> Capture:
     """Open a V4L2 device and negotiate its mode. Log every difference between the request and the device's mode.
 
     Raises:
         SourceError: the device is missing, is not a video device, or cannot be opened.
     """
-    _check_device(request.device)
-    capture = cast(Capture, cv2.VideoCapture(request.device, cv2.CAP_V4L2))
+    device = camera.source
+    _check_device(device)
+    capture = cast(Capture, cv2.VideoCapture(device, cv2.CAP_V4L2))
     if not capture.isOpened():
-        raise _device_error(
-            request.device,
-            "V4L2 cannot open it",
-            "is it a camera (v4l2-ctl --list-devices), and not in use elsewhere?",
-        )
-    for difference in request_mode(capture, request):
-        log.warning("%s: %s", request.device, difference)
+        hint = "is it a camera (v4l2-ctl --list-devices), and not in use elsewhere?"
+        raise _device_error(device, "V4L2 cannot open it", hint)
+    for difference in request_mode(capture, camera):
+        log.warning("%s: %s", device, difference)
     return capture
 
 
@@ -71,22 +56,21 @@ def _check_device(device: str) -> None:
     if not stat.S_ISCHR(mode):
         raise _device_error(device, "not a video device", "USB cameras are /dev/video0, /dev/video1, ...")
     if not os.access(device, os.R_OK | os.W_OK):
-        raise _device_error(
-            device, "this user has no permission to open it", "sudo usermod -aG video $USER, and log in again"
-        )
+        hint = "sudo usermod -aG video $USER, and log in again"
+        raise _device_error(device, "this user has no permission to open it", hint)
 
 
 def _device_error(device: str, text: str, hint: str) -> SourceError:
     return SourceError(f"{device}: {text}", hint=hint, code="usb-camera")
 
 
-def request_mode(capture: Capture, request: DeviceRequest) -> list[str]:
+def request_mode(capture: Capture, camera: CameraConfig) -> list[str]:
     """Request a frame size and rate. Return one sentence for each value that the device does not accept.
 
     The request is for motion JPEG: raw frames of 1280x720 and more exceed the bandwidth of USB 2 at full rate. One
-    buffer is requested, because each further buffer can hold an older frame.
+    buffer is requested, because each further buffer can hold an older frame. Drivers may choose the nearest mode.
     """
-    width_px, height_px, fps = request.width_px, request.height_px, request.fps
+    width_px, height_px, fps = camera.width, camera.height, camera.fps
     if width_px is not None and height_px is not None:
         capture.set(cv2.CAP_PROP_FOURCC, _MJPG)
         capture.set(cv2.CAP_PROP_FRAME_WIDTH, width_px)
@@ -94,7 +78,7 @@ def request_mode(capture: Capture, request: DeviceRequest) -> list[str]:
     if fps is not None:
         capture.set(cv2.CAP_PROP_FPS, fps)
     capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-    mode = describe(capture, "v4l2")
+    mode = describe(capture)
     differences = []
     if width_px is not None and (mode.width_px, mode.height_px) != (width_px, height_px):
         differences.append(f"requested {width_px}x{height_px}, the device gives {mode.width_px}x{mode.height_px}")
@@ -103,69 +87,28 @@ def request_mode(capture: Capture, request: DeviceRequest) -> list[str]:
     return differences
 
 
-@dataclass(frozen=True, slots=True)
-class _GrabResult:
-    success: bool
-    captured_ns: int
-    captured_utc_ns: int
-    pts_ns: int | None
-    waited_s: float
-
-
-@dataclass(slots=True)
-class _Connection:
-    """One connection. Its methods run on the library's thread, which may outlive the source."""
-
-    request: DeviceRequest
-    open_device: OpenDevice
-    clock: Callable[[], int]
-    utc: Callable[[], int]
-    capture: Capture | None = None
-
-    def open(self) -> None:
-        self.capture = self.open_device(self.request)
-
-    def grab(self) -> _GrabResult | None:
-        capture = self.capture
-        if capture is None:
-            return None
-        began = time.monotonic()
-        try:
-            success = capture.grab()
-        except cv2.error:
-            success = False
-        now_ns, now_utc_ns = self.clock(), self.utc()
-        return _GrabResult(success, now_ns, now_utc_ns, position_ns(capture), time.monotonic() - began)
-
-    def release(self) -> None:
-        capture, self.capture = self.capture, None
-        if capture is not None:
-            capture.release()
+def _grab(device: str, capture: Capture) -> Grab:
+    began = time.monotonic()
+    try:
+        success = capture.grab()
+    except cv2.error:
+        success = False
+    if not success:
+        raise _device_error(device, f"no frame for {time.monotonic() - began:.1f} s", "was it unplugged?")
+    return Grab(time.monotonic_ns(), time.time_ns(), "arrival", position_ns(capture))
 
 
 class V4L2Source:
     """One V4L2 camera through OpenCV. Satisfies `vision.capture.source.Source`."""
 
-    def __init__(
-        self,
-        request: DeviceRequest,
-        *,
-        open_device: OpenDevice = open_device,
-        clock: Callable[[], int] = time.monotonic_ns,
-        utc: Callable[[], int] = time.time_ns,
-    ) -> None:
-        self.request = request
-        self._open_device = open_device
-        self._clock = clock
-        self._utc = utc
-        self._interrupted = False
-        self._calls: BlockingCalls[_GrabResult | None] | None = None
-        self._connection = self._new_connection()
+    def __init__(self, camera: CameraConfig, *, open_device: Callable[[CameraConfig], Capture] = open_device) -> None:
+        device = camera.source
+        self._camera = camera
+        self._reader = BlockingReader(
+            device, partial(open_device, camera), partial(_grab, device), lambda capture: capture.release()
+        )
         self._retriever: FrameRetriever | None = None
         self._grabbed = False
-
-    def _new_connection(self) -> _Connection:
-        return _Connection(self.request, self._open_device, self._clock, self._utc)
 
     @property
     def live(self) -> bool:
@@ -173,63 +116,31 @@ class V4L2Source:
 
     def open(self) -> StreamInfo:
         self.close()
-        connection = self._connection = self._new_connection()
-        calls = self._calls = BlockingCalls("opencv")
-        if self._interrupted:  # before there was a call to wake
-            raise self._error("interrupted while opening")
-        calls.begin(connection.open)
-        timeout_s = self.request.open_timeout_s + _OPEN_MARGIN_S
-        try:
-            calls.result(timeout_s)
-        except Interrupted:
-            raise self._error("interrupted while opening") from None
-        except TimeoutError:
-            raise self._error(
-                f"the driver did not respond within {timeout_s:g} s", "unplug it and plug it in again"
-            ) from None
-        if connection.capture is None:
-            raise self._error("it opened without a capture")
-        self._retriever = FrameRetriever(connection.capture)
-        return describe(connection.capture, "v4l2")
+        timeout_s = self._camera.open_timeout_s + _OPEN_MARGIN_S
+        capture = self._reader.open(timeout_s, hint="unplug it and plug it in again")
+        self._retriever = FrameRetriever(capture)
+        return describe(capture)
 
     def grab(self, timeout_s: float) -> Grab | None:
-        if self._calls is None or self._retriever is None:
-            raise not_open(self.request.device, "grab")
-        if self._interrupted:
-            return None
-        if not self._calls.busy:
-            self._grabbed = False
-            self._calls.begin(self._connection.grab)
-        try:
-            result = self._calls.result(timeout_s)
-        except (TimeoutError, Interrupted):
-            return None
-        if result is None or not result.success:
-            raise self._error(
-                f"no frame for {result.waited_s if result is not None else 0.0:.1f} s", "was it unplugged?"
-            )
-        self._retriever.discard()
-        self._grabbed = True
-        return Grab(result.captured_ns, result.captured_utc_ns, "arrival", result.pts_ns)
+        if self._retriever is None:
+            raise not_open(self._camera.source, "grab")
+        self._grabbed = False
+        grab = self._reader.read(timeout_s)
+        if grab is not None:
+            self._retriever.discard()
+            self._grabbed = True
+        return grab
 
     def retrieve(self, out: FrameBuffer) -> None:
         if self._retriever is None or not self._grabbed:
-            raise not_open(self.request.device, "retrieve")
+            raise not_open(self._camera.source, "retrieve")
         self._retriever.retrieve(out.require_host())
 
     def interrupt(self) -> None:
         """Make `open` fail and `grab` return None from now on."""
-        self._interrupted = True
-        calls = self._calls
-        if calls is not None:
-            calls.wake()
+        self._reader.interrupt()
 
     def close(self) -> None:
-        calls, self._calls = self._calls, None
+        self._reader.close()
         self._retriever = None
         self._grabbed = False
-        if calls is not None:
-            calls.end(self._connection.release)
-
-    def _error(self, text: str, hint: str = "") -> SourceError:
-        return _device_error(self.request.device, text, hint)

@@ -1,8 +1,8 @@
-"""Synthetic frames with known content: coloured rectangles that move over grey, at even coordinates.
+"""Synthetic frames with known content: colored rectangles that move over grey, at even coordinates.
 
 Frames are drawn directly into the caller's buffer. That costs as much as copying a prepared frame, needs no memory for
 a cycle of frames, and never repeats a frame. Even coordinates make a box the same in every pixel format, because NV12
-and I420 have one colour for each 2x2 pixels.
+and I420 have one color for each 2x2 pixels.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.capture.planes import split_planes
 from vision.test_pattern import FAKE_COLORS
 from vision.types import PixelFormat
 
@@ -87,72 +88,54 @@ class Scene:
         lane_px = _even(self.height_px / self.objects)
         height_px = max(2, _even((lane_px - 4) * rng.uniform(0.5, 1.0)))
         width_px = max(2, min(_even(height_px * rng.uniform(0.4, 1.5)), _even(self.width_px / 4)))
-        x = _Path(
-            0, _even(self.width_px - width_px), rng.uniform(0, self.width_px), rng.uniform(_SLOWEST_PX, _FASTEST_PX)
-        )
+        x_phase, x_step = rng.uniform(0, self.width_px), rng.uniform(_SLOWEST_PX, _FASTEST_PX)
+        x = _Path(0, _even(self.width_px - width_px), x_phase, x_step)
         if self.overlap:
-            y = _Path(
-                0, _even(self.height_px - height_px), rng.uniform(0, self.height_px), rng.uniform(0.5, _SLOWEST_PX)
-            )
+            top, room_px, fastest_px = 0, self.height_px, _SLOWEST_PX
         else:
-            y = _Path(
-                lane * lane_px + 2, _even(lane_px - 4 - height_px), rng.uniform(0, lane_px), rng.uniform(0.5, 1.0)
-            )
+            top, room_px, fastest_px = lane * lane_px + 2, lane_px, 1.0
+        span = _even(room_px - (0 if self.overlap else 4) - height_px)
+        y = _Path(top, span, rng.uniform(0, room_px), rng.uniform(0.5, fastest_px))
         return _Object(rng.randrange(len(FAKE_COLORS)), width_px, height_px, x, y)
 
     def truth(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Return the boxes (N, 4) float32 xyxy in pixels and class ids (N,) int32. Later objects cover earlier ones."""
-        boxes = [one.box(index) for one in self._objects]
-        class_ids = [one.class_id for one in self._objects]
+        boxes = [shape.box(index) for shape in self._objects]
+        class_ids = [shape.class_id for shape in self._objects]
         return np.array(boxes, np.float32).reshape(-1, 4), np.array(class_ids, np.int32)
 
     def draw(self, index: int, out: NDArray[np.uint8], pixel_format: PixelFormat) -> None:
         """Write frame `index` into `out`, a C-contiguous array of `vision.types.frame_shape`."""
-        planes = self._planes(out, pixel_format)
-        for plane, colour in zip(planes, _colours((GREY, GREY, GREY), pixel_format), strict=True):
-            _fill(plane, colour)
-        for one in self._objects:
-            x1, y1, x2, y2 = one.box(index)
-            for plane, colour in zip(planes, _colours(FAKE_COLORS[one.class_id], pixel_format), strict=True):
-                step, channels = self.height_px // plane.shape[0], len(colour)
-                _fill(plane[y1 // step : y2 // step, x1 // step * channels : x2 // step * channels], colour)
-
-    def _planes(self, out: NDArray[np.uint8], pixel_format: PixelFormat) -> tuple[NDArray[np.uint8], ...]:
-        """Return views of (rows, bytes of a row). A plane of half the rows has half the columns too."""
-        height_px, width_px = self.height_px, self.width_px
-        if pixel_format in ("bgr", "bgrx"):
-            return (out.reshape(height_px, -1),)
-        luma, chroma = out[:height_px], out[height_px:].reshape(-1)
-        if pixel_format == "nv12":
-            return luma, chroma.reshape(height_px // 2, width_px)
-        half = (height_px // 2, width_px // 2)
-        return luma, chroma[: chroma.size // 2].reshape(half), chroma[chroma.size // 2 :].reshape(half)
+        planes = split_planes(out, self.height_px, self.width_px, pixel_format)
+        for plane, color in zip(planes, _plane_colors((GREY, GREY, GREY), pixel_format), strict=True):
+            _fill(plane.reshape(len(plane), -1), color)
+        for shape in self._objects:
+            x1, y1, x2, y2 = shape.box(index)
+            for plane, color in zip(planes, _plane_colors(FAKE_COLORS[shape.class_id], pixel_format), strict=True):
+                step, channels = self.height_px // len(plane), len(color)  # half the rows: half the columns too
+                rows = plane.reshape(len(plane), -1)[y1 // step : y2 // step]
+                _fill(rows[:, x1 // step * channels : x2 // step * channels], color)
 
 
-def _colours(bgr: tuple[int, int, int], pixel_format: PixelFormat) -> tuple[tuple[int, ...], ...]:
-    """One colour in the channels of each plane."""
+def _plane_colors(bgr: tuple[int, int, int], pixel_format: PixelFormat) -> tuple[tuple[int, ...], ...]:
+    """Return a color in the channels of each plane. YUV: ITU-R BT.601, 8 bits, 16 to 235 for black to white."""
     if pixel_format == "bgr":
         return (bgr,)
     if pixel_format == "bgrx":
         return ((*bgr, GREY),)
-    y, u, v = _yuv_bt601(*bgr)
+    blue, green, red = bgr
+    y = round(16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255)
+    u = round(128 + (-37.797 * red - 74.203 * green + 112.0 * blue) / 255)
+    v = round(128 + (112.0 * red - 93.786 * green - 18.214 * blue) / 255)
     return ((y,), (u, v)) if pixel_format == "nv12" else ((y,), (u,), (v,))
 
 
-def _yuv_bt601(blue: int, green: int, red: int) -> tuple[int, int, int]:
-    """ITU-R BT.601, 8 bits, 16 to 235 for black to white."""
-    y = 16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255
-    u = 128 + (-37.797 * red - 74.203 * green + 112.0 * blue) / 255
-    v = 128 + (112.0 * red - 93.786 * green - 18.214 * blue) / 255
-    return round(y), round(u), round(v)
-
-
-def _fill(plane: NDArray[np.uint8], colour: tuple[int, ...]) -> None:
-    """Fill a rectangle of (rows, bytes) with one colour, row by row: pixel by pixel NumPy is much slower."""
-    if len(set(colour)) == 1:
-        plane[...] = colour[0]
+def _fill(plane: NDArray[np.uint8], color: tuple[int, ...]) -> None:
+    """Fill a rectangle of (rows, bytes) with one color, row by row: pixel by pixel NumPy is much slower."""
+    if len(set(color)) == 1:
+        plane[...] = color[0]
     else:
-        plane[...] = np.tile(np.array(colour, np.uint8), plane.shape[1] // len(colour))
+        plane[...] = np.tile(np.array(color, np.uint8), plane.shape[1] // len(color))
 
 
 def _even(number: float) -> int:

@@ -38,7 +38,7 @@ _FORM: Final = re.compile(
     r"synthetic:(?:(?P<width>\d{1,5})x(?P<height>\d{1,5}))?(?:@(?P<fps>[\d.]{1,8}))?(?:\?(?P<query>.*))?"
 )
 _EXAMPLE: Final = "synthetic:768x576@30?objects=5&seed=1"
-_FORMATS: Final[dict[str, PixelFormat]] = {name: name for name in get_args(PixelFormat)}
+_FORMATS: Final[tuple[PixelFormat, ...]] = get_args(PixelFormat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,92 +70,51 @@ class SyntheticSpec:
         """
         match = _FORM.fullmatch(source)
         if match is None:
-            raise SourceError(f"expected {_EXAMPLE}, got {source!r}", code="synthetic-address")
+            raise _error(f"expected {_EXAMPLE}, got {source!r}")
         values: dict[str, Any] = {}
         if match["width"]:
             values.update(width_px=int(match["width"]), height_px=int(match["height"]))
         if match["fps"]:
-            values["fps"] = _value("fps", match["fps"], _rate)
+            values["fps"] = _parse_fps(match["fps"])
         for option in filter(None, (match["query"] or "").split("&")):
-            key, _, text = option.partition("=")
-            if key not in _OPTIONS:
-                near = get_close_matches(key, _OPTIONS, 1)
-                raise SourceError(
-                    f"synthetic: unknown option {key!r}",
-                    hint=f"did you mean {near[0]}?" if near else f"options: {', '.join(_OPTIONS)}",
-                    code="synthetic-address",
-                )
-            name, convert = _OPTIONS[key]
-            values[name] = _value(key, text, convert)
+            name, _, text = option.partition("=")
+            if name not in _OPTIONS:
+                near = get_close_matches(name, _OPTIONS, 1)
+                hint = f"did you mean {near[0]}?" if near else f"options: {', '.join(_OPTIONS)}"
+                raise _error(f"synthetic: unknown option {name!r}", hint)
+            values["pixel_format" if name == "format" else name] = _parse_option(name, text)
         return SyntheticSpec(**values)
 
 
-def _value(key: str, text: str, convert: Callable[[str], Any]) -> Any:
-    try:
-        return convert(text)
-    except ValueError as error:
-        raise SourceError(
-            f"synthetic: {key}: expected {error}, got {text!r}", hint=f"example: {_EXAMPLE}", code="synthetic-address"
-        ) from None
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError("a whole number")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    rate = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
-    if not 0 < rate <= 1000:
-        raise ValueError("frames per second, above 0 and up to 1000")
-    return rate
-
-
-def _switch(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise ValueError("0 or 1")
-    return text == "1"
-
-
-def _format(text: str) -> PixelFormat:
-    if text not in _FORMATS:
-        raise ValueError(f"one of {', '.join(_FORMATS)}")
-    return _FORMATS[text]
-
-
-def _at_size(text: str) -> tuple[int, int, int]:
-    match = re.fullmatch(r"(\d+):(\d{1,5})x(\d{1,5})", text)
-    if match is None:
-        raise ValueError("FRAME:WIDTHxHEIGHT")
-    return int(match[1]), int(match[2]), int(match[3])
-
-
-def _at_seconds(text: str) -> tuple[int, float]:
-    match = re.fullmatch(r"(\d+):(\d+(?:\.\d+)?)", text)
-    if match is None:
-        raise ValueError("FRAME:SECONDS")
-    return int(match[1]), float(match[2])
-
-
-def _range(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    if match is None:
-        raise ValueError("FIRST:END")
-    return int(match[1]), int(match[2])
-
-
-_OPTIONS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
-    "objects": ("objects", _count),
-    "seed": ("seed", _count),
-    "frames": ("frames", _count),
-    "format": ("pixel_format", _format),
-    "overlap": ("overlap", _switch),
-    "freeze": ("freeze", _count),
-    "freeze_pts": ("freeze_pts", _count),
-    "resize": ("resize", _at_size),
-    "stall": ("stall", _at_seconds),
-    "hang": ("hang", _at_seconds),
-    "fail": ("fail", _count),
-    "corrupt": ("corrupt", _range),
+_OPTIONS: Final[dict[str, tuple[str, str, tuple[Callable[[str], Any], ...]]]] = {
+    **dict.fromkeys(
+        ("objects", "seed", "frames", "freeze", "freeze_pts", "fail"), (r"(\d+)", "a whole number", (int,))
+    ),
+    "format": (f"({'|'.join(_FORMATS)})", f"one of {', '.join(_FORMATS)}", (str,)),
+    "overlap": ("([01])", "0 or 1", ("1".__eq__,)),
+    "resize": (r"(\d+):(\d{1,5})x(\d{1,5})", "FRAME:WIDTHxHEIGHT", (int, int, int)),
+    **dict.fromkeys(("stall", "hang"), (r"(\d+):(\d+(?:\.\d+)?)", "FRAME:SECONDS", (int, float))),
+    "corrupt": (r"(\d+):(\d+)", "FIRST:END", (int, int)),
 }
+"""The form of each option as a regular expression and in words, and the types of its groups."""
+
+
+def _parse_option(name: str, text: str) -> Any:
+    form, expected, types = _OPTIONS[name]
+    match = re.fullmatch(form, text)
+    if match is None:
+        raise _error(f"synthetic: {name}: expected {expected}, got {text!r}", f"example: {_EXAMPLE}")
+    values = tuple(convert(group) for convert, group in zip(types, match.groups(), strict=True))
+    return values if len(values) > 1 else values[0]
+
+
+def _parse_fps(text: str) -> float:
+    fps = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
+    if not 0 < fps <= 1000:
+        expected = "frames per second, above 0 and up to 1000"
+        raise _error(f"synthetic: fps: expected {expected}, got {text!r}", f"example: {_EXAMPLE}")
+    return fps
+
+
+def _error(text: str, hint: str = "") -> SourceError:
+    return SourceError(text, hint=hint, code="synthetic-address")
