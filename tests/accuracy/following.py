@@ -60,7 +60,7 @@ def follow(found: Floats, frames: range, rate: float, lines: Mapping[str, Any] =
         tracks = tracker.update(_detections(found[found[:, 0] == frame]), round(frame / rate * 1e9))
         analytics.update(tracks, round(frame / rate * 1e9))
         rows.append(_rows(frame, tracks))
-    counts = analytics.counts()
+    counts = analytics.counts().lines
     return Followed(
         np.concatenate(rows),
         {name: counts[f"line{k}"]["in"] + counts[f"line{k}"]["out"] for k, name in enumerate(lines)},

@@ -63,8 +63,9 @@ def count(traffic: Traffic, counters: CameraCounters | None = None) -> Counted:
         if frame.captured_ns * 1e-9 >= next_sample_s:
             counted.resident_mib.append(_resident_mib())
             next_sample_s += 3600.0
-    counted.counts = {name: dict(values) for name, values in analytics.counts().items()}
-    counted.occupancy = analytics.occupancy()["middle"]
+    counts = analytics.counts()
+    counted.counts = {name: dict(values) for name, values in (*counts.lines.items(), *counts.zones.items())}
+    counted.occupancy = counts.occupancy["middle"]
     return counted
 
 

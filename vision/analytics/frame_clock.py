@@ -6,10 +6,15 @@ kept for some seconds, such as a track or a stay in a zone, must not live withou
 
 from __future__ import annotations
 
-_FASTEST_CHANGE = 2.0  # a single long gap is weak evidence of a lower frame rate
-_WEIGHT_OF_NEW = 0.2
-_SLOWEST_S = 10.0  # longer intervals do not change the estimate
-_FRAMES_REMEMBERED = 2.5
+from typing import Final
+
+CLOCK_GRAIN_S: Final = 1e-3
+"""Capture times are no more exact than this."""
+
+_FASTEST_CHANGE: Final = 2.0  # a single long gap is weak evidence of a lower frame rate
+_WEIGHT_OF_NEW: Final = 0.2
+_SLOWEST_S: Final = 10.0  # longer intervals do not change the estimate
+_FRAMES_REMEMBERED: Final = 2.5
 
 
 class FrameClock:
@@ -18,7 +23,6 @@ class FrameClock:
     def __init__(self) -> None:
         self.now_s = 0.0
         self.usual_s = 0.0  # interval between frames, smoothed
-        self.jumps_back = 0
         self._last_ns: int | None = None
 
     def advance(self, captured_ns: int) -> float:
@@ -26,7 +30,6 @@ class FrameClock:
         step_s = 0.0 if self._last_ns is None else (captured_ns - self._last_ns) * 1e-9
         self._last_ns = captured_ns
         if step_s < 0:
-            self.jumps_back += 1
             step_s = self.usual_s
         elif step_s > 0:
             self._learn(step_s)

@@ -64,14 +64,11 @@ class LineSet:
         Args:
             places: (N, 2 A) factors of x and y of the anchors.
         """
-        starts, directions = np.array(self._starts, np.complex128), self._directions()
+        starts = np.array(self._starts, np.complex128)
+        directions = np.array(self._along, np.complex128) / np.array(self._lengths)
         columns = 2 * np.array(self.anchors, np.intp)
         factors: FloatArray = directions.real * places[:, columns + 1] - directions.imag * places[:, columns]
         return factors, directions.imag * starts.real - directions.real * starts.imag
-
-    def _directions(self) -> Points:
-        directions: Points = np.array(self._along, np.complex128) / np.array(self._lengths)
-        return directions
 
     def distance(self, point: complex, line: int) -> float:
         """Return the signed distance of a point from the infinite line, positive on its right."""
@@ -79,7 +76,8 @@ class LineSet:
 
     def is_passed(self, before: complex, now: complex, line: int) -> bool:
         """Return True if the straight path between two points crosses the infinite line between the line's ends."""
-        was, change = self.distance(before, line), self.distance(before, line) - self.distance(now, line)
+        was = self.distance(before, line)
+        change = was - self.distance(now, line)
         point = before + (was / change if change else 0.0) * (now - before)
         share = ((point - self._starts[line]) / self._along[line]).real
         return 0.0 <= share <= 1.0

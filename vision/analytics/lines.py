@@ -15,14 +15,13 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.analytics.frame_clock import CLOCK_GRAIN_S
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, LineSet, pairs
-from vision.analytics.track_snapshot import TrackSnapshot
-from vision.analytics.track_table import TrackColumn, TrackTable
-from vision.config.analytics import LineConfig
+from vision.analytics.track_table import TrackColumn, TrackSnapshot, TrackTable
+from vision.config.analytics import LineConfig, ZoneConfig
 
 _CLEARLY: Final = 2.0  # margins beyond a line: crossed at once
 _STAYS_S: Final = 0.5  # this long more than a margin beyond a line: crossed too
-_CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
 
 
 class Crossing(NamedTuple):
@@ -36,26 +35,23 @@ class Crossing(NamedTuple):
 class LineWatch:
     """The lines of one camera. The state of each object is in the `columns` of the camera's `TrackTable`."""
 
-    def __init__(self, lines: Sequence[LineConfig], anchors: Sequence[str], allowed: BoolArray | None) -> None:
+    def __init__(self, lines: Sequence[LineConfig], anchors: Sequence[str], class_names: Sequence[str]) -> None:
         """
         Args:
             anchors: names of the columns of `TrackSnapshot.points`.
-            allowed: (C + 1, L) True where objects of a class count; None: all do.
         """
         number = len(lines)
         self.columns: Mapping[str, TrackColumn] = {
-            "right": TrackColumn(
-                np.bool_, (2 * number,)
-            ),  # the side of each line that it is on, and the side that it counts on
+            # The side of each line that it is on, and the side that it counts on.
+            "right": TrackColumn(np.bool_, (2 * number,)),
             "unknown": TrackColumn(np.bool_, (number,)),  # on the line since it appeared
             "passed": TrackColumn(np.bool_, (number,)),  # the path last met the line between its ends
-            "beyond_s": TrackColumn(
-                np.float64, (number,), math.inf
-            ),  # since when it has been beyond the line without being counted
+            # Since when it has been beyond the line without being counted.
+            "beyond_s": TrackColumn(np.float64, (number,), math.inf),
         }
         self._anchors = [anchors.index(line.anchor) for line in lines]
         self._reported = [(line.direction != "in", line.direction != "out") for line in lines]
-        self._allowed = allowed
+        self._classes = ClassFilter(lines, class_names)
 
     def place(self, points: Sequence[Sequence[tuple[float, float]]]) -> LineSet:
         """Set the pixels of the first and second point of each line."""
@@ -111,7 +107,7 @@ class LineWatch:
         """Return True if an object is far enough, or has been long enough, beyond the line to have left its side."""
         if margins > 1.0 and beyond_s[line] == math.inf:
             beyond_s[line] = now_s
-        if margins <= _CLEARLY and now_s - beyond_s[line] < _STAYS_S - _CLOCK_GRAIN_S:
+        if margins <= _CLEARLY and now_s - beyond_s[line] < _STAYS_S - CLOCK_GRAIN_S:
             return False
         beyond_s[line] = math.inf
         return True
@@ -120,15 +116,29 @@ class LineWatch:
         """Return True if a change of side is a crossing to report."""
         if not memory["passed"][row, line] or memory["unknown"][row, line] or not self._reported[line][to_right]:
             return False
-        return self._allowed is None or bool(self._allowed[class_row(self._allowed, memory["class_id"][row]), line])
+        return self._classes.allows(int(memory["class_id"][row]), line)
 
 
-def class_rows(allowed: BoolArray, class_ids: NDArray[np.int32]) -> IndexArray:
-    """Return (M,) the row in `allowed`, (C + 1, S), of each class id. Ids without a name have the last row."""
-    rows: IndexArray = np.minimum(class_ids.view(np.uint32), len(allowed) - 1).astype(np.intp)
-    return rows
+class ClassFilter:
+    """The classes of objects that each of S lines or zones counts."""
 
+    def __init__(self, shapes: Sequence[LineConfig | ZoneConfig], class_names: Sequence[str]) -> None:
+        allowed = np.ones((len(class_names) + 1, len(shapes)), np.bool_)  # the last row is for ids without a name
+        for column, shape in enumerate(shapes):
+            if shape.classes is not None:
+                allowed[:-1, column] = np.isin(class_names, shape.classes)
+                allowed[-1, column] = False
+        self._allowed = None if allowed.all() else allowed
 
-def class_row(allowed: BoolArray, class_id: int) -> int:
-    """Return the row in `allowed` of one class id."""
-    return int(class_id) if 0 <= class_id < len(allowed) - 1 else len(allowed) - 1
+    def allows(self, class_id: int, shape: int) -> bool:
+        """Return True if a line or zone counts objects of this class."""
+        if self._allowed is None:
+            return True
+        unnamed = len(self._allowed) - 1
+        return bool(self._allowed[class_id if 0 <= class_id < unnamed else unnamed, shape])
+
+    def allowed(self, class_ids: NDArray[np.int32], rows: IndexArray) -> BoolArray | None:
+        """Return (M, S): True where the objects of `rows`, (M,), count. None: all count."""
+        if self._allowed is None:
+            return None
+        return self._allowed[np.minimum(class_ids[rows].view(np.uint32), len(self._allowed) - 1)]

@@ -1,4 +1,4 @@
-"""`TrackTable`: the state of each object between two frames, in columns with one row per track id."""
+"""`TrackTable`: the state of each object between two frames. `TrackSnapshot`: the objects of one frame."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from vision.analytics.geometry import BoolArray, IndexArray
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, Points
 
 _NO_ID: Final = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class TrackSnapshot:
+    """The M objects of one frame."""
+
+    now_s: float
+    rows: IndexArray  # (M,) in the track table, which still has the `points` of the frame before
+    fresh: BoolArray | None  # (M,) True for new objects; None: no object is new
+    points: Points  # (M, A) of each anchor
+    distances: FloatArray  # (M, 2 L) signed, from each line, twice
+    margin: FloatArray  # (M,) pixels by which a border must be passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,30 +34,24 @@ class TrackColumn:
     shape: tuple[int, ...] = ()
     blank: float = 0
 
+    def rows(self, number: int) -> NDArray[Any]:
+        """Return the column of new objects, (number, *shape)."""
+        return np.full((number, *self.shape), self.blank, self.dtype)
 
-class TrackTable:
-    """Columns of one row per track, in ascending order of ids. `table["name"]` is a column."""
+
+class TrackTable(dict[str, NDArray[Any]]):
+    """Columns by name, with one row per track, in ascending order of ids."""
 
     def __init__(self, columns: Mapping[str, TrackColumn]) -> None:
-        self._kinds = dict(columns)
-        self._columns: dict[str, NDArray[Any]] = {name: _blank(column, 0) for name, column in columns.items()}
-        self._ids: NDArray[np.int64] = np.array(
-            [_NO_ID]
-        )  # one more than there are tracks, so that every search finds a row
-
-    def __len__(self) -> int:
-        return len(self._ids) - 1
+        super().__init__({name: column.rows(0) for name, column in columns.items()})
+        self._kinds = columns
+        # One more than there are tracks, so that every search finds a row.
+        self._ids: NDArray[np.int64] = np.array([_NO_ID])
 
     @property
     def ids(self) -> NDArray[np.int64]:
         """(R,) ascending."""
         return self._ids[:-1]
-
-    def id_of(self, row: int) -> int:
-        return int(self._ids[row])
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._columns[name]
 
     def rows_of(self, track_ids: NDArray[np.int64]) -> tuple[IndexArray, BoolArray | None]:
         """Return the row of each of the M ids. Add a row for each new id.
@@ -61,16 +67,12 @@ class TrackTable:
         ids = np.concatenate([self.ids, added])
         order = ids.argsort(kind="stable")
         self._ids = np.append(ids[order], _NO_ID)
-        for name, values in self._columns.items():
-            self._columns[name] = np.concatenate([values, _blank(self._kinds[name], len(added))])[order]
+        for name, values in self.items():
+            self[name] = np.concatenate([values, self._kinds[name].rows(len(added))])[order]
         return self._ids.searchsorted(track_ids), ~present
 
     def keep(self, kept: BoolArray) -> None:
         """Delete all rows that are not `kept`."""
         self._ids = np.append(self.ids[kept], _NO_ID)
-        for name, values in self._columns.items():
-            self._columns[name] = values[kept]
-
-
-def _blank(column: TrackColumn, rows: int) -> NDArray[Any]:
-    return np.full((rows, *column.shape), column.blank, column.dtype)
+        for name, values in self.items():
+            self[name] = values[kept]

@@ -22,7 +22,7 @@ import lap
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.analytics.frame_clock import FrameClock
+from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
 from vision.config.tracking import TrackConfig
 from vision.types import Detections, Tracks
 
@@ -55,7 +55,6 @@ _WEAK_STAGE: Final = 0.5  # to a weak one
 _TENTATIVE_STAGE: Final = 0.1  # of an unpublished track to a strong detection
 _SAME_OBJECT_IOU: Final = 0.4  # a detection that overlaps a tracked object this much is the same object
 
-_CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
 _SCORE_GRAIN: Final = 1e-6  # scores are float32: rounding must not miss a threshold
 
 _CENTRES: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
@@ -98,11 +97,6 @@ class Tracker:
     def __len__(self) -> int:
         """Return the number of tracks, published or not."""
         return len(self._ids)
-
-    @property
-    def jumps_back(self) -> int:
-        """Number of capture times before the last one, since the start or the last reset."""
-        return self._time.jumps_back
 
     def reset(self) -> None:
         """End every track, as at a new epoch. Their ids are not used again."""
@@ -153,7 +147,7 @@ class Tracker:
         step_s = self._time.advance(captured_ns)
         if len(self._ids):
             memory_s = self._time.memory_s(self._config.lost_s)
-            self._keep(self._state[_SEEN_S] >= self._time.now_s - memory_s - _CLOCK_GRAIN_S)
+            self._keep(self._state[_SEEN_S] >= self._time.now_s - memory_s - CLOCK_GRAIN_S)
         if len(self._ids) and step_s:
             self._predict(step_s)
 
@@ -185,7 +179,7 @@ class Tracker:
         sure = strong.nonzero()[0]
         _match(similarity, published.nonzero()[0], sure, _ANY_STAGE, matches)
         if len(sure) < len(strong):
-            now_s, just_before_s = self._time.now_s, 1.5 * self._time.usual_s + _CLOCK_GRAIN_S
+            now_s, just_before_s = self._time.now_s, 1.5 * self._time.usual_s + CLOCK_GRAIN_S
             candidates = published & (matches < 0) & (self._state[_SEEN_S] >= now_s - just_before_s)
             candidates &= self._state[_STRONG_S] >= now_s - max(config.weak_s, just_before_s)
             _match(similarity, candidates.nonzero()[0], (~strong).nonzero()[0], _WEAK_STAGE, matches)
@@ -270,7 +264,7 @@ class Tracker:
         now_s = self._time.now_s
         if self._config.reactivation == "observation":
             gap_s = now_s - state[_SEEN_S]
-            again = (gap_s > 1.5 * self._time.usual_s + _CLOCK_GRAIN_S).nonzero()[0]
+            again = (gap_s > 1.5 * self._time.usual_s + CLOCK_GRAIN_S).nonzero()[0]
             _restart_motion(state, again, at, noise, gap_s)
         state[_SEEN_AT] = at[_PLACE]
         state[_SEEN_S] = now_s
@@ -279,7 +273,7 @@ class Tracker:
             self._state[:, tracks] = state
         tentative = self._ids[tracks] == 0
         if tentative.any():
-            tentative &= now_s - state[_BORN_S] >= self._config.confirm_s - _CLOCK_GRAIN_S
+            tentative &= now_s - state[_BORN_S] >= self._config.confirm_s - CLOCK_GRAIN_S
             for track in tracks[tentative]:
                 self._ids[track] = next(_next_track_id)
         return belief

@@ -1,4 +1,4 @@
-"""`ZoneWatch`: which objects are in which zones, and for how long.
+"""`ZoneWatch`: which objects are in which zones, and for how long. `CrowdDetector`: zones with too many of them.
 
 An object enters or leaves when its anchor is a margin beyond the border. It also enters by appearing inside.
 """
@@ -6,18 +6,17 @@ An object enters or leaves when its anchor is a margin beyond the border. It als
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vision.analytics.geometry import BoolArray, ZoneSet, pairs
-from vision.analytics.lines import class_rows
-from vision.analytics.track_snapshot import TrackSnapshot
-from vision.analytics.track_table import TrackColumn, TrackTable
+from vision.analytics.frame_clock import CLOCK_GRAIN_S
+from vision.analytics.geometry import ZoneSet, pairs
+from vision.analytics.lines import ClassFilter
+from vision.analytics.track_table import TrackColumn, TrackSnapshot, TrackTable
 from vision.config.analytics import ZoneConfig
-
-_CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
 
 
 class Passage(NamedTuple):
@@ -32,26 +31,24 @@ class Passage(NamedTuple):
 class ZoneWatch:
     """The zones of one camera. The state of each object is in the `columns` of the camera's `TrackTable`."""
 
-    def __init__(self, zones: Sequence[ZoneConfig], anchors: Sequence[str], allowed: BoolArray | None) -> None:
+    def __init__(self, zones: Sequence[ZoneConfig], anchors: Sequence[str], class_names: Sequence[str]) -> None:
         """
         Args:
             anchors: names of the columns of `TrackSnapshot.points`.
-            allowed: (C + 1, Z) True where objects of a class count; None: all do.
         """
         number = len(zones)
         self.columns: Mapping[str, TrackColumn] = {
             "inside": TrackColumn(np.bool_, (number,)),
             "entered_s": TrackColumn(np.float64, (number,)),
-            "dwells_s": TrackColumn(
-                np.float64, (number,), math.inf
-            ),  # time at which it will have been inside for `dwell_s`
+            # The time at which it will have been inside for `dwell_s`.
+            "dwells_s": TrackColumn(np.float64, (number,), math.inf),
             "dwelling": TrackColumn(np.bool_, (number,)),
         }
         places = [anchors.index(zone.anchor) for zone in zones]
         # Columns of the zones' anchors; an anchor that all zones share is taken once.
         self._places = slice(places[0], places[0] + 1) if len(set(places)) == 1 else np.array(places, np.intp)
         self._dwell_s = [zone.dwell_s or math.inf for zone in zones]
-        self._allowed = allowed
+        self._classes = ClassFilter(zones, class_names)
         self._next_dwell_s = math.inf  # no object reaches its `dwell_s` before this
 
     def place(self, polygons: Sequence[Sequence[tuple[float, float]]]) -> None:
@@ -63,8 +60,9 @@ class ZoneWatch:
         """Return the passages in this frame, by object and then by zone. `enter` and `leave` store them."""
         points = seen.points[:, self._places]
         inside = self._set.contain(points)
-        if self._allowed is not None:
-            inside &= self._allowed[class_rows(self._allowed, memory["class_id"][seen.rows])]
+        allowed = self._classes.allowed(memory["class_id"], seen.rows)
+        if allowed is not None:
+            inside &= allowed
         changed = inside != memory["inside"].take(seen.rows, axis=0)
         if not changed.any():
             return []
@@ -82,7 +80,7 @@ class ZoneWatch:
     def enter(self, memory: TrackTable, row: int, zone: int, now_s: float) -> None:
         memory["inside"][row, zone] = True
         memory["entered_s"][row, zone] = now_s
-        dwells_s = now_s + self._dwell_s[zone] - _CLOCK_GRAIN_S
+        dwells_s = now_s + self._dwell_s[zone] - CLOCK_GRAIN_S
         memory["dwells_s"][row, zone] = dwells_s
         self._next_dwell_s = min(self._next_dwell_s, dwells_s)
 
@@ -104,3 +102,67 @@ class ZoneWatch:
         memory["dwells_s"][rows, zones] = math.inf
         self._next_dwell_s = float(memory["dwells_s"].min(initial=math.inf))
         return list(zip(rows.tolist(), zones.tolist(), strict=True))
+
+
+@dataclass(slots=True)
+class _Crowd:
+    """One zone with a threshold."""
+
+    above: int
+    for_s: float
+    is_crowded: bool = False
+    change_since_s: float | None = None  # since when the state has differed from `is_crowded`
+    from_s: float = 0.0
+    most: int = 0
+
+
+class CrowdDetector:
+    """Detects the begin and end of crowding, each after `crowded_for_s` without a break."""
+
+    def __init__(self, zones: Sequence[ZoneConfig]) -> None:
+        self.occupants = [0] * len(zones)  # of each zone
+        self._crowds = {
+            zone: _Crowd(config.crowd_threshold, config.crowded_for_s)
+            for zone, config in enumerate(zones)
+            if config.crowd_threshold is not None
+        }
+
+    def update(self, now_s: float, *, unobserved: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Yield zone and data of each event.
+
+        Args:
+            unobserved: the camera was away for so long that no state has lasted.
+        """
+        for zone, crowd in self._crowds.items():
+            occupants = self.occupants[zone]
+            if crowd.is_crowded:
+                crowd.most = max(crowd.most, occupants)
+            if (occupants > crowd.above) is crowd.is_crowded:
+                crowd.change_since_s = None
+                continue
+            if unobserved or crowd.change_since_s is None:
+                crowd.change_since_s = now_s
+            if now_s - crowd.change_since_s < crowd.for_s - CLOCK_GRAIN_S:
+                continue
+            if crowd.is_crowded:
+                yield zone, self._end(zone, crowd, now_s)
+            else:
+                crowd.is_crowded, crowd.from_s, crowd.most = True, crowd.change_since_s, occupants
+                yield zone, {"phase": "begin", "occupancy": occupants, "above": crowd.above}
+            crowd.change_since_s = None
+
+    def end(self, now_s: float) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """End every crowd now. Yield zone and data of each event."""
+        for zone, crowd in self._crowds.items():
+            if crowd.is_crowded:
+                yield zone, self._end(zone, crowd, now_s)
+
+    def _end(self, zone: int, crowd: _Crowd, now_s: float) -> Mapping[str, Any]:
+        crowd.is_crowded = False
+        return {
+            "phase": "end",
+            "occupancy": self.occupants[zone],
+            "above": crowd.above,
+            "most": crowd.most,
+            "lasted_s": round(now_s - crowd.from_s, 3),
+        }

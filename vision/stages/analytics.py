@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from vision.analytics.camera_analytics import Analytics
-from vision.config.analytics import CameraAnalytics
+from vision.config.analytics import CameraAnalytics, pixels_per_unit
 from vision.state.database import StateDatabase
 from vision.types import Counts, Event, FrameMeta, Result, Tracks
 
@@ -23,20 +23,9 @@ class _Watched:
     """One camera's analytics and its counts so far."""
 
     analytics: Analytics
-    config: CameraAnalytics
     epoch: int
-    counts: Counts = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.count()
-
-    def count(self) -> None:
-        counted, of_line = self.analytics.counts(), {line.name for line in self.config.lines}
-        self.counts = Counts(
-            {name: counts for name, counts in counted.items() if name in of_line},
-            {name: counts for name, counts in counted.items() if name not in of_line},
-            self.analytics.occupancy(),
-        )
+    frame_size: tuple[int, int]
+    counts: Counts
 
 
 class AnalyticsStage:
@@ -74,7 +63,7 @@ class AnalyticsStage:
         watched, events = self._watched(result.meta)
         events += watched.analytics.update(result.objects, result.meta.captured_ns)
         if events:
-            watched.count()
+            watched.counts = watched.analytics.counts()
         return replace(result, events=result.events + events, counts=watched.counts)
 
     def _watched(self, meta: FrameMeta) -> tuple[_Watched, tuple[Event, ...]]:
@@ -82,34 +71,43 @@ class AnalyticsStage:
         watched = self._cameras.get(meta.camera_id)
         if watched is not None and watched.epoch == meta.epoch:
             return watched, ()
-        size, before = (meta.width_px, meta.height_px), (0, 0)
+        size = meta.width_px, meta.height_px
         events: tuple[Event, ...] = ()
-        if watched is None:
-            watched = self._cameras[meta.camera_id] = self._begin(meta)
-        else:
-            before = watched.analytics.frame_size
-            watched.epoch = meta.epoch
+        if watched is not None:
             events = watched.analytics.restart(*size, meta.captured_ns)
-        if watched.analytics.outside and before != size:
-            log.warning(
-                "camera %s: completely outside its frame of %dx%d, so nothing is counted there: %s; see `vision draw`",
-                meta.camera_id,
-                meta.width_px,
-                meta.height_px,
-                ", ".join(watched.analytics.outside),
-            )
+        if watched is None or watched.frame_size != size:
+            self._warn_outside(meta.camera_id, size)
+        analytics = self._open(meta.camera_id, size) if watched is None else watched.analytics
+        watched = self._cameras[meta.camera_id] = _Watched(analytics, meta.epoch, size, analytics.counts())
         return watched, events
 
-    def _begin(self, meta: FrameMeta) -> _Watched:
-        camera_id = meta.camera_id
-        config = self._sections[camera_id]
-        analytics = Analytics(
-            config,
+    def _open(self, camera_id: str, size: tuple[int, int]) -> Analytics:
+        return Analytics(
+            self._sections[camera_id],
             camera_id,
             self._class_names,
-            meta.width_px,
-            meta.height_px,
+            *size,
             forget_s=self._forget_s,
             counters=self._state.counters(camera_id) if self._state is not None else None,
         )
-        return _Watched(analytics, config, meta.epoch)
+
+    def _warn_outside(self, camera_id: str, size: tuple[int, int]) -> None:
+        if outside := shapes_outside(self._sections[camera_id], *size):
+            log.warning(
+                "camera %s: completely outside its frame of %dx%d, so nothing is counted there: %s; see `vision draw`",
+                camera_id,
+                *size,
+                ", ".join(outside),
+            )
+
+
+def shapes_outside(section: CameraAnalytics, width_px: int, height_px: int) -> list[str]:
+    """Return the names of lines and zones with no part in the frame, as if configured for another resolution."""
+    scale_x, scale_y = pixels_per_unit(section.units, width_px, height_px)
+    corners: list[tuple[str, Sequence[tuple[float, float]]]] = [(line.name, line.points) for line in section.lines]
+    corners += [(zone.name, zone.polygon) for zone in section.zones]
+    return [
+        name
+        for name, points in corners
+        if min(x for x, _ in points) * scale_x >= width_px or min(y for _, y in points) * scale_y >= height_px
+    ]

@@ -109,7 +109,7 @@ def test_crossing_from_left_to_right_is_in(
     (event,) = walk(stage, along(*path, steps=steps))
     assert (event.kind, event.name, event.camera_id, event.track_id) == ("line_crossed", "door", "gate", 7)
     assert event.data["direction"] == direction and event.data["phase"] == "instant"
-    assert stage.counts()["door"][direction] == 1 and stage.counts()["door"][f"{direction}:person"] == 1
+    assert stage.counts().lines["door"][direction] == 1 and stage.counts().lines["door"][f"{direction}:person"] == 1
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_crossing_during_occlusion_is_counted() -> None:
 def test_only_the_configured_direction_is_counted(direction: str, expected: list[str]) -> None:
     stage = analytics(lines=[line(direction=direction)])
     assert [event.data["direction"] for event in walk(stage, [(300, 500), (700, 500), (300, 500)])] == expected
-    counts = stage.counts()["door"]
+    counts = stage.counts().lines["door"]
     assert counts["in"] + counts["out"] == len(expected)
 
 
@@ -186,8 +186,8 @@ def test_other_classes_are_not_counted() -> None:
     stage = analytics(lines=[line(classes=["car", "bicycle"])], zones=[zone(classes=["person"])])
     for class_id, track_id in ((0, 1), (1, 2), (2, 3), (77, 4), (-1, 5)):
         walk(stage, along((100, 500), (900, 500)), track_id, class_id)
-    assert stage.counts()["door"] == {"in": 0, "out": 2, "out:bicycle": 1, "out:car": 1}
-    assert stage.counts()["queue"] == {"entered": 1, "left": 1, "entered:person": 1, "left:person": 1}
+    assert stage.counts().lines["door"] == {"in": 0, "out": 2, "out:bicycle": 1, "out:car": 1}
+    assert stage.counts().zones["queue"] == {"entered": 1, "left": 1, "entered:person": 1, "left:person": 1}
 
 
 def test_unnamed_classes_count_if_all_classes_do() -> None:
@@ -223,7 +223,7 @@ def test_object_lost_slightly_beyond_a_line_has_crossed_it() -> None:
     stage = analytics(lines=[line()])
     assert walk(stage, [(300, 500), (490, 500), (511, 500)]) == []
     (event,) = play(stage, [tracks()] * 16)
-    assert event.data["direction"] == "out" and event.track_id == 7 and stage.counts()["door"]["out"] == 1
+    assert event.data["direction"] == "out" and event.track_id == 7 and stage.counts().lines["door"]["out"] == 1
     assert len(stage) == 0
 
 
@@ -259,7 +259,7 @@ def test_zone_reports_entering_and_leaving() -> None:
     assert entered.data["how"] == left.data["how"] == "crossed"
     assert entered.data["occupancy"] == 1 and left.data["occupancy"] == 0
     assert left.data["stayed_s"] == pytest.approx((left.at_ns - entered.at_ns) * 1e-9)
-    assert stage.counts()["queue"]["entered"] == stage.counts()["queue"]["left"] == 1
+    assert stage.counts().zones["queue"]["entered"] == stage.counts().zones["queue"]["left"] == 1
 
 
 @pytest.mark.parametrize(
@@ -276,18 +276,18 @@ def test_zone_reports_entering_and_leaving() -> None:
 def test_jitter_at_a_border_enters_a_zone_once(path: list[Place], entries: int) -> None:
     stage = analytics(zones=[zone()])
     walk(stage, path)
-    assert stage.counts()["queue"]["entered"] == entries
+    assert stage.counts().zones["queue"]["entered"] == entries
 
 
 def test_object_lost_in_a_zone_leaves_it_after_forget_s() -> None:
     stage = analytics(zones=[zone(dwell_s=0.5)])
     play(stage, [tracks((7, (500, 500)))] * 11)
     assert play(stage, [tracks()] * 15) == []
-    assert stage.occupancy() == {"queue": 1}
+    assert stage.counts().occupancy == {"queue": 1}
     ended, left = play(stage, [tracks()])
     assert (ended.kind, ended.data["phase"], ended.data["stayed_s"]) == ("dwelling", "end", 1.0)
     assert left.data["how"] == "lost" and left.data["stayed_s"] == 1.0 and left.track_id == 7
-    assert stage.occupancy() == {"queue": 0} and len(stage) == 0
+    assert stage.counts().occupancy == {"queue": 0} and len(stage) == 0
 
 
 def test_dwelling_begins_once_per_stay_and_ends() -> None:
@@ -344,7 +344,7 @@ def test_restart_ends_states_and_keeps_counters() -> None:
     play(stage, [*crowd(2)] * 5)
     events = stage.restart(1000, 1000, _now_ns)
     assert sorted(kinds(events)) == [("crowded", "end"), *[("dwelling", "end")] * 2, *[("zone_left", "instant")] * 2]
-    assert stage.occupancy() == {"queue": 0} and stage.counts()["queue"]["entered"] == 2
+    assert stage.counts().occupancy == {"queue": 0} and stage.counts().zones["queue"]["entered"] == 2
 
 
 @pytest.mark.parametrize(("units", "whole"), [("fraction", 1.0), ("percent", 100.0)])
@@ -354,12 +354,6 @@ def test_fractions_and_percent_follow_the_frame_size(units: str, whole: float) -
     stage.restart(1280, 960, _now_ns)
     assert walk(stage, [(300, 200), (345, 200)]) == []
     assert len(walk(stage, [(600, 200), (680, 200)])) == 1
-
-
-def test_shapes_outside_the_frame_are_listed() -> None:
-    shapes: dict[str, Any] = {"lines": [line(((700, 0), (700, 400)))], "zones": [zone()]}
-    assert analytics(640, 480, **shapes).outside == ("door",)
-    assert analytics(1280, 960, **shapes).outside == ()
 
 
 # --- time and memory --------------------------------------------------------------------------------------------------
@@ -418,6 +412,12 @@ def on_frame(x_m: float, y_m: float) -> Place:
     return plane.to_metres(x_m, y_m)
 
 
+def motion(stage: Analytics) -> tuple[float, float]:
+    """Return speed in km/h and direction in degrees of the only object."""
+    (_,) = stage._objects.table.ids
+    return stage._objects.motion(0)
+
+
 @pytest.mark.parametrize("speed_kmh", [5.0, 30.0, 50.0])
 @pytest.mark.parametrize("fps", [5.0, 10.0, 30.0])
 def test_speed_does_not_depend_on_frame_rate_and_jitter(speed_kmh: float, fps: float) -> None:
@@ -427,7 +427,7 @@ def test_speed_does_not_depend_on_frame_rate_and_jitter(speed_kmh: float, fps: f
         x, y = on_frame(4.0, 1.0 + speed_kmh / 3.6 * at / fps)
         jitter = rng.normal(0, 0.3, 2)
         stage.update(tracks((7, (x + jitter[0], y + jitter[1]))), round(at / fps * 1e9))
-    speed, heading = stage.motion_of(7)
+    speed, heading = motion(stage)
     assert speed == pytest.approx(speed_kmh, rel=0.1, abs=1.0)
     assert min(heading, 360 - heading) < 10  # up in the frame
 
@@ -438,17 +438,16 @@ def test_speed_does_not_depend_on_frame_rate_and_jitter(speed_kmh: float, fps: f
 def test_heading_is_the_direction_of_travel(step: Place, heading_deg: float) -> None:
     stage = analytics(lines=[line()])
     walk(stage, [(500 + step[0] * k, 500 + step[1] * k) for k in range(15)])
-    _, heading = stage.motion_of(7)
+    _, heading = motion(stage)
     assert (heading - heading_deg + 180) % 360 - 180 == pytest.approx(0, abs=0.5)
 
 
 def test_standing_and_new_objects_have_no_motion() -> None:
     stage = analytics(ground=ROAD)
-    assert all(math.isnan(value) for value in stage.motion_of(7))
     walk(stage, [(500, 800)])
-    assert all(math.isnan(value) for value in stage.motion_of(7))
+    assert all(math.isnan(value) for value in motion(stage))
     walk(stage, [(500, 800)] * 20)
-    speed, heading = stage.motion_of(7)
+    speed, heading = motion(stage)
     assert speed == pytest.approx(0, abs=1e-6) and math.isnan(heading)
 
 
@@ -467,9 +466,9 @@ def test_events_carry_the_speed() -> None:
 def test_points_above_the_horizon_are_not_on_the_ground() -> None:
     stage = analytics(ground=ROAD)
     walk(stage, [(500, 100 + k) for k in range(20)])
-    assert math.isnan(stage.motion_of(7)[0])
+    assert math.isnan(motion(stage)[0])
     walk(stage, along((500, 700), (500, 900)))
-    assert stage.motion_of(7)[0] > 0
+    assert motion(stage)[0] > 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -589,7 +588,7 @@ def test_counters_survive_a_restart(tmp_path: Path) -> None:
     for run in range(3):
         with closing(StateDatabase(tmp_path / "state")) as state:
             stage = analytics(counters=state.counters("gate"), lines=[line()])
-            assert stage.counts()["door"]["out"] == run
+            assert stage.counts().lines["door"]["out"] == run
             (event,) = walk(stage, [(300, 500), (700, 500)], class_id=2)
             assert event.data["total_out"] == run + 1
     with closing(StateDatabase(tmp_path / "state")) as state:

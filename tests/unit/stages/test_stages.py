@@ -14,7 +14,7 @@ import pytest
 from vision.config import RuleConfig
 from vision.config.analytics import CameraAnalytics
 from vision.config.tracking import TrackConfig
-from vision.stages.analytics import AnalyticsStage
+from vision.stages.analytics import AnalyticsStage, shapes_outside
 from vision.stages.rules import RuleStage
 from vision.stages.track import TrackStage
 from vision.state.database import StateDatabase
@@ -192,6 +192,12 @@ def test_shapes_outside_the_frame_are_logged_once_per_size(caplog: pytest.LogCap
             stage(track(result(epoch=epoch, size=(320, 240))))
     (record,) = caplog.records
     assert "door, yard" in record.getMessage()
+
+
+def test_shapes_outside_the_frame_are_listed() -> None:
+    shapes = section(lines=[{"name": "door", "points": [[700, 0], [700, 400]]}], zones=[YARD])
+    assert shapes_outside(shapes, 640, 480) == ["door"]
+    assert shapes_outside(shapes, 1280, 960) == []
 
 
 def test_counters_continue_after_a_restart(tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""`TrackedObjects`: the objects of one camera within one epoch, their time and their motion.
+
+Speed and direction come from a straight line fitted to about the last second: the difference of two positions at 30
+frames/s is mostly noise. Positions are kept about an eighth of a second apart. The line is fitted only for an object
+that has an event.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from operator import mul
+from typing import Final
+
+import numpy as np
+
+from vision.analytics.frame_clock import FrameClock
+from vision.analytics.geometry import BoolArray, FloatArray, GroundPlane, LineSet, places_of_anchors
+from vision.analytics.track_table import TrackColumn, TrackSnapshot, TrackTable
+from vision.types import Tracks
+
+_MARGIN: Final = 0.1  # of the longer side of the object's box: twice the jitter of a detector's boxes
+_MOVING: Final = 0.1  # object sizes per second from which a direction of travel is reported
+_SAMPLES: Final = 9  # positions kept per object; NaN where it was not detected
+_SPACING_S: Final = 0.125
+_WINDOW_S: Final = 1.05
+_LEAST_SPAN_S: Final = 0.35  # shorter histories give no velocity
+
+
+class TrackedObjects:
+    """State of the objects in `table`, and the `clock` of their camera. Anchor 0 is the point on the ground."""
+
+    def __init__(
+        self, anchors: Sequence[str], lines: LineSet, ground: GroundPlane | None, columns: Mapping[str, TrackColumn]
+    ) -> None:
+        """
+        Args:
+            anchors: names of the columns of `TrackSnapshot.points`.
+            columns: the state that lines and zones keep of each object.
+        """
+        own = {
+            "class_id": TrackColumn(np.int32),
+            "seen_s": TrackColumn(np.float64),
+            "size": TrackColumn(np.float64),
+            "points": TrackColumn(np.complex128, (len(anchors),)),
+            "trail": TrackColumn(np.complex128, (_SAMPLES,), math.nan),
+        }
+        self.table = TrackTable({**own, **columns})
+        self.clock = FrameClock()
+        self.oldest_s = math.inf  # no object was last seen before this
+        self._ground = ground
+        self._end = 2 * len(anchors)
+        self._matrix, self._offset = _box_transform(anchors, lines)
+        self._sample_times_s = [-math.inf] * _SAMPLES  # the same for all objects
+        self._sample = 0
+
+    def see(self, tracks: Tracks) -> TrackSnapshot:
+        """Store the present state of each object. `points` keeps the last state until lines and zones have used it."""
+        table, now_s, end = self.table, self.clock.now_s, self._end
+        rows, fresh = table.rows_of(tracks.track_ids)
+        if fresh is not None:
+            self.oldest_s = min(self.oldest_s, now_s)
+        columns: FloatArray = tracks.boxes_xyxy.astype(np.float64) @ self._matrix
+        columns += self._offset
+        points = columns.view(np.complex128)[:, : end // 2]
+        size = np.maximum(columns[:, end], columns[:, end + 1])
+        table["seen_s"][rows] = now_s
+        table["size"][rows] = size
+        table["class_id"][rows] = tracks.class_ids
+        if now_s - self._sample_times_s[self._sample] >= _SPACING_S:
+            self._sample = (self._sample + 1) % _SAMPLES
+            self._sample_times_s[self._sample] = now_s
+            samples = table["trail"][:, self._sample]
+            samples.fill(math.nan)
+            samples[rows] = points[:, 0]
+        return TrackSnapshot(now_s, rows, fresh, points, columns[:, end + 2 :], _MARGIN * size)
+
+    def keep(self, kept: BoolArray) -> None:
+        """Forget all objects that are not `kept`, (R,)."""
+        self.oldest_s = float(self.table["seen_s"][kept].min(initial=math.inf))
+        if not kept.all():
+            self.table.keep(kept)
+
+    def motion(self, row: int) -> tuple[float, float]:
+        """Return speed in km/h and direction of travel in degrees; NaN if unknown.
+
+        Directions are those of the frame: 0 up, 90 right, 180 down, 270 left. Speeds need a ground plane.
+        """
+        now_s, times_s, points = self.clock.now_s, [], []
+        for time_s, point in zip(self._sample_times_s, self.table["trail"][row].tolist(), strict=True):
+            if time_s >= now_s - _WINDOW_S and point == point:  # noqa: PLR0124 - NaN is not equal to itself
+                times_s.append(time_s - now_s)
+                points.append(point)
+        speed_kmh = heading_deg = math.nan
+        moves = _velocity(times_s, points)
+        if moves is None:
+            return speed_kmh, heading_deg
+        if abs(moves) >= _MOVING * self.table["size"][row]:
+            heading_deg = math.degrees(math.atan2(moves.real, -moves.imag)) % 360.0
+        if self._ground is not None:
+            places = [complex(*self._ground.to_metres(point.real, point.imag)) for point in points]
+            visible = [at for at, place in enumerate(places) if not math.isnan(place.real)]
+            on_ground = _velocity([times_s[at] for at in visible], [places[at] for at in visible])
+            speed_kmh = math.nan if on_ground is None else 3.6 * abs(on_ground)
+        return speed_kmh, heading_deg
+
+
+def _box_transform(anchors: Sequence[str], lines: LineSet) -> tuple[FloatArray, FloatArray]:
+    """Return one matrix, (4, 2 A + 2 + 2 L), and offset that give all that lines and zones need of the boxes.
+
+    The columns are x and y of each of A anchors, width and height, then the distances from each of L lines twice.
+    """
+    places = places_of_anchors(anchors)
+    distances, offset = lines.of_places(places)
+    size = ((-1.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
+    matrix = np.concatenate([places, size, distances, distances], axis=1)
+    return matrix, np.concatenate([np.zeros(places.shape[1] + 2), offset, offset])
+
+
+def _velocity(times_s: Sequence[float], points: Sequence[complex]) -> complex | None:
+    """Return x + iy per second by least squares; None if there are too few positions."""
+    if not times_s or max(times_s) - min(times_s) < _LEAST_SPAN_S:
+        return None
+    number, sum_t = len(times_s), sum(times_s)
+    spread = number * sum(map(mul, times_s, times_s)) - sum_t * sum_t
+    moved: complex = (number * sum(map(mul, times_s, points)) - sum_t * sum(points)) / spread
+    return moved
