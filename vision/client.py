@@ -9,22 +9,23 @@ Example::
 """
 
 from vision.messaging.client import (
-    CameraStatusMessage,
-    CountsMessage,
-    DetectedObject,
-    DetectionsMessage,
-    EventMessage,
-    Gap,
     Item,
     Latency,
-    NewJournal,
-    NodeStatusMessage,
     Restart,
     Silence,
     Subscription,
     latency,
     read_recording,
     subscribe,
+)
+from vision.messaging.gap_recovery import Gap, NewJournal
+from vision.messaging.schema import (
+    CameraStatusMessage,
+    CountsMessage,
+    DetectedObject,
+    DetectionsMessage,
+    EventMessage,
+    NodeStatusMessage,
 )
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""docs/messages.md as data: programs, example, and the tables that are generated from `vision.messaging.codec`.
+"""docs/messages.md as data: programs, example, and the tables that are generated from `vision.messaging.schema`.
 
 python -m tests.messages.documents    updates the tables and docs/schemas/
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.messages.processes import REPOSITORY
-from vision.messaging import codec
+from vision.messaging.schema import json_schemas
 
 PAGE = REPOSITORY / "docs" / "messages.md"
 SCHEMAS = REPOSITORY / "docs" / "schemas"
@@ -47,7 +47,7 @@ def fields_on_page() -> str:
 
 def fields_expected() -> str:
     """Return the expected field tables: one for each message and one for each object inside."""
-    schemas = {name: schema["$defs"] for name, schema in codec.json_schemas().items()}
+    schemas = {name: schema["$defs"] for name, schema in json_schemas().items()}
     detections, events = schemas["detections-1.json"], schemas["events-1.json"]
     camera, node = schemas["camera-status-1.json"], schemas["node-status-1.json"]
     counts = schemas["counts-1.json"]
@@ -81,7 +81,7 @@ def replay_on_page() -> str:
 
 def replay_expected() -> str:
     """Return the expected tables of the replay protocol."""
-    schemas = {name: schema["$defs"] for name, schema in codec.json_schemas().items()}
+    schemas = {name: schema["$defs"] for name, schema in json_schemas().items()}
     tables = {
         "Request": schemas["replay-request-1.json"]["ReplayRequest"],
         "First part of the reply": schemas["replay-reply-1.json"]["ReplayReply"],
@@ -110,11 +110,11 @@ def _type(field: Mapping[str, Any]) -> str:
 
 
 def write() -> None:
-    """Update the tables and the schemas from `vision.messaging.codec`."""
+    """Update the tables and the schemas from `vision.messaging.schema`."""
     page = _FIELDS.sub(lambda _: fields_expected(), PAGE.read_text())
     PAGE.write_text(_REPLAY.sub(lambda _: replay_expected(), page))
     SCHEMAS.mkdir(exist_ok=True)
-    for name, schema in codec.json_schemas().items():
+    for name, schema in json_schemas().items():
         (SCHEMAS / name).write_text(schema_text(schema))
 
 

@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 
 from vision.messaging import codec
-from vision.messaging.schema import UNNUMBERED
+from vision.messaging.schema import (
+    CameraReport,
+    Header,
+    LatencyPercentiles,
+    NodeReport,
+    StatusMessage,
+    StatusReport,
+    rfc3339,
+)
 from vision.types import Detections, DropReason, Event, FrameMeta, Result, Timing, Tracks
 
+HEADER: Header = {"node": "node-1", "instance": "cafe", "boot": "b007", "seq": 1}
 CLASSES = ("person", "car")
 META = FrameMeta("gate", 17, 2, 5_000_000_000, 1_700_000_000_123_456_789, 640, 480, "rtcp")
 TIMING = Timing(5_000_000_000, 5_003_000_000, 5_003_200_000, 5_027_200_000, 5_027_800_000)
@@ -37,23 +46,28 @@ def result(
     return Result(meta, objects if objects is not None else found(), **(given | changes))
 
 
-def camera_status(camera: str = "gate", **changes: Any) -> codec.CameraStatusMessage:
-    """Return the status of a camera that streams, not yet numbered."""
+def camera_status(camera: str = "gate", **changes: Any) -> CameraReport:
+    """Return the status of a camera that streams."""
     fields: dict[str, Any] = {
-        "at": codec.rfc3339(0), "at_monotonic_ns": 9_000_000_000, "state": "streaming", "state_for_s": 1.5, "epoch": 1,
+        "at": rfc3339(0), "at_monotonic_ns": 9_000_000_000, "state": "streaming", "state_for_s": 1.5, "epoch": 1,
         "reconnects": 0, "grabbed": 10, "published": 8, "dropped": {"stale": 2}, "fps": 24.99, "published_fps": 20.0,
         "objects": 2,
     }  # fmt: skip
-    return codec.CameraStatusMessage(**UNNUMBERED, camera=camera, **(fields | changes))
+    return CameraReport(camera=camera, **(fields | changes))
 
 
-def node_status() -> codec.NodeStatusMessage:
-    """Return the status of a running program, not yet numbered."""
-    return codec.NodeStatusMessage(
-        **UNNUMBERED, at=codec.rfc3339(0), at_monotonic_ns=1, uptime_s=1.235, version="0.1.0", backend="fake cpu",
+def node_status() -> NodeReport:
+    """Return the status of a running program."""
+    return NodeReport(
+        at=rfc3339(0), at_monotonic_ns=1, uptime_s=1.235, version="0.1.0", backend="fake cpu",
         model="fake", rates={"published": 24.99}, dropped={"stale": 1}, queues={"results": 0}, rss_bytes=1 << 20,
-        latency_ms={"detect": codec.LatencyPercentiles(p50=1.235, p99=2.0, max=3.0)},
+        latency_ms={"detect": LatencyPercentiles(p50=1.235, p99=2.0, max=3.0)},
     )  # fmt: skip
+
+
+def published(report: StatusReport) -> StatusMessage:
+    """Return the message of a report."""
+    return codec.status(HEADER, report)
 
 
 def crossed(camera: str = "gate") -> Event:

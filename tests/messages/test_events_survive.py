@@ -25,7 +25,7 @@ def some_more(program: Program, count: int = 60) -> None:
     time.sleep(random.uniform(0, 0.01))
 
 
-def test_a_publisher_that_is_killed_loses_no_event(tmp_path: Path) -> None:
+def test_killed_publisher_loses_no_event(tmp_path: Path) -> None:
     got: list[EventMessage] = []
     others: list[object] = []
     with Subscription(f"ipc://{tmp_path}/out", kinds=("events",), since=0, silence_s=60) as subscription:
@@ -59,7 +59,7 @@ def test_a_publisher_that_is_killed_loses_no_event(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("publisher_too", [False, True])
-def test_a_subscriber_that_is_killed_loses_no_event(tmp_path: Path, publisher_too: bool) -> None:
+def test_killed_subscriber_loses_no_event(tmp_path: Path, publisher_too: bool) -> None:
     file = tmp_path / "received"
     program = publisher(tmp_path)
     try:

@@ -64,7 +64,7 @@ def network() -> Iterator[None]:
             subprocess.run(["ip", "netns", "delete", machine], check=False, capture_output=True)
 
 
-def test_a_publisher_that_lost_its_power_is_found_again(network: None) -> None:
+def test_subscriber_reconnects_after_power_cut_of_publisher(network: None) -> None:
     start_publisher = (PUBLISHER, sys.executable, "-m", "tests.messages.publisher", ADDRESS)
     command = (sys.executable, "-m", "tests.messages.subscriber", ADDRESS, "1000", "--keepalive", "1")
     with inside(SUBSCRIBER, *command) as subscriber:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.perf import site
 from vision.client import subscribe
-from vision.messaging.codec import DetectionsMessage
+from vision.messaging.schema import DetectionsMessage
 
 _WARM_S = 3.0
 

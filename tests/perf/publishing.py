@@ -21,7 +21,7 @@ import numpy as np
 import zmq
 
 from tests.messages.processes import REPOSITORY, wait_until
-from vision.messaging import codec
+from vision.messaging import codec, schema
 from vision.messaging.publisher import Publisher
 from vision.types import Detections, FrameMeta, Result, Timing
 
@@ -92,7 +92,7 @@ def _run(n: int, stopped: bool, seconds: float, samples: Samples) -> None:
         halves = [part for part in (n // 2, n - n // 2) if part]
         workers = [stack.enter_context(_subscribers(publisher.address, part, "detections/gate")) for part in halves]
         idle = [stack.enter_context(_subscribers(publisher.address, 1, "detections/"))] if stopped else []
-        wait_until(lambda: publisher.joins == n + len(idle), "all have subscribed")
+        wait_until(lambda: publisher.socket.joins == n + len(idle), "all have subscribed")
         for process in idle:
             process.send_signal(signal.SIGSTOP)
         before = _resident_bytes()
@@ -182,7 +182,7 @@ def _subscribe(address: str, n: int, topic: str) -> None:
                 continue
             message = codec.decode("detections/", sock.recv_multipart()[1])
             now_ns = time.monotonic_ns()
-            assert isinstance(message, codec.DetectionsMessage)
+            assert isinstance(message, schema.DetectionsMessage)
             counts[message.epoch] += 1
             if message.epoch == _PACED:
                 latencies_ms.append((now_ns - message.captured_monotonic_ns) / 1e6)

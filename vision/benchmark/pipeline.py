@@ -23,7 +23,7 @@ from vision.benchmark.samples import Durations, relative_error
 from vision.capture.source import Source
 from vision.config import AppConfig
 from vision.detect.detector import Detector
-from vision.messaging.schema import CameraStatusMessage
+from vision.messaging.schema import CameraReport
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_publisher
 from vision.runtime.sink import Sink
@@ -217,7 +217,7 @@ class _End:
     """Counters at one end of the measurement."""
 
     at_ns: int
-    cameras: Mapping[str, CameraStatusMessage]  # by camera
+    cameras: Mapping[str, CameraReport]  # by camera
     cpu: CpuUse  # since the first end
     thread_s: Mapping[str, float]  # CPU time by the name of the thread
 
@@ -317,7 +317,7 @@ def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) ->
     return tuple(time_ns / max(1, end_ns - begin_ns) for time_ns in times)
 
 
-def _increase(begin: CameraStatusMessage | None, end: CameraStatusMessage | None) -> tuple[int, Mapping[str, int]]:
+def _increase(begin: CameraReport | None, end: CameraReport | None) -> tuple[int, Mapping[str, int]]:
     """Return the frames that a camera's slot received and dropped between two reports.
 
     These are the slot's own counts: a camera whose frames are all dropped has no result.

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vision.cli.live import LiveDisplay
-from vision.messaging.schema import CameraStatusMessage, CountsMessage
+from vision.messaging.schema import CameraReport, CountsReport
 from vision.runtime.status import Report
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def down_lines(report: Report) -> Iterator[Text]:
         yield Text(f"{camera.camera}: {camera.state}{retry}: {reason}", style, overflow="fold")
 
 
-def status_line(camera: CameraStatusMessage, counts: CountsMessage | None = None) -> str:
+def status_line(camera: CameraReport, counts: CountsReport | None = None) -> str:
     """Return the row of a camera as a log line."""
     parts = [camera.state, f"{camera.published_fps:.1f} frames/s"]
     if camera.latency_ms is not None:
@@ -120,7 +120,7 @@ def status_line(camera: CameraStatusMessage, counts: CountsMessage | None = None
     return f"{camera.camera}: {', '.join(parts)}{counted}"
 
 
-def format_counts(counts: CountsMessage | None) -> str:
+def format_counts(counts: CountsReport | None) -> str:
     """Return text such as ``door 7 in 2 out, queue 3``."""
     if counts is None:
         return ""
@@ -128,5 +128,5 @@ def format_counts(counts: CountsMessage | None) -> str:
     return ", ".join([*lines, *(f"{name} {zone.occupancy}" for name, zone in counts.zones.items())])
 
 
-def _format_drops(camera: CameraStatusMessage) -> str:
+def _format_drops(camera: CameraReport) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in camera.dropped.items()) or "0"

@@ -19,8 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vision.errors import EXIT_OK, EXIT_RUNTIME
-from vision.messaging.client import (
+from vision.client import (
     CameraStatusMessage,
     DetectionsMessage,
     Gap,
@@ -31,6 +30,7 @@ from vision.messaging.client import (
     Subscription,
     latency,
 )
+from vision.errors import EXIT_OK, EXIT_RUNTIME
 
 _WINDOW_S = 5.0  # of rates and percentiles
 _MOST_SAMPLES = 5000

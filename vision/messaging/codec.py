@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -23,77 +22,30 @@ from vision.errors import MessageError
 from vision.messaging.schema import (
     KINDS,
     NODE,
-    UNNUMBERED,
     AnyMessage,
     AttributeOfObject,
+    CameraReport,
     CameraStatusMessage,
     CountsMessage,
+    CountsReport,
     DetectedObject,
     DetectionsMessage,
-    DetectorStatus,
     Encoding,
     EventMessage,
-    Kind,
-    LatencyPercentiles,
+    Header,
     LineCounts,
-    Message,
     NodeStatusMessage,
     ReplayReply,
     ReplayRequest,
     StageTimes,
     StatusMessage,
+    StatusReport,
     ZoneCounts,
-    doc,
-    json_schemas,
     rfc3339,
     schema_of,
-    utc_ns,
 )
-from vision.types import Counts, Detections, Event, Result, Tracks
+from vision.types import Counts, Detections, Event, Result, Timing, Tracks
 
-__all__ = [
-    "KINDS",
-    "NODE",
-    "AnyMessage",
-    "AttributeOfObject",
-    "CameraStatusMessage",
-    "CountsMessage",
-    "DetectedObject",
-    "DetectionsMessage",
-    "DetectorStatus",
-    "Encoding",
-    "EventMessage",
-    "Kind",
-    "LatencyPercentiles",
-    "LineCounts",
-    "Message",
-    "NodeStatusMessage",
-    "Numbering",
-    "ReplayReply",
-    "ReplayRequest",
-    "StageTimes",
-    "StatusMessage",
-    "ZoneCounts",
-    "boot_id",
-    "counts",
-    "decode",
-    "decode_event",
-    "decode_recorded",
-    "decode_reply",
-    "decode_request",
-    "detections",
-    "doc",
-    "encode",
-    "event",
-    "json_schemas",
-    "rfc3339",
-    "schema_of",
-    "utc_ns",
-    "with_number",
-    "with_replay",
-]
-
-_MessageT = TypeVar("_MessageT", bound=Message)
 _StructT = TypeVar("_StructT", bound=msgspec.Struct)
 
 
@@ -105,29 +57,28 @@ class Numbering:
         self.instance = instance if instance is not None else secrets.token_hex(4)
         self._last: dict[str, int] = {}
 
-    def stamp(self, message: _MessageT) -> _MessageT:
-        """Return the message with its sender and the next number of its topic."""
-        topic = message.topic
+    def header(self, topic: str) -> Header:
+        """Return the header of the next message of a topic."""
         seq = self._last[topic] = self._last.get(topic, 0) + 1
-        return msgspec.structs.replace(message, node=self.node, instance=self.instance, boot=boot_id(), seq=seq)
+        return {"node": self.node, "instance": self.instance, "boot": boot_id(), "seq": seq}
 
 
-def detections(result: Result, class_names: Sequence[str], now_ns: int = 0) -> DetectionsMessage:
-    """Return the message of one result, not yet numbered. `now_ns` replaces a `published_ns` that is not set yet."""
+def detections(header: Header, result: Result, class_names: Sequence[str]) -> DetectionsMessage:
+    """Return the message of one result."""
     meta = result.meta
     objects, invalid = _objects(result.objects, class_names)
     if result.attributes:
         objects = [_with_attributes(detected, result) for detected in objects]
     return DetectionsMessage(
-        **UNNUMBERED,
+        **header,
         camera=meta.camera_id,
         epoch=meta.epoch,
         frame=meta.index,
         captured_at=rfc3339(meta.captured_utc_ns),
         captured_monotonic_ns=meta.captured_ns,
         clock=meta.clock,
-        timing_ms=_stage_times(result, now_ns),
-        dropped_before=_counts(result.dropped_before),
+        timing_ms=_stage_times(result.timing),
+        dropped_before={reason: count for reason, count in result.dropped_before.items() if count},
         width=meta.width_px,
         height=meta.height_px,
         objects=objects,
@@ -180,26 +131,29 @@ def _rows(detections: Detections | Tracks, keep: NDArray[np.bool_]) -> Detection
     return Detections(boxes, scores, class_ids)
 
 
-def _stage_times(result: Result, now_ns: int) -> StageTimes:
-    timing = result.timing  # a point that was not reached has the time of the point before
-    batched_ns = timing.batched_ns or timing.captured_ns
+def _stage_times(timing: Timing) -> StageTimes:
+    """Return the durations in milliseconds. A point that was not reached has the time of the point before it."""
+    captured_ns = timing.captured_ns
+    batched_ns = timing.batched_ns or captured_ns
     submitted_ns = timing.submitted_ns or batched_ns
     inferred_ns = timing.inferred_ns or submitted_ns
-    published_ns = timing.published_ns or now_ns or inferred_ns
+    published_ns = timing.published_ns or inferred_ns
     return StageTimes(
-        wait=_ms(batched_ns - timing.captured_ns),
+        wait=_ms(batched_ns - captured_ns),
         submit=_ms(submitted_ns - batched_ns),
         infer=_ms(inferred_ns - submitted_ns),
         publish=_ms(published_ns - inferred_ns),
-        total=_ms(published_ns - timing.captured_ns),
+        total=_ms(published_ns - captured_ns),
     )
 
 
-def event(happened: Event, result: Result) -> EventMessage:
-    """Return the message of one event of `result`, not yet numbered."""
+def event(
+    header: Header, happened: Event, result: Result, *, journal: str | None = None, number: int | None = None
+) -> EventMessage:
+    """Return the message of one event of `result`, with its number in a journal if one stores it."""
     meta = result.meta
     return EventMessage(
-        **UNNUMBERED,
+        **header,
         camera=happened.camera_id,
         epoch=meta.epoch,
         frame=meta.index,
@@ -211,6 +165,8 @@ def event(happened: Event, result: Result) -> EventMessage:
         data=dict(happened.data),
         box=_box_of(happened.track_id, result.objects),
         snapshot=happened.snapshot or None,
+        journal=journal,
+        number=number,
     )
 
 
@@ -224,20 +180,9 @@ def _box_of(track_id: int | None, objects: Detections | Tracks) -> tuple[float, 
     return x1, y1, x2, y2
 
 
-def with_number(event: EventMessage, journal: str, number: int) -> EventMessage:
-    """Return the event with its number in a journal."""
-    return msgspec.structs.replace(event, journal=journal, number=number)
-
-
-def with_replay(status: NodeStatusMessage, address: str) -> NodeStatusMessage:
-    """Return the status with the address for requests of missed events."""
-    return msgspec.structs.replace(status, replay=address)
-
-
-def counts(camera: str, counted: Counts, now_ns: int, now_utc_ns: int) -> CountsMessage:
-    """Return the message of the counts of a camera, not yet numbered."""
-    return CountsMessage(
-        **UNNUMBERED,
+def counts(camera: str, counted: Counts, now_ns: int, now_utc_ns: int) -> CountsReport:
+    """Return the report of the counts of a camera."""
+    return CountsReport(
         camera=camera,
         at=rfc3339(now_utc_ns),
         at_monotonic_ns=now_ns,
@@ -267,8 +212,14 @@ def _by_class(prefix: str, totals: Mapping[str, int]) -> dict[str, int]:
     return {key.removeprefix(prefix): count for key, count in totals.items() if key.startswith(prefix)}
 
 
-def _counts(by_reason: Mapping[str, int]) -> dict[str, int]:
-    return {str(reason.value if isinstance(reason, Enum) else reason): n for reason, n in by_reason.items() if n}
+def status(header: Header, report: StatusReport, replay: str | None = None) -> StatusMessage:
+    """Return the message of a report. `replay` is the address for requests of missed events."""
+    fields = msgspec.structs.asdict(report)
+    if isinstance(report, CameraReport):
+        return CameraStatusMessage(**header, **fields)
+    if isinstance(report, CountsReport):
+        return CountsMessage(**header, **fields)
+    return NodeStatusMessage(**header, **fields, replay=replay)
 
 
 def _ms(duration_ns: int) -> float:
@@ -292,6 +243,7 @@ def _plain(value: object) -> object:
 
 _TO_JSON = msgspec.json.Encoder(enc_hook=_plain)
 _TO_MSGPACK = msgspec.msgpack.Encoder(enc_hook=_plain)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _TYPES: dict[str, type[AnyMessage]] = {
     "detections": DetectionsMessage,
     "events": EventMessage,
@@ -299,12 +251,12 @@ _TYPES: dict[str, type[AnyMessage]] = {
     "status": CameraStatusMessage,
     f"status/{NODE}": NodeStatusMessage,
 }
-_JSON_DECODERS = {key: msgspec.json.Decoder(kind) for key, kind in _TYPES.items()}
-_MSGPACK_DECODERS = {key: msgspec.msgpack.Decoder(kind) for key, kind in _TYPES.items()}
+_JSON_DECODERS = {kind: msgspec.json.Decoder(kind) for kind in (*_TYPES.values(), ReplayRequest, ReplayReply)}
+_MSGPACK_DECODERS = {kind: msgspec.msgpack.Decoder(kind) for kind in _JSON_DECODERS}
 
 
-def encode(message: Message | ReplayRequest | ReplayReply, encoding: Encoding = "json") -> bytes:
-    """Return the payload of a numbered message.
+def encode(message: AnyMessage | ReplayRequest | ReplayReply, encoding: Encoding = "json") -> bytes:
+    """Return the payload of a message.
 
     Raises:
         NotImplementedError: the `data` of an event has a value that is not a number, text, list or mapping.
@@ -318,75 +270,45 @@ def decode(topic: str, payload: bytes) -> AnyMessage:
     Raises:
         MessageError: another schema or version, or not a message.
     """
-    key = topic if topic in _TYPES else topic.partition("/")[0]
-    if key not in _TYPES:
-        raise MessageError(f"expected a topic that starts with one of {', '.join(KINDS)}, got {topic!r}")
-    # A JSON object starts with a brace; no MessagePack map does.
-    decoders = _JSON_DECODERS if payload[:1] == b"{" else _MSGPACK_DECODERS
-    try:
-        return decoders[key].decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _unreadable(topic, key, payload, error) from error
-
-
-def decode_event(payload: bytes) -> EventMessage:
-    """Return a stored event, in either encoding.
-
-    Raises:
-        MessageError: another schema or version, or not a message.
-    """
-    return cast(EventMessage, decode("events", payload))
-
-
-def decode_request(payload: bytes) -> ReplayRequest:
-    """Return the request of a subscriber, in JSON.
-
-    Raises:
-        MessageError: not a request, or one of another version.
-    """
-    return _decoded(ReplayRequest, payload, "a request")
-
-
-def decode_reply(payload: bytes) -> ReplayReply:
-    """Return the first part of a reply, in JSON.
-
-    Raises:
-        MessageError: not a reply, or one of another version.
-    """
-    return _decoded(ReplayReply, payload, "a reply")
-
-
-def _decoded(kind: type[_StructT], payload: bytes, name: str) -> _StructT:
-    try:
-        return msgspec.json.decode(payload, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    kind = _TYPES.get(topic) or _TYPES.get(topic.partition("/")[0])
+    if kind is None:
         raise MessageError(
-            f"expected {name} of schema {schema_of(kind)}: {error}", hint="docs/messages.md describes it"
-        ) from error
+            f"expected a topic that starts with one of {', '.join(KINDS)}, got {topic!r}", code="message-topic"
+        )
+    return decode_as(kind, payload, topic)
 
 
-def decode_recorded(line: bytes) -> DetectionsMessage:
-    """Return the message of one line of a recording.
+def decode_as(kind: type[_StructT], payload: bytes, name: str) -> _StructT:
+    """Return the message of a payload in either encoding, with the schema of `kind`.
+
+    Args:
+        name: of the message, for errors.
 
     Raises:
         MessageError: another schema or version, or not a message.
     """
-    return cast(DetectionsMessage, decode("detections", line))
-
-
-def _unreadable(where: str, key: str, payload: bytes, error: Exception) -> MessageError:
-    expected = schema_of(_TYPES[key])
-    codec = msgspec.json if payload[:1] == b"{" else msgspec.msgpack
+    # A JSON object starts with a brace; no MessagePack map does.
+    decoders: Mapping[Any, Any] = _JSON_DECODERS if payload[:1] == b"{" else _MSGPACK_DECODERS
     try:
-        content = codec.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return cast(_StructT, decoders[kind].decode(payload))
+    except _UNREADABLE as error:
+        raise _unreadable(name, schema_of(kind), payload, error) from error
+
+
+def _unreadable(name: str, expected: str, payload: bytes, error: Exception) -> MessageError:
+    try:
+        content = (msgspec.json if payload[:1] == b"{" else msgspec.msgpack).decode(payload)
+    except _UNREADABLE:
         content = None
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema is not None and schema != expected:
         return MessageError(
-            f"{where}: expected schema {expected}, got {schema}",
+            f"{name}: expected schema {expected}, got {schema}",
             hint="publisher and subscriber have different versions: install the same version of vision on both sides",
+            code="message-schema",
         )
     return MessageError(
-        f"{where}: expected a message of schema {expected}: {error}", hint="is the publisher really `vision run`?"
+        f"{name}: expected a message of schema {expected}: {error}",
+        hint="is the publisher really `vision run`?",
+        code="message-unreadable",
     )

@@ -1,4 +1,4 @@
-"""`GapRecovery`: delivers stored events in order, each once, and requests missing ones.
+"""`GapRecovery` delivers stored events in order, each once. `ReplayClient` sends its requests for missing ones.
 
 Messages over PUB and SUB get lost while a subscriber is slow, not running, or connecting. Events are numbered over all
 cameras and restarts, so a missing number is noticed. The subscriber then holds back later events, sends a request to
@@ -13,8 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+import zmq
+
 from vision.errors import MessageError
-from vision.messaging.codec import EventMessage, ReplayReply, ReplayRequest
+from vision.messaging import codec
+from vision.messaging.schema import EventMessage, NodeStatusMessage, ReplayReply, ReplayRequest
+from vision.messaging.sockets import reachable_address, set_common_options
 
 EVENTS: Final = "events/"
 
@@ -152,3 +156,75 @@ class GapRecovery:
         self._requested = True
         self._request_at_ns = self._clock() + round(_REPLY_TIMEOUT_S * 1e9)
         return ReplayRequest(since=self._last, journal=self._journal)
+
+
+class ReplayClient:
+    """Connection to the replay server of a publisher. One thread at a time.
+
+    Attributes:
+        recovery: decides when a request is due, and orders the events of the replies.
+        socket: connected DEALER socket; None: the address is not known yet.
+    """
+
+    def __init__(
+        self,
+        recovery: GapRecovery,
+        context: zmq.Context[zmq.Socket[bytes]],
+        poller: zmq.Poller,
+        keepalive_s: int,
+        address: str | None,
+    ) -> None:
+        """Connect, or wait for `learn_address` without an address."""
+        self.recovery = recovery
+        self.socket: zmq.Socket[bytes] | None = None
+        self._context = context
+        self._poller = poller
+        self._keepalive_s = keepalive_s
+        self._learns_address = address is None
+        self._address = ""
+        if address is not None:
+            self._connect(address)
+
+    def learn_address(self, status: NodeStatusMessage, publisher: str) -> None:
+        """Connect to the address in a status, unless the address was given.
+
+        Args:
+            publisher: address of the publisher, as this machine reaches it.
+
+        Raises:
+            MessageError: the publisher answers no requests.
+        """
+        if not self._learns_address:
+            return
+        if status.replay is None:
+            raise MessageError(
+                f"{status.node} stores no events for requests",
+                hint="configure `state_dir` and `publish: {replay: ...}` there, or subscribe without `since`",
+                code="no-replay",
+            )
+        address = reachable_address(status.replay, publisher)
+        if address != self._address:
+            self._connect(address)
+
+    def _connect(self, address: str) -> None:
+        if self.socket is not None:
+            self._poller.unregister(self.socket)
+            self.socket.close()
+        sock = self._context.socket(zmq.DEALER)
+        set_common_options(sock, address, self._keepalive_s)
+        sock.setsockopt(zmq.IMMEDIATE, 1)  # do not queue requests for a connection that does not exist
+        sock.connect(address)
+        self._poller.register(sock, zmq.POLLIN)
+        self.socket, self._address = sock, address
+
+    def request_if_due(self) -> None:
+        """Send a request if one is due and there is a connection."""
+        if self.socket is not None and self.recovery.wait_ns() <= 0 and self.socket.poll(0, zmq.POLLOUT):
+            self.socket.send_multipart([b"", codec.encode(self.recovery.request())], zmq.NOBLOCK)
+
+    def receive(self) -> Iterator[InOrder]:
+        """Receive a reply. Yield the events and reports that are in order now."""
+        assert self.socket is not None
+        header, *events = self.socket.recv_multipart()[1:] or [b""]
+        reply = codec.decode_as(ReplayReply, header, "reply")
+        return self.recovery.replied(reply, [codec.decode_as(EventMessage, event, "event") for event in events])

@@ -23,33 +23,46 @@ import contextlib
 import logging
 import os
 import select
-import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import zmq
 
 from vision.errors import Closed, ConfigError
 from vision.messaging import codec
 from vision.messaging.replay_server import ReplayServer
-from vision.messaging.sockets import bound_socket, socket_file
+from vision.messaging.schema import Encoding, EventMessage, Header, StatusReport
+from vision.messaging.sockets import BoundSocket
 from vision.state.events import EventLog
 from vision.types import Result
 
 log = logging.getLogger(__name__)
 
-_REPLAY_INTERVAL_S = 0.05  # subscribers that join together share one replay; one that flaps costs the others little
-_SEND_BUFFER_BYTES = 256 * 1024
+_REPEAT_INTERVAL_S: Final = 0.05  # subscribers that join together share a repetition; one that flaps costs little
+_SEND_BUFFER_BYTES: Final = 256 * 1024
 """Without a limit, Linux grows the buffer to megabytes: minutes of messages that are too old to be useful."""
 
-_LARGEST_SUBSCRIPTION_BYTES = 4096
+_LARGEST_SUBSCRIPTION_BYTES: Final = 4096
+
+# Plain integers: an operation on an enumeration costs a microsecond.
+_FIRST_PART: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
+_LAST_PART: Final = int(zmq.NOBLOCK)
+_EVENTS: Final = int(zmq.EVENTS)
+_READABLE: Final = int(zmq.POLLIN)
 
 
 class Publisher:
-    """One bound XPUB socket. Any thread may publish; with a recorder or an event log, results come from one thread."""
+    """Sender of results, events and status. With a recorder or an event log, one thread publishes results.
+
+    Attributes:
+        numbering: the sequence numbers.
+        socket: the socket of the subscribers.
+        replay_address: address for requests of missed events; None: there is none.
+    """
 
     def __init__(
         self,
@@ -57,14 +70,13 @@ class Publisher:
         *,
         node: str,
         class_names: Sequence[str] = (),
-        encoding: codec.Encoding = "json",
+        encoding: Encoding = "json",
         queue: int = 1000,
         recorder: Recorder | None = None,
         event_log: EventLog | None = None,
         replay: str | None = None,
         linger_s: float = 0.2,
         keepalive_s: int = 10,
-        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """Bind the socket and serve subscribers.
 
@@ -84,49 +96,26 @@ class Publisher:
             ConfigError: the address is wrong, in use, or not this machine's.
         """
         self.numbering = codec.Numbering(node)
+        self.replay_address: str | None = None
         self._class_names = tuple(class_names)
         self._encoding = encoding
         self._recorder = recorder
         self._event_log = event_log
-        self._replay_server: ReplayServer | None = None
-        self._linger_s = linger_s
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._closed = False
-        self._last_status: dict[str, bytes] = {}
-        self._joined: set[bytes] = set()  # topic prefixes that were subscribed to since the last replay
-        self._joins = 0
-        self._replay_at_s = 0.0
-        self._context = zmq.Context()
-        try:
+        with contextlib.ExitStack() as opened:
+            if recorder is not None:
+                opened.callback(recorder.close)
             if event_log is not None and replay is not None:
-                self._replay_server = ReplayServer(
-                    replay, event_log, node=node, encoding=encoding, keepalive_s=keepalive_s
-                )
-            self._socket = bound_socket(
-                self._context, zmq.XPUB, bind, key="publish.bind", keepalive_s=keepalive_s, options=_options(queue)
-            )
-        except BaseException:
-            self._context.term()
-            self._close_files()
-            raise
-        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._socket_file = socket_file(self.address)
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_reader.setblocking(False)
-        self._wake_writer.setblocking(False)
-        self._thread = threading.Thread(target=self._serve_joiners, name="publisher", daemon=True)
-        self._thread.start()
+                server = ReplayServer(replay, event_log, node=node, encoding=encoding, keepalive_s=keepalive_s)
+                opened.callback(server.close)
+                self.replay_address = server.address
+            self.socket = StatusSocket(bind, queue=queue, linger_s=linger_s, keepalive_s=keepalive_s)
+            opened.callback(self.socket.close)
+            self._opened = opened.pop_all()
 
     @property
-    def joins(self) -> int:
-        """Number of subscriptions received since the start."""
-        return self._joins
-
-    @property
-    def replay_address(self) -> str | None:
-        """Address for requests of missed events; None: there is none."""
-        return None if self._replay_server is None else self._replay_server.address
+    def address(self) -> str:
+        """Bound address, with the real port."""
+        return self.socket.address
 
     def counters(self) -> dict[str, int]:
         """Return the counters of the event log, if there is one."""
@@ -138,64 +127,53 @@ class Publisher:
         Raises:
             Closed: after `close`.
         """
-        message = codec.detections(result, self._class_names, self._clock())
-        with self._lock:
-            self._check_open()
-            message = self.numbering.stamp(message)
-            self._send(message.topic, codec.encode(message, self._encoding))
-            events = [self.numbering.stamp(codec.event(happened, result)) for happened in result.events]
-        if events:
-            self._publish_events(events)
+        topic = f"detections/{result.meta.camera_id}"
+        with self.socket.lock:
+            message = codec.detections(self.numbering.header(topic), result, self._class_names)
+            payload = codec.encode(message, self._encoding)
+            self.socket.send(topic, payload)
+        if result.events:
+            self._publish_events(result)
         if self._recorder is not None:
-            self._recorder.write(message)
+            self._recorder.write(payload if self._encoding == "json" else codec.encode(message))
 
-    def _publish_events(self, events: list[codec.EventMessage]) -> None:
+    def _publish_events(self, result: Result) -> None:
         """Store events without the lock, because disks are slow. Then send them: a sent event can be requested."""
-        if self._event_log is not None:
-            first, journal = self._event_log.newest + 1, self._event_log.journal
-            numbered = [codec.with_number(event, journal, number) for number, event in enumerate(events, first)]
-            if self._event_log.append([codec.encode(event) for event in numbered]):
-                events = numbered
+        with self.socket.lock:
+            headers = [self.numbering.header(f"events/{event.camera_id}") for event in result.events]
+        events = self._store_events(headers, result) or [
+            codec.event(header, event, result) for header, event in zip(headers, result.events, strict=True)
+        ]
         payloads = [codec.encode(event, self._encoding) for event in events]
-        with self._lock:
-            self._check_open()
+        with self.socket.lock:
             for event, payload in zip(events, payloads, strict=True):
-                self._send(event.topic, payload)
+                self.socket.send(event.topic, payload)
 
-    def publish_status(self, status: codec.StatusMessage) -> None:
+    def _store_events(self, headers: list[Header], result: Result) -> list[EventMessage]:
+        """Return the stored events with their numbers; empty if nothing stores them."""
+        if self._event_log is None:
+            return []
+        first, journal = self._event_log.newest + 1, self._event_log.journal
+        events = [
+            codec.event(header, event, result, journal=journal, number=number)
+            for number, (header, event) in enumerate(zip(headers, result.events, strict=True), first)
+        ]
+        return events if self._event_log.append([codec.encode(event) for event in events]) else []
+
+    def publish_status(self, report: StatusReport) -> None:
         """Send a status or counts, now and to later subscribers.
 
         Raises:
             Closed: after `close`.
         """
-        with self._lock:
-            self._check_open()
-            if isinstance(status, codec.NodeStatusMessage) and self._replay_server is not None:
-                status = codec.with_replay(status, self._replay_server.address)
-            payload = codec.encode(self.numbering.stamp(status), self._encoding)
-            self._last_status[status.topic] = payload
-            self._send(status.topic, payload)
+        topic = report.topic
+        with self.socket.lock:
+            message = codec.status(self.numbering.header(topic), report, self.replay_address)
+            self.socket.send_status(topic, codec.encode(message, self._encoding))
 
     def close(self) -> None:
         """Wait up to `linger_s` for messages to be sent, then free the address. Idempotent."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._wake()
-        self._thread.join()
-        self._wake_reader.close()
-        self._wake_writer.close()
-        if self._socket_file is not None and socket_file(self.address) == self._socket_file:
-            self._socket_file[0].unlink()  # ZeroMQ leaves it
-        self._socket.close(linger=int(self._linger_s * 1000))
-        self._context.term()
-        self._close_files()
-
-    def _close_files(self) -> None:
-        for file in (self._replay_server, self._recorder):
-            if file is not None:
-                file.close()
+        self._opened.close()
 
     def __enter__(self) -> Publisher:
         return self
@@ -203,30 +181,83 @@ class Publisher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_open(self) -> None:
+
+class StatusSocket:
+    """One bound XPUB socket that keeps the last status of each topic and sends it to new subscribers.
+
+    Attributes:
+        address: the bound address.
+        lock: held by the caller of `send` and `send_status`.
+        joins: number of subscriptions since the start.
+    """
+
+    def __init__(self, bind: str, *, queue: int, linger_s: float, keepalive_s: int) -> None:
+        """Bind the socket and start the thread. See `Publisher` for arguments and errors."""
+        options = {
+            zmq.XPUB_VERBOSE: 1,  # every subscription, not only the first to a topic
+            zmq.SNDHWM: queue,
+            zmq.SNDBUF: _SEND_BUFFER_BYTES,
+            zmq.MAXMSGSIZE: _LARGEST_SUBSCRIPTION_BYTES,
+        }
+        self._bound = BoundSocket(zmq.XPUB, bind, key="publish.bind", keepalive_s=keepalive_s, options=options)
+        self._socket = self._bound.zmq
+        self.address = self._bound.address
+        self.lock = threading.Lock()
+        self.joins = 0
+        self._linger_s = linger_s
+        self._closed = False
+        self._last_status: dict[str, bytes] = {}
+        self._joined: set[bytes] = set()  # topic prefixes that were subscribed to since the last repetition
+        self._repeat_at_s = 0.0
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._serve_joiners, name="publisher", daemon=True)
+        self._thread.start()
+
+    def send(self, topic: str, payload: bytes) -> None:
+        """Send a message without blocking.
+
+        Raises:
+            Closed: after `close`.
+        """
         if self._closed:
             raise Closed("the publisher is closed")
-
-    def _send(self, topic: str, payload: bytes) -> None:
-        self._socket.send_multipart([topic.encode(), payload], zmq.NOBLOCK)
+        sock = self._socket
+        sock.send(topic.encode(), _FIRST_PART)
+        sock.send(payload, _LAST_PART)
         # Sending also reads new subscriptions from the mailbox of the socket, and can consume the thread's signal.
         # Without this check, 1 of 300 subscribers that joined while two threads published was never served.
         if self._receive_joins():
-            self._wake()
+            os.eventfd_write(self._wake, 1)
 
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # the thread has unread wake-ups
-            self._wake_writer.send(b"\0")
+    def send_status(self, topic: str, payload: bytes) -> None:
+        """Send a message, and send it again to each later subscriber until there is a newer one.
+
+        Raises:
+            Closed: after `close`.
+        """
+        self._last_status[topic] = payload
+        self.send(topic, payload)
+
+    def close(self) -> None:
+        """Wait for messages to be sent, then free the address. Idempotent."""
+        with self.lock:
+            if self._closed:
+                return
+            self._closed = True
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        os.close(self._wake)
+        self._bound.close(self._linger_s)
 
     def _receive_joins(self) -> bool:
-        received = False
-        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            message = self._socket.recv(zmq.NOBLOCK)
+        """Receive what subscribers sent. Return True if a subscription was among it."""
+        joins = self.joins
+        while int(self._socket.getsockopt(_EVENTS)) & _READABLE:
+            message = self._socket.recv(_LAST_PART)
             if message[:1] == b"\x01":
                 self._joined.add(message[1:])
-                self._joins += 1
-                received = True
-        return received
+                self.joins += 1
+        return self.joins > joins
 
     def _serve_joiners(self) -> None:
         """Send the last status of each topic to its new subscribers.
@@ -235,40 +266,31 @@ class Publisher:
         """
         poll = select.poll()
         poll.register(self._socket.fileno(), select.POLLIN)
-        poll.register(self._wake_reader, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
         wait_ms: float | None = None
         while True:
             poll.poll(wait_ms)
             with contextlib.suppress(BlockingIOError):
-                self._wake_reader.recv(4096)
-            with self._lock:
+                os.eventfd_read(self._wake)
+            with self.lock:
                 if self._closed:
                     return
                 self._receive_joins()
-                wait_ms = self._replay()
+                wait_ms = self._repeat_status()
 
-    def _replay(self) -> float | None:
-        """Send the last status again. Return the milliseconds until the next replay; None: none is due."""
+    def _repeat_status(self) -> float | None:
+        """Send the last status again. Return the milliseconds until the next repetition; None: none is due."""
         if not self._joined:
             return None
         now_s = time.monotonic()
-        if now_s < self._replay_at_s:
-            return (self._replay_at_s - now_s) * 1000 + 1
-        self._replay_at_s = now_s + _REPLAY_INTERVAL_S
+        if now_s < self._repeat_at_s:
+            return (self._repeat_at_s - now_s) * 1000 + 1
+        self._repeat_at_s = now_s + _REPEAT_INTERVAL_S
         prefixes, self._joined = tuple(self._joined), set()
         for topic, payload in self._last_status.items():
             if topic.encode().startswith(prefixes):
                 self._socket.send_multipart([topic.encode(), payload], zmq.NOBLOCK)
         return None
-
-
-def _options(queue: int) -> dict[zmq.SocketOption, int]:
-    return {
-        zmq.XPUB_VERBOSE: 1,  # every subscription, not only the first to a topic
-        zmq.SNDHWM: queue,
-        zmq.SNDBUF: _SEND_BUFFER_BYTES,
-        zmq.MAXMSGSIZE: _LARGEST_SUBSCRIPTION_BYTES,
-    }
 
 
 class Recorder:
@@ -305,20 +327,20 @@ class Recorder:
             raise ConfigError(
                 f"--record: {self._path} holds {info.st_size} bytes already, and a recording is never overwritten",
                 hint="give another name, or remove it first",
+                code="recording-exists",
             )
         return fd
 
-    def write(self, message: codec.DetectionsMessage) -> None:
-        """Append one line. Count it in `lost` if the disk is full.
+    def write(self, payload: bytes) -> None:
+        """Append a message in JSON as one line. Count it in `lost` if the disk is full.
 
         Raises:
             Closed: after `close`.
         """
         if self._fd < 0:
             raise Closed("the recorder is closed")
-        line = codec.encode(message) + b"\n"
         try:
-            self._write_whole(line)
+            self._write_whole(payload + b"\n")
         except OSError as error:
             self.lost += 1
             if self.lost == 1:

@@ -16,28 +16,23 @@ import zmq
 
 from vision.errors import MessageError
 from vision.messaging import codec
-from vision.messaging.sockets import bound_socket, socket_file
+from vision.messaging.schema import Encoding, EventMessage, ReplayReply, ReplayRequest
+from vision.messaging.sockets import BoundSocket
 from vision.state.events import EventLog
 
 log = logging.getLogger(__name__)
 
 _MAX_EVENTS: Final = 1000  # in one reply
-_MAX_REQUEST_BYTES: Final = 4096
-_REPLY_QUEUE_SIZE: Final = 4  # replies that wait for a slow subscriber; further ones are dropped
+_OPTIONS: Final = {
+    zmq.SNDHWM: 4,  # replies that wait for a slow subscriber; further ones are dropped
+    zmq.MAXMSGSIZE: 4096,
+}
 
 
 class ReplayServer:
     """Server of the events of `event_log`, until closed."""
 
-    def __init__(
-        self,
-        bind: str,
-        event_log: EventLog,
-        *,
-        node: str,
-        encoding: codec.Encoding = "json",
-        keepalive_s: int = 10,
-    ) -> None:
+    def __init__(self, bind: str, event_log: EventLog, *, node: str, encoding: Encoding, keepalive_s: int) -> None:
         """Bind the socket and start the thread.
 
         Args:
@@ -50,56 +45,40 @@ class ReplayServer:
         self._event_log = event_log
         self._node = node
         self._encoding = encoding
-        self._context = zmq.Context()
-        options = {zmq.SNDHWM: _REPLY_QUEUE_SIZE, zmq.MAXMSGSIZE: _MAX_REQUEST_BYTES}
-        try:
-            self._socket = bound_socket(
-                self._context, zmq.ROUTER, bind, key="publish.replay", keepalive_s=keepalive_s, options=options
-            )
-        except BaseException:
-            self._context.term()
-            raise
-        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._socket_file = socket_file(self.address)
-        self._closed = False
+        self._socket = BoundSocket(zmq.ROUTER, bind, key="publish.replay", keepalive_s=keepalive_s, options=_OPTIONS)
+        self.address = self._socket.address
         self._thread = threading.Thread(target=self._serve, name="replay", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread and free the address. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._context.term()  # wakes the thread, which closes its socket
+        """End the thread and free the address."""
+        self._socket.interrupt()
         self._thread.join()
-        if self._socket_file is not None and socket_file(self.address) == self._socket_file:
-            self._socket_file[0].unlink()  # ZeroMQ leaves it
 
     def _serve(self) -> None:
-        try:
-            while True:
-                *route, request = self._socket.recv_multipart()
-                self._socket.send_multipart([*route, *self._reply(request)], zmq.NOBLOCK)
-        except zmq.ContextTerminated:
-            pass
-        finally:
-            self._socket.close(linger=0)
+        with self._socket.zmq as sock:
+            try:
+                while True:
+                    *route, request = sock.recv_multipart()
+                    sock.send_multipart([*route, *self._reply(request)], zmq.NOBLOCK)
+            except zmq.ContextTerminated:
+                return
 
     def _reply(self, payload: bytes) -> Sequence[bytes]:
         try:
-            request = codec.decode_request(payload)
+            request = codec.decode_as(ReplayRequest, payload, "request")
             since = request.since if request.journal in (None, self._event_log.journal) else 0
             page = self._event_log.read(since, limit=min(max(request.limit, 1), _MAX_EVENTS))
             header = self._header(page.oldest, page.newest, more=page.more)
             return [codec.encode(header), *map(self._encoded, page.payloads)]
         except MessageError as error:
-            return [codec.encode(self._header(0, 0, error=str(error)))]
+            return [codec.encode(self._header(0, 0, error=str(error.args[0])))]
         except OSError as error:
             log.error("cannot read the requested events: %s", error)
             return [codec.encode(self._header(0, 0, error=f"cannot read the journal: {error.strerror}"))]
 
-    def _header(self, oldest: int, newest: int, *, more: bool = False, error: str | None = None) -> codec.ReplayReply:
-        return codec.ReplayReply(
+    def _header(self, oldest: int, newest: int, *, more: bool = False, error: str | None = None) -> ReplayReply:
+        return ReplayReply(
             node=self._node, journal=self._event_log.journal, oldest=oldest, newest=newest, more=more, error=error
         )
 
@@ -107,4 +86,4 @@ class ReplayServer:
         """Return the payload in the encoding of the publisher. The event log stores JSON."""
         if self._encoding == "json":
             return payload
-        return codec.encode(codec.decode_event(payload), self._encoding)
+        return codec.encode(codec.decode_as(EventMessage, payload, "stored event"), self._encoding)

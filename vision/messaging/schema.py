@@ -6,9 +6,8 @@ that it does not know. An added field has a default, because older publishers do
 
 from __future__ import annotations
 
-import calendar
 import time
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
@@ -31,7 +30,7 @@ def doc(description: str) -> Meta:
     return Meta(description=description)
 
 
-class _Compact(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class _Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Base of all structs: a representation without the fields that have no value."""
 
     def __repr__(self) -> str:
@@ -40,22 +39,15 @@ class _Compact(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-class Message(_Compact, frozen=True, kw_only=True, omit_defaults=True, tag_field="schema"):
-    """Header of every message: the sender, and the number of the message in its topic. `Numbering.stamp` sets it."""
-
-    node: Annotated[str, doc("name of the publishing machine")]
-    instance: Annotated[str, doc("start of the publisher; when it changes, `seq` starts at 1 again")]
-    boot: Annotated[str, doc("boot of the machine; if yours is equal, so is the monotonic clock")]
-    seq: Annotated[int, doc("1, 2, 3, … per topic and instance; a missing number is a lost message")]
-
-    @property
-    def topic(self) -> str:
-        """Topic that the message is published under."""
-        raise NotImplementedError
+# The header of every message. The publisher fills it in when it builds the message.
+Node: TypeAlias = Annotated[str, doc("name of the publishing machine")]
+Instance: TypeAlias = Annotated[str, doc("start of the publisher; when it changes, `seq` starts at 1 again")]
+Boot: TypeAlias = Annotated[str, doc("boot of the machine; if yours is equal, so is the monotonic clock")]
+Seq: TypeAlias = Annotated[int, doc("1, 2, 3, … per topic and instance; a missing number is a lost message")]
 
 
 class Header(TypedDict):
-    """The fields that `Numbering.stamp` sets."""
+    """Sender of a message, and its number in its topic."""
 
     node: str
     instance: str
@@ -63,11 +55,7 @@ class Header(TypedDict):
     seq: int
 
 
-UNNUMBERED: Header = {"node": "", "instance": "", "boot": "", "seq": 0}
-"""The header of a message that the publisher has not numbered yet."""
-
-
-class AttributeOfObject(_Compact, frozen=True, kw_only=True, omit_defaults=True):
+class AttributeOfObject(_Compact, frozen=True, kw_only=True):
     """Class that a second model assigns to an object."""
 
     model: Annotated[str, doc("name of the second model")]
@@ -76,7 +64,7 @@ class AttributeOfObject(_Compact, frozen=True, kw_only=True, omit_defaults=True)
     age_ms: Annotated[int, doc("age of the frame that the second model read, relative to this frame")]
 
 
-class DetectedObject(_Compact, frozen=True, kw_only=True, omit_defaults=True):
+class DetectedObject(_Compact, frozen=True, kw_only=True):
     """One object in one frame."""
 
     track_id: Annotated[int | None, doc("track, the same from frame to frame; absent without tracking")] = None
@@ -95,7 +83,7 @@ class DetectedObject(_Compact, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.class_name}{track} {self.score:.2f} at {','.join(f'{x:.0f}' for x in self.box)}"
 
 
-class StageTimes(_Compact, frozen=True, kw_only=True, omit_defaults=True):
+class StageTimes(_Compact, frozen=True, kw_only=True):
     """Duration of each stage between camera and socket, milliseconds."""
 
     wait: Annotated[float, doc("capture → assignment to a batch: the frame waits for the detector")]
@@ -105,9 +93,13 @@ class StageTimes(_Compact, frozen=True, kw_only=True, omit_defaults=True):
     total: Annotated[float, doc("capture → socket")]
 
 
-class DetectionsMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.detections/1"):
+class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.detections/1"):
     """Objects in one frame of one camera. Sent for each inferred frame, including frames without objects."""
 
+    node: Node
+    instance: Instance
+    boot: Boot
+    seq: Seq
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
     epoch: Annotated[int, doc("increases by 1 when the camera reconnects or changes its frame size")]
     frame: Annotated[int, doc("number of the frame in its epoch, including dropped frames")]
@@ -137,18 +129,14 @@ class DetectionsMessage(Message, frozen=True, kw_only=True, omit_defaults=True, 
         """Return one line, such as ``gate frame 1061: person #17 0.88 at 412,220,499,471``."""
         return f"{self.camera} frame {self.frame}: {', '.join(map(str, self.objects)) or 'no objects'}"
 
-    def timing_line(self) -> str:
-        """Return the duration of each stage as one line of text."""
-        t = self.timing_ms
-        return (
-            f"{self.camera} frame {self.frame}: {t.total:.1f} ms = {t.wait:.1f} wait + {t.submit:.1f} submit "
-            f"+ {t.infer:.1f} infer + {t.publish:.1f} publish"
-        )
 
-
-class EventMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.events/1"):
+class EventMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.events/1"):
     """An event of one camera."""
 
+    node: Node
+    instance: Instance
+    boot: Boot
+    seq: Seq
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
     epoch: Annotated[int, doc("of the frame in which the event was detected")]
     frame: Annotated[int, doc("of the frame in which the event was detected")]
@@ -175,7 +163,7 @@ class EventMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="
         return f"events/{self.camera}"
 
 
-class LineCounts(_Compact, frozen=True, kw_only=True, omit_defaults=True):
+class LineCounts(_Compact, frozen=True, kw_only=True):
     """Counts of one line."""
 
     in_: Annotated[int, doc("crossings from left to right")] = msgspec.field(name="in")
@@ -184,7 +172,7 @@ class LineCounts(_Compact, frozen=True, kw_only=True, omit_defaults=True):
     out_by_class: Annotated[dict[str, int], doc("`out` by class")]
 
 
-class ZoneCounts(_Compact, frozen=True, kw_only=True, omit_defaults=True):
+class ZoneCounts(_Compact, frozen=True, kw_only=True):
     """Counts of one zone."""
 
     occupancy: Annotated[int, doc("objects in the zone now")]
@@ -194,7 +182,7 @@ class ZoneCounts(_Compact, frozen=True, kw_only=True, omit_defaults=True):
     left_by_class: Annotated[dict[str, int], doc("`left` by class")]
 
 
-class CountsMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.counts/1"):
+class CountsReport(_Compact, frozen=True, kw_only=True):
     """Counts of the lines and zones of one camera, over restarts if `state_dir` is configured."""
 
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
@@ -208,7 +196,16 @@ class CountsMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag=
         return f"counts/{self.camera}"
 
 
-class LatencyPercentiles(_Compact, frozen=True, kw_only=True, omit_defaults=True):
+class CountsMessage(CountsReport, frozen=True, kw_only=True, tag_field="schema", tag="vision.counts/1"):
+    """Published form of a `CountsReport`."""
+
+    node: Node
+    instance: Instance
+    boot: Boot
+    seq: Seq
+
+
+class LatencyPercentiles(_Compact, frozen=True, kw_only=True):
     """Percentiles of a latency since the last status message, milliseconds."""
 
     p50: Annotated[float, doc("median, ms")]
@@ -216,7 +213,7 @@ class LatencyPercentiles(_Compact, frozen=True, kw_only=True, omit_defaults=True
     max: Annotated[float, doc("maximum, ms")]
 
 
-class CameraStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.camera-status/1"):
+class CameraReport(_Compact, frozen=True, kw_only=True):
     """Status of one camera. Counts are since the start of the publisher."""
 
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
@@ -250,7 +247,16 @@ class CameraStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True
         return f"status/{self.camera}"
 
 
-class DetectorStatus(_Compact, frozen=True, kw_only=True, omit_defaults=True):
+class CameraStatusMessage(CameraReport, frozen=True, kw_only=True, tag_field="schema", tag="vision.camera-status/1"):
+    """Published form of a `CameraReport`."""
+
+    node: Node
+    instance: Instance
+    boot: Boot
+    seq: Seq
+
+
+class DetectorStatus(_Compact, frozen=True, kw_only=True):
     """Status of the detector."""
 
     batches_in_flight: Annotated[int, doc("maximum number of batches in flight")]
@@ -264,7 +270,7 @@ class DetectorStatus(_Compact, frozen=True, kw_only=True, omit_defaults=True):
     page_locked_bytes: Annotated[int | None, doc("page-locked host memory; absent without a GPU")] = None
 
 
-class NodeStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vision.node-status/1"):
+class NodeReport(_Compact, frozen=True, kw_only=True):
     """Status of the program. Counts are since its start, over all cameras."""
 
     at: Annotated[str, doc("time in UTC, RFC 3339")]
@@ -279,7 +285,6 @@ class NodeStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, 
     queues: Annotated[dict[str, int], doc("waiting frames, by queue")]
     rss_bytes: Annotated[int, doc("resident memory of the process")]
     counters: Annotated[dict[str, int], doc("other counters, such as `detector.truncated_candidates`")] = {}
-    replay: Annotated[str | None, doc("address for requests of missed events; absent if there is none")] = None
     detector: Annotated[DetectorStatus | None, doc("status of the detector")] = None
 
     @property
@@ -287,15 +292,24 @@ class NodeStatusMessage(Message, frozen=True, kw_only=True, omit_defaults=True, 
         return f"status/{NODE}"
 
 
+class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema", tag="vision.node-status/1"):
+    """Published form of a `NodeReport`."""
+
+    node: Node
+    instance: Instance
+    boot: Boot
+    seq: Seq
+    replay: Annotated[str | None, doc("address for requests of missed events; absent if there is none")] = None
+
+
+StatusReport: TypeAlias = CameraReport | CountsReport | NodeReport
 StatusMessage: TypeAlias = CameraStatusMessage | CountsMessage | NodeStatusMessage
 """Messages whose last one is sent again to new subscribers."""
 
 AnyMessage: TypeAlias = DetectionsMessage | EventMessage | CameraStatusMessage | CountsMessage | NodeStatusMessage
 
 
-class ReplayRequest(
-    _Compact, frozen=True, kw_only=True, omit_defaults=True, tag_field="schema", tag="vision.replay-request/1"
-):
+class ReplayRequest(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.replay-request/1"):
     """Request for missed events, sent to the address that `status/node` has as `replay`."""
 
     since: Annotated[int, doc("number of the last event that you have; 0: all stored events")] = 0
@@ -306,9 +320,7 @@ class ReplayRequest(
     limit: Annotated[int, doc("maximum number of events in the reply, up to 1000")] = 500
 
 
-class ReplayReply(
-    _Compact, frozen=True, kw_only=True, omit_defaults=True, tag_field="schema", tag="vision.replay-reply/1"
-):
+class ReplayReply(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.replay-reply/1"):
     """First part of the reply. Each further part is an event as it was published, oldest first."""
 
     node: Annotated[str, doc("name of the publishing machine")]
@@ -332,8 +344,8 @@ def _second(utc_s: int) -> str:
 
 def utc_ns(text: str) -> int:
     """Return nanoseconds since 1970, from the format of `rfc3339`."""
-    moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
-    return (calendar.timegm(moment.utctimetuple()) * 1_000_000 + moment.microsecond) * 1000
+    since_1970 = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%f%z") - datetime.fromtimestamp(0, timezone.utc)
+    return since_1970 // timedelta(microseconds=1) * 1000
 
 
 def schema_of(message: type[Struct]) -> str:
@@ -343,16 +355,8 @@ def schema_of(message: type[Struct]) -> str:
 
 def json_schemas() -> dict[str, dict[str, Any]]:
     """Return the JSON Schema of every message, by the name of its file in docs/schemas/."""
-    messages: dict[str, type[Struct]] = {
-        "detections": DetectionsMessage,
-        "events": EventMessage,
-        "counts": CountsMessage,
-        "camera-status": CameraStatusMessage,
-        "node-status": NodeStatusMessage,
-        "replay-request": ReplayRequest,
-        "replay-reply": ReplayReply,
-    }
+    messages = (*get_args(AnyMessage), ReplayRequest, ReplayReply)
     return {
-        f"{name}-{schema_of(message).rpartition('/')[2]}.json": msgspec.json.schema(message)
-        for name, message in messages.items()
+        f"{schema_of(message).removeprefix('vision.').replace('/', '-')}.json": msgspec.json.schema(message)
+        for message in messages
     }

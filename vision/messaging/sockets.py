@@ -1,62 +1,169 @@
-"""Binding of sockets, with an error that names the reason and a solution."""
+"""Bound sockets, the options that all sockets share, and the addresses to connect to."""
 
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import zmq
 
 from vision.errors import ConfigError
 
+_WRONG_FORM: Final = (
+    "expected tcp://ADDRESS:PORT or ipc:///PATH/OF/SOCKET, got",
+    "such as tcp://127.0.0.1:5555",
+    "address-form",
+)
+_NO_INTERFACE: Final = (
+    "no network interface of this machine has this name or address",
+    "list them with: ip address",
+    "address-not-local",
+)
+_REASONS: Final = {
+    errno.EINVAL: _WRONG_FORM,
+    errno.EPROTONOSUPPORT: _WRONG_FORM,
+    errno.ENAMETOOLONG: (
+        "the path of the socket is too long for the operating system",
+        "choose a shorter one",
+        "address-form",
+    ),
+    errno.EADDRINUSE: (
+        "port in use by another program",
+        "find it with: ss -ltnp 'sport = :{port}', or choose another with --bind",
+        "address-in-use",
+    ),
+    errno.EADDRNOTAVAIL: _NO_INTERFACE,
+    errno.ENODEV: _NO_INTERFACE,
+    errno.EACCES: ("permission denied", "ports below 1024 and other users' folders need more rights", "not-permitted"),
+    errno.ENOENT: ("the folder of the socket does not exist", "create it first", "no-folder"),
+}
+"""Reason, hint and code of each error of `bind`."""
 
-def bound_socket(
-    context: zmq.Context[zmq.Socket[bytes]],
-    kind: zmq.SocketType,
-    bind: str,
-    *,
-    key: str,
-    keepalive_s: int,
-    options: Mapping[zmq.SocketOption, int],
-) -> zmq.Socket[bytes]:
-    """Return a socket of a kind such as `zmq.XPUB`, bound to ``tcp://ADDRESS:PORT`` or ``ipc:///PATH``.
+
+_TCP: Final = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
+_RECONNECT_MAX_MS: Final = 2000
+_ANY_INTERFACE: Final = ("*", "0.0.0.0", "[::]")
+
+
+class BoundSocket:
+    """A ZeroMQ socket that is bound to ``tcp://ADDRESS:PORT`` or ``ipc:///PATH``, in a context of its own.
+
+    Attributes:
+        zmq: the socket.
+        address: the bound address. A port ``*`` is replaced by the real one.
+    """
+
+    def __init__(
+        self,
+        kind: zmq.SocketType,
+        bind: str,
+        *,
+        key: str,
+        keepalive_s: int,
+        options: Mapping[zmq.SocketOption, int],
+    ) -> None:
+        """Bind the socket.
+
+        Args:
+            kind: type of the socket, such as `zmq.XPUB`.
+            key: configuration key of `bind`, for errors.
+            keepalive_s: time after which an idle connection is probed; three lost probes close it.
+            options: socket options, set before binding.
+
+        Raises:
+            ConfigError: the address is wrong, in use, or not an address of this machine.
+        """
+        _check_free(bind, key)
+        self._context = zmq.Context()
+        self.zmq = self._context.socket(kind)
+        try:
+            set_common_options(self.zmq, bind, keepalive_s)
+            for option, value in options.items():
+                self.zmq.setsockopt(option, value)
+            self.zmq.bind(bind)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise _bind_error(bind, key, error.errno) from error
+        self.address = self.zmq.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._file = _socket_file(self.address)
+
+    def interrupt(self) -> None:
+        """Free the address while another thread waits on the socket.
+
+        The calls of that thread raise `zmq.ContextTerminated`. Return when it has closed the socket.
+        """
+        self._unlink()
+        self._context.term()
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Free the address, and wait up to `linger_s` for messages to be sent."""
+        self._unlink()
+        self.zmq.close(linger=int(linger_s * 1000))
+        self._context.term()
+
+    def _unlink(self) -> None:
+        """Remove the file of an ipc:// socket, which ZeroMQ leaves, unless it is that of a successor."""
+        if self._file is not None and _socket_file(self.address) == self._file:
+            self._file[0].unlink()
+
+
+def set_common_options(sock: zmq.Socket[bytes], address: str, keepalive_s: int) -> None:
+    """Set the options that all sockets share, for publishers and subscribers.
+
+    TCP probes replace ZeroMQ heartbeats: heartbeats close the connection of a subscriber that is only slow, and libzmq
+    (4.3.5, its issue 3937) then aborts the subscriber's process, in 6 of 16 attempts.
 
     Args:
-        key: configuration key, for errors.
-        keepalive_s: time after which an idle connection is probed; three lost probes close it.
-        options: socket options, set before binding.
+        keepalive_s: time after which an idle connection is probed, and between probes. Three lost probes close it.
+    """
+    sock.setsockopt(zmq.LINGER, 0)
+    sock.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+    sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, keepalive_s)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, keepalive_s)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    sock.setsockopt(zmq.IPV6, int("[" in address))
+
+
+def check_address(address: str) -> None:
+    """Refuse addresses that ZeroMQ calls an "Invalid argument", or accepts without ever connecting.
 
     Raises:
-        ConfigError: the address is wrong, in use, or not an address of this machine.
+        ConfigError: the address is not one to connect to.
     """
-    if bind.startswith("ipc://"):
-        _check_free(bind.removeprefix("ipc://"), key)
-    port = bind.rpartition(":")[2]
-    if port.isdecimal() and int(port) > 65535:  # ZeroMQ would bind its remainder
-        raise _bind_error(bind, key, zmq.ZMQError(errno.EINVAL))
-    sock = context.socket(kind)
-    try:
-        sock.setsockopt(zmq.LINGER, 0)
-        for option, value in options.items():
-            sock.setsockopt(option, value)
-        # TCP probes instead of ZeroMQ heartbeats: heartbeats close the connection of a subscriber that is only slow,
-        # and libzmq (4.3.5, its issue 3937) then aborts the subscriber's process, in 6 of 16 attempts.
-        sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, keepalive_s)
-        sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, keepalive_s)
-        sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-        sock.setsockopt(zmq.IPV6, int("[" in bind))
-        sock.bind(bind)
-    except zmq.ZMQError as error:
-        sock.close()
-        raise _bind_error(bind, key, error) from error
-    return sock
+    if address.startswith("ipc://") and len(address) > len("ipc://"):
+        return
+    match = _TCP.fullmatch(address)
+    if match is None or not 1 <= int(match["port"]) <= 65535:
+        hint = f"did you mean tcp://{address}" if _TCP.fullmatch(f"tcp://{address}") else ""
+        raise ConfigError(
+            f"address: expected tcp://HOST:PORT or ipc:///PATH/OF/SOCKET, got {address!r}",
+            hint=hint,
+            code="address-form",
+        )
+    if match["host"] in _ANY_INTERFACE:
+        raise ConfigError(
+            f"address: expected one host to connect to, got {match['host']!r}, every interface of a publisher",
+            hint=f"on the same machine: tcp://127.0.0.1:{match['port']}",
+            code="address-form",
+        )
 
 
-def socket_file(address: str) -> tuple[Path, int] | None:
+def reachable_address(replay: str, address: str) -> str:
+    """Return the replay address with the host that the subscriber connects to."""
+    match = _TCP.fullmatch(replay)
+    if match is None or match["host"] not in _ANY_INTERFACE:
+        return replay
+    publisher = _TCP.fullmatch(address)
+    return f"tcp://{publisher['host'] if publisher is not None else '127.0.0.1'}:{match['port']}"
+
+
+def _socket_file(address: str) -> tuple[Path, int] | None:
     """Return path and inode of an ipc:// socket; None: it has no file."""
     if not address.startswith("ipc://") or address.startswith("ipc://@"):
         return None
@@ -67,18 +174,23 @@ def socket_file(address: str) -> tuple[Path, int] | None:
         return None
 
 
-def _check_free(path: str, key: str) -> None:
-    """Refuse a path that is in use: ZeroMQ would remove the file, even if it belongs to another program."""
-    if path.startswith("@"):
+def _check_free(bind: str, key: str) -> None:
+    """Refuse an address that ZeroMQ would accept although it is not usable."""
+    port = bind.rpartition(":")[2]
+    if port.isdecimal() and int(port) > 65535:  # ZeroMQ would bind its remainder
+        raise _bind_error(bind, key, errno.EINVAL)
+    path = bind.removeprefix("ipc://")
+    if path == bind or path.startswith("@"):
         return
     try:
         mode = Path(path).stat().st_mode
     except OSError:
         return
-    if not stat.S_ISSOCK(mode):
+    if not stat.S_ISSOCK(mode):  # ZeroMQ would remove it
         raise ConfigError(
             f"{key}: expected a free path for a socket, got a file: {path}",
             hint="remove it or choose another path",
+            code="path-in-use",
         )
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
@@ -89,25 +201,13 @@ def _check_free(path: str, key: str) -> None:
         except OSError as error:
             raise ConfigError(f"{key}: cannot use ipc://{path}: {error.strerror}") from error
     raise ConfigError(
-        f"{key}: socket in use by another program: ipc://{path}", hint=f"find it with: ss -xlp src {path}"
+        f"{key}: socket in use by another program: {bind}",
+        hint=f"find it with: ss -xlp src {path}",
+        code="address-in-use",
     )
 
 
-def _bind_error(bind: str, key: str, error: zmq.ZMQError) -> ConfigError:
-    port = bind.rpartition(":")[2]
-    form = ("expected tcp://ADDRESS:PORT or ipc:///PATH/OF/SOCKET, got", "such as tcp://127.0.0.1:5555")
-    reasons = {
-        errno.EINVAL: form,
-        errno.EPROTONOSUPPORT: form,
-        errno.ENAMETOOLONG: ("the path of the socket is too long for the operating system", "choose a shorter one"),
-        errno.EADDRINUSE: (
-            "port in use by another program",
-            f"find it with: ss -ltnp 'sport = :{port}', or choose another with --bind",
-        ),
-        errno.EADDRNOTAVAIL: ("no network interface of this machine has this address", "list them with: ip address"),
-        errno.ENODEV: ("no network interface of this machine has this name or address", "list them with: ip address"),
-        errno.EACCES: ("permission denied", "ports below 1024 and other users' folders need more rights"),
-        errno.ENOENT: ("the folder of the socket does not exist", "make it first"),
-    }
-    reason, hint = reasons.get(error.errno or 0, (str(error), ""))
-    return ConfigError(f"{key}: {reason}: {bind}", hint=hint)
+def _bind_error(bind: str, key: str, number: int | None) -> ConfigError:
+    reason, hint, code = _REASONS.get(number or 0) or (zmq.strerror(number or 0), "", "")
+    hint = hint.format(port=bind.rpartition(":")[2])
+    return ConfigError(f"{key}: {reason}: {bind}", hint=hint, code=code)

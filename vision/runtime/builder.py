@@ -159,8 +159,8 @@ class PublisherSink:
         self._publisher.publish(result)
 
     def report(self, report: Report) -> None:
-        for message in report.messages():
-            self._publisher.publish_status(message)
+        for part in report.parts():
+            self._publisher.publish_status(part)
 
     def counters(self) -> Mapping[str, int]:
         return self._publisher.counters()

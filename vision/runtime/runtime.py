@@ -33,7 +33,7 @@ from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector
 from vision.errors import DeviceError
 from vision.messaging import codec
-from vision.messaging.schema import CameraStatusMessage
+from vision.messaging.schema import CameraReport
 from vision.runtime.batcher import Batcher
 from vision.runtime.hang_watchdog import ProgressMonitor, thread_stacks
 from vision.runtime.inference_loop import HANG_HINT, InferenceLoop, InferredFrame
@@ -246,7 +246,7 @@ class Runtime:
                 counters.update(part.counters())
         return counters
 
-    def _camera_status(self, camera: Camera, now: Instant) -> CameraStatusMessage:
+    def _camera_status(self, camera: Camera, now: Instant) -> CameraReport:
         camera_id = camera.slot.camera_id
         status, slot = camera.supervisor.status(), camera.slot.counts()
         return camera_status(camera_id, status, slot, self._results.metrics[camera_id], now)

@@ -1,7 +1,7 @@
 """The status of the program and of its cameras.
 
-The runtime builds each status message once per interval, from its own counters. The terminal shows these messages, and
-the publisher numbers and sends them.
+The runtime builds each report once per interval, from its own counters. The terminal shows these reports, and the
+publisher sends them as messages.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from vision.capture.supervisor import CameraStatus
 from vision.detect.detector import Detector, ReportsMemory
 from vision.errors import redact
 from vision.messaging.schema import (
-    UNNUMBERED,
-    CameraStatusMessage,
-    CountsMessage,
+    CameraReport,
+    CountsReport,
     DetectorStatus,
     LatencyPercentiles,
-    NodeStatusMessage,
-    StatusMessage,
+    NodeReport,
+    StatusReport,
     rfc3339,
 )
 from vision.metrics import LatencyHistogram, Percentiles, Rate
@@ -35,14 +34,14 @@ _Seconds = TypeVar("_Seconds", float, float | None)
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The status messages of one interval. The publisher numbers them."""
+    """The reports of one interval."""
 
-    node: NodeStatusMessage
-    cameras: tuple[CameraStatusMessage, ...]
-    counts: Mapping[str, CountsMessage]  # by camera, for cameras with lines or zones
+    node: NodeReport
+    cameras: tuple[CameraReport, ...]
+    counts: Mapping[str, CountsReport]  # by camera, for cameras with lines or zones
 
-    def messages(self) -> Iterator[StatusMessage]:
-        """Yield one or two messages per camera, then the one about the program."""
+    def parts(self) -> Iterator[StatusReport]:
+        """Yield one or two reports per camera, then the one about the program."""
         for camera in self.cameras:
             yield camera
             if camera.camera in self.counts:
@@ -71,11 +70,10 @@ class Instant:
 
 def camera_status(
     camera_id: str, status: CameraStatus, slot: SlotCounts, metrics: CameraMetrics, now: Instant
-) -> CameraStatusMessage:
+) -> CameraReport:
     """Build the status of one camera. Latencies cover the time since the last call."""
     latency = metrics.latency.snapshot(reset=True)
-    return CameraStatusMessage(
-        **UNNUMBERED,
+    return CameraReport(
         camera=camera_id,
         at=rfc3339(now.utc_ns),
         at_monotonic_ns=now.monotonic_ns,
@@ -102,7 +100,7 @@ def camera_status(
 
 
 def node_status(
-    cameras: Sequence[CameraStatusMessage],
+    cameras: Sequence[CameraReport],
     detector: Detector,
     *,
     now: Instant,
@@ -112,7 +110,7 @@ def node_status(
     stages: Mapping[str, Percentiles],
     queued_frames: int,
     counters: Mapping[str, int],
-) -> NodeStatusMessage:
+) -> NodeReport:
     """Build the status of the program from that of its cameras.
 
     Args:
@@ -129,8 +127,7 @@ def node_status(
     dropped: Counter[str] = Counter()
     for camera in cameras:
         dropped.update(camera.dropped)
-    return NodeStatusMessage(
-        **UNNUMBERED,
+    return NodeReport(
         at=rfc3339(now.utc_ns),
         at_monotonic_ns=now.monotonic_ns,
         uptime_s=_rounded(uptime_s),

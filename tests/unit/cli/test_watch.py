@@ -17,11 +17,11 @@ import msgspec
 import pytest
 
 from tests.messages.processes import python, wait_until
-from tests.messages.samples import CLASSES, TIMING, camera_status, found, node_status, result
+from tests.messages.samples import CLASSES, TIMING, camera_status, found, node_status, published, result
 from vision.cli.watch import Board, Row, lines, table, watch
 from vision.client import Gap, Restart, Silence
 from vision.errors import ConfigError
-from vision.messaging import codec
+from vision.messaging import codec, schema
 from vision.messaging.publisher import Publisher
 
 START_NS = 100_000_000_000
@@ -29,11 +29,11 @@ START_NS = 100_000_000_000
 
 def message(
     camera: str = "gate", *, n: int = 2, captured_ns: int = START_NS, boot: str | None = None
-) -> codec.DetectionsMessage:
+) -> schema.DetectionsMessage:
     one = result(found(n), camera=camera)
     one = replace(one, meta=replace(one.meta, captured_ns=captured_ns))
-    stamped = codec.Numbering("n").stamp(codec.detections(one, CLASSES))
-    return stamped if boot is None else msgspec.structs.replace(stamped, boot=boot)
+    header = codec.Numbering("n").header(f"detections/{camera}")
+    return codec.detections(header if boot is None else header | {"boot": boot}, one, CLASSES)
 
 
 def test_rates_and_latencies_are_of_the_last_seconds() -> None:
@@ -53,7 +53,7 @@ def test_each_camera_has_its_row_with_what_was_lost_and_dropped() -> None:
         Gap("detections/gate", 5, 9),
         Gap("status/gate", 5, 9),  # no frame was lost with it
         Gap("detections/gate", 20, 21),
-        camera_status("gate", state="frozen", dropped={"stale": 4, "max_fps": 3}),
+        published(camera_status("gate", state="frozen", dropped={"stale": 4, "max_fps": 3})),
     ):
         board.add(item, START_NS + 1_000_000_000, 0)
     gate, yard = board.rows(START_NS + 1_000_000_000)
@@ -75,12 +75,14 @@ def test_the_note_tells_what_is_wrong_until_a_message_comes() -> None:
     assert board.note.startswith("no messages from tcp://x:1 for 5 s: is `vision run` running")
     board.add(Restart("n", "a", "b"), START_NS, 0)
     assert board.note == "n: the publisher was restarted"
-    board.add(node_status(), START_NS, 0)
+    board.add(published(node_status()), START_NS, 0)
     assert (board.note, board.messages) == ("", 1)
-    assert board.title == ": fake on fake cpu, up 1 s, tcp://x:1"
-    slow = codec.DetectorStatus(batches_in_flight=2, max_batch=8, graphs=False, graphs_off="the model's outputs\x1b[2J")
-    board.add(msgspec.structs.replace(node_status(), detector=slow), START_NS, 0)
-    assert board.title == ": fake on fake cpu, up 1 s, no CUDA graphs: the model's outputs?[2J, tcp://x:1"
+    assert board.title == "node-1: fake on fake cpu, up 1 s, tcp://x:1"
+    slow = schema.DetectorStatus(
+        batches_in_flight=2, max_batch=8, graphs=False, graphs_off="the model's outputs\x1b[2J"
+    )
+    board.add(published(msgspec.structs.replace(node_status(), detector=slow)), START_NS, 0)
+    assert board.title == "node-1: fake on fake cpu, up 1 s, no CUDA graphs: the model's outputs?[2J, tcp://x:1"
 
 
 def test_table_and_lines_say_the_same() -> None:
@@ -88,7 +90,7 @@ def test_table_and_lines_say_the_same() -> None:
 
     board = Board("tcp://x:1", START_NS)
     board.add(message("[gate]"), START_NS + 31_000_000, 0)
-    board.add(camera_status("[gate]", state="streaming\x1b[2J"), START_NS, 0)
+    board.add(published(camera_status("[gate]", state="streaming\x1b[2J")), START_NS, 0)
     now_ns = START_NS + 2_000_000_000
     console = Console(width=100, file=io.StringIO(), record=True)
     console.print(table(board, now_ns))
@@ -192,7 +194,11 @@ def _ended(pid: int, terminal: int) -> bool:
 
 def test_a_camera_that_is_down_has_a_reason_and_a_retry() -> None:
     board = Board("tcp://127.0.0.1:5555", START_NS)
-    board.add(camera_status("gate", state="backing-off", last_error="refused\nmore", next_retry_in_s=4.2), START_NS, 0)
+    board.add(
+        published(camera_status("gate", state="backing-off", last_error="refused\nmore", next_retry_in_s=4.2)),
+        START_NS,
+        0,
+    )
     assert board.troubles() == ["gate: backing-off, retry in 4 s: refused"]
-    board.add(camera_status("gate", state="streaming"), START_NS, 0)
+    board.add(published(camera_status("gate", state="streaming")), START_NS, 0)
     assert board.troubles() == []

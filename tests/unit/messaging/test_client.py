@@ -15,13 +15,13 @@ import pytest
 import zmq
 
 from tests.messages.processes import wait_until
-from tests.messages.samples import CLASSES, camera_status, crossed, found, node_status, result, tracked
+from tests.messages.samples import CLASSES, HEADER, camera_status, crossed, found, node_status, result, tracked
 from vision.client import Gap, Item, Restart, Silence, Subscription, subscribe
 from vision.errors import Closed, ConfigError, MessageError
-from vision.messaging import client, codec
+from vision.messaging import client, codec, schema
 from vision.messaging.publisher import Publisher, Recorder
 
-ALL: tuple[codec.Kind, ...] = ("detections", "status", "events")
+ALL: tuple[schema.Kind, ...] = ("detections", "status", "events")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def publisher() -> Iterator[Publisher]:
 
 
 def joined(publisher: Publisher, subscription: Subscription, topics: int = 1) -> Subscription:
-    wait_until(lambda: publisher.joins >= topics, "the subscription has arrived")
+    wait_until(lambda: publisher.socket.joins >= topics, "the subscription has arrived")
     return subscription
 
 
@@ -89,7 +89,7 @@ class Relay:
 def skip(publisher: Publisher, lost: int) -> None:
     """Skip sequence numbers, as a loss does."""
     for _ in range(lost):
-        publisher.numbering.stamp(codec.detections(result(), CLASSES))
+        publisher.numbering.header("detections/gate")
 
 
 def take(subscription: Subscription, n: int) -> list[Item]:
@@ -99,7 +99,7 @@ def take(subscription: Subscription, n: int) -> list[Item]:
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
-def test_every_kind_arrives_typed_in_either_encoding(encoding: codec.Encoding) -> None:
+def test_each_kind_is_decoded_to_its_type(encoding: schema.Encoding) -> None:
     with (
         Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES, encoding=encoding) as publisher,
         Subscription(publisher.address, kinds=ALL) as subscription,
@@ -110,39 +110,39 @@ def test_every_kind_arrives_typed_in_either_encoding(encoding: codec.Encoding) -
         publisher.publish_status(node_status())
         items = take(subscription, 4)
     assert [type(item) for item in items] == [
-        client.DetectionsMessage,
-        client.EventMessage,
-        client.CameraStatusMessage,
-        client.NodeStatusMessage,
+        schema.DetectionsMessage,
+        schema.EventMessage,
+        schema.CameraStatusMessage,
+        schema.NodeStatusMessage,
     ]
-    assert isinstance(items[0], client.DetectionsMessage)
+    assert isinstance(items[0], schema.DetectionsMessage)
     assert [(one.track_id, one.class_name) for one in items[0].objects] == [(40, "person"), (41, "car")]
 
 
-def test_the_generator_gives_messages_and_closes_its_socket(publisher: Publisher) -> None:
+def test_subscribe_yields_messages_and_closes_its_socket(publisher: Publisher) -> None:
     before = threading.active_count()
     items = subscribe(publisher.address, timeout_s=20)
 
     def publish_when_joined() -> None:
-        wait_until(lambda: publisher.joins == 1, "the subscription has arrived")
+        wait_until(lambda: publisher.socket.joins == 1, "the subscription has arrived")
         publisher.publish(result())
 
     thread = threading.Thread(target=publish_when_joined)
     thread.start()
     message = next(items)
     thread.join()
-    assert isinstance(message, client.DetectionsMessage)
+    assert isinstance(message, schema.DetectionsMessage)
     items.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
 
 
-def test_a_generator_that_was_never_started_holds_nothing(publisher: Publisher) -> None:
+def test_unstarted_subscription_opens_no_socket(publisher: Publisher) -> None:
     items = subscribe(publisher.address)
     del items
-    assert publisher.joins == 0
+    assert publisher.socket.joins == 0
 
 
-def test_only_the_cameras_asked_for_not_those_whose_names_begin_alike(publisher: Publisher) -> None:
+def test_cameras_with_a_common_prefix_are_filtered(publisher: Publisher) -> None:
     with Subscription(publisher.address, ["gate"], ["detections", "status"]) as subscription:
         joined(publisher, subscription, 3)
         for camera in ("gate2", "yard", "gate"):
@@ -151,7 +151,7 @@ def test_only_the_cameras_asked_for_not_those_whose_names_begin_alike(publisher:
         publisher.publish_status(node_status())
         items = take(subscription, 3)
         assert subscription.receive(0.1) is None
-    assert [item.topic for item in items if isinstance(item, codec.Message)] == [
+    assert [item.topic for item in items if isinstance(item, schema.AnyMessage)] == [
         "detections/gate",
         "status/gate",
         "status/node",
@@ -159,7 +159,7 @@ def test_only_the_cameras_asked_for_not_those_whose_names_begin_alike(publisher:
 
 
 @pytest.mark.parametrize("lost", [1, 2, 70])
-def test_a_gap_is_reported_before_the_message_after_it(publisher: Publisher, lost: int) -> None:
+def test_gap_is_reported_before_the_next_message(publisher: Publisher, lost: int) -> None:
     with Subscription(publisher.address) as subscription:
         joined(publisher, subscription)
         publisher.publish(result())
@@ -172,22 +172,22 @@ def test_a_gap_is_reported_before_the_message_after_it(publisher: Publisher, los
     gap = items[3]
     assert gap == Gap("detections/gate", 2, 2 + lost)
     assert isinstance(gap, Gap)
-    assert (gap.lost, subscription.lost) == (lost, lost)
+    assert gap.lost == lost
     assert str(gap) == f"detections/gate: lost {lost} messages (expected 2, got {2 + lost})"
 
 
-def test_who_joins_late_has_lost_nothing(publisher: Publisher) -> None:
+def test_late_subscriber_reports_no_gap(publisher: Publisher) -> None:
     for _ in range(5):
         publisher.publish(result())
     with Subscription(publisher.address) as subscription:
         joined(publisher, subscription)
         publisher.publish(result())
         (message,) = take(subscription, 1)
-        assert isinstance(message, client.DetectionsMessage)
-        assert (message.seq, subscription.lost) == (6, 0)
+        assert isinstance(message, schema.DetectionsMessage)
+        assert message.seq == 6
 
 
-def test_a_repeated_status_is_seen_once(publisher: Publisher) -> None:
+def test_repeated_status_is_returned_once(publisher: Publisher) -> None:
     with Subscription(publisher.address, kinds=["status"]) as first:
         joined(publisher, first)
         publisher.publish_status(camera_status())
@@ -197,11 +197,11 @@ def test_a_repeated_status_is_seen_once(publisher: Publisher) -> None:
         assert first.receive(0.2) is None
         publisher.publish_status(camera_status())
         (item,) = take(first, 1)
-        assert isinstance(item, client.CameraStatusMessage)
+        assert isinstance(item, schema.CameraStatusMessage)
         assert item.seq == 2
 
 
-def test_a_restarted_publisher_is_found_again_and_is_no_gap() -> None:
+def test_publisher_restart_is_reported_without_gap() -> None:
     first = Publisher("tcp://127.0.0.1:*", node="n")
     with Subscription(first.address, silence_s=60) as subscription:
         joined(first, subscription)
@@ -210,16 +210,15 @@ def test_a_restarted_publisher_is_found_again_and_is_no_gap() -> None:
         items = take(subscription, 3)
         first.close()
         with Publisher(first.address, node="n") as second:
-            wait_until(lambda: subscription.receive(0.01) is None and second.joins == 1, "subscribed again")
+            wait_until(lambda: subscription.receive(0.01) is None and second.socket.joins == 1, "subscribed again")
             second.publish(result())
             items += take(subscription, 2)
     assert [getattr(item, "seq", None) for item in items] == [1, 2, 3, None, 1]
     assert items[3] == Restart("n", first.numbering.instance, second.numbering.instance)
     assert str(items[3]) == "n: the publisher was restarted"
-    assert subscription.lost == 0
 
 
-def test_a_lost_connection_is_made_again_and_shows_as_a_gap() -> None:
+def test_lost_connection_is_reopened_and_reported_as_gap() -> None:
     with (
         Publisher("tcp://127.0.0.1:*", node="n") as publisher,
         Relay(publisher.address) as relay,
@@ -229,13 +228,13 @@ def test_a_lost_connection_is_made_again_and_shows_as_a_gap() -> None:
         publisher.publish(result())
         take(subscription, 1)
         relay.cut()
-        wait_until(lambda: subscription.receive(0.01) is None and publisher.joins == 2, "subscribed again")
+        wait_until(lambda: subscription.receive(0.01) is None and publisher.socket.joins == 2, "subscribed again")
         skip(publisher, 3)
         publisher.publish(result())
         assert take(subscription, 1) == [Gap("detections/gate", 2, 5)]
 
 
-def test_silence_is_reported_again_and_again_and_tells_whether_anybody_is_there(publisher: Publisher) -> None:
+def test_silence_is_reported_repeatedly_with_connection_state(publisher: Publisher) -> None:
     with Subscription(publisher.address, silence_s=0.05) as subscription:
         reports: list[Item] = []
 
@@ -257,7 +256,7 @@ def test_silence_is_reported_again_and_again_and_tells_whether_anybody_is_there(
         wait_until(disconnected, "a report says that the publisher is gone")
 
 
-def test_silence_comes_when_its_time_is_over_and_not_before(publisher: Publisher) -> None:
+def test_silence_is_reported_after_its_interval(publisher: Publisher) -> None:
     now = [0]
     with Subscription(publisher.address, silence_s=5, clock=lambda: now[0]) as subscription:
         joined(publisher, subscription)
@@ -274,9 +273,9 @@ def test_silence_comes_when_its_time_is_over_and_not_before(publisher: Publisher
         assert subscription.receive(0) is None
 
 
-def test_nobody_there_ends_in_time() -> None:
+def test_missing_publisher_raises_timeout() -> None:
     started = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"no message from tcp://127.0.0.1:9 for 0.2 s"):
+    with pytest.raises(TimeoutError):
         next(
             item
             for item in subscribe("tcp://127.0.0.1:9", timeout_s=0.2, silence_s=0.05)
@@ -286,53 +285,54 @@ def test_nobody_there_ends_in_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "words"),
+    ("address", "suggestion"),
     [
-        ("127.0.0.1:5555", "did you mean tcp://127.0.0.1:5555"),
-        ("tcp://127.0.0.1", "expected tcp://HOST:PORT"),
-        ("tcp://127.0.0.1:0", "expected tcp://HOST:PORT"),
-        ("tcp://127.0.0.1:65536", "expected tcp://HOST:PORT"),
-        ("tcp://127.0.0.1:*", "expected tcp://HOST:PORT"),
-        ("tcp://a b:5555", "expected tcp://HOST:PORT"),
-        ("http://127.0.0.1:5555", "expected tcp://HOST:PORT"),
-        ("ipc://", "expected tcp://HOST:PORT"),
-        ("", "expected tcp://HOST:PORT"),
-        ("tcp://*:5555", "on the same machine: tcp://127.0.0.1:5555"),
-        ("tcp://0.0.0.0:5555", "on the same machine: tcp://127.0.0.1:5555"),
-        (f"ipc:///tmp/{'x' * 200}", "cannot connect to ipc:///tmp/xxx"),
+        ("127.0.0.1:5555", "tcp://127.0.0.1:5555"),
+        ("tcp://127.0.0.1", ""),
+        ("tcp://127.0.0.1:0", ""),
+        ("tcp://127.0.0.1:65536", ""),
+        ("tcp://127.0.0.1:*", ""),
+        ("tcp://a b:5555", ""),
+        ("http://127.0.0.1:5555", ""),
+        ("ipc://", ""),
+        ("", ""),
+        ("tcp://*:5555", "tcp://127.0.0.1:5555"),
+        ("tcp://0.0.0.0:5555", "tcp://127.0.0.1:5555"),
+        (f"ipc:///tmp/{'x' * 200}", ""),
     ],
 )
-def test_a_bad_address_is_refused_at_once(address: str, words: str) -> None:
+def test_wrong_address_is_refused(address: str, suggestion: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Subscription(address)
-    assert words in str(caught.value)
+    assert caught.value.code == "address-form"
+    assert suggestion in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "code"),
     [
-        ({"kinds": ["detection"]}, "kinds: expected some of detections, status, events, counts, got detection"),
-        ({"kinds": []}, "got none"),
-        ({"kinds": "status"}, "kinds: expected a list of names, got the text 'status'"),
-        ({"cameras": "gate"}, "cameras: expected a list of names, got the text 'gate'"),
-        ({"cameras": []}, "cameras: expected at least one name"),
+        ({"kinds": ["detection"]}, "kinds"),
+        ({"kinds": []}, "kinds"),
+        ({"kinds": "status"}, "kinds"),
+        ({"cameras": "gate"}, "cameras"),
+        ({"cameras": []}, "cameras"),
     ],
 )
-def test_wrong_arguments_are_refused_before_anything_opens(arguments: dict[str, Any], words: str) -> None:
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], code: str) -> None:
     with pytest.raises(ConfigError) as caught:
         subscribe("tcp://127.0.0.1:9", **arguments)
-    assert words in str(caught.value)
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
-    ("parts", "words"),
+    ("parts", "code"),
     [
-        ([b"detections/gate", b'{"schema": "vision.detections/2", "seq": 1}'], "got vision.detections/2"),
-        ([b"detections/gate", b"\xff\xd8 a frame"], "expected a message of schema vision.detections/1"),
-        ([b"detections/gate"], "expected messages of two parts, topic and payload, got 1"),
+        ([b"detections/gate", b'{"schema": "vision.detections/2", "seq": 1}'], "message-schema"),
+        ([b"detections/gate", b"\xff\xd8 a frame"], "message-unreadable"),
+        ([b"detections/gate"], "message-parts"),
     ],
 )
-def test_a_publisher_of_another_kind_is_named(parts: Sequence[bytes], words: str) -> None:
+def test_foreign_messages_raise_message_error(parts: Sequence[bytes], code: str) -> None:
     context = zmq.Context()
     with context.socket(zmq.XPUB) as stranger:
         stranger.setsockopt(zmq.LINGER, 0)
@@ -343,25 +343,25 @@ def test_a_publisher_of_another_kind_is_named(parts: Sequence[bytes], words: str
             with pytest.raises(MessageError) as caught:
                 subscription.receive(20)
     context.term()
-    assert words in str(caught.value)
+    assert caught.value.code == code
 
 
-def test_parts_after_the_second_are_ignored() -> None:
+def test_additional_message_parts_are_ignored() -> None:
     context = zmq.Context()
     with context.socket(zmq.XPUB) as newer:
         newer.setsockopt(zmq.LINGER, 0)
         newer.bind("tcp://127.0.0.1:*")
         with Subscription(newer.getsockopt_string(zmq.LAST_ENDPOINT)) as subscription:
             assert newer.poll(20_000)
-            message = codec.Numbering("n").stamp(codec.detections(result(), CLASSES))
+            message = codec.detections(HEADER, result(), CLASSES)
             newer.send_multipart([b"detections/gate", codec.encode(message), b"\xff\xd8 a frame"])
             (read,) = take(subscription, 1)
     context.term()
-    assert isinstance(read, client.DetectionsMessage)
+    assert isinstance(read, schema.DetectionsMessage)
     assert read.frame == 17
 
 
-def test_messages_wait_in_bounded_queues_and_the_rest_is_a_gap() -> None:
+def test_messages_above_queue_limit_are_reported_as_gap() -> None:
     with (
         Publisher("tcp://127.0.0.1:*", node="n", queue=10) as publisher,
         Subscription(publisher.address, queue=10) as subscription,
@@ -372,7 +372,6 @@ def test_messages_wait_in_bounded_queues_and_the_rest_is_a_gap() -> None:
         for _ in range(500):
             publisher.publish(result(found(100)))  # 9 kB each: more than both queues and the kernel hold
         wait_until(lambda: _gap_found(publisher, subscription), "a gap is reported")
-        assert subscription.lost > 0
 
 
 def _gap_found(publisher: Publisher, subscription: Subscription) -> bool:
@@ -380,7 +379,7 @@ def _gap_found(publisher: Publisher, subscription: Subscription) -> bool:
     return any(isinstance(item, Gap) for item in iter(lambda: subscription.receive(0), None))
 
 
-def test_after_close_nothing_is_received(publisher: Publisher) -> None:
+def test_receive_after_close_is_refused(publisher: Publisher) -> None:
     subscription = Subscription(publisher.address)
     subscription.close()
     subscription.close()
@@ -392,13 +391,13 @@ def test_after_close_nothing_is_received(publisher: Publisher) -> None:
     ("boot", "ms", "clock"),
     [(codec.boot_id(), 40.0, "monotonic"), ("another", 25.0, "utc"), ("", 25.0, "utc")],
 )
-def test_latency_is_measured_by_the_clock_that_both_share(boot: str, ms: float, clock: str) -> None:
-    message = msgspec.structs.replace(codec.detections(result(), CLASSES), boot=boot)
+def test_latency_uses_shared_clock(boot: str, ms: float, clock: str) -> None:
+    message = msgspec.structs.replace(codec.detections(HEADER, result(), CLASSES), boot=boot)
     utc_ns = message.captured_utc_ns + 25_000_000
     assert client.latency(message, 5_040_000_000, utc_ns) == client.Latency(ms, clock)  # type: ignore[arg-type]
 
 
-def test_a_recording_reads_back_as_messages(tmp_path: Path, publisher: Publisher) -> None:
+def test_recording_is_read_as_messages(tmp_path: Path, publisher: Publisher) -> None:
     path = tmp_path / "results.jsonl"
     with Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES, recorder=Recorder(path)) as recording:
         for index in range(3):
@@ -414,10 +413,11 @@ def test_a_recording_reads_back_as_messages(tmp_path: Path, publisher: Publisher
 @pytest.mark.parametrize(
     "last", [b'{"schema":"vision.detections/1","node"', b'{"schema":"vision.detections/2"}\n', b"\n"]
 )
-def test_a_damaged_recording_names_the_line(tmp_path: Path, last: bytes) -> None:
+def test_damaged_recording_error_has_line_number(tmp_path: Path, last: bytes) -> None:
     path = tmp_path / "results.jsonl"
-    path.write_bytes(codec.encode(codec.detections(result(), CLASSES)) + b"\n" + last)
+    path.write_bytes(codec.encode(codec.detections(HEADER, result(), CLASSES)) + b"\n" + last)
     messages = client.read_recording(path)
     next(messages)
-    with pytest.raises(MessageError, match=r"results\.jsonl, line 2: "):
+    with pytest.raises(MessageError) as caught:
         next(messages)
+    assert "results.jsonl, line 2" in caught.value.args[0]

@@ -8,21 +8,20 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.messages.samples import crossed, result
+from tests.messages.samples import HEADER, crossed, result
 from vision.errors import MessageError
-from vision.messaging import codec
+from vision.messaging import codec, schema
 from vision.messaging.gap_recovery import Gap, GapRecovery, InOrder, NewJournal
 
 S = 1_000_000_000
 
 
-def event(number: int | None, journal: str = "one") -> codec.EventMessage:
-    made = codec.event(crossed(), result())
-    return made if number is None else codec.with_number(made, journal, number)
+def event(number: int | None, journal: str = "one") -> schema.EventMessage:
+    return codec.event(HEADER, crossed(), result(), journal=None if number is None else journal, number=number)
 
 
-def reply(newest: int, *, journal: str = "one", oldest: int = 1, more: bool = False) -> codec.ReplayReply:
-    return codec.ReplayReply(node="n", journal=journal, oldest=oldest, newest=newest, more=more)
+def reply(newest: int, *, journal: str = "one", oldest: int = 1, more: bool = False) -> schema.ReplayReply:
+    return schema.ReplayReply(node="n", journal=journal, oldest=oldest, newest=newest, more=more)
 
 
 @dataclass
@@ -42,13 +41,13 @@ class Server:
     newest: int = 0
     page: int = 3
 
-    def publish(self, count: int = 1) -> list[codec.EventMessage]:
+    def publish(self, count: int = 1) -> list[schema.EventMessage]:
         first = self.newest + 1
         self.newest += count
         self.kept += range(first, self.newest + 1)
         return [event(number, self.journal) for number in range(first, self.newest + 1)]
 
-    def answer(self, request: codec.ReplayRequest) -> tuple[codec.ReplayReply, list[codec.EventMessage]]:
+    def answer(self, request: schema.ReplayRequest) -> tuple[schema.ReplayReply, list[schema.EventMessage]]:
         since = request.since if request.journal in (None, self.journal) else 0
         after = [number for number in self.kept if number > since]
         header = reply(self.newest, journal=self.journal, more=len(after) > self.page)
@@ -58,7 +57,7 @@ class Server:
 def told(items: Iterable[InOrder]) -> Iterator[object]:
     """Numbers of events; of gaps what is missing."""
     for item in items:
-        if isinstance(item, codec.EventMessage):
+        if isinstance(item, schema.EventMessage):
             yield item.number
         elif isinstance(item, Gap):
             yield range(item.expected_seq, item.got_seq)
@@ -74,7 +73,7 @@ def ask(one: GapRecovery, server: Server) -> list[object]:
     return found
 
 
-def live(one: GapRecovery, events: Iterable[codec.EventMessage]) -> list[object]:
+def live(one: GapRecovery, events: Iterable[schema.EventMessage]) -> list[object]:
     return [item for each in events for item in told(one.live(each))]
 
 
@@ -84,7 +83,7 @@ def started(server: Server, since: int = 0, journal: str | None = None) -> GapRe
     return one
 
 
-def test_it_asks_at_once_and_takes_every_page() -> None:
+def test_first_request_is_due_at_once_and_reads_every_page() -> None:
     server = Server()
     server.publish(8)
     one = GapRecovery(0, clock=Clock())
@@ -94,14 +93,14 @@ def test_it_asks_at_once_and_takes_every_page() -> None:
 
 
 @pytest.mark.parametrize(("since", "expected"), [(0, [1, 2, 3, 4, 5]), (3, [4, 5]), (5, [])])
-def test_it_begins_after_what_is_known(since: int, expected: list[int]) -> None:
+def test_recovery_starts_after_known_event(since: int, expected: list[int]) -> None:
     server = Server()
     server.publish(5)
     assert ask(GapRecovery(since, clock=Clock()), server) == expected
     assert ask(GapRecovery(since, "one", clock=Clock()), server) == expected
 
 
-def test_live_events_follow_and_repeats_are_passed_over() -> None:
+def test_live_events_are_returned_once() -> None:
     server = Server()
     server.publish(3)
     one = started(server)
@@ -110,7 +109,7 @@ def test_live_events_follow_and_repeats_are_passed_over() -> None:
     assert one.wait_ns() == 5 * S
 
 
-def test_what_comes_before_the_first_answer_comes_with_it() -> None:
+def test_events_before_first_reply_are_returned_with_it() -> None:
     server = Server()
     server.publish(2)
     one = GapRecovery(0, clock=Clock())
@@ -118,7 +117,7 @@ def test_what_comes_before_the_first_answer_comes_with_it() -> None:
     assert ask(one, server) == [1, 2, 3]
 
 
-def test_a_missing_event_is_asked_for_and_later_ones_wait() -> None:
+def test_missing_event_is_requested_and_later_events_are_held() -> None:
     server = Server()
     one = started(server)
     events = server.publish(6)
@@ -132,7 +131,7 @@ def test_a_missing_event_is_asked_for_and_later_ones_wait() -> None:
     assert ask(one, server) == [6]
 
 
-def test_an_answer_that_does_not_come_is_asked_for_again() -> None:
+def test_request_without_reply_is_repeated() -> None:
     clock = Clock()
     one = GapRecovery(0, clock=clock)
     one.request()
@@ -142,7 +141,7 @@ def test_an_answer_that_does_not_come_is_asked_for_again() -> None:
     assert one.wait_ns() == 0
 
 
-def test_silence_is_looked_into() -> None:
+def test_request_is_due_after_quiet_period() -> None:
     server, clock = Server(), Clock()
     one = GapRecovery(0, clock=clock)
     ask(one, server)
@@ -151,7 +150,7 @@ def test_silence_is_looked_into() -> None:
     assert ask(one, server) == [1, 2]
 
 
-def test_a_new_connection_is_a_reason_to_ask() -> None:
+def test_request_is_due_after_reconnection() -> None:
     server = Server()
     one = started(server)
     server.publish(1)
@@ -159,7 +158,7 @@ def test_a_new_connection_is_a_reason_to_ask() -> None:
     assert ask(one, server) == [1]
 
 
-def test_what_is_not_kept_any_more_is_a_gap() -> None:
+def test_deleted_events_are_reported_as_gap() -> None:
     server = Server()
     server.publish(20)
     server.kept = [*range(8, 12), *range(15, 21)]
@@ -167,7 +166,7 @@ def test_what_is_not_kept_any_more_is_a_gap() -> None:
     assert ask(GapRecovery(0, clock=Clock()), server)[:2] == [8, 9]  # nobody had promised the first ones
 
 
-def test_numbers_left_out_at_the_end_are_a_gap_at_once() -> None:
+def test_skipped_numbers_at_end_are_reported_as_gap() -> None:
     server = Server()
     server.publish(3)
     one = started(server)
@@ -177,14 +176,14 @@ def test_numbers_left_out_at_the_end_are_a_gap_at_once() -> None:
     assert live(one, server.publish(1)) == [1004]
 
 
-def test_an_event_that_nobody_keeps_is_given_at_once() -> None:
+def test_event_without_number_is_returned_at_once() -> None:
     one = started(Server())
     assert live(one, [event(None)]) == [None]
     assert live(GapRecovery(0, clock=Clock()), [event(None)]) == [None]
 
 
 @pytest.mark.parametrize("journal", [None, "one"])
-def test_another_journal_is_reported_and_read_from_its_beginning(journal: str | None) -> None:
+def test_new_journal_is_reported_and_read_from_start(journal: str | None) -> None:
     server = Server(journal="two")
     server.publish(4)
     one = GapRecovery(1000, journal, clock=Clock())
@@ -192,7 +191,7 @@ def test_another_journal_is_reported_and_read_from_its_beginning(journal: str | 
     assert live(one, server.publish(1)) == [5]
 
 
-def test_a_journal_that_changes_meanwhile_is_noticed_by_its_first_event() -> None:
+def test_journal_change_is_detected_by_next_event() -> None:
     server = Server()
     server.publish(3)
     one = started(server)
@@ -201,18 +200,18 @@ def test_a_journal_that_changes_meanwhile_is_noticed_by_its_first_event() -> Non
     assert ask(one, other) == [NewJournal("n", "one", "two"), 1, 2, 3, 4]
 
 
-def test_a_refusal_is_an_error() -> None:
+def test_reply_with_error_is_raised() -> None:
     one = GapRecovery(0, clock=Clock())
     one.request()
-    refusal = codec.ReplayReply(
+    refusal = schema.ReplayReply(
         node="n", journal="one", oldest=0, newest=0, more=False, error="cannot read the journal: no"
     )
-    with pytest.raises(MessageError, match="n cannot send missed events: cannot read the journal: no"):
+    with pytest.raises(MessageError, match="cannot read the journal: no"):
         list(one.replied(refusal, []))
 
 
 @pytest.mark.integration
-def test_what_is_held_is_limited() -> None:
+def test_held_events_are_limited() -> None:
     server = Server(page=100_000)
     one = started(server)
     events = server.publish(10_100)
@@ -222,14 +221,14 @@ def test_what_is_held_is_limited() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_gets_lost_everything_comes_once_and_in_order(seed: int) -> None:
+def test_random_losses_do_not_affect_order_and_completeness(seed: int) -> None:
     """Events and answers get lost, come late and twice; the subscriber asks again in time."""
     chance = random.Random(seed)
     server, clock = Server(page=chance.choice([1, 3, 50])), Clock()
     server.publish(chance.randrange(10))
     one = GapRecovery(0, clock=clock)
     found: list[object] = []
-    on_their_way: list[codec.EventMessage] = []
+    on_their_way: list[schema.EventMessage] = []
     for _ in range(400):
         if server.newest < 200:
             on_their_way += server.publish(chance.randrange(3))

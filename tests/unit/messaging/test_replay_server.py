@@ -19,7 +19,7 @@ from tests.messages.samples import CLASSES, crossed, node_status, result
 from tests.unit.state.faults import full_disk
 from vision.client import EventMessage, Gap, Item, NewJournal, Restart, Silence, Subscription, subscribe
 from vision.errors import ConfigError, MessageError
-from vision.messaging import codec
+from vision.messaging import codec, schema
 from vision.messaging.publisher import Publisher
 from vision.state.database import StateDatabase
 
@@ -47,8 +47,9 @@ def lose(one: Publisher, count: int = 1) -> None:
     assert one._event_log is not None
     for _ in range(count):
         number = one._event_log.newest + 1
-        event = one.numbering.stamp(codec.event(crossed(), result()))
-        assert one._event_log.append([codec.encode(codec.with_number(event, one._event_log.journal, number))])
+        header = one.numbering.header("events/gate")
+        event = codec.event(header, crossed(), result(), journal=one._event_log.journal, number=number)
+        assert one._event_log.append([codec.encode(event)])
 
 
 def take(subscription: Subscription, count: int) -> list[Item]:
@@ -62,7 +63,7 @@ def numbers(items: list[Item]) -> list[object]:
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
-def test_it_begins_with_what_was_published_before(tmp_path: Path, encoding: codec.Encoding) -> None:
+def test_subscription_starts_with_stored_events(tmp_path: Path, encoding: schema.Encoding) -> None:
     with publisher(tmp_path, encoding=encoding) as one:
         publish(one, 5)
         with Subscription(one.address, kinds=("events",), since=2) as subscription:
@@ -76,7 +77,7 @@ def test_it_begins_with_what_was_published_before(tmp_path: Path, encoding: code
     assert first.data == {"direction": "in", "count": 3}
 
 
-def test_what_is_replayed_equals_what_was_sent(tmp_path: Path) -> None:
+def test_replayed_events_equal_live_events(tmp_path: Path) -> None:
     with publisher(tmp_path) as one, Subscription(one.address, kinds=("events",), since=0) as early:
         publish(one, 3)
         live = take(early, 3)
@@ -84,17 +85,16 @@ def test_what_is_replayed_equals_what_was_sent(tmp_path: Path) -> None:
             assert take(late, 3) == live
 
 
-def test_losses_are_filled_in_order_and_none_is_reported(tmp_path: Path) -> None:
+def test_lost_events_are_filled_in_order(tmp_path: Path) -> None:
     with publisher(tmp_path) as one, Subscription(one.address, kinds=("events",), since=0) as subscription:
         publish(one)
         assert numbers(take(subscription, 1)) == [1]
         lose(one, 600)  # more than one answer holds
         publish(one, 2)
         assert numbers(take(subscription, 602)) == list(range(2, 604))
-        assert subscription.lost == 0
 
 
-def test_the_last_event_before_a_silence_is_found_too(tmp_path: Path) -> None:
+def test_lost_last_event_is_recovered(tmp_path: Path) -> None:
     now_ns = [time.monotonic_ns()]
     with (
         publisher(tmp_path) as one,
@@ -113,7 +113,7 @@ def test_the_last_event_before_a_silence_is_found_too(tmp_path: Path) -> None:
         assert numbers([item]) == [2]
 
 
-def test_other_cameras_are_left_out_and_disturb_nothing(tmp_path: Path) -> None:
+def test_events_of_other_cameras_are_left_out(tmp_path: Path) -> None:
     with publisher(tmp_path) as one:
         for camera in ("gate", "yard", "gate2", "gate"):
             publish(one, camera=camera)
@@ -126,19 +126,19 @@ def test_other_cameras_are_left_out_and_disturb_nothing(tmp_path: Path) -> None:
         assert {item.camera for item in items if isinstance(item, EventMessage)} == {"gate"}
 
 
-def test_other_kinds_are_as_ever(tmp_path: Path) -> None:
-    kinds: tuple[codec.Kind, ...] = ("detections", "events", "status")
+def test_other_kinds_are_received_with_since(tmp_path: Path) -> None:
+    kinds: tuple[schema.Kind, ...] = ("detections", "events", "status")
     with publisher(tmp_path) as one, Subscription(one.address, kinds=kinds, since=0) as subscription:
         (first,) = take(subscription, 1)
-        assert isinstance(first, codec.NodeStatusMessage)
+        assert isinstance(first, schema.NodeStatusMessage)
         assert first.replay == one.replay_address
-        wait_until(lambda: one.joins >= 3, "the subscriptions have arrived")
+        wait_until(lambda: one.socket.joins >= 3, "the subscriptions have arrived")
         publish(one)
         items = take(subscription, 2)
-        assert {type(item) for item in items} == {codec.DetectionsMessage, EventMessage}
+        assert {type(item) for item in items} == {schema.DetectionsMessage, EventMessage}
 
 
-def test_status_that_nobody_asked_for_is_not_given(tmp_path: Path) -> None:
+def test_unsubscribed_status_is_not_returned(tmp_path: Path) -> None:
     with publisher(tmp_path) as one, Subscription(one.address, kinds=("events",), since=0) as subscription:
         publish(one)
         take(subscription, 1)
@@ -147,7 +147,7 @@ def test_status_that_nobody_asked_for_is_not_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_a_publisher_that_is_alive_is_not_silent(tmp_path: Path) -> None:
+def test_status_prevents_silence_report(tmp_path: Path) -> None:
     stop = threading.Event()
 
     def report(one: Publisher) -> None:
@@ -170,7 +170,7 @@ def test_a_publisher_that_is_alive_is_not_silent(tmp_path: Path) -> None:
 # --- restarts ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_restart_loses_nothing(tmp_path: Path) -> None:
+def test_publisher_restart_loses_no_event(tmp_path: Path) -> None:
     bind, replay = f"ipc://{tmp_path}/out", f"ipc://{tmp_path}/again"
     with Subscription(bind, kinds=("events",), since=0) as subscription:
         items: list[Item] = []
@@ -187,7 +187,7 @@ def test_a_restart_loses_nothing(tmp_path: Path) -> None:
     assert not [item for item in items if isinstance(item, Gap | NewJournal)]
 
 
-def test_a_journal_that_was_removed_is_reported(tmp_path: Path) -> None:
+def test_removed_journal_is_reported(tmp_path: Path) -> None:
     with publisher(tmp_path / "a") as one:
         publish(one, 4)
         with Subscription(one.address, kinds=("events",), since=0) as subscription:
@@ -203,14 +203,13 @@ def test_a_journal_that_was_removed_is_reported(tmp_path: Path) -> None:
     assert numbers(others) == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_was_deleted_meanwhile_is_a_gap(tmp_path: Path) -> None:
+def test_deleted_events_are_reported_as_gap(tmp_path: Path) -> None:
     with publisher(tmp_path, max_events=80) as one:
         publish(one, 300)
         with Subscription(one.address, kinds=("events",), since=1) as subscription:
             gap, *rest = take(subscription, 81)
             assert isinstance(gap, Gap)
             assert (gap.topic, gap.expected_seq) == ("events/", 2)
-            assert gap.lost == subscription.lost
             assert numbers(rest) == list(range(gap.got_seq, gap.got_seq + 80))
 
 
@@ -218,16 +217,16 @@ def test_what_was_deleted_meanwhile_is_a_gap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bind", "reached"), [("tcp://*:*", "tcp://127.0.0.1"), ("tcp://127.0.0.1:*", "")])
-def test_the_address_is_learnt_from_the_status(tmp_path: Path, bind: str, reached: str) -> None:
+def test_replay_address_is_read_from_status(tmp_path: Path, bind: str, reached: str) -> None:
     with publisher(tmp_path, bind, bind) as one:
         publish(one)
         address = f"tcp://127.0.0.1:{one.address.rpartition(':')[2]}"
         with Subscription(address, kinds=("events",), since=0) as subscription:
             assert numbers(take(subscription, 1)) == [1]
-            assert subscription._replay.startswith(reached)
+            assert subscription._replay is not None and subscription._replay._address.startswith(reached)
 
 
-def test_an_address_that_was_given_counts_more(tmp_path: Path) -> None:
+def test_given_replay_address_overrides_status(tmp_path: Path) -> None:
     """As through a tunnel, where the publisher's own words for its address mean nothing."""
     with publisher(tmp_path, replay=f"ipc://{tmp_path}/again") as one:
         publish(one, 2)
@@ -238,7 +237,7 @@ def test_an_address_that_was_given_counts_more(tmp_path: Path) -> None:
             assert numbers(take(subscription, 2)) == [1, 2]
 
 
-def test_a_publisher_that_keeps_nothing_says_so() -> None:
+def test_publisher_without_event_log_raises_error() -> None:
     with Publisher(ANY_PORT, node="n") as one:
         one.publish_status(node_status())
         with (
@@ -249,7 +248,7 @@ def test_a_publisher_that_keeps_nothing_says_so() -> None:
     assert refused.value.code == "no-replay"
 
 
-def test_subscribe_takes_since_too(tmp_path: Path) -> None:
+def test_subscribe_accepts_since(tmp_path: Path) -> None:
     with publisher(tmp_path) as one:
         publish(one, 2)
         items = subscribe(one.address, kinds=("events",), since=0, timeout_s=20)
@@ -260,29 +259,29 @@ def test_subscribe_takes_since_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "code"),
     [
-        ({"since": 0}, "since: expected events among the kinds, got detections"),
-        ({"since": -1, "kinds": ["events"]}, "since: expected the number of an event, or 0, got -1"),
-        ({"replay": "tcp://127.0.0.1:1"}, "replay: expected since beside it"),
-        ({"replay": "127.0.0.1:1", "since": 0, "kinds": ["events"]}, "expected tcp://HOST:PORT"),
+        ({"since": 0}, "since"),
+        ({"since": -1, "kinds": ["events"]}, "since"),
+        ({"replay": "tcp://127.0.0.1:1"}, "since"),
+        ({"replay": "127.0.0.1:1", "since": 0, "kinds": ["events"]}, "address-form"),
     ],
 )
-def test_wrong_arguments_are_refused_before_anything_opens(arguments: dict[str, Any], words: str) -> None:
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], code: str) -> None:
     for begin in (subscribe, Subscription):
         with pytest.raises(ConfigError) as caught:
             begin("tcp://127.0.0.1:9", **arguments)
-        assert words in str(caught.value)
+        assert caught.value.code == code
 
 
 @pytest.mark.parametrize("which", ["bind", "replay"])
-def test_an_address_in_use_is_named_and_everything_closed(tmp_path: Path, which: str) -> None:
+def test_address_in_use_is_refused_and_everything_closed(tmp_path: Path, which: str) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         taken = f"tcp://127.0.0.1:{other.getsockname()[1]}"
         with (
-            pytest.raises(ConfigError, match=f"publish.{which}: port in use by another program"),
+            pytest.raises(ConfigError, match=f"publish.{which}"),
             publisher(tmp_path, **{which: taken}),
         ):
             pass
@@ -290,7 +289,7 @@ def test_an_address_in_use_is_named_and_everything_closed(tmp_path: Path, which:
         pass
 
 
-def test_the_socket_file_is_removed(tmp_path: Path) -> None:
+def test_socket_file_is_removed(tmp_path: Path) -> None:
     with publisher(tmp_path / "journal", replay=f"ipc://{tmp_path}/again"):
         assert (tmp_path / "again").exists()
     assert not (tmp_path / "again").exists()
@@ -309,7 +308,7 @@ def ask(address: str, question: bytes) -> tuple[Any, list[bytes]]:
         return json.loads(header), events
 
 
-def test_a_question_and_its_answer_in_full(tmp_path: Path) -> None:
+def test_reply_has_header_and_events(tmp_path: Path) -> None:
     with publisher(tmp_path) as one:
         publish(one, 3)
         assert one.replay_address is not None and one._event_log is not None
@@ -324,28 +323,26 @@ def test_a_question_and_its_answer_in_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "words"),
+    "request_payload",
     [
-        (b"", "expected a request of schema vision.replay-request/1"),
-        (b"what did I miss?", "expected a request of schema vision.replay-request/1"),
-        (b'{"schema": "vision.ask/2"}', "expected a request of schema vision.replay-request/1"),
-        (b'{"schema": "vision.replay-request/1", "since": "all"}', "Expected `int`, got `str`"),
+        b"",
+        b"what did I miss?",
+        b'{"schema": "vision.ask/2"}',
+        b'{"schema": "vision.replay-request/1", "since": "all"}',
     ],
 )
-def test_a_question_that_is_none_is_answered_with_what_was_expected(
-    tmp_path: Path, question: bytes, words: str
-) -> None:
+def test_wrong_request_is_answered_with_error(tmp_path: Path, request_payload: bytes) -> None:
     with publisher(tmp_path) as one:
         publish(one)
         assert one.replay_address is not None
-        header, events = ask(one.replay_address, question)
-        assert words in header["error"]
+        header, events = ask(one.replay_address, request_payload)
+        assert "vision.replay-request/1" in header["error"]
         assert events == []
         assert ask(one.replay_address, b'{"schema": "vision.replay-request/1"}')[1]  # and the next one is answered
 
 
 @pytest.mark.parametrize("limit", [-5, 0, 10**9])
-def test_no_question_gets_more_than_there_is(tmp_path: Path, limit: int) -> None:
+def test_reply_is_limited(tmp_path: Path, limit: int) -> None:
     with publisher(tmp_path, max_events=2000) as one:
         publish(one, 3)
         lose(one, 1500)
@@ -354,7 +351,7 @@ def test_no_question_gets_more_than_there_is(tmp_path: Path, limit: int) -> None
         assert len(events) == (1000 if limit > 0 else 1)
 
 
-def test_those_who_ask_and_do_not_read_disturb_nobody(tmp_path: Path) -> None:
+def test_client_that_does_not_read_replies_does_not_affect_others(tmp_path: Path) -> None:
     with publisher(tmp_path) as one, zmq.Context() as context, context.socket(zmq.DEALER) as rude:
         lose(one, 800)
         rude.setsockopt(zmq.LINGER, 0)
@@ -367,7 +364,7 @@ def test_those_who_ask_and_do_not_read_disturb_nobody(tmp_path: Path) -> None:
         assert (header["newest"], len(events)) == (800, 10)
 
 
-def test_a_full_disk_makes_events_best_effort(tmp_path: Path) -> None:
+def test_events_on_full_disk_are_sent_without_number(tmp_path: Path) -> None:
     with publisher(tmp_path) as one, Subscription(one.address, kinds=("events",), since=0) as subscription:
         publish(one)
         take(subscription, 1)

@@ -30,7 +30,7 @@ from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError
 from vision.messaging import codec
-from vision.messaging.codec import CountsMessage, DetectionsMessage, Kind
+from vision.messaging.schema import CountsMessage, CountsReport, DetectionsMessage, Kind
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_state
 from vision.runtime.runtime import Runtime
@@ -138,7 +138,7 @@ def test_count_pipeline_counts_every_crossing() -> None:
 
 def test_counts_are_published_with_the_status() -> None:
     _, report = run(counting())
-    (message,) = [one for one in report.messages() if isinstance(one, CountsMessage)]
+    (message,) = [part for part in report.parts() if isinstance(part, CountsReport)]
     assert message.camera == "gate"
     assert message.lines["middle"].in_ + message.lines["middle"].out > 0
     assert sum(message.lines["middle"].in_by_class.values()) == message.lines["middle"].in_
@@ -198,7 +198,7 @@ def published(config: AppConfig, kinds: tuple[Kind, ...], *, offline: bool = Fal
         (sink,) = runtime._sinks
         publisher = sink._publisher  # type: ignore[attr-defined]
         with Subscription(publisher.address, kinds=kinds, silence_s=60) as subscription:
-            wait_until(lambda: publisher.joins >= len(kinds), "the subscription has arrived")
+            wait_until(lambda: publisher.socket.joins >= len(kinds), "the subscription has arrived")
             thread = threading.Thread(target=runtime.run, args=(stop,))
             thread.start()
             while thread.is_alive():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vision.capture.supervisor import CameraStatus
-from vision.messaging.schema import CameraStatusMessage
+from vision.messaging.schema import CameraReport
 from vision.metrics import LatencyHistogram, Rate
 from vision.runtime.latest_slot import SlotCounts
 from vision.runtime.status import CameraMetrics, Instant, camera_status
@@ -28,7 +28,7 @@ DOWN = CameraStatus(
 )
 
 
-def build(status: CameraStatus, *latencies_ms: int) -> CameraStatusMessage:
+def build(status: CameraStatus, *latencies_ms: int) -> CameraReport:
     metrics = CameraMetrics(LatencyHistogram(), Rate(lambda: 0), published=8, objects=3)
     for latency_ms in latencies_ms:
         metrics.latency.observe(latency_ms * 1_000_000)

@@ -45,7 +45,7 @@ def test_counters_are_kept_per_camera(tmp_path: Path) -> None:
         assert state.counters("alley").counts() == {}
 
 
-def test_counting_does_not_wait_for_a_slow_disk(tmp_path: Path) -> None:
+def test_counters_do_not_wait_for_slow_disk(tmp_path: Path) -> None:
     disk = SlowDisk()
     with opened(tmp_path, sync_s=0.01, sync=disk.sync) as state:
         counters = state.counters("gate")
@@ -58,7 +58,7 @@ def test_counting_does_not_wait_for_a_slow_disk(tmp_path: Path) -> None:
     assert stored(tmp_path) == 101
 
 
-def test_the_disk_is_synced_seldom(tmp_path: Path) -> None:
+def test_disk_is_synced_once_per_interval(tmp_path: Path) -> None:
     synced: list[int] = []
     with opened(tmp_path, sync_s=0.2, sync=synced.append) as state:
         at_start = len(synced)
@@ -89,7 +89,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert stored(tmp_path) == 500
 
 
-def test_a_power_cut_loses_the_newest_counts_only(tmp_path: Path) -> None:
+def test_power_cut_loses_the_newest_counts_only(tmp_path: Path) -> None:
     with opened(tmp_path / "state", sync_s=3600) as state:
         wal = tmp_path / "state" / "state.db-wal"
         first = wal.stat().st_size
@@ -101,7 +101,7 @@ def test_a_power_cut_loses_the_newest_counts_only(tmp_path: Path) -> None:
     assert (counts[0], counts[-1]) == (0, 20)
 
 
-def test_a_full_disk_is_logged_once_and_counting_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_disk_is_logged_once_and_counting_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with opened(tmp_path) as state:
         counters = state.counters("gate")
         with full_disk(tmp_path):

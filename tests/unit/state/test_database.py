@@ -15,7 +15,7 @@ from tests.unit.state.test_events import fill, numbers, opened
 from vision.errors import ConfigError
 
 
-def test_a_second_process_is_refused(tmp_path: Path) -> None:
+def test_second_process_is_refused(tmp_path: Path) -> None:
     with opened(tmp_path), pytest.raises(ConfigError) as refused:
         opened(tmp_path)
     assert refused.value.code == "state-in-use"
@@ -24,7 +24,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "folder"])
-def test_an_unusable_folder_is_refused(tmp_path: Path, name: str) -> None:
+def test_unusable_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder" / "state.db").mkdir(parents=True)
     with pytest.raises(ConfigError) as refused:
@@ -32,7 +32,7 @@ def test_an_unusable_folder_is_refused(tmp_path: Path, name: str) -> None:
     assert refused.value.code == "state-unwritable"
 
 
-def test_the_state_of_a_newer_version_is_refused_and_kept(tmp_path: Path) -> None:
+def test_state_of_a_newer_version_is_refused_and_kept(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         fill(state.events, 1)
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
@@ -93,7 +93,7 @@ DAMAGE = [flip_payload, cut, overwrite_page, random_bytes, text, drop_table, cha
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_database_is_set_aside(
+def test_damaged_database_is_set_aside(
     tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(tmp_path) as state:
@@ -127,7 +127,7 @@ def test_only_the_newest_damaged_database_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 5000, os.urandom(5000)])
-def test_a_torn_end_of_the_log_is_ignored(tmp_path: Path, tail: bytes) -> None:
+def test_torn_end_of_the_log_is_ignored(tmp_path: Path, tail: bytes) -> None:
     copy = tmp_path / "copy"
     with opened(tmp_path / "state") as state:
         fill(state.events, 3)
@@ -139,7 +139,7 @@ def test_a_torn_end_of_the_log_is_ignored(tmp_path: Path, tail: bytes) -> None:
         assert numbers(state.events) == [1, 2, 3]
 
 
-def test_an_empty_file_is_a_new_database(tmp_path: Path) -> None:
+def test_empty_file_is_a_new_database(tmp_path: Path) -> None:
     (tmp_path / "state.db").touch()
     with opened(tmp_path) as state:
         assert state.notice is None

@@ -83,14 +83,14 @@ def test_old_events_are_deleted_within_the_limits(tmp_path: Path, limits: dict[s
             assert 80 <= len(kept) <= 80 * 9 / 8 + 1
 
 
-def test_a_batch_above_the_limit_is_kept(tmp_path: Path) -> None:
+def test_batch_above_the_limit_is_kept(tmp_path: Path) -> None:
     with opened(tmp_path, max_events=5) as state:
         fill(state.events, 5)
         assert state.events.append([payload(number) for number in range(6, 26)])
         assert numbers(state.events) == list(range(6, 26))
 
 
-def test_the_file_stays_small(tmp_path: Path) -> None:
+def test_file_stays_small(tmp_path: Path) -> None:
     with opened(tmp_path, max_events=100, sync_s=0.01) as state:
         for _ in range(3000):
             assert state.events.append([b"x" * 500])
@@ -109,7 +109,7 @@ def test_numbers_continue_after_a_restart(tmp_path: Path) -> None:
     assert len(journals) == 1
 
 
-def test_a_smaller_limit_is_applied_after_a_restart(tmp_path: Path) -> None:
+def test_smaller_limit_is_applied_after_a_restart(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         fill(state.events, 1000)
     with opened(tmp_path, max_events=100) as state:
@@ -234,7 +234,7 @@ def test_appending_does_not_wait_for_a_slow_disk(tmp_path: Path) -> None:
         disk.go.set()
 
 
-def test_a_disk_that_cannot_be_synced_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_disk_that_cannot_be_synced_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     failures: list[int] = []
     broken = threading.Event()
 
@@ -252,7 +252,7 @@ def test_a_disk_that_cannot_be_synced_is_logged_once(tmp_path: Path, caplog: pyt
     assert caplog.text.count("cannot force state to disk") == 1
 
 
-def test_a_full_disk_is_logged_once_and_used_again_when_it_has_room(
+def test_full_disk_is_logged_once_and_used_again_when_it_has_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(tmp_path) as state:

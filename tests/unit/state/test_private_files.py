@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def test_what_is_written_is_read(folder: Path) -> None:
+def test_written_file_is_read(folder: Path) -> None:
     write_whole(folder / "a", b"one")
     write_whole(folder / "a", b"two")
     assert read_private(folder / "a") == b"two"
@@ -51,7 +51,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
 
 
 @posix
-def test_files_and_folders_are_this_users_alone(folder: Path) -> None:
+def test_files_and_folders_are_private(folder: Path) -> None:
     write_whole(folder / "a", b"one")
     assert (folder / "a").stat().st_mode & 0o777 == 0o600
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -71,7 +71,7 @@ print(read_private(folder / "a").decode(), oct(folder.parent.stat().st_mode & 0o
 @pytest.mark.integration
 @posix
 @pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="only root becomes another user")
-def test_folders_that_are_made_are_private_whatever_the_umask() -> None:
+def test_created_folders_are_private_with_any_umask() -> None:
     """Debian and Ubuntu give users a group of their own, and Ubuntu then a umask of 002."""
     with tempfile.TemporaryDirectory(dir="/tmp") as home:  # root's own temporary folders are closed to others
         os.chown(home, 12321, 12321)
@@ -97,7 +97,7 @@ def test_folders_that_are_made_are_private_whatever_the_umask() -> None:
         ([], [("me", 100)], False),
     ],
 )
-def test_group_is_this_user_or_somebody_else(
+def test_group_with_other_members_is_refused(
     members: list[str], primary: list[tuple[str, int]], trusted: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accounts = [pwd.struct_passwd((name, "x", 5, group, "", "/", "")) for name, group in primary]
@@ -107,7 +107,7 @@ def test_group_is_this_user_or_somebody_else(
     assert private_files._of_this_user_alone(900) is trusted
 
 
-def test_group_that_nobody_knows_is_somebody_else() -> None:
+def test_unknown_group_is_refused() -> None:
     assert not private_files._of_this_user_alone(3_999_999)
 
 
@@ -115,7 +115,7 @@ def test_group_that_nobody_knows_is_somebody_else() -> None:
 @pytest.mark.parametrize(
     ("mode", "says"), [(0o777, "may be written by everybody"), (0o707, "may be written by everybody")]
 )
-def test_folder_that_others_may_write_is_refused(folder: Path, mode: int, says: str) -> None:
+def test_folder_writable_by_others_is_refused(folder: Path, mode: int, says: str) -> None:
     folder.chmod(mode)
     with pytest.raises(Untrusted, match=says) as caught:
         require_private_folder(folder)
@@ -123,14 +123,14 @@ def test_folder_that_others_may_write_is_refused(folder: Path, mode: int, says: 
 
 
 @posix
-def test_folder_below_one_that_others_may_write_is_refused(folder: Path) -> None:
+def test_folder_below_writable_folder_is_refused(folder: Path) -> None:
     folder.parent.chmod(0o777)
     with pytest.raises(Untrusted, match=f"{folder.parent} may be written by everybody"):
         make_private_folder(folder)
 
 
 @posix
-def test_sticky_folder_above_is_fine_and_a_sticky_cache_is_not(folder: Path) -> None:
+def test_sticky_folder_is_accepted_only_as_parent(folder: Path) -> None:
     folder.parent.chmod(0o1777)  # as /tmp: others cannot replace what is not theirs
     require_private_folder(folder)
     folder.chmod(0o1777)
@@ -142,7 +142,7 @@ def test_sticky_folder_above_is_fine_and_a_sticky_cache_is_not(folder: Path) -> 
 
 @posix
 @pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="only root gives files away")
-def test_what_belongs_to_somebody_else_is_refused(folder: Path) -> None:
+def test_files_of_other_users_are_refused(folder: Path) -> None:
     write_whole(folder / "a", b"one")
     os.chown(folder / "a", 12345, -1)
     with pytest.raises(Untrusted, match="belongs to user 12345"):
@@ -155,7 +155,7 @@ def test_what_belongs_to_somebody_else_is_refused(folder: Path) -> None:
 
 @posix
 @pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="only root gives files to any group")
-def test_folder_that_another_group_may_write_is_refused(folder: Path) -> None:
+def test_folder_writable_by_group_is_refused(folder: Path) -> None:
     os.chown(folder, -1, 12345)
     folder.chmod(0o770)
     with pytest.raises(Untrusted, match="may be written by group 12345"):
@@ -163,7 +163,7 @@ def test_folder_that_another_group_may_write_is_refused(folder: Path) -> None:
 
 
 @posix
-def test_file_that_others_may_write_is_refused(folder: Path) -> None:
+def test_file_writable_by_others_is_refused(folder: Path) -> None:
     write_whole(folder / "a", b"one")
     (folder / "a").chmod(0o606)
     with pytest.raises(Untrusted, match="may be written by everybody") as caught:
@@ -172,7 +172,7 @@ def test_file_that_others_may_write_is_refused(folder: Path) -> None:
 
 
 @posix
-def test_links_and_folders_are_no_files(folder: Path, tmp_path: Path) -> None:
+def test_links_and_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(b"one")
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Untrusted, match="cannot be read"):
@@ -182,12 +182,12 @@ def test_links_and_folders_are_no_files(folder: Path, tmp_path: Path) -> None:
         read_private(folder / "sub")
 
 
-def test_missing_file_is_missing(folder: Path) -> None:
+def test_missing_file_raises_file_not_found(folder: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_private(folder / "nothing")
 
 
-def test_folder_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+def test_uncreatable_folder_raises_model_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="cannot be made"):
         make_private_folder(tmp_path / "file" / "engines")
@@ -195,7 +195,7 @@ def test_folder_that_cannot_be_made_says_why(tmp_path: Path) -> None:
         make_private_folder(tmp_path / "file")
 
 
-def test_write_that_fails_leaves_the_old_file_and_no_rest(folder: Path) -> None:
+def test_failed_write_keeps_old_file(folder: Path) -> None:
     (folder / "a").mkdir()
     (folder / "a" / "in the way").write_text("")
     with pytest.raises(ModelError, match="cannot be written"):
@@ -210,7 +210,7 @@ def hold(path: Path, taken: ProcessEvent, release: ProcessEvent) -> None:
 
 
 @pytest.mark.integration
-def test_lock_keeps_other_processes_out_until_it_is_released(folder: Path) -> None:
+def test_lock_excludes_other_processes(folder: Path) -> None:
     context = multiprocessing.get_context("spawn")
     taken, release = context.Event(), context.Event()
     other = context.Process(target=hold, args=(folder / "l", taken, release))
@@ -233,7 +233,7 @@ def test_lock_keeps_other_processes_out_until_it_is_released(folder: Path) -> No
     assert other.exitcode == 0
 
 
-def test_lock_goes_with_a_process_that_is_killed(folder: Path) -> None:
+def test_lock_of_killed_process_is_released(folder: Path) -> None:
     context = multiprocessing.get_context("spawn")
     taken, release = context.Event(), context.Event()
     other = context.Process(target=hold, args=(folder / "l", taken, release))
@@ -245,7 +245,7 @@ def test_lock_goes_with_a_process_that_is_killed(folder: Path) -> None:
         pass
 
 
-def test_lock_whose_file_was_removed_by_its_holder_is_nobodys(folder: Path) -> None:
+def test_lock_on_removed_file_is_not_valid(folder: Path) -> None:
     """Who waited for it has opened a file that is gone: two could hold the lock of one name."""
     path, entered = folder / "l", threading.Event()
 
@@ -263,13 +263,13 @@ def test_lock_whose_file_was_removed_by_its_holder_is_nobodys(folder: Path) -> N
     assert entered.is_set()
 
 
-def test_lock_that_cannot_be_opened_says_why(folder: Path) -> None:
+def test_unwritable_lock_raises_error(folder: Path) -> None:
     (folder / "l").mkdir()
     with pytest.raises(Unwritable, match="Is a directory"), locked(folder / "l"):
         pytest.fail("it is a folder")
 
 
-def test_waiting_for_a_lock_can_be_given_up(folder: Path) -> None:
+def test_waiting_for_lock_can_be_cancelled(folder: Path) -> None:
     started = time.monotonic()
     with locked(folder / "l"):
         outcome: list[str] = []
@@ -287,7 +287,7 @@ def test_waiting_for_a_lock_can_be_given_up(folder: Path) -> None:
     assert outcome == ["gave up"]
 
 
-def test_hash() -> None:
+def test_sha256_is_hexadecimal() -> None:
     assert sha256_of(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
