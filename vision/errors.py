@@ -17,7 +17,10 @@
 A message says what was expected, what came, and what to do (`hint`).
 """
 
+from __future__ import annotations
+
 import re
+from dataclasses import dataclass, replace
 
 EXIT_OK = 0
 EXIT_RUNTIME = 1
@@ -25,22 +28,35 @@ EXIT_USAGE = 2
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG; systemd/vision@.service lists it in RestartPreventExitStatus
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Fault:
+    """One fault of a configuration file."""
+
+    line: int  # from 1; 0: the file as a whole, or a configuration without a file
+    column: int
+    key: str  # path of the key, such as ``cameras[1].transport``; "" at the top
+    code: str  # stable name, such as ``unknown-key``
+    message: str
+
+
 class VisionError(Exception):
     """Base of all errors that the project raises on purpose."""
 
     exit_code = EXIT_RUNTIME
 
-    def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", code: str = "", faults: tuple[Fault, ...] = ()) -> None:
         """Create the error; user names, passwords and tokens are removed from the texts.
 
         Args:
             message: what was expected and what came.
             hint: what the operator can do.
-            code: stable name of the fault for programs and tests, such as ``port-in-use``.
+            code: stable name of the error for programs and tests, such as ``port-in-use``.
+            faults: the parts of `message`, for a file with faults.
         """
         super().__init__(redact(message))
         self.hint = redact(hint)
         self.code = code
+        self.faults = tuple(replace(fault, message=redact(fault.message)) for fault in faults)
 
     def __str__(self) -> str:
         message = super().__str__()

@@ -25,7 +25,7 @@ from vision.capture.pacing import FramePacer
 from vision.capture.source import Source
 from vision.capture.synthetic.source import SyntheticSource
 from vision.capture.synthetic.spec import SyntheticSpec
-from vision.config.app import CameraConfig
+from vision.config import CameraConfig
 from vision.types import PixelFormat
 
 HEIGHT_PX, WIDTH_PX = 48, 64

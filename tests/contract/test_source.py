@@ -33,7 +33,7 @@ from vision.capture.ffmpeg.file import VideoFile
 from vision.capture.ffmpeg.source import FFmpegSource
 from vision.capture.opencv.source import V4L2Source
 from vision.capture.source import Grab, Source, StreamInfo
-from vision.config.app import CameraConfig
+from vision.config import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import frame_shape
 

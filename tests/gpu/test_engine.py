@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.unit.engine_models import convolution, quantised, spec
-from vision.config.app import DetectConfig
+from vision.config import DetectConfig
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import resolve
 from vision.engine.cache import EngineCache, key_of

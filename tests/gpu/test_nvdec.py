@@ -25,7 +25,7 @@ from vision.capture.open import open_source
 from vision.capture.pacing import FramePacer
 from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor
-from vision.config.app import CameraConfig
+from vision.config import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.gpu.cuda import memory_info, synchronize_device
 from vision.gpu.frame_buffer import device_frame_buffer

@@ -39,8 +39,7 @@ from tests.perf.stage_parts import (
     stage,
     steps,
 )
-from vision.config import DetectConfig, ModelSpec, folder_of_model, load_model_spec, shipped_models
-from vision.config.profile import ProfileSpec
+from vision.config import DetectConfig, ModelSpec, ProfileSpec, folder_of_model, load_model_spec, shipped_models
 from vision.detect.tensorrt.detector import open_tensorrt_detector
 from vision.engine.build_plan import BuildPlan
 from vision.engine.library import find_library

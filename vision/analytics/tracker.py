@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
-from vision.config.tracking import TrackConfig
+from vision.config import TrackConfig
 from vision.types import Detections, Tracks
 
 FloatArray: TypeAlias = NDArray[np.float64]

@@ -12,7 +12,7 @@ from vision.capture.images import holds_images
 from vision.capture.pacing import FramePacer
 from vision.capture.source import Source
 from vision.capture.supervisor import SupervisorPolicy
-from vision.config.app import CameraConfig
+from vision.config import CameraConfig
 from vision.config.source_address import RECORDED, Csi, File, Folder, Http, Rtsp, Synthetic, Usb
 from vision.errors import DeviceMissing, SourceError
 from vision.types import PixelFormat

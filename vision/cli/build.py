@@ -34,7 +34,7 @@ from vision.engine.runtime import load_engine
 from vision.errors import EXIT_OK, DeviceMissing, ModelError
 
 if TYPE_CHECKING:
-    from vision.config.app import DetectConfig, ModelSpec
+    from vision.config import DetectConfig, ModelSpec
 
 
 class Bars:

@@ -11,64 +11,36 @@
 No other package imports pydantic or PyYAML.
 """
 
-from vision.config.analytics import Anchor, CameraAnalytics, LineConfig, Point, ZoneConfig
-from vision.config.app import (
-    AppConfig,
-    CameraConfig,
-    DetectConfig,
-    HeadSpec,
-    InputSpec,
-    ModelSpec,
-    NmsSpec,
-    PublishConfig,
-    StatusConfig,
-    folder_of_model,
-)
-from vision.config.cascade import CascadeConfig, ClassifierSpec
-from vision.config.class_names import check_classes
-from vision.config.load import (
-    load_classifier_spec,
-    load_config,
-    load_config_text,
-    load_model_spec,
-    resolve_paths,
-)
-from vision.config.rules import RuleConfig
-from vision.config.schema import config_schema, model_schema
-from vision.config.shipped import resolve_config, shipped_configs, shipped_models
-from vision.config.snapshots import SnapshotConfig
-from vision.config.wording import nearest
-
-__all__ = [
-    "Anchor",
-    "AppConfig",
-    "CameraAnalytics",
-    "CameraConfig",
-    "CascadeConfig",
-    "ClassifierSpec",
-    "DetectConfig",
-    "HeadSpec",
-    "InputSpec",
-    "LineConfig",
-    "ModelSpec",
-    "NmsSpec",
-    "Point",
-    "PublishConfig",
-    "RuleConfig",
-    "SnapshotConfig",
-    "StatusConfig",
-    "ZoneConfig",
-    "check_classes",
-    "config_schema",
-    "folder_of_model",
-    "load_classifier_spec",
-    "load_config",
-    "load_config_text",
-    "load_model_spec",
-    "model_schema",
-    "nearest",
-    "resolve_config",
-    "resolve_paths",
-    "shipped_configs",
-    "shipped_models",
-]
+from vision.config.analytics import Anchor as Anchor
+from vision.config.analytics import CameraAnalytics as CameraAnalytics
+from vision.config.analytics import LineConfig as LineConfig
+from vision.config.analytics import Point as Point
+from vision.config.analytics import ZoneConfig as ZoneConfig
+from vision.config.app import AppConfig as AppConfig
+from vision.config.app import CameraConfig as CameraConfig
+from vision.config.app import CascadeConfig as CascadeConfig
+from vision.config.app import DetectConfig as DetectConfig
+from vision.config.app import PublishConfig as PublishConfig
+from vision.config.app import SnapshotConfig as SnapshotConfig
+from vision.config.app import StatusConfig as StatusConfig
+from vision.config.app import TrackConfig as TrackConfig
+from vision.config.load import check_classes as check_classes
+from vision.config.load import load_classifier_spec as load_classifier_spec
+from vision.config.load import load_config as load_config
+from vision.config.load import load_config_text as load_config_text
+from vision.config.load import load_model_spec as load_model_spec
+from vision.config.load import resolve_config as resolve_config
+from vision.config.load import resolve_paths as resolve_paths
+from vision.config.load import shipped_configs as shipped_configs
+from vision.config.load import shipped_models as shipped_models
+from vision.config.model_spec import ClassifierSpec as ClassifierSpec
+from vision.config.model_spec import HeadSpec as HeadSpec
+from vision.config.model_spec import InputSpec as InputSpec
+from vision.config.model_spec import ModelSpec as ModelSpec
+from vision.config.model_spec import NmsSpec as NmsSpec
+from vision.config.model_spec import ProfileSpec as ProfileSpec
+from vision.config.model_spec import folder_of_model as folder_of_model
+from vision.config.rules import RuleConfig as RuleConfig
+from vision.config.schema import config_schema as config_schema
+from vision.config.schema import model_schema as model_schema
+from vision.config.wording import nearest as nearest

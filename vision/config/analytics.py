@@ -19,7 +19,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, Field, model_validator
 
 from vision.config.checks import analytics_conflicts
-from vision.config.section import ConfigSection, Identifier, raise_conflicts, unique_names
+from vision.config.fields import ClassNames, ConfigSection, Identifier, raise_conflicts
 from vision.config.wording import InvalidValue
 
 Anchor: TypeAlias = Literal["bottom-center", "center", "top-center", "center-left", "center-right"]
@@ -32,17 +32,11 @@ Point: TypeAlias = Annotated[
 
 Units: TypeAlias = Literal["pixels", "fraction", "percent"]
 
-ClassNames: TypeAlias = Annotated[tuple[str, ...], AfterValidator(unique_names)]
-
 
 def check_line(points: tuple[Point, Point]) -> tuple[Point, Point]:
-    """Return the points of a line if they differ.
-
-    Raises:
-        InvalidValue: of no length.
-    """
+    """Return the points of a line if they differ; otherwise raise InvalidValue."""
     if points[0] == points[1]:
-        raise InvalidValue("two different points", advice="a line of no length cannot be crossed")
+        raise InvalidValue("no-length", "two different points", advice="a line of no length cannot be crossed")
     return points
 
 
@@ -52,19 +46,22 @@ def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
     The computation is exact for the decimals as written, so that 0.1, 0.2 and 0.3 are evenly spaced.
 
     Raises:
-        InvalidValue: a point twice, without area, or its sides touch or cross other than at their common corner.
+        InvalidValue: A point twice, no area, or sides that touch or cross other than at their common corner.
     """
     corners = _whole_numbers(polygon)
     if corners[0] == corners[-1]:
-        raise InvalidValue("a first and a last point that differ", advice="a polygon closes by itself")
+        raise InvalidValue(
+            "closed-polygon", "a first and a last point that differ", advice="a polygon closes by itself"
+        )
     if len(set(corners)) < len(corners):
-        raise InvalidValue("a polygon that visits no point twice")
+        raise InvalidValue("repeated-point", "a polygon that visits no point twice")
     if len(corners) == 3 and _turn(*corners) == 0:
-        raise InvalidValue("a polygon that encloses an area", advice="its points lie on one line")
+        raise InvalidValue("no-area", "a polygon that encloses an area", advice="its points lie on one line")
     crossing = _crossing_sides(corners)
     if crossing is not None:
         first, second = crossing
         raise InvalidValue(
+            "crossing-sides",
             "a polygon whose sides do not cross",
             advice=f"the side after point {first + 1} meets the side after point {second + 1}: "
             "list the points in order around the area",
@@ -120,15 +117,13 @@ Metres: TypeAlias = Annotated[
 
 
 def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
-    """Return four points around an area of the ground, in the frame or in metres, if the area is convex.
-
-    Raises:
-        InvalidValue: They are not the corners of a convex quadrilateral in order.
-    """
+    """Return four points in order around a convex area, in the frame or in metres; otherwise raise InvalidValue."""
     exact = _whole_numbers(corners)
     turns = {_turn(exact[index - 2], exact[index - 1], exact[index]) for index in range(len(exact))}
     if turns not in ({1}, {-1}) or _crossing_sides(exact) is not None:
-        raise InvalidValue("4 points in order around a convex area", advice="no three of them may lie on one line")
+        raise InvalidValue(
+            "not-convex", "4 points in order around a convex area", advice="no three of them may lie on one line"
+        )
     return corners
 
 

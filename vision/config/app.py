@@ -1,45 +1,55 @@
-"""camera.yaml and model.yaml as frozen typed objects."""
+"""camera.yaml as frozen typed objects. `analytics:` and `rules:` have modules of their own."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from vision.config.addresses import (
-    BIND_FORMS,
-    FILE_FORMS,
-    FOLDER_FORMS,
-    MODEL_FORMS,
-    PIPELINE_FORMS,
-    check_bind,
-    check_file_name,
-    check_folder,
-    check_model_name,
-    check_pipeline,
+from vision.config.analytics import CameraAnalytics
+from vision.config.checks import (
+    TRACK_SCORES,
+    References,
+    camera_conflicts,
+    config_conflicts,
+    pipeline_name,
+    tracking_conflicts,
 )
-from vision.config.analytics import CameraAnalytics, ClassNames
-from vision.config.cascade import CascadeConfig
-from vision.config.checks import References, camera_conflicts, config_conflicts, pipeline_name
-from vision.config.engine import EngineConfig
-from vision.config.profile import ProfileSpec
+from vision.config.fields import (
+    BindAddress,
+    ClassNames,
+    ConfigSection,
+    FolderPath,
+    Fraction,
+    Identifier,
+    Identifiers,
+    ModelName,
+    PipelineName,
+    Source,
+    raise_conflicts,
+)
 from vision.config.rules import RuleConfig
-from vision.config.section import ConfigSection, Fraction, Identifier, raise_conflicts, unique_names
-from vision.config.snapshots import SnapshotConfig
-from vision.config.source_address import (
-    SOURCE_FORMS,
-    File,
-    Folder,
-    SourceAddress,
-    check_source,
-    parse_source,
-    with_account,
-)
-from vision.config.tracking import TrackConfig
+from vision.config.source_address import File, Folder, SourceAddress, parse_source, with_account
 from vision.errors import redact
+
+
+class EngineConfig(ConfigSection):
+    """Build options of a TensorRT engine."""
+
+    optimization_level: int | None = Field(
+        default=None, ge=0, le=5, description="0: builds fast, to 5: runs fast; TensorRT's default if absent"
+    )
+    workspace_mib: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="maximum scratch memory of a layer, MiB; no limit if absent"
+    )
+    dla_core: int | None = Field(
+        default=None,
+        ge=0,
+        le=15,
+        description="deep-learning accelerator (DLA) of a Jetson; the GPU if absent or not available",
+    )
 
 
 class DetectConfig(ConfigSection):
@@ -77,8 +87,7 @@ class CameraConfig(ConfigSection):
     """One source of frames: a camera, a recording or a synthetic camera."""
 
     id: Identifier = Field(description="name in topics, messages and logs")
-    source: Annotated[str, AfterValidator(check_source)] = Field(
-        title=SOURCE_FORMS,
+    source: Source = Field(
         description="address or path; paths are relative to this file; ${NAME} is an environment variable",
         examples=["rtsp://gate.example.com/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"],
     )
@@ -156,12 +165,109 @@ class CameraConfig(ConfigSection):
             yield name, redact(value) if name == "source" else value
 
 
+class TrackConfig(ConfigSection):
+    """Scores that extend and start tracks, and how long tracks last.
+
+    The detector must report down to `low_score`: its threshold is the lower one of `low_score` and the score from
+    which objects are published.
+    """
+
+    low_score: Fraction = Field(
+        default=TRACK_SCORES["low_score"],
+        description="minimum score of a detection that can extend a track of the previous frame",
+    )
+    high_score: Fraction = Field(
+        default=TRACK_SCORES["high_score"], description="minimum score of a detection that can extend any track"
+    )
+    new_score: Fraction = Field(
+        default=TRACK_SCORES["new_score"], description="minimum score of a detection that starts a track"
+    )
+    confirm_s: float = Field(
+        default=0.0, ge=0, le=60, description="seconds before a new track is published; it always needs two detections"
+    )
+    tentative_s: float = Field(
+        default=0.25, ge=0, le=60, description="seconds without detection after which an unpublished track ends"
+    )
+    weak_s: float = Field(
+        default=0.5,
+        ge=0,
+        le=60,
+        description="seconds that detections between `low_score` and `high_score` alone can extend a track",
+    )
+    lost_s: float = Field(
+        default=1.5, gt=0, le=60, description="seconds without detection after which a published track ends"
+    )
+    reactivation: Literal["filter", "observation"] = Field(
+        default="filter",
+        description="motion of an object detected again; filter: corrected by the new position; observation: "
+        "from the last and the new position only",
+    )
+    max_objects: int = Field(default=500, ge=1, le=10_000, description="maximum number of tracks")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrackConfig:
+        raise_conflicts(tracking_conflicts(self.model_dump()))
+        return self
+
+
+class CascadeConfig(ConfigSection):
+    """A second model that classifies tracked objects."""
+
+    model: ModelName = Field(
+        description="a classifier: a name under models, or a path (with a /) relative to this file"
+    )
+    classes: ClassNames | None = Field(default=None, description="classes of the objects to classify; all if absent")
+    score_threshold: Fraction = Field(default=0.5, description="minimum score of an attribute")
+    refresh_s: float | None = Field(
+        default=5.0, gt=0, le=86_400, description="seconds after which an object is classified again; null: once only"
+    )
+    min_size_px: int = Field(
+        default=32, ge=1, le=16384, description="minimum length of the shorter side of a box, pixels"
+    )
+    margin: float = Field(
+        default=0.0, ge=0, le=1, description="margin around the box on every side, as a fraction of the box"
+    )
+    max_batch: int = Field(default=8, ge=1, le=256, description="maximum number of objects in a batch")
+    queue: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="maximum number of objects that wait; others are tried again with a later frame",
+    )
+    threads: int = Field(default=1, ge=1, le=256, description="CPU threads")
+
+
+class SnapshotConfig(ConfigSection):
+    """A JPEG of the frame of every event."""
+
+    folder: FolderPath = Field(description="folder of the JPEGs, relative to this file; created if missing")
+    kinds: Identifiers | None = Field(default=None, description="kinds of events with a JPEG; all if absent")
+    max_files: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="maximum number of files; the oldest are deleted first"
+    )
+    max_mb: int = Field(
+        default=1000,
+        ge=1,
+        le=10_000_000,
+        description="maximum total size, megabytes; the oldest files are deleted first",
+    )
+    max_side_px: int = Field(
+        default=1280,
+        ge=64,
+        le=16384,
+        description="maximum length of the longer side, pixels; larger frames are scaled down",
+    )
+    quality: int = Field(default=85, ge=1, le=100, description="JPEG quality, percent")
+    annotate: bool = Field(
+        default=True, description="draw the object, the line or zone, and the time of the event on the frame"
+    )
+
+
 class PublishConfig(ConfigSection):
     """The ZeroMQ socket."""
 
-    bind: Annotated[str, AfterValidator(check_bind)] = Field(
+    bind: BindAddress = Field(
         default="tcp://127.0.0.1:5555",
-        title=BIND_FORMS,
         description="address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, tcp://*:5555 the network",
     )
     encoding: Literal["json", "msgpack"] = Field(default="json", description="payload of every message")
@@ -171,10 +277,8 @@ class PublishConfig(ConfigSection):
         le=1_000_000,
         description="maximum number of messages that wait for a slow subscriber; it loses further messages",
     )
-    replay: Annotated[str, AfterValidator(check_bind)] | None = Field(
-        default=None,
-        title=BIND_FORMS,
-        description="address where subscribers request missed events; needs `state_dir`; none if absent",
+    replay: BindAddress | None = Field(
+        default=None, description="address where subscribers request missed events; needs `state_dir`; none if absent"
     )
     max_events: int = Field(
         default=10_000, ge=100, le=1_000_000, description="number of newest events that can be requested"
@@ -193,15 +297,13 @@ class AppConfig(ConfigSection):
     node: Identifier | None = Field(
         default=None, description="name of this machine in messages; the host name if absent"
     )
-    pipeline: Annotated[str, AfterValidator(check_pipeline)] = Field(
+    pipeline: PipelineName = Field(
         default="detect",
-        title=PIPELINE_FORMS,
         description="processing steps after detection: detect, track, count, or a Python file relative to this file; "
         "default: count if analytics is given, otherwise detect",
     )
-    model: Annotated[str, AfterValidator(check_model_name)] = Field(
+    model: ModelName = Field(
         default="nanodet-g-416",
-        title=MODEL_FORMS,
         description="detection model: a name that `vision models` lists, or a path (with a /) relative to this file",
     )
     detect: DetectConfig = Field(
@@ -210,8 +312,7 @@ class AppConfig(ConfigSection):
     cameras: tuple[CameraConfig, ...] = Field(min_length=1, description="sources of frames")
     track: TrackConfig = Field(default=TrackConfig(), description="how objects are tracked from frame to frame")
     analytics: Mapping[Identifier, CameraAnalytics] = Field(
-        default_factory=dict,
-        description="lines and zones of each camera, by its id; needs a pipeline with analytics",
+        default_factory=dict, description="lines and zones of each camera, by its id; needs a pipeline with analytics"
     )
     rules: tuple[RuleConfig, ...] = Field(
         default=(), max_length=1000, description="rules that report additional events"
@@ -222,9 +323,8 @@ class AppConfig(ConfigSection):
     snapshots: SnapshotConfig | None = Field(
         default=None, description="a JPEG of the frame of every event; none if absent"
     )
-    state_dir: Annotated[str, AfterValidator(check_folder)] | None = Field(
+    state_dir: FolderPath | None = Field(
         default=None,
-        title=FOLDER_FORMS,
         description="folder for counters and events that outlive a restart, relative to this file; not kept if absent",
     )
     publish: PublishConfig = Field(default=PublishConfig(), description="the ZeroMQ socket")
@@ -242,87 +342,3 @@ class AppConfig(ConfigSection):
     def _consistent(self) -> AppConfig:
         raise_conflicts(config_conflicts(self.model_dump(exclude_unset=True), References()))
         return self
-
-
-_Positive: TypeAlias = Annotated[float, Field(gt=0)]
-_Stride: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
-
-
-def _kind_of_classes(value: object) -> str:
-    return "set" if isinstance(value, str) else "names"
-
-
-class ModelSpec(ConfigSection):
-    """model.yaml: inputs, outputs and origin of a detection model."""
-
-    name: Identifier = Field(description="name in camera.yaml")
-    file: Annotated[str, AfterValidator(check_file_name)] = Field(
-        title=FILE_FORMS, description="ONNX file in the folder of model.yaml"
-    )
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 of the digits 0-9 and a-f")] | None = Field(
-        default=None, description="checksum, verified when the model is loaded; a warning if absent"
-    )
-    input: InputSpec = Field(description="pre-processing")
-    head: HeadSpec = Field(description="layout of the outputs")
-    classes: Annotated[
-        Annotated[tuple[str, ...], AfterValidator(unique_names), Tag("names")]
-        | Annotated[Literal["coco80"], Tag("set")],
-        Discriminator(_kind_of_classes),
-    ] = Field(description="class names in the model's order, or coco80")
-    nms: NmsSpec = Field(default_factory=lambda: NmsSpec(), description="defaults of non-maximum suppression")  # noqa: PLW0108 - defined below
-    profiles: Annotated[tuple[ProfileSpec, ...], Field(min_length=1)] | None = Field(
-        default=None, description="ranges of shapes of a TensorRT engine; derived from max_batch if absent"
-    )
-    licence: str = Field(min_length=1, description="licence of the weights, as an SPDX name if there is one")
-    provenance: str = Field(default="", description="origin of the weights")
-
-
-class InputSpec(ConfigSection):
-    """Pre-processing: ``tensor = (pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
-
-    width: int = Field(ge=16, le=16384, description="width of the model's input, pixels")
-    height: int = Field(ge=16, le=16384, description="height of the model's input, pixels")
-    color: Literal["bgr", "rgb"] = Field(default="rgb", description="order of the channels")
-    scale: float = Field(default=1.0, gt=0, description="1/255 = 0.00392156862745098 for models that take 0..1")
-    mean: tuple[float, float, float] = Field(default=(0.0, 0.0, 0.0), description="in the order of `color`")
-    std: tuple[_Positive, _Positive, _Positive] = Field(default=(1.0, 1.0, 1.0), description="in the order of `color`")
-    letterbox: Literal["top-left", "center"] = Field(
-        default="center", description="position of the frame on the canvas"
-    )
-    fill: int = Field(
-        default=114, ge=0, le=255, description="grey of the canvas around the frame, before normalisation"
-    )
-
-
-class HeadSpec(ConfigSection):
-    """Layout of the outputs."""
-
-    kind: Literal["nanodet", "yolov5", "yolov8", "end-to-end", "rt-detr"] = Field(description="layout of the outputs")
-    strides: Annotated[tuple[_Stride, ...], Field(min_length=1, max_length=8)] = Field(
-        default=(8, 16, 32), description="nanodet: cell sizes, model pixels"
-    )
-    bins: int = Field(default=11, ge=2, le=64, description="nanodet: bins of each side's distance distribution")
-    box_scale: Literal["pixels", "fraction"] = Field(default="pixels", description="unit of the output boxes")
-    activation: Literal["none", "sigmoid"] = Field(
-        default="none", description="activation applied to the scores; rt-detr exports give logits"
-    )
-
-
-class NmsSpec(ConfigSection):
-    """Defaults of non-maximum suppression. End-to-end and RT-DETR heads need none."""
-
-    iou_threshold: Fraction = Field(
-        default=0.6, description="overlap (IoU) above which the box with the lower score is dropped"
-    )
-    class_aware: bool = Field(default=True, description="compare boxes of the same class only")
-    max_candidates: int = Field(default=1024, ge=1, le=8192, description="maximum number of candidates, by score")
-    max_objects: int = Field(default=300, ge=1, le=4096, description="maximum number of objects in a frame")
-
-
-ModelSpec.model_rebuild()
-
-
-def folder_of_model(name: str, models: Path) -> Path:
-    """Return the folder of a model: a path if `name` has a slash or exists, else the shipped model of this name."""
-    given = Path(name)
-    return given if "/" in name or given.is_dir() else models / name

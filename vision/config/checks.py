@@ -6,13 +6,14 @@ and the same functions check a file with faults and a configuration that was bui
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, TypeAlias
 
-from vision.config.rules import KINDS_OF_LINES, KINDS_OF_ZONES, RULE, rule_conflicts
+from vision.config.fields import IDENTIFIER, Conflict
+from vision.config.rules import KINDS_OF_LINES, KINDS_OF_ZONES, RULE, Condition, parse_when
 from vision.config.source_address import (
     Csi,
     File,
@@ -25,36 +26,28 @@ from vision.config.source_address import (
     has_account,
     parse_source,
 )
-from vision.config.wording import InvalidValue, Loc, dotted, nearest, one_of, quoted
+from vision.config.wording import InvalidValue, Loc, did_you_mean, dotted, nearest, one_of, quoted
 
-Conflict: TypeAlias = tuple[Loc, str]
-
-PIPELINES_WITHOUT_ANALYTICS: Final = ("detect", "track")
-PIPELINES_WITHOUT_TRACKS: Final = ("detect",)
+Section: TypeAlias = Mapping[str, object]
 
 TRACK_SCORES: Final[Mapping[str, float]] = {"low_score": 0.15, "high_score": 0.5, "new_score": 0.55}
 """Defaults of the tracker's scores, in ascending order."""
 
-_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_WITHOUT_ANALYTICS: Final = ("detect", "track")
+_WITHOUT_TRACKS: Final = ("detect",)
 
+_SIZED: Final = (Csi, Usb, Synthetic)
+_SIZED_TEXT: Final = "csi:, /dev/video and synthetic: sources have; other frames come as they are"
 _CAPTURE_OPTIONS: Final[Mapping[str, tuple[tuple[type[SourceAddress], ...], str]]] = {
     "transport": ((Rtsp,), "rtsp:// and rtsps:// sources have"),
     "user": ((Rtsp, Http), "rtsp:// and http:// sources have"),
     "password": ((Rtsp, Http), "rtsp:// and http:// sources have"),
     "loop": ((File, Folder), "files have"),
-    "width": (
-        (Csi, Usb, Synthetic),
-        "csi:, /dev/video and synthetic: sources have; other frames come as they are",
-    ),
-    "height": (
-        (Csi, Usb, Synthetic),
-        "csi:, /dev/video and synthetic: sources have; other frames come as they are",
-    ),
-    "fps": (
-        (Csi, Usb, Synthetic, File, Folder),
-        "csi:, /dev/video and synthetic: sources and folders have; see max_fps",
-    ),
+    "width": (_SIZED, _SIZED_TEXT),
+    "height": (_SIZED, _SIZED_TEXT),
+    "fps": ((*_SIZED, File, Folder), "csi:, /dev/video and synthetic: sources and folders have; see max_fps"),
 }
+"""The kinds of sources that have an option."""
 
 _READERS: Final[Mapping[type[SourceAddress], tuple[str, ...]]] = {
     Rtsp: ("auto", "gstreamer", "ffmpeg", "nvdec"),
@@ -76,264 +69,272 @@ class References:
     line: Callable[[Loc], str] = lambda loc: f"in {dotted(loc)}"
 
 
-def config_conflicts(config: Mapping[str, object], references: References) -> Iterator[Conflict]:
+def config_conflicts(config: Section, references: References) -> Iterator[Conflict]:
     """Yield the conflicts of a whole camera.yaml."""
-    cameras = list(_sections(config.get("cameras")))
-    for index, camera in cameras:
-        yield from _below(("cameras", index), camera_conflicts(camera))
-    yield from _repeated([(("cameras", index, "id"), _text(camera, "id")) for index, camera in cameras], references)
-    for index, camera in cameras:
-        if _text(camera, "id") == "node":
-            yield ("cameras", index, "id"), "expected another name: status/node is the topic of the program itself"
+    cameras, rules = list(_sections(config, "cameras")), list(_sections(config, "rules"))
+    analytics = _mapping(config, "analytics")
+    for loc, camera in cameras:
+        yield from (conflict.below(*loc) for conflict in camera_conflicts(camera))
+        if camera.get("id") == "node":
+            message = "expected another name: status/node is the topic of the program itself"
+            yield Conflict((*loc, "id"), "reserved-id", message)
+    yield from _repeated("id", cameras, references)
     yield from _shared_devices(cameras, references)
-    track = config.get("track")
-    if isinstance(track, Mapping):
-        yield from _below(("track",), tracking_conflicts(track))
-    analytics = config.get("analytics")
-    if isinstance(analytics, Mapping) and analytics:
-        yield from _unwatched(config)
-        yield from _unknown_cameras(analytics, cameras, references)
-        for name, section in analytics.items():
-            if isinstance(section, Mapping):
-                yield from _below(
-                    ("analytics", str(name)), analytics_conflicts(section, references, ("analytics", str(name)))
-                )
-        yield from _filtered_classes(config, analytics)
-    for index, rule in _sections(config.get("rules")):
-        yield from _below(("rules", index), rule_conflicts(rule, analytics))
-    yield from _repeated(
-        [(("rules", index, "name"), _text(rule, "name")) for index, rule in _sections(config.get("rules"))], references
-    )
-    yield from _without_tracks(config)
-    yield from _unheard_events(config)
+    yield from (conflict.below("track") for conflict in tracking_conflicts(_mapping(config, "track")))
+    yield from _unknown_cameras(analytics, cameras, references)
+    for name in analytics:
+        base = ("analytics", name)
+        yield from analytics_conflicts(_mapping(analytics, name), references, base)
+    yield from _undetected_classes(config, analytics)
+    for loc, rule in rules if analytics or not config.get("analytics") else ():
+        yield from (conflict.below(*loc) for conflict in _rule_conflicts(rule, analytics))
+    yield from _repeated("name", rules, references)
+    yield from _pipeline_conflicts(config)
     yield from _replay_conflicts(config)
 
 
-def pipeline_name(config: Mapping[str, object]) -> object:
+def pipeline_name(config: Section) -> object:
     """Return the pipeline of a configuration. Default: count if there are analytics, otherwise detect."""
     return config.get("pipeline", "count" if config.get("analytics") else "detect")
 
 
-def camera_conflicts(camera: Mapping[str, object]) -> Iterator[Conflict]:
+# --- cameras ----------------------------------------------------------------------------------------------------------
+
+
+def camera_conflicts(camera: Section) -> Iterator[Conflict]:
     """Yield options that a source of this kind does not support, and options that need another one."""
-    for given, missing in (("width", "height"), ("height", "width"), ("user", "password"), ("password", "user")):
-        if _is_given(camera, given) and not _is_given(camera, missing):
-            yield (given,), f"expected {missing} too: they are given together"
-    source = _text(camera, "source")
-    if source is None:
-        return
+    for given, other in (("width", "height"), ("height", "width"), ("user", "password"), ("password", "user")):
+        if camera.get(given) is not None and camera.get(other) is None:
+            yield Conflict((given,), "given-alone", f"expected {other} too: they are given together")
+    source, reader = camera.get("source"), camera.get("reader")
     try:
-        address = parse_source(source)
+        address = parse_source(source) if isinstance(source, str) else None
     except InvalidValue:
+        address = None
+    if address is None:
         return
-    if has_account(address) and (_is_given(camera, "user") or _is_given(camera, "password")):
-        yield ("source",), "expected no user and password in the address, since the keys user and password hold them"
-    for option, (kinds, who) in _CAPTURE_OPTIONS.items():
+    if has_account(address) and (camera.get("user") is not None or camera.get("password") is not None):
+        message = "expected no user and password in the address, since the keys user and password hold them"
+        yield Conflict(("source",), "two-accounts", message)
+    for option, (kinds, kinds_text) in _CAPTURE_OPTIONS.items():
         value = camera.get(option)
         if not isinstance(address, kinds) and (value is True if option == "loop" else value is not None):
-            yield (option,), f"has no effect on this source; only {who}"
-    reader, libraries = _text(camera, "reader"), _READERS[type(address)]
+            yield Conflict((option,), "no-effect", f"has no effect on this source; only {kinds_text}")
+    libraries = _READERS[type(address)]
     if reader in ("opencv", "gstreamer", "ffmpeg", "nvdec") and reader not in libraries:
-        yield (
-            ("reader",),
-            f"expected {one_of([quoted(name) for name in libraries])} for this kind of source, got '{reader}'",
-        )
-    if reader == "nvdec" and _text(camera, "transport") == "udp":
-        yield (
-            ("transport",),
-            "expected tcp with reader: nvdec, which does not report frames that lost packets have damaged",
-        )
+        expected = one_of([quoted(name) for name in libraries])
+        yield Conflict(("reader",), "wrong-reader", f"expected {expected} for this kind of source, got '{reader}'")
+    if reader == "nvdec" and camera.get("transport") == "udp":
+        message = "expected tcp with reader: nvdec, which does not report frames that lost packets have damaged"
+        yield Conflict(("transport",), "lossy-transport", message)
 
 
-def tracking_conflicts(track: Mapping[str, object]) -> Iterator[Conflict]:
+def _shared_devices(cameras: Sequence[tuple[Loc, Section]], references: References) -> Iterator[Conflict]:
+    first: dict[str, Loc] = {}
+    for camera_loc, camera in cameras:
+        source, loc = camera.get("source"), (*camera_loc, "source")
+        if isinstance(source, str) and source.startswith(("csi:", "/dev/")) and first.setdefault(source, loc) != loc:
+            other = references.place(first[source])
+            yield Conflict(loc, "shared-device", f"expected another device than {other}: it can be opened only once")
+
+
+def tracking_conflicts(track: Section) -> Iterator[Conflict]:
     """Yield scores in the wrong order: a detection that starts a track must be able to extend one."""
     scores = [(key, track.get(key, default)) for key, default in TRACK_SCORES.items()]
     for (key, value), (next_key, next_value) in pairwise(scores):
         if isinstance(value, int | float) and isinstance(next_value, int | float) and value > next_value:
             wrong_key = key if key in track else next_key
-            yield (wrong_key,), f"expected {key} ({value:g}) to be at most {next_key} ({next_value:g})"
+            message = f"expected {key} ({value:g}) to be at most {next_key} ({next_value:g})"
+            yield Conflict((wrong_key,), "score-order", message)
+
+
+# --- lines and zones --------------------------------------------------------------------------------------------------
 
 
 def analytics_conflicts(
-    section: Mapping[str, object], references: References | None = None, base: Loc = ()
+    section: Section, references: References | None = None, base: tuple[str, ...] = ()
 ) -> Iterator[Conflict]:
-    """Yield duplicate names, coordinates outside of their unit, and options without effect."""
-    shapes = [((kind, index), shape) for kind in ("lines", "zones") for index, shape in _sections(section.get(kind))]
-    named = [((*loc, "name"), _text(shape, "name")) for loc, shape in shapes]
-    yield from _repeated(named, references or References(), base)
+    """Yield the conflicts of the lines, zones and ground points of one camera. `base` is the place of the section."""
+    shapes = [*_sections(section, "lines", *base), *_sections(section, "zones", *base)]
+    yield from _repeated("name", shapes, references or References())
     units = section.get("units", "pixels")
     for loc, shape in shapes:
-        key = "points" if loc[0] == "lines" else "polygon"
-        yield from _below((*loc, key), _unit_conflicts(_coordinates(shape.get(key)), units))
-        if _is_given(shape, "crowded_for_s") and "crowd_threshold" not in shape:
-            yield (*loc, "crowded_for_s"), "has no effect without crowd_threshold"
-    ground = section.get("ground")
-    if isinstance(ground, Mapping):
-        yield from _below(("ground", "points"), _unit_conflicts(_coordinates(ground.get("points")), units))
+        key = "points" if loc[-2] == "lines" else "polygon"
+        yield from _unit_conflicts((*loc, key), shape.get(key), units)
+        if shape.get("crowded_for_s") is not None and "crowd_threshold" not in shape:
+            yield Conflict((*loc, "crowded_for_s"), "no-effect", "has no effect without crowd_threshold")
+    yield from _unit_conflicts((*base, "ground", "points"), _mapping(section, "ground").get("points"), units)
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
-
-
-def _sections(value: object) -> Iterator[tuple[int, Mapping[str, object]]]:
-    for index, entry in enumerate(value if isinstance(value, tuple) else ()):
-        if isinstance(entry, Mapping):
-            yield index, entry
-
-
-def _text(section: Mapping[str, object], key: str) -> str | None:
-    value = section.get(key)
-    return value if isinstance(value, str) else None
-
-
-def _is_given(section: Mapping[str, object], key: str) -> bool:
-    return section.get(key) is not None
-
-
-def _below(base: Loc, conflicts: Iterator[Conflict]) -> Iterator[Conflict]:
-    return (((*base, *loc), text) for loc, text in conflicts)
-
-
-def _repeated(named: Sequence[tuple[Loc, str | None]], references: References, base: Loc = ()) -> Iterator[Conflict]:
-    first: dict[str, Loc] = {}
-    for loc, name in named:
-        if name is None:
-            continue
-        if name in first:
-            yield (
-                loc,
-                (
-                    f"duplicate {loc[-1]} {references.written((*base, *loc))}, "
-                    f"first {references.line((*base, *first[name]))}"
-                ),
-            )
-        else:
-            first[name] = loc
-
-
-def _shared_devices(cameras: Sequence[tuple[int, Mapping[str, object]]], references: References) -> Iterator[Conflict]:
-    first: dict[str, Loc] = {}
-    for index, camera in cameras:
-        source = _text(camera, "source") or ""
-        if not source.startswith(("csi:", "/dev/")):
-            continue
-        loc: Loc = ("cameras", index, "source")
-        if source in first:
-            yield (
-                loc,
-                f"expected another device than {references.place(first[source])}: a device can be opened only once",
-            )
-        else:
-            first[source] = loc
-
-
-def _unwatched(config: Mapping[str, object]) -> Iterator[Conflict]:
-    pipeline = pipeline_name(config)
-    if pipeline in PIPELINES_WITHOUT_ANALYTICS:
-        yield (
-            ("analytics",),
-            f"the pipeline {pipeline} has no lines and zones; expected pipeline: count, or a file of your own",
-        )
-
-
-def _without_tracks(config: Mapping[str, object]) -> Iterator[Conflict]:
-    pipeline = pipeline_name(config)
-    if pipeline in PIPELINES_WITHOUT_TRACKS and config.get("cascade") is not None:
-        yield (
-            ("cascade",),
-            f"the pipeline {pipeline} does not track objects; expected pipeline: track or count, or a file of your own",
-        )
-
-
-def _unheard_events(config: Mapping[str, object]) -> Iterator[Conflict]:
-    """Yield rules and snapshots of events that the pipeline does not have."""
-    pipeline = pipeline_name(config)
-    if pipeline in PIPELINES_WITHOUT_ANALYTICS:
-        for key in ("rules", "snapshots"):
-            if config.get(key):
-                text = f"the pipeline {pipeline} has no events; expected pipeline: count, or a file of your own"
-                yield (key,), text
-    snapshots, event_kinds = config.get("snapshots"), (*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE)
-    kinds = snapshots.get("kinds") if isinstance(snapshots, Mapping) else None
-    for index, kind in enumerate(kinds if pipeline == "count" and isinstance(kinds, tuple) else ()):
-        if isinstance(kind, str) and kind not in event_kinds:
-            near = nearest(kind, event_kinds)
-            advice = f" (did you mean {quoted(near)}?)" if near is not None else ""
-            yield ("snapshots", "kinds", index), f"expected {one_of(event_kinds)}, got {quoted(kind)}{advice}"
-
-
-def _replay_conflicts(config: Mapping[str, object]) -> Iterator[Conflict]:
-    publish = config.get("publish")
-    replay = publish.get("replay") if isinstance(publish, Mapping) else None
-    if not isinstance(publish, Mapping) or not isinstance(replay, str):
-        return
-    if config.get("state_dir") is None:
-        yield ("publish", "replay"), "needs state_dir: the folder in which events are kept"
-    bind = publish.get("bind", "tcp://127.0.0.1:5555")
-    port = replay.rpartition(":")[2]
-    same_port = isinstance(bind, str) and port.isdigit() and port != "0" and port == bind.rpartition(":")[2]
-    if (replay == bind and not replay.endswith((":*", ":0"))) or same_port:
-        yield ("publish", "replay"), "expected another address and port than publish.bind has"
+def _unit_conflicts(loc: Loc, shape: object, units: object) -> Iterator[Conflict]:
+    points = {
+        index: [value for value in point if isinstance(value, int | float)]
+        for index, point in enumerate(shape if isinstance(shape, tuple) else ())
+        if isinstance(point, tuple)
+    }
+    largest = max((value for point in points.values() for value in point), default=0.0)
+    whole = {"fraction": 1, "percent": 100}.get(str(units), math.inf)
+    expected = "fractions from 0 to 1" if units == "fraction" else "percent from 0 to 100"
+    for index, point in points.items():
+        if any(value > whole for value in point):
+            yield Conflict((*loc, index), "wrong-unit", f"expected {expected}, because units is {units}")
+    if 0 < largest <= 1 and units in ("percent", "pixels"):
+        unit, other = ("percent", "percent from 0 to 100") if units == "percent" else ("pixel", "coordinates in pixels")
+        message = f"all within one {unit}; expected units: fraction next to lines and zones, or {other}"
+        yield Conflict(loc, "wrong-unit", message)
 
 
 def _unknown_cameras(
-    analytics: Mapping[object, object], cameras: Sequence[tuple[int, Mapping[str, object]]], references: References
+    analytics: Section, cameras: Sequence[tuple[Loc, Section]], references: References
 ) -> Iterator[Conflict]:
-    places = {name: index for index, camera in cameras if (name := _text(camera, "id")) is not None}
-    if not cameras or any(_text(camera, "id") is None for _, camera in cameras):
+    places = {name: (*loc, "id") for loc, camera in cameras if isinstance(name := camera.get("id"), str)}
+    if not places or any(not isinstance(camera.get("id"), str) for _, camera in cameras):
         return  # the camera without a valid id may be the one that is meant
-    for name in map(str, analytics):
-        if name in places or not _IDENTIFIER.fullmatch(name):
-            continue
-        near = nearest(name, places)
-        if near is not None:
-            text = f"no camera has this id (did you mean {references.written(('cameras', places[near], 'id'))}?)"
-        else:
-            ids = one_of([references.written(("cameras", index, "id")) for index in places.values()])
-            text = f"no camera has this id; expected {ids}"
-        yield ("analytics", name), text
+    for name in analytics:
+        if name not in places and IDENTIFIER.fullmatch(name):
+            near = nearest(name, places)
+            if near is not None:
+                advice = f" (did you mean {references.written(places[near])}?)"
+            else:
+                advice = f"; expected {one_of([references.written(place) for place in places.values()])}"
+            yield Conflict(("analytics", name), "unknown-camera", f"no camera has this id{advice}")
 
 
-def _unit_conflicts(points: Sequence[tuple[int, tuple[float, ...]]], units: object) -> Iterator[Conflict]:
-    largest = max((value for _, point in points for value in point), default=0.0)
-    whole, expected = {"fraction": (1, "fractions from 0 to 1"), "percent": (100, "percent from 0 to 100")}.get(
-        str(units), (None, "")
-    )
-    if whole is not None:
-        for index, point in points:
-            if any(value > whole for value in point):
-                yield (index,), f"expected {expected}, because units is {units}"
-    if units == "percent" and 0 < largest <= 1:
-        yield (), "all within one percent; expected units: fraction next to lines and zones, or percent from 0 to 100"
-    elif units == "pixels" and 0 < largest <= 1:
-        yield (), "all within one pixel; expected units: fraction next to lines and zones, or coordinates in pixels"
-
-
-def _coordinates(shape: object) -> list[tuple[int, tuple[float, ...]]]:
-    points = enumerate(shape if isinstance(shape, tuple) else ())
-    return [
-        (index, tuple(float(value) for value in point if isinstance(value, int | float)))
-        for index, point in points
-        if isinstance(point, tuple)
-    ]
-
-
-def _filtered_classes(config: Mapping[str, object], analytics: Mapping[object, object]) -> Iterator[Conflict]:
-    detect = config.get("detect")
-    kept = detect.get("classes") if isinstance(detect, Mapping) else None
+def _undetected_classes(config: Section, analytics: Section) -> Iterator[Conflict]:
+    kept = _mapping(config, "detect").get("classes")
     if not isinstance(kept, tuple) or not all(isinstance(name, str) for name in kept):
         return
-    for loc, names in _analytics_classes(analytics):
-        for index, name in enumerate(names):
-            if isinstance(name, str) and name not in kept:
-                yield (*loc, index), "never detected, because detect.classes does not include it"
+    for camera in analytics:
+        for loc, shape in _shapes(analytics, camera):
+            names = shape.get("classes")
+            for index, name in enumerate(names if isinstance(names, tuple) else ()):
+                if isinstance(name, str) and name not in kept:
+                    message = "never detected, because detect.classes does not include it"
+                    yield Conflict(("analytics", *loc, "classes", index), "never-detected", message)
 
 
-def _analytics_classes(analytics: Mapping[object, object]) -> Iterator[tuple[Loc, tuple[object, ...]]]:
-    """Yield the `classes` of every line and zone."""
-    for camera, section in analytics.items():
-        for kind in ("lines", "zones"):
-            for index, shape in _sections(section.get(kind) if isinstance(section, Mapping) else None):
-                names = shape.get("classes")
-                if isinstance(names, tuple):
-                    yield ("analytics", str(camera), kind, index, "classes"), names
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+# The key of a zone that each state needs, and the key that already delays it.
+_NEEDED: Final = {"crowded": "crowd_threshold", "dwelling": "dwell_s"}
+_DELAY: Final = {"crowded": "crowded_for_s", "dwelling": "dwell_s"}
+
+
+def _rule_conflicts(rule: Section, analytics: Section) -> Iterator[Conflict]:
+    """Yield lines and zones that a rule names and that are absent, of another kind, or never report its event."""
+    when, cameras = rule.get("when"), rule.get("cameras")
+    try:
+        condition = parse_when(when) if isinstance(when, str) else None
+    except InvalidValue:
+        condition = None
+    if condition is None:
+        return
+    chosen = [name for name in map(str, cameras) if name in analytics] if isinstance(cameras, tuple) else [*analytics]
+    if isinstance(cameras, tuple) and len(chosen) < len(cameras):
+        for index, name in enumerate(cameras):
+            if name not in analytics:
+                message = "expected a camera that has lines or zones under analytics"
+                yield Conflict(("cameras", index), "unknown-camera", message)
+        return
+    shapes = [(camera, loc[1], shape) for camera in chosen for loc, shape in _shapes(analytics, camera)]
+    having = [(camera, key, shape) for camera, key, shape in shapes if shape.get("name") == condition.name]
+    missing = [name for name in chosen if name not in {camera for camera, _, _ in having}]
+    if not having or (missing and isinstance(cameras, tuple)):
+        names = sorted({name for _, _, shape in shapes if isinstance(name := shape.get("name"), str)})
+        where = f" of camera {one_of(missing)}" if missing and isinstance(cameras, tuple) else ""
+        yield Conflict(("when",), "unknown-name", _no_such_shape(condition.name, names, where))
+        return
+    for camera, key, shape in having:
+        misfit = _misfit(condition, f"analytics.{camera}", str(key), shape)
+        if misfit is not None:
+            yield Conflict(("when",), *misfit)
+
+
+def _no_such_shape(name: str, names: Sequence[str], where: str) -> str:
+    expected = f"; expected {one_of(names)}" if names else "; expected some under analytics"
+    advice = did_you_mean(name, [other for other in names if other != name])
+    return f"no line or zone{where} is called {quoted(name)}{expected}{f' ({advice})' if advice else ''}"
+
+
+def _misfit(condition: Condition, place: str, key: str, shape: Section) -> tuple[str, str] | None:
+    """Return why a line or zone never reports the rule's event, or reports it too late: a code and a message."""
+    kind, where = condition.kind, f"{condition.name} in {place}"
+    kinds = KINDS_OF_LINES if key == "lines" else KINDS_OF_ZONES
+    if kind not in kinds:
+        return "wrong-kind", f"{where} is a {key.removesuffix('s')}; expected {one_of(kinds)}, got {quoted(kind)}"
+    if kind in _NEEDED and shape.get(_NEEDED[kind]) is None:
+        return "never-begins", f"{where} has no {_NEEDED[kind]}, so it is never {kind}"
+    delay_s = shape.get(_DELAY.get(kind, ""))
+    if condition.for_s and isinstance(delay_s, int | float) and condition.for_s < delay_s:
+        return "short-duration", f"expected at least the {delay_s:g}s that {_DELAY[kind]} of {where} has"
+    return None
+
+
+# --- the pipeline and the sockets -------------------------------------------------------------------------------------
+
+
+def _pipeline_conflicts(config: Section) -> Iterator[Conflict]:
+    """Yield sections that the pipeline does not use, and kinds of events that it does not have."""
+    pipeline = pipeline_name(config)
+    unused = [
+        ("analytics", _WITHOUT_ANALYTICS, "has no lines and zones; expected pipeline: count"),
+        ("rules", _WITHOUT_ANALYTICS, "has no events; expected pipeline: count"),
+        ("snapshots", _WITHOUT_ANALYTICS, "has no events; expected pipeline: count"),
+        ("cascade", _WITHOUT_TRACKS, "does not track objects; expected pipeline: track or count"),
+    ]
+    for key, pipelines, problem in unused:
+        if config.get(key) and pipeline in pipelines:
+            yield Conflict((key,), "wrong-pipeline", f"the pipeline {pipeline} {problem}, or a file of your own")
+    event_kinds = (*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE)
+    kinds = _mapping(config, "snapshots").get("kinds")
+    for index, kind in enumerate(kinds if pipeline == "count" and isinstance(kinds, tuple) else ()):
+        if isinstance(kind, str) and kind not in event_kinds:
+            advice = did_you_mean(kind, event_kinds)
+            message = f"expected {one_of(event_kinds)}, got {quoted(kind)}{f' ({advice})' if advice else ''}"
+            yield Conflict(("snapshots", "kinds", index), "unknown-kind", message)
+
+
+def _replay_conflicts(config: Section) -> Iterator[Conflict]:
+    publish = _mapping(config, "publish")
+    replay, bind = publish.get("replay"), publish.get("bind", "tcp://127.0.0.1:5555")
+    if not isinstance(replay, str):
+        return
+    if config.get("state_dir") is None:
+        message = "needs state_dir: the folder in which events are kept"
+        yield Conflict(("publish", "replay"), "needs-state-dir", message)
+    port = replay.rpartition(":")[2]
+    same_port = isinstance(bind, str) and port.isdigit() and port != "0" and port == bind.rpartition(":")[2]
+    if (replay == bind and not replay.endswith((":*", ":0"))) or same_port:
+        message = "expected another address and port than publish.bind has"
+        yield Conflict(("publish", "replay"), "same-address", message)
+
+
+# --- plain data -------------------------------------------------------------------------------------------------------
+
+
+def _mapping(section: Section, key: str) -> Section:
+    value = section.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _sections(section: Section, key: str, *base: str) -> Iterator[tuple[Loc, Section]]:
+    """Yield the mappings in the list at `key`, with their places."""
+    value = section.get(key)
+    for index, entry in enumerate(value if isinstance(value, tuple) else ()):
+        if isinstance(entry, Mapping):
+            yield (*base, key, index), entry
+
+
+def _shapes(analytics: Section, camera: str) -> Iterator[tuple[Loc, Section]]:
+    """Yield the lines and zones of a camera: ``(camera, "zones", 0)`` and the zone."""
+    for key in ("lines", "zones"):
+        yield from _sections(_mapping(analytics, camera), key, camera)
+
+
+def _repeated(key: str, named: Iterable[tuple[Loc, Section]], references: References) -> Iterator[Conflict]:
+    first: dict[str, Loc] = {}
+    for base, section in named:
+        name, loc = section.get(key), (*base, key)
+        if isinstance(name, str) and first.setdefault(name, loc) != loc:
+            message = f"duplicate {key} {references.written(loc)}, first {references.line(first[name])}"
+            yield Conflict(loc, "duplicate-name", message)

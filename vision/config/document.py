@@ -1,18 +1,14 @@
-"""A YAML file as plain data with the place of each value and its text in the file.
-
-PyYAML's loaders forget lines, let the last of two equal keys win, and read ``no``, ``012``, ``12:30`` and
-``2026-01-01`` as other values than users mean. Here scalars follow YAML 1.2's core schema, as editors do;
-equal keys are errors; and ``${NAME}`` is replaced after parsing, so that no secret can change the structure.
-"""
+"""A YAML file as plain data with the place of each value, and the text of its faults."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from vision.config.wording import Loc, dotted, quoted
+from vision.errors import ConfigError, Fault
 
 _EXCERPT_CHARACTERS: Final = 100
 _MAY_HOLD_SECRET: Final = re.compile(r"@|pass|pwd|token|secret|key=", re.IGNORECASE)
@@ -25,21 +21,11 @@ class Unreadable:
 Scalar: TypeAlias = "str | int | float | bool | Unreadable | None"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
+class Place(NamedTuple):
     """Line and column, counted from 1."""
 
     line: int
     column: int
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Fault:
-    """One error in a file."""
-
-    place: Place
-    where: str  # path of the key, "" at the top
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +36,8 @@ class Node:
     value: Scalar | tuple[Node, ...] | dict[str, Node]
     written: str = ""  # a scalar as written in the file, before ${NAME} is replaced
     keys: dict[str, Place] = field(default_factory=dict)  # of a mapping: the place of each key
+    size: int = 1  # number of values with aliases expanded
+    depth: int = 1  # number of levels
 
     def plain(self) -> object:
         """Return the value as strings, numbers, tuples and dicts."""
@@ -92,14 +80,14 @@ class Document:
 
     def place(self, loc: Loc) -> Place:
         """Return the place of the key at `loc`, of the value in a list, or of the parent if it is missing."""
-        parent = self.node(loc[:-1]) if loc else None
-        if parent is None:
-            return self.place(loc[:-1]) if loc else self.root.place
-        last = loc[-1]
-        if isinstance(last, str) and last in parent.keys:
+        if not loc:
+            return self.root.place
+        *above, last = loc
+        parent = self.node(tuple(above))
+        if parent is not None and isinstance(last, str) and last in parent.keys:
             return parent.keys[last]
-        node = parent.child(last)
-        return node.place if node is not None else self.place(loc[:-1])
+        node = parent.child(last) if parent is not None else None
+        return node.place if node is not None else self.place(tuple(above))
 
     def shown(self, loc: Loc) -> str:
         """Return the value as written in the file, for a message: without secrets of the environment or a URL."""
@@ -114,36 +102,45 @@ class Document:
             return "keys and values"
         return quoted(node.written) if isinstance(node.value, str) else node.written
 
-    def fault(self, loc: Loc, text: str) -> Fault:
+    def fault(self, loc: Loc, code: str, message: str) -> Fault:
         """Return a fault of the value at `loc`."""
-        return Fault(self.place(loc), dotted(loc), text)
+        return Fault(*self.place(loc), dotted(loc), code, message)
+
+    def error(self, faults: Iterable[Fault]) -> ConfigError:
+        """Return the error that lists `faults`."""
+        return faulty(self.name, faults, self.text)
 
 
-def render(name: str, faults: Sequence[Fault], text: str) -> str:
-    """Return one line for each fault, in the file's order: ``camera.yaml:12: cameras[1].transport: expected ...``.
+def faulty(name: str, faults: Iterable[Fault], text: str = "", *, hint: str = "") -> ConfigError:
+    """Return the error of a file, with one line for each fault: ``camera.yaml:12: cameras[1].transport: expected ...``.
 
     A single fault is followed by its line of `text`, with a caret below the column.
     """
+    unique = tuple(sorted(set(faults)))
     lines = text.splitlines()
-    unique = sorted(set(faults))
-    rendered = [
-        f"{name}:{position(fault.place, lines)}: {fault.where}{': ' if fault.where else ''}{fault.text}"
-        for fault in unique
-    ]
-    return "\n".join([*rendered, *(excerpt(unique[0].place, lines) if len(unique) == 1 else ())])
+    message = [": ".join(filter(None, (name + _position(fault, lines), fault.key, fault.message))) for fault in unique]
+    if len(unique) == 1:
+        message += _excerpt(unique[0], lines)
+    return ConfigError("\n".join(message), hint=hint, code=unique[0].code, faults=unique)
 
 
-def position(place: Place, lines: Sequence[str]) -> str:
+def _line(fault: Fault, lines: Sequence[str]) -> str:
+    return lines[fault.line - 1] if 0 < fault.line <= len(lines) else ""
+
+
+def _position(fault: Fault, lines: Sequence[str]) -> str:
     """Return the line, and the column unless it is that of the first key on the line."""
-    before = lines[place.line - 1][: place.column - 1] if place.line <= len(lines) else ""
-    return f"{place.line}" if not before.strip(" -") else f"{place.line}:{place.column}"
+    if not fault.line:
+        return ""
+    is_first = not _line(fault, lines)[: fault.column - 1].strip(" -")
+    return f":{fault.line}" if is_first else f":{fault.line}:{fault.column}"
 
 
-def excerpt(place: Place, lines: Sequence[str]) -> tuple[str, ...]:
+def _excerpt(fault: Fault, lines: Sequence[str]) -> tuple[str, ...]:
     """Return the line of the file and a line with a caret, or nothing if the line may hold a secret."""
-    line = lines[place.line - 1] if place.line <= len(lines) else ""
-    if not line.strip() or _MAY_HOLD_SECRET.search(line):
-        return ()
-    start = max(0, place.column - _EXCERPT_CHARACTERS // 2) if len(line) > _EXCERPT_CHARACTERS else 0
+    line = _line(fault, lines)
+    start = max(0, fault.column - _EXCERPT_CHARACTERS // 2) if len(line) > _EXCERPT_CHARACTERS else 0
     shown = "".join(c if c.isprintable() else " " for c in line[start : start + _EXCERPT_CHARACTERS])
-    return f"    {shown}".rstrip(), " " * (4 + place.column - 1 - start) + "^"
+    if not shown.strip() or _MAY_HOLD_SECRET.search(line):
+        return ()
+    return f"    {shown}".rstrip(), " " * (4 + fault.column - 1 - start) + "^"

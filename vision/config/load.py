@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from itertools import starmap
 from pathlib import Path
 from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
-from vision.config.app import AppConfig, CameraConfig, ModelSpec
-from vision.config.cascade import ClassifierSpec
+from vision.config.app import AppConfig, CameraConfig
 from vision.config.checks import References, config_conflicts
-from vision.config.document import Document, Fault, render
-from vision.config.document_reader import parse_document, read_document
-from vision.config.renamed import with_new_keys
+from vision.config.document import Document, faulty
+from vision.config.fields import ConfigSection
+from vision.config.model_spec import ClassifierSpec, ModelSpec
 from vision.config.schema import schema_of
-from vision.config.section import ConfigSection
 from vision.config.source_address import File, Folder
 from vision.config.validation import validation_faults
-from vision.config.wording import dotted
-from vision.errors import ConfigError, ModelError
+from vision.config.wording import Loc, did_you_mean, did_you_mean_class, dotted, one_of, quoted
+from vision.config.yaml_reader import parse_document, read_document
+from vision.errors import ConfigError, Fault, ModelError
 
 SPEC_NAME: Final = "model.yaml"
 
@@ -34,28 +35,23 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
     Raises:
         ConfigError: every fault of the file, one a line.
     """
-    config = validate_document(read_document(path, environ))
+    config = _validate_config(read_document(path, environ))
     return resolve_paths(config, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - resolve() would follow links
 
 
 def load_config_text(text: str, environ: Mapping[str, str], *, name: str = "camera.yaml") -> AppConfig:
     """Check the text of a camera.yaml, as `load_config` does. Its paths stay relative."""
-    return validate_document(parse_document(text, name, environ))
+    return _validate_config(parse_document(text, name, environ))
 
 
-def validate_document(document: Document) -> AppConfig:
-    """Check a parsed camera.yaml.
-
-    Raises:
-        ConfigError: every fault of the document, one a line.
-    """
-    data = document.plain()
-    faults = [*document.faults, *_written_passwords(document)]
-    faults += [document.fault(loc, text) for loc, text in config_conflicts(with_new_keys(data), _references(document))]
-    config = _validated(AppConfig, document, data, faults)
-    if config is None:
-        raise ConfigError(render(document.name, faults, document.text))
-    return config
+def _validate_config(document: Document) -> AppConfig:
+    references = References(
+        place=lambda loc: f"{dotted(loc)} on line {document.place(loc).line}",
+        written=document.shown,
+        line=lambda loc: f"on line {document.place(loc).line}",
+    )
+    conflicts = config_conflicts(document.plain(), references)
+    return _validated(AppConfig, document, [*_written_passwords(document), *starmap(document.fault, conflicts)])
 
 
 def load_model_spec(folder: Path) -> ModelSpec:
@@ -85,35 +81,22 @@ def _load_spec(kind: type[_S], folder: Path) -> _S:
             code="model-is-a-file",
         )
     try:
-        document = read_document(folder / SPEC_NAME)
+        return _validated(kind, read_document(folder / SPEC_NAME))
     except ConfigError as error:
         hint = "a model is a folder with model.yaml and the ONNX file it names; `vision models` explains the keys"
-        raise ModelError(str(error.args[0]), hint=hint) from None
-    faults = list(document.faults)
-    spec = _validated(kind, document, document.plain(), faults)
-    if spec is None:
-        raise ModelError(
-            render(document.name, faults, document.text), hint="`vision models` explains the keys of model.yaml"
-        )
-    return spec
+        raise ModelError(error.args[0], hint=hint, code=error.code, faults=error.faults) from None
 
 
-def _validated(model: type[_S], document: Document, data: object, faults: list[Fault]) -> _S | None:
-    """Validate strictly (no text becomes a number). Return the model, or None and add to `faults`."""
+def _validated(model: type[_S], document: Document, other_faults: Iterable[Fault] = ()) -> _S:
+    """Validate strictly: no text becomes a number. The error lists `other_faults` too."""
+    faults = [*document.faults, *other_faults]
     try:
-        checked = model.model_validate(data, strict=True)
+        section = model.model_validate(document.plain(), strict=True)
     except ValidationError as error:
-        faults.extend(validation_faults(error, document, schema_of(model)))
-        return None
-    return None if faults else checked
-
-
-def _references(document: Document) -> References:
-    return References(
-        place=lambda loc: f"{dotted(loc)} on line {document.place(loc).line}",
-        written=document.shown,
-        line=lambda loc: f"on line {document.place(loc).line}",
-    )
+        faults += validation_faults(error, document, schema_of(model))
+    if faults:
+        raise document.error(faults)
+    return section
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------------
@@ -133,12 +116,12 @@ def _written_passwords(document: Document) -> list[Fault]:
     for index, camera in enumerate(entries):
         password = camera.child("password")
         if password is not None and not _FROM_ENVIRONMENT.fullmatch(password.written):
-            text = "expected the password from the environment: write ${NAME}"
-            faults.append(document.fault(("cameras", index, "password"), text))
+            message = "expected the password from the environment: write ${NAME}"
+            faults.append(document.fault(("cameras", index, "password"), "written-password", message))
         source = camera.child("source")
         if source is not None and _LITERAL_PASSWORD.search(source.written):
-            text = "a password in the file; expected it from the environment: write ${NAME} instead"
-            faults.append(document.fault(("cameras", index, "source"), text))
+            message = "a password in the file; expected it from the environment: write ${NAME} instead"
+            faults.append(document.fault(("cameras", index, "source"), "written-password", message))
     return faults
 
 
@@ -168,3 +151,80 @@ def _resolve_source(camera: CameraConfig, folder: Path) -> CameraConfig:
     if not isinstance(camera.address, (File, Folder)):
         return camera
     return camera.model_copy(update={"source": str(folder / camera.source)})
+
+
+# --- classes of the model ---------------------------------------------------------------------------------------------
+
+
+def check_classes(config: AppConfig, class_names: Sequence[str], path: Path | None = None) -> None:
+    """Check every class name of a configuration.
+
+    Args:
+        config: The configuration.
+        class_names: The classes of its model.
+        path: The file of the configuration, for the lines of the faults.
+
+    Raises:
+        ConfigError: Every unknown name, with the nearest that the model has.
+    """
+    unknown: dict[Loc, str] = {}
+    for base, names in _class_filters(config):
+        for index, name in enumerate(names or ()):
+            if name not in class_names:
+                advice = did_you_mean_class(name, class_names) or f"it has {one_of(class_names)}"
+                loc: Loc = (*base, index)
+                unknown[loc] = f"the model {config.model} has no class {quoted(name)} ({advice})"
+    if not unknown:
+        return
+    try:
+        document = read_document(path) if path is not None else None
+    except ConfigError:  # the file has changed since it was loaded
+        document = None
+    if document is not None:
+        raise document.error(document.fault(loc, "unknown-class", message) for loc, message in unknown.items())
+    raise faulty("", [Fault(0, 0, dotted(loc), "unknown-class", message) for loc, message in unknown.items()])
+
+
+def _class_filters(config: AppConfig) -> Iterator[tuple[Loc, Sequence[str] | None]]:
+    """Yield every list of class names with its place."""
+    yield ("detect", "classes"), config.detect.classes
+    if config.cascade is not None:
+        yield ("cascade", "classes"), config.cascade.classes
+    for camera_id, section in config.analytics.items():
+        for index, line in enumerate(section.lines):
+            yield ("analytics", camera_id, "lines", index, "classes"), line.classes
+        for index, zone in enumerate(section.zones):
+            yield ("analytics", camera_id, "zones", index, "classes"), zone.classes
+
+
+# --- shipped configurations and models --------------------------------------------------------------------------------
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the shipped configurations by name, such as ``demo``."""
+    folder = Path(str(resources.files("vision.configs")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def shipped_models() -> Path:
+    """Return the folder of the shipped models (see `vision.config.folder_of_model`)."""
+    return Path(str(resources.files("vision.models")))
+
+
+def resolve_config(name: str) -> Path:
+    """Return the path of a configuration: a shipped one by its name, or a file. ``./demo`` is a file called demo.
+
+    Raises:
+        ConfigError: neither of them.
+    """
+    shipped = shipped_configs()
+    if name in shipped:
+        return shipped[name]
+    path = Path(name)
+    if "/" in name or path.suffix in (".yaml", ".yml") or (name and path.exists()):
+        return path
+    advice = did_you_mean(path.stem, shipped)
+    raise ConfigError(
+        f"no configuration is called {name!r}: expected a file, such as camera.yaml, or one of {one_of(list(shipped))}",
+        hint=advice or "vision run demo runs a shipped configuration",
+    )

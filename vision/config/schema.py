@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import cache
@@ -11,8 +10,8 @@ from typing import Any, Final, Literal, TypeAlias
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from vision.config.app import AppConfig, ModelSpec
-from vision.config.cascade import ClassifierSpec
+from vision.config.app import AppConfig
+from vision.config.model_spec import ClassifierSpec, ModelSpec
 from vision.config.wording import Loc, one_of
 
 Schema: TypeAlias = Mapping[str, Any]
@@ -64,9 +63,6 @@ def resolve(root: Schema, schema: Schema) -> Schema:
         rest = {key: value for key, value in schema.items() if key != "anyOf"}
         real = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
         return resolve(root, {**real[0], **rest})
-    if "allOf" in schema:  # how pydantic before 2.9 writes a reference that has a description
-        rest = {key: value for key, value in schema.items() if key != "allOf"}
-        return resolve(root, {**schema["allOf"][0], **rest})
     if "$ref" in schema:
         rest = {key: value for key, value in schema.items() if key != "$ref"}
         target = root["$defs"][schema["$ref"].rpartition("/")[2]]
@@ -160,14 +156,3 @@ def _entries(root: Schema, entry: Schema, number: Literal["one", "many"]) -> str
         return str(entry["title"])
     noun = "name" if entry.get("type") == "string" else "entr"
     return noun + {"name": {"one": "", "many": "s"}, "entr": {"one": "y", "many": "ies"}}[noun][number]
-
-
-def limits(root: Schema, schema: Schema, *, required: bool) -> str:
-    """Describe valid values and the default, as in `configs/reference.yaml`: ``a number from 0 to 1; default 0.35``."""
-    if required:
-        return f"{expectation(root, schema)}; required"
-    default = schema.get("default")
-    if default is None:
-        return f"{expectation(root, schema)}; default: none"
-    text = default if isinstance(default, str) else json.dumps(default)
-    return f"{expectation(root, schema)}; default {text}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import quote
 
-from vision.config.wording import InvalidValue, did_you_mean
+from vision.config.wording import UNPRINTABLE, InvalidValue, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,6 @@ _URL_PREFIXES: Final = [f"{scheme}://" for scheme in _SCHEMES]
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _WORD = re.compile(r"(?P<word>[A-Za-z][A-Za-z0-9+.-]*):(?P<rest>.*)", re.DOTALL)
 _DEVICE = re.compile(r"/dev/(?:video[0-9]{1,3}|v4l/by-(?:id|path)/[^/]+)")
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f]")
 _UNPRINTABLE_OR_SPACE = re.compile("[\x00-\x20\x7f-\xa0]")
 _NO_SCHEME = re.compile(r"(?:[^/@]*@)?(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?::[0-9]*)?|[A-Za-z0-9.-]+:[0-9]{2,5})(?:/.*)?")
 
@@ -100,8 +99,8 @@ def parse_source(text: str) -> SourceAddress:
     Raises:
         InvalidValue: The text has none of the forms, or a part of it cannot be right.
     """
-    if not text or _UNPRINTABLE.search(text):
-        raise InvalidValue(f"{SOURCE_FORMS}, on one line")
+    if not text or UNPRINTABLE.search(text):
+        raise InvalidValue("one-line", f"{SOURCE_FORMS}, on one line")
     if url := _URL.fullmatch(text):
         return _parse_url(url["scheme"].lower(), url["rest"])
     word = _WORD.fullmatch(text)
@@ -109,21 +108,19 @@ def parse_source(text: str) -> SourceAddress:
         return _parse_csi(word["rest"]) if word["word"] == "csi" else _parse_synthetic(text, word["rest"])
     if _NO_SCHEME.fullmatch(text):
         raise InvalidValue(
-            "rtsp:// or http:// in front of a camera's address", advice="a file of this name is written with ./"
+            "no-scheme",
+            "rtsp:// or http:// in front of a camera's address",
+            advice="a file of this name is written with ./",
         )
     if word:
         near = did_you_mean(f"{word['word']}:", ["csi:", "synthetic:"])
         near = near or did_you_mean(f"{word['word']}://", _URL_PREFIXES)
-        raise InvalidValue(SOURCE_FORMS, advice=near or "a path with ':' in it begins with ./")
+        raise InvalidValue("source-form", SOURCE_FORMS, advice=near or "a path with ':' in it begins with ./")
     return _parse_path(text)
 
 
 def check_source(text: str) -> str:
-    """Return `text` if `parse_source` accepts it.
-
-    Raises:
-        InvalidValue: As `parse_source`.
-    """
+    """Return `text` if `parse_source` accepts it."""
     parse_source(text)
     return text
 
@@ -137,19 +134,19 @@ def with_account(address: SourceAddress, user: str, password: str) -> SourceAddr
 
 
 def has_account(address: SourceAddress) -> bool:
-    """Return whether the URL of a network camera holds a user or password."""
+    """Return True if the URL of a network camera holds a user or password."""
     return isinstance(address, NETWORK) and "@" in address.url
 
 
 def is_host(text: str) -> bool:
-    """Return whether `text` is a host name, an IPv4 address, or an IPv6 address in ``[ ]``."""
+    """Return True if `text` is a host name, an IPv4 address, or an IPv6 address in ``[ ]``."""
     if text.startswith("[") or re.fullmatch(r"[0-9.]+", text):
         return is_ip_address(text)
     return bool(_HOST_NAME.fullmatch(text))
 
 
 def is_ip_address(text: str) -> bool:
-    """Return whether `text` is an IPv4 address, or an IPv6 address in ``[ ]``."""
+    """Return True if `text` is an IPv4 address, or an IPv6 address in ``[ ]``."""
     bracketed = re.fullmatch(r"\[(.*)\]", text)
     try:
         if bracketed:
@@ -162,7 +159,7 @@ def is_ip_address(text: str) -> bool:
 
 
 def is_port(text: str) -> bool:
-    """Return whether `text` is a port from 1 to 65535."""
+    """Return True if `text` is a port from 1 to 65535."""
     return bool(re.fullmatch(r"[0-9]{1,5}", text)) and 1 <= int(text) <= 65535
 
 
@@ -170,45 +167,47 @@ def _parse_url(scheme: str, rest: str) -> Rtsp | Http:
     kind = _SCHEMES.get(scheme)
     if kind is None:
         if scheme == "file":
-            raise InvalidValue("the path of the file alone, without file://")
-        raise InvalidValue(SOURCE_FORMS, advice=did_you_mean(f"{scheme}://", _URL_PREFIXES))
+            raise InvalidValue("file-url", "the path of the file alone, without file://")
+        raise InvalidValue("scheme", SOURCE_FORMS, advice=did_you_mean(f"{scheme}://", _URL_PREFIXES))
     if _UNPRINTABLE_OR_SPACE.search(rest) or any(character in rest for character in "\"'<>\\"):
         raise InvalidValue(
-            "an address without blanks, quotes, '<', '>' and '\\'", advice="write them as %20, %22, %27 ..."
+            "url-characters",
+            "an address without blanks, quotes, '<', '>' and '\\'",
+            advice="write them as %20, %22, %27 ...",
         )
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     match = _AUTHORITY.fullmatch(authority)
     if match is None or "@" in rest[len(authority) :]:
         advice = "in a user, password or path write / as %2F, ? as %3F, # as %23, @ as %40, % as %25"
         raise InvalidValue(
-            "user:password@host:port with one '@'", advice=f"{advice}; or use the keys user and password"
+            "authority", "user:password@host:port with one '@'", advice=f"{advice}; or use the keys user and password"
         )
     if not is_host(match["host"]):
-        raise InvalidValue("a host name or address after '//'", advice="an IPv6 address goes in [ ]")
+        raise InvalidValue("host", "a host name or address after '//'", advice="an IPv6 address goes in [ ]")
     if match["port"] is not None and not is_port(match["port"]):
-        raise InvalidValue("a port from 1 to 65535")
+        raise InvalidValue("port", "a port from 1 to 65535")
     return kind(f"{scheme}://{rest}")
 
 
 def _parse_csi(rest: str) -> Csi:
     if not re.fullmatch(r"[0-9]{1,2}", rest):
-        raise InvalidValue("csi: and the number of the sensor, such as csi:0")
+        raise InvalidValue("csi", "csi: and the number of the sensor, such as csi:0")
     return Csi(int(rest))
 
 
 def _parse_synthetic(text: str, rest: str) -> Synthetic:
     if not re.fullmatch(r"[A-Za-z0-9_.,;:&=+@?-]*", rest):
-        raise InvalidValue("synthetic: and options without blanks")
+        raise InvalidValue("synthetic", "synthetic: and options without blanks")
     return Synthetic(text)
 
 
 def _parse_path(text: str) -> Usb | File | Folder:
     if text.startswith("/dev/"):
         if not _DEVICE.fullmatch(text):
-            raise InvalidValue("/dev/videoN or /dev/v4l/by-id/NAME")
+            raise InvalidValue("device", "/dev/videoN or /dev/v4l/by-id/NAME")
         return Usb(text)
     if text.isdigit():
-        raise InvalidValue(SOURCE_FORMS, advice=f"USB camera {text} is /dev/video{text}")
+        raise InvalidValue("device-number", SOURCE_FORMS, advice=f"USB camera {text} is /dev/video{text}")
     if text.startswith("~"):
-        raise InvalidValue("the whole path", advice="'~' works in a shell only")
+        raise InvalidValue("home", "the whole path", advice="'~' works in a shell only")
     return Folder(Path(text)) if text.endswith("/") else File(Path(text))

@@ -1,4 +1,4 @@
-"""pydantic's errors in plain words.
+"""pydantic's errors as faults of a file, in plain words.
 
 `PHRASES` has a phrase for every kind of error that the schemas of this package can raise; a test checks that it is
 complete. Values are shown as written in the file, without the secrets of the environment.
@@ -13,11 +13,54 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from vision.config.document import Document, Fault, Unreadable
-from vision.config.renamed import RENAMED, SYNONYMS, key_path
+from vision.config.document import Document, Unreadable
+from vision.config.fields import IDENTIFIER_TITLE, INCONSISTENT
 from vision.config.schema import Schema, expectation, key_paths, schema_at
-from vision.config.section import IDENTIFIER_TITLE, INCONSISTENT
 from vision.config.wording import InvalidValue, Loc, did_you_mean, nearest, one_of, quoted
+from vision.errors import Fault
+
+RENAMED: Final[Mapping[str, str]] = {
+    "cameras[].via": "reader",
+    "cameras[].staleness_s": "max_frame_age_s",
+    "detect.score": "score_threshold",
+    "detect.iou": "iou_threshold",
+    "detect.slots": "batches_in_flight",
+    "analytics.*.zones[].crowded_above": "crowd_threshold",
+    "cascade.score": "score_threshold",
+    "snapshots.most_files": "max_files",
+    "snapshots.most_mb": "max_mb",
+    "snapshots.longest_side_px": "max_side_px",
+    "publish.keep_events": "max_events",
+    "state": "state_dir",
+    "nms.iou": "iou_threshold",  # model.yaml
+}
+"""The new key by the path of the old one."""
+
+SYNONYMS: Final[Mapping[str, str]] = {
+    "cameras[].name": "id",
+    "cameras[].url": "source",
+    "cameras[].path": "source",
+    "detect.confidence": "score_threshold",
+    "detect.threshold": "score_threshold",
+    "analytics.*.zones[].points": "polygon",
+    "analytics.*.zones[].coordinates": "polygon",
+    "analytics.*.lines[].polygon": "points",
+    "analytics.*.ground.polygon": "points",
+}
+"""The key by the path of a word that is used for it elsewhere."""
+
+
+def key_path(loc: Loc) -> str:
+    """Return the path of a key as the tables have it: ``cameras[].via``, ``analytics.*.zones[].points``."""
+    path = ""
+    for depth, part in enumerate(loc):
+        if isinstance(part, int):
+            path += "[]"
+        else:
+            key = "*" if depth == 1 and loc[0] == "analytics" else part
+            path += f".{key}" if path else key
+    return path
+
 
 _KEY: Final = "[key]"  # pydantic's mark for a mapping's key
 
@@ -57,7 +100,13 @@ def validation_faults(error: ValidationError, document: Document, schema: Schema
         context = ErrorContext(loc, details.get("ctx", {}), document, schema)
         text = phrase(context)
         if text:
-            yield document.fault(context.loc, text)
+            yield document.fault(loc, _code(details), text)
+
+
+def _code(details: ErrorDetails) -> str:
+    if details["type"] == "value_error":
+        return str(details["ctx"]["error"].code)
+    return {"extra_forbidden": "unknown-key"}.get(details["type"], details["type"].replace("_", "-"))
 
 
 def _in_document(details: ErrorDetails, document: Document) -> Loc:

@@ -55,7 +55,7 @@ from vision.engine.progress import BuildListener, LogListener, Monitor, run_inte
 from vision.errors import Closed, ModelError
 
 if TYPE_CHECKING:
-    from vision.config.app import ModelSpec
+    from vision.config import ModelSpec
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from vision.engine.onnx_transform import refusing_damage, reshape_onnx, rewrite_
 from vision.engine.precision import Precision, plan_typing
 
 if TYPE_CHECKING:
-    from vision.config.app import DetectConfig, ModelSpec
+    from vision.config import DetectConfig, ModelSpec
 
 DEFAULT_LEVEL: Final = 3
 """TensorRT's own optimization level."""

@@ -37,7 +37,7 @@ from vision.state.private_files import (
 )
 
 if TYPE_CHECKING:
-    from vision.config.app import ModelSpec
+    from vision.config import ModelSpec
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from vision.errors import ModelError
 from vision.state.private_files import sha256_of
 
 if TYPE_CHECKING:
-    from vision.config.app import ModelSpec
+    from vision.config import ModelSpec
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from vision.errors import ModelError
 
 if TYPE_CHECKING:
-    from vision.config.app import ModelSpec
-    from vision.config.profile import ProfileSpec
+    from vision.config import ModelSpec, ProfileSpec
 
 Shape: TypeAlias = tuple[int, ...]
 

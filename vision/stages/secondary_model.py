@@ -21,7 +21,7 @@ from typing import Final, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config.cascade import CascadeConfig
+from vision.config import CascadeConfig
 from vision.errors import DeviceError
 from vision.types import Attribute, Frame, FrameMeta, Result, Tracks
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vision.analytics.tracker import Tracker
-from vision.config.tracking import TrackConfig
+from vision.config import TrackConfig
 from vision.types import Detections, FrameMeta, Result
 
 

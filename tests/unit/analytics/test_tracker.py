@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from vision.analytics.tracker import Tracker
-from vision.config.tracking import TrackConfig
+from vision.config import TrackConfig
 from vision.types import Detections, Tracks
 
 SECOND_NS = 1_000_000_000

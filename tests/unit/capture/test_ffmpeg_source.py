@@ -23,7 +23,7 @@ from vision.capture.ffmpeg.h264 import FrameGapFinder
 from vision.capture.ffmpeg.source import FFmpegSource
 from vision.capture.source import StreamInfo
 from vision.capture.supervisor import CameraSupervisor
-from vision.config.app import CameraConfig
+from vision.config import CameraConfig
 from vision.detect.reference.yuv import FRACTION_BITS, yuv_coefficients
 from vision.errors import SizeChanged, SourceError
 from vision.runtime.batcher import Batcher

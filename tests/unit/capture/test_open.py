@@ -18,7 +18,7 @@ from vision.capture.opencv.source import V4L2Source
 from vision.capture.source import Source
 from vision.capture.supervisor import SupervisorPolicy
 from vision.capture.synthetic.source import SyntheticSource
-from vision.config.app import CameraConfig
+from vision.config import CameraConfig
 from vision.errors import SourceError
 from vision.types import PixelFormat
 
@@ -70,7 +70,7 @@ def test_nvdec_is_not_chosen_without_its_package() -> None:
 import sys
 sys.modules["PyNvVideoCodec"] = None
 from vision.capture.open import chooses_nvdec
-from vision.config.app import CameraConfig
+from vision.config import CameraConfig
 sources = ("clip.mp4", "http://10.0.0.4/a", "rtsp://10.0.0.4/a")
 print([chooses_nvdec(CameraConfig(id="gate", source=source)) for source in sources])
 """)
@@ -111,7 +111,7 @@ def test_missing_library_is_an_error_or_a_logged_fallback(
 import sys
 sys.modules[{missing!r}] = None
 from vision.capture.open import open_source
-from vision.config.app import CameraConfig
+from vision.config import CameraConfig
 from vision.errors import SourceError
 camera = CameraConfig(id="gate", source={source!r}, reader={reader!r})
 try:

@@ -1,4 +1,4 @@
-"""`profiles` of model.yaml: ranges in order, and what is said of those that are not."""
+"""`profiles` of model.yaml: ranges in ascending order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from vision.config.profile import ProfileSpec
+from vision.config import ProfileSpec
 
 
 def test_range_is_accepted() -> None:
@@ -19,19 +19,20 @@ def test_range_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "part"),
     [
-        ({"batch": [4, 1, 8]}, "1 <= min <= opt <= max <= 16384"),
-        ({"batch": [1, 8, 4]}, "1 <= min <= opt <= max <= 16384"),
-        ({"batch": [0, 1, 4]}, "1 <= min <= opt <= max <= 16384"),
-        ({"batch": [1, 4, 99999]}, "1 <= min <= opt <= max <= 16384"),
+        ({"batch": [4, 1, 8]}, "batch"),
+        ({"batch": [1, 8, 4]}, "batch"),
+        ({"batch": [0, 1, 4]}, "batch"),
+        ({"batch": [1, 4, 99999]}, "batch"),
         ({"batch": [1, 4]}, "batch"),
         ({}, "batch"),
         ({"batch": [1, 1, 1], "depth": 3}, "depth"),
-        ({"batch": [1, 1, 1], "shapes": {"t": [[1], [1, 2], [1]]}}, "three lists of one length"),
-        ({"batch": [1, 1, 1], "shapes": {"t": [[2], [1], [3]]}}, "three lists of one length"),
+        ({"batch": [1, 1, 1], "shapes": {"t": [[1], [1, 2], [1]]}}, "shapes"),
+        ({"batch": [1, 1, 1], "shapes": {"t": [[2], [1], [3]]}}, "shapes"),
     ],
 )
-def test_invalid_range_is_refused(given: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValidationError, match=says):
+def test_invalid_range_is_refused(given: dict[str, Any], part: str) -> None:
+    with pytest.raises(ValidationError) as caught:
         ProfileSpec.model_validate(given)
+    assert {error["loc"][0] for error in caught.value.errors()} == {part}

@@ -22,7 +22,7 @@ from tests.unit.engine_models import (
     with_operator,
     with_shape_input,
 )
-from vision.config.app import DetectConfig, ModelSpec
+from vision.config import DetectConfig, ModelSpec
 from vision.engine import library
 from vision.engine.build import (
     BuildOptions,

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tests.unit.engine_models import convolution, needs_no_gpu, needs_rtx, plan, spec
 from vision.cli.build import Bars, build_command
-from vision.config.app import DetectConfig, ModelSpec
+from vision.config import DetectConfig, ModelSpec
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import resolve
 from vision.engine.cache import EngineCache

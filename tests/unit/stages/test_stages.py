@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vision.config import RuleConfig
+from vision.config import RuleConfig, TrackConfig
 from vision.config.analytics import CameraAnalytics
-from vision.config.tracking import TrackConfig
 from vision.stages.analytics import AnalyticsStage, shapes_outside
 from vision.stages.rules import RuleStage
 from vision.stages.track import TrackStage

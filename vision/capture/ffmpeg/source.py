@@ -36,7 +36,7 @@ from vision.capture.ffmpeg.frames import encoding_of
 from vision.capture.ffmpeg.h264 import FrameGapFinder
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
 from vision.capture.source import Grab, StreamInfo, not_open
-from vision.config.app import CameraConfig
+from vision.config import CameraConfig
 from vision.config.source_address import NETWORK, Rtsp
 from vision.errors import SourceError, redact
 from vision.types import FrameBuffer, PixelFormat

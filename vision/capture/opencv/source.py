@@ -21,7 +21,7 @@ from vision.capture.blocking import BlockingReader
 from vision.capture.opencv.bindings import Capture, describe, position_ns
 from vision.capture.opencv.frames import FrameRetriever
 from vision.capture.source import Grab, StreamInfo, not_open
-from vision.config.app import CameraConfig
+from vision.config import CameraConfig
 from vision.errors import SourceError
 from vision.types import FrameBuffer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import threading
+from dataclasses import asdict
 from typing import Any
 
 import typer
@@ -51,7 +52,8 @@ def _check_as_json(name: str, stop: threading.Event) -> int:
     try:
         checked = check_configuration(name)
     except VisionError as error:
-        document["fault"] = {"code": error.code, "message": error.args[0], "hint": error.hint}
+        faults = [asdict(fault) for fault in error.faults]
+        document["fault"] = {"code": error.code, "message": error.args[0], "hint": error.hint, "faults": faults}
         print(json_module.dumps(document, indent=2))
         return error.exit_code
     checks = check_cameras(checked.config.cameras, ("bgr",), stop)

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _check_bind(address: str) -> str:
-    from vision.config.addresses import check_bind
+    from vision.config.fields import check_bind
 
     try:
         return check_bind(address)

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config.app import ModelSpec
+from vision.config import ModelSpec
 from vision.detect.reference.nms import best_first
 from vision.errors import ModelError
 

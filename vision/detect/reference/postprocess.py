@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vision.config.app import NmsSpec
+from vision.config import NmsSpec
 from vision.detect.reference.heads import Candidates
 from vision.detect.reference.letterbox import Letterbox
 from vision.detect.reference.nms import kept_in_order

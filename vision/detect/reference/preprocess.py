@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config.app import InputSpec
+from vision.config import InputSpec
 from vision.detect.reference.colour import Scratch, ToBgr
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset
 from vision.types import PixelFormat, YuvEncoding

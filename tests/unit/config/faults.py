@@ -1,0 +1,23 @@
+"""The stable parts of a configuration error."""
+
+from __future__ import annotations
+
+from vision.config import load_config_text
+from vision.errors import ConfigError, VisionError
+
+FaultKey = tuple[int, str, str]
+"""Line, key and code of a fault."""
+
+
+def fault_keys(error: VisionError) -> list[FaultKey]:
+    """Return line, key and code of each fault of `error`, in the file's order."""
+    return [(fault.line, fault.key, fault.code) for fault in error.faults]
+
+
+def config_faults(text: str, environ: dict[str, str] | None = None) -> list[FaultKey]:
+    """Return the faults of a camera.yaml; none if it is valid."""
+    try:
+        load_config_text(text, environ or {})
+    except ConfigError as error:
+        return fault_keys(error)
+    return []

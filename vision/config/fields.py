@@ -1,0 +1,134 @@
+"""The base of every mapping in camera.yaml and model.yaml, and the types of their values. They check only the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Final, NamedTuple, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from vision.config.source_address import SOURCE_FORMS, check_source, is_ip_address, is_port
+from vision.config.wording import UNPRINTABLE, InvalidValue, Loc, dotted
+
+IDENTIFIER: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+IDENTIFIER_TITLE: Final = "a name of at most 64 letters, digits, '-' and '_', first a letter or digit"
+INCONSISTENT: Final = "inconsistent"
+"""Type of the error for values that conflict with each other (`vision.config.checks`)."""
+
+_BIND_FORMS: Final = "tcp://ADDRESS:PORT or ipc:///PATH"
+_MODEL_FORMS: Final = "the name of a model, or the path of a folder that contains model.yaml"
+_PIPELINE_FORMS: Final = "the name of a pipeline, such as detect, or the path of a Python file (.py)"
+_FOLDER_FORMS: Final = "the path of a folder"
+_FILE_FORMS: Final = "the name of an .onnx file in the folder of model.yaml"
+
+_INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,14}")
+_IPC_PATH_BYTES: Final = 107  # sun_path of Linux's unix(7), less its closing NUL
+
+
+class ConfigSection(BaseModel):
+    """A mapping of the file: frozen, without unknown keys.
+
+    Validation reads no file, opens no device and looks up no host. Errors never show a value: it may be a secret.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, protected_namespaces=()
+    )
+
+
+class Conflict(NamedTuple):
+    """Values that are valid alone but do not fit together."""
+
+    loc: Loc
+    code: str
+    message: str
+
+    def below(self, *base: int | str) -> Conflict:
+        """Return the conflict of a section at `base`."""
+        return self._replace(loc=(*base, *self.loc))
+
+
+def raise_conflicts(conflicts: Iterable[Conflict]) -> None:
+    """Raise a PydanticCustomError of type `INCONSISTENT` for the conflicts of a section that was built in Python."""
+    text = "; ".join(f"{dotted(conflict.loc)}: {conflict.message}" for conflict in conflicts)
+    if text:
+        raise PydanticCustomError(INCONSISTENT, "{text}", {"text": text})
+
+
+# --- validators: each returns its argument or raises `InvalidValue` --------------------------------------------------
+
+
+def unique_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if names is not None and (not names or not all(names) or len(set(names)) < len(names)):
+        raise InvalidValue("names", "a list of at least 1 name, none of them empty, none twice")
+    return names
+
+
+def check_bind(bind: str) -> str:
+    """Return `bind` if ZeroMQ can bind to it."""
+    if bind.startswith("ipc://"):
+        return _check_ipc(bind)
+    if not bind.startswith("tcp://"):
+        raise InvalidValue("bind-form", _BIND_FORMS, advice="such as tcp://127.0.0.1:5555")
+    host, colon, port = bind[len("tcp://") :].rpartition(":")
+    if not colon or not (port in ("*", "0") or is_port(port)):
+        raise InvalidValue("port", "tcp://ADDRESS:PORT with a port from 1 to 65535, or * for any that is free")
+    if host != "*" and not is_ip_address(host) and (host == "localhost" or not _INTERFACE.fullmatch(host)):
+        advice = "did you mean '127.0.0.1'?" if host == "localhost" else ""
+        raise InvalidValue("host", "an address of this machine, an interface such as eth0, or * for all", advice=advice)
+    return bind
+
+
+def _check_ipc(bind: str) -> str:
+    path = bind[len("ipc://") :]
+    if not path.startswith(("/", "@")) or len(path) < 2 or UNPRINTABLE.search(path):
+        raise InvalidValue("ipc-path", "ipc:// and a whole path, such as ipc:///run/vision/node.sock")
+    if len(path.encode()) > _IPC_PATH_BYTES:
+        raise InvalidValue("ipc-path-length", f"ipc:// and a path of at most {_IPC_PATH_BYTES} bytes")
+    return bind
+
+
+def check_model_name(name: str) -> str:
+    if not name or UNPRINTABLE.search(name) or "://" in name or name.startswith("~"):
+        raise InvalidValue("model-name", _MODEL_FORMS)
+    return name
+
+
+def check_pipeline(name: str) -> str:
+    is_path = name.endswith(".py") and not UNPRINTABLE.search(name) and not name.startswith("~")
+    if not is_path and not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
+        raise InvalidValue("pipeline-name", _PIPELINE_FORMS)
+    return name
+
+
+def check_folder(name: str) -> str:
+    if not name or UNPRINTABLE.search(name) or "://" in name:
+        raise InvalidValue("folder", _FOLDER_FORMS)
+    if name.startswith("~"):
+        raise InvalidValue("home", "the whole path", advice="'~' works in a shell only")
+    return name
+
+
+def check_file_name(name: str) -> str:
+    if "/" in name or "\\" in name or UNPRINTABLE.search(name) or not name.endswith(".onnx") or name == ".onnx":
+        raise InvalidValue("file-name", _FILE_FORMS)
+    return name
+
+
+# --- types ------------------------------------------------------------------------------------------------------------
+
+Identifier = Annotated[str, Field(pattern=IDENTIFIER.pattern, title=IDENTIFIER_TITLE)]
+"""A name of a camera, line or zone: it becomes part of topics and file names."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0)]
+ClassNames: TypeAlias = Annotated[tuple[str, ...], AfterValidator(unique_names)]
+Identifiers: TypeAlias = Annotated[tuple[Identifier, ...], AfterValidator(unique_names)]
+Source = Annotated[str, AfterValidator(check_source), Field(title=SOURCE_FORMS)]
+BindAddress = Annotated[str, AfterValidator(check_bind), Field(title=_BIND_FORMS)]
+ModelName = Annotated[str, AfterValidator(check_model_name), Field(title=_MODEL_FORMS)]
+PipelineName = Annotated[str, AfterValidator(check_pipeline), Field(title=_PIPELINE_FORMS)]
+FolderPath = Annotated[str, AfterValidator(check_folder), Field(title=_FOLDER_FORMS)]
+FileName = Annotated[str, AfterValidator(check_file_name), Field(title=_FILE_FORMS)]

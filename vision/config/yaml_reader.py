@@ -1,0 +1,383 @@
+"""Reading of YAML into a `Document`: the core schema of YAML 1.2, the place of each value, and ``${NAME}``.
+
+PyYAML's loaders forget lines, let the last of two equal keys win, and read ``no``, ``012``, ``12:30`` and
+``2026-01-01`` as other values than users mean. So PyYAML only composes the nodes. Scalars follow YAML 1.2's core
+schema, as in editors; equal keys are faults; and ``${NAME}`` is replaced after parsing, so that no secret can change
+the structure. docs/decisions/010-yaml-positions.md compares this with ruamel.yaml.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from vision.config.document import Document, Node, Place, Unreadable, faulty
+from vision.config.wording import Loc, did_you_mean, dotted, one_of, quoted
+from vision.errors import ConfigError, Fault
+
+MAX_BYTES: Final = 1 << 20
+MAX_DEPTH: Final = 32
+MAX_VALUES: Final = 100_000
+"""Maximum number of values with aliases expanded: a few lines of nested aliases can exceed any memory."""
+
+_MAX_DIGITS: Final = 40
+
+_TAG: Final = "tag:yaml.org,2002:"
+_STR, _SEQ, _MAP = f"{_TAG}str", f"{_TAG}seq", f"{_TAG}map"
+_NULL, _BOOL, _INT, _FLOAT = f"{_TAG}null", f"{_TAG}bool", f"{_TAG}int", f"{_TAG}float"
+
+# YAML 1.2.2, section 10.3.2: the pattern of each type, and its first characters.
+_CORE_SCHEMA: Final[Mapping[str, tuple[re.Pattern[str], str]]] = {
+    _NULL: (re.compile(r"(?:~|null|Null|NULL|)\Z"), "~nN"),
+    _BOOL: (re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), "tTfF"),
+    _INT: (re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z"), "-+0123456789"),
+    _FLOAT: (
+        re.compile(
+            r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+        ),
+        "-+.0123456789",
+    ),
+}
+
+_REFERENCE: Final = re.compile(r"\$(?P<escaped>\$\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<broken>\$\{)")
+_FORBIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_FORBIDDEN_IN_SECRET: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNPRINTABLE: Final = "a character that cannot be printed"
+_EMPTY: Final = "empty; expected keys and values (key: value)"
+
+
+def read_document(path: Path, environ: Mapping[str, str] | None = None) -> Document:
+    """Read and parse a file.
+
+    Raises:
+        ConfigError: It cannot be read, or `parse_document` refuses it.
+    """
+    return parse_document(_read(path), str(path), environ)
+
+
+def parse_document(text: str, name: str, environ: Mapping[str, str] | None = None) -> Document:
+    """Parse `text`. Messages use `name` for it. Without `environ`, ``${NAME}`` is plain text.
+
+    Raises:
+        ConfigError: Not YAML, empty, no mapping at the top, or far too large. Faults that leave the rest readable
+            (equal keys, unset variables, unknown tags) are in `Document.faults` instead.
+    """
+    builder = _NodeBuilder(environ)
+    root = builder.build(_compose(text, name), ())
+    if builder.oversized:
+        raise faulty(name, builder.faults, text)
+    if not isinstance(root.value, dict):
+        got = "a list" if isinstance(root.value, tuple) else "a single value"
+        message = f"expected keys and values (key: value), got {got}"
+        raise faulty(name, [Fault(*root.place, "", "no-mapping", message)], text)
+    return Document(name, root, tuple(builder.faults), text)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise _cannot_read(path, error) from None
+    if len(raw) > MAX_BYTES:
+        message = f"larger than {MAX_BYTES >> 10} KiB; expected a configuration in YAML"
+        raise faulty(str(path), [Fault(0, 0, "", "too-large", message)])
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        fault = Fault(raw.count(b"\n", 0, error.start) + 1, 1, "", "not-utf8", f"byte {error.start} is not UTF-8 text")
+        raise faulty(str(path), [fault], hint="save the file in the encoding UTF-8") from None
+
+
+def _cannot_read(path: Path, error: OSError | ValueError) -> ConfigError:
+    if isinstance(error, FileNotFoundError):
+        code, message = "no-such-file", "no such file"
+        near = did_you_mean(path.name, _yaml_files(path.parent))
+        hint = near or "vision run demo runs a shipped configuration"
+    elif isinstance(error, IsADirectoryError):
+        code, message = "folder", "a folder; expected a YAML file"
+        inside = [str(path / name) for name in _yaml_files(path)[:8]]
+        hint = f"name the file itself{f': {one_of(inside)}' if inside else ', such as camera.yaml'}"
+    elif isinstance(error, PermissionError):
+        code, message = "permission-denied", "permission denied"
+        hint = "change its owner or mode; a service may run as another user"
+    else:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a file name"
+        code, message = "unreadable", f"cannot be read: {reason}"
+        hint = "expected a YAML file, such as camera.yaml"
+    return faulty(str(path), [Fault(0, 0, "", code, message)], hint=hint)
+
+
+def _yaml_files(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml"))
+    except OSError:
+        return []
+
+
+# --- syntax -----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML loader that composes nodes only, with a limit of depth."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - as its base class has it
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            problem = f"nested more than {MAX_DEPTH} levels deep"
+            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+for _tag, (_pattern, _first) in _CORE_SCHEMA.items():
+    _Loader.add_implicit_resolver(_tag, _pattern, [*_first, *([""] if _tag == _NULL else [])])
+
+# PyYAML's texts and their explanations. The first match counts.
+SYNTAX: Final = (
+    ("mapping values are not allowed", "a second ':' in this line: put quotes around text that contains ': '"),
+    (r"found character '\\t'", "a tab: YAML is indented with spaces"),
+    ("found character", "text that begins with this character needs quotes"),
+    ("expected ',' or.*but got ':'", "quote text that ends with ':' or holds ': ' here, or close the bracket"),
+    ("expected ',' or", "an open bracket, a missing comma, or text with , [ ] { } without quotes, such as ${NAME}"),
+    ("could not find expected ':'", "a key without ': ' after it"),
+    ("found unexpected end of stream", "a quote is opened and not closed"),
+    ("expected <block end>.*but found '-'", "a '-' where a key is expected: check the indentation"),
+    (r"expected <block end>.*but found '\?'", "a key where a '-' is expected: check the indentation"),
+    ("but found '<block", "the indentation does not fit the lines above"),
+    ("expected <block end>", "text after a closing quote: put quotes around the whole text"),
+    ("but found '<stream end>'", "a bracket or quote is opened and not closed"),
+    ("found undefined alias", "'*' needs a name that '&' has given above; quote text that begins with '*'"),
+    ("expected alphabetic or numeric", "'&' and '*' begin a name; text that begins with them needs quotes"),
+    ("found unknown escape", "an unknown '\\' sequence: text with '\\' goes in single quotes"),
+    ("expected escape sequence", "a '\\' sequence is cut short: text with '\\' goes in single quotes"),
+    ("special characters are not allowed", _UNPRINTABLE),
+    ("duplicate anchor", "a second '&' with the same name"),
+    ("expected a single document", "a second document begins (---); expected one"),
+)  # fmt: skip
+
+
+def _compose(text: str, name: str) -> yaml.Node:
+    place, problem = Place(1, 1), ""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+        finally:
+            place = Place(loader.line + 1, 1)
+            loader.dispose()
+    except yaml.reader.ReaderError as error:
+        place, problem = Place(text.count("\n", 0, error.position) + 1, 1), _UNPRINTABLE
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = Place(mark.line + 1, mark.column + 1) if mark else place
+        problem = _explain(error, text.splitlines())
+    except (ValueError, OverflowError):  # PyYAML: '\U' escapes and %YAML versions out of range
+        problem = "a number or character code out of range"
+    if problem:
+        raise faulty(name, [Fault(*place, "", "invalid-yaml", f"not valid YAML: {problem}")], text)
+    if node is None:
+        raise faulty(name, [Fault(0, 0, "", "empty", _EMPTY)])
+    return node
+
+
+def _explain(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> str:
+    problem = f"{error.context}, {error.problem}"
+    words = next((words for pattern, words in SYNTAX if re.search(pattern, problem)), str(error.problem))
+    opened, noticed = error.context_mark, error.problem_mark
+    if "mapping values are not allowed" in problem and noticed is not None:
+        line = lines[noticed.line] if noticed.line < len(lines) else ""
+        if noticed.line and ":" not in line[: noticed.column]:
+            return "the indentation does not fit the line above, or the line above lacks a ':'"
+    if opened and noticed and opened.line < noticed.line:
+        words += f" (in the block that begins on line {opened.line + 1})"
+    return words
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+class _NodeBuilder:
+    """Builder of `Node` objects that collects the faults of YAML nodes. An aliased node is built once."""
+
+    def __init__(self, environ: Mapping[str, str] | None) -> None:
+        self.faults: list[Fault] = []
+        self.oversized = False
+        self._environ = environ
+        self._built: dict[int, Node] = {}
+        self._open: set[int] = set()
+
+    def build(self, raw: yaml.Node, loc: Loc) -> Node:
+        built = self._built.get(id(raw))
+        if built is not None:
+            return built
+        if id(raw) in self._open:
+            return self._unreadable(raw, loc, "alias-of-itself", "contains itself, by a '*' alias")
+        if len(loc) > MAX_DEPTH:  # aliases of what stands in keys and merges, which is built late
+            return self._oversized(raw, loc, f"more than {MAX_DEPTH} levels")
+        self._open.add(id(raw))
+        node = self._build(raw, loc)
+        self._open.remove(id(raw))
+        if node.size > MAX_VALUES:
+            node = self._oversized(raw, loc, f"more than {MAX_VALUES} values")
+        elif node.depth > MAX_DEPTH:
+            node = self._oversized(raw, loc, f"more than {MAX_DEPTH} levels")
+        self._built[id(raw)] = node
+        return node
+
+    def _build(self, raw: yaml.Node, loc: Loc) -> Node:
+        if isinstance(raw, yaml.ScalarNode):
+            return self._scalar(raw, loc)
+        if isinstance(raw, yaml.MappingNode) and raw.tag == _MAP:
+            return self._mapping(raw, loc)
+        if isinstance(raw, yaml.SequenceNode) and raw.tag == _SEQ:
+            parts = [self.build(child, (*loc, index)) for index, child in enumerate(raw.value)]
+            return _collection(raw, tuple(parts), parts)
+        return self._unknown_tag(raw, loc)
+
+    def _mapping(self, raw: yaml.MappingNode, loc: Loc) -> Node:
+        entries: dict[str, Node] = {}
+        keys: dict[str, Place] = {}
+        parts = []
+        merges: list[yaml.Node] = []
+        for key, value in raw.value:
+            if isinstance(key, yaml.ScalarNode) and key.value == "<<" and key.style is None:
+                merges.append(value)
+                continue
+            name = self._key(key, loc)
+            part = self.build(value, (*loc, "?" if name is None else name))
+            parts.append(part)
+            if name in entries:
+                message = f"a second time; the first is on line {keys[name].line}"
+                self._fault(key, (*loc, name), "duplicate-key", message)
+            elif name is not None:
+                entries[name], keys[name] = part, _place(key)
+        for merge in merges:
+            for base in self._merged(merge, loc):
+                parts.append(base)
+                assert isinstance(base.value, dict)
+                entries = {**base.value, **entries}
+                keys = {**base.keys, **keys}
+        return _collection(raw, entries, parts, keys)
+
+    def _merged(self, raw: yaml.Node, loc: Loc) -> Iterator[Node]:
+        """Yield the mappings that ``<<`` adds. The first one has precedence."""
+        for source in raw.value if isinstance(raw, yaml.SequenceNode) else [raw]:
+            node = self.build(source, (*loc, "<<"))
+            if isinstance(node.value, dict):
+                yield node
+            elif not isinstance(node.value, Unreadable):
+                message = "expected an alias of keys and values, such as <<: *name"
+                self._fault(source, (*loc, "<<"), "invalid-merge", message)
+
+    def _key(self, raw: yaml.Node, loc: Loc) -> str | None:
+        if not isinstance(raw, yaml.ScalarNode):
+            message = "expected a name as key, got a list or a mapping (is { } meant as text?)"
+        elif raw.tag != _STR:
+            message = f"expected a name as key, got {quoted(raw.value)}, which YAML does not read as text (add quotes)"
+        elif _FORBIDDEN.search(raw.value):
+            message = "a key with a character that cannot be printed"
+        else:
+            return str(raw.value)
+        self._fault(raw, loc, "invalid-key", message)
+        return None
+
+    def _scalar(self, raw: yaml.ScalarNode, loc: Loc) -> Node:
+        text: str = raw.value
+        if raw.tag == _STR:
+            return self._text(raw, loc)
+        if raw.tag not in _CORE_SCHEMA:
+            return self._unknown_tag(raw, loc)
+        if not _CORE_SCHEMA[raw.tag][0].match(text):
+            message = f"{quoted(text)} does not fit its tag {raw.tag.replace(_TAG, '!!')}"
+            return self._unreadable(raw, loc, "wrong-tag", message)
+        if raw.tag == _INT and len(text) > _MAX_DIGITS:
+            return self._unreadable(raw, loc, "too-many-digits", f"a number of more than {_MAX_DIGITS} digits")
+        return Node(_place(raw), _number(raw.tag, text), text)
+
+    def _text(self, raw: yaml.ScalarNode, loc: Loc) -> Node:
+        text: str = raw.value
+        if _FORBIDDEN.search(text):
+            return self._unreadable(raw, loc, "unprintable", _UNPRINTABLE)
+        if self._environ is None:
+            return Node(_place(raw), text, text)
+        replaced, problems = _substitute(text, self._environ)
+        for code, message in problems:
+            self._fault(raw, loc, code, message)
+        return Node(_place(raw), Unreadable() if problems else replaced, text)
+
+    def _unknown_tag(self, raw: yaml.Node, loc: Loc) -> Node:
+        tag = quoted(raw.tag.replace(_TAG, "!!"))
+        message = f"the tag {tag} means nothing here (text that begins with '!' needs quotes)"
+        return self._unreadable(raw, loc, "unknown-tag", message)
+
+    def _oversized(self, raw: yaml.Node, loc: Loc, limit: str) -> Node:
+        self.oversized = True
+        return self._unreadable(raw, loc, "too-many-aliases", f"aliases make {limit} of this")
+
+    def _unreadable(self, raw: yaml.Node, loc: Loc, code: str, message: str) -> Node:
+        self._fault(raw, loc, code, message)
+        return Node(_place(raw), Unreadable())
+
+    def _fault(self, raw: yaml.Node, loc: Loc, code: str, message: str) -> None:
+        self.faults.append(Fault(*_place(raw), dotted(loc), code, message))
+
+
+def _place(raw: yaml.Node) -> Place:
+    return Place(raw.start_mark.line + 1, raw.start_mark.column + 1)
+
+
+def _collection(
+    raw: yaml.Node,
+    value: tuple[Node, ...] | dict[str, Node],
+    parts: Sequence[Node],
+    keys: dict[str, Place] | None = None,
+) -> Node:
+    size = 1 + sum(part.size for part in parts)
+    depth = 1 + max((part.depth for part in parts), default=0)
+    return Node(_place(raw), value, keys=keys or {}, size=size, depth=depth)
+
+
+def _number(tag: str, text: str) -> int | float | bool | None:
+    if tag == _NULL:
+        return None
+    if tag == _BOOL:
+        return text.lower() == "true"
+    if tag == _FLOAT:
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _substitute(text: str, environ: Mapping[str, str]) -> tuple[str, list[tuple[str, str]]]:
+    """Replace every ``${NAME}`` once. Return the text, and the code and message of each unusable variable."""
+    problems: list[tuple[str, str]] = []
+
+    def value(match: re.Match[str]) -> str:
+        if match["escaped"]:
+            return "${"
+        if match["broken"]:
+            message = "'${' begins an environment variable: expected ${NAME}, or $${ for the two characters themselves"
+            problems.append(("invalid-variable", message))
+            return ""
+        variable, setting = f"the environment variable {match['name']}", environ.get(match["name"])
+        if setting is None:
+            problems.append(("unset-variable", f"{variable} is not set (export it, or write $${{ for a plain ${{)"))
+        elif not setting:
+            problems.append(("empty-variable", f"{variable} is empty"))
+        elif _FORBIDDEN_IN_SECRET.search(setting):
+            message = f"{variable} holds a line break or another character that cannot be printed"
+            problems.append(("unprintable-variable", message))
+        return setting or ""
+
+    return _REFERENCE.sub(value, text), problems
