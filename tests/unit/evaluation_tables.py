@@ -10,13 +10,13 @@ import pytest
 
 from vision.capture.synthetic.source import SyntheticSource
 from vision.capture.synthetic.spec import SyntheticSpec
-from vision.evaluation.install import INSTALL
 from vision.evaluation.mot import Boxes
+from vision.evaluation.tracks import INSTALL
 
 needs_trackeval = pytest.mark.skipif(find_spec("trackeval") is None, reason=f"needs TrackEval: {INSTALL}")
 
 Row = tuple[float, ...]
-"""frame, id, left, top, width, height and, where it is not 1, the score."""
+"""frame, id, left, top, width, height and, if it is not 1, the score."""
 
 
 def boxes(*rows: Row) -> Boxes:
@@ -30,7 +30,7 @@ def boxes(*rows: Row) -> Boxes:
 
 
 def random_boxes(seed: int, *, frames: int = 40, objects: int = 6, gaps: bool = True) -> tuple[Boxes, Boxes]:
-    """Return a truth, and what a poor tracker made of it: jitter, misses, inventions, and ids that change."""
+    """Return a truth, and the result of a poor tracker: jitter, misses, false boxes, and changing ids."""
     rng = np.random.default_rng(seed)
     truth: list[Row] = []
     found: list[Row] = []
@@ -45,8 +45,8 @@ def random_boxes(seed: int, *, frames: int = 40, objects: int = 6, gaps: bool = 
             if not gaps or rng.random() < 0.85:
                 off = rng.normal(0, 4, 2)
                 found.append((frame, track_id, left + off[0], top + off[1], width, height, rng.uniform(0.1, 1)))
-    invented = [frame for frame in range(1, frames + 1) if rng.random() < 0.3]
-    found += [(frame, 10_000, *rng.uniform(0, 200, 2), 30.0, 60.0, rng.uniform(0.1, 0.6)) for frame in invented]
+    false_frames = [frame for frame in range(1, frames + 1) if rng.random() < 0.3]
+    found += [(frame, 10_000, *rng.uniform(0, 200, 2), 30.0, 60.0, rng.uniform(0.1, 0.6)) for frame in false_frames]
     return boxes(*truth), boxes(*found)
 
 

@@ -1,13 +1,13 @@
-"""Two benchmarks beside each other: whether they can be compared at all, and what is faster.
+"""Comparison of two benchmarks: whether they can be compared, and what is faster.
 
-A ratio of figures from two machines, two clocks or two models says nothing about the code, so that is asked first, and
-the answer is part of the verdict.
+A ratio of figures from two machines, two clocks or two models does not describe the code. So that is checked first, and
+is part of the verdict.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -16,10 +16,10 @@ from vision.benchmark.samples import Durations
 
 _SAME_RATE: Final = 0.03  # throughput that differs by less is the same, however often it was measured
 _SAME_TAIL: Final = 0.15  # p99 that differs by less
-_SURE: Final = 3.0  # standard errors: of a table of 50 rows, two would leave two to chance
+_SURE: Final = 3.0  # standard errors: with two, chance would change two rows of 50
 _OTHER_CLOCK: Final = 0.05
 _BUSY: Final = 0.85  # of its cores; with less, others worked on the machine too
-_NOT_COMPARED: Final = frozenset({"vision"})  # versions that may differ: what a comparison is about
+_NOT_COMPARED: Final = frozenset({"vision"})  # versions that may differ: the subject of a comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,80 +37,72 @@ class Comparison:
     case: Case
     a: Row
     b: Row
-    rate_ratio: float | None  # None: not of half load, whose rate only repeats that of full load
+    rate_ratio: float | None  # None: half load, whose rate only repeats that of full load
     p50_ratio: float
-    p99_ratio: float | None  # None: too few samples to have a p99
+    p99_ratio: float | None  # None: too few samples for a p99
     verdict: str  # empty: nothing can be said
-    busy: bool = False  # others used the CPU meanwhile, in either file
+    busy: bool = False  # other programs used the CPU meanwhile, in either file
 
     @property
     def count(self) -> int:
-        """Samples of the file that has fewer."""
+        """Return the number of samples of the file that has fewer."""
         return min(self.a.durations.count, self.b.durations.count)
 
 
 def comparability(a: Bench, b: Bench) -> Comparability:
-    """Whether figures of `a` and `b` may be put beside each other."""
+    """Check whether the figures of two files can be compared."""
     faults = [
-        f"{name}: {one!r} and {other!r}"
-        for name, one, other in (
+        f"{name}: {first!r} and {second!r}"
+        for name, first, second in (
             ("model", a.model, b.model),
             ("model file (sha256)", a.model_sha256[:12], b.model_sha256[:12]),
             ("input", a.input, b.input),
             ("back-end", a.library, b.library),
             ("frame", a.frame, b.frame),
-            ("source", a.source or b.source, b.source or a.source),  # older files do not know theirs
+            ("source", a.source or b.source, b.source or a.source),  # older files do not have it
         )
-        if one != other
+        if first != second
     ]
-    faults += differences("machine", asdict(a.machine), asdict(b.machine))
-    faults += differences("version", a.versions, b.versions)
+    faults += _differences("machine", asdict(a.machine), asdict(b.machine))
+    faults += _differences("version", a.versions, b.versions)
     return Comparability(tuple(faults), tuple(_doubts(a, b)))
 
 
-def differences(what: str, a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:
-    """Return the differences of two descriptions, in words."""
+def _differences(kind: str, a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:
     return [
-        f"{what}, {name}: {a.get(name, 'none')} and {b.get(name, 'none')}"
+        f"{kind}, {name}: {a.get(name, 'none')} and {b.get(name, 'none')}"
         for name in dict.fromkeys((*a, *b))
         if name not in _NOT_COMPARED and a.get(name) != b.get(name)
     ]
 
 
-def _doubts(a: Bench, b: Bench) -> list[str]:
-    doubts = []
+def _doubts(a: Bench, b: Bench) -> Iterator[str]:
     for name, bench in (("the first", a), ("the second", b)):
         cores = bench.machine.cores
         if bench.host.cores < _BUSY * cores:
-            doubts.append(f"{name}: others used the CPU: {bench.host.cores:.1f} of {cores} cores could be had")
-        busy = [row for row in bench.rows if bench.busy(row)]
+            yield f"{name}: other programs used the CPU: {bench.host.cores:.1f} of {cores} cores were available"
+        busy = [row.cores_others for row in bench.rows if bench.busy(row)]
         if busy:
-            most = max(row.cores_others for row in busy)
-            doubts.append(f"{name}: others used up to {most:.1f} cores during {len(busy)} of {len(bench.rows)} rows")
+            rows = f"{len(busy)} of {len(bench.rows)} rows"
+            yield f"{name}: other programs used up to {max(busy):.1f} cores during {rows}"
         reasons = sorted({row.clocks.throttled for row in bench.rows if row.clocks.throttled})
         if reasons:
-            doubts.append(f"{name}: the GPU's clock was held down by {'; '.join(reasons)}")
-    for field, what in (("gpu_mhz", "GPU"), ("gpu_memory_mhz", "GPU memory"), ("cpu_mhz", "CPU")):
-        one, other = _greatest(a, field), _greatest(b, field)
-        if one and other and abs(one / other - 1) > _OTHER_CLOCK:
-            doubts.append(f"{what} clock: {one:.0f} and {other:.0f} MHz")
-    return doubts
-
-
-def _greatest(bench: Bench, field: str) -> float:
-    return max((getattr(row.clocks, field) or 0.0 for row in bench.rows), default=0.0)
+            yield f"{name}: the GPU was throttled by {'; '.join(reasons)}"
+    for field, device in (("gpu_mhz", "GPU"), ("gpu_memory_mhz", "GPU memory"), ("cpu_mhz", "CPU")):
+        first, second = (max((getattr(row.clocks, field) or 0.0 for row in of.rows), default=0.0) for of in (a, b))
+        if first and second and abs(first / second - 1) > _OTHER_CLOCK:
+            yield f"{device} clock: {first:.0f} and {second:.0f} MHz"
 
 
 def compare(a: Bench, b: Bench) -> tuple[tuple[Comparison, ...], tuple[Case, ...], tuple[Case, ...]]:
-    """Every case of both files, in the order of `a`; the cases that only `a` has, and those that only `b` has."""
-    mine = {row.case: row for row in a.rows}
-    theirs = {row.case: row for row in b.rows}
+    """Return every case of both files, in the order of `a`; the cases that only `a` has; those that only `b` has."""
+    a_rows, b_rows = ({row.case: row for row in bench.rows} for bench in (a, b))
     both = tuple(
-        _comparison(row, theirs[case], busy=a.busy(row) or b.busy(theirs[case]))
-        for case, row in mine.items()
-        if case in theirs
+        _comparison(row, b_rows[case], busy=a.busy(row) or b.busy(b_rows[case]))
+        for case, row in a_rows.items()
+        if case in b_rows
     )
-    return both, tuple(case for case in mine if case not in theirs), tuple(case for case in theirs if case not in mine)
+    return both, tuple(case for case in a_rows if case not in b_rows), tuple(c for c in b_rows if c not in a_rows)
 
 
 def _comparison(a: Row, b: Row, *, busy: bool) -> Comparison:
@@ -118,8 +110,9 @@ def _comparison(a: Row, b: Row, *, busy: bool) -> Comparison:
     p50 = _ratio(b.durations.p50_ms, a.durations.p50_ms)
     known = a.durations.has_p99 and b.durations.has_p99
     p99 = _ratio(b.durations.p99_ms, a.durations.p99_ms) if known else None
-    said = verdict(rate, noise(a, b), p99, by_chance=_overlap(a.durations, b.durations))
-    return Comparison(a.case, a, b, rate, p50, p99, said, busy)
+    (low, high), (other_low, other_high) = _p99_range(a.durations), _p99_range(b.durations)
+    by_chance = low <= other_high and other_low <= high
+    return Comparison(a.case, a, b, rate, p50, p99, verdict(rate, noise(a, b), p99, by_chance=by_chance), busy)
 
 
 def _ratio(b: float, a: float) -> float:
@@ -127,44 +120,38 @@ def _ratio(b: float, a: float) -> float:
 
 
 def noise(a: Row, b: Row) -> float:
-    """How far the ratio of two throughputs may be from 1 by chance: `_SURE` standard errors, at least `_SAME_RATE`."""
+    """Return how far the ratio of two throughputs may be from 1 by chance."""
     return max(_SAME_RATE, _SURE * math.hypot(_rate_error(a), _rate_error(b)))
 
 
 def _rate_error(row: Row) -> float:
-    """Relative. Older files do not know it: there it is that of the mean duration."""
+    """Return the relative error. For older files, which do not have it, that of the mean duration."""
     times = row.durations
     if row.rate_error is not None:
         return row.rate_error
     return times.std_ms / times.mean_ms / math.sqrt(times.count) if times.count and times.mean_ms else 0.0
 
 
-def _overlap(a: Durations, b: Durations) -> bool:
-    """Whether both may well have the same p99."""
-    (low, high), (other_low, other_high) = _p99_range(a), _p99_range(b)
-    return low <= other_high and other_low <= high
-
-
-def _p99_range(of: Durations) -> tuple[float, float]:
-    """Older files do not know it: there it is no narrower than this."""
-    low = of.p95_ms if of.p99_low_ms is None else of.p99_low_ms
-    return low, of.max_ms if of.p99_high_ms is None else of.p99_high_ms
+def _p99_range(times: Durations) -> tuple[float, float]:
+    """Return the confidence limits. For older files, which do not have them, a range that is no narrower."""
+    low = times.p95_ms if times.p99_low_ms is None else times.p99_low_ms
+    return low, times.max_ms if times.p99_high_ms is None else times.p99_high_ms
 
 
 def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None, *, by_chance: bool) -> str:
-    """In words. A tail that grew is said even where the throughput is the same, and the other way round.
+    """Return the verdict in words. Throughput and p99 each have their own.
 
     Args:
-        by_chance: p99 may well be the same.
+        by_chance: chance explains the difference of p99.
     """
-    said = []
+    words = []
     if rate_ratio is not None:
-        said.append({1: "faster", 0: "same", -1: "slower"}[_side(rate_ratio, tolerance)])
+        words.append({1: "faster", 0: "same", -1: "slower"}[_side(rate_ratio, tolerance)])
     if p99_ratio is not None and not by_chance and (side := _side(p99_ratio, _SAME_TAIL)):
-        said.append("p99 worse" if side > 0 else "p99 better")
-    return ", ".join(said)
+        words.append("p99 worse" if side > 0 else "p99 better")
+    return ", ".join(words)
 
 
 def _side(ratio: float, tolerance: float) -> int:
-    """1 and -1: above and below what chance explains."""
+    """Return 1 above and -1 below what chance explains, otherwise 0."""
     return (ratio > 1 + tolerance) - (ratio < 1 / (1 + tolerance))

@@ -1,20 +1,19 @@
-"""The file of a benchmark: what was measured, on what, under which conditions; written by `vision bench --json`.
+"""File format of a benchmark: what was measured, on what, under which conditions. `vision bench --json` writes it.
 
-One format for the verbs that read it (`vision bench --compare`, `vision bench --read`) and for results that are
-committed. Within a version of the schema fields are only added.
+One format for the options that read it (`--compare`, `--read`) and for committed results. Within a version of the
+schema fields are only added.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import sys
-import types
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+import msgspec
 
 from vision.benchmark.conditions import Clocks, Machine
 from vision.benchmark.samples import Durations
@@ -24,37 +23,40 @@ SCHEMA: Final = "vision.bench/1"
 _WRITTEN_BY: Final = "`vision bench MODEL --json FILE` writes one"
 
 BUSY_PART: Final = 0.1
-"""Of the machine's cores: figures that were taken while others kept more of them busy are marked."""
+"""Part of the machine's cores. If other programs use more, the figures are marked."""
 
 Part: TypeAlias = Literal["engine", "stage", "pipeline"]
 """The network alone; frames in to boxes out; cameras in to results out."""
 
-_FRAME: Final = re.compile(r"[1-9]\d*x[1-9]\d* (bgr|bgrx|nv12|i420)")
+Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+
 _PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What one row is about: two rows of two files belong together where this is equal."""
+    """Subject of one row. Rows of two files with equal cases are compared."""
 
     part: Part
-    mode: str  # engine: "eager", "graph"; stage: "slots"; pipeline: "full" or "half" load
-    lanes: int  # engine: streams; stage: batches in flight; pipeline: cameras
+    mode: str  # engine: "eager", "graph"; stage: "slots", "alone"; pipeline: "full" or "half" load
+    lanes: Positive  # engine: streams; stage: batches in flight; pipeline: cameras
     precision: str
-    batch: int  # frames in one batch; of the pipeline: at most
+    batch: Positive  # frames in one batch; of the pipeline: at most
 
     def __str__(self) -> str:
         return f"{self.part} {self.short()}, batch {self.batch}"
 
     def short(self) -> str:
-        """Without part and batch."""
+        """Return the name without part and batch."""
         return f"{self.setup()}, {self.precision}"
 
     def setup(self) -> str:
-        """Without part, precision and batch: what is left where those are said in a heading."""
-        lane = {"engine": "stream", "stage": "slot", "pipeline": "camera"}[self.part]
-        many = f"{self.lanes} {lane}{'s' * (self.lanes != 1)}"
-        return {"slots": many, "alone": f"one of {many}"}.get(self.mode, f"{self.mode}, {many}")
+        """Return the name without part, precision and batch, which headings have."""
+        if self.part == "engine":
+            return f"{self.lanes} stream{'s' * (self.lanes > 1)}{', graph' * (self.mode == 'graph')}"
+        if self.part == "stage":
+            return f"1 of {self.lanes}, paused" if self.mode == "alone" else f"{self.lanes} in flight"
+        return f"{self.mode}, {self.lanes} camera{'s' * (self.lanes > 1)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,9 @@ class Row:
     cores_busy: float  # of the CPU, by this process
     cores_others: float  # by everything else
     rss_mib: float
-    device_mib: float | None  # what this process holds of the GPU's memory
+    device_mib: float | None  # GPU memory of this process
     clocks: Clocks
-    offered_per_s: float = 0.0  # pipeline: frames that the cameras gave
+    offered_per_s: float = 0.0  # pipeline: frames that the cameras delivered
     dropped_per_s: float = 0.0
     objects_per_frame: float = 0.0
     rate_error: float | None = None  # relative standard error of `frames_per_s`; None: not known
@@ -84,7 +86,7 @@ class HostCosts:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A whole file."""
+    """Content of a file."""
 
     model: str
     model_sha256: str
@@ -92,7 +94,7 @@ class Bench:
     backend: str  # the name of the detector that was opened last: with several precisions, of the last one
     slots: int  # of that detector
     parallel: int
-    frame: str  # such as "768x576 bgr"
+    frame: Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d*x[1-9]\d* (bgr|bgrx|nv12|i420)$")]
     seconds: float  # of each measurement
     measured_at: str
     machine: Machine
@@ -105,33 +107,21 @@ class Bench:
 
     @property
     def library(self) -> str:
-        """`backend` without the precision of the detector that was opened last: rows say theirs."""
-        parts = self.backend.split(", ")
-        return ", ".join(part for part in parts if part not in _PRECISIONS)
+        """Return `backend` without the precision of the detector that was opened last: rows have their own."""
+        return ", ".join(part for part in self.backend.split(", ") if part not in _PRECISIONS)
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Of all rows, in their order."""
+        """Return the precisions of all rows, in their order."""
         return tuple(dict.fromkeys(row.case.precision for row in self.rows))
 
     def busy(self, row: Row) -> bool:
-        """Whether others used so much of the CPU during a row that its figures may be theirs."""
+        """Return True if other programs used so much of the CPU during a row that they may have changed its figures."""
         return row.cores_others > BUSY_PART * self.machine.cores
 
-    def rows_of(self, part: Part, precision: str | None = None) -> tuple[Row, ...]:
-        """Rows of one part, of one precision or all."""
-        return tuple(row for row in self.rows if row.case.part == part and precision in (None, row.case.precision))
-
-    def save(self, path: Path) -> None:
-        """Write it.
-
-        Raises:
-            ConfigError: the file cannot be written.
-        """
-        try:
-            path.write_text(self.text() + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    def rows_of(self, part: Part) -> tuple[Row, ...]:
+        """Return the rows of one part."""
+        return tuple(row for row in self.rows if row.case.part == part)
 
     def text(self) -> str:
         """Return the content of the file."""
@@ -139,100 +129,31 @@ class Bench:
 
 
 def load_bench(path: Path) -> Bench:
-    """Read a file that `Bench.save` wrote.
+    """Read a file.
 
     Raises:
-        ConfigError: it is not there or is something else.
+        ConfigError: it cannot be read, or has another format.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = msgspec.json.decode(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is no benchmark: {error}", hint=_WRITTEN_BY) from error
-    found = document.get("schema") if isinstance(document, dict) else None
-    if found != SCHEMA:
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path} is no benchmark: {error}", hint=_WRITTEN_BY, code="no-benchmark") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
         raise ConfigError(
-            f"{path}: expected a file of the schema {SCHEMA}, found {found!r}",
-            hint=_WRITTEN_BY,
+            f"{path}: expected the schema {SCHEMA}, got {schema!r}", hint=_WRITTEN_BY, code="no-benchmark"
         )
     try:
-        bench: Bench = _read(Bench, document, "")
-        _check_sense(bench)
-    except ConfigError as fault:
-        raise ConfigError(f"{path}: damaged, or written by another version: {fault}") from fault
-    return bench
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value` of a JSON document as what a field's annotation says."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        return _read_fields(kind, value, where)
-    if origin is types.UnionType:  # with None
-        return None if value is None else _read(inner[0], value, where)
-    if origin is tuple:
-        _checked(isinstance(value, list), value, where, "a list")
-        return tuple(_read(inner[0], each, f"{where}[{index}]") for index, each in enumerate(value))
-    if origin is Mapping:
-        _checked(isinstance(value, dict), value, where, "a mapping")
-        return {name: _read(inner[1], each, f"{where}.{name}") for name, each in value.items()}
-    return _read_plain(kind, value, where)
-
-
-def _read_fields(kind: Any, value: Any, where: str) -> Any:
-    """Read a dataclass. Unknown fields of a newer version are left out."""
-    _checked(isinstance(value, dict), value, where, "a mapping")
-    hints = get_type_hints(kind)
-    given = {}
-    for each in fields(kind):
-        name = f"{where}.{each.name}".lstrip(".")
-        if each.name in value:
-            given[each.name] = _read(hints[each.name], value[each.name], name)
-        elif _required(each):
-            raise ConfigError(f"{name} is missing")
-    return kind(**given)
-
-
-def _required(of: Field[Any]) -> bool:
-    return of.default is MISSING and of.default_factory is MISSING
-
-
-def _read_plain(kind: Any, value: Any, where: str) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if kind is float:
-        return float(_checked(number, value, where, "a number"))
-    if kind is int:
-        return _checked(number and isinstance(value, int), value, where, "a whole number")
-    if kind is str:
-        return _checked(isinstance(value, str), value, where, "text")
-    if get_origin(kind) is Literal:
-        return _checked(value in get_args(kind), value, where, f"one of {', '.join(get_args(kind))}")
-    return value
-
-
-def _check_sense(bench: Bench) -> None:
-    """Check the constraints that the types do not express."""
-    _checked(bool(_FRAME.fullmatch(bench.frame)), bench.frame, "frame", "one such as '768x576 bgr'")
-    for index, row in enumerate(bench.rows):
-        for name in ("lanes", "batch"):
-            number = getattr(row.case, name)
-            _checked(number > 0, number, f"rows[{index}].case.{name}", "a whole number above 0")
-
-
-def _checked(holds: bool, value: Any, where: str, expected: str) -> Any:
-    """Return the value if it is valid.
-
-    Raises:
-        ConfigError: it does not hold.
-    """
-    if not holds:
-        raise ConfigError(f"{where}: expected {expected}, found {value!r:.60}")
-    return value
+        return msgspec.convert(document, Bench)
+    except msgspec.ValidationError as error:
+        fault = f"{path}: damaged, or written by another version: {error}"
+        raise ConfigError(fault, code="damaged-benchmark") from error
 
 
 def check_writable(path: Path) -> None:
-    """Before minutes are spent on what is to be written there; ``-`` is standard output.
+    """Check that a result can be written, before minutes are spent on it. ``-`` is standard output.
 
     Raises:
         ConfigError: it cannot be written.
@@ -247,4 +168,4 @@ def check_writable(path: Path) -> None:
         if new:
             target.unlink()
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"{path} cannot be written: {error.strerror}", code="not-writable") from error

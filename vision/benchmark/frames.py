@@ -1,11 +1,10 @@
-"""What a benchmark feeds: real frames, so that NMS and the results thread have as much to do as in earnest."""
+"""Real frames for benchmarks, so that NMS and the results thread have as much to do as in production."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import islice
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,8 +17,6 @@ from vision.errors import SourceError
 from vision.types import Frame, FrameMeta, PixelFormat, frame_shape
 
 CLIP: Final = "vtest.mp4"
-MOST: Final = 64
-"""Different frames that a benchmark keeps; more batches than that share them."""
 
 Image = NDArray[np.uint8]
 
@@ -30,21 +27,21 @@ def shipped_clip() -> str:
 
 
 def load_frames(source: str, count: int) -> list[Image]:
-    """Return the first `count` frames of a recording or generator, in BGR; fewer where it ends before.
+    """Return the first `count` frames of a recording or a synthetic camera, in BGR; fewer if it ends before.
 
     Raises:
-        SourceError: it cannot be opened or read, or has no frame.
+        SourceError: it cannot be read, or has no frame.
     """
     camera = CameraConfig.model_validate({"id": "bench", "source": source})
-    with closing(read_frames(camera, offline=True)) as stills:
-        found = [still.pixels.copy() for still in islice(stills, count)]
-    if not found:
+    with closing(read_frames(camera, offline=True)) as frames:
+        images = [frame.pixels.copy() for frame in islice(frames, count)]
+    if not images:
         raise SourceError(f"{source} has no frames")
-    return found
+    return images
 
 
 def convert(bgr: Image, pixel_format: PixelFormat) -> Image:
-    """Convert a BGR frame to another format; YUV as of BT.601, limited range.
+    """Convert a BGR frame to another format. YUV is BT.601, limited range.
 
     Raises:
         ValueError: NV12 and I420 need even sides.
@@ -64,8 +61,8 @@ def _yuv(bgr: Image) -> tuple[Image, Image, Image]:
     blue, green, red = (bgr[..., channel].astype(np.float32) / 255 for channel in range(3))
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     u, v = (blue - luma) / 1.772, (red - luma) / 1.402
-    small = [each.reshape(each.shape[0] // 2, 2, -1, 2).mean(axis=(1, 3)) for each in (u, v)]
-    planes = [16 + 219 * luma, *(128 + 224 * each for each in small)]
+    small = [plane.reshape(plane.shape[0] // 2, 2, -1, 2).mean(axis=(1, 3)) for plane in (u, v)]
+    planes = [16 + 219 * luma, *(128 + 224 * plane for plane in small)]
     y, u8, v8 = (np.clip(np.rint(plane), 0, 255).astype(np.uint8) for plane in planes)
     return y, u8, v8
 
@@ -73,7 +70,7 @@ def _yuv(bgr: Image) -> tuple[Image, Image, Image]:
 def make_batches(
     detector: Detector, images: Sequence[Image], slots: int, batch: int, pixel_format: PixelFormat
 ) -> list[list[Frame]]:
-    """Make a batch for each slot, in buffers of the detector. Images are of `pixel_format`."""
+    """Return a batch for each slot, in buffers of the detector. Images have the format `pixel_format`."""
     frames: list[Frame] = []
     for index in range(slots * batch):
         image = images[index % len(images)]
@@ -85,11 +82,6 @@ def make_batches(
 
 
 def size_of(image: Image, pixel_format: PixelFormat) -> tuple[int, int]:
-    """Height and width of a frame, pixels."""
+    """Return height and width of a frame, pixels."""
     height, width = image.shape[:2]
     return (height * 2 // 3, width) if pixel_format in ("nv12", "i420") else (height, width)
-
-
-def is_local(source: str) -> bool:
-    """Whether reading it disturbs nobody: a file, a folder or a generator."""
-    return source.startswith("synthetic:") or Path(source).exists()

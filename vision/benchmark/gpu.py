@@ -1,12 +1,10 @@
-"""The network alone on TensorRT, and what copying costs: the only module here that needs a GPU."""
+"""The network alone on TensorRT. Needs a GPU."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -21,9 +19,7 @@ from vision.engine.profiles import Shape
 from vision.engine.runtime import Context, Engine
 from vision.errors import ModelError
 from vision.gpu.cuda import Graph, Stream, open_device, use_device
-from vision.gpu.memory import DeviceBuffer, HostBuffer, allocated, copy_to_device
-
-_COPIES: Final = 32
+from vision.gpu.memory import DeviceBuffer, allocated
 
 
 def require() -> None:
@@ -37,12 +33,13 @@ def require() -> None:
 
 
 class GpuLane:
-    """`vision.benchmark.engine.Lane` on a GPU: a stream and a context with random input, as a graph or without."""
+    """Lane on a GPU: a stream and a context with random input, as a CUDA graph or as separate launches."""
 
     def __init__(self, engine: Engine, shapes: Mapping[str, Shape], *, graph: bool) -> None:
-        """
+        """Create the context and its memory.
+
         Args:
-            shapes: of the inputs that are frames.
+            shapes: shape of each input that takes frames.
 
         Raises:
             ModelError: no profile has these shapes, or the size of an output depends on the data.
@@ -58,10 +55,10 @@ class GpuLane:
                 context.set_values(name, values.opt)
             _give_memory(engine, context, shapes, made)
             self.context: Context | None = context
-            self._graph = made.enter_context(self._captured(context)) if graph else None
+            self._graph = made.enter_context(self._capture(context)) if graph else None
             self._made = made.pop_all()
 
-    def _captured(self, context: Context) -> Graph:
+    def _capture(self, context: Context) -> Graph:
         return Graph.capture(self.stream, lambda: context.enqueue(self.stream.address), "the engine")
 
     def start(self) -> None:
@@ -97,44 +94,26 @@ def _give_memory(engine: Engine, context: Context, shapes: Mapping[str, Shape], 
 
 
 def frame_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, Shape]:
-    """Shape of the input that takes frames, for one batch."""
+    """Return the shape of the input that takes frames, for one batch."""
     frame = next(tensor for tensor in engine.inputs if not tensor.is_shape_io)
     return {frame.name: (batch, frame.channels, spec.input.height, spec.input.width)}
 
 
 @contextlib.contextmanager
 def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterator[Engine]:
-    """Open the engine of a model, from the cache or built now, with its memory in a pool of our own. Errors as of
-    `open_engine`.
+    """Open the engine of a model, from the cache or built now, with a private memory pool.
+
+    Raises:
+        VisionError: as for `open_engine`.
     """
     device = open_device()
     use_device(device)
     options = BuildOptions(prepare_thread=lambda: use_device(device))
-    with contextlib.ExitStack() as made:
-        pool = MemoryPool(CudaMemory())
-        made.callback(pool.close)
-        yield made.enter_context(open_engine(folder, spec, device, resolve(detect, spec), options, pool=pool))
-
-
-def copy_gb_per_s(nbytes: int) -> float | None:
-    """Page-locked frames of `nbytes` to the GPU, one copy a frame. None where CPU and GPU share their memory."""
-    if open_device().integrated:
-        return None
     with (
-        Stream() as stream,
-        HostBuffer(nbytes, "a frame to copy") as host,
-        DeviceBuffer(nbytes, "a frame to copy") as target,
+        contextlib.closing(MemoryPool(CudaMemory())) as pool,
+        open_engine(folder, spec, device, resolve(detect, spec), options, pool=pool) as engine,
     ):
-
-        def copies() -> float:
-            begin = time.perf_counter()
-            for _ in range(_COPIES):
-                copy_to_device(target.address, host.address, nbytes, stream)
-            stream.synchronize()
-            return time.perf_counter() - begin
-
-        copies()
-        return _COPIES * nbytes / min(copies() for _ in range(5)) / 1e9
+        yield engine
 
 
 def device_mib() -> float:

@@ -9,7 +9,6 @@ import gc
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -43,11 +42,6 @@ class Published(NamedTuple):
     captured_ns: int
     submitted_ns: int
     inferred_ns: int
-
-    @property
-    def latency_ns(self) -> int:
-        """Time from capture to publication."""
-        return self.at_ns - self.captured_ns
 
 
 @dataclass
@@ -113,11 +107,11 @@ class DeploymentRun:
     @property
     def dropped_per_s(self) -> Mapping[str, float]:
         """Dropped frames per second of all cameras, by reason."""
-        total: Counter[str] = Counter()
+        total: dict[str, float] = {}
         for camera in self.cameras.values():
             for reason, rate in camera.dropped_per_s.items():
-                total[reason] += rate  # type: ignore[assignment]  # a Counter adds floats as well
-        return dict(total)
+                total[reason] = total.get(reason, 0.0) + rate
+        return total
 
 
 def synthetic_deployment(
@@ -277,7 +271,7 @@ def _summary(sink: CountingSink, camera_ids: Sequence[str], begin: _End, end: _E
             grabbed / seconds,
             len(within) / seconds,
             {reason: count / seconds for reason, count in dropped.items() if count},
-            Durations.of([times.latency_ns for times in within]),
+            _latency(within),
         )
     batches = {(times.submitted_ns, times.inferred_ns) for times in every}
     results = sum(map(len, sink.published.values()))
@@ -285,7 +279,7 @@ def _summary(sink: CountingSink, camera_ids: Sequence[str], begin: _End, end: _E
     return DeploymentRun(
         seconds,
         cameras,
-        Durations.of([times.latency_ns for times in every], len(batches)),  # frames of one batch are late together
+        _latency(every, len(batches)),  # frames of one batch are late together
         end.cpu,
         {name: (s - begin.thread_s.get(name, 0.0)) / seconds for name, s in end.thread_s.items()},
         in_flight(batches, begin.at_ns, end.at_ns),
@@ -293,6 +287,10 @@ def _summary(sink: CountingSink, camera_ids: Sequence[str], begin: _End, end: _E
         relative_error(slices.tolist()),
         sink.report_last,
     )
+
+
+def _latency(published: Sequence[Published], independent: int | None = None) -> Durations:
+    return Durations.of([times.at_ns - times.captured_ns for times in published], independent)
 
 
 def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) -> tuple[float, ...]:

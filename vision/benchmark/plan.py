@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from vision.benchmark.bottleneck import Load, measure_loads, verdict
-from vision.benchmark.capacity import Capacity, find_capacity
+from vision.benchmark.limits import Capacity, Load, find_capacity, measure_loads, verdict
 from vision.benchmark.pipeline import CameraRun, DeploymentRun, run_deployment
 from vision.benchmark.samples import Durations
 from vision.benchmark.stand_ins import PhasedSources, StandIn, repeated, stand_ins

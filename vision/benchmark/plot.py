@@ -1,15 +1,15 @@
-"""Throughput and p99 over batch size, as a frame. Needs matplotlib.
+"""Plot of throughput and p99 over batch size. Needs matplotlib.
 
-A colour is a case and a style of line a precision. The program has axes of its own, since its milliseconds are of a
-frame and those of network and stage of a batch.
+A colour is a case, and a line style a precision. The program has its own axes, because its milliseconds are of a frame
+and those of network and stage of a batch. A part that has one batch size is shown as bars.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from vision.benchmark.document import Bench, Row, check_writable
 from vision.benchmark.samples import FEWEST_FOR_P99
@@ -19,63 +19,77 @@ from vision.version import install_hint
 SUFFIXES: Final = (".svg", ".png", ".pdf")
 
 _STYLES: Final = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (1, 3)), "v"), ((0, (8, 2)), "P"))
-"""Line and marker of each precision; a line of one point is none."""
+"""Line and marker of each precision; one point has no line."""
 
-_WIDTH_IN, _HEIGHT_IN = 13.0, 5.0  # of one line of axes, with its legend
+_WIDTH_IN, _LINES_IN, _BAR_IN, _BARS_IN = 13.0, 5.0, 0.35, 1.2
+_WIDE: Final = 20.0  # ratio of the largest to the smallest time from which on the axis is logarithmic
+
+Lines: TypeAlias = Mapping[tuple[str, str], tuple[Row, ...]]
+"""Rows by name of the case and precision."""
 
 
-def series(rows: Sequence[Row]) -> Mapping[tuple[str, str], tuple[Row, ...]]:
-    """Rows that differ in their batch size alone, in its order, by case and precision."""
-    found: dict[tuple[str, str], list[Row]] = {}
+def series(rows: Sequence[Row]) -> Lines:
+    """Return the rows that differ in their batch size only, in its order, by case and precision."""
+    lines: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         case = row.case
         if case.mode != "alone":
-            # More cameras for greater batches: of the program, the number of lanes is no part of what stays.
+            # Larger batches have more cameras: the number of cameras is not part of the name.
             name = f"{case.mode} load" if case.part == "pipeline" else f"{case.part}: {case.setup()}"
-            found.setdefault((name, case.precision), []).append(row)
-    return {key: tuple(sorted(each, key=lambda row: row.case.batch)) for key, each in found.items()}
+            lines.setdefault((name, case.precision), []).append(row)
+    return {key: tuple(sorted(line, key=lambda row: row.case.batch)) for key, line in lines.items()}
 
 
 def check_plot_path(path: Path) -> None:
-    """Before minutes are spent on measuring.
+    """Check that a plot can be written, before minutes are spent on measuring.
 
     Raises:
-        ConfigError: not a frame's name, or it cannot be written.
+        ConfigError: the name has another ending than `SUFFIXES`, or the file cannot be written.
         VisionError: matplotlib is not installed.
     """
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"expected a file that ends in {', '.join(SUFFIXES)}, got {path}")
+        raise ConfigError(f"expected a file that ends in {', '.join(SUFFIXES)}, got {path}", code="plot-format")
     check_writable(path)
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise VisionError(f"--plot needs matplotlib: {error}", hint=install_hint("eval")) from error
+        raise VisionError(
+            f"--plot needs matplotlib: {error}", hint=install_hint("eval"), code="package-missing"
+        ) from error
     mpl.use("Agg")
 
 
 def draw(bench: Bench, path: Path) -> None:
-    """Write the frame; its name's ending says in which format.
+    """Write the plot. The ending of the name selects the format.
 
     Raises:
-        VisionError: as of `check_plot_path`; or there is nothing to draw.
+        VisionError: as for `check_plot_path`; or there is nothing to draw.
     """
     check_plot_path(path)
     from matplotlib.figure import Figure
 
-    program = tuple(row for row in bench.rows if row.case.part == "pipeline")
+    program = bench.rows_of("pipeline")
     parts = [
-        ("network and stage", "p99 of a batch", tuple(row for row in bench.rows if row not in program)),
-        ("whole program", "p99 from capture to publish", program),
+        ("network and stage", "p99 of a batch", series([row for row in bench.rows if row not in program])),
+        ("whole program", "p99 from capture to publication", series(program)),
     ]
     parts = [part for part in parts if part[2]]
     if not parts:
-        raise ConfigError("there are no rows to draw")
-    figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN * len(parts)), layout="constrained")
+        raise ConfigError("there are no rows to draw", code="nothing-to-draw")
+    heights_in = [_LINES_IN if _sizes(lines)[1:] else _BARS_IN + _BAR_IN * len(lines) for *_, lines in parts]
+    figure = Figure(figsize=(_WIDTH_IN, sum(heights_in)), layout="constrained")
     styles = dict(zip(bench.precisions, cycle(_STYLES), strict=False))
-    for axes, (what, time, rows) in zip(figure.subplots(len(parts), 2, squeeze=False), parts, strict=True):
-        axes[0].set_title(f"{what}: throughput, frames/s")
-        axes[1].set_title(f"{what}: {time}, ms")
-        _draw(axes[0], axes[1], series(rows), styles)
+    grid = figure.subplots(len(parts), 2, squeeze=False, height_ratios=heights_in)
+    for (rate, tail), (part, time, lines) in zip(grid, parts, strict=True):
+        rate.set_title(f"{part}: throughput, frames/s")
+        tail.set_title(f"{part}: {time}, ms")
+        if _sizes(lines)[1:]:
+            _draw_lines(rate, tail, lines, styles)
+        else:
+            _draw_bars(rate, tail, lines)
+        for axes in (rate, tail):
+            axes.grid(alpha=0.3)
+            axes.set_axisbelow(True)
     figure.suptitle(f"{bench.model}, {bench.library}, {bench.machine.gpu or bench.machine.cpu}")
     try:
         figure.savefig(path)
@@ -83,8 +97,30 @@ def draw(bench: Bench, path: Path) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _draw(rate: Any, tail: Any, lines: Mapping[tuple[str, str], tuple[Row, ...]], styles: Mapping[str, Any]) -> None:
-    """Two axes of one part."""
+def _sizes(lines: Lines) -> list[int]:
+    return sorted({row.case.batch for rows in lines.values() for row in rows})
+
+
+def _draw_bars(rate: Any, tail: Any, lines: Lines) -> None:
+    names = [f"{name}, {precision}" for name, precision in lines]
+    colours = {name: _colour(index, len(names)) for index, name in enumerate(names)}
+    rows = dict(zip(names, (row for (row,) in lines.values()), strict=True))
+    rates = {name: row.frames_per_s for name, row in rows.items() if row.case.mode != "half"}
+    times = {name: row.durations.p99_ms for name, row in rows.items()}
+    for axes, values in ((rate, rates), (tail, times)):
+        bars = axes.barh(list(values), list(values.values()), height=0.6, color=[colours[name] for name in values])
+        few = {name for name in values if axes is tail and not rows[name].durations.has_p99}
+        labels = [
+            f"{value:.3g}" + f" ({rows[name].durations.count} samples)" * (name in few)
+            for name, value in values.items()
+        ]
+        axes.bar_label(bars, labels, padding=4)
+        axes.set_xlim(0, 1.25 * max(values.values()) or 1.0)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"batches of {next(iter(rows.values())).case.batch}")
+
+
+def _draw_lines(rate: Any, tail: Any, lines: Lines, styles: Mapping[str, Any]) -> None:
     names = list(dict.fromkeys(name for name, _ in lines))
     for (name, precision), rows in lines.items():
         batches = [row.case.batch for row in rows]
@@ -100,24 +136,23 @@ def _draw(rate: Any, tail: Any, lines: Mapping[tuple[str, str], tuple[Row, ...]]
         few = [(row.case.batch, row.durations.p99_ms) for row in rows if not row.durations.has_p99]
         if few:
             tail.plot(*zip(*few, strict=True), **look | {"linestyle": "", "markerfacecolor": "white", "zorder": 3})
-    sizes = sorted({row.case.batch for rows in lines.values() for row in rows})
+    sizes = _sizes(lines)
     for axes in (rate, tail):
         axes.set_xlabel("batch")
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    rate.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0)
     _scale_tail(tail, [row.durations.p99_ms for rows in lines.values() for row in rows])
-    tail.legend(handles=_handles(lines, styles), loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    tail.legend(handles=list(_handles(lines, styles)), loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
 
 
 def _scale_tail(tail: Any, times_ms: Sequence[float]) -> None:
-    """Logarithmic, with plain numbers at 1, 2 and 5, and wide enough for some of them."""
+    """Make the axis logarithmic if the times differ much, with plain numbers at 1, 2 and 5."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     measured = [time_ms for time_ms in times_ms if time_ms > 0]
-    if measured:
+    if measured and max(measured) > _WIDE * min(measured):
         tail.set_yscale("log")
         tail.set_ylim(min(measured) / 1.5, max(measured) * 1.5)
         tail.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -125,25 +160,23 @@ def _scale_tail(tail: Any, times_ms: Sequence[float]) -> None:
         tail.yaxis.set_major_formatter("{x:g}")
 
 
-def _handles(lines: Mapping[tuple[str, str], tuple[Row, ...]], styles: Mapping[str, Any]) -> list[Any]:
-    """Draw the legend: each colour, each style, and what a marker without filling is."""
+def _handles(lines: Lines, styles: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the legend: each colour, each style, and the hollow marker."""
     from matplotlib.lines import Line2D
 
     names = list(dict.fromkeys(name for name, _ in lines))
-    handles = [
-        Line2D([], [], color=_colour(index, len(names)), linewidth=4, label=name) for index, name in enumerate(names)
-    ]
+    for index, name in enumerate(names):
+        yield Line2D([], [], color=_colour(index, len(names)), linewidth=4, label=name)
     for precision in dict.fromkeys(precision for _, precision in lines):
         line, marker = styles[precision]
-        handles.append(Line2D([], [], color="black", linestyle=line, marker=marker, markersize=5, label=precision))
-    if not all(row.durations.has_p99 for each in lines.values() for row in each):
+        yield Line2D([], [], color="black", linestyle=line, marker=marker, markersize=5, label=precision)
+    if not all(row.durations.has_p99 for rows in lines.values() for row in rows):
         label = f"fewer than {FEWEST_FOR_P99} samples:\nabout the slowest of them"
-        handles.append(Line2D([], [], color="black", linestyle="", marker="o", markerfacecolor="white", label=label))
-    return handles
+        yield Line2D([], [], color="black", linestyle="", marker="o", markerfacecolor="white", label=label)
 
 
 def _colour(index: int, count: int) -> Any:
-    """One of `count` that can be told apart."""
+    """Return one of `count` distinct colours."""
     from matplotlib import colormaps
 
     return colormaps["tab10"](index) if count <= 10 else colormaps["turbo"](index / (count - 1))

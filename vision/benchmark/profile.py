@@ -1,4 +1,4 @@
-"""`vision profile MODEL`: where the time goes in the network, layer by layer, and between the stages around it."""
+"""`vision profile MODEL`: time per layer of the network, and per stage around it."""
 
 from __future__ import annotations
 
@@ -6,72 +6,67 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from vision.benchmark.bench import load_gpu
 from vision.benchmark.frames import load_frames, make_batches, shipped_clip
-from vision.benchmark.nodes import parse_nodes
-from vision.benchmark.timeline import trace_slots
+from vision.benchmark.loops import WAIT_S
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
-from vision.engine.profiler import Layer, LayerTimes, Profile, parse_layers
+from vision.engine.profiler import Layer, LayerTensor, LayerTimes, Profile, parse_layers
 from vision.engine.trace import Span, SpanRecorder, layer_spans, write_chrome_trace
-from vision.errors import ConfigError, DeviceMissing, ModelError
+from vision.errors import ConfigError, ModelError
+from vision.metrics import send_spans
+from vision.types import Frame
 
 _log = logging.getLogger(__name__)
 
-RUNS: Final = 50
+_RUNS: Final = 50
 _WARM_UP: Final = 5
 _TRACE_ROUNDS: Final = 6
 _TRACE_SLOTS: Final = 2
 
+_KERNEL: Final = "_kernel_time"
+_RUN: Final = "model_run"
+
 
 @dataclass(frozen=True, slots=True)
 class ProfileSettings:
-    """What to profile."""
+    """Options of `vision profile`."""
 
     batch: int = 1
     detect: DetectConfig = field(default_factory=DetectConfig)  # of `vision run`; takes such batches
-    runs: int = RUNS
-    trace: Path | None = None  # a Chrome trace goes there
+    runs: int = _RUNS
+    trace: Path | None = None  # file for a Chrome trace
 
 
 def profile_model(
     folder: Path, spec: ModelSpec, settings: ProfileSettings, say: Callable[[str], None] = lambda _: None
 ) -> Profile:
-    """Measure and describe every layer; with `settings.trace`, also a time line of two batches in flight.
+    """Measure and describe every layer. `settings.trace` adds a time line of two batches in flight.
 
     Raises:
-        VisionError: the model or the back-end is not there, or the model does not take such a batch.
+        VisionError: the model or the back-end is missing, or the model does not take such a batch.
     """
-    wanted = settings.detect.backend
-    if wanted == "fake":
+    if settings.detect.backend == "fake":
         raise ConfigError("the fake back-end has no network", hint="--backend onnxruntime")
-    gpu = wanted != "onnxruntime" and _has_gpu(required=wanted == "tensorrt")
+    gpu, note = load_gpu(settings.detect.backend)
+    if note:
+        _log.info("%s", note)
     say("layers")
-    profile = (_tensorrt_layers if gpu else _onnxruntime_layers)(folder, spec, settings)
+    profile = _tensorrt_layers(gpu, folder, spec, settings) if gpu else _onnxruntime_layers(folder, spec, settings)
     if settings.trace is not None:
         say("time line")
         backend = "tensorrt" if gpu else "onnxruntime"
         write_chrome_trace(settings.trace, _timeline(folder, spec, settings, backend, profile))
     return profile
-
-
-def _has_gpu(*, required: bool) -> bool:
-    try:
-        from vision.benchmark import gpu
-
-        gpu.require()
-    except DeviceMissing as missing:
-        if required:
-            raise
-        _log.info("no TensorRT here, so ONNX Runtime's nodes are shown and no engine's layers: %s", missing.args[0])
-        return False
-    return True
 
 
 # ------------------------------------------------------------------------------------------------ layers
@@ -97,8 +92,7 @@ def _threads(settings: ProfileSettings) -> int:
     return settings.detect.threads or len(os.sched_getaffinity(0))
 
 
-def _tensorrt_layers(folder: Path, spec: ModelSpec, settings: ProfileSettings) -> Profile:
-    from vision.benchmark import gpu
+def _tensorrt_layers(gpu: Any, folder: Path, spec: ModelSpec, settings: ProfileSettings) -> Profile:
     from vision.engine.profiler import profile_layers
 
     with gpu.opened_engine(folder, spec, settings.detect) as engine:
@@ -107,13 +101,10 @@ def _tensorrt_layers(folder: Path, spec: ModelSpec, settings: ProfileSettings) -
             if lane.context is None:
                 raise ModelError("the context was closed")
             times = profile_layers(lane.context, lane.start, lane.finish, runs=settings.runs, warm_up=_WARM_UP)
-            layers = layers_of(parse_layers(engine.information()), lane.profile)
+            layers = parse_layers(engine.information())
+            # Some libraries do not tell the layers of the profiles apart.
+            layers = tuple(layer for layer in layers if layer.profile == lane.profile) or layers
         return _report(f"{engine.label}, profile {lane.profile}", shapes, times, layers)
-
-
-def layers_of(layers: Sequence[Layer], profile: int) -> tuple[Layer, ...]:
-    """Layers of one optimisation profile; all of them where the library does not tell them apart."""
-    return tuple(layer for layer in layers if layer.profile == profile) or tuple(layers)
 
 
 def _report(label: str, shapes: Any, times: LayerTimes, layers: Sequence[Layer]) -> Profile:
@@ -122,8 +113,63 @@ def _report(label: str, shapes: Any, times: LayerTimes, layers: Sequence[Layer])
 
 
 def profile_json(profile: Profile) -> str:
-    """All of it, for programs."""
+    """Return the profile as JSON."""
     return json.dumps({"schema": "vision.profile/1", **profile.as_json()}, indent=1)
+
+
+def parse_nodes(text: str, *, skip: int = 0) -> tuple[LayerTimes, tuple[Layer, ...]]:
+    """Parse the output of ONNX Runtime's profiler: the times of all runs but the first `skip`, and the nodes.
+
+    Raises:
+        ModelError: the file has another format, or no run is left.
+    """
+    try:
+        events = [event for event in json.loads(text) if event.get("ph") == "X"]
+        runs = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["name"] == _RUN)
+        nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(_KERNEL)]
+        return _times(nodes, runs[skip:]), _layers(nodes)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        fault = f"this is no profile of ONNX Runtime: {type(error).__name__}: {error}"
+        raise ModelError(fault, code="no-profile") from error
+
+
+def _times(nodes: Sequence[Mapping[str, Any]], runs: Sequence[tuple[int, int]]) -> LayerTimes:
+    if not runs:
+        raise ModelError("the profile of ONNX Runtime has no run of the network", code="no-run")
+    times = LayerTimes()
+    ordered = sorted(nodes, key=lambda event: event["ts"])
+    for begin_us, end_us in runs:
+        times.begin_run()
+        for event in ordered:
+            if begin_us <= event["ts"] < end_us:
+                times.add(_name(event), event["dur"] / 1e3)
+    return times
+
+
+def _layers(nodes: Sequence[Mapping[str, Any]]) -> tuple[Layer, ...]:
+    layers: dict[str, Layer] = {}
+    for event in sorted(nodes, key=lambda event: event["ts"]):
+        name = _name(event)
+        if name not in layers:
+            arguments = event.get("args", {})
+            layers[name] = Layer(
+                name=name,
+                kind=str(arguments.get("op_name", "")),
+                inputs=_tensors(arguments.get("input_type_shape", ())),
+                outputs=_tensors(arguments.get("output_type_shape", ())),
+                tactic=str(arguments.get("provider", "")),
+                onnx_nodes=(),
+                profile=0,
+            )
+    return tuple(layers.values())
+
+
+def _name(event: Mapping[str, Any]) -> str:
+    return str(event["name"]).removesuffix(_KERNEL)
+
+
+def _tensors(described: Sequence[Mapping[str, Sequence[int]]]) -> tuple[LayerTensor, ...]:
+    return tuple(LayerTensor("", tuple(shape), dtype) for tensor in described for dtype, shape in tensor.items())
 
 
 # ------------------------------------------------------------------------------------------------ time line
@@ -168,3 +214,50 @@ def _trace_on_device(detector: Detector, batches: Any, recorder: SpanRecorder) -
         with closing(DeviceTimeline(detector, steps=steps)) as timeline:
             trace_slots(detector, batches, _TRACE_ROUNDS, recorder, submit=timeline.submit)
             timeline.write_to(recorder)
+
+
+@contextmanager
+def recorded_spans(recorder: SpanRecorder) -> Iterator[None]:
+    """Send the spans of `vision.metrics.span` to `recorder`, each in the lane of its thread."""
+    send_spans(lambda name: recorder.span(name, f"thread {threading.current_thread().name}"))
+    try:
+        yield
+    finally:
+        send_spans(None)
+
+
+def trace_slots(
+    detector: Detector,
+    batches: Sequence[Sequence[Frame]],
+    rounds: int,
+    recorder: SpanRecorder,
+    *,
+    clock: Callable[[], int] = time.monotonic_ns,
+    submit: Callable[[int, Sequence[Frame]], None] | None = None,
+) -> None:
+    """Run `rounds` batches in each slot as the program does. Record a lane for each slot and each thread.
+
+    Args:
+        submit: function in place of the detector's.
+    """
+    submit = submit or detector.submit
+    submitted_ns = [0] * len(batches)
+
+    def start(slot: int) -> None:
+        submitted_ns[slot] = clock()
+        submit(slot, batches[slot])
+
+    def finish(slot: int) -> None:
+        results = detector.wait(slot, WAIT_S)
+        details = {"frames": len(batches[slot]), "objects": sum(map(len, results))}
+        recorder.add(Span("in flight", f"slot {slot}", submitted_ns[slot], clock(), details))
+
+    with recorded_spans(recorder):
+        for slot in range(len(batches)):
+            start(slot)
+        for _ in range(rounds - 1):
+            for slot in range(len(batches)):
+                finish(slot)
+                start(slot)
+        for slot in range(len(batches)):
+            finish(slot)

@@ -1,4 +1,4 @@
-"""Figures for people: tables in the terminal."""
+"""Tables of figures for the terminal, at most 80 columns wide."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from rich.table import Table
 
 from vision.benchmark.compare import Comparability, Comparison
 from vision.benchmark.document import BUSY_PART, Bench, Case, Part, Row
-from vision.benchmark.plan import Plan
+from vision.benchmark.loops import PAUSE_S
+from vision.benchmark.plan import CameraPlan, Plan
 
 _TIMES: Final = ("mean", "std", "min", "p50", "p95", "p99", "max")
 _UNKNOWN: Final = "-"
 _VERDICTS: Final = {"faster": "green", "slower": "red", "same": "dim"}
 
-
-def _table(words: Sequence[str], numbers: Sequence[str], title: str = "") -> Table:
-    """Without frames: terminals are narrow."""
-    table = Table(
-        title=title or None, title_justify="left", header_style="bold", box=None, padding=(0, 1), pad_edge=False
-    )
-    for name in words:
-        table.add_column(name)
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+PARTS: Final[Mapping[Part, str]] = {
+    "engine": "network alone",
+    "stage": "detection stage",
+    "pipeline": "whole program",
+}
+_LEGENDS: Final[Mapping[Part, str]] = {
+    "engine": "streams: batches computed in parallel; graph: as a CUDA graph",
+    "stage": f"in flight: batches submitted together; paused: one every {PAUSE_S * 1e3:.0f} ms",
+    "pipeline": "full: the highest throughput; half: half of that camera rate",
+}
 
 
 def figure(value: float) -> str:
-    """Three digits that count: 0.123, 1.23, 12.3, 123, 1234."""
+    """Return a number with three significant digits: 0.123, 1.23, 12.3, 123, 1234."""
     if value == 0:
         return "0"
     if abs(value) >= 100:
@@ -38,48 +38,63 @@ def figure(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 1 else f"{value:.3g}"
 
 
-def _case_table(numbers: Sequence[str], title: str) -> Table:
-    """Make a table of the cases of one part and precision that fits 80 columns."""
-    table = Table(
-        title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    table.add_column("case", no_wrap=True)
-    for name in ("batch", *numbers):
+def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
+    """Return a table without frames, because terminals are narrow."""
+    table = Table(header_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in words:
+        table.add_column(name, no_wrap=name == "case")
+    for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
+def _print_table(console: Console, title: str, table: Table, legend: str = "") -> None:
+    _print_plain(console, f"\n{title}", style="italic")
+    console.print(table)
+    if legend:
+        _print_plain(console, legend, style="dim")
+
+
+def _print_plain(console: Console, *lines: str, style: str = "") -> None:
+    for line in lines:
+        console.print(line, style=style, highlight=False, markup=False)
+
+
 def _by_part(cases: Iterable[Case]) -> Mapping[tuple[Part, str], tuple[Case, ...]]:
-    """Cases by part and precision, in the order of the parts."""
-    found: dict[tuple[Part, str], list[Case]] = {}
+    """Return the cases by part and precision, in the order of the parts."""
+    groups: dict[tuple[Part, str], list[Case]] = {}
     for case in cases:
-        found.setdefault((case.part, case.precision), []).append(case)
+        groups.setdefault((case.part, case.precision), []).append(case)
     parts = get_args(Part)
-    return {key: tuple(found[key]) for key in sorted(found, key=lambda key: parts.index(key[0]))}
+    return {key: tuple(groups[key]) for key in sorted(groups, key=lambda key: parts.index(key[0]))}
 
 
 def print_bench(bench: Bench, console: Console) -> None:
-    """Everything of a benchmark."""
-    for line in heading(bench):
-        console.print(line, highlight=False, markup=False)
+    """Print everything of a benchmark; the last line is the result."""
+    _print_plain(console, *heading(bench))
     rows = {row.case: row for row in bench.rows}
-    for what in (times_table, conditions_table):
-        for (part, precision), cases in _by_part(rows).items():
-            console.print()
-            console.print(what(f"{part}, {precision}", bench, [rows[case] for case in cases]))
+    groups = {key: [rows[case] for case in cases] for key, cases in _by_part(rows).items()}
+    for (part, precision), group in groups.items():
+        unit = "from capture to publication" if part == "pipeline" else "per batch"
+        title = f"{PARTS[part]}, {precision}: milliseconds {unit}"
+        _print_table(console, title, times_table(bench, group), _LEGENDS[part])
+    for (part, precision), group in groups.items():
+        title = f"{PARTS[part]}, {precision}: CPU cores in use, and memory"
+        _print_table(console, title, conditions_table(bench, group))
     if any(map(bench.busy, bench.rows)):
-        console.print(f"\n* others used more than {BUSY_PART:.0%} of the machine's cores meanwhile", highlight=False)
-    for note in bench.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
-    console.print(f"\n{result_text(bench)}", style="bold", highlight=False, markup=False)
+        _print_plain(console, f"\n* other programs used more than {BUSY_PART:.0%} of the machine's cores meanwhile")
+    _print_plain(console, *(f"note: {note}" for note in bench.notes))
+    _print_plain(console, f"\n{result_text(bench)}", style="bold")
 
 
 def result_text(bench: Bench) -> str:
-    """Return the result in one line: the highest throughput of the stage, or else of the program or the network."""
+    """Return the result in one line: the throughput of the stage, or else of the program or the network."""
     rows = next(rows for part in ("stage", "pipeline", "engine") if (rows := bench.rows_of(part)))
-    best = max(rows, key=lambda row: row.frames_per_s)
-    what = {"stage": "detection stage", "pipeline": "whole program", "engine": "network alone"}[best.case.part]
-    return f"this machine: {figure(best.frames_per_s)} frames/s ({what}, {best.case.short()}, batch {best.case.batch})"
+    rows = tuple(row for row in rows if row.case.mode not in ("alone", "half")) or rows
+    slowest, best = (end(rows, key=lambda row: row.frames_per_s) for end in (min, max))
+    rates = " to ".join(dict.fromkeys(figure(row.frames_per_s) for row in (slowest, best)))
+    case = best.case
+    return f"this machine: {rates} frames/s ({PARTS[case.part]}; best: {case.short()}, batch {case.batch})"
 
 
 def heading(bench: Bench) -> tuple[str, ...]:
@@ -91,7 +106,7 @@ def heading(bench: Bench) -> tuple[str, ...]:
         frames,
         f"power mode {machine.power_mode}" if machine.power_mode else "",
         f"governor {machine.governor}" if machine.governor else "",
-        f"{bench.host.cores:.1f} of {machine.cores} cores to be had",
+        f"{bench.host.cores:.1f} of {machine.cores} cores available",
     )
     detector = bench.backend if len(bench.precisions) == 1 else bench.library
     lines = (f"{bench.model}: {detector}; {_joined(parts)}", _joined(mode), clock_text(bench.rows))
@@ -102,32 +117,28 @@ def _joined(parts: Iterable[str]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _setup(bench: Bench, row: Row) -> str:
-    return row.case.setup() + "*" * bench.busy(row)
+def _case(bench: Bench, row: Row) -> tuple[str, str]:
+    return row.case.setup() + "*" * bench.busy(row), str(row.case.batch)
 
 
-def times_table(name: str, bench: Bench, rows: Sequence[Row]) -> Table:
-    """Rates and times of one part."""
-    what = "ms from capture to publish" if rows[0].case.part == "pipeline" else "ms of a batch"
-    table = _case_table(("n", "frames/s", *_TIMES), f"{name}: {what}")
+def times_table(bench: Bench, rows: Sequence[Row]) -> Table:
+    """Return the throughput and the times of one part."""
+    table = _table(("case",), ("batch", "n", "frames/s", *_TIMES))
     for row in rows:
         times = row.durations
-        p99 = figure(times.p99_ms) if times.has_p99 else _UNKNOWN
-        most = (times.mean_ms, times.std_ms, times.min_ms, times.p50_ms, times.p95_ms)
         table.add_row(
-            _setup(bench, row),
-            str(row.case.batch),
+            *_case(bench, row),
             str(times.count),
             figure(row.frames_per_s),
-            *map(figure, most),
-            p99,
+            *map(figure, (times.mean_ms, times.std_ms, times.min_ms, times.p50_ms, times.p95_ms)),
+            figure(times.p99_ms) if times.has_p99 else _UNKNOWN,
             figure(times.max_ms),
         )
     return table
 
 
-def conditions_table(name: str, bench: Bench, rows: Sequence[Row]) -> Table:
-    """Make the table of CPU, memory and objects of one part."""
+def conditions_table(bench: Bench, rows: Sequence[Row]) -> Table:
+    """Return the CPU use, memory and objects of one part."""
     cells: dict[str, Callable[[Row], str]] = {
         "cores": lambda row: f"{row.cores_busy:.2f}",
         "others": lambda row: f"{row.cores_others:.2f}",
@@ -140,26 +151,26 @@ def conditions_table(name: str, bench: Bench, rows: Sequence[Row]) -> Table:
     if rows[0].case.part == "pipeline":
         cells["offered/s"] = lambda row: figure(row.offered_per_s)
         cells["dropped/s"] = lambda row: figure(row.dropped_per_s)
-    table = _case_table(tuple(cells), f"{name}: conditions")
+    table = _table(("case",), ("batch", *cells))
     for row in rows:
-        table.add_row(_setup(bench, row), str(row.case.batch), *(cell(row) for cell in cells.values()))
+        table.add_row(*_case(bench, row), *(cell(row) for cell in cells.values()))
     return table
 
 
 def clock_text(rows: Sequence[Row]) -> str:
     """Return the clocks as one line; a range for values that changed."""
     clocks = [row.clocks for row in rows]
-    held = [each.throttled for each in clocks if each.throttled]
+    reasons = [clock.throttled for clock in clocks if clock.throttled]
     parts = (
-        _range("CPU {} MHz", (each.cpu_mhz for each in clocks)),
-        _range("GPU {} MHz", (each.gpu_mhz for each in clocks)),
-        "/".join(dict.fromkeys(each.power_state for each in clocks if each.power_state)),
-        _range("{} W", (each.gpu_power_w for each in clocks)),
-        _range("{} °C", (each.gpu_temperature_c for each in clocks)),
-        f"held down in {len(held)} of {len(rows)} rows: {'; '.join(dict.fromkeys(held))}" if held else "",
-        _range("load {}", (each.load for each in clocks), digits=1),
+        _range("CPU {} MHz", (clock.cpu_mhz for clock in clocks)),
+        _range("GPU {} MHz", (clock.gpu_mhz for clock in clocks)),
+        "/".join(dict.fromkeys(clock.power_state for clock in clocks if clock.power_state)),
+        _range("{} W", (clock.gpu_power_w for clock in clocks)),
+        _range("{} °C", (clock.gpu_temperature_c for clock in clocks)),
+        f"throttled in {len(reasons)} of {len(rows)} rows: {'; '.join(dict.fromkeys(reasons))}" if reasons else "",
+        _range("load {}", (clock.load for clock in clocks), digits=1),
     )
-    return f"clocks: {known}" if (known := _joined(parts)) else ""
+    return f"clocks: {text}" if (text := _joined(parts)) else ""
 
 
 def _range(unit: str, values: Iterable[float | None], digits: int = 0) -> str:
@@ -170,44 +181,42 @@ def _range(unit: str, values: Iterable[float | None], digits: int = 0) -> str:
 
 def print_comparison(
     able: Comparability,
-    found: tuple[Sequence[Comparison], Sequence[Case], Sequence[Case]],
+    compared: tuple[Sequence[Comparison], Sequence[Case], Sequence[Case]],
     names: tuple[str, str],
     console: Console,
 ) -> None:
-    """Ratios of b over a, and what they mean."""
-    comparisons, only_a, only_b = found
+    """Print the ratios of b over a, and what they mean."""
+    comparisons, only_a, only_b = compared
     title = f"{names[1]} over {names[0]}" + (" - NOT COMPARABLE" if able.faults else "")
-    console.print(title, style="bold", highlight=False, markup=False)
-    by_case = {one.case: one for one in comparisons}
+    _print_plain(console, title, style="bold")
+    by_case = {comparison.case: comparison for comparison in comparisons}
     for (part, precision), cases in _by_part(by_case).items():
-        console.print()
-        console.print(_comparison_table(f"{part}, {precision}", [by_case[case] for case in cases], able))
-    if any(one.busy for one in comparisons):
-        console.print("\n* others used the CPU meanwhile", highlight=False)
+        title = f"{PARTS[part]}, {precision}: ratios of throughput and times"
+        _print_table(console, title, _comparison_table([by_case[case] for case in cases], able))
+    if any(comparison.busy for comparison in comparisons):
+        _print_plain(console, "\n* other programs used the CPU meanwhile")
     for name, missing in zip(names, (only_a, only_b), strict=True):
         if missing:
-            console.print(f"only in {name}: {'; '.join(map(str, missing))}", highlight=False, markup=False)
-    for fault in able.faults:
-        console.print(f"not comparable: {fault}", style="red", highlight=False, markup=False)
-    for doubt in able.doubts:
-        console.print(f"with care: {doubt}", style="yellow", highlight=False, markup=False)
+            _print_plain(console, f"only in {name}: {'; '.join(map(str, missing))}")
+    _print_plain(console, *(f"not comparable: {fault}" for fault in able.faults), style="red")
+    _print_plain(console, *(f"with care: {doubt}" for doubt in able.doubts), style="yellow")
 
 
-def _comparison_table(title: str, comparisons: Iterable[Comparison], able: Comparability) -> Table:
-    table = _case_table(("n", "a /s", "b /s", "ratio", "p50", "p99"), f"{title}: ratios of rate and times")
+def _comparison_table(comparisons: Iterable[Comparison], able: Comparability) -> Table:
+    table = _table(("case",), ("batch", "n", "a /s", "b /s", "ratio", "p50", "p99"))
     table.add_column("verdict")
-    for one in comparisons:
-        verdict = "not comparable" if able.faults else one.verdict or _UNKNOWN
+    for row in comparisons:
+        verdict = "not comparable" if able.faults else row.verdict or _UNKNOWN
         style = "red" if able.faults else _VERDICTS.get(verdict.partition(",")[0], "")
         table.add_row(
-            one.case.setup() + "*" * one.busy,
-            str(one.case.batch),
-            str(one.count),
-            figure(one.a.frames_per_s),
-            figure(one.b.frames_per_s),
-            _ratio(one.rate_ratio, 3),
-            _ratio(one.p50_ratio, 2),
-            _ratio(one.p99_ratio, 2),
+            row.case.setup() + "*" * row.busy,
+            str(row.case.batch),
+            str(row.count),
+            figure(row.a.frames_per_s),
+            figure(row.b.frames_per_s),
+            _ratio(row.rate_ratio, 3),
+            _ratio(row.p50_ratio, 2),
+            _ratio(row.p99_ratio, 2),
             f"[{style}]{verdict}[/]" if style else verdict,
         )
     return table
@@ -219,54 +228,33 @@ def _ratio(value: float | None, digits: int) -> str:
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print the figures of each camera, the load of each part, and how many cameras fit."""
-    table = _table(("camera", "frames"), ("asked", "published", "dropped", "p50 ms", "p99 ms"), "frames/s by camera")
+    table = _table(("camera", "frames"), ("asked", "published", "dropped", "p50 ms", "p99 ms"))
     for camera in plan.cameras:
-        table.add_row(
-            camera.camera,
-            f"{camera.width_px}x{camera.height_px}",
-            figure(camera.asked_fps),
-            figure(camera.published_fps),
-            _dropped(camera.dropped_fps),
-            figure(camera.latency.p50_ms),
-            figure(camera.latency.p99_ms),
-        )
+        table.add_row(camera.camera, f"{camera.width_px}x{camera.height_px}", *_rates(camera))
     table.add_section()
-    table.add_row(
-        "all",
-        "",
-        figure(plan.asked_fps),
-        figure(plan.published_fps),
-        _dropped(plan.dropped_fps),
-        figure(plan.latency.p50_ms),
-        figure(plan.latency.p99_ms),
-    )
-    console.print(table)
-    console.print()
+    table.add_row("all", "", *_rates(plan))
+    _print_table(console, "frames/s by camera", table)
     shares = _table(("part",), ("busy",))
     shares.add_column("")
     for load in plan.loads:
         shares.add_row(load.part, f"{load.share:.0%}", load.detail)
-    console.print(shares)
+    _print_table(console, "load by part", shares)
     memory = f"memory {plan.rss_mib:.0f} MiB" + (f", GPU {plan.device_mib:.0f} MiB" if plan.device_mib else "")
-    lines = [
-        f"\ndetector: {plan.detector}; {memory}; {plan.objects_per_frame:.1f} objects per frame",
-        *(f"{camera}: {text}" for text, camera in _stand_in_text(plan).items()),
-        *(f"note: {note}" for note in plan.notes),
-    ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
-    for sentence in (plan.verdict, f"Cameras of this kind that fit on this machine: {plan.capacity}."):
-        console.print(sentence, style="bold", highlight=False, markup=False)
-
-
-def _dropped(by_reason: Mapping[str, float]) -> str:
-    """Return rates by reason, such as ``3.2 superseded``."""
-    return ", ".join(f"{figure(rate)} {reason}" for reason, rate in by_reason.items()) or "0"
-
-
-def _stand_in_text(plan: Plan) -> Mapping[str, str]:
-    """Return the cameras of each kind of stand-in."""
-    cameras: dict[str, list[str]] = {}
+    cameras: dict[str, list[str]] = {}  # by their stand-in
     for camera in plan.cameras:
         cameras.setdefault(camera.stand_in, []).append(camera.camera)
-    return {kind: ", ".join(names) for kind, names in cameras.items()}
+    _print_plain(
+        console,
+        f"\ndetector: {plan.detector}; {memory}; {plan.objects_per_frame:.1f} objects per frame",
+        *(f"{', '.join(names)}: {stand_in}" for stand_in, names in cameras.items()),
+        *(f"note: {note}" for note in plan.notes),
+    )
+    _print_plain(
+        console, plan.verdict, f"Cameras of this kind that fit on this machine: {plan.capacity}.", style="bold"
+    )
+
+
+def _rates(of: CameraPlan | Plan) -> tuple[str, ...]:
+    dropped = ", ".join(f"{figure(rate)} {reason}" for reason, rate in of.dropped_fps.items()) or "0"
+    rates = figure(of.asked_fps), figure(of.published_fps), dropped
+    return *rates, figure(of.latency.p50_ms), figure(of.latency.p99_ms)

@@ -1,4 +1,4 @@
-"""The video with everything on it: what was found, what was missed, what was made up, and what was counted."""
+"""Annotated video: found, missed and false objects, trails, lines, zones and counters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -24,18 +25,18 @@ from vision.stages.video_encoder import open_encoder
 from vision.types import Event
 
 _TRAIL_S: Final = 2.0
-_REMIND_S: Final = 1.0
-"""For how long a label says which track the object had before."""
+_REMIND_S: Final = 1.0  # a label shows the former track of the object
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that is drawn over the frames of one camera."""
+    """Data that is drawn over the frames of one camera."""
 
     camera_id: str
     class_id: int
     class_name: str
     section: CameraAnalytics
+    video: Video
     truth: Boxes
     found: Boxes
     partners: NDArray[np.int64]  # of `match_frames`
@@ -43,33 +44,30 @@ class Scene:
     events: tuple[tuple[int, Event], ...]
 
 
-def write_video(path: Path, camera: CameraConfig, video: Video, scene: Scene, progress: Progress) -> str:
-    """Write the annotated video; returns what encoded it.
+def write_video(path: Path, camera: CameraConfig, scene: Scene, progress: Progress) -> str:
+    """Write the annotated video. Return the name of its encoding.
 
     Raises:
         SourceError: the video cannot be read again.
         VisionError: the file cannot be written.
     """
-    painter = _Painter(video, scene)
+    painter, video = _Painter(scene), scene.video
     with (
-        closing(read_frames(camera, offline=True)) as stills,
+        closing(read_frames(camera, offline=True)) as images,
         open_encoder(path, video.width_px, video.height_px) as encoder,
     ):
-        for still in stills:
-            frame = still.index + 1
-            if frame > video.frames:
-                break
-            painter.draw(still.pixels, frame)
-            encoder.write(still.pixels, still.index * video.interval_s)
-            progress(frame)
+        for image in islice(images, video.frames):
+            painter.draw(image.pixels, image.index + 1)
+            encoder.write(image.pixels, image.index * video.interval_s)
+            progress(image.index + 1)
     return encoder.codec
 
 
 class _Painter:
-    """Draws frame after frame, and remembers what has to do with more than one."""
+    """Draws frame after frame. Keeps trails, counters, and former tracks."""
 
-    def __init__(self, video: Video, scene: Scene) -> None:
-        self._video = video
+    def __init__(self, scene: Scene) -> None:
+        self._video = video = scene.video
         self._scene = scene
         self._true_rows = scene.truth.slices(video.frames)
         self._found_rows = scene.found.slices(video.frames)
@@ -102,9 +100,9 @@ class _Painter:
         overlay.analytics(self._shown, crossed=self._count(frame) if scene.tracked else None, inside=self._inside(rows))
         for box in missed:
             overlay.dashed_box(box.astype(np.float32), WHITE, "missed")
-        each = range(rows.start, rows.stop)
-        colours = [class_colour(scene.class_id) if row in hits else FALSE_COLOUR for row in each]
-        labels = [self._label(row, row in hits, frame) for row in each]
+        numbers = range(rows.start, rows.stop)
+        colours = [class_colour(scene.class_id) if row in hits else FALSE_COLOUR for row in numbers]
+        labels = [self._label(row, row in hits, frame) for row in numbers]
         overlay.objects(scene.found.boxes_xyxy[rows].astype(np.float32), labels, colours)
 
     def _label(self, row: int, is_hit: bool, frame: int) -> str:
@@ -114,8 +112,8 @@ class _Painter:
         if row in self._former:
             self._reminders[track_id] = self._former[row], frame + self._remind
         former, until = self._reminders.get(track_id, (0, 0))
-        words = f"{track_id}" + (f" was {former}" if frame < until else "")
-        return words if is_hit else f"{words} false"
+        label = f"{track_id}" + (f" was {former}" if frame < until else "")
+        return label if is_hit else f"{label} false"
 
     def _draw_trails(self, overlay: Overlay, rows: slice, frame: int) -> None:
         colour = class_colour(self._scene.class_id)
@@ -124,7 +122,7 @@ class _Painter:
             trail.append((frame, row))
             while trail[0][0] <= frame - self._trail:
                 trail.pop(0)
-            overlay.trail(self._feet[[each for _, each in trail]], colour)
+            overlay.trail(self._feet[[row for _, row in trail]], colour)
 
     def _count(self, frame: int) -> Mapping[str, Mapping[str, int]]:
         for event in self._events.pop(frame, []):
@@ -144,7 +142,7 @@ class _Painter:
 
 
 def _former_tracks(scene: Scene) -> dict[int, int]:
-    """Rows of `found` at which a true object changes its track -> the track that it had."""
+    """Return the track that a true object had before, by the row of `found` at which it changes."""
     former: dict[int, int] = {}
     last: dict[int, int] = {}
     for true_id, partner in zip(scene.truth.ids.tolist(), scene.partners.tolist(), strict=True):

@@ -1,8 +1,8 @@
-"""How many objects truly crossed each line, from their true paths alone.
+"""True crossings of each line, from the true paths alone.
 
-This shares nothing with the stage that counts while the video runs. It sees a whole path before it judges it, so where
-an object began and where it ended is taken as it is; in between, what stays within a tenth of the object's size of the
-line has not left its side. A change of sides counts where the path went between the line's ends.
+This code is independent of the stage that counts. It uses each path as a whole, with its real beginning and end. In
+between, an object within a tenth of its size of the line stays on its side. A change of sides counts if the path goes
+between the ends of the line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vision.evaluation.mot import Boxes
 from vision.types import Event
 
 _JITTER: Final = 0.1  # of the longer side of an object's box
-_LONGEST_GAP_S: Final = 2.0  # an object that is gone for longer may have come back another way
+_MAX_GAP_S: Final = 2.0  # after a longer gap an object can have come back another way
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class LineScore:
 
     @property
     def error(self) -> float:
-        """Of the count, as a part of the true number; infinite where something was counted and nothing was there."""
+        """Return the error of the count as a part of the true number; infinite if nothing is true."""
         wrong = abs(self.counted - self.true)
         return wrong / self.true if self.true else (float("inf") if wrong else 0.0)
 
@@ -50,11 +50,11 @@ def score_lines(
     size_px: tuple[int, int],
     interval_s: float,
 ) -> list[LineScore]:
-    """Compare what the pipeline counted for objects of a class with what the true paths say.
+    """Compare the crossings that the pipeline counted for a class with the true ones.
 
     Args:
         size_px: width and height of the frame.
-        interval_s: from frame to frame.
+        interval_s: time from frame to frame.
     """
     counted = Counter(
         (event.name, event.data.get("direction"))
@@ -65,7 +65,7 @@ def score_lines(
     for line in lines_of_class(section, class_name):
         true = Counter(true_crossings(line, section.units, truth, size_px=size_px, interval_s=interval_s))
         directions = ("in", "out") if line.direction == "both" else (line.direction,)
-        scores += [LineScore(line.name, way, true[way], counted[line.name, way]) for way in directions]
+        scores += [LineScore(line.name, name, true[name], counted[line.name, name]) for name in directions]
     return scores
 
 
@@ -77,20 +77,20 @@ def lines_of_class(section: CameraAnalytics, class_name: str) -> list[LineConfig
 def true_crossings(
     line: LineConfig, units: Units, truth: Boxes, *, size_px: tuple[int, int], interval_s: float
 ) -> Iterator[str]:
-    """``in`` or ``out`` for every crossing of the line."""
+    """Yield ``in`` or ``out`` for every crossing of the line."""
     ends = np.array(line.points, np.float64) * pixels_per_unit(units, *size_px)
     points = anchor_points(truth.boxes_xyxy, line.anchor)
     sizes_px = (truth.boxes_xyxy[:, 2:] - truth.boxes_xyxy[:, :2]).max(axis=1)
-    longest_gap = max(1, round(_LONGEST_GAP_S / interval_s))
+    max_gap = max(1, round(_MAX_GAP_S / interval_s))
     for object_id in np.unique(truth.ids):
         rows = np.flatnonzero(truth.ids == object_id)
-        gaps = np.flatnonzero(np.diff(truth.frames[rows]) > longest_gap) + 1
+        gaps = np.flatnonzero(np.diff(truth.frames[rows]) > max_gap) + 1
         for path in np.split(rows, gaps):
             yield from _crossings(points[path], sizes_px[path] * _JITTER, ends)
 
 
 def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.float64]:
-    """(N, 2) the point of each box that stands for its object."""
+    """Return the anchor point of each box, (N, 2)."""
     x1, y1, x2, y2 = boxes_xyxy.T
     middle_x, middle_y = (x1 + x2) / 2, (y1 + y2) / 2
     places = {
@@ -104,7 +104,7 @@ def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.fl
 
 
 def _crossings(path: NDArray[np.float64], jitter_px: NDArray[np.float64], ends: NDArray[np.float64]) -> Iterator[str]:
-    """Of one path (N, 2) through the line from ``ends[0]`` to ``ends[1]``."""
+    """Yield the crossings of one path (N, 2) through the line from ``ends[0]`` to ``ends[1]``."""
     along = ends[1] - ends[0]
     length = float(np.hypot(*along))
     offset = path - ends[0]
@@ -119,7 +119,7 @@ def _crossings(path: NDArray[np.float64], jitter_px: NDArray[np.float64], ends: 
 
 
 def _passes(right_px: NDArray[np.float64], place: NDArray[np.float64]) -> bool:
-    """Whether a path that changes sides does so between the line's ends, all its jitter taken together."""
+    """Return True if a path that changes sides does so between the ends of the line, all jitter taken together."""
     is_right = (right_px > 0).astype(int)
     steps = np.flatnonzero(np.diff(is_right))
     share = right_px[steps] / (right_px[steps] - right_px[steps + 1])

@@ -1,7 +1,7 @@
 """Precision, recall and average precision of boxes.
 
-Matching is COCO's: detections of a frame take, best score first, the free true box that they overlap most, if they do
-so enough; every other detection is false. Average precision is PASCAL VOC's since 2010: the whole area under the
+Matching is COCO's: detections of a frame take, best score first, the free true box with the greatest overlap, if it is
+large enough. Every other detection is false. Average precision is PASCAL VOC's since 2010: the whole area under the
 precision envelope over recall, at every recall that occurs (Everingham et al., "The PASCAL Visual Object Classes
 Challenge: A Retrospective", IJCV 2015). COCO samples the same curve at 101 recalls, which differs by less than 0.005.
 """
@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from vision.evaluation.mot import Boxes, overlaps
 
 OVERLAPS: Final = np.arange(50, 100, 5) / 100
-"""Of AP@[.5:.95]; the first one is that of AP@0.5."""
+"""Overlaps of AP@[.5:.95]; the first one is that of AP@0.5."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """How precision and recall at an overlap of 0.5 depend on the lowest score that counts. All are (M,)."""
+    """Precision and recall at an overlap of 0.5 for each lowest score. All are (M,)."""
 
     scores: NDArray[np.float64]  # falling
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
 
     def at(self, score: float) -> tuple[float, float]:
-        """Precision and recall of all detections from `score` on; precision is 1 where there are none."""
+        """Return precision and recall of all detections from `score` on; precision is 1 if there are none."""
         count = int(np.searchsorted(-self.scores, -(score - 1e-6), side="right"))
         return (float(self.precision[count - 1]), float(self.recall[count - 1])) if count else (1.0, 0.0)
 
@@ -44,14 +44,14 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class DetectionScores:
-    """How well boxes were found."""
+    """Figures of the detector."""
 
     ap50: float
     ap: float  # AP@[.5:.95]
     precision: float  # at `score` and an overlap of 0.5
     recall: float
     score: float  # from which objects are published
-    lowest_score: float  # from which detections were taken into account
+    lowest_score: float  # of the detections that count
     best_score: float  # of the highest F1
     best_f1: float
     true_boxes: int
@@ -68,8 +68,8 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
     """Compare all detections with the truth.
 
     Args:
-        found: detections down to `lowest_score`, which should be low: what is cut off is missing from the area.
-        score: the one from which objects are published.
+        found: detections from `lowest_score` on, which should be low: AP lacks those below it.
+        score: lowest score of published objects.
     """
     order = np.argsort(-found.scores, kind="stable")
     hits = match_detections(truth, found)[order]
@@ -93,7 +93,7 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
 
 
 def match_detections(truth: Boxes, found: Boxes) -> NDArray[np.bool_]:
-    """(N, len(OVERLAPS)): whether detection n found a true box of its own at each overlap."""
+    """Return (N, len(OVERLAPS)): True if a detection has its own true box at that overlap."""
     hits = np.zeros((len(found), len(OVERLAPS)), bool)
     last = int(max(truth.frames.max(initial=0), found.frames.max(initial=0)))
     for true_rows, found_rows in zip(truth.slices(last), found.slices(last), strict=True):
@@ -104,7 +104,7 @@ def match_detections(truth: Boxes, found: Boxes) -> NDArray[np.bool_]:
 
 
 def _match_frame(table: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """For one frame, all overlaps at once. `table` is (detections, true boxes)."""
+    """Match one frame at all overlaps. `table` is (detections, true boxes)."""
     hits = np.zeros((len(scores), len(OVERLAPS)), bool)
     free = np.ones((len(OVERLAPS), table.shape[1]), bool)
     at_overlap = np.arange(len(OVERLAPS))
@@ -120,7 +120,7 @@ def _match_frame(table: NDArray[np.float64], scores: NDArray[np.float64]) -> NDA
 
 
 def _precision_recall(hits: NDArray[np.bool_], true_boxes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """After each detection, for hits (N, overlaps) with the best score first."""
+    """Return both after each detection, for hits (N, overlaps) with the best score first."""
     positives = hits.cumsum(axis=0)
     return positives / np.arange(1, len(hits) + 1)[:, None], positives / max(true_boxes, 1)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,13 +21,13 @@ from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, Closed, ConfigError
 from vision.evaluation import passes
 from vision.evaluation.annotated import Scene, write_video
-from vision.evaluation.crossings import LineScore, lines_of_class, score_lines
+from vision.evaluation.crossings import lines_of_class, score_lines
 from vision.evaluation.detection import score_detections
 from vision.evaluation.mot import Truth, read_truth, write_boxes
 from vision.evaluation.passes import Findings, Video
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, print_evaluation, write_json
-from vision.evaluation.tracks import match_frames, require_packages, score_tracks
+from vision.evaluation.tracks import load_metrics, match_frames, score_tracks
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import Build, find_model
 
@@ -54,22 +55,24 @@ class Request:
         """
         for option, path in (("--json", self.json), ("--video", self.video), ("--result", self.result)):
             if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-                raise ConfigError(f"{option}: cannot write {path}", hint="expected a file in a folder that is there")
+                hint = "expected a file in an existing folder"
+                raise ConfigError(f"{option}: cannot write {path}", hint=hint, code="not-writable")
         if self.video is not None and self.video.suffix.lower() != ".mp4":
-            raise ConfigError(f"--video: expected a name that ends in .mp4, got {self.video}")
+            raise ConfigError(f"--video: expected a name that ends in .mp4, got {self.video}", code="video-format")
         if self.plots is not None:
             require_matplotlib()
             try:
                 self.plots.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ConfigError(f"--plots: cannot make the folder {self.plots}: {error.strerror}") from error
+                fault = f"--plots: cannot make the folder {self.plots}: {error.strerror}"
+                raise ConfigError(fault, code="not-writable") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """The checked inputs of an evaluation."""
 
-    site: AppConfig  # with the one camera
+    config: AppConfig  # with the one camera
     build: Build
     class_id: int
     class_name: str
@@ -79,7 +82,7 @@ class Subject:
     @property
     def section(self) -> CameraAnalytics:
         """Return the lines and zones of the camera."""
-        return self.site.analytics.get(self.site.cameras[0].id, CameraAnalytics())
+        return self.config.analytics.get(self.config.cameras[0].id, CameraAnalytics())
 
 
 def run(request: Request, stop: threading.Event) -> int:
@@ -90,11 +93,11 @@ def run(request: Request, stop: threading.Event) -> int:
         VisionError: the run failed; `Closed` if `stop` was set.
     """
     request.check_outputs()
-    require_packages()
+    load_metrics()  # before the pipeline runs
     subject = open_subject(request, stop)
     began = time.monotonic()
     with _progress("running the pipeline", subject.video.frames) as progress:
-        findings = passes.run_pipeline(subject.build, subject.site, progress, stop)
+        findings = passes.run_pipeline(subject.build, subject.config, progress, stop)
     _check(stop)
     evaluation, scene = evaluate(subject, findings, request.config, time.monotonic() - began)
     console = Console()
@@ -113,31 +116,40 @@ def open_subject(request: Request, stop: threading.Event) -> Subject:
         SourceError: the video cannot be read.
     """
     path = resolve_config(request.config)
-    site = load_config(path, os.environ)
-    build = load_pipeline(site.pipeline)
-    names = published_class_names(find_model(site)[1], site.detect)
-    check_classes(site, names, path)
-    site = passes.site_of_camera(site, request.camera)
-    class_id = _class_id(request.class_name, names, site)
+    config = load_config(path, os.environ)
+    build = load_pipeline(config.pipeline)
+    names = published_class_names(find_model(config)[1], config.detect)
+    check_classes(config, names, path)
+    config = passes.select_camera(config, request.camera)
+    class_id = _class_id(request.class_name, names, config)
     truth = read_truth(request.truth)
     with _progress("reading the video", int(truth.boxes.frames[-1]), stop) as progress:
-        video = passes.survey(site.cameras[0], progress)
+        video = passes.survey(config.cameras[0], progress)
     truth.check_length(video.frames, video.name)
-    return Subject(site, build, class_id, request.class_name, truth, video)
+    return Subject(config, build, class_id, request.class_name, truth, video)
 
 
-def evaluate(subject: Subject, findings: Findings, config: str, seconds: float) -> tuple[Evaluation, Scene]:
+def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: float) -> tuple[Evaluation, Scene]:
     """Return all figures, and the data for the video."""
-    site, video, truth = subject.site, subject.video, subject.truth.boxes
-    camera = site.cameras[0]
+    config, video, truth = subject.config, subject.video, subject.truth.boxes
+    camera = config.cameras[0]
     published = findings.published(subject.class_id)
     partners = match_frames(truth, published, video.frames)
-    lines = _score_lines(subject, findings)
+    lines = []
+    if findings.tracked:
+        lines = score_lines(
+            subject.section,
+            truth,
+            findings.events,
+            subject.class_name,
+            size_px=(video.width_px, video.height_px),
+            interval_s=video.interval_s,
+        )
     evaluation = Evaluation(
-        config=config,
+        config=config_name,
         camera=camera.id,
-        pipeline=site.pipeline,
-        model=site.model,
+        pipeline=config.pipeline,
+        model=config.model,
         backend=findings.backend,
         class_name=subject.class_name,
         truth=str(subject.truth.path),
@@ -145,8 +157,8 @@ def evaluate(subject: Subject, findings: Findings, config: str, seconds: float) 
         detection=score_detections(
             truth,
             findings.detected(subject.class_id),
-            score=site.detect.score_threshold,
-            lowest_score=min(passes.LOWEST_SCORE, site.detect.score_threshold),
+            score=config.detect.score_threshold,
+            lowest_score=min(passes.LOWEST_SCORE, config.detect.score_threshold),
         ),
         tracking=score_tracks(truth, published, video.frames, partners) if findings.tracked else None,
         lines=tuple(lines),
@@ -158,6 +170,7 @@ def evaluate(subject: Subject, findings: Findings, config: str, seconds: float) 
         class_id=subject.class_id,
         class_name=subject.class_name,
         section=subject.section,
+        video=video,
         truth=truth,
         found=published,
         partners=partners,
@@ -165,20 +178,6 @@ def evaluate(subject: Subject, findings: Findings, config: str, seconds: float) 
         events=tuple(findings.events),
     )
     return evaluation, scene
-
-
-def _score_lines(subject: Subject, findings: Findings) -> list[LineScore]:
-    if not findings.tracked:
-        return []
-    size_px = (subject.video.width_px, subject.video.height_px)
-    return score_lines(
-        subject.section,
-        subject.truth.boxes,
-        findings.events,
-        subject.class_name,
-        size_px=size_px,
-        interval_s=subject.video.interval_s,
-    )
 
 
 def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
@@ -194,19 +193,20 @@ def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
     if len(findings.objects) < frames:
         yield f"{frames - len(findings.objects)} of {frames} frames have no result: they are damaged"
     if not findings.tracked:
-        yield f"the pipeline {subject.site.pipeline} has no tracker, so there are no tracking figures"
+        yield f"the pipeline {subject.config.pipeline} has no tracker, so there are no tracking figures"
     unused = len(subject.section.lines) - len(lines_of_class(subject.section, subject.class_name))
     if unused:
         yield f"{unused} lines do not count objects of the class {subject.class_name}"
 
 
-def _class_id(name: str, names: Sequence[str], site: AppConfig) -> int:
+def _class_id(name: str, names: Sequence[str], config: AppConfig) -> int:
     if name not in names:
         near = nearest(name, names)
-        few = f"the model {site.model} has {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
-        raise ConfigError(f"--class: no class {name!r}", hint=f"did you mean {near}?" if near is not None else few)
-    if site.detect.classes is not None and name not in site.detect.classes:
-        raise ConfigError(f"--class: {name} is never found, because detect.classes leaves it out")
+        few = f"the model {config.model} has {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
+        hint = f"did you mean {near}?" if near is not None else few
+        raise ConfigError(f"--class: no class {name!r}", hint=hint, code="unknown-class")
+    if config.detect.classes is not None and name not in config.detect.classes:
+        raise ConfigError(f"--class: detect.classes leaves out {name}", code="class-left-out")
     return names.index(name)
 
 
@@ -220,24 +220,24 @@ def _write(
         write_boxes(request.result, scene.found)
         yield str(request.result)
     if request.plots is not None:
-        yield from map(str, _plot(request.plots, subject.video, evaluation, scene))
+        yield from _plot(request.plots, evaluation, scene)
     if request.video is not None:
-        with _progress("drawing the video", subject.video.frames, stop) as progress:
-            words = write_video(request.video, subject.site.cameras[0], subject.video, scene, progress)
-        yield f"{request.video} ({words})"
+        with _progress("drawing the video", scene.video.frames, stop) as progress:
+            encoding = write_video(request.video, subject.config.cameras[0], scene, progress)
+        yield f"{request.video} ({encoding})"
 
 
-def _plot(folder: Path, video: Video, evaluation: Evaluation, scene: Scene) -> Iterator[Path]:
-    path = folder / "precision-recall.png"
-    plot_detection(evaluation.detection, evaluation.class_name, path)
-    yield path
-    path = folder / "objects.png"
-    plot_objects(scene.truth, scene.found, scene.partners, video, path)
-    yield path
+def _plot(folder: Path, evaluation: Evaluation, scene: Scene) -> Iterator[str]:
+    plots: dict[str, Callable[[Path], None]] = {
+        "precision-recall": partial(plot_detection, evaluation.detection, evaluation.class_name),
+        "objects": partial(plot_objects, scene.truth, scene.found, scene.partners, scene.video),
+    }
     if scene.tracked:
-        path = folder / "tracks.png"
-        plot_tracks(scene.truth, scene.found, scene.partners, video, path)
-        yield path
+        plots["tracks"] = partial(plot_tracks, scene.truth, scene.found, scene.partners, scene.video)
+    for name, plot in plots.items():
+        path = folder / f"{name}.png"
+        plot(path)
+        yield str(path)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""The labelled video is read twice: once for its length, so that a truth that does not fit is refused before any work,
-and once through the pipeline that the site configures, as `vision run --offline` would.
+"""The two passes over the labelled video: one for its length, and one through the pipeline of the configuration.
 
-The pipeline sees what it would see in production. Only the detector is asked for more, because average precision is
-about all scores: everything down to `LOWEST_SCORE` is noted, and what the configuration asks for is handed on.
+With the length, a truth that does not fit is refused before the pipeline runs. The second pass runs the pipeline as
+`vision run --offline` does. Only the detector reports more, because average precision covers all scores: everything
+from `LOWEST_SCORE` on is recorded, and what the configuration asks for is passed on.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from vision.types import Detections, Event, Frame, FrameBuffer, FrameMeta, Pixel
 LOWEST_SCORE: Final = 0.05
 
 Progress = Callable[[int], None]
-"""Told how many frames are done."""
+"""Receives the number of frames that are done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """What the first pass learned."""
+    """Result of the first pass."""
 
     name: str  # without secrets
     frames: int
     width_px: int
     height_px: int
-    interval_s: float  # from frame to frame, the usual one
+    interval_s: float  # from frame to frame, the median
 
     @property
     def duration_s(self) -> float:
@@ -53,52 +53,51 @@ class Video:
 
 @dataclass(slots=True)
 class Findings:
-    """What the second pass found, by frame from 1."""
+    """Result of the second pass, by frame from 1."""
 
-    detections: list[tuple[int, Detections]] = field(default_factory=list)  # all that the detector gave
-    objects: list[tuple[int, Detections | Tracks]] = field(default_factory=list)  # what would have been published
+    detections: list[tuple[int, Detections]] = field(default_factory=list)  # all that the detector reported
+    objects: list[tuple[int, Detections | Tracks]] = field(default_factory=list)  # that would be published
     events: list[tuple[int, Event]] = field(default_factory=list)
     backend: str = ""
 
     @property
     def tracked(self) -> bool:
-        """Whether the pipeline follows objects."""
+        """Return True if the pipeline has a tracker."""
         return any(isinstance(objects, Tracks) for _, objects in self.objects)
 
     def detected(self, class_id: int) -> Boxes:
-        """Every detection of a class."""
+        """Return every detection of a class."""
         return _boxes(self.detections, class_id)
 
     def published(self, class_id: int) -> Boxes:
-        """Every published object of a class."""
+        """Return every published object of a class."""
         return _boxes(self.objects, class_id)
 
 
-def site_of_camera(site: AppConfig, camera_id: str | None) -> AppConfig:
+def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
     """Return the configuration with only the camera of the labelled video.
 
     Raises:
         ConfigError: there is no such camera, none was named and there are several, or its source never ends.
     """
-    ids = [camera.id for camera in site.cameras]
+    ids = [camera.id for camera in config.cameras]
     if camera_id is None:
         if len(ids) > 1:
-            raise ConfigError(f"--camera: expected which camera the truth is of, one of {', '.join(ids)}")
+            raise ConfigError(f"--camera: expected the camera of the truth, one of {', '.join(ids)}", code="no-camera")
         camera_id = ids[0]
     if camera_id not in ids:
         near = nearest(camera_id, ids)
         hint = f"did you mean {near}?" if near is not None else f"there are {', '.join(ids)}"
-        raise ConfigError(f"--camera: no camera {camera_id!r}", hint=hint)
-    camera = site.cameras[ids.index(camera_id)]
+        raise ConfigError(f"--camera: no camera {camera_id!r}", hint=hint, code="unknown-camera")
+    camera = config.cameras[ids.index(camera_id)]
     _require_end(camera)
-    # Nothing of an evaluation goes into the counters, events and snapshots of the running system.
-    silent = {"state_dir": None, "snapshots": None, "rules": ()}
-    return site.model_copy(
+    return config.model_copy(
         update={
             "cameras": (camera.model_copy(update={"loop": False}),),
-            "analytics": {name: section for name, section in site.analytics.items() if name == camera_id},
+            "analytics": {name: section for name, section in config.analytics.items() if name == camera_id},
             "status": StatusConfig(interval_s=0.1),
-            **silent,
+            # An evaluation changes no counters, events or snapshots of the running system.
+            **{"state_dir": None, "snapshots": None, "rules": ()},
         }
     )
 
@@ -108,11 +107,13 @@ def _require_end(camera: CameraConfig) -> None:
     if not isinstance(address, RECORDED):
         raise ConfigError(
             f"camera {camera.id}: expected a video file or a folder of images, got {redact(camera.source)}: "
-            "there is no truth of what a live camera will show",
+            "a live camera has no truth",
             hint="record it, label the recording, and name the file as its source",
+            code="live-camera",
         )
     if isinstance(address, Synthetic) and SyntheticSpec.parse(camera.source).frames is None:
-        raise ConfigError(f"camera {camera.id}: {camera.source} never ends", hint="add frames=100 to its options")
+        fault = f"camera {camera.id}: {camera.source} never ends"
+        raise ConfigError(fault, hint="add frames=100 to its options", code="endless")
 
 
 def survey(camera: CameraConfig, progress: Progress) -> Video:
@@ -123,10 +124,10 @@ def survey(camera: CameraConfig, progress: Progress) -> Video:
     """
     times_ns: list[int] = []
     size = (0, 0)
-    with closing(read_frames(camera, offline=True)) as stills:
-        for still in stills:
-            times_ns.append(still.grab.captured_ns)
-            size = size if still.index else still.pixels.shape[:2]
+    with closing(read_frames(camera, offline=True)) as frames:
+        for frame in frames:
+            times_ns.append(frame.grab.captured_ns)
+            size = size if frame.index else frame.pixels.shape[:2]
             progress(len(times_ns))
     if not times_ns:
         raise SourceError(f"{redact(camera.source)}: it has no frames")
@@ -135,13 +136,13 @@ def survey(camera: CameraConfig, progress: Progress) -> Video:
     return Video(redact(camera.source), len(times_ns), size[1], size[0], interval_s if interval_s > 0 else 1.0)
 
 
-def run_pipeline(build: Build, site: AppConfig, progress: Progress, stop: threading.Event) -> Findings:
-    """Every frame of the site's one camera through its pipeline; fewer where `stop` was set meanwhile.
+def run_pipeline(build: Build, config: AppConfig, progress: Progress, stop: threading.Event) -> Findings:
+    """Run the pipeline over every frame of the one camera, or until `stop` is set.
 
     Raises:
-        Closed: `stop` was set before it had begun.
-        SourceError: the video could not be read to its end.
-        VisionError: whatever keeps the pipeline from starting.
+        Closed: `stop` was set before the start.
+        SourceError: the video cannot be read to its end.
+        VisionError: the pipeline cannot start.
     """
     recorder = _Recorder(progress)
 
@@ -152,18 +153,18 @@ def run_pipeline(build: Build, site: AppConfig, progress: Progress, stop: thread
             reason = camera.last_error or "reading failed, and started again"
             raise SourceError(f"camera {camera.camera}: {reason}", hint=camera.hint or "")
 
-    def open_noting(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
+    def open_recording(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
         lowered = detect.model_copy(update={"score_threshold": min(detect.score_threshold, LOWEST_SCORE)})
         return _RecordingDetector(open_detector(folder, spec, lowered), detect.score_threshold, recorder.note)
 
     with ExitStack() as resources:
-        options = RunOptions(stop, offline=True, sink=recorder, open_detector=open_noting)
-        build(site, options, resources).run(stop, on_report=watch)
+        options = RunOptions(stop, offline=True, sink=recorder, open_detector=open_recording)
+        build(config, options, resources).run(stop, on_report=watch)
     return recorder.findings
 
 
 class _Recorder:
-    """The sink of results, and where the detector's own findings are noted."""
+    """Sink of the results, which also records the detections."""
 
     def __init__(self, progress: Progress) -> None:
         self.findings = Findings()
@@ -172,7 +173,7 @@ class _Recorder:
         self._published = _FrameNumbers()
 
     def note(self, meta: FrameMeta, found: Detections) -> None:
-        """Note detections. Called by the inference thread."""
+        """Record detections. Called by the inference thread."""
         self.findings.detections.append((self._detected.of(meta), found))
 
     def publish(self, result: Result) -> None:
@@ -182,11 +183,11 @@ class _Recorder:
         self._progress(frame)
 
     def report(self, report: Report) -> None:
-        """Only results are of interest."""
+        """Ignore reports."""
 
 
 class _FrameNumbers:
-    """Numbers from 1 through the whole video: `FrameMeta.index` begins again where the frame changes its size."""
+    """Numbers from 1 for the whole video. `FrameMeta.index` restarts when the frame size changes."""
 
     def __init__(self) -> None:
         self._epoch = 0
@@ -200,9 +201,10 @@ class _FrameNumbers:
 
 
 class _RecordingDetector:
-    """Notes everything that a detector finds and hands on what has at least `score`, as the detector itself would.
+    """Records everything that a detector finds, and passes on what has at least `score`.
 
-    NMS goes from the best score down, so that what lies below a threshold has no influence on what lies above it.
+    The result is that of a detector with that threshold: NMS goes from the best score down, so candidates below a
+    threshold have no influence on those above it.
     """
 
     def __init__(self, detector: Detector, score: float, note: Callable[[FrameMeta, Detections], None]) -> None:
@@ -220,27 +222,27 @@ class _RecordingDetector:
         self._submitted[slot] = [frame.meta for frame in frames]
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
-        found = self._detector.wait(slot, timeout_s)
-        for meta, each in zip(self._submitted[slot], found, strict=True):
-            self._note(meta, each)
-        return [self._above(each) for each in found]
+        results = self._detector.wait(slot, timeout_s)
+        for meta, detections in zip(self._submitted[slot], results, strict=True):
+            self._note(meta, detections)
+        return [self._above(detections) for detections in results]
 
     def close(self) -> None:
         self._detector.close()
 
-    def _above(self, found: Detections) -> Detections:
-        keep = found.scores >= self._score
-        return Detections(found.boxes_xyxy[keep], found.scores[keep], found.class_ids[keep], found.truncated_candidates)
+    def _above(self, all_: Detections) -> Detections:
+        keep = all_.scores >= self._score
+        return Detections(all_.boxes_xyxy[keep], all_.scores[keep], all_.class_ids[keep], all_.truncated_candidates)
 
 
 def _boxes(found: Sequence[tuple[int, Detections | Tracks]], class_id: int) -> Boxes:
     empty = Detections.empty()
-    frames, objects = zip(*found, strict=True) if found else ((0,), (empty,))
-    ids = [each.track_ids if isinstance(each, Tracks) else np.full(len(each), -1, np.int64) for each in objects]
+    frames, results = zip(*found, strict=True) if found else ((0,), (empty,))
+    ids = [result.track_ids if isinstance(result, Tracks) else np.full(len(result), -1, np.int64) for result in results]
     boxes = Boxes(
-        np.repeat(np.array(frames, np.int64), [len(each) for each in objects]),
+        np.repeat(np.array(frames, np.int64), [len(result) for result in results]),
         np.concatenate(ids),
-        np.concatenate([each.boxes_xyxy for each in objects]).astype(np.float64),
-        np.concatenate([each.scores for each in objects]).astype(np.float64),
+        np.concatenate([result.boxes_xyxy for result in results]).astype(np.float64),
+        np.concatenate([result.scores for result in results]).astype(np.float64),
     )
-    return boxes.rows(np.concatenate([each.class_ids for each in objects]) == class_id)
+    return boxes.rows(np.concatenate([result.class_ids for result in results]) == class_id)

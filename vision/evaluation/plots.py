@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from vision.errors import ConfigError, VisionError
 from vision.evaluation.detection import DetectionScores
-from vision.evaluation.install import INSTALL
 from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Video
+from vision.evaluation.tracks import INSTALL
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f7ebc", "#e8833a", "#3a9d5d", "#c93b3b", "#8a8f98"
 _TRACK_COLOURS: Final = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#d37295")

@@ -81,11 +81,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 def _detection_rows(found: DetectionScores) -> Iterator[tuple[str, str, str]]:
     yield "AP@0.5", _part(found.ap50), f"all detections with a score of at least {found.lowest_score:g}"
     yield "AP@[.5:.95]", _part(found.ap), "mean over overlaps 0.50, 0.55, … 0.95"
-    yield (
-        "precision",
-        _part(found.precision),
-        f"{found.found_boxes} boxes with a score of at least {found.score:g}",
-    )
+    yield "precision", _part(found.precision), f"{found.found_boxes} boxes with a score of at least {found.score:g}"
     yield "recall", _part(found.recall), ""
     yield "F1", _part(found.f1), f"highest {found.best_f1:.3f}, at a lowest score of {found.best_score:.2f}"
 
@@ -103,11 +99,8 @@ def _tracking_rows(found: TrackingScores) -> Iterator[tuple[str, str, str]]:
 
 def _line_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
     for line in evaluation.lines:
-        yield (
-            f"{escape(line.line)}, {line.direction}",
-            _percent(line.error),
-            f"{line.counted} counted, {line.true} true",
-        )
+        name = f"{escape(line.line)}, {line.direction}"
+        yield name, _percent(line.error), f"{line.counted} counted, {line.true} true"
     if evaluation.line_error is not None:
         yield "all lines", _percent(evaluation.line_error), "error of the counts"
 
@@ -134,41 +127,21 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return plain data: fractions of 1, pixels and seconds."""
-    found = evaluation.detection
-    detection = {
-        "ap50": found.ap50,
-        "ap": found.ap,
-        "ap_by_overlap": {f"{overlap:.2f}": ap for overlap, ap in zip(OVERLAPS, found.by_overlap, strict=True)},
+    plain = asdict(evaluation)
+    plain["class"] = plain.pop("class_name")
+    plain["video"]["duration_s"] = evaluation.video.duration_s
+    for line, score in zip(plain["lines"], evaluation.lines, strict=True):
+        line["error"] = score.error if math.isfinite(score.error) else None
+    found, detection = evaluation.detection, plain["detection"]
+    by_overlap = zip(OVERLAPS, detection.pop("by_overlap"), strict=True)
+    detection |= {
+        "ap_by_overlap": {f"{overlap:.2f}": ap for overlap, ap in by_overlap},
         "interpolation": "all points",
-        "lowest_score": found.lowest_score,
-        "score": found.score,
-        "precision": found.precision,
-        "recall": found.recall,
         "f1": found.f1,
-        "best": {"score": found.best_score, "f1": found.best_f1},
-        "true_boxes": found.true_boxes,
-        "found_boxes": found.found_boxes,
+        "best": {"score": detection.pop("best_score"), "f1": detection.pop("best_f1")},
         "curve": list(_curve(found.curve, found.lowest_score)),
     }
-    video = evaluation.video
-    return {
-        "schema": SCHEMA,
-        "version": version(),
-        "config": evaluation.config,
-        "camera": evaluation.camera,
-        "pipeline": evaluation.pipeline,
-        "model": evaluation.model,
-        "backend": evaluation.backend,
-        "class": evaluation.class_name,
-        "truth": evaluation.truth,
-        "video": {**asdict(video), "duration_s": video.duration_s},
-        "detection": detection,
-        "tracking": None if evaluation.tracking is None else asdict(evaluation.tracking),
-        "lines": [{**asdict(line), "error": _finite(line.error)} for line in evaluation.lines],
-        "line_error": evaluation.line_error,
-        "notes": list(evaluation.notes),
-        "seconds": evaluation.seconds,
-    }
+    return {"schema": SCHEMA, "version": version(), **plain, "line_error": evaluation.line_error}
 
 
 def _curve(curve: Curve, lowest_score: float) -> Iterator[dict[str, float]]:
@@ -176,7 +149,3 @@ def _curve(curve: Curve, lowest_score: float) -> Iterator[dict[str, float]]:
     for score in np.arange(lowest_score, 1.0, _CURVE_STEP):
         precision, recall = curve.at(float(score))
         yield {"score": round(float(score), 2), "precision": precision, "recall": recall}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -2,11 +2,9 @@
 
 IDF1 and HOTA are computed by TrackEval, where HOTA comes from. MOTA and the switches follow the CLEAR metrics' own
 definition (Bernardin and Stiefelhagen, "Evaluating Multiple Object Tracking Performance", EURASIP JIVP 2008), as the
-package motmetrics does: a pair lasts for as long as it is not contradicted, also over frames in which it was not seen.
-TrackEval only prefers the pairs of the frame just before, which counts a few more switches (18 instead of 16 on the
-shipped tracker's result for PETS09-S2L1). And so frames and plots show the very pairs that were counted.
-
-TrackEval's package asks for a desktop build of OpenCV that its metrics do not need, hence the way it is installed.
+package motmetrics does: a pair of object and track lasts until another pair replaces it, also over frames without it.
+TrackEval only prefers the pairs of the previous frame, which counts a few more switches (18 instead of 16 on the result
+of the shipped tracker for PETS09-S2L1). So video and plots show the pairs that were counted.
 """
 
 from __future__ import annotations
@@ -22,15 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.errors import ConfigError
-from vision.evaluation.install import INSTALL
 from vision.evaluation.mot import Boxes, overlaps
+from vision.version import pip_hint
 
-LEAST_OVERLAP: Final = 0.5
+MIN_OVERLAP: Final = 0.5
+INSTALL: Final = f"{pip_hint('scipy', 'matplotlib')} && {pip_hint('--no-deps', 'trackeval')}"
+"""TrackEval's own dependencies include a desktop build of OpenCV that its metrics do not need."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrackingScores:
-    """How well objects were followed. Overlaps are at least 0.5; HOTA and its parts average over 0.05 to 0.95."""
+    """Figures of the tracks. Overlaps are at least 0.5; HOTA and its parts average over 0.05 to 0.95."""
 
     mota: float  # 1 - (misses + false boxes + switches) / true boxes; Bernardin and Stiefelhagen 2008
     idf1: float  # Ristani et al. 2016
@@ -50,24 +50,15 @@ class TrackingScores:
     mostly_lost: int  # in less than 20 %
 
 
-def require_packages() -> None:
-    """Check that SciPy and TrackEval are installed.
-
-    Raises:
-        ConfigError: something is not installed.
-    """
-    _metrics()
-
-
 def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.int64]) -> TrackingScores:
-    """Compare tracks with the true ones over a video of that many frames; `partners` is of `match_frames`.
+    """Compare tracks with the true ones. `partners` comes from `match_frames`.
 
     Raises:
         ConfigError: TrackEval is not installed.
     """
-    metrics = _metrics()
+    metrics = load_metrics()
     sequence = _sequence(truth, tracks, frames)
-    identity = metrics.Identity({"THRESHOLD": LEAST_OVERLAP, "PRINT_CONFIG": False}).eval_sequence(sequence)
+    identity = metrics.Identity({"THRESHOLD": MIN_OVERLAP, "PRINT_CONFIG": False}).eval_sequence(sequence)
     hota = metrics.HOTA().eval_sequence(sequence)
     found = partners >= 0
     lives = [_Life.of(partners[rows], tracks.ids) for rows in _rows_of_objects(truth)]
@@ -103,19 +94,19 @@ class _Life:
 
     @staticmethod
     def of(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> _Life:
-        """From the rows of its partners, -1 for none, in the order of frames."""
+        """Return the life of an object from the rows of its partners (-1: none), in the order of frames."""
         found = partners >= 0
         ids = track_ids[partners[found]]
-        # An interruption is seen where it ends: lost in the row before, and found at some time before that.
+        # An interruption shows where it ends: lost in the row before, and found at some time before that.
         again = found[1:] & ~found[:-1] & np.logical_or.accumulate(found)[:-1]
         return _Life(float(found.mean()), int((np.diff(ids) != 0).sum()), int(again.sum()))
 
 
 def match_frames(truth: Boxes, found: Boxes, frames: int) -> NDArray[np.int64]:
-    """(N,): for each true box the row of `found` that shows it, or -1.
+    """Return (N,): for each true box the row of `found` that shows it, or -1.
 
-    Whom a true object was paired with last it keeps while the boxes overlap enough; all others are paired so that most
-    find a partner, and of these pairings the one with the greatest overlaps.
+    A true object keeps its last partner while the boxes overlap enough. The others are paired so that as many as
+    possible have a partner; of these pairings, the one with the greatest overlaps.
     """
     assign = importlib.import_module("scipy.optimize").linear_sum_assignment
     partners = np.full(len(truth), -1, np.int64)
@@ -125,11 +116,11 @@ def match_frames(truth: Boxes, found: Boxes, frames: int) -> NDArray[np.int64]:
         if not true_ids or not found_ids:
             continue
         table = overlaps(truth.boxes_xyxy[true_rows], found.boxes_xyxy[found_rows])
-        table[table < LEAST_OVERLAP] = 0.0
+        table[table < MIN_OVERLAP] = 0.0
         pairs = _kept_pairs(table, true_ids, found_ids, last)
         for row, column in pairs:
             table[row, :] = table[:, column] = 0.0
-        # One pair more is worth more than all overlaps together.
+        # One more pair has more weight than all overlaps together.
         rows, columns = assign(-np.where(table > 0, table + len(true_ids), 0.0))
         pairs += [
             (row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if table[row, column] > 0
@@ -161,7 +152,7 @@ def _rows_of_objects(truth: Boxes) -> list[NDArray[np.intp]]:
 
 
 def _sequence(truth: Boxes, tracks: Boxes, frames: int) -> dict[str, Any]:
-    """Return the two tables in the form that TrackEval takes."""
+    """Return the input of TrackEval."""
     true_names, true_ids = np.unique(truth.ids, return_inverse=True)
     track_names, track_ids = np.unique(tracks.ids, return_inverse=True)
     rows = list(zip(truth.slices(frames), tracks.slices(frames), strict=True))
@@ -171,15 +162,20 @@ def _sequence(truth: Boxes, tracks: Boxes, frames: int) -> dict[str, Any]:
         "num_tracker_dets": len(tracks),
         "num_gt_ids": len(true_names),
         "num_tracker_ids": len(track_names),
-        "gt_ids": [true_ids[one] for one, _ in rows],
-        "tracker_ids": [track_ids[other] for _, other in rows],
-        "similarity_scores": [overlaps(truth.boxes_xyxy[one], tracks.boxes_xyxy[other]) for one, other in rows],
+        "gt_ids": [true_ids[true_rows] for true_rows, _ in rows],
+        "tracker_ids": [track_ids[track_rows] for _, track_rows in rows],
+        "similarity_scores": [overlaps(truth.boxes_xyxy[a], tracks.boxes_xyxy[b]) for a, b in rows],
     }
 
 
-def _metrics() -> ModuleType:
+def load_metrics() -> ModuleType:
+    """Return TrackEval's metrics.
+
+    Raises:
+        ConfigError: SciPy or TrackEval is not installed.
+    """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints which of its data sets lack which package
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the packages that its data sets lack
             return importlib.import_module("trackeval.metrics")
     except ImportError as error:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What is said of the machine: parsers over what real machines print, and who used the CPU."""
+"""Description of the machine: parsers with the output of real machines, NVML, and CPU use."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+import pynvml
 import pytest
 
+from vision.benchmark import conditions
 from vision.benchmark.conditions import (
     Clocks,
     CpuMeter,
-    ThisSystem,
+    available_cores,
     clocks,
-    cores_to_be_had,
     machine,
-    parse_nvidia_smi,
     parse_power_mode,
     parse_tegrastats,
+    query_gpu,
     throttle_reasons,
     versions,
 )
@@ -33,22 +34,25 @@ NANO = (
 )
 
 
-@dataclass
-class Tables:
-    """`System` made of what a test says."""
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch) -> System:
+    """Replace everything that describes this machine, apart from the CPU."""
+    system = System()
+    monkeypatch.setattr(conditions, "_text", lambda path: system.files.get(path, ""))
+    monkeypatch.setattr(conditions, "_output", lambda *command: system.commands.get(command[0], ""))
+    monkeypatch.setattr("shutil.which", lambda name: system.commands.get(name))  # noqa: PLW0108
+    monkeypatch.setattr(conditions, "query_gpu", lambda: dict(system.gpu))
+    monkeypatch.setattr(conditions, "_cpu_mhz", lambda: system.cpu_mhz)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.0, 0.0))
+    return system
 
+
+@dataclass
+class System:
     files: dict[str, str] = field(default_factory=dict)
     commands: dict[str, str] = field(default_factory=dict)
-
-    def text(self, path: str) -> str | None:
-        return self.files.get(path)
-
-    def output(self, *command: str) -> str | None:
-        return next((text for start, text in self.commands.items() if " ".join(command).startswith(start)), None)
-
-    def first_line(self, *command: str) -> str | None:
-        text = self.output(*command)
-        return text.splitlines()[0] if text else None
+    gpu: dict[str, object] = field(default_factory=dict)
+    cpu_mhz: float | None = None
 
 
 @pytest.mark.parametrize(
@@ -63,41 +67,15 @@ class Tables:
         ("", {}),
     ],
 )
-def test_tegrastats(line: str, expected: dict[str, float]) -> None:
+def test_tegrastats_line_is_parsed(line: str, expected: dict[str, float]) -> None:
     assert parse_tegrastats(line) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            "1980, 2619, 512.31, 61, P0, 0x0000000000000004\n1500, 1, 1, 1, P8, 0x0\n",
-            {
-                "gpu_mhz": 1980,
-                "gpu_memory_mhz": 2619,
-                "gpu_power_w": 512.31,
-                "gpu_temperature_c": 61,
-                "power_state": 0,
-                "throttled": 4,
-            },
-        ),
-        (
-            "[N/A], [Not Supported], 12.5, 40, P8, [N/A]",
-            {"gpu_power_w": 12.5, "gpu_temperature_c": 40, "power_state": 8},
-        ),
-        ("", {}),
-        (None, {}),
-    ],
-)
-def test_nvidia_smi(text: str | None, expected: dict[str, float]) -> None:
-    assert parse_nvidia_smi(text) == expected
 
 
 @pytest.mark.parametrize(
     ("bits", "expected"),
     [(0, ""), (1, ""), (0x4, "power cap"), (0x41, "temperature (hardware)"), (0x6, "clocks set by hand, power cap")],
 )
-def test_why_a_clock_is_held_down(bits: int, expected: str) -> None:
+def test_throttle_reasons_have_names(bits: int, expected: str) -> None:
     assert throttle_reasons(bits) == expected
 
 
@@ -110,74 +88,99 @@ def test_why_a_clock_is_held_down(bits: int, expected: str) -> None:
         ("", ""),
     ],
 )
-def test_power_mode(text: str, expected: str) -> None:
+def test_power_mode_is_parsed(text: str, expected: str) -> None:
     assert parse_power_mode(text) == expected
 
 
-def test_a_jetson() -> None:
-    system = Tables(
-        {
-            "/proc/cpuinfo": "processor : 0\nBogoMIPS : 62.50\n",
-            "/proc/device-tree/model": "NVIDIA Jetson Orin Nano",
-            "/etc/nv_tegra_release": "# R36 (release), REVISION: 4.7, GCID: 1, BOARD: generic, EABI: aarch64",
-            "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil",
-            "/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1510400",
-            "/proc/loadavg": "0.50 0.4 0.3 1/100 1",
-        },
-        {"nvpmodel -q": "NV Power Mode: 15W\n1", "tegrastats": NANO},
-    )
-    found = machine(system)
-    assert (found.cpu, found.gpu, found.governor) == ("NVIDIA Jetson Orin Nano", "integrated", "schedutil")
-    assert found.jetson == "NVIDIA Jetson Orin Nano, L4T 36.4.7"
-    assert found.power_mode == "15W (1)"
-    assert clocks(system) == Clocks(cpu_mhz=1728, gpu_mhz=624, gpu_power_w=4.712, gpu_temperature_c=46.1, load=0.5)
+def test_machine_is_described_on_a_jetson(system: System) -> None:
+    system.files = {
+        "/proc/cpuinfo": "processor : 0\nBogoMIPS : 62.50\n",
+        "/proc/device-tree/model": "NVIDIA Jetson Orin Nano",
+        "/etc/nv_tegra_release": "# R36 (release), REVISION: 4.7, GCID: 1, BOARD: generic, EABI: aarch64",
+        "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil",
+    }
+    system.commands = {"nvpmodel": "NV Power Mode: 15W\n1", "tegrastats": "/usr/bin/tegrastats", "sh": NANO}
+    jetson = machine()
+    assert (jetson.cpu, jetson.gpu, jetson.governor) == ("NVIDIA Jetson Orin Nano", "integrated", "schedutil")
+    assert jetson.jetson == "NVIDIA Jetson Orin Nano, L4T 36.4.7"
+    assert jetson.power_mode == "15W (1)"
+    assert clocks() == Clocks(cpu_mhz=1728, gpu_mhz=624, gpu_power_w=4.712, gpu_temperature_c=46.1, load=0.5)
 
 
-def test_a_server() -> None:
-    system = Tables(
-        {"/proc/cpuinfo": "model name\t: Intel(R)  Xeon(R)\ncpu MHz\t: 2100.5\ncpu MHz\t: 3000.0\n"},
-        {
-            "nvidia-smi --query-gpu=name": "NVIDIA H100 80GB HBM3",
-            "nvidia-smi --query-gpu=driver": "580.95.05",
-            "nvidia-smi --query-gpu=clocks": "1755, 2619, 300.5, 55, P0, 0x8",
-        },
-    )
-    assert machine(system).gpu == "NVIDIA H100 80GB HBM3"
-    assert machine(system).cpu == "Intel(R) Xeon(R)"
-    assert versions(system)["driver"] == "580.95.05"
-    assert clocks(system) == Clocks(
-        cpu_mhz=3000, gpu_mhz=1755, gpu_memory_mhz=2619, gpu_power_w=300.5, gpu_temperature_c=55, power_state="P0",
-        throttled="hardware slowdown",
-    )  # fmt: skip
+def test_machine_is_described_on_a_server(system: System) -> None:
+    system.files = {"/proc/cpuinfo": "model name\t: Intel(R)  Xeon(R)\n"}
+    system.gpu = {"name": "NVIDIA H100 80GB HBM3", "driver": "580.95.05", "gpu_mhz": 1755.0, "power_state": "P0"}
+    system.cpu_mhz = 3000.0
+    assert machine().gpu == "NVIDIA H100 80GB HBM3"
+    assert machine().cpu == "Intel(R) Xeon(R)"
+    assert versions()["driver"] == "580.95.05"
+    assert clocks() == Clocks(cpu_mhz=3000.0, gpu_mhz=1755.0, power_state="P0", load=0.5)
 
 
-def test_an_older_driver_calls_the_reasons_otherwise() -> None:
-    query = (
-        "nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,pstate,clocks_throttle_reasons.active"
-    )
-    assert clocks(Tables({}, {query: "1000, 1, 1, 1, P2, 0x4"})).throttled == "power cap"
+def test_unknown_machine_has_empty_fields(system: System) -> None:
+    assert clocks() == Clocks(load=0.5)
+    assert machine().cpu
+    assert "numpy" in versions()
+    assert "driver" not in versions()
+    assert not system.gpu
 
 
-def test_a_machine_that_tells_nothing() -> None:
-    assert clocks(Tables()) == Clocks()
-    assert machine(Tables()).cpu != ""
-    assert "numpy" in versions(Tables())
+class Nvml:
+    """NVML of a GPU that has no memory clock and does not know its temperature."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = 0
+        clocks = {pynvml.NVML_CLOCK_SM: 1980}
+        answers = {
+            "nvmlDeviceGetHandleByIndex": lambda _: "gpu",
+            "nvmlInit": self.init,
+            "nvmlShutdown": self.shutdown,
+        }
+        facts = {
+            "name": lambda _: "NVIDIA H200",
+            "gpu_mhz": lambda _: clocks[pynvml.NVML_CLOCK_SM],
+            "gpu_temperature_c": self.fail,
+            "gpu_memory_mhz": self.fail,
+        }
+        for name, answer in answers.items():
+            monkeypatch.setattr(pynvml, name, answer)
+        monkeypatch.setattr(conditions, "_GPU_FACTS", facts)
+
+    def init(self) -> None:
+        self.open += 1
+
+    def shutdown(self) -> None:
+        self.open -= 1
+
+    def fail(self, _: object) -> object:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+
+def test_gpu_facts_that_nvml_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = Nvml(monkeypatch)
+    assert query_gpu() == {"name": "NVIDIA H200", "gpu_mhz": 1980}
+    assert nvml.open == 0
+
+
+def test_gpu_without_a_driver_has_no_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = Nvml(monkeypatch)
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: nvml.fail(None))
+    assert query_gpu() == {}
+    assert nvml.open == 0
 
 
 @pytest.mark.integration
-def test_this_machine() -> None:
-    system = ThisSystem()
-    assert system.text("/no/such/file") is None
-    assert system.output("no-such-command") is None
-    assert system.output("false") is None
-    assert system.output("echo", "x") == "x"
-    assert system.first_line("no-such-command") is None
-    assert system.first_line("yes") == "y"
-    assert machine(system).cores >= 1
-    assert clocks(system).load is not None
+def test_this_machine_is_described() -> None:
+    assert conditions._text("/no/such/file") == ""
+    assert conditions._output("no-such-command") == ""
+    assert conditions._output("false") == ""
+    assert conditions._output("echo", "x") == "x"
+    assert conditions._output("sh", "-c", "yes | head -n 1") == "y"
+    assert machine().cores >= 1
+    assert clocks().load is not None
 
 
-def test_cpu_use_of_other_programs_is_the_rest() -> None:
+def test_cpu_use_of_other_programs_is_the_difference() -> None:
     now_s = busy_s = 0.0
     meter = CpuMeter(lambda: now_s, lambda: busy_s)
     now_s, busy_s = 10.0, 15.0
@@ -186,7 +189,7 @@ def test_cpu_use_of_other_programs_is_the_rest() -> None:
     assert CpuMeter(lambda: now_s, lambda: 0.0).read().others == 0.0
 
 
-def test_own_work_is_seen() -> None:
+def test_cpu_meter_measures_own_work() -> None:
     meter = CpuMeter()
     until = time.monotonic() + 0.2
     while time.monotonic() < until:
@@ -194,7 +197,7 @@ def test_own_work_is_seen() -> None:
     assert meter.read().own > 0
 
 
-def test_cores_to_be_had_are_no_more_than_threads() -> None:
+def test_available_cores_do_not_exceed_threads() -> None:
     before = threading.active_count()
-    assert 0 < cores_to_be_had(0.1, threads=1) <= 1.2
+    assert 0 < available_cores(0.1, threads=1) <= 1.2
     assert threading.active_count() == before

@@ -1,9 +1,10 @@
-"""Durations, the file of a benchmark, and two of them beside each other."""
+"""Durations, the file of a benchmark, the comparison of two, and the tables."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ def bench(*rows: Row, **other: object) -> Bench:
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=500))
-def test_durations_are_exact(durations_ns: list[int]) -> None:
+def test_durations_have_exact_statistics(durations_ns: list[int]) -> None:
     found = Durations.of(durations_ns)
     ms = np.array(durations_ns) / 1e6
     assert found.count == len(ms)
@@ -65,19 +66,19 @@ def test_durations_are_exact(durations_ns: list[int]) -> None:
     assert found.min_ms <= found.p50_ms <= found.p95_ms <= found.p99_ms <= found.max_ms
 
 
-def test_no_durations() -> None:
+def test_durations_without_samples_are_zero() -> None:
     assert Durations.of([]).count == 0
     assert Durations.of([]).max_ms == 0.0
 
 
-def test_a_file_is_what_was_saved(tmp_path: Path) -> None:
+def test_written_file_is_read_back(tmp_path: Path) -> None:
     saved = bench()
-    saved.save(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text(saved.text())
     assert load_bench(tmp_path / "a.json") == saved
     assert json.loads((tmp_path / "a.json").read_text())["schema"] == "vision.bench/1"
 
 
-def test_fields_of_a_newer_version_are_left_out(tmp_path: Path) -> None:
+def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
     document = json.loads(bench().text())
     document["weather"] = "rain"
     document["rows"][0]["moon"] = "full"
@@ -87,24 +88,26 @@ def test_fields_of_a_newer_version_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    ("content", "code"),
     [
-        (None, "cannot be read"),
-        ("not json", "is no benchmark"),
-        ("[]", "expected a file of the schema"),
-        ('{"schema": "vision.bench/2"}', "vision.bench/2"),
-        ('{"schema": "vision.bench/1"}', "damaged"),
-        ('{"schema": "vision.bench/1", "host": {}, "machine": {}, "rows": []}', "damaged"),
-        ('{"schema": "vision.bench/1", "host": 5, "machine": {}, "rows": []}', "damaged"),
-        ('{"schema": "vision.bench/1", "model": 1e999}', "model: expected text, found inf"),
+        (None, ""),
+        ("not json", "no-benchmark"),
+        ("[]", "no-benchmark"),
+        ('{"schema": "vision.bench/2"}', "no-benchmark"),
+        ('{"schema": "vision.bench/1", "model": 1e999}', "no-benchmark"),
+        ('{"schema": "vision.bench/1"}', "damaged-benchmark"),
+        ('{"schema": "vision.bench/1", "host": {}, "machine": {}, "rows": []}', "damaged-benchmark"),
+        ('{"schema": "vision.bench/1", "host": 5, "machine": {}, "rows": []}', "damaged-benchmark"),
     ],
 )
-def test_files_that_are_none(tmp_path: Path, content: str | None, expected: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: str | None, code: str) -> None:
     path = tmp_path / "a.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(ConfigError, match=expected):
+    with pytest.raises(ConfigError) as caught:
         load_bench(path)
+    assert caught.value.code == code
+    assert str(path) in str(caught.value)
 
 
 def damage(document: Any, keys: tuple[str | int, ...], value: object) -> None:
@@ -114,33 +117,29 @@ def damage(document: Any, keys: tuple[str | int, ...], value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "value", "expected"),
+    ("keys", "value", "path"),
     [
-        (
-            ("rows", 0, "case", "part"),
-            "foo",
-            r"rows\[0\].case.part: expected one of engine, stage, pipeline, found 'foo'",
-        ),
-        (("rows", 1, "frames_per_s"), "12", r"rows\[1\].frames_per_s: expected a number, found '12'"),
-        (("rows", 0, "durations", "p99_ms"), None, r"rows\[0\].durations.p99_ms: expected a number"),
-        (("rows", 0, "durations", "count"), 1.5, r"rows\[0\].durations.count: expected a whole number"),
-        (("rows", 0, "clocks", "gpu_mhz"), True, r"rows\[0\].clocks.gpu_mhz: expected a number"),
-        (("rows", 0, "case", "batch"), 0, r"rows\[0\].case.batch: expected a whole number above 0"),
-        (("rows",), {}, "rows: expected a list"),
-        (("versions",), [], "versions: expected a mapping"),
-        (("versions", "python"), 3, "versions.python: expected text"),
-        (("host", "cores"), float("nan"), "host.cores: expected a number"),
-        (("frame",), "odd", "frame: expected one such as"),
-        (("frame",), "0x576 bgr", "frame: expected one such as"),
-        (("notes",), ["a", 5], r"notes\[1\]: expected text"),
+        (("rows", 0, "case", "part"), "foo", "$.rows[...].case.part"),
+        (("rows", 1, "frames_per_s"), "12", "$.rows[...].frames_per_s"),
+        (("rows", 0, "durations", "p99_ms"), None, "$.rows[...].durations.p99_ms"),
+        (("rows", 0, "durations", "count"), 1.5, "$.rows[...].durations.count"),
+        (("rows", 0, "clocks", "gpu_mhz"), True, "$.rows[...].clocks.gpu_mhz"),
+        (("rows", 0, "case", "batch"), 0, "$.rows[...].case.batch"),
+        (("rows",), {}, "$.rows"),
+        (("versions",), [], "$.versions"),
+        (("versions", "python"), 3, "$.versions[...]"),
+        (("frame",), "odd", "$.frame"),
+        (("frame",), "0x576 bgr", "$.frame"),
+        (("notes",), ["a", 5], "$.notes[...]"),
     ],
 )
-def test_a_damaged_field_is_named(tmp_path: Path, keys: tuple[str | int, ...], value: object, expected: str) -> None:
+def test_damaged_field_is_named(tmp_path: Path, keys: tuple[str | int, ...], value: object, path: str) -> None:
     document = json.loads(bench().text())
     damage(document, keys, value)
     (tmp_path / "a.json").write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match=expected):
+    with pytest.raises(ConfigError) as caught:
         load_bench(tmp_path / "a.json")
+    assert f"`{path}`" in re.sub(r"\[\d+\]", "[...]", str(caught.value))
 
 
 def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
@@ -152,7 +151,7 @@ def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
         assert len(load_bench(tmp_path / "a.json").rows) == len(document["rows"])
 
 
-def test_what_can_be_written_is_known_beforehand_and_nothing_is_left(tmp_path: Path) -> None:
+def test_check_writable_refuses_and_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "there.json").write_text("old")
     (tmp_path / "link.json").symlink_to(tmp_path / "not-yet.json")
     for path in (tmp_path / "new.json", tmp_path / "there.json", tmp_path / "link.json", Path("-"), Path("/dev/null")):
@@ -160,13 +159,9 @@ def test_what_can_be_written_is_known_beforehand_and_nothing_is_left(tmp_path: P
     assert (tmp_path / "there.json").read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"there.json", "link.json"}
     for path in (tmp_path, tmp_path / "no" / "a.json", Path("/proc/a.json"), Path("/dev/null/a.json")):
-        with pytest.raises(ConfigError, match="cannot be written"):
+        with pytest.raises(ConfigError) as caught:
             check_writable(path)
-
-
-def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be written"):
-        bench().save(tmp_path / "no" / "a.json")
+        assert caught.value.code == "not-writable"
 
 
 @pytest.mark.parametrize(
@@ -182,23 +177,23 @@ def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
         ({"versions": {"python": "3.12.3", "vision": "0.1.0", "driver": "580"}}, "version, driver: none and 580"),
     ],
 )
-def test_what_cannot_be_compared(other: dict[str, object], fault: str) -> None:
+def test_other_conditions_are_not_comparable(other: dict[str, object], fault: str) -> None:
     found = comparability(bench(source="vtest.mp4"), bench(**({"source": "vtest.mp4"} | other)))
     assert len(found.faults) == 1
     assert fault in found.faults[0]
 
 
-def test_another_vision_is_what_comparing_is_for() -> None:
+def test_other_version_of_vision_is_comparable() -> None:
     other = bench(versions={"python": "3.12.3", "vision": "0.2.0"}, measured_at="2026-12-01T00:00:00Z")
     assert comparability(bench(), other).faults == ()
 
 
-def test_the_precision_of_the_last_detector_does_not_matter() -> None:
+def test_precision_of_the_last_detector_is_not_compared() -> None:
     other = bench(backend="TensorRT-RTX 1.6.1, NVIDIA H100 (sm_90), fp32")
     assert comparability(bench(), other).faults == ()
 
 
-def test_a_file_that_does_not_know_its_source_is_compared() -> None:
+def test_file_without_a_source_is_comparable() -> None:
     assert comparability(bench(), bench(source="street.mp4")).faults == ()
     assert comparability(bench(source="street.mp4"), bench()).faults == ()
 
@@ -207,11 +202,11 @@ def test_a_file_that_does_not_know_its_source_is_compared() -> None:
     ("clocks", "cores", "doubt"),
     [
         (Clocks(cpu_mhz=1800.0), 16.0, "CPU clock: 2000 and 1800 MHz"),
-        (Clocks(cpu_mhz=2000.0, throttled="power cap"), 16.0, "held down by power cap"),
-        (Clocks(cpu_mhz=2000.0), 9.5, "9.5 of 16 cores could be had"),
+        (Clocks(cpu_mhz=2000.0, throttled="power cap"), 16.0, "throttled by power cap"),
+        (Clocks(cpu_mhz=2000.0), 9.5, "9.5 of 16 cores were available"),
     ],
 )
-def test_what_can_be_compared_with_care(clocks: Clocks, cores: float, doubt: str) -> None:
+def test_other_clocks_and_busy_cores_are_doubts(clocks: Clocks, cores: float, doubt: str) -> None:
     other = bench(replace(row(STAGE), clocks=clocks), host=replace(bench().host, cores=cores))
     found = comparability(bench(), other)
     assert found.faults == ()
@@ -219,7 +214,7 @@ def test_what_can_be_compared_with_care(clocks: Clocks, cores: float, doubt: str
     assert doubt in found.doubts[0]
 
 
-def test_cases_meet_their_like() -> None:
+def test_compare_matches_equal_cases() -> None:
     engine = Case("engine", "graph", 1, "fp16", 8)
     both, only_a, only_b = compare(bench(row(STAGE, 100), row(engine)), bench(row(STAGE, 150), row(PIPELINE)))
     assert [one.case for one in both] == [STAGE]
@@ -247,11 +242,11 @@ def test_cases_meet_their_like() -> None:
         (None, 1.0, False, ""),
     ],
 )
-def test_verdicts(rate: float | None, p99: float | None, by_chance: bool, expected: str) -> None:
+def test_verdict_of_throughput_and_p99(rate: float | None, p99: float | None, by_chance: bool, expected: str) -> None:
     assert verdict(rate, 0.03, p99, by_chance=by_chance) == expected
 
 
-def test_a_rate_that_is_not_sure_proves_little() -> None:
+def test_noise_grows_with_the_errors_of_the_rates() -> None:
     steady, shaky = row(STAGE, rate_error=0.001), row(STAGE, rate_error=0.04)
     assert noise(steady, steady) == 0.03
     assert noise(steady, shaky) == pytest.approx(0.12, rel=0.01)
@@ -260,21 +255,21 @@ def test_a_rate_that_is_not_sure_proves_little() -> None:
     assert noise(row(STAGE), replace(row(STAGE), durations=times)) == pytest.approx(3 * 0.5 / 10**0.5, rel=0.01)
 
 
-def test_nothing_over_nothing_is_the_same() -> None:
+def test_compare_handles_zero_throughput() -> None:
     both, _, _ = compare(bench(row(STAGE, 0.0)), bench(row(STAGE, 0.0)))
     assert both[0].verdict == "same"
     both, _, _ = compare(bench(row(STAGE, 0.0)), bench(row(STAGE, 5.0)))
     assert both[0].verdict == "faster"
 
 
-def test_few_samples_have_no_p99() -> None:
+def test_few_samples_have_no_p99_ratio() -> None:
     rows = (row(STAGE, p99_ms=10.0), row(STAGE, p99_ms=90.0))
     few = [replace(one, durations=replace(one.durations, count=199)) for one in rows]
     (one,), _, _ = compare(bench(few[0]), bench(few[1]))
     assert (one.p99_ratio, one.verdict, one.count) == (None, "same", 199)
 
 
-def test_p99_is_compared_where_chance_does_not_explain_it() -> None:
+def test_p99_verdict_needs_more_than_chance() -> None:
     def measured(slow: int, slow_ms: float) -> Row:
         times = Durations.of([10_000_000] * (1000 - slow) + [round(slow_ms * 1e6)] * slow)
         return replace(row(STAGE), durations=times)
@@ -285,14 +280,14 @@ def test_p99_is_compared_where_chance_does_not_explain_it() -> None:
         assert one.verdict == expected
 
 
-def test_frames_that_are_late_together_prove_little() -> None:
+def test_dependent_samples_widen_the_limits_of_p99() -> None:
     late = [10_000_000] * 970 + [20_000_000] * 30
     alone, together = Durations.of(late), Durations.of(late, independent=100)
     assert (alone.p99_low_ms, alone.p99_high_ms) == (20.0, 20.0)
     assert (together.p99_low_ms, together.p99_high_ms) == (10.0, 20.0)
 
 
-def test_half_load_is_not_compared_by_its_rate() -> None:
+def test_half_load_has_no_rate_ratio() -> None:
     half = replace(PIPELINE, mode="half")
     (one,), _, _ = compare(bench(row(half, 50.0)), bench(row(half, 90.0)))
     assert (one.rate_ratio, one.verdict) == (None, "")
@@ -309,7 +304,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], Any]] = {
 @pytest.mark.integration
 @pytest.mark.parametrize("count", [20, 80, 400])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_what_is_the_same_gets_few_verdicts(name: str, count: int) -> None:
+def test_equal_distributions_rarely_get_a_verdict(name: str, count: int) -> None:
     random = np.random.default_rng(7)
 
     def measured() -> Row:
@@ -323,7 +318,7 @@ def test_what_is_the_same_gets_few_verdicts(name: str, count: int) -> None:
     assert sum(not each.startswith("same") for each in said) <= 0.05 * rounds
 
 
-def test_how_sure_a_mean_is() -> None:
+def test_relative_error_of_a_mean() -> None:
     assert relative_error([]) is None
     assert relative_error([5]) is None
     assert relative_error([0, 0]) is None
@@ -350,7 +345,7 @@ def wide(part: Any, mode: str, lanes: int, precision: str = "fp16", **other: flo
     return replace(one, durations=times, device_mib=12345.0, rss_mib=12345.0, cores_others=9.0)
 
 
-def test_tables_fit_a_terminal_of_80_columns() -> None:
+def test_tables_fit_80_columns() -> None:
     rows = [
         wide("engine", "graph", 2),
         wide("stage", "alone", 8),
@@ -359,44 +354,57 @@ def test_tables_fit_a_terminal_of_80_columns() -> None:
     text = printed(*rows, *(replace(one, case=replace(one.case, precision="fp32")) for one in rows))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    for case in ("graph, 2 streams*", "one of 8 slots*", "full, 32 cameras*"):
+    for case in ("2 streams, graph*", "1 of 8, paused*", "full, 32 cameras*"):
         assert text.count(case) == 4  # times and conditions, of two precisions
-    for title in ("engine, fp16: ms of a batch", "engine, fp32: ms of a batch", "pipeline, fp32: conditions"):
-        assert title in text
+    for title in ("network alone, fp16: ", "network alone, fp32: ", "whole program, fp32: "):
+        assert text.count(title) == 2
     assert text.count("16000") == 6  # samples
 
 
-def test_what_did_not_change_is_said_once() -> None:
+def test_clocks_are_one_line_with_ranges() -> None:
     rows = [replace(row(replace(STAGE, batch=n)), clocks=Clocks(2000.0, 1980.0, load=n / 10)) for n in (1, 2, 4)]
     text = printed(*rows)
     assert text.count("MHz") == 2
     assert "clocks: CPU 2000 MHz, GPU 1980 MHz, load 0.1 to 0.4" in text
 
 
-def test_a_p99_of_few_samples_is_not_printed() -> None:
+def test_p99_of_few_samples_is_not_printed() -> None:
     times = Durations(199, 8.0, 1.0, 5.0, 8.0, 9.0, 10.7, 20.0)
     assert "10.7" not in printed(replace(row(STAGE), durations=times))
     assert "10.7" in printed(replace(row(STAGE), durations=replace(times, count=200)))
 
 
-def test_objects_are_printed() -> None:
+def test_objects_per_frame_are_printed() -> None:
     text = printed(row(STAGE, objects_per_frame=9.2), row(PIPELINE, objects_per_frame=8.7))
     assert "9.2" in text
     assert "8.7" in text
 
 
-def test_the_last_precision_is_not_taken_for_that_of_all_rows() -> None:
+def test_heading_has_a_precision_only_if_there_is_one() -> None:
     both = (row(STAGE), row(replace(STAGE, precision="fp32")))
     assert "(sm_90);" in printed(*both, backend="TensorRT-RTX 1.6.1, NVIDIA H100 (sm_90), fp32")
     assert "(sm_90), fp16;" in printed(row(STAGE))
 
 
-def test_rows_while_others_worked_are_marked() -> None:
+def test_rows_with_other_busy_programs_are_marked() -> None:
     busy, quiet = replace(row(STAGE), cores_others=1.7), replace(row(STAGE), cores_others=1.5)
     able = comparability(bench(quiet), bench(busy, quiet))
-    assert able.doubts == ("the second: others used up to 1.7 cores during 1 of 2 rows",)
+    assert able.doubts == ("the second: other programs used up to 1.7 cores during 1 of 2 rows",)
     file = io.StringIO()
     print_comparison(able, compare(bench(quiet), bench(busy)), ("a.json", "b.json"), Console(file=file, width=80))
-    assert "2 slots*" in file.getvalue()
+    assert "2 in flight*" in file.getvalue()
     assert comparability(bench(quiet), bench(quiet)).doubts == ()
-    assert "2 slots*" not in printed(quiet)
+    assert "2 in flight*" not in printed(quiet)
+
+
+def test_last_line_is_the_result() -> None:
+    rows = [row(replace(STAGE, lanes=lanes), rate) for lanes, rate in ((1, 15.0), (2, 24.0), (3, 22.0))]
+    alone = row(Case("stage", "alone", 3, "fp16", 8), 99.0)
+    last = printed(*rows, alone, row(PIPELINE, 9.0)).rstrip().rpartition("\n\n")[2]
+    assert " ".join(last.split()) == (
+        "this machine: 15 to 24 frames/s (detection stage; best: 2 in flight, fp16, batch 8)"
+    )
+
+
+def test_result_without_a_stage_is_that_of_the_program() -> None:
+    assert "9 frames/s (whole program; best: full, 16 cameras, fp16, batch 8)" in printed(row(PIPELINE, 9.0))

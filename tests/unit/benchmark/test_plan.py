@@ -1,4 +1,4 @@
-"""`vision plan`: stand-in cameras, the load of each part, the search for the number of cameras, and the verb."""
+"""`vision plan`: stand-in cameras, the load of each part, the search for the number of cameras, and the command."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vision.benchmark.bottleneck import Load, busiest_part, measure_loads, verdict
-from vision.benchmark.capacity import Capacity, find_capacity
 from vision.benchmark.conditions import CpuUse
+from vision.benchmark.limits import Capacity, Load, busiest_part, find_capacity, measure_loads, verdict
 from vision.benchmark.pipeline import DeploymentRun, in_flight, run_deployment
 from vision.benchmark.plan import make_plan
 from vision.benchmark.samples import Durations
@@ -147,7 +146,7 @@ def test_verdict_without_a_full_part_suggests_two_programs() -> None:
     assert "two programs" in verdict(loads, fits=False)
 
 
-def test_the_busiest_camera_is_named() -> None:
+def test_busiest_camera_is_named() -> None:
     loads = {
         load.part: load for load in measure_loads(run_result(threads={"camera-a": 0.2, "camera-b": 0.3}), 1, cores=2)
     }

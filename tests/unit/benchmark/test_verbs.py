@@ -1,4 +1,4 @@
-"""`vision build`, `bench`, `profile` and `plan` as their users start them, on a machine without a GPU."""
+"""`vision build`, `bench`, `profile` and `plan` as programs, on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import typer
 
 from tests.unit.benchmark.test_files import STAGE, bench, row
 from tests.unit.engine_models import needs_tensorrt
+from vision.benchmark.bench import load_gpu
 from vision.benchmark.document import load_bench
 from vision.cli.commands.bench import PRECISIONS
 from vision.cli.options import (
@@ -26,7 +27,7 @@ from vision.cli.options import (
     start_nvtx,
 )
 from vision.config import DetectConfig, shipped_models
-from vision.errors import DeviceMissing, VisionError
+from vision.errors import VisionError
 from vision.metrics import send_spans
 
 pytestmark = pytest.mark.integration
@@ -39,17 +40,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=100, check=False)
 
 
-def has_gpu() -> bool:
-    try:
-        from vision.benchmark import gpu
-
-        gpu.require()
-    except DeviceMissing:
-        return False
-    return True
-
-
-without_gpu = pytest.mark.skipif(has_gpu(), reason="says what happens without a GPU")
+without_gpu = pytest.mark.skipif(load_gpu("auto")[0] is not None, reason="tests the behaviour without a GPU")
 
 
 # ------------------------------------------------------------------------------------------------ arguments
@@ -65,7 +56,7 @@ without_gpu = pytest.mark.skipif(has_gpu(), reason="says what happens without a 
         (parse_seconds, "0.5s", 0.5),
     ],
 )
-def test_arguments(parse: Callable[[str], object], text: str, expected: object) -> None:
+def test_arguments_are_parsed(parse: Callable[[str], object], text: str, expected: object) -> None:
     assert parse(text) == expected
 
 
@@ -81,7 +72,7 @@ def test_arguments(parse: Callable[[str], object], text: str, expected: object) 
         (parse_seconds, "99999"),
     ],
 )
-def test_wrong_arguments(parse: Callable[[str], object], text: str) -> None:
+def test_wrong_arguments_are_refused(parse: Callable[[str], object], text: str) -> None:
     with pytest.raises(typer.BadParameter):
         parse(text)
 
@@ -135,7 +126,7 @@ def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...]) -> None:
         (("profile", "--config", "demo", "--batch", "9"), "--batch: demo has batches of at most 8"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_measured(arguments: tuple[str, ...], expected: str) -> None:
+def test_wrong_arguments_are_refused_before_measuring(arguments: tuple[str, ...], expected: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert expected in done.stderr
@@ -152,7 +143,7 @@ def test_what_is_wrong_is_said_before_anything_is_measured(arguments: tuple[str,
         (("plan", "dmeo"), "demo"),
     ],
 )
-def test_what_is_refused_at_once(arguments: tuple[str, ...], expected: str) -> None:
+def test_wrong_input_ends_with_one_error(arguments: tuple[str, ...], expected: str) -> None:
     done = run(*arguments)
     assert done.returncode in (1, 78)
     assert expected in done.stderr
@@ -164,7 +155,7 @@ def test_what_is_refused_at_once(arguments: tuple[str, ...], expected: str) -> N
     "arguments",
     [("build", MODEL), ("bench", MODEL, "--backend", "tensorrt"), ("profile", MODEL, "--backend", "tensorrt")],
 )
-def test_what_needs_a_gpu_says_what_is_missing(arguments: tuple[str, ...]) -> None:
+def test_commands_that_need_a_gpu_print_a_hint(arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert done.returncode == 78
     assert "hint:" in done.stderr
@@ -181,7 +172,7 @@ def run_into_full_disk(*arguments: str | Path, unbuffered: str = "") -> subproce
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [("schema",), ("models",), ("profile", MODEL, "--print-nsys")])
-def test_output_that_cannot_be_written_is_said_in_a_line(arguments: tuple[str, ...], unbuffered: str) -> None:
+def test_full_disk_is_one_line(arguments: tuple[str, ...], unbuffered: str) -> None:
     done = run_into_full_disk(*arguments, unbuffered=unbuffered)
     assert done.returncode == 1
     assert done.stderr == "vision: the output cannot be written: No space left on device\n"
@@ -190,7 +181,7 @@ def test_output_that_cannot_be_written_is_said_in_a_line(arguments: tuple[str, .
 # ------------------------------------------------------------------------------------------------ NVTX
 
 
-def test_nvtx_is_switched_on_by_flag_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvtx_is_enabled_by_flag_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nvtx")
     from vision import metrics
 
@@ -209,13 +200,13 @@ def test_nvtx_is_switched_on_by_flag_or_environment(monkeypatch: pytest.MonkeyPa
         send_spans(None)
 
 
-def test_nvtx_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_nvtx_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvtx", None)
     with pytest.raises(VisionError, match="not installed"):
         start_nvtx(True)
 
 
-def test_a_run_with_nvtx(tmp_path: Path) -> None:
+def test_run_with_nvtx(tmp_path: Path) -> None:
     pytest.importorskip("nvtx")
     config = tmp_path / "camera.yaml"
     config.write_text(json.dumps(site_of(tmp_path)))
@@ -234,7 +225,7 @@ def site_of(folder: Path) -> dict[str, object]:
 # ------------------------------------------------------------------------------------------------ build
 
 
-def test_an_empty_cache_is_listed_and_pruned(tmp_path: Path) -> None:
+def test_empty_cache_is_listed_and_pruned(tmp_path: Path) -> None:
     done = run("build", "--list", "--prune", "--cache", tmp_path / "engines")
     assert done.returncode == 0, done.stderr
     assert "nothing to remove" in done.stdout
@@ -244,7 +235,7 @@ def test_an_empty_cache_is_listed_and_pruned(tmp_path: Path) -> None:
 
 
 @needs_tensorrt
-def test_an_engine_for_another_gpu_is_built_listed_and_found_again(tmp_path: Path) -> None:
+def test_engine_for_another_gpu_is_built_once_and_listed(tmp_path: Path) -> None:
     from vision.engine.library import supported_capabilities
 
     if (8, 9) not in supported_capabilities():
@@ -262,7 +253,7 @@ def test_an_engine_for_another_gpu_is_built_listed_and_found_again(tmp_path: Pat
 # ------------------------------------------------------------------------------------------------ bench
 
 
-def test_bench_without_a_network(tmp_path: Path) -> None:
+def test_bench_with_the_fake_back_end(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file, plot = tmp_path / "a.json", tmp_path / "a.png"
     source = "synthetic:64x48?objects=5"  # more than the frames of synthetic cameras have
@@ -283,11 +274,11 @@ def test_bench_without_a_network(tmp_path: Path) -> None:
     assert found.settings["max_batch"] == 8  # as `vision run` has it, though no batch is so large
     assert found.host.cores > 0
     assert "stage" in done.stdout
-    assert "measuring stage 1 slot, fp32, batch 4" in done.stderr
+    assert "measuring stage 1 in flight, fp32, batch 4" in done.stderr
     assert plot.stat().st_size > 1000
 
 
-def test_results_are_kept_though_nobody_reads_the_table(tmp_path: Path) -> None:
+def test_files_are_written_even_if_the_table_cannot_be_printed(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file, plot = tmp_path / "a.json", tmp_path / "a.png"
     small = ["--backend", "fake", "--batch", "1", "--slots", "1", "--seconds", "0.05", "--parts", "stage"]
@@ -296,12 +287,12 @@ def test_results_are_kept_though_nobody_reads_the_table(tmp_path: Path) -> None:
     assert plot.stat().st_size > 1000
 
 
-def test_the_table_is_printed_though_the_file_cannot_be_written(tmp_path: Path) -> None:
-    bench().save(tmp_path / "a.json")
+def test_table_is_printed_even_if_the_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(bench().text())
     done = run("bench", "--read", tmp_path / "a.json", "--json", "/dev/full")
     assert done.returncode == 78
     assert "/dev/full cannot be written: No space left on device" in done.stderr
-    assert "2 slots" in done.stdout
+    assert "2 in flight" in done.stdout
 
 
 def test_bench_with_onnxruntime(tmp_path: Path) -> None:
@@ -319,20 +310,21 @@ def test_bench_with_onnxruntime(tmp_path: Path) -> None:
     assert found.rows_of("pipeline") == ()
 
 
-def test_compare_says_what_is_faster(tmp_path: Path) -> None:
+def test_compare_prints_a_verdict(tmp_path: Path) -> None:
     a, b = tmp_path / "a.json", tmp_path / "b.json"
-    bench(row(STAGE, 100.0)).save(a)
-    bench(row(STAGE, 150.0)).save(b)
+    a.write_text(bench(row(STAGE, 100.0)).text())
+    b.write_text(bench(row(STAGE, 150.0)).text())
     done = run("bench", "--compare", a, b)
     assert done.returncode == 0, done.stderr
     assert "1.500" in done.stdout
     assert "faster" in done.stdout
 
 
-def test_compare_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
+def test_compare_of_other_versions_exits_with_1(tmp_path: Path) -> None:
     a, b = tmp_path / "a.json", tmp_path / "b.json"
-    bench(row(STAGE, 100.0)).save(a)
-    bench(row(STAGE, 150.0), versions={"python": "3.12.3", "vision": "0.1.0", "tensorrt": "11.4"}).save(b)
+    a.write_text(bench(row(STAGE, 100.0)).text())
+    versions = {"python": "3.12.3", "vision": "0.1.0", "tensorrt": "11.4"}
+    b.write_text(bench(row(STAGE, 150.0), versions=versions).text())
     done = run("bench", "--compare", a, b)
     assert done.returncode == 1
     assert "not comparable: version, tensorrt: none and 11.4" in done.stdout
@@ -343,7 +335,7 @@ def test_compare_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
 
 
 @without_gpu
-def test_profile_of_a_laptop(tmp_path: Path) -> None:
+def test_profile_with_onnxruntime(tmp_path: Path) -> None:
     trace, file = tmp_path / "t.json", tmp_path / "p.json"
     done = run("profile", MODEL, "--batch", "2", "--runs", "3", "--top", "5", "--json", file, "--trace", trace)
     assert done.returncode == 0, done.stderr
@@ -379,7 +371,7 @@ def own_model(folder: Path) -> Path:
     return own / "mine"
 
 
-def test_printed_commands_name_the_model_as_it_was_named(tmp_path: Path) -> None:
+def test_printed_command_has_the_model_as_given(tmp_path: Path) -> None:
     model = own_model(tmp_path)
     done = run("profile", model, "--print-nsys")
     assert done.returncode == 0, done.stderr
@@ -396,7 +388,7 @@ def test_profile_of_a_configuration(tmp_path: Path) -> None:
     assert f"bench {MODEL} --parts stage --batch 1 --precision fp32" in over.stdout
 
 
-def test_the_fake_back_end_has_no_layers(tmp_path: Path) -> None:
+def test_profile_refuses_the_fake_back_end(tmp_path: Path) -> None:
     (tmp_path / "camera.yaml").write_text(json.dumps(site_of(tmp_path)))
     done = run("profile", "--config", tmp_path / "camera.yaml")
     assert done.returncode == 78
@@ -404,7 +396,7 @@ def test_the_fake_back_end_has_no_layers(tmp_path: Path) -> None:
 
 
 @needs_tensorrt
-def test_the_engine_of_vision_run_is_the_one_that_is_named(tmp_path: Path) -> None:
+def test_printed_engine_is_that_of_vision_run(tmp_path: Path) -> None:
     site = site_of(tmp_path) | {"detect": {"precision": "fp32", "max_batch": 4, "engine": {"optimization_level": 2}}}
     (tmp_path / "camera.yaml").write_text(json.dumps(site))
     usual, larger, configured = (
@@ -415,12 +407,12 @@ def test_the_engine_of_vision_run_is_the_one_that_is_named(tmp_path: Path) -> No
     assert f"{MODEL}-fp16-b16-" in larger.stdout
     assert f"{MODEL}-fp32-b4-" in configured.stdout
     assert f"`vision build {MODEL} --config {tmp_path}/camera.yaml --max-batch 4 --precision fp32`" in configured.stdout
-    if not has_gpu():
+    if load_gpu("auto")[0] is None:
         assert usual.stdout.startswith("# there is no GPU here: the path of the engine is made up\n")
 
 
 @needs_tensorrt
-def test_a_model_of_ones_own_is_built_by_its_folder(tmp_path: Path) -> None:
+def test_printed_build_has_the_folder_of_the_model(tmp_path: Path) -> None:
     model = own_model(tmp_path)
     done = run("profile", model, "--print-trtexec")
     assert done.returncode == 0, done.stderr
@@ -441,7 +433,7 @@ def test_profile_prints_the_commands_for_trtexec() -> None:
 # ------------------------------------------------------------------------------------------------ plan
 
 
-def test_plan_writes_and_prints_what_a_run_measured(tmp_path: Path) -> None:
+def test_plan_prints_and_writes_the_report(tmp_path: Path) -> None:
     config = tmp_path / "camera.yaml"
     config.write_text(json.dumps(site_of(tmp_path)))
     done = run("plan", config, "--seconds", "1", "--json", tmp_path / "plan.json")

@@ -1,4 +1,4 @@
-"""What truly crossed a line, and how far a count is from that."""
+"""True crossings of a line, and the error of a count."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def line(points: object = DOWN, **options: object) -> LineConfig:
 
 
 def walk(*places: tuple[float, float] | None, object_id: int = 1) -> list[Row]:
-    """Where the centre of an object is in frame 1, 2, …; None: not there."""
+    """Return the rows of an object whose centre is at these places from frame 1 on; None: absent."""
     return [
         (frame, object_id, place[0] - WIDTH / 2, place[1] - HEIGHT / 2, WIDTH, HEIGHT)
         for frame, place in enumerate(places, start=1)
@@ -59,35 +59,35 @@ def along(*xs: float, y: float = 100.0) -> list[tuple[float, float]]:
         ([(80, 30), (120, 170)], ["out"]),  # a step over it, through its middle
     ],
 )
-def test_paths(path: list[tuple[float, float]], expected: list[str]) -> None:
+def test_path_has_its_crossings(path: list[tuple[float, float]], expected: list[str]) -> None:
     assert crossings(line(), *walk(*path)) == expected
 
 
-def test_jitter_is_of_the_size_of_the_object() -> None:
+def test_jitter_scales_with_the_object() -> None:
     small: list[Row] = [(frame, 1, x - 2.0, 98.0, 4.0, 4.0) for frame, x in enumerate((80, 98, 102, 98, 120), start=1)]
     assert crossings(line(), *small) == ["out", "in", "out"]
 
 
 @pytest.mark.parametrize(("missing", "expected"), [(20, ["out"]), (21, [])])
-def test_who_is_gone_for_long_may_have_come_back_another_way(missing: int, expected: list[str]) -> None:
+def test_long_gap_splits_a_path(missing: int, expected: list[str]) -> None:
     path = [*along(70, 80), *[None] * (missing - 1), *along(120, 130)]
     assert crossings(line(), *walk(*path)) == expected
 
 
-def test_a_line_that_is_turned_around_counts_the_other_way() -> None:
+def test_reversed_line_reverses_directions() -> None:
     assert crossings(line((DOWN[1], DOWN[0])), *walk(*along(80, 120))) == ["in"]
 
 
-def test_what_moves_down_crosses_a_line_to_the_right_in() -> None:
+def test_downward_path_crosses_a_rightward_line_in() -> None:
     assert crossings(line(((50.0, 100.0), (150.0, 100.0))), *walk((100, 80), (100, 120))) == ["in"]
 
 
-def test_objects_are_told_apart() -> None:
+def test_objects_have_separate_paths() -> None:
     rows = [*walk(*along(80, 90), object_id=1), *walk(None, None, *along(110, 120), object_id=2)]
     assert crossings(line(), *rows) == []
 
 
-def test_points_in_fractions_and_percent() -> None:
+def test_points_can_be_fractions_or_percent() -> None:
     fractions = line(((100 / 320, 50 / 240), (100 / 320, 150 / 240)))
     assert crossings(fractions, *walk(*along(80, 120)), units="fraction") == ["out"]
     percent = line(((100 / 3.2, 50 / 2.4), (100 / 3.2, 150 / 2.4)))
@@ -104,7 +104,7 @@ def test_points_in_fractions_and_percent() -> None:
         ("center-right", (90, 100)),
     ],
 )
-def test_the_anchor_crosses(anchor: str, place: tuple[float, float]) -> None:
+def test_anchor_point_crosses(anchor: str, place: tuple[float, float]) -> None:
     """A diagonal line through (100, 100): only the place whose anchor is there is on it."""
     diagonal = line(((90.0, 90.0), (110.0, 110.0)), anchor=anchor)
     x, y = place
@@ -123,7 +123,7 @@ def scored(section: CameraAnalytics, truth: Sequence[Row], *events: tuple[int, E
     return score_lines(section, boxes(*truth), events, "person", size_px=SIZE, interval_s=0.1)
 
 
-def test_counts_are_compared_by_line_and_direction() -> None:
+def test_counts_are_scored_by_line_and_direction() -> None:
     section = CameraAnalytics(lines=(line(), line(name="exit", direction="out"), line(name="cars", classes=("car",))))
     events = [
         crossed("door", "in"),
@@ -139,5 +139,5 @@ def test_counts_are_compared_by_line_and_direction() -> None:
 
 
 @pytest.mark.parametrize(("true", "counted", "error"), [(0, 0, 0.0), (0, 1, math.inf), (4, 3, 0.25), (4, 5, 0.25)])
-def test_the_error_of_a_count(true: int, counted: int, error: float) -> None:
+def test_error_of_a_count(true: int, counted: int, error: float) -> None:
     assert LineScore("door", "in", true, counted).error == error

@@ -1,4 +1,4 @@
-"""Average precision against hand-made tables and against a second implementation."""
+"""Average precision: small tables, and a second implementation."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ TRUTH = boxes((1, 1, 0, 0, 10, 10), (1, 2, 50, 0, 10, 10))
         ([], 0.0),
     ],
 )
-def test_average_precision(found: list[Row], ap50: float) -> None:
+def test_average_precision_of_small_tables(found: list[Row], ap50: float) -> None:
     scores = score_detections(TRUTH, boxes(*found), score=0.5, lowest_score=0.05)
     assert scores.ap50 == pytest.approx(ap50)
     assert scores.true_boxes == 2
 
 
-def test_the_best_free_object_is_taken() -> None:
-    """The first detection takes the object that it overlaps most, and leaves the other to the second."""
+def test_detection_takes_the_best_free_object() -> None:
+    """The first detection takes the object with the greatest overlap, the second one the other."""
     truth = boxes((1, 1, 0, 0, 10, 10), (1, 2, 4, 0, 10, 10))
     found = boxes((1, -1, 3, 0, 10, 10, 0.9), (1, -1, 1, 0, 10, 10, 0.8))
     assert score_detections(truth, found, score=0.5, lowest_score=0.05).ap50 == 1.0
 
 
-def test_the_mean_over_overlaps() -> None:
+def test_ap_is_the_mean_over_overlaps() -> None:
     """A box with an overlap of 0.7 counts at 0.5, 0.55, 0.6, 0.65 and 0.7."""
     scores = score_detections(
         boxes((1, 1, 0, 0, 10, 10)), boxes((1, -1, 0, 0, 10, 7, 0.9)), score=0.5, lowest_score=0.05
@@ -49,13 +49,13 @@ def test_the_mean_over_overlaps() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_agrees_with_another_implementation(seed: int) -> None:
+def test_figures_agree_with_another_implementation(seed: int) -> None:
     truth, found = random_boxes(seed)
     expected = average_precision(np.array(as_rows(truth)), np.array(as_rows(found)))
     assert score_detections(truth, found, score=0.5, lowest_score=0.1).ap50 == pytest.approx(expected, abs=1e-12)
 
 
-def test_precision_and_recall_of_what_is_published() -> None:
+def test_precision_and_recall_of_published_boxes() -> None:
     found = boxes((1, -1, 0, 0, 10, 10, 0.9), (1, -1, 80, 0, 10, 10, np.float32(0.35)), (1, -1, 50, 0, 10, 10, 0.3))
     scores = score_detections(TRUTH, found, score=0.35, lowest_score=0.05)
     assert (scores.precision, scores.recall, scores.found_boxes) == (0.5, 0.5, 2)
@@ -65,6 +65,6 @@ def test_precision_and_recall_of_what_is_published() -> None:
     assert scores.curve.at(0.05) == pytest.approx((2 / 3, 1.0))
 
 
-def test_nothing_found_at_all() -> None:
+def test_figures_without_detections() -> None:
     scores = score_detections(TRUTH, boxes(), score=0.35, lowest_score=0.05)
     assert (scores.ap50, scores.ap, scores.precision, scores.recall, scores.best_f1, scores.f1) == (0, 0, 1, 0, 0, 0)

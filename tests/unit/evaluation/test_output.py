@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a table, JSON, plots and a video, each looked at again."""
+"""Results of an evaluation: the table, JSON, plots and the annotated video."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ from vision.errors import ConfigError, VisionError
 from vision.evaluation.annotated import Scene, write_video
 from vision.evaluation.crossings import LineScore
 from vision.evaluation.detection import score_detections
-from vision.evaluation.install import INSTALL
 from vision.evaluation.passes import Video
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, as_json, print_evaluation, write_json
-from vision.evaluation.tracks import TrackingScores, match_frames
+from vision.evaluation.tracks import INSTALL, TrackingScores, load_metrics, match_frames
 from vision.overlay import FALSE_COLOUR, LINE_COLOUR, WHITE, class_colour
 from vision.types import Event
 
@@ -62,7 +61,7 @@ def printed(result: Evaluation, width: int = 100) -> str:
     return out.getvalue()
 
 
-def test_the_table_says_every_figure() -> None:
+def test_table_has_every_figure() -> None:
     text = printed(evaluation())
     for words in ("gate: walk.mp4, 40 frames of 320x240, 4.0 s", "20.0 frames/s", "AP@0.5 ", "AP@[.5:.95]", "recall"):
         assert words in text
@@ -74,7 +73,7 @@ def test_the_table_says_every_figure() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_the_table_fits_a_terminal(width: int) -> None:
+def test_table_fits_a_terminal(width: int) -> None:
     assert "…" not in printed(evaluation(), width).replace("0.55, …", "")
 
 
@@ -87,13 +86,13 @@ def test_table_has_a_heading_for_each_block() -> None:
     ]
 
 
-def test_without_tracks_and_lines_there_is_nothing_about_them() -> None:
+def test_table_leaves_out_missing_blocks() -> None:
     text = printed(replace(evaluation(), tracking=None, lines=()))
     assert "MOTA" not in text and "lines" not in text
     assert replace(evaluation(), lines=()).line_error is None
 
 
-def test_the_json_holds_every_figure(tmp_path: Path) -> None:
+def test_json_has_every_figure(tmp_path: Path) -> None:
     write_json(evaluation(), tmp_path / "out.json")
     data = json.loads((tmp_path / "out.json").read_text())
     assert data == json.loads(json.dumps(as_json(evaluation())))
@@ -110,8 +109,8 @@ def test_the_json_holds_every_figure(tmp_path: Path) -> None:
     assert data["detection"]["curve"][0]["score"] == 0.05
 
 
-def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(VisionError, match="--json: cannot write"):
+def test_report_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(VisionError):
         write_json(evaluation(), tmp_path / "gone" / "out.json")
 
 
@@ -124,7 +123,7 @@ def image(path: Path) -> NDArray[np.uint8]:
 @pytest.mark.integration
 @needs_matplotlib
 @pytest.mark.parametrize("seed", [0, 1])
-def test_plots_are_frames_of_the_data(seed: int, tmp_path: Path) -> None:
+def test_plots_show_the_data(seed: int, tmp_path: Path) -> None:
     require_matplotlib()
     truth, found = random_boxes(seed)
     partners = match_frames(truth, found, 40)
@@ -142,11 +141,11 @@ def test_plots_are_frames_of_the_data(seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.integration
 @needs_matplotlib
-def test_plots_of_nothing_and_where_there_is_no_folder(tmp_path: Path) -> None:
+def test_plot_without_data_is_written(tmp_path: Path) -> None:
     nothing = score_detections(boxes((1, 1, 0, 0, 1, 1)), boxes(), score=0.35, lowest_score=0.05)
     plot_detection(nothing, "person", tmp_path / "out.png")
     assert (tmp_path / "out.png").exists()
-    with pytest.raises(VisionError, match="--plots: cannot write"):
+    with pytest.raises(VisionError):
         plot_detection(nothing, "person", tmp_path / "gone" / "out.png")
 
 
@@ -166,12 +165,12 @@ def frames_of(path: Path) -> list[NDArray[np.uint8]]:
 
 
 def near(pixels: NDArray[np.uint8], colour: tuple[int, int, int]) -> int:
-    """How many pixels have about this colour, as far as coding has left it."""
+    """Return the number of pixels that have about this colour after encoding."""
     return int((np.abs(pixels.astype(int) - np.array(colour)).max(axis=2) < 30).sum())
 
 
 @pytest.mark.integration
-def test_the_video_shows_what_was_found_missed_and_made_up(tmp_path: Path) -> None:
+def test_video_shows_found_missed_and_false_objects(tmp_path: Path) -> None:
     source = "synthetic:320x240@10?frames=6&objects=0"
     found = boxes(
         *[(frame, 7, 30, 60, 60, 100) for frame in (1, 2, 5)], (4, 9, 30, 60, 60, 100), (5, 8, 220, 60, 60, 100)
@@ -182,17 +181,17 @@ def test_the_video_shows_what_was_found_missed_and_made_up(tmp_path: Path) -> No
             {"name": "queue", "polygon": ((5.0, 100.0), (130.0, 100.0), (130.0, 200.0), (5.0, 200.0))},)}
     )  # fmt: skip
     crossing = Event("line_crossed", "door", "gate", 7, 0, {"direction": "in"})
-    scene = Scene("gate", 0, "person", section, truth, found, match_frames(truth, found, 6), True, ((3, crossing),))
-    video = Video(source, 6, 320, 240, 0.1)
+    video, partners = Video(source, 6, 320, 240, 0.1), match_frames(truth, found, 6)
+    scene = Scene("gate", 0, "person", section, video, truth, found, partners, True, ((3, crossing),))
     drawn: list[int] = []
     camera = CameraConfig.model_validate({"id": "gate", "source": source})
-    write_video(tmp_path / "out.mp4", camera, video, scene, drawn.append)
+    write_video(tmp_path / "out.mp4", camera, scene, drawn.append)
     frames = frames_of(tmp_path / "out.mp4")
     assert len(frames) == 6
     assert drawn == [1, 2, 3, 4, 5, 6]
     left, right = [frame[40:, :140] for frame in frames], [frame[40:, 200:] for frame in frames]
     assert [near(one, class_colour(0)) > 200 for one in left] == [True, True, False, True, True, False]
-    assert near(left[2], WHITE) > near(left[1], WHITE) + 50  # the dashes of who was missed
+    assert near(left[2], WHITE) > near(left[1], WHITE) + 50  # the dashes of the missed box
     assert [near(one, FALSE_COLOUR) > 200 for one in right] == [False] * 4 + [True, False]
     assert all(near(frame, LINE_COLOUR) > 200 for frame in frames)
     assert not np.allclose(frames[1][:, 150:200], frames[3][:, 150:200], atol=30)  # the counter went from 0 to 1
@@ -203,10 +202,8 @@ def test_missing_package_is_reported_with_one_install_command(monkeypatch: pytes
     with pytest.raises(ConfigError) as plots:
         require_matplotlib()
     monkeypatch.setitem(sys.modules, "trackeval.metrics", None)
-    from vision.evaluation.tracks import require_packages
-
     with pytest.raises(ConfigError) as tracking:
-        require_packages()
+        load_metrics()
     assert plots.value.code == tracking.value.code == "package-missing"
     assert plots.value.hint == tracking.value.hint == INSTALL
     text = (ROOT / "docs" / "evaluation.md").read_text()

@@ -1,4 +1,4 @@
-"""Figures of tracking against hand-made tables, motmetrics and TrackEval's own CLEAR metrics."""
+"""Figures of the tracks: small tables, motmetrics, and TrackEval's CLEAR metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vision.evaluation.tracks import TrackingScores, _sequence, match_frames, sc
 
 
 def follow(*track_ids: int, x: float = 0.0, object_id: int = -1) -> list[Row]:
-    """Return an object that stands still, and which track has it in frame 1, 2, …; 0: none."""
+    """Return the rows of a static object with the track of each frame from 1 on; 0: none."""
     ids = [(frame, track_id) for frame, track_id in enumerate(track_ids, start=1) if track_id]
     return [(frame, track_id if object_id < 0 else object_id, x, 0.0, 10.0, 20.0) for frame, track_id in ids]
 
@@ -31,12 +31,14 @@ def score(truth: Boxes, found: Boxes, frames: int) -> TrackingScores:
         ((1, 1, 1, 2, 2, 2), 1, 0, 0, 0),
         ((1, 2, 1, 2, 1, 2), 5, 0, 0, 0),
         ((1, 1, 0, 0, 1, 1), 0, 1, 2, 0),
-        ((1, 1, 0, 0, 2, 2), 1, 1, 2, 0),  # found again under another name
+        ((1, 1, 0, 0, 2, 2), 1, 1, 2, 0),  # found again with another id
         ((0, 0, 1, 0, 1, 0), 0, 1, 4, 0),
         ((0, 0, 0, 0, 0, 0), 0, 0, 6, 0),
     ],
 )
-def test_one_object(tracks: tuple[int, ...], switches: int, fragments: int, misses: int, false_boxes: int) -> None:
+def test_figures_of_one_object(
+    tracks: tuple[int, ...], switches: int, fragments: int, misses: int, false_boxes: int
+) -> None:
     scores = score(boxes(*follow(*[1] * 6)), boxes(*follow(*tracks)), 6)
     got = (scores.switches, scores.fragments, scores.misses, scores.false_boxes)
     assert got == (switches, fragments, misses, false_boxes)
@@ -46,7 +48,7 @@ def test_one_object(tracks: tuple[int, ...], switches: int, fragments: int, miss
 
 
 @needs_trackeval
-def test_perfect_tracks_are_perfect() -> None:
+def test_perfect_tracks_have_perfect_figures() -> None:
     truth = boxes(*follow(*[1] * 5), *follow(*[1] * 5, x=100, object_id=2))
     found = boxes(*follow(*[7] * 5), *follow(*[1] * 5, x=100, object_id=9))
     scores = score(truth, found, 5)
@@ -56,8 +58,8 @@ def test_perfect_tracks_are_perfect() -> None:
 
 
 @needs_trackeval
-def test_what_is_half_right() -> None:
-    """One object followed for half of its time, and a track that follows nothing."""
+def test_half_tracked_object_and_false_track() -> None:
+    """One object is tracked for half of its time, and one track is false."""
     truth, found = boxes(*follow(*[1] * 10)), boxes(*follow(*[3] * 5), *follow(*[4] * 5, x=500))
     scores = score(truth, found, 10)
     assert scores.mota == pytest.approx(1 - (5 + 5) / 10)
@@ -70,41 +72,41 @@ def test_what_is_half_right() -> None:
 
 
 @needs_trackeval
-def test_nothing_is_followed() -> None:
+def test_figures_without_tracks() -> None:
     scores = score(boxes(*follow(1, 1)), boxes(), 2)
     assert (scores.mota, scores.idf1, scores.hota, scores.recall, scores.precision) == (0, 0, 0, 0, 1)
 
 
-def test_a_pair_lasts_while_it_is_not_contradicted() -> None:
-    """Track 2 comes to lie better on the object, but track 1 still lies on it."""
+def test_object_keeps_its_track_while_it_overlaps() -> None:
+    """Track 2 overlaps the object more, but track 1 still overlaps it enough."""
     truth = boxes((1, 1, 0, 0, 10, 20), (2, 1, 0, 0, 10, 20), (3, 1, 0, 0, 10, 20))
     found = boxes((1, 1, 0, 0, 10, 20), (3, 1, 3, 0, 10, 20), (3, 2, 0, 0, 10, 20))
     assert found.ids[match_frames(truth, found, 3)[[0, 2]]].tolist() == [1, 1]
     assert match_frames(truth, found, 3)[1] == -1
 
 
-def test_most_objects_find_a_partner() -> None:
-    """The better overlap of one pair does not leave two others alone."""
+def test_matching_pairs_as_many_objects_as_possible() -> None:
+    """The greatest overlap does not prevent a second pair."""
     truth = boxes((1, 1, 0, 0, 10, 10), (1, 2, 3, 0, 10, 10))
     found = boxes((1, 1, 2, 0, 10, 10), (1, 2, 5.5, 0, 10, 10))
     assert match_frames(truth, found, 1).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(("width", "matched"), [(10.0, True), (19.9, True), (20.0, True), (20.1, False)])
-def test_half_of_the_union_is_enough(width: float, matched: bool) -> None:
+def test_overlap_of_one_half_matches(width: float, matched: bool) -> None:
     partners = match_frames(boxes((1, 1, 0, 0, 10, 10)), boxes((1, 1, 0, 0, width, 10)), 1)
     assert bool(partners[0] >= 0) is matched
 
 
-def test_boxes_without_identity_are_matched_too() -> None:
+def test_boxes_without_track_are_matched() -> None:
     found = boxes((1, -1, 0, 0, 10, 20), (2, -1, 50, 0, 10, 20))
     assert match_frames(boxes(*follow(1, 1)), found, 2).tolist() == [0, -1]
 
 
 @needs_trackeval
 @pytest.mark.parametrize("seed", range(5))
-def test_agrees_with_the_clear_metrics_of_trackeval(seed: int) -> None:
-    """Where no object is ever missed in between, both definitions of the pairs are the same."""
+def test_figures_agree_with_trackeval(seed: int) -> None:
+    """Without gaps, both definitions of the pairs are the same."""
     truth, found = random_boxes(seed, gaps=False)
     metrics = importlib.import_module("trackeval.metrics")
     expected = metrics.CLEAR({"PRINT_CONFIG": False}).eval_sequence(_sequence(truth, found, 40))
@@ -117,7 +119,7 @@ def test_agrees_with_the_clear_metrics_of_trackeval(seed: int) -> None:
 @pytest.mark.skipif(find_spec("motmetrics") is None, reason="needs motmetrics")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", range(5))
-def test_agrees_with_motmetrics(seed: int) -> None:
+def test_figures_agree_with_motmetrics(seed: int) -> None:
     motmetrics = importlib.import_module("motmetrics")
     truth, found = random_boxes(seed)
     accumulator = motmetrics.MOTAccumulator(auto_id=True)

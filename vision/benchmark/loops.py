@@ -1,0 +1,232 @@
+"""Loops that measure the network alone, and the whole detection stage.
+
+The stage is measured through the `Detector` protocol: frames in host memory in, boxes in host memory out. The loop is
+that of the program: wait for the oldest batch, submit the next. So any detector can be measured, and the figures are
+those of the program.
+
+The network alone is the limit of everything that is built around it. It runs in lanes: a lane is a stream with a batch
+of its own. Latency and throughput are measured separately, because neither follows from the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Final, NamedTuple, Protocol
+
+from vision.benchmark.conditions import CpuMeter, CpuUse
+from vision.benchmark.samples import Durations, relative_error
+from vision.detect.detector import Detector
+from vision.types import Frame
+
+WAIT_S: Final = 60.0  # for one batch; only a lost one takes longer
+PAUSE_S: Final = 0.02
+
+_MIN_BATCHES: Final = 5  # however slow
+_MAX_QUEUED: Final = 1024  # batches on one lane: the queue of a device is limited
+_MIN_BURSTS: Final = 5  # for an error of their rate
+
+Clock = Callable[[], int]
+Ready = Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Result of a loop of batches."""
+
+    durations: Durations  # of a batch, from its start to its result
+    frames_per_s: float
+    cpu: CpuUse
+    rate_error: float | None  # relative standard error of `frames_per_s`
+    objects_per_frame: float = 0.0
+
+
+# ------------------------------------------------------------------------------------------------ stage
+
+
+class _Batch(NamedTuple):
+    duration_ns: int
+    interval_ns: int  # that counts for the throughput
+    objects: int
+
+
+def measure_stage(
+    detector: Detector,
+    batches: Sequence[Sequence[Frame]],
+    seconds: float,
+    *,
+    warm: Ready = lambda: True,
+    clock: Clock = time.monotonic_ns,
+) -> Measured:
+    """Keep as many batches in flight as there are slots in use, for `seconds`.
+
+    Args:
+        batches: one per slot, all of one size; slot k always gets batch k.
+        warm: called after each batch of the warm-up, which ends when it returns True, after two batches per slot at
+            the earliest.
+    """
+    measured = _measure(_keep_in_flight(detector, batches, clock), len(batches[0]), seconds, warm, clock)
+    for slot in range(len(batches)):
+        detector.wait(slot, WAIT_S)
+    return measured
+
+
+def measure_alone(
+    detector: Detector,
+    batch: Sequence[Frame],
+    seconds: float,
+    *,
+    pause_s: float = PAUSE_S,
+    warm: Ready = lambda: True,
+    clock: Clock = time.monotonic_ns,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Measured:
+    """Measure single batches with pauses, as in a lightly loaded deployment. `frames_per_s` leaves out the pauses.
+
+    Without pauses batches are faster than any that a camera sends: nanodet-g-416 on one core takes 37 ms in a row and
+    45 ms with pauses of 60 ms, because the caches have lost the weights by then.
+    """
+
+    def run() -> Iterator[_Batch]:
+        while True:
+            begin_ns = clock()
+            detector.submit(0, batch)
+            objects = sum(map(len, detector.wait(0, WAIT_S)))
+            took_ns = clock() - begin_ns
+            sleep(pause_s)
+            yield _Batch(took_ns, took_ns, objects)
+
+    return _measure(run(), len(batch), seconds, warm, clock)
+
+
+def _keep_in_flight(detector: Detector, batches: Sequence[Sequence[Frame]], clock: Clock) -> Iterator[_Batch]:
+    """Yield each batch when its result is there and the next one is submitted, from the third of each slot on."""
+    submitted_ns = [0] * len(batches)
+    for slot, batch in enumerate(batches):
+        submitted_ns[slot] = clock()
+        detector.submit(slot, batch)
+    last_ns = clock()
+    for turn, slot in enumerate(cycle(range(len(batches)))):
+        objects = sum(map(len, detector.wait(slot, WAIT_S)))
+        done_ns = clock()
+        duration_ns, submitted_ns[slot] = done_ns - submitted_ns[slot], done_ns
+        detector.submit(slot, batches[slot])
+        if turn >= 2 * len(batches) - 1:
+            yield _Batch(duration_ns, done_ns - last_ns, objects)
+        last_ns = done_ns
+
+
+def _measure(batches: Iterator[_Batch], batch_size: int, seconds: float, warm: Ready, clock: Clock) -> Measured:
+    next(batches)
+    while not warm():
+        next(batches)
+    meter, end_ns = CpuMeter(), clock() + int(seconds * 1e9)
+    done: list[_Batch] = []
+    while clock() < end_ns or len(done) < _MIN_BATCHES:
+        done.append(next(batches))
+    durations_ns, intervals_ns, objects = zip(*done, strict=True)
+    frames = len(done) * batch_size
+    rate_per_s, error = frames / (sum(intervals_ns) / 1e9), relative_error(intervals_ns)
+    return Measured(Durations.of(durations_ns), rate_per_s, meter.read(), error, sum(objects) / frames)
+
+
+# ------------------------------------------------------------------------------------------------ network alone
+
+
+class Lane(Protocol):
+    """One stream with its own memory and random input."""
+
+    def start(self) -> None:
+        """Queue a batch behind those that are queued."""
+
+    def finish(self) -> None:
+        """Wait for everything that is queued."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+
+class ThreadLane:
+    """Lane over a blocking function, which its thread calls."""
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        self._run = run
+        self._thread = ThreadPoolExecutor(1, "lane")
+        self._last: Future[object] | None = None
+
+    def start(self) -> None:
+        self._last = self._thread.submit(self._run)
+
+    def finish(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+
+def measure_engine(
+    lanes: Sequence[Lane],
+    seconds: float,
+    *,
+    batch_size: int = 1,
+    warm: Ready = lambda: True,
+    clock: Clock = time.monotonic_ns,
+) -> Measured:
+    """Measure latency and throughput for half of `seconds` each, after a warm-up until `warm` returns True.
+
+    Durations are with one batch in flight on each lane; the throughput is with work always queued.
+    """
+    _burst(lanes, 2, clock)
+    while not warm():
+        _burst(lanes, 2, clock)
+    meter = CpuMeter()
+    durations = Durations.of(_waited(lanes, seconds / 2, clock))
+    count, bursts_ns = _free_running(lanes, seconds / 2, clock)
+    rate_per_s = len(bursts_ns) * count * len(lanes) * batch_size / (sum(bursts_ns) / 1e9)
+    return Measured(durations, rate_per_s, meter.read(), relative_error(bursts_ns))
+
+
+def _waited(lanes: Sequence[Lane], seconds: float, clock: Clock) -> list[int]:
+    started_ns = []
+    for lane in lanes:
+        started_ns.append(clock())
+        lane.start()
+    durations_ns: list[int] = []
+    end_ns = clock() + int(seconds * 1e9)
+    for turn, lane in cycle(enumerate(lanes)):
+        if clock() >= end_ns and len(durations_ns) >= 2 * len(lanes):
+            break
+        lane.finish()
+        durations_ns.append(clock() - started_ns[turn])
+        started_ns[turn] = clock()
+        lane.start()
+    for lane in lanes:
+        lane.finish()
+    return durations_ns
+
+
+def _free_running(lanes: Sequence[Lane], seconds: float, clock: Clock) -> tuple[int, list[int]]:
+    """Return the batches per lane and burst, and the nanoseconds of each burst."""
+    count = 1
+    while (took_ns := _burst(lanes, count, clock)) < seconds * 1e9 / 8 and count < _MAX_QUEUED:
+        count *= 2  # lanes run dry at the end of a burst: that must not weigh
+    bursts_ns = [took_ns]
+    while sum(bursts_ns) < seconds * 1e9 or len(bursts_ns) < _MIN_BURSTS:
+        bursts_ns.append(_burst(lanes, count, clock))
+    return count, bursts_ns
+
+
+def _burst(lanes: Sequence[Lane], count: int, clock: Clock) -> int:
+    """Return the nanoseconds of `count` batches on each lane."""
+    began_ns = clock()
+    for _ in range(count):
+        for lane in lanes:
+            lane.start()
+    for lane in lanes:
+        lane.finish()
+    return clock() - began_ns
