@@ -18,7 +18,7 @@ from typing import Literal
 from vision.config import AppConfig
 from vision.errors import ConfigError
 from vision.runtime.builder import Build, OpenStages, RunOptions, pipeline, with_video
-from vision.runtime.sink import Sink
+from vision.runtime.status import Sink
 from vision.stages.snapshots import SnapshotStage
 from vision.stages.stage import Stage
 

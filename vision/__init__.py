@@ -17,7 +17,7 @@ Where to add something:
 * a model head: `detect/reference/heads.py` and `detect/tensorrt/cuda/heads.cuh`
 * a kind of rule: `config/rules.py` and `stages/rules.py`
 * a stage: `stages/stage.py` has the protocol, `pipelines/` says which stages run
-* a sink: `runtime/sink.py`
+* a sink: `runtime/status.py`
 
 `vision.runtime.runtime` starts and joins the threads:
 

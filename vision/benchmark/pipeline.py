@@ -25,8 +25,7 @@ from vision.detect.detector import Detector
 from vision.messaging.schema import CameraReport
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_publisher
-from vision.runtime.sink import Sink
-from vision.runtime.status import Report
+from vision.runtime.status import Report, Sink
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat, Result
 
 _WARM_UP_PART: Final = 0.25  # of a run: connections, first batches, and what the batcher learns do not count

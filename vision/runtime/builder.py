@@ -40,8 +40,7 @@ from vision.messaging import codec
 from vision.messaging.publisher import Publisher, Recorder
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
-from vision.runtime.sink import Sink
-from vision.runtime.status import Report
+from vision.runtime.status import Report, Sink
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.secondary_model import CascadeStage
 from vision.stages.snapshots import SnapshotStage
@@ -61,29 +60,17 @@ _ASSUMED_HW = (1080, 1920)  # of a camera that has not answered yet
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """Options of one run, in addition to the configuration.
+    """Options of one run, in addition to the configuration."""
 
-    Args:
-        stop: set to end the run, also while it starts.
-        offline: process every frame of files, as fast as possible.
-        record: file to record the results in.
-        video: file for the annotated video, ends in .mp4. Several cameras have a file each, with their id in its name.
-        show: show the annotated frames in a window.
-        sink: receives the results instead of the socket.
-        open_detector: opens the detector instead of `vision.detect.open.open_detector`.
-        open_source: opens a camera instead of `vision.capture.open.open_source`.
-        state: keeps events and counters after the run (`open_state`). None: nothing is kept.
-    """
-
-    stop: threading.Event
-    offline: bool = False
-    record: Path | None = None
-    video: Path | None = None
-    show: bool = False
-    sink: Sink | None = None
-    open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None
-    open_source: Callable[..., Source] | None = None
-    state: StateDatabase | None = None
+    stop: threading.Event  # ends the run, also while it starts
+    offline: bool = False  # process every frame of files, as fast as possible
+    record: Path | None = None  # file to record the results in
+    video: Path | None = None  # file for the annotated video, ends in .mp4; each of several cameras has its own
+    show: bool = False  # show the annotated frames in a window
+    sink: Sink | None = None  # receives the results instead of the socket
+    open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # in place of vision.detect.open
+    open_source: Callable[..., Source] | None = None  # in place of vision.capture.open
+    state: StateDatabase | None = None  # keeps events and counters after the run (`open_state`)
 
     @property
     def has_video(self) -> bool:
@@ -91,11 +78,7 @@ class RunOptions:
         return self.video is not None or self.show
 
     def check_stop(self) -> None:
-        """Raise an exception if the run was stopped while it was starting.
-
-        Raises:
-            Closed: `stop` is set.
-        """
+        """Raise `Closed` if the run was stopped while it was starting."""
         if self.stop.is_set():
             raise Closed("stopped while starting")
 
@@ -255,7 +238,7 @@ def open_configured_detector(
     """Load the model and open the detector.
 
     Args:
-        score: lowest score to report, in place of `detect.score_threshold`: for a stage that uses weaker detections.
+        score: lowest score to report, in place of `detect.score_threshold`.
 
     Raises:
         ConfigError: a class is unknown, or the back-end is not available.

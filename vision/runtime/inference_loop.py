@@ -11,9 +11,8 @@ from typing import Final
 from vision.detect.detector import Detector
 from vision.errors import DeviceError
 from vision.metrics import span
-from vision.runtime.batcher import Batcher
+from vision.runtime.batcher import Batcher, SubmitScheduler
 from vision.runtime.latest_slot import Clock, Lease, release_together
-from vision.runtime.submit_scheduler import SubmitScheduler
 from vision.types import Detections, Result, Timing
 
 POLL_S: Final = 0.001

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vision.errors import Closed
@@ -25,44 +25,37 @@ EXTRA_BUFFERS: Final = 2
 """Buffers of a slot beyond the frames that its reader may hold: one is written, one waits."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SlotCounts:
     """Frame counters of one camera since the start."""
 
-    grabbed: int
-    taken: int
-    dropped: Mapping[DropReason, int]
-    waiting: int
+    grabbed: int = 0
+    taken: int = 0
+    dropped: Counter[DropReason] = field(default_factory=Counter)
+    waiting: int = 0
 
 
+@dataclass(slots=True, eq=False)
 class Lease:
     """A frame that the reader may use until `release`, with the drops since the camera's previous lease."""
 
-    __slots__ = ("_buffer", "_slot", "dropped_before", "frame", "taken_ns")
-
-    def __init__(self, slot: LatestSlot, frame: Frame, dropped_before: Mapping[str, int], taken_ns: int) -> None:
-        self.frame = frame
-        self.dropped_before = dropped_before
-        self.taken_ns = taken_ns
-        self._buffer: FrameBuffer | None = frame.buffer
-        self._slot = slot
+    frame: Frame
+    dropped_before: Mapping[str, int]
+    taken_ns: int
+    slot: LatestSlot
+    _is_released: bool = False
 
     def release(self) -> None:
         """Release the buffer to the camera. Idempotent."""
-        buffer, self._buffer = self._buffer, None
-        if buffer is not None:
-            self._slot.release(buffer)
-
-    @property
-    def changed(self) -> threading.Condition:
-        """The condition whose lock `release` takes."""
-        return self._slot.changed
+        if not self._is_released:
+            self._is_released = True
+            self.slot.release(self.frame.buffer)
 
 
 def release_together(leases: Sequence[Lease]) -> None:
     """Release the leases of a batch while holding the cameras' shared lock once: each acquisition may wait long."""
     if leases:
-        with leases[0].changed:
+        with leases[0].slot.changed:
             for lease in leases:
                 lease.release()
 
@@ -75,10 +68,6 @@ class _Buffers:
     all: list[FrameBuffer] = field(default_factory=list)
     free: list[FrameBuffer] = field(default_factory=list)
     writing: FrameBuffer | None = None
-
-    def release(self, buffer: FrameBuffer) -> None:
-        if any(buffer is own for own in self.all):
-            self.free.append(buffer)
 
 
 @dataclass(slots=True)
@@ -99,30 +88,11 @@ class _RateLimit:
         self.served_ns = now_ns
 
 
-@dataclass(slots=True)
-class _Counters:
-    grabbed: int = 0
-    taken: int = 0
-    dropped: Counter[DropReason] = field(default_factory=Counter)
-    unreported: Counter[str] = field(default_factory=Counter)
-
-    def drop(self, reason: DropReason) -> None:
-        self.dropped[reason] += 1
-        self.unreported[reason.value] += 1
-
-    def take(self) -> Mapping[str, int]:
-        """Count a taken frame. Return the drops since the frame before it, by reason."""
-        self.taken += 1
-        unreported, self.unreported = self.unreported, Counter()
-        return dict(unreported)
-
-
 class LatestSlot:
     """The newest frame of one camera, written by its thread and read by the inference thread.
 
     The writer owns one buffer, one whole frame waits, the reader leases as many as it has batches in flight.
-    Overwriting a waiting frame drops that frame. This is the only place where frames are dropped for lack of time,
-    before any work is spent on them. A lossless slot makes the writer wait instead. Implements
+    Overwriting a waiting frame drops it. A lossless slot makes the writer wait instead. Implements
     `vision.capture.source.FrameSink`.
     """
 
@@ -140,11 +110,10 @@ class LatestSlot:
     ) -> None:
         """
         Args:
-            allocate: allocates one frame's buffer; the detector's `frame_buffer`.
-            leases: frames that the reader may hold at once, so that the writer never waits for it. The slot has
-                `EXTRA_BUFFERS` more buffers.
+            allocate: the detector's `frame_buffer`, or another allocator of one frame.
+            leases: frames that the reader may hold at once. The slot has `EXTRA_BUFFERS` more buffers, so that the
+                writer never waits for the reader.
             lossless: no frame is dropped for lack of time; `max_fps` and `max_frame_age_s` do not apply.
-            max_fps: maximum frames/s that the reader gets.
             max_frame_age_s: a frame older than this when its turn comes is dropped.
             changed: shared by the slots of one `Batcher`.
         """
@@ -157,7 +126,8 @@ class LatestSlot:
         self._clock = clock
         self._buffers = _Buffers()
         self._rate = _RateLimit(0 if lossless or max_fps is None else int(1e9 / max_fps))
-        self._counters = _Counters()
+        self._counts = SlotCounts()
+        self._unreported: dict[str, int] = {}  # drops since the last lease, by reason
         self._waiting: Frame | None = None
         self._leased = 0
         self._ended = False
@@ -193,8 +163,7 @@ class LatestSlot:
     def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
         """Return the buffer for the next frame; the same one again until it is committed.
 
-        Returns:
-            None if the reader of a lossless slot has not taken the last frame within `timeout_s`.
+        None if the reader of a lossless slot has not taken the last frame within `timeout_s`.
 
         Raises:
             Closed: the slot was closed.
@@ -224,7 +193,7 @@ class LatestSlot:
             buffer, self._buffers.writing = self._buffers.writing, None
             if buffer is None or self._buffers.layout is None:
                 raise ValueError(f"camera {self.camera_id}: commit without a write_buffer before it")
-            self._counters.grabbed += 1
+            self._counts.grabbed += 1
             self._drop_waiting(self._overwrite_reason())
             self._waiting = Frame(meta, buffer)
             if self._closed:
@@ -234,8 +203,8 @@ class LatestSlot:
     def drop(self, reason: DropReason) -> None:
         """Count a grabbed frame whose pixels are not needed."""
         with self.changed:
-            self._counters.grabbed += 1
-            self._counters.drop(reason)
+            self._counts.grabbed += 1
+            self._count_drop(reason)
 
     def flush(self, reason: DropReason) -> None:
         """Drop the waiting frame, if any."""
@@ -263,6 +232,11 @@ class LatestSlot:
         return self._closed or (self._ended and self._waiting is None)
 
     @property
+    def served_ns(self) -> int:
+        """Time at which a frame of this camera was last taken; -1 before the first."""
+        return self._rate.served_ns
+
+    @property
     def has_frame(self) -> bool:
         """True if a frame waits, even if it may not be taken yet."""
         return self._waiting is not None
@@ -270,15 +244,12 @@ class LatestSlot:
     def counts(self) -> SlotCounts:
         """Return a consistent snapshot of the counters."""
         with self.changed:
-            counters = self._counters
-            waiting = int(self._waiting is not None)
-            return SlotCounts(counters.grabbed, counters.taken, dict(counters.dropped), waiting)
+            return replace(self._counts, dropped=self._counts.dropped.copy(), waiting=int(self._waiting is not None))
 
     def ready_ns(self, now_ns: int) -> int | None:
-        """Return the time from which the waiting frame may be taken. Drops a stale frame.
+        """Return the time from which the waiting frame may be taken. Drop a stale frame.
 
-        Returns:
-            A time of at most `now_ns` means at once. None if no frame waits or the reader holds all its leases.
+        None if no frame waits or the reader holds all its leases.
         """
         if self._waiting is None or self._leased >= self._leases:
             return None
@@ -297,28 +268,30 @@ class LatestSlot:
             frame, self._waiting = self._waiting, None
             self._rate.serve(now_ns)
             self._leased += 1
+            self._counts.taken += 1
+            dropped_before, self._unreported = self._unreported, {}
             self.changed.notify_all()
-            return Lease(self, frame, self._counters.take(), now_ns)
-
-    @property
-    def served_ns(self) -> int:
-        """Time at which a frame of this camera was last taken; -1 before the first."""
-        return self._rate.served_ns
+            return Lease(frame, dropped_before, now_ns, self)
 
     def release(self, buffer: FrameBuffer) -> None:
         """Take a leased buffer back. One of an earlier `configure` is freed with its lease."""
         with self.changed:
             self._leased -= 1
-            self._buffers.release(buffer)
+            if any(buffer is own for own in self._buffers.all):
+                self._buffers.free.append(buffer)
             self.changed.notify_all()
 
     def _drop_waiting(self, reason: DropReason) -> None:
         frame, self._waiting = self._waiting, None
         if frame is None:
             return
-        self._counters.drop(reason)
+        self._count_drop(reason)
         self._buffers.free.append(frame.buffer)  # no frame waits across a `configure`
         self.changed.notify_all()
+
+    def _count_drop(self, reason: DropReason) -> None:
+        self._counts.dropped[reason] += 1
+        self._unreported[reason.value] = self._unreported.get(reason.value, 0) + 1
 
     def _overwrite_reason(self) -> DropReason:
         return DropReason.MAX_FPS if self._clock() < self._rate.due_ns else DropReason.SUPERSEDED

@@ -11,17 +11,15 @@ from typing import Final
 from vision.metrics import LatencyHistogram, Rate, span
 from vision.runtime.inference_loop import IDLE_S, InferredFrame
 from vision.runtime.latest_slot import Clock, release_together
-from vision.runtime.sink import Sink
-from vision.runtime.status import CameraMetrics
+from vision.runtime.status import CameraMetrics, Sink
 from vision.stages.stage import PixelStage, Stage, step_of
 from vision.types import Frame, Result
 
 RESULT_QUEUE_SIZE: Final = 2048
 """Maximum number of results that wait for the results thread, not counting the last batch.
 
-This is two seconds of what one interpreter can publish, so that no camera drops a frame while that thread pauses. The
-unit is frames, because many cameras make many batches of one frame. Leases bound a pipeline with a pixel stage long
-before this limit."""
+Two seconds of what one interpreter can publish, in frames, because many cameras make many batches of one frame. Leases
+bound a pipeline with a pixel stage long before this limit."""
 
 
 class ResultQueue(queue.Queue[list[InferredFrame] | None]):
@@ -49,10 +47,7 @@ class ResultQueue(queue.Queue[list[InferredFrame] | None]):
 
 
 class ResultHandler:
-    """The queue between the inference thread and the results thread, and the results thread's loop.
-
-    The inference thread calls `put`, the results thread `run`, any thread `abort`.
-    """
+    """The queue between the inference thread, which calls `put`, and the results thread, which calls `run`."""
 
     def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], camera_ids: Sequence[str], clock: Clock) -> None:
         self.metrics = {camera_id: CameraMetrics(LatencyHistogram(), Rate(clock)) for camera_id in camera_ids}
@@ -60,18 +55,20 @@ class ResultHandler:
             name: LatencyHistogram() for name in ("queue", "detect", "results")
         }
         self.truncated_candidates = 0
-        self._holds_leases = False
+        self.stages: list[Stage] = []
+        self.sinks = list(sinks)
+        self._reads_pixels = False
         self._steps: list[tuple[str, Callable[[Result, Frame], Result]]] = []
         for stage in stages:
             self.add_stage(stage)
-        self._sinks = list(sinks)
         self._clock = clock
         self._queue = ResultQueue(RESULT_QUEUE_SIZE)
         self._aborted = False
 
     def add_stage(self, stage: Stage) -> None:
-        """Add a stage after all others."""
-        self._holds_leases |= isinstance(stage, PixelStage)
+        """Add a stage after all others, before `run`."""
+        self.stages.append(stage)
+        self._reads_pixels |= isinstance(stage, PixelStage)
         self._steps.append((type(stage).__name__, step_of(stage)))
 
     @property
@@ -80,20 +77,19 @@ class ResultHandler:
         return self._queue.qsize()
 
     def put(self, batch: list[InferredFrame] | None) -> bool:
-        """Queue a batch; None marks the end. Return False if the queue stayed full for `IDLE_S`."""
-        if self._aborted:
+        """Queue a batch; None marks the end. Return False if the queue stayed full for `IDLE_S`.
+
+        Without a stage that reads pixels, the leases end now.
+        """
+        if self._aborted or not self._reads_pixels:
             release_together([frame.lease for frame in batch or ()])
+        if self._aborted:
             return True
         try:
             self._queue.put(batch, timeout=IDLE_S)
         except queue.Full:
             return False
         return True
-
-    def release_early(self, batch: Sequence[InferredFrame]) -> None:
-        """Release the leases of a batch before it is queued, unless a stage looks at pixels."""
-        if not self._holds_leases:
-            release_together([frame.lease for frame in batch])
 
     def abort(self) -> None:
         """End `run` without handling what is queued, and make `put` discard batches."""
@@ -132,7 +128,7 @@ class ResultHandler:
         inferred.lease.release()
         result = replace(result, timing=replace(result.timing, published_ns=self._clock()))
         with span("publish"):
-            for sink in self._sinks:
+            for sink in self.sinks:
                 sink.publish(result)
         self._measure(result)
 

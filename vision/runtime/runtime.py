@@ -1,15 +1,8 @@
 """`Runtime`: starts the threads, joins them, reports the status, stops.
 
-==================  ================================================================================
-thread              loop
-==================  ================================================================================
-camera-<id>         `CameraSupervisor.run`: source -> `LatestSlot`
-inference           `InferenceLoop.run`: `Batcher` -> detector -> result queue
-results             `ResultHandler.run`: result queue -> stages -> sinks
-main                `Runtime.run`: sends a status every `interval_s`; waits for the time limit, the last camera or
-                    a failed thread; checks that the inference thread makes progress
-watchdog            `hang_watchdog`, if the caller uses it: checks that the interpreter still runs
-==================  ================================================================================
+A thread for each camera runs `CameraSupervisor.run`: source -> `LatestSlot`. The inference thread runs
+`InferenceLoop.run`: `Batcher` -> detector -> result queue, and the results thread `ResultHandler.run`: result queue ->
+stages -> sinks. docs/architecture.md lists all threads.
 
 A frame's lease ends when the detector has finished with the frame. In a pipeline with a stage that looks at pixels, it
 ends when the results thread has run the stages of that frame
@@ -33,14 +26,12 @@ from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector
 from vision.errors import DeviceError
 from vision.messaging import codec
-from vision.messaging.schema import CameraReport
 from vision.runtime.batcher import Batcher
 from vision.runtime.hang_watchdog import ProgressMonitor, thread_stacks
 from vision.runtime.inference_loop import HANG_HINT, InferenceLoop, InferredFrame
 from vision.runtime.latest_slot import Clock, LatestSlot
 from vision.runtime.results import ResultHandler
-from vision.runtime.sink import Sink
-from vision.runtime.status import Instant, Report, camera_status, node_status
+from vision.runtime.status import Instant, Report, Sink, camera_status, node_status
 from vision.stages.stage import HasCounters, Stage
 from vision.version import version
 
@@ -80,17 +71,15 @@ class Runtime:
     ) -> None:
         """
         Args:
-            stages: applied to each result in turn, by the results thread. If one is a `PixelStage`, the slots of
-                `cameras` need `FRAMES_HELD_BY_STAGES` more leases than the detector has slots.
+            stages: applied to each result in turn. If one is a `PixelStage`, the slots of `cameras` need
+                `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
             model: name for status messages.
             stop_timeout_s: maximum duration of an orderly stop. Threads that have not ended by then are abandoned.
             hang_s: longer than any inference. A device that takes longer for a batch, or for a call, hangs.
         """
         self._detector = detector
         self._model = model
-        self._cameras = list(cameras)
-        self._stages = list(stages)
-        self._sinks = list(sinks)
+        self._cameras = {camera.slot.camera_id: camera for camera in cameras}
         self._status_interval_s = status_interval_s
         self._stop_timeout_s = stop_timeout_s
         self._clock = clock
@@ -98,14 +87,13 @@ class Runtime:
         self._failure: BaseException | None = None
         self._ended = threading.Event()  # a thread failed, or everything was published
         slots = [camera.slot for camera in cameras]
-        self._results = ResultHandler(stages, sinks, [slot.camera_id for slot in slots], clock)
+        self._results = ResultHandler(stages, sinks, list(self._cameras), clock)
         batcher = Batcher(slots, detector.spec.max_batch, clock=clock)
-        self._loop = InferenceLoop(detector, batcher, self._deliver, clock, hang_s)
+        self._loop = InferenceLoop(detector, batcher, self._put, clock, hang_s)
         self._started_ns = clock()
 
     def add_stage(self, stage: Stage) -> None:
         """Add a stage after all others, before `run`."""
-        self._stages.append(stage)
         self._results.add_stage(stage)
 
     def run(
@@ -131,7 +119,7 @@ class Runtime:
     def _start(self) -> list[threading.Thread]:
         self._started_ns = self._clock()
         jobs: list[tuple[str, Callable[[], None]]] = [("results", self._handle_results), ("inference", self._infer)]
-        jobs += [(f"camera-{camera.slot.camera_id}", camera.supervisor.run) for camera in self._cameras]
+        jobs += [(f"camera-{camera_id}", camera.supervisor.run) for camera_id, camera in self._cameras.items()]
         # Daemons, because a camera's library may hang in a call that nothing can interrupt. All others are joined.
         threads = [threading.Thread(target=self._guard, args=job, name=job[0], daemon=True) for job in jobs]
         for thread in threads:
@@ -161,15 +149,15 @@ class Runtime:
         self._fail(DeviceError(error, hint=HANG_HINT, code="inference-stuck"))
 
     def _stop(self, threads: Sequence[threading.Thread]) -> None:
-        for camera in self._cameras:
+        for camera in self._cameras.values():
             camera.supervisor.stop()
-        for camera in self._cameras:
+        for camera in self._cameras.values():
             camera.slot.close()
         deadline = time.monotonic() + self._stop_timeout_s
         # The camera threads come last: one that hangs in its library must not use up the time of the others.
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        blocked = {f"camera-{camera.slot.camera_id}": camera.supervisor.blocked_in() for camera in self._cameras}
+        blocked = {f"camera-{camera_id}": camera.supervisor.blocked_in() for camera_id, camera in self._cameras.items()}
         for thread in threads:
             if thread.is_alive():
                 where = blocked.get(thread.name, "")
@@ -197,10 +185,6 @@ class Runtime:
         finally:
             self._put(None)
 
-    def _deliver(self, batch: list[InferredFrame]) -> None:
-        self._results.release_early(batch)
-        self._put(batch)
-
     def _put(self, batch: list[InferredFrame] | None) -> None:
         while not self._results.put(batch):
             self._loop.progress_ns = self._clock()  # a slow sink is not a device that hangs
@@ -214,7 +198,10 @@ class Runtime:
     def _report(self, on_report: Callable[[Report], None] | None) -> Report:
         """Send a report to the sinks and to `on_report`. Latencies cover the time since the last report."""
         results, now = self._results, Instant(time.monotonic_ns(), time.time_ns())
-        cameras = tuple(self._camera_status(camera, now) for camera in self._cameras)
+        cameras = tuple(
+            camera_status(camera_id, camera.supervisor.status(), camera.slot.counts(), results.metrics[camera_id], now)
+            for camera_id, camera in self._cameras.items()
+        )
         node = node_status(
             cameras,
             self._detector,
@@ -232,21 +219,16 @@ class Runtime:
             if metrics.counts is not None
         }
         report = Report(node, cameras, counts)
-        for sink in self._sinks:
+        for sink in results.sinks:
             sink.report(report)
         if on_report is not None:
             on_report(report)
         return report
 
     def _counters(self) -> dict[str, int]:
-        parts: list[object] = [self._detector, *self._stages, *self._sinks]
+        parts: list[object] = [self._detector, *self._results.stages, *self._results.sinks]
         counters = {"detector.truncated_candidates": self._results.truncated_candidates}
         for part in parts:
             if isinstance(part, HasCounters):
                 counters.update(part.counters())
         return counters
-
-    def _camera_status(self, camera: Camera, now: Instant) -> CameraReport:
-        camera_id = camera.slot.camera_id
-        status, slot = camera.supervisor.status(), camera.slot.counts()
-        return camera_status(camera_id, status, slot, self._results.metrics[camera_id], now)

@@ -1,4 +1,4 @@
-"""The status of the program and of its cameras.
+"""The status of the program and of its cameras, and `Sink`, which takes it together with the results.
 
 The runtime builds each report once per interval, from its own counters. The terminal shows these reports, and the
 publisher sends them as messages.
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from vision.capture.supervisor import CameraStatus
 from vision.detect.detector import Detector, ReportsMemory
@@ -27,7 +27,7 @@ from vision.messaging.schema import (
 )
 from vision.metrics import LatencyHistogram, Percentiles, Rate
 from vision.runtime.latest_slot import SlotCounts
-from vision.types import Counts
+from vision.types import Counts, Result
 
 _Seconds = TypeVar("_Seconds", float, float | None)
 
@@ -47,6 +47,19 @@ class Report:
             if camera.camera in self.counts:
                 yield self.counts[camera.camera]
         yield self.node
+
+
+class Sink(Protocol):
+    """Receiver of results and reports: a socket, a file, or a test's list. One with counters has `counters` too.
+
+    `vision.pipelines.pipeline_with` adds one to a pipeline (docs/pipelines.md).
+    """
+
+    def publish(self, result: Result) -> None:
+        """Take one result. The results thread calls this, in order per camera."""
+
+    def report(self, report: Report) -> None:
+        """Take the status of the program. The main thread calls this once an interval and at the end."""
 
 
 @dataclass(slots=True)
@@ -113,16 +126,8 @@ def node_status(
 ) -> NodeReport:
     """Build the status of the program from that of its cameras.
 
-    Args:
-        cameras: the status of every camera at this moment.
-        detector: the running detector.
-        now: the moment of the report.
-        uptime_s: seconds since the start of the program.
-        version: of the program.
-        model: name of the model.
-        stages: latency of each stage since the last report.
-        queued_frames: results that wait for the results thread.
-        counters: what detector, stages and sinks have counted since the start.
+    `stages` has the latency of each stage since the last report, `counters` what detector, stages and sinks have
+    counted since the start.
     """
     dropped: Counter[str] = Counter()
     for camera in cameras:

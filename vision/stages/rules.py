@@ -8,16 +8,16 @@ To add a kind of rule, add its condition to `vision.config.rules` and evaluate i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from vision.analytics.frame_clock import FrameClock
+from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
 from vision.config.analytics import CameraAnalytics
 from vision.config.rules import LASTING, RULE, RuleConfig
-from vision.types import Event, FrameMeta, Result
+from vision.types import Event, Result
 
-_CLOCK_GRAIN_S: Final = 1e-3  # capture times are no more exact than this
 _MOTION: Final = ("speed_kmh", "heading_deg")
 
 
@@ -34,51 +34,33 @@ class RuleStage:
         Args:
             sections: the lines and zones that rules refer to, by camera id.
         """
-        self._cameras = {
-            camera_id: _Camera(camera_id, _rules_of(camera_id, rules, section))
-            for camera_id, section in sections.items()
-        }
+        cameras = {camera_id: _Camera(camera_id, rules, section) for camera_id, section in sections.items()}
+        self._cameras = {camera_id: camera for camera_id, camera in cameras.items() if camera.rules}
 
     def __call__(self, result: Result) -> Result:
         camera = self._cameras.get(result.meta.camera_id)
-        if camera is None or not camera.rules:
-            return result
-        events = tuple(camera.update(result))
+        events = tuple(camera.update(result)) if camera is not None else ()
         return replace(result, events=result.events + events) if events else result
-
-
-def _rules_of(camera_id: str, rules: Sequence[RuleConfig], section: CameraAnalytics) -> list[_Rule]:
-    early_s = {zone.name: zone.crowded_for_s for zone in section.zones}
-    names = {line.name for line in section.lines} | set(early_s)
-    return [
-        _Rule(camera_id, rule, early_s.get(rule.condition.name, 0.0))
-        for rule in rules
-        if rule.condition.name in names and (rule.cameras is None or camera_id in rule.cameras)
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Now:
-    """The instant of one frame, and the number of objects in each zone at that instant."""
-
-    time_s: float
-    at_ns: int
-    occupancy: Mapping[str, int]
 
 
 class _Camera:
     """All rules of one camera, and its time."""
 
-    def __init__(self, camera_id: str, rules: list[_Rule]) -> None:
-        self.camera_id = camera_id
-        self.rules = rules
+    def __init__(self, camera_id: str, rules: Sequence[RuleConfig], section: CameraAnalytics) -> None:
+        early_s = {line.name: 0.0 for line in section.lines} | {zone.name: zone.crowded_for_s for zone in section.zones}
+        self.rules = [
+            _Rule(camera_id, rule, early_s[rule.condition.name])
+            for rule in rules
+            if rule.condition.name in early_s and (rule.cameras is None or camera_id in rule.cameras)
+        ]
         self._time = FrameClock()
         self._epoch: int | None = None
 
     def update(self, result: Result) -> Iterator[Event]:
-        now = self._advance(result)
-        new_epoch = result.meta.epoch != self._epoch
-        self._epoch = result.meta.epoch
+        meta = result.meta
+        self._time.advance(meta.captured_ns)
+        now = _Now(self._time.now_s, meta.captured_ns, result.counts.occupancy if result.counts else {})
+        new_epoch, self._epoch = meta.epoch != self._epoch, meta.epoch
         for rule in self.rules:
             unended = set(rule.states) if new_epoch else set()
             for event in result.events:
@@ -88,10 +70,14 @@ class _Camera:
                 rule.states.pop(track_id, None)
             yield from rule.look(now)
 
-    def _advance(self, result: Result) -> _Now:
-        meta: FrameMeta = result.meta
-        self._time.advance(meta.captured_ns)
-        return _Now(self._time.now_s, meta.captured_ns, result.counts.occupancy if result.counts else {})
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """The instant of one frame, and the number of objects in each zone at that instant."""
+
+    time_s: float
+    at_ns: int
+    occupancy: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -116,7 +102,7 @@ class _Rule:
         self._name, self._when = config.name, " ".join(config.when.split())
         self._condition, self._cooldown_s = config.condition, config.cooldown_s
         self._crowded_for_s = crowded_for_s
-        self._reported_s: float | None = None
+        self._reported_s = -math.inf
         self._suppressed = 0
 
     def take(self, event: Event, now: _Now) -> Iterator[Event]:
@@ -128,20 +114,14 @@ class _Rule:
                 self._suppressed += 1
             else:
                 yield self._report("instant", event, event.data, now)
-        elif event.data.get("phase") == "end":
-            yield from self._end(event, now)
-        else:
+        elif event.data.get("phase") != "end":
             already_s = float(event.data.get("stayed_s", self._crowded_for_s))
             self.states[event.track_id] = _State(now.time_s - already_s, event)
-
-    def _end(self, event: Event, now: _Now) -> Iterator[Event]:
-        state = self.states.pop(event.track_id, None)
-        if state is None:
-            return
-        if state.reported:
-            yield self._event("end", event, now, {**event.data, "lasted_s": _since(state, now)})
-        elif self._is_due(state, now) and self._is_silent(now):
-            self._suppressed += 1
+        elif (state := self.states.pop(event.track_id, None)) is not None:
+            if state.reported:
+                yield self._event("end", event, now, {**event.data, "lasted_s": _since(state, now)})
+            elif self._is_due(state, now) and self._is_silent(now):
+                self._suppressed += 1
 
     def look(self, now: _Now) -> Iterator[Event]:
         """Report every state that has now lasted long enough."""
@@ -152,23 +132,22 @@ class _Rule:
 
     def _figures(self, state: _State, now: _Now) -> dict[str, Any]:
         """Return the state's data with the figures of this instant, which can be long after its own event."""
-        data = dict(state.begin.data)
+        lasted_s, data = _since(state, now), dict(state.begin.data)
         if "stayed_s" in data:
-            data["stayed_s"] = _since(state, now)
+            data["stayed_s"] = lasted_s
         if "occupancy" in data:
             data["occupancy"] = now.occupancy.get(self._condition.name, data["occupancy"])
         if state.begin.at_ns != now.at_ns:
-            for key in _MOTION:
-                data.pop(key, None)
-        return {**data, "lasted_s": _since(state, now)}
+            data = {key: value for key, value in data.items() if key not in _MOTION}
+        return {**data, "lasted_s": lasted_s}
 
     def _is_due(self, state: _State, now: _Now) -> bool:
-        return now.time_s - state.since_s >= self._condition.for_s - _CLOCK_GRAIN_S
+        return now.time_s - state.since_s >= self._condition.for_s - CLOCK_GRAIN_S
 
     def _is_silent(self, now: _Now) -> bool:
-        return self._reported_s is not None and now.time_s - self._reported_s < self._cooldown_s - _CLOCK_GRAIN_S
+        return now.time_s - self._reported_s < self._cooldown_s - CLOCK_GRAIN_S
 
-    def _report(self, phase: Literal["begin", "instant"], event: Event, data: Mapping[str, Any], now: _Now) -> Event:
+    def _report(self, phase: str, event: Event, data: Mapping[str, Any], now: _Now) -> Event:
         self._reported_s = now.time_s
         if self._suppressed:
             data = {**data, "suppressed": self._suppressed}

@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision.errors import Closed, OutOfMemory
-from vision.runtime.batcher import Batcher
+from vision.runtime.batcher import Batcher, SubmitScheduler
 from vision.runtime.latest_slot import LatestSlot, Lease, release_together
-from vision.runtime.submit_scheduler import SubmitScheduler
 from vision.types import DropReason, FrameBuffer, FrameMeta, PixelFormat
 
 MS = 1_000_000

@@ -32,7 +32,7 @@ from vision.errors import ConfigError
 from vision.messaging import codec
 from vision.messaging.schema import CountsMessage, CountsReport, DetectionsMessage, Kind
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import RunOptions, open_state
+from vision.runtime.builder import PublisherSink, RunOptions, open_state
 from vision.runtime.runtime import Runtime
 from vision.runtime.status import Report
 from vision.stages.track import TrackStage
@@ -195,8 +195,9 @@ def published(config: AppConfig, kinds: tuple[Kind, ...], *, offline: bool = Fal
     with ExitStack() as resources:
         options = RunOptions(stop, offline=offline, state=None if offline else open_state(config, resources))
         runtime: Runtime = load_pipeline(config.pipeline)(config, options, resources)
-        (sink,) = runtime._sinks
-        publisher = sink._publisher  # type: ignore[attr-defined]
+        (sink,) = runtime._results.sinks
+        assert isinstance(sink, PublisherSink)
+        publisher = sink._publisher
         with Subscription(publisher.address, kinds=kinds, silence_s=60) as subscription:
             wait_until(lambda: publisher.socket.joins >= len(kinds), "the subscription has arrived")
             thread = threading.Thread(target=runtime.run, args=(stop,))

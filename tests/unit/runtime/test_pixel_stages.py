@@ -146,7 +146,7 @@ def test_every_lease_is_released_after_a_failure(culprit: str) -> None:
     detector = detectors.get(culprit, FakeDetector(slots=3, max_batch=1))
     runtime, _, cameras = runtime_of(["synthetic:160x120@200?format=bgr"] * 3, [looker], detector)
     if culprit == "sink":
-        runtime._results._sinks.append(FailingSink())
+        runtime._results.sinks.append(FailingSink())
     with pytest.raises(DeviceError):
         runtime.run(threading.Event(), for_s=20)
     assert [leased(camera) for camera in cameras] == [0, 0, 0]

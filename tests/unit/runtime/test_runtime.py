@@ -181,7 +181,7 @@ def test_first_failure_stops_all_threads_and_is_raised(culprit: str) -> None:
         ["synthetic:160x120@100"] * 2, detector, stages=(broken,) if culprit == "stage" else ()
     )
     if culprit == "sink":
-        runtime._results._sinks.append(BrokenSink())
+        runtime._results.sinks.append(BrokenSink())
     before = threading.active_count()
     with pytest.raises(DeviceError):
         runtime.run(threading.Event(), for_s=20)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from vision.capture.supervisor import CameraStatus
 from vision.messaging.schema import CameraReport
 from vision.metrics import LatencyHistogram, Rate
@@ -32,7 +34,7 @@ def build(status: CameraStatus, *latencies_ms: int) -> CameraReport:
     metrics = CameraMetrics(LatencyHistogram(), Rate(lambda: 0), published=8, objects=3)
     for latency_ms in latencies_ms:
         metrics.latency.observe(latency_ms * 1_000_000)
-    slot = SlotCounts(grabbed=10, taken=8, waiting=0, dropped={DropReason.STALE: 2, DropReason.MAX_FPS: 0})
+    slot = SlotCounts(grabbed=10, taken=8, waiting=0, dropped=Counter({DropReason.STALE: 2, DropReason.MAX_FPS: 0}))
     return camera_status("gate", status, slot, metrics, NOW)
 
 
