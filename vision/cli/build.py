@@ -1,40 +1,164 @@
-"""`vision build`: engines ahead of time, what is in the cache, and what can go."""
+"""`vision build`: build TensorRT engines ahead of time, and list or prune those in the cache."""
 
 from __future__ import annotations
 
-import json
+import json as json_module
 import threading
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from vision.cli.options import (
+    MAX_BATCH,
+    Json,
+    ModelConfig,
+    ModelName,
+    Precision,
+    find_named_model,
+    read_config,
+    table_console,
+)
+from vision.cli.session import command
+from vision.config import DetectConfig, ModelSpec
+from vision.detect.open import open_detector
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import resolve
 from vision.engine.cache import EngineCache, Entry, Loaded, foreign
-from vision.engine.library import Gpu, Library, find_library
+from vision.engine.library import Gpu, GpuDescription, Library, find_library
 from vision.engine.open import load_or_build
 from vision.engine.progress import Phase
 from vision.engine.runtime import load_engine
-from vision.errors import EXIT_OK, DeviceMissing, ModelError
+from vision.errors import EXIT_OK, DeviceError, DeviceMissing, ModelError, VisionError
+from vision.runtime.builder import find_model
 
-if TYPE_CHECKING:
-    from vision.config import DetectConfig, ModelSpec
+
+@command()
+def build(
+    context: typer.Context,
+    model: ModelName = None,
+    config: ModelConfig = None,
+    precision: Annotated[Precision | None, typer.Option(help="Default: fp16, or that of --config.")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, max=MAX_BATCH, metavar="N", help="Default: 8, or that of --config.")
+    ] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="List the engines in the cache.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove engines that this machine cannot use.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build again.")] = False,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: the cache that `vision run` uses.")
+    ] = None,
+    workspace_mib: Annotated[
+        int | None,
+        typer.Option(min=1, max=1_000_000, metavar="MIB", help="Maximum scratch memory of a layer (workspace_mib)."),
+    ] = None,
+    level: Annotated[
+        int | None,
+        typer.Option(min=0, max=5, help="0: short build .. 5: fast engine (optimization_level)."),
+    ] = None,
+    dla: Annotated[
+        int | None, typer.Option(min=0, max=15, metavar="CORE", help="DLA core of a Jetson (dla_core).")
+    ] = None,
+    for_gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME:SM", help="Build for another GPU, such as 'RTX 4090:89' (TensorRT-RTX only)."),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Build, list or prune TensorRT engines.
+
+    `vision run` finds an engine if camera.yaml has the same settings: `detect.precision`, `detect.max_batch`,
+    `detect.engine`.
+
+    Examples:
+      vision build nanodet-g-416
+      vision build --config camera.yaml
+      vision build --list --json
+    """
+    if model is None and config is None and not (show_list or prune):
+        context.fail("nothing to do: expected MODEL, --config, --list or --prune")
+    if json and not show_list:
+        context.fail("--json belongs to --list")
+    detect, found_model = DetectConfig(), None
+    if config is not None:
+        app_config = read_config(config)
+        detect, found_model = app_config.detect, find_model(app_config)
+    if model is not None:
+        found_model = find_named_model(model)
+    engine = _given(workspace_mib=workspace_mib, optimization_level=level, dla_core=dla)
+    changes = _given(precision=precision, max_batch=max_batch)
+    detect = detect.model_copy(update={**changes, "engine": detect.engine.model_copy(update=engine)})
+    gpu, prepare_thread = _open_gpu(for_gpu, required=found_model is not None)
+    console = table_console(Path("-") if json else None)
+    engines = EngineCache(cache)
+    if prune:
+        print_pruned(engines, gpu, console)
+    if found_model is not None:
+        build_engine(
+            *found_model,
+            detect,
+            gpu,
+            engines,
+            console,
+            force=force,
+            ahead_of_time=for_gpu is not None,
+            prepare_thread=prepare_thread,
+        )
+        if for_gpu is None and cache is None:
+            _start_once(*found_model, detect, console)
+    if show_list:
+        (print_engines_as_json if json else print_engines)(engines.entries(), gpu, console)
+    return EXIT_OK
+
+
+def _given(**values: object) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _start_once(folder: Path, spec: ModelSpec, detect: DetectConfig, console: Console) -> None:
+    """Open the detector as `vision run` does.
+
+    TensorRT-RTX compiles and keeps an engine's kernels only then, which may take as long as the build; and CUDA
+    graphs with wrong results are noticed here.
+    """
+    console.print("starting the detector once: compiles and keeps kernels, checks graphs")
+    with closing(open_detector(folder, spec, detect.model_copy(update={"backend": "tensorrt"}))) as detector:
+        console.print(f"{detector.spec.name}: ready", markup=False)
+
+
+def _open_gpu(description: str | None, *, required: bool) -> tuple[Any, Callable[[], object]]:
+    """Return the GPU to build for, and a function that makes it current in another thread.
+
+    The GPU is None if there is none and none is required.
+
+    Raises:
+        DeviceError: there is no GPU, or it does not work.
+        VisionError: the description is wrong.
+    """
+    if description is not None:
+        name, _, capability = description.rpartition(":")
+        if not name or not capability.isdecimal() or len(capability) < 2:
+            raise VisionError(
+                f"--for-gpu: expected a name and a compute capability, got {description!r}", hint="Orin:87"
+            )
+        return GpuDescription(name, (int(capability[:-1]), int(capability[-1]))), lambda: None
+    try:
+        from vision.gpu.cuda import open_device, use_device
+
+        device = open_device()
+    except DeviceError:
+        if required:
+            raise
+        return None, lambda: None
+    return device, lambda: use_device(device)
 
 
 class Bars:
@@ -42,7 +166,7 @@ class Bars:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = Progress(
+        self.progress_bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),  # TensorRT's names of phases have brackets
             BarColumn(),
@@ -55,33 +179,28 @@ class Bars:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Bars:
-        self._progress.start()
+        self.progress_bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
-
-    @property
-    def tasks(self) -> list[Task]:
-        """The bars that are shown."""
-        return self._progress.tasks
+        self.progress_bars.stop()
 
     def parsed(self, layers: int) -> None:
-        """Say how large the model is."""
+        """Print how large the model is."""
         self._console.print(f"{layers} layers before fusion")
 
     def progress(self, phases: Sequence[Phase]) -> None:
         """Show the open phases and no others."""
         with self._lock:
             for name in self._tasks.keys() - {phase.name for phase in phases}:
-                self._progress.remove_task(self._tasks.pop(name))
+                self.progress_bars.remove_task(self._tasks.pop(name))
             for phase in phases:
                 if phase.name not in self._tasks:
                     title = "  " * phase.depth + phase.name
-                    self._tasks[phase.name] = self._progress.add_task(title, total=phase.steps)
-                self._progress.update(self._tasks[phase.name], completed=phase.done, total=phase.steps)
+                    self._tasks[phase.name] = self.progress_bars.add_task(title, total=phase.steps)
+                self.progress_bars.update(self._tasks[phase.name], completed=phase.done, total=phase.steps)
 
     def built(self, plan_bytes: int) -> None:
         """Remove the bars."""
@@ -89,57 +208,81 @@ class Bars:
         self._console.print(f"built: {_mib(plan_bytes)}")
 
 
-def build_command(
-    model: tuple[Path, ModelSpec] | None,
+def build_engine(
+    folder: Path,
+    spec: ModelSpec,
     detect: DetectConfig,
     gpu: Gpu | None,
+    cache: EngineCache,
+    console: Console,
     *,
-    show_list: bool = False,
-    prune: bool = False,
     force: bool = False,
     ahead_of_time: bool = False,
-    cache_folder: Path | None = None,
-    console: Console | None = None,
-    cancel: threading.Event | None = None,
     prepare_thread: Callable[[], object] = lambda: None,
-    as_json: bool = False,
-) -> int:
-    """Build a model's engine, after pruning and before listing where those are asked for too.
+) -> None:
+    """Build the engine of a model with a bar for each phase, and print what was built.
 
     Args:
-        model: folder and card; None where only `show_list` or `prune` is wanted.
-        detect: gives precision, max_batch and how the engine is built.
-        gpu: of this machine, or (`ahead_of_time`) of another one. None: no GPU; enough to list and to prune.
-
-    Returns:
-        The exit code. Ctrl-C comes out as KeyboardInterrupt, once TensorRT has stopped.
+        folder: folder of the model.
+        spec: description of the model.
+        detect: has the precision, the largest batch and the settings of the engine.
+        gpu: of this machine, or (`ahead_of_time`) of another one.
+        cache: holds the engine, before or after.
+        console: prints.
+        force: build although the cache has it.
+        ahead_of_time: the GPU is not in this machine.
+        prepare_thread: makes the GPU current in the thread that builds.
 
     Raises:
-        VisionError: whatever `build_engine` and `EngineCache` raise; or the engine could not be kept.
+        VisionError: whatever `load_or_build` raises; or the engine could not be kept.
     """
-    out = console or Console()
-    cache = EngineCache(cache_folder)
-    if prune:
-        _print_pruned(cache, _library(), gpu, out)
-    if model is not None:
-        if gpu is None:
-            raise DeviceMissing(
-                "building an engine needs the GPU that it is for", hint="`vision doctor` says what is missing"
-            )
-        folder, spec = model
-        plan = resolve(detect, spec)
-        out.print(
-            f"{spec.name}, {plan.precision}, batch up to {plan.max_batch}, for {gpu.name}, {find_library()}",
-            markup=False,
+    if gpu is None:
+        raise DeviceMissing(
+            "building an engine needs the GPU that it is for", hint="`vision doctor` says what is missing"
         )
-        with Bars(out) as bars:
-            options = BuildOptions(ahead_of_time, bars, cancel or threading.Event(), prepare_thread)
-            loaded = load_or_build(folder, spec, gpu, plan, options, cache=cache, force=force)
-        _print_loaded(loaded, loads_here=not ahead_of_time, out=out)
-    if show_list:
-        show = _print_list_as_json if as_json else _print_list
-        show(cache.entries(), _library(), gpu, out)
-    return EXIT_OK
+    plan = resolve(detect, spec)
+    batch = f"batch up to {plan.max_batch}"
+    console.print(f"{spec.name}, {plan.precision}, {batch}, for {gpu.name}, {find_library()}", markup=False)
+    with Bars(console) as bars:
+        options = BuildOptions(ahead_of_time, bars, prepare_thread=prepare_thread)
+        loaded = load_or_build(folder, spec, gpu, plan, options, cache=cache, force=force)
+    _print_loaded(loaded, loads_here=not ahead_of_time, console=console)
+
+
+def _print_loaded(loaded: Loaded, *, loads_here: bool, console: Console) -> None:
+    built, size = loaded.built, _mib(len(loaded.plan))
+    if built is None:
+        text = f"already built: {loaded.path} ({size}); --force builds it again"
+        console.print(text, soft_wrap=True, markup=False)
+        return
+    after = ""
+    if loads_here:  # the proof that it was built for this machine
+        with load_engine(loaded.plan, label=loaded.path.stem) as engine:
+            after = f", {engine.layers} after it"
+    console.print(f"{built.layers} layers before fusion{after}; built in {built.seconds:.1f} s")
+    for index, profile in enumerate(built.profiles):
+        console.print(f"profile {index}: {profile}", markup=False)
+    if built.weights_bytes is not None and built.activation_bytes is not None:
+        activations = _mib(built.activation_bytes)
+        console.print(f"weights {_mib(built.weights_bytes)}, activations of one context {activations}")
+    for note in built.notes:
+        console.print(f"TensorRT: {note}", markup=False)
+    if loaded.not_kept:
+        raise ModelError(
+            f"the engine was built and could not be kept: {loaded.not_kept}",
+            hint="free some space, or set XDG_CACHE_HOME to a folder that can be written",
+            code="engine-not-kept",
+        )
+    console.print(f"{loaded.path} ({size})", soft_wrap=True, markup=False)
+
+
+def print_pruned(cache: EngineCache, gpu: Gpu | None, console: Console) -> None:
+    """Remove the engines that this machine cannot use, and print their names."""
+    removed = cache.prune(_library(), gpu)
+    for name, reason in removed.items():
+        console.print(f"removed {name}: {reason}", markup=False, soft_wrap=True)
+    if not removed:
+        console.print(f"nothing to remove in {cache.folder}", soft_wrap=True, markup=False)
 
 
 def _library() -> Library | None:
@@ -149,43 +292,9 @@ def _library() -> Library | None:
         return None
 
 
-def _print_loaded(loaded: Loaded, *, loads_here: bool, out: Console) -> None:
-    built = loaded.built
-    if built is None:
-        out.print(
-            f"already built: {loaded.path} ({_mib(len(loaded.plan))}); --force builds it again",
-            soft_wrap=True,
-            markup=False,
-        )
-        return
-    after = ""
-    if loads_here:  # the proof that it was built for this machine
-        with load_engine(loaded.plan, label=loaded.path.stem) as engine:
-            after = f", {engine.layers} after it"
-    out.print(f"{built.layers} layers before fusion{after}; built in {built.seconds:.1f} s")
-    for index, profile in enumerate(built.profiles):
-        out.print(f"profile {index}: {profile}", markup=False)
-    if built.weights_bytes is not None and built.activation_bytes is not None:
-        out.print(f"weights {_mib(built.weights_bytes)}, activations of one context {_mib(built.activation_bytes)}")
-    for note in built.notes:
-        out.print(f"TensorRT says: {note}", markup=False)
-    if loaded.not_kept:
-        raise ModelError(
-            f"the engine was built and could not be kept: {loaded.not_kept}",
-            hint="free some space, or set XDG_CACHE_HOME to a folder that can be written",
-        )
-    out.print(f"{loaded.path} ({_mib(len(loaded.plan))})", soft_wrap=True, markup=False)
-
-
-def _print_pruned(cache: EngineCache, library: Library | None, gpu: Gpu | None, out: Console) -> None:
-    gone = cache.prune(library, gpu)
-    for name, reason in gone.items():
-        out.print(f"removed {name}: {reason}", markup=False, soft_wrap=True)
-    if not gone:
-        out.print(f"nothing to remove in {cache.folder}", soft_wrap=True, markup=False)
-
-
-def _print_list_as_json(entries: Sequence[Entry], library: Library | None, gpu: Gpu | None, _out: Console) -> None:
+def print_engines_as_json(entries: Sequence[Entry], gpu: Gpu | None, _console: Console) -> None:
+    """Print the engines of the cache as JSON on standard output."""
+    library = _library()
     engines = [
         {
             "model": entry.model,
@@ -198,17 +307,18 @@ def _print_list_as_json(entries: Sequence[Entry], library: Library | None, gpu: 
         }
         for entry in entries
     ]
-    print(json.dumps({"schema": "vision.engines/1", "engines": engines}, indent=2, default=str))
+    print(json_module.dumps({"schema": "vision.engines/1", "engines": engines}, indent=2, default=str))
 
 
-def _print_list(entries: Sequence[Entry], library: Library | None, gpu: Gpu | None, out: Console) -> None:
+def print_engines(entries: Sequence[Entry], gpu: Gpu | None, console: Console) -> None:
+    """Print the engines of the cache as a table."""
     if not entries:
-        out.print("no engines in the cache")
+        console.print("no engines in the cache")
         return
+    library, now = _library(), datetime.now(timezone.utc)
     table = Table("model", "precision", "batch", "GPU", "library", "MiB", "built", "last used", "state", "file")
     for entry in entries:
         settings = entry.key.get("settings", {})
-        used = datetime.fromtimestamp(datetime.now(timezone.utc).timestamp() - entry.unused_s, timezone.utc)
         cells = (
             entry.model,
             str(settings.get("precision", "")),
@@ -217,12 +327,12 @@ def _print_list(entries: Sequence[Entry], library: Library | None, gpu: Gpu | No
             f"{entry.key.get('flavour', '')} {entry.key.get('version', '')}",
             f"{entry.plan_bytes / 2**20:.1f}",
             entry.built_at,
-            used.strftime("%Y-%m-%d"),
+            (now - timedelta(seconds=entry.unused_s)).strftime("%Y-%m-%d"),
             entry.fault or foreign(entry.key, library, gpu) or "usable",
             entry.path.name,
         )
         table.add_row(*map(escape, cells))
-    out.print(table)
+    console.print(table)
 
 
 def _mib(size: int) -> str:

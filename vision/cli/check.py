@@ -1,31 +1,90 @@
-"""Validation of a configuration, and one frame from each of its cameras, all at the same time."""
+"""`vision check`: validate a configuration, its model and its pipeline, and open each camera once."""
 
 from __future__ import annotations
 
+import json as json_module
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from vision.capture.open import open_source
-from vision.capture.source import Grab, Source, StreamInfo
+from vision.capture.source import Source, StreamInfo
+from vision.cli.options import ConfigName, Json
+from vision.cli.session import command
 from vision.config import AppConfig, CameraConfig, check_classes, load_config, resolve_config
 from vision.detect.open import check_model, published_class_names
-from vision.errors import SizeChanged, SourceError
+from vision.errors import EXIT_OK, EXIT_RUNTIME, SizeChanged, SourceError, VisionError
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import find_model, open_second_model
-from vision.types import FrameBuffer, PixelFormat
+from vision.types import FrameBuffer
 
-_Look = TypeVar("_Look")
+_Result = TypeVar("_Result")
 
 _GRACE_S = 2.0  # beyond the camera's own time-outs, for a library that is late
+
+
+@command(orderly=True)
+def check(context: typer.Context, config: ConfigName, json: Json = False) -> int:
+    """Validate a configuration and open its cameras.
+
+    The check covers the model, the back-end and the pipeline. Each camera gives one frame.
+
+    Exit code 0: `vision run` starts, and every camera gives frames. 1: a camera gives none. 78: `vision run` refuses.
+
+    Examples:
+      vision check camera.yaml
+      vision check /etc/vision/shop.yaml --json
+    """
+    if json:
+        return _check_as_json(config, context.obj.stop)
+    path, app_config = check_configuration(config)
+    cameras = len(app_config.cameras)
+    count = "1 camera" if cameras == 1 else f"{cameras} cameras"
+    print(f"{path}: {count}, pipeline {app_config.pipeline}, model {app_config.model}")
+    print("configuration: no faults")
+    return print_checks(check_cameras(app_config.cameras, context.obj.stop), Console())
+
+
+def _check_as_json(name: str, stop: threading.Event) -> int:
+    document: dict[str, object] = {"schema": "vision.check/1", "config": name, "fault": None, "cameras": []}
+    checks: list[CameraCheck] = []
+    code = EXIT_OK
+    try:
+        path, app_config = check_configuration(name)
+        checks = check_cameras(app_config.cameras, stop)
+        document |= {"config": str(path), "cameras": [check.as_json() for check in checks]}
+    except VisionError as error:
+        faults = [asdict(fault) for fault in error.faults]
+        document["fault"] = {"code": error.code, "message": error.args[0], "hint": error.hint, "faults": faults}
+        code = error.exit_code
+    print(json_module.dumps(document, indent=2))
+    return EXIT_RUNTIME if any(check.error for check in checks) else code
+
+
+def check_configuration(name: str) -> tuple[Path, AppConfig]:
+    """Validate a configuration, its pipeline and its models, as far as that is possible without building an engine.
+
+    Raises:
+        VisionError: `vision run` would refuse to start, with this error.
+    """
+    path = resolve_config(name)
+    config = load_config(path, os.environ)
+    load_pipeline(config.pipeline)
+    folder, spec = find_model(config)
+    check_classes(config, published_class_names(spec, config.detect), path)
+    check_model(folder, spec, config.detect)
+    if config.cascade is not None:
+        open_second_model(config.cascade).close()
+    return path, config
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,75 +111,40 @@ class CameraCheck:
         return document
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedConfig:
-    """A configuration that `vision run` accepts on this machine."""
-
-    path: Path
-    config: AppConfig
-    model: str
-
-    @property
-    def summary(self) -> str:
-        """Number of cameras, pipeline and model."""
-        cameras = len(self.config.cameras)
-        count = "1 camera" if cameras == 1 else f"{cameras} cameras"
-        return f"{count}, pipeline {self.config.pipeline}, model {self.model}"
-
-
-def check_configuration(name: str) -> CheckedConfig:
-    """Validate a configuration, its pipeline and its models, as far as that is possible without building an engine.
-
-    Raises:
-        VisionError: `vision run` would refuse to start, with this error.
-    """
-    path = resolve_config(name)
-    config = load_config(path, os.environ)
-    load_pipeline(config.pipeline)
-    folder, spec = find_model(config)
-    check_classes(config, published_class_names(spec, config.detect), path)
-    check_model(folder, spec, config.detect)
-    if config.cascade is not None:
-        open_second_model(config.cascade).close()
-    return CheckedConfig(path, config, spec.name)
-
-
-def check_cameras(
-    cameras: Sequence[CameraConfig], pixel_formats: tuple[PixelFormat, ...], stop: threading.Event
-) -> list[CameraCheck]:
+def check_cameras(cameras: Sequence[CameraConfig], stop: threading.Event) -> list[CameraCheck]:
     """Open every camera and read one frame, within the time-outs of its configuration."""
-    found = look_at_each(cameras, lambda camera: _check_camera(camera, pixel_formats), stop)
-    silent = [CameraCheck(one.id, None, 0.0, "no answer within its time-outs") for one in cameras]
-    return [found.get(one.camera_id, one) for one in silent]
+    checks = look_at_each(cameras, _check_camera, stop)
+    silent = "no answer within its time-outs"
+    return [checks.get(camera.id, CameraCheck(camera.id, None, 0.0, silent)) for camera in cameras]
 
 
 def look_at_each(
-    cameras: Sequence[CameraConfig], look: Callable[[CameraConfig], _Look], stop: threading.Event
-) -> dict[str, _Look]:
+    cameras: Sequence[CameraConfig], look: Callable[[CameraConfig], _Result], stop: threading.Event
+) -> dict[str, _Result]:
     """Call `look` for all cameras at the same time.
 
     Returns:
         The results by camera id, without cameras that give no answer within their time-outs.
     """
-    found: dict[str, _Look] = {}
+    results: dict[str, _Result] = {}
 
     def ask(camera: CameraConfig) -> None:
-        found[camera.id] = look(camera)
+        results[camera.id] = look(camera)
 
     threads = [threading.Thread(target=ask, args=(camera,), daemon=True, name=camera.id) for camera in cameras]
     for thread in threads:
         thread.start()
-    deadlines = [time.monotonic() + one.open_timeout_s + one.read_timeout_s + _GRACE_S for one in cameras]
+    deadlines = [time.monotonic() + c.open_timeout_s + c.read_timeout_s + _GRACE_S for c in cameras]
     for thread, deadline in zip(threads, deadlines, strict=True):
         while thread.is_alive() and time.monotonic() < deadline and not stop.is_set():
             thread.join(0.1)
-    return dict(found)
+    return dict(results)
 
 
-def _check_camera(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) -> CameraCheck:
+def _check_camera(camera: CameraConfig) -> CameraCheck:
     began = time.monotonic()
     try:
-        with closing(open_source(camera, offline=False, pixel_formats=pixel_formats)) as source:
+        with closing(open_source(camera, offline=False, pixel_formats=("bgr",))) as source:
             info = source.open()
             _read_frame(source, info, camera.read_timeout_s)
     except SourceError as error:
@@ -128,17 +152,15 @@ def _check_camera(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) 
     return CameraCheck(camera.id, info, time.monotonic() - began)
 
 
-def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> Grab:
-    grab = source.grab(timeout_s)
-    if grab is None:
+def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> None:
+    if source.grab(timeout_s) is None:
         raise SourceError(f"it opened, but gave no frame within {timeout_s:g} s")
     with suppress(SizeChanged):  # a frame of any size shows that the camera works
         source.retrieve(FrameBuffer.allocate(info.height_px, info.width_px, info.pixel_format))
-    return grab
 
 
 def print_checks(checks: Sequence[CameraCheck], console: Console) -> int:
-    """Print the table; return 0 if every camera gave a frame, else 1."""
+    """Print the table; return the exit code: 0 if every camera gave a frame."""
     table = Table("camera", "frame", "frames/s", "format", "decoder", "first frame", header_style="bold")
     for check in checks:
         info = check.info
@@ -154,4 +176,4 @@ def print_checks(checks: Sequence[CameraCheck], console: Console) -> int:
         if check.error:
             text = f"{check.camera_id}: {check.error}"
             console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-    return 1 if any(check.error for check in checks) else 0
+    return EXIT_RUNTIME if any(check.error for check in checks) else EXIT_OK

@@ -1,11 +1,31 @@
-"""The console on standard error. Log lines, live tables and progress bars share it, so none overwrites another."""
+"""The console on standard error. Log lines, live tables and progress share it, so none overwrites another."""
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Callable
 from functools import cache
+from typing import Final, TypeVar
 
 import rich
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.control import Control
+from rich.live import Live
+from rich.logging import RichHandler
+from rich.segment import ControlType
+
+from vision.errors import redact
+
+_CHATTY: Final = (
+    "vision.runtime.builder",
+    "vision.capture",
+    "vision.detect.open",
+    "vision.detect.tensorrt.detector",
+    "matplotlib",
+)
+
+_Value = TypeVar("_Value")
 
 
 @cache
@@ -19,3 +39,76 @@ def terminal() -> Console | None:
     """Return the console on standard error if that is a terminal."""
     console = error_console()
     return console if console.is_terminal else None
+
+
+class RedactingFormatter(logging.Formatter):
+    """Removes user names, passwords and tokens from every line, tracebacks and other libraries' texts included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def start_logging(level: str) -> None:
+    """Send log records of this level and above to standard error. Only outside of a terminal they have a date."""
+    console = terminal()
+    handler: logging.Handler
+    if console is not None:
+        handler = RichHandler(console=console, show_path=False, rich_tracebacks=False, markup=False)
+        handler.setFormatter(RedactingFormatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def with_progress(work: Callable[[Callable[[str], None]], _Value]) -> _Value:
+    """Call `work` with a function that shows the current step: a status line on a terminal, a line a step elsewhere."""
+    for name in _CHATTY:
+        logger = logging.getLogger(name)
+        if logger.getEffectiveLevel() == logging.INFO:  # a start of the detector is not what was asked for
+            logger.setLevel(logging.WARNING)
+    console = terminal()
+    if console is None:
+        return work(lambda text: print(f"measuring {text}", file=sys.stderr, flush=True))
+    with console.status("...") as status:
+        return work(lambda text: status.update(f"measuring {text}"))
+
+
+class LiveDisplay:
+    """Redraws one renderable in place, below the log lines of the same console, also after the terminal is resized."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False)
+        self._width = console.width
+
+    def start(self) -> None:
+        """Begin to draw, and hide the cursor."""
+        self._live.start()
+
+    def stop(self) -> None:
+        """Leave the last drawing on the screen, and show the cursor."""
+        self._live.stop()
+
+    def update(self, renderable: RenderableType) -> None:
+        """Draw `renderable` in place of the one before."""
+        width = self._console.width
+        if width < self._width:
+            self._scroll_away()
+        self._width = width
+        self._live.update(renderable, refresh=True)
+
+    def _scroll_away(self) -> None:
+        """Move the screen's lines into the scroll-back.
+
+        A terminal that becomes narrower wraps the lines of the old drawing, so their number is no longer known and
+        they cannot be erased without the risk to erase log lines above them.
+        """
+        height = self._console.height
+        self._live.update("", refresh=False)
+        self._live.stop()
+        self._console.control(Control((ControlType.CURSOR_MOVE_TO, 0, height - 1)))
+        self._console.print("\n" * (height - 1))
+        self._console.control(Control.home())
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._live.start()

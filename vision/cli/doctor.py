@@ -1,4 +1,4 @@
-"""Diagnosis of the environment: what is installed, what is missing for which feature, and how to install it.
+"""`vision doctor`: what is installed, what is missing for which feature, and how to install it.
 
 Each check is a function that returns one `Finding`; none of them changes anything or takes longer than a few seconds.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
+import json as json_module
 import os
 import platform
 import shutil
@@ -16,20 +16,34 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vision.capture.open import missing_pyav
+from vision.cli.options import Json
+from vision.cli.session import command
 from vision.detect.open import has_nvidia_gpu
-from vision.engine.library import TEGRA_RELEASE, missing_hint
-from vision.errors import DeviceError, DeviceMissing
+from vision.engine.library import MODULES, TEGRA_RELEASE, missing_hint
+from vision.errors import EXIT_OK, EXIT_RUNTIME, DeviceError, DeviceMissing
 from vision.version import install_hint, pip_hint
 
 Verdict = Literal["ok", "missing", "broken", "note"]
 
-_TENSORRT_MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+_STYLES: Final[dict[Verdict, str]] = {"ok": "green", "missing": "yellow", "broken": "red", "note": "cyan"}
+_GSTREAMER_PACKAGES: Final = {
+    "rtspsrc": "gstreamer1.0-plugins-good",
+    "rtph264depay": "gstreamer1.0-plugins-good",
+    "rtph265depay": "gstreamer1.0-plugins-good",
+    "h264parse": "gstreamer1.0-plugins-bad",
+    "h265parse": "gstreamer1.0-plugins-bad",
+    "videoconvert": "gstreamer1.0-plugins-base",
+    "appsink": "gstreamer1.0-plugins-base",
+}
+"""Elements of the pipeline of an RTSP camera, and the Debian packages that hold them. Decoders are checked apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,65 +56,69 @@ class Finding:
     hint: str = ""
     needed: bool = False
 
+    @property
+    def prevents_demo(self) -> bool:
+        return self.needed and self.verdict in ("missing", "broken")
+
+
+@command()
+def doctor(context: typer.Context, json: Json = False) -> int:
+    """Diagnose the environment and suggest fixes.
+
+    Examples:
+      vision doctor
+      vision doctor --json
+    """
+    findings = examine()
+    works = not any(finding.prevents_demo for finding in findings)
+    if json:
+        document = {"schema": "vision.doctor/1", "works": works, "findings": [asdict(finding) for finding in findings]}
+        print(json_module.dumps(document, indent=2))
+    else:
+        print_findings(findings, Console())
+    return EXIT_OK if works else EXIT_RUNTIME
+
 
 def examine() -> list[Finding]:
     """Run every check."""
-    gpu: tuple[Callable[[], Finding], ...] = (_gpu, _nvdec, _cuda_python, check_cuda, _tensorrt)
+    jetson = TEGRA_RELEASE.exists()
+    gpu: tuple[Callable[[], Finding], ...] = (check_gpu, check_nvdec, _cuda_python, check_cuda, _tensorrt)
     checks: Iterable[Callable[[], Finding]] = (
         _machine,
-        _jetson,
-        _power_mode,
+        *((_jetson, _power_mode) if jetson else ()),
+        check_pyav,
         _opencv,
         _gstreamer,
-        _pyav,
         _onnxruntime,
-        *(gpu if has_nvidia_gpu() or TEGRA_RELEASE.exists() or _output("nvidia-smi", "-L") else (_no_gpu,)),
+        *(gpu if has_nvidia_gpu() or jetson or _output("nvidia-smi", "-L") else (_no_gpu,)),
         _zeromq,
-        _evaluation,
         _clock_sync,
     )
-    return [check() for check in checks]
+    return [*(check() for check in checks), *check_evaluation()]
 
 
-def print_findings(findings: Iterable[Finding], console: Console) -> int:
-    """Print the table and the hints; return 0 if everything that is needed is there, else 1."""
+def print_findings(findings: Iterable[Finding], console: Console) -> None:
+    """Print the table, the hints, and the result for the demo."""
     findings = list(findings)
-    styles = {"ok": "green", "missing": "yellow", "broken": "red", "note": "cyan"}
-    table = Table("what", "state", "found", header_style="bold")
+    table = Table("part", "state", "details", header_style="bold")
     table.columns[2].overflow = "fold"
     for finding in findings:
-        table.add_row(finding.subject, f"[{styles[finding.verdict]}]{finding.verdict}[/]", escape(finding.detail))
+        style = _STYLES[finding.verdict]
+        table.add_row(finding.subject, f"[{style}]{finding.verdict}[/]", escape(finding.detail))
     console.print(table)
     for finding in findings:
         if finding.hint:
             console.print(f"[bold]{finding.subject}[/]: {escape(finding.hint)}", highlight=False, soft_wrap=True)
-    failed = [finding.subject for finding in findings if finding.needed and finding.verdict in ("missing", "broken")]
-    console.print(f"needed and not there: {', '.join(failed)}" if failed else "vision run demo will work here")
-    return 1 if failed else 0
+    failed = [finding.subject for finding in findings if finding.prevents_demo]
+    console.print(f"vision run demo needs: {', '.join(failed)}" if failed else "vision run demo works here")
 
 
-def print_findings_as_json(findings: Iterable[Finding]) -> int:
-    """Print the findings as JSON; return 0 if everything that is needed is there, else 1."""
-    findings = list(findings)
-    works = not any(finding.needed and finding.verdict in ("missing", "broken") for finding in findings)
-    document = {"schema": "vision.doctor/1", "works": works, "findings": [asdict(finding) for finding in findings]}
-    print(json.dumps(document, indent=2))
-    return 0 if works else 1
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "version unknown"
-
-
-def _output(*command: str) -> str | None:
+def _output(*line: str) -> str | None:
     """Return standard output of a command; None if it is not there, fails, or takes over 5 s."""
-    if shutil.which(command[0]) is None:
+    if shutil.which(line[0]) is None:
         return None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(line, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -110,71 +128,72 @@ def _machine() -> Finding:
     cores = len(os.sched_getaffinity(0))
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     detail = f"{platform.machine()}, {cores} cores, {memory_gib:.1f} GiB, Python {platform.python_version()}"
-    return Finding("machine", "ok", detail, needed=True)
+    return Finding("machine", "ok", detail)
 
 
 def _jetson() -> Finding:
-    release = Path("/etc/nv_tegra_release")
-    if not release.exists():
-        return Finding("Jetson", "note", "this is not a Jetson")
     model = Path("/proc/device-tree/model")
     name = model.read_bytes().rstrip(b"\0").decode(errors="replace") if model.exists() else "unknown module"
-    return Finding("Jetson", "ok", f"{name}; {release.read_text().splitlines()[0].lstrip('# ')}")
+    return Finding("Jetson", "ok", f"{name}; {TEGRA_RELEASE.read_text().splitlines()[0].lstrip('# ')}")
 
 
 def _power_mode() -> Finding:
-    mode = _output("nvpmodel", "-q")
-    if mode is None:
-        return Finding("power mode", "note", "no nvpmodel here")
-    detail = " ".join(mode.split())
-    if "MAXN" in detail.upper():
-        return Finding("power mode", "ok", detail)
-    return Finding("power mode", "note", detail, hint="more speed, more heat: sudo nvpmodel -m 0 && sudo jetson_clocks")
+    mode = " ".join((_output("nvpmodel", "-q") or "").split())
+    if "MAXN" in mode.upper():
+        return Finding("power mode", "ok", mode)
+    hint = "more speed, more heat: sudo nvpmodel -m 0 && sudo jetson_clocks"
+    return Finding("power mode", "note", mode or "nvpmodel gives no answer", hint)
 
 
 def _opencv() -> Finding:
-    hint = f"{install_hint('opencv')}; on a Jetson use JetPack's own build: docs/jetson.md"
-    if importlib.util.find_spec("cv2") is None:
-        return Finding("OpenCV", "missing", "the module cv2 is not installed", hint, needed=True)
+    hint = f"USB cameras, image folders and drawings need it: {install_hint('opencv')}; on a Jetson see docs/jetson.md"
     try:
         import cv2
     except ImportError as error:
-        return Finding("OpenCV", "broken", str(error), hint, needed=True)
-    wanted = ("FFMPEG", "GStreamer", "v4l/v4l2")
-    lines = (line.strip() for line in cv2.getBuildInformation().splitlines())
-    parts = [" ".join(line.split()) for line in lines if line.startswith(wanted)]
-    return Finding(
-        "OpenCV", "ok", f"{cv2.__version__} from {Path(cv2.__file__).parent}; {', '.join(parts)}", needed=True
-    )
+        present = importlib.util.find_spec("cv2") is not None
+        return Finding("OpenCV", "broken" if present else "missing", str(error), hint)
+    lines = (" ".join(line.split()) for line in cv2.getBuildInformation().splitlines())
+    parts = ", ".join(line for line in lines if line.startswith(("FFMPEG", "GStreamer", "v4l/v4l2")))
+    return Finding("OpenCV", "ok", f"{cv2.__version__} from {Path(cv2.__file__).parent}; {parts}")
 
 
 def _gstreamer() -> Finding:
-    hint = (
-        "RTSP with capture times from the camera and CSI cameras need it: sudo apt-get install python3-gi "
-        "gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-{base,good,bad} gstreamer1.0-libav, and a virtual "
-        "environment made with --system-site-packages"
-    )
+    purpose = "RTSP with capture times from the camera, and CSI cameras, need it"
     try:
         import gi
 
         gi.require_version("Gst", "1.0")
         from gi.repository import Gst
     except (ImportError, ValueError) as error:
+        hint = (
+            f"{purpose}: sudo apt-get install python3-gi gir1.2-gst-plugins-base-1.0 "
+            "gstreamer1.0-plugins-{base,good,bad} gstreamer1.0-libav, and a virtual environment of /usr/bin/python3 "
+            "made with --system-site-packages"
+        )
         return Finding("GStreamer", "missing", str(error), hint)
     Gst.init(None)
-    decoders = [name for name in ("nvv4l2decoder", "avdec_h264", "nvarguscamerasrc") if Gst.ElementFactory.find(name)]
-    detail = f"{Gst.version_string()}; {', '.join(decoders) or 'no H.264 decoder'}"
-    if not {"nvv4l2decoder", "avdec_h264"} & set(decoders):
-        return Finding("GStreamer", "missing", detail, hint)
-    return Finding("GStreamer", "ok", detail)
+    return judge_gstreamer(Gst.version_string(), lambda name: Gst.ElementFactory.find(name) is not None)
 
 
-def _pyav() -> Finding:
-    from vision.capture.open import missing_pyav
+def judge_gstreamer(version: str, has_element: Callable[[str], Any]) -> Finding:
+    """Return the finding about an installed GStreamer."""
+    decoders = [name for name in ("nvv4l2decoder", "avdec_h264", "avdec_h265") if has_element(name)]
+    missing = [name for name in _GSTREAMER_PACKAGES if not has_element(name)]
+    packages = {_GSTREAMER_PACKAGES[name] for name in missing}
+    if "nvv4l2decoder" not in decoders and len(decoders) < 2:
+        missing.append("a decoder of H.264 and H.265")
+        packages.add("gstreamer1.0-libav")
+    if missing:
+        hint = f"RTSP cameras need it: sudo apt-get install {' '.join(sorted(packages))}"
+        return Finding("GStreamer", "missing", f"{version} without {', '.join(missing)}", hint)
+    return Finding("GStreamer", "ok", f"{version}; {', '.join(decoders)}, RTSP")
 
-    hint = "video files, HTTP cameras, and RTSP cameras without GStreamer need it: " + pip_hint("av>=12.3")
+
+def check_pyav() -> Finding:
+    """Check PyAV and its version."""
     reason = missing_pyav()
     if reason is not None:
+        hint = "video files, HTTP cameras, and RTSP cameras without GStreamer need it: " + pip_hint("av>=12.3")
         return Finding("PyAV", "missing", reason, hint, needed=True)
     import av
 
@@ -183,7 +202,7 @@ def _pyav() -> Finding:
 
 
 def _onnxruntime() -> Finding:
-    needed = not any(importlib.util.find_spec(name) for name in _TENSORRT_MODULES)
+    needed = not any(importlib.util.find_spec(name) for name in MODULES)
     try:
         import onnxruntime
     except ImportError as error:
@@ -192,13 +211,15 @@ def _onnxruntime() -> Finding:
     return Finding("ONNX Runtime", "ok", f"{onnxruntime.__version__}; {providers}")
 
 
-def _gpu() -> Finding:
+def check_gpu() -> Finding:
+    """Check what the driver knows about the GPU."""
     listing = _output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
-    if listing is None:
-        if Path("/etc/nv_tegra_release").exists():
-            return Finding("GPU", "ok", "integrated")
-        return Finding("GPU", "missing", "nvidia-smi is not there or finds no GPU", "the detector runs on ONNX Runtime")
-    return Finding("GPU", "ok", "; ".join(listing.splitlines()))
+    if listing is not None:
+        return Finding("GPU", "ok", "; ".join(listing.splitlines()))
+    if TEGRA_RELEASE.exists():
+        return Finding("GPU", "ok", "integrated")
+    hint = "without it the detector runs on ONNX Runtime; install NVIDIA's driver"
+    return Finding("GPU", "missing", "nvidia-smi is not installed or finds no GPU", hint)
 
 
 def _no_gpu() -> Finding:
@@ -207,18 +228,9 @@ def _no_gpu() -> Finding:
     return Finding("GPU", "note", detail)
 
 
-def _evaluation() -> Finding:
-    """Return which optional parts of `vision eval` are there."""
-    parts = {name: importlib.util.find_spec(name) is not None for name in ("matplotlib", "scipy", "trackeval")}
-    missing = [name for name, present in parts.items() if not present]
-    if not missing:
-        return Finding("vision eval", "ok", ", ".join(parts))
-    hint = f"vision eval needs them: {install_hint('eval')} && {pip_hint('--no-deps', 'trackeval>=1.3')}"
-    return Finding("vision eval", "note", f"not installed: {', '.join(missing)}", hint)
-
-
-def _nvdec() -> Finding:
-    if Path("/etc/nv_tegra_release").exists():
+def check_nvdec() -> Finding:
+    """Check the library that decodes on the GPU of a graphics card."""
+    if TEGRA_RELEASE.exists():
         return Finding("NVDEC", "note", "a Jetson's decoders are reached through GStreamer")
     if shutil.which("nvidia-smi") is None:
         return Finding("NVDEC", "note", "no graphics card of NVIDIA")
@@ -237,28 +249,32 @@ def _cuda_python() -> Finding:
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
         hint = f"{install_hint('cuda13')} with JetPack 7 and current drivers, cuda12 in place of cuda13 with JetPack 6"
         return Finding("cuda-python", "missing", "the module cuda.bindings is not installed", hint)
-    return Finding("cuda-python", "ok", f"cuda-bindings {_version('cuda-bindings')}")
+    try:
+        version = importlib.metadata.version("cuda-bindings")
+    except importlib.metadata.PackageNotFoundError:
+        version = "of unknown version"
+    return Finding("cuda-python", "ok", f"cuda-bindings {version}")
 
 
 def check_cuda() -> Finding:
-    """Whether the GPU can be opened: a driver may be too old for the CUDA of cuda-python, or hide its GPUs."""
+    """Check that the GPU opens: a driver can be too old for the CUDA of cuda-python, or hide its GPUs."""
     try:
         from vision.gpu.cuda import open_device
 
         device = open_device()
     except DeviceError as error:
-        there = has_nvidia_gpu() or not isinstance(error, DeviceMissing)
-        return Finding("CUDA", "broken" if there else "missing", error.args[0], error.hint or "")
+        present = has_nvidia_gpu() or not isinstance(error, DeviceMissing)
+        return Finding("CUDA", "broken" if present else "missing", error.args[0], error.hint or "")
     version = f"{device.driver_version // 1000}.{device.driver_version % 1000 // 10}"
-    return Finding("CUDA", "ok", f"{device.name} ({device.arch}), the driver knows CUDA {version}")
+    return Finding("CUDA", "ok", f"{device.name} ({device.arch}), the driver supports CUDA {version}")
 
 
 def _tensorrt() -> Finding:
-    for name in _TENSORRT_MODULES:
+    for name in MODULES:
         if importlib.util.find_spec(name) is None:
             continue
         try:
-            module = __import__(name)
+            module = importlib.import_module(name)
         except (ImportError, OSError, RuntimeError) as error:
             return Finding("TensorRT", "broken", f"{name}: {error}")
         return Finding("TensorRT", "ok", f"{name} {module.__version__}")
@@ -268,17 +284,37 @@ def _tensorrt() -> Finding:
 
 
 def _zeromq() -> Finding:
-    try:
-        import zmq
-    except ImportError as error:
-        return Finding("ZeroMQ", "missing", str(error), pip_hint("pyzmq"), needed=True)
+    import zmq
+
     return Finding("ZeroMQ", "ok", f"{zmq.zmq_version()}, pyzmq {zmq.__version__}", needed=True)
+
+
+def check_evaluation() -> list[Finding]:
+    """Check what `vision eval` needs beyond `vision run`."""
+    return [
+        _optional("matplotlib", "plots of vision eval and vision bench", install_hint("eval")),
+        _optional("scipy", "tracking figures of vision eval", install_hint("eval")),
+        _optional("trackeval", "HOTA of vision eval", pip_hint("--no-deps", "trackeval>=1.3")),
+    ]
+
+
+def _optional(module: str, purpose: str, install: str) -> Finding:
+    """Return the finding about a Python package that one command needs."""
+    if importlib.util.find_spec(module) is None:
+        return Finding(module, "note", f"not installed; for {purpose}", f"{purpose}: {install}")
+    try:
+        version = importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:
+        version = "version unknown"
+    return Finding(module, "ok", version)
 
 
 def _clock_sync() -> Finding:
     state = _output("timedatectl", "show", "--property=NTPSynchronized", "--value")
     if state == "yes":
         return Finding("clock", "ok", "synchronised")
-    detail = "not synchronised" if state == "no" else "timedatectl does not say"
-    hint = "capture times in messages are as right as this machine's clock: sudo timedatectl set-ntp true"
-    return Finding("clock", "note", detail, hint if state == "no" else "")
+    if state == "no":
+        hint = "capture times in messages are as right as this machine's clock: sudo timedatectl set-ntp true"
+        return Finding("clock", "note", "not synchronised", hint)
+    hint = "compare `date -u` with another machine: capture times in messages are as right as this machine's clock"
+    return Finding("clock", "note", "timedatectl gives no answer, as in a container", hint)

@@ -1,4 +1,4 @@
-"""`vision draw`: each camera's lines and zones on a frame of its own, so that people see what they configured."""
+"""`vision draw`: write a frame of each camera with its lines and zones."""
 
 from __future__ import annotations
 
@@ -8,28 +8,46 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
-import cv2
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
 from vision.capture.frame_reader import read_frames
 from vision.cli.check import look_at_each
+from vision.cli.options import ConfigName, read_config, require_opencv
+from vision.cli.session import command
 from vision.config import AppConfig, CameraAnalytics, CameraConfig, Point
 from vision.config.source_address import RECORDED
 from vision.errors import EXIT_OK, EXIT_RUNTIME, SourceError, VisionError
-from vision.overlay import Overlay
 
 _SETTLE_S: Final = 0.5
-"""The newest frame after so long is taken of a live camera: the first ones of a USB camera are dark."""
+"""Time after which the newest frame of a live camera is used: the first ones of a USB camera are dark."""
+
+
+@command(orderly=True)
+def draw(
+    context: typer.Context,
+    config: ConfigName,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images.")] = Path("drawn"),
+) -> int:
+    """Write a frame of each camera with its lines and zones.
+
+    Examples:
+      vision draw camera.yaml
+      vision draw counting --out /tmp/drawn
+    """
+    app_config = read_config(config)
+    require_opencv("vision draw")
+    return print_drawings(draw_cameras(app_config, out, context.obj.stop), Console())
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What became of one camera: `path` where a frame was written, `error` where none was."""
+    """Result for one camera: `path` if an image was written, else `error`."""
 
     camera_id: str
     path: Path | None = None
@@ -49,15 +67,16 @@ def draw_cameras(config: AppConfig, folder: Path, stop: threading.Event) -> list
     except OSError as error:
         raise VisionError(f"--out: cannot make the folder {folder}: {error.strerror}") from error
 
-    def draw(camera: CameraConfig) -> Drawing:
+    def look(camera: CameraConfig) -> Drawing:
         section = config.analytics.get(camera.id, CameraAnalytics())
         try:
             return draw_camera(camera, section, folder / f"{camera.id}.png")
         except SourceError as error:
             return Drawing(camera.id, error=str(error))
 
-    found = look_at_each(config.cameras, draw, stop)
-    return [found.get(one.id, Drawing(one.id, error="no answer within its time-outs")) for one in config.cameras]
+    drawings = look_at_each(config.cameras, look, stop)
+    silent = "no answer within its time-outs"
+    return [drawings.get(camera.id, Drawing(camera.id, error=silent)) for camera in config.cameras]
 
 
 def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> Drawing:
@@ -66,6 +85,10 @@ def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> D
     Raises:
         SourceError: the camera gave no frame.
     """
+    import cv2  # together with the overlay: only drawings need OpenCV
+
+    from vision.overlay import Overlay
+
     frame = current_frame(camera)
     height_px, width_px = frame.shape[:2]
     overlay = Overlay(frame)
@@ -82,7 +105,7 @@ def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> D
 
 
 def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 BGR of now, or the first one of a file.
+    """Return the newest frame, or the first one of a file: (H, W, 3) uint8 BGR.
 
     Raises:
         SourceError: the camera cannot be opened, or gives no whole frame.
@@ -90,13 +113,13 @@ def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
     recorded = isinstance(camera.address, RECORDED)
     settle_s = 0.0 if recorded else _SETTLE_S
     newest: NDArray[np.uint8] | None = None
-    with closing(read_frames(camera, offline=recorded)) as stills:
+    with closing(read_frames(camera, offline=recorded)) as frames:
         began = time.monotonic()
         try:
-            for still in stills:
+            for frame in frames:
                 passed_s = time.monotonic() - began
-                if not still.grab.corrupt:
-                    newest = still.pixels.copy()
+                if not frame.grab.corrupt:
+                    newest = frame.pixels.copy()
                 if passed_s >= (settle_s if newest is not None else camera.read_timeout_s):
                     break
         except SourceError:
@@ -120,7 +143,7 @@ def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> It
 
 
 def print_drawings(drawings: Sequence[Drawing], console: Console) -> int:
-    """Print a line per camera; return 0 if every camera gave a frame, else 1."""
+    """Print a line per camera; return the exit code: 0 if every camera gave a frame."""
     for drawing in drawings:
         name = escape(drawing.camera_id)
         if drawing.path is not None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import typer
+from rich.console import Console
 
-from vision.errors import ConfigError, SourceError, VisionError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from vision.config import AppConfig, ModelSpec
+from vision.capture.synthetic.spec import SyntheticSpec
+from vision.config import AppConfig, ModelSpec, load_config, resolve_config
+from vision.config.source_address import File, Folder, Synthetic, parse_source
+from vision.errors import ConfigError, DeviceMissing, SourceError, VisionError
+from vision.metrics import enable_nvtx
+from vision.runtime.builder import find_model
+from vision.version import install_hint, pip_hint
 
 NVTX_VARIABLE: Final = "VISION_NVTX"
 MAX_BATCH: Final = 256
@@ -29,8 +32,6 @@ Format: TypeAlias = Literal["bgr", "bgrx", "nv12", "i420"]
 _FILE_WIDTH: Final = 150  # columns of tables that go into a file
 _DURATION: Final = re.compile(r"^(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)?$")
 _UNIT_S: Final = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-_Value = TypeVar("_Value")
 
 
 def parse_duration(text: str) -> float:
@@ -92,9 +93,6 @@ def _split(text: str) -> list[str]:
 
 def parse_frame_source(text: str) -> str:
     """Return the source of frames if it is well-formed, and there if it is a recording."""
-    from vision.capture.synthetic.spec import SyntheticSpec
-    from vision.config.source_address import File, Folder, Synthetic, parse_source
-
     try:
         source = parse_source(text)
         if isinstance(source, Synthetic):
@@ -167,34 +165,30 @@ def start_nvtx(requested: bool) -> None:
     Raises:
         VisionError: they are requested, and the package nvtx is not installed.
     """
-    from vision.metrics import enable_nvtx
-    from vision.version import pip_hint
-
     requested = requested or os.environ.get(NVTX_VARIABLE, "") not in ("", "0")
     if requested and not enable_nvtx():
         raise VisionError("--nvtx needs the package nvtx, which is not installed", hint=pip_hint("nvtx"))
 
 
+def require_opencv(purpose: str) -> None:
+    """Raise DeviceMissing if OpenCV is not installed."""
+    if importlib.util.find_spec("cv2") is None:
+        raise DeviceMissing(f"{purpose} needs OpenCV", hint=install_hint("opencv"), code="opencv-missing")
+
+
 def read_config(name: str) -> AppConfig:
     """Load a configuration by its path or its shipped name, with secrets from the environment."""
-    from vision.config import load_config, resolve_config
-
     return load_config(resolve_config(name), os.environ)
 
 
 def find_named_model(name: str) -> tuple[Path, ModelSpec]:
     """Return folder and spec of a model that the command line names."""
-    from vision.config import AppConfig
-    from vision.runtime.builder import find_model
-
     config = AppConfig.model_validate({"cameras": [{"id": "none", "source": "synthetic:"}]})
     return find_model(config.model_copy(update={"model": name}))
 
 
 def table_console(json: Path | None = None) -> Console:
     """Return the console for tables: standard error if JSON goes to standard output."""
-    from rich.console import Console
-
     console = Console(stderr=json is not None and str(json) == "-")
     if not console.is_terminal:
         console.width = _FILE_WIDTH

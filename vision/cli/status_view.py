@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from vision.cli.live import LiveDisplay
+from vision.cli.console import LiveDisplay
 from vision.messaging.schema import CameraReport, CountsReport
 from vision.runtime.status import Report
 
 log = logging.getLogger(__name__)
 
-_FIRST_LINE_S = 2.0  # most cameras are connected by then
-
-STATE_STYLES = {"streaming": "green", "ended": "dim", "connecting": "yellow", "backing-off": "red", "frozen": "red"}
-"""Colors of the camera states."""
+_FIRST_LINE_S: Final = 2.0  # most cameras are connected by then
+_COLUMN_WIDTH: Final = 24  # longer texts are folded
+_STATE_STYLES: Final = {
+    "streaming": "green",
+    "ended": "dim",
+    "connecting": "yellow",
+    "backing-off": "red",
+    "frozen": "red",
+}
+_COUNTS: Final = "lines and zones"
+_BY_IMPORTANCE: Final = (
+    "camera",
+    "state",
+    "frames/s",
+    "objects",
+    _COUNTS,
+    "p50 ms",
+    "dropped",
+    "lost",
+    "published",
+    "p99 ms",
+    "frame",
+)
 
 
 class StatusView:
@@ -32,6 +53,7 @@ class StatusView:
             console: a terminal; None: a log line per camera every `line_interval_s` seconds.
             line_interval_s: seconds between log lines.
         """
+        self._console = console
         self._display = LiveDisplay(console) if console is not None else None
         self._line_interval_s = line_interval_s
         self._next_line_s = _FIRST_LINE_S
@@ -52,8 +74,8 @@ class StatusView:
 
     def show(self, report: Report) -> None:
         """Show this report now, or skip it if log lines would follow each other too fast."""
-        if self._display is not None:
-            self._display.update(Group(status_table(report), *down_lines(report)))
+        if self._display is not None and self._console is not None:
+            self._display.update(render_status(report, self._console.width))
             return
         self._unlogged = report
         if report.node.uptime_s >= self._next_line_s:
@@ -66,48 +88,78 @@ class StatusView:
             log.info("%s", status_line(camera, report.counts.get(camera.camera)))
 
 
-def status_table(report: Report) -> Table:
-    """Return a table with one row per camera."""
-    graphs_off = report.node.detector.graphs_off if report.node.detector is not None else None
-    table = Table(
-        title=f"vision, up {report.node.uptime_s:.0f} s",
-        caption=Text(f"{report.node.model} runs without CUDA graphs: {graphs_off}") if graphs_off else None,
-        title_justify="left",
-        caption_justify="left",
-        header_style="bold",
-        caption_style="yellow",
-    )
-    table.add_column("camera", overflow="fold")
-    table.add_column("state", overflow="fold")
-    for name in ("frame", "frames/s", "p50 ms", "p99 ms", "objects", "published", "dropped"):
-        table.add_column(name, justify="right", overflow="fold")
-    if report.counts:
-        table.add_column("lines and zones", overflow="fold")
-    for camera in report.cameras:
-        cells: list[str | Text] = [
-            Text(camera.camera),
-            Text(camera.state, STATE_STYLES.get(camera.state, "")),
-            f"{camera.width}x{camera.height}" if camera.width else "-",
-            f"{camera.published_fps:.1f}",
-            f"{camera.latency_ms.p50:.1f}" if camera.latency_ms is not None else "-",
-            f"{camera.latency_ms.p99:.1f}" if camera.latency_ms is not None else "-",
-            str(camera.objects),
-            str(camera.published),
-            _format_drops(camera),
-        ]
-        table.add_row(*cells, *([Text(format_counts(report.counts.get(camera.camera)))] if report.counts else []))
+def camera_table(rows: Sequence[Mapping[str, str]], width: int) -> Table:
+    """Return a table with a row per camera. Where `width` columns are too few, the least important ones are left out.
+
+    Args:
+        rows: texts by column, all with the columns in the same order.
+        width: of the terminal.
+    """
+    names = list(rows[0]) if rows else []
+    widths = {name: 3 + min(_COLUMN_WIDTH, max(cell_len(text) for text in _column(name, rows))) for name in names}
+    for name in reversed(_BY_IMPORTANCE[2:]):
+        if sum(widths.values()) + 1 > width:
+            widths.pop(name, None)
+    table = Table(title_justify="left", caption_justify="left", header_style="bold", caption_style="yellow")
+    for name in widths:
+        text = name in ("camera", "state", _COUNTS)
+        table.add_column(name, justify="left" if text else "right", overflow="fold")
+    for row in rows:
+        styles = (_STATE_STYLES.get(row["state"], "") if name == "state" else "" for name in widths)
+        table.add_row(*(Text(row[name], style) for name, style in zip(widths, styles, strict=True)))
     return table
 
 
-def down_lines(report: Report) -> Iterator[Text]:
-    """Yield a line per camera that gives no frames: its state, the next attempt and the reason."""
-    for camera in report.cameras:
-        if camera.state in ("streaming", "ended") or not camera.last_error:
-            continue
-        retry = "" if camera.next_retry_in_s is None else f", retry in {camera.next_retry_in_s:.0f} s"
-        reason = camera.last_error.partition("\n")[0]
-        style = STATE_STYLES.get(camera.state, "")
-        yield Text(f"{camera.camera}: {camera.state}{retry}: {reason}", style, overflow="fold")
+def narrow_counts(rows: Sequence[Mapping[str, str]], table: Table) -> Iterator[Text]:
+    """Yield the counts of each camera as lines below the table, if its column was left out."""
+    if _COUNTS not in (column.header for column in table.columns):
+        yield from (Text(f"{row['camera']}: {row[_COUNTS]}") for row in rows if row.get(_COUNTS))
+
+
+def _column(name: str, rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    yield name
+    yield from (row[name] for row in rows)
+
+
+def render_status(report: Report, width: int) -> Group:
+    """Return the table, and lines about cameras that give no frames, for a terminal of `width` columns."""
+    rows = [_row(camera, report) for camera in report.cameras]
+    table = camera_table(rows, width)
+    table.title = f"vision, up {report.node.uptime_s:.0f} s"
+    if report.node.detector is not None and report.node.detector.graphs_off:
+        table.caption = Text(f"{report.node.model} runs without CUDA graphs: {report.node.detector.graphs_off}")
+    outages = ((camera.camera, describe_outage(camera)) for camera in report.cameras)
+    texts = (outage_text(name, outage) for name, outage in outages if outage)
+    return Group(table, *narrow_counts(rows, table), *texts)
+
+
+def _row(camera: CameraReport, report: Report) -> dict[str, str]:
+    latency = camera.latency_ms
+    row = {
+        "camera": camera.camera,
+        "state": camera.state,
+        "frame": f"{camera.width}x{camera.height}" if camera.width else "-",
+        "frames/s": f"{camera.published_fps:.1f}",
+        "p50 ms": f"{latency.p50:.1f}" if latency is not None else "-",
+        "p99 ms": f"{latency.p99:.1f}" if latency is not None else "-",
+        "objects": str(camera.objects),
+        "published": str(camera.published),
+        "dropped": _format_drops(camera),
+    }
+    return row | ({_COUNTS: format_counts(report.counts.get(camera.camera))} if report.counts else {})
+
+
+def describe_outage(camera: CameraReport) -> str:
+    """Return the state of a camera that gives no frames, the next attempt and the reason; empty if it gives frames."""
+    if camera.state in ("streaming", "ended") or not camera.last_error:
+        return ""
+    retry = "" if camera.next_retry_in_s is None else f", retry in {camera.next_retry_in_s:.0f} s"
+    return f"{camera.state}{retry}: {camera.last_error.partition(chr(10))[0]}"
+
+
+def outage_text(camera: str, outage: str) -> Text:
+    """Return the line below a table for such a camera."""
+    return Text(f"{camera}: {outage}", "red", overflow="fold")
 
 
 def status_line(camera: CameraReport, counts: CountsReport | None = None) -> str:

@@ -10,20 +10,27 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, TextIO
+from datetime import datetime
+from typing import Annotated, Final, Protocol, TextIO
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
+import typer
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from vision.cli.console import LiveDisplay
+from vision.cli.options import ForTime
+from vision.cli.session import command
+from vision.cli.status_view import camera_table, describe_outage, format_counts, narrow_counts, outage_text
 from vision.client import (
     CameraStatusMessage,
+    CountsMessage,
     DetectionsMessage,
+    EventMessage,
     Gap,
     Item,
+    NewJournal,
     NodeStatusMessage,
     Restart,
     Silence,
@@ -31,40 +38,43 @@ from vision.client import (
     latency,
 )
 from vision.errors import EXIT_OK, EXIT_RUNTIME
+from vision.messaging.schema import KINDS, utc_ns
 
-_WINDOW_S = 5.0  # of rates and percentiles
-_MOST_SAMPLES = 5000
-_REDRAW_S = 0.25
-_STATE_STYLES = {"streaming": "green", "ended": "dim", "connecting": "yellow", "backing-off": "red", "frozen": "red"}
-_CLOCKS = {
+_WINDOW_S: Final = 5.0  # of rates and percentiles
+_MAX_SAMPLES: Final = 5000
+_MAX_EVENTS: Final = 8  # on the screen
+_REDRAW_S: Final = 0.25
+_CLOCKS: Final = {
     "monotonic": "latency: capture to here, by the monotonic clock that both share",
     "utc": "latency: capture to here by UTC, as good as both machines' time synchronisation",
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What is shown of one camera."""
+@command()
+def watch(
+    context: typer.Context,
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Where it publishes.")] = "tcp://127.0.0.1:5555",
+    for_s: ForTime = None,
+) -> int:
+    """Show what a running `vision run` publishes.
 
-    camera: str
-    state: str
-    fps: float
-    p50_ms: float | None
-    p99_ms: float | None
-    objects: int
-    lost: int
-    dropped: int
+    Examples:
+      vision watch
+      vision watch tcp://192.0.2.7:5555 --for 1m
+    """
+    return watch_address(address, for_s=for_s)
 
 
 @dataclass(slots=True)
 class _Camera:
     state: str = "?"
-    trouble: str = ""  # why it gives no frames, and when it is retried
+    outage: str = ""  # why it gives no frames, and when it is retried
+    counts: str = ""
     objects: int = 0
     lost: int = 0
     dropped_seen: int = 0
-    dropped_told: int | None = None  # by the camera's status: complete, and from the publisher's start
-    samples: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_MOST_SAMPLES))  # received ns, ms
+    dropped_reported: int | None = None  # by the camera's status: complete, and from the publisher's start
+    samples: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_MAX_SAMPLES))  # received ns, ms
 
 
 class Board:
@@ -75,6 +85,8 @@ class Board:
         self.title = address
         self.note = f"waiting for messages from {address}"
         self.clock = ""
+        self.events: deque[str] = deque(maxlen=_MAX_EVENTS)
+        self.event_count = 0
         self._address = address
         self._started_ns = now_ns
         self._cameras: dict[str, _Camera] = {}
@@ -84,7 +96,7 @@ class Board:
         if isinstance(item, Gap):
             self._camera(item.topic.partition("/")[2]).lost += item.lost if item.topic.startswith("detections/") else 0
             return
-        if isinstance(item, Restart | Silence):
+        if isinstance(item, Restart | Silence | NewJournal):
             self.note = _printable(str(item))
             return
         self.messages += 1
@@ -93,23 +105,26 @@ class Board:
             self._add_detections(item, now_ns, now_utc_ns)
         elif isinstance(item, CameraStatusMessage):
             camera = self._camera(item.camera)
-            camera.state, camera.dropped_told = item.state, sum(item.dropped.values())
-            camera.trouble = _describe_trouble(item)
-        elif isinstance(item, NodeStatusMessage):
-            told = f"{item.node}: {item.model} on {item.backend}, up {item.uptime_s:.0f} s"
-            if item.detector is not None and item.detector.graphs_off:
-                told += f", no CUDA graphs: {item.detector.graphs_off}"
-            self.title = f"{_printable(told)}, {self._address}"
+            camera.state, camera.dropped_reported = _printable(item.state), sum(item.dropped.values())
+            camera.outage = _printable(describe_outage(item))
+        elif isinstance(item, CountsMessage):
+            self._camera(item.camera).counts = _printable(format_counts(item))
+        elif isinstance(item, EventMessage):
+            self.events.append(_printable(_describe_event(item)))
+            self.event_count += 1
+        else:
+            self.title = f"{_printable(_describe_node(item))}, {self._address}"
 
-    def rows(self, now_ns: int) -> list[Row]:
-        """One row a camera, by name."""
+    def rows(self, now_ns: int) -> list[dict[str, str]]:
+        """Return the texts of one row per camera, by name."""
         span_s = min(_WINDOW_S, max(0.001, (now_ns - self._started_ns) / 1e9))
-        return [_row(name, camera, now_ns, span_s) for name, camera in sorted(self._cameras.items())]
+        counts = any(camera.counts for camera in self._cameras.values())
+        rows = [_row(name, camera, now_ns, span_s) for name, camera in sorted(self._cameras.items())]
+        return rows if counts else [{name: row[name] for name in row if name != "lines and zones"} for row in rows]
 
-    def troubles(self) -> list[str]:
-        """Return a line per camera that gives no frames: its state, the next attempt and the reason."""
-        cameras = sorted(self._cameras.items())
-        return [f"{_printable(name)}: {camera.trouble}" for name, camera in cameras if camera.trouble]
+    def outages(self) -> dict[str, str]:
+        """Return the state, the next attempt and the reason of each camera that gives no frames."""
+        return {_printable(name): camera.outage for name, camera in sorted(self._cameras.items()) if camera.outage}
 
     def _camera(self, name: str) -> _Camera:
         return self._cameras.setdefault(name, _Camera())
@@ -123,28 +138,36 @@ class Board:
         camera.samples.append((now_ns, age.ms))
 
 
-def _describe_trouble(status: CameraStatusMessage) -> str:
-    if status.state in ("streaming", "ended") or not status.last_error:
-        return ""
-    retry = f", retry in {status.next_retry_in_s:.0f} s" if status.next_retry_in_s is not None else ""
-    return _printable(f"{status.state}{retry}: {status.last_error.partition(chr(10))[0]}")
+def _describe_node(status: NodeStatusMessage) -> str:
+    graphs_off = status.detector.graphs_off if status.detector is not None else None
+    graphs = f", no CUDA graphs: {graphs_off}" if graphs_off else ""
+    return f"{status.node}: {status.model} on {status.backend}, up {status.uptime_s:.0f} s{graphs}"
 
 
-def _row(name: str, camera: _Camera, now_ns: int, span_s: float) -> Row:
+def _describe_event(event: EventMessage) -> str:
+    """Return text such as ``12:03:11 gate: line_crossed door, track 17, direction in``, with the local time."""
+    at = datetime.fromtimestamp(utc_ns(event.at) / 1e9).strftime("%H:%M:%S")
+    track = [] if event.track_id is None else [f"track {event.track_id}"]
+    details = [f"{name} {value}" for name, value in event.data.items() if value is not None]
+    return f"{at} {event.camera}: {', '.join([f'{event.kind} {event.name}', *track, *details])}"
+
+
+def _row(name: str, camera: _Camera, now_ns: int, span_s: float) -> dict[str, str]:
     while camera.samples and now_ns - camera.samples[0][0] > _WINDOW_S * 1e9:
         camera.samples.popleft()
     latencies = sorted(ms for _, ms in camera.samples)
-    dropped = camera.dropped_seen if camera.dropped_told is None else camera.dropped_told
-    return Row(
-        _printable(name),
-        _printable(camera.state),
-        len(latencies) / span_s,
-        _quantile(latencies, 0.5),
-        _quantile(latencies, 0.99),
-        camera.objects,
-        camera.lost,
-        dropped,
-    )
+    dropped = camera.dropped_seen if camera.dropped_reported is None else camera.dropped_reported
+    return {
+        "camera": _printable(name),
+        "state": camera.state,
+        "frames/s": f"{len(latencies) / span_s:.1f}",
+        "p50 ms": _quantile(latencies, 0.5),
+        "p99 ms": _quantile(latencies, 0.99),
+        "objects": str(camera.objects),
+        "lost": str(camera.lost),
+        "dropped": str(dropped),
+        "lines and zones": camera.counts,
+    }
 
 
 def _printable(text: str) -> str:
@@ -152,42 +175,34 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _quantile(ordered: list[float], q: float) -> float | None:
-    return ordered[max(0, math.ceil(q * len(ordered)) - 1)] if ordered else None
+def _quantile(ordered: list[float], q: float) -> str:
+    return f"{ordered[max(0, math.ceil(q * len(ordered)) - 1)]:.1f}" if ordered else "-"
 
 
-def table(board: Board, now_ns: int) -> Table:
-    """Return the board as a table for a terminal."""
-    shown = Table(
-        title=Text(board.title),
-        caption=Text(board.note or board.clock),
-        title_justify="left",
-        caption_justify="left",
-        header_style="bold",
-        caption_style="yellow" if board.note else "dim",
-    )
-    shown.add_column("camera")
-    shown.add_column("state")
-    for name in ("frames/s", "p50 ms", "p99 ms", "objects", "lost", "dropped"):
-        shown.add_column(name, justify="right")
-    for row in board.rows(now_ns):
-        style = _STATE_STYLES.get(row.state, "")
-        numbers = (f"{row.fps:.1f}", _ms(row.p50_ms), _ms(row.p99_ms), row.objects, row.lost, row.dropped)
-        shown.add_row(Text(row.camera), Text(row.state, style), *map(str, numbers))
-    return shown
+def render(board: Board, now_ns: int, width: int) -> Group:
+    """Return the board for a terminal of `width` columns."""
+    parts: list[RenderableType] = [Text(board.title, "italic")]
+    rows = board.rows(now_ns)
+    if rows:
+        table = camera_table(rows, width)
+        parts += [table, *narrow_counts(rows, table)]
+    parts += [outage_text(name, outage) for name, outage in board.outages().items()]
+    parts += [Text(event, no_wrap=True, overflow="ellipsis") for event in board.events]
+    parts += [Text(board.note or board.clock, "yellow" if board.note else "dim")]
+    return Group(*parts)
 
 
-def lines(board: Board, now_ns: int) -> Iterable[str]:
+def lines(board: Board, now_ns: int) -> Iterator[str]:
     """Yield the board as lines for a log."""
+    outages = board.outages()
     for row in board.rows(now_ns):
+        counts = f"; {row['lines and zones']}" if row.get("lines and zones") else ""
         yield (
-            f"{row.camera}: {row.state}, {row.fps:.1f} frames/s, p50 {_ms(row.p50_ms)} ms, p99 {_ms(row.p99_ms)} ms, "
-            f"{row.objects} objects, {row.lost} lost, {row.dropped} dropped"
+            f"{row['camera']}: {row['state']}, {row['frames/s']} frames/s, p50 {row['p50 ms']} ms, "
+            f"p99 {row['p99 ms']} ms, {row['objects']} objects, {row['lost']} lost, {row['dropped']} dropped{counts}"
         )
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+        if row["camera"] in outages:
+            yield f"{row['camera']}: {outages[row['camera']]}"
 
 
 class _View(Protocol):
@@ -199,8 +214,9 @@ class _View(Protocol):
 
 
 class _LiveView:
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.display = LiveDisplay(console)
         self._next_ns = 0
 
     def show(self, board: Board, now_ns: int) -> None:
@@ -209,8 +225,7 @@ class _LiveView:
             self.finish(board, now_ns)
 
     def finish(self, board: Board, now_ns: int) -> None:
-        troubles = (Text(line, "red", overflow="fold") for line in board.troubles())
-        self._live.update(Group(table(board, now_ns), *troubles), refresh=True)
+        self.display.update(render(board, now_ns, self._console.width))
 
 
 class _LineView:
@@ -219,11 +234,15 @@ class _LineView:
         self._interval_ns = int(interval_s * 1e9)
         self._next_ns = now_ns + self._interval_ns
         self._note = self._clock = ""
+        self._event_count = 0
 
     def show(self, board: Board, now_ns: int) -> None:
         if board.note and board.note != self._note:
             self._print(board.note)
         self._note = board.note
+        if board.event_count > self._event_count:
+            self._print(board.events[-1])
+        self._event_count = board.event_count
         if now_ns >= self._next_ns:
             self._next_ns = now_ns + self._interval_ns
             self.finish(board, now_ns)
@@ -239,7 +258,7 @@ class _LineView:
         print(text, file=self._out, flush=True)
 
 
-def watch(
+def watch_address(
     address: str,
     *,
     for_s: float | None = None,
@@ -260,10 +279,14 @@ def watch(
     console = Console(file=out)
     board = Board(address, time.monotonic_ns())
     try:
-        with Subscription(address, kinds=("detections", "status"), silence_s=silence_s) as subscription:
+        with Subscription(address, kinds=KINDS, silence_s=silence_s) as subscription:
             if console.is_terminal:
-                with Live(console=console, auto_refresh=False) as live:
-                    _follow(subscription, board, _LiveView(live), for_s)
+                view = _LiveView(console)
+                view.display.start()
+                try:
+                    _follow(subscription, board, view, for_s)
+                finally:
+                    view.display.stop()
             else:
                 _follow(subscription, board, _LineView(out, line_interval_s, time.monotonic_ns()), for_s)
     except KeyboardInterrupt:

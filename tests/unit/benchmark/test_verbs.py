@@ -17,7 +17,7 @@ from tests.unit.benchmark.test_files import STAGE, bench, row
 from tests.unit.engine_models import needs_tensorrt
 from vision.benchmark.bench import load_gpu
 from vision.benchmark.document import load_bench
-from vision.cli.commands.bench import PRECISIONS
+from vision.cli.bench import PRECISIONS
 from vision.cli.options import (
     MAX_BATCH,
     MAX_BATCHES_IN_FLIGHT,

@@ -39,6 +39,11 @@ class PseudoTerminal:
         return [line.rstrip() for line in [*history, *self._screen.display] if line.strip()]
 
     @property
+    def screen(self) -> list[str]:
+        """The screen, without blank lines."""
+        return [line.rstrip() for line in self._screen.display if line.strip()]
+
+    @property
     def cursor_hidden(self) -> bool:
         """Whether the cursor is hidden."""
         return bool(self._screen.cursor.hidden)

@@ -1,4 +1,4 @@
-"""What `vision doctor` says of the libraries that cameras are opened with."""
+"""`vision doctor`: findings about the libraries that cameras and evaluation use."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ import pytest
 from rich.console import Console
 
 from vision.capture import open as opening
-from vision.cli.doctor import Finding, Verdict, _nvdec, _pyav, print_findings
+from vision.cli.doctor import (
+    Finding,
+    Verdict,
+    check_evaluation,
+    check_nvdec,
+    check_pyav,
+    judge_gstreamer,
+    print_findings,
+)
 from vision.version import install_hint
 
 
-def test_what_is_printed_can_be_typed() -> None:
+def test_printed_hint_can_be_typed() -> None:
     """Brackets are Rich's markup: `pip install 'name[cuda12]'` was printed as `pip install 'name'`."""
     console = Console(file=StringIO(), width=200)
     finding = Finding("cuda-python", "missing", "no module [cuda]", install_hint("cuda12"))
-    assert print_findings([finding], console) == 0
+    print_findings([finding], console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert install_hint("cuda12") in printed
     assert "no module [cuda]" in printed
@@ -28,27 +36,27 @@ def test_what_is_printed_can_be_typed() -> None:
 def test_pyav_is_reported_with_its_libavcodec() -> None:
     import av
 
-    found = _pyav()
-    assert (found.verdict, found.hint, found.needed) == ("ok", "", True)
-    assert found.detail.startswith(f"{av.__version__}; libavcodec ")
+    finding = check_pyav()
+    assert (finding.verdict, finding.hint, finding.needed) == ("ok", "", True)
+    assert finding.detail.startswith(f"{av.__version__}; libavcodec ")
 
 
 @pytest.mark.parametrize(
     ("reason", "missing"), [("PyAV is not installed", None), ("PyAV is 11.0.0, expected 12 or later", "11.0.0")]
 )
-def test_pyav_that_is_missing_or_too_old(monkeypatch: pytest.MonkeyPatch, reason: str, missing: str | None) -> None:
+def test_missing_or_old_pyav_is_reported(monkeypatch: pytest.MonkeyPatch, reason: str, missing: str | None) -> None:
     opening.missing_pyav.cache_clear()
     if missing is None:
         monkeypatch.setitem(sys.modules, "av", None)
     else:
         monkeypatch.setattr("av.__version__", missing)
     try:
-        found = _pyav()
+        finding = check_pyav()
     finally:
         opening.missing_pyav.cache_clear()
-    assert found.verdict == "missing"
-    assert reason in found.detail
-    assert "av>=12.3" in found.hint
+    assert finding.verdict == "missing"
+    assert reason in finding.detail
+    assert "av>=12.3" in finding.hint
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Machine:
 
 
 @pytest.mark.parametrize(
-    ("machine", "said", "hint"),
+    ("machine", "expected", "hint"),
     [
         (Machine(spec=False), ("note", "no graphics card of NVIDIA"), ""),
         (
@@ -75,8 +83,8 @@ class Machine:
     ],
     ids=["no card", "no library", "all there", "no driver library"],
 )
-def test_nvdec(
-    machine: Machine, said: tuple[Verdict, str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nvdec_is_reported(
+    machine: Machine, expected: tuple[Verdict, str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -87,8 +95,34 @@ def test_nvdec(
         tool.chmod(0o755)
     if machine.module is not None:
         (tmp_path / "PyNvVideoCodec.py").write_text(machine.module + "\n")
-    found = _nvdec()
+    finding = check_nvdec()
     monkeypatch.delitem(sys.modules, "PyNvVideoCodec", raising=False)
-    assert (found.verdict, found.detail) == said
-    assert hint in found.hint
-    assert bool(found.hint) is bool(hint)
+    assert (finding.verdict, finding.detail) == expected
+    assert hint in finding.hint
+    assert bool(finding.hint) is bool(hint)
+
+
+@pytest.mark.parametrize(
+    ("missing", "packages"),
+    [
+        ((), ()),
+        (("rtspsrc",), ("gstreamer1.0-plugins-good",)),
+        (("h265parse",), ("gstreamer1.0-plugins-bad",)),
+        (("avdec_h265", "nvv4l2decoder"), ("gstreamer1.0-libav",)),
+        (("rtph264depay", "h264parse"), ("gstreamer1.0-plugins-good", "gstreamer1.0-plugins-bad")),
+    ],
+)
+def test_missing_gstreamer_plugins_are_reported_with_their_packages(
+    missing: tuple[str, ...], packages: tuple[str, ...]
+) -> None:
+    finding = judge_gstreamer("GStreamer 1.22", lambda name: name not in missing)
+    assert (finding.verdict == "missing") is bool(packages)
+    assert all(package in finding.hint for package in packages)
+
+
+def test_optional_parts_are_reported_with_what_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    findings = {finding.subject: finding for finding in check_evaluation()}
+    expected = {"matplotlib": "[eval]", "scipy": "[eval]", "trackeval": "trackeval"}
+    assert {subject: findings[subject].verdict for subject in expected} == dict.fromkeys(expected, "note")
+    assert all(text in findings[subject].hint for subject, text in expected.items())

@@ -1,4 +1,4 @@
-"""`vision draw`: a frame for every camera that gives one, and a clear word for each that does not."""
+"""`vision draw`: an image for each camera that gives a frame, and a reason for each that does not."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def has_lines(frame: NDArray[np.uint8]) -> bool:
     return int(np.all(frame == np.array(LINE_COLOUR, np.uint8), axis=2).sum()) > 100
 
 
-def test_every_camera_is_drawn_with_what_is_configured(tmp_path: Path) -> None:
+def test_each_camera_is_drawn_with_its_lines_and_zones(tmp_path: Path) -> None:
     source = "synthetic:160x120@20?frames=5&objects=1&seed=3"
     drawings = draw_cameras(site(source, source, c1={"lines": (LINE,), "zones": (ZONE,)}), tmp_path, threading.Event())
     assert [drawing.error for drawing in drawings] == ["", ""]
@@ -52,7 +52,7 @@ def test_every_camera_is_drawn_with_what_is_configured(tmp_path: Path) -> None:
     assert np.array_equal(bottom, next(read_frames(site(source).cameras[0], offline=True)).pixels[100:])
 
 
-def test_a_camera_without_a_frame_does_not_keep_the_others_from_theirs(tmp_path: Path) -> None:
+def test_camera_without_a_frame_leaves_the_others_alone(tmp_path: Path) -> None:
     missing = str(tmp_path / "gone.mp4")
     drawings = draw_cameras(site(missing, "synthetic:160x120@20?frames=1"), tmp_path / "a" / "b", threading.Event())
     assert [drawing.path for drawing in drawings] == [None, tmp_path / "a" / "b" / "c1.png"]
@@ -71,31 +71,31 @@ def test_a_camera_without_a_frame_does_not_keep_the_others_from_theirs(tmp_path:
         ("synthetic:160x120@20?fail=0", "failed at frame 0"),
     ],
 )
-def test_why_a_camera_gave_no_frame(source: str, error: str, tmp_path: Path) -> None:
+def test_camera_without_a_frame_has_a_reason(source: str, error: str, tmp_path: Path) -> None:
     (drawing,) = draw_cameras(site(source), tmp_path, threading.Event())
     assert drawing.path is None
     assert error in drawing.error
 
 
-def test_a_damaged_frame_is_passed_over(tmp_path: Path) -> None:
+def test_damaged_frame_is_skipped(tmp_path: Path) -> None:
     (drawing,) = draw_cameras(site("synthetic:160x120@20?frames=3&corrupt=0:2"), tmp_path, threading.Event())
     assert drawing.path is not None
 
 
 @pytest.mark.integration
-def test_a_camera_that_hangs_is_given_up_after_its_time_outs(tmp_path: Path) -> None:
+def test_hanging_camera_is_given_up_after_its_time_outs(tmp_path: Path) -> None:
     camera = {"id": "c0", "source": "synthetic:160x120@20?hang=0:20", "open_timeout_s": 0.1, "read_timeout_s": 0.1}
     (drawing,) = draw_cameras(AppConfig.model_validate({"cameras": (camera,)}), tmp_path, threading.Event())
     assert drawing.error == "no answer within its time-outs"
 
 
-def test_a_frame_of_another_size_than_was_announced(tmp_path: Path) -> None:
+def test_frame_of_another_size_than_announced_is_drawn(tmp_path: Path) -> None:
     (drawing,) = draw_cameras(site("synthetic:160x120@20?frames=5&resize=0:200x100"), tmp_path, threading.Event())
     assert drawing.path is not None
     assert read(drawing.path).shape == (100, 200, 3)
 
 
-def test_points_beyond_the_frame_are_named() -> None:
+def test_points_outside_of_the_frame_are_listed() -> None:
     sections = site("synthetic:", c0={"lines": (LINE,), "zones": (ZONE,)}).analytics["c0"]
     assert list(outside_words(sections, 120, 160)) == []
     assert list(outside_words(sections, 100, 90)) == [
@@ -108,20 +108,21 @@ def test_points_beyond_the_frame_are_named() -> None:
         assert list(outside_words(of_the_whole.analytics["c0"], 1, 1)) == []
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(VisionError, match="cannot make the folder"):
+    with pytest.raises(VisionError) as caught:
         draw_cameras(site("synthetic:"), tmp_path / "file" / "sub", threading.Event())
+    assert str(tmp_path / "file" / "sub") in str(caught.value)
 
 
-def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+def test_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "c0.png").mkdir()
     (drawing,) = draw_cameras(site("synthetic:160x120?frames=1"), tmp_path, threading.Event())
     assert "cannot write" in drawing.error
 
 
 @pytest.mark.integration
-def test_the_verb(tmp_path: Path) -> None:
+def test_draw_command_exits_with_1_if_a_camera_gives_no_frame(tmp_path: Path) -> None:
     done = run("draw", str(write_config(tmp_path)), "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "a.png").exists()

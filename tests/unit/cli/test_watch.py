@@ -1,28 +1,31 @@
-"""`vision watch`: what the board sums up, and the two ways in which it is shown."""
+"""`vision watch`: sums of the messages, the table on a terminal, and the lines elsewhere."""
 
 from __future__ import annotations
 
 import io
-import os
-import pty
 import re
-import select
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import msgspec
 import pytest
+from rich.console import Console
 
-from tests.messages.processes import python, wait_until
-from tests.messages.samples import CLASSES, TIMING, camera_status, found, node_status, published, result
-from vision.cli.watch import Board, Row, lines, table, watch
+from tests.messages.processes import python
+from tests.messages.samples import CLASSES, TIMING, camera_status, crossed, found, node_status, published, result
+from tests.unit.cli.pseudo_terminal import PseudoTerminal, pseudo_terminal
+from vision.cli.watch import Board, lines, render, watch_address
 from vision.client import Gap, Restart, Silence
 from vision.errors import ConfigError
 from vision.messaging import codec, schema
 from vision.messaging.publisher import Publisher
+from vision.types import Counts
 
 START_NS = 100_000_000_000
 
@@ -36,16 +39,26 @@ def message(
     return codec.detections(header if boot is None else header | {"boot": boot}, one, CLASSES)
 
 
+def cells(board: Board, seconds: int) -> list[list[str]]:
+    return [list(row.values()) for row in board.rows(START_NS + seconds * 1_000_000_000)]
+
+
+def text_of(board: Board, width: int, now_ns: int = START_NS) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(render(board, now_ns, width))
+    return console.export_text()
+
+
 def test_rates_and_latencies_are_of_the_last_seconds() -> None:
     board = Board("tcp://x:1", START_NS)
     for i in range(100):  # 10 a second, each seen 10, 11, 12, ... ms after its capture
         captured_ns = START_NS + i * 100_000_000
         board.add(message(captured_ns=captured_ns), captured_ns + (10 + i) * 1_000_000, 0)
-    assert board.rows(START_NS + 10_000_000_000) == [Row("gate", "?", 10.0, 84.0, 109.0, 2, 0, 300)]
-    assert board.rows(START_NS + 60_000_000_000) == [Row("gate", "?", 0.0, None, None, 2, 0, 300)]
+    assert cells(board, 10) == [["gate", "?", "10.0", "84.0", "109.0", "2", "0", "300"]]
+    assert cells(board, 60) == [["gate", "?", "0.0", "-", "-", "2", "0", "300"]]
 
 
-def test_each_camera_has_its_row_with_what_was_lost_and_dropped() -> None:
+def test_each_camera_has_a_row_with_lost_and_dropped_frames() -> None:
     board = Board("tcp://x:1", START_NS)
     for item in (
         message("yard", n=5),
@@ -56,19 +69,19 @@ def test_each_camera_has_its_row_with_what_was_lost_and_dropped() -> None:
         published(camera_status("gate", state="frozen", dropped={"stale": 4, "max_fps": 3})),
     ):
         board.add(item, START_NS + 1_000_000_000, 0)
-    gate, yard = board.rows(START_NS + 1_000_000_000)
-    assert gate == Row("gate", "frozen", 1.0, 1000.0, 1000.0, 2, 5, 7)
-    assert yard == Row("yard", "?", 1.0, 1000.0, 1000.0, 5, 0, 3)
+    gate, yard = cells(board, 1)
+    assert gate == ["gate", "frozen", "1.0", "1000.0", "1000.0", "2", "5", "7"]
+    assert yard == ["yard", "?", "1.0", "1000.0", "1000.0", "5", "0", "3"]
 
 
 @pytest.mark.parametrize(("boot", "words"), [(None, "monotonic clock"), ("elsewhere", "UTC")])
-def test_the_clock_behind_the_latency_is_told(boot: str | None, words: str) -> None:
+def test_clock_of_the_latency_is_shown(boot: str | None, words: str) -> None:
     board = Board("tcp://x:1", START_NS)
     board.add(message(boot=boot), START_NS, time.time_ns())
     assert words in board.clock
 
 
-def test_the_note_tells_what_is_wrong_until_a_message_comes() -> None:
+def test_note_describes_the_problem_until_a_message_comes() -> None:
     board = Board("tcp://x:1", START_NS)
     assert board.note == "waiting for messages from tcp://x:1"
     board.add(Silence("tcp://x:1", 5.0, False), START_NS, 0)
@@ -85,16 +98,12 @@ def test_the_note_tells_what_is_wrong_until_a_message_comes() -> None:
     assert board.title == "node-1: fake on fake cpu, up 1 s, no CUDA graphs: the model's outputs?[2J, tcp://x:1"
 
 
-def test_table_and_lines_say_the_same() -> None:
-    from rich.console import Console
-
+def test_table_and_lines_have_the_same_figures() -> None:
     board = Board("tcp://x:1", START_NS)
     board.add(message("[gate]"), START_NS + 31_000_000, 0)
     board.add(published(camera_status("[gate]", state="streaming\x1b[2J")), START_NS, 0)
     now_ns = START_NS + 2_000_000_000
-    console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(table(board, now_ns))
-    text = re.sub(r"[│ ]+", " ", console.export_text())
+    text = re.sub(r"[│ ]+", " ", text_of(board, 100, now_ns))
     assert "\x1b" not in text
     assert "[gate] streaming?[2J 0.5 31.0 31.0 2 0 2" in text
     assert list(lines(board, now_ns)) == [
@@ -114,11 +123,11 @@ def publish_until(stop: threading.Event, publisher: Publisher) -> threading.Thre
 
 
 @pytest.mark.integration
-def test_lines_come_where_there_is_no_terminal() -> None:
+def test_lines_are_printed_without_a_terminal() -> None:
     out, stop = io.StringIO(), threading.Event()
     with Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES) as publisher:
         thread = publish_until(stop, publisher)
-        assert watch(publisher.address, for_s=0.7, out=out, line_interval_s=0.2) == 0
+        assert watch_address(publisher.address, for_s=0.7, out=out, line_interval_s=0.2) == 0
         stop.set()
         thread.join()
     printed = out.getvalue().splitlines()
@@ -130,22 +139,25 @@ def test_lines_come_where_there_is_no_terminal() -> None:
 
 
 @pytest.mark.integration
-def test_silence_is_told_and_is_a_failure_when_a_time_was_given() -> None:
+def test_silence_during_a_limited_time_is_a_failure() -> None:
     out = io.StringIO()
-    assert watch("tcp://127.0.0.1:9", for_s=0.5, out=out, silence_s=0.2) == 1
+    assert watch_address("tcp://127.0.0.1:9", for_s=0.5, out=out, silence_s=0.2) == 1
     assert "is `vision run` running, and is its publish.bind reachable from here?" in out.getvalue()
 
 
-def test_a_bad_address_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean tcp://127\.0\.0\.1:9"):
-        watch("127.0.0.1:9", out=io.StringIO())
+def test_wrong_address_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        watch_address("127.0.0.1:9", out=io.StringIO())
+    assert "tcp://127.0.0.1:9" in str(caught.value)
 
 
-WATCH = "import sys; from vision.cli.watch import watch; sys.exit(watch(sys.argv[1], line_interval_s=0.2))"
+WATCH = (
+    "import sys; from vision.cli.watch import watch_address; sys.exit(watch_address(sys.argv[1], line_interval_s=0.2))"
+)
 
 
 @pytest.mark.integration
-def test_ctrl_c_is_a_good_end() -> None:
+def test_ctrl_c_exits_with_0() -> None:
     with python("-c", WATCH, "tcp://127.0.0.1:9") as program:
         program.wait_line(lambda line: line.startswith("waiting for messages"))
         program.send(signal.SIGINT)
@@ -153,52 +165,74 @@ def test_ctrl_c_is_a_good_end() -> None:
         assert program.pending() == []
 
 
+STATUSES = (
+    camera_status(state="streaming"),
+    camera_status("yard", state="backing-off", last_error="connection refused", next_retry_in_s=4.0),
+    codec.counts("gate", Counts({"door": {"in": 7, "out": 2}}, {}, {"queue": 3}), 0, 0),
+)
+
+
+@contextmanager
+def watched(columns: int) -> Iterator[PseudoTerminal]:
+    """Run `vision watch` in a terminal, while a publisher sends results, events, counts and statuses."""
+    with Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES) as publisher, ThreadPoolExecutor() as pool:
+        stop = threading.Event()
+
+        def publish() -> None:
+            while not stop.wait(0.05):
+                frame = result(events=(crossed(),))
+                publisher.publish(replace(frame, meta=replace(frame.meta, captured_ns=time.monotonic_ns())))
+                for status in STATUSES:
+                    publisher.publish_status(status)
+
+        with pseudo_terminal([sys.executable, "-c", WATCH, publisher.address], columns) as terminal:
+            pool.submit(publish)
+            try:
+                terminal.read_until("line_crossed", timeout_s=20)
+                terminal.read_for(0.5)
+                yield terminal
+            finally:
+                stop.set()
+
+
 @pytest.mark.integration
-def test_a_terminal_gets_a_table() -> None:
-    with Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES) as publisher:
-        try:
-            pid, terminal = pty.fork()
-        except OSError as error:
-            pytest.skip(f"needs a terminal: {error}")
-        if pid == 0:
-            os.environ.update(TERM="xterm", COLUMNS="120")
-            os.execv(sys.executable, [sys.executable, "-c", WATCH, publisher.address])
-        screen = b""
-
-        def shown() -> bool:
-            nonlocal screen
-            publisher.publish(result())
-            publisher.publish_status(camera_status())
-            if select.select([terminal], [], [], 0.05)[0]:
-                screen += os.read(terminal, 65536)
-            return b"streaming" in screen and b"p99 ms" in screen
-
-        try:
-            wait_until(shown, "the table is shown")
-            os.kill(pid, signal.SIGINT)
-            wait_until(lambda: _ended(pid, terminal), "the program has ended")
-        finally:
-            os.close(terminal)
+@pytest.mark.parametrize(
+    ("columns", "left_out"),
+    [
+        (50, {"lines and zones", "lost", "dropped", "p50 ms", "p99 ms"}),
+        (80, {"lost", "dropped", "p99 ms"}),
+        (120, set()),
+    ],
+)
+def test_terminal_shows_whole_columns_events_counts_and_outages(columns: int, left_out: set[str]) -> None:
+    with watched(columns) as terminal:
+        screen = "\n".join(terminal.lines)
+        assert terminal.interrupt() == 0
+    names = {"camera", "state", "frames/s", "objects", "lines and zones", "p50 ms", "dropped", "lost", "p99 ms"}
+    assert {name for name in names if name not in screen} == left_out, screen
+    text = " ".join(screen.split())  # long lines are folded
+    assert "yard: backing-off, retry in 4 s: connection refused" in text
+    assert "door 7 in 2 out" in text
+    assert "line_crossed door" in text
+    assert "…" not in screen.partition("yard:")[0], screen
 
 
-def _ended(pid: int, terminal: int) -> bool:
-    if select.select([terminal], [], [], 0.05)[0]:
-        try:
-            os.read(terminal, 65536)
-        except OSError:
-            _, status = os.waitpid(pid, 0)
-            assert os.waitstatus_to_exitcode(status) == 0
-            return True
-    return False
+@pytest.mark.integration
+def test_resized_terminal_shows_one_table() -> None:
+    with watched(120) as terminal:
+        for columns in (60, 100):
+            terminal.resize(columns, 30)
+            terminal.read_for(1.5)
+            screen = "\n".join(terminal.screen)
+            assert screen.count("frames/s") == 1, screen
+            assert screen.count("yard: backing-off") == 1, screen
+        assert terminal.interrupt() == 0
 
 
-def test_a_camera_that_is_down_has_a_reason_and_a_retry() -> None:
+def test_camera_that_is_down_has_a_reason_and_a_retry() -> None:
     board = Board("tcp://127.0.0.1:5555", START_NS)
-    board.add(
-        published(camera_status("gate", state="backing-off", last_error="refused\nmore", next_retry_in_s=4.2)),
-        START_NS,
-        0,
-    )
-    assert board.troubles() == ["gate: backing-off, retry in 4 s: refused"]
+    down = camera_status("gate", state="backing-off", last_error="refused\nmore", next_retry_in_s=4.2)
+    board.add(published(down), START_NS, 0)
+    assert board.outages() == {"gate": "backing-off, retry in 4 s: refused"}
     board.add(published(camera_status("gate", state="streaming")), START_NS, 0)
-    assert board.troubles() == []
+    assert board.outages() == {}

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from tests.unit.engine_models import convolution, needs_no_gpu, needs_rtx, plan, spec
-from vision.cli.build import Bars, build_command
+from vision.cli.build import Bars, build_engine, print_engines, print_pruned
 from vision.config import DetectConfig, ModelSpec
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import resolve
@@ -21,7 +21,7 @@ from vision.engine.cache import EngineCache
 from vision.engine.library import GpuDescription
 from vision.engine.open import load_or_build, open_engine, read_onnx
 from vision.engine.progress import Phase
-from vision.errors import EXIT_OK, Closed, DeviceMissing, ModelError
+from vision.errors import Closed, DeviceMissing, ModelError
 from vision.state.private_files import sha256_of
 
 AMPERE = GpuDescription("NVIDIA RTX A4000", (8, 6))
@@ -154,8 +154,7 @@ def console() -> tuple[Console, io.StringIO]:
 @needs_rtx
 def test_build_says_what_it_built_and_where(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, text = console()
-    code = build_command(model, DETECT, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out)
-    assert code == EXIT_OK
+    build_engine(*model, DETECT, AMPERE, cache, out, ahead_of_time=True)
     said = text.getvalue()
     assert "tiny, fp32, batch up to 2, for NVIDIA RTX A4000, TensorRT-RTX" in said
     assert "layers before fusion" in said
@@ -168,9 +167,11 @@ def test_names_with_brackets_are_not_markup(model: tuple[Path, ModelSpec], tmp_p
     folder = tmp_path / "a[/b]" / "[bold]c"
     for again in (False, True):
         out, text = console()
-        build_command(
-            model, DETECT, AMPERE, ahead_of_time=True, cache_folder=folder, console=out, show_list=True, prune=again
-        )
+        engines = EngineCache(folder)
+        if again:
+            print_pruned(engines, AMPERE, out)
+        build_engine(*model, DETECT, AMPERE, engines, out, ahead_of_time=True)
+        print_engines(engines.entries(), AMPERE, out)
         assert "a[/b]/[bold]c/tiny-fp32" in text.getvalue()
 
 
@@ -180,16 +181,9 @@ def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, Mode
     path.unlink()
     path.mkdir()  # as a full disk: nothing can be put in its place
     (path / "in the way").write_text("")
-    with pytest.raises(ModelError, match=r"was built and could not be kept: .* cannot be written"):
-        build_command(
-            model,
-            DETECT,
-            AMPERE,
-            ahead_of_time=True,
-            cache_folder=cache.folder,
-            console=console()[0],
-            force=True,
-        )
+    with pytest.raises(ModelError) as caught:
+        build_engine(*model, DETECT, AMPERE, cache, console()[0], ahead_of_time=True, force=True)
+    assert caught.value.code == "engine-not-kept"
 
 
 @pytest.mark.engine
@@ -197,7 +191,7 @@ def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, Mode
 def test_built_engine_is_rebuilt_only_by_force(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     def built_again(*, force: bool) -> bool:
         out, text = console()
-        build_command(model, DETECT, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out, force=force)
+        build_engine(*model, DETECT, AMPERE, cache, out, ahead_of_time=True, force=force)
         return "already built" not in text.getvalue()
 
     assert built_again(force=False)
@@ -209,7 +203,7 @@ def test_built_engine_is_rebuilt_only_by_force(model: tuple[Path, ModelSpec], ca
 def test_every_detect_key_is_used(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, _ = console()
     detect = DetectConfig.model_validate({"precision": "bf16", "max_batch": 5, "engine": {"optimization_level": 2}})
-    build_command(model, detect, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out)
+    build_engine(*model, detect, AMPERE, cache, out, ahead_of_time=True)
     (entry,) = cache.entries()
     settings = entry.key["settings"]
     assert (settings["precision"], settings["max_batch"], settings["optimization_level"]) == ("bf16", 5, 2)
@@ -218,26 +212,28 @@ def test_every_detect_key_is_used(model: tuple[Path, ModelSpec], cache: EngineCa
 @needs_rtx
 def test_list_and_prune(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, _ = console()
-    build_command(model, DETECT, AMPERE, ahead_of_time=True, cache_folder=cache.folder, console=out)
+    build_engine(*model, DETECT, AMPERE, cache, out, ahead_of_time=True)
     out, text = console()
-    build_command(None, DETECT, ORIN, show_list=True, cache_folder=cache.folder, console=out)
+    print_engines(cache.entries(), ORIN, out)
     assert "built for NVIDIA RTX A4000, this is Orin" in text.getvalue()
     assert "fp32" in text.getvalue()
     out, text = console()
-    build_command(None, DETECT, AMPERE, prune=True, show_list=True, cache_folder=cache.folder, console=out)
+    print_pruned(cache, AMPERE, out)
+    print_engines(cache.entries(), AMPERE, out)
     assert "nothing to remove" in text.getvalue()
     assert "usable" in text.getvalue()
     out, text = console()
-    build_command(None, DETECT, ORIN, prune=True, cache_folder=cache.folder, console=out)
+    print_pruned(cache, ORIN, out)
     assert "removed tiny-fp32-b2-sm86" in text.getvalue()
     assert cache.entries() == ()
 
 
 def test_building_needs_a_gpu_and_listing_does_not(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
-    out, _ = console()
-    assert build_command(None, DETECT, None, show_list=True, cache_folder=cache.folder, console=out) == EXIT_OK
-    with pytest.raises(DeviceMissing, match="needs the GPU"):
-        build_command(model, DETECT, None, cache_folder=cache.folder, console=out)
+    out, text = console()
+    print_engines(cache.entries(), None, out)
+    assert "no engines" in text.getvalue()
+    with pytest.raises(DeviceMissing):
+        build_engine(*model, DETECT, None, cache, out)
 
 
 def test_bars_show_open_phases_and_no_others() -> None:
@@ -245,13 +241,13 @@ def test_bars_show_open_phases_and_no_others() -> None:
     with Bars(Console(file=text, width=120, force_terminal=True, color_system=None)) as bars:
         bars.parsed(133)
         bars.progress((Phase("build", 0, 1, 6), Phase("timing tactics", 1, 30, 120)))
-        shown = [task.description for task in bars.tasks]
+        shown = [task.description for task in bars.progress_bars.tasks]
         assert shown == ["build", "  timing tactics"]
-        assert [(task.completed, task.total) for task in bars.tasks] == [(1, 6), (30, 120)]
+        assert [(task.completed, task.total) for task in bars.progress_bars.tasks] == [(1, 6), (30, 120)]
         bars.progress((Phase("build", 0, 2, 6),))
-        assert [task.description for task in bars.tasks] == ["build"]
+        assert [task.description for task in bars.progress_bars.tasks] == ["build"]
         bars.built(2 << 20)
-        assert bars.tasks == []
+        assert bars.progress_bars.tasks == []
     assert "133 layers before fusion" in text.getvalue()
     assert "built: 2.0 MiB" in text.getvalue()
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from vision.benchmark.pipeline import CountingSink
-from vision.cli.status_view import status_table
+from vision.cli.status_view import render_status
 from vision.config import AppConfig
 from vision.detect.detector import GpuMemory, GpuSpec
 from vision.detect.fake import FakeDetector
@@ -49,7 +49,7 @@ def reported(detector: FakeDetector) -> Report:
 
 def on_terminal(report: Report) -> str:
     console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(status_table(report))
+    console.print(render_status(report, 120))
     return " ".join(console.export_text().split())  # wrapped as wide as the table
 
 

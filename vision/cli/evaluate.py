@@ -8,21 +8,12 @@ from typing import Annotated
 
 import typer
 
-from vision.cli.options import ConfigName
-from vision.cli.session import add_command
+from vision.cli.options import ConfigName, require_opencv
+from vision.cli.session import command
 from vision.errors import Closed
 
-_EXAMPLES = """
-vision eval camera.yaml --truth gt.txt
-vision eval camera.yaml --truth gt.txt --plots plots --video checked.mp4
-"""
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(app, "eval", _EXAMPLES, orderly=True)(evaluate)
-
-
+@command(orderly=True)
 def evaluate(
     context: typer.Context,
     config: ConfigName,
@@ -38,7 +29,13 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE.txt", help="Also write the tracks as MOTChallenge rows.")
     ] = None,
 ) -> int:
-    """Measure how accurate a camera's pipeline is on a labelled video."""
+    """Measure how accurate a camera's pipeline is on a labelled video.
+
+    Examples:
+      vision eval camera.yaml --truth gt.txt
+      vision eval camera.yaml --truth gt.txt --plots plots --video checked.mp4
+    """
+    require_opencv("vision eval")
     from vision.evaluation.evaluate import Request, run
 
     try:

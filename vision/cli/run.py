@@ -5,39 +5,30 @@ from __future__ import annotations
 import gc
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vision.cli.options import ConfigName, ForTime, Nvtx, read_config, start_nvtx
-from vision.cli.session import add_command
+from vision.cli.console import terminal
+from vision.cli.options import ConfigName, ForTime, Nvtx, read_config, require_opencv, start_nvtx
+from vision.cli.session import command
+from vision.cli.status_view import StatusView
+from vision.config import AppConfig
+from vision.config.fields import check_bind
 from vision.errors import EXIT_OK
-
-if TYPE_CHECKING:
-    from vision.config import AppConfig
-
-_EXAMPLES = """
-vision run demo --for 30s
-vision run camera.yaml --bind tcp://127.0.0.1:5556
-vision run counting --offline --record results.jsonl
-vision run counting --offline --video counted.mp4
-"""
+from vision.pipelines import load_pipeline
+from vision.runtime.builder import RunOptions, open_state
+from vision.runtime.hang_watchdog import hang_watchdog
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(app, "run", _EXAMPLES, orderly=True)(run)
-
-
-def _check_bind(address: str) -> str:
-    from vision.config.fields import check_bind
-
+def _parse_bind(address: str) -> str:
     try:
         return check_bind(address)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
 
+@command(orderly=True)
 def run(
     context: typer.Context,
     config: ConfigName,
@@ -56,22 +47,25 @@ def run(
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Show the annotated frames in a window.")] = False,
     bind: Annotated[
-        str | None, typer.Option(parser=_check_bind, metavar="ADDRESS", help="Publish here instead of `publish.bind`.")
+        str | None, typer.Option(parser=_parse_bind, metavar="ADDRESS", help="Publish here instead of `publish.bind`.")
     ] = None,
     nvtx: Nvtx = False,
 ) -> int:
-    """Detect in the cameras of a configuration and publish the results."""
-    from vision.cli.console import terminal
-    from vision.cli.status_view import StatusView
-    from vision.pipelines import load_pipeline
-    from vision.runtime.builder import RunOptions, open_state
-    from vision.runtime.hang_watchdog import hang_watchdog
+    """Detect in the cameras of a configuration and publish the results.
 
+    Examples:
+      vision run demo --for 30s
+      vision run camera.yaml --bind tcp://127.0.0.1:5556
+      vision run counting --offline --record results.jsonl
+      vision run counting --offline --video counted.mp4
+    """
     start_nvtx(nvtx)
     app_config = _with_bind(read_config(config), bind)
     build = load_pipeline(app_config.pipeline)
+    if show or video is not None:
+        require_opencv("an annotated video")
     if show:
-        from vision.stages.video import check_window  # OpenCV is needed only here
+        from vision.stages.video import check_window
 
         check_window()
     with ExitStack() as resources:

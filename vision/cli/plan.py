@@ -7,22 +7,15 @@ from typing import Annotated
 
 import typer
 
+from vision.benchmark.plan import make_plan
+from vision.benchmark.tables import print_plan
+from vision.cli.console import with_progress
 from vision.cli.options import ConfigName, JsonFile, parse_seconds, read_config, table_console, write_text
-from vision.cli.progress import with_progress
-from vision.cli.session import add_command
+from vision.cli.session import command
 from vision.errors import EXIT_OK
 
-_EXAMPLES = """
-vision plan camera.yaml
-vision plan camera.yaml --json plan.json
-"""
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(app, "plan", _EXAMPLES)(plan)
-
-
+@command()
 def plan(
     context: typer.Context,
     config: ConfigName,
@@ -39,10 +32,11 @@ def plan(
     """Run a configuration with stand-in cameras, and report its limits.
 
     The report has throughput, latency, the bottleneck, and how many such cameras this machine takes.
-    """
-    from vision.benchmark.plan import make_plan
-    from vision.benchmark.tables import print_plan
 
+    Examples:
+      vision plan camera.yaml
+      vision plan camera.yaml --json plan.json
+    """
     app_config = read_config(config)
     planned = with_progress(lambda progress: make_plan(app_config, seconds=seconds, progress=progress))
     if json is not None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 
+from vision.benchmark import commands
+from vision.benchmark.profile import ProfileSettings, profile_json, profile_model
+from vision.cli.console import with_progress
 from vision.cli.options import (
     MAX_BATCH,
     JsonFile,
@@ -19,27 +23,13 @@ from vision.cli.options import (
     table_console,
     write_text,
 )
-from vision.cli.progress import with_progress
-from vision.cli.session import add_command
+from vision.cli.session import command
+from vision.config import DetectConfig
+from vision.engine.profiler import Profile
 from vision.errors import EXIT_OK
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
-    from vision.config import DetectConfig
-    from vision.engine.profiler import Profile
-
-_EXAMPLES = """
-vision profile nanodet-g-416 --top 10
-vision profile --config camera.yaml --trace trace.json
-"""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(app, "profile", _EXAMPLES)(profile)
-
-
+@command()
 def profile(
     context: typer.Context,
     model: ModelName = None,
@@ -60,7 +50,12 @@ def profile(
         bool, typer.Option("--print-trtexec", help="Print the commands for trtexec; run nothing.")
     ] = False,
 ) -> int:
-    """Show where the time goes: per layer, and per stage."""
+    """Show where the time goes: per layer, and per stage.
+
+    Examples:
+      vision profile nanodet-g-416 --top 10
+      vision profile --config camera.yaml --trace trace.json
+    """
     if model is None and config is None:
         context.fail("expected MODEL or --config")
     changes = {name: value for name, value in (("precision", precision), ("backend", backend)) if value is not None}
@@ -68,8 +63,6 @@ def profile(
     if print_nsys or print_trtexec:
         _print_commands(name, config, batch, detect, nsys=print_nsys, trtexec=print_trtexec)
         return EXIT_OK
-    from vision.benchmark.profile import ProfileSettings, profile_json, profile_model
-
     folder, spec = find_named_model(name)
     settings = ProfileSettings(batch, detect, runs, trace)
     measured = with_progress(lambda progress: profile_model(folder, spec, settings, progress))
@@ -85,8 +78,6 @@ def _profiled(
     context: typer.Context, model: str | None, config: str | None, batch: int, changes: dict[str, Any]
 ) -> tuple[str, DetectConfig]:
     """Return the model's name or folder, and the detector's configuration for such batches."""
-    from vision.config import DetectConfig
-
     detect, name = DetectConfig(), model
     if config is not None:
         app_config = read_config(config)
@@ -99,8 +90,6 @@ def _profiled(
 def _print_commands(
     model: str, config: str | None, batch: int, detect: DetectConfig, *, nsys: bool, trtexec: bool
 ) -> None:
-    from vision.benchmark import commands
-
     folder, spec = find_named_model(model)
     if nsys:
         print(commands.nsys(model, batch, detect.precision))

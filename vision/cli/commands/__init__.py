@@ -1,1 +1,0 @@
-"""One module per command: its arguments, and the call of what it does. Imports of that are inside the functions."""
