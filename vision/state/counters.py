@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from vision.state.rows import counter_checksum
-
 if TYPE_CHECKING:
     from vision.state.database import StateDatabase
+
+
+def counter_checksum(camera: str, name: str, key: str, value: int) -> int:
+    """Return the checksum of a counter."""
+    return zlib.crc32("\0".join((camera, name, key, str(value))).encode())
 
 
 class CameraCounters:

@@ -1,9 +1,9 @@
 """`StateDatabase`: what a deployment keeps over restarts, in one SQLite file.
 
 The file is in WAL mode. A commit appends to the write-ahead log without waiting for the disk, so a process that is
-killed loses nothing. A thread of the database forces the log to disk about once a second: forcing it for every event
-would wear out a memory card and delay results. A power cut can therefore lose the last second, and numbers of lost
-events are not given again: after a power cut numbers continue `NUMBERS_SKIPPED` higher.
+killed loses nothing. `BackgroundSync` forces the log to disk about once a second: forcing it for every event would wear
+out a memory card and delay results. A power cut can therefore lose the last second, and numbers of lost events are not
+given again: after a power cut numbers continue `NUMBERS_SKIPPED` higher.
 
 ===========================  =====================================================================
 state.db, -wal, -shm         the database
@@ -11,13 +11,13 @@ lock                         locked by the process that uses the folder
 damaged-<time>/              a database that could not be read; only the newest is kept
 ===========================  =====================================================================
 
-docs/decisions/050-state-in-sqlite.md has the measurements and the reasons.
+SQLite verifies the pages of its write-ahead log, not those of the database. A checksum in each row detects a changed
+number or payload there. docs/decisions/050-state-in-sqlite.md has the measurements and the reasons.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -25,13 +25,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from vision.errors import Closed, ConfigError
-from vision.state.counters import CameraCounters
-from vision.state.events import NUMBERS_SKIPPED, EventLog
-from vision.state.rows import SCHEMA, DamagedState, verify
+from vision.state.counters import CameraCounters, counter_checksum
+from vision.state.events import NUMBERS_SKIPPED, EventLog, event_checksum
+from vision.state.private_files import Held, Unwritable, locked, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,20 @@ Statement: TypeAlias = tuple[str, Sequence[Sequence[Any]]]
 _FILE: Final = "state.db"
 _VERSION: Final = 1  # of the schema
 _CHECKPOINT_COMMITS: Final = 1000  # the first commit after a checkpoint waits for the disk once
-_UNWRITABLE_HINT: Final = "make the folder writable for this user"
+_SCHEMA: Final = f"""
+BEGIN;
+CREATE TABLE session (journal TEXT NOT NULL, boot TEXT NOT NULL, clean INTEGER NOT NULL, newest INTEGER NOT NULL);
+CREATE TABLE events (number INTEGER PRIMARY KEY, payload BLOB NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE counters (camera TEXT NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL, value INTEGER NOT NULL,
+    checksum INTEGER NOT NULL, PRIMARY KEY (camera, name, key)) WITHOUT ROWID;
+INSERT INTO session VALUES (lower(hex(randomblob(4))), '', 1, 0);
+PRAGMA user_version = {_VERSION};
+COMMIT;
+"""
+
+
+class DamagedState(Exception):
+    """The database is not what was written."""
 
 
 class StateDatabase:
@@ -79,28 +93,37 @@ class StateDatabase:
         """
         self.folder = folder
         self.notice: str | None = None
-        self._sync = sync
         self._write_lock = threading.Lock()
-        self._failing = self._sync_failing = self._closed = False
-        self._commits = 0  # since the last checkpoint
+        self._failing = self._closed = False
         self._counters: list[CameraCounters] = []
         with contextlib.ExitStack() as opened:
-            opened.callback(os.close, _lock(folder))
             try:
-                self._writer, power_cut = self._open(boot, now)
+                folder.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(locked(folder / "lock", timeout_s=0))
+                self._writer = self._open(now)
                 opened.callback(self._writer.close)
                 self.events = EventLog(self, max_events=max_events, max_bytes=max_bytes)
-                self._start_session(boot, power_cut)
-                self._wal = os.open(folder / f"{_FILE}-wal", os.O_RDONLY | os.O_CLOEXEC)
-                opened.callback(os.close, self._wal)
-                self._sync(self._wal)
-                _sync_folder(folder)
-            except (OSError, sqlite3.Error) as error:
-                raise _unusable(folder, error) from error
+                self._start_session(boot)
+                wal = os.open(folder / f"{_FILE}-wal", os.O_RDONLY | os.O_CLOEXEC)
+                opened.callback(os.close, wal)
+                connection = opened.enter_context(contextlib.closing(self.connect()))
+                self._sync = BackgroundSync(self.events, connection, partial(sync, wal), sync_s)
+                opened.callback(self._sync.stop)
+                sync_folder(folder)
+            except Held as error:
+                raise ConfigError(
+                    f"the state in {folder} is in use by another process",
+                    hint="use one `state_dir` for each deployment, or stop the other process",
+                    code="state-in-use",
+                ) from error
+            except (OSError, sqlite3.Error, Unwritable) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise ConfigError(
+                    f"cannot keep state in {folder}: {reason}",
+                    hint="make the folder writable for this user",
+                    code="state-unwritable",
+                ) from error
             self._opened = opened.pop_all()
-        self._dirty, self._ending = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._sync_regularly, args=(sync_s,), name="state", daemon=True)
-        self._thread.start()
 
     def counters(self, camera_id: str) -> CameraCounters:
         """Return the counters of a camera."""
@@ -116,13 +139,11 @@ class StateDatabase:
             counters.flush()
         with self._write_lock:
             self._closed = True
-        self._ending.set()
-        self._dirty.set()
-        self._thread.join()
+        self._sync.stop()
         self.events.close()
         with contextlib.suppress(sqlite3.Error, OSError):
             self._commit([("UPDATE session SET clean = 1, newest = ?", [(self.events.newest,)])])
-            self._sync(self._wal)
+            self._sync.force()
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._opened.close()
 
@@ -130,7 +151,16 @@ class StateDatabase:
 
     def connect(self) -> sqlite3.Connection:
         """Return a new connection."""
-        return _connect(self.folder / _FILE)
+        connection = sqlite3.connect(self.folder / _FILE, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA page_size = 1024")  # small pages: less to write for each event
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA wal_autocheckpoint = 0")  # it would make the writer wait for the disk
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def query(self, sql: str, *parameters: Any) -> list[Any]:
         """Return the rows of a query, as the writing thread sees them."""
@@ -153,7 +183,7 @@ class StateDatabase:
                 raise Closed("the state database is closed")
             try:
                 if sync_first:
-                    self._sync(self._wal)
+                    self._sync.force()
                 self._commit(statements)
             except (OSError, sqlite3.Error) as error:
                 self._write_failed(error)
@@ -161,7 +191,7 @@ class StateDatabase:
             if self._failing:
                 log.info("state is written to %s again", self.folder)
             self._failing = False
-        self._dirty.set()
+        self._sync.request()
         return True
 
     def _commit(self, statements: Iterable[Statement]) -> None:
@@ -176,7 +206,6 @@ class StateDatabase:
                 with contextlib.suppress(sqlite3.Error):
                     execute("ROLLBACK")
             raise
-        self._commits += 1
 
     def _write_failed(self, error: Exception) -> None:
         if not self._failing:
@@ -187,45 +216,17 @@ class StateDatabase:
             )
         self._failing = True
 
-    # --- the thread ---------------------------------------------------------------------------------------------------
-
-    def _sync_regularly(self, interval_s: float) -> None:
-        with contextlib.closing(self.connect()) as connection:
-            while True:
-                self._dirty.wait()
-                if self._ending.wait(interval_s):
-                    return
-                self._dirty.clear()
-                self._sync_once(connection)
-
-    def _sync_once(self, connection: sqlite3.Connection) -> None:
-        unsynced = self.events.unsynced
-        try:
-            self._sync(self._wal)
-            self.events.synced(unsynced)
-            if self._commits >= _CHECKPOINT_COMMITS:  # moves the log's pages into the database; no writer waits
-                self._commits = 0
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            self._sync_failing = False
-        except (OSError, sqlite3.Error) as error:
-            if not self._sync_failing:
-                log.error("cannot force state to disk in %s: %s", self.folder, error)
-            self._sync_failing = True
-            self._dirty.set()
-
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    def _open(self, boot: str, now: Callable[[], float]) -> tuple[sqlite3.Connection, bool]:
-        """Return a connection to a valid database, and whether the machine lost its power since it was written."""
+    def _open(self, now: Callable[[], float]) -> sqlite3.Connection:
+        """Return a connection to a valid database."""
         try:
-            connection = self._open_valid()
+            return self._open_valid()
+        except sqlite3.OperationalError:
+            raise
         except (DamagedState, sqlite3.DatabaseError) as damage:
-            if isinstance(damage, sqlite3.OperationalError):
-                raise
             self._set_aside(damage, now)
-            connection = self._open_valid()
-        (last_boot, clean), *_ = connection.execute("SELECT boot, clean FROM session").fetchall()
-        return connection, not clean and (not boot or boot != last_boot)
+            return self._open_valid()
 
     def _open_valid(self) -> sqlite3.Connection:
         connection = self.connect()
@@ -238,16 +239,18 @@ class StateDatabase:
                     code="state-version",
                 )
             if version == 0:
-                connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-            verify(connection)
+                connection.executescript(_SCHEMA)
+            _verify(connection)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _start_session(self, boot: str, power_cut: bool) -> None:
-        if power_cut:
-            self.events.skip(NUMBERS_SKIPPED)
+    def _start_session(self, boot: str) -> None:
+        """Mark the session as not ended. Skip numbers if the machine lost its power during the last one."""
+        ((last_boot, clean),) = self.query("SELECT boot, clean FROM session")
+        if not clean and (not boot or boot != last_boot):
+            self.events.newest += NUMBERS_SKIPPED
         self._commit([("UPDATE session SET boot = ?, clean = 0, newest = ?", [(boot, self.events.newest)])])
 
     def _set_aside(self, damage: Exception, now: Callable[[], float]) -> None:
@@ -264,46 +267,79 @@ class StateDatabase:
         log.error(self.notice)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA page_size = 1024")  # small pages: less to write for each event
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")  # it would make the writer wait for the disk
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+class BackgroundSync:
+    """Thread that forces the write-ahead log to disk, and moves it into the database now and then."""
+
+    def __init__(
+        self, events: EventLog, connection: sqlite3.Connection, force: Callable[[], None], interval_s: float
+    ) -> None:
+        """Force the log to disk, then start the thread.
+
+        Args:
+            connection: for the thread alone.
+            force: forces all commits to disk.
+        """
+        self.force = force
+        self._events = events
+        self._connection = connection
+        self._interval_s = interval_s
+        self._commits = 0  # since the last checkpoint
+        self._failing = False
+        self._requested, self._ending = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="state", daemon=True)
+        self.force()
+        self._thread.start()
+
+    def request(self) -> None:
+        """Force the latest commit to disk within the interval."""
+        self._commits += 1
+        self._requested.set()
+
+    def stop(self) -> None:
+        """End the thread. Idempotent."""
+        self._ending.set()
+        self._requested.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._requested.wait()
+            if self._ending.wait(self._interval_s):
+                return
+            self._requested.clear()
+            unsynced = self._events.unsynced
+            try:
+                self.force()
+                self._events.synced(unsynced)
+                if self._commits >= _CHECKPOINT_COMMITS:  # moves the log's pages into the database; no writer waits
+                    self._commits = 0
+                    self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                self._failing = False
+            except (OSError, sqlite3.Error) as error:
+                if not self._failing:
+                    log.error("cannot force state to disk: %s", error)
+                self._failing = True
+                self._requested.set()
 
 
-def _lock(folder: Path) -> int:
-    """Return the descriptor that holds the lock of a folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as error:
-        raise _unusable(folder, error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise ConfigError(
-            f"the state in {folder} is in use by another process",
-            hint="use one `state_dir` for each deployment, or stop the other process",
-            code="state-in-use",
-        ) from error
-    return descriptor
+def _verify(connection: sqlite3.Connection) -> None:
+    """Check the structure of the database and every row.
 
-
-def _unusable(folder: Path, error: Exception) -> ConfigError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return ConfigError(f"cannot keep state in {folder}: {reason}", hint=_UNWRITABLE_HINT, code="state-unwritable")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    Raises:
+        DamagedState: a check failed.
+        sqlite3.DatabaseError: the file is not a readable database.
+    """
+    (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if result != "ok":
+        raise DamagedState(result)
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not {"session", "events", "counters"} <= tables:
+        raise DamagedState("a table is missing")
+    if len(connection.execute("SELECT * FROM session").fetchall()) != 1:
+        raise DamagedState("the session is missing")
+    for number, payload, checksum in connection.execute("SELECT number, payload, checksum FROM events"):
+        if number < 1 or checksum != event_checksum(number, payload):
+            raise DamagedState(f"event {number} has a wrong checksum")
+    for *row, checksum in connection.execute("SELECT camera, name, key, value, checksum FROM counters"):
+        if checksum != counter_checksum(*row):
+            raise DamagedState(f"the counter {row[2]} of {row[1]} has a wrong checksum")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-
-from vision.state.rows import event_checksum
 
 if TYPE_CHECKING:
     from vision.state.database import StateDatabase, Statement
@@ -18,11 +17,15 @@ NUMBERS_SKIPPED: Final = 1000
 """Numbers that are left out after a power cut. No more events than this are written without forcing the disk."""
 
 
+def event_checksum(number: int, payload: bytes) -> int:
+    """Return the checksum of an event."""
+    return zlib.crc32(payload, number & 0xFFFFFFFF)
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Events after a number, in order. A number that is missing between two of them could not be kept."""
 
-    numbers: tuple[int, ...]
     payloads: tuple[bytes, ...]
     oldest: int  # of all that are kept; above `newest` if none are
     newest: int  # the last number that was given
@@ -88,36 +91,34 @@ class EventLog:
             OSError: the database is not readable.
         """
         newest = self.newest
-        numbers: list[int] = []
         payloads: list[bytes] = []
         size, more = 0, False
         try:
-            with self._read_lock, self._snapshot() as reader:
-                (oldest,) = reader.execute("SELECT min(number) FROM events WHERE number <= ?", (newest,)).fetchone()
-                for number, payload, checksum in reader.execute(
-                    "SELECT * FROM events WHERE number > ? AND number <= ? ORDER BY number LIMIT ?",
-                    (since, newest, limit + 1),
-                ):
-                    size += len(payload)
-                    more = len(numbers) == limit or (len(numbers) > 0 and size > max_bytes)
-                    if more:
-                        break
-                    if checksum == event_checksum(number, payload):
-                        numbers.append(number)
-                        payloads.append(payload)
+            with self._read_lock:
+                (oldest,) = self._reader.execute(
+                    "SELECT coalesce(min(number), ?) FROM events WHERE number <= ?", (newest + 1, newest)
+                ).fetchone()
+                rows = self._reader.execute(
+                    "SELECT number, payload, checksum FROM events WHERE number > ? AND number <= ? ORDER BY number",
+                    (since, newest),
+                )
+                with contextlib.closing(rows):
+                    for number, payload, checksum in rows:
+                        size += len(payload)
+                        more = len(payloads) == limit or (len(payloads) > 0 and size > max_bytes)
+                        if more:
+                            break
+                        if checksum == event_checksum(number, payload):
+                            payloads.append(payload)
         except sqlite3.Error as error:
             raise OSError(None, str(error)) from error
-        return Page(tuple(numbers), tuple(payloads), newest + 1 if oldest is None else oldest, newest, more)
+        return Page(tuple(payloads), oldest, newest, more)
 
     def counters(self) -> dict[str, int]:
         """Return the counters for the status of the program."""
         return {"journal.kept": self._count, "journal.lost": self.lost}
 
     # --- for the database ---------------------------------------------------------------------------------------------
-
-    def skip(self, count: int) -> None:
-        """Leave out numbers that may have been given before a power cut."""
-        self.newest += count
 
     def synced(self, count: int) -> None:
         """Note that `count` events less are unsynced."""
@@ -127,14 +128,6 @@ class EventLog:
         """Close the connection for readers. Idempotent."""
         with self._read_lock:
             self._reader.close()
-
-    @contextlib.contextmanager
-    def _snapshot(self) -> Iterator[sqlite3.Connection]:
-        self._reader.execute("BEGIN")
-        try:
-            yield self._reader
-        finally:
-            self._reader.execute("ROLLBACK")
 
     def _oldest_to_keep(self, count: int, size: int) -> int | None:
         """Return the first number to keep when `count` events of `size` bytes are added; None: keep all.

@@ -9,29 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import grp
 import hashlib
 import logging
 import os
+import pwd
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from vision.errors import ModelError
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-    import grp
-    import pwd
-
 _log = logging.getLogger(__name__)
 
-_DIGEST_BYTES = hashlib.sha256().digest_size
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
+_OTHER_FOLDER: Final = "set XDG_CACHE_HOME, or CACHE_DIRECTORY for a service, to a folder of your own"
 
 
 class Untrusted(ModelError):
@@ -52,30 +48,19 @@ def _who_may_write(status: os.stat_result) -> str:
         return f"belongs to user {status.st_uid}"
     if status.st_mode & stat.S_IWOTH:
         return "may be written by everybody"
-    if status.st_mode & stat.S_IWGRP and status.st_gid != 0 and not _of_this_user_alone(status.st_gid):
+    if status.st_mode & stat.S_IWGRP and status.st_gid != 0 and not _is_private_group(status.st_gid):
         return f"may be written by group {status.st_gid}"
     return ""
 
 
-def _of_this_user_alone(group_id: int) -> bool:
+def _is_private_group(group_id: int) -> bool:
     """Return True if this user is the only member of a group."""
     try:
         members = set(grp.getgrgid(group_id).gr_mem)
+        members |= {entry.pw_name for entry in pwd.getpwall() if entry.pw_gid == group_id}
+        return members == {pwd.getpwuid(os.geteuid()).pw_name}
     except KeyError:
         return False
-    members |= {entry.pw_name for entry in pwd.getpwall() if entry.pw_gid == group_id}
-    with contextlib.suppress(KeyError):
-        return members == {pwd.getpwuid(os.geteuid()).pw_name}
-    return False
-
-
-def _way_out(folder: Path, status: os.stat_result, *, above: bool) -> str:
-    """Return a hint for a folder that other users can write."""
-    another = "set XDG_CACHE_HOME, or CACHE_DIRECTORY for a service, to a folder of your own"
-    if status.st_uid != os.geteuid() or status.st_mode & stat.S_ISVTX:  # other users need this folder as it is
-        return another
-    after = "" if above else "; then `vision build MODEL --force`"
-    return f"`chmod go-w {folder}`, or {another}{after}"
 
 
 def require_private_folder(folder: Path) -> None:
@@ -84,18 +69,19 @@ def require_private_folder(folder: Path) -> None:
     Raises:
         Untrusted: other users can write it or a folder above it.
     """
-    if os.name != "posix":  # Windows: access lists, inherited from the user's profile
-        return
     resolved = folder.resolve()
-    for each in (resolved, *resolved.parents):
-        status = each.stat()
-        sticky = bool(status.st_mode & stat.S_ISVTX) and each != resolved
+    for path in (resolved, *resolved.parents):
+        status = path.stat()
+        is_mine, is_sticky = status.st_uid == os.geteuid(), bool(status.st_mode & stat.S_ISVTX)
         reason = _who_may_write(status)
-        if reason and not (sticky and status.st_uid in (os.geteuid(), 0)):
-            raise Untrusted(
-                f"{each} {reason}, so the engines in {folder} are not to be trusted",
-                hint=_way_out(each, status, above=each != resolved),
-            )
+        if not reason or (path != resolved and is_sticky and (is_mine or status.st_uid == 0)):
+            continue
+        hint = _OTHER_FOLDER
+        if is_mine and not is_sticky:  # otherwise other users need the folder as it is
+            hint = f"`chmod go-w {path}`, or {hint}"
+            if path == resolved:
+                hint += "; then `vision build MODEL --force`"
+        raise Untrusted(f"{path} {reason}, so the engines in {folder} are not to be trusted", hint=hint)
 
 
 def make_private_folder(folder: Path) -> None:
@@ -105,17 +91,14 @@ def make_private_folder(folder: Path) -> None:
         Untrusted: see `require_private_folder`.
         ModelError: it cannot be created.
     """
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        for each in reversed(missing):  # one by one: `parents` would create those above with the default mode
-            each.mkdir(mode=0o700, exist_ok=True)
+        for path in reversed(missing):  # one by one: `parents` would create those above with the default mode
+            path.mkdir(mode=0o700, exist_ok=True)
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     except OSError as error:
-        raise ModelError(
-            f"the folder {folder} cannot be made: {error.strerror}",
-            hint="set XDG_CACHE_HOME, or CACHE_DIRECTORY for a service, to a folder that can be written",
-        ) from error
+        raise ModelError(f"the folder {folder} cannot be created: {error.strerror}", hint=_OTHER_FOLDER) from error
     require_private_folder(folder)
 
 
@@ -126,25 +109,22 @@ def read_private(path: Path) -> bytes:
         FileNotFoundError: the file does not exist.
         Untrusted: it is a link, or other users can write it.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    hint = f"`rm {path}`; it is built again"
     try:
-        descriptor = os.open(path, flags)
+        with open(path, "rb", opener=_open_no_link) as file:
+            reason = _who_may_write(os.fstat(file.fileno()))  # of the open file: the name may mean another one by now
+            contents = file.read()
     except FileNotFoundError:
         raise
     except OSError as error:  # ELOOP
-        raise Untrusted(f"{path} cannot be read: {error.strerror}", hint=f"`rm {path}`; it is built again") from error
-    try:
-        status = os.fstat(descriptor)  # of the open file: the name may mean another one by now
-        reason = "is not a file" if not stat.S_ISREG(status.st_mode) else ""
-        if os.name == "posix":
-            reason = reason or _who_may_write(status)
-        if reason:
-            raise Untrusted(f"{path} {reason}", hint=f"`rm {path}`; it is built again")
-    except BaseException:
-        os.close(descriptor)
-        raise
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read()
+        raise Untrusted(f"{path} cannot be read: {error.strerror}", hint=hint) from error
+    if reason:
+        raise Untrusted(f"{path} {reason}", hint=hint)
+    return contents
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def write_whole(path: Path, contents: bytes) -> None:
@@ -164,7 +144,7 @@ def write_whole(path: Path, contents: bytes) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise Unwritable(f"{path} cannot be written: {error.strerror}") from error
 
@@ -192,10 +172,9 @@ def read_checked(path: Path) -> bytes | None:
     return contents
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -209,7 +188,6 @@ def locked(
     timeout_s: float = 3600.0,
     when_waiting: Callable[[], object] = lambda: None,
     cancelled: Callable[[], bool] = lambda: False,
-    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[None]:
     """Hold a lock between processes. The system releases it when the process ends, in any way.
 
@@ -223,20 +201,16 @@ def locked(
         Held: it was held for `timeout_s`, or the wait was cancelled.
         Unwritable: the lock file cannot be created.
     """
-    deadline = clock() + timeout_s
-    waiting = False
-    while (file := _locked_file(path)) is None:
-        if not waiting:
-            when_waiting()
-            waiting = True
-        if clock() >= deadline or cancelled():
+    deadline = time.monotonic() + timeout_s
+    if (file := _locked_file(path)) is None:
+        when_waiting()
+    while file is None:
+        if time.monotonic() >= deadline or cancelled():
             raise Held(f"another process holds {path}", hint="`fuser` shows which one")
         time.sleep(0.05)
+        file = _locked_file(path)
     with file:
-        try:
-            yield
-        finally:
-            _unlock(file.fileno())
+        yield
 
 
 def _locked_file(path: Path) -> BinaryIO | None:
@@ -245,37 +219,12 @@ def _locked_file(path: Path) -> BinaryIO | None:
         file = path.open("ab")
     except OSError as error:
         raise Unwritable(f"the lock {path} cannot be opened: {error.strerror}") from error
-    if _try_lock(file.fileno()) and _is_still(path, file.fileno()):
-        return file
+    with contextlib.suppress(OSError):  # held, or removed by its previous holder
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            return file
     file.close()
     return None
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    """Return True if a path still names the open file: the previous holder may have removed it."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _unlock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-    else:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def sha256_of(contents: bytes) -> str:

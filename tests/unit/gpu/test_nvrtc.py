@@ -70,7 +70,7 @@ def test_what_others_may_write_is_refused(cache: Path, what: str) -> None:
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
     (tmp_path / "kernels").write_text("in the way")
-    with pytest.raises(ModelError, match="cannot be made"):
+    with pytest.raises(ModelError):
         compile_cubin(SOURCE, "sm_87", tmp_path / "kernels")
 
 
