@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import lcm
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from vision.config.checks import analytics_conflicts
-from vision.config.fields import ClassNames, ConfigSection, Identifier, raise_conflicts
+from vision.config.fields import ClassNames, ConfigSection, Day, Identifier, free_of
 from vision.config.wording import InvalidValue
 
 Anchor: TypeAlias = Literal["bottom-center", "center", "top-center", "center-left", "center-right"]
@@ -72,42 +72,35 @@ def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
 class LineConfig(ConfigSection):
     """A line that objects cross."""
 
-    name: Identifier = Field(description="name in events, unique among the lines and zones of the camera")
-    points: Annotated[tuple[Point, Point], AfterValidator(check_line)] = Field(
-        description="[[x1, y1], [x2, y2]] in the camera's units"
-    )
-    direction: Literal["in", "out", "both"] = Field(
-        default="both",
-        description="crossings to report; in: from left to right, seen from the first point towards the second",
-    )
-    classes: ClassNames | None = Field(default=None, description="classes that count; all published classes if absent")
-    anchor: Anchor = Field(default="bottom-center", description="point of an object's box that crosses")
+    name: Identifier
+    """Name in events, unique among the lines and zones of the camera."""
+    points: Annotated[tuple[Point, Point], AfterValidator(check_line)]
+    """[[x1, y1], [x2, y2]] in the camera's units."""
+    direction: Literal["in", "out", "both"] = "both"
+    """Crossings to report; in: from left to right, seen from the first point towards the second."""
+    classes: ClassNames | None = None
+    """Classes that count; all published classes if absent."""
+    anchor: Anchor = "bottom-center"
+    """Point of an object's box that crosses."""
 
 
 class ZoneConfig(ConfigSection):
     """An area that objects enter, leave and stay in."""
 
-    name: Identifier = Field(description="name in events, unique among the lines and zones of the camera")
-    polygon: Annotated[tuple[Point, ...], Field(min_length=3, max_length=100), AfterValidator(check_polygon)] = Field(
-        description="[[x, y], ...] in the camera's units, in order around the area; the last is joined to the first"
-    )
-    crowd_threshold: int | None = Field(
-        default=None, ge=0, le=10_000, description="crowded with more objects than this number; never if absent"
-    )
-    crowded_for_s: float = Field(
-        default=0.0,
-        ge=0,
-        le=86_400,
-        description="seconds above the threshold before crowded begins, and at or below it before crowded ends",
-    )
-    dwell_s: float | None = Field(
-        default=None,
-        gt=0,
-        le=86_400,
-        description="seconds inside the zone after which an object is reported; never if absent",
-    )
-    classes: ClassNames | None = Field(default=None, description="classes that count; all published classes if absent")
-    anchor: Anchor = Field(default="bottom-center", description="point of an object's box that must be inside")
+    name: Identifier
+    """Name in events, unique among the lines and zones of the camera."""
+    polygon: Annotated[tuple[Point, ...], Field(min_length=3, max_length=100), AfterValidator(check_polygon)]
+    """[[x, y], ...] in the camera's units, in order around the area; the last is joined to the first."""
+    crowd_threshold: int | None = Field(default=None, ge=0, le=10_000)
+    """Crowded with more objects than this number; never if absent."""
+    crowded_for_s: float = Field(default=0.0, ge=0, le=86_400)
+    """Seconds above the threshold before crowded begins, and at or below it before crowded ends."""
+    dwell_s: Day | None = None
+    """Seconds inside the zone after which an object is reported; never if absent."""
+    classes: ClassNames | None = None
+    """Classes that count; all published classes if absent."""
+    anchor: Anchor = "bottom-center"
+    """Point of an object's box that must be inside."""
 
 
 Metres: TypeAlias = Annotated[
@@ -130,34 +123,26 @@ def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
 class GroundConfig(ConfigSection):
     """Four points on the ground with known positions, to compute speeds from pixels."""
 
-    points: Annotated[tuple[Point, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)] = Field(
-        description="[[x, y], ...] of 4 points on the ground, in the camera's units, in order around an area"
-    )
-    metres: Annotated[tuple[Metres, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)] = Field(
-        description="[[x, y], ...] of the same 4 points on the ground, metres from any origin"
-    )
+    points: Annotated[tuple[Point, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)]
+    """[[x, y], ...] of 4 points on the ground, in the camera's units, in order around an area."""
+    metres: Annotated[tuple[Metres, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)]
+    """[[x, y], ...] of the same 4 points on the ground, metres from any origin."""
 
 
 class CameraAnalytics(ConfigSection):
     """Lines, zones and ground points of one camera."""
 
-    units: Units = Field(
-        default="pixels",
-        description="unit of every point: pixels of the source frame, or fractions (0 to 1) or percent (0 to 100) of "
-        "its width and height",
-    )
-    lines: tuple[LineConfig, ...] = Field(default=(), max_length=100, description="lines that objects cross")
-    zones: tuple[ZoneConfig, ...] = Field(
-        default=(), max_length=100, description="areas that objects enter, leave and stay in"
-    )
-    ground: GroundConfig | None = Field(
-        default=None, description="four points with known positions, for speeds in km/h; no speeds if absent"
-    )
+    units: Units = "pixels"
+    """Unit of every point: pixels of the source frame, or fractions (0 to 1) or percent (0 to 100) of its width and
+    height."""
+    lines: tuple[LineConfig, ...] = Field(default=(), max_length=100)
+    """Lines that objects cross."""
+    zones: tuple[ZoneConfig, ...] = Field(default=(), max_length=100)
+    """Areas that objects enter, leave and stay in."""
+    ground: GroundConfig | None = None
+    """Four points with known positions, for speeds in km/h; no speeds if absent."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> CameraAnalytics:
-        raise_conflicts(analytics_conflicts(self.model_dump(exclude_unset=True)))
-        return self
+    _consistent = free_of(analytics_conflicts)
 
 
 def pixels_per_unit(units: Units, width_px: int, height_px: int) -> tuple[float, float]:
@@ -185,40 +170,30 @@ def _turn(a: _Corner, b: _Corner, c: _Corner) -> int:
     return (product > 0) - (product < 0)
 
 
-def _within(a: _Corner, b: _Corner, c: _Corner) -> bool:
-    """Return True if `c`, which is on the line through `a` and `b`, lies between them."""
-    return min(a[0], b[0]) <= c[0] <= max(a[0], b[0]) and min(a[1], b[1]) <= c[1] <= max(a[1], b[1])
+def _touches(a: _Corner, b: _Corner, c: _Corner) -> bool:
+    """Return True if `c` lies on the segment `ab`."""
+    within = min(a[0], b[0]) <= c[0] <= max(a[0], b[0]) and min(a[1], b[1]) <= c[1] <= max(a[1], b[1])
+    return within and _turn(a, b, c) == 0
 
 
 def _meet(a: _Corner, b: _Corner, c: _Corner, d: _Corner) -> bool:
     """Return True if the segments `ab` and `cd` share a point (Cormen et al., Introduction to Algorithms, 33.1)."""
-    turns = (_turn(c, d, a), _turn(c, d, b), _turn(a, b, c), _turn(a, b, d))
-    if turns[0] != turns[1] and turns[2] != turns[3] and 0 not in turns:
+    if _turn(c, d, a) * _turn(c, d, b) < 0 and _turn(a, b, c) * _turn(a, b, d) < 0:
         return True
-    return (
-        (turns[0] == 0 and _within(c, d, a))
-        or (turns[1] == 0 and _within(c, d, b))
-        or (turns[2] == 0 and _within(a, b, c))
-        or (turns[3] == 0 and _within(a, b, d))
-    )
+    return _touches(c, d, a) or _touches(c, d, b) or _touches(a, b, c) or _touches(a, b, d)
 
 
 def _crossing_sides(corners: Sequence[_Corner]) -> tuple[int, int] | None:
     """Return the first two sides that meet other than at their common corner. Side `i` begins at corner `i`."""
-    count = len(corners)
-    sides = [(corners[index], corners[(index + 1) % count]) for index in range(count)]
-    for first, second in combinations(range(count), 2):
-        if second == first + 1:
-            meets = _folds_back(corners[first], corners[second], corners[(second + 1) % count])
-        elif first == 0 and second == count - 1:
-            meets = _folds_back(corners[second], corners[first], corners[1])
+    sides = [*pairwise([*corners, corners[0]])]
+    for first, second in combinations(range(len(sides)), 2):
+        (a, b), (c, d) = sides[first], sides[second]
+        if b == c:
+            meets = _touches(a, b, d) or _touches(c, d, a)
+        elif d == a:
+            meets = _touches(c, d, b) or _touches(a, b, c)
         else:
-            meets = _meet(*sides[first], *sides[second])
+            meets = _meet(a, b, c, d)
         if meets:
             return first, second
     return None
-
-
-def _folds_back(before: _Corner, corner: _Corner, after: _Corner) -> bool:
-    """Return True if two sides with a common corner overlap."""
-    return _turn(before, corner, after) == 0 and (_within(before, corner, after) or _within(corner, after, before))

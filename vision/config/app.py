@@ -9,26 +9,26 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vision.config.analytics import CameraAnalytics
-from vision.config.checks import (
-    TRACK_SCORES,
-    References,
-    camera_conflicts,
-    config_conflicts,
-    pipeline_name,
-    tracking_conflicts,
-)
+from vision.config.checks import TRACK_SCORES, camera_conflicts, config_conflicts, pipeline_name, tracking_conflicts
 from vision.config.fields import (
+    BatchSize,
     BindAddress,
     ClassNames,
     ConfigSection,
+    Day,
     FolderPath,
     Fraction,
+    FramesPerSecond,
+    Hour,
     Identifier,
     Identifiers,
+    Minute,
     ModelName,
     PipelineName,
+    Pixels,
     Source,
-    raise_conflicts,
+    Threads,
+    free_of,
 )
 from vision.config.rules import RuleConfig
 from vision.config.source_address import File, Folder, SourceAddress, parse_source, with_account
@@ -38,118 +38,80 @@ from vision.errors import redact
 class EngineConfig(ConfigSection):
     """Build options of a TensorRT engine."""
 
-    optimization_level: int | None = Field(
-        default=None, ge=0, le=5, description="0: builds fast, to 5: runs fast; TensorRT's default if absent"
-    )
-    workspace_mib: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="maximum scratch memory of a layer, MiB; no limit if absent"
-    )
-    dla_core: int | None = Field(
-        default=None,
-        ge=0,
-        le=15,
-        description="deep-learning accelerator (DLA) of a Jetson; the GPU if absent or not available",
-    )
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    """0: builds fast, to 5: runs fast; TensorRT's default if absent."""
+    workspace_mib: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Maximum scratch memory of a layer, MiB; no limit if absent."""
+    dla_core: int | None = Field(default=None, ge=0, le=15)
+    """Deep-learning accelerator (DLA) of a Jetson; the GPU if absent or not available."""
 
 
 class DetectConfig(ConfigSection):
     """Classes and thresholds, and how the detector runs."""
 
-    backend: Literal["auto", "tensorrt", "onnxruntime", "fake"] = Field(
-        default="auto", description="auto: TensorRT if it and a GPU are available, otherwise ONNX Runtime"
-    )
-    score_threshold: Fraction = Field(default=0.35, description="minimum score of a published detection")
-    iou_threshold: Fraction | None = Field(
-        default=None,
-        description="overlap (IoU) above which NMS drops the box with the lower score; the model's value if absent",
-    )
-    classes: ClassNames | None = Field(default=None, description="classes to publish; all if absent")
-    precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"] = Field(
-        default="fp16", description="precision of the TensorRT engine; ONNX Runtime uses the model's own"
-    )
-    max_batch: int = Field(default=8, ge=1, le=256, description="maximum number of frames in a batch")
-    batches_in_flight: int | None = Field(
-        default=None, ge=1, le=8, description="number of batches in flight; the detector's choice if absent"
-    )
-    threads: int | None = Field(
-        default=None,
-        ge=1,
-        le=256,
-        description="CPU threads of the ONNX Runtime detector, for all its sessions; one for each core if absent",
-    )
-    graphs: bool = Field(
-        default=True, description="run the TensorRT engine as CUDA graphs; slower if false, for debugging"
-    )
-    engine: EngineConfig = Field(default=EngineConfig(), description="how a TensorRT engine is built")
+    backend: Literal["auto", "tensorrt", "onnxruntime", "fake"] = "auto"
+    """auto: TensorRT if it and a GPU are available, otherwise ONNX Runtime."""
+    score_threshold: Fraction = 0.35
+    """Minimum score of a published detection."""
+    iou_threshold: Fraction | None = None
+    """Overlap (IoU) above which NMS drops the box with the lower score; the model's value if absent."""
+    classes: ClassNames | None = None
+    """Classes to publish; all if absent."""
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"] = "fp16"
+    """Precision of the TensorRT engine; ONNX Runtime uses the model's own."""
+    max_batch: BatchSize = 8
+    """Maximum number of frames in a batch."""
+    batches_in_flight: int | None = Field(default=None, ge=1, le=8)
+    """Number of batches in flight; the detector's choice if absent."""
+    threads: Threads | None = None
+    """CPU threads of the ONNX Runtime detector, for all its sessions; one for each core if absent."""
+    graphs: bool = True
+    """Run the TensorRT engine as CUDA graphs; slower if false, for debugging."""
+    engine: EngineConfig = EngineConfig()
+    """How a TensorRT engine is built."""
 
 
 class CameraConfig(ConfigSection):
     """One source of frames: a camera, a recording or a synthetic camera."""
 
-    id: Identifier = Field(description="name in topics, messages and logs")
-    source: Source = Field(
-        description="address or path; paths are relative to this file; ${NAME} is an environment variable",
-        examples=["rtsp://gate.example.com/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"],
-    )
-    user: str | None = Field(default=None, min_length=1, description="user of a network camera, as plain text")
+    id: Identifier
+    """Name in topics, messages and logs."""
+    source: Source = Field(examples=["rtsp://gate.example.com/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"])
+    """Address or path; paths are relative to this file; ${NAME} is an environment variable."""
+    user: str | None = Field(default=None, min_length=1)
+    """User of a network camera, as plain text."""
     password: str | None = Field(
         default=None,
         min_length=1,
         repr=False,
         title="${NAME}, an environment variable that holds the password",
-        description="password of a network camera, from the environment: ${NAME}",
         examples=["${GATE_PASSWORD}"],
     )
-    reader: Literal["auto", "opencv", "gstreamer", "ffmpeg", "nvdec"] = Field(
-        default="auto",
-        description="library that reads the source; auto: the best one that is installed; csi: needs gstreamer",
-    )
-    transport: Literal["tcp", "udp"] = Field(
-        default="tcp", description="RTSP transport; tcp: reliable; udp: lower latency, may lose packets"
-    )
-    width: int | None = Field(
-        default=None,
-        ge=16,
-        le=16384,
-        description="frame width to request from a csi: or USB camera, pixels; its default if absent",
-    )
-    height: int | None = Field(
-        default=None,
-        ge=16,
-        le=16384,
-        description="frame height to request from a csi: or USB camera, pixels; its default if absent",
-    )
-    fps: float | None = Field(
-        default=None,
-        gt=0,
-        le=1000,
-        description="rate to request from a csi: or USB camera, or to play the images of a folder at, frames/s",
-    )
-    max_fps: float | None = Field(
-        default=None, gt=0, le=1000, description="maximum rate of inference, frames/s; no limit if absent"
-    )
-    loop: bool = Field(default=False, description="restart a file when it ends")
-    open_timeout_s: float = Field(default=5.0, gt=0, le=120, description="timeout for a connection, seconds")
-    read_timeout_s: float = Field(
-        default=5.0, gt=0, le=120, description="timeout for a frame before the camera is reconnected, seconds"
-    )
-    max_frame_age_s: float = Field(
-        default=0.5,
-        gt=0,
-        le=60,
-        description="maximum age of a frame when inference begins, seconds; older frames are dropped",
-    )
-    frozen_after_s: float | None = Field(
-        default=10.0,
-        gt=0,
-        le=3600,
-        description="seconds of identical frames after which the camera counts as frozen; null: never",
-    )
+    """Password of a network camera, from the environment: ${NAME}."""
+    reader: Literal["auto", "opencv", "gstreamer", "ffmpeg", "nvdec"] = "auto"
+    """Library that reads the source; auto: the best one that is installed; csi: needs gstreamer."""
+    transport: Literal["tcp", "udp"] = "tcp"
+    """RTSP transport; tcp: reliable; udp: lower latency, may lose packets."""
+    width: Pixels | None = None
+    """Frame width to request from a csi: or USB camera, pixels; its default if absent."""
+    height: Pixels | None = None
+    """Frame height to request from a csi: or USB camera, pixels; its default if absent."""
+    fps: FramesPerSecond | None = None
+    """Rate to request from a csi: or USB camera, or to play the images of a folder at, frames/s."""
+    max_fps: FramesPerSecond | None = None
+    """Maximum rate of inference, frames/s; no limit if absent."""
+    loop: bool = False
+    """Restart a file when it ends."""
+    open_timeout_s: float = Field(default=5.0, gt=0, le=120)
+    """Timeout for a connection, seconds."""
+    read_timeout_s: float = Field(default=5.0, gt=0, le=120)
+    """Timeout for a frame before the camera is reconnected, seconds."""
+    max_frame_age_s: Minute = 0.5
+    """Maximum age of a frame when inference begins, seconds; older frames are dropped."""
+    frozen_after_s: Hour | None = 10.0
+    """Seconds of identical frames after which the camera counts as frozen; null: never."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> CameraConfig:
-        raise_conflicts(camera_conflicts(self.model_dump(exclude_unset=True)))
-        return self
+    _consistent = free_of(camera_conflicts)
 
     @property
     def address(self) -> SourceAddress:
@@ -172,164 +134,125 @@ class TrackConfig(ConfigSection):
     which objects are published.
     """
 
-    low_score: Fraction = Field(
-        default=TRACK_SCORES["low_score"],
-        description="minimum score of a detection that can extend a track of the previous frame",
-    )
-    high_score: Fraction = Field(
-        default=TRACK_SCORES["high_score"], description="minimum score of a detection that can extend any track"
-    )
-    new_score: Fraction = Field(
-        default=TRACK_SCORES["new_score"], description="minimum score of a detection that starts a track"
-    )
-    confirm_s: float = Field(
-        default=0.0, ge=0, le=60, description="seconds before a new track is published; it always needs two detections"
-    )
-    tentative_s: float = Field(
-        default=0.25, ge=0, le=60, description="seconds without detection after which an unpublished track ends"
-    )
-    weak_s: float = Field(
-        default=0.5,
-        ge=0,
-        le=60,
-        description="seconds that detections between `low_score` and `high_score` alone can extend a track",
-    )
-    lost_s: float = Field(
-        default=1.5, gt=0, le=60, description="seconds without detection after which a published track ends"
-    )
-    reactivation: Literal["filter", "observation"] = Field(
-        default="filter",
-        description="motion of an object detected again; filter: corrected by the new position; observation: "
-        "from the last and the new position only",
-    )
-    max_objects: int = Field(default=500, ge=1, le=10_000, description="maximum number of tracks")
+    low_score: Fraction = TRACK_SCORES["low_score"]
+    """Minimum score of a detection that can extend a track of the previous frame."""
+    high_score: Fraction = TRACK_SCORES["high_score"]
+    """Minimum score of a detection that can extend any track."""
+    new_score: Fraction = TRACK_SCORES["new_score"]
+    """Minimum score of a detection that starts a track."""
+    confirm_s: float = Field(default=0.0, ge=0, le=60)
+    """Seconds before a new track is published; it always needs two detections."""
+    tentative_s: float = Field(default=0.25, ge=0, le=60)
+    """Seconds without detection after which an unpublished track ends."""
+    weak_s: float = Field(default=0.5, ge=0, le=60)
+    """Seconds that detections between `low_score` and `high_score` alone can extend a track."""
+    lost_s: Minute = 1.5
+    """Seconds without detection after which a published track ends."""
+    reactivation: Literal["filter", "observation"] = "filter"
+    """Motion of an object detected again; filter: corrected by the new position; observation: from the last and the
+    new position only."""
+    max_objects: int = Field(default=500, ge=1, le=10_000)
+    """Maximum number of tracks."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> TrackConfig:
-        raise_conflicts(tracking_conflicts(self.model_dump()))
-        return self
+    _consistent = free_of(tracking_conflicts)
 
 
 class CascadeConfig(ConfigSection):
     """A second model that classifies tracked objects."""
 
-    model: ModelName = Field(
-        description="a classifier: a name under models, or a path (with a /) relative to this file"
-    )
-    classes: ClassNames | None = Field(default=None, description="classes of the objects to classify; all if absent")
-    score_threshold: Fraction = Field(default=0.5, description="minimum score of an attribute")
-    refresh_s: float | None = Field(
-        default=5.0, gt=0, le=86_400, description="seconds after which an object is classified again; null: once only"
-    )
-    min_size_px: int = Field(
-        default=32, ge=1, le=16384, description="minimum length of the shorter side of a box, pixels"
-    )
-    margin: float = Field(
-        default=0.0, ge=0, le=1, description="margin around the box on every side, as a fraction of the box"
-    )
-    max_batch: int = Field(default=8, ge=1, le=256, description="maximum number of objects in a batch")
-    queue: int = Field(
-        default=32,
-        ge=1,
-        le=1024,
-        description="maximum number of objects that wait; others are tried again with a later frame",
-    )
-    threads: int = Field(default=1, ge=1, le=256, description="CPU threads")
+    model: ModelName
+    """A classifier: a name under models, or a path (with a /) relative to this file."""
+    classes: ClassNames | None = None
+    """Classes of the objects to classify; all if absent."""
+    score_threshold: Fraction = 0.5
+    """Minimum score of an attribute."""
+    refresh_s: Day | None = 5.0
+    """Seconds after which an object is classified again; null: once only."""
+    min_size_px: int = Field(default=32, ge=1, le=16384)
+    """Minimum length of the shorter side of a box, pixels."""
+    margin: float = Field(default=0.0, ge=0, le=1)
+    """Margin around the box on every side, as a fraction of the box."""
+    max_batch: BatchSize = 8
+    """Maximum number of objects in a batch."""
+    queue: int = Field(default=32, ge=1, le=1024)
+    """Maximum number of objects that wait; others are tried again with a later frame."""
+    threads: Threads = 1
+    """CPU threads."""
 
 
 class SnapshotConfig(ConfigSection):
     """A JPEG of the frame of every event."""
 
-    folder: FolderPath = Field(description="folder of the JPEGs, relative to this file; created if missing")
-    kinds: Identifiers | None = Field(default=None, description="kinds of events with a JPEG; all if absent")
-    max_files: int = Field(
-        default=10_000, ge=1, le=1_000_000, description="maximum number of files; the oldest are deleted first"
-    )
-    max_mb: int = Field(
-        default=1000,
-        ge=1,
-        le=10_000_000,
-        description="maximum total size, megabytes; the oldest files are deleted first",
-    )
-    max_side_px: int = Field(
-        default=1280,
-        ge=64,
-        le=16384,
-        description="maximum length of the longer side, pixels; larger frames are scaled down",
-    )
-    quality: int = Field(default=85, ge=1, le=100, description="JPEG quality, percent")
-    annotate: bool = Field(
-        default=True, description="draw the object, the line or zone, and the time of the event on the frame"
-    )
+    folder: FolderPath
+    """Folder of the JPEGs, relative to this file; created if missing."""
+    kinds: Identifiers | None = None
+    """Kinds of events with a JPEG; all if absent."""
+    max_files: int = Field(default=10_000, ge=1, le=1_000_000)
+    """Maximum number of files; the oldest are deleted first."""
+    max_mb: int = Field(default=1000, ge=1, le=10_000_000)
+    """Maximum total size, megabytes; the oldest files are deleted first."""
+    max_side_px: int = Field(default=1280, ge=64, le=16384)
+    """Maximum length of the longer side, pixels; larger frames are scaled down."""
+    quality: int = Field(default=85, ge=1, le=100)
+    """JPEG quality, percent."""
+    annotate: bool = True
+    """Draw the object, the line or zone, and the time of the event on the frame."""
 
 
 class PublishConfig(ConfigSection):
     """The ZeroMQ socket."""
 
-    bind: BindAddress = Field(
-        default="tcp://127.0.0.1:5555",
-        description="address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, tcp://*:5555 the network",
-    )
-    encoding: Literal["json", "msgpack"] = Field(default="json", description="payload of every message")
-    queue: int = Field(
-        default=1000,
-        ge=1,
-        le=1_000_000,
-        description="maximum number of messages that wait for a slow subscriber; it loses further messages",
-    )
-    replay: BindAddress | None = Field(
-        default=None, description="address where subscribers request missed events; needs `state_dir`; none if absent"
-    )
-    max_events: int = Field(
-        default=10_000, ge=100, le=1_000_000, description="number of newest events that can be requested"
-    )
+    bind: BindAddress = "tcp://127.0.0.1:5555"
+    """Address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, tcp://*:5555 the network."""
+    encoding: Literal["json", "msgpack"] = "json"
+    """Payload of every message."""
+    queue: int = Field(default=1000, ge=1, le=1_000_000)
+    """Maximum number of messages that wait for a slow subscriber; it loses further messages."""
+    replay: BindAddress | None = None
+    """Address where subscribers request missed events; needs `state_dir`; none if absent."""
+    max_events: int = Field(default=10_000, ge=100, le=1_000_000)
+    """Number of newest events that can be requested."""
 
 
 class StatusConfig(ConfigSection):
     """Status messages."""
 
-    interval_s: float = Field(default=1.0, gt=0, le=3600, description="seconds between two status messages")
+    interval_s: Hour = 1.0
+    """Seconds between two status messages."""
 
 
 class AppConfig(ConfigSection):
     """One camera.yaml."""
 
-    node: Identifier | None = Field(
-        default=None, description="name of this machine in messages; the host name if absent"
-    )
-    pipeline: PipelineName = Field(
-        default="detect",
-        description="processing steps after detection: detect, track, count, or a Python file relative to this file; "
-        "default: count if analytics is given, otherwise detect",
-    )
-    model: ModelName = Field(
-        default="nanodet-g-416",
-        description="detection model: a name that `vision models` lists, or a path (with a /) relative to this file",
-    )
-    detect: DetectConfig = Field(
-        default=DetectConfig(), description="classes and thresholds, and how the detector runs"
-    )
-    cameras: tuple[CameraConfig, ...] = Field(min_length=1, description="sources of frames")
-    track: TrackConfig = Field(default=TrackConfig(), description="how objects are tracked from frame to frame")
-    analytics: Mapping[Identifier, CameraAnalytics] = Field(
-        default_factory=dict, description="lines and zones of each camera, by its id; needs a pipeline with analytics"
-    )
-    rules: tuple[RuleConfig, ...] = Field(
-        default=(), max_length=1000, description="rules that report additional events"
-    )
-    cascade: CascadeConfig | None = Field(
-        default=None, description="a second model that classifies tracked objects; none if absent"
-    )
-    snapshots: SnapshotConfig | None = Field(
-        default=None, description="a JPEG of the frame of every event; none if absent"
-    )
-    state_dir: FolderPath | None = Field(
-        default=None,
-        description="folder for counters and events that outlive a restart, relative to this file; not kept if absent",
-    )
-    publish: PublishConfig = Field(default=PublishConfig(), description="the ZeroMQ socket")
-    status: StatusConfig = Field(default=StatusConfig(), description="status messages")
-    stop_timeout_s: float = Field(default=1.5, gt=0, le=60, description="timeout for an orderly stop, seconds")
+    node: Identifier | None = None
+    """Name of this machine in messages; the host name if absent."""
+    pipeline: PipelineName = "detect"
+    """Processing steps after detection: detect, track, count, or a Python file relative to this file; default:
+    count if analytics is given, otherwise detect."""
+    model: ModelName = "nanodet-g-416"
+    """Detection model: a name that `vision models` lists, or a path (with a /) relative to this file."""
+    detect: DetectConfig = DetectConfig()
+    """Classes and thresholds, and how the detector runs."""
+    cameras: tuple[CameraConfig, ...] = Field(min_length=1)
+    """Sources of frames."""
+    track: TrackConfig = TrackConfig()
+    """How objects are tracked from frame to frame."""
+    analytics: Mapping[Identifier, CameraAnalytics] = Field(default_factory=dict)
+    """Lines and zones of each camera, by its id; needs a pipeline with analytics."""
+    rules: tuple[RuleConfig, ...] = Field(default=(), max_length=1000)
+    """Rules that report additional events."""
+    cascade: CascadeConfig | None = None
+    """A second model that classifies tracked objects; none if absent."""
+    snapshots: SnapshotConfig | None = None
+    """A JPEG of the frame of every event; none if absent."""
+    state_dir: FolderPath | None = None
+    """Folder for counters and events that outlive a restart, relative to this file; not kept if absent."""
+    publish: PublishConfig = PublishConfig()
+    """The ZeroMQ socket."""
+    status: StatusConfig = StatusConfig()
+    """Status messages."""
+    stop_timeout_s: Minute = 1.5
+    """Timeout for an orderly stop, seconds."""
 
     @model_validator(mode="before")
     @classmethod
@@ -338,7 +261,4 @@ class AppConfig(ConfigSection):
             return {**data, "pipeline": pipeline_name(data)}
         return data
 
-    @model_validator(mode="after")
-    def _consistent(self) -> AppConfig:
-        raise_conflicts(config_conflicts(self.model_dump(exclude_unset=True), References()))
-        return self
+    _consistent = free_of(config_conflicts)

@@ -26,7 +26,7 @@ from vision.config.source_address import (
     has_account,
     parse_source,
 )
-from vision.config.wording import InvalidValue, Loc, did_you_mean, dotted, nearest, one_of, quoted
+from vision.config.wording import InvalidValue, Loc, did_you_mean, dotted, nearest, one_of, quoted, with_advice
 
 Section: TypeAlias = Mapping[str, object]
 
@@ -69,7 +69,7 @@ class References:
     line: Callable[[Loc], str] = lambda loc: f"in {dotted(loc)}"
 
 
-def config_conflicts(config: Section, references: References) -> Iterator[Conflict]:
+def config_conflicts(config: Section, references: References = References()) -> Iterator[Conflict]:
     """Yield the conflicts of a whole camera.yaml."""
     cameras, rules = list(_sections(config, "cameras")), list(_sections(config, "rules"))
     analytics = _mapping(config, "analytics")
@@ -152,11 +152,11 @@ def tracking_conflicts(track: Section) -> Iterator[Conflict]:
 
 
 def analytics_conflicts(
-    section: Section, references: References | None = None, base: tuple[str, ...] = ()
+    section: Section, references: References = References(), base: tuple[str, ...] = ()
 ) -> Iterator[Conflict]:
     """Yield the conflicts of the lines, zones and ground points of one camera. `base` is the place of the section."""
     shapes = [*_sections(section, "lines", *base), *_sections(section, "zones", *base)]
-    yield from _repeated("name", shapes, references or References())
+    yield from _repeated("name", shapes, references)
     units = section.get("units", "pixels")
     for loc, shape in shapes:
         key = "points" if loc[-2] == "lines" else "polygon"
@@ -251,9 +251,9 @@ def _rule_conflicts(rule: Section, analytics: Section) -> Iterator[Conflict]:
 
 
 def _no_such_shape(name: str, names: Sequence[str], where: str) -> str:
-    expected = f"; expected {one_of(names)}" if names else "; expected some under analytics"
+    expected = one_of(names) if names else "some under analytics"
     advice = did_you_mean(name, [other for other in names if other != name])
-    return f"no line or zone{where} is called {quoted(name)}{expected}{f' ({advice})' if advice else ''}"
+    return with_advice(f"no line or zone{where} is called {quoted(name)}; expected {expected}", advice)
 
 
 def _misfit(condition: Condition, place: str, key: str, shape: Section) -> tuple[str, str] | None:
@@ -289,8 +289,8 @@ def _pipeline_conflicts(config: Section) -> Iterator[Conflict]:
     kinds = _mapping(config, "snapshots").get("kinds")
     for index, kind in enumerate(kinds if pipeline == "count" and isinstance(kinds, tuple) else ()):
         if isinstance(kind, str) and kind not in event_kinds:
-            advice = did_you_mean(kind, event_kinds)
-            message = f"expected {one_of(event_kinds)}, got {quoted(kind)}{f' ({advice})' if advice else ''}"
+            expected = f"expected {one_of(event_kinds)}, got {quoted(kind)}"
+            message = with_advice(expected, did_you_mean(kind, event_kinds))
             yield Conflict(("snapshots", "kinds", index), "unknown-kind", message)
 
 

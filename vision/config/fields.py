@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Annotated, Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from vision.config.source_address import SOURCE_FORMS, check_source, is_ip_address, is_port
+from vision.config.source_address import SOURCE_FORMS, is_ip_address, is_port, parse_source
 from vision.config.wording import UNPRINTABLE, InvalidValue, Loc, dotted
 
 IDENTIFIER: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
@@ -34,7 +34,12 @@ class ConfigSection(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
 
@@ -50,11 +55,27 @@ class Conflict(NamedTuple):
         return self._replace(loc=(*base, *self.loc))
 
 
-def raise_conflicts(conflicts: Iterable[Conflict]) -> None:
-    """Raise a PydanticCustomError of type `INCONSISTENT` for the conflicts of a section that was built in Python."""
-    text = "; ".join(f"{dotted(conflict.loc)}: {conflict.message}" for conflict in conflicts)
-    if text:
-        raise PydanticCustomError(INCONSISTENT, "{text}", {"text": text})
+def free_of(conflicts: Callable[[Mapping[str, object]], Iterable[Conflict]]) -> Any:
+    """Return a validator for a section that was built in Python. It raises an error of type `INCONSISTENT`."""
+
+    def check(section: ConfigSection) -> ConfigSection:
+        found = conflicts(section.model_dump(exclude_unset=True))
+        text = "; ".join(f"{dotted(conflict.loc)}: {conflict.message}" for conflict in found)
+        if text:
+            raise PydanticCustomError(INCONSISTENT, "{text}", {"text": text})
+        return section
+
+    return model_validator(mode="after")(check)
+
+
+def parsed_by(parse: Callable[[str], object]) -> AfterValidator:
+    """Return a validator for text that `parse` accepts."""
+
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
 
 
 # --- validators: each returns its argument or raises `InvalidValue` --------------------------------------------------
@@ -124,9 +145,19 @@ Identifier = Annotated[str, Field(pattern=IDENTIFIER.pattern, title=IDENTIFIER_T
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0)]
+FramesPerSecond = Annotated[float, Field(gt=0, le=1000)]
+Minute = Annotated[float, Field(gt=0, le=60)]
+Hour = Annotated[float, Field(gt=0, le=3600)]
+Day = Annotated[float, Field(gt=0, le=86_400)]
+"""Seconds, up to a minute, an hour or a day."""
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Threads = Annotated[int, Field(ge=1, le=256)]
+BatchSize = Annotated[int, Field(ge=1, le=256)]
+Pixels = Annotated[int, Field(ge=16, le=16384)]
 ClassNames: TypeAlias = Annotated[tuple[str, ...], AfterValidator(unique_names)]
 Identifiers: TypeAlias = Annotated[tuple[Identifier, ...], AfterValidator(unique_names)]
-Source = Annotated[str, AfterValidator(check_source), Field(title=SOURCE_FORMS)]
+Source = Annotated[str, parsed_by(parse_source), Field(title=SOURCE_FORMS)]
 BindAddress = Annotated[str, AfterValidator(check_bind), Field(title=_BIND_FORMS)]
 ModelName = Annotated[str, AfterValidator(check_model_name), Field(title=_MODEL_FORMS)]
 PipelineName = Annotated[str, AfterValidator(check_pipeline), Field(title=_PIPELINE_FORMS)]

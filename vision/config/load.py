@@ -64,11 +64,7 @@ def load_model_spec(folder: Path) -> ModelSpec:
 
 
 def load_classifier_spec(folder: Path) -> ClassifierSpec:
-    """Read and check ``model.yaml`` of a classifier's folder, as `load_model_spec` does.
-
-    Raises:
-        ModelError: every fault of the file, one a line.
-    """
+    """Read and check ``model.yaml`` of a classifier's folder, as `load_model_spec` does."""
     return _load_spec(ClassifierSpec, folder)
 
 

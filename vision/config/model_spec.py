@@ -7,78 +7,90 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from vision.config.fields import ClassNames, ConfigSection, FileName, Fraction, Identifier, Positive
+from vision.config.fields import Byte, ClassNames, ConfigSection, FileName, Fraction, Identifier, Pixels, Positive
 from vision.config.wording import InvalidValue
 
 
 class _NormalisedInput(ConfigSection):
     """Pre-processing: ``tensor = (pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
 
-    color: Literal["bgr", "rgb"] = Field(default="rgb", description="order of the channels")
-    scale: float = Field(default=1.0, gt=0, description="1/255 = 0.00392156862745098 for models that take 0..1")
-    mean: tuple[float, float, float] = Field(default=(0.0, 0.0, 0.0), description="in the order of `color`")
-    std: tuple[Positive, Positive, Positive] = Field(default=(1.0, 1.0, 1.0), description="in the order of `color`")
+    color: Literal["bgr", "rgb"] = "rgb"
+    """Order of the channels."""
+    scale: float = Field(default=1.0, gt=0)
+    """1/255 = 0.00392156862745098 for models that take 0..1."""
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """In the order of `color`."""
+    std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
+    """In the order of `color`."""
 
 
 class InputSpec(_NormalisedInput):
     """Pre-processing of a frame: ``tensor = (pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
 
-    width: int = Field(ge=16, le=16384, description="width of the model's input, pixels")
-    height: int = Field(ge=16, le=16384, description="height of the model's input, pixels")
-    letterbox: Literal["top-left", "center"] = Field(
-        default="center", description="position of the frame on the canvas"
-    )
-    fill: int = Field(
-        default=114, ge=0, le=255, description="grey of the canvas around the frame, before normalisation"
-    )
+    width: Pixels
+    """Width of the model's input, pixels."""
+    height: Pixels
+    """Height of the model's input, pixels."""
+    letterbox: Literal["top-left", "center"] = "center"
+    """Position of the frame on the canvas."""
+    fill: int = Field(default=114, ge=0, le=255)
+    """Grey of the canvas around the frame, before normalisation."""
 
 
 class CropSpec(_NormalisedInput):
     """Pre-processing of a crop, as `InputSpec`."""
 
-    width: int = Field(ge=8, le=4096, description="width of the model's input, pixels")
-    height: int = Field(ge=8, le=4096, description="height of the model's input, pixels")
-    fit: Literal["stretch", "letterbox"] = Field(
-        default="stretch", description="letterbox keeps the object's proportions and fills the rest"
-    )
-    fill: int = Field(default=114, ge=0, le=255, description="grey around a letterboxed object, before normalisation")
+    width: int = Field(ge=8, le=4096)
+    """Width of the model's input, pixels."""
+    height: int = Field(ge=8, le=4096)
+    """Height of the model's input, pixels."""
+    fit: Literal["stretch", "letterbox"] = "stretch"
+    """Letterbox keeps the object's proportions and fills the rest."""
+    fill: Byte = 114
+    """Grey around a letterboxed object, before normalisation."""
 
 
 class HeadSpec(ConfigSection):
     """Layout of the outputs."""
 
-    kind: Literal["nanodet", "yolov5", "yolov8", "end-to-end", "rt-detr"] = Field(description="layout of the outputs")
-    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=8)] = Field(
-        default=(8, 16, 32), description="nanodet: cell sizes, model pixels"
+    kind: Literal["nanodet", "yolov5", "yolov8", "end-to-end", "rt-detr"]
+    """Layout of the outputs."""
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=8)] = (
+        8,
+        16,
+        32,
     )
-    bins: int = Field(default=11, ge=2, le=64, description="nanodet: bins of each side's distance distribution")
-    box_scale: Literal["pixels", "fraction"] = Field(default="pixels", description="unit of the output boxes")
-    activation: Literal["none", "sigmoid"] = Field(
-        default="none", description="activation applied to the scores; rt-detr exports give logits"
-    )
+    """nanodet: cell sizes, model pixels."""
+    bins: int = Field(default=11, ge=2, le=64)
+    """nanodet: bins of each side's distance distribution."""
+    box_scale: Literal["pixels", "fraction"] = "pixels"
+    """Unit of the output boxes."""
+    activation: Literal["none", "sigmoid"] = "none"
+    """Activation applied to the scores; rt-detr exports give logits."""
 
 
 class ClassifierHead(ConfigSection):
     """Layout of the output: (batch, classes)."""
 
-    kind: Literal["classifier"] = Field(description="layout of the outputs")
-    labels: Literal["one", "many"] = Field(
-        default="one", description="one: the best class; many: each class independently"
-    )
-    activation: Literal["softmax", "sigmoid", "none"] = Field(
-        default="softmax", description="converts outputs to scores from 0 to 1; none: they are scores already"
-    )
+    kind: Literal["classifier"]
+    """Layout of the outputs."""
+    labels: Literal["one", "many"] = "one"
+    """one: the best class; many: each class independently."""
+    activation: Literal["softmax", "sigmoid", "none"] = "softmax"
+    """Converts outputs to scores from 0 to 1; none: they are scores already."""
 
 
 class NmsSpec(ConfigSection):
     """Defaults of non-maximum suppression. End-to-end and RT-DETR heads need none."""
 
-    iou_threshold: Fraction = Field(
-        default=0.6, description="overlap (IoU) above which the box with the lower score is dropped"
-    )
-    class_aware: bool = Field(default=True, description="compare boxes of the same class only")
-    max_candidates: int = Field(default=1024, ge=1, le=8192, description="maximum number of candidates, by score")
-    max_objects: int = Field(default=300, ge=1, le=4096, description="maximum number of objects in a frame")
+    iou_threshold: Fraction = 0.6
+    """Overlap (IoU) above which the box with the lower score is dropped."""
+    class_aware: bool = True
+    """Compare boxes of the same class only."""
+    max_candidates: int = Field(default=1024, ge=1, le=8192)
+    """Maximum number of candidates, by score."""
+    max_objects: int = Field(default=300, ge=1, le=4096)
+    """Maximum number of objects in a frame."""
 
 
 _Extents: TypeAlias = tuple[int, int, int]
@@ -111,25 +123,31 @@ ShapeExtent = Annotated[_Shapes, AfterValidator(_ascending_shapes)]
 class ProfileSpec(ConfigSection):
     """One optimisation profile: [min, opt, max] of every dynamic dimension of the ONNX file."""
 
-    batch: Extent = Field(description="[min, opt, max] frames in a batch")
-    height: Extent | None = Field(
-        default=None, description="[min, opt, max] of the canvas; the input's height if absent"
-    )
-    width: Extent | None = Field(default=None, description="[min, opt, max] of the canvas; the input's width if absent")
-    shapes: dict[str, ShapeExtent] = Field(default={}, description="[min, opt, max] shapes of other inputs, by name")
-    values: dict[str, ShapeExtent] = Field(default={}, description="[min, opt, max] values of shape inputs, by name")
+    batch: Extent
+    """[min, opt, max] frames in a batch."""
+    height: Extent | None = None
+    """[min, opt, max] of the canvas; the input's height if absent."""
+    width: Extent | None = None
+    """[min, opt, max] of the canvas; the input's width if absent."""
+    shapes: dict[str, ShapeExtent] = Field(default={})
+    """[min, opt, max] shapes of other inputs, by name."""
+    values: dict[str, ShapeExtent] = Field(default={})
+    """[min, opt, max] values of shape inputs, by name."""
 
 
 class _Spec(ConfigSection):
     """Keys of every model.yaml."""
 
-    name: Identifier = Field(description="name in camera.yaml and messages")
-    file: FileName = Field(description="ONNX file in the folder of model.yaml")
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 of the digits 0-9 and a-f")] | None = Field(
-        default=None, description="checksum, verified when the model is loaded; a warning if absent"
-    )
-    licence: str = Field(min_length=1, description="licence of the weights, as an SPDX name if there is one")
-    provenance: str = Field(default="", description="origin of the weights")
+    name: Identifier
+    """Name in camera.yaml and messages."""
+    file: FileName
+    """ONNX file in the folder of model.yaml."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 of the digits 0-9 and a-f")] | None = None
+    """Checksum, verified when the model is loaded; a warning if absent."""
+    licence: str = Field(min_length=1)
+    """Licence of the weights, as an SPDX name if there is one."""
+    provenance: str = ""
+    """Origin of the weights."""
 
 
 def _kind_of_classes(value: object) -> str:
@@ -139,23 +157,29 @@ def _kind_of_classes(value: object) -> str:
 class ModelSpec(_Spec):
     """model.yaml: inputs, outputs and origin of a detection model."""
 
-    input: InputSpec = Field(description="pre-processing")
-    head: HeadSpec = Field(description="layout of the outputs")
+    input: InputSpec
+    """pre-processing."""
+    head: HeadSpec
+    """Layout of the outputs."""
     classes: Annotated[
         Annotated[ClassNames, Tag("names")] | Annotated[Literal["coco80"], Tag("set")], Discriminator(_kind_of_classes)
-    ] = Field(description="class names in the model's order, or coco80")
-    nms: NmsSpec = Field(default=NmsSpec(), description="defaults of non-maximum suppression")
-    profiles: Annotated[tuple[ProfileSpec, ...], Field(min_length=1)] | None = Field(
-        default=None, description="ranges of shapes of a TensorRT engine; derived from max_batch if absent"
-    )
+    ]
+    """Class names in the model's order, or coco80."""
+    nms: NmsSpec = NmsSpec()
+    """Defaults of non-maximum suppression."""
+    profiles: Annotated[tuple[ProfileSpec, ...], Field(min_length=1)] | None = None
+    """Ranges of shapes of a TensorRT engine; derived from max_batch if absent."""
 
 
 class ClassifierSpec(_Spec):
     """model.yaml of a classifier: input, output and origin."""
 
-    input: CropSpec = Field(description="pre-processing")
-    head: ClassifierHead = Field(description="layout of the output")
-    classes: ClassNames = Field(description="names in the model's order")
+    input: CropSpec
+    """pre-processing."""
+    head: ClassifierHead
+    """Layout of the output."""
+    classes: ClassNames
+    """Names in the model's order."""
 
 
 def folder_of_model(name: str, models: Path) -> Path:

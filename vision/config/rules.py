@@ -16,9 +16,9 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from vision.config.fields import IDENTIFIER, IDENTIFIER_TITLE, ConfigSection, Identifier, Identifiers
+from vision.config.fields import IDENTIFIER, IDENTIFIER_TITLE, ConfigSection, Identifier, Identifiers, parsed_by
 from vision.config.wording import InvalidValue, did_you_mean, one_of, quoted
 
 KINDS_OF_LINES: Final = ("line_crossed",)
@@ -104,31 +104,18 @@ def _advice_for(words: list[str]) -> str:
     return "the name of a line or zone follows the kind" if len(words) == 1 else ""
 
 
-def _check_when(text: str) -> str:
-    parse_when(text)
-    return text
-
-
-def _check_duration(text: str) -> str:
-    duration_s(text)
-    return text
-
-
 class RuleConfig(ConfigSection):
     """A rule that reports an additional event."""
 
-    name: Identifier = Field(description="name of the rule in its events")
-    when: Annotated[str, AfterValidator(_check_when)] = Field(
-        title=_WHEN_FORMS,
-        description="KIND NAME [for DURATION]; KIND is line_crossed, zone_entered, zone_left, crowded or dwelling, "
-        "NAME that of a line or zone",
-    )
-    cameras: Identifiers | None = Field(
-        default=None, description="ids of cameras; all with a line or zone of this name if absent"
-    )
-    cooldown: Annotated[str, AfterValidator(_check_duration)] = Field(
-        default="0s", title=_DURATION_FORMS, description="minimum time between two events of the rule on one camera"
-    )
+    name: Identifier
+    """Name of the rule in its events."""
+    when: Annotated[str, parsed_by(parse_when)] = Field(title=_WHEN_FORMS)
+    """KIND NAME [for DURATION]; KIND is line_crossed, zone_entered, zone_left, crowded or dwelling, NAME that of a
+    line or zone."""
+    cameras: Identifiers | None = None
+    """Ids of cameras; all with a line or zone of this name if absent."""
+    cooldown: Annotated[str, parsed_by(duration_s)] = Field(default="0s", title=_DURATION_FORMS)
+    """Minimum time between two events of the rule on one camera."""
 
     @property
     def condition(self) -> Condition:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import cache
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
@@ -45,7 +45,9 @@ def schema_of(model: type[BaseModel]) -> Schema:
     schema = model.model_json_schema(schema_generator=_WithoutTitles)
     for definition in [schema, *schema.get("$defs", {}).values()]:
         definition.pop("title", None)
-        definition["description"] = " ".join(definition.get("description", "").split())
+        for described in (definition, *definition["properties"].values()):
+            if "description" in described:
+                described["description"] = " ".join(described["description"].split())
     return schema
 
 
@@ -124,35 +126,25 @@ def expectation(root: Schema, schema: Schema) -> str:
 
 def _bounds(schema: Schema) -> str:
     low, above, high = schema.get("minimum"), schema.get("exclusiveMinimum"), schema.get("maximum")
-    parts = [
-        f" from {low:.15g}" if low is not None else "",
-        f" above {above:.15g}" if above is not None else "",
-        f" to {high:.15g}" if high is not None and low is not None else "",
-        f" up to {high:.15g}" if high is not None and low is None else "",
-    ]
-    return "".join(parts)
+    text = f" from {low:.15g}" if low is not None else f" above {above:.15g}" if above is not None else ""
+    if high is not None:
+        text += f" to {high:.15g}" if low is not None else f" up to {high:.15g}"
+    return text
 
 
 def _list_expectation(root: Schema, schema: Schema) -> str:
     low, high = schema.get("minItems"), schema.get("maxItems")
-    entry = next(iter(schema.get("prefixItems", [])), schema.get("items", {}))
-    if low is not None and low == high:
-        count = f"{low} "
-    elif low is not None and high is not None:
-        count = f"{low} to {high} "
-    elif low is not None:
-        count = f"at least {low} "
-    elif high is not None:
-        count = f"at most {high} "
+    if low is not None and high is not None:
+        count = f"{low} " if low == high else f"{low} to {high} "
     else:
-        count = ""
-    return f"a list of {count}{_entries(root, resolve(root, entry), 'one' if count.endswith(' 1 ') else 'many')}"
+        count = f"at least {low} " if low is not None else f"at most {high} " if high is not None else ""
+    entry = resolve(root, next(iter(schema.get("prefixItems", [])), schema.get("items", {})))
+    return f"a list of {count}{_entries(root, entry, plural=not count.endswith(' 1 '))}"
 
 
-def _entries(root: Schema, entry: Schema, number: Literal["one", "many"]) -> str:
+def _entries(root: Schema, entry: Schema, *, plural: bool) -> str:
     if entry.get("type") in ("integer", "number"):
         return expectation(root, entry).removeprefix("a ").replace("number", "numbers", 1)
-    if "title" in entry and entry.get("type") != "string":
-        return str(entry["title"])
-    noun = "name" if entry.get("type") == "string" else "entr"
-    return noun + {"name": {"one": "", "many": "s"}, "entr": {"one": "y", "many": "ies"}}[noun][number]
+    if entry.get("type") == "string":
+        return "names" if plural else "name"
+    return str(entry.get("title") or ("entries" if plural else "entry"))

@@ -119,12 +119,6 @@ def parse_source(text: str) -> SourceAddress:
     return _parse_path(text)
 
 
-def check_source(text: str) -> str:
-    """Return `text` if `parse_source` accepts it."""
-    parse_source(text)
-    return text
-
-
 def with_account(address: SourceAddress, user: str, password: str) -> SourceAddress:
     """Return the address of a network camera with a user and password in its URL, percent-encoded."""
     if not isinstance(address, NETWORK):

@@ -7,16 +7,17 @@ complete. Values are shown as written in the file, without the secrets of the en
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from vision.config.document import Document, Unreadable
+from vision.config.document import Document, Node, Unreadable
 from vision.config.fields import IDENTIFIER_TITLE, INCONSISTENT
 from vision.config.schema import Schema, expectation, key_paths, schema_at
-from vision.config.wording import InvalidValue, Loc, did_you_mean, nearest, one_of, quoted
+from vision.config.wording import InvalidValue, Loc, did_you_mean, nearest, one_of, quoted, with_advice
 from vision.errors import Fault
 
 RENAMED: Final[Mapping[str, str]] = {
@@ -79,9 +80,16 @@ class ErrorContext:
         return expectation(self.schema, schema_at(self.schema, self.loc))
 
     @property
+    def node(self) -> Node | None:
+        return self.document.node(self.loc)
+
+    @property
     def value(self) -> object:
-        node = self.document.node(self.loc)
-        return node.value if node is not None else None
+        return self.node.value if self.node is not None else None
+
+    @property
+    def written(self) -> str:
+        return self.node.written if self.node is not None else ""
 
     @property
     def got(self) -> str:
@@ -91,14 +99,14 @@ class ErrorContext:
 def validation_faults(error: ValidationError, document: Document, schema: Schema) -> Iterator[Fault]:
     """Yield a fault for each error, except those that follow from another fault."""
     for details in error.errors(include_url=False, include_input=False):
-        loc = _in_document(details, document)
-        if details["type"] == INCONSISTENT or _has_fault_already(loc, document):
+        loc = _in_document(details["loc"], document)
+        node = document.node(loc)
+        if details["type"] == INCONSISTENT or (node is not None and isinstance(node.value, Unreadable)):
             continue
         phrase = PHRASES[details["type"]]
         if details["type"] == "missing" and isinstance(loc[-1], int):  # an entry of a list of fixed length
             loc, phrase = loc[:-1], _expected
-        context = ErrorContext(loc, details.get("ctx", {}), document, schema)
-        text = phrase(context)
+        text = phrase(ErrorContext(loc, details.get("ctx", {}), document, schema))
         if text:
             yield document.fault(loc, _code(details), text)
 
@@ -109,74 +117,56 @@ def _code(details: ErrorDetails) -> str:
     return {"extra_forbidden": "unknown-key"}.get(details["type"], details["type"].replace("_", "-"))
 
 
-def _in_document(details: ErrorDetails, document: Document) -> Loc:
+def _in_document(error_loc: Loc, document: Document) -> Loc:
     """Return pydantic's location without its marks of keys and of branches of a union."""
     loc: Loc = ()
-    for part in details["loc"]:
+    for part in error_loc:
         node = document.node(loc)
-        container = dict if isinstance(part, str) else tuple
-        if node is None or isinstance(node.value, container):
+        if node is None or isinstance(node.value, dict if isinstance(part, str) else tuple):
             loc = (*loc, part)
     return loc[:-1] if loc and loc[-1] == _KEY else loc
-
-
-def _has_fault_already(loc: Loc, document: Document) -> bool:
-    node = document.node(loc)
-    return node is not None and isinstance(node.value, Unreadable)
 
 
 # --- phrases ----------------------------------------------------------------------------------------------------------
 
 
 def _expected(context: ErrorContext) -> str:
-    return f"expected {context.expected}, got {context.got}{_advice(context)}"
+    return with_advice(f"expected {context.expected}, got {context.got}", _advice(context))
 
 
 def _advice(context: ErrorContext) -> str:
-    value, part = context.value, schema_at(context.schema, context.loc)
-    if (words := _advice_for_key(context.loc, value)) is not None:
-        return words
+    loc, value, part = context.loc, context.value, schema_at(context.schema, context.loc)
     kind = part.get("type")
-    if value is None and kind in ("object", "array"):
-        return " (leave the key out for its defaults)" if "default" in part else ""
+    if loc == ("cameras",) and isinstance(value, dict):
+        return f"a list, in which each camera begins with {quoted('- id: ' + next(iter(value), 'NAME'))}"
+    if loc[-1:] == ("source",) and type(value) is int:
+        return f"USB camera {value} is /dev/video{value}"
+    if value is None and kind in ("object", "array") and "default" in part:
+        return "leave the key out for its defaults"
     if isinstance(value, str):
-        return f" ({words})" if (words := _advice_for_text(value, part)) else ""
-    if isinstance(value, bool | int | float) and kind == "string" and "enum" not in part:
-        node = context.document.node(context.loc)
-        return f" (as text: {quoted(node.written)})" if node is not None else ""
+        return _advice_for_text(value, part)
+    if isinstance(value, bool | int | float) and kind == "string" and loc[-1:] != ("password",) and "enum" not in part:
+        return f"as text: {quoted(context.written)}"
     return ""
 
 
-def _advice_for_key(loc: Loc, value: object) -> str | None:
-    """Return advice for certain keys; None if the type of the value decides."""
-    if loc == ("cameras",) and isinstance(value, dict):
-        return f" (a list, in which each camera begins with {quoted('- id: ' + next(iter(value), 'NAME'))})"
-    if loc[-1:] == ("source",) and type(value) is int:
-        return f" (USB camera {value} is /dev/video{value})"
-    return "" if loc[-1:] == ("password",) else None
-
-
 def _advice_for_text(value: str, part: Schema) -> str:
-    if "enum" in part or "const" in part:
-        return did_you_mean(value, part.get("enum", [part.get("const")]))
-    if any("const" in branch for branch in part.get("oneOf", ())):
-        return did_you_mean(value, [branch["const"] for branch in part["oneOf"] if "const" in branch])
+    branches = [part, *part.get("oneOf", ())]
+    choices = [choice for branch in branches for choice in (*branch.get("enum", ()), branch.get("const")) if choice]
+    if choices:
+        return did_you_mean(value, choices)
     if part.get("type") == "boolean":
         word = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(value.lower())
         return f"did you mean {word}?" if word else ""
     if part.get("type") in ("integer", "number"):
-        try:
+        with suppress(ValueError):
             float(value)
-        except ValueError:
-            return ""
-        return "without quotes"
+            return "without quotes"
     return ""
 
 
 def _pattern(context: ErrorContext) -> str:
-    if context.document.node(context.loc) is not None and not isinstance(
-        context.value, str
-    ):  # the key itself, not its value
+    if context.node is not None and not isinstance(context.value, str):  # the key itself, not its value
         return f"expected {IDENTIFIER_TITLE}, got {quoted(str(context.loc[-1]))}"
     return _expected(context)
 
@@ -217,7 +207,7 @@ def _refused(context: ErrorContext) -> str:
     refusal = context.details["error"]
     assert isinstance(refusal, InvalidValue), "validators of this package raise InvalidValue"
     got = f", got {context.got}" if isinstance(context.value, str) else ""
-    return f"expected {refusal.expected}{got}" + (f" ({refusal.advice})" if refusal.advice else "")
+    return with_advice(f"expected {refusal.expected}{got}", refusal.advice)
 
 
 PHRASES: Final[Mapping[str, Callable[[ErrorContext], str]]] = {

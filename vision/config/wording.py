@@ -24,10 +24,15 @@ class InvalidValue(ValueError):
     """A value that its field does not accept. The text never holds the value, which may be a secret."""
 
     def __init__(self, code: str, expected: str, *, advice: str = "") -> None:
-        super().__init__(f"expected {expected}" + (f" ({advice})" if advice else ""))
+        super().__init__(with_advice(f"expected {expected}", advice))
         self.code = code
         self.expected = expected
         self.advice = advice
+
+
+def with_advice(text: str, advice: str) -> str:
+    """Return ``text (advice)``, or `text` alone without advice."""
+    return f"{text} ({advice})" if advice else text
 
 
 def nearest(word: str, valid: Iterable[str]) -> str | None:
