@@ -69,7 +69,7 @@ class FrameMeta:
 
 
 class DeviceMemory(Protocol):
-    """GPU memory of one frame, freed with the last object that holds it (`vision.gpu.frame_buffer`)."""
+    """GPU memory of one frame, freed with the last object that holds it (`vision.gpu.memory`)."""
 
     def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
         """Return a copy of `rows` pieces that begin `pitch_bytes` apart, shape (rows, row_bytes)."""

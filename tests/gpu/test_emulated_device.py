@@ -37,8 +37,7 @@ from vision.detect.open import open_detector
 from vision.detect.tensorrt.frames import PIXEL_FORMATS
 from vision.errors import EXIT_CONFIG, DeviceMissing, EndOfStream, OutOfMemory, SourceError
 from vision.gpu.cuda import open_device
-from vision.gpu.frame_buffer import device_frame_buffer, page_locked_frame_buffer
-from vision.gpu.memory import allocated
+from vision.gpu.memory import allocated, device_frame_buffer, page_locked_frame_buffer
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
 from vision.runtime.latest_slot import Allocate, LatestSlot

@@ -28,7 +28,7 @@ from vision.capture.supervisor import CameraSupervisor
 from vision.config import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.gpu.cuda import memory_info, synchronize_device
-from vision.gpu.frame_buffer import device_frame_buffer
+from vision.gpu.memory import device_frame_buffer
 from vision.runtime.latest_slot import LatestSlot
 from vision.types import FrameBuffer, PixelFormat, YuvEncoding
 

@@ -21,7 +21,7 @@ from vision.capture.ffmpeg.file import VideoFile
 from vision.capture.nvdec.decoder import NvdecDecoder
 from vision.capture.pacing import FramePacer
 from vision.config import AppConfig
-from vision.gpu.frame_buffer import device_frame_buffer
+from vision.gpu.memory import device_frame_buffer
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, build_cameras
 from vision.runtime.runtime import Runtime

@@ -22,8 +22,7 @@ from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
 from vision.engine.library import find_library
 from vision.errors import DeviceError
 from vision.gpu.cuda import Event, Graph, Stream, memory_info
-from vision.gpu.frame_buffer import device_frame_buffer
-from vision.gpu.memory import DeviceBuffer, HostBuffer, allocated, copy_to_device
+from vision.gpu.memory import DeviceBuffer, HostBuffer, allocated, copy_to_device, device_frame_buffer
 from vision.types import Detections, Frame, FrameBuffer, FrameMeta, PixelFormat
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"

@@ -30,8 +30,7 @@ from vision.engine.cuda_memory import CudaMemory
 from vision.engine.memory import MemoryPool
 from vision.engine.open import open_engine
 from vision.gpu.cuda import Event, Graph, Stream, open_device
-from vision.gpu.frame_buffer import device_frame_buffer
-from vision.gpu.memory import DeviceBuffer, HostBuffer, copy_to_device, copy_to_host
+from vision.gpu.memory import DeviceBuffer, HostBuffer, copy_to_device, copy_to_host, device_frame_buffer
 from vision.types import Detections, Frame, FrameBuffer, FrameMeta, PixelFormat
 
 MODEL = "nanodet-g-416"

@@ -14,9 +14,8 @@ from onnx import TensorProto as Onnx
 from onnx import helper, numpy_helper
 
 from vision.config import DetectConfig, ModelSpec
-from vision.engine.build_plan import BuildPlan, resolve
+from vision.engine.build_plan import BuildPlan, Precision, resolve
 from vision.engine.library import Flavour, find_library
-from vision.engine.precision import Precision
 from vision.errors import DeviceMissing
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from vision.config import DetectConfig, ModelSpec
-from vision.engine.build_plan import BuildPlan, prepare_onnx, resolve
+from vision.engine.build_plan import BuildPlan, plan_typing, prepare_onnx, resolve
 from vision.engine.cache import EngineCache, key_of
 from vision.engine.library import Gpu, GpuDescription, collect_log, find_library, logger, network_flags, start, trt
-from vision.engine.network import inputs_of
 from vision.engine.open import read_onnx
-from vision.engine.precision import plan_typing
 from vision.engine.profiles import NetworkInput, Profile, choose_profile, frame_input, make_profiles
+from vision.engine.tensors import inputs_of
 from vision.engine.trtexec import Dialect, build_line, find_tool, installed_dialect, nsys_text, trtexec_text
 from vision.errors import DeviceError, ModelError
 
@@ -47,7 +46,7 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
     wanted = resolve(detect, spec)
     prepared = prepare_onnx(onnx, wanted)
     inputs, channels = network_inputs(prepared.onnx, spec), prepared.channels
-    profiles = make_profiles(inputs, spec, detect.max_batch, fixed_batches=wanted.fixed_batches, channels=channels)
+    profiles = make_profiles(inputs, spec, wanted, channels=channels)
     shapes = {frame_input(inputs).name: (batch, channels, spec.input.height, spec.input.width)}
     gpu = _gpu()
     plan = EngineCache().path_of(spec.name, key_of(onnx, find_library(), gpu or _NO_GPU, wanted, spec))

@@ -23,12 +23,19 @@ from vision.engine.build_errors import (
     notes_of,
     refused_model,
 )
-from vision.engine.build_plan import DEFAULT_LEVEL, BuildPlan, prepare_onnx
-from vision.engine.channel_packing import INTERLEAVED_CHANNELS
+from vision.engine.build_plan import (
+    DEFAULT_LEVEL,
+    BuildPlan,
+    Typing,
+    check_quantisation,
+    check_types,
+    plan_typing,
+    prepare_onnx,
+    require_precision,
+)
 from vision.engine.library import (
     Gpu,
     LogLines,
-    builder_flag,
     collect_log,
     find_library,
     has_weak_typing,
@@ -41,17 +48,10 @@ from vision.engine.library import (
     supported_capabilities,
     trt,
 )
-from vision.engine.network import add_profile, halve_ends, inputs_of, quantisation_of, types_of
-from vision.engine.onnx_transform import Unrewritable
-from vision.engine.precision import (
-    Typing,
-    check_quantisation,
-    check_types,
-    plan_typing,
-    require_precision,
-)
+from vision.engine.onnx_transform import INTERLEAVED_CHANNELS, Unrewritable
 from vision.engine.profiles import Profile, make_profiles
 from vision.engine.progress import BuildListener, LogListener, Monitor, run_interruptible
+from vision.engine.tensors import add_profile, halve_ends, inputs_of, quantisation_of, types_of
 from vision.errors import Closed, ModelError
 
 if TYPE_CHECKING:
@@ -278,14 +278,7 @@ class _Build:
         self, network: trt.INetworkDefinition, config: trt.IBuilderConfig, channels: int
     ) -> tuple[Profile, ...]:
         inputs = inputs_of(network)
-        profiles = make_profiles(
-            inputs,
-            self._spec,
-            self._plan.max_batch,
-            fixed_batches=self._plan.fixed_batches,
-            channels=channels,
-            one_size=self._plan.on_dla,
-        )
+        profiles = make_profiles(inputs, self._spec, self._plan, channels=channels)
         if not any(each.is_shape_tensor or min(each.shape, default=0) < 0 for each in inputs):
             return profiles  # all is fixed: TensorRT wants no profile
         for profile in profiles:
@@ -323,12 +316,12 @@ def set_flags(config: trt.IBuilderConfig, typing: Typing) -> None:
         ModelError: this library lacks a required flag.
     """
     for name in typing.flags_on:
-        flag = builder_flag(name)
+        flag = member_of("BuilderFlag", name)
         if flag is None:
             raise ModelError(f"{find_library()} has no builder flag {name}", hint="another precision or library has")
         config.set_flag(flag)
     for name in typing.flags_off:
-        flag = builder_flag(name)
+        flag = member_of("BuilderFlag", name)
         if flag is not None:
             config.clear_flag(flag)
 

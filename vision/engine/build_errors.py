@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from vision.engine.build_plan import Precision
 from vision.engine.library import LogLines, find_library, trt
-from vision.engine.precision import Precision
 from vision.errors import DeviceError, ModelError
 
 DAMAGED_HINT: Final = (
@@ -101,5 +101,5 @@ def notes_of(log: LogLines) -> tuple[str, ...]:
 def bytes_in(log: LogLines, what: str) -> int | None:
     """Return the largest number of bytes that the log gives for `what`: it has a line for each profile."""
     pattern = re.compile(re.escape(what) + r": (\d+)")
-    numbers = [int(found[1]) for text in log.containing(what) if (found := pattern.search(text))]
-    return max(numbers, default=None)
+    matches = (pattern.search(line.text) for line in log.lines)
+    return max((int(match[1]) for match in matches if match), default=None)

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from vision.engine.build import Built
-from vision.engine.build_plan import BuildPlan
+from vision.engine.build_plan import PRECISIONS, BuildPlan
 from vision.engine.library import Gpu, Library
-from vision.engine.precision import PRECISIONS
 from vision.errors import Closed, ModelError
 from vision.state.private_files import (
     Held,

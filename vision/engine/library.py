@@ -27,30 +27,7 @@ from vision.version import pip_hint
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = [
-    "Flavour",
-    "Gpu",
-    "GpuDescription",
-    "Library",
-    "LogLine",
-    "LogLines",
-    "builder_flag",
-    "collect_log",
-    "find_library",
-    "has_weak_typing",
-    "keeps_timing",
-    "load_library",
-    "logger",
-    "member_of",
-    "missing_hint",
-    "network_flags",
-    "or_none",
-    "recent_errors",
-    "start",
-    "supported_capabilities",
-    "take_message",
-    "trt",
-]
+__all__ = ["trt"]  # type checkers take an imported name for private
 
 Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -64,22 +41,19 @@ TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 
 
 class Gpu(Protocol):
-    """The facts about a GPU that engine code needs. `GpuDescription` stands for one in another machine."""
+    """A GPU of this machine (`vision.gpu.cuda.Device`) or of another one (`GpuDescription`)."""
 
     @property
-    def name(self) -> str:
-        """Return the name, such as ``NVIDIA H100 80GB HBM3`` or ``Orin``."""
-
+    def name(self) -> str: ...
     @property
-    def compute_capability(self) -> tuple[int, int]:
-        """Return major and minor, such as (8, 7)."""
+    def compute_capability(self) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class GpuDescription:
     """A GPU by name, for a build on a machine that does not have it."""
 
-    name: str
+    name: str  # such as NVIDIA H100 80GB HBM3 or Orin
     compute_capability: tuple[int, int]
 
 
@@ -116,13 +90,6 @@ def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, i
     return f"TensorRT is not made for {system} on {machine}; `detect: {{backend: onnxruntime}}` runs on the CPU"
 
 
-def _missing(tried: Sequence[str]) -> DeviceMissing:
-    hint = missing_hint(
-        platform.system(), platform.machine(), tegra=TEGRA_RELEASE.exists(), python=sys.version_info[:2]
-    )
-    return DeviceMissing(f"TensorRT was not found: {'; '.join(tried)}", hint=hint)
-
-
 def load_library(names: Sequence[str] = MODULES) -> Library:
     """Import the first of `names` that can be imported.
 
@@ -141,7 +108,9 @@ def load_library(names: Sequence[str] = MODULES) -> Library:
             continue
         flavour: Flavour = "tensorrt-rtx" if "rtx" in name else "tensorrt"
         return Library(module, flavour, str(getattr(module, "__version__", "unknown")))
-    raise _missing(tried)
+    tegra = TEGRA_RELEASE.exists()
+    hint = missing_hint(platform.system(), platform.machine(), tegra=tegra, python=sys.version_info[:2])
+    raise DeviceMissing(f"TensorRT was not found: {'; '.join(tried)}", hint=hint, code="tensorrt-missing")
 
 
 @functools.cache
@@ -166,8 +135,6 @@ if not TYPE_CHECKING:
 
 
 # ------------------------------------------------------------------------------------------------ log
-
-Severity: TypeAlias = Literal["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
 
 _LEVELS: Mapping[str, int] = {
     "INTERNAL_ERROR": logging.ERROR,
@@ -197,10 +164,6 @@ class LogLines:
         """Return the texts of errors, oldest first, without repetition."""
         texts = (line.text.strip() for line in self.lines if line.severity in ("ERROR", "INTERNAL_ERROR"))
         return tuple(dict.fromkeys(texts))
-
-    def containing(self, text: str) -> tuple[str, ...]:
-        """Return the texts that contain `text`."""
-        return tuple(line.text for line in self.lines if text in line.text)
 
 
 _sinks: list[LogLines] = []
@@ -285,12 +248,6 @@ def member_of(enumeration: str, name: str) -> Any:
     return getattr(getattr(trt, enumeration, None), name, None)
 
 
-def builder_flag(name: str) -> trt.BuilderFlag | None:
-    """Return a builder flag by name, or None if this library does not have it."""
-    flag: trt.BuilderFlag | None = getattr(trt.BuilderFlag, name, None)
-    return flag
-
-
 def keeps_timing() -> bool:
     """Return True if timings can be kept between builds. TensorRT-RTX measures nothing and ignores the calls."""
     return find_library().flavour == "tensorrt"
@@ -301,7 +258,7 @@ def has_weak_typing() -> bool:
 
     TensorRT-RTX 1.4 has the flags and ignores them: it is always strongly typed.
     """
-    return find_library().flavour == "tensorrt" and builder_flag("FP16") is not None
+    return find_library().flavour == "tensorrt" and member_of("BuilderFlag", "FP16") is not None
 
 
 def network_flags(*, strongly_typed: bool) -> int:
@@ -309,10 +266,8 @@ def network_flags(*, strongly_typed: bool) -> int:
 
     0 is right everywhere; a library without the bit is always strongly typed.
     """
-    name = "STRONGLY_TYPED"
-    if strongly_typed and hasattr(trt.NetworkDefinitionCreationFlag, name):
-        return 1 << int(getattr(trt.NetworkDefinitionCreationFlag, name))
-    return 0
+    flag = member_of("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
+    return 1 << int(flag) if strongly_typed and flag is not None else 0
 
 
 def supported_capabilities() -> tuple[tuple[int, int], ...]:

@@ -2,7 +2,7 @@
 
 TensorRT 11 and TensorRT-RTX take types from the ONNX file alone, so a model in float16 or bfloat16 is a file in float16
 or bfloat16. TensorRT-RTX also takes shapes and the order of channels as given, while TensorRT tries what is fastest:
-see `channel_packing` and `conv_folding`.
+see `widen_input` and `conv_folding`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
-from vision.engine.channel_packing import widen_input
 from vision.engine.conv_folding import fold_narrow_convolutions
 from vision.errors import ModelError
 from vision.version import install_hint
@@ -28,6 +27,7 @@ _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+INTERLEAVED_CHANNELS = 4
 _QDQ_OPSET = 19  # from here on QuantizeLinear takes float16
 _EXTERNAL: Final = (
     b"\x0a\x08location\x12"  # how an entry of TensorProto.external_data begins: its key, and then its value
@@ -77,6 +77,47 @@ def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, 
     if folded:
         _log.debug("folded: %s", ", ".join(folded))
     return (bytes(loaded.SerializeToString()) if widened or folded else model), widened
+
+
+def widen_input(model: onnx.ModelProto) -> bool:
+    """Give the frame's input a fourth channel, in place. The results stay the same.
+
+    Tensor cores take interleaved channels, in groups of at least four. So a network with an input of three planes
+    begins with a kernel that only interleaves them and adds a fourth channel of zeros. The letterbox writes every pixel
+    anyway and can write them in this order: the fourth channel gets zero weights, and the kernel is not needed.
+
+    Returns:
+        True if that was possible: the model has one input, of three channels, and only convolutions over all three read
+        it, with weights that nothing else uses.
+    """
+    import onnx
+
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    if len(graph.input) != 1:
+        return False
+    (frame,) = graph.input
+    sides = frame.type.tensor_type.shape.dim
+    readers = [node for node in graph.node if frame.name in node.input]
+    kernels = {node.input[1] for node in readers if _convolves(node, frame.name, weights)}
+    users = [node for node in graph.node if kernels.intersection(node.input)]
+    if len(sides) != 4 or sides[1].dim_value != 3 or not readers or users != readers:
+        return False
+    for name in kernels:
+        kernel = onnx.numpy_helper.to_array(weights[name])
+        wide = np.pad(kernel, ((0, 0), (0, INTERLEAVED_CHANNELS - 3), (0, 0), (0, 0)))
+        weights[name].CopyFrom(onnx.numpy_helper.from_array(wide, name))
+    sides[1].dim_value = INTERLEAVED_CHANNELS
+    return True
+
+
+def _convolves(node: onnx.NodeProto, frame: str, weights: Mapping[str, onnx.TensorProto]) -> bool:
+    """Return True for a convolution over all channels of the frame with weights that are in the file."""
+    if node.op_type != "Conv" or node.input[0] != frame or node.input[1] not in weights:
+        return False
+    dims = weights[node.input[1]].dims
+    group = next((each.i for each in node.attribute if each.name == "group"), 1)
+    return group == 1 and len(dims) == 4 and dims[1] == 3
 
 
 def with_weights(model: bytes, folder: Path) -> bytes:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vision.config.model_file import checked_model_file
 from vision.engine.build import BuildOptions, Built, build_engine
 from vision.engine.build_plan import BuildPlan
 from vision.engine.cache import EngineCache, Loaded, key_of
@@ -14,7 +15,6 @@ from vision.engine.memory import MemoryPool
 from vision.engine.onnx_transform import with_weights
 from vision.engine.runtime import Engine, load_engine
 from vision.errors import ModelError
-from vision.state.private_files import sha256_of
 
 if TYPE_CHECKING:
     from vision.config import ModelSpec
@@ -23,26 +23,8 @@ _log = logging.getLogger(__name__)
 
 
 def read_onnx(folder: Path, spec: ModelSpec) -> bytes:
-    """Return the ONNX file of a model, checked against its spec, with its external weights inside.
-
-    Raises:
-        ModelError: the file is missing or is not the one in the spec; or see `with_weights`.
-    """
-    path = folder / spec.file
-    try:
-        contents = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}", hint="`file` in model.yaml names it") from error
-    if spec.sha256 is None:
-        _log.warning(
-            "%s has no sha256: nobody would notice another file in place of %s", folder / "model.yaml", spec.file
-        )
-    elif sha256_of(contents) != spec.sha256:
-        raise ModelError(
-            f"{path} has sha256 {sha256_of(contents)}, model.yaml says {spec.sha256}",
-            hint="download it again; or, if the file is the right one, put its sha256 into model.yaml",
-        )
-    return with_weights(contents, folder)
+    """Return the ONNX file of a model, with its external weights inside. Errors as of the two functions it calls."""
+    return with_weights(checked_model_file(folder, spec).read_bytes(), folder)
 
 
 def load_or_build(

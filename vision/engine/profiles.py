@@ -9,17 +9,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from vision.config import ModelSpec, ProfileSpec
 from vision.errors import ModelError
 
 if TYPE_CHECKING:
-    from vision.config import ModelSpec, ProfileSpec
+    from vision.engine.build_plan import BuildPlan
 
 Shape: TypeAlias = tuple[int, ...]
 
-BATCH_BANDS = (1, 4, 16, 64, 256)
+BATCH_BANDS = (1, 4, 16, 64)
 """Edges of the batch ranges that get a profile each: kernels tuned for 64 frames lose at 1, and the other way."""
 
 
@@ -78,7 +79,7 @@ class Profile:
 
 
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:
-    """Index of the profile that contains `shapes` and is tuned nearest to them.
+    """Return the index of the profile that contains `shapes` and is tuned nearest to them.
 
     Profiles may overlap. Ties go to the smaller greatest volume, then to the narrower range, then to the lower index.
 
@@ -87,36 +88,30 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> 
     """
     fitting = [index for index, profile in enumerate(profiles) if profile.contains(shapes)]
     if not fitting:
-        wanted = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+        listed = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
         allowed = "; ".join(f"{index}: {profile}" for index, profile in enumerate(profiles))
         raise ModelError(
-            f"no profile of the engine takes {wanted}; it has {allowed or 'none'}",
+            f"no profile of the engine takes {listed}; it has {allowed or 'none'}",
             hint="raise `detect: {max_batch: ...}` or widen `profiles` in model.yaml; the engine is built again",
+            code="no-profile",
         )
     return min(fitting, key=lambda index: (profiles[index].cost(shapes), *profiles[index].extent(), index))
 
 
 def batch_bands(max_batch: int) -> tuple[tuple[int, int, int], ...]:
-    """(min, opt, max) of the batch for 1–4, 4–16, 16–64, … as far as `max_batch` needs them.
+    """Return (min, opt, max) of the batch for 1-4, 4-16, 16-64 and so on, as far as `max_batch` needs them.
 
-    `opt` is the top of a band and, in the last one, `max_batch`: where a busy site runs. Bands share their edges, so
+    `opt` is the top of a band and, in the last one, `max_batch`, which busy systems run. Bands share their edges, so
     that the batch on an edge is served by the profile that was tuned for it.
     """
-    if max_batch < 1:
-        raise ValueError(f"max_batch is at least 1, got {max_batch}")
     if max_batch == 1:
         return ((1, 1, 1),)
-    bands = []
-    for low, high in itertools.pairwise(BATCH_BANDS):
-        top = max_batch if high == BATCH_BANDS[-1] else min(high, max_batch)
-        bands.append((low, top, top))
-        if max_batch <= high:
-            break
-    return tuple(bands)
+    inner = [edge for edge in BATCH_BANDS if edge < max_batch]
+    return tuple((low, top, top) for low, top in itertools.pairwise((*inner, max_batch)))
 
 
 def batch_sizes(max_batch: int) -> tuple[int, ...]:
-    """Batch sizes that a detector runs; a batch goes into the next larger one, its other rows empty.
+    """Return the batch sizes that a detector runs; a batch goes into the next larger one, its other rows empty.
 
     Powers of two: each size costs a context and a graph in every slot, seconds at start, and an empty row costs little,
     since batches of a camera system are either small, where the GPU is not full, or `max_batch`.
@@ -136,151 +131,126 @@ class NetworkInput:
     is_shape_tensor: bool = False  # its values decide shapes
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """A `ProfileSpec` that no model.yaml contains."""
-
-    batch: tuple[int, int, int]
-    height: None = None
-    width: None = None
-    shapes: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
-    values: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
-
-
 def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
     """Return the input that takes frames: the first with four dimensions, (batch, channels, height, width).
 
     Raises:
         ModelError: there is none.
     """
-    for each in inputs:
-        if len(each.shape) == 4 and not each.is_shape_tensor:
-            return each
-    listed = ", ".join(f"{each.name} {each.shape}" for each in inputs) or "none"
-    raise ModelError(f"expected an input of shape (batch, channels, height, width), the model's inputs are {listed}")
+    for tensor in inputs:
+        if len(tensor.shape) == 4 and not tensor.is_shape_tensor:
+            return tensor
+    listed = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in inputs) or "none"
+    raise ModelError(
+        f"expected an input of shape (batch, channels, height, width), the model's inputs are {listed}",
+        code="no-frame-input",
+    )
 
 
 def make_profiles(
-    inputs: Sequence[NetworkInput],
-    spec: ModelSpec,
-    max_batch: int,
-    *,
-    fixed_batches: bool = False,
-    one_size: bool = False,
-    channels: int = 3,
+    inputs: Sequence[NetworkInput], spec: ModelSpec, plan: BuildPlan, *, channels: int = 3
 ) -> tuple[Profile, ...]:
-    """Return the profiles of a model: those of its spec, or batch bands as far as `max_batch` needs them.
+    """Return the profiles of a model: those of its spec, or batch bands as far as `plan.max_batch` needs them.
+
+    A library that chooses kernels by rule (`plan.fixed_batches`) chooses far better ones if it knows the shape, so each
+    size of `batch_sizes` also gets a profile alone. A DLA takes no layer with a free shape, and gets one batch size.
 
     Args:
         inputs: inputs of the ONNX file.
         spec: description of the model.
-        max_batch: largest batch.
-        fixed_batches: add a profile for each size of `batch_sizes` alone. A library that chooses kernels by rule
-            chooses far better ones if it knows the shape.
+        plan: build settings.
         channels: number of channels that the input of frames must have.
-        one_size: `max_batch` only: a DLA takes no layer with a free shape.
 
     Raises:
-        ModelError: the spec, the ONNX file and `max_batch` do not agree.
+        ModelError: the spec, the ONNX file and the plan do not agree.
     """
-    frame = frame_input(inputs)
-    given: Sequence[ProfileSpec | _Given] = spec.profiles or tuple(
-        _Given(band) for band in _bands(frame, max_batch, fixed_batches=fixed_batches, one_size=one_size)
-    )
-    if one_size and any(each.batch[0] != each.batch[2] for each in given):
+    frame, max_batch = frame_input(inputs), plan.max_batch
+    specs = spec.profiles or [ProfileSpec.model_validate({"batch": band}) for band in _bands(frame.shape[0], plan)]
+    if plan.on_dla and any(profile.batch[0] != profile.batch[2] for profile in specs):
         raise ModelError(
             "a DLA takes no open batch, and `profiles` in model.yaml have one",
             hint=f"write `batch: [{max_batch}, {max_batch}, {max_batch}]` there, or leave `dla_core` out",
+            code="dla-open-batch",
         )
-    greatest = max(each.batch[2] for each in given)
-    if greatest < max_batch:
+    largest = max(profile.batch[2] for profile in specs)
+    if largest < max_batch:
         raise ModelError(
-            f"max_batch is {max_batch}, and the widest of `profiles` in model.yaml ends at {greatest}",
+            f"max_batch is {max_batch}, and the widest of `profiles` in model.yaml ends at {largest}",
             hint="lower `detect: {max_batch: ...}` or widen `profiles` in model.yaml",
+            code="batch-too-large",
         )
-    return tuple(_profile(inputs, frame, spec, each, channels) for each in given)
+    return tuple(_profile(inputs, frame, spec, profile, channels) for profile in specs)
 
 
-def _bands(
-    frame: NetworkInput, max_batch: int, *, fixed_batches: bool, one_size: bool
-) -> tuple[tuple[int, int, int], ...]:
-    fixed = frame.shape[0]
-    if fixed < 0 and one_size:
-        return ((max_batch, max_batch, max_batch),)
-    if fixed < 0:
-        exact = tuple((size, size, size) for size in batch_sizes(max_batch)) if fixed_batches else ()
-        return tuple(dict.fromkeys((*batch_bands(max_batch), *exact)))
-    if fixed != max_batch:
+def _bands(fixed: int, plan: BuildPlan) -> tuple[tuple[int, int, int], ...]:
+    """Return the batch bands of a model whose batch is `fixed` in the ONNX file, or negative."""
+    if fixed >= 0 and fixed != plan.max_batch:
         raise ModelError(
-            f"the model's batch is fixed to {fixed} in the ONNX file, and max_batch is {max_batch}",
+            f"the model's batch is fixed to {fixed} in the ONNX file, and max_batch is {plan.max_batch}",
             hint=f"set `detect: {{max_batch: {fixed}}}`, or export the model with an open batch dimension",
+            code="batch-fixed",
         )
-    return ((fixed, fixed, fixed),)
+    if fixed >= 0 or plan.on_dla:
+        return ((plan.max_batch,) * 3,)
+    exact = [(size, size, size) for size in batch_sizes(plan.max_batch)] if plan.fixed_batches else []
+    return tuple(dict.fromkeys((*batch_bands(plan.max_batch), *exact)))
 
 
 def _profile(
-    inputs: Sequence[NetworkInput],
-    frame: NetworkInput,
-    spec: ModelSpec,
-    given: ProfileSpec | _Given,
-    channels: int,
+    inputs: Sequence[NetworkInput], frame: NetworkInput, spec: ModelSpec, profile: ProfileSpec, channels: int
 ) -> Profile:
     shapes: dict[str, Range] = {}
     values: dict[str, Range] = {}
-    for each in inputs:
-        if each.is_shape_tensor:
-            values[each.name] = _given(each, given.values, "values")
-        elif each is frame:
-            shapes[each.name] = _frame_range(each, spec, given, channels)
+    for tensor in inputs:
+        if tensor.is_shape_tensor:
+            values[tensor.name] = _given(tensor, profile.values, "values")
+        elif tensor is frame:
+            shapes[tensor.name] = _frame_range(tensor, spec, profile, channels)
         else:
-            shapes[each.name] = _other_range(each, given)
-    for name in (*given.shapes, *given.values):
+            shapes[tensor.name] = _other_range(tensor, profile)
+    for name in (*profile.shapes, *profile.values):
         if name not in shapes and name not in values:
-            raise ModelError(f"`profiles` in model.yaml names the input {name}; the model has {_names(inputs)}")
+            names = ", ".join(tensor.name for tensor in inputs)
+            raise ModelError(
+                f"`profiles` in model.yaml names the input {name}; the model has {names}", code="unknown-input"
+            )
     return Profile(shapes, values)
 
 
-def _names(inputs: Sequence[NetworkInput]) -> str:
-    return ", ".join(each.name for each in inputs)
-
-
-def _given(each: NetworkInput, table: Mapping[str, tuple[Shape, Shape, Shape]], key: str) -> Range:
-    if each.name not in table:
+def _given(tensor: NetworkInput, table: Mapping[str, tuple[Shape, Shape, Shape]], key: str) -> Range:
+    if tensor.name not in table:
         raise ModelError(
-            f"the ONNX file leaves {each.name} {each.shape} open, and model.yaml gives no {key} for it",
-            hint=f"add `profiles: [{{batch: [1, 4, 8], {key}: {{{each.name}: [[...], [...], [...]]}}}}]` to model.yaml",
+            f"the ONNX file leaves {tensor.name} {tensor.shape} open, and model.yaml gives no {key} for it",
+            hint=f"add `profiles: [{{batch: [1, 4, 8], {key}: {{{tensor.name}: [[...], [...], [...]]}}}}]` to it",
+            code="profile-missing",
         )
-    return Range(*table[each.name])
+    return Range(*table[tensor.name])
 
 
-def _frame_range(frame: NetworkInput, spec: ModelSpec, given: ProfileSpec | _Given, channels: int) -> Range:
-    high, wide = spec.input.height, spec.input.width
-    heights, widths = given.height or (high, high, high), given.width or (wide, wide, wide)
-    asked = (given.batch, (channels, channels, channels), heights, widths)
-    for axis, of_model, wanted in zip(("batch", "channels", "height", "width"), frame.shape, asked, strict=True):
-        if of_model >= 0 and wanted != (of_model, of_model, of_model):
+def _frame_range(frame: NetworkInput, spec: ModelSpec, profile: ProfileSpec, channels: int) -> Range:
+    heights, widths = profile.height or (spec.input.height,) * 3, profile.width or (spec.input.width,) * 3
+    extents = (profile.batch, (channels,) * 3, heights, widths)
+    for axis, fixed, extent in zip(("batch", "channels", "height", "width"), frame.shape, extents, strict=True):
+        if fixed >= 0 and extent != (fixed,) * 3:
             raise ModelError(
-                f"input {frame.name}: {axis} is fixed to {of_model} in the ONNX file, and the profile asks for "
-                f"{wanted[0] if wanted[0] == wanted[2] else list(wanted)}",
-                hint="make `input` and `profiles` in model.yaml say what the file has, or export it with this one open",
+                f"input {frame.name}: {axis} is fixed to {fixed} in the ONNX file, and the profile asks for "
+                f"{extent[0] if extent[0] == extent[2] else list(extent)}",
+                hint="correct `input` and `profiles` in model.yaml, or export the model with this dimension open",
+                code="dimension-fixed",
             )
-    low, best, top = zip(*asked, strict=True)
+    low, best, top = zip(*extents, strict=True)
     return Range(low, best, top)
 
 
-def _other_range(each: NetworkInput, given: ProfileSpec | _Given) -> Range:
-    """Return the range of a fixed input, or of one whose free first dimension follows the batch.
-
-    Others must be given.
-    """
-    if each.name in given.shapes:
-        asked = _given(each, given.shapes, "shapes")
-        for of_model, low, top in zip(each.shape, asked.min, asked.max, strict=False):
-            if len(asked.min) != len(each.shape) or (of_model >= 0 and not low == top == of_model):
-                raise ModelError(
-                    f"input {each.name} is {each.shape} in the ONNX file, and the profile asks for {asked}"
-                )
-        return asked
-    if all(size >= 0 for size in each.shape[1:]):
-        return Range(*((size if each.shape[0] < 0 else each.shape[0], *each.shape[1:]) for size in given.batch))
-    return _given(each, given.shapes, "shapes")
+def _other_range(tensor: NetworkInput, profile: ProfileSpec) -> Range:
+    """Return the range of an input that is fixed, follows the batch in its first dimension, or is in the profile."""
+    shape = tensor.shape
+    if tensor.name not in profile.shapes and all(size >= 0 for size in shape[1:]):
+        return Range(*((size if shape[0] < 0 else shape[0], *shape[1:]) for size in profile.batch))
+    given = _given(tensor, profile.shapes, "shapes")
+    ends = zip(shape, given.min, given.max, strict=False)
+    if len(given.min) != len(shape) or any(fixed >= 0 and not low == top == fixed for fixed, low, top in ends):
+        raise ModelError(
+            f"input {tensor.name} is {shape} in the ONNX file, and the profile asks for {given}", code="dimension-fixed"
+        )
+    return given

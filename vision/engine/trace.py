@@ -30,12 +30,7 @@ class Span:
 
 
 class SpanRecorder:
-    """Ring buffer of the newest spans. Cheap enough for every batch, and thread-safe.
-
-    Args:
-        keep: number of spans.
-        clock: monotonic ns.
-    """
+    """Ring buffer of the newest `keep` spans. Thread-safe. `clock` returns monotonic ns."""
 
     def __init__(self, keep: int = 100_000, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._spans: deque[Span] = deque(maxlen=keep)
@@ -72,12 +67,12 @@ def layer_spans(layers: Iterable[tuple[str, float]], lane: str, start_ns: int) -
     return tuple(spans)
 
 
-def chrome_trace(spans: Iterable[Span], *, process: str = "vision") -> dict[str, Any]:
+def chrome_trace(spans: Iterable[Span]) -> dict[str, Any]:
     """Return spans as a trace; time 0 is the earliest start. Lanes are sorted by name."""
     ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
     origin_ns = ordered[0].start_ns if ordered else 0
     lanes = {lane: number for number, lane in enumerate(sorted({span.lane for span in ordered}), start=1)}
-    events: list[dict[str, Any]] = [{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": process}}]
+    events: list[dict[str, Any]] = [{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "vision"}}]
     for lane, number in lanes.items():
         events.append({"name": "thread_name", "ph": "M", "pid": 1, "tid": number, "args": {"name": lane}})
         events.append({"name": "thread_sort_index", "ph": "M", "pid": 1, "tid": number, "args": {"sort_index": number}})
@@ -97,13 +92,13 @@ def chrome_trace(spans: Iterable[Span], *, process: str = "vision") -> dict[str,
     return {"displayTimeUnit": "ms", "traceEvents": events}
 
 
-def write_chrome_trace(path: Path, spans: Iterable[Span], *, process: str = "vision") -> None:
+def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
     """Write spans for chrome://tracing or Perfetto.
 
     Raises:
         ConfigError: the file cannot be written.
     """
     try:
-        path.write_text(json.dumps(chrome_trace(spans, process=process)), encoding="utf-8")
+        path.write_text(json.dumps(chrome_trace(spans)), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error

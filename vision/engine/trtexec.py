@@ -6,24 +6,33 @@ of both are comparable only with the options below.
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from vision.engine.build_plan import Precision
 from vision.engine.library import TEGRA_RELEASE, Flavour, find_library, has_weak_typing
-from vision.engine.precision import Precision
 from vision.engine.profiles import Profile, Shape
-
-Find: TypeAlias = Callable[[str], str | None]
 
 _TRTEXEC_PLACES = (Path("/usr/src/tensorrt/bin/trtexec"), Path("/opt/tensorrt/bin/trtexec"))
 
 Dialect: TypeAlias = Literal["trtexec-10", "trtexec-11", "tensorrt_rtx"]
 """Which options a tool knows: `trtexec-10` has precisions (weak typing), `trtexec-11` has not."""
+
+_LIKE_THE_DETECTOR: Mapping[Dialect, tuple[str, ...]] = {
+    "trtexec-10": ("--useCudaGraph", "--useSpinWait", "--noDataTransfers"),
+    "trtexec-11": (),  # its defaults
+    "tensorrt_rtx": ("--specializeStrategyDS=eager", "--rtxCudaGraphStrategy=wholeGraph"),
+}
+_PRECISIONS_OF_10: Mapping[Precision, tuple[str, ...]] = {
+    "fp16": ("--fp16",),
+    "bf16": ("--bf16",),
+    "fp8": ("--fp8", "--fp16"),
+    "int8": ("--int8", "--fp16"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +55,20 @@ def installed_dialect() -> Dialect:
     return dialect_of(find_library().flavour, weak_typing=has_weak_typing())
 
 
-def find_tool(dialect: Dialect, find: Find = shutil.which, places: Sequence[Path] = _TRTEXEC_PLACES) -> Tool:
+def find_tool(dialect: Dialect, places: Sequence[Path] = _TRTEXEC_PLACES) -> Tool:
     """Return the tool on this machine, or its plain name. JetPack installs trtexec outside of PATH."""
     name = "tensorrt_rtx" if dialect == "tensorrt_rtx" else "trtexec"
-    path = find(name)
+    path = shutil.which(name)
     if path is None and name == "trtexec":
         path = next((str(place) for place in places if place.exists()), None)
     return Tool(path or name, path is not None)
 
 
-def nsys_command(
-    target: Sequence[str], output: str = "vision", *, tegra: bool | None = None, find: Find = shutil.which
-) -> str:
+def nsys_command(target: Sequence[str], *, tegra: bool) -> str:
     """Return the Nsight Systems command for `target`, with CUDA graphs resolved into their kernels."""
-    on_jetson = TEGRA_RELEASE.exists() if tegra is None else tegra
-    command = [
-        find("nsys") or "nsys",
-        "profile",
-        "--trace=cuda,nvtx,osrt",
-        "--cuda-graph-trace=node",
-        "--force-overwrite=true",
-        f"--output={output}",
-    ]
-    if on_jetson:  # the GPU's decoder and encoder; needs root
+    options = ["--trace=cuda,nvtx,osrt", "--cuda-graph-trace=node", "--force-overwrite=true", "--output=vision"]
+    command = [shutil.which("nsys") or "nsys", "profile", *options]
+    if tegra:  # the GPU's decoder and encoder; needs root
         command = ["sudo", *command, "--accelerator-trace=tegra-accelerators"]
     return shlex.join([*command, *target])
 
@@ -77,14 +77,8 @@ def run_command(
     dialect: Dialect, tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int, *, streams: int = 1
 ) -> str:
     """Return the command that measures an engine as the detector runs it: CUDA graph, no transfers, spinning."""
-    options = [
-        f"--loadEngine={plan}",
-        f"--shapes={_shapes(shapes)}",
-        f"--useProfile={profile}",
-        f"--infStreams={streams}",
-    ]
-    options += _like_the_detector(dialect)
-    return shlex.join([tool.program, *options])
+    options = [f"--loadEngine={plan}", f"--shapes={_shapes(shapes)}", f"--useProfile={profile}"]
+    return shlex.join([tool.program, *options, f"--infStreams={streams}", *_LIKE_THE_DETECTOR[dialect]])
 
 
 def layers_command(dialect: Dialect, tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int) -> str:
@@ -108,69 +102,48 @@ def build_line(
 ) -> str:
     """Return the command that builds a similar engine. With strong typing, `onnx` must be in `precision` already."""
     options = [f"--onnx={onnx}", f"--saveEngine={plan}", "--skipInference", "--profilingVerbosity=detailed"]
-    options += _precision_options(dialect, precision)
+    if precision == "fp32":
+        options.append("--noTF32")
+    if dialect == "trtexec-10":
+        options += _PRECISIONS_OF_10.get(precision, ())
     if half_input and dialect == "trtexec-10":
         options.append("--inputIOFormats=fp16:chw")
     for index, profile in enumerate(profiles):
         options.append(f"--profile={index}")
         for end in ("min", "opt", "max"):
-            shapes = {name: getattr(each, end) for name, each in profile.shapes.items()}
+            shapes = {name: getattr(shape_range, end) for name, shape_range in profile.shapes.items()}
             options.append(f"--{end}Shapes={_shapes(shapes)}")
     return shlex.join([tool.program, *options])
 
 
-def _precision_options(dialect: Dialect, precision: Precision) -> list[str]:
-    without_tf32 = ["--noTF32"] if precision == "fp32" else []
-    if dialect != "trtexec-10":
-        return without_tf32
-    allowed: Mapping[Precision, list[str]] = {
-        "fp16": ["--fp16"],
-        "bf16": ["--bf16"],
-        "fp8": ["--fp8", "--fp16"],
-        "int8": ["--int8", "--fp16"],
-    }
-    return allowed.get(precision, without_tf32)
-
-
-def _like_the_detector(dialect: Dialect) -> list[str]:
-    if dialect == "trtexec-10":
-        return ["--useCudaGraph", "--useSpinWait", "--noDataTransfers"]
-    if dialect == "tensorrt_rtx":
-        return ["--specializeStrategyDS=eager", "--rtxCudaGraphStrategy=wholeGraph"]
-    return []  # these are what 11 does by itself
-
-
 def _shapes(shapes: Mapping[str, Shape]) -> str:
-    return ",".join(f"{_name(name)}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
-
-
-def _name(name: str) -> str:
-    return f'"{name}"' if re.search(r"[:,]", name) else name
+    """Return shapes as an option; names with a separator in them are quoted."""
+    names = {name: f'"{name}"' if set(name) & {":", ","} else name for name in shapes}
+    return ",".join(f"{names[name]}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
 def trtexec_text(plan: Path, shapes: Mapping[str, Shape], profile: int, *, dialect: Dialect | None = None) -> str:
     """Return the output of ``vision profile --print-trtexec``."""
-    which = dialect or installed_dialect()
-    tool = find_tool(which)
+    dialect = dialect or installed_dialect()
+    tool = find_tool(dialect)
+    source = "the TensorRT-RTX archive"
+    if dialect != "tensorrt_rtx":
+        source = "the Debian package libnvinfer-bin and in the archive"
+    missing = "" if tool.found else f" (not found on this machine: it is in {source}, not in the wheels)"
     lines = [
-        f"# {which}" + ("" if tool.found else f" (not found on this machine: {_where_from(which)})"),
+        f"# {dialect}{missing}",
         "# throughput and latency, as the detector runs it",
-        run_command(which, tool, plan, shapes, profile),
+        run_command(dialect, tool, plan, shapes, profile),
         "# the same with two batches in flight",
-        run_command(which, tool, plan, shapes, profile, streams=2),
+        run_command(dialect, tool, plan, shapes, profile, streams=2),
         "# every layer",
-        layers_command(which, tool, plan, shapes, profile),
+        layers_command(dialect, tool, plan, shapes, profile),
     ]
     return "\n".join(lines)
 
 
 def nsys_text(target: Sequence[str]) -> str:
     """Return the output of ``vision profile --print-nsys``."""
-    found = "" if shutil.which("nsys") else " (not found: Jetson `sudo apt install nsight-systems`, else NVIDIA's site)"
-    return f"# Nsight Systems{found}; open the .nsys-rep file in its window\n{nsys_command(target)}"
-
-
-def _where_from(dialect: Dialect) -> str:
-    if dialect == "tensorrt_rtx":
-        return "it is in the TensorRT-RTX archive, not in the wheels"
-    return "it is in the Debian package libnvinfer-bin and in the archive, not in the wheels"
+    missing = " (not found: Jetson `sudo apt install nsight-systems`, else NVIDIA's site)"
+    title = f"# Nsight Systems{'' if shutil.which('nsys') else missing}; open the .nsys-rep file in its window"
+    return f"{title}\n{nsys_command(target, tegra=TEGRA_RELEASE.exists())}"

@@ -10,6 +10,7 @@ error becomes a `DeviceError` that names the action that failed.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import threading
@@ -17,32 +18,24 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cuda.bindings import driver, nvrtc, runtime
 
 from vision.errors import DeviceError, DeviceMissing, OutOfMemory
-from vision.version import install_hint
-
-try:
-    from cuda.bindings import driver, runtime
-except ImportError as error:
-    raise DeviceMissing(
-        f"cuda-python cannot be imported: {error}",
-        hint=f"install the extra of the machine's CUDA version: `{install_hint('cuda13')}`, "
-        "or cuda12 in place of cuda13 (JetPack 6)",
-    ) from error
-
-from vision.gpu.driver_calls import NOT_READY, SUCCESS, calls
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _log = logging.getLogger(__name__)
 
+_FIRST = 0  # CUDA_VISIBLE_DEVICES chooses which one that is
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
 _UNLOADING = 4  # cudaErrorCudartUnloading: the process ends
 _OLD_DRIVER = 35  # cudaErrorInsufficientDriver: too old, or none
 _NO_DEVICE = 100  # cudaErrorNoDevice
+_INVALID_CONTEXT = 201  # cudaErrorDeviceUninitialized: the thread has not used the GPU yet
+_NOT_READY = 600  # cudaErrorNotReady
 _OTHER_DRIVER = (803, 804)  # cudaErrorSystemDriverMismatch, cudaErrorCompatNotSupportedOnDevice
 _SUCCESS = runtime.cudaError_t.cudaSuccess
 
@@ -50,6 +43,18 @@ _RESTART = (
     "restart the process (systemd does): a CUDA error persists until it ends; "
     "`dmesg | grep -i -e xid -e nvgpu` shows the GPU's reports"
 )
+_MISSING = {  # status of CUDA: message, hint, code
+    _OLD_DRIVER: (
+        "there is no NVIDIA driver (libcuda was not found)",
+        "install the driver; in a container, start it with `--gpus all` (Jetson: `--runtime nvidia`)",
+        "no-driver",
+    ),
+    _NO_DEVICE: (
+        "the NVIDIA driver shows no GPU",
+        "`nvidia-smi` lists them; CUDA_VISIBLE_DEVICES may hide them; a container needs `--gpus all`",
+        "no-gpu",
+    ),
+}
 
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -57,11 +62,14 @@ _RESTART = (
 
 def _name_of(status: Any) -> str:
     """Return the name and the text of a status of any CUDA library."""
-    library = driver if isinstance(status, driver.CUresult) else runtime
-    name = library.cuGetErrorName if library is driver else library.cudaGetErrorName
-    text = library.cuGetErrorString if library is driver else library.cudaGetErrorString
     try:
-        return f"{name(status)[1].decode()}: {text(status)[1].decode()}"
+        if isinstance(status, nvrtc.nvrtcResult):
+            return str(nvrtc.nvrtcGetErrorString(status)[1].decode())
+        if isinstance(status, driver.CUresult):
+            name, text = driver.cuGetErrorName(status)[1], driver.cuGetErrorString(status)[1]
+        else:
+            name, text = runtime.cudaGetErrorName(status)[1], runtime.cudaGetErrorString(status)[1]
+        return f"{name.decode()}: {text.decode()}"
     except (AttributeError, RuntimeError, TypeError, ValueError):  # newer than the library, or no library to ask
         return str(getattr(status, "name", status))
 
@@ -73,7 +81,8 @@ def failure(status: Any, action: str) -> DeviceError:
         return OutOfMemory(
             f"{action}: out of GPU memory", hint="end other programs that use the GPU", code="out-of-memory"
         )
-    return DeviceError(f"{action} failed with {_name_of(status)}", hint=_RESTART, code="cuda-error")
+    hint = "" if isinstance(status, nvrtc.nvrtcResult) else _RESTART
+    return DeviceError(f"{action} failed with {_name_of(status)}", hint=hint, code="cuda-error")
 
 
 def check(result: tuple[Any, ...], action: str) -> Any:
@@ -88,12 +97,12 @@ def check(result: tuple[Any, ...], action: str) -> Any:
 
 
 def queued(status: int, action: str) -> None:
-    """Check the status of a call of `vision.gpu.driver_calls`.
+    """Check the status of one of `driver_calls`.
 
     Raises:
         DeviceError: the status is not success.
     """
-    if status != SUCCESS:
+    if status:
         raise failure(_status(status), action)
 
 
@@ -110,7 +119,7 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
     Args:
         code: status of `cudaGetDeviceCount`.
         driver_version: highest CUDA version of the driver, 1000 * major + 10 * minor; 0 without a driver.
-        runtime_version: CUDA version of cuda-python.
+        runtime_version: CUDA version of cuda-python, in the same form.
     """
 
     def dotted(version: int) -> str:
@@ -123,25 +132,13 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
             code="old-driver",
             hint=f"update the driver, or install `vision[cuda{driver_version // 1000}]`",
         )
-    if code == _OLD_DRIVER:
-        return DeviceMissing(
-            "there is no NVIDIA driver (libcuda was not found)",
-            code="no-driver",
-            hint="install the driver; in a container, start it with `--gpus all` (Jetson: `--runtime nvidia`)",
-        )
-    if code == _NO_DEVICE:
-        return DeviceMissing(
-            "the NVIDIA driver shows no GPU",
-            code="no-gpu",
-            hint="`nvidia-smi` lists them; CUDA_VISIBLE_DEVICES may hide them; a container needs `--gpus all`",
-        )
+    if code in _MISSING:
+        message, hint, error_code = _MISSING[code]
+        return DeviceMissing(message, hint=hint, code=error_code)
     message = f"the GPU cannot be used: {_name_of(_status(code))}"
     if code in _OTHER_DRIVER:
-        return DeviceMissing(
-            message,
-            hint="restart the machine: the driver was updated, its old module is still loaded",
-            code="driver-mismatch",
-        )
+        hint = "restart the machine: the driver was updated, its old module is still loaded"
+        return DeviceMissing(message, hint=hint, code="driver-mismatch")
     return DeviceError(message, hint=_RESTART, code="cuda-error")
 
 
@@ -156,22 +153,20 @@ class Device:
     name: str
     compute_capability: tuple[int, int]
     integrated: bool  # CPU and GPU share the memory
-    multiprocessors: int
     total_bytes: int
     shared_bytes: int  # maximum of one block
     cache_bytes: int  # second-level cache
     driver_version: int  # 1000 * major + 10 * minor
-    runtime_version: int
 
     @property
     def arch(self) -> str:
-        """Name of the architecture for compilers, such as ``sm_87``."""
+        """Return the name of the architecture for compilers, such as ``sm_87``."""
         return "sm_{}{}".format(*self.compute_capability)
 
 
 @functools.cache
-def open_device(index: int = 0) -> Device:
-    """Open the GPU and make it current in the calling thread. Later calls return the same object.
+def open_device() -> Device:
+    """Open the first GPU and make it current in the calling thread. Later calls return the same object.
 
     Raises:
         DeviceMissing: no driver, an old driver, or no GPU.
@@ -182,32 +177,27 @@ def open_device(index: int = 0) -> Device:
     except RuntimeError:  # cuda-python 12 loads libcuda at its first use
         raise no_device(_OLD_DRIVER, 0, 0) from None
     driver_version = runtime.cudaDriverGetVersion()[1] or 0
-    runtime_version = runtime.cudaRuntimeGetVersion()[1] or 0
     if status != _SUCCESS or not count:
-        raise no_device(int(status) or _NO_DEVICE, driver_version, runtime_version)
-    if index >= count:
-        raise DeviceMissing(f"GPU {index} was asked for, there are {count}", hint="GPUs are counted from 0")
-    check(runtime.cudaSetDevice(index), f"opening GPU {index}")
+        raise no_device(int(status) or _NO_DEVICE, driver_version, runtime.cudaRuntimeGetVersion()[1] or 0)
+    check(runtime.cudaSetDevice(_FIRST), "opening the GPU")
     attribute = runtime.cudaDeviceAttr
 
     def value(name: Any) -> int:
-        return int(check(runtime.cudaDeviceGetAttribute(name, index), f"reading {name} of GPU {index}"))
+        return int(check(runtime.cudaDeviceGetAttribute(name, _FIRST), f"reading {name} of the GPU"))
 
-    properties = check(runtime.cudaGetDeviceProperties(index), f"reading the properties of GPU {index}")
+    properties = check(runtime.cudaGetDeviceProperties(_FIRST), "reading the properties of the GPU")
     return Device(
-        index=index,
+        index=_FIRST,
         name=properties.name.split(b"\0")[0].decode(),
         compute_capability=(
             value(attribute.cudaDevAttrComputeCapabilityMajor),
             value(attribute.cudaDevAttrComputeCapabilityMinor),
         ),
         integrated=bool(value(attribute.cudaDevAttrIntegrated)),
-        multiprocessors=value(attribute.cudaDevAttrMultiProcessorCount),
         total_bytes=memory_info()[1],
         shared_bytes=value(attribute.cudaDevAttrMaxSharedMemoryPerBlockOptin),
         cache_bytes=value(attribute.cudaDevAttrL2CacheSize),
         driver_version=driver_version,
-        runtime_version=runtime_version,
     )
 
 
@@ -225,6 +215,64 @@ def memory_info() -> tuple[int, int]:
 def synchronize_device() -> None:
     """Wait for all work on the GPU."""
     check(runtime.cudaDeviceSynchronize(), "waiting for the GPU")
+
+
+# ------------------------------------------------------------------------------------------------ driver calls
+
+
+class DriverCalls(NamedTuple):
+    """CUDA calls that queue work or query its progress, made without releasing the GIL.
+
+    cuda-python releases the GIL in every call, which is right for calls that wait. These calls take a few microseconds,
+    but acquiring the GIL again takes milliseconds each time if the threads of thirty cameras wait for it, and a batch
+    makes one such call per frame. On 16 cores with 32 cameras of 30 frames/s, submitting 25 frames took up to 80 ms.
+
+    The functions are the driver's, at the addresses that CUDA returns for them. They take the runtime's handles and
+    return a CUresult, which has the numbers of cudaError_t.
+    """
+
+    copy_to_device: Callable[..., int]  # target, source, bytes, stream; waits unless the source is page-locked
+    record: Callable[..., int]  # event, stream
+    wait: Callable[..., int]  # stream, event, flags
+    query: Callable[..., int]  # event
+    launch: Callable[..., int]  # graph, stream
+
+
+@functools.cache
+def driver_calls() -> DriverCalls:
+    """Return the functions of this process's driver.
+
+    Raises:
+        DeviceMissing: there is no driver, or it lacks one of them.
+    """
+    address, nbytes, flags = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint
+    return DriverCalls(
+        _driver_call("cuMemcpyHtoDAsync", address, address, nbytes, address),
+        _driver_call("cuEventRecord", address, address),
+        _driver_call("cuStreamWaitEvent", address, address, flags),
+        _driver_call("cuEventQuery", address),
+        _driver_call("cuGraphLaunch", address, address),
+    )
+
+
+def _driver_call(symbol: str, *types: Any) -> Callable[..., int]:
+    status, address = runtime.cudaGetDriverEntryPointByVersion(symbol.encode(), 12_000, 0)[:2]  # signatures of 12.0
+    if status != _SUCCESS or not address:
+        raise DeviceMissing(
+            f"the NVIDIA driver has no {symbol}: {status.name}",
+            hint="CUDA 12.0 or newer is needed: update the driver",
+            code="old-driver",
+        )
+    function = ctypes.PYFUNCTYPE(ctypes.c_int, *types)(int(address))  # PYFUNCTYPE: the GIL is kept
+
+    def call(*arguments: int) -> int:
+        status = int(function(*arguments))
+        if status == _INVALID_CONTEXT:  # calls of the runtime handle that by themselves
+            runtime.cudaSetDevice(runtime.cudaGetDevice()[1])
+            status = int(function(*arguments))
+        return status
+
+    return call
 
 
 # ------------------------------------------------------------------------------------------------ resources
@@ -247,7 +295,7 @@ class Resource(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -279,7 +327,7 @@ class Stream(Resource):
 
     def wait(self, event: Event) -> None:
         """Make work that is queued from now on start after `event`."""
-        queued(calls().wait(self.address, event.address, 0), "making a stream wait")
+        queued(driver_calls().wait(self.address, event.address, 0), "making a stream wait")
 
     def _release(self) -> None:
         released(runtime.cudaStreamDestroy(self.handle), "a stream")
@@ -296,7 +344,7 @@ class Event(Resource):
 
     def record(self, stream: Stream) -> None:
         """Record the event behind the work that is queued on `stream`."""
-        queued(calls().record(self.address, stream.address), "recording an event")
+        queued(driver_calls().record(self.address, stream.address), "recording an event")
 
     def reached(self) -> bool:
         """Return True if the GPU has reached the event. Does not wait.
@@ -304,8 +352,8 @@ class Event(Resource):
         Raises:
             DeviceError: work before the event failed.
         """
-        status = calls().query(self.address)
-        if status == NOT_READY:
+        status = driver_calls().query(self.address)
+        if status == _NOT_READY:
             return False
         queued(status, "work on the GPU")
         return True
@@ -340,12 +388,7 @@ class Graph(Resource):
     def capture(cls, stream: Stream, enqueue: Callable[[], object], label: str) -> Graph:
         """Run `enqueue` once as a warm-up, since libraries allocate at their first call, then capture it.
 
-        Args:
-            enqueue: queues work on `stream`. It must not wait or allocate.
-            label: name of the work for error messages.
-
-        Raises:
-            DeviceError: the work cannot be captured.
+        `enqueue` queues work on `stream`; it must not wait or allocate. Errors name the work by `label`.
         """
         enqueue()
         stream.synchronize()
@@ -380,7 +423,7 @@ class Graph(Resource):
 
     def launch(self, stream: Stream) -> None:
         """Queue the whole graph."""
-        queued(calls().launch(self._address, stream.address), "launching a CUDA graph")
+        queued(driver_calls().launch(self._address, stream.address), "launching a CUDA graph")
 
     def _release(self) -> None:
         released(runtime.cudaGraphExecDestroy(self.handle), "a CUDA graph")

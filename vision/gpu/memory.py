@@ -1,27 +1,25 @@
-"""GPU memory and page-locked host memory: allocations, the total of them, and copies.
+"""GPU memory and page-locked host memory: allocations, the total of them, copies, and buffers of frames.
 
 As in `vision.gpu.cuda`, every object has one owner, which closes it. Every error names the purpose of the memory.
 """
 
 from __future__ import annotations
 
+import ctypes
+import math
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from cuda.bindings import runtime
 from numpy.typing import NDArray
 
-from vision.errors import DeviceError, DeviceMissing, OutOfMemory
-from vision.gpu.cuda import Resource, Stream, check, failure, memory_info, queued, released
-from vision.gpu.driver_calls import calls
-
-try:
-    from cuda.bindings import runtime
-except ImportError as error:  # vision.gpu.cuda raises the same error with a hint
-    raise DeviceMissing(f"cuda-python cannot be imported: {error}") from error
+from vision.errors import DeviceError, OutOfMemory
+from vision.gpu.cuda import Resource, Stream, check, driver_calls, failure, memory_info, queued, released
+from vision.types import FrameBuffer, PixelFormat, frame_shape
 
 _TO_DEVICE = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
 _TO_HOST = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
@@ -42,15 +40,12 @@ class Allocated:
 class _Ledger:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a finaliser can run while the lock is held
-        self._now = Allocated(0, 0, 0)
+        self.now = Allocated(0, 0, 0)
 
     def add(self, *, device_bytes: int = 0, host_bytes: int = 0, calls: int = 1) -> None:
         with self._lock:
-            now = self._now
-            self._now = Allocated(now.device_bytes + device_bytes, now.host_bytes + host_bytes, now.calls + calls)
-
-    def snapshot(self) -> Allocated:
-        return self._now
+            now = self.now
+            self.now = Allocated(now.device_bytes + device_bytes, now.host_bytes + host_bytes, now.calls + calls)
 
 
 _ledger = _Ledger()
@@ -58,7 +53,7 @@ _ledger = _Ledger()
 
 def allocated() -> Allocated:
     """Return the memory held now."""
-    return _ledger.snapshot()
+    return _ledger.now
 
 
 def _mib(nbytes: int) -> str:
@@ -83,14 +78,13 @@ def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
 
 
 class DeviceBuffer(Resource):
-    """GPU memory, aligned to 256 bytes. Not initialised."""
+    """GPU memory, aligned to 256 bytes. Not initialised.
+
+    Raises:
+        OutOfMemory: with the size that was asked for and the free memory.
+    """
 
     def __init__(self, nbytes: int, purpose: str) -> None:
-        """Allocate.
-
-        Raises:
-            OutOfMemory: with the size that was asked for and the free memory.
-        """
         self.nbytes = max(nbytes, 1)
         status, pointer = runtime.cudaMalloc(self.nbytes)
         if status != _SUCCESS:
@@ -114,10 +108,8 @@ class DeviceBuffer(Resource):
         array: NDArray[Any] = np.empty(shape, dtype)
         if offset + array.nbytes > self.nbytes:
             raise ValueError(f"{array.nbytes} bytes from {offset} of {self.nbytes}")
-        check(
-            runtime.cudaMemcpy(array.ctypes.data, self.address + offset, array.nbytes, _TO_HOST),
-            "reading device memory",
-        )
+        copied = runtime.cudaMemcpy(array.ctypes.data, self.address + offset, array.nbytes, _TO_HOST)
+        check(copied, "reading device memory")
         return array
 
     def _release(self) -> None:
@@ -125,26 +117,17 @@ class DeviceBuffer(Resource):
         released(runtime.cudaFree(self.address), "device memory")
 
 
-class _Lender:
-    """Owner of page-locked memory: the base of all arrays on it."""
-
-    def __init__(self, address: int, nbytes: int) -> None:
-        self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
-
-
 class HostBuffer(Resource):
     """Page-locked host memory, which the GPU copies from at full speed, or reads and writes in place.
 
     After `close`, it gives no new arrays. The memory is freed with the last array on it, so that a camera's thread can
     still write to its frame while the detector closes.
+
+    Raises:
+        OutOfMemory: with the size that was asked for and the free memory.
     """
 
     def __init__(self, nbytes: int, purpose: str) -> None:
-        """Allocate.
-
-        Raises:
-            OutOfMemory: with the size that was asked for and the free memory.
-        """
         self.nbytes = max(nbytes, 1)
         flags = runtime.cudaHostAllocMapped | runtime.cudaHostAllocPortable
         status, pointer = runtime.cudaHostAlloc(self.nbytes, flags)
@@ -152,12 +135,11 @@ class HostBuffer(Resource):
             raise _refuse(status, self.nbytes, purpose, "page-locked")
         self.address = int(pointer)
         _ledger.add(host_bytes=self.nbytes)
-        lender = _Lender(self.address, self.nbytes)
-        weakref.finalize(lender, _free_host, self.address, self.nbytes).atexit = False
-        self._bytes: NDArray[np.uint8] | None = np.asarray(lender)
-        self.device_address = int(
-            check(runtime.cudaHostGetDevicePointer(self.address, 0), "mapping page-locked memory")
-        )
+        owner = (ctypes.c_uint8 * self.nbytes).from_address(self.address)  # the base of all arrays on the memory
+        weakref.finalize(owner, _free_host, self.address, self.nbytes).atexit = False
+        self._bytes: NDArray[np.uint8] | None = np.frombuffer(memoryview(owner), np.uint8)
+        mapped = runtime.cudaHostGetDevicePointer(self.address, 0)
+        self.device_address = int(check(mapped, "mapping page-locked memory"))
         self._opened = True
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8, offset: int = 0) -> NDArray[Any]:
@@ -183,22 +165,21 @@ def abandon() -> None:
     _abandoned.set()
 
 
-def free_unless_abandoned(buffer: Resource) -> None:
-    """Close a buffer whose last user is gone."""
+def _free_device(buffer: DeviceBuffer) -> None:
     if not _abandoned.is_set():
         buffer.close()
 
 
 def _free_host(address: int, nbytes: int) -> None:
-    if _abandoned.is_set():
-        return
-    _ledger.add(host_bytes=-nbytes, calls=0)
-    released(runtime.cudaFreeHost(address), "page-locked memory")
+    if not _abandoned.is_set():
+        _ledger.add(host_bytes=-nbytes, calls=0)
+        released(runtime.cudaFreeHost(address), "page-locked memory")
 
 
 def queue_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
     """Queue a copy from page-locked memory. Keeps the GIL: do not use it for other memory, where the call waits."""
-    queued(calls().copy_to_device(target, source, nbytes, stream.address), f"copying {nbytes} bytes to the device")
+    status = driver_calls().copy_to_device(target, source, nbytes, stream.address)
+    queued(status, f"copying {nbytes} bytes to the device")
 
 
 def copy_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
@@ -215,14 +196,72 @@ def copy_to_host(target: int, source: int, nbytes: int, stream: Stream) -> None:
 
 def copy_rows(target: int, source: int, stream: Stream, *, rows: int, row_bytes: int, pitch_bytes: int) -> None:
     """Queue a copy of `rows` rows that are `pitch_bytes` apart at `source`, in any direction between GPU and host."""
-    copied = runtime.cudaMemcpy2DAsync(
-        target, row_bytes, source, pitch_bytes, row_bytes, rows, _BY_ADDRESS, stream.handle
-    )
-    check(copied, f"copying {rows} rows of {row_bytes} bytes")
+    shape = (row_bytes, source, pitch_bytes, row_bytes, rows)
+    check(runtime.cudaMemcpy2DAsync(target, *shape, _BY_ADDRESS, stream.handle), f"copying {rows} rows")
 
 
-def read_rows(target: NDArray[np.uint8], source: int, *, pitch_bytes: int) -> None:
-    """Read rows that are `pitch_bytes` apart on the GPU into `target`: contiguous, (rows, bytes of a row)."""
-    rows, row_bytes = target.shape
-    copied = runtime.cudaMemcpy2D(target.ctypes.data, row_bytes, source, pitch_bytes, row_bytes, rows, _TO_HOST)
-    check(copied, f"reading {rows} rows of {row_bytes} bytes")
+# ------------------------------------------------------------------------------------------------ frame buffers
+
+_WORD_BYTES: Final = 16  # kernels read whole words, so a frame is padded to them
+
+
+class DeviceFrameMemory:
+    """GPU memory of one frame. Freed when the last reference to it goes. Satisfies `vision.types.DeviceMemory`."""
+
+    def __init__(self, nbytes: int, purpose: str) -> None:
+        buffer = DeviceBuffer(nbytes, purpose)
+        self.address = buffer.address
+        self.free = weakref.finalize(self, _free_device, buffer)
+        self.free.atexit = False
+
+    def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
+        """Return a copy of rows that are `pitch_bytes` apart, (rows, row_bytes)."""
+        pixels = np.empty((rows, row_bytes), np.uint8)
+        source = (self.address + first_byte, max(pitch_bytes, row_bytes))
+        copied = runtime.cudaMemcpy2D(pixels.ctypes.data, row_bytes, *source, row_bytes, rows, _TO_HOST)
+        check(copied, f"reading {rows} rows of {row_bytes} bytes")
+        return pixels
+
+
+def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
+    """Return a buffer in GPU memory only, with undefined content.
+
+    Raises:
+        ValueError: the format does not allow this size.
+        OutOfMemory: with the size that was asked for and the free memory.
+    """
+    memory = DeviceFrameMemory(*_size(height_px, width_px, pixel_format))
+    return FrameBuffer(pixel_format, height_px, width_px, None, memory.address, 0, memory)
+
+
+def page_locked_frame_buffer(
+    height_px: int, width_px: int, pixel_format: PixelFormat, *, integrated: bool
+) -> FrameBuffer:
+    """Return a buffer in page-locked host memory.
+
+    Args:
+        integrated: CPU and GPU share the memory, so the GPU reads the host's. Otherwise the buffer also has GPU memory
+            to copy to.
+
+    Raises:
+        ValueError: the format does not allow this size.
+        OutOfMemory: with the size that was asked for and the free memory. Nothing stays allocated.
+    """
+    nbytes, purpose = _size(height_px, width_px, pixel_format)
+    memory = None if integrated else DeviceFrameMemory(nbytes, purpose)
+    try:
+        with HostBuffer(nbytes, purpose) as host:  # closed, but the array keeps the memory
+            array = host.array(frame_shape(height_px, width_px, pixel_format))
+    except BaseException:
+        if memory is not None:
+            memory.free()  # the error's traceback would hold it
+        raise
+    if memory is None:
+        return FrameBuffer(pixel_format, height_px, width_px, array, host.device_address)
+    return FrameBuffer(pixel_format, height_px, width_px, array, memory.address, host.address, memory)
+
+
+def _size(height_px: int, width_px: int, pixel_format: PixelFormat) -> tuple[int, str]:
+    """Return the padded size in bytes and the purpose that an error names."""
+    nbytes = math.prod(frame_shape(height_px, width_px, pixel_format))
+    return -(-nbytes // _WORD_BYTES) * _WORD_BYTES, f"a camera's frame of {width_px}x{height_px}"

@@ -7,7 +7,6 @@ package then supports every GPU that the installed CUDA supports.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cuda.bindings import driver, nvrtc
 from numpy.typing import NDArray
 
 from vision.errors import DeviceError, DeviceMissing, ModelError
 from vision.gpu.cuda import Resource, Stream, check, failure, released
-from vision.state.private_files import Unwritable, make_private_folder, read_checked, write_checked
+from vision.state.private_files import Unwritable, make_private_folder, read_checked, sha256_of, write_checked
 from vision.version import pip_hint
-
-try:
-    from cuda.bindings import driver, nvrtc
-except ImportError as error:  # vision.gpu.cuda raises the same error with a hint
-    raise DeviceMissing(f"cuda-python cannot be imported: {error}") from error
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +53,7 @@ def nvrtc_version() -> tuple[int, int]:
         DeviceMissing: the library is not installed.
     """
     try:
-        major, minor = check_nvrtc(nvrtc.nvrtcVersion(), "reading the version of NVRTC")
+        major, minor = check(nvrtc.nvrtcVersion(), "reading the version of NVRTC")
     except RuntimeError as error:  # cuda-python loads the library at its first use
         raise DeviceMissing(
             f"NVRTC, CUDA's run-time compiler, was not found: {error}",
@@ -66,18 +61,6 @@ def nvrtc_version() -> tuple[int, int]:
             f"elsewhere: {pip_hint('nvidia-cuda-nvrtc')}",
         ) from error
     return int(major), int(minor)
-
-
-def check_nvrtc(result: tuple[Any, ...], action: str) -> Any:
-    """Return the value of a call of NVRTC, as `vision.gpu.cuda.check` does.
-
-    Raises:
-        DeviceError: the status is not success.
-    """
-    if result[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        text = nvrtc.nvrtcGetErrorString(result[0])[1]
-        raise DeviceError(f"{action} failed: {text.decode() if text else result[0]}")
-    return result[1] if len(result) == 2 else result[1:] or None
 
 
 def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes:
@@ -92,7 +75,8 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
     options = source.options(arch)
     if cache is None:
         return _compile(source, options)
-    path = cache / f"{source.name.removesuffix('.cu')}-{arch}-{_key(source, options, f'{major}.{minor}')}.cubin"
+    key = sha256_of(repr((source.text, sorted(source.headers.items()), options, major, minor)).encode())[:32]
+    path = cache / f"{source.name.removesuffix('.cu')}-{arch}-{key}.cubin"
     make_private_folder(cache)
     cubin = read_checked(path)
     if cubin is not None:
@@ -105,33 +89,25 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
     return cubin
 
 
-def _key(source: Source, options: Sequence[str], version: str) -> str:
-    digest = hashlib.sha256()
-    for part in (source.text, *(text for pair in sorted(source.headers.items()) for text in pair), *options, version):
-        encoded = part.encode()
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()[:32]
-
-
 def _compile(source: Source, options: Sequence[str]) -> bytes:
     texts, names = [text.encode() for text in source.headers.values()], [name.encode() for name in source.headers]
     created = nvrtc.nvrtcCreateProgram(source.text.encode(), source.name.encode(), len(names), texts, names)
-    program = check_nvrtc(created, f"reading {source.name}")
+    program = check(created, f"reading {source.name}")
     try:
         encoded = [option.encode() for option in options]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise DeviceError(f"{source.name} does not compile with {' '.join(options)}:\n{_compiler_log(program)}")
-        cubin = bytes(check_nvrtc(nvrtc.nvrtcGetCUBINSize(program), f"compiling {source.name}"))
-        check_nvrtc(nvrtc.nvrtcGetCUBIN(program, cubin), f"compiling {source.name}")
+        cubin = bytes(check(nvrtc.nvrtcGetCUBINSize(program), f"compiling {source.name}"))
+        check(nvrtc.nvrtcGetCUBIN(program, cubin), f"compiling {source.name}")
         return cubin
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
 
 def _compiler_log(program: Any) -> str:
-    text = bytes(check_nvrtc(nvrtc.nvrtcGetProgramLogSize(program), "reading the compiler's messages"))
-    check_nvrtc(nvrtc.nvrtcGetProgramLog(program, text), "reading the compiler's messages")
+    text = bytes(check(nvrtc.nvrtcGetProgramLogSize(program), "reading the compiler's messages"))
+    check(nvrtc.nvrtcGetProgramLog(program, text), "reading the compiler's messages")
     return text.decode(errors="replace").rstrip("\0 \n")
 
 
@@ -169,24 +145,16 @@ class Kernel:
     shared_bytes: int
 
     def bind(self, grid: tuple[int, int, int], block: tuple[int, int, int], *arguments: object) -> Launch:
-        """Return a launch with fixed size and arguments.
-
-        Args:
-            grid: number of blocks.
-            block: number of threads of a block.
-            arguments: NumPy scalars, structures (zero-dimensional arrays), and Python integers for addresses.
-        """
-        return Launch(self, grid, block, arguments)
+        """Return a launch of `grid` blocks of `block` threads. Arguments: see `pack`."""
+        return Launch(self, (*grid, *block, self.shared_bytes), arguments)
 
 
 class Launch:
     """A kernel with its arguments. Memory that they point to must outlive it."""
 
-    def __init__(
-        self, kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], arguments: Sequence[object]
-    ) -> None:
+    def __init__(self, kernel: Kernel, geometry: tuple[int, ...], arguments: Sequence[object]) -> None:
         self._kernel = kernel
-        self._geometry = (*grid, *block, kernel.shared_bytes)
+        self._geometry = geometry
         self._values = [pack(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * max(1, len(self._values)))(*(value.ctypes.data for value in self._values))
         self._pointers = pointers
@@ -202,12 +170,12 @@ class Launch:
 def pack(argument: object) -> NDArray[Any]:
     """Return an argument in memory of its own, in the size that the kernel takes.
 
+    NumPy scalars and structures (zero-dimensional arrays) keep their size; Python integers are addresses.
+
     Raises:
-        ModelError: the argument is not a number of known size.
+        ModelError: the argument is something else.
     """
-    if isinstance(argument, bool):
-        raise ModelError("kernel arguments are NumPy scalars, structures or addresses, got a bool")
-    if isinstance(argument, int):
+    if isinstance(argument, int) and not isinstance(argument, bool):
         return np.array(argument, np.uint64)
     if isinstance(argument, (np.generic, np.ndarray)) and argument.ndim == 0:
         return np.array(argument)

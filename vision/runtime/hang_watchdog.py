@@ -49,7 +49,7 @@ def thread_stacks() -> str:
 def hang_watchdog(limit_s: float = 60.0) -> Iterator[None]:
     """End the process if no thread runs Python for `limit_s`: exit code 1, all stacks on standard error.
 
-    Calls that queue work for the GPU keep the GIL (`vision.gpu.driver_calls`). If one never returned, it would stop
+    Calls that queue work for the GPU keep the GIL (`cuda.driver_calls`). If one never returned, it would stop
     every thread, including those that monitor the others. Only a thread of faulthandler, which needs no GIL, can end
     that. A thread that does nothing else postpones it: the main thread may wait for a terminal or for a long stop.
     A process that is suspended (Ctrl-Z) or frozen for `limit_s` also ends when it continues.

@@ -8,7 +8,8 @@ from cuda.bindings import nvrtc
 from vision.config import HeadSpec, InputSpec, ModelSpec, NmsSpec
 from vision.detect.reference.heads import make_head
 from vision.detect.tensorrt.kernels import KERNELS, Definitions, LetterboxProgram, Output, PostprocessProgram
-from vision.gpu.nvrtc import Source, check_nvrtc, compile_cubin, nvrtc_version
+from vision.gpu.cuda import check
+from vision.gpu.nvrtc import Source, compile_cubin, nvrtc_version
 
 pytestmark = pytest.mark.integration
 
@@ -57,7 +58,7 @@ def definitions(kind: str, *, half: bool, candidates: int = 1024) -> Definitions
 
 def supported(arch: str) -> bool:
     version = nvrtc_version()
-    known = int(arch[3:]) in check_nvrtc(nvrtc.nvrtcGetSupportedArchs(), "reading the architectures")
+    known = int(arch[3:]) in check(nvrtc.nvrtcGetSupportedArchs(), "reading the architectures")
     newest = {"sm_72": (13, 0)}
     first = {"sm_110": (13, 0), "sm_120": (12, 8)}
     assert known == (version < newest.get(arch, (99, 0)) and version >= first.get(arch, (11, 0))), (arch, version)

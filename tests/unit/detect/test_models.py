@@ -22,11 +22,11 @@ from rich.console import Console
 from tests import tiny_models
 from tests.paths import ROOT
 from vision.config import DetectConfig, load_model_spec, shipped_models
+from vision.config.model_file import checked_model_file, sha256_of
 from vision.detect.catalog import EXPLANATION, ModelRow, list_models, print_models
 from vision.detect.classes import COCO80, class_ids, class_names
 from vision.detect.detector import Detector
 from vision.detect.fake import FakeDetector
-from vision.detect.model_file import checked_model_file, sha256_of
 from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError, DeviceMissing, ModelError

@@ -34,13 +34,12 @@ from vision.engine.build import (
     timings_of,
 )
 from vision.engine.build_errors import Refused, build_failure, failed_build, failure_hint, notes_of
-from vision.engine.build_plan import DEFAULT_LEVEL, BuildPlan, resolve
+from vision.engine.build_plan import DEFAULT_LEVEL, BuildPlan, Precision, plan_typing, resolve
 from vision.engine.library import GpuDescription, LogLine, LogLines, keeps_timing
-from vision.engine.network import add_profile, halve_ends, inputs_of
 from vision.engine.onnx_transform import rewrite_onnx
-from vision.engine.precision import Precision, plan_typing
 from vision.engine.profiles import NetworkInput, Profile, Range
 from vision.engine.progress import Phase
+from vision.engine.tensors import add_profile, halve_ends, inputs_of
 from vision.errors import Closed, ModelError
 
 pytestmark = needs_rtx
@@ -319,7 +318,7 @@ def test_gpu_unknown_to_tensorrt_rtx_gets_the_default() -> None:
 
 def test_every_flag_of_the_old_generation_is_set_where_it_exists() -> None:
     """TensorRT 10's way, on the configuration of a library that has its names (TensorRT-RTX 1.4)."""
-    if library.builder_flag("FP16") is None:
+    if library.member_of("BuilderFlag", "FP16") is None:
         pytest.skip("a library without weak typing")
     config = library.trt.Builder(library.logger()).create_builder_config()
     old: tuple[Precision, ...] = ("fp16", "bf16", "fp8", "int8")
@@ -426,7 +425,7 @@ def test_rtx_keeps_no_timings() -> None:
 
 
 def test_old_flags_are_refused_where_they_are_gone() -> None:
-    if library.builder_flag("FP16") is not None:
+    if library.member_of("BuilderFlag", "FP16") is not None:
         pytest.skip("a library that has them")
     config = library.trt.Builder(library.logger()).create_builder_config()
     with pytest.raises(ModelError, match="has no builder flag FP16"):

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from tests.paths import ROOT
 from tests.unit.engine_models import convolution, first_layer, quantised
-from vision.engine.channel_packing import widen_input
-from vision.engine.onnx_transform import reshape_onnx, rewrite_onnx, with_weights
+from vision.engine.onnx_transform import reshape_onnx, rewrite_onnx, widen_input, with_weights
 from vision.errors import ModelError
 
 NANODET = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"

@@ -55,8 +55,9 @@ def test_onnx_is_read_and_checked(model: tuple[Path, ModelSpec]) -> None:
 def test_onnx_with_another_sha256_is_refused(model: tuple[Path, ModelSpec]) -> None:
     folder, described = model
     (folder / "tiny.onnx").write_bytes(b"another")
-    with pytest.raises(ModelError, match=rf"has sha256 .*, model.yaml says {described.sha256}"):
+    with pytest.raises(ModelError) as caught:
         read_onnx(folder, described)
+    assert caught.value.code == "model-sha256"
 
 
 def test_external_weights_are_part_of_the_model(model: tuple[Path, ModelSpec]) -> None:
@@ -71,13 +72,14 @@ def test_external_weights_are_part_of_the_model(model: tuple[Path, ModelSpec]) -
 def test_missing_onnx_is_named(model: tuple[Path, ModelSpec]) -> None:
     folder, described = model
     (folder / "tiny.onnx").unlink()
-    with pytest.raises(ModelError, match=r"tiny\.onnx cannot be read: No such file"):
+    with pytest.raises(ModelError) as caught:
         read_onnx(folder, described)
+    assert caught.value.code == "model-missing"
 
 
 def test_missing_sha256_is_a_warning(model: tuple[Path, ModelSpec], caplog: pytest.LogCaptureFixture) -> None:
     read_onnx(model[0], spec())
-    assert "has no sha256" in caplog.text
+    assert "no sha256" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------ plan and engine

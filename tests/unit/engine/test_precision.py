@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vision.engine.library import GpuDescription
-from vision.engine.precision import (
+from vision.engine.build_plan import (
     Precision,
     Quantised,
     Typing,
@@ -14,6 +13,7 @@ from vision.engine.precision import (
     precisions_of,
     require_precision,
 )
+from vision.engine.library import GpuDescription
 from vision.errors import ModelError
 
 

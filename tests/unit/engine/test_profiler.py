@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.unit.engine_models import needs_tensorrt
+from vision.engine.build_plan import Precision
 from vision.engine.library import Flavour
-from vision.engine.precision import Precision
 from vision.engine.profiler import LayerTimes, make_profiler, parse_layers
 from vision.engine.profiler import Profile as EngineProfile
 from vision.engine.profiles import Profile, Range
@@ -199,11 +199,6 @@ def test_layers_follow_each_other() -> None:
 # ------------------------------------------------------------------------------------------------ command lines
 
 
-def nowhere(_: str) -> str | None:
-    """Look for a program in an empty PATH."""
-    return None
-
-
 PLAN = Path("/var/cache/vision/engines/a b.engine")
 SHAPES = {"images": (8, 3, 416, 416)}
 TOOL = Tool("/usr/src/tensorrt/bin/trtexec", True)
@@ -292,18 +287,23 @@ def test_names_that_shapes_would_split_are_quoted(name: str, quoted: str) -> Non
     assert f"--shapes={quoted}:1x2" in words
 
 
-def test_trtexec_is_found_where_jetpack_puts_it(tmp_path: Path) -> None:
-    place = tmp_path / "trtexec"
-    assert find_tool("trtexec-10", nowhere, [place]) == Tool("trtexec", False)
+def test_trtexec_is_found_where_jetpack_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    place = tmp_path / "jetpack"
+    assert find_tool("trtexec-10", [place]) == Tool("trtexec", False)
     place.write_text("")
-    assert find_tool("trtexec-10", nowhere, [place]) == Tool(str(place), True)
-    assert find_tool("trtexec-10", lambda name: f"/bin/{name}", [place]) == Tool("/bin/trtexec", True)
-    assert find_tool("tensorrt_rtx", nowhere, [place]) == Tool("tensorrt_rtx", False)
+    assert find_tool("trtexec-10", [place]) == Tool(str(place), True)
+    assert find_tool("tensorrt_rtx", [place]) == Tool("tensorrt_rtx", False)
+    in_path = tmp_path / "trtexec"
+    in_path.write_text("")
+    in_path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_tool("trtexec-10", [place]) == Tool(str(in_path), True)
 
 
 @pytest.mark.parametrize("tegra", [False, True])
 def test_nsys_takes_graphs_apart(tegra: bool) -> None:
-    words = shlex.split(nsys_command(["vision", "run", "my camera.yaml"], tegra=tegra, find=nowhere))
+    words = shlex.split(nsys_command(["vision", "run", "my camera.yaml"], tegra=tegra))
     assert words[-3:] == ["vision", "run", "my camera.yaml"]
     assert "--cuda-graph-trace=node" in words
     assert "--trace=cuda,nvtx,osrt" in words

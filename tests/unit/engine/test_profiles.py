@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.engine_models import spec
+from vision.engine.build_plan import BuildPlan
 from vision.engine.profiles import (
     NetworkInput,
     Profile,
@@ -120,11 +121,6 @@ def test_batch_sizes_are_powers_of_two_and_the_greatest(max_batch: int, sizes: t
     assert batch_sizes(max_batch) == sizes
 
 
-def test_no_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        batch_bands(0)
-
-
 @pytest.mark.parametrize(
     ("low", "best", "high", "says"),
     [((2,), (1,), (3,), "min <= opt <= max"), ((1,), (1, 1), (1,), "number of dimensions")],
@@ -144,7 +140,7 @@ FIXED = NetworkInput("images", (4, 3, 16, 16))
 
 
 def test_profiles_are_made_from_max_batch() -> None:
-    made = make_profiles([OPEN_BATCH], spec(), 8)
+    made = make_profiles([OPEN_BATCH], spec(), BuildPlan("fp16", 8))
     assert [str(each) for each in made] == [
         "images 1x3x16x16 .. 4x3x16x16 (best 4x3x16x16)",
         "images 4x3x16x16 .. 8x3x16x16 (best 8x3x16x16)",
@@ -152,20 +148,20 @@ def test_profiles_are_made_from_max_batch() -> None:
 
 
 def test_every_batch_that_runs_gets_a_profile_of_its_own() -> None:
-    made = make_profiles([OPEN_BATCH], spec(), 6, fixed_batches=True)
+    made = make_profiles([OPEN_BATCH], spec(), BuildPlan("fp16", 6, fixed_batches=True))
     ranges = [(each.shapes["images"].min[0], each.shapes["images"].max[0]) for each in made]
     assert ranges == [(1, 4), (4, 6), (1, 1), (2, 2), (4, 4), (6, 6)]
     chosen = {size: ranges[choose_profile(made, {"images": (size, 3, 16, 16)})] for size in range(1, 7)}
     assert chosen == {1: (1, 1), 2: (2, 2), 3: (1, 4), 4: (4, 4), 5: (4, 6), 6: (6, 6)}
     given = [{"batch": [1, 2, 4]}]
-    (alone,) = make_profiles([OPEN_BATCH], spec(profiles=given), 4, fixed_batches=True)
+    (alone,) = make_profiles([OPEN_BATCH], spec(profiles=given), BuildPlan("fp16", 4, fixed_batches=True))
     assert alone.shapes["images"].max[0] == 4, "model.yaml has the last word"
-    assert len(make_profiles([FIXED], spec(), 4, fixed_batches=True)) == 1
-    assert len(make_profiles([OPEN_BATCH], spec(), 1, fixed_batches=True)) == 1
+    assert len(make_profiles([FIXED], spec(), BuildPlan("fp16", 4, fixed_batches=True))) == 1
+    assert len(make_profiles([OPEN_BATCH], spec(), BuildPlan("fp16", 1, fixed_batches=True))) == 1
 
 
 def test_free_height_and_width_follow_the_spec() -> None:
-    (made,) = make_profiles([OPEN], spec(size=64), 1)
+    (made,) = make_profiles([OPEN], spec(size=64), BuildPlan("fp16", 1))
     assert str(made) == "images 1x3x64x64"
 
 
@@ -174,20 +170,20 @@ def test_profiles_of_the_spec_come_first() -> None:
         {"batch": [1, 2, 4]},
         {"batch": [4, 8, 8], "height": [32, 64, 96], "width": [64, 64, 128]},
     ]
-    made = make_profiles([OPEN], spec(size=64, profiles=given), 8)
+    made = make_profiles([OPEN], spec(size=64, profiles=given), BuildPlan("fp16", 8))
     assert made[0].shapes["images"] == Range((1, 3, 64, 64), (2, 3, 64, 64), (4, 3, 64, 64))
     assert made[1].shapes["images"] == Range((4, 3, 32, 64), (8, 3, 64, 64), (8, 3, 96, 128))
 
 
 def test_fixed_batch_is_the_only_one() -> None:
-    (made,) = make_profiles([FIXED], spec(), 4)
+    (made,) = make_profiles([FIXED], spec(), BuildPlan("fp16", 4))
     assert str(made) == "images 4x3x16x16"
 
 
 def test_other_inputs_follow_the_batch_or_their_own_ranges() -> None:
     given = [{"batch": [1, 2, 4], "shapes": {"tokens": [[1, 8], [2, 16], [4, 77]]}}]
     inputs = [OPEN_BATCH, NetworkInput("sizes", (-1, 2)), NetworkInput("tokens", (-1, -1)), NetworkInput("k", (5,))]
-    (made,) = make_profiles(inputs, spec(profiles=given), 4)
+    (made,) = make_profiles(inputs, spec(profiles=given), BuildPlan("fp16", 4))
     assert made.shapes["sizes"] == Range((1, 2), (2, 2), (4, 2))
     assert made.shapes["tokens"] == Range((1, 8), (2, 16), (4, 77))
     assert made.shapes["k"] == Range((5,), (5,), (5,))
@@ -195,7 +191,7 @@ def test_other_inputs_follow_the_batch_or_their_own_ranges() -> None:
 
 def test_shape_tensors_get_values_and_no_shapes() -> None:
     given = [{"batch": [1, 2, 4], "values": {"size": [[8, 8], [16, 16], [32, 32]]}}]
-    (made,) = make_profiles([OPEN_BATCH, NetworkInput("size", (2,), True)], spec(profiles=given), 4)
+    (made,) = make_profiles([OPEN_BATCH, NetworkInput("size", (2,), True)], spec(profiles=given), BuildPlan("fp16", 4))
     assert made.values == {"size": Range((8, 8), (16, 16), (32, 32))}
     assert set(made.shapes) == {"images"}
 
@@ -235,7 +231,7 @@ def test_profile_outside_the_models_range_is_refused(
     inputs: list[NetworkInput], profiles: list[dict[str, object]] | None, max_batch: int, says: str
 ) -> None:
     with pytest.raises(ModelError, match=says):
-        make_profiles(inputs, spec(profiles=profiles), max_batch)
+        make_profiles(inputs, spec(profiles=profiles), BuildPlan("fp16", max_batch))
 
 
 def test_frame_input_is_found_among_others() -> None:

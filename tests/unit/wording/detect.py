@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vision.config import ModelSpec, load_model_spec
+from vision.config.model_file import checked_model_file
 from vision.detect.classes import class_ids
-from vision.detect.model_file import checked_model_file
 from vision.detect.reference.heads import make_head
 from vision.errors import VisionError
 

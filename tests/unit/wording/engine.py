@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vision.engine.build_plan import check_quantisation, require_precision
 from vision.engine.library import GpuDescription
-from vision.engine.precision import check_quantisation, require_precision
 from vision.errors import ModelError
 
 

@@ -30,17 +30,15 @@ from vision.detect.tensorrt.kernels import KERNELS, Output, PostprocessProgram, 
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer, kernel_cache, load_letterbox
 from vision.detect.tensorrt.slot import ExecutionLane, Kernels, Slot, TensorSizes, UploadPath, drain, slot_bytes
 from vision.engine.build import BuildOptions
-from vision.engine.build_plan import resolve
+from vision.engine.build_plan import require_precision, resolve
 from vision.engine.cuda_memory import CudaMemory
 from vision.engine.library import find_library
 from vision.engine.memory import MemoryBudget, MemoryPool, detector_budget, shared_scratch_bytes
 from vision.engine.open import open_engine
-from vision.engine.precision import require_precision
 from vision.engine.runtime import Context
 from vision.errors import Closed, DeviceError, ModelError
 from vision.gpu.cuda import Device, Stream, memory_info, open_device, use_device
-from vision.gpu.frame_buffer import device_frame_buffer, page_locked_frame_buffer
-from vision.gpu.memory import DeviceBuffer, abandon, allocated
+from vision.gpu.memory import DeviceBuffer, abandon, allocated, device_frame_buffer, page_locked_frame_buffer
 from vision.gpu.nvrtc import Module, Source
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 

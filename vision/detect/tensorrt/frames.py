@@ -1,6 +1,6 @@
 """Frames of a batch: their descriptions for the letterbox kernel, and the copies to GPU memory that they need.
 
-A frame in a buffer of the detector (`vision.gpu.frame_buffer`) costs the host one copy of 112 bytes and one
+A frame in a buffer of the detector (`vision.gpu.memory`) costs the host one copy of 112 bytes and one
 asynchronous copy over the bus. The copy over the bus is not needed if CPU and GPU share their memory or if the frame
 was decoded on the GPU.
 """

@@ -308,7 +308,7 @@ def settle(seconds: float = 0.0) -> None:
     time.sleep(seconds)
 
 
-# The driver's functions, by their addresses: what `vision.gpu.driver_calls` calls.
+# The driver's functions, by their addresses: what `vision.gpu.cuda.driver_calls` calls.
 
 _ENTRIES = {
     b"cuMemcpyHtoDAsync": lambda target, source, size, stream: cudaMemcpyAsync(
