@@ -27,20 +27,25 @@ from vision.cli.options import (
     Precision,
     Seconds,
     Values,
-    find_named_model,
-    parse_frame_source,
-    parse_integers,
-    parse_words,
+    argument_parser,
+    check_frame_source,
     start_nvtx,
     table_console,
+    values_parser,
     write_text,
 )
 from vision.cli.session import command
 from vision.config import AppConfig
 from vision.errors import EXIT_OK, EXIT_RUNTIME
+from vision.runtime.builder import find_model
 
 PRECISIONS: Final = get_args(Precision)
-PARTS: Final = ("engine", "stage", "pipeline")
+PARTS: Final = Values(("engine", "stage", "pipeline"))
+
+_BATCHES = values_parser(range(1, MAX_BATCH + 1), f"whole numbers, 1 to {MAX_BATCH}")
+_SLOTS = values_parser(range(1, MAX_BATCHES_IN_FLIGHT + 1), f"whole numbers, 1 to {MAX_BATCHES_IN_FLIGHT}")
+_PRECISIONS = values_parser(PRECISIONS, f"some of {', '.join(PRECISIONS)}")
+_PARTS = values_parser(PARTS, f"some of {', '.join(PARTS)}")
 
 
 @command()
@@ -48,27 +53,29 @@ def bench(
     context: typer.Context,
     model: ModelName = None,
     batch: Annotated[
-        Values, typer.Option(parser=parse_integers(1, MAX_BATCH), metavar="N,N", help=f"Batch sizes, 1 to {MAX_BATCH}.")
+        Values, typer.Option(parser=_BATCHES, metavar="N,N", help=f"Batch sizes, 1 to {MAX_BATCH}.")
     ] = Values((1, 2, 4, 8)),  # noqa: B008 - immutable
     precision: Annotated[
-        Values, typer.Option(parser=parse_words(PRECISIONS), metavar="P,P", help=f"Some of {', '.join(PRECISIONS)}.")
+        Values, typer.Option(parser=_PRECISIONS, metavar="P,P", help=f"Some of {', '.join(PRECISIONS)}.")
     ] = Values(("fp16",)),  # noqa: B008 - immutable
     slots: Annotated[
         Values | None,
         typer.Option(
-            parser=parse_integers(1, MAX_BATCHES_IN_FLIGHT),
+            parser=_SLOTS,
             metavar="N,N",
             help=f"Batches in flight, 1 to {MAX_BATCHES_IN_FLIGHT}. [default: 1 to the back-end's own number]",
         ),
     ] = None,
     seconds: Seconds = 2.0,
-    parts: Annotated[
-        Values, typer.Option(parser=parse_words(PARTS), metavar="P,P", help=f"Some of {', '.join(PARTS)}.")
-    ] = Values(PARTS),  # noqa: B008 - immutable
+    parts: Annotated[Values, typer.Option(parser=_PARTS, metavar="P,P", help=f"Some of {', '.join(PARTS)}.")] = PARTS,
     backend: Annotated[Backend, typer.Option(help="Inference back-end.")] = "auto",
     source: Annotated[
         str | None,
-        typer.Option(parser=parse_frame_source, metavar="FILE", help="Recording to read. [default: the shipped one]"),
+        typer.Option(
+            parser=argument_parser(check_frame_source),
+            metavar="FILE",
+            help="Recording to read. [default: the shipped one]",
+        ),
     ] = None,
     frame_format: Annotated[Format, typer.Option("--format", help="Format of the frames.")] = "bgr",
     json: JsonFile = None,
@@ -114,7 +121,7 @@ def bench(
             source=source or "",
             pixel_format=frame_format,
         )
-        folder, spec = find_named_model(str(model or AppConfig.model_fields["model"].default))
+        folder, spec = find_model(str(model or AppConfig.model_fields["model"].default))
         document = with_progress(lambda progress: measure(folder, spec, settings, progress))
     _write_results(document, json, plot, console)
     return EXIT_OK

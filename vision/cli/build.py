@@ -23,7 +23,6 @@ from vision.cli.options import (
     ModelConfig,
     ModelName,
     Precision,
-    find_named_model,
     read_config,
     table_console,
 )
@@ -90,9 +89,9 @@ def build(
     detect, found_model = DetectConfig(), None
     if config is not None:
         app_config = read_config(config)
-        detect, found_model = app_config.detect, find_model(app_config)
+        detect, found_model = app_config.detect, find_model(app_config.model)
     if model is not None:
-        found_model = find_named_model(model)
+        found_model = find_model(model)
     engine = _given(workspace_mib=workspace_mib, optimization_level=level, dla_core=dla)
     changes = _given(precision=precision, max_batch=max_batch)
     detect = detect.model_copy(update={**changes, "engine": detect.engine.model_copy(update=engine)})

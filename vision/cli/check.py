@@ -79,7 +79,7 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
     path = resolve_config(name)
     config = load_config(path, os.environ)
     load_pipeline(config.pipeline)
-    folder, spec = find_model(config)
+    folder, spec = find_model(config.model)
     check_classes(config, published_class_names(spec, config.detect), path)
     check_model(folder, spec, config.detect)
     if config.cascade is not None:

@@ -18,11 +18,12 @@ from rich.markup import escape
 
 from vision.capture.frame_reader import read_frames
 from vision.cli.check import look_at_each
-from vision.cli.options import ConfigName, read_config, require_opencv
+from vision.cli.options import ConfigName, read_config
 from vision.cli.session import command
 from vision.config import AppConfig, CameraAnalytics, CameraConfig, Point
 from vision.config.source_address import RECORDED
 from vision.errors import EXIT_OK, EXIT_RUNTIME, SourceError, VisionError
+from vision.version import require_cv2
 
 _SETTLE_S: Final = 0.5
 """Time after which the newest frame of a live camera is used: the first ones of a USB camera are dark."""
@@ -41,7 +42,7 @@ def draw(
       vision draw counting --out /tmp/drawn
     """
     app_config = read_config(config)
-    require_opencv("vision draw")
+    require_cv2("vision draw")
     return print_drawings(draw_cameras(app_config, out, context.obj.stop), Console())
 
 

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from vision.cli.options import ConfigName, require_opencv
+from vision.cli.options import ConfigName
 from vision.cli.session import command
 from vision.errors import Closed
+from vision.version import require_cv2
 
 
 @command(orderly=True)
@@ -35,7 +36,7 @@ def evaluate(
       vision eval camera.yaml --truth gt.txt
       vision eval camera.yaml --truth gt.txt --plots plots --video checked.mp4
     """
-    require_opencv("vision eval")
+    require_cv2("vision eval")
     from vision.evaluation.evaluate import Request, run
 
     try:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import typer
 from rich.console import Console
 
 from vision.capture.synthetic.spec import SyntheticSpec
-from vision.config import AppConfig, ModelSpec, load_config, resolve_config
+from vision.config import AppConfig, load_config, resolve_config
 from vision.config.source_address import File, Folder, Synthetic, parse_source
-from vision.errors import ConfigError, DeviceMissing, SourceError, VisionError
+from vision.errors import ConfigError, SourceError, VisionError
 from vision.metrics import enable_nvtx
-from vision.runtime.builder import find_model
-from vision.version import install_hint, pip_hint
+from vision.version import pip_hint
 
 NVTX_VARIABLE: Final = "VISION_NVTX"
 MAX_BATCH: Final = 256
@@ -33,6 +31,8 @@ _FILE_WIDTH: Final = 150  # columns of tables that go into a file
 _DURATION: Final = re.compile(r"^(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)?$")
 _UNIT_S: Final = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
+_Value = TypeVar("_Value")
+
 
 def parse_duration(text: str) -> float:
     """Return the seconds of ``90``, ``90s``, ``5m``, ``2h``, ``1d`` or ``500ms``."""
@@ -44,12 +44,9 @@ def parse_duration(text: str) -> float:
 
 def parse_seconds(text: str) -> float:
     """Return the length of a measurement in seconds."""
-    try:
-        seconds = float(str(text).removesuffix("s"))
-    except ValueError:
-        seconds = 0.0
+    seconds = parse_duration(str(text))
     if not 0.01 <= seconds <= 3600:
-        raise typer.BadParameter(f"expected seconds, 0.01 to 3600, got {text!r}")
+        raise typer.BadParameter(f"expected 0.01 to 3600 seconds, got {text!r}")
     return seconds
 
 
@@ -62,69 +59,57 @@ class Values(tuple[Any, ...]):
         return ",".join(map(str, self))
 
 
-def parse_integers(least: int, most: int) -> Callable[[str], Values]:
-    """Return a parser of whole numbers of this range."""
+def values_parser(allowed: Iterable[object], expected: str) -> Callable[[str], Values]:
+    """Return a parser of values of `allowed` with commas between them. `expected` describes them in errors."""
+    by_word = {str(value): value for value in allowed}
 
     def parse(text: str) -> Values:
-        words = _split(text)
-        wrong = [word for word in words if not word.isdecimal() or not least <= int(word) <= most]
-        if not words or wrong:
-            raise typer.BadParameter(f"expected whole numbers, {least} to {most}, got {', '.join(wrong) or text!r}")
-        return Values(dict.fromkeys(map(int, words)))
+        words = [word.strip() for word in str(text).split(",") if word.strip()]
+        if not words or not by_word.keys() >= set(words):
+            raise typer.BadParameter(f"expected {expected}, got {str(text)!r}")
+        return Values(dict.fromkeys(by_word[word] for word in words))
 
     return parse
 
 
-def parse_words(allowed: Sequence[str]) -> Callable[[str], Values]:
-    """Return a parser of words, each one of `allowed`."""
+def argument_parser(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
+    """Return `parse` with its errors as those of a wrong argument."""
 
-    def parse(text: str) -> Values:
-        words = _split(text)
-        if not words or any(word not in allowed for word in words):
-            raise typer.BadParameter(f"expected some of {', '.join(allowed)}, got {str(text)!r}")
-        return Values(dict.fromkeys(words))
+    def run(text: str) -> _Value:
+        try:
+            return parse(text)
+        except (ValueError, ConfigError, SourceError) as error:
+            raise typer.BadParameter(str(error)) from error
 
-    return parse
-
-
-def _split(text: str) -> list[str]:
-    return [word.strip() for word in str(text).split(",") if word.strip()]
+    return run
 
 
-def parse_frame_source(text: str) -> str:
-    """Return the source of frames if it is well-formed, and there if it is a recording."""
-    try:
-        source = parse_source(text)
-        if isinstance(source, Synthetic):
-            SyntheticSpec.parse(text)
-    except (ValueError, SourceError) as error:
-        raise typer.BadParameter(str(error)) from error
+def check_frame_source(text: str) -> str:
+    """Return the source of frames if it is well-formed, and there if it is a recording.
+
+    Raises:
+        ValueError: it is not.
+    """
+    source = parse_source(text)
+    if isinstance(source, Synthetic):
+        SyntheticSpec.parse(text)
     if isinstance(source, File | Folder) and not Path(text).exists():
-        raise typer.BadParameter(f"there is no file {text}")
+        raise ValueError(f"there is no file {text}")
     return text
 
 
-def _parse_output(text: str) -> Path:
+def _check_output(text: str) -> Path:
     from vision.benchmark.document import check_writable
 
-    path = Path(text)
-    try:
-        if text != "-":
-            check_writable(path)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
-    return path
+    check_writable(Path(text))
+    return Path(text)
 
 
-def _parse_plot(text: str) -> Path:
+def _check_plot(text: str) -> Path:
     from vision.benchmark.plot import check_plot_path
 
-    path = Path(text)
-    try:
-        check_plot_path(path)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
-    return path
+    check_plot_path(Path(text))
+    return Path(text)
 
 
 _SHIPPED = "counting, demo, four-cameras, jetson or reference"
@@ -144,15 +129,24 @@ Seconds = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 JsonFile = Annotated[
     Path | None,
-    typer.Option("--json", parser=_parse_output, metavar="FILE", help="Write all figures there; - is standard output."),
+    typer.Option(
+        "--json",
+        parser=argument_parser(_check_output),
+        metavar="FILE",
+        help="Write all figures there; - is standard output.",
+    ),
 ]
 PlotFile = Annotated[
     Path | None,
-    typer.Option(parser=_parse_plot, metavar="FILE", help="Plot throughput and p99 over batch size: .svg, .png, .pdf."),
+    typer.Option(
+        parser=argument_parser(_check_plot),
+        metavar="FILE",
+        help="Plot throughput and p99 over batch size: .svg, .png, .pdf.",
+    ),
 ]
 TraceFile = Annotated[
     Path | None,
-    typer.Option(parser=_parse_output, metavar="FILE", help="Write a time line for ui.perfetto.dev."),
+    typer.Option(parser=argument_parser(_check_output), metavar="FILE", help="Write a time line for ui.perfetto.dev."),
 ]
 Nvtx = Annotated[
     bool, typer.Option("--nvtx", help=f"Mark every stage for Nsight Systems; {NVTX_VARIABLE}=1 does the same.")
@@ -170,21 +164,9 @@ def start_nvtx(requested: bool) -> None:
         raise VisionError("--nvtx needs the package nvtx, which is not installed", hint=pip_hint("nvtx"))
 
 
-def require_opencv(purpose: str) -> None:
-    """Raise DeviceMissing if OpenCV is not installed."""
-    if importlib.util.find_spec("cv2") is None:
-        raise DeviceMissing(f"{purpose} needs OpenCV", hint=install_hint("opencv"), code="opencv-missing")
-
-
 def read_config(name: str) -> AppConfig:
     """Load a configuration by its path or its shipped name, with secrets from the environment."""
     return load_config(resolve_config(name), os.environ)
-
-
-def find_named_model(name: str) -> tuple[Path, ModelSpec]:
-    """Return folder and spec of a model that the command line names."""
-    config = AppConfig.model_validate({"cameras": [{"id": "none", "source": "synthetic:"}]})
-    return find_model(config.model_copy(update={"model": name}))
 
 
 def table_console(json: Path | None = None) -> Console:

@@ -18,7 +18,6 @@ from vision.cli.options import (
     ModelName,
     Precision,
     TraceFile,
-    find_named_model,
     read_config,
     table_console,
     write_text,
@@ -27,6 +26,7 @@ from vision.cli.session import command
 from vision.config import DetectConfig
 from vision.engine.profiler import Profile
 from vision.errors import EXIT_OK
+from vision.runtime.builder import find_model
 
 
 @command()
@@ -63,7 +63,7 @@ def profile(
     if print_nsys or print_trtexec:
         _print_commands(name, config, batch, detect, nsys=print_nsys, trtexec=print_trtexec)
         return EXIT_OK
-    folder, spec = find_named_model(name)
+    folder, spec = find_model(name)
     settings = ProfileSettings(batch, detect, runs, trace)
     measured = with_progress(lambda progress: profile_model(folder, spec, settings, progress))
     try:
@@ -90,7 +90,7 @@ def _profiled(
 def _print_commands(
     model: str, config: str | None, batch: int, detect: DetectConfig, *, nsys: bool, trtexec: bool
 ) -> None:
-    folder, spec = find_named_model(model)
+    folder, spec = find_model(model)
     if nsys:
         print(commands.nsys(model, batch, detect.precision))
     if trtexec:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vision.cli.console import terminal
-from vision.cli.options import ConfigName, ForTime, Nvtx, read_config, require_opencv, start_nvtx
+from vision.cli.options import ConfigName, ForTime, Nvtx, argument_parser, read_config, start_nvtx
 from vision.cli.session import command
 from vision.cli.status_view import StatusView
 from vision.config import AppConfig
@@ -19,13 +19,6 @@ from vision.errors import EXIT_OK
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_state
 from vision.runtime.hang_watchdog import hang_watchdog
-
-
-def _parse_bind(address: str) -> str:
-    try:
-        return check_bind(address)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 @command(orderly=True)
@@ -47,7 +40,10 @@ def run(
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Show the annotated frames in a window.")] = False,
     bind: Annotated[
-        str | None, typer.Option(parser=_parse_bind, metavar="ADDRESS", help="Publish here instead of `publish.bind`.")
+        str | None,
+        typer.Option(
+            parser=argument_parser(check_bind), metavar="ADDRESS", help="Publish here instead of `publish.bind`."
+        ),
     ] = None,
     nvtx: Nvtx = False,
 ) -> int:
@@ -62,12 +58,6 @@ def run(
     start_nvtx(nvtx)
     app_config = _with_bind(read_config(config), bind)
     build = load_pipeline(app_config.pipeline)
-    if show or video is not None:
-        require_opencv("an annotated video")
-    if show:
-        from vision.stages.video import check_window
-
-        check_window()
     with ExitStack() as resources:
         state = None if offline else open_state(app_config, resources)
         options = RunOptions(stop=context.obj.stop, offline=offline, record=record, video=video, show=show, state=state)

@@ -118,7 +118,7 @@ def open_subject(request: Request, stop: threading.Event) -> Subject:
     path = resolve_config(request.config)
     config = load_config(path, os.environ)
     build = load_pipeline(config.pipeline)
-    names = published_class_names(find_model(config)[1], config.detect)
+    names = published_class_names(find_model(config.model)[1], config.detect)
     check_classes(config, names, path)
     config = passes.select_camera(config, request.camera)
     class_id = _class_id(request.class_name, names, config)

@@ -149,19 +149,19 @@ class PublisherSink:
         return self._publisher.counters()
 
 
-def find_model(config: AppConfig) -> tuple[Path, ModelSpec]:
-    """Return the folder and the spec of the configured model.
+def find_model(name: str) -> tuple[Path, ModelSpec]:
+    """Return the folder and the spec of a shipped model, or of one in a folder.
 
     Raises:
         ModelError: there is no such model, or its model.yaml is invalid.
     """
-    folder = folder_of_model(config.model, shipped_models())
+    folder = folder_of_model(name, shipped_models())
     if not folder.exists():
         names = sorted(path.parent.name for path in shipped_models().glob("*/model.yaml"))
         raise ModelError(
-            f"no model {config.model!r}: expected one of {', '.join(names)}, or a folder with model.yaml",
+            f"no model {name!r}: expected one of {', '.join(names)}, or a folder with model.yaml",
             hint=f"did you mean {near!r}?"
-            if (near := nearest(config.model, names))
+            if (near := nearest(name, names))
             else "`vision models` lists the models, and shows the model.yaml of a model of your own",
             code="model-unknown",
         )
@@ -174,7 +174,7 @@ def _class_names(config: AppConfig) -> tuple[str, ...]:
     Raises:
         ConfigError: the configuration names other classes.
     """
-    _, spec = find_model(config)
+    _, spec = find_model(config.model)
     names = published_class_names(spec, config.detect)
     check_classes(config, names)
     return names
@@ -201,7 +201,7 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
     options.check_stop()
     if options.sink is not None:
         return options.sink
-    _, spec = find_model(config)
+    _, spec = find_model(config.model)
     recorder = None
     if options.record is not None:
         recorder = Recorder(options.record)
@@ -246,7 +246,7 @@ def open_configured_detector(
         Closed: the run was stopped meanwhile. Building an engine takes minutes.
     """
     options.check_stop()
-    folder, spec = find_model(config)
+    folder, spec = find_model(config.model)
     began = time.monotonic()
     detect = config.detect if score is None else config.detect.model_copy(update={"score_threshold": score})
     opening = options.open_detector or partial(open_detector, stop=options.stop)

@@ -21,10 +21,9 @@ from vision.cli.bench import PRECISIONS
 from vision.cli.options import (
     MAX_BATCH,
     MAX_BATCHES_IN_FLIGHT,
-    parse_integers,
     parse_seconds,
-    parse_words,
     start_nvtx,
+    values_parser,
 )
 from vision.config import DetectConfig, shipped_models
 from vision.errors import VisionError
@@ -34,6 +33,8 @@ pytestmark = pytest.mark.integration
 
 COMMAND = [sys.executable, "-m", "vision.cli.main", "--log-level", "warning"]
 MODEL = "nanodet-g-416"
+INTEGERS = values_parser(range(1, 257), "whole numbers")
+WORDS = values_parser(PRECISIONS, "precisions")
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -49,9 +50,9 @@ without_gpu = pytest.mark.skipif(load_gpu("auto")[0] is not None, reason="tests 
 @pytest.mark.parametrize(
     ("parse", "text", "expected"),
     [
-        (parse_integers(1, 256), "1,2,8", (1, 2, 8)),
-        (parse_integers(1, 256), " 4 , 4 ", (4,)),
-        (parse_words(PRECISIONS), "fp16,fp32", ("fp16", "fp32")),
+        (INTEGERS, "1,2,8", (1, 2, 8)),
+        (INTEGERS, " 4 , 4 ", (4,)),
+        (WORDS, "fp16,fp32", ("fp16", "fp32")),
         (parse_seconds, "2", 2.0),
         (parse_seconds, "0.5s", 0.5),
     ],
@@ -63,10 +64,10 @@ def test_arguments_are_parsed(parse: Callable[[str], object], text: str, expecte
 @pytest.mark.parametrize(
     ("parse", "text"),
     [
-        (parse_integers(1, 256), "0"),
-        (parse_integers(1, 256), "1,x"),
-        (parse_integers(1, 256), ","),
-        (parse_words(PRECISIONS), "fp17"),
+        (INTEGERS, "0"),
+        (INTEGERS, "1,x"),
+        (INTEGERS, ","),
+        (WORDS, "fp17"),
         (parse_seconds, "0"),
         (parse_seconds, "soon"),
         (parse_seconds, "99999"),
