@@ -1,4 +1,4 @@
-"""``letterbox.cu`` against `vision.detect.reference.letterbox.sample` and `normalised`."""
+"""``letterbox.cu`` against `sample` and `normalised` of `tests.letterbox_reference`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.gpu.launching import letterbox
+from tests.letterbox_reference import normalised, sample
 from vision.config import InputSpec
-from vision.detect.reference.letterbox import Letterbox, normalised, sample
+from vision.detect.reference.letterbox import Letterbox
 from vision.detect.tensorrt.kernel_structs import FrameLayout
 from vision.types import PixelFormat, YuvEncoding, frame_shape
 

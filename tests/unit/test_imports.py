@@ -47,7 +47,14 @@ class Blocked:
             raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
 
 sys.meta_path.insert(0, Blocked())
-import {module}
+"""
+
+COUNTING = """
+import sys
+from vision.cli.main import entry
+
+sys.argv = ["vision", "run", "counting", "--offline", "--bind", "tcp://127.0.0.1:*"]
+entry()
 """
 
 GPU = {"cuda", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "PyNvVideoCodec"}
@@ -68,8 +75,13 @@ THIRD_PARTY = GPU | {
 
 
 def imports_without(module: str, blocked: set[str]) -> subprocess.CompletedProcess[str]:
-    code = BLOCKED.format(blocked=blocked, module=module)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    return run_without(f"import {module}", blocked)
+
+
+def run_without(code: str, blocked: set[str]) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process in which these packages cannot be imported."""
+    code = BLOCKED.format(blocked=blocked) + code
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
 
 
 @pytest.mark.parametrize("module", NUMPY_ALONE)
@@ -82,6 +94,12 @@ def test_imports_with_numpy_alone(module: str) -> None:
 def test_imports_without_a_gpu_library(module: str) -> None:
     done = imports_without(module, GPU)
     assert done.returncode == 0, done.stderr
+
+
+def test_counting_runs_without_opencv() -> None:
+    done = run_without(COUNTING, {"cv2"})
+    assert done.returncode == 0, done.stderr
+    assert "crossroads 4 in 3 out" in done.stderr + done.stdout
 
 
 def test_the_block_blocks() -> None:

@@ -132,18 +132,18 @@ class FakeDetector:
         return Detections(boxes[order], scores[order], class_ids[order])
 
 
-_TO_BGR: dict[PixelFormat, int] = {
-    "bgrx": cv2.COLOR_BGRA2BGR,
-    "nv12": cv2.COLOR_YUV2BGR_NV12,
-    "i420": cv2.COLOR_YUV2BGR_I420,
-}
-
-
 def _to_bgr(frame: Frame) -> NDArray[np.uint8]:
     """Convert any format to BGR. Reads all YUV encodings as BT.601: a pure colour stays far from the others."""
-    if frame.pixel_format == "bgr":
-        return frame.pixels
-    return np.asarray(cv2.cvtColor(frame.pixels, _TO_BGR[frame.pixel_format]), np.uint8)
+    match frame.pixel_format:
+        case "bgr":
+            return frame.pixels
+        case "bgrx":
+            code = cv2.COLOR_BGRA2BGR
+        case "nv12":
+            code = cv2.COLOR_YUV2BGR_NV12
+        case "i420":
+            code = cv2.COLOR_YUV2BGR_I420
+    return np.asarray(cv2.cvtColor(frame.pixels, code), np.uint8)
 
 
 def _find(planes: Sequence[NDArray[np.uint8]], class_id: int) -> Detections:

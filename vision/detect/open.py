@@ -18,7 +18,7 @@ from vision.detect.detector import SLOTS_CPU, Detector
 from vision.detect.reference.heads import make_head
 from vision.errors import DeviceMissing
 from vision.test_pattern import FAKE_CLASSES
-from vision.version import install_hint
+from vision.version import install_hint, require_cv2
 
 if TYPE_CHECKING:
     from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier
@@ -157,7 +157,7 @@ def open_onnxruntime_detector(folder: Path, spec: ModelSpec, detect: DetectConfi
     try:
         from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
     except ImportError as error:
-        raise _no_onnxruntime(error) from error
+        raise _no_onnxruntime(error, "onnx") from error
     return OnnxRuntimeDetector(
         path,
         spec,
@@ -188,19 +188,20 @@ def open_classifier(
     try:
         from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier
     except ImportError as error:
-        raise _no_onnxruntime(error) from error
+        raise _no_onnxruntime(error, "laptop") from error
     return OnnxRuntimeClassifier(path, spec, threads=threads, max_batch=max_batch)
 
 
-def _no_onnxruntime(error: ImportError) -> DeviceMissing:
+def _no_onnxruntime(error: ImportError, extra: str) -> DeviceMissing:
     return DeviceMissing(
         f"the ONNX Runtime back-end cannot be loaded: {error}",
-        hint=install_hint("laptop"),
+        hint=install_hint(extra),
         code="onnxruntime-missing",
     )
 
 
 def _open_fake(_folder: Path, _spec: ModelSpec, detect: DetectConfig) -> Detector:
+    require_cv2("`detect: {backend: fake}`")
     from vision.detect.fake import FakeDetector
 
     ids = class_ids(FAKE_CLASSES, detect.classes, "of the fake back-end")

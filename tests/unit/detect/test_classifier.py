@@ -13,13 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 from tests import tiny_models
+from tests.letterbox_reference import to_bgr
 from tests.paths import ROOT
 from tests.unit.detect.test_crops import noise, scene
 from vision.config import load_classifier_spec
 from vision.detect.catalog import list_models
 from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier
 from vision.detect.open import open_classifier
-from vision.detect.reference.letterbox import to_bgr
 from vision.errors import Closed, DeviceError, ModelError
 from vision.types import Frame, FrameMeta, PixelFormat
 

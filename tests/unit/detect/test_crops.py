@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.frame_buffers import frame_on_device
+from tests.letterbox_reference import to_bgr
 from vision.detect.reference.crops import JpegEncoder, PartReader
-from vision.detect.reference.letterbox import to_bgr
 from vision.types import Frame, FrameMeta, PixelFormat, YuvEncoding, frame_shape
 
 FORMATS: tuple[PixelFormat, ...] = ("bgr", "bgrx", "nv12", "i420")

@@ -30,7 +30,7 @@ from vision.errors import Closed, DeviceError, ModelError
 from vision.metrics import span
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
-PIXEL_FORMATS: tuple[PixelFormat, ...] = ("bgr", "bgrx", "nv12", "i420")
+PIXEL_FORMATS: tuple[PixelFormat, ...] = ("bgr", "bgrx")
 
 _Floats = NDArray[np.float32]
 
@@ -198,10 +198,7 @@ class _Worker:
 
     def _run(self, frames: Sequence[Frame]) -> list[Detections]:
         with span("preprocess"):
-            letterboxes = [
-                self._preprocessor.write(index, frame.pixels, frame.pixel_format, frame.meta.yuv)
-                for index, frame in enumerate(frames)
-            ]
+            letterboxes = [self._preprocessor.write(index, frame.pixels) for index, frame in enumerate(frames)]
         with span("network"):
             self._network.session.run_with_iobinding(self._binding)
             outputs = self._read_outputs()

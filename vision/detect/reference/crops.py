@@ -1,27 +1,42 @@
-"""Parts of frames for second models, and JPEGs of whole frames."""
+"""Parts of frames for second models, and JPEGs of whole frames. Needs OpenCV."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.detect.reference.colour import Scratch, ToBgr
-from vision.types import Frame
+from vision.detect.reference.yuv import FRACTION_BITS, yuv_coefficients
+from vision.types import Frame, YuvEncoding
+
+
+class _Scratch:
+    """Growing memory, returned as contiguous arrays of any shape."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def array(self, *shape: int) -> NDArray[np.uint8]:
+        size = math.prod(shape)
+        if size > len(self._memory):
+            self._memory = np.empty(size, np.uint8)
+        return self._memory[:size].reshape(shape)
 
 
 class PartReader:
     """Reader of parts of frames of any format. Not thread-safe; its memory grows to the largest part."""
 
     def __init__(self) -> None:
-        self._planes = Scratch()
-        self._converted = Scratch()
-        self._to_bgr = ToBgr()
+        self._planes = _Scratch()
+        self._yuv = _Scratch()
+        self._bgr = _Scratch()
 
     def read(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        """(bottom - top, right - left, 3) BGR; valid until the next call, and while the frame is.
+        """Return (bottom - top, right - left, 3) BGR, valid until the next call, and while the frame is.
 
         Raises:
             ValueError: the part is empty or not within the frame.
@@ -32,19 +47,19 @@ class PartReader:
         if frame.pixel_format == "bgr":
             return frame.pixels[top:bottom, left:right]
         if frame.pixel_format == "bgrx":
-            converted = self._converted.array((bottom - top, right - left, 3))
-            cv2.cvtColor(frame.pixels[top:bottom, left:right], cv2.COLOR_BGRA2BGR, dst=converted)
-            return converted
+            bgr = self._bgr.array(bottom - top, right - left, 3)
+            cv2.cvtColor(frame.pixels[top:bottom, left:right], cv2.COLOR_BGRA2BGR, dst=bgr)
+            return bgr
         # Four pixels share their chroma, so what is converted begins and ends at even coordinates.
         even_left, even_top = left & ~1, top & ~1
         planes = self._copied(frame, even_left, even_top, right + right % 2, bottom + bottom % 2)
-        bgr = self._to_bgr.convert(planes, frame.pixel_format, frame.meta.yuv)
+        bgr = self._converted(planes, frame)
         return bgr[top - even_top : bottom - even_top, left - even_left : right - even_left]
 
     def _copied(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
         """Return the part as a small frame of the same YUV format."""
         rows, columns, height_px = bottom - top, right - left, frame.meta.height_px
-        out = self._planes.array((rows * 3 // 2, columns))
+        out = self._planes.array(rows * 3 // 2, columns)
         out[:rows] = frame.pixels[top:bottom, left:right]
         chroma = frame.pixels[height_px:]
         if frame.pixel_format == "nv12":
@@ -53,6 +68,34 @@ class PartReader:
             both = chroma.reshape(2, height_px // 2, -1)
             out[rows:].reshape(2, rows // 2, columns // 2)[:] = both[:, top // 2 : bottom // 2, left // 2 : right // 2]
         return out
+
+    def _converted(self, planes: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
+        """Convert Y, U and V of a frame's part to BGR."""
+        height_px, width_px = len(planes) * 2 // 3, planes.shape[1]
+        bgr = self._bgr.array(height_px, width_px, 3)
+        interleaved, encoding = frame.pixel_format == "nv12", frame.meta.yuv
+        if encoding == "bt601":
+            cv2.cvtColor(planes, cv2.COLOR_YUV2BGR_NV12 if interleaved else cv2.COLOR_YUV2BGR_I420, dst=bgr)
+            return bgr
+        luma, chroma = planes[:height_px], planes[height_px:]
+        if interleaved:
+            blue_red = cv2.split(chroma.reshape(height_px // 2, width_px // 2, 2))
+        else:
+            blue_red = tuple(chroma.reshape(2, height_px // 2, width_px // 2))
+        repeated = [cv2.resize(plane, (width_px, height_px), interpolation=cv2.INTER_NEAREST) for plane in blue_red]
+        yuv = self._yuv.array(height_px, width_px, 3)
+        cv2.merge([np.maximum(luma, np.uint8(yuv_coefficients(encoding)[0])), *repeated], yuv)
+        cv2.transform(yuv, _matrix(encoding), dst=bgr)
+        return bgr
+
+
+@functools.cache
+def _matrix(encoding: YuvEncoding) -> NDArray[np.float32]:
+    """Return the matrix (3, 4) from Y, U, V, 1 to blue, green, red."""
+    black, *factors = yuv_coefficients(encoding)
+    luma, u_blue, u_green, v_green, v_red = (factor / (1 << FRACTION_BITS) for factor in factors)
+    rows = np.array([[luma, u_blue, 0], [luma, u_green, v_green], [luma, 0, v_red]])
+    return np.column_stack([rows, -rows @ (black, 128, 128)]).astype(np.float32)
 
 
 class JpegEncoder:

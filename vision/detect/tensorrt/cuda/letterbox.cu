@@ -1,6 +1,6 @@
 // Scales frames of any size and format to the model's canvas, a whole batch in one launch.
 //
-// Same arithmetic as vision/detect/reference/letterbox.py (`sample`, `normalised`): bilinear between pixel centres,
+// Same arithmetic as tests/letterbox_reference.py (`sample`, `normalised`): bilinear between pixel centres,
 // with positions in exact integers. The result is rounded to integer levels, as 8-bit libraries do. With it, 100 %
 // of the objects that the CPU finds in the shipped clip are found with an overlap over 0.98, without it 99.6 %.
 //
