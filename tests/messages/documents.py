@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
+
+import msgspec
 
 from tests.messages.processes import REPOSITORY
-from vision.messaging.schema import json_schemas
+from vision.messaging.schema import AnyMessage, ReplayReply, ReplayRequest, schema_of
 
 PAGE = REPOSITORY / "docs" / "messages.md"
 SCHEMAS = REPOSITORY / "docs" / "schemas"
@@ -20,6 +22,15 @@ _BLOCK = r"<!-- {mark} -->\n```\w+\n(?P<code>.*?)^```$"
 _FIELDS = re.compile(r"(?<=<!-- fields -->\n).*?(?=<!-- end -->)", re.DOTALL)
 _REPLAY = re.compile(r"(?<=<!-- requests -->\n).*?(?=<!-- end of requests -->)", re.DOTALL)
 _HEAD = ("schema", "node", "instance", "boot", "seq")
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON Schema of every message, by the name of its file in docs/schemas/."""
+    messages = (*get_args(AnyMessage), ReplayRequest, ReplayReply)
+    return {
+        f"{schema_of(message).removeprefix('vision.').replace('/', '-')}.json": msgspec.json.schema(message)
+        for message in messages
+    }
 
 
 def program(name: str) -> str:

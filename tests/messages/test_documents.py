@@ -30,7 +30,7 @@ def test_field_tables_match_schema() -> None:
 
 
 def test_json_schemas_match_messages() -> None:
-    expected = {name: documents.schema_text(schema) for name, schema in schema.json_schemas().items()}
+    expected = {name: documents.schema_text(schema) for name, schema in documents.json_schemas().items()}
     assert {path.name: path.read_text() for path in documents.SCHEMAS.iterdir()} == expected, (
         "run: python -m tests.messages.documents"
     )

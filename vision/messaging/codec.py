@@ -16,7 +16,6 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from vision.errors import MessageError
 from vision.messaging.schema import (
@@ -66,7 +65,7 @@ class Numbering:
 def detections(header: Header, result: Result, class_names: Sequence[str]) -> DetectionsMessage:
     """Return the message of one result."""
     meta = result.meta
-    objects, invalid = _objects(result.objects, class_names)
+    objects = _objects(result.objects, class_names)
     if result.attributes:
         objects = [_with_attributes(detected, result) for detected in objects]
     return DetectionsMessage(
@@ -83,16 +82,14 @@ def detections(header: Header, result: Result, class_names: Sequence[str]) -> De
         height=meta.height_px,
         objects=objects,
         truncated_candidates=result.objects.truncated_candidates,
-        invalid=invalid,
+        invalid=len(result.objects) - len(objects),
     )
 
 
-def _objects(detections: Detections | Tracks, class_names: Sequence[str]) -> tuple[list[DetectedObject], int]:
+def _objects(detections: Detections | Tracks, class_names: Sequence[str]) -> list[DetectedObject]:
+    """Return the objects, without those that have a value that is not finite."""
     scores = detections.scores.astype(np.float64).round(4).tolist()
     boxes = detections.boxes_xyxy.astype(np.float64).round(1).tolist()
-    if not isfinite(sum(scores) + sum(map(sum, boxes))):
-        finite = np.isfinite(detections.scores) & np.isfinite(detections.boxes_xyxy).all(axis=1)
-        return _objects(_rows(detections, finite), class_names)[0], len(detections) - int(finite.sum())
     class_ids = detections.class_ids.tolist()
     names = [class_names[i] if 0 <= i < len(class_names) else f"class {i}" for i in class_ids]
     track_ids: list[int] | list[None] = [None] * len(scores)
@@ -100,10 +97,13 @@ def _objects(detections: Detections | Tracks, class_names: Sequence[str]) -> tup
     if isinstance(detections, Tracks):
         track_ids, ages_ms = detections.track_ids.tolist(), detections.age_ms.tolist()
     rows = zip(track_ids, names, class_ids, scores, boxes, ages_ms, strict=True)
-    return [
+    objects = [
         DetectedObject(track_id=track_id, class_name=name, class_id=class_id, score=score, box=box, age_ms=age_ms)
         for track_id, name, class_id, score, box, age_ms in rows
-    ], 0
+    ]
+    if isfinite(sum(scores) + sum(map(sum, boxes))):
+        return objects
+    return [detected for detected in objects if isfinite(detected.score + sum(detected.box))]
 
 
 def _with_attributes(detected: DetectedObject, result: Result) -> DetectedObject:
@@ -122,13 +122,6 @@ def _with_attributes(detected: DetectedObject, result: Result) -> DetectedObject
             for attribute in attributes
         ],
     )
-
-
-def _rows(detections: Detections | Tracks, keep: NDArray[np.bool_]) -> Detections | Tracks:
-    boxes, scores, class_ids = detections.boxes_xyxy[keep], detections.scores[keep], detections.class_ids[keep]
-    if isinstance(detections, Tracks):
-        return Tracks(boxes, scores, class_ids, detections.track_ids[keep], detections.age_ms[keep])
-    return Detections(boxes, scores, class_ids)
 
 
 def _stage_times(timing: Timing) -> StageTimes:

@@ -1,15 +1,5 @@
 """`Publisher` sends results, events and status over ZeroMQ. `Recorder` writes results to a file.
 
-===================  ==================================================  ======================================
-topic                rate                                                payload (docs/messages.md)
-===================  ==================================================  ======================================
-detections/<camera>  each inferred frame, also without objects           `vision.messaging.codec.DetectionsMessage`
-events/<camera>      when an event occurs                                `vision.messaging.codec.EventMessage`
-counts/<camera>      each `status.interval_s`, and to new subscribers    `vision.messaging.codec.CountsMessage`
-status/<camera>      each `status.interval_s`, and to new subscribers    `vision.messaging.codec.CameraStatusMessage`
-status/node          each `status.interval_s`, and to new subscribers    `vision.messaging.codec.NodeStatusMessage`
-===================  ==================================================  ======================================
-
 A lock guards the socket: ZeroMQ sockets may move between threads, but two threads must not use one at the same time. A
 thread that owns the socket and reads from a queue would add a thread switch to each message (50 to 100 µs while the GIL
 is busy) and a second queue with its own limit. A send under the lock never blocks, because a PUB socket drops messages
@@ -26,7 +16,7 @@ import select
 import stat
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -86,7 +76,7 @@ class Publisher:
             class_names: names of the class ids of results.
             encoding: of the payloads.
             queue: maximum number of messages that wait for one slow subscriber. It loses further messages.
-            recorder: receives every detections message too. The publisher closes it.
+            recorder: receives every detections message too. The caller closes it.
             event_log: stores every event before it is sent. The caller closes its database after the publisher.
             replay: address where subscribers ask for events of `event_log`; as `bind`.
             linger_s: longest time that `close` waits for messages to be sent.
@@ -102,8 +92,6 @@ class Publisher:
         self._recorder = recorder
         self._event_log = event_log
         with contextlib.ExitStack() as opened:
-            if recorder is not None:
-                opened.callback(recorder.close)
             if event_log is not None and replay is not None:
                 server = ReplayServer(replay, event_log, node=node, encoding=encoding, keepalive_s=keepalive_s)
                 opened.callback(server.close)
@@ -122,11 +110,7 @@ class Publisher:
         return {} if self._event_log is None else self._event_log.counters()
 
     def publish(self, result: Result) -> None:
-        """Send one result and its events, without waiting for subscribers.
-
-        Raises:
-            Closed: after `close`.
-        """
+        """Send one result and its events, without waiting for subscribers. Raise `Closed` after `close`."""
         topic = f"detections/{result.meta.camera_id}"
         with self.socket.lock:
             message = codec.detections(self.numbering.header(topic), result, self._class_names)
@@ -161,15 +145,16 @@ class Publisher:
         return events if self._event_log.append([codec.encode(event) for event in events]) else []
 
     def publish_status(self, report: StatusReport) -> None:
-        """Send a status or counts, now and to later subscribers.
-
-        Raises:
-            Closed: after `close`.
-        """
+        """Send a status or counts, now and to later subscribers. Raise `Closed` after `close`."""
         topic = report.topic
         with self.socket.lock:
             message = codec.status(self.numbering.header(topic), report, self.replay_address)
             self.socket.send_status(topic, codec.encode(message, self._encoding))
+
+    def report(self, report: Iterable[StatusReport]) -> None:
+        """Send each part of a report as `publish_status` does."""
+        for part in report:
+            self.publish_status(part)
 
     def close(self) -> None:
         """Wait up to `linger_s` for messages to be sent, then free the address. Idempotent."""
@@ -214,11 +199,7 @@ class StatusSocket:
         self._thread.start()
 
     def send(self, topic: str, payload: bytes) -> None:
-        """Send a message without blocking.
-
-        Raises:
-            Closed: after `close`.
-        """
+        """Send a message without blocking. Raise `Closed` after `close`."""
         if self._closed:
             raise Closed("the publisher is closed")
         sock = self._socket
@@ -230,11 +211,7 @@ class StatusSocket:
             os.eventfd_write(self._wake, 1)
 
     def send_status(self, topic: str, payload: bytes) -> None:
-        """Send a message, and send it again to each later subscriber until there is a newer one.
-
-        Raises:
-            Closed: after `close`.
-        """
+        """Send a message, and send it again to each later subscriber until there is a newer one."""
         self._last_status[topic] = payload
         self.send(topic, payload)
 
@@ -308,28 +285,24 @@ class Recorder:
         Raises:
             ConfigError: the file cannot be created, or has content.
         """
-        self._path = Path(path)
-        self._fd = self._open()
-        self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self.written = 0
         self.lost = 0
-
-    def _open(self) -> int:
+        self._path = Path(path)
         try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._file = self._path.open("ab", buffering=0)
         except OSError as error:
             raise ConfigError(
-                f"--record: cannot write {self._path}: {error.strerror}", hint="give a file in a folder that exists"
+                f"--record: cannot write {path}: {error.strerror}", hint="give a file in a folder that exists"
             ) from error
-        info = os.fstat(fd)
-        if stat.S_ISREG(info.st_mode) and info.st_size:
-            os.close(fd)
+        info = os.fstat(self._file.fileno())
+        self._is_regular = stat.S_ISREG(info.st_mode)
+        if self._is_regular and info.st_size:
+            self._file.close()
             raise ConfigError(
-                f"--record: {self._path} holds {info.st_size} bytes already, and a recording is never overwritten",
+                f"--record: {path} holds {info.st_size} bytes already, and a recording is never overwritten",
                 hint="give another name, or remove it first",
                 code="recording-exists",
             )
-        return fd
 
     def write(self, payload: bytes) -> None:
         """Append a message in JSON as one line. Count it in `lost` if the disk is full.
@@ -337,34 +310,24 @@ class Recorder:
         Raises:
             Closed: after `close`.
         """
-        if self._fd < 0:
+        if self._file.closed:
             raise Closed("the recorder is closed")
+        line, sent = payload + b"\n", 0
         try:
-            self._write_whole(payload + b"\n")
+            while sent < len(line):
+                sent += self._file.write(line[sent:])
+            self.written += 1
         except OSError as error:
+            if sent and self._is_regular:
+                os.ftruncate(self._file.fileno(), os.fstat(self._file.fileno()).st_size - sent)
             self.lost += 1
             if self.lost == 1:
                 log.error(
                     "cannot record to %s: %s; going on without, and trying again each time", self._path, error.strerror
                 )
-        else:
-            self.written += 1
-
-    def _write_whole(self, line: bytes) -> None:
-        sent = 0
-        try:
-            while sent < len(line):
-                sent += os.write(self._fd, line[sent:])
-        except OSError:
-            if sent and self._regular:
-                os.ftruncate(self._fd, os.fstat(self._fd).st_size - sent)
-            raise
 
     def close(self) -> None:
         """Close the file. Idempotent."""
-        if self._fd < 0:
-            return
-        os.close(self._fd)
-        self._fd = -1
-        if self.lost:
+        if not self._file.closed and self.lost:
             log.error("%s lacks %d of %d results", self._path, self.lost, self.lost + self.written)
+        self._file.close()

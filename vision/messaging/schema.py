@@ -351,12 +351,3 @@ def utc_ns(text: str) -> int:
 def schema_of(message: type[Struct]) -> str:
     """Return the schema of a message type, such as ``vision.detections/1``."""
     return str(message.__struct_config__.tag)
-
-
-def json_schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schema of every message, by the name of its file in docs/schemas/."""
-    messages = (*get_args(AnyMessage), ReplayRequest, ReplayReply)
-    return {
-        f"{schema_of(message).removeprefix('vision.').replace('/', '-')}.json": msgspec.json.schema(message)
-        for message in messages
-    }

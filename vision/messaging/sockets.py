@@ -14,36 +14,23 @@ import zmq
 
 from vision.errors import ConfigError
 
-_WRONG_FORM: Final = (
-    "expected tcp://ADDRESS:PORT or ipc:///PATH/OF/SOCKET, got",
-    "such as tcp://127.0.0.1:5555",
-    "address-form",
-)
-_NO_INTERFACE: Final = (
+_NOT_LOCAL: Final = (
+    "address-not-local",
     "no network interface of this machine has this name or address",
     "list them with: ip address",
-    "address-not-local",
 )
-_REASONS: Final = {
-    errno.EINVAL: _WRONG_FORM,
-    errno.EPROTONOSUPPORT: _WRONG_FORM,
-    errno.ENAMETOOLONG: (
-        "the path of the socket is too long for the operating system",
-        "choose a shorter one",
-        "address-form",
-    ),
+_BIND_ERRORS: Final = {
     errno.EADDRINUSE: (
+        "address-in-use",
         "port in use by another program",
         "find it with: ss -ltnp 'sport = :{port}', or choose another with --bind",
-        "address-in-use",
     ),
-    errno.EADDRNOTAVAIL: _NO_INTERFACE,
-    errno.ENODEV: _NO_INTERFACE,
-    errno.EACCES: ("permission denied", "ports below 1024 and other users' folders need more rights", "not-permitted"),
-    errno.ENOENT: ("the folder of the socket does not exist", "create it first", "no-folder"),
+    errno.EADDRNOTAVAIL: _NOT_LOCAL,
+    errno.ENODEV: _NOT_LOCAL,
+    errno.EACCES: ("not-permitted", "permission denied", "ports below 1024 and other users' folders need more rights"),
+    errno.ENOENT: ("no-folder", "the folder of the socket does not exist", "create it first"),
 }
-"""Reason, hint and code of each error of `bind`."""
-
+"""Code, reason and hint of each error. `vision.config` refuses addresses that have a wrong form."""
 
 _TCP: Final = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 _RECONNECT_MAX_MS: Final = 2000
@@ -70,13 +57,11 @@ class BoundSocket:
         """Bind the socket.
 
         Args:
-            kind: type of the socket, such as `zmq.XPUB`.
             key: configuration key of `bind`, for errors.
-            keepalive_s: time after which an idle connection is probed; three lost probes close it.
             options: socket options, set before binding.
 
         Raises:
-            ConfigError: the address is wrong, in use, or not an address of this machine.
+            ConfigError: the address is in use, or not an address of this machine.
         """
         _check_free(bind, key)
         self._context = zmq.Context()
@@ -88,7 +73,9 @@ class BoundSocket:
             self.zmq.bind(bind)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise _bind_error(bind, key, error.errno) from error
+            code, reason, hint = _BIND_ERRORS.get(error.errno or 0, ("", str(error), ""))
+            hint = hint.format(port=bind.rpartition(":")[2])
+            raise ConfigError(f"{key}: {reason}: {bind}", hint=hint, code=code) from error
         self.address = self.zmq.getsockopt_string(zmq.LAST_ENDPOINT)
         self._file = _socket_file(self.address)
 
@@ -175,10 +162,7 @@ def _socket_file(address: str) -> tuple[Path, int] | None:
 
 
 def _check_free(bind: str, key: str) -> None:
-    """Refuse an address that ZeroMQ would accept although it is not usable."""
-    port = bind.rpartition(":")[2]
-    if port.isdecimal() and int(port) > 65535:  # ZeroMQ would bind its remainder
-        raise _bind_error(bind, key, errno.EINVAL)
+    """Refuse the path of a file and of a socket in use: ZeroMQ would replace both."""
     path = bind.removeprefix("ipc://")
     if path == bind or path.startswith("@"):
         return
@@ -186,7 +170,7 @@ def _check_free(bind: str, key: str) -> None:
         mode = Path(path).stat().st_mode
     except OSError:
         return
-    if not stat.S_ISSOCK(mode):  # ZeroMQ would remove it
+    if not stat.S_ISSOCK(mode):
         raise ConfigError(
             f"{key}: expected a free path for a socket, got a file: {path}",
             hint="remove it or choose another path",
@@ -205,9 +189,3 @@ def _check_free(bind: str, key: str) -> None:
         hint=f"find it with: ss -xlp src {path}",
         code="address-in-use",
     )
-
-
-def _bind_error(bind: str, key: str, number: int | None) -> ConfigError:
-    reason, hint, code = _REASONS.get(number or 0) or (zmq.strerror(number or 0), "", "")
-    hint = hint.format(port=bind.rpartition(":")[2])
-    return ConfigError(f"{key}: {reason}: {bind}", hint=hint, code=code)

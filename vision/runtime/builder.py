@@ -10,7 +10,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +40,7 @@ from vision.messaging import codec
 from vision.messaging.publisher import Publisher, Recorder
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
-from vision.runtime.status import Report, Sink
+from vision.runtime.status import Sink
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.secondary_model import CascadeStage
 from vision.stages.snapshots import SnapshotStage
@@ -132,23 +132,6 @@ def with_video(build: Build) -> Build:
     return build_with_video
 
 
-class PublisherSink:
-    """Passes results and status messages to one `Publisher`."""
-
-    def __init__(self, publisher: Publisher) -> None:
-        self._publisher = publisher
-
-    def publish(self, result: Result) -> None:
-        self._publisher.publish(result)
-
-    def report(self, report: Report) -> None:
-        for part in report.parts():
-            self._publisher.publish_status(part)
-
-    def counters(self) -> Mapping[str, int]:
-        return self._publisher.counters()
-
-
 def find_model(name: str) -> tuple[Path, ModelSpec]:
     """Return the folder and the spec of a shipped model, or of one in a folder.
 
@@ -218,7 +201,7 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
     )
     resources.enter_context(publisher)
     log.info("publishing on %s", publisher.address)
-    return PublisherSink(publisher)
+    return publisher
 
 
 def _close_recorder(recorder: Recorder, path: Path) -> None:

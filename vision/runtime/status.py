@@ -40,7 +40,7 @@ class Report:
     cameras: tuple[CameraReport, ...]
     counts: Mapping[str, CountsReport]  # by camera, for cameras with lines or zones
 
-    def parts(self) -> Iterator[StatusReport]:
+    def __iter__(self) -> Iterator[StatusReport]:
         """Yield one or two reports per camera, then the one about the program."""
         for camera in self.cameras:
             yield camera

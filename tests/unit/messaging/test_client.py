@@ -399,7 +399,10 @@ def test_latency_uses_shared_clock(boot: str, ms: float, clock: str) -> None:
 
 def test_recording_is_read_as_messages(tmp_path: Path, publisher: Publisher) -> None:
     path = tmp_path / "results.jsonl"
-    with Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES, recorder=Recorder(path)) as recording:
+    with (
+        contextlib.closing(Recorder(path)) as recorder,
+        Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES, recorder=recorder) as recording,
+    ):
         for index in range(3):
             recording.publish(result(index=index))
     read = list(client.read_recording(path))

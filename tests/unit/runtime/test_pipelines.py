@@ -32,9 +32,10 @@ from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError
 from vision.messaging import codec
+from vision.messaging.publisher import Publisher
 from vision.messaging.schema import CountsMessage, CountsReport, DetectionsMessage, Kind
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import PublisherSink, RunOptions, open_state
+from vision.runtime.builder import RunOptions, open_state
 from vision.runtime.runtime import Runtime
 from vision.runtime.status import Report
 from vision.stages.track import TrackStage
@@ -140,7 +141,7 @@ def test_count_pipeline_counts_every_crossing() -> None:
 
 def test_counts_are_published_with_the_status() -> None:
     _, report = run(counting())
-    (message,) = [part for part in report.parts() if isinstance(part, CountsReport)]
+    (message,) = [part for part in report if isinstance(part, CountsReport)]
     assert message.camera == "gate"
     assert message.lines["middle"].in_ + message.lines["middle"].out > 0
     assert sum(message.lines["middle"].in_by_class.values()) == message.lines["middle"].in_
@@ -203,9 +204,8 @@ def published(config: AppConfig, kinds: tuple[Kind, ...], *, offline: bool = Fal
     with ExitStack() as resources:
         options = RunOptions(stop, offline=offline, state=None if offline else open_state(config, resources))
         runtime: Runtime = load_pipeline(config.pipeline)(config, options, resources)
-        (sink,) = runtime._results.sinks
-        assert isinstance(sink, PublisherSink)
-        publisher = sink._publisher
+        (publisher,) = runtime._results.sinks
+        assert isinstance(publisher, Publisher)
         with Subscription(publisher.address, kinds=kinds, silence_s=60) as subscription:
             wait_until(lambda: publisher.socket.joins >= len(kinds), "the subscription has arrived")
             thread = threading.Thread(target=runtime.run, args=(stop,))
