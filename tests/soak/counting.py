@@ -58,8 +58,8 @@ def count(traffic: Traffic, counters: CameraCounters | None = None) -> Counted:
         for event in analytics.update(tracks, frame.captured_ns):
             counted.kinds[event.kind, event.data["phase"]] += 1
         counted.frames += 1
-        counted.most_tracks = max(counted.most_tracks, len(tracker))
-        counted.most_remembered = max(counted.most_remembered, len(analytics))
+        counted.most_tracks = max(counted.most_tracks, len(tracker._ids))
+        counted.most_remembered = max(counted.most_remembered, len(analytics._objects.table.ids))
         if frame.captured_ns * 1e-9 >= next_sample_s:
             counted.resident_mib.append(_resident_mib())
             next_sample_s += 3600.0

@@ -100,10 +100,6 @@ class Analytics:
         names = (zone.name for zone in self._config.zones)
         return self._counters.snapshot(dict(zip(names, self._crowds.occupants, strict=True)))
 
-    def __len__(self) -> int:
-        """Return the number of objects in memory."""
-        return len(self._objects.table.ids)
-
     # --- an epoch -----------------------------------------------------------------------------------------------------
 
     def _begin(self, width_px: int, height_px: int) -> None:

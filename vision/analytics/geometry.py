@@ -109,9 +109,6 @@ class ZoneSet:
         empty = self._lengths == 0  # move the extra sides far away from every point
         self._corners[empty], self._turns[empty], self._lengths[empty] = 1e9, 1.0, 1.0
 
-    def __len__(self) -> int:
-        return len(self._middle)
-
     def contain(self, points: Points) -> BoolArray:
         """Return (M, Z): True for points, (M, Z) or (M, 1), that lie inside, by the even-odd rule."""
         offset = (points - self._middle)[..., None].view(np.float64)

@@ -92,15 +92,15 @@ class Tracker:
 
     def __init__(self, config: TrackConfig | None = None) -> None:
         self._config = config or TrackConfig()
-        self._forget()
-
-    def __len__(self) -> int:
-        """Return the number of tracks, published or not."""
-        return len(self._ids)
+        self.reset()
 
     def reset(self) -> None:
         """End every track, as at a new epoch. Their ids are not used again."""
-        self._forget()
+        self._state: FloatArray = np.zeros((_ROWS, 0))
+        self._ids: NDArray[np.int64] = np.zeros(0, np.int64)  # 0: not yet published
+        self._classes: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._time = FrameClock()
+        self._step_s, self._step = 0.0, _motion(0.0)  # most steps are as long as the one before
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
         """Take one frame's detections.
@@ -120,21 +120,12 @@ class Tracker:
         matched = matches[tracks]
         trust = self._correct(tracks, matched, frame)
         published = self._ids[tracks] > 0
-        result = self._tracks(
-            tracks[published], matched[published], frame, trust[published], detections.truncated_candidates
-        )
+        result = self._tracks(tracks[published], matched[published], frame, trust[published])
         self._keep((self._ids > 0) | (self._time.now_s - self._state[_SEEN_S] <= self._config.tentative_s))
         self._begin(frame, matched)
         return result
 
     # --- time ---------------------------------------------------------------------------------------------------------
-
-    def _forget(self) -> None:
-        self._state: FloatArray = np.zeros((_ROWS, 0))
-        self._ids: NDArray[np.int64] = np.zeros(0, np.int64)  # 0: not yet published
-        self._classes: NDArray[np.int32] = np.zeros(0, np.int32)
-        self._time = FrameClock()
-        self._step_s, self._step = 0.0, _motion(0.0)  # most steps are as long as the one before
 
     def _keep(self, kept: NDArray[np.bool_]) -> None:
         if not kept.all():
@@ -303,9 +294,7 @@ class Tracker:
         self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
         self._classes = np.concatenate([self._classes, frame.classes[new]])
 
-    def _tracks(
-        self, tracks: IndexArray, matched: IndexArray, frame: _Frame, trust: FloatArray, truncated_candidates: int
-    ) -> Tracks:
+    def _tracks(self, tracks: IndexArray, matched: IndexArray, frame: _Frame, trust: FloatArray) -> Tracks:
         boxes = (_CORNERS @ self._state[_AT].take(tracks, axis=1)).T
         scores = frame.scores[matched]
         boxes += (scores * trust)[:, None] * (frame.boxes.take(matched, axis=0) - boxes)
@@ -315,14 +304,14 @@ class Tracker:
             class_ids=self._classes[tracks],
             track_ids=self._ids[tracks],
             age_ms=np.rint((self._time.now_s - self._state[_BORN_S, tracks]) * 1e3).astype(np.int64),
-            truncated_candidates=truncated_candidates,
+            truncated_candidates=frame.truncated_candidates,
         )
 
 
 class _Frame:
     """The usable detections of one frame, in the layouts that the tracker needs."""
 
-    __slots__ = ("at", "boxes", "classes", "noise", "scores", "strong")
+    __slots__ = ("at", "boxes", "classes", "noise", "scores", "strong", "truncated_candidates")
 
     def __init__(self, detections: Detections, config: TrackConfig) -> None:
         boxes = detections.boxes_xyxy.astype(np.float64).reshape(-1, 4)
@@ -335,13 +324,9 @@ class _Frame:
         usable = (scores >= config.low_score - _SCORE_GRAIN) & (np.minimum(at[2], at[3]) > 0)
         classes = detections.class_ids
         if not usable.all():
-            boxes, scores, classes, at, size = (
-                boxes[usable],
-                scores[usable],
-                classes[usable],
-                at[:, usable],
-                size[usable],
-            )
+            boxes, scores, classes = boxes[usable], scores[usable], classes[usable]
+            at, size = at[:, usable], size[usable]
+        self.truncated_candidates = detections.truncated_candidates
         self.boxes: FloatArray = boxes  # (N, 4) corners
         self.scores: FloatArray = scores
         self.strong: NDArray[np.bool_] = scores >= config.high_score - _SCORE_GRAIN
@@ -434,9 +419,8 @@ def _match(similarity: FloatArray, rows: IndexArray, columns: IndexArray, least:
         rows, gain, best = rows[worth], gain[worth], best[worth]
         if not len(rows):
             return
-    if (
-        np.bincount(best).max() > 1
-    ):  # two tracks share their best detection; otherwise each has its best, which is optimal
+    # If no two tracks share their best detection, each has its best, which is optimal.
+    if np.bincount(best).max() > 1:
         _, best, _ = lap.lapjv(np.minimum(-gain, 0.0), extend_cost=True)
         worth = best >= 0
         worth &= gain[np.arange(len(rows)), best] > 0

@@ -43,7 +43,6 @@ class _Stream:
     decoder: str = ""
     width_px: int = 0
     height_px: int = 0
-    fps: float | None = None  # nominal
     epoch: int = 0
     connections: int = 0
 
@@ -116,11 +115,6 @@ class StatusTracker:
                 next_retry_in_s=max(0.0, (self._retry_ns - now_ns) / 1e9) if state == "backing-off" else None,
             )
 
-    def nominal_fps(self) -> float | None:
-        """Return the frame rate that the current or last stream declares, or None if it is unknown."""
-        with self._lock:
-            return self._stream.fps
-
     def _visible_state(self, now_ns: int) -> tuple[State, int]:
         """Return the state and when it began. A silent camera is frozen even if its thread hangs in a library."""
         if self._state != "streaming" or not self._stream.live:
@@ -154,7 +148,6 @@ class StatusTracker:
             stream = self._stream
             stream.epoch += stream.connections > 0
             stream.connections += 1
-            stream.fps = info.fps
             stream.live, stream.decoder = live, info.decoder
             stream.width_px, stream.height_px = info.width_px, info.height_px
             self._arrivals.alive_ns = self._clock()

@@ -134,10 +134,6 @@ class CameraSupervisor:
         """Return a consistent snapshot, also while the camera's thread is blocked in its library."""
         return self._parts.status.snapshot()
 
-    def nominal_fps(self) -> float | None:
-        """Return the frame rate that the camera's stream declares, or None if it is unknown."""
-        return self._parts.status.nominal_fps()
-
     def stop(self) -> None:
         """Make `run` return soon: wake it from any sleep and interrupt its source. Return at once."""
         self._stopping.set()

@@ -51,7 +51,7 @@ class ResultHandler:
 
     def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], camera_ids: Sequence[str], clock: Clock) -> None:
         self.metrics = {camera_id: CameraMetrics(LatencyHistogram(), Rate(clock)) for camera_id in camera_ids}
-        self.stage_latency: Mapping[str, LatencyHistogram] = {
+        self.latency: Mapping[str, LatencyHistogram] = {
             name: LatencyHistogram() for name in ("queue", "detect", "results")
         }
         self.truncated_candidates = 0
@@ -140,6 +140,6 @@ class ResultHandler:
         metrics.rate.tick()
         if result.meta.clock != "media":  # the times of a recording do not measure this program
             metrics.latency.observe(timing.published_ns - timing.captured_ns)
-            self.stage_latency["queue"].observe(timing.submitted_ns - timing.captured_ns)
-        self.stage_latency["detect"].observe(timing.inferred_ns - timing.submitted_ns)
-        self.stage_latency["results"].observe(timing.published_ns - timing.inferred_ns)
+            self.latency["queue"].observe(timing.submitted_ns - timing.captured_ns)
+        self.latency["detect"].observe(timing.inferred_ns - timing.submitted_ns)
+        self.latency["results"].observe(timing.published_ns - timing.inferred_ns)

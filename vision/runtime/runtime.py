@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -26,12 +27,21 @@ from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector
 from vision.errors import DeviceError
 from vision.messaging import codec
+from vision.messaging.schema import CameraReport, NodeReport, rfc3339
 from vision.runtime.batcher import Batcher
 from vision.runtime.hang_watchdog import ProgressMonitor, thread_stacks
 from vision.runtime.inference_loop import HANG_HINT, InferenceLoop, InferredFrame
 from vision.runtime.latest_slot import Clock, LatestSlot
 from vision.runtime.results import ResultHandler
-from vision.runtime.status import Instant, Report, Sink, camera_status, node_status
+from vision.runtime.status import (
+    Instant,
+    Report,
+    Sink,
+    camera_status,
+    detector_status,
+    percentiles,
+    resident_bytes,
+)
 from vision.stages.stage import HasCounters, Stage
 from vision.version import version
 
@@ -202,28 +212,41 @@ class Runtime:
             camera_status(camera_id, camera.supervisor.status(), camera.slot.counts(), results.metrics[camera_id], now)
             for camera_id, camera in self._cameras.items()
         )
-        node = node_status(
-            cameras,
-            self._detector,
-            now=now,
-            uptime_s=(self._clock() - self._started_ns) / 1e9,
-            version=version(),
-            model=self._model,
-            stages={name: histogram.snapshot(reset=True) for name, histogram in results.stage_latency.items()},
-            queued_frames=results.queued_frames,
-            counters=self._counters(),
-        )
         counts = {
             camera_id: codec.counts(camera_id, metrics.counts, now.monotonic_ns, now.utc_ns)
             for camera_id, metrics in results.metrics.items()
             if metrics.counts is not None
         }
-        report = Report(node, cameras, counts)
+        report = Report(self._node_report(cameras, now), cameras, counts)
         for sink in results.sinks:
             sink.report(report)
         if on_report is not None:
             on_report(report)
         return report
+
+    def _node_report(self, cameras: Sequence[CameraReport], now: Instant) -> NodeReport:
+        results = self._results
+        dropped: Counter[str] = Counter()
+        for camera in cameras:
+            dropped.update(camera.dropped)
+        return NodeReport(
+            at=rfc3339(now.utc_ns),
+            at_monotonic_ns=now.monotonic_ns,
+            uptime_s=round((self._clock() - self._started_ns) / 1e9, 3),
+            version=version(),
+            backend=self._detector.spec.name,
+            model=self._model,
+            rates={
+                "grabbed": round(sum(camera.fps for camera in cameras), 2),
+                "published": round(sum(camera.published_fps for camera in cameras), 2),
+            },
+            latency_ms={name: percentiles(latency.snapshot(reset=True)) for name, latency in results.latency.items()},
+            dropped=dict(dropped),
+            queues={"results": results.queued_frames},
+            rss_bytes=resident_bytes(),
+            counters=self._counters(),
+            detector=detector_status(self._detector),
+        )
 
     def _counters(self) -> dict[str, int]:
         parts: list[object] = [self._detector, *self._results.stages, *self._results.sinks]

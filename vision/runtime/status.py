@@ -7,8 +7,7 @@ publisher sends them as messages.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -34,14 +33,13 @@ _Seconds = TypeVar("_Seconds", float, float | None)
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The reports of one interval."""
+    """The reports of one interval. Iterating yields one or two per camera, then the one about the program."""
 
     node: NodeReport
     cameras: tuple[CameraReport, ...]
     counts: Mapping[str, CountsReport]  # by camera, for cameras with lines or zones
 
     def __iter__(self) -> Iterator[StatusReport]:
-        """Yield one or two reports per camera, then the one about the program."""
         for camera in self.cameras:
             yield camera
             if camera.camera in self.counts:
@@ -50,10 +48,7 @@ class Report:
 
 
 class Sink(Protocol):
-    """Receiver of results and reports: a socket, a file, or a test's list. One with counters has `counters` too.
-
-    `vision.pipelines.pipeline_with` adds one to a pipeline (docs/pipelines.md).
-    """
+    """Receiver of results and reports: `Publisher`, or one of a pipeline file (docs/pipelines.md)."""
 
     def publish(self, result: Result) -> None:
         """Take one result. The results thread calls this, in order per camera."""
@@ -100,7 +95,7 @@ def camera_status(
         fps=round(status.fps, 2),
         published_fps=round(metrics.rate.per_s(), 2),
         objects=metrics.objects,
-        latency_ms=_percentiles(latency) if latency.count else None,
+        latency_ms=percentiles(latency) if latency.count else None,
         last_frame_age_s=_rounded(status.last_frame_age_s),
         last_error=redact(status.last_error) or None,
         hint=status.last_hint or None,
@@ -109,46 +104,6 @@ def camera_status(
         height=status.height_px or None,
         decoder=status.decoder or None,
         clock=status.clock,
-    )
-
-
-def node_status(
-    cameras: Sequence[CameraReport],
-    detector: Detector,
-    *,
-    now: Instant,
-    uptime_s: float,
-    version: str,
-    model: str,
-    stages: Mapping[str, Percentiles],
-    queued_frames: int,
-    counters: Mapping[str, int],
-) -> NodeReport:
-    """Build the status of the program from that of its cameras.
-
-    `stages` has the latency of each stage since the last report, `counters` what detector, stages and sinks have
-    counted since the start.
-    """
-    dropped: Counter[str] = Counter()
-    for camera in cameras:
-        dropped.update(camera.dropped)
-    return NodeReport(
-        at=rfc3339(now.utc_ns),
-        at_monotonic_ns=now.monotonic_ns,
-        uptime_s=_rounded(uptime_s),
-        version=version,
-        backend=detector.spec.name,
-        model=model,
-        rates={
-            "grabbed": round(sum(camera.fps for camera in cameras), 2),
-            "published": round(sum(camera.published_fps for camera in cameras), 2),
-        },
-        latency_ms={stage: _percentiles(percentiles) for stage, percentiles in stages.items()},
-        dropped=dict(dropped),
-        queues={"results": queued_frames},
-        rss_bytes=resident_bytes(),
-        counters=dict(counters),
-        detector=detector_status(detector),
     )
 
 
@@ -171,10 +126,9 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _percentiles(percentiles: Percentiles) -> LatencyPercentiles:
-    return LatencyPercentiles(
-        p50=round(percentiles.p50_ms, 3), p99=round(percentiles.p99_ms, 3), max=round(percentiles.max_ms, 3)
-    )
+def percentiles(latency: Percentiles) -> LatencyPercentiles:
+    """Return latencies as they are published, in milliseconds."""
+    return LatencyPercentiles(p50=round(latency.p50_ms, 3), p99=round(latency.p99_ms, 3), max=round(latency.max_ms, 3))
 
 
 def _rounded(seconds: _Seconds) -> _Seconds:

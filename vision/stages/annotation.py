@@ -36,12 +36,7 @@ class EventAnnotator:
         overlay = Overlay(image)
         section = self._sections.get(result.meta.camera_id)
         if section is not None:
-            counts = result.counts
-            overlay.analytics(
-                _places(section, result.events),
-                crossed=counts.lines if counts else {},
-                inside=counts.occupancy if counts else {},
-            )
+            _draw_analytics(overlay, _places(section, result.events), result)
         _draw_objects(overlay, result)
         overlay.banner(_time(result.meta), ", ".join(_title(event) for event in result.events))
 
@@ -70,14 +65,11 @@ class FrameAnnotator:
         overlay = Overlay(image)
         # The banner comes first, so that names and labels keep clear of it.
         overlay.banner(_time(result.meta), f"{len(result.objects)} objects")
-        section, counts = self._sections.get(result.meta.camera_id), result.counts
+        section, objects = self._sections.get(result.meta.camera_id), result.objects
         if section is not None:
-            overlay.analytics(
-                section, crossed=counts.lines if counts else {}, inside=counts.occupancy if counts else {}
-            )
-        objects = result.objects
-        class_ids = objects.class_ids.tolist()
-        overlay.objects(objects.boxes_xyxy, self._labels(result), [class_colour(class_id) for class_id in class_ids])
+            _draw_analytics(overlay, section, result)
+        colours = [class_colour(class_id) for class_id in objects.class_ids.tolist()]
+        overlay.objects(objects.boxes_xyxy, self._labels(result), colours)
 
     def _labels(self, result: Result) -> list[str]:
         objects = result.objects
@@ -101,6 +93,11 @@ def _places(section: CameraAnalytics, events: Sequence[Event]) -> CameraAnalytic
             "ground": None,
         }
     )
+
+
+def _draw_analytics(overlay: Overlay, section: CameraAnalytics, result: Result) -> None:
+    counts = result.counts
+    overlay.analytics(section, crossed=counts.lines if counts else {}, inside=counts.occupancy if counts else {})
 
 
 def _draw_objects(overlay: Overlay, result: Result) -> None:

@@ -37,25 +37,11 @@ _FORGET_S: Final = 10.0  # without a detection of an object; trackers forget soo
 class Classifier(Protocol):
     """Classifies crops of objects. One thread calls `crop`, one other thread calls `classify`."""
 
-    @property
-    def name(self) -> str:
-        """Name in messages."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Classes of the columns that `classify` returns."""
-
-    @property
-    def exclusive(self) -> bool:
-        """True if at most one class applies to an object."""
-
-    @property
-    def crop_shape(self) -> tuple[int, int, int]:
-        """Height, width and 3: the shape that `crop` writes."""
-
-    @property
-    def max_batch(self) -> int:
-        """Maximum number of crops of one `classify`."""
+    name: str  # in messages
+    class_names: tuple[str, ...]  # of the columns that `classify` returns
+    exclusive: bool  # at most one class applies to an object
+    crop_shape: tuple[int, int, int]  # height, width and 3
+    max_batch: int  # maximum number of crops of one `classify`
 
     def crop(self, frame: Frame, box: Box, out: NDArray[np.uint8]) -> None:
         """Write the box of the frame to `out`, an array of `crop_shape`."""

@@ -224,7 +224,7 @@ def test_object_lost_slightly_beyond_a_line_has_crossed_it() -> None:
     assert walk(stage, [(300, 500), (490, 500), (511, 500)]) == []
     (event,) = play(stage, [tracks()] * 16)
     assert event.data["direction"] == "out" and event.track_id == 7 and stage.counts().lines["door"]["out"] == 1
-    assert len(stage) == 0
+    assert len(stage._objects.table.ids) == 0
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_object_lost_in_a_zone_leaves_it_after_forget_s() -> None:
     ended, left = play(stage, [tracks()])
     assert (ended.kind, ended.data["phase"], ended.data["stayed_s"]) == ("dwelling", "end", 1.0)
     assert left.data["how"] == "lost" and left.data["stayed_s"] == 1.0 and left.track_id == 7
-    assert stage.counts().occupancy == {"queue": 0} and len(stage) == 0
+    assert stage.counts().occupancy == {"queue": 0} and len(stage._objects.table.ids) == 0
 
 
 def test_dwelling_begins_once_per_stay_and_ends() -> None:
@@ -382,7 +382,7 @@ def test_object_is_forgotten_after_forget_s() -> None:
     sizes = []
     for at in range(300):
         play(stage, [tracks((at + 1, (400, 400)), (at + 2, (600, 400)))])
-        sizes.append(len(stage))
+        sizes.append(len(stage._objects.table.ids))
     assert max(sizes) <= 2 + 16
 
 

@@ -198,7 +198,7 @@ def test_ids_are_unique_in_the_process_and_across_resets() -> None:
         for tracker in cameras:
             seen += sorted(ids(follow(tracker, frame)))
             tracker.reset()
-            assert len(tracker) == 0
+            assert len(tracker._ids) == 0
     assert len(seen) == len(set(seen)) == 3 * 4 * 2
 
 
@@ -235,7 +235,7 @@ def test_forward_clock_jump_beyond_lost_s_ends_every_track(jump_s: float, same: 
     start_ns = START_NS + SECOND_NS + round(jump_s * SECOND_NS)
     after = follow(tracker, [detections((person(100), 0.9))] * 10, start_ns=start_ns)
     assert (ids(before) == ids(after)) is same
-    assert len(after[-1]) == 1 and len(tracker) == 1
+    assert len(after[-1]) == 1 and len(tracker._ids) == 1
 
 
 def test_frames_with_equal_times_are_accepted() -> None:
@@ -262,7 +262,7 @@ def test_invalid_boxes_are_ignored() -> None:
     ]
     tracker = Tracker()
     results = follow(tracker, [detections(*bad, (person(300), 0.9))] * 4)
-    assert len(tracker) == 1
+    assert len(tracker._ids) == 1
     np.testing.assert_allclose(results[-1].boxes_xyxy[0], person(300), atol=1e-3)
 
 
@@ -280,7 +280,7 @@ def test_memory_is_bounded_by_max_objects_and_the_best_scores_win() -> None:
     tracker = Tracker(TrackConfig(max_objects=5))
     crowd = detections(*((person(60 * at + 50), 0.6 + 0.03 * at) for at in range(10)))
     results = follow(tracker, [crowd] * 3)
-    assert len(tracker) == 5
+    assert len(tracker._ids) == 5
     assert results[-1].scores.min() >= 0.6 + 0.03 * 5 - 1e-6
 
 
@@ -291,7 +291,7 @@ def test_unpublished_tracks_are_deleted() -> None:
     for at in range(400):
         x, y = rng.uniform(0, 5000, 2)
         tracker.update(detections((person(x, y), 0.9)), START_NS + at * SECOND_NS // 10)
-        sizes.append(len(tracker))
+        sizes.append(len(tracker._ids))
     assert max(sizes) <= 4  # tentative_s is 0.25 s: three frames and the new one
 
 
@@ -363,7 +363,7 @@ def test_any_input_gives_consistent_tracks(data: st.DataObject) -> None:
         scores = data.draw(arrays(np.float32, number, elements=st.floats(0, 1, width=32)))
         classes = data.draw(arrays(np.int32, number, elements=st.integers(0, 2)))
         tracks = tracker.update(Detections(boxes, scores, classes), now_ns)
-        assert len(tracks) <= min(number, 8) and len(tracker) <= 8
+        assert len(tracks) <= min(number, 8) and len(tracker._ids) <= 8
         assert len(np.unique(tracks.track_ids)) == len(tracks) and (tracks.track_ids > 0).all()
         assert np.isfinite(tracks.boxes_xyxy).all()
         for track_id, age_ms in zip(tracks.track_ids.tolist(), tracks.age_ms.tolist(), strict=True):

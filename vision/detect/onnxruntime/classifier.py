@@ -33,43 +33,22 @@ class OnnxRuntimeClassifier:
         Raises:
             ModelError: the file is not a model, or its input or output is not the one in the spec.
         """
+        self.name = spec.name
+        self.class_names = spec.classes
+        self.exclusive = spec.head.labels == "one"
+        self.crop_shape = (spec.input.height, spec.input.width, 3)
+        self.max_batch = max_batch
         self._spec = spec
         self._session: Any = open_session(path, spec, threads)
         inputs = self._session.get_inputs()
         self._input_name, batch = checked_input(inputs, spec)
         self._fixed = isinstance(inputs[0].shape[0], int)  # the network takes batches of this size and no others
         size = batch if self._fixed else max_batch
-        self._max_batch = max_batch
         self._tensor = np.zeros((size, 3, spec.input.height, spec.input.width), np.float32)
         self._gain, self._offset = gain_and_offset(spec.input.scale, spec.input.mean, spec.input.std)
         self._channels = (0, 1, 2) if spec.input.color == "bgr" else (2, 1, 0)
         self._parts = PartReader()
         self._check_output()
-
-    @property
-    def name(self) -> str:
-        """Return the name in the spec."""
-        return self._spec.name
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Return the names of the columns of `classify`."""
-        return self._spec.classes
-
-    @property
-    def exclusive(self) -> bool:
-        """Return True if at most one class applies to an object."""
-        return self._spec.head.labels == "one"
-
-    @property
-    def crop_shape(self) -> tuple[int, int, int]:
-        """Return height, width and 3 of the output of `crop`."""
-        return (self._spec.input.height, self._spec.input.width, 3)
-
-    @property
-    def max_batch(self) -> int:
-        """Return the maximum number of crops in one `classify`."""
-        return self._max_batch
 
     def crop(self, frame: Frame, box: tuple[int, int, int, int], out: NDArray[np.uint8]) -> None:
         """Write the part (left, top, right, bottom) of a frame to `out`, of `crop_shape`, BGR.
@@ -97,8 +76,8 @@ class OnnxRuntimeClassifier:
             Closed: after `close`.
             DeviceError: the network failed.
         """
-        if not 1 <= len(crops) <= self._max_batch:
-            raise ValueError(f"a batch has 1 to {self._max_batch} crops, got {len(crops)}")
+        if not 1 <= len(crops) <= self.max_batch:
+            raise ValueError(f"a batch has 1 to {self.max_batch} crops, got {len(crops)}")
         if self._session is None:
             raise Closed("the classifier is closed")
         size = len(self._tensor)
