@@ -199,6 +199,7 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
         event_log=options.state.events if options.state is not None else None,
         replay=config.publish.replay,
     )
+    resources.enter_context(publisher)
     log.info("publishing on %s", publisher.address)
     return publisher
 
