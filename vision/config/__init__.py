@@ -11,7 +11,6 @@
 No other package imports pydantic or PyYAML.
 """
 
-from vision.config.analytics import Anchor as Anchor
 from vision.config.analytics import CameraAnalytics as CameraAnalytics
 from vision.config.analytics import LineConfig as LineConfig
 from vision.config.analytics import Point as Point
@@ -21,7 +20,6 @@ from vision.config.app import CameraConfig as CameraConfig
 from vision.config.app import CascadeConfig as CascadeConfig
 from vision.config.app import DetectConfig as DetectConfig
 from vision.config.app import PublishConfig as PublishConfig
-from vision.config.app import SnapshotConfig as SnapshotConfig
 from vision.config.app import StatusConfig as StatusConfig
 from vision.config.app import TrackConfig as TrackConfig
 from vision.config.load import check_classes as check_classes
@@ -30,7 +28,6 @@ from vision.config.load import load_config as load_config
 from vision.config.load import load_config_text as load_config_text
 from vision.config.load import load_model_spec as load_model_spec
 from vision.config.load import resolve_config as resolve_config
-from vision.config.load import resolve_paths as resolve_paths
 from vision.config.load import shipped_configs as shipped_configs
 from vision.config.load import shipped_models as shipped_models
 from vision.config.model_spec import ClassifierSpec as ClassifierSpec

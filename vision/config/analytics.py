@@ -25,18 +25,17 @@ from vision.config.wording import InvalidValue
 Anchor: TypeAlias = Literal["bottom-center", "center", "top-center", "center-left", "center-right"]
 """The point of a box that represents the object. ``bottom-center`` is where a person touches the floor."""
 
-Point: TypeAlias = Annotated[
-    tuple[Annotated[float, Field(ge=0, le=16384)], Annotated[float, Field(ge=0, le=16384)]],
-    Field(title="points [x, y]"),
-]
-
+_Coordinate = Annotated[float, Field(ge=0, le=16384)]
+_Metre = Annotated[float, Field(ge=-10_000, le=10_000)]
+Point: TypeAlias = Annotated[tuple[_Coordinate, _Coordinate], Field(title="points [x, y]")]
+Metres: TypeAlias = Annotated[tuple[_Metre, _Metre], Field(title="points [x, y] in metres")]
 Units: TypeAlias = Literal["pixels", "fraction", "percent"]
 
 
 def check_line(points: tuple[Point, Point]) -> tuple[Point, Point]:
     """Return the points of a line if they differ; otherwise raise InvalidValue."""
     if points[0] == points[1]:
-        raise InvalidValue("no-length", "two different points", advice="a line of no length cannot be crossed")
+        raise InvalidValue("no-length", "two different points", "a line of no length cannot be crossed")
     return points
 
 
@@ -50,20 +49,18 @@ def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
     """
     corners = _whole_numbers(polygon)
     if corners[0] == corners[-1]:
-        raise InvalidValue(
-            "closed-polygon", "a first and a last point that differ", advice="a polygon closes by itself"
-        )
+        raise InvalidValue("closed-polygon", "a first and a last point that differ", "a polygon closes by itself")
     if len(set(corners)) < len(corners):
         raise InvalidValue("repeated-point", "a polygon that visits no point twice")
     if len(corners) == 3 and _turn(*corners) == 0:
-        raise InvalidValue("no-area", "a polygon that encloses an area", advice="its points lie on one line")
+        raise InvalidValue("no-area", "a polygon that encloses an area", "its points lie on one line")
     crossing = _crossing_sides(corners)
     if crossing is not None:
         first, second = crossing
         raise InvalidValue(
             "crossing-sides",
             "a polygon whose sides do not cross",
-            advice=f"the side after point {first + 1} meets the side after point {second + 1}: "
+            f"the side after point {first + 1} meets the side after point {second + 1}: "
             "list the points in order around the area",
         )
     return polygon
@@ -103,19 +100,13 @@ class ZoneConfig(ConfigSection):
     """Point of an object's box that must be inside."""
 
 
-Metres: TypeAlias = Annotated[
-    tuple[Annotated[float, Field(ge=-10_000, le=10_000)], Annotated[float, Field(ge=-10_000, le=10_000)]],
-    Field(title="points [x, y] in metres"),
-]
-
-
 def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
     """Return four points in order around a convex area, in the frame or in metres; otherwise raise InvalidValue."""
     exact = _whole_numbers(corners)
     turns = {_turn(exact[index - 2], exact[index - 1], exact[index]) for index in range(len(exact))}
     if turns not in ({1}, {-1}) or _crossing_sides(exact) is not None:
         raise InvalidValue(
-            "not-convex", "4 points in order around a convex area", advice="no three of them may lie on one line"
+            "not-convex", "4 points in order around a convex area", "no three of them may lie on one line"
         )
     return corners
 
@@ -133,8 +124,7 @@ class CameraAnalytics(ConfigSection):
     """Lines, zones and ground points of one camera."""
 
     units: Units = "pixels"
-    """Unit of every point: pixels of the source frame, or fractions (0 to 1) or percent (0 to 100) of its width and
-    height."""
+    """Unit of every point: pixels, or fractions (0 to 1) or percent (0 to 100) of the frame's width and height."""
     lines: tuple[LineConfig, ...] = Field(default=(), max_length=100)
     """Lines that objects cross."""
     zones: tuple[ZoneConfig, ...] = Field(default=(), max_length=100)

@@ -149,8 +149,7 @@ class TrackConfig(ConfigSection):
     lost_s: Minute = 1.5
     """Seconds without detection after which a published track ends."""
     reactivation: Literal["filter", "observation"] = "filter"
-    """Motion of an object detected again; filter: corrected by the new position; observation: from the last and the
-    new position only."""
+    """Motion of an object detected again. filter: corrected by the position; observation: from two positions only."""
     max_objects: int = Field(default=500, ge=1, le=10_000)
     """Maximum number of tracks."""
 
@@ -227,8 +226,7 @@ class AppConfig(ConfigSection):
     node: Identifier | None = None
     """Name of this machine in messages; the host name if absent."""
     pipeline: PipelineName = "detect"
-    """Processing steps after detection: detect, track, count, or a Python file relative to this file; default:
-    count if analytics is given, otherwise detect."""
+    """Steps after detection: detect, track, count, or a Python file. Default: count with analytics, else detect."""
     model: ModelName = "nanodet-g-416"
     """Detection model: a name that `vision models` lists, or a path (with a /) relative to this file."""
     detect: DetectConfig = DetectConfig()

@@ -34,7 +34,6 @@ TRACK_SCORES: Final[Mapping[str, float]] = {"low_score": 0.15, "high_score": 0.5
 """Defaults of the tracker's scores, in ascending order."""
 
 _WITHOUT_ANALYTICS: Final = ("detect", "track")
-_WITHOUT_TRACKS: Final = ("detect",)
 
 _SIZED: Final = (Csi, Usb, Synthetic)
 _SIZED_TEXT: Final = "csi:, /dev/video and synthetic: sources have; other frames come as they are"
@@ -64,7 +63,6 @@ _READERS: Final[Mapping[type[SourceAddress], tuple[str, ...]]] = {
 class References:
     """Ways to refer to another value without printing a secret."""
 
-    place: Callable[[Loc], str] = dotted
     written: Callable[[Loc], str] = dotted
     line: Callable[[Loc], str] = lambda loc: f"in {dotted(loc)}"
 
@@ -79,13 +77,13 @@ def config_conflicts(config: Section, references: References = References()) -> 
             message = "expected another name: status/node is the topic of the program itself"
             yield Conflict((*loc, "id"), "reserved-id", message)
     yield from _repeated("id", cameras, references)
-    yield from _shared_devices(cameras, references)
+    devices = [(loc, camera) for loc, camera in cameras if str(camera.get("source")).startswith(("csi:", "/dev/"))]
+    yield from _repeated("source", devices, references)
     yield from (conflict.below("track") for conflict in tracking_conflicts(_mapping(config, "track")))
     yield from _unknown_cameras(analytics, cameras, references)
     for name in analytics:
-        base = ("analytics", name)
-        yield from analytics_conflicts(_mapping(analytics, name), references, base)
-    yield from _undetected_classes(config, analytics)
+        yield from analytics_conflicts(_mapping(analytics, name), references, ("analytics", name))
+    yield from _undetected_classes(config)
     for loc, rule in rules if analytics or not config.get("analytics") else ():
         yield from (conflict.below(*loc) for conflict in _rule_conflicts(rule, analytics))
     yield from _repeated("name", rules, references)
@@ -122,20 +120,11 @@ def camera_conflicts(camera: Section) -> Iterator[Conflict]:
             yield Conflict((option,), "no-effect", f"has no effect on this source; only {kinds_text}")
     libraries = _READERS[type(address)]
     if reader in ("opencv", "gstreamer", "ffmpeg", "nvdec") and reader not in libraries:
-        expected = one_of([quoted(name) for name in libraries])
+        expected = one_of([f"'{name}'" for name in libraries])
         yield Conflict(("reader",), "wrong-reader", f"expected {expected} for this kind of source, got '{reader}'")
     if reader == "nvdec" and camera.get("transport") == "udp":
         message = "expected tcp with reader: nvdec, which does not report frames that lost packets have damaged"
         yield Conflict(("transport",), "lossy-transport", message)
-
-
-def _shared_devices(cameras: Sequence[tuple[Loc, Section]], references: References) -> Iterator[Conflict]:
-    first: dict[str, Loc] = {}
-    for camera_loc, camera in cameras:
-        source, loc = camera.get("source"), (*camera_loc, "source")
-        if isinstance(source, str) and source.startswith(("csi:", "/dev/")) and first.setdefault(source, loc) != loc:
-            other = references.place(first[source])
-            yield Conflict(loc, "shared-device", f"expected another device than {other}: it can be opened only once")
 
 
 def tracking_conflicts(track: Section) -> Iterator[Conflict]:
@@ -200,17 +189,26 @@ def _unknown_cameras(
             yield Conflict(("analytics", name), "unknown-camera", f"no camera has this id{advice}")
 
 
-def _undetected_classes(config: Section, analytics: Section) -> Iterator[Conflict]:
+def class_lists(config: Section) -> Iterator[tuple[Loc, tuple[object, ...]]]:
+    """Yield every list of class names with its place."""
+    analytics = _mapping(config, "analytics")
+    shapes = [(("analytics", *loc), shape) for camera in analytics for loc, shape in _shapes(analytics, camera)]
+    sections = [((key,), _mapping(config, key)) for key in ("detect", "cascade")]
+    for loc, section in [*sections, *shapes]:
+        names = section.get("classes")
+        if isinstance(names, tuple):
+            yield (*loc, "classes"), names
+
+
+def _undetected_classes(config: Section) -> Iterator[Conflict]:
     kept = _mapping(config, "detect").get("classes")
     if not isinstance(kept, tuple) or not all(isinstance(name, str) for name in kept):
         return
-    for camera in analytics:
-        for loc, shape in _shapes(analytics, camera):
-            names = shape.get("classes")
-            for index, name in enumerate(names if isinstance(names, tuple) else ()):
-                if isinstance(name, str) and name not in kept:
-                    message = "never detected, because detect.classes does not include it"
-                    yield Conflict(("analytics", *loc, "classes", index), "never-detected", message)
+    for loc, names in class_lists(config):
+        for index, name in enumerate(names):
+            if loc[0] == "analytics" and isinstance(name, str) and name not in kept:
+                message = "never detected, because detect.classes does not include it"
+                yield Conflict((*loc, index), "never-detected", message)
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -280,7 +278,7 @@ def _pipeline_conflicts(config: Section) -> Iterator[Conflict]:
         ("analytics", _WITHOUT_ANALYTICS, "has no lines and zones; expected pipeline: count"),
         ("rules", _WITHOUT_ANALYTICS, "has no events; expected pipeline: count"),
         ("snapshots", _WITHOUT_ANALYTICS, "has no events; expected pipeline: count"),
-        ("cascade", _WITHOUT_TRACKS, "does not track objects; expected pipeline: track or count"),
+        ("cascade", ("detect",), "does not track objects; expected pipeline: track or count"),
     ]
     for key, pipelines, problem in unused:
         if config.get(key) and pipeline in pipelines:
@@ -337,4 +335,4 @@ def _repeated(key: str, named: Iterable[tuple[Loc, Section]], references: Refere
         name, loc = section.get(key), (*base, key)
         if isinstance(name, str) and first.setdefault(name, loc) != loc:
             message = f"duplicate {key} {references.written(loc)}, first {references.line(first[name])}"
-            yield Conflict(loc, "duplicate-name", message)
+            yield Conflict(loc, f"duplicate-{key}", message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from vision.config.wording import Loc, dotted, quoted
 from vision.errors import ConfigError, Fault
@@ -16,9 +16,6 @@ _MAY_HOLD_SECRET: Final = re.compile(r"@|pass|pwd|token|secret|key=", re.IGNOREC
 
 class Unreadable:
     """Placeholder for a value that already has a fault, so that it is reported once."""
-
-
-Scalar: TypeAlias = "str | int | float | bool | Unreadable | None"
 
 
 class Place(NamedTuple):
@@ -33,7 +30,7 @@ class Node:
     """One value and its place."""
 
     place: Place
-    value: Scalar | tuple[Node, ...] | dict[str, Node]
+    value: str | int | float | bool | Unreadable | tuple[Node, ...] | dict[str, Node] | None
     written: str = ""  # a scalar as written in the file, before ${NAME} is replaced
     keys: dict[str, Place] = field(default_factory=dict)  # of a mapping: the place of each key
     size: int = 1  # number of values with aliases expanded

@@ -81,8 +81,8 @@ def parsed_by(parse: Callable[[str], object]) -> AfterValidator:
 # --- validators: each returns its argument or raises `InvalidValue` --------------------------------------------------
 
 
-def unique_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    if names is not None and (not names or not all(names) or len(set(names)) < len(names)):
+def unique_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or not all(names) or len(set(names)) < len(names):
         raise InvalidValue("names", "a list of at least 1 name, none of them empty, none twice")
     return names
 
@@ -92,13 +92,13 @@ def check_bind(bind: str) -> str:
     if bind.startswith("ipc://"):
         return _check_ipc(bind)
     if not bind.startswith("tcp://"):
-        raise InvalidValue("bind-form", _BIND_FORMS, advice="such as tcp://127.0.0.1:5555")
+        raise InvalidValue("bind-form", _BIND_FORMS, "such as tcp://127.0.0.1:5555")
     host, colon, port = bind[len("tcp://") :].rpartition(":")
     if not colon or not (port in ("*", "0") or is_port(port)):
         raise InvalidValue("port", "tcp://ADDRESS:PORT with a port from 1 to 65535, or * for any that is free")
     if host != "*" and not is_ip_address(host) and (host == "localhost" or not _INTERFACE.fullmatch(host)):
         advice = "did you mean '127.0.0.1'?" if host == "localhost" else ""
-        raise InvalidValue("host", "an address of this machine, an interface such as eth0, or * for all", advice=advice)
+        raise InvalidValue("host", "an address of this machine, an interface such as eth0, or * for all", advice)
     return bind
 
 
@@ -128,7 +128,7 @@ def check_folder(name: str) -> str:
     if not name or UNPRINTABLE.search(name) or "://" in name:
         raise InvalidValue("folder", _FOLDER_FORMS)
     if name.startswith("~"):
-        raise InvalidValue("home", "the whole path", advice="'~' works in a shell only")
+        raise InvalidValue("home", "the whole path", "'~' works in a shell only")
     return name
 
 
@@ -151,7 +151,6 @@ Hour = Annotated[float, Field(gt=0, le=3600)]
 Day = Annotated[float, Field(gt=0, le=86_400)]
 """Seconds, up to a minute, an hour or a day."""
 
-Byte = Annotated[int, Field(ge=0, le=255)]
 Threads = Annotated[int, Field(ge=1, le=256)]
 BatchSize = Annotated[int, Field(ge=1, le=256)]
 Pixels = Annotated[int, Field(ge=16, le=16384)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from itertools import starmap
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from pydantic import ValidationError
 
 from vision.config.app import AppConfig, CameraConfig
-from vision.config.checks import References, config_conflicts
+from vision.config.checks import References, class_lists, config_conflicts
 from vision.config.document import Document, faulty
 from vision.config.fields import ConfigSection
 from vision.config.model_spec import ClassifierSpec, ModelSpec
@@ -36,7 +36,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
         ConfigError: every fault of the file, one a line.
     """
     config = _validate_config(read_document(path, environ))
-    return resolve_paths(config, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - resolve() would follow links
+    return _resolve_paths(config, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - resolve() would follow links
 
 
 def load_config_text(text: str, environ: Mapping[str, str], *, name: str = "camera.yaml") -> AppConfig:
@@ -45,11 +45,7 @@ def load_config_text(text: str, environ: Mapping[str, str], *, name: str = "came
 
 
 def _validate_config(document: Document) -> AppConfig:
-    references = References(
-        place=lambda loc: f"{dotted(loc)} on line {document.place(loc).line}",
-        written=document.shown,
-        line=lambda loc: f"on line {document.place(loc).line}",
-    )
+    references = References(written=document.shown, line=lambda loc: f"on line {document.place(loc).line}")
     conflicts = config_conflicts(document.plain(), references)
     return _validated(AppConfig, document, [*_written_passwords(document), *starmap(document.fault, conflicts)])
 
@@ -124,7 +120,7 @@ def _written_passwords(document: Document) -> list[Fault]:
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 
-def resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
+def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
     """Return `config` with its paths, which are relative to `folder`, made absolute.
 
     A model without a slash is a name (`folder_of_model`), and so is a pipeline that does not end in ``.py``.
@@ -144,32 +140,26 @@ def resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
 
 
 def _resolve_source(camera: CameraConfig, folder: Path) -> CameraConfig:
-    if not isinstance(camera.address, (File, Folder)):
-        return camera
-    return camera.model_copy(update={"source": str(folder / camera.source)})
+    is_path = isinstance(camera.address, (File, Folder))
+    return camera.model_copy(update={"source": str(folder / camera.source)}) if is_path else camera
 
 
 # --- classes of the model ---------------------------------------------------------------------------------------------
 
 
 def check_classes(config: AppConfig, class_names: Sequence[str], path: Path | None = None) -> None:
-    """Check every class name of a configuration.
-
-    Args:
-        config: The configuration.
-        class_names: The classes of its model.
-        path: The file of the configuration, for the lines of the faults.
+    """Check the class names of a configuration against those of its model. `path` is its file, for the lines of faults.
 
     Raises:
         ConfigError: Every unknown name, with the nearest that the model has.
     """
     unknown: dict[Loc, str] = {}
-    for base, names in _class_filters(config):
-        for index, name in enumerate(names or ()):
+    for loc, names in class_lists(config.model_dump()):
+        for index, name in enumerate(map(str, names)):
             if name not in class_names:
                 advice = did_you_mean_class(name, class_names) or f"it has {one_of(class_names)}"
-                loc: Loc = (*base, index)
-                unknown[loc] = f"the model {config.model} has no class {quoted(name)} ({advice})"
+                place: Loc = (*loc, index)
+                unknown[place] = f"the model {config.model} has no class {quoted(name)} ({advice})"
     if not unknown:
         return
     try:
@@ -179,18 +169,6 @@ def check_classes(config: AppConfig, class_names: Sequence[str], path: Path | No
     if document is not None:
         raise document.error(document.fault(loc, "unknown-class", message) for loc, message in unknown.items())
     raise faulty("", [Fault(0, 0, dotted(loc), "unknown-class", message) for loc, message in unknown.items()])
-
-
-def _class_filters(config: AppConfig) -> Iterator[tuple[Loc, Sequence[str] | None]]:
-    """Yield every list of class names with its place."""
-    yield ("detect", "classes"), config.detect.classes
-    if config.cascade is not None:
-        yield ("cascade", "classes"), config.cascade.classes
-    for camera_id, section in config.analytics.items():
-        for index, line in enumerate(section.lines):
-            yield ("analytics", camera_id, "lines", index, "classes"), line.classes
-        for index, zone in enumerate(section.zones):
-            yield ("analytics", camera_id, "zones", index, "classes"), zone.classes
 
 
 # --- shipped configurations and models --------------------------------------------------------------------------------

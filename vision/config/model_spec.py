@@ -7,8 +7,10 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from vision.config.fields import Byte, ClassNames, ConfigSection, FileName, Fraction, Identifier, Pixels, Positive
+from vision.config.fields import ClassNames, ConfigSection, FileName, Fraction, Identifier, Pixels, Positive
 from vision.config.wording import InvalidValue
+
+_Stride: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
 
 
 class _NormalisedInput(ConfigSection):
@@ -22,6 +24,8 @@ class _NormalisedInput(ConfigSection):
     """In the order of `color`."""
     std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
     """In the order of `color`."""
+    fill: int = Field(default=114, ge=0, le=255)
+    """Grey around a letterboxed frame or object, before normalisation."""
 
 
 class InputSpec(_NormalisedInput):
@@ -33,8 +37,6 @@ class InputSpec(_NormalisedInput):
     """Height of the model's input, pixels."""
     letterbox: Literal["top-left", "center"] = "center"
     """Position of the frame on the canvas."""
-    fill: int = Field(default=114, ge=0, le=255)
-    """Grey of the canvas around the frame, before normalisation."""
 
 
 class CropSpec(_NormalisedInput):
@@ -45,9 +47,7 @@ class CropSpec(_NormalisedInput):
     height: int = Field(ge=8, le=4096)
     """Height of the model's input, pixels."""
     fit: Literal["stretch", "letterbox"] = "stretch"
-    """Letterbox keeps the object's proportions and fills the rest."""
-    fill: Byte = 114
-    """Grey around a letterboxed object, before normalisation."""
+    """letterbox: keep the object's proportions and fill the rest."""
 
 
 class HeadSpec(ConfigSection):
@@ -55,11 +55,7 @@ class HeadSpec(ConfigSection):
 
     kind: Literal["nanodet", "yolov5", "yolov8", "end-to-end", "rt-detr"]
     """Layout of the outputs."""
-    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=8)] = (
-        8,
-        16,
-        32,
-    )
+    strides: Annotated[tuple[_Stride, ...], Field(min_length=1, max_length=8)] = (8, 16, 32)
     """nanodet: cell sizes, model pixels."""
     bins: int = Field(default=11, ge=2, le=64)
     """nanodet: bins of each side's distance distribution."""
@@ -158,7 +154,7 @@ class ModelSpec(_Spec):
     """model.yaml: inputs, outputs and origin of a detection model."""
 
     input: InputSpec
-    """pre-processing."""
+    """Pre-processing."""
     head: HeadSpec
     """Layout of the outputs."""
     classes: Annotated[
@@ -175,7 +171,7 @@ class ClassifierSpec(_Spec):
     """model.yaml of a classifier: input, output and origin."""
 
     input: CropSpec
-    """pre-processing."""
+    """Pre-processing."""
     head: ClassifierHead
     """Layout of the output."""
     classes: ClassNames

@@ -13,8 +13,7 @@ The grammar of ``when`` is::
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 from pydantic import Field
 
@@ -35,19 +34,18 @@ _WHEN_FORMS: Final = "KIND NAME, or KIND NAME for DURATION, such as crowded queu
 _KINDS: Final = (*KINDS_OF_LINES, *KINDS_OF_ZONES)
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNIT_WORDS: Final = {
-    "ms": ("ms", "msec", "msecs", "millisecond", "milliseconds"),
-    "s": ("s", "sec", "secs", "second", "seconds"),
-    "m": ("m", "min", "mins", "minute", "minutes"),
-    "h": ("h", "hr", "hrs", "hour", "hours"),
-    "d": ("d", "day", "days"),
+    "ms": "ms msec msecs millisecond milliseconds",
+    "s": "s sec secs second seconds",
+    "m": "m min mins minute minutes",
+    "h": "h hr hrs hour hours",
+    "d": "d day days",
 }
 _UNITS: Final = "the units are ms, s, m, h and d, without a blank before them"
 _LONGEST_S: Final = 30 * 86400.0
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,3})?)(?P<unit>ms|s|m|h|d)")
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(NamedTuple):
     """The condition of a rule. `for_s` is 0 without a duration."""
 
     kind: str
@@ -59,10 +57,10 @@ def duration_s(text: str) -> float:
     """Return the seconds of ``500ms``, ``10s``, ``5m``, ``2h`` or ``1d``: at most 30 days, otherwise InvalidValue."""
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise InvalidValue("duration", _DURATION_FORMS, advice=_advice_for_duration(text))
+        raise InvalidValue("duration", _DURATION_FORMS, _advice_for_duration(text))
     seconds = float(match["number"]) * _UNIT_S[match["unit"]]
     if seconds > _LONGEST_S:
-        raise InvalidValue("long-duration", _DURATION_FORMS, advice="at most 30d")
+        raise InvalidValue("long-duration", _DURATION_FORMS, "at most 30d")
     return seconds
 
 
@@ -71,9 +69,10 @@ def _advice_for_duration(text: str) -> str:
     match = re.fullmatch(r"(?P<number>[0-9]{1,6}(?:\.[0-9]{1,3})?) ?(?P<unit>[a-z]*)", text.lower())
     if match is None:
         return ""
-    unit = "s" if not match["unit"] else next((u for u, words in _UNIT_WORDS.items() if match["unit"] in words), None)
+    written = match["unit"] or "s"
+    unit = next((unit for unit, words in _UNIT_WORDS.items() if written in words.split()), None)
     if unit is None:
-        return f"the unit {quoted(match['unit'])} does not exist: {_UNITS}"
+        return f"the unit {quoted(written)} does not exist: {_UNITS}"
     return f"did you mean '{match['number']}{unit}'? {_UNITS}"
 
 
@@ -81,18 +80,16 @@ def parse_when(text: str) -> Condition:
     """Parse the `when` of a rule; InvalidValue if it does not follow the grammar."""
     words = text.split()
     if len(words) != 2 and not (len(words) > 3 and words[2] == "for"):
-        raise InvalidValue("when-form", _WHEN_FORMS, advice=_advice_for(words))
+        raise InvalidValue("when-form", _WHEN_FORMS, _advice_for(words))
     kind, name = words[:2]
     if kind not in _KINDS:
-        raise InvalidValue("kind", f"{_WHEN_FORMS}; KIND is {one_of(_KINDS)}", advice=did_you_mean(kind, _KINDS))
+        raise InvalidValue("kind", f"{_WHEN_FORMS}; KIND is {one_of(_KINDS)}", did_you_mean(kind, _KINDS))
     if not IDENTIFIER.fullmatch(name):
         raise InvalidValue("name", f"{_WHEN_FORMS}; NAME is {IDENTIFIER_TITLE}")
     if len(words) == 2:
         return Condition(kind, name, 0.0)
     if kind not in LASTING:
-        raise InvalidValue(
-            "no-duration", f"{kind} NAME alone", advice=f"it has no duration; {' and '.join(LASTING)} last"
-        )
+        raise InvalidValue("no-duration", f"{kind} NAME alone", f"it has no duration; {' and '.join(LASTING)} last")
     return Condition(kind, name, duration_s(" ".join(words[3:])))
 
 
@@ -110,8 +107,7 @@ class RuleConfig(ConfigSection):
     name: Identifier
     """Name of the rule in its events."""
     when: Annotated[str, parsed_by(parse_when)] = Field(title=_WHEN_FORMS)
-    """KIND NAME [for DURATION]; KIND is line_crossed, zone_entered, zone_left, crowded or dwelling, NAME that of a
-    line or zone."""
+    """KIND NAME [for DURATION]. KIND: line_crossed, zone_entered, zone_left, crowded, dwelling; NAME: line or zone."""
     cameras: Identifiers | None = None
     """Ids of cameras; all with a line or zone of this name if absent."""
     cooldown: Annotated[str, parsed_by(duration_s)] = Field(default="0s", title=_DURATION_FORMS)

@@ -62,14 +62,13 @@ def schema_at(root: Schema, loc: Loc) -> Schema:
 def resolve(root: Schema, schema: Schema) -> Schema:
     """Return `schema` with its ``$ref`` resolved, and without the null that means "absent"."""
     if "anyOf" in schema:
-        rest = {key: value for key, value in schema.items() if key != "anyOf"}
-        real = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
-        return resolve(root, {**real[0], **rest})
-    if "$ref" in schema:
-        rest = {key: value for key, value in schema.items() if key != "$ref"}
+        target = next(branch for branch in schema["anyOf"] if branch.get("type") != "null")
+    elif "$ref" in schema:
         target = root["$defs"][schema["$ref"].rpartition("/")[2]]
-        return resolve(root, {**target, **rest})
-    return schema
+    else:
+        return schema
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "$ref")}
+    return resolve(root, {**target, **rest})
 
 
 def _step(schema: Schema, part: int | str) -> Schema:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -108,14 +109,12 @@ def parse_source(text: str) -> SourceAddress:
         return _parse_csi(word["rest"]) if word["word"] == "csi" else _parse_synthetic(text, word["rest"])
     if _NO_SCHEME.fullmatch(text):
         raise InvalidValue(
-            "no-scheme",
-            "rtsp:// or http:// in front of a camera's address",
-            advice="a file of this name is written with ./",
+            "no-scheme", "rtsp:// or http:// in front of a camera's address", "a file of this name is written with ./"
         )
     if word:
         near = did_you_mean(f"{word['word']}:", ["csi:", "synthetic:"])
         near = near or did_you_mean(f"{word['word']}://", _URL_PREFIXES)
-        raise InvalidValue("source-form", SOURCE_FORMS, advice=near or "a path with ':' in it begins with ./")
+        raise InvalidValue("source-form", SOURCE_FORMS, near or "a path with ':' in it begins with ./")
     return _parse_path(text)
 
 
@@ -141,15 +140,10 @@ def is_host(text: str) -> bool:
 
 def is_ip_address(text: str) -> bool:
     """Return True if `text` is an IPv4 address, or an IPv6 address in ``[ ]``."""
-    bracketed = re.fullmatch(r"\[(.*)\]", text)
-    try:
-        if bracketed:
-            ipaddress.IPv6Address(bracketed[1])
-        else:
-            ipaddress.IPv4Address(text)
-    except ValueError:
-        return False
-    return True
+    with suppress(ValueError):
+        ipaddress.IPv6Address(text[1:-1]) if text[:1] + text[-1:] == "[]" else ipaddress.IPv4Address(text)
+        return True
+    return False
 
 
 def is_port(text: str) -> bool:
@@ -162,22 +156,20 @@ def _parse_url(scheme: str, rest: str) -> Rtsp | Http:
     if kind is None:
         if scheme == "file":
             raise InvalidValue("file-url", "the path of the file alone, without file://")
-        raise InvalidValue("scheme", SOURCE_FORMS, advice=did_you_mean(f"{scheme}://", _URL_PREFIXES))
+        raise InvalidValue("scheme", SOURCE_FORMS, did_you_mean(f"{scheme}://", _URL_PREFIXES))
     if _UNPRINTABLE_OR_SPACE.search(rest) or any(character in rest for character in "\"'<>\\"):
         raise InvalidValue(
-            "url-characters",
-            "an address without blanks, quotes, '<', '>' and '\\'",
-            advice="write them as %20, %22, %27 ...",
+            "url-characters", "an address without blanks, quotes, '<', '>' and '\\'", "write them as %20, %22, %27 ..."
         )
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     match = _AUTHORITY.fullmatch(authority)
     if match is None or "@" in rest[len(authority) :]:
         advice = "in a user, password or path write / as %2F, ? as %3F, # as %23, @ as %40, % as %25"
         raise InvalidValue(
-            "authority", "user:password@host:port with one '@'", advice=f"{advice}; or use the keys user and password"
+            "authority", "user:password@host:port with one '@'", f"{advice}; or use the keys user and password"
         )
     if not is_host(match["host"]):
-        raise InvalidValue("host", "a host name or address after '//'", advice="an IPv6 address goes in [ ]")
+        raise InvalidValue("host", "a host name or address after '//'", "an IPv6 address goes in [ ]")
     if match["port"] is not None and not is_port(match["port"]):
         raise InvalidValue("port", "a port from 1 to 65535")
     return kind(f"{scheme}://{rest}")
@@ -201,7 +193,7 @@ def _parse_path(text: str) -> Usb | File | Folder:
             raise InvalidValue("device", "/dev/videoN or /dev/v4l/by-id/NAME")
         return Usb(text)
     if text.isdigit():
-        raise InvalidValue("device-number", SOURCE_FORMS, advice=f"USB camera {text} is /dev/video{text}")
+        raise InvalidValue("device-number", SOURCE_FORMS, f"USB camera {text} is /dev/video{text}")
     if text.startswith("~"):
-        raise InvalidValue("home", "the whole path", advice="'~' works in a shell only")
+        raise InvalidValue("home", "the whole path", "'~' works in a shell only")
     return Folder(Path(text)) if text.endswith("/") else File(Path(text))

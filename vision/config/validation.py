@@ -1,7 +1,6 @@
 """pydantic's errors as faults of a file, in plain words.
 
-`PHRASES` has a phrase for every kind of error that the schemas of this package can raise; a test checks that it is
-complete. Values are shown as written in the file, without the secrets of the environment.
+Values are shown as written in the file, without the secrets of the environment.
 """
 
 from __future__ import annotations
@@ -53,14 +52,10 @@ SYNONYMS: Final[Mapping[str, str]] = {
 
 def key_path(loc: Loc) -> str:
     """Return the path of a key as the tables have it: ``cameras[].via``, ``analytics.*.zones[].points``."""
-    path = ""
-    for depth, part in enumerate(loc):
-        if isinstance(part, int):
-            path += "[]"
-        else:
-            key = "*" if depth == 1 and loc[0] == "analytics" else part
-            path += f".{key}" if path else key
-    return path
+    parts = ["[]" if isinstance(part, int) else f".{part}" for part in loc]
+    if len(loc) > 1 and loc[0] == "analytics":
+        parts[1] = ".*"
+    return "".join(parts).removeprefix(".")
 
 
 _KEY: Final = "[key]"  # pydantic's mark for a mapping's key
@@ -88,10 +83,6 @@ class ErrorContext:
         return self.node.value if self.node is not None else None
 
     @property
-    def written(self) -> str:
-        return self.node.written if self.node is not None else ""
-
-    @property
     def got(self) -> str:
         return self.document.shown(self.loc)
 
@@ -103,7 +94,7 @@ def validation_faults(error: ValidationError, document: Document, schema: Schema
         node = document.node(loc)
         if details["type"] == INCONSISTENT or (node is not None and isinstance(node.value, Unreadable)):
             continue
-        phrase = PHRASES[details["type"]]
+        phrase = _PHRASES.get(details["type"], _expected)
         if details["type"] == "missing" and isinstance(loc[-1], int):  # an entry of a list of fixed length
             loc, phrase = loc[:-1], _expected
         text = phrase(ErrorContext(loc, details.get("ctx", {}), document, schema))
@@ -146,7 +137,7 @@ def _advice(context: ErrorContext) -> str:
     if isinstance(value, str):
         return _advice_for_text(value, part)
     if isinstance(value, bool | int | float) and kind == "string" and loc[-1:] != ("password",) and "enum" not in part:
-        return f"as text: {quoted(context.written)}"
+        return f"as text: {quoted(context.got)}"
     return ""
 
 
@@ -171,27 +162,31 @@ def _pattern(context: ErrorContext) -> str:
     return _expected(context)
 
 
+def _meant(loc: Loc, properties: Mapping[str, object]) -> str | None:
+    """Return the key that is meant by an unknown one, or None."""
+    path = key_path(loc)
+    known = RENAMED.get(path) or SYNONYMS.get(path)
+    return known if known in properties else nearest(str(loc[-1]), properties)
+
+
 def _missing(context: ErrorContext) -> str:
-    written = context.document.node(context.loc[:-1])
-    properties = schema_at(context.schema, context.loc[:-1]).get("properties", {})
-    for key in written.keys if written is not None else ():  # a misspelt key is not reported as missing too
-        path = key_path((*context.loc[:-1], key))
-        meant = RENAMED.get(path) or SYNONYMS.get(path) or nearest(key, properties)
-        if key not in properties and meant == context.loc[-1]:
-            return ""
+    base, parent = context.loc[:-1], context.document.node(context.loc[:-1])
+    properties = schema_at(context.schema, base).get("properties", {})
+    unknown = [key for key in parent.keys if key not in properties] if parent is not None else []
+    if any(_meant((*base, key), properties) == context.loc[-1] for key in unknown):
+        return ""  # a misspelt key is not reported as missing too
     return f"missing; expected {context.expected}"
 
 
 def _unknown(context: ErrorContext) -> str:
-    key = str(context.loc[-1])
     properties = schema_at(context.schema, context.loc[:-1]).get("properties", {})
-    path = key_path(context.loc)
-    if RENAMED.get(path) in properties:
-        return f"unknown key: renamed to {quoted(RENAMED[path])}"
-    near = SYNONYMS[path] if SYNONYMS.get(path) in properties else nearest(key, properties)
-    if near is not None:
-        return f"unknown key (did you mean {quoted(near)}?)"
-    elsewhere = [path for path, _, _ in key_paths(context.schema) if path.rpartition(".")[2] == key]
+    meant = _meant(context.loc, properties)
+    if meant is not None:
+        is_renamed = key_path(context.loc) in RENAMED
+        return (
+            f"unknown key: renamed to {quoted(meant)}" if is_renamed else f"unknown key (did you mean {quoted(meant)}?)"
+        )
+    elsewhere = [path for path, _, _ in key_paths(context.schema) if path.rpartition(".")[2] == context.loc[-1]]
     if elsewhere:
         return f"unknown key here (did you mean {one_of(elsewhere)}?)"
     return f"unknown key; expected {one_of(list(properties))}"
@@ -210,29 +205,11 @@ def _refused(context: ErrorContext) -> str:
     return with_advice(f"expected {refusal.expected}{got}", refusal.advice)
 
 
-PHRASES: Final[Mapping[str, Callable[[ErrorContext], str]]] = {
+_PHRASES: Final[Mapping[str, Callable[[ErrorContext], str]]] = {
     "missing": _missing,
     "extra_forbidden": _unknown,
     "value_error": _refused,
     "string_pattern_mismatch": _pattern,
     "too_short": _too_short,
-    **dict.fromkeys(
-        (
-            "bool_type",
-            "dict_type",
-            "finite_number",
-            "float_type",
-            "greater_than",
-            "greater_than_equal",
-            "int_type",
-            "less_than_equal",
-            "literal_error",
-            "model_type",
-            "string_too_short",
-            "string_type",
-            "too_long",
-            "tuple_type",
-        ),
-        _expected,
-    ),
 }
+"""Descriptions of errors by their type. `_expected` describes all others."""

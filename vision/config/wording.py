@@ -13,7 +13,7 @@ from vision.errors import redact
 Loc: TypeAlias = tuple[int | str, ...]
 """The location of a value: keys and list positions from the top of the document."""
 
-UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _SHOWN_CHARACTERS = 80
 _BARE_KEY = re.compile(r"[A-Za-z0-9_<-]+")
@@ -23,7 +23,7 @@ _URL_USER = re.compile(r"://.*@", re.DOTALL)
 class InvalidValue(ValueError):
     """A value that its field does not accept. The text never holds the value, which may be a secret."""
 
-    def __init__(self, code: str, expected: str, *, advice: str = "") -> None:
+    def __init__(self, code: str, expected: str, advice: str = "") -> None:
         super().__init__(with_advice(f"expected {expected}", advice))
         self.code = code
         self.expected = expected

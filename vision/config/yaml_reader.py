@@ -16,7 +16,7 @@ from typing import Final
 import yaml
 
 from vision.config.document import Document, Node, Place, Unreadable, faulty
-from vision.config.wording import Loc, did_you_mean, dotted, one_of, quoted
+from vision.config.wording import UNPRINTABLE, Loc, did_you_mean, dotted, one_of, quoted
 from vision.errors import ConfigError, Fault
 
 MAX_BYTES: Final = 1 << 20
@@ -45,9 +45,7 @@ _CORE_SCHEMA: Final[Mapping[str, tuple[re.Pattern[str], str]]] = {
 
 _REFERENCE: Final = re.compile(r"\$(?P<escaped>\$\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<broken>\$\{)")
 _FORBIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-_FORBIDDEN_IN_SECRET: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_UNPRINTABLE: Final = "a character that cannot be printed"
-_EMPTY: Final = "empty; expected keys and values (key: value)"
+_UNPRINTABLE_TEXT: Final = "a character that cannot be printed"
 
 
 def read_document(path: Path, environ: Mapping[str, str] | None = None) -> Document:
@@ -162,7 +160,7 @@ SYNTAX: Final = (
     ("expected alphabetic or numeric", "'&' and '*' begin a name; text that begins with them needs quotes"),
     ("found unknown escape", "an unknown '\\' sequence: text with '\\' goes in single quotes"),
     ("expected escape sequence", "a '\\' sequence is cut short: text with '\\' goes in single quotes"),
-    ("special characters are not allowed", _UNPRINTABLE),
+    ("special characters are not allowed", _UNPRINTABLE_TEXT),
     ("duplicate anchor", "a second '&' with the same name"),
     ("expected a single document", "a second document begins (---); expected one"),
 )  # fmt: skip
@@ -178,7 +176,7 @@ def _compose(text: str, name: str) -> yaml.Node:
             place = Place(loader.line + 1, 1)
             loader.dispose()
     except yaml.reader.ReaderError as error:
-        place, problem = Place(text.count("\n", 0, error.position) + 1, 1), _UNPRINTABLE
+        place, problem = Place(text.count("\n", 0, error.position) + 1, 1), _UNPRINTABLE_TEXT
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else place
@@ -188,7 +186,7 @@ def _compose(text: str, name: str) -> yaml.Node:
     if problem:
         raise faulty(name, [Fault(*place, "", "invalid-yaml", f"not valid YAML: {problem}")], text)
     if node is None:
-        raise faulty(name, [Fault(0, 0, "", "empty", _EMPTY)])
+        raise faulty(name, [Fault(0, 0, "", "empty", "empty; expected keys and values (key: value)")])
     return node
 
 
@@ -225,14 +223,13 @@ class _NodeBuilder:
         if id(raw) in self._open:
             return self._unreadable(raw, loc, "alias-of-itself", "contains itself, by a '*' alias")
         if len(loc) > MAX_DEPTH:  # aliases of what stands in keys and merges, which is built late
-            return self._oversized(raw, loc, f"more than {MAX_DEPTH} levels")
+            return self._oversized(raw, loc, f"{MAX_DEPTH} levels")
         self._open.add(id(raw))
         node = self._build(raw, loc)
         self._open.remove(id(raw))
-        if node.size > MAX_VALUES:
-            node = self._oversized(raw, loc, f"more than {MAX_VALUES} values")
-        elif node.depth > MAX_DEPTH:
-            node = self._oversized(raw, loc, f"more than {MAX_DEPTH} levels")
+        if node.size > MAX_VALUES or node.depth > MAX_DEPTH:
+            limit = f"{MAX_VALUES} values" if node.size > MAX_VALUES else f"{MAX_DEPTH} levels"
+            node = self._oversized(raw, loc, limit)
         self._built[id(raw)] = node
         return node
 
@@ -309,7 +306,7 @@ class _NodeBuilder:
     def _text(self, raw: yaml.ScalarNode, loc: Loc) -> Node:
         text: str = raw.value
         if _FORBIDDEN.search(text):
-            return self._unreadable(raw, loc, "unprintable", _UNPRINTABLE)
+            return self._unreadable(raw, loc, "unprintable", _UNPRINTABLE_TEXT)
         if self._environ is None:
             return Node(_place(raw), text, text)
         replaced, problems = _substitute(text, self._environ)
@@ -324,7 +321,7 @@ class _NodeBuilder:
 
     def _oversized(self, raw: yaml.Node, loc: Loc, limit: str) -> Node:
         self.oversized = True
-        return self._unreadable(raw, loc, "too-many-aliases", f"aliases make {limit} of this")
+        return self._unreadable(raw, loc, "too-many-aliases", f"aliases make more than {limit} of this")
 
     def _unreadable(self, raw: yaml.Node, loc: Loc, code: str, message: str) -> Node:
         self._fault(raw, loc, code, message)
@@ -375,7 +372,7 @@ def _substitute(text: str, environ: Mapping[str, str]) -> tuple[str, list[tuple[
             problems.append(("unset-variable", f"{variable} is not set (export it, or write $${{ for a plain ${{)"))
         elif not setting:
             problems.append(("empty-variable", f"{variable} is empty"))
-        elif _FORBIDDEN_IN_SECRET.search(setting):
+        elif UNPRINTABLE.search(setting):
             message = f"{variable} holds a line break or another character that cannot be printed"
             problems.append(("unprintable-variable", message))
         return setting or ""

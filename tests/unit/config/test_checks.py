@@ -134,9 +134,12 @@ def camera(**options: object) -> str:
         (camera(source="'http://10.0.0.4/a'", reader="ffmpeg"), []),
         (
             "cameras:\n- {id: a, source: csi:0}\n- {id: b, source: csi:1}\n- {id: a, source: csi:2}\n",
-            [(4, "cameras[2].id", "duplicate-name")],
+            [(4, "cameras[2].id", "duplicate-id")],
         ),
-        ("cameras:\n- {id: a, source: csi:0}\n- {id: b, source: csi:0}\n", [(3, "cameras[1].source", "shared-device")]),
+        (
+            "cameras:\n- {id: a, source: csi:0}\n- {id: b, source: csi:0}\n",
+            [(3, "cameras[1].source", "duplicate-source")],
+        ),
         ("cameras:\n- {id: a, source: a.mp4}\n- {id: b, source: a.mp4}\n", []),
         (camera(source="'rtsp://u:pw@h'"), [(1, "cameras[0].source", "written-password")]),
         (camera(source="'rtsp://u:pw${X}@h'"), [(1, "cameras[0].source", "written-password")]),
@@ -231,7 +234,7 @@ def test_ids_from_the_environment_are_not_printed() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config_text(f"pipeline: count\ncameras:\n{cameras}\nanalytics: {{s3sam: {{}}}}", {"A": "s3same"})
     assert fault_keys(caught.value) == [
-        (4, "cameras[1].id", "duplicate-name"),
+        (4, "cameras[1].id", "duplicate-id"),
         (5, "analytics.s3sam", "unknown-camera"),
     ]
     assert all("'${A}'" in fault.message for fault in caught.value.faults)
