@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.capture.camera_status import CameraStatus
 from vision.capture.gstreamer.bindings import library
 from vision.capture.open import open_source
 from vision.capture.source import Source, StreamInfo
-from vision.capture.supervisor import CameraStatus, CameraSupervisor, SupervisorPolicy
+from vision.capture.supervisor import CameraSupervisor, SupervisorPolicy
 from vision.config import CameraConfig
 from vision.errors import SizeChanged
 from vision.types import DropReason, FrameBuffer, FrameMeta, PixelFormat

@@ -16,15 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from vision.capture.camera_status import CameraStatus, Failure, State, StatusTracker
+from vision.capture.camera_status import CameraStatus, Failure, StatusTracker
 from vision.capture.liveness import Backoff, FrozenFrameDetector
-from vision.capture.session import CameraParts, Session
+from vision.capture.session import CameraParts, Session, SourceCalls
 from vision.capture.source import FrameSink, Source
-from vision.capture.source_calls import SourceCalls
 from vision.errors import Closed, EndOfStream, SourceError
 from vision.types import DropReason
-
-__all__ = ["CameraStatus", "CameraSupervisor", "State", "SupervisorPolicy"]
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +108,6 @@ class CameraSupervisor:
         self._factory = factory
         self._policy = policy = policy or SupervisorPolicy()
         self._stopping = threading.Event()
-        self._done = threading.Event()
         self._wait = wait or self._stopping.wait
         self._backoff = Backoff(policy.first_retry_s, policy.longest_retry_s, random=jitter or random.Random())
         self._log = FailureLog(camera_id)
@@ -142,14 +138,6 @@ class CameraSupervisor:
         if source is not None:
             source.interrupt()
 
-    def wait_stopped(self, timeout_s: float) -> bool:
-        """Wait for `run` to return. Return False and log the call if its library hangs; nothing can end that thread."""
-        if self._done.wait(timeout_s):
-            return True
-        reason = self.blocked_in() or "its thread was never started"
-        log.warning("camera %s does not stop: %s", self.camera_id, reason)
-        return False
-
     def blocked_in(self) -> str:
         """Return the call into the source that is in progress, and its duration; empty if there is none."""
         return self._parts.calls.in_progress()
@@ -173,7 +161,6 @@ class CameraSupervisor:
         finally:
             self._parts.status.enter("ended")
             self._parts.sink.end()
-            self._done.set()
 
     def _connect_and_stream(self) -> Failure | None:
         """Run one connection. Return why it failed, or None if there is to be no other."""

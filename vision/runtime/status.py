@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from vision.capture.supervisor import CameraStatus
+from vision.capture.camera_status import CameraStatus
 from vision.detect.detector import Detector, ReportsMemory
 from vision.errors import redact
 from vision.messaging.schema import (

@@ -30,8 +30,9 @@ from tests.unit.scripted_camera import (
     Silence,
     Step,
 )
+from vision.capture.camera_status import CameraStatus
 from vision.capture.source import FrameSink, Source
-from vision.capture.supervisor import CameraStatus, CameraSupervisor, SupervisorPolicy
+from vision.capture.supervisor import CameraSupervisor, SupervisorPolicy
 from vision.capture.synthetic.source import SyntheticSource
 from vision.capture.synthetic.spec import SyntheticSpec
 from vision.errors import Closed, DeviceError, EndOfStream, OutOfMemory, SourceError
@@ -292,7 +293,6 @@ def test_a_stop_ends_it_wherever_it_is(at: str) -> None:
     assert one.supervisor.status().state == "ended"
     assert one.sink.ended == 1
     assert len(one.sink.metas) + len(one.sink.drops) == one.supervisor.status().grabbed
-    assert one.supervisor.wait_stopped(0.0)
     assert one.supervisor.status().last_error in ("", "refused"), "a stop is no fault"
     assert [source.opened for source in one.sources] == ([0] if at == "open" else [1])
 
@@ -336,11 +336,11 @@ def test_a_stop_interrupts_the_source() -> None:
     thread.start()
     assert inside.wait(10)
     supervisor.stop()
-    assert supervisor.wait_stopped(10)
     thread.join(10)
+    assert not thread.is_alive()
 
 
-def test_a_source_that_hangs_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_source_that_hangs_is_reported() -> None:
     clock, release, inside = ManualClock(), threading.Event(), threading.Event()
 
     class Hanging(ScriptedSource):
@@ -358,11 +358,10 @@ def test_a_source_that_hangs_is_reported(caplog: pytest.LogCaptureFixture) -> No
     clock.advance(7)
     assert supervisor.blocked_in() == "in grab for 7.0 s"
     supervisor.stop()
-    assert not supervisor.wait_stopped(0.01)
-    assert "camera gate does not stop: in grab for 7.0 s" in caplog.text
     release.set()
-    assert supervisor.wait_stopped(10)
     thread.join(10)
+    assert not thread.is_alive()
+    assert supervisor.blocked_in() == ""
 
 
 # --- silence ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from vision.capture.supervisor import CameraStatus
+from vision.capture.camera_status import CameraStatus
 from vision.messaging.schema import CameraReport
 from vision.metrics import LatencyHistogram, Rate
 from vision.runtime.latest_slot import SlotCounts

@@ -17,6 +17,7 @@ from vision.capture.gstreamer import errors, pipeline
 from vision.capture.gstreamer.bindings import Installed, library
 from vision.capture.gstreamer.packets import PacketMonitor
 from vision.config import CameraConfig
+from vision.config.source_address import Csi, Rtsp
 from vision.errors import SourceError
 from vision.types import PixelFormat
 
@@ -29,16 +30,12 @@ class Player:
     """One pipeline, from `start` to `stop`."""
 
     def __init__(
-        self,
-        camera: CameraConfig,
-        pixel_formats: tuple[PixelFormat, ...],
-        packets: PacketMonitor,
-        interrupted: threading.Event,
+        self, camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], interrupted: threading.Event
     ) -> None:
         """Create the pipeline, not yet started. `interrupted` ends every wait."""
         self._camera = camera
         self._pixel_formats = pixel_formats
-        self._packets = packets
+        self.packets = PacketMonitor()
         self._interrupted = interrupted
         self._pipeline = library().Gst.Pipeline.new(None)
         self._bus = self._pipeline.get_bus()
@@ -59,17 +56,17 @@ class Player:
         registry = Installed()
         # The system's clock is CLOCK_MONOTONIC, as Python's: presentation times are comparable with ours.
         self._pipeline.use_clock(gst.SystemClock.obtain())
-        kind = pipeline.kind_of(self._camera.address)
-        if kind == "rtsp":
-            self._add_rtsp_source(registry)
-        elif kind == "csi":
-            self._add_chain(pipeline.csi_chain(self._camera, self._pixel_formats, registry))
-        else:
-            self._add_usb(registry)
+        match self._camera.address:
+            case Rtsp():
+                self._add_rtsp_source(registry)
+            case Csi():
+                self._add_chain(pipeline.csi_chain(self._camera, self._pixel_formats, registry))
+            case _:
+                self._add_usb(registry)
         if self._pipeline.set_state(gst.State.PLAYING) == gst.StateChangeReturn.FAILURE:
             self._check()
             raise self._error("GStreamer cannot start it")
-        self._packets.started(self._pipeline.get_base_time())
+        self.packets.started(self._pipeline.get_base_time())
 
     def stop(self) -> None:
         """Stop the pipeline and release it."""
@@ -103,7 +100,7 @@ class Player:
             self._camera,
             interrupted=self._interrupted.is_set(),
             connected=self._linked.is_set(),
-            coded_frames=self._packets.coded_frames,
+            coded_frames=self.packets.coded_frames,
         )
 
     def _check(self) -> None:
@@ -188,7 +185,7 @@ class Player:
         self._connect(manager, "new-jitterbuffer", self._on_jitter_buffer)
 
     def _on_jitter_buffer(self, _manager: Any, jitter_buffer: Any, _session: int, _ssrc: int) -> None:
-        self._connect(jitter_buffer, "handle-sync", self._packets.on_sender_report)
+        self._connect(jitter_buffer, "handle-sync", self.packets.on_sender_report)
 
     def _on_stream(self, _source: Any, _number: int, caps: Any) -> bool:
         """Return True for the first video stream only: sound and metadata cost bandwidth."""
@@ -222,8 +219,8 @@ class Player:
         depayloader = self._add_chain(chain)
         entry = depayloader.get_static_pad("sink")
         parser = depayloader.get_static_pad("src").get_peer().get_parent_element()
-        self._probe(entry, gst.PadProbeType.EVENT_DOWNSTREAM, self._packets.on_event)
-        self._probe(parser.get_static_pad("src"), gst.PadProbeType.BUFFER, self._packets.on_coded_frame)
+        self._probe(entry, gst.PadProbeType.EVENT_DOWNSTREAM, self.packets.on_event)
+        self._probe(parser.get_static_pad("src"), gst.PadProbeType.BUFFER, self.packets.on_coded_frame)
         if pad.link(entry) != gst.PadLinkReturn.OK:
             raise self._error(f"cannot link {encoding} to its depayloader")
 

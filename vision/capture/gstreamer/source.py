@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import threading
 import warnings
-from typing import Any
+from typing import Any, TypeAlias
 
 from vision.capture.clock import CaptureClock
 from vision.capture.gstreamer import errors, pipeline
 from vision.capture.gstreamer.bindings import Installed, library
 from vision.capture.gstreamer.frames import copy_sample, describe
-from vision.capture.gstreamer.packets import NO_TIME, PacketMonitor
+from vision.capture.gstreamer.packets import NO_TIME
 from vision.capture.gstreamer.player import Player
+from vision.capture.planes import has_shape
 from vision.capture.source import Grab, StreamInfo, not_open
 from vision.config import CameraConfig
 from vision.errors import SizeChanged, SourceError, redact
-from vision.types import FrameBuffer, PixelFormat, frame_shape
+from vision.types import FrameBuffer, PixelFormat
+
+_Sample: TypeAlias = tuple[Any, StreamInfo]
+"""A decoded frame in GStreamer's memory, and its properties."""
 
 
 def available(camera: CameraConfig) -> str | None:
     """Return None if GStreamer can open this camera here, else what is missing and the package that has it."""
-    kind = pipeline.kind_of(camera.address)
-    if kind is None:
-        return "GStreamer opens rtsp://, rtsps://, csi:N and /dev/videoN only"
     try:
-        return pipeline.missing(pipeline.needed(kind, Installed()), Installed())
+        return pipeline.unavailable(camera.address, Installed())
     except SourceError as error:
         return str(error)
 
@@ -49,14 +50,11 @@ class GStreamerSource:
         self._interrupted = threading.Event()
         self._capture_clock = CaptureClock(camera.id, round(camera.max_frame_age_s * 1e9))
         self._player: Player | None = None
-        self._packets = PacketMonitor()
-        self._sample: Any = None  # the last grabbed frame
-        self._frame: StreamInfo | None = None  # of that frame
-        self._first: Any = None  # the frame that `open` waited for
-        self._info: StreamInfo | None = None  # of that frame
+        self._waiting: list[_Sample] = []  # the frame that `open` waited for
+        self._sample: _Sample | None = None  # the last grabbed frame
 
     def _new_player(self) -> Player:
-        return Player(self._camera, self._pixel_formats, self._packets, self._interrupted)
+        return Player(self._camera, self._pixel_formats, self._interrupted)
 
     @property
     def live(self) -> bool:
@@ -68,44 +66,46 @@ class GStreamerSource:
         reason = available(self._camera)
         if reason is not None:
             raise errors.source_error(self._camera, reason, "`vision doctor` lists the missing packages")
-        self._packets = PacketMonitor()
         player = self._player = self._new_player()
         try:
             player.start()
-            self._first = player.pull(self._camera.open_timeout_s)
-            if self._first is None:
+            sample = player.pull(self._camera.open_timeout_s)
+            if sample is None:
                 raise player.no_frame_error()
-            self._info = describe(self._first, player.decoder)
         except BaseException:
             self.close()
             raise
-        return self._info
+        info = describe(sample, player.decoder)
+        self._waiting.append((sample, info))
+        return info
 
     def grab(self, timeout_s: float) -> Grab | None:
         player = self._player
         if player is None:
             raise not_open(redact(self._camera.source), "grab")
-        sample, self._first = self._first, None
-        if sample is None:
+        if self._waiting:
+            sample, info = self._waiting.pop()
+        else:
             sample = player.pull(timeout_s)
-        if sample is None:
-            return None
-        self._sample, self._frame = sample, describe(sample, player.decoder)
-        return self._stamp(sample.get_buffer(), self._frame)
+            if sample is None:
+                return None
+            info = describe(sample, player.decoder)
+        self._sample = sample, info
+        return self._stamp(player, sample.get_buffer(), info)
 
     def retrieve(self, out: FrameBuffer) -> None:
-        info = self._frame
-        if info is None or self._info is None:
+        if self._sample is None:
             raise not_open(redact(self._camera.source), "retrieve")
-        if info.pixel_format != self._info.pixel_format:
+        sample, info = self._sample
+        if info.pixel_format != out.pixel_format:
             raise errors.source_error(
-                self._camera, f"the pixel format changed from {self._info.pixel_format} to {info.pixel_format}"
+                self._camera, f"the pixel format changed from {out.pixel_format} to {info.pixel_format}"
             )
         pixels = out.require_host()
-        if pixels.shape != frame_shape(info.height_px, info.width_px, info.pixel_format):
+        if not has_shape(pixels, info.height_px, info.width_px, info.pixel_format):
             raise SizeChanged(info.height_px, info.width_px)
         try:
-            copy_sample(self._sample, info, pixels)
+            copy_sample(sample, info, pixels)
         except ValueError as error:
             raise errors.source_error(self._camera, str(error)) from None
 
@@ -114,7 +114,8 @@ class GStreamerSource:
         self._interrupted.set()
 
     def close(self) -> None:
-        self._sample = self._first = self._frame = self._info = None
+        self._waiting.clear()
+        self._sample = None
         player, self._player = self._player, None
         if player is not None:
             player.stop()
@@ -123,9 +124,9 @@ class GStreamerSource:
         if getattr(self, "_player", None) is not None:
             warnings.warn(f"{type(self).__name__} was not closed", ResourceWarning, stacklevel=2)
 
-    def _stamp(self, buffer: Any, info: StreamInfo) -> Grab:
+    def _stamp(self, player: Player, buffer: Any, info: StreamInfo) -> Grab:
         pts_ns = None if buffer.pts == NO_TIME else int(buffer.pts)
-        packet = self._packets.info(pts_ns)
+        packet = player.packets.info(pts_ns)
         stamp = self._capture_clock.stamp(packet.arrived_ns, packet.ntp_utc_ns)
         corrupt = packet.corrupt or buffer.has_flags(library().Gst.BufferFlags.CORRUPTED)
         return Grab(stamp.captured_ns, stamp.captured_utc_ns, stamp.clock, pts_ns, corrupt, info.yuv)
