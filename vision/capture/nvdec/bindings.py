@@ -47,58 +47,48 @@ _NAMES: Final = "H.264, H.265, AV1, VP8, VP9 or MPEG-2"
 
 _NO_LIBRARY: Final = install_hint("nvdec")
 _NO_DRIVER: Final = (
-    "the driver's video libraries are not there: install them, or start the container with "
+    "the driver's video libraries are missing: install them, or start the container with "
     "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
 )
 
 
 @functools.cache
 def _library() -> Any:
-    """PyNvVideoCodec.
+    """Return PyNvVideoCodec.
 
     Raises:
-        SourceError: it is not there, or the driver lacks its video libraries.
+        SourceError: it is not installed, or the driver lacks its video libraries.
     """
     try:
         library = importlib.import_module("PyNvVideoCodec")
     except ModuleNotFoundError as error:
-        raise SourceError(f"NVDEC cannot be used: {error}", hint=_NO_LIBRARY) from error
+        raise SourceError(f"NVDEC cannot be used: {error}", hint=_NO_LIBRARY, code="nvdec") from error
     except Exception as error:
-        raise SourceError(f"NVDEC cannot be used: {_one_line(error)}", hint=_NO_DRIVER) from error
-    logging.getLogger("PyNvVideoCodec").setLevel(logging.WARNING)  # it sets INFO, and says which driver it found
+        raise SourceError(f"NVDEC cannot be used: {_one_line(error)}", hint=_NO_DRIVER, code="nvdec") from error
+    logging.getLogger("PyNvVideoCodec").setLevel(logging.WARNING)  # it sets INFO, and logs the driver's version
     if not hasattr(library, "DisplayDecodeLatencyType"):
         version = getattr(library, "__version__", "unknown")
-        raise SourceError(f"expected PyNvVideoCodec 2.0 or later, found {version}", hint=_NO_LIBRARY)
+        raise SourceError(f"expected PyNvVideoCodec 2.0 or later, got {version}", hint=_NO_LIBRARY, code="nvdec")
     return library
 
 
 def require_nvdec(codec: str | None = None) -> None:
-    """Check that NVDEC is usable.
-
-    Args:
-        codec: FFmpeg's name of a codec, which must be supported too.
+    """Check that NVDEC is usable, and supports `codec` (FFmpeg's name).
 
     Raises:
-        SourceError: NVDEC cannot be used, or does not support the codec.
+        SourceError: one of both does not hold.
     """
     if codec is not None and codec not in CODECS:
         raise SourceError(
             f"NVDEC cannot decode {codec}: expected {_NAMES}",
             hint="set the camera to H.264 or H.265, or leave out `reader`: then it is decoded on the CPU",
+            code="nvdec-codec",
         )
     try:
         open_device()
     except DeviceMissing as missing:
-        raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint) from missing
+        raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint, code="nvdec") from missing
     _library()
-
-
-@dataclass(frozen=True, slots=True)
-class _Plane:
-    address: int
-    rows: int
-    row_bytes: int
-    pitch_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +98,7 @@ class Surface:
     height_px: int
     width_px: int
     time: int  # as it was given with the coded frame
-    planes: tuple[_Plane, ...]
+    planes: tuple[tuple[int, int], ...]  # address and bytes from row to row, of luma and chroma
     yuv: YuvEncoding
 
     def copy_to(self, out: FrameBuffer, stream: Stream) -> None:
@@ -119,17 +109,10 @@ class Surface:
         """
         if (out.height_px, out.width_px, out.pixel_format) != (self.height_px, self.width_px, "nv12"):
             raise SizeChanged(self.height_px, self.width_px)
-        target = out.device_address if out.host is None else out.host.ctypes.data
-        for plane in self.planes:
-            copy_rows(
-                target,
-                plane.address,
-                stream,
-                rows=plane.rows,
-                row_bytes=plane.row_bytes,
-                pitch_bytes=plane.pitch_bytes,
-            )
-            target += plane.rows * plane.row_bytes
+        target, row_bytes = out.device_address if out.host is None else out.host.ctypes.data, self.width_px
+        for (address, pitch_bytes), rows in zip(self.planes, (self.height_px, self.height_px // 2), strict=True):
+            copy_rows(target, address, stream, rows=rows, row_bytes=row_bytes, pitch_bytes=pitch_bytes)
+            target += rows * row_bytes
         stream.synchronize()  # the reader begins at once, and the decoder uses this memory again
 
 
@@ -137,16 +120,13 @@ class Session:
     """An NVDEC decoder for one stream of one frame size and encoding."""
 
     def __init__(self, codec: str, stream: Stream, yuv: YuvEncoding, *, at_once: bool) -> None:
-        """
-        Args:
-            codec: of `CODECS`.
-            stream: what the decoder's copies are queued on.
-            yuv: of its frames: NVDEC does not tell.
-            at_once: every frame comes out of the call that it went into. Not for streams that send frames in
-                another order than they are shown in.
+        """Create the decoder. Its copies are queued on `stream`, and its frames have the encoding `yuv`.
+
+        With `at_once`, every frame is returned by the call that decodes it. Not for streams whose frames are sent in
+        another order than they are displayed in.
 
         Raises:
-            SourceError: there is no decoder to be had.
+            SourceError: NVDEC cannot decode this stream, or has no memory for it.
         """
         library = _library()
         device = open_device()
@@ -194,25 +174,20 @@ class Session:
 
     def _surface(self, frame: Any) -> Surface:
         if frame.format != self._nv12:
-            raise SourceError(f"expected frames in nv12, NVDEC gave {frame.format}")
-        luma, chroma = (view.__cuda_array_interface__ for view in frame.cuda())
-        height_px, width_px = (int(side) for side in luma["shape"][:2])
-        planes = tuple(_plane(view, width_px) for view in (luma, chroma))
-        return Surface(height_px, width_px, int(frame.getPTS()), planes, self._yuv)
+            raise SourceError(f"expected frames in nv12, NVDEC gave {frame.format}", code="decoding")
+        planes = [plane.__cuda_array_interface__ for plane in frame.cuda()]
+        height_px, width_px = (int(side) for side in planes[0]["shape"][:2])
+        layout = tuple((int(plane["data"][0]), int((plane.get("strides") or [width_px])[0])) for plane in planes)
+        return Surface(height_px, width_px, int(frame.getPTS()), layout, self._yuv)
 
     def _failure(self, error: Exception) -> SourceError:
         return SourceError(
             f"NVDEC cannot decode this {CODECS.get(self._codec, self._codec)}: {_one_line(error)}",
             hint="`reader: ffmpeg` decodes on the CPU; where memory is short, take fewer cameras or smaller frames",
+            code="decoding",
         )
 
 
-def _plane(view: Any, width_px: int) -> _Plane:
-    """From ``__cuda_array_interface__``; a row of nv12 has as many bytes as the frame is wide, in both planes."""
-    strides = view.get("strides")
-    return _Plane(int(view["data"][0]), int(view["shape"][0]), width_px, int(strides[0]) if strides else width_px)
-
-
 def _one_line(error: Exception) -> str:
-    """Return the first words of an error: the library appends many lines of instructions."""
+    """Return the beginning of an error's text: the library appends many lines of instructions."""
     return " ".join(str(error).partition("\n\n")[0].split())[:400] or type(error).__name__

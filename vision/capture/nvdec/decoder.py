@@ -45,7 +45,9 @@ class NvdecDecoder:
         require_nvdec(self._codec)
         if "nv12" not in pixel_formats:
             raise SourceError(
-                f"NVDEC gives nv12 frames, expected {', '.join(pixel_formats)}", hint="leave out `reader: nvdec`"
+                f"NVDEC delivers nv12 frames, the detector accepts {', '.join(pixel_formats)}",
+                hint="leave out `reader: nvdec`",
+                code="pixel-format",
             )
         self._coded = stream.codec_context
         self._annexb = AnnexB(stream)
@@ -59,10 +61,14 @@ class NvdecDecoder:
 
     def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         self._discard_retired()
-        found: list[DecodedFrame] = []
-        for one in self._convert(packet):
-            found += self._decode(one) if one.size else self._drain()
-        return found
+        try:
+            packets = list(self._annexb.convert(packet))
+        except av.FFmpegError:
+            raise PacketDamaged from None
+        frames: list[DecodedFrame] = []
+        for converted in packets:
+            frames += self._decode(converted) if converted.size else self._drain()
+        return frames
 
     def describe(self, image: Surface, fps: float | None) -> StreamInfo:
         name = f"nvdec-{CODECS[self._codec].lower()}"
@@ -78,24 +84,18 @@ class NvdecDecoder:
             session.close()
         self._stream.close()
 
-    def _convert(self, packet: Packet[Any]) -> list[Packet[Any]]:
-        try:
-            return list(self._annexb.convert(packet))
-        except av.FFmpegError:
-            raise PacketDamaged from None
-
     def _decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
-        data, at_ns = bytes(packet), time_ns(packet)
-        found: Sequence[DecodedFrame] = ()
+        data, pts_ns = bytes(packet), time_ns(packet)
+        frames: Sequence[DecodedFrame] = ()
         if packet.is_keyframe:
             data, parameters = self._annexb.with_parameters(data)
             if parameters != self._parameters or not parameters:
-                found = self._follow_format(self._probe(data))
+                frames = self._follow_format(self._probe(data))
                 self._parameters = parameters
-        self._watch_order(at_ns)
+        self._check_order(pts_ns)
         if self._session is None:  # nothing can be decoded before the first key frame
-            return found
-        return [*found, *_frames(self._session.decode(data, at_ns or 0), timed=at_ns is not None)]
+            return frames
+        return [*frames, *_frames(self._session.decode(data, pts_ns or 0), timed=pts_ns is not None)]
 
     def _drain(self) -> Sequence[DecodedFrame]:
         return [] if self._session is None else _frames(self._session.decode(b"", 0), timed=True)
@@ -106,17 +106,18 @@ class NvdecDecoder:
             raise SourceError(
                 f"expected frames of 8 bits, 4:2:0, for NVDEC, this stream has {frame.format.name}",
                 hint="change the camera's settings, or leave out `reader`: then it is decoded on the CPU",
+                code="nvdec-codec",
             )
         choose_format("nv12", frame.height, frame.width, ("nv12",))  # its sides are even
         encoding = encoding_of(frame)
-        new = (frame.height, frame.width, encoding)
-        if new == self._format:
+        stream_format = (frame.height, frame.width, encoding)
+        if stream_format == self._format:
             return ()
-        found = self._drain()
+        remaining = self._drain()
         self._retired, self._session = self._session, None
         self._session = Session(self._codec, self._stream, encoding, at_once=self._at_once)
-        self._format = new
-        return found
+        self._format = stream_format
+        return remaining
 
     def _probe(self, data: bytes) -> VideoFrame:
         """Decode a key frame with FFmpeg, for its format.
@@ -130,20 +131,20 @@ class NvdecDecoder:
             frames = [*context.decode(Packet(data)), *context.decode(None)]
         except av.FFmpegError:
             raise PacketDamaged from None
-        for frame in frames:
-            if isinstance(frame, VideoFrame):
-                return frame
-        raise PacketDamaged
+        frame = next((frame for frame in frames if isinstance(frame, VideoFrame)), None)
+        if frame is None:
+            raise PacketDamaged
+        return frame
 
-    def _watch_order(self, at_ns: int | None) -> None:
+    def _check_order(self, pts_ns: int | None) -> None:
         """Stop immediate output if frames are not sent in display order, which it requires."""
-        if at_ns is None:
+        if pts_ns is None:
             return
-        if self._at_once and self._latest_ns is not None and at_ns < self._latest_ns:
-            log.info("frames are sent out of order: from the next key frame on, NVDEC gives them out later")
+        if self._at_once and self._latest_ns is not None and pts_ns < self._latest_ns:
+            log.info("frames are sent out of order: NVDEC outputs them later from the next key frame on")
             self._at_once = False
             self._format = self._parameters = None
-        self._latest_ns = at_ns
+        self._latest_ns = pts_ns
 
     def _discard_retired(self) -> None:
         retired, self._retired = self._retired, None

@@ -1,9 +1,8 @@
-"""NVDEC where it can decode a stream, and FFmpeg where it cannot: `reader: auto` on a graphics card.
+"""NVDEC if it can decode a stream, otherwise FFmpeg: `reader: auto` on a graphics card.
 
-What a card decodes shows with a stream's first key frame, and a camera may be set to something else until its next
-connection. So the choice is made again for each, between decoders that take the same packets, and nothing is opened
-twice. Where the frames go was decided before that, once: GPU memory. FFmpeg's are copied there, which the detector
-would have done later.
+The first key frame of a stream shows if the card can decode it, and the settings of a camera may change between two
+connections. So each connection makes the choice again, between decoders that take the same packets, and opens nothing
+twice. The frames are always in GPU memory. FFmpeg's frames are copied there, which the detector would do otherwise.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -42,61 +42,60 @@ class NvdecOrFFmpeg:
         ffmpeg: OpenDecoder,
         warn: Callable[[str], object],
     ) -> None:
-        """
+        """Create the decoder.
+
         Args:
-            nvdec: makes the decoder that is wanted. It may refuse a stream, and so may the decoder up to its first
-                frame: with `SourceError` or `OutOfMemory`.
-            ffmpeg: makes the one for what is refused.
+            stream: the stream to decode.
+            pixel_formats: the formats that the detector accepts.
+            nvdec: opens the preferred decoder. It may refuse a stream, and so may the decoder up to its first frame:
+                with `SourceError` or `OutOfMemory`.
+            ffmpeg: opens the decoder for refused streams.
             warn: logs the reason.
         """
+        self._open_ffmpeg = partial(ffmpeg, stream, pixel_formats)
         self._stream = stream
-        self._pixel_formats = pixel_formats
-        self._ffmpeg = ffmpeg
         self._warn = warn
         self._kept: deque[Packet[Any]] = deque(maxlen=_MOST_KEPT)  # what NVDEC has taken before its first frame
         self._settled = False
         self._copies: Stream | None = None  # FFmpeg decodes
         self._staged = FrameBuffer.wrap(np.empty((0, 0, 3), np.uint8), "bgr")
-        self._decoder = self._first(nvdec)
-
-    def _first(self, nvdec: OpenDecoder) -> PacketDecoder:
-        if "nv12" not in self._pixel_formats:  # as for the later passes of a loop that FFmpeg began
-            return self._other()
+        if "nv12" not in pixel_formats:  # a later pass of a loop whose first pass FFmpeg decoded
+            self._decoder = self._fall_back()
+            return
         try:
             require_room()
-            return nvdec(self._stream, self._pixel_formats)
+            self._decoder = nvdec(stream, pixel_formats)
         except (SourceError, OutOfMemory) as refusal:
-            self._log_refusal(refusal)
-            return self._other()
+            self._decoder = self._fall_back(refusal)
 
-    def _other(self) -> PacketDecoder:
+    def _fall_back(self, refusal: Exception | None = None) -> PacketDecoder:
+        if refusal is not None:
+            self._warn(f"decoded on the CPU, because {refusal.args[0]}")
         self._settled = True
         self._copies = Stream()
-        return self._ffmpeg(self._stream, self._pixel_formats)
+        return self._open_ffmpeg()
 
     def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         if self._settled:
             return self._decoder.decode(packet)
         self._kept.append(_copy(packet, self._stream))
         try:
-            found = self._decoder.decode(packet)
+            frames = self._decoder.decode(packet)
         except (SourceError, OutOfMemory) as refusal:
-            return self._begin_again(refusal)
-        if found:
+            self._decoder.close()
+            self._decoder = self._fall_back(refusal)
+            return self._decode_kept()
+        if frames:
             self._settled = True
             self._kept.clear()
-        return found
+        return frames
 
-    def _begin_again(self, refusal: Exception) -> Sequence[DecodedFrame]:
-        """With what was taken so far, by FFmpeg."""
-        self._log_refusal(refusal)
-        self._decoder.close()
-        self._decoder = self._other()
-        found: list[DecodedFrame] = []
+    def _decode_kept(self) -> Sequence[DecodedFrame]:
+        frames: list[DecodedFrame] = []
         while self._kept:
             with suppress(PacketDamaged):
-                found += self._decoder.decode(self._kept.popleft())
-        return found
+                frames += self._decoder.decode(self._kept.popleft())
+        return frames
 
     def describe(self, frame: Any, fps: float | None) -> StreamInfo:
         return self._decoder.describe(frame, fps)
@@ -118,9 +117,6 @@ class NvdecOrFFmpeg:
         if copies is not None:
             copies.close()
 
-    def _log_refusal(self, refusal: Exception) -> None:
-        self._warn(f"decoded on the CPU, because {refusal.args[0]}")
-
 
 def require_room() -> None:
     """Check that enough GPU memory is free for a decoder.
@@ -130,7 +126,7 @@ def require_room() -> None:
     """
     free_bytes, total_bytes = memory_info()
     if free_bytes * _RESERVED < total_bytes:
-        raise SourceError(f"less than 1/{_RESERVED} of the graphics card's memory is free")
+        raise SourceError(f"less than 1/{_RESERVED} of the graphics card's memory is free", code="out-of-memory")
 
 
 def _copy(packet: Packet[Any], stream: VideoStream) -> Packet[Any]:
