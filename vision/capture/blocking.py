@@ -12,12 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from vision.errors import SourceError
 
 ResourceT = TypeVar("ResourceT")
 ValueT = TypeVar("ValueT")
+
+_Call: TypeAlias = Callable[[Any], object]
 
 THREAD_PREFIX: Final = "blocking-"
 _JOIN_S: Final = 0.5
@@ -117,18 +119,12 @@ class BlockingReader(Generic[ResourceT, ValueT]):
 class _Worker:
     """One resource and its thread, which outlives the reader if the library hangs."""
 
-    def __init__(
-        self,
-        open_resource: Callable[[], ResourceT],
-        read: Callable[[ResourceT], object],
-        close: Callable[[ResourceT], object],
-    ) -> None:
+    def __init__(self, open_resource: Callable[[], Any], read: _Call, close: _Call) -> None:
         self._requests: SimpleQueue[bool] = SimpleQueue()  # True: read; False: end
         self._outcomes: SimpleQueue[_Outcome | None] = SimpleQueue()  # None: wake up
         self._busy = True
-        self._thread = threading.Thread(
-            target=self._run, args=(open_resource, read, close), name=f"{THREAD_PREFIX}library", daemon=True
-        )
+        calls = (open_resource, read, close)
+        self._thread = threading.Thread(target=self._run, args=calls, name=f"{THREAD_PREFIX}library", daemon=True)
         self._thread.start()
 
     def request(self) -> None:
@@ -157,12 +153,7 @@ class _Worker:
         self._requests.put(False)
         self._thread.join(_JOIN_S)
 
-    def _run(
-        self,
-        open_resource: Callable[[], ResourceT],
-        read: Callable[[ResourceT], object],
-        close: Callable[[ResourceT], object],
-    ) -> None:
+    def _run(self, open_resource: Callable[[], Any], read: _Call, close: _Call) -> None:
         try:
             resource = open_resource()
         except BaseException as error:  # noqa: BLE001 - raised again by `outcome`

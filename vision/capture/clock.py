@@ -12,10 +12,10 @@ import logging
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from vision.types import ClockSource
+from vision.capture.source import Grab
+from vision.types import ClockSource, YuvEncoding
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +57,6 @@ def utc_minus_running_time(
     return int(utc_ns - running_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """The capture time of a frame on both clocks, and its source."""
-
-    captured_ns: int  # monotonic
-    captured_utc_ns: int
-    clock: ClockSource
-
-
 class CaptureClock:
     """Capture times of one camera: never in the future, always increasing.
 
@@ -91,8 +82,16 @@ class CaptureClock:
         self._late_since_ns: int | None = None
         self._last_ns = 0
 
-    def stamp(self, arrived_ns: int, ntp_utc_ns: int | None) -> Stamp:
-        """Return the capture time of a frame that arrived at `arrived_ns` (monotonic)."""
+    def stamp(
+        self,
+        arrived_ns: int,
+        ntp_utc_ns: int | None,
+        *,
+        pts_ns: int | None = None,
+        corrupt: bool = False,
+        yuv: YuvEncoding | None = None,
+    ) -> Grab:
+        """Return a frame that arrived at `arrived_ns` (monotonic), with its capture time on both clocks."""
         now_ns = self._clock()
         utc_ns = self._utc()
         arrived_ns = min(arrived_ns, now_ns)
@@ -104,7 +103,8 @@ class CaptureClock:
         captured_ns = arrived_ns - max(0, delay_ns) if by_camera else arrived_ns
         captured_ns = min(max(captured_ns, self._last_ns + 1), now_ns)
         self._last_ns = captured_ns
-        return Stamp(captured_ns, utc_ns - (now_ns - captured_ns), "rtcp" if by_camera else "arrival")
+        clock: ClockSource = "rtcp" if by_camera else "arrival"
+        return Grab(captured_ns, utc_ns - (now_ns - captured_ns), clock, pts_ns, corrupt, yuv)
 
     def _update_trust(self, delay_ns: int, now_ns: int, now_utc_ns: int) -> None:
         on_time = abs(delay_ns) <= self._trust_ns

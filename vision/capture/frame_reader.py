@@ -7,15 +7,16 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vision.capture.open import open_source
-from vision.capture.source import Grab, Source, StreamInfo
+from vision.capture.source import Grab, StreamInfo
 from vision.config import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
-from vision.types import FrameBuffer, frame_shape
+from vision.types import FrameBuffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,29 +41,17 @@ def read_frames(camera: CameraConfig, *, offline: bool) -> Generator[CapturedFra
     """
     with closing(open_source(camera, offline=offline, pixel_formats=("bgr",))) as source:
         info = source.open()
-        pixels = np.empty(frame_shape(info.height_px, info.width_px, "bgr"), np.uint8)
-        index = 0
-        while (grab := _next(source, camera.read_timeout_s)) is not None:
-            pixels = _retrieve(source, pixels)
-            yield CapturedFrame(index, grab, pixels, info)
-            index += 1
-
-
-def _next(source: Source, timeout_s: float) -> Grab | None:
-    """Return the next frame, or None at the end."""
-    try:
-        grab = source.grab(timeout_s)
-    except EndOfStream:
-        return None
-    if grab is None:
-        raise SourceError(f"no frame within {timeout_s:g} s")
-    return grab
-
-
-def _retrieve(source: Source, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    try:
-        source.retrieve(FrameBuffer.wrap(pixels, "bgr"))
-    except SizeChanged as changed:
-        pixels = np.empty(frame_shape(changed.height_px, changed.width_px, "bgr"), np.uint8)
-        source.retrieve(FrameBuffer.wrap(pixels, "bgr"))
-    return pixels
+        buffer = FrameBuffer.allocate(info.height_px, info.width_px, "bgr")
+        for index in count():
+            try:
+                grab = source.grab(camera.read_timeout_s)
+            except EndOfStream:
+                return
+            if grab is None:
+                raise SourceError(f"no frame within {camera.read_timeout_s:g} s", code="silent")
+            try:
+                source.retrieve(buffer)
+            except SizeChanged as changed:
+                buffer = FrameBuffer.allocate(changed.height_px, changed.width_px, "bgr")
+                source.retrieve(buffer)
+            yield CapturedFrame(index, grab, buffer.require_host(), info)

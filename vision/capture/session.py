@@ -15,7 +15,7 @@ from typing import Final
 
 from vision.capture.camera_status import StatusTracker
 from vision.capture.liveness import FrozenFrameDetector
-from vision.capture.source import FrameSink, Grab, Source, StreamInfo
+from vision.capture.source import FrameSink, Grab, Source
 from vision.errors import DeviceError, OutOfMemory, SizeChanged, SourceError, redact
 from vision.metrics import span
 from vision.types import DropReason, FrameBuffer, FrameMeta
@@ -90,29 +90,23 @@ class Session:
     """One connection. All methods run on the camera's thread."""
 
     def __init__(self, source: Source, camera: CameraParts) -> None:
-        self._source = source
-        self._camera = camera
-        self._info: StreamInfo | None = None
-        self._live = False
-        self._height_px = self._width_px = 0
-        self._index = -1  # of the last grabbed frame, in this epoch
-
-    def open(self) -> None:
         """Open the source and prepare the sink.
 
         Raises:
             SourceError: the source cannot be opened, or its frames cannot be stored.
         """
-        camera = self._camera
+        self._source = source
+        self._camera = camera
         with camera.calls.calling("open"):
-            info = self._source.open()
-        self._check_size(info.height_px, info.width_px)
-        self._info, self._live = info, self._source.live
+            self._info = info = source.open()
+        _check_size(info.height_px, info.width_px)
+        self._live = source.live
         self._height_px, self._width_px = info.height_px, info.width_px
+        self._index = -1  # of the last grabbed frame, in this epoch
         camera.status.connected(info, live=self._live)
         if camera.frozen_frames is not None:
             camera.frozen_frames.connected()
-        self._configure_sink(info)
+        self._configure_sink()
         size = f"{info.width_px}x{info.height_px} {info.pixel_format}"
         log.info("camera %s: connected, %s, decoder %s", camera.camera_id, size, info.decoder)
 
@@ -208,7 +202,6 @@ class Session:
         return detector is not None and detector.frozen
 
     def _meta(self, grab: Grab) -> FrameMeta:
-        assert self._info is not None
         return FrameMeta(
             camera_id=self._camera.camera_id,
             index=self._index,
@@ -223,30 +216,29 @@ class Session:
 
     def _resize(self, change: SizeChanged) -> None:
         """Begin a new epoch over the same connection. The grabbed frame is its first."""
-        assert self._info is not None
-        self._check_size(change.height_px, change.width_px)
+        _check_size(change.height_px, change.width_px)
         self._height_px, self._width_px = change.height_px, change.width_px
         self._index = 0
         self._camera.status.resized(change.height_px, change.width_px)
-        self._configure_sink(self._info)
+        self._configure_sink()
         log.info("camera %s: %s", self._camera.camera_id, change)
 
-    def _configure_sink(self, info: StreamInfo) -> None:
+    def _configure_sink(self) -> None:
         height_px, width_px = self._height_px, self._width_px
         try:
-            self._camera.sink.configure(height_px, width_px, info.pixel_format)
+            self._camera.sink.configure(height_px, width_px, self._info.pixel_format)
         except ValueError as error:  # the source chooses another format when it is opened again
             raise SourceError(f"no buffer for its frames: {error}", code="frame-size") from error
         except (OutOfMemory, MemoryError) as error:
             raise _out_of_memory(f"no memory for frames of {width_px}x{height_px}", error) from error
 
-    @staticmethod
-    def _check_size(height_px: int, width_px: int) -> None:
-        if not (1 <= width_px <= MAX_SIDE_PX and 1 <= height_px <= MAX_SIDE_PX):
-            raise SourceError(
-                f"expected frames of 1x1 to {MAX_SIDE_PX}x{MAX_SIDE_PX} pixels, got {width_px}x{height_px}",
-                code="frame-size",
-            )
+
+def _check_size(height_px: int, width_px: int) -> None:
+    if not (1 <= width_px <= MAX_SIDE_PX and 1 <= height_px <= MAX_SIDE_PX):
+        raise SourceError(
+            f"expected frames of 1x1 to {MAX_SIDE_PX}x{MAX_SIDE_PX} pixels, got {width_px}x{height_px}",
+            code="frame-size",
+        )
 
 
 def _out_of_memory(text: str, error: OutOfMemory | MemoryError) -> SourceError:

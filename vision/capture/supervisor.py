@@ -172,7 +172,6 @@ class CameraSupervisor:
                 if self._stopping.is_set():  # `stop` may have looked for a source just before there was one
                     return None
                 session = Session(source, self._parts)
-                session.open()
                 connected = True
                 session.stream(self._health_check())
             finally:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from tests.frame_buffers import wrap
 from vision.capture.opencv.bindings import describe, position_ns
-from vision.capture.opencv.frames import FrameRetriever
-from vision.capture.opencv.source import V4L2Source, open_device, request_mode
+from vision.capture.opencv.source import FrameRetriever, V4L2Source, open_device, request_mode
 from vision.config import CameraConfig
 from vision.errors import SizeChanged, SourceError
 

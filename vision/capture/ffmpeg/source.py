@@ -105,12 +105,10 @@ class FFmpegSource:
         if frame is None:
             return None
         self._frame = frame
-        stamp = self._capture_clock.stamp(frame.packet.arrived_ns, frame.packet.ntp_utc_ns)
-        return Grab(
-            stamp.captured_ns,
-            stamp.captured_utc_ns,
-            stamp.clock,
-            frame.decoded.pts_ns,
+        return self._capture_clock.stamp(
+            frame.packet.arrived_ns,
+            frame.packet.ntp_utc_ns,
+            pts_ns=frame.decoded.pts_ns,
             corrupt=frame.packet.corrupt,
             yuv=encoding_of(frame.decoded.image),
         )

@@ -127,6 +127,7 @@ class GStreamerSource:
     def _stamp(self, player: Player, buffer: Any, info: StreamInfo) -> Grab:
         pts_ns = None if buffer.pts == NO_TIME else int(buffer.pts)
         packet = player.packets.info(pts_ns)
-        stamp = self._capture_clock.stamp(packet.arrived_ns, packet.ntp_utc_ns)
         corrupt = packet.corrupt or buffer.has_flags(library().Gst.BufferFlags.CORRUPTED)
-        return Grab(stamp.captured_ns, stamp.captured_utc_ns, stamp.clock, pts_ns, corrupt, info.yuv)
+        return self._capture_clock.stamp(
+            packet.arrived_ns, packet.ntp_utc_ns, pts_ns=pts_ns, corrupt=corrupt, yuv=info.yuv
+        )

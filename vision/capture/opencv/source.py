@@ -11,18 +11,20 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from vision.capture.blocking import BlockingReader
 from vision.capture.opencv.bindings import Capture, describe, position_ns
-from vision.capture.opencv.frames import FrameRetriever
 from vision.capture.source import Grab, StreamInfo, not_open
 from vision.config import CameraConfig
-from vision.errors import SourceError
+from vision.errors import SizeChanged, SourceError
 from vision.types import FrameBuffer
 
 log = logging.getLogger(__name__)
@@ -96,6 +98,38 @@ def _grab(device: str, capture: Capture) -> Grab:
     if not success:
         raise _device_error(device, f"no frame for {time.monotonic() - began:.1f} s", "was it unplugged?")
     return Grab(time.monotonic_ns(), time.time_ns(), "arrival", position_ns(capture))
+
+
+@dataclass(slots=True)
+class FrameRetriever:
+    """Writes decoded frames into buffers. Keeps a frame of another size until the caller has a buffer for it."""
+
+    capture: Capture
+    _kept: NDArray[np.uint8] | None = None
+
+    def discard(self) -> None:
+        """Discard the kept frame: another frame was grabbed."""
+        self._kept = None
+
+    def retrieve(self, out: NDArray[np.uint8]) -> None:
+        """Write the grabbed frame into `out`, as `vision.capture.source.Source.retrieve` does, in bgr."""
+        if self._kept is None:
+            try:
+                success, pixels = self.capture.retrieve(out)
+            except cv2.error as error:
+                raise SourceError(f"a frame could not be decoded: {error}", code="decoding") from error
+            if not success:
+                raise SourceError("a frame could not be decoded", code="decoding")
+            if pixels is out:
+                return
+            self._kept = pixels  # OpenCV allocates another array if the given one has the wrong size
+        if self._kept.ndim != 3 or self._kept.shape[2] != 3:
+            raise SourceError(
+                f"expected a frame of 3 channels, got an array of shape {self._kept.shape}", code="decoding"
+            )
+        if self._kept.shape != out.shape:
+            raise SizeChanged(*self._kept.shape[:2])
+        np.copyto(out, self._kept)
 
 
 class V4L2Source:
