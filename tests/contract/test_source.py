@@ -82,7 +82,7 @@ def near(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
 # --- frames ---------------------------------------------------------------------------------------------------------
 
 
-def test_open_tells_the_truth(stream: Stream) -> None:
+def test_open_returns_the_properties_of_the_frames(stream: Stream) -> None:
     with closing(stream.make()) as source:
         info = source.open()
         assert (info.height_px, info.width_px) == (HEIGHT_PX, WIDTH_PX)
@@ -92,7 +92,7 @@ def test_open_tells_the_truth(stream: Stream) -> None:
         assert pixels.dtype == np.uint8
 
 
-def test_retrieve_writes_into_the_buffer_given_and_nowhere_else(stream: Stream) -> None:
+def test_retrieve_writes_into_the_given_buffer_only(stream: Stream) -> None:
     """Detectors give slices of page-locked memory."""
     with closing(stream.make()) as source:
         info = source.open()
@@ -107,7 +107,7 @@ def test_retrieve_writes_into_the_buffer_given_and_nowhere_else(stream: Stream) 
         assert np.all(arena[-64:] == 0xA5)
 
 
-def test_a_frame_is_not_changed_by_the_next_one(stream: Stream) -> None:
+def test_retrieved_frame_is_not_changed_by_the_next(stream: Stream) -> None:
     with closing(stream.make()) as source:
         info = source.open()
         frames = [read(source, info) for _ in range(5)]
@@ -117,7 +117,7 @@ def test_a_frame_is_not_changed_by_the_next_one(stream: Stream) -> None:
         assert all(not near(one, other) for one, other in pairwise(frames))
 
 
-def test_frames_that_are_not_retrieved_are_passed_over(stream: Stream) -> None:
+def test_frames_that_are_not_retrieved_are_skipped(stream: Stream) -> None:
     with closing(stream.make()) as source:
         info = source.open()
         every = [read(source, info) for _ in range(6)]
@@ -128,7 +128,7 @@ def test_frames_that_are_not_retrieved_are_passed_over(stream: Stream) -> None:
         assert near(read(source, info), every[4])
 
 
-def test_a_buffer_of_another_size_is_refused_and_the_frame_is_not_lost(stream: Stream) -> None:
+def test_buffer_of_another_size_is_refused_and_the_frame_kept(stream: Stream) -> None:
     with closing(stream.make()) as source:
         info = source.open()
         expected = read(source, info)
@@ -143,7 +143,7 @@ def test_a_buffer_of_another_size_is_refused_and_the_frame_is_not_lost(stream: S
         assert np.array_equal(pixels, expected)
 
 
-def test_the_end_is_the_end(stream: Stream) -> None:
+def test_end_is_final(stream: Stream) -> None:
     with closing(stream.make()) as source:
         source.open()
         if stream.endless:
@@ -160,7 +160,7 @@ def test_the_end_is_the_end(stream: Stream) -> None:
 # --- times ------------------------------------------------------------------------------------------------------------
 
 
-def test_times_increase_and_are_told_on_both_clocks(stream: Stream) -> None:
+def test_times_increase_on_both_clocks(stream: Stream) -> None:
     with closing(stream.make()) as source:
         source.open()
         before_ns, offset_ns = time.monotonic_ns(), time.time_ns() - time.monotonic_ns()
@@ -176,7 +176,7 @@ def test_times_increase_and_are_told_on_both_clocks(stream: Stream) -> None:
         assert times[-1] <= after_ns
 
 
-def test_media_time_is_read_offline_only(all_streams: dict[str, Stream]) -> None:
+def test_media_time_is_used_offline_only(all_streams: dict[str, Stream]) -> None:
     for name, one in all_streams.items():
         with closing(one.make()) as source:
             source.open()
@@ -200,7 +200,7 @@ def grab_until_none(source: Source) -> None:
     assert any(source.grab(0.05) is None for _ in range(COUNT))
 
 
-def test_a_grab_returns_when_its_time_is_over_and_loses_nothing(request: pytest.FixtureRequest, slow: Source) -> None:
+def test_grab_that_times_out_loses_no_frame(request: pytest.FixtureRequest, slow: Source) -> None:
     with closing(slow) as source:
         info, waits, waited_for = source.open(), 0, 0
         seen: list[NDArray[np.uint8]] = []
@@ -217,7 +217,7 @@ def test_a_grab_returns_when_its_time_is_over_and_loses_nothing(request: pytest.
         assert all(near(frame, read(source, info)) for frame in seen)
 
 
-def test_an_interrupt_ends_a_grab(slow: Source) -> None:
+def test_interrupt_ends_a_grab(slow: Source) -> None:
     with closing(slow) as source:
         source.open()
         grab_until_none(source)
@@ -231,7 +231,7 @@ def test_an_interrupt_ends_a_grab(slow: Source) -> None:
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
-def test_close_may_come_at_any_time(stream: Stream) -> None:
+def test_close_is_allowed_at_any_time(stream: Stream) -> None:
     source = stream.make()
     source.close()
     source.close()
@@ -262,7 +262,7 @@ def test_use_before_open_and_after_close_is_an_error(stream: Stream) -> None:
     assert raised.value.code == "not-open"
 
 
-def test_opened_again_it_begins_again(stream: Stream) -> None:
+def test_reopened_source_starts_with_its_first_frame(stream: Stream) -> None:
     with closing(stream.make()) as source:
         first = read(source, source.open())
         read(source, source.open())
@@ -291,7 +291,7 @@ def returns_to(before: tuple[int, int]) -> bool:
     return wait_until(settled)
 
 
-def test_nothing_is_left_after_50_opens(stream: Stream) -> None:
+def test_50_opens_leave_no_resources(stream: Stream) -> None:
     with closing(stream.make()) as source:  # what is made once stays
         read(source, source.open())
     assert wait_until(lambda: threading.active_count() <= 2)
@@ -319,7 +319,7 @@ def failing(kind: str, folder: Path) -> Callable[[], Source]:
 
 
 @pytest.mark.parametrize("kind", ["rtsp", "http", "file", "usb"])
-def test_nothing_grows_over_1000_failed_opens(kind: str, tmp_path: Path) -> None:
+def test_1000_failed_opens_leave_no_memory(kind: str, tmp_path: Path) -> None:
     make = failing(kind, tmp_path)
 
     def fail() -> None:

@@ -35,7 +35,7 @@ from vision.types import PixelFormat, YuvEncoding
 GOP = 20
 
 
-def test_it_is_available() -> None:
+def test_gstreamer_is_available() -> None:
     assert available(camera("rtsp://127.0.0.1/clip", "gstreamer")) is None
     reason = available(camera("csi:0", "gstreamer"))
     assert reason is not None
@@ -44,7 +44,7 @@ def test_it_is_available() -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
-def test_the_first_frame_is_a_key_frame(server: Server, transport: str) -> None:
+def test_first_frame_of_a_connection_is_a_key_frame(server: Server, transport: str) -> None:
     """Also for a client that comes in the middle of a group of frames."""
     with opened(camera(server.url("/clip"), "gstreamer")) as (before, info):
         for _ in range(2 * GOP):
@@ -63,7 +63,7 @@ def test_the_first_frame_is_a_key_frame(server: Server, transport: str) -> None:
             assert error == 0.0
 
 
-def test_a_camera_whose_clock_was_never_set(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_unset_camera_clock_is_not_trusted(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     """Its times are not believed, and one warning says so."""
     with (
         caplog.at_level(logging.WARNING),
@@ -85,7 +85,7 @@ def test_a_camera_whose_clock_was_never_set(server: Server, caplog: pytest.LogCa
 @pytest.mark.parametrize(
     ("path", "decoder"), [("/h265", "avdec_h265"), ("/mjpeg", "jpegdec"), ("/other", "avdec_h264")]
 )
-def test_other_codecs_and_sound(server: Server, path: str, decoder: str) -> None:
+def test_other_codecs_are_played_without_sound(server: Server, path: str, decoder: str) -> None:
     with opened(camera(server.url(path), "gstreamer", open_timeout_s=15)) as (source, info):
         assert (info.width_px, info.height_px, info.decoder) == (384, 288, decoder)
         for _ in range(3):
@@ -95,7 +95,7 @@ def test_other_codecs_and_sound(server: Server, path: str, decoder: str) -> None
 
 
 @pytest.mark.parametrize("formats", [("bgr",), ("bgrx", "bgr"), ("nv12",), ("bgr", "i420")])
-def test_pixel_formats(server: Server, formats: tuple[PixelFormat, ...]) -> None:
+def test_delivered_pixel_format_follows_the_detector(server: Server, formats: tuple[PixelFormat, ...]) -> None:
     """The decoder's own I420 where it is wanted, the first wanted where not."""
     source = GStreamerSource(camera(server.url("/clip"), "gstreamer"), formats)
     try:
@@ -166,7 +166,7 @@ SAID: tuple[tuple[int, str, YuvEncoding], ...] = (
 
 
 @pytest.mark.parametrize("parts", [UNSAID, SAID], ids=["unsaid", "said"])
-def test_each_frame_tells_its_encoding(parts: tuple[tuple[int, str, YuvEncoding], ...], tmp_path: Path) -> None:
+def test_grab_has_the_encoding_of_the_frame(parts: tuple[tuple[int, str, YuvEncoding], ...], tmp_path: Path) -> None:
     path = tmp_path / "a.h264"
     each = [
         video("libx264", "h264", count=3, size=(height_px, 128), options=(*FAST.items(), ("x264-params", x264)))
@@ -183,7 +183,7 @@ def test_each_frame_tells_its_encoding(parts: tuple[tuple[int, str, YuvEncoding]
     assert found == [(height_px, yuv) for height_px, _, yuv in parts for _ in range(3)]
 
 
-def test_a_buffer_is_read_where_it_is_or_by_copy() -> None:
+def test_buffer_is_mapped_in_place_or_by_copy() -> None:
     """Both ways, because which one is used depends on the version of PyGObject."""
 
     class Plain:
@@ -203,7 +203,7 @@ def test_a_buffer_is_read_where_it_is_or_by_copy() -> None:
 
 
 @pytest.mark.parametrize(("blank", "quote"), [("%20", "%22"), ("%20", ""), ("", "")])
-def test_a_url_cannot_become_a_piece_of_pipeline(server: Server, tmp_path: Path, blank: str, quote: str) -> None:
+def test_url_cannot_inject_pipeline_elements(server: Server, tmp_path: Path, blank: str, quote: str) -> None:
     """It goes to the camera whole, which has no such path. (Bare blanks and quotes are refused by camera.yaml.)"""
     owned = tmp_path / "owned"
     location = f"location={quote}{owned}{quote}"
@@ -217,7 +217,7 @@ def test_a_url_cannot_become_a_piece_of_pipeline(server: Server, tmp_path: Path,
     assert not owned.exists()
 
 
-def test_nothing_is_left_behind(server: Server) -> None:
+def test_connections_leave_no_resources(server: Server) -> None:
     """50 connections: some play, most are interrupted somewhere on the way to the first frame."""
 
     def once(cycle: int) -> None:

@@ -43,7 +43,7 @@ def outage() -> Iterator[dict[str, Watched]]:
         yield cameras
 
 
-def test_a_camera_that_refuses_at_start_is_found_later(outage: dict[str, Watched], reader: str) -> None:
+def test_camera_that_is_absent_at_the_start_is_connected_later(outage: dict[str, Watched], reader: str) -> None:
     watched = outage[reader]
     assert watched.states.index("backing-off") < watched.states.index("streaming")
     assert watched.errors[0].startswith("rtsp://127.0.0.1:")
@@ -51,7 +51,7 @@ def test_a_camera_that_refuses_at_start_is_found_later(outage: dict[str, Watched
     assert watched.recorder.metas[0].epoch == 0
 
 
-def test_a_server_that_comes_back_is_found_again(outage: dict[str, Watched], reader: str) -> None:
+def test_restarted_server_is_connected_again(outage: dict[str, Watched], reader: str) -> None:
     watched = outage[reader]
     states = watched.states[watched.states.index("streaming") :]
     assert "backing-off" in states
@@ -59,7 +59,7 @@ def test_a_server_that_comes_back_is_found_again(outage: dict[str, Watched], rea
     assert watched.status.reconnects == 1
 
 
-def test_each_connection_is_an_epoch_with_numbers_of_its_own(outage: dict[str, Watched], reader: str) -> None:
+def test_each_connection_starts_an_epoch(outage: dict[str, Watched], reader: str) -> None:
     metas = outage[reader].recorder.metas
     epochs = [meta.epoch for meta in metas]
     assert sorted(set(epochs)) == [0, 1]
@@ -92,7 +92,7 @@ def company(server: Server) -> Iterator[dict[str, list[Watched]]]:
         yield cameras
 
 
-def test_a_dead_camera_disturbs_no_other(company: dict[str, list[Watched]], reader: str) -> None:
+def test_dead_camera_does_not_delay_another(company: dict[str, list[Watched]], reader: str) -> None:
     """Not while the others connect, nor later: a lock that they shared would stop it for their time-outs, 5 s."""
     refusing, silent, _, works = company[reader]
     assert refusing.recorder.metas == silent.recorder.metas == []
@@ -102,7 +102,7 @@ def test_a_dead_camera_disturbs_no_other(company: dict[str, list[Watched]], read
     assert [meta.index for meta in works.recorder.metas] == list(range(len(works.recorder.metas)))
 
 
-def test_a_stream_that_stops_counts_as_frozen_until_it_goes_on(company: dict[str, list[Watched]], reader: str) -> None:
+def test_stopped_stream_is_frozen_until_it_continues(company: dict[str, list[Watched]], reader: str) -> None:
     states = company[reader][2].states
     assert states[states.index("frozen") - 1] == "streaming"
     assert states[-1] == "streaming"
@@ -119,7 +119,7 @@ def switching(server: Server) -> Iterator[dict[str, Watched]]:
         yield cameras
 
 
-def test_a_new_size_in_mid_stream(switching: dict[str, Watched], reader: str) -> None:
+def test_size_change_starts_an_epoch(switching: dict[str, Watched], reader: str) -> None:
     """Each size is a new epoch over the same connection."""
     watched = switching[reader]
     metas = watched.recorder.metas

@@ -31,7 +31,7 @@ PASSWORD = "hunter2"
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
-def test_plays(server: Server, reader: str, transport: str) -> None:
+def test_stream_plays_over_the_configured_transport(server: Server, reader: str, transport: str) -> None:
     """Every frame is a later one of the clip, and the server says that the transport is the one asked for."""
     clip_luma()  # takes time, in which frames would be missed
     played = server.lines.count(f"play /clip {transport}")
@@ -57,7 +57,7 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield running
 
 
-def test_right_password(guarded: Server, reader: str) -> None:
+def test_correct_password_is_accepted(guarded: Server, reader: str) -> None:
     with opened(camera(guarded.url("/private", f"ann:{PASSWORD}@"), reader)) as (source, _):
         assert source.grab(PATIENCE_S) is not None
 
@@ -71,7 +71,7 @@ def test_right_password(guarded: Server, reader: str) -> None:
     ],
     ids=["wrong password", "no password", "wrong path"],
 )
-def test_refused(
+def test_refused_connection_names_the_cause_without_secrets(
     guarded: Server,
     reader: str,
     caplog: pytest.LogCaptureFixture,
@@ -101,7 +101,7 @@ def test_refused(
     assert any(said in error for error in watched.errors)
 
 
-def test_interrupt_ends_an_open_that_waits(reader: str) -> None:
+def test_interrupt_ends_a_waiting_open(reader: str) -> None:
     with silent_port() as port:
         source = source_of(camera(f"rtsp://127.0.0.1:{port}/clip", reader, open_timeout_s=60))
         failures: list[SourceError] = []
@@ -122,7 +122,7 @@ def test_interrupt_ends_an_open_that_waits(reader: str) -> None:
         source.close()
 
 
-def test_interrupt_ends_a_grab_that_waits(reader: str) -> None:
+def test_interrupt_ends_a_waiting_grab(reader: str) -> None:
     with Server() as own, opened(camera(own.url("/clip"), reader)) as (source, _):
         assert source.grab(PATIENCE_S) is not None
         own.freeze()

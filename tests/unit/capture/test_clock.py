@@ -60,17 +60,17 @@ def machine(caplog: pytest.LogCaptureFixture) -> Machine:
         (-86_400 * S, 0, "arrival", True),  # tomorrow
     ],
 )
-def test_first_frame(delay_ns: int | None, age_ns: int, clock: str, warned: bool, machine: Machine) -> None:
+def test_first_frame_decides_if_the_camera_clock_is_trusted(delay_ns: int | None, age_ns: int, clock: str, warned: bool, machine: Machine) -> None:
     assert machine.frame(delay_ns) == (age_ns, age_ns, clock)
     assert bool(machine.warnings) == warned
 
 
 @pytest.mark.parametrize(("delay_ns", "age_ns", "clock"), [(100 * MS, 130 * MS, "rtcp"), (None, 30 * MS, "arrival")])
-def test_time_in_the_decoder_counts(machine: Machine, delay_ns: int | None, age_ns: int, clock: str) -> None:
+def test_decoding_time_is_part_of_the_age(machine: Machine, delay_ns: int | None, age_ns: int, clock: str) -> None:
     assert machine.frame(delay_ns, decoding_ns=30 * MS) == (age_ns, age_ns, clock)
 
 
-def test_a_network_that_falls_behind_is_seen_once_the_clock_is_believed(machine: Machine) -> None:
+def test_late_frames_of_a_trusted_clock_have_their_age(machine: Machine) -> None:
     assert machine.frame(50 * MS)[2] == "rtcp"
     assert machine.frame(3 * S) == (150 * MS - 1, 150 * MS - 1, "rtcp")  # not before the last
     machine.now_ns += 10 * S
@@ -79,13 +79,13 @@ def test_a_network_that_falls_behind_is_seen_once_the_clock_is_believed(machine:
 
 
 @pytest.mark.parametrize("delay_ns", [-501 * MS, 3601 * S])
-def test_a_clock_that_was_set_wrong_is_not_believed_any_more(delay_ns: int, machine: Machine) -> None:
+def test_clock_that_jumps_is_no_longer_trusted(delay_ns: int, machine: Machine) -> None:
     machine.frame(50 * MS)
     assert machine.frame(delay_ns) == (0, 0, "arrival")
     assert len(machine.warnings) == 1
 
 
-def test_a_clock_set_back_by_seconds_is_not_believed_after_half_a_minute(machine: Machine) -> None:
+def test_clock_set_back_by_seconds_is_distrusted_after_30_s(machine: Machine) -> None:
     machine.frame(50 * MS)
     clocks = [machine.frame(5 * S)[2] for _ in range(2 * LATE_FOR_NS // (100 * MS))]
     late = clocks.index("arrival") * 100 * MS
@@ -94,7 +94,7 @@ def test_a_clock_set_back_by_seconds_is_not_believed_after_half_a_minute(machine
     assert len(machine.warnings) == 1
 
 
-def test_one_late_spell_does_not_count_towards_the_next(machine: Machine) -> None:
+def test_late_periods_are_not_added_up(machine: Machine) -> None:
     for _ in range(3):
         machine.frame(50 * MS)
         machine.now_ns += LATE_FOR_NS // 2
@@ -104,7 +104,7 @@ def test_one_late_spell_does_not_count_towards_the_next(machine: Machine) -> Non
     assert machine.warnings == []
 
 
-def test_a_clock_that_is_set_right_is_believed_again_and_one_warning_is_enough(machine: Machine) -> None:
+def test_corrected_clock_is_trusted_again_with_one_warning(machine: Machine) -> None:
     for _ in range(3):
         assert machine.frame(UTC_MINUS_MONOTONIC)[2] == "arrival"
         assert machine.frame(50 * MS)[2] == "rtcp"
@@ -124,7 +124,7 @@ def test_capture_times_always_increase(machine: Machine) -> None:
         machine.now_ns += 40 * MS
 
 
-def test_an_arrival_in_the_future_is_now(machine: Machine) -> None:
+def test_arrival_in_the_future_is_set_to_now(machine: Machine) -> None:
     assert machine.stamps.stamp(machine.now_ns + S, None).captured_ns == machine.now_ns
 
 
@@ -133,7 +133,7 @@ def report(seconds: int, fraction: int, kind: int = 200) -> bytes:
     return struct.pack("!BBHIIIIII", 0x80, kind, 6, 0xDEADBEEF, seconds, fraction, 12345, 10, 1000)
 
 
-def test_sender_report() -> None:
+def test_sender_report_gives_utc() -> None:
     moment = datetime(2024, 2, 29, 12, 0, tzinfo=timezone.utc)
     ntp_s = int(moment.timestamp()) + NTP_TO_UNIX_S
     offset_ns = utc_minus_running_time(
@@ -148,9 +148,9 @@ def test_sender_report() -> None:
     [report(0, 0), report(1, 0, kind=201), report(1, 0)[:19], b""],
     ids=["no clock", "receiver report", "cut off", "empty"],
 )
-def test_what_is_no_sender_report_says_nothing(packet: bytes) -> None:
+def test_other_packets_give_no_utc(packet: bytes) -> None:
     assert utc_minus_running_time(packet, rtp_time=2, base_rtp_time=1, base_running_ns=0, clock_rate_hz=90_000) is None
 
 
-def test_a_clock_rate_of_zero_says_nothing() -> None:
+def test_clock_rate_of_zero_gives_no_utc() -> None:
     assert utc_minus_running_time(report(1, 0), rtp_time=2, base_rtp_time=1, base_running_ns=0, clock_rate_hz=0) is None

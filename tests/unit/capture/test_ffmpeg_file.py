@@ -104,7 +104,7 @@ def read_all(source: Source, info: StreamInfo) -> list[int]:
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_every_frame_once_and_in_time(play: Player, tmp_path: Path, offline: bool) -> None:
+def test_frames_are_read_once_with_their_times(play: Player, tmp_path: Path, offline: bool) -> None:
     source = play(write_video(tmp_path / "a.avi"), offline=offline)
     info = source.open()
     assert (info.width_px, info.height_px, info.fps) == (64, 48, 10.0)
@@ -119,7 +119,7 @@ def test_every_frame_once_and_in_time(play: Player, tmp_path: Path, offline: boo
     source.close()
 
 
-def test_at_its_own_pace_a_frame_that_is_not_due_is_not_lost(play: Player, tmp_path: Path) -> None:
+def test_frame_that_is_not_due_is_kept(play: Player, tmp_path: Path) -> None:
     source = play(write_video(tmp_path / "a.avi"), offline=False)
     source.open()
     found = [grab for _ in range(110) if (grab := source.grab(0.01)) is not None]
@@ -128,7 +128,7 @@ def test_at_its_own_pace_a_frame_that_is_not_due_is_not_lost(play: Player, tmp_p
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_a_loop_goes_on_without_a_seam(play: Player, tmp_path: Path, offline: bool) -> None:
+def test_loop_continues_times_and_frames(play: Player, tmp_path: Path, offline: bool) -> None:
     source = play(write_video(tmp_path / "a.avi", 5), loop=True, offline=offline)
     info = source.open()
     grabs, numbers = zip(*[read(source, info) for _ in range(23)], strict=True)
@@ -137,14 +137,14 @@ def test_a_loop_goes_on_without_a_seam(play: Player, tmp_path: Path, offline: bo
     source.close()
 
 
-def test_a_loop_of_one_frame(play: Player, tmp_path: Path) -> None:
+def test_loop_of_one_frame(play: Player, tmp_path: Path) -> None:
     source = play(write_video(tmp_path / "a.avi", 1), loop=True)
     info = source.open()
     assert [read(source, info)[1] for _ in range(5)] == [0] * 5
     source.close()
 
 
-def test_a_loop_of_a_file_whose_start_cannot_be_sought(play: Player, tmp_path: Path) -> None:
+def test_loop_of_a_file_that_cannot_be_sought(play: Player, tmp_path: Path) -> None:
     """Two recordings in one MPEG transport stream, whose times begin again: seeking finds the second one."""
     path = tmp_path / "a.ts"
     parts = []
@@ -166,7 +166,7 @@ def test_a_loop_of_a_file_whose_start_cannot_be_sought(play: Player, tmp_path: P
     source.close()
 
 
-def test_a_loop_of_a_file_without_times(play: Player, tmp_path: Path) -> None:
+def test_loop_of_a_file_without_times(play: Player, tmp_path: Path) -> None:
     """Bare motion JPEG has no index either."""
     path = tmp_path / "a.mjpeg"
     frames = [cv2.imencode(".jpg", np.full((48, 64, 3), 10 * n, np.uint8))[1].tobytes() for n in range(4)]
@@ -182,7 +182,7 @@ def test_a_loop_of_a_file_without_times(play: Player, tmp_path: Path) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("offline", [True, False])
-def test_the_shipped_clip(play: Player, offline: bool) -> None:
+def test_shipped_clip_is_read_completely(play: Player, offline: bool) -> None:
     source = play(CLIP, offline=offline)
     info = source.open()
     assert (info.width_px, info.height_px, info.fps) == (768, 576, 10.0)
@@ -206,7 +206,7 @@ def cut(source: Path, to: Path, share: float) -> Path:
     return to
 
 
-def test_a_file_that_is_cut_short_gives_what_is_there_and_says_so(
+def test_truncated_file_is_read_and_logged(
     play: Player, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = play(cut(write_video(tmp_path / "whole.avi", 100), tmp_path / "a.avi", 0.5))
@@ -217,7 +217,7 @@ def test_a_file_that_is_cut_short_gives_what_is_there_and_says_so(
     source.close()
 
 
-def test_an_mp4_that_is_cut_short(play: Player, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_mp4_is_read_and_logged(play: Player, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = play(cut(CLIP, tmp_path / "a.mp4", 0.5))
     info = source.open()
     seen = read_all(source, info)
@@ -226,7 +226,7 @@ def test_an_mp4_that_is_cut_short(play: Player, tmp_path: Path, caplog: pytest.L
     source.close()
 
 
-def test_a_loop_says_once_that_its_file_is_cut_short(
+def test_loop_of_a_truncated_file_logs_once(
     play: Player, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = play(cut(write_video(tmp_path / "whole.avi", 100), tmp_path / "a.avi", 0.5), loop=True)
@@ -238,7 +238,7 @@ def test_a_loop_says_once_that_its_file_is_cut_short(
 
 
 @pytest.mark.integration
-def test_damage_in_the_middle_does_not_end_a_file(play: Player, tmp_path: Path) -> None:
+def test_damage_does_not_end_a_file(play: Player, tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     shutil.copy(CLIP, path)
     with path.open("r+b") as file:
@@ -250,7 +250,7 @@ def test_damage_in_the_middle_does_not_end_a_file(play: Player, tmp_path: Path) 
     source.close()
 
 
-def test_a_frame_that_cannot_be_decoded_costs_that_frame(play: Player, tmp_path: Path) -> None:
+def test_frame_that_cannot_be_decoded_is_skipped(play: Player, tmp_path: Path) -> None:
     """Whatever FFmpeg calls the reason: this one is "not yet implemented"."""
     path = write_video(tmp_path / "a.avi")
     data, at = bytearray(path.read_bytes()), -1
@@ -272,14 +272,14 @@ def test_a_frame_that_cannot_be_decoded_costs_that_frame(play: Player, tmp_path:
         (b"\x00\x00\x00\x20ftypisom" + b"\x00" * 500, "not a video that FFmpeg can decode"),
     ],
 )
-def test_files_that_are_no_videos(play: Player, tmp_path: Path, content: bytes, message: str) -> None:
+def test_file_that_is_not_a_video_is_an_error(play: Player, tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
     with pytest.raises(SourceError, match=message):
         play(path).open()
 
 
-def test_an_mp4_without_its_index(play: Player, tmp_path: Path) -> None:
+def test_mp4_without_an_index_is_an_error(play: Player, tmp_path: Path) -> None:
     """As of a recording whose disk was full: without this part, none of it can be read."""
     video = CLIP.read_bytes()
     start = video.find(b"moov") - 4
@@ -291,7 +291,7 @@ def test_an_mp4_without_its_index(play: Player, tmp_path: Path) -> None:
         play(path).open()
 
 
-def test_no_file_a_folder_and_a_forbidden_one(play: Player, tmp_path: Path) -> None:
+def test_missing_file_folder_and_unreadable_file_are_errors(play: Player, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="No such file or directory"):
         play(tmp_path / "missing.mp4").open()
     with pytest.raises(SourceError, match="expected a video, this is a folder"):
@@ -304,7 +304,7 @@ def test_no_file_a_folder_and_a_forbidden_one(play: Player, tmp_path: Path) -> N
         play(path).open()
 
 
-def test_a_name_that_looks_like_an_address(play: Player, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_name_that_looks_like_an_address_is_opened(play: Player, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "concat:a%03d.avi", 3)
     monkeypatch.chdir(tmp_path)
     source = play(Path("concat:a%03d.avi"))
@@ -313,7 +313,7 @@ def test_a_name_that_looks_like_an_address(play: Player, tmp_path: Path, monkeyp
     source.close()
 
 
-def test_interrupted_it_gives_nothing_more(play: Player, tmp_path: Path) -> None:
+def test_grab_after_an_interrupt_returns_none(play: Player, tmp_path: Path) -> None:
     source = play(write_video(tmp_path / "a.avi"))
     source.open()
     source.interrupt()
@@ -324,7 +324,7 @@ def test_interrupted_it_gives_nothing_more(play: Player, tmp_path: Path) -> None
 # --- formats and sizes ------------------------------------------------------------------------------------------------
 
 
-def test_frames_come_as_they_are_decoded() -> None:
+def test_decoder_format_is_delivered_unchanged() -> None:
     """And each says what its numbers mean."""
     source = PLAYERS["i420"](CLIP)
     assert source.open() == StreamInfo(768, 576, "i420", 10.0, "pyav-h264", "bt601")
@@ -334,7 +334,7 @@ def test_frames_come_as_they_are_decoded() -> None:
     source.close()
 
 
-def test_every_pass_of_a_loop_gives_what_the_first_one_gave(tmp_path: Path) -> None:
+def test_later_passes_deliver_the_format_of_the_first(tmp_path: Path) -> None:
     """Code that reads has made buffers for that, and the decoder of another pass may have other preferences."""
     asked: list[tuple[PixelFormat, ...]] = []
 
@@ -349,7 +349,7 @@ def test_every_pass_of_a_loop_gives_what_the_first_one_gave(tmp_path: Path) -> N
     assert asked == [("i420", "nv12"), ("i420",), ("i420",)]
 
 
-def test_a_new_size_in_the_middle_is_told(tmp_path: Path) -> None:
+def test_size_change_within_a_file_is_reported(tmp_path: Path) -> None:
     sizes = [(48, 64), (48, 64), (96, 128), (96, 128)]
     path = tmp_path / "a.mjpeg"
     path.write_bytes(b"".join(cv2.imencode(".jpg", np.full((*size, 3), 50, np.uint8))[1].tobytes() for size in sizes))
@@ -404,7 +404,7 @@ def turned(path: Path, quarter_turns: int) -> Path:
 
 
 @pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
-def test_frames_are_turned_as_the_file_says(play: Player, quarter_turns: int, tmp_path: Path) -> None:
+def test_frames_are_rotated_by_the_display_matrix(play: Player, quarter_turns: int, tmp_path: Path) -> None:
     path = turned(encoded(tmp_path / "a.mp4", [quarters(64, 96)] * 3, "libx264", "yuv420p"), quarter_turns)
     wanted = np.rot90(quarters(64, 96), quarter_turns)
     source = play(path)
@@ -420,7 +420,7 @@ def test_frames_are_turned_as_the_file_says(play: Player, quarter_turns: int, tm
     source.close()
 
 
-def test_odd_sides(play: Player, tmp_path: Path) -> None:
+def test_odd_sides_are_delivered_in_bgr(play: Player, tmp_path: Path) -> None:
     """Half a pixel of colour is none, so they come in bgr whatever the detector prefers."""
     random = np.random.default_rng(1)
     image = random.integers(0, 255, (49, 71, 3), np.uint8)
@@ -436,7 +436,7 @@ def test_odd_sides(play: Player, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv"])
-def test_a_rate_that_varies(play: Player, container: str, tmp_path: Path) -> None:
+def test_variable_frame_rate_keeps_the_times(play: Player, container: str, tmp_path: Path) -> None:
     times = (0, 1, 5, 6, 20, 21, 22)
     images = [np.full((48, 64, 3), 20 * number, np.uint8) for number in range(len(times))]
     source = play(encoded(tmp_path / f"a.{container}", images, "libx264", "yuv420p", times))
@@ -447,7 +447,7 @@ def test_a_rate_that_varies(play: Player, container: str, tmp_path: Path) -> Non
     source.close()
 
 
-def test_frames_that_are_sent_in_another_order(play: Player, tmp_path: Path) -> None:
+def test_reordered_frames_are_delivered_in_display_order(play: Player, tmp_path: Path) -> None:
     """As x264 sends them where it may: a frame waits for the later one that it was made from."""
     images = [np.full((48, 64, 3), 10 * number, np.uint8) for number in range(24)]
     source = play(encoded(tmp_path / "a.mp4", images, "libx264", "yuv420p"))
@@ -455,14 +455,14 @@ def test_frames_that_are_sent_in_another_order(play: Player, tmp_path: Path) -> 
     source.close()
 
 
-def test_a_codec_that_nobody_knows(play: Player, tmp_path: Path) -> None:
+def test_unknown_codec_is_an_error(play: Player, tmp_path: Path) -> None:
     path = encoded(tmp_path / "a.mp4", [quarters(48, 64)], "libx264", "yuv420p")
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzz1").replace(b"avcC", b"zzzC"))
     with pytest.raises(SourceError, match="not a video that FFmpeg can decode"):
         play(path).open()
 
 
-def test_sound_alone(play: Player, tmp_path: Path) -> None:
+def test_file_without_video_is_an_error(play: Player, tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.wav"), "w") as file:
         stream: Any = file.add_stream("pcm_s16le", rate=8000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")

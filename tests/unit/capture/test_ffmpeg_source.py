@@ -51,13 +51,13 @@ ALL: tuple[PixelFormat, ...] = ("bgr", "i420", "nv12")
         ("yuv420p", (47, 64), ("i420", "bgrx"), "bgrx"),
     ],
 )
-def test_the_format_delivered(
+def test_delivered_format_follows_the_detector(
     decoded: str, size: tuple[int, int], wanted: tuple[PixelFormat, ...], expected: PixelFormat
 ) -> None:
     assert choose_format(decoded, *size, wanted) == expected
 
 
-def test_odd_sides_and_a_detector_that_takes_even_ones() -> None:
+def test_odd_sides_without_a_format_are_an_error() -> None:
     with pytest.raises(SourceError, match=r"even sides for nv12, i420, got 65x48(.|\n)*another frame size"):
         choose_format("yuv420p", 48, 65, ("nv12", "i420"))
 
@@ -108,7 +108,7 @@ def colour(y: int, u: int, v: int, encoding: YuvEncoding) -> tuple[float, float,
         ("nv12", 2, 1, 96, "bt601"),
     ],
 )
-def test_what_the_numbers_mean(decoded: str, matrix: int, numbers: int, height_px: int, expected: YuvEncoding) -> None:
+def test_color_encoding_is_read_from_the_frame(decoded: str, matrix: int, numbers: int, height_px: int, expected: YuvEncoding) -> None:
     """And converted here, they give the colours that a detector would make of them."""
     frame = blocks(height_px, WIDTH_PX, decoded)
     frame.colorspace, frame.color_range = matrix, numbers
@@ -122,7 +122,7 @@ def test_what_the_numbers_mean(decoded: str, matrix: int, numbers: int, height_p
         assert np.abs(bgr[y, x] - np.clip(wanted, 0, 255)).max() <= 6
 
 
-def test_planes_without_the_padding_of_their_rows() -> None:
+def test_planes_are_copied_without_padding() -> None:
     """The same frame, in both orders of the colours."""
     frame = blocks(50, 70, "yuv420p")
     assert frame.planes[0].line_size > 70
@@ -132,7 +132,7 @@ def test_planes_without_the_padding_of_their_rows() -> None:
     assert i420.min() >= 60
 
 
-def test_odd_frames_are_delivered_in_bgr_and_in_nothing_else() -> None:
+def test_odd_frames_are_delivered_in_bgr_only() -> None:
     frame = blocks(49, 71, "yuv420p")
     assert written(frame, "bgr").std() > 5
     with pytest.raises(SizeChanged, match="71x49"):
@@ -246,7 +246,7 @@ def test_frames_after_a_missing_one_are_marked_until_a_key_frame() -> None:
     "x264",
     ["bframes=0", "bframes=2:b-pyramid=strict", "bframes=3", "cqm=jvt", "ref=4", "interlaced=1", "fake-interlaced=1"],
 )
-def test_which_missing_frames_spoil_others(x264: str) -> None:
+def test_missing_reference_frames_are_found(x264: str) -> None:
     """Those that others refer to, whatever the encoder does; 40 frames take their numbers round twice and more."""
     images = coded(x264=x264)
     parameters = FrameGapFinder(None)
@@ -265,12 +265,12 @@ def test_which_missing_frames_spoil_others(x264: str) -> None:
 
 
 @pytest.mark.parametrize("end", range(0, 60, 3))
-def test_a_frame_that_ends_anywhere(end: int) -> None:
+def test_truncated_frames_are_no_gap(end: int) -> None:
     watch = FrameGapFinder(coded()[0])
     assert watch.before(coded()[1][:end]) is False
 
 
-def test_nothing_comes_before_the_first_key_frame() -> None:
+def test_first_frame_is_a_key_frame() -> None:
     with served(*coded()[GOP // 2 :]) as address, closing(source_of(address)) as source:
         assert every(source) == [False] * 3 * GOP
 
@@ -281,7 +281,7 @@ def retrieved(source: FFmpegSource, info: StreamInfo, height_px: int, width_px: 
     return out
 
 
-def test_a_new_size_in_mid_stream_is_told() -> None:
+def test_size_change_within_a_stream_is_reported() -> None:
     with (
         served(*coded()[:GOP], *coded(64, 48)[:GOP]) as address,
         closing(source_of(address)) as source,
@@ -319,14 +319,14 @@ def changing(changes: Sequence[Change]) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("changes", [UNSAID, SAID], ids=["unsaid", "said"])
-def test_each_frame_tells_its_encoding(changes: Sequence[Change]) -> None:
+def test_grab_has_the_encoding_of_the_frame(changes: Sequence[Change]) -> None:
     with served(*changing(changes)) as address, closing(source_of(address)) as source:
         assert source.open().yuv == "bt601"
         found = [grab.yuv for _ in range(3 * len(changes)) if (grab := source.grab(20)) is not None]
     assert found == [encoding for _, _, encoding in changes for _ in range(3)]
 
 
-def test_the_reader_gets_each_frame_with_its_encoding() -> None:
+def test_slot_receives_each_frame_with_its_encoding() -> None:
     """A new size is a new epoch, a new encoding is none."""
     slot = LatestSlot("gate", FrameBuffer.allocate, lossless=True)
     batcher = Batcher([slot], 1)
@@ -353,7 +353,7 @@ def test_the_reader_gets_each_frame_with_its_encoding() -> None:
 
 
 @pytest.mark.integration
-def test_a_stream_that_stops_is_an_error_after_the_read_timeout() -> None:
+def test_silent_stream_is_an_error_after_the_read_timeout() -> None:
     with (
         served(*coded(), pause_s=30) as address,
         closing(source_of(address, open_timeout_s=1, read_timeout_s=0.5)) as source,
@@ -365,7 +365,7 @@ def test_a_stream_that_stops_is_an_error_after_the_read_timeout() -> None:
 
 
 @pytest.mark.integration
-def test_a_stream_without_a_key_frame_is_not_opened() -> None:
+def test_stream_without_a_key_frame_is_not_opened() -> None:
     with (
         served(*coded()[1:GOP], pause_s=30) as address,
         closing(source_of(address, open_timeout_s=0.5)) as source,
@@ -382,7 +382,7 @@ def test_a_stream_without_a_key_frame_is_not_opened() -> None:
         ((b"<html>no frames</html>",), 200, "cannot be decoded"),
     ],
 )
-def test_why_it_did_not_open_and_no_secret(
+def test_open_error_names_the_cause_without_secrets(
     images: tuple[bytes, ...],
     status: int,
     said: str,
@@ -403,7 +403,7 @@ def test_why_it_did_not_open_and_no_secret(
 
 
 @pytest.mark.integration
-def test_an_interrupt_ends_an_open_and_is_final() -> None:
+def test_interrupt_ends_open_permanently() -> None:
     with served(pause_s=30) as address, closing(source_of(address, open_timeout_s=60)) as source:
         timer = threading.Timer(0.2, source.interrupt)
         timer.start()

@@ -33,7 +33,7 @@ def cadence(*arrivals_s: float) -> FrameRateEstimator:
         ([*[number * 10.0 for number in range(32)], *[310 + number * 0.1 for number in range(1, 33)]], 0.1),
     ],
 )
-def test_the_interval_is_the_mean_of_the_last_ones(arrivals_s: list[float], interval_s: float | None) -> None:
+def test_interval_is_the_mean_of_the_last_arrivals(arrivals_s: list[float], interval_s: float | None) -> None:
     found = cadence(*arrivals_s).interval_s()
     assert found == (None if interval_s is None else pytest.approx(interval_s))
 
@@ -49,11 +49,11 @@ def test_the_interval_is_the_mean_of_the_last_ones(arrivals_s: list[float], inte
         ([1.0, 1.0, 1.0], 1.0, 0.0),
     ],
 )
-def test_the_rate_sinks_while_nothing_comes(arrivals_s: list[float], now_s: float, fps: float) -> None:
+def test_frame_rate_falls_without_arrivals(arrivals_s: list[float], now_s: float, fps: float) -> None:
     assert cadence(*arrivals_s).fps(round(now_s * SECOND)) == pytest.approx(fps)
 
 
-def test_a_new_connection_has_no_cadence() -> None:
+def test_cleared_estimator_has_no_frame_rate() -> None:
     made = cadence(*range(10))
     made.clear()
     assert made.interval_s() is None
@@ -73,7 +73,7 @@ def test_a_new_connection_has_no_cadence() -> None:
         (10.0, 100.0, 80.0, 100.0),
     ],
 )
-def test_silence_limits(interval_s: float | None, read_timeout_s: float, frozen_s: float, lost_s: float) -> None:
+def test_stall_timeouts_follow_the_interval(interval_s: float | None, read_timeout_s: float, frozen_s: float, lost_s: float) -> None:
     assert StallTimeouts.from_interval(interval_s, read_timeout_s) == StallTimeouts(frozen_s, lost_s)
 
 
@@ -81,7 +81,7 @@ def frame(shade: int, height_px: int = 100, width_px: int = 80) -> FrameBuffer:
     return wrap(np.full((height_px, width_px, 3), shade, np.uint8))
 
 
-def test_a_frame_that_stands_still_is_frozen_and_stuck_until_another_comes() -> None:
+def test_repeated_frame_is_frozen_until_another_frame_arrives() -> None:
     watch = FrozenFrameDetector(10.0)
 
     def see(shade: int, second: int) -> tuple[bool, bool]:
@@ -93,7 +93,7 @@ def test_a_frame_that_stands_still_is_frozen_and_stuck_until_another_comes() -> 
     assert [see(1, 20), see(1, 21), see(2, 22)] == [(False, True), (True, True), (False, False)]
 
 
-def test_stream_time_that_stands_still_is_frozen_and_not_stuck() -> None:
+def test_constant_stream_time_is_reported_but_not_frozen() -> None:
     watch = FrozenFrameDetector(10.0)
     for second in range(10):
         assert watch.check(frame(second), 5, second * SECOND) == ""
@@ -102,7 +102,7 @@ def test_stream_time_that_stands_still_is_frozen_and_not_stuck() -> None:
 
 
 @pytest.mark.parametrize(("height_px", "text_px"), [(576, 10), (1080, 18), (2160, 36)])
-def test_a_clock_in_the_frame_is_seen_wherever_it_stands(height_px: int, text_px: int) -> None:
+def test_clock_drawn_into_the_frame_is_detected_in_every_position(height_px: int, text_px: int) -> None:
     """The gaps between the rows that are compared are lower than the text that cameras write."""
     for top in range(0, height_px - text_px, 7):
         watch = FrozenFrameDetector(1.0)
@@ -113,27 +113,27 @@ def test_a_clock_in_the_frame_is_seen_wherever_it_stands(height_px: int, text_px
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 1, 4), (3, 2), (864, 768)])
-def test_every_shape_is_watched(shape: tuple[int, ...]) -> None:
+def test_all_shapes_are_compared(shape: tuple[int, ...]) -> None:
     watch = FrozenFrameDetector(1.0)
     buffer = wrap(np.zeros(shape, np.uint8))
     assert watch.check(buffer, None, 0) == ""
     assert watch.check(buffer, None, SECOND) != ""
 
 
-def test_frame_in_gpu_memory_is_watched() -> None:
+def test_frames_in_gpu_memory_are_compared() -> None:
     watch = FrozenFrameDetector(1.0)
     assert watch.check(on_device(frame(1)), None, 0) == ""
     assert watch.check(on_device(frame(2)), None, 5 * SECOND) == ""
     assert "has not changed" in watch.check(on_device(frame(2)), None, 6 * SECOND)
 
 
-def test_another_size_is_another_frame() -> None:
+def test_frame_of_another_size_is_a_new_frame() -> None:
     watch = FrozenFrameDetector(1.0)
     watch.check(frame(1), None, 0)
     assert watch.check(frame(1, 50), None, 5 * SECOND) == ""
 
 
-def test_back_off() -> None:
+def test_back_off_delays() -> None:
     backoff = Backoff(0.5, 30.0, 0.1, random.Random(3))
     delays = [backoff.next_delay_s() for _ in range(1000)]
     assert min(delays) >= 0.1

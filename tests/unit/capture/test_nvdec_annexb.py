@@ -27,7 +27,7 @@ X265 = (*FAST.items(), ("x265-params", "log-level=none:keyint=10"))
         ("hevc", (), ()),
     ],
 )
-def test_which_units_are_parameter_sets(codec: str, units: tuple[bytes, ...], expected: tuple[bytes, ...]) -> None:
+def test_parameter_sets_are_found(codec: str, units: tuple[bytes, ...], expected: tuple[bytes, ...]) -> None:
     data = b"".join(CODE + unit for unit in units)
     assert parameter_sets(codec, data) == CODE.join(expected)
 
@@ -54,7 +54,7 @@ def converted(data: bytes) -> tuple[AnnexB, list[tuple[bool, bytes]]]:
         ("libx265", "mpegts", X265),
     ],
 )
-def test_every_container_gives_frames_that_can_be_decoded_alone(codec: str, container: str, options: Any) -> None:
+def test_converted_key_frames_can_be_decoded_alone(codec: str, container: str, options: Any) -> None:
     annexb, packets = converted(video(codec, container, count=12, options=options))
     assert packets.pop()[1] == b""
     assert len(packets) == 12
@@ -70,7 +70,7 @@ def test_every_container_gives_frames_that_can_be_decoded_alone(codec: str, cont
     assert len(set(found)) == 1
 
 
-def test_parameter_sets_that_were_sent_once_are_put_before_key_frames() -> None:
+def test_parameter_sets_precede_each_key_frame() -> None:
     packets = coded(video("libx264", "h264", count=4, options=tuple(FAST.items())))
     sets = CODE + parameter_sets("h264", packets[0])
     bare = packets[0][packets[0].rindex(CODE) :]
@@ -86,7 +86,7 @@ def test_parameter_sets_that_were_sent_once_are_put_before_key_frames() -> None:
     assert annexb.with_parameters(packets[0])[0] == packets[0]
 
 
-def test_other_codecs_stay_as_they_are() -> None:
+def test_other_codecs_are_not_converted() -> None:
     data = video("libvpx-vp9", "webm", count=3, options=(("deadline", "realtime"), ("cpu-used", "8")))
     annexb, packets = converted(data)
     assert [packet for _, packet in packets] == [*coded(data), b""]

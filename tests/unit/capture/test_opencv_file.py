@@ -38,7 +38,7 @@ def shades(source: ImageFolder, count: int) -> list[int]:
     return seen
 
 
-def test_natural_order(tmp_path: Path) -> None:
+def test_images_are_read_in_natural_order(tmp_path: Path) -> None:
     for name, shade in (("img10", 10), ("img2", 2), ("IMG1", 1), ("img02", 3), ("a", 0), ("img", 20)):
         write(tmp_path / f"{name}.png", shade)
     source = folder(tmp_path)
@@ -54,20 +54,20 @@ def test_natural_order(tmp_path: Path) -> None:
     "names",
     [["1", "2", "10"], ["a1b2", "a1b10", "a2b1"], ["9.png", "10.png"], ["x", "x1"], ["2024-9-1", "2024-10-1"]],
 )
-def test_natural_key(names: list[str]) -> None:
+def test_natural_key_orders_numbers_by_value(names: list[str]) -> None:
     shuffled = random.Random(1).sample(names, len(names))
     assert sorted(shuffled, key=natural_key) == names
 
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
-def test_every_suffix_can_be_read(tmp_path: Path, suffix: str) -> None:
+def test_all_suffixes_can_be_read(tmp_path: Path, suffix: str) -> None:
     write(tmp_path / f"one{suffix}", 100)
     source = folder(tmp_path)
     assert (source.open().width_px, source.open().height_px) == (30, 20)
     assert shades(source, 1)[0] == pytest.approx(100, abs=2)
 
 
-def test_other_files_are_left_alone(tmp_path: Path) -> None:
+def test_other_files_are_ignored(tmp_path: Path) -> None:
     write(tmp_path / "one.PNG", 7)
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "folder.png").mkdir()
@@ -77,7 +77,7 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     assert source.skipped == 0
 
 
-def test_what_cannot_be_read_is_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_images_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "0.jpg").write_bytes(b"")
     write(tmp_path / "1.png", 1)
     (tmp_path / "2.png").write_bytes(b"not an image at all")
@@ -97,19 +97,19 @@ def test_what_cannot_be_read_is_skipped_and_counted(tmp_path: Path, caplog: pyte
         ({"a.jpg": b"", "b.png": b"?"}, "none of its 2 images can be read"),
     ],
 )
-def test_folders_without_images(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+def test_folder_without_images_is_an_error(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=message):
         folder(tmp_path).open()
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="No such file"):
         folder(tmp_path / "missing").open()
 
 
-def test_images_that_vanish_while_looping_are_a_fault_and_not_a_busy_loop(tmp_path: Path) -> None:
+def test_looped_folder_whose_images_vanish_is_an_error(tmp_path: Path) -> None:
     file = write(tmp_path / "1.png", 1)
     source = folder(tmp_path, loop=True)
     source.open()
@@ -119,7 +119,7 @@ def test_images_that_vanish_while_looping_are_a_fault_and_not_a_busy_loop(tmp_pa
         source.grab(1)
 
 
-def test_sizes_may_differ(tmp_path: Path) -> None:
+def test_image_of_another_size_is_a_size_change(tmp_path: Path) -> None:
     write(tmp_path / "1.png", 1)
     write(tmp_path / "2.png", 2, 11, 7)
     source = folder(tmp_path)
@@ -135,7 +135,7 @@ def test_sizes_may_differ(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("fps", "interval_s"), [(None, 1.0), (4.0, 0.25), (0.1, 10.0)])
-def test_the_pace(tmp_path: Path, fps: float | None, interval_s: float) -> None:
+def test_images_follow_the_configured_rate(tmp_path: Path, fps: float | None, interval_s: float) -> None:
     for number in range(3):
         write(tmp_path / f"{number}.png", number)
     live = folder(tmp_path, fps=fps, offline=False)
@@ -148,7 +148,7 @@ def test_the_pace(tmp_path: Path, fps: float | None, interval_s: float) -> None:
     assert [round((time_ns - times[0]) / SECOND, 2) for time_ns in times] == [0.0, interval_s, 2 * interval_s]
 
 
-def test_colours_without_transparency(tmp_path: Path) -> None:
+def test_all_color_depths_are_converted_to_bgr(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "1.png"), np.full((20, 30, 4), (10, 20, 30, 40), np.uint8))
     cv2.imwrite(str(tmp_path / "2.png"), np.full((20, 30), 50, np.uint8))
     cv2.imwrite(str(tmp_path / "3.tif"), np.full((20, 30, 3), 60 * 257, np.uint16))

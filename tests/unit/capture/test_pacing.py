@@ -17,7 +17,7 @@ def playback(clock: ManualClock, *, offline: bool) -> FramePacer:
     return FramePacer(offline=offline, clock=clock, utc=lambda: clock() - START + UTC, wait=clock.advance)
 
 
-def test_a_frame_is_released_when_it_is_due() -> None:
+def test_frame_is_released_when_due() -> None:
     clock = ManualClock()
     player = playback(clock, offline=False)
     assert player.due(5 * SECOND, 1.0), "the first frame is due at once, wherever its time begins"
@@ -34,7 +34,7 @@ def test_a_frame_is_released_when_it_is_due() -> None:
     ("late_s", "next_in_s"),
     [(0.0, 1.0), (0.4, 0.6), (0.6, 1.0), (100.0, 1.0)],
 )
-def test_a_late_reader_catches_up_a_little_and_never_gets_a_burst(late_s: float, next_in_s: float) -> None:
+def test_late_reader_catches_up_without_a_burst(late_s: float, next_in_s: float) -> None:
     clock = ManualClock()
     player = playback(clock, offline=False)
     player.due(0, 1.0)
@@ -49,7 +49,7 @@ def test_a_late_reader_catches_up_a_little_and_never_gets_a_burst(late_s: float,
     ("late_s", "age_s"),
     [(0.0, 0.0), (0.3, 0.3), (0.5, 0.5), (0.6, 0.0), (100.0, 0.0)],
 )
-def test_a_frame_is_as_old_as_it_is_late(late_s: float, age_s: float) -> None:
+def test_age_of_a_frame_is_its_lateness(late_s: float, age_s: float) -> None:
     """Whether the player was late to ask for it, or late to wake up; a schedule that starts again is not late."""
     clock = ManualClock()
     player = playback(clock, offline=False)
@@ -70,7 +70,7 @@ def test_a_frame_is_as_old_as_it_is_late(late_s: float, age_s: float) -> None:
     assert times[0] < times[1]
 
 
-def test_utc_follows_the_clock_of_the_wall() -> None:
+def test_utc_follows_changes_of_the_system_clock() -> None:
     """It may be set while a recording plays; the time of a frame is the right one then, less its age."""
     clock, wall = ManualClock(), ManualClock()
     player = FramePacer(offline=False, clock=clock, utc=wall, wait=clock.advance)
@@ -81,7 +81,7 @@ def test_utc_follows_the_clock_of_the_wall() -> None:
     assert player.stamp(1 * SECOND).captured_utc_ns == wall() - SECOND // 4
 
 
-def test_offline_nothing_waits_and_times_are_those_of_the_recording() -> None:
+def test_offline_times_are_those_of_the_recording() -> None:
     clock = ManualClock()
     player = playback(clock, offline=True)
     assert player.due(0, 1.0)
@@ -93,7 +93,7 @@ def test_offline_nothing_waits_and_times_are_those_of_the_recording() -> None:
     assert (grab.clock, grab.pts_ns) == ("media", 3600 * SECOND)
 
 
-def test_a_new_start_is_a_new_schedule() -> None:
+def test_start_restarts_the_schedule() -> None:
     clock = ManualClock()
     player = playback(clock, offline=False)
     player.due(0, 1.0)

@@ -105,7 +105,7 @@ def world(*connections: Connection, policy: SupervisorPolicy = LIVE, sink: Recor
 # --- the normal way ---------------------------------------------------------------------------------------------------
 
 
-def test_frames_are_committed_with_numbers_times_and_sizes() -> None:
+def test_frames_are_committed_with_index_times_and_size() -> None:
     one = world(Connection([Frame(0.5, clock="rtcp"), Frame(0.25)]))
     first, second = one.sink.metas
     assert (first.camera_id, first.index, first.epoch, first.width_px, first.height_px) == ("gate", 0, 0, 6, 4)
@@ -138,7 +138,7 @@ def test_status_reports_state_rate_and_age() -> None:
     assert one.supervisor.status().state == "ended"
 
 
-def test_since_is_when_the_state_was_entered() -> None:
+def test_since_is_the_time_of_the_state_change() -> None:
     one = World([])
     one.connections = [Connection([Frame(0.5), Frame(0.5), Do(one.look)])]
     one.run()
@@ -148,7 +148,7 @@ def test_since_is_when_the_state_was_entered() -> None:
 # --- loss and back-off ------------------------------------------------------------------------------------------------
 
 
-def test_a_lost_connection_begins_a_new_epoch_with_number_0() -> None:
+def test_reconnection_starts_an_epoch_at_index_0() -> None:
     one = world(Connection([*FRAMES[:3], Fault(SourceError("cable"))]), Connection(FRAMES[:2]))
     assert [(meta.epoch, meta.index) for meta in one.sink.metas] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     assert one.sink.flushes == [DropReason.EPOCH]
@@ -157,7 +157,7 @@ def test_a_lost_connection_begins_a_new_epoch_with_number_0() -> None:
     assert (status.reconnects, status.epoch) == (1, 1)
 
 
-def test_while_backing_off_the_status_counts_down() -> None:
+def test_status_reports_the_time_to_the_next_retry() -> None:
     one = world(Connection([Fault(SourceError("cable"))]), Connection(FRAMES[:1]))
     (status,) = one.seen
     assert status.state == "backing-off"
@@ -165,13 +165,13 @@ def test_while_backing_off_the_status_counts_down() -> None:
     assert status.last_error == "cable"
 
 
-def test_last_error_is_one_line_and_its_hint_a_field_of_its_own() -> None:
+def test_last_error_and_its_hint_are_one_line_each() -> None:
     error = SourceError("no route\nto host", hint="check the\ncable")
     one = world(Connection(open_error=error), Connection(FRAMES[:1]))
     assert (one.seen[0].last_error, one.seen[0].last_hint) == ("no route to host", "check the cable")
 
 
-def test_last_error_is_cleared_by_the_first_delivered_frame() -> None:
+def test_first_delivered_frame_clears_the_last_error() -> None:
     one = World([])
     recovered: list[Step] = [Do(one.look), Frame(corrupt=True), Do(one.look), Frame(), Do(one.look)]
     one.connections = [Connection([Fault(SourceError("cable", hint="pull"))]), Connection(recovered)]
@@ -179,14 +179,14 @@ def test_last_error_is_cleared_by_the_first_delivered_frame() -> None:
     assert [(status.last_error, status.last_hint) for status in one.seen] == [("cable", "pull")] * 3 + [("", "")]
 
 
-def test_attempts_that_never_connected_are_no_epochs() -> None:
+def test_failed_attempts_start_no_epoch() -> None:
     refused = Connection(open_error=SourceError("refused"))
     one = world(refused, refused, Connection(FRAMES[:1]))
     assert [meta.epoch for meta in one.sink.metas] == [0]
     assert one.supervisor.status().reconnects == 0
 
 
-def test_back_off_grows_is_capped_and_is_never_a_busy_loop() -> None:
+def test_back_off_grows_between_its_limits() -> None:
     one = world(*[Connection(open_error=SourceError("refused")) for _ in range(40)])
     assert len(one.waits) == 40
     assert min(one.waits) >= 0.1
@@ -196,7 +196,7 @@ def test_back_off_grows_is_capped_and_is_never_a_busy_loop() -> None:
     assert len(set(one.waits)) > 30, "jitter"
 
 
-def test_two_cameras_do_not_retry_in_step() -> None:
+def test_retries_of_two_cameras_differ() -> None:
     def delays(seed: int) -> list[float]:
         refused = [Connection(open_error=SourceError("refused")) for _ in range(5)]
         return World(refused, jitter=random.Random(seed)).run().waits
@@ -216,7 +216,7 @@ class NoJitter(random.Random):
     ("streamed_s", "quick_again"),
     [(0.04, False), (5.0, False), (9.9, False), (10.5, True), (60.0, True)],
 )
-def test_only_a_camera_that_was_well_for_a_while_is_retried_quickly(streamed_s: float, quick_again: bool) -> None:
+def test_back_off_is_reset_after_healthy_streaming(streamed_s: float, quick_again: bool) -> None:
     refused = [Connection(open_error=SourceError("refused")) for _ in range(8)]
     frames: list[Step] = [Frame(0.1) for _ in range(max(1, round(streamed_s / 0.1)))]
     connections = [*refused, Connection([*frames, Fault(SourceError("cable"))]), Connection(FRAMES)]
@@ -225,34 +225,34 @@ def test_only_a_camera_that_was_well_for_a_while_is_retried_quickly(streamed_s: 
     assert one.waits[-1] == (0.5 if quick_again else 30.0)
 
 
-def test_a_dead_camera_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_failures_are_logged_at_powers_of_two(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         world(*[Connection(open_error=SourceError("refused")) for _ in range(100)])
     assert len(caplog.records) == 7  # 1, 2, 4, 8, 16, 32, 64
 
 
-def test_the_same_reason_after_other_seconds_or_with_other_memory_is_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_seconds_or_bytes_are_the_same_reason(caplog: pytest.LogCaptureFixture) -> None:
     texts = [f"no frame for {number / 10} s, {number} MiB are free" for number in range(100)]
     with caplog.at_level(logging.WARNING):
         world(*[Connection(open_error=SourceError(text)) for text in texts])
     assert len(caplog.records) == 7
 
 
-def test_another_reason_is_always_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_new_reason_is_always_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         world(*[Connection(open_error=SourceError(text)) for text in ("refused", "refused", "refused", "no route")])
     logged = [re.search(r"attempt (\d+)\), retrying in [\d.]+ s: ([a-z ]+)", text) for text in caplog.messages]
     assert [match.groups() for match in logged if match] == [("1", "refused"), ("2", "refused "), ("4", "no route")]
 
 
-def test_log_tells_a_lost_connection_from_a_refused_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_distinguishes_lost_from_refused_connections(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         world(Connection(open_error=SourceError("refused")), Connection([Fault(SourceError("cable"))]), Connection([]))
     assert "cannot connect (attempt 1)" in caplog.messages[0]
     assert "connection lost (attempt 2)" in caplog.messages[1]
 
 
-def test_log_says_that_repeats_are_thinned(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_announces_that_repeats_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         world(*[Connection(open_error=SourceError("refused")) for _ in range(5)])
     assert ["repeats are logged at attempts 4, 8" in text for text in caplog.messages] == [False, True, False]
@@ -261,7 +261,7 @@ def test_log_says_that_repeats_are_thinned(caplog: pytest.LogCaptureFixture) -> 
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_end_of_a_finite_source_is_the_end() -> None:
+def test_end_of_a_finite_source_ends_the_camera() -> None:
     one = world(Connection([*FRAMES, Fault(EndOfStream("over"))], live=False), Connection(FRAMES), policy=FINITE)
     assert len(one.sources) == 1
     assert one.sink.ended == 1
@@ -269,14 +269,14 @@ def test_the_end_of_a_finite_source_is_the_end() -> None:
     assert one.supervisor.status().state == "ended"
 
 
-def test_the_end_of_a_camera_is_a_lost_connection() -> None:
+def test_end_of_a_live_stream_is_a_lost_connection() -> None:
     one = world(Connection([*FRAMES, Fault(EndOfStream("over"))]), Connection(FRAMES))
     assert len(one.sources) == 2
     assert "the camera ended the stream" in one.seen[0].last_error
 
 
 @pytest.mark.parametrize("at", ["open", "grab", "sleep", "write"])
-def test_a_stop_ends_it_wherever_it_is(at: str) -> None:
+def test_stop_ends_the_supervisor_in_every_call(at: str) -> None:
     one = World([])
     stop = one.supervisor.stop
     one.connections = [Connection([Frame(), Frame()])]
@@ -297,13 +297,13 @@ def test_a_stop_ends_it_wherever_it_is(at: str) -> None:
     assert [source.opened for source in one.sources] == ([0] if at == "open" else [1])
 
 
-def test_a_closed_sink_ends_it_quietly() -> None:
+def test_closed_sink_ends_the_supervisor() -> None:
     one = world(Connection(FRAMES), sink=RecordingSink(closed=True))
     assert one.sink.drops == [DropReason.STOPPED]
     assert one.sink.ended == 1
 
 
-def test_a_stop_wakes_a_real_sleep_at_once() -> None:
+def test_stop_ends_the_back_off() -> None:
     asleep = threading.Event()
 
     def refuse() -> Source:
@@ -320,7 +320,7 @@ def test_a_stop_wakes_a_real_sleep_at_once() -> None:
     assert not thread.is_alive()
 
 
-def test_a_stop_interrupts_the_source() -> None:
+def test_stop_interrupts_the_source() -> None:
     inside, interrupted = threading.Event(), threading.Event()
 
     class Waiting(ScriptedSource):
@@ -340,7 +340,7 @@ def test_a_stop_interrupts_the_source() -> None:
     assert not thread.is_alive()
 
 
-def test_a_source_that_hangs_is_reported() -> None:
+def test_hanging_call_is_reported() -> None:
     clock, release, inside = ManualClock(), threading.Event(), threading.Event()
 
     class Hanging(ScriptedSource):
@@ -387,7 +387,7 @@ def test_a_source_that_hangs_is_reported() -> None:
         (10.0, 120.0, 81.0, "frozen"),
     ],
 )
-def test_the_watchdog_knows_the_cadence(
+def test_silence_timeout_follows_the_frame_rate(
     interval_s: float, read_timeout_s: float, silence_s: float, expected: str
 ) -> None:
     one = World([], SupervisorPolicy(read_timeout_s=read_timeout_s, frozen_after_s=None))
@@ -397,7 +397,7 @@ def test_the_watchdog_knows_the_cadence(
     assert one.states == ["backing-off" if expected == "lost" else expected]
 
 
-def test_before_the_cadence_is_known_the_camera_has_the_whole_time_out() -> None:
+def test_unknown_frame_rate_has_the_configured_timeout() -> None:
     one = World([])
     one.connections = [Connection([Silence(4.8), Do(one.look), Frame(), Silence(4.8), Do(one.look)])]
     one.run()
@@ -405,7 +405,7 @@ def test_before_the_cadence_is_known_the_camera_has_the_whole_time_out() -> None
     assert one.sink.shades == [1]
 
 
-def test_a_new_connection_has_the_whole_time_out_too() -> None:
+def test_new_connection_has_the_configured_timeout() -> None:
     """A camera that was quick may come back slow, as after a change of its settings."""
     one = World([])
     quick: list[Step] = [*[Frame() for _ in range(40)], Fault(SourceError("cable"))]
@@ -421,7 +421,7 @@ def test_silent_camera_is_reconnected() -> None:
     assert "read_timeout_s" in one.seen[0].last_hint
 
 
-def test_a_burst_at_the_start_is_not_taken_for_the_cadence() -> None:
+def test_initial_burst_does_not_set_the_frame_rate() -> None:
     """FFmpeg hands over at once what it has read while opening."""
     burst = [Frame(0.0) for _ in range(4)]
     one = World([], SupervisorPolicy(read_timeout_s=30.0, frozen_after_s=None))
@@ -430,7 +430,7 @@ def test_a_burst_at_the_start_is_not_taken_for_the_cadence() -> None:
     assert len(one.sink.metas) == 9
 
 
-def test_frozen_is_seen_while_the_thread_is_blocked_in_its_library() -> None:
+def test_blocked_camera_is_reported_as_frozen() -> None:
     one = World([])
 
     def hang() -> None:
@@ -444,7 +444,7 @@ def test_frozen_is_seen_while_the_thread_is_blocked_in_its_library() -> None:
     assert one.seen[0].last_frame_age_s == pytest.approx(100)
 
 
-def test_a_source_that_is_not_live_may_be_silent() -> None:
+def test_recording_may_be_silent() -> None:
     one = World([], FINITE)
     script: list[Step] = [*FRAMES, Silence(1000), Do(one.look), Frame(), Fault(EndOfStream("over"))]
     one.connections = [Connection(script, live=False)]
@@ -453,7 +453,7 @@ def test_a_source_that_is_not_live_may_be_silent() -> None:
     assert len(one.sink.metas) == 11
 
 
-def test_a_reader_that_lets_a_camera_wait_does_not_freeze_it() -> None:
+def test_camera_that_waits_for_its_sink_is_not_frozen() -> None:
     one = World([])
 
     def read_slowly() -> None:
@@ -479,7 +479,7 @@ def still(seconds: float, shade: int = 7, pts: bool = False) -> list[Step]:
     return [Frame(0.1, shade=shade, pts_s=1.0 if pts else None) for _ in range(count)]
 
 
-def test_a_frozen_frame_is_published_until_it_is_declared_frozen() -> None:
+def test_repeated_frame_is_published_until_it_counts_as_frozen() -> None:
     one = world(Connection([*still(30)]), Connection(FRAMES[:3]))
     # The first one counts as a change; 10 s later it is frozen.
     assert len(one.sink.metas) == 100 + 3
@@ -489,7 +489,7 @@ def test_a_frozen_frame_is_published_until_it_is_declared_frozen() -> None:
     assert "frozen_after_s" in one.seen[0].last_hint
 
 
-def test_the_same_frame_over_a_new_connection_is_still_frozen() -> None:
+def test_same_frame_over_a_new_connection_is_still_frozen() -> None:
     one = World([])
     one.connections = [
         Connection(still(30)),
@@ -504,7 +504,7 @@ def test_the_same_frame_over_a_new_connection_is_still_frozen() -> None:
     assert one.waits[1] != one.waits[0]
 
 
-def test_a_frozen_camera_is_not_retried_quickly_for_streaming_long() -> None:
+def test_frozen_camera_does_not_reset_the_back_off() -> None:
     policy = SupervisorPolicy(frozen_after_s=60.0)
     connections = [Connection(still(61)) for _ in range(7)]
     one = World([*connections, Connection(FRAMES)], policy, jitter=NoJitter()).run()
@@ -526,7 +526,7 @@ def test_a_frozen_camera_is_not_retried_quickly_for_streaming_long() -> None:
         ("has no time", [Frame(0.1) for _ in range(120)], True, 10.0, 0),
     ],
 )
-def test_frozen_frames_and_frozen_time(
+def test_frozen_frame_or_frozen_time_ends_the_connection(
     name: str, steps: list[Step], live: bool, frozen_after_s: float | None, reconnects: int
 ) -> None:
     policy = SupervisorPolicy(frozen_after_s=frozen_after_s)
@@ -539,7 +539,7 @@ def test_frozen_frames_and_frozen_time(
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_size_is_a_new_epoch_over_the_same_connection() -> None:
+def test_new_size_starts_an_epoch_over_the_same_connection() -> None:
     one = world(Connection([*FRAMES[:2], Frame(size=(8, 10)), Frame(), Frame(size=(4, 6))]))
     assert len(one.sources) == 1
     assert one.sink.layouts == [(4, 6, "bgr"), (8, 10, "bgr"), (4, 6, "bgr")]
@@ -555,7 +555,7 @@ def test_a_new_size_is_a_new_epoch_over_the_same_connection() -> None:
     assert one.supervisor.status().width_px == 6
 
 
-def test_each_frame_has_its_own_encoding() -> None:
+def test_frame_meta_has_the_encoding_of_the_frame() -> None:
     """With a new size or without, which is no new epoch; one that says none has the one that the stream began with."""
     script = [
         Frame(),
@@ -578,13 +578,13 @@ def test_each_frame_has_its_own_encoding() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 5), (4320, 7680), (16384, 2)])
-def test_sizes_that_work(size: tuple[int, int]) -> None:
+def test_allowed_sizes_are_accepted(size: tuple[int, int]) -> None:
     one = world(Connection([Frame(), Frame()], size=size))
     assert [(meta.height_px, meta.width_px) for meta in one.sink.metas] == [size, size]
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (-1, 5), (16385, 4), (4, 1_000_000)])
-def test_absurd_sizes_are_refused_before_memory_is(size: tuple[int, int]) -> None:
+def test_invalid_sizes_are_refused_before_allocation(size: tuple[int, int]) -> None:
     one = world(Connection(FRAMES, size=size), Connection(FRAMES[:1]))
     assert one.seen[0].last_error.startswith("expected frames of 1x1 to 16384x16384 pixels, got")
     one = world(Connection([Frame(), Frame(size=size)]), Connection(FRAMES[:1]))
@@ -592,13 +592,13 @@ def test_absurd_sizes_are_refused_before_memory_is(size: tuple[int, int]) -> Non
     assert len(one.sink.metas) + len(one.sink.drops) == one.supervisor.status().grabbed == 3
 
 
-def test_a_size_that_the_format_cannot_have_is_a_reconnection() -> None:
+def test_size_that_the_format_does_not_allow_is_a_reconnection() -> None:
     one = world(Connection([Frame(), Frame(size=(5, 7))], pixel_format="nv12"), Connection([Frame()], size=(5, 7)))
     assert "nv12 frames have even sides, got 7x5" in one.seen[0].last_error
     assert one.sink.layouts == [(4, 6, "nv12"), (5, 7, "bgr")]
 
 
-def test_a_source_that_changes_its_mind_in_one_frame_is_lost() -> None:
+def test_second_size_change_within_a_frame_is_an_error() -> None:
     class Fickle(ScriptedSource):
         def retrieve(self, out: FrameBuffer) -> None:
             self._size = (self._size[0] + 2, self._size[1])
@@ -641,7 +641,7 @@ class SmallMemory:
 
 @pytest.mark.parametrize("error", [OutOfMemory, MemoryError])
 @pytest.mark.parametrize("at", ["open", "in mid-stream"])
-def test_a_camera_whose_frames_find_no_memory_backs_off_and_holds_none(at: str, error: type[Exception]) -> None:
+def test_camera_without_memory_backs_off_and_holds_none(at: str, error: type[Exception]) -> None:
     """And gets its frames once they are smaller."""
     memory = SmallMemory(error)
     large = [Frame(size=LARGE)] if at == "in mid-stream" else []
@@ -673,7 +673,7 @@ def test_a_camera_whose_frames_find_no_memory_backs_off_and_holds_none(at: str, 
 
 
 @pytest.mark.parametrize("where", ["constructor", "open", "grab", "retrieve"])
-def test_a_source_that_finds_no_memory_is_a_fault_of_its_camera(where: str) -> None:
+def test_source_without_memory_is_an_error_of_its_camera(where: str) -> None:
     error = OutOfMemory("a decoder: 80.0 MiB were asked for", hint="take a smaller model")
     one = world(
         {
@@ -693,14 +693,14 @@ def test_a_source_that_finds_no_memory_is_a_fault_of_its_camera(where: str) -> N
 # --- damage and bugs --------------------------------------------------------------------------------------------------
 
 
-def test_damaged_frames_are_counted_and_not_retrieved() -> None:
+def test_corrupt_frames_are_dropped_and_not_retrieved() -> None:
     one = world(Connection([Frame(), Frame(corrupt=True), Frame(corrupt=True), Frame()]))
     assert [meta.index for meta in one.sink.metas] == [0, 3]
     assert one.sink.drops == [DropReason.CORRUPT] * 2
 
 
 @pytest.mark.parametrize("where", ["constructor", "open", "grab", "retrieve", "close"])
-def test_a_bug_in_a_source_is_a_fault_of_its_camera(where: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_exception_is_an_error_of_its_camera(where: str, caplog: pytest.LogCaptureFixture) -> None:
     bug = KeyError("rtsp://admin:secret@10.0.0.4/stream")
     broken = {
         "constructor": Connection(make_error=bug),
@@ -724,7 +724,7 @@ def test_a_bug_in_a_source_is_a_fault_of_its_camera(where: str, caplog: pytest.L
     assert len(one.sink.metas) + len(one.sink.drops) == one.supervisor.status().grabbed
 
 
-def test_a_device_that_fails_ends_the_program() -> None:
+def test_device_error_ends_the_program() -> None:
     class Broken(RecordingSink):
         def configure(self, height_px: int, width_px: int, pixel_format: str) -> None:
             raise DeviceError("the GPU does not answer")
@@ -812,7 +812,7 @@ class Shim:
         return self._write_buffer(timeout_s)
 
 
-def test_every_fault_of_the_synthetic_source_in_real_time() -> None:
+def test_faults_of_the_synthetic_source_in_real_time() -> None:
     """The shipped fake through the real thread: freeze, size change, damage, failure, end."""
     slot = LatestSlot("gate", FrameBuffer.allocate)
     spec = SyntheticSpec.parse("synthetic:64x48@200?frames=60&resize=20:32x64&corrupt=30:40&fail=50")
@@ -832,7 +832,7 @@ def test_every_fault_of_the_synthetic_source_in_real_time() -> None:
 
 
 @pytest.mark.integration
-def test_one_hanging_camera_disturbs_no_other() -> None:
+def test_hanging_camera_does_not_delay_another() -> None:
     def run(source: str) -> tuple[CameraSupervisor, threading.Thread]:
         slot = LatestSlot("gate", FrameBuffer.allocate)
         spec = SyntheticSpec.parse(source)
@@ -851,7 +851,7 @@ def test_one_hanging_camera_disturbs_no_other() -> None:
     assert not hanging_thread.is_alive()
 
 
-def test_closed_is_never_swallowed_as_a_fault_of_the_camera() -> None:
+def test_closed_is_not_an_error_of_the_camera() -> None:
     class ClosesLater(RecordingSink):
         def configure(self, height_px: int, width_px: int, pixel_format: str) -> None:
             raise Closed("the program is stopping")

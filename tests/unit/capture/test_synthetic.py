@@ -50,7 +50,7 @@ def read(source: SyntheticSource, shape: tuple[int, ...]) -> tuple[Grab, NDArray
 
 
 @pytest.mark.parametrize("pixel_format", FORMATS)
-def test_what_is_painted_is_the_truth(pixel_format: PixelFormat) -> None:
+def test_drawn_objects_equal_the_truth(pixel_format: PixelFormat) -> None:
     source = camera(f"synthetic:320x240?objects=5&seed=3&format={pixel_format}", FORMATS)
     info = source.open()
     assert (info.width_px, info.height_px, info.pixel_format, info.yuv) == (320, 240, pixel_format, "bt601")
@@ -63,7 +63,7 @@ def test_what_is_painted_is_the_truth(pixel_format: PixelFormat) -> None:
         assert np.abs(seen - expected).max() <= (0 if "bgr" in pixel_format else 4)
 
 
-def test_all_formats_show_the_same_boxes() -> None:
+def test_boxes_are_equal_in_all_formats() -> None:
     boxes = [camera(f"synthetic:320x240?seed=3&format={name}", FORMATS).truth(7)[0] for name in FORMATS]
     assert all(np.array_equal(boxes[0], other) for other in boxes)
     assert boxes[0].dtype == np.float32
@@ -72,7 +72,7 @@ def test_all_formats_show_the_same_boxes() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(8, 400), st.integers(8, 400), st.integers(0, 50), st.integers(0, 99), st.integers(0, 10_000))
-def test_objects_stay_inside_and_never_touch(
+def test_objects_stay_inside_and_do_not_touch(
     height_px: int, width_px: int, objects: int, seed: int, index: int
 ) -> None:
     objects = min(objects, Scene.most_objects(height_px, width_px))
@@ -94,7 +94,7 @@ def test_all_classes_occur() -> None:
     assert set(Scene(240, 320, 20, seed=1).truth(0)[1].tolist()) == set(range(len(FAKE_CLASSES)))
 
 
-def test_objects_overlap_where_asked_for() -> None:
+def test_objects_overlap_if_configured() -> None:
     scene = Scene(240, 320, 12, seed=1, overlap=True)
 
     def overlaps(index: int) -> bool:
@@ -106,7 +106,7 @@ def test_objects_overlap_where_asked_for() -> None:
     assert any(overlaps(index) for index in range(100))
 
 
-def test_every_frame_differs_from_the_last_and_seeds_differ() -> None:
+def test_frames_and_seeds_differ() -> None:
     source = camera("synthetic:320x240?seed=1")
     source.open()
     frames = [read(source, (240, 320, 3))[1] for _ in range(100)]
@@ -127,7 +127,7 @@ def test_every_frame_differs_from_the_last_and_seeds_differ() -> None:
         ("7680x4320", ("nv12", "bgr"), "nv12"),
     ],
 )
-def test_the_detectors_favourite_that_the_size_allows(
+def test_first_format_that_the_size_allows_is_chosen(
     size: str, formats: tuple[PixelFormat, ...], chosen: PixelFormat
 ) -> None:
     source = camera(f"synthetic:{size}", formats)
@@ -136,7 +136,7 @@ def test_the_detectors_favourite_that_the_size_allows(
     read(source, frame_shape(info.height_px, info.width_px, info.pixel_format))
 
 
-def test_no_format_for_an_odd_size() -> None:
+def test_odd_size_without_a_format_is_an_error() -> None:
     with pytest.raises(SourceError) as raised:
         camera("synthetic:321x240", ("nv12",)).open()
     assert raised.value.code == "pixel-format"
@@ -155,7 +155,7 @@ def test_no_format_for_an_odd_size() -> None:
         ),
     ],
 )
-def test_what_a_source_says(source: str, expected: SyntheticSpec) -> None:
+def test_address_is_parsed(source: str, expected: SyntheticSpec) -> None:
     assert SyntheticSpec.parse(source) == expected
 
 
@@ -178,7 +178,7 @@ def test_what_a_source_says(source: str, expected: SyntheticSpec) -> None:
         ("synthetic:?corrupt=5", "corrupt: expected FIRST:END"),
     ],
 )
-def test_what_a_source_cannot_say(source: str, message: str) -> None:
+def test_invalid_address_is_an_error(source: str, message: str) -> None:
     with pytest.raises(SourceError, match=message):
         SyntheticSpec.parse(source)
 
@@ -190,7 +190,7 @@ def test_what_a_source_cannot_say(source: str, message: str) -> None:
         ("synthetic:1x1?objects=1", "expected 0 to 0 objects in 1x1 pixels"),
     ],
 )
-def test_objects_without_room(source: str, message: str) -> None:
+def test_too_many_objects_are_an_error(source: str, message: str) -> None:
     with pytest.raises(SourceError, match=message):
         camera(source).open()
 
@@ -198,7 +198,7 @@ def test_objects_without_room(source: str, message: str) -> None:
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def test_frozen_frame_and_frozen_time() -> None:
+def test_freeze_repeats_the_frame_and_the_time() -> None:
     source = camera("synthetic:64x48@10?freeze=3&freeze_pts=5")
     source.open()
     grabs, frames = zip(*[read(source, (48, 64, 3)) for _ in range(9)], strict=True)
@@ -208,7 +208,7 @@ def test_frozen_frame_and_frozen_time() -> None:
     assert not np.array_equal(source.truth(2)[0], source.truth(3)[0])
 
 
-def test_another_size() -> None:
+def test_resize_changes_the_size() -> None:
     source = camera("synthetic:64x48?resize=2:32x80")
     assert source.open().width_px == 64
     for _ in range(2):
@@ -223,7 +223,7 @@ def test_another_size() -> None:
     assert np.all(pixels[y1:y2, x1:x2] == FAKE_COLORS[source.truth(2)[1][0]])
 
 
-def test_an_odd_size_is_announced_in_a_format_that_has_none() -> None:
+def test_resize_to_an_odd_size_is_reported() -> None:
     source = camera("synthetic:64x48?resize=0:33x21", ("nv12", "bgr"))
     assert source.open().pixel_format == "nv12"
     assert source.grab(1) is not None
@@ -232,7 +232,7 @@ def test_an_odd_size_is_announced_in_a_format_that_has_none() -> None:
             source.retrieve(wrap(np.zeros(shape, np.uint8)))
 
 
-def test_damage_failure_and_end() -> None:
+def test_corrupt_fail_and_frames_options() -> None:
     source = camera("synthetic:64x48?corrupt=1:3&frames=4")
     source.open()
     assert [grab.corrupt for _ in range(4) if (grab := source.grab(1)) is not None] == [False, True, True, False]
@@ -246,7 +246,7 @@ def test_damage_failure_and_end() -> None:
         failing.grab(1)
 
 
-def test_a_stall_in_its_own_pace() -> None:
+def test_stall_delays_the_following_frames() -> None:
     clock = ManualClock()
     source = camera("synthetic:64x48@10?stall=2:3", offline=False, clock=clock)
     source.open()
@@ -255,7 +255,7 @@ def test_a_stall_in_its_own_pace() -> None:
     assert times[:5] == [0.0, 0.1, 3.2, 3.3, 3.4]
 
 
-def test_a_frame_is_taken_when_it_is_due_and_not_when_it_is_asked_for() -> None:
+def test_capture_time_is_the_due_time() -> None:
     clock = ManualClock()
     source = camera("synthetic:64x48@10", offline=False, clock=clock)
     source.open()
@@ -272,7 +272,7 @@ def test_a_frame_is_taken_when_it_is_due_and_not_when_it_is_asked_for() -> None:
 
 
 @pytest.mark.integration
-def test_a_frame_behind_a_hang_is_as_new_as_any() -> None:
+def test_frame_after_a_hang_is_not_late() -> None:
     source = SyntheticSource(SyntheticSpec.parse("synthetic:64x48@1000?hang=1:0.6"))
     source.open()
     before, after = source.grab(10), source.grab(10)
@@ -281,7 +281,7 @@ def test_a_frame_behind_a_hang_is_as_new_as_any() -> None:
     assert after.captured_ns - before.captured_ns >= 0.6e9
 
 
-def test_interrupted_it_gives_nothing_more() -> None:
+def test_grab_after_an_interrupt_returns_none() -> None:
     source = camera("synthetic:64x48")
     source.open()
     source.interrupt()

@@ -243,8 +243,9 @@ class _Pass:
         """Yield all packets. The last one is empty, and flushes the decoder."""
         with suppress(av.FFmpegError, IndexError):  # it cannot be read further, or a stream appears in mid-file
             for packet in self._container.demux(self._stream):
+                last = not packet.size  # a decoder may take the data out of the packet
                 yield packet
-                if not packet.size:
+                if last:
                     return
         flush: Packet[Any] = Packet(0)
         flush.stream = self._stream
