@@ -177,9 +177,10 @@ def test_grab_has_the_encoding_of_the_frame(parts: tuple[tuple[int, str, YuvEnco
     with closing(Recorded(path)) as source:
         info = source.open()
         assert info.yuv == parts[0][2]
-        with pytest.raises(SourceError, match="ended the stream"):
+        with pytest.raises(SourceError) as raised:
             while (grab := source.grab(PATIENCE_S)) is not None:
                 found.append((frame(source, info)[1], grab.yuv))
+        assert raised.value.code == "stream-ended"
     assert found == [(height_px, yuv) for height_px, _, yuv in parts for _ in range(3)]
 
 
@@ -210,8 +211,9 @@ def test_url_cannot_inject_pipeline_elements(server: Server, tmp_path: Path, bla
     hostile = blank.join([server.url("/clip") + quote, "!", "filesink", location, "!", "rtspsrc", f"location={quote}x"])
     source = source_of(camera(hostile, "gstreamer"))
     try:
-        with pytest.raises(SourceError, match=r"\(404\)"):
+        with pytest.raises(SourceError) as raised:
             source.open()
+        assert "404" in str(raised.value)
     finally:
         source.close()
     assert not owned.exists()

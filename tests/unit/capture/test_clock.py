@@ -60,7 +60,9 @@ def machine(caplog: pytest.LogCaptureFixture) -> Machine:
         (-86_400 * S, 0, "arrival", True),  # tomorrow
     ],
 )
-def test_first_frame_decides_if_the_camera_clock_is_trusted(delay_ns: int | None, age_ns: int, clock: str, warned: bool, machine: Machine) -> None:
+def test_first_frame_decides_if_the_camera_clock_is_trusted(
+    delay_ns: int | None, age_ns: int, clock: str, warned: bool, machine: Machine
+) -> None:
     assert machine.frame(delay_ns) == (age_ns, age_ns, clock)
     assert bool(machine.warnings) == warned
 

@@ -114,8 +114,9 @@ def test_frames_are_read_once_with_their_times(play: Player, tmp_path: Path, off
     assert [grab.captured_utc_ns - grab.captured_ns for grab in grabs] == [0] * 12
     assert {grab.clock for grab in grabs} == {"media" if offline else "arrival"}
     for _ in range(2):
-        with pytest.raises(EndOfStream, match="ended after 12 frames"):
+        with pytest.raises(EndOfStream) as raised:
             source.grab(1.0)
+        assert "12 frames" in str(raised.value)
     source.close()
 
 
@@ -195,8 +196,9 @@ def test_shipped_clip_is_read_completely(play: Player, offline: bool) -> None:
     source.retrieve(wrap(pixels))
     assert in_bgr(pixels, info).std() > 30
     assert (times[-1] - times[0]) / SECOND == pytest.approx(19.9)
-    with pytest.raises(EndOfStream, match="after 200 frames"):
+    with pytest.raises(EndOfStream) as raised:
         source.grab(1.0)
+    assert "200 frames" in str(raised.value)
     source.close()
 
 
@@ -206,9 +208,7 @@ def cut(source: Path, to: Path, share: float) -> Path:
     return to
 
 
-def test_truncated_file_is_read_and_logged(
-    play: Player, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_truncated_file_is_read_and_logged(play: Player, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = play(cut(write_video(tmp_path / "whole.avi", 100), tmp_path / "a.avi", 0.5))
     info = source.open()
     seen = read_all(source, info)
@@ -226,9 +226,7 @@ def test_truncated_mp4_is_read_and_logged(play: Player, tmp_path: Path, caplog: 
     source.close()
 
 
-def test_loop_of_a_truncated_file_logs_once(
-    play: Player, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_loop_of_a_truncated_file_logs_once(play: Player, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = play(cut(write_video(tmp_path / "whole.avi", 100), tmp_path / "a.avi", 0.5), loop=True)
     info = source.open()
     for _ in range(160):
@@ -264,19 +262,20 @@ def test_frame_that_cannot_be_decoded_is_skipped(play: Player, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "code"),
     [
-        (b"", "the file is empty"),
-        (b"this is not a video\n" * 500, "not a video that FFmpeg can decode"),
-        (bytes(range(256)) * 500, "not a video that FFmpeg can decode"),
-        (b"\x00\x00\x00\x20ftypisom" + b"\x00" * 500, "not a video that FFmpeg can decode"),
+        (b"", "file"),
+        (b"this is not a video\n" * 500, "not-a-video"),
+        (bytes(range(256)) * 500, "not-a-video"),
+        (b"\x00\x00\x00\x20ftypisom" + b"\x00" * 500, "not-a-video"),
     ],
 )
-def test_file_that_is_not_a_video_is_an_error(play: Player, tmp_path: Path, content: bytes, message: str) -> None:
+def test_file_that_is_not_a_video_is_an_error(play: Player, tmp_path: Path, content: bytes, code: str) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(SourceError) as raised:
         play(path).open()
+    assert raised.value.code == code
 
 
 def test_mp4_without_an_index_is_an_error(play: Player, tmp_path: Path) -> None:
@@ -287,24 +286,27 @@ def test_mp4_without_an_index_is_an_error(play: Player, tmp_path: Path) -> None:
     video = video[:start] + video[start + int.from_bytes(video[start : start + 4], "big") :]
     path = tmp_path / "a.mp4"
     path.write_bytes(video)
-    with pytest.raises(SourceError, match=r"not a video that FFmpeg can decode(.|\n)*lack its index"):
+    with pytest.raises(SourceError) as raised:
         play(path).open()
+    assert raised.value.code == "not-a-video"
+    assert "index" in raised.value.hint
 
 
 def test_missing_file_folder_and_unreadable_file_are_errors(play: Player, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="No such file or directory"):
-        play(tmp_path / "missing.mp4").open()
-    with pytest.raises(SourceError, match="expected a video, this is a folder"):
-        play(tmp_path).open()
-    path = write_video(tmp_path / "a.avi")
-    path.chmod(0)
-    if os.access(path, os.R_OK):
-        pytest.skip("this user may read everything")
-    with pytest.raises(SourceError, match="Permission denied"):
-        play(path).open()
+    unreadable = write_video(tmp_path / "a.avi")
+    unreadable.chmod(0)
+    for path in (tmp_path / "missing.mp4", tmp_path, unreadable):
+        if path == unreadable and os.access(path, os.R_OK):
+            pytest.skip("this user may read everything")
+        with pytest.raises(SourceError) as raised:
+            play(path).open()
+        assert raised.value.code == "file"
+        assert path.name in str(raised.value)
 
 
-def test_file_name_that_looks_like_an_address_is_opened(play: Player, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_name_that_looks_like_an_address_is_opened(
+    play: Player, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_video(tmp_path / "concat:a%03d.avi", 3)
     monkeypatch.chdir(tmp_path)
     source = play(Path("concat:a%03d.avi"))
@@ -358,8 +360,9 @@ def test_size_change_within_a_file_is_reported(tmp_path: Path) -> None:
     for _ in range(2):
         assert read(source, info)[1] == 5
     assert source.grab(1.0) is not None
-    with pytest.raises(SizeChanged, match="128x96"):
+    with pytest.raises(SizeChanged) as changed:
         source.retrieve(wrap(buffer_for(info)))
+    assert (changed.value.width_px, changed.value.height_px) == (128, 96)
     larger = np.zeros(frame_shape(96, 128, info.pixel_format), np.uint8)
     source.retrieve(wrap(larger))
     assert larger.any()
@@ -411,8 +414,9 @@ def test_frames_are_rotated_by_the_display_matrix(play: Player, quarter_turns: i
     info = source.open()
     assert (info.height_px, info.width_px) == wanted.shape[:2]
     assert source.grab(1.0) is not None
-    with pytest.raises(SizeChanged, match=f"{info.width_px}x{info.height_px}"):
+    with pytest.raises(SizeChanged) as changed:
         source.retrieve(wrap(np.zeros(frame_shape(64, 64, info.pixel_format), np.uint8)))
+    assert (changed.value.width_px, changed.value.height_px) == (info.width_px, info.height_px)
     pixels = buffer_for(info)
     source.retrieve(wrap(pixels))
     middles = np.ix_(*[[side // 4, 3 * side // 4] for side in wanted.shape[:2]])
@@ -458,8 +462,9 @@ def test_reordered_frames_are_delivered_in_display_order(play: Player, tmp_path:
 def test_unknown_codec_is_an_error(play: Player, tmp_path: Path) -> None:
     path = encoded(tmp_path / "a.mp4", [quarters(48, 64)], "libx264", "yuv420p")
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzz1").replace(b"avcC", b"zzzC"))
-    with pytest.raises(SourceError, match="not a video that FFmpeg can decode"):
+    with pytest.raises(SourceError) as raised:
         play(path).open()
+    assert raised.value.code == "not-a-video"
 
 
 def test_file_without_video_is_an_error(play: Player, tmp_path: Path) -> None:
@@ -468,5 +473,7 @@ def test_file_without_video_is_an_error(play: Player, tmp_path: Path) -> None:
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
         frame.sample_rate = 8000
         file.mux(stream.encode(frame))
-    with pytest.raises(SourceError, match=r"a\.wav: (not a|there is no) video"):
+    with pytest.raises(SourceError) as raised:
         play(tmp_path / "a.wav").open()
+    assert raised.value.code == "not-a-video"
+    assert "a.wav" in str(raised.value)

@@ -58,8 +58,10 @@ def test_delivered_format_follows_the_detector(
 
 
 def test_odd_sides_without_a_format_are_an_error() -> None:
-    with pytest.raises(SourceError, match=r"even sides for nv12, i420, got 65x48(.|\n)*another frame size"):
+    with pytest.raises(SourceError) as raised:
         choose_format("yuv420p", 48, 65, ("nv12", "i420"))
+    assert raised.value.code == "pixel-format"
+    assert "65x48" in str(raised.value)
 
 
 def blocks(height_px: int, width_px: int, pixel_format: str) -> av.VideoFrame:
@@ -108,7 +110,9 @@ def colour(y: int, u: int, v: int, encoding: YuvEncoding) -> tuple[float, float,
         ("nv12", 2, 1, 96, "bt601"),
     ],
 )
-def test_color_encoding_is_read_from_the_frame(decoded: str, matrix: int, numbers: int, height_px: int, expected: YuvEncoding) -> None:
+def test_color_encoding_is_read_from_the_frame(
+    decoded: str, matrix: int, numbers: int, height_px: int, expected: YuvEncoding
+) -> None:
     """And converted here, they give the colours that a detector would make of them."""
     frame = blocks(height_px, WIDTH_PX, decoded)
     frame.colorspace, frame.color_range = matrix, numbers
@@ -135,8 +139,9 @@ def test_planes_are_copied_without_padding() -> None:
 def test_odd_frames_are_delivered_in_bgr_only() -> None:
     frame = blocks(49, 71, "yuv420p")
     assert written(frame, "bgr").std() > 5
-    with pytest.raises(SizeChanged, match="71x49"):
+    with pytest.raises(SizeChanged) as changed:
         FrameWriter("i420").write(frame, np.zeros((75, 72), np.uint8))
+    assert (changed.value.width_px, changed.value.height_px) == (71, 49)
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
@@ -215,11 +220,12 @@ def every(source: FFmpegSource) -> list[bool]:
     """Return for each frame if it is corrupt, until the stream ends."""
     source.open()
     found: list[bool] = []
-    with pytest.raises(SourceError, match="ended the stream"):
+    with pytest.raises(SourceError) as raised:
         while True:
             grab = source.grab(20)
             assert grab is not None
             found.append(grab.corrupt)
+    assert raised.value.code == "stream-ended"
     return found
 
 
@@ -294,7 +300,7 @@ def test_size_change_within_a_stream_is_reported() -> None:
             assert retrieved(source, info, HEIGHT_PX, WIDTH_PX).std() > 5
         for _ in range(GOP):
             assert source.grab(20) is not None
-            with pytest.raises(SizeChanged, match="64x48"):
+            with pytest.raises(SizeChanged):
                 retrieved(source, info, HEIGHT_PX, WIDTH_PX)
             assert retrieved(source, info, 48, 64).std() > 5
 
@@ -359,9 +365,11 @@ def test_silent_stream_is_an_error_after_the_read_timeout() -> None:
         closing(source_of(address, open_timeout_s=1, read_timeout_s=0.5)) as source,
     ):
         source.open()
-        with pytest.raises(SourceError, match=r"no frame for 0\.\d s(.|\n)*read_timeout_s"):
+        with pytest.raises(SourceError) as raised:
             while True:
                 source.grab(5)
+        assert raised.value.code == "read"
+        assert "read_timeout_s" in raised.value.hint
 
 
 @pytest.mark.integration
@@ -369,23 +377,20 @@ def test_stream_without_a_key_frame_is_not_opened() -> None:
     with (
         served(*coded()[1:GOP], pause_s=30) as address,
         closing(source_of(address, open_timeout_s=0.5)) as source,
-        pytest.raises(SourceError, match=r"no frame|cannot be decoded"),
+        pytest.raises(SourceError) as raised,
     ):
         source.open()
+    assert raised.value.code in {"open-timeout", "open"}
 
 
 @pytest.mark.parametrize(
-    ("images", "status", "said"),
-    [
-        ((b"",), 401, "it refuses this user or password"),
-        ((b"",), 404, "it has no stream of this path"),
-        ((b"<html>no frames</html>",), 200, "cannot be decoded"),
-    ],
+    ("images", "status", "code"),
+    [((b"",), 401, "unauthorized"), ((b"",), 404, "no-stream"), ((b"<html>no frames</html>",), 200, "codec")],
 )
 def test_open_error_names_the_cause_without_secrets(
     images: tuple[bytes, ...],
     status: int,
-    said: str,
+    code: str,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -393,9 +398,10 @@ def test_open_error_names_the_cause_without_secrets(
     with (
         served(*images, status=status) as address,
         closing(source_of(f"ann:hunter2@{address}?token=hunter3")) as source,
-        pytest.raises(SourceError, match=said) as raised,
+        pytest.raises(SourceError) as raised,
     ):
         source.open()
+    assert raised.value.code == code
     printed = capfd.readouterr()
     for text in (str(raised.value), repr(raised.value), caplog.text, printed.out, printed.err):
         assert "hunter" not in text
@@ -409,7 +415,8 @@ def test_interrupt_ends_open_permanently() -> None:
         timer.start()
         began = time.monotonic()
         for _ in range(2):
-            with pytest.raises(SourceError, match="interrupted"):
+            with pytest.raises(SourceError) as raised:
                 source.open()
+            assert raised.value.code == "interrupted"
         assert time.monotonic() - began < 20
         timer.join()

@@ -73,7 +73,9 @@ def test_cleared_estimator_has_no_frame_rate() -> None:
         (10.0, 100.0, 80.0, 100.0),
     ],
 )
-def test_stall_timeouts_follow_the_interval(interval_s: float | None, read_timeout_s: float, frozen_s: float, lost_s: float) -> None:
+def test_stall_timeouts_follow_the_interval(
+    interval_s: float | None, read_timeout_s: float, frozen_s: float, lost_s: float
+) -> None:
     assert StallTimeouts.from_interval(interval_s, read_timeout_s) == StallTimeouts(frozen_s, lost_s)
 
 

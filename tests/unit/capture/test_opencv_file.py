@@ -44,10 +44,10 @@ def test_images_are_read_in_natural_order(tmp_path: Path) -> None:
     source = folder(tmp_path)
     source.open()
     assert shades(source, 6) == [0, 1, 3, 2, 10, 20]
-    with pytest.raises(EndOfStream, match="ended after 6 images, 0 skipped"):
-        source.grab(1)
-    with pytest.raises(EndOfStream):
-        source.grab(1)
+    for _ in range(2):
+        with pytest.raises(EndOfStream) as raised:
+            source.grab(1)
+        assert "6 images" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -89,24 +89,19 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path: Path, caplog: pytes
     assert [record.message.split(":")[0].rpartition("/")[2] for record in caplog.records] == ["0.jpg", "2.png"]
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({}, "no images in this folder"),
-        ({"a.txt": b"text"}, "no images in this folder"),
-        ({"a.jpg": b"", "b.png": b"?"}, "none of its 2 images can be read"),
-    ],
-)
-def test_folder_without_images_is_an_error(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+@pytest.mark.parametrize("files", [{}, {"a.txt": b"text"}, {"a.jpg": b"", "b.png": b"?"}])
+def test_folder_without_images_is_an_error(tmp_path: Path, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(SourceError) as raised:
         folder(tmp_path).open()
+    assert raised.value.code == "no-images"
 
 
 def test_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="No such file"):
+    with pytest.raises(SourceError) as raised:
         folder(tmp_path / "missing").open()
+    assert raised.value.code == "file"
 
 
 def test_looped_folder_whose_images_vanish_is_an_error(tmp_path: Path) -> None:
@@ -115,8 +110,9 @@ def test_looped_folder_whose_images_vanish_is_an_error(tmp_path: Path) -> None:
     source.open()
     assert shades(source, 2) == [1, 1]
     file.unlink()
-    with pytest.raises(SourceError, match="none of its images can be read any more"):
+    with pytest.raises(SourceError) as raised:
         source.grab(1)
+    assert raised.value.code == "no-images"
 
 
 def test_image_of_another_size_is_a_size_change(tmp_path: Path) -> None:

@@ -730,7 +730,7 @@ def test_device_error_ends_the_program() -> None:
             raise DeviceError("the GPU does not answer")
 
     one = World([Connection(FRAMES)], sink=Broken())
-    with pytest.raises(DeviceError, match="does not answer"):
+    with pytest.raises(DeviceError):
         one.run()
     assert one.sink.ended == 1
     assert one.sources[0].closed == 1

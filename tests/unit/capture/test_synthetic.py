@@ -160,39 +160,36 @@ def test_address_is_parsed(source: str, expected: SyntheticSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "name"),
     [
-        ("synthetic:640", "expected synthetic:768x576@30"),
-        ("synthetic:640x480x3", "expected synthetic:768x576@30"),
-        ("synthetic:640x480?object=3", "unknown option 'object'(.|\n)*did you mean objects?"),
-        ("synthetic:640x480?zzz=3", "unknown option 'zzz'(.|\n)*options: objects"),
-        ("synthetic:?objects=many", "objects: expected a whole number, got 'many'"),
-        ("synthetic:?objects=-1", "objects: expected a whole number"),
-        ("synthetic:@0", "fps: expected frames per second, above 0"),
-        ("synthetic:@1001", "fps: expected"),
-        ("synthetic:@1.2.3", "fps: expected"),
-        ("synthetic:?format=rgb", "format: expected one of bgr, bgrx, nv12, i420, got 'rgb'"),
-        ("synthetic:?overlap=yes", "overlap: expected 0 or 1"),
-        ("synthetic:?resize=5", "resize: expected FRAME:WIDTHxHEIGHT"),
-        ("synthetic:?stall=5", "stall: expected FRAME:SECONDS"),
-        ("synthetic:?corrupt=5", "corrupt: expected FIRST:END"),
+        ("synthetic:640", "synthetic:640"),
+        ("synthetic:640x480x3", "synthetic:640x480x3"),
+        ("synthetic:640x480?object=3", "objects"),
+        ("synthetic:640x480?zzz=3", "objects"),
+        ("synthetic:?objects=many", "objects"),
+        ("synthetic:?objects=-1", "objects"),
+        ("synthetic:@0", "fps"),
+        ("synthetic:@1001", "fps"),
+        ("synthetic:@1.2.3", "fps"),
+        ("synthetic:?format=rgb", "format"),
+        ("synthetic:?overlap=yes", "overlap"),
+        ("synthetic:?resize=5", "resize"),
+        ("synthetic:?stall=5", "stall"),
+        ("synthetic:?corrupt=5", "corrupt"),
     ],
 )
-def test_invalid_address_is_an_error(source: str, message: str) -> None:
-    with pytest.raises(SourceError, match=message):
+def test_invalid_address_is_an_error(source: str, name: str) -> None:
+    with pytest.raises(SourceError) as raised:
         SyntheticSpec.parse(source)
+    assert raised.value.code == "synthetic-address"
+    assert name in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("synthetic:320x24?objects=4", "expected 0 to 3 objects in 320x24 pixels, got 4"),
-        ("synthetic:1x1?objects=1", "expected 0 to 0 objects in 1x1 pixels"),
-    ],
-)
-def test_too_many_objects_are_an_error(source: str, message: str) -> None:
-    with pytest.raises(SourceError, match=message):
+@pytest.mark.parametrize("source", ["synthetic:320x24?objects=4", "synthetic:1x1?objects=1"])
+def test_too_many_objects_are_an_error(source: str) -> None:
+    with pytest.raises(SourceError) as raised:
         camera(source).open()
+    assert raised.value.code == "synthetic-address"
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -237,13 +234,15 @@ def test_corrupt_fail_and_frames_options() -> None:
     source.open()
     assert [grab.corrupt for _ in range(4) if (grab := source.grab(1)) is not None] == [False, True, True, False]
     for _ in range(2):
-        with pytest.raises(EndOfStream, match="ended after 4 frames"):
+        with pytest.raises(EndOfStream) as raised:
             source.grab(1)
+        assert "4 frames" in str(raised.value)
     failing = camera("synthetic:64x48?fail=1")
     failing.open()
     assert failing.grab(1) is not None
-    with pytest.raises(SourceError, match="failed at frame 1"):
+    with pytest.raises(SourceError) as failed:
         failing.grab(1)
+    assert failed.value.code == "synthetic-failure"
 
 
 def test_stall_delays_the_following_frames() -> None:

@@ -1,14 +1,13 @@
-"""Why a camera could not be opened, asked of the camera itself.
+"""Diagnosis of a camera that could not be opened, by a request to the camera itself.
 
-It is asked after the failure and not before: many cameras serve few connections, and a working
-one must not be disturbed.
+The request follows the failure: many cameras serve few connections, and a request must not disturb a working one.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from vision.errors import SourceError, redact
@@ -19,29 +18,39 @@ _ANSWER_LATE_S: Final = 0.5  # for a camera that has not answered for a whole ti
 _LINE_BYTES: Final = 512
 
 
+class _Answer(NamedTuple):
+    """What a camera answers: the stable name of the fault, and its text and hint for the operator."""
+
+    code: str
+    text: str
+    hint: str
+
+
 def explain_open(url: str, *, open_timeout_s: float, took_s: float) -> SourceError:
     """Return the error for a URL (rtsp, rtsps, http, https) that FFmpeg could not open. Asks the camera.
 
     Takes at most 2 s, 0.5 s after a timeout, and longer if a host name cannot be looked up.
     """
-    text, hint = _ask(urlsplit(url), late=took_s >= open_timeout_s)
-    return SourceError(f"{redact(url)}: {text}", hint=hint, code="open")
+    answer = _ask(urlsplit(url), late=took_s >= open_timeout_s)
+    return SourceError(f"{redact(url)}: {answer.text}", hint=answer.hint, code=answer.code)
 
 
-def _ask(url: SplitResult, *, late: bool) -> tuple[str, str]:
+def _ask(url: SplitResult, *, late: bool) -> _Answer:
     host = url.hostname or ""
     port = url.port or _PORTS[url.scheme]
     try:
         with socket.create_connection((host, port), _ANSWER_LATE_S if late else _ANSWER_S) as connection:
             line = _status_line(connection, url, host, port)
     except socket.gaierror:
-        return f"unknown host {host!r}", "check the name, or write the address in numbers"
+        return _Answer("unknown-host", f"unknown host {host!r}", "check the name, or write the address in numbers")
     except ConnectionRefusedError:
-        return f"port {port} refuses connections", "is this the camera's address, and has it started yet?"
+        hint = "is this the camera's address, and has it started yet?"
+        return _Answer("refused", f"port {port} refuses connections", hint)
     except TimeoutError:
-        return "no answer", "check address, cable and the camera's power, or raise `open_timeout_s`"
-    except (OSError, ssl.SSLError) as error:
-        return f"{error.strerror or error}", "check address, cable and the camera's power"
+        hint = "check address, cable and the camera's power, or raise `open_timeout_s`"
+        return _Answer("no-answer", "no answer", hint)
+    except OSError as error:
+        return _Answer("network", f"{error.strerror or error}", "check address, cable and the camera's power")
     return _explain_status(line, url, late=late)
 
 
@@ -65,31 +74,34 @@ def _request(url: SplitResult, host: str, port: int) -> bytes:
     return f"DESCRIBE {target} RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\n\r\n".encode()
 
 
+_VIEWERS: Final = "close other viewers, or use the camera's second stream"
 _BY_STATUS: Final = {
-    "403": ("this user may not see the stream", "give the user the right to watch, in the camera's web page"),
-    "404": ("it has no stream of this path", "look the path up in the camera's manual or its web page"),
-    "453": ("it has no bandwidth left for another client", "close other viewers, or use the camera's second stream"),
-    "503": ("it serves no further client", "close other viewers, or use the camera's second stream"),
+    "403": _Answer(
+        "forbidden", "this user may not see the stream", "give the user the right to watch, in the camera's web page"
+    ),
+    "404": _Answer(
+        "no-stream", "it has no stream of this path", "look the path up in the camera's manual or its web page"
+    ),
+    "453": _Answer("busy", "it has no bandwidth left for another client", _VIEWERS),
+    "503": _Answer("busy", "it serves no further client", _VIEWERS),
 }
 
 
-def _explain_status(line: str, url: SplitResult, *, late: bool) -> tuple[str, str]:
-    code = line.split(" ")[1] if line.startswith(("RTSP/", "HTTP/")) and " " in line else ""
-    if code == "401":
-        return _explain_unauthorized(url)
-    if code in _BY_STATUS:
-        return _BY_STATUS[code]
+def _explain_status(line: str, url: SplitResult, *, late: bool) -> _Answer:
+    status = line.split(" ")[1] if line.startswith(("RTSP/", "HTTP/")) and " " in line else ""
+    if status == "401" and url.username is None:
+        hint = "write them as user:${PASSWORD}@ before the host"
+        return _Answer("unauthorized", "it asks for user and password", hint)
+    if status == "401":
+        hint = "in the URL write @ as %40, : as %3A, / as %2F; look the path up in the camera's manual"
+        return _Answer("unauthorized", "it refuses this user or password, or has no such stream", hint)
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
     if late:
-        return "it answers, but no frame came in time", "raise `open_timeout_s`, or make its key frames more frequent"
-    if code == "200":
-        return "it answers, but its stream cannot be decoded", "set the camera to H.264, H.265 or MJPEG"
-    return f"it answers {line!r}" if line else "it answers nothing", "is this the camera's address and port?"
-
-
-def _explain_unauthorized(url: SplitResult) -> tuple[str, str]:
-    if url.username is None:
-        return "it asks for user and password", "write them as user:${PASSWORD}@ before the host"
-    return (
-        "it refuses this user or password, or has no such stream",
-        "in the URL write @ as %40, : as %3A, / as %2F; look the path up in the camera's manual",
-    )
+        hint = "raise `open_timeout_s`, or make its key frames more frequent"
+        return _Answer("no-frame", "it answers, but no frame came in time", hint)
+    if status == "200":
+        hint = "set the camera to H.264, H.265 or MJPEG"
+        return _Answer("codec", "it answers, but its stream cannot be decoded", hint)
+    text = f"it answers {line!r}" if line else "it answers nothing"
+    return _Answer("not-a-camera", text, "is this the camera's address and port?")

@@ -45,7 +45,7 @@ def no_frame(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_
     """Return the error if GStreamer reports nothing and no frame arrived within `open_timeout_s`."""
     timeout = f"within {camera.open_timeout_s:g} s"
     if interrupted:
-        return source_error(camera, "interrupted while opening")
+        return source_error(camera, "interrupted while opening", code="interrupted")
     if coded_frames:
         hint = "shorten the camera's key frame interval (GOP) to 1-2 s, or raise open_timeout_s"
         return source_error(camera, f"{coded_frames} frames but no key frame {timeout}", hint)
@@ -54,9 +54,9 @@ def no_frame(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_
     return source_error(camera, f"no answer {timeout}", _no_answer(camera))
 
 
-def source_error(camera: CameraConfig, text: str, hint: str = "") -> SourceError:
+def source_error(camera: CameraConfig, text: str, hint: str = "", *, code: str = "gstreamer") -> SourceError:
     """Return an error that names the camera's address, without secrets."""
-    return SourceError(f"{redact(camera.source)}: {redact(text)}", hint=hint, code="gstreamer")
+    return SourceError(f"{redact(camera.source)}: {redact(text)}", hint=hint, code=code)
 
 
 def _no_answer(camera: CameraConfig) -> str:

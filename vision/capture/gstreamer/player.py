@@ -111,7 +111,7 @@ class Player:
         if message is None:
             return
         if message.type == gst.MessageType.EOS:
-            raise self._error("the camera ended the stream")
+            raise self._error("the camera ended the stream", code="stream-ended")
         error, debug = message.parse_error()
         raise errors.explain(self._camera, error.domain, error.code, error.message, debug or "")
 
@@ -224,5 +224,5 @@ class Player:
         if pad.link(entry) != gst.PadLinkReturn.OK:
             raise self._error(f"cannot link {encoding} to its depayloader")
 
-    def _error(self, text: str, hint: str = "") -> SourceError:
-        return errors.source_error(self._camera, text, hint)
+    def _error(self, text: str, hint: str = "", *, code: str = "gstreamer") -> SourceError:
+        return errors.source_error(self._camera, text, hint, code=code)

@@ -62,7 +62,7 @@ class SyntheticSource(PacedSource[int]):
         if spec.frames is not None and index >= spec.frames:
             raise EndOfStream(f"synthetic: ended after {index} frames")
         if spec.fail == index:
-            raise SourceError(f"synthetic: failed at frame {index}, as configured")
+            raise SourceError(f"synthetic: failed at frame {index}, as configured", code="synthetic-failure")
         if spec.hang is not None and spec.hang[0] == index:
             time.sleep(spec.hang[1])
         self._index += 1
@@ -115,4 +115,4 @@ def _scene(spec: SyntheticSpec, width_px: int, height_px: int) -> Scene:
     try:
         return Scene(height_px, width_px, objects, spec.seed, spec.overlap)
     except ValueError as error:
-        raise SourceError(f"synthetic: {error}") from error
+        raise SourceError(f"synthetic: {error}", code="synthetic-address") from error
