@@ -92,7 +92,7 @@ class FFmpegSource:
             raise SourceError(
                 f"{self._name}: it answers, but no frame arrived in time",
                 hint="raise `open_timeout_s`, or make its key frames more frequent",
-                code="open-timeout",
+                code="no-frame",
             )
         self._waiting.appendleft(first)
         return first.decoder.describe(first.decoded.image, connection.fps)
