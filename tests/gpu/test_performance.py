@@ -14,7 +14,7 @@ import pytest
 
 from tests.gpu.opening import EMULATED
 from vision.benchmark.bench import BenchSettings, measure
-from vision.benchmark.gpu import GpuLane, device_mib, require
+from vision.benchmark.gpu import DeviceTimeline, GpuLane, device_mib, require
 from vision.benchmark.loops import measure_engine
 from vision.benchmark.pipeline import NonClosingDetector, run_deployment, synthetic_deployment
 from vision.benchmark.profile import ProfileSettings, profile_model, trace_slots
@@ -93,7 +93,6 @@ def test_engine_with_dynamic_outputs_is_not_measured_alone() -> None:
 @pytest.mark.parametrize("steps", [False, True])
 def test_time_line_has_the_slots(steps: bool) -> None:
     from tests.gpu.test_emulated_detector import assert_two_objects, frame, opened
-    from vision.benchmark.device_timeline import DeviceTimeline
 
     with closing(opened()) as detector:
         recorder = SpanRecorder()

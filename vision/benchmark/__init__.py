@@ -1,5 +1,1 @@
-"""How fast it is here, where the time goes, and what a site needs: `vision bench`, `vision profile`, `vision plan`.
-
-The verbs are in `bench`, `profile` and `plan`. What they compute with is pure and apart from what runs: `samples`,
-`conditions`, `document`, `compare`, `model`, `advice`, `nodes`.
-"""
+"""Speed of a model, time per layer, and capacity of a deployment: `vision bench`, `profile` and `plan`."""

@@ -14,12 +14,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
-from vision.benchmark.conditions import Clocks, CpuUse, available_cores, clocks, machine, versions
+from vision.benchmark.conditions import Clocks, available_cores, clocks, machine, versions
 from vision.benchmark.document import Bench, Case, HostCosts, Part, Row
 from vision.benchmark.frames import CLIP, Image, convert, load_frames, make_batches, shipped_clip, size_of
 from vision.benchmark.loops import Lane, Measured, ThreadLane, measure_alone, measure_engine, measure_stage
 from vision.benchmark.pipeline import NonClosingDetector, run_deployment, synthetic_deployment
-from vision.benchmark.samples import Durations
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.detector import Detector, DetectorSpec
 from vision.detect.open import open_detector
@@ -196,7 +195,7 @@ class _Benchmark:
                     resources.callback(lane.close)
                 now = self._sampler.submit(clocks)
                 measured = measure_engine(lanes, self._settings.seconds, batch_size=case.batch, warm=now.done)
-                self._add(case, measured, now)
+                self.rows.append(self._row(case, measured, now))
         except ModelError as error:
             self._note(f"{case}: {error.args[0]}")
 
@@ -264,21 +263,25 @@ class _Benchmark:
         else:
             measured = measure_stage(detector, self._batches(detector, case.lanes, case.batch), seconds, warm=now.done)
         if "stage" in self._settings.parts:
-            self._add(case, measured, now)
+            self.rows.append(self._row(case, measured, now))
         return measured
 
     def _batches(self, detector: Detector, slots: int, batch: int) -> list[list[Frame]]:
         return make_batches(detector, self._images, slots, batch, self._settings.pixel_format)
 
-    def _add(self, case: Case, measured: Measured, now: Future[Clocks]) -> None:
-        row = self._row(case, measured.durations, measured.frames_per_s, measured.cpu, now)
-        objects, error = measured.objects_per_frame, measured.rate_error
-        self.rows.append(replace(row, objects_per_frame=objects, rate_error=error))
-
-    def _row(self, case: Case, durations: Durations, frames_per_s: float, cpu: CpuUse, now: Future[Clocks]) -> Row:
-        device_mib = self._gpu.device_mib() if self._gpu else None
-        rss_mib = resident_bytes() / 2**20
-        return Row(case, durations, frames_per_s, cpu.own, cpu.others, rss_mib, device_mib, now.result())
+    def _row(self, case: Case, measured: Measured, now: Future[Clocks]) -> Row:
+        return Row(
+            case,
+            measured.durations,
+            measured.frames_per_s,
+            measured.cpu.own,
+            measured.cpu.others,
+            rss_mib=resident_bytes() / 2**20,
+            device_mib=self._gpu.device_mib() if self._gpu else None,
+            clocks=now.result(),
+            objects_per_frame=measured.objects_per_frame,
+            rate_error=measured.rate_error,
+        )
 
     # --- the program ---
 
@@ -321,13 +324,9 @@ class _Benchmark:
         now = self._sampler.submit(clocks)
         ran = run_deployment(config, seconds, lambda *_: NonClosingDetector(detector, case.batch, shown))
         gc.collect()  # the buffers of its cameras are in reference cycles, and are not the next row's memory
-        return replace(
-            self._row(case, ran.latency, ran.published_per_s, ran.cpu, now),
-            offered_per_s=ran.grabbed_per_s,
-            dropped_per_s=sum(ran.dropped_per_s.values()),
-            objects_per_frame=ran.objects_per_frame,
-            rate_error=ran.rate_error,
-        )
+        measured = Measured(ran.latency, ran.published_per_s, ran.cpu, ran.rate_error, ran.objects_per_frame)
+        dropped_per_s = sum(ran.dropped_per_s.values())
+        return replace(self._row(case, measured, now), offered_per_s=ran.grabbed_per_s, dropped_per_s=dropped_per_s)
 
 
 def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, float]:

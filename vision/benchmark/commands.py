@@ -1,4 +1,4 @@
-"""The commands of others that go on where `vision profile` ends: Nsight Systems, trtexec."""
+"""Commands of other tools for a closer look than `vision profile`: Nsight Systems, trtexec."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vision.engine.trtexec import Dialect, build_line, find_tool, installed_dial
 from vision.errors import DeviceError, ModelError
 
 _NO_GPU: Final = GpuDescription("the GPU", (8, 7))
-"""Where there is none, the name of the engine's file is only an example."""
+"""Without a GPU the name of the engine's file is only an example."""
 
 
 def nsys(model: str, batch: int, precision: str) -> str:
@@ -35,8 +35,8 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
     """Return the text of `vision profile --print-trtexec`: for the engine in the cache, or as it would be built.
 
     Args:
-        detect: of the engine; its `max_batch` is at least `batch`.
-        named: how the user names the model: arguments of `vision build`.
+        detect: settings of the engine; its `max_batch` is at least `batch`.
+        named: the model as arguments of `vision build`.
 
     Raises:
         DeviceMissing: no TensorRT, or one that does not start here.

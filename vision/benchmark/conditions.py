@@ -234,34 +234,27 @@ class CpuUse:
 class CpuMeter:
     """Measures CPU use from its construction until `read`."""
 
-    def __init__(
-        self, clock: Callable[[], float] = time.monotonic, machine_busy_s: Callable[[], float] | None = None
-    ) -> None:
-        self._clock = clock
-        self._machine_busy_s = machine_busy_s or _machine_busy_s
-        self._begin = self._now()
-
-    def _now(self) -> tuple[float, float, float]:
-        return self._clock(), time.process_time(), self._machine_busy_s()
+    def __init__(self) -> None:
+        self._begin = _cpu_times()
 
     def read(self) -> CpuUse:
         """Return the use since construction."""
-        (begin_s, own_begin_s, all_begin_s), (end_s, own_end_s, all_end_s) = self._begin, self._now()
-        wall_s = max(1e-9, end_s - begin_s)
-        own = (own_end_s - own_begin_s) / wall_s
-        return CpuUse(own, max(0.0, (all_end_s - all_begin_s) / wall_s - own))
+        wall_s, own_s, all_s = (end - begin for begin, end in zip(self._begin, _cpu_times(), strict=True))
+        wall_s = max(1e-9, wall_s)
+        return CpuUse(own_s / wall_s, max(0.0, (all_s - own_s) / wall_s))
 
 
-def _machine_busy_s() -> float:
-    """Return the busy seconds of all cores since the machine started.
+def _cpu_times() -> tuple[float, float, float]:
+    """Return seconds: wall clock, CPU time of this process, and of the machine.
 
     Time that a hypervisor gave to other machines counts too.
     """
     times = psutil.cpu_times()
-    return times.user + times.nice + times.system + times.irq + times.softirq + times.steal
+    machine_s = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
+    return time.monotonic(), time.process_time(), machine_s
 
 
-def available_cores(seconds: float = 0.25, threads: int | None = None) -> float:
+def available_cores(seconds: float = 0.25) -> float:
     """Return the CPU cores that this process gets if it wants all. Other programs lower it."""
     block = bytes(1 << 20)
     end_s = time.monotonic() + seconds
@@ -270,7 +263,7 @@ def available_cores(seconds: float = 0.25, threads: int | None = None) -> float:
         while time.monotonic() < end_s:
             hashlib.sha256(block)  # without the GIL
 
-    workers = [threading.Thread(target=burn) for _ in range(threads or len(os.sched_getaffinity(0)))]
+    workers = [threading.Thread(target=burn) for _ in range(len(os.sched_getaffinity(0)))]
     wall, cpu = time.monotonic(), time.process_time()
     for worker in workers:
         worker.start()

@@ -7,6 +7,7 @@ from contextlib import closing
 from itertools import islice
 from typing import Final
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +18,7 @@ from vision.errors import SourceError
 from vision.types import Frame, FrameMeta, PixelFormat, frame_shape
 
 CLIP: Final = "vtest.mp4"
+_AV_FORMATS: Final = {"bgrx": "bgra", "nv12": "nv12", "i420": "yuv420p"}
 
 Image = NDArray[np.uint8]
 
@@ -46,25 +48,11 @@ def convert(bgr: Image, pixel_format: PixelFormat) -> Image:
     Raises:
         ValueError: NV12 and I420 need even sides.
     """
-    height, width = bgr.shape[:2]
-    frame_shape(height, width, pixel_format)
+    frame_shape(bgr.shape[0], bgr.shape[1], pixel_format)
     if pixel_format == "bgr":
         return bgr
-    if pixel_format == "bgrx":
-        return np.concatenate([bgr, np.zeros((height, width, 1), np.uint8)], axis=2)
-    luma, u, v = _yuv(bgr)
-    chroma = np.stack([u, v], axis=-1).ravel() if pixel_format == "nv12" else np.concatenate([u.ravel(), v.ravel()])
-    return np.concatenate([luma, chroma.reshape(height // 2, width)])
-
-
-def _yuv(bgr: Image) -> tuple[Image, Image, Image]:
-    blue, green, red = (bgr[..., channel].astype(np.float32) / 255 for channel in range(3))
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
-    u, v = (blue - luma) / 1.772, (red - luma) / 1.402
-    small = [plane.reshape(plane.shape[0] // 2, 2, -1, 2).mean(axis=(1, 3)) for plane in (u, v)]
-    planes = [16 + 219 * luma, *(128 + 224 * plane for plane in small)]
-    y, u8, v8 = (np.clip(np.rint(plane), 0, 255).astype(np.uint8) for plane in planes)
-    return y, u8, v8
+    frame = av.VideoFrame.from_ndarray(bgr, format="bgr24").reformat(format=_AV_FORMATS[pixel_format])
+    return np.ascontiguousarray(frame.to_ndarray(), np.uint8)
 
 
 def make_batches(

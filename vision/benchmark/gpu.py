@@ -1,14 +1,20 @@
-"""The network alone on TensorRT. Needs a GPU."""
+"""The network alone on TensorRT, and the time line of a batch on the GPU. Needs a GPU."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from vision.config import DetectConfig, ModelSpec
+from vision.detect.tensorrt.detector import TensorRTDetector
+from vision.detect.tensorrt.slot import Slot
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import resolve
 from vision.engine.cuda_memory import CudaMemory
@@ -17,9 +23,11 @@ from vision.engine.memory import MemoryPool
 from vision.engine.open import open_engine
 from vision.engine.profiles import Shape
 from vision.engine.runtime import Context, Engine
+from vision.engine.trace import Span, SpanRecorder
 from vision.errors import ModelError
-from vision.gpu.cuda import Graph, Stream, open_device, use_device
+from vision.gpu.cuda import Event, Graph, Stream, open_device, use_device
 from vision.gpu.memory import DeviceBuffer, allocated
+from vision.types import Frame
 
 
 def require() -> None:
@@ -54,24 +62,24 @@ class GpuLane:
             for name, values in engine.profiles[self.profile].values.items():
                 context.set_values(name, values.opt)
             _give_memory(engine, context, shapes, made)
-            self.context: Context | None = context
-            self._graph = made.enter_context(self._capture(context)) if graph else None
+            self.context: Context = context
+            self._graph = None
+            if graph:
+                captured = Graph.capture(self.stream, lambda: context.enqueue(self.stream.address), "the engine")
+                self._graph = made.enter_context(captured)
             self._made = made.pop_all()
-
-    def _capture(self, context: Context) -> Graph:
-        return Graph.capture(self.stream, lambda: context.enqueue(self.stream.address), "the engine")
 
     def start(self) -> None:
         if self._graph is not None:
             self._graph.launch(self.stream)
-        elif self.context is not None:
+        else:
             self.context.enqueue(self.stream.address)
 
     def finish(self) -> None:
         self.stream.synchronize()
 
     def close(self) -> None:
-        self.context = None  # the engine cannot go before its contexts
+        del self.context  # the engine cannot go before its contexts
         self._made.close()
 
 
@@ -119,3 +127,63 @@ def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterat
 def device_mib() -> float:
     """Return the GPU memory of this process, TensorRT's included, MiB."""
     return allocated().device_bytes / 2**20
+
+
+class DeviceTimeline:
+    """Traces when each step of a batch begins and ends on the GPU, by events between the steps.
+
+    It wraps the graphs of a detector until `close`. Nothing else may use the detector meanwhile. A CUDA graph runs as a
+    whole, without events between its steps. So a detector is traced twice: as it runs, where a graph is one span; and
+    step by step, where the gaps are those of the launches.
+    """
+
+    def __init__(self, detector: TensorRTDetector, *, steps: bool) -> None:
+        """Wrap a detector. `steps`: run every step by itself instead of the graph."""
+        self._detector = detector
+        self._made = contextlib.ExitStack()
+        self._marks: list[tuple[str, str, Event, Event]] = []
+        self._copying: Event | None = None  # where the copies of a batch begin
+        slots, self._copies = detector.parts()
+        self._slots = [slot for slot in slots if isinstance(slot, Slot)]
+        self._graphs = [dict(slot.graphs) for slot in self._slots]
+        for number, slot in enumerate(self._slots):
+            for batch, graph in self._graphs[number].items():
+                parts = graph.steps if steps else ((f"batch of {batch}", graph.run),)
+                traced: Any = SimpleNamespace(run=partial(self._run, f"slot {number}", slot.stream, parts))
+                slot.graphs[batch] = traced
+        self._origin = self._event(self._copies)
+        self._origin.synchronize()
+        self._origin_ns = time.monotonic_ns()
+
+    def _event(self, stream: Stream) -> Event:
+        event = self._made.enter_context(Event(timing=True))
+        event.record(stream)
+        return event
+
+    def submit(self, slot: int, frames: Sequence[Frame]) -> None:
+        """Submit to the detector, and trace the copies too."""
+        self._copying = self._event(self._copies)
+        self._detector.submit(slot, frames)
+
+    def _run(self, lane: str, stream: Stream, steps: Iterable[tuple[str, Callable[[], object]]]) -> None:
+        """Queue the steps. The slot calls this after it queued the copies."""
+        if self._copying is not None:
+            self._marks.append((f"{lane} copies", "copy", self._copying, self._event(self._copies)))
+            self._copying = None
+        for name, step in steps:
+            begin = self._event(stream)
+            step()
+            self._marks.append((f"{lane} on the GPU", name, begin, self._event(stream)))
+
+    def write_to(self, recorder: SpanRecorder) -> None:
+        """Add the spans to the time line of the host. Every batch must be done."""
+        for lane, name, begin, end in self._marks:
+            start_ns, end_ns = (self._origin_ns + round(at.ms_since(self._origin) * 1e6) for at in (begin, end))
+            recorder.add(Span(name, lane, start_ns, end_ns))
+
+    def close(self) -> None:
+        """Restore the graphs of the detector."""
+        for slot, graphs in zip(self._slots, self._graphs, strict=False):
+            slot.graphs.update(graphs)
+        self._graphs.clear()  # an engine cannot go before its contexts
+        self._made.close()

@@ -9,27 +9,27 @@ import gc
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
 import psutil
 
 from vision.benchmark.conditions import CpuMeter, CpuUse
+from vision.benchmark.loops import WAIT_S
 from vision.benchmark.samples import Durations, relative_error
 from vision.capture.source import Source
 from vision.config import AppConfig
 from vision.detect.detector import Detector
-from vision.messaging.schema import CameraReport
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_publisher
 from vision.runtime.status import Report, Sink
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat, Result
 
 _WARM_UP_PART: Final = 0.25  # of a run: connections, first batches, and what the batcher learns do not count
-_WAIT_S: Final = 60.0
 _REPORTS: Final = 20  # per run: the measurement lies between two of them
 _SLICES: Final = 10  # of a run: their spread is the error of the rate
 
@@ -43,30 +43,27 @@ class Published(NamedTuple):
     inferred_ns: int
 
 
-@dataclass
 class CountingSink:
-    """A sink that notes when each result was published, and passes results on to `behind` if there is one."""
+    """Sink that records when each result was published, and passes results on to `behind` if there is one."""
 
-    behind: Sink | None = None
-    clock: Callable[[], int] = time.monotonic_ns
-    published: dict[str, list[Published]] = field(default_factory=dict)  # by camera
-    objects: int = 0
-    report_last: Report | None = None
+    def __init__(self, behind: Sink | None = None) -> None:
+        self.published: dict[str, list[Published]] = {}  # by camera
+        self.objects = 0
+        self._behind = behind
 
     def publish(self, result: Result) -> None:
-        """Note one result. Called by the results thread."""
-        if self.behind is not None:
-            self.behind.publish(result)
+        """Record one result. Called by the results thread."""
+        if self._behind is not None:
+            self._behind.publish(result)
         timing = result.timing
-        times = Published(self.clock(), timing.captured_ns, timing.submitted_ns, timing.inferred_ns)
+        times = Published(time.monotonic_ns(), timing.captured_ns, timing.submitted_ns, timing.inferred_ns)
         self.published.setdefault(result.meta.camera_id, []).append(times)
         self.objects += len(result.objects)
 
     def report(self, report: Report) -> None:
-        """Keep the newest report. Called by the main thread."""
-        self.report_last = report
-        if self.behind is not None:
-            self.behind.report(report)
+        """Pass the report on. Called by the main thread."""
+        if self._behind is not None:
+            self._behind.report(report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ class DeploymentRun:
     in_flight: tuple[float, ...]  # part of the time with at least 1, 2, ... batches in the detector
     objects_per_frame: float
     rate_error: float | None = None  # relative standard error of `published_per_s`
-    report: Report | None = None  # the last one
+    device_bytes: int | None = None  # GPU memory of the detector
 
     @property
     def published_per_s(self) -> float:
@@ -131,7 +128,6 @@ def run_deployment(
     *,
     publish: bool = False,
     open_source: Callable[..., Source] | None = None,
-    clock: Callable[[], int] = time.monotonic_ns,
 ) -> DeploymentRun:
     """Run a deployment's pipeline for `seconds` and measure about the last three quarters.
 
@@ -145,31 +141,22 @@ def run_deployment(
     Raises:
         VisionError: the pipeline fails.
     """
-    sink = CountingSink(clock=clock)
     interval_s = min(config.status.interval_s, seconds / _REPORTS)
     status = config.status.model_copy(update={"interval_s": interval_s})
     config = config.model_copy(update={"status": status, "state_dir": None, "snapshots": None})
     with ExitStack() as resources:
         stop = threading.Event()
-        if publish:
-            sink.behind = _private_publisher(config, resources)
+        sink = CountingSink(_private_publisher(config, resources) if publish else None)
         options = RunOptions(stop=stop, sink=sink, open_detector=open_detector, open_source=open_source)
         runtime = load_pipeline(config.pipeline)(config, options, resources)
-        with _garbage_frozen():
-            window = _Window(seconds * _WARM_UP_PART, clock)
-            runtime.run(stop, for_s=seconds, on_report=window.observe)
-    return _summary(sink, [camera.id for camera in config.cameras], *window.ends())
-
-
-@contextmanager
-def _garbage_frozen() -> Iterator[None]:
-    """Exclude existing objects from garbage collections, as in `vision run`: each collection holds every thread."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
+        # Each collection holds every thread. As in `vision run`, none looks at the objects of the start.
+        gc.collect()
+        gc.freeze()
+        resources.callback(gc.unfreeze)
+        window = _Window(seconds * _WARM_UP_PART)
+        last = runtime.run(stop, for_s=seconds, on_report=window.observe)
+    run = _summary(sink, [camera.id for camera in config.cameras], *window.ends())
+    return replace(run, device_bytes=last.node.detector.device_bytes if last.node.detector else None)
 
 
 class NonClosingDetector:
@@ -202,15 +189,15 @@ class NonClosingDetector:
         """Wait for the batches that the pipeline left, so that every slot is free for the next pipeline."""
         for slot in range(self._detector.spec.batches_in_flight):
             with suppress(ValueError):  # the slot is free
-                self._detector.wait(slot, _WAIT_S)
+                self._detector.wait(slot, WAIT_S)
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
+class _End(NamedTuple):
     """Counters at one end of the measurement."""
 
     at_ns: int
-    cameras: Mapping[str, CameraReport]  # by camera
+    grabbed: Mapping[str, int]  # by camera
+    dropped: Mapping[str, Counter[str]]  # by camera and reason
     cpu: CpuUse  # since the first end
     thread_s: Mapping[str, float]  # CPU time by the name of the thread
 
@@ -218,25 +205,25 @@ class _End:
 class _Window:
     """The part of a run that is measured: from the first report after `after_s` to the last one before the stop."""
 
-    def __init__(self, after_s: float, clock: Callable[[], int]) -> None:
-        self._clock = clock
-        self._from_ns = clock() + int(after_s * 1e9)
+    def __init__(self, after_s: float) -> None:
+        self._from_ns = time.monotonic_ns() + int(after_s * 1e9)
         self._meter: CpuMeter | None = None
         self._ends: list[_End] = []
 
     def observe(self, report: Report) -> None:
-        now_ns = self._clock()
+        now_ns = time.monotonic_ns()
         if now_ns < self._from_ns:
             return
-        if self._meter is None:
-            self._meter = CpuMeter()
-        cameras = {camera.camera: camera for camera in report.cameras}
-        self._ends.append(_End(now_ns, cameras, self._meter.read(), _thread_times()))
+        self._meter = self._meter or CpuMeter()
+        # The slots' own counts: a camera whose frames are all dropped has no result.
+        grabbed = {camera.camera: camera.grabbed for camera in report.cameras}
+        dropped = {camera.camera: Counter(camera.dropped) for camera in report.cameras}
+        self._ends.append(_End(now_ns, grabbed, dropped, self._meter.read(), _thread_times()))
 
     def ends(self) -> tuple[_End, _End]:
         """Return both ends, after the run. The last report follows the stop of the cameras and is left out."""
         if not self._ends:
-            nothing = _End(self._clock(), {}, CpuUse(0.0, 0.0), {})
+            nothing = _End(time.monotonic_ns(), {}, {}, CpuUse(0.0, 0.0), {})
             return nothing, nothing
         return self._ends[0], self._ends[-2 if len(self._ends) > 2 else -1]
 
@@ -265,11 +252,11 @@ def _summary(sink: CountingSink, camera_ids: Sequence[str], begin: _End, end: _E
     for camera_id in camera_ids:
         within = [times for times in sink.published.get(camera_id, []) if begin.at_ns <= times.at_ns < end.at_ns]
         every += within
-        grabbed, dropped = _increase(begin.cameras.get(camera_id), end.cameras.get(camera_id))
+        dropped = end.dropped.get(camera_id, Counter()) - begin.dropped.get(camera_id, Counter())
         cameras[camera_id] = CameraRun(
-            grabbed / seconds,
+            (end.grabbed.get(camera_id, 0) - begin.grabbed.get(camera_id, 0)) / seconds,
             len(within) / seconds,
-            {reason: count / seconds for reason, count in dropped.items() if count},
+            {reason: count / seconds for reason, count in dropped.items()},
             _latency(within),
         )
     batches = {(times.submitted_ns, times.inferred_ns) for times in every}
@@ -284,7 +271,6 @@ def _summary(sink: CountingSink, camera_ids: Sequence[str], begin: _End, end: _E
         in_flight(batches, begin.at_ns, end.at_ns),
         sink.objects / results if results else 0.0,
         relative_error(slices.tolist()),
-        sink.report_last,
     )
 
 
@@ -312,14 +298,3 @@ def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) ->
             times[level] += at_ns - since_ns
         count, since_ns = count + step, at_ns
     return tuple(time_ns / max(1, end_ns - begin_ns) for time_ns in times)
-
-
-def _increase(begin: CameraReport | None, end: CameraReport | None) -> tuple[int, Mapping[str, int]]:
-    """Return the frames that a camera's slot received and dropped between two reports.
-
-    These are the slot's own counts: a camera whose frames are all dropped has no result.
-    """
-    if begin is None or end is None:
-        return 0, {}
-    dropped = {reason: count - begin.dropped.get(reason, 0) for reason, count in end.dropped.items()}
-    return end.grabbed - begin.grabbed, dropped

@@ -6,15 +6,15 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from vision.benchmark.limits import Capacity, Load, find_capacity, measure_loads, verdict
-from vision.benchmark.pipeline import CameraRun, DeploymentRun, run_deployment
+from vision.benchmark.pipeline import DeploymentRun, run_deployment
 from vision.benchmark.samples import Durations
 from vision.benchmark.stand_ins import PhasedSources, StandIn, repeated, stand_ins
 from vision.config import AppConfig
@@ -23,7 +23,6 @@ from vision.detect.open import open_detector
 from vision.runtime.status import resident_bytes
 
 SCHEMA: Final = "vision.plan/1"
-SECONDS: Final = 10.0
 
 _FITS: Final = 0.97  # of the frames that were asked for
 _AT_RANDOM: Final = 0.1  # at most so much of a rate may depend on when a short run begins
@@ -72,11 +71,10 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as plain data."""
-        plain: dict[str, Any] = msgspec.to_builtins(asdict(self))
-        return {"schema": SCHEMA, **plain}
+        return {"schema": SCHEMA, **msgspec.to_builtins(self)}
 
 
-def make_plan(config: AppConfig, *, seconds: float = SECONDS, progress: Callable[[str], None] = lambda _: None) -> Plan:
+def make_plan(config: AppConfig, *, seconds: float, progress: Callable[[str], None] = lambda _: None) -> Plan:
     """Run the deployment with stand-in cameras, then find out how many cameras of this kind fit.
 
     Args:
@@ -89,35 +87,34 @@ def make_plan(config: AppConfig, *, seconds: float = SECONDS, progress: Callable
     with tempfile.TemporaryDirectory(prefix="vision-plan-") as folder:
         progress("cameras")
         cameras = stand_ins(config, seconds, Path(folder))
-        runs = _Runs(config, cameras)
-        progress(f"{len(cameras)} cameras for {seconds:g} s")
+        runs = _Runs(config, cameras, progress)
         run = runs.run(len(cameras), seconds)
         fits = runs.fits(run, len(cameras))
         end = time.monotonic() + _SEARCH_LIMIT * seconds
-
-        def try_count(count: int) -> bool:
-            progress(f"{count} cameras for {_SEARCH_PART * seconds:g} s")
-            return runs.fits(runs.run(count, _SEARCH_PART * seconds), count)
-
-        capacity = find_capacity(try_count, len(cameras), tried_fits=fits, time_left=lambda: time.monotonic() < end)
+        capacity = find_capacity(
+            lambda count: runs.fits(runs.run(count, _SEARCH_PART * seconds), count),
+            len(cameras),
+            tried_fits=fits,
+            time_left=lambda: time.monotonic() < end,
+        )
     return _plan(cameras, runs, run, fits=fits, capacity=capacity)
 
 
 class _Runs:
     """Runs of one deployment with different numbers of cameras."""
 
-    def __init__(self, config: AppConfig, cameras: Sequence[StandIn]) -> None:
+    def __init__(self, config: AppConfig, cameras: Sequence[StandIn], progress: Callable[[str], None]) -> None:
         self._config = config
         self._cameras = cameras
+        self._progress = progress
         self.parallel = 1
         self.detector = ""
 
     def run(self, count: int, seconds: float) -> DeploymentRun:
+        self._progress(f"{count} cameras for {seconds:g} s")
         gc.collect()  # the frame buffers of the last run are in reference cycles
-        config = repeated(self._config, self._cameras, count)
-        return run_deployment(
-            config, seconds, self._open_detector, publish=True, open_source=PhasedSources(self._cameras)
-        )
+        config, sources = repeated(self._config, self._cameras, count), PhasedSources(self._cameras)
+        return run_deployment(config, seconds, self._open_detector, publish=True, open_source=sources)
 
     def fits(self, run: DeploymentRun, count: int) -> bool:
         """Return True if the cameras publish what they ask for.
@@ -140,7 +137,7 @@ def _plan(cameras: Sequence[StandIn], runs: _Runs, run: DeploymentRun, *, fits: 
     return Plan(
         detector=runs.detector,
         seconds=run.seconds,
-        cameras=tuple(_camera_plan(camera, run.cameras[camera.camera_id]) for camera in cameras),
+        cameras=tuple(_camera_plans(cameras, run)),
         asked_fps=sum(camera.asked_fps for camera in cameras),
         published_fps=run.published_per_s,
         dropped_fps=dict(run.dropped_per_s),
@@ -149,7 +146,7 @@ def _plan(cameras: Sequence[StandIn], runs: _Runs, run: DeploymentRun, *, fits: 
         cpu_cores_others=run.cpu.others,
         cores=cores,
         rss_mib=resident_bytes() / 2**20,
-        device_mib=_device_mib(run),
+        device_mib=None if run.device_bytes is None else run.device_bytes / 2**20,
         objects_per_frame=run.objects_per_frame,
         loads=loads,
         fits=fits,
@@ -159,30 +156,25 @@ def _plan(cameras: Sequence[StandIn], runs: _Runs, run: DeploymentRun, *, fits: 
     )
 
 
-def _camera_plan(camera: StandIn, run: CameraRun) -> CameraPlan:
-    return CameraPlan(
-        camera.camera_id,
-        camera.source,
-        camera.width_px,
-        camera.height_px,
-        camera.fps,
-        camera.asked_fps,
-        run.published_per_s,
-        dict(run.dropped_per_s),
-        run.latency,
-    )
+def _camera_plans(cameras: Sequence[StandIn], run: DeploymentRun) -> Iterator[CameraPlan]:
+    for camera in cameras:
+        figures = run.cameras[camera.camera_id]
+        yield CameraPlan(
+            camera.camera_id,
+            camera.source,
+            camera.width_px,
+            camera.height_px,
+            camera.fps,
+            camera.asked_fps,
+            figures.published_per_s,
+            dict(figures.dropped_per_s),
+            figures.latency,
+        )
 
 
-def _device_mib(run: DeploymentRun) -> float | None:
-    detector = run.report.node.detector if run.report is not None else None
-    device_bytes = detector.device_bytes if detector is not None else None
-    return None if device_bytes is None else device_bytes / 2**20
-
-
-def _notes(cameras: Sequence[StandIn], run: DeploymentRun, cores: int) -> list[str]:
-    notes = [camera.note for camera in cameras if camera.note]
+def _notes(cameras: Sequence[StandIn], run: DeploymentRun, cores: int) -> Iterator[str]:
+    yield from (camera.note for camera in cameras if camera.note)
     if not run.latency.has_p99:
-        notes.append(f"p99 comes from {run.latency.count} frames only: use a longer --seconds")
+        yield f"p99 comes from {run.latency.count} frames only: use a longer --seconds"
     if run.cpu.others > _BUSY_ELSEWHERE * cores:
-        notes.append(f"other programs used {run.cpu.others:.1f} of {cores} cores meanwhile")
-    return notes
+        yield f"other programs used {run.cpu.others:.1f} of {cores} cores meanwhile"

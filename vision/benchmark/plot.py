@@ -6,7 +6,7 @@ and those of network and stage of a batch. A part that has one batch size is sho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -103,7 +103,7 @@ def _sizes(lines: Lines) -> list[int]:
 
 def _draw_bars(rate: Any, tail: Any, lines: Lines) -> None:
     names = [f"{name}, {precision}" for name, precision in lines]
-    colours = {name: _colour(index, len(names)) for index, name in enumerate(names)}
+    colours = _colours(names)
     rows = dict(zip(names, (row for (row,) in lines.values()), strict=True))
     rates = {name: row.frames_per_s for name, row in rows.items() if row.case.mode != "half"}
     times = {name: row.durations.p99_ms for name, row in rows.items()}
@@ -121,11 +121,11 @@ def _draw_bars(rate: Any, tail: Any, lines: Lines) -> None:
 
 
 def _draw_lines(rate: Any, tail: Any, lines: Lines, styles: Mapping[str, Any]) -> None:
-    names = list(dict.fromkeys(name for name, _ in lines))
+    colours = _colours(name for name, _ in lines)
     for (name, precision), rows in lines.items():
         batches = [row.case.batch for row in rows]
         look = {
-            "color": _colour(names.index(name), len(names)),
+            "color": colours[name],
             "linestyle": styles[precision][0],
             "marker": styles[precision][1],
             "markersize": 5,
@@ -164,9 +164,8 @@ def _handles(lines: Lines, styles: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the legend: each colour, each style, and the hollow marker."""
     from matplotlib.lines import Line2D
 
-    names = list(dict.fromkeys(name for name, _ in lines))
-    for index, name in enumerate(names):
-        yield Line2D([], [], color=_colour(index, len(names)), linewidth=4, label=name)
+    for name, colour in _colours(name for name, _ in lines).items():
+        yield Line2D([], [], color=colour, linewidth=4, label=name)
     for precision in dict.fromkeys(precision for _, precision in lines):
         line, marker = styles[precision]
         yield Line2D([], [], color="black", linestyle=line, marker=marker, markersize=5, label=precision)
@@ -175,8 +174,10 @@ def _handles(lines: Lines, styles: Mapping[str, Any]) -> Iterator[Any]:
         yield Line2D([], [], color="black", linestyle="", marker="o", markerfacecolor="white", label=label)
 
 
-def _colour(index: int, count: int) -> Any:
-    """Return one of `count` distinct colours."""
+def _colours(names: Iterable[str]) -> Mapping[str, Any]:
+    """Return a distinct colour for each name."""
     from matplotlib import colormaps
 
-    return colormaps["tab10"](index) if count <= 10 else colormaps["turbo"](index / (count - 1))
+    names = list(dict.fromkeys(names))
+    few = colormaps["tab10" if len(names) <= 10 else "turbo"].resampled(max(10, len(names)))
+    return {name: few(index) for index, name in enumerate(names)}

@@ -64,8 +64,7 @@ def profile_model(
     profile = _tensorrt_layers(gpu, folder, spec, settings) if gpu else _onnxruntime_layers(folder, spec, settings)
     if settings.trace is not None:
         say("time line")
-        backend = "tensorrt" if gpu else "onnxruntime"
-        write_chrome_trace(settings.trace, _timeline(folder, spec, settings, backend, profile))
+        write_chrome_trace(settings.trace, _timeline(gpu, folder, spec, settings, profile))
     return profile
 
 
@@ -98,8 +97,6 @@ def _tensorrt_layers(gpu: Any, folder: Path, spec: ModelSpec, settings: ProfileS
     with gpu.opened_engine(folder, spec, settings.detect) as engine:
         shapes = gpu.frame_shapes(engine, spec, settings.batch)
         with closing(gpu.GpuLane(engine, shapes, graph=False)) as lane:
-            if lane.context is None:
-                raise ModelError("the context was closed")
             times = profile_layers(lane.context, lane.start, lane.finish, runs=settings.runs, warm_up=_WARM_UP)
             layers = parse_layers(engine.information())
             # Some libraries do not tell the layers of the profiles apart.
@@ -147,21 +144,21 @@ def _times(nodes: Sequence[Mapping[str, Any]], runs: Sequence[tuple[int, int]]) 
 
 
 def _layers(nodes: Sequence[Mapping[str, Any]]) -> tuple[Layer, ...]:
-    layers: dict[str, Layer] = {}
+    described: dict[str, Mapping[str, Any]] = {}
     for event in sorted(nodes, key=lambda event: event["ts"]):
-        name = _name(event)
-        if name not in layers:
-            arguments = event.get("args", {})
-            layers[name] = Layer(
-                name=name,
-                kind=str(arguments.get("op_name", "")),
-                inputs=_tensors(arguments.get("input_type_shape", ())),
-                outputs=_tensors(arguments.get("output_type_shape", ())),
-                tactic=str(arguments.get("provider", "")),
-                onnx_nodes=(),
-                profile=0,
-            )
-    return tuple(layers.values())
+        described.setdefault(_name(event), event.get("args", {}))
+    return tuple(
+        Layer(
+            name=name,
+            kind=str(arguments.get("op_name", "")),
+            inputs=_tensors(arguments.get("input_type_shape", ())),
+            outputs=_tensors(arguments.get("output_type_shape", ())),
+            tactic=str(arguments.get("provider", "")),
+            onnx_nodes=(),
+            profile=0,
+        )
+        for name, arguments in described.items()
+    )
 
 
 def _name(event: Mapping[str, Any]) -> str:
@@ -175,45 +172,30 @@ def _tensors(described: Sequence[Mapping[str, Sequence[int]]]) -> tuple[LayerTen
 # ------------------------------------------------------------------------------------------------ time line
 
 
-def _timeline(
-    folder: Path, spec: ModelSpec, settings: ProfileSettings, backend: str, profile: Profile
-) -> Sequence[Span]:
+def _timeline(gpu: Any, folder: Path, spec: ModelSpec, settings: ProfileSettings, profile: Profile) -> Sequence[Span]:
     recorder = SpanRecorder()
-    detect = settings.detect.model_copy(update={"backend": backend})
-    if backend == "tensorrt":  # each slot costs seconds at start; on a CPU their number decides how cores are shared
+    detect = settings.detect.model_copy(update={"backend": "tensorrt" if gpu else "onnxruntime"})
+    if gpu:  # each slot costs seconds at start; on a CPU their number decides how cores are shared
         detect = detect.model_copy(update={"batches_in_flight": _TRACE_SLOTS})
     with closing(open_detector(folder, spec, detect)) as detector:
-        batch = min(settings.batch, detector.spec.max_batch)
+        batch, name = min(settings.batch, detector.spec.max_batch), detector.spec.name
         if batch < settings.batch:
-            _log.warning(
-                "the slots of the time line take batches of %d: %s has no larger ones", batch, detector.spec.name
-            )
+            _log.warning("the slots of the time line take batches of %d: %s has no larger ones", batch, name)
         images = load_frames(shipped_clip(), _TRACE_SLOTS * batch)
         slots = min(_TRACE_SLOTS, detector.spec.batches_in_flight)
         batches = make_batches(detector, images, slots, batch, "bgr")
         trace_slots(detector, batches, 2, SpanRecorder())  # caches and clocks
-        if backend == "tensorrt":
-            _trace_on_device(detector, batches, recorder)
-        else:
+        if not gpu:
             trace_slots(detector, batches, _TRACE_ROUNDS, recorder)
+        for steps in (False, True) if gpu else ():
+            with closing(gpu.DeviceTimeline(detector, steps=steps)) as timeline:
+                trace_slots(detector, batches, _TRACE_ROUNDS, recorder, submit=timeline.submit)
+                timeline.write_to(recorder)
     begin_ns = min(span.start_ns for span in recorder.spans())
     means = ((time.name, time.mean_ms) for time in profile.times)
-    threads = f", {_threads(settings)} threads" if backend == "onnxruntime" else ""
+    threads = "" if gpu else f", {_threads(settings)} threads"
     lane = f"layers, mean of all runs, batch {settings.batch}{threads}"
     return (*recorder.spans(), *layer_spans(means, lane, begin_ns))
-
-
-def _trace_on_device(detector: Detector, batches: Any, recorder: SpanRecorder) -> None:
-    """As it runs, and then step by step."""
-    from vision.benchmark.device_timeline import DeviceTimeline
-    from vision.detect.tensorrt.detector import TensorRTDetector
-
-    if not isinstance(detector, TensorRTDetector):
-        raise ModelError(f"expected the TensorRT detector, got {type(detector).__name__}")
-    for steps in (False, True):
-        with closing(DeviceTimeline(detector, steps=steps)) as timeline:
-            trace_slots(detector, batches, _TRACE_ROUNDS, recorder, submit=timeline.submit)
-            timeline.write_to(recorder)
 
 
 @contextmanager
@@ -253,11 +235,9 @@ def trace_slots(
         recorder.add(Span("in flight", f"slot {slot}", submitted_ns[slot], clock(), details))
 
     with recorded_spans(recorder):
-        for slot in range(len(batches)):
-            start(slot)
-        for _ in range(rounds - 1):
+        for turn in range(rounds + 1):
             for slot in range(len(batches)):
-                finish(slot)
-                start(slot)
-        for slot in range(len(batches)):
-            finish(slot)
+                if turn > 0:
+                    finish(slot)
+                if turn < rounds:
+                    start(slot)

@@ -7,10 +7,9 @@ costs, and the detector and the stages see real scenes.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+import av
+
 from vision.benchmark.frames import load_frames, shipped_clip
 from vision.capture.open import chooses_nvdec, open_source
 from vision.capture.source import Source
@@ -26,12 +27,7 @@ from vision.config import AppConfig, CameraConfig
 from vision.config.source_address import RECORDED, File, Folder
 from vision.errors import SourceError
 
-log = logging.getLogger(__name__)
-
-ASSUMED_WIDTH_PX: Final = 1920
-ASSUMED_HEIGHT_PX: Final = 1080
-ASSUMED_FPS: Final = 25.0
-
+_WIDTH_PX, _HEIGHT_PX, _FPS = 1920, 1080, 25.0  # of a camera that does not answer and has no such keys
 _FORMATS: Final = ("nv12", "i420", "bgrx", "bgr")
 _PROBES: Final = 8  # cameras that are opened at the same time
 _CLIP_FRAMES: Final = 60
@@ -48,10 +44,14 @@ class StandIn:
     width_px: int
     height_px: int
     fps: float  # frames that it delivers
-    asked_fps: float  # of them, frames to infer: at most `max_fps`
     config: CameraConfig  # of the stand-in
     phase: bool  # its frames do not arrive together with those of other cameras
     note: str = ""  # an assumption
+
+    @property
+    def asked_fps(self) -> float:
+        """Return the frames per second to infer: at most `max_fps`."""
+        return min(self.fps, self.config.max_fps or self.fps)
 
 
 def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn, ...]:
@@ -67,7 +67,7 @@ def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn,
     with ThreadPoolExecutor(_PROBES) as pool:
         cameras = list(pool.map(_probe, config.cameras))
     clips: dict[tuple[int, int, float], Path] = {}
-    return tuple(_with_clip(camera, clips, seconds, folder) for camera in cameras)
+    return tuple(_with_clip(camera, clips, seconds, folder) if camera.phase else camera for camera in cameras)
 
 
 def repeated(config: AppConfig, cameras: Sequence[StandIn], count: int) -> AppConfig:
@@ -93,8 +93,7 @@ class PhasedSources:
     """
 
     def __init__(self, cameras: Sequence[StandIn]) -> None:
-        periods = {camera.config.source: 1 / camera.fps for camera in cameras if camera.phase}
-        self._periods: Mapping[str, float] = periods
+        self._periods = {camera.config.source: 1 / camera.fps for camera in cameras if camera.phase}
         self._opened: dict[str, int] = {}
 
     def __call__(self, config: CameraConfig, **options: Any) -> Source:
@@ -109,11 +108,10 @@ def _probe(camera: CameraConfig) -> StandIn:
     local = isinstance(camera.address, RECORDED)
     assumed = StandIn(
         camera.id,
-        "the camera's own source" if local else "",
-        camera.width or ASSUMED_WIDTH_PX,
-        camera.height or ASSUMED_HEIGHT_PX,
-        camera.fps or ASSUMED_FPS,
-        0.0,
+        "the camera's own source",
+        camera.width or _WIDTH_PX,
+        camera.height or _HEIGHT_PX,
+        camera.fps or _FPS,
         camera.model_copy(update={"loop": True}) if isinstance(camera.address, (File, Folder)) else camera,
         phase=not local,
     )
@@ -124,47 +122,38 @@ def _probe(camera: CameraConfig) -> StandIn:
         if local:
             raise SourceError(f"{camera.id}: {error.args[0]}", hint=error.hint) from error
         size = f"{assumed.width_px}x{assumed.height_px} at {assumed.fps:g} frames/s"
-        return _asked(replace(assumed, note=f"{camera.id} did not answer ({error.args[0]}): assumed {size}"))
+        return replace(assumed, note=f"{camera.id} did not answer ({error.args[0]}): assumed {size}")
     fps = info.fps or assumed.fps
     note = "" if info.fps else f"{camera.id} does not report its rate: assumed {fps:g} frames/s"
-    return _asked(replace(assumed, width_px=info.width_px, height_px=info.height_px, fps=fps, note=note))
-
-
-def _asked(camera: StandIn) -> StandIn:
-    return replace(camera, asked_fps=min(camera.fps, camera.config.max_fps or camera.fps))
+    return replace(assumed, width_px=info.width_px, height_px=info.height_px, fps=fps, note=note)
 
 
 def _with_clip(camera: StandIn, clips: dict[tuple[int, int, float], Path], seconds: float, folder: Path) -> StandIn:
-    if camera.source:
-        return camera
     width_px, height_px = max(16, camera.width_px // 2 * 2), max(16, camera.height_px // 2 * 2)
     size, rate = f"{width_px}x{height_px}", f"{camera.fps:g} frames/s"
-    reader = "nvdec" if camera.config.reader == "nvdec" or chooses_nvdec(camera.config) else "auto"
-    wanted = {"reader": reader, "loop": reader != "nvdec", "width": None, "height": None, "fps": None}
+    nvdec = camera.config.reader == "nvdec" or chooses_nvdec(camera.config)
+    changes = {"reader": "nvdec" if nvdec else "auto", "loop": not nvdec, "width": None, "height": None, "fps": None}
+    source, note = f"shipped clip as H.264, {size}, {rate}", camera.note
     key = (width_px, height_px, camera.fps)
     try:
         if key not in clips:
             path = folder / f"{size}-{len(clips)}.mp4"
             encode_clip(path, width_px, height_px, camera.fps, seconds + _SPARE_S)
             clips[key] = path
-    except (ImportError, ValueError) as error:
+        changes["source"] = str(clips[key])
+    except ValueError as error:
         note = f"{camera.camera_id}: decoding is not included, because PyAV cannot encode the clip ({error})"
-        source = f"synthetic:{size}@{f'{camera.fps:.6f}'[:8]}"
-        stand_in = camera.config.model_copy(update={**wanted, "reader": "auto", "source": source, "loop": False})
-        return replace(camera, source=f"synthetic camera, {size}, {rate}", config=stand_in, note=note)
-    stand_in = camera.config.model_copy(update={**wanted, "source": str(clips[key])})
-    return replace(camera, source=f"shipped clip as H.264, {size}, {rate}", config=stand_in)
+        source = f"synthetic camera, {size}, {rate}"
+        changes |= {"reader": "auto", "loop": False, "source": f"synthetic:{size}@{f'{camera.fps:.6f}'[:8]}"}
+    return replace(camera, source=source, config=camera.config.model_copy(update=changes), note=note)
 
 
 def encode_clip(path: Path, width_px: int, height_px: int, fps: float, seconds: float) -> None:
     """Encode frames of the shipped clip as H.264, forwards and backwards until `seconds` are full.
 
     Raises:
-        ImportError: PyAV is not installed.
         ValueError: PyAV has no H.264 encoder, or the encoder refuses the size.
     """
-    import av
-
     rate = Fraction(fps).limit_denominator(1000)
     frames = [av.VideoFrame.from_ndarray(image, format="bgr24") for image in load_frames(shipped_clip(), _CLIP_FRAMES)]
     scaled = [frame.reformat(width=width_px, height=height_px, format="yuv420p") for frame in frames]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, get_args
+from typing import Final, TypeVar, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +16,7 @@ from vision.benchmark.plan import CameraPlan, Plan
 _TIMES: Final = ("mean", "std", "min", "p50", "p95", "p99", "max")
 _UNKNOWN: Final = "-"
 _VERDICTS: Final = {"faster": "green", "slower": "red", "same": "dim"}
+_Row = TypeVar("_Row", Row, Comparison)
 
 PARTS: Final[Mapping[Part, str]] = {
     "engine": "network alone",
@@ -60,20 +61,19 @@ def _print_plain(console: Console, *lines: str, style: str = "") -> None:
         console.print(line, style=style, highlight=False, markup=False)
 
 
-def _by_part(cases: Iterable[Case]) -> Mapping[tuple[Part, str], tuple[Case, ...]]:
-    """Return the cases by part and precision, in the order of the parts."""
-    groups: dict[tuple[Part, str], list[Case]] = {}
-    for case in cases:
-        groups.setdefault((case.part, case.precision), []).append(case)
+def _by_part(rows: Iterable[_Row]) -> Mapping[tuple[Part, str], Sequence[_Row]]:
+    """Return the rows by part and precision, in the order of the parts."""
+    groups: dict[tuple[Part, str], list[_Row]] = {}
+    for row in rows:
+        groups.setdefault((row.case.part, row.case.precision), []).append(row)
     parts = get_args(Part)
-    return {key: tuple(groups[key]) for key in sorted(groups, key=lambda key: parts.index(key[0]))}
+    return {key: groups[key] for key in sorted(groups, key=lambda key: parts.index(key[0]))}
 
 
 def print_bench(bench: Bench, console: Console) -> None:
     """Print everything of a benchmark; the last line is the result."""
     _print_plain(console, *heading(bench))
-    rows = {row.case: row for row in bench.rows}
-    groups = {key: [rows[case] for case in cases] for key, cases in _by_part(rows).items()}
+    groups = _by_part(bench.rows)
     for (part, precision), group in groups.items():
         unit = "from capture to publication" if part == "pipeline" else "per batch"
         title = f"{PARTS[part]}, {precision}: milliseconds {unit}"
@@ -117,8 +117,8 @@ def _joined(parts: Iterable[str]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _case(bench: Bench, row: Row) -> tuple[str, str]:
-    return row.case.setup() + "*" * bench.busy(row), str(row.case.batch)
+def _case(case: Case, busy: bool) -> tuple[str, str]:
+    return case.setup() + "*" * busy, str(case.batch)
 
 
 def times_table(bench: Bench, rows: Sequence[Row]) -> Table:
@@ -126,14 +126,9 @@ def times_table(bench: Bench, rows: Sequence[Row]) -> Table:
     table = _table(("case",), ("batch", "n", "frames/s", *_TIMES))
     for row in rows:
         times = row.durations
-        table.add_row(
-            *_case(bench, row),
-            str(times.count),
-            figure(row.frames_per_s),
-            *map(figure, (times.mean_ms, times.std_ms, times.min_ms, times.p50_ms, times.p95_ms)),
-            figure(times.p99_ms) if times.has_p99 else _UNKNOWN,
-            figure(times.max_ms),
-        )
+        rate, p99 = figure(row.frames_per_s), figure(times.p99_ms) if times.has_p99 else _UNKNOWN
+        most = map(figure, (times.mean_ms, times.std_ms, times.min_ms, times.p50_ms, times.p95_ms))
+        table.add_row(*_case(row.case, bench.busy(row)), str(times.count), rate, *most, p99, figure(times.max_ms))
     return table
 
 
@@ -153,7 +148,7 @@ def conditions_table(bench: Bench, rows: Sequence[Row]) -> Table:
         cells["dropped/s"] = lambda row: figure(row.dropped_per_s)
     table = _table(("case",), ("batch", *cells))
     for row in rows:
-        table.add_row(*_case(bench, row), *(cell(row) for cell in cells.values()))
+        table.add_row(*_case(row.case, bench.busy(row)), *(cell(row) for cell in cells.values()))
     return table
 
 
@@ -189,10 +184,9 @@ def print_comparison(
     comparisons, only_a, only_b = compared
     title = f"{names[1]} over {names[0]}" + (" - NOT COMPARABLE" if able.faults else "")
     _print_plain(console, title, style="bold")
-    by_case = {comparison.case: comparison for comparison in comparisons}
-    for (part, precision), cases in _by_part(by_case).items():
+    for (part, precision), group in _by_part(comparisons).items():
         title = f"{PARTS[part]}, {precision}: ratios of throughput and times"
-        _print_table(console, title, _comparison_table([by_case[case] for case in cases], able))
+        _print_table(console, title, _comparison_table(group, able))
     if any(comparison.busy for comparison in comparisons):
         _print_plain(console, "\n* other programs used the CPU meanwhile")
     for name, missing in zip(names, (only_a, only_b), strict=True):
@@ -208,17 +202,10 @@ def _comparison_table(comparisons: Iterable[Comparison], able: Comparability) ->
     for row in comparisons:
         verdict = "not comparable" if able.faults else row.verdict or _UNKNOWN
         style = "red" if able.faults else _VERDICTS.get(verdict.partition(",")[0], "")
-        table.add_row(
-            row.case.setup() + "*" * row.busy,
-            str(row.case.batch),
-            str(row.count),
-            figure(row.a.frames_per_s),
-            figure(row.b.frames_per_s),
-            _ratio(row.rate_ratio, 3),
-            _ratio(row.p50_ratio, 2),
-            _ratio(row.p99_ratio, 2),
-            f"[{style}]{verdict}[/]" if style else verdict,
-        )
+        rates = figure(row.a.frames_per_s), figure(row.b.frames_per_s), _ratio(row.rate_ratio, 3)
+        times = _ratio(row.p50_ratio, 2), _ratio(row.p99_ratio, 2)
+        styled = f"[{style}]{verdict}[/]" if style else verdict
+        table.add_row(*_case(row.case, row.busy), str(row.count), *rates, *times, styled)
     return table
 
 

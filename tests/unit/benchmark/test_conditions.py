@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from vision.benchmark import conditions
 from vision.benchmark.conditions import (
     Clocks,
     CpuMeter,
+    CpuUse,
     available_cores,
     clocks,
     machine,
@@ -180,13 +182,12 @@ def test_this_machine_is_described() -> None:
     assert clocks().load is not None
 
 
-def test_cpu_use_of_other_programs_is_the_difference() -> None:
-    now_s = busy_s = 0.0
-    meter = CpuMeter(lambda: now_s, lambda: busy_s)
-    now_s, busy_s = 10.0, 15.0
-    use = meter.read()
-    assert use.own + use.others == pytest.approx(1.5, abs=0.01)
-    assert CpuMeter(lambda: now_s, lambda: 0.0).read().others == 0.0
+def test_cpu_use_of_other_programs_is_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([(0.0, 1.0, 10.0), (10.0, 6.0, 25.0), (20.0, 99.0, 26.0)])
+    monkeypatch.setattr(conditions, "_cpu_times", lambda: next(readings))
+    meter = CpuMeter()
+    assert meter.read() == CpuUse(own=0.5, others=1.0)
+    assert meter.read().others == 0.0
 
 
 def test_cpu_meter_measures_own_work() -> None:
@@ -199,5 +200,5 @@ def test_cpu_meter_measures_own_work() -> None:
 
 def test_available_cores_do_not_exceed_threads() -> None:
     before = threading.active_count()
-    assert 0 < available_cores(0.1, threads=1) <= 1.2
+    assert 0 < available_cores(0.1) <= 1.2 * len(os.sched_getaffinity(0))
     assert threading.active_count() == before
