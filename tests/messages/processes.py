@@ -1,4 +1,4 @@
-"""Programs that the tests start: their output line by line, with deadlines, and their certain end."""
+"""Child processes of the tests: output line by line, with deadlines. They are killed at the end of a test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class Program:
-    """A child process whose standard output is read all the time, so that it never waits for us."""
+    """A child process. A thread reads its standard output, so that the process never waits for the test."""
 
     def __init__(self, command: Sequence[str | Path]) -> None:
         self._process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""docs/messages.md is true: its tables are those of the wire, and its programs run against a live publisher."""
+"""The tables of docs/messages.md match the messages, and its programs run against a publisher."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_documented_subscribers_print_sent_messages(
 
             program.send(signal.SIGSTOP)
             program.send(signal.SIGCONT)
-            for _ in range(3):  # numbered and not sent: lost on the way
+            for _ in range(3):  # numbers that are not sent: lost messages
                 publisher.numbering.header("detections/gate")
             publisher.publish(result(tracked(1), index=21))
             assert program.line() == "lost 3 of detections/gate"
@@ -139,14 +139,14 @@ def test_documented_programs_print_missed_events(tmp_path: Path) -> None:
             publisher.address,
             tmp_path / "done",
         ]
-        for first in (1, 5):  # the second time it goes on where it was
+        for first in (1, 5):  # the second run continues after the first
             with Program(command) as program:
                 for number in range(first, first + 3):
                     assert program.line() == f"{number} gate line_crossed door instant"
                 publisher.publish(result(events=(event,)))
                 assert program.line() == f"{first + 3} gate line_crossed door instant"
                 done = f"{state.events.journal} {first + 3}"
-                wait_until(lambda done=done: (tmp_path / "done").read_text() == done, "it has noted that")  # type: ignore[misc]
+                wait_until(lambda done=done: (tmp_path / "done").read_text() == done, "the program stores the number")  # type: ignore[misc]
             publisher.publish(result(events=(event,) * 3))
         assert publisher.replay_address is not None
         with Program([sys.executable, _write(tmp_path, "missed.py"), publisher.replay_address, "9"]) as program:

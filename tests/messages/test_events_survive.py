@@ -1,4 +1,4 @@
-"""At least once: publishers and subscribers are killed at any moment, and no event is lost."""
+"""No event is lost when a publisher or a subscriber is killed at a random moment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def publisher(folder: Path) -> Program:
 
 
 def some_more(program: Program, count: int = 60) -> None:
-    """Let it publish on, and stop at a moment that nobody chose."""
+    """Wait for more events, and return at a random moment."""
     first = int(program.line())
     program.wait_line(lambda line: int(line) >= first + count)
     time.sleep(random.uniform(0, 0.01))
@@ -44,7 +44,7 @@ def test_killed_publisher_loses_no_event(tmp_path: Path) -> None:
         for run in range(4):
             with publisher(tmp_path) as program:
                 some_more(program)
-                if run % 2:  # in between the subscriber has, or has not, heard what the last one published
+                if run % 2:  # with or without the events of the last publisher received
                     drain(newest + 1)
                 program.send(signal.SIGKILL)
                 program.wait()
@@ -66,14 +66,14 @@ def test_killed_subscriber_loses_no_event(tmp_path: Path, publisher_too: bool) -
         for _ in range(3):
             before = file.stat().st_size if file.exists() else 0
             with python("-m", "tests.messages.eventful", "subscribe", f"ipc://{tmp_path}/out", file) as subscriber:
-                wait_until(lambda size=before: file.exists() and file.stat().st_size > size + 500, "it receives")  # type: ignore[misc]
+                wait_until(lambda size=before: file.exists() and file.stat().st_size > size + 500, "it receives events")  # type: ignore[misc]
                 subscriber.send(signal.SIGKILL)
                 subscriber.wait()
             if publisher_too:
                 some_more(program, 10)
                 program.__exit__()
                 program = publisher(tmp_path)
-            some_more(program, 30)  # which nobody hears
+            some_more(program, 30)  # without a subscriber
     finally:
         program.__exit__()
     lines = [line.split() for line in file.read_text().splitlines()]

@@ -72,7 +72,7 @@ def test_subscriber_reconnects_after_power_cut_of_publisher(network: None) -> No
             subscriber.wait_line(lambda line: line.startswith("got"))
             forward(False)
         ip("-n", ROUTER, "link", "delete", "to-192")
-        ip("netns", "delete", PUBLISHER)  # and with it the kernel's knowledge of its connections
+        ip("netns", "delete", PUBLISHER)  # the kernel forgets its connections
         add_machine(PUBLISHER, "192.0.2")
         with inside(*start_publisher) as publisher:
             assert publisher.line() == "ready"

@@ -75,18 +75,16 @@ class StateDatabase:
         boot: str = "",
         sync_s: float = 1.0,
         sync: Callable[[int], None] = os.fsync,
-        now: Callable[[], float] = time.time,
     ) -> None:
         """Open the database, or create it. A damaged one is set aside.
 
         Args:
             folder: created if it does not exist.
-            max_events: number of newest events that are kept, unless they exceed `max_bytes`.
-            max_bytes: size limit of the kept events.
+            max_events: number of newest events that are stored, unless they exceed `max_bytes`.
+            max_bytes: size limit of the stored events.
             boot: identifier of the machine's current boot. An empty one is unlike any other.
             sync_s: longest time until a commit is forced to disk.
             sync: forces the file with this descriptor to disk.
-            now: seconds since 1970.
 
         Raises:
             ConfigError: the folder is not usable, or another process uses it.
@@ -100,7 +98,7 @@ class StateDatabase:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 opened.enter_context(locked(folder / "lock", timeout_s=0))
-                self._writer = self._open(now)
+                self._writer = self._open()
                 opened.callback(self._writer.close)
                 self.events = EventLog(self, max_events=max_events, max_bytes=max_bytes)
                 self._start_session(boot)
@@ -186,7 +184,11 @@ class StateDatabase:
                     self._sync.force()
                 self._commit(statements)
             except (OSError, sqlite3.Error) as error:
-                self._write_failed(error)
+                if not self._failing:
+                    log.error(
+                        "cannot write to %s: %s; events get no number, and counts stay in memory", self.folder, error
+                    )
+                self._failing = True
                 return False
             if self._failing:
                 log.info("state is written to %s again", self.folder)
@@ -207,25 +209,16 @@ class StateDatabase:
                     execute("ROLLBACK")
             raise
 
-    def _write_failed(self, error: Exception) -> None:
-        if not self._failing:
-            log.error(
-                "cannot write to %s: %s; events are published without a number, and counters go on in memory",
-                self.folder,
-                error,
-            )
-        self._failing = True
-
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    def _open(self, now: Callable[[], float]) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         """Return a connection to a valid database."""
         try:
             return self._open_valid()
         except sqlite3.OperationalError:
             raise
         except (DamagedState, sqlite3.DatabaseError) as damage:
-            self._set_aside(damage, now)
+            self._set_aside(damage)
             return self._open_valid()
 
     def _open_valid(self) -> sqlite3.Connection:
@@ -253,15 +246,15 @@ class StateDatabase:
             self.events.newest += NUMBERS_SKIPPED
         self._commit([("UPDATE session SET boot = ?, clean = 0, newest = ?", [(boot, self.events.newest)])])
 
-    def _set_aside(self, damage: Exception, now: Callable[[], float]) -> None:
+    def _set_aside(self, damage: Exception) -> None:
         for older in self.folder.glob("damaged-*"):
             shutil.rmtree(older, ignore_errors=True)
-        aside = self.folder / f"damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now()))}"
+        aside = self.folder / f"damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
         aside.mkdir(exist_ok=True)
         for path in self.folder.glob(f"{_FILE}*"):
             path.replace(aside / path.name)
         self.notice = (
-            f"the state in {self.folder} was damaged ({damage}): moved to {aside.name}; events are kept in a new "
+            f"the state in {self.folder} was damaged ({damage}): moved to {aside.name}; events are stored in a new "
             "journal, and counters start at 0"
         )
         log.error(self.notice)

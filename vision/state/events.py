@@ -24,10 +24,10 @@ def event_checksum(number: int, payload: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Events after a number, in order. A number that is missing between two of them could not be kept."""
+    """Events after a number, in order. A missing number between two of them could not be stored."""
 
     payloads: tuple[bytes, ...]
-    oldest: int  # of all that are kept; above `newest` if none are
+    oldest: int  # of all stored events; above `newest` if there are none
     newest: int  # the last number that was given
     more: bool  # events follow the last of this page
 
@@ -38,7 +38,7 @@ class EventLog:
     Attributes:
         journal: identifier of this sequence of numbers. A database that replaces a damaged one has another.
         newest: the last number that was given; the next event gets the number after it.
-        lost: events that were not kept, because the disk was full or not writable.
+        lost: events that were not stored, because the disk was full or not writable.
         unsynced: events that may not be on disk yet.
     """
 
@@ -56,10 +56,10 @@ class EventLog:
         self.lost = self.unsynced = 0
 
     def append(self, payloads: Sequence[bytes]) -> bool:
-        """Keep events under the numbers that follow `newest`.
+        """Store events under the numbers that follow `newest`.
 
         Returns:
-            False if the disk is full or not writable. Then no event was kept and no number was given.
+            False if the disk is full or not writable. Then no event was stored and no number was given.
 
         Raises:
             Closed: the database was closed.

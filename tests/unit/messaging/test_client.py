@@ -1,4 +1,4 @@
-"""The subscriber's side against a live publisher: types, gaps, restarts, silence, and its certain end."""
+"""Subscriptions to a running publisher: types, gaps, restarts, silence, and timeouts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ALL: tuple[schema.Kind, ...] = ("detections", "status", "events")
 
 @pytest.fixture
 def publisher() -> Iterator[Publisher]:
-    with Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES) as one:
-        yield one
+    with Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES) as publisher:
+        yield publisher
 
 
 def joined(publisher: Publisher, subscription: Subscription, topics: int = 1) -> Subscription:
@@ -36,7 +36,7 @@ def joined(publisher: Publisher, subscription: Subscription, topics: int = 1) ->
 
 
 class Relay:
-    """A TCP connection in between that can be cut."""
+    """TCP relay whose connections can be cut."""
 
     def __init__(self, address: str) -> None:
         self._target = ("127.0.0.1", int(address.rpartition(":")[2]))
@@ -334,12 +334,12 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], code: str) -> No
 )
 def test_foreign_messages_raise_message_error(parts: Sequence[bytes], code: str) -> None:
     context = zmq.Context()
-    with context.socket(zmq.XPUB) as stranger:
-        stranger.setsockopt(zmq.LINGER, 0)
-        stranger.bind("tcp://127.0.0.1:*")
-        with Subscription(stranger.getsockopt_string(zmq.LAST_ENDPOINT)) as subscription:
-            assert stranger.poll(20_000)
-            stranger.send_multipart(parts)
+    with context.socket(zmq.XPUB) as foreign:
+        foreign.setsockopt(zmq.LINGER, 0)
+        foreign.bind("tcp://127.0.0.1:*")
+        with Subscription(foreign.getsockopt_string(zmq.LAST_ENDPOINT)) as subscription:
+            assert foreign.poll(20_000)
+            foreign.send_multipart(parts)
             with pytest.raises(MessageError) as caught:
                 subscription.receive(20)
     context.term()

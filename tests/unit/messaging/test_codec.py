@@ -1,4 +1,4 @@
-"""The wire: what is sent equals what is read, in both encodings, from this version and its neighbours."""
+"""Messages are decoded as they were encoded, in both encodings. Other versions are ignored or refused."""
 
 from __future__ import annotations
 
@@ -37,12 +37,15 @@ COUNTED = Counts(
     {"queue": {"entered": 5, "left": 2, "entered:person": 5, "left:person": 2}, "yard": {}},
     {"queue": 3, "yard": 0},
 )
-SEEN = {40: (Attribute("vest", "yes", 0.91234, TIMING.captured_ns - 840_000_000),), 99: (Attribute("a", "b", 1, 0),)}
+ATTRIBUTES = {
+    40: (Attribute("vest", "yes", 0.91234, TIMING.captured_ns - 840_000_000),),
+    99: (Attribute("a", "b", 1, 0),),
+}
 
 MESSAGES: dict[str, schema.AnyMessage] = {
     "detections": codec.detections(HEADER, result(), CLASSES),
     "tracks": codec.detections(HEADER, result(tracked()), CLASSES),
-    "attributes": codec.detections(HEADER, result(tracked(), attributes=SEEN), CLASSES),
+    "attributes": codec.detections(HEADER, result(tracked(), attributes=ATTRIBUTES), CLASSES),
     "counts": codec.status(HEADER, codec.counts("gate", COUNTED, 5, 0)),
     "nothing found": codec.detections(HEADER, result(Detections.empty()), CLASSES),
     "event": event(),
@@ -106,10 +109,10 @@ def test_detections_message_has_all_fields() -> None:
 
 def test_detection_without_tracking_has_no_track_id() -> None:
     content = as_json(codec.detections(HEADER, result(), CLASSES))
-    assert all("track_id" not in one for one in content["objects"])
+    assert all("track_id" not in detected for detected in content["objects"])
     read = codec.decode("detections/gate", json.dumps(content).encode())
     assert isinstance(read, schema.DetectionsMessage)
-    assert [one.track_id for one in read.objects] == [None, None]
+    assert [detected.track_id for detected in read.objects] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_stage_times_add_up_to_total(timing: Timing, expected: tuple[float, ...]
 def test_objects_with_infinite_values_are_left_out_and_counted(bad: float, objects: Detections | Tracks) -> None:
     objects.boxes_xyxy[1, 2] = bad
     message = codec.detections(HEADER, result(objects), CLASSES)
-    assert ([one.score for one in message.objects], message.invalid) == ([0.8765, 0.1], 1)
+    assert ([detected.score for detected in message.objects], message.invalid) == ([0.8765, 0.1], 1)
     assert b"null" not in codec.encode(message)
 
 

@@ -27,7 +27,7 @@ ANY_PORT = "tcp://127.0.0.1:*"
 
 
 class Subscriber:
-    """A bare SUB socket, as people who do not use `vision.client` have it."""
+    """A SUB socket without `vision.client`."""
 
     def __init__(self, address: str, *topics: str) -> None:
         self._context = zmq.Context()
@@ -76,12 +76,12 @@ def names(messages: list[schema.AnyMessage]) -> list[tuple[str, int]]:
 def test_result_is_sent_with_events_and_numbers(encoding: schema.Encoding) -> None:
     with (
         Publisher(ANY_PORT, node="n", class_names=CLASSES, encoding=encoding) as publisher,
-        joined(publisher, "") as one,
+        joined(publisher, "") as subscriber,
     ):
         publisher.publish(result(events=(crossed(), crossed())))
         publisher.publish(result(camera="yard"))
         publisher.publish(result())
-        messages = [one.receive() for _ in range(5)]
+        messages = [subscriber.receive() for _ in range(5)]
     assert names(messages) == [
         ("detections/gate", 1), ("events/gate", 1), ("events/gate", 2), ("detections/yard", 1), ("detections/gate", 2),
     ]  # fmt: skip
@@ -116,7 +116,7 @@ def test_late_subscriber_receives_last_status_of_all_topics() -> None:
             messages = [late.receive() for _ in range(3)]
             assert late.pending(100) == []
     assert sorted(names(messages)) == [("status/gate", 2), ("status/node", 1), ("status/yard", 2)]
-    assert {one.state for one in messages if isinstance(one, schema.CameraStatusMessage)} == {"streaming"}
+    assert {message.state for message in messages if isinstance(message, schema.CameraStatusMessage)} == {"streaming"}
 
 
 def test_late_subscriber_receives_only_subscribed_topics() -> None:
@@ -150,18 +150,18 @@ def test_simultaneous_subscribers_share_one_repetition() -> None:
         early.receive()
         started = time.monotonic()
         late = [Subscriber(publisher.address, "status/") for _ in range(joiners)]
-        for one in late:
-            assert names([one.receive()]) == [("status/gate", 1)]
+        for subscriber in late:
+            assert names([subscriber.receive()]) == [("status/gate", 1)]
         repeats = len(early.pending(200))
-        for one in late:
-            one.__exit__()
+        for subscriber in late:
+            subscriber.__exit__()
         assert 1 <= repeats <= (time.monotonic() - started) / 0.05 + 1
         assert repeats < joiners
 
 
 @pytest.mark.integration
 def test_new_subscriber_receives_status_during_results() -> None:
-    """Sending reads subscriptions from the socket too, and must pass the word on."""
+    """Sending also reads subscriptions from the socket, and must wake the thread that serves them."""
     stop = threading.Event()
     with Publisher(ANY_PORT, node="n") as publisher:
         publisher.publish_status(camera_status())
@@ -182,11 +182,11 @@ def test_new_subscriber_receives_status_during_results() -> None:
 
 
 def test_numbers_have_no_gap_with_concurrent_publishers() -> None:
-    each, cameras = 200, ("a", "b", "c")
-    with Publisher(ANY_PORT, node="n", queue=10_000) as publisher, joined(publisher, "") as one:
+    per_camera, cameras = 200, ("a", "b", "c")
+    with Publisher(ANY_PORT, node="n", queue=10_000) as publisher, joined(publisher, "") as subscriber:
 
         def send(camera: str) -> None:
-            for _ in range(each):
+            for _ in range(per_camera):
                 publisher.publish(result(camera=camera))
                 publisher.publish_status(camera_status("shared"))
 
@@ -195,12 +195,12 @@ def test_numbers_have_no_gap_with_concurrent_publishers() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        messages = [one.receive() for _ in range(2 * each * len(cameras))]
+        messages = [subscriber.receive() for _ in range(2 * per_camera * len(cameras))]
     by_topic: dict[str, list[int]] = {}
     for topic, seq in names(messages):
         by_topic.setdefault(topic, []).append(seq)
-    assert by_topic.pop("status/shared") == list(range(1, each * len(cameras) + 1))
-    assert by_topic == {f"detections/{camera}": list(range(1, each + 1)) for camera in cameras}
+    assert by_topic.pop("status/shared") == list(range(1, per_camera * len(cameras) + 1))
+    assert by_topic == {f"detections/{camera}": list(range(1, per_camera + 1)) for camera in cameras}
 
 
 def _resident_bytes() -> int:
@@ -226,12 +226,12 @@ def test_stopped_subscriber_loses_only_its_own_messages() -> None:
                 assert names([healthy.receive()]) == [("detections/gate", seq)]
             grown = _resident_bytes() - before
             stopped.send(signal.SIGCONT)
-            # What waited for it comes first; then there is room again, and the next message shows the gap.
-            wait_until(lambda: _gap_told(publisher, stopped), "the stopped subscriber reports its loss")
+            # The queued messages arrive first. Then there is room again, and the next message shows the gap.
+            wait_until(lambda: _reports_gap(publisher, stopped), "the stopped subscriber reports its loss")
     assert grown < 16e6, f"{sent * 28e3 / 1e6:.0f} MB were sent and {grown / 1e6:.1f} MB kept"
 
 
-def _gap_told(publisher: Publisher, subscriber: Program) -> bool:
+def _reports_gap(publisher: Publisher, subscriber: Program) -> bool:
     publisher.publish(result())
     return any(line.startswith("gap") for line in subscriber.pending())
 
@@ -256,7 +256,7 @@ def test_killed_subscriber_does_not_affect_others() -> None:
 
 @pytest.mark.integration
 def test_slow_subscriber_stays_connected() -> None:
-    """Heartbeats would do both (libzmq issue 3937): nobody answers them while the subscriber's queue is full."""
+    """Heartbeats would disconnect or abort it (libzmq issue 3937): a subscriber with a full queue does not answer."""
     with (
         Publisher(ANY_PORT, node="n", queue=10, keepalive_s=1) as publisher,
         python("-m", "tests.messages.subscriber", publisher.address, "10", "--pause", "6") as slow,
@@ -266,7 +266,7 @@ def test_slow_subscriber_stays_connected() -> None:
         assert slow.line() == "got 1"
         for _ in range(500):
             publisher.publish(result(found(100)))  # 9 kB each: more than both queues and the kernel hold
-        wait_until(lambda: _gap_told(publisher, slow), "the slow subscriber reports its loss")
+        wait_until(lambda: _reports_gap(publisher, slow), "the slow subscriber reports its loss")
         assert publisher.socket.joins == 1
 
 
@@ -274,8 +274,8 @@ def test_foreign_traffic_on_port_is_ignored() -> None:
     with Publisher(ANY_PORT, node="n") as publisher, joined(publisher, "detections/") as healthy:
         port = int(publisher.address.rpartition(":")[2])
         for noise in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"\xff" + b"\0" * 8 + b"\x01\x7f" + b"\xff" * 100):
-            with socket.create_connection(("127.0.0.1", port)) as stranger:
-                stranger.sendall(noise)
+            with socket.create_connection(("127.0.0.1", port)) as foreign:
+                foreign.sendall(noise)
         publisher.publish(result())
         assert names([healthy.receive()]) == [("detections/gate", 1)]
 
@@ -317,9 +317,9 @@ def test_ipc_socket_is_created_and_removed(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with Publisher(f"ipc://{path}", node="n") as publisher:
         assert stat.S_ISSOCK(path.stat().st_mode)
-        with joined(publisher, "") as one:
+        with joined(publisher, "") as subscriber:
             publisher.publish(result())
-            assert names([one.receive()]) == [("detections/gate", 1)]
+            assert names([subscriber.receive()]) == [("detections/gate", 1)]
     assert not path.exists()
 
 
@@ -329,18 +329,18 @@ def test_ipc_socket_of_running_publisher_is_not_replaced(tmp_path: Path) -> None
         with pytest.raises(ConfigError) as caught:
             Publisher(address, node="n")
         assert caught.value.code == "address-in-use"
-        with joined(first, "") as one:
+        with joined(first, "") as subscriber:
             first.publish(result())
-            one.receive()
+            subscriber.receive()
 
 
 def test_ipc_socket_of_killed_publisher_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    with Publisher(f"ipc://{path}", node="n") as publisher, joined(publisher, "") as one:
+    with Publisher(f"ipc://{path}", node="n") as publisher, joined(publisher, "") as subscriber:
         publisher.publish(result())
-        one.receive()
+        subscriber.receive()
 
 
 def test_file_is_not_replaced_by_socket(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_close_does_not_wait_for_a_stopped_subscriber() -> None:
         wait_until(lambda: publisher.socket.joins == 1, "the process has subscribed")
         stopped.send(signal.SIGSTOP)
         for _ in range(1000):
-            publisher.publish(result(found(100)))  # 9 MB: more than the kernel takes
+            publisher.publish(result(found(100)))  # 9 MB: more than the buffers of the kernel
         closing = threading.Thread(target=publisher.close)
         closing.start()
         closing.join(10)
@@ -390,11 +390,11 @@ def test_close_does_not_wait_for_a_stopped_subscriber() -> None:
 
 def test_close_sends_pending_messages() -> None:
     publisher = Publisher(ANY_PORT, node="n", linger_s=5)
-    with joined(publisher, "") as one:
+    with joined(publisher, "") as subscriber:
         for _ in range(500):
             publisher.publish(result())
         publisher.close()
-        assert names([one.receive() for _ in range(500)]) == [("detections/gate", seq) for seq in range(1, 501)]
+        assert names([subscriber.receive() for _ in range(500)]) == [("detections/gate", seq) for seq in range(1, 501)]
 
 
 def test_recording_contains_sent_json(tmp_path: Path) -> None:
@@ -403,10 +403,10 @@ def test_recording_contains_sent_json(tmp_path: Path) -> None:
         closing(Recorder(path)) as recorder,
         Publisher(ANY_PORT, node="n", class_names=CLASSES, encoding="msgpack", recorder=recorder) as publisher,
     ):
-        with joined(publisher, "") as one:
+        with joined(publisher, "") as subscriber:
             for camera in ("gate", "yard", "gate"):
                 publisher.publish(result(camera=camera))
-            sent = [one.receive() for _ in range(3)]
+            sent = [subscriber.receive() for _ in range(3)]
         assert path.read_bytes() == b"".join(codec.encode(message) + b"\n" for message in sent)  # before the close
 
 

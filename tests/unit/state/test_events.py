@@ -149,7 +149,7 @@ def test_events_of_a_killed_process_are_kept(tmp_path: Path, sync_s: str) -> Non
     newest = 0
     for _ in range(3):
         with python("-c", WRITER, tmp_path / "state", "boot-1", sync_s) as writer:
-            assert int(writer.line()) == newest  # the machine did not restart: no number is left out
+            assert int(writer.line()) == newest  # the machine did not restart: no number is skipped
             writer.wait_line(lambda line, least=newest + 1500: int(line) >= least)  # type: ignore[misc]
             writer.send(signal.SIGKILL)
             writer.wait()

@@ -70,7 +70,7 @@ print(read_private(folder / "a").decode(), oct(folder.parent.stat().st_mode & 0o
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 def test_created_folders_are_private_with_any_umask() -> None:
     """Debian and Ubuntu create a group for each user, and Ubuntu sets a umask of 002."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as home:  # root's own temporary folders are closed to others
+    with tempfile.TemporaryDirectory(dir="/tmp") as home:  # other users cannot read temporary folders of root
         os.chown(home, 12321, 12321)
         ran = subprocess.run(
             [sys.executable, "-c", _AS_ORDINARY_USER, home],
@@ -122,7 +122,7 @@ def test_folder_below_writable_folder_is_refused(folder: Path) -> None:
 
 
 def test_sticky_folder_is_accepted_only_as_parent(folder: Path) -> None:
-    folder.parent.chmod(0o1777)  # as /tmp: others cannot replace what is not theirs
+    folder.parent.chmod(0o1777)  # as /tmp: users cannot replace files of others
     require_private_folder(folder)
     folder.chmod(0o1777)
     with pytest.raises(Untrusted) as caught:
