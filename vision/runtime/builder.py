@@ -168,8 +168,9 @@ def open_second_model(cascade: CascadeConfig) -> OnnxRuntimeClassifier:
 
     Raises:
         ModelError: there is no such model, it is damaged or no classifier, or its model.yaml is invalid.
-        DeviceMissing: ONNX Runtime or OpenCV is not installed.
+        ConfigError, DeviceMissing: OpenCV or ONNX Runtime is not installed.
     """
+    require_cv2("cascade")
     folder = folder_of_model(cascade.model, shipped_models())
     spec = load_classifier_spec(folder)
     return open_classifier(folder, spec, threads=cascade.threads, max_batch=cascade.max_batch)
@@ -302,15 +303,7 @@ def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack)
     def encode(frame: Frame, result: Result) -> bytes:
         return encoder.encode(frame, partial(annotator.draw, result=result) if snapshots.annotate else None)
 
-    stage = SnapshotStage(
-        Path(snapshots.folder),
-        encode,
-        kinds=snapshots.kinds,
-        max_files=snapshots.max_files,
-        max_bytes=snapshots.max_mb * 1_000_000,
-        lossless=options.offline,
-    )
-    return [resources.enter_context(closing(stage))]
+    return [resources.enter_context(closing(SnapshotStage(snapshots, encode, lossless=options.offline)))]
 
 
 def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[PixelStage]:

@@ -11,11 +11,12 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from vision.config import SnapshotConfig
 from vision.errors import ConfigError
 from vision.stages.frame_worker import FrameWorker
 from vision.types import Event, Frame, FrameMeta, Result
@@ -32,28 +33,20 @@ class SnapshotStage:
     """Adds the path of a snapshot to events, and writes the snapshot."""
 
     def __init__(
-        self,
-        folder: Path,
-        encode: Callable[[Frame, Result], bytes],
-        *,
-        kinds: Sequence[str] | None = None,
-        max_files: int = 10_000,
-        max_bytes: int = 10**9,
-        lossless: bool = False,
+        self, config: SnapshotConfig, encode: Callable[[Frame, Result], bytes], *, lossless: bool = False
     ) -> None:
         """
         Args:
             encode: returns the content of the file for a frame (a private copy) and its result, whose events are those
                 that get the snapshot. One thread calls it.
-            kinds: kinds of events that get a snapshot; None for all.
             lossless: wait for the disk instead of skipping a snapshot.
 
         Raises:
             ConfigError: the folder cannot be created or is not writable.
         """
         self._encode = encode
-        self._kinds = None if kinds is None else frozenset(kinds)
-        self._folder = _SnapshotFolder(folder, max_files, max_bytes)
+        self._kinds = config.kinds
+        self._folder = _SnapshotFolder(config)
         self._worker = FrameWorker("snapshots", self._write, buffers=_BUFFERS, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
@@ -95,13 +88,12 @@ class SnapshotStage:
 class _SnapshotFolder:
     """The files. Those with names of another form are left alone."""
 
-    def __init__(self, path: Path, max_files: int, max_bytes: int) -> None:
-        self.path = path
-        self.sizes = _existing_snapshots(path)
+    def __init__(self, config: SnapshotConfig) -> None:
+        self.path = Path(config.folder)
+        self.sizes = _existing_snapshots(self.path)
         self.written = self.failed = 0
         self._nbytes = sum(self.sizes.values())
-        self._max_files = max_files
-        self._max_bytes = max_bytes
+        self._max_files, self._max_bytes = config.max_files, config.max_mb * 1_000_000
         self._failing = False
         self._prune()
 

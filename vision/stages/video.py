@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -113,20 +114,19 @@ class _CameraVideo:
         Raises:
             VisionError: the file cannot be written.
         """
-        if self._path is None:
-            for frame, result in copies:
-                self._annotate(frame, result)
-            return
         first = next(copies, None)
         if first is None:
             return
         meta, clock = first[0].meta, FrameClock()
-        with open_encoder(self._path, meta.width_px, meta.height_px) as encoder:
-            log.info("camera %s: video %s, %s", meta.camera_id, self._path, encoder.codec)
+        opened = nullcontext() if self._path is None else open_encoder(self._path, meta.width_px, meta.height_px)
+        with opened as encoder:
             for frame, result in chain([first], copies):
                 clock.advance(frame.meta.captured_ns)
-                encoder.write(self._annotate(frame, result), clock.now_s)
-        log.info("camera %s: video of %d frames", meta.camera_id, self.written)
+                image = self._annotate(frame, result)
+                if encoder is not None:
+                    encoder.write(image, clock.now_s)
+        if encoder is not None:
+            log.info("camera %s: video %s, %s, %d frames", meta.camera_id, self._path, encoder.codec, self.written)
 
     def _annotate(self, frame: Frame, result: Result) -> Image:
         """Draw on the copy of the frame, and show it; the image is valid as long as the copy."""

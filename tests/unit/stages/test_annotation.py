@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.config import SnapshotConfig
 from vision.config.analytics import CameraAnalytics
 from vision.detect.reference.crops import JpegEncoder
 from vision.overlay import LINE_COLOUR, class_colour
@@ -90,7 +91,7 @@ def test_snapshot_file_is_annotated_and_the_frame_is_not(tmp_path: Path) -> None
         return encoder.encode(frame, lambda image: annotator.draw(image, result))
 
     frame = Frame.wrap(META, np.full((HEIGHT_PX, WIDTH_PX, 3), 128, np.uint8), "bgr")
-    stage = SnapshotStage(tmp_path, encode, lossless=True)
+    stage = SnapshotStage(SnapshotConfig(folder=str(tmp_path)), encode, lossless=True)
     after = stage.with_frame(Result(META, TRACKS, Timing(0), events=(CROSSED,)), frame)
     stage.close()
     image = cv2.imread(after.events[0].snapshot)

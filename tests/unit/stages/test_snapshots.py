@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from tests.frame_buffers import frame_on_device
 from tests.messages.processes import wait_until
 from tests.unit.state.faults import file_size_limit
+from vision.config import SnapshotConfig
 from vision.detect.reference.crops import JpegEncoder
 from vision.errors import ConfigError, VisionError
 from vision.stages.snapshots import SnapshotStage
@@ -43,9 +45,16 @@ def jpeg(one: Frame, _result: Result) -> bytes:
     return JpegEncoder().encode(one)
 
 
-def stage(folder: Path, **options: Any) -> closing[SnapshotStage]:
-    given: dict[str, Any] = {"encode": size_and_name, "lossless": True} | options
-    return closing(SnapshotStage(folder, **given))
+def stage(
+    folder: Path,
+    *,
+    encode: Callable[[Frame, Result], bytes] = size_and_name,
+    lossless: bool = True,
+    max_bytes: int = 10**9,
+    **config: Any,
+) -> closing[SnapshotStage]:
+    checked = SnapshotConfig(folder=str(folder), **config).model_copy(update={"max_mb": max_bytes / 1_000_000})
+    return closing(SnapshotStage(checked, encode, lossless=lossless))
 
 
 def take(one: SnapshotStage, index: int, *kinds: str) -> list[str]:
@@ -89,7 +98,7 @@ def test_without_events_no_frame_is_copied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [{"max_files": 5}, {"max_bytes": 5999}])
-def test_oldest_snapshots_are_deleted(tmp_path: Path, limit: dict[str, int]) -> None:
+def test_oldest_snapshots_are_deleted(tmp_path: Path, limit: dict[str, Any]) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"x" * 10_000)
     with stage(tmp_path, **limit) as one:
         paths = [take(one, index)[0] for index in range(20)]
