@@ -10,11 +10,11 @@ frame: first those that were never classified, then those that were classified l
 
 from __future__ import annotations
 
-import logging
 import math
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeAlias
 
@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 from vision.config import CascadeConfig
 from vision.errors import DeviceError
 from vision.types import Attribute, Frame, FrameMeta, Result, Tracks
-
-log = logging.getLogger(__name__)
 
 Box: TypeAlias = tuple[int, int, int, int]
 """Left, top, right, bottom in whole pixels; right and bottom are exclusive."""
@@ -115,11 +113,8 @@ class CascadeStage:
 
     def counters(self) -> dict[str, int]:
         """Return the number of objects classified, skipped and waiting."""
-        return {
-            "cascade.looked": self._worker.looked,
-            "cascade.skipped": self._skipped,
-            "cascade.waiting": self._worker.waiting,
-        }
+        worker = self._worker
+        return {"cascade.looked": worker.looked, "cascade.skipped": self._skipped, "cascade.waiting": worker.waiting}
 
     def close(self) -> None:
         """Stop the thread after its current batch, and close the model. Idempotent."""
@@ -202,11 +197,7 @@ class _ClassifierThread:
         return True
 
     def check(self) -> None:
-        """Raise the error of the model, if there is one. If lossless, wait first until every crop is classified.
-
-        Raises:
-            DeviceError: the model failed.
-        """
+        """Raise `DeviceError` if the model has failed. If lossless, wait first until every crop is classified."""
         if self._lossless:
             with self._progress:
                 self._progress.wait_for(lambda: self.waiting == 0)
@@ -238,16 +229,11 @@ class _ClassifierThread:
     def _next_batch(self) -> list[_Job]:
         """Return the waiting jobs; none at the end."""
         batch: list[_Job] = []
-        while len(batch) < self._classifier.max_batch:
-            try:
-                job = self._jobs.get(block=not batch)
-            except queue.Empty:
-                break
-            if job is None:
-                if batch:
-                    self._jobs.put(None)
-                break
-            batch.append(job)
+        with suppress(queue.Empty):
+            while len(batch) < self._classifier.max_batch and (job := self._jobs.get(block=not batch)) is not None:
+                batch.append(job)
+        if batch and self._closing:
+            self._jobs.put(None)  # in case this batch took the end mark
         return batch
 
     def _classify(self, batch: Sequence[_Job]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from vision.config import SnapshotConfig
+from vision.config.app import SnapshotConfig
 from vision.errors import ConfigError
 from vision.stages.frame_worker import FrameWorker
 from vision.types import Event, Frame, FrameMeta, Result

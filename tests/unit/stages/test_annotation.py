@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import SnapshotConfig
 from vision.config.analytics import CameraAnalytics
+from vision.config.app import SnapshotConfig
 from vision.detect.reference.crops import JpegEncoder
 from vision.overlay import LINE_COLOUR, class_colour
 from vision.stages.annotation import EventAnnotator

@@ -17,7 +17,7 @@ import pytest
 from tests.frame_buffers import frame_on_device
 from tests.messages.processes import wait_until
 from tests.unit.state.faults import file_size_limit
-from vision.config import SnapshotConfig
+from vision.config.app import SnapshotConfig
 from vision.detect.reference.crops import JpegEncoder
 from vision.errors import ConfigError, VisionError
 from vision.stages.snapshots import SnapshotStage
