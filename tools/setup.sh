@@ -42,9 +42,15 @@ apt_install() {
   }
 }
 
+# Shows what pip downloads, with sizes; small packages are left out.
+show_progress() {
+  sed -un -E -e 's/^ *(Downloading|Using cached) ([^-]+)-([^-]+)-.*\(([0-9.]+ MB)\).*/  \2 \3, \4/p' \
+    -e 's/^Installing collected packages.*/  unpacking/p' >&2
+}
+
 # make_venv FOLDER EXTRA...: the environment with the project in it; quick when nothing has changed.
 make_venv() {
-  local venv=$1 python stamp extras=() extra module
+  local venv=$1 python stamp extras=() extra module began=$SECONDS
   shift
   python=$(find_python)
   # The packages of the system stay visible, for python3-gi and for JetPack's builds of OpenCV and TensorRT.
@@ -63,7 +69,10 @@ make_venv() {
     extras+=("$extra")
   done
   say "installing Python packages into $venv"
-  "$venv/bin/python" -m pip install -q --disable-pip-version-check -e ".$(IFS=,; [ ${#extras[@]} -eq 0 ] || printf '[%s]' "${extras[*]}")" ||
+  # Without bytecode the packages are smaller; Python compiles what it imports.
+  PYTHONUNBUFFERED=1 "$venv/bin/python" -m pip install --no-compile --progress-bar off --disable-pip-version-check \
+    -e ".$(IFS=,; [ ${#extras[@]} -eq 0 ] || printf '[%s]' "${extras[*]}")" | show_progress ||
     die "pip could not install the packages; is a package index reachable from here?"
+  say "installed: $(du -sm "$venv" | cut -f1) MB in $((SECONDS - began)) s"
   printf '%s' "$stamp" >"$venv/.vision-installed"
 }

@@ -1,16 +1,20 @@
-"""`vision run` in a real terminal: the live table never overwrites log lines."""
+"""`vision run` and `vision eval` in a real terminal: live tables and progress bars never overwrite log lines."""
 
 from __future__ import annotations
 
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.contract.streams import motion_jpeg_server
 from tests.unit.cli.pseudo_terminal import PseudoTerminal, pseudo_terminal
 from tests.unit.cli.test_main import COMMAND, SYNTHETIC, write_config
+from tests.unit.evaluation_tables import needs_trackeval, synthetic_rows
+from vision.test_pattern import FAKE_CLASSES
 
 pytestmark = pytest.mark.integration
 
@@ -56,3 +60,39 @@ def test_a_narrower_terminal_shows_one_whole_table(tmp_path: Path, dead_source: 
         screen = "\n".join(terminal.lines[-30:])
         assert screen.count("vision, up") <= 2, screen  # at most one old copy, in the scroll-back
         assert count(terminal, r"WARNING +camera gate") >= 1
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_lost_camera_leaves_its_warning_reason_and_retry_on_the_screen(tmp_path: Path, columns: int) -> None:
+    with ExitStack() as camera:
+        address = camera.enter_context(motion_jpeg_server())
+        cameras = [{"id": "gate", "source": f"{address}?fps=20"}]
+        config = write_config(tmp_path, cameras=cameras, status={"interval_s": 0.5})
+        with pseudo_terminal([*COMMAND, "run", str(config)], columns) as terminal:
+            terminal.read_until("streaming")
+            camera.close()
+            terminal.read_until("gate: backing-off, retry in")
+            terminal.read_for(1)
+            screen = "\n".join(terminal.screen)
+            assert terminal.interrupt() == 0
+    assert re.search(r"WARNING +camera gate", screen), screen
+    assert re.search(r"gate: backing-off, retry in \d+ s: +\S+", " ".join(screen.split())), screen
+    assert screen.count("vision, up") == 1, screen
+
+
+@needs_trackeval
+def test_progress_bar_of_an_evaluation_and_log_lines_stay_apart(tmp_path: Path) -> None:
+    source = "synthetic:320x240@5?frames=400&objects=6&seed=0"
+    truth = tmp_path / "gt.txt"
+    truth.write_text("".join(f"{row}\n" for row in synthetic_rows(source, FAKE_CLASSES.index("green"))))
+    config = write_config(tmp_path, source=source, pipeline="track")
+    arguments = ["--log-level", "debug", "eval", str(config), "--truth", str(truth), "--class", "green"]
+    with pseudo_terminal([*COMMAND, *arguments]) as terminal:
+        terminal.read_until("running the pipeline")
+        terminal.read_until("MOTA", timeout_s=90)
+        terminal.read_for(1)
+        lines = terminal.lines
+        assert terminal.process.wait(10) == 0
+    records = [line for line in lines if re.search(r"\b(DEBUG|INFO|WARNING)\b", line)]
+    assert any("connected" in record for record in records)
+    assert not any("━" in record or "/400" in record for record in records), records
