@@ -1,32 +1,42 @@
-"""Receive messages from a `vision` publisher: the public import for subscribers.
+"""Subscription to a publisher: typed messages, and reports of lost messages.
 
-Example::
+ZeroMQ reconnects and drops messages without notice. `Subscription` detects this and returns reports between the
+messages: `Gap`, `Restart`, `Silence`. With `since`, a subscription requests all events that it missed, and returns each
+event once and in order.
 
-    from vision.client import subscribe
-
-    for message in subscribe("tcp://127.0.0.1:5555"):
-        print(message)
+>>> for message in subscribe("tcp://127.0.0.1:5555", cameras=["gate"]):
+...     if isinstance(message, DetectionsMessage):
+...         print([detected.class_name for detected in message.objects])
 """
 
-from vision.messaging.client import (
-    Item,
-    Latency,
-    Restart,
-    Silence,
-    Subscription,
-    latency,
-    read_recording,
-    subscribe,
-)
-from vision.messaging.gap_recovery import Gap, NewJournal
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from vision.errors import Closed, ConfigError, MessageError
+from vision.messaging import codec
+from vision.messaging.gap_recovery import EVENTS, Gap, GapRecovery, NewJournal, ReplayClient
 from vision.messaging.schema import (
+    KINDS,
+    NODE,
+    AnyMessage,
     CameraStatusMessage,
     CountsMessage,
     DetectedObject,
     DetectionsMessage,
     EventMessage,
+    Kind,
     NodeStatusMessage,
 )
+from vision.messaging.sockets import check_address, set_common_options
 
 __all__ = [
     "CameraStatusMessage",
@@ -46,3 +56,333 @@ __all__ = [
     "read_recording",
     "subscribe",
 ]
+
+_RECEIVE_BUFFER_BYTES: Final = 256 * 1024
+_RETRY_NS: Final = 50_000_000  # until a request that could not be sent is tried again
+_NODE_STATUS: Final = f"status/{NODE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Report that the publisher restarted. Its numbers start at 1 again, which is not a loss."""
+
+    node: str
+    old_instance: str
+    new_instance: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: the publisher was restarted"
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Report that no message arrived for `for_s` seconds. It is repeated at this interval."""
+
+    address: str
+    for_s: float
+    connected: bool
+
+    def __str__(self) -> str:
+        text = f"no messages from {self.address} for {self.for_s:.0f} s"
+        if self.connected:
+            return f"{text}: connected, but no subscribed message is published"
+        return f"{text}: is `vision run` running, and is its publish.bind reachable from here?"
+
+
+Item: TypeAlias = AnyMessage | Gap | NewJournal | Restart | Silence
+
+Since: TypeAlias = int | tuple[str, int]
+"""Number of the last processed event, 0 for none, or better its (`journal`, `number`)."""
+
+
+def subscribe(
+    address: str,
+    cameras: Sequence[str] | None = None,
+    kinds: Sequence[Kind] = ("detections",),
+    *,
+    since: Since | None = None,
+    replay: str | None = None,
+    timeout_s: float | None = None,
+    silence_s: float = 5.0,
+    queue: int = 1000,
+) -> Iterator[Item]:
+    """Yield messages and reports until the caller stops. The socket is closed with the generator.
+
+    Args:
+        address: ``publish.bind`` of the publisher, with a host that this machine can reach.
+        cameras: ids of cameras; None: all.
+        kinds: some of ``detections``, ``status`` (of cameras and of the node), ``events`` and ``counts``.
+        since: start after this event, request every missing event, and return each once and in order. None: events
+                can get lost, like all other messages.
+        replay: ``publish.replay`` of the publisher; None: the address in its status.
+        timeout_s: longest time without a message; None: no limit.
+        silence_s: time without a message after which a `Silence` is reported.
+        queue: maximum number of messages that wait for the caller. Further ones are lost and reported as a `Gap`.
+
+    Raises:
+        ConfigError: the address or a kind is wrong; raised at once.
+        TimeoutError: no message for `timeout_s`.
+        MessageError: the publisher has another version, or is not `vision run`.
+    """
+    _check_arguments(address, cameras, kinds, since, replay)
+
+    def items() -> Iterator[Item]:
+        with Subscription(
+            address, cameras, kinds, since=since, replay=replay, silence_s=silence_s, queue=queue
+        ) as subscription:
+            yield from subscription.items(timeout_s)
+
+    return items()
+
+
+class Subscription:
+    """One connected SUB socket that checks sequence numbers. One thread at a time."""
+
+    def __init__(
+        self,
+        address: str,
+        cameras: Sequence[str] | None = None,
+        kinds: Sequence[Kind] = ("detections",),
+        *,
+        since: Since | None = None,
+        replay: str | None = None,
+        silence_s: float = 5.0,
+        queue: int = 1000,
+        keepalive_s: int = 5,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Connect, as `subscribe` does. An idle connection is probed after `keepalive_s`, and replaced after three."""
+        _check_arguments(address, cameras, kinds, since, replay)
+        self.address = address
+        self._topics = _topics(cameras, kinds)
+        self._event_cameras = None if cameras is None else frozenset(cameras)
+        self._silence_ns = int(silence_s * 1e9)
+        self._clock = clock
+        self._connected = False
+        self._sequences = _Sequences()
+        self._items: deque[Item] = deque()
+        self._last_message_ns = self._last_silence_ns = clock()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        set_common_options(self._socket, address, keepalive_s)
+        self._socket.setsockopt(zmq.RCVHWM, queue)
+        self._socket.setsockopt(zmq.RCVBUF, _RECEIVE_BUFFER_BYTES)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._replay: ReplayClient | None = None
+        if since is not None:
+            recovery = GapRecovery(*_number_and_journal(since), clock=clock)
+            self._replay = ReplayClient(recovery, self._context, self._poller, keepalive_s, replay)
+        for topic in self._topics if since is None else self._topics | {EVENTS, _NODE_STATUS}:
+            self._socket.subscribe(topic)
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(f"address: cannot connect to {address}: {error}", code="address-form") from error
+
+    def items(self, timeout_s: float | None = None) -> Iterator[Item]:
+        """Yield the items of `receive` until the subscription is closed.
+
+        Raises:
+            TimeoutError: no message for `timeout_s`.
+            MessageError: the publisher has another version, or is not `vision run`.
+        """
+        while True:
+            left_s = None if timeout_s is None else timeout_s - (self._clock() - self._last_message_ns) / 1e9
+            item = self.receive(None if left_s is None else max(0.0, left_s))
+            if item is not None:
+                yield item
+            elif left_s is not None and left_s <= 0:
+                raise TimeoutError(f"no message from {self.address} for {timeout_s:g} s")
+
+    def receive(self, timeout_s: float | None = None) -> Item | None:
+        """Return the next message or report; None: there was none within `timeout_s`.
+
+        Raises:
+            MessageError: the publisher has another version, or is not `vision run`.
+            Closed: after `close`.
+        """
+        deadline_ns = None if timeout_s is None else self._clock() + int(timeout_s * 1e9)
+        wait_ns = 0  # check at least once
+        while True:
+            self._poll(wait_ns)
+            if self._items:
+                return self._items.popleft()
+            now_ns = self._clock()
+            wait_ns = self._last_silence_ns + self._silence_ns - now_ns
+            if wait_ns <= 0:
+                self._last_silence_ns = now_ns
+                return Silence(self.address, (now_ns - self._last_message_ns) / 1e9, self._connected)
+            if self._replay is not None:
+                wait_ns = min(wait_ns, max(_RETRY_NS, self._replay.recovery.wait_ns()))
+            if deadline_ns is not None:
+                if now_ns >= deadline_ns:
+                    return None
+                wait_ns = min(wait_ns, deadline_ns - now_ns)
+
+    def close(self) -> None:
+        """Disconnect. Idempotent."""
+        if not self._context.closed:
+            self._socket.disable_monitor()
+            self._context.destroy(linger=0)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _poll(self, wait_ns: int) -> None:
+        if self._context.closed:
+            raise Closed("the subscription is closed")
+        if self._items:
+            return
+        if self._replay is not None:
+            self._replay.request_if_due()
+        ready = dict(self._poller.poll(-(-wait_ns // 1_000_000)))  # rounded up: 0 would spin in the last ms
+        if self._monitor in ready:
+            event = parse_monitor_message(self._monitor.recv_multipart())["event"]
+            self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            if self._replay is not None and self._connected:
+                self._replay.recovery.hurry()
+        if self._replay is not None and self._replay.socket in ready:
+            self._last_silence_ns = self._clock()
+            self._take_events(self._replay.receive())
+        if self._socket in ready:
+            self._take(self._socket.recv_multipart())
+
+    def _take(self, parts: list[bytes]) -> None:
+        if len(parts) < 2:
+            raise MessageError(
+                f"expected messages of two parts, topic and payload, got {len(parts)} from {self.address}",
+                hint="is the publisher really `vision run`?",
+                code="message-parts",
+            )
+        topic = parts[0].decode(errors="replace")
+        # ZeroMQ compares prefixes: a subscriber to detections/gate also receives detections/gate2.
+        subscribed = bool({topic, f"{topic.partition('/')[0]}/"} & self._topics)
+        if not subscribed and (self._replay is None or not topic.startswith((EVENTS, _NODE_STATUS))):
+            return
+        message = codec.decode(topic, parts[1])
+        self._last_silence_ns = self._clock()
+        if self._replay is not None and isinstance(message, NodeStatusMessage):
+            self._replay.learn_address(message, self.address)
+        if self._replay is not None and isinstance(message, EventMessage):
+            self._items.extend(self._sequences.check_instance(message))
+            self._take_events(self._replay.recovery.live(message))
+        elif subscribed:
+            self._last_message_ns = self._last_silence_ns
+            self._items.extend(self._sequences.check(topic, message))
+        else:
+            self._items.extend(self._sequences.check_instance(message))
+
+    def _take_events(self, items: Iterable[EventMessage | Gap | NewJournal]) -> None:
+        """Queue the events of the subscribed cameras, and all reports."""
+        for item in items:
+            if not isinstance(item, EventMessage) or self._event_cameras is None or item.camera in self._event_cameras:
+                self._last_message_ns = self._clock()
+                self._items.append(item)
+
+
+class _Sequences:
+    """The instance of each node, and the last number of each of its topics."""
+
+    def __init__(self) -> None:
+        self._instances: dict[str, str] = {}  # by node
+        self._last: dict[str, dict[str, int]] = {}  # by node and topic
+
+    def check(self, topic: str, message: AnyMessage) -> Iterator[AnyMessage | Gap | Restart]:
+        """Yield reports of a restart and of lost messages, and then the message unless it is a repetition."""
+        yield from self.check_instance(message)
+        last = self._last[message.node]
+        expected = last.get(topic, message.seq - 1) + 1
+        if message.seq < expected:
+            return
+        if message.seq > expected:
+            yield Gap(topic, expected, message.seq)
+        last[topic] = message.seq
+        yield message
+
+    def check_instance(self, message: AnyMessage) -> Iterator[Restart]:
+        """Yield a report if the publisher restarted."""
+        old_instance = self._instances.get(message.node)
+        if old_instance != message.instance:
+            if old_instance is not None:
+                yield Restart(message.node, old_instance, message.instance)
+            self._instances[message.node] = message.instance
+            self._last[message.node] = {}
+
+
+def _check_arguments(
+    address: str, cameras: Sequence[str] | None, kinds: Sequence[Kind], since: Since | None, replay: str | None
+) -> None:
+    check_address(address)
+    _topics(cameras, kinds)
+    if replay is not None:
+        check_address(replay)
+        if since is None:
+            raise ConfigError("replay: expected `since` too", hint="since=0 requests all stored events", code="since")
+    if since is not None:
+        number, _ = _number_and_journal(since)
+        if "events" not in kinds:
+            raise ConfigError(f"since: expected events among the kinds, got {', '.join(kinds)}", code="since")
+        if number < 0:
+            raise ConfigError(f"since: expected the number of an event, or 0, got {number}", code="since")
+
+
+def _number_and_journal(since: Since) -> tuple[int, str | None]:
+    return (since, None) if isinstance(since, int) else (since[1], since[0])
+
+
+def _topics(cameras: Sequence[str] | None, kinds: Sequence[Kind]) -> frozenset[str]:
+    """Return the topics to subscribe to. For all cameras this is the kind with a slash."""
+    for name, values in (("cameras", cameras), ("kinds", kinds)):
+        if isinstance(values, str):
+            raise ConfigError(
+                f"{name}: expected a list of names, got the text {values!r}", hint=f"write [{values!r}]", code=name
+            )
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ConfigError(f"kinds: expected some of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}", code="kinds")
+    if cameras is None:
+        return frozenset(f"{kind}/" for kind in kinds)
+    if not cameras:
+        raise ConfigError(
+            "cameras: expected at least one name, got none", hint="leave it out to get all cameras", code="cameras"
+        )
+    topics = {f"{kind}/{camera}" for kind in kinds for camera in cameras}
+    return frozenset(topics | {_NODE_STATUS} if "status" in kinds else topics)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Time from capture to now, and the clock that measured it."""
+
+    ms: float
+    clock: Literal["monotonic", "utc"]
+
+
+def latency(message: DetectionsMessage, now_ns: int | None = None, now_utc_ns: int | None = None) -> Latency:
+    """Return the age of a frame, by the monotonic clock on the publisher's machine, and by UTC elsewhere.
+
+    By UTC it is only as exact as the synchronization of both clocks.
+    """
+    if message.boot and message.boot == codec.boot_id():
+        now_ns = time.monotonic_ns() if now_ns is None else now_ns
+        return Latency((now_ns - message.captured_monotonic_ns) / 1e6, "monotonic")
+    now_utc_ns = time.time_ns() if now_utc_ns is None else now_utc_ns
+    return Latency((now_utc_ns - message.captured_utc_ns) / 1e6, "utc")
+
+
+def read_recording(path: Path | str) -> Iterator[DetectionsMessage]:
+    """Yield the messages of a file that ``vision run --record`` wrote.
+
+    Raises:
+        MessageError: a line is not a message. The error has its number.
+        OSError: the file cannot be read.
+    """
+    with Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            yield codec.decode_as(DetectionsMessage, line, f"{path}, line {number}")

@@ -183,7 +183,7 @@ class ZoneCounts(_Compact, frozen=True, kw_only=True):
 
 
 class CountsReport(_Compact, frozen=True, kw_only=True):
-    """Counts of the lines and zones of one camera, over restarts if `state_dir` is configured."""
+    """A `CountsMessage` without its header."""
 
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
     at: Annotated[str, doc("time in UTC, RFC 3339")]
@@ -197,7 +197,7 @@ class CountsReport(_Compact, frozen=True, kw_only=True):
 
 
 class CountsMessage(CountsReport, frozen=True, kw_only=True, tag_field="schema", tag="vision.counts/1"):
-    """Published form of a `CountsReport`."""
+    """Counts of the lines and zones of one camera, over restarts if `state_dir` is configured."""
 
     node: Node
     instance: Instance
@@ -214,7 +214,7 @@ class LatencyPercentiles(_Compact, frozen=True, kw_only=True):
 
 
 class CameraReport(_Compact, frozen=True, kw_only=True):
-    """Status of one camera. Counts are since the start of the publisher."""
+    """A `CameraStatusMessage` without its header."""
 
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
     at: Annotated[str, doc("time in UTC, RFC 3339")]
@@ -248,7 +248,7 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
 
 
 class CameraStatusMessage(CameraReport, frozen=True, kw_only=True, tag_field="schema", tag="vision.camera-status/1"):
-    """Published form of a `CameraReport`."""
+    """Status of one camera. Counts are since the start of the publisher."""
 
     node: Node
     instance: Instance
@@ -271,7 +271,7 @@ class DetectorStatus(_Compact, frozen=True, kw_only=True):
 
 
 class NodeReport(_Compact, frozen=True, kw_only=True):
-    """Status of the program. Counts are since its start, over all cameras."""
+    """A `NodeStatusMessage` without its header."""
 
     at: Annotated[str, doc("time in UTC, RFC 3339")]
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
@@ -293,7 +293,7 @@ class NodeReport(_Compact, frozen=True, kw_only=True):
 
 
 class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema", tag="vision.node-status/1"):
-    """Published form of a `NodeReport`."""
+    """Status of the program. Counts are since its start, over all cameras."""
 
     node: Node
     instance: Instance

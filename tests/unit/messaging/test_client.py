@@ -16,9 +16,9 @@ import zmq
 
 from tests.messages.processes import wait_until
 from tests.messages.samples import CLASSES, HEADER, camera_status, crossed, found, node_status, result, tracked
-from vision.client import Gap, Item, Restart, Silence, Subscription, subscribe
+from vision.client import Gap, Item, Latency, Restart, Silence, Subscription, latency, read_recording, subscribe
 from vision.errors import Closed, ConfigError, MessageError
-from vision.messaging import client, codec, schema
+from vision.messaging import codec, schema
 from vision.messaging.publisher import Publisher, Recorder
 
 ALL: tuple[schema.Kind, ...] = ("detections", "status", "events")
@@ -394,7 +394,7 @@ def test_receive_after_close_is_refused(publisher: Publisher) -> None:
 def test_latency_uses_shared_clock(boot: str, ms: float, clock: str) -> None:
     message = msgspec.structs.replace(codec.detections(HEADER, result(), CLASSES), boot=boot)
     utc_ns = message.captured_utc_ns + 25_000_000
-    assert client.latency(message, 5_040_000_000, utc_ns) == client.Latency(ms, clock)  # type: ignore[arg-type]
+    assert latency(message, 5_040_000_000, utc_ns) == Latency(ms, clock)  # type: ignore[arg-type]
 
 
 def test_recording_is_read_as_messages(tmp_path: Path, publisher: Publisher) -> None:
@@ -405,7 +405,7 @@ def test_recording_is_read_as_messages(tmp_path: Path, publisher: Publisher) -> 
     ):
         for index in range(3):
             recording.publish(result(index=index))
-    read = list(client.read_recording(path))
+    read = list(read_recording(path))
     assert [(message.frame, message.seq, message.topic) for message in read] == [
         (0, 1, "detections/gate"),
         (1, 2, "detections/gate"),
@@ -419,7 +419,7 @@ def test_recording_is_read_as_messages(tmp_path: Path, publisher: Publisher) -> 
 def test_damaged_recording_error_has_line_number(tmp_path: Path, last: bytes) -> None:
     path = tmp_path / "results.jsonl"
     path.write_bytes(codec.encode(codec.detections(HEADER, result(), CLASSES)) + b"\n" + last)
-    messages = client.read_recording(path)
+    messages = read_recording(path)
     next(messages)
     with pytest.raises(MessageError) as caught:
         next(messages)
