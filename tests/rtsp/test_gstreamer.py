@@ -27,8 +27,7 @@ from tests.rtsp.stage import (
 )
 from vision.capture.gstreamer.bindings import Installed, hash_is_address, library, mapped
 from vision.capture.gstreamer.pipeline import Element, decode_chain, host_caps
-from vision.capture.gstreamer.player import Player
-from vision.capture.gstreamer.source import GStreamerSource, available
+from vision.capture.gstreamer.source import GStreamerSource, Player, available
 from vision.errors import SourceError
 from vision.types import PixelFormat, YuvEncoding
 

@@ -8,9 +8,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vision.capture.images import holds_images
 from vision.capture.pacing import FramePacer
-from vision.capture.source import Source
+from vision.capture.source import Source, holds_images
 from vision.capture.supervisor import SupervisorPolicy
 from vision.config import CameraConfig
 from vision.config.source_address import RECORDED, Csi, File, Folder, Http, Rtsp, Synthetic, Usb
@@ -212,7 +211,7 @@ def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDec
     except DeviceMissing as missing:
         raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint, code="nvdec") from missing
     require_nvdec()
-    from vision.capture.ffmpeg.rotation import require_upright
+    from vision.capture.ffmpeg.frames import require_upright
     from vision.capture.nvdec.decoder import NvdecDecoder
     from vision.capture.nvdec.fallback import NvdecOrFFmpeg
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from vision.errors import SourceError
 from vision.types import ClockSource, DropReason, FrameBuffer, FrameMeta, PixelFormat, YuvEncoding
@@ -112,3 +112,11 @@ def not_open(source: str | Path, call: Literal["grab", "retrieve"]) -> SourceErr
     """Return the error for a call out of order: `grab` before `open`, or `retrieve` before `grab`."""
     before = "open" if call == "grab" else "grab"
     return SourceError(f"{source}: {call} before {before}, or after close", code="not-open")
+
+
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+def holds_images(path: Path) -> bool:
+    """Return True if `path` is a folder or a still image, False if it is a video."""
+    return path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from vision.capture.gstreamer import pipeline
-from vision.capture.gstreamer.pipeline import Caps, Element, Nick, Value
+from vision.capture.gstreamer.pipeline import Element, Serialized, Value
 from vision.config import CameraConfig
 from vision.config.source_address import parse_source
 from vision.types import PixelFormat
@@ -56,7 +56,7 @@ def names(chain: list[Element]) -> list[str]:
 
 def caps(chain: list[Element]) -> list[str]:
     values = [element.properties.get("caps") for element in chain]
-    return [value.text for value in values if isinstance(value, Caps)]
+    return [value.text for value in values if isinstance(value, Serialized)]
 
 
 EVEN = "width=[2,16384,2],height=[2,16384,2]"
@@ -108,7 +108,7 @@ def test_jetson_converts_on_its_own_hardware(formats: tuple[PixelFormat, ...], e
 
 
 def test_planar_frames_have_even_sides() -> None:
-    assert pipeline.host_caps(("i420", "bgr")) == Caps(f"video/x-raw,format=I420,{EVEN};video/x-raw,format=BGR")
+    assert pipeline.host_caps(("i420", "bgr")) == Serialized(f"video/x-raw,format=I420,{EVEN};video/x-raw,format=BGR")
 
 
 def test_sink_keeps_the_newest_frames() -> None:
@@ -140,7 +140,7 @@ def test_rtsp_source() -> None:
         "rtspsrc",
         {
             "location": "rtsp://h/s",
-            "protocols": Nick("udp"),
+            "protocols": Serialized("udp"),
             "latency": pipeline.LATENCY_MS,
             "drop-on-latency": False,
             "do-retransmission": False,
@@ -198,7 +198,7 @@ def test_usb_chain(machine: Machine, raw: bool, expected: str) -> None:
     ],
 )
 def test_usb_request(settings: dict[str, object], expected: str) -> None:
-    assert pipeline.usb_request(camera("/dev/video0", **settings), "image/jpeg") == Caps("image/jpeg" + expected)
+    assert pipeline.usb_request(camera("/dev/video0", **settings), "image/jpeg") == Serialized("image/jpeg" + expected)
 
 
 @pytest.mark.parametrize("source", ["http://h/s", "videos/walk.mp4", "synthetic:"])

@@ -11,9 +11,9 @@ import pytest
 
 from tests.frame_buffers import wrap
 from tests.unit.scripted_camera import SECOND, ManualClock
-from vision.capture.images import IMAGE_SUFFIXES
 from vision.capture.opencv.file import ImageFolder, natural_key
 from vision.capture.pacing import FramePacer
+from vision.capture.source import IMAGE_SUFFIXES
 from vision.errors import EndOfStream, SizeChanged, SourceError
 
 

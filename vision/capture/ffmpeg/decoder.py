@@ -16,8 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vision.capture.ffmpeg.bindings import time_ns
-from vision.capture.ffmpeg.frames import FrameWriter, choose_format, encoding_of
-from vision.capture.ffmpeg.rotation import RotatingWriter, quarter_turns
+from vision.capture.ffmpeg.frames import FrameWriter, RotatingWriter, choose_format, encoding_of, quarter_turns
 from vision.capture.source import StreamInfo
 from vision.errors import SourceError
 from vision.types import FrameBuffer, PixelFormat

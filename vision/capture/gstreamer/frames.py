@@ -1,4 +1,4 @@
-"""From GStreamer's samples to buffers and types of the program."""
+"""Conversion of GStreamer's samples to buffers and types of the program."""
 
 from __future__ import annotations
 

@@ -41,20 +41,13 @@ PACKAGES: Mapping[str, str] = {element: package for package, elements in _ELEMEN
 
 
 @dataclass(frozen=True, slots=True)
-class Caps:
-    """A property value of type GstCaps, in GStreamer's notation. Consists of numbers and constants only."""
+class Serialized:
+    """A property value in GStreamer's notation: caps, or a name of an enumeration. Contains no user input."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Nick:
-    """A property value of an enumeration or of flags, by its name."""
-
-    text: str
-
-
-Value: TypeAlias = str | int | bool | Caps | Nick
+Value: TypeAlias = str | int | bool | Serialized
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +87,7 @@ def rtsp_source(camera: CameraConfig, registry: Registry) -> Element:
     user, _, password = account.partition(":")
     properties: dict[str, Value] = {
         "location": address.url.replace(account + at, "", 1),
-        "protocols": Nick(camera.transport),
+        "protocols": Serialized(camera.transport),
     }
     if user:
         properties |= {"user-id": unquote(user), "user-pw": unquote(password)}
@@ -154,17 +147,17 @@ def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Regis
     ]
 
 
-def appsink(caps: Caps) -> Element:
+def appsink(caps: Serialized) -> Element:
     """Return the sink: it keeps the newest two frames, available as soon as they are decoded."""
     return Element(
         "appsink", {"caps": caps, "max-buffers": 2, "drop": True, "sync": False, "enable-last-sample": False}
     )
 
 
-def host_caps(formats: Sequence[PixelFormat]) -> Caps:
+def host_caps(formats: Sequence[PixelFormat]) -> Serialized:
     """Return raw video in host memory in one of `formats`. Planar formats have even sides (`vision.types`)."""
     even = ",width=[2,16384,2],height=[2,16384,2]"
-    return Caps(
+    return Serialized(
         ";".join(f"video/x-raw,format={NAMES[name]}{even if name in ('nv12', 'i420') else ''}" for name in formats)
     )
 
@@ -176,15 +169,15 @@ def csi_chain(camera: CameraConfig, formats: Sequence[PixelFormat], registry: Re
     request = "video/x-raw(memory:NVMM),format=NV12" + size_and_rate(camera.width, camera.height, camera.fps)
     return [
         Element("nvarguscamerasrc", {"sensor-id": address.sensor}),
-        Element("capsfilter", {"caps": Caps(request)}),
+        Element("capsfilter", {"caps": Serialized(request)}),
         *to_host(formats, None, registry),
     ]
 
 
-def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/jpeg"]) -> Caps:
+def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/jpeg"]) -> Serialized:
     """Return the mode to request from a USB camera."""
     width, height = (camera.width, camera.height) if camera.width or camera.height else USB_DEFAULT
-    return Caps(media_type + size_and_rate(width, height, camera.fps))
+    return Serialized(media_type + size_and_rate(width, height, camera.fps))
 
 
 def usb_chain(

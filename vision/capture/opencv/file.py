@@ -12,10 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.images import IMAGE_SUFFIXES
 from vision.capture.opencv import bindings  # noqa: F401 - silences OpenCV's log
 from vision.capture.pacing import FramePacer, PacedSource
-from vision.capture.source import StreamInfo
+from vision.capture.source import IMAGE_SUFFIXES, StreamInfo
 from vision.config.wording import did_you_mean_file
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import FrameBuffer
