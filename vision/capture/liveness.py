@@ -89,8 +89,9 @@ class FrozenFrameDetector:
     A frozen camera stays `frozen` over reconnections until another frame arrives.
     """
 
-    def __init__(self, frozen_after_s: float) -> None:
-        self._frozen_after_ns = int(frozen_after_s * 1e9)
+    def __init__(self, frozen_after_s: float | None) -> None:
+        """Create the detector. None: no camera counts as frozen."""
+        self._frozen_after_ns = None if frozen_after_s is None else int(frozen_after_s * 1e9)
         self._rows: NDArray[np.uint8] | None = None
         self._frame_since_ns: int | None = None
         self._pts_ns: int | None = None
@@ -107,6 +108,8 @@ class FrozenFrameDetector:
         Returns:
             Why the camera counts as frozen, or an empty text.
         """
+        if self._frozen_after_ns is None:
+            return ""
         if self._same_rows(buffer):
             self._frame_since_ns = now_ns if self._frame_since_ns is None else self._frame_since_ns
         else:

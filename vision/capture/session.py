@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 MAX_SIDE_PX: Final = 16384
 """The largest frame size that any codec profile in use allows (16K). A larger value is a fault of the stream."""
 
+_MAX_CALL_S: Final = 0.25  # longest wait in one call, so that a stop is noticed
+
 
 class SourceCalls:
     """The calls of one camera's thread into its source."""
@@ -32,14 +34,12 @@ class SourceCalls:
     def __init__(self, camera_id: str, clock: Callable[[], int]) -> None:
         self._camera_id = camera_id
         self._clock = clock
-        self._lock = threading.Lock()
-        self._call = ""
-        self._since_ns = 0
+        self._call: tuple[str, int] | None = None  # its name, and when it began (monotonic, ns)
 
     def in_progress(self) -> str:
         """Return the call in progress and its duration; empty if there is none. Any thread may call it."""
-        with self._lock:
-            return f"in {self._call} for {(self._clock() - self._since_ns) / 1e9:.1f} s" if self._call else ""
+        call = self._call
+        return f"in {call[0]} for {(self._clock() - call[1]) / 1e9:.1f} s" if call is not None else ""
 
     @contextmanager
     def calling(self, name: str) -> Iterator[None]:
@@ -49,8 +49,7 @@ class SourceCalls:
             SourceError: the source raised it, ran out of memory, or raised an unexpected exception.
             DeviceError: the device failed.
         """
-        with self._lock:
-            self._call, self._since_ns = name, self._clock()
+        self._call = name, self._clock()
         try:
             with span(name):
                 yield
@@ -68,22 +67,20 @@ class SourceCalls:
                 f"unexpected exception in {name} of the source: {type(error).__name__}: {error}", code="source-bug"
             ) from error
         finally:
-            with self._lock:
-                self._call = ""
+            self._call = None
 
 
 @dataclass(frozen=True, slots=True)
 class CameraParts:
-    """What all connections of one camera share."""
+    """The objects that all connections of one camera share."""
 
     camera_id: str
     sink: FrameSink
     status: StatusTracker
     calls: SourceCalls
-    frozen_frames: FrozenFrameDetector | None
+    frozen_frames: FrozenFrameDetector
     stopping: threading.Event
     clock: Callable[[], int]
-    max_call_s: float  # longest wait in one call, so that a stop is noticed
 
 
 class Session:
@@ -104,8 +101,7 @@ class Session:
         self._height_px, self._width_px = info.height_px, info.width_px
         self._index = -1  # of the last grabbed frame, in this epoch
         camera.status.connected(info, live=self._live)
-        if camera.frozen_frames is not None:
-            camera.frozen_frames.connected()
+        camera.frozen_frames.connected()
         self._configure_sink()
         size = f"{info.width_px}x{info.height_px} {info.pixel_format}"
         log.info("camera %s: connected, %s, decoder %s", camera.camera_id, size, info.decoder)
@@ -120,7 +116,7 @@ class Session:
         camera = self._camera
         while not camera.stopping.is_set():
             with camera.calls.calling("grab"):
-                grab = self._source.grab(camera.max_call_s)
+                grab = self._source.grab(_MAX_CALL_S)
             now_ns = camera.clock()
             if grab is None:
                 if self._live:
@@ -129,7 +125,7 @@ class Session:
             self._index += 1
             camera.status.arrived(now_ns, grab.clock)
             self._deliver(grab, now_ns)
-            if not self._frozen:
+            if not camera.frozen_frames.frozen:
                 on_frame()
 
     def _deliver(self, grab: Grab, now_ns: int) -> None:
@@ -150,7 +146,7 @@ class Session:
             sink.drop(DropReason.STOPPED)
             return
         reason = self._frozen_reason(buffer, grab, now_ns)
-        if self._frozen:
+        if self._camera.frozen_frames.frozen:
             sink.drop(DropReason.STALE)
         else:
             sink.commit(self._meta(grab))
@@ -181,7 +177,7 @@ class Session:
         """Return a buffer of the sink; a lossless sink makes the camera wait. None: the program is stopping."""
         camera = self._camera
         while not camera.stopping.is_set():
-            buffer = camera.sink.write_buffer(camera.max_call_s)
+            buffer = camera.sink.write_buffer(_MAX_CALL_S)
             if buffer is not None:
                 return buffer
             camera.status.waiting_for_sink()
@@ -189,17 +185,12 @@ class Session:
 
     def _frozen_reason(self, buffer: FrameBuffer, grab: Grab, now_ns: int) -> str:
         """Return why the camera counts as frozen, or an empty text."""
-        detector = self._camera.frozen_frames
-        if detector is None or not self._live:
+        if not self._live:
             return ""
+        detector = self._camera.frozen_frames
         reason = detector.check(buffer, grab.pts_ns, now_ns)
         self._camera.status.set_frozen(detector.frozen)
         return reason
-
-    @property
-    def _frozen(self) -> bool:
-        detector = self._camera.frozen_frames
-        return detector is not None and detector.frozen
 
     def _meta(self, grab: Grab) -> FrameMeta:
         return FrameMeta(

@@ -25,6 +25,7 @@ from vision.types import DropReason
 
 log = logging.getLogger(__name__)
 
+_HEALTHY_AFTER_NS: Final = 10_000_000_000  # after streaming for this long, the next retry is quick again
 _MEASUREMENT: Final = re.compile(r"[\d.]+ (s|MiB)\b")
 
 
@@ -37,8 +38,6 @@ class SupervisorPolicy:
     finite: bool = False  # the source may end; for a camera, an end is a lost connection
     first_retry_s: float = 0.5
     longest_retry_s: float = 30.0
-    healthy_after_s: float = 10.0  # after streaming for this long, the next retry is quick again
-    max_call_s: float = 0.25  # longest wait in one call, so that a stop is noticed
 
 
 class FailureLog:
@@ -95,14 +94,7 @@ class CameraSupervisor:
     ) -> None:
         """Create the supervisor.
 
-        Args:
-            camera_id: for logs and frames.
-            factory: returns a source that is not open.
-            sink: receives the frames.
-            policy: the timeouts.
-            clock: the monotonic clock, in ns.
-            wait: sleeps for a number of seconds, or until `stop`.
-            jitter: randomizes the time between attempts.
+        `wait` sleeps for a number of seconds, or until `stop`. `jitter` randomizes the time between attempts.
         """
         self.camera_id = camera_id
         self._factory = factory
@@ -111,17 +103,15 @@ class CameraSupervisor:
         self._wait = wait or self._stopping.wait
         self._backoff = Backoff(policy.first_retry_s, policy.longest_retry_s, random=jitter or random.Random())
         self._log = FailureLog(camera_id)
-        self._source_lock = threading.Lock()
         self._source: Source | None = None
         self._parts = CameraParts(
             camera_id,
             sink,
             StatusTracker(policy.read_timeout_s, clock),
             SourceCalls(camera_id, clock),
-            FrozenFrameDetector(policy.frozen_after_s) if policy.frozen_after_s is not None else None,
+            FrozenFrameDetector(policy.frozen_after_s),
             self._stopping,
             clock,
-            policy.max_call_s,
         )
 
     # Any thread
@@ -133,8 +123,7 @@ class CameraSupervisor:
     def stop(self) -> None:
         """Make `run` return soon: wake it from any sleep and interrupt its source. Return at once."""
         self._stopping.set()
-        with self._source_lock:
-            source = self._source
+        source = self._source
         if source is not None:
             source.interrupt()
 
@@ -186,18 +175,16 @@ class CameraSupervisor:
 
     def _make_source(self) -> Source:
         with self._parts.calls.calling("the constructor"):
-            source = self._factory()
-        with self._source_lock:
-            self._source = source
+            self._source = source = self._factory()
         return source
 
     def _health_check(self) -> Callable[[], None]:
         """Return a function that resets the back-off once the connection has been healthy for long enough."""
-        clock, healthy_ns = self._parts.clock, int(self._policy.healthy_after_s * 1e9)
-        connected_ns = clock()
+        clock = self._parts.clock
+        healthy_ns = clock() + _HEALTHY_AFTER_NS
 
         def check() -> None:
-            if clock() - connected_ns >= healthy_ns:
+            if clock() >= healthy_ns:
                 self._backoff.reset()
 
         return check
@@ -210,8 +197,7 @@ class CameraSupervisor:
         self._wait(delay_s)
 
     def _discard(self, source: Source) -> None:
-        with self._source_lock:
-            self._source = None
+        self._source = None
         self._parts.status.disconnected()
         try:
             with self._parts.calls.calling("close"):
