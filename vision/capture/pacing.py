@@ -79,13 +79,10 @@ class PacedSource(ABC, Generic[FrameT]):
         """Create the source. `name` is for error texts; without a `pacer`, frames come at their own rate."""
         self._name = name
         self._pacer = pacer or FramePacer()
+        self.live = False
         self._opened = False
         self._next: tuple[int, FrameT] | None = None  # what `_read` returned; None: it is to be called
         self._frame: FrameT | None = None  # the last grabbed frame
-
-    @property
-    def live(self) -> bool:
-        return False
 
     def open(self) -> StreamInfo:
         self.close()

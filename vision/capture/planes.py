@@ -1,4 +1,4 @@
-"""The planes of a frame, which a buffer stores one after the other and without padding (`vision.types`)."""
+"""Sizes, planes and encodings of frames. A buffer stores its planes without padding (`vision.types`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.types import PixelFormat, frame_shape
+from vision.types import PixelFormat, YuvEncoding, frame_shape
 
 
 def allowed_formats(pixel_formats: tuple[PixelFormat, ...], height_px: int, width_px: int) -> list[PixelFormat]:
@@ -52,3 +52,10 @@ def copy_planes(sources: Iterable[tuple[NDArray[np.uint8], int]], targets: Itera
             raise ValueError(f"expected {rows} rows of {row_bytes} bytes, got rows of {stride} in {memory.size}")
         source = np.lib.stride_tricks.as_strided(memory, (rows, row_bytes), (stride, 1), writeable=False)
         np.copyto(target.reshape(rows, row_bytes), source)
+
+
+def yuv_encoding(*, bt709: bool, full: bool) -> YuvEncoding:
+    """Return the encoding with the matrix of BT.709 or BT.601, and the full or limited range."""
+    if bt709:
+        return "bt709-full" if full else "bt709"
+    return "bt601-full" if full else "bt601"

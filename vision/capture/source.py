@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, SupportsFloat
 
 from vision.errors import SourceError
 from vision.types import ClockSource, DropReason, FrameBuffer, FrameMeta, PixelFormat, YuvEncoding
+
+_MAX_FPS: Final = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,12 @@ class FrameSink(Protocol):
 
     def end(self) -> None:
         """Mark the end of the source. A waiting frame can still be read."""
+
+
+def plausible_fps(rate: SupportsFloat | None) -> float | None:
+    """Return a frame rate in frames/s, or None if the value cannot be one, such as the time base of a stream."""
+    fps = float(rate or 0.0)
+    return fps if 0 < fps <= _MAX_FPS else None
 
 
 def not_open(source: str | Path, call: Literal["grab", "retrieve"]) -> SourceError:

@@ -5,14 +5,12 @@ FFmpeg's log prints URLs with passwords, and calls into Python from threads of i
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import av
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
-
-_MAX_FPS: Final = 1000.0  # above it, the value is the time base of a stream without a rate
 
 av.logging.set_level(None)
 
@@ -34,9 +32,3 @@ def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
     if timed.pts is None or timed.time_base is None:
         return None
     return timed.pts * timed.time_base.numerator * 1_000_000_000 // timed.time_base.denominator
-
-
-def plausible_fps(rate: Any) -> float | None:
-    """Return a frame rate in frames/s, or None if the value cannot be one."""
-    fps = float(rate) if rate else 0.0
-    return fps if 0 < fps <= _MAX_FPS else None

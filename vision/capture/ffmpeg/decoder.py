@@ -1,14 +1,14 @@
-"""From coded packets to frames: what code that reads packets needs of a decoder, and the decoder that is everywhere.
+"""The protocol of packet decoders, and FFmpeg's decoder.
 
-Reading a stream and decoding it are apart because connections, key frames, damage and times are the same whatever
-decodes: FFmpeg on the CPU here, NVDEC in `vision.capture.nvdec.decoder`.
+Reading a stream is separate from decoding it, because connections, key frames, damage and times are the same for all
+decoders: FFmpeg on the CPU here, NVDEC in `vision.capture.nvdec.decoder`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import av
 from av.packet import Packet
@@ -19,7 +19,7 @@ from vision.capture.ffmpeg.bindings import time_ns
 from vision.capture.ffmpeg.frames import FrameWriter, RotatingWriter, choose_format, encoding_of, quarter_turns
 from vision.capture.source import StreamInfo
 from vision.errors import SourceError
-from vision.types import FrameBuffer, PixelFormat
+from vision.types import FrameBuffer, PixelFormat, YuvEncoding
 
 _OFFLINE_THREADS: Final = 4
 """361 instead of 310 frames/s for the shipped clip on two cores; more would take cores from the detector."""
@@ -35,6 +35,7 @@ class DecodedFrame:
 
     image: Any  # a type that only its decoder knows
     pts_ns: int | None
+    yuv: YuvEncoding
     corrupt: bool = False
 
 
@@ -63,15 +64,8 @@ class PacketDecoder(Protocol):
         """Release all resources. Idempotent."""
 
 
-class OpenDecoder(Protocol):
-    """A factory for the decoder of a stream."""
-
-    def __call__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...], /) -> PacketDecoder:
-        """Return a decoder for `stream`.
-
-        Raises:
-            SourceError: the decoder does not support this stream.
-        """
+OpenDecoder: TypeAlias = Callable[[VideoStream, tuple[PixelFormat, ...]], PacketDecoder]
+"""Opens the decoder of a stream, or raises `SourceError` if the decoder does not support it."""
 
 
 class FFmpegDecoder:
@@ -111,7 +105,9 @@ class FFmpegDecoder:
                 raise PacketDamaged from None
             raise SourceError(f"a frame could not be decoded: {error.strerror}", code="decoding") from None
         return [
-            DecodedFrame(frame, time_ns(frame), frame.is_corrupt) for frame in frames if isinstance(frame, VideoFrame)
+            DecodedFrame(frame, time_ns(frame), encoding_of(frame), frame.is_corrupt)
+            for frame in frames
+            if isinstance(frame, VideoFrame)
         ]
 
     def describe(self, image: VideoFrame, fps: float | None) -> StreamInfo:

@@ -14,11 +14,10 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from vision.capture.ffmpeg.bindings import open_container, plausible_fps
+from vision.capture.ffmpeg.bindings import open_container
 from vision.capture.ffmpeg.decoder import DecodedFrame, OpenDecoder, PacketDamaged, PacketDecoder
-from vision.capture.ffmpeg.frames import encoding_of
 from vision.capture.pacing import FramePacer, PacedSource
-from vision.capture.source import Grab, StreamInfo
+from vision.capture.source import Grab, StreamInfo, plausible_fps
 from vision.config.wording import did_you_mean_file
 from vision.errors import EndOfStream, SourceError
 from vision.types import FrameBuffer, PixelFormat
@@ -91,7 +90,7 @@ class VideoFile(PacedSource[_Frame]):
         return self._timeline.count(frame.decoded.pts_ns), frame
 
     def _mark(self, grab: Grab, frame: _Frame) -> Grab:
-        return replace(grab, yuv=encoding_of(frame.decoded.image))
+        return replace(grab, yuv=frame.decoded.yuv)
 
     def _write(self, frame: _Frame, out: FrameBuffer) -> None:
         frame.decoder.write(frame.decoded.image, out)

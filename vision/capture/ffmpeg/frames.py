@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import av
 import numpy as np
@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vision.capture.ffmpeg.bindings import open_container
-from vision.capture.planes import allowed_formats, copy_planes, has_shape, split_planes
+from vision.capture.planes import allowed_formats, copy_planes, has_shape, split_planes, yuv_encoding
 from vision.errors import SizeChanged, SourceError
 from vision.types import PixelFormat, YuvEncoding, frame_shape
 
@@ -62,24 +62,13 @@ def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tu
     return "bgr" if "bgr" in possible else possible[0]
 
 
-class Encoded(Protocol):
-    """A frame with a colour encoding, from a decoder other than FFmpeg."""
-
-    @property
-    def yuv(self) -> YuvEncoding: ...
-
-
-def encoding_of(frame: VideoFrame | Encoded) -> YuvEncoding:
-    """Return the colour encoding of a frame. If the stream does not name it, the size decides, as in television."""
-    if not isinstance(frame, VideoFrame):
-        return frame.yuv
+def encoding_of(frame: VideoFrame) -> YuvEncoding:
+    """Return the color encoding of a frame. If the stream does not name it, the size decides, as in television."""
     matrix = int(frame.colorspace)
     bt709 = frame.height >= 720 if matrix in _UNSPECIFIED else matrix in _BT709_LIKE
     numbers = int(frame.color_range)  # a stream that changes to limited range keeps the name
     full = numbers == _FULL_RANGE or (numbers != _LIMITED_RANGE and frame.format.name.startswith(_FULL))
-    if bt709:
-        return "bt709-full" if full else "bt709"
-    return "bt601-full" if full else "bt601"
+    return yuv_encoding(bt709=bt709, full=full)
 
 
 class FrameWriter:

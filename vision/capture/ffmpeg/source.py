@@ -29,13 +29,12 @@ from av.video.stream import VideoStream
 
 from vision.capture.blocking import BlockingReader
 from vision.capture.clock import CaptureClock
-from vision.capture.ffmpeg.bindings import open_container, plausible_fps, time_ns
+from vision.capture.ffmpeg.bindings import open_container, time_ns
 from vision.capture.ffmpeg.decoder import DecodedFrame, FFmpegDecoder, OpenDecoder, PacketDamaged, PacketDecoder
 from vision.capture.ffmpeg.errors import explain_open
-from vision.capture.ffmpeg.frames import encoding_of
 from vision.capture.ffmpeg.h264 import FrameGapFinder
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
-from vision.capture.source import Grab, StreamInfo, not_open
+from vision.capture.source import Grab, StreamInfo, not_open, plausible_fps
 from vision.config import CameraConfig
 from vision.config.source_address import NETWORK, Rtsp
 from vision.errors import SourceError, redact
@@ -57,6 +56,8 @@ class FFmpegSource:
     `pixel_formats` are the formats that the detector accepts. `open_decoder` makes the decoder of each connection.
     """
 
+    live = True
+
     def __init__(
         self,
         camera: CameraConfig,
@@ -74,10 +75,6 @@ class FFmpegSource:
     def _reset(self) -> None:
         self._waiting: deque[_Frame] = deque()
         self._frame: _Frame | None = None  # the one grabbed last
-
-    @property
-    def live(self) -> bool:
-        return True
 
     def open(self) -> StreamInfo:
         """Connect, and wait for the first key frame: only a decoded frame shows its format."""
@@ -110,7 +107,7 @@ class FFmpegSource:
             frame.packet.ntp_utc_ns,
             pts_ns=frame.decoded.pts_ns,
             corrupt=frame.packet.corrupt,
-            yuv=encoding_of(frame.decoded.image),
+            yuv=frame.decoded.yuv,
         )
 
     def retrieve(self, out: FrameBuffer) -> None:

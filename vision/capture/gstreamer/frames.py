@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vision.capture.gstreamer import pipeline
 from vision.capture.gstreamer.bindings import library, mapped
-from vision.capture.planes import copy_planes, split_planes
+from vision.capture.planes import copy_planes, split_planes, yuv_encoding
 from vision.capture.source import StreamInfo
 from vision.types import PixelFormat, YuvEncoding
 
@@ -27,7 +27,7 @@ def describe(sample: Any, decoder: str) -> StreamInfo:
         _FORMATS[structure.get_string("format")],
         numerator / denominator if numerator and denominator else None,
         decoder,
-        yuv_encoding(structure.get_string("colorimetry"), height_px),
+        parse_colorimetry(structure.get_string("colorimetry"), height_px),
     )
 
 
@@ -46,7 +46,7 @@ def copy_sample(sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
         copy_planes(sources, split_planes(out, info.height_px, info.width_px, info.pixel_format))
 
 
-def yuv_encoding(colorimetry: str | None, height_px: int) -> YuvEncoding:
+def parse_colorimetry(colorimetry: str | None, height_px: int) -> YuvEncoding:
     """Return the encoding from GStreamer's notation, ``range:matrix:transfer:primaries`` or a name.
 
     Without one, the frame size decides, as in television.
@@ -55,6 +55,4 @@ def yuv_encoding(colorimetry: str | None, height_px: int) -> YuvEncoding:
     parts = text.split(":")
     full = parts[0] == "1"  # GstVideoColorRange: 1 is 0..255
     bt709 = parts[1] == "3" if len(parts) == 4 else text == "bt709"  # GstVideoColorMatrix: 3 is BT.709
-    if bt709:
-        return "bt709-full" if full else "bt709"
-    return "bt601-full" if full else "bt601"
+    return yuv_encoding(bt709=bt709, full=full)

@@ -44,6 +44,8 @@ class GStreamerSource:
     It delivers the decoder's own format if that is among `pixel_formats`, the formats that the detector accepts.
     """
 
+    live = True
+
     def __init__(
         self,
         camera: CameraConfig,
@@ -59,10 +61,6 @@ class GStreamerSource:
 
     def _new_player(self) -> Player:
         return Player(self._camera, self._pixel_formats, self._interrupted)
-
-    @property
-    def live(self) -> bool:
-        return True
 
     def open(self) -> StreamInfo:
         """Connect, and wait for the first key frame: only a decoded frame shows its format."""

@@ -153,4 +153,4 @@ class NvdecDecoder:
 
 
 def _frames(surfaces: Sequence[Surface], *, timed: bool) -> list[DecodedFrame]:
-    return [DecodedFrame(surface, surface.time if timed else None) for surface in surfaces]
+    return [DecodedFrame(surface, surface.time if timed else None, surface.yuv) for surface in surfaces]

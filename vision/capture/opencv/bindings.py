@@ -13,9 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.source import StreamInfo
+from vision.capture.source import StreamInfo, plausible_fps
 
-_MAX_FPS: Final = 1000.0  # above it, the value is the time base of a stream without a rate
 _MAX_POSITION_MS: Final = 1e12  # 30 years; OpenCV before 4.13 returns -3.7e20 for a missing time
 
 
@@ -43,12 +42,11 @@ class Capture(Protocol):
 
 def describe(capture: Capture) -> StreamInfo:
     """Return the stream properties that an open capture reports."""
-    fps = capture.get(cv2.CAP_PROP_FPS)
     return StreamInfo(
         width_px=int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
         height_px=int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
         pixel_format="bgr",
-        fps=fps if math.isfinite(fps) and 0 < fps <= _MAX_FPS else None,
+        fps=plausible_fps(capture.get(cv2.CAP_PROP_FPS)),
         decoder="v4l2",
     )
 

@@ -135,6 +135,8 @@ class FrameRetriever:
 class V4L2Source:
     """One V4L2 camera through OpenCV. Satisfies `vision.capture.source.Source`."""
 
+    live = True
+
     def __init__(self, camera: CameraConfig, *, open_device: Callable[[CameraConfig], Capture] = open_device) -> None:
         device = camera.source
         self._camera = camera
@@ -143,10 +145,6 @@ class V4L2Source:
         )
         self._retriever: FrameRetriever | None = None
         self._grabbed = False
-
-    @property
-    def live(self) -> bool:
-        return True
 
     def open(self) -> StreamInfo:
         self.close()

@@ -31,14 +31,11 @@ class SyntheticSource(PacedSource[int]):
         self, spec: SyntheticSpec, pixel_formats: tuple[PixelFormat, ...] = ("bgr",), pacer: FramePacer | None = None
     ) -> None:
         super().__init__("synthetic", pacer)
+        self.live = not self._pacer.offline
         self._spec = spec
         self._pixel_formats = pixel_formats
         self._pixel_format: PixelFormat = "bgr"
         self._index = 0  # of the next frame
-
-    @property
-    def live(self) -> bool:
-        return not self._pacer.offline
 
     @cached_property
     def _scenes(self) -> tuple[Scene, Scene]:
