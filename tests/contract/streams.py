@@ -1,4 +1,4 @@
-"""Streams of every kind of source that need nothing but this machine, each with numbered frames."""
+"""Streams with numbered frames of all kinds of sources that need no camera."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ FAST_FPS, SLOW_FPS = 100.0, 1.25
 
 
 def numbered(number: int) -> NDArray[np.uint8]:
-    """Each differs from its neighbours by 10 shades, which survives every compression."""
+    """Return frame `number`. It differs from its neighbours by 10 shades, which survives compression."""
     return np.full((HEIGHT_PX, WIDTH_PX, 3), 10 * (number % COUNT), np.uint8)
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One kind of source. `make` gives a new one, which begins with the first frame."""
+    """One kind of source. `make` returns a new source, which starts with the first frame."""
 
     make: Callable[[], Source]
     make_slow: Callable[[], Source] | None = None  # after a few frames, one in 0.8 s; None: it never waits
@@ -63,12 +63,12 @@ def write_images(path: Path) -> Path:
 
 
 class _MotionJpeg(BaseHTTPRequestHandler):
-    """``/?fps=25``: frames at this rate; ``&first=5``: that many at once before that."""
+    """Serves ``/?fps=25``: frames at this rate; ``&first=5``: five frames at once before that."""
 
     protocol_version = "HTTP/1.0"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in the library
-        """Nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)
@@ -108,7 +108,7 @@ def motion_jpeg_server() -> Iterator[str]:
 
 
 def streams(folder: Path, web_camera: str) -> dict[str, Stream]:
-    """All kinds, by name. `folder`: empty, for their files."""
+    """Return all kinds by name. `folder`: an empty folder for their files."""
     fast = write_video(folder / "fast.avi", FAST_FPS)
     slow = write_video(folder / "slow.avi", SLOW_FPS)
     images = write_images(folder / "images")

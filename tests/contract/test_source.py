@@ -1,4 +1,4 @@
-"""What every source keeps to, whatever it opens. Those that play RTSP are held to the same in ``tests/rtsp``."""
+"""Contract of all sources. ``tests/rtsp`` has the tests of RTSP sources."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_open_returns_the_properties_of_the_frames(stream: Stream) -> None:
 
 
 def test_retrieve_writes_into_the_given_buffer_only(stream: Stream) -> None:
-    """Detectors give slices of page-locked memory."""
+    """Detectors pass slices of page-locked memory."""
     with closing(stream.make()) as source:
         info = source.open()
         expected = read(source, info)
@@ -274,12 +274,12 @@ def test_reopened_source_starts_with_its_first_frame(stream: Stream) -> None:
 
 
 def resources() -> tuple[int, int]:
-    """Open file descriptors and threads of this process."""
+    """Return the numbers of open file descriptors and threads of this process."""
     return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
 
 def memory_bytes() -> int:
-    """Of this process, resident."""
+    """Return the resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -23,7 +23,7 @@ def needs_server() -> None:
 
 @pytest.fixture(scope="session")
 def server(needs_server: None) -> Iterator[Server]:
-    """One server for all tests that leave it alone."""
+    """Serve all tests that do not change the server."""
     with Server() as running:
         yield running
 

@@ -50,7 +50,7 @@ PACKAGES = {
 
 
 def absent(*names: str) -> NoReturn:
-    """Say which Debian packages are missing, and end."""
+    """Print the missing Debian packages, and exit."""
     sys.exit(f"missing Debian packages: {' '.join(sorted({PACKAGES[name] for name in names}))}")
 
 
@@ -86,14 +86,14 @@ GOP = 20  # frames from key frame to key frame, of the clip and of what is encod
 
 @dataclass(frozen=True)
 class PacketInfo:
-    """Coded frames of one stream; key frames carry their parameter sets."""
+    """Coded frames of one stream. Key frames contain their parameter sets."""
 
     codec: str
     frames: tuple[bytes, ...]
 
 
 def coded_frames(description: str) -> tuple[bytes, ...]:
-    """Run a pipeline that ends in an appsink called ``sink`` and keep everything that arrives."""
+    """Run a pipeline that ends in an appsink called ``sink``, and return everything that arrives."""
     pipeline = Gst.parse_launch(description + " ! appsink name=sink sync=false")
     sink = pipeline.get_by_name("sink")
     pipeline.set_state(Gst.State.PLAYING)
@@ -109,7 +109,7 @@ def coded_frames(description: str) -> tuple[bytes, ...]:
 
 @cache
 def whole(clip: Path) -> PacketInfo:
-    """Every frame of the clip, as it is."""
+    """Yield the coded frames of the clip unchanged."""
     return PacketInfo(
         "h264", coded_frames(f'filesrc location="{clip}" ! qtdemux ! h264parse config-interval=-1 ! {CAPS["h264"]}')
     )
@@ -128,7 +128,7 @@ def small(clip: Path, codec: str) -> PacketInfo:
 
 
 class Feeder:
-    """Gives an appsrc one frame every 1/FPS s, with continuous timestamps, until the media goes."""
+    """Feeds an appsrc one frame every 1/FPS s, with continuous timestamps, until the media is removed."""
 
     def __init__(self, appsrc: Any, frame: Callable[[int], bytes]) -> None:
         self._appsrc = appsrc
@@ -149,7 +149,7 @@ class Feeder:
 
 
 class Loss:
-    """A pad probe that takes the second packet out of some frames."""
+    """A pad probe that drops the second packet of some frames."""
 
     def __init__(self) -> None:
         self._index = -1
@@ -164,7 +164,7 @@ class Loss:
 
 
 class Mount(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
-    """One stream, shared by all its clients, as a camera's is."""
+    """One stream, shared by all its clients, as that of a camera."""
 
     def __init__(self, codec: str, frame: Callable[[int], bytes], **oddities: bool) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ def mounts(clip: Path, switch_s: int) -> dict[str, Mount]:
 
 
 def protect(server: Any, private: Mount, everybody: list[Mount], *, user: str, password: str, scheme: str) -> None:
-    """Ask for a user name and a password at `private`, and for none at the others."""
+    """Require a user name and a password for `private` only."""
     auth = GstRtspServer.RTSPAuth()
     known, anonymous = GstRtspServer.RTSPToken(), GstRtspServer.RTSPToken()
     known.set_string(GstRtspServer.RTSP_TOKEN_MEDIA_FACTORY_ROLE, "known")
@@ -265,7 +265,7 @@ def say(line: str) -> None:
 
 
 def report_play(_client: Any, context: Any) -> None:
-    """Say over which transport a client plays; the server's word, not the client's."""
+    """Print the transport that a client uses, as the server sees it."""
     transport = context.sessmedia.get_transport(0).get_transport().lower_transport
     say(f"play {context.uri.abspath} {'tcp' if transport & GstRtsp.RTSPLowerTrans.TCP else 'udp'}")
 

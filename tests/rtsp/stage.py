@@ -1,4 +1,4 @@
-"""What the tests play with: a real RTSP server in a process of its own, and cameras watched as the program does."""
+"""A real RTSP server in a process of its own, and cameras under supervision as in the program."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PATIENCE_S = 20.0  # for what takes a second on an idle machine
 
 @cache
 def missing() -> str | None:
-    """Why the server cannot run here."""
+    """Return the reason why the server cannot run here."""
     if not PYTHON.exists():
         return f"there is no {PYTHON}: apt-get install python3"
     check = subprocess.run([PYTHON, SERVER, "--check"], capture_output=True, text=True, timeout=60, check=False)
@@ -43,7 +43,7 @@ def missing() -> str | None:
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
-    """Look every 10 ms."""
+    """Wait until the condition holds, checking every 10 ms."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
@@ -51,7 +51,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATI
 
 
 class Server:
-    """``server.py``, running. Its lines are what the server says of its clients."""
+    """A running ``server.py``. Its lines report the clients."""
 
     def __init__(self, *options: str, port: int = 0) -> None:
         self._process = subprocess.Popen(
@@ -87,7 +87,7 @@ class Server:
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """As a cable that is pulled: no goodbye. The kernel closes the connections."""
+        """Kill the server without a goodbye to its clients. The kernel closes the connections."""
         self._process.kill()
         self._process.wait()
         self._reader.join()
@@ -123,7 +123,7 @@ def opened(config: CameraConfig) -> Iterator[tuple[Source, StreamInfo]]:
 
 @contextmanager
 def silent_port() -> Iterator[int]:
-    """Yield a port that accepts connections and never answers, as a camera that hangs."""
+    """Yield a port that accepts connections and never answers, like a camera that hangs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
@@ -150,7 +150,7 @@ def frame(source: Source, info: StreamInfo) -> tuple[NDArray[np.uint8], int, int
 
 
 def luma(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.int16]:
-    """Brightness of a frame, 1/16 of its pixels."""
+    """Return the brightness of 1/16 of the pixels of a frame."""
     if pixel_format == "bgr":
         pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2YUV_I420), np.uint8)
     return pixels[: pixels.shape[0] * 2 // 3 : 4, ::4].astype(np.int16)
@@ -158,7 +158,7 @@ def luma(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.int
 
 @cache
 def clip_luma() -> NDArray[np.int16]:
-    """Brightness of every frame of the clip (N, H/4, W/4), decoded from the file by GStreamer: RTSP must equal it."""
+    """Return the brightness of every frame of the clip (N, H/4, W/4), decoded by GStreamer: RTSP must equal it."""
     gst = library().Gst
     pipeline = gst.parse_launch(f'filesrc location="{CLIP}" ! qtdemux ! h264parse ! avdec_h264 ! appsink name=sink')
     sink = pipeline.get_by_name("sink")
@@ -175,13 +175,13 @@ def clip_luma() -> NDArray[np.int16]:
 
 
 def place_in_clip(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> tuple[int, float]:
-    """Which frame of the clip this is, and how far from it in mean brightness: 0 but for colour conversions."""
+    """Return the index of the nearest frame of the clip, and the mean difference: 0 without color conversion."""
     errors = np.abs(clip_luma() - luma(pixels, pixel_format)).mean(axis=(1, 2))
     return int(errors.argmin()), float(errors.min())
 
 
 class Recorder:
-    """A `FrameSink` that keeps what it is told about every frame, and the last one's pixels."""
+    """A `FrameSink` that records every frame's data, and the pixels of the last frame."""
 
     def __init__(self) -> None:
         self.metas: list[FrameMeta] = []
@@ -212,7 +212,7 @@ class Recorder:
 
 
 class Watched:
-    """A camera under its supervisor, in a thread, as in the program; every state it is in is noted."""
+    """A camera under its supervisor, in a thread, as in the program. Records every state."""
 
     def __init__(self, config: CameraConfig) -> None:
         self.recorder = Recorder()
@@ -245,11 +245,11 @@ class Watched:
         wait_until(lambda: self.states[-1] == "backing-off", f"the loss to be noticed after {self.states}")
 
     def wait_grabbed(self, count: int) -> None:
-        """`count` frames in all, used or not."""
+        """Wait for `count` frames in total, delivered or dropped."""
         wait_until(lambda: self.status.grabbed >= count, f"{count} frames, {self.states}, {self.errors}")
 
     def wait_frames(self, count: int) -> None:
-        """`count` more frames."""
+        """Wait for `count` more frames."""
         wanted = len(self.recorder.metas) + count
         wait_until(lambda: len(self.recorder.metas) >= wanted, f"{count} frames, {self.states}, {self.errors}")
 

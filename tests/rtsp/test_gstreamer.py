@@ -1,4 +1,4 @@
-"""What is the GStreamer source's own: decoders, formats, strange clocks; and that it leaves nothing behind."""
+"""The GStreamer source: decoders, formats, clocks and resources."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_gstreamer_is_available() -> None:
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_first_frame_of_a_connection_is_a_key_frame(server: Server, transport: str) -> None:
-    """Also for a client that comes in the middle of a group of frames."""
+    """Connect between two key frames."""
     with opened(camera(server.url("/clip"), "gstreamer")) as (before, info):
         for _ in range(2 * GOP):
             assert before.grab(PATIENCE_S) is not None
@@ -63,7 +63,7 @@ def test_first_frame_of_a_connection_is_a_key_frame(server: Server, transport: s
 
 
 def test_unset_camera_clock_is_not_trusted(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """Its times are not believed, and one warning says so."""
+    """Its times are not used, and one warning is logged."""
     with (
         caplog.at_level(logging.WARNING),
         opened(camera(server.url("/unset"), "gstreamer")) as (source, _),
@@ -95,7 +95,7 @@ def test_other_codecs_are_played_without_sound(server: Server, path: str, decode
 
 @pytest.mark.parametrize("formats", [("bgr",), ("bgrx", "bgr"), ("nv12",), ("bgr", "i420")])
 def test_delivered_pixel_format_follows_the_detector(server: Server, formats: tuple[PixelFormat, ...]) -> None:
-    """The decoder's own I420 where it is wanted, the first wanted where not."""
+    """The decoder's own I420 is delivered if the detector accepts it, otherwise the detector's first format."""
     source = GStreamerSource(camera(server.url("/clip"), "gstreamer"), formats)
     try:
         info = source.open()
@@ -184,7 +184,7 @@ def test_grab_has_the_encoding_of_the_frame(parts: tuple[tuple[int, str, YuvEnco
 
 
 def test_buffer_is_mapped_in_place_or_by_copy() -> None:
-    """Both ways, because which one is used depends on the version of PyGObject."""
+    """Both ways are tested, because the version of PyGObject decides which one is used."""
 
     class Plain:
         """A buffer whose hash is not its address."""
@@ -204,7 +204,7 @@ def test_buffer_is_mapped_in_place_or_by_copy() -> None:
 
 @pytest.mark.parametrize(("blank", "quote"), [("%20", "%22"), ("%20", ""), ("", "")])
 def test_url_cannot_inject_pipeline_elements(server: Server, tmp_path: Path, blank: str, quote: str) -> None:
-    """It goes to the camera whole, which has no such path. (Bare blanks and quotes are refused by camera.yaml.)"""
+    """The URL is sent to the camera unchanged, and has no stream there. (camera.yaml refuses blanks and quotes.)"""
     owned = tmp_path / "owned"
     location = f"location={quote}{owned}{quote}"
     hostile = blank.join([server.url("/clip") + quote, "!", "filesink", location, "!", "rtspsrc", f"location={quote}x"])
@@ -219,7 +219,7 @@ def test_url_cannot_inject_pipeline_elements(server: Server, tmp_path: Path, bla
 
 
 def test_connections_leave_no_resources(server: Server) -> None:
-    """50 connections: some play, most are interrupted somewhere on the way to the first frame."""
+    """Open 50 connections: some deliver frames, most are interrupted before the first frame."""
 
     def once(cycle: int) -> None:
         source = source_of(camera(server.url("/clip"), "gstreamer", transport=("tcp", "udp")[cycle % 2]))
@@ -247,7 +247,7 @@ def test_connections_leave_no_resources(server: Server) -> None:
 
 
 def task_names() -> list[str]:
-    """Names of this process's threads. GLib keeps a few idle ones for later, "pool-...", and ends them by and by."""
+    """Return the names of this process's threads without GLib's idle ones, "pool-...", which end later."""
     names = []
     for task in Path("/proc/self/task").iterdir():
         try:

@@ -23,7 +23,7 @@ def watch_all(stack: ExitStack, url: str) -> dict[str, Watched]:
 
 @pytest.fixture(scope="module")
 def outage() -> Iterator[dict[str, Watched]]:
-    """Nothing listens when the cameras start; then a server does, is killed, and comes back after 5 s."""
+    """Start cameras without a server, then start the server, kill it, and restart it after 5 s."""
     with ExitStack() as stack:
         with refusing_port() as port:
             cameras = watch_all(stack, f"rtsp://127.0.0.1:{port}/clip")
@@ -71,7 +71,7 @@ def test_each_connection_starts_an_epoch(outage: dict[str, Watched], reader: str
 
 @pytest.fixture(scope="module")
 def company(server: Server) -> Iterator[dict[str, list[Watched]]]:
-    """Per library: a camera that works, started behind one that refuses, one that hangs, and one that freezes later."""
+    """Start for each library a working camera after one that refuses, one that hangs, and one that freezes later."""
     with ExitStack() as stack:
         freezing = stack.enter_context(Server())
         refusing, silent = stack.enter_context(refusing_port()), stack.enter_context(silent_port())
@@ -93,7 +93,7 @@ def company(server: Server) -> Iterator[dict[str, list[Watched]]]:
 
 
 def test_dead_camera_does_not_delay_another(company: dict[str, list[Watched]], reader: str) -> None:
-    """Not while the others connect, nor later: a lock that they shared would stop it for their time-outs, 5 s."""
+    """A lock that the cameras share would delay it by their timeouts, 5 s."""
     refusing, silent, _, works = company[reader]
     assert refusing.recorder.metas == silent.recorder.metas == []
     assert set(works.states) - {"connecting"} == {"streaming"}

@@ -32,7 +32,7 @@ PASSWORD = "hunter2"
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_stream_plays_over_the_configured_transport(server: Server, reader: str, transport: str) -> None:
-    """Every frame is a later one of the clip, and the server says that the transport is the one asked for."""
+    """Every frame is a later frame of the clip, and the server reports the configured transport."""
     clip_luma()  # takes time, in which frames would be missed
     played = server.lines.count(f"play /clip {transport}")
     with opened(camera(server.url("/clip"), reader, transport=transport)) as (source, info):
@@ -81,7 +81,7 @@ def test_refused_connection_names_the_cause_without_secrets(
     account: str,
     said: str,
 ) -> None:
-    """The error says why; no secret is in it, nor in anything that is logged or printed."""
+    """The error names the cause. Neither it nor anything logged or printed contains a secret."""
     caplog.set_level(logging.DEBUG)
     config = camera(guarded.url(path, account), reader)
     source = source_of(config)
@@ -146,7 +146,7 @@ def assert_ends_soon(thread: threading.Thread, interrupt: Callable[[], None]) ->
 
 
 def test_frames_after_a_loss_are_marked_until_a_key_frame(server: Server, reader: str) -> None:
-    """The server spoils frame 25 and the next is key frame 40. What is not marked is as if nothing had been lost."""
+    """The server damages frame 25; the next key frame is frame 40. Frames that are not marked are intact."""
     marked: dict[str, set[int]] = {"tcp": set(), "udp": set()}
     clean: dict[str, set[int]] = {"tcp": set(), "udp": set()}
     with ExitStack() as stack:

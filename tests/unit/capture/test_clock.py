@@ -13,7 +13,7 @@ UTC_MINUS_MONOTONIC = 1_700_000_000 * S
 
 
 class Machine:
-    """This machine's two clocks, moved by hand, and a `CaptureClock` that reads them."""
+    """Two manual clocks of this machine, and a `CaptureClock` that reads them."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self.now_ns = 1000 * S

@@ -1,4 +1,4 @@
-"""docs/cameras.md says what is so."""
+"""The examples and package names of docs/cameras.md."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from vision.capture.ffmpeg.errors import explain_open
 
 @contextmanager
 def answering(answer: bytes | None) -> Iterator[int]:
-    """Serve a port that answers every request with `answer`; None: with nothing."""
+    """Serve a port that answers every request with `answer`, or never if None."""
     released = threading.Event()
 
     class Handler(socketserver.BaseRequestHandler):

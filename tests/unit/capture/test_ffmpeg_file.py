@@ -1,4 +1,4 @@
-"""Video files: every frame once, in time; loops; and files that are damaged, empty, or not videos."""
+"""Video files: frames and times, loops, and files that are damaged, empty, or not videos."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CLIP = ROOT / "configs" / "vtest.mp4"
 
 
 def write_video(path: Path, count: int = 12, fps: float = 10.0, size: tuple[int, int] = (64, 48)) -> Path:
-    """Frames whose shade is 10 times their number, so that they are told apart after compression."""
+    """Write frames whose shade is 10 times their number, to identify them after compression."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, size)
     assert writer.isOpened()
     for number in range(count):
@@ -46,7 +46,7 @@ def write_video(path: Path, count: int = 12, fps: float = 10.0, size: tuple[int,
 
 
 class Player(Protocol):
-    """Makes a source of a file, on a clock that is turned by hand."""
+    """Returns the source of a file, with a manual clock."""
 
     def __call__(self, path: Path, *, loop: bool = False, offline: bool = True) -> Source: ...
 
@@ -146,7 +146,7 @@ def test_loop_of_one_frame(play: Player, tmp_path: Path) -> None:
 
 
 def test_loop_of_a_file_that_cannot_be_sought(play: Player, tmp_path: Path) -> None:
-    """Two recordings in one MPEG transport stream, whose times begin again: seeking finds the second one."""
+    """The times of two recordings in one MPEG transport stream overlap: seeking finds the second one."""
     path = tmp_path / "a.ts"
     parts = []
     for first in (0, 12):
@@ -249,7 +249,7 @@ def test_damage_does_not_end_a_file(play: Player, tmp_path: Path) -> None:
 
 
 def test_frame_that_cannot_be_decoded_is_skipped(play: Player, tmp_path: Path) -> None:
-    """Whatever FFmpeg calls the reason: this one is "not yet implemented"."""
+    """FFmpeg reports "not yet implemented" for this frame."""
     path = write_video(tmp_path / "a.avi")
     data, at = bytearray(path.read_bytes()), -1
     for _ in range(5):
@@ -279,7 +279,7 @@ def test_file_that_is_not_a_video_is_an_error(play: Player, tmp_path: Path, cont
 
 
 def test_mp4_without_an_index_is_an_error(play: Player, tmp_path: Path) -> None:
-    """As of a recording whose disk was full: without this part, none of it can be read."""
+    """A recording on a full disk lacks this part, without which no frame can be read."""
     video = CLIP.read_bytes()
     start = video.find(b"moov") - 4
     assert start > 0
@@ -327,7 +327,7 @@ def test_grab_after_an_interrupt_returns_none(play: Player, tmp_path: Path) -> N
 
 
 def test_decoder_format_is_delivered_unchanged() -> None:
-    """And each says what its numbers mean."""
+    """Each frame has its color encoding."""
     source = PLAYERS["i420"](CLIP)
     assert source.open() == StreamInfo(768, 576, "i420", 10.0, "pyav-h264", "bt601")
     grab = source.grab(1.0)
@@ -337,7 +337,7 @@ def test_decoder_format_is_delivered_unchanged() -> None:
 
 
 def test_later_passes_deliver_the_format_of_the_first(tmp_path: Path) -> None:
-    """Code that reads has made buffers for that, and the decoder of another pass may have other preferences."""
+    """The reader has buffers for that format, while the decoder of a later pass may prefer another."""
     asked: list[tuple[PixelFormat, ...]] = []
 
     def opened(stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> FFmpegDecoder:
@@ -373,7 +373,7 @@ def test_size_change_within_a_file_is_reported(tmp_path: Path) -> None:
 
 
 def encoded(path: Path, images: Sequence[Image], codec: str, pixels: str, times: Sequence[int] = ()) -> Path:
-    """Frames (H, W, 3) in bgr, at `times` in tenths of a second; 0, 1, 2, ... where absent."""
+    """Write frames (H, W, 3) in bgr at `times` in tenths of a second; default: 0, 1, 2, ..."""
     with av.open(str(path), "w") as file:
         stream: Any = file.add_stream(codec, rate=10)
         stream.height, stream.width = images[0].shape[:2]
@@ -387,7 +387,7 @@ def encoded(path: Path, images: Sequence[Image], codec: str, pixels: str, times:
 
 
 def quarters(height_px: int, width_px: int) -> Image:
-    """Red, green, blue and white, from the upper left one to the right."""
+    """Return quarters of red, green, blue and white, row by row."""
     image = np.empty((height_px, width_px, 3), np.uint8)
     image[: height_px // 2] = np.where(np.arange(width_px)[:, None] < width_px // 2, (0, 0, 200), (0, 200, 0))
     image[height_px // 2 :] = np.where(np.arange(width_px)[:, None] < width_px // 2, (200, 0, 0), (200, 200, 200))
@@ -395,7 +395,7 @@ def quarters(height_px: int, width_px: int) -> Image:
 
 
 def turned(path: Path, quarter_turns: int) -> Path:
-    """With the matrix (ISO/IEC 14496-12, 8.3.2) that has the frames of its one track turned to the left."""
+    """Write the matrix (ISO/IEC 14496-12, 8.3.2) that rotates the frames of the only track to the left."""
     a, b = [(1, 0), (0, -1), (-1, 0), (0, 1)][quarter_turns]
     matrix = struct.pack(">9i", a << 16, b << 16, 0, -b << 16, a << 16, 0, 0, 0, 1 << 30)
     data = bytearray(path.read_bytes())
@@ -425,7 +425,7 @@ def test_frames_are_rotated_by_the_display_matrix(play: Player, quarter_turns: i
 
 
 def test_odd_sides_are_delivered_in_bgr(play: Player, tmp_path: Path) -> None:
-    """Half a pixel of colour is none, so they come in bgr whatever the detector prefers."""
+    """YUV formats need even sides, so the frames are delivered in bgr."""
     random = np.random.default_rng(1)
     image = random.integers(0, 255, (49, 71, 3), np.uint8)
     source = play(encoded(tmp_path / "a.mkv", [image], "ffv1", "bgr0"))
@@ -452,7 +452,7 @@ def test_variable_frame_rate_keeps_the_times(play: Player, container: str, tmp_p
 
 
 def test_reordered_frames_are_delivered_in_display_order(play: Player, tmp_path: Path) -> None:
-    """As x264 sends them where it may: a frame waits for the later one that it was made from."""
+    """With x264 B-frames, a frame follows the later frame that it refers to."""
     images = [np.full((48, 64, 3), 10 * number, np.uint8) for number in range(24)]
     source = play(encoded(tmp_path / "a.mp4", images, "libx264", "yuv420p"))
     assert read_all(source, source.open()) == list(range(24))

@@ -1,4 +1,4 @@
-"""Frames through PyAV: formats, colours, key frames, damage, new sizes, errors. RTSP itself is in ``tests/rtsp``."""
+"""Frames through PyAV: formats, colors, key frames, damage, size changes, errors. RTSP is tested in ``tests/rtsp``."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_odd_sides_without_a_format_are_an_error() -> None:
 
 
 def blocks(height_px: int, width_px: int, pixel_format: str) -> av.VideoFrame:
-    """Blocks of 16 pixels of random colours. FFmpeg pads the rows of most widths."""
+    """Return blocks of 16 pixels of random colors. FFmpeg pads the rows of most widths."""
     random = np.random.default_rng(7)
     frame = av.VideoFrame(width_px, height_px, pixel_format)
     luma = random.integers(60, 180, (height_px, width_px), np.uint8)[::16, ::16].repeat(16, 0).repeat(16, 1)
@@ -88,7 +88,7 @@ def written(frame: av.VideoFrame, pixel_format: PixelFormat) -> NDArray[np.uint8
 
 
 def colour(y: int, u: int, v: int, encoding: YuvEncoding) -> tuple[float, float, float]:
-    """Blue, green, red, by the coefficients that detectors use."""
+    """Return blue, green and red by the coefficients that detectors use."""
     black, *factors = yuv_coefficients(encoding)
     luma, u_blue, u_green, v_green, v_red = (factor / (1 << FRACTION_BITS) for factor in factors)
     light, u_off, v_off = luma * (y - black), u - 128, v - 128
@@ -113,7 +113,7 @@ def colour(y: int, u: int, v: int, encoding: YuvEncoding) -> tuple[float, float,
 def test_color_encoding_is_read_from_the_frame(
     decoded: str, matrix: int, numbers: int, height_px: int, expected: YuvEncoding
 ) -> None:
-    """And converted here, they give the colours that a detector would make of them."""
+    """The conversion gives the colors that a detector computes."""
     frame = blocks(height_px, WIDTH_PX, decoded)
     frame.colorspace, frame.color_range = matrix, numbers
     assert encoding_of(frame) == expected
@@ -127,7 +127,7 @@ def test_color_encoding_is_read_from_the_frame(
 
 
 def test_planes_are_copied_without_padding() -> None:
-    """The same frame, in both orders of the colours."""
+    """Compare the same frame in both chroma layouts."""
     frame = blocks(50, 70, "yuv420p")
     assert frame.planes[0].line_size > 70
     i420, nv12 = written(frame, "i420"), written(frame, "nv12")
@@ -151,7 +151,7 @@ def test_odd_frames_are_delivered_in_bgr_only() -> None:
 def coded(
     width_px: int = WIDTH_PX, height_px: int = HEIGHT_PX, count: int = 4 * GOP, x264: str = "bframes=0"
 ) -> tuple[bytes, ...]:
-    """H.264, a frame each, in decoding order; key frames carry their parameter sets."""
+    """Return H.264 packets of one frame each, in decoding order. Key frames contain their parameter sets."""
     encoder: Any = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = width_px, height_px, "yuv420p"
     encoder.time_base = Fraction(1, 25)
@@ -184,7 +184,7 @@ def served(*images: bytes, pause_s: float = 0.0, status: int = 200) -> Iterator[
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            """Nothing."""
+            """Log nothing."""
 
         def do_GET(self) -> None:
             self.send_response(status)
@@ -241,7 +241,7 @@ def test_frames_after_damage_are_marked_until_a_key_frame(at: int) -> None:
 
 
 def test_frames_after_a_missing_one_are_marked_until_a_key_frame() -> None:
-    """The decoder itself notices nothing."""
+    """The decoder itself does not detect this."""
     at = GOP + 3
     with served(*coded()[:at], *coded()[at + 1 :]) as address, closing(source_of(address)) as source:
         corrupt = every(source)
@@ -253,7 +253,7 @@ def test_frames_after_a_missing_one_are_marked_until_a_key_frame() -> None:
     ["bframes=0", "bframes=2:b-pyramid=strict", "bframes=3", "cqm=jvt", "ref=4", "interlaced=1", "fake-interlaced=1"],
 )
 def test_missing_reference_frames_are_found(x264: str) -> None:
-    """Those that others refer to, whatever the encoder does; 40 frames take their numbers round twice and more."""
+    """Missing frames that others refer to are found. In 40 frames, the numbers wrap at least twice."""
     images = coded(x264=x264)
     parameters = FrameGapFinder(None)
     assert not any(parameters.before(image) for image in images)
@@ -306,7 +306,7 @@ def test_size_change_within_a_stream_is_reported() -> None:
 
 
 Change: TypeAlias = tuple[int, str, YuvEncoding]
-"""Frame height, what x264 is told, and what it means."""
+"""Frame height, options of x264, and the expected encoding."""
 
 UNSAID: tuple[Change, ...] = ((96, "", "bt601"), (720, "", "bt709"), (96, "", "bt601"))
 SAID: tuple[Change, ...] = (
@@ -319,7 +319,7 @@ SAID: tuple[Change, ...] = (
 
 
 def changing(changes: Sequence[Change]) -> Iterator[bytes]:
-    """Three frames of each."""
+    """Check three frames of each encoding."""
     for height_px, said, _ in changes:
         yield from coded(WIDTH_PX, height_px, 3, f"bframes=0{said}")
 
@@ -333,7 +333,7 @@ def test_grab_has_the_encoding_of_the_frame(changes: Sequence[Change]) -> None:
 
 
 def test_slot_receives_each_frame_with_its_encoding() -> None:
-    """A new size is a new epoch, a new encoding is none."""
+    """A new size starts an epoch, a new encoding does not."""
     slot = LatestSlot("gate", FrameBuffer.allocate, lossless=True)
     batcher = Batcher([slot], 1)
     metas: list[FrameMeta] = []

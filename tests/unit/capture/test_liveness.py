@@ -1,4 +1,4 @@
-"""Cadence, silence limits, frozen frames and back-off: tables."""
+"""Frame rates, stall timeouts, frozen frames and back-off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Units and parameter sets of H.264 and H.265, as hardware decoders want them."""
+"""Conversion of H.264 and H.265 for hardware decoders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_parameter_sets_are_found(codec: str, units: tuple[bytes, ...], expected
 
 
 def converted(data: bytes) -> tuple[AnnexB, list[tuple[bool, bytes]]]:
-    """Whether each is a key frame, and its bytes; behind them the empty packet that ends them."""
+    """Return for each packet if it is a key frame, and its bytes; last, the empty packet."""
     packets: list[tuple[bool, bytes]] = []
     with av.open(BytesIO(data)) as file:
         stream = file.streams.video[0]

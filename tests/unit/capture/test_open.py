@@ -65,7 +65,7 @@ def test_open_source_chooses_the_library(
 
 @pytest.mark.integration
 def test_nvdec_is_not_chosen_without_its_package() -> None:
-    """In a process of its own; `tests/gpu` has the choices on a machine with NVDEC."""
+    """Run in a separate process. `tests/gpu` has the choices on a machine with NVDEC."""
     done = run_python("""
 import sys
 sys.modules["PyNvVideoCodec"] = None
@@ -106,7 +106,7 @@ def test_rtsp_falls_back_to_ffmpeg_with_a_warning(caplog: pytest.LogCaptureFixtu
 def test_missing_library_is_an_error_or_a_logged_fallback(
     missing: str, source: str, reader: str, expected: str
 ) -> None:
-    """In a process of its own, in which the library cannot be imported."""
+    """Run in a separate process, in which the library cannot be imported."""
     done = run_python(f"""
 import sys
 sys.modules[{missing!r}] = None

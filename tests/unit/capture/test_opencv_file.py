@@ -1,4 +1,4 @@
-"""Image folders: order, pace, sizes, and files that are no images."""
+"""Image folders: order, rate, sizes, and files that are not images."""
 
 from __future__ import annotations
 

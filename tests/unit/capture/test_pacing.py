@@ -50,7 +50,7 @@ def test_late_reader_catches_up_without_a_burst(late_s: float, next_in_s: float)
     [(0.0, 0.0), (0.3, 0.3), (0.5, 0.5), (0.6, 0.0), (100.0, 0.0)],
 )
 def test_age_of_a_frame_is_its_lateness(late_s: float, age_s: float) -> None:
-    """Whether the player was late to ask for it, or late to wake up; a schedule that starts again is not late."""
+    """The reader may be late to ask, or late to wake up. A restarted schedule is not late."""
     clock = ManualClock()
     player = playback(clock, offline=False)
     assert player.due(0, 1.0)
@@ -71,7 +71,7 @@ def test_age_of_a_frame_is_its_lateness(late_s: float, age_s: float) -> None:
 
 
 def test_utc_follows_changes_of_the_system_clock() -> None:
-    """It may be set while a recording plays; the time of a frame is the right one then, less its age."""
+    """The time of a frame is the new system time, less its age."""
     clock, wall = ManualClock(), ManualClock()
     player = FramePacer(offline=False, clock=clock, utc=wall, wait=clock.advance)
     player.due(0, 1.0)

@@ -41,7 +41,7 @@ def test_gate_passes_and_marks_frames(stream: str, expected: str) -> None:
 
 
 def backlog(lag_ms: list[int], gop: int = 4, step_ms: int = 100) -> str:
-    """Frames with a key frame every `gop`, each that many ms late: which are decoded."""
+    """Return which frames are decoded, with a key frame every `gop` frames and a delay in ms for each."""
     gate = KeyFrameGate()
     out = ""
     for index, lag in enumerate(lag_ms):

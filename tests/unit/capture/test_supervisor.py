@@ -1,4 +1,4 @@
-"""CameraSupervisor: states, back-off, watchdogs, epochs, and that every frame is accounted for."""
+"""CameraSupervisor: states, back-off, timeouts, epochs, and the accounting of all frames."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FRAMES = [Frame() for _ in range(10)]
 
 @dataclass
 class World:
-    """One supervised camera whose connections follow a script; the last one stops the supervisor."""
+    """A supervised camera with scripted connections. The last one stops the supervisor."""
 
     connections: Sequence[Connection]
     policy: SupervisorPolicy = LIVE
@@ -206,7 +206,7 @@ def test_retries_of_two_cameras_differ() -> None:
 
 
 class NoJitter(random.Random):
-    """Always the upper end."""
+    """Returns the upper limit."""
 
     def uniform(self, a: float, b: float) -> float:
         return b
@@ -406,7 +406,7 @@ def test_unknown_frame_rate_has_the_configured_timeout() -> None:
 
 
 def test_new_connection_has_the_configured_timeout() -> None:
-    """A camera that was quick may come back slow, as after a change of its settings."""
+    """The settings of a camera may change between two connections."""
     one = World([])
     quick: list[Step] = [*[Frame() for _ in range(40)], Fault(SourceError("cable"))]
     one.connections = [Connection(quick), Connection([Silence(4.8), Frame(), Silence(4.8), Frame()])]
@@ -422,7 +422,7 @@ def test_silent_camera_is_reconnected() -> None:
 
 
 def test_initial_burst_does_not_set_the_frame_rate() -> None:
-    """FFmpeg hands over at once what it has read while opening."""
+    """FFmpeg delivers at once the frames that it has read while opening."""
     burst = [Frame(0.0) for _ in range(4)]
     one = World([], SupervisorPolicy(read_timeout_s=30.0, frozen_after_s=None))
     one.connections = [Connection([*burst, *[Frame(10.0) for _ in range(5)]])]
@@ -556,7 +556,7 @@ def test_new_size_starts_an_epoch_over_the_same_connection() -> None:
 
 
 def test_frame_meta_has_the_encoding_of_the_frame() -> None:
-    """With a new size or without, which is no new epoch; one that says none has the one that the stream began with."""
+    """Only a new size starts an epoch. A frame without an encoding has that of the stream."""
     script = [
         Frame(),
         Frame(yuv="bt601"),
@@ -623,7 +623,7 @@ LARGE = (80, 60)
 
 @dataclass
 class SmallMemory:
-    """Room for two large frames, and for as many small ones as are wanted."""
+    """Allocates at most two large frames, and any number of small ones."""
 
     error: type[Exception]
     live: list[weakref.ref[np.ndarray]] = field(default_factory=list)
@@ -642,7 +642,7 @@ class SmallMemory:
 @pytest.mark.parametrize("error", [OutOfMemory, MemoryError])
 @pytest.mark.parametrize("at", ["open", "in mid-stream"])
 def test_camera_without_memory_backs_off_and_holds_none(at: str, error: type[Exception]) -> None:
-    """And gets its frames once they are smaller."""
+    """It delivers frames again when they are smaller."""
     memory = SmallMemory(error)
     large = [Frame(size=LARGE)] if at == "in mid-stream" else []
     size = LARGE if at == "open" else (4, 6)
@@ -766,12 +766,12 @@ connections = st.builds(
 def test_every_grabbed_frame_is_committed_or_dropped_with_a_reason(
     scripts: list[Connection], finite: bool, reads_until_closed: int, lossless: bool
 ) -> None:
-    """Whatever a camera does, and whenever the reader takes a frame or closes the slot."""
+    """Every script of a camera, with a reader that takes frames and closes the slot at any time."""
     clock = ManualClock()
     slot = LatestSlot("gate", FrameBuffer.allocate, lossless=lossless, clock=clock)
 
     class Reading(Shim):
-        """Takes each second frame; closes after a while."""
+        """Takes every second frame, and closes after some frames."""
 
         calls = 0
 
@@ -798,7 +798,7 @@ def test_every_grabbed_frame_is_committed_or_dropped_with_a_reason(
 
 
 class Shim:
-    """Hands every call on to a sink."""
+    """Forwards every call to a sink."""
 
     def __init__(self, sink: FrameSink) -> None:
         self.configure = sink.configure
@@ -813,7 +813,7 @@ class Shim:
 
 
 def test_faults_of_the_synthetic_source_in_real_time() -> None:
-    """The shipped fake through the real thread: freeze, size change, damage, failure, end."""
+    """Run the synthetic camera in a real thread: freeze, size change, damage, failure, end."""
     slot = LatestSlot("gate", FrameBuffer.allocate)
     spec = SyntheticSpec.parse("synthetic:64x48@200?frames=60&resize=20:32x64&corrupt=30:40&fail=50")
     policy = SupervisorPolicy(finite=True, first_retry_s=0.01, longest_retry_s=0.01)

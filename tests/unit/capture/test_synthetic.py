@@ -1,4 +1,4 @@
-"""The synthetic camera: what it paints is what it says, in every pixel format, and each fault comes when asked for."""
+"""The synthetic camera: drawn objects in all pixel formats, and faults on demand."""
 
 from __future__ import annotations
 

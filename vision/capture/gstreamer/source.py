@@ -74,10 +74,10 @@ class GStreamerSource:
             sample = player.pull(self._camera.open_timeout_s)
             if sample is None:
                 raise player.no_frame_error()
+            info = describe(sample, player.decoder)
         except BaseException:
             self.close()
             raise
-        info = describe(sample, player.decoder)
         self._waiting.append((sample, info))
         return info
 
