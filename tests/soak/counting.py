@@ -1,4 +1,4 @@
-"""A day of traffic through tracker and analytics: the counts are exact, ids unique, memory flat.
+"""One day of traffic through tracker and analytics: exact counts, unique ids, constant memory.
 
 python -m tests.soak.counting [--hours 24] [--fps 5]
 """
@@ -26,13 +26,13 @@ from vision.state.database import StateDatabase
 
 @dataclass
 class Counted:
-    """What came out, beside the traffic's own truth."""
+    """The results of one run, and its traffic."""
 
     traffic: Traffic
     frames: int = 0
     kinds: Counter[tuple[str, str]] = field(default_factory=Counter)  # kind, phase
-    ids: int = 0  # different ones
-    reused: int = 0  # ids that came back after they had gone, or stood for two objects at once
+    ids: int = 0  # distinct
+    reused: int = 0  # ids that reappeared, or that two objects shared
     most_tracks: int = 0
     most_remembered: int = 0
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -75,7 +75,7 @@ def _resident_mib() -> float:
 
 
 def differences(counted: Counted) -> list[str]:
-    """Every figure that is not the truth."""
+    """Return every count that differs from the truth."""
     truth = counted.traffic.truth
     expected: dict[str, Counter[str]] = {"west": Counter(), "east": Counter(), "middle": Counter()}
     for (line, direction, class_name), number in truth.crossings.items():
@@ -94,7 +94,7 @@ def differences(counted: Counted) -> list[str]:
     if counted.reused:
         found.append(f"{counted.reused} ids were used for two objects")
     if counted.occupancy:
-        found.append(f"{counted.occupancy} objects in the zone after everybody has left")
+        found.append(f"{counted.occupancy} objects in the zone after all have left")
     dwelling = [(phase, counted.kinds["dwelling", phase]) for phase in ("begin", "end")]
     found += [
         f"dwelling {phase}: {number}, there were {truth.dwellers}"
@@ -105,7 +105,7 @@ def differences(counted: Counted) -> list[str]:
 
 
 def measure(hours: float = 24.0, fps: float = 5.0) -> dict[str, Any]:
-    """Figures of one run; `differences` is empty where every count is exact."""
+    """Return the figures of one run. `differences` is empty if all counts are exact."""
     traffic = Traffic(hours * 3600.0, fps=fps)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Traffic whose counts are known: objects on scripted paths, and the crossings that the script itself implies.
+"""Simulated traffic with known counts: objects on scripted paths, and the crossings that follow from the script.
 
-The truth comes from the list of places that an object goes to, by comparing numbers on one axis; no code of the project
-takes part in it. Paths include what counters get wrong: turning back on either side of a line, standing on it while the
-box jitters, standing at the border of a zone, leaps over a line between two frames.
+The truth follows from the positions on the path of an object, compared on one axis, without code of the project. Paths
+include the difficult cases of a counter: an object that turns back on either side of a line, that stands on it while
+its box jitters, that stands at the border of a zone, or that jumps over a line between two frames.
 
-Objects keep to lanes of their own, so a tracker has no excuse for mixing them up.
+Each object has a lane of its own, so that a tracker cannot confuse two objects.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ DWELL_S: Final = 8.0
 _LEFT, _RIGHT = 60.0, 1220.0
 _LANES: Final = 12
 _BOX_HEIGHT_PX: Final = 44.0
-_REST_S: Final = 5.0  # a lane stays empty longer than any object is remembered
+_REST_S: Final = 5.0  # a lane stays empty for longer than a lost track is kept
 
-_CLEARLY_S: Final = 1.5  # no stay is nearer to DWELL_S than this
+_CLEARLY_S: Final = 1.5  # minimum difference between the time in the zone and DWELL_S
 
 _SECOND_NS: Final = 1_000_000_000
 
@@ -47,12 +47,12 @@ ANALYTICS: Final = CameraAnalytics(
         ),
     ),
 )
-"""Two lines drawn downwards (crossed `in` by what moves to the left) and a zone, over the whole height."""
+"""Two lines drawn downwards (movement to the left crosses `in`) and a zone, over the whole height."""
 
 
 @dataclass
 class Truth:
-    """What a perfect observer has counted of the objects that have come to their ends."""
+    """The true counts of all objects that have left."""
 
     objects: int = 0
     crossings: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # line, direction, class
@@ -71,7 +71,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class _Walk:
-    """Where one object is when: straight between `times_s` and `places_x`."""
+    """The path of one object: linear between `times_s` and `places_x`."""
 
     times_s: np.ndarray[tuple[int], np.dtype[np.float64]]
     places_x: np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -83,15 +83,15 @@ class _Walk:
 
 
 class Traffic:
-    """A stream of frames of `seconds` simulated seconds, and the truth about it.
+    """A stream of frames over `seconds` simulated seconds, and its true counts.
 
     Args:
-        seconds: of traffic; it is followed by as long as the last objects need to leave.
+        seconds: duration of the traffic, without the time in which the last objects leave.
         fps: frames per simulated second.
-        seed: the same seed gives the same traffic.
-        busy: share of the lanes that have an object, about.
-        missed: share of detections that are left out, one at a time.
-        jitter: standard deviation of a box's corners, in heights.
+        seed: seed of the traffic.
+        busy: approximate share of the lanes with an object.
+        missed: share of missed detections.
+        jitter: standard deviation of the corners of a box, relative to its height.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Traffic:
         )
 
     def _script(self) -> tuple[list[float], list[float]]:
-        """Places to go to in order, and seconds to stay at each."""
+        """Return the positions on the path, and the seconds at each."""
         here, there = (_LEFT, _RIGHT) if self._random.random() < 0.5 else (_RIGHT, _LEFT)
         line = float(self._random.choice(list(LINES_X.values())))
         beyond = line + (60.0 if there > here else -60.0)
@@ -209,7 +209,7 @@ class Traffic:
 
 
 def _stays_s(walk: _Walk) -> Iterator[float]:
-    """Seconds of each stay in the zone. Code that stands at the border is where he was before he came there."""
+    """Yield the seconds of each stay in the zone. An object on the border counts as before it reached the border."""
     entered_s = None
     for (t0, x0), (t1, x1) in _legs(walk):
         for border in sorted(ZONE_X, reverse=x1 < x0):

@@ -53,7 +53,7 @@ class NvdecDecoder:
         self._annexb = AnnexB(stream)
         self._at_once = live
         self._parameters: bytes | None = None
-        self._format: tuple[int, int, YuvEncoding] | None = None  # of the session: height, width, colours
+        self._format: tuple[int, int, YuvEncoding] | None = None  # of the session: height, width, colors
         self._latest_ns: int | None = None
         self._stream = Stream()
         self._session: Session | None = None

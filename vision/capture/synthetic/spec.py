@@ -6,7 +6,7 @@ Size, rate and options are optional:
 option       example                meaning
 ===========  =====================  ==================================================================================
 objects      ``5``                  rectangles in each frame; default: 3, or fewer in a small frame
-seed         ``1``                  seed of their sizes, colours and paths
+seed         ``1``                  seed of their sizes, colors and paths
 frames       ``100``                number of frames; default: no end
 format       ``nv12``               pixel format; default: the detector's preferred format
 overlap      ``1``                  objects may overlap
