@@ -13,13 +13,7 @@ from vision.stages.track import TrackStage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open every shipped stage, in an order that finds errors early.
-
-    Raises:
-        ConfigError: a class is unknown, a folder is not writable, ...
-        ModelError: the second model does not match its model.yaml.
-        Closed: stopped while starting.
-    """
+    """Open every shipped stage, in an order that finds errors early."""
     analytics = open_analytics(config, options)
     snapshots = open_snapshots(config, options, resources)
     cascade = open_cascade(config, options, resources)

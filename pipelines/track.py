@@ -12,13 +12,7 @@ from vision.stages.track import TrackStage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open the tracker and, if configured, the second model.
-
-    Raises:
-        ConfigError: a class is unknown.
-        ModelError: the second model does not match its model.yaml.
-        Closed: stopped while starting.
-    """
+    """Open the tracker and, if configured, the second model."""
     track = TrackStage(config.track, score=config.detect.score_threshold)
     return [track, *open_cascade(config, options, resources)]
 

@@ -152,11 +152,7 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
 
 
 def _class_names(config: AppConfig) -> tuple[str, ...]:
-    """Return the class names of the configured model, by class id.
-
-    Raises:
-        ConfigError: the configuration names other classes.
-    """
+    """Return the class names of the configured model, by class id. `ConfigError` if the configuration has others."""
     _, spec = find_model(config.model)
     names = published_class_names(spec, config.detect)
     check_classes(config, names)
@@ -206,11 +202,7 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def _close_recorder(recorder: Recorder, path: Path) -> None:
-    """Close the recording.
-
-    Raises:
-        VisionError: lines are missing, so that a script does not take the file for complete.
-    """
+    """Close the recording. `VisionError` if lines are missing: a script must not take the file for complete."""
     recorder.close()
     if recorder.lost:
         raise VisionError(f"--record: {recorder.lost} of {recorder.lost + recorder.written} results are not in {path}")
@@ -295,13 +287,13 @@ def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack)
         return []
     require_cv2("snapshots")
     from vision.detect.reference.crops import JpegEncoder
-    from vision.stages.annotation import EventAnnotator
+    from vision.stages.annotation import draw_events
 
     encoder = JpegEncoder(max_side_px=snapshots.max_side_px, quality=snapshots.quality)
-    annotator = EventAnnotator(config.analytics)
 
     def encode(frame: Frame, result: Result) -> bytes:
-        return encoder.encode(frame, partial(annotator.draw, result=result) if snapshots.annotate else None)
+        draw = partial(draw_events, result=result, sections=config.analytics) if snapshots.annotate else None
+        return encoder.encode(frame, draw)
 
     return [resources.enter_context(closing(SnapshotStage(snapshots, encode, lossless=options.offline)))]
 

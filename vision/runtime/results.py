@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -12,7 +12,7 @@ from vision.metrics import LatencyHistogram, Rate, span
 from vision.runtime.inference_loop import IDLE_S, InferredFrame
 from vision.runtime.latest_slot import Clock, release_together
 from vision.runtime.status import CameraMetrics, Sink
-from vision.stages.stage import PixelStage, Stage, step_of
+from vision.stages.stage import PixelStage, Stage
 from vision.types import Frame, Result
 
 RESULT_QUEUE_SIZE: Final = 2048
@@ -51,9 +51,7 @@ class ResultHandler:
 
     def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], camera_ids: Sequence[str], clock: Clock) -> None:
         self.metrics = {camera_id: CameraMetrics(LatencyHistogram(), Rate(clock)) for camera_id in camera_ids}
-        self.latency: Mapping[str, LatencyHistogram] = {
-            name: LatencyHistogram() for name in ("queue", "detect", "results")
-        }
+        self.latency = {name: LatencyHistogram() for name in ("queue", "detect", "results")}
         self.truncated_candidates = 0
         self.stages: list[Stage] = []
         self.sinks = list(sinks)
@@ -68,8 +66,12 @@ class ResultHandler:
     def add_stage(self, stage: Stage) -> None:
         """Add a stage after all others, before `run`."""
         self.stages.append(stage)
-        self._reads_pixels |= isinstance(stage, PixelStage)
-        self._steps.append((type(stage).__name__, step_of(stage)))
+        name = type(stage).__name__
+        if isinstance(stage, PixelStage):
+            self._reads_pixels = True
+            self._steps.append((name, stage.with_frame))
+        else:
+            self._steps.append((name, lambda result, _frame: stage(result)))
 
     @property
     def queued_frames(self) -> int:

@@ -1,4 +1,4 @@
-"""`EventAnnotator` draws events on their snapshot, `FrameAnnotator` a whole result on its frame."""
+"""`draw_events` draws events on their snapshot, `FrameAnnotator` a whole result on its frame."""
 
 from __future__ import annotations
 
@@ -14,31 +14,21 @@ from vision.overlay import Overlay, class_colour
 from vision.types import Event, FrameMeta, Result, Tracks
 
 
-class EventAnnotator:
-    """Draws the object, the line or zone, the kind and the time of each event.
+def draw_events(image: NDArray[np.uint8], result: Result, sections: Mapping[str, CameraAnalytics]) -> None:
+    """Draw the object, the line or zone, the kind and the time of each event of `result`.
 
     An event of a whole zone shows the boxes of all objects.
+
+    Args:
+        image: (H, W, 3) BGR in the size of the source frame; modified.
+        sections: the lines and zones by camera id.
     """
-
-    def __init__(self, sections: Mapping[str, CameraAnalytics]) -> None:
-        """
-        Args:
-            sections: the lines and zones by camera id.
-        """
-        self._sections = sections
-
-    def draw(self, image: NDArray[np.uint8], result: Result) -> None:
-        """Draw the events of `result` on its frame.
-
-        Args:
-            image: (H, W, 3) BGR in the size of the source frame; modified.
-        """
-        overlay = Overlay(image)
-        section = self._sections.get(result.meta.camera_id)
-        if section is not None:
-            _draw_analytics(overlay, _places(section, result.events), result)
-        _draw_objects(overlay, result)
-        overlay.banner(_time(result.meta), ", ".join(_title(event) for event in result.events))
+    overlay = Overlay(image)
+    section = sections.get(result.meta.camera_id)
+    if section is not None:
+        _draw_analytics(overlay, _places(section, result.events), result)
+    _draw_objects(overlay, result)
+    overlay.banner(_time(result.meta), ", ".join(_title(event) for event in result.events))
 
 
 class FrameAnnotator:
@@ -51,9 +41,8 @@ class FrameAnnotator:
             class_names: classes of the detector, by class id.
         """
         # The ground points are needed to set up a camera, not to follow what it shows.
-        self._sections = {
-            camera_id: section.model_copy(update={"ground": None}) for camera_id, section in sections.items()
-        }
+        without_ground = {"ground": None}
+        self._sections = {name: section.model_copy(update=without_ground) for name, section in sections.items()}
         self._class_names = tuple(class_names)
 
     def draw(self, image: NDArray[np.uint8], result: Result) -> None:

@@ -11,8 +11,6 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from vision.types import Frame, Result
 
-PlainStage: TypeAlias = Callable[[Result], Result]
-
 
 @runtime_checkable
 class PixelStage(Protocol):
@@ -26,7 +24,7 @@ class PixelStage(Protocol):
         """
 
 
-Stage: TypeAlias = PlainStage | PixelStage
+Stage: TypeAlias = Callable[[Result], Result] | PixelStage
 
 
 @runtime_checkable
@@ -35,8 +33,3 @@ class HasCounters(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Return counters since the start by name, such as ``cascade.skipped``. The main thread calls this."""
-
-
-def step_of(stage: Stage) -> Callable[[Result, Frame], Result]:
-    """Return the function that applies `stage` to a result and its frame."""
-    return stage.with_frame if isinstance(stage, PixelStage) else lambda result, _frame: stage(result)

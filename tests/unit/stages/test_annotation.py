@@ -12,7 +12,7 @@ from vision.config.analytics import CameraAnalytics
 from vision.config.app import SnapshotConfig
 from vision.detect.reference.crops import JpegEncoder
 from vision.overlay import LINE_COLOUR, class_colour
-from vision.stages.annotation import EventAnnotator
+from vision.stages.annotation import draw_events
 from vision.stages.snapshots import SnapshotStage
 from vision.types import Counts, Event, Frame, FrameMeta, Result, Timing, Tracks
 
@@ -38,7 +38,7 @@ CROSSED = Event("line_crossed", "door", "yard", 7, 0, {"class": "person", "direc
 def drawn(*events: Event) -> NDArray[np.int64]:
     image = np.full((HEIGHT_PX, WIDTH_PX, 3), 128, np.uint8)
     result = Result(META, TRACKS, Timing(0), events=events, counts=COUNTS)
-    EventAnnotator({"yard": SECTION}).draw(image, result)
+    draw_events(image, result, {"yard": SECTION})
     return image.astype(np.int64)
 
 
@@ -80,15 +80,15 @@ def test_time_is_written_along_the_upper_edge() -> None:
 
 def test_camera_without_lines_and_zones_shows_the_time() -> None:
     image = np.full((HEIGHT_PX, WIDTH_PX, 3), 128, np.uint8)
-    EventAnnotator({}).draw(image, Result(META, TRACKS, Timing(0), events=(Event("light", "all", "yard", None, 0),)))
+    draw_events(image, Result(META, TRACKS, Timing(0), events=(Event("light", "all", "yard", None, 0),)), {})
     assert not (image[:20] == 128).all()
 
 
 def test_snapshot_file_is_annotated_and_the_frame_is_not(tmp_path: Path) -> None:
-    encoder, annotator = JpegEncoder(), EventAnnotator({"yard": SECTION})
+    encoder = JpegEncoder()
 
     def encode(frame: Frame, result: Result) -> bytes:
-        return encoder.encode(frame, lambda image: annotator.draw(image, result))
+        return encoder.encode(frame, lambda image: draw_events(image, result, {"yard": SECTION}))
 
     frame = Frame.wrap(META, np.full((HEIGHT_PX, WIDTH_PX, 3), 128, np.uint8), "bgr")
     stage = SnapshotStage(SnapshotConfig(folder=str(tmp_path)), encode, lossless=True)
