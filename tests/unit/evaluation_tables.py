@@ -23,7 +23,7 @@ def boxes(*rows: Row) -> Boxes:
     """Return a table of these rows."""
     return Boxes.of(
         [
-            (int(frame), int(object_id), np.array([x, y, x + width, y + height], float), score[0] if score else 1.0)
+            (frame, object_id, x, y, x + width, y + height, score[0] if score else 1.0)
             for frame, object_id, x, y, width, height, *score in rows
         ]
     )

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -43,17 +44,23 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
         ModelError: the model has no such profile.
     """
     onnx = read_onnx(folder, spec)
-    wanted = resolve(detect, spec)
-    prepared = prepare_onnx(onnx, wanted)
-    inputs, channels = network_inputs(prepared.onnx, spec), prepared.channels
-    profiles = make_profiles(inputs, spec, wanted, channels=channels)
+    settings = resolve(detect, spec)
+    prepared = prepare_onnx(onnx, settings)
+    inputs, channels = _network_inputs(prepared.onnx, spec), prepared.channels
+    profiles = make_profiles(inputs, spec, settings, channels=channels)
     shapes = {frame_input(inputs).name: (batch, channels, spec.input.height, spec.input.width)}
-    gpu = _gpu()
-    plan = EngineCache().path_of(spec.name, key_of(onnx, find_library(), gpu or _NO_GPU, wanted, spec))
+    gpu: Gpu | GpuDescription = _NO_GPU
+    lines = ["# there is no GPU here: the path of the engine is an example"]
+    with suppress(DeviceError):
+        from vision.gpu.cuda import open_device
+
+        gpu, lines = open_device(), []
+    plan = EngineCache().path_of(spec.name, key_of(onnx, find_library(), gpu, settings, spec))
     dialect = installed_dialect()
-    lines = [] if gpu else ["# there is no GPU here: the path of the engine is made up"]
     if not plan.exists():
-        lines.append(_how_to_build(folder / spec.file, named, plan, dialect=dialect, profiles=profiles, wanted=wanted))
+        lines.append(
+            _how_to_build(folder / spec.file, named, plan, dialect=dialect, profiles=profiles, settings=settings)
+        )
     lines.append(trtexec_text(plan, shapes, choose_profile(profiles, shapes), dialect=dialect))
     return "\n".join(lines)
 
@@ -65,14 +72,15 @@ def _how_to_build(
     *,
     dialect: Dialect,
     profiles: Sequence[Profile],
-    wanted: BuildPlan,
+    settings: BuildPlan,
 ) -> str:
-    """Return the tool's own command too, where it comes to the same: not where types come from the ONNX file, which is
-    rewritten before it is built.
+    """Return the command of `vision build`, and that of the tool if it builds the same engine.
+
+    It does not if the ONNX file has the types: that file is rewritten before the build.
     """
-    options = ["--max-batch", str(wanted.max_batch), "--precision", wanted.precision]
+    options = ["--max-batch", str(settings.max_batch), "--precision", settings.precision]
     ours = f"`{shlex.join(['vision', 'build', *named, *options])}`"
-    if plan_typing(wanted.precision, weak_typing=dialect == "trtexec-10").rewrite != "none":
+    if plan_typing(settings.precision, weak_typing=dialect == "trtexec-10").rewrite != "none":
         return f"# this engine is not built yet: {ours} (this tool would build {onnx.name} as it is, in fp32)"
     build = build_line(
         dialect,
@@ -80,23 +88,13 @@ def _how_to_build(
         onnx=onnx,
         plan=plan,
         profiles=profiles,
-        precision=wanted.precision,
-        half_input=wanted.half_input,
+        precision=settings.precision,
+        half_input=settings.half_input,
     )
     return f"# this engine is not built yet: {ours}, or\n{build}"
 
 
-def _gpu() -> Gpu | None:
-    """Return the GPU of this machine."""
-    try:
-        from vision.gpu.cuda import open_device
-
-        return open_device()
-    except DeviceError:
-        return None
-
-
-def network_inputs(onnx: bytes, spec: ModelSpec) -> tuple[NetworkInput, ...]:
+def _network_inputs(onnx: bytes, spec: ModelSpec) -> tuple[NetworkInput, ...]:
     """Return the inputs of an ONNX file as TensorRT's parser reads them.
 
     Raises:
@@ -108,6 +106,6 @@ def network_inputs(onnx: bytes, spec: ModelSpec) -> tuple[NetworkInput, ...]:
         network = builder.create_network(network_flags(strongly_typed=True))
         parser = trt.OnnxParser(network, logger())
         if not parser.parse(onnx):
-            said = "; ".join(log.errors()) or "it gave no reason"
-            raise ModelError(f"{find_library()} cannot read {spec.file}: {said}")
+            reason = "; ".join(log.errors()) or "it gave no reason"
+            raise ModelError(f"{find_library()} cannot read {spec.file}: {reason}")
         return inputs_of(network)

@@ -29,7 +29,6 @@ _MIN_BATCHES: Final = 5  # however slow
 _MAX_QUEUED: Final = 1024  # batches on one lane: the queue of a device is limited
 _MIN_BURSTS: Final = 5  # for an error of their rate
 
-Clock = Callable[[], int]
 Ready = Callable[[], bool]
 
 
@@ -59,7 +58,6 @@ def measure_stage(
     seconds: float,
     *,
     warm: Ready = lambda: True,
-    clock: Clock = time.monotonic_ns,
 ) -> Measured:
     """Keep as many batches in flight as there are slots in use, for `seconds`.
 
@@ -68,7 +66,7 @@ def measure_stage(
         warm: called after each batch of the warm-up, which ends when it returns True, after two batches per slot at
             the earliest.
     """
-    measured = _measure(_keep_in_flight(detector, batches, clock), len(batches[0]), seconds, warm, clock)
+    measured = _measure(_keep_in_flight(detector, batches), len(batches[0]), seconds, warm)
     for slot in range(len(batches)):
         detector.wait(slot, WAIT_S)
     return measured
@@ -79,10 +77,7 @@ def measure_alone(
     batch: Sequence[Frame],
     seconds: float,
     *,
-    pause_s: float = PAUSE_S,
     warm: Ready = lambda: True,
-    clock: Clock = time.monotonic_ns,
-    sleep: Callable[[float], object] = time.sleep,
 ) -> Measured:
     """Measure single batches with pauses, as in a lightly loaded deployment. `frames_per_s` leaves out the pauses.
 
@@ -92,26 +87,26 @@ def measure_alone(
 
     def run() -> Iterator[_Batch]:
         while True:
-            begin_ns = clock()
+            begin_ns = time.monotonic_ns()
             detector.submit(0, batch)
             objects = sum(map(len, detector.wait(0, WAIT_S)))
-            took_ns = clock() - begin_ns
-            sleep(pause_s)
+            took_ns = time.monotonic_ns() - begin_ns
+            time.sleep(PAUSE_S)
             yield _Batch(took_ns, took_ns, objects)
 
-    return _measure(run(), len(batch), seconds, warm, clock)
+    return _measure(run(), len(batch), seconds, warm)
 
 
-def _keep_in_flight(detector: Detector, batches: Sequence[Sequence[Frame]], clock: Clock) -> Iterator[_Batch]:
+def _keep_in_flight(detector: Detector, batches: Sequence[Sequence[Frame]]) -> Iterator[_Batch]:
     """Yield each batch when its result is there and the next one is submitted, from the third of each slot on."""
     submitted_ns = [0] * len(batches)
     for slot, batch in enumerate(batches):
-        submitted_ns[slot] = clock()
+        submitted_ns[slot] = time.monotonic_ns()
         detector.submit(slot, batch)
-    last_ns = clock()
+    last_ns = time.monotonic_ns()
     for turn, slot in enumerate(cycle(range(len(batches)))):
         objects = sum(map(len, detector.wait(slot, WAIT_S)))
-        done_ns = clock()
+        done_ns = time.monotonic_ns()
         duration_ns, submitted_ns[slot] = done_ns - submitted_ns[slot], done_ns
         detector.submit(slot, batches[slot])
         if turn >= 2 * len(batches) - 1:
@@ -119,13 +114,13 @@ def _keep_in_flight(detector: Detector, batches: Sequence[Sequence[Frame]], cloc
         last_ns = done_ns
 
 
-def _measure(batches: Iterator[_Batch], batch_size: int, seconds: float, warm: Ready, clock: Clock) -> Measured:
+def _measure(batches: Iterator[_Batch], batch_size: int, seconds: float, warm: Ready) -> Measured:
     next(batches)
     while not warm():
         next(batches)
-    meter, end_ns = CpuMeter(), clock() + int(seconds * 1e9)
+    meter, end_ns = CpuMeter(), time.monotonic_ns() + int(seconds * 1e9)
     done: list[_Batch] = []
-    while clock() < end_ns or len(done) < _MIN_BATCHES:
+    while time.monotonic_ns() < end_ns or len(done) < _MIN_BATCHES:
         done.append(next(batches))
     durations_ns, intervals_ns, objects = zip(*done, strict=True)
     frames = len(done) * batch_size
@@ -175,58 +170,57 @@ def measure_engine(
     *,
     batch_size: int = 1,
     warm: Ready = lambda: True,
-    clock: Clock = time.monotonic_ns,
 ) -> Measured:
     """Measure latency and throughput for half of `seconds` each, after a warm-up until `warm` returns True.
 
     Durations are with one batch in flight on each lane; the throughput is with work always queued.
     """
-    _burst(lanes, 2, clock)
+    _burst(lanes, 2)
     while not warm():
-        _burst(lanes, 2, clock)
+        _burst(lanes, 2)
     meter = CpuMeter()
-    durations = Durations.of(_waited(lanes, seconds / 2, clock))
-    count, bursts_ns = _free_running(lanes, seconds / 2, clock)
+    durations = Durations.of(_waited(lanes, seconds / 2))
+    count, bursts_ns = _free_running(lanes, seconds / 2)
     rate_per_s = len(bursts_ns) * count * len(lanes) * batch_size / (sum(bursts_ns) / 1e9)
     return Measured(durations, rate_per_s, meter.read(), relative_error(bursts_ns))
 
 
-def _waited(lanes: Sequence[Lane], seconds: float, clock: Clock) -> list[int]:
+def _waited(lanes: Sequence[Lane], seconds: float) -> list[int]:
     started_ns = []
     for lane in lanes:
-        started_ns.append(clock())
+        started_ns.append(time.monotonic_ns())
         lane.start()
     durations_ns: list[int] = []
-    end_ns = clock() + int(seconds * 1e9)
+    end_ns = time.monotonic_ns() + int(seconds * 1e9)
     for turn, lane in cycle(enumerate(lanes)):
-        if clock() >= end_ns and len(durations_ns) >= 2 * len(lanes):
+        if time.monotonic_ns() >= end_ns and len(durations_ns) >= 2 * len(lanes):
             break
         lane.finish()
-        durations_ns.append(clock() - started_ns[turn])
-        started_ns[turn] = clock()
+        durations_ns.append(time.monotonic_ns() - started_ns[turn])
+        started_ns[turn] = time.monotonic_ns()
         lane.start()
     for lane in lanes:
         lane.finish()
     return durations_ns
 
 
-def _free_running(lanes: Sequence[Lane], seconds: float, clock: Clock) -> tuple[int, list[int]]:
+def _free_running(lanes: Sequence[Lane], seconds: float) -> tuple[int, list[int]]:
     """Return the batches per lane and burst, and the nanoseconds of each burst."""
     count = 1
-    while (took_ns := _burst(lanes, count, clock)) < seconds * 1e9 / 8 and count < _MAX_QUEUED:
+    while (took_ns := _burst(lanes, count)) < seconds * 1e9 / 8 and count < _MAX_QUEUED:
         count *= 2  # lanes run dry at the end of a burst: that must not weigh
     bursts_ns = [took_ns]
     while sum(bursts_ns) < seconds * 1e9 or len(bursts_ns) < _MIN_BURSTS:
-        bursts_ns.append(_burst(lanes, count, clock))
+        bursts_ns.append(_burst(lanes, count))
     return count, bursts_ns
 
 
-def _burst(lanes: Sequence[Lane], count: int, clock: Clock) -> int:
+def _burst(lanes: Sequence[Lane], count: int) -> int:
     """Return the nanoseconds of `count` batches on each lane."""
-    began_ns = clock()
+    began_ns = time.monotonic_ns()
     for _ in range(count):
         for lane in lanes:
             lane.start()
     for lane in lanes:
         lane.finish()
-    return clock() - began_ns
+    return time.monotonic_ns() - began_ns

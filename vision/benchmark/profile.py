@@ -214,7 +214,6 @@ def trace_slots(
     rounds: int,
     recorder: SpanRecorder,
     *,
-    clock: Callable[[], int] = time.monotonic_ns,
     submit: Callable[[int, Sequence[Frame]], None] | None = None,
 ) -> None:
     """Run `rounds` batches in each slot as the program does. Record a lane for each slot and each thread.
@@ -226,13 +225,13 @@ def trace_slots(
     submitted_ns = [0] * len(batches)
 
     def start(slot: int) -> None:
-        submitted_ns[slot] = clock()
+        submitted_ns[slot] = time.monotonic_ns()
         submit(slot, batches[slot])
 
     def finish(slot: int) -> None:
         results = detector.wait(slot, WAIT_S)
         details = {"frames": len(batches[slot]), "objects": sum(map(len, results))}
-        recorder.add(Span("in flight", f"slot {slot}", submitted_ns[slot], clock(), details))
+        recorder.add(Span("in flight", f"slot {slot}", submitted_ns[slot], time.monotonic_ns(), details))
 
     with recorded_spans(recorder):
         for turn in range(rounds + 1):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -44,15 +45,11 @@ class Boxes:
         return [slice(int(low), int(high)) for low, high in itertools.pairwise(edges)]
 
     @staticmethod
-    def of(rows: list[tuple[int, int, NDArray[np.float64], float]]) -> Boxes:
-        """Return the boxes of rows (frame, id, box (4,) xyxy, score), which can be in any order."""
-        rows = sorted(rows, key=lambda row: row[0])
-        return Boxes(
-            np.array([row[0] for row in rows], np.int64),
-            np.array([row[1] for row in rows], np.int64),
-            np.array([row[2] for row in rows], np.float64).reshape(-1, 4),
-            np.array([row[3] for row in rows], np.float64),
-        )
+    def of(rows: Sequence[tuple[float, ...]]) -> Boxes:
+        """Return the boxes of rows (frame, id, x1, y1, x2, y2, score), which can be in any order."""
+        table = np.array(rows, np.float64).reshape(-1, 7)
+        table = table[np.argsort(table[:, 0], kind="stable")]
+        return Boxes(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2:6], table[:, 6])
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +115,7 @@ class _Reader:
     """Collects the valid rows of a file."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[int, int, NDArray[np.float64], float]] = []
+        self.rows: list[tuple[float, ...]] = []
         self.seen: dict[tuple[int, int], int] = {}  # frame and id -> line
         self.invalid = 0
         self._columns: tuple[int, int] | None = None  # their number, and the first line
@@ -140,7 +137,7 @@ class _Reader:
         earlier = self.seen.setdefault((frame, object_id), number)
         if earlier != number:
             raise ValueError(f"object {object_id} is in frame {frame} already, by line {earlier}")
-        self.rows.append((frame, object_id, np.array([left, top, left + width, top + height]), 1.0))
+        self.rows.append((frame, object_id, left, top, left + width, top + height, 1.0))
 
     def _numbers(self, number: int, line: str) -> list[float]:
         fields = [field.strip() for field in line.split(",")]

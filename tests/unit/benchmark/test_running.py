@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -41,6 +42,16 @@ class Time:
         self.now_ns += round(seconds * 1e9)
 
 
+@pytest.fixture
+def time_(monkeypatch: pytest.MonkeyPatch) -> Time:
+    """Return the clock of the measuring loops."""
+    time_ = Time()
+    clock = SimpleNamespace(monotonic_ns=time_.clock, sleep=time_.sleep)
+    monkeypatch.setattr("vision.benchmark.loops.time", clock)
+    monkeypatch.setattr("vision.benchmark.profile.time", clock)
+    return time_
+
+
 def fake(time_: Time, *, slots: int = 2, parallel: int = 1, service_ms: int = 10) -> FakeDetector:
     return FakeDetector(
         slots=slots, parallel=parallel, service_ns=service_ms * 1_000_000, clock=time_.clock, sleep=time_.sleep
@@ -51,41 +62,37 @@ def fake(time_: Time, *, slots: int = 2, parallel: int = 1, service_ms: int = 10
 
 
 @pytest.mark.parametrize(
-    ("slots", "parallel", "batch", "rate", "latency_ms"),
-    [(1, 1, 1, 100, 10), (2, 1, 1, 100, 20), (2, 2, 1, 200, 10), (3, 2, 4, 800, 15), (1, 2, 4, 400, 10)],
+    ("slots", "parallel", "batch", "expected"),
+    [(1, 1, 1, (100, 10)), (2, 1, 1, (100, 20)), (2, 2, 1, (200, 10)), (3, 2, 4, (800, 15)), (1, 2, 4, (400, 10))],
 )
 def test_stage_has_the_throughput_and_latency_of_its_detector(
-    slots: int, parallel: int, batch: int, rate: float, latency_ms: float
+    time_: Time, slots: int, parallel: int, batch: int, expected: tuple[float, float]
 ) -> None:
-    time_ = Time()
     images = load_frames("synthetic:64x48?objects=2", 4)
     with closing(fake(time_, slots=slots, parallel=parallel)) as detector:
         batches = make_batches(detector, images, slots, batch, "bgr")
-        found = measure_stage(detector, batches, 1.0, clock=time_.clock)
-        assert found.frames_per_s == pytest.approx(rate, rel=0.02)
-        assert found.durations.p50_ms == pytest.approx(latency_ms, rel=0.5)
+        found = measure_stage(detector, batches, 1.0)
+        assert found.frames_per_s == pytest.approx(expected[0], rel=0.02)
+        assert found.durations.p50_ms == pytest.approx(expected[1], rel=0.5)
         assert found.objects_per_frame == 2
         detector.submit(0, batches[0])  # all slots are free again
 
 
-def test_stage_warms_up_until_it_is_ready() -> None:
-    time_ = Time()
+def test_stage_warms_up_until_it_is_ready(time_: Time) -> None:
     asked = itertools.count()
     with closing(fake(time_)) as detector:
         batches = make_batches(detector, load_frames("synthetic:64x48", 1), 2, 1, "bgr")
-        measure_stage(detector, batches, 0.1, warm=lambda: next(asked) >= 20, clock=time_.clock)
+        measure_stage(detector, batches, 0.1, warm=lambda: next(asked) >= 20)
     assert time_.now_ns > 0.3e9
 
 
-def test_slow_stage_is_measured_at_least_five_times() -> None:
-    time_ = Time()
+def test_slow_stage_is_measured_at_least_five_times(time_: Time) -> None:
     with closing(fake(time_, slots=1, service_ms=5000)) as detector:
         batches = make_batches(detector, load_frames("synthetic:64x48", 1), 1, 1, "bgr")
-        assert measure_stage(detector, batches, 0.1, clock=time_.clock).durations.count == 5
+        assert measure_stage(detector, batches, 0.1).durations.count == 5
 
 
-def test_single_batches_are_measured_without_their_pauses() -> None:
-    time_ = Time()
+def test_single_batches_are_measured_without_their_pauses(time_: Time) -> None:
     with closing(fake(time_, slots=2, parallel=2)) as detector:
         frames = make_batches(detector, load_frames("synthetic:64x48?objects=2", 2), 1, 2, "bgr")[0]
         asked = itertools.count()
@@ -93,13 +100,10 @@ def test_single_batches_are_measured_without_their_pauses() -> None:
             detector,
             frames,
             1.0,
-            pause_s=0.03,
             warm=lambda: next(asked) >= 3,
-            clock=time_.clock,
-            sleep=time_.sleep,
         )
     assert found.durations.p50_ms == pytest.approx(10.0)
-    assert found.durations.count == 25  # of 40 ms each, pause included
+    assert found.durations.count == 34  # of 30 ms each, pause included
     assert found.frames_per_s == pytest.approx(200)
     assert found.objects_per_frame == 2
 
@@ -131,15 +135,13 @@ class TimedLane:
         self.closed = True
 
 
-def test_engine_latency_and_throughput_are_measured_separately() -> None:
-    time_ = Time()
-    found = measure_engine([TimedLane(time_)], 4.0, clock=time_.clock)
+def test_engine_latency_and_throughput_are_measured_separately(time_: Time) -> None:
+    found = measure_engine([TimedLane(time_)], 4.0)
     assert found.durations.p50_ms == pytest.approx(12.0)
     assert found.frames_per_s == pytest.approx(100, rel=0.03)
 
 
-def test_engine_rate_error_comes_from_the_bursts() -> None:
-    time_ = Time()
+def test_engine_rate_error_comes_from_the_bursts(time_: Time) -> None:
 
     class Uneven(TimedLane):
         """Every second burst takes half as long again; a batch that is waited for always takes the same."""
@@ -157,16 +159,15 @@ def test_engine_rate_error_comes_from_the_bursts() -> None:
             self.queued = 0
             super().finish()
 
-    steady = measure_engine([TimedLane(time_)], 4.0, clock=time_.clock)
-    uneven = measure_engine([Uneven(time_)], 4.0, clock=time_.clock)
+    steady = measure_engine([TimedLane(time_)], 4.0)
+    uneven = measure_engine([Uneven(time_)], 4.0)
     assert steady.durations.std_ms == uneven.durations.std_ms == 0
     assert steady.rate_error == 0
     assert (uneven.rate_error or 0) > 0.05
 
 
-def test_engine_throughput_adds_up_over_streams() -> None:
-    time_ = Time()
-    found = measure_engine([TimedLane(time_), TimedLane(time_)], 4.0, batch_size=4, clock=time_.clock)
+def test_engine_throughput_adds_up_over_streams(time_: Time) -> None:
+    found = measure_engine([TimedLane(time_), TimedLane(time_)], 4.0, batch_size=4)
     assert found.frames_per_s == pytest.approx(800, rel=0.03)
 
 
@@ -360,12 +361,11 @@ def test_profile_without_a_run_is_refused() -> None:
     assert caught.value.code == "no-run"
 
 
-def test_time_line_shows_slots_in_parallel() -> None:
-    time_ = Time()
+def test_time_line_shows_slots_in_parallel(time_: Time) -> None:
     recorder = SpanRecorder(clock=time_.clock)
     with closing(fake(time_, slots=2, parallel=2)) as detector:
         batches = make_batches(detector, load_frames("synthetic:64x48?objects=2", 2), 2, 2, "bgr")
-        trace_slots(detector, batches, 3, recorder, clock=time_.clock)
+        trace_slots(detector, batches, 3, recorder)
     lanes = {lane: [s for s in recorder.spans() if s.lane == lane] for lane in ("slot 0", "slot 1")}
     assert [len(spans) for spans in lanes.values()] == [3, 3]
     for one, other in zip(*lanes.values(), strict=True):

@@ -409,7 +409,7 @@ def test_printed_engine_is_that_of_vision_run(tmp_path: Path) -> None:
     assert f"{MODEL}-fp32-b4-" in configured.stdout
     assert f"`vision build {MODEL} --config {tmp_path}/camera.yaml --max-batch 4 --precision fp32`" in configured.stdout
     if load_gpu("auto")[0] is None:
-        assert usual.stdout.startswith("# there is no GPU here: the path of the engine is made up\n")
+        assert usual.stdout.startswith("# there is no GPU here: the path of the engine is an example\n")
 
 
 @needs_tensorrt
