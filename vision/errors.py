@@ -1,4 +1,4 @@
-"""Every exception of the project, by what the operator does about it.
+"""The exceptions of the project, grouped by what the operator does about them.
 
 ::
 
@@ -6,15 +6,15 @@
     ├── ConfigError       fix the configuration            exit 78, systemd does not restart
     ├── ModelError        fix or rebuild the model          exit 78
     ├── SourceError       one camera; retried with back-off
-    │   ├── EndOfStream   a file or folder came to its end: not a fault
+    │   ├── EndOfStream   a file or folder has ended: not a fault
     │   └── SizeChanged   the frame has a new size: a new epoch, not a fault
     ├── DeviceError       CUDA, TensorRT or ONNX Runtime at run time: fatal, systemd restarts
     │   ├── DeviceMissing no GPU, no driver or no TensorRT: exit 78, a restart would not help
-    │   └── OutOfMemory   does not stick to CUDA; for one camera's frames it is a SourceError of that camera
+    │   └── OutOfMemory   CUDA can continue; for one camera's frames it is a SourceError of that camera
     ├── MessageError      a message or a recording that this version cannot read
     └── Closed            a slot or a queue was closed: the normal end of a wait
 
-A message says what was expected, what came, and what to do (`hint`).
+A message states what was expected, what was received, and what to do (`hint`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 
 EXIT_OK = 0
 EXIT_RUNTIME = 1
-EXIT_USAGE = 2
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG; systemd/vision@.service lists it in RestartPreventExitStatus
 
 
@@ -40,7 +39,7 @@ class Fault:
 
 
 class VisionError(Exception):
-    """Base of all errors that the project raises on purpose."""
+    """Base of all errors that the project raises."""
 
     exit_code = EXIT_RUNTIME
 
@@ -48,10 +47,10 @@ class VisionError(Exception):
         """Create the error; user names, passwords and tokens are removed from the texts.
 
         Args:
-            message: what was expected and what came.
-            hint: what the operator can do.
-            code: stable name of the error for programs and tests, such as ``port-in-use``.
-            faults: the parts of `message`, for a file with faults.
+            message: Expected and received values.
+            hint: Advice for the operator.
+            code: Stable name of the error for programs and tests, such as ``port-in-use``.
+            faults: The faults of a configuration file, which `message` lists.
         """
         super().__init__(redact(message))
         self.hint = redact(hint)
@@ -70,7 +69,7 @@ class ConfigError(VisionError):
 
 
 class ModelError(VisionError):
-    """A model or engine is missing, damaged, or not what its description says."""
+    """A model or engine is missing, damaged, or differs from its description."""
 
     exit_code = EXIT_CONFIG
 
@@ -84,7 +83,7 @@ class EndOfStream(SourceError):
 
 
 class SizeChanged(SourceError):
-    """The frame that was grabbed has another size or format than the buffer it should go to."""
+    """The grabbed frame and its buffer differ in size or format."""
 
     def __init__(self, height_px: int, width_px: int) -> None:
         super().__init__(f"the frame is now {width_px}x{height_px}")
@@ -93,21 +92,21 @@ class SizeChanged(SourceError):
 
 
 class DeviceError(VisionError):
-    """The inference device failed at run time. CUDA errors stick to their context, so the process must go."""
+    """The inference device failed at run time. CUDA errors persist in their context, so the process must end."""
 
 
 class DeviceMissing(DeviceError):
-    """There is no GPU, no driver or no library for it, or one is too old. Restarting does not help."""
+    """A GPU, a driver or a library is missing or too old. A restart does not help."""
 
     exit_code = EXIT_CONFIG
 
 
 class OutOfMemory(DeviceError):
-    """An allocation failed for lack of memory. CUDA goes on: what can do with less, or without, may."""
+    """An allocation failed for lack of memory. CUDA can continue: the caller may use less memory or none."""
 
 
 class MessageError(VisionError):
-    """A message or a line of a recording is not of a schema that this version reads."""
+    """A message or a line of a recording has a schema that this version cannot read."""
 
 
 class Closed(VisionError):

@@ -1,7 +1,6 @@
 """Latency histograms, rates and stage spans.
 
-Averages hide slow frames, so latencies are collected in histograms that are cheap enough for every frame and exact
-to 5 %.
+Averages hide slow frames. A histogram observes the latency of every frame at low cost, exact to 5 %.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ _spans: Spans | None = None
 
 
 def enable_nvtx() -> bool:
-    """Make `span` emit NVTX ranges, in the domain ``vision``. False where the package `nvtx` is not installed."""
+    """Make `span` emit NVTX ranges in the domain ``vision``. Return False if the package `nvtx` is not installed."""
     try:
         import nvtx  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
@@ -108,11 +107,11 @@ def enable_nvtx() -> bool:
 
 
 def send_spans(to: Spans | None) -> None:
-    """Make `span` enter the context that `to` returns for a stage's name; None: stop. It runs in the stage's thread."""
-    global _spans  # noqa: PLW0603 - one switch for the process, thrown before the threads begin
+    """Make `span` enter the context that `to` returns for a stage's name, in the stage's thread; None: stop."""
+    global _spans  # noqa: PLW0603 - one switch for the process, set before the threads start
     _spans = to
 
 
 def span(name: str) -> contextlib.AbstractContextManager[object]:
-    """Mark a stage for Nsight Systems, in a `with` statement. Costs almost nothing while no profiler runs."""
+    """Return a context that marks a stage for Nsight Systems. Costs almost nothing without a profiler."""
     return _spans(name) if _spans is not None else _OFF

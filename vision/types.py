@@ -1,7 +1,7 @@
-"""The values that travel between the stages: frozen, with shape, dtype and unit beside every field.
+"""The values that pass between the stages: frozen, with the shape, dtype and unit of every field.
 
 Boxes have one format everywhere: ``boxes_xyxy``, float32, ``(N, 4)``, pixels of the source frame, ``x2 > x1``.
-Times are nanoseconds of the monotonic clock; UTC appears only beside them, for people and messages.
+Times are nanoseconds of the monotonic clock. UTC times are additional, for people and messages.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 PixelFormat: TypeAlias = Literal["bgr", "bgrx", "nv12", "i420"]
 
 YuvEncoding: TypeAlias = Literal["bt601", "bt601-full", "bt709", "bt709-full"]
-"""How NV12 and I420 numbers mean colours: the matrix (ITU-R BT.601 or BT.709), and whether black to white is 16 to 235
-or, full, 0 to 255. Without meaning for BGR."""
+"""Colour encoding of NV12 and I420: the matrix (ITU-R BT.601 or BT.709), and the range of luma: 16 to 235, or 0 to 255
+(``full``). BGR frames ignore it."""
 
 ClockSource: TypeAlias = Literal["rtcp", "arrival", "media"]
-"""Where a capture time comes from: the camera's RTCP sender report, this machine's clock when the frame
-arrived, or the position in a recorded file."""
+"""Origin of a capture time: the camera's RTCP sender report, this machine's clock at the arrival of the frame, or the
+position in a recorded file."""
 
 
 class DropReason(str, Enum):
-    """Why a grabbed frame was not published. Per camera: grabbed = published + sum of drops + frames in flight."""
+    """Reason for a grabbed frame that was not published. Per camera: grabbed = published + drops + frames in flight."""
 
     SUPERSEDED = "superseded"  # a newer frame of the same camera came before the detector had room
     MAX_FPS = "max_fps"  # the camera's `max_fps` was reached
@@ -39,7 +39,7 @@ class DropReason(str, Enum):
 
 
 def frame_shape(height_px: int, width_px: int, pixel_format: PixelFormat) -> tuple[int, ...]:
-    """Shape of the uint8 array that holds one frame.
+    """Return the shape of the uint8 array that holds one frame.
 
     Raises:
         ValueError: NV12 and I420 need an even width and height.
@@ -55,7 +55,7 @@ def frame_shape(height_px: int, width_px: int, pixel_format: PixelFormat) -> tup
 
 @dataclass(frozen=True, slots=True)
 class FrameMeta:
-    """What is known of one frame. `index` counts grabbed frames per camera and epoch: a gap is a drop."""
+    """Description of one frame. `index` counts grabbed frames per camera and epoch: a gap is a drop."""
 
     camera_id: str
     index: int
@@ -69,7 +69,7 @@ class FrameMeta:
 
 
 class DeviceMemory(Protocol):
-    """GPU memory of one frame, freed with the last object that holds it (`vision.gpu.memory`)."""
+    """GPU memory of one frame, freed with the last object that refers to it (`vision.gpu.memory`)."""
 
     def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
         """Return a copy of `rows` pieces that begin `pitch_bytes` apart, shape (rows, row_bytes)."""
@@ -86,11 +86,11 @@ class FrameBuffer:
     height_px: int
     width_px: int
     host: NDArray[np.uint8] | None
-    """uint8, C-contiguous, shape `shape`. None: the frame is in GPU memory only."""
+    """Pixels: uint8, C-contiguous, shape `shape`. None: the frame is in GPU memory only."""
     device_address: int = 0
-    """Where the GPU reads the frame. 0: the GPU has no memory for it."""
+    """Address from which the GPU reads the frame. 0: the frame is in host memory only."""
     upload_address: int = 0
-    """Page-locked host memory to copy to `device_address` before the GPU reads it. 0: there is nothing to copy."""
+    """Address of page-locked host memory to copy to `device_address` before the GPU reads it. 0: nothing to copy."""
     device: DeviceMemory | None = None
 
     @classmethod
@@ -98,7 +98,7 @@ class FrameBuffer:
         """Return a buffer in ordinary host memory.
 
         Raises:
-            ValueError: the format does not allow this size.
+            ValueError: The format does not allow this size.
         """
         shape = frame_shape(height_px, width_px, pixel_format)
         return cls(pixel_format, height_px, width_px, np.empty(shape, np.uint8))
@@ -112,24 +112,24 @@ class FrameBuffer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the frame's array, see `frame_shape`."""
+        """Return the shape of the frame's array, see `frame_shape`."""
         return frame_shape(self.height_px, self.width_px, self.pixel_format)
 
     def require_host(self) -> NDArray[np.uint8]:
         """Return the pixels in host memory, to write to.
 
         Raises:
-            ValueError: the frame is in GPU memory only.
+            ValueError: The frame is in GPU memory only.
         """
         if self.host is None:
-            raise ValueError("expected a buffer in host memory, this one is in GPU memory only")
+            raise ValueError("expected a buffer in host memory, got one in GPU memory only")
         return self.host
 
     def read(self) -> NDArray[np.uint8]:
         """Return the pixels: the buffer's own if they are in host memory, otherwise a copy.
 
         Raises:
-            DeviceError: the copy from the GPU failed.
+            DeviceError: The copy from the GPU failed.
         """
         if self.host is not None:
             return self.host
@@ -140,7 +140,7 @@ class FrameBuffer:
         """Return rows `first`, `first + step`, ... with shape (rows, bytes of a row). Copies only these from the GPU.
 
         Raises:
-            DeviceError: the copy from the GPU failed.
+            DeviceError: The copy from the GPU failed.
         """
         if self.host is not None:
             return self.host.reshape(len(self.host), -1)[first::step]
@@ -150,13 +150,13 @@ class FrameBuffer:
 
     def _device(self) -> DeviceMemory:
         if self.device is None:
-            raise ValueError("a frame buffer has host memory, GPU memory, or both; this one has neither")
+            raise ValueError("expected a buffer in host memory or GPU memory, got one with neither")
         return self.device
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame in a buffer that belongs to its camera: valid only while its lease is held."""
+    """A frame in a buffer of its camera. Valid only while its lease is held."""
 
     meta: FrameMeta
     buffer: FrameBuffer
@@ -172,7 +172,7 @@ class Frame:
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
-        """Pixels in host memory: uint8, C-contiguous; bgr (H, W, 3), bgrx (H, W, 4), nv12 and i420 (3H/2, W).
+        """Return the pixels in host memory: uint8, C-contiguous; bgr (H, W, 3), bgrx (H, W, 4), others (3H/2, W).
 
         The first access copies a frame that is in GPU memory only. Later ones return the same array.
         """
@@ -186,7 +186,7 @@ class Detections:
     boxes_xyxy: NDArray[np.float32]  # (N, 4) source pixels
     scores: NDArray[np.float32]  # (N,) in [0, 1]
     class_ids: NDArray[np.int32]  # (N,)
-    truncated_candidates: int = 0  # candidates over the detector's capacity that were not considered
+    truncated_candidates: int = 0  # candidates above the detector's capacity, which it ignored
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -198,7 +198,7 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """M followed objects of one frame. A track id is never used twice while the process lives."""
+    """M tracks of one frame. The process never uses a track id twice."""
 
     boxes_xyxy: NDArray[np.float32]  # (M, 4) source pixels
     scores: NDArray[np.float32]  # (M,)
@@ -213,17 +213,17 @@ class Tracks:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """What a second model says of one followed object."""
+    """Result of a second model for one track."""
 
     model: str
     class_name: str
     score: float  # in [0, 1]
-    seen_ns: int  # monotonic; of the frame that the model looked at
+    seen_ns: int  # monotonic; capture time of the classified frame
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the lines and zones of one camera have counted, by their names and then by ``in``, ``in:person``, ..."""
+    """Counters of the lines and zones of one camera, by name and then by ``in``, ``in:person``, ..."""
 
     lines: Mapping[str, Mapping[str, int]]  # "in" and "out"
     zones: Mapping[str, Mapping[str, int]]  # "entered" and "left"
@@ -232,7 +232,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something happened: `kind` ("line_crossed", "crowded", ...) at the line or zone called `name`."""
+    """An event of a `kind` ("line_crossed", "crowded", ...) at the line or zone called `name`."""
 
     kind: str
     name: str
@@ -240,23 +240,23 @@ class Event:
     track_id: int | None
     at_ns: int  # monotonic
     data: Mapping[str, Any] = field(default_factory=dict)
-    snapshot: str = ""  # path of a JPEG of the frame; empty where none was taken
+    snapshot: str = ""  # path of a JPEG of the frame; empty if there is none
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When one frame passed each point, monotonic ns. Zero where it has not been yet."""
+    """Times at which one frame passed each point, monotonic ns; 0 if it has not passed yet."""
 
     captured_ns: int
-    batched_ns: int = 0  # bound to a batch
-    submitted_ns: int = 0  # handed to the detector
-    inferred_ns: int = 0  # boxes were back on the host
-    published_ns: int = 0  # handed to the sockets
+    batched_ns: int = 0  # assigned to a batch
+    submitted_ns: int = 0  # submitted to the detector
+    inferred_ns: int = 0  # boxes arrived on the host
+    published_ns: int = 0  # passed to the sockets
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All that is known of one frame after the detector; stages replace `objects` and append `events`."""
+    """Result of one frame after the detector. Stages replace `objects` and append `events`."""
 
     meta: FrameMeta
     objects: Detections | Tracks
@@ -264,4 +264,4 @@ class Result:
     dropped_before: Mapping[str, int] = field(default_factory=dict)  # reason -> frames since the last result
     events: tuple[Event, ...] = ()
     attributes: Mapping[int, tuple[Attribute, ...]] = field(default_factory=dict)  # by track id
-    counts: Counts | None = None  # None: nothing counts
+    counts: Counts | None = None  # None: without analytics

@@ -12,7 +12,7 @@ from typing import Final
 from vision.errors import ConfigError
 
 DISTRIBUTION: Final = "vision-streams"
-"""Name on package indexes. `vision` there is another project."""
+"""Name on package indexes, where `vision` is another project."""
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
@@ -29,8 +29,8 @@ def install_hint(*extras: str, checkout: Path = _CHECKOUT) -> str:
     """Return the command that installs `extras` into the environment of this process.
 
     Args:
-        extras: names in pyproject.toml, such as ``eval``.
-        checkout: the folder above the package. It is installed in place if it is a checkout of the project.
+        extras: Names in pyproject.toml, such as ``eval``.
+        checkout: The folder above the package. It is installed in place if it is a checkout of the project.
     """
     listed = f"[{','.join(extras)}]"
     if (checkout / "pyproject.toml").is_file():
@@ -47,7 +47,7 @@ def require_cv2(purpose: str) -> None:
     """Check that OpenCV can be imported.
 
     Raises:
-        ConfigError: it cannot; `purpose` needs it.
+        ConfigError: OpenCV is missing; `purpose` needs it.
     """
     try:
         importlib.import_module("cv2")

@@ -1,4 +1,4 @@
-"""docs/architecture.md names every part of the package, and the code keeps its limits."""
+"""docs/architecture.md names every part of the package, and the code stays within its limits of size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parts() -> list[str]:
 
 
 def modules() -> list[Path]:
-    """Return the package's Python files; the linked folders are read where they stand."""
+    """Return the package's Python files, with the linked folders at their own place."""
     linked = (path for folder in ("pipelines",) for path in (ROOT / folder).rglob("*.py"))
     own = (path for path in PACKAGE.rglob("*.py") if not any(parent.is_symlink() for parent in path.parents))
     return sorted({*own, *linked})
@@ -41,7 +41,7 @@ def test_page_names_every_part(part: str) -> None:
     assert f"`{name}`" in PAGE
 
 
-def test_page_names_no_part_that_does_not_exist() -> None:
+def test_page_names_only_existing_parts() -> None:
     folders = {line.split("**")[1].strip("`").rstrip("/") for line in PAGE.splitlines() if line.startswith("**`")}
     assert all((PACKAGE / name).exists() for name in folders), folders
 

@@ -1,10 +1,10 @@
-"""Secrets stay out of every message."""
+"""Errors: redaction of secrets, faults and exit codes."""
 
 from __future__ import annotations
 
 import pytest
 
-from vision.errors import ConfigError, VisionError, redact
+from vision.errors import ConfigError, Fault, VisionError, redact
 
 
 @pytest.mark.parametrize(
@@ -20,15 +20,20 @@ from vision.errors import ConfigError, VisionError, redact
         ("", ""),
     ],
 )
-def test_redact(text: str, expected: str) -> None:
+def test_redact_removes_accounts_and_tokens(text: str, expected: str) -> None:
     assert redact(text) == expected
     assert redact(redact(text)) == expected
 
 
-def test_errors_redact_what_they_are_given() -> None:
+def test_errors_redact_their_texts() -> None:
     error = ConfigError("cannot open rtsp://u:p4ss@h/x", hint="try rtsp://u:p4ss@h/y")
     assert "p4ss" not in f"{error} {error!r} {error.args} {error.hint}"
     assert "hint: try rtsp://***@h/y" in str(error)
+
+
+def test_errors_redact_their_faults() -> None:
+    error = ConfigError("a.yaml:1: a", faults=(Fault(1, 1, "source", "scheme", "got rtsp://u:p4ss@h/x"),))
+    assert error.faults == (Fault(1, 1, "source", "scheme", "got rtsp://***@h/x"),)
 
 
 @pytest.mark.parametrize(("kind", "code"), [(VisionError, 1), (ConfigError, 78)])

@@ -48,8 +48,9 @@ def test_frame_is_copied_from_the_gpu_at_most_once_and_only_if_read() -> None:
 
 
 def test_buffer_in_gpu_memory_has_no_host_pixels_to_write() -> None:
-    with pytest.raises(ValueError, match="host memory"):
-        on_device(filled("bgr")).require_host()
+    buffer = on_device(filled("bgr"))
+    with pytest.raises(ValueError):
+        buffer.require_host()
 
 
 def test_buffers_are_equal_only_to_themselves() -> None:

@@ -1,4 +1,4 @@
-"""Optional libraries stay optional: what needs none of them imports without them."""
+"""Optional libraries are optional: modules that need none of them import without them."""
 
 from __future__ import annotations
 
@@ -102,5 +102,5 @@ def test_counting_runs_without_opencv() -> None:
     assert "crossroads 4 in 3 out" in done.stderr + done.stdout
 
 
-def test_the_block_blocks() -> None:
+def test_blocked_library_cannot_be_imported() -> None:
     assert "is blocked" in imports_without("vision.detect.onnxruntime.detector", {"onnxruntime"}).stderr

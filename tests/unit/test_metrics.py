@@ -1,4 +1,4 @@
-"""Histograms and rates, against exact answers."""
+"""Histograms and rates, compared with exact values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_extremes_are_counted() -> None:
     assert histogram.snapshot().p99_ms == 1e9
 
 
-def test_reset_starts_anew() -> None:
+def test_reset_clears_the_histogram() -> None:
     histogram = LatencyHistogram()
     histogram.observe(5_000_000)
     assert histogram.snapshot(reset=True).count == 1
@@ -54,7 +54,7 @@ def test_rate_counts_a_sliding_window(per_s: int) -> None:
     assert rate.per_s() == 0.0
 
 
-def test_spans_go_where_they_are_sent() -> None:
+def test_spans_enter_the_context_that_is_set() -> None:
     seen: list[str] = []
 
     @contextlib.contextmanager
@@ -76,7 +76,7 @@ def test_spans_go_where_they_are_sent() -> None:
     assert seen == ["outer begins", "inner begins", "inner ends", "outer ends"]
 
 
-def test_nvtx_ranges_where_nvtx_is_installed() -> None:
+def test_nvtx_ranges_are_sent_if_nvtx_is_installed() -> None:
     pytest.importorskip("nvtx")
     try:
         assert enable_nvtx()

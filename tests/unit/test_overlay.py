@@ -46,16 +46,16 @@ def boxes(*rows: tuple[float, float, float, float]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("colour", [*CLASS_COLOURS, *ZONE_COLOURS, LINE_COLOUR, FALSE_COLOUR, WHITE, RIM])
-def test_every_plate_has_letters_that_can_be_read(colour: tuple[int, int, int]) -> None:
+def test_every_label_colour_has_enough_contrast(colour: tuple[int, int, int]) -> None:
     assert contrast(ink_on(colour), colour) >= 4.5
 
 
 @pytest.mark.parametrize(("one", "other", "expected"), [(WHITE, (0, 0, 0), 21.0), (WHITE, WHITE, 1.0)])
-def test_contrast_is_that_of_wcag(one: tuple[int, int, int], other: tuple[int, int, int], expected: float) -> None:
+def test_contrast_follows_wcag(one: tuple[int, int, int], other: tuple[int, int, int], expected: float) -> None:
     assert contrast(one, other) == pytest.approx(expected)
 
 
-def test_a_label_is_the_same_on_any_background() -> None:
+def test_label_is_the_same_on_any_background() -> None:
     noise = np.random.default_rng(1).integers(0, 256, (240, 320, 3)).astype(np.uint8)
     plates = []
     for frame in (grey(value=0), grey(value=255), noise):
@@ -67,17 +67,17 @@ def test_a_label_is_the_same_on_any_background() -> None:
 
 
 @pytest.mark.parametrize("letters_px", [7, 9, 17, 35, 70])
-def test_capitals_have_the_height_that_was_asked_for(letters_px: int) -> None:
+def test_capitals_have_the_requested_height(letters_px: int) -> None:
     rows = np.flatnonzero((text_mask("H", letters_px) > 127).any(axis=1))
     assert rows[-1] - rows[0] + 1 == pytest.approx(letters_px, abs=1.01)
 
 
-def test_words_without_ink_have_a_mask() -> None:
+def test_blank_text_has_a_mask() -> None:
     assert text_mask(" ", 9).shape[1] > 0
     assert not text_mask("", 9).any()
 
 
-def test_letters_and_strokes_grow_with_the_frame() -> None:
+def test_text_and_strokes_scale_with_the_frame() -> None:
     sizes = [Overlay(grey(height, height * 4 // 3)) for height in (120, 576, 1080, 2160)]
     letters = [overlay.letters_px for overlay in sizes]
     assert letters == sorted(letters)
@@ -85,7 +85,7 @@ def test_letters_and_strokes_grow_with_the_frame() -> None:
     assert sizes[-1].stroke_px > sizes[0].stroke_px
 
 
-def test_a_box_is_where_its_object_is() -> None:
+def test_box_is_drawn_at_its_object() -> None:
     frame = grey()
     Overlay(frame).objects(boxes((50, 60, 100, 150)), [""], [class_colour(1)])
     for x, y in ((50, 100), (100, 100), (75, 60), (75, 150)):
@@ -94,7 +94,7 @@ def test_a_box_is_where_its_object_is() -> None:
     assert is_colour(frame, 40, 100, (100, 100, 100))
 
 
-def test_the_first_object_lies_on_top() -> None:
+def test_first_object_is_drawn_on_top() -> None:
     frame = grey()
     Overlay(frame).objects(boxes((50, 60, 100, 150), (50, 60, 100, 150)), ["", ""], [class_colour(0), class_colour(1)])
     assert count(frame, class_colour(0)) > 0
@@ -105,19 +105,19 @@ def test_the_first_object_lies_on_top() -> None:
     "box",
     [(-500, -500, 900, 900), (319, 239, 400, 300), (0, 0, 0, 0), (310, 0, 330, 10), (1e9, 1e9, 2e9, 2e9)],
 )
-def test_a_box_that_leaves_the_frame_is_drawn_at_its_edge(box: tuple[float, float, float, float]) -> None:
+def test_box_outside_the_frame_is_clipped_at_its_edge(box: tuple[float, float, float, float]) -> None:
     frame = grey()
     Overlay(frame).objects(boxes(box), ["person 1"], [class_colour(0)])
     assert count(frame, class_colour(0)) > 0
 
 
-def test_a_box_that_is_not_finite_is_left_out() -> None:
+def test_box_with_infinite_coordinates_is_not_drawn() -> None:
     frame = grey()
     Overlay(frame).objects(boxes((np.nan, 0, 10, 10), (0, 0, np.inf, 10)), ["a", "b"], [WHITE, WHITE])
     assert np.array_equal(frame, grey())
 
 
-def test_labels_give_way_to_each_other_and_to_the_banner() -> None:
+def test_labels_do_not_overlap_each_other_or_the_banner() -> None:
     overlay = Overlay(grey())
     overlay.banner("north", "7 found")
     overlay.objects(boxes((50, 0, 90, 80), (55, 100, 95, 200), (55, 102, 95, 202)), ["a", "b", "c"], [WHITE] * 3)
@@ -126,7 +126,7 @@ def test_labels_give_way_to_each_other_and_to_the_banner() -> None:
     assert not any(one.overlaps(other) for one, other in itertools.combinations(plates, 2))
 
 
-def test_a_label_at_the_edge_stays_in_the_frame() -> None:
+def test_label_at_the_edge_stays_in_the_frame() -> None:
     overlay = Overlay(grey())
     overlay.objects(boxes((300, 220, 319, 239)), ["a long label"], [WHITE])
     (plate,) = overlay._occupied
@@ -134,7 +134,7 @@ def test_a_label_at_the_edge_stays_in_the_frame() -> None:
     assert 0 <= plate.top < plate.bottom <= 240
 
 
-def test_a_plate_wider_than_the_frame_is_cut_off() -> None:
+def test_label_wider_than_the_frame_is_cut_off() -> None:
     assert Overlay(grey(40, 30)).plate("words that need far more room\nand lines", -50, 90, WHITE).right == 30
 
 
@@ -161,20 +161,20 @@ def drawn_line(direction: str, points: object = ((20.0, 120.0), (300.0, 120.0)))
 @pytest.mark.parametrize(
     ("direction", "above", "below"), [("in", False, True), ("out", True, False), ("both", True, True)]
 )
-def test_arrows_point_to_where_crossings_lead(direction: str, above: bool, below: bool) -> None:
+def test_arrows_point_in_the_direction_of_crossings(direction: str, above: bool, below: bool) -> None:
     """A line drawn from left to right is crossed `in` by what moves down."""
     middle = drawn_line(direction)[:, 100:220]  # without the plate at the line's beginning
     assert (count(middle[:110], LINE_COLOUR) > 50) is above
     assert (count(middle[130:], LINE_COLOUR) > 50) is below
 
 
-def test_a_line_that_is_turned_around_turns_its_arrow() -> None:
+def test_reversed_line_reverses_its_arrow() -> None:
     frame = drawn_line("in", ((300.0, 120.0), (20.0, 120.0)))[:, 100:220]
     assert count(frame[:110], LINE_COLOUR) > 50
     assert count(frame[130:], LINE_COLOUR) == 0
 
 
-def test_a_line_is_drawn_from_point_to_point() -> None:
+def test_line_is_drawn_between_its_points() -> None:
     frame = drawn_line("in")
     stroke = frame[120, 200:290].astype(int)
     assert np.abs(stroke - np.array(LINE_COLOUR)).max() < 60
@@ -186,7 +186,7 @@ def square(**limits: object) -> ZoneConfig:
 
 
 @pytest.mark.parametrize(("units", "whole"), [("fraction", 1), ("percent", 100)])
-def test_zones_in_fractions_and_percent_are_where_they_belong(units: Units, whole: float) -> None:
+def test_zones_in_fractions_and_percent_are_scaled_to_the_frame(units: Units, whole: float) -> None:
     frame = grey()
     corners = tuple((x * whole, y * whole) for x, y in square().polygon)
     Overlay(frame).analytics(CameraAnalytics(units=units, zones=(square().model_copy(update={"polygon": corners}),)))
@@ -206,7 +206,7 @@ def test_zones_in_fractions_and_percent_are_where_they_belong(units: Units, whol
         ({"crowd_threshold": 0, "crowded_for_s": 2.5, "dwell_s": 30.0}, "queue\ncrowded above 0 for 2.5 s\ndwell 30 s"),
     ],
 )
-def test_a_zone_says_its_limits(limits: dict[str, object], words: str) -> None:
+def test_zone_label_shows_its_limits(limits: dict[str, object], words: str) -> None:
     assert zone_words(square(**limits)) == words
 
 
@@ -228,7 +228,7 @@ def test_counters_change_the_frame() -> None:
 
 
 @pytest.mark.parametrize("shift", [-1000.0, 0.0, 1000.0])
-def test_shapes_that_leave_the_frame_are_drawn_as_far_as_they_are_in_it(shift: float) -> None:
+def test_shapes_outside_the_frame_are_clipped(shift: float) -> None:
     frame = grey()
     overlay = Overlay(frame)
     corners = np.array([[10, 10], [300, 20], [200, 230]], float) + shift
@@ -236,28 +236,28 @@ def test_shapes_that_leave_the_frame_are_drawn_as_far_as_they_are_in_it(shift: f
     assert (count(frame, ZONE_COLOURS[0]) > 0) is (shift == 0.0)
 
 
-def test_a_trail_fades_towards_its_beginning() -> None:
+def test_trail_fades_towards_its_beginning() -> None:
     frame = grey()
     Overlay(frame).trail(np.array([[x, 120.0] for x in range(20, 300, 10)]), WHITE)
     old, new = frame[120, 40:60].mean(), frame[120, 260:280].mean()
     assert old + 40 < new
 
 
-def test_a_dashed_box_has_gaps() -> None:
+def test_dashed_box_has_gaps() -> None:
     frame = grey()
     Overlay(frame).dashed_box(boxes((50, 60, 150, 200))[0], WHITE, "missed")
     side = (frame[70:190, 50] == 255).all(axis=1)
     assert 0.2 < side.mean() < 0.8
 
 
-def test_the_banner_leaves_the_rest_alone() -> None:
+def test_banner_changes_no_other_pixels() -> None:
     frame = grey()
     Overlay(frame).banner("left", "right")
     assert (frame > 180).sum() > 60
     assert np.array_equal(frame[60:], grey()[60:])
 
 
-def test_points_of_known_place_are_shown_with_their_metres() -> None:
+def test_ground_points_are_labelled_in_metres() -> None:
     ground = {
         "points": ((60.0, 150.0), (160.0, 150.0), (200.0, 220.0), (30.0, 220.0)),
         "metres": ((0.0, 0.0), (3.0, 0.0), (3.0, 4.5), (0.0, 4.5)),

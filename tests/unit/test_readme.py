@@ -1,4 +1,4 @@
-"""The README's configuration is valid, and its links lead somewhere."""
+"""The README's configuration is valid, and its links lead to files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service file is one that systemd accepts."""
+"""systemd accepts the service file."""
 
 from __future__ import annotations
 

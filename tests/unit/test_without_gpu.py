@@ -1,4 +1,4 @@
-"""What who asks for TensorRT is told on a machine without a GPU: one line, what to do, and an exit code."""
+"""TensorRT on a machine without a GPU: one line of error text, a hint, and an exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODEL = "nanodet-g-416"
 @pytest.mark.integration
 @needs_no_gpu
 @pytest.mark.parametrize("verb", ["run", "build", "bench", "profile"])
-def test_one_line_a_hint_and_no_restart(tmp_path: Path, verb: str) -> None:
+def test_missing_gpu_is_reported_with_a_hint_and_exit_code_78(tmp_path: Path, verb: str) -> None:
     config = tmp_path / "camera.yaml"
     config.write_text(
         json.dumps(
@@ -38,13 +38,13 @@ def test_one_line_a_hint_and_no_restart(tmp_path: Path, verb: str) -> None:
     command = [sys.executable, "-m", "vision.cli.main", "--log-level", "warning", *arguments[verb]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 78, done.stderr
-    said, hint = (line for line in done.stderr.splitlines() if not line.startswith("measuring"))
-    assert said.startswith("vision: ")
-    assert "NVIDIA" in said or "cuda-python" in said or "GPU" in said
+    message, hint = (line for line in done.stderr.splitlines() if not line.startswith("measuring"))
+    assert message.startswith("vision: ")
+    assert "NVIDIA" in message or "cuda-python" in message or "GPU" in message
     assert hint.startswith("  hint: ")
 
 
-@pytest.mark.parametrize(("name", "there"), [("nvidiactl", True), ("nvhost-gpu", True), ("null", False)])
-def test_a_gpu_that_the_kernel_shows(tmp_path: Path, name: str, there: bool) -> None:
+@pytest.mark.parametrize(("name", "expected"), [("nvidiactl", True), ("nvhost-gpu", True), ("null", False)])
+def test_gpu_is_found_by_its_device_file(tmp_path: Path, name: str, expected: bool) -> None:
     (tmp_path / name).touch()
-    assert has_nvidia_gpu(tmp_path) == there
+    assert has_nvidia_gpu(tmp_path) == expected

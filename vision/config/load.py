@@ -33,7 +33,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
     """Read and check camera.yaml, and make its paths absolute. `environ` holds the values of ``${NAME}``.
 
     Raises:
-        ConfigError: every fault of the file, one a line.
+        ConfigError: Lists every fault of the file.
     """
     config = _validate_config(read_document(path, environ))
     return _resolve_paths(config, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - resolve() would follow links
@@ -54,7 +54,7 @@ def load_model_spec(folder: Path) -> ModelSpec:
     """Read and check ``model.yaml`` of a model's folder. Does not read the ONNX file.
 
     Raises:
-        ModelError: every fault of the file, one a line.
+        ModelError: Lists every fault of the file.
     """
     return _load_spec(ModelSpec, folder)
 
@@ -189,7 +189,7 @@ def resolve_config(name: str) -> Path:
     """Return the path of a configuration: a shipped one by its name, or a file. ``./demo`` is a file called demo.
 
     Raises:
-        ConfigError: neither of them.
+        ConfigError: Neither of them.
     """
     shipped = shipped_configs()
     if name in shipped:

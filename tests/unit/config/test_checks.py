@@ -1,4 +1,4 @@
-"""Addresses of the publisher, names of files, and values that do not fit together."""
+"""Addresses of the publisher, names of files, and values that conflict."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_invalid_onnx_file_name_is_refused(name: str) -> None:
         check_file_name(name)
 
 
-# --- together ---------------------------------------------------------------------------------------------------------
+# --- conflicts --------------------------------------------------------------------------------------------------------
 
 
 def camera(**options: object) -> str:
@@ -150,7 +150,7 @@ def camera(**options: object) -> str:
         (camera(source="'rtsp://viewer:@h'"), []),
     ],
 )
-def test_camera_faults(text: str, expected: list[FaultKey]) -> None:
+def test_conflicts_of_a_camera_are_reported(text: str, expected: list[FaultKey]) -> None:
     assert config_faults(text, {"X": "s3same"}) == expected
 
 
@@ -204,7 +204,7 @@ ZONE = "polygon: [[0, 0], [9, 0], [9, 9]]"
         ),
     ],
 )
-def test_analytics_faults(text: str, expected: list[FaultKey]) -> None:
+def test_conflicts_of_lines_and_zones_are_reported(text: str, expected: list[FaultKey]) -> None:
     assert config_faults(ANALYTICS + text) == expected
 
 
@@ -216,7 +216,7 @@ def test_analytics_need_a_pipeline_with_analytics(pipeline: str) -> None:
     assert config_faults(pipeline + camera(source="csi:0") + "\nanalytics: {}") == []
 
 
-def test_pipeline_counts_where_analytics_are_given() -> None:
+def test_default_pipeline_is_count_with_analytics() -> None:
     def pipeline(text: str) -> str:
         return load_config_text(camera(source="csi:0") + text, {}).pipeline
 
@@ -263,7 +263,7 @@ def test_camera_without_valid_id_causes_no_second_fault() -> None:
         ),
     ],
 )
-def test_config_built_in_python_is_checked_too(values: dict[str, object], key: str) -> None:
+def test_config_built_in_python_is_checked(values: dict[str, object], key: str) -> None:
     with pytest.raises(ValidationError) as caught:
         AppConfig.model_validate(values)
     (error,) = (error for error in caught.value.errors() if error["type"] == INCONSISTENT)
@@ -327,7 +327,7 @@ def test_unknown_class_is_reported_with_its_line(tmp_path_factory: pytest.TempPa
     assert [fault.line for fault in caught.value.faults] == [0, 0]
 
 
-def test_model_spec_of_ten_lines_has_defaults() -> None:
+def test_short_model_spec_has_defaults() -> None:
     spec = ModelSpec.model_validate(
         {
             "name": "mine",

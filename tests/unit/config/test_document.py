@@ -329,7 +329,7 @@ def test_folder_suggests_its_files(tmp_path: Path) -> None:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Without root's right to read everything."""
+    """Drop root's permission to read everything."""
     if os.geteuid() != 0:
         yield
         return

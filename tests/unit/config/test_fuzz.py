@@ -1,4 +1,4 @@
-"""Whatever stands in the file: a configuration or one ConfigError, and no secret in it."""
+"""Random files: the result is a configuration or one ConfigError without secrets."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class EveryVariable(Mapping[str, str]):
 
 
 def check(text: str, secret: str) -> None:
-    """Load `text`; whatever goes wrong says nothing of the secret, on any way that Python prints errors."""
+    """Load `text` and check that no error shows the secret, however Python prints it."""
     try:
-        site = load_config_text(text, EveryVariable(secret))
+        config = load_config_text(text, EveryVariable(secret))
     except ConfigError as error:
         printed = "".join(traceback.format_exception(error)) + repr(error) + error.hint + str(error.args)
         assert MARK not in printed
@@ -50,10 +50,10 @@ def check(text: str, secret: str) -> None:
         assert error.faults
         assert "Input should" not in str(error)
     else:
-        assert isinstance(site, AppConfig)
-        for camera in site.cameras:
+        assert isinstance(config, AppConfig)
+        for camera in config.cameras:
             if "://" in camera.source and MARK in camera.source.rpartition("@")[0]:  # user and password of a URL
-                shown = str(dict(camera.__repr_args__())["source"])  # an id may hold what it likes
+                shown = str(dict(camera.__repr_args__())["source"])  # an id may hold any text
                 assert MARK not in shown.rpartition("@")[0]
 
 
@@ -118,7 +118,7 @@ ANYTHING = st.recursive(
 
 
 def section(*keys: str, **special: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Return a mapping with some of its real keys, with right and wrong values, or something else altogether."""
+    """Return a mapping with some of its real keys, with valid and invalid values, or any other value."""
     optional = dict.fromkeys(keys, ANYTHING) | special
     return st.one_of(st.fixed_dictionaries({}, optional=optional), st.fixed_dictionaries(special), ANYTHING)
 
@@ -147,7 +147,7 @@ CAMERA = section(
     id=st.sampled_from(["gate", "yard", "${A}"]),
     source=st.sampled_from(TEXTS),
 )
-SITE = st.fixed_dictionaries(
+CONFIG = st.fixed_dictionaries(
     {"cameras": st.lists(CAMERA, max_size=3) | ANYTHING},
     optional={
         "analytics": st.dictionaries(
@@ -171,7 +171,7 @@ many = settings(
 
 
 @many
-@given(SITE, SECRETS, st.booleans())
+@given(CONFIG, SECRETS, st.booleans())
 def test_documents_of_valid_and_invalid_parts(data: dict[str, Any], secret: str, flow: bool) -> None:
     check(yaml.safe_dump(data, default_flow_style=flow, sort_keys=False, allow_unicode=True), secret)
 

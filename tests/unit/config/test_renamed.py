@@ -35,12 +35,12 @@ def test_old_key_is_refused_with_its_line_and_new_name(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", SYNONYMS)
-def test_word_of_another_program_suggests_the_key(path: str) -> None:
+def test_synonym_suggests_the_key(path: str) -> None:
     assert f"'{SYNONYMS[path]}'" in fault_of(path).message
 
 
 @pytest.mark.parametrize(("path", "key"), [*RENAMED.items(), *SYNONYMS.items()])
-def test_tables_lead_to_keys_that_exist(path: str, key: str) -> None:
+def test_tables_name_existing_keys(path: str, key: str) -> None:
     model = ModelSpec if path in MODEL_KEYS else AppConfig
     keys = {found for found, _, _ in key_paths(schema_of(model))}
     assert path not in keys

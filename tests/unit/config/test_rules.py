@@ -114,7 +114,7 @@ def test_rule_built_in_python_is_checked() -> None:
         RuleConfig(name="r", when="crowded queue", cooldown="soon")
 
 
-# --- together ---------------------------------------------------------------------------------------------------------
+# --- conflicts --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_rule_built_in_python_is_checked() -> None:
         ("[{name: r, when: zone_left lawn, cooldown: 60}]", [("rules[0].cooldown", "string-type")]),
     ],
 )
-def test_rule_must_fit_its_line_or_zone(rules: str, expected: list[tuple[str, str]]) -> None:
+def test_rule_that_does_not_fit_its_line_or_zone_is_refused(rules: str, expected: list[tuple[str, str]]) -> None:
     assert faults(f"{CONFIG}rules: {rules}\n") == expected
 
 
@@ -171,7 +171,7 @@ def test_rules_built_in_python_are_checked() -> None:
         ("state_dir: s\npublish: {replay: 'ipc:///a', bind: 'ipc:///a'}", [("publish.replay", "same-address")]),
     ],
 )
-def test_sections_must_fit_the_pipeline(text: str, expected: list[tuple[str, str]]) -> None:
+def test_section_that_does_not_fit_the_pipeline_is_refused(text: str, expected: list[tuple[str, str]]) -> None:
     assert faults(f"cameras: [{{id: a, source: a.mp4}}]\n{text}\n") == expected
 
 

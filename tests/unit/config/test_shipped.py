@@ -1,4 +1,4 @@
-"""The configurations that are shipped, the reference that shows every key, the schema, and names for them."""
+"""Shipped configurations and their names, the reference of every key, and the JSON Schemas."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_names_are_not_made_absolute(tmp_path: Path) -> None:
     assert load_config_text(WITH_PATHS, {}).model == "../models/mine"
 
 
-def test_folder_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_a_model_is_shipped_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert folder_of_model("mine", shipped_models()) == shipped_models() / "mine"
     assert folder_of_model("./mine", shipped_models()) == Path("mine")
@@ -166,7 +166,7 @@ def test_every_shipped_model_yaml_is_valid() -> None:
 
 
 def keys_of(schema: Schema) -> Iterator[tuple[str, Schema]]:
-    """Properties of every object of the schema, wherever it stands."""
+    """Yield the properties of every object of the schema."""
     for name, definition in [("", schema), *schema["$defs"].items()]:
         for key, value in definition.get("properties", {}).items():
             yield f"{name}.{key}", value
@@ -195,7 +195,7 @@ def test_model_schema_describes_every_key() -> None:
 
 
 def written_keys(node: Node, base: str = "") -> Iterator[tuple[str, int, Node]]:
-    """Each key of a document as in `key_paths`, with its line and value; keys that the user chooses are ``*``."""
+    """Yield each key of a document as in `key_paths`, with its line and value; keys that the user chooses are ``*``."""
     if isinstance(node.value, dict):
         for key, child in node.value.items():
             name = "*" if base == "analytics" else key
@@ -229,7 +229,7 @@ def limits(root: Schema, schema: Schema, *, required: bool) -> str:
 
 
 def reference_faults(path: Path) -> list[str]:
-    """Where the reference and the schema differ."""
+    """Return the differences between the reference and the schema."""
     schema = config_schema()
     known = {key: (value, required) for key, value, required in key_paths(schema)}
     written = list(written_keys(read_document(path).root))
@@ -276,7 +276,7 @@ def test_reference_has_every_key_with_limits_and_default() -> None:
         (r"        direction: both\n", "        direction: in\n", "lines[].direction: expected the default both"),
     ],
 )
-def test_wrong_reference_is_noticed(tmp_path: Path, pattern: str, replacement: str, fault: str) -> None:
+def test_fault_in_the_reference_is_found(tmp_path: Path, pattern: str, replacement: str, fault: str) -> None:
     path = tmp_path / "reference.yaml"
     text, count = re.subn(pattern, replacement, REFERENCE.read_text(), count=1)
     assert count == 1
@@ -284,7 +284,7 @@ def test_wrong_reference_is_noticed(tmp_path: Path, pattern: str, replacement: s
     assert any(fault in line for line in reference_faults(path))
 
 
-def test_other_yaml_readers_read_the_shipped_configurations_alike() -> None:
+def test_pyyaml_reads_the_shipped_configurations_alike() -> None:
     for path in shipped_configs().values():
         ours = json.dumps(read_document(path).plain())
         assert json.dumps(yaml.safe_load(path.read_text())) == ours

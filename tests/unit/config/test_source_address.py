@@ -1,4 +1,4 @@
-"""Addresses of sources: their types, what is refused, and the account of a network camera."""
+"""Addresses of sources: their types, refused addresses, and the account of a network camera."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from vision.errors import ConfigError, redact
         ("höf.mkv", File(Path("höf.mkv"))),
     ],
 )
-def test_source_has_the_type_of_its_syntax(source: str, address: SourceAddress) -> None:
+def test_source_is_parsed(source: str, address: SourceAddress) -> None:
     assert parse_source(source) == address
 
 
@@ -114,7 +114,7 @@ def test_accounts_are_for_network_cameras() -> None:
         ("/dev/video0", "user: me, password: '${X}'", "password"),
     ],
 )
-def test_account_that_cannot_be_right_is_refused(source: str, account: str, key: str) -> None:
+def test_invalid_account_is_refused(source: str, account: str, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config_text(f"cameras: [{{id: a, source: '{source}', {account}}}]", {"X": "s3cr3t"})
     assert f"cameras[0].{key}: " in str(caught.value)
@@ -164,14 +164,14 @@ def test_account_that_cannot_be_right_is_refused(source: str, account: str, key:
         ("~/walk.mp4", "home"),
     ],
 )
-def test_source_that_cannot_be_right_is_refused(source: str, code: str) -> None:
+def test_invalid_source_is_refused(source: str, code: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         parse_source(source)
     assert caught.value.code == code
 
 
 @pytest.mark.parametrize("password", ["a/b", "a@b", "a?b", "a#b", "a'b", 'a"b', "a<b", "a b", "a\\b", "ü", "%", "12/3"])
-def test_password_that_redaction_would_miss_is_refused(password: str) -> None:
+def test_password_that_redaction_cannot_find_is_refused(password: str) -> None:
     url = f"rtsp://user:{password}@host/1"
     with pytest.raises(InvalidValue) as caught:
         parse_source(url)

@@ -115,13 +115,15 @@ def types_of(model: type[BaseModel], text: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("kind", "text", "fault"), CONFIG_CASES)
-def test_each_kind_of_error_in_camera_yaml(kind: str, text: str, fault: FaultKey) -> None:
+def test_each_error_in_camera_yaml_has_its_line_key_and_code(kind: str, text: str, fault: FaultKey) -> None:
     assert kind in types_of(AppConfig, text)
     assert config_faults(text) == [fault]
 
 
 @pytest.mark.parametrize(("kind", "text", "fault"), SPEC_CASES)
-def test_each_kind_of_error_in_model_yaml(kind: str, text: str, fault: FaultKey, tmp_path: Path) -> None:
+def test_each_error_in_model_yaml_has_its_line_key_and_code(
+    kind: str, text: str, fault: FaultKey, tmp_path: Path
+) -> None:
     assert kind in types_of(ModelSpec, text)
     (tmp_path / "model.yaml").write_text(text)
     with pytest.raises(ModelError) as caught:
@@ -273,7 +275,7 @@ def test_unreadable_value_has_one_fault() -> None:
     assert [key for _, key, _ in config_faults(text)] == ["cameras[0].id", "cameras[0].source", "cameras[0].max_fps"]
 
 
-def test_file_is_named_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_names_the_file_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("site.yaml").write_text("cameras: []")
     with pytest.raises(ConfigError) as caught:
@@ -281,7 +283,7 @@ def test_file_is_named_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert str(caught.value).startswith("site.yaml:1:")
 
 
-def test_errors_have_no_chain_that_could_show_a_value() -> None:
+def test_error_chain_shows_no_value() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config_text(MANY, {})
     assert caught.value.__cause__ is None

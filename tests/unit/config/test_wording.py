@@ -21,7 +21,7 @@ def test_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
     ("word", "name"),
     [("people", "person"), ("Pedestrian", "person"), ("cars", "car"), ("bike", "bicycle"), ("aple", "apple")],
 )
-def test_class_name_suggests_what_is_meant(word: str, name: str) -> None:
+def test_class_name_suggests_the_nearest_class(word: str, name: str) -> None:
     assert f"'{name}'" in did_you_mean_class(word, ("apple", "person", "car", "bicycle"))
 
 
