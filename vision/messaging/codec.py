@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -51,9 +51,9 @@ _StructT = TypeVar("_StructT", bound=msgspec.Struct)
 class Numbering:
     """Sequence numbers of one publisher, per topic. One thread at a time."""
 
-    def __init__(self, node: str, instance: str | None = None) -> None:
+    def __init__(self, node: str) -> None:
         self.node = node
-        self.instance = instance if instance is not None else secrets.token_hex(4)
+        self.instance = secrets.token_hex(4)
         self._last: dict[str, int] = {}
 
     def header(self, topic: str) -> Header:
@@ -244,8 +244,6 @@ _TYPES: dict[str, type[AnyMessage]] = {
     "status": CameraStatusMessage,
     f"status/{NODE}": NodeStatusMessage,
 }
-_JSON_DECODERS = {kind: msgspec.json.Decoder(kind) for kind in (*_TYPES.values(), ReplayRequest, ReplayReply)}
-_MSGPACK_DECODERS = {kind: msgspec.msgpack.Decoder(kind) for kind in _JSON_DECODERS}
 
 
 def encode(message: AnyMessage | ReplayRequest | ReplayReply, encoding: Encoding = "json") -> bytes:
@@ -280,10 +278,10 @@ def decode_as(kind: type[_StructT], payload: bytes, name: str) -> _StructT:
     Raises:
         MessageError: another schema or version, or not a message.
     """
-    # A JSON object starts with a brace; no MessagePack map does.
-    decoders: Mapping[Any, Any] = _JSON_DECODERS if payload[:1] == b"{" else _MSGPACK_DECODERS
     try:
-        return cast(_StructT, decoders[kind].decode(payload))
+        if payload[:1] == b"{":  # a JSON object; no MessagePack map starts with a brace
+            return msgspec.json.decode(payload, type=kind)
+        return msgspec.msgpack.decode(payload, type=kind)
     except _UNREADABLE as error:
         raise _unreadable(name, schema_of(kind), payload, error) from error
 
