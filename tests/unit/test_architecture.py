@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def test_page_names_every_part(part: str) -> None:
 def test_page_names_only_existing_parts() -> None:
     folders = {line.split("**")[1].strip("`").rstrip("/") for line in PAGE.splitlines() if line.startswith("**`")}
     assert all((PACKAGE / name).exists() for name in folders), folders
+
+
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"`(?:\w+/)*(\w+\.(?:py|cuh))`", PAGE))))
+def test_page_names_no_module_that_does_not_exist(module: str) -> None:
+    assert any(PACKAGE.rglob(module)), module
 
 
 def test_package_has_few_parts() -> None:
