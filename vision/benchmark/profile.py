@@ -72,7 +72,7 @@ def profile_model(
 
 
 def _onnxruntime_layers(folder: Path, spec: ModelSpec, settings: ProfileSettings) -> Profile:
-    from vision.config.model_file import checked_model_file
+    from vision.config import checked_model_file
     from vision.detect.onnxruntime.network import OnnxNetwork
 
     path = checked_model_file(folder, spec)

@@ -23,6 +23,7 @@ from vision.config.app import PublishConfig as PublishConfig
 from vision.config.app import StatusConfig as StatusConfig
 from vision.config.app import TrackConfig as TrackConfig
 from vision.config.load import check_classes as check_classes
+from vision.config.load import checked_model_file as checked_model_file
 from vision.config.load import load_classifier_spec as load_classifier_spec
 from vision.config.load import load_config as load_config
 from vision.config.load import load_config_text as load_config_text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +27,9 @@ from vision.config.yaml_reader import parse_document, read_document
 from vision.errors import ConfigError, Fault, ModelError
 
 SPEC_NAME: Final = "model.yaml"
+
+_LFS_POINTER: Final = b"version https://git-lfs"
+_log = logging.getLogger(__name__)
 
 _S = TypeVar("_S", bound=ConfigSection)
 
@@ -77,6 +82,51 @@ def _load_spec(kind: type[_S], folder: Path) -> _S:
     except ConfigError as error:
         hint = "a model is a folder with model.yaml and the ONNX file it names; `vision models` explains the keys"
         raise ModelError(error.args[0], hint=hint, code=error.code, faults=error.faults) from None
+
+
+def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
+    """Return the path of the model's ONNX file after checking it, before any library reads it.
+
+    Raises:
+        ModelError: The file is missing, unreadable, empty, a Git LFS pointer, or not the one in the spec.
+    """
+    path = folder / spec.file
+    try:
+        sha256 = sha256_of(path)
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except FileNotFoundError:
+        text, hint = "there is no such file", "`file` in model.yaml names the ONNX file in the same folder"
+        raise ModelError(
+            f"{spec.name}: expected the model at {path}; {text}", hint=hint, code="model-missing"
+        ) from None
+    except OSError as error:
+        text, hint = f"{spec.name}: cannot read {path}: {error.strerror}", "check the file's owner"
+        raise ModelError(text, hint=hint, code="model-unreadable") from error
+    if not start:
+        raise ModelError(f"{spec.name}: {path} is empty", hint="fetch the model again", code="damaged-model")
+    if start == _LFS_POINTER:
+        text, hint = f"{spec.name}: {path} is a Git LFS pointer, not the model", "`git lfs pull` fetches the model"
+        raise ModelError(text, hint=hint, code="lfs-pointer")
+    if spec.sha256 is None:
+        _log.warning("%s: model.yaml has no sha256, so the file is not checked; it would be %s", spec.name, sha256)
+    elif sha256 != spec.sha256:
+        raise ModelError(
+            f"{spec.name}: {path} should have the sha256 {spec.sha256}, it has {sha256}",
+            hint="the file is damaged, or another version: fetch it again, or change `sha256` in model.yaml "
+            "if you exchanged the model on purpose",
+            code="model-sha256",
+        )
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _validated(model: type[_S], document: Document, other_faults: Iterable[Fault] = ()) -> _S:

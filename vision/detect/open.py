@@ -11,8 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from vision.config import ClassifierSpec, DetectConfig, ModelSpec
-from vision.config.model_file import checked_model_file
+from vision.config import ClassifierSpec, DetectConfig, ModelSpec, checked_model_file
 from vision.detect.classes import class_ids, class_names
 from vision.detect.detector import SLOTS_CPU, Detector
 from vision.detect.reference.heads import make_head

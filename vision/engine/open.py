@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision.config.model_file import checked_model_file
+from vision.config import checked_model_file
 from vision.engine.build import BuildOptions, Built, build_engine
 from vision.engine.build_plan import BuildPlan
 from vision.engine.cache import EngineCache, Loaded, key_of

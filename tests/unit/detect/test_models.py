@@ -22,7 +22,7 @@ from rich.console import Console
 from tests import tiny_models
 from tests.paths import ROOT
 from vision.config import DetectConfig, load_model_spec, shipped_models
-from vision.config.model_file import checked_model_file, sha256_of
+from vision.config.load import checked_model_file, sha256_of
 from vision.detect.catalog import EXPLANATION, ModelRow, list_models, print_models
 from vision.detect.classes import COCO80, class_ids, class_names
 from vision.detect.detector import Detector

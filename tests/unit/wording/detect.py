@@ -6,8 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vision.config import ModelSpec, load_model_spec
-from vision.config.model_file import checked_model_file
+from vision.config import ModelSpec, checked_model_file, load_model_spec
 from vision.detect.classes import class_ids
 from vision.detect.reference.heads import make_head
 from vision.errors import VisionError
