@@ -1,12 +1,12 @@
-"""What was configured and what was found, drawn on a frame: one look for `vision draw`, evaluation videos and demos.
+"""Lines, zones and objects drawn on a frame, for `vision draw`, annotated videos and snapshots.
 
-Sizes grow with the frame, so that a thumbnail and a 4K frame can both be read. Every letter stands on a plate of
-its own and every stroke has a dark rim: the background is whatever a camera shows. Letters are drawn four times too
-large and then reduced, because OpenCV 4's thin strokes are hard to read at the size of a label.
+Sizes grow with the frame. Text has a plate and strokes have a dark rim, to be legible on any background. Letters are
+drawn at four times their size and reduced, because OpenCV 4's thin strokes are hard to read at the size of a label.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,9 +41,9 @@ WHITE: Final[Colour] = (255, 255, 255)
 FALSE_COLOUR: Final[Colour] = (90, 90, 255)
 RIM: Final[Colour] = (24, 24, 24)
 
-_LETTERS_OF_SIDE: Final = 0.016  # height of a capital letter, of the frame's shorter side
-_LEAST_LETTERS_PX: Final = 7
-_STROKE_OF_SIDE: Final = 1 / 360
+_LETTER_SHARE: Final = 0.016  # height of a capital letter, of the frame's shorter side
+_MIN_LETTERS_PX: Final = 7
+_STROKE_SHARE: Final = 1 / 360
 _FILL: Final = 0.18  # how much of a zone's colour lies over its area
 _OVERSIZE: Final = 4
 _SHIFT: Final = 4  # bits of a pixel's fraction in OpenCV's coordinates
@@ -52,7 +52,7 @@ _FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
 
 @dataclass(frozen=True, slots=True)
 class Rect:
-    """Whole pixels; `right` and `bottom` lie outside."""
+    """A rectangle in pixels; `right` and `bottom` lie outside."""
 
     left: int
     top: int
@@ -60,9 +60,8 @@ class Rect:
     bottom: int
 
     def overlaps(self, other: Rect) -> bool:
-        return (
-            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
-        )
+        apart = self.left >= other.right or other.left >= self.right
+        return not (apart or self.top >= other.bottom or other.top >= self.bottom)
 
 
 class Overlay:
@@ -72,12 +71,10 @@ class Overlay:
         self.frame = frame
         self.height_px, self.width_px = frame.shape[:2]
         side_px = min(self.height_px, self.width_px)
-        self.letters_px = max(_LEAST_LETTERS_PX, round(side_px * _LETTERS_OF_SIDE))
-        self.stroke_px = max(2, round(side_px * _STROKE_OF_SIDE))
+        self.letters_px = max(_MIN_LETTERS_PX, round(side_px * _LETTER_SHARE))
+        self.stroke_px = max(2, round(side_px * _STROKE_SHARE))
         self._occupied: list[Rect] = []
         self._plates: list[tuple[Rect, str, Colour]] = []
-
-    # --- what was configured ------------------------------------------------------------------------------------------
 
     def analytics(
         self,
@@ -86,26 +83,27 @@ class Overlay:
         crossed: Mapping[str, Mapping[str, int]] | None = None,
         inside: Mapping[str, int] | None = None,
     ) -> None:
-        """Every zone and line of a camera.
+        """Draw every zone and line of a camera.
 
         Args:
-            crossed: objects by line and direction (``in``, ``out``); none are shown where absent.
-            inside: objects by zone; none are shown, but the zone's limits, where absent.
+            section: configuration of the camera.
+            crossed: objects by line and direction (``in``, ``out``). None: no counts.
+            inside: objects by zone. None: the limits of the zone.
         """
-        for at, zone in enumerate(section.zones):
-            corners = self.to_pixels(zone.polygon, section.units)
-            self._zone(corners, ZONE_COLOURS[at % len(ZONE_COLOURS)])
+        colours = itertools.cycle(ZONE_COLOURS)
+        zones = [(zone, self._to_pixels(zone.polygon, section.units), next(colours)) for zone in section.zones]
+        for _, corners, colour in zones:
+            self._zone(corners, colour)
         if section.ground is not None and crossed is None:
-            self._plan(section.ground, self.to_pixels(section.ground.points, section.units))
+            self._plan(section.ground, self._to_pixels(section.ground.points, section.units))
         for line in section.lines:
-            self._line(line, self.to_pixels(line.points, section.units), (crossed or {}).get(line.name))
-        for at, zone in enumerate(section.zones):
+            self._line(line, self._to_pixels(line.points, section.units), (crossed or {}).get(line.name))
+        for zone, corners, colour in zones:
             words = zone_words(zone) if inside is None else f"{zone.name}: {inside.get(zone.name, 0)}"
-            corners = self.to_pixels(zone.polygon, section.units)
-            self._name(words, _inner_point(corners), ZONE_COLOURS[at % len(ZONE_COLOURS)])
+            self._name(words, _inner_point(corners), colour)
 
-    def to_pixels(self, points: Iterable[Point], units: Units) -> NDArray[np.float64]:
-        """(N, 2) x, y in pixels of this frame."""
+    def _to_pixels(self, points: Iterable[Point], units: Units) -> NDArray[np.float64]:
+        """Return (N, 2) x, y in pixels of this frame."""
         return np.array(list(points), np.float64) * pixels_per_unit(units, self.width_px, self.height_px)
 
     def _zone(self, corners: NDArray[np.float64], colour: Colour) -> None:
@@ -121,8 +119,7 @@ class Overlay:
 
     def _plan(self, ground: GroundConfig, corners: NDArray[np.float64]) -> None:
         """Draw the four ground points with their metres."""
-        for at in range(4):
-            self._dashes(corners[at], corners[(at + 1) % 4], WHITE)
+        self._dashes(corners, WHITE)
         for corner, (x, y) in zip(corners, ground.metres, strict=True):
             self._disc(corner, self.stroke_px, WHITE)
             self._name(f"{x:g}, {y:g} m", corner, WHITE)
@@ -140,44 +137,36 @@ class Overlay:
             self._arrow(ends[0] + place * along, way, f"{direction}{count}")
         self._name(line.name, ends[0], LINE_COLOUR)
 
-    # --- what was found -----------------------------------------------------------------------------------------------
-
     def objects(self, boxes_xyxy: NDArray[np.float32], labels: Sequence[str], colours: Sequence[Colour]) -> None:
-        """Boxes (N, 4) in pixels with their labels, the first of them on top. An empty label draws none."""
-        rows = list(zip(boxes_xyxy, labels, colours, strict=True))[::-1]
-        rows = [row for row in rows if np.isfinite(row[0]).all()]
+        """Draw boxes (N, 4) in pixels with their labels, the first one on top. An empty label is not drawn."""
+        rows = [row for row in zip(boxes_xyxy, labels, colours, strict=True) if np.isfinite(row[0]).all()][::-1]
         for box, _, colour in rows:
-            self.box(box, colour)
+            self._box(box, colour)
         for rect, words, plate_colour in self._plates:  # names and counters of lines stay above the boxes
             self._draw_plate(rect, words, plate_colour)
         for box, label, colour in rows:
             if label:
                 self._tag(box, label, colour)
 
-    def box(self, box_xyxy: NDArray[np.float32], colour: Colour) -> None:
-        """One box in pixels."""
+    def _box(self, box_xyxy: NDArray[np.float32], colour: Colour) -> None:
         x1, y1, x2, y2 = self._corners(box_xyxy)
         cv2.rectangle(self.frame, (x1, y1), (x2, y2), RIM, self.stroke_px + 2)
         cv2.rectangle(self.frame, (x1, y1), (x2, y2), colour, self.stroke_px)
 
     def dashed_box(self, box_xyxy: NDArray[np.float32], colour: Colour, label: str = "") -> None:
-        """One box in pixels, of dashes: what should have been found and was not."""
+        """Draw a box in pixels with dashes: an object that should have been detected and was not."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
-        corners = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64)
-        for at in range(4):
-            self._dashes(corners[at], corners[(at + 1) % 4], colour)
+        self._dashes(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64), colour)
         if label:
             self._tag(box_xyxy, label, colour)
 
     def trail(self, points: NDArray[np.float64], colour: Colour) -> None:
-        """Where an object came from: (N, 2) in pixels, the oldest first and faintest."""
+        """Draw the former positions of an object: (N, 2) in pixels, the oldest first and faintest."""
         fixed = _fixed(points)
         for at in range(1, len(fixed)):
             share = 0.3 + 0.7 * at / len(fixed)
             faded = tuple(round(channel * share + RIM[0] * (1 - share)) for channel in colour)
             cv2.line(self.frame, fixed[at - 1], fixed[at], faded, self.stroke_px, cv2.LINE_AA, _SHIFT)
-
-    # --- words --------------------------------------------------------------------------------------------------------
 
     def banner(self, words: str, right: str = "") -> None:
         """Draw a dark strip along the upper edge, with words at its left and its right."""
@@ -194,7 +183,7 @@ class Overlay:
             _ink(self.frame, letters, self.width_px - pad - letters.shape[1], top, WHITE)
 
     def plate(self, words: str, left: int, top: int, colour: Colour) -> Rect:
-        """Words, of one or more lines, on a plate of `colour`, moved into the frame. Returns where it lies."""
+        """Draw one or more lines of text on a plate of `colour`, moved into the frame. Return its position."""
         rect = self._plate_at(words, left, top)
         self._draw_plate(rect, words, colour)
         self._occupied.append(rect)
@@ -209,10 +198,8 @@ class Overlay:
             _ink(self.frame, letters, rect.left + pad, below, ink_on(colour))
             below += letters.shape[0]
 
-    # --- parts --------------------------------------------------------------------------------------------------------
-
     def _corners(self, box_xyxy: NDArray[np.float32]) -> tuple[int, int, int, int]:
-        """Within the frame, so that no side of a clipped box is invisible."""
+        """Return the corners within the frame, so that each side of a clipped box is visible."""
         high = np.array([self.width_px, self.height_px] * 2) - 1
         x1, y1, x2, y2 = np.clip(np.rint(box_xyxy), 0, high).astype(int).tolist()
         return x1, y1, x2, y2
@@ -222,11 +209,14 @@ class Overlay:
         cv2.polylines(self.frame, fixed, closed, RIM, self.stroke_px + 2, cv2.LINE_AA, _SHIFT)
         cv2.polylines(self.frame, fixed, closed, colour, self.stroke_px, cv2.LINE_AA, _SHIFT)
 
-    def _dashes(self, start: NDArray[np.float64], end: NDArray[np.float64], colour: Colour) -> None:
-        dash_px, length_px = 4.0 * self.stroke_px, float(np.hypot(*(end - start)))
-        for along_px in np.arange(0.0, length_px, 2 * dash_px):
-            shares = np.array([[along_px], [min(along_px + dash_px, length_px)]]) / length_px
-            self._path(start + shares * (end - start), colour, closed=False)
+    def _dashes(self, corners: NDArray[np.float64], colour: Colour) -> None:
+        """Draw the outline of a polygon in dashes."""
+        dash_px = 4.0 * self.stroke_px
+        for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            length_px = float(np.hypot(*(end - start)))
+            for along_px in np.arange(0.0, length_px, 2 * dash_px):
+                shares = np.array([[along_px], [min(along_px + dash_px, length_px)]]) / length_px
+                self._path(start + shares * (end - start), colour, closed=False)
 
     def _disc(self, centre: NDArray[np.float64], radius_px: int, colour: Colour) -> None:
         at = _fixed(centre[None])[0]
@@ -239,9 +229,8 @@ class Overlay:
         side = np.array([-way[1], way[0]]) * 0.35 * length
         self._path(np.array([start, tip - way * 0.2 * length]), LINE_COLOUR, closed=False)
         head = np.array([tip, tip - way * 0.5 * length + side, tip - way * 0.5 * length - side])
-        fixed = [np.array(_fixed(head), np.int32)]
-        cv2.polylines(self.frame, fixed, True, RIM, self.stroke_px + 2, cv2.LINE_AA, _SHIFT)
-        cv2.fillPoly(self.frame, fixed, LINE_COLOUR, cv2.LINE_AA, _SHIFT)
+        self._path(head, LINE_COLOUR, closed=True)
+        cv2.fillPoly(self.frame, [np.array(_fixed(head), np.int32)], LINE_COLOUR, cv2.LINE_AA, _SHIFT)
         plate = self._plate_at(words, 0, 0)
         size = np.array([plate.right, plate.bottom])
         corner = tip + way * (0.5 * np.abs(way) @ size + self.stroke_px) - size / 2
@@ -266,12 +255,12 @@ class Overlay:
         self.plate(label, *(fits or places)[0], colour)
 
     def _fits(self, words: str, left: int, top: int) -> bool:
-        """Whether a plate would lie there, not moved into the frame, and over no other one."""
+        """Return True if a plate fits there without being moved, and covers no other one."""
         rect = self._plate_at(words, left, top)
         return rect.top == top and not any(rect.overlaps(other) for other in self._occupied)
 
     def _plate_at(self, words: str, left: int, top: int) -> Rect:
-        """Where the plate lies once it is moved into the frame."""
+        """Return the position of a plate that is moved into the frame."""
         lines = self._lines_of(words)
         pad = _pad(self.letters_px)
         width = max(letters.shape[1] for letters in lines) + 2 * pad
@@ -301,24 +290,15 @@ def class_colour(class_id: int) -> Colour:
 
 
 def ink_on(colour: Colour) -> Colour:
-    """Black or white, whichever contrasts more (WCAG 2.2, relative luminance)."""
-    return RIM if contrast(RIM, colour) >= contrast(WHITE, colour) else WHITE
-
-
-def contrast(one: Colour, other: Colour) -> float:
-    """Contrast ratio of WCAG 2.2, 1 to 21; 4.5 is what text needs."""
-    low, high = sorted((_luminance(one), _luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def _luminance(colour: Colour) -> float:
-    linear = [(c / 255 / 12.92) if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
-    return 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
+    """Return the text colour with the higher contrast (WCAG 2.2): black on relative luminance above 0.2, else white."""
+    shares = [channel / 255 for channel in colour]
+    blue, green, red = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares)
+    return RIM if 0.0722 * blue + 0.7152 * green + 0.2126 * red > 0.2 else WHITE
 
 
 @lru_cache(maxsize=4096)
 def text_mask(words: str, letters_px: int) -> NDArray[np.uint8]:
-    """Opacity of the words, (height, width) uint8, from the top of the capitals to the bottom of the descenders.
+    """Return the opacity of a text, (height, width) uint8, from the top of capitals to the bottom of descenders.
 
     Characters that OpenCV's font lacks come out as question marks.
     """
@@ -339,7 +319,7 @@ def text_mask(words: str, letters_px: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=64)
 def _font_size(capital_px: int) -> tuple[float, int]:
-    """OpenCV's scale and thickness for capitals of this height, measured: fonts differ between its versions."""
+    """Return OpenCV's scale and thickness for capitals of this height, measured: fonts differ between versions."""
     thickness = max(1, round(capital_px * 0.13))
     scale = capital_px / 22
     for _ in range(3):
@@ -363,7 +343,7 @@ def _pad(letters_px: int) -> int:
 
 
 def _fixed(points: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """Points as OpenCV takes them with `_SHIFT`."""
+    """Return points as OpenCV takes them with `_SHIFT`."""
     return [(int(x), int(y)) for x, y in np.rint(points * (1 << _SHIFT))]
 
 

@@ -29,6 +29,7 @@ from vision.types import FrameBuffer
 
 _Result = TypeVar("_Result")
 
+NO_ANSWER = "no answer within its time-outs"
 _GRACE_S = 2.0  # beyond the camera's own time-outs, for a library that is late
 
 
@@ -61,7 +62,7 @@ def _check_as_json(name: str, stop: threading.Event) -> int:
     try:
         path, app_config = check_configuration(name)
         checks = check_cameras(app_config.cameras, stop)
-        document |= {"config": str(path), "cameras": [check.as_json() for check in checks]}
+        document |= {"config": str(path), "cameras": [asdict(check) for check in checks]}
     except VisionError as error:
         faults = [asdict(fault) for fault in error.faults]
         document["fault"] = {"code": error.code, "message": error.args[0], "hint": error.hint, "faults": faults}
@@ -89,43 +90,30 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
 
 @dataclass(frozen=True, slots=True)
 class CameraCheck:
-    """Result for one camera: `info` if it gave a frame, else `error`."""
+    """Result for one camera: the first frame, or why there is none."""
 
-    camera_id: str
-    info: StreamInfo | None
-    first_frame_s: float
-    error: str = ""
-
-    def as_json(self) -> dict[str, object]:
-        """Return the result as plain data."""
-        document: dict[str, object] = {"camera": self.camera_id, "error": self.error or None}
-        if self.info is not None:
-            document |= {
-                "width": self.info.width_px,
-                "height": self.info.height_px,
-                "fps": self.info.fps,
-                "format": self.info.pixel_format,
-                "decoder": self.info.decoder,
-                "first_frame_s": round(self.first_frame_s, 3),
-            }
-        return document
+    camera: str
+    first_frame_s: float  # time until the frame, or until the error
+    error: str | None = None
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    format: str = ""
+    decoder: str = ""
 
 
 def check_cameras(cameras: Sequence[CameraConfig], stop: threading.Event) -> list[CameraCheck]:
     """Open every camera and read one frame, within the time-outs of its configuration."""
-    checks = look_at_each(cameras, _check_camera, stop)
-    silent = "no answer within its time-outs"
-    return [checks.get(camera.id, CameraCheck(camera.id, None, 0.0, silent)) for camera in cameras]
+    return look_at_each(cameras, _check_camera, lambda camera: CameraCheck(camera.id, 0.0, NO_ANSWER), stop)
 
 
 def look_at_each(
-    cameras: Sequence[CameraConfig], look: Callable[[CameraConfig], _Result], stop: threading.Event
-) -> dict[str, _Result]:
-    """Call `look` for all cameras at the same time.
-
-    Returns:
-        The results by camera id, without cameras that give no answer within their time-outs.
-    """
+    cameras: Sequence[CameraConfig],
+    look: Callable[[CameraConfig], _Result],
+    give_up: Callable[[CameraConfig], _Result],
+    stop: threading.Event,
+) -> list[_Result]:
+    """Call `look` for all cameras at the same time, and `give_up` for those that exceed their time-outs."""
     results: dict[str, _Result] = {}
 
     def ask(camera: CameraConfig) -> None:
@@ -138,7 +126,7 @@ def look_at_each(
     for thread, deadline in zip(threads, deadlines, strict=True):
         while thread.is_alive() and time.monotonic() < deadline and not stop.is_set():
             thread.join(0.1)
-    return dict(results)
+    return [results[camera.id] if camera.id in results else give_up(camera) for camera in cameras]
 
 
 def _check_camera(camera: CameraConfig) -> CameraCheck:
@@ -148,8 +136,10 @@ def _check_camera(camera: CameraConfig) -> CameraCheck:
             info = source.open()
             _read_frame(source, info, camera.read_timeout_s)
     except SourceError as error:
-        return CameraCheck(camera.id, None, time.monotonic() - began, str(error))
-    return CameraCheck(camera.id, info, time.monotonic() - began)
+        return CameraCheck(camera.id, round(time.monotonic() - began, 3), str(error))
+    seconds = round(time.monotonic() - began, 3)
+    size = (info.width_px, info.height_px)
+    return CameraCheck(camera.id, seconds, None, *size, info.fps, info.pixel_format, info.decoder)
 
 
 def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> None:
@@ -163,17 +153,14 @@ def print_checks(checks: Sequence[CameraCheck], console: Console) -> int:
     """Print the table; return the exit code: 0 if every camera gave a frame."""
     table = Table("camera", "frame", "frames/s", "format", "decoder", "first frame", header_style="bold")
     for check in checks:
-        info = check.info
-        if info is None:
-            table.add_row(check.camera_id, "[red]none[/]", "", "", "", f"after {check.first_frame_s:.1f} s")
-        else:
-            rate = "" if info.fps is None else f"{info.fps:g}"
-            size = f"{info.width_px}x{info.height_px}"
-            first = f"{check.first_frame_s:.1f} s"
-            table.add_row(check.camera_id, size, rate, info.pixel_format, info.decoder, first)
+        if check.error is not None:
+            table.add_row(check.camera, "[red]none[/]", "", "", "", f"after {check.first_frame_s:.1f} s")
+            continue
+        rate = "" if check.fps is None else f"{check.fps:g}"
+        size, seconds = f"{check.width}x{check.height}", f"{check.first_frame_s:.1f} s"
+        table.add_row(check.camera, size, rate, check.format, check.decoder, seconds)
     console.print(table)
-    for check in checks:
-        if check.error:
-            text = f"{check.camera_id}: {check.error}"
-            console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-    return EXIT_RUNTIME if any(check.error for check in checks) else EXIT_OK
+    failed = [f"{check.camera}: {check.error}" for check in checks if check.error is not None]
+    for text in failed:
+        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    return EXIT_RUNTIME if failed else EXIT_OK

@@ -78,13 +78,10 @@ class LiveDisplay:
     """Redraws one renderable in place, below the log lines of the same console, also after the terminal is resized."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.console = console
         self._live = Live(console=console, auto_refresh=False)
-        self._width = console.width
-
-    def start(self) -> None:
-        """Begin to draw, and hide the cursor."""
         self._live.start()
+        self._width = console.width
 
     def stop(self) -> None:
         """Leave the last drawing on the screen, and show the cursor."""
@@ -92,7 +89,7 @@ class LiveDisplay:
 
     def update(self, renderable: RenderableType) -> None:
         """Draw `renderable` in place of the one before."""
-        width = self._console.width
+        width = self.console.width
         if width < self._width:
             self._scroll_away()
         self._width = width
@@ -104,11 +101,11 @@ class LiveDisplay:
         A terminal that becomes narrower wraps the lines of the old drawing, so their number is no longer known and
         they cannot be erased without the risk to erase log lines above them.
         """
-        height = self._console.height
+        height = self.console.height
         self._live.update("", refresh=False)
         self._live.stop()
-        self._console.control(Control((ControlType.CURSOR_MOVE_TO, 0, height - 1)))
-        self._console.print("\n" * (height - 1))
-        self._console.control(Control.home())
-        self._live = Live(console=self._console, auto_refresh=False)
+        self.console.control(Control((ControlType.CURSOR_MOVE_TO, 0, height - 1)))
+        self.console.print("\n" * (height - 1))
+        self.console.control(Control.home())
+        self._live = Live(console=self.console, auto_refresh=False)
         self._live.start()

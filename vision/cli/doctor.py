@@ -82,7 +82,7 @@ def doctor(context: typer.Context, json: Json = False) -> int:
 def examine() -> list[Finding]:
     """Run every check."""
     jetson = TEGRA_RELEASE.exists()
-    gpu: tuple[Callable[[], Finding], ...] = (check_gpu, check_nvdec, _cuda_python, check_cuda, _tensorrt)
+    gpu: tuple[Callable[[], Finding], ...] = (check_gpu, check_nvdec, check_cuda, _tensorrt)
     checks: Iterable[Callable[[], Finding]] = (
         _machine,
         *((_jetson, _power_mode) if jetson else ()),
@@ -243,17 +243,6 @@ def check_nvdec() -> Finding:
         hint = "a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; else update the driver"
         return Finding("NVDEC", "broken", f"PyNvVideoCodec: {str(error).splitlines()[0]}", hint)
     return Finding("NVDEC", "ok", f"PyNvVideoCodec {module.__version__}")
-
-
-def _cuda_python() -> Finding:
-    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
-        hint = f"{install_hint('cuda13')} with JetPack 7 and current drivers, cuda12 in place of cuda13 with JetPack 6"
-        return Finding("cuda-python", "missing", "the module cuda.bindings is not installed", hint)
-    try:
-        version = importlib.metadata.version("cuda-bindings")
-    except importlib.metadata.PackageNotFoundError:
-        version = "of unknown version"
-    return Finding("cuda-python", "ok", f"cuda-bindings {version}")
 
 
 def check_cuda() -> Finding:

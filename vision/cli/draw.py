@@ -14,10 +14,9 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
 
 from vision.capture.frame_reader import read_frames
-from vision.cli.check import look_at_each
+from vision.cli.check import NO_ANSWER, look_at_each
 from vision.cli.options import ConfigName, read_config
 from vision.cli.session import command
 from vision.config import AppConfig, CameraAnalytics, CameraConfig, Point
@@ -75,9 +74,7 @@ def draw_cameras(config: AppConfig, folder: Path, stop: threading.Event) -> list
         except SourceError as error:
             return Drawing(camera.id, error=str(error))
 
-    drawings = look_at_each(config.cameras, look, stop)
-    silent = "no answer within its time-outs"
-    return [drawings.get(camera.id, Drawing(camera.id, error=silent)) for camera in config.cameras]
+    return look_at_each(config.cameras, look, lambda camera: Drawing(camera.id, error=NO_ANSWER), stop)
 
 
 def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> Drawing:
@@ -145,12 +142,15 @@ def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> It
 
 def print_drawings(drawings: Sequence[Drawing], console: Console) -> int:
     """Print a line per camera; return the exit code: 0 if every camera gave a frame."""
+
+    def show(drawing: Drawing, text: str, style: str = "") -> None:
+        console.print(f"{drawing.camera_id}: {text}", style=style, soft_wrap=True, highlight=False, markup=False)
+
     for drawing in drawings:
-        name = escape(drawing.camera_id)
         if drawing.path is not None:
-            console.print(f"{name}: {escape(str(drawing.path))}, {drawing.words}", soft_wrap=True, highlight=False)
+            show(drawing, f"{drawing.path}, {drawing.words}")
         else:
-            console.print(f"[red]{name}: {escape(drawing.error)}[/]", soft_wrap=True, highlight=False)
+            show(drawing, drawing.error, "red")
         for words in drawing.outside:
-            console.print(f"[yellow]{name}: {escape(words)}[/]", soft_wrap=True, highlight=False)
+            show(drawing, words, "yellow")
     return EXIT_RUNTIME if any(drawing.path is None for drawing in drawings) else EXIT_OK

@@ -7,10 +7,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import wraps
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final
 
 import typer
@@ -42,7 +42,7 @@ def command(*, orderly: bool = False) -> Callable[[Callable[..., int]], Callable
         @wraps(body)
         def run(**arguments: Any) -> None:
             session: Session = arguments["context"].obj
-            with Signals(session.stop) if orderly else nullcontext():
+            with stop_on_signals(session.stop) if orderly else nullcontext():
                 code = _run_guarded(lambda: body(**arguments), session.log_level)
             raise typer.Exit(code)
 
@@ -83,46 +83,41 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class Signals:
-    """Sets `stop` at the first SIGTERM or SIGINT; the second ends the process at once.
+@contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Set `stop` at the first SIGTERM or SIGINT; the second ends the process at once.
 
     The handler interrupts arbitrary Python code of the main thread, which may hold a lock of the event or of the
-    console. So it only writes into a pipe, and a thread does the rest. The thread ends with the `with` block.
+    console. So it only writes into a pipe, and a thread does the rest.
     """
+    reader, writer = os.pipe()
+    received: list[int] = []
 
-    def __init__(self, stop: threading.Event) -> None:
-        self.stop = stop
-        self._received = False
-        self._previous: dict[signal.Signals, Any] = {}
-        self._reader, self._writer = os.pipe()
-        self._thread = threading.Thread(target=self._wait, name="signals", daemon=True)
-
-    def __enter__(self) -> Signals:
-        self._thread.start()
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        os.write(self._writer, _QUIT)
-        self._thread.join()
-        os.close(self._reader)
-        os.close(self._writer)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._received:
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if received:
             if os.isatty(2):
                 os.write(2, _SHOW_CURSOR)  # a live table hides it
             os._exit(128 + number)
-        self._received = True
-        os.write(self._writer, _STOP)
+        received.append(number)
+        os.write(writer, _STOP)
 
-    def _wait(self) -> None:
-        from vision.cli.console import error_console
+    thread = threading.Thread(target=_wait_for_signal, args=(reader, stop), name="signals", daemon=True)
+    thread.start()
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        os.write(writer, _QUIT)
+        thread.join()
+        os.close(reader)
+        os.close(writer)
 
-        while os.read(self._reader, 1) == _STOP:
-            self.stop.set()
-            error_console().print("stopping; press Ctrl-C again to quit at once", soft_wrap=True, highlight=False)
+
+def _wait_for_signal(reader: int, stop: threading.Event) -> None:
+    from vision.cli.console import error_console
+
+    while os.read(reader, 1) == _STOP:
+        stop.set()
+        error_console().print("stopping; press Ctrl-C again to quit at once", soft_wrap=True, highlight=False)

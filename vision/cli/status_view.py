@@ -47,21 +47,13 @@ class StatusView:
     """Shows each `Report`: rates, latency and drops per camera."""
 
     def __init__(self, console: Console | None, *, line_interval_s: float = 10.0) -> None:
-        """Create the view.
-
-        Args:
-            console: a terminal; None: a log line per camera every `line_interval_s` seconds.
-            line_interval_s: seconds between log lines.
-        """
-        self._console = console
+        """Create the view for a terminal, or for log lines every `line_interval_s` seconds if `console` is None."""
         self._display = LiveDisplay(console) if console is not None else None
         self._line_interval_s = line_interval_s
         self._next_line_s = _FIRST_LINE_S
         self._unlogged: Report | None = None
 
     def __enter__(self) -> StatusView:
-        if self._display is not None:
-            self._display.start()
         return self
 
     def __exit__(
@@ -74,8 +66,8 @@ class StatusView:
 
     def show(self, report: Report) -> None:
         """Show this report now, or skip it if log lines would follow each other too fast."""
-        if self._display is not None and self._console is not None:
-            self._display.update(render_status(report, self._console.width))
+        if self._display is not None:
+            self._display.update(render_status(report, self._display.console.width))
             return
         self._unlogged = report
         if report.node.uptime_s >= self._next_line_s:

@@ -11,9 +11,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Final, Protocol, TextIO
+from typing import Annotated, Final, TextIO
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -205,54 +206,48 @@ def lines(board: Board, now_ns: int) -> Iterator[str]:
             yield f"{row['camera']}: {outages[row['camera']]}"
 
 
-class _View(Protocol):
-    def show(self, board: Board, now_ns: int) -> None:
-        """Draw if it is time to. The caller calls this after each message."""
+class _View:
+    """Redraws a table on a terminal; elsewhere prints each note and event, and the figures at an interval."""
 
-    def finish(self, board: Board, now_ns: int) -> None:
-        """Draw the last state."""
-
-
-class _LiveView:
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self.display = LiveDisplay(console)
-        self._next_ns = 0
-
-    def show(self, board: Board, now_ns: int) -> None:
-        if now_ns >= self._next_ns:
-            self._next_ns = now_ns + int(_REDRAW_S * 1e9)
-            self.finish(board, now_ns)
-
-    def finish(self, board: Board, now_ns: int) -> None:
-        self.display.update(render(board, now_ns, self._console.width))
-
-
-class _LineView:
-    def __init__(self, out: TextIO, interval_s: float, now_ns: int) -> None:
+    def __init__(self, out: TextIO, line_interval_s: float) -> None:
+        console = Console(file=out)
         self._out = out
-        self._interval_ns = int(interval_s * 1e9)
-        self._next_ns = now_ns + self._interval_ns
+        self._display = LiveDisplay(console) if console.is_terminal else None
+        self._interval_ns = int((line_interval_s if self._display is None else _REDRAW_S) * 1e9)
+        self._next_ns = time.monotonic_ns() + (self._interval_ns if self._display is None else 0)
         self._note = self._clock = ""
         self._event_count = 0
 
     def show(self, board: Board, now_ns: int) -> None:
-        if board.note and board.note != self._note:
-            self._print(board.note)
-        self._note = board.note
-        if board.event_count > self._event_count:
-            self._print(board.events[-1])
-        self._event_count = board.event_count
+        """Show what is new. The caller calls this after each message."""
+        if self._display is None:
+            self._print_news(board)
         if now_ns >= self._next_ns:
             self._next_ns = now_ns + self._interval_ns
-            self.finish(board, now_ns)
+            self.show_all(board, now_ns)
 
-    def finish(self, board: Board, now_ns: int) -> None:
+    def show_all(self, board: Board, now_ns: int) -> None:
+        """Show the current figures."""
+        if self._display is not None:
+            self._display.update(render(board, now_ns, self._display.console.width))
+            return
         if board.clock != self._clock:
-            self._print(board.clock)
             self._clock = board.clock
+            self._print(board.clock)
         for line in lines(board, now_ns):
             self._print(line)
+
+    def close(self) -> None:
+        """Leave the terminal with the last table."""
+        if self._display is not None:
+            self._display.stop()
+
+    def _print_news(self, board: Board) -> None:
+        if board.note and board.note != self._note:
+            self._print(board.note)
+        if board.event_count > self._event_count:
+            self._print(board.events[-1])
+        self._note, self._event_count = board.note, board.event_count
 
     def _print(self, text: str) -> None:
         print(text, file=self._out, flush=True)
@@ -275,20 +270,13 @@ def watch_address(
         ConfigError: the address is wrong.
         MessageError: the publisher is of another version, or none of ours.
     """
-    out = out if out is not None else sys.stdout
-    console = Console(file=out)
     board = Board(address, time.monotonic_ns())
     try:
-        with Subscription(address, kinds=KINDS, silence_s=silence_s) as subscription:
-            if console.is_terminal:
-                view = _LiveView(console)
-                view.display.start()
-                try:
-                    _follow(subscription, board, view, for_s)
-                finally:
-                    view.display.stop()
-            else:
-                _follow(subscription, board, _LineView(out, line_interval_s, time.monotonic_ns()), for_s)
+        with (
+            Subscription(address, kinds=KINDS, silence_s=silence_s) as subscription,
+            closing(_View(out or sys.stdout, line_interval_s)) as view,
+        ):
+            _follow(subscription, board, view, for_s)
     except KeyboardInterrupt:
         return EXIT_OK
     return EXIT_OK if board.messages else EXIT_RUNTIME
@@ -301,4 +289,4 @@ def _follow(subscription: Subscription, board: Board, view: _View, for_s: float 
         item = subscription.receive(min(_REDRAW_S, (end_ns - now_ns) / 1e9))
         if item is not None:
             board.add(item, time.monotonic_ns(), time.time_ns())
-    view.finish(board, now_ns)
+    view.show_all(board, now_ns)
