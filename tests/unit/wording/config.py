@@ -78,4 +78,40 @@ ROWS = [
             "    ^"
         ),
     ),
+    (
+        "a tab",
+        lambda: _refusal("cameras:\n\t- id: a\n"),
+        "camera.yaml:2: not valid YAML: a tab: YAML is indented with spaces\n     - id: a\n    ^",
+    ),
+    (
+        "a variable that is not set",
+        lambda: _refusal("cameras:\n  - id: a\n    source: rtsp://h\n    user: u\n    password: ${GATE_PASSWORD}\n"),
+        (
+            "camera.yaml:5:15: cameras[0].password: the environment variable GATE_PASSWORD is not set (export it, or "
+            "write $${ for a plain ${)"
+        ),
+    ),
+    (
+        "a missing key",
+        lambda: _refusal("cameras:\n  - source: csi:0\n"),
+        (
+            "camera.yaml:2: cameras[0].id: missing; expected a name of at most 64 letters, digits, '-' and '_', first "
+            "a letter or digit\n      - source: csi:0\n        ^"
+        ),
+    ),
+    (
+        "lines of a camera that does not exist",
+        lambda: _refusal(_CAMERA + "analytics:\n  yard: {}\n"),
+        "camera.yaml:4: analytics.yard: no camera has this id; expected 'a'\n      yard: {}\n      ^",
+    ),
+    (
+        "fractions without their unit",
+        lambda: _refusal(_CAMERA + "analytics:\n  a:\n    lines:\n      - {name: l, points: [[0, 0.5], [1, 1]]}\n"),
+        (
+            "camera.yaml:6:19: analytics.a.lines[0].points: all within one pixel; expected units: fraction next to "
+            "lines and zones, or coordinates in pixels\n"
+            "          - {name: l, points: [[0, 0.5], [1, 1]]}\n"
+            "                      ^"
+        ),
+    ),
 ]
