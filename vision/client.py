@@ -174,7 +174,8 @@ class Subscription:
         self._replay: ReplayClient | None = None
         if since is not None:
             recovery = GapRecovery(*_number_and_journal(since), clock=clock)
-            self._replay = ReplayClient(recovery, self._context, self._poller, keepalive_s, replay)
+            self._replay = ReplayClient(recovery, self._context, keepalive_s, replay)
+            self._poller.register(self._replay.socket, zmq.POLLIN)
         for topic in self._topics if since is None else self._topics | {EVENTS, _NODE_STATUS}:
             self._socket.subscribe(topic)
         try:

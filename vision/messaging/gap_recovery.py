@@ -163,22 +163,20 @@ class ReplayClient:
 
     Attributes:
         recovery: decides when a request is due, and orders the events of the replies.
-        socket: connected DEALER socket; None: the address is not known yet.
+        socket: DEALER socket, for a poller. It is not connected until the address is known.
     """
 
     def __init__(
         self,
         recovery: GapRecovery,
         context: zmq.Context[zmq.Socket[bytes]],
-        poller: zmq.Poller,
         keepalive_s: int,
         address: str | None,
     ) -> None:
         """Connect, or wait for `learn_address` without an address."""
         self.recovery = recovery
-        self.socket: zmq.Socket[bytes] | None = None
-        self._context = context
-        self._poller = poller
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)  # do not queue requests for a connection that does not exist
         self._keepalive_s = keepalive_s
         self._learns_address = address is None
         self._address = ""
@@ -207,24 +205,19 @@ class ReplayClient:
             self._connect(address)
 
     def _connect(self, address: str) -> None:
-        if self.socket is not None:
-            self._poller.unregister(self.socket)
-            self.socket.close()
-        sock = self._context.socket(zmq.DEALER)
-        set_common_options(sock, address, self._keepalive_s)
-        sock.setsockopt(zmq.IMMEDIATE, 1)  # do not queue requests for a connection that does not exist
-        sock.connect(address)
-        self._poller.register(sock, zmq.POLLIN)
-        self.socket, self._address = sock, address
+        if self._address:
+            self.socket.disconnect(self._address)
+        set_common_options(self.socket, address, self._keepalive_s)
+        self.socket.connect(address)
+        self._address = address
 
     def request_if_due(self) -> None:
         """Send a request if one is due and there is a connection."""
-        if self.socket is not None and self.recovery.wait_ns() <= 0 and self.socket.poll(0, zmq.POLLOUT):
+        if self.recovery.wait_ns() <= 0 and self.socket.poll(0, zmq.POLLOUT):
             self.socket.send_multipart([b"", codec.encode(self.recovery.request())], zmq.NOBLOCK)
 
     def receive(self) -> Iterator[InOrder]:
         """Receive a reply. Yield the events and reports that are in order now."""
-        assert self.socket is not None
         header, *events = self.socket.recv_multipart()[1:] or [b""]
         reply = codec.decode_as(ReplayReply, header, "reply")
         return self.recovery.replied(reply, [codec.decode_as(EventMessage, event, "event") for event in events])
