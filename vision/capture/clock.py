@@ -25,7 +25,6 @@ LATE_FOR_NS = 30_000_000_000
 STEP_NS = 3_600_000_000_000
 """No network delays a frame by an hour: the clock was changed."""
 
-
 NTP_TO_UNIX_S = 2_208_988_800
 """From 1900 to 1970: RFC 5905."""
 
@@ -33,7 +32,7 @@ _SENDER_REPORT = 200  # RFC 3550, section 6.4.1
 
 
 def utc_minus_running_time(
-    report: bytes, *, rtp_time: int, base_rtp_time: int, base_running_ns: int, clock_rate_hz: int
+    report: bytes, rtp_time: int, base_rtp_time: int, base_running_ns: int, clock_rate_hz: int
 ) -> int | None:
     """Return UTC minus running time, in ns, from an RTCP packet that begins with a sender report.
 

@@ -1,4 +1,4 @@
-"""Facts about a coded frame ahead of the decoder: is it intact, when did it arrive, what was the camera's time.
+"""Facts about coded frames, collected before the decoder: damage, time of arrival, and the camera's time.
 
 Decoders output frames later, in another order, and without most of this. The presentation time, which they keep,
 identifies the frame again.
@@ -96,10 +96,10 @@ class Timeline:
             if len(self._frames) > self._capacity:
                 del self._frames[next(iter(self._frames))]
 
-    def take(self, pts_ns: int) -> PacketInfo | None:
+    def take(self, pts_ns: int | None) -> PacketInfo | None:
         """Return the frame with this presentation time, or None. Discard all earlier ones."""
         with self._lock:
-            packet = self._frames.get(pts_ns)
-            if packet is not None:
+            packet = None if pts_ns is None else self._frames.get(pts_ns)
+            if pts_ns is not None and packet is not None:
                 self._frames = {pts: frame for pts, frame in self._frames.items() if pts > pts_ns}
             return packet

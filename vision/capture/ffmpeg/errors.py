@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -16,6 +17,11 @@ _PORTS: Final = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _ANSWER_S: Final = 2.0
 _ANSWER_LATE_S: Final = 0.5  # for a camera that has not answered for a whole timeout
 _LINE_BYTES: Final = 512
+
+
+def named(name: str | Path, error: SourceError) -> SourceError:
+    """Return an error of a decoder with the name of its source."""
+    return SourceError(f"{name}: {error.args[0]}", hint=error.hint, code=error.code)
 
 
 class _Answer(NamedTuple):

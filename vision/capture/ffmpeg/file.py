@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 
 from vision.capture.ffmpeg.bindings import open_container
 from vision.capture.ffmpeg.decoder import DecodedFrame, OpenDecoder, PacketDamaged, PacketDecoder
+from vision.capture.ffmpeg.errors import named
 from vision.capture.pacing import FramePacer, PacedSource
 from vision.capture.source import Grab, StreamInfo, plausible_fps
 from vision.config.wording import did_you_mean_file
@@ -55,15 +56,7 @@ class VideoFile(PacedSource[_Frame]):
         *,
         loop: bool = False,
     ) -> None:
-        """Create the source.
-
-        Args:
-            path: the file.
-            pixel_formats: the formats that the detector accepts, cheapest first.
-            open_decoder: makes the decoder of each pass.
-            pacer: the times of the frames.
-            loop: restart the file at its end.
-        """
+        """Create the source. `open_decoder` makes the decoder of each pass; `loop` restarts the file at its end."""
         super().__init__(path, pacer)
         self._path = path
         self._pixel_formats = pixel_formats
@@ -194,7 +187,7 @@ class _Pass:
             self.decoder: PacketDecoder = open_decoder(self._stream, pixel_formats)
         except SourceError as error:
             self._container.close()
-            raise self._named(error) from error
+            raise named(self._path, error) from error
         self.fps = plausible_fps(self._stream.average_rate or self._stream.guessed_rate)
         seconds = (self._container.duration or 0) / av.time_base
         self.expected = self._stream.frames or int(max(0.0, seconds) * (self.fps or 0.0) + 0.5)
@@ -214,7 +207,7 @@ class _Pass:
             except PacketDamaged:
                 continue
             except SourceError as error:
-                raise self._named(error) from error
+                raise named(self._path, error) from error
             for decoded in frames:
                 assert info is not None
                 yield _Frame(decoded, self.decoder, info)
@@ -249,7 +242,3 @@ class _Pass:
         flush: Packet[Any] = Packet(0)
         flush.stream = self._stream
         yield flush
-
-    def _named(self, error: SourceError) -> SourceError:
-        """Return the error with the file's name."""
-        return SourceError(f"{self._path}: {error.args[0]}", hint=error.hint, code=error.code)

@@ -31,7 +31,7 @@ from vision.capture.blocking import BlockingReader
 from vision.capture.clock import CaptureClock
 from vision.capture.ffmpeg.bindings import open_container, time_ns
 from vision.capture.ffmpeg.decoder import DecodedFrame, FFmpegDecoder, OpenDecoder, PacketDamaged, PacketDecoder
-from vision.capture.ffmpeg.errors import explain_open
+from vision.capture.ffmpeg.errors import explain_open, named
 from vision.capture.ffmpeg.h264 import FrameGapFinder
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
 from vision.capture.source import Grab, StreamInfo, not_open, plausible_fps
@@ -170,7 +170,7 @@ def _connect(camera: CameraConfig, open_decoder: OpenDecoder, pixel_formats: tup
         return _Connection(redact(camera.source), container, stream, open_decoder(stream, pixel_formats))
     except SourceError as error:
         container.close()
-        raise _named(redact(camera.source), error) from error
+        raise named(redact(camera.source), error) from error
 
 
 class _Connection:
@@ -186,7 +186,7 @@ class _Connection:
         self._timeline = Timeline()
         context = stream.codec_context
         self._gap_finder = FrameGapFinder(context.extradata) if context.name == "h264" else None
-        self._min_delay_ns: int | None = None
+        self._min_delay_ns = 1 << 63
 
     def step(self) -> list[_Frame]:
         """Read one packet and decode it.
@@ -224,12 +224,12 @@ class _Connection:
             self._gate.decoding_failed()
             return []
         except SourceError as error:
-            raise _named(self._name, error) from error
+            raise named(self._name, error) from error
 
     def _frame(self, decoded: DecodedFrame, now_ns: int) -> _Frame:
         if decoded.corrupt:
             self._gate.decoding_failed()
-        info = self._timeline.take(decoded.pts_ns) if decoded.pts_ns is not None else None
+        info = self._timeline.take(decoded.pts_ns)
         if info is None:  # a stream without times
             info = PacketInfo(now_ns, None, self._gate.damaged)
         if decoded.corrupt:
@@ -241,8 +241,7 @@ class _Connection:
         if pts_ns is None:
             return 0
         delay_ns = now_ns - pts_ns
-        if self._min_delay_ns is None or delay_ns < self._min_delay_ns:
-            self._min_delay_ns = delay_ns
+        self._min_delay_ns = min(self._min_delay_ns, delay_ns)
         return delay_ns - self._min_delay_ns
 
     def _reading_failed(self, error: av.FFmpegError, waited_s: float) -> SourceError:
@@ -251,11 +250,6 @@ class _Connection:
         else:
             text, hint = f"the connection failed: {error.strerror}", "check cable, network and the camera's power"
         return SourceError(f"{self._name}: {text}", hint=hint, code="read")
-
-
-def _named(name: str, error: SourceError) -> SourceError:
-    """Return an error of a decoder with the camera's address."""
-    return SourceError(f"{name}: {error.args[0]}", hint=error.hint, code=error.code)
 
 
 def _sent_utc_ns(packet: Packet[Any]) -> int | None:

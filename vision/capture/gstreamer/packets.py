@@ -36,7 +36,7 @@ class PacketMonitor:
 
     def info(self, pts_ns: int | None) -> PacketInfo:
         """Return what is known about a decoded frame from its presentation time."""
-        packet = None if pts_ns is None else self._timeline.take(pts_ns)
+        packet = self._timeline.take(pts_ns)
         if packet is not None:
             return packet
         now_ns = time.monotonic_ns()  # a camera that sends raw frames, or a decoder that invented a time
@@ -56,17 +56,12 @@ class PacketMonitor:
         names = ("sr-ext-rtptime", "base-rtptime", "base-time", "clock-rate")
         if not all(sync.has_field(name) for name in (*names, "sr-buffer")):
             return  # newer versions report times in RTP header extensions here too
-        rtp_time, base_rtp_time, base_running_ns, clock_rate_hz = (int(sync.get_value(name)) for name in names)
-        if rtp_time == NO_TIME:
+        times = [int(sync.get_value(name)) for name in names]
+        if times[0] == NO_TIME:
             return
         report = sync.get_value("sr-buffer")
-        self._utc_offset_ns = utc_minus_running_time(
-            report.extract_dup(0, report.get_size()),
-            rtp_time=rtp_time,
-            base_rtp_time=base_rtp_time,
-            base_running_ns=base_running_ns,
-            clock_rate_hz=clock_rate_hz,
-        )
+        data = report.extract_dup(0, report.get_size())
+        self._utc_offset_ns = utc_minus_running_time(data, *times)
 
     def on_event(self, _pad: Any, probe: Any) -> Any:
         """Note lost packets."""

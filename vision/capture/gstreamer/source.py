@@ -135,9 +135,8 @@ class GStreamerSource:
         )
 
 
-_SLICE_S = 0.05  # longest delay until an interrupt or a fault is noticed
-
 _CODECS: dict[str, pipeline.Codec] = {"H264": "H264", "H265": "H265", "JPEG": "JPEG"}
+_SLICE_S = 0.05  # longest delay until an interrupt or a fault is noticed
 
 
 class Player:
