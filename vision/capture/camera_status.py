@@ -60,9 +60,9 @@ class _Arrivals:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a connection failed, each text on one line.
+    """The reason why a connection failed, each text on one line.
 
-    It stands in for the error, whose traceback would keep frame buffers alive.
+    It replaces the error, whose traceback would keep frame buffers alive.
     """
 
     text: str = ""

@@ -26,7 +26,7 @@ STEP_NS = 3_600_000_000_000
 """No network delays a frame by an hour: the clock was changed."""
 
 NTP_TO_UNIX_S = 2_208_988_800
-"""From 1900 to 1970: RFC 5905."""
+"""Seconds from 1900 to 1970: RFC 5905."""
 
 _SENDER_REPORT = 200  # RFC 3550, section 6.4.1
 

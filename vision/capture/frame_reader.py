@@ -1,6 +1,4 @@
-"""The frames of one camera in order, without a running pipeline: for `vision draw`, the first pass over a labelled
-video, and its annotated copy.
-"""
+"""Frames of one camera in order, without a pipeline: for `vision draw` and for labelled and annotated videos."""
 
 from __future__ import annotations
 

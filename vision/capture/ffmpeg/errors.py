@@ -25,7 +25,7 @@ def named(name: str | Path, error: SourceError) -> SourceError:
 
 
 class _Answer(NamedTuple):
-    """What a camera answers: the stable name of the fault, and its text and hint for the operator."""
+    """The answer of a camera: the code of the fault, and the text and hint for the operator."""
 
     code: str
     text: str

@@ -44,7 +44,7 @@ _OPEN_MARGIN_S: Final = 1.0  # for a library that exceeds its own timeouts
 _DIAGNOSIS_S: Final = 1.0  # `explain_open` after a timeout: connection and request
 
 _OPTIONS: Final = {"fpsprobesize": "0"}
-"""By default FFmpeg reads 20 frames to measure their rate, which takes seconds, and then delivers them all at once."""
+"""FFmpeg's default is to read 20 frames to measure their rate, which takes seconds, and to deliver them all at once."""
 
 _RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "10000"}
 """Without sound, which is not used, and metadata, which FFmpeg may wait for in vain."""

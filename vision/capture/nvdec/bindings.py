@@ -41,7 +41,7 @@ CODECS: Final = {
     "libvpx-vp9": "VP9",
     "mpeg2video": "MPEG2",
 }
-"""From FFmpeg's decoders to members of ``cudaVideoCodec``. Motion JPEG is not among them: CUDA kernels decode it."""
+"""Members of ``cudaVideoCodec`` by FFmpeg's decoders. Motion JPEG is not among them: CUDA kernels decode it."""
 
 _NAMES: Final = "H.264, H.265, AV1, VP8, VP9 or MPEG-2"
 
