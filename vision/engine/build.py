@@ -36,6 +36,7 @@ from vision.engine.build_plan import (
 from vision.engine.library import (
     Gpu,
     LogLines,
+    capability_names,
     collect_log,
     find_library,
     has_weak_typing,
@@ -159,12 +160,11 @@ class _Build:
         capabilities = supported_capabilities()
         quantised = self._plan.precision in ("fp8", "int8")
         if quantised and capabilities and self._gpu.compute_capability not in capabilities:
-            known = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
-            major, minor = self._gpu.compute_capability
             raise ModelError(
-                f"{find_library()} was not made for compute capability {major}.{minor} but for {known}: "
-                f"{self._plan.precision} gives wrong results there",
+                f"{find_library()} is for compute capabilities {capability_names(capabilities)}: on "
+                f"{capability_names([self._gpu.compute_capability])}, {self._plan.precision} gives wrong results",
                 hint="set `detect: {precision: fp16}`, or use TensorRT in place of TensorRT-RTX",
+                code="untested-precision",
             )
 
     def run(self, model: bytes, timing_cache: bytes | None) -> Built:
@@ -235,23 +235,19 @@ class _Build:
 
     def _aim(self, config: Any) -> None:
         """Set the GPU that TensorRT-RTX builds for. A GPU that it cannot name (9.0) gets the default."""
-        capabilities = supported_capabilities()
-        if not hasattr(config, "set_compute_capability"):
-            if self._options.ahead_of_time:
-                raise ModelError(
-                    f"{find_library()} builds for the GPU in this machine only",
-                    hint=f"run `vision build` on the machine with the {self._gpu.name}",
-                )
-            return
-        capability = self._gpu.compute_capability
+        capability, capabilities = self._gpu.compute_capability, supported_capabilities()
         if capability in capabilities:
             config.num_compute_capabilities = 1
             name = f"SM{capability[0]}{capability[1]}"
             if not config.set_compute_capability(member_of("ComputeCapability", name), 0):
-                raise ModelError(f"{find_library()} refuses to build for {name}")
+                raise ModelError(f"{find_library()} refuses to build for {name}", code="other-gpu")
         elif self._options.ahead_of_time:
-            known = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
-            raise ModelError(f"{find_library()} builds for compute capabilities {known}, not for {capability}")
+            raise ModelError(
+                f"{find_library()} cannot build for compute capability {capability_names([capability])}, only for "
+                f"{capability_names(capabilities) or 'the GPU in this machine'}",
+                hint=f"run `vision build` on the machine with the {self._gpu.name}",
+                code="other-gpu",
+            )
 
     def _use_dla(self, config: trt.IBuilderConfig) -> None:
         if not self._plan.on_dla:
@@ -318,7 +314,11 @@ def set_flags(config: trt.IBuilderConfig, typing: Typing) -> None:
     for name in typing.flags_on:
         flag = member_of("BuilderFlag", name)
         if flag is None:
-            raise ModelError(f"{find_library()} has no builder flag {name}", hint="another precision or library has")
+            raise ModelError(
+                f"{find_library()} has no builder flag {name}",
+                hint="another precision or library has",
+                code="no-builder-flag",
+            )
         config.set_flag(flag)
     for name in typing.flags_off:
         flag = member_of("BuilderFlag", name)

@@ -76,20 +76,14 @@ def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
 
 
 def failed_build(what: str, cause: str, precision: Precision) -> ModelError:
-    """Return the error to raise: `Refused` if another form of the model may build.
-
-    Lack of memory is not `Refused`; `cause` tells how much was requested.
-    """
+    """Return the error to raise: `Refused` if another form of the model may build, which lack of memory excludes."""
     if any(word in cause for word in _OUT_OF_MEMORY):
-        return ModelError(f"{what}: {cause}{free_memory()}", hint="lower `detect: {max_batch: ...}`")
-    return Refused(f"{what}: {cause}", hint=failure_hint(precision))
-
-
-def failure_hint(precision: Precision) -> str:
-    """Return what to try after a failed build."""
+        hint = "lower `detect: {max_batch: ...}`"
+        return ModelError(f"{what}: {cause}{free_memory()}", hint=hint, code="out-of-memory")
+    hint = "export the model without operators that are named above; `--level 1` and a smaller max_batch ask for less"
     if precision in ("int8", "fp8"):
-        return f"this library or GPU may have no {precision} kernels for the model's layers: `precision: fp16` works"
-    return "export the model without operators that are named above; `--level 1` and a smaller max_batch ask for less"
+        hint = f"this library or GPU may have no {precision} kernels for the model's layers: `precision: fp16` works"
+    return Refused(f"{what}: {cause}", hint=hint, code="build-failed")
 
 
 def notes_of(log: LogLines) -> tuple[str, ...]:

@@ -75,61 +75,64 @@ def require_precision(precision: Precision, gpu: Gpu) -> None:
         raise ModelError(
             f"{gpu.name} (compute capability {major}.{minor}) has no {precision}; it has {', '.join(has)}",
             hint=f"set `detect: {{precision: {'fp16' if 'fp16' in has else 'fp32'}}}`",
+            code="precision-of-gpu",
         )
+
+
+_WEAK_FLAGS: Mapping[Precision, tuple[str, ...]] = {
+    "fp16": ("FP16", "TF32"),
+    "bf16": ("BF16", "TF32"),
+    "fp8": ("FP8", "FP16", "TF32"),
+    "int8": ("INT8", "FP16", "TF32"),
+}
 
 
 def plan_typing(precision: Precision, *, weak_typing: bool) -> Typing:
     """Return flags, typing and rewriting for `precision`. The caller looks up the flags in its library by name."""
-    tensor_cores_on_floats = ("TF32",)
     if precision == "fp32":
-        return Typing(not weak_typing, (), tensor_cores_on_floats, "none")
+        return Typing(not weak_typing, (), ("TF32",), "none")
     if precision == "tf32":
-        return Typing(not weak_typing, tensor_cores_on_floats, (), "none")
-    allowed: Mapping[str, tuple[str, ...]] = {
-        "fp16": ("FP16",),
-        "bf16": ("BF16",),
-        "fp8": ("FP8", "FP16"),
-        "int8": ("INT8", "FP16"),
-    }
+        return Typing(not weak_typing, ("TF32",), (), "none")
     if weak_typing:
-        return Typing(False, (*allowed[precision], *tensor_cores_on_floats), (), "none")
-    return Typing(True, tensor_cores_on_floats, (), "bf16" if precision == "bf16" else "fp16")
+        return Typing(False, _WEAK_FLAGS[precision], (), "none")
+    return Typing(True, ("TF32",), (), "bf16" if precision == "bf16" else "fp16")
 
 
-def check_types(precision: Precision, found: frozenset[str]) -> None:
-    """Refuse a network whose types contradict the precision, for a library that takes types from the ONNX file.
+def check_types(precision: Precision, types: frozenset[str]) -> None:
+    """Refuse a network that has lower types (of `FLOATS`) than float32 where the precision is float32.
 
-    Args:
-        precision: precision of the configuration.
-        found: the types of `FLOATS` that the network has.
+    Only for a library that takes types from the ONNX file.
 
     Raises:
-        ModelError: float32 is expected, and the network has other types.
+        ModelError: it has such types.
     """
-    if precision in ("fp32", "tf32") and found - {"float32"}:
-        half = "bf16" if "bfloat16" in found else "fp16"
+    if precision in ("fp32", "tf32") and types - {"float32"}:
+        half = "bf16" if "bfloat16" in types else "fp16"
         raise ModelError(
-            f"the model computes in {' and '.join(sorted(found))}, and precision {precision} was asked for",
+            f"the model computes in {' and '.join(sorted(types))}, and precision {precision} was asked for",
             hint=f"set `detect: {{precision: {half}}}`, or export the model in float32",
+            code="precision-of-model",
         )
 
 
-def check_quantisation(precision: Precision, found: Quantised) -> None:
+def check_quantisation(precision: Precision, quantised: Quantised) -> None:
     """Refuse a quantised precision for a model without quantisation, and the other way round.
 
     Raises:
         ModelError: they do not agree.
     """
-    if precision in ("int8", "fp8") and found != precision:
+    if precision in ("int8", "fp8") and quantised != precision:
         raise ModelError(
             f"precision {precision} needs a model with {precision} QuantizeLinear nodes, this one has "
-            f"{'none' if found == 'none' else f'{found} ones'}",
+            f"{'none' if quantised == 'none' else f'{quantised} ones'}",
             hint="NVIDIA ModelOpt writes one from the model and some frames; or set `detect: {precision: fp16}`",
+            code="not-quantised",
         )
-    if precision not in ("int8", "fp8") and found != "none":
+    if precision not in ("int8", "fp8") and quantised != "none":
         raise ModelError(
-            f"the model is quantised to {found}, and precision {precision} was asked for",
-            hint=f"set `detect: {{precision: {found}}}`, or use the model as it was before quantisation",
+            f"the model is quantised to {quantised}, and precision {precision} was asked for",
+            hint=f"set `detect: {{precision: {quantised}}}`, or use the model as it was before quantisation",
+            code="quantised",
         )
 
 

@@ -16,15 +16,14 @@ convolution. As the logs of its builds show, it does the latter with LeakyRelu, 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
-    import onnx
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
 KERNEL_OUTPUTS = 64
@@ -51,11 +50,12 @@ INSIDE_ALONE = frozenset({"Sigmoid", "Tanh"})
 """Activations that convolutions have inside as well, unless the convolution's output is also needed itself."""
 
 _QUANTISING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-_OFFICIAL = ("", "ai.onnx")
 _RESHAPE_OPSET = 5  # from here on Reshape takes its shape as an input
 
+_Shapes: TypeAlias = Mapping[str, tuple[int | None, ...]]
 
-def fold_narrow_convolutions(model: onnx.ModelProto) -> tuple[str, ...]:
+
+def fold_narrow_convolutions(model: ir.Model) -> tuple[str, ...]:
     """Fold the convolutions for which that is likely to save time, in place. The results stay the same.
 
     Those are convolutions with constant float32 weights, few inputs and outputs, and overlapping windows. The width of
@@ -66,27 +66,20 @@ def fold_narrow_convolutions(model: onnx.ModelProto) -> tuple[str, ...]:
         Names of the folded convolutions, or of their outputs if they have none.
     """
     graph = model.graph
-    opset = next((each.version for each in model.opset_import if each.domain in _OFFICIAL), 0)
-    if opset < _RESHAPE_OPSET or any(node.op_type in _QUANTISING for node in graph.node):
+    opset = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 0))
+    if opset < _RESHAPE_OPSET or any(node.op_type in _QUANTISING for node in graph):
         return ()
-    index = _Index(model)
-    nodes: list[onnx.NodeProto] = []
-    folded: list[str] = []
-    replaced: set[str] = set()
-    for node in graph.node:
-        nodes.append(node)
-        fold = index.fold_of(node)
-        if fold is not None:
-            folded.append(node.name or node.output[0])
-            replaced.update(name for name in node.input[1:] if name)
-            unfolding, constants = fold.apply(node, index)
-            nodes.extend(unfolding)
-            graph.initializer.extend(constants)
-    if folded:
-        del graph.node[:]
-        graph.node.extend(nodes)
-        _remove_unread(graph, replaced)
-    return tuple(folded)
+    shapes = _shapes_of(model)
+    folds = {node: fold for node in graph if (fold := _fold_of(node, shapes)) is not None}
+    if not folds:
+        return ()
+    names = set(_names_in(graph))
+    replaced = {value for node in folds for value in node.inputs[1:] if value is not None}
+    folded = tuple(node.name or str(node.outputs[0].name) for node in folds)
+    for node, fold in folds.items():
+        fold.apply(node, graph, names)
+    _remove_unread(graph, replaced)
+    return folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,124 +93,119 @@ class _Fold:
     height: int | None  # of the output; None where it is open
     width: int  # of the output
 
-    def apply(self, node: onnx.NodeProto, index: _Index) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-        """Change the convolution.
+    def apply(self, node: ir.Node, graph: ir.Graph, names: set[str]) -> None:
+        """Change the convolution, and restore the original layout of its result.
 
         The padding stays as it is. The last of `width` windows ends where the last of `width / factor` wider ones does,
         and the columns left over after it are fewer than the old stride, and so fewer than the new one.
-
-        Returns:
-            The nodes that follow the convolution, and the constants of all of them.
         """
-        from onnx import helper, numpy_helper
+        import onnx_ir as ir
 
-        label, result = node.name or node.output[0], node.output[0]
+        label = node.name or str(node.outputs[0].name)
         channels, _, kernel_height, _ = self.weights.shape
         wide = _widened(self.weights, self.factor, self.strides[1])
         columns = [0, self.factor, channels, self.height or -1, self.width // self.factor]
-        constants: dict[str, NDArray[Any]] = {
-            "weights": wide,
-            "columns": np.array(columns, np.int64),  # [batch, column, channel, y, x / factor]
-            "whole": np.array([0, 0, 0, -1], np.int64),  # the last two of [batch, channel, y, x / factor, column]
-        }
+
+        def constant(key: str, values: NDArray[Any]) -> ir.Value:
+            name = _fresh(f"{label}_folded_{key}", names)
+            value = ir.Value(name=name, const_value=ir.tensor(values, name=name))
+            graph.register_initializer(value)
+            return value
+
+        def step(op_type: str, inputs: Sequence[ir.Value], key: str, **attributes: Any) -> ir.Value:
+            made = ir.node(op_type, inputs, attributes, name=_fresh(f"{label}_unfold_{key}", names))
+            made.outputs[0].name = _fresh(f"{label}_{key}", names)
+            nodes.append(made)
+            return made.outputs[0]
+
+        inputs = [node.inputs[0], constant("weights", wide)]
         if self.bias is not None:
-            constants["bias"] = np.tile(self.bias, self.factor)
-        named = {key: index.fresh(f"{label}_folded_{key}") for key in constants}
-        wide_output, split, moved = (index.fresh(f"{label}_{key}") for key in ("folded", "split", "moved"))
-        del node.input[1:]
-        node.input.extend(named[key] for key in ("weights", "bias") if key in named)
-        node.output[0] = wide_output
-        _set(node, "kernel_shape", (kernel_height, wide.shape[3]))
-        _set(node, "strides", (self.strides[0], self.strides[1] * self.factor))
-        names = [index.fresh(f"{label}_unfold_{number}") for number in range(3)]
-        unfolding = [
-            helper.make_node("Reshape", [wide_output, named["columns"]], [split], names[0]),
-            helper.make_node("Transpose", [split], [moved], names[1], perm=[0, 2, 3, 4, 1]),
-            helper.make_node("Reshape", [moved, named["whole"]], [result], names[2]),
-        ]
-        return unfolding, [numpy_helper.from_array(values, named[key]) for key, values in constants.items()]
+            inputs.append(constant("bias", np.tile(self.bias, self.factor)))
+        attributes = dict(node.attributes)
+        attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", (kernel_height, wide.shape[3]))
+        attributes["strides"] = ir.AttrInt64s("strides", (self.strides[0], self.strides[1] * self.factor))
+        convolution = ir.Node("", "Conv", inputs, attributes.values(), name=node.name)
+        convolution.outputs[0].name = _fresh(f"{label}_folded", names)
+        nodes = [convolution]
+        # [batch, column, channel, y, x / factor], and then the last two of [batch, channel, y, x / factor, column]
+        split = step("Reshape", [convolution.outputs[0], constant("columns", np.array(columns, np.int64))], "split")
+        moved = step("Transpose", [split], "moved", perm=[0, 2, 3, 4, 1])
+        whole = step("Reshape", [moved, constant("whole", np.array([0, 0, 0, -1], np.int64))], "whole")
+        ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, [whole])
 
 
-class _Index:
-    """Index of a model: readers, shapes and values of its tensors, and the names in use."""
+def _fold_of(node: ir.Node, shapes: _Shapes) -> _Fold | None:
+    """Return how to fold a node, or None if that is impossible or saves nothing."""
+    if node.op_type != "Conv" or node.domain or not _is_plain(node):
+        return None
+    parameters = [_constant(value) for value in node.inputs[1:] if value is not None]
+    shape = shapes.get(str(node.outputs[0].name), ())
+    if any(each is None for each in parameters) or len(shape) != 4 or shape[3] is None:
+        return None
+    weights, bias = (*parameters, None)[:2]
+    if weights is None:
+        return None
+    down, across = node.attributes.get_ints("strides", (1, 1))
+    factor = _factor(weights.shape, across)
+    if factor == 1 or shape[3] % factor or not _is_activated_and_joined(node.outputs[0]):
+        return None
+    return _Fold(factor, weights, bias, (down, across), shape[2], shape[3])
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
-        self._outputs = {each.name for each in graph.output}
-        self._constants = _float_constants(graph)
-        self._shapes = _shapes_of(model)
-        self._names = set(_names_in(graph))
-        self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in graph.node:
-            for name in set(_reads(node)):
-                self._readers[name].append(node)
 
-    def fresh(self, name: str) -> str:
-        """Reserve and return an unused name: `name`, or one like it."""
-        while name in self._names:
-            name += "_"
-        self._names.add(name)
-        return name
+def _is_plain(node: ir.Node) -> bool:
+    """Return True for a convolution with one group, no dilation, and padding given as numbers."""
+    attributes = node.attributes
+    dilations = set(attributes.get_ints("dilations", (1, 1)))
+    return (
+        attributes.get_int("group", 1) == 1
+        and attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+        and dilations == {1}
+    )
 
-    def fold_of(self, node: onnx.NodeProto) -> _Fold | None:
-        """Return how to fold a node, or None if that is impossible or saves nothing."""
-        if node.op_type != "Conv" or node.domain not in _OFFICIAL or not self._is_plain(node):
-            return None
-        parameters = [self._values(name) for name in node.input[1:] if name]
-        shape = self._shapes.get(node.output[0], ())
-        if any(each is None for each in parameters) or len(shape) != 4 or shape[3] is None:
-            return None
-        weights, bias = (*parameters, None)[:2]
-        if weights is None:
-            return None
-        across, down = _sequence(node, "strides", (1, 1))[::-1]
-        factor = _factor(weights.shape, across)
-        if factor == 1 or shape[3] % factor or not self._is_activated_and_joined(node.output[0]):
-            return None
-        return _Fold(factor, weights, bias, (down, across), shape[2], shape[3])
 
-    def _is_plain(self, node: onnx.NodeProto) -> bool:
-        """Return True for a convolution with one group, no dilation, and padding given as numbers."""
-        group, auto_pad = _attribute(node, "group", 1), _attribute(node, "auto_pad", b"NOTSET")
-        return group == 1 and auto_pad == b"NOTSET" and set(_sequence(node, "dilations", (1, 1))) == {1}
+def _constant(value: ir.Value) -> NDArray[np.float32] | None:
+    """Return a float32 constant of the file. Inputs with default values are none, and those of other files neither."""
+    import onnx_ir as ir
 
-    def _values(self, name: str) -> NDArray[np.float32] | None:
-        """Return a float32 constant of the file."""
-        from onnx import numpy_helper
+    tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or isinstance(tensor, ir.ExternalTensor):
+        return None
+    return np.asarray(tensor.numpy())
 
-        tensor = self._constants.get(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
 
-    def _is_activated_and_joined(self, name: str) -> bool:
-        """Return True if only activations read a tensor, and a Concat reads their results."""
-        made = [name]
-        for each in made:  # grows: Mish may be Softplus, Tanh and a product
-            made.extend(node.output[0] for node in self._readers[each] if self._activates(node))
-        products = [node for node in self._readers[name] if node.op_type == "Mul" and set(node.input) <= set(made)]
-        unary = [node for node in self._readers[name] if self._activates(node)]
-        if name in self._outputs or len(unary) + len(products) < len(self._readers[name]):
-            return False
-        if not products and all(node.op_type in INSIDE_ALONE for node in unary):
-            return False
-        return self._is_joined([*made[1:], *(node.output[0] for node in products)])
-
-    def _activates(self, node: onnx.NodeProto) -> bool:
-        """Return True for a pointwise activation of one tensor; its other inputs are constants."""
-        if node.op_type not in ACTIVATIONS or node.domain not in _OFFICIAL:
-            return False
-        by_tanh = _attribute(node, "approximate", b"none") != b"none"  # Gelu; this one convolutions have inside
-        return not by_tanh and all(slope in self._constants for slope in node.input[1:])  # of PRelu
-
-    def _is_joined(self, names: Iterable[str]) -> bool:
-        """Return True if a Concat reads one of the tensors, directly or after an addition."""
-        reached = list(names)
-        for name in reached:  # grows
-            for node in self._readers[name]:
-                if node.op_type == "Concat":
-                    return True
-                if node.op_type == "Add":
-                    reached.append(node.output[0])
+def _is_activated_and_joined(value: ir.Value) -> bool:
+    """Return True if only activations read a tensor, and a Concat reads their results."""
+    made = [value]
+    for each in made:  # grows: Mish may be Softplus, Tanh and a product
+        made.extend(node.outputs[0] for node in each.consumers() if _activates(node))
+    readers = value.consumers()
+    products = [node for node in readers if node.op_type == "Mul" and set(node.inputs) <= set(made)]
+    unary = [node for node in readers if _activates(node)]
+    if value.is_graph_output() or len(unary) + len(products) < len(readers):
         return False
+    if not products and all(node.op_type in INSIDE_ALONE for node in unary):
+        return False
+    return _is_joined([*made[1:], *(node.outputs[0] for node in products)])
+
+
+def _activates(node: ir.Node) -> bool:
+    """Return True for a pointwise activation of one tensor; its other inputs are constants."""
+    if node.op_type not in ACTIVATIONS or node.domain:
+        return False
+    by_tanh = node.attributes.get_string("approximate", "none") != "none"  # Gelu; this one convolutions have inside
+    return not by_tanh and all(slope is not None and _constant(slope) is not None for slope in node.inputs[1:])
+
+
+def _is_joined(values: Iterable[ir.Value]) -> bool:
+    """Return True if a Concat reads one of the tensors, directly or after an addition."""
+    reached = list(values)
+    for value in reached:  # grows
+        for node in value.consumers():
+            if node.op_type == "Concat":
+                return True
+            if node.op_type == "Add":
+                reached.append(node.outputs[0])
+    return False
 
 
 def _factor(shape: Sequence[int], stride: int) -> int:
@@ -244,58 +232,19 @@ def _widened(weights: NDArray[np.float32], factor: int, stride: int) -> NDArray[
     return wide
 
 
-# ------------------------------------------------------------------------------------------------ reading ONNX
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    from onnx import helper
-
-    return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)
-
-
-def _sequence(node: onnx.NodeProto, name: str, default: tuple[int, int]) -> tuple[int, ...]:
-    return tuple(_attribute(node, name, default))
-
-
-def _set(node: onnx.NodeProto, name: str, values: Sequence[int]) -> None:
-    from onnx import helper
-
-    for index in reversed(range(len(node.attribute))):
-        if node.attribute[index].name == name:
-            del node.attribute[index]
-    node.attribute.append(helper.make_attribute(name, values))
-
-
-def _float_constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Return the float32 tensors with values in the file. Inputs with default values are excluded."""
-    from onnx import TensorProto
-
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        value = _attribute(node, "value", None) if node.op_type == "Constant" else None
-        if value is not None:
-            constants[node.output[0]] = value
-    inputs = {each.name for each in graph.input}
-    return {
-        name: tensor
-        for name, tensor in constants.items()
-        if tensor.data_type == TensorProto.FLOAT and tensor.data_location != TensorProto.EXTERNAL and name not in inputs
-    }
-
-
-def _shapes_of(model: onnx.ModelProto) -> Mapping[str, tuple[int | None, ...]]:
+def _shapes_of(model: ir.Model) -> _Shapes:
     """Return the shapes of node outputs, as far as they follow from the inputs; None for a free side.
 
     Shapes stored in the file are not used: they may belong to another frame size than the current input.
     """
     import onnx
+    import onnx_ir as ir
 
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    bare = ir.to_proto(model)
     bare.graph.ClearField("value_info")
     try:
         inferred = onnx.shape_inference.infer_shapes(bare).graph
-    except onnx.shape_inference.InferenceError:  # an operator is not known; the library is the judge of that
+    except onnx.shape_inference.InferenceError:
         return {}
     return {
         each.name: tuple(side.dim_value or None for side in each.type.tensor_type.shape.dim)
@@ -303,41 +252,31 @@ def _shapes_of(model: onnx.ModelProto) -> Mapping[str, tuple[int | None, ...]]:
     }
 
 
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+def _names_in(graph: ir.Graph) -> Iterable[str]:
+    """Yield all names of tensors and nodes, in branches too."""
+    import onnx_ir as ir
+
+    yield from (str(value.name) for value in (*graph.inputs, *graph.initializers.values()))
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        yield str(node.name)
+        yield from (str(value.name) for value in node.outputs)
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that a node reads; branches and loops also read tensors of the graph around them."""
-    yield from node.input
-    for graph in _subgraphs(node):
-        for inner in graph.node:
-            yield from _reads(inner)
+def _fresh(name: str, names: set[str]) -> str:
+    """Reserve and return an unused name: `name`, or one like it."""
+    while name in names:
+        name += "_"
+    names.add(name)
+    return name
 
 
-def _names_in(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield all names of tensors and nodes."""
-    for each in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        yield each.name
-    for node in graph.node:
-        yield from (node.name, *node.input, *node.output)
-        for inner in _subgraphs(node):
-            yield from _names_in(inner)
-
-
-def _remove_unread(graph: onnx.GraphProto, names: Iterable[str]) -> None:
-    """Remove the constants of `names` that nothing reads."""
-    read = {name for node in graph.node for name in _reads(node)} | {each.name for each in graph.output}
-    unread = set(names) - read
-    for index in reversed(range(len(graph.initializer))):
-        if graph.initializer[index].name in unread:
-            del graph.initializer[index]
-    for index in reversed(range(len(graph.node))):
-        if unread.intersection(graph.node[index].output):  # a Constant
-            del graph.node[index]
-    for index in reversed(range(len(graph.value_info))):
-        if graph.value_info[index].name in unread:
-            del graph.value_info[index]
+def _remove_unread(graph: ir.Graph, values: Iterable[ir.Value]) -> None:
+    """Remove constants that nothing reads."""
+    for value in values:
+        if value.uses() or value.is_graph_output():
+            continue
+        producer = value.producer()
+        if producer is None:
+            del graph.initializers[str(value.name)]
+        else:
+            graph.remove(producer, safe=True)

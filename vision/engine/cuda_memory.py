@@ -20,7 +20,7 @@ class CudaMemory:
         self._buffers: dict[int, DeviceBuffer] = {}
 
     def allocate(self, size: int) -> int:
-        """Return the address of `size` new bytes; 0 if there is not enough memory."""
+        """Return the address of `size` new bytes, aligned to 256; 0 if there is not enough memory."""
         try:
             buffer = DeviceBuffer(size, "TensorRT")
         except DeviceError as error:
@@ -30,7 +30,7 @@ class CudaMemory:
         return buffer.address
 
     def free(self, address: int) -> None:
-        """Free the result of `allocate`."""
+        """Free the result of `allocate`. Nothing may be using it."""
         self._buffers.pop(address).close()
 
     def synchronize(self, stream: int | None) -> None:

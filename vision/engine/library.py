@@ -275,3 +275,8 @@ def supported_capabilities() -> tuple[tuple[int, int], ...]:
     names: Mapping[str, object] = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     numbers = sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdigit())
     return tuple((number // 10, number % 10) for number in numbers)
+
+
+def capability_names(capabilities: Sequence[tuple[int, int]]) -> str:
+    """Return compute capabilities as a list for messages, such as ``8.6, 8.9``."""
+    return ", ".join(f"{major}.{minor}" for major, minor in capabilities)

@@ -27,19 +27,12 @@ _SEGMENT_STEP = 2 << 20
 
 
 class RawMemory(Protocol):
-    """Source of segments: the GPU (`vision.engine.cuda_memory`), or plain numbers in tests."""
+    """Source of segments: `vision.engine.cuda_memory.CudaMemory`, or plain numbers in tests."""
 
-    def allocate(self, size: int) -> int:
-        """Return the address of `size` new bytes, aligned to 256; 0 if there is not enough memory."""
-
-    def free(self, address: int) -> None:
-        """Free the result of `allocate`. Nothing may be using it."""
-
-    def synchronize(self, stream: int | None) -> None:
-        """Wait until a stream has done its work, or the whole GPU if None."""
-
-    def free_and_total_bytes(self) -> tuple[int, int]:
-        """Return free and total memory of the GPU."""
+    def allocate(self, size: int) -> int: ...
+    def free(self, address: int) -> None: ...
+    def synchronize(self, stream: int | None) -> None: ...
+    def free_and_total_bytes(self) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +125,8 @@ class MemoryPool:
     def allocate(self, size: int, alignment: int = 0, stream: int = 0) -> int:
         """Return the address of `size` bytes for work on `stream`. 0 if size is 0 or there is no memory.
 
-        Args:
-            size: number of bytes.
-            alignment: a power of two, or 0 for any; never less than 256.
-            stream: the stream that uses the memory.
-
-        Raises:
-            ValueError: negative size, or an alignment that is not a power of two.
+        `alignment` is a power of two, or 0 for any. Every address is aligned to 256 at least.
         """
-        if size < 0 or alignment < 0 or alignment & (alignment - 1):
-            raise ValueError(f"expected a size and a power of two, got {size} and alignment {alignment}")
         if size == 0:
             return 0
         with self._turn():
@@ -202,12 +187,7 @@ class MemoryPool:
         return address
 
     def deallocate(self, address: int, stream: int | None = None) -> bool:
-        """Take memory back. Returns True if it is from this pool.
-
-        Args:
-            address: result of `allocate`.
-            stream: work on it may still use the memory; None: any work may.
-        """
+        """Take memory back that work on `stream`, or any work if None, may still use. False if it is not ours."""
         with self._lock:
             if self._inside:
                 self._late.append((address, stream))
@@ -263,6 +243,7 @@ class MemoryPool:
                 raise DeviceError(
                     f"{len(self._parts)} allocations ({_mib(self._used)}) of TensorRT are still in use",
                     hint="close contexts and engines before their memory",
+                    code="pool-in-use",
                 )
 
 
@@ -362,29 +343,6 @@ class MemoryBudget:
             hint="lower `detect: {max_batch: ...}` or `batches_in_flight`, or end what else uses the GPU",
             code="memory-budget",
         )
-
-
-def detector_budget(
-    *,
-    weights_bytes: int,
-    slots: int,
-    scratch_bytes: int,
-    input_bytes: int,
-    output_bytes: int,
-    postprocess_bytes: int,
-    result_bytes: int,
-) -> MemoryBudget:
-    """Return the budget of a detector, without the frames of its cameras. All but the weights is for each slot."""
-    return MemoryBudget(
-        (
-            BudgetLine("weights", "device", weights_bytes),
-            BudgetLine("activations, a slot", "device", scratch_bytes, slots),
-            BudgetLine("network input, a slot", "device", input_bytes, slots),
-            BudgetLine("network outputs, a slot", "device", output_bytes, slots),
-            BudgetLine("decoding and NMS, a slot", "device", postprocess_bytes, slots),
-            BudgetLine("results, a slot", "host", result_bytes, slots),
-        )
-    )
 
 
 def _round_up(size: int, step: int) -> int:

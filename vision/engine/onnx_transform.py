@@ -22,6 +22,7 @@ from vision.version import install_hint
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -55,6 +56,7 @@ def refusing_damage(rewrite: Callable[_P, _T]) -> Callable[_P, _T]:
             raise Unrewritable(
                 f"not a valid ONNX model: {type(error).__name__}: {error}",
                 hint="`onnx.checker.check_model` says more; export it again, or compare its sha256 with model.yaml's",
+                code="not-onnx",
             ) from error
 
     return wrapped
@@ -71,15 +73,19 @@ def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, 
     """
     if not interleave and not fold:
         return model, False
-    loaded = load_onnx(model)
+    try:
+        import onnx_ir as ir
+    except ImportError as error:
+        raise _package_missing(error) from error
+    loaded = ir.from_proto(load_onnx(model))
     widened = interleave and widen_input(loaded)
     folded = fold_narrow_convolutions(loaded) if fold else ()
     if folded:
         _log.debug("folded: %s", ", ".join(folded))
-    return (bytes(loaded.SerializeToString()) if widened or folded else model), widened
+    return (ir.to_proto(loaded).SerializeToString() if widened or folded else model), widened
 
 
-def widen_input(model: onnx.ModelProto) -> bool:
+def widen_input(model: ir.Model) -> bool:
     """Give the frame's input a fourth channel, in place. The results stay the same.
 
     Tensor cores take interleaved channels, in groups of at least four. So a network with an input of three planes
@@ -90,34 +96,32 @@ def widen_input(model: onnx.ModelProto) -> bool:
         True if that was possible: the model has one input, of three channels, and only convolutions over all three read
         it, with weights that nothing else uses.
     """
-    import onnx
+    import onnx_ir as ir
 
-    graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    if len(graph.input) != 1:
+    if len(model.graph.inputs) != 1:
         return False
-    (frame,) = graph.input
-    sides = frame.type.tensor_type.shape.dim
-    readers = [node for node in graph.node if frame.name in node.input]
-    kernels = {node.input[1] for node in readers if _convolves(node, frame.name, weights)}
-    users = [node for node in graph.node if kernels.intersection(node.input)]
-    if len(sides) != 4 or sides[1].dim_value != 3 or not readers or users != readers:
+    (frame,) = model.graph.inputs
+    readers = set(frame.consumers())
+    kernels = {node.inputs[1] for node in readers if _convolves(node, frame)}
+    users = {user for kernel in kernels if kernel is not None for user in kernel.consumers()}
+    if frame.shape is None or len(frame.shape) != 4 or frame.shape[1] != 3 or not readers or users != readers:
         return False
-    for name in kernels:
-        kernel = onnx.numpy_helper.to_array(weights[name])
-        wide = np.pad(kernel, ((0, 0), (0, INTERLEAVED_CHANNELS - 3), (0, 0), (0, 0)))
-        weights[name].CopyFrom(onnx.numpy_helper.from_array(wide, name))
-    sides[1].dim_value = INTERLEAVED_CHANNELS
+    for kernel in kernels:
+        if kernel is not None and kernel.const_value is not None:
+            extra = (0, INTERLEAVED_CHANNELS - 3)
+            wide = np.pad(kernel.const_value.numpy(), ((0, 0), extra, (0, 0), (0, 0)))
+            kernel.const_value, kernel.shape = ir.tensor(wide, name=kernel.name), ir.Shape(wide.shape)
+    frame.shape = ir.Shape([frame.shape[0], INTERLEAVED_CHANNELS, *frame.shape[2:]])
     return True
 
 
-def _convolves(node: onnx.NodeProto, frame: str, weights: Mapping[str, onnx.TensorProto]) -> bool:
+def _convolves(node: ir.Node, frame: ir.Value) -> bool:
     """Return True for a convolution over all channels of the frame with weights that are in the file."""
-    if node.op_type != "Conv" or node.input[0] != frame or node.input[1] not in weights:
+    if node.op_type != "Conv" or node.inputs[0] is not frame or node.inputs[1] is None:
         return False
-    dims = weights[node.input[1]].dims
-    group = next((each.i for each in node.attribute if each.name == "group"), 1)
-    return group == 1 and len(dims) == 4 and dims[1] == 3
+    weights = node.inputs[1].const_value
+    group = node.attributes.get_int("group", 1)
+    return group == 1 and weights is not None and len(weights.shape) == 4 and weights.shape[1] == 3
 
 
 def with_weights(model: bytes, folder: Path) -> bytes:
@@ -158,7 +162,8 @@ def load_onnx(model: bytes) -> onnx.ModelProto:
     try:
         return onnx.load_model_from_string(model)
     except DecodeError as error:
-        raise ModelError(f"not an ONNX model: {error}", hint="compare its sha256 with the one in model.yaml") from error
+        hint = "compare its sha256 with the one in model.yaml"
+        raise ModelError(f"not an ONNX model: {error}", hint=hint, code="not-onnx") from error
 
 
 def _package_missing(error: ImportError) -> ModelError:
@@ -254,6 +259,7 @@ def _refuse_overflow(weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
             raise ModelError(
                 f"weight {name} has the value {greatest:g}, and float16 ends at {limit:g}",
                 hint="set `detect: {precision: bf16}`, or fp32",
+                code="float16-overflow",
             )
 
 
@@ -278,10 +284,8 @@ def _retype(model: onnx.ModelProto, weights: Mapping[str, np.ndarray[Any, Any]])
 
 
 def _as_bfloat16(values: np.ndarray[Any, Any], name: str) -> onnx.TensorProto:
-    """Round to the nearest bfloat16, ties to even: the upper half of a float32."""
+    import ml_dtypes
     import onnx
 
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    upper = np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
-    return onnx.helper.make_tensor(name, onnx.TensorProto.BFLOAT16, values.shape, upper.tobytes(), raw=True)
+    contents = values.astype(ml_dtypes.bfloat16).tobytes()
+    return onnx.helper.make_tensor(name, onnx.TensorProto.BFLOAT16, values.shape, contents, raw=True)

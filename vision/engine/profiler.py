@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,9 +44,7 @@ class LayerTimes:
         self._runs.append({})
 
     def add(self, layer: str, ms: float) -> None:
-        """Add the time of a layer. Times of one name in one run are summed."""
-        if not self._runs:
-            self.begin_run()
+        """Add the time of a layer to the current run. Times of one name are summed."""
         run = self._runs[-1]
         run[layer] = run.get(layer, 0.0) + ms
 
@@ -101,11 +99,8 @@ def profile_layers(
 ) -> LayerTimes:
     """Measure each layer over `runs` runs. The context is used for nothing else afterwards.
 
-    Args:
-        context: context to measure.
-        launch: starts the network once: an enqueue, or a graph captured with this context's profiler attached.
-        synchronize: waits until it has ended.
-        runs: number of runs.
+    `launch` enqueues the network once, or launches a graph that was captured with this context's profiler attached;
+    `synchronize` waits until it has ended.
 
     Raises:
         DeviceError: TensorRT gave no times.
@@ -168,19 +163,18 @@ def parse_layers(information: str) -> tuple[Layer, ...]:
         ModelError: not JSON, or without layers.
     """
     try:
-        document = json.loads(information)
-        listed = document["Layers"]
+        return tuple(_layer(layer) for layer in json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"the engine says nothing of its layers: {error}", hint="`vision build MODEL --force` builds it again"
+            f"the engine has no description of its layers: {error}",
+            hint="`vision build MODEL --force` builds it again",
+            code="no-layers",
         ) from error
-    return tuple(_layer(each) for each in listed)
 
 
 def _layer(described: Any) -> Layer:
     if isinstance(described, str):  # an engine that was built without detailed verbosity
-        name, profile = _split_profile(described)
-        return Layer(name, "", (), (), "", (), profile)
+        return _layer({"Name": described})
     name, profile = _split_profile(str(described.get("Name", "")))
     return Layer(
         name=name,
@@ -235,25 +229,16 @@ class Profile:
         return plain
 
     def table(self, most: int | None = None) -> str:
-        """Return lines of text, slowest layers first.
-
-        Args:
-            most: maximum number of layers; all if None.
-        """
+        """Return lines of text, slowest layers first, at most `most` of them."""
         ordered = sorted(self.times, key=lambda time: -time.mean_ms)
         rows = [("ms", "%", "max ms", "kind", "type", "layer")]
         rows += [self._row(time) for time in (ordered if most is None else ordered[:most])]
         rows.append((f"{self.total_ms:.4f}", "100.0", "", "", "", f"all {len(self.times)} layers, {self.runs} runs"))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        return "\n".join(_line(row, widths) for row in rows)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        layout = "  ".join(f"{{:{'>' if column < 3 else '<'}{width}}}" for column, width in enumerate(widths))
+        return "\n".join(layout.format(*row).rstrip() for row in rows)
 
     def _row(self, time: LayerTime) -> tuple[str, str, str, str, str, str]:
         layer = self.layer_of(time.name)
         kind, dtypes = (layer.kind, layer.dtypes) if layer else ("", "")
         return (f"{time.mean_ms:.4f}", f"{time.share * 100:.1f}", f"{time.max_ms:.4f}", kind, dtypes[:24], time.name)
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    numbers = [cell.rjust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
-    words = [cell.ljust(width) for cell, width in zip(row[3:5], widths[3:], strict=True)]
-    return "  ".join((*numbers, *words, row[5])).rstrip()

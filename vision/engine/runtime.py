@@ -217,7 +217,7 @@ class Engine:
             if tensor.name == name:
                 return tensor
         names = ", ".join(tensor.name for tensor in self.tensors)
-        raise ModelError(f"{self.label} has no tensor {name}; it has {names}")
+        raise ModelError(f"{self.label} has no tensor {name}; it has {names}", code="no-tensor")
 
     def choose(self, shapes: Mapping[str, Shape]) -> int:
         """Return the index of the profile to run `shapes` with; see `choose_profile`."""

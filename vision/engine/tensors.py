@@ -41,7 +41,7 @@ def dtype_name(member: str) -> str:
     try:
         return _DTYPE_OF_MEMBER[member.upper()]
     except KeyError:
-        raise ModelError(f"the engine has a tensor of type {member}, which nothing here can fill or read") from None
+        raise ModelError(f"the engine has a tensor of the unsupported type {member}", code="tensor-type") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +154,9 @@ def add_profile(
                 made.set_shape(tensor.name, *dims)
         accepted = bool(made) and config.add_optimization_profile(made) >= 0
     except RuntimeError as error:
-        raise ModelError(f"{find_library()} refuses the profile {profile}: {error}") from error
+        raise ModelError(f"{find_library()} refuses the profile {profile}: {error}", code="profile-refused") from error
     if not accepted:
-        raise ModelError(f"{find_library()} finds the profile inconsistent: {profile}")
+        raise ModelError(f"{find_library()} finds the profile inconsistent: {profile}", code="profile-refused")
     return made
 
 

@@ -97,7 +97,8 @@ def _compile(source: Source, options: Sequence[str]) -> bytes:
         encoded = [option.encode() for option in options]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise DeviceError(f"{source.name} does not compile with {' '.join(options)}:\n{_compiler_log(program)}")
+            message = f"{source.name} does not compile with {' '.join(options)}:\n{_compiler_log(program)}"
+            raise DeviceError(message, code="kernel-not-compiled")
         cubin = bytes(check(nvrtc.nvrtcGetCUBINSize(program), f"compiling {source.name}"))
         check(nvrtc.nvrtcGetCUBIN(program, cubin), f"compiling {source.name}")
         return cubin

@@ -33,7 +33,7 @@ from vision.engine.build import (
     set_flags,
     timings_of,
 )
-from vision.engine.build_errors import Refused, build_failure, failed_build, failure_hint, notes_of
+from vision.engine.build_errors import Refused, build_failure, failed_build, notes_of
 from vision.engine.build_plan import DEFAULT_LEVEL, BuildPlan, Precision, plan_typing, resolve
 from vision.engine.library import GpuDescription, LogLine, LogLines, keeps_timing
 from vision.engine.onnx_transform import rewrite_onnx
@@ -137,7 +137,7 @@ def test_cancelled_build_ends_as_closed() -> None:
         def progress(self, phases: Sequence[Phase]) -> None:
             cancel.set()
 
-    with pytest.raises(Closed, match="cancelled"):
+    with pytest.raises(Closed):
         build_engine(convolution(), spec(), plan("fp32", 4), AMPERE, BuildOptions(True, Impatient(), cancel))
 
 
@@ -147,11 +147,11 @@ def test_ctrl_c_stops_the_build_and_comes_out_once_tensorrt_has_stopped() -> Non
     class User(Ears):
         def __init__(self) -> None:
             super().__init__()
-            self.told = 0
+            self.reports = 0
 
         def progress(self, phases: Sequence[Phase]) -> None:
-            self.told += 1
-            if self.told == 3:
+            self.reports += 1
+            if self.reports == 3:
                 _thread.interrupt_main()
             threading.Event().wait(0.02)  # a build that takes its time
 
@@ -162,7 +162,7 @@ def test_ctrl_c_stops_the_build_and_comes_out_once_tensorrt_has_stopped() -> Non
         build_engine(convolution(), spec(), plan("fp32", 8), AMPERE, options)
     assert not builders[0].is_alive()
     assert user.plan_bytes == 0
-    assert user.told < 60, "a whole build tells more than twice as much"
+    assert user.reports < 60, "a whole build reports more than twice as much"
 
 
 def test_building_thread_is_prepared_first() -> None:
@@ -177,25 +177,24 @@ def test_building_thread_is_prepared_first() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])  # as the file is, and rewritten before TensorRT sees it
 @pytest.mark.parametrize(
-    ("model", "says"),
+    ("model", "code", "part"),
     [
-        (
-            with_operator("WarpDrive", node="warp", domain="my.ops"),
-            r"operator WarpDrive \(node warp\) is not supported",
-        ),
-        (with_operator("Unique", node="uniq"), r"operator Unique \(node uniq\) is not supported"),
-        (with_operator("WarpDrive", node="", domain="my.ops"), r"operator WarpDrive \(node number 1\)"),
-        (with_operator("NonZero", node="nz"), r"operator (NonZero|NON_ZERO) \(node nz\) is not supported"),
-        (b"this is no ONNX file", "not an ONNX model"),
-        (b"", r"not an? (valid )?ONNX model"),
-        (convolution()[:200], "tiny.onnx|not an ONNX model"),
+        (with_operator("WarpDrive", node="warp", domain="my.ops"), {"unsupported-operator"}, "WarpDrive (node warp)"),
+        (with_operator("Unique", node="uniq"), {"unsupported-operator"}, "Unique (node uniq)"),
+        (with_operator("WarpDrive", node="", domain="my.ops"), {"unsupported-operator"}, "WarpDrive (node number 1)"),
+        (with_operator("NonZero", node="nz"), {"unsupported-operator", "build-failed"}, "(node nz)"),
+        (b"this is no ONNX file", {"not-onnx", "damaged-model"}, ""),
+        (b"", {"not-onnx", "damaged-model"}, ""),
+        (convolution()[:200], {"not-onnx", "damaged-model"}, ""),
     ],
 )
-def test_model_that_cannot_be_taken_says_why(
-    model: bytes, says: str, precision: Precision, capfd: pytest.CaptureFixture[str]
+def test_unsupported_model_is_refused_with_the_operator(
+    model: bytes, code: set[str], part: str, precision: Precision, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ModelError, match=says):
+    with pytest.raises(ModelError) as caught:
         build(model, plan(precision, 4))
+    assert caught.value.code in code
+    assert part in caught.value.args[0]
 
 
 def _damaged(how: str) -> bytes:
@@ -222,11 +221,12 @@ def test_damaged_model_is_reported(how: str, precision: Precision, capfd: pytest
 
 
 @pytest.mark.engine
-def test_types_that_are_not_what_was_asked_for_are_refused() -> None:
+def test_model_in_another_type_than_the_precision_is_refused() -> None:
     """A strongly typed library would build it all the same, and call float16 fp32."""
     half = rewrite_onnx(convolution(), "fp16", keep_inputs=True, keep_outputs=True)
-    with pytest.raises(ModelError, match="the model computes in float16 and float32, and precision fp32 was asked for"):
+    with pytest.raises(ModelError) as caught:
         build(half)
+    assert caught.value.code == "precision-of-model"
     assert build(half, plan("fp16", 4)).plan
 
 
@@ -242,30 +242,33 @@ def test_lack_of_memory_is_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "gpu", "says"),
+    ("precision", "gpu", "code"),
     [
-        ("fp8", AMPERE, "has no fp8; it has fp32, fp16, int8, tf32, bf16"),
-        ("int8", AMPERE, "needs a model with int8 QuantizeLinear nodes, this one has none"),
-        ("fp8", GpuDescription("H100", (9, 0)), "not made for compute capability 9.0 .* wrong results"),
-        ("fp16", GpuDescription("H100", (9, 0)), "builds for compute capabilities .*, not for"),
-        ("fp16", GpuDescription("Orin", (8, 7)), "builds for compute capabilities"),
+        ("fp8", AMPERE, "precision-of-gpu"),
+        ("int8", AMPERE, "not-quantised"),
+        ("fp8", GpuDescription("H100", (9, 0)), "untested-precision"),
+        ("fp16", GpuDescription("H100", (9, 0)), "other-gpu"),
+        ("fp16", GpuDescription("Orin", (8, 7)), "other-gpu"),
     ],
 )
-def test_unsupported_precision_is_refused(precision: Precision, gpu: GpuDescription, says: str) -> None:
-    with pytest.raises(ModelError, match=says):
+def test_unsupported_precision_is_refused(precision: Precision, gpu: GpuDescription, code: str) -> None:
+    with pytest.raises(ModelError) as caught:
         build(convolution(), plan(precision), gpu=gpu)
+    assert caught.value.code == code
 
 
 def test_batch_outside_the_models_range_is_refused() -> None:
     ears = Ears()
-    with pytest.raises(ModelError, match="batch is fixed to 2 in the ONNX file, and max_batch is 8"):
+    with pytest.raises(ModelError) as caught:
         build_engine(convolution((2, 3, 16, 16)), spec(), plan("fp16", 8), AMPERE, BuildOptions(True, ears))
+    assert caught.value.code == "batch-fixed"
     assert ears.parses == 1, "no other shape of the model would help"
 
 
 def test_precision_that_contradicts_the_model_is_refused() -> None:
-    with pytest.raises(ModelError, match="the model is quantised to int8, and precision fp32 was asked for"):
+    with pytest.raises(ModelError) as caught:
         build(quantised())
+    assert caught.value.code == "quantised"
 
 
 def test_int8_builds_or_names_an_alternative(capfd: pytest.CaptureFixture[str]) -> None:
@@ -273,8 +276,9 @@ def test_int8_builds_or_names_an_alternative(capfd: pytest.CaptureFixture[str]) 
     if library.find_library().flavour == "tensorrt":
         assert build(quantised(), plan("int8", 4)).plan
         return
-    with pytest.raises(ModelError, match="cannot build tiny in int8 for NVIDIA RTX A4000") as caught:
+    with pytest.raises(ModelError) as caught:
         build(quantised(), plan("int8", 4))
+    assert caught.value.code == "build-failed"
     assert "`precision: fp16` works" in caught.value.hint
 
 
@@ -283,8 +287,9 @@ def test_fp8_builds_where_the_library_has_it(capfd: pytest.CaptureFixture[str]) 
     if str(library.find_library()).startswith("TensorRT-RTX 1.4"):
         pytest.skip("1.4 asks the driver for the GPU's properties")
     assert build(model, plan("fp8", 4), gpu=ADA).plan
-    with pytest.raises(ModelError, match="the model is quantised to fp8, and precision fp16 was asked for"):
+    with pytest.raises(ModelError) as caught:
         build(model, plan("fp16", 4), gpu=ADA)
+    assert caught.value.code == "quantised"
 
 
 def test_workspace_and_level_are_taken() -> None:
@@ -296,7 +301,7 @@ def test_default_level_is_the_library_s_own() -> None:
     assert config.builder_optimization_level == DEFAULT_LEVEL
 
 
-def test_dla_that_is_not_there_falls_back_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_dla_falls_back_to_the_gpu_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert build(convolution(), plan("fp16", 4, on_dla=True, fixed_batches=False)).plan
     assert "DLA core 0 was asked for and this machine has 0: building for the GPU" in caplog.text
 
@@ -316,7 +321,7 @@ def test_gpu_unknown_to_tensorrt_rtx_gets_the_default() -> None:
 # ------------------------------------------------------------------------------------------------ single steps
 
 
-def test_every_flag_of_the_old_generation_is_set_where_it_exists() -> None:
+def test_weak_typing_flags_are_set_if_the_library_has_them() -> None:
     """TensorRT 10's way, on the configuration of a library that has its names (TensorRT-RTX 1.4)."""
     if library.member_of("BuilderFlag", "FP16") is None:
         pytest.skip("a library without weak typing")
@@ -355,7 +360,7 @@ def test_plan_follows_from_precision_and_head() -> None:
     assert resolve(fp32, nanodet) == BuildPlan("fp32", 8, fixed_batches=True)
 
 
-def test_plan_takes_what_the_configuration_says() -> None:
+def test_plan_has_the_values_of_the_configuration() -> None:
     engine = {"workspace_mib": 64, "optimization_level": 5, "dla_core": 1}
     detect = DetectConfig.model_validate({"precision": "fp32", "max_batch": 4, "engine": engine})
     expected = BuildPlan("fp32", 4, workspace_mib=64, optimization_level=5, on_dla=True, dla_core=1)
@@ -382,8 +387,9 @@ def test_interleaved_engine_has_a_profile_for_every_batch(caplog: pytest.LogCapt
 
 def test_model_with_four_channels_is_not_interleaved() -> None:
     """Its fourth channel is a frame of its own, such as of heat, and nothing here would fill it."""
-    with pytest.raises(ModelError, match="channels is fixed to 4 in the ONNX file, and the profile asks for 3"):
+    with pytest.raises(ModelError) as caught:
         build(first_layer(channels=4), plan("fp16", 2))
+    assert caught.value.code == "dimension-fixed"
 
 
 def test_unbuildable_reshaped_model_is_built_unchanged(
@@ -396,8 +402,9 @@ def test_unbuildable_reshaped_model_is_built_unchanged(
     built = build(convolution(), plan("fp16", 1))
     assert built.profiles[0].shapes["images"].max == (1, 3, 16, 16)
     assert "tiny is built as it is, and may run slower: reshaped, " in caplog.text
-    with pytest.raises(ModelError, match="Abracadabra"):
+    with pytest.raises(ModelError) as caught:
         build(with_operator("Abracadabra"), plan("fp16", 1))
+    assert "Abracadabra" in caught.value.args[0]
 
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")  # TensorRT-RTX keeps none
@@ -424,12 +431,13 @@ def test_rtx_keeps_no_timings() -> None:
     assert build(convolution()).timing_cache is None
 
 
-def test_old_flags_are_refused_where_they_are_gone() -> None:
+def test_missing_builder_flag_is_refused() -> None:
     if library.member_of("BuilderFlag", "FP16") is not None:
         pytest.skip("a library that has them")
     config = library.trt.Builder(library.logger()).create_builder_config()
-    with pytest.raises(ModelError, match="has no builder flag FP16"):
+    with pytest.raises(ModelError) as caught:
         set_flags(config, plan_typing("fp16", weak_typing=True))
+    assert caught.value.code == "no-builder-flag"
 
 
 def test_profile_that_tensorrt_finds_inconsistent_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
@@ -439,15 +447,17 @@ def test_profile_that_tensorrt_finds_inconsistent_is_refused(capfd: pytest.Captu
     (given,) = inputs_of(network)
     assert given == NetworkInput("images", (-1, 3, 16, 16))
     negative = Profile({"images": Range((-1, 3, 16, 16), (-1, 3, 16, 16), (-1, 3, 16, 16))}, {})
-    with pytest.raises(ModelError, match=r"refuses the profile .* inconsistent"):
+    with pytest.raises(ModelError) as caught:
         add_profile(builder, builder.create_builder_config(), [given], negative)
+    assert caught.value.code == "profile-refused"
     backwards = Range((2, 3, 16, 16), (2, 3, 16, 16), (4, 3, 16, 16))
     object.__setattr__(backwards, "opt", (8, 3, 16, 16))  # past our own check, to see TensorRT's
-    with pytest.raises(ModelError, match="finds the profile inconsistent"):
+    with pytest.raises(ModelError) as caught:
         add_profile(builder, builder.create_builder_config(), [given], Profile({"images": backwards}, {}))
+    assert caught.value.code == "profile-refused"
 
 
-def test_monitor_answers_through_tensorrts_own_class() -> None:
+def test_monitor_works_as_a_tensorrt_progress_monitor() -> None:
     cancel = threading.Event()
     ears = Ears()
     monitor = make_monitor(ears, cancel)
@@ -466,11 +476,6 @@ def test_failure_is_reported_once() -> None:
     assert build_failure(LogLines(lines), network) == "cause"
     assert build_failure(LogLines(lines[1:2]), network) == "[catchCudaError] echo"
     assert build_failure(LogLines([]), network) == "no reason given"
-
-
-@pytest.mark.parametrize(("precision", "says"), [("int8", "no int8 kernels"), ("fp16", "smaller max_batch")])
-def test_hint_after_a_failure(precision: Precision, says: str) -> None:
-    assert says in failure_hint(precision)
 
 
 def test_notes_are_warnings_and_sparsity() -> None:

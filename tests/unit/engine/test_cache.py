@@ -1,4 +1,4 @@
-"""The engine cache: every reason not to use a plan, made to happen once."""
+"""The engine cache, with every reason not to use a plan."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def built(plan: bytes = b"a plan", **more: Any) -> Built:
 
 
 class Builder:
-    """Counts how often it is asked, and gives a plan."""
+    """Builder that counts its calls and returns a plan."""
 
     def __init__(self, result: Built | None = None) -> None:
         self.result = result or built()
@@ -99,7 +99,7 @@ def test_engine_is_built_once_and_found_afterwards(cache: EngineCache) -> None:
         {"input_hw": (640, 640)},
     ],
 )
-def test_every_part_of_the_key_makes_another_file(changes: dict[str, Any], cache: EngineCache) -> None:
+def test_every_part_of_the_key_changes_the_file_name(changes: dict[str, Any], cache: EngineCache) -> None:
     cache.load_or_build("tiny", key(), Builder())
     other = Builder(built(b"another"))
     assert cache.load_or_build("tiny", key(**changes), other).plan == b"another"
@@ -167,19 +167,21 @@ def test_upgrade_is_logged_with_the_changes(cache: EngineCache, caplog: pytest.L
 def test_file_writable_by_others_is_refused_and_replaced_by_force(suffix: str, cache: EngineCache) -> None:
     path = cache.load_or_build("tiny", key(), Builder()).path
     path.with_suffix(suffix).chmod(0o666)
-    with pytest.raises(Untrusted, match="may be written by everybody"):
+    with pytest.raises(Untrusted) as caught:
         cache.load_or_build("tiny", key(), Builder())
+    assert path.with_suffix(suffix).name in caught.value.args[0]
     assert cache.load_or_build("tiny", key(), Builder(built(b"clean")), force=True).plan == b"clean"
     assert cache.find("tiny", key())[0] == b"clean"
 
 
 @posix
-def test_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
+def test_folder_writable_by_others_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "engines"
     folder.mkdir()
     folder.chmod(0o777)
-    with pytest.raises(Untrusted, match="not to be trusted"):
+    with pytest.raises(Untrusted) as caught:
         EngineCache(folder)
+    assert str(folder) in caught.value.args[0]
 
 
 def test_force_builds_again(cache: EngineCache) -> None:
@@ -243,7 +245,7 @@ def test_waiting_for_another_process_can_be_cancelled(cache: EngineCache) -> Non
     try:
         assert building.wait(20)
         threading.Timer(0.1, cancel.set).start()
-        with pytest.raises(Closed, match="cancelled while waiting"):
+        with pytest.raises(Closed):
             EngineCache(cache.folder).load_or_build("tiny", key(), Builder(), cancelled=cancel.is_set)
     finally:
         go_on.set()
@@ -259,7 +261,7 @@ def test_timing_cache_is_shared_by_models_of_one_gpu_and_library(cache: EngineCa
     assert other.timing_caches == [None]
 
 
-def test_entries_say_what_they_are(cache: EngineCache) -> None:
+def test_entries_have_model_key_and_build_time(cache: EngineCache) -> None:
     cache.load_or_build("tiny", key(), Builder())
     (entry,) = cache.entries()
     assert (entry.model, entry.plan_bytes) == ("tiny", 6)
@@ -364,11 +366,13 @@ def test_prune_keeps_engines_built_meanwhile(cache: EngineCache, monkeypatch: py
 def test_unreadable_or_undeletable_files_are_reported(cache: EngineCache) -> None:
     path = cache.load_or_build("tiny", key(version="8.6"), Builder()).path
     path.with_suffix(".kernels").mkdir()
-    with pytest.raises(ModelError, match=r"\.kernels cannot be removed"):
+    with pytest.raises(ModelError) as caught:
         cache.prune(LIBRARY, ORIN)
+    assert caught.value.code == "cache-file-not-removed"
     cache.folder.rename(cache.folder.with_name("away"))
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError) as caught:
         cache.entries()
+    assert caught.value.code == "cache-unreadable"
 
 
 def test_plan_that_cannot_be_stored_is_used(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:

@@ -43,7 +43,7 @@ def test_importing_the_engine_package_imports_no_tensorrt() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_missing_library_says_what_each_attempt_said_and_does_not_ask_for_a_restart() -> None:
+def test_missing_library_is_reported_with_every_attempt() -> None:
     with pytest.raises(DeviceMissing) as caught:
         load_library(("vision_no_such_module", "vision_nor_this"))
     assert isinstance(caught.value, DeviceError)
@@ -65,8 +65,9 @@ def test_library_that_does_not_load_is_reported_with_the_cause(
     text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = module_in(tmp_path, "vision_broken_tensorrt", text, monkeypatch)
-    with pytest.raises(DeviceMissing, match=said):
+    with pytest.raises(DeviceMissing) as caught:
         load_library((name,))
+    assert said in caught.value.args[0]
 
 
 def test_first_library_that_loads_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

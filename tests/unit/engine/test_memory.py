@@ -19,7 +19,6 @@ from vision.engine.memory import (
     BudgetLine,
     MemoryBudget,
     MemoryPool,
-    detector_budget,
     make_allocator,
     shared_scratch_bytes,
 )
@@ -81,12 +80,6 @@ def test_size_0_is_nothing() -> None:
     pool = MemoryPool(PlainMemory())
     assert pool.allocate(0) == 0
     assert pool.report().allocations == 0
-
-
-@pytest.mark.parametrize(("size", "alignment"), [(-1, 0), (1, 3), (1, -256)])
-def test_invalid_requests_are_refused(size: int, alignment: int) -> None:
-    with pytest.raises(ValueError, match="power of two"):
-        MemoryPool(PlainMemory()).allocate(size, alignment)
 
 
 def test_request_over_a_segment_gets_one_of_its_own() -> None:
@@ -175,8 +168,9 @@ def test_close_returns_everything_and_names_what_is_still_in_use() -> None:
     raw = PlainMemory()
     pool = MemoryPool(raw)
     address = pool.allocate(3 * MIB)
-    with pytest.raises(DeviceError, match=r"1 allocations \(3.0 MiB\) of TensorRT are still in use"):
+    with pytest.raises(DeviceError) as caught:
         pool.close()
+    assert caught.value.code == "pool-in-use"
     pool.deallocate(address, 0)
     pool.close()
     pool.close()
@@ -362,19 +356,18 @@ def test_contexts_of_one_stream_share_the_largest_scratch_memory(contexts: list[
 
 
 def budget() -> MemoryBudget:
-    return detector_budget(
-        weights_bytes=7 * MIB,
-        slots=3,
-        scratch_bytes=50 * MIB,
-        input_bytes=8 * MIB,
-        output_bytes=14 * MIB,
-        postprocess_bytes=2 * MIB,
-        result_bytes=MIB,
+    return MemoryBudget(
+        (
+            BudgetLine("weights", "device", 7 * MIB),
+            BudgetLine("activations, a slot", "device", 50 * MIB, 3),
+            BudgetLine("other, a slot", "device", 24 * MIB, 3),
+            BudgetLine("results, a slot", "host", MIB, 3),
+        )
     )
 
 
 def test_budget_adds_up_by_place() -> None:
-    assert budget().total_bytes("device") == (7 + 3 * (50 + 8 + 14 + 2)) * MIB
+    assert budget().total_bytes("device") == (7 + 3 * (50 + 24)) * MIB
     assert budget().total_bytes("host") == 3 * MIB
 
 
@@ -400,8 +393,9 @@ def test_budget_above_free_memory_names_the_largest_part() -> None:
 
 def test_jetson_budget_counts_both_kinds_of_memory() -> None:
     budget().require(10 * MIB, 232 * MIB, shared_with_host=True)
-    with pytest.raises(DeviceError, match=r"needs 232.0 MiB"):
+    with pytest.raises(DeviceError) as caught:
         budget().require(10 * MIB, 231 * MIB, shared_with_host=True)
+    assert caught.value.code == "memory-budget"
 
 
 def test_line_of_a_budget() -> None:

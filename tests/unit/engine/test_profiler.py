@@ -54,9 +54,6 @@ def test_times_by_layer_in_the_order_of_execution() -> None:
 def test_profile_without_runs_has_no_times() -> None:
     assert LayerTimes().layers() == ()
     assert LayerTimes().total_ms() == 0.0
-    late = LayerTimes()
-    late.add("a", 1.0)
-    assert late.runs == 1
 
 
 @needs_tensorrt
@@ -129,8 +126,9 @@ def test_names_alone_are_enough() -> None:
 
 @pytest.mark.parametrize("text", ["", "no JSON", "{}", "[]", "null"])
 def test_engine_without_layer_information(text: str) -> None:
-    with pytest.raises(ModelError, match="says nothing of its layers"):
+    with pytest.raises(ModelError) as caught:
         parse_layers(text)
+    assert caught.value.code == "no-layers"
 
 
 def test_report_joins_times_and_layers() -> None:

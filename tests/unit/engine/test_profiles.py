@@ -72,10 +72,12 @@ def test_shape_that_no_profile_takes_is_refused_with_what_each_takes(shape: tupl
 
 
 def test_input_that_the_engine_does_not_have_is_refused() -> None:
-    with pytest.raises(ModelError, match="no profile of the engine takes other 1x3"):
+    with pytest.raises(ModelError) as caught:
         choose_profile(batches(*BANDS), {"other": (1, 3)})
-    with pytest.raises(ModelError, match="it has none"):
+    assert caught.value.code == "no-profile"
+    with pytest.raises(ModelError) as caught:
         choose_profile([], {"x": (1, 3)})
+    assert caught.value.code == "no-profile"
 
 
 @given(
@@ -122,13 +124,10 @@ def test_batch_sizes_are_powers_of_two_and_the_greatest(max_batch: int, sizes: t
 
 
 @pytest.mark.parametrize(
-    ("low", "best", "high", "says"),
-    [((2,), (1,), (3,), "min <= opt <= max"), ((1,), (1, 1), (1,), "number of dimensions")],
+    ("low", "best", "high"), [((2,), (1,), (3,)), ((1,), (1, 1), (1,))], ids=["not ascending", "dimensions differ"]
 )
-def test_inverted_range_is_refused(
-    low: tuple[int, ...], best: tuple[int, ...], high: tuple[int, ...], says: str
-) -> None:
-    with pytest.raises(ModelError, match=says):
+def test_inverted_range_is_refused(low: tuple[int, ...], best: tuple[int, ...], high: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError):
         Range(low, best, high)
 
 
@@ -139,7 +138,7 @@ OPEN = NetworkInput("images", (-1, 3, -1, -1))
 FIXED = NetworkInput("images", (4, 3, 16, 16))
 
 
-def test_profiles_are_made_from_max_batch() -> None:
+def test_profiles_follow_from_max_batch() -> None:
     made = make_profiles([OPEN_BATCH], spec(), BuildPlan("fp16", 8))
     assert [str(each) for each in made] == [
         "images 1x3x16x16 .. 4x3x16x16 (best 4x3x16x16)",
@@ -155,7 +154,7 @@ def test_every_batch_that_runs_gets_a_profile_of_its_own() -> None:
     assert chosen == {1: (1, 1), 2: (2, 2), 3: (1, 4), 4: (4, 4), 5: (4, 6), 6: (6, 6)}
     given = [{"batch": [1, 2, 4]}]
     (alone,) = make_profiles([OPEN_BATCH], spec(profiles=given), BuildPlan("fp16", 4, fixed_batches=True))
-    assert alone.shapes["images"].max[0] == 4, "model.yaml has the last word"
+    assert alone.shapes["images"].max[0] == 4, "model.yaml decides"
     assert len(make_profiles([FIXED], spec(), BuildPlan("fp16", 4, fixed_batches=True))) == 1
     assert len(make_profiles([OPEN_BATCH], spec(), BuildPlan("fp16", 1, fixed_batches=True))) == 1
 
@@ -197,41 +196,32 @@ def test_shape_tensors_get_values_and_no_shapes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "profiles", "max_batch", "says"),
+    ("inputs", "profiles", "max_batch", "code"),
     [
-        ([FIXED], None, 8, "batch is fixed to 4 in the ONNX file, and max_batch is 8"),
-        (
-            [FIXED],
-            [{"batch": [1, 4, 4]}],
-            4,
-            r"batch is fixed to 4 in the ONNX file, and the profile asks for \[1, 4, 4\]",
-        ),
-        (
-            [OPEN_BATCH],
-            [{"batch": [1, 4, 4]}],
-            8,
-            "max_batch is 8, and the widest of `profiles` in model.yaml ends at 4",
-        ),
-        ([OPEN_BATCH], [{"batch": [1, 4, 4], "height": [16, 32, 64]}], 4, r"height is fixed to 16 .* \[16, 32, 64\]"),
-        ([NetworkInput("images", (-1, 3, 16, 32))], None, 4, "width is fixed to 32 in the ONNX file, .* asks for 16"),
-        ([NetworkInput("images", (-1, 1, 16, 16))], None, 4, "channels is fixed to 1"),
-        ([NetworkInput("x", (-1, 10))], None, 4, "expected an input of shape"),
-        ([OPEN_BATCH, NetworkInput("t", (-1, -1))], None, 4, "leaves t .* open, and model.yaml gives no shapes for it"),
-        ([OPEN_BATCH, NetworkInput("s", (2,), True)], None, 4, "model.yaml gives no values for it"),
-        ([OPEN_BATCH], [{"batch": [1, 4, 4], "shapes": {"z": [[1], [1], [1]]}}], 4, "names the input z; .* has images"),
+        ([FIXED], None, 8, "batch-fixed"),
+        ([FIXED], [{"batch": [1, 4, 4]}], 4, "dimension-fixed"),
+        ([OPEN_BATCH], [{"batch": [1, 4, 4]}], 8, "batch-too-large"),
+        ([OPEN_BATCH], [{"batch": [1, 4, 4], "height": [16, 32, 64]}], 4, "dimension-fixed"),
+        ([NetworkInput("images", (-1, 3, 16, 32))], None, 4, "dimension-fixed"),
+        ([NetworkInput("images", (-1, 1, 16, 16))], None, 4, "dimension-fixed"),
+        ([NetworkInput("x", (-1, 10))], None, 4, "no-frame-input"),
+        ([OPEN_BATCH, NetworkInput("t", (-1, -1))], None, 4, "profile-missing"),
+        ([OPEN_BATCH, NetworkInput("s", (2,), True)], None, 4, "profile-missing"),
+        ([OPEN_BATCH], [{"batch": [1, 4, 4], "shapes": {"z": [[1], [1], [1]]}}], 4, "unknown-input"),
         (
             [OPEN_BATCH, NetworkInput("t", (-1, 7))],
             [{"batch": [1, 4, 4], "shapes": {"t": [[1, 8], [1, 8], [1, 8]]}}],
             4,
-            r"input t is \(-1, 7\) in the ONNX file",
+            "dimension-fixed",
         ),
     ],
 )
 def test_profile_outside_the_models_range_is_refused(
-    inputs: list[NetworkInput], profiles: list[dict[str, object]] | None, max_batch: int, says: str
+    inputs: list[NetworkInput], profiles: list[dict[str, object]] | None, max_batch: int, code: str
 ) -> None:
-    with pytest.raises(ModelError, match=says):
+    with pytest.raises(ModelError) as caught:
         make_profiles(inputs, spec(profiles=profiles), BuildPlan("fp16", max_batch))
+    assert caught.value.code == code
 
 
 def test_frame_input_is_found_among_others() -> None:

@@ -1,4 +1,4 @@
-"""What a build tells while it goes on, and how it is stopped."""
+"""Progress and cancellation of a build."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_exception_of_the_work_is_raised() -> None:
     def work() -> None:
         raise ZeroDivisionError("inside")
 
-    with pytest.raises(ZeroDivisionError, match="inside"):
+    with pytest.raises(ZeroDivisionError):
         run_interruptible(work, threading.Event())
 
 

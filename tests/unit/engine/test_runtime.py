@@ -1,4 +1,4 @@
-"""Engines and contexts: what TensorRT answers by False, None and RuntimeError becomes an exception that says why.
+"""Engines and contexts: False, None and RuntimeError of TensorRT become exceptions with the reason.
 
 TensorRT gives an engine only to a machine with a GPU, so here a stand-in answers as its headers and bindings say; its
 enumerations are the real ones. `tests/gpu` runs the same wrappers over a real engine.
@@ -223,8 +223,9 @@ def test_tensors_and_profiles_are_plain_data() -> None:
 
 
 def test_batch_above_the_profiles_is_refused() -> None:
-    with pytest.raises(ModelError, match="no profile of the engine takes images 9x3x8x8") as caught:
+    with pytest.raises(ModelError) as caught:
         engine().choose({"images": (9, 3, 8, 8)})
+    assert caught.value.code == "no-profile"
     assert "max_batch" in caught.value.hint
     assert engine().choose({"images": (5, 3, 8, 8)}) == 1
 
@@ -236,32 +237,36 @@ def test_interleaved_input_is_recognised() -> None:
 
 
 def test_unknown_tensor_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelError, match="tiny has no tensor scores; it has images, size, boxes"):
+    with pytest.raises(ModelError) as caught:
         engine().tensor("scores")
+    assert caught.value.code == "no-tensor"
 
 
 def test_closed_engine_refuses_calls() -> None:
     opened = engine()
     opened.close()
     opened.close()
-    with pytest.raises(DeviceError, match="tiny is closed"):
+    with pytest.raises(DeviceError):
         opened.create_context(0, 5)
 
 
-def test_context_that_cannot_be_made_says_why() -> None:
-    with pytest.raises(DeviceError, match="no execution context for tiny: no memory for the context"):
+def test_failed_context_creation_is_reported_with_the_reason() -> None:
+    with pytest.raises(DeviceError) as caught:
         engine(RawEngine(None)).create_context(0, 5)
-    with pytest.raises(DeviceError, match="TensorRT asked for 5 GiB"):
+    assert "no memory for the context" in caught.value.args[0]
+    with pytest.raises(DeviceError) as caught:
         engine(RawEngine(None), pool=SimpleNamespace(last_failure="TensorRT asked for 5 GiB")).create_context(0, 5)
+    assert "5 GiB" in caught.value.args[0]
 
 
-def test_profile_that_tensorrt_refuses_says_why() -> None:
+def test_refused_profile_is_reported_with_the_reason() -> None:
     raw = RawContext(["profile"])
-    with pytest.raises(DeviceError, match="profile 1 of tiny was refused: TensorRT's reason against profile"):
+    with pytest.raises(DeviceError) as caught:
         engine(RawEngine(raw)).create_context(1, 5)
+    assert "TensorRT's reason against profile" in caught.value.args[0]
 
 
-def test_memory_of_a_context_is_the_callers() -> None:
+def test_context_memory_belongs_to_the_caller() -> None:
     raw = RawEngine(RawContext())
     made = engine(raw).create_context(1, 5)
     assert raw.strategies == [trt.ExecutionContextAllocationStrategy.USER_MANAGED]
@@ -321,18 +326,20 @@ def test_without_a_file_no_kernels_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "act", "says"),
+    ("call", "act", "subject"),
     [
-        ("shape", lambda made: made.set_shape("images", (2, 3, 8, 8)), "shape .* of input images was refused"),
-        ("address", lambda made: made.set_address("images", 4096), "address of images was refused"),
-        ("allocator", lambda made: made.set_output_allocator("boxes", None), "output allocator of boxes was refused"),
-        ("enqueue", lambda made: made.enqueue(5), "tiny could not be started"),
+        ("shape", lambda made: made.set_shape("images", (2, 3, 8, 8)), "images"),
+        ("address", lambda made: made.set_address("images", 4096), "images"),
+        ("allocator", lambda made: made.set_output_allocator("boxes", None), "boxes"),
+        ("enqueue", lambda made: made.enqueue(5), "tiny"),
     ],
 )
-def test_false_becomes_an_error_with_the_reason(call: str, act: Any, says: str) -> None:
+def test_false_becomes_an_error_with_the_reason(call: str, act: Any, subject: str) -> None:
     made, _ = context(call)
-    with pytest.raises(DeviceError, match=f"{says}: .*TensorRT's reason against {call}"):
+    with pytest.raises(DeviceError) as caught:
         act(made)
+    assert subject in caught.value.args[0]
+    assert f"TensorRT's reason against {call}" in caught.value.args[0]
     made, _ = context()
     act(made)
 
@@ -340,16 +347,18 @@ def test_false_becomes_an_error_with_the_reason(call: str, act: Any, says: str) 
 @pytest.mark.parametrize("shape", [(5, 3, 8, 8), (0, 3, 8, 8), (2, 3, 9, 8), (2, 3, 8)])
 def test_shape_outside_the_profile_is_refused_before_tensorrt_sees_it(shape: tuple[int, ...]) -> None:
     made, raw = context()
-    with pytest.raises(ModelError, match=r"is outside profile 0: 1x3x8x8 .. 4x3x8x8 \(best 4x3x8x8\)"):
+    with pytest.raises(ModelError) as caught:
         made.set_shape("images", shape)
+    assert caught.value.code == "shape-outside-profile"
     assert ("shape", "images", shape) not in raw.calls
 
 
 @pytest.mark.parametrize(("address", "refuses"), [(512, "memory"), (513, "")])
 def test_unsuitable_scratch_memory_is_refused(address: int, refuses: str) -> None:
     made, _ = context(refuses)
-    with pytest.raises(DeviceError, match="memory too small" if refuses else "aligned to 256 bytes"):
+    with pytest.raises(DeviceError) as caught:
         made.give_memory(address, 10)
+    assert ("memory too small" if refuses else "0x201") in caught.value.args[0]
 
 
 def test_scratch_memory_is_passed_on() -> None:
@@ -385,18 +394,21 @@ def test_output_that_the_data_decides_has_a_bound_and_no_shape() -> None:
     assert (size.shape, size.bytes) == (None, 4096)
 
 
-def test_sizes_without_shapes_are_not_asked_of_tensorrt() -> None:
+def test_output_sizes_need_input_shapes() -> None:
     """Its error path crashes in 10.3 when it is not on the main thread."""
     made, raw = context("infer")
-    with pytest.raises(DeviceError, match="inputs without a shape: images"):
+    with pytest.raises(DeviceError) as caught:
         made.output_sizes()
+    assert "images" in caught.value.args[0]
     set_largest_shapes(made)
-    with pytest.raises(DeviceError, match="could not be inferred: shape inference failed"):
+    with pytest.raises(DeviceError) as caught:
         made.output_sizes()
+    assert "shape inference failed" in caught.value.args[0]
     raw.refusals = set()
     raw.unspecified = ["size"]
-    with pytest.raises(DeviceError, match="size not specified"):
+    with pytest.raises(DeviceError) as caught:
         made.output_sizes()
+    assert "size" in caught.value.args[0]
 
 
 def test_layer_times_are_fetched_after_each_run_and_not_during() -> None:
@@ -406,7 +418,7 @@ def test_layer_times_are_fetched_after_each_run_and_not_during() -> None:
     assert [call[0] for call in raw.calls[1:]] == ["enqueue", "sync"] * 2 + ["enqueue", "sync", "report"] * 3
     assert (times.runs, times.total_ms()) == (3, 0.5)
     raw.refusals = {"report"}
-    with pytest.raises(DeviceError, match="gave no layer times"):
+    with pytest.raises(DeviceError):
         profile_layers(made, lambda: made.enqueue(5), lambda: None, runs=1)
 
 
@@ -415,31 +427,34 @@ def test_layer_times_are_fetched_after_each_run_and_not_during() -> None:
 
 @needs_rtx
 @needs_no_gpu
-def test_plan_cannot_be_loaded_without_a_gpu_and_the_error_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+def test_plan_without_a_gpu_is_refused_with_a_hint(capfd: pytest.CaptureFixture[str]) -> None:
     """A real plan, a real runtime, and no driver."""
     ahead = BuildOptions(ahead_of_time=True)
     built = build_engine(convolution(), spec(), BuildPlan("fp32", 2), GpuDescription("A4000", (8, 6)), ahead)
-    with pytest.raises(ModelError, match=r"cannot load tiny: .*(Cuda|CUDA)") as caught:
+    with pytest.raises(ModelError) as caught:
         load_engine(built.plan, label="tiny")
+    assert caught.value.code == "engine-not-loaded"
+    assert "cuda" in caught.value.args[0].lower()
     assert "vision doctor" in caught.value.hint
 
 
 @pytest.mark.parametrize(("cores", "asked", "chosen"), [(2, 1, 1), (2, None, -1), (1, 1, -1), (0, 0, -1)])
-def test_plans_run_on_the_accelerator_that_they_were_built_for(cores: int, asked: int | None, chosen: int) -> None:
+def test_plan_runs_on_the_dla_core_it_was_built_for(cores: int, asked: int | None, chosen: int) -> None:
     runtime = SimpleNamespace(num_DLA_cores=cores, DLA_core=-1)
     aim_at_dla(runtime, asked)
     assert runtime.DLA_core == chosen
 
 
 @needs_rtx
-def test_the_library_names_its_accelerators_as_we_do() -> None:
+def test_library_has_the_dla_attributes() -> None:
     assert {"DLA_core", "num_DLA_cores"} <= set(dir(trt.Runtime))
 
 
 @pytest.mark.parametrize("plan", [b"", b"no plan", bytes(4096)])
 def test_invalid_plan_is_refused(plan: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ModelError, match="tiny"):
+    with pytest.raises(ModelError) as caught:
         load_engine(plan, label="tiny")
+    assert caught.value.code == "engine-not-loaded"
 
 
 @pytest.mark.parametrize(
@@ -459,14 +474,14 @@ def test_rtx_reports_why_a_plan_is_invalid(verdict: str, bits: int, says: str) -
     assert invalidity(SimpleNamespace(), b"") == []  # TensorRT cannot be asked
 
 
-def test_builder_or_runtime_that_is_null_means_no_gpu() -> None:
+def test_null_builder_or_runtime_is_reported_as_missing_gpu() -> None:
     def null(logger: Any) -> Any:
         take_message("ERROR", "CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     with (
         library.collect_log() as log,
-        pytest.raises(DeviceMissing, match="could not start: CUDA initialization failure") as caught,
+        pytest.raises(DeviceMissing) as caught,
     ):
         library.start(null, log)
     assert "nvidia-smi" in caught.value.hint
@@ -495,7 +510,7 @@ def test_bytes_of_a_shape(dtype: str, shape: tuple[int, ...], size: int) -> None
 
 
 def test_open_shape_has_no_size() -> None:
-    with pytest.raises(ValueError, match="not known yet"):
+    with pytest.raises(ValueError):
         Tensor("x", "input", "float32", (), "device", False).bytes_of((-1, 3))
 
 
@@ -505,5 +520,6 @@ def test_every_type_of_the_library_has_a_name_or_is_refused() -> None:
     assert {dtype_name(name) for name in names - {"E8M0"}} <= {
         "float32", "float16", "bfloat16", "fp8", "fp4", "int64", "int32", "int8", "int4", "uint8", "bool",
     }  # fmt: skip
-    with pytest.raises(ModelError, match="tensor of type E8M0"):
+    with pytest.raises(ModelError) as caught:
         dtype_name("E8M0")
+    assert caught.value.code == "tensor-type"

@@ -74,10 +74,11 @@ def test_error_names_the_action(status: int) -> None:
         value = cuda.cudaError_t(status)
     except ValueError:  # newer than this cuda-python
         value = status
-    with pytest.raises(DeviceError, match="moving the moon") as caught:
-        check((value,), "moving the moon")
+    with pytest.raises(DeviceError) as caught:
+        check((value,), "a test")
+    assert "a test" in caught.value.args[0]
     assert caught.value.code == "cuda-error"
-    assert isinstance(failure(value, "moving the moon"), DeviceError)
+    assert isinstance(failure(value, "a test"), DeviceError)
 
 
 def test_check_returns_the_values_after_the_status() -> None:

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: found again, never half, never somebody else's; and what a kernel is launched with."""
+"""The cache of compiled kernels, and kernel arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "kernels"
 
 
-def test_compiled_once(cache: Path) -> None:
+def test_kernel_is_compiled_once(cache: Path) -> None:
     first = compile_cubin(SOURCE, "sm_87", cache)
     (file,) = cache.iterdir()
     written_ns = file.stat().st_mtime_ns
@@ -38,19 +38,19 @@ def test_compiled_once(cache: Path) -> None:
     ],
     ids=["definition", "text", "header"],
 )
-def test_another_source_is_another_file(cache: Path, other: Source) -> None:
+def test_changed_source_gets_its_own_file(cache: Path, other: Source) -> None:
     compile_cubin(SOURCE, "sm_87", cache)
     compile_cubin(other, "sm_87", cache)
     assert len(list(cache.iterdir())) == 2
 
 
-def test_another_architecture_is_another_file(cache: Path) -> None:
+def test_each_architecture_gets_its_own_file(cache: Path) -> None:
     assert compile_cubin(SOURCE, "sm_87", cache) != compile_cubin(SOURCE, "sm_90", cache)
     assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", b"x" * 5000], ids=["empty", "cut off", "other"])
-def test_a_damaged_file_is_compiled_again(cache: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_file_is_replaced(cache: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
     good = compile_cubin(SOURCE, "sm_87", cache)
     (file,) = cache.iterdir()
     file.write_bytes(damage)
@@ -60,28 +60,32 @@ def test_a_damaged_file_is_compiled_again(cache: Path, damage: bytes, caplog: py
 
 
 @pytest.mark.parametrize("what", ["folder", "file"])
-def test_what_others_may_write_is_refused(cache: Path, what: str) -> None:
+def test_files_writable_by_others_are_refused(cache: Path, what: str) -> None:
     compile_cubin(SOURCE, "sm_87", cache)
     path = cache if what == "folder" else next(cache.iterdir())
     path.chmod(0o777)
-    with pytest.raises(ModelError, match="written by"):
+    with pytest.raises(ModelError) as caught:
         compile_cubin(SOURCE, "sm_87", cache)
+    assert path.name in caught.value.args[0]
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_unusable_cache_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kernels").write_text("in the way")
     with pytest.raises(ModelError):
         compile_cubin(SOURCE, "sm_87", tmp_path / "kernels")
 
 
-def test_the_compiler_says_what_is_wrong() -> None:
-    with pytest.raises(DeviceError, match=r"(?s)test.cu does not compile.*nonsense"):
+def test_compile_error_contains_the_compiler_output() -> None:
+    with pytest.raises(DeviceError) as caught:
         compile_cubin(dataclasses.replace(SOURCE, text="nonsense"), "sm_87")
-    with pytest.raises(DeviceError, match="sm_1"):
+    assert caught.value.code == "kernel-not-compiled"
+    assert "nonsense" in caught.value.args[0]
+    with pytest.raises(DeviceError) as caught:
         compile_cubin(SOURCE, "sm_1")
+    assert caught.value.code == "kernel-not-compiled"
 
 
-def test_headers_beside_a_file_are_read(tmp_path: Path) -> None:
+def test_headers_in_the_same_folder_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.cu").write_text("a")
     (tmp_path / "b.cuh").write_text("b")
     (tmp_path / "c.txt").write_text("c")
@@ -95,7 +99,7 @@ STRUCT = np.dtype([("a", np.float32), ("b", np.uint64)])
     ("argument", "size"),
     [(5, 8), (1 << 63, 8), (np.float32(1), 4), (np.uint32(1), 4), (np.zeros((), STRUCT), STRUCT.itemsize)],
 )
-def test_arguments_have_the_size_that_the_kernel_takes(argument: object, size: int) -> None:
+def test_arguments_have_the_size_of_the_kernel_parameter(argument: object, size: int) -> None:
     assert pack(argument).nbytes == size
 
 
@@ -108,5 +112,5 @@ def test_arguments_are_copied() -> None:
 
 @pytest.mark.parametrize("argument", [True, 1.5, "x", np.zeros(3, np.float32), None])
 def test_arguments_of_unknown_size_are_refused(argument: object) -> None:
-    with pytest.raises(ModelError, match="kernel arguments"):
+    with pytest.raises(ModelError):
         pack(argument)

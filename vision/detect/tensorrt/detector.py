@@ -33,7 +33,7 @@ from vision.engine.build import BuildOptions
 from vision.engine.build_plan import require_precision, resolve
 from vision.engine.cuda_memory import CudaMemory
 from vision.engine.library import find_library
-from vision.engine.memory import MemoryBudget, MemoryPool, detector_budget, shared_scratch_bytes
+from vision.engine.memory import BudgetLine, MemoryBudget, MemoryPool, shared_scratch_bytes
 from vision.engine.open import open_engine
 from vision.engine.runtime import Context
 from vision.errors import Closed, DeviceError, ModelError
@@ -387,15 +387,15 @@ def _measure_tensors(model: LoadedEngine, lane: ExecutionLane) -> tuple[Mapping[
 def _budget(model: LoadedEngine, sizes: TensorSizes, program: PostprocessProgram, slots: int) -> MemoryBudget:
     """Return what is allocated before READY. The cameras' frames follow when their sizes are known."""
     own = slot_bytes(sizes.batch, program)
-    return detector_budget(
-        weights_bytes=model.engine.weights_bytes,
-        slots=slots,
-        scratch_bytes=sizes.scratch_bytes,
-        input_bytes=sizes.input_bytes,
-        output_bytes=sum(sizes.outputs.values()),
-        postprocess_bytes=own.device,
-        result_bytes=own.host,
+    lines = (
+        BudgetLine("weights", "device", model.engine.weights_bytes),
+        BudgetLine("activations, a slot", "device", sizes.scratch_bytes, slots),
+        BudgetLine("network input, a slot", "device", sizes.input_bytes, slots),
+        BudgetLine("network outputs, a slot", "device", sum(sizes.outputs.values()), slots),
+        BudgetLine("decoding and NMS, a slot", "device", own.device, slots),
+        BudgetLine("results, a slot", "host", own.host, slots),
     )
+    return MemoryBudget(lines)
 
 
 @contextlib.contextmanager
