@@ -1,1 +1,1 @@
-"""Kernels on the CPU: the files under ``vision/detect/tensorrt/cuda`` built by a C++ compiler, a fiber per thread."""
+"""Emulator: builds the CUDA files of ``vision/detect/tensorrt/cuda`` for the CPU, with one fiber per GPU thread."""

@@ -1,4 +1,4 @@
-"""Video that is made up for tests, in many codecs and containers, and what FFmpeg decodes it to."""
+"""Synthetic video in many codecs and containers, and its frames as decoded by FFmpeg."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def video(
 def written(
     images: Sequence[Image], codec: str, container: str, *, pixels: str = "yuv420p", options: dict[str, str]
 ) -> bytes:
-    """BGR frames as a file."""
+    """Encode BGR frames to a file."""
     muxing = {"movflags": "+faststart"} if container == "mp4" else {}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video"
@@ -88,7 +88,7 @@ def coded(data: bytes) -> list[bytes]:
 
 
 def decoded(data: bytes | Path, count: int | None = None) -> Iterator[tuple[int | None, Image]]:
-    """Presentation times and frames in nv12, by FFmpeg; the first `count`."""
+    """Return presentation times and NV12 frames as decoded by FFmpeg, at most `count`."""
     with av.open(BytesIO(data) if isinstance(data, bytes) else str(data)) as file:
         for number, frame in enumerate(file.decode(video=0)):
             if number == count:
@@ -97,7 +97,7 @@ def decoded(data: bytes | Path, count: int | None = None) -> Iterator[tuple[int 
 
 
 def _nv12(frame: av.VideoFrame) -> Image:
-    """Without converting anything: the numbers of 4:2:0 in another order."""
+    """Reorder the samples of 4:2:0 without a conversion."""
     height_px, width_px = frame.height, frame.width
     planar = np.zeros(frame_shape(height_px, width_px, "i420"), np.uint8)
     FrameWriter("i420").write(frame, planar)

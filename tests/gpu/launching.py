@@ -1,4 +1,4 @@
-"""Kernels on arrays: puts them on the GPU, launches, brings the results back."""
+"""Launches kernels on arrays: copies them to the GPU and the results back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detectors for tests: over TensorRT where there is a GPU, over ONNX Runtime where the GPU is emulated."""
+"""Detectors for tests: TensorRT on a real GPU, ONNX Runtime on the emulated GPU."""
 
 from __future__ import annotations
 

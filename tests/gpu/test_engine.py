@@ -136,7 +136,7 @@ def right(batch: int) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 5, 8])
-def test_every_profile_computes_what_onnx_runtime_does_eagerly_and_as_a_graph(engine: Engine, batch: int) -> None:
+def test_every_profile_matches_onnx_runtime_eagerly_and_as_a_graph(engine: Engine, batch: int) -> None:
     with contextlib.ExitStack() as made:
         bench = Bench(engine, batch, made)
         eager = bench.run(frames(batch))
@@ -150,11 +150,12 @@ def test_every_profile_computes_what_onnx_runtime_does_eagerly_and_as_a_graph(en
 
 def test_batch_above_the_profiles_is_refused(engine: Engine) -> None:
     channels = engine.tensor("images").channels
-    with pytest.raises(ModelError, match=f"no profile of the engine takes images 9x{channels}x16x16"):
+    with pytest.raises(ModelError) as caught:
         engine.choose({"images": (9, channels, 16, 16)})
+    assert caught.value.code == "no-profile"
 
 
-def test_tensorrts_memory_comes_from_the_pool_and_goes_back(folder: Path, cache: Path, pool: MemoryPool) -> None:
+def test_tensorrt_allocates_from_the_pool_and_frees(folder: Path, cache: Path, pool: MemoryPool) -> None:
     before = pool.report()
     with (
         opened(folder, cache, pool) as engine,
@@ -203,7 +204,7 @@ def test_kernels_are_kept_for_the_next_start(folder: Path, cache: Path, caplog: 
 def test_engine_that_does_not_load_is_built_again(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The right name and the right hash, and a plan that no library takes."""
+    """The name and the hash are right, but TensorRT cannot load the plan."""
     device = cuda.open_device()
     cache = EngineCache(tmp_path / "engines")
     settings = resolve(DetectConfig(precision="fp16"), spec())
@@ -216,11 +217,12 @@ def test_engine_that_does_not_load_is_built_again(
     assert "does not load, building it again" in caplog.text
 
 
-def test_quantised_models_are_refused_where_they_gave_wrong_results(tmp_path: Path) -> None:
+def test_quantised_models_are_refused_on_untested_gpus(tmp_path: Path) -> None:
     device = cuda.open_device()
     if not supported_capabilities() or device.compute_capability in supported_capabilities():
         pytest.skip("a library that was made for this GPU")
     (tmp_path / "tiny.onnx").write_bytes(quantised())
     detect = DetectConfig.model_validate({"precision": "int8", "max_batch": 4})
-    with pytest.raises(ModelError, match="gives wrong results there"):
+    with pytest.raises(ModelError) as caught:
         opened(tmp_path, tmp_path / "engines", detect=detect)
+    assert caught.value.code == "untested-precision"

@@ -30,7 +30,7 @@ def frame(layout: FrameLayout, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def levels(spec: InputSpec, pixels: Any, layout: FrameLayout) -> Any:
-    """By the reference, not rounded."""
+    """Return the result of the reference, not rounded."""
     fit = Letterbox.fit(layout.width_px, layout.height_px, spec.width, spec.height, spec.letterbox)
     return sample(
         pixels,
@@ -44,7 +44,7 @@ def levels(spec: InputSpec, pixels: Any, layout: FrameLayout) -> Any:
 
 
 def assert_rounded(spec: InputSpec, given: Any, wanted: Any, *, half: bool, said: str) -> None:
-    """`given` is the normalised tensor of the levels `wanted`, rounded; those halfway between two may go either way."""
+    """Check that `given` is the normalised tensor of the rounded levels `wanted`. Halves may round either way."""
     spread = max(spec.scale * 255 / min(spec.std), *np.abs(np.array(spec.mean) / spec.std))
     below, above = (
         normalised(np.rint(wanted + much), spec.color, spec.scale, spec.mean, spec.std) for much in (-1e-3, 1e-3)
@@ -113,7 +113,7 @@ def test_a_frame_of_8k(device: Any) -> None:
     check(device, InputSpec(width=96, height=64), [FrameLayout(4320, 7680, "bgr")], half=False)
 
 
-def test_rows_may_be_further_apart_than_they_are_long(device: Any) -> None:
+def test_row_pitch_can_exceed_the_row_length(device: Any) -> None:
     """Decoders pad rows: here the frame is the left part of a wider one."""
     spec = InputSpec(width=96, height=64)
     wide = frame(FrameLayout(48, 128, "nv12"), 5)
@@ -124,8 +124,8 @@ def test_rows_may_be_further_apart_than_they_are_long(device: Any) -> None:
     assert_rounded(spec, tensor[0], wanted, half=False, said="a wide pitch")
 
 
-def test_rounds_as_opencv_does(device: Any) -> None:
-    """Most levels of a real frame are the same, and none is further than one away: its weights have fewer bits."""
+def test_rounding_matches_opencv(device: Any) -> None:
+    """Most levels of a real frame are equal, and none differs by more than one: OpenCV's weights have fewer bits."""
     capture = cv2.VideoCapture(str(CLIP))
     frame_bgr = np.asarray(capture.read()[1], np.uint8)
     capture.release()

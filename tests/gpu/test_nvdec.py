@@ -1,4 +1,4 @@
-"""NVDEC against FFmpeg, frame by frame and bit by bit: files, network streams, and straight into the detector."""
+"""NVDEC compared with FFmpeg, bit by bit: files, network streams, and frames for the detector."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda.bindings import runtime
 from numpy.typing import NDArray
 
 from tests.gpu.coded_video import FAST, FPS, coded, decoded, served, video
@@ -27,7 +28,7 @@ from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor
 from vision.config import CameraConfig
 from vision.errors import EndOfStream, SizeChanged, SourceError
-from vision.gpu.cuda import memory_info, synchronize_device
+from vision.gpu.cuda import check, memory_info
 from vision.gpu.memory import device_frame_buffer
 from vision.runtime.latest_slot import LatestSlot
 from vision.types import FrameBuffer, PixelFormat, YuvEncoding
@@ -88,7 +89,7 @@ def difference(one: Image, other: Image) -> int:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_shipped_clip_as_ffmpeg_decodes_it() -> None:
+def test_shipped_clip_matches_ffmpeg() -> None:
     compared = 40 if EMULATED else 200
     began = time.monotonic()
     with opened_file(CLIP) as source:
@@ -113,8 +114,9 @@ def test_the_shipped_clip_as_ffmpeg_decodes_it() -> None:
         assert worst == 0
         for _ in range(200 - compared):
             assert source.grab(1.0) is not None
-        with pytest.raises(EndOfStream, match="ended after 200 frames"):
+        with pytest.raises(EndOfStream) as caught:
             source.grab(1.0)
+        assert "200" in caught.value.args[0]
 
 
 @pytest.mark.parametrize(
@@ -133,10 +135,10 @@ def test_the_shipped_clip_as_ffmpeg_decodes_it() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_every_codec_as_ffmpeg_decodes_it(
+def test_every_codec_matches_ffmpeg(
     codec: str, container: str, options: tuple[tuple[str, str], ...], tolerance: int, tmp_path: Path
 ) -> None:
-    """Each frame, in the order in which they are shown, with its time."""
+    """Compares pixels and time of every frame in presentation order."""
     data = video(codec, container, count=COUNT, options=options)
     wanted = list(decoded(data))
     assert len(wanted) == COUNT
@@ -160,59 +162,61 @@ def test_every_codec_as_ffmpeg_decodes_it(
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "part"),
     [
-        (partial(video, "libx265", "mp4", pixels="yuv420p10le", count=3), "8 bits, 4:2:0, for NVDEC.*yuv420p10le"),
-        (partial(video, "libx264", "mp4", pixels="yuv444p", count=3), "8 bits, 4:2:0, for NVDEC.*yuv444p"),
-        (partial(video, "mjpeg", "matroska", pixels="yuvj420p", count=3), "NVDEC cannot decode mjpeg: expected H.264"),
-        (partial(video, "libx264", "mp4", size=(64, 4224), count=3), "NVDEC cannot decode this H264.*not supported"),
-        (partial(bytes, b"no video"), "not a video that FFmpeg can decode"),
-        (partial(bytes), "the file is empty"),
+        (partial(video, "libx265", "mp4", pixels="yuv420p10le", count=3), "yuv420p10le"),
+        (partial(video, "libx264", "mp4", pixels="yuv444p", count=3), "yuv444p"),
+        (partial(video, "mjpeg", "matroska", pixels="yuvj420p", count=3), "mjpeg"),
+        (partial(video, "libx264", "mp4", size=(64, 4224), count=3), "H264"),
+        (partial(bytes, b"no video"), "a.mp4"),
+        (partial(bytes), "a.mp4"),
     ],
     ids=["10 bits", "4:4:4", "motion jpeg", "too wide", "no video", "empty"],
 )
-def test_what_cannot_be_decoded(data: Callable[[], bytes], said: str, tmp_path: Path) -> None:
+def test_unsupported_file_is_refused(data: Callable[[], bytes], part: str, tmp_path: Path) -> None:
     path = saved(tmp_path, data(), "a.mp4")
-    with opened_file(path) as source, pytest.raises(SourceError, match=said) as raised:
+    with opened_file(path) as source, pytest.raises(SourceError) as raised:
         source.open()
-    print(f"\n{raised.value}")
+    assert part in raised.value.args[0]
 
 
-def test_a_file_that_is_not_there_and_calls_out_of_order(tmp_path: Path) -> None:
-    with opened_file(tmp_path / "b.mp4") as source, pytest.raises(SourceError, match="No such file"):
+def test_missing_file_and_calls_out_of_order_are_refused(tmp_path: Path) -> None:
+    with opened_file(tmp_path / "b.mp4") as source, pytest.raises(SourceError) as caught:
         source.open()
+    assert caught.value.code == "file"
     with opened_file(CLIP) as source:
-        with pytest.raises(SourceError, match="grab before open"):
+        with pytest.raises(SourceError):
             source.grab(1)
         source.open()
         with pytest.raises(SourceError):
             source.retrieve(FrameBuffer.allocate(576, 768, "nv12"))
         assert source.grab(1) is not None
         for _ in range(2):
-            with pytest.raises(SizeChanged, match="768x576"):
+            with pytest.raises(SizeChanged) as caught:
                 source.retrieve(FrameBuffer.allocate(2, 2, "nv12"))
+            assert "768x576" in caught.value.args[0]
         assert on_gpu(source, 576, 768).std() > 5
         source.close()
         source.close()
-        with pytest.raises(SourceError, match="grab before open"):
+        with pytest.raises(SourceError):
             source.grab(1)
 
 
-def test_a_file_that_is_cut_short(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_file_ends_with_its_frame_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = video("libx264", "mp4", count=COUNT, options=NO_B_FRAMES)
     with opened_file(saved(tmp_path, data[: len(data) * 6 // 10], "a.mp4")) as source:
         source.open()
         found = 0
-        with pytest.raises(EndOfStream, match=rf"ended after \d+ of {COUNT} frames: it is cut short") as end:
+        with pytest.raises(EndOfStream) as end:
             while source.grab(1):
                 found += 1
+        assert str(COUNT) in end.value.args[0]
     print(f"\n{end.value}")
     assert COUNT // 4 < found < COUNT
     assert "cut short" in caplog.text
 
 
-def test_looped(tmp_path: Path) -> None:
-    """Time goes on, the frames are the same."""
+def test_loop_repeats_frames_with_increasing_times(tmp_path: Path) -> None:
     path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=B_FRAMES), "a.mp4")
     wanted = [image for _, image in decoded(path)]
     with opened_file(path, loop=True) as source:
@@ -240,8 +244,8 @@ def encodings(count: int = 5) -> list[bytes]:
     ]
 
 
-def test_each_frame_of_a_file_tells_its_encoding(tmp_path: Path) -> None:
-    """Those too that a decoder still had when the next encoding began, and after the file began again."""
+def test_every_frame_of_a_file_has_its_encoding(tmp_path: Path) -> None:
+    """This includes frames that were in the decoder when the encoding changed, and the next pass of the file."""
     with opened_file(saved(tmp_path, b"".join(encodings()), "a.h264"), loop=True) as source:
         assert source.open().yuv == "bt601"
         found = [grab.yuv for _ in range(25) if (grab := source.grab(1)) is not None]
@@ -249,7 +253,7 @@ def test_each_frame_of_a_file_tells_its_encoding(tmp_path: Path) -> None:
     assert found == [*expected, *expected[:10]]
 
 
-def test_at_its_own_pace(tmp_path: Path) -> None:
+def test_file_is_read_in_real_time(tmp_path: Path) -> None:
     path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=NO_B_FRAMES), "a.mp4")
     with opened_file(path, offline=False) as source:
         source.open()
@@ -272,7 +276,7 @@ def test_at_its_own_pace(tmp_path: Path) -> None:
         ("libx265", "mpegts", "live.ts", (*FAST.items(), ("x265-params", "log-level=none:bframes=0:keyint=10"))),
     ],
 )
-def test_a_network_stream_as_ffmpeg_decodes_it(
+def test_network_stream_matches_ffmpeg(
     codec: str, container: str, name: str, options: tuple[tuple[str, str], ...]
 ) -> None:
     data = video(codec, container, count=COUNT, options=options)
@@ -290,8 +294,8 @@ def test_a_network_stream_as_ffmpeg_decodes_it(
         np.testing.assert_array_equal(one, other)
 
 
-def test_frames_of_a_live_stream_come_out_at_once(tmp_path: Path) -> None:
-    """And those of a file, one call later and more."""
+def test_live_frames_are_returned_without_delay(tmp_path: Path) -> None:
+    """Frames of a file are returned one or more calls later."""
     path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=NO_B_FRAMES), "a.mp4")
     print("\nlive: frames in the decoder after each packet")
     held = {live: held_back(path, live=live) for live in (True, False)}
@@ -302,7 +306,7 @@ def test_frames_of_a_live_stream_come_out_at_once(tmp_path: Path) -> None:
 
 
 def held_back(path: Path, *, live: bool) -> list[int]:
-    """Frames that are in and not out, after each packet; in the end all come out."""
+    """Return the frames inside the decoder after each packet. All are returned in the end."""
     import av
 
     held, within = [], 0
@@ -318,8 +322,8 @@ def held_back(path: Path, *, live: bool) -> list[int]:
     return held
 
 
-def test_a_live_stream_that_sends_frames_out_of_order(caplog: pytest.LogCaptureFixture) -> None:
-    """All come out, from the second key frame on in their order; nothing is lost on the way."""
+def test_live_stream_with_reordered_frames_is_complete(caplog: pytest.LogCaptureFixture) -> None:
+    """All frames are returned, in presentation order from the second key frame on."""
     caplog.set_level(logging.INFO)
     data = video("libx264", "mpegts", count=COUNT, options=B_FRAMES)
     wanted = dict(decoded(data))
@@ -343,7 +347,7 @@ def two_sizes(count: int = 10) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["smaller", "larger"])
-def test_a_new_size_in_mid_stream(order: tuple[int, int]) -> None:
+def test_size_change_in_a_stream_is_reported(order: tuple[int, int]) -> None:
     parts = [two_sizes()[at] for at in order]
     sizes = [((192, 320), (160, 208))[at] for at in order]
     wanted = [image for part in parts for _, image in decoded(part)]
@@ -352,20 +356,21 @@ def test_a_new_size_in_mid_stream(order: tuple[int, int]) -> None:
         for number, expected in enumerate(wanted):
             assert source.grab(10) is not None
             if number == 10:
-                with pytest.raises(SizeChanged, match=f"{sizes[1][1]}x{sizes[1][0]}"):
+                with pytest.raises(SizeChanged) as caught:
                     on_gpu(source, *sizes[0])
+                assert f"{sizes[1][1]}x{sizes[1][0]}" in caught.value.args[0]
             np.testing.assert_array_equal(on_gpu(source, *sizes[number // 10]), expected)
 
 
-def test_each_frame_of_a_stream_tells_its_encoding() -> None:
+def test_every_frame_of_a_stream_has_its_encoding() -> None:
     with served(*encodings(), name="live.h264") as address, closing(opened_camera(address)) as source:
         assert source.open().yuv == "bt601"
         found = [grab.yuv for _ in range(15) if (grab := source.grab(10)) is not None]
     assert found == [encoding for _, encoding in ENCODINGS for _ in range(5)]
 
 
-def test_the_supervisor_and_buffers_on_the_gpu() -> None:
-    """A new size is a new epoch, and so is a new connection; every frame reaches the reader as it is."""
+def test_supervisor_with_gpu_buffers_delivers_every_frame() -> None:
+    """A new size and a new connection start a new epoch."""
     parts = two_sizes()
     wanted = [image for part in parts for _, image in decoded(part)]
     with served(*parts, name="live.h264") as address:
@@ -405,14 +410,15 @@ def test_frames_after_a_missing_one_are_marked_until_a_key_frame() -> None:
     ):
         source.open()
         corrupt = []
-        with pytest.raises(SourceError, match="ended the stream"):
+        with pytest.raises(SourceError) as caught:
             while grab := source.grab(10):
                 corrupt.append(grab.corrupt)
+        assert caught.value.code == "stream-ended"
     assert [number for number, bad in enumerate(corrupt) if bad] == list(range(13, 19))
 
 
-def test_damage_ends_with_the_next_connection_and_nothing_hangs() -> None:
-    """NVDEC fixes what it can; whatever it makes of broken frames, the ones after the next key frame are whole."""
+def test_frames_after_damage_are_whole_from_the_next_key_frame() -> None:
+    """NVDEC conceals errors; frames after the next key frame must match."""
     packets = coded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES))
     packets[15] = packets[15][: len(packets[15]) // 3] + packets[15][len(packets[15]) // 2 :]
     wanted = list(decoded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES)))
@@ -428,7 +434,7 @@ def test_damage_ends_with_the_next_connection_and_nothing_hangs() -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_an_interrupt_ends_a_wait() -> None:
+def test_interrupt_ends_a_blocking_read() -> None:
     data = video("libx264", "h264", count=COUNT, options=NO_B_FRAMES)
     # FFmpeg looks at 5 s of a stream before it opens.
     with served(*6 * [data], name="live.h264", pause_s=60) as address, closing(opened_camera(address)) as source:
@@ -449,7 +455,7 @@ def test_an_interrupt_ends_a_wait() -> None:
         assert took_s < 1
 
 
-def test_a_frozen_camera_is_seen_by_rows_that_come_to_the_host() -> None:
+def test_frozen_camera_is_detected_from_rows_copied_to_the_host() -> None:
     random = np.random.default_rng(1)
     pixels = random.integers(0, 255, (864, 768), np.uint8)
     image = device_frame_buffer(576, 768, "nv12")
@@ -486,7 +492,7 @@ def play(path: Path, count: list[int]) -> None:
 
 
 @pytest.mark.parametrize("parallel", [1, 4, 8])
-def test_decoders_side_by_side(parallel: int, tmp_path: Path) -> None:
+def test_decoders_run_in_parallel(parallel: int, tmp_path: Path) -> None:
     path = CLIP
     if EMULATED:
         path = saved(tmp_path, video("libx264", "mp4", count=10, options=NO_B_FRAMES), "a.mp4")
@@ -507,14 +513,14 @@ def test_decoders_side_by_side(parallel: int, tmp_path: Path) -> None:
     assert [len(count) for count in counts] == [each] * parallel
 
 
-def test_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_closed_decoders_release_their_memory(tmp_path: Path) -> None:
     path = saved(tmp_path, video("libx264", "mp4", count=4, options=NO_B_FRAMES), "a.mp4")
     warm, opens = (2, 6) if EMULATED else (10, 50)
     threads = set(threading.enumerate())
     free: list[int] = []
     for _ in range(warm + opens):
         play(path, [])
-        synchronize_device()
+        check(runtime.cudaDeviceSynchronize(), "waiting for the GPU")
         free.append(memory_info()[0])
     lost = free[warm - 1] - free[-1]
     print(f"\nfree MiB after each opening: {[size >> 20 for size in free]}; {lost / 2**20:.1f} MiB lost in {opens}")

@@ -1,4 +1,4 @@
-"""Frames that NVDEC has decoded, found to be what they are by a detector that reads them where they lie."""
+"""Detection on frames that NVDEC decodes into GPU memory."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ pytestmark = pytest.mark.usefixtures("nvdec")
 
 @pytest.fixture(scope="module")
 def detector(device: object) -> Iterator[Any]:
-    """One for all: opening takes long."""
+    """Open one detector for all tests, because opening takes long."""
     settings: dict[str, Any] = {"batches_in_flight": 1, "max_batch": 1} if EMULATED else {}
     with closing(open_nanodet(score_threshold=0.3, **settings)) as opened:
         yield opened
 
 
 class NeverClosed:
-    """A detector that its user cannot close."""
+    """A detector whose `close` does nothing."""
 
     def __init__(self, detector: Any) -> None:
         self._detector = detector
@@ -79,7 +79,7 @@ def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(clip: Path, via: str, **options: Any) -> list[Result]:
-    """`vision run --offline` of one file."""
+    """Run `vision run --offline` on one file."""
     site = AppConfig.model_validate(
         {
             "model": "nanodet-g-416",
@@ -95,7 +95,7 @@ def run(clip: Path, via: str, **options: Any) -> list[Result]:
     return kept.results
 
 
-def test_the_whole_program_finds_the_same_objects_as_through_ffmpeg(
+def test_program_finds_the_same_objects_as_with_ffmpeg(
     short_clip: Path, detector: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -124,7 +124,7 @@ def test_the_whole_program_finds_the_same_objects_as_through_ffmpeg(
     assert shares[0.9] >= 0.9 * total
 
 
-def test_frames_from_nvdec_and_from_the_host_are_the_same_to_the_detector(short_clip: Path, detector: Any) -> None:
+def test_frames_from_nvdec_and_from_the_host_give_the_same_detections(short_clip: Path, detector: Any) -> None:
     count = min(FRAMES, 40)
     ours, theirs = [], []
     with closing(
@@ -174,7 +174,7 @@ def test_pixel_stage_gets_the_same_pixels_from_nvdec_as_from_the_cpu(short_clip:
     np.testing.assert_allclose(ours.means, theirs.means, atol=0.5)
 
 
-def test_a_detector_on_the_cpu_gets_copies(short_clip: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cpu_detector_gets_host_copies(short_clip: Path, caplog: pytest.LogCaptureFixture) -> None:
     from vision.detect.open import open_detector
 
     def on_cpu(folder: Path, spec: Any, settings: Any) -> Any:

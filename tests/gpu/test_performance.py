@@ -32,7 +32,7 @@ real = pytest.mark.skipif(EMULATED, reason="needs a real GPU")
 
 @pytest.fixture(autouse=True)
 def gpu(device: object) -> None:
-    """Skipped where there is no GPU; opened again for each test, because a test may break the emulated one."""
+    """Open the GPU for each test, because a test may break the emulated one. Skip without a GPU."""
     open_device()
 
 
@@ -83,7 +83,7 @@ def test_engine_with_dynamic_outputs_is_not_measured_alone() -> None:
     before = allocated()
     with engine() as opened:
         opened.outputs = (opened.outputs[0].__class__("output", "output", "float32", (-1, -1, 6), "device", False),)
-        with pytest.raises(ModelError, match="depends on the frame"):
+        with pytest.raises(ModelError):
             GpuLane(opened, SHAPES, graph=False)
         gc.collect()
     assert allocated().device_bytes == before.device_bytes

@@ -176,7 +176,7 @@ def reference(case: Case, outputs: Arrays, index: int, size: tuple[int, int]) ->
 
 
 def assert_rounding_decides_nothing(scores: NDArray[np.float32], threshold: float) -> None:
-    """Scores, best first, that are further from each other and from the threshold than `ROUNDING`, relatively."""
+    """Return scores, best first, that differ from each other and from the threshold by more than `ROUNDING`."""
     steps = -np.diff([*scores.astype(np.float64), threshold]) / scores
     assert len(scores) == 0 or steps.min() > 2 * ROUNDING, "a case that may end either way tests nothing"
 
@@ -186,7 +186,7 @@ def name_of(case: Case) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_as_the_reference(device: Any, case: Case) -> None:
+def test_detections_match_the_reference(device: Any, case: Case) -> None:
     outputs = case.outputs(len(SIZES), seed=CASES.index(case))
     head = make_head(case.spec, case.classes, case.score, case.wanted)
     head.bind({name: value.shape for name, value in outputs.items()})
@@ -202,8 +202,8 @@ def test_as_the_reference(device: Any, case: Case) -> None:
         np.testing.assert_allclose(given.boxes_xyxy, wanted.boxes_xyxy, rtol=0, atol=ROUNDING * max(size))
 
 
-def test_the_same_again(device: Any) -> None:
-    """The order in which threads come to write candidates down must not show."""
+def test_results_are_deterministic(device: Any) -> None:
+    """The order in which threads write candidates must not change the result."""
     case = Case("yolov8", rows=1500, content="ties", score=0.1, candidates=100)
     outputs = case.outputs(2, seed=1)
     head = make_head(case.spec, case.classes, case.score, None)

@@ -98,15 +98,10 @@ def build_engine(
     *,
     timing_cache: bytes | None = None,
 ) -> Built:
-    """Build an engine in its own thread. Takes seconds (TensorRT-RTX) to many minutes (TensorRT).
+    """Build an engine of a serialised ONNX model in its own thread.
 
-    Args:
-        model: serialised ONNX.
-        spec: size and profiles of the model.
-        plan: build settings.
-        gpu: the GPU that the engine is for.
-        options: listener, cancellation and so on.
-        timing_cache: of an earlier build on the same GPU and library.
+    Takes seconds (TensorRT-RTX) to many minutes (TensorRT). `timing_cache` is of an earlier build on the same GPU and
+    library.
 
     Raises:
         ModelError: the model, the spec and the settings do not fit together, or TensorRT cannot build them.
@@ -186,7 +181,7 @@ class _Build:
         config = self._configure(timing_cache)
         profiles = self._add_profiles(network, config, prepared.channels)
         if self._plan.on_dla:
-            self._say_what_dla_takes(network, config)
+            self._log_dla_layers(network, config)
         engine = self._build(network, config)
         del parser  # the network points into it
         self._listener.built(len(engine))
@@ -261,7 +256,7 @@ class _Build:
         config.DLA_core = core
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
-    def _say_what_dla_takes(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
+    def _log_dla_layers(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
         """Log how many layers the DLA takes. The others, possibly all, run on the GPU."""
         if config.default_device_type != trt.DeviceType.DLA:
             return
@@ -306,19 +301,11 @@ def make_monitor(listener: BuildListener, cancel: threading.Event) -> trt.IProgr
 
 
 def set_flags(config: trt.IBuilderConfig, typing: Typing) -> None:
-    """Set and clear builder flags by name.
-
-    Raises:
-        ModelError: this library lacks a required flag.
-    """
+    """Set and clear builder flags by name. A library that lacks one of `flags_on` is refused."""
     for name in typing.flags_on:
         flag = member_of("BuilderFlag", name)
         if flag is None:
-            raise ModelError(
-                f"{find_library()} has no builder flag {name}",
-                hint="another precision or library has",
-                code="no-builder-flag",
-            )
+            raise ModelError(f"{find_library()} has no builder flag {name}", code="no-builder-flag")
         config.set_flag(flag)
     for name in typing.flags_off:
         flag = member_of("BuilderFlag", name)

@@ -44,15 +44,12 @@ class Typing:
     rewrite: Literal["none", "fp16", "bf16"]
 
     def half_ends(self, head: str) -> tuple[bool, bool]:
-        """Return whether a detector's input and outputs can be float16 without worse boxes.
+        """Return whether the input and the outputs of a detector can be float16 without worse boxes.
 
         The network rounds its input to float16 itself, so the input can be rounded before. A strongly typed network has
         float16 after its last layer too, and a cast to float32 adds nothing; a weakly typed one may have more there.
         Outputs that are coordinates stay float32 everywhere: in float16 they are half a pixel apart from 512 on, and
         the library may fuse the cast with what computes them.
-
-        Args:
-            head: kind of the head in the model spec.
         """
         computes_half = self.rewrite == "fp16" or self.flags_on[:1] == ("FP16",)
         return computes_half, self.rewrite == "fp16" and head == "nanodet"

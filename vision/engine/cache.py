@@ -200,14 +200,9 @@ class EngineCache:
     ) -> Loaded:
         """Return the plan from the cache, or build it. Of several processes one builds and the others load its result.
 
-        If the cache cannot be written, the plan is built nevertheless: a slow start is better than none.
-
-        Args:
-            model: name of the model.
-            key: key of the engine.
-            build: takes the timing cache of earlier builds, or None.
-            force: build even if the cache has the plan.
-            cancelled: ends the wait for another process.
+        If the cache cannot be written, the plan is built nevertheless: a slow start is better than none. `build` takes
+        the timing cache of earlier builds, or None. `force` builds even if the cache has the plan. `cancelled` ends the
+        wait for another process.
 
         Raises:
             Untrusted: other users can write to the file.
@@ -307,17 +302,10 @@ class EngineCache:
     def prune(
         self, library: Library | None, gpu: Gpu | None, *, unused_days: float = _UNUSED_DAYS
     ) -> Mapping[str, str]:
-        """Remove the files of this class that this machine cannot use.
+        """Remove the files of this class that this machine cannot use, and return the reason for each file name.
 
-        An engine that another process is building or storing stays.
-
-        Args:
-            library: engines of another library are removed; None keeps them.
-            gpu: engines for another GPU are removed; None keeps them.
-            unused_days: engines that were not loaded for longer are removed.
-
-        Returns:
-            The reason for each removed file name.
+        Those are engines of another library or GPU (None keeps them), and engines that were not loaded for
+        `unused_days`. An engine that another process is building or storing stays.
 
         Raises:
             ModelError: a file cannot be removed.

@@ -7,7 +7,7 @@ import logging
 from cuda.bindings import runtime
 
 from vision.errors import DeviceError
-from vision.gpu.cuda import check, memory_info, synchronize_device
+from vision.gpu.cuda import check, memory_info
 from vision.gpu.memory import DeviceBuffer
 
 _log = logging.getLogger(__name__)
@@ -35,10 +35,8 @@ class CudaMemory:
 
     def synchronize(self, stream: int | None) -> None:
         """Wait for a stream by its handle, or for the whole GPU if None."""
-        if stream is None:
-            synchronize_device()
-            return
-        check(runtime.cudaStreamSynchronize(stream), "waiting for a stream of TensorRT")
+        done = runtime.cudaDeviceSynchronize() if stream is None else runtime.cudaStreamSynchronize(stream)
+        check(done, "waiting for TensorRT")
 
     def free_and_total_bytes(self) -> tuple[int, int]:
         """Return free and total memory of the GPU."""

@@ -104,11 +104,8 @@ class MemoryPool:
     """Allocator that reuses parts of segments. Thread-safe.
 
     Each stream has its own segments: later work on a stream can at once use what the stream frees, and no other stream
-    can. Freeing on another stream, or on none, waits for the GPU first.
-
-    Args:
-        raw: source of segments.
-        segment_bytes: minimum size of a segment; larger requests get a segment of their own size.
+    can. Freeing on another stream, or on none, waits for the GPU first. A request above `segment_bytes` gets a segment
+    of its own size.
     """
 
     def __init__(self, raw: RawMemory, *, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -324,11 +321,8 @@ class MemoryBudget:
     def require(self, free_bytes: int, total_bytes: int, *, shared_with_host: bool = False) -> None:
         """Refuse a budget that the GPU does not have.
 
-        Args:
-            free_bytes: free memory.
-            total_bytes: memory of the GPU.
-            shared_with_host: CPU and GPU have one memory, so page-locked buffers count too. There the free memory is an
-                estimate, because the system can reclaim more: only a budget that exceeds the total is refused.
+        If CPU and GPU have one memory (`shared_with_host`), page-locked buffers count too. There the free memory is an
+        estimate, because the system can reclaim more: only a budget that exceeds the total is refused.
 
         Raises:
             DeviceError: not enough; the message names the largest line, the requested and the free memory.

@@ -174,13 +174,10 @@ def _package_missing(error: ImportError) -> ModelError:
 
 
 def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool, keep_outputs: bool) -> bytes:
-    """Rewrite an ONNX model in float16 or bfloat16. Returns one that already computes in it unchanged.
+    """Rewrite weights and activations of an ONNX model in float16 or bfloat16.
 
-    Args:
-        model: serialised ONNX with float32 weights.
-        to: the new type of weights and activations.
-        keep_inputs: leave inputs float32, each followed by a cast.
-        keep_outputs: leave outputs float32, each preceded by a cast.
+    A model that already computes in it is returned unchanged. Kept inputs stay float32, each followed by a cast, and
+    kept outputs, each preceded by a cast.
 
     Raises:
         ModelError: a package is missing, not an ONNX model, or a weight is too large for float16.

@@ -57,16 +57,9 @@ def open_engine(
     cache_folder: Path | None = None,
     pool: MemoryPool | None = None,
 ) -> Engine:
-    """Open the engine of a model on the GPU of this machine, from the cache or after a build.
+    """Open the engine of a model on the GPU that is current in this thread, from the cache or after a build.
 
-    Args:
-        folder: folder with the ONNX file that `spec` names.
-        spec: description of the model.
-        gpu: the GPU that is current in the calling thread.
-        plan: build settings, such as those of `resolve`.
-        options: of the build.
-        cache_folder: `default_folder()` if None.
-        pool: serves TensorRT's own memory; must outlive the engine.
+    `pool` serves TensorRT's own memory and must outlive the engine.
 
     Raises:
         ModelError: model, spec, settings and GPU do not fit together; or other users can write to the cache.

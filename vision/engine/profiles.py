@@ -154,12 +154,7 @@ def make_profiles(
 
     A library that chooses kernels by rule (`plan.fixed_batches`) chooses far better ones if it knows the shape, so each
     size of `batch_sizes` also gets a profile alone. A DLA takes no layer with a free shape, and gets one batch size.
-
-    Args:
-        inputs: inputs of the ONNX file.
-        spec: description of the model.
-        plan: build settings.
-        channels: number of channels that the input of frames must have.
+    The input of frames must have `channels` channels.
 
     Raises:
         ModelError: the spec, the ONNX file and the plan do not agree.

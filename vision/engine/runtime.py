@@ -228,11 +228,9 @@ class Engine:
         return int(self.raw.get_device_memory_size_for_profile_v2(profile))
 
     def create_context(self, profile: int, stream: int) -> Context:
-        """Create a context on `profile`. The caller provides its scratch memory.
+        """Create a context on the profile of this index. The caller provides its scratch memory.
 
-        Args:
-            profile: index of the profile.
-            stream: carries the copies that a change of profile may need: synchronise it, or use it for the enqueue too.
+        `stream` carries the copies that a change of profile may need: synchronise it, or use it for the enqueue too.
 
         Raises:
             DeviceError: TensorRT refuses, for example for lack of memory.
@@ -315,14 +313,9 @@ def load_engine(
     label: str = "engine",
     dla_core: int | None = None,
 ) -> Engine:
-    """Deserialize a plan on the GPU that is current in this thread.
+    """Deserialize a plan on the GPU that is current in this thread. Arguments: see `Engine`.
 
-    Args:
-        plan: serialised engine.
-        pool: see `Engine`.
-        kernel_file: see `Engine`.
-        label: see `Engine`.
-        dla_core: the core that the plan was built for: TensorRT takes the first one otherwise.
+    `dla_core` is the core that the plan was built for: TensorRT takes the first one otherwise.
 
     Raises:
         ModelError: it was not built for this machine and library, or is damaged.

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Literal, Protocol
 
 from vision.engine.build_plan import FLOATS, BuildPlan, Quantised
@@ -62,14 +61,10 @@ class Tensor:
         return INTERLEAVED_CHANNELS if self.interleaved else 3
 
     def bytes_of(self, shape: Shape) -> int:
-        """Return the bytes of a buffer of `shape`.
-
-        Raises:
-            ValueError: a dimension is free.
-        """
+        """Return the bytes of a buffer of `shape`, in which no dimension is free."""
         if any(size < 0 for size in shape):
             raise ValueError(f"the shape {shape} of {self.name} is not known yet")
-        return math.ceil(Fraction(math.prod(shape) * ITEM_BITS[self.dtype], 8))
+        return -(-math.prod(shape) * ITEM_BITS[self.dtype] // 8)
 
 
 @dataclass(frozen=True, slots=True)

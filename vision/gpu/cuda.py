@@ -86,22 +86,14 @@ def failure(status: Any, action: str) -> DeviceError:
 
 
 def check(result: tuple[Any, ...], action: str) -> Any:
-    """Return the value of a call of ``cuda.bindings``, which returns a status before it.
-
-    Raises:
-        DeviceError: the status is not success.
-    """
+    """Return the value of a call of ``cuda.bindings``. Raises `failure` unless the status before it is success."""
     if result[0] != _SUCCESS:
         raise failure(result[0], action)
     return result[1] if len(result) == 2 else result[1:] or None
 
 
 def queued(status: int, action: str) -> None:
-    """Check the status of one of `driver_calls`.
-
-    Raises:
-        DeviceError: the status is not success.
-    """
+    """Raise `failure` unless the status of one of `driver_calls` is success."""
     if status:
         raise failure(_status(status), action)
 
@@ -212,11 +204,6 @@ def memory_info() -> tuple[int, int]:
     return int(free_bytes), int(total_bytes)
 
 
-def synchronize_device() -> None:
-    """Wait for all work on the GPU."""
-    check(runtime.cudaDeviceSynchronize(), "waiting for the GPU")
-
-
 # ------------------------------------------------------------------------------------------------ driver calls
 
 
@@ -309,9 +296,6 @@ def released(result: tuple[Any, ...], resource: str) -> None:
         _log.warning("releasing %s: %s", resource, _name_of(result[0]))
 
 
-# ------------------------------------------------------------------------------------------------ streams
-
-
 class Stream(Resource):
     """A queue of work on the GPU. Not the default stream, which cannot be captured and waits for all others."""
 
@@ -347,11 +331,7 @@ class Event(Resource):
         queued(driver_calls().record(self.address, stream.address), "recording an event")
 
     def reached(self) -> bool:
-        """Return True if the GPU has reached the event. Does not wait.
-
-        Raises:
-            DeviceError: work before the event failed.
-        """
+        """Return True if the GPU has reached the event, without waiting. Raises if work before the event failed."""
         status = driver_calls().query(self.address)
         if status == _NOT_READY:
             return False
@@ -369,8 +349,6 @@ class Event(Resource):
     def _release(self) -> None:
         released(runtime.cudaEventDestroy(self.handle), "an event")
 
-
-# ------------------------------------------------------------------------------------------------ graphs
 
 _CAPTURING = threading.Lock()
 """One capture at a time in the process: TensorRT's allocations in other threads would invalidate a capture."""

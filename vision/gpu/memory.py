@@ -25,7 +25,6 @@ _TO_DEVICE = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
 _TO_HOST = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
 _BY_ADDRESS = runtime.cudaMemcpyKind.cudaMemcpyDefault
 _SUCCESS = runtime.cudaError_t.cudaSuccess
-_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ def out_of_memory(nbytes: int, purpose: str, kind: str, free_bytes: int, total_b
 
 
 def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
-    if int(status) != _OUT_OF_MEMORY:
+    if status != runtime.cudaError_t.cudaErrorMemoryAllocation:
         return failure(status, f"allocating {_mib(nbytes)} of {kind} memory for {purpose}")
     runtime.cudaGetLastError()  # out of memory does not persist, but the next call would report it again
     return out_of_memory(nbytes, purpose, kind, *memory_info())
@@ -98,7 +97,7 @@ class DeviceBuffer(Resource):
         check(runtime.cudaMemsetAsync(self.address, byte, self.nbytes, stream.handle), "filling device memory")
 
     def write(self, array: NDArray[Any]) -> None:
-        """Copy a contiguous array to the start of the memory. Return when it is complete."""
+        """Copy a contiguous array to the start of the memory, and wait until it is there."""
         if array.nbytes > self.nbytes:
             raise ValueError(f"{array.nbytes} bytes do not fit into {self.nbytes}")
         check(runtime.cudaMemcpy(self.address, array.ctypes.data, array.nbytes, _TO_DEVICE), "writing device memory")
@@ -143,11 +142,7 @@ class HostBuffer(Resource):
         self._opened = True
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8, offset: int = 0) -> NDArray[Any]:
-        """Return a view of `shape` that keeps the memory alive.
-
-        Raises:
-            ValueError: the buffer is closed or too small.
-        """
+        """Return a view of `shape` that keeps the memory alive. Raises ValueError if closed or too small."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if self._bytes is None or offset + nbytes > self.nbytes:
             raise ValueError(f"{nbytes} bytes from {offset} of a buffer of {0 if self._bytes is None else self.nbytes}")
@@ -237,11 +232,7 @@ def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat
 def page_locked_frame_buffer(
     height_px: int, width_px: int, pixel_format: PixelFormat, *, integrated: bool
 ) -> FrameBuffer:
-    """Return a buffer in page-locked host memory.
-
-    Args:
-        integrated: CPU and GPU share the memory, so the GPU reads the host's. Otherwise the buffer also has GPU memory
-            to copy to.
+    """Return a buffer in page-locked host memory, and, unless CPU and GPU share it, in GPU memory to copy to.
 
     Raises:
         ValueError: the format does not allow this size.

@@ -47,11 +47,7 @@ class Source:
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """Return the version of NVRTC: major, minor.
-
-    Raises:
-        DeviceMissing: the library is not installed.
-    """
+    """Return the version of NVRTC: major, minor. Raises `DeviceMissing` if the library is not installed."""
     try:
         major, minor = check(nvrtc.nvrtcVersion(), "reading the version of NVRTC")
     except RuntimeError as error:  # cuda-python loads the library at its first use

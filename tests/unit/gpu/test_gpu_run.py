@@ -35,4 +35,6 @@ def test_sanitizers_run_tests_of_every_kernel_and_every_form_of_head(tmp_path: P
     assert found.stdout.count("test_letterbox_kernel.py::") == 3, found.stdout
     assert found.stdout.count("test_postprocess_kernels.py::") > len(HEADS), found.stdout
     for head in HEADS:
-        assert f"test_postprocess_kernels.py::test_as_the_reference[plain {head}]" in found.stdout, found.stdout
+        assert f"test_postprocess_kernels.py::test_detections_match_the_reference[plain {head}]" in found.stdout, (
+            found.stdout
+        )

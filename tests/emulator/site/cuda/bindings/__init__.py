@@ -1,1 +1,1 @@
-"""The calls that `vision` makes, on memory of the host: streams are threads, kernels run in the emulator."""
+"""Stand-in for cuda-python with the calls that `vision` uses. Memory is host memory, streams are threads."""

@@ -17,7 +17,7 @@ Work = Callable[[], None]
 
 
 class Failed(Exception):
-    """A call that ends with a status."""
+    """A call that returns an error status."""
 
     def __init__(self, code: int) -> None:
         super().__init__(str(code))
@@ -25,11 +25,11 @@ class Failed(Exception):
 
 
 class _Worker(threading.Thread):
-    """Does a stream's work. Python may collect garbage, and so free memory, on any thread."""
+    """Thread that does the work of a stream."""
 
 
 class Stream:
-    """A queue of work; while a capture is on, work is written down instead."""
+    """A queue of work. During a capture, work is recorded instead."""
 
     def __init__(self) -> None:
         self.captured: list[Work] | None = None
@@ -60,7 +60,7 @@ class Stream:
         gpu.raise_fault()
 
     def finish(self) -> None:
-        """Wait for all that was queued, or until a fault ends everything."""
+        """Wait for all queued work, or until a fault."""
         done = threading.Event()
         self._work.put(done.set)
         while gpu.fault == 0 and self._thread.is_alive() and not done.wait(0.01):
@@ -72,7 +72,7 @@ class Stream:
 
 
 class Event:
-    """The last record counts; before the first it is reached."""
+    """A point in a stream. The last record counts; an event without a record is reached."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -85,7 +85,7 @@ class Event:
 
 @dataclass
 class Gpu:
-    """All state that is not in an object of its own."""
+    """The state of the emulated GPU."""
 
     objects: dict[int, object] = field(default_factory=dict)
     memory: dict[int, np.ndarray] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class Gpu:
         return address
 
     def free(self, address: int) -> None:
-        """As cudaFree and cudaFreeHost, which wait for all work: it may use this memory."""
+        """Free memory after all work is done, as cudaFree and cudaFreeHost do."""
         if address not in self.memory:
             raise Failed(1)
         if not isinstance(threading.current_thread(), _Worker):

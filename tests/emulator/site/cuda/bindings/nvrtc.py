@@ -18,7 +18,7 @@ _OK = nvrtcResult.NVRTC_SUCCESS
 
 
 def nvrtcVersion() -> tuple[Any, int, int]:
-    """Another one whenever the emulator changes, since kernels are cached by it."""
+    """Return a version that changes with the emulator, because the kernel cache depends on it."""
     return (_OK, 0, fingerprint())
 
 

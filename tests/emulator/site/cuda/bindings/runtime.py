@@ -63,7 +63,7 @@ ATTRIBUTES = {
 
 
 def _call(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
-    """Status before the value, or the status alone."""
+    """Return a status and values, as cuda-python does."""
 
     @functools.wraps(function)
     def wrapped(*arguments: Any) -> tuple[Any, ...]:
@@ -292,7 +292,7 @@ def cudaMemsetAsync(address: int, value: int, size: int, stream: int) -> None:
 
 
 def emulate(stream: int, work: Callable[[], None]) -> None:
-    """Queue anything: what an engine computes."""
+    """Queue a Python function on a stream, such as an emulated engine."""
     gpu.get(stream).put(work)
 
 
@@ -304,7 +304,7 @@ def hold(stream: int) -> Callable[[], None]:
 
 
 def settle(seconds: float = 0.0) -> None:
-    """Let streams run."""
+    """Wait, so that streams make progress."""
     time.sleep(seconds)
 
 
