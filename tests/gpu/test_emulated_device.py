@@ -232,7 +232,7 @@ for transport in ("tcp", "udp"):
 
 
 @pytest.fixture
-def asked_anew() -> Iterator[None]:
+def caches_cleared() -> Iterator[None]:
     """Clear what is cached about the GPU and its decoders, before and after the test."""
     for known in (open_device, opening._has_nvdec):
         known.cache_clear()
@@ -241,7 +241,7 @@ def asked_anew() -> Iterator[None]:
         known.cache_clear()
 
 
-def test_nvdec_is_not_used_on_a_jetson(asked_anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvdec_is_not_used_on_a_jetson(caches_cleared: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from cuda.bindings import runtime
 
     monkeypatch.setitem(runtime.ATTRIBUTES, runtime.cudaDeviceAttr.cudaDevAttrIntegrated, 1)
@@ -249,7 +249,7 @@ def test_nvdec_is_not_used_on_a_jetson(asked_anew: None, monkeypatch: pytest.Mon
 
 
 def test_missing_nvdec_module_is_logged(
-    asked_anew: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caches_cleared: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from vision.capture.nvdec import bindings
 

@@ -69,8 +69,8 @@ class Built:
     layers: int  # of the ONNX file, before fusion
     profiles: tuple[Profile, ...]
     seconds: float
-    weights_bytes: int | None  # as the builder's log says
-    activation_bytes: int | None  # of the greediest profile, as the log says
+    weights_bytes: int | None  # from the builder's log
+    activation_bytes: int | None  # of the profile that needs most, from the log
     notes: tuple[str, ...]  # warnings, and lines on sparsity
     timing_cache: bytes | None  # to be kept for the next build on this machine
 
@@ -271,7 +271,7 @@ class _Build:
         inputs = inputs_of(network)
         profiles = make_profiles(inputs, self._spec, self._plan, channels=channels)
         if not any(each.is_shape_tensor or min(each.shape, default=0) < 0 for each in inputs):
-            return profiles  # all is fixed: TensorRT wants no profile
+            return profiles  # all is fixed: TensorRT takes no profile
         for profile in profiles:
             self._kept.append(add_profile(self._builder, config, inputs, profile))
         return profiles

@@ -140,7 +140,7 @@ _LEVELS: Mapping[str, int] = {
     "INTERNAL_ERROR": logging.ERROR,
     "ERROR": logging.ERROR,
     "WARNING": logging.WARNING,
-    "INFO": logging.DEBUG,  # TensorRT says "info" several times per layer
+    "INFO": logging.DEBUG,  # TensorRT logs several lines at this level per layer
 }
 
 _log = logging.getLogger("vision.tensorrt")

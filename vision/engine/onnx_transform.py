@@ -197,7 +197,7 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
     original = _for_quantisation(original)
     kept = [each.name for each in original.graph.input if keep_inputs]
     kept += [each.name for each in original.graph.output if keep_outputs]
-    with warnings.catch_warnings():  # it says for each weight below 6e-8 that it was rounded up to that
+    with warnings.catch_warnings():  # one for each weight below 6e-8, which is rounded up to that
         warnings.simplefilter("ignore")
         converted = convert_float_to_float16(original, keep_io_types=kept)
     graph = OnnxModel(converted)
@@ -251,10 +251,10 @@ def _constants(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, onnx.Te
 def _refuse_overflow(weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
     limit = float(np.finfo(np.float16).max)
     for name, values in weights.items():
-        greatest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
-        if greatest > limit:
+        largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+        if largest > limit:
             raise ModelError(
-                f"weight {name} has the value {greatest:g}, and float16 ends at {limit:g}",
+                f"weight {name} has the value {largest:g}, and float16 ends at {limit:g}",
                 hint="set `detect: {precision: bf16}`, or fp32",
                 code="float16-overflow",
             )

@@ -26,7 +26,7 @@ BATCH_BANDS = (1, 4, 16, 64)
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Least, best and greatest shape of one input, or least, best and greatest values of one shape-tensor input."""
+    """Minimum, best and maximum shape of one input, or values of one shape-tensor input."""
 
     min: Shape
     opt: Shape
@@ -58,7 +58,7 @@ class Profile:
     values: Mapping[str, Range]
 
     def contains(self, shapes: Mapping[str, Shape]) -> bool:
-        """Return True if every given input lies in its range. Inputs that the profile does not know never do."""
+        """Return True if every given input lies in its range. Unknown inputs never do."""
         return all(name in self.shapes and shape in self.shapes[name] for name, shape in shapes.items())
 
     def cost(self, shapes: Mapping[str, Shape]) -> float:
@@ -71,8 +71,8 @@ class Profile:
 
     def extent(self) -> tuple[int, int]:
         """Return the elements of all inputs at their largest, and how many fewer they are at their smallest."""
-        greatest = sum(math.prod(each.max) for each in self.shapes.values())
-        return greatest, greatest - sum(math.prod(each.min) for each in self.shapes.values())
+        largest = sum(math.prod(each.max) for each in self.shapes.values())
+        return largest, largest - sum(math.prod(each.min) for each in self.shapes.values())
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {each}" for name, each in {**self.shapes, **self.values}.items())
@@ -81,7 +81,7 @@ class Profile:
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:
     """Return the index of the profile that contains `shapes` and is tuned nearest to them.
 
-    Profiles may overlap. Ties go to the smaller greatest volume, then to the narrower range, then to the lower index.
+    Profiles may overlap. Ties go to the smaller largest volume, then to the narrower range, then to the lower index.
 
     Raises:
         ModelError: none contains them; the message lists what each allows.
@@ -152,7 +152,7 @@ def make_profiles(
 ) -> tuple[Profile, ...]:
     """Return the profiles of a model: those of its spec, or batch bands as far as `plan.max_batch` needs them.
 
-    A library that chooses kernels by rule (`plan.fixed_batches`) chooses far better ones if it knows the shape, so each
+    A library that chooses kernels by rule (`plan.fixed_batches`) chooses far better ones if the shape is fixed, so each
     size of `batch_sizes` also gets a profile alone. A DLA takes no layer with a free shape, and gets one batch size.
     The input of frames must have `channels` channels.
 

@@ -20,7 +20,7 @@ from vision.engine.profiles import Profile, Shape
 _TRTEXEC_PLACES = (Path("/usr/src/tensorrt/bin/trtexec"), Path("/opt/tensorrt/bin/trtexec"))
 
 Dialect: TypeAlias = Literal["trtexec-10", "trtexec-11", "tensorrt_rtx"]
-"""Which options a tool knows: `trtexec-10` has precisions (weak typing), `trtexec-11` has not."""
+"""The set of options of a tool: `trtexec-10` has precisions (weak typing), `trtexec-11` has none."""
 
 _LIKE_THE_DETECTOR: Mapping[Dialect, tuple[str, ...]] = {
     "trtexec-10": ("--useCudaGraph", "--useSpinWait", "--noDataTransfers"),

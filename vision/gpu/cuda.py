@@ -119,7 +119,7 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
 
     if code == _OLD_DRIVER and driver_version:
         return DeviceMissing(
-            f"the NVIDIA driver is too old: it knows CUDA {dotted(driver_version)}, and cuda-python is for "
+            f"the NVIDIA driver is too old: it supports CUDA {dotted(driver_version)}, and cuda-python is for "
             f"CUDA {dotted(runtime_version)}",
             code="old-driver",
             hint=f"update the driver, or install `vision[cuda{driver_version // 1000}]`",

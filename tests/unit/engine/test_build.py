@@ -49,8 +49,8 @@ ADA = GpuDescription("NVIDIA L4", (8, 9))
 MODELS = ROOT / "models"
 
 
-class Ears:
-    """Keeps what a build tells."""
+class Recorder:
+    """Listener that records a build."""
 
     def __init__(self) -> None:
         self.layers = self.parses = 0
@@ -122,18 +122,18 @@ def test_shape_tensor_input() -> None:
 
 
 def test_progress_is_reported_with_layer_counts() -> None:
-    ears = Ears()
-    built = build_engine(convolution(), spec(), plan("fp32", 4), AMPERE, BuildOptions(True, ears))
-    assert ears.layers == built.layers > 0
-    assert ears.plan_bytes == len(built.plan)
-    assert "Building engine" in ears.names
-    assert ears.deepest >= 2
+    recorder = Recorder()
+    built = build_engine(convolution(), spec(), plan("fp32", 4), AMPERE, BuildOptions(True, recorder))
+    assert recorder.layers == built.layers > 0
+    assert recorder.plan_bytes == len(built.plan)
+    assert "Building engine" in recorder.names
+    assert recorder.deepest >= 2
 
 
 def test_cancelled_build_ends_as_closed() -> None:
     cancel = threading.Event()
 
-    class Impatient(Ears):
+    class Impatient(Recorder):
         def progress(self, phases: Sequence[Phase]) -> None:
             cancel.set()
 
@@ -144,7 +144,7 @@ def test_cancelled_build_ends_as_closed() -> None:
 def test_ctrl_c_stops_the_build_and_comes_out_once_tensorrt_has_stopped() -> None:
     import _thread
 
-    class User(Ears):
+    class User(Recorder):
         def __init__(self) -> None:
             super().__init__()
             self.reports = 0
@@ -258,11 +258,11 @@ def test_unsupported_precision_is_refused(precision: Precision, gpu: GpuDescript
 
 
 def test_batch_outside_the_models_range_is_refused() -> None:
-    ears = Ears()
+    recorder = Recorder()
     with pytest.raises(ModelError) as caught:
-        build_engine(convolution((2, 3, 16, 16)), spec(), plan("fp16", 8), AMPERE, BuildOptions(True, ears))
+        build_engine(convolution((2, 3, 16, 16)), spec(), plan("fp16", 8), AMPERE, BuildOptions(True, recorder))
     assert caught.value.code == "batch-fixed"
-    assert ears.parses == 1, "no other shape of the model would help"
+    assert recorder.parses == 1, "no other shape of the model would help"
 
 
 def test_precision_that_contradicts_the_model_is_refused() -> None:
@@ -409,7 +409,7 @@ def test_unbuildable_reshaped_model_is_built_unchanged(
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")  # TensorRT-RTX keeps none
 def test_timings_are_attached_and_read_back() -> None:
-    """The calls; what they measure takes a GPU and TensorRT."""
+    """Checks the calls only: measuring takes a GPU and TensorRT."""
     builder = library.trt.Builder(library.logger())
     config = builder.create_builder_config()
     kept = attach_timing_cache(config, None)
@@ -459,15 +459,15 @@ def test_profile_that_tensorrt_finds_inconsistent_is_refused(capfd: pytest.Captu
 
 def test_monitor_works_as_a_tensorrt_progress_monitor() -> None:
     cancel = threading.Event()
-    ears = Ears()
-    monitor = make_monitor(ears, cancel)
+    recorder = Recorder()
+    monitor = make_monitor(recorder, cancel)
     monitor.phase_start("outer", None, 2)  # type: ignore[arg-type,unused-ignore]
     monitor.phase_start("inner", "outer", 3)
     assert monitor.step_complete("inner", 0)
     cancel.set()
     assert not monitor.step_complete("inner", 1)
     monitor.phase_finish("outer")
-    assert ears.names == {"outer", "inner"}
+    assert recorder.names == {"outer", "inner"}
 
 
 def test_failure_is_reported_once() -> None:

@@ -1,4 +1,4 @@
-"""Folding of narrow convolutions: results stay as they are, ONNX Runtime is the judge; what is left alone, and why."""
+"""Folding of narrow convolutions: results match ONNX Runtime, and unsuitable convolutions stay unchanged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ACTIVATED: dict[str, list[NodeProto]] = {
         helper.make_node("Add", ["f", "g"], ["z"]),
     ],
 }
-"""What makes z of a, and gets a kernel of its own."""
+"""Activations from a to z that get their own kernel."""
 
 JOINED = (helper.make_node("Concat", ["z", "z"], ["y"], axis=1),)
 
@@ -142,7 +142,7 @@ def fold(found: onnx.ModelProto) -> tuple[str, ...]:
 def check_fold(
     original: onnx.ModelProto, expected: Sequence[str], size: tuple[int, int, int] = (32, 5, 16), batch: int = 2
 ) -> onnx.ModelProto:
-    """Fold, and compare the results and what is known of the shapes. Returns the folded model."""
+    """Fold, and compare results and inferred shapes. Return the folded model."""
     folded = copy_of(original)
     assert fold(folded) == tuple(expected)
     onnx.checker.check_model(folded, full_check=True)
@@ -476,8 +476,8 @@ def stage(activation: str, size: tuple[int | str, int] = (64, 64)) -> bytes:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """All that TensorRT says from now on, with what is too much for the application's log."""
+def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list of all further messages of TensorRT, verbose ones included."""
     lines: list[str] = []
     take = library.take_message
 
@@ -489,21 +489,21 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def build(found: bytes, said: list[str], *, folded: bool, **of: Any) -> list[tuple[str, str]]:
+def build(found: bytes, messages: list[str], *, folded: bool, **of: Any) -> list[tuple[str, str]]:
     """Name and kind of every kernel of an engine."""
-    said.clear()
+    messages.clear()
     chosen = BuildPlan("fp16", 4, half_input=True, folded=folded)
     built = build_engine(found, spec(size=64, **of), chosen, GpuDescription("NVIDIA L4", (8, 9)), BuildOptions(True))
     assert len(built.plan) > 10_000
-    text = "\n".join(said)
+    text = "\n".join(messages)
     return re.findall(r"^Name: (\S+?),? .*?LayerType: (\w+),", text[text.rindex("Layers:") :], re.MULTILINE)
 
 
 @needs_rtx
 @pytest.mark.parametrize("activation", ["LeakyRelu", "SiLU"])
-def test_unfolding_is_part_of_the_kernel_for_the_activation(activation: str, said: list[str]) -> None:
+def test_unfolding_is_part_of_the_kernel_for_the_activation(activation: str, messages: list[str]) -> None:
     found = stage(activation)
-    before, after = (build(found, said, folded=folded) for folded in (False, True))
+    before, after = (build(found, messages, folded=folded) for folded in (False, True))
     assert Counter(kind for _, kind in after) == Counter(kind for _, kind in before)
     assert Counter(kind for _, kind in after)["correlation"] == 4
     transposing = [name for name, kind in after if "Tran" in name and kind == "kgen"]
@@ -513,7 +513,7 @@ def test_unfolding_is_part_of_the_kernel_for_the_activation(activation: str, sai
 
 
 @needs_rtx
-def test_an_engine_for_frames_of_any_height(said: list[str]) -> None:
+def test_an_engine_for_frames_of_any_height(messages: list[str]) -> None:
     profiles = [{"batch": [1, 2, 4], "height": [32, 64, 64], "width": [64, 64, 64]}]
-    kernels = build(stage("LeakyRelu", ("h", 64)), said, folded=True, profiles=profiles)
+    kernels = build(stage("LeakyRelu", ("h", 64)), messages, folded=True, profiles=profiles)
     assert len([name for name, _ in kernels if "Tran" in name]) == 2

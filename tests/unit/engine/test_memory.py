@@ -1,4 +1,4 @@
-"""The pool behind TensorRT, shared scratch memory, the budget."""
+"""The memory pool, shared scratch memory, and the memory budget."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MIB = 1 << 20
 
 
 class PlainMemory:
-    """A GPU's memory as numbers: that many bytes, addresses that are never given twice."""
+    """Emulated GPU memory with unique addresses."""
 
     def __init__(self, total_bytes: int = 1 << 40) -> None:
         self.total_bytes = total_bytes
@@ -56,7 +56,7 @@ class PlainMemory:
         return self.total_bytes - sum(self.held.values()), self.total_bytes
 
 
-def test_memory_is_used_again_and_not_asked_for_twice() -> None:
+def test_freed_memory_is_reused() -> None:
     raw = PlainMemory()
     pool = MemoryPool(raw)
     first = pool.allocate(10 * MIB)
@@ -117,7 +117,7 @@ def test_streams_do_not_use_each_others_memory() -> None:
     other = pool.allocate(MIB, stream=8)
     assert other != first
     assert pool.allocate(MIB, stream=7) == first
-    assert raw.waits == [], "in the order of one stream nobody has to wait"
+    assert raw.waits == [], "work on one stream is in order, so no wait is needed"
 
 
 @pytest.mark.parametrize(("freed_on", "waits"), [(7, []), (8, [8]), (None, [None])])
@@ -136,7 +136,7 @@ def test_foreign_address_is_not_taken() -> None:
     assert not pool.deallocate(address), "twice"
 
 
-def test_out_of_memory_says_what_was_asked_and_what_is_free() -> None:
+def test_failed_request_is_recorded_with_sizes() -> None:
     pool = MemoryPool(PlainMemory(64 * MIB))
     pool.allocate(10 * MIB)
     assert pool.allocate(100 * MIB) == 0
@@ -155,7 +155,7 @@ def test_little_memory_is_used_to_the_end() -> None:
     assert sorted(raw.held.values()) == [6 * MIB, 32 * MIB]
 
 
-def test_unused_segments_of_other_streams_go_before_anybody_is_refused() -> None:
+def test_unused_segments_of_other_streams_are_freed_before_a_failure() -> None:
     raw = PlainMemory(40 * MIB)
     pool = MemoryPool(raw)
     pool.deallocate(pool.allocate(20 * MIB, stream=1), 1)
@@ -311,7 +311,7 @@ def test_runtime_and_builder_take_the_allocator() -> None:
 
 
 @needs_tensorrt
-def test_all_five_calls_of_an_allocator() -> None:
+def test_every_allocator_method_uses_the_pool() -> None:
     pool = MemoryPool(PlainMemory())
     allocator = make_allocator(pool)
     one = allocator.allocate(10, 256, 0)

@@ -1,4 +1,4 @@
-"""What rewriting does to an ONNX file, and to the numbers that it computes."""
+"""Rewriting of ONNX files: types, shapes, and unchanged results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a model's folder to a plan and into the terminal, with real builds on the CPU."""
+"""From a model folder to an engine plan and `vision build`, with real builds on the CPU."""
 
 from __future__ import annotations
 
@@ -155,14 +155,14 @@ def console() -> tuple[Console, io.StringIO]:
 
 
 @needs_rtx
-def test_build_says_what_it_built_and_where(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
+def test_build_prints_the_engine_and_its_path(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, text = console()
     build_engine(*model, DETECT, AMPERE, cache, out, ahead_of_time=True)
-    said = text.getvalue()
-    assert "tiny, fp32, batch up to 2, for NVIDIA RTX A4000, TensorRT-RTX" in said
-    assert "layers before fusion" in said
-    assert "profile 0: images 1x3x16x16 .. 2x3x16x16 (best 2x3x16x16)" in said
-    assert str(cache.folder) in said
+    output = text.getvalue()
+    assert "tiny, fp32, batch up to 2, for NVIDIA RTX A4000, TensorRT-RTX" in output
+    assert "layers before fusion" in output
+    assert "profile 0: images 1x3x16x16 .. 2x3x16x16 (best 2x3x16x16)" in output
+    assert str(cache.folder) in output
 
 
 @needs_rtx

@@ -1,4 +1,4 @@
-"""Precisions: what a GPU has, and how a library is told."""
+"""Precisions of GPUs, and the typing of libraries."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ TOOL = Tool("/usr/src/tensorrt/bin/trtexec", True)
     ("flavour", "weak", "dialect"),
     [("tensorrt", True, "trtexec-10"), ("tensorrt", False, "trtexec-11"), ("tensorrt-rtx", False, "tensorrt_rtx")],
 )
-def test_dialect(flavour: Flavour, weak: bool, dialect: Dialect) -> None:
+def test_dialect_follows_from_the_library(flavour: Flavour, weak: bool, dialect: Dialect) -> None:
     assert dialect_of(flavour, weak_typing=weak) == dialect
 
 
@@ -218,7 +218,7 @@ def test_dialect(flavour: Flavour, weak: bool, dialect: Dialect) -> None:
         ("tensorrt_rtx", ["--specializeStrategyDS=eager", "--rtxCudaGraphStrategy=wholeGraph"], ["--useCudaGraph"]),
     ],
 )
-def test_run_is_measured_the_same_way_by_every_version(dialect: Dialect, has: list[str], lacks: list[str]) -> None:
+def test_run_command_measures_the_same_in_every_version(dialect: Dialect, has: list[str], lacks: list[str]) -> None:
     words = shlex.split(run_command(dialect, TOOL, PLAN, SHAPES, 1, streams=2))
     assert words[0] == "/usr/src/tensorrt/bin/trtexec"
     assert f"--loadEngine={PLAN}" in words, "a blank in a path survives the shell"
@@ -243,7 +243,9 @@ def test_run_is_measured_the_same_way_by_every_version(dialect: Dialect, has: li
         ("tensorrt_rtx", "fp16", set()),
     ],
 )
-def test_build_has_the_precisions_that_the_tool_knows(dialect: Dialect, precision: Precision, has: set[str]) -> None:
+def test_build_command_has_the_precision_options_of_the_tool(
+    dialect: Dialect, precision: Precision, has: set[str]
+) -> None:
     profiles = [
         Profile({"images": Range((1, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8))}, {}),
         Profile({"images": Range((4, 3, 8, 8), (8, 3, 8, 8), (8, 3, 8, 8))}, {}),
@@ -273,7 +275,7 @@ def test_trtexec_command_states_the_input_type(dialect: Dialect, said: bool) -> 
 @pytest.mark.parametrize(
     ("dialect", "separate"), [("trtexec-10", True), ("trtexec-11", False), ("tensorrt_rtx", False)]
 )
-def test_layers_are_profiled_in_a_run_of_their_own(dialect: Dialect, separate: bool) -> None:
+def test_layers_are_profiled_in_a_separate_run(dialect: Dialect, separate: bool) -> None:
     words = shlex.split(layers_command(dialect, TOOL, PLAN, SHAPES, 0))
     assert ("--separateProfileRun" in words) == separate
     assert "--dumpProfile" in words
@@ -300,7 +302,7 @@ def test_trtexec_is_found_where_jetpack_puts_it(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("tegra", [False, True])
-def test_nsys_takes_graphs_apart(tegra: bool) -> None:
+def test_nsys_traces_the_kernels_of_graphs(tegra: bool) -> None:
     words = shlex.split(nsys_command(["vision", "run", "my camera.yaml"], tegra=tegra))
     assert words[-3:] == ["vision", "run", "my camera.yaml"]
     assert "--cuda-graph-trace=node" in words
@@ -311,12 +313,12 @@ def test_nsys_takes_graphs_apart(tegra: bool) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["trtexec-10", "trtexec-11", "tensorrt_rtx"])
-def test_text_for_people_has_a_command_under_each_remark(dialect: Dialect) -> None:
+def test_printed_commands_follow_their_comments(dialect: Dialect) -> None:
     lines = trtexec_text(PLAN, SHAPES, 0, dialect=dialect).splitlines()
     assert lines[0].startswith(f"# {dialect}")
     assert [line.startswith("#") for line in lines] == [True, True, False, True, False, True, False]
 
 
 @needs_tensorrt
-def test_text_is_for_the_library_that_is_installed() -> None:
+def test_printed_commands_are_for_the_installed_library() -> None:
     assert trtexec_text(PLAN, SHAPES, 0).startswith(("# tensorrt_rtx", "# trtexec"))

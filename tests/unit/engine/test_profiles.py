@@ -1,4 +1,4 @@
-"""Which profile runs a shape, and which profiles a model gets."""
+"""Choice of a profile for a shape, and the profiles of a model."""
 
 from __future__ import annotations
 

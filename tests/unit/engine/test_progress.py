@@ -12,28 +12,28 @@ import pytest
 from vision.engine.progress import LogListener, Monitor, Phase, run_interruptible
 
 
-class Ears:
+class Recorder:
     def __init__(self) -> None:
-        self.heard: list[tuple[tuple[str, int, int, int], ...]] = []
+        self.events: list[tuple[tuple[str, int, int, int], ...]] = []
 
     def parsed(self, layers: int) -> None: ...
 
     def progress(self, phases: Sequence[Phase]) -> None:
-        self.heard.append(tuple((phase.name, phase.depth, phase.done, phase.steps) for phase in phases))
+        self.events.append(tuple((phase.name, phase.depth, phase.done, phase.steps) for phase in phases))
 
     def built(self, plan_bytes: int) -> None: ...
 
 
 def test_phases_lie_inside_each_other() -> None:
-    ears = Ears()
-    monitor = Monitor(ears, threading.Event())
+    recorder = Recorder()
+    monitor = Monitor(recorder, threading.Event())
     monitor.phase_start("build", None, 2)
     monitor.phase_start("tactics", "build", 3)
     assert monitor.step_complete("tactics", 0)
     monitor.phase_finish("tactics")
     assert monitor.step_complete("build", 0)
     monitor.phase_finish("build")
-    assert ears.heard == [
+    assert recorder.events == [
         (("build", 0, 0, 2),),
         (("build", 0, 0, 2), ("tactics", 1, 0, 3)),
         (("build", 0, 0, 2), ("tactics", 1, 1, 3)),
@@ -44,27 +44,27 @@ def test_phases_lie_inside_each_other() -> None:
 
 
 def test_phase_that_ends_takes_with_it_what_is_open_inside() -> None:
-    ears = Ears()
-    monitor = Monitor(ears, threading.Event())
+    recorder = Recorder()
+    monitor = Monitor(recorder, threading.Event())
     monitor.phase_start("a", None, 1)
     monitor.phase_start("b", "a", 1)
     monitor.phase_start("c", "b", 1)
     monitor.phase_finish("a")
-    assert ears.heard[-1] == ()
+    assert recorder.events[-1] == ()
 
 
 def test_unordered_monitor_calls_are_tolerated() -> None:
-    ears = Ears()
-    monitor = Monitor(ears, threading.Event())
+    recorder = Recorder()
+    monitor = Monitor(recorder, threading.Event())
     assert monitor.step_complete("never begun", 3)
     monitor.phase_finish("never begun")
     monitor.phase_start("orphan", "unknown parent", 1)
-    assert ears.heard[-1] == (("orphan", 0, 0, 1),)
+    assert recorder.events[-1] == (("orphan", 0, 0, 1),)
 
 
 def test_cancelling_is_answered_at_the_next_step() -> None:
     cancel = threading.Event()
-    monitor = Monitor(Ears(), cancel)
+    monitor = Monitor(Recorder(), cancel)
     monitor.phase_start("a", None, 2)
     assert monitor.step_complete("a", 0)
     cancel.set()
