@@ -18,7 +18,7 @@ FloatArray: TypeAlias = NDArray[np.float64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 IndexArray: TypeAlias = NDArray[np.intp]
 Points: TypeAlias = NDArray[np.complex128]
-"""x + iy: half the calls of NumPy, which is what geometry costs with a hundred objects, and turning is multiplying."""
+"""x + iy: half the NumPy calls, which dominate the cost with a hundred objects, and rotation is multiplication."""
 
 ANCHORS: Final = {
     "bottom-center": (0.5, 1.0),
@@ -131,9 +131,9 @@ class ZoneSet:
         at *= self._turns.take(zones, axis=1)
         share = at.real
         share -= np.minimum(np.maximum(share, 0.0), 1.0)
-        beside = np.abs(at)
-        beside *= self._lengths.take(zones, axis=1)
-        nearest: FloatArray = beside.min(axis=0)
+        distances = np.abs(at)
+        distances *= self._lengths.take(zones, axis=1)
+        nearest: FloatArray = distances.min(axis=0)
         return nearest
 
 

@@ -160,7 +160,7 @@ class Slow:
         return happened
 
 
-def told(event: Event) -> tuple[object, ...]:
+def as_reported(event: Event) -> tuple[object, ...]:
     """Return the events of the slow implementation for the same input."""
     if event.kind == "line_crossed":
         return event.track_id, event.name, event.data["direction"]
@@ -228,6 +228,6 @@ def test_events_match_a_simple_reference_implementation(seed: int) -> None:
         )
         happened = fast.update(frame, round(now_s * 1e9))
         rows = zip(ids[seen].tolist(), classes[seen].tolist(), frame.boxes_xyxy.astype(float).tolist(), strict=True)
-        assert {told(event) for event in happened} == slow.update([(i, c, tuple(b)) for i, c, b in rows], now_s)
+        assert {as_reported(event) for event in happened} == slow.update([(i, c, tuple(b)) for i, c, b in rows], now_s)
         events += len(happened)
     assert events > 0 or not (config.lines or config.zones)

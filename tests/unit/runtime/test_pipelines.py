@@ -184,11 +184,11 @@ def test_counters_of_stages_are_in_the_node_status(tmp_path: Path) -> None:
 
 def test_rules_publish_events() -> None:
     kept, _ = run(counting(rules=({"name": "too-many", "when": "crowded left for 500ms"},)))
-    told = [
+    reports = [
         (event.name, event.data["phase"]) for result in kept.results for event in result.events if event.kind == "rule"
     ]
-    assert ("too-many", "begin") in told
-    assert {name for name, _ in told} == {"too-many"}
+    assert ("too-many", "begin") in reports
+    assert {name for name, _ in reports} == {"too-many"}
 
 
 def test_evaluation_writes_no_files(tmp_path: Path) -> None:
@@ -380,26 +380,26 @@ def test_unknown_class_of_a_line_is_refused() -> None:
 
 def test_standing_object_is_reported_once(tmp_path: Path) -> None:
     stage, track = module(written(tmp_path, STANDING))["StandingStill"](), TrackStage()
-    told = []
+    reports = []
     for at in range(100):  # stands for 4 s, walks for 1 s, stands again
         y = 100 + 10 * min(max(at - 40, 0), 10)
         done = stage(track(image(walker(at, y=y, step=0), index=at)))
-        told += [(at, event.kind, event.track_id) for event in done.events]
-    (first, *_), (second, *_) = told
+        reports += [(at, event.kind, event.track_id) for event in done.events]
+    (first, *_), (second, *_) = reports
     assert first == 31  # followed from the second frame on
     assert 77 <= second <= 82
-    assert {kind for _, kind, _ in told} == {"standing"}
-    assert len({track_id for *_, track_id in told}) == 1
+    assert {kind for _, kind, _ in reports} == {"standing"}
+    assert len({track_id for *_, track_id in reports}) == 1
 
 
 def test_light_is_reported_when_it_changes(tmp_path: Path) -> None:
     stage = module(written(tmp_path, LIGHT))["Light"]()
-    told = []
+    reports = []
     for at, level in enumerate([100, 100, 10, 10, 200]):
         one = image(index=at, size=(64, 48))
         frame = Frame.wrap(one.meta, np.full((48, 64, 3), level, np.uint8), "bgr")
-        told += [(at, event.data) for event in stage.with_frame(one, frame).events]
-    assert told == [(2, {"phase": "end", "level": 10.0}), (4, {"phase": "begin", "level": 200.0})]
+        reports += [(at, event.data) for event in stage.with_frame(one, frame).events]
+    assert reports == [(2, {"phase": "end", "level": 10.0}), (4, {"phase": "begin", "level": 200.0})]
 
 
 @pytest.mark.integration

@@ -83,8 +83,8 @@ def check_accounts(camera: Camera, published: list[Result]) -> None:
     """Check that grabbed = published + dropped, and that the messages report every drop."""
     counts = camera.slot.counts()
     assert counts.grabbed == len(published) + sum(counts.dropped.values())
-    told = sum(sum(result.dropped_before.values()) for result in published)
-    assert told <= sum(counts.dropped.values())
+    reported = sum(sum(result.dropped_before.values()) for result in published)
+    assert reported <= sum(counts.dropped.values())
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
@@ -297,7 +297,7 @@ with hang_watchdog(3.0):
 with contextlib.suppress(ZeroDivisionError), hang_watchdog(1.0):
     1 / 0
 threads = threading.active_count()
-ctypes.PyDLL(None).usleep(1_500_000)  # nobody minds any more
+ctypes.PyDLL(None).usleep(1_500_000)  # the watchdog has ended
 print(threads)
 """
 

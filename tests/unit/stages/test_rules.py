@@ -112,9 +112,9 @@ def test_rule_reports_each_stay_separately() -> None:
 
 def test_rule_about_an_instant_is_an_instant() -> None:
     site = Site(("line_crossed door", "0s"))
-    told = site.at(0, crossing(1), crossing(2))
-    assert [event.track_id for event in told] == [1, 2]
-    assert told[0].data == {
+    reports = site.at(0, crossing(1), crossing(2))
+    assert [event.track_id for event in reports] == [1, 2]
+    assert reports[0].data == {
         "phase": "instant", "when": "line_crossed door", "event": "line_crossed", "place": "door", "direction": "in"
     }  # fmt: skip
 
@@ -123,10 +123,10 @@ def test_cooldown_suppresses_and_counts_instants() -> None:
     site = Site(("line_crossed door", "60s"))
     assert len(site.at(0, crossing(1), crossing(2))) == 1
     assert site.at(59, crossing(3)) == []
-    (told,) = site.at(60, crossing(4))
-    assert (told.track_id, told.data["suppressed"]) == (4, 2)
-    (told,) = site.at(120, crossing(5))
-    assert "suppressed" not in told.data
+    (report,) = site.at(60, crossing(4))
+    assert (report.track_id, report.data["suppressed"]) == (4, 2)
+    (report,) = site.at(120, crossing(5))
+    assert "suppressed" not in report.data
 
 
 def test_lasting_state_is_reported_after_the_cooldown() -> None:
@@ -138,8 +138,8 @@ def test_lasting_state_is_reported_after_the_cooldown() -> None:
     assert site.at(40, crowd("end")) == []  # never reported
     site.at(50, crowd("begin"))
     assert site.at(69) == []
-    (told,) = site.at(70)
-    assert (told.data["lasted_s"], told.data["suppressed"]) == (20.0, 1)
+    (report,) = site.at(70)
+    assert (report.data["lasted_s"], report.data["suppressed"]) == (20.0, 1)
 
 
 def test_short_state_is_not_counted_as_suppressed() -> None:
@@ -150,8 +150,8 @@ def test_short_state_is_not_counted_as_suppressed() -> None:
     site.at(12, crowd("begin"))
     site.at(15, crowd("end"))
     site.at(70, crowd("begin"))
-    (told,) = site.at(80)
-    assert "suppressed" not in told.data
+    (report,) = site.at(80)
+    assert "suppressed" not in report.data
 
 
 def test_cooldown_lets_one_of_many_stays_pass() -> None:

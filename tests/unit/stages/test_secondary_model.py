@@ -142,7 +142,7 @@ def test_object_is_classified_once_if_refresh_is_null() -> None:
     with stage(grey, refresh_s=None) as one:
         for at in range(100):
             look(one, Thing(1), time_s=100.0 * at if at < 2 else 100 + at)
-        assert grey.batches in ([1], [1, 1])  # forgotten, and somebody new, after a pause of 100 s
+        assert grey.batches in ([1], [1, 1])  # after a pause of 100 s it is forgotten, and a new object
 
 
 def test_unsure_result_is_repeated_soon_and_keeps_attributes() -> None:
@@ -383,7 +383,7 @@ def test_every_rectangle_gets_its_colour_as_attribute(tmp_path: Path, pixel_form
     sources = [f"synthetic:320x240@20?frames=60&seed={seed}&objects=4&format={pixel_format}" for seed in (1, 2, 3)]
     with built(tmp_path, sources, offline=True) as (runtime, sink):
         report = runtime.run(threading.Event())
-    told: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     objects = 0
     for camera in runtime._cameras.values():
         results = sink.results[camera.slot.camera_id]
@@ -393,11 +393,11 @@ def test_every_rectangle_gets_its_colour_as_attribute(tmp_path: Path, pixel_form
             objects += len(result.objects)
             for track_id, class_id in zip(result.objects.track_ids, result.objects.class_ids, strict=True):
                 attributes = result.attributes.get(int(track_id), ())
-                told += [(attribute.class_name, PAINT[FAKE_CLASSES[class_id]]) for attribute in attributes]
+                pairs += [(attribute.class_name, PAINT[FAKE_CLASSES[class_id]]) for attribute in attributes]
         check_accounts(camera, results)
         assert leased(camera) == 0
-    assert [pair for pair in told if pair[0] != pair[1]] == []
-    assert len(told) == objects > 300
+    assert [pair for pair in pairs if pair[0] != pair[1]] == []
+    assert len(pairs) == objects > 300
     assert (report.node.counters["cascade.skipped"], report.node.counters["cascade.waiting"]) == (0, 0)
 
 
