@@ -16,7 +16,7 @@ import typer
 
 from vision.cli.session import Session
 
-_COMMANDS: Final = {
+COMMANDS: Final = {
     "run": "Detect in the cameras of a configuration and publish the results.",
     "check": "Validate a configuration and open its cameras.",
     "draw": "Write a frame of each camera with its lines and zones.",
@@ -69,7 +69,7 @@ def _build_app(arguments: Sequence[str]) -> typer.Typer:
     app.callback()(_start)
     completed = f"{os.environ.get('COMP_WORDS', '')} {os.environ.get('_TYPER_COMPLETE_ARGS', '')}"  # by a shell
     called = {*arguments, *completed.split()}
-    for name, summary in _COMMANDS.items():
+    for name, summary in COMMANDS.items():
         if name in called:
             _add_command(app, name)
         else:

@@ -117,6 +117,7 @@ def print_models(rows: Sequence[ModelRow], console: Console) -> int:
     for row in rows:
         text = f"{row.folder}; {row.provenance}" if row.provenance else str(row.folder)
         console.print(f"[bold]{escape(row.name)}[/]: {escape(text)}", soft_wrap=True)
+        console.print(f"classes: {escape(', '.join(row.class_names))}", soft_wrap=True, highlight=False)
     for row in rows:
         if row.fault:
             console.print(f"[red]{escape(row.name)}[/]: {escape(row.fault)}", soft_wrap=True)

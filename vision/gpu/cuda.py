@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cuda.bindings import driver, nvrtc, runtime
 
 from vision.errors import DeviceError, DeviceMissing, OutOfMemory
+from vision.version import install_hint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -122,7 +123,7 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
             f"the NVIDIA driver is too old: it supports CUDA {dotted(driver_version)}, and cuda-python is for "
             f"CUDA {dotted(runtime_version)}",
             code="old-driver",
-            hint=f"update the driver, or install `vision[cuda{driver_version // 1000}]`",
+            hint=f"update the driver, or {install_hint(f'cuda{driver_version // 1000}')}",
         )
     if code in _MISSING:
         message, hint, error_code = _MISSING[code]

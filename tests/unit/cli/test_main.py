@@ -1,4 +1,4 @@
-"""The command as its users start it: exit codes, messages, and an orderly end at every moment."""
+"""The command line as a process: exit codes, output, and an orderly end at each stage."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.paths import ROOT
+from vision.cli.main import COMMANDS
 from vision.cli.options import parse_duration
 
 pytestmark = pytest.mark.integration
@@ -66,7 +67,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     ("text", "seconds"),
     [("90", 90), ("90s", 90), ("5m", 300), ("2h", 7200), ("1d", 86400), ("500ms", 0.5), ("1.5s", 1.5)],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_duration_is_parsed(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
@@ -86,15 +87,16 @@ def test_misspelt_command_gets_a_suggestion() -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--log-level", "debug", "schema"), ("schema", "--log-level=debug")])
-def test_log_level_before_and_after_the_command(arguments: tuple[str, ...]) -> None:
+def test_log_level_is_accepted_before_and_after_the_command(arguments: tuple[str, ...]) -> None:
     assert run(*arguments).returncode == 0
     assert run("schema", "--log-level", "loud").returncode == 2
 
 
-@pytest.mark.parametrize("command", ["run", "check", "draw", "watch", "eval", "doctor", "models", "build", "bench"])
-def test_help_has_examples(command: str) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_examples(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0
+    assert COMMANDS[command] in done.stdout  # the list of commands has the same text
     assert f"vision {command}" in done.stdout.partition("Examples:")[2]
 
 
@@ -126,7 +128,7 @@ def test_check_refuses_what_run_refuses(tmp_path: Path) -> None:
     assert run("check", str(config)).returncode == 78
 
 
-def test_run_for_a_while_and_record(tmp_path: Path) -> None:
+def test_limited_run_records_its_results(tmp_path: Path) -> None:
     record = tmp_path / "results.jsonl"
     done = run("run", str(write_config(tmp_path)), "--for", "2s", "--record", str(record))
     assert done.returncode == 0, done.stderr
@@ -137,7 +139,7 @@ def test_run_for_a_while_and_record(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_offline_publishes_every_frame_once(tmp_path: Path) -> None:
+def test_offline_run_publishes_each_frame_once(tmp_path: Path) -> None:
     record = tmp_path / "results.jsonl"
     config = write_config(tmp_path, source="synthetic:160x120@20?frames=123")
     done = run("run", str(config), "--offline", "--record", str(record))
@@ -146,7 +148,7 @@ def test_offline_publishes_every_frame_once(tmp_path: Path) -> None:
     assert [result["frame"] for result in results] == list(range(123))
 
 
-def test_offline_reads_a_looped_file_once(tmp_path: Path) -> None:
+def test_offline_run_reads_a_looped_file_once(tmp_path: Path) -> None:
     record = tmp_path / "results.jsonl"
     clip = ROOT / "configs" / "vtest.mp4"
     cameras = [{"id": "a", "source": str(clip), "loop": True}]
@@ -157,7 +159,7 @@ def test_offline_reads_a_looped_file_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("stage", ["publishing on", "detector:", "frames/s"])
-def test_a_signal_ends_every_stage_in_order(tmp_path: Path, number: signal.Signals, stage: str) -> None:
+def test_signal_at_each_stage_ends_the_program_in_order(tmp_path: Path, number: signal.Signals, stage: str) -> None:
     config = write_config(tmp_path)
     with started("run", str(config)) as process:
         read_until(process, stage)
@@ -169,7 +171,7 @@ def test_a_signal_ends_every_stage_in_order(tmp_path: Path, number: signal.Signa
 
 
 @pytest.mark.parametrize("delay_s", [0.02, 0.1, 0.2, 0.4, 0.6])
-def test_a_signal_while_the_program_loads_ends_it(tmp_path: Path, delay_s: float) -> None:
+def test_signal_during_the_start_ends_the_program(tmp_path: Path, delay_s: float) -> None:
     with started("run", str(write_config(tmp_path))) as process:
         time.sleep(delay_s)
         sent = time.monotonic()
@@ -179,7 +181,7 @@ def test_a_signal_while_the_program_loads_ends_it(tmp_path: Path, delay_s: float
     assert not (tmp_path / "out").exists()
 
 
-def test_a_signal_ends_it_while_a_camera_hangs_in_its_library(tmp_path: Path) -> None:
+def test_signal_ends_the_program_with_a_hanging_camera(tmp_path: Path) -> None:
     with socket.socket() as silent:  # accepts, and never answers
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -194,7 +196,7 @@ def test_a_signal_ends_it_while_a_camera_hangs_in_its_library(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+def test_second_signal_ends_the_program_at_once(tmp_path: Path) -> None:
     # A stop that may take a minute, and a camera that keeps it waiting.
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -214,7 +216,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
             assert time.monotonic() - sent < 1
 
 
-def test_no_camera_reachable_is_a_valid_start(tmp_path: Path) -> None:
+def test_program_starts_without_reachable_cameras(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         source = f"rtsp://viewer:${{GATE_PASSWORD}}@127.0.0.1:{closed.getsockname()[1]}/x"
@@ -225,7 +227,7 @@ def test_no_camera_reachable_is_a_valid_start(tmp_path: Path) -> None:
     assert "p4ssw0rd" not in done.stderr
 
 
-def test_port_in_use(tmp_path: Path) -> None:
+def test_port_in_use_exits_with_78(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -248,7 +250,7 @@ def test_port_in_use(tmp_path: Path) -> None:
         ({"pipeline": "detekt"}, "detect"),
     ],
 )
-def test_faults_of_the_configuration_exit_with_78(tmp_path: Path, top: dict[str, Any], expected: str) -> None:
+def test_wrong_configuration_exits_with_78(tmp_path: Path, top: dict[str, Any], expected: str) -> None:
     done = run("run", str(write_config(tmp_path, **top)), "--for", "1s")
     assert done.returncode == 78, done.stderr
     assert expected in done.stderr
@@ -256,7 +258,7 @@ def test_faults_of_the_configuration_exit_with_78(tmp_path: Path, top: dict[str,
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_configuration_names_the_shipped_ones() -> None:
+def test_error_about_a_missing_configuration_lists_the_shipped_ones() -> None:
     done = run("run", "dmeo")
     assert done.returncode == 78
     assert "demo" in done.stderr
@@ -270,14 +272,14 @@ def test_recording_over_a_recording_is_refused(tmp_path: Path) -> None:
     assert record.read_text() == "precious\n"
 
 
-def test_a_recording_with_missing_results_is_a_failure(tmp_path: Path) -> None:
+def test_incomplete_recording_exits_with_1(tmp_path: Path) -> None:
     config = write_config(tmp_path, source="synthetic:160x120@20?frames=10")
     done = run("run", str(config), "--offline", "--record", "/dev/full")
     assert done.returncode == 1
     assert "10 of 10 results are not in /dev/full" in done.stderr
 
 
-def test_check_prints_a_row_a_camera(tmp_path: Path) -> None:
+def test_check_prints_a_row_per_camera(tmp_path: Path) -> None:
     good = run("check", str(write_config(tmp_path)))
     assert good.returncode == 0, good.stdout + good.stderr
     assert "160x120" in good.stdout
@@ -299,14 +301,14 @@ def test_models_lists_the_shipped_model() -> None:
     assert "nanodet-g-416" in done.stdout
 
 
-def test_doctor_says_what_is_there() -> None:
+def test_doctor_lists_libraries() -> None:
     done = run("doctor")
     assert done.returncode == 0, done.stdout
     for subject in ("OpenCV", "ZeroMQ", "ONNX Runtime", "TensorRT", "GStreamer"):
         assert subject in done.stdout
 
 
-def test_watch_says_when_nothing_comes(tmp_path: Path) -> None:
+def test_watch_without_messages_exits_with_1(tmp_path: Path) -> None:
     done = run("watch", f"ipc://{tmp_path}/nobody", "--for", "1s")
     assert done.returncode == 1
 
@@ -321,7 +323,7 @@ def test_watch_shows_a_running_program(tmp_path: Path) -> None:
     assert "a" in done.stdout
 
 
-def test_output_into_a_closed_pipe_is_no_traceback() -> None:
+def test_closed_pipe_ends_without_a_traceback() -> None:
     command = f"{' '.join(COMMAND)} schema | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=os.environ.copy())
     assert "Traceback" not in done.stderr

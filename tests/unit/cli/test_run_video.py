@@ -1,4 +1,4 @@
-"""`vision run --video` and `--show` as their users start them."""
+"""`vision run --video` and `--show` as processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.integration
-def test_offline_run_of_the_counting_configuration_makes_a_whole_video(tmp_path: Path) -> None:
+def test_offline_run_writes_an_annotated_video_of_all_frames(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     done = run("counting", "--offline", "--video", str(path), "--bind", f"ipc://{tmp_path}/out")
     assert done.returncode == 0, done.stderr
@@ -43,7 +43,7 @@ def test_offline_run_of_the_counting_configuration_makes_a_whole_video(tmp_path:
 
 
 @pytest.mark.integration
-def test_two_cameras_make_two_videos(tmp_path: Path) -> None:
+def test_two_cameras_write_two_videos(tmp_path: Path) -> None:
     config = tmp_path / "camera.yaml"
     cameras = [
         {"id": name, "source": f"synthetic:160x120@20?frames={frames}"} for name, frames in (("a", 30), ("b", 40))

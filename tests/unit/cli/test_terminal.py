@@ -51,7 +51,7 @@ def test_warnings_stay_in_the_scroll_back(tmp_path: Path, dead_source: str) -> N
         assert not terminal.cursor_hidden
 
 
-def test_a_narrower_terminal_shows_one_whole_table(tmp_path: Path, dead_source: str) -> None:
+def test_narrower_terminal_shows_one_whole_table(tmp_path: Path, dead_source: str) -> None:
     with pseudo_terminal(run_config(tmp_path, dead_source)) as terminal:
         terminal.read_until("backing-off, retry in")
         terminal.resize(90, 30)

@@ -168,7 +168,7 @@ def test_ctrl_c_exits_with_0() -> None:
 STATUSES = (
     camera_status(state="streaming"),
     camera_status("yard", state="backing-off", last_error="connection refused", next_retry_in_s=4.0),
-    codec.counts("gate", Counts({"door": {"in": 7, "out": 2}}, {}, {"queue": 3}), 0, 0),
+    codec.counts("gate", Counts({"door": {"in": 7, "out": 2}}, {"queue": {"entered": 3}}, {"queue": 3}), 0, 0),
 )
 
 
