@@ -1,7 +1,7 @@
 """The `analytics:` section: lines and zones on the frames of each camera.
 
 Coordinates are x to the right and y down from the frame's upper left corner, in pixels of the source frame, or in
-fractions or percent of its width and height. The frame's size is not known here: whether a point in pixels lies
+fractions or percent of its width and height. The size of the frame is unknown here: whether a point in pixels lies
 inside it is checked by the stage when the camera opens.
 
 A line has two sides, as seen from its first point towards the second: crossing from left to right is ``in``, the other

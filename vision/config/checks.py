@@ -240,18 +240,15 @@ def _rule_conflicts(rule: Section, analytics: Section) -> Iterator[Conflict]:
     if not having or (missing and isinstance(cameras, tuple)):
         names = sorted({name for _, _, shape in shapes if isinstance(name := shape.get("name"), str)})
         where = f" of camera {one_of(missing)}" if missing and isinstance(cameras, tuple) else ""
-        yield Conflict(("when",), "unknown-name", _no_such_shape(condition.name, names, where))
+        text = f"no line or zone{where} is called {quoted(condition.name)}; expected "
+        text += one_of(names) if names else "some under analytics"
+        advice = did_you_mean(condition.name, [name for name in names if name != condition.name])
+        yield Conflict(("when",), "unknown-name", with_advice(text, advice))
         return
     for camera, key, shape in having:
         misfit = _misfit(condition, f"analytics.{camera}", str(key), shape)
         if misfit is not None:
             yield Conflict(("when",), *misfit)
-
-
-def _no_such_shape(name: str, names: Sequence[str], where: str) -> str:
-    expected = one_of(names) if names else "some under analytics"
-    advice = did_you_mean(name, [other for other in names if other != name])
-    return with_advice(f"no line or zone{where} is called {quoted(name)}; expected {expected}", advice)
 
 
 def _misfit(condition: Condition, place: str, key: str, shape: Section) -> tuple[str, str] | None:

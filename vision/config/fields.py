@@ -59,10 +59,9 @@ def free_of(conflicts: Callable[[Mapping[str, object]], Iterable[Conflict]]) -> 
     """Return a validator for a section that was built in Python. It raises an error of type `INCONSISTENT`."""
 
     def check(section: ConfigSection) -> ConfigSection:
-        found = conflicts(section.model_dump(exclude_unset=True))
-        text = "; ".join(f"{dotted(conflict.loc)}: {conflict.message}" for conflict in found)
-        if text:
-            raise PydanticCustomError(INCONSISTENT, "{text}", {"text": text})
+        texts = [f"{dotted(loc)}: {text}" for loc, _, text in conflicts(section.model_dump(exclude_unset=True))]
+        if texts:
+            raise PydanticCustomError(INCONSISTENT, "{text}", {"text": "; ".join(texts)})
         return section
 
     return model_validator(mode="after")(check)

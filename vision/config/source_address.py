@@ -131,7 +131,7 @@ def has_account(address: SourceAddress) -> bool:
     return isinstance(address, NETWORK) and "@" in address.url
 
 
-def is_host(text: str) -> bool:
+def _is_host(text: str) -> bool:
     """Return True if `text` is a host name, an IPv4 address, or an IPv6 address in ``[ ]``."""
     if text.startswith("[") or re.fullmatch(r"[0-9.]+", text):
         return is_ip_address(text)
@@ -168,7 +168,7 @@ def _parse_url(scheme: str, rest: str) -> Rtsp | Http:
         raise InvalidValue(
             "authority", "user:password@host:port with one '@'", f"{advice}; or use the keys user and password"
         )
-    if not is_host(match["host"]):
+    if not _is_host(match["host"]):
         raise InvalidValue("host", "a host name or address after '//'", "an IPv6 address goes in [ ]")
     if match["port"] is not None and not is_port(match["port"]):
         raise InvalidValue("port", "a port from 1 to 65535")

@@ -13,7 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from vision.config.document import Document, Node, Unreadable
+from vision.config.document import Document, Unreadable
 from vision.config.fields import IDENTIFIER_TITLE, INCONSISTENT
 from vision.config.schema import Schema, expectation, key_paths, schema_at
 from vision.config.wording import InvalidValue, Loc, did_you_mean, nearest, one_of, quoted, with_advice
@@ -69,35 +69,27 @@ class ErrorContext:
     details: Mapping[str, Any]
     document: Document
     schema: Schema
+    part: Schema  # of the value
+    value: object
+    got: str  # the value as text
 
     @property
     def expected(self) -> str:
-        return expectation(self.schema, schema_at(self.schema, self.loc))
-
-    @property
-    def node(self) -> Node | None:
-        return self.document.node(self.loc)
-
-    @property
-    def value(self) -> object:
-        return self.node.value if self.node is not None else None
-
-    @property
-    def got(self) -> str:
-        return self.document.shown(self.loc)
+        return expectation(self.schema, self.part)
 
 
 def validation_faults(error: ValidationError, document: Document, schema: Schema) -> Iterator[Fault]:
     """Yield a fault for each error, except those that follow from another fault."""
     for details in error.errors(include_url=False, include_input=False):
-        loc = _in_document(details["loc"], document)
-        node = document.node(loc)
-        if details["type"] == INCONSISTENT or (node is not None and isinstance(node.value, Unreadable)):
-            continue
-        phrase = _PHRASES.get(details["type"], _expected)
+        loc, phrase = _in_document(details["loc"], document), _PHRASES.get(details["type"], _expected)
         if details["type"] == "missing" and isinstance(loc[-1], int):  # an entry of a list of fixed length
             loc, phrase = loc[:-1], _expected
-        text = phrase(ErrorContext(loc, details.get("ctx", {}), document, schema))
+        node = document.node(loc)
+        value = node.value if node is not None else None
+        if details["type"] == INCONSISTENT or isinstance(value, Unreadable):
+            continue
+        part, got = schema_at(schema, loc), document.shown(loc)
+        text = phrase(ErrorContext(loc, details.get("ctx", {}), document, schema, part, value, got))
         if text:
             yield document.fault(loc, _code(details), text)
 
@@ -126,7 +118,7 @@ def _expected(context: ErrorContext) -> str:
 
 
 def _advice(context: ErrorContext) -> str:
-    loc, value, part = context.loc, context.value, schema_at(context.schema, context.loc)
+    loc, value, part = context.loc, context.value, context.part
     kind = part.get("type")
     if loc == ("cameras",) and isinstance(value, dict):
         return f"a list, in which each camera begins with {quoted('- id: ' + next(iter(value), 'NAME'))}"
@@ -157,7 +149,7 @@ def _advice_for_text(value: str, part: Schema) -> str:
 
 
 def _pattern(context: ErrorContext) -> str:
-    if context.node is not None and not isinstance(context.value, str):  # the key itself, not its value
+    if not isinstance(context.value, str):  # the key itself, not its value
         return f"expected {IDENTIFIER_TITLE}, got {quoted(str(context.loc[-1]))}"
     return _expected(context)
 
@@ -165,8 +157,8 @@ def _pattern(context: ErrorContext) -> str:
 def _meant(loc: Loc, properties: Mapping[str, object]) -> str | None:
     """Return the key that is meant by an unknown one, or None."""
     path = key_path(loc)
-    known = RENAMED.get(path) or SYNONYMS.get(path)
-    return known if known in properties else nearest(str(loc[-1]), properties)
+    key = RENAMED.get(path) or SYNONYMS.get(path)
+    return key if key in properties else nearest(str(loc[-1]), properties)
 
 
 def _missing(context: ErrorContext) -> str:

@@ -61,8 +61,11 @@ angles = st.lists(st.integers(0, 359), min_size=3, max_size=20, unique=True).map
 @given(angles, st.floats(100, 4000))
 def test_corners_in_order_around_a_circle_are_accepted(degrees: list[int], radius: float) -> None:
     corners = tuple(
-        (round(5000 + radius * math.cos(math.radians(at)), 3), round(5000 + radius * math.sin(math.radians(at)), 3))
-        for at in degrees
+        (
+            round(5000 + radius * math.cos(angle), 3),
+            round(5000 + radius * math.sin(angle), 3),
+        )
+        for angle in map(math.radians, degrees)
     )
     assert check_polygon(corners) == corners
 
@@ -72,7 +75,7 @@ def test_corners_out_of_order_around_a_circle_are_refused(degrees: list[int], da
     first = data.draw(st.integers(0, len(degrees) - 2))
     degrees[first], degrees[first + 1] = degrees[first + 1], degrees[first]
     corners = tuple(
-        (round(math.cos(math.radians(at)), 9) + 2, round(math.sin(math.radians(at)), 9) + 2) for at in degrees
+        (round(math.cos(angle), 9) + 2, round(math.sin(angle), 9) + 2) for angle in map(math.radians, degrees)
     )
     with pytest.raises(InvalidValue) as caught:
         check_polygon(corners)

@@ -52,8 +52,7 @@ def parse(text: str, environ: dict[str, str] | None = None) -> Document:
     ],
 )
 def test_every_key_and_value_has_a_place(loc: Loc, place: tuple[int, int], ending: str) -> None:
-    found = parse(TEXT.replace("\n", ending)).place(loc)
-    assert (found.line, found.column) == place
+    assert parse(TEXT.replace("\n", ending)).place(loc) == place
 
 
 def test_value_has_a_place_apart_from_its_key() -> None:
@@ -190,7 +189,7 @@ def test_invalid_yaml_is_refused(text: str, expected: tuple[int, str]) -> None:
 
 def nested_aliases(levels: int, times: int) -> str:
     lines = ["a0: &a0 [1]"]
-    lines += [f"a{at}: &a{at} [{', '.join([f'*a{at - 1}'] * times)}]" for at in range(1, levels)]
+    lines += [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * times)}]" for level in range(1, levels)]
     return "\n".join(lines)
 
 
@@ -201,7 +200,7 @@ def nested_aliases(levels: int, times: int) -> str:
         (nested_aliases(MAX_DEPTH + 2, 1), MAX_DEPTH),
         # chains that stand in keys, which no value visits before its last link
         (
-            "\n".join(["? &a0 [1]\n: 1", *(f"? &a{at} [*a{at - 1}]\n: 1" for at in range(1, 400)), "x: *a399"]),
+            "\n".join(["? &a0 [1]\n: 1", *(f"? &a{link} [*a{link - 1}]\n: 1" for link in range(1, 400)), "x: *a399"]),
             MAX_DEPTH,
         ),
     ],

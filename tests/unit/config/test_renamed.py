@@ -42,7 +42,7 @@ def test_synonym_suggests_the_key(path: str) -> None:
 @pytest.mark.parametrize(("path", "key"), [*RENAMED.items(), *SYNONYMS.items()])
 def test_tables_name_existing_keys(path: str, key: str) -> None:
     model = ModelSpec if path in MODEL_KEYS else AppConfig
-    keys = {found for found, _, _ in key_paths(schema_of(model))}
+    keys = {name for name, _, _ in key_paths(schema_of(model))}
     assert path not in keys
     assert f"{path.rpartition('.')[0]}.{key}".lstrip(".") in keys
 

@@ -231,31 +231,31 @@ def limits(root: Schema, schema: Schema, *, required: bool) -> str:
 def reference_faults(path: Path) -> list[str]:
     """Return the differences between the reference and the schema."""
     schema = config_schema()
-    known = {key: (value, required) for key, value, required in key_paths(schema)}
+    keys = {key: (value, required) for key, value, required in key_paths(schema)}
     written = list(written_keys(read_document(path).root))
     lines = path.read_text().splitlines()
-    found = [f"{key}: missing" for key in known if key not in {name for name, _, _ in written}]
+    faults = [f"{key}: missing" for key in keys if key not in {name for name, _, _ in written}]
     seen: set[str] = set()
     for key, line, node in written:
         if key in seen or key == "analytics.*":
             continue
         seen.add(key)
-        if key not in known:
-            found.append(f"{line}: {key}: not in the schema")
+        if key not in keys:
+            faults.append(f"{line}: {key}: not in the schema")
             continue
-        value, required = known[key]
+        value, required = keys[key]
         section = resolve(schema, value).get("properties") is not None
         comment = comment_above(lines, line)
         prose = comment if section else comment[:-1]
         if not prose or not prose[0][0].isupper():
-            found.append(f"{line}: {key}: not explained")
+            faults.append(f"{line}: {key}: not explained")
         if not section and comment[-1:] != [f"({limits(schema, value, required=required)})"]:
-            found.append(f"{line}: {key}: expected ({limits(schema, value, required=required)})")
+            faults.append(f"{line}: {key}: expected ({limits(schema, value, required=required)})")
         default = value.get("default")
         is_plain = isinstance(default, str | int | float)
         if is_plain and key not in DEMONSTRATED and node.plain() != default:
-            found.append(f"{line}: {key}: expected the default {default}")
-    return found
+            faults.append(f"{line}: {key}: expected the default {default}")
+    return faults
 
 
 def test_reference_has_every_key_with_limits_and_default() -> None:
