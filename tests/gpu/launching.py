@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from vision.config import InputSpec, ModelSpec
 from vision.detect.classes import class_names
 from vision.detect.reference.heads import Head
-from vision.detect.tensorrt.kernel_structs import FRAME, FrameLayout, describe_frame, describe_normalisation
 from vision.detect.tensorrt.kernels import (
+    FRAME,
     KERNELS,
     RESULT,
+    FrameLayout,
     LetterboxProgram,
     Output,
     PostprocessProgram,
+    describe_frame,
+    describe_normalisation,
     kept_classes,
     threshold,
 )

@@ -14,7 +14,7 @@ from tests.gpu.launching import letterbox
 from tests.letterbox_reference import normalised, sample
 from vision.config import InputSpec
 from vision.detect.reference.letterbox import Letterbox
-from vision.detect.tensorrt.kernel_structs import FrameLayout
+from vision.detect.tensorrt.kernels import FrameLayout
 from vision.types import PixelFormat, YuvEncoding, frame_shape
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Generic, Protocol, TypeVar, runtime_checkable
 
+from vision.errors import Closed
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
 SLOTS_CPU: Final = 3
@@ -127,3 +128,35 @@ class ReadsDevice(Protocol):
             ValueError: the format does not allow this size.
             OutOfMemory: with the size that was asked for and the free memory.
         """
+
+
+Batch = TypeVar("Batch")
+
+
+class InFlight(Generic[Batch]):
+    """The batch of each slot, and the checks that `Detector` promises."""
+
+    def __init__(self, spec: DetectorSpec) -> None:
+        self.batches: list[Batch | None] = [None] * spec.batches_in_flight  # None: the slot is free
+        self.closed = False
+        self._max_batch = spec.max_batch
+
+    def require_free(self, slot: int, frames: Sequence[Frame]) -> None:
+        """Check the arguments of `Detector.submit`, and raise its errors."""
+        if self.closed:
+            raise Closed("the detector is closed")
+        if not 0 <= slot < len(self.batches):
+            raise ValueError(f"slots are 0 to {len(self.batches) - 1}, got {slot}")
+        if not 1 <= len(frames) <= self._max_batch:
+            raise ValueError(f"a batch has 1 to {self._max_batch} frames, got {len(frames)}")
+        if self.batches[slot] is not None:
+            raise ValueError(f"slot {slot} is still submitted: wait for it first")
+
+    def submitted(self, slot: int) -> Batch:
+        """Return the batch that `Detector.wait` asks for, or raise its errors."""
+        if self.closed:
+            raise Closed("the detector is closed")
+        batch = self.batches[slot] if 0 <= slot < len(self.batches) else None
+        if batch is None:
+            raise ValueError(f"nothing was submitted to slot {slot}")
+        return batch

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.detect.detector import DetectorSpec
-from vision.errors import Closed, DeviceError
+from vision.detect.detector import DetectorSpec, InFlight
+from vision.errors import DeviceError
 from vision.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
@@ -72,47 +72,31 @@ class FakeDetector:
         self._fail_at = fail_at
         self._clock = clock
         self._sleep = sleep
-        self._pending: list[_Batch | None] = [None] * slots
+        self._in_flight = InFlight[_Batch](self.spec)
         self._free_at_ns = [0] * self.spec.parallel
         self._submitted = 0
-        self._closed = False
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         return FrameBuffer.allocate(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        self._refuse_if_closed()
-        if not 0 <= slot < len(self._pending):
-            raise ValueError(f"slots are 0 to {len(self._pending) - 1}, got {slot}")
-        if not 1 <= len(frames) <= self.spec.max_batch:
-            raise ValueError(f"a batch has 1 to {self.spec.max_batch} frames, got {len(frames)}")
-        if self._pending[slot] is not None:
-            raise ValueError(f"slot {slot} is still submitted: wait for it first")
+        self._in_flight.require_free(slot, frames)
         device = self._free_at_ns.index(min(self._free_at_ns))
         ready_ns = max(self._clock(), self._free_at_ns[device]) + self._service_ns
         self._free_at_ns[device] = ready_ns
-        self._pending[slot] = _Batch(tuple(frames), ready_ns, self._submitted == self._fail_at)
+        self._in_flight.batches[slot] = _Batch(tuple(frames), ready_ns, self._submitted == self._fail_at)
         self._submitted += 1
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
-        self._refuse_if_closed()
-        batch = self._pending[slot] if 0 <= slot < len(self._pending) else None
-        if batch is None:
-            raise ValueError(f"nothing was submitted to slot {slot}")
-        self._sleep_until(batch.ready_ns, timeout_s)
-        self._refuse_if_closed()
-        self._pending[slot] = None
+        self._sleep_until(self._in_flight.submitted(slot).ready_ns, timeout_s)
+        batch = self._in_flight.submitted(slot)  # raises if the detector was closed meanwhile
+        self._in_flight.batches[slot] = None
         if batch.fails:
             raise DeviceError(f"detection failed: batch {self._fail_at} was to fail")
         return [self._detect(frame) for frame in batch.frames]
 
     def close(self) -> None:
-        self._closed = True
-        self._pending = [None] * len(self._pending)
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise Closed("the detector is closed")
+        self._in_flight.closed = True
 
     def _sleep_until(self, ready_ns: int, timeout_s: float) -> None:
         deadline_ns = self._clock() + int(max(timeout_s, 0.0) * 1e9)
@@ -123,10 +107,10 @@ class FakeDetector:
 
     def _detect(self, frame: Frame) -> Detections:
         planes = [np.asarray(plane, np.uint8) for plane in cv2.split(_to_bgr(frame))]
-        found = [Detections.empty(), *(_find(planes, class_id) for class_id in self._classes)]
-        boxes = np.concatenate([each.boxes_xyxy for each in found])
-        scores = np.concatenate([each.scores for each in found])
-        class_ids = np.concatenate([each.class_ids for each in found])
+        by_class = [Detections.empty(), *(_find(planes, class_id) for class_id in self._classes)]
+        boxes = np.concatenate([objects.boxes_xyxy for objects in by_class])
+        scores = np.concatenate([objects.scores for objects in by_class])
+        class_ids = np.concatenate([objects.class_ids for objects in by_class])
         order = np.argsort(-scores, kind="stable")
         order = order[scores[order] >= self._score]
         return Detections(boxes[order], scores[order], class_ids[order])

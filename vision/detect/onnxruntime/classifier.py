@@ -6,22 +6,22 @@ network takes them. A waiting crop takes a sixteenth of a frame's memory, and no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import ClassifierSpec
-from vision.detect.onnxruntime.network import checked_input, open_session
+from vision.detect.onnxruntime.network import checked_input, describe_tensors, open_session
 from vision.detect.reference.crops import PartReader
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset
 from vision.errors import Closed, DeviceError, ModelError
 from vision.types import Frame
 
-_Floats = NDArray[np.float32]
+_Floats: TypeAlias = NDArray[np.float32]
 
 
 class OnnxRuntimeClassifier:
@@ -91,7 +91,7 @@ class OnnxRuntimeClassifier:
                 tensor[target] += self._offset[target]
         tensors = self._tensor if self._fixed else self._tensor[: len(crops)]
         try:
-            (output,) = self._session.run(self._outputs, {self._input_name: tensors})
+            (output,) = self._session.run(None, {self._input_name: tensors})
         except Exception as error:
             raise DeviceError(f"{self.name}: classification failed: {error}") from error
         return np.asarray(output, np.float32)[: len(crops)]
@@ -101,40 +101,40 @@ class OnnxRuntimeClassifier:
         self._session = None
 
     def _check_output(self) -> None:
-        given = self._session.get_outputs()
-        wanted = f"one output, float32 (batch, {len(self.class_names)})"
-        words = ", ".join(f"{each.name} {each.type} {tuple(each.shape)}" for each in given)
+        outputs = self._session.get_outputs()
         mismatch = ModelError(
-            f"{self.name}: expected {wanted}, a score for each of its classes; the model has {words}",
+            f"{self.name}: expected one output, float32 (batch, {len(self.class_names)}), a score for each of its "
+            f"classes; the model has {describe_tensors(outputs)}",
             hint="`classes` in model.yaml lists them in the model's order",
+            code="output-mismatch",
         )
-        if len(given) != 1 or given[0].type != "tensor(float)":
+        if len(outputs) != 1 or outputs[0].type != "tensor(float)":
             raise mismatch
-        self._outputs = [given[0].name]
         try:
             sample = self._run([np.zeros(self.crop_shape, np.uint8)])
         except DeviceError as error:
-            raise ModelError(f"{self.name}: the model cannot be run: {error.args[0]}") from error
+            raise ModelError(f"{self.name}: the model cannot be run: {error.args[0]}", code="model-fails") from error
         if sample.shape != (1, len(self.class_names)):
             raise mismatch
         if self._spec.head.activation == "none" and not (sample.min() >= 0 and sample.max() <= 1):
             raise ModelError(
                 f"{self.name}: expected scores from 0 to 1, got {float(sample.min()):.3g} to {float(sample.max()):.3g}",
-                hint="`head: {activation: softmax}` or sigmoid in model.yaml makes such of them",
+                hint="write `head: {activation: softmax}` or `sigmoid` in model.yaml",
+                code="scores-out-of-range",
             )
 
 
 def _softmax(values: _Floats) -> _Floats:
-    grown = np.exp(values - values.max(axis=1, keepdims=True))
-    return np.asarray(grown / grown.sum(axis=1, keepdims=True), np.float32)
+    weights = np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
 def _sigmoid(values: _Floats) -> _Floats:
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(values, -80.0, 80.0))), np.float32)
 
 
-def _as_they_are(values: _Floats) -> _Floats:
-    return values
-
-
-_ACTIVATIONS = {"softmax": _softmax, "sigmoid": _sigmoid, "none": _as_they_are}
+_ACTIVATIONS: Final[Mapping[str, Callable[[_Floats], _Floats]]] = {
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
+    "none": lambda values: values,
+}

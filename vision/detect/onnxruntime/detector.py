@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from vision.config import ModelSpec, NmsSpec
 from vision.detect.classes import class_names
-from vision.detect.detector import DetectorSpec
-from vision.detect.onnxruntime.network import Network, bind_head
+from vision.detect.detector import DetectorSpec, InFlight
+from vision.detect.onnxruntime.network import Network
 from vision.detect.reference.heads import Head, make_head
 from vision.detect.reference.postprocess import to_detections
 from vision.detect.reference.preprocess import Preprocessor
-from vision.errors import Closed, DeviceError, ModelError
+from vision.errors import DeviceError, ModelError
 from vision.metrics import span
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
@@ -82,65 +82,46 @@ class OnnxRuntimeDetector:
             max_batch=max(max_batch, workers[0].batch),
             pixel_formats=PIXEL_FORMATS,
         )
-        self._pending: list[_Job | None] = [None] * slots
+        self._in_flight = InFlight[_Job](self.spec)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._closed = threading.Event()
         self._closing = threading.Lock()
-        self._threads = self._start_threads(workers)
-
-    def _start_threads(self, workers: Sequence[_Worker]) -> list[threading.Thread]:
-        threads = [
+        self._threads = [
             # daemon: a program that dies without `close` must not hang when the interpreter ends
-            threading.Thread(target=worker.work, args=(self._jobs, self._closed), name=f"detect-{index}", daemon=True)
-            for index, worker in enumerate(workers)
+            threading.Thread(target=worker.work, args=(self._jobs, self._in_flight), name=f"detect-{i}", daemon=True)
+            for i, worker in enumerate(workers)
         ]
-        for thread in threads:
+        for thread in self._threads:
             thread.start()
-        return threads
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         return FrameBuffer.allocate(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        self._refuse_if_closed()
-        if not 0 <= slot < len(self._pending):
-            raise ValueError(f"slots are 0 to {len(self._pending) - 1}, got {slot}")
-        if not 1 <= len(frames) <= self.spec.max_batch:
-            raise ValueError(f"a batch has 1 to {self.spec.max_batch} frames, got {len(frames)}")
-        if self._pending[slot] is not None:
-            raise ValueError(f"slot {slot} is still submitted: wait for it first")
+        self._in_flight.require_free(slot, frames)
         job = _Job(tuple(frames))
-        self._pending[slot] = job
+        self._in_flight.batches[slot] = job
         self._jobs.put(job)
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
-        self._refuse_if_closed()
-        job = self._pending[slot] if 0 <= slot < len(self._pending) else None
-        if job is None:
-            raise ValueError(f"nothing was submitted to slot {slot}")
+        job = self._in_flight.submitted(slot)
         if not job.done.wait(max(timeout_s, 0.0)):
             raise TimeoutError(f"slot {slot} is not ready after {timeout_s} s")
-        self._refuse_if_closed()
-        self._pending[slot] = None
+        self._in_flight.submitted(slot)  # raises if the detector was closed meanwhile
+        self._in_flight.batches[slot] = None
         if job.error is not None:
             raise DeviceError(f"detection failed: {job.error}") from job.error
         return job.detections
 
     def close(self) -> None:
         with self._closing:
-            self._closed.set()
+            self._in_flight.closed = True
             for _ in self._threads:
                 self._jobs.put(None)
             for thread in self._threads:
                 thread.join()
-            self._pending = [None] * len(self._pending)
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed.is_set():
-            raise Closed("the detector is closed")
 
     def __del__(self) -> None:
-        if hasattr(self, "_threads") and not self._closed.is_set():
+        if hasattr(self, "_threads") and not self._in_flight.closed:
             warnings.warn("OnnxRuntimeDetector was not closed", ResourceWarning, stacklevel=2)
 
 
@@ -166,23 +147,28 @@ class _Worker:
         self._preprocessor = Preprocessor(network.spec.input, self._tensor)
         self._binding = network.session.io_binding()
         self._binding.bind_input(network.input_name, "cpu", 0, np.float32, self._tensor.shape, self._tensor.ctypes.data)
-        self._outputs = [self._bound_output(name) for name in head.outputs]
+        self._outputs = self._bind_outputs()
 
-    def _bound_output(self, name: str) -> _Floats | None:
-        """Return the memory that the network writes this output to, or None if its size depends on the frame."""
-        shape = [axis for axis in self._network.output_shapes[name] if axis is not None]
-        if len(shape) < len(self._network.output_shapes[name]):
-            self._binding.bind_output(name, "cpu")
-            return None
-        output = np.empty(shape, np.float32)
-        self._binding.bind_output(name, "cpu", 0, np.float32, output.shape, output.ctypes.data)
-        return output
+    def _bind_outputs(self) -> list[_Floats]:
+        """Return the memory that the network writes its outputs to: none if a size depends on the frame."""
+        names = self._head.outputs
+        sides = [[side for side in self._network.output_shapes[name][1:] if side is not None] for name in names]
+        if any(
+            len(fixed) + 1 < len(self._network.output_shapes[name]) for name, fixed in zip(names, sides, strict=True)
+        ):
+            for name in names:
+                self._binding.bind_output(name, "cpu")
+            return []
+        outputs = [np.empty((self.batch, *fixed), np.float32) for fixed in sides]
+        for name, output in zip(names, outputs, strict=True):
+            self._binding.bind_output(name, "cpu", 0, np.float32, output.shape, output.ctypes.data)
+        return outputs
 
-    def work(self, jobs: queue.SimpleQueue[_Job | None], closed: threading.Event) -> None:
+    def work(self, jobs: queue.SimpleQueue[_Job | None], in_flight: InFlight[_Job]) -> None:
         """Run batches until None comes."""
         while (job := jobs.get()) is not None:
             try:
-                if not closed.is_set():
+                if not in_flight.closed:
                     job.detections = self._detect(job.frames)
             except Exception as error:  # noqa: BLE001 - `wait` raises it again, whatever it is
                 job.error = error
@@ -201,7 +187,7 @@ class _Worker:
             letterboxes = [self._preprocessor.write(index, frame.pixels) for index, frame in enumerate(frames)]
         with span("network"):
             self._network.session.run_with_iobinding(self._binding)
-            outputs = self._read_outputs()
+            outputs = self._outputs or [value.numpy() for value in self._binding.get_outputs()]
         with span("postprocess"):
             return [
                 to_detections(
@@ -214,15 +200,6 @@ class _Worker:
                 for index, (frame, letterbox) in enumerate(zip(frames, letterboxes, strict=True))
             ]
 
-    def _read_outputs(self) -> list[_Floats]:
-        fixed = [output for output in self._outputs if output is not None]
-        if len(fixed) == len(self._outputs):
-            return fixed
-        return [
-            value.numpy() if output is None else output
-            for output, value in zip(self._outputs, self._binding.get_outputs(), strict=True)
-        ]
-
 
 def _open_workers(path: Path, spec: ModelSpec, head: Head, limits: NmsSpec, shares: Sequence[int]) -> list[_Worker]:
     """Open one worker per share of the threads and bind the head.
@@ -233,13 +210,12 @@ def _open_workers(path: Path, spec: ModelSpec, head: Head, limits: NmsSpec, shar
     its own session.
     """
     network = Network(path, spec, shares[0])
-    sample = network.sample()
-    bind_head(head, sample)
+    sample = network.bind(head)
     for name in head.outputs:
         _check_output(spec, name, sample[name], network.batch)
     alone = max(shares) == 1
-    networks = [network, *(network if alone else network.clone(share) for share in shares[1:])]
-    return [_Worker(network, head, limits) for network in networks]
+    others = [network if alone else Network(path, spec, share) for share in shares[1:]]
+    return [_Worker(network, head, limits) for network in (network, *others)]
 
 
 def _check_output(spec: ModelSpec, name: str, output: NDArray[Any], batch: int) -> None:

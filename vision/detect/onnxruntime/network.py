@@ -1,8 +1,7 @@
-"""One ONNX Runtime session on the CPU, checked against the model spec."""
+"""ONNX Runtime sessions on the CPU, checked against the model spec."""
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ _DTYPES: Mapping[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "t
 
 
 class Network:
-    """A session and what it says about its tensors."""
+    """A session, and the shapes of its tensors."""
 
     def __init__(self, path: Path, spec: ModelSpec, threads: int, *, allow_half: bool = False) -> None:
         """Load the model.
@@ -37,7 +36,6 @@ class Network:
             ModelError: the file cannot be loaded, or its input is not the one in the spec.
         """
         self.spec = spec
-        self._path = path
         self.session = open_session(path, spec, threads)
         self.input_name, self.batch = checked_input(self.session.get_inputs(), spec, allow_half=allow_half)
         self.input_shape = (self.batch, 3, spec.input.height, spec.input.width)
@@ -46,70 +44,50 @@ class Network:
             for output in self.session.get_outputs()
         }
 
-    def clone(self, threads: int) -> Network:
-        """Return the same network with a session of its own."""
-        other = copy.copy(self)
-        other.session = open_session(self._path, self.spec, threads)
-        return other
-
-    def sample(self) -> dict[str, NDArray[Any]]:
-        """Run the network on zeros. Fills the batch axis in `output_shapes`.
+    def bind(self, head: Head) -> dict[str, NDArray[Any]]:
+        """Run the network on zeros, bind `head` to the outputs, and check the scores in them.
 
         Returns:
             Every output by name.
 
         Raises:
-            ModelError: the network fails, or the file declares other output sizes.
+            ModelError: the network fails, the file declares other output sizes, or the head does not fit.
         """
-        zeros = np.zeros(self.input_shape, _DTYPES[self.session.get_inputs()[0].type])
+        (tensor,) = self.session.get_inputs()
+        any_size = has_free_size(tensor.shape)
+        size = self.spec.input
+        hint = f"`input` in model.yaml gives {size.width}x{size.height}; write the size that the model was exported for"
+        hint = hint if any_size else ""
         try:
-            outputs = self.session.run(None, {self.input_name: zeros})
+            outputs = self.session.run(None, {self.input_name: np.zeros(self.input_shape, _DTYPES[tensor.type])})
         except Exception as error:
-            raise ModelError(
-                f"{self.spec.name}: the model cannot be run: {error}", hint=_size_hint(self), code="model-fails"
-            ) from error
+            message = f"{self.spec.name}: the model cannot be run: {error}"
+            raise ModelError(message, hint=hint, code="model-fails") from error
         sample = dict(zip(self.output_shapes, outputs, strict=True))
-        for name, shape in self.output_shapes.items():
-            if has_free_size(self.session.get_inputs()[0].shape):
-                self._check_size(name, shape, sample[name].shape)
-            self.output_shapes[name] = (*sample[name].shape[:1], *shape[1:])
+        for name, declared in self.output_shapes.items():
+            actual = sample[name].shape
+            if any_size and not _same_sizes(declared, actual):
+                raise ModelError(
+                    f"{self.spec.name}: at {size.width}x{size.height} output {name} has the shape {actual}; "
+                    f"the file declares {declared}",
+                    hint=hint,
+                    code="input-size",
+                )
+        head.bind({name: output.shape for name, output in sample.items()})
+        head.check_scores([np.asarray(sample[name][0], np.float32) for name in head.outputs])
         return sample
 
-    def _check_size(self, name: str, declared: Shape, actual: tuple[int, ...]) -> None:
-        """Refuse an input size that the file was not exported for, where its outputs give it away."""
-        if len(declared) == len(actual) and any(
-            axis not in {None, size} for axis, size in zip(declared[1:], actual[1:], strict=True)
-        ):
-            raise ModelError(
-                f"{self.spec.name}: at {self.spec.input.width}x{self.spec.input.height} output {name} has the shape "
-                f"{actual}; the file declares {declared}",
-                hint=_size_hint(self),
-                code="input-size",
-            )
 
-
-def _size_hint(network: Network) -> str:
-    size = network.spec.input
-    return (
-        f"`input` in model.yaml gives {size.width}x{size.height}; write the size that the model was exported for"
-        if has_free_size(network.session.get_inputs()[0].shape)
-        else ""
-    )
+def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
+    """Return False if the axes after the batch show that the file was exported for another input size."""
+    if len(declared) != len(actual):
+        return True
+    return all(axis in {None, size} for axis, size in zip(declared[1:], actual[1:], strict=True))
 
 
 def has_free_size(shape: Sequence[int | str | None]) -> bool:
     """Return True if an input of this shape (batch, channels, height, width) takes frames of several sizes."""
     return any(not isinstance(side, int) for side in shape[2:])
-
-
-def bind_head(head: Head, sample: Mapping[str, NDArray[Any]]) -> None:
-    """Bind `head` to the outputs of `Network.sample` and check the scores in them.
-
-    Raises:
-        ModelError: the head does not fit.
-    """
-    head.bind({name: output.shape for name, output in sample.items()})
-    head.check_scores([np.asarray(sample[name][0], np.float32) for name in head.outputs])
 
 
 def check_network(path: Path, spec: ModelSpec, head: Head) -> None:
@@ -121,13 +99,11 @@ def check_network(path: Path, spec: ModelSpec, head: Head) -> None:
         ModelError: the file is damaged, its input is not the one in the spec, or the head does not fit.
     """
     try:
-        sample = Network(path, spec, threads=1, allow_half=True).sample()
+        Network(path, spec, threads=1, allow_half=True).bind(head)
     except ModelError as error:
         if error.code not in {"unsupported-model", "model-fails"}:
             raise
         _log.debug("ONNX Runtime cannot check the model's outputs: %s", error.args[0])
-        return
-    bind_head(head, sample)
 
 
 def open_session(
@@ -164,6 +140,11 @@ def open_session(
         ) from error
 
 
+def describe_tensors(tensors: Sequence[Any]) -> str:
+    """Return names, types and shapes for error messages."""
+    return ", ".join(f"{tensor.name} {tensor.type} {tuple(tensor.shape)}" for tensor in tensors)
+
+
 def checked_input(
     inputs: Sequence[Any], spec: ModelSpec | ClassifierSpec, *, allow_half: bool = False
 ) -> tuple[str, int]:
@@ -175,10 +156,10 @@ def checked_input(
     Raises:
         ModelError: the input is not the one in the spec.
     """
-    size = spec.input
-    actual = ", ".join(f"{tensor.name} {tensor.type} {tuple(tensor.shape)}" for tensor in inputs)
+    expected = (3, spec.input.height, spec.input.width)
     mismatch = ModelError(
-        f"{spec.name}: expected one input, float32 (batch, 3, {size.height}, {size.width}); the model has {actual}",
+        f"{spec.name}: expected one input, float32 (batch, {', '.join(map(str, expected))}); "
+        f"the model has {describe_tensors(inputs)}",
         hint="`input` in model.yaml gives width and height; export the model without further inputs, in fp32 and NCHW",
         code="input-mismatch",
     )
@@ -186,12 +167,12 @@ def checked_input(
     if len(inputs) != 1 or inputs[0].type not in types or len(inputs[0].shape) != 4:
         raise mismatch
     batch, *sides = inputs[0].shape
-    expected = (3, size.height, size.width)
-    if any(isinstance(side, int) and side != want for side, want in zip(sides, expected, strict=True)):
+    if any(isinstance(side, int) and side != size for side, size in zip(sides, expected, strict=True)):
         raise mismatch
     if has_free_size(inputs[0].shape):
+        size = spec.input
         _log.info(
-            "%s takes frames of any size; it runs at %dx%d, `input` in model.yaml", spec.name, *reversed(expected[1:])
+            "%s takes frames of any size; it runs at %dx%d, `input` in model.yaml", spec.name, size.width, size.height
         )
     return inputs[0].name, batch if isinstance(batch, int) else 1
 
@@ -200,14 +181,7 @@ class OnnxNetwork:
     """A network with random input, at any batch. For measurements only."""
 
     def __init__(self, path: Path, spec: ModelSpec, batch: int, *, threads: int, profile: Path | None = None) -> None:
-        """Open a session and bind its input and outputs once.
-
-        Args:
-            path: ONNX file.
-            spec: description of the model.
-            batch: number of frames in one run.
-            threads: number of threads that compute one batch.
-            profile: see `open_session`.
+        """Open a session (see `open_session`), and bind its input and outputs once.
 
         Raises:
             ModelError: the model cannot be loaded, or has another fixed batch.

@@ -14,21 +14,30 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.classes import class_ids, class_names
-from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED, DetectorSpec, GpuMemory, GpuSpec
+from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED, DetectorSpec, GpuMemory, GpuSpec, InFlight
 from vision.detect.reference.heads import make_head
-from vision.detect.tensorrt.concurrency_limit import ConcurrencyLimit
+from vision.detect.tensorrt.completion import ConcurrencyLimit
 from vision.detect.tensorrt.dynamic_outputs import DynamicSlot, bind_open_outputs
 from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameUploader
 from vision.detect.tensorrt.graph_check import GraphCheck, Noise, Snapshot
 from vision.detect.tensorrt.kernels import KERNELS, Output, PostprocessProgram, kept_classes, threshold
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer, kernel_cache, load_letterbox
-from vision.detect.tensorrt.slot import ExecutionLane, Kernels, Slot, TensorSizes, UploadPath, drain, slot_bytes
+from vision.detect.tensorrt.slot import (
+    DetectorSlot,
+    ExecutionLane,
+    Kernels,
+    Slot,
+    TensorSizes,
+    UploadPath,
+    drain,
+    slot_bytes,
+)
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import require_precision, resolve
 from vision.engine.cuda_memory import CudaMemory
@@ -144,25 +153,6 @@ def _close_quietly(pool: MemoryPool) -> None:
         _log.debug("%s", error)
 
 
-class DetectorSlot(Protocol):
-    """One batch in flight: `vision.detect.tensorrt.slot.Slot`, or `DynamicSlot` for data-dependent outputs."""
-
-    stream: Stream
-
-    @property
-    def frames(self) -> int:
-        """Number of frames in flight. 0: the slot is free."""
-
-    def submit(self, frames: Sequence[Frame]) -> None:
-        """Queue a batch."""
-
-    def ready(self, timeout_s: float) -> bool:
-        """Wait for the batch in flight, for at most `timeout_s`. Return True if it is done."""
-
-    def detections(self) -> list[Detections]:
-        """Return the results of the batch that is done, and free the slot."""
-
-
 class TensorRTDetector:
     """Detector on a GPU. Satisfies `vision.detect.detector.Detector`."""
 
@@ -182,8 +172,9 @@ class TensorRTDetector:
         self._uploads = uploads
         self._slots = list(slots)
         self.spec = _detector_spec(device, model, slots)
-        self._resources: contextlib.ExitStack | None = resources.pop_all()
+        self._in_flight = InFlight[DetectorSlot](self.spec)
         self.close_s = _CLOSE_S
+        self._resources = resources.pop_all()
 
     def memory(self) -> GpuMemory:
         held = allocated()
@@ -207,39 +198,32 @@ class TensorRTDetector:
         return device_frame_buffer(height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        self._refuse_if_closed()
-        if not 0 <= slot < len(self._slots):
-            raise ValueError(f"slots are 0 to {len(self._slots) - 1}, got {slot}")
-        if not 1 <= len(frames) <= self.spec.max_batch:
-            raise ValueError(f"a batch has 1 to {self.spec.max_batch} frames, got {len(frames)}")
-        chosen = self._slots[slot]
-        if chosen.frames:
-            raise ValueError(f"slot {slot} is still submitted: wait for it first")
-        chosen.submit(frames)
+        self._in_flight.require_free(slot, frames)
+        free = self._slots[slot]
+        free.submit(frames)
+        self._in_flight.batches[slot] = free
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
-        self._refuse_if_closed()
-        chosen = self._slots[slot] if 0 <= slot < len(self._slots) else None
-        if chosen is None or not chosen.frames:
-            raise ValueError(f"nothing was submitted to slot {slot}")
-        if not chosen.ready(timeout_s):
+        submitted = self._in_flight.submitted(slot)
+        if not submitted.ready(timeout_s):
             raise TimeoutError(f"slot {slot} is not ready after {timeout_s} s")
-        return chosen.detections()
+        self._in_flight.batches[slot] = None
+        return submitted.detections()
 
     def close(self) -> None:
-        resources, self._resources = self._resources, None
-        if resources is None:
+        if self._in_flight.closed:
             return
+        self._in_flight.closed = True
         streams = [*(slot.stream for slot in self._slots), self._uploads.copies]
         self._slots = []
-        release_in_time(self._device, streams, resources, self.close_s)
+        release_in_time(self._device, streams, self._resources, self.close_s)
 
     def _refuse_if_closed(self) -> None:
-        if self._resources is None:
+        if self._in_flight.closed:
             raise Closed("the detector is closed")
 
     def __del__(self) -> None:
-        if getattr(self, "_resources", None) is not None:
+        if hasattr(self, "_resources") and not self._in_flight.closed:
             warnings.warn("TensorRTDetector was not closed", ResourceWarning, stacklevel=2)
 
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vision.detect.reference.letterbox import Letterbox
 from vision.detect.reference.postprocess import to_detections
-from vision.detect.tensorrt.completion import Completion
 from vision.detect.tensorrt.frames import DESCRIPTION_BYTES, StagingBuffers
 from vision.detect.tensorrt.loaded_engine import LoadedEngine
-from vision.detect.tensorrt.slot import ExecutionLane, LetterboxKernel, UploadPath
+from vision.detect.tensorrt.slot import DetectorSlot, ExecutionLane, LetterboxKernel, UploadPath
 from vision.engine.library import trt
 from vision.engine.memory import shared_scratch_bytes
 from vision.errors import DeviceError, ModelError
@@ -30,6 +30,8 @@ from vision.types import Detections, Frame, FrameMeta
 
 _log = logging.getLogger(__name__)
 
+_LEAST_BYTES: Final = 4096
+
 
 class GrowingOutput(Resource):
     """Host and device memory of one output. It grows if a batch needs more, and never shrinks."""
@@ -38,10 +40,11 @@ class GrowingOutput(Resource):
         self.name = name
         self.dtype = np.dtype(dtype)
         self.grown = 0  # number of times
-        self.shape: tuple[int, ...] = ()
+        self.shape: tuple[int, ...] = (0,)  # of the last run's output
         self._refused: DeviceError | None = None  # why the last request failed
-        self._device: DeviceBuffer | None = None
-        self._host: HostBuffer | None = None
+        self._purpose = f"output {name}"
+        self._device = DeviceBuffer(_LEAST_BYTES, self._purpose)
+        self._host = HostBuffer(_LEAST_BYTES, self._purpose)
         self._opened = True
 
     def room(self, nbytes: int) -> int:
@@ -61,36 +64,29 @@ class GrowingOutput(Resource):
         return refused
 
     def _room(self, nbytes: int) -> int:
-        if self._device is None or self._device.nbytes < nbytes:
-            if self._device is not None:
-                self._device.close()
-                self._device = None
-                self.grown += 1
-            self._device = DeviceBuffer(max(4096, nbytes * 3 // 2), f"output {self.name}")
+        if self._device.nbytes < nbytes:
+            self._device.close()
+            self._device = DeviceBuffer(nbytes * 3 // 2, self._purpose)
+            self.grown += 1
             _log.debug("output %s has room for %d bytes now", self.name, self._device.nbytes)
         return self._device.address
 
     def fetch(self, stream: Stream) -> None:
         """Queue the copy of the last run's output to the host."""
         nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-        if self._host is None or self._host.nbytes < nbytes:
-            if self._host is not None:
-                self._host.close()
-            self._host = HostBuffer(max(4096, nbytes * 3 // 2), f"output {self.name}")
-        if nbytes and self._device is not None:
+        if self._host.nbytes < nbytes:
+            self._host.close()
+            self._host = HostBuffer(nbytes * 3 // 2, self._purpose)
+        if nbytes:
             copy_to_host(self._host.address, self._device.address, nbytes, stream)
 
     def read(self) -> NDArray[np.float32]:
         """Return the fetched output as float32."""
-        if self._host is None:
-            raise ValueError(f"output {self.name} was never fetched")
         return self._host.array(self.shape, self.dtype).astype(np.float32)
 
     def _release(self) -> None:
-        if self._device is not None:
-            self._device.close()
-        if self._host is not None:
-            self._host.close()
+        self._device.close()
+        self._host.close()
 
 
 def make_output_allocator(output: GrowingOutput) -> trt.IOutputAllocator:
@@ -112,21 +108,20 @@ def make_output_allocator(output: GrowingOutput) -> trt.IOutputAllocator:
     return Allocator()
 
 
-class DynamicSlot(Resource):
+class DynamicSlot(DetectorSlot):
     """One batch in flight, run step by step."""
 
     def __init__(
         self, model: LoadedEngine, lane: ExecutionLane, letterbox: LetterboxKernel, uploads: UploadPath
     ) -> None:
-        self.stream = lane.stream
         self._model = model
-        self._uploads = uploads
-        self._in_flight: tuple[Frame, ...] = ()
         self._contexts = dict(sorted(lane.contexts.items()))
         batch = max(self._contexts)
         scratch_bytes = shared_scratch_bytes(context.memory_bytes for context in self._contexts.values())
         tensor = model.engine.tensor(model.input_name)
+        super().__init__(lane.stream, uploads)
         with contextlib.ExitStack() as resources:
+            resources.enter_context(self._done)
             scratch = resources.enter_context(DeviceBuffer(scratch_bytes, "activations"))
             self._rows = resources.enter_context(HostBuffer(batch * DESCRIPTION_BYTES, "descriptions"))
             self._frames = resources.enter_context(DeviceBuffer(batch * DESCRIPTION_BYTES, "descriptions of frames"))
@@ -139,7 +134,6 @@ class DynamicSlot(Resource):
                 for output in model.engine.outputs
             }
             self._staging = resources.enter_context(contextlib.closing(StagingBuffers(batch)))
-            self._done = resources.enter_context(Completion())
             self._launches = {
                 size: letterbox.bind(size, self._frames.address, images.address, counts.address)
                 for size in self._contexts
@@ -151,11 +145,6 @@ class DynamicSlot(Resource):
                     context.set_output_allocator(output.name, make_output_allocator(output))
             self._resources = resources.pop_all()
         self._opened = True
-
-    @property
-    def frames(self) -> int:
-        """Number of frames in flight. 0: the slot is free."""
-        return len(self._in_flight)
 
     @property
     def grown(self) -> int:
@@ -205,12 +194,7 @@ class DynamicSlot(Resource):
             refused = [refusal for refusal in refusals if refusal is not None]
             raise (refused[0] if refused else error) from None
 
-    def ready(self, timeout_s: float) -> bool:
-        """Wait for the batch in flight, for at most `timeout_s`. Return True if it is done."""
-        return self._done.wait(timeout_s)
-
     def detections(self) -> list[Detections]:
-        """Return the results of the batch that is done, and free the slot."""
         frames, self._in_flight = self._in_flight, ()
         outputs = [self.outputs[name].read() for name in self._model.head.outputs]
         return [self._objects([output[index] for output in outputs], frame.meta) for index, frame in enumerate(frames)]

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from vision.config import InputSpec
-from vision.detect.tensorrt.kernel_structs import FRAME, FrameLayout, describe_frame
+from vision.detect.tensorrt.kernels import FRAME, FrameLayout, describe_frame
 from vision.gpu.cuda import Stream
 from vision.gpu.memory import DeviceBuffer, copy_to_device, queue_to_device
 from vision.types import Frame, PixelFormat, YuvEncoding, frame_shape

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputSpec
-from vision.detect.tensorrt.kernel_structs import FrameLayout, describe_frame
-from vision.detect.tensorrt.kernels import Output
+from vision.detect.tensorrt.kernels import FrameLayout, Output, describe_frame
 from vision.detect.tensorrt.slot import BatchGraph, Slot, SlotMemory
 from vision.errors import DeviceError
 from vision.gpu.cuda import Resource, Stream

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.reference.heads import Head
-from vision.detect.tensorrt.kernel_structs import describe_normalisation
-from vision.detect.tensorrt.kernels import KERNELS, LetterboxProgram
+from vision.detect.tensorrt.kernels import KERNELS, LetterboxProgram, describe_normalisation
 from vision.detect.tensorrt.slot import LetterboxKernel
 from vision.engine.cache import default_folder
 from vision.engine.profiles import batch_sizes

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +18,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.detect.tensorrt.completion import Completion
-from vision.detect.tensorrt.concurrency_limit import ConcurrencyLimit
+from vision.detect.tensorrt.completion import Completion, ConcurrencyLimit
 from vision.detect.tensorrt.frames import DESCRIPTION_BYTES, FrameUploader, StagingBuffers
 from vision.detect.tensorrt.kernels import RESULT, LetterboxProgram, PostprocessProgram
 from vision.engine.runtime import Context
@@ -190,13 +190,16 @@ def slot_bytes(max_batch: int, program: PostprocessProgram) -> SlotBytes:
 
 
 class BatchGraph(Resource):
-    """The work for one batch size of one slot. Runs step by step until `capture` makes a CUDA graph of it."""
+    """The work for one batch size of one slot.
+
+    `run` queues it: step by step, and as a CUDA graph after `capture`.
+    """
 
     def __init__(self, batch: int, context: Context, memory: SlotMemory, stream: Stream, kernels: Kernels) -> None:
         self.batch = batch
         self.context = context
         self._stream = stream
-        self._captured: Graph | None = None  # None: runs step by step
+        self._captured = contextlib.ExitStack()
         program = kernels.program
         frames, scores, boxes = (
             memory.descriptions.address,
@@ -224,12 +227,10 @@ class BatchGraph(Resource):
             ("find_pairs", partial(pairs.enqueue, stream)),
             ("objects", partial(objects.enqueue, stream)),
         )
+        # Not a bound method: the context must go before the engine, without waiting for the garbage collector.
+        self.enqueue: Callable[[], None] = partial(_enqueue_steps, self.steps)
+        self.run = self.enqueue
         self._opened = True
-
-    def enqueue(self) -> None:
-        """Queue the steps one by one."""
-        for _, step in self.steps:
-            step()
 
     def capture(self, label: str) -> None:
         """Capture the steps in a CUDA graph. From now on, `run` launches that.
@@ -237,32 +238,51 @@ class BatchGraph(Resource):
         Raises:
             DeviceError: the steps cannot be captured.
         """
-        self._captured = Graph.capture(self._stream, self.enqueue, label)
-
-    def run(self) -> None:
-        """Queue the work: as a CUDA graph after `capture`, otherwise step by step."""
-        if self._captured is None:
-            self.enqueue()
-        else:
-            self._captured.launch(self._stream)
+        graph = self._captured.enter_context(Graph.capture(self._stream, self.enqueue, label))
+        self.run = partial(graph.launch, self._stream)
 
     def _release(self) -> None:
-        if self._captured is not None:
-            self._captured.close()
+        self._captured.close()
 
 
-class Slot(Resource):
-    """A stream with its memory and graphs. Call `submit`, then `ready` until it returns True, then `detections`."""
+def _enqueue_steps(steps: Sequence[tuple[str, Callable[[], object]]]) -> None:
+    for _, step in steps:
+        step()
 
-    def __init__(self, sizes: TensorSizes, lane: ExecutionLane, kernels: Kernels, uploads: UploadPath) -> None:
-        self.stream = stream = lane.stream
+
+class DetectorSlot(Resource):
+    """One batch in flight. Call `submit`, then `ready` until it returns True, then `detections`."""
+
+    def __init__(self, stream: Stream, uploads: UploadPath) -> None:
+        self.stream = stream
         self._uploads = uploads
         self._in_flight: Sequence[Frame] = ()  # holds the frames' memory
+        self._done = Completion()
+
+    @abstractmethod
+    def submit(self, frames: Sequence[Frame]) -> None:
+        """Queue a batch."""
+
+    def ready(self, timeout_s: float) -> bool:
+        """Wait for the batch in flight, for at most `timeout_s`. Return True if it is done."""
+        return self._done.wait(timeout_s)
+
+    @abstractmethod
+    def detections(self) -> list[Detections]:
+        """Return the results of the batch that is done, in new arrays, and free the slot."""
+
+
+class Slot(DetectorSlot):
+    """A stream with its memory and graphs."""
+
+    def __init__(self, sizes: TensorSizes, lane: ExecutionLane, kernels: Kernels, uploads: UploadPath) -> None:
+        super().__init__(lane.stream, uploads)
+        stream = self.stream
         with contextlib.ExitStack() as resources:
+            resources.enter_context(self._done)
             self.memory = memory = resources.enter_context(SlotMemory(sizes, kernels.program))
             self._staging = resources.enter_context(contextlib.closing(StagingBuffers(sizes.batch)))
             self._copied = resources.enter_context(Event())
-            self._done = resources.enter_context(Completion())
             memory.input.fill(0, stream)  # rows without a frame are computed too, and must be numbers
             self.graphs: dict[int, BatchGraph] = {}
             for batch, context in sorted(lane.contexts.items()):
@@ -272,13 +292,7 @@ class Slot(Resource):
             self._resources = resources.pop_all()
         self._opened = True
 
-    @property
-    def frames(self) -> int:
-        """Number of frames in flight. 0: the slot is free."""
-        return len(self._in_flight)
-
     def submit(self, frames: Sequence[Frame]) -> None:
-        """Queue a batch."""
         uploader, copies = self._uploads.uploader, self._uploads.copies
         count = len(frames)
         batch = next(size for size in self.graphs if size >= count)
@@ -297,12 +311,7 @@ class Slot(Resource):
         self._uploads.limit.queued(self._done)
         self._in_flight = tuple(frames)
 
-    def ready(self, timeout_s: float) -> bool:
-        """Wait for the batch in flight, for at most `timeout_s`. Return True if it is done."""
-        return self._done.wait(timeout_s)
-
     def detections(self) -> list[Detections]:
-        """Return copies of the results of the batch that is done, and free the slot."""
         count, self._in_flight = len(self._in_flight), ()
         return [self.memory.result.detections(index) for index in range(count)]
 

@@ -60,7 +60,7 @@ __device__ __forceinline__ u32 funnel(u32 low, u32 high, u32 shift) { return __f
 
 #endif
 
-// One frame of a batch, as `vision.detect.tensorrt.kernel_structs.FRAME` writes it.
+// One frame of a batch, as `vision.detect.tensorrt.kernels.FRAME` writes it.
 struct Frame {
     const u8* plane[3];  // bgr, bgrx: one; nv12: Y, UV; i420: Y, U, V
     int pitch[2];        // bytes from row to row: of the first plane, of the others
