@@ -301,9 +301,9 @@ def naive(model: LoadedEngine, slot: Slot, count: int = 40) -> float:
     spec, stream, memory, context = model.spec, slot.stream, slot.memory, slot.graphs[1].context
     frame = model.engine.tensor(model.input_name)
     mean, std = np.array(spec.input.mean, np.float32), np.array(spec.input.std, np.float32)
+    shapes = {name: size.shape or () for name, size in context.output_sizes().items()}
     outputs = {
-        name: np.empty(context.output_sizes()[name].shape or (), model.engine.tensor(name).dtype)
-        for name in model.head.outputs
+        name: np.empty(shapes[name], model.engine.tensor(name).dtype) for name in model.head.choose_outputs(shapes)
     }
 
     def one(image: NDArray[np.uint8]) -> None:

@@ -160,3 +160,8 @@ class InFlight(Generic[Batch]):
         if batch is None:
             raise ValueError(f"nothing was submitted to slot {slot}")
         return batch
+
+    def close(self) -> None:
+        """Refuse further calls, and let go of the batches."""
+        self.closed = True
+        self.batches = [None] * len(self.batches)

@@ -96,7 +96,7 @@ class FakeDetector:
         return [self._detect(frame) for frame in batch.frames]
 
     def close(self) -> None:
-        self._in_flight.closed = True
+        self._in_flight.close()
 
     def _sleep_until(self, ready_ns: int, timeout_s: float) -> None:
         deadline_ns = self._clock() + int(max(timeout_s, 0.0) * 1e9)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -31,13 +29,7 @@ def open_detector(
     """Open the detector that `detect` asks for, with the model of `folder`.
 
     A back-end that is named is used or refused. ``auto`` takes TensorRT if it and a GPU are present, else ONNX
-    Runtime, and logs the reason.
-
-    Args:
-        folder: folder of the model.
-        spec: description of the model.
-        detect: configuration.
-        stop: ends a long start early; TensorRT can build an engine for minutes.
+    Runtime, and logs the reason. `stop` ends a long start early: TensorRT can build an engine for minutes.
 
     Raises:
         Closed: stopped.
@@ -46,13 +38,19 @@ def open_detector(
         DeviceMissing: the named back-end is not available.
         DeviceError: the device failed.
     """
-    backends: dict[str, Callable[[Path, ModelSpec, DetectConfig], Detector]] = {
-        "auto": partial(_open_auto, stop=stop),
-        "tensorrt": partial(_open_tensorrt, stop=stop),
-        "onnxruntime": open_onnxruntime_detector,
-        "fake": _open_fake,
-    }
-    return backends[detect.backend](folder, spec, detect)
+    if detect.backend == "fake":
+        return _open_fake(detect)
+    if detect.backend != "onnxruntime":
+        class_ids(class_names(spec), detect.classes, spec.name)  # finds a wrong name before an engine is built for it
+        try:
+            detector: Detector = _tensorrt_module().open_tensorrt_detector(folder, spec, detect, stop=stop)
+        except DeviceMissing as missing:
+            if detect.backend == "tensorrt":
+                raise
+            _report_no_gpu(missing)
+        else:
+            return detector
+    return _open_onnxruntime(folder, spec, detect)
 
 
 def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
@@ -61,18 +59,13 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
     The ONNX file is read and, if ONNX Runtime is installed, run once on zeros on the CPU. For TensorRT, the library,
     the driver, and the GPU must be present, and the GPU must have the precision.
 
-    Args:
-        folder: folder of the model.
-        spec: description of the model.
-        config: configuration of the detector.
-
     Raises:
         ConfigError: `classes` names a class that the model does not have.
         ModelError: the file is missing, damaged, or not the model that the spec describes.
         DeviceMissing: the named back-end is not available.
     """
     if config.backend == "fake":
-        _open_fake(folder, spec, config).close()
+        _open_fake(config).close()
         return
     ids = class_ids(class_names(spec), config.classes, spec.name)
     path = checked_model_file(folder, spec)
@@ -85,7 +78,7 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
         network.check_network(path, spec, head)
         return
     one_thread = config.model_copy(update={"batches_in_flight": 1, "threads": 1})
-    open_onnxruntime_detector(folder, spec, one_thread).close()
+    _open_onnxruntime(folder, spec, one_thread).close()
 
 
 def _has_tensorrt(config: DetectConfig, *, required: bool) -> bool:
@@ -109,28 +102,18 @@ def published_class_names(spec: ModelSpec, detect: DetectConfig) -> tuple[str, .
     return FAKE_CLASSES if detect.backend == "fake" else class_names(spec)
 
 
-def _open_auto(folder: Path, spec: ModelSpec, detect: DetectConfig, *, stop: threading.Event | None) -> Detector:
-    try:
-        return _open_tensorrt(folder, spec, detect, stop=stop)
-    except DeviceMissing as missing:
-        if has_nvidia_gpu():
-            hint = f"; {missing.hint}" if missing.hint else ""
-            log.warning("the GPU is not used, ONNX Runtime detects on the CPU: %s%s", missing.args[0], hint)
-        else:
-            log.info("no NVIDIA GPU: detecting on the CPU with ONNX Runtime")
-            log.debug("%s", missing.args[0])
-    return open_onnxruntime_detector(folder, spec, detect)
+def _report_no_gpu(missing: DeviceMissing) -> None:
+    if has_nvidia_gpu():
+        hint = f"; {missing.hint}" if missing.hint else ""
+        log.warning("the GPU is not used, ONNX Runtime detects on the CPU: %s%s", missing.args[0], hint)
+    else:
+        log.info("no NVIDIA GPU: detecting on the CPU with ONNX Runtime")
+        log.debug("%s", missing.args[0])
 
 
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
     """Return True if the kernel shows an NVIDIA GPU, integrated or discrete, usable or not."""
     return any((devices / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu"))
-
-
-def _open_tensorrt(folder: Path, spec: ModelSpec, detect: DetectConfig, *, stop: threading.Event | None) -> Detector:
-    class_ids(class_names(spec), detect.classes, spec.name)  # finds a wrong name before an engine is built for it
-    detector: Detector = _tensorrt_module().open_tensorrt_detector(folder, spec, detect, stop=stop)
-    return detector
 
 
 def _tensorrt_module() -> ModuleType:
@@ -144,13 +127,8 @@ def _tensorrt_module() -> ModuleType:
         ) from error
 
 
-def open_onnxruntime_detector(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
-    """Open the CPU detector: two batches at a time, one frame a batch.
-
-    Larger batches do not pay on a CPU and make the first frame wait for the last: on one core of a Xeon at 2.1 GHz
-    nanodet-g-416 takes 31.3 ms a frame in batches of 1, 31.6 ms in batches of 2 and 31.4 ms in batches of 4. So
-    `detect.max_batch` has no effect here.
-    """
+def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
+    """Open the CPU detector. `detect.max_batch` has no effect here: `OnnxRuntimeDetector` gives the reason."""
     ids = class_ids(class_names(spec), detect.classes, spec.name)
     path = checked_model_file(folder, spec)
     try:
@@ -171,13 +149,7 @@ def open_onnxruntime_detector(folder: Path, spec: ModelSpec, detect: DetectConfi
 def open_classifier(
     folder: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8
 ) -> OnnxRuntimeClassifier:
-    """Open the second model of `folder` on the CPU.
-
-    Args:
-        folder: folder of the model.
-        spec: description of the model.
-        threads: number of threads that compute one batch.
-        max_batch: maximum number of crops in one `classify`.
+    """Open the second model of `folder` on the CPU. One batch of up to `max_batch` crops is computed by `threads`.
 
     Raises:
         ModelError: the file is not the model that the spec describes.
@@ -199,7 +171,7 @@ def _no_onnxruntime(error: ImportError, extra: str) -> DeviceMissing:
     )
 
 
-def _open_fake(_folder: Path, _spec: ModelSpec, detect: DetectConfig) -> Detector:
+def _open_fake(detect: DetectConfig) -> Detector:
     require_cv2("`detect: {backend: fake}`")
     from vision.detect.fake import FakeDetector
 

@@ -40,7 +40,7 @@ def spec(
 def bound(head: Mapping[str, Any], shapes: Mapping[str, Shape], score: float = 0.5, **options: Any) -> Head:
     classes = options.pop("classes", None)
     made = make_head(spec(head, **options), len(ABC), score, classes)
-    made.bind(shapes)
+    made.choose_outputs(shapes)
     return made
 
 
@@ -96,7 +96,7 @@ def test_nanodet(
 ) -> None:
     scores, distances = nanodet_outputs(scored)
     head = bound(NANODET, NANODET_SHAPES, **options)
-    assert head.outputs == ("scores", "distances")
+    assert head.choose_outputs(NANODET_SHAPES) == ("scores", "distances")
     assert rows(head.decode([scores, distances])) == expected
     joined = bound(NANODET, {"output": (1, CELLS, 15)}, **options)
     assert rows(joined.decode([np.concatenate([scores, distances], axis=1)])) == expected
@@ -222,7 +222,7 @@ RT_SHAPES: dict[str, Shape] = {"pred_logits": (1, 2, 3), "pred_boxes": (1, 2, 4)
 )  # fmt: skip
 def test_rt_detr(logits: list[list[float]], options: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
     head = bound(RT, RT_SHAPES, **options)
-    assert head.outputs == ("pred_boxes", "pred_logits")
+    assert head.choose_outputs(RT_SHAPES) == ("pred_boxes", "pred_logits")
     boxes = array([0.5, 0.5, 0.25, 0.5], [0.5, 0.5, 1.0, 1.0])
     found = head.decode([boxes, np.array(logits, np.float32)])
     assert rows(found) == expected
@@ -310,13 +310,12 @@ def test_impossible_scores_are_refused(kind: str) -> None:
     ],
 )
 def test_outputs_are_found(kind: str, shapes: dict[str, Shape], outputs: tuple[str, ...]) -> None:
-    assert bound({**NANODET, "kind": kind}, shapes).outputs == outputs
+    assert make_head(spec({**NANODET, "kind": kind}), len(ABC), 0.5).choose_outputs(shapes) == outputs
 
 
 def test_four_classes_do_not_confuse_scores_with_boxes() -> None:
     head = HEADS["rt-detr"](spec(RT), 4, 0.5)
-    head.bind({"scores": (1, 300, 4), "boxes": (1, 300, 4)})
-    assert head.outputs == ("boxes", "scores")
+    assert head.choose_outputs({"scores": (1, 300, 4), "boxes": (1, 300, 4)}) == ("boxes", "scores")
 
 
 @pytest.mark.parametrize(

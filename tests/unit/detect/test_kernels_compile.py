@@ -49,7 +49,6 @@ def definitions(kind: str, *, half: bool, candidates: int = 1024) -> Definitions
     )
     shapes = OUTPUTS[kind]
     made = make_head(spec, 80, 0.35)
-    made.bind({name: (None, *shape) for name, shape in shapes.items()})
     real = "float16" if half else "float32"
     whole = {"num_dets", "det_classes"}
     outputs = {name: Output(shape, "int32" if name in whole else real) for name, shape in shapes.items()}

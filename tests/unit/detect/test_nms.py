@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vision.detect.reference.nms import best_first, nms
+from vision.detect.reference.nms import best_first, kept_in_order
 
 Floats = NDArray[np.float32]
 
@@ -52,6 +52,22 @@ def naive(
         if not any(suppresses(boxes[other], boxes[index]) for other in rivals):
             kept.append(index)
     return kept[:max_objects], max(0, len(order) - max_candidates) + max(0, len(kept) - max_objects)
+
+
+def nms(
+    boxes: Floats,
+    scores: Floats,
+    class_ids: NDArray[np.int32],
+    *,
+    iou: float,
+    class_aware: bool = True,
+    max_candidates: int = 1024,
+    max_objects: int = 300,
+) -> tuple[NDArray[np.intp], int]:
+    """Apply the points with the functions under test: indices, best first, and the number of truncated candidates."""
+    order, truncated = best_first(scores, max_candidates)
+    survivors = order[kept_in_order(boxes[order], class_ids[order] if class_aware else None, iou)]
+    return survivors[:max_objects], truncated + max(0, len(survivors) - max_objects)
 
 
 def run(

@@ -44,11 +44,11 @@ class Network:
             for output in self.session.get_outputs()
         }
 
-    def bind(self, head: Head) -> dict[str, NDArray[Any]]:
-        """Run the network on zeros, bind `head` to the outputs, and check the scores in them.
+    def sample(self, head: Head) -> dict[str, NDArray[Any]]:
+        """Run the network on zeros, choose the outputs that `head` reads, and check the scores in them.
 
         Returns:
-            Every output by name.
+            The chosen outputs by name, in the order of `head.decode`.
 
         Raises:
             ModelError: the network fails, the file declares other output sizes, or the head does not fit.
@@ -63,9 +63,9 @@ class Network:
         except Exception as error:
             message = f"{self.spec.name}: the model cannot be run: {error}"
             raise ModelError(message, hint=hint, code="model-fails") from error
-        sample = dict(zip(self.output_shapes, outputs, strict=True))
+        by_name = dict(zip(self.output_shapes, outputs, strict=True))
         for name, declared in self.output_shapes.items():
-            actual = sample[name].shape
+            actual = by_name[name].shape
             if any_size and not _same_sizes(declared, actual):
                 raise ModelError(
                     f"{self.spec.name}: at {size.width}x{size.height} output {name} has the shape {actual}; "
@@ -73,9 +73,9 @@ class Network:
                     hint=hint,
                     code="input-size",
                 )
-        head.bind({name: output.shape for name, output in sample.items()})
-        head.check_scores([np.asarray(sample[name][0], np.float32) for name in head.outputs])
-        return sample
+        names = head.choose_outputs({name: output.shape for name, output in by_name.items()})
+        head.check_scores([np.asarray(by_name[name][0], np.float32) for name in names])
+        return {name: by_name[name] for name in names}
 
 
 def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
@@ -99,7 +99,7 @@ def check_network(path: Path, spec: ModelSpec, head: Head) -> None:
         ModelError: the file is damaged, its input is not the one in the spec, or the head does not fit.
     """
     try:
-        Network(path, spec, threads=1, allow_half=True).bind(head)
+        Network(path, spec, threads=1, allow_half=True).sample(head)
     except ModelError as error:
         if error.code not in {"unsupported-model", "model-fails"}:
             raise

@@ -44,11 +44,11 @@ class Fit:
     """One way in which a head can read some outputs."""
 
     outputs: tuple[str, ...]  # names, in the order of the head's `decode`
-    classes: int | None  # how many classes the shapes hold; None: they do not say
+    classes: int | None  # number of classes in the shapes; None: the shapes do not show it
 
 
 class Head(ABC):
-    """Decoder of one model. Call `bind` once; after that it holds no state, so any thread can call `decode`."""
+    """Decoder of one model. Holds no state, so any thread can call it."""
 
     needs_nms = True
 
@@ -61,7 +61,6 @@ class Head(ABC):
             score: minimum score of a candidate.
             classes: ids to keep; all if None.
         """
-        self.outputs: tuple[str, ...] = ()  # names, in the order of `decode`; none before `bind`
         self._spec = spec
         self._class_count = class_count
         self.score = np.float32(score)
@@ -86,12 +85,8 @@ class Head(ABC):
         """Return how this head reads outputs of these shapes with its number of classes, or None."""
         return next((way for way in self._ways(shapes) if way.classes in {None, self._class_count}), None)
 
-    def class_counts(self, shapes: Mapping[str, Shape]) -> list[int]:
-        """Return the numbers of classes with which this head could read the outputs."""
-        return [way.classes for way in self._ways(shapes) if way.classes is not None]
-
-    def bind(self, shapes: Mapping[str, Shape]) -> None:
-        """Choose the outputs of the model to read: `outputs`.
+    def choose_outputs(self, shapes: Mapping[str, Shape]) -> tuple[str, ...]:
+        """Return the names of the model's outputs to read, in the order of `decode`.
 
         Raises:
             ModelError: the head cannot read them.
@@ -101,10 +96,20 @@ class Head(ABC):
             raise ModelError(
                 f"{self._spec.name}: head `{self._spec.head.kind}` with {self._class_count} classes expects "
                 f"{self.expected}; the model gives {_in_words(shapes)}",
-                hint=_advice(self, self._spec, self._class_count, shapes),
+                hint=self._advice(shapes),
                 code="head-mismatch",
             )
-        self.outputs = fit.outputs
+        return fit.outputs
+
+    def _advice(self, shapes: Mapping[str, Shape]) -> str:
+        heads = {kind: other(self._spec, self._class_count, 1.0) for kind, other in HEADS.items()}
+        fitting = [kind for kind, head in heads.items() if head.fits(shapes)]
+        if fitting:
+            return f"these outputs fit head `{'` or `'.join(fitting)}`"
+        counts = [way.classes for way in self._ways(shapes) if way.classes is not None]
+        if counts:
+            return f"these outputs hold {counts[0]} classes: `classes` in model.yaml should name as many"
+        return "no head fits; `vision models` shows the outputs that each expects"
 
     @abstractmethod
     def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
@@ -122,7 +127,7 @@ class Head(ABC):
         """Return the candidates of one frame.
 
         Args:
-            outputs: the arrays named in `outputs`, in that order, for one frame: float32 without the batch axis.
+            outputs: the arrays that `choose_outputs` names, for one frame: float32 without the batch axis.
         """
         index, class_ids, scores = self._pairs(outputs)
         chosen, truncated_candidates = best_first(scores, self._limit)
@@ -364,18 +369,8 @@ HEADS: Mapping[str, type[Head]] = {
 
 
 def make_head(spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> Head:
-    """Create the head that the spec names. It is not bound yet."""
+    """Create the head that the spec names."""
     return HEADS[spec.head.kind](spec, class_count, score, classes)
-
-
-def _advice(head: Head, spec: ModelSpec, class_count: int, shapes: Mapping[str, Shape]) -> str:
-    fitting = [kind for kind, other in HEADS.items() if other(spec, class_count, 1.0).fits(shapes)]
-    if fitting:
-        return f"these outputs fit head `{'` or `'.join(fitting)}`"
-    counts = head.class_counts(shapes)
-    if counts:
-        return f"these outputs hold {counts[0]} classes: `classes` in model.yaml should name as many"
-    return "no head fits; `vision models` shows the outputs that each expects"
 
 
 def _in_words(shapes: Mapping[str, Shape]) -> str:
@@ -385,17 +380,17 @@ def _in_words(shapes: Mapping[str, Shape]) -> str:
     return ", ".join(f"{name} ({', '.join(map(side, shape))})" for name, shape in shapes.items()) or "nothing"
 
 
-def _is(axis: int | None, wanted: int) -> bool:
-    return axis is None or axis == wanted
+def _is(axis: int | None, size: int) -> bool:
+    return axis is None or axis == size
 
 
 def _named_last(names: Mapping[str, object], parts: tuple[str, ...]) -> list[tuple[str, str]]:
     """Return ordered pairs of names; first those in which only the second name contains one of `parts`."""
 
-    def sounds(name: str) -> bool:
+    def matches(name: str) -> bool:
         return any(part in name.lower() for part in parts)
 
-    return sorted(permutations(names, 2), key=lambda pair: sounds(pair[0]) - sounds(pair[1]))
+    return sorted(permutations(names, 2), key=lambda pair: matches(pair[0]) - matches(pair[1]))
 
 
 def _cells(spec: ModelSpec) -> tuple[Floats, Floats]:

@@ -50,34 +50,6 @@ def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp
     return chosen[np.argsort(-scores[chosen], kind="stable")], truncated_candidates
 
 
-def nms(
-    boxes_xyxy: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    class_ids: NDArray[np.int32],
-    *,
-    iou: float,
-    class_aware: bool = True,
-    max_candidates: int = 1024,
-    max_objects: int = 300,
-) -> tuple[NDArray[np.intp], int]:
-    """Return the indices of the remaining boxes, best first, and the number of truncated ones.
-
-    See the module for the exact semantics.
-
-    Args:
-        boxes_xyxy: (N, 4) float32, any unit.
-        scores: (N,) float32, no NaN.
-        class_ids: (N,) int32.
-        iou: threshold.
-        class_aware: suppress boxes of the same class only.
-        max_candidates: maximum number of boxes before suppression.
-        max_objects: maximum number of boxes after it.
-    """
-    order, truncated_candidates = best_first(scores, max_candidates)
-    survivors = order[kept_in_order(boxes_xyxy[order], class_ids[order] if class_aware else None, iou)]
-    return survivors[:max_objects], truncated_candidates + max(0, len(survivors) - max_objects)
-
-
 def kept_in_order(
     boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32] | None, iou: float
 ) -> NDArray[np.bool_]:

@@ -23,7 +23,7 @@ from vision.detect.classes import class_ids, class_names
 from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED, DetectorSpec, GpuMemory, GpuSpec, InFlight
 from vision.detect.reference.heads import make_head
 from vision.detect.tensorrt.completion import ConcurrencyLimit
-from vision.detect.tensorrt.dynamic_outputs import DynamicSlot, bind_open_outputs
+from vision.detect.tensorrt.dynamic_outputs import DynamicSlot, choose_open_outputs
 from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameUploader
 from vision.detect.tensorrt.graph_check import GraphCheck, Noise, Snapshot
 from vision.detect.tensorrt.kernels import KERNELS, Output, PostprocessProgram, kept_classes, threshold
@@ -213,7 +213,7 @@ class TensorRTDetector:
     def close(self) -> None:
         if self._in_flight.closed:
             return
-        self._in_flight.closed = True
+        self._in_flight.close()
         streams = [*(slot.stream for slot in self._slots), self._uploads.copies]
         self._slots = []
         release_in_time(self._device, streams, self._resources, self.close_s)
@@ -287,7 +287,6 @@ def _graph_slots(
     """Build slots that run as CUDA graphs, warmed up and checked."""
     outputs, sizes = _measure_tensors(model, lanes[0])
     with timer.phase("kernels"):
-        model.head.bind({name: (None, *output.shape) for name, output in outputs.items()})
         program = PostprocessProgram.of(model.spec, model.head, len(model.class_names), outputs, device.shared_bytes)
         kernels = resources.enter_context(_load_kernels(model, program, device))
     with timer.phase("memory"):
@@ -296,7 +295,7 @@ def _graph_slots(
         budget.require(free_bytes + model.engine.weights_bytes, total_bytes, shared_with_host=device.integrated)
         _log.info("%s\n%s", model.spec.name, budget.table())
         slots = [resources.enter_context(Slot(sizes, lane, kernels, uploads)) for lane in lanes]
-    _warm_up(model, slots, outputs, timer)
+    _warm_up(model, slots, program, outputs, timer)
     if model.engine.save_kernels():
         _log.debug("saved the kernels that the library compiled for the next start")
     return slots
@@ -317,11 +316,11 @@ def _dynamic_slots(
         "graphs, and the host waits for it",
         model.spec.name,
     )
-    bind_open_outputs(model, lanes[0])
+    names = choose_open_outputs(model, lanes[0])
     with timer.phase("kernels"):
         letterbox = resources.enter_context(load_letterbox(model, device))
     with timer.phase("memory"):
-        slots = [resources.enter_context(DynamicSlot(model, lane, letterbox, uploads)) for lane in lanes]
+        slots = [resources.enter_context(DynamicSlot(model, names, lane, letterbox, uploads)) for lane in lanes]
     with timer.phase("warm-up"):
         for slot in slots:
             slot.warm_up()
@@ -329,7 +328,13 @@ def _dynamic_slots(
     return slots
 
 
-def _warm_up(model: LoadedEngine, slots: Sequence[Slot], outputs: Mapping[str, Output], timer: StartupTimer) -> None:
+def _warm_up(
+    model: LoadedEngine,
+    slots: Sequence[Slot],
+    program: PostprocessProgram,
+    outputs: Mapping[str, Output],
+    timer: StartupTimer,
+) -> None:
     """Run the steps of every batch size once and capture them, then compare each graph with its steps.
 
     The comparison comes last, so that it sees what contexts do to the memory that they share.
@@ -346,7 +351,7 @@ def _warm_up(model: LoadedEngine, slots: Sequence[Slot], outputs: Mapping[str, O
                         graph.capture(check.label)
         with timer.phase("comparison"):
             for check, eager in checked:
-                model.head.check_scores([eager.first(name) for name in model.head.outputs])
+                model.head.check_scores([eager.first(name) for name in program.outputs])
                 if model.detect.graphs:
                     check.require_same(eager)
 

@@ -112,9 +112,15 @@ class DynamicSlot(DetectorSlot):
     """One batch in flight, run step by step."""
 
     def __init__(
-        self, model: LoadedEngine, lane: ExecutionLane, letterbox: LetterboxKernel, uploads: UploadPath
+        self,
+        model: LoadedEngine,
+        outputs: Sequence[str],
+        lane: ExecutionLane,
+        letterbox: LetterboxKernel,
+        uploads: UploadPath,
     ) -> None:
         self._model = model
+        self._names = outputs  # in the order of `Head.decode`
         self._contexts = dict(sorted(lane.contexts.items()))
         batch = max(self._contexts)
         scratch_bytes = shared_scratch_bytes(context.memory_bytes for context in self._contexts.values())
@@ -170,7 +176,7 @@ class DynamicSlot(DetectorSlot):
         for batch in self._contexts:
             self._queue(batch, ())
             self.stream.synchronize()
-            outputs = [self.outputs[name].read() for name in self._model.head.outputs]
+            outputs = [self.outputs[name].read() for name in self._names]
             self._model.head.check_scores([output[0] for output in outputs])
 
     def _queue(self, batch: int, frames: Sequence[Frame]) -> None:
@@ -196,7 +202,7 @@ class DynamicSlot(DetectorSlot):
 
     def detections(self) -> list[Detections]:
         frames, self._in_flight = self._in_flight, ()
-        outputs = [self.outputs[name].read() for name in self._model.head.outputs]
+        outputs = [self.outputs[name].read() for name in self._names]
         return [self._objects([output[index] for output in outputs], frame.meta) for index, frame in enumerate(frames)]
 
     def _objects(self, outputs: Sequence[NDArray[np.float32]], meta: FrameMeta) -> Detections:
@@ -212,8 +218,8 @@ class DynamicSlot(DetectorSlot):
         self._resources.close()
 
 
-def bind_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> None:
-    """Choose the head's outputs by the axes that are known before a run. Other axes stay open.
+def choose_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> tuple[str, ...]:
+    """Return the names of the head's outputs by the axes that are known before a run. Other axes stay open.
 
     Raises:
         ModelError: they do not fit the head, or their first axis is not the batch.
@@ -227,4 +233,4 @@ def bind_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> None:
                 hint="export the model so that each frame has its own rows",
             )
         shapes[name] = (None, *(None if axis < 0 else axis for axis in shape[1:]))
-    model.head.bind(shapes)
+    return model.head.choose_outputs(shapes)

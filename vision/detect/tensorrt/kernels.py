@@ -134,6 +134,7 @@ class PostprocessProgram:
     """``postprocess.cu`` for one head."""
 
     definitions: Definitions
+    outputs: tuple[str, ...]  # names of the engine's outputs, in the order of `Head.decode`
     scores: str  # name of the engine's output; scores and boxes can be in the same one
     boxes: str
     extra: tuple[str, str]  # EfficientNMS_TRT: names of the classes and of their number; otherwise empty
@@ -157,9 +158,10 @@ class PostprocessProgram:
             shared_bytes: shared memory that the GPU gives one block.
 
         Raises:
-            ModelError: the kernels cannot read the outputs.
+            ModelError: the outputs do not fit the head, or the kernels cannot read them.
         """
-        scores, boxes, extra = _roles(spec.head, head.outputs)
+        names = head.choose_outputs({name: (None, *output.shape) for name, output in outputs.items()})
+        scores, boxes, extra = _roles(spec.head, names)
         for name in (scores, boxes):
             _require(spec, name, outputs[name].dtype, ("float32", "float16"))
         for name in filter(None, extra):
@@ -193,7 +195,7 @@ class PostprocessProgram:
         per_block = 256 * 2 * (8 if outputs[scores].half else 4)
         elements = layout["BOXES"] * (class_count if spec.head.kind == "yolov8" else layout["SCORE_COLUMNS"])
         blocks = -(-elements // per_block)
-        return cls(definitions, scores, boxes, extra, candidates, objects, work_bytes, shared_work, blocks)
+        return cls(definitions, names, scores, boxes, extra, candidates, objects, work_bytes, shared_work, blocks)
 
     def pairs_grid(self, batch: int) -> Grid:
         return (self._pairs_blocks, batch, 1)
