@@ -36,7 +36,7 @@ PARTS: dict[str, Measure] = {
 
 
 def machine_name() -> str:
-    """Name of the processor, fit for a file name."""
+    """Return the name of the processor as a part of a file name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1] for line in lines if line.startswith("model name")), platform.machine())
     cores = len(os.sched_getaffinity(0))

@@ -70,7 +70,7 @@ def _run_offline(config: dict[str, Any]) -> _Sink:
 
 
 def _offline() -> float:
-    """Frames per second of the shipped clip through network, tracker and results thread."""
+    """Return the frames per second of the shipped clip through network, tracker and results thread."""
     clip = str(ROOT / "configs" / "vtest.mp4")
     times_ns = _run_offline({"pipeline": "track", "cameras": [{"id": "a", "source": clip}]}).times_ns[10:]
     return (len(times_ns) - 1) / (times_ns[-1] - times_ns[0]) * 1e9
@@ -92,13 +92,13 @@ def _loop() -> float:
 
 
 def _memory() -> float:
-    """Resident memory after 20,000 frames, MiB."""
+    """Return the resident memory after 20,000 frames, MiB."""
     _run_offline(_synthetic(5000))
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _crowd(objects: int, unsure: int, frames: int) -> list[Any]:
-    """People of 60 to 160 px who walk straight on and turn at the border, and boxes with low scores."""
+    """Return boxes of 60 to 160 px that move straight and turn at the border, and boxes with low scores."""
     detections = _any("vision.types:Detections")
     rng = np.random.default_rng(0)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))

@@ -1,4 +1,4 @@
-"""Where the processor's time goes in an offline run: CPU milliseconds a frame, by thread.
+"""CPU milliseconds per frame of an offline run, by thread.
 
     python -m tests.perf.cpu_by_thread CAMERAS
 

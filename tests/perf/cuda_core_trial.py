@@ -45,7 +45,7 @@ SIDES: Final = ("vision.gpu", "cuda.core")
 
 
 class Side(Protocol):
-    """One of the two implementations, with everything that the measurements need already made."""
+    """One of the two implementations, ready for the measurements."""
 
     def copy(self, index: int) -> None:
         """Queue the copy of one frame on the copy stream."""
@@ -327,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what was compared."""
+    """Return the versions of the compared packages."""
     import platform
 
     import cuda.bindings

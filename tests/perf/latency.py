@@ -1,4 +1,4 @@
-"""Capture to subscriber: one camera that the machine can serve, and four that are faster than it."""
+"""Latency from capture to subscriber: one camera that the machine can serve, and four that are too fast for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WARM_S = 3.0
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Milliseconds; `age_when_bound` is what a frame waited, at most one camera interval if it was the newest."""
+    """Return milliseconds. `age_when_bound`: age of a frame when it enters a batch, at most one camera interval."""
     seconds = 8.0 if quick else 60.0
     return {
         "one camera, 10 frames/s": _one_camera(seconds),

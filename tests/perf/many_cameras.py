@@ -1,10 +1,10 @@
-"""Many cameras at their own pace, as a program of its own: rates, drops, where the milliseconds go, memory and CPU.
+"""Many cameras at their own rate, in a separate process: throughput, drops, latency by step, memory and CPU.
 
     python -m tests.perf.many_cameras CAMERAS SECONDS [--fps 30] [--backend tensorrt] [--format nv12]
 
-prints one JSON object. The first 10 s do not count: buffers are made and the first frames arrive together. Memory is
-looked at every 5 s from the 30th on; that of the GPU is all that is in use there, by whomever. `pauses` are moments in
-which this process, which does nothing but sleep, came back late too: then it is the machine that stood still.
+prints one JSON object. The first 10 s do not count: buffers are allocated and the first frames arrive together. Memory
+is read every 5 s from the 30th on; that of the GPU includes other programs. `pauses` are moments in which this process,
+which only sleeps, woke up late too: then the whole machine stalled.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _STAGES = ("wait", "submit", "infer", "publish", "total")
 
 
 def measure(cameras: int, seconds: float, fps: float, backend: str, pixel_format: str | None) -> dict[str, Any]:
-    """Run `vision run` on `cameras` synthetic cameras, 768x576 at `fps` frames/s, and read what it recorded."""
+    """Run `vision run` on `cameras` synthetic cameras, 768x576 at `fps` frames/s, and read its record."""
     options = f"&format={pixel_format}" if pixel_format else ""
     sources = [f"synthetic:768x576@{fps:g}?seed={number}{options}" for number in range(cameras)]
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def measure(cameras: int, seconds: float, fps: float, backend: str, pixel_format
 
 
 class _Naps:
-    """A thread that sleeps, and when it was woken late: pairs of nanoseconds, the moment and by how much."""
+    """Thread that sleeps, and records late wake-ups: pairs of nanoseconds, the moment and the delay."""
 
     def __init__(self) -> None:
         self.pauses: list[tuple[int, int]] = []
@@ -115,7 +115,7 @@ def _watch_memory(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 
 def _device_mib() -> float | None:
-    """GPU memory in use; None where there is nobody to ask."""
+    """Return the GPU memory in use; None without nvidia-smi."""
     if not (tool := shutil.which("nvidia-smi")):
         return None
     command = [tool, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
@@ -134,7 +134,7 @@ def _trend(times_s: NDArray[np.float64], sizes: NDArray[np.float64]) -> dict[str
 
 
 class _Result(msgspec.Struct):
-    """What is wanted of a recorded result: millions of them in ten minutes."""
+    """The fields of a recorded result that are read: there are millions of them in ten minutes."""
 
     captured_monotonic_ns: int
     dropped_before: dict[str, int]

@@ -1,4 +1,4 @@
-"""Memory of the whole process over minutes: what grows here fills a small machine in a month."""
+"""Memory of the process over minutes. Growth would fill a small machine in a month."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _WARM_S = 10.0
 
 
 def resident_mib(pid: int) -> float:
-    """Resident set of a process, MiB."""
+    """Return the resident set of a process, MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * 4096 / 2**20
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Four cameras from the clip, looped, as fast as the machine serves them."""
+    """Run four cameras from the clip, looped, as fast as the machine serves them."""
     seconds = 20.0 if quick else 300.0
     samples: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""ONNX Runtime with nothing around it: prepared tensors, in several arrangements of sessions and threads.
+"""ONNX Runtime alone: prepared tensors, in several arrangements of sessions and threads.
 
     python -m tests.perf.onnxruntime_alone MODEL.onnx RUNS [VIDEO]
 
-prints one line of JSON: runs per second of each arrangement. With VIDEO, a thread beside it decodes one frame for
-each run, into BGR, that nobody looks at: what any program that reads video has to do as well.
+prints one line of JSON: runs per second of each arrangement. With VIDEO, another thread decodes one frame per run
+into BGR and drops it, because any program that reads video has to decode.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _session(model: Path, threads: int) -> Any:
 
 
 def _decode(video: Path, wanted: queue.SimpleQueue[bool]) -> None:
-    """Decode a frame of the video, over and over again, for each True in `wanted`."""
+    """Decode a frame of the looped video for each True in `wanted`."""
     capture, frame = cv2.VideoCapture(str(video)), None
     while wanted.get():
         found, frame = capture.read(frame)

@@ -1,4 +1,4 @@
-"""How much of ONNX Runtime's speed the whole pipeline keeps, and how it compares with the loop that users write."""
+"""Throughput of the whole pipeline against ONNX Runtime alone, and against a simple loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WARM = 10  # first results, while files open and buffers are made
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Frames per second, each round one after the other, and the medians of the ratios of a round."""
+    """Return frames per second of each round, and the medians of the ratios of a round."""
     beside = "onnxruntime with decoding beside it, best"
     rounds = [_round(40 if quick else 150) for _ in range(1 if quick else 5)]
     figures = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}

@@ -1,4 +1,4 @@
-"""One publisher, many subscribers, and what it costs the others when one of them stops.
+"""One publisher, many subscribers, and the effect of a stopped one on the others.
 
 python -m tests.perf.publishing ADDRESS N TOPIC    is one process with N subscribers, as the measurement starts them
 """
@@ -111,10 +111,10 @@ def _run(n: int, stopped: bool, seconds: float, samples: Samples) -> None:
         samples.grown_bytes = max(samples.grown_bytes, _resident_bytes() - before)
         samples.latencies_ms.append([])
         for process in workers:
-            told = _finish(process)
-            samples.latencies_ms[-1] += told["latencies_ms"]
-            samples.received += told["paced"]
-            samples.flood_received += told["flood"]
+            report = _finish(process)
+            samples.latencies_ms[-1] += report["latencies_ms"]
+            samples.received += report["paced"]
+            samples.flood_received += report["flood"]
 
 
 def _send_paced(publisher: Publisher, seconds: float, epoch: int) -> Sequence[float]:
@@ -155,13 +155,13 @@ def _subscribers(address: str, n: int, topic: str) -> Iterator[subprocess.Popen[
 
 
 def _finish(process: subprocess.Popen[str]) -> Any:
-    """Let a process of subscribers take what is still on the way, and tell what it saw."""
+    """Let a process of subscribers receive what is still queued, and return its report."""
     output, _ = process.communicate(timeout=60)
     return json.loads(output)
 
 
 def _subscribe(address: str, n: int, topic: str) -> None:
-    """Until standard input ends and nothing more comes."""
+    """Receive until standard input ends and no message follows."""
     context = zmq.Context()
     poller = zmq.Poller()
     for _ in range(n):

@@ -1,4 +1,4 @@
-"""Configurations for benchmarks, and the program run on them as its users run it: as a process."""
+"""Configurations for benchmarks, and `vision run` on them as a process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def offline_results(sources: list[str], **top: Any) -> list[dict[str, Any]]:
-    """Return what `vision run --offline --record` writes about these sources."""
+    """Return the record of `vision run --offline --record` for these sources."""
     with tempfile.TemporaryDirectory() as folder:
         config = write_config(Path(folder) / "camera.yaml", sources, **top)
         record = Path(folder) / "results.jsonl"

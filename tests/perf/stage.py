@@ -1,8 +1,8 @@
-"""How near the whole detection stage comes to its limit, on the GPU of this machine, in one run.
+"""The detection stage against its limit, on the GPU of this machine, in one run.
 
-The limit of a stage that begins with frames on the host and ends with boxes on the host is the slower of two things
-that can go on at the same time: the network alone, as graph replays on two streams that never wait for the host, and
-the copy of the frames alone. Everything is measured here, and the ratios are of numbers of one run.
+The limit of a stage from frames on the host to boxes on the host is the slower of two parts that can run at the same
+time: the network alone, as graph replays on two streams that never wait for the host, and the copy of the frames alone.
+All parts are measured here, and the ratios are of figures of one run.
 
     python -m tests.perf.stage --out stage.json [--seconds 0.8] [--batches 1,4,8,16,32] [--limit 185]
 """
@@ -54,7 +54,7 @@ BYTES_OF_A_PIXEL: Mapping[PixelFormat, float] = {"bgr": 3, "bgrx": 4, "nv12": 1.
 
 
 class Report:
-    """What was measured so far, saved after every part. Parts that come after the limit of time are left out."""
+    """Figures so far, saved after every part. Parts after the time limit are left out."""
 
     def __init__(self, out: Path, limit_s: float, about: Mapping[str, Any]) -> None:
         self.values: dict[str, Any] = dict(about)
@@ -135,7 +135,7 @@ def frame_bytes(pixel_format: PixelFormat, size: tuple[int, int] = (768, 576)) -
 
 
 def _large_frames(report: Report, it: Opened, batch: int, seconds: float) -> None:
-    """Frames of 1920x1080: five times the bytes, so that the bus is what limits."""
+    """Measure frames of 1920x1080: with five times the bytes the bus is the limit."""
     slots = range(2, 5)
     for pixel_format in ("bgr", "nv12"):
         name = f"{batch} {pixel_format} {LARGE[0]}x{LARGE[1]}"
@@ -156,7 +156,7 @@ VARIANTS: Mapping[str, BuildPlan] = {
 
 
 def variants(report: Report, batch: int, seconds: float) -> None:
-    """Return the greatest batch on engines that are built otherwise, side by side; and whether they find the same."""
+    """Compare engines with other build settings at the greatest batch, and their results."""
     reference: list[list[Detections]] = []
 
     def found_alike(it: Opened) -> dict[str, float]:
@@ -213,7 +213,7 @@ def _opened_variant(report: Report, name: str, plan: BuildPlan, batch: int) -> I
 
 
 def start() -> dict[str, float]:
-    """From nothing to a detector that is ready, by phase; the second time, engine and kernels come from the cache."""
+    """Measure the start of a detector by phase; the second time, engine and kernels come from the cache."""
     folder = folder_of_model(MODEL, shipped_models())
     detector = open_tensorrt_detector(folder, load_model_spec(folder), DetectConfig())
     try:
@@ -245,12 +245,12 @@ def _stages(
 
 
 def best(report: Mapping[str, Any], name: str) -> float:
-    """Milliseconds of a stage with its best number of slots."""
+    """Return the milliseconds of a stage with its best number of slots."""
     return float(min(each["ms"] for each in report[name]))
 
 
 def goals(report: Mapping[str, Any], batches: Sequence[int]) -> dict[str, Any]:
-    """Return the figures that the project promises, from one run; and the same ratios for what else was measured."""
+    """Return the figures that the project promises, and the same ratios for the other measurements."""
     figures: dict[str, Any] = {}
     top = max(batches)
 

@@ -1,4 +1,4 @@
-"""What `tests.perf.stage` measures, a function each: the network alone, copies, the stage, its steps, a naive loop."""
+"""Parts of `tests.perf.stage`, one function each: network alone, copies, stage, its steps, a simple loop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MOST_SLOTS = 6
 
 @dataclass
 class Opened:
-    """The detector, and the model below it."""
+    """A detector and its model."""
 
     detector: TensorRTDetector
     model: LoadedEngine
@@ -87,7 +87,7 @@ def opened(
 
 
 def repeat(step: Callable[[], object], finish: Callable[[], object], seconds: float, least: int = 20) -> float:
-    """Milliseconds of one `step`, over `seconds`, `finish` included; the middle of three runs."""
+    """Return the milliseconds of one `step`, over `seconds`, with `finish`; the median of three runs."""
 
     def run(count: int) -> float:
         begin = time.perf_counter()
@@ -102,7 +102,7 @@ def repeat(step: Callable[[], object], finish: Callable[[], object], seconds: fl
 
 
 def engine_alone(slots: Sequence[Slot], batch: int, seconds: float) -> float:
-    """Graph replays of the network alone, one stream a slot, never waiting for the host; ms a batch."""
+    """Measure graph replays of the network alone, one stream per slot, without waits for the host; ms per batch."""
     with contextlib.ExitStack() as made:
         graphs = [(made.enter_context(engine_graph(slot, batch)), slot.stream) for slot in slots]
         turn = 0
@@ -121,12 +121,12 @@ def engine_alone(slots: Sequence[Slot], batch: int, seconds: float) -> float:
 
 
 def engine_graph(slot: Slot, batch: int) -> Graph:
-    """Return the network of a slot without what comes before and after."""
+    """Return the network of a slot without pre- and post-processing."""
     return Graph.capture(slot.stream, lambda: slot.graphs[batch].context.enqueue(slot.stream.address), "the engine")
 
 
 def graph_and_eager(it: Opened, batch: int, seconds: float) -> dict[str, float]:
-    """On one stream, waited for every time, step by step and as a graph: the network alone, and the whole chain."""
+    """Measure network and whole chain on one stream with a wait each time, step by step and as a graph."""
     slot = it.slots[0]
     chain, stream = slot.graphs[batch], slot.stream
     frames = frames_for(it.detector, 1, batch, "bgr")[0]  # what the chain reads from here on
@@ -155,7 +155,7 @@ def graph_and_eager(it: Opened, batch: int, seconds: float) -> dict[str, float]:
 
 
 def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
-    """Milliseconds to copy `batch` page-locked frames to the GPU, one copy a frame, one stream."""
+    """Measure the copy of `batch` page-locked frames to the GPU, one copy per frame, on one stream; ms."""
     with contextlib.ExitStack() as made:
         stream = made.enter_context(Stream())
         hosts = [made.enter_context(HostBuffer(nbytes, "frame")).address for _ in range(batch)]
@@ -170,7 +170,7 @@ def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
 
 @functools.cache
 def images(count: int, pixel_format: PixelFormat, size: tuple[int, int] = CLIP_SIZE) -> Sequence[NDArray[np.uint8]]:
-    """Real ones, scaled to `size` (width, height)."""
+    """Return real frames, scaled to `size` (width, height)."""
     capture = cv2.VideoCapture(str(CLIP))
     found: list[NDArray[np.uint8]] = []
     while len(found) < count:
@@ -251,7 +251,7 @@ def stage(
 
 
 def latency(detector: TensorRTDetector, batch: Sequence[Frame], seconds: float) -> dict[str, float]:
-    """One batch at a time: what `wait` adds to the moment at which the GPU is done, found by asking all the time."""
+    """Measure what `wait` adds to the end of a batch on the GPU, one batch at a time, by polling."""
     slot: Any = detector._slots[0]
 
     def asleep() -> None:
@@ -277,7 +277,7 @@ def latency(detector: TensorRTDetector, batch: Sequence[Frame], seconds: float) 
 
 
 def steps(slot: Slot, batch: int) -> dict[str, float]:
-    """Each part of a chain alone, by events of the GPU, in microseconds."""
+    """Measure each part of a chain alone, by events of the GPU, in microseconds."""
     chain, stream = slot.graphs[batch], slot.stream
     parts: dict[str, Callable[[], object]] = {**dict(chain.steps), "chain as graph": chain.run}
     took = {}
@@ -297,7 +297,7 @@ def steps(slot: Slot, batch: int) -> dict[str, float]:
 
 
 def naive(model: LoadedEngine, slot: Slot, count: int = 40) -> float:
-    """Time the loop that users write first, in ms per frame: host pre-processing, pageable memory, synchronous."""
+    """Measure a simple loop, ms per frame: host pre-processing, pageable memory, synchronous."""
     spec, stream, memory, context = model.spec, slot.stream, slot.memory, slot.graphs[1].context
     frame = model.engine.tensor(model.input_name)
     mean, std = np.array(spec.input.mean, np.float32), np.array(spec.input.std, np.float32)
@@ -335,7 +335,7 @@ def naive(model: LoadedEngine, slot: Slot, count: int = 40) -> float:
 
 
 def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
-    """Return what is found in the first frames of the clip, in full batches."""
+    """Return the detections in the first frames of the clip, in full batches."""
     found: list[Detections] = []
     pixels = images(count, "bgr")
     metas = [FrameMeta("clip", index, 0, 0, 0, *CLIP_SIZE) for index in range(count)]
@@ -347,7 +347,7 @@ def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
 
 
 def agreement(found: Sequence[Detections], wanted: Sequence[Detections], least: float = 0.3) -> dict[str, float]:
-    """Share of the wanted boxes over `least` that were found at IoU 0.98, and how much their scores differ at most."""
+    """Return the share of expected boxes over `least` with a match at IoU 0.98, and the largest score difference."""
     total = matched = 0
     difference = 0.0
     for given, expected in zip(found, wanted, strict=True):

@@ -1,4 +1,4 @@
-"""The loop that users write today, one thread: VideoCapture -> resize -> ONNX Runtime -> NMSBoxes -> JSON -> ZeroMQ.
+"""Simple loop, one thread: VideoCapture -> resize -> ONNX Runtime -> NMSBoxes -> JSON -> ZeroMQ.
 
     python -m tests.perf.straightforward_loop MODEL.onnx VIDEO
 

@@ -1,7 +1,7 @@
-"""What following costs on one core, beside the ByteTrack of the package `trackers`, on the same objects in one run.
+"""Tracking on one core against ByteTrack of the package `trackers`, on the same objects in one run.
 
-The objects are synthetic: seen 95 % of the time, with the jitter of a detector, and with unsure boxes strewn over the
-frame. Both are given the same frames in turns, so that what else runs on the machine slows both alike.
+The objects are synthetic: detected 95 % of the time, with the jitter of a detector, and with low-score boxes all over
+the frame. Both trackers get the same frames in turn, so other programs on the machine slow both equally.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TURN = 50  # frames
 
 
 def measure(quick: bool = False) -> Mapping[str, Any]:
-    """Microseconds for one frame: median and 99th percentile."""
+    """Return microseconds per frame: median and 99th percentile."""
     frames = 100 if quick else 600
     results: dict[str, Any] = {"adding 100 numbers (ns)": _pace_ns()}  # what one small NumPy call costs here and now
     for objects, unsure in ((6, 10), (10, 10), (100, 0), (100, 50)):
@@ -61,7 +61,7 @@ def _pace_ns() -> float:
 
 
 def make_crowd(objects: int, unsure: int, frames: int, seed: int = 0) -> list[Detections]:
-    """People of 60 to 160 px who walk straight on and turn at the border."""
+    """Objects of 60 to 160 px that move straight and turn at the border."""
     rng = np.random.default_rng(seed)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))
     speed = rng.normal(0, 60, (objects, 2))

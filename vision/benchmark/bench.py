@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -161,10 +162,8 @@ class _Benchmark:
             return
         modes = ("eager", "graph") if self._gpu else ("eager",)
         with self._open_lanes(precision) as open_lanes:
-            for batch in self._settings.batches:
-                for mode in modes:
-                    for streams in _STREAMS:
-                        self._engine(Case("engine", mode, streams, precision, batch), open_lanes)
+            for batch, mode, streams in product(self._settings.batches, modes, _STREAMS):
+                self._engine(Case("engine", mode, streams, precision, batch), open_lanes)
 
     @contextmanager
     def _open_lanes(self, precision: str) -> Iterator[Callable[[Case], list[Lane]]]:
@@ -208,31 +207,29 @@ class _Benchmark:
         cores, so each number of slots has its detector.
         """
         counts: Sequence[int] = self._settings.slots
-        if self._gpu is None and not counts:
-            with self._open(precision, None) as detector:
+        if self._gpu:
+            return self._stage(precision, max(counts, default=None), counts, last=True)
+        if not counts:
+            with closing(self._open(precision, None)) as detector:
                 counts = range(1, detector.spec.batches_in_flight + 1)
-        if self._gpu is None:
-            return [self._stage(precision, count, (count,), last=count == counts[-1]) for count in counts][-1]
-        return self._stage(precision, max(counts, default=None), counts, last=True)
+        return [self._stage(precision, count, (count,), last=count == counts[-1]) for count in counts][-1]
 
-    @contextmanager
-    def _open(self, precision: str, slots: int | None) -> Iterator[Detector]:
-        detect = self._detect(precision).model_copy(update={"batches_in_flight": slots})
-        with closing(open_detector(self._folder, self._spec, detect)) as detector:
-            yield detector
+    def _open(self, precision: str, slots: int | None) -> Detector:
+        return open_detector(self._folder, self._spec, self._detect(precision, slots))
 
-    def _detect(self, precision: str) -> DetectConfig:
-        return DetectConfig.model_validate(
-            {
-                "backend": self._backend,
-                "precision": precision,
-                "max_batch": self.max_batch,
-                "score_threshold": self._settings.score,
-            }
-        )
+    def _detect(self, precision: str, slots: int | None = None) -> DetectConfig:
+        sizes = {"max_batch": self.max_batch, "batches_in_flight": slots}
+        kind = {"backend": self._backend, "precision": precision, "score_threshold": self._settings.score}
+        return DetectConfig.model_validate(sizes | kind)
 
     def _stage(self, precision: str, slots: int | None, counts: Sequence[int], *, last: bool) -> DetectorSpec:
-        with self._open(precision, slots) as detector:
+        with closing(self._open(precision, slots)) as detector:
+            pixel_format, formats = self._settings.pixel_format, detector.spec.pixel_formats
+            if pixel_format not in formats:
+                self._note(
+                    f"{detector.spec.name} takes {' and '.join(formats)}, so it is not measured with {pixel_format}"
+                )
+                return detector.spec
             counts = counts or range(1, detector.spec.batches_in_flight + 1)
             rates = self._stage_rows(detector, precision, counts)
             if last and "pipeline" in self._settings.parts:

@@ -111,7 +111,7 @@ class _Runs:
         self.detector = ""
 
     def run(self, count: int, seconds: float) -> DeploymentRun:
-        self._progress(f"{count} cameras for {seconds:g} s")
+        self._progress(f"{count} camera{'s' * (count != 1)} for {seconds:g} s")
         gc.collect()  # the frame buffers of the last run are in reference cycles
         config, sources = repeated(self._config, self._cameras, count), PhasedSources(self._cameras)
         return run_deployment(config, seconds, self._open_detector, publish=True, open_source=sources)

@@ -220,22 +220,20 @@ def print_plan(plan: Plan, console: Console) -> None:
         table.add_row(camera.camera, f"{camera.width_px}x{camera.height_px}", *_rates(camera))
     table.add_section()
     table.add_row("all", "", *_rates(plan))
+    memory = f"memory {plan.rss_mib:.0f} MiB" + (f", GPU {plan.device_mib:.0f} MiB" if plan.device_mib else "")
+    _print_plain(console, f"detector: {plan.detector}; {memory}; {plan.objects_per_frame:.1f} objects per frame")
     _print_table(console, "frames/s by camera", table)
     shares = _table(("part",), ("busy",))
     shares.add_column("")
     for load in plan.loads:
         shares.add_row(load.part, f"{load.share:.0%}", load.detail)
     _print_table(console, "load by part", shares)
-    memory = f"memory {plan.rss_mib:.0f} MiB" + (f", GPU {plan.device_mib:.0f} MiB" if plan.device_mib else "")
     cameras: dict[str, list[str]] = {}  # by their stand-in
     for camera in plan.cameras:
         cameras.setdefault(camera.stand_in, []).append(camera.camera)
-    _print_plain(
-        console,
-        f"\ndetector: {plan.detector}; {memory}; {plan.objects_per_frame:.1f} objects per frame",
-        *(f"{', '.join(names)}: {stand_in}" for stand_in, names in cameras.items()),
-        *(f"note: {note}" for note in plan.notes),
-    )
+    console.print()
+    _print_plain(console, *(f"{', '.join(names)}: {stand_in}" for stand_in, names in cameras.items()))
+    _print_plain(console, *(f"note: {note}" for note in plan.notes))
     _print_plain(
         console, plan.verdict, f"Cameras of this kind that fit on this machine: {plan.capacity}.", style="bold"
     )

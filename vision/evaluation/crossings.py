@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.analytics.geometry import ANCHORS
 from vision.config import CameraAnalytics, LineConfig
 from vision.config.analytics import Units, pixels_per_unit
 from vision.evaluation.mot import Boxes
@@ -91,16 +92,8 @@ def true_crossings(
 
 def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.float64]:
     """Return the anchor point of each box, (N, 2)."""
-    x1, y1, x2, y2 = boxes_xyxy.T
-    middle_x, middle_y = (x1 + x2) / 2, (y1 + y2) / 2
-    places = {
-        "bottom-center": (middle_x, y2),
-        "center": (middle_x, middle_y),
-        "top-center": (middle_x, y1),
-        "center-left": (x1, middle_y),
-        "center-right": (x2, middle_y),
-    }
-    return np.stack(places[anchor], axis=1)
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    return low + (high - low) * ANCHORS[anchor]
 
 
 def _crossings(path: NDArray[np.float64], jitter_px: NDArray[np.float64], ends: NDArray[np.float64]) -> Iterator[str]:

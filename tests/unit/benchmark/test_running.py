@@ -287,8 +287,8 @@ def test_pace_of_slow_cameras_lengthens_the_run() -> None:
 
 @pytest.mark.integration
 def test_run_reports_a_camera_without_frames() -> None:
-    site = AppConfig.model_validate({"cameras": [{"id": "gone", "source": "/no/such.mp4"}]})
-    ran = run_deployment(site, 0.5, lambda *_: FakeDetector())
+    config = AppConfig.model_validate({"cameras": [{"id": "gone", "source": "/no/such.mp4"}]})
+    ran = run_deployment(config, 0.5, lambda *_: FakeDetector())
     assert ran.cameras["gone"].published_per_s == 0
     assert ran.objects_per_frame == 0
 
@@ -314,11 +314,11 @@ def test_non_closing_detector_stays_open() -> None:
 def test_non_closing_detector_takes_other_frames() -> None:
     with closing(FakeDetector(slots=2, max_batch=8)) as detector:
         shown = make_batches(detector, load_frames("synthetic:64x48?objects=5", 4), 2, 4, "bgr")
-        site = AppConfig.model_validate(
+        config = AppConfig.model_validate(
             {"cameras": [{"id": f"c{n}", "source": "synthetic:64x48@20?objects=0"} for n in range(3)]}
         )
-        assert run_deployment(site, 0.5, lambda *_: NonClosingDetector(detector, 4)).objects_per_frame == 0
-        assert run_deployment(site, 0.5, lambda *_: NonClosingDetector(detector, 4, shown)).objects_per_frame == 5
+        assert run_deployment(config, 0.5, lambda *_: NonClosingDetector(detector, 4)).objects_per_frame == 0
+        assert run_deployment(config, 0.5, lambda *_: NonClosingDetector(detector, 4, shown)).objects_per_frame == 5
 
 
 # ------------------------------------------------------------------------------------------------ profile

@@ -140,6 +140,7 @@ def test_wrong_arguments_are_refused_before_measuring(arguments: tuple[str, ...]
         (("build", "--for-gpu", "87", MODEL), "expected a name and a compute capability"),
         (("bench", MODEL, "--source", "synthetic:101x77", "--format", "nv12"), "nv12 frames have even sides"),
         (("bench", MODEL, "--backend", "onnxruntime", "--batch", "4", "--parts", "stage"), "nothing could be measured"),
+        (("bench", MODEL, "--backend", "onnxruntime", "--format", "nv12", "--parts", "stage"), "takes bgr"),
         (("bench", "nanodet-g-461"), "did you mean 'nanodet-g-416'"),
         (("plan", "dmeo"), "demo"),
     ],
@@ -210,12 +211,12 @@ def test_missing_nvtx_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_run_with_nvtx(tmp_path: Path) -> None:
     pytest.importorskip("nvtx")
     config = tmp_path / "camera.yaml"
-    config.write_text(json.dumps(site_of(tmp_path)))
+    config.write_text(json.dumps(make_config(tmp_path)))
     done = run("run", config, "--for", "1s", "--nvtx")
     assert done.returncode == 0, done.stderr
 
 
-def site_of(folder: Path) -> dict[str, object]:
+def make_config(folder: Path) -> dict[str, object]:
     return {
         "cameras": [{"id": "gate", "source": "synthetic:160x120@20"}],
         "detect": {"backend": "fake"},
@@ -298,7 +299,7 @@ def test_table_is_printed_even_if_the_file_cannot_be_written(tmp_path: Path) -> 
 
 def test_bench_with_onnxruntime(tmp_path: Path) -> None:
     done = run("bench", MODEL, "--backend", "onnxruntime", "--batch", "1,2", "--slots", "2", "--seconds", "0.2",
-               "--parts", "engine,stage", "--format", "nv12", "--json", "-")  # fmt: skip
+               "--parts", "engine,stage", "--format", "bgrx", "--json", "-")  # fmt: skip
     assert done.returncode == 0, done.stderr
     (tmp_path / "a.json").write_text(done.stdout)
     found = load_bench(tmp_path / "a.json")  # standard output holds nothing but JSON
@@ -307,7 +308,7 @@ def test_bench_with_onnxruntime(tmp_path: Path) -> None:
     assert engines == [("eager", 1, 1), ("eager", 2, 1), ("eager", 1, 2), ("eager", 2, 2)]
     assert {row.case.batch for row in found.rows_of("stage")} == {1}
     assert any("no batches of more than 1" in note for note in found.notes)
-    assert found.frame == "768x576 nv12"
+    assert found.frame == "768x576 bgrx"
     assert found.rows_of("pipeline") == ()
 
 
@@ -380,8 +381,11 @@ def test_printed_command_has_the_model_as_given(tmp_path: Path) -> None:
 
 
 def test_profile_of_a_configuration(tmp_path: Path) -> None:
-    site = site_of(tmp_path) | {"model": str(own_model(tmp_path)), "detect": {"precision": "int8", "max_batch": 32}}
-    (tmp_path / "camera.yaml").write_text(json.dumps(site))
+    config = make_config(tmp_path) | {
+        "model": str(own_model(tmp_path)),
+        "detect": {"precision": "int8", "max_batch": 32},
+    }
+    (tmp_path / "camera.yaml").write_text(json.dumps(config))
     done = run("profile", "--config", tmp_path / "camera.yaml", "--batch", "32", "--print-nsys")
     assert done.returncode == 0, done.stderr
     assert f"bench '{tmp_path}/my models/mine' --parts stage --batch 32 --precision int8" in done.stdout
@@ -390,7 +394,7 @@ def test_profile_of_a_configuration(tmp_path: Path) -> None:
 
 
 def test_profile_refuses_the_fake_back_end(tmp_path: Path) -> None:
-    (tmp_path / "camera.yaml").write_text(json.dumps(site_of(tmp_path)))
+    (tmp_path / "camera.yaml").write_text(json.dumps(make_config(tmp_path)))
     done = run("profile", "--config", tmp_path / "camera.yaml")
     assert done.returncode == 78
     assert "the fake back-end has no network" in done.stderr
@@ -398,8 +402,10 @@ def test_profile_refuses_the_fake_back_end(tmp_path: Path) -> None:
 
 @needs_tensorrt
 def test_printed_engine_is_that_of_vision_run(tmp_path: Path) -> None:
-    site = site_of(tmp_path) | {"detect": {"precision": "fp32", "max_batch": 4, "engine": {"optimization_level": 2}}}
-    (tmp_path / "camera.yaml").write_text(json.dumps(site))
+    config = make_config(tmp_path) | {
+        "detect": {"precision": "fp32", "max_batch": 4, "engine": {"optimization_level": 2}}
+    }
+    (tmp_path / "camera.yaml").write_text(json.dumps(config))
     usual, larger, configured = (
         run("profile", *arguments, "--print-trtexec")
         for arguments in ((MODEL,), (MODEL, "--batch", "16"), ("--config", tmp_path / "camera.yaml"))
@@ -436,7 +442,7 @@ def test_profile_prints_the_commands_for_trtexec() -> None:
 
 def test_plan_prints_and_writes_the_report(tmp_path: Path) -> None:
     config = tmp_path / "camera.yaml"
-    config.write_text(json.dumps(site_of(tmp_path)))
+    config.write_text(json.dumps(make_config(tmp_path)))
     done = run("plan", config, "--seconds", "1", "--json", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
     assert "gate" in done.stdout
@@ -450,9 +456,8 @@ def test_plan_prints_and_writes_the_report(tmp_path: Path) -> None:
 
 def test_plan_of_a_missing_file_fails(tmp_path: Path) -> None:
     config = tmp_path / "camera.yaml"
-    site = site_of(tmp_path)
-    site["cameras"] = [{"id": "gate", "source": str(tmp_path / "missing.mp4")}]
-    config.write_text(json.dumps(site))
+    cameras = [{"id": "gate", "source": str(tmp_path / "missing.mp4")}]
+    config.write_text(json.dumps(make_config(tmp_path) | {"cameras": cameras}))
     done = run("plan", config, "--seconds", "1")
     assert done.returncode in (1, 78)
     assert "missing.mp4" in done.stderr
