@@ -103,11 +103,7 @@ class FrozenFrameDetector:
         self._frame_since_ns = self._pts_since_ns = self._pts_ns = None
 
     def check(self, buffer: FrameBuffer, pts_ns: int | None, now_ns: int) -> str:
-        """Compare the frame in `buffer` with the last one.
-
-        Returns:
-            Why the camera counts as frozen, or an empty text.
-        """
+        """Compare the frame with the last one. Return why the camera counts as frozen, or an empty text."""
         if self._frozen_after_ns is None:
             return ""
         if self._same_rows(buffer):
@@ -125,7 +121,8 @@ class FrozenFrameDetector:
         return ""
 
     def _same_rows(self, buffer: FrameBuffer) -> bool:
-        rows = _sample(buffer)
+        step = max(1, buffer.shape[0] // _SAMPLED_ROWS)
+        rows = buffer.read_rows(step // 2, step)  # only these are copied from a frame on the GPU
         if self._rows is None or self._rows.shape != rows.shape:
             self._rows = rows.copy()
             return False
@@ -133,12 +130,6 @@ class FrozenFrameDetector:
             return True
         np.copyto(self._rows, rows)
         return False
-
-
-def _sample(buffer: FrameBuffer) -> NDArray[np.uint8]:
-    """Return some rows of a frame. Only these are copied from a frame on the GPU."""
-    step = max(1, buffer.shape[0] // _SAMPLED_ROWS)
-    return buffer.read_rows(step // 2, step)
 
 
 @dataclass(slots=True)

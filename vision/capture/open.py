@@ -29,11 +29,7 @@ _MIN_PYAV = 12  # as in pyproject.toml
 
 
 def open_source(
-    camera: CameraConfig,
-    *,
-    offline: bool,
-    pixel_formats: tuple[PixelFormat, ...],
-    nvdec: bool = False,
+    camera: CameraConfig, *, offline: bool, pixel_formats: tuple[PixelFormat, ...], nvdec: bool = False
 ) -> Source:
     """Return the source of a camera, not yet open.
 
@@ -108,12 +104,7 @@ def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb) -> bool:
 
 
 def _open_with_pyav(
-    camera: CameraConfig,
-    address: Rtsp | Http | File,
-    pixel_formats: tuple[PixelFormat, ...],
-    *,
-    offline: bool,
-    nvdec: bool,
+    camera: CameraConfig, address: Rtsp | Http | File, formats: tuple[PixelFormat, ...], *, offline: bool, nvdec: bool
 ) -> Source:
     """Return a source that reads with FFmpeg. It also decodes with it, unless `nvdec`."""
     reason = missing_pyav()
@@ -129,10 +120,10 @@ def _open_with_pyav(
     if path is not None:
         from vision.capture.ffmpeg.file import VideoFile
 
-        return VideoFile(path, pixel_formats, open_decoder, FramePacer(offline=offline), loop=camera.loop)
+        return VideoFile(path, formats, open_decoder, FramePacer(offline=offline), loop=camera.loop)
     from vision.capture.ffmpeg.source import FFmpegSource
 
-    return FFmpegSource(camera, pixel_formats, open_decoder)
+    return FFmpegSource(camera, formats, open_decoder)
 
 
 @cache

@@ -156,7 +156,8 @@ class CameraSupervisor:
         connected = False
         try:
             self._parts.status.enter("connecting")
-            source = self._make_source()
+            with self._parts.calls.calling("the constructor"):
+                self._source = source = self._factory()
             try:
                 if self._stopping.is_set():  # `stop` may have looked for a source just before there was one
                     return None
@@ -172,11 +173,6 @@ class CameraSupervisor:
         except SourceError as error:
             return Failure.from_error(error, was_connected=connected)
         return None
-
-    def _make_source(self) -> Source:
-        with self._parts.calls.calling("the constructor"):
-            self._source = source = self._factory()
-        return source
 
     def _health_check(self) -> Callable[[], None]:
         """Return a function that resets the back-off once the connection has been healthy for long enough."""

@@ -59,10 +59,7 @@ class FFmpegSource:
     live = True
 
     def __init__(
-        self,
-        camera: CameraConfig,
-        pixel_formats: tuple[PixelFormat, ...],
-        open_decoder: OpenDecoder = FFmpegDecoder,
+        self, camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], open_decoder: OpenDecoder = FFmpegDecoder
     ) -> None:
         self._camera = camera
         self._name = redact(camera.source)

@@ -46,11 +46,7 @@ class GStreamerSource:
 
     live = True
 
-    def __init__(
-        self,
-        camera: CameraConfig,
-        pixel_formats: tuple[PixelFormat, ...],
-    ) -> None:
+    def __init__(self, camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) -> None:
         self._camera = camera
         self._pixel_formats = pixel_formats
         self._interrupted = threading.Event()
