@@ -19,7 +19,7 @@ from vision.runtime.status import Report
 log = logging.getLogger(__name__)
 
 _FIRST_LINE_S: Final = 2.0  # most cameras are connected by then
-_COLUMN_WIDTH: Final = 24  # longer texts are folded
+_COLUMN_WIDTH: Final = 16  # longer texts are folded if the terminal is narrow
 _STATE_STYLES: Final = {
     "streaming": "green",
     "ended": "dim",
