@@ -18,7 +18,7 @@ def publisher(folder: Path) -> Program:
     return python("-m", "tests.messages.eventful", "publish", folder / "journal", *addresses)
 
 
-def some_more(program: Program, count: int = 60) -> None:
+def wait_for_events(program: Program, count: int = 60) -> None:
     """Wait for more events, and return at a random moment."""
     first = int(program.line())
     program.wait_line(lambda line: int(line) >= first + count)
@@ -26,24 +26,24 @@ def some_more(program: Program, count: int = 60) -> None:
 
 
 def test_killed_publisher_loses_no_event(tmp_path: Path) -> None:
-    got: list[EventMessage] = []
-    others: list[object] = []
+    events: list[EventMessage] = []
+    reports: list[object] = []
     with Subscription(f"ipc://{tmp_path}/out", kinds=("events",), since=0, silence_s=60) as subscription:
 
         def drain(until: int) -> None:
             deadline = time.monotonic() + 40
-            while not got or (got[-1].number or 0) < until:
-                assert time.monotonic() < deadline, f"event {until} did not come; the last were {got[-1:]}"
+            while not events or (events[-1].number or 0) < until:
+                assert time.monotonic() < deadline, f"event {until} did not arrive; the last one is {events[-1:]}"
                 item = subscription.receive(1)
                 if isinstance(item, EventMessage):
-                    got.append(item)
+                    events.append(item)
                 elif item is not None:
-                    others.append(item)
+                    reports.append(item)
 
         newest = 0
         for run in range(4):
             with publisher(tmp_path) as program:
-                some_more(program)
+                wait_for_events(program)
                 if run % 2:  # with or without the events of the last publisher received
                     drain(newest + 1)
                 program.send(signal.SIGKILL)
@@ -52,10 +52,10 @@ def test_killed_publisher_loses_no_event(tmp_path: Path) -> None:
         with publisher(tmp_path) as program:
             first = int(program.line())
             drain(first + 20)
-    assert [event.number for event in got] == list(range(1, len(got) + 1))
-    assert [event.data["count"] for event in got] == [event.number for event in got]
-    assert len({event.instance for event in got}) == 5
-    assert {type(item) for item in others} <= {Restart}
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    assert [event.data["count"] for event in events] == [event.number for event in events]
+    assert len({event.instance for event in events}) == 5
+    assert {type(item) for item in reports} <= {Restart}
 
 
 @pytest.mark.parametrize("publisher_too", [False, True])
@@ -70,10 +70,10 @@ def test_killed_subscriber_loses_no_event(tmp_path: Path, publisher_too: bool) -
                 subscriber.send(signal.SIGKILL)
                 subscriber.wait()
             if publisher_too:
-                some_more(program, 10)
+                wait_for_events(program, 10)
                 program.__exit__()
                 program = publisher(tmp_path)
-            some_more(program, 30)  # without a subscriber
+            wait_for_events(program, 30)  # without a subscriber
     finally:
         program.__exit__()
     lines = [line.split() for line in file.read_text().splitlines()]
