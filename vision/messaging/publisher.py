@@ -51,6 +51,7 @@ class Publisher:
     Attributes:
         numbering: the sequence numbers.
         socket: the socket of the subscribers.
+        address: its address, with the real port.
         replay_address: address for requests of missed events; None: there is none.
     """
 
@@ -98,12 +99,8 @@ class Publisher:
                 self.replay_address = server.address
             self.socket = StatusSocket(bind, queue=queue, linger_s=linger_s, keepalive_s=keepalive_s)
             opened.callback(self.socket.close)
+            self.address = self.socket.address
             self._opened = opened.pop_all()
-
-    @property
-    def address(self) -> str:
-        """Bound address, with the real port."""
-        return self.socket.address
 
     def counters(self) -> dict[str, int]:
         """Return the counters of the event log, if there is one."""
