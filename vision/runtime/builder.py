@@ -1,6 +1,8 @@
 """The parts of a pipeline, opened as configured, and `pipeline`, which composes them into a runtime.
 
-Functions named `open_*` open something that must be closed and give it to the `ExitStack` that they take.
+Functions named `open_*` open something that must be closed and give it to the `ExitStack` that they take. They raise
+`ConfigError` if this machine does not have what the configuration asks for, `ModelError` if a model is missing, damaged
+or not as its model.yaml describes, and `Closed` if the run was stopped meanwhile.
 """
 
 from __future__ import annotations
@@ -160,12 +162,7 @@ def _class_names(config: AppConfig) -> tuple[str, ...]:
 
 
 def open_second_model(cascade: CascadeConfig) -> OnnxRuntimeClassifier:
-    """Open the second model.
-
-    Raises:
-        ModelError: there is no such model, it is damaged or no classifier, or its model.yaml is invalid.
-        ConfigError, DeviceMissing: OpenCV or ONNX Runtime is not installed.
-    """
+    """Open the second model."""
     require_cv2("cascade")
     folder = folder_of_model(cascade.model, shipped_models())
     spec = load_classifier_spec(folder)
@@ -173,12 +170,7 @@ def open_second_model(cascade: CascadeConfig) -> OnnxRuntimeClassifier:
 
 
 def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:
-    """Open the publisher and, if requested, the recording. Return the sink of `options` instead if there is one.
-
-    Raises:
-        ConfigError: the address or the file is in use or not possible.
-    """
-    options.check_stop()
+    """Open the publisher and, if requested, the recording. Return the sink of `options` instead if there is one."""
     if options.sink is not None:
         return options.sink
     _, spec = find_model(config.model)
@@ -215,11 +207,6 @@ def open_configured_detector(
 
     Args:
         score: lowest score to report, in place of `detect.score_threshold`.
-
-    Raises:
-        ConfigError: a class is unknown, or the back-end is not available.
-        ModelError: the model is missing, damaged, or does not match its model.yaml.
-        Closed: the run was stopped meanwhile. Building an engine takes minutes.
     """
     options.check_stop()
     folder, spec = find_model(config.model)
@@ -236,9 +223,6 @@ def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
     """Open the events and counters that continue after a restart, for `RunOptions.state`.
 
     An offline run has none, so that it is repeatable.
-
-    Raises:
-        ConfigError: the folder is not usable, or another process uses it.
     """
     if config.state_dir is None:
         return None
@@ -247,23 +231,14 @@ def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
 
 
 def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
-    """Open the lines and zones of all cameras, with their stored counters.
-
-    Raises:
-        ConfigError: a class is unknown.
-    """
-    options.check_stop()
+    """Open the lines and zones of all cameras, with their stored counters."""
     if config.state_dir is None and config.analytics and not options.offline:
         log.info("counters begin at 0 with each start; `state_dir: FOLDER` in the configuration keeps them")
     return AnalyticsStage(config.analytics, _class_names(config), forget_s=config.track.lost_s, state=options.state)
 
 
 def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:
-    """Open the stage of the second model, if one is configured.
-
-    Raises:
-        ModelError: the model is missing, damaged, or no classifier.
-    """
+    """Open the stage of the second model, if one is configured."""
     options.check_stop()
     if config.cascade is None:
         return []
@@ -276,12 +251,7 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
 
 
 def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
-    """Open the stage that writes frames of events, if snapshots are configured and events are published.
-
-    Raises:
-        ConfigError: the folder is not writable.
-    """
-    options.check_stop()
+    """Open the stage that writes frames of events, if snapshots are configured and events are published."""
     snapshots = config.snapshots
     if snapshots is None or options.sink is not None:
         return []
@@ -299,11 +269,7 @@ def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[PixelStage]:
-    """Open the stage that writes or shows the annotated video, if the run has one. It belongs after all others.
-
-    Raises:
-        ConfigError: the folder is not writable, there is no window to open, or OpenCV is not installed.
-    """
+    """Open the stage that writes or shows the annotated video, if the run has one. It belongs after all others."""
     if not options.has_video:
         return []
     require_cv2("--show" if options.video is None else "--video")

@@ -41,19 +41,14 @@ class _Batch:
 
 @dataclass(slots=True)
 class InferenceLoop:
-    """Keeps the detector's slots full: forms batches late, submits, waits for the oldest, delivers results in order.
-
-    Args:
-        hang_s: longer than any inference. A batch older than this means that the device hangs.
-        progress_ns: time at which the loop last made progress, or had nothing to do.
-    """
+    """Keeps the detector's slots full: forms batches late, submits, waits for the oldest, delivers results in order."""
 
     detector: Detector
     batcher: Batcher
     deliver: Callable[[list[InferredFrame]], None]
     clock: Clock = time.monotonic_ns
-    hang_s: float = 30.0
-    progress_ns: int = 0
+    hang_s: float = 30.0  # longer than any inference: a batch older than this means that the device hangs
+    progress_ns: int = 0  # time at which the loop last made progress, or had nothing to do
     ended: bool = False
     _free: deque[int] = field(default_factory=deque)
     _running: deque[_Batch] = field(default_factory=deque)
@@ -65,11 +60,7 @@ class InferenceLoop:
         self._scheduler = SubmitScheduler(self.detector.spec.parallel)
 
     def run(self) -> None:
-        """Run until all cameras have ended and every batch has come back.
-
-        Raises:
-            DeviceError: the detector failed or hangs.
-        """
+        """Run until all cameras have ended and every batch has come back. `DeviceError` if the detector fails."""
         try:
             while self._step():
                 pass

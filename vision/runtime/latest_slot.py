@@ -92,8 +92,8 @@ class LatestSlot:
     """The newest frame of one camera, written by its thread and read by the inference thread.
 
     The writer owns one buffer, one whole frame waits, the reader leases as many as it has batches in flight.
-    Overwriting a waiting frame drops it. A lossless slot makes the writer wait instead. Implements
-    `vision.capture.source.FrameSink`.
+    Overwriting a waiting frame drops it. A lossless slot makes the writer wait instead. The writer's side implements
+    `vision.capture.source.FrameSink`, which lists the errors.
     """
 
     def __init__(
@@ -138,13 +138,8 @@ class LatestSlot:
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
         """Allocate the buffers for frames of this size and format, unless the slot has them already.
 
-        A waiting frame of the old layout is dropped. Leased frames stay valid until they are released. The old buffers
-        are freed first, since memory may not hold both. If allocation fails, the slot has no buffers until the next
-        call.
-
-        Raises:
-            ValueError: the size is not possible in this format; then nothing has changed.
-            OutOfMemory, MemoryError: from `allocate`; buffers allocated so far are freed.
+        Leased frames stay valid until they are released. The old buffers are freed first, since memory may not hold
+        both. With an impossible size (`ValueError`) nothing changes.
         """
         layout = (height_px, width_px, pixel_format)
         if layout == self._buffers.layout:
@@ -164,9 +159,6 @@ class LatestSlot:
         """Return the buffer for the next frame; the same one again until it is committed.
 
         None if the reader of a lossless slot has not taken the last frame within `timeout_s`.
-
-        Raises:
-            Closed: the slot was closed.
         """
         with self.changed:
             self.changed.wait_for(lambda: self._closed or self._writable(), timeout_s)

@@ -35,11 +35,6 @@ class FrameAnnotator:
     """Draws all objects, lines and zones with their counts, and the time."""
 
     def __init__(self, sections: Mapping[str, CameraAnalytics], class_names: Sequence[str]) -> None:
-        """
-        Args:
-            sections: the lines and zones by camera id.
-            class_names: classes of the detector, by class id.
-        """
         # The ground points are needed to set up a camera, not to follow what it shows.
         without_ground = {"ground": None}
         self._sections = {name: section.model_copy(update=without_ground) for name, section in sections.items()}
