@@ -84,7 +84,8 @@ def print_bench(bench: Bench, console: Console) -> None:
     if any(map(bench.busy, bench.rows)):
         _print_plain(console, f"\n* other programs used more than {BUSY_PART:.0%} of the machine's cores meanwhile")
     _print_plain(console, *(f"note: {note}" for note in bench.notes))
-    _print_plain(console, f"\n{result_text(bench)}", style="bold")
+    if bench.rows:
+        _print_plain(console, f"\n{result_text(bench)}", style="bold")
 
 
 def result_text(bench: Bench) -> str:

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.capture.frame_reader import read_frames
-from vision.config import CameraAnalytics, CameraConfig, ZoneConfig
+from vision.config import ZoneConfig
 from vision.config.analytics import pixels_per_unit
 from vision.evaluation.crossings import anchor_points, lines_of_class
 from vision.evaluation.mot import Boxes
-from vision.evaluation.passes import Progress, Video
+from vision.evaluation.passes import Progress, Subject
 from vision.overlay import FALSE_COLOUR, WHITE, Frame, Overlay, class_colour
 from vision.stages.video_encoder import open_encoder
 from vision.types import Event
@@ -32,28 +32,23 @@ _REMIND_S: Final = 1.0  # a label shows the former track of the object
 class Scene:
     """Data that is drawn over the frames of one camera."""
 
-    camera_id: str
-    class_id: int
-    class_name: str
-    section: CameraAnalytics
-    video: Video
-    truth: Boxes
-    found: Boxes
+    subject: Subject
+    found: Boxes  # published objects of the class
     partners: NDArray[np.int64]  # of `match_frames`
     tracked: bool
     events: tuple[tuple[int, Event], ...]
 
 
-def write_video(path: Path, camera: CameraConfig, scene: Scene, progress: Progress) -> str:
+def write_video(path: Path, scene: Scene, progress: Progress) -> str:
     """Write the annotated video. Return the name of its encoding.
 
     Raises:
         SourceError: the video cannot be read again.
         VisionError: the file cannot be written.
     """
-    painter, video = _Painter(scene), scene.video
+    painter, video = _Painter(scene), scene.subject.video
     with (
-        closing(read_frames(camera, offline=True)) as images,
+        closing(read_frames(scene.subject.config.cameras[0], offline=True)) as images,
         open_encoder(path, video.width_px, video.height_px) as encoder,
     ):
         for image in islice(images, video.frames):
@@ -67,9 +62,12 @@ class _Painter:
     """Draws frame after frame. Keeps trails, counters, and former tracks."""
 
     def __init__(self, scene: Scene) -> None:
-        self._video = video = scene.video
+        subject = scene.subject
+        self._video = video = subject.video
         self._scene = scene
-        self._true_rows = scene.truth.slices(video.frames)
+        self._colour = class_colour(subject.class_id)
+        self._truth = subject.truth.boxes
+        self._true_rows = self._truth.slices(video.frames)
         self._found_rows = scene.found.slices(video.frames)
         self._feet = anchor_points(scene.found.boxes_xyxy, "bottom-center")
         self._former = _former_tracks(scene)
@@ -81,18 +79,19 @@ class _Painter:
         self._events: dict[int, list[Event]] = defaultdict(list)
         for frame, event in scene.events:
             self._events[frame].append(event)
-        self._shown = scene.section.model_copy(update={"lines": tuple(lines_of_class(scene.section, scene.class_name))})
+        lines = tuple(lines_of_class(subject.section, subject.class_name))
+        self._shown = subject.section.model_copy(update={"lines": lines})
 
     def draw(self, image: Frame, frame: int) -> None:
         scene, rows, true_rows = self._scene, self._found_rows[frame - 1], self._true_rows[frame - 1]
         partners = scene.partners[true_rows]
         hits = set(partners[partners >= 0].tolist())
-        missed = scene.truth.boxes_xyxy[true_rows][partners < 0]
+        missed = self._truth.boxes_xyxy[true_rows][partners < 0]
         overlay = Overlay(image)
         found = len(partners) - len(missed)
         seconds = (frame - 1) * self._video.interval_s
         overlay.banner(
-            f"{scene.camera_id}   frame {frame} of {self._video.frames}   {seconds:.1f} s",
+            f"{scene.subject.config.cameras[0].id}   frame {frame} of {self._video.frames}   {seconds:.1f} s",
             f"{found} of {len(partners)} found   {rows.stop - rows.start - found} false",
         )
         if scene.tracked:
@@ -101,7 +100,7 @@ class _Painter:
         for box in missed:
             overlay.dashed_box(box.astype(np.float32), WHITE, "missed")
         numbers = range(rows.start, rows.stop)
-        colours = [class_colour(scene.class_id) if row in hits else FALSE_COLOUR for row in numbers]
+        colours = [self._colour if row in hits else FALSE_COLOUR for row in numbers]
         labels = [self._label(row, row in hits, frame) for row in numbers]
         overlay.objects(scene.found.boxes_xyxy[rows].astype(np.float32), labels, colours)
 
@@ -116,13 +115,12 @@ class _Painter:
         return label if is_hit else f"{label} false"
 
     def _draw_trails(self, overlay: Overlay, rows: slice, frame: int) -> None:
-        colour = class_colour(self._scene.class_id)
         for row in range(rows.start, rows.stop):
             trail = self._trails[int(self._scene.found.ids[row])]
             trail.append((frame, row))
             while trail[0][0] <= frame - self._trail:
                 trail.pop(0)
-            overlay.trail(self._feet[[row for _, row in trail]], colour)
+            overlay.trail(self._feet[[row for _, row in trail]], self._colour)
 
     def _count(self, frame: int) -> Mapping[str, Mapping[str, int]]:
         for event in self._events.pop(frame, []):
@@ -145,7 +143,7 @@ def _former_tracks(scene: Scene) -> dict[int, int]:
     """Return the track that a true object had before, by the row of `found` at which it changes."""
     former: dict[int, int] = {}
     last: dict[int, int] = {}
-    for true_id, partner in zip(scene.truth.ids.tolist(), scene.partners.tolist(), strict=True):
+    for true_id, partner in zip(scene.subject.truth.boxes.ids.tolist(), scene.partners.tolist(), strict=True):
         if partner >= 0:
             track_id = int(scene.found.ids[partner])
             if last.get(true_id, track_id) != track_id:

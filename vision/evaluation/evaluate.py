@@ -16,20 +16,20 @@ import rich
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vision.config import AppConfig, CameraAnalytics, check_classes, load_config, nearest, resolve_config
+from vision.config import AppConfig, check_classes, load_config, nearest, resolve_config
 from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, Closed, ConfigError
 from vision.evaluation import passes
 from vision.evaluation.annotated import Scene, write_video
 from vision.evaluation.crossings import lines_of_class, score_lines
 from vision.evaluation.detection import score_detections
-from vision.evaluation.mot import Truth, read_truth, write_boxes
-from vision.evaluation.passes import Findings, Video
+from vision.evaluation.mot import read_truth, write_boxes
+from vision.evaluation.passes import Findings, Subject
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, print_evaluation, write_json
 from vision.evaluation.tracks import load_metrics, match_frames, score_tracks
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import Build, find_model
+from vision.runtime.builder import find_model
 
 _PROGRESS_S: Final = 5.0  # between two lines of progress where standard error is no terminal
 
@@ -68,23 +68,6 @@ class Request:
                 raise ConfigError(fault, code="not-writable") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The checked inputs of an evaluation."""
-
-    config: AppConfig  # with the one camera
-    build: Build
-    class_id: int
-    class_name: str
-    truth: Truth
-    video: Video
-
-    @property
-    def section(self) -> CameraAnalytics:
-        """Return the lines and zones of the camera."""
-        return self.config.analytics.get(self.config.cameras[0].id, CameraAnalytics())
-
-
 def run(request: Request, stop: threading.Event) -> int:
     """Evaluate, print the table, and write the requested files.
 
@@ -102,7 +85,7 @@ def run(request: Request, stop: threading.Event) -> int:
     evaluation, scene = evaluate(subject, findings, request.config, time.monotonic() - began)
     console = Console()
     print_evaluation(evaluation, console)
-    for path in _write(request, subject, evaluation, scene, stop):
+    for path in _write(request, evaluation, scene, stop):
         console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_OK
 
@@ -165,19 +148,7 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
         notes=tuple(_notes(subject, findings)),
         seconds=seconds,
     )
-    scene = Scene(
-        camera_id=camera.id,
-        class_id=subject.class_id,
-        class_name=subject.class_name,
-        section=subject.section,
-        video=video,
-        truth=truth,
-        found=published,
-        partners=partners,
-        tracked=findings.tracked,
-        events=tuple(findings.events),
-    )
-    return evaluation, scene
+    return evaluation, Scene(subject, published, partners, findings.tracked, tuple(findings.events))
 
 
 def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
@@ -210,9 +181,7 @@ def _class_id(name: str, names: Sequence[str], config: AppConfig) -> int:
     return names.index(name)
 
 
-def _write(
-    request: Request, subject: Subject, evaluation: Evaluation, scene: Scene, stop: threading.Event
-) -> Iterator[str]:
+def _write(request: Request, evaluation: Evaluation, scene: Scene, stop: threading.Event) -> Iterator[str]:
     if request.json is not None:
         write_json(evaluation, request.json)
         yield str(request.json)
@@ -222,18 +191,19 @@ def _write(
     if request.plots is not None:
         yield from _plot(request.plots, evaluation, scene)
     if request.video is not None:
-        with _progress("drawing the video", scene.video.frames, stop) as progress:
-            encoding = write_video(request.video, subject.config.cameras[0], scene, progress)
+        with _progress("drawing the video", evaluation.video.frames, stop) as progress:
+            encoding = write_video(request.video, scene, progress)
         yield f"{request.video} ({encoding})"
 
 
 def _plot(folder: Path, evaluation: Evaluation, scene: Scene) -> Iterator[str]:
+    boxes = scene.subject.truth.boxes, scene.found, scene.partners, evaluation.video
     plots: dict[str, Callable[[Path], None]] = {
         "precision-recall": partial(plot_detection, evaluation.detection, evaluation.class_name),
-        "objects": partial(plot_objects, scene.truth, scene.found, scene.partners, scene.video),
+        "objects": partial(plot_objects, *boxes),
     }
     if scene.tracked:
-        plots["tracks"] = partial(plot_tracks, scene.truth, scene.found, scene.partners, scene.video)
+        plots["tracks"] = partial(plot_tracks, *boxes)
     for name, plot in plots.items():
         path = folder / f"{name}.png"
         plot(path)

@@ -20,12 +20,12 @@ import numpy as np
 
 from vision.capture.frame_reader import read_frames
 from vision.capture.synthetic.spec import SyntheticSpec
-from vision.config import AppConfig, CameraConfig, DetectConfig, ModelSpec, StatusConfig, nearest
+from vision.config import AppConfig, CameraAnalytics, CameraConfig, DetectConfig, ModelSpec, StatusConfig, nearest
 from vision.config.source_address import RECORDED, Synthetic
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.errors import ConfigError, SourceError, redact
-from vision.evaluation.mot import Boxes
+from vision.evaluation.mot import Boxes, Truth
 from vision.runtime.builder import Build, RunOptions
 from vision.runtime.status import Report
 from vision.types import Detections, Event, Frame, FrameBuffer, FrameMeta, PixelFormat, Result, Tracks
@@ -49,6 +49,23 @@ class Video:
     @property
     def duration_s(self) -> float:
         return self.frames * self.interval_s
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The checked inputs of an evaluation."""
+
+    config: AppConfig  # with the one camera
+    build: Build
+    class_id: int
+    class_name: str
+    truth: Truth
+    video: Video
+
+    @property
+    def section(self) -> CameraAnalytics:
+        """Return the lines and zones of the camera."""
+        return self.config.analytics.get(self.config.cameras[0].id, CameraAnalytics())
 
 
 @dataclass(slots=True)

@@ -406,5 +406,11 @@ def test_last_line_is_the_result() -> None:
     )
 
 
+def test_file_without_rows_is_printed() -> None:
+    file = io.StringIO()
+    print_bench(replace(bench(), rows=()), Console(file=file, width=80))
+    assert "nanodet-g-416" in file.getvalue()
+
+
 def test_result_without_a_stage_is_that_of_the_program() -> None:
     assert "9 frames/s (whole program; best: full, 16 cameras, fp16, batch 8)" in printed(row(PIPELINE, 9.0))

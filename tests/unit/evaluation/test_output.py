@@ -19,16 +19,18 @@ from rich.console import Console
 
 from tests.paths import ROOT
 from tests.unit.evaluation_tables import boxes, random_boxes
-from vision.config import CameraAnalytics, CameraConfig
+from vision.config import AppConfig, CameraAnalytics
 from vision.errors import ConfigError, VisionError
 from vision.evaluation.annotated import Scene, write_video
 from vision.evaluation.crossings import LineScore
 from vision.evaluation.detection import score_detections
-from vision.evaluation.passes import Video
+from vision.evaluation.mot import Truth
+from vision.evaluation.passes import Subject, Video
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, as_json, print_evaluation, write_json
 from vision.evaluation.tracks import INSTALL, TrackingScores, load_metrics, match_frames
 from vision.overlay import FALSE_COLOUR, LINE_COLOUR, WHITE, class_colour
+from vision.pipelines import load_pipeline
 from vision.types import Event
 
 VIDEO = Video("walk.mp4", 40, 320, 240, 0.1)
@@ -182,10 +184,12 @@ def test_video_shows_found_missed_and_false_objects(tmp_path: Path) -> None:
     )  # fmt: skip
     crossing = Event("line_crossed", "door", "gate", 7, 0, {"direction": "in"})
     video, partners = Video(source, 6, 320, 240, 0.1), match_frames(truth, found, 6)
-    scene = Scene("gate", 0, "person", section, video, truth, found, partners, True, ((3, crossing),))
+    config = AppConfig.model_validate({"cameras": ({"id": "gate", "source": source},), "analytics": {"gate": section}})
+    labels = Truth(Path("gt.txt"), truth, np.arange(len(truth)), 0)
+    subject = Subject(config, load_pipeline("count"), 0, "person", labels, video)
+    scene = Scene(subject, found, partners, True, ((3, crossing),))
     drawn: list[int] = []
-    camera = CameraConfig.model_validate({"id": "gate", "source": source})
-    write_video(tmp_path / "out.mp4", camera, scene, drawn.append)
+    write_video(tmp_path / "out.mp4", scene, drawn.append)
     frames = frames_of(tmp_path / "out.mp4")
     assert len(frames) == 6
     assert drawn == [1, 2, 3, 4, 5, 6]
