@@ -50,7 +50,7 @@ Frame = tuple[int | None, NDArray[np.uint8]]
 pytestmark = pytest.mark.skipif(not EMULATED, reason="needs a driver that can be told what to say")
 
 UNUSABLE = [
-    (35, 12020, "the NVIDIA driver is too old: it knows CUDA 12.2, and cuda-python is for CUDA 13.0", "[cuda12]"),
+    (35, 12020, "the NVIDIA driver is too old: it supports CUDA 12.2, and cuda-python is for CUDA 13.0", "[cuda12]"),
     (35, 0, "there is no NVIDIA driver", "install the driver"),
     (100, 13000, "the NVIDIA driver shows no GPU", "CUDA_VISIBLE_DEVICES"),
 ]
