@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json as json_module
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from vision.cli.options import (
     ModelConfig,
     ModelName,
     Precision,
+    argument_parser,
     read_config,
     table_console,
 )
@@ -36,8 +38,16 @@ from vision.engine.library import Gpu, GpuDescription, Library, find_library
 from vision.engine.open import load_or_build
 from vision.engine.progress import Phase
 from vision.engine.runtime import load_engine
-from vision.errors import EXIT_OK, DeviceError, DeviceMissing, ModelError, VisionError
+from vision.errors import EXIT_OK, DeviceError, DeviceMissing, ModelError
 from vision.runtime.builder import find_model
+
+
+def parse_gpu(text: str) -> GpuDescription:
+    """Return the GPU that ``NAME:SM`` describes, such as ``Orin:87``."""
+    name, _, capability = text.rpartition(":")
+    if not name or not capability.isdecimal() or len(capability) < 2:
+        raise ValueError(f"expected a name and a compute capability, such as Orin:87, got {text!r}")
+    return GpuDescription(name, (int(capability[:-1]), int(capability[-1])))
 
 
 @command()
@@ -67,8 +77,12 @@ def build(
         int | None, typer.Option(min=0, max=15, metavar="CORE", help="DLA core of a Jetson (dla_core).")
     ] = None,
     for_gpu: Annotated[
-        str | None,
-        typer.Option(metavar="NAME:SM", help="Build for another GPU, such as 'RTX 4090:89' (TensorRT-RTX only)."),
+        GpuDescription | None,
+        typer.Option(
+            parser=argument_parser(parse_gpu),
+            metavar="NAME:SM",
+            help="Build for another GPU, such as 'RTX 4090:89' (TensorRT-RTX only).",
+        ),
     ] = None,
     json: Json = False,
 ) -> int:
@@ -95,22 +109,13 @@ def build(
     engine = _given(workspace_mib=workspace_mib, optimization_level=level, dla_core=dla)
     changes = _given(precision=precision, max_batch=max_batch)
     detect = detect.model_copy(update={**changes, "engine": detect.engine.model_copy(update=engine)})
-    gpu, prepare_thread = _open_gpu(for_gpu, required=found_model is not None)
+    gpu = for_gpu or _open_gpu(required=found_model is not None)
     console = table_console(Path("-") if json else None)
     engines = EngineCache(cache)
     if prune:
         print_pruned(engines, gpu, console)
     if found_model is not None:
-        build_engine(
-            *found_model,
-            detect,
-            gpu,
-            engines,
-            console,
-            force=force,
-            ahead_of_time=for_gpu is not None,
-            prepare_thread=prepare_thread,
-        )
+        build_engine(*found_model, detect, gpu, engines, console, force=force)
         if for_gpu is None and cache is None:
             _start_once(*found_model, detect, console)
     if show_list:
@@ -133,31 +138,16 @@ def _start_once(folder: Path, spec: ModelSpec, detect: DetectConfig, console: Co
         console.print(f"{detector.spec.name}: ready", markup=False)
 
 
-def _open_gpu(description: str | None, *, required: bool) -> tuple[Any, Callable[[], object]]:
-    """Return the GPU to build for, and a function that makes it current in another thread.
-
-    The GPU is None if there is none and none is required.
-
-    Raises:
-        DeviceError: there is no GPU, or it does not work.
-        VisionError: the description is wrong.
-    """
-    if description is not None:
-        name, _, capability = description.rpartition(":")
-        if not name or not capability.isdecimal() or len(capability) < 2:
-            raise VisionError(
-                f"--for-gpu: expected a name and a compute capability, got {description!r}", hint="Orin:87"
-            )
-        return GpuDescription(name, (int(capability[:-1]), int(capability[-1]))), lambda: None
+def _open_gpu(*, required: bool) -> Gpu | None:
+    """Return the GPU of this machine; None if there is none and none is required."""
     try:
-        from vision.gpu.cuda import open_device, use_device
+        from vision.gpu.cuda import open_device
 
-        device = open_device()
+        return open_device()
     except DeviceError:
         if required:
             raise
-        return None, lambda: None
-    return device, lambda: use_device(device)
+        return None
 
 
 class Bars:
@@ -216,36 +206,31 @@ def build_engine(
     console: Console,
     *,
     force: bool = False,
-    ahead_of_time: bool = False,
-    prepare_thread: Callable[[], object] = lambda: None,
 ) -> None:
-    """Build the engine of a model with a bar for each phase, and print what was built.
-
-    Args:
-        folder: folder of the model.
-        spec: description of the model.
-        detect: has the precision, the largest batch and the settings of the engine.
-        gpu: of this machine, or (`ahead_of_time`) of another one.
-        cache: holds the engine, before or after.
-        console: prints.
-        force: build although the cache has it.
-        ahead_of_time: the GPU is not in this machine.
-        prepare_thread: makes the GPU current in the thread that builds.
+    """Build the engine of a model unless the cache has it, with a bar for each phase, and print what was built.
 
     Raises:
+        DeviceMissing: there is no GPU or no TensorRT.
         VisionError: whatever `load_or_build` raises; or the engine could not be kept.
     """
     if gpu is None:
-        raise DeviceMissing(
-            "building an engine needs the GPU that it is for", hint="`vision doctor` says what is missing"
-        )
+        hint = "`vision doctor` shows what is missing"
+        raise DeviceMissing("building an engine needs the GPU that it is for", hint=hint, code="gpu-missing")
+    ahead_of_time = isinstance(gpu, GpuDescription)
     plan = resolve(detect, spec)
     batch = f"batch up to {plan.max_batch}"
     console.print(f"{spec.name}, {plan.precision}, {batch}, for {gpu.name}, {find_library()}", markup=False)
     with Bars(console) as bars:
-        options = BuildOptions(ahead_of_time, bars, prepare_thread=prepare_thread)
+        prepare = (lambda: None) if ahead_of_time else partial(_use_device, gpu)
+        options = BuildOptions(ahead_of_time, bars, prepare_thread=prepare)
         loaded = load_or_build(folder, spec, gpu, plan, options, cache=cache, force=force)
     _print_loaded(loaded, loads_here=not ahead_of_time, console=console)
+
+
+def _use_device(gpu: Any) -> None:
+    from vision.gpu.cuda import use_device
+
+    use_device(gpu)
 
 
 def _print_loaded(loaded: Loaded, *, loads_here: bool, console: Console) -> None:

@@ -119,6 +119,7 @@ def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...]) -> None:
         (("bench", "--compare", "a", "b", "--json", "c", "--plot", "d.svg"), "combined with --json or --plot"),
         (("bench", MODEL, "--compare", "a", "b"), "cannot be combined with MODEL"),
         (("bench", MODEL, "--read", "a"), "cannot be combined with MODEL"),
+        (("build", "--for-gpu", "87", MODEL), "expected a name and a compute capability"),
         (("profile",), "expected MODEL"),
         (("profile", MODEL, "--batch", "300"), "256"),
         (("profile", MODEL, "--trace", "/no/such/t.json"), "--trace': /no/such/t.json cannot be written"),
@@ -137,7 +138,6 @@ def test_wrong_arguments_are_refused_before_measuring(arguments: tuple[str, ...]
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("build", "--for-gpu", "87", MODEL), "expected a name and a compute capability"),
         (("bench", MODEL, "--source", "synthetic:101x77", "--format", "nv12"), "nv12 frames have even sides"),
         (("bench", MODEL, "--backend", "onnxruntime", "--batch", "4", "--parts", "stage"), "nothing could be measured"),
         (("bench", MODEL, "--backend", "onnxruntime", "--format", "nv12", "--parts", "stage"), "takes bgr"),

@@ -157,7 +157,7 @@ def console() -> tuple[Console, io.StringIO]:
 @needs_rtx
 def test_build_prints_the_engine_and_its_path(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, text = console()
-    build_engine(*model, DETECT, AMPERE, cache, out, ahead_of_time=True)
+    build_engine(*model, DETECT, AMPERE, cache, out)
     output = text.getvalue()
     assert "tiny, fp32, batch up to 2, for NVIDIA RTX A4000, TensorRT-RTX" in output
     assert "layers before fusion" in output
@@ -173,7 +173,7 @@ def test_names_with_brackets_are_not_markup(model: tuple[Path, ModelSpec], tmp_p
         engines = EngineCache(folder)
         if again:
             print_pruned(engines, AMPERE, out)
-        build_engine(*model, DETECT, AMPERE, engines, out, ahead_of_time=True)
+        build_engine(*model, DETECT, AMPERE, engines, out)
         print_engines(engines.entries(), AMPERE, out)
         assert "a[/b]/[bold]c/tiny-fp32" in text.getvalue()
 
@@ -185,7 +185,7 @@ def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, Mode
     path.mkdir()  # as a full disk: nothing can be put in its place
     (path / "in the way").write_text("")
     with pytest.raises(ModelError) as caught:
-        build_engine(*model, DETECT, AMPERE, cache, console()[0], ahead_of_time=True, force=True)
+        build_engine(*model, DETECT, AMPERE, cache, console()[0], force=True)
     assert caught.value.code == "engine-not-kept"
 
 
@@ -194,7 +194,7 @@ def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, Mode
 def test_built_engine_is_rebuilt_only_by_force(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     def built_again(*, force: bool) -> bool:
         out, text = console()
-        build_engine(*model, DETECT, AMPERE, cache, out, ahead_of_time=True, force=force)
+        build_engine(*model, DETECT, AMPERE, cache, out, force=force)
         return "already built" not in text.getvalue()
 
     assert built_again(force=False)
@@ -206,7 +206,7 @@ def test_built_engine_is_rebuilt_only_by_force(model: tuple[Path, ModelSpec], ca
 def test_every_detect_key_is_used(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, _ = console()
     detect = DetectConfig.model_validate({"precision": "bf16", "max_batch": 5, "engine": {"optimization_level": 2}})
-    build_engine(*model, detect, AMPERE, cache, out, ahead_of_time=True)
+    build_engine(*model, detect, AMPERE, cache, out)
     (entry,) = cache.entries()
     settings = entry.key["settings"]
     assert (settings["precision"], settings["max_batch"], settings["optimization_level"]) == ("bf16", 5, 2)
@@ -215,7 +215,7 @@ def test_every_detect_key_is_used(model: tuple[Path, ModelSpec], cache: EngineCa
 @needs_rtx
 def test_list_and_prune(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, _ = console()
-    build_engine(*model, DETECT, AMPERE, cache, out, ahead_of_time=True)
+    build_engine(*model, DETECT, AMPERE, cache, out)
     out, text = console()
     print_engines(cache.entries(), ORIN, out)
     assert "built for NVIDIA RTX A4000, this is Orin" in text.getvalue()
