@@ -19,9 +19,7 @@ INCONSISTENT: Final = "inconsistent"
 
 _BIND_FORMS: Final = "tcp://ADDRESS:PORT or ipc:///PATH"
 _MODEL_FORMS: Final = "the name of a model, or the path of a folder that contains model.yaml"
-_PIPELINE_FORMS: Final = "the name of a pipeline, such as detect, or the path of a Python file (.py)"
 _FOLDER_FORMS: Final = "the path of a folder"
-_FILE_FORMS: Final = "the name of an .onnx file in the folder of model.yaml"
 
 _INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,14}")
 _IPC_PATH_BYTES: Final = 107  # sun_path of Linux's unix(7), less its closing NUL
@@ -116,24 +114,11 @@ def check_model_name(name: str) -> str:
     return name
 
 
-def check_pipeline(name: str) -> str:
-    is_path = name.endswith(".py") and not UNPRINTABLE.search(name) and not name.startswith("~")
-    if not is_path and not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
-        raise InvalidValue("pipeline-name", _PIPELINE_FORMS)
-    return name
-
-
 def check_folder(name: str) -> str:
     if not name or UNPRINTABLE.search(name) or "://" in name:
         raise InvalidValue("folder", _FOLDER_FORMS)
     if name.startswith("~"):
         raise InvalidValue("home", "the whole path", "'~' works in a shell only")
-    return name
-
-
-def check_file_name(name: str) -> str:
-    if "/" in name or "\\" in name or UNPRINTABLE.search(name) or not name.endswith(".onnx") or name == ".onnx":
-        raise InvalidValue("file-name", _FILE_FORMS)
     return name
 
 
@@ -158,6 +143,15 @@ Identifiers: TypeAlias = Annotated[tuple[Identifier, ...], AfterValidator(unique
 Source = Annotated[str, parsed_by(parse_source), Field(title=SOURCE_FORMS)]
 BindAddress = Annotated[str, AfterValidator(check_bind), Field(title=_BIND_FORMS)]
 ModelName = Annotated[str, AfterValidator(check_model_name), Field(title=_MODEL_FORMS)]
-PipelineName = Annotated[str, AfterValidator(check_pipeline), Field(title=_PIPELINE_FORMS)]
+PipelineName = Annotated[
+    str,
+    Field(
+        pattern=r"^(?:[a-z][a-z0-9_]{0,63}|[^~\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*\.py)$",
+        title="the name of a pipeline, such as detect, or the path of a Python file (.py)",
+    ),
+]
 FolderPath = Annotated[str, AfterValidator(check_folder), Field(title=_FOLDER_FORMS)]
-FileName = Annotated[str, AfterValidator(check_file_name), Field(title=_FILE_FORMS)]
+FileName = Annotated[
+    str,
+    Field(pattern=r"^[^/\\\x00-\x1f\x7f-\x9f]+\.onnx$", title="the name of an .onnx file in the folder of model.yaml"),
+]

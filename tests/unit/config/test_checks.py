@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tests.unit.config.faults import FaultKey, config_faults, fault_keys
 from vision.config import (
@@ -15,7 +15,7 @@ from vision.config import (
     check_classes,
     load_config_text,
 )
-from vision.config.fields import INCONSISTENT, check_bind, check_file_name, check_model_name, check_pipeline
+from vision.config.fields import INCONSISTENT, FileName, PipelineName, check_bind, check_model_name
 from vision.config.wording import InvalidValue
 from vision.errors import ConfigError
 
@@ -79,17 +79,19 @@ def test_invalid_model_name_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "Detect", "detect.yaml", "a/b", "a\n.py", "~/a.py", "x" * 65])
 def test_invalid_pipeline_name_is_refused(name: str) -> None:
-    assert check_pipeline("detect") == "detect"
-    assert check_pipeline("../my pipeline.py") == "../my pipeline.py"
-    with pytest.raises(InvalidValue):
-        check_pipeline(name)
+    pipeline = TypeAdapter(PipelineName)
+    assert pipeline.validate_python("detect") == "detect"
+    assert pipeline.validate_python("../my pipeline.py") == "../my pipeline.py"
+    with pytest.raises(ValidationError):
+        pipeline.validate_python(name)
 
 
 @pytest.mark.parametrize("name", ["", ".onnx", "a.pt", "a/b.onnx", "..\\b.onnx", "a\n.onnx"])
 def test_invalid_onnx_file_name_is_refused(name: str) -> None:
-    assert check_file_name("a b.onnx") == "a b.onnx"
-    with pytest.raises(InvalidValue):
-        check_file_name(name)
+    file_name = TypeAdapter(FileName)
+    assert file_name.validate_python("a b.onnx") == "a b.onnx"
+    with pytest.raises(ValidationError):
+        file_name.validate_python(name)
 
 
 # --- conflicts --------------------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def test_classifier_spec_is_loaded(tmp_path: Path) -> None:
         ("kind: classifier", "kind: classifier, labels: two", ("head.labels", "literal-error")),
         ("classes: [red, green]", "classes: [red, red]", ("classes", "names")),
         ("classes: [red, green]", "classes: coco80", ("classes", "tuple-type")),
-        ("clothes.onnx", "../clothes.onnx", ("file", "file-name")),
+        ("clothes.onnx", "../clothes.onnx", ("file", "string-pattern-mismatch")),
         ("width: 64", "width: 4", ("input.width", "greater-than-equal")),
         ("width: 64, ", "", ("input.width", "missing")),
     ],

@@ -96,7 +96,7 @@ SPEC_CASES: list[tuple[str, str, FaultKey]] = [
     ("tuple_type", SPEC.replace("[cat, dog]", "80"), (5, "classes", "tuple-type")),
     ("string_type", SPEC.replace("dog", "1"), (5, "classes[1]", "string-type")),
     ("value_error", SPEC.replace("[cat, dog]", "[]"), (5, "classes", "names")),
-    ("value_error", SPEC.replace("mine.onnx", "../mine.onnx"), (2, "file", "file-name")),
+    ("string_pattern_mismatch", SPEC.replace("mine.onnx", "../mine.onnx"), (2, "file", "string-pattern-mismatch")),
     ("string_pattern_mismatch", SPEC + "sha256: ABC", (7, "sha256", "string-pattern-mismatch")),
     ("greater_than", SPEC.replace("height: 640", "height: 640, std: [1, 1, 0]"), (3, "input.std[2]", "greater-than")),
     ("missing", SPEC.replace("height: 640", "height: 640, mean: [1, 1]"), (3, "input.mean", "missing")),
