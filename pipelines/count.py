@@ -7,9 +7,9 @@ from contextlib import ExitStack
 
 from vision.config import AppConfig
 from vision.runtime.builder import RunOptions, open_analytics, open_cascade, open_snapshots, pipeline
+from vision.stages.analytics import TrackStage
 from vision.stages.rules import RuleStage
 from vision.stages.stage import Stage
-from vision.stages.track import TrackStage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:

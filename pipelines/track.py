@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 from vision.config import AppConfig
 from vision.runtime.builder import RunOptions, open_cascade, pipeline
+from vision.stages.analytics import TrackStage
 from vision.stages.stage import Stage
-from vision.stages.track import TrackStage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:

@@ -12,8 +12,7 @@ from typing import Any, Final, TypeAlias
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
 from vision.analytics.geometry import GroundPlane
 from vision.analytics.lines import Crossing, LineWatch
-from vision.analytics.track_table import TrackSnapshot
-from vision.analytics.tracked_objects import TrackedObjects
+from vision.analytics.tracked_objects import TrackedObjects, TrackSnapshot
 from vision.analytics.zones import CrowdDetector, ZoneWatch
 from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig, pixels_per_unit
 from vision.state.counters import CameraCounters

@@ -55,9 +55,6 @@ class LineSet:
         self._along = [complex(*end) - complex(*start) for start, end in points]
         self._lengths = [abs(along) for along in self._along]
 
-    def __len__(self) -> int:
-        return len(self._starts)
-
     def of_places(self, places: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the factors (N, L) and offsets (L,) of the distances from the lines.
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, LineSet, pairs
-from vision.analytics.track_table import TrackColumn, TrackSnapshot, TrackTable
+from vision.analytics.tracked_objects import TrackColumn, TrackSnapshot, TrackTable
 from vision.config.analytics import LineConfig, ZoneConfig
 
 _CLEARLY: Final = 2.0  # margins beyond a line: crossed at once
@@ -67,14 +67,14 @@ class LineWatch:
         if seen.fresh is not None:
             appeared = seen.rows[seen.fresh]
             memory_right[appeared] = is_right[seen.fresh]
-            memory["unknown"][appeared] = seen.distances[seen.fresh, : len(self._set)] == 0
+            memory["unknown"][appeared] = seen.distances[seen.fresh, : len(self._anchors)] == 0
         objects, columns = pairs(memory_right.take(seen.rows, axis=0) != is_right)
         if not len(objects):
             return []
         candidates = (objects, seen.rows[objects], columns, seen.distances[objects, columns], seen.margin[objects])
         crossings = []
         for at, row, column, distance, margin in zip(*(values.tolist() for values in candidates), strict=True):
-            line = column - len(self._set)
+            line = column - len(self._anchors)
             if line < 0:
                 self._meet(memory, seen, at, row, column)
             elif self._is_sure(memory["beyond_s"][row], line, abs(distance) / margin, seen.now_s):

@@ -15,7 +15,7 @@ import numpy as np
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
 from vision.analytics.geometry import ZoneSet, pairs
 from vision.analytics.lines import ClassFilter
-from vision.analytics.track_table import TrackColumn, TrackSnapshot, TrackTable
+from vision.analytics.tracked_objects import TrackColumn, TrackSnapshot, TrackTable
 from vision.config.analytics import ZoneConfig
 
 

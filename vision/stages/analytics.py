@@ -1,7 +1,7 @@
-"""`AnalyticsStage`: tracks become events and counts.
+"""`TrackStage`: detections become tracks. `AnalyticsStage`: tracks become events and counts.
 
-`Analytics` knows one camera and one frame size. The stage keeps one for each camera and restarts it with each epoch:
-after a reconnection the frame may show something else.
+`Tracker` and `Analytics` know one camera. The stages keep one for each camera and restart it with each epoch: after a
+reconnection the frame may show something else.
 """
 
 from __future__ import annotations
@@ -11,11 +11,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vision.analytics.camera_analytics import Analytics
+from vision.analytics.tracker import Tracker
+from vision.config import TrackConfig
 from vision.config.analytics import CameraAnalytics, pixels_per_unit
 from vision.state.database import StateDatabase
-from vision.types import Counts, Event, FrameMeta, Result, Tracks
+from vision.types import Counts, Detections, Event, FrameMeta, Result, Tracks
 
 log = logging.getLogger(__name__)
+
+
+class TrackStage:
+    """Detections become tracks, with a tracker for each camera and epoch.
+
+    An object is published once it was detected with `score` (`detect.score_threshold` in camera.yaml) and
+    `TrackConfig.new_score`. From then on it is published while it is tracked, even with lower scores. So the detector
+    before this stage reports detections down to `detector_score`.
+    """
+
+    def __init__(self, config: TrackConfig | None = None, *, score: float = 0.0) -> None:
+        config = config or TrackConfig()
+        self.detector_score = min(score, config.low_score)
+        self._config = config.model_copy(update={"new_score": max(score, config.new_score)})
+        self._trackers: dict[str, tuple[int, Tracker]] = {}
+
+    def __call__(self, result: Result) -> Result:
+        if not isinstance(result.objects, Detections):
+            raise TypeError(f"expected detections, got {type(result.objects).__name__}: is this a second TrackStage?")
+        return replace(result, objects=self._tracker(result.meta).update(result.objects, result.meta.captured_ns))
+
+    def _tracker(self, meta: FrameMeta) -> Tracker:
+        epoch, tracker = self._trackers.get(meta.camera_id, (None, None))
+        if tracker is None:
+            tracker = Tracker(self._config)
+        elif epoch != meta.epoch:
+            tracker.reset()
+        self._trackers[meta.camera_id] = meta.epoch, tracker
+        return tracker
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ COUNT = """
 from vision.runtime.builder import build_cameras, open_configured_detector, open_publisher
 from vision.runtime.runtime import Runtime
 from vision.stages.analytics import AnalyticsStage
-from vision.stages.track import TrackStage
+from vision.stages.analytics import TrackStage
 
 def build(config, options, resources):
     publisher = open_publisher(config, options, resources)

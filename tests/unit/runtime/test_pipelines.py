@@ -38,7 +38,7 @@ from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_state
 from vision.runtime.runtime import Runtime
 from vision.runtime.status import Report
-from vision.stages.track import TrackStage
+from vision.stages.analytics import TrackStage
 from vision.types import Counts, Frame, Result, Tracks
 
 DOCS = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")

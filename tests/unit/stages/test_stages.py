@@ -13,9 +13,8 @@ import pytest
 
 from vision.config import RuleConfig, TrackConfig
 from vision.config.analytics import CameraAnalytics
-from vision.stages.analytics import AnalyticsStage, shapes_outside
+from vision.stages.analytics import AnalyticsStage, TrackStage, shapes_outside
 from vision.stages.rules import RuleStage
-from vision.stages.track import TrackStage
 from vision.state.database import StateDatabase
 from vision.types import Counts, Detections, Event, FrameMeta, Result, Timing, Tracks
 
