@@ -115,8 +115,8 @@ def _draw_bars(rate: Any, tail: Any, lines: Lines) -> None:
             for name, value in values.items()
         ]
         axes.bar_label(bars, labels, padding=4)
-        axes.set_xlim(0, 1.25 * max(values.values()) or 1.0)
-        axes.invert_yaxis()
+        axes.set_xlim(0, (1.5 if few else 1.2) * max(values.values()) or 1.0)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(f"batches of {next(iter(rows.values())).case.batch}")
 
 
