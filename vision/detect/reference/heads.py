@@ -53,14 +53,7 @@ class Head(ABC):
     needs_nms = True
 
     def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
-        """Create the decoder.
-
-        Args:
-            spec: description of the model.
-            class_count: number of classes.
-            score: minimum score of a candidate.
-            classes: ids to keep; all if None.
-        """
+        """Create the decoder for candidates of at least `score`. `classes` are the ids to keep; all if None."""
         self._spec = spec
         self._class_count = class_count
         self.score = np.float32(score)
@@ -115,9 +108,16 @@ class Head(ABC):
     def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
         """Return the part of the outputs that holds scores, before the activation; any shape."""
 
-    @abstractmethod
     def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        """Return box, class and score of every pair that reaches the threshold, ascending by index."""
+        """Return box, class and score of every pair that reaches the threshold, ascending by index.
+
+        This one is for raw scores (boxes, classes).
+        """
+        scores = self.raw_scores(outputs)
+        if len(self.classes) < scores.shape[1]:
+            scores = scores[:, self.classes]
+        index, column = np.divmod(np.flatnonzero(scores >= self.floor), scores.shape[1])
+        return self._activated(index, column, scores[index, column])
 
     @abstractmethod
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
@@ -153,13 +153,6 @@ class Head(ABC):
             "otherwise another head may be meant",
             code="scores-out-of-range",
         )
-
-    def _over_threshold(self, scores: Floats) -> tuple[Indices, Indices, Floats]:
-        """Return `_pairs` for scores (boxes, classes)."""
-        if len(self.classes) < scores.shape[1]:
-            scores = scores[:, self.classes]
-        index, column = np.divmod(np.flatnonzero(scores >= self.floor), scores.shape[1])
-        return self._activated(index, column, scores[index, column])
 
     def _activated(self, index: Indices, column: Indices, scores: Floats) -> tuple[Indices, Indices, Floats]:
         """Apply the activation to pairs that were chosen by their raw score, and the threshold once more."""
@@ -208,9 +201,6 @@ class NanoDet(Head):
 
     def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
         return outputs[0] if len(outputs) == 2 else outputs[0][:, : -self._sides]
-
-    def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        return self._over_threshold(self.raw_scores(outputs))
 
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
         # One row per side, and few operations: called with cold caches, each costs some microseconds whatever its size.
@@ -290,10 +280,6 @@ class EndToEnd(Head):
 
     needs_nms = False
 
-    def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
-        super().__init__(spec, class_count, score, classes)
-        self._wanted = self.classes.astype(np.float32)
-
     @property
     def expected(self) -> str:
         return "(batch, objects, 6), or the four outputs of EfficientNMS_TRT"
@@ -314,8 +300,8 @@ class EndToEnd(Head):
 
     def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
         rows = _rows(outputs)
-        index = np.flatnonzero((rows[:, 4] >= self.floor) & np.isin(rows[:, 5], self._wanted))
-        column = np.searchsorted(self._wanted, rows[index, 5])
+        index = np.flatnonzero((rows[:, 4] >= self.floor) & np.isin(rows[:, 5], self.classes))
+        column = np.searchsorted(self.classes, rows[index, 5])
         return self._activated(index, column, rows[index, 4])
 
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
@@ -351,9 +337,6 @@ class RtDetr(Head):
 
     def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
         return outputs[1]
-
-    def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        return self._over_threshold(outputs[1])
 
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
         return to_xyxy(outputs[0][index])

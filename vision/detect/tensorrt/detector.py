@@ -12,7 +12,8 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,16 +27,25 @@ from vision.detect.tensorrt.completion import ConcurrencyLimit
 from vision.detect.tensorrt.dynamic_outputs import DynamicSlot, choose_open_outputs
 from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameUploader
 from vision.detect.tensorrt.graph_check import GraphCheck, Noise, Snapshot
-from vision.detect.tensorrt.kernels import KERNELS, Output, PostprocessProgram, kept_classes, threshold
-from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer, kernel_cache, load_letterbox
+from vision.detect.tensorrt.kernels import (
+    KERNELS,
+    Definitions,
+    LetterboxProgram,
+    Output,
+    PostprocessProgram,
+    describe_normalisation,
+    kept_classes,
+    threshold,
+)
+from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer, kernel_cache
 from vision.detect.tensorrt.slot import (
     DetectorSlot,
     ExecutionLane,
     Kernels,
+    LetterboxKernel,
     Slot,
     TensorSizes,
     UploadPath,
-    drain,
     slot_bytes,
 )
 from vision.engine.build import BuildOptions
@@ -111,38 +121,13 @@ def build_detector(
     *,
     stop: threading.Event | None = None,
 ) -> TensorRTDetector:
-    """Build a detector over an open engine. The detector takes over what `resources` holds."""
-    use_device(device)
-    count = model.detect.batches_in_flight or (SLOTS_INTEGRATED if device.integrated else SLOTS_GPU)
-    with timer.phase("contexts"):
-        lanes = _open_lanes(model, [resources.enter_context(Stream()) for _ in range(count)], stop)
-    frame = model.engine.tensor(model.input_name)
-    limit = ConcurrencyLimit(device.cache_bytes, frame.bytes_of(model.input_shape(1)))
-    uploads = UploadPath(FrameUploader(model.spec.input), resources.enter_context(Stream()), limit)
-    output_sizes = lanes[0].greatest.output_sizes()
-    if any(size.shape is None for size in output_sizes.values()):
-        dynamic = _dynamic_slots(device, model, lanes, uploads, timer=timer, resources=resources)
-        return TensorRTDetector(device, model, timer=timer, uploads=uploads, slots=dynamic, resources=resources)
-    slots = _graph_slots(device, model, lanes, uploads, timer=timer, resources=resources)
-    return TensorRTDetector(device, model, timer=timer, uploads=uploads, slots=slots, resources=resources)
-
-
-def _open_lanes(model: LoadedEngine, streams: Sequence[Stream], stop: threading.Event | None) -> list[ExecutionLane]:
-    """Create a context for every batch size on every stream, one by one: TensorRT holds the GIL meanwhile.
+    """Build a detector over an open engine. The detector takes over what `resources` holds.
 
     Raises:
         Closed: `stop` was set. TensorRT-RTX compiles kernels for its first contexts, which takes seconds each.
     """
-    lanes = []
-    for stream in streams:
-        contexts: dict[int, Context] = {}
-        for batch in model.batches():
-            if stop is not None and stop.is_set():
-                raise Closed("stopped while kernels were compiled")
-            contexts[batch] = model.context(batch, stream)
-            time.sleep(0)  # let other threads run, for signals and for subscribers that join
-        lanes.append(ExecutionLane(stream, contexts))
-    return lanes
+    use_device(device)
+    return _Builder(device, model, timer, resources).build(stop)
 
 
 def _close_quietly(pool: MemoryPool) -> None:
@@ -227,6 +212,16 @@ class TensorRTDetector:
             warnings.warn("TensorRTDetector was not closed", ResourceWarning, stacklevel=2)
 
 
+def _drain(device: Device, streams: Sequence[Stream]) -> None:
+    """Wait for all work before its memory is freed. Log errors only: `wait` raises them."""
+    try:
+        use_device(device)  # any thread can call `close`
+        for stream in streams:
+            stream.synchronize()
+    except DeviceError as error:
+        _log.warning("while closing: %s", error.args[0])
+
+
 def release_in_time(
     device: Device, streams: Sequence[Stream], resources: contextlib.ExitStack, limit_s: float
 ) -> threading.Thread:
@@ -238,7 +233,7 @@ def release_in_time(
 
     def release() -> None:
         try:
-            drain(device, streams)
+            _drain(device, streams)
             resources.close()
         except BaseException as error:  # noqa: BLE001 - raised below, in the calling thread
             failed.append(error)
@@ -275,133 +270,151 @@ def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
     return "" if detect.graphs else "`detect: {graphs: off}`"
 
 
-def _graph_slots(
-    device: Device,
-    model: LoadedEngine,
-    lanes: Sequence[ExecutionLane],
-    uploads: UploadPath,
-    *,
-    timer: StartupTimer,
-    resources: contextlib.ExitStack,
-) -> list[Slot]:
-    """Build slots that run as CUDA graphs, warmed up and checked."""
-    outputs, sizes = _measure_tensors(model, lanes[0])
-    with timer.phase("kernels"):
-        program = PostprocessProgram.of(model.spec, model.head, len(model.class_names), outputs, device.shared_bytes)
-        kernels = resources.enter_context(_load_kernels(model, program, device))
-    with timer.phase("memory"):
-        budget = _budget(model, sizes, program, len(lanes))
-        free_bytes, total_bytes = memory_info()
-        budget.require(free_bytes + model.engine.weights_bytes, total_bytes, shared_with_host=device.integrated)
-        _log.info("%s\n%s", model.spec.name, budget.table())
-        slots = [resources.enter_context(Slot(sizes, lane, kernels, uploads)) for lane in lanes]
-    _warm_up(model, slots, program, outputs, timer)
-    if model.engine.save_kernels():
-        _log.debug("saved the kernels that the library compiled for the next start")
-    return slots
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """Builds the parts of a detector. `resources` holds them."""
 
+    device: Device
+    model: LoadedEngine
+    timer: StartupTimer
+    resources: contextlib.ExitStack
 
-def _dynamic_slots(
-    device: Device,
-    model: LoadedEngine,
-    lanes: Sequence[ExecutionLane],
-    uploads: UploadPath,
-    *,
-    timer: StartupTimer,
-    resources: contextlib.ExitStack,
-) -> list[DynamicSlot]:
-    """Build slots for an engine with data-dependent outputs, warmed up."""
-    _log.warning(
-        "%s has outputs whose size depends on the frame (NonMaxSuppression or NonZero inside): it runs without CUDA "
-        "graphs, and the host waits for it",
-        model.spec.name,
-    )
-    names = choose_open_outputs(model, lanes[0])
-    with timer.phase("kernels"):
-        letterbox = resources.enter_context(load_letterbox(model, device))
-    with timer.phase("memory"):
-        slots = [resources.enter_context(DynamicSlot(model, names, lane, letterbox, uploads)) for lane in lanes]
-    with timer.phase("warm-up"):
-        for slot in slots:
-            slot.warm_up()
-    model.engine.save_kernels()
-    return slots
+    def build(self, stop: threading.Event | None) -> TensorRTDetector:
+        device, model = self.device, self.model
+        with self.timer.phase("contexts"):
+            lanes = self._open_lanes(stop)
+        frame = model.engine.tensor(model.input_name)
+        limit = ConcurrencyLimit(device.cache_bytes, frame.bytes_of(model.input_shape(1)))
+        uploads = UploadPath(FrameUploader(model.spec.input), self.resources.enter_context(Stream()), limit)
+        dynamic = any(size.shape is None for size in lanes[0].greatest.output_sizes().values())
+        slots = self._dynamic_slots(lanes, uploads) if dynamic else self._graph_slots(lanes, uploads)
+        if model.engine.save_kernels():
+            _log.debug("saved the kernels that the library compiled for the next start")
+        return TensorRTDetector(device, model, timer=self.timer, uploads=uploads, slots=slots, resources=self.resources)
 
+    def _open_lanes(self, stop: threading.Event | None) -> list[ExecutionLane]:
+        """Create a context for every batch size on every stream, one by one: TensorRT holds the GIL meanwhile."""
+        count = self.model.detect.batches_in_flight or (SLOTS_INTEGRATED if self.device.integrated else SLOTS_GPU)
+        lanes = []
+        for stream in [self.resources.enter_context(Stream()) for _ in range(count)]:
+            contexts: dict[int, Context] = {}
+            for batch in self.model.batches():
+                if stop is not None and stop.is_set():
+                    raise Closed("stopped while kernels were compiled")
+                contexts[batch] = self.model.context(batch, stream)
+                time.sleep(0)  # let other threads run, for signals and for subscribers that join
+            lanes.append(ExecutionLane(stream, contexts))
+        return lanes
 
-def _warm_up(
-    model: LoadedEngine,
-    slots: Sequence[Slot],
-    program: PostprocessProgram,
-    outputs: Mapping[str, Output],
-    timer: StartupTimer,
-) -> None:
-    """Run the steps of every batch size once and capture them, then compare each graph with its steps.
+    def _graph_slots(self, lanes: Sequence[ExecutionLane], uploads: UploadPath) -> Sequence[DetectorSlot]:
+        """Build slots that run as CUDA graphs, warmed up and checked."""
+        device, model = self.device, self.model
+        outputs, sizes = self._measure_tensors(lanes[0])
+        with self.timer.phase("kernels"):
+            program = PostprocessProgram.of(
+                model.spec, model.head, len(model.class_names), outputs, device.shared_bytes
+            )
+            kernels = self._load_kernels(program)
+        with self.timer.phase("memory"):
+            budget = self._budget(sizes, program, len(lanes))
+            free_bytes, total_bytes = memory_info()
+            budget.require(free_bytes + model.engine.weights_bytes, total_bytes, shared_with_host=device.integrated)
+            _log.info("%s\n%s", model.spec.name, budget.table())
+            slots = [self.resources.enter_context(Slot(sizes, lane, kernels, uploads)) for lane in lanes]
+        self._warm_up(slots, program, outputs)
+        return slots
 
-    The comparison comes last, so that it sees what contexts do to the memory that they share.
-    """
-    checked: list[tuple[GraphCheck, Snapshot]] = []
-    with Noise(model.spec.input) as noise:
-        for number, slot in enumerate(slots):
-            noise.fill(slot.memory, max(slot.graphs), slot.stream)
-            with timer.phase("first slot's graphs" if number == 0 else "other slots' graphs"):
-                for batch, graph in slot.graphs.items():
-                    check = GraphCheck(slot, graph, outputs, f"{model.spec.name}, slot {number}, batch {batch}")
-                    checked.append((check, check.run()))
-                    if model.detect.graphs:
-                        graph.capture(check.label)
-        with timer.phase("comparison"):
-            for check, eager in checked:
-                model.head.check_scores([eager.first(name) for name in program.outputs])
-                if model.detect.graphs:
-                    check.require_same(eager)
+    def _dynamic_slots(self, lanes: Sequence[ExecutionLane], uploads: UploadPath) -> Sequence[DetectorSlot]:
+        """Build slots for an engine with data-dependent outputs, warmed up."""
+        model = self.model
+        _log.warning(
+            "%s has outputs whose size depends on the frame (NonMaxSuppression or NonZero inside): it runs without "
+            "CUDA graphs, and the host waits for it",
+            model.spec.name,
+        )
+        names = choose_open_outputs(model, lanes[0])
+        with self.timer.phase("kernels"):
+            letterbox = self._load_letterbox()
+        with self.timer.phase("memory"):
+            opened = (DynamicSlot(model, names, lane, letterbox, uploads) for lane in lanes)
+            slots = [self.resources.enter_context(slot) for slot in opened]
+        with self.timer.phase("warm-up"):
+            for slot in slots:
+                slot.warm_up()
+        return slots
 
+    def _load_letterbox(self) -> LetterboxKernel:
+        spec, tensor = self.model.spec.input, self.model.engine.tensor(self.model.input_name)
+        program = LetterboxProgram.of(spec, half_input=tensor.dtype == "float16", interleaved=tensor.interleaved)
+        module = self._load_module(program.file, program.definitions)
+        return LetterboxKernel(module.kernel("letterbox"), program, describe_normalisation(spec))
 
-def _measure_tensors(model: LoadedEngine, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorSizes]:
-    """Return the outputs of one frame, and the bytes of all tensors of one slot at the largest batch."""
-    outputs: dict[str, Output] = {}
-    bytes_of: dict[str, int] = {}
-    for name, size in lane.greatest.output_sizes().items():
-        if size.shape is None or size.bytes is None:
-            raise ModelError(f"{model.spec.name}: the size of output {name} depends on the data")
-        dtype = model.engine.tensor(name).dtype
-        outputs[name] = Output(size.shape[1:], dtype)
-        bytes_of[name] = size.bytes
-    batch = max(lane.contexts)
-    scratch = shared_scratch_bytes(context.memory_bytes for context in lane.contexts.values())
-    item = np.dtype(model.engine.tensor(model.input_name).dtype).itemsize
-    input_bytes = item * int(np.prod(model.input_shape(batch)))
-    return outputs, TensorSizes(batch, model.input_name, input_bytes, bytes_of, scratch)
+    def _load_module(self, file: str, definitions: Definitions) -> Module:
+        source = Source.read(KERNELS / file, definitions)
+        return self.resources.enter_context(Module.build(source, self.device.arch, kernel_cache()))
 
-
-def _budget(model: LoadedEngine, sizes: TensorSizes, program: PostprocessProgram, slots: int) -> MemoryBudget:
-    """Return what is allocated before READY. The cameras' frames follow when their sizes are known."""
-    own = slot_bytes(sizes.batch, program)
-    lines = (
-        BudgetLine("weights", "device", model.engine.weights_bytes),
-        BudgetLine("activations, a slot", "device", sizes.scratch_bytes, slots),
-        BudgetLine("network input, a slot", "device", sizes.input_bytes, slots),
-        BudgetLine("network outputs, a slot", "device", sum(sizes.outputs.values()), slots),
-        BudgetLine("decoding and NMS, a slot", "device", own.device, slots),
-        BudgetLine("results, a slot", "host", own.host, slots),
-    )
-    return MemoryBudget(lines)
-
-
-@contextlib.contextmanager
-def _load_kernels(model: LoadedEngine, program: PostprocessProgram, device: Device) -> Iterator[Kernels]:
-    """Load the kernels of a model."""
-    with contextlib.ExitStack() as resources:
-        letterbox = resources.enter_context(load_letterbox(model, device))
-        source = Source.read(KERNELS / program.file, program.definitions)
-        module = resources.enter_context(Module.build(source, device.arch, kernel_cache()))
-        keep = kept_classes(model.head, len(model.class_names))
-        kept = resources.enter_context(DeviceBuffer(keep.nbytes, "classes to report"))
+    def _load_kernels(self, program: PostprocessProgram) -> Kernels:
+        letterbox = self._load_letterbox()
+        module = self._load_module(program.file, program.definitions)
+        keep = kept_classes(self.model.head, len(self.model.class_names))
+        kept = self.resources.enter_context(DeviceBuffer(keep.nbytes, "classes to report"))
         kept.write(keep)
-        yield Kernels(
+        return Kernels(
             letterbox=letterbox,
             pairs=module.kernel("find_pairs"),
             objects=module.kernel("objects", shared_bytes=program.work_bytes if program.shared_work else 0),
             program=program,
-            threshold=threshold(model.head, kept.address),
-            iou=model.spec.nms.iou_threshold,
+            threshold=threshold(self.model.head, kept.address),
+            iou=self.model.spec.nms.iou_threshold,
         )
+
+    def _measure_tensors(self, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorSizes]:
+        """Return the outputs of one frame, and the bytes of all tensors of one slot at the largest batch."""
+        model = self.model
+        outputs: dict[str, Output] = {}
+        bytes_of: dict[str, int] = {}
+        for name, size in lane.greatest.output_sizes().items():
+            if size.shape is None or size.bytes is None:
+                raise ModelError(f"{model.spec.name}: the size of output {name} depends on the data")
+            outputs[name] = Output(size.shape[1:], model.engine.tensor(name).dtype)
+            bytes_of[name] = size.bytes
+        batch = max(lane.contexts)
+        scratch_bytes = shared_scratch_bytes(context.memory_bytes for context in lane.contexts.values())
+        item = np.dtype(model.engine.tensor(model.input_name).dtype).itemsize
+        input_bytes = item * int(np.prod(model.input_shape(batch)))
+        return outputs, TensorSizes(batch, model.input_name, input_bytes, bytes_of, scratch_bytes)
+
+    def _budget(self, sizes: TensorSizes, program: PostprocessProgram, slots: int) -> MemoryBudget:
+        """Return what is allocated before READY. The cameras' frames follow when their sizes are known."""
+        device_bytes, host_bytes = slot_bytes(sizes.batch, program)
+        lines = (
+            BudgetLine("weights", "device", self.model.engine.weights_bytes),
+            BudgetLine("activations, a slot", "device", sizes.scratch_bytes, slots),
+            BudgetLine("network input, a slot", "device", sizes.input_bytes, slots),
+            BudgetLine("network outputs, a slot", "device", sum(sizes.outputs.values()), slots),
+            BudgetLine("decoding and NMS, a slot", "device", device_bytes, slots),
+            BudgetLine("results, a slot", "host", host_bytes, slots),
+        )
+        return MemoryBudget(lines)
+
+    def _warm_up(self, slots: Sequence[Slot], program: PostprocessProgram, outputs: Mapping[str, Output]) -> None:
+        """Run the steps of every batch size once and capture them, then compare each graph with its steps.
+
+        The comparison comes last, so that it sees what contexts do to the memory that they share.
+        """
+        model = self.model
+        checked: list[tuple[GraphCheck, Snapshot]] = []
+        with Noise(model.spec.input) as noise:
+            for number, slot in enumerate(slots):
+                noise.fill(slot.memory, max(slot.graphs), slot.stream)
+                with self.timer.phase("first slot's graphs" if number == 0 else "other slots' graphs"):
+                    for batch, graph in slot.graphs.items():
+                        check = GraphCheck(slot, graph, outputs, f"{model.spec.name}, slot {number}, batch {batch}")
+                        checked.append((check, check.run()))
+                        if model.detect.graphs:
+                            graph.capture(check.label)
+            with self.timer.phase("comparison"):
+                for check, eager in checked:
+                    model.head.check_scores([eager.first(name) for name in program.outputs])
+                    if model.detect.graphs:
+                        check.require_same(eager)

@@ -139,7 +139,7 @@ class DynamicSlot(DetectorSlot):
                 output.name: resources.enter_context(GrowingOutput(output.name, output.dtype))
                 for output in model.engine.outputs
             }
-            self._staging = resources.enter_context(contextlib.closing(StagingBuffers(batch)))
+            self._staging = resources.enter_context(contextlib.closing(StagingBuffers()))
             self._launches = {
                 size: letterbox.bind(size, self._frames.address, images.address, counts.address)
                 for size in self._contexts

@@ -79,18 +79,18 @@ def require_size(frame: Frame) -> None:
 
 
 class StagingBuffers:
-    """GPU memory for frames whose own buffers the GPU cannot read, one place for each frame of a batch.
+    """GPU memory for frames whose own buffers the GPU cannot read, by place in the batch.
 
     Slower, since the frames' memory is not page-locked. Meant for frames from files and for tests.
     """
 
-    def __init__(self, places: int) -> None:
-        self._buffers: list[DeviceBuffer | None] = [None] * places
+    def __init__(self) -> None:
+        self._buffers: dict[int, DeviceBuffer] = {}
 
     def copy(self, frame: Frame, index: int, stream: Stream) -> int:
         """Copy a frame to place `index`. Return its device address."""
         pixels = frame.pixels
-        buffer = self._buffers[index]
+        buffer = self._buffers.get(index)
         if buffer is None or buffer.nbytes < pixels.nbytes:
             if buffer is not None:
                 buffer.close()
@@ -102,6 +102,5 @@ class StagingBuffers:
 
     def close(self) -> None:
         """Free the memory. Idempotent."""
-        for buffer in self._buffers:
-            if buffer is not None:
-                buffer.close()
+        for buffer in self._buffers.values():
+            buffer.close()

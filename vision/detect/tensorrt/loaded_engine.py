@@ -10,14 +10,11 @@ from pathlib import Path
 
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.reference.heads import Head
-from vision.detect.tensorrt.kernels import KERNELS, LetterboxProgram, describe_normalisation
-from vision.detect.tensorrt.slot import LetterboxKernel
 from vision.engine.cache import default_folder
 from vision.engine.profiles import batch_sizes
 from vision.engine.runtime import Context, Engine
 from vision.errors import ModelError
-from vision.gpu.cuda import Device, Stream
-from vision.gpu.nvrtc import Module, Source
+from vision.gpu.cuda import Stream
 
 
 def kernel_cache() -> Path:
@@ -91,15 +88,3 @@ class LoadedEngine:
         for name, values in self.engine.profiles[profile].values.items():
             context.set_values(name, values.opt)
         return context
-
-
-@contextlib.contextmanager
-def load_letterbox(model: LoadedEngine, device: Device) -> Iterator[LetterboxKernel]:
-    """Load the letterbox kernel of a model."""
-    tensor = model.engine.tensor(model.input_name)
-    program = LetterboxProgram.of(
-        model.spec.input, half_input=tensor.dtype == "float16", interleaved=tensor.interleaved
-    )
-    source = Source.read(KERNELS / program.file, program.definitions)
-    with Module.build(source, device.arch, kernel_cache()) as module:
-        yield LetterboxKernel(module.kernel("letterbox"), program, describe_normalisation(model.spec.input))

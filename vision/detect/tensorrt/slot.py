@@ -9,7 +9,6 @@ would wait in the copy engine behind the frames of the next batch.
 from __future__ import annotations
 
 import contextlib
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +21,11 @@ from vision.detect.tensorrt.completion import Completion, ConcurrencyLimit
 from vision.detect.tensorrt.frames import DESCRIPTION_BYTES, FrameUploader, StagingBuffers
 from vision.detect.tensorrt.kernels import RESULT, LetterboxProgram, PostprocessProgram
 from vision.engine.runtime import Context
-from vision.errors import DeviceError
-from vision.gpu.cuda import Device, Event, Graph, Resource, Stream, use_device
+from vision.gpu.cuda import Event, Graph, Resource, Stream
 from vision.gpu.memory import DeviceBuffer, HostBuffer, queue_to_device
 from vision.gpu.nvrtc import Kernel, Launch
 from vision.metrics import span
 from vision.types import Detections, Frame
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +94,8 @@ class ResultMemory(Resource):
     """Page-locked memory that the last kernel writes the objects of a batch to."""
 
     def __init__(self, max_batch: int, objects: int) -> None:
-        self._memory = memory = HostBuffer(result_bytes(max_batch, objects), "results")
-        offsets = result_offsets(max_batch, objects)
+        *offsets, nbytes = result_offsets(max_batch, objects)
+        self._memory = memory = HostBuffer(nbytes, "results")
         self.counts: NDArray[np.uint32] = memory.array((max_batch, 4), np.uint32)  # fields of `kernels.RESULT`
         self.boxes_xyxy: NDArray[np.float32] = memory.array((max_batch, objects, 4), np.float32, offsets[1])
         self.scores: NDArray[np.float32] = memory.array((max_batch, objects), np.float32, offsets[2])
@@ -161,32 +157,18 @@ class SlotMemory(Resource):
         self._resources.close()
 
 
-def result_offsets(max_batch: int, objects: int) -> tuple[int, int, int, int]:
-    """Return where counts, boxes, scores and classes begin in the result, bytes."""
-    boxes = RESULT.itemsize * max_batch
-    scores = boxes + 16 * max_batch * objects
-    return (0, boxes, scores, scores + 4 * max_batch * objects)
+def result_offsets(max_batch: int, objects: int) -> tuple[int, int, int, int, int]:
+    """Return where counts, boxes, scores and classes begin in the result, and its size, bytes."""
+    boxes, rows = RESULT.itemsize * max_batch, max_batch * objects
+    return (0, boxes, boxes + 16 * rows, boxes + 20 * rows, boxes + 24 * rows)
 
 
-def result_bytes(max_batch: int, objects: int) -> int:
-    """Return the size of a slot's result."""
-    return result_offsets(max_batch, objects)[3] + 4 * max_batch * objects
-
-
-@dataclass(frozen=True, slots=True)
-class SlotBytes:
-    """Memory of a slot besides the tensors of the engine."""
-
-    device: int
-    host: int  # page-locked
-
-
-def slot_bytes(max_batch: int, program: PostprocessProgram) -> SlotBytes:
-    """Return the sizes that `SlotMemory` allocates."""
+def slot_bytes(max_batch: int, program: PostprocessProgram) -> tuple[int, int]:
+    """Return the sizes that `SlotMemory` allocates besides the engine's tensors: on the device, and page-locked."""
     descriptions = max_batch * DESCRIPTION_BYTES
     work = 0 if program.shared_work else max_batch * program.work_bytes
     device = descriptions + 4 * max_batch + max_batch * program.keys_bytes + work
-    return SlotBytes(device, descriptions + result_bytes(max_batch, program.objects))
+    return device, descriptions + result_offsets(max_batch, program.objects)[-1]
 
 
 class BatchGraph(Resource):
@@ -281,12 +263,15 @@ class Slot(DetectorSlot):
         with contextlib.ExitStack() as resources:
             resources.enter_context(self._done)
             self.memory = memory = resources.enter_context(SlotMemory(sizes, kernels.program))
-            self._staging = resources.enter_context(contextlib.closing(StagingBuffers(sizes.batch)))
+            self._staging = resources.enter_context(contextlib.closing(StagingBuffers()))
             self._copied = resources.enter_context(Event())
             memory.input.fill(0, stream)  # rows without a frame are computed too, and must be numbers
             self.graphs: dict[int, BatchGraph] = {}
             for batch, context in sorted(lane.contexts.items()):
-                bind_memory(context, memory, sizes)
+                context.give_memory(memory.scratch.address, sizes.scratch_bytes)
+                context.set_address(sizes.input_name, memory.input.address)  # once: a graph keeps all addresses
+                for name, buffer in memory.outputs.items():
+                    context.set_address(name, buffer.address)
                 graph = BatchGraph(batch, context, memory, stream, kernels)
                 self.graphs[batch] = resources.enter_context(graph)
             self._resources = resources.pop_all()
@@ -319,21 +304,3 @@ class Slot(DetectorSlot):
         self._in_flight = ()
         self.graphs = {}  # contexts must go before the engine
         self._resources.close()
-
-
-def bind_memory(context: Context, memory: SlotMemory, sizes: TensorSizes) -> None:
-    """Set all addresses of a context, once: a graph keeps them."""
-    context.give_memory(memory.scratch.address, sizes.scratch_bytes)
-    context.set_address(sizes.input_name, memory.input.address)
-    for name, buffer in memory.outputs.items():
-        context.set_address(name, buffer.address)
-
-
-def drain(device: Device, streams: Sequence[Stream]) -> None:
-    """Wait for all work before its memory is freed. Log errors only: `wait` raises them."""
-    try:
-        use_device(device)  # any thread can call `close`
-        for stream in streams:
-            stream.synchronize()
-    except DeviceError as error:
-        _log.warning("while closing: %s", error.args[0])
