@@ -65,25 +65,20 @@ class ModelRow:
 def list_models(models: Path | None = None) -> list[ModelRow]:
     """Describe every folder with a model.yaml in `models`, by default the shipped ones. Loads each model once."""
     root = shipped_models() if models is None else models
-    return [describe_model(spec.parent) for spec in sorted(root.glob(f"*/{SPEC_NAME}"))]
+    return [_describe(spec.parent) for spec in sorted(root.glob(f"*/{SPEC_NAME}"))]
 
 
-def describe_model(folder: Path) -> ModelRow:
-    """Describe the model of `folder`. Reports every problem in `fault` instead of raising."""
+def _describe(folder: Path) -> ModelRow:
+    """Describe the detector or second model of `folder`. Reports every problem in `fault` instead of raising."""
+    config = DetectConfig(backend="onnxruntime")
     try:
         spec = load_model_spec(folder)
     except VisionError as error:
-        return _describe_classifier(folder) or ModelRow(folder.name, folder, fault=str(error))
-    return _row(folder, spec, class_names(spec), lambda: check_model(folder, spec, DetectConfig(backend="onnxruntime")))
-
-
-def _describe_classifier(folder: Path) -> ModelRow | None:
-    """Describe a second model. Returns None if model.yaml does not describe one."""
-    try:
-        spec = load_classifier_spec(folder)
-    except VisionError:
-        return None
-    return _row(folder, spec, spec.classes, lambda: open_classifier(folder, spec).close())
+        with suppress(VisionError):
+            second = load_classifier_spec(folder)
+            return _row(folder, second, second.classes, lambda: open_classifier(folder, second).close())
+        return ModelRow(folder.name, folder, fault=str(error))
+    return _row(folder, spec, class_names(spec), lambda: check_model(folder, spec, config))
 
 
 def _row(folder: Path, spec: ModelSpec | ClassifierSpec, names: tuple[str, ...], check: Callable[[], None]) -> ModelRow:

@@ -45,18 +45,14 @@ class FakeDetector:
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Create the detector.
+        """Create the detector with `slots` batches in flight on `parallel` simulated devices.
 
         Args:
             score: minimum score of an object.
             classes: ids to keep; all if None.
-            slots: batches in flight.
-            parallel: number of simulated devices.
-            max_batch: maximum number of frames in one `submit`.
             service_ns: simulated time of a batch.
             fail_at: `wait` raises for this batch, counted from 0.
-            clock: monotonic ns.
-            sleep: takes seconds and advances `clock`.
+            sleep: takes seconds and advances `clock`, ns.
         """
         self._score = np.float32(score)
         self._classes = tuple(range(len(FAKE_CLASSES)) if classes is None else sorted(set(classes)))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vision.config import ModelSpec
-from vision.detect.reference.heads import HEADS, Candidates, Head, Shape, make_head, sigmoid
+from vision.detect.reference.heads import HEADS, Head, Shape, make_head, sigmoid
+from vision.detect.reference.postprocess import Candidates
 from vision.errors import ModelError
 
 Floats = NDArray[np.float32]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vision.detect.reference.nms import best_first, kept_in_order
+from vision.detect.reference.postprocess import best_first, kept_in_order
 
 Floats = NDArray[np.float32]
 
@@ -28,7 +28,7 @@ def naive(
     max_candidates: int,
     max_objects: int,
 ) -> tuple[list[int], int]:
-    """Apply the numbered points of `vision.detect.reference.nms`, one pair at a time, in float32."""
+    """Apply the numbered points of `vision.detect.reference.postprocess`, one pair at a time, in float32."""
     zero = np.float32(0)
 
     def side(low: np.float32, high: np.float32) -> np.float32:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import ModelSpec
-from vision.detect.reference.nms import best_first
+from vision.detect.reference.postprocess import Candidates, best_first
 from vision.errors import ModelError
 
 Shape: TypeAlias = tuple[int | None, ...]
@@ -27,16 +27,6 @@ Shape: TypeAlias = tuple[int | None, ...]
 
 Floats: TypeAlias = NDArray[np.float32]
 Indices: TypeAlias = NDArray[np.intp]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """N pairs of box and class, best score first, ties by index."""
-
-    boxes_xyxy: Floats  # (N, 4) model pixels, finite
-    scores: Floats  # (N,)
-    class_ids: NDArray[np.int32]  # (N,)
-    truncated_candidates: int = 0  # pairs over the threshold that the capacity cut off
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,19 +26,13 @@ _PR_SET_TIMERSLACK: Final = 29
 _MIN_BATCHES: Final = 3  # with fewer, the GPU is idle between layers and in the tails of kernels
 
 
-class _Precision(threading.local):
-    """Per thread: True once its timer slack is set."""
-
-    is_set = False
-
-
-_precision = _Precision()
+_precise = threading.local()  # `is_set`: the thread's timer slack is set
 
 
 def _sleep_precisely(seconds: float) -> None:
     """Sleep without timer slack. By default Linux adds 50 µs to each sleep, a fifth of a small batch."""
-    if not _precision.is_set:
-        _precision.is_set = True
+    if not hasattr(_precise, "is_set"):
+        _precise.is_set = True
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1_000, 0, 0, 0)  # nanoseconds
     time.sleep(seconds)

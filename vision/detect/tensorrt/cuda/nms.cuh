@@ -1,4 +1,4 @@
-// Greedy non-maximum suppression of sorted candidates. Same arithmetic as vision/detect/reference/nms.py.
+// Greedy non-maximum suppression of sorted candidates. Same arithmetic as vision/detect/reference/postprocess.py.
 #pragma once
 #include "device.cuh"
 
