@@ -47,7 +47,7 @@ class EngineConfig(ConfigSection):
 
 
 class DetectConfig(ConfigSection):
-    """Classes and thresholds, and how the detector runs."""
+    """Classes, thresholds, back-end and speed of the detector."""
 
     backend: Literal["auto", "tensorrt", "onnxruntime", "fake"] = "auto"
     """auto: TensorRT if it and a GPU are available, otherwise ONNX Runtime."""
@@ -68,7 +68,7 @@ class DetectConfig(ConfigSection):
     graphs: bool = True
     """Run the TensorRT engine as CUDA graphs; slower if false, for debugging."""
     engine: EngineConfig = EngineConfig()
-    """How a TensorRT engine is built."""
+    """Build options of the TensorRT engine."""
 
 
 class CameraConfig(ConfigSection):
@@ -230,11 +230,11 @@ class AppConfig(ConfigSection):
     model: ModelName = "nanodet-g-416"
     """Detection model: a name that `vision models` lists, or a path (with a /) relative to this file."""
     detect: DetectConfig = DetectConfig()
-    """Classes and thresholds, and how the detector runs."""
+    """Classes, thresholds, back-end and speed of the detector."""
     cameras: tuple[CameraConfig, ...] = Field(min_length=1)
     """Sources of frames."""
     track: TrackConfig = TrackConfig()
-    """How objects are tracked from frame to frame."""
+    """Tracking of objects from frame to frame."""
     analytics: Mapping[Identifier, CameraAnalytics] = Field(default_factory=dict)
     """Lines and zones of each camera, by its id; needs a pipeline with analytics."""
     rules: tuple[RuleConfig, ...] = Field(default=(), max_length=1000)

@@ -106,7 +106,7 @@ SPEC_CASES: list[tuple[str, str, FaultKey]] = [
 
 
 def types_of(model: type[BaseModel], text: str) -> set[str]:
-    """Kinds of pydantic's errors for a document."""
+    """Return the types of pydantic's errors for a document."""
     try:
         model.model_validate(parse_document(text, "", {}).plain(), strict=True)
     except ValidationError as error:
