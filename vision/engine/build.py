@@ -8,24 +8,17 @@ would change the requested result, the build is refused instead.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from vision.engine.build_errors import (
-    DAMAGED_HINT,
-    Refused,
-    build_failure,
-    bytes_in,
-    failed_build,
-    notes_of,
-    refused_model,
-)
 from vision.engine.build_plan import (
     DEFAULT_LEVEL,
     BuildPlan,
+    Precision,
     Typing,
     check_quantisation,
     check_types,
@@ -53,12 +46,26 @@ from vision.engine.onnx_transform import INTERLEAVED_CHANNELS, Unrewritable
 from vision.engine.profiles import Profile, make_profiles
 from vision.engine.progress import BuildListener, LogListener, Monitor, run_interruptible
 from vision.engine.tensors import add_profile, halve_ends, inputs_of, quantisation_of, types_of
-from vision.errors import Closed, ModelError
+from vision.errors import Closed, DeviceError, ModelError
 
 if TYPE_CHECKING:
     from vision.config import ModelSpec
 
 _log = logging.getLogger(__name__)
+
+DAMAGED_HINT: Final = (
+    "download it again, and compare its sha256 with the one in model.yaml; or export it again: "
+    "`onnx.checker.check_model` says more"
+)
+_WITHOUT_OPERATOR: Final = (
+    "export the model without this operator; vision does NMS itself, so NonMaxSuppression and NonZero "
+    "behind the network's last layers can go"
+)
+_OUT_OF_MEMORY: Final = ("OutOfMemory", "out of memory", "OUT_OF_MEMORY")
+
+
+class Refused(ModelError):
+    """TensorRT does not take the network. If we have rewritten it, the original may build."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +277,7 @@ class _Build:
     ) -> tuple[Profile, ...]:
         inputs = inputs_of(network)
         profiles = make_profiles(inputs, self._spec, self._plan, channels=channels)
-        if not any(each.is_shape_tensor or min(each.shape, default=0) < 0 for each in inputs):
+        if not any(tensor.is_shape_tensor or min(tensor.shape, default=0) < 0 for tensor in inputs):
             return profiles  # all is fixed: TensorRT takes no profile
         for profile in profiles:
             self._kept.append(add_profile(self._builder, config, inputs, profile))
@@ -281,8 +288,8 @@ class _Build:
         if self._options.cancel.is_set():
             raise Closed("the build was cancelled")
         if engine is None:
-            what = f"{find_library()} cannot build {self._spec.name} in {self._plan.precision} for {self._gpu.name}"
-            raise failed_build(what, build_failure(self._log_lines, network), self._plan.precision)
+            problem = f"{find_library()} cannot build {self._spec.name} in {self._plan.precision} for {self._gpu.name}"
+            raise failed_build(problem, build_failure(self._log_lines, network), self._plan.precision)
         return bytes(memoryview(engine))
 
 
@@ -328,3 +335,80 @@ def timings_of(config: trt.IBuilderConfig) -> bytes | None:
     """Return the measurements of a build for the next one, or None if nothing is kept."""
     cache = or_none(config.get_timing_cache())
     return bytes(memoryview(cache.serialize())) if cache is not None else None
+
+
+# ------------------------------------------------------------------------------------------------ reasons of failures
+
+
+def refused_model(file: str, errors: Sequence[Any]) -> Refused:
+    """Return the error for a file that the parser does not take."""
+    reasons = "; ".join(map(_fault, errors)) or "no reason given"
+    damaged = any(is_damage(error) for error in errors)
+    return Refused(
+        f"{find_library()} cannot take {file}: {reasons}",
+        hint=DAMAGED_HINT if damaged else _WITHOUT_OPERATOR,
+        code="damaged-model" if damaged else "unsupported-operator",
+    )
+
+
+def _fault(error: Any) -> str:
+    """Return the text of one error of the parser: node, operator, reason."""
+    operator, node, text = error.node_operator(), error.node_name(), str(error.desc()).strip()
+    if not operator:
+        return text
+    where = f"node {node}" if node else f"node number {error.node()}"
+    return f"operator {operator} ({where}){'' if is_damage(error) else ' is not supported'}: {text}"
+
+
+def is_damage(error: Any) -> bool:
+    """Return True if the parser finds the file invalid, and not its operators unsupported."""
+    return error.code().name in ("INVALID_GRAPH", "MODEL_DESERIALIZE_FAILED")
+
+
+def free_memory() -> str:
+    """Return the GPU's free memory as the end of a message. Empty without a GPU."""
+    try:
+        from vision.gpu.cuda import memory_info
+
+        free_bytes, total_bytes = memory_info()
+    except DeviceError:  # built ahead of time, for a GPU that is elsewhere
+        return ""
+    return f"; {free_bytes >> 20} of {total_bytes >> 20} MiB of the GPU are free"
+
+
+_NO_RUNNER = re.compile(r"(?P<node>\S+) has no runners that implement it")
+
+
+def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
+    """Return why a build failed, from the log, with the node and its operator if the log names one."""
+    errors = [text for text in log.errors() if "catchCudaError" not in text] or list(log.errors())
+    layers = {network.get_layer(index).name: network.get_layer(index) for index in range(network.num_layers)}
+    for text in errors:
+        match = _NO_RUNNER.search(text)
+        if match and match["node"] in layers:
+            return f"operator {layers[match['node']].type.name} (node {match['node']}) is not supported on this GPU"
+    return "; ".join(errors) or "no reason given"
+
+
+def failed_build(problem: str, cause: str, precision: Precision) -> ModelError:
+    """Return the error to raise: `Refused` if another form of the model may build, which lack of memory excludes."""
+    if any(word in cause for word in _OUT_OF_MEMORY):
+        hint = "lower `detect: {max_batch: ...}`"
+        return ModelError(f"{problem}: {cause}{free_memory()}", hint=hint, code="out-of-memory")
+    hint = "export the model without operators that are named above; `--level 1` and a smaller max_batch ask for less"
+    if precision in ("int8", "fp8"):
+        hint = f"this library or GPU may have no {precision} kernels for the model's layers: `precision: fp16` works"
+    return Refused(f"{problem}: {cause}", hint=hint, code="build-failed")
+
+
+def notes_of(log: LogLines) -> tuple[str, ...]:
+    """Return the warnings of a build and its lines on sparsity, each once."""
+    lines = (line.text.strip() for line in log.lines if line.severity == "WARNING" or "(Sparsity)" in line.text)
+    return tuple(dict.fromkeys(lines))
+
+
+def bytes_in(log: LogLines, what: str) -> int | None:
+    """Return the largest number of bytes that the log gives for `what`: it has a line for each profile."""
+    pattern = re.compile(re.escape(what) + r": (\d+)")
+    matches = (pattern.search(line.text) for line in log.lines)
+    return max((int(match[1]) for match in matches if match), default=None)

@@ -113,10 +113,10 @@ class _Fold:
             return value
 
         def step(op_type: str, inputs: Sequence[ir.Value], key: str, **attributes: Any) -> ir.Value:
-            made = ir.node(op_type, inputs, attributes, name=_fresh(f"{label}_unfold_{key}", names))
-            made.outputs[0].name = _fresh(f"{label}_{key}", names)
-            nodes.append(made)
-            return made.outputs[0]
+            added = ir.node(op_type, inputs, attributes, name=_fresh(f"{label}_unfold_{key}", names))
+            added.outputs[0].name = _fresh(f"{label}_{key}", names)
+            nodes.append(added)
+            return added.outputs[0]
 
         inputs = [node.inputs[0], constant("weights", wide)]
         if self.bias is not None:
@@ -140,7 +140,7 @@ def _fold_of(node: ir.Node, shapes: _Shapes) -> _Fold | None:
         return None
     parameters = [_constant(value) for value in node.inputs[1:] if value is not None]
     shape = shapes.get(str(node.outputs[0].name), ())
-    if any(each is None for each in parameters) or len(shape) != 4 or shape[3] is None:
+    if any(values is None for values in parameters) or len(shape) != 4 or shape[3] is None:
         return None
     weights, bias = (*parameters, None)[:2]
     if weights is None:
@@ -175,17 +175,17 @@ def _constant(value: ir.Value) -> NDArray[np.float32] | None:
 
 def _is_activated_and_joined(value: ir.Value) -> bool:
     """Return True if only activations read a tensor, and a Concat reads their results."""
-    made = [value]
-    for each in made:  # grows: Mish may be Softplus, Tanh and a product
-        made.extend(node.outputs[0] for node in each.consumers() if _activates(node))
+    activated = [value]
+    for tensor in activated:  # grows: Mish may be Softplus, Tanh and a product
+        activated.extend(node.outputs[0] for node in tensor.consumers() if _activates(node))
     readers = value.consumers()
-    products = [node for node in readers if node.op_type == "Mul" and set(node.inputs) <= set(made)]
+    products = [node for node in readers if node.op_type == "Mul" and set(node.inputs) <= set(activated)]
     unary = [node for node in readers if _activates(node)]
     if value.is_graph_output() or len(unary) + len(products) < len(readers):
         return False
     if not products and all(node.op_type in INSIDE_ALONE for node in unary):
         return False
-    return _is_joined([*made[1:], *(node.outputs[0] for node in products)])
+    return _is_joined([*activated[1:], *(node.outputs[0] for node in products)])
 
 
 def _activates(node: ir.Node) -> bool:
@@ -247,8 +247,8 @@ def _shapes_of(model: ir.Model) -> _Shapes:
     except onnx.shape_inference.InferenceError:
         return {}
     return {
-        each.name: tuple(side.dim_value or None for side in each.type.tensor_type.shape.dim)
-        for each in (*inferred.value_info, *inferred.output)
+        info.name: tuple(side.dim_value or None for side in info.type.tensor_type.shape.dim)
+        for info in (*inferred.value_info, *inferred.output)
     }
 
 

@@ -205,7 +205,7 @@ class MemoryPool:
 
     def _trim(self) -> int:
         """Free the segments without anything in use, and return their bytes."""
-        unused = [(stream, each) for stream, all_of in self._segments.items() for each in all_of if each.unused]
+        unused = [(stream, segment) for stream, held in self._segments.items() for segment in held if segment.unused]
         if unused:
             self._raw.synchronize(None)  # freed in the order of a stream, which may not have come so far
         for stream, segment in unused:
@@ -214,7 +214,7 @@ class MemoryPool:
         return sum(segment.size for _, segment in unused)
 
     def _reserved(self) -> int:
-        return sum(segment.size for all_of in self._segments.values() for segment in all_of)
+        return sum(segment.size for held in self._segments.values() for segment in held)
 
     def report(self) -> PoolReport:
         """Return the memory that the pool holds now."""

@@ -195,8 +195,8 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
     if to == "fp16":
         _refuse_overflow(weights)
     original = _for_quantisation(original)
-    kept = [each.name for each in original.graph.input if keep_inputs]
-    kept += [each.name for each in original.graph.output if keep_outputs]
+    kept = [info.name for info in original.graph.input if keep_inputs]
+    kept += [info.name for info in original.graph.output if keep_outputs]
     with warnings.catch_warnings():  # one for each weight below 6e-8, which is rounded up to that
         warnings.simplefilter("ignore")
         converted = convert_float_to_float16(original, keep_io_types=kept)
@@ -221,7 +221,7 @@ def _for_quantisation(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return `model` at an opset whose QuantizeLinear takes float16, if it has any."""
     import onnx
 
-    version = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), _QDQ_OPSET)
+    version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), _QDQ_OPSET)
     if version >= _QDQ_OPSET or not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return model
     return onnx.version_converter.convert_version(model, _QDQ_OPSET)

@@ -62,17 +62,17 @@ class LayerTimes:
         """Return every layer in the order of execution."""
         names = dict.fromkeys(name for run in self._runs for name in run)
         times = {name: [run[name] for run in self._runs if name in run] for name in names}
-        whole = sum(statistics.fmean(each) for each in times.values())
+        whole = sum(statistics.fmean(layer_ms) for layer_ms in times.values())
         return tuple(
             LayerTime(
                 name=name,
-                mean_ms=statistics.fmean(each),
-                median_ms=statistics.median(each),
-                min_ms=min(each),
-                max_ms=max(each),
-                share=statistics.fmean(each) / whole if whole else 0.0,
+                mean_ms=statistics.fmean(layer_ms),
+                median_ms=statistics.median(layer_ms),
+                min_ms=min(layer_ms),
+                max_ms=max(layer_ms),
+                share=statistics.fmean(layer_ms) / whole if whole else 0.0,
             )
-            for name, each in times.items()
+            for name, layer_ms in times.items()
         )
 
 
@@ -188,8 +188,8 @@ def _layer(described: Any) -> Layer:
 
 
 def _split_profile(name: str) -> tuple[str, int]:
-    found = _PROFILE_SUFFIX.search(name)
-    return (name[: found.start()], int(found[1])) if found else (name, 0)
+    match = _PROFILE_SUFFIX.search(name)
+    return (name[: match.start()], int(match[1])) if match else (name, 0)
 
 
 def _tensor(described: Any) -> LayerTensor:

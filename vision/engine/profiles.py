@@ -71,11 +71,11 @@ class Profile:
 
     def extent(self) -> tuple[int, int]:
         """Return the elements of all inputs at their largest, and how many fewer they are at their smallest."""
-        largest = sum(math.prod(each.max) for each in self.shapes.values())
-        return largest, largest - sum(math.prod(each.min) for each in self.shapes.values())
+        largest = sum(math.prod(sizes.max) for sizes in self.shapes.values())
+        return largest, largest - sum(math.prod(sizes.min) for sizes in self.shapes.values())
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {each}" for name, each in {**self.shapes, **self.values}.items())
+        return ", ".join(f"{name} {sizes}" for name, sizes in {**self.shapes, **self.values}.items())
 
 
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:

@@ -137,22 +137,22 @@ def add_profile(
     Raises:
         ModelError: TensorRT finds the profile inconsistent.
     """
-    made = builder.create_optimization_profile()
+    added = builder.create_optimization_profile()
     try:
         for tensor in inputs:
             if tensor.is_shape_tensor:
                 values = profile.values[tensor.name]
-                made.set_shape_input(tensor.name, list(values.min), list(values.opt), list(values.max))
+                added.set_shape_input(tensor.name, list(values.min), list(values.opt), list(values.max))
             elif min(tensor.shape, default=0) < 0:
                 shapes = profile.shapes[tensor.name]
                 dims = (trt.Dims(list(shape)) for shape in (shapes.min, shapes.opt, shapes.max))
-                made.set_shape(tensor.name, *dims)
-        accepted = bool(made) and config.add_optimization_profile(made) >= 0
+                added.set_shape(tensor.name, *dims)
+        accepted = bool(added) and config.add_optimization_profile(added) >= 0
     except RuntimeError as error:
         raise ModelError(f"{find_library()} refuses the profile {profile}: {error}", code="profile-refused") from error
     if not accepted:
         raise ModelError(f"{find_library()} finds the profile inconsistent: {profile}", code="profile-refused")
-    return made
+    return added
 
 
 def quantisation_of(network: trt.INetworkDefinition) -> Quantised:

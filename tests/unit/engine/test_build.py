@@ -27,13 +27,16 @@ from vision.engine import library
 from vision.engine.build import (
     BuildOptions,
     Built,
+    Refused,
     attach_timing_cache,
     build_engine,
+    build_failure,
+    failed_build,
     make_monitor,
+    notes_of,
     set_flags,
     timings_of,
 )
-from vision.engine.build_errors import Refused, build_failure, failed_build, notes_of
 from vision.engine.build_plan import DEFAULT_LEVEL, BuildPlan, Precision, plan_typing, resolve
 from vision.engine.library import GpuDescription, LogLine, LogLines, keeps_timing
 from vision.engine.onnx_transform import rewrite_onnx
