@@ -32,10 +32,6 @@ class ZoneWatch:
     """The zones of one camera. The state of each object is in the `columns` of the camera's `TrackTable`."""
 
     def __init__(self, zones: Sequence[ZoneConfig], anchors: Sequence[str], class_names: Sequence[str]) -> None:
-        """
-        Args:
-            anchors: names of the columns of `TrackSnapshot.points`.
-        """
         number = len(zones)
         self.columns: Mapping[str, TrackColumn] = {
             "inside": TrackColumn(np.bool_, (number,)),
@@ -128,11 +124,7 @@ class CrowdDetector:
         }
 
     def update(self, now_s: float, *, unobserved: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield zone and data of each event.
-
-        Args:
-            unobserved: the camera was away for so long that no state has lasted.
-        """
+        """Yield zone and data of each event. `unobserved`: the camera was away for so long that no state has lasted."""
         for zone, crowd in self._crowds.items():
             occupants = self.occupants[zone]
             if crowd.is_crowded:
