@@ -56,7 +56,7 @@ class LineSet:
         self._lengths = [abs(along) for along in self._along]
 
     def of_places(self, places: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return factors (N, L) and offsets (L,) of the distances from the lines; `places` are the anchors' (N, 2 A)."""
+        """Return factors (N, L) and offsets (L,) of the distances from the lines. `places`: factors of the anchors."""
         starts = np.array(self._starts, np.complex128)
         directions = np.array(self._along, np.complex128) / np.array(self._lengths)
         columns = 2 * np.array(self.anchors, np.intp)
