@@ -25,7 +25,6 @@ from vision.types import Detections, Frame, FrameMeta
 
 WIDTH_PX = 1200
 GAP_PX = 8
-SCORE = 0.5  # of what is drawn
 LARGEST_BYTES = 200_000
 
 
@@ -34,33 +33,34 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/demo.jpg"))
     parser.add_argument("--frames", type=int, nargs=2, default=[45, 185], help="which frame of each camera, from 0")
     arguments = parser.parse_args()
-    site = load_config(resolve_config("demo"), os.environ)
-    folder, spec = find_model(site)
-    with closing(open_detector(folder, spec, site.detect.model_copy(update={"score_threshold": SCORE}))) as detector:
-        tiles = [tile(camera, frame, detector) for camera, frame in zip(site.cameras, arguments.frames, strict=True)]
+    config = load_config(resolve_config("demo"), os.environ)
+    with closing(open_detector(*find_model(config.model), config.detect)) as detector:
+        tiles = [tile(camera, frame, detector) for camera, frame in zip(config.cameras, arguments.frames, strict=True)]
     arguments.out.write_bytes(encode(side_by_side(tiles)))
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1000:.0f} kB")
 
 
 def tile(camera: CameraConfig, index: int, detector: Detector) -> NDArray[np.uint8]:
-    """One camera's frame with its objects, in the width that it has in the whole."""
+    """Return a frame of one camera with its objects, in its width in the whole image."""
     image = frame_of(camera, index)
-    found = detect(image, detector)
+    objects = detect(image, detector)
     width_px = (WIDTH_PX - GAP_PX) // 2
     scale = width_px / image.shape[1]
     small = cv2.resize(image, (width_px, round(image.shape[0] * scale)), interpolation=cv2.INTER_AREA)
     pixels = np.asarray(small, np.uint8)
     overlay = Overlay(pixels)
-    overlay.banner(camera.id, f"{len(found)} objects")
-    names = [detector.spec.class_names[class_id] for class_id in found.class_ids]
-    labels = [f"{name} {score * 100:.0f}%" for name, score in zip(names, found.scores, strict=True)]
-    overlay.objects(found.boxes_xyxy * np.float32(scale), labels, [class_colour(int(each)) for each in found.class_ids])
+    overlay.banner(camera.id, f"{len(objects)} objects")
+    names = [detector.spec.class_names[class_id] for class_id in objects.class_ids]
+    labels = [f"{name} {score * 100:.0f}%" for name, score in zip(names, objects.scores, strict=True)]
+    overlay.objects(
+        objects.boxes_xyxy * np.float32(scale), labels, [class_colour(int(class_id)) for class_id in objects.class_ids]
+    )
     return pixels
 
 
 def frame_of(camera: CameraConfig, index: int) -> NDArray[np.uint8]:
-    with closing(read_frames(camera, offline=True)) as stills:
-        pixels: NDArray[np.uint8] = next(islice(stills, index, None)).pixels.copy()
+    with closing(read_frames(camera, offline=True)) as frames:
+        pixels: NDArray[np.uint8] = next(islice(frames, index, None)).pixels.copy()
         return pixels
 
 
@@ -78,7 +78,7 @@ def side_by_side(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
-    """JPEG of the best quality that is not too large for a README."""
+    """Return a JPEG of the best quality that is not too large for a README."""
     for quality in range(92, 40, -4):
         _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
         if len(data) <= LARGEST_BYTES:

@@ -25,7 +25,8 @@ from vision.cli.options import (
     ModelName,
     Precision,
     argument_parser,
-    read_config,
+    given,
+    select_model,
     table_console,
 )
 from vision.cli.session import command
@@ -100,15 +101,10 @@ def build(
         context.fail("nothing to do: expected MODEL, --config, --list or --prune")
     if json and not show_list:
         context.fail("--json belongs to --list")
-    detect, found_model = DetectConfig(), None
-    if config is not None:
-        app_config = read_config(config)
-        detect, found_model = app_config.detect, find_model(app_config.model)
-    if model is not None:
-        found_model = find_model(model)
-    engine = _given(workspace_mib=workspace_mib, optimization_level=level, dla_core=dla)
-    changes = _given(precision=precision, max_batch=max_batch)
-    detect = detect.model_copy(update={**changes, "engine": detect.engine.model_copy(update=engine)})
+    name, detect = select_model(model, config, precision=precision, max_batch=max_batch)
+    engine = given(workspace_mib=workspace_mib, optimization_level=level, dla_core=dla)
+    detect = detect.model_copy(update={"engine": detect.engine.model_copy(update=engine)})
+    found_model = None if name is None else find_model(name)
     gpu = for_gpu or _open_gpu(required=found_model is not None)
     console = table_console(Path("-") if json else None)
     engines = EngineCache(cache)
@@ -121,10 +117,6 @@ def build(
     if show_list:
         (print_engines_as_json if json else print_engines)(engines.entries(), gpu, console)
     return EXIT_OK
-
-
-def _given(**values: object) -> dict[str, object]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _start_once(folder: Path, spec: ModelSpec, detect: DetectConfig, console: Console) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from vision.capture.synthetic.spec import SyntheticSpec
-from vision.config import AppConfig, load_config, resolve_config
+from vision.config import AppConfig, DetectConfig, load_config, resolve_config
 from vision.config.source_address import File, Folder, Synthetic, parse_source
 from vision.errors import ConfigError, SourceError, VisionError
 from vision.metrics import enable_nvtx
@@ -167,6 +167,19 @@ def start_nvtx(requested: bool) -> None:
 def read_config(name: str) -> AppConfig:
     """Load a configuration by its path or its shipped name, with secrets from the environment."""
     return load_config(resolve_config(name), os.environ)
+
+
+def given(**values: object) -> dict[str, object]:
+    """Return the options that are on the command line."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def select_model(model: str | None, config: str | None, **changes: object) -> tuple[str | None, DetectConfig]:
+    """Return the name of the model and the detector's configuration: those of `config`, if any, with the changes."""
+    app_config = None if config is None else read_config(config)
+    detect = DetectConfig() if app_config is None else app_config.detect
+    name = model or (None if app_config is None else app_config.model)
+    return name, detect.model_copy(update=given(**changes))
 
 
 def table_console(json: Path | None = None) -> Console:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -18,12 +18,11 @@ from vision.cli.options import (
     ModelName,
     Precision,
     TraceFile,
-    read_config,
+    select_model,
     table_console,
     write_text,
 )
 from vision.cli.session import command
-from vision.config import DetectConfig
 from vision.engine.profiler import Profile
 from vision.errors import EXIT_OK
 from vision.runtime.builder import find_model
@@ -58,12 +57,18 @@ def profile(
     """
     if model is None and config is None:
         context.fail("expected MODEL or --config")
-    changes = {name: value for name, value in (("precision", precision), ("backend", backend)) if value is not None}
-    name, detect = _profiled(context, model, config, batch, changes)
+    name, detect = select_model(model, config, precision=precision, backend=backend)
+    if config is not None and batch > detect.max_batch:
+        context.fail(f"--batch: {config} has batches of at most {detect.max_batch}")
+    detect = detect.model_copy(update={"max_batch": max(detect.max_batch, batch)})
+    folder, spec = find_model(str(name))
+    if print_nsys:
+        print(commands.nsys(str(name), batch, detect.precision))
+    if print_trtexec:
+        named = [str(name)] if config is None else [str(name), "--config", config]
+        print(commands.trtexec(folder, spec, batch, detect, named))
     if print_nsys or print_trtexec:
-        _print_commands(name, config, batch, detect, nsys=print_nsys, trtexec=print_trtexec)
         return EXIT_OK
-    folder, spec = find_model(name)
     settings = ProfileSettings(batch, detect, runs, trace)
     measured = with_progress(lambda progress: profile_model(folder, spec, settings, progress))
     try:
@@ -72,30 +77,6 @@ def profile(
     finally:
         _print_profile(measured, top, trace, table_console(json))
     return EXIT_OK
-
-
-def _profiled(
-    context: typer.Context, model: str | None, config: str | None, batch: int, changes: dict[str, Any]
-) -> tuple[str, DetectConfig]:
-    """Return the model's name or folder, and the detector's configuration for such batches."""
-    detect, name = DetectConfig(), model
-    if config is not None:
-        app_config = read_config(config)
-        detect, name = app_config.detect, model or app_config.model
-        if batch > detect.max_batch:
-            context.fail(f"--batch: {config} has batches of at most {detect.max_batch}")
-    return str(name), detect.model_copy(update={**changes, "max_batch": max(detect.max_batch, batch)})
-
-
-def _print_commands(
-    model: str, config: str | None, batch: int, detect: DetectConfig, *, nsys: bool, trtexec: bool
-) -> None:
-    folder, spec = find_model(model)
-    if nsys:
-        print(commands.nsys(model, batch, detect.precision))
-    if trtexec:
-        named = [model] if config is None else [model, "--config", config]
-        print(commands.trtexec(folder, spec, batch, detect, named))
 
 
 def _print_profile(profile: Profile, top: int | None, trace: Path | None, console: Console) -> None:
