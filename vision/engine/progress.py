@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -116,16 +117,15 @@ def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
 
     Ctrl-C sets `cancel`, waits until `work` has ended, and is raised again.
     """
-    results: list[_T] = []
-    errors: list[BaseException] = []
+    outcome: Future[_T] = Future()
     begun, ended = threading.Event(), threading.Event()
 
     def run() -> None:
         begun.set()
         try:
-            results.append(work())
+            outcome.set_result(work())
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
-            errors.append(error)
+            outcome.set_exception(error)
         finally:
             ended.set()
 
@@ -145,6 +145,4 @@ def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
     thread.join()
     if interrupted is not None:
         raise interrupted
-    if errors:
-        raise errors[0]
-    return results[0]
+    return outcome.result()
