@@ -192,7 +192,7 @@ def test_buffers_are_writable_contiguous_and_outlive_the_detector(
 
 @pytest.mark.parametrize("pixel_format", ["nv12", "i420"])
 def test_yuv_buffers_have_even_sides(detector: Detector, pixel_format: PixelFormat) -> None:
-    with pytest.raises(ValueError, match="even"):
+    with pytest.raises(ValueError):
         detector.frame_buffer(47, 64, pixel_format)
 
 
@@ -206,7 +206,7 @@ def test_results_have_the_types_of_their_fields(detector: Detector) -> None:
     assert found.truncated_candidates == 0
 
 
-def test_results_land_in_their_slot(detector: Detector) -> None:
+def test_results_belong_to_their_slot(detector: Detector) -> None:
     for round_ in range(30):
         colors = round_ % 3, (round_ + 1) % 3
         for slot, color in enumerate(colors):
@@ -217,14 +217,14 @@ def test_results_land_in_their_slot(detector: Detector) -> None:
 
 
 @pytest.mark.parametrize("color", [0, 1, 2])
-def test_every_pixel_format_gives_the_same(detector: Detector, color: int) -> None:
+def test_every_pixel_format_gives_the_same_detections(detector: Detector, color: int) -> None:
     for pixel_format in detector.spec.pixel_formats:
         detector.submit(0, [frame(detector, color, pixel_format=pixel_format)])
         (found,) = detector.wait(0, LONG_S)
         assert_finds(found, color)
 
 
-def test_a_batch_mixes_sizes_and_formats(detector: Detector) -> None:
+def test_batch_of_mixed_sizes_and_formats(detector: Detector) -> None:
     formats = detector.spec.pixel_formats
     frames = [
         frame(detector, 0, 1, 1, "bgr"),
@@ -240,20 +240,20 @@ def test_a_batch_mixes_sizes_and_formats(detector: Detector) -> None:
 
 
 @pytest.mark.parametrize(("width_px", "height_px"), [(1, 1), (1, 700), (700, 1), (7680, 4320)])
-def test_extreme_sizes(detector: Detector, width_px: int, height_px: int) -> None:
+def test_extreme_frame_sizes_are_detected(detector: Detector, width_px: int, height_px: int) -> None:
     detector.submit(0, [frame(detector, 2, width_px, height_px)])
     (found,) = detector.wait(0, LONG_S)
     assert_finds(found, 2, width_px, height_px)
 
 
-def test_a_batch_may_be_smaller_than_the_one_before(detector: Detector) -> None:
+def test_smaller_batch_after_a_larger_one(detector: Detector) -> None:
     for size in (4, 1, 3, 2):
         detector.submit(0, [frame(detector, color % 3) for color in range(size)])
         found = detector.wait(0, LONG_S)
         assert [each.class_ids.tolist() for each in found] == [[color % 3] for color in range(size)]
 
 
-def test_results_are_never_written_again(detector: Detector) -> None:
+def test_results_are_not_overwritten(detector: Detector) -> None:
     detector.submit(0, [frame(detector, 0), frame(detector, 1)])
     first = detector.wait(0, LONG_S)
     before = [(each.boxes_xyxy.copy(), each.scores.copy(), each.class_ids.copy()) for each in first]
@@ -313,23 +313,23 @@ def test_timeout_then_success(slow: Detector) -> None:
     with pytest.raises(TimeoutError):
         slow.wait(0, 0.01)
     assert time.monotonic() - began >= 0.01
-    with pytest.raises(ValueError, match="still submitted"):
+    with pytest.raises(ValueError):
         slow.submit(0, [frame(slow, 2)])
     (found,) = slow.wait(0, LONG_S)
     assert_finds(found, 1)
 
 
 @pytest.mark.parametrize("slot", [-1, 2, 1000])
-def test_there_is_no_such_slot(detector: Detector, slot: int) -> None:
-    with pytest.raises(ValueError, match="slot"):
+def test_unknown_slot_is_refused(detector: Detector, slot: int) -> None:
+    with pytest.raises(ValueError):
         detector.submit(slot, [frame(detector, 0)])
-    with pytest.raises(ValueError, match="slot"):
+    with pytest.raises(ValueError):
         detector.wait(slot, 0.0)
 
 
 @pytest.mark.parametrize("count", [0, 5])
 def test_batch_size_out_of_range_is_refused(detector: Detector, count: int) -> None:
-    with pytest.raises(ValueError, match="1 to 4 frames"):
+    with pytest.raises(ValueError):
         detector.submit(0, [frame(detector, 0)] * count)
     detector.submit(0, [frame(detector, 0)])  # the slot was not taken
     assert_finds(detector.wait(0, LONG_S)[0], 0)
@@ -337,35 +337,37 @@ def test_batch_size_out_of_range_is_refused(detector: Detector, count: int) -> N
 
 def test_submitted_slot_refuses_a_second_batch(detector: Detector) -> None:
     detector.submit(0, [frame(detector, 0)])
-    with pytest.raises(ValueError, match="still submitted"):
+    with pytest.raises(ValueError):
         detector.submit(0, [frame(detector, 1)])
     assert_finds(detector.wait(0, LONG_S)[0], 0)
 
 
-def test_wait_needs_a_submit(detector: Detector) -> None:
-    with pytest.raises(ValueError, match="nothing was submitted"):
+def test_wait_without_submit_is_refused(detector: Detector) -> None:
+    with pytest.raises(ValueError):
         detector.wait(0, 0.0)
     detector.submit(0, [frame(detector, 0)])
     detector.wait(0, LONG_S)
-    with pytest.raises(ValueError, match="nothing was submitted"):
+    with pytest.raises(ValueError):
         detector.wait(0, 0.0)
 
 
 def test_failure_is_raised_by_wait(kind: Kind, tmp_path: Path) -> None:
-    """And frees the slot; or, where the device is lost, is told by every call from then on."""
+    """The failed batch frees its slot. If the device is lost, every later call raises the error."""
     if kind.open_failing is None:
         pytest.skip("after an error of CUDA every call of the process fails, those of other tests too")
     with closing(kind.open_failing(tmp_path)) as detector:
         detector.submit(0, [frame(detector, 0)])
         if not kind.goes_on:
             for _ in range(2):
-                with pytest.raises(DeviceError, match="failed with cudaErrorIllegalAddress"):
+                with pytest.raises(DeviceError) as caught:
                     detector.wait(0, LONG_S)
-            with pytest.raises(DeviceError, match="failed with cudaErrorIllegalAddress"):
+                assert caught.value.code == "cuda-error"
+            with pytest.raises(DeviceError) as caught:
                 detector.submit(1, [foreign_frame(1)])
+            assert caught.value.code == "cuda-error"
             return
         detector.submit(1, [frame(detector, 1)])
-        with pytest.raises(DeviceError, match="detection failed"):
+        with pytest.raises(DeviceError):
             detector.wait(0, LONG_S)
         assert_finds(detector.wait(1, LONG_S)[0], 1)
         detector.submit(0, [frame(detector, 2)])

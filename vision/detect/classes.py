@@ -41,6 +41,7 @@ def class_ids(names: Sequence[str], wanted: Sequence[str] | None, model: str) ->
         raise ConfigError(
             f"detect.classes: the model {model} has no class {' and no '.join(map(repr, unknown))}",
             hint="; ".join(_advice(name, names) for name in unknown),
+            code="unknown-class",
         )
     return tuple(sorted({names.index(name) for name in wanted}))
 

@@ -103,7 +103,7 @@ def test_head_that_does_not_fit_is_refused(backend: str, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("gpu")
-def test_operator_that_only_tensorrt_has_passes(tmp_path: Path) -> None:
+def test_operator_unknown_to_onnx_runtime_passes(tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "colours")
     model = onnx.load(str(folder / "colours.onnx"))
     model.graph.node[0].op_type = "EfficientNMS_TRT"
@@ -149,7 +149,7 @@ def save_size_free_model(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("side", "code"), [(32, ""), (64, "input-size")])
-def test_size_that_the_file_was_not_exported_for_is_refused(side: int, code: str, tmp_path: Path) -> None:
+def test_input_size_other_than_exported_is_refused(side: int, code: str, tmp_path: Path) -> None:
     folder = save_size_free_model(tmp_path / "colours")
     spec = folder / "model.yaml"
     spec.write_text(spec.read_text().replace("width: 32, height: 32", f"width: {side}, height: {side}"))
@@ -157,7 +157,7 @@ def test_size_that_the_file_was_not_exported_for_is_refused(side: int, code: str
     assert (error.code if error else "") == code
 
 
-def test_size_of_a_file_with_free_axes_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_input_size_of_a_model_with_free_axes_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = save_size_free_model(tmp_path / "colours")
     with caplog.at_level(logging.INFO, "vision.detect.onnxruntime.network"):
         assert fault_of(folder) is None

@@ -72,14 +72,14 @@ def sigmoid(values: NDArray[np.float64]) -> Any:
 
 
 @pytest.mark.parametrize("activation", [softmax, sigmoid])
-def test_activations(tmp_path: Path, activation: Callable[[NDArray[np.float64]], Any]) -> None:
+def test_activations_of_the_classifier(tmp_path: Path, activation: Callable[[NDArray[np.float64]], Any]) -> None:
     with opened(save(tmp_path, ("none", activation.__name__), gain=100.0)) as one:
         scores = one.classify([plain(51, 102, 153), plain(*RED)])
     np.testing.assert_allclose(scores, activation(np.array([[60.0, 40, 20], [100, 0, 0]])), atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", ["batch", 1, 3])
-def test_any_number_of_crops_whatever_batch_the_network_takes(tmp_path: Path, batch: int | str) -> None:
+def test_classify_takes_any_number_of_crops(tmp_path: Path, batch: int | str) -> None:
     crops = [plain(0, 0, 10 * at) for at in range(7)]
     with opened(save(tmp_path, batch=batch), max_batch=7) as one:
         assert one.max_batch == 7
@@ -87,12 +87,12 @@ def test_any_number_of_crops_whatever_batch_the_network_takes(tmp_path: Path, ba
             scores = one.classify(crops[:count])
             np.testing.assert_allclose(scores[:, 0], np.arange(count) * 10 / 255, atol=1e-5)
         for count in (0, 8):
-            with pytest.raises(ValueError, match=f"a batch has 1 to 7 crops, got {count}"):
+            with pytest.raises(ValueError):
                 one.classify([crops[0]] * count)
 
 
 @pytest.mark.parametrize("pixel_format", ["bgr", "bgrx", "nv12", "i420"])
-def test_crop_equals_that_part_of_the_frame(tmp_path: Path, pixel_format: PixelFormat) -> None:
+def test_crop_equals_the_section_of_the_frame(tmp_path: Path, pixel_format: PixelFormat) -> None:
     frame = noise(pixel_format)
     whole = to_bgr(frame.pixels, pixel_format)
     out = np.zeros((24, 16, 3), np.uint8)
@@ -102,7 +102,7 @@ def test_crop_equals_that_part_of_the_frame(tmp_path: Path, pixel_format: PixelF
 
 
 @pytest.mark.parametrize("box", [(0, 0, 640, 480), (100, 50, 180, 290), (600, 440, 604, 444)])
-def test_a_crop_is_scaled_to_the_models_frame(tmp_path: Path, box: tuple[int, int, int, int]) -> None:
+def test_crop_is_scaled_to_the_input_size(tmp_path: Path, box: tuple[int, int, int, int]) -> None:
     frame = scene("bgr")
     out = np.zeros((24, 16, 3), np.uint8)
     with opened(save(tmp_path)) as one:
@@ -112,7 +112,7 @@ def test_a_crop_is_scaled_to_the_models_frame(tmp_path: Path, box: tuple[int, in
     np.testing.assert_allclose(out.mean(axis=(0, 1)), part.mean(axis=(0, 1)), atol=1.5)
 
 
-def test_letterboxing_keeps_the_proportions(tmp_path: Path) -> None:
+def test_letterboxed_crop_keeps_its_proportions(tmp_path: Path) -> None:
     pixels = np.zeros((100, 100, 3), np.uint8)
     pixels[:] = RED
     frame = Frame.wrap(FrameMeta("a", 0, 0, 0, 0, 100, 100), pixels, "bgr")
@@ -125,7 +125,7 @@ def test_letterboxing_keeps_the_proportions(tmp_path: Path) -> None:
     assert (out[:, :6] == 7).all() and (out[:, 10:] == 7).all() and (out[:, 7:9] == RED).all()
 
 
-def test_nothing_is_made_for_each_crop_or_batch(tmp_path: Path) -> None:
+def test_crop_and_classify_allocate_no_buffers(tmp_path: Path) -> None:
     frame, out = scene("i420"), np.zeros((24, 16, 3), np.uint8)
     with opened(save(tmp_path)) as one:
         one.crop(frame, (0, 0, 640, 480), out)
@@ -138,43 +138,46 @@ def test_nothing_is_made_for_each_crop_or_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "options", "words"),
+    ("changes", "options", "code"),
     [
-        ([("[reddish, greenish, bluish]", "[a, b]")], {}, "expected one output, float32 (batch, 2)"),
-        ([("width: 16", "width: 32")], {}, "expected one input, float32 (batch, 3, 24, 32)"),
-        ([], {"axes": (1, 2, 3)}, "expected one output, float32 (batch, 3)"),
-        ([("scale: 0.00392156862745098", "mean: [-9.0, 0.0, 0.0]")], {}, "expected scores from 0 to 1, got 0 to 9"),
+        ([("[reddish, greenish, bluish]", "[a, b]")], {}, "output-mismatch"),
+        ([("width: 16", "width: 32")], {}, "input-mismatch"),
+        ([], {"axes": (1, 2, 3)}, "output-mismatch"),
+        ([("scale: 0.00392156862745098", "mean: [-9.0, 0.0, 0.0]")], {}, "scores-out-of-range"),
     ],
 )
 def test_model_that_contradicts_its_spec_is_refused(
-    tmp_path: Path, changes: list[tuple[str, str]], options: dict[str, Any], words: str
+    tmp_path: Path, changes: list[tuple[str, str]], options: dict[str, Any], code: str
 ) -> None:
     folder = save(tmp_path, *changes, **options)
     with pytest.raises(ModelError) as caught:
         opened(folder)
-    assert words in str(caught.value)
+    assert caught.value.code == code
 
 
-def test_files_that_are_not_onnx(tmp_path: Path) -> None:
+def test_file_that_is_not_onnx_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path)
     (folder / "paint.onnx").write_bytes(b"onnx")
-    with pytest.raises(ModelError, match="is not a model that ONNX Runtime"):
+    with pytest.raises(ModelError) as caught:
         opened(folder)
+    assert caught.value.code == "damaged-model"
     (folder / "paint.onnx").unlink()
-    with pytest.raises(ModelError, match="there is no such file"):
+    with pytest.raises(ModelError) as caught:
         opened(folder)
+    assert caught.value.code == "model-missing"
 
 
 def test_detector_spec_is_refused_as_classifier(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text(tiny_models.COLOUR_CARD)
-    with pytest.raises(ModelError, match=r"head\.kind: expected 'classifier', got 'yolov8'"):
+    with pytest.raises(ModelError) as caught:
         load_classifier_spec(tmp_path)
+    assert "head.kind" in str(caught.value)
 
 
-def test_failure_during_work_and_after_close(tmp_path: Path) -> None:
+def test_failed_and_closed_classifier_raises(tmp_path: Path) -> None:
     with opened(save(tmp_path, fragile=True)) as one:
         np.testing.assert_allclose(one.classify([plain(*GREEN)]), [[0, 1, 0]], atol=1e-5)
-        with pytest.raises(DeviceError, match="paint: classification failed"):
+        with pytest.raises(DeviceError):
             one.classify([plain(*RED)])
     one.close()
     with pytest.raises(Closed):

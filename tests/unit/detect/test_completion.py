@@ -95,13 +95,13 @@ def test_polling_is_rare_from_the_third_batch_on(takes_ms: float) -> None:
     assert max(late_ms for late_ms, _ in batches) < 0.05 + takes_ms / 64
 
 
-def test_a_few_batches_after_slow_ones_waiting_is_as_short_as_it_was() -> None:
+def test_wait_is_short_again_after_slow_batches() -> None:
     late_ms = [late_ms for late_ms, _ in run_all([100] * 10 + [1] * 20)]
     assert sum(late_ms[10:]) < 200
     assert max(late_ms[20:]) < 0.05
 
 
-def test_batches_of_another_size_do_not_count() -> None:
+def test_expected_time_is_kept_per_batch_size() -> None:
     gpu = OnTheClock()
     with waited_for(gpu) as completion:
         for _ in range(5):
@@ -109,7 +109,7 @@ def test_batches_of_another_size_do_not_count() -> None:
             assert run(gpu, completion, 0.5, size=1)[0] < 0.05
 
 
-def test_waiting_ends_in_time() -> None:
+def test_wait_ends_at_the_timeout() -> None:
     gpu = OnTheClock()
     with waited_for(gpu) as completion:
         for takes_ms in (50, 50, 50):

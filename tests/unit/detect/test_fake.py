@@ -30,7 +30,7 @@ def painted(*objects: tuple[int, tuple[int, int, int, int]]) -> Frame:
     return frame
 
 
-def test_the_fake_finds_every_rectangle_to_the_pixel() -> None:
+def test_fake_detector_finds_rectangles_to_the_pixel() -> None:
     objects = ((2, (0, 0, 1, 1)), (0, (10, 20, 40, 30)), (0, (150, 20, 200, 100)), (1, (41, 20, 60, 30)))
     with closing(FakeDetector()) as detector:
         (found,) = detected(detector, painted(*objects))
@@ -40,7 +40,7 @@ def test_the_fake_finds_every_rectangle_to_the_pixel() -> None:
     assert found.scores.tolist() == [1.0] * 4
 
 
-def test_the_fake_scores_what_is_covered() -> None:
+def test_fake_detector_scores_the_covered_fraction() -> None:
     frame = painted((0, (10, 10, 30, 30)), (1, (20, 10, 40, 20)))  # green covers a quarter of red
     with closing(FakeDetector(score=0.5)) as detector:
         (found,) = detected(detector, frame)
@@ -51,7 +51,7 @@ def test_the_fake_scores_what_is_covered() -> None:
 
 
 @pytest.mark.parametrize(("parallel", "ready_ms"), [(1, [10, 20, 30]), (2, [10, 10, 20]), (3, [10, 10, 10])])
-def test_the_fake_takes_its_time_of_the_given_clock(parallel: int, ready_ms: list[int]) -> None:
+def test_fake_detector_uses_the_injected_clock(parallel: int, ready_ms: list[int]) -> None:
     now_ns = 0
 
     def sleep(seconds: float) -> None:
@@ -73,6 +73,6 @@ def test_the_fake_takes_its_time_of_the_given_clock(parallel: int, ready_ms: lis
         assert finished == ready_ms
 
 
-def test_fake_names_and_colours_belong_together() -> None:
+def test_fake_classes_match_their_colours() -> None:
     assert len(FAKE_CLASSES) == len(FAKE_COLORS)
     assert [FAKE_CLASSES[color.index(255)] for color in FAKE_COLORS] == ["blue", "green", "red"]

@@ -92,7 +92,7 @@ def nanodet_outputs(scored: Mapping[tuple[int, int], float]) -> tuple[Floats, Fl
         ({(0, 0): float("nan")}, {}, []),
     ],
 )
-def test_nanodet(
+def test_nanodet_decodes(
     scored: Mapping[tuple[int, int], float], options: Mapping[str, Any], expected: list[tuple[float, ...]]
 ) -> None:
     scores, distances = nanodet_outputs(scored)
@@ -111,7 +111,7 @@ def test_nanodet_softmax_is_an_expectation_and_does_not_overflow() -> None:
     assert row == (0, 1.0, 7.5 - 16, 7.5 - 12, 7.5 + 8, 7.5 + 16)  # 1, 0.75, 0.5 and 1 strides
 
 
-def test_nanodet_has_cells_for_a_rest_of_the_canvas() -> None:
+def test_nanodet_rounds_the_number_of_cells_up() -> None:
     head = make_head(spec(NANODET, sides=(65, 33)), 3, 0.5)
     assert head.fits({"scores": (1, 5 * 3 + 3 * 2, 3), "distances": (1, 5 * 3 + 3 * 2, 12)}) is not None
 
@@ -138,7 +138,7 @@ V5 = {"kind": "yolov5"}
         ([[10, 20, 4, 8, 2.0, 3.0, -9.0, -9.0]], {**V5, "activation": "sigmoid"}, [(0, 0.839, 8, 16, 12, 24)]),
     ],
 )
-def test_yolov5(boxes: list[list[float]], head: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
+def test_yolov5_decodes(boxes: list[list[float]], head: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
     output = np.array(boxes, np.float32).reshape(-1, 8)
     assert rows(bound(head, {"output": (1, None, 8)}).decode([output])) == expected
     of_class_1 = [row for row in expected if row[0] == 1]
@@ -166,7 +166,7 @@ V8 = {"kind": "yolov8"}
         ([[10, 20, 4, 8, 3.0, -9.0, -9.0]], {**V8, "activation": "sigmoid"}, [(0, 0.9526, 8, 16, 12, 24)]),
     ],
 )
-def test_yolov8(boxes: list[list[float]], head: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
+def test_yolov8_decodes(boxes: list[list[float]], head: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
     output = np.ascontiguousarray(np.array(boxes, np.float32).reshape(-1, 7).T)
     assert rows(bound(head, {"output": (1, 7, None)}).decode([output])) == expected
     of_class_2 = [row for row in expected if row[0] == 2]
@@ -195,7 +195,7 @@ def test_end_to_end(objects: list[list[float]], options: Mapping[str, Any], expe
     assert rows(head.decode([np.array(objects, np.float32).reshape(-1, 6)])) == expected
 
 
-def test_end_to_end_fractions() -> None:
+def test_end_to_end_scales_fractions() -> None:
     head = bound({**END, "box_scale": "fraction"}, {"output": (1, 300, 6)})
     assert rows(head.decode([array([0.25, 0.5, 0.5, 1.0, 0.9, 1])])) == [(1, 0.9, 16, 16, 32, 32)]
 
@@ -229,7 +229,7 @@ def test_rt_detr(logits: list[list[float]], options: Mapping[str, Any], expected
     assert rows(found) == expected
 
 
-def test_rt_detr_counts_what_it_cuts() -> None:
+def test_rt_detr_counts_truncated_candidates() -> None:
     head = bound(RT, RT_SHAPES, nms={"max_objects": 4})
     assert head.decode([np.zeros((2, 4), np.float32), np.full((2, 3), 9, np.float32)]).truncated_candidates == 2
 
@@ -252,7 +252,7 @@ def zeros(kind: str) -> list[Floats]:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_capacity_is_kept_and_the_excess_counted(kind: str) -> None:
+def test_candidates_over_the_capacity_are_counted(kind: str) -> None:
     head = bound({**NANODET, "kind": kind}, SHAPES[kind], 0.0, nms={"max_candidates": 7, "max_objects": 7})
     found = head.decode(zeros(kind))
     pairs = {"nanodet": CELLS * 3, "end-to-end": 40}.get(kind, 40 * 3)
@@ -261,7 +261,7 @@ def test_capacity_is_kept_and_the_excess_counted(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_boxes_that_are_not_finite_are_dropped(kind: str) -> None:
+def test_non_finite_boxes_are_dropped(kind: str) -> None:
     head = bound({**NANODET, "kind": kind}, SHAPES[kind], 0.5)
     outputs = [np.full_like(each, np.inf) for each in zeros(kind)]
     head.raw_scores(outputs)[...] = 1.0
@@ -273,7 +273,7 @@ def test_boxes_that_are_not_finite_are_dropped(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_types(kind: str) -> None:
+def test_candidates_have_the_documented_types(kind: str) -> None:
     found = bound({**NANODET, "kind": kind}, SHAPES[kind], 0.0).decode(zeros(kind))
     assert len(found.scores) > 0
     assert found.boxes_xyxy.dtype == np.float32
@@ -282,15 +282,16 @@ def test_types(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_impossible_scores_are_refused(kind: str) -> None:
+def test_scores_outside_zero_to_one_are_refused(kind: str) -> None:
     outputs = zeros(kind)
     head = bound({**NANODET, "kind": kind}, SHAPES[kind])
     head.check_scores(outputs)
     for wrong in (-4.0, 3.0, math.nan):
         head.raw_scores(outputs)[-1:] = wrong
-        with pytest.raises(ModelError, match="between 0 and 1") as error:
+        with pytest.raises(ModelError) as caught:
             head.check_scores(outputs)
-        assert "activation: sigmoid" in error.value.hint
+        assert caught.value.code == "scores-out-of-range"
+        assert "activation: sigmoid" in caught.value.hint
         bound({**NANODET, "kind": kind, "activation": "sigmoid"}, SHAPES[kind]).check_scores(outputs)
 
 
@@ -310,11 +311,11 @@ def test_impossible_scores_are_refused(kind: str) -> None:
         ("rt-detr", {"pred_boxes": (1, None, 4), "logits": (1, None, 3)}, ("pred_boxes", "logits")),
     ],
 )
-def test_outputs_are_found(kind: str, shapes: dict[str, Shape], outputs: tuple[str, ...]) -> None:
+def test_head_chooses_its_outputs(kind: str, shapes: dict[str, Shape], outputs: tuple[str, ...]) -> None:
     assert make_head(spec({**NANODET, "kind": kind}), len(ABC), 0.5).choose_outputs(shapes) == outputs
 
 
-def test_four_classes_do_not_confuse_scores_with_boxes() -> None:
+def test_scores_of_four_classes_are_not_taken_for_boxes() -> None:
     head = HEADS["rt-detr"](spec(RT), 4, 0.5)
     assert head.choose_outputs({"scores": (1, 300, 4), "boxes": (1, 300, 4)}) == ("boxes", "scores")
 
@@ -353,7 +354,7 @@ def test_head_mismatch_names_the_fitting_head(
 
 
 @given(st.floats(0, 1, width=32), st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=30))
-def test_the_floor_of_logits_loses_nothing(score: float, logits: list[float]) -> None:
+def test_logit_floor_drops_no_candidate(score: float, logits: list[float]) -> None:
     values = np.array(logits, np.float32)
     output = np.zeros((7, len(values)), np.float32)
     output[4:] = -100

@@ -82,7 +82,7 @@ def test_postprocess_compiles_for(arch: str) -> None:
 
 @pytest.mark.parametrize("kind", OUTPUTS)
 @pytest.mark.parametrize("half", [False, True])
-def test_every_head_compiles(kind: str, half: bool) -> None:
+def test_postprocess_compiles_for_every_head(kind: str, half: bool) -> None:
     source = Source.read(KERNELS / "postprocess.cu", definitions(kind, half=half))
     assert compile_cubin(source, "sm_87")
 

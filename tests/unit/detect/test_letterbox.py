@@ -46,7 +46,7 @@ def input_card(**changes: object) -> InputSpec:
         ((8, 5), (4, 4), "center", Letterbox(0.5, 0, 0), (4, 3)),  # 2.5 rounds up; an odd rest lies below
     ],
 )
-def test_geometry(
+def test_letterbox_geometry(
     source: tuple[int, int],
     model: tuple[int, int],
     placement: Placement,
@@ -65,7 +65,7 @@ def test_geometry(
     st.integers(16, 1300),
     st.sampled_from(["top-left", "center"]),
 )
-def test_the_frame_fills_one_side_and_stays_on_the_canvas(
+def test_letterbox_fills_one_side_of_the_canvas(
     width_px: int, height_px: int, model_width_px: int, model_height_px: int, placement: Placement
 ) -> None:
     letterbox = Letterbox.fit(width_px, height_px, model_width_px, model_height_px, placement)
@@ -76,7 +76,7 @@ def test_the_frame_fills_one_side_and_stays_on_the_canvas(
 
 
 @given(st.integers(1, 9000), st.integers(1, 9000), st.sampled_from(["top-left", "center"]))
-def test_corners_come_back_exactly(width_px: int, height_px: int, placement: Placement) -> None:
+def test_corners_map_back_exactly(width_px: int, height_px: int, placement: Placement) -> None:
     letterbox = Letterbox.fit(width_px, height_px, 416, 320, placement)
     x, y = letterbox.pad_x_px, letterbox.pad_y_px
     content_width, content_height = letterbox.content(width_px, height_px)
@@ -98,7 +98,7 @@ def test_boxes_are_clipped_to_the_frame_in_a_new_array() -> None:
 
 
 @pytest.mark.parametrize(("pixel_format", "code"), [("nv12", cv2.COLOR_YUV2BGR_NV12), ("i420", cv2.COLOR_YUV2BGR_I420)])
-def test_conversion_is_opencv_to_the_bit(pixel_format: PixelFormat, code: int) -> None:
+def test_reference_conversion_equals_opencv(pixel_format: PixelFormat, code: int) -> None:
     pixels = noise(640, 480, pixel_format)
     np.testing.assert_array_equal(to_bgr(pixels, pixel_format), cv2.cvtColor(pixels, code))
 
@@ -118,7 +118,7 @@ def test_conversion_is_opencv_to_the_bit(pixel_format: PixelFormat, code: int) -
         ("bt709-full", (54, 99, 255), (0, 0, 254)),
     ],
 )
-def test_encodings_mean_these_colours(
+def test_yuv_encodings_give_the_standard_colours(
     encoding: YuvEncoding, yuv: tuple[int, int, int], bgr: tuple[int, int, int]
 ) -> None:
     pixels = np.array([[yuv[0]] * 2] * 2 + [[yuv[1], yuv[2]]], np.uint8)
@@ -126,7 +126,7 @@ def test_encodings_mean_these_colours(
 
 
 @pytest.mark.parametrize(("width_px", "height_px"), SIZES)
-def test_sampling_is_that_of_opencv(width_px: int, height_px: int) -> None:
+def test_reference_sampling_equals_opencv(width_px: int, height_px: int) -> None:
     pixels = noise(width_px, height_px, "bgr")
     letterbox = Letterbox.fit(width_px, height_px, 416, 320, "center")
     canvas = sample(pixels, "bgr", letterbox, model_width_px=416, model_height_px=320, fill=7)
@@ -168,7 +168,7 @@ def test_canvas_is_repainted_when_the_frame_moves() -> None:
         np.testing.assert_array_equal(tensor[0], expected)
 
 
-def test_an_8k_frame() -> None:
+def test_8k_frame_is_letterboxed() -> None:
     tensor = np.zeros((1, 3, 320, 416), np.float32)
     pixels = np.full((4320, 7680, 3), 50, np.uint8)
     letterbox = Preprocessor(input_card(color="bgr", fill=9), tensor).write(0, pixels)
@@ -177,7 +177,7 @@ def test_an_8k_frame() -> None:
     assert np.count_nonzero(tensor == 9) == 3 * 416 * (320 - 234)
 
 
-def test_gain_and_offset_are_the_normalisation() -> None:
+def test_gain_and_offset_equal_the_normalisation() -> None:
     mean, std = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
     gain, offset = gain_and_offset(1.0, mean, std)
     levels = np.arange(256, dtype=np.float32).reshape(1, 1, 256).repeat(3, 0)

@@ -129,7 +129,7 @@ HEADS = {
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("batch", ["batch", 1, 3])
-def test_model_of_a_user_needs_ten_lines(head: str, batch: str | int, tmp_path: Path) -> None:
+def test_user_model_with_ten_lines_of_spec_detects(head: str, batch: str | int, tmp_path: Path) -> None:
     spec, outputs = HEADS[head]
     folder = save_mine(tmp_path / "mine", spec, outputs, batch=batch)
     assert len((folder / "model.yaml").read_text().splitlines()) <= 10
@@ -142,7 +142,7 @@ def test_model_of_a_user_needs_ten_lines(head: str, batch: str | int, tmp_path: 
             np.testing.assert_allclose(found.boxes_xyxy, [[7, 7, 39, 39]], atol=1e-5)  # twice the model's pixels
 
 
-def test_outputs_with_data_dependent_size(tmp_path: Path) -> None:
+def test_outputs_of_data_dependent_size_are_decoded(tmp_path: Path) -> None:
     """As from an export with NMS inside: the number of objects is no constant of the file."""
     spec, outputs = HEADS["end-to-end"]
     folder = save_mine(tmp_path / "mine", spec, outputs)
@@ -159,7 +159,7 @@ def test_outputs_with_data_dependent_size(tmp_path: Path) -> None:
     ("options", "class_id"),
     [({}, [1]), ({"classes": ["dog"]}, [1]), ({"classes": ["cat"]}, []), ({"score_threshold": 0.95}, [])],
 )
-def test_the_configuration_chooses_what_is_found(
+def test_threshold_and_classes_come_from_the_configuration(
     options: Mapping[str, Any], class_id: list[int], tmp_path: Path
 ) -> None:
     folder = save_mine(tmp_path / "mine", *HEADS["nanodet"])
@@ -168,7 +168,7 @@ def test_the_configuration_chooses_what_is_found(
 
 
 @pytest.mark.parametrize(("iou", "count"), [(None, 1), (0.5, 1), (0.95, 2)])
-def test_the_configuration_overrides_the_nms_threshold(iou: float | None, count: int, tmp_path: Path) -> None:
+def test_configured_iou_threshold_overrides_the_spec(iou: float | None, count: int, tmp_path: Path) -> None:
     folder = save_mine(tmp_path / "mine", *HEADS["yolov8"])
     with closing(open_folder(folder, iou_threshold=iou)) as detector:
         assert len(detected(detector, grey())[0]) == count
@@ -177,7 +177,7 @@ def test_the_configuration_overrides_the_nms_threshold(iou: float | None, count:
 @pytest.mark.parametrize(
     ("slots", "threads", "parallel"), [(2, 1, 1), (2, 2, 2), (1, 2, 1), (2, 3, 2), (3, 2, 2), (4, 4, 2)]
 )
-def test_threads_are_shared_among_the_slots(slots: int, threads: int, parallel: int, tmp_path: Path) -> None:
+def test_threads_are_divided_among_the_slots(slots: int, threads: int, parallel: int, tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "colours")
     with closing(open_folder(folder, batches_in_flight=slots, threads=threads)) as detector:
         assert (detector.spec.batches_in_flight, detector.spec.parallel) == (slots, parallel)
@@ -187,7 +187,7 @@ def test_threads_are_shared_among_the_slots(slots: int, threads: int, parallel: 
             assert len(detector.wait(slot, 60)[0]) == 3  # grey is a bit of every colour
 
 
-def test_a_fixed_batch_keeps_its_frames_apart(tmp_path: Path) -> None:
+def test_fixed_batch_assigns_detections_to_their_frames(tmp_path: Path) -> None:
     sizes = [(128, 64), (40, 40), (10, 50)]
     frames = [grey(*size) for size in sizes]
     for class_id, frame in enumerate(frames):
@@ -212,7 +212,7 @@ def test_boxes_outside_the_frame_are_dropped(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------- shipped model
 
 
-def test_the_shipped_model_is_complete() -> None:
+def test_shipped_model_is_complete() -> None:
     spec = load_model_spec(SHIPPED)
     assert checked_model_file(SHIPPED, spec).name == "nanodet-g-416.onnx"
     for text in ((SHIPPED / "model.yaml").read_text(), (SHIPPED / "README.md").read_text()):
@@ -222,14 +222,14 @@ def test_the_shipped_model_is_complete() -> None:
     assert "MIT" in spec.licence
 
 
-def test_the_shipped_model_sees_nothing_in_grey() -> None:
+def test_shipped_model_detects_nothing_in_a_grey_frame() -> None:
     with closing(open_folder(SHIPPED, batches_in_flight=None, threads=None)) as detector:
         assert detector.spec.batches_in_flight == 3
         assert detector.spec.class_names == COCO80
         assert len(detected(detector, grey(768, 576))[0]) == 0
 
 
-def test_models_are_listed_with_what_is_wrong(tmp_path: Path) -> None:
+def test_models_are_listed_with_their_faults(tmp_path: Path) -> None:
     save_mine(tmp_path / "good", *HEADS["yolov8"])
     save_mine(tmp_path / "misfit", "{kind: yolov5}", HEADS["yolov8"][1])
     (tmp_path / "unreadable").mkdir()
@@ -248,7 +248,7 @@ def test_models_are_listed_with_what_is_wrong(tmp_path: Path) -> None:
     assert print_models([good], Console(file=StringIO())) == 0
 
 
-def test_the_shipped_models_are_sound() -> None:
+def test_shipped_models_have_no_fault() -> None:
     found = list_models()
     assert [row.name for row in found] == ["nanodet-g-416"]
     assert found[0].fault == ""
@@ -261,7 +261,7 @@ def documented_cards() -> list[str]:
 
 
 @pytest.mark.parametrize("text", documented_cards())
-def test_documented_cards_are_valid_and_short(text: str, tmp_path: Path) -> None:
+def test_documented_specs_are_valid_and_short(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text(text)
     spec = load_model_spec(tmp_path)
     assert spec.name
@@ -395,7 +395,7 @@ FRAME: tuple[int, list[int | str]] = (TensorProto.FLOAT, ["batch", 3, 32, 32])
         ({"images": FRAME}, TensorProto.INT64, "output-dtype"),
     ],
 )
-def test_a_wrong_signature_is_refused(
+def test_wrong_input_or_output_is_refused(
     inputs: Mapping[str, tuple[int, list[int | str]]], output: int, code: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError) as error:
@@ -403,18 +403,18 @@ def test_a_wrong_signature_is_refused(
     assert error.value.code == code
 
 
-def test_an_output_without_the_batch_is_refused(tmp_path: Path) -> None:
+def test_output_without_batch_axis_is_refused(tmp_path: Path) -> None:
     folder = save_signature(tmp_path / "colours", {"images": (TensorProto.FLOAT, [3, 3, 32, 32])}, TensorProto.FLOAT)
     with pytest.raises(ModelError) as error:
         open_folder(folder)
     assert error.value.code == "output-without-batch"
 
 
-def test_the_right_signature_is_not_refused(tmp_path: Path) -> None:
+def test_correct_input_and_output_are_accepted(tmp_path: Path) -> None:
     open_folder(save_signature(tmp_path / "colours", {"anything": FRAME}, TensorProto.FLOAT)).close()
 
 
-def test_a_model_that_fails_with_any_frame_is_refused(tmp_path: Path) -> None:
+def test_model_that_cannot_run_is_refused(tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "colours")
     model = onnx.load(str(folder / "colours.onnx"))
     for node in model.graph.node:
@@ -444,17 +444,19 @@ def test_model_without_sha256_is_logged(tmp_path: Path, caplog: pytest.LogCaptur
     ("wanted", "ids"),
     [(None, (0, 1, 2)), (("dog",), (1,)), (("traffic light", "cat", "cat"), (0, 2)), ((), ())],
 )
-def test_class_names_become_ids(wanted: tuple[str, ...] | None, ids: tuple[int, ...]) -> None:
+def test_class_ids_follow_the_names(wanted: tuple[str, ...] | None, ids: tuple[int, ...]) -> None:
     assert class_ids(("cat", "dog", "traffic light"), wanted, "mine") == ids
 
 
-def test_unknown_classes_are_named_with_the_nearest(tmp_path: Path) -> None:
+def test_unknown_class_hint_suggests_the_nearest(tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "colours")
-    with pytest.raises(ConfigError, match="no class 'gren' and no 'zzz'") as error:
+    with pytest.raises(ConfigError) as caught:
         open_folder(folder, classes=["red", "gren", "zzz"])
-    assert "did you mean 'green'?" in error.value.hint
-    with pytest.raises(ConfigError, match="no class 'person'"):
+    assert caught.value.code == "unknown-class"
+    assert "'green'" in caught.value.hint
+    with pytest.raises(ConfigError) as caught:
         open_folder(folder, backend="fake", classes=["person"])
+    assert caught.value.code == "unknown-class"
 
 
 def test_coco_has_80_names() -> None:
@@ -465,7 +467,7 @@ def test_coco_has_80_names() -> None:
 # ------------------------------------------------------------------------------------------- backends
 
 
-def test_named_back_end_is_opened(tmp_path: Path) -> None:
+def test_configured_back_end_is_opened(tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "colours")
     with closing(open_folder(folder)) as detector:
         assert isinstance(detector, OnnxRuntimeDetector)
@@ -476,9 +478,7 @@ def test_named_back_end_is_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
-def test_without_a_gpu_auto_is_the_cpu_and_tensorrt_is_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_auto_selects_the_cpu_without_a_gpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = save_colours(tmp_path / "colours")
     with caplog.at_level(logging.INFO), closing(open_folder(folder, backend="auto")) as detector:
         assert detector.spec.name == "onnxruntime cpu fp32"

@@ -111,7 +111,7 @@ def run(
                      id="both cut"),
     ],
 )  # fmt: skip
-def test_table(
+def test_suppression_cases(
     *,
     boxes: list[tuple[float, ...]],
     scores: list[float],
@@ -135,7 +135,7 @@ def test_table(
     max_candidates=st.sampled_from([1, 100, 128, 1024]),
     max_objects=st.sampled_from([1, 20, 300]),
 )
-def test_equals_the_naive_one(
+def test_nms_equals_the_naive_implementation(
     *,
     seed: int,
     count: int,
@@ -199,13 +199,13 @@ def test_huge_and_infinite_boxes_are_compared_without_a_warning() -> None:
         ([0.0, 0.0, 1.0], 1, [2], 2),
     ],
 )
-def test_best_first(scores: list[float], limit: int, chosen: list[int], truncated_candidates: int) -> None:
+def test_best_first_orders(scores: list[float], limit: int, chosen: list[int], truncated_candidates: int) -> None:
     found, more = best_first(np.array(scores, np.float32), limit)
     assert (found.tolist(), more) == (chosen, truncated_candidates)
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 70))
-def test_best_first_is_the_head_of_a_stable_sort(levels: list[int], limit: int) -> None:
+def test_best_first_equals_the_head_of_a_stable_sort(levels: list[int], limit: int) -> None:
     found, truncated_candidates = best_first(np.array(levels, np.float32), limit)
     order = sorted(range(len(levels)), key=lambda index: -levels[index])
     assert found.tolist() == order[:limit]
