@@ -153,9 +153,8 @@ class Launch:
         self._kernel = kernel
         self._geometry = geometry
         self._values = [pack(argument) for argument in arguments]
-        pointers = (ctypes.c_void_p * max(1, len(self._values)))(*(value.ctypes.data for value in self._values))
-        self._pointers = pointers
-        self._address = ctypes.addressof(pointers)
+        self._pointers = (ctypes.c_void_p * max(1, len(self._values)))(*(value.ctypes.data for value in self._values))
+        self._address = ctypes.addressof(self._pointers)
 
     def enqueue(self, stream: Stream) -> None:
         """Queue the launch on a stream."""
