@@ -75,11 +75,7 @@ class FrameWorker:
         return True
 
     def check(self) -> None:
-        """Raise the error of the thread, if there is one.
-
-        Raises:
-            VisionError: the thread has failed.
-        """
+        """Raise `VisionError` if the thread has failed."""
         if isinstance(self._error, VisionError):
             raise self._error
         if self._error is not None:
