@@ -74,7 +74,7 @@ def letterbox(
 
     The input is (B, 3, H, W); a view (B, 4, H, W) of what lies as (B, H, W, 4) where it is interleaved.
     """
-    program = LetterboxProgram.of(spec, half_input=half, interleaved=interleaved)
+    program = LetterboxProgram(spec, half_input=half, interleaved=interleaved)
     batch = len(images)
     with Bench(device) as bench:
         rows = b"".join(

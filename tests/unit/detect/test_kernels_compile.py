@@ -69,7 +69,7 @@ def test_letterbox_compiles_for(arch: str) -> None:
     if supported(arch):
         for half, interleaved, width in ((False, False, 417), (True, False, 416), (True, True, 416), (True, True, 417)):
             spec = InputSpec(width=width, height=416)
-            program = LetterboxProgram.of(spec, half_input=half, interleaved=interleaved)
+            program = LetterboxProgram(spec, half_input=half, interleaved=interleaved)
             assert compile_cubin(Source.read(KERNELS / program.file, program.definitions), arch)
 
 

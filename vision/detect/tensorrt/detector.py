@@ -345,7 +345,7 @@ class _Builder:
 
     def _load_letterbox(self) -> LetterboxKernel:
         spec, tensor = self.model.spec.input, self.model.engine.tensor(self.model.input_name)
-        program = LetterboxProgram.of(spec, half_input=tensor.dtype == "float16", interleaved=tensor.interleaved)
+        program = LetterboxProgram(spec, half_input=tensor.dtype == "float16", interleaved=tensor.interleaved)
         module = self._load_module(program.file, program.definitions)
         return LetterboxKernel(module.kernel("letterbox"), program, describe_normalisation(spec))
 

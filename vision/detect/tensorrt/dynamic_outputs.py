@@ -41,7 +41,7 @@ class GrowingOutput(Resource):
         self.dtype = np.dtype(dtype)
         self.grown = 0  # number of times
         self.shape: tuple[int, ...] = (0,)  # of the last run's output
-        self._refused: DeviceError | None = None  # why the last request failed
+        self.refused: DeviceError | None = None  # why a request failed
         self._purpose = f"output {name}"
         self._device = DeviceBuffer(_LEAST_BYTES, self._purpose)
         self._host = HostBuffer(_LEAST_BYTES, self._purpose)
@@ -53,30 +53,24 @@ class GrowingOutput(Resource):
         TensorRT calls this during the run, where an exception would be lost.
         """
         try:
-            return self._room(nbytes)
+            if self._device.nbytes < nbytes:
+                larger = DeviceBuffer(nbytes * 3 // 2, self._purpose)
+                self._device.close()
+                self._device = larger
+                self.grown += 1
+                _log.debug("output %s has room for %d bytes now", self.name, self._device.nbytes)
         except DeviceError as error:
-            self._refused = error
+            self.refused = error
             return 0
-
-    def take_refusal(self) -> DeviceError | None:
-        """Return the error of the last failed request, and forget it."""
-        refused, self._refused = self._refused, None
-        return refused
-
-    def _room(self, nbytes: int) -> int:
-        if self._device.nbytes < nbytes:
-            self._device.close()
-            self._device = DeviceBuffer(nbytes * 3 // 2, self._purpose)
-            self.grown += 1
-            _log.debug("output %s has room for %d bytes now", self.name, self._device.nbytes)
         return self._device.address
 
     def fetch(self, stream: Stream) -> None:
         """Queue the copy of the last run's output to the host."""
         nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
         if self._host.nbytes < nbytes:
+            larger = HostBuffer(nbytes * 3 // 2, self._purpose)
             self._host.close()
-            self._host = HostBuffer(nbytes * 3 // 2, self._purpose)
+            self._host = larger
         if nbytes:
             copy_to_host(self._host.address, self._device.address, nbytes, stream)
 
@@ -196,8 +190,9 @@ class DynamicSlot(DetectorSlot):
         try:
             self._contexts[batch].enqueue(self.stream.address)
         except DeviceError as error:
-            refusals = [output.take_refusal() for output in self.outputs.values()]
-            refused = [refusal for refusal in refusals if refusal is not None]
+            refused = [output.refused for output in self.outputs.values() if output.refused is not None]
+            for output in self.outputs.values():
+                output.refused = None
             raise (refused[0] if refused else error) from None
 
     def detections(self) -> list[Detections]:

@@ -81,35 +81,29 @@ _EFFICIENT_NMS: Final = 5
 class LetterboxProgram:
     """``letterbox.cu`` for one input."""
 
-    width_px: int
-    height_px: int
+    spec: InputSpec
     half_input: bool
     interleaved: bool = False  # (B, H, W, 4) instead of (B, 3, H, W)
-    red_first: bool = False
 
     file: ClassVar[str] = "letterbox.cu"
     block: ClassVar[Grid] = (256, 1, 1)
     pixels: ClassVar[tuple[int, int]] = (2, 4)  # columns and rows of one thread
 
-    @classmethod
-    def of(cls, spec: InputSpec, *, half_input: bool, interleaved: bool = False) -> LetterboxProgram:
-        return cls(spec.width, spec.height, half_input, interleaved, spec.color == "rgb")
-
     @property
     def definitions(self) -> Definitions:
         return {
-            "WIDTH": self.width_px,
-            "HEIGHT": self.height_px,
+            "WIDTH": self.spec.width,
+            "HEIGHT": self.spec.height,
             "HALF_INPUT": int(self.half_input),
             "INTERLEAVED": int(self.interleaved),
-            "RED_FIRST": int(self.red_first),
+            "RED_FIRST": int(self.spec.color == "rgb"),
             "FRACTION_BITS": FRACTION_BITS,
             "DOWN": self.pixels[1],
         }
 
     def grid(self, batch: int) -> Grid:
         across, down = self.pixels
-        threads = -(-self.width_px // across) * -(-self.height_px // down)
+        threads = -(-self.spec.width // across) * -(-self.spec.height // down)
         return (-(-threads // self.block[0]), batch, 1)
 
 
