@@ -1,6 +1,7 @@
 """Conversion of FFmpeg's decoded frames to buffers and types of the program.
 
-H.264 and H.265 are decoded to I420, which detectors accept: planes are copied, and no color is computed on the CPU.
+H.264 and H.265 are decoded to I420. Detectors on a GPU accept it: planes are copied, and no color is computed on the
+CPU. For a detector on the CPU, FFmpeg converts the frames to BGR.
 Motion JPEG of most cameras is 4:2:2, which is not among the program's formats, and is converted.
 """
 

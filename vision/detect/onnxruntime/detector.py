@@ -59,8 +59,6 @@ class OnnxRuntimeDetector:
         network takes one frame at a time, or as many as the file fixes.
 
         Args:
-            path: ONNX file.
-            spec: description of the model.
             score: minimum score of an object.
             iou: NMS threshold; that of the spec if None.
             classes: ids to keep; all if None.

@@ -24,13 +24,7 @@ class Network:
     """A session, and the shapes of its tensors."""
 
     def __init__(self, path: Path, spec: ModelSpec, threads: int, *, allow_half: bool = False) -> None:
-        """Load the model.
-
-        Args:
-            path: ONNX file.
-            spec: description of the model.
-            threads: number of threads that compute one batch.
-            allow_half: accept a float16 input too.
+        """Load the model. `threads` compute one batch. `allow_half` accepts a float16 input too.
 
         Raises:
             ModelError: the file cannot be loaded, or its input is not the one in the spec.
@@ -112,8 +106,6 @@ def open_session(
     """Load a model in a session of its own.
 
     Args:
-        path: ONNX file.
-        spec: description of the model.
         threads: number of threads that compute one batch.
         profile: prefix of the file that ONNX Runtime's profiler writes; `end_profiling` returns its name.
 

@@ -185,9 +185,7 @@ class NanoDet(Head):
         for scores, distances in _named_last(tables, ("dist", "reg", "box")):
             if _is(tables[distances][1], self._sides):
                 yield Fit((scores, distances), tables[scores][1])
-        for name, (_, columns) in tables.items():
-            if columns is None or columns > self._sides:
-                yield Fit((name,), None if columns is None else columns - self._sides)
+        yield from _joined({name: shapes[name] for name in tables}, 2, self._sides)
 
     def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
         return outputs[0] if len(outputs) == 2 else outputs[0][:, : -self._sides]
@@ -213,9 +211,7 @@ class YoloV5(Head):
         return f"(batch, boxes, {5 + self._class_count})"
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
-        for name, shape in shapes.items():
-            if len(shape) == 3 and (shape[2] is None or shape[2] > 5):
-                yield Fit((name,), None if shape[2] is None else shape[2] - 5)
+        yield from _joined(shapes, 2, 5)
 
     def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
         return outputs[0][:, 4:]
@@ -242,9 +238,7 @@ class YoloV8(Head):
         return f"(batch, {4 + self._class_count}, boxes)"
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
-        for name, shape in shapes.items():
-            if len(shape) == 3 and (shape[1] is None or shape[1] > 4):
-                yield Fit((name,), None if shape[1] is None else shape[1] - 4)
+        yield from _joined(shapes, 1, 4)
 
     def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
         return outputs[0][4:]
@@ -355,6 +349,15 @@ def _in_words(shapes: Mapping[str, Shape]) -> str:
 
 def _is(axis: int | None, size: int) -> bool:
     return axis is None or axis == size
+
+
+def _joined(shapes: Mapping[str, Shape], axis: int, others: int) -> Iterator[Fit]:
+    """Yield each output of three axes in which `axis` can hold `others` columns and the classes."""
+    for name, shape in shapes.items():
+        if len(shape) == 3:
+            columns = shape[axis]
+            if columns is None or columns > others:
+                yield Fit((name,), None if columns is None else columns - others)
 
 
 def _named_last(names: Mapping[str, object], parts: tuple[str, ...]) -> list[tuple[str, str]]:
