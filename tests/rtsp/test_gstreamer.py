@@ -8,7 +8,6 @@ import time
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from tests.rtsp.stage import (
     source_of,
     wait_until,
 )
-from vision.capture.gstreamer.bindings import Installed, hash_is_address, library, mapped
+from vision.capture.gstreamer.bindings import installed, library, mapped
 from vision.capture.gstreamer.pipeline import Element, decode_chain, host_caps
 from vision.capture.gstreamer.source import GStreamerSource, Player, available
 from vision.errors import SourceError
@@ -136,7 +135,7 @@ class FilePlayer(Player):
     path: Path
 
     def start(self) -> None:
-        _, *decoding, sink = decode_chain("H264", ("i420",), Installed())
+        _, *decoding, sink = decode_chain("H264", ("i420",), installed)
         lossless_sink = Element(sink.factory, {**sink.properties, "drop": False})
         self._add_chain([Element("filesrc", {"location": str(self.path)}), *decoding, lossless_sink])
         self._pipeline.set_state(library().Gst.State.PLAYING)
@@ -183,23 +182,16 @@ def test_grab_has_the_encoding_of_the_frame(parts: tuple[tuple[int, str, YuvEnco
     assert found == [(height_px, yuv) for height_px, _, yuv in parts for _ in range(3)]
 
 
-def test_buffer_is_mapped_in_place_or_by_copy() -> None:
+def test_buffer_is_mapped_in_place_or_by_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways are tested, because the version of PyGObject decides which one is used."""
-
-    class Plain:
-        """A buffer whose hash is not its address."""
-
-        def __init__(self, buffer: Any) -> None:
-            self.map, self.unmap = buffer.map, buffer.unmap
-
-    wanted = bytes(range(200))
-    buffer = library().Gst.Buffer.new_wrapped(wanted)
-    assert hash_is_address(buffer)
-    assert not hash_is_address(Plain(buffer))
-    for one in (buffer, Plain(buffer)):
-        with mapped(one) as pixels:
+    expected = bytes(range(200))
+    buffer = library().Gst.Buffer.new_wrapped(expected)
+    assert library().hash_is_address
+    for in_place in (True, False):
+        monkeypatch.setattr(library(), "hash_is_address", in_place)
+        with mapped(buffer) as pixels:
             assert pixels.dtype == np.uint8
-            assert pixels.tobytes() == wanted
+            assert pixels.tobytes() == expected
 
 
 @pytest.mark.parametrize(("blank", "quote"), [("%20", "%22"), ("%20", ""), ("", "")])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -19,16 +18,11 @@ from vision.errors import SourceError
 ResourceT = TypeVar("ResourceT")
 ValueT = TypeVar("ValueT")
 
-_Call: TypeAlias = Callable[[Any], object]
-
 THREAD_PREFIX: Final = "blocking-"
 _JOIN_S: Final = 0.5
 
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    value: Any = None
-    error: BaseException | None = None
+_Outcomes: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None] | None]"
+"""The value or the exception of each call. None wakes the reader up."""
 
 
 class BlockingReader(Generic[ResourceT, ValueT]):
@@ -47,11 +41,14 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         self._read = read
         self._close = close
         self._interrupted = threading.Event()
-        self._worker: _Worker | None = None
+        self._requests: SimpleQueue[bool] = SimpleQueue()  # True: read; False: end
+        self._outcomes: _Outcomes = SimpleQueue()
+        self._thread: threading.Thread | None = None  # outlives the reader if the library hangs
+        self._busy = False
 
     @property
     def is_open(self) -> bool:
-        return self._worker is not None
+        return self._thread is not None
 
     @property
     def interrupted(self) -> bool:
@@ -69,16 +66,18 @@ class BlockingReader(Generic[ResourceT, ValueT]):
             Exception: any exception of the library.
         """
         self.close()
-        worker = self._worker = _Worker(self._open_resource, self._read, self._close)
+        self._requests, self._outcomes, self._busy = SimpleQueue(), SimpleQueue(), True
+        calls = (self._requests, self._outcomes, self._open_resource, self._read, self._close)
+        self._thread = threading.Thread(target=_run, args=calls, name=f"{THREAD_PREFIX}library", daemon=True)
+        self._thread.start()
         try:
-            outcome = None if self._interrupted.is_set() else worker.outcome(timeout_s)
+            resource: ResourceT | None = None if self._interrupted.is_set() else self._outcome(timeout_s)
         except Empty:
             raise SourceError(
                 f"{self._name}: no answer within {timeout_s:g} s", hint=hint, code="open-timeout"
             ) from None
-        if outcome is None:
+        if resource is None:
             raise SourceError(f"{self._name}: interrupted while opening", code="interrupted")
-        resource: ResourceT = outcome.value
         return resource
 
     def read(self, timeout_s: float) -> ValueT | None:
@@ -89,83 +88,67 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         Raises:
             Exception: any exception of the library.
         """
-        worker = self._worker
-        if worker is None or self._interrupted.is_set():
+        if self._thread is None or self._interrupted.is_set():
             return None
-        worker.request()
+        if not self._busy:
+            self._busy = True
+            self._requests.put(True)
         try:
-            outcome = worker.outcome(timeout_s)
+            value: ValueT | None = self._outcome(timeout_s)
         except Empty:
             return None
-        return None if outcome is None else outcome.value
+        return value
+
+    def _outcome(self, timeout_s: float) -> Any:
+        """Return the value of the call in progress, or raise its exception. Return None after `interrupt`.
+
+        Raises:
+            Empty: the call is still running.
+        """
+        outcome = self._outcomes.get(timeout=max(0.0, timeout_s))
+        if outcome is None:
+            return None
+        self._busy = False
+        value, error = outcome
+        if error is not None:
+            raise error
+        return value
 
     def interrupt(self) -> None:
         """Make `open` fail and `read` return None from now on. Any thread may call it."""
         self._interrupted.set()
-        worker = self._worker
-        if worker is not None:
-            worker.wake()
+        self._outcomes.put(None)
 
     def close(self) -> None:
         """Close the resource after the call in progress, and wait for that, at most 0.5 s. Idempotent.
 
         The call of a working camera ends with its next frame. A thread that hangs is abandoned.
         """
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.end()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._requests.put(False)
+            thread.join(_JOIN_S)
 
 
-class _Worker:
-    """One resource and its thread, which outlives the reader if the library hangs."""
-
-    def __init__(self, open_resource: Callable[[], Any], read: _Call, close: _Call) -> None:
-        self._requests: SimpleQueue[bool] = SimpleQueue()  # True: read; False: end
-        self._outcomes: SimpleQueue[_Outcome | None] = SimpleQueue()  # None: wake up
-        self._busy = True
-        calls = (open_resource, read, close)
-        self._thread = threading.Thread(target=self._run, args=calls, name=f"{THREAD_PREFIX}library", daemon=True)
-        self._thread.start()
-
-    def request(self) -> None:
-        """Begin a call, unless one is in progress."""
-        if not self._busy:
-            self._busy = True
-            self._requests.put(True)
-
-    def outcome(self, timeout_s: float) -> _Outcome | None:
-        """Return the outcome of the call in progress, or raise its exception. None: `wake` was called.
-
-        Raises:
-            Empty: the call is still running.
-        """
-        outcome = self._outcomes.get(timeout=max(0.0, timeout_s))
-        if outcome is not None:
-            self._busy = False
-            if outcome.error is not None:
-                raise outcome.error
-        return outcome
-
-    def wake(self) -> None:
-        self._outcomes.put(None)
-
-    def end(self) -> None:
-        self._requests.put(False)
-        self._thread.join(_JOIN_S)
-
-    def _run(self, open_resource: Callable[[], Any], read: _Call, close: _Call) -> None:
+def _run(
+    requests: SimpleQueue[bool],
+    outcomes: _Outcomes,
+    open_resource: Callable[[], ResourceT],
+    read: Callable[[ResourceT], object],
+    close: Callable[[ResourceT], object],
+) -> None:
+    try:
+        resource = open_resource()
+    except BaseException as error:  # noqa: BLE001 - raised again by `_outcome`
+        outcomes.put((None, error))
+        return
+    outcomes.put((resource, None))
+    while requests.get():
         try:
-            resource = open_resource()
-        except BaseException as error:  # noqa: BLE001 - raised again by `outcome`
-            self._outcomes.put(_Outcome(error=error))
-            return
-        self._outcomes.put(_Outcome(resource))
-        while self._requests.get():
-            try:
-                outcome = _Outcome(read(resource))
-            except BaseException as error:  # noqa: BLE001 - raised again by `outcome`
-                outcome = _Outcome(error=error)
-            self._outcomes.put(outcome)
-            del outcome
-        with suppress(Exception):
-            close(resource)
+            outcome: tuple[Any, BaseException | None] = read(resource), None
+        except BaseException as error:  # noqa: BLE001 - raised again by `_outcome`
+            outcome = None, error
+        outcomes.put(outcome)
+        del outcome
+    with suppress(Exception):
+        close(resource)

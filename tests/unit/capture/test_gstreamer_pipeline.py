@@ -21,11 +21,8 @@ class Machine:
 
     factories: dict[str, set[str]] = field(default_factory=dict)
 
-    def has(self, factory: str) -> bool:
-        return factory in self.factories
-
-    def has_property(self, factory: str, name: str) -> bool:
-        return name in self.factories.get(factory, set())
+    def __call__(self, factory: str) -> set[str] | None:
+        return self.factories.get(factory)
 
     def without(self, *names: str) -> Machine:
         return Machine({name: properties for name, properties in self.factories.items() if name not in names})

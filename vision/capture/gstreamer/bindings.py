@@ -1,4 +1,4 @@
-"""PyGObject and GStreamer: loading them, querying their elements, and mapping their memory.
+"""PyGObject and GStreamer: loading them, querying their elements, and reading their frames.
 
 This is the only module that imports ``gi``. The libraries are Debian packages, not wheels, so nothing is imported
 before a camera needs it.
@@ -20,9 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.capture.gstreamer import pipeline
+from vision.capture.planes import copy_planes, split_planes, yuv_encoding
+from vision.capture.source import StreamInfo
 from vision.errors import SourceError
+from vision.types import PixelFormat, YuvEncoding
 
 log = logging.getLogger(__name__)
+
+_FORMATS: dict[str, PixelFormat] = {name: pixel_format for pixel_format, name in pipeline.NAMES.items()}
 
 _loading = threading.Lock()
 
@@ -72,7 +78,7 @@ def _load() -> SimpleNamespace:
     core.gst_buffer_map.restype = ctypes.c_int
     core.gst_buffer_unmap.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     core.gst_buffer_unmap.restype = None
-    if not hash_is_address(probe := Gst.Buffer.new()):
+    if not (hash_is_address := _hash_is_address(probe := Gst.Buffer.new())):
         log.warning("PyGObject %s: frames are copied twice, because hash(%r) is not an address", gi.__version__, probe)
     return SimpleNamespace(
         Gst=Gst,
@@ -80,22 +86,23 @@ def _load() -> SimpleNamespace:
         GstVideo=GstVideo,
         gst_buffer_map=core.gst_buffer_map,
         gst_buffer_unmap=core.gst_buffer_unmap,
+        hash_is_address=hash_is_address,
     )
 
 
-class Installed:
-    """The element registry of this machine's GStreamer."""
-
-    def has(self, factory: str) -> bool:
-        return library().Gst.ElementFactory.find(factory) is not None
-
-    def has_property(self, factory: str, name: str) -> bool:
-        return name in _property_names(factory)
+def _hash_is_address(structure: Any) -> bool:
+    """Return True if PyGObject's hash of a structure is its address. Undocumented, so compared with its text."""
+    shown = re.search(r" at 0x([0-9a-f]+)\)>$", repr(structure))
+    return shown is not None and int(shown[1], 16) == hash(structure)
 
 
 @functools.cache
-def _property_names(factory: str) -> frozenset[str]:
-    element = library().Gst.ElementFactory.make(factory, None)
+def installed(factory: str) -> frozenset[str] | None:
+    """Return the properties of an element of this machine's GStreamer, or None if it is not installed."""
+    factories = library().Gst.ElementFactory
+    if factories.find(factory) is None:
+        return None
+    element = factories.make(factory, None)
     return frozenset() if element is None else frozenset(spec.name for spec in element.list_properties())
 
 
@@ -113,44 +120,66 @@ class _MapInfo(ctypes.Structure):
     )
 
 
-def hash_is_address(structure: Any) -> bool:
-    """Return True if PyGObject's hash of a structure is its address. Undocumented, so compared with its text."""
-    shown = re.search(r" at 0x([0-9a-f]+)\)>$", repr(structure))
-    return shown is not None and int(shown[1], 16) == hash(structure)
-
-
 @contextlib.contextmanager
 def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
-    """Map the bytes of a GstBuffer (flat, uint8) without copying them.
+    """Map the bytes of a GstBuffer (flat, uint8) without copying them, if PyGObject shows its address.
 
-    PyGObject's own `map` copies them to a `bytes` object first, and holds the interpreter's lock meanwhile. That takes
+    PyGObject's own functions copy them to a `bytes` object first, and hold the interpreter's lock meanwhile. That takes
     0.4 ms more for a 1080p frame, during which no other camera's thread runs.
 
     Raises:
         ValueError: GStreamer cannot map them.
     """
-    with _mapped_in_place(buffer) if hash_is_address(buffer) else _mapped_by_copy(buffer) as pixels:
-        yield pixels
-
-
-@contextlib.contextmanager
-def _mapped_by_copy(buffer: Any) -> Iterator[NDArray[np.uint8]]:
-    success, info = buffer.map(library().Gst.MapFlags.READ)
-    if not success:
-        raise ValueError("GStreamer cannot map a frame's memory")
-    try:
-        yield np.frombuffer(info.data, np.uint8)
-    finally:
-        buffer.unmap(info)
-
-
-@contextlib.contextmanager
-def _mapped_in_place(buffer: Any) -> Iterator[NDArray[np.uint8]]:
-    info = _MapInfo()
-    address = hash(buffer)
-    if not library().gst_buffer_map(address, ctypes.byref(info), 1):  # GST_MAP_READ
+    gstreamer = library()
+    if not gstreamer.hash_is_address:
+        yield np.frombuffer(buffer.extract_dup(0, buffer.get_size()), np.uint8)
+        return
+    info, address = _MapInfo(), hash(buffer)
+    if not gstreamer.gst_buffer_map(address, ctypes.byref(info), 1):  # GST_MAP_READ
         raise ValueError("GStreamer cannot map a frame's memory")
     try:
         yield np.ctypeslib.as_array(ctypes.cast(info.data, ctypes.POINTER(ctypes.c_uint8)), (info.size,))
     finally:
-        library().gst_buffer_unmap(address, ctypes.byref(info))
+        gstreamer.gst_buffer_unmap(address, ctypes.byref(info))
+
+
+def describe(sample: Any, decoder: str) -> StreamInfo:
+    """Return the properties of a sample's frame."""
+    structure = sample.get_caps().get_structure(0)
+    width_px, height_px = structure.get_value("width"), structure.get_value("height")
+    _, numerator, denominator = structure.get_fraction("framerate")
+    return StreamInfo(
+        width_px,
+        height_px,
+        _FORMATS[structure.get_string("format")],
+        numerator / denominator if numerator and denominator else None,
+        decoder,
+        parse_colorimetry(structure.get_string("colorimetry"), height_px),
+    )
+
+
+def copy_sample(sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
+    """Copy a sample's pixels to `out`, uint8 of the frame's shape.
+
+    Raises:
+        ValueError: GStreamer cannot map its memory, or the memory is shorter than the frame.
+    """
+    buffer, video = sample.get_buffer(), library().GstVideo
+    layout = video.buffer_get_video_meta(buffer)
+    if layout is None:  # the layout is then the default of these caps
+        layout = video.VideoInfo.new_from_caps(sample.get_caps())
+    with mapped(buffer) as memory:
+        sources = [(memory[offset:], stride) for offset, stride in zip(layout.offset, layout.stride, strict=True)]
+        copy_planes(sources, split_planes(out, info.height_px, info.width_px, info.pixel_format))
+
+
+def parse_colorimetry(colorimetry: str | None, height_px: int) -> YuvEncoding:
+    """Return the encoding from GStreamer's notation, ``range:matrix:transfer:primaries`` or a name.
+
+    Without one, the frame size decides, as in television.
+    """
+    text = colorimetry or ("bt709" if height_px >= 720 else "bt601")
+    parts = text.split(":")
+    full = parts[0] == "1"  # GstVideoColorRange: 1 is 0..255
+    bt709 = parts[1] == "3" if len(parts) == 4 else text == "bt709"  # GstVideoColorMatrix: 3 is BT.709
+    return yuv_encoding(bt709=bt709, full=full)

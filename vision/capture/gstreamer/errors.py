@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vision.config import CameraConfig
 from vision.config.source_address import Csi
-from vision.errors import SourceError, redact
+from vision.errors import SourceError
 
 _RESOURCE = "gst-resource-error-quark"
 _NOT_FOUND, _BUSY, _OPEN_READ, _OPEN_READ_WRITE, _READ, _NOT_AUTHORIZED = 3, 4, 5, 7, 9, 15
@@ -55,8 +55,8 @@ def no_frame(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_
 
 
 def source_error(camera: CameraConfig, text: str, hint: str = "", *, code: str = "gstreamer") -> SourceError:
-    """Return an error that names the camera's address, without secrets."""
-    return SourceError(f"{redact(camera.source)}: {redact(text)}", hint=hint, code=code)
+    """Return an error that names the camera's address."""
+    return SourceError(f"{camera.source}: {text}", hint=hint, code=code)
 
 
 def _no_answer(camera: CameraConfig) -> str:

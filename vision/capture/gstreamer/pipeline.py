@@ -9,10 +9,11 @@ User input (a URL, a device) becomes the value of a property, never a part of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from vision.config import CameraConfig
@@ -58,20 +59,15 @@ class Element:
     properties: Mapping[str, Value] = field(default_factory=dict)
 
 
-class Registry(Protocol):
-    """The elements that this machine's GStreamer can make."""
-
-    def has(self, factory: str) -> bool:
-        """Return True if the plugin of this element is installed and loads."""
-
-    def has_property(self, factory: str, name: str) -> bool:
-        """Return True if the element exists and has this property."""
+Registry: TypeAlias = Callable[[str], AbstractSet[str] | None]
+"""Returns the properties of an element, or None if this machine's GStreamer cannot make it."""
 
 
 def supported(registry: Registry, factory: str, **properties: Value) -> Element:
     """Return an element with those of `properties` that this machine's version supports."""
     named = {name.replace("_", "-"): value for name, value in properties.items()}
-    return Element(factory, {name: value for name, value in named.items() if registry.has_property(factory, name)})
+    existing = registry(factory) or ()
+    return Element(factory, {name: value for name, value in named.items() if name in existing})
 
 
 def rtsp_source(camera: CameraConfig, registry: Registry) -> Element:
@@ -127,7 +123,7 @@ def decoder(codec: Codec, registry: Registry) -> list[Element]:
 
 def on_jetson(registry: Registry, decoder_factory: str) -> bool:
     """Return True if this decoder can be used: it leaves frames in memory that only ``nvvidconv`` reads."""
-    return registry.has(decoder_factory) and registry.has("nvvidconv")
+    return registry(decoder_factory) is not None and registry("nvvidconv") is not None
 
 
 def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Registry) -> list[Element]:
@@ -220,7 +216,7 @@ def unavailable(address: SourceAddress, registry: Registry) -> str | None:
 
 def missing(factories: Sequence[str], registry: Registry) -> str | None:
     """Return what to install so that all of `factories` can be made, or None if they can."""
-    absent = [name for name in factories if name != "capsfilter" and not registry.has(name)]
+    absent = [name for name in factories if name != "capsfilter" and registry(name) is None]
     if not absent:
         return None
     packages = sorted({PACKAGES[name] for name in absent})

@@ -16,14 +16,13 @@ from typing import Any, TypeAlias
 
 from vision.capture.clock import CaptureClock
 from vision.capture.gstreamer import errors, pipeline
-from vision.capture.gstreamer.bindings import Installed, library
-from vision.capture.gstreamer.frames import copy_sample, describe
+from vision.capture.gstreamer.bindings import copy_sample, describe, installed, library
 from vision.capture.gstreamer.packets import NO_TIME, PacketMonitor
 from vision.capture.planes import has_shape
 from vision.capture.source import Grab, StreamInfo, not_open
 from vision.config import CameraConfig
 from vision.config.source_address import Csi, Rtsp
-from vision.errors import SizeChanged, SourceError, redact
+from vision.errors import SizeChanged, SourceError
 from vision.types import FrameBuffer, PixelFormat
 
 _Sample: TypeAlias = tuple[Any, StreamInfo]
@@ -33,7 +32,7 @@ _Sample: TypeAlias = tuple[Any, StreamInfo]
 def available(camera: CameraConfig) -> str | None:
     """Return None if GStreamer can open this camera here, else what is missing and the package that has it."""
     try:
-        return pipeline.unavailable(camera.address, Installed())
+        return pipeline.unavailable(camera.address, installed)
     except SourceError as error:
         return str(error)
 
@@ -80,7 +79,7 @@ class GStreamerSource:
     def grab(self, timeout_s: float) -> Grab | None:
         player = self._player
         if player is None:
-            raise not_open(redact(self._camera.source), "grab")
+            raise not_open(self._camera.source, "grab")
         if self._waiting:
             sample, info = self._waiting.pop()
         else:
@@ -93,7 +92,7 @@ class GStreamerSource:
 
     def retrieve(self, out: FrameBuffer) -> None:
         if self._sample is None:
-            raise not_open(redact(self._camera.source), "retrieve")
+            raise not_open(self._camera.source, "retrieve")
         sample, info = self._sample
         if info.pixel_format != out.pixel_format:
             raise errors.source_error(
@@ -150,6 +149,7 @@ class Player:
         self._pixel_formats = pixel_formats
         self.packets = PacketMonitor()
         self._interrupted = interrupted
+        self._error = functools.partial(errors.source_error, camera)
         self._pipeline = library().Gst.Pipeline.new(None)
         self._bus = self._pipeline.get_bus()
         self._sink: Any = None
@@ -166,16 +166,15 @@ class Player:
             SourceError: an element is missing, or GStreamer cannot start the pipeline.
         """
         gst = library().Gst
-        registry = Installed()
         # The system's clock is CLOCK_MONOTONIC, as Python's: presentation times are comparable with ours.
         self._pipeline.use_clock(gst.SystemClock.obtain())
         match self._camera.address:
             case Rtsp():
-                self._add_rtsp_source(registry)
+                self._add_rtsp_source()
             case Csi():
-                self._add_chain(pipeline.csi_chain(self._camera, self._pixel_formats, registry))
+                self._add_chain(pipeline.csi_chain(self._camera, self._pixel_formats, installed))
             case _:
-                self._add_usb(registry)
+                self._add_usb()
         if self._pipeline.set_state(gst.State.PLAYING) == gst.StateChangeReturn.FAILURE:
             self._check()
             raise self._error("GStreamer cannot start it")
@@ -230,14 +229,14 @@ class Player:
 
     # Building
 
-    def _add_rtsp_source(self, registry: pipeline.Registry) -> None:
-        source = self._make(pipeline.rtsp_source(self._camera, registry))
+    def _add_rtsp_source(self) -> None:
+        source = self._make(pipeline.rtsp_source(self._camera, installed))
         self._pipeline.add(source)
         self._connect(source, "new-manager", self._on_manager)
         self._connect(source, "select-stream", self._on_stream)
         self._connect(source, "pad-added", self._on_pad)
 
-    def _add_usb(self, registry: pipeline.Registry) -> None:
+    def _add_usb(self) -> None:
         gst = library().Gst
         probe = self._make(pipeline.Element("v4l2src", {"device": self._camera.source}))
         try:
@@ -251,7 +250,7 @@ class Player:
             offers_raw = supported.can_intersect(gst.Caps.from_string(request.text))
         finally:
             probe.set_state(gst.State.NULL)
-        self._add_chain(pipeline.usb_chain(self._camera, self._pixel_formats, registry, offers_raw=offers_raw))
+        self._add_chain(pipeline.usb_chain(self._camera, self._pixel_formats, installed, offers_raw=offers_raw))
 
     def _make(self, element: pipeline.Element) -> Any:
         gst = library().Gst
@@ -316,15 +315,14 @@ class Player:
 
     def _add_decoder(self, pad: Any, encoding: str) -> None:
         gst = library().Gst
-        registry = Installed()
         codec = _CODECS.get(encoding)
         if codec is None:
             raise self._error(
                 f"expected H.264, H.265 or motion JPEG, the camera sends {encoding}",
                 hint="choose another codec in the camera's settings",
             )
-        chain = pipeline.decode_chain(codec, self._pixel_formats, registry)
-        reason = pipeline.missing([element.factory for element in chain], registry)
+        chain = pipeline.decode_chain(codec, self._pixel_formats, installed)
+        reason = pipeline.missing([element.factory for element in chain], installed)
         if reason is not None:
             raise self._error(f"the camera sends {encoding}, and {reason}")
         depayloader = self._add_chain(chain)
@@ -334,6 +332,3 @@ class Player:
         self._probe(parser.get_static_pad("src"), gst.PadProbeType.BUFFER, self.packets.on_coded_frame)
         if pad.link(entry) != gst.PadLinkReturn.OK:
             raise self._error(f"cannot link {encoding} to its depayloader")
-
-    def _error(self, text: str, hint: str = "", *, code: str = "gstreamer") -> SourceError:
-        return errors.source_error(self._camera, text, hint, code=code)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Final
 
 import numpy as np
@@ -106,17 +106,19 @@ class Scene:
 
     def draw(self, index: int, out: NDArray[np.uint8], pixel_format: PixelFormat) -> None:
         """Write frame `index` into `out`, a C-contiguous array of `vision.types.frame_shape`."""
-        planes = split_planes(out, self.height_px, self.width_px, pixel_format)
+        planes = [
+            plane.reshape(len(plane), -1) for plane in split_planes(out, self.height_px, self.width_px, pixel_format)
+        ]
         for plane, color in zip(planes, _plane_colors((GREY, GREY, GREY), pixel_format), strict=True):
-            _fill(plane.reshape(len(plane), -1), color)
+            _fill(plane, color)
         for shape in self._objects:
             x1, y1, x2, y2 = shape.box(index)
             for plane, color in zip(planes, _plane_colors(FAKE_COLORS[shape.class_id], pixel_format), strict=True):
                 step, channels = self.height_px // len(plane), len(color)  # half the rows: half the columns too
-                rows = plane.reshape(len(plane), -1)[y1 // step : y2 // step]
-                _fill(rows[:, x1 // step * channels : x2 // step * channels], color)
+                _fill(plane[y1 // step : y2 // step, x1 // step * channels : x2 // step * channels], color)
 
 
+@cache
 def _plane_colors(bgr: tuple[int, int, int], pixel_format: PixelFormat) -> tuple[tuple[int, ...], ...]:
     """Return a color in the channels of each plane. YUV: ITU-R BT.601, 8 bits, 16 to 235 for black to white."""
     if pixel_format == "bgr":
