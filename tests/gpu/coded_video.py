@@ -17,8 +17,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.ffmpeg.bindings import time_ns
-from vision.capture.ffmpeg.frames import FrameWriter
+from vision.capture.ffmpeg.bindings import FrameWriter, time_ns
 from vision.types import frame_shape
 
 Image = NDArray[np.uint8]

@@ -202,7 +202,7 @@ def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDec
     except DeviceMissing as missing:
         raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint, code="nvdec") from missing
     require_nvdec()
-    from vision.capture.ffmpeg.frames import require_upright
+    from vision.capture.ffmpeg.bindings import require_upright
     from vision.capture.nvdec.decoder import NvdecDecoder
     from vision.capture.nvdec.fallback import NvdecOrFFmpeg
 

@@ -7,13 +7,25 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.errors import SourceError
 from vision.types import PixelFormat, YuvEncoding, frame_shape
 
 
 def allowed_formats(pixel_formats: tuple[PixelFormat, ...], height_px: int, width_px: int) -> list[PixelFormat]:
-    """Return those of `pixel_formats` that allow this size: only bgr and bgrx allow odd sides."""
+    """Return those of `pixel_formats` that allow this size: only bgr and bgrx allow odd sides.
+
+    Raises:
+        SourceError: there are none.
+    """
     even = height_px % 2 == 0 and width_px % 2 == 0
-    return [pixel_format for pixel_format in pixel_formats if even or pixel_format in ("bgr", "bgrx")]
+    allowed = [pixel_format for pixel_format in pixel_formats if even or pixel_format in ("bgr", "bgrx")]
+    if not allowed:
+        raise SourceError(
+            f"expected frames with even sides for {', '.join(pixel_formats)}, got {width_px}x{height_px}",
+            hint="choose another frame size in the camera's settings",
+            code="pixel-format",
+        )
+    return allowed
 
 
 def has_shape(pixels: NDArray[np.uint8], height_px: int, width_px: int, pixel_format: PixelFormat) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vision.capture.camera_status import StatusTracker
-from vision.capture.liveness import FrozenFrameDetector
+from vision.capture.liveness import Backoff, FrozenFrameDetector
 from vision.capture.source import FrameSink, Grab, Source
 from vision.errors import DeviceError, OutOfMemory, SizeChanged, SourceError, redact
 from vision.metrics import span
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 MAX_SIDE_PX: Final = 16384
 """The largest frame size that any codec profile in use allows (16K). A larger value is a fault of the stream."""
 
+_HEALTHY_AFTER_NS: Final = 10_000_000_000  # after streaming for this long, the next retry is quick again
 _MAX_CALL_S: Final = 0.25  # longest wait in one call, so that a stop is noticed
 
 
@@ -79,6 +80,7 @@ class CameraParts:
     status: StatusTracker
     calls: SourceCalls
     frozen_frames: FrozenFrameDetector
+    backoff: Backoff
     stopping: threading.Event
     clock: Callable[[], int]
 
@@ -106,14 +108,15 @@ class Session:
         size = f"{info.width_px}x{info.height_px} {info.pixel_format}"
         log.info("camera %s: connected, %s, decoder %s", camera.camera_id, size, info.decoder)
 
-    def stream(self, on_frame: Callable[[], object]) -> None:
-        """Deliver frames until the program stops. Call `on_frame` after each frame of a camera that is not frozen.
+    def stream(self) -> None:
+        """Deliver frames until the program stops. Reset the back-off once the camera has been healthy for a while.
 
         Raises:
             EndOfStream: the source has no more frames.
             SourceError: the connection failed, or the camera is silent or frozen.
         """
         camera = self._camera
+        healthy_ns = camera.clock() + _HEALTHY_AFTER_NS
         while not camera.stopping.is_set():
             with camera.calls.calling("grab"):
                 grab = self._source.grab(_MAX_CALL_S)
@@ -125,8 +128,8 @@ class Session:
             self._index += 1
             camera.status.arrived(now_ns, grab.clock)
             self._deliver(grab, now_ns)
-            if not camera.frozen_frames.frozen:
-                on_frame()
+            if now_ns >= healthy_ns and not camera.frozen_frames.frozen:
+                camera.backoff.reset()
 
     def _deliver(self, grab: Grab, now_ns: int) -> None:
         """Commit the frame or drop it: exactly one of the two, also on failure."""
@@ -156,22 +159,20 @@ class Session:
                 reason, hint="restart the camera; if its view can be static: `frozen_after_s: null`", code="frozen"
             )
 
-    def _retrieve(self) -> FrameBuffer | None:
+    def _retrieve(self, *, resized: bool = False) -> FrameBuffer | None:
         """Return the frame in a buffer of the sink, or None if the program is stopping."""
-        for last_attempt in (False, True):
-            buffer = self._next_buffer()
-            if buffer is None:
-                return None
-            try:
-                with self._camera.calls.calling("retrieve"):
-                    self._source.retrieve(buffer)
-            except SizeChanged as change:
-                if last_attempt:
-                    raise SourceError(f"{change} again, within one frame", code="unstable-size") from change
-                self._resize(change)
-            else:
-                return buffer
-        raise AssertionError("unreachable")
+        buffer = self._next_buffer()
+        if buffer is None:
+            return None
+        try:
+            with self._camera.calls.calling("retrieve"):
+                self._source.retrieve(buffer)
+        except SizeChanged as change:
+            if resized:
+                raise SourceError(f"{change} again, within one frame", code="unstable-size") from change
+            self._resize(change)
+            return self._retrieve(resized=True)
+        return buffer
 
     def _next_buffer(self) -> FrameBuffer | None:
         """Return a buffer of the sink; a lossless sink makes the camera wait. None: the program is stopping."""

@@ -25,7 +25,6 @@ from vision.types import DropReason
 
 log = logging.getLogger(__name__)
 
-_HEALTHY_AFTER_NS: Final = 10_000_000_000  # after streaming for this long, the next retry is quick again
 _MEASUREMENT: Final = re.compile(r"[\d.]+ (s|MiB)\b")
 
 
@@ -38,35 +37,6 @@ class SupervisorPolicy:
     finite: bool = False  # the source may end; for a camera, an end is a lost connection
     first_retry_s: float = 0.5
     longest_retry_s: float = 30.0
-
-
-class FailureLog:
-    """Logs the failures of one camera. Repeats are thinned: a camera that is away for a month must not fill the disk.
-
-    Logged are each new reason, and attempts 1, 2, 4, 8, ... of a reason that repeats.
-    """
-
-    def __init__(self, camera_id: str) -> None:
-        self._camera_id = camera_id
-        self._reason = ""
-
-    def failed(self, failure: Failure, attempt: int, delay_s: float) -> None:
-        """Log the `attempt`-th failure in a row, unless it is a repeat that is left out."""
-        reason = _MEASUREMENT.sub("", failure.text)  # other seconds or bytes are not another reason
-        repeated = reason == self._reason
-        if repeated and attempt & (attempt - 1):
-            return
-        self._reason = reason
-        log.warning(
-            "camera %s: %s (attempt %d), retrying in %.1f s: %s%s%s",
-            self._camera_id,
-            "connection lost" if failure.was_connected else "cannot connect",
-            attempt,
-            delay_s,
-            failure.text,
-            f"; {failure.hint}" if failure.hint else "",
-            f" [repeats are logged at attempts {2 * attempt}, {4 * attempt}, ...]" if repeated and attempt == 2 else "",
-        )
 
 
 class CameraSupervisor:
@@ -101,8 +71,7 @@ class CameraSupervisor:
         self._policy = policy = policy or SupervisorPolicy()
         self._stopping = threading.Event()
         self._wait = wait or self._stopping.wait
-        self._backoff = Backoff(policy.first_retry_s, policy.longest_retry_s, random=jitter or random.Random())
-        self._log = FailureLog(camera_id)
+        self._logged = ""  # the last logged reason
         self._source: Source | None = None
         self._parts = CameraParts(
             camera_id,
@@ -110,6 +79,7 @@ class CameraSupervisor:
             StatusTracker(policy.read_timeout_s, clock),
             SourceCalls(camera_id, clock),
             FrozenFrameDetector(policy.frozen_after_s),
+            Backoff(policy.first_retry_s, policy.longest_retry_s, random=jitter or random.Random()),
             self._stopping,
             clock,
         )
@@ -163,7 +133,7 @@ class CameraSupervisor:
                     return None
                 session = Session(source, self._parts)
                 connected = True
-                session.stream(self._health_check())
+                session.stream()
             finally:
                 self._discard(source)
         except EndOfStream as end:
@@ -174,23 +144,33 @@ class CameraSupervisor:
             return Failure.from_error(error, was_connected=connected)
         return None
 
-    def _health_check(self) -> Callable[[], None]:
-        """Return a function that resets the back-off once the connection has been healthy for long enough."""
-        clock = self._parts.clock
-        healthy_ns = clock() + _HEALTHY_AFTER_NS
-
-        def check() -> None:
-            if clock() >= healthy_ns:
-                self._backoff.reset()
-
-        return check
-
     def _back_off(self, failure: Failure) -> None:
         self._parts.sink.flush(DropReason.EPOCH)
-        delay_s = self._backoff.next_delay_s()
-        self._log.failed(failure, self._backoff.failures, delay_s)
+        delay_s = self._parts.backoff.next_delay_s()
+        self._log_failure(failure, self._parts.backoff.failures, delay_s)
         self._parts.status.failed(failure, self._parts.clock() + int(delay_s * 1e9))
         self._wait(delay_s)
+
+    def _log_failure(self, failure: Failure, attempt: int, delay_s: float) -> None:
+        """Log each new reason, and attempts 1, 2, 4, 8, ... of a reason that repeats.
+
+        A camera that is away for a month must not fill the disk.
+        """
+        reason = _MEASUREMENT.sub("", failure.text)  # other seconds or bytes are not another reason
+        repeated = reason == self._logged
+        if repeated and attempt & (attempt - 1):
+            return
+        self._logged = reason
+        log.warning(
+            "camera %s: %s (attempt %d), retrying in %.1f s: %s%s%s",
+            self.camera_id,
+            "connection lost" if failure.was_connected else "cannot connect",
+            attempt,
+            delay_s,
+            failure.text,
+            f"; {failure.hint}" if failure.hint else "",
+            f" [repeats are logged at attempts {2 * attempt}, {4 * attempt}, ...]" if repeated and attempt == 2 else "",
+        )
 
     def _discard(self, source: Source) -> None:
         self._source = None

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.frame_buffers import wrap
-from vision.capture.ffmpeg.frames import FrameWriter, choose_format, encoding_of
+from vision.capture.ffmpeg.bindings import FrameWriter, choose_format, encoding_of
 from vision.capture.ffmpeg.h264 import FrameGapFinder
 from vision.capture.ffmpeg.source import FFmpegSource
 from vision.capture.source import StreamInfo

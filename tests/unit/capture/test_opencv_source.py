@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from tests.frame_buffers import wrap
 from vision.capture.opencv.bindings import describe, position_ns
-from vision.capture.opencv.source import FrameRetriever, V4L2Source, open_device, request_mode
+from vision.capture.opencv.source import V4L2Source, open_device, request_mode
 from vision.config import CameraConfig
 from vision.errors import SizeChanged, SourceError
 
@@ -60,30 +61,46 @@ def frame(height_px: int, width_px: int, shade: int = 5) -> NDArray[np.uint8]:
 # --- buffers ----------------------------------------------------------------------------------------------------------
 
 
+def usb_camera(**settings: object) -> CameraConfig:
+    return CameraConfig.model_validate({"id": "gate", "source": "/dev/video987", **settings})
+
+
+def source_with(capture: ScriptedCapture) -> V4L2Source:
+    return V4L2Source(usb_camera(), open_device=lambda _: capture)
+
+
+def grabbed(*frames: NDArray[np.uint8] | None) -> V4L2Source:
+    source = source_with(ScriptedCapture(*frames))
+    source.open()
+    assert source.grab(5) is not None
+    return source
+
+
 def test_frame_that_fits_is_decoded_in_place() -> None:
     out = frame(4, 6, 0)
-    FrameRetriever(ScriptedCapture(frame(4, 6, 9))).retrieve(out)
+    with closing(grabbed(frame(4, 6, 9))) as source:
+        source.retrieve(wrap(out))
     assert np.all(out == 9)
 
 
 def test_frame_of_another_size_is_kept_until_the_caller_has_a_buffer() -> None:
-    retriever = FrameRetriever(ScriptedCapture(frame(8, 10, 9), frame(8, 10, 10)))
-    for _ in range(2):
-        with pytest.raises(SizeChanged) as change:
-            retriever.retrieve(frame(4, 6))
-        assert (change.value.height_px, change.value.width_px) == (8, 10)
-    out = frame(8, 10, 0)
-    retriever.retrieve(out)
-    assert np.all(out == 9)
-    retriever.discard()
-    retriever.retrieve(out)
-    assert np.all(out == 10)
+    with closing(grabbed(frame(8, 10, 9), frame(8, 10, 10))) as source:
+        for _ in range(2):
+            with pytest.raises(SizeChanged) as change:
+                source.retrieve(wrap(frame(4, 6)))
+            assert (change.value.height_px, change.value.width_px) == (8, 10)
+        out = frame(8, 10, 0)
+        source.retrieve(wrap(out))
+        assert np.all(out == 9)
+        assert source.grab(5) is not None
+        source.retrieve(wrap(out))
+        assert np.all(out == 10)
 
 
 @pytest.mark.parametrize("decoded", [None, np.zeros((8, 10), np.uint8), np.zeros((8, 10, 2), np.uint8)])
 def test_array_without_three_channels_is_an_error(decoded: NDArray[np.uint8] | None) -> None:
-    with pytest.raises(SourceError):
-        FrameRetriever(ScriptedCapture(decoded)).retrieve(frame(4, 6))
+    with closing(grabbed(decoded)) as source, pytest.raises(SourceError):
+        source.retrieve(wrap(frame(4, 6)))
 
 
 @pytest.mark.parametrize(
@@ -100,10 +117,6 @@ def test_implausible_rate_is_none(fps: float, expected: float | None) -> None:
 )
 def test_implausible_position_is_none(position_ms: float, expected: int | None) -> None:
     assert position_ns(ScriptedCapture(POS_MSEC=position_ms)) == expected
-
-
-def usb_camera(**settings: object) -> CameraConfig:
-    return CameraConfig.model_validate({"id": "gate", "source": "/dev/video987", **settings})
 
 
 # --- USB --------------------------------------------------------------------------------------------------------------
@@ -173,10 +186,6 @@ def test_use_before_open_is_an_error(use: Callable[[V4L2Source], object]) -> Non
     with pytest.raises(SourceError) as raised:
         use(source)
     assert raised.value.code == "not-open"
-
-
-def source_with(capture: ScriptedCapture) -> V4L2Source:
-    return V4L2Source(usb_camera(), open_device=lambda _: capture)
 
 
 def test_frame_that_was_not_retrieved_is_discarded_by_the_next_grab() -> None:

@@ -1,18 +1,52 @@
-"""PyAV: opening containers, and times in nanoseconds. Importing this module turns FFmpeg's log off.
+"""PyAV: containers, times, and frames. Importing this module turns FFmpeg's log off.
 
 FFmpeg's log prints URLs with passwords, and calls into Python from threads of its own, which can deadlock.
+
+H.264 and H.265 are decoded to I420. Detectors on a GPU accept it: planes are copied, and no color is computed on the
+CPU. For a detector on the CPU, FFmpeg converts the frames to BGR. Motion JPEG of most cameras is 4:2:2, which is not
+among the program's formats, and is converted.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import struct
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from vision.capture.planes import allowed_formats, copy_planes, has_shape, split_planes, yuv_encoding
+from vision.errors import SizeChanged, SourceError
+from vision.types import PixelFormat, YuvEncoding, frame_shape
 
 av.logging.set_level(None)
+
+_OURS: Final[Mapping[str, PixelFormat]] = {
+    "yuv420p": "i420",
+    "yuvj420p": "i420",
+    "nv12": "nv12",
+    "bgr24": "bgr",
+    "bgr0": "bgrx",
+}
+_THEIRS: Final[Mapping[PixelFormat, str]] = {"i420": "yuv420p", "nv12": "nv12", "bgr": "bgr24", "bgrx": "bgr0"}
+
+# AVColorSpace and AVColorRange of FFmpeg's libavutil/pixfmt.h, whose numbers are part of its ABI.
+_BT709_LIKE: Final = (1, 9, 10)  # BT.709, and BT.2020, for which it is the nearest known to detectors
+_UNSPECIFIED: Final = (0, 2)  # RGB frames, and streams that do not name it
+_BT709: Final = 1
+_BT601: Final = 5
+_LIMITED_RANGE: Final = 1
+_FULL_RANGE: Final = 2
+_FULL: Final = "yuvj"  # prefix of FFmpeg's formats for full range
 
 
 def open_container(address: str, **options: Any) -> InputContainer:
@@ -32,3 +66,121 @@ def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
     if timed.pts is None or timed.time_base is None:
         return None
     return timed.pts * timed.time_base.numerator * 1_000_000_000 // timed.time_base.denominator
+
+
+def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tuple[PixelFormat, ...]) -> PixelFormat:
+    """Return the format to deliver for FFmpeg's format `decoded`: the same if the detector accepts it, else bgr.
+
+    Raises:
+        SourceError: the sides are odd, and the detector accepts no format that allows them.
+    """
+    possible = allowed_formats(pixel_formats, height_px, width_px)
+    unconverted = _OURS.get(decoded)
+    if unconverted in possible:
+        return unconverted
+    return "bgr" if "bgr" in possible else possible[0]
+
+
+def encoding_of(frame: VideoFrame) -> YuvEncoding:
+    """Return the color encoding of a frame. If the stream does not name it, the size decides, as in television."""
+    matrix = int(frame.colorspace)
+    bt709 = frame.height >= 720 if matrix in _UNSPECIFIED else matrix in _BT709_LIKE
+    numbers = int(frame.color_range)  # a stream that changes to limited range keeps the name
+    full = numbers == _FULL_RANGE or (numbers != _LIMITED_RANGE and frame.format.name.startswith(_FULL))
+    return yuv_encoding(bt709=bt709, full=full)
+
+
+class FrameWriter:
+    """Writes frames of one stream into buffers, all in one format, rotated by `turns` quarter turns to the left.
+
+    A telephone that is held upright records rotated frames, and a matrix to rotate them back. FFmpeg passes the matrix
+    on with each frame, and leaves the rotation to the application.
+    """
+
+    def __init__(self, pixel_format: PixelFormat, turns: int = 0) -> None:
+        self._pixel_format = pixel_format
+        self._turns = turns
+        self._unrotated = np.empty(0, np.uint8)
+        self._reformatter = VideoReformatter()  # reuses FFmpeg's setup for a size, 0.3 ms per frame
+
+    def size(self, frame: VideoFrame) -> tuple[int, int]:
+        """Return height and width of the frame that `write` delivers."""
+        return (frame.width, frame.height) if self._turns % 2 else (frame.height, frame.width)
+
+    def write(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
+        """Copy `frame` into `out`, whose shape must be that of `vision.types.frame_shape`.
+
+        Raises:
+            SizeChanged: the frame needs a buffer of another shape.
+            SourceError: the layout of FFmpeg's frame is inconsistent.
+        """
+        height_px, width_px = self.size(frame) if self._turns else (frame.height, frame.width)
+        if not has_shape(out, height_px, width_px, self._pixel_format):
+            raise SizeChanged(height_px, width_px)
+        target = out
+        if self._turns:
+            shape = frame_shape(frame.height, frame.width, self._pixel_format)
+            if self._unrotated.shape != shape:
+                self._unrotated = np.empty(shape, np.uint8)
+            target = self._unrotated
+        if _OURS.get(frame.format.name) != self._pixel_format:
+            frame = self._converted(frame)
+        sources = [(np.frombuffer(memoryview(plane), np.uint8), plane.line_size) for plane in frame.planes]
+        planes = split_planes(target, frame.height, frame.width, self._pixel_format)
+        try:
+            copy_planes(sources, planes)
+        except ValueError as error:
+            raise SourceError(f"FFmpeg's frame is damaged: {error}", code="decoding") from None
+        if self._turns:
+            for turned, plane in zip(split_planes(out, height_px, width_px, self._pixel_format), planes, strict=True):
+                turned[...] = np.rot90(plane, self._turns)
+
+    def _converted(self, frame: VideoFrame) -> VideoFrame:
+        """Convert to the delivered format. YUV to YUV keeps the encoding."""
+        encoding = encoding_of(frame)
+        matrix = _BT709 if encoding.startswith("bt709") else _BT601
+        numbers = _FULL_RANGE if encoding.endswith("-full") else _LIMITED_RANGE
+        if numbers == _LIMITED_RANGE and frame.format.name.startswith(_FULL):
+            frame = self._renamed(frame)
+        planar = self._pixel_format in {"i420", "nv12"}
+        return self._reformatter.reformat(
+            frame,
+            format=_THEIRS[self._pixel_format],
+            src_colorspace=matrix,
+            # RGB has no matrix. PyAV 12 passes the source's range to FFmpeg only if this differs from the source's.
+            dst_colorspace=matrix if planar else _BT709 + _BT601 - matrix,
+            src_color_range=numbers,
+            dst_color_range=numbers if planar else _FULL_RANGE,
+        )
+
+    def _renamed(self, frame: VideoFrame) -> VideoFrame:
+        """Return the same values in the format for limited range: FFmpeg converts by the format's name alone."""
+        name = frame.format.name.replace(_FULL, "yuv")
+        return self._reformatter.reformat(frame, format=name, src_color_range=_FULL_RANGE, dst_color_range=_FULL_RANGE)
+
+
+_MATRIX: Final = "DISPLAYMATRIX"
+_ONE: Final = 1 << 16
+_TURNS: Final = {(0, -_ONE, _ONE, 0): 1, (-_ONE, 0, 0, -_ONE): 2, (0, _ONE, -_ONE, 0): 3}
+"""Quarter turns to the left by a, b, c, d of AV_FRAME_DATA_DISPLAYMATRIX, of 16.16 bits. Other matrices are ignored."""
+
+
+def quarter_turns(frame: VideoFrame) -> int:
+    """Return the quarter turns to the left from the decoded frame to the frame to show: 0 to 3."""
+    matrix: Any = frame.side_data.get(_MATRIX)
+    if matrix is None:
+        return 0
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
+    return _TURNS.get((a, b, c, d), 0)
+
+
+def require_upright(path: Path, stream: VideoStream) -> None:
+    """Check that a recording needs no rotation, for a decoder that cannot rotate. Other errors are left to the decoder.
+
+    Raises:
+        SourceError: its first frame needs one.
+    """
+    with suppress(av.FFmpegError, StopIteration), open_container(str(path.absolute())) as container:
+        frame = next(container.decode(container.streams[stream.index]))
+        if isinstance(frame, VideoFrame) and (turns := quarter_turns(frame)):
+            raise SourceError(f"its frames need a rotation by {90 * turns} degrees, which NVDEC does not support")

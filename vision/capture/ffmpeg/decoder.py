@@ -15,8 +15,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vision.capture.ffmpeg.bindings import time_ns
-from vision.capture.ffmpeg.frames import FrameWriter, RotatingWriter, choose_format, encoding_of, quarter_turns
+from vision.capture.ffmpeg.bindings import FrameWriter, choose_format, encoding_of, quarter_turns, time_ns
 from vision.capture.source import StreamInfo
 from vision.errors import SourceError
 from vision.types import FrameBuffer, PixelFormat, YuvEncoding
@@ -113,7 +112,7 @@ class FFmpegDecoder:
     def describe(self, image: VideoFrame, fps: float | None) -> StreamInfo:
         pixel_format = choose_format(image.format.name, image.height, image.width, self._pixel_formats)
         turns = quarter_turns(image) if self._recorded else 0
-        self._writer = RotatingWriter(pixel_format, turns) if turns else FrameWriter(pixel_format)
+        self._writer = FrameWriter(pixel_format, turns)
         height_px, width_px = self._writer.size(image)
         return StreamInfo(width_px, height_px, pixel_format, fps, self._name, encoding_of(image))
 

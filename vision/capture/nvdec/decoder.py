@@ -17,9 +17,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vision.capture.ffmpeg.bindings import time_ns
+from vision.capture.ffmpeg.bindings import choose_format, encoding_of, time_ns
 from vision.capture.ffmpeg.decoder import DecodedFrame, PacketDamaged
-from vision.capture.ffmpeg.frames import choose_format, encoding_of
 from vision.capture.nvdec.annexb import AnnexB
 from vision.capture.nvdec.bindings import CODECS, Session, Surface, require_nvdec
 from vision.capture.source import StreamInfo

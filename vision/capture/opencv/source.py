@@ -11,7 +11,6 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, cast
@@ -100,38 +99,6 @@ def _grab(device: str, capture: Capture) -> Grab:
     return Grab(time.monotonic_ns(), time.time_ns(), "arrival", position_ns(capture))
 
 
-@dataclass(slots=True)
-class FrameRetriever:
-    """Writes decoded frames into buffers. Keeps a frame of another size until the caller has a buffer for it."""
-
-    capture: Capture
-    _kept: NDArray[np.uint8] | None = None
-
-    def discard(self) -> None:
-        """Discard the kept frame: another frame was grabbed."""
-        self._kept = None
-
-    def retrieve(self, out: NDArray[np.uint8]) -> None:
-        """Write the grabbed frame into `out`, as `vision.capture.source.Source.retrieve` does, in bgr."""
-        if self._kept is None:
-            try:
-                success, pixels = self.capture.retrieve(out)
-            except cv2.error as error:
-                raise SourceError(f"a frame could not be decoded: {error}", code="decoding") from error
-            if not success:
-                raise SourceError("a frame could not be decoded", code="decoding")
-            if pixels is out:
-                return
-            self._kept = pixels  # OpenCV allocates another array if the given one has the wrong size
-        if self._kept.ndim != 3 or self._kept.shape[2] != 3:
-            raise SourceError(
-                f"expected a frame of 3 channels, got an array of shape {self._kept.shape}", code="decoding"
-            )
-        if self._kept.shape != out.shape:
-            raise SizeChanged(*self._kept.shape[:2])
-        np.copyto(out, self._kept)
-
-
 class V4L2Source:
     """One V4L2 camera through OpenCV. Satisfies `vision.capture.source.Source`."""
 
@@ -143,30 +110,46 @@ class V4L2Source:
         self._reader = BlockingReader(
             device, partial(open_device, camera), partial(_grab, device), lambda capture: capture.release()
         )
-        self._retriever: FrameRetriever | None = None
+        self._capture: Capture | None = None
         self._grabbed = False
+        self._kept: NDArray[np.uint8] | None = None  # the grabbed frame, until the caller has a buffer of its size
 
     def open(self) -> StreamInfo:
         self.close()
         timeout_s = self._camera.open_timeout_s + _OPEN_MARGIN_S
-        capture = self._reader.open(timeout_s, hint="unplug it and plug it in again")
-        self._retriever = FrameRetriever(capture)
-        return describe(capture)
+        self._capture = self._reader.open(timeout_s, hint="unplug it and plug it in again")
+        return describe(self._capture)
 
     def grab(self, timeout_s: float) -> Grab | None:
-        if self._retriever is None:
+        if self._capture is None:
             raise not_open(self._camera.source, "grab")
         self._grabbed = False
         grab = self._reader.read(timeout_s)
         if grab is not None:
-            self._retriever.discard()
-            self._grabbed = True
+            self._grabbed, self._kept = True, None
         return grab
 
     def retrieve(self, out: FrameBuffer) -> None:
-        if self._retriever is None or not self._grabbed:
+        if self._capture is None or not self._grabbed:
             raise not_open(self._camera.source, "retrieve")
-        self._retriever.retrieve(out.require_host())
+        pixels = out.require_host()
+        if self._kept is None:
+            try:
+                success, decoded = self._capture.retrieve(pixels)
+            except cv2.error as error:
+                raise SourceError(f"a frame could not be decoded: {error}", code="decoding") from error
+            if not success:
+                raise SourceError("a frame could not be decoded", code="decoding")
+            if decoded is pixels:
+                return
+            self._kept = decoded  # OpenCV allocates another array if the given one has the wrong size
+        if self._kept.ndim != 3 or self._kept.shape[2] != 3:
+            raise SourceError(
+                f"expected a frame of 3 channels, got an array of shape {self._kept.shape}", code="decoding"
+            )
+        if self._kept.shape != pixels.shape:
+            raise SizeChanged(*self._kept.shape[:2])
+        np.copyto(pixels, self._kept)
 
     def interrupt(self) -> None:
         """Make `open` fail and `grab` return None from now on."""
@@ -174,5 +157,5 @@ class V4L2Source:
 
     def close(self) -> None:
         self._reader.close()
-        self._retriever = None
+        self._capture = self._kept = None
         self._grabbed = False

@@ -51,7 +51,8 @@ class SyntheticSource(PacedSource[int]):
 
     def _open(self) -> StreamInfo:
         scene = self._scenes[0]
-        self._pixel_format = self._choose_format(scene)
+        formats = allowed_formats(self._pixel_formats, scene.height_px, scene.width_px)
+        self._pixel_format = self._spec.pixel_format if self._spec.pixel_format in formats else formats[0]
         return StreamInfo(scene.width_px, scene.height_px, self._pixel_format, self._spec.fps, "synthetic")
 
     def _read(self) -> tuple[int, int]:
@@ -94,17 +95,6 @@ class SyntheticSource(PacedSource[int]):
 
     def _close(self) -> None:
         self._index = 0
-
-    def _choose_format(self, scene: Scene) -> PixelFormat:
-        """Return the configured format, or the first one that the detector prefers and the size allows."""
-        possible = allowed_formats(self._pixel_formats, scene.height_px, scene.width_px)
-        if possible:
-            return self._spec.pixel_format if self._spec.pixel_format in possible else possible[0]
-        raise SourceError(
-            f"synthetic: no pixel format for frames of {scene.width_px}x{scene.height_px}: "
-            f"the detector accepts {', '.join(self._pixel_formats)}",
-            code="pixel-format",
-        )
 
 
 def _scene(spec: SyntheticSpec, width_px: int, height_px: int) -> Scene:
