@@ -185,12 +185,7 @@ class Subscription:
             raise ConfigError(f"address: cannot connect to {address}: {error}", code="address-form") from error
 
     def items(self, timeout_s: float | None = None) -> Iterator[Item]:
-        """Yield the items of `receive` until the subscription is closed.
-
-        Raises:
-            TimeoutError: no message for `timeout_s`.
-            MessageError: the publisher has another version, or is not `vision run`.
-        """
+        """Yield the items of `receive` until `close`. `TimeoutError` after `timeout_s` without a message."""
         while True:
             left_s = None if timeout_s is None else timeout_s - (self._clock() - self._last_message_ns) / 1e9
             item = self.receive(None if left_s is None else max(0.0, left_s))
@@ -257,11 +252,8 @@ class Subscription:
 
     def _take(self, parts: list[bytes]) -> None:
         if len(parts) < 2:
-            raise MessageError(
-                f"expected messages of two parts, topic and payload, got {len(parts)} from {self.address}",
-                hint="is the publisher really `vision run`?",
-                code="message-parts",
-            )
+            text = f"expected messages of two parts, topic and payload, got {len(parts)} from {self.address}"
+            raise MessageError(text, hint="is the publisher really `vision run`?", code="message-parts")
         topic = parts[0].decode(errors="replace")
         # ZeroMQ compares prefixes: a subscriber to detections/gate also receives detections/gate2.
         subscribed = bool({topic, f"{topic.partition('/')[0]}/"} & self._topics)
@@ -342,17 +334,15 @@ def _topics(cameras: Sequence[str] | None, kinds: Sequence[Kind]) -> frozenset[s
     """Return the topics to subscribe to. For all cameras this is the kind with a slash."""
     for name, values in (("cameras", cameras), ("kinds", kinds)):
         if isinstance(values, str):
-            raise ConfigError(
-                f"{name}: expected a list of names, got the text {values!r}", hint=f"write [{values!r}]", code=name
-            )
+            text = f"{name}: expected a list of names, got the text {values!r}"
+            raise ConfigError(text, hint=f"write [{values!r}]", code=name)
     if not kinds or not set(kinds) <= set(KINDS):
         raise ConfigError(f"kinds: expected some of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}", code="kinds")
     if cameras is None:
         return frozenset(f"{kind}/" for kind in kinds)
     if not cameras:
-        raise ConfigError(
-            "cameras: expected at least one name, got none", hint="leave it out to get all cameras", code="cameras"
-        )
+        text = "cameras: expected at least one name, got none"
+        raise ConfigError(text, hint="leave it out to get all cameras", code="cameras")
     topics = {f"{kind}/{camera}" for kind in kinds for camera in cameras}
     return frozenset(topics | {_NODE_STATUS} if "status" in kinds else topics)
 

@@ -170,12 +170,17 @@ class Frame:
     def pixel_format(self) -> PixelFormat:
         return self.buffer.pixel_format
 
-    @cached_property
+    @property
     def pixels(self) -> NDArray[np.uint8]:
         """Return the pixels in host memory: uint8, C-contiguous; bgr (H, W, 3), bgrx (H, W, 4), others (3H/2, W).
 
         The first access copies a frame that is in GPU memory only. Later ones return the same array.
         """
+        host = self.buffer.host
+        return self._copy if host is None else host
+
+    @cached_property
+    def _copy(self) -> NDArray[np.uint8]:
         return self.buffer.read()
 
 

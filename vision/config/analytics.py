@@ -54,15 +54,11 @@ def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
         raise InvalidValue("repeated-point", "a polygon that visits no point twice")
     if len(corners) == 3 and _turn(*corners) == 0:
         raise InvalidValue("no-area", "a polygon that encloses an area", "its points lie on one line")
-    crossing = _crossing_sides(corners)
-    if crossing is not None:
+    if crossing := _crossing_sides(corners):
         first, second = crossing
-        raise InvalidValue(
-            "crossing-sides",
-            "a polygon whose sides do not cross",
-            f"the side after point {first + 1} meets the side after point {second + 1}: "
-            "list the points in order around the area",
-        )
+        advice = f"the side after point {first + 1} meets the side after point {second + 1}: "
+        advice += "list the points in order around the area"
+        raise InvalidValue("crossing-sides", "a polygon whose sides do not cross", advice)
     return polygon
 
 
@@ -105,9 +101,8 @@ def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
     exact = _whole_numbers(corners)
     turns = {_turn(exact[index - 2], exact[index - 1], exact[index]) for index in range(len(exact))}
     if turns not in ({1}, {-1}) or _crossing_sides(exact) is not None:
-        raise InvalidValue(
-            "not-convex", "4 points in order around a convex area", "no three of them may lie on one line"
-        )
+        expected = "4 points in order around a convex area"
+        raise InvalidValue("not-convex", expected, "no three of them may lie on one line")
     return corners
 
 

@@ -181,11 +181,9 @@ def _unknown_cameras(
         return  # the camera without a valid id may be the one that is meant
     for name in analytics:
         if name not in places and IDENTIFIER.fullmatch(name):
-            near = nearest(name, places)
-            if near is not None:
+            advice = f"; expected {one_of([references.written(place) for place in places.values()])}"
+            if (near := nearest(name, places)) is not None:
                 advice = f" (did you mean {references.written(places[near])}?)"
-            else:
-                advice = f"; expected {one_of([references.written(place) for place in places.values()])}"
             yield Conflict(("analytics", name), "unknown-camera", f"no camera has this id{advice}")
 
 
@@ -229,10 +227,9 @@ def _rule_conflicts(rule: Section, analytics: Section) -> Iterator[Conflict]:
         return
     chosen = [name for name in map(str, cameras) if name in analytics] if isinstance(cameras, tuple) else [*analytics]
     if isinstance(cameras, tuple) and len(chosen) < len(cameras):
-        for index, name in enumerate(cameras):
-            if name not in analytics:
-                message = "expected a camera that has lines or zones under analytics"
-                yield Conflict(("cameras", index), "unknown-camera", message)
+        message = "expected a camera that has lines or zones under analytics"
+        unknown = [index for index, name in enumerate(cameras) if name not in analytics]
+        yield from (Conflict(("cameras", index), "unknown-camera", message) for index in unknown)
         return
     shapes = [(camera, loc[1], shape) for camera in chosen for loc, shape in _shapes(analytics, camera)]
     having = [(camera, key, shape) for camera, key, shape in shapes if shape.get("name") == condition.name]
@@ -294,14 +291,13 @@ def _replay_conflicts(config: Section) -> Iterator[Conflict]:
     replay, bind = publish.get("replay"), publish.get("bind", "tcp://127.0.0.1:5555")
     if not isinstance(replay, str):
         return
+    loc = ("publish", "replay")
     if config.get("state_dir") is None:
-        message = "needs state_dir: the folder in which events are kept"
-        yield Conflict(("publish", "replay"), "needs-state-dir", message)
+        yield Conflict(loc, "needs-state-dir", "needs state_dir: the folder in which events are kept")
     port = replay.rpartition(":")[2]
     same_port = isinstance(bind, str) and port.isdigit() and port != "0" and port == bind.rpartition(":")[2]
     if (replay == bind and not replay.endswith((":*", ":0"))) or same_port:
-        message = "expected another address and port than publish.bind has"
-        yield Conflict(("publish", "replay"), "same-address", message)
+        yield Conflict(loc, "same-address", "expected another address and port than publish.bind has")
 
 
 # --- plain data -------------------------------------------------------------------------------------------------------

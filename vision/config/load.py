@@ -35,10 +35,9 @@ _S = TypeVar("_S", bound=ConfigSection)
 
 
 def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
-    """Read and check camera.yaml, and make its paths absolute. `environ` holds the values of ``${NAME}``.
+    """Read and check camera.yaml, and make its paths absolute. `ConfigError` lists every fault of the file.
 
-    Raises:
-        ConfigError: Lists every fault of the file.
+    `environ` holds the values of ``${NAME}``.
     """
     config = _validate_config(read_document(path, environ))
     return _resolve_paths(config, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - resolve() would follow links
@@ -56,11 +55,7 @@ def _validate_config(document: Document) -> AppConfig:
 
 
 def load_model_spec(folder: Path) -> ModelSpec:
-    """Read and check ``model.yaml`` of a model's folder. Does not read the ONNX file.
-
-    Raises:
-        ModelError: Lists every fault of the file.
-    """
+    """Read and check ``model.yaml`` in a model's folder, not the ONNX file. `ModelError` lists every fault."""
     return _load_spec(ModelSpec, folder)
 
 
@@ -96,10 +91,9 @@ def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
         with path.open("rb") as file:
             start = file.read(len(_LFS_POINTER))
     except FileNotFoundError:
-        text, hint = "there is no such file", "`file` in model.yaml names the ONNX file in the same folder"
-        raise ModelError(
-            f"{spec.name}: expected the model at {path}; {text}", hint=hint, code="model-missing"
-        ) from None
+        text = f"{spec.name}: expected the model at {path}; there is no such file"
+        hint = "`file` in model.yaml names the ONNX file in the same folder"
+        raise ModelError(text, hint=hint, code="model-missing") from None
     except OSError as error:
         text, hint = f"{spec.name}: cannot read {path}: {error.strerror}", "check the file's owner"
         raise ModelError(text, hint=hint, code="model-unreadable") from error
@@ -111,12 +105,9 @@ def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
     if spec.sha256 is None:
         _log.warning("%s: model.yaml has no sha256, so the file is not checked; it would be %s", spec.name, sha256)
     elif sha256 != spec.sha256:
-        raise ModelError(
-            f"{spec.name}: {path} should have the sha256 {spec.sha256}, it has {sha256}",
-            hint="the file is damaged, or another version: fetch it again, or change `sha256` in model.yaml "
-            "if you exchanged the model on purpose",
-            code="model-sha256",
-        )
+        text = f"{spec.name}: {path} should have the sha256 {spec.sha256}, it has {sha256}"
+        hint = "damaged, or another version: fetch it again, or change `sha256` if you exchanged it on purpose"
+        raise ModelError(text, hint=hint, code="model-sha256")
     return path
 
 
@@ -154,15 +145,13 @@ def _written_passwords(document: Document) -> list[Fault]:
     """Return a fault for each password in the file: unlike the environment, files are copied, mailed and committed."""
     cameras = document.root.child("cameras")
     entries = cameras.value if cameras is not None and isinstance(cameras.value, tuple) else ()
+    message = "a password in the file; expected it from the environment: write ${NAME} instead"
     faults = []
     for index, camera in enumerate(entries):
-        password = camera.child("password")
+        password, source = camera.child("password"), camera.child("source")
         if password is not None and not _FROM_ENVIRONMENT.fullmatch(password.written):
-            message = "expected the password from the environment: write ${NAME}"
             faults.append(document.fault(("cameras", index, "password"), "written-password", message))
-        source = camera.child("source")
         if source is not None and _LITERAL_PASSWORD.search(source.written):
-            message = "a password in the file; expected it from the environment: write ${NAME} instead"
             faults.append(document.fault(("cameras", index, "source"), "written-password", message))
     return faults
 

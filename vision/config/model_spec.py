@@ -102,13 +102,9 @@ def _ascending(extents: _Extents) -> _Extents:
 
 def _ascending_shapes(shapes: _Shapes) -> _Shapes:
     """Return [min, opt, max] of the dimensions or values of one input if they are in ascending order."""
-    low, best, high = shapes
-    if not len(low) == len(best) == len(high) or any(
-        list(sizes) != sorted(sizes) for sizes in zip(low, best, high, strict=True)
-    ):
-        raise InvalidValue(
-            "shape-extents", "three lists of one length, [min, opt, max], each number at most that of the next list"
-        )
+    if len(set(map(len, shapes))) > 1 or any(list(sizes) != sorted(sizes) for sizes in zip(*shapes, strict=True)):
+        expected = "three lists of one length, [min, opt, max], each number at most that of the next list"
+        raise InvalidValue("shape-extents", expected)
     return shapes
 
 

@@ -108,9 +108,8 @@ def parse_source(text: str) -> SourceAddress:
     if word and word["word"] in ("csi", "synthetic"):
         return _parse_csi(word["rest"]) if word["word"] == "csi" else _parse_synthetic(text, word["rest"])
     if _NO_SCHEME.fullmatch(text):
-        raise InvalidValue(
-            "no-scheme", "rtsp:// or http:// in front of a camera's address", "a file of this name is written with ./"
-        )
+        expected = "rtsp:// or http:// in front of a camera's address"
+        raise InvalidValue("no-scheme", expected, "a file of this name is written with ./")
     if word:
         near = did_you_mean(f"{word['word']}:", ["csi:", "synthetic:"])
         near = near or did_you_mean(f"{word['word']}://", _URL_PREFIXES)
@@ -158,16 +157,14 @@ def _parse_url(scheme: str, rest: str) -> Rtsp | Http:
             raise InvalidValue("file-url", "the path of the file alone, without file://")
         raise InvalidValue("scheme", SOURCE_FORMS, did_you_mean(f"{scheme}://", _URL_PREFIXES))
     if _UNPRINTABLE_OR_SPACE.search(rest) or any(character in rest for character in "\"'<>\\"):
-        raise InvalidValue(
-            "url-characters", "an address without blanks, quotes, '<', '>' and '\\'", "write them as %20, %22, %27 ..."
-        )
+        expected = "an address without blanks, quotes, '<', '>' and '\\'"
+        raise InvalidValue("url-characters", expected, "write them as %20, %22, %27 ...")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     match = _AUTHORITY.fullmatch(authority)
     if match is None or "@" in rest[len(authority) :]:
-        advice = "in a user, password or path write / as %2F, ? as %3F, # as %23, @ as %40, % as %25"
-        raise InvalidValue(
-            "authority", "user:password@host:port with one '@'", f"{advice}; or use the keys user and password"
-        )
+        advice = "in a user, password or path write / as %2F, ? as %3F, # as %23, @ as %40, % as %25; "
+        advice += "or use the keys user and password"
+        raise InvalidValue("authority", "user:password@host:port with one '@'", advice)
     if not _is_host(match["host"]):
         raise InvalidValue("host", "a host name or address after '//'", "an IPv6 address goes in [ ]")
     if match["port"] is not None and not is_port(match["port"]):

@@ -173,11 +173,10 @@ def _missing(context: ErrorContext) -> str:
 def _unknown(context: ErrorContext) -> str:
     properties = schema_at(context.schema, context.loc[:-1]).get("properties", {})
     meant = _meant(context.loc, properties)
+    if meant is not None and key_path(context.loc) in RENAMED:
+        return f"unknown key: renamed to {quoted(meant)}"
     if meant is not None:
-        is_renamed = key_path(context.loc) in RENAMED
-        return (
-            f"unknown key: renamed to {quoted(meant)}" if is_renamed else f"unknown key (did you mean {quoted(meant)}?)"
-        )
+        return f"unknown key (did you mean {quoted(meant)}?)"
     elsewhere = [path for path, _, _ in key_paths(context.schema) if path.rpartition(".")[2] == context.loc[-1]]
     if elsewhere:
         return f"unknown key here (did you mean {one_of(elsewhere)}?)"

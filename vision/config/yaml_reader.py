@@ -49,11 +49,7 @@ _UNPRINTABLE_TEXT: Final = "a character that cannot be printed"
 
 
 def read_document(path: Path, environ: Mapping[str, str] | None = None) -> Document:
-    """Read and parse a file.
-
-    Raises:
-        ConfigError: It cannot be read, or `parse_document` refuses it.
-    """
+    """Read and parse a file. `ConfigError` if it cannot be read, or `parse_document` refuses it."""
     return parse_document(_read(path), str(path), environ)
 
 

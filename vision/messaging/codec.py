@@ -126,17 +126,16 @@ def _with_attributes(detected: DetectedObject, result: Result) -> DetectedObject
 
 def _stage_times(timing: Timing) -> StageTimes:
     """Return the durations in milliseconds. A point that was not reached has the time of the point before it."""
-    captured_ns = timing.captured_ns
-    batched_ns = timing.batched_ns or captured_ns
+    batched_ns = timing.batched_ns or timing.captured_ns
     submitted_ns = timing.submitted_ns or batched_ns
     inferred_ns = timing.inferred_ns or submitted_ns
     published_ns = timing.published_ns or inferred_ns
     return StageTimes(
-        wait=_ms(batched_ns - captured_ns),
+        wait=_ms(batched_ns - timing.captured_ns),
         submit=_ms(submitted_ns - batched_ns),
         infer=_ms(inferred_ns - submitted_ns),
         publish=_ms(published_ns - inferred_ns),
-        total=_ms(published_ns - captured_ns),
+        total=_ms(published_ns - timing.captured_ns),
     )
 
 
@@ -256,24 +255,16 @@ def encode(message: AnyMessage | ReplayRequest | ReplayReply, encoding: Encoding
 
 
 def decode(topic: str, payload: bytes) -> AnyMessage:
-    """Return the message of a payload in either encoding. The topic determines the expected schema.
-
-    Raises:
-        MessageError: another schema or version, or not a message.
-    """
+    """Return the message of a payload, as `decode_as` does. The topic determines the expected schema."""
     kind = _TYPES.get(topic) or _TYPES.get(topic.partition("/")[0])
     if kind is None:
-        raise MessageError(
-            f"expected a topic that starts with one of {', '.join(KINDS)}, got {topic!r}", code="message-topic"
-        )
+        text = f"expected a topic that starts with one of {', '.join(KINDS)}, got {topic!r}"
+        raise MessageError(text, code="message-topic")
     return decode_as(kind, payload, topic)
 
 
 def decode_as(kind: type[_StructT], payload: bytes, name: str) -> _StructT:
-    """Return the message of a payload in either encoding, with the schema of `kind`.
-
-    Args:
-        name: of the message, for errors.
+    """Return the message of a payload in either encoding, with the schema of `kind`. Errors use `name` for it.
 
     Raises:
         MessageError: another schema or version, or not a message.

@@ -69,12 +69,7 @@ class GapRecovery:
     """Order of events and state of requests, without sockets. One thread at a time."""
 
     def __init__(self, since: int, journal: str | None = None, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Start after an event.
-
-        Args:
-            since: number of the last processed event; 0: none, so all stored events are requested.
-            journal: journal of that event, if known.
-        """
+        """Start after event `since` of `journal`, if known. 0: request all stored events."""
         self._last = since
         self._journal = journal
         self._confirmed = False  # the publisher has this journal
@@ -98,11 +93,7 @@ class GapRecovery:
         yield from self._release()
 
     def replied(self, reply: ReplayReply, events: Sequence[EventMessage]) -> Iterator[InOrder]:
-        """Take a reply. Yield the events and reports that are in order now.
-
-        Raises:
-            MessageError: the publisher reports an error.
-        """
+        """Take a reply. Yield the events and reports that are in order now. `MessageError` if it reports an error."""
         self._requested = False
         if reply.error is not None:
             raise MessageError(f"{reply.node} cannot send missed events: {reply.error}")
@@ -161,17 +152,11 @@ class GapRecovery:
 class ReplayClient:
     """Connection to the replay server of a publisher. One thread at a time.
 
-    Attributes:
-        recovery: decides when a request is due, and orders the events of the replies.
-        socket: DEALER socket, for a poller. It is not connected until the address is known.
+    `socket`, for a poller, is not connected until the address is known.
     """
 
     def __init__(
-        self,
-        recovery: GapRecovery,
-        context: zmq.Context[zmq.Socket[bytes]],
-        keepalive_s: int,
-        address: str | None,
+        self, recovery: GapRecovery, context: zmq.Context[zmq.Socket[bytes]], keepalive_s: int, address: str | None
     ) -> None:
         """Connect, or wait for `learn_address` without an address."""
         self.recovery = recovery
@@ -184,13 +169,9 @@ class ReplayClient:
             self._connect(address)
 
     def learn_address(self, status: NodeStatusMessage, publisher: str) -> None:
-        """Connect to the address in a status, unless the address was given.
+        """Connect to the address in a status, unless the address was given. `MessageError` if the status has none.
 
-        Args:
-            publisher: address of the publisher, as this machine reaches it.
-
-        Raises:
-            MessageError: the publisher answers no requests.
+        `publisher` is the address of the publisher, as this machine reaches it.
         """
         if not self._learns_address:
             return

@@ -48,11 +48,7 @@ _READABLE: Final = int(zmq.POLLIN)
 class Publisher:
     """Sender of results, events and status. With a recorder or an event log, one thread publishes results.
 
-    Attributes:
-        numbering: the sequence numbers.
-        socket: the socket of the subscribers.
-        address: its address, with the real port.
-        replay_address: address for requests of missed events; None: there is none.
+    `address` and `replay_address`, for requests of missed events, have the real ports.
     """
 
     def __init__(
@@ -73,9 +69,6 @@ class Publisher:
 
         Args:
             bind: ``tcp://127.0.0.1:5555``, ``tcp://*:5555``, ``ipc:///run/vision/out``; port ``*`` takes a free one.
-            node: name of this machine, for the messages.
-            class_names: names of the class ids of results.
-            encoding: of the payloads.
             queue: maximum number of messages that wait for one slow subscriber. It loses further messages.
             recorder: receives every detections message too. The caller closes it.
             event_log: stores every event before it is sent. The caller closes its database after the publisher.
@@ -167,10 +160,7 @@ class Publisher:
 class StatusSocket:
     """One bound XPUB socket that keeps the last status of each topic and sends it to new subscribers.
 
-    Attributes:
-        address: the bound address.
-        lock: held by the caller of `send` and `send_status`.
-        joins: number of subscriptions since the start.
+    Callers of `send` and `send_status` hold `lock`.
     """
 
     def __init__(self, bind: str, *, queue: int, linger_s: float, keepalive_s: int) -> None:
@@ -185,7 +175,7 @@ class StatusSocket:
         self._socket = self._bound.zmq
         self.address = self._bound.address
         self.lock = threading.Lock()
-        self.joins = 0
+        self.joins = 0  # subscriptions since the start
         self._linger_s = linger_s
         self._closed = False
         self._last_status: dict[str, bytes] = {}
@@ -277,36 +267,24 @@ class Recorder:
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Create the file.
-
-        Raises:
-            ConfigError: the file cannot be created, or has content.
-        """
+        """Create the file. `ConfigError` if the file cannot be created, or has content."""
         self.written = 0
         self.lost = 0
         self._path = Path(path)
         try:
             self._file = self._path.open("ab", buffering=0)
         except OSError as error:
-            raise ConfigError(
-                f"--record: cannot write {path}: {error.strerror}", hint="give a file in a folder that exists"
-            ) from error
+            text, hint = f"--record: cannot write {path}: {error.strerror}", "give a file in a folder that exists"
+            raise ConfigError(text, hint=hint) from error
         info = os.fstat(self._file.fileno())
         self._is_regular = stat.S_ISREG(info.st_mode)
         if self._is_regular and info.st_size:
             self._file.close()
-            raise ConfigError(
-                f"--record: {path} holds {info.st_size} bytes already, and a recording is never overwritten",
-                hint="give another name, or remove it first",
-                code="recording-exists",
-            )
+            text = f"--record: {path} holds {info.st_size} bytes already, and a recording is never overwritten"
+            raise ConfigError(text, hint="give another name, or remove it first", code="recording-exists")
 
     def write(self, payload: bytes) -> None:
-        """Append a message in JSON as one line. Count it in `lost` if the disk is full.
-
-        Raises:
-            Closed: after `close`.
-        """
+        """Append a message in JSON as a line; if the disk is full, count it in `lost`. Raise `Closed` after `close`."""
         if self._file.closed:
             raise Closed("the recorder is closed")
         line, sent = payload + b"\n", 0
@@ -319,9 +297,8 @@ class Recorder:
                 os.ftruncate(self._file.fileno(), os.fstat(self._file.fileno()).st_size - sent)
             self.lost += 1
             if self.lost == 1:
-                log.error(
-                    "cannot record to %s: %s; going on without, and trying again each time", self._path, error.strerror
-                )
+                text = "cannot record to %s: %s; going on without, and trying again each time"
+                log.error(text, self._path, error.strerror)
 
     def close(self) -> None:
         """Close the file. Idempotent."""

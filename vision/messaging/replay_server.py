@@ -33,15 +33,7 @@ class ReplayServer:
     """Server of the events of `event_log`, until closed."""
 
     def __init__(self, bind: str, event_log: EventLog, *, node: str, encoding: Encoding, keepalive_s: int) -> None:
-        """Bind the socket and start the thread.
-
-        Args:
-            bind: ``tcp://127.0.0.1:5556``, ``tcp://*:5556``, ``ipc:///run/vision/events``; port ``*`` takes a free one.
-            encoding: of the events. Requests and the first part of replies are JSON.
-
-        Raises:
-            ConfigError: the address is wrong, in use, or not this machine's.
-        """
+        """Bind the socket, as `Publisher` does, and start the thread. `encoding` is that of the events."""
         self._event_log = event_log
         self._node = node
         self._encoding = encoding

@@ -54,11 +54,7 @@ class BoundSocket:
         keepalive_s: int,
         options: Mapping[zmq.SocketOption, int],
     ) -> None:
-        """Bind the socket.
-
-        Args:
-            key: configuration key of `bind`, for errors.
-            options: socket options, set before binding.
+        """Bind the socket. Errors name the configuration key.
 
         Raises:
             ConfigError: the address is in use, or not an address of this machine.
@@ -118,27 +114,17 @@ def set_common_options(sock: zmq.Socket[bytes], address: str, keepalive_s: int) 
 
 
 def check_address(address: str) -> None:
-    """Refuse addresses that ZeroMQ calls an "Invalid argument", or accepts without ever connecting.
-
-    Raises:
-        ConfigError: the address is not one to connect to.
-    """
+    """Raise `ConfigError` for addresses that ZeroMQ calls an "Invalid argument", or accepts without ever connecting."""
     if address.startswith("ipc://") and len(address) > len("ipc://"):
         return
     match = _TCP.fullmatch(address)
     if match is None or not 1 <= int(match["port"]) <= 65535:
         hint = f"did you mean tcp://{address}" if _TCP.fullmatch(f"tcp://{address}") else ""
-        raise ConfigError(
-            f"address: expected tcp://HOST:PORT or ipc:///PATH/OF/SOCKET, got {address!r}",
-            hint=hint,
-            code="address-form",
-        )
+        text = f"address: expected tcp://HOST:PORT or ipc:///PATH/OF/SOCKET, got {address!r}"
+        raise ConfigError(text, hint=hint, code="address-form")
     if match["host"] in _ANY_INTERFACE:
-        raise ConfigError(
-            f"address: expected one host to connect to, got {match['host']!r}, every interface of a publisher",
-            hint=f"on the same machine: tcp://127.0.0.1:{match['port']}",
-            code="address-form",
-        )
+        text = f"address: expected one host to connect to, got {match['host']!r}, every interface of a publisher"
+        raise ConfigError(text, hint=f"on the same machine: tcp://127.0.0.1:{match['port']}", code="address-form")
 
 
 def reachable_address(replay: str, address: str) -> str:
@@ -171,11 +157,8 @@ def _check_free(bind: str, key: str) -> None:
     except OSError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ConfigError(
-            f"{key}: expected a free path for a socket, got a file: {path}",
-            hint="remove it or choose another path",
-            code="path-in-use",
-        )
+        text = f"{key}: expected a free path for a socket, got a file: {path}"
+        raise ConfigError(text, hint="remove it or choose another path", code="path-in-use")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
@@ -184,8 +167,5 @@ def _check_free(bind: str, key: str) -> None:
             return  # a killed program left the file
         except OSError as error:
             raise ConfigError(f"{key}: cannot use ipc://{path}: {error.strerror}") from error
-    raise ConfigError(
-        f"{key}: socket in use by another program: {bind}",
-        hint=f"find it with: ss -xlp src {path}",
-        code="address-in-use",
-    )
+    text, hint = f"{key}: socket in use by another program: {bind}", f"find it with: ss -xlp src {path}"
+    raise ConfigError(text, hint=hint, code="address-in-use")

@@ -21,8 +21,8 @@ class Batcher:
     """Forms batches: at most one frame a camera, the camera that has waited longest for its turn first."""
 
     def __init__(self, slots: Sequence[LatestSlot], max_batch: int, *, clock: Clock = time.monotonic_ns) -> None:
-        if not slots or any(slot.changed is not slots[0].changed for slot in slots):
-            raise ValueError("a batcher needs slots that share one condition")
+        if (conditions := len({id(slot.changed) for slot in slots})) != 1:
+            raise ValueError(f"expected slots that share one condition, got {len(slots)} with {conditions}")
         self._slots = list(slots)
         self._changed = slots[0].changed
         self._max_batch = max_batch

@@ -32,9 +32,9 @@ from vision.config import (
     folder_of_model,
     load_classifier_spec,
     load_model_spec,
-    nearest,
     shipped_models,
 )
+from vision.config.wording import did_you_mean
 from vision.detect.detector import Detector, ReadsDevice
 from vision.detect.open import open_classifier, open_detector, published_class_names
 from vision.errors import Closed, ModelError, VisionError
@@ -92,13 +92,10 @@ OpenStages = Callable[[AppConfig, RunOptions, ExitStack], Sequence[Stage]]
 
 
 def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
-    """Return a `build` function: cameras, detector, the stages that `open_stages` opens, and the publisher.
+    """Return a `build` function: cameras, detector, the stages of `open_stages`, the publisher and other `sinks`.
 
     Everything is opened in an order that finds errors early: stages, sockets, then the detector. The `ExitStack` that
     `build` takes closes it.
-
-    Args:
-        sinks: receive the results in addition to the publisher.
     """
 
     def build(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
@@ -134,28 +131,19 @@ def with_video(build: Build) -> Build:
 
 
 def find_model(name: str) -> tuple[Path, ModelSpec]:
-    """Return the folder and the spec of a shipped model, or of one in a folder.
-
-    Raises:
-        ModelError: there is no such model, or its model.yaml is invalid.
-    """
+    """Return folder and spec of a model, shipped or in a folder. `ModelError` if it is missing or invalid."""
     folder = folder_of_model(name, shipped_models())
     if not folder.exists():
         names = sorted(path.parent.name for path in shipped_models().glob("*/model.yaml"))
-        raise ModelError(
-            f"no model {name!r}: expected one of {', '.join(names)}, or a folder with model.yaml",
-            hint=f"did you mean {near!r}?"
-            if (near := nearest(name, names))
-            else "`vision models` lists the models, and shows the model.yaml of a model of your own",
-            code="model-unknown",
-        )
+        hint = did_you_mean(name, names) or "`vision models` lists them, and shows how to write a model.yaml"
+        text = f"no model {name!r}: expected one of {', '.join(names)}, or a folder with model.yaml"
+        raise ModelError(text, hint=hint, code="model-unknown")
     return folder, load_model_spec(folder)
 
 
 def _class_names(config: AppConfig) -> tuple[str, ...]:
     """Return the class names of the configured model, by class id. `ConfigError` if the configuration has others."""
-    _, spec = find_model(config.model)
-    names = published_class_names(spec, config.detect)
+    names = published_class_names(find_model(config.model)[1], config.detect)
     check_classes(config, names)
     return names
 
@@ -202,11 +190,7 @@ def _close_recorder(recorder: Recorder, path: Path) -> None:
 def open_configured_detector(
     config: AppConfig, options: RunOptions, resources: ExitStack, *, score: float | None = None
 ) -> Detector:
-    """Load the model and open the detector.
-
-    Args:
-        score: lowest score to report, in place of `detect.score_threshold`.
-    """
+    """Load the model and open the detector. `score` replaces `detect.score_threshold`."""
     options.check_stop()
     folder, spec = find_model(config.model)
     began = time.monotonic()
@@ -287,11 +271,7 @@ def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> 
 def build_cameras(
     config: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
 ) -> list[Camera]:
-    """Build a slot and a supervisor for each camera. The runtime opens the cameras when it starts.
-
-    Args:
-        stages: stages of the runtime. One that looks at pixels holds frames longer.
-    """
+    """Build a slot and a supervisor for each camera. A stage of `stages` that looks at pixels holds frames longer."""
     options.check_stop()
     changed = threading.Condition()
     reads_pixels = options.has_video or any(isinstance(stage, PixelStage) for stage in stages)
@@ -346,9 +326,6 @@ def _allocator(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allo
         return detector.frame_buffer
     if isinstance(detector, ReadsDevice):
         return detector.device_buffer
-    log.warning(
-        "camera %s: decoded on the GPU and copied to the host, because %s does not read GPU memory",
-        config.id,
-        detector.spec.name,
-    )
+    text = "camera %s: decoded on the GPU and copied to the host, because %s does not read GPU memory"
+    log.warning(text, config.id, detector.spec.name)
     return detector.frame_buffer

@@ -72,20 +72,11 @@ class _Buffers:
 
 @dataclass(slots=True)
 class _RateLimit:
-    """When the reader may take the next frame of a camera."""
+    """When the reader may take the next frame of a camera, and when it took the last one."""
 
     interval_ns: int
     due_ns: int = 0
     served_ns: int = -1
-
-    def serve(self, now_ns: int) -> None:
-        """Schedule the next turn.
-
-        It follows the schedule of the last turn, not the moment it was served, so that jitter does not lower the rate.
-        A camera that fell behind by more than a turn starts a new schedule.
-        """
-        self.due_ns = max(self.due_ns, now_ns - self.interval_ns) + self.interval_ns
-        self.served_ns = now_ns
 
 
 class LatestSlot:
@@ -258,7 +249,11 @@ class LatestSlot:
             if ready_ns is None or ready_ns > now_ns or self._waiting is None:
                 return None
             frame, self._waiting = self._waiting, None
-            self._rate.serve(now_ns)
+            # The schedule follows the last turn, not the moment it was served, so that jitter does not lower the rate.
+            # A camera that fell behind by more than a turn starts a new schedule.
+            rate = self._rate
+            rate.due_ns = max(rate.due_ns, now_ns - rate.interval_ns) + rate.interval_ns
+            rate.served_ns = now_ns
             self._leased += 1
             self._counts.taken += 1
             dropped_before, self._unreported = self._unreported, {}

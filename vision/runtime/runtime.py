@@ -33,15 +33,7 @@ from vision.runtime.hang_watchdog import ProgressMonitor, thread_stacks
 from vision.runtime.inference_loop import HANG_HINT, InferenceLoop, InferredFrame
 from vision.runtime.latest_slot import Clock, LatestSlot
 from vision.runtime.results import ResultHandler
-from vision.runtime.status import (
-    Instant,
-    Report,
-    Sink,
-    camera_status,
-    detector_status,
-    percentiles,
-    resident_bytes,
-)
+from vision.runtime.status import Instant, Report, Sink, camera_status, detector_status, percentiles, resident_bytes
 from vision.stages.stage import HasCounters, Stage
 from vision.version import version
 
@@ -83,7 +75,6 @@ class Runtime:
         Args:
             stages: applied to each result in turn. If one is a `PixelStage`, the slots of `cameras` need
                 `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
-            model: name for status messages.
             stop_timeout_s: maximum duration of an orderly stop. Threads that have not ended by then are abandoned.
             hang_s: longer than any inference. A device that takes longer for a batch, or for a call, hangs.
         """

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from vision.capture.camera_status import CameraStatus
 from vision.detect.detector import Detector, ReportsMemory
@@ -27,8 +27,6 @@ from vision.messaging.schema import (
 from vision.metrics import LatencyHistogram, Percentiles, Rate
 from vision.runtime.latest_slot import SlotCounts
 from vision.types import Counts, Result
-
-_Seconds = TypeVar("_Seconds", float, float | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ def camera_status(
         at=rfc3339(now.utc_ns),
         at_monotonic_ns=now.monotonic_ns,
         state=status.state,
-        state_for_s=_rounded(max(0, now.monotonic_ns - status.since_ns) / 1e9),
+        state_for_s=round(max(0, now.monotonic_ns - status.since_ns) / 1e9, 3),
         epoch=status.epoch,
         reconnects=status.reconnects,
         grabbed=slot.grabbed,
@@ -131,5 +129,5 @@ def percentiles(latency: Percentiles) -> LatencyPercentiles:
     return LatencyPercentiles(p50=round(latency.p50_ms, 3), p99=round(latency.p99_ms, 3), max=round(latency.max_ms, 3))
 
 
-def _rounded(seconds: _Seconds) -> _Seconds:
-    return seconds if seconds is None else round(seconds, 3)
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

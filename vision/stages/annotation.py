@@ -17,11 +17,7 @@ from vision.types import Event, FrameMeta, Result, Tracks
 def draw_events(image: NDArray[np.uint8], result: Result, sections: Mapping[str, CameraAnalytics]) -> None:
     """Draw the object, the line or zone, the kind and the time of each event of `result`.
 
-    An event of a whole zone shows the boxes of all objects.
-
-    Args:
-        image: (H, W, 3) BGR in the size of the source frame; modified.
-        sections: the lines and zones by camera id.
+    An event of a whole zone shows the boxes of all objects. `image` is as in `FrameAnnotator.draw`.
     """
     overlay = Overlay(image)
     section = sections.get(result.meta.camera_id)
@@ -41,11 +37,7 @@ class FrameAnnotator:
         self._class_names = tuple(class_names)
 
     def draw(self, image: NDArray[np.uint8], result: Result) -> None:
-        """Draw `result` on its frame.
-
-        Args:
-            image: (H, W, 3) BGR in the size of the source frame; modified.
-        """
+        """Draw `result` on `image`: (H, W, 3) BGR in the size of the source frame."""
         overlay = Overlay(image)
         # The banner comes first, so that names and labels keep clear of it.
         overlay.banner(_time(result.meta), f"{len(result.objects)} objects")

@@ -44,12 +44,9 @@ class FrameWorker:
     def __init__(
         self, name: str, work: Callable[[Iterator[tuple[Frame, Result]]], None], *, buffers: int, lossless: bool
     ) -> None:
-        """
-        Args:
-            name: of the thread, and of what fails with it.
-            work: takes the copies in order, each valid until the next one is taken. Called once, in the thread.
-            buffers: copies that can wait at once.
-            lossless: wait for a free copy instead of skipping a frame.
+        """Start the thread, which calls `work` once. Up to `buffers` copies can wait.
+
+        `work` takes the copies in order, each valid until the next one is taken.
         """
         self.skipped = 0
         self._name = name

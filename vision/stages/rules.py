@@ -30,10 +30,7 @@ class RuleStage:
     """
 
     def __init__(self, rules: Sequence[RuleConfig], sections: Mapping[str, CameraAnalytics]) -> None:
-        """
-        Args:
-            sections: the lines and zones that rules refer to, by camera id.
-        """
+        """Create the stage. `sections` has the lines and zones that rules refer to, by camera id."""
         cameras = {camera_id: _Camera(camera_id, rules, section) for camera_id, section in sections.items()}
         self._cameras = {camera_id: camera for camera_id, camera in cameras.items() if camera.rules}
 
@@ -93,10 +90,7 @@ class _Rule:
     """One rule on one camera."""
 
     def __init__(self, camera_id: str, config: RuleConfig, crowded_for_s: float) -> None:
-        """
-        Args:
-            crowded_for_s: seconds by which a crowd begins before its event.
-        """
+        """Create the rule. A crowd begins `crowded_for_s` seconds before its event."""
         self.states: dict[int | None, _State] = {}  # by track id; a crowd's is None
         self._camera_id = camera_id
         self._name, self._when = config.name, " ".join(config.when.split())

@@ -45,11 +45,7 @@ class Classifier(Protocol):
         """Write the box of the frame to `out`, an array of `crop_shape`."""
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Return scores (N, classes) from 0 to 1.
-
-        Raises:
-            DeviceError: the model failed.
-        """
+        """Return scores (N, classes) from 0 to 1. `DeviceError` if the model failed."""
 
     def close(self) -> None:
         """Free all resources. Idempotent."""
@@ -97,11 +93,7 @@ class CascadeStage:
         self._worker = _ClassifierThread(classifier, config, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the crops that are due, and add the attributes known so far.
-
-        Raises:
-            DeviceError: the model failed.
-        """
+        """Copy the crops that are due, and add the attributes known so far. `DeviceError` if the model failed."""
         tracks = result.objects
         if not isinstance(tracks, Tracks):
             raise TypeError(f"expected tracks, got {type(tracks).__name__}: add a TrackStage before")

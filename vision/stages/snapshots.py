@@ -50,11 +50,7 @@ class SnapshotStage:
         self._worker = FrameWorker("snapshots", self._write, buffers=_BUFFERS, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the frame if one of the events needs a snapshot.
-
-        Raises:
-            VisionError: the writing thread has failed.
-        """
+        """Copy the frame if one of the events needs a snapshot. `VisionError` if the writing thread has failed."""
         self._worker.check()
         chosen = tuple(event for event in result.events if self._is_chosen(event))
         if not chosen or not self._worker.add(frame, replace(result, events=chosen)):
@@ -128,11 +124,7 @@ class _SnapshotFolder:
 
 
 def _existing_snapshots(folder: Path) -> dict[str, int]:
-    """Return the sizes of the snapshots in the folder, the oldest first. Remove incomplete files of a crash.
-
-    Raises:
-        ConfigError: the folder cannot be created or is not writable.
-    """
+    """Return the sizes of the snapshots, oldest first. Remove incomplete files. `ConfigError` if not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob(f".*{_PARTIAL}"):
@@ -143,11 +135,9 @@ def _existing_snapshots(folder: Path) -> dict[str, int]:
         probe.unlink()
         files = [(file.stat(), file.name) for file in folder.iterdir() if _NAME.fullmatch(file.name)]
     except OSError as error:
-        raise ConfigError(
-            f"snapshots.folder: cannot write to {folder}: {error.strerror}",
-            hint="make the folder writable for this user",
-            code="snapshot-folder",
-        ) from error
+        text = f"snapshots.folder: cannot write to {folder}: {error.strerror}"
+        hint = "make the folder writable for this user"
+        raise ConfigError(text, hint=hint, code="snapshot-folder") from error
     return {name: info.st_size for info, name in sorted(files, key=lambda file: (file[0].st_mtime_ns, file[1]))}
 
 

@@ -17,11 +17,7 @@ class PixelStage(Protocol):
     """A stage that also looks at the frame."""
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Return the result with the stage's additions.
-
-        Args:
-            frame: valid until this method returns. Copy what must last longer.
-        """
+        """Return the result with the stage's additions. `frame` is valid until then: copy what must last longer."""
 
 
 Stage: TypeAlias = Callable[[Result], Result] | PixelStage

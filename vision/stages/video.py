@@ -49,11 +49,9 @@ class VideoStage:
         show: bool = False,
         lossless: bool = False,
     ) -> None:
-        """
-        Args:
-            paths: the files by camera id. Without one, a camera is only shown.
-            draw: several threads call it.
-            lossless: wait for the encoder instead of leaving frames out.
+        """Open the window and start the threads, which call `draw`. A camera without an entry in `paths` is only shown.
+
+        If lossless, `with_frame` waits for the encoder instead of leaving frames out.
         """
         self._lossless = lossless
         self._window = _Window() if show else None
@@ -64,11 +62,7 @@ class VideoStage:
         }
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the frame for its camera's thread. Return the result unchanged.
-
-        Raises:
-            VisionError: a lossless video cannot be written.
-        """
+        """Copy the frame for its camera's thread. `VisionError` if a lossless video cannot be written."""
         worker = self._workers[frame.meta.camera_id]
         if self._lossless:
             worker.check()
@@ -83,11 +77,7 @@ class VideoStage:
         }
 
     def close(self) -> None:
-        """Finish the videos and close the window. Idempotent.
-
-        Raises:
-            VisionError: a video could not be written.
-        """
+        """Finish the videos and close the window. Idempotent. `VisionError` if a video could not be written."""
         for worker in self._workers.values():
             worker.finish()
         if self._window is not None:
@@ -109,11 +99,7 @@ class _CameraVideo:
         self._parts = PartReader()
 
     def write(self, copies: Iterator[tuple[Frame, Result]]) -> None:
-        """Write all frames. There is no file without a frame.
-
-        Raises:
-            VisionError: the file cannot be written.
-        """
+        """Write all frames. There is no file without a frame. `VisionError` if the file cannot be written."""
         first = next(copies, None)
         if first is None:
             return
@@ -183,35 +169,24 @@ def video_paths(path: Path, camera_ids: Sequence[str]) -> dict[str, Path]:
     if path.suffix.lower() != ".mp4":
         raise ConfigError(f"--video: expected a file that ends in .mp4, got {path}", code="video-name")
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise ConfigError(
-            f"--video: cannot write to the folder {path.parent}",
-            hint="create the folder, or make it writable for this user",
-            code="video-folder",
-        )
+        text = f"--video: cannot write to the folder {path.parent}"
+        raise ConfigError(text, hint="create the folder, or make it writable for this user", code="video-folder")
     if len(camera_ids) == 1:
         return {camera_ids[0]: path}
     return {camera_id: path.with_name(f"{path.stem}-{camera_id}{path.suffix}") for camera_id in camera_ids}
 
 
 def check_window() -> None:
-    """Check that this OpenCV can open a window here.
-
-    Raises:
-        ConfigError: OpenCV was built without windows, or there is no display.
-    """
+    """Raise `ConfigError` if OpenCV was built without windows, or there is no display."""
     if not has_windows(cv2.getBuildInformation()):
-        raise ConfigError(
-            "--show: this OpenCV was built without windows (a headless build)",
-            hint="use --video OUT.mp4, or install opencv-python in place of opencv-python-headless",
-            code="no-window",
-        )
+        text = "--show: this OpenCV was built without windows (a headless build)"
+        hint = "use --video OUT.mp4, or install opencv-python in place of opencv-python-headless"
+        raise ConfigError(text, hint=hint, code="no-window")
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         # Qt would end the process.
-        raise ConfigError(
-            "--show: there is no display: neither DISPLAY nor WAYLAND_DISPLAY is set",
-            hint="use --video OUT.mp4, or start the command in a desktop session",
-            code="no-display",
-        )
+        text = "--show: there is no display: neither DISPLAY nor WAYLAND_DISPLAY is set"
+        hint = "use --video OUT.mp4, or start the command in a desktop session"
+        raise ConfigError(text, hint=hint, code="no-display")
 
 
 def has_windows(build_information: str) -> bool:

@@ -76,10 +76,9 @@ class StateDatabase:
         sync_s: float = 1.0,
         sync: Callable[[int], None] = os.fsync,
     ) -> None:
-        """Open the database, or create it. A damaged one is set aside.
+        """Open the database in `folder`, or create both. A damaged one is set aside.
 
         Args:
-            folder: created if it does not exist.
             max_events: number of newest events that are stored, unless they exceed `max_bytes`.
             max_bytes: size limit of the stored events.
             boot: identifier of the machine's current boot. An empty one is unlike any other.
@@ -109,18 +108,13 @@ class StateDatabase:
                 opened.callback(self._sync.stop)
                 sync_folder(folder)
             except Held as error:
-                raise ConfigError(
-                    f"the state in {folder} is in use by another process",
-                    hint="use one `state_dir` for each deployment, or stop the other process",
-                    code="state-in-use",
-                ) from error
+                text = f"the state in {folder} is in use by another process"
+                hint = "use one `state_dir` for each deployment, or stop the other process"
+                raise ConfigError(text, hint=hint, code="state-in-use") from error
             except (OSError, sqlite3.Error, Unwritable) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
-                raise ConfigError(
-                    f"cannot keep state in {folder}: {reason}",
-                    hint="make the folder writable for this user",
-                    code="state-unwritable",
-                ) from error
+                text, hint = f"cannot keep state in {folder}: {reason}", "make the folder writable for this user"
+                raise ConfigError(text, hint=hint, code="state-unwritable") from error
             self._opened = opened.pop_all()
 
     def counters(self, camera_id: str) -> CameraCounters:
@@ -167,14 +161,8 @@ class StateDatabase:
     def write(self, statements: Iterable[Statement], *, sync_first: bool = False) -> bool:
         """Run statements as one transaction. Return False if the disk is full or not writable.
 
-        The first failure is logged. Every later call tries again.
-
-        Args:
-            statements: SQL with its parameters.
-            sync_first: force earlier commits to disk before this one.
-
-        Raises:
-            Closed: after `close`.
+        The first failure is logged. Every later call tries again. With `sync_first`, earlier commits are forced to
+        disk before. Raise `Closed` after `close`.
         """
         with self._write_lock:
             if self._closed:
@@ -185,9 +173,8 @@ class StateDatabase:
                 self._commit(statements)
             except (OSError, sqlite3.Error) as error:
                 if not self._failing:
-                    log.error(
-                        "cannot write to %s: %s; events get no number, and counts stay in memory", self.folder, error
-                    )
+                    text = "cannot write to %s: %s; events get no number, and counts stay in memory"
+                    log.error(text, self.folder, error)
                 self._failing = True
                 return False
             if self._failing:
@@ -226,11 +213,9 @@ class StateDatabase:
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > _VERSION:
-                raise ConfigError(
-                    f"{self.folder / _FILE} is of a newer version of this program",
-                    hint="install that version again, or use another folder",
-                    code="state-version",
-                )
+                text = f"{self.folder / _FILE} is of a newer version of this program"
+                hint = "install that version again, or use another folder"
+                raise ConfigError(text, hint=hint, code="state-version")
             if version == 0:
                 connection.executescript(_SCHEMA)
             _verify(connection)
@@ -266,12 +251,7 @@ class BackgroundSync:
     def __init__(
         self, events: EventLog, connection: sqlite3.Connection, force: Callable[[], None], interval_s: float
     ) -> None:
-        """Force the log to disk, then start the thread.
-
-        Args:
-            connection: for the thread alone.
-            force: forces all commits to disk.
-        """
+        """Force the log to disk, then start the thread. It alone uses `connection`."""
         self.force = force
         self._events = events
         self._connection = connection
@@ -316,12 +296,7 @@ class BackgroundSync:
 
 
 def _verify(connection: sqlite3.Connection) -> None:
-    """Check the structure of the database and every row.
-
-    Raises:
-        DamagedState: a check failed.
-        sqlite3.DatabaseError: the file is not a readable database.
-    """
+    """Check structure and rows. `DamagedState` if one is wrong, `sqlite3.DatabaseError` if the file is not readable."""
     (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if result != "ok":
         raise DamagedState(result)

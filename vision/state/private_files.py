@@ -128,11 +128,7 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 def write_whole(path: Path, contents: bytes) -> None:
-    """Replace `path` in one step: after a power cut the file is the old one or the new one.
-
-    Raises:
-        Unwritable: the disk is full or read-only.
-    """
+    """Replace `path` in one step, also at a power cut. `Unwritable` if the disk is full or read-only."""
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
@@ -157,8 +153,7 @@ def write_checked(path: Path, contents: bytes) -> None:
 def read_checked(path: Path) -> bytes | None:
     """Return what `write_checked` wrote, or None if there is no such file or it is damaged, which is logged.
 
-    Raises:
-        Untrusted: other users can write to the file or a folder above it.
+    `Untrusted` as for `read_private` and `require_private_folder`.
     """
     try:
         require_private_folder(path.parent)
@@ -193,7 +188,6 @@ def locked(
 
     Args:
         path: the lock file. It stays, unless the holder removes it.
-        timeout_s: longest wait; 0: do not wait.
         when_waiting: called once if another process holds it.
         cancelled: returns True to end the wait.
 

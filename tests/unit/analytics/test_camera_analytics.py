@@ -20,6 +20,7 @@ from tests.soak.traffic import Traffic
 from vision.analytics.camera_analytics import Analytics
 from vision.analytics.geometry import GroundPlane, ZoneSet
 from vision.config.analytics import CameraAnalytics
+from vision.config.fields import INCONSISTENT
 from vision.state.counters import CameraCounters
 from vision.state.database import StateDatabase
 from vision.types import Event, Tracks
@@ -480,23 +481,31 @@ def test_ground_plane_is_the_inverse_of_its_projection(places: list[Place]) -> N
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("key", "corners"),
     [
-        {"points": [(0, 0), (10, 10), (20, 20), (0, 30)]},
-        {"points": [(0, 0), (10, 10), (10, 0), (0, 10)]},
-        {"metres": [(0, 0), (8, 0), (2, 2), (0, 8)]},
-        {"metres": [(0, 0), (0, 0), (8, 8), (0, 8)]},
-        {"points": [(0, 0), (10, 0), (10, 10)]},
+        ("points", [(0, 0), (10, 10), (20, 20), (0, 30)]),
+        ("points", [(0, 0), (10, 10), (10, 0), (0, 10)]),
+        ("metres", [(0, 0), (8, 0), (2, 2), (0, 8)]),
+        ("metres", [(0, 0), (0, 0), (8, 8), (0, 8)]),
     ],
 )
-def test_ground_points_without_an_area_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        CameraAnalytics.model_validate({"ground": ROAD | change})
+def test_ground_points_without_an_area_are_refused(key: str, corners: list[Place]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CameraAnalytics.model_validate({"ground": ROAD | {key: corners}})
+    (error,) = caught.value.errors()
+    assert (error["loc"], error["ctx"]["error"].code) == (("ground", key), "not-convex")
+
+
+def test_three_ground_points_are_refused() -> None:
+    with pytest.raises(ValidationError) as caught:
+        CameraAnalytics.model_validate({"ground": ROAD | {"points": [(0, 0), (10, 0), (10, 10)]}})
+    assert [(error["loc"], error["type"]) for error in caught.value.errors()] == [(("ground", "points"), "too_short")]
 
 
 def test_ground_points_must_fit_the_unit() -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as caught:
         CameraAnalytics.model_validate({"units": "fraction", "ground": ROAD})
+    assert [error["type"] for error in caught.value.errors()] == [INCONSISTENT]
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------

@@ -270,7 +270,7 @@ class Allocator:
 
     def __call__(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         if self.count() == self.room:
-            raise OutOfMemory("a frame: no room")
+            raise OutOfMemory("a frame: no room", code="no-room")
         buffer = FrameBuffer.allocate(height_px, width_px, pixel_format)
         weakref.finalize(buffer.require_host(), self.when_freed).atexit = False
         self.live.append(weakref.ref(buffer.require_host()))
@@ -337,8 +337,9 @@ def test_failed_allocation_leaves_no_buffers(clock: ManualClock) -> None:
     camera = Camera(LatestSlot("a", allocate, clock=clock, leases=1), clock)
     camera.write()
     allocate.room = 2
-    with pytest.raises(OutOfMemory):
+    with pytest.raises(OutOfMemory) as caught:
         camera.slot.configure(8, 10, "bgr")
+    assert caught.value.code == "no-room"
     assert allocate.count() == 0
     assert camera.slot.write_buffer(0) is None
     allocate.room = 3
@@ -397,8 +398,10 @@ def test_buffers_are_freed_without_the_shared_lock(clock: ManualClock) -> None:
 
 
 def test_impossible_size_is_refused(make: MakeCamera) -> None:
-    with pytest.raises(ValueError):
-        make().slot.configure(5, 5, "nv12")
+    camera = make()
+    with pytest.raises(ValueError, match="5x5"):
+        camera.slot.configure(5, 5, "nv12")
+    assert camera.slot.write_buffer(0) is not None
 
 
 def test_close_wakes_the_writer_and_counts_the_waiting_frame(make: MakeCamera) -> None:
@@ -432,8 +435,10 @@ def test_commit_after_close_is_counted(make: MakeCamera, clock: ManualClock) -> 
 
 
 def test_commit_needs_a_buffer(make: MakeCamera, clock: ManualClock) -> None:
-    with pytest.raises(ValueError):
-        make().slot.commit(FrameMeta("a", 0, 0, clock(), clock(), 6, 4))
+    camera = make()
+    with pytest.raises(ValueError, match="camera a"):
+        camera.slot.commit(FrameMeta("a", 0, 0, clock(), clock(), 6, 4))
+    assert camera.slot.counts().grabbed == 0
 
 
 def test_end_lets_the_last_frame_be_taken(make: MakeCamera) -> None:
@@ -471,9 +476,9 @@ def test_batch_never_waits_for_all_cameras(make: MakeCamera, clock: ManualClock)
 
 def test_batcher_refuses_slots_that_do_not_share_a_condition(clock: ManualClock) -> None:
     slots = [LatestSlot(name, allocate, clock=clock) for name in "ab"]
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="2 with 2"):
         Batcher(slots, 2)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="0 with 0"):
         Batcher([], 2)
 
 
