@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vision.engine.library import load_library
+from vision.engine.library import find_library
 from vision.errors import DeviceMissing
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def run_emulated(tests: Sequence[str], cache: Path, *, engines: bool = True) -> 
     """
     try:
         if engines:
-            load_library()  # engines are built by the real library, wherever PYTHONPATH has it
+            find_library()  # engines are built by the real library, wherever PYTHONPATH has it
     except DeviceMissing as error:
         pytest.skip(str(error))
     path = [str(ROOT / "tests" / "emulator" / "site"), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]

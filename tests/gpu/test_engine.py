@@ -60,10 +60,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[MemoryPool]:
-    from vision.engine.cuda_memory import CudaMemory
 
     cuda.open_device()
-    made = MemoryPool(CudaMemory())
+    made = MemoryPool(memory.CudaMemory())
     yield made
     made.close()
 

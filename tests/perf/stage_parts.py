@@ -26,11 +26,10 @@ from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer
 from vision.detect.tensorrt.slot import Slot
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import BuildPlan, resolve
-from vision.engine.cuda_memory import CudaMemory
 from vision.engine.memory import MemoryPool
 from vision.engine.open import open_engine
 from vision.gpu.cuda import Event, Graph, Stream, open_device
-from vision.gpu.memory import DeviceBuffer, HostBuffer, copy_to_device, copy_to_host, device_frame_buffer
+from vision.gpu.memory import CudaMemory, DeviceBuffer, HostBuffer, copy_to_device, copy_to_host, device_frame_buffer
 from vision.types import Detections, Frame, FrameBuffer, FrameMeta, PixelFormat
 
 MODEL = "nanodet-g-416"

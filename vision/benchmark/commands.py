@@ -17,7 +17,7 @@ from vision.engine.library import Gpu, GpuDescription, collect_log, find_library
 from vision.engine.open import read_onnx
 from vision.engine.profiles import NetworkInput, Profile, choose_profile, frame_input, make_profiles
 from vision.engine.tensors import inputs_of
-from vision.engine.trtexec import Dialect, build_line, find_tool, installed_dialect, nsys_text, trtexec_text
+from vision.engine.trtexec import Tool, build_line, installed_tool, nsys_text, trtexec_text
 from vision.errors import DeviceError, ModelError
 
 _NO_GPU: Final = GpuDescription("the GPU", (8, 7))
@@ -45,8 +45,8 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
     """
     onnx = read_onnx(folder, spec)
     settings = resolve(detect, spec)
-    prepared = prepare_onnx(onnx, settings)
-    inputs, channels = _network_inputs(prepared.onnx, spec), prepared.channels
+    prepared, channels = prepare_onnx(onnx, settings, spec.file)
+    inputs = _network_inputs(prepared, spec)
     profiles = make_profiles(inputs, spec, settings, channels=channels)
     shapes = {frame_input(inputs).name: (batch, channels, spec.input.height, spec.input.width)}
     gpu: Gpu | GpuDescription = _NO_GPU
@@ -56,23 +56,15 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
 
         gpu, lines = open_device(), []
     plan = EngineCache().path_of(spec.name, key_of(onnx, find_library(), gpu, settings, spec))
-    dialect = installed_dialect()
+    tool = installed_tool()
     if not plan.exists():
-        lines.append(
-            _how_to_build(folder / spec.file, named, plan, dialect=dialect, profiles=profiles, settings=settings)
-        )
-    lines.append(trtexec_text(plan, shapes, choose_profile(profiles, shapes), dialect=dialect))
+        lines.append(_how_to_build(tool, folder / spec.file, named, plan, profiles=profiles, settings=settings))
+    lines.append(trtexec_text(tool, plan, shapes, choose_profile(profiles, shapes)))
     return "\n".join(lines)
 
 
 def _how_to_build(
-    onnx: Path,
-    named: Sequence[str],
-    plan: Path,
-    *,
-    dialect: Dialect,
-    profiles: Sequence[Profile],
-    settings: BuildPlan,
+    tool: Tool, onnx: Path, named: Sequence[str], plan: Path, *, profiles: Sequence[Profile], settings: BuildPlan
 ) -> str:
     """Return the command of `vision build`, and that of the tool if it builds the same engine.
 
@@ -80,11 +72,10 @@ def _how_to_build(
     """
     options = ["--max-batch", str(settings.max_batch), "--precision", settings.precision]
     ours = f"`{shlex.join(['vision', 'build', *named, *options])}`"
-    if plan_typing(settings.precision, weak_typing=dialect == "trtexec-10").rewrite != "none":
+    if plan_typing(settings.precision, weak_typing=tool.dialect == "trtexec-10").rewrite != "none":
         return f"# this engine is not built yet: {ours} (this tool would build {onnx.name} as it is, in fp32)"
     build = build_line(
-        dialect,
-        find_tool(dialect),
+        tool,
         onnx=onnx,
         plan=plan,
         profiles=profiles,

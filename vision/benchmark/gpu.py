@@ -17,7 +17,6 @@ from vision.detect.tensorrt.detector import TensorRTDetector
 from vision.detect.tensorrt.slot import Slot
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import resolve
-from vision.engine.cuda_memory import CudaMemory
 from vision.engine.library import find_library
 from vision.engine.memory import MemoryPool
 from vision.engine.open import open_engine
@@ -26,7 +25,7 @@ from vision.engine.runtime import Context, Engine
 from vision.engine.trace import Span, SpanRecorder
 from vision.errors import ModelError
 from vision.gpu.cuda import Event, Graph, Stream, open_device, use_device
-from vision.gpu.memory import DeviceBuffer, allocated
+from vision.gpu.memory import CudaMemory, DeviceBuffer, allocated
 from vision.types import Frame
 
 

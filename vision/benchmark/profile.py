@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,7 +111,7 @@ def _report(label: str, shapes: Any, times: LayerTimes, layers: Sequence[Layer])
 
 def profile_json(profile: Profile) -> str:
     """Return the profile as JSON."""
-    return json.dumps({"schema": "vision.profile/1", **profile.as_json()}, indent=1)
+    return json.dumps({"schema": "vision.profile/1", **asdict(profile)}, indent=1)
 
 
 def parse_nodes(text: str, *, skip: int = 0) -> tuple[LayerTimes, tuple[Layer, ...]]:

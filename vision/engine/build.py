@@ -19,6 +19,7 @@ from vision.engine.build_plan import (
     DEFAULT_LEVEL,
     BuildPlan,
     Precision,
+    Refused,
     Typing,
     check_quantisation,
     check_types,
@@ -42,7 +43,7 @@ from vision.engine.library import (
     supported_capabilities,
     trt,
 )
-from vision.engine.onnx_transform import INTERLEAVED_CHANNELS, Unrewritable
+from vision.engine.onnx_transform import INTERLEAVED_CHANNELS
 from vision.engine.profiles import Profile, make_profiles
 from vision.engine.progress import BuildListener, LogListener, Monitor, run_interruptible
 from vision.engine.tensors import add_profile, halve_ends, inputs_of, quantisation_of, types_of
@@ -62,10 +63,6 @@ _WITHOUT_OPERATOR: Final = (
     "behind the network's last layers can go"
 )
 _OUT_OF_MEMORY: Final = ("OutOfMemory", "out of memory", "OUT_OF_MEMORY")
-
-
-class Refused(ModelError):
-    """TensorRT does not take the network. If we have rewritten it, the original may build."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,22 +121,17 @@ def build_engine(
 
     def work() -> Built:
         options.prepare_thread()
-        return _build_reshaped_or_plain(plan, spec, build)
+        as_it_is = replace(plan, interleaved_input=False, folded=False)
+        try:
+            return build(plan)
+        except Refused as error:
+            if plan == as_it_is:
+                raise
+            built = build(as_it_is)  # raises what is wrong with the model itself
+            _log.warning("%s is built as it is, and may run slower: reshaped, %s", spec.name, error.args[0])
+            return built
 
     return run_interruptible(work, options.cancel)
-
-
-def _build_reshaped_or_plain(plan: BuildPlan, spec: ModelSpec, build: Callable[[BuildPlan], Built]) -> Built:
-    """Build the plan, or the unchanged model if TensorRT refuses the reshaped one."""
-    as_it_is = replace(plan, interleaved_input=False, folded=False)
-    try:
-        return build(plan)
-    except Refused as error:
-        if plan == as_it_is:
-            raise
-        built = build(as_it_is)  # raises what is wrong with the model itself
-        _log.warning("%s is built as it is, and may run slower: reshaped, %s", spec.name, error.args[0])
-        return built
 
 
 class _Build:
@@ -172,23 +164,20 @@ class _Build:
     def run(self, model: bytes, timing_cache: bytes | None) -> Built:
         """Parse, configure, and build."""
         started_ns = time.monotonic_ns()
-        try:
-            prepared = prepare_onnx(model, self._plan)
-        except Unrewritable as error:
-            raise Refused(f"{self._spec.file}: {error.args[0]}", hint=error.hint) from error
-        network, parser = self._parse(prepared.onnx)
+        onnx, channels = prepare_onnx(model, self._plan, self._spec.file)
+        network, parser = self._parse(onnx)
         check_quantisation(self._plan.precision, quantisation_of(network))
         if self._typing.strongly_typed:
             check_types(self._plan.precision, types_of(network))
-        if not self._typing.strongly_typed:
+        else:
             halve_ends(network, self._plan)
-        if prepared.channels == INTERLEAVED_CHANNELS:
+        if channels == INTERLEAVED_CHANNELS:
             network.get_input(0).allowed_formats = 1 << int(trt.TensorFormat.CHW4)  # it has no other
         self._listener.parsed(network.num_layers)
         config = self._configure(timing_cache)
-        profiles = self._add_profiles(network, config, prepared.channels)
+        profiles = self._add_profiles(network, config, channels)
         if self._plan.on_dla:
-            self._log_dla_layers(network, config)
+            self._use_dla(network, config)
         engine = self._build(network, config)
         del parser  # the network points into it
         self._listener.built(len(engine))
@@ -227,7 +216,6 @@ class _Build:
             config.builder_optimization_level = self._plan.optimization_level
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for `vision profile`; costs nothing at run time
         self._aim(config)
-        self._use_dla(config)
         if keeps_timing():
             self._kept.append(attach_timing_cache(config, timing_cache))
         monitor = make_monitor(self._listener, self._options.cancel)
@@ -251,9 +239,8 @@ class _Build:
                 code="other-gpu",
             )
 
-    def _use_dla(self, config: trt.IBuilderConfig) -> None:
-        if not self._plan.on_dla:
-            return
+    def _use_dla(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
+        """Build for the DLA, and log how many layers it takes. The others, possibly all, run on the GPU."""
         core = self._plan.dla_core
         cores = int(self._builder.num_DLA_cores)
         if core >= cores:
@@ -262,15 +249,10 @@ class _Build:
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = core
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-
-    def _log_dla_layers(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
-        """Log how many layers the DLA takes. The others, possibly all, run on the GPU."""
-        if config.default_device_type != trt.DeviceType.DLA:
-            return
         layers = [network.get_layer(index) for index in range(network.num_layers)]
         taken = sum(bool(config.can_run_on_DLA(layer)) for layer in layers)
         level = logging.INFO if taken else logging.WARNING
-        _log.log(level, "%d of %d layers can run on DLA core %d", taken, len(layers), config.DLA_core)
+        _log.log(level, "%d of %d layers can run on DLA core %d", taken, len(layers), core)
 
     def _add_profiles(
         self, network: trt.INetworkDefinition, config: trt.IBuilderConfig, channels: int

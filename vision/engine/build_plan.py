@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from vision.engine.library import Gpu, has_weak_typing, keeps_timing
-from vision.engine.onnx_transform import INTERLEAVED_CHANNELS, refusing_damage, reshape_onnx, rewrite_onnx
+from vision.engine.onnx_transform import INTERLEAVED_CHANNELS, reshape_onnx, rewrite_onnx
 from vision.errors import ModelError
 
 if TYPE_CHECKING:
@@ -61,11 +61,7 @@ def precisions_of(compute_capability: tuple[int, int]) -> tuple[Precision, ...]:
 
 
 def require_precision(precision: Precision, gpu: Gpu) -> None:
-    """Refuse a precision that the GPU does not have.
-
-    Raises:
-        ModelError: the GPU does not have it; the message names those that it has.
-    """
+    """Refuse a precision that the GPU does not have. The `ModelError` names those that it has."""
     has = precisions_of(gpu.compute_capability)
     if precision not in has:
         major, minor = gpu.compute_capability
@@ -99,9 +95,6 @@ def check_types(precision: Precision, types: frozenset[str]) -> None:
     """Refuse a network that has lower types (of `FLOATS`) than float32 where the precision is float32.
 
     Only for a library that takes types from the ONNX file.
-
-    Raises:
-        ModelError: it has such types.
     """
     if precision in ("fp32", "tf32") and types - {"float32"}:
         half = "bf16" if "bfloat16" in types else "fp16"
@@ -113,11 +106,7 @@ def check_types(precision: Precision, types: frozenset[str]) -> None:
 
 
 def check_quantisation(precision: Precision, quantised: Quantised) -> None:
-    """Refuse a quantised precision for a model without quantisation, and the other way round.
-
-    Raises:
-        ModelError: they do not agree.
-    """
+    """Refuse a quantised precision for a model without quantisation, and the other way round."""
     if precision in ("int8", "fp8") and quantised != precision:
         raise ModelError(
             f"precision {precision} needs a model with {precision} QuantizeLinear nodes, this one has "
@@ -189,19 +178,28 @@ def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedOnnx:
-    """The ONNX file that TensorRT parses."""
-
-    onnx: bytes
-    channels: int  # of the frame's input: 3, or 4 that are interleaved
+class Refused(ModelError):
+    """TensorRT, or a package that rewrites the model, does not take it. If it was rewritten, the original may build."""
 
 
-@refusing_damage
-def prepare_onnx(model: bytes, plan: BuildPlan) -> PreparedOnnx:
-    """Rewrite an ONNX file as `plan` needs it. Errors as of `rewrite_onnx` and `refusing_damage`."""
-    model, widened = reshape_onnx(model, interleave=plan.interleaved_input, fold=plan.folded)
-    typing = plan_typing(plan.precision, weak_typing=has_weak_typing())
-    if typing.rewrite != "none":
-        model = rewrite_onnx(model, typing.rewrite, keep_inputs=not plan.half_input, keep_outputs=not plan.half_outputs)
-    return PreparedOnnx(model, INTERLEAVED_CHANNELS if widened else 3)
+def prepare_onnx(model: bytes, plan: BuildPlan, file: str) -> tuple[bytes, int]:
+    """Rewrite an ONNX file, named `file` in errors, as `plan` needs it.
+
+    Return it with the channels of the frame's input: 3, or 4 that are interleaved. Errors as of `rewrite_onnx`, and
+    `Refused` for the errors of a dozen kinds that the packages raise for a damaged file.
+    """
+    rewrite = plan_typing(plan.precision, weak_typing=has_weak_typing()).rewrite
+    try:
+        model, widened = reshape_onnx(model, interleave=plan.interleaved_input, fold=plan.folded)
+        if rewrite != "none":
+            keep_inputs, keep_outputs = not plan.half_input, not plan.half_outputs
+            model = rewrite_onnx(model, rewrite, keep_inputs=keep_inputs, keep_outputs=keep_outputs)
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:
+        raise Refused(
+            f"{file} is not a valid ONNX model: {type(error).__name__}: {error}",
+            hint="`onnx.checker.check_model` says more; export it again, or compare its sha256 with model.yaml's",
+            code="not-onnx",
+        ) from error
+    return model, INTERLEAVED_CHANNELS if widened else 3

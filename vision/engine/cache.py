@@ -173,8 +173,7 @@ class EngineCache:
     def find(self, model: str, key: EngineKey) -> tuple[bytes | None, str]:
         """Return the plan and an empty reason, or None and the reason why no plan can be used.
 
-        Raises:
-            Untrusted: other users can write to it.
+        Raises `Untrusted` if other users can write to it.
         """
         path = self.path_of(model, key)
         try:
@@ -284,11 +283,7 @@ class EngineCache:
     # -------------------------------------------------------------------------------------------- looking after
 
     def entries(self) -> tuple[Entry, ...]:
-        """Return all engines, sorted by name. `fault` is the reason why one cannot be used.
-
-        Raises:
-            ModelError: the folder cannot be read.
-        """
+        """Return all engines, sorted by name. Raises `ModelError` if the folder cannot be read."""
         return tuple(_entry(path) for path in self._files() if _is_ours(path, ".engine"))
 
     def _files(self) -> list[Path]:
@@ -369,11 +364,7 @@ def _age_s(path: Path) -> float:
 
 
 def _unlink(path: Path) -> bool:
-    """Remove a file. Returns False if there was none.
-
-    Raises:
-        ModelError: it cannot be removed.
-    """
+    """Remove a file. Returns False if there was none, and raises `ModelError` if it cannot be removed."""
     try:
         path.unlink()
     except FileNotFoundError:
@@ -384,12 +375,7 @@ def _unlink(path: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[Entry, bytes]:
-    """Return the description of a plan and the plan.
-
-    Raises:
-        FileNotFoundError: the JSON or the plan does not exist.
-        Untrusted: other users can write to one of them.
-    """
+    """Return the description of a plan and the plan. Errors as of `read_private`, for the JSON or the plan."""
     document = read_private(path.with_suffix(".json"))
     plan = read_private(path)
     try:

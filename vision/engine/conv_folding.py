@@ -60,10 +60,7 @@ def fold_narrow_convolutions(model: ir.Model) -> tuple[str, ...]:
 
     Those are convolutions with constant float32 weights, few inputs and outputs, and overlapping windows. The width of
     the output is known, and only pointwise activations read it, whose results are joined with others. Quantised models
-    stay as they are.
-
-    Returns:
-        Names of the folded convolutions, or of their outputs if they have none.
+    stay as they are. Return the names of the folded convolutions, or of their outputs if they have none.
     """
     graph = model.graph
     opset = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 0))
@@ -211,9 +208,8 @@ def _is_joined(values: Iterable[ir.Value]) -> bool:
 def _factor(shape: Sequence[int], stride: int) -> int:
     """Return the number of columns that a convolution computes together; 1 if that saves nothing.
 
-    Args:
-        shape: of the weights, [outputs, inputs, height, width].
-        stride: along the width. Windows that do not overlap share nothing, as in every 1 x 1 convolution.
+    `shape` is that of the weights, [outputs, inputs, height, width], and `stride` goes along the width. Windows that do
+    not overlap share nothing, as in every 1 x 1 convolution.
     """
     outputs, inputs, _, width = shape
     narrow = LEAST_OUTPUTS <= outputs <= MOST_OUTPUTS and LEAST_INPUTS <= inputs <= MOST_INPUTS
@@ -224,12 +220,9 @@ def _factor(shape: Sequence[int], stride: int) -> int:
 
 def _widened(weights: NDArray[np.float32], factor: int, stride: int) -> NDArray[np.float32]:
     """Return weights of `factor` columns, [factor * outputs, inputs, height, width + stride * (factor - 1)]."""
-    outputs, inputs, height, width = weights.shape
-    wide = np.zeros((factor * outputs, inputs, height, width + stride * (factor - 1)), np.float32)
-    for column in range(factor):
-        rows = slice(column * outputs, (column + 1) * outputs)
-        wide[rows, ..., column * stride : column * stride + width] = weights
-    return wide
+    last = stride * (factor - 1)
+    padding = [((0, 0), (0, 0), (0, 0), (start, last - start)) for start in range(0, last + 1, stride)]
+    return np.concatenate([np.pad(weights, sides) for sides in padding])
 
 
 def _shapes_of(model: ir.Model) -> _Shapes:

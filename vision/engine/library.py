@@ -78,9 +78,7 @@ def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, i
             "with the system's own python3 and `--system-site-packages` "
             f"(this is Python {python[0]}.{python[1]}; JetPack 6 has 3.10, JetPack 7 has 3.12)"
         )
-    if system == "Darwin":
-        return "there is no TensorRT for macOS; `detect: {backend: onnxruntime}` runs on the CPU"
-    if system in ("Linux", "Windows") and machine.lower() in ("x86_64", "amd64"):
+    if system == "Linux" and machine == "x86_64":
         return (
             f"`{pip_hint('tensorrt-cu13')}` (or tensorrt-cu12 for a CUDA 12 driver; tensorrt-rtx for TensorRT-RTX), "
             "or `detect: {backend: onnxruntime}` to run on the CPU"
@@ -90,8 +88,9 @@ def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, i
     return f"TensorRT is not made for {system} on {machine}; `detect: {{backend: onnxruntime}}` runs on the CPU"
 
 
-def load_library(names: Sequence[str] = MODULES) -> Library:
-    """Import the first of `names` that can be imported.
+@functools.cache
+def find_library(names: tuple[str, ...] = MODULES) -> Library:
+    """Return the TensorRT of this process: the first of `names` that can be imported. The search runs once.
 
     Raises:
         DeviceMissing: none can; the message lists the reason for each.
@@ -111,16 +110,6 @@ def load_library(names: Sequence[str] = MODULES) -> Library:
     tegra = TEGRA_RELEASE.exists()
     hint = missing_hint(platform.system(), platform.machine(), tegra=tegra, python=sys.version_info[:2])
     raise DeviceMissing(f"TensorRT was not found: {'; '.join(tried)}", hint=hint, code="tensorrt-missing")
-
-
-@functools.cache
-def find_library() -> Library:
-    """Return the TensorRT of this process. The search runs once.
-
-    Raises:
-        DeviceMissing: TensorRT is not installed.
-    """
-    return load_library()
 
 
 if not TYPE_CHECKING:
@@ -154,7 +143,7 @@ class LogLine:
     text: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class LogLines:
     """Messages of TensorRT during a `collect_log` block, INFO and above."""
 
@@ -200,15 +189,12 @@ def collect_log() -> Iterator[LogLines]:
         yield sink
     finally:
         with _sinks_lock:
-            _sinks[:] = [other for other in _sinks if other is not sink]
+            _sinks.remove(sink)
 
 
 @functools.cache
 def logger() -> trt.ILogger:
-    """Return the only logger.
-
-    TensorRT keeps the first one that it gets until the process ends, so it is never freed.
-    """
+    """Return the only logger. TensorRT keeps the first one until the process ends, so it is never freed."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -221,11 +207,7 @@ def logger() -> trt.ILogger:
 
 
 def start(factory: Callable[[trt.ILogger], _T], log: LogLines) -> _T:
-    """Create a ``trt.Runtime`` or ``trt.Builder``.
-
-    Raises:
-        DeviceMissing: no GPU works; the message contains the messages of TensorRT.
-    """
+    """Create a ``trt.Runtime`` or ``trt.Builder``. Raises `DeviceMissing` with TensorRT's messages if no GPU works."""
     try:
         return factory(logger())
     except TypeError as error:  # the bindings' word for a constructor that gave null
@@ -262,10 +244,7 @@ def has_weak_typing() -> bool:
 
 
 def network_flags(*, strongly_typed: bool) -> int:
-    """Return the bits for `create_network`.
-
-    0 is right everywhere; a library without the bit is always strongly typed.
-    """
+    """Return the bits for `create_network`. A library without the bit is always strongly typed."""
     flag = member_of("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
     return 1 << int(flag) if strongly_typed and flag is not None else 0
 

@@ -27,7 +27,7 @@ _SEGMENT_STEP = 2 << 20
 
 
 class RawMemory(Protocol):
-    """Source of segments: `vision.engine.cuda_memory.CudaMemory`, or plain numbers in tests."""
+    """Source of segments: `vision.gpu.memory.CudaMemory`, or plain numbers in tests."""
 
     def allocate(self, size: int) -> int: ...
     def free(self, address: int) -> None: ...
@@ -229,11 +229,7 @@ class MemoryPool:
             )
 
     def close(self) -> None:
-        """Free everything. The engine and its contexts no longer exist by then. Idempotent.
-
-        Raises:
-            DeviceError: something is still in use.
-        """
+        """Free everything, or raise `DeviceError` if an engine or a context still uses some of it. Idempotent."""
         with self._turn():
             self._trim()
             if self._parts:
@@ -245,10 +241,7 @@ class MemoryPool:
 
 
 def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
-    """Return `pool` with TensorRT's allocator interface.
-
-    It must outlive the runtime, engine and contexts that use it.
-    """
+    """Return `pool` with TensorRT's allocator interface. It must outlive the runtime, engine and contexts."""
 
     class Allocator(trt.IGpuAsyncAllocator):
         def __init__(self) -> None:
@@ -322,10 +315,8 @@ class MemoryBudget:
         """Refuse a budget that the GPU does not have.
 
         If CPU and GPU have one memory (`shared_with_host`), page-locked buffers count too. There the free memory is an
-        estimate, because the system can reclaim more: only a budget that exceeds the total is refused.
-
-        Raises:
-            DeviceError: not enough; the message names the largest line, the requested and the free memory.
+        estimate, because the system can reclaim more: only a budget that exceeds the total is refused. The error names
+        the largest line, the requested and the free memory.
         """
         needed = self.total_bytes("device") + (self.total_bytes("host") if shared_with_host else 0)
         if needed <= (total_bytes if shared_with_host else free_bytes):

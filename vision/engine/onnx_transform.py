@@ -7,12 +7,11 @@ see `widen_input` and `conv_folding`.
 
 from __future__ import annotations
 
-import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -25,51 +24,17 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _log = logging.getLogger(__name__)
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 INTERLEAVED_CHANNELS = 4
 _QDQ_OPSET = 19  # from here on QuantizeLinear takes float16
-_EXTERNAL: Final = (
-    b"\x0a\x08location\x12"  # how an entry of TensorProto.external_data begins: its key, and then its value
-)
-
-
-class Unrewritable(ModelError):
-    """A package that rewrites ONNX files fails with this one."""
-
-
-def refusing_damage(rewrite: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Turn the errors that the packages raise for a damaged file, of a dozen kinds, into one.
-
-    Raises:
-        Unrewritable: in place of any of them.
-    """
-
-    @functools.wraps(rewrite)
-    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        try:
-            return rewrite(*args, **kwargs)
-        except (ModelError, MemoryError):
-            raise
-        except Exception as error:
-            raise Unrewritable(
-                f"not a valid ONNX model: {type(error).__name__}: {error}",
-                hint="`onnx.checker.check_model` says more; export it again, or compare its sha256 with model.yaml's",
-                code="not-onnx",
-            ) from error
-
-    return wrapped
+# How an entry of TensorProto.external_data begins: its key, and then its value.
+_EXTERNAL: Final = b"\x0a\x08location\x12"
 
 
 def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
     """Rewrite an ONNX model in shapes that suit tensor cores, as far as it allows that. Same results.
 
-    Returns:
-        The model, and True if its input has been widened.
-
-    Raises:
-        ModelError: a package is missing, or not an ONNX model.
+    Return the model, and True if its input has been widened. Errors as of `load_onnx`.
     """
     if not interleave and not fold:
         return model, False
@@ -92,9 +57,8 @@ def widen_input(model: ir.Model) -> bool:
     begins with a kernel that only interleaves them and adds a fourth channel of zeros. The letterbox writes every pixel
     anyway and can write them in this order: the fourth channel gets zero weights, and the kernel is not needed.
 
-    Returns:
-        True if that was possible: the model has one input, of three channels, and only convolutions over all three read
-        it, with weights that nothing else uses.
+    Return True if that was possible: the model has one input, of three channels, and only convolutions over all three
+    read it, with weights that nothing else uses.
     """
     import onnx_ir as ir
 
@@ -127,10 +91,8 @@ def _convolves(node: ir.Node, frame: ir.Value) -> bool:
 def with_weights(model: bytes, folder: Path) -> bytes:
     """Return an ONNX model with its external weights, in files of `folder`, inside.
 
-    TensorRT would look for these files in the working folder, and the hash of the model would not cover them.
-
-    Raises:
-        ModelError: a package is missing, or such a file is missing, damaged or too large.
+    TensorRT would look for these files in the working folder, and the hash of the model would not cover them. Raises
+    `ModelError` if a package is missing, or such a file is missing, damaged or too large.
     """
     if _EXTERNAL not in model:
         return model
@@ -149,11 +111,7 @@ def with_weights(model: bytes, folder: Path) -> bytes:
 
 
 def load_onnx(model: bytes) -> onnx.ModelProto:
-    """Return an ONNX file as an object.
-
-    Raises:
-        ModelError: a package is missing, or not an ONNX model.
-    """
+    """Return an ONNX file as an object. Raises `ModelError` if a package is missing, or for anything but ONNX."""
     try:
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
@@ -177,10 +135,7 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
     """Rewrite weights and activations of an ONNX model in float16 or bfloat16.
 
     A model that already computes in it is returned unchanged. Kept inputs stay float32, each followed by a cast, and
-    kept outputs, each preceded by a cast.
-
-    Raises:
-        ModelError: a package is missing, not an ONNX model, or a weight is too large for float16.
+    kept outputs, each preceded by a cast. Raises `ModelError` if a weight is too large for float16, and as `load_onnx`.
     """
     original = load_onnx(model)
     if _is_in(original, to):

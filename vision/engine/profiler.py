@@ -11,7 +11,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from vision.engine.library import trt
@@ -100,10 +100,7 @@ def profile_layers(
     """Measure each layer over `runs` runs. The context is used for nothing else afterwards.
 
     `launch` enqueues the network once, or launches a graph that was captured with this context's profiler attached;
-    `synchronize` waits until it has ended.
-
-    Raises:
-        DeviceError: TensorRT gave no times.
+    `synchronize` waits until it has ended. Raises `DeviceError` if TensorRT gave no times.
     """
     times = LayerTimes()
     profiler = make_profiler(times)
@@ -157,11 +154,7 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
 def parse_layers(information: str) -> tuple[Layer, ...]:
-    """Parse the JSON of the engine inspector, of any version and verbosity.
-
-    Raises:
-        ModelError: not JSON, or without layers.
-    """
+    """Parse the JSON of the engine inspector, of any version and verbosity. Raises `ModelError` without layers."""
     try:
         return tuple(_layer(layer) for layer in json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError) as error:
@@ -222,11 +215,6 @@ class Profile:
         """Return the description of a timed layer."""
         plain = _split_profile(name)[0]
         return next((layer for layer in self.layers if layer.name == plain), None)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return everything as plain data."""
-        plain: dict[str, Any] = asdict(self)
-        return plain
 
     def table(self, most: int | None = None) -> str:
         """Return lines of text, slowest layers first, at most `most` of them."""

@@ -82,9 +82,7 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> 
     """Return the index of the profile that contains `shapes` and is tuned nearest to them.
 
     Profiles may overlap. Ties go to the smaller largest volume, then to the narrower range, then to the lower index.
-
-    Raises:
-        ModelError: none contains them; the message lists what each allows.
+    If none contains `shapes`, the `ModelError` lists what each allows.
     """
     fitting = [index for index, profile in enumerate(profiles) if profile.contains(shapes)]
     if not fitting:
@@ -132,11 +130,7 @@ class NetworkInput:
 
 
 def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
-    """Return the input that takes frames: the first with four dimensions, (batch, channels, height, width).
-
-    Raises:
-        ModelError: there is none.
-    """
+    """Return the input that takes frames: the first with four dimensions, (batch, channels, height, width)."""
     for tensor in inputs:
         if len(tensor.shape) == 4 and not tensor.is_shape_tensor:
             return tensor
@@ -154,10 +148,7 @@ def make_profiles(
 
     A library that chooses kernels by rule (`plan.fixed_batches`) chooses far better ones if the shape is fixed, so each
     size of `batch_sizes` also gets a profile alone. A DLA takes no layer with a free shape, and gets one batch size.
-    The input of frames must have `channels` channels.
-
-    Raises:
-        ModelError: the spec, the ONNX file and the plan do not agree.
+    The input of frames must have `channels` channels. Raises `ModelError` if spec, ONNX file and plan do not agree.
     """
     frame, max_batch = frame_input(inputs), plan.max_batch
     specs = spec.profiles or [ProfileSpec.model_validate({"batch": band}) for band in _bands(frame.shape[0], plan)]

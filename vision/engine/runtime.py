@@ -6,10 +6,9 @@ that line instead. Only calls on a `trt` object need a GPU; the rest is plain da
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class Context:
     @property
     def memory_bytes(self) -> int:
         """Return the scratch memory for the largest shapes of the profile."""
-        return self._engine.activation_bytes(self.profile)
+        return int(self._engine.raw.get_device_memory_size_for_profile_v2(self.profile))
 
     def keep(self, name: str, what: object) -> None:
         """Keep an object alive as long as the context: TensorRT points to it and does not own it."""
@@ -78,11 +77,7 @@ class Context:
             self.raw.set_device_memory(address, size)
 
     def set_shape(self, name: str, shape: Shape) -> None:
-        """Set the shape of an input.
-
-        Raises:
-            ModelError: outside the profile.
-        """
+        """Set the shape of an input. Raises `ModelError` if the profile does not contain it."""
         allowed = self._engine.profiles[self.profile].shapes.get(name)
         if allowed is None or shape not in allowed:
             raise ModelError(
@@ -113,19 +108,16 @@ class Context:
 
     def output_sizes(self) -> Mapping[str, OutputSize]:
         """Return the size of each output at the current shapes. All inputs must have one."""
-        self._require_shapes()  # TensorRT 10.3 crashes in its error path off the main thread
+        inputs = {tensor.name: as_shape(self.raw.get_tensor_shape(tensor.name)) for tensor in self._engine.inputs}
+        missing = [name for name, shape in inputs.items() if min(shape, default=0) < 0]
+        if missing:  # TensorRT 10.3 crashes in its error path off the main thread
+            raise DeviceError(f"inputs without a shape: {', '.join(missing)}")
         with _refusing("the output shapes could not be inferred") as check:
             open_names = self.raw.infer_shapes()
-            check(None if open_names is None else True)
+            check(open_names)
         if open_names:
             raise DeviceError(f"the output shapes could not be inferred: {', '.join(open_names)} not specified")
         return {tensor.name: self._output_size(tensor) for tensor in self._engine.outputs}
-
-    def _require_shapes(self) -> None:
-        shapes = {tensor.name: as_shape(self.raw.get_tensor_shape(tensor.name)) for tensor in self._engine.inputs}
-        missing = [name for name, shape in shapes.items() if min(shape, default=0) < 0]
-        if missing:
-            raise DeviceError(f"inputs without a shape: {', '.join(missing)}")
 
     def _output_size(self, tensor: Tensor) -> OutputSize:
         shape = as_shape(self.raw.get_tensor_shape(tensor.name))
@@ -143,15 +135,9 @@ class Context:
 class Engine:
     """Tensors and profiles of an engine as plain data, and contexts of it. Thread-safe.
 
-    `load_engine` creates one from a plan.
-
-    Args:
-        raw: TensorRT's own object.
-        owners: objects that must live as long as `raw`, such as its runtime.
-        plan_bytes: size of the plan.
-        pool: serves TensorRT's own memory; it must outlive the engine.
-        kernel_file: keeps the kernels that TensorRT-RTX compiles at run time. They are code, like the plan.
-        label: name of the engine in messages.
+    `load_engine` creates one from a plan. `owners`, such as the runtime, live as long as `raw`. `pool` serves
+    TensorRT's memory and must outlive the engine. `kernel_file` keeps the kernels that TensorRT-RTX compiles at run
+    time, which are code, like the plan.
     """
 
     def __init__(
@@ -178,11 +164,7 @@ class Engine:
 
     @property
     def raw(self) -> trt.ICudaEngine:
-        """Return TensorRT's own object.
-
-        Raises:
-            DeviceError: after `close`.
-        """
+        """Return TensorRT's own object. Raises `DeviceError` after `close`."""
         if self._raw is None:
             raise DeviceError(f"{self.label} is closed")
         return self._raw
@@ -208,11 +190,7 @@ class Engine:
         return size if size >= 0 else self.plan_bytes
 
     def tensor(self, name: str) -> Tensor:
-        """Return an input or output by name.
-
-        Raises:
-            ModelError: there is none of this name.
-        """
+        """Return an input or output by name. Raises `ModelError` if there is none of this name."""
         for tensor in self.tensors:
             if tensor.name == name:
                 return tensor
@@ -223,17 +201,11 @@ class Engine:
         """Return the index of the profile to run `shapes` with; see `choose_profile`."""
         return choose_profile(self.profiles, shapes)
 
-    def activation_bytes(self, profile: int) -> int:
-        """Return the scratch memory of one context of `profile`, in bytes."""
-        return int(self.raw.get_device_memory_size_for_profile_v2(profile))
-
     def create_context(self, profile: int, stream: int) -> Context:
         """Create a context on the profile of this index. The caller provides its scratch memory.
 
         `stream` carries the copies that a change of profile may need: synchronise it, or use it for the enqueue too.
-
-        Raises:
-            DeviceError: TensorRT refuses, for example for lack of memory.
+        Raises `DeviceError` if TensorRT refuses, for example for lack of memory.
         """
         with collect_log() as log:
             raw = self._new_context()
@@ -279,7 +251,7 @@ class Engine:
         if memory is None or not memory.nbytes or self._kernel_file is None:
             return False
         kernels = bytes(memory)
-        with contextlib.suppress(Untrusted):
+        with suppress(Untrusted):
             if read_checked(self._kernel_file) == kernels:
                 return True
         try:

@@ -133,9 +133,7 @@ def add_profile(
 
     TensorRT accepts `set_shape_input` for inputs that are not shape tensors, and then the build fails because of a
     missing range. It also accepts a minimum above the maximum, and reports that only by the truth value of the profile.
-
-    Raises:
-        ModelError: TensorRT finds the profile inconsistent.
+    Both raise `ModelError` here.
     """
     added = builder.create_optimization_profile()
     try:

@@ -93,11 +93,7 @@ def chrome_trace(spans: Iterable[Span]) -> dict[str, Any]:
 
 
 def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
-    """Write spans for chrome://tracing or Perfetto.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
+    """Write spans for chrome://tracing or Perfetto. Raises `ConfigError` if the file cannot be written."""
     try:
         path.write_text(json.dumps(chrome_trace(spans)), encoding="utf-8")
     except OSError as error:

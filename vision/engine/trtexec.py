@@ -37,8 +37,9 @@ _PRECISIONS_OF_10: Mapping[Precision, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A program and its path."""
+    """The command-line tool of a library: its set of options, its program, and True if this machine has it."""
 
+    dialect: Dialect
     program: str
     found: bool
 
@@ -50,18 +51,18 @@ def dialect_of(flavour: Flavour, *, weak_typing: bool) -> Dialect:
     return "trtexec-10" if weak_typing else "trtexec-11"
 
 
-def installed_dialect() -> Dialect:
-    """Return the options dialect of the tool that comes with the library of this process."""
-    return dialect_of(find_library().flavour, weak_typing=has_weak_typing())
-
-
 def find_tool(dialect: Dialect, places: Sequence[Path] = _TRTEXEC_PLACES) -> Tool:
     """Return the tool on this machine, or its plain name. JetPack installs trtexec outside of PATH."""
     name = "tensorrt_rtx" if dialect == "tensorrt_rtx" else "trtexec"
     path = shutil.which(name)
     if path is None and name == "trtexec":
         path = next((str(place) for place in places if place.exists()), None)
-    return Tool(path or name, path is not None)
+    return Tool(dialect, path or name, path is not None)
+
+
+def installed_tool() -> Tool:
+    """Return the tool that comes with the library of this process."""
+    return find_tool(dialect_of(find_library().flavour, weak_typing=has_weak_typing()))
 
 
 def nsys_command(target: Sequence[str], *, tegra: bool) -> str:
@@ -73,25 +74,22 @@ def nsys_command(target: Sequence[str], *, tegra: bool) -> str:
     return shlex.join([*command, *target])
 
 
-def run_command(
-    dialect: Dialect, tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int, *, streams: int = 1
-) -> str:
+def run_command(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int, *, streams: int = 1) -> str:
     """Return the command that measures an engine as the detector runs it: CUDA graph, no transfers, spinning."""
     options = [f"--loadEngine={plan}", f"--shapes={_shapes(shapes)}", f"--useProfile={profile}"]
-    return shlex.join([tool.program, *options, f"--infStreams={streams}", *_LIKE_THE_DETECTOR[dialect]])
+    return shlex.join([tool.program, *options, f"--infStreams={streams}", *_LIKE_THE_DETECTOR[tool.dialect]])
 
 
-def layers_command(dialect: Dialect, tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int) -> str:
+def layers_command(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int) -> str:
     """Return the command for times and description of every layer."""
     options = [f"--loadEngine={plan}", f"--shapes={_shapes(shapes)}", f"--useProfile={profile}"]
     options += ["--profilingVerbosity=detailed", "--dumpProfile", "--dumpLayerInfo", "--exportLayerInfo=layers.json"]
-    if dialect == "trtexec-10":
+    if tool.dialect == "trtexec-10":
         options.append("--separateProfileRun")  # always so from 11 on
     return shlex.join([tool.program, *options])
 
 
 def build_line(
-    dialect: Dialect,
     tool: Tool,
     *,
     onnx: Path,
@@ -104,9 +102,9 @@ def build_line(
     options = [f"--onnx={onnx}", f"--saveEngine={plan}", "--skipInference", "--profilingVerbosity=detailed"]
     if precision == "fp32":
         options.append("--noTF32")
-    if dialect == "trtexec-10":
+    if tool.dialect == "trtexec-10":
         options += _PRECISIONS_OF_10.get(precision, ())
-    if half_input and dialect == "trtexec-10":
+    if half_input and tool.dialect == "trtexec-10":
         options.append("--inputIOFormats=fp16:chw")
     for index, profile in enumerate(profiles):
         options.append(f"--profile={index}")
@@ -122,22 +120,20 @@ def _shapes(shapes: Mapping[str, Shape]) -> str:
     return ",".join(f"{names[name]}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
-def trtexec_text(plan: Path, shapes: Mapping[str, Shape], profile: int, *, dialect: Dialect | None = None) -> str:
+def trtexec_text(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int) -> str:
     """Return the output of ``vision profile --print-trtexec``."""
-    dialect = dialect or installed_dialect()
-    tool = find_tool(dialect)
     source = "the TensorRT-RTX archive"
-    if dialect != "tensorrt_rtx":
+    if tool.dialect != "tensorrt_rtx":
         source = "the Debian package libnvinfer-bin and in the archive"
     missing = "" if tool.found else f" (not found on this machine: it is in {source}, not in the wheels)"
     lines = [
-        f"# {dialect}{missing}",
+        f"# {tool.dialect}{missing}",
         "# throughput and latency, as the detector runs it",
-        run_command(dialect, tool, plan, shapes, profile),
+        run_command(tool, plan, shapes, profile),
         "# the same with two batches in flight",
-        run_command(dialect, tool, plan, shapes, profile, streams=2),
+        run_command(tool, plan, shapes, profile, streams=2),
         "# every layer",
-        layers_command(dialect, tool, plan, shapes, profile),
+        layers_command(tool, plan, shapes, profile),
     ]
     return "\n".join(lines)
 

@@ -109,10 +109,8 @@ def _status(code: int) -> Any:
 def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceError:
     """Return the error for a missing or unusable GPU: `DeviceMissing` if a restart does not help.
 
-    Args:
-        code: status of `cudaGetDeviceCount`.
-        driver_version: highest CUDA version of the driver, 1000 * major + 10 * minor; 0 without a driver.
-        runtime_version: CUDA version of cuda-python, in the same form.
+    `code` is the status of `cudaGetDeviceCount`. The CUDA versions of driver and cuda-python are 1000 * major + 10 *
+    minor, and 0 without a driver.
     """
 
     def dotted(version: int) -> str:
@@ -228,11 +226,7 @@ class DriverCalls(NamedTuple):
 
 @functools.cache
 def driver_calls() -> DriverCalls:
-    """Return the functions of this process's driver.
-
-    Raises:
-        DeviceMissing: there is no driver, or it lacks one of them.
-    """
+    """Return the functions of this process's driver. Raises `DeviceMissing` if it lacks one of them."""
     address, nbytes, flags = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint
     return DriverCalls(
         _driver_call("cuMemcpyHtoDAsync", address, address, nbytes, address),

@@ -6,6 +6,7 @@ As in `vision.gpu.cuda`, every object has one owner, which closes it. Every erro
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import threading
 import weakref
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from vision.errors import DeviceError, OutOfMemory
 from vision.gpu.cuda import Resource, Stream, check, driver_calls, failure, memory_info, queued, released
 from vision.types import FrameBuffer, PixelFormat, frame_shape
+
+_log = logging.getLogger(__name__)
 
 _TO_DEVICE = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
 _TO_HOST = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
@@ -59,8 +62,12 @@ def _mib(nbytes: int) -> str:
     return f"{nbytes / 2**20:.1f} MiB"
 
 
-def out_of_memory(nbytes: int, purpose: str, kind: str, free_bytes: int, total_bytes: int) -> OutOfMemory:
-    """Return the error for an allocation that failed for lack of memory."""
+def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
+    """Return the error for an allocation that failed."""
+    if status != runtime.cudaError_t.cudaErrorMemoryAllocation:
+        return failure(status, f"allocating {_mib(nbytes)} of {kind} memory for {purpose}")
+    runtime.cudaGetLastError()  # out of memory does not persist, but the next call would report it again
+    free_bytes, total_bytes = memory_info()
     return OutOfMemory(
         f"{purpose}: {_mib(nbytes)} of {kind} memory were asked for; {_mib(free_bytes)} of "
         f"{_mib(total_bytes)} device memory are free, {_mib(allocated().device_bytes)} are held by vision",
@@ -69,19 +76,8 @@ def out_of_memory(nbytes: int, purpose: str, kind: str, free_bytes: int, total_b
     )
 
 
-def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
-    if status != runtime.cudaError_t.cudaErrorMemoryAllocation:
-        return failure(status, f"allocating {_mib(nbytes)} of {kind} memory for {purpose}")
-    runtime.cudaGetLastError()  # out of memory does not persist, but the next call would report it again
-    return out_of_memory(nbytes, purpose, kind, *memory_info())
-
-
 class DeviceBuffer(Resource):
-    """GPU memory, aligned to 256 bytes. Not initialised.
-
-    Raises:
-        OutOfMemory: with the size that was asked for and the free memory.
-    """
+    """GPU memory, aligned to 256 bytes. Not initialised. `OutOfMemory` names the requested and the free memory."""
 
     def __init__(self, nbytes: int, purpose: str) -> None:
         self.nbytes = max(nbytes, 1)
@@ -116,14 +112,41 @@ class DeviceBuffer(Resource):
         released(runtime.cudaFree(self.address), "device memory")
 
 
+class CudaMemory:
+    """Segments of a `vision.engine.memory.MemoryPool`, counted like all other memory."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, DeviceBuffer] = {}
+
+    def allocate(self, size: int) -> int:
+        """Return the address of `size` new bytes, aligned to 256; 0 if there is not enough memory."""
+        try:
+            buffer = DeviceBuffer(size, "TensorRT")
+        except DeviceError as error:
+            _log.debug("%s", error)
+            return 0
+        self._buffers[buffer.address] = buffer
+        return buffer.address
+
+    def free(self, address: int) -> None:
+        """Free the result of `allocate`. Nothing may be using it."""
+        self._buffers.pop(address).close()
+
+    def synchronize(self, stream: int | None) -> None:
+        """Wait for a stream by its handle, or for the whole GPU if None."""
+        done = runtime.cudaDeviceSynchronize() if stream is None else runtime.cudaStreamSynchronize(stream)
+        check(done, "waiting for TensorRT")
+
+    def free_and_total_bytes(self) -> tuple[int, int]:
+        """Return free and total memory of the GPU."""
+        return memory_info()
+
+
 class HostBuffer(Resource):
     """Page-locked host memory, which the GPU copies from at full speed, or reads and writes in place.
 
     After `close`, it gives no new arrays. The memory is freed with the last array on it, so that a camera's thread can
-    still write to its frame while the detector closes.
-
-    Raises:
-        OutOfMemory: with the size that was asked for and the free memory.
+    still write to its frame while the detector closes. `OutOfMemory` names the requested and the free memory.
     """
 
     def __init__(self, nbytes: int, purpose: str) -> None:
@@ -219,12 +242,7 @@ class DeviceFrameMemory:
 
 
 def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
-    """Return a buffer in GPU memory only, with undefined content.
-
-    Raises:
-        ValueError: the format does not allow this size.
-        OutOfMemory: with the size that was asked for and the free memory.
-    """
+    """Return a buffer in GPU memory only, with undefined content. Errors as of `page_locked_frame_buffer`."""
     memory = DeviceFrameMemory(*_size(height_px, width_px, pixel_format))
     return FrameBuffer(pixel_format, height_px, width_px, None, memory.address, 0, memory)
 

@@ -166,10 +166,8 @@ class Launch:
 def pack(argument: object) -> NDArray[Any]:
     """Return an argument in memory of its own, in the size that the kernel takes.
 
-    NumPy scalars and structures (zero-dimensional arrays) keep their size; Python integers are addresses.
-
-    Raises:
-        ModelError: the argument is something else.
+    NumPy scalars and structures (zero-dimensional arrays) keep their size; Python integers are addresses. Raises
+    `ModelError` for anything else.
     """
     if isinstance(argument, int) and not isinstance(argument, bool):
         return np.array(argument, np.uint64)

@@ -27,7 +27,6 @@ from vision.engine import library
 from vision.engine.build import (
     BuildOptions,
     Built,
-    Refused,
     attach_timing_cache,
     build_engine,
     build_failure,
@@ -37,7 +36,7 @@ from vision.engine.build import (
     set_flags,
     timings_of,
 )
-from vision.engine.build_plan import DEFAULT_LEVEL, BuildPlan, Precision, plan_typing, resolve
+from vision.engine.build_plan import DEFAULT_LEVEL, BuildPlan, Precision, Refused, plan_typing, resolve
 from vision.engine.library import GpuDescription, LogLine, LogLines, keeps_timing
 from vision.engine.onnx_transform import rewrite_onnx
 from vision.engine.profiles import NetworkInput, Profile, Range

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vision.engine.trtexec import (
     build_line,
     dialect_of,
     find_tool,
+    installed_tool,
     layers_command,
     nsys_command,
     nsys_text,
@@ -143,7 +145,7 @@ def test_report_joins_times_and_layers() -> None:
     assert lines[2].endswith("fast")
     assert lines[-1].endswith("all 2 layers, 1 runs")
     assert len(report.table(most=1).splitlines()) == 3
-    plain = json.loads(json.dumps(report.as_json()))
+    plain = json.loads(json.dumps(asdict(report)))
     assert plain["times"][1]["share"] == 0.75
     assert plain["layers"][0]["onnx_nodes"] == ["conv_1", "relu_1"]
 
@@ -199,7 +201,10 @@ def test_layers_follow_each_other() -> None:
 
 PLAN = Path("/var/cache/vision/engines/a b.engine")
 SHAPES = {"images": (8, 3, 416, 416)}
-TOOL = Tool("/usr/src/tensorrt/bin/trtexec", True)
+
+
+def tool(dialect: Dialect) -> Tool:
+    return Tool(dialect, "/usr/src/tensorrt/bin/trtexec", True)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +224,7 @@ def test_dialect_follows_from_the_library(flavour: Flavour, weak: bool, dialect:
     ],
 )
 def test_run_command_measures_the_same_in_every_version(dialect: Dialect, has: list[str], lacks: list[str]) -> None:
-    words = shlex.split(run_command(dialect, TOOL, PLAN, SHAPES, 1, streams=2))
+    words = shlex.split(run_command(tool(dialect), PLAN, SHAPES, 1, streams=2))
     assert words[0] == "/usr/src/tensorrt/bin/trtexec"
     assert f"--loadEngine={PLAN}" in words, "a blank in a path survives the shell"
     assert "--shapes=images:8x3x416x416" in words
@@ -250,7 +255,7 @@ def test_build_command_has_the_precision_options_of_the_tool(
         Profile({"images": Range((1, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8))}, {}),
         Profile({"images": Range((4, 3, 8, 8), (8, 3, 8, 8), (8, 3, 8, 8))}, {}),
     ]
-    line = build_line(dialect, TOOL, onnx=Path("m.onnx"), plan=PLAN, profiles=profiles, precision=precision)
+    line = build_line(tool(dialect), onnx=Path("m.onnx"), plan=PLAN, profiles=profiles, precision=precision)
     words = shlex.split(line)
     options = {"--fp16", "--bf16", "--int8", "--fp8", "--noTF32"}
     assert options & set(words) == has
@@ -267,7 +272,7 @@ def test_build_command_has_the_precision_options_of_the_tool(
 def test_trtexec_command_states_the_input_type(dialect: Dialect, said: bool) -> None:
     profiles = [Profile({"images": Range((1, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8))}, {})]
     line = build_line(
-        dialect, TOOL, onnx=Path("m.onnx"), plan=PLAN, profiles=profiles, precision="fp16", half_input=True
+        tool(dialect), onnx=Path("m.onnx"), plan=PLAN, profiles=profiles, precision="fp16", half_input=True
     )
     assert ("--inputIOFormats=fp16:chw" in shlex.split(line)) == said
 
@@ -276,29 +281,29 @@ def test_trtexec_command_states_the_input_type(dialect: Dialect, said: bool) -> 
     ("dialect", "separate"), [("trtexec-10", True), ("trtexec-11", False), ("tensorrt_rtx", False)]
 )
 def test_layers_are_profiled_in_a_separate_run(dialect: Dialect, separate: bool) -> None:
-    words = shlex.split(layers_command(dialect, TOOL, PLAN, SHAPES, 0))
+    words = shlex.split(layers_command(tool(dialect), PLAN, SHAPES, 0))
     assert ("--separateProfileRun" in words) == separate
     assert "--dumpProfile" in words
 
 
 @pytest.mark.parametrize(("name", "quoted"), [("images", "images"), ("a:0", '"a:0"'), ("a,b", '"a,b"')])
 def test_names_that_shapes_would_split_are_quoted(name: str, quoted: str) -> None:
-    words = shlex.split(run_command("trtexec-11", TOOL, PLAN, {name: (1, 2)}, 0))
+    words = shlex.split(run_command(tool("trtexec-11"), PLAN, {name: (1, 2)}, 0))
     assert f"--shapes={quoted}:1x2" in words
 
 
 def test_trtexec_is_found_where_jetpack_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     place = tmp_path / "jetpack"
-    assert find_tool("trtexec-10", [place]) == Tool("trtexec", False)
+    assert find_tool("trtexec-10", [place]) == Tool("trtexec-10", "trtexec", False)
     place.write_text("")
-    assert find_tool("trtexec-10", [place]) == Tool(str(place), True)
-    assert find_tool("tensorrt_rtx", [place]) == Tool("tensorrt_rtx", False)
+    assert find_tool("trtexec-10", [place]) == Tool("trtexec-10", str(place), True)
+    assert find_tool("tensorrt_rtx", [place]) == Tool("tensorrt_rtx", "tensorrt_rtx", False)
     in_path = tmp_path / "trtexec"
     in_path.write_text("")
     in_path.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_tool("trtexec-10", [place]) == Tool(str(in_path), True)
+    assert find_tool("trtexec-10", [place]) == Tool("trtexec-10", str(in_path), True)
 
 
 @pytest.mark.parametrize("tegra", [False, True])
@@ -314,11 +319,11 @@ def test_nsys_traces_the_kernels_of_graphs(tegra: bool) -> None:
 
 @pytest.mark.parametrize("dialect", ["trtexec-10", "trtexec-11", "tensorrt_rtx"])
 def test_printed_commands_follow_their_comments(dialect: Dialect) -> None:
-    lines = trtexec_text(PLAN, SHAPES, 0, dialect=dialect).splitlines()
+    lines = trtexec_text(find_tool(dialect), PLAN, SHAPES, 0).splitlines()
     assert lines[0].startswith(f"# {dialect}")
     assert [line.startswith("#") for line in lines] == [True, True, False, True, False, True, False]
 
 
 @needs_tensorrt
 def test_printed_commands_are_for_the_installed_library() -> None:
-    assert trtexec_text(PLAN, SHAPES, 0).startswith(("# tensorrt_rtx", "# trtexec"))
+    assert trtexec_text(installed_tool(), PLAN, SHAPES, 0).startswith(("# tensorrt_rtx", "# trtexec"))

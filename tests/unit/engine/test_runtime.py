@@ -217,7 +217,6 @@ def test_tensors_and_profiles_are_plain_data() -> None:
         assert str(opened.profiles[1].shapes["images"]) == "4x3x8x8 .. 8x3x8x8 (best 8x3x8x8)"
         assert opened.profiles[0].values["size"].max == (32, 32)
         assert (opened.max_batch, opened.layers) == (8, 7)
-        assert opened.activation_bytes(1) == 2000
         assert opened.weights_bytes == 99, "the size of the plan where TensorRT does not tell"
         assert opened.information() == '{"Layers": [], "kind": "JSON"}'
 

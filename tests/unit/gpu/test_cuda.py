@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vision.errors import EXIT_CONFIG, EXIT_RUNTIME, DeviceError, DeviceMissing, OutOfMemory
+from vision.gpu import memory
 from vision.gpu.cuda import Event, check, driver_calls, failure, no_device, open_device
-from vision.gpu.memory import out_of_memory
 
 cuda = pytest.importorskip("cuda.bindings.runtime")
 
@@ -88,8 +88,13 @@ def test_check_returns_the_values_after_the_status() -> None:
     assert check((good, 5, 6), "x") == (5, 6)
 
 
-def test_failed_allocation_names_size_and_free_memory() -> None:
-    error = out_of_memory(3 << 20, "activations", "device", 1 << 20, 8 << 30)
+def test_failed_allocation_names_size_and_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_info", lambda: (1 << 20, 8 << 30))
+    monkeypatch.setattr(cuda, "cudaMalloc", lambda _: (cuda.cudaError_t.cudaErrorMemoryAllocation, None))
+    monkeypatch.setattr(cuda, "cudaGetLastError", lambda: None)
+    with pytest.raises(OutOfMemory) as caught:
+        memory.DeviceBuffer(3 << 20, "activations")
+    error = caught.value
     assert error.code == "out-of-memory"
     for part in ("activations", "3.0 MiB", "1.0 MiB", "8192.0 MiB"):
         assert part in error.args[0]

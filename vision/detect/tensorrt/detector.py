@@ -50,14 +50,20 @@ from vision.detect.tensorrt.slot import (
 )
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import require_precision, resolve
-from vision.engine.cuda_memory import CudaMemory
 from vision.engine.library import find_library
 from vision.engine.memory import BudgetLine, MemoryBudget, MemoryPool, shared_scratch_bytes
 from vision.engine.open import open_engine
 from vision.engine.runtime import Context
 from vision.errors import Closed, DeviceError, ModelError
 from vision.gpu.cuda import Device, Stream, memory_info, open_device, use_device
-from vision.gpu.memory import DeviceBuffer, abandon, allocated, device_frame_buffer, page_locked_frame_buffer
+from vision.gpu.memory import (
+    CudaMemory,
+    DeviceBuffer,
+    abandon,
+    allocated,
+    device_frame_buffer,
+    page_locked_frame_buffer,
+)
 from vision.gpu.nvrtc import Module, Source
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
