@@ -72,6 +72,7 @@ class Overlay:
         self.height_px, self.width_px = frame.shape[:2]
         side_px = min(self.height_px, self.width_px)
         self.letters_px = max(_MIN_LETTERS_PX, round(side_px * _LETTER_SHARE))
+        self._pad_px = max(2, round(0.5 * self.letters_px))  # between a text and the edge of its plate
         self.stroke_px = max(2, round(side_px * _STROKE_SHARE))
         self._occupied: list[Rect] = []
         self._plates: list[tuple[Rect, str, Colour]] = []
@@ -191,11 +192,10 @@ class Overlay:
         return rect
 
     def _draw_plate(self, rect: Rect, words: str, colour: Colour) -> None:
-        pad = _pad(self.letters_px)
         self.frame[rect.top : rect.bottom, rect.left : rect.right] = colour
-        below = rect.top + pad // 2
+        below = rect.top + self._pad_px // 2
         for letters in self._lines_of(words):
-            _ink(self.frame, letters, rect.left + pad, below, ink_on(colour))
+            _ink(self.frame, letters, rect.left + self._pad_px, below, ink_on(colour))
             below += letters.shape[0]
 
     def _corners(self, box_xyxy: NDArray[np.float32]) -> tuple[int, int, int, int]:
@@ -242,8 +242,7 @@ class Overlay:
         x, y = round(point[0] - size.right / 2), round(point[1] - size.bottom / 2)
         step = size.bottom + 2
         places = [(x, y + step * turn) for turn in (0, -1, 1, -2, 2, -3, 3)]
-        left, top = next((place for place in places if self._fits(words, *place)), places[0])
-        self.plate(words, left, top, colour)
+        self._place(places, words, colour)
 
     def _tag(self, box_xyxy: NDArray[np.float32], label: str, colour: Colour) -> None:
         """Draw a plate on the box: above it, below it, or within, where it hides no other plate."""
@@ -251,20 +250,22 @@ class Overlay:
         size = self._plate_at(label, 0, 0)
         left, right = x1 - self.stroke_px // 2, x2 - size.right
         places = [(left, y1 - size.bottom), (left, y2), (right, y1 - size.bottom), (right, y2), (left, y1), (right, y1)]
-        fits = [place for place in places if self._fits(label, *place)]
-        self.plate(label, *(fits or places)[0], colour)
+        self._place(places, label, colour)
+
+    def _place(self, places: Sequence[tuple[int, int]], words: str, colour: Colour) -> None:
+        """Draw a plate at the first place where it need not be moved and covers no other one, else at the first."""
+        left, top = next((place for place in places if self._fits(words, *place)), places[0])
+        self.plate(words, left, top, colour)
 
     def _fits(self, words: str, left: int, top: int) -> bool:
-        """Return True if a plate fits there without being moved, and covers no other one."""
         rect = self._plate_at(words, left, top)
         return rect.top == top and not any(rect.overlaps(other) for other in self._occupied)
 
     def _plate_at(self, words: str, left: int, top: int) -> Rect:
         """Return the position of a plate that is moved into the frame."""
         lines = self._lines_of(words)
-        pad = _pad(self.letters_px)
-        width = max(letters.shape[1] for letters in lines) + 2 * pad
-        height = sum(letters.shape[0] for letters in lines) + pad
+        width = max(letters.shape[1] for letters in lines) + 2 * self._pad_px
+        height = sum(letters.shape[0] for letters in lines) + self._pad_px
         left = max(0, min(left, self.width_px - width))
         top = max(0, min(top, self.height_px - height))
         return Rect(left, top, min(left + width, self.width_px), min(top + height, self.height_px))
@@ -336,10 +337,6 @@ def _ink(frame: Frame, letters: NDArray[np.uint8], left: int, top: int, colour: 
     area = frame[y : top + letters.shape[0], x : left + letters.shape[1]]
     opacity = letters[y - top :, x - left :][: area.shape[0], : area.shape[1], None].astype(np.float32) / 255
     area[...] = np.rint(area * (1 - opacity) + np.array(colour, np.float32) * opacity).astype(np.uint8)
-
-
-def _pad(letters_px: int) -> int:
-    return max(2, round(0.5 * letters_px))
 
 
 def _fixed(points: NDArray[np.float64]) -> list[tuple[int, int]]:

@@ -37,9 +37,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
     ) -> None:
         """Create the reader. `name` is for error texts; the functions run on a thread of its own."""
         self._name = name
-        self._open_resource = open_resource
-        self._read = read
-        self._close = close
+        self._calls = open_resource, read, close
         self._interrupted = threading.Event()
         self._requests: SimpleQueue[bool] = SimpleQueue()  # True: read; False: end
         self._outcomes: _Outcomes = SimpleQueue()
@@ -57,18 +55,14 @@ class BlockingReader(Generic[ResourceT, ValueT]):
     def open(self, timeout_s: float, *, hint: str) -> ResourceT:
         """Open the resource.
 
-        Args:
-            timeout_s: the longest wait.
-            hint: advice to the operator if that time is over.
-
         Raises:
-            SourceError: the time is over, or `interrupt` was called.
+            SourceError: `timeout_s` is over, with this `hint`, or `interrupt` was called.
             Exception: any exception of the library.
         """
         self.close()
         self._requests, self._outcomes, self._busy = SimpleQueue(), SimpleQueue(), True
-        calls = (self._requests, self._outcomes, self._open_resource, self._read, self._close)
-        self._thread = threading.Thread(target=_run, args=calls, name=f"{THREAD_PREFIX}library", daemon=True)
+        arguments = self._requests, self._outcomes, *self._calls
+        self._thread = threading.Thread(target=_run, args=arguments, name=f"{THREAD_PREFIX}library", daemon=True)
         self._thread.start()
         try:
             resource: ResourceT | None = None if self._interrupted.is_set() else self._outcome(timeout_s)
@@ -100,11 +94,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def _outcome(self, timeout_s: float) -> Any:
-        """Return the value of the call in progress, or raise its exception. Return None after `interrupt`.
-
-        Raises:
-            Empty: the call is still running.
-        """
+        """Return the value of the call in progress, or None after `interrupt`. Raise its exception, or `Empty`."""
         outcome = self._outcomes.get(timeout=max(0.0, timeout_s))
         if outcome is None:
             return None

@@ -37,21 +37,15 @@ class CameraStatus:
 
 @dataclass(slots=True)
 class _Stream:
-    """The current connection, and how many there were."""
+    """The current connection, the number of connections, and the frames that have arrived."""
 
+    alive_ns: int  # last sign of life: a connection, a frame, or a sink that makes the camera wait
     live: bool = False
     decoder: str = ""
     width_px: int = 0
     height_px: int = 0
     epoch: int = 0
     connections: int = 0
-
-
-@dataclass(slots=True)
-class _Arrivals:
-    """The frames that have arrived."""
-
-    alive_ns: int  # last sign of life: a connection, a frame, or a sink that makes the camera wait
     grabbed: int = 0
     last_ns: int | None = None
     clock_source: ClockSource | None = None
@@ -86,8 +80,7 @@ class StatusTracker:
         self._state: State = "connecting"
         self._since_ns = clock()
         self._frozen = False
-        self._stream = _Stream()
-        self._arrivals = _Arrivals(self._since_ns)
+        self._stream = _Stream(self._since_ns)
         self._failure = Failure()
         self._retry_ns = 0
 
@@ -96,14 +89,13 @@ class StatusTracker:
         with self._lock:
             now_ns = self._clock()
             state, since_ns = self._visible_state(now_ns)
-            stream, arrivals, failure = self._stream, self._arrivals, self._failure
-            last_ns = arrivals.last_ns
+            stream, failure, last_ns = self._stream, self._failure, self._stream.last_ns
             return CameraStatus(
                 state=state,
                 since_ns=since_ns,
                 epoch=stream.epoch,
-                grabbed=arrivals.grabbed,
-                fps=arrivals.rate.fps(now_ns) if state in ("streaming", "frozen") else 0.0,
+                grabbed=stream.grabbed,
+                fps=stream.rate.fps(now_ns) if state in ("streaming", "frozen") else 0.0,
                 last_frame_age_s=None if last_ns is None else (now_ns - last_ns) / 1e9,
                 reconnects=max(0, stream.connections - 1),
                 last_error=failure.text,
@@ -111,7 +103,7 @@ class StatusTracker:
                 width_px=stream.width_px,
                 height_px=stream.height_px,
                 decoder=stream.decoder,
-                clock=arrivals.clock_source,
+                clock=stream.clock_source,
                 next_retry_in_s=max(0.0, (self._retry_ns - now_ns) / 1e9) if state == "backing-off" else None,
             )
 
@@ -121,13 +113,13 @@ class StatusTracker:
             return self._state, self._since_ns
         if self._frozen:
             return "frozen", self._since_ns
-        alive_ns = self._arrivals.alive_ns
+        alive_ns = self._stream.alive_ns
         if now_ns - alive_ns > self._timeouts().frozen_s * 1e9:
             return "frozen", alive_ns
         return "streaming", self._since_ns
 
     def _timeouts(self) -> StallTimeouts:
-        return StallTimeouts.from_interval(self._arrivals.rate.interval_s(), self._read_timeout_s)
+        return StallTimeouts.from_interval(self._stream.rate.interval_s(), self._read_timeout_s)
 
     # The camera's thread
 
@@ -150,8 +142,8 @@ class StatusTracker:
             stream.connections += 1
             stream.live, stream.decoder = live, info.decoder
             stream.width_px, stream.height_px = info.width_px, info.height_px
-            self._arrivals.alive_ns = self._clock()
-            self._arrivals.rate.clear()
+            stream.alive_ns = self._clock()
+            stream.rate.clear()
 
     def resized(self, height_px: int, width_px: int) -> None:
         """Record a new frame size over the same connection: a new epoch."""
@@ -162,11 +154,11 @@ class StatusTracker:
     def arrived(self, now_ns: int, clock_source: ClockSource) -> None:
         """Record a frame."""
         with self._lock:
-            arrivals = self._arrivals
-            arrivals.grabbed += 1
-            arrivals.last_ns = arrivals.alive_ns = now_ns
-            arrivals.clock_source = clock_source
-            arrivals.rate.arrived(now_ns)
+            stream = self._stream
+            stream.grabbed += 1
+            stream.last_ns = stream.alive_ns = now_ns
+            stream.clock_source = clock_source
+            stream.rate.arrived(now_ns)
         if self._state != "streaming":
             self.enter("streaming")
 
@@ -179,7 +171,7 @@ class StatusTracker:
     def waiting_for_sink(self) -> None:
         """Record that the sink makes the camera wait, which is not a stall."""
         with self._lock:
-            self._arrivals.alive_ns = self._clock()
+            self._stream.alive_ns = self._clock()
 
     def set_frozen(self, frozen: bool) -> None:
         """Record whether the camera repeats the same frame."""
@@ -202,8 +194,8 @@ class StatusTracker:
         Raises:
             SourceError: no frame arrived within the timeout.
         """
-        interval_s, lost_s = self._arrivals.rate.interval_s(), self._timeouts().lost_s
-        silent_s = (now_ns - self._arrivals.alive_ns) / 1e9
+        interval_s, lost_s = self._stream.rate.interval_s(), self._timeouts().lost_s
+        silent_s = (now_ns - self._stream.alive_ns) / 1e9
         if silent_s < lost_s:
             return
         slow = interval_s is None or interval_s > lost_s / 4

@@ -30,9 +30,7 @@ class CapturedFrame:
 def read_frames(camera: CameraConfig, *, offline: bool) -> Generator[CapturedFrame, None, None]:
     """Yield the frames of a camera until it ends. Closing the generator closes the source.
 
-    Args:
-        camera: the camera to read.
-        offline: read every frame of a file, as fast as possible. Has no effect on live cameras.
+    With `offline`, every frame of a file is read, as fast as possible. It has no effect on live cameras.
 
     Raises:
         SourceError: the source cannot be opened or read, or no frame arrived for `camera.read_timeout_s`.

@@ -80,10 +80,8 @@ def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
 def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb) -> bool:
     """Return True for CSI, for `reader: gstreamer`, and for RTSP where GStreamer is installed.
 
-    GStreamer reports every lost packet and the capture times of RTSP cameras.
-
-    Raises:
-        SourceError: GStreamer is required, and is not available.
+    GStreamer reports every lost packet and the capture times of RTSP cameras. Raise `SourceError` if it is required and
+    missing.
     """
     if camera.reader in {"opencv", "ffmpeg", "nvdec"}:
         return False
@@ -192,11 +190,7 @@ def _has_nvdec() -> bool:
 
 
 def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDecoder) -> OpenDecoder:
-    """Return NVDEC's decoder, with a fallback to `ffmpeg` unless the configuration requires NVDEC.
-
-    Raises:
-        SourceError: NVDEC cannot be used at all.
-    """
+    """Return NVDEC's decoder, with a fallback to `ffmpeg` unless the configuration requires NVDEC."""
     try:
         from vision.capture.nvdec.bindings import require_nvdec
     except DeviceMissing as missing:
@@ -221,11 +215,7 @@ def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDec
 
 
 def _require_opencv(name: str, pixel_formats: tuple[PixelFormat, ...]) -> None:
-    """Check that OpenCV is installed, and that the detector accepts bgr, the only format that it delivers.
-
-    Raises:
-        SourceError: one of both does not hold.
-    """
+    """Check that OpenCV is installed, and that the detector accepts bgr, the only format that it delivers."""
     try:
         import cv2  # noqa: F401
     except ImportError as error:

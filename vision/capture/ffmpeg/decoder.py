@@ -77,13 +77,10 @@ class FFmpegDecoder:
         *,
         reading: Literal["live", "recorded", "offline"] = "live",
     ) -> None:
-        """Create the decoder.
+        """Create the decoder. `pixel_formats` are the formats that the detector accepts, cheapest first.
 
-        Args:
-            stream: the stream to decode.
-            pixel_formats: the formats that the detector accepts, cheapest first.
-            reading: "recorded" rotates frames as the recording requires, and any failure costs one packet only,
-                because recordings are read to their end. "offline" also decodes ahead, on more cores.
+        "recorded" rotates frames as the recording requires, and any failure costs one packet only, because recordings
+        are read to their end. "offline" also decodes ahead, on more cores.
         """
         stream.codec_context.thread_count = 1  # each further thread delays the output by one frame
         if reading == "offline":

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
-from vision.errors import SourceError, redact
+from vision.errors import SourceError
 
 _PORTS: Final = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _ANSWER_S: Final = 2.0
 _ANSWER_LATE_S: Final = 0.5  # for a camera that has not answered for a whole timeout
 _LINE_BYTES: Final = 512
+
+_Answer: TypeAlias = tuple[str, str, str]
+"""The code of a fault, and the text and hint for the operator."""
 
 
 def named(name: str | Path, error: SourceError) -> SourceError:
@@ -24,21 +28,13 @@ def named(name: str | Path, error: SourceError) -> SourceError:
     return SourceError(f"{name}: {error.args[0]}", hint=error.hint, code=error.code)
 
 
-class _Answer(NamedTuple):
-    """The answer of a camera: the code of the fault, and the text and hint for the operator."""
-
-    code: str
-    text: str
-    hint: str
-
-
 def explain_open(url: str, *, open_timeout_s: float, took_s: float) -> SourceError:
     """Return the error for a URL (rtsp, rtsps, http, https) that FFmpeg could not open. Asks the camera.
 
     Takes at most 2 s, 0.5 s after a timeout, and longer if a host name cannot be looked up.
     """
-    answer = _ask(urlsplit(url), late=took_s >= open_timeout_s)
-    return SourceError(f"{redact(url)}: {answer.text}", hint=answer.hint, code=answer.code)
+    code, text, hint = _ask(urlsplit(url), late=took_s >= open_timeout_s)
+    return SourceError(f"{url}: {text}", hint=hint, code=code)
 
 
 def _ask(url: SplitResult, *, late: bool) -> _Answer:
@@ -48,16 +44,14 @@ def _ask(url: SplitResult, *, late: bool) -> _Answer:
         with socket.create_connection((host, port), _ANSWER_LATE_S if late else _ANSWER_S) as connection:
             line = _status_line(connection, url, host, port)
     except socket.gaierror:
-        return _Answer("unknown-host", f"unknown host {host!r}", "check the name, or write the address in numbers")
+        return "unknown-host", f"unknown host {host!r}", "check the name, or write the address in numbers"
     except ConnectionRefusedError:
-        hint = "is this the camera's address, and has it started yet?"
-        return _Answer("refused", f"port {port} refuses connections", hint)
+        return "refused", f"port {port} refuses connections", "is this the camera's address, and has it started yet?"
     except TimeoutError:
-        hint = "check address, cable and the camera's power, or raise `open_timeout_s`"
-        return _Answer("no-answer", "no answer", hint)
+        return "no-answer", "no answer", "check address, cable and the camera's power, or raise `open_timeout_s`"
     except OSError as error:
-        return _Answer("network", f"{error.strerror or error}", "check address, cable and the camera's power")
-    return _explain_status(line, url, late=late)
+        return "network", f"{error.strerror or error}", "check address, cable and the camera's power"
+    return _explain_status(line, has_user=url.username is not None, late=late)
 
 
 def _status_line(connection: socket.socket, url: SplitResult, host: str, port: int) -> str:
@@ -81,33 +75,43 @@ def _request(url: SplitResult, host: str, port: int) -> bytes:
 
 
 _VIEWERS: Final = "close other viewers, or use the camera's second stream"
-_BY_STATUS: Final = {
-    "403": _Answer(
-        "forbidden", "this user may not see the stream", "give the user the right to watch, in the camera's web page"
+_NO_USER: Final = ("unauthorized", "it asks for user and password", "write them as user:${PASSWORD}@ before the host")
+_NO_FRAME: Final = (
+    "no-frame",
+    "it answers, but no frame came in time",
+    "raise `open_timeout_s`, or make its key frames more frequent",
+)
+_CODEC: Final = ("codec", "it answers, but its stream cannot be decoded", "set the camera to H.264, H.265 or MJPEG")
+_BY_STATUS: Final[Mapping[str, _Answer]] = {
+    "401": (
+        "unauthorized",
+        "it refuses this user or password, or has no such stream",
+        "in the URL write @ as %40, : as %3A, / as %2F; look the path up in the camera's manual",
     ),
-    "404": _Answer(
-        "no-stream", "it has no stream of this path", "look the path up in the camera's manual or its web page"
+    "403": (
+        "forbidden",
+        "this user may not see the stream",
+        "give the user the right to watch, in the camera's web page",
     ),
-    "453": _Answer("busy", "it has no bandwidth left for another client", _VIEWERS),
-    "503": _Answer("busy", "it serves no further client", _VIEWERS),
+    "404": (
+        "no-stream",
+        "it has no stream of this path",
+        "look the path up in the camera's manual or its web page",
+    ),
+    "453": ("busy", "it has no bandwidth left for another client", _VIEWERS),
+    "503": ("busy", "it serves no further client", _VIEWERS),
 }
 
 
-def _explain_status(line: str, url: SplitResult, *, late: bool) -> _Answer:
+def _explain_status(line: str, *, has_user: bool, late: bool) -> _Answer:
     status = line.split(" ")[1] if line.startswith(("RTSP/", "HTTP/")) and " " in line else ""
-    if status == "401" and url.username is None:
-        hint = "write them as user:${PASSWORD}@ before the host"
-        return _Answer("unauthorized", "it asks for user and password", hint)
-    if status == "401":
-        hint = "in the URL write @ as %40, : as %3A, / as %2F; look the path up in the camera's manual"
-        return _Answer("unauthorized", "it refuses this user or password, or has no such stream", hint)
+    if status == "401" and not has_user:
+        return _NO_USER
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     if late:
-        hint = "raise `open_timeout_s`, or make its key frames more frequent"
-        return _Answer("no-frame", "it answers, but no frame came in time", hint)
+        return _NO_FRAME
     if status == "200":
-        hint = "set the camera to H.264, H.265 or MJPEG"
-        return _Answer("codec", "it answers, but its stream cannot be decoded", hint)
+        return _CODEC
     text = f"it answers {line!r}" if line else "it answers nothing"
-    return _Answer("not-a-camera", text, "is this the camera's address and port?")
+    return "not-a-camera", text, "is this the camera's address and port?"

@@ -175,11 +175,6 @@ class _Pass:
     """One pass over the file, from its beginning to its end."""
 
     def __init__(self, path: Path, open_decoder: OpenDecoder, pixel_formats: tuple[PixelFormat, ...]) -> None:
-        """Open the file.
-
-        Raises:
-            SourceError: it is not a video, or the decoder does not support it.
-        """
         self._path = path
         self._container = self._open_container()
         try:
@@ -193,11 +188,6 @@ class _Pass:
         self.expected = self._stream.frames or int(max(0.0, seconds) * (self.fps or 0.0) + 0.5)
 
     def read(self) -> Iterator[_Frame]:
-        """Yield the decoded frames.
-
-        Raises:
-            SourceError: the decoder failed, or the detector accepts none of the possible formats.
-        """
         info: StreamInfo | None = None
         for packet in self._packets():
             try:

@@ -59,9 +59,8 @@ class FrameGapFinder:
         if parameters is None:
             return False
         number = _frame_number(unit, parameters)
-        last, following = self._last, None
-        if last is not None:
-            following = (last + 1) % (1 << parameters.number_bits)
+        last = self._last
+        following = None if last is None else (last + 1) % (1 << parameters.number_bits)
         if unit[0] >> 5 & 3:  # nal_ref_idc
             self._last = number
         return last is not None and number not in (last, following) and not parameters.gaps_allowed

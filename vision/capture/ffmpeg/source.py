@@ -37,7 +37,7 @@ from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
 from vision.capture.source import Grab, StreamInfo, not_open, plausible_fps
 from vision.config import CameraConfig
 from vision.config.source_address import NETWORK, Rtsp
-from vision.errors import SourceError, redact
+from vision.errors import SourceError
 from vision.types import FrameBuffer, PixelFormat
 
 _OPEN_MARGIN_S: Final = 1.0  # for a library that exceeds its own timeouts
@@ -62,7 +62,7 @@ class FFmpegSource:
         self, camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], open_decoder: OpenDecoder = FFmpegDecoder
     ) -> None:
         self._camera = camera
-        self._name = redact(camera.source)
+        self._name = camera.source
         self._capture_clock = CaptureClock(camera.id, round(camera.max_frame_age_s * 1e9))
         self._reader = BlockingReader(
             self._name, partial(_connect, camera, open_decoder, pixel_formats), _Connection.step, _Connection.close
@@ -121,11 +121,7 @@ class FFmpegSource:
         self._reader.close()
 
     def _next(self, timeout_s: float) -> _Frame | None:
-        """Return the next decoded frame, or None after the timeout or `interrupt`.
-
-        Raises:
-            SourceError: the connection or the decoder failed.
-        """
+        """Return the next decoded frame, or None after the timeout or `interrupt`."""
         deadline = time.monotonic() + timeout_s
         while not self._waiting:
             frames = self._reader.read(deadline - time.monotonic())
@@ -145,11 +141,6 @@ class _Frame:
 
 
 def _connect(camera: CameraConfig, open_decoder: OpenDecoder, pixel_formats: tuple[PixelFormat, ...]) -> _Connection:
-    """Connect to the camera and open its decoder.
-
-    Raises:
-        SourceError: the camera cannot be reached, or its stream cannot be decoded.
-    """
     address, options = camera.address, dict(_OPTIONS)
     assert isinstance(address, NETWORK)
     if isinstance(address, Rtsp):
@@ -164,10 +155,10 @@ def _connect(camera: CameraConfig, open_decoder: OpenDecoder, pixel_formats: tup
         if not container.streams.video:
             raise SourceError("it sends no video", hint="set the camera to H.264, H.265 or MJPEG", code="no-video")
         stream = container.streams.video[0]
-        return _Connection(redact(camera.source), container, stream, open_decoder(stream, pixel_formats))
+        return _Connection(camera.source, container, stream, open_decoder(stream, pixel_formats))
     except SourceError as error:
         container.close()
-        raise named(redact(camera.source), error) from error
+        raise named(camera.source, error) from error
 
 
 class _Connection:
@@ -186,11 +177,7 @@ class _Connection:
         self._min_delay_ns = 1 << 63
 
     def step(self) -> list[_Frame]:
-        """Read one packet and decode it.
-
-        Raises:
-            SourceError: the stream ended, or no packet came within the read timeout.
-        """
+        """Read one packet and decode it."""
         began = time.monotonic()
         try:
             packet = next(self._packets)

@@ -9,12 +9,17 @@ from vision.config import CameraConfig
 from vision.config.source_address import Csi
 from vision.errors import SourceError
 
-_RESOURCE = "gst-resource-error-quark"
-_NOT_FOUND, _BUSY, _OPEN_READ, _OPEN_READ_WRITE, _READ, _NOT_AUTHORIZED = 3, 4, 5, 7, 9, 15
-_STREAM = "gst-stream-error-quark"
 _NOT_LISTENING = (
     "nothing listens there, or the camera accepts no more clients: check address, port and the camera's power"
 )
+_READ = 9
+_HINTS = {  # by GstResourceError
+    3: "the camera has no stream at this path: see its manual or web page",  # NOT_FOUND
+    4: "another program uses the camera",  # BUSY
+    5: _NOT_LISTENING,  # OPEN_READ
+    7: _NOT_LISTENING,  # OPEN_READ_WRITE
+    15: "the user or password is wrong; in the URL write @ as %40, : as %3A, / as %2F",  # NOT_AUTHORIZED
+}
 
 
 def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: str) -> SourceError:
@@ -25,20 +30,13 @@ def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: s
 
 
 def _hint(camera: CameraConfig, domain: str, code: int, text: str) -> str:
-    if domain == _STREAM and "not-negotiated" in text:
+    if domain == "gst-stream-error-quark" and "not-negotiated" in text:
         return "the camera does not support this size, rate or format; leave out width, height and fps"
-    if domain != _RESOURCE:
+    if domain != "gst-resource-error-quark":
         return ""
     if isinstance(camera.address, Csi):
         return "check the ribbon cable, and that nvargus-daemon runs: systemctl restart nvargus-daemon"
-    return {
-        _NOT_AUTHORIZED: "the user or password is wrong; in the URL write @ as %40, : as %3A, / as %2F",
-        _NOT_FOUND: "the camera has no stream at this path: see its manual or web page",
-        _BUSY: "another program uses the camera",
-        _OPEN_READ: _NOT_LISTENING,
-        _OPEN_READ_WRITE: _NOT_LISTENING,
-        _READ: _no_answer(camera),
-    }.get(code, "")
+    return _no_answer(camera) if code == _READ else _HINTS.get(code, "")
 
 
 def no_frame(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_frames: int) -> SourceError:

@@ -68,7 +68,12 @@ class GStreamerSource:
             player.start()
             sample = player.pull(self._camera.open_timeout_s)
             if sample is None:
-                raise player.no_frame_error()
+                raise errors.no_frame(
+                    self._camera,
+                    interrupted=self._interrupted.is_set(),
+                    connected=player.linked.is_set(),
+                    coded_frames=player.packets.coded_frames,
+                )
             info = describe(sample, player.decoder)
         except BaseException:
             self.close()
@@ -155,7 +160,7 @@ class Player:
         self._sink: Any = None
         self._undo: list[Callable[[], None]] = []
         self._selected = False
-        self._linked = threading.Event()
+        self.linked = threading.Event()
         self._fault: SourceError | None = None
         self.decoder = ""
 
@@ -197,7 +202,7 @@ class Player:
         while not self._interrupted.is_set():
             self._check()
             slice_s = min(_SLICE_S, max(0.0, deadline - time.monotonic()))
-            if self._linked.wait(0.0 if self._sink is not None else slice_s):
+            if self.linked.wait(0.0 if self._sink is not None else slice_s):
                 sample = self._sink.try_pull_sample(round(slice_s * 1e9))
                 if sample is not None:
                     return sample
@@ -205,15 +210,6 @@ class Player:
                 self._check()
                 return None
         return None
-
-    def no_frame_error(self) -> SourceError:
-        """Return the error for a pipeline that delivered no frame within the open timeout."""
-        return errors.no_frame(
-            self._camera,
-            interrupted=self._interrupted.is_set(),
-            connected=self._linked.is_set(),
-            coded_frames=self.packets.coded_frames,
-        )
 
     def _check(self) -> None:
         gst = library().Gst
@@ -277,7 +273,7 @@ class Player:
         self._sink = made[-1]
         for element in reversed(made):
             element.sync_state_with_parent()
-        self._linked.set()
+        self.linked.set()
         return made[0]
 
     def _connect(self, element: Any, signal: str, callback: Callable[..., Any]) -> None:
@@ -306,7 +302,7 @@ class Player:
     def _on_pad(self, _source: Any, pad: Any) -> None:
         caps = pad.get_current_caps() or pad.query_caps(None)
         structure = caps.get_structure(0)
-        if structure.get_string("media") != "video" or self._linked.is_set():
+        if structure.get_string("media") != "video" or self.linked.is_set():
             return
         try:
             self._add_decoder(pad, str(structure.get_string("encoding-name")))

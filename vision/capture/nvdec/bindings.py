@@ -54,11 +54,7 @@ _NO_DRIVER: Final = (
 
 @functools.cache
 def _library() -> Any:
-    """Return PyNvVideoCodec.
-
-    Raises:
-        SourceError: it is not installed, or the driver lacks its video libraries.
-    """
+    """Return PyNvVideoCodec. Raise `SourceError` if it or the driver's video libraries are missing."""
     try:
         library = importlib.import_module("PyNvVideoCodec")
     except ModuleNotFoundError as error:

@@ -59,7 +59,9 @@ class NvdecDecoder:
         self._retired: Session | None = None  # its last frames may still be read
 
     def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
-        self._discard_retired()
+        if self._retired is not None:
+            self._retired.close()
+            self._retired = None
         try:
             packets = list(self._annexb.convert(packet))
         except av.FFmpegError:
@@ -77,10 +79,10 @@ class NvdecDecoder:
         image.copy_to(out, self._stream)
 
     def close(self) -> None:
-        self._discard_retired()
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        for session in (self._retired, self._session):
+            if session is not None:
+                session.close()
+        self._retired = self._session = None
         self._stream.close()
 
     def _decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
@@ -119,11 +121,7 @@ class NvdecDecoder:
         return remaining
 
     def _probe(self, data: bytes) -> VideoFrame:
-        """Decode a key frame with FFmpeg, for its format.
-
-        Raises:
-            PacketDamaged: it is incomplete.
-        """
+        """Decode a key frame with FFmpeg, for its format. Raise `PacketDamaged` if it is incomplete."""
         context: Any = CodecContext.create(self._coded.codec, "r")
         context.thread_count = 1
         try:
@@ -144,11 +142,6 @@ class NvdecDecoder:
             self._at_once = False
             self._format = self._parameters = None
         self._latest_ns = pts_ns
-
-    def _discard_retired(self) -> None:
-        retired, self._retired = self._retired, None
-        if retired is not None:
-            retired.close()
 
 
 def _frames(surfaces: Sequence[Surface], *, timed: bool) -> list[DecodedFrame]:

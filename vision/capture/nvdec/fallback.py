@@ -44,13 +44,8 @@ class NvdecOrFFmpeg:
     ) -> None:
         """Create the decoder.
 
-        Args:
-            stream: the stream to decode.
-            pixel_formats: the formats that the detector accepts.
-            nvdec: opens the preferred decoder. It may refuse a stream, and so may the decoder up to its first frame:
-                with `SourceError` or `OutOfMemory`.
-            ffmpeg: opens the decoder for refused streams.
-            warn: logs the reason.
+        `nvdec` opens the preferred decoder. It may refuse a stream, and so may the decoder up to its first frame, with
+        `SourceError` or `OutOfMemory`. `warn` then logs the reason, and `ffmpeg` opens the other decoder.
         """
         self._open_ffmpeg = partial(ffmpeg, stream, pixel_formats)
         self._stream = stream
@@ -63,7 +58,7 @@ class NvdecOrFFmpeg:
             self._decoder = self._fall_back()
             return
         try:
-            require_room()
+            _require_room()
             self._decoder = nvdec(stream, pixel_formats)
         except (SourceError, OutOfMemory) as refusal:
             self._decoder = self._fall_back(refusal)
@@ -118,12 +113,8 @@ class NvdecOrFFmpeg:
             copies.close()
 
 
-def require_room() -> None:
-    """Check that enough GPU memory is free for a decoder.
-
-    Raises:
-        SourceError: less than an eighth of it is free.
-    """
+def _require_room() -> None:
+    """Check that enough GPU memory is free for a decoder."""
     free_bytes, total_bytes = memory_info()
     if free_bytes * _RESERVED < total_bytes:
         raise SourceError(f"less than 1/{_RESERVED} of the graphics card's memory is free", code="out-of-memory")

@@ -18,15 +18,9 @@ from vision.capture.source import StreamInfo, plausible_fps
 _MAX_POSITION_MS: Final = 1e12  # 30 years; OpenCV before 4.13 returns -3.7e20 for a missing time
 
 
-def _silence() -> None:
-    """Turn OpenCV's log off, unless the operator configured it."""
-    if "OPENCV_LOG_LEVEL" in os.environ:
-        return
-    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # moved in OpenCV 5
-    set_level(0)
-
-
-_silence()
+if "OPENCV_LOG_LEVEL" not in os.environ:  # the operator has not configured it
+    _set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # moved in OpenCV 5
+    _set_level(0)
 
 
 class Capture(Protocol):

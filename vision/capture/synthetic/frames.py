@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.capture.planes import split_planes
+from vision.errors import SourceError
 from vision.test_pattern import FAKE_COLORS
 from vision.types import PixelFormat
 
@@ -58,7 +59,7 @@ class Scene:
     """Moving rectangles, each in a lane of its own, so that none touches another unless they `overlap`.
 
     Raises:
-        ValueError: there are more objects than lanes.
+        SourceError: there are more objects than lanes.
     """
 
     height_px: int
@@ -70,8 +71,10 @@ class Scene:
     def __post_init__(self) -> None:
         most = self.most_objects(self.height_px, self.width_px)
         if not 0 <= self.objects <= most:
-            raise ValueError(
-                f"expected 0 to {most} objects in {self.width_px}x{self.height_px} pixels, got {self.objects}"
+            raise SourceError(
+                f"synthetic: expected 0 to {most} objects in {self.width_px}x{self.height_px} pixels, "
+                f"got {self.objects}",
+                code="synthetic-address",
             )
 
     @staticmethod

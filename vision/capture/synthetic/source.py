@@ -99,7 +99,4 @@ class SyntheticSource(PacedSource[int]):
 
 def _scene(spec: SyntheticSpec, width_px: int, height_px: int) -> Scene:
     objects = min(_DEFAULT_OBJECTS, Scene.most_objects(height_px, width_px)) if spec.objects is None else spec.objects
-    try:
-        return Scene(height_px, width_px, objects, spec.seed, spec.overlap)
-    except ValueError as error:
-        raise SourceError(f"synthetic: {error}", code="synthetic-address") from error
+    return Scene(height_px, width_px, objects, spec.seed, spec.overlap)
