@@ -151,11 +151,7 @@ class Loaded:
 
 
 class EngineCache:
-    """A folder of engines.
-
-    Raises:
-        Untrusted: other users can write to the folder or to one above it.
-    """
+    """A folder of engines. Raises `Untrusted` if other users can write to the folder or to one above it."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_folder()
@@ -201,11 +197,7 @@ class EngineCache:
 
         If the cache cannot be written, the plan is built nevertheless: a slow start is better than none. `build` takes
         the timing cache of earlier builds, or None. `force` builds even if the cache has the plan. `cancelled` ends the
-        wait for another process.
-
-        Raises:
-            Untrusted: other users can write to the file.
-            Closed: cancelled while waiting.
+        wait for another process with `Closed`. Raises `Untrusted` if other users can write to the file.
         """
         path = self.path_of(model, key)
         if not force and (plan := self.find(model, key)[0]) is not None:
@@ -294,27 +286,22 @@ class EngineCache:
                 f"the folder {self.folder} cannot be read: {error.strerror}", code="cache-unreadable"
             ) from error
 
-    def prune(
-        self, library: Library | None, gpu: Gpu | None, *, unused_days: float = _UNUSED_DAYS
-    ) -> Mapping[str, str]:
+    def prune(self, library: Library | None, gpu: Gpu | None) -> Mapping[str, str]:
         """Remove the files of this class that this machine cannot use, and return the reason for each file name.
 
-        Those are engines of another library or GPU (None keeps them), and engines that were not loaded for
-        `unused_days`. An engine that another process is building or storing stays.
-
-        Raises:
-            ModelError: a file cannot be removed.
+        Those are engines of another library or GPU (None keeps them), and engines that were not loaded for 90 days. An
+        engine that another process is building or storing stays. Raises `ModelError` if a file cannot be removed.
         """
         gone: dict[str, str] = {}
         for entry in self.entries():
             reason = entry.fault or foreign(entry.key, library, gpu)
-            if not reason and entry.unused_s > unused_days * 86400:
+            if not reason and entry.unused_s > _UNUSED_DAYS * 86400:
                 reason = f"not used for {entry.unused_s / 86400:.0f} days"
             if reason and self._remove(entry.path, entry.built_at):
                 gone[entry.path.name] = reason
-        return gone | self._prune_orphans(unused_days)
+        return gone | self._prune_orphans()
 
-    def _prune_orphans(self, unused_days: float) -> dict[str, str]:
+    def _prune_orphans(self) -> dict[str, str]:
         gone: dict[str, str] = {}
         for path in self._files():
             if _is_ours(path, *_SUFFIXES[1:]):
@@ -324,8 +311,8 @@ class EngineCache:
             elif _is_unfinished(path):
                 if _age_s(path) > _STALE_S and _unlink(path):
                     gone[path.name] = "left over by a write that was cut short"
-            elif _TIMING.fullmatch(path.name) and _age_s(path) > unused_days * 86400 and _unlink(path):
-                gone[path.name] = f"not used for {unused_days:.0f} days"
+            elif _TIMING.fullmatch(path.name) and _age_s(path) > _UNUSED_DAYS * 86400 and _unlink(path):
+                gone[path.name] = f"not used for {_UNUSED_DAYS:.0f} days"
         return gone
 
     @staticmethod

@@ -26,17 +26,11 @@ BATCH_BANDS = (1, 4, 16, 64)
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Minimum, best and maximum shape of one input, or values of one shape-tensor input."""
+    """Minimum, best and maximum shape of one input, or values of one shape-tensor input, in ascending order."""
 
     min: Shape
     opt: Shape
     max: Shape
-
-    def __post_init__(self) -> None:
-        if not len(self.min) == len(self.opt) == len(self.max):
-            raise ModelError(f"min {self.min}, opt {self.opt} and max {self.max} differ in their number of dimensions")
-        if not all(a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True)):
-            raise ModelError(f"a range needs min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
 
     def __contains__(self, shape: object) -> bool:
         return (

@@ -27,6 +27,7 @@ class Phase:
     depth: int  # 0 for the build as a whole
     done: int
     steps: int
+    parent: str | None = None
 
 
 class BuildListener(Protocol):
@@ -77,15 +78,13 @@ class Monitor:
         self._listener = listener
         self._cancel = cancel
         self._open: dict[str, Phase] = {}
-        self._parents: dict[str, str | None] = {}
         self._lock = threading.Lock()  # phases come from several threads
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
         """Begin a phase as a part of one step of its parent."""
         with self._lock:
             above = self._open.get(parent_phase) if parent_phase else None
-            self._open[phase_name] = Phase(phase_name, above.depth + 1 if above else 0, 0, num_steps)
-            self._parents[phase_name] = parent_phase
+            self._open[phase_name] = Phase(phase_name, above.depth + 1 if above else 0, 0, num_steps, parent_phase)
             self._report()
 
     def step_complete(self, phase_name: str, step: int) -> bool:
@@ -105,7 +104,7 @@ class Monitor:
 
     def _close(self, name: str) -> None:
         self._open.pop(name, None)
-        for child in [child for child, parent in self._parents.items() if parent == name and child in self._open]:
+        for child in [phase.name for phase in self._open.values() if phase.parent == name]:
             self._close(child)
 
     def _report(self) -> None:

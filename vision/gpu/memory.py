@@ -252,9 +252,7 @@ def page_locked_frame_buffer(
 ) -> FrameBuffer:
     """Return a buffer in page-locked host memory, and, unless CPU and GPU share it, in GPU memory to copy to.
 
-    Raises:
-        ValueError: the format does not allow this size.
-        OutOfMemory: with the size that was asked for and the free memory. Nothing stays allocated.
+    Raises ValueError if the format does not allow this size, and `OutOfMemory`: then nothing stays allocated.
     """
     nbytes, purpose = _size(height_px, width_px, pixel_format)
     memory = None if integrated else DeviceFrameMemory(nbytes, purpose)

@@ -123,14 +123,6 @@ def test_batch_sizes_are_powers_of_two_and_the_greatest(max_batch: int, sizes: t
     assert batch_sizes(max_batch) == sizes
 
 
-@pytest.mark.parametrize(
-    ("low", "best", "high"), [((2,), (1,), (3,)), ((1,), (1, 1), (1,))], ids=["not ascending", "dimensions differ"]
-)
-def test_inverted_range_is_refused(low: tuple[int, ...], best: tuple[int, ...], high: tuple[int, ...]) -> None:
-    with pytest.raises(ModelError):
-        Range(low, best, high)
-
-
 # ------------------------------------------------------------------------------------------------ making profiles
 
 OPEN_BATCH = NetworkInput("images", (-1, 3, 16, 16))
