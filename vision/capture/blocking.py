@@ -38,7 +38,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         """Create the reader. `name` is for error texts; the functions run on a thread of its own."""
         self._name = name
         self._calls = open_resource, read, close
-        self._interrupted = threading.Event()
+        self.interrupted = threading.Event()
         self._requests: SimpleQueue[bool] = SimpleQueue()  # True: read; False: end
         self._outcomes: _Outcomes = SimpleQueue()
         self._thread: threading.Thread | None = None  # outlives the reader if the library hangs
@@ -47,10 +47,6 @@ class BlockingReader(Generic[ResourceT, ValueT]):
     @property
     def is_open(self) -> bool:
         return self._thread is not None
-
-    @property
-    def interrupted(self) -> bool:
-        return self._interrupted.is_set()
 
     def open(self, timeout_s: float, *, hint: str) -> ResourceT:
         """Open the resource.
@@ -65,7 +61,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         self._thread = threading.Thread(target=_run, args=arguments, name=f"{THREAD_PREFIX}library", daemon=True)
         self._thread.start()
         try:
-            resource: ResourceT | None = None if self._interrupted.is_set() else self._outcome(timeout_s)
+            resource: ResourceT | None = None if self.interrupted.is_set() else self._outcome(timeout_s)
         except Empty:
             raise SourceError(
                 f"{self._name}: no answer within {timeout_s:g} s", hint=hint, code="open-timeout"
@@ -75,14 +71,11 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return resource
 
     def read(self, timeout_s: float) -> ValueT | None:
-        """Return what the next call of the library returns, or None after the timeout or `interrupt`.
+        """Return or raise what the next call of the library does, or return None after the timeout or `interrupt`.
 
         A call that outlasts the timeout continues, and a later `read` returns its result.
-
-        Raises:
-            Exception: any exception of the library.
         """
-        if self._thread is None or self._interrupted.is_set():
+        if self._thread is None or self.interrupted.is_set():
             return None
         if not self._busy:
             self._busy = True
@@ -106,7 +99,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
 
     def interrupt(self) -> None:
         """Make `open` fail and `read` return None from now on. Any thread may call it."""
-        self._interrupted.set()
+        self.interrupted.set()
         self._outcomes.put(None)
 
     def close(self) -> None:

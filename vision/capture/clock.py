@@ -36,15 +36,8 @@ def utc_minus_running_time(
 ) -> int | None:
     """Return UTC minus running time, in ns, from an RTCP packet that begins with a sender report.
 
-    Args:
-        report: the packet.
-        rtp_time: the report's RTP time, extended to 64 bits.
-        base_rtp_time: the RTP time at `base_running_ns`.
-        base_running_ns: a running time, in ns.
-        clock_rate_hz: of the RTP time.
-
-    Returns:
-        None if the packet is not a sender report, or the sender has no clock (RFC 3550: it then sends zero).
+    `rtp_time` is the report's, extended to 64 bits; `base_rtp_time` is the RTP time at `base_running_ns`. Return None
+    if the packet is not a sender report, or the sender has no clock (RFC 3550: it then sends zero).
     """
     if len(report) < 20 or report[1] != _SENDER_REPORT or clock_rate_hz <= 0:
         return None

@@ -33,11 +33,9 @@ def open_source(
 ) -> Source:
     """Return the source of a camera, not yet open.
 
-    Args:
-        camera: the camera to open.
-        offline: read files and synthetic cameras as fast as possible. Has no effect on live cameras.
-        pixel_formats: the formats that the detector accepts, cheapest first.
-        nvdec: decode on the GPU what NVDEC supports, into buffers in GPU or host memory. See `chooses_nvdec`.
+    With `offline`, files and synthetic cameras are read as fast as possible. It has no effect on live cameras.
+    `pixel_formats` are the formats that the detector accepts, cheapest first. With `nvdec`, NVDEC decodes what it
+    supports, into buffers in GPU or host memory. See `chooses_nvdec`.
 
     Raises:
         SourceError: the required or configured library is missing, or cannot open this kind of source.

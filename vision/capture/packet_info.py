@@ -35,7 +35,7 @@ class KeyFrameGate:
 
     def __init__(self) -> None:
         self._started = False
-        self._damaged = False
+        self.damaged = False  # the last frame that passed counts as damaged
         self._lost = False  # since the last frame
         self._skipping_since_ns: int | None = None
         self._own_lag_ns = 0
@@ -43,11 +43,11 @@ class KeyFrameGate:
     def lost(self) -> None:
         """Record that packets are missing at this place."""
         self._lost = True
-        self._damaged = True
+        self.damaged = True
 
     def decoding_failed(self) -> None:
         """Record that the last frame that passed is damaged. Unlike after `lost`, the next key frame counts."""
-        self._damaged = True
+        self.damaged = True
 
     def passes(self, *, key: bool, now_ns: int, lag_ns: int) -> bool:
         """Return True if the next frame is to be decoded. It is `lag_ns` behind a stream that is read without delay."""
@@ -57,13 +57,8 @@ class KeyFrameGate:
             return False
         self._started = True
         if key and intact:
-            self._damaged = False
+            self.damaged = False
         return True
-
-    @property
-    def damaged(self) -> bool:
-        """Return True if the last frame that passed counts as damaged."""
-        return self._damaged
 
     def _skips(self, key: bool, now_ns: int, lag_ns: int) -> bool:
         behind = lag_ns - self._own_lag_ns > BACKLOG_NS

@@ -72,7 +72,7 @@ class VideoFile(PacedSource[_Frame]):
 
     def _open(self) -> StreamInfo:
         """Read the first frame: only a decoded frame shows its format."""
-        require_file(self._path)
+        _require_file(self._path)
         self._next = _, first = self._read()
         return first.info
 
@@ -104,12 +104,8 @@ class VideoFile(PacedSource[_Frame]):
                 raise SourceError(f"{self._path}: no frame could be decoded", code="decoding")
 
 
-def require_file(path: Path) -> None:
-    """Check that `path` is a readable file.
-
-    Raises:
-        SourceError: it is not a file, cannot be read, or is empty.
-    """
+def _require_file(path: Path) -> None:
+    """Check that `path` is a readable file, and not empty."""
     try:
         if path.is_dir():
             raise SourceError(f"{path}: expected a video, this is a folder", code="file")

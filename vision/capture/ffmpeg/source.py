@@ -80,7 +80,7 @@ class FFmpegSource:
         timeout_s = open_timeout_s + _DIAGNOSIS_S + _OPEN_MARGIN_S
         connection = self._reader.open(timeout_s, hint="looking up a host name may take this long")
         first = self._next(max(_OPEN_MARGIN_S, began + open_timeout_s - time.monotonic()))
-        if first is None and self._reader.interrupted:
+        if first is None and self._reader.interrupted.is_set():
             raise SourceError(f"{self._name}: interrupted while opening", code="interrupted")
         if first is None:
             raise SourceError(
@@ -128,7 +128,7 @@ class FFmpegSource:
             if frames is None:
                 return None
             self._waiting.extend(frames)
-        return None if self._reader.interrupted else self._waiting.popleft()
+        return None if self._reader.interrupted.is_set() else self._waiting.popleft()
 
 
 @dataclass(frozen=True, slots=True)
