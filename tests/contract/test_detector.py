@@ -224,7 +224,7 @@ def test_every_pixel_format_gives_the_same_detections(detector: Detector, color:
         assert_finds(found, color)
 
 
-def test_batch_of_mixed_sizes_and_formats(detector: Detector) -> None:
+def test_batch_of_mixed_sizes_and_formats_keeps_the_order_of_its_frames(detector: Detector) -> None:
     formats = detector.spec.pixel_formats
     frames = [
         frame(detector, 0, 1, 1, "bgr"),
@@ -246,7 +246,7 @@ def test_extreme_frame_sizes_are_detected(detector: Detector, width_px: int, hei
     assert_finds(found, 2, width_px, height_px)
 
 
-def test_smaller_batch_after_a_larger_one(detector: Detector) -> None:
+def test_smaller_batch_after_a_larger_one_has_only_its_own_results(detector: Detector) -> None:
     for size in (4, 1, 3, 2):
         detector.submit(0, [frame(detector, color % 3) for color in range(size)])
         found = detector.wait(0, LONG_S)
@@ -307,7 +307,7 @@ def test_submit_returns_before_the_batch_is_done(slow: Detector) -> None:
         assert_finds(slow.wait(slot, LONG_S)[0], slot)
 
 
-def test_timeout_then_success(slow: Detector) -> None:
+def test_slot_stays_submitted_after_a_timeout(slow: Detector) -> None:
     slow.submit(0, [frame(slow, 1)])
     began = time.monotonic()
     with pytest.raises(TimeoutError):
@@ -385,7 +385,7 @@ def test_close_is_idempotent(detector: Detector) -> None:
         detector.wait(0, LONG_S)
 
 
-def test_close_while_batches_run(slow: Detector) -> None:
+def test_close_while_batches_run_makes_wait_raise_closed(slow: Detector) -> None:
     for slot in (0, 1):
         slow.submit(slot, [frame(slow, slot)])
     slow.close()
@@ -393,7 +393,7 @@ def test_close_while_batches_run(slow: Detector) -> None:
         slow.wait(0, LONG_S)
 
 
-def test_close_from_another_thread(detector: Detector) -> None:
+def test_close_from_another_thread_is_allowed(detector: Detector) -> None:
     detector.submit(0, [frame(detector, 0)])
     detector.wait(0, LONG_S)
     closer = threading.Thread(target=detector.close)

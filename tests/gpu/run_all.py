@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=8", "-W", "default")
 SANITIZED = (
-    "tests/gpu/test_letterbox_kernel.py::test_every_size_and_format_in_one_launch[33-17-True-False]",
-    "tests/gpu/test_letterbox_kernel.py::test_every_size_and_format_in_one_launch[50-34-False-False]",
-    "tests/gpu/test_letterbox_kernel.py::test_every_size_and_format_in_one_launch[96-64-True-True]",
+    "tests/gpu/test_letterbox_kernel.py::test_letterbox_kernel_matches_the_reference_for_mixed_sizes_and_formats[33-17-True-False]",
+    "tests/gpu/test_letterbox_kernel.py::test_letterbox_kernel_matches_the_reference_for_mixed_sizes_and_formats[50-34-False-False]",
+    "tests/gpu/test_letterbox_kernel.py::test_letterbox_kernel_matches_the_reference_for_mixed_sizes_and_formats[96-64-True-True]",
     "tests/gpu/test_postprocess_kernels.py",
 )
 

@@ -21,7 +21,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.gpu.opening import EMULATED, open_computed
-from tests.perf.site import write_config
+from tests.perf.deployment import write_config
 from vision.benchmark.pipeline import CountingSink
 from vision.config import AppConfig, DetectConfig, HeadSpec, InputSpec, ModelSpec, NmsSpec
 from vision.detect.tensorrt.detector import TensorRTDetector
@@ -176,7 +176,7 @@ def test_close_releases_all_memory() -> None:
     assert (after.device_bytes, after.host_bytes) == (before.device_bytes, before.host_bytes)
 
 
-def test_engine_with_a_fixed_batch_size() -> None:
+def test_engine_with_a_fixed_batch_size_takes_smaller_batches() -> None:
     with closing(opened(batches=(2, 2))) as detector:
         assert detector.spec.max_batch == 2
         detector.submit(0, [frame()])
@@ -187,7 +187,7 @@ def test_engine_with_a_fixed_batch_size() -> None:
 @pytest.mark.parametrize(
     "dtypes", [{"images": "float16"}, {"output": "float16"}, {"images": "float16", "output": "float16"}]
 )
-def test_half_precision_input_and_outputs(dtypes: Mapping[str, str]) -> None:
+def test_half_precision_input_and_outputs_give_the_same_detections(dtypes: Mapping[str, str]) -> None:
     with closing(opened(dtypes=dtypes)) as detector:
         detector.submit(1, [frame(), frame()])
         for each in detector.wait(1, 10.0):
@@ -234,7 +234,7 @@ def test_efficient_nms_runs_as_a_graph() -> None:
         assert_two_objects(detector.wait(0, 10.0)[0])
 
 
-def test_outputs_with_a_data_dependent_size(caplog: pytest.LogCaptureFixture) -> None:
+def test_outputs_with_a_data_dependent_size_run_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
     """The first pixel sets the number of rows; the output memory grows."""
 
     def rows(images: Images) -> Outputs:

@@ -423,7 +423,9 @@ class Counted:
         """Nothing."""
 
 
-def test_program_with_a_supported_and_an_unsupported_camera(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_program_decodes_each_camera_with_the_decoder_that_supports_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Two cameras without a decoder setting: NVDEC decodes one and refuses the other."""
     caplog.set_level(logging.INFO)
     options = (*FAST.items(), ("bf", "0"))

@@ -75,7 +75,7 @@ def check(device: Any, spec: InputSpec, layouts: list[FrameLayout], *, half: boo
         (96, 64, False, True),
     ],
 )
-def test_every_size_and_format_in_one_launch(
+def test_letterbox_kernel_matches_the_reference_for_mixed_sizes_and_formats(
     device: Any, width: int, height: int, half: bool, interleaved: bool
 ) -> None:
     layouts = [
@@ -88,14 +88,16 @@ def test_every_size_and_format_in_one_launch(
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_yuv_encodings(device: Any, encoding: YuvEncoding) -> None:
+def test_letterbox_kernel_matches_the_reference_for_each_yuv_encoding(device: Any, encoding: YuvEncoding) -> None:
     layouts = [FrameLayout(64, 96, "nv12", encoding), FrameLayout(34, 50, "i420", encoding)]
     check(device, InputSpec(width=96, height=64), layouts, half=False)
 
 
 @pytest.mark.parametrize("color", ["bgr", "rgb"])
 @pytest.mark.parametrize("placement", ["top-left", "center"])
-def test_colour_order_and_placement(device: Any, color: Any, placement: Any) -> None:
+def test_letterbox_kernel_matches_the_reference_for_each_color_order_and_placement(
+    device: Any, color: Any, placement: Any
+) -> None:
     spec = InputSpec(
         width=96,
         height=64,
@@ -109,7 +111,7 @@ def test_colour_order_and_placement(device: Any, color: Any, placement: Any) -> 
     check(device, spec, [FrameLayout(*size, "bgr") for size in EVEN], half=False)
 
 
-def test_a_frame_of_8k(device: Any) -> None:
+def test_letterbox_kernel_matches_the_reference_for_an_8k_frame(device: Any) -> None:
     check(device, InputSpec(width=96, height=64), [FrameLayout(4320, 7680, "bgr")], half=False)
 
 

@@ -161,7 +161,7 @@ def test_benchmark_measures_every_part() -> None:
 
 
 @real
-def test_profile_with_a_time_line(tmp_path: Path) -> None:
+def test_profile_writes_a_time_line_of_kernels_and_batches(tmp_path: Path) -> None:
     require()
     folder = shipped_models() / "nanodet-g-416"
     settings = ProfileSettings(4, DetectConfig(backend="tensorrt"), runs=5, trace=tmp_path / "t.json")

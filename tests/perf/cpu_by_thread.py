@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.perf import site
+from tests.perf import deployment
 from vision.config import load_config
 from vision.pipelines.detect import build
 from vision.runtime.builder import RunOptions
@@ -48,7 +48,7 @@ def measure(cameras: int) -> Mapping[str, float]:
             seen.append((sum(camera.published for camera in report.cameras), cpu_s_by_thread()))
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as resources:
-        config = site.write_config(Path(folder) / "camera.yaml", [str(site.CLIP)] * cameras)
+        config = deployment.write_config(Path(folder) / "camera.yaml", [str(deployment.CLIP)] * cameras)
         stop = threading.Event()
         runtime = build(load_config(config, {}), RunOptions(stop=stop, offline=True), resources)
         runtime.run(stop, on_report=note)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.perf import site
+from tests.perf import deployment
 from vision.client import subscribe
 from vision.messaging.schema import DetectionsMessage
 
@@ -30,8 +30,8 @@ def measure(quick: bool) -> Mapping[str, Any]:
 def _receive(sources: list[str], seconds: float) -> list[tuple[int, DetectionsMessage]]:
     received: list[tuple[int, DetectionsMessage]] = []
     with tempfile.TemporaryDirectory() as folder:
-        config = site.write_config(Path(folder) / "camera.yaml", sources)
-        with site.running(config):
+        config = deployment.write_config(Path(folder) / "camera.yaml", sources)
+        with deployment.running(config):
             started = None
             for message in subscribe(f"ipc://{config}.ipc", timeout_s=30):
                 now_ns = time.monotonic_ns()
@@ -46,7 +46,7 @@ def _receive(sources: list[str], seconds: float) -> list[tuple[int, DetectionsMe
 
 
 def _one_camera(seconds: float) -> Mapping[str, Any]:
-    received = _receive([str(site.CLIP)], seconds)
+    received = _receive([str(deployment.CLIP)], seconds)
     total = np.array([(now_ns - message.captured_monotonic_ns) / 1e6 for now_ns, message in received])
     detector = np.array([message.timing_ms.infer for _, message in received])
     return {

@@ -27,9 +27,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.perf.deployment import write_config
 from tests.perf.memory import resident_mib
 from tests.perf.results import snake_case_keys
-from tests.perf.site import write_config
 
 _WARM_NS = 10_000_000_000
 _SETTLED_S = 30.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.perf import site
+from tests.perf import deployment
 
 _WARM_S = 10.0
 
@@ -26,8 +26,8 @@ def measure(quick: bool) -> Mapping[str, Any]:
     seconds = 20.0 if quick else 300.0
     samples: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        config = site.write_config(Path(folder) / "camera.yaml", [str(site.CLIP)] * 4)
-        with site.running(config) as process:
+        config = deployment.write_config(Path(folder) / "camera.yaml", [str(deployment.CLIP)] * 4)
+        with deployment.running(config) as process:
             began = time.monotonic()
             while (now := time.monotonic() - began) < seconds + _WARM_S:
                 time.sleep(1)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from tests.perf import site
+from tests.perf import deployment
 
 _WARM = 10  # first results, while files open and buffers are made
 
@@ -35,11 +35,11 @@ def measure(quick: bool) -> Mapping[str, Any]:
 
 
 def _round(runs: int) -> dict[str, float]:
-    alone = _json("tests.perf.onnxruntime_alone", str(site.MODEL), str(runs))
-    beside = _json("tests.perf.onnxruntime_alone", str(site.MODEL), str(runs), str(site.CLIP))
-    one = _frames_per_s(site.offline_results([str(site.CLIP)]))
-    loop = _json("tests.perf.straightforward_loop", str(site.MODEL), str(site.CLIP))
-    four = _frames_per_s(site.offline_results([str(site.CLIP)] * 4))
+    alone = _json("tests.perf.onnxruntime_alone", str(deployment.MODEL), str(runs))
+    beside = _json("tests.perf.onnxruntime_alone", str(deployment.MODEL), str(runs), str(deployment.CLIP))
+    one = _frames_per_s(deployment.offline_results([str(deployment.CLIP)]))
+    loop = _json("tests.perf.straightforward_loop", str(deployment.MODEL), str(deployment.CLIP))
+    four = _frames_per_s(deployment.offline_results([str(deployment.CLIP)] * 4))
     return {
         **{f"onnxruntime alone, {name}": float(rate) for name, rate in alone.items()},
         "onnxruntime alone, best": max(alone.values()),

@@ -8,7 +8,7 @@ from tests.allowed_skips import allowed
 
 pytest_plugins = ["pytester"]
 
-SKIPPED = "import pytest\n\n@pytest.mark.skip(reason={reason!r})\ndef test_it(): pass\n"
+SKIPPED = "import pytest\n\n@pytest.mark.skip(reason={reason!r})\ndef test_skipped(): pass\n"
 PLUGIN = """
 import pytest
 from tests.allowed_skips import refuse_skip

@@ -37,5 +37,5 @@ def test_errors_redact_their_faults() -> None:
 
 
 @pytest.mark.parametrize(("kind", "code"), [(VisionError, 1), (ConfigError, 78)])
-def test_exit_codes(kind: type[VisionError], code: int) -> None:
+def test_exit_code_follows_the_kind_of_error(kind: type[VisionError], code: int) -> None:
     assert kind("x").exit_code == code

@@ -152,7 +152,7 @@ def test_plate_wider_than_the_frame_is_cut_off() -> None:
         (Rect(0, 0, 2, 2), Rect(0, 2, 2, 4), False),
     ],
 )
-def test_rects_overlap(one: Rect, other: Rect, overlap: bool) -> None:
+def test_rects_that_share_an_area_overlap(one: Rect, other: Rect, overlap: bool) -> None:
     assert one.overlaps(other) is overlap
     assert other.overlaps(one) is overlap
 

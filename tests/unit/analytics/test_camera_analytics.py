@@ -542,7 +542,9 @@ def stars(draw: st.DrawFn) -> list[Place]:
 @pytest.mark.integration
 @settings(max_examples=150, deadline=None)
 @given(st.lists(stars(), min_size=1, max_size=4), st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=1))
-def test_points_in_polygons(polygons: list[list[Place]], points: list[Place]) -> None:
+def test_zone_containment_and_distance_match_the_geometry_of_the_polygon(
+    polygons: list[list[Place]], points: list[Place]
+) -> None:
     zones = ZoneSet(polygons)
     places = np.array([complex(*point) for point in points])[:, None]
     found = zones.contain(places)

@@ -400,6 +400,6 @@ def prediction_of(steps_s: Sequence[float]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("steps_s", [(0.5, 0.5), (0.1,) * 10, (0.7, 0.05, 0.25)])
-def test_motion_over_two_steps_equals_that_over_their_sum(steps_s: tuple[float, ...]) -> None:
+def test_motion_does_not_depend_on_the_number_of_steps(steps_s: tuple[float, ...]) -> None:
     """The acceleration grows with the object's size, which itself moves a little: hence the tolerance."""
     np.testing.assert_allclose(prediction_of(steps_s), prediction_of((1.0,)), rtol=2e-3, atol=1e-6)

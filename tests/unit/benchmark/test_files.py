@@ -318,7 +318,7 @@ def test_equal_distributions_rarely_get_a_verdict(name: str, count: int) -> None
     assert sum(not each.startswith("same") for each in said) <= 0.05 * rounds
 
 
-def test_relative_error_of_a_mean() -> None:
+def test_relative_error_of_a_mean_considers_dependent_samples() -> None:
     assert relative_error([]) is None
     assert relative_error([5]) is None
     assert relative_error([0, 0]) is None

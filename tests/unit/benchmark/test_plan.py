@@ -110,7 +110,7 @@ def test_sources_with_a_phase_open_at_different_times(tmp_path: Path, monkeypatc
 # ------------------------------------------------------------------------------------------------ loads
 
 
-def test_time_with_batches_in_flight() -> None:
+def test_shares_of_time_follow_the_number_of_batches_in_flight() -> None:
     assert in_flight([], 0, 100) == ()
     assert in_flight([(-50, 10), (20, 60), (40, 80), (95, 200), (300, 400)], 0, 100) == (0.75, 0.2)
     assert in_flight([(0, 100), (0, 100)], 0, 100) == (1.0, 1.0)
@@ -191,7 +191,7 @@ def test_search_has_an_upper_limit() -> None:
 
 
 @pytest.mark.integration
-def test_plan_of_cameras_that_fit(tmp_path: Path) -> None:
+def test_plan_with_a_fast_detector_fits(tmp_path: Path) -> None:
     config = deployment("synthetic:64x48@20", "synthetic:64x48@10", state_dir=str(tmp_path / "state"))
     steps: list[str] = []
     plan = make_plan(config, seconds=2.0, progress=steps.append)
@@ -209,7 +209,7 @@ def test_plan_of_cameras_that_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_plan_of_a_detector_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_with_a_slow_detector_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*_: object, **__: object) -> FakeDetector:
         return FakeDetector(service_ns=50_000_000, max_batch=1)
 

@@ -13,7 +13,7 @@ from tests.perf import results, tables
 FILES = sorted(results.FOLDER.glob("*/*.json"))
 
 
-def test_there_are_results() -> None:
+def test_results_folder_has_results() -> None:
     assert len(FILES) > 20
     assert not list(results.FOLDER.glob("*.json"))
 

@@ -78,7 +78,7 @@ def test_wrong_arguments_are_refused(parse: Callable[[str], object], text: str) 
         parse(text)
 
 
-def test_limits_are_those_of_the_configuration() -> None:
+def test_benchmark_limits_equal_those_of_the_configuration() -> None:
     DetectConfig(max_batch=MAX_BATCH, batches_in_flight=MAX_BATCHES_IN_FLIGHT)
     with pytest.raises(ValueError, match="2 validation errors"):
         DetectConfig(max_batch=MAX_BATCH + 1, batches_in_flight=MAX_BATCHES_IN_FLIGHT + 1)
@@ -174,7 +174,7 @@ def run_into_full_disk(*arguments: str | Path, unbuffered: str = "") -> subproce
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [("schema",), ("models",), ("profile", MODEL, "--print-nsys")])
-def test_full_disk_is_one_line(arguments: tuple[str, ...], unbuffered: str) -> None:
+def test_full_disk_is_reported_in_one_line(arguments: tuple[str, ...], unbuffered: str) -> None:
     done = run_into_full_disk(*arguments, unbuffered=unbuffered)
     assert done.returncode == 1
     assert done.stderr == "vision: the output cannot be written: No space left on device\n"
@@ -208,7 +208,7 @@ def test_missing_nvtx_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         start_nvtx(True)
 
 
-def test_run_with_nvtx(tmp_path: Path) -> None:
+def test_run_accepts_nvtx(tmp_path: Path) -> None:
     pytest.importorskip("nvtx")
     config = tmp_path / "camera.yaml"
     config.write_text(json.dumps(make_config(tmp_path)))
@@ -255,7 +255,7 @@ def test_engine_for_another_gpu_is_built_once_and_listed(tmp_path: Path) -> None
 # ------------------------------------------------------------------------------------------------ bench
 
 
-def test_bench_with_the_fake_back_end(tmp_path: Path) -> None:
+def test_bench_of_the_fake_back_end_writes_rows_and_a_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file, plot = tmp_path / "a.json", tmp_path / "a.png"
     source = "synthetic:64x48?objects=5"  # more than the frames of synthetic cameras have
@@ -297,7 +297,7 @@ def test_table_is_printed_even_if_the_file_cannot_be_written(tmp_path: Path) -> 
     assert "2 in flight" in done.stdout
 
 
-def test_bench_with_onnxruntime(tmp_path: Path) -> None:
+def test_bench_of_onnxruntime_measures_the_formats_and_batches_it_supports(tmp_path: Path) -> None:
     done = run("bench", MODEL, "--backend", "onnxruntime", "--batch", "1,2", "--slots", "2", "--seconds", "0.2",
                "--parts", "engine,stage", "--format", "bgrx", "--json", "-")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -337,7 +337,7 @@ def test_compare_of_other_versions_exits_with_1(tmp_path: Path) -> None:
 
 
 @without_gpu
-def test_profile_with_onnxruntime(tmp_path: Path) -> None:
+def test_profile_of_onnxruntime_writes_layers_and_a_time_line(tmp_path: Path) -> None:
     trace, file = tmp_path / "t.json", tmp_path / "p.json"
     done = run("profile", MODEL, "--batch", "2", "--runs", "3", "--top", "5", "--json", file, "--trace", trace)
     assert done.returncode == 0, done.stderr
@@ -380,7 +380,7 @@ def test_printed_command_has_the_model_as_given(tmp_path: Path) -> None:
     assert f"bench '{model}' --parts stage" in done.stdout
 
 
-def test_profile_of_a_configuration(tmp_path: Path) -> None:
+def test_profile_uses_the_model_and_precision_of_the_configuration(tmp_path: Path) -> None:
     config = make_config(tmp_path) | {
         "model": str(own_model(tmp_path)),
         "detect": {"precision": "int8", "max_batch": 32},

@@ -138,14 +138,14 @@ def test_loop_continues_times_and_frames(play: Player, tmp_path: Path, offline: 
     source.close()
 
 
-def test_loop_of_one_frame(play: Player, tmp_path: Path) -> None:
+def test_looped_file_of_one_frame_repeats_it(play: Player, tmp_path: Path) -> None:
     source = play(write_video(tmp_path / "a.avi", 1), loop=True)
     info = source.open()
     assert [read(source, info)[1] for _ in range(5)] == [0] * 5
     source.close()
 
 
-def test_loop_of_a_file_that_cannot_be_sought(play: Player, tmp_path: Path) -> None:
+def test_looped_file_that_cannot_be_sought_is_reopened(play: Player, tmp_path: Path) -> None:
     """The times of two recordings in one MPEG transport stream overlap: seeking finds the second one."""
     path = tmp_path / "a.ts"
     parts = []
@@ -167,7 +167,7 @@ def test_loop_of_a_file_that_cannot_be_sought(play: Player, tmp_path: Path) -> N
     source.close()
 
 
-def test_loop_of_a_file_without_times(play: Player, tmp_path: Path) -> None:
+def test_looped_file_without_times_has_increasing_times(play: Player, tmp_path: Path) -> None:
     """Bare motion JPEG has no index either."""
     path = tmp_path / "a.mjpeg"
     frames = [cv2.imencode(".jpg", np.full((48, 64, 3), 10 * n, np.uint8))[1].tobytes() for n in range(4)]
@@ -226,7 +226,7 @@ def test_truncated_mp4_is_read_and_logged(play: Player, tmp_path: Path, caplog: 
     source.close()
 
 
-def test_loop_of_a_truncated_file_logs_once(play: Player, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_looped_truncated_file_is_logged_once(play: Player, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = play(cut(write_video(tmp_path / "whole.avi", 100), tmp_path / "a.avi", 0.5), loop=True)
     info = source.open()
     for _ in range(160):

@@ -72,7 +72,7 @@ EVEN = "width=[2,16384,2],height=[2,16384,2]"
         (DEEPSTREAM_ON_X86, "H264", "rtph264depay h264parse avdec_h264 videoconvert appsink"),
     ],
 )
-def test_decode_chain(machine: Machine, codec: pipeline.Codec, expected: str) -> None:
+def test_decode_chain_uses_the_elements_of_the_machine(machine: Machine, codec: pipeline.Codec, expected: str) -> None:
     assert " ".join(names(pipeline.decode_chain(codec, ("nv12", "bgr"), machine))) == expected
 
 
@@ -131,7 +131,7 @@ def test_account_is_split_from_the_url(source: str, location: str, user: str, pa
     assert (properties.get("user-id", ""), properties.get("user-pw", "")) == (user, password)
 
 
-def test_rtsp_source() -> None:
+def test_rtsp_source_has_transport_timeouts_and_account() -> None:
     source = pipeline.rtsp_source(camera("rtsp://ann:pw@h/s", transport="udp", open_timeout_s=3), LAPTOP)
     assert source == Element(
         "rtspsrc",
@@ -164,7 +164,7 @@ def test_configured_address_becomes_a_property_unchanged() -> None:
     assert "owned" not in repr(others)
 
 
-def test_csi_chain() -> None:
+def test_csi_chain_requests_the_configured_mode_in_nvmm_memory() -> None:
     chain = pipeline.csi_chain(camera("csi:1", width=1920, height=1080, fps=29.97), ("nv12", "bgr"), JETPACK_7)
     assert names(chain) == ["nvarguscamerasrc", "capsfilter", "nvvidconv", "capsfilter", "appsink"]
     assert chain[0].properties == {"sensor-id": 1}
@@ -181,7 +181,7 @@ def test_csi_chain() -> None:
         (JETPACK_7, False, "v4l2src capsfilter nvjpegdec nvvidconv capsfilter appsink"),
     ],
 )
-def test_usb_chain(machine: Machine, raw: bool, expected: str) -> None:
+def test_usb_chain_decodes_with_the_elements_of_the_machine(machine: Machine, raw: bool, expected: str) -> None:
     chain = pipeline.usb_chain(camera("/dev/video0"), ("i420", "bgr"), machine, offers_raw=raw)
     assert " ".join(names(chain)) == expected
 
@@ -194,7 +194,7 @@ def test_usb_chain(machine: Machine, raw: bool, expected: str) -> None:
         ({"fps": 7.5}, ",width=640,height=480,framerate=15/2"),
     ],
 )
-def test_usb_request(settings: dict[str, object], expected: str) -> None:
+def test_usb_request_fills_in_unset_size_and_rate(settings: dict[str, object], expected: str) -> None:
     assert pipeline.usb_request(camera("/dev/video0", **settings), "image/jpeg") == Serialized("image/jpeg" + expected)
 
 

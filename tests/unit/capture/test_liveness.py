@@ -135,7 +135,7 @@ def test_frame_of_another_size_is_a_new_frame() -> None:
     assert watch.check(frame(1, 50), None, 5 * SECOND) == ""
 
 
-def test_back_off_delays() -> None:
+def test_back_off_delays_are_random_below_the_ceiling() -> None:
     backoff = Backoff(0.5, 30.0, 0.1, random.Random(3))
     delays = [backoff.next_delay_s() for _ in range(1000)]
     assert min(delays) >= 0.1

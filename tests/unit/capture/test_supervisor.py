@@ -489,7 +489,7 @@ def test_repeated_frame_is_published_until_it_counts_as_frozen() -> None:
     assert "frozen_after_s" in one.seen[0].last_hint
 
 
-def test_same_frame_over_a_new_connection_is_still_frozen() -> None:
+def test_frozen_camera_stays_frozen_after_reconnection() -> None:
     one = World([])
     one.connections = [
         Connection(still(30)),
@@ -812,7 +812,7 @@ class Shim:
         return self._write_buffer(timeout_s)
 
 
-def test_faults_of_the_synthetic_source_in_real_time() -> None:
+def test_synthetic_faults_become_epochs_drops_and_the_end() -> None:
     """Run the synthetic camera in a real thread: freeze, size change, damage, failure, end."""
     slot = LatestSlot("gate", FrameBuffer.allocate)
     spec = SyntheticSpec.parse("synthetic:64x48@200?frames=60&resize=20:32x64&corrupt=30:40&fail=50")

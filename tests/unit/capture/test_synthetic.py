@@ -229,7 +229,7 @@ def test_resize_to_an_odd_size_is_reported() -> None:
             source.retrieve(wrap(np.zeros(shape, np.uint8)))
 
 
-def test_corrupt_fail_and_frames_options() -> None:
+def test_corrupt_fail_and_frames_options_take_effect_at_their_frames() -> None:
     source = camera("synthetic:64x48?corrupt=1:3&frames=4")
     source.open()
     assert [grab.corrupt for _ in range(4) if (grab := source.grab(1)) is not None] == [False, True, True, False]

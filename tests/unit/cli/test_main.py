@@ -109,12 +109,12 @@ def test_bind_replaces_the_configured_address(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "schema"), [("doctor", "vision.doctor/1"), ("models", "vision.models/1")])
-def test_json_output(command: str, schema: str) -> None:
+def test_json_output_names_its_schema(command: str, schema: str) -> None:
     done = run(command, "--json")
     assert json.loads(done.stdout)["schema"] == schema
 
 
-def test_check_as_json(tmp_path: Path) -> None:
+def test_check_json_has_cameras_or_the_fault(tmp_path: Path) -> None:
     done = run("check", str(write_config(tmp_path)), "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["cameras"][0]["width"] == 160
@@ -288,7 +288,7 @@ def test_check_prints_a_row_per_camera(tmp_path: Path) -> None:
     assert "missing.mp4" in bad.stdout.replace("\n", "")
 
 
-def test_schema_is_json() -> None:
+def test_schema_is_printed_as_json() -> None:
     done = run("schema")
     assert done.returncode == 0
     assert json.loads(done.stdout)["type"] == "object"

@@ -172,7 +172,9 @@ many = settings(
 
 @many
 @given(CONFIG, SECRETS, st.booleans())
-def test_documents_of_valid_and_invalid_parts(data: dict[str, Any], secret: str, flow: bool) -> None:
+def test_document_of_valid_and_invalid_parts_gives_a_configuration_or_located_faults(
+    data: dict[str, Any], secret: str, flow: bool
+) -> None:
     check(yaml.safe_dump(data, default_flow_style=flow, sort_keys=False, allow_unicode=True), secret)
 
 
@@ -231,7 +233,9 @@ PIECES = st.sampled_from(
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 30), PIECES), max_size=6),
     SECRETS,
 )
-def test_shipped_configurations_with_changes(text: str, changes: list[tuple[int, int, str]], secret: str) -> None:
+def test_changed_shipped_configuration_gives_a_configuration_or_located_faults(
+    text: str, changes: list[tuple[int, int, str]], secret: str
+) -> None:
     body = text.replace("_PASSWORD}", "}")
     for at, removed, piece in changes:
         start = at % len(body)
@@ -241,5 +245,5 @@ def test_shipped_configurations_with_changes(text: str, changes: list[tuple[int,
 
 @many
 @given(st.lists(PIECES | st.sampled_from(KEYS) | st.text(max_size=3), max_size=40).map("".join), SECRETS)
-def test_random_yaml_punctuation(text: str, secret: str) -> None:
+def test_random_yaml_punctuation_gives_a_configuration_or_located_faults(text: str, secret: str) -> None:
     check(text, secret)

@@ -72,7 +72,9 @@ def sigmoid(values: NDArray[np.float64]) -> Any:
 
 
 @pytest.mark.parametrize("activation", [softmax, sigmoid])
-def test_activations_of_the_classifier(tmp_path: Path, activation: Callable[[NDArray[np.float64]], Any]) -> None:
+def test_classifier_applies_the_activation_of_its_spec(
+    tmp_path: Path, activation: Callable[[NDArray[np.float64]], Any]
+) -> None:
     with opened(save(tmp_path, ("none", activation.__name__), gain=100.0)) as one:
         scores = one.classify([plain(51, 102, 153), plain(*RED)])
     np.testing.assert_allclose(scores, activation(np.array([[60.0, 40, 20], [100, 0, 0]])), atol=1e-4)

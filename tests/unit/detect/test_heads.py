@@ -92,7 +92,7 @@ def nanodet_outputs(scored: Mapping[tuple[int, int], float]) -> tuple[Floats, Fl
         ({(0, 0): float("nan")}, {}, []),
     ],
 )
-def test_nanodet_decodes(
+def test_nanodet_cells_become_detections(
     scored: Mapping[tuple[int, int], float], options: Mapping[str, Any], expected: list[tuple[float, ...]]
 ) -> None:
     scores, distances = nanodet_outputs(scored)
@@ -138,7 +138,9 @@ V5 = {"kind": "yolov5"}
         ([[10, 20, 4, 8, 2.0, 3.0, -9.0, -9.0]], {**V5, "activation": "sigmoid"}, [(0, 0.839, 8, 16, 12, 24)]),
     ],
 )
-def test_yolov5_decodes(boxes: list[list[float]], head: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
+def test_yolov5_rows_become_detections(
+    boxes: list[list[float]], head: Mapping[str, Any], expected: list[tuple[float, ...]]
+) -> None:
     output = np.array(boxes, np.float32).reshape(-1, 8)
     assert rows(bound(head, {"output": (1, None, 8)}).decode([output])) == expected
     of_class_1 = [row for row in expected if row[0] == 1]
@@ -166,7 +168,9 @@ V8 = {"kind": "yolov8"}
         ([[10, 20, 4, 8, 3.0, -9.0, -9.0]], {**V8, "activation": "sigmoid"}, [(0, 0.9526, 8, 16, 12, 24)]),
     ],
 )
-def test_yolov8_decodes(boxes: list[list[float]], head: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
+def test_yolov8_columns_become_detections(
+    boxes: list[list[float]], head: Mapping[str, Any], expected: list[tuple[float, ...]]
+) -> None:
     output = np.ascontiguousarray(np.array(boxes, np.float32).reshape(-1, 7).T)
     assert rows(bound(head, {"output": (1, 7, None)}).decode([output])) == expected
     of_class_2 = [row for row in expected if row[0] == 2]
@@ -189,13 +193,15 @@ END = {"kind": "end-to-end"}
         ([[1, 2, 3, 4, 0.9, 0], [1, 2, 3, 4, 0.8, 0]], {"nms": {"max_objects": 1}}, [(0, 0.9, 1, 2, 3, 4)]),
     ],
 )
-def test_end_to_end(objects: list[list[float]], options: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
+def test_end_to_end_boxes_become_detections(
+    objects: list[list[float]], options: Mapping[str, Any], expected: list[tuple[float, ...]]
+) -> None:
     head = bound(END, {"output": (None, None, 6)}, **options)
     assert not head.needs_nms
     assert rows(head.decode([np.array(objects, np.float32).reshape(-1, 6)])) == expected
 
 
-def test_end_to_end_scales_fractions() -> None:
+def test_end_to_end_fractions_are_scaled_to_the_canvas() -> None:
     head = bound({**END, "box_scale": "fraction"}, {"output": (1, 300, 6)})
     assert rows(head.decode([array([0.25, 0.5, 0.5, 1.0, 0.9, 1])])) == [(1, 0.9, 16, 16, 32, 32)]
 
@@ -221,7 +227,9 @@ RT_SHAPES: dict[str, Shape] = {"pred_logits": (1, 2, 3), "pred_boxes": (1, 2, 4)
         ([[-1e5, 1e5, -1e5], [-1e5, -1e5, -1e5]], {}, [(1, 1.0, 24, 8, 40, 24)]),
     ],
 )  # fmt: skip
-def test_rt_detr(logits: list[list[float]], options: Mapping[str, Any], expected: list[tuple[float, ...]]) -> None:
+def test_rt_detr_queries_become_detections(
+    logits: list[list[float]], options: Mapping[str, Any], expected: list[tuple[float, ...]]
+) -> None:
     head = bound(RT, RT_SHAPES, **options)
     assert head.choose_outputs(RT_SHAPES) == ("pred_boxes", "pred_logits")
     boxes = array([0.5, 0.5, 0.25, 0.5], [0.5, 0.5, 1.0, 1.0])

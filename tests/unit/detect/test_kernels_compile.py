@@ -65,7 +65,7 @@ def supported(arch: str) -> bool:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_letterbox_compiles_for(arch: str) -> None:
+def test_letterbox_kernel_compiles(arch: str) -> None:
     if supported(arch):
         for half, interleaved, width in ((False, False, 417), (True, False, 416), (True, True, 416), (True, True, 417)):
             spec = InputSpec(width=width, height=416)
@@ -74,7 +74,7 @@ def test_letterbox_compiles_for(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_postprocess_compiles_for(arch: str) -> None:
+def test_postprocess_kernels_compile(arch: str) -> None:
     if supported(arch):
         for kind, half in (("nanodet", True), ("yolov8", False)):
             assert compile_cubin(Source.read(KERNELS / "postprocess.cu", definitions(kind, half=half)), arch)
@@ -82,7 +82,7 @@ def test_postprocess_compiles_for(arch: str) -> None:
 
 @pytest.mark.parametrize("kind", OUTPUTS)
 @pytest.mark.parametrize("half", [False, True])
-def test_postprocess_compiles_for_every_head(kind: str, half: bool) -> None:
+def test_postprocess_kernels_compile_for_every_head(kind: str, half: bool) -> None:
     source = Source.read(KERNELS / "postprocess.cu", definitions(kind, half=half))
     assert compile_cubin(source, "sm_87")
 

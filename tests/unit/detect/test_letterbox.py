@@ -46,7 +46,7 @@ def input_card(**changes: object) -> InputSpec:
         ((8, 5), (4, 4), "center", Letterbox(0.5, 0, 0), (4, 3)),  # 2.5 rounds up; an odd rest lies below
     ],
 )
-def test_letterbox_geometry(
+def test_letterbox_fits_the_frame_into_the_canvas(
     source: tuple[int, int],
     model: tuple[int, int],
     placement: Placement,

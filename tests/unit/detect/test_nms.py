@@ -111,7 +111,7 @@ def run(
                      id="both cut"),
     ],
 )  # fmt: skip
-def test_suppression_cases(
+def test_suppression_keeps_the_expected_boxes(
     *,
     boxes: list[tuple[float, ...]],
     scores: list[float],
@@ -199,7 +199,9 @@ def test_huge_and_infinite_boxes_are_compared_without_a_warning() -> None:
         ([0.0, 0.0, 1.0], 1, [2], 2),
     ],
 )
-def test_best_first_orders(scores: list[float], limit: int, chosen: list[int], truncated_candidates: int) -> None:
+def test_best_first_returns_the_highest_scores_in_order(
+    scores: list[float], limit: int, chosen: list[int], truncated_candidates: int
+) -> None:
     found, more = best_first(np.array(scores, np.float32), limit)
     assert (found.tolist(), more) == (chosen, truncated_candidates)
 

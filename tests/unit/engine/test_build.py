@@ -82,7 +82,9 @@ def build(
 @pytest.mark.engine
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
 @pytest.mark.parametrize(("half_input", "half_outputs"), [(False, False), (True, False), (True, True)])
-def test_dynamic_batch_in_every_float_precision(precision: Precision, half_input: bool, half_outputs: bool) -> None:
+def test_dynamic_batch_is_built_in_every_float_precision(
+    precision: Precision, half_input: bool, half_outputs: bool
+) -> None:
     built = build(convolution(), plan(precision, 8, half_input=half_input, half_outputs=half_outputs))
     assert len(built.plan) > 10_000
     assert [each.shapes["images"].max[0] for each in built.profiles] == [4, 8, 1, 2, 4, 8]
@@ -106,7 +108,7 @@ def test_lower_precision_halves_the_weights_of_the_shipped_model() -> None:
     assert full.layers == 133
 
 
-def test_dynamic_height_and_width() -> None:
+def test_dynamic_height_and_width_follow_the_profile() -> None:
     given = [{"batch": [1, 2, 4], "height": [16, 32, 64], "width": [16, 32, 64]}]
     built = build(convolution(("n", 3, "h", "w")), of=spec(size=32, profiles=given))
     assert built.profiles[0].shapes["images"] == Range((1, 3, 16, 16), (2, 3, 32, 32), (4, 3, 64, 64))
@@ -117,7 +119,7 @@ def test_fixed_model_needs_no_profile() -> None:
     assert str(built.profiles[0]) == "images 2x3x16x16"
 
 
-def test_shape_tensor_input() -> None:
+def test_shape_tensor_input_gets_the_values_of_its_profile() -> None:
     given = [{"batch": [1, 2, 4], "values": {"size": [[8, 8], [16, 16], [32, 32]]}}]
     built = build(with_shape_input(), of=spec(profiles=given))
     assert built.profiles[0].values["size"].max == (32, 32)
@@ -143,7 +145,7 @@ def test_cancelled_build_ends_as_closed() -> None:
         build_engine(convolution(), spec(), plan("fp32", 4), AMPERE, BuildOptions(True, Impatient(), cancel))
 
 
-def test_ctrl_c_stops_the_build_and_comes_out_once_tensorrt_has_stopped() -> None:
+def test_ctrl_c_is_raised_after_tensorrt_has_stopped() -> None:
     import _thread
 
     class User(Recorder):
@@ -294,7 +296,7 @@ def test_fp8_builds_where_the_library_has_it(capfd: pytest.CaptureFixture[str]) 
     assert caught.value.code == "quantised"
 
 
-def test_workspace_and_level_are_taken() -> None:
+def test_workspace_and_level_are_accepted() -> None:
     assert build(convolution(), plan(workspace_mib=64, optimization_level=1)).plan
 
 

@@ -395,7 +395,7 @@ def test_loading_counts_as_use(cache: EngineCache) -> None:
     assert cache.prune(LIBRARY, ORIN) == {}
 
 
-def test_foreign_without_library_and_gpu_is_empty() -> None:
+def test_engine_of_the_same_or_an_unknown_machine_is_not_foreign() -> None:
     assert foreign(key().as_json(), None, None) == ""
     assert foreign(key().as_json(), LIBRARY, ORIN) == ""
 
@@ -410,7 +410,9 @@ def test_foreign_without_library_and_gpu_is_empty() -> None:
         ({}, "/home/u/.cache/vision/engines"),
     ],
 )
-def test_default_folder(environment: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_cache_folder_follows_the_environment(
+    environment: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("CACHE_DIRECTORY", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"HOME": "/home/u", **environment}.items():

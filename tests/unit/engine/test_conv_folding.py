@@ -159,7 +159,7 @@ def check_fold(
 
 
 @pytest.mark.parametrize("activation", ACTIVATED)
-def test_every_activation_with_a_kernel_of_its_own(activation: str) -> None:
+def test_convolution_before_a_supported_activation_is_folded(activation: str) -> None:
     check_fold(network(ACTIVATED[activation]), ["narrow"])
 
 
@@ -178,7 +178,7 @@ def test_every_activation_with_a_kernel_of_its_own(activation: str) -> None:
         (9, (1, 1), 16, [36, 32, 3, 6]),
     ],
 )
-def test_as_many_columns_as_fit_into_64_channels(
+def test_folding_joins_as_many_columns_as_fit_into_64_channels(
     outputs: int, strides: tuple[int, int], width: int, shape: list[int]
 ) -> None:
     original = network(channels=(32, outputs), strides=strides, size=(5, width))
@@ -201,7 +201,7 @@ GEOMETRY = st.fixed_dictionaries(
 @pytest.mark.engine
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(geometry=GEOMETRY, activation=st.sampled_from(["LeakyRelu", "SiLU"]))
-def test_any_geometry_gives_the_same_results(geometry: dict[str, Any], activation: str) -> None:
+def test_folding_any_geometry_gives_the_same_results(geometry: dict[str, Any], activation: str) -> None:
     (inputs, outputs), (height, width) = geometry["channels"], geometry["size"]
     stride, across = geometry["strides"][1], geometry["kernel"][1]
     columns = {8: 8, 12: 4, 16: 4, 24: 2, 32: 2}[outputs]
@@ -237,7 +237,7 @@ JOINS: dict[str, Sequence[NodeProto]] = {
 
 
 @pytest.mark.parametrize("joined", JOINS)
-def test_joined_results_are_recognised(joined: str) -> None:
+def test_convolution_with_joined_results_is_folded(joined: str) -> None:
     check_fold(network(joined=JOINS[joined]), ["narrow"])
 
 
@@ -266,14 +266,14 @@ def test_unnamed_convolution_is_reported_by_its_output() -> None:
     check_fold(original, ["a"])
 
 
-def test_weights_that_nothing_uses_any_more_are_removed() -> None:
+def test_unused_weights_are_removed() -> None:
     folded = check_fold(network(), ["narrow"])
     weights = {tensor.name: list(tensor.dims) for tensor in folded.graph.initializer}
     assert {"w", "b"}.isdisjoint(weights)
     assert sorted(weights.values()) == [[4], [5], [64], [64, 32, 3, 4]]
 
 
-def test_weights_that_are_an_output_stay() -> None:
+def test_weights_that_are_an_output_are_kept() -> None:
     folded = check_fold(giving("w", (32, 32, 3, 3)), ["narrow"])
     assert "w" in {tensor.name for tensor in folded.graph.initializer}
 
@@ -281,7 +281,7 @@ def test_weights_that_are_an_output_stay() -> None:
 @pytest.mark.parametrize(
     ("second", "folded", "kept"), [("LeakyRelu", ["narrow", "second"], False), ("Relu", ["narrow"], True)]
 )
-def test_weights_that_are_shared(second: str, folded: list[str], kept: bool) -> None:
+def test_shared_weights_are_removed_only_if_every_user_is_folded(second: str, folded: list[str], kept: bool) -> None:
     joined = [
         helper.make_node("Conv", ["z", "w", "b"], ["a2"], "second", pads=[1, 1, 1, 1]),
         helper.make_node(second, ["a2"], ["z2"]),
@@ -425,7 +425,7 @@ def test_unsuitable_model_is_unchanged(beside: list[NodeProto]) -> None:
 # ------------------------------------------------------------------------------------------------ the shipped model
 
 
-def test_the_shipped_model() -> None:
+def test_shipped_model_has_six_folded_convolutions() -> None:
     original = onnx.load_model(NANODET)
     expected = ["conv_10", "conv_14", "conv_18", "conv_23", "conv_36", "conv_45"]
     folded = check_fold(original, expected, (3, 416, 416), batch=1)
@@ -439,7 +439,7 @@ def test_the_shipped_model() -> None:
     }
 
 
-def test_a_folded_model_in_float16_computes_the_same() -> None:
+def test_folded_model_in_float16_gives_the_same_results() -> None:
     original = network(size=(8, 32))
     folded = copy_of(original)
     assert fold(folded)
@@ -513,7 +513,7 @@ def test_unfolding_is_part_of_the_kernel_for_the_activation(activation: str, mes
 
 
 @needs_rtx
-def test_an_engine_for_frames_of_any_height(messages: list[str]) -> None:
+def test_folded_engine_for_any_height_has_two_transposes(messages: list[str]) -> None:
     profiles = [{"batch": [1, 2, 4], "height": [32, 64, 64], "width": [64, 64, 64]}]
     kernels = build(stage("LeakyRelu", ("h", 64)), messages, folded=True, profiles=profiles)
     assert len([name for name, _ in kernels if "Tran" in name]) == 2

@@ -98,7 +98,7 @@ def test_hint_on_a_jetson_names_the_python_that_has_the_bindings() -> None:
     assert "JetPack 6 has 3.10" in hint
 
 
-def test_messages_go_to_the_log_and_to_every_collector(caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_are_sent_to_the_log_and_to_every_collector(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "vision.tensorrt"), collect_log() as outer:
         take_message("INFO", "one")
         with collect_log() as inner:
@@ -114,7 +114,7 @@ def test_messages_go_to_the_log_and_to_every_collector(caplog: pytest.LogCapture
     assert levels == [(logging.DEBUG, "one"), (logging.ERROR, "two"), (logging.ERROR, "two"), (logging.WARNING, "four")]
 
 
-def test_collector_hears_nothing_before_or_after(caplog: pytest.LogCaptureFixture) -> None:
+def test_collector_receives_only_messages_of_its_block(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "vision.tensorrt")
     take_message("ERROR", "before")
     with collect_log() as log:

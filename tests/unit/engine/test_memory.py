@@ -76,7 +76,7 @@ def test_addresses_are_aligned(alignment: int, size: int) -> None:
     assert address % max(alignment, ALIGNMENT_BYTES) == 0
 
 
-def test_size_0_is_nothing() -> None:
+def test_request_of_size_0_allocates_nothing() -> None:
     pool = MemoryPool(PlainMemory())
     assert pool.allocate(0) == 0
     assert pool.report().allocations == 0
@@ -109,7 +109,7 @@ def test_smallest_gap_that_fits_is_taken() -> None:
     assert pool.allocate(2 * MIB) == small
 
 
-def test_streams_do_not_use_each_others_memory() -> None:
+def test_freed_memory_is_reused_only_by_its_stream() -> None:
     raw = PlainMemory()
     pool = MemoryPool(raw)
     first = pool.allocate(MIB, stream=7)
@@ -121,7 +121,7 @@ def test_streams_do_not_use_each_others_memory() -> None:
 
 
 @pytest.mark.parametrize(("freed_on", "waits"), [(7, []), (8, [8]), (None, [None])])
-def test_freeing_elsewhere_waits_first(freed_on: int | None, waits: list[int | None]) -> None:
+def test_freeing_on_another_stream_waits_for_the_first(freed_on: int | None, waits: list[int | None]) -> None:
     raw = PlainMemory()
     pool = MemoryPool(raw)
     assert pool.deallocate(pool.allocate(MIB, stream=7), freed_on)
@@ -147,7 +147,7 @@ def test_failed_request_is_recorded_with_sizes() -> None:
     assert pool.allocate(MIB), "it goes on"
 
 
-def test_little_memory_is_used_to_the_end() -> None:
+def test_little_memory_is_used_completely() -> None:
     raw = PlainMemory(40 * MIB)
     pool = MemoryPool(raw)
     assert pool.allocate(20 * MIB, stream=1)
@@ -164,7 +164,7 @@ def test_unused_segments_of_other_streams_are_freed_before_a_failure() -> None:
     assert list(raw.held.values()) == [30 * MIB]
 
 
-def test_close_returns_everything_and_names_what_is_still_in_use() -> None:
+def test_close_frees_everything_and_reports_memory_in_use() -> None:
     raw = PlainMemory()
     pool = MemoryPool(raw)
     address = pool.allocate(3 * MIB)
@@ -333,7 +333,7 @@ def test_allocator_reports_failures() -> None:
     assert "2.0 MiB" in pool.last_failure
 
 
-def test_report_is_a_line_for_the_log() -> None:
+def test_pool_report_is_one_line() -> None:
     pool = MemoryPool(PlainMemory(64 * MIB))
     kept, gone = pool.allocate(3 * MIB), pool.allocate(2 * MIB)
     pool.deallocate(gone)
@@ -371,7 +371,7 @@ def test_budget_adds_up_by_place() -> None:
     assert budget().total_bytes("host") == 3 * MIB
 
 
-def test_budget_is_a_table() -> None:
+def test_budget_table_has_aligned_columns_and_totals() -> None:
     lines = budget().table().splitlines()
     assert lines[0].split() == ["memory", "where", "each", "count", "total"]
     assert any(
@@ -398,5 +398,5 @@ def test_jetson_budget_counts_both_kinds_of_memory() -> None:
     assert caught.value.code == "memory-budget"
 
 
-def test_line_of_a_budget() -> None:
+def test_budget_line_total_is_bytes_times_count() -> None:
     assert BudgetLine("x", "host", 5, 3).total_bytes == 15

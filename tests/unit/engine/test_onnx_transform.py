@@ -46,7 +46,7 @@ ENDS = [(True, True), (False, True), (True, False), (False, False)]
 
 @pytest.mark.engine
 @pytest.mark.parametrize(("keep_inputs", "keep_outputs"), ENDS)
-def test_the_shipped_model_in_float16_computes_the_same(keep_inputs: bool, keep_outputs: bool) -> None:
+def test_shipped_model_in_float16_gives_the_same_results(keep_inputs: bool, keep_outputs: bool) -> None:
     original = NANODET.read_bytes()
     rewritten = rewrite_onnx(original, "fp16", keep_inputs=keep_inputs, keep_outputs=keep_outputs)
     frames = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
@@ -130,7 +130,7 @@ def widened(frames: NDArray[np.float32], seed: int = 3) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("original", [convolution(), convolution((2, 3, 16, 16)), NANODET.read_bytes()])
-def test_a_wider_input_changes_no_result(original: bytes) -> None:
+def test_wider_input_changes_no_result(original: bytes) -> None:
     side = 416 if len(original) > 100_000 else 16
     frames = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
     wide, widened_it = reshape_onnx(original, interleave=True, fold=False)
@@ -140,7 +140,7 @@ def test_a_wider_input_changes_no_result(original: bytes) -> None:
         np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
 
 
-def test_everything_at_once_changes_no_result() -> None:
+def test_widening_and_folding_together_change_no_result() -> None:
     """As TensorRT-RTX gets the shipped model, but for the types."""
     original = NANODET.read_bytes()
     frames = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
@@ -150,7 +150,7 @@ def test_everything_at_once_changes_no_result() -> None:
         np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_to_reshape() -> None:
+def test_unsuitable_model_is_not_reshaped() -> None:
     assert reshape_onnx(b"untouched", interleave=False, fold=False) == (b"untouched", False)
     grey = first_layer(channels=1)
     assert reshape_onnx(grey, interleave=True, fold=True) == (grey, False)
@@ -167,14 +167,14 @@ def test_nothing_to_reshape() -> None:
         {"shared": True},
     ],
 )
-def test_inputs_that_stay_as_they_are(reason: dict[str, int | str | bool]) -> None:
+def test_unsuitable_input_is_not_widened(reason: dict[str, int | str | bool]) -> None:
     loaded = onnx.load_model_from_string(first_layer(**reason))  # type: ignore[arg-type]
     before = loaded.SerializeToString()
     assert not widen_input(ir.from_proto(loaded))
     assert loaded.SerializeToString() == before
 
 
-def test_an_input_that_convolutions_alone_read_is_widened() -> None:
+def test_input_that_only_convolutions_read_is_widened() -> None:
     assert widen_input(ir.from_proto(onnx.load_model_from_string(first_layer())))
 
 

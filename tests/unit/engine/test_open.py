@@ -213,7 +213,7 @@ def test_every_detect_key_is_used(model: tuple[Path, ModelSpec], cache: EngineCa
 
 
 @needs_rtx
-def test_list_and_prune(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
+def test_listed_engine_for_another_gpu_is_pruned(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, _ = console()
     build_engine(*model, DETECT, AMPERE, cache, out)
     out, text = console()

@@ -31,7 +31,7 @@ from vision.errors import ModelError
         ((11, 0), "fp32 fp16 int8 tf32 bf16 fp8"),  # Thor
     ],
 )
-def test_precisions_by_compute_capability(capability: tuple[int, int], has: str) -> None:
+def test_precisions_follow_the_compute_capability(capability: tuple[int, int], has: str) -> None:
     assert precisions_of(capability) == tuple(has.split())
 
 
@@ -73,14 +73,14 @@ def test_typing_follows_from_precision_and_library(precision: Precision, weak: b
         ("fp16", "int8", "quantised"),
     ],
 )
-def test_quantisation_and_precision_must_agree(precision: Precision, found: Quantised, code: str) -> None:
+def test_mismatched_quantisation_and_precision_are_refused(precision: Precision, found: Quantised, code: str) -> None:
     with pytest.raises(ModelError) as caught:
         check_quantisation(precision, found)
     assert caught.value.code == code
 
 
 @pytest.mark.parametrize(("precision", "found"), [("int8", "int8"), ("fp8", "fp8"), ("fp16", "none"), ("fp32", "none")])
-def test_quantisation_and_precision_that_agree(precision: Precision, found: Quantised) -> None:
+def test_matching_quantisation_and_precision_are_accepted(precision: Precision, found: Quantised) -> None:
     check_quantisation(precision, found)
 
 
@@ -98,7 +98,7 @@ def test_quantisation_and_precision_that_agree(precision: Precision, found: Quan
         ("tf32", True, "nanodet", (False, False)),
     ],
 )
-def test_half_ends_follow_precision_and_head(
+def test_half_precision_of_inputs_and_outputs_follows_precision_and_head(
     precision: Precision, weak_typing: bool, head: str, half_ends: tuple[bool, bool]
 ) -> None:
     assert plan_typing(precision, weak_typing=weak_typing).half_ends(head) == half_ends

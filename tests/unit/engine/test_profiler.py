@@ -44,7 +44,7 @@ def times() -> LayerTimes:
     return made
 
 
-def test_times_by_layer_in_the_order_of_execution() -> None:
+def test_layer_times_are_in_the_order_of_execution() -> None:
     conv, nms = times().layers()
     assert (conv.name, conv.mean_ms, conv.median_ms, conv.min_ms, conv.max_ms) == ("conv", 3.5, 3.5, 2.0, 5.0)
     assert (nms.name, nms.mean_ms) == ("nms", 0.5)
@@ -102,7 +102,7 @@ TENSORRT_11 = {
 }
 
 
-def test_layers_of_tensorrt_10() -> None:
+def test_layer_descriptions_of_tensorrt_10_are_parsed() -> None:
     (layer,) = parse_layers(json.dumps(TENSORRT_10))
     assert (layer.name, layer.profile, layer.kind, layer.tactic) == (
         "conv_1 + relu_1", 1, "CaskConvolution", "sm80_xmma_fprop",
@@ -113,7 +113,7 @@ def test_layers_of_tensorrt_10() -> None:
     assert layer.dtypes == "Half"
 
 
-def test_layers_of_tensorrt_11() -> None:
+def test_layer_descriptions_of_tensorrt_11_are_parsed() -> None:
     (layer,) = parse_layers(json.dumps(TENSORRT_11))
     assert layer.dtypes == "Half, Float"
     assert layer.tactic == "0x7"
@@ -121,13 +121,13 @@ def test_layers_of_tensorrt_11() -> None:
     assert layer.onnx_nodes == ()
 
 
-def test_names_alone_are_enough() -> None:
+def test_layer_names_without_details_are_parsed() -> None:
     layers = parse_layers(json.dumps({"Layers": ["conv [profile 0]", "nms"]}))
     assert [(layer.name, layer.profile, layer.kind) for layer in layers] == [("conv", 0, ""), ("nms", 0, "")]
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "{}", "[]", "null"])
-def test_engine_without_layer_information(text: str) -> None:
+def test_missing_layer_information_is_refused(text: str) -> None:
     with pytest.raises(ModelError) as caught:
         parse_layers(text)
     assert caught.value.code == "no-layers"
@@ -172,7 +172,7 @@ def test_chrome_trace_has_a_lane_for_each_slot_and_microseconds_from_zero(tmp_pa
     assert events(trace, "X")[2]["args"] == {"batch": 8}
 
 
-def test_trace_of_nothing() -> None:
+def test_chrome_trace_without_spans_has_no_events() -> None:
     assert events(chrome_trace([]), "X") == []
 
 

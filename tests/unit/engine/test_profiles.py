@@ -84,9 +84,7 @@ def test_input_that_the_engine_does_not_have_is_refused() -> None:
     bands=st.lists(st.tuples(*[st.integers(1, 64)] * 3).map(lambda t: tuple(sorted(t))), min_size=1, max_size=6),
     batch=st.integers(1, 64),
 )
-def test_chosen_profile_contains_the_shape_and_none_that_does_is_nearer(
-    bands: list[tuple[int, int, int]], batch: int
-) -> None:
+def test_chosen_profile_is_the_nearest_that_contains_the_shape(bands: list[tuple[int, int, int]], batch: int) -> None:
     profiles = batches(*bands)
     shapes = {"x": (batch, 3)}
     if not any(low <= batch <= high for low, _, high in bands):

@@ -24,7 +24,7 @@ class Recorder:
     def built(self, plan_bytes: int) -> None: ...
 
 
-def test_phases_lie_inside_each_other() -> None:
+def test_phases_are_nested() -> None:
     recorder = Recorder()
     monitor = Monitor(recorder, threading.Event())
     monitor.phase_start("build", None, 2)
@@ -43,7 +43,7 @@ def test_phases_lie_inside_each_other() -> None:
     ]
 
 
-def test_phase_that_ends_takes_with_it_what_is_open_inside() -> None:
+def test_ended_phase_closes_its_inner_phases() -> None:
     recorder = Recorder()
     monitor = Monitor(recorder, threading.Event())
     monitor.phase_start("a", None, 1)
@@ -102,7 +102,7 @@ def test_exception_of_the_work_is_raised() -> None:
         run_interruptible(work, threading.Event())
 
 
-def test_ctrl_c_waits_for_work_to_notice() -> None:
+def test_first_ctrl_c_waits_for_the_work_to_stop() -> None:
     cancel = threading.Event()
     left: list[str] = []
 
@@ -117,7 +117,7 @@ def test_ctrl_c_waits_for_work_to_notice() -> None:
     assert left == ["orderly"]
 
 
-def test_second_ctrl_c_leaves_at_once() -> None:
+def test_second_ctrl_c_is_raised_at_once() -> None:
     cancel, release = threading.Event(), threading.Event()
 
     def work() -> None:

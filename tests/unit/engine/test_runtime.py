@@ -333,7 +333,7 @@ def test_without_a_file_no_kernels_are_kept() -> None:
         ("enqueue", lambda made: made.enqueue(5), "tiny"),
     ],
 )
-def test_false_becomes_an_error_with_the_reason(call: str, act: Any, subject: str) -> None:
+def test_failed_call_raises_an_error_with_the_reason(call: str, act: Any, subject: str) -> None:
     made, _ = context(call)
     with pytest.raises(DeviceError) as caught:
         act(made)
@@ -378,7 +378,7 @@ def set_largest_shapes(made: Context) -> None:
     made.set_values("size", [32, 32])
 
 
-def test_room_for_outputs_at_the_largest_shapes() -> None:
+def test_output_sizes_cover_the_largest_shapes() -> None:
     made, _ = context(profile=1)
     set_largest_shapes(made)
     size = made.output_sizes()["boxes"]
@@ -504,7 +504,7 @@ def test_null_builder_or_runtime_is_reported_as_missing_gpu() -> None:
         ("float32", (0, 4), 0),
     ],
 )
-def test_bytes_of_a_shape(dtype: str, shape: tuple[int, ...], size: int) -> None:
+def test_tensor_bytes_follow_type_and_shape(dtype: str, shape: tuple[int, ...], size: int) -> None:
     assert Tensor("x", "input", dtype, (), "device", False).bytes_of(shape) == size
 
 

@@ -139,5 +139,5 @@ def test_counts_are_scored_by_line_and_direction() -> None:
 
 
 @pytest.mark.parametrize(("true", "counted", "error"), [(0, 0, 0.0), (0, 1, math.inf), (4, 3, 0.25), (4, 5, 0.25)])
-def test_error_of_a_count(true: int, counted: int, error: float) -> None:
+def test_count_error_is_relative_to_the_true_count(true: int, counted: int, error: float) -> None:
     assert LineScore("door", "in", true, counted).error == error

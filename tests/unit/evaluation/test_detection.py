@@ -25,7 +25,7 @@ TRUTH = boxes((1, 1, 0, 0, 10, 10), (1, 2, 50, 0, 10, 10))
         ([], 0.0),
     ],
 )
-def test_average_precision_of_small_tables(found: list[Row], ap50: float) -> None:
+def test_average_precision_is_exact_for_small_tables(found: list[Row], ap50: float) -> None:
     scores = score_detections(TRUTH, boxes(*found), score=0.5, lowest_score=0.05)
     assert scores.ap50 == pytest.approx(ap50)
     assert scores.true_boxes == 2

@@ -118,7 +118,7 @@ def test_pipeline_with_a_tracker_publishes_tracks() -> None:
     assert (findings.published(0).ids > 0).all()
 
 
-def test_no_objects_are_an_empty_table() -> None:
+def test_video_without_objects_gives_an_empty_table() -> None:
     findings = found_in("synthetic:160x120@20?frames=3&objects=0")
     assert len(findings.published(0)) == len(findings.detected(0)) == 0
     assert len(Findings().published(0)) == 0

@@ -36,7 +36,7 @@ def score(truth: Boxes, found: Boxes, frames: int) -> TrackingScores:
         ((0, 0, 0, 0, 0, 0), 0, 0, 6, 0),
     ],
 )
-def test_figures_of_one_object(
+def test_switches_fragments_and_misses_of_one_object_are_counted(
     tracks: tuple[int, ...], switches: int, fragments: int, misses: int, false_boxes: int
 ) -> None:
     scores = score(boxes(*follow(*[1] * 6)), boxes(*follow(*tracks)), 6)
@@ -58,7 +58,7 @@ def test_perfect_tracks_have_perfect_figures() -> None:
 
 
 @needs_trackeval
-def test_half_tracked_object_and_false_track() -> None:
+def test_half_tracked_object_and_false_track_lower_the_figures() -> None:
     """One object is tracked for half of its time, and one track is false."""
     truth, found = boxes(*follow(*[1] * 10)), boxes(*follow(*[3] * 5), *follow(*[4] * 5, x=500))
     scores = score(truth, found, 10)
@@ -72,7 +72,7 @@ def test_half_tracked_object_and_false_track() -> None:
 
 
 @needs_trackeval
-def test_figures_without_tracks() -> None:
+def test_figures_without_tracks_are_zero() -> None:
     scores = score(boxes(*follow(1, 1)), boxes(), 2)
     assert (scores.mota, scores.idf1, scores.hota, scores.recall, scores.precision) == (0, 0, 0, 0, 1)
 

@@ -263,7 +263,7 @@ def test_call_that_does_not_return_is_an_error(caplog: pytest.LogCaptureFixture)
                 thread.join()
 
 
-def test_monitor_ignores_time_between_distant_looks() -> None:
+def test_time_without_observation_does_not_count_as_stuck() -> None:
     still, now_ns = ProgressMonitor(0), 0
     for _ in range(900):
         now_ns += 50 * MS
