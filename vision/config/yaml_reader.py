@@ -236,7 +236,7 @@ class _NodeBuilder:
             return self._mapping(raw, loc)
         if isinstance(raw, yaml.SequenceNode) and raw.tag == _SEQ:
             parts = [self.build(child, (*loc, index)) for index, child in enumerate(raw.value)]
-            return _collection(raw, tuple(parts), parts)
+            return Node(_place(raw), tuple(parts), size=_size(parts), depth=_depth(parts))
         return self._unknown_tag(raw, loc)
 
     def _mapping(self, raw: yaml.MappingNode, loc: Loc) -> Node:
@@ -262,7 +262,7 @@ class _NodeBuilder:
                 assert isinstance(base.value, dict)
                 entries = {**base.value, **entries}
                 keys = {**base.keys, **keys}
-        return _collection(raw, entries, parts, keys)
+        return Node(_place(raw), entries, keys=keys, size=_size(parts), depth=_depth(parts))
 
     def _merged(self, raw: yaml.Node, loc: Loc) -> Iterator[Node]:
         """Yield the mappings that ``<<`` adds. The first one has precedence."""
@@ -331,15 +331,12 @@ def _place(raw: yaml.Node) -> Place:
     return Place(raw.start_mark.line + 1, raw.start_mark.column + 1)
 
 
-def _collection(
-    raw: yaml.Node,
-    value: tuple[Node, ...] | dict[str, Node],
-    parts: Sequence[Node],
-    keys: dict[str, Place] | None = None,
-) -> Node:
-    size = 1 + sum(part.size for part in parts)
-    depth = 1 + max((part.depth for part in parts), default=0)
-    return Node(_place(raw), value, keys=keys or {}, size=size, depth=depth)
+def _size(parts: Sequence[Node]) -> int:
+    return 1 + sum(part.size for part in parts)
+
+
+def _depth(parts: Sequence[Node]) -> int:
+    return 1 + max((part.depth for part in parts), default=0)
 
 
 def _number(tag: str, text: str) -> int | float | bool | None:

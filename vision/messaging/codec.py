@@ -110,18 +110,16 @@ def _with_attributes(detected: DetectedObject, result: Result) -> DetectedObject
     if detected.track_id is None or not (attributes := result.attributes.get(detected.track_id)):
         return detected
     now_ns = result.meta.captured_ns
-    return msgspec.structs.replace(
-        detected,
-        attributes=[
-            AttributeOfObject(
-                model=attribute.model,
-                class_name=attribute.class_name,
-                score=round(attribute.score, 4),
-                age_ms=max(0, round((now_ns - attribute.seen_ns) / 1e6)),
-            )
-            for attribute in attributes
-        ],
-    )
+    described = [
+        AttributeOfObject(
+            model=attribute.model,
+            class_name=attribute.class_name,
+            score=round(attribute.score, 4),
+            age_ms=max(0, round((now_ns - attribute.seen_ns) / 1e6)),
+        )
+        for attribute in attributes
+    ]
+    return msgspec.structs.replace(detected, attributes=described)
 
 
 def _stage_times(timing: Timing) -> StageTimes:
@@ -246,11 +244,7 @@ _TYPES: dict[str, type[AnyMessage]] = {
 
 
 def encode(message: AnyMessage | ReplayRequest | ReplayReply, encoding: Encoding = "json") -> bytes:
-    """Return the payload of a message.
-
-    Raises:
-        NotImplementedError: the `data` of an event has a value that is not a number, text, list or mapping.
-    """
+    """Return the payload. `NotImplementedError` for event `data` other than numbers, texts, lists and mappings."""
     return _TO_MSGPACK.encode(message) if encoding == "msgpack" else _TO_JSON.encode(message)
 
 
@@ -284,13 +278,7 @@ def _unreadable(name: str, expected: str, payload: bytes, error: Exception) -> M
         content = None
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema is not None and schema != expected:
-        return MessageError(
-            f"{name}: expected schema {expected}, got {schema}",
-            hint="publisher and subscriber have different versions: install the same version of vision on both sides",
-            code="message-schema",
-        )
-    return MessageError(
-        f"{name}: expected a message of schema {expected}: {error}",
-        hint="is the publisher really `vision run`?",
-        code="message-unreadable",
-    )
+        hint = "publisher and subscriber have different versions: install the same version of vision on both sides"
+        return MessageError(f"{name}: expected schema {expected}, got {schema}", hint=hint, code="message-schema")
+    text = f"{name}: expected a message of schema {expected}: {error}"
+    return MessageError(text, hint="is the publisher really `vision run`?", code="message-unreadable")

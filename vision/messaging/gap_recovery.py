@@ -176,11 +176,8 @@ class ReplayClient:
         if not self._learns_address:
             return
         if status.replay is None:
-            raise MessageError(
-                f"{status.node} stores no events for requests",
-                hint="configure `state_dir` and `publish: {replay: ...}` there, or subscribe without `since`",
-                code="no-replay",
-            )
+            hint = "configure `state_dir` and `publish: {replay: ...}` there, or subscribe without `since`"
+            raise MessageError(f"{status.node} stores no events for requests", hint=hint, code="no-replay")
         address = reachable_address(status.replay, publisher)
         if address != self._address:
             self._connect(address)

@@ -310,22 +310,16 @@ def _camera(
         max_frame_age_s=config.max_frame_age_s,
         changed=changed,
     )
-    factory = partial(
-        options.open_source or open_source,
-        config,
-        offline=options.offline,
-        pixel_formats=detector.spec.pixel_formats,
-        nvdec=nvdec,
-    )
+    opening, formats = options.open_source or open_source, detector.spec.pixel_formats
+    factory = partial(opening, config, offline=options.offline, pixel_formats=formats, nvdec=nvdec)
     return Camera(slot, CameraSupervisor(config.id, factory, slot, policy))
 
 
 def _allocator(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allocate:
     """Return the allocator of the camera's frames: GPU memory if they are decoded there and the detector reads it."""
-    if not nvdec:
-        return detector.frame_buffer
-    if isinstance(detector, ReadsDevice):
+    if nvdec and isinstance(detector, ReadsDevice):
         return detector.device_buffer
-    text = "camera %s: decoded on the GPU and copied to the host, because %s does not read GPU memory"
-    log.warning(text, config.id, detector.spec.name)
+    if nvdec:
+        text = "camera %s: decoded on the GPU and copied to the host, because %s does not read GPU memory"
+        log.warning(text, config.id, detector.spec.name)
     return detector.frame_buffer

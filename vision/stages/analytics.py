@@ -75,7 +75,6 @@ class AnalyticsStage:
     ) -> None:
         """
         Args:
-            sections: `analytics:` of camera.yaml, by camera id.
             class_names: classes of the model, by class id; `sections` names only classes among them.
             forget_s: seconds after which an object that is no longer detected has left; the tracker's `lost_s`.
             state: stores the counters; the caller closes it.
@@ -113,23 +112,14 @@ class AnalyticsStage:
         return watched, events
 
     def _open(self, camera_id: str, size: tuple[int, int]) -> Analytics:
-        return Analytics(
-            self._sections[camera_id],
-            camera_id,
-            self._class_names,
-            *size,
-            forget_s=self._forget_s,
-            counters=self._state.counters(camera_id) if self._state is not None else None,
-        )
+        counters = self._state.counters(camera_id) if self._state is not None else None
+        section, names = self._sections[camera_id], self._class_names
+        return Analytics(section, camera_id, names, *size, forget_s=self._forget_s, counters=counters)
 
     def _warn_outside(self, camera_id: str, size: tuple[int, int]) -> None:
-        if outside := shapes_outside(self._sections[camera_id], *size):
-            log.warning(
-                "camera %s: completely outside its frame of %dx%d, so nothing is counted there: %s; see `vision draw`",
-                camera_id,
-                *size,
-                ", ".join(outside),
-            )
+        if outside := ", ".join(shapes_outside(self._sections[camera_id], *size)):
+            text = "camera %s: entirely outside its frame of %dx%d, so nothing is counted there: %s; see `vision draw`"
+            log.warning(text, camera_id, *size, outside)
 
 
 def shapes_outside(section: CameraAnalytics, width_px: int, height_px: int) -> list[str]:

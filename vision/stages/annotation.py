@@ -62,13 +62,9 @@ class FrameAnnotator:
 def _places(section: CameraAnalytics, events: Sequence[Event]) -> CameraAnalytics:
     """Return the lines and zones that the events are about."""
     names = {str(event.data.get("place", event.name)) for event in events}
-    return section.model_copy(
-        update={
-            "lines": tuple(line for line in section.lines if line.name in names),
-            "zones": tuple(zone for zone in section.zones if zone.name in names),
-            "ground": None,
-        }
-    )
+    lines = tuple(line for line in section.lines if line.name in names)
+    zones = tuple(zone for zone in section.zones if zone.name in names)
+    return section.model_copy(update={"lines": lines, "zones": zones, "ground": None})
 
 
 def _draw_analytics(overlay: Overlay, section: CameraAnalytics, result: Result) -> None:

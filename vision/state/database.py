@@ -238,10 +238,8 @@ class StateDatabase:
         aside.mkdir(exist_ok=True)
         for path in self.folder.glob(f"{_FILE}*"):
             path.replace(aside / path.name)
-        self.notice = (
-            f"the state in {self.folder} was damaged ({damage}): moved to {aside.name}; events are stored in a new "
-            "journal, and counters start at 0"
-        )
+        self.notice = f"the state in {self.folder} was damaged ({damage}): moved to {aside.name}; "
+        self.notice += "events are stored in a new journal, and counters start at 0"
         log.error(self.notice)
 
 
