@@ -41,7 +41,7 @@ def parts(out: Path) -> Mapping[str, Part]:
     """Return the parts, the most important first."""
     python = (sys.executable,)
     sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
-    few = "every_size or plain or yolov8 or nanodet and ties or efficient"
+    few = "mixed_sizes or plain or yolov8 or nanodet and ties or efficient"
     kernels = ("tests/gpu/test_letterbox_kernel.py", "tests/gpu/test_postprocess_kernels.py")
     found = {
         "machine": Part(("nvidia-smi",), 20),
