@@ -13,9 +13,9 @@ from vision.capture.source import Source, holds_images
 from vision.capture.supervisor import SupervisorPolicy
 from vision.config import CameraConfig
 from vision.config.source_address import RECORDED, Csi, File, Folder, Http, Rtsp, Synthetic, Usb
-from vision.errors import DeviceMissing, SourceError
+from vision.errors import ConfigError, DeviceMissing, SourceError
 from vision.types import PixelFormat
-from vision.version import pip_hint
+from vision.version import pip_hint, require_cv2
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -38,13 +38,14 @@ def open_source(
     supports, into buffers in GPU or host memory. See `chooses_nvdec`.
 
     Raises:
-        SourceError: the required or configured library is missing, or cannot open this kind of source.
+        ConfigError: the required or configured library is missing, as `require_library` reports earlier.
+        SourceError: the library cannot open this kind of source.
     """
     match camera.address:
         case Synthetic(text):
             return _open_synthetic(camera, text, pixel_formats, offline=offline)
         case Usb() if camera.reader != "gstreamer":
-            _require_opencv(camera.id, pixel_formats)
+            _require_bgr(camera.id, pixel_formats)
             from vision.capture.opencv.source import V4L2Source
 
             return V4L2Source(camera)
@@ -60,6 +61,25 @@ def open_source(
             return _open_with_pyav(camera, address, pixel_formats, offline=offline, nvdec=False)
         case address:
             raise AssertionError(address)  # CSI without GStreamer has raised above, and a folder holds images
+
+
+def require_library(camera: CameraConfig) -> None:
+    """Check that the library of a camera is installed. A retry would not help.
+
+    Raises:
+        ConfigError: it is missing; the hint shows how to install it.
+    """
+    match camera.address:
+        case Synthetic():
+            pass
+        case Usb() if camera.reader != "gstreamer":
+            require_cv2(f"camera {camera.id}")
+        case File(path) | Folder(path) if holds_images(path):
+            require_cv2(f"camera {camera.id}")
+        case (Rtsp() | Csi() | Usb()) as address if _uses_gstreamer(camera, address):
+            pass
+        case _:
+            _require_pyav()
 
 
 def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
@@ -78,7 +98,7 @@ def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
 def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb) -> bool:
     """Return True for CSI, for `reader: gstreamer`, and for RTSP where GStreamer is installed.
 
-    GStreamer reports every lost packet and the capture times of RTSP cameras. Raise `SourceError` if it is required and
+    GStreamer reports every lost packet and the capture times of RTSP cameras. Raise `ConfigError` if it is required and
     missing.
     """
     if camera.reader in {"opencv", "ffmpeg", "nvdec"}:
@@ -88,9 +108,8 @@ def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb) -> bool:
 
     reason = available(camera)
     if required and reason is not None:
-        raise SourceError(
-            f"GStreamer cannot open it: {reason}", hint="`vision doctor` lists the missing packages", code="gstreamer"
-        )
+        text, hint = f"GStreamer cannot open {camera.id}: {reason}", "`vision doctor` lists the missing packages"
+        raise ConfigError(text, hint=hint, code="gstreamer")
     if reason is not None:
         _warn_once(f"camera {camera.id}: opened with FFmpeg, because {reason}")
     return reason is None
@@ -103,9 +122,7 @@ def _open_with_pyav(
     camera: CameraConfig, address: Rtsp | Http | File, formats: tuple[PixelFormat, ...], *, offline: bool, nvdec: bool
 ) -> Source:
     """Return a source that reads with FFmpeg. It also decodes with it, unless `nvdec`."""
-    reason = missing_pyav()
-    if reason is not None:
-        raise SourceError(f"FFmpeg cannot open it: {reason}", hint=pip_hint("av>=12.3"), code="pyav-missing")
+    _require_pyav()
     from vision.capture.ffmpeg.decoder import FFmpegDecoder
 
     path = address.path if isinstance(address, File) else None
@@ -120,6 +137,11 @@ def _open_with_pyav(
     from vision.capture.ffmpeg.source import FFmpegSource
 
     return FFmpegSource(camera, formats, open_decoder)
+
+
+def _require_pyav() -> None:
+    if (reason := missing_pyav()) is not None:
+        raise ConfigError(f"FFmpeg cannot be used: {reason}", hint=pip_hint("av>=12.3"), code="pyav-missing")
 
 
 @cache
@@ -212,14 +234,9 @@ def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDec
 # --- OpenCV and synthetic cameras -------------------------------------------------------------------------------------
 
 
-def _require_opencv(name: str, pixel_formats: tuple[PixelFormat, ...]) -> None:
+def _require_bgr(name: str, pixel_formats: tuple[PixelFormat, ...]) -> None:
     """Check that OpenCV is installed, and that the detector accepts bgr, the only format that it delivers."""
-    try:
-        import cv2  # noqa: F401
-    except ImportError as error:
-        raise SourceError(
-            f"OpenCV is not installed: {error}", hint="`vision doctor` shows how to install it", code="opencv-missing"
-        ) from error
+    require_cv2(f"camera {name}")
     if "bgr" not in pixel_formats:
         raise SourceError(
             f"{name}: OpenCV delivers bgr frames, the detector accepts {', '.join(pixel_formats)}",
@@ -233,7 +250,7 @@ def _open_images(camera: CameraConfig, path: Path, pixel_formats: tuple[PixelFor
         raise SourceError(
             f"{camera.source}: `reader: {camera.reader}` cannot read images", hint="leave out `reader`", code="reader"
         )
-    _require_opencv(camera.source, pixel_formats)
+    _require_bgr(camera.id, pixel_formats)
     from vision.capture.opencv.file import ImageFolder
 
     return ImageFolder(path, FramePacer(offline=offline), fps=camera.fps, loop=camera.loop)

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vision.capture.open import open_source
+from vision.capture.open import open_source, require_library
 from vision.capture.source import Source, StreamInfo
 from vision.cli.options import ConfigName, Json
 from vision.cli.session import command
@@ -83,6 +83,8 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
     folder, spec = find_model(config.model)
     check_classes(config, published_class_names(spec, config.detect), path)
     check_model(folder, spec, config.detect)
+    for camera in config.cameras:
+        require_library(camera)
     if config.cascade is not None:
         open_second_model(config.cascade).close()
     return path, config

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from vision.capture.frame_reader import read_frames
+from vision.capture.open import require_library
 from vision.cli.check import NO_ANSWER, look_at_each
 from vision.cli.options import ConfigName, read_config
 from vision.cli.session import command
@@ -42,6 +43,8 @@ def draw(
     """
     app_config = read_config(config)
     require_cv2("vision draw")
+    for camera in app_config.cameras:
+        require_library(camera)
     return print_drawings(draw_cameras(app_config, out, context.obj.stop), Console())
 
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision.capture.open import chooses_nvdec, open_source, supervisor_policy
+from vision.capture.open import chooses_nvdec, open_source, require_library, supervisor_policy
 from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor
 from vision.config import (
@@ -94,11 +94,13 @@ OpenStages = Callable[[AppConfig, RunOptions, ExitStack], Sequence[Stage]]
 def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
     """Return a `build` function: cameras, detector, the stages of `open_stages`, the publisher and other `sinks`.
 
-    Everything is opened in an order that finds errors early: stages, sockets, then the detector. The `ExitStack` that
-    `build` takes closes it.
+    Everything is opened in an order that finds errors early: libraries, stages, sockets, then the detector. The
+    `ExitStack` that `build` takes closes it.
     """
 
     def build(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+        for camera in config.cameras if options.open_source is None else ():
+            require_library(camera)
         stages = open_stages(config, options, resources)
         publisher = open_publisher(config, options, resources)
         # A weak detection can continue a track, so the tracker takes more detections than are published.

@@ -19,7 +19,7 @@ from vision.capture.source import Source
 from vision.capture.supervisor import SupervisorPolicy
 from vision.capture.synthetic.source import SyntheticSource
 from vision.config import CameraConfig
-from vision.errors import SourceError
+from vision.errors import ConfigError, SourceError
 from vision.types import PixelFormat
 
 MODEL = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
@@ -112,11 +112,11 @@ import sys
 sys.modules[{missing!r}] = None
 from vision.capture.open import open_source
 from vision.config import CameraConfig
-from vision.errors import SourceError
+from vision.errors import VisionError
 camera = CameraConfig(id="gate", source={source!r}, reader={reader!r})
 try:
     print(type(open_source(camera, offline=False, pixel_formats=("nv12", "bgr"))).__name__)
-except SourceError as error:
+except VisionError as error:
     print(error.code)
     assert error.hint
 """)
@@ -129,7 +129,7 @@ def test_required_gstreamer_that_is_missing_is_an_error(source: str) -> None:
     if available(camera(source, reader="gstreamer")) is None:
         assert type(opened(source, reader="gstreamer")) is GStreamerSource
         return
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(ConfigError) as raised:
         opened(source, reader="gstreamer")
     assert raised.value.code == "gstreamer"
 

@@ -358,15 +358,17 @@ def test_own_build_function_writes_the_video_of_the_run(tmp_path: Path) -> None:
     assert cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT) == 100
 
 
-@pytest.mark.parametrize("part", ["video", "snapshots"])
+@pytest.mark.parametrize("part", ["video", "snapshots", "usb camera", "images"])
 def test_missing_opencv_is_reported_before_the_detector_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     config = counting(snapshots={"folder": f"{tmp_path}/shots"} if part == "snapshots" else None)
+    if source := {"usb camera": "/dev/video0", "images": "frame.png"}.get(part):
+        config = site("detect", source=source)
     options = RunOptions(threading.Event(), video=tmp_path / "out.mp4" if part == "video" else None)
     with ExitStack() as resources, pytest.raises(ConfigError) as caught:
-        load_pipeline("count")(config, options, resources)
+        load_pipeline(config.pipeline)(config, options, resources)
     assert caught.value.code == "opencv-missing"
     assert "[opencv]" in caught.value.hint
 
