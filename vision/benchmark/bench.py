@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vision.benchmark.conditions import Clocks, available_cores, clocks, machine, versions
-from vision.benchmark.document import Bench, Case, HostCosts, Part, Row
+from vision.benchmark.document import Bench, Case, Part, Row
 from vision.benchmark.frames import CLIP, Image, convert, load_frames, make_batches, shipped_clip, size_of
 from vision.benchmark.loops import Lane, Measured, ThreadLane, measure_alone, measure_engine, measure_stage
 from vision.benchmark.pipeline import NonClosingDetector, run_deployment, synthetic_deployment
@@ -86,11 +86,11 @@ def measure(
         measured_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         machine=machine(),
         versions=versions(),
-        host=HostCosts(min(cores, available_cores())),
+        cores_available=min(cores, available_cores()),
+        source=redact(settings.source) or CLIP,
         rows=tuple(benchmark.rows),
         notes=tuple(benchmark.notes),
         settings={"score": settings.score, "max_batch": benchmark.max_batch},
-        source=redact(settings.source) or CLIP,
     )
 
 
@@ -143,12 +143,11 @@ class _Benchmark:
             precisions = ("fp32",)
             self._note(f"{self._backend} has no choice of precision: everything is measured once")
         with self._sampler:
-            return [self._precision(precision) for precision in precisions][-1]
-
-    def _precision(self, precision: str) -> DetectorSpec:
-        if "engine" in self._settings.parts:
-            self._engines(precision)
-        return self._stages(precision)
+            for precision in precisions:
+                if "engine" in self._settings.parts:
+                    self._engines(precision)
+                spec = self._stages(precision)
+        return spec
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -334,12 +333,7 @@ def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, flo
 
 
 def _frames(source: str, pixel_format: PixelFormat) -> list[Image]:
-    """Load and convert the frames.
-
-    Raises:
-        SourceError: the source cannot be read, or has no frame.
-        ConfigError: its frames cannot have this format.
-    """
+    """Load the frames, and convert them."""
     images = load_frames(source, _FRAMES)
     try:
         return [convert(frame, pixel_format) for frame in images]

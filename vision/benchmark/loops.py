@@ -53,11 +53,7 @@ class _Batch(NamedTuple):
 
 
 def measure_stage(
-    detector: Detector,
-    batches: Sequence[Sequence[Frame]],
-    seconds: float,
-    *,
-    warm: Ready = lambda: True,
+    detector: Detector, batches: Sequence[Sequence[Frame]], seconds: float, *, warm: Ready = lambda: True
 ) -> Measured:
     """Keep as many batches in flight as there are slots in use, for `seconds`.
 
@@ -73,11 +69,7 @@ def measure_stage(
 
 
 def measure_alone(
-    detector: Detector,
-    batch: Sequence[Frame],
-    seconds: float,
-    *,
-    warm: Ready = lambda: True,
+    detector: Detector, batch: Sequence[Frame], seconds: float, *, warm: Ready = lambda: True
 ) -> Measured:
     """Measure single batches with pauses, as in a lightly loaded deployment. `frames_per_s` leaves out the pauses.
 
@@ -165,11 +157,7 @@ class ThreadLane:
 
 
 def measure_engine(
-    lanes: Sequence[Lane],
-    seconds: float,
-    *,
-    batch_size: int = 1,
-    warm: Ready = lambda: True,
+    lanes: Sequence[Lane], seconds: float, *, batch_size: int = 1, warm: Ready = lambda: True
 ) -> Measured:
     """Measure latency and throughput for half of `seconds` each, after a warm-up until `warm` returns True.
 

@@ -290,11 +290,7 @@ def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) ->
         for change in ((max(begin, begin_ns), 1), (min(end, end_ns), -1))
         if begin < end_ns and end > begin_ns
     )
-    times: list[int] = []
-    count, since_ns = 0, begin_ns
-    for at_ns, step in changes:
-        times.extend([0] * (count - len(times)))
-        for level in range(count):
-            times[level] += at_ns - since_ns
-        count, since_ns = count + step, at_ns
-    return tuple(time_ns / max(1, end_ns - begin_ns) for time_ns in times)
+    times_ns, steps = np.array(changes, np.int64).reshape(-1, 2).T
+    counts, intervals_ns = steps.cumsum()[:-1], np.diff(times_ns)
+    levels = range(1, int(counts.max(initial=0)) + 1)
+    return tuple(float(intervals_ns[counts >= level].sum()) / max(1, end_ns - begin_ns) for level in levels)

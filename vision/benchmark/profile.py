@@ -124,6 +124,7 @@ def parse_nodes(text: str, *, skip: int = 0) -> tuple[LayerTimes, tuple[Layer, .
         events = [event for event in json.loads(text) if event.get("ph") == "X"]
         runs = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["name"] == _RUN)
         nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(_KERNEL)]
+        nodes.sort(key=lambda event: event["ts"])
         return _times(nodes, runs[skip:]), _layers(nodes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         fault = f"this is no profile of ONNX Runtime: {type(error).__name__}: {error}"
@@ -134,10 +135,9 @@ def _times(nodes: Sequence[Mapping[str, Any]], runs: Sequence[tuple[int, int]]) 
     if not runs:
         raise ModelError("the profile of ONNX Runtime has no run of the network", code="no-run")
     times = LayerTimes()
-    ordered = sorted(nodes, key=lambda event: event["ts"])
     for begin_us, end_us in runs:
         times.begin_run()
-        for event in ordered:
+        for event in nodes:
             if begin_us <= event["ts"] < end_us:
                 times.add(_name(event), event["dur"] / 1e3)
     return times
@@ -145,7 +145,7 @@ def _times(nodes: Sequence[Mapping[str, Any]], runs: Sequence[tuple[int, int]]) 
 
 def _layers(nodes: Sequence[Mapping[str, Any]]) -> tuple[Layer, ...]:
     described: dict[str, Mapping[str, Any]] = {}
-    for event in sorted(nodes, key=lambda event: event["ts"]):
+    for event in nodes:
         described.setdefault(_name(event), event.get("args", {}))
     return tuple(
         Layer(

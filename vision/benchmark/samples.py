@@ -28,8 +28,8 @@ class Durations:
     p95_ms: float
     p99_ms: float
     max_ms: float
-    p99_low_ms: float | None = None  # confidence limits of p99; None: not known
-    p99_high_ms: float | None = None
+    p99_low_ms: float  # confidence limits of p99
+    p99_high_ms: float
 
     @staticmethod
     def of(durations_ns: Sequence[int], independent: int | None = None) -> Durations:
@@ -39,7 +39,7 @@ class Durations:
             independent: number of independent samples; all of them if None.
         """
         if not durations_ns:
-            return Durations(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+            return Durations(0, *(0.0,) * 9)
         ms = np.sort(np.asarray(durations_ns, np.float64)) / 1e6
         spread = _P99_SPREAD / math.sqrt(independent or len(ms))
         parts = (0.5, 0.95, 0.99, max(0.0, 0.99 - spread), min(1.0, 0.99 + spread))

@@ -28,6 +28,10 @@ class Curve:
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
 
+    @property
+    def f1(self) -> NDArray[np.float64]:
+        return 2 * self.precision * self.recall / np.maximum(self.precision + self.recall, 1e-12)
+
     def at(self, score: float) -> tuple[float, float]:
         """Return precision and recall of all detections from `score` on; precision is 1 if there are none."""
         count = int(np.searchsorted(-self.scores, -(score - 1e-6), side="right"))
@@ -37,9 +41,8 @@ class Curve:
         """Return the score with the highest F1, and that F1."""
         if not len(self.scores):
             return 0.0, 0.0
-        f1 = 2 * self.precision * self.recall / np.maximum(self.precision + self.recall, 1e-12)
-        at = int(f1.argmax())
-        return float(self.scores[at]), float(f1[at])
+        best = int(self.f1.argmax())
+        return float(self.scores[best]), float(self.f1[best])
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from vision.evaluation.annotated import Scene, write_video
 from vision.evaluation.crossings import lines_of_class, score_lines
 from vision.evaluation.detection import score_detections
 from vision.evaluation.mot import read_truth, write_boxes
-from vision.evaluation.passes import Findings, Subject
+from vision.evaluation.passes import Findings, Subject, boxes_of_class
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, print_evaluation, write_json
 from vision.evaluation.tracks import load_metrics, match_frames, score_tracks
@@ -116,18 +116,11 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
     """Return all figures, and the data for the video."""
     config, video, truth = subject.config, subject.video, subject.truth.boxes
     camera = config.cameras[0]
-    published = findings.published(subject.class_id)
+    published = boxes_of_class(findings.objects, subject.class_id)
     partners = match_frames(truth, published, video.frames)
     lines = []
     if findings.tracked:
-        lines = score_lines(
-            subject.section,
-            truth,
-            findings.events,
-            subject.class_name,
-            size_px=(video.width_px, video.height_px),
-            interval_s=video.interval_s,
-        )
+        lines = score_lines(subject.section, truth, findings.events, subject.class_name, video)
     evaluation = Evaluation(
         config=config_name,
         camera=camera.id,
@@ -139,7 +132,7 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
         video=video,
         detection=score_detections(
             truth,
-            findings.detected(subject.class_id),
+            boxes_of_class(findings.detections, subject.class_id),
             score=config.detect.score_threshold,
             lowest_score=min(passes.LOWEST_SCORE, config.detect.score_threshold),
         ),

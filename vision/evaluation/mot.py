@@ -121,11 +121,7 @@ class _Reader:
         self._columns: tuple[int, int] | None = None  # their number, and the first line
 
     def read(self, number: int, line: str) -> None:
-        """Take one line.
-
-        Raises:
-            ValueError: the line is faulty.
-        """
+        """Take one line. Raise ValueError if it is faulty."""
         values = self._numbers(number, line)
         frame, object_id = _whole("frame", values[0], 1), _whole("id", values[1], 0)
         left, top, width, height, valid = values[2:]
