@@ -59,15 +59,17 @@ class BenchSettings:
 def measure(
     folder: Path, spec: ModelSpec, settings: BenchSettings, say: Callable[[str], None] = lambda _: None
 ) -> Bench:
-    """Measure everything.
-
-    Args:
-        say: receives a description of each step.
+    """Measure everything. `say` receives a description of each step.
 
     Raises:
         VisionError: the model, the back-end or the frames are missing, or nothing could be measured.
     """
-    images = _frames(settings.source or shipped_clip(), settings.pixel_format)
+    source = settings.source or shipped_clip()
+    frames = load_frames(source, _FRAMES)
+    try:
+        images = [convert(frame, settings.pixel_format) for frame in frames]
+    except ValueError as error:
+        raise ConfigError(f"the frames of {source} cannot be had in this format: {error}") from error
     cores = available_cores()
     benchmark = _Benchmark(folder, spec, settings, images, say)
     detector = benchmark.run()
@@ -330,15 +332,6 @@ def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, flo
     fps = min(_MAX_FPS, offered_per_s / cameras)
     slow_s = min(_MAX_PIPELINE_S, _MIN_FRAMES / fps)
     return fps, max(_MIN_PIPELINE_S, 2 * seconds, slow_s)
-
-
-def _frames(source: str, pixel_format: PixelFormat) -> list[Image]:
-    """Load the frames, and convert them."""
-    images = load_frames(source, _FRAMES)
-    try:
-        return [convert(frame, pixel_format) for frame in images]
-    except ValueError as error:
-        raise ConfigError(f"the frames of {source} cannot be had in this format: {error}") from error
 
 
 def _file_sha256(path: Path) -> str:

@@ -123,11 +123,7 @@ def noise(a: Row, b: Row) -> float:
 
 
 def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None, *, by_chance: bool) -> str:
-    """Return the verdict in words. Throughput and p99 each have their own.
-
-    Args:
-        by_chance: chance explains the difference of p99.
-    """
+    """Return a verdict on throughput and one on p99, in words. `by_chance`: chance explains the difference of p99."""
     words = []
     if rate_ratio is not None:
         words.append({1: "faster", 0: "same", -1: "slower"}[_side(rate_ratio, tolerance)])

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 
 from vision.benchmark.conditions import Clocks, Machine
-from vision.benchmark.samples import Durations
+from vision.benchmark.loops import Durations
 from vision.errors import ConfigError
 
 BUSY_PART: Final = 0.1

@@ -19,8 +19,7 @@ import numpy as np
 import psutil
 
 from vision.benchmark.conditions import CpuMeter, CpuUse
-from vision.benchmark.loops import WAIT_S
-from vision.benchmark.samples import Durations, relative_error
+from vision.benchmark.loops import WAIT_S, Durations, relative_error
 from vision.capture.source import Source
 from vision.config import AppConfig
 from vision.detect.detector import Detector
@@ -137,9 +136,6 @@ def run_deployment(
         open_detector: a function like `vision.detect.open.open_detector`; the pipeline closes what it opens.
         publish: send every result to a private socket too.
         open_source: a function like `vision.capture.open.open_source`, in its place.
-
-    Raises:
-        VisionError: the pipeline fails.
     """
     interval_s = min(config.status.interval_s, seconds / _REPORTS)
     status = config.status.model_copy(update={"interval_s": interval_s})
@@ -167,11 +163,7 @@ class NonClosingDetector:
     """
 
     def __init__(self, detector: Detector, max_batch: int, images: Sequence[Sequence[Frame]] = ()) -> None:
-        """Wrap a detector.
-
-        Args:
-            images: one batch for each slot, each of at least `max_batch` frames of the cameras' size and format.
-        """
+        """Wrap a detector. `images`: a batch of at least `max_batch` frames, of the cameras' format, for each slot."""
         self._detector = detector
         self._images = images
         self.spec = replace(detector.spec, max_batch=min(max_batch, detector.spec.max_batch))
@@ -279,11 +271,7 @@ def _latency(published: Sequence[Published], independent: int | None = None) -> 
 
 
 def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) -> tuple[float, ...]:
-    """Return the part of the time with at least 1, 2, ... batches in the detector.
-
-    Args:
-        batches: begin and end of each batch, nanoseconds.
-    """
+    """Return the part of the time with at least 1, 2, ... batches in the detector. `batches`: begins and ends, ns."""
     changes = sorted(
         change
         for begin, end in batches

@@ -13,8 +13,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
+from vision.benchmark.loops import Durations
 from vision.benchmark.pipeline import DeploymentRun, run_deployment
-from vision.benchmark.samples import Durations
 from vision.benchmark.stand_ins import PhasedSources, StandIn, repeated, stand_ins
 from vision.config import AppConfig
 from vision.detect.detector import Detector
@@ -268,10 +268,8 @@ def find_capacity(
 
     Args:
         fits: runs that number of cameras, and returns True if every camera gets what it asks for.
-        tried: a number of cameras whose result is known.
-        tried_fits: that result.
+        tried: a number of cameras whose result, `tried_fits`, is known.
         max_steps: maximum number of calls of `fits`.
-        time_left: returns False when no further step may start.
     """
     fit, too_many = (tried, None) if tried_fits else (0, tried)
     for _ in range(max_steps):

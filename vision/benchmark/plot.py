@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from vision.benchmark.document import Bench, Row, check_writable
-from vision.benchmark.samples import FEWEST_FOR_P99
+from vision.benchmark.loops import FEWEST_FOR_P99
 from vision.errors import ConfigError
 from vision.version import install_hint, require_package
 
@@ -116,12 +116,8 @@ def _draw_lines(rate: Any, tail: Any, lines: Lines, styles: Mapping[str, Any]) -
     colours = _colours(name for name, _ in lines)
     for (name, precision), rows in lines.items():
         batches = [row.case.batch for row in rows]
-        look = {
-            "color": colours[name],
-            "linestyle": styles[precision][0],
-            "marker": styles[precision][1],
-            "markersize": 5,
-        }
+        line, marker = styles[precision]
+        look = {"color": colours[name], "linestyle": line, "marker": marker, "markersize": 5}
         if rows[0].case.mode != "half":  # its rate only repeats that of full load
             rate.plot(batches, [row.frames_per_s for row in rows], **look)
         tail.plot(batches, [row.durations.p99_ms for row in rows], **look)

@@ -218,15 +218,10 @@ def trace_slots(
 ) -> None:
     """Run `rounds` batches in each slot as the program does. Record a lane for each slot and each thread.
 
-    Args:
-        submit: function in place of the detector's.
+    `submit` replaces the detector's.
     """
     submit = submit or detector.submit
     submitted_ns = [0] * len(batches)
-
-    def start(slot: int) -> None:
-        submitted_ns[slot] = time.monotonic_ns()
-        submit(slot, batches[slot])
 
     def finish(slot: int) -> None:
         results = detector.wait(slot, WAIT_S)
@@ -239,4 +234,5 @@ def trace_slots(
                 if turn > 0:
                     finish(slot)
                 if turn < rounds:
-                    start(slot)
+                    submitted_ns[slot] = time.monotonic_ns()
+                    submit(slot, batches[slot])

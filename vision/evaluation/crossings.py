@@ -44,11 +44,7 @@ class LineScore:
 
 
 def score_lines(
-    section: CameraAnalytics,
-    truth: Boxes,
-    events: Sequence[tuple[int, Event]],
-    class_name: str,
-    video: Video,
+    section: CameraAnalytics, truth: Boxes, events: Sequence[tuple[int, Event]], class_name: str, video: Video
 ) -> list[LineScore]:
     """Compare the crossings that the pipeline counted for a class with the true ones."""
     counted = Counter(

@@ -76,8 +76,10 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
     """
     order = np.argsort(-found.scores, kind="stable")
     hits = match_detections(truth, found)[order]
-    precision, recall = _precision_recall(hits, len(truth))
-    by_overlap = tuple(_area(precision[:, at], recall[:, at]) for at in range(len(OVERLAPS)))
+    positives = hits.cumsum(axis=0)  # after each detection, by overlap
+    precision, recall = positives / np.arange(1, len(hits) + 1)[:, None], positives / max(len(truth), 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    by_overlap = tuple((np.diff(recall, axis=0, prepend=0.0) * envelope).sum(axis=0).tolist())
     curve = Curve(found.scores[order], precision[:, 0], recall[:, 0])
     best_score, best_f1 = curve.best()
     return DetectionScores(
@@ -120,14 +122,3 @@ def _match_frame(table: NDArray[np.float64], scores: NDArray[np.float64]) -> NDA
         free[at_overlap[hit], best[hit]] = False
         hits[row] = hit
     return hits
-
-
-def _precision_recall(hits: NDArray[np.bool_], true_boxes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return both after each detection, for hits (N, overlaps) with the best score first."""
-    positives = hits.cumsum(axis=0)
-    return positives / np.arange(1, len(hits) + 1)[:, None], positives / max(true_boxes, 1)
-
-
-def _area(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> float:
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import rich
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -147,7 +148,7 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
 def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
     """Yield limits of the figures."""
     truth, frames = subject.truth, subject.video.frames
-    empty, last = truth.empty_frames(frames), int(truth.boxes.frames[-1])
+    empty, last = frames - len(np.unique(truth.boxes.frames)), int(truth.boxes.frames[-1])
     if empty:
         yield f"{empty} of {frames} frames have no rows in {truth.path}: every object found in them counts as false"
     if last < frames:

@@ -84,15 +84,8 @@ def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: 
             began_s = (start - 1) * video.interval_s
             axes.barh(at, length * video.interval_s, left=began_s, height=0.72, color=colour, linewidth=0)
         if switches > 0:
-            axes.annotate(
-                f"{switches} switch{'es' if switches > 1 else ''}",
-                (truth.frames[rows[-1]] * video.interval_s, at),
-                (4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7,
-                color=_RED,
-            )
+            label = f"  {switches} switch{'es' if switches > 1 else ''}"
+            axes.text(truth.frames[rows[-1]] * video.interval_s, at, label, va="center", fontsize=7, color=_RED)
     axes.set_yticks(range(len(ids)), [str(each) for each in ids], fontsize=7 if len(ids) > 12 else 9)
     axes.set(xlabel="seconds", ylabel="true object", xlim=(0, video.duration_s * 1.06), ylim=(len(ids) - 0.4, -0.6))
     axes.set_title("track of each object: a new colour is an identity switch, grey is missed", loc="left")

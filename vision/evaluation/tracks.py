@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
@@ -50,11 +51,7 @@ class TrackingScores:
 
 
 def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.int64]) -> TrackingScores:
-    """Compare tracks with the true ones. `partners` comes from `match_frames`.
-
-    Raises:
-        ConfigError: TrackEval is not installed.
-    """
+    """Compare tracks with the true ones. `partners` comes from `match_frames`."""
     metrics = load_metrics()
     sequence = _sequence(truth, tracks, frames)
     identity = metrics.Identity({"THRESHOLD": MIN_OVERLAP, "PRINT_CONFIG": False}).eval_sequence(sequence)
@@ -111,31 +108,28 @@ def match_frames(truth: Boxes, found: Boxes, frames: int) -> NDArray[np.int64]:
             continue
         table = overlaps(truth.boxes_xyxy[true_rows], found.boxes_xyxy[found_rows])
         table[table < MIN_OVERLAP] = 0.0
-        pairs = _kept_pairs(table, true_ids, found_ids, last)
-        for row, column in pairs:
-            table[row, :] = table[:, column] = 0.0
-        # One more pair has more weight than all overlaps together.
-        rows, columns = assign(-np.where(table > 0, table + len(true_ids), 0.0))
-        pairs += [
-            (row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if table[row, column] > 0
-        ]
-        for row, column in pairs:
-            partners[true_rows.start + row] = found_rows.start + column
-            last[true_ids[row]] = found_ids[column]
+        # One more pair has more weight than all overlaps together, and one more kept pair than all other pairs.
+        count = len(true_ids)
+        weights = np.where(table > 0, table + count, 0.0)
+        for row, column in _kept_pairs(table, true_ids, found_ids, last):
+            weights[row, column] += count * (count + 2)
+        rows, columns = assign(weights, maximize=True)
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            if table[row, column] > 0:
+                partners[true_rows.start + row] = found_rows.start + column
+                last[true_ids[row]] = found_ids[column]
     return partners
 
 
 def _kept_pairs(
     table: NDArray[np.float64], true_ids: list[int], found_ids: list[int], last: dict[int, int]
-) -> list[tuple[int, int]]:
+) -> Iterator[tuple[int, int]]:
     columns = {found_id: column for column, found_id in enumerate(found_ids) if found_id >= 0}
-    pairs = []
     for row, true_id in enumerate(true_ids):
         column = columns.get(last.get(true_id, -1))
         if column is not None and table[row, column] > 0:
-            pairs.append((row, column))
+            yield row, column
             del columns[found_ids[column]]
-    return pairs
 
 
 def _rows_of_objects(truth: Boxes) -> list[NDArray[np.intp]]:

@@ -20,7 +20,7 @@ from tests.paths import ROOT
 from vision.benchmark.compare import comparability, compare, noise, verdict
 from vision.benchmark.conditions import Clocks, Machine
 from vision.benchmark.document import Bench, Case, Row, check_writable, load_bench
-from vision.benchmark.samples import Durations, relative_error
+from vision.benchmark.loops import Durations, relative_error
 from vision.benchmark.tables import print_bench, print_comparison
 from vision.errors import ConfigError
 
