@@ -28,7 +28,6 @@ from vision.types import Frame
 
 _log = logging.getLogger(__name__)
 
-_RUNS: Final = 50
 _WARM_UP: Final = 5
 _TRACE_ROUNDS: Final = 6
 _TRACE_SLOTS: Final = 2
@@ -43,7 +42,7 @@ class ProfileSettings:
 
     batch: int = 1
     detect: DetectConfig = field(default_factory=DetectConfig)  # of `vision run`; takes such batches
-    runs: int = _RUNS
+    runs: int = 50
     trace: Path | None = None  # file for a Chrome trace
 
 

@@ -119,9 +119,7 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
     camera = config.cameras[0]
     published = boxes_of_class(findings.objects, subject.class_id)
     partners = match_frames(truth, published, video.frames)
-    lines = []
-    if findings.tracked:
-        lines = score_lines(subject.section, truth, findings.events, subject.class_name, video)
+    lines = score_lines(subject.section, truth, findings.events, subject.class_name, video) if findings.tracked else ()
     evaluation = Evaluation(
         config=config_name,
         camera=camera.id,
