@@ -55,7 +55,7 @@ class CountingSink:
         if self._behind is not None:
             self._behind.publish(result)
         timing = result.timing
-        times = Published(time.monotonic_ns(), timing.captured_ns, timing.submitted_ns, timing.inferred_ns)
+        times = Published(time.monotonic_ns(), result.meta.captured_ns, timing.submitted_ns, timing.inferred_ns)
         self.published.setdefault(result.meta.camera_id, []).append(times)
         self.objects += len(result.objects)
 
