@@ -1,0 +1,146 @@
+"""`Actor`: an object that moves over the ground, and the paths that it takes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from tests.simulation.projection import CameraView, FloatArray
+
+_STEP_S: Final = 0.05  # between two points of a path
+_STEP_M: Final = 0.02  # of the integration of speeds
+_CREEP: Final = 0.02  # m/s: lowest speed of the integration, so that a start from rest takes finite time
+_STILL: Final = 0.05  # m/s below which an object keeps its heading
+_CORNER_ROUNDS: Final = 3  # of Chaikin's corner cutting
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Class, size and look of an object."""
+
+    class_name: str
+    size_m: tuple[float, float, float]  # length, width, height
+    is_round: bool = False
+    confused_with: tuple[str, ...] = ()  # classes that a detector reports at times
+    acceleration: float = 1.5  # m/s²
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "person": Kind("person", (0.45, 0.55, 1.72), is_round=True),
+    "bicycle": Kind("bicycle", (1.75, 0.6, 1.75), confused_with=("motorcycle",)),
+    "car": Kind("car", (4.4, 1.8, 1.5), confused_with=("truck",), acceleration=2.5),
+    "truck": Kind("truck", (8.5, 2.5, 3.4), confused_with=("bus", "car"), acceleration=1.2),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Actor:
+    """One object and its path. It is in the scene from the first to the last time of the path."""
+
+    kind: Kind
+    times_s: FloatArray  # (K,) ascending
+    places_m: FloatArray  # (K, 2) on the ground
+
+    def places(self, times_s: FloatArray) -> FloatArray:
+        """Return the places (T, 2) at some times."""
+        return np.stack([np.interp(times_s, self.times_s, self.places_m[:, axis]) for axis in (0, 1)], axis=1)
+
+    def headings(self, times_s: FloatArray) -> FloatArray:
+        """Return the directions of motion (T,) in radians. An object at rest keeps the last one."""
+        steps = np.diff(self.places_m, axis=0) / np.diff(self.times_s)[:, None]
+        moving = np.hypot(steps[:, 0], steps[:, 1]) > _STILL
+        if not moving.any():
+            return np.zeros(len(times_s))
+        last = np.maximum.accumulate(np.where(moving, np.arange(len(moving)), -1))
+        last[last < 0] = int(moving.argmax())
+        row = np.clip(np.searchsorted(self.times_s, times_s, side="right") - 1, 0, len(last) - 1)
+        direction = steps[last[row]]
+        headings: FloatArray = np.arctan2(direction[:, 1], direction[:, 0])
+        return headings
+
+    def speeds(self, times_s: FloatArray) -> FloatArray:
+        """Return the speeds (T,) in m/s."""
+        steps = np.diff(self.places_m, axis=0) / np.diff(self.times_s)[:, None]
+        row = np.clip(np.searchsorted(self.times_s, times_s, side="right") - 1, 0, len(steps) - 1)
+        speeds: FloatArray = np.hypot(steps[row, 0], steps[row, 1])
+        return speeds
+
+    def boxes(self, view: CameraView, times_s: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return boxes (T, 4) xyxy, not clipped, and distances (T,) in metres; NaN while it is not in the scene."""
+        boxes, distances = view.boxes(
+            self.places(times_s), self.headings(times_s), self.kind.size_m, is_round=self.kind.is_round
+        )
+        boxes[(times_s < self.times_s[0]) | (times_s > self.times_s[-1])] = np.nan
+        return boxes, distances
+
+
+def travel(
+    kind: str,
+    waypoints_m: Sequence[tuple[float, float]],
+    speed: float,
+    start_s: float,
+    *,
+    stops: Mapping[float, float] | None = None,
+) -> Actor:
+    """Return an actor that moves along waypoints with rounded corners.
+
+    Args:
+        kind: a name in `KINDS`.
+        waypoints_m: at least two places.
+        speed: in m/s between starts and stops.
+        start_s: when it is at the first place.
+        stops: seconds of rest by part of the way (0 to 1).
+    """
+    about = KINDS[kind]
+    line = _rounded(np.asarray(waypoints_m, np.float64))
+    lengths = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(line, axis=0).T))])
+    times, ways = [np.array([start_s])], [np.array([0.0])]
+    rests = sorted((stops or {}).items())
+    marks = [0.0, *(part * lengths[-1] for part, _ in rests), lengths[-1]]
+    for leg, (low, high) in enumerate(itertools.pairwise(marks)):
+        t, s = _leg(high - low, speed, about.acceleration, from_rest=leg > 0, to_rest=leg < len(rests))
+        times.append(times[-1][-1] + t)
+        ways.append(low + s)
+        if leg < len(rests):
+            times.append(times[-1][-1:] + rests[leg][1])
+            ways.append(np.array([high]))
+    exact, along = np.concatenate(times), np.concatenate(ways)
+    grid = np.append(np.arange(exact[0], exact[-1], _STEP_S), exact[-1])
+    way = np.interp(grid, exact, along)
+    places = np.stack([np.interp(way, lengths, line[:, axis]) for axis in (0, 1)], axis=1)
+    return Actor(about, grid, places)
+
+
+def rest(kind: str, place_m: tuple[float, float], heading: float, until_s: float) -> Actor:
+    """Return an actor that does not move, such as a parked car. It creeps forward a millimetre to have a heading."""
+    ahead = (np.cos(heading) * 1e-3, np.sin(heading) * 1e-3)
+    places = np.array([place_m, (place_m[0] + ahead[0], place_m[1] + ahead[1]), place_m])
+    return Actor(KINDS[kind], np.array([0.0, 1e-3, until_s]), places)
+
+
+def _rounded(corners_m: FloatArray) -> FloatArray:
+    """Return the polyline with its corners cut (Chaikin, "An algorithm for high-speed curve generation", 1974)."""
+    for _ in range(_CORNER_ROUNDS if len(corners_m) > 2 else 0):
+        start, end = corners_m[:-1], corners_m[1:]
+        cut = np.stack([0.75 * start + 0.25 * end, 0.25 * start + 0.75 * end], axis=1).reshape(-1, 2)
+        corners_m = np.concatenate([corners_m[:1], cut[1:-1], corners_m[-1:]])
+    return corners_m
+
+
+def _leg(
+    length_m: float, speed: float, acceleration: float, *, from_rest: bool, to_rest: bool
+) -> tuple[FloatArray, FloatArray]:
+    """Return times in seconds and ways in metres of a leg, without its start."""
+    way = np.linspace(0.0, length_m, max(2, round(length_m / _STEP_M)))
+    middle = (way[1:] + way[:-1]) / 2
+    fastest = np.full(len(middle), speed)
+    if from_rest:
+        fastest = np.minimum(fastest, np.sqrt(2 * acceleration * middle))
+    if to_rest:
+        fastest = np.minimum(fastest, np.sqrt(2 * acceleration * (length_m - middle)))
+    times: FloatArray = np.cumsum(np.diff(way) / np.maximum(fastest, _CREEP))
+    return times, way[1:]
