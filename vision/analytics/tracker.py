@@ -35,8 +35,16 @@ _POSITION_NOISE: Final = 0.05  # standard deviation of a strong detection's cent
 _UNSURE_NOISE: Final = 0.2  # added for each unit of score below _SURE_SCORE
 _SURE_SCORE: Final = 0.8
 _SIZE_NOISE: Final = 1.5  # variance of width and height over that of the centre
-_PARTIAL: Final = 3.0  # standard deviations of size at which a box counts half: part of an object, or two objects
-_LEAST_TRUST: Final = 0.02  # of the most unlikely box, so that a lasting change of size is adopted
+_PARTIAL: Final = 1.73  # standard deviations of size at which a box counts half: part of an object, or two objects
+_GROWTH: Final = 1.0  # 1/s: deviation of the rate at which an object that approaches or leaves grows or shrinks
+_TREND_S: Final = 0.2  # time constant of the mean of growth
+_CLEAR_GROWTH: Final = 6.0  # variances of that mean from which growth is real, so that the size follows at once
+_DOUBT: Final = 0.6  # weight of a box below which its size is doubted
+_DOUBT_S: Final = 0.3  # seconds of doubt after which the new size is the object's size
+_RAMP: Final = 1.25  # growth of the misfit from one doubted box to the next that shows a lasting change
+_ADOPTED: Final = 0.5  # deviation of a size that is adopted, in parts of it
+_EDGE_PX: Final = 1.0  # a box that comes this near to the edge of the frame is cut off by it
+_LEAST_TRUST: Final = 0.02  # of the most unlikely box
 _POSITION_AGITATION: Final = 0.5  # growth of the speed's variance, sizes² per s³
 _SIZE_AGITATION: Final = 0.05
 _POSITION_DAMPING: Final = 0.2  # 1/s by which an unobserved speed fades
@@ -50,8 +58,9 @@ _FARTHEST: Final = 2.0  # sizes beyond which nothing is alike; nearness has fall
 _WIDEST_UNCERTAINTY: Final = 0.3  # sizes; limits how far away a long lost object can be matched
 _DIRECTION_WEIGHT: Final = 0.1  # added for the same direction, subtracted for the opposite one
 _CLEAR_SPEED: Final = 3.0  # standard deviations of speed from which a direction counts in full
-_ANY_STAGE: Final = 0.1  # minimum similarity to a strong detection
+_ANY_STAGE: Final = 0.15  # minimum similarity to a strong detection
 _WEAK_STAGE: Final = 0.5  # to a weak one
+_WEAK_STEPS: Final = 4.5  # usual intervals after the last detection in which a weak one can continue a track
 _TENTATIVE_STAGE: Final = 0.1  # of an unpublished track to a strong detection
 _SAME_OBJECT_IOU: Final = 0.4  # a detection that overlaps a tracked object this much is the same object
 
@@ -59,6 +68,8 @@ _SCORE_GRAIN: Final = 1e-6  # scores are float32: rounding must not miss a thres
 
 _CENTRES: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
 """Corners x1, y1, x2, y2 to centre x, centre y, width, height."""
+_GROWTH_AND_SHAPE: Final = np.array([[0.5, 0.5], [0.5, -0.5]])
+"""Logarithms of the ratios of width and height to their mean and half their difference."""
 _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
 """And back."""
 
@@ -75,8 +86,11 @@ _EXTENT: Final = slice(2, 4)
 _SEEN_AT: Final = slice(20, 22)  # centre of its last detection
 _SEEN_S: Final = 22  # when that was
 _STRONG_S: Final = 23  # when it was last detected with at least high_score
-_BORN_S: Final = 24
-_ROWS: Final = 25
+_DOUBTED_S: Final = 24  # since when its boxes have been doubted; infinite if they are not
+_MISFIT: Final = 25  # of its last doubted box, as the logarithm of a ratio of sizes; infinite if it was not doubted
+_TREND: Final = 26  # mean growth of its last boxes, over `_TREND_S`
+_BORN_S: Final = 27
+_ROWS: Final = 28
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
 _next_track_id = itertools.count(1)  # one for the process: ids are unique across cameras and epochs
@@ -88,19 +102,22 @@ class Tracker:
     Detections of different classes are different objects. Capture times can stay the same, go back or jump ahead: a
     time before the last one counts as one usual interval later, and a gap longer than `lost_s` (and two usual
     intervals) ends every track. Ids, ages and the order of events therefore never go back.
+
+    Args:
+        config: scores and times.
+        frame_size_px: width and height of the frame. Published boxes lie within it, and boxes that its edge cuts off
+            may change their size at any rate. None: unknown.
     """
 
-    def __init__(self, config: TrackConfig | None = None) -> None:
+    def __init__(self, config: TrackConfig | None = None, frame_size_px: tuple[int, int] | None = None) -> None:
         self._config = config or TrackConfig()
-        self.reset()
-
-    def reset(self) -> None:
-        """End every track, as at a new epoch. Their ids are not used again."""
+        self._edges_px = None if frame_size_px is None else np.array(frame_size_px, np.float64)
         self._state: FloatArray = np.zeros((_ROWS, 0))
         self._ids: NDArray[np.int64] = np.zeros(0, np.int64)  # 0: not yet published
         self._classes: NDArray[np.int32] = np.zeros(0, np.int32)
         self._time = FrameClock()
         self._step_s, self._step = 0.0, _motion(0.0)  # most steps are as long as the one before
+        self._trend_share = 1.0  # weight of a new box in the mean growth of a track
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
         """Take one frame's detections.
@@ -114,7 +131,7 @@ class Tracker:
             predicted by the motion: the higher the score and the likelier the size, the nearer to the detection.
         """
         self._advance(captured_ns)
-        frame = _Frame(detections, self._config)
+        frame = _Frame(detections, self._config, self._edges_px)
         matches = self._associate(frame)
         tracks = (matches >= 0).nonzero()[0]
         matched = matches[tracks]
@@ -150,6 +167,7 @@ class Tracker:
         """
         if step_s != self._step_s:
             self._step_s, self._step = step_s, _motion(step_s)
+            self._trend_share = min(step_s / _TREND_S, 1.0)
         transition, growth = self._step
         state = self._state
         scale2 = np.maximum(state[2], state[3]) ** 2
@@ -170,7 +188,7 @@ class Tracker:
         sure = strong.nonzero()[0]
         _match(similarity, published.nonzero()[0], sure, _ANY_STAGE, matches)
         if len(sure) < len(strong):
-            now_s, just_before_s = self._time.now_s, 1.5 * self._time.usual_s + CLOCK_GRAIN_S
+            now_s, just_before_s = self._time.now_s, _WEAK_STEPS * self._time.usual_s + CLOCK_GRAIN_S
             candidates = published & (matches < 0) & (self._state[_SEEN_S] >= now_s - just_before_s)
             candidates &= self._state[_STRONG_S] >= now_s - max(config.weak_s, just_before_s)
             _match(similarity, candidates.nonzero()[0], (~strong).nonzero()[0], _WEAK_STAGE, matches)
@@ -227,10 +245,6 @@ class Tracker:
     def _correct(self, tracks: IndexArray, matched: IndexArray, frame: _Frame) -> FloatArray:
         """Update the Kalman filter with the detections, and everything else that a detection changes.
 
-        Sizes change slowly. A box that is suddenly shorter, taller or wider shows a part of an object, or two objects,
-        and its centre and edges are wrong by as much. Such a box gets less weight, as if errors had Student's
-        distribution instead of Gauss's.
-
         Returns:
             The weight of each box, (M,) from `_LEAST_TRUST` to 1.
         """
@@ -241,8 +255,7 @@ class Tracker:
         at = frame.at.take(matched, axis=1)  # much faster than an index
         noise = _NOISE_OF_ROWS * frame.noise[matched]
         error = at - state[_AT]
-        unlikely = (error[_EXTENT] ** 2 / (state[_VAR_EXTENT] + noise[_EXTENT])).max(axis=0)
-        belief: FloatArray = np.maximum(_PARTIAL**2 / (_PARTIAL**2 + unlikely), _LEAST_TRUST)
+        belief = self._believe(state, at, noise, frame.cut[matched])
         noise /= belief
         inverse = 1.0 / (state[_VAR_AT] + noise)
         gain, speed_gain = state[_VAR_AT] * inverse, state[_COVARIANCE] * inverse
@@ -269,6 +282,65 @@ class Tracker:
                 self._ids[track] = next(_next_track_id)
         return belief
 
+    def _believe(self, state: FloatArray, at: FloatArray, noise: FloatArray, cut: NDArray[np.bool_]) -> FloatArray:
+        """Return the weight of each box, (M,), by its width and height, and let sizes follow real changes.
+
+        The shape of an object changes slowly, and its width and height grow or shrink together when it approaches or
+        leaves. A box that is suddenly narrower, shorter or wider shows a part of an object, or two objects, and its
+        center and edges are wrong by as much. Such a box gets less weight, as if errors had Student's distribution
+        instead of Gauss's. Growth in one direction over several boxes is real, so the filter's gain rises.
+        """
+        extent = state[_EXTENT]
+        growing = _GROWTH * (self._time.now_s - state[_SEEN_S])
+        changes = _GROWTH_AND_SHAPE @ np.log(at[_EXTENT] / extent)
+        variances = state[_VAR_EXTENT] + noise[_EXTENT]
+        variances /= extent * extent
+        variance = (variances[0] + variances[1]) * 0.25
+        unlikely, of_shape = changes * changes
+        unlikely /= variance + growing * growing
+        unlikely += of_shape / variance
+        belief: FloatArray = np.maximum(_PARTIAL**2 / (_PARTIAL**2 + unlikely), _LEAST_TRUST)
+        doubted = belief < _DOUBT
+        if cut.any() or doubted.any():
+            self._adopt_changes(state, changes, cut, belief)
+        else:
+            state[_DOUBTED_S] = state[_MISFIT] = math.inf
+        share, trend = self._trend_share, state[_TREND]
+        trend += share * (changes[0] - trend)
+        grows = trend * trend > (_CLEAR_GROWTH * share / (2.0 - share)) * variance
+        if grows.any():
+            grows &= ~doubted
+            state[_VAR_EXTENT, grows] += (changes[0, grows] * extent[:, grows]) ** 2
+        return belief
+
+    def _adopt_changes(
+        self, state: FloatArray, changes: FloatArray, cut: NDArray[np.bool_], belief: FloatArray
+    ) -> None:
+        """Believe changes of size that last.
+
+        A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S` or increases with the next box: the
+        object turns, or a part of it stays hidden. The edge of the frame changes the size of the boxes that it cuts
+        off at any rate, so these are always adopted.
+
+        Args:
+            state: columns of the matched tracks; changed in place.
+            changes: (2, M) growth and change of shape, logarithms of ratios.
+            cut: (M,) True for boxes at the edge of the frame.
+            belief: (M,) changed in place.
+        """
+        now_s = self._time.now_s
+        doubted = belief < _DOUBT
+        doubted_s = np.minimum(state[_DOUBTED_S], 0.5 * (now_s + state[_SEEN_S]))
+        misfit = np.abs(changes).max(axis=0)
+        lasts = (doubted_s <= now_s - _DOUBT_S + CLOCK_GRAIN_S) | (misfit > _RAMP * state[_MISFIT])
+        adopted = cut | (doubted & lasts)
+        belief[adopted] = 1.0
+        doubted &= ~adopted
+        wide = (_ADOPTED * state[_EXTENT][:, adopted]) ** 2
+        state[_VAR_EXTENT, adopted] = np.maximum(state[_VAR_EXTENT, adopted], wide)
+        state[_DOUBTED_S] = np.where(doubted, doubted_s, math.inf)
+        state[_MISFIT] = np.where(doubted, misfit, math.inf)
+
     def _begin(self, frame: _Frame, matched: IndexArray) -> None:
         """Start a track for each strong detection without one, best score first while there is room."""
         fresh = frame.scores >= self._config.new_score - _SCORE_GRAIN
@@ -290,6 +362,8 @@ class Tracker:
         state[_VAR_AT] = _NOISE_OF_ROWS * frame.noise[new]
         state[_VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(frame.at[2, new], frame.at[3, new]) ** 2
         state[_SEEN_S:] = self._time.now_s
+        state[_DOUBTED_S] = state[_MISFIT] = math.inf
+        state[_TREND] = 0.0
         self._state = np.concatenate([self._state, state], axis=1)
         self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
         self._classes = np.concatenate([self._classes, frame.classes[new]])
@@ -297,7 +371,13 @@ class Tracker:
     def _tracks(self, tracks: IndexArray, matched: IndexArray, frame: _Frame, trust: FloatArray) -> Tracks:
         boxes = (_CORNERS @ self._state[_AT].take(tracks, axis=1)).T
         scores = frame.scores[matched]
-        boxes += (scores * trust)[:, None] * (frame.boxes.take(matched, axis=0) - boxes)
+        detected = frame.boxes.take(matched, axis=0)
+        boxes += (scores * trust)[:, None] * (detected - boxes)
+        if self._edges_px is not None:
+            corners = boxes.reshape(-1, 2, 2)
+            np.clip(corners, 0.0, self._edges_px, out=corners)
+            outside = (boxes[:, :2] >= boxes[:, 2:]).any(axis=1)
+            boxes[outside] = detected[outside]
         return Tracks(
             boxes_xyxy=boxes.astype(np.float32),
             scores=scores.astype(np.float32),
@@ -311,9 +391,9 @@ class Tracker:
 class _Frame:
     """The usable detections of one frame, in the layouts that the tracker needs."""
 
-    __slots__ = ("at", "boxes", "classes", "noise", "scores", "strong", "truncated_candidates")
+    __slots__ = ("at", "boxes", "classes", "cut", "noise", "scores", "strong", "truncated_candidates")
 
-    def __init__(self, detections: Detections, config: TrackConfig) -> None:
+    def __init__(self, detections: Detections, config: TrackConfig, edges_px: FloatArray | None) -> None:
         boxes = detections.boxes_xyxy.astype(np.float64).reshape(-1, 4)
         scores = detections.scores.astype(np.float64)
         finite = np.isfinite(boxes)
@@ -331,9 +411,19 @@ class _Frame:
         self.scores: FloatArray = scores
         self.strong: NDArray[np.bool_] = scores >= config.high_score - _SCORE_GRAIN
         self.classes: NDArray[np.int32] = classes
+        self.cut: NDArray[np.bool_] = _cut(boxes, edges_px)
         self.at: FloatArray = at  # (4, N) centre x, centre y, width, height
         relative = _POSITION_NOISE + _UNSURE_NOISE * np.maximum(_SURE_SCORE - scores, 0.0)
         self.noise: FloatArray = (relative * size) ** 2  # (N,) variance of the centre
+
+
+def _cut(boxes_xyxy: FloatArray, edges_px: FloatArray | None) -> NDArray[np.bool_]:
+    """Return (N,): True for boxes (N, 4) that reach the edge of the frame."""
+    if edges_px is None:
+        return np.zeros(len(boxes_xyxy), np.bool_)
+    corners = boxes_xyxy.reshape(-1, 2, 2)
+    room_px: FloatArray = np.minimum(corners, edges_px - corners).min(axis=(1, 2))
+    return room_px <= _EDGE_PX
 
 
 def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: FloatArray, gap_s: FloatArray) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vision.benchmark.conditions import Clocks, available_cores, clocks, machine, versions
-from vision.benchmark.document import Bench, Case, Part, Row
+from vision.benchmark.document import Bench, Case, HostCosts, Part, Row
 from vision.benchmark.frames import CLIP, Image, convert, load_frames, make_batches, shipped_clip, size_of
 from vision.benchmark.loops import Lane, Measured, ThreadLane, measure_alone, measure_engine, measure_stage
 from vision.benchmark.pipeline import NonClosingDetector, run_deployment, synthetic_deployment
@@ -59,17 +59,15 @@ class BenchSettings:
 def measure(
     folder: Path, spec: ModelSpec, settings: BenchSettings, say: Callable[[str], None] = lambda _: None
 ) -> Bench:
-    """Measure everything. `say` receives a description of each step.
+    """Measure everything.
+
+    Args:
+        say: receives a description of each step.
 
     Raises:
         VisionError: the model, the back-end or the frames are missing, or nothing could be measured.
     """
-    source = settings.source or shipped_clip()
-    frames = load_frames(source, _FRAMES)
-    try:
-        images = [convert(frame, settings.pixel_format) for frame in frames]
-    except ValueError as error:
-        raise ConfigError(f"the frames of {source} cannot be had in this format: {error}") from error
+    images = _frames(settings.source or shipped_clip(), settings.pixel_format)
     cores = available_cores()
     benchmark = _Benchmark(folder, spec, settings, images, say)
     detector = benchmark.run()
@@ -88,11 +86,11 @@ def measure(
         measured_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         machine=machine(),
         versions=versions(),
-        cores_available=min(cores, available_cores()),
-        source=redact(settings.source) or CLIP,
+        host=HostCosts(min(cores, available_cores())),
         rows=tuple(benchmark.rows),
         notes=tuple(benchmark.notes),
         settings={"score": settings.score, "max_batch": benchmark.max_batch},
+        source=redact(settings.source) or CLIP,
     )
 
 
@@ -145,11 +143,12 @@ class _Benchmark:
             precisions = ("fp32",)
             self._note(f"{self._backend} has no choice of precision: everything is measured once")
         with self._sampler:
-            for precision in precisions:
-                if "engine" in self._settings.parts:
-                    self._engines(precision)
-                spec = self._stages(precision)
-        return spec
+            return [self._precision(precision) for precision in precisions][-1]
+
+    def _precision(self, precision: str) -> DetectorSpec:
+        if "engine" in self._settings.parts:
+            self._engines(precision)
+        return self._stages(precision)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -332,6 +331,20 @@ def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, flo
     fps = min(_MAX_FPS, offered_per_s / cameras)
     slow_s = min(_MAX_PIPELINE_S, _MIN_FRAMES / fps)
     return fps, max(_MIN_PIPELINE_S, 2 * seconds, slow_s)
+
+
+def _frames(source: str, pixel_format: PixelFormat) -> list[Image]:
+    """Load and convert the frames.
+
+    Raises:
+        SourceError: the source cannot be read, or has no frame.
+        ConfigError: its frames cannot have this format.
+    """
+    images = load_frames(source, _FRAMES)
+    try:
+        return [convert(frame, pixel_format) for frame in images]
+    except ValueError as error:
+        raise ConfigError(f"the frames of {source} cannot be had in this format: {error}") from error
 
 
 def _file_sha256(path: Path) -> str:

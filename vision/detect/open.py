@@ -1,4 +1,4 @@
-"""Choose and open the detector back-end of a configuration."""
+"""Selection of the detector back-end that a configuration asks for."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ log = logging.getLogger(__name__)
 def open_detector(
     folder: Path, spec: ModelSpec, detect: DetectConfig, *, stop: threading.Event | None = None
 ) -> Detector:
-    """Open the configured detector with the model in `folder`.
+    """Open the detector that `detect` asks for, with the model of `folder`.
 
-    If the configured back-end is not available, this raises an error. ``auto`` uses TensorRT if it and a GPU are
-    present, otherwise ONNX Runtime, and logs the reason. Set `stop` to cancel: TensorRT can take minutes to build an
-    engine.
+    A back-end that is named is used or refused. ``auto`` takes TensorRT if it and a GPU are present, else ONNX
+    Runtime, and logs the reason. `stop` ends a long start early: TensorRT can build an engine for minutes.
 
     Raises:
-        Closed: `stop` was set.
+        Closed: stopped.
         ConfigError: `detect.classes` names a class that the model does not have.
         ModelError: the file is not the model that the spec describes.
         DeviceMissing: the named back-end is not available.
@@ -42,7 +41,7 @@ def open_detector(
     if detect.backend == "fake":
         return _open_fake(detect)
     if detect.backend != "onnxruntime":
-        class_ids(class_names(spec), detect.classes, spec.name)  # reports an unknown name before the engine is built
+        class_ids(class_names(spec), detect.classes, spec.name)  # finds a wrong name before an engine is built for it
         try:
             detector: Detector = _tensorrt_module().open_tensorrt_detector(folder, spec, detect, stop=stop)
         except DeviceMissing as missing:
@@ -55,10 +54,10 @@ def open_detector(
 
 
 def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
-    """Raise the errors of `open_detector` that can be found without building an engine.
+    """Raise what `open_detector` would raise, as far as that is known without building an engine.
 
-    The ONNX file is read and, if ONNX Runtime is installed, run once on the CPU with zeros as input. For TensorRT, the
-    library, the driver, and the GPU must be present, and the GPU must support the precision.
+    The ONNX file is read and, if ONNX Runtime is installed, run once on zeros on the CPU. For TensorRT, the library,
+    the driver, and the GPU must be present, and the GPU must have the precision.
 
     Raises:
         ConfigError: `classes` names a class that the model does not have.
@@ -83,11 +82,11 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
 
 
 def _has_tensorrt(config: DetectConfig, *, required: bool) -> bool:
-    """Return True if TensorRT and a GPU that supports the precision are available.
+    """Return True if TensorRT and a GPU that has the precision are available.
 
     Raises:
-        DeviceMissing: they are required but not available.
-        ModelError: the GPU does not support the precision.
+        DeviceMissing: they are not, and they are required.
+        ModelError: the GPU does not have the precision.
     """
     try:
         _tensorrt_module().check_device(config)
@@ -106,14 +105,14 @@ def published_class_names(spec: ModelSpec, detect: DetectConfig) -> tuple[str, .
 def _report_no_gpu(missing: DeviceMissing) -> None:
     if has_nvidia_gpu():
         hint = f"; {missing.hint}" if missing.hint else ""
-        log.warning("the GPU is not used; detecting on the CPU with ONNX Runtime: %s%s", missing.args[0], hint)
+        log.warning("the GPU is not used, ONNX Runtime detects on the CPU: %s%s", missing.args[0], hint)
     else:
         log.info("no NVIDIA GPU: detecting on the CPU with ONNX Runtime")
         log.debug("%s", missing.args[0])
 
 
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
-    """Return True if the kernel lists an NVIDIA GPU, integrated or discrete, even if it cannot be used."""
+    """Return True if the kernel shows an NVIDIA GPU, integrated or discrete, usable or not."""
     return any((devices / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu"))
 
 
@@ -123,13 +122,13 @@ def _tensorrt_module() -> ModuleType:
     except ImportError as error:
         raise DeviceMissing(
             f"the TensorRT back-end cannot be loaded: {error}",
-            hint="`vision doctor` shows what is missing; `detect: {backend: onnxruntime}` runs on the CPU",
+            hint="`vision doctor` says what is missing; `detect: {backend: onnxruntime}` runs on the CPU",
             code="tensorrt-missing",
         ) from error
 
 
 def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
-    """Open the CPU detector. `detect.max_batch` has no effect here: see `OnnxRuntimeDetector` for the reason."""
+    """Open the CPU detector. `detect.max_batch` has no effect here: `OnnxRuntimeDetector` gives the reason."""
     ids = class_ids(class_names(spec), detect.classes, spec.name)
     path = checked_model_file(folder, spec)
     try:
@@ -150,7 +149,7 @@ def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> De
 def open_classifier(
     folder: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8
 ) -> OnnxRuntimeClassifier:
-    """Open the second model in `folder` on the CPU. `threads` threads compute each batch of up to `max_batch` crops.
+    """Open the second model of `folder` on the CPU. One batch of up to `max_batch` crops is computed by `threads`.
 
     Raises:
         ModelError: the file is not the model that the spec describes.

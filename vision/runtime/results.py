@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from vision.metrics import LatencyHistogram, Rate, span
@@ -127,20 +128,20 @@ class ResultHandler:
             with span(name):
                 result = step(result, inferred.lease.frame)
         inferred.lease.release()
-        published_ns = self._clock()
+        result = replace(result, timing=replace(result.timing, published_ns=self._clock()))
         with span("publish"):
             for sink in self.sinks:
                 sink.publish(result)
-        self._measure(result, published_ns)
+        self._measure(result)
 
-    def _measure(self, result: Result, published_ns: int) -> None:
+    def _measure(self, result: Result) -> None:
         timing, metrics = result.timing, self.metrics[result.meta.camera_id]
         metrics.published += 1
         metrics.objects = len(result.objects)
         metrics.counts = result.counts
         metrics.rate.tick()
         if result.meta.clock != "media":  # the times of a recording do not measure this program
-            metrics.latency.observe(published_ns - result.meta.captured_ns)
-            self.latency["queue"].observe(timing.submitted_ns - result.meta.captured_ns)
+            metrics.latency.observe(timing.published_ns - timing.captured_ns)
+            self.latency["queue"].observe(timing.submitted_ns - timing.captured_ns)
         self.latency["detect"].observe(timing.inferred_ns - timing.submitted_ns)
-        self.latency["results"].observe(published_ns - timing.inferred_ns)
+        self.latency["results"].observe(timing.published_ns - timing.inferred_ns)

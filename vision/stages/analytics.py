@@ -41,10 +41,8 @@ class TrackStage:
 
     def _tracker(self, meta: FrameMeta) -> Tracker:
         epoch, tracker = self._trackers.get(meta.camera_id, (None, None))
-        if tracker is None:
-            tracker = Tracker(self._config)
-        elif epoch != meta.epoch:
-            tracker.reset()
+        if tracker is None or epoch != meta.epoch:
+            tracker = Tracker(self._config, (meta.width_px, meta.height_px))
         self._trackers[meta.camera_id] = meta.epoch, tracker
         return tracker
 

@@ -190,26 +190,18 @@ def test_second_box_around_a_tracked_object_starts_no_track() -> None:
     assert len(ids(follow(Tracker(), [*seen, *twice]))) == 1
 
 
-def test_ids_are_unique_in_the_process_and_across_resets() -> None:
+def test_ids_are_unique_in_the_process() -> None:
     frame = [detections((person(100), 0.9), (person(400), 0.9))] * 3
-    cameras = [Tracker() for _ in range(3)]
-    seen: list[int] = []
-    for _ in range(4):
-        for tracker in cameras:
-            seen += sorted(ids(follow(tracker, frame)))
-            tracker.reset()
-            assert len(tracker._ids) == 0
-    assert len(seen) == len(set(seen)) == 3 * 4 * 2
+    seen = [track_id for _ in range(12) for track_id in sorted(ids(follow(Tracker(), frame)))]
+    assert len(seen) == len(set(seen)) == 12 * 2
 
 
 def test_ids_are_unique_among_threads() -> None:
     found: list[int] = []
 
     def camera() -> None:
-        tracker = Tracker()
         for _ in range(50):
-            found.extend(ids(follow(tracker, [detections((person(100), 0.9), (person(400), 0.9))] * 2)))
-            tracker.reset()
+            found.extend(ids(follow(Tracker(), [detections((person(100), 0.9), (person(400), 0.9))] * 2)))
 
     threads = [threading.Thread(target=camera) for _ in range(4)]
     for thread in threads:

@@ -274,7 +274,7 @@ def test_bench_of_the_fake_back_end_writes_rows_and_a_plot(tmp_path: Path) -> No
     assert found.frame == "64x48 bgr"
     assert found.source == source
     assert found.settings["max_batch"] == 8  # as `vision run` has it, though no batch is so large
-    assert found.cores_available > 0
+    assert found.host.cores > 0
     assert "stage" in done.stdout
     assert "measuring stage 1 in flight, fp32, batch 4" in done.stderr
     assert plot.stat().st_size > 1000
