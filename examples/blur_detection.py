@@ -2,7 +2,7 @@
 
     pipeline: examples/blur_detection.py
 
-The variance of the Laplacian is small in a blurred frame (Pech-Pacheco et al., ICPR 2000). The limit depends on the
+The variance of the Laplacian is small in a blurred frame (Pech-Pacheco et al., ICPR 2000). Choose the limit for your
 scene.
 """
 
@@ -26,7 +26,7 @@ class BlurDetection:
         self._blurred: dict[str, bool] = {}
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Add an event if the focus of the camera changed. Looks at one frame a second."""
+        """Add an event if the focus of the camera changed. Checks one frame per second."""
         camera = result.meta.camera_id
         if result.meta.captured_ns < self._due_ns.get(camera, 0):
             return result

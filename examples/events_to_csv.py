@@ -2,8 +2,8 @@
 
 python examples/events_to_csv.py events.csv [tcp://127.0.0.1:5555]
 
-Where `state_dir` is configured, events have numbers. The last number in the file says where to go on, so events that
-happened while this program was not running are added too, each once.
+If `state_dir` is configured, events have numbers. The program continues after the last number in the file, so it also
+adds each event that occurred while it was not running, once.
 """
 
 import csv

@@ -2,8 +2,8 @@
 
     pipeline: examples/http_sink.py          with EVENTS_URL=http://127.0.0.1:8080/events in the environment
 
-Requests run in a thread of their own with a bounded queue: a slow server never delays detection. Events that find the
-queue full are counted, and the count is part of `status/node`.
+A thread with a bounded queue sends the requests, so a slow server never delays detection. If the queue is full, events
+are dropped, and `status/node` counts them.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class HttpSink:
         threading.Thread(target=self._send_all, name="http-sink", daemon=True).start()
 
     def publish(self, result: Result) -> None:
-        """Queue the events of one frame. Called by the results thread, so it must not wait."""
+        """Queue the events of one frame. The results thread calls this method, so it must not block."""
         for event in result.events:
             try:
                 self._queue.put_nowait(event)
@@ -38,10 +38,10 @@ class HttpSink:
                 self._counters["http.dropped"] += 1
 
     def report(self, report: Report) -> None:
-        """Ignore the status."""
+        """Do nothing: this sink does not send the status."""
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers that appear in `status/node`."""
+        """Return the counters that become part of `status/node`."""
         return dict(self._counters)
 
     def _send_all(self) -> None:

@@ -250,13 +250,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Times at which one frame passed each point, monotonic ns; 0 if it has not passed yet."""
+    """Times at which one frame passed the detector, monotonic ns. `FrameMeta` has the time of its capture."""
 
-    captured_ns: int
-    batched_ns: int = 0  # assigned to a batch
-    submitted_ns: int = 0  # submitted to the detector
-    inferred_ns: int = 0  # boxes arrived on the host
-    published_ns: int = 0  # passed to the sockets
+    batched_ns: int  # assigned to a batch
+    submitted_ns: int  # submitted to the detector
+    inferred_ns: int  # boxes arrived on the host
 
 
 @dataclass(frozen=True, slots=True)

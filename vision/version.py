@@ -7,6 +7,7 @@ import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 from vision.errors import ConfigError
@@ -43,14 +44,18 @@ def pip_hint(*arguments: str) -> str:
     return shlex.join([sys.executable, "-m", "pip", "install", *arguments])
 
 
-def require_cv2(purpose: str) -> None:
-    """Check that OpenCV can be imported.
+def require_package(module: str, purpose: str, hint: str, code: str = "package-missing") -> ModuleType:
+    """Import and return a module of an optional package.
 
     Raises:
-        ConfigError: OpenCV is missing; `purpose` needs it.
+        ConfigError: it is missing; its text starts with `purpose`.
     """
     try:
-        importlib.import_module("cv2")
+        return importlib.import_module(module)
     except ImportError as error:
-        hint = install_hint("opencv")
-        raise ConfigError(f"{purpose} needs OpenCV: {error}", hint=hint, code="opencv-missing") from error
+        raise ConfigError(f"{purpose}: {error}", hint=hint, code=code) from error
+
+
+def require_cv2(purpose: str) -> None:
+    """Check that OpenCV can be imported. Raise ConfigError if not."""
+    require_package("cv2", f"{purpose} needs OpenCV", install_hint("opencv"), code="opencv-missing")

@@ -48,14 +48,14 @@ def _onnxruntime(folder: Path, *, slow: bool = False, fragile: bool = False) -> 
     (folder / "model.yaml").write_text(tiny_models.COLOUR_CARD)
     tiny_models.save_colour_model(folder / "colours.onnx", slow=slow, fragile=fragile)
     spec = load_model_spec(folder)
-    return OnnxRuntimeDetector(folder / spec.file, spec, score=0.35, slots=2, threads=2, max_batch=4)
+    return OnnxRuntimeDetector(folder / spec.file, spec, score=0.35, batches_in_flight=2, threads=2, max_batch=4)
 
 
 DETECTORS = {
     "fake": Kind(
-        open=lambda _: FakeDetector(slots=2, max_batch=4),
-        open_slow=lambda _: FakeDetector(slots=2, max_batch=4, service_ns=100_000_000),
-        open_failing=lambda _: FakeDetector(slots=2, max_batch=4, fail_at=0),
+        open=lambda _: FakeDetector(batches_in_flight=2, max_batch=4),
+        open_slow=lambda _: FakeDetector(batches_in_flight=2, max_batch=4, service_ns=100_000_000),
+        open_failing=lambda _: FakeDetector(batches_in_flight=2, max_batch=4, fail_at=0),
     ),
     "onnxruntime": Kind(
         open=_onnxruntime,

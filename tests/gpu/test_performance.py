@@ -140,7 +140,7 @@ def test_device_memory_is_counted() -> None:
 def test_benchmark_measures_every_part() -> None:
     require()
     folder = shipped_models() / "nanodet-g-416"
-    settings = BenchSettings("tensorrt", batches=(1, 4), precisions=("fp16",), slots=(1, 2, 3), seconds=0.5)
+    settings = BenchSettings("tensorrt", batches=(1, 4), precisions=("fp16",), batches_in_flight=(1, 2, 3), seconds=0.5)
     found = measure(folder, load_model_spec(folder), settings)
     assert {(row.case.mode, row.case.lanes) for row in found.rows_of("engine")} == {
         ("eager", 1), ("eager", 2), ("graph", 1), ("graph", 2),

@@ -98,7 +98,9 @@ def test_detections_match_onnx_runtime(detector: Any) -> None:
     spec = load_model_spec(folder)
     clip = [frame(image) for image in images(FRAMES)]
     found = detect(detector, clip)
-    with closing(OnnxRuntimeDetector(folder / spec.file, spec, score=0.25, slots=1, threads=None)) as reference:
+    with closing(
+        OnnxRuntimeDetector(folder / spec.file, spec, score=0.25, batches_in_flight=1, threads=None)
+    ) as reference:
         wanted = detect(reference, clip)
     total = matched = close = 0
     for given, expected in zip(found, wanted, strict=True):

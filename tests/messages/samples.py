@@ -22,7 +22,8 @@ from vision.types import Detections, DropReason, Event, FrameMeta, Result, Timin
 HEADER: Header = {"node": "node-1", "instance": "cafe", "boot": "b007", "seq": 1}
 CLASSES = ("person", "car")
 META = FrameMeta("gate", 17, 2, 5_000_000_000, 1_700_000_000_123_456_789, 640, 480, "rtcp")
-TIMING = Timing(5_000_000_000, 5_003_000_000, 5_003_200_000, 5_027_200_000, 5_027_800_000)
+TIMING = Timing(5_003_000_000, 5_003_200_000, 5_027_200_000)
+PUBLISHED_NS = 5_027_800_000
 
 
 def found(n: int = 2) -> Detections:

@@ -169,7 +169,7 @@ def _publishing() -> float:
         sock.connect(publisher.address)
         now_ns = time.monotonic_ns()
         metas = [meta("gate", number, 0, now_ns, time.time_ns(), _WIDTH, _HEIGHT) for number in range(3000)]
-        results = [result(frame, found, timing(now_ns)) for frame in metas]
+        results = [result(frame, found, timing(now_ns, now_ns, now_ns)) for frame in metas]
         while not sock.poll(10):  # until the subscription has arrived
             publisher.publish(results[0])
         return _median_us([partial(publisher.publish, result) for result in results])

@@ -137,7 +137,9 @@ _FOUND = Detections(_BOXES, np.linspace(0.9, 0.3, OBJECTS, dtype=np.float32), np
 
 def _result(epoch: int, camera: str = "gate") -> Result:
     now_ns = time.monotonic_ns()
-    return Result(FrameMeta(camera, 0, epoch, now_ns, time.time_ns(), 1920, 1080), _FOUND, Timing(now_ns))
+    return Result(
+        FrameMeta(camera, 0, epoch, now_ns, time.time_ns(), 1920, 1080), _FOUND, Timing(now_ns, now_ns, now_ns)
+    )
 
 
 def _resident_bytes() -> int:

@@ -27,15 +27,15 @@ _VALUE: Final = re.compile(r"\{([\w.]+)/([\w.]+)(?:\*(\w+))?(:[^}]*)?\}")
 
 # A value is {FILE/key.key:format}, or {FILE/key.key*1e-3:format} to change its unit.
 README: Final = """\
-* **32 cameras at 30 frames/s on one NVIDIA H100**: end-to-end latency (frame due to published) p50 \
-{program_32_cameras/ms.total.p50:.1f} ms, p99 {program_32_cameras/ms.total.p99:.1f} ms, none of \
-{program_32_cameras/results:,} frames dropped, {program_32_cameras/cores_busy:.2f} CPU cores in use.
+* **32 cameras at 30 frames/s on one NVIDIA H100**: the latency from the time a frame is due until it is published is
+  {program_32_cameras/ms.total.p50:.1f} ms at p50 and {program_32_cameras/ms.total.p99:.1f} ms at p99. None \
+of {program_32_cameras/results:,} frames were dropped. {program_32_cameras/cores_busy:.2f} CPU cores were used.
 """
 README_XEON: Final = """\
-* **On two CPU cores without a GPU**: {pipeline/ratios.one_camera_straightforward_loop:.2f} times the throughput of a \
-simple loop of OpenCV, ONNX Runtime and ZeroMQ.
-* **Tracking on one CPU core**: {tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame for 10 \
-objects, {tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms for 100.
+* **On two CPU cores without a GPU**: the throughput is {pipeline/ratios.one_camera_straightforward_loop:.2f} times \
+that of a simple loop of OpenCV, ONNX Runtime and ZeroMQ.
+* **Tracking on one CPU core** takes {tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame for 10 \
+objects, and {tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms for 100.
 """
 
 TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
@@ -43,7 +43,7 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
         H100,
         (
             (
-                "32 cameras at 30 frames/s for 60 s: end-to-end latency (frame due to published)",
+                "32 cameras at 30 frames/s for 60 s: latency from the time a frame is due until it is published",
                 (
                     "p50 {program_32_cameras/ms.total.p50:.1f} ms, p99 {program_32_cameras/ms.total.p99:.1f} ms, "
                     "0 of {program_32_cameras/results:,} frames dropped, {program_32_cameras/cores_busy:.2f} CPU cores"
@@ -60,8 +60,8 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ),
             (
                 (
-                    "Detection stage (frames in, boxes out) over its slowest part (network or copy), "
-                    "batch 1, 4, 8, 16, 32, best number of batches in flight"
+                    "Time of the detection stage (frames in, boxes out) divided by that of its slowest part "
+                    "(network or copy), batch 1, 4, 8, 16, 32, best number of batches in flight"
                 ),
                 (
                     "{stage/goals.limit_over_stage_batch_1:.2f}, {stage/goals.limit_over_stage_batch_4:.2f}, "
@@ -70,24 +70,27 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "Throughput of the stage with NV12 over BGR, and I420 over BGR, batch 32",
+                "Throughput of the stage with NV12 divided by BGR, and I420 divided by BGR, batch 32",
                 "{stage/goals.nv12_over_bgr_batch_32:.2f}, {stage/goals.i420_over_bgr_batch_32:.2f}",
             ),
             (
-                "NV12 over BGR for frames of 1920x1080, batch 8 and 32",
+                "Throughput of the stage with NV12 divided by BGR, frames of 1920x1080, batch 8 and 32",
                 "{stage/goals.nv12_over_bgr_8_1920x1080:.2f}, {stage/goals.nv12_over_bgr_32_1920x1080:.2f}",
             ),
-            ("Stage at batch 8 over a simple loop on the same GPU", "{stage/goals.batch_8_over_naive:.0f}"),
             (
-                "CUDA graph over separate launches, network alone, batch 1 and 2",
+                "Throughput of the stage at batch 8 divided by that of a simple loop on the same GPU",
+                "{stage/goals.batch_8_over_naive:.0f}",
+            ),
+            (
+                "Speedup of a CUDA graph over separate launches, network alone, batch 1 and 2",
                 "{stage/goals.graph_over_eager_batch_1:.2f}, {stage/goals.graph_over_eager_batch_2:.2f}",
             ),
             (
-                "Network alone, two streams, batch 1, 8, 32",
+                "Time of a batch in the network alone, two streams, batch 1, 8, 32",
                 "{stage/engine_1:.2f} ms, {stage/engine_8:.2f} ms, {stage/engine_32:.2f} ms",
             ),
             (
-                "Start with a cached engine, and first start with building",
+                "Start with a cached engine, and first start, which builds the engine",
                 (
                     "{stage/start_as_configured_by_default_second_time_s.together:.1f} s, "
                     "{stage/start_as_configured_by_default_first_time_s.together:.1f} s"
@@ -106,28 +109,31 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
         XEON,
         (
             (
-                "`vision run --offline` over a simple loop (read, resize, ONNX Runtime, NMS, JSON, ZeroMQ)",
+                (
+                    "Throughput of `vision run --offline` divided by that of a simple loop "
+                    "(read, resize, ONNX Runtime, NMS, JSON, ZeroMQ)"
+                ),
                 (
                     "{pipeline/ratios.one_camera_straightforward_loop:.2f} "
                     "({pipeline/ratios_min_max.one_camera_straightforward_loop} in five rounds on a shared machine)"
                 ),
             ),
             (
-                "`vision run --offline` over ONNX Runtime alone with the same decoding",
+                "Throughput of `vision run --offline` divided by that of ONNX Runtime alone with the same decoding",
                 (
                     "{pipeline/ratios.one_camera_onnxruntime_with_decoding_beside_it:.2f} "
                     "({pipeline/ratios_min_max.one_camera_onnxruntime_with_decoding_beside_it})"
                 ),
             ),
             (
-                "`vision run --offline` over ONNX Runtime alone, two sessions",
+                "Throughput of `vision run --offline` divided by that of ONNX Runtime alone, two sessions",
                 (
                     "{pipeline/ratios.one_camera_onnxruntime_alone:.2f} "
                     "({pipeline/ratios_min_max.one_camera_onnxruntime_alone})"
                 ),
             ),
             (
-                "One camera at 10 frames/s, capture to subscriber: p99 less the detector's p99",
+                "One camera at 10 frames/s, latency from capture to subscriber: p99 minus the detector's p99",
                 "{latency/one_camera_10_frames_s.p99_less_detector_p99:.1f} ms",
             ),
             (
@@ -138,7 +144,7 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "Publisher to 100 subscribers, p99; with one more subscriber that is stopped",
+                "Latency from the publisher to 100 subscribers, p99; with one more subscriber that is stopped",
                 (
                     "{publishing/100_subscribers.latency_p99_ms:.1f} ms; "
                     "{publishing/100_subscribers_and_a_stopped_one.latency_p99_ms:.1f} ms"
@@ -210,7 +216,7 @@ def render(name: str) -> str:
     if name == "readme":
         return fill(README, H100)[0] + fill(README_XEON, XEON)[0]
     machine, rows = TABLES[name]
-    lines = ["| figure | value | measured on |", "|---|---|---|"]
+    lines = ["| measurement | value | date |", "|---|---|---|"]
     for label, template in rows:
         text, files = fill(template, machine)
         sources = ", ".join(

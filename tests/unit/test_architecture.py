@@ -57,14 +57,22 @@ def test_package_has_few_parts() -> None:
 
 
 def _mutable_attributes(node: ast.ClassDef) -> set[str]:
-    """Return the names of all attributes that methods assign."""
+    """Return the names of all attributes that methods assign, and of the fields of a dataclass that is not frozen."""
+    decorators = " ".join(map(ast.unparse, node.decorator_list))
     names = set()
+    if "dataclass" in decorators and "frozen=True" not in decorators:
+        names |= {ast.unparse(line.target) for line in node.body if isinstance(line, ast.AnnAssign)}
     for target in ast.walk(node):
         if not isinstance(target, ast.Attribute) or not isinstance(target.ctx, ast.Store):
             continue
         if isinstance(target.value, ast.Name) and target.value.id == "self":
             names.add(target.attr)
     return names
+
+
+def _length(node: ast.stmt) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
 
 
 def _too_large(path: Path) -> Iterator[str]:
@@ -74,10 +82,9 @@ def _too_large(path: Path) -> Iterator[str]:
         yield f"{place}: {lines} lines"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            start = node.body[0].end_lineno if ast.get_docstring(node) and len(node.body) > 1 else node.lineno
-            assert start is not None and node.end_lineno is not None
-            if node.end_lineno - start > MOST_FUNCTION_LINES:
-                yield f"{place}: {node.name}: {node.end_lineno - start} lines"
+            lines = _length(node) - (_length(node.body[0]) if ast.get_docstring(node) else 0)
+            if lines > MOST_FUNCTION_LINES:
+                yield f"{place}: {node.name}: {lines} lines"
         elif isinstance(node, ast.ClassDef) and len(names := _mutable_attributes(node)) > MOST_ATTRIBUTES:
             yield f"{place}: {node.name}: {len(names)} attributes"
 

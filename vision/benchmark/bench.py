@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vision.benchmark.conditions import Clocks, available_cores, clocks, machine, versions
-from vision.benchmark.document import Bench, Case, HostCosts, Part, Row
+from vision.benchmark.document import Bench, Case, Part, Row
 from vision.benchmark.frames import CLIP, Image, convert, load_frames, make_batches, shipped_clip, size_of
 from vision.benchmark.loops import Lane, Measured, ThreadLane, measure_alone, measure_engine, measure_stage
 from vision.benchmark.pipeline import NonClosingDetector, run_deployment, synthetic_deployment
@@ -48,7 +48,7 @@ class BenchSettings:
     backend: str = "auto"
     batches: tuple[int, ...] = (1, 2, 4, 8)
     precisions: tuple[str, ...] = ("fp16",)
-    slots: tuple[int, ...] = ()  # empty: from one to the detector's own number
+    batches_in_flight: tuple[int, ...] = ()  # empty: from one to the detector's own number
     seconds: float = 2.0
     parts: tuple[Part, ...] = ("engine", "stage", "pipeline")
     source: str = ""  # of the frames; empty: the shipped clip
@@ -59,15 +59,17 @@ class BenchSettings:
 def measure(
     folder: Path, spec: ModelSpec, settings: BenchSettings, say: Callable[[str], None] = lambda _: None
 ) -> Bench:
-    """Measure everything.
-
-    Args:
-        say: receives a description of each step.
+    """Measure everything. `say` receives a description of each step.
 
     Raises:
         VisionError: the model, the back-end or the frames are missing, or nothing could be measured.
     """
-    images = _frames(settings.source or shipped_clip(), settings.pixel_format)
+    source = settings.source or shipped_clip()
+    frames = load_frames(source, _FRAMES)
+    try:
+        images = [convert(frame, settings.pixel_format) for frame in frames]
+    except ValueError as error:
+        raise ConfigError(f"the frames of {source} cannot be had in this format: {error}") from error
     cores = available_cores()
     benchmark = _Benchmark(folder, spec, settings, images, say)
     detector = benchmark.run()
@@ -86,11 +88,11 @@ def measure(
         measured_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         machine=machine(),
         versions=versions(),
-        host=HostCosts(min(cores, available_cores())),
+        cores_available=min(cores, available_cores()),
+        source=redact(settings.source) or CLIP,
         rows=tuple(benchmark.rows),
         notes=tuple(benchmark.notes),
         settings={"score": settings.score, "max_batch": benchmark.max_batch},
-        source=redact(settings.source) or CLIP,
     )
 
 
@@ -143,12 +145,11 @@ class _Benchmark:
             precisions = ("fp32",)
             self._note(f"{self._backend} has no choice of precision: everything is measured once")
         with self._sampler:
-            return [self._precision(precision) for precision in precisions][-1]
-
-    def _precision(self, precision: str) -> DetectorSpec:
-        if "engine" in self._settings.parts:
-            self._engines(precision)
-        return self._stages(precision)
+            for precision in precisions:
+                if "engine" in self._settings.parts:
+                    self._engines(precision)
+                spec = self._stages(precision)
+        return spec
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -206,7 +207,7 @@ class _Benchmark:
         The slots of a GPU are independent, so one detector serves for every number of them. On the CPU they share the
         cores, so each number of slots has its detector.
         """
-        counts: Sequence[int] = self._settings.slots
+        counts: Sequence[int] = self._settings.batches_in_flight
         if self._gpu:
             return self._stage(precision, max(counts, default=None), counts, last=True)
         if not counts:
@@ -331,20 +332,6 @@ def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, flo
     fps = min(_MAX_FPS, offered_per_s / cameras)
     slow_s = min(_MAX_PIPELINE_S, _MIN_FRAMES / fps)
     return fps, max(_MIN_PIPELINE_S, 2 * seconds, slow_s)
-
-
-def _frames(source: str, pixel_format: PixelFormat) -> list[Image]:
-    """Load and convert the frames.
-
-    Raises:
-        SourceError: the source cannot be read, or has no frame.
-        ConfigError: its frames cannot have this format.
-    """
-    images = load_frames(source, _FRAMES)
-    try:
-        return [convert(frame, pixel_format) for frame in images]
-    except ValueError as error:
-        raise ConfigError(f"the frames of {source} cannot be had in this format: {error}") from error
 
 
 def _file_sha256(path: Path) -> str:

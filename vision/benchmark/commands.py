@@ -41,7 +41,7 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
 
     Raises:
         DeviceMissing: no TensorRT, or one that does not start here.
-        ModelError: the model has no such profile.
+        ModelError: the model has no such profile, or TensorRT does not take the model.
     """
     onnx = read_onnx(folder, spec)
     settings = resolve(detect, spec)
@@ -86,12 +86,7 @@ def _how_to_build(
 
 
 def _network_inputs(onnx: bytes, spec: ModelSpec) -> tuple[NetworkInput, ...]:
-    """Return the inputs of an ONNX file as TensorRT's parser reads them.
-
-    Raises:
-        DeviceMissing: no TensorRT, or one that does not start here.
-        ModelError: it is no model, or one that TensorRT does not take.
-    """
+    """Return the inputs of an ONNX file as TensorRT's parser reads them."""
     with collect_log() as log:
         builder = start(trt.Builder, log)
         network = builder.create_network(network_flags(strongly_typed=True))

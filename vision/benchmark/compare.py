@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from vision.benchmark.document import Bench, Case, Row
-from vision.benchmark.samples import Durations
 
 _SAME_RATE: Final = 0.03  # throughput that differs by less is the same, however often it was measured
 _SAME_TAIL: Final = 0.15  # p99 that differs by less
@@ -59,7 +58,7 @@ def comparability(a: Bench, b: Bench) -> Comparability:
             ("input", a.input, b.input),
             ("back-end", a.library, b.library),
             ("frame", a.frame, b.frame),
-            ("source", a.source or b.source, b.source or a.source),  # older files do not have it
+            ("source", a.source, b.source),
         )
         if first != second
     ]
@@ -78,9 +77,9 @@ def _differences(kind: str, a: Mapping[str, object], b: Mapping[str, object]) ->
 
 def _doubts(a: Bench, b: Bench) -> Iterator[str]:
     for name, bench in (("the first", a), ("the second", b)):
-        cores = bench.machine.cores
-        if bench.host.cores < _BUSY * cores:
-            yield f"{name}: other programs used the CPU: {bench.host.cores:.1f} of {cores} cores were available"
+        cores, available = bench.machine.cores, bench.cores_available
+        if available < _BUSY * cores:
+            yield f"{name}: other programs used the CPU: {available:.1f} of {cores} cores were available"
         busy = [row.cores_others for row in bench.rows if bench.busy(row)]
         if busy:
             rows = f"{len(busy)} of {len(bench.rows)} rows"
@@ -110,8 +109,7 @@ def _comparison(a: Row, b: Row, *, busy: bool) -> Comparison:
     p50 = _ratio(b.durations.p50_ms, a.durations.p50_ms)
     known = a.durations.has_p99 and b.durations.has_p99
     p99 = _ratio(b.durations.p99_ms, a.durations.p99_ms) if known else None
-    (low, high), (other_low, other_high) = _p99_range(a.durations), _p99_range(b.durations)
-    by_chance = low <= other_high and other_low <= high
+    by_chance = a.durations.p99_low_ms <= b.durations.p99_high_ms and b.durations.p99_low_ms <= a.durations.p99_high_ms
     return Comparison(a.case, a, b, rate, p50, p99, verdict(rate, noise(a, b), p99, by_chance=by_chance), busy)
 
 
@@ -121,29 +119,11 @@ def _ratio(b: float, a: float) -> float:
 
 def noise(a: Row, b: Row) -> float:
     """Return how far the ratio of two throughputs may be from 1 by chance."""
-    return max(_SAME_RATE, _SURE * math.hypot(_rate_error(a), _rate_error(b)))
-
-
-def _rate_error(row: Row) -> float:
-    """Return the relative error. For older files, which do not have it, that of the mean duration."""
-    times = row.durations
-    if row.rate_error is not None:
-        return row.rate_error
-    return times.std_ms / times.mean_ms / math.sqrt(times.count) if times.count and times.mean_ms else 0.0
-
-
-def _p99_range(times: Durations) -> tuple[float, float]:
-    """Return the confidence limits. For older files, which do not have them, a range that is no narrower."""
-    low = times.p95_ms if times.p99_low_ms is None else times.p99_low_ms
-    return low, times.max_ms if times.p99_high_ms is None else times.p99_high_ms
+    return max(_SAME_RATE, _SURE * math.hypot(a.rate_error or 0.0, b.rate_error or 0.0))
 
 
 def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None, *, by_chance: bool) -> str:
-    """Return the verdict in words. Throughput and p99 each have their own.
-
-    Args:
-        by_chance: chance explains the difference of p99.
-    """
+    """Return a verdict on throughput and one on p99, in words. `by_chance`: chance explains the difference of p99."""
     words = []
     if rate_ratio is not None:
         words.append({1: "faster", 0: "same", -1: "slower"}[_side(rate_ratio, tolerance)])

@@ -15,9 +15,9 @@ import platform
 import re
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,10 +263,9 @@ def available_cores(seconds: float = 0.25) -> float:
         while time.monotonic() < end_s:
             hashlib.sha256(block)  # without the GIL
 
-    workers = [threading.Thread(target=burn) for _ in range(len(os.sched_getaffinity(0)))]
+    cores = len(os.sched_getaffinity(0))
     wall, cpu = time.monotonic(), time.process_time()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(cores) as pool:
+        for _ in range(cores):
+            pool.submit(burn)
     return (time.process_time() - cpu) / (time.monotonic() - wall)

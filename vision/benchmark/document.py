@@ -1,7 +1,6 @@
 """File format of a benchmark: what was measured, on what, under which conditions. `vision bench --json` writes it.
 
-One format for the options that read it (`--compare`, `--read`) and for committed results. Within a version of the
-schema fields are only added.
+One format for the options that read it (`--compare`, `--read`) and for committed results.
 """
 
 from __future__ import annotations
@@ -16,11 +15,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 
 from vision.benchmark.conditions import Clocks, Machine
-from vision.benchmark.samples import Durations
+from vision.benchmark.loops import Durations
 from vision.errors import ConfigError
-
-SCHEMA: Final = "vision.bench/1"
-_WRITTEN_BY: Final = "`vision bench MODEL --json FILE` writes one"
 
 BUSY_PART: Final = 0.1
 """Part of the machine's cores. If other programs use more, the figures are marked."""
@@ -78,16 +74,10 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class HostCosts:
-    """State of the host during the benchmark."""
-
-    cores: float  # that the program could have used; fewer than the machine's if other programs ran
-
-
-@dataclass(frozen=True, slots=True)
 class Bench:
     """Content of a file."""
 
+    schema: Literal["vision.bench/1"] = field(default="vision.bench/1", kw_only=True)
     model: str
     model_sha256: str
     input: str  # such as "416x416"
@@ -99,11 +89,11 @@ class Bench:
     measured_at: str
     machine: Machine
     versions: Mapping[str, str]
-    host: HostCosts
+    cores_available: float  # to the program; fewer than the machine's if other programs ran
+    source: str  # of the frames
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    source: str = ""  # of the frames; empty: not known
 
     @property
     def library(self) -> str:
@@ -125,7 +115,7 @@ class Bench:
 
     def text(self) -> str:
         """Return the content of the file."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1)
+        return json.dumps(asdict(self), indent=1)
 
 
 def load_bench(path: Path) -> Bench:
@@ -135,21 +125,12 @@ def load_bench(path: Path) -> Bench:
         ConfigError: it cannot be read, or has another format.
     """
     try:
-        document = msgspec.json.decode(path.read_bytes())
+        return msgspec.json.decode(path.read_bytes(), type=Bench)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:
-        raise ConfigError(f"{path} is no benchmark: {error}", hint=_WRITTEN_BY, code="no-benchmark") from error
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
-        raise ConfigError(
-            f"{path}: expected the schema {SCHEMA}, got {schema!r}", hint=_WRITTEN_BY, code="no-benchmark"
-        )
-    try:
-        return msgspec.convert(document, Bench)
-    except msgspec.ValidationError as error:
-        fault = f"{path}: damaged, or written by another version: {error}"
-        raise ConfigError(fault, code="damaged-benchmark") from error
+        hint = "`vision bench MODEL --json FILE` writes one"
+        raise ConfigError(f"{path} is no benchmark of this version: {error}", hint=hint, code="no-benchmark") from error
 
 
 def check_writable(path: Path) -> None:

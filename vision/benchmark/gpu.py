@@ -30,11 +30,7 @@ from vision.types import Frame
 
 
 def require() -> None:
-    """Check that a GPU and TensorRT are available.
-
-    Raises:
-        DeviceMissing: no GPU, no driver or no TensorRT.
-    """
+    """Raise DeviceMissing if there is no GPU, no driver or no TensorRT."""
     open_device()
     find_library()
 
@@ -43,10 +39,7 @@ class GpuLane:
     """Lane on a GPU: a stream and a context with random input, as a CUDA graph or as separate launches."""
 
     def __init__(self, engine: Engine, shapes: Mapping[str, Shape], *, graph: bool) -> None:
-        """Create the context and its memory.
-
-        Args:
-            shapes: shape of each input that takes frames.
+        """Create the context and its memory. `shapes` has each input that takes frames.
 
         Raises:
             ModelError: no profile has these shapes, or the size of an output depends on the data.
@@ -108,11 +101,7 @@ def frame_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, Shape
 
 @contextlib.contextmanager
 def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterator[Engine]:
-    """Open the engine of a model, from the cache or built now, with a private memory pool.
-
-    Raises:
-        VisionError: as for `open_engine`.
-    """
+    """Open the engine of a model, from the cache or built now, with a private memory pool."""
     device = open_device()
     use_device(device)
     options = BuildOptions(prepare_thread=lambda: use_device(device))

@@ -10,6 +10,7 @@ of its own. Latency and throughput are measured separately, because neither foll
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Final, NamedTuple, Protocol
 
+import numpy as np
+
 from vision.benchmark.conditions import CpuMeter, CpuUse
-from vision.benchmark.samples import Durations, relative_error
 from vision.detect.detector import Detector
 from vision.types import Frame
 
@@ -30,6 +32,64 @@ _MAX_QUEUED: Final = 1024  # batches on one lane: the queue of a device is limit
 _MIN_BURSTS: Final = 5  # for an error of their rate
 
 Ready = Callable[[], bool]
+
+FEWEST_FOR_P99: Final = 200
+"""With fewer samples p99 is the slowest one or nearly so, and does not repeat."""
+
+_P99_SPREAD: Final = 2.5 * math.sqrt(0.99 * 0.01)  # 2.5 standard errors of the part below p99, for one sample
+_PARTS: Final = 10
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """Statistics of `count` durations, milliseconds. All 0 without samples."""
+
+    count: int
+    mean_ms: float
+    std_ms: float
+    min_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+    p99_low_ms: float  # confidence limits of p99
+    p99_high_ms: float
+
+    @staticmethod
+    def of(durations_ns: Sequence[int], independent: int | None = None) -> Durations:
+        """Return exact statistics. Each percentile is a sample. `independent`: how many samples are; None: all."""
+        if not durations_ns:
+            return Durations(0, *(0.0,) * 9)
+        ms = np.sort(np.asarray(durations_ns, np.float64)) / 1e6
+        spread = _P99_SPREAD / math.sqrt(independent or len(ms))
+        parts = (0.5, 0.95, 0.99, max(0.0, 0.99 - spread), min(1.0, 0.99 + spread))
+        p50, p95, p99, low, high = (float(np.quantile(ms, part, method="inverted_cdf")) for part in parts)
+        return Durations(
+            len(ms), float(ms.mean()), float(ms.std()), float(ms[0]), p50, p95, p99, float(ms[-1]), low, high
+        )
+
+    @property
+    def has_p99(self) -> bool:
+        """True if there are enough samples for `p99_ms`."""
+        return self.count >= FEWEST_FOR_P99
+
+
+def relative_error(parts: Sequence[float]) -> float | None:
+    """Return the relative standard error of a mean, or of the rate that is its inverse; None for fewer than two parts.
+
+    Args:
+        parts: duration or size of each of several equal pieces of work, in order. If there are many, neighbours are
+            added up, because what slows one often slows the next.
+    """
+    together = max(1, len(parts) // _PARTS)
+    whole = len(parts) // together
+    sums = np.asarray(parts[: whole * together], np.float64).reshape(whole, together).sum(axis=1)
+    if whole < 2 or not sums.any():
+        return None
+    return float(sums.std(ddof=1) / sums.mean() / math.sqrt(whole))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +113,7 @@ class _Batch(NamedTuple):
 
 
 def measure_stage(
-    detector: Detector,
-    batches: Sequence[Sequence[Frame]],
-    seconds: float,
-    *,
-    warm: Ready = lambda: True,
+    detector: Detector, batches: Sequence[Sequence[Frame]], seconds: float, *, warm: Ready = lambda: True
 ) -> Measured:
     """Keep as many batches in flight as there are slots in use, for `seconds`.
 
@@ -73,11 +129,7 @@ def measure_stage(
 
 
 def measure_alone(
-    detector: Detector,
-    batch: Sequence[Frame],
-    seconds: float,
-    *,
-    warm: Ready = lambda: True,
+    detector: Detector, batch: Sequence[Frame], seconds: float, *, warm: Ready = lambda: True
 ) -> Measured:
     """Measure single batches with pauses, as in a lightly loaded deployment. `frames_per_s` leaves out the pauses.
 
@@ -165,11 +217,7 @@ class ThreadLane:
 
 
 def measure_engine(
-    lanes: Sequence[Lane],
-    seconds: float,
-    *,
-    batch_size: int = 1,
-    warm: Ready = lambda: True,
+    lanes: Sequence[Lane], seconds: float, *, batch_size: int = 1, warm: Ready = lambda: True
 ) -> Measured:
     """Measure latency and throughput for half of `seconds` each, after a warm-up until `warm` returns True.
 

@@ -19,8 +19,7 @@ import numpy as np
 import psutil
 
 from vision.benchmark.conditions import CpuMeter, CpuUse
-from vision.benchmark.loops import WAIT_S
-from vision.benchmark.samples import Durations, relative_error
+from vision.benchmark.loops import WAIT_S, Durations, relative_error
 from vision.capture.source import Source
 from vision.config import AppConfig
 from vision.detect.detector import Detector
@@ -56,7 +55,7 @@ class CountingSink:
         if self._behind is not None:
             self._behind.publish(result)
         timing = result.timing
-        times = Published(time.monotonic_ns(), timing.captured_ns, timing.submitted_ns, timing.inferred_ns)
+        times = Published(time.monotonic_ns(), result.meta.captured_ns, timing.submitted_ns, timing.inferred_ns)
         self.published.setdefault(result.meta.camera_id, []).append(times)
         self.objects += len(result.objects)
 
@@ -137,9 +136,6 @@ def run_deployment(
         open_detector: a function like `vision.detect.open.open_detector`; the pipeline closes what it opens.
         publish: send every result to a private socket too.
         open_source: a function like `vision.capture.open.open_source`, in its place.
-
-    Raises:
-        VisionError: the pipeline fails.
     """
     interval_s = min(config.status.interval_s, seconds / _REPORTS)
     status = config.status.model_copy(update={"interval_s": interval_s})
@@ -167,11 +163,7 @@ class NonClosingDetector:
     """
 
     def __init__(self, detector: Detector, max_batch: int, images: Sequence[Sequence[Frame]] = ()) -> None:
-        """Wrap a detector.
-
-        Args:
-            images: one batch for each slot, each of at least `max_batch` frames of the cameras' size and format.
-        """
+        """Wrap a detector. `images`: a batch of at least `max_batch` frames, of the cameras' format, for each slot."""
         self._detector = detector
         self._images = images
         self.spec = replace(detector.spec, max_batch=min(max_batch, detector.spec.max_batch))
@@ -279,22 +271,14 @@ def _latency(published: Sequence[Published], independent: int | None = None) -> 
 
 
 def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) -> tuple[float, ...]:
-    """Return the part of the time with at least 1, 2, ... batches in the detector.
-
-    Args:
-        batches: begin and end of each batch, nanoseconds.
-    """
+    """Return the part of the time with at least 1, 2, ... batches in the detector. `batches`: begins and ends, ns."""
     changes = sorted(
         change
         for begin, end in batches
         for change in ((max(begin, begin_ns), 1), (min(end, end_ns), -1))
         if begin < end_ns and end > begin_ns
     )
-    times: list[int] = []
-    count, since_ns = 0, begin_ns
-    for at_ns, step in changes:
-        times.extend([0] * (count - len(times)))
-        for level in range(count):
-            times[level] += at_ns - since_ns
-        count, since_ns = count + step, at_ns
-    return tuple(time_ns / max(1, end_ns - begin_ns) for time_ns in times)
+    times_ns, steps = np.array(changes, np.int64).reshape(-1, 2).T
+    counts, intervals_ns = steps.cumsum()[:-1], np.diff(times_ns)
+    levels = range(1, int(counts.max(initial=0)) + 1)
+    return tuple(float(intervals_ns[counts >= level].sum()) / max(1, end_ns - begin_ns) for level in levels)

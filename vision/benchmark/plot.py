@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from vision.benchmark.document import Bench, Row, check_writable
-from vision.benchmark.samples import FEWEST_FOR_P99
-from vision.errors import ConfigError, VisionError
-from vision.version import install_hint
+from vision.benchmark.loops import FEWEST_FOR_P99
+from vision.errors import ConfigError
+from vision.version import install_hint, require_package
 
 SUFFIXES: Final = (".svg", ".png", ".pdf")
 
@@ -44,28 +44,20 @@ def check_plot_path(path: Path) -> None:
     """Check that a plot can be written, before minutes are spent on measuring.
 
     Raises:
-        ConfigError: the name has another ending than `SUFFIXES`, or the file cannot be written.
-        VisionError: matplotlib is not installed.
+        ConfigError: the name has another ending than `SUFFIXES`, the file cannot be written, or there is no matplotlib.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"expected a file that ends in {', '.join(SUFFIXES)}, got {path}", code="plot-format")
     check_writable(path)
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise VisionError(
-            f"--plot needs matplotlib: {error}", hint=install_hint("eval"), code="package-missing"
-        ) from error
-    mpl.use("Agg")
+    require_package("matplotlib.figure", "--plot needs matplotlib", install_hint("eval"))
 
 
 def draw(bench: Bench, path: Path) -> None:
     """Write the plot. The ending of the name selects the format.
 
     Raises:
-        VisionError: as for `check_plot_path`; or there is nothing to draw.
+        ConfigError: there is nothing to draw, or the file cannot be written.
     """
-    check_plot_path(path)
     from matplotlib.figure import Figure
 
     program = bench.rows_of("pipeline")
@@ -124,12 +116,8 @@ def _draw_lines(rate: Any, tail: Any, lines: Lines, styles: Mapping[str, Any]) -
     colours = _colours(name for name, _ in lines)
     for (name, precision), rows in lines.items():
         batches = [row.case.batch for row in rows]
-        look = {
-            "color": colours[name],
-            "linestyle": styles[precision][0],
-            "marker": styles[precision][1],
-            "markersize": 5,
-        }
+        line, marker = styles[precision]
+        look = {"color": colours[name], "linestyle": line, "marker": marker, "markersize": 5}
         if rows[0].case.mode != "half":  # its rate only repeats that of full load
             rate.plot(batches, [row.frames_per_s for row in rows], **look)
         tail.plot(batches, [row.durations.p99_ms for row in rows], **look)

@@ -28,7 +28,6 @@ from vision.types import Frame
 
 _log = logging.getLogger(__name__)
 
-_RUNS: Final = 50
 _WARM_UP: Final = 5
 _TRACE_ROUNDS: Final = 6
 _TRACE_SLOTS: Final = 2
@@ -43,7 +42,7 @@ class ProfileSettings:
 
     batch: int = 1
     detect: DetectConfig = field(default_factory=DetectConfig)  # of `vision run`; takes such batches
-    runs: int = _RUNS
+    runs: int = 50
     trace: Path | None = None  # file for a Chrome trace
 
 
@@ -124,6 +123,7 @@ def parse_nodes(text: str, *, skip: int = 0) -> tuple[LayerTimes, tuple[Layer, .
         events = [event for event in json.loads(text) if event.get("ph") == "X"]
         runs = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["name"] == _RUN)
         nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(_KERNEL)]
+        nodes.sort(key=lambda event: event["ts"])
         return _times(nodes, runs[skip:]), _layers(nodes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         fault = f"this is no profile of ONNX Runtime: {type(error).__name__}: {error}"
@@ -134,10 +134,9 @@ def _times(nodes: Sequence[Mapping[str, Any]], runs: Sequence[tuple[int, int]]) 
     if not runs:
         raise ModelError("the profile of ONNX Runtime has no run of the network", code="no-run")
     times = LayerTimes()
-    ordered = sorted(nodes, key=lambda event: event["ts"])
     for begin_us, end_us in runs:
         times.begin_run()
-        for event in ordered:
+        for event in nodes:
             if begin_us <= event["ts"] < end_us:
                 times.add(_name(event), event["dur"] / 1e3)
     return times
@@ -145,7 +144,7 @@ def _times(nodes: Sequence[Mapping[str, Any]], runs: Sequence[tuple[int, int]]) 
 
 def _layers(nodes: Sequence[Mapping[str, Any]]) -> tuple[Layer, ...]:
     described: dict[str, Mapping[str, Any]] = {}
-    for event in sorted(nodes, key=lambda event: event["ts"]):
+    for event in nodes:
         described.setdefault(_name(event), event.get("args", {}))
     return tuple(
         Layer(
@@ -218,15 +217,10 @@ def trace_slots(
 ) -> None:
     """Run `rounds` batches in each slot as the program does. Record a lane for each slot and each thread.
 
-    Args:
-        submit: function in place of the detector's.
+    `submit` replaces the detector's.
     """
     submit = submit or detector.submit
     submitted_ns = [0] * len(batches)
-
-    def start(slot: int) -> None:
-        submitted_ns[slot] = time.monotonic_ns()
-        submit(slot, batches[slot])
 
     def finish(slot: int) -> None:
         results = detector.wait(slot, WAIT_S)
@@ -239,4 +233,5 @@ def trace_slots(
                 if turn > 0:
                     finish(slot)
                 if turn < rounds:
-                    start(slot)
+                    submitted_ns[slot] = time.monotonic_ns()
+                    submit(slot, batches[slot])

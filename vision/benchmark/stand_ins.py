@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,11 +55,7 @@ class StandIn:
 
 
 def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn, ...]:
-    """Probe every camera and return its stand-in.
-
-    Args:
-        seconds: length of the longest run.
-        folder: receives the encoded clips.
+    """Probe every camera and return its stand-in. `folder` receives clips for runs of up to `seconds`.
 
     Raises:
         SourceError: a file or a synthetic camera cannot be opened.
@@ -157,21 +153,16 @@ def encode_clip(path: Path, width_px: int, height_px: int, fps: float, seconds: 
     rate = Fraction(fps).limit_denominator(1000)
     frames = [av.VideoFrame.from_ndarray(image, format="bgr24") for image in load_frames(shipped_clip(), _CLIP_FRAMES)]
     scaled = [frame.reformat(width=width_px, height=height_px, format="yuv420p") for frame in frames]
+    there_and_back = [*scaled, *scaled[-2:0:-1]]
     try:
         with av.open(str(path), "w") as container:
             # Cameras send no B-frames, and a key frame every one to two seconds.
             options = {"preset": "veryfast", "bf": "0", "g": str(max(1, round(2 * fps)))}
             stream = container.add_stream("libx264", rate=rate, options=options)
             stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
-            for number, frame in enumerate(islice(_back_and_forth(scaled), math.ceil(seconds * fps))):
+            for number, frame in enumerate(islice(cycle(there_and_back), math.ceil(seconds * fps))):
                 frame.pts, frame.time_base = number, 1 / rate
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     except (OSError, av.FFmpegError) as error:
         raise ValueError(str(error)) from error
-
-
-def _back_and_forth(frames: Sequence[Any]) -> Iterator[Any]:
-    while True:
-        yield from frames
-        yield from reversed(frames[1:-1])

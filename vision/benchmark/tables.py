@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, TypeVar, get_args
+from typing import Final, TypeAlias, TypeVar, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +13,6 @@ from vision.benchmark.document import BUSY_PART, Bench, Case, Part, Row
 from vision.benchmark.loops import PAUSE_S
 from vision.benchmark.plan import CameraPlan, Plan
 
-_TIMES: Final = ("mean", "std", "min", "p50", "p95", "p99", "max")
 _UNKNOWN: Final = "-"
 _VERDICTS: Final = {"faster": "green", "slower": "red", "same": "dim"}
 _Row = TypeVar("_Row", Row, Comparison)
@@ -77,10 +76,10 @@ def print_bench(bench: Bench, console: Console) -> None:
     for (part, precision), group in groups.items():
         unit = "from capture to publication" if part == "pipeline" else "per batch"
         title = f"{PARTS[part]}, {precision}: milliseconds {unit}"
-        _print_table(console, title, times_table(bench, group), _LEGENDS[part])
+        _print_table(console, title, _rows_table(bench, group, _TIMES), _LEGENDS[part])
     for (part, precision), group in groups.items():
         title = f"{PARTS[part]}, {precision}: CPU cores in use, and memory"
-        _print_table(console, title, conditions_table(bench, group))
+        _print_table(console, title, _rows_table(bench, group, _conditions(group)))
     if any(map(bench.busy, bench.rows)):
         _print_plain(console, f"\n* other programs used more than {BUSY_PART:.0%} of the machine's cores meanwhile")
     _print_plain(console, *(f"note: {note}" for note in bench.notes))
@@ -102,12 +101,11 @@ def heading(bench: Bench) -> tuple[str, ...]:
     """Return the lines above the tables: model, machine, frames and clocks."""
     machine = bench.machine
     parts = (machine.jetson or machine.cpu, f"{machine.cores} cores", machine.gpu)
-    frames = f"frames {bench.frame}" + (f" of {bench.source}" if bench.source else "")
     mode = (
-        frames,
+        f"frames {bench.frame} of {bench.source}",
         f"power mode {machine.power_mode}" if machine.power_mode else "",
         f"governor {machine.governor}" if machine.governor else "",
-        f"{bench.host.cores:.1f} of {machine.cores} cores available",
+        f"{bench.cores_available:.1f} of {machine.cores} cores available",
     )
     detector = bench.backend if len(bench.precisions) == 1 else bench.library
     lines = (f"{bench.model}: {detector}; {_joined(parts)}", _joined(mode), clock_text(bench.rows))
@@ -122,18 +120,30 @@ def _case(case: Case, busy: bool) -> tuple[str, str]:
     return case.setup() + "*" * busy, str(case.batch)
 
 
-def times_table(bench: Bench, rows: Sequence[Row]) -> Table:
-    """Return the throughput and the times of one part."""
-    table = _table(("case",), ("batch", "n", "frames/s", *_TIMES))
+_Cells: TypeAlias = Mapping[str, Callable[[Row], str]]
+"""Text of a row in each column, by its heading."""
+
+_TIMES: Final[_Cells] = {
+    "n": lambda row: str(row.durations.count),
+    "frames/s": lambda row: figure(row.frames_per_s),
+    "mean": lambda row: figure(row.durations.mean_ms),
+    "std": lambda row: figure(row.durations.std_ms),
+    "min": lambda row: figure(row.durations.min_ms),
+    "p50": lambda row: figure(row.durations.p50_ms),
+    "p95": lambda row: figure(row.durations.p95_ms),
+    "p99": lambda row: figure(row.durations.p99_ms) if row.durations.has_p99 else _UNKNOWN,
+    "max": lambda row: figure(row.durations.max_ms),
+}
+
+
+def _rows_table(bench: Bench, rows: Sequence[Row], cells: _Cells) -> Table:
+    table = _table(("case",), ("batch", *cells))
     for row in rows:
-        times = row.durations
-        rate, p99 = figure(row.frames_per_s), figure(times.p99_ms) if times.has_p99 else _UNKNOWN
-        most = map(figure, (times.mean_ms, times.std_ms, times.min_ms, times.p50_ms, times.p95_ms))
-        table.add_row(*_case(row.case, bench.busy(row)), str(times.count), rate, *most, p99, figure(times.max_ms))
+        table.add_row(*_case(row.case, bench.busy(row)), *(cell(row) for cell in cells.values()))
     return table
 
 
-def conditions_table(bench: Bench, rows: Sequence[Row]) -> Table:
+def _conditions(rows: Sequence[Row]) -> _Cells:
     """Return the CPU use, memory and objects of one part."""
     cells: dict[str, Callable[[Row], str]] = {
         "cores": lambda row: f"{row.cores_busy:.2f}",
@@ -147,10 +157,7 @@ def conditions_table(bench: Bench, rows: Sequence[Row]) -> Table:
     if rows[0].case.part == "pipeline":
         cells["offered/s"] = lambda row: figure(row.offered_per_s)
         cells["dropped/s"] = lambda row: figure(row.dropped_per_s)
-    table = _table(("case",), ("batch", *cells))
-    for row in rows:
-        table.add_row(*_case(row.case, bench.busy(row)), *(cell(row) for cell in cells.values()))
-    return table
+    return cells
 
 
 def clock_text(rows: Sequence[Row]) -> str:

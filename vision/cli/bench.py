@@ -43,40 +43,38 @@ PRECISIONS: Final = get_args(Precision)
 PARTS: Final = Values(("engine", "stage", "pipeline"))
 
 _BATCHES = values_parser(range(1, MAX_BATCH + 1), f"whole numbers, 1 to {MAX_BATCH}")
-_SLOTS = values_parser(range(1, MAX_BATCHES_IN_FLIGHT + 1), f"whole numbers, 1 to {MAX_BATCHES_IN_FLIGHT}")
+_IN_FLIGHT = values_parser(range(1, MAX_BATCHES_IN_FLIGHT + 1), f"whole numbers, 1 to {MAX_BATCHES_IN_FLIGHT}")
+_IN_FLIGHT_HELP = f"Numbers, 1 to {MAX_BATCHES_IN_FLIGHT}. [default: 1 to the back-end's own number]"
 _PRECISIONS = values_parser(PRECISIONS, f"some of {', '.join(PRECISIONS)}")
 _PARTS = values_parser(PARTS, f"some of {', '.join(PARTS)}")
+
+_Batches = Annotated[Values, typer.Option(parser=_BATCHES, metavar="N,N", help=f"Batch sizes, 1 to {MAX_BATCH}.")]
+_InFlight = Annotated[Values | None, typer.Option(parser=_IN_FLIGHT, metavar="N,N", help=_IN_FLIGHT_HELP)]
+_Precisions = Annotated[
+    Values, typer.Option(parser=_PRECISIONS, metavar="P,P", help=f"Some of {', '.join(PRECISIONS)}.")
+]
+_Parts = Annotated[Values, typer.Option(parser=_PARTS, metavar="P,P", help=f"Some of {', '.join(PARTS)}.")]
+_FrameSource = Annotated[
+    str | None,
+    typer.Option(
+        parser=argument_parser(check_frame_source),
+        metavar="FILE",
+        help="Recording to read. [default: the shipped one]",
+    ),
+]
 
 
 @command()
 def bench(
     context: typer.Context,
     model: ModelName = None,
-    batch: Annotated[
-        Values, typer.Option(parser=_BATCHES, metavar="N,N", help=f"Batch sizes, 1 to {MAX_BATCH}.")
-    ] = Values((1, 2, 4, 8)),  # noqa: B008 - immutable
-    precision: Annotated[
-        Values, typer.Option(parser=_PRECISIONS, metavar="P,P", help=f"Some of {', '.join(PRECISIONS)}.")
-    ] = Values(("fp16",)),  # noqa: B008 - immutable
-    slots: Annotated[
-        Values | None,
-        typer.Option(
-            parser=_SLOTS,
-            metavar="N,N",
-            help=f"Batches in flight, 1 to {MAX_BATCHES_IN_FLIGHT}. [default: 1 to the back-end's own number]",
-        ),
-    ] = None,
+    batch: _Batches = Values((1, 2, 4, 8)),  # noqa: B008 - immutable
+    precision: _Precisions = Values(("fp16",)),  # noqa: B008 - immutable
+    batches_in_flight: _InFlight = None,
     seconds: Seconds = 2.0,
-    parts: Annotated[Values, typer.Option(parser=_PARTS, metavar="P,P", help=f"Some of {', '.join(PARTS)}.")] = PARTS,
+    parts: _Parts = PARTS,
     backend: Annotated[Backend, typer.Option(help="Inference back-end.")] = "auto",
-    source: Annotated[
-        str | None,
-        typer.Option(
-            parser=argument_parser(check_frame_source),
-            metavar="FILE",
-            help="Recording to read. [default: the shipped one]",
-        ),
-    ] = None,
+    source: _FrameSource = None,
     frame_format: Annotated[Format, typer.Option("--format", help="Format of the frames.")] = "bgr",
     json: JsonFile = None,
     plot: PlotFile = None,
@@ -115,7 +113,7 @@ def bench(
             backend=backend,
             batches=tuple(sorted(batch)),
             precisions=tuple(precision),
-            slots=tuple(sorted(slots or ())),
+            batches_in_flight=tuple(sorted(batches_in_flight or ())),
             seconds=seconds,
             parts=tuple(parts),
             source=source or "",

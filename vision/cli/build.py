@@ -51,6 +51,16 @@ def parse_gpu(text: str) -> GpuDescription:
     return GpuDescription(name, (int(capability[:-1]), int(capability[-1])))
 
 
+_ForGpu = Annotated[
+    GpuDescription | None,
+    typer.Option(
+        parser=argument_parser(parse_gpu),
+        metavar="NAME:SM",
+        help="Build for another GPU, such as 'RTX 4090:89' (TensorRT-RTX only).",
+    ),
+]
+
+
 @command()
 def build(
     context: typer.Context,
@@ -77,14 +87,7 @@ def build(
     dla: Annotated[
         int | None, typer.Option(min=0, max=15, metavar="CORE", help="DLA core of a Jetson (dla_core).")
     ] = None,
-    for_gpu: Annotated[
-        GpuDescription | None,
-        typer.Option(
-            parser=argument_parser(parse_gpu),
-            metavar="NAME:SM",
-            help="Build for another GPU, such as 'RTX 4090:89' (TensorRT-RTX only).",
-        ),
-    ] = None,
+    for_gpu: _ForGpu = None,
     json: Json = False,
 ) -> int:
     """Build, list or prune TensorRT engines.

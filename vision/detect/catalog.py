@@ -1,4 +1,4 @@
-"""Descriptions of the models that are available, for `vision models`."""
+"""Descriptions of the available models, for `vision models`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from vision.detect.open import check_model, open_classifier
 from vision.errors import EXIT_CONFIG, EXIT_OK, DeviceMissing, VisionError
 
 EXPLANATION = """\
-In camera.yaml, `model: NAME` selects one of these models and `model: path/to/folder` your own: a folder with an ONNX
-file and a model.yaml such as
+In camera.yaml, `model: NAME` selects one of these models. `model: path/to/folder` selects your own: a folder with an
+ONNX file and a model.yaml, for example:
 
     name: my-model
     file: my-model.onnx
@@ -44,12 +44,12 @@ The kind of head selects the layout of the model's outputs:
     end-to-end   (batch, objects, 6): YOLOv10, YOLO26, exports with NMS inside
     rt-detr      (batch, queries, 4) boxes and (batch, queries, classes) scores: RT-DETR, D-FINE
 
-docs/models.md has a complete example of each."""
+docs/models.md contains a complete example of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """Description of one model, as far as its files can be read."""
+    """Description of one model. What its files do not show stays empty."""
 
     name: str
     folder: Path
@@ -59,7 +59,7 @@ class ModelRow:
     licence: str = ""
     provenance: str = ""
     fault: str = ""
-    """Reason why the model cannot be used. Empty if the file is the right one and the head fits its outputs."""
+    """Reason why the model cannot be used. Empty if the file is valid and the head fits its outputs."""
 
 
 def list_models(models: Path | None = None) -> list[ModelRow]:
@@ -101,7 +101,7 @@ def _row(folder: Path, spec: ModelSpec | ClassifierSpec, names: tuple[str, ...],
 
 
 def print_models(rows: Sequence[ModelRow], console: Console) -> int:
-    """Print a table and how to add a model. Returns the exit code: 0 if no model has a fault."""
+    """Print a table of the models, and how to add one. Return the exit code: 0 if no model has a fault."""
     table = Table("model", "input", "head", "classes", "licence")
     for column in table.columns:
         column.overflow = "fold"

@@ -1,4 +1,4 @@
-"""Class names: ``coco80``, and from the names in a configuration to the model's ids."""
+"""Class names: the list ``coco80``, and the conversion of configured names to the model's ids."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ COCO80: Final[tuple[str, ...]] = (
 
 
 def class_names(spec: ModelSpec) -> tuple[str, ...]:
-    """Return the names in the model's order."""
+    """Return the class names in the model's order."""
     return COCO80 if isinstance(spec.classes, str) else spec.classes
 
 
 def class_ids(names: Sequence[str], wanted: Sequence[str] | None, model: str) -> tuple[int, ...]:
-    """Return the ids of the `wanted` names, ascending; all if None.
+    """Return the ids of the `wanted` names in ascending order. Return all ids if `wanted` is None.
 
     Raises:
-        ConfigError: the model lacks some of the names; the hint has the nearest that it has.
+        ConfigError: the model lacks some of the names. The hint suggests similar names.
     """
     if wanted is None:
         return tuple(range(len(names)))
@@ -47,4 +47,4 @@ def class_ids(names: Sequence[str], wanted: Sequence[str] | None, model: str) ->
 
 
 def _advice(name: str, names: Sequence[str]) -> str:
-    return did_you_mean_class(name, names) or f"`vision models` lists the {len(names)} classes it has"
+    return did_you_mean_class(name, names) or f"`vision models` lists its {len(names)} classes"

@@ -1,6 +1,6 @@
 """Interface between the inference loop and a detector: frames in, detections out.
 
-Pre-processing, decoding and NMS belong to the detector because on a GPU they are part of the same graph as the network.
+The detector includes pre-processing, decoding, and NMS: on a GPU, they are part of the same graph as the network.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from typing import Final, Generic, Protocol, TypeVar, runtime_checkable
 from vision.errors import Closed
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
-SLOTS_CPU: Final = 3
-"""Two batches computed at once, and one that waits: 5 % more frames/s on two busy cores than without it."""
+IN_FLIGHT_CPU: Final = 3
+"""Number of slots on a CPU. The device computes two batches at the same time, and one waits. On two busy cores, the
+waiting batch increases the throughput by 5 %."""
 
-SLOTS_GPU: Final = 4
-"""Copy, compute and the host's turn overlap. On an H100, batches of 1 and of 32: two slots 0.33 and 1.56 ms a batch,
-three 0.25 and 1.19 ms, four 0.19 and 1.10 ms."""
+IN_FLIGHT_GPU: Final = 4
+"""Number of slots on a GPU: copies, computation, and work of the host overlap. On an H100, a batch of 1 and a batch of
+32 take 0.33 and 1.56 ms with two slots, 0.25 and 1.19 ms with three, and 0.19 and 1.10 ms with four."""
 
-SLOTS_INTEGRATED: Final = 3
-"""Nothing is copied where CPU and GPU share their memory, and memory is short."""
+IN_FLIGHT_INTEGRATED: Final = 3
+"""Number of slots if CPU and GPU share their memory. In that case, nothing is copied, and memory is scarce."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuSpec:
-    """How a detector runs on a GPU."""
+    """Properties of a detector that runs on a GPU."""
 
     precision: str
     graphs_off: str = ""
@@ -44,7 +45,7 @@ class DetectorSpec:
     name: str
     """Back-end, device, and precision for status messages, such as ``onnxruntime cpu fp32``."""
     class_names: tuple[str, ...]
-    """`Detections.class_ids` index into this."""
+    """Names of the classes. `Detections.class_ids` contains indices into this tuple."""
     batches_in_flight: int
     """Number of slots, that is, of batches that can be submitted at the same time. 2 is double buffering."""
     parallel: int
@@ -52,7 +53,7 @@ class DetectorSpec:
     max_batch: int
     """Maximum number of frames in one `submit`."""
     pixel_formats: tuple[PixelFormat, ...]
-    """Formats that `submit` takes, the cheapest first."""
+    """Formats that `submit` accepts, the cheapest first."""
     gpu: GpuSpec | None = None
     """None for a detector that runs on the CPU."""
 
@@ -67,21 +68,21 @@ class Detector(Protocol):
 
     @property
     def spec(self) -> DetectorSpec:
-        """Fixed properties: the same object for the life of the detector."""
+        """Fixed properties. Always the same object."""
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         """Return a buffer for one frame, page-locked if that helps. The buffer keeps its memory alive.
 
         Raises:
-            ValueError: the size is not possible in this format.
+            ValueError: the format does not allow this size.
         """
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        """Start on 1 to `max_batch` frames and return at once. The frames' leases are held until `wait` returns.
+        """Start detection in 1 to `max_batch` frames. Does not wait. Keeps the frames' leases until `wait` returns.
 
         Raises:
-            ValueError: no such slot, no or too many frames, or the slot is still submitted.
-            Closed: after `close`.
+            ValueError: the slot does not exist or is still submitted, or the number of frames is out of range.
+            Closed: the detector is closed.
             DeviceError: the device failed.
         """
 
@@ -89,9 +90,9 @@ class Detector(Protocol):
         """Return the detections of each submitted frame, in order, in new arrays. Releases the GIL while it waits.
 
         Raises:
-            TimeoutError: not ready yet; the slot stays submitted, so call again.
+            TimeoutError: the batch is not ready. The slot stays submitted, so call `wait` again.
             ValueError: nothing was submitted to this slot.
-            Closed: after `close`.
+            Closed: the detector is closed.
             DeviceError: the device failed.
         """
 
@@ -104,7 +105,7 @@ class GpuMemory:
     """Memory that the process holds for a detector and for the cameras' frames."""
 
     device_bytes: int
-    """GPU memory, including what the inference library holds."""
+    """GPU memory, including the memory of the inference library."""
     page_locked_bytes: int
     """Host memory that the GPU reads and writes."""
 
@@ -114,19 +115,19 @@ class ReportsMemory(Protocol):
     """A detector that reports the GPU memory it holds."""
 
     def memory(self) -> GpuMemory:
-        """Return the memory held now."""
+        """Return the memory that is currently held."""
 
 
 @runtime_checkable
 class ReadsDevice(Protocol):
-    """A detector that also takes frames in GPU memory."""
+    """A detector that also accepts frames in GPU memory."""
 
     def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         """Return a buffer for one frame in GPU memory only.
 
         Raises:
             ValueError: the format does not allow this size.
-            OutOfMemory: with the size that was asked for and the free memory.
+            OutOfMemory: the GPU has too little free memory. The error contains the requested and the free memory.
         """
 
 
@@ -134,7 +135,7 @@ Batch = TypeVar("Batch")
 
 
 class InFlight(Generic[Batch]):
-    """The batch of each slot, and the checks that `Detector` promises."""
+    """The batch in each slot, and the checks of arguments that the `Detector` protocol requires."""
 
     def __init__(self, spec: DetectorSpec) -> None:
         self.batches: list[Batch | None] = [None] * spec.batches_in_flight  # None: the slot is free
@@ -142,7 +143,7 @@ class InFlight(Generic[Batch]):
         self._max_batch = spec.max_batch
 
     def require_free(self, slot: int, frames: Sequence[Frame]) -> None:
-        """Check the arguments of `Detector.submit`, and raise its errors."""
+        """Check the arguments of `Detector.submit`. Raises the errors that are documented there."""
         if self.closed:
             raise Closed("the detector is closed")
         if not 0 <= slot < len(self.batches):
@@ -153,7 +154,7 @@ class InFlight(Generic[Batch]):
             raise ValueError(f"slot {slot} is still submitted: wait for it first")
 
     def submitted(self, slot: int) -> Batch:
-        """Return the batch that `Detector.wait` asks for, or raise its errors."""
+        """Return the batch in a slot for `Detector.wait`. Raises the errors that are documented there."""
         if self.closed:
             raise Closed("the detector is closed")
         batch = self.batches[slot] if 0 <= slot < len(self.batches) else None
@@ -162,6 +163,6 @@ class InFlight(Generic[Batch]):
         return batch
 
     def close(self) -> None:
-        """Refuse further calls, and let go of the batches."""
+        """Refuse further calls, and drop the batches."""
         self.closed = True
         self.batches = [None] * len(self.batches)

@@ -1,7 +1,7 @@
-"""Detector with known answers: it finds what the synthetic source paints, in the pixels themselves.
+"""Detector with known results: finds the rectangles of the synthetic source in the pixels of each frame.
 
-So a test of the whole program notices every wrong pixel, without a network in between. Time is simulated: `service_ns`
-a batch on `parallel` devices, with the injected clock.
+A test of the whole program therefore notices every wrong pixel, without a neural network. Time is simulated with the
+injected clock: each batch takes `service_ns` on one of `parallel` devices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vision.errors import DeviceError
 from vision.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
-_SATURATION = 128  # of 255: far from grey, and still there after video has been encoded and decoded
+_SATURATION = 128  # of 255: far from gray, and still reached after a video is encoded and decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,14 @@ class _Batch:
 
 
 class FakeDetector:
-    """`Detector` for rectangles of `FAKE_COLORS`. The score is the part of its box that an object fills."""
+    """`Detector` for rectangles of `FAKE_COLORS`. The score is the part of its bounding box that an object fills."""
 
     def __init__(
         self,
         *,
         score: float = 0.0,
         classes: Sequence[int] | None = None,
-        slots: int = 2,
+        batches_in_flight: int = 2,
         parallel: int = 1,
         max_batch: int = 8,
         service_ns: int = 0,
@@ -45,22 +45,22 @@ class FakeDetector:
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Create the detector with `slots` batches in flight on `parallel` simulated devices.
+        """Create the detector with `batches_in_flight` batches on `parallel` simulated devices.
 
         Args:
             score: minimum score of an object.
             classes: ids to keep; all if None.
-            service_ns: simulated time of a batch.
-            fail_at: `wait` raises for this batch, counted from 0.
-            sleep: takes seconds and advances `clock`, ns.
+            service_ns: simulated duration of a batch.
+            fail_at: number of the batch for which `wait` raises an error, counted from 0.
+            sleep: function that takes seconds and advances `clock`, which returns nanoseconds.
         """
         self._score = np.float32(score)
         self._classes = tuple(range(len(FAKE_CLASSES)) if classes is None else sorted(set(classes)))
         self.spec = DetectorSpec(
             name="fake",
             class_names=FAKE_CLASSES,
-            batches_in_flight=slots,
-            parallel=min(parallel, slots),
+            batches_in_flight=batches_in_flight,
+            parallel=min(parallel, batches_in_flight),
             max_batch=max_batch,
             pixel_formats=("bgr", "bgrx", "nv12", "i420"),
         )
@@ -85,10 +85,10 @@ class FakeDetector:
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
         self._sleep_until(self._in_flight.submitted(slot).ready_ns, timeout_s)
-        batch = self._in_flight.submitted(slot)  # raises if the detector was closed meanwhile
+        batch = self._in_flight.submitted(slot)  # raises an error if the detector was closed during the wait
         self._in_flight.batches[slot] = None
         if batch.fails:
-            raise DeviceError(f"detection failed: batch {self._fail_at} was to fail")
+            raise DeviceError(f"detection failed: batch {self._fail_at} is configured to fail")
         return [self._detect(frame) for frame in batch.frames]
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class FakeDetector:
 
 
 def _to_bgr(frame: Frame) -> NDArray[np.uint8]:
-    """Convert any format to BGR. Reads all YUV encodings as BT.601: a pure colour stays far from the others."""
+    """Convert any format to BGR. Reads all YUV encodings as BT.601, which still keeps pure colors far apart."""
     match frame.pixel_format:
         case "bgr":
             return frame.pixels
@@ -127,7 +127,7 @@ def _to_bgr(frame: Frame) -> NDArray[np.uint8]:
 
 
 def _find(planes: Sequence[NDArray[np.uint8]], class_id: int) -> Detections:
-    """Return the objects of one class: connected pixels whose colour exceeds both others, from top to bottom.
+    """Return the objects of one class, from top to bottom: connected pixels whose color exceeds both other colors.
 
     Args:
         planes: blue, green and red, (H, W) each.

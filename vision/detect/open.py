@@ -1,4 +1,4 @@
-"""Selection of the detector back-end that a configuration asks for."""
+"""Choose and open the detector back-end of a configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vision.config import ClassifierSpec, DetectConfig, ModelSpec, checked_model_file
 from vision.detect.classes import class_ids, class_names
-from vision.detect.detector import SLOTS_CPU, Detector
+from vision.detect.detector import IN_FLIGHT_CPU, Detector
 from vision.detect.reference.heads import make_head
 from vision.errors import DeviceMissing
 from vision.test_pattern import FAKE_CLASSES
@@ -26,13 +26,14 @@ log = logging.getLogger(__name__)
 def open_detector(
     folder: Path, spec: ModelSpec, detect: DetectConfig, *, stop: threading.Event | None = None
 ) -> Detector:
-    """Open the detector that `detect` asks for, with the model of `folder`.
+    """Open the configured detector with the model in `folder`.
 
-    A back-end that is named is used or refused. ``auto`` takes TensorRT if it and a GPU are present, else ONNX
-    Runtime, and logs the reason. `stop` ends a long start early: TensorRT can build an engine for minutes.
+    If the configured back-end is not available, this raises an error. ``auto`` uses TensorRT if it and a GPU are
+    present, otherwise ONNX Runtime, and logs the reason. Set `stop` to cancel: TensorRT can take minutes to build an
+    engine.
 
     Raises:
-        Closed: stopped.
+        Closed: `stop` was set.
         ConfigError: `detect.classes` names a class that the model does not have.
         ModelError: the file is not the model that the spec describes.
         DeviceMissing: the named back-end is not available.
@@ -41,7 +42,7 @@ def open_detector(
     if detect.backend == "fake":
         return _open_fake(detect)
     if detect.backend != "onnxruntime":
-        class_ids(class_names(spec), detect.classes, spec.name)  # finds a wrong name before an engine is built for it
+        class_ids(class_names(spec), detect.classes, spec.name)  # reports an unknown name before the engine is built
         try:
             detector: Detector = _tensorrt_module().open_tensorrt_detector(folder, spec, detect, stop=stop)
         except DeviceMissing as missing:
@@ -54,10 +55,10 @@ def open_detector(
 
 
 def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
-    """Raise what `open_detector` would raise, as far as that is known without building an engine.
+    """Raise the errors of `open_detector` that can be found without building an engine.
 
-    The ONNX file is read and, if ONNX Runtime is installed, run once on zeros on the CPU. For TensorRT, the library,
-    the driver, and the GPU must be present, and the GPU must have the precision.
+    The ONNX file is read and, if ONNX Runtime is installed, run once on the CPU with zeros as input. For TensorRT, the
+    library, the driver, and the GPU must be present, and the GPU must support the precision.
 
     Raises:
         ConfigError: `classes` names a class that the model does not have.
@@ -82,11 +83,11 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
 
 
 def _has_tensorrt(config: DetectConfig, *, required: bool) -> bool:
-    """Return True if TensorRT and a GPU that has the precision are available.
+    """Return True if TensorRT and a GPU that supports the precision are available.
 
     Raises:
-        DeviceMissing: they are not, and they are required.
-        ModelError: the GPU does not have the precision.
+        DeviceMissing: they are required but not available.
+        ModelError: the GPU does not support the precision.
     """
     try:
         _tensorrt_module().check_device(config)
@@ -105,14 +106,14 @@ def published_class_names(spec: ModelSpec, detect: DetectConfig) -> tuple[str, .
 def _report_no_gpu(missing: DeviceMissing) -> None:
     if has_nvidia_gpu():
         hint = f"; {missing.hint}" if missing.hint else ""
-        log.warning("the GPU is not used, ONNX Runtime detects on the CPU: %s%s", missing.args[0], hint)
+        log.warning("the GPU is not used; detecting on the CPU with ONNX Runtime: %s%s", missing.args[0], hint)
     else:
         log.info("no NVIDIA GPU: detecting on the CPU with ONNX Runtime")
         log.debug("%s", missing.args[0])
 
 
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
-    """Return True if the kernel shows an NVIDIA GPU, integrated or discrete, usable or not."""
+    """Return True if the kernel lists an NVIDIA GPU, integrated or discrete, even if it cannot be used."""
     return any((devices / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu"))
 
 
@@ -122,13 +123,13 @@ def _tensorrt_module() -> ModuleType:
     except ImportError as error:
         raise DeviceMissing(
             f"the TensorRT back-end cannot be loaded: {error}",
-            hint="`vision doctor` says what is missing; `detect: {backend: onnxruntime}` runs on the CPU",
+            hint="`vision doctor` shows what is missing; `detect: {backend: onnxruntime}` runs on the CPU",
             code="tensorrt-missing",
         ) from error
 
 
 def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
-    """Open the CPU detector. `detect.max_batch` has no effect here: `OnnxRuntimeDetector` gives the reason."""
+    """Open the CPU detector. `detect.max_batch` has no effect here: see `OnnxRuntimeDetector` for the reason."""
     ids = class_ids(class_names(spec), detect.classes, spec.name)
     path = checked_model_file(folder, spec)
     try:
@@ -141,7 +142,7 @@ def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> De
         score=detect.score_threshold,
         iou=detect.iou_threshold,
         classes=ids,
-        slots=detect.batches_in_flight or SLOTS_CPU,
+        batches_in_flight=detect.batches_in_flight or IN_FLIGHT_CPU,
         threads=detect.threads,
     )
 
@@ -149,7 +150,7 @@ def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> De
 def open_classifier(
     folder: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8
 ) -> OnnxRuntimeClassifier:
-    """Open the second model of `folder` on the CPU. One batch of up to `max_batch` crops is computed by `threads`.
+    """Open the second model in `folder` on the CPU. `threads` threads compute each batch of up to `max_batch` crops.
 
     Raises:
         ModelError: the file is not the model that the spec describes.
@@ -179,6 +180,6 @@ def _open_fake(detect: DetectConfig) -> Detector:
     return FakeDetector(
         score=detect.score_threshold,
         classes=ids,
-        slots=detect.batches_in_flight or SLOTS_CPU,
+        batches_in_flight=detect.batches_in_flight or IN_FLIGHT_CPU,
         max_batch=detect.max_batch,
     )

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.capture.frame_reader import read_frames
-from vision.config import ZoneConfig
 from vision.config.analytics import pixels_per_unit
 from vision.evaluation.crossings import anchor_points, lines_of_class
 from vision.evaluation.mot import Boxes
@@ -129,14 +128,13 @@ class _Painter:
         return self._crossed
 
     def _inside(self, rows: slice) -> Mapping[str, int]:
-        boxes = self._scene.found.boxes_xyxy[rows]
-        return {zone.name: self._count_inside(zone, boxes) for zone in self._shown.zones}
-
-    def _count_inside(self, zone: ZoneConfig, boxes_xyxy: NDArray[np.float64]) -> int:
         scale = pixels_per_unit(self._shown.units, self._video.width_px, self._video.height_px)
-        corners = (np.array(zone.polygon, np.float64) * scale).astype(np.float32)
-        points = anchor_points(boxes_xyxy, zone.anchor).tolist()
-        return sum(cv2.pointPolygonTest(corners, (x, y), False) >= 0 for x, y in points)
+        inside = {}
+        for zone in self._shown.zones:
+            corners = (np.array(zone.polygon, np.float64) * scale).astype(np.float32)
+            points = anchor_points(self._scene.found.boxes_xyxy[rows], zone.anchor).tolist()
+            inside[zone.name] = sum(cv2.pointPolygonTest(corners, (x, y), False) >= 0 for x, y in points)
+        return inside
 
 
 def _former_tracks(scene: Scene) -> dict[int, int]:

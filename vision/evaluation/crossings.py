@@ -20,6 +20,7 @@ from vision.analytics.geometry import ANCHORS
 from vision.config import CameraAnalytics, LineConfig
 from vision.config.analytics import Units, pixels_per_unit
 from vision.evaluation.mot import Boxes
+from vision.evaluation.passes import Video
 from vision.types import Event
 
 _JITTER: Final = 0.1  # of the longer side of an object's box
@@ -43,20 +44,9 @@ class LineScore:
 
 
 def score_lines(
-    section: CameraAnalytics,
-    truth: Boxes,
-    events: Sequence[tuple[int, Event]],
-    class_name: str,
-    *,
-    size_px: tuple[int, int],
-    interval_s: float,
+    section: CameraAnalytics, truth: Boxes, events: Sequence[tuple[int, Event]], class_name: str, video: Video
 ) -> list[LineScore]:
-    """Compare the crossings that the pipeline counted for a class with the true ones.
-
-    Args:
-        size_px: width and height of the frame.
-        interval_s: time from frame to frame.
-    """
+    """Compare the crossings that the pipeline counted for a class with the true ones."""
     counted = Counter(
         (event.name, event.data.get("direction"))
         for _, event in events
@@ -64,7 +54,7 @@ def score_lines(
     )
     scores = []
     for line in lines_of_class(section, class_name):
-        true = Counter(true_crossings(line, section.units, truth, size_px=size_px, interval_s=interval_s))
+        true = Counter(true_crossings(line, section.units, truth, video))
         directions = ("in", "out") if line.direction == "both" else (line.direction,)
         scores += [LineScore(line.name, name, true[name], counted[line.name, name]) for name in directions]
     return scores
@@ -75,14 +65,12 @@ def lines_of_class(section: CameraAnalytics, class_name: str) -> list[LineConfig
     return [line for line in section.lines if line.classes is None or class_name in line.classes]
 
 
-def true_crossings(
-    line: LineConfig, units: Units, truth: Boxes, *, size_px: tuple[int, int], interval_s: float
-) -> Iterator[str]:
+def true_crossings(line: LineConfig, units: Units, truth: Boxes, video: Video) -> Iterator[str]:
     """Yield ``in`` or ``out`` for every crossing of the line."""
-    ends = np.array(line.points, np.float64) * pixels_per_unit(units, *size_px)
+    ends = np.array(line.points, np.float64) * pixels_per_unit(units, video.width_px, video.height_px)
     points = anchor_points(truth.boxes_xyxy, line.anchor)
     sizes_px = (truth.boxes_xyxy[:, 2:] - truth.boxes_xyxy[:, :2]).max(axis=1)
-    max_gap = max(1, round(_MAX_GAP_S / interval_s))
+    max_gap = max(1, round(_MAX_GAP_S / video.interval_s))
     for object_id in np.unique(truth.ids):
         rows = np.flatnonzero(truth.ids == object_id)
         gaps = np.flatnonzero(np.diff(truth.frames[rows]) > max_gap) + 1

@@ -28,6 +28,10 @@ class Curve:
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
 
+    @property
+    def f1(self) -> NDArray[np.float64]:
+        return 2 * self.precision * self.recall / np.maximum(self.precision + self.recall, 1e-12)
+
     def at(self, score: float) -> tuple[float, float]:
         """Return precision and recall of all detections from `score` on; precision is 1 if there are none."""
         count = int(np.searchsorted(-self.scores, -(score - 1e-6), side="right"))
@@ -37,9 +41,8 @@ class Curve:
         """Return the score with the highest F1, and that F1."""
         if not len(self.scores):
             return 0.0, 0.0
-        f1 = 2 * self.precision * self.recall / np.maximum(self.precision + self.recall, 1e-12)
-        at = int(f1.argmax())
-        return float(self.scores[at]), float(f1[at])
+        best = int(self.f1.argmax())
+        return float(self.scores[best]), float(self.f1[best])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,10 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
     """
     order = np.argsort(-found.scores, kind="stable")
     hits = match_detections(truth, found)[order]
-    precision, recall = _precision_recall(hits, len(truth))
-    by_overlap = tuple(_area(precision[:, at], recall[:, at]) for at in range(len(OVERLAPS)))
+    positives = hits.cumsum(axis=0)  # after each detection, by overlap
+    precision, recall = positives / np.arange(1, len(hits) + 1)[:, None], positives / max(len(truth), 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    by_overlap = tuple((np.diff(recall, axis=0, prepend=0.0) * envelope).sum(axis=0).tolist())
     curve = Curve(found.scores[order], precision[:, 0], recall[:, 0])
     best_score, best_f1 = curve.best()
     return DetectionScores(
@@ -117,14 +122,3 @@ def _match_frame(table: NDArray[np.float64], scores: NDArray[np.float64]) -> NDA
         free[at_overlap[hit], best[hit]] = False
         hits[row] = hit
     return hits
-
-
-def _precision_recall(hits: NDArray[np.bool_], true_boxes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return both after each detection, for hits (N, overlaps) with the best score first."""
-    positives = hits.cumsum(axis=0)
-    return positives / np.arange(1, len(hits) + 1)[:, None], positives / max(true_boxes, 1)
-
-
-def _area(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> float:
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))

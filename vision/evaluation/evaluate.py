@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import rich
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,7 +25,7 @@ from vision.evaluation.annotated import Scene, write_video
 from vision.evaluation.crossings import lines_of_class, score_lines
 from vision.evaluation.detection import score_detections
 from vision.evaluation.mot import read_truth, write_boxes
-from vision.evaluation.passes import Findings, Subject
+from vision.evaluation.passes import Findings, Subject, boxes_of_class
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, print_evaluation, write_json
 from vision.evaluation.tracks import load_metrics, match_frames, score_tracks
@@ -116,18 +117,9 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
     """Return all figures, and the data for the video."""
     config, video, truth = subject.config, subject.video, subject.truth.boxes
     camera = config.cameras[0]
-    published = findings.published(subject.class_id)
+    published = boxes_of_class(findings.objects, subject.class_id)
     partners = match_frames(truth, published, video.frames)
-    lines = []
-    if findings.tracked:
-        lines = score_lines(
-            subject.section,
-            truth,
-            findings.events,
-            subject.class_name,
-            size_px=(video.width_px, video.height_px),
-            interval_s=video.interval_s,
-        )
+    lines = score_lines(subject.section, truth, findings.events, subject.class_name, video) if findings.tracked else ()
     evaluation = Evaluation(
         config=config_name,
         camera=camera.id,
@@ -139,7 +131,7 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
         video=video,
         detection=score_detections(
             truth,
-            findings.detected(subject.class_id),
+            boxes_of_class(findings.detections, subject.class_id),
             score=config.detect.score_threshold,
             lowest_score=min(passes.LOWEST_SCORE, config.detect.score_threshold),
         ),
@@ -154,7 +146,7 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
 def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
     """Yield limits of the figures."""
     truth, frames = subject.truth, subject.video.frames
-    empty, last = truth.empty_frames(frames), int(truth.boxes.frames[-1])
+    empty, last = frames - len(np.unique(truth.boxes.frames)), int(truth.boxes.frames[-1])
     if empty:
         yield f"{empty} of {frames} frames have no rows in {truth.path}: every object found in them counts as false"
     if last < frames:

@@ -77,10 +77,6 @@ class Truth:
                 code="truth-too-long",
             )
 
-    def empty_frames(self, frames: int) -> int:
-        """Return the number of frames without a row in a video of this length."""
-        return frames - len(np.unique(self.boxes.frames))
-
 
 def read_truth(path: Path) -> Truth:
     """Read and check a truth file: rows of `COLUMNS`, of which the last three are ignored and may be missing.
@@ -121,11 +117,7 @@ class _Reader:
         self._columns: tuple[int, int] | None = None  # their number, and the first line
 
     def read(self, number: int, line: str) -> None:
-        """Take one line.
-
-        Raises:
-            ValueError: the line is faulty.
-        """
+        """Take one line. Raise ValueError if it is faulty."""
         values = self._numbers(number, line)
         frame, object_id = _whole("frame", values[0], 1), _whole("id", values[1], 0)
         left, top, width, height, valid = values[2:]
@@ -173,13 +165,11 @@ def write_boxes(path: Path, boxes: Boxes) -> None:
     Raises:
         VisionError: the file cannot be written.
     """
-    rows = zip(boxes.frames.tolist(), boxes.ids.tolist(), boxes.boxes_xyxy.tolist(), boxes.scores.tolist(), strict=True)
-    lines = [
-        f"{frame},{object_id},{x1:.6f},{y1:.6f},{x2 - x1:.6f},{y2 - y1:.6f},{score:.6f},-1,-1,-1\n"
-        for frame, object_id, (x1, y1, x2, y2), score in rows
-    ]
+    corners, sizes = boxes.boxes_xyxy[:, :2], boxes.boxes_xyxy[:, 2:] - boxes.boxes_xyxy[:, :2]
+    table = np.column_stack([boxes.frames, boxes.ids, corners, sizes, boxes.scores])
     try:
-        path.write_text("".join(lines), encoding="ascii")
+        with path.open("w", encoding="ascii") as file:
+            np.savetxt(file, table, "%d,%d" + ",%.6f" * 5 + ",-1,-1,-1")
     except OSError as error:
         raise VisionError(f"cannot write {path}: {error.strerror}") from error
 

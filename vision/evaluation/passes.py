@@ -82,14 +82,6 @@ class Findings:
         """Return True if the pipeline has a tracker."""
         return any(isinstance(objects, Tracks) for _, objects in self.objects)
 
-    def detected(self, class_id: int) -> Boxes:
-        """Return every detection of a class."""
-        return _boxes(self.detections, class_id)
-
-    def published(self, class_id: int) -> Boxes:
-        """Return every published object of a class."""
-        return _boxes(self.objects, class_id)
-
 
 def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
     """Return the configuration with only the camera of the labelled video.
@@ -252,7 +244,8 @@ class _RecordingDetector:
         return Detections(all_.boxes_xyxy[keep], all_.scores[keep], all_.class_ids[keep], all_.truncated_candidates)
 
 
-def _boxes(found: Sequence[tuple[int, Detections | Tracks]], class_id: int) -> Boxes:
+def boxes_of_class(found: Sequence[tuple[int, Detections | Tracks]], class_id: int) -> Boxes:
+    """Return the boxes of one class from the results of each frame."""
     empty = Detections.empty()
     frames, results = zip(*found, strict=True) if found else ((0,), (empty,))
     ids = [result.track_ids if isinstance(result, Tracks) else np.full(len(result), -1, np.int64) for result in results]

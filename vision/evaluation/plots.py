@@ -11,11 +11,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.errors import ConfigError, VisionError
+from vision.errors import VisionError
 from vision.evaluation.detection import DetectionScores
 from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Video
 from vision.evaluation.tracks import INSTALL
+from vision.version import require_package
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f7ebc", "#e8833a", "#3a9d5d", "#c93b3b", "#8a8f98"
 _TRACK_COLOURS: Final = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#d37295")
@@ -23,16 +24,9 @@ _DPI: Final = 130
 
 
 def require_matplotlib() -> None:
-    """Check that matplotlib is installed.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Check that matplotlib is installed."""
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs its search for fonts
-    try:
-        importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise ConfigError(f"--plots needs matplotlib: {error}", hint=INSTALL, code="package-missing") from error
+    require_package("matplotlib.figure", "--plots needs matplotlib", INSTALL)
 
 
 def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
@@ -47,10 +41,9 @@ def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     left.set_title(f"{class_name}: AP@0.5 {found.ap50:.3f}, AP@[.5:.95] {found.ap:.3f}", loc="left")
     if len(curve.scores):
-        f1 = 2 * curve.precision * curve.recall / np.maximum(curve.precision + curve.recall, 1e-12)
-        for values, name, colour in ((curve.precision, "precision", _BLUE), (curve.recall, "recall", _GREEN)):
+        shown = (("precision", curve.precision, _BLUE), ("recall", curve.recall, _GREEN), ("F1", curve.f1, _GREY))
+        for name, values, colour in shown:
             right.plot(curve.scores, values, color=colour, linewidth=1.8, label=name)
-        right.plot(curve.scores, f1, color=_GREY, linewidth=1.8, label="F1")
     right.axvline(found.score, color=_ORANGE, linewidth=1.5, linestyle="--", label=f"published from {found.score:g}")
     right.set(xlabel="lowest score", xlim=(0, 1), ylim=(0, 1.02))
     right.set_title("with another lowest score, overlap 0.5", loc="left")
@@ -91,15 +84,8 @@ def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: 
             began_s = (start - 1) * video.interval_s
             axes.barh(at, length * video.interval_s, left=began_s, height=0.72, color=colour, linewidth=0)
         if switches > 0:
-            axes.annotate(
-                f"{switches} switch{'es' if switches > 1 else ''}",
-                (truth.frames[rows[-1]] * video.interval_s, at),
-                (4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7,
-                color=_RED,
-            )
+            label = f"  {switches} switch{'es' if switches > 1 else ''}"
+            axes.text(truth.frames[rows[-1]] * video.interval_s, at, label, va="center", fontsize=7, color=_RED)
     axes.set_yticks(range(len(ids)), [str(each) for each in ids], fontsize=7 if len(ids) > 12 else 9)
     axes.set(xlabel="seconds", ylabel="true object", xlim=(0, video.duration_s * 1.06), ylim=(len(ids) - 0.4, -0.6))
     axes.set_title("track of each object: a new colour is an identity switch, grey is missed", loc="left")

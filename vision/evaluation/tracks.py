@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
@@ -19,9 +20,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.errors import ConfigError
 from vision.evaluation.mot import Boxes, overlaps
-from vision.version import pip_hint
+from vision.version import pip_hint, require_package
 
 MIN_OVERLAP: Final = 0.5
 INSTALL: Final = f"{pip_hint('scipy', 'matplotlib')} && {pip_hint('--no-deps', 'trackeval')}"
@@ -51,18 +51,15 @@ class TrackingScores:
 
 
 def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.int64]) -> TrackingScores:
-    """Compare tracks with the true ones. `partners` comes from `match_frames`.
-
-    Raises:
-        ConfigError: TrackEval is not installed.
-    """
+    """Compare tracks with the true ones. `partners` comes from `match_frames`."""
     metrics = load_metrics()
     sequence = _sequence(truth, tracks, frames)
     identity = metrics.Identity({"THRESHOLD": MIN_OVERLAP, "PRINT_CONFIG": False}).eval_sequence(sequence)
     hota = metrics.HOTA().eval_sequence(sequence)
     found = partners >= 0
-    lives = [_Life.of(partners[rows], tracks.ids) for rows in _rows_of_objects(truth)]
-    switches = sum(life.switches for life in lives)
+    lives = [_life(partners[rows], tracks.ids) for rows in _rows_of_objects(truth)]
+    shares, switches_of, interruptions = zip(*lives, strict=True) if lives else ((), (), ())
+    switches = sum(switches_of)
     misses, false_boxes = int((~found).sum()), len(tracks) - int(found.sum())
     return TrackingScores(
         mota=1.0 - (misses + false_boxes + switches) / max(len(truth), 1),
@@ -73,33 +70,27 @@ def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.
         precision=float(found.sum()) / len(tracks) if len(tracks) else 1.0,
         recall=float(found.mean()) if len(truth) else 1.0,
         switches=switches,
-        fragments=sum(life.fragments for life in lives),
+        fragments=sum(interruptions),
         misses=misses,
         false_boxes=false_boxes,
         true_boxes=len(truth),
         true_objects=len(lives),
         tracks=sequence["num_tracker_ids"],
-        mostly_tracked=sum(life.found >= 0.8 for life in lives),
-        mostly_lost=sum(life.found < 0.2 for life in lives),
+        mostly_tracked=sum(share >= 0.8 for share in shares),
+        mostly_lost=sum(share < 0.2 for share in shares),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Life:
-    """One true object from its first row to its last."""
+def _life(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> tuple[float, int, int]:
+    """Return the found share, the switches and the interruptions of a true object.
 
-    found: float  # part of its rows
-    switches: int
-    fragments: int  # times that it was lost and found again
-
-    @staticmethod
-    def of(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> _Life:
-        """Return the life of an object from the rows of its partners (-1: none), in the order of frames."""
-        found = partners >= 0
-        ids = track_ids[partners[found]]
-        # An interruption shows where it ends: lost in the row before, and found at some time before that.
-        again = found[1:] & ~found[:-1] & np.logical_or.accumulate(found)[:-1]
-        return _Life(float(found.mean()), int((np.diff(ids) != 0).sum()), int(again.sum()))
+    `partners`: its partner in each of its rows, in the order of frames; -1: none.
+    """
+    found = partners >= 0
+    switches = np.diff(track_ids[partners[found]]) != 0
+    # An interruption shows where it ends: lost in the row before, and found at some time before that.
+    again = found[1:] & ~found[:-1] & np.logical_or.accumulate(found)[:-1]
+    return float(found.mean()), int(switches.sum()), int(again.sum())
 
 
 def match_frames(truth: Boxes, found: Boxes, frames: int) -> NDArray[np.int64]:
@@ -117,31 +108,28 @@ def match_frames(truth: Boxes, found: Boxes, frames: int) -> NDArray[np.int64]:
             continue
         table = overlaps(truth.boxes_xyxy[true_rows], found.boxes_xyxy[found_rows])
         table[table < MIN_OVERLAP] = 0.0
-        pairs = _kept_pairs(table, true_ids, found_ids, last)
-        for row, column in pairs:
-            table[row, :] = table[:, column] = 0.0
-        # One more pair has more weight than all overlaps together.
-        rows, columns = assign(-np.where(table > 0, table + len(true_ids), 0.0))
-        pairs += [
-            (row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if table[row, column] > 0
-        ]
-        for row, column in pairs:
-            partners[true_rows.start + row] = found_rows.start + column
-            last[true_ids[row]] = found_ids[column]
+        # One more pair has more weight than all overlaps together, and one more kept pair than all other pairs.
+        count = len(true_ids)
+        weights = np.where(table > 0, table + count, 0.0)
+        for row, column in _kept_pairs(table, true_ids, found_ids, last):
+            weights[row, column] += count * (count + 2)
+        rows, columns = assign(weights, maximize=True)
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            if table[row, column] > 0:
+                partners[true_rows.start + row] = found_rows.start + column
+                last[true_ids[row]] = found_ids[column]
     return partners
 
 
 def _kept_pairs(
     table: NDArray[np.float64], true_ids: list[int], found_ids: list[int], last: dict[int, int]
-) -> list[tuple[int, int]]:
+) -> Iterator[tuple[int, int]]:
     columns = {found_id: column for column, found_id in enumerate(found_ids) if found_id >= 0}
-    pairs = []
     for row, true_id in enumerate(true_ids):
         column = columns.get(last.get(true_id, -1))
         if column is not None and table[row, column] > 0:
-            pairs.append((row, column))
+            yield row, column
             del columns[found_ids[column]]
-    return pairs
 
 
 def _rows_of_objects(truth: Boxes) -> list[NDArray[np.intp]]:
@@ -174,10 +162,5 @@ def load_metrics() -> ModuleType:
     Raises:
         ConfigError: SciPy or TrackEval is not installed.
     """
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints the packages that its data sets lack
-            return importlib.import_module("trackeval.metrics")
-    except ImportError as error:
-        raise ConfigError(
-            f"the tracking figures need SciPy and TrackEval: {error}", hint=INSTALL, code="package-missing"
-        ) from error
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the packages that its data sets lack
+        return require_package("trackeval.metrics", "the tracking figures need SciPy and TrackEval", INSTALL)

@@ -43,7 +43,7 @@ from vision.messaging.schema import (
     rfc3339,
     schema_of,
 )
-from vision.types import Counts, Detections, Event, Result, Timing, Tracks
+from vision.types import Counts, Detections, Event, Result, Tracks
 
 _StructT = TypeVar("_StructT", bound=msgspec.Struct)
 
@@ -62,8 +62,8 @@ class Numbering:
         return {"node": self.node, "instance": self.instance, "boot": boot_id(), "seq": seq}
 
 
-def detections(header: Header, result: Result, class_names: Sequence[str]) -> DetectionsMessage:
-    """Return the message of one result."""
+def detections(header: Header, result: Result, class_names: Sequence[str], published_ns: int) -> DetectionsMessage:
+    """Return the message of one result, which passes to the sockets at `published_ns` (monotonic)."""
     meta = result.meta
     objects = _objects(result.objects, class_names)
     if result.attributes:
@@ -76,7 +76,7 @@ def detections(header: Header, result: Result, class_names: Sequence[str]) -> De
         captured_at=rfc3339(meta.captured_utc_ns),
         captured_monotonic_ns=meta.captured_ns,
         clock=meta.clock,
-        timing_ms=_stage_times(result.timing),
+        timing_ms=_stage_times(result, published_ns),
         dropped_before={reason: count for reason, count in result.dropped_before.items() if count},
         width=meta.width_px,
         height=meta.height_px,
@@ -122,18 +122,15 @@ def _with_attributes(detected: DetectedObject, result: Result) -> DetectedObject
     return msgspec.structs.replace(detected, attributes=described)
 
 
-def _stage_times(timing: Timing) -> StageTimes:
-    """Return the durations in milliseconds. A point that was not reached has the time of the point before it."""
-    batched_ns = timing.batched_ns or timing.captured_ns
-    submitted_ns = timing.submitted_ns or batched_ns
-    inferred_ns = timing.inferred_ns or submitted_ns
-    published_ns = timing.published_ns or inferred_ns
+def _stage_times(result: Result, published_ns: int) -> StageTimes:
+    """Return the durations in milliseconds."""
+    captured_ns, timing = result.meta.captured_ns, result.timing
     return StageTimes(
-        wait=_ms(batched_ns - timing.captured_ns),
-        submit=_ms(submitted_ns - batched_ns),
-        infer=_ms(inferred_ns - submitted_ns),
-        publish=_ms(published_ns - inferred_ns),
-        total=_ms(published_ns - timing.captured_ns),
+        wait=_ms(timing.batched_ns - captured_ns),
+        submit=_ms(timing.submitted_ns - timing.batched_ns),
+        infer=_ms(timing.inferred_ns - timing.submitted_ns),
+        publish=_ms(published_ns - timing.inferred_ns),
+        total=_ms(published_ns - captured_ns),
     )
 
 

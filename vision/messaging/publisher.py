@@ -103,7 +103,8 @@ class Publisher:
         """Send one result and its events, without waiting for subscribers. Raise `Closed` after `close`."""
         topic = f"detections/{result.meta.camera_id}"
         with self.socket.lock:
-            message = codec.detections(self.numbering.header(topic), result, self._class_names)
+            header = self.numbering.header(topic)
+            message = codec.detections(header, result, self._class_names, time.monotonic_ns())
             payload = codec.encode(message, self._encoding)
             self.socket.send(topic, payload)
         if result.events:

@@ -130,5 +130,5 @@ class InferenceLoop:
 
 def _inferred(batch: _Batch, lease: Lease, objects: Detections, now_ns: int) -> InferredFrame:
     meta = lease.frame.meta
-    timing = Timing(meta.captured_ns, lease.taken_ns, batch.submitted_ns, now_ns)
+    timing = Timing(lease.taken_ns, batch.submitted_ns, now_ns)
     return InferredFrame(Result(meta, objects, timing, lease.dropped_before), lease)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Final
 
 from vision.metrics import LatencyHistogram, Rate, span
@@ -128,20 +127,20 @@ class ResultHandler:
             with span(name):
                 result = step(result, inferred.lease.frame)
         inferred.lease.release()
-        result = replace(result, timing=replace(result.timing, published_ns=self._clock()))
+        published_ns = self._clock()
         with span("publish"):
             for sink in self.sinks:
                 sink.publish(result)
-        self._measure(result)
+        self._measure(result, published_ns)
 
-    def _measure(self, result: Result) -> None:
+    def _measure(self, result: Result, published_ns: int) -> None:
         timing, metrics = result.timing, self.metrics[result.meta.camera_id]
         metrics.published += 1
         metrics.objects = len(result.objects)
         metrics.counts = result.counts
         metrics.rate.tick()
         if result.meta.clock != "media":  # the times of a recording do not measure this program
-            metrics.latency.observe(timing.published_ns - timing.captured_ns)
-            self.latency["queue"].observe(timing.submitted_ns - timing.captured_ns)
+            metrics.latency.observe(published_ns - result.meta.captured_ns)
+            self.latency["queue"].observe(timing.submitted_ns - result.meta.captured_ns)
         self.latency["detect"].observe(timing.inferred_ns - timing.submitted_ns)
-        self.latency["results"].observe(timing.published_ns - timing.inferred_ns)
+        self.latency["results"].observe(published_ns - timing.inferred_ns)

@@ -10,10 +10,9 @@ import pytest
 from rich.console import Console
 
 from vision.benchmark.conditions import CpuUse
-from vision.benchmark.limits import Capacity, Load, busiest_part, find_capacity, measure_loads, verdict
+from vision.benchmark.loops import Durations
 from vision.benchmark.pipeline import DeploymentRun, in_flight, run_deployment
-from vision.benchmark.plan import make_plan
-from vision.benchmark.samples import Durations
+from vision.benchmark.plan import Capacity, Load, busiest_part, find_capacity, make_plan, measure_loads, verdict
 from vision.benchmark.stand_ins import PhasedSources, encode_clip, repeated, stand_ins
 from vision.benchmark.tables import print_plan
 from vision.capture.open import open_source

@@ -54,7 +54,11 @@ def time_(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 def fake(time_: Time, *, slots: int = 2, parallel: int = 1, service_ms: int = 10) -> FakeDetector:
     return FakeDetector(
-        slots=slots, parallel=parallel, service_ns=service_ms * 1_000_000, clock=time_.clock, sleep=time_.sleep
+        batches_in_flight=slots,
+        parallel=parallel,
+        service_ns=service_ms * 1_000_000,
+        clock=time_.clock,
+        sleep=time_.sleep,
     )
 
 
@@ -295,7 +299,7 @@ def test_run_reports_a_camera_without_frames() -> None:
 
 @pytest.mark.integration
 def test_non_closing_detector_stays_open() -> None:
-    with closing(FakeDetector(slots=2, max_batch=8)) as detector:
+    with closing(FakeDetector(batches_in_flight=2, max_batch=8)) as detector:
         ran = run_deployment(
             synthetic_deployment(2, 20.0, 64, 48, None), 0.5, lambda *_: NonClosingDetector(detector, 4)
         )
@@ -312,7 +316,7 @@ def test_non_closing_detector_stays_open() -> None:
 
 @pytest.mark.integration
 def test_non_closing_detector_takes_other_frames() -> None:
-    with closing(FakeDetector(slots=2, max_batch=8)) as detector:
+    with closing(FakeDetector(batches_in_flight=2, max_batch=8)) as detector:
         shown = make_batches(detector, load_frames("synthetic:64x48?objects=5", 4), 2, 4, "bgr")
         config = AppConfig.model_validate(
             {"cameras": [{"id": f"c{n}", "source": "synthetic:64x48@20?objects=0"} for n in range(3)]}

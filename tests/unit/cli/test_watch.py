@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from tests.messages.processes import python
-from tests.messages.samples import CLASSES, TIMING, camera_status, crossed, found, node_status, published, result
+from tests.messages.samples import CLASSES, camera_status, crossed, found, node_status, published, result
 from tests.unit.cli.pseudo_terminal import PseudoTerminal, pseudo_terminal
 from vision.cli.watch import Board, lines, render, watch_address
 from vision.client import Gap, Restart, Silence
@@ -36,7 +36,7 @@ def message(
     one = result(found(n), camera=camera)
     one = replace(one, meta=replace(one.meta, captured_ns=captured_ns))
     header = codec.Numbering("n").header(f"detections/{camera}")
-    return codec.detections(header if boot is None else header | {"boot": boot}, one, CLASSES)
+    return codec.detections(header if boot is None else header | {"boot": boot}, one, CLASSES, captured_ns + 27_800_000)
 
 
 def cells(board: Board, seconds: int) -> list[list[str]]:
@@ -114,7 +114,7 @@ def test_table_and_lines_have_the_same_figures() -> None:
 def publish_until(stop: threading.Event, publisher: Publisher) -> threading.Thread:
     def run() -> None:
         while not stop.wait(0.01):
-            publisher.publish(result(timing=TIMING))
+            publisher.publish(result())
             publisher.publish_status(camera_status())
 
     thread = threading.Thread(target=run)

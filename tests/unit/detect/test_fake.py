@@ -59,7 +59,7 @@ def test_fake_detector_uses_the_injected_clock(parallel: int, ready_ms: list[int
         now_ns += round(seconds * 1e9)
 
     with closing(
-        FakeDetector(slots=3, parallel=parallel, service_ns=10_000_000, clock=lambda: now_ns, sleep=sleep)
+        FakeDetector(batches_in_flight=3, parallel=parallel, service_ns=10_000_000, clock=lambda: now_ns, sleep=sleep)
     ) as detector:
         for slot in range(3):
             detector.submit(slot, [grey()])

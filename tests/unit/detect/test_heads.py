@@ -344,8 +344,8 @@ def test_scores_of_four_classes_are_not_taken_for_boxes() -> None:
             "a (1, 300, 4), b (1, 300, 3)",
             "fit head `rt-detr`",
         ),
-        ("yolov8", {"out": (1, 84, 8400)}, "(batch, 7, boxes)", "out (1, 84, 8400)", "hold 80 classes"),
-        ("yolov5", {"out": (1, 25200, 85)}, "(batch, boxes, 8)", "out (1, 25200, 85)", "hold 80 classes"),
+        ("yolov8", {"out": (1, 84, 8400)}, "(batch, 7, boxes)", "out (1, 84, 8400)", "have 80 classes"),
+        ("yolov5", {"out": (1, 25200, 85)}, "(batch, boxes, 8)", "out (1, 25200, 85)", "have 80 classes"),
         ("yolov8", {"out": (1, 1000)}, "(batch, 7, boxes)", "out (1, 1000)", "no head fits"),
         ("yolov8", {}, "(batch, 7, boxes)", "nothing", "no head fits"),
     ],
@@ -357,7 +357,7 @@ def test_head_mismatch_names_the_fitting_head(
         bound({**NANODET, "kind": kind}, shapes)
     message = str(error.value)
     assert f"tiny: head `{kind}` with 3 classes expects {expects}" in message
-    assert f"the model gives {has}" in message
+    assert f"the model has {has}" in message
     assert hint in error.value.hint
 
 

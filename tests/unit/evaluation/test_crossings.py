@@ -11,6 +11,7 @@ from tests.unit.evaluation_tables import Row, boxes
 from vision.config import CameraAnalytics, LineConfig
 from vision.config.analytics import Units
 from vision.evaluation.crossings import LineScore, score_lines, true_crossings
+from vision.evaluation.passes import Video
 from vision.types import Event
 
 SIZE = (320, 240)
@@ -32,7 +33,7 @@ def walk(*places: tuple[float, float] | None, object_id: int = 1) -> list[Row]:
 
 
 def crossings(config: LineConfig, *rows: Row, units: Units = "pixels", interval_s: float = 0.1) -> list[str]:
-    return list(true_crossings(config, units, boxes(*rows), size_px=SIZE, interval_s=interval_s))
+    return list(true_crossings(config, units, boxes(*rows), Video("", 100, *SIZE, interval_s)))
 
 
 def along(*xs: float, y: float = 100.0) -> list[tuple[float, float]]:
@@ -120,7 +121,7 @@ def crossed(
 
 
 def scored(section: CameraAnalytics, truth: Sequence[Row], *events: tuple[int, Event]) -> list[LineScore]:
-    return score_lines(section, boxes(*truth), events, "person", size_px=SIZE, interval_s=0.1)
+    return score_lines(section, boxes(*truth), events, "person", Video("", 100, *SIZE, 0.1))
 
 
 def test_counts_are_scored_by_line_and_direction() -> None:

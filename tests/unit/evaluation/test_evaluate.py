@@ -107,8 +107,8 @@ def test_wrong_count_is_an_error(tmp_path: Path) -> None:
     without = evaluated(tmp_path, config, truth=write_truth(tmp_path, rows))
     wrong = sum(line["counted"] - line["true"] for line in without["lines"])
     of_one = truth.boxes.rows(truth.boxes.ids == ids[0])
-    line = open_subject(Request(str(config), tmp_path / "gt.txt", class_name=CLASS), threading.Event()).section.lines[0]
-    assert wrong == len(list(true_crossings(line, "pixels", of_one, size_px=(320, 240), interval_s=0.2)))
+    subject = open_subject(Request(str(config), tmp_path / "gt.txt", class_name=CLASS), threading.Event())
+    assert wrong == len(list(true_crossings(subject.section.lines[0], "pixels", of_one, subject.video)))
     assert without["tracking"]["mota"] < 0.9
 
 

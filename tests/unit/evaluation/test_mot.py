@@ -111,7 +111,6 @@ def test_rows_can_be_in_any_order(tmp_path: Path) -> None:
     assert truth.boxes.frames.tolist() == [2, 2, 5]
     assert truth.lines.tolist() == [2, 3, 1]
     assert truth.boxes.slices(6) == [slice(0, 0), slice(0, 2), slice(2, 2), slice(2, 2), slice(2, 3), slice(3, 3)]
-    assert truth.empty_frames(6) == 4
 
 
 def test_frames_beyond_the_video_are_refused(tmp_path: Path) -> None:

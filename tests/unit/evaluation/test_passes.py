@@ -13,7 +13,7 @@ from vision.capture.synthetic.source import SyntheticSource
 from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config import AppConfig
 from vision.errors import Closed, ConfigError, SourceError
-from vision.evaluation.passes import Findings, run_pipeline, select_camera, survey
+from vision.evaluation.passes import Findings, boxes_of_class, run_pipeline, select_camera, survey
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, build_cameras, open_configured_detector, open_publisher
 from vision.runtime.runtime import Runtime
@@ -105,7 +105,7 @@ def test_every_frame_runs_through_the_pipeline_once() -> None:
     assert not findings.tracked
     true_boxes, class_ids = SyntheticSource(SyntheticSpec.parse(SOURCE)).truth(4)
     for class_id in range(3):
-        boxes = findings.published(class_id)
+        boxes = boxes_of_class(findings.objects, class_id)
         of_frame = boxes.boxes_xyxy[boxes.frames == 5]
         assert sorted(of_frame.tolist()) == sorted(true_boxes[class_ids == class_id].tolist())
         assert (boxes.ids == -1).all()
@@ -114,14 +114,14 @@ def test_every_frame_runs_through_the_pipeline_once() -> None:
 def test_pipeline_with_a_tracker_publishes_tracks() -> None:
     findings = found_in(SOURCE, "track")
     assert findings.tracked
-    assert len(findings.published(0).frames) > 0
-    assert (findings.published(0).ids > 0).all()
+    assert len(boxes_of_class(findings.objects, 0).frames) > 0
+    assert (boxes_of_class(findings.objects, 0).ids > 0).all()
 
 
 def test_video_without_objects_gives_an_empty_table() -> None:
     findings = found_in("synthetic:160x120@20?frames=3&objects=0")
-    assert len(findings.published(0)) == len(findings.detected(0)) == 0
-    assert len(Findings().published(0)) == 0
+    assert len(boxes_of_class(findings.objects, 0)) == len(boxes_of_class(findings.detections, 0)) == 0
+    assert len(boxes_of_class(Findings().objects, 0)) == 0
 
 
 def test_frame_numbers_continue_after_a_change_of_size() -> None:
@@ -155,8 +155,8 @@ def half_filled(folder: Path) -> str:
 @pytest.mark.parametrize(("score", "published"), [(0.8, [1.0]), (0.3, [1.0, 0.5]), (0.01, [1.0, 0.5])])
 def test_pipeline_receives_only_configured_scores(score: float, published: list[float], tmp_path: Path) -> None:
     findings = found_in(half_filled(tmp_path), detect={"backend": "fake", "score_threshold": score})
-    assert findings.published(0).scores.tolist() == pytest.approx(published)
-    assert findings.detected(0).scores.tolist() == pytest.approx([1.0, 0.5])
+    assert boxes_of_class(findings.objects, 0).scores.tolist() == pytest.approx(published)
+    assert boxes_of_class(findings.detections, 0).scores.tolist() == pytest.approx([1.0, 0.5])
 
 
 def test_stages_change_published_objects_only() -> None:

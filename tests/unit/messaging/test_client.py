@@ -15,7 +15,17 @@ import pytest
 import zmq
 
 from tests.messages.processes import wait_until
-from tests.messages.samples import CLASSES, HEADER, camera_status, crossed, found, node_status, result, tracked
+from tests.messages.samples import (
+    CLASSES,
+    HEADER,
+    PUBLISHED_NS,
+    camera_status,
+    crossed,
+    found,
+    node_status,
+    result,
+    tracked,
+)
 from vision.client import Gap, Item, Latency, Restart, Silence, Subscription, latency, read_recording, subscribe
 from vision.errors import Closed, ConfigError, MessageError
 from vision.messaging import codec, schema
@@ -353,7 +363,7 @@ def test_additional_message_parts_are_ignored() -> None:
         newer.bind("tcp://127.0.0.1:*")
         with Subscription(newer.getsockopt_string(zmq.LAST_ENDPOINT)) as subscription:
             assert newer.poll(20_000)
-            message = codec.detections(HEADER, result(), CLASSES)
+            message = codec.detections(HEADER, result(), CLASSES, PUBLISHED_NS)
             newer.send_multipart([b"detections/gate", codec.encode(message), b"\xff\xd8 a frame"])
             (read,) = take(subscription, 1)
     context.term()
@@ -392,7 +402,7 @@ def test_receive_after_close_is_refused(publisher: Publisher) -> None:
     [(codec.boot_id(), 40.0, "monotonic"), ("another", 25.0, "utc"), ("", 25.0, "utc")],
 )
 def test_latency_uses_shared_clock(boot: str, ms: float, clock: str) -> None:
-    message = msgspec.structs.replace(codec.detections(HEADER, result(), CLASSES), boot=boot)
+    message = msgspec.structs.replace(codec.detections(HEADER, result(), CLASSES, PUBLISHED_NS), boot=boot)
     utc_ns = message.captured_utc_ns + 25_000_000
     assert latency(message, 5_040_000_000, utc_ns) == Latency(ms, clock)  # type: ignore[arg-type]
 
@@ -418,7 +428,7 @@ def test_recording_is_read_as_messages(tmp_path: Path, publisher: Publisher) -> 
 )
 def test_damaged_recording_error_has_line_number(tmp_path: Path, last: bytes) -> None:
     path = tmp_path / "results.jsonl"
-    path.write_bytes(codec.encode(codec.detections(HEADER, result(), CLASSES)) + b"\n" + last)
+    path.write_bytes(codec.encode(codec.detections(HEADER, result(), CLASSES, PUBLISHED_NS)) + b"\n" + last)
     messages = read_recording(path)
     next(messages)
     with pytest.raises(MessageError) as caught:

@@ -18,7 +18,7 @@ import pytest
 import zmq
 
 from tests.messages.processes import Program, python, wait_until
-from tests.messages.samples import CLASSES, HEADER, camera_status, crossed, found, node_status, result
+from tests.messages.samples import CLASSES, HEADER, PUBLISHED_NS, camera_status, crossed, found, node_status, result
 from vision.errors import Closed, ConfigError
 from vision.messaging import codec, schema
 from vision.messaging.publisher import Publisher, Recorder
@@ -410,7 +410,7 @@ def test_recording_contains_sent_json(tmp_path: Path) -> None:
         assert path.read_bytes() == b"".join(codec.encode(message) + b"\n" for message in sent)  # before the close
 
 
-PAYLOAD = codec.encode(codec.detections(HEADER, result(), CLASSES))
+PAYLOAD = codec.encode(codec.detections(HEADER, result(), CLASSES, PUBLISHED_NS))
 LINE = PAYLOAD + b"\n"
 
 

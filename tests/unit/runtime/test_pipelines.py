@@ -314,10 +314,10 @@ def module(path: Path) -> dict[str, Any]:
     return runpy.run_path(str(path))
 
 
-LEFT_HALF = "Publishes only what is in the left half of the frame."
-STANDING = "Publishes an event when an object has stood still for three seconds."
-LIGHT = "Publishes an event with the brightness of the frame when the light goes off or on."
-PRINTER = "Prints the number of objects of each frame."
+LEFT_HALF = "Publish only the objects in the left half of the frame."
+STANDING = "Publish an event when an object has not moved for three seconds."
+LIGHT = "Publish an event with the brightness of the frame when the light is switched on or off."
+PRINTER = "Print the number of objects in each frame."
 
 
 def test_documentation_has_the_expected_programs() -> None:

@@ -69,7 +69,7 @@ def test_pixel_stage_sees_every_frame_unchanged_with_its_objects() -> None:
         return result
 
     sources = [f"synthetic:160x120@1000?frames=60&seed={seed}&format=bgr" for seed in (1, 2)]
-    detector = FakeDetector(slots=2, max_batch=2)
+    detector = FakeDetector(batches_in_flight=2, max_batch=2)
     runtime, sink, cameras = runtime_of(sources, [note, looker], detector, offline=True)
     report = runtime.run(threading.Event())
     assert (looker.wrong, looker.seen) == (0, sum(len(r.objects) for rs in sink.results.values() for r in rs))
@@ -86,7 +86,7 @@ def test_slow_pixel_stage_supersedes_frames_and_holds_few() -> None:
         time.sleep(0.05)
 
     looker = Looker(look=slow)
-    detector = FakeDetector(slots=2, max_batch=2)
+    detector = FakeDetector(batches_in_flight=2, max_batch=2)
     runtime, sink, cameras = runtime_of(["synthetic:160x120@100?format=bgr"] * 2, [looker], detector)
     looker.cameras = cameras
     runtime.run(threading.Event(), for_s=2)
@@ -108,7 +108,7 @@ def test_leases_end_with_the_detector_without_a_pixel_stage() -> None:
         most = max([most, *(leased(camera) for camera in cameras)])
         return result
 
-    detector = FakeDetector(slots=1, max_batch=1)
+    detector = FakeDetector(batches_in_flight=1, max_batch=1)
     runtime, _, cameras = runtime_of(["synthetic:160x120@100"], [slow], detector)
     runtime.run(threading.Event(), for_s=1)
     assert most <= 1
@@ -143,7 +143,7 @@ def test_every_lease_is_released_after_a_failure(culprit: str) -> None:
     look = {"stage": fail_late, "slow stage": slow_then_failing}.get(culprit, lambda _result: None)
     looker = Looker(look=look)
     detectors = {"wait": FakeDetector(fail_at=5, service_ns=5 * MS), "submit": FailingDetector(service_ns=5 * MS)}
-    detector = detectors.get(culprit, FakeDetector(slots=3, max_batch=1))
+    detector = detectors.get(culprit, FakeDetector(batches_in_flight=3, max_batch=1))
     runtime, _, cameras = runtime_of(["synthetic:160x120@200?format=bgr"] * 3, [looker], detector)
     if culprit == "sink":
         runtime._results.sinks.append(FailingSink())
@@ -162,7 +162,7 @@ def test_memory_of_a_pixel_stage_run_does_not_grow() -> None:
             return super().frame_buffer(height_px, width_px, pixel_format)
 
     looker = Looker(look=lambda _result: time.sleep(0.005))
-    detector = Counting(slots=2, max_batch=2)
+    detector = Counting(batches_in_flight=2, max_batch=2)
     runtime, _, _ = runtime_of(["synthetic:160x120@200?format=bgr"] * 2, [looker], detector)
     runtime.run(threading.Event(), for_s=1)
     assert len(made) == 2 * (detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES + 2)

@@ -90,7 +90,7 @@ def check_accounts(camera: Camera, published: list[Result]) -> None:
 @pytest.mark.parametrize("slots", [1, 2, 3])
 def test_offline_run_publishes_every_frame_once_in_order(slots: int) -> None:
     sources = [f"synthetic:160x120@1000?frames={frames}&seed={frames}" for frames in (50, 120, 7)]
-    detector = FakeDetector(slots=slots, max_batch=2, service_ns=MS)
+    detector = FakeDetector(batches_in_flight=slots, max_batch=2, service_ns=MS)
     runtime, sink, cameras = make_runtime(sources, detector, offline=True)
     report = runtime.run(threading.Event())
     for camera, frames in zip(cameras, (50, 120, 7), strict=True):
@@ -116,7 +116,7 @@ def test_slow_detector_gets_the_newest_frames() -> None:
     for camera in cameras:
         results = sink.results[camera.slot.camera_id]
         assert len(results) >= 8
-        ages_ms = np.array([(result.timing.batched_ns - result.timing.captured_ns) / MS for result in results])
+        ages_ms = np.array([(result.timing.batched_ns - result.meta.captured_ns) / MS for result in results])
         # The newest frame is at most one interval of 20 ms old; the rest is what a busy machine adds.
         assert np.median(ages_ms) <= 25
         assert camera.slot.counts().dropped[DropReason.SUPERSEDED] > 50
@@ -133,12 +133,12 @@ def test_max_fps_limits_a_live_camera() -> None:
 
 @pytest.mark.integration
 def test_stale_frames_are_never_inferred() -> None:
-    detector = FakeDetector(max_batch=1, service_ns=300 * MS, slots=1)
+    detector = FakeDetector(max_batch=1, service_ns=300 * MS, batches_in_flight=1)
     runtime, sink, cameras = make_runtime(["synthetic:160x120@4"] * 3, detector, max_frame_age_s=0.1)
     runtime.run(threading.Event(), for_s=3)
     results = [result for of_camera in sink.results.values() for result in of_camera]
     assert results
-    assert all(result.timing.batched_ns - result.timing.captured_ns <= 100 * MS for result in results)
+    assert all(result.timing.batched_ns - result.meta.captured_ns <= 100 * MS for result in results)
     assert sum(camera.slot.counts().dropped.get(DropReason.STALE, 0) for camera in cameras) > 0
     for camera in cameras:
         check_accounts(camera, sink.results[camera.slot.camera_id])
@@ -190,7 +190,7 @@ def test_first_failure_stops_all_threads_and_is_raised(culprit: str) -> None:
 
 @pytest.mark.integration
 def test_stop_publishes_the_batches_in_flight() -> None:
-    detector = FakeDetector(service_ns=200 * MS, slots=2)
+    detector = FakeDetector(service_ns=200 * MS, batches_in_flight=2)
     runtime, sink, cameras = make_runtime(["synthetic:160x120@30"] * 2, detector)
     stop = threading.Event()
     threading.Timer(1.0, stop.set).start()

@@ -37,7 +37,7 @@ CROSSED = Event("line_crossed", "door", "yard", 7, 0, {"class": "person", "direc
 
 def drawn(*events: Event) -> NDArray[np.int64]:
     image = np.full((HEIGHT_PX, WIDTH_PX, 3), 128, np.uint8)
-    result = Result(META, TRACKS, Timing(0), events=events, counts=COUNTS)
+    result = Result(META, TRACKS, Timing(0, 0, 0), events=events, counts=COUNTS)
     draw_events(image, result, {"yard": SECTION})
     return image.astype(np.int64)
 
@@ -80,7 +80,7 @@ def test_time_is_written_along_the_upper_edge() -> None:
 
 def test_camera_without_lines_and_zones_shows_the_time() -> None:
     image = np.full((HEIGHT_PX, WIDTH_PX, 3), 128, np.uint8)
-    draw_events(image, Result(META, TRACKS, Timing(0), events=(Event("light", "all", "yard", None, 0),)), {})
+    draw_events(image, Result(META, TRACKS, Timing(0, 0, 0), events=(Event("light", "all", "yard", None, 0),)), {})
     assert not (image[:20] == 128).all()
 
 
@@ -92,7 +92,7 @@ def test_snapshot_file_is_annotated_and_the_frame_is_not(tmp_path: Path) -> None
 
     frame = Frame.wrap(META, np.full((HEIGHT_PX, WIDTH_PX, 3), 128, np.uint8), "bgr")
     stage = SnapshotStage(SnapshotConfig(folder=str(tmp_path)), encode, lossless=True)
-    after = stage.with_frame(Result(META, TRACKS, Timing(0), events=(CROSSED,)), frame)
+    after = stage.with_frame(Result(META, TRACKS, Timing(0, 0, 0), events=(CROSSED,)), frame)
     stage.close()
     image = cv2.imread(after.events[0].snapshot)
     assert image is not None

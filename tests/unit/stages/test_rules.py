@@ -48,7 +48,7 @@ class Site:
     def at(self, time_s: float, *events: Event, camera: str = "gate", epoch: int = 0) -> list[Event]:
         at_ns = round(1e12 + time_s * 1e9)
         meta = FrameMeta(camera, 0, epoch, at_ns, at_ns, 64, 48)
-        after = self._stage(Result(meta, Detections.empty(), Timing(at_ns), events=events))
+        after = self._stage(Result(meta, Detections.empty(), Timing(at_ns, at_ns, at_ns), events=events))
         assert after.events[: len(events)] == events
         return list(after.events[len(events) :])
 

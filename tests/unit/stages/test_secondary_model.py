@@ -100,7 +100,7 @@ def image(*things: Thing, time_s: float = 0, camera: str = "gate", epoch: int = 
         np.array([thing.track_id for thing in things], np.int64),
         np.zeros(count, np.int64),
     )
-    return Result(meta, tracks, Timing(at_ns)), Frame.wrap(meta, pixels, "bgr")
+    return Result(meta, tracks, Timing(at_ns, at_ns, at_ns)), Frame.wrap(meta, pixels, "bgr")
 
 
 def look(one: CascadeStage, *things: Thing, **where: Any) -> dict[int, list[str]]:

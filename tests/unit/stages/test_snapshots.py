@@ -33,7 +33,7 @@ def frame(index: int = 0, *, camera: str = "gate", level: int = 0, pixel_format:
 
 def result(one: Frame, *kinds: str) -> Result:
     events = tuple(Event(kind, "door", one.meta.camera_id, 1, 0) for kind in kinds)
-    return Result(one.meta, Detections.empty(), Timing(0), events=events)
+    return Result(one.meta, Detections.empty(), Timing(0, 0, 0), events=events)
 
 
 def size_and_name(one: Frame, _result: Result) -> bytes:

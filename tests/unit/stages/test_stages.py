@@ -36,7 +36,7 @@ def result(
         np.full(len(boxes), score, np.float32),
         np.zeros(len(boxes), np.int32),
     )
-    return Result(FrameMeta(camera, index, epoch, at_ns, at_ns, *size), objects, Timing(at_ns))
+    return Result(FrameMeta(camera, index, epoch, at_ns, at_ns, *size), objects, Timing(at_ns, at_ns, at_ns))
 
 
 def walker(index: int, *, y: float = 100.0, step: float = 20.0) -> tuple[float, float, float, float]:

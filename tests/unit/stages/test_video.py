@@ -52,7 +52,7 @@ def frame(index: int, *, camera: str = "gate", pixel_format: PixelFormat = "bgr"
 
 
 def result(shown: Frame) -> Result:
-    return Result(shown.meta, TRACKS, Timing(0))
+    return Result(shown.meta, TRACKS, Timing(0, 0, 0))
 
 
 def stage(paths: dict[str, Path], **options: Any) -> VideoStage:
@@ -197,10 +197,10 @@ def test_detections_and_counts_are_drawn() -> None:
     counts = Counts({"door": {"in": 1, "out": 0}}, {}, {"hall": 1})
     attributes = {7: (Attribute("helmets", "helmet", 0.9, 0),)}
     annotator = FrameAnnotator({"gate": SECTION}, ["person"])
-    annotator.draw(image, Result(shown.meta, TRACKS, Timing(0), counts=counts, attributes=attributes))
+    annotator.draw(image, Result(shown.meta, TRACKS, Timing(0, 0, 0), counts=counts, attributes=attributes))
     assert count_near(image, class_colour(0)) > 100
     plain = np.full_like(image, 128)
-    FrameAnnotator({}, ["person"]).draw(plain, Result(shown.meta, DETECTIONS, Timing(0)))
+    FrameAnnotator({}, ["person"]).draw(plain, Result(shown.meta, DETECTIONS, Timing(0, 0, 0)))
     assert count_near(plain, class_colour(0)) > 100
     assert count_near(plain, LINE_COLOUR) == 0
 

@@ -8,7 +8,7 @@ from tests.unit.benchmark.test_files import STAGE, bench, row
 from vision.benchmark.compare import comparability
 from vision.benchmark.conditions import Machine
 from vision.benchmark.document import load_bench
-from vision.benchmark.limits import Load, verdict
+from vision.benchmark.plan import Load, verdict
 from vision.benchmark.tables import result_text
 from vision.errors import ConfigError
 

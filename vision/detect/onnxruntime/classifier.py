@@ -1,7 +1,7 @@
-"""Classifier of objects on the CPU with ONNX Runtime: a `vision.stages.secondary_model.Classifier`.
+"""Classifier of objects on the CPU with ONNX Runtime. Implements `vision.stages.secondary_model.Classifier`.
 
-Crops of objects are small, so they are cut out and scaled at once, as 8-bit BGR, and become a tensor only when the
-network takes them. A waiting crop takes a sixteenth of a frame's memory, and no frame waits.
+Objects are cut out and scaled immediately, as 8-bit BGR, and converted to a tensor when the network runs. A waiting
+crop needs a sixteenth of a frame's memory, and no frame has to be kept for it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _Floats: TypeAlias = NDArray[np.float32]
 
 
 class OnnxRuntimeClassifier:
-    """Second model on the CPU. One thread calls `crop`, one other `classify` and `close`."""
+    """Second model on the CPU. One thread calls `crop`, and one other thread calls `classify` and `close`."""
 
     def __init__(self, path: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8) -> None:
         """Load the model and run it once.
 
         Raises:
-            ModelError: the file is not a model, or its input or output is not the one in the spec.
+            ModelError: the file is not a model, or its input or output differs from the spec.
         """
         self.name = spec.name
         self.class_names = spec.classes
@@ -42,7 +42,7 @@ class OnnxRuntimeClassifier:
         self._session: Any = open_session(path, spec, threads)
         inputs = self._session.get_inputs()
         self._input_name, batch = checked_input(inputs, spec)
-        self._fixed = isinstance(inputs[0].shape[0], int)  # the network takes batches of this size and no others
+        self._fixed = isinstance(inputs[0].shape[0], int)  # the network accepts only batches of this size
         size = batch if self._fixed else max_batch
         self._tensor = np.zeros((size, 3, spec.input.height, spec.input.width), np.float32)
         self._gain, self._offset = gain_and_offset(spec.input.scale, spec.input.mean, spec.input.std)
@@ -51,7 +51,7 @@ class OnnxRuntimeClassifier:
         self._check_output()
 
     def crop(self, frame: Frame, box: tuple[int, int, int, int], out: NDArray[np.uint8]) -> None:
-        """Write the part (left, top, right, bottom) of a frame to `out`, of `crop_shape`, BGR.
+        """Scale the part `box` (left, top, right, bottom) of a frame to `out`, BGR with the shape `crop_shape`.
 
         Raises:
             ValueError: the part is empty or not within the frame, or the frame is not in this machine's memory.
@@ -69,11 +69,11 @@ class OnnxRuntimeClassifier:
         cv2.resize(part, (out.shape[1], out.shape[0]), dst=out, interpolation=interpolation)
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> _Floats:
-        """Return scores (N, classes) from 0 to 1 of 1 to `max_batch` crops.
+        """Return the scores (N, classes), from 0 to 1, of 1 to `max_batch` crops.
 
         Raises:
-            ValueError: no or too many crops.
-            Closed: after `close`.
+            ValueError: there are no crops, or too many.
+            Closed: the classifier is closed.
             DeviceError: the network failed.
         """
         if not 1 <= len(crops) <= self.max_batch:
@@ -103,9 +103,9 @@ class OnnxRuntimeClassifier:
     def _check_output(self) -> None:
         outputs = self._session.get_outputs()
         mismatch = ModelError(
-            f"{self.name}: expected one output, float32 (batch, {len(self.class_names)}), a score for each of its "
-            f"classes; the model has {describe_tensors(outputs)}",
-            hint="`classes` in model.yaml lists them in the model's order",
+            f"{self.name}: expected one output, float32 (batch, {len(self.class_names)}), with a score for each "
+            f"class; the model has {describe_tensors(outputs)}",
+            hint="`classes` in model.yaml must list the classes in the model's order",
             code="output-mismatch",
         )
         if len(outputs) != 1 or outputs[0].type != "tensor(float)":

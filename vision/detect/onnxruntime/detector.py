@@ -1,8 +1,8 @@
 """Detector on the CPU with ONNX Runtime, for laptops and as the reference for the GPU.
 
-A worker thread does all of a batch: letterbox, network, decoding, NMS. So a second core computes a second batch instead
-of waiting for the serial parts of the first: on two cores of a Xeon at 2.1 GHz, nanodet-g-416 alone reaches 44 frames/s
-in two threads that compute alone, 31 in one session with two threads.
+One worker thread performs all steps of a batch: letterbox, network, decoding, and NMS. A second core therefore computes
+a second batch instead of waiting for the serial steps of the first. On two cores of a Xeon at 2.1 GHz, the network
+nanodet-g-416 reaches 44 frames/s in two single-threaded runs at the same time, and 31 in one run with two threads.
 """
 
 from __future__ import annotations
@@ -48,37 +48,36 @@ class OnnxRuntimeDetector:
         score: float,
         iou: float | None = None,
         classes: Sequence[int] | None = None,
-        slots: int = 3,
+        batches_in_flight: int = 3,
         threads: int | None = None,
         max_batch: int = 1,
     ) -> None:
         """Load the model and run it once.
 
-        Larger batches do not pay on a CPU and make the first frame wait for the last: on one core of a Xeon at 2.1 GHz
-        nanodet-g-416 takes 31.3 ms a frame in batches of 1, 31.6 ms in batches of 2 and 31.4 ms in batches of 4. So the
-        network takes one frame at a time, or as many as the file fixes.
+        On a CPU, larger batches do not increase the throughput, and the first frame waits for the last. On one core of
+        a Xeon at 2.1 GHz, nanodet-g-416 takes 31.3 ms per frame in batches of 1, 31.6 ms in batches of 2, and 31.4 ms
+        in batches of 4. So the network runs on one frame at a time, or on batches of the size that the file fixes.
 
         Args:
             score: minimum score of an object.
-            iou: NMS threshold; that of the spec if None.
+            iou: NMS threshold; the threshold of the spec if None.
             classes: ids to keep; all if None.
-            slots: batches in flight: one more than computed at a time, so that a worker that is done has the next one.
-            threads: total number of threads; one for every core of this process if None.
+            batches_in_flight: one more than is computed at a time, so that a worker never waits for the next one.
+            threads: total number of threads; one per core of this process if None.
             max_batch: maximum number of frames in one `submit`.
 
         Raises:
-            ModelError: the file is not a model, its input is not the one in the spec, or its outputs do not fit the
-            head.
+            ModelError: the file is not a model, its input differs from the spec, or its outputs do not fit the head.
         """
         names = class_names(spec)
         head = make_head(spec, len(names), score, classes)
         limits = spec.nms if iou is None else spec.nms.model_copy(update={"iou_threshold": iou})
-        shares = _split(threads or len(os.sched_getaffinity(0)), min(_WORKERS, slots))
+        shares = _split(threads or len(os.sched_getaffinity(0)), min(_WORKERS, batches_in_flight))
         workers = _open_workers(path, spec, head, limits, shares)
         self.spec = DetectorSpec(
             name="onnxruntime cpu fp32",
             class_names=names,
-            batches_in_flight=slots,
+            batches_in_flight=batches_in_flight,
             parallel=len(workers),
             max_batch=max(max_batch, workers[0].batch),
             pixel_formats=PIXEL_FORMATS,
@@ -87,7 +86,7 @@ class OnnxRuntimeDetector:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._threads = [
-            # daemon: a program that dies without `close` must not hang when the interpreter ends
+            # daemon: a program that fails before `close` must not hang when the interpreter ends
             threading.Thread(target=worker.work, args=(self._jobs, self._in_flight), name=f"detect-{i}", daemon=True)
             for i, worker in enumerate(workers)
         ]
@@ -107,7 +106,7 @@ class OnnxRuntimeDetector:
         job = self._in_flight.submitted(slot)
         if not job.done.wait(max(timeout_s, 0.0)):
             raise TimeoutError(f"slot {slot} is not ready after {timeout_s} s")
-        self._in_flight.submitted(slot)  # raises if the detector was closed meanwhile
+        self._in_flight.submitted(slot)  # raises an error if the detector was closed during the wait
         self._in_flight.batches[slot] = None
         if job.error is not None:
             raise DeviceError(f"detection failed: {job.error}") from job.error
@@ -128,7 +127,7 @@ class OnnxRuntimeDetector:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One batch in flight: its worker writes it until `done`."""
+    """One batch in flight. Its worker writes to it until `done` is set."""
 
     frames: tuple[Frame, ...]
     done: threading.Event = field(default_factory=threading.Event)
@@ -137,7 +136,7 @@ class _Job:
 
 
 class _Worker:
-    """One thread with all memory that a batch needs, allocated at the start."""
+    """Work of one thread, with all memory that a batch needs. Allocates it at the start."""
 
     def __init__(self, network: Network, head: Head, outputs: Sequence[str], limits: NmsSpec) -> None:
         self.batch = network.batch
@@ -148,10 +147,10 @@ class _Worker:
         self._preprocessor = Preprocessor(network.spec.input, self._tensor)
         self._binding = network.session.io_binding()
         self._binding.bind_input(network.input_name, "cpu", 0, np.float32, self._tensor.shape, self._tensor.ctypes.data)
-        self._outputs = self._bind_outputs(outputs)  # none if a size depends on the frame
+        self._outputs = self._bind_outputs(outputs)  # empty if a size depends on the frame
 
     def _bind_outputs(self, names: Sequence[str]) -> list[_Floats]:
-        """Return the memory that the network writes these outputs to, or none."""
+        """Bind these outputs to memory, and return it. Empty if ONNX Runtime has to allocate it for each batch."""
         sides = [[side for side in self._network.output_shapes[name][1:] if side is not None] for name in names]
         if any(
             len(fixed) + 1 < len(self._network.output_shapes[name]) for name, fixed in zip(names, sides, strict=True)
@@ -165,12 +164,12 @@ class _Worker:
         return outputs
 
     def work(self, jobs: queue.SimpleQueue[_Job | None], in_flight: InFlight[_Job]) -> None:
-        """Run batches until None comes."""
+        """Run the batches from `jobs` until it delivers None."""
         while (job := jobs.get()) is not None:
             try:
                 if not in_flight.closed:
                     job.detections = self._detect(job.frames)
-            except Exception as error:  # noqa: BLE001 - `wait` raises it again, whatever it is
+            except Exception as error:  # noqa: BLE001 - `wait` raises every error again
                 job.error = error
             job.frames = ()
             job.done.set()
@@ -204,10 +203,9 @@ class _Worker:
 def _open_workers(path: Path, spec: ModelSpec, head: Head, limits: NmsSpec, shares: Sequence[int]) -> list[_Worker]:
     """Open one worker per share of the threads.
 
-    One session serves any number of threads that each compute alone. That is as fast as one session each (39.3 and
-    38.8 frames/s on two cores, standard error 0.8) and holds the weights once, 33 MB less for nanodet-g-416. Threads
-    that compute one run together need a pool, and two runs would wait for each other in it, so there each worker has
-    its own session.
+    Workers with one thread each share a session. That is as fast as one session per worker (39.3 and 38.8 frames/s on
+    two cores, standard error 0.8), and the weights are in memory only once: 33 MB less for nanodet-g-416. Workers with
+    several threads have a session each, because two runs in one session would wait for each other in its thread pool.
     """
     network = Network(path, spec, shares[0])
     sample = network.sample(head)
@@ -221,13 +219,13 @@ def _open_workers(path: Path, spec: ModelSpec, head: Head, limits: NmsSpec, shar
 def _check_output(spec: ModelSpec, name: str, output: NDArray[Any], batch: int) -> None:
     if output.dtype != np.float32:
         raise ModelError(
-            f"{spec.name}: output {name} should be float32, it is {output.dtype}",
-            hint="export the model in fp32, or with its inputs and outputs kept in fp32",
+            f"{spec.name}: expected float32 for output {name}, got {output.dtype}",
+            hint="export the model in fp32, or keep its inputs and outputs in fp32",
             code="output-dtype",
         )
     if len(output) != batch:
         raise ModelError(
-            f"{spec.name}: output {name} should begin with the batch, {batch} for {batch} frames; its shape is "
+            f"{spec.name}: expected the batch, {batch}, as the first axis of output {name}; its shape is "
             f"{output.shape}",
             hint="export the model with one batch axis for its input and all outputs",
             code="output-without-batch",
@@ -235,6 +233,6 @@ def _check_output(spec: ModelSpec, name: str, output: NDArray[Any], batch: int) 
 
 
 def _split(threads: int, workers: int) -> list[int]:
-    """Return the threads of each worker, at least one each."""
+    """Return the number of threads of each worker, at least one each."""
     workers = min(threads, workers)
     return [threads // workers + (index < threads % workers) for index in range(workers)]

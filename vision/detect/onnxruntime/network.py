@@ -21,13 +21,13 @@ _DTYPES: Mapping[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "t
 
 
 class Network:
-    """A session, and the shapes of its tensors."""
+    """A session of ONNX Runtime, and the shapes of its tensors."""
 
     def __init__(self, path: Path, spec: ModelSpec, threads: int, *, allow_half: bool = False) -> None:
-        """Load the model. `threads` compute one batch. `allow_half` accepts a float16 input too.
+        """Load the model. `threads` threads compute each batch. `allow_half` also accepts a float16 input.
 
         Raises:
-            ModelError: the file cannot be loaded, or its input is not the one in the spec.
+            ModelError: the file cannot be loaded, or its input differs from the spec.
         """
         self.spec = spec
         self.session = open_session(path, spec, threads)
@@ -39,18 +39,18 @@ class Network:
         }
 
     def sample(self, head: Head) -> dict[str, NDArray[Any]]:
-        """Run the network on zeros, choose the outputs that `head` reads, and check the scores in them.
+        """Run the network with zeros as input, choose the outputs that `head` reads, and check the scores in them.
 
         Returns:
             The chosen outputs by name, in the order of `head.decode`.
 
         Raises:
-            ModelError: the network fails, the file declares other output sizes, or the head does not fit.
+            ModelError: the network fails, its output sizes differ from the declared ones, or the head does not fit.
         """
         (tensor,) = self.session.get_inputs()
         any_size = has_free_size(tensor.shape)
         size = self.spec.input
-        hint = f"`input` in model.yaml gives {size.width}x{size.height}; write the size that the model was exported for"
+        hint = f"`input` in model.yaml is {size.width}x{size.height}; write the size that the model was exported for"
         hint = hint if any_size else ""
         try:
             outputs = self.session.run(None, {self.input_name: np.zeros(self.input_shape, _DTYPES[tensor.type])})
@@ -73,24 +73,24 @@ class Network:
 
 
 def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
-    """Return False if the axes after the batch show that the file was exported for another input size."""
+    """Return False if the axes after the batch show that the file was exported for a different input size."""
     if len(declared) != len(actual):
         return True
     return all(axis in {None, size} for axis, size in zip(declared[1:], actual[1:], strict=True))
 
 
 def has_free_size(shape: Sequence[int | str | None]) -> bool:
-    """Return True if an input of this shape (batch, channels, height, width) takes frames of several sizes."""
+    """Return True if an input of this shape (batch, channels, height, width) accepts frames of several sizes."""
     return any(not isinstance(side, int) for side in shape[2:])
 
 
 def check_network(path: Path, spec: ModelSpec, head: Head) -> None:
-    """Check that `head` reads the outputs of a model that another back-end is going to run.
+    """Check that `head` can read the outputs of a model that a different back-end will run.
 
-    ONNX Runtime may lack an operator that the other back-end has. Such a model passes.
+    A model with an operator that ONNX Runtime lacks passes, because the other back-end can have it.
 
     Raises:
-        ModelError: the file is damaged, its input is not the one in the spec, or the head does not fit.
+        ModelError: the file is damaged, its input differs from the spec, or the head does not fit.
     """
     try:
         Network(path, spec, threads=1, allow_half=True).sample(head)
@@ -103,10 +103,10 @@ def check_network(path: Path, spec: ModelSpec, head: Head) -> None:
 def open_session(
     path: Path, spec: ModelSpec | ClassifierSpec, threads: int, *, profile: Path | None = None
 ) -> ort.InferenceSession:
-    """Load a model in a session of its own.
+    """Load a model in a new session.
 
     Args:
-        threads: number of threads that compute one batch.
+        threads: number of threads that compute each batch.
         profile: prefix of the file that ONNX Runtime's profiler writes; `end_profiling` returns its name.
 
     Raises:
@@ -119,21 +119,21 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors; they come as exceptions with the same words
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its cores also decode video
+    options.log_severity_level = 3  # errors only, which are also raised as exceptions
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores also decode video
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         damaged = type(error).__name__ in {"InvalidProtobuf", "NoSuchFile", "NoModel"}
         raise ModelError(
             f"{spec.name}: {path} is not a model that ONNX Runtime {ort.__version__} can load: {error}",
-            hint="a truncated file or another format; `python -m onnx.checker` says more about ONNX files",
+            hint="the file may be truncated or not in ONNX format; `check-model FILE` from the package onnx checks it",
             code="damaged-model" if damaged else "unsupported-model",
         ) from error
 
 
 def describe_tensors(tensors: Sequence[Any]) -> str:
-    """Return names, types and shapes for error messages."""
+    """Return the names, types, and shapes of tensors as text for error messages."""
     return ", ".join(f"{tensor.name} {tensor.type} {tuple(tensor.shape)}" for tensor in tensors)
 
 
@@ -143,16 +143,16 @@ def checked_input(
     """Check the inputs of a session against the spec.
 
     Returns:
-        The name of the input, and its batch: 1 if the file leaves it free.
+        The name of the input, and its batch size: 1 if the file leaves it open.
 
     Raises:
-        ModelError: the input is not the one in the spec.
+        ModelError: the input differs from the spec.
     """
     expected = (3, spec.input.height, spec.input.width)
     mismatch = ModelError(
         f"{spec.name}: expected one input, float32 (batch, {', '.join(map(str, expected))}); "
         f"the model has {describe_tensors(inputs)}",
-        hint="`input` in model.yaml gives width and height; export the model without further inputs, in fp32 and NCHW",
+        hint="`input` in model.yaml sets width and height; export the model with one input, in fp32 and NCHW",
         code="input-mismatch",
     )
     types = set(_DTYPES) if allow_half else {"tensor(float)"}
@@ -164,26 +164,26 @@ def checked_input(
     if has_free_size(inputs[0].shape):
         size = spec.input
         _log.info(
-            "%s takes frames of any size; it runs at %dx%d, `input` in model.yaml", spec.name, size.width, size.height
+            "%s accepts any input size; it runs at %dx%d (`input` in model.yaml)", spec.name, size.width, size.height
         )
     return inputs[0].name, batch if isinstance(batch, int) else 1
 
 
 class OnnxNetwork:
-    """A network with random input, at any batch. For measurements only."""
+    """A network with random input, for any batch size. For measurements only."""
 
     def __init__(self, path: Path, spec: ModelSpec, batch: int, *, threads: int, profile: Path | None = None) -> None:
         """Open a session (see `open_session`), and bind its input and outputs once.
 
         Raises:
-            ModelError: the model cannot be loaded, or has another fixed batch.
+            ModelError: the model cannot be loaded, or has a different fixed batch size.
         """
         self._session = open_session(path, spec, threads, profile=profile)
         name, fixed = checked_input(self._session.get_inputs(), spec)
         shape = self._session.get_inputs()[0].shape
         if isinstance(shape[0], int) and shape[0] != batch:
             raise ModelError(
-                f"{spec.name} takes batches of {fixed} and no others, {batch} was asked for", code="fixed-batch"
+                f"{spec.name} accepts only batches of {fixed}, but {batch} was requested", code="fixed-batch"
             )
         size = (batch, 3, spec.input.height, spec.input.width)
         self.input_shapes = {name: size}
@@ -198,5 +198,5 @@ class OnnxNetwork:
         self._session.run_with_iobinding(self._binding)
 
     def end_profiling(self) -> Path:
-        """Stop the profiler and return the file that it wrote."""
+        """Stop the profiler, and return the path of the file that it wrote."""
         return Path(self._session.end_profiling())

@@ -1,4 +1,4 @@
-"""Parts of frames for second models, and JPEGs of whole frames. Needs OpenCV."""
+"""Cut parts out of frames for second models, and encode whole frames as JPEG images. Needs OpenCV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vision.types import Frame, YuvEncoding
 
 
 class _Scratch:
-    """Growing memory, returned as contiguous arrays of any shape."""
+    """Memory that grows on demand, returned as contiguous arrays of any shape."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
@@ -28,7 +28,7 @@ class _Scratch:
 
 
 class PartReader:
-    """Reader of parts of frames of any format. Not thread-safe; its memory grows to the largest part."""
+    """Reads parts of frames of any format. Not thread-safe. Its memory grows to the size of the largest part."""
 
     def __init__(self) -> None:
         self._planes = _Scratch()
@@ -36,7 +36,7 @@ class PartReader:
         self._bgr = _Scratch()
 
     def read(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        """Return (bottom - top, right - left, 3) BGR, valid until the next call, and while the frame is.
+        """Return a part of a frame, BGR (bottom - top, right - left, 3). Valid until the next call or the frame's end.
 
         Raises:
             ValueError: the part is empty or not within the frame.
@@ -50,14 +50,14 @@ class PartReader:
             bgr = self._bgr.array(bottom - top, right - left, 3)
             cv2.cvtColor(frame.pixels[top:bottom, left:right], cv2.COLOR_BGRA2BGR, dst=bgr)
             return bgr
-        # Four pixels share their chroma, so what is converted begins and ends at even coordinates.
+        # Four pixels share their chroma, so the converted part starts and ends at even coordinates.
         even_left, even_top = left & ~1, top & ~1
         planes = self._copied(frame, even_left, even_top, right + right % 2, bottom + bottom % 2)
         bgr = self._converted(planes, frame)
         return bgr[top - even_top : bottom - even_top, left - even_left : right - even_left]
 
     def _copied(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        """Return the part as a small frame of the same YUV format."""
+        """Copy the part to a small frame of the same YUV format, and return its planes."""
         rows, columns, height_px = bottom - top, right - left, frame.meta.height_px
         out = self._planes.array(rows * 3 // 2, columns)
         out[:rows] = frame.pixels[top:bottom, left:right]
@@ -70,7 +70,7 @@ class PartReader:
         return out
 
     def _converted(self, planes: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
-        """Convert Y, U and V of a frame's part to BGR."""
+        """Convert the Y, U, and V planes of a frame's part to BGR."""
         height_px, width_px = len(planes) * 2 // 3, planes.shape[1]
         bgr = self._bgr.array(height_px, width_px, 3)
         interleaved, encoding = frame.pixel_format == "nv12", frame.meta.yuv
@@ -91,7 +91,7 @@ class PartReader:
 
 @functools.cache
 def _matrix(encoding: YuvEncoding) -> NDArray[np.float32]:
-    """Return the matrix (3, 4) from Y, U, V, 1 to blue, green, red."""
+    """Return the (3, 4) matrix that converts (Y, U, V, 1) to (blue, green, red)."""
     black, *factors = yuv_coefficients(encoding)
     luma, u_blue, u_green, v_green, v_red = (factor / (1 << FRACTION_BITS) for factor in factors)
     rows = np.array([[luma, u_blue, 0], [luma, u_green, v_green], [luma, 0, v_red]])
@@ -99,10 +99,10 @@ def _matrix(encoding: YuvEncoding) -> NDArray[np.float32]:
 
 
 class JpegEncoder:
-    """Encoder of whole frames of any format as JPEGs. Not thread-safe."""
+    """Encodes whole frames of any format as JPEG images. Not thread-safe."""
 
     def __init__(self, *, max_side_px: int = 1280, quality: int = 85) -> None:
-        """`max_side_px`: larger frames are made smaller. `quality`: 1 to 100."""
+        """Create the encoder. It scales frames down to `max_side_px` on the longer side. `quality` is 1 to 100."""
         self._max_side_px = max_side_px
         self._options = [cv2.IMWRITE_JPEG_QUALITY, quality]
         self._parts = PartReader()
@@ -111,7 +111,7 @@ class JpegEncoder:
         """Return the frame as a JPEG.
 
         Args:
-            draw: draws on a copy of the frame, (H, W, 3) BGR in its full size.
+            draw: function that draws on a copy of the frame, (H, W, 3) BGR in full size.
         """
         width_px, height_px = frame.meta.width_px, frame.meta.height_px
         image = self._parts.read(frame, 0, 0, width_px, height_px)
@@ -124,5 +124,5 @@ class JpegEncoder:
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         done, data = cv2.imencode(".jpg", image, self._options)
         if not done:
-            raise ValueError(f"OpenCV cannot make a JPEG of {width_px}x{height_px} pixels")
+            raise ValueError(f"OpenCV cannot encode a JPEG of {width_px}x{height_px} pixels")
         return data.tobytes()

@@ -1,9 +1,9 @@
 """Decoders of raw network outputs: one class per family of detectors, each the reference for its GPU kernel.
 
-All share one rule: every pair of box and class whose score reaches the threshold is a candidate, with the index
-``box * classes + class``. A box can be a candidate for several classes, as in COCO's evaluation. The threshold, and the
-selection of the best `max_candidates` (ties by index), come before the decoding of boxes, because boxes cost most and
-few are needed.
+All follow one rule: every pair of box and class whose score reaches the threshold is a candidate, with the index
+``box * classes + class``. A box can be a candidate for several classes, as in COCO's evaluation. Boxes take the most
+time to decode and few are needed, so they are decoded last: after the threshold, and after the selection of the best
+`max_candidates` (equal scores: lowest index first).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vision.detect.reference.postprocess import Candidates, best_first
 from vision.errors import ModelError
 
 Shape: TypeAlias = tuple[int | None, ...]
-"""Shape of a whole output, batch axis first; None where the model leaves an axis open."""
+"""Shape of a whole output, batch axis first. An axis that the model leaves open is None."""
 
 Floats: TypeAlias = NDArray[np.float32]
 Indices: TypeAlias = NDArray[np.intp]
@@ -31,25 +31,25 @@ Indices: TypeAlias = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """One way in which a head can read some outputs."""
+    """One way in which a head can read the outputs of a model."""
 
     outputs: tuple[str, ...]  # names, in the order of the head's `decode`
-    classes: int | None  # number of classes in the shapes; None: the shapes do not show it
+    classes: int | None  # number of classes; None if the shapes do not show it
 
 
 class Head(ABC):
-    """Decoder of one model. Holds no state, so any thread can call it."""
+    """Decoder of one model. Stateless, so any thread can call it."""
 
     needs_nms = True
 
     def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
-        """Create the decoder for candidates of at least `score`. `classes` are the ids to keep; all if None."""
+        """Create the decoder for candidates with at least `score`. `classes` are the ids to keep; None keeps all."""
         self._spec = spec
         self._class_count = class_count
         self.score = np.float32(score)
         self.classes: Indices = np.array(sorted(set(range(class_count) if classes is None else classes)), np.intp)
         self._sigmoid = spec.head.activation == "sigmoid"
-        # No raw score below it can reach `score`, so that the activation is computed for few.
+        # A raw score below this cannot reach `score`, so the activation is computed for few pairs only.
         self.floor = np.float32(_logit_floor(score)) if self._sigmoid else self.score
         self._limit = spec.nms.max_candidates if self.needs_nms else spec.nms.max_objects
         sides = (spec.input.width, spec.input.height) * 2 if spec.head.box_scale == "fraction" else (1,) * 4
@@ -58,14 +58,14 @@ class Head(ABC):
     @property
     @abstractmethod
     def expected(self) -> str:
-        """Return the shapes of the outputs that this head reads, as text."""
+        """Shapes of the outputs that this head reads, as text."""
 
     @abstractmethod
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
-        """Yield every way to read outputs of these shapes, the likeliest first, for any number of classes."""
+        """Yield every way to read outputs of these shapes, the most likely first, with any number of classes."""
 
     def fits(self, shapes: Mapping[str, Shape]) -> Fit | None:
-        """Return how this head reads outputs of these shapes with its number of classes, or None."""
+        """Return the way in which this head reads outputs of these shapes with its number of classes; None if none."""
         return next((way for way in self._ways(shapes) if way.classes in {None, self._class_count}), None)
 
     def choose_outputs(self, shapes: Mapping[str, Shape]) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ class Head(ABC):
         if fit is None:
             raise ModelError(
                 f"{self._spec.name}: head `{self._spec.head.kind}` with {self._class_count} classes expects "
-                f"{self.expected}; the model gives {_in_words(shapes)}",
+                f"{self.expected}; the model has {_in_words(shapes)}",
                 hint=self._advice(shapes),
                 code="head-mismatch",
             )
@@ -91,17 +91,17 @@ class Head(ABC):
             return f"these outputs fit head `{'` or `'.join(fitting)}`"
         counts = [way.classes for way in self._ways(shapes) if way.classes is not None]
         if counts:
-            return f"these outputs hold {counts[0]} classes: `classes` in model.yaml should name as many"
-        return "no head fits; `vision models` shows the outputs that each expects"
+            return f"these outputs have {counts[0]} classes; `classes` in model.yaml must list the same number"
+        return "no head fits; `vision models` shows the outputs that each head expects"
 
     @abstractmethod
     def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
-        """Return the part of the outputs that holds scores, before the activation; any shape."""
+        """Return the part of the outputs that contains scores, before the activation, in any shape."""
 
     def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        """Return box, class and score of every pair that reaches the threshold, ascending by index.
+        """Return box, class, and score of every pair that reaches the threshold, in ascending order of their indices.
 
-        This one is for raw scores (boxes, classes).
+        This implementation expects raw scores of shape (boxes, classes).
         """
         scores = self.raw_scores(outputs)
         if len(self.classes) < scores.shape[1]:
@@ -111,13 +111,13 @@ class Head(ABC):
 
     @abstractmethod
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        """Return the boxes `index`, xyxy (N, 4), in the unit of the model."""
+        """Return the boxes with these indices, xyxy (N, 4), in the unit of the model."""
 
     def decode(self, outputs: Sequence[Floats]) -> Candidates:
         """Return the candidates of one frame.
 
         Args:
-            outputs: the arrays that `choose_outputs` names, for one frame: float32 without the batch axis.
+            outputs: outputs of one frame in the order of `choose_outputs`, float32 without the batch axis.
         """
         index, class_ids, scores = self._pairs(outputs)
         chosen, truncated_candidates = best_first(scores, self._limit)
@@ -128,24 +128,23 @@ class Head(ABC):
         return Candidates(boxes[finite], scores[chosen], class_ids[chosen].astype(np.int32), truncated_candidates)
 
     def check_scores(self, outputs: Sequence[Floats]) -> None:
-        """Refuse outputs for one frame, of any content, that cannot be scores.
+        """Check that the outputs of one frame, whatever it shows, can be scores.
 
         Raises:
-            ModelError: without an activation, a score lies outside [0, 1].
+            ModelError: there is no activation, and a score is outside [0, 1].
         """
         scores = self.raw_scores(outputs)
         if self._sigmoid or not scores.size or (scores.min() >= -1e-3 and scores.max() <= 1 + 1e-3):
             return
         raise ModelError(
-            f"{self._spec.name}: scores should lie between 0 and 1, these reach from {scores.min():.3g} to "
-            f"{scores.max():.3g}",
-            hint="if the model gives logits, write `activation: sigmoid` under `head` in model.yaml; "
-            "otherwise another head may be meant",
+            f"{self._spec.name}: expected scores from 0 to 1, got {scores.min():.3g} to {scores.max():.3g}",
+            hint="if the model outputs logits, write `activation: sigmoid` under `head` in model.yaml; "
+            "otherwise the model may need a different head",
             code="scores-out-of-range",
         )
 
     def _activated(self, index: Indices, column: Indices, scores: Floats) -> tuple[Indices, Indices, Floats]:
-        """Apply the activation to pairs that were chosen by their raw score, and the threshold once more."""
+        """Apply the activation to pairs that were selected by raw score, then apply the threshold to the result."""
         if self._sigmoid:
             scores = sigmoid(scores)
             sure = scores >= self.score
@@ -154,12 +153,12 @@ class Head(ABC):
 
 
 class NanoDet(Head):
-    """Per cell the class scores and, for each side, a distribution over the distance from the cell's centre.
+    """Head with class scores per cell and, for each side of the box, a distribution of its distance from the center.
 
     The distance is the expectation of the softmax over `bins` (Generalized Focal Loss, Li et al., NeurIPS 2020), in
-    units of the stride. Cells go stride by stride, row by row; the centre of cell x is at
+    units of the stride. Cells are ordered by stride, then row by row. The center of cell x is at
     ``x * stride + (stride - 1) / 2``.
-    Scores and distances come as two outputs, or as one with the scores first.
+    The model has separate outputs for scores and distances, or one with the scores first.
     """
 
     def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
@@ -191,7 +190,7 @@ class NanoDet(Head):
         return outputs[0] if len(outputs) == 2 else outputs[0][:, : -self._sides]
 
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        # One row per side, and few operations: called with cold caches, each costs some microseconds whatever its size.
+        # One row per side, and few operations: with cold caches, each takes several microseconds even if it is small.
         logits = outputs[-1][index, -self._sides :].reshape(-1, len(self._bins))
         logits -= logits.max(axis=1, keepdims=True)
         weights = np.exp(logits, out=logits)
@@ -204,7 +203,7 @@ class NanoDet(Head):
 
 
 class YoloV5(Head):
-    """One row per box: centre x and y, width, height, objectness, then class scores, which objectness multiplies."""
+    """Head with one row per box: center x and y, width, height, objectness, and class scores to multiply with it."""
 
     @property
     def expected(self) -> str:
@@ -218,7 +217,7 @@ class YoloV5(Head):
 
     def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
         rows = outputs[0]
-        likely = np.flatnonzero(rows[:, 4] >= self.floor)  # a product of fractions is no larger than either
+        likely = np.flatnonzero(rows[:, 4] >= self.floor)  # a product of fractions is not larger than its factors
         objectness, scores = rows[likely, 4:5], rows[likely[:, None], 5 + self.classes]
         if self._sigmoid:
             objectness, scores = sigmoid(objectness), sigmoid(scores)
@@ -231,7 +230,7 @@ class YoloV5(Head):
 
 
 class YoloV8(Head):
-    """One column per box: centre x and y, width, height, then class scores (YOLOv8, v9, 11, 12; no objectness)."""
+    """Head with one column per box: center x and y, width, height, and class scores (YOLOv8, v9, 11, 12)."""
 
     @property
     def expected(self) -> str:
@@ -257,9 +256,9 @@ class YoloV8(Head):
 
 
 class EndToEnd(Head):
-    """One row per object, x1, y1, x2, y2, score, class: YOLOv10, YOLO26, and exports with NMS inside. No NMS here.
+    """Head with one row per object: x1, y1, x2, y2, score, class (YOLOv10, YOLO26, exports that include NMS).
 
-    The four outputs of TensorRT's plugin EfficientNMS_TRT hold the same: count, boxes, scores, classes.
+    The four outputs of TensorRT's plugin EfficientNMS_TRT contain the same values: count, boxes, scores, classes.
     """
 
     needs_nms = False
@@ -293,7 +292,7 @@ class EndToEnd(Head):
 
 
 def _rows(outputs: Sequence[Floats]) -> Floats:
-    """Return the outputs of an `EndToEnd` model as (N, 6)."""
+    """Return the outputs of an `EndToEnd` model as rows (N, 6)."""
     if len(outputs) == 1:
         return outputs[0]
     number, boxes, scores, class_ids = outputs
@@ -301,9 +300,9 @@ def _rows(outputs: Sequence[Floats]) -> Floats:
 
 
 class RtDetr(Head):
-    """Per query a box (centre x and y, width, height) and the class scores; the best pairs of all are the objects.
+    """Head with a box (center x and y, width, height) and class scores per query. The best pairs are the objects.
 
-    As in the post-processor of RT-DETR (Zhao et al., CVPR 2024): top-K over queries x classes, no NMS.
+    As in the post-processor of RT-DETR (Zhao et al., CVPR 2024): top-K over queries x classes, without NMS.
     """
 
     needs_nms = False
@@ -352,7 +351,7 @@ def _is(axis: int | None, size: int) -> bool:
 
 
 def _joined(shapes: Mapping[str, Shape], axis: int, others: int) -> Iterator[Fit]:
-    """Yield each output of three axes in which `axis` can hold `others` columns and the classes."""
+    """Yield each output with three axes if its axis number `axis` has space for `others` columns and the classes."""
     for name, shape in shapes.items():
         if len(shape) == 3:
             columns = shape[axis]
@@ -361,7 +360,7 @@ def _joined(shapes: Mapping[str, Shape], axis: int, others: int) -> Iterator[Fit
 
 
 def _named_last(names: Mapping[str, object], parts: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return ordered pairs of names; first those in which only the second name contains one of `parts`."""
+    """Return all ordered pairs of names. Pairs in which only the second name contains one of `parts` come first."""
 
     def matches(name: str) -> bool:
         return any(part in name.lower() for part in parts)
@@ -370,7 +369,7 @@ def _named_last(names: Mapping[str, object], parts: tuple[str, ...]) -> list[tup
 
 
 def _cells(spec: ModelSpec) -> tuple[Floats, Floats]:
-    """Return centres (N, 2) and strides (N,) of NanoDet's cells, in model pixels."""
+    """Return the centers (N, 2) and the strides (N,) of NanoDet's cells, in model pixels."""
     centers, strides = [], []
     for stride in spec.head.strides:
         columns, rows = -(-spec.input.width // stride), -(-spec.input.height // stride)
@@ -381,7 +380,7 @@ def _cells(spec: ModelSpec) -> tuple[Floats, Floats]:
 
 
 def _logit_floor(score: float) -> float:
-    """Return a logit below every one whose float32 sigmoid reaches `score`."""
+    """Return a logit that is lower than every logit whose float32 sigmoid reaches `score`."""
     if score <= 0:
         return -math.inf
     return min(math.log(score / (1 - score)) - 1e-3, 10.0) if score < 1 else 10.0
@@ -395,6 +394,6 @@ def sigmoid(logits: Floats) -> Floats:
 
 
 def to_xyxy(boxes_cxcywh: Floats) -> Floats:
-    """Convert boxes (N, 4) given by centre, width and height to corners."""
+    """Convert boxes (N, 4) from center, width, and height to corners."""
     half = boxes_cxcywh[:, 2:] * np.float32(0.5)
     return np.concatenate([boxes_cxcywh[:, :2] - half, boxes_cxcywh[:, :2] + half], axis=1)

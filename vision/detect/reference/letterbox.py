@@ -1,6 +1,6 @@
-"""Geometry of a frame of any size on the model's fixed canvas, and the way back for boxes.
+"""Geometry of a frame of any size on the model's fixed canvas, and the conversion of boxes back to the frame.
 
-The geometry is computed here for every back-end, in whole pixels, so that boxes of CPU and GPU can be compared.
+All back-ends use this geometry, which is in whole pixels, so that the boxes of CPU and GPU can be compared.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """A frame scaled by `scale`, its top left corner at (`pad_x_px`, `pad_y_px`) of the canvas.
+    """A frame scaled by `scale`, with its top left corner at (`pad_x_px`, `pad_y_px`) of the canvas.
 
-    The frame covers whole model pixels (`content`), so the exact ratio of each side differs from `scale` by up to
-    half a model pixel over its length; `to_source` and `taps` use the exact ratios.
+    The scaled frame covers whole model pixels (`content`), so the length of each side differs from the exact product
+    by up to half a model pixel. `to_source` and `taps` use the exact ratio of each side.
     """
 
     scale: float  # model pixels per source pixel
@@ -33,7 +33,7 @@ class Letterbox:
         model_height_px: int,
         placement: Literal["top-left", "center"],
     ) -> Letterbox:
-        """Return the largest scale at which the whole source lies on the model's canvas; enlarges small frames."""
+        """Return the geometry with the largest scale at which the whole source fits. Enlarges small frames."""
         scale = min(model_width_px / source_width_px, model_height_px / source_height_px)
         if placement == "top-left":
             return Letterbox(scale, 0, 0)
@@ -41,13 +41,13 @@ class Letterbox:
         return Letterbox(scale, (model_width_px - width_px) // 2, (model_height_px - height_px) // 2)
 
     def content(self, source_width_px: int, source_height_px: int) -> tuple[int, int]:
-        """Return width and height of the scaled frame: nearest whole model pixels, halves up, at least one."""
+        """Return the width and height of the scaled frame, rounded to whole model pixels (halves up, at least 1)."""
         return _scaled(source_width_px, self.scale), _scaled(source_height_px, self.scale)
 
     def to_source(
         self, boxes_xyxy: NDArray[np.float32], source_width_px: int, source_height_px: int
     ) -> NDArray[np.float32]:
-        """Return boxes (N, 4) float32 of the canvas as boxes of the source frame, clipped to it, in a new array."""
+        """Convert boxes (N, 4) float32 from the canvas to the source frame, clipped to it. Return a new array."""
         width_px, height_px = self.content(source_width_px, source_height_px)
         ratio_x, ratio_y = source_width_px / width_px, source_height_px / height_px
         pad = np.array([self.pad_x_px, self.pad_y_px] * 2, np.float32)
@@ -71,8 +71,8 @@ class Tap(NamedTuple):
 def taps(scaled_px: int, source_px: int) -> tuple[Tap, Tap]:
     """Return the taps of bilinear scaling along one axis.
 
-    The pixel-centre convention is that of `cv2.INTER_LINEAR`: scaled pixel x samples the source at
-    ``(x + 0.5) * source_px / scaled_px - 0.5``. Positions outside the outermost centres take the outermost pixel.
+    The convention for pixel centers is that of `cv2.INTER_LINEAR`: scaled pixel x samples the source at
+    ``(x + 0.5) * source_px / scaled_px - 0.5``. Positions outside the outermost centers use the outermost pixel.
     """
     position = (np.arange(scaled_px) + 0.5) * (source_px / scaled_px) - 0.5
     position = np.clip(position, 0, source_px - 1)
@@ -84,7 +84,7 @@ def taps(scaled_px: int, source_px: int) -> tuple[Tap, Tap]:
 def gain_and_offset(
     scale: float, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return ``(level * scale - mean) / std`` as ``level * gain + offset``.
+    """Return gain and offset, so that ``level * gain + offset`` equals ``(level * scale - mean) / std``.
 
     Both are float32 (3,), in the model's channel order.
     """

@@ -1,25 +1,25 @@
-"""Non-maximum suppression, and the way back to the source frame: inverse letterbox and clipping.
+"""Non-maximum suppression, and the conversion of boxes to the source frame: inverse letterbox and clipping.
 
-The semantics of the suppression, which every back-end reproduces:
+Every back-end follows the same rules of suppression:
 
-1. Candidates are ordered by score, highest first; equal scores by index, lowest first.
-2. The first `max_candidates` of that order are used; the others are truncated.
-3. In that order, a candidate is kept unless one that was kept before it *suppresses* it: it is of the same class (of
-   any class where not `class_aware`) and ``intersection > iou * union``.
-4. All arithmetic is IEEE float32, one rounding per operation (no fused multiply-add), in this order::
+1. Candidates are sorted by score, highest first. Equal scores are sorted by index, lowest first.
+2. The first `max_candidates` are used. The others are truncated.
+3. In this order, a candidate is kept unless a candidate that was kept before *suppresses* it. The two must be of the
+   same class (of any class if `class_aware` is false), and ``intersection > iou * union``.
+4. All arithmetic is IEEE float32 with one rounding per operation (no fused multiply-add), in this order::
 
-       width        = max(min(a.x2, b.x2) - max(a.x1, b.x1), 0)      height alike
+       width        = max(min(a.x2, b.x2) - max(a.x1, b.x1), 0)      same for height
        intersection = width * height
        area         = max(x2 - x1, 0) * max(y2 - y1, 0)
-       union        = (area(a) + area(b)) - intersection             a: the kept one
-       suppressed   = intersection > iou * union                     false where a side is NaN
+       union        = (area(a) + area(b)) - intersection             a: the kept candidate
+       suppressed   = intersection > iou * union                     false if a side is NaN
 
-   So a box without area neither suppresses nor is suppressed, and at ``iou = 1`` nothing is.
-5. The first `max_objects` of those kept are the result, best first; the others are truncated too.
+   A box without area therefore neither suppresses a box nor is suppressed. With ``iou = 1``, no box is suppressed.
+5. The first `max_objects` of the kept candidates are the result, best first. The others are truncated too.
 
-Greedy suppression is from the R-CNN lineage (Girshick et al., CVPR 2014). It is serial by nature; here it is solved by
-blocks, and within a block as the fixed point of "kept = not suppressed by one that is kept", which the order makes
-unique and a few rounds reach. One core of a Xeon at 2.1 GHz: 0.05 ms for 30 candidates, 0.1 ms for 100, 1.8 ms for
+Greedy suppression originates from R-CNN (Girshick et al., CVPR 2014). It is inherently serial. Here it works on blocks.
+The result of a block is the fixed point of "kept = not suppressed by a kept candidate". The order makes it unique, and
+a few rounds find it. One core of a Xeon at 2.1 GHz takes 0.05 ms for 30 candidates, 0.1 ms for 100, and 1.8 ms for
 1024.
 """
 
@@ -34,25 +34,25 @@ from vision.config import NmsSpec
 from vision.detect.reference.letterbox import Letterbox
 from vision.types import Detections
 
-_BLOCK = 128  # candidates whose pairs are all computed at once; the matrices stay in the core's cache
+_BLOCK = 128  # candidates whose pairs are computed together; the matrices fit into the core's cache
 _EARLIER = np.triu(np.ones((_BLOCK, _BLOCK), np.bool_), 1)  # [i, j]: i comes before j
 _ZERO = np.float32(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """N pairs of box and class, best score first, ties by index."""
+    """N pairs of box and class, sorted by score, best first. Equal scores are sorted by index."""
 
     boxes_xyxy: NDArray[np.float32]  # (N, 4) model pixels, finite
     scores: NDArray[np.float32]  # (N,)
     class_ids: NDArray[np.int32]  # (N,)
-    truncated_candidates: int = 0  # pairs over the threshold that the capacity cut off
+    truncated_candidates: int = 0  # number of pairs over the threshold that exceeded the capacity
 
 
 def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp], int]:
-    """Return the indices of the `limit` highest scores, ties by index, and the number of the others.
+    """Return the indices of the `limit` highest scores, and the number of the others. Equal scores: lowest index first.
 
-    Scores (N,) are float32 without NaN. Costs O(N + limit log limit), so that a threshold of zero stays affordable.
+    `scores` is (N,) float32 without NaN. Takes O(N + limit log limit), so that a threshold of zero stays affordable.
     """
     truncated_candidates = len(scores) - limit
     if truncated_candidates <= 0:
@@ -67,9 +67,9 @@ def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp
 def kept_in_order(
     boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32] | None, iou: float
 ) -> NDArray[np.bool_]:
-    """Apply point 3 to ordered candidates, and return a mask (N,) of those that are kept.
+    """Apply rule 3 to sorted candidates. Return a mask (N,) of the candidates that are kept.
 
-    Without `class_ids` all are of one class.
+    Without `class_ids`, all candidates are of the same class.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         rows = _Rows.of(boxes_xyxy, class_ids)
@@ -94,7 +94,7 @@ class _Rows:
     low: NDArray[np.float32]  # (2, N) x1, y1
     high: NDArray[np.float32]  # (2, N) x2, y2
     area: NDArray[np.float32]  # (N,)
-    class_ids: NDArray[np.int32] | None  # (N,); None: all are one class
+    class_ids: NDArray[np.int32] | None  # (N,); None if all are of the same class
 
     @staticmethod
     def of(boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32] | None) -> _Rows:
@@ -108,7 +108,7 @@ class _Rows:
         return _Rows(self.low[:, index], self.high[:, index], self.area[index], class_ids)
 
     def suppress(self, others: _Rows, iou: float) -> NDArray[np.bool_]:
-        """Return (K, M): which of these K suppress which of the M others, as in point 4 of the module."""
+        """Return a mask (K, M) by rule 4: [k, m] is True if candidate k of these K suppresses m of the M others."""
         intersection = _overlap(self.low[0], self.high[0], others.low[0], others.high[0])
         intersection *= _overlap(self.low[1], self.high[1], others.low[1], others.high[1])
         union = self.area[:, None] + others.area
@@ -123,7 +123,7 @@ class _Rows:
 def _overlap(
     low_a: NDArray[np.float32], high_a: NDArray[np.float32], low_b: NDArray[np.float32], high_b: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the length that each interval of `a` (K,) shares with each of `b` (M,): (K, M)."""
+    """Return the length (K, M) that each interval of `a` (K,) shares with each interval of `b` (M,)."""
     shared = np.minimum(high_a[:, None], high_b)
     shared -= np.maximum(low_a[:, None], low_b)
     np.maximum(shared, _ZERO, out=shared)
@@ -131,9 +131,9 @@ def _overlap(
 
 
 def _keep(rows: _Rows, iou: float) -> NDArray[np.bool_]:
-    """Return the greedy result for N candidates in order, (N,).
+    """Return a mask (N,) of the candidates that greedy suppression keeps.
 
-    Each round decides at least every candidate whose suppressors were decided before, so there are at most N rounds.
+    Each round settles every candidate whose suppressors are settled, so N rounds suffice.
     """
     count = len(rows.area)
     suppresses = rows.suppress(rows, iou)
@@ -153,9 +153,9 @@ def to_detections(
     source_width_px: int,
     source_height_px: int,
 ) -> Detections:
-    """Return the detections of one frame in new arrays. Drops boxes that clipping leaves without area.
+    """Return the detections of one frame in new arrays. Drops boxes that have no area after clipping.
 
-    `limits` is None for heads that need no NMS: their candidates are the objects.
+    `limits` is None for heads that need no NMS. All their candidates are objects.
     """
     boxes, scores, class_ids = candidates.boxes_xyxy, candidates.scores, candidates.class_ids
     truncated_candidates = candidates.truncated_candidates

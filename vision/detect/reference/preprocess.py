@@ -1,7 +1,7 @@
 """Pre-processing of BGR frames with NumPy, on one core and without allocation.
 
-This is most of what the CPU spends on a frame apart from the network. Measurements, and the reasons against an image
-library: `docs/decisions/060-letterbox-in-numpy.md`.
+Apart from the network, this takes most of the CPU time of a frame. `docs/decisions/060-letterbox-in-numpy.md` contains
+measurements and the reasons against an image library.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from vision.config import InputSpec
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset, taps
 
-_MAX_SIZES: Final = 32  # with 2 MB each
-_BLOCK_BYTES: Final = 1 << 17  # source rows that are scaled together; the intermediate results stay in the core's cache
-_ROW_WEIGHTS: Final = 256  # two rows with weights of 8 bits add up to 16 bits
+_MAX_SIZES: Final = 32  # 2 MB each
+_BLOCK_BYTES: Final = 1 << 17  # source rows scaled together; the intermediate results fit into the core's cache
+_ROW_WEIGHTS: Final = 256  # the weighted sum of two rows fits into 16 bits
 
 
 class Preprocessor:
-    """Writer of frames into one float32 tensor (B, 3, H, W) that the caller owns. Not thread-safe.
+    """Writes frames into one float32 tensor (B, 3, H, W) that the caller owns. Not thread-safe.
 
-    Agrees with `sample` and `normalised` of ``tests/letterbox_reference.py`` to within one of 255 levels.
+    The result differs from `sample` and `normalised` of ``tests/letterbox_reference.py`` by at most one of 255 levels.
     """
 
     def __init__(self, spec: InputSpec, tensor: NDArray[np.float32]) -> None:
@@ -32,13 +32,13 @@ class Preprocessor:
         self._drawn: list[_Scaler | None] = [None] * len(tensor)
 
     def write(self, index: int, pixels: NDArray[np.uint8]) -> Letterbox:
-        """Letterbox one frame, (H, W, 3) or (H, W, 4), into ``tensor[index]`` and return the geometry."""
+        """Letterbox one frame, (H, W, 3) or (H, W, 4), into ``tensor[index]``. Return the geometry."""
         scaler = self._scalers.get(pixels.shape)
-        if scaler is None:  # cameras seldom change their size
+        if scaler is None:  # rare: cameras seldom change their frame size
             if len(self._scalers) >= _MAX_SIZES:
                 self._scalers.clear()
             scaler = self._scalers[pixels.shape] = _Scaler(self._spec, pixels.shape)
-        if self._drawn[index] is not scaler:  # the frame before it may have covered another part
+        if self._drawn[index] is not scaler:  # the previous frame may have covered a different part
             self._drawn[index] = scaler
             self._tensor[index] = scaler.background
         scaler.write(pixels, self._tensor[index])
@@ -46,7 +46,7 @@ class Preprocessor:
 
 
 class _Scaler:
-    """Bilinear scaling of frames of one size, with the normalisation folded into the weights of the columns."""
+    """Bilinear scaling of frames of one size. The weights of the columns include the normalization."""
 
     def __init__(self, spec: InputSpec, shape: tuple[int, ...]) -> None:
         height_px, width_px, channels = shape

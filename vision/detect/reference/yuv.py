@@ -1,6 +1,6 @@
-"""Coefficients from YUV to BGR, for the CPU, for the GPU's kernels and for the reference.
+"""Coefficients of the conversion from YUV to BGR, for the CPU, the GPU kernels, and the reference in the tests.
 
-Without OpenCV, which GPU machines may lack.
+Does not need OpenCV, because a GPU machine may lack it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ _KR_KB: Final = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
 
 @functools.cache
 def yuv_coefficients(encoding: YuvEncoding) -> tuple[int, int, int, int, int, int]:
-    """Return the level of black, then with `FRACTION_BITS`: luma, U to blue, U to green, V to green, V to red.
+    """Return the black level, and the factors of luma, U for blue, U for green, V for green, and V for red.
 
-    ``blue = luma * max(Y - black, 0) + u_blue * (U - 128)``, green and red alike. From ITU-R BT.601-7 and BT.709-6;
-    ``bt601`` has the rounded factors of OpenCV's `cvtColor`, so that all agree to the bit.
+    The factors are in units of ``2**-FRACTION_BITS``. ``blue = luma * max(Y - black, 0) + u_blue * (U - 128)``, and
+    similarly for green and red. The sources are ITU-R BT.601-7 and BT.709-6. For ``bt601``, the factors are those of
+    OpenCV's `cvtColor`, which are rounded, so that all implementations agree to the bit.
     """
     if encoding == "bt601":
         return (16, 1_220_542, 2_116_026, -409_993, -852_492, 1_673_527)

@@ -1,10 +1,10 @@
-"""Waits for the GPU with a time limit, without busy waiting and without oversleeping.
+"""Wait for the GPU with a time limit, without busy waiting and without oversleeping.
 
-CUDA's own wait has no time limit. Polling without a pause takes a core; sleeping a fixed time adds it to every batch.
-Batches of one size take much the same time, so the first poll is shortly before the expected end.
+CUDA's own wait has no time limit. Polling without a pause occupies a core, and a fixed sleep makes every batch later.
+Batches of the same size take nearly the same time, so the first poll is shortly before the expected end.
 
-The quicker of the last two batches counts. A stall of the machine can delay one batch by 100 ms and more. With a moving
-average, the waits after such a batch were too long for a second and more, and the cameras dropped frames.
+The estimate is the shorter of the last two batch times, because a stall can delay a batch by 100 ms or more. With a
+moving average, the waits after a stall stayed too long for more than a second, and the cameras dropped frames.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _LONGEST_POLL_NS: Final = 5_000_000
 _EARLY: Final = 0.9  # fraction of the expected time before the first poll
 _UNKNOWN: Final = (0.0, 0.0)
 _PR_SET_TIMERSLACK: Final = 29
-_MIN_BATCHES: Final = 3  # with fewer, the GPU is idle between layers and in the tails of kernels
+_MIN_BATCHES: Final = 3  # with fewer, the GPU is idle between layers and at the end of kernels
 
 
-_precise = threading.local()  # `is_set`: the thread's timer slack is set
+_precise = threading.local()  # has the attribute `is_set` after the thread's timer slack is set
 
 
 def _sleep_precisely(seconds: float) -> None:
@@ -39,7 +39,7 @@ def _sleep_precisely(seconds: float) -> None:
 
 
 class Completion(Resource):
-    """End of a batch on a stream."""
+    """End of a batch on a stream, with the time that batches of each size take."""
 
     def __init__(
         self,
@@ -48,18 +48,18 @@ class Completion(Resource):
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = _sleep_precisely,
     ) -> None:
-        """Create the event. `sleep` takes seconds and advances `clock`, nanoseconds."""
+        """Create the event. `sleep` takes seconds and advances `clock`, which returns nanoseconds."""
         self._event = make_event()
         self._clock = clock
         self._sleep = sleep
         self._size = 0
         self._recorded_ns = 0
-        self._running_ns: int | None = None  # the last poll that found the batch running
+        self._running_ns: int | None = None  # time of the last poll that found the batch running
         self._last_two_ns: dict[int, tuple[float, float]] = {}  # by batch size
         self._opened = True
 
     def record(self, stream: Stream, size: int) -> None:
-        """Mark the end of a batch of `size` that was just queued on `stream`."""
+        """Mark the end of a batch of `size` frames that was just queued on `stream`."""
         self._event.record(stream)
         self._size = size
         self._recorded_ns = self._clock()
@@ -90,12 +90,12 @@ class Completion(Resource):
         done, now_ns = self._event.reached(), self._clock()
         if not done:
             self._running_ns = now_ns
-        elif self._running_ns is not None:  # otherwise the batch may have ended long ago
+        elif self._running_ns is not None:  # otherwise, the batch may have ended much earlier
             self._learn((self._running_ns + now_ns) / 2 - self._recorded_ns)
         return done
 
     def _learn(self, took_ns: float) -> None:
-        """Note the midpoint between two polls: after a sleep that was too long, the next one is half as long."""
+        """Store the midpoint between two polls, so that the next sleep after one that was too long is half as long."""
         _, last_ns = self._last_two_ns.get(self._size, _UNKNOWN)
         self._last_two_ns[self._size] = last_ns, took_ns
 
@@ -104,25 +104,26 @@ class Completion(Resource):
 
 
 class ConcurrencyLimit:
-    """Orders the batches of all slots, so that few enough compute at the same time. For one thread.
+    """Orders the batches of all slots to limit the number that compute at the same time. For use by one thread.
 
-    Batches in flight overlap: one is copied while others compute. Each layer reads what the layer before it wrote.
+    Batches in flight overlap: one is copied while others compute. Each layer reads the results of the previous layer.
     Batches that compute at the same time evict each other's data from the GPU's cache, so beyond a few, each batch gets
-    slower. On an H100 (50 MB of cache), batches of 32 with six in flight take 0.81 ms each if all compute at once, and
-    0.78 ms if three do. Batches of 1, of which many fit, are fastest all at once.
+    slower. On an H100 (50 MB of cache), batches of 32 with six in flight take 0.81 ms each if all compute at the same
+    time, and 0.78 ms if three do. Batches of 1, of which many fit into the cache, are fastest without a limit.
     """
 
     def __init__(self, cache_bytes: int, frame_bytes: int) -> None:
-        """
+        """Create the limit for a GPU.
+
         Args:
             cache_bytes: size of the GPU's last-level cache.
             frame_bytes: size of the network's input for one frame.
         """
         self._frames = cache_bytes // max(frame_bytes, 1)
-        self._order: list[Completion] = []  # of each slot's newest batch, the newest of all last
+        self._order: list[Completion] = []  # one per slot, for its newest batch, in the order of queueing
 
     def at_once(self, batch: int) -> int:
-        """Return how many batches of this size may compute at the same time."""
+        """Return the maximum number of batches of this size that compute at the same time."""
         return max(_MIN_BATCHES, self._frames // batch)
 
     def begin(self, stream: Stream, batch: int) -> None:
@@ -132,7 +133,7 @@ class ConcurrencyLimit:
             self._order[-count].before(stream)
 
     def queued(self, end: Completion) -> None:
-        """Note that the batch is queued and that `end` is recorded behind it."""
+        """Add the batch that was queued last. `end` is recorded after it."""
         if end in self._order:
             self._order.remove(end)
         self._order.append(end)

@@ -1,8 +1,9 @@
 """Detection on an NVIDIA GPU with TensorRT or TensorRT-RTX: one CUDA graph per batch, from pixels to boxes.
 
-Waiting limits a detector on a GPU more than arithmetic does: for the copies of frames, for the launches of a hundred
-small kernels, for the host. So several batches are in flight, each in a slot with its own memory, and each batch is one
-launch (`vision.detect.tensorrt.slot`). All memory is allocated and all graphs are checked before READY.
+A detector on a GPU spends more time on waiting than on arithmetic: it waits for copies of frames, for the launches of a
+hundred small kernels, and for the host. So several batches are in flight, each in a slot with its own memory, and each
+batch is one launch (`vision.detect.tensorrt.slot`). All memory is allocated, and all graphs are checked, before the
+program reports that it is ready.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.classes import class_ids, class_names
-from vision.detect.detector import SLOTS_GPU, SLOTS_INTEGRATED, DetectorSpec, GpuMemory, GpuSpec, InFlight
+from vision.detect.detector import IN_FLIGHT_GPU, IN_FLIGHT_INTEGRATED, DetectorSpec, GpuMemory, GpuSpec, InFlight
 from vision.detect.reference.heads import make_head
 from vision.detect.tensorrt.completion import ConcurrencyLimit
 from vision.detect.tensorrt.dynamic_outputs import DynamicSlot, choose_open_outputs
@@ -70,7 +71,7 @@ from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 _log = logging.getLogger(__name__)
 
 _CLOSE_S: Final = 5.0
-"""Longer than batches in flight take. With the rest of the shutdown, shorter than systemd's stop timeout."""
+"""Time limit of `close`. Longer than batches in flight take, and short enough for systemd's stop timeout."""
 
 
 def open_tensorrt_detector(
@@ -79,14 +80,14 @@ def open_tensorrt_detector(
     """Open the detector for a model on this machine's GPU. Build the engine if there is none yet.
 
     Args:
-        stop: ends an engine build, and the creation of contexts between two of them.
+        stop: event that cancels the start, during an engine build or before the next context is created.
 
     Raises:
-        Closed: stopped.
-        DeviceMissing: no GPU, no driver, a driver too old, or no TensorRT.
+        Closed: `stop` was set.
+        DeviceMissing: the GPU, the driver, or TensorRT is missing, or the driver is too old.
         ConfigError: `detect.classes` names a class that the model does not have.
-        ModelError: the model cannot be built or does not match its specification.
-        DeviceError: not enough memory, or a graph cannot be captured or gives other results than its steps.
+        ModelError: the model cannot be built, or does not match its specification.
+        DeviceError: there is too little memory, or a graph cannot be captured or differs from its steps.
     """
     timer = StartupTimer()
     device = open_device()
@@ -108,11 +109,11 @@ def open_tensorrt_detector(
 
 
 def check_device(detect: DetectConfig) -> None:
-    """Check that TensorRT and a GPU that has the precision are present.
+    """Check that TensorRT and a GPU that supports the precision are present.
 
     Raises:
-        DeviceMissing: no GPU, no driver, a driver too old, or no TensorRT.
-        ModelError: the GPU does not have the precision.
+        DeviceMissing: the GPU, the driver, or TensorRT is missing, or the driver is too old.
+        ModelError: the GPU does not support the precision.
     """
     device = open_device()
     find_library()
@@ -127,17 +128,17 @@ def build_detector(
     *,
     stop: threading.Event | None = None,
 ) -> TensorRTDetector:
-    """Build a detector over an open engine. The detector takes over what `resources` holds.
+    """Build a detector from an open engine. The detector becomes the owner of what `resources` holds.
 
     Raises:
-        Closed: `stop` was set. TensorRT-RTX compiles kernels for its first contexts, which takes seconds each.
+        Closed: `stop` was set. It is needed because TensorRT-RTX can compile kernels for seconds per context.
     """
     use_device(device)
     return _Builder(device, model, timer, resources).build(stop)
 
 
 def _close_quietly(pool: MemoryPool) -> None:
-    """Close the pool after a failed start. TensorRT may still hold some of it; the first error matters more."""
+    """Close the pool after a failed start. Errors are only logged, because the first error matters more."""
     try:
         pool.close()
     except DeviceError as error:
@@ -145,7 +146,7 @@ def _close_quietly(pool: MemoryPool) -> None:
 
 
 class TensorRTDetector:
-    """Detector on a GPU. Satisfies `vision.detect.detector.Detector`."""
+    """Detector on a GPU. Implements `vision.detect.detector.Detector`."""
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class TensorRTDetector:
         return GpuMemory(held.device_bytes, held.host_bytes)
 
     def counters(self) -> Mapping[str, int]:
-        """Return how often the memory of data-dependent outputs grew, for status messages."""
+        """Return the number of times that the memory of data-dependent outputs grew, for status messages."""
         dynamic = [slot for slot in self._slots if isinstance(slot, DynamicSlot)]
         return {"detector.outputs_grown": sum(slot.grown for slot in dynamic)} if dynamic else {}
 
@@ -219,7 +220,7 @@ class TensorRTDetector:
 
 
 def _drain(device: Device, streams: Sequence[Stream]) -> None:
-    """Wait for all work before its memory is freed. Log errors only: `wait` raises them."""
+    """Wait for all work before its memory is freed. Errors are only logged, because `wait` raises them."""
     try:
         use_device(device)  # any thread can call `close`
         for stream in streams:
@@ -231,7 +232,7 @@ def _drain(device: Device, streams: Sequence[Stream]) -> None:
 def release_in_time(
     device: Device, streams: Sequence[Stream], resources: contextlib.ExitStack, limit_s: float
 ) -> threading.Thread:
-    """Wait for all work, then free everything, in a thread: on a GPU that hangs, neither call returns.
+    """Wait for all work, then free everything, in a thread, because neither call returns on a GPU that hangs.
 
     After `limit_s`, the thread is abandoned. `vision.cli.main` ends such a process without waiting for the thread.
     """
@@ -270,7 +271,7 @@ def _detector_spec(device: Device, model: LoadedEngine, slots: Sequence[Detector
 
 
 def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
-    """Return why batches do not run as CUDA graphs. Empty if they do."""
+    """Return the reason why batches do not run as CUDA graphs. Empty if they do."""
     if any(isinstance(slot, DynamicSlot) for slot in slots):
         return "the model has outputs whose size depends on the frame"
     return "" if detect.graphs else "`detect: {graphs: off}`"
@@ -278,7 +279,7 @@ def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Builder:
-    """Builds the parts of a detector. `resources` holds them."""
+    """Builds the parts of a detector. `resources` owns them."""
 
     device: Device
     model: LoadedEngine
@@ -299,8 +300,10 @@ class _Builder:
         return TensorRTDetector(device, model, timer=self.timer, uploads=uploads, slots=slots, resources=self.resources)
 
     def _open_lanes(self, stop: threading.Event | None) -> list[ExecutionLane]:
-        """Create a context for every batch size on every stream, one by one: TensorRT holds the GIL meanwhile."""
-        count = self.model.detect.batches_in_flight or (SLOTS_INTEGRATED if self.device.integrated else SLOTS_GPU)
+        """Create a context for every batch size on every stream, one by one, because each call holds the GIL."""
+        count = self.model.detect.batches_in_flight or (
+            IN_FLIGHT_INTEGRATED if self.device.integrated else IN_FLIGHT_GPU
+        )
         lanes = []
         for stream in [self.resources.enter_context(Stream()) for _ in range(count)]:
             contexts: dict[int, Context] = {}
@@ -334,8 +337,8 @@ class _Builder:
         """Build slots for an engine with data-dependent outputs, warmed up."""
         model = self.model
         _log.warning(
-            "%s has outputs whose size depends on the frame (NonMaxSuppression or NonZero inside): it runs without "
-            "CUDA graphs, and the host waits for it",
+            "%s has outputs whose size depends on the frame, because it contains NonMaxSuppression or NonZero; it runs "
+            "without CUDA graphs, and the host waits for each batch",
             model.spec.name,
         )
         names = choose_open_outputs(model, lanes[0])
@@ -375,7 +378,7 @@ class _Builder:
         )
 
     def _measure_tensors(self, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorSizes]:
-        """Return the outputs of one frame, and the bytes of all tensors of one slot at the largest batch."""
+        """Return the outputs of one frame, and the sizes of all tensors of one slot for the largest batch, in bytes."""
         model = self.model
         outputs: dict[str, Output] = {}
         bytes_of: dict[str, int] = {}
@@ -391,7 +394,7 @@ class _Builder:
         return outputs, TensorSizes(batch, model.input_name, input_bytes, bytes_of, scratch_bytes)
 
     def _budget(self, sizes: TensorSizes, program: PostprocessProgram, slots: int) -> MemoryBudget:
-        """Return what is allocated before READY. The cameras' frames follow when their sizes are known."""
+        """Return the memory to allocate at the start. Memory for frames follows when the cameras' sizes are known."""
         device_bytes, host_bytes = slot_bytes(sizes.batch, program)
         lines = (
             BudgetLine("weights", "device", self.model.engine.weights_bytes),
@@ -406,7 +409,7 @@ class _Builder:
     def _warm_up(self, slots: Sequence[Slot], program: PostprocessProgram, outputs: Mapping[str, Output]) -> None:
         """Run the steps of every batch size once and capture them, then compare each graph with its steps.
 
-        The comparison comes last, so that it sees what contexts do to the memory that they share.
+        The comparison comes last, so that it detects a context that overwrites memory that it shares with others.
         """
         model = self.model
         checked: list[tuple[GraphCheck, Snapshot]] = []

@@ -1,9 +1,9 @@
 # mypy: allow-subclassing-any
-"""Engines with data-dependent output sizes: they contain NonMaxSuppression or NonZero.
+"""Engines whose output sizes depend on the data, because they contain NonMaxSuppression or NonZero.
 
-TensorRT requests the memory of such outputs during the run and determines their size on the host. So there is no CUDA
-graph, and the host waits for each batch. Export the model without these layers if possible. The CPU reference decodes
-the outputs: such an engine gives few rows.
+TensorRT requests the memory for such outputs during the run, and determines their size on the host. So there is no CUDA
+graph, and the host waits for each batch. If possible, export the model without these layers. The CPU reference decodes
+the outputs, because such an engine returns few rows.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class GrowingOutput(Resource):
         self.dtype = np.dtype(dtype)
         self.grown = 0  # number of times
         self.shape: tuple[int, ...] = (0,)  # of the last run's output
-        self.refused: DeviceError | None = None  # why a request failed
+        self.refused: DeviceError | None = None  # error of a request that failed
         self._purpose = f"output {name}"
         self._device = DeviceBuffer(_LEAST_BYTES, self._purpose)
         self._host = HostBuffer(_LEAST_BYTES, self._purpose)
         self._opened = True
 
     def room(self, nbytes: int) -> int:
-        """Return the device address of at least `nbytes`. 0, which fails the run, if there is no memory.
+        """Return the device address of at least `nbytes`, or 0 if there is too little memory, so that the run fails.
 
         TensorRT calls this during the run, where an exception would be lost.
         """
@@ -84,7 +84,7 @@ class GrowingOutput(Resource):
 
 
 def make_output_allocator(output: GrowingOutput) -> trt.IOutputAllocator:
-    """Return an adapter of `output` to TensorRT's interface."""
+    """Return an adapter that gives TensorRT the memory of `output`."""
 
     class Allocator(trt.IOutputAllocator):
         def __init__(self) -> None:
@@ -103,7 +103,7 @@ def make_output_allocator(output: GrowingOutput) -> trt.IOutputAllocator:
 
 
 class DynamicSlot(DetectorSlot):
-    """One batch in flight, run step by step."""
+    """One batch in flight, run step by step without a CUDA graph."""
 
     def __init__(
         self,
@@ -155,13 +155,13 @@ class DynamicSlot(DetectorSlot):
         """Run a batch, and queue the copies of its outputs to the host.
 
         Raises:
-            DeviceError: TensorRT refuses, or there is no memory for an output.
+            DeviceError: TensorRT refuses the batch, or there is too little memory for an output.
         """
         self._queue(next(size for size in self._contexts if size >= len(frames)), frames)
         self._in_flight = tuple(frames)
 
     def warm_up(self) -> None:
-        """Run every batch size once without frames, so that errors come before the first camera opens.
+        """Run every batch size once without frames, so that errors appear before the first camera opens.
 
         Raises:
             DeviceError: see `submit`.
@@ -209,22 +209,22 @@ class DynamicSlot(DetectorSlot):
 
     def _release(self) -> None:
         self._in_flight = ()
-        self._contexts = {}  # contexts must go before the engine
+        self._contexts = {}  # contexts must be freed before the engine
         self._resources.close()
 
 
 def choose_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> tuple[str, ...]:
-    """Return the names of the head's outputs by the axes that are known before a run. Other axes stay open.
+    """Return the names of the outputs that the head reads. Axes that are not known before a run stay open.
 
     Raises:
-        ModelError: they do not fit the head, or their first axis is not the batch.
+        ModelError: the outputs do not fit the head, or their first axis is not the batch.
     """
     shapes: dict[str, tuple[int | None, ...]] = {}
     for name in lane.greatest.output_sizes():
         shape = tuple(int(axis) for axis in lane.greatest.raw.get_tensor_shape(name))
         if shape[:1] not in {(max(lane.contexts),), (-1,)}:
             raise ModelError(
-                f"{model.spec.name}: the first axis of output {name} should be the batch, its shape is {shape}",
+                f"{model.spec.name}: expected the batch as the first axis of output {name}; its shape is {shape}",
                 hint="export the model so that each frame has its own rows",
             )
         shapes[name] = (None, *(None if axis < 0 else axis for axis in shape[1:]))

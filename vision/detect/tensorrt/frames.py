@@ -1,8 +1,8 @@
-"""Frames of a batch: their descriptions for the letterbox kernel, and the copies to GPU memory that they need.
+"""Prepare the frames of a batch for the letterbox kernel: describe them, and copy them to GPU memory if necessary.
 
-A frame in a buffer of the detector (`vision.gpu.memory`) costs the host one copy of 112 bytes and one
-asynchronous copy over the bus. The copy over the bus is not needed if CPU and GPU share their memory or if the frame
-was decoded on the GPU.
+For a frame in a buffer of the detector (`vision.gpu.memory`), the host copies 112 bytes and starts one asynchronous
+copy over the bus. The copy over the bus is not needed if CPU and GPU share their memory, or if the frame was decoded on
+the GPU.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PIXEL_FORMATS: Final[tuple[PixelFormat, ...]] = ("nv12", "i420", "bgrx", "bgr")
 """Formats that the letterbox kernel reads, the fewest bytes first."""
 
 DESCRIPTION_BYTES: Final = FRAME.itemsize
-_WORD_BYTES: Final = 16  # kernels read whole words, so a frame is padded to them
-_DESCRIPTIONS_KEPT: Final = 4096  # one for each buffer and encoding; a description takes 12 us, a look-up 0.2 us
+_WORD_BYTES: Final = 16  # kernels read whole words, so the buffer is a multiple of this size
+_DESCRIPTIONS_KEPT: Final = 4096  # one per buffer and encoding; computing one takes 12 us, a lookup 0.2 us
 
 
 class FrameUploader:
-    """Places the frames of a batch for the letterbox kernel. For one thread."""
+    """Makes the frames of a batch available to the letterbox kernel. For use by one thread."""
 
     def __init__(self, spec: InputSpec) -> None:
         def describe(address: int, height_px: int, width_px: int, pixel_format: PixelFormat, yuv: YuvEncoding) -> bytes:
@@ -39,10 +39,10 @@ class FrameUploader:
         self._describe = functools.lru_cache(_DESCRIPTIONS_KEPT)(describe)
 
     def place(self, frame: Frame, row: memoryview, staging: StagingBuffers, index: int, stream: Stream) -> None:
-        """Write the frame's description to `row` (of `DESCRIPTION_BYTES`), and queue the copy that it needs.
+        """Write the frame's description to `row` (of `DESCRIPTION_BYTES`), and queue a copy of the frame if necessary.
 
         Args:
-            staging: takes a frame whose buffer the GPU cannot read.
+            staging: memory for a frame whose buffer the GPU cannot read.
 
         Raises:
             ValueError: the buffer does not fit the frame's metadata.
@@ -59,7 +59,7 @@ def require_size(frame: Frame) -> None:
     """Check a frame's buffer against its metadata.
 
     Raises:
-        ValueError: the buffer has another size, or its pixels are not contiguous bytes of its format.
+        ValueError: the buffer has a different size, or its pixels are not contiguous bytes of its format.
     """
     buffer, meta = frame.buffer, frame.meta
     if (buffer.height_px, buffer.width_px) != (meta.height_px, meta.width_px):
@@ -79,16 +79,16 @@ def require_size(frame: Frame) -> None:
 
 
 class StagingBuffers:
-    """GPU memory for frames whose own buffers the GPU cannot read, by place in the batch.
+    """GPU memory for frames whose own buffers the GPU cannot read, by position in the batch.
 
-    Slower, since the frames' memory is not page-locked. Meant for frames from files and for tests.
+    This is slower, because the frames' memory is not page-locked. It serves frames from files, and tests.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[int, DeviceBuffer] = {}
 
     def copy(self, frame: Frame, index: int, stream: Stream) -> int:
-        """Copy a frame to place `index`. Return its device address."""
+        """Copy a frame to the memory of position `index`. Return its device address."""
         pixels = frame.pixels
         buffer = self._buffers.get(index)
         if buffer is None or buffer.nbytes < pixels.nbytes:

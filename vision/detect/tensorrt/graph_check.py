@@ -1,7 +1,7 @@
-"""Checks that each CUDA graph computes the same as the steps that it was captured from. Runs at every start.
+"""Check at every start that each CUDA graph gives the same results as the steps that it was captured from.
 
-A graph keeps addresses and shapes. If a library replaces a kernel, a shape or a buffer after the capture, the graph
-computes something else without any error. So each graph is compared with the same work run step by step.
+A graph stores addresses and shapes. If a library replaces a kernel, a shape, or a buffer after the capture, the graph
+gives different results without an error. So each graph is compared with the same work, run step by step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Noise(Resource):
         self._opened = True
 
     def fill(self, memory: SlotMemory, batch: int, stream: Stream) -> None:
-        """Use the frame as the first `batch` frames of a slot."""
+        """Use this frame for each of the first `batch` frames of a slot."""
         for index in range(batch):
             memory.row(index)[:] = self._description
         memory.upload_rows(batch, stream)
@@ -45,20 +45,20 @@ class Noise(Resource):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Outputs of the engine for the first and the last frame, and the objects of all frames."""
+    """Results of a batch: outputs of the engine for the first and the last frame, and the objects of all frames."""
 
     outputs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
     counts: NDArray[np.uint32]
     boxes: NDArray[np.float32]
 
     def first(self, name: str) -> NDArray[np.float32]:
-        """Return an output for the first frame, as float32."""
+        """Return the output `name` for the first frame, as float32."""
         return self.outputs[name][0].astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class GraphCheck:
-    """Runs the work of one batch size and reads the result."""
+    """Runs the work of one batch size, and reads the results."""
 
     slot: Slot
     graph: BatchGraph
@@ -66,7 +66,7 @@ class GraphCheck:
     label: str
 
     def run(self) -> Snapshot:
-        """Overwrite the output memory, then run the work: as a CUDA graph if it was captured."""
+        """Overwrite the output memory, run the work (as a CUDA graph if it was captured), and return the results."""
         memory, stream, batch = self.slot.memory, self.slot.stream, self.graph.batch
         for buffer in memory.outputs.values():
             buffer.fill(0xFF, stream)
@@ -85,7 +85,7 @@ class GraphCheck:
         return first, buffer.read(output.shape, output.dtype, (self.graph.batch - 1) * nbytes)
 
     def require_same(self, eager: Snapshot) -> None:
-        """Run the graph and compare.
+        """Run the graph, and compare its results with those of the steps.
 
         Raises:
             DeviceError: the results differ.
@@ -95,27 +95,27 @@ class GraphCheck:
             for expected, given in zip(pair, graph.outputs[name], strict=True):
                 difference = relative_difference(expected, given)
                 if not difference <= _TOLERANCE:
-                    raise self._differs(f"output {name} by {difference:.2g} of its largest value")
+                    raise self._differs(f"output {name} differs by {difference:.2g} of its largest value")
         same = all(
             np.array_equal(a, b, equal_nan=True)
             for name, pair in eager.outputs.items()
             for a, b in zip(pair, graph.outputs[name], strict=True)
         )
         if same and not (np.array_equal(eager.counts, graph.counts) and np.array_equal(eager.boxes, graph.boxes)):
-            raise self._differs("the objects, though the network's outputs are the same")
+            raise self._differs("the objects differ, but the network's outputs are the same")
 
     def _differs(self, difference: str) -> DeviceError:
         return DeviceError(
-            f"the CUDA graph of {self.label} gives other results than the same work without a graph: {difference}",
+            f"the CUDA graph of {self.label} and the same work without a graph give different results: {difference}",
             hint="set `detect: {graphs: off}`, or build the engine again: `vision build MODEL --force`",
             code="graph-differs",
         )
 
 
 def relative_difference(expected: NDArray[Any], given: NDArray[Any]) -> float:
-    """Return the largest difference over the largest expected magnitude.
+    """Return the largest difference, relative to the largest expected magnitude.
 
-    Infinite where only one of the two is finite.
+    The result is infinite if a value is finite in only one of the two arrays.
     """
     a, b = expected.astype(np.float64), given.astype(np.float64)
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):

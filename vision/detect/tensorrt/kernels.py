@@ -1,9 +1,9 @@
 """The kernels of one model: the constants that they are compiled with, their launch sizes, the memory that they need.
 
-The structures that host and kernels exchange are those of ``cuda/*.cu`` as NumPy dtypes. Values that depend on the size
-of a frame are computed once per buffer, so that a launch costs the host one copy of 112 bytes per frame.
+The NumPy dtypes describe the structures that host and kernels exchange, as in ``cuda/*.cu``. Values that depend on the
+size of a frame are computed once per buffer, so that the host copies only 112 bytes per frame for a launch.
 
-Needs no GPU, so that tests can compare the kernels with `vision.detect.reference` on a CPU.
+This module needs no GPU, so that tests can compare the kernels with `vision.detect.reference` on a CPU.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ FRAME: Final = np.dtype(
         ("reserved", np.int32),
     ]
 )
-"""``struct Frame`` of ``device.cuh``. All zeros: no frame."""
+"""``struct Frame`` of ``device.cuh``. All zeros mean that the row has no frame."""
 
 NORMALISE: Final = np.dtype([("gain", np.float32, 3), ("offset", np.float32, 3), ("fill", np.float32, 3)])
 """``struct Normalise`` of ``letterbox.cu``."""
@@ -70,8 +70,8 @@ RESULT: Final = np.dtype(
 """``struct Result`` of ``postprocess.cu``."""
 
 _PAIR_CAPACITY: Final = 16384
-"""Maximum number of pairs over the threshold that are stored. There are about a hundred at 0.35 and a few thousand at
-0.05. With more, the kernel reads the scores again, which is slower but correct."""
+"""Maximum number of pairs over the threshold that are stored. Typical numbers are a hundred at a threshold of 0.35, and
+a few thousand at 0.05. If there are more, the kernel reads the scores again, which is slower but correct."""
 
 _HEADS: Final[Mapping[str, int]] = {"nanodet": 0, "yolov5": 1, "yolov8": 2, "end-to-end": 3, "rt-detr": 4}
 _EFFICIENT_NMS: Final = 5
@@ -79,7 +79,7 @@ _EFFICIENT_NMS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class LetterboxProgram:
-    """``letterbox.cu`` for one input."""
+    """Constants and launch size of ``letterbox.cu`` for one model input."""
 
     spec: InputSpec
     half_input: bool
@@ -87,7 +87,7 @@ class LetterboxProgram:
 
     file: ClassVar[str] = "letterbox.cu"
     block: ClassVar[Grid] = (256, 1, 1)
-    pixels: ClassVar[tuple[int, int]] = (2, 4)  # columns and rows of one thread
+    pixels: ClassVar[tuple[int, int]] = (2, 4)  # columns and rows that one thread writes
 
     @property
     def definitions(self) -> Definitions:
@@ -125,13 +125,13 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class PostprocessProgram:
-    """``postprocess.cu`` for one head."""
+    """Constants and launch sizes of ``postprocess.cu`` for one head."""
 
     definitions: Definitions
     outputs: tuple[str, ...]  # names of the engine's outputs, in the order of `Head.decode`
     scores: str  # name of the engine's output; scores and boxes can be in the same one
     boxes: str
-    extra: tuple[str, str]  # EfficientNMS_TRT: names of the classes and of their number; otherwise empty
+    extra: tuple[str, str]  # EfficientNMS_TRT: names of the outputs with classes and counts; otherwise empty
     candidates: int  # maximum number for NMS
     objects: int  # maximum number per frame
     work_bytes: int  # per frame, in shared or in global memory
@@ -149,7 +149,7 @@ class PostprocessProgram:
         """Return the program for the outputs that `head` reads.
 
         Args:
-            shared_bytes: shared memory that the GPU gives one block.
+            shared_bytes: shared memory that one block can use on the GPU.
 
         Raises:
             ModelError: the outputs do not fit the head, or the kernels cannot read them.
@@ -199,16 +199,16 @@ class PostprocessProgram:
 
     @property
     def keys_bytes(self) -> int:
-        """Memory for the pairs of one frame, bytes."""
+        """Size of the memory for the pairs of one frame, in bytes."""
         return 8 * int(self.definitions["PAIR_CAPACITY"])
 
 
 _STATIC_SHARED: Final = 4096
-"""Shared memory besides `struct Work`, bytes: histogram, masks and ranks, rounded up."""
+"""Shared memory that a block needs in addition to `struct Work`, rounded up: histogram, masks, and ranks. In bytes."""
 
 
 def _work_bytes(candidates: int) -> int:
-    """Return the size of ``struct Work``."""
+    """Return the size of ``struct Work`` in bytes."""
     ordered = max(64, 1 << (candidates - 1).bit_length())
     return -(-(8 * ordered + candidates * (16 + 4 + 4 + 1)) // 16) * 16
 
@@ -221,13 +221,13 @@ def _require(spec: ModelSpec, name: str, dtype: str, dtypes: tuple[str, ...]) ->
     """
     if dtype not in dtypes:
         raise ModelError(
-            f"{spec.name}: output {name} should be {' or '.join(dtypes)}, it is {dtype}",
+            f"{spec.name}: expected {' or '.join(dtypes)} for output {name}, got {dtype}",
             hint="export the model with outputs in fp32",
         )
 
 
 def _roles(head: HeadSpec, outputs: tuple[str, ...]) -> tuple[str, str, tuple[str, str]]:
-    """Return the names of the outputs with scores and boxes, and the other two of EfficientNMS_TRT."""
+    """Return the names of the outputs with scores and with boxes, and of the other two outputs of EfficientNMS_TRT."""
     if head.kind == "end-to-end" and len(outputs) == 4:
         number, boxes, scores, classes = outputs
         return scores, boxes, (classes, number)
@@ -249,7 +249,7 @@ def _layout(
 
 
 def threshold(head: Head, keep_address: int) -> NDArray[np.void]:
-    """Return one `THRESHOLD`. `keep_address` is the device address of `kept_classes`."""
+    """Return a `THRESHOLD` structure. `keep_address` is the device address of `kept_classes`."""
     row = np.zeros((), THRESHOLD)
     row["score"], row["floor"], row["keep"] = head.score, head.floor, keep_address
     return row
@@ -264,17 +264,17 @@ def kept_classes(head: Head, class_count: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class FrameLayout:
-    """Memory layout of a frame: its planes one after the other, as in `vision.types.Frame`."""
+    """Memory layout of a frame. Its planes follow each other, as in `vision.types.Frame`."""
 
     height_px: int
     width_px: int
     pixel_format: PixelFormat
     yuv: YuvEncoding = "bt601"
-    pitch_bytes: int | None = None  # distance between rows; None: rows have no padding
+    pitch_bytes: int | None = None  # distance between rows; None if rows have no padding
 
 
 def describe_frame(spec: InputSpec, frame: FrameLayout, address: int) -> bytes:
-    """Return one `FRAME` for a frame at a device address."""
+    """Return the bytes of a `FRAME` structure for a frame at a device address."""
     width_px, height_px, pixel_format = frame.width_px, frame.height_px, frame.pixel_format
     letterbox = Letterbox.fit(width_px, height_px, spec.width, spec.height, spec.letterbox)
     content_width, content_height = letterbox.content(width_px, height_px)
@@ -296,7 +296,7 @@ def describe_frame(spec: InputSpec, frame: FrameLayout, address: int) -> bytes:
 
 
 def describe_normalisation(spec: InputSpec) -> NDArray[np.void]:
-    """Return one `NORMALISE`."""
+    """Return the `NORMALISE` structure of a model input."""
     row = np.zeros((), NORMALISE)
     gain, offset = gain_and_offset(spec.scale, spec.mean, spec.std)
     row["gain"], row["offset"], row["fill"] = gain, offset, spec.fill * gain + offset

@@ -1,4 +1,4 @@
-"""An open engine with the model's specification: the start of every TensorRT detector."""
+"""An open engine with the model's specification, from which every TensorRT detector is built."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from vision.gpu.cuda import Stream
 
 
 def kernel_cache() -> Path:
-    """Return the folder of compiled kernels."""
+    """Return the folder in which compiled kernels are cached."""
     return default_folder().parent / "kernels"
 
 
 @dataclass(slots=True)
 class StartupTimer:
-    """Durations of the phases of a start, seconds by name."""
+    """Durations of the phases of a start, in seconds, by name."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -55,14 +55,14 @@ class LoadedEngine:
         """Name of the tensor that holds the frames.
 
         Raises:
-            ModelError: there is none, or more than one.
+            ModelError: there is no such tensor, or more than one.
         """
         frames = [tensor for tensor in self.engine.inputs if not tensor.is_shape_io]
         if len(frames) != 1 or len(frames[0].shape) != 4 or frames[0].dtype not in {"float32", "float16"}:
             inputs = ", ".join(f"{tensor.name} {tensor.dtype} {tensor.shape}" for tensor in frames) or "none"
             raise ModelError(
-                f"{self.spec.name}: a detector has one input of frames, (batch, 3, height, width) in fp32 or fp16; "
-                f"this engine has {inputs}",
+                f"{self.spec.name}: expected one input, (batch, 3, height, width) in fp32 or fp16; "
+                f"the engine has {inputs}",
                 hint="export the model without further inputs",
             )
         return frames[0].name
@@ -73,14 +73,14 @@ class LoadedEngine:
         return (batch, channels, self.spec.input.height, self.spec.input.width)
 
     def batches(self) -> tuple[int, ...]:
-        """Return the batch sizes to prepare: those of `batch_sizes` that the engine takes, or its only one."""
+        """Return the batch sizes to prepare: those of `batch_sizes` that the engine accepts, or its only one."""
         name, profiles = self.input_name, self.engine.profiles
         sizes = batch_sizes(self.detect.max_batch)
         taken = tuple(size for size in sizes if any(p.contains({name: self.input_shape(size)}) for p in profiles))
         return taken or (self.engine.max_batch,)
 
     def context(self, batch: int, stream: Stream) -> Context:
-        """Return a context for one batch size, without memory and addresses."""
+        """Create a context for one batch size. It has no memory and no addresses yet."""
         shapes = {self.input_name: self.input_shape(batch)}
         profile = self.engine.choose(shapes)
         context = self.engine.create_context(profile, stream.address)

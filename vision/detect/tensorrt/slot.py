@@ -1,8 +1,8 @@
-"""One batch in flight: its memory on host and device, its stream, and one CUDA graph for each batch size.
+"""One batch in flight: its memory on host and device, its stream, and one CUDA graph per batch size.
 
-A graph holds *letterbox → engine → pairs over the threshold → objects*. The last kernel writes a result of fixed
-capacity directly to page-locked host memory. Every address is fixed, so the whole sequence is one graph, and a batch
-costs the host one launch. Frames and their descriptions are copied on a stream of their own: a copy inside the graph
+A graph contains *letterbox → engine → pairs over the threshold → objects*. The last kernel writes a result of fixed
+capacity directly to page-locked host memory. Every address is fixed, so the whole sequence is one graph, which the host
+starts with one launch. A separate stream copies the frames and their descriptions, because a copy inside the graph
 would wait in the copy engine behind the frames of the next batch.
 """
 
@@ -37,7 +37,7 @@ class LetterboxKernel:
     normalisation: NDArray[np.void]
 
     def bind(self, batch: int, frames: int, tensor: int, counts: int) -> Launch:
-        """Return the launch for `batch` descriptions at `frames`. It writes `tensor` and zeroes `counts`.
+        """Return the launch for `batch` descriptions at `frames`. It writes `tensor`, and sets `counts` to zero.
 
         The last three arguments are device addresses.
         """
@@ -60,10 +60,10 @@ class ExecutionLane:
 
 @dataclass(frozen=True, slots=True)
 class UploadPath:
-    """How frames get to the GPU. All slots share it."""
+    """Path of frames to the GPU. All slots share it."""
 
     uploader: FrameUploader
-    copies: Stream  # a stream of its own: the copies of one batch overlap the work on another
+    copies: Stream  # a separate stream, so that copies of one batch overlap the work on another
     limit: ConcurrencyLimit
 
 
@@ -81,17 +81,17 @@ class Kernels:
 
 @dataclass(frozen=True, slots=True)
 class TensorSizes:
-    """Bytes that one slot needs for the engine's tensors at the largest batch."""
+    """Sizes of the engine's tensors in one slot for the largest batch, in bytes."""
 
     batch: int
     input_name: str
     input_bytes: int
     outputs: Mapping[str, int]  # bytes by name
-    scratch_bytes: int  # of the largest context: the contexts of one slot never run at the same time
+    scratch_bytes: int  # of the largest context, because contexts of a slot run one after another
 
 
 class ResultMemory(Resource):
-    """Page-locked memory that the last kernel writes the objects of a batch to."""
+    """Page-locked memory to which the last kernel writes the objects of a batch."""
 
     def __init__(self, max_batch: int, objects: int) -> None:
         *offsets, nbytes = result_offsets(max_batch, objects)
@@ -118,7 +118,7 @@ class ResultMemory(Resource):
 
 
 class SlotMemory(Resource):
-    """Memory of one slot. Allocated once."""
+    """Memory of one slot, allocated once."""
 
     def __init__(self, sizes: TensorSizes, program: PostprocessProgram) -> None:
         max_batch, objects = sizes.batch, program.objects
@@ -145,7 +145,7 @@ class SlotMemory(Resource):
         return self._rows[index * DESCRIPTION_BYTES : (index + 1) * DESCRIPTION_BYTES]
 
     def clear_rows(self, start: int, stop: int) -> None:
-        """Mark these rows of the batch as holding no frame."""
+        """Mark these rows of the batch as rows without a frame."""
         self._rows[start * DESCRIPTION_BYTES : stop * DESCRIPTION_BYTES] = bytes((stop - start) * DESCRIPTION_BYTES)
 
     def upload_rows(self, count: int, stream: Stream) -> None:
@@ -158,13 +158,13 @@ class SlotMemory(Resource):
 
 
 def result_offsets(max_batch: int, objects: int) -> tuple[int, int, int, int, int]:
-    """Return where counts, boxes, scores and classes begin in the result, and its size, bytes."""
+    """Return the offsets of counts, boxes, scores, and classes in the result, and its total size, in bytes."""
     boxes, rows = RESULT.itemsize * max_batch, max_batch * objects
     return (0, boxes, boxes + 16 * rows, boxes + 20 * rows, boxes + 24 * rows)
 
 
 def slot_bytes(max_batch: int, program: PostprocessProgram) -> tuple[int, int]:
-    """Return the sizes that `SlotMemory` allocates besides the engine's tensors: on the device, and page-locked."""
+    """Return the bytes that `SlotMemory` allocates in addition to the engine's tensors: on the device, page-locked."""
     descriptions = max_batch * DESCRIPTION_BYTES
     work = 0 if program.shared_work else max_batch * program.work_bytes
     device = descriptions + 4 * max_batch + max_batch * program.keys_bytes + work
@@ -174,7 +174,7 @@ def slot_bytes(max_batch: int, program: PostprocessProgram) -> tuple[int, int]:
 class BatchGraph(Resource):
     """The work for one batch size of one slot.
 
-    `run` queues it: step by step, and as a CUDA graph after `capture`.
+    `run` queues the work: step by step before `capture`, and as a CUDA graph after it.
     """
 
     def __init__(self, batch: int, context: Context, memory: SlotMemory, stream: Stream, kernels: Kernels) -> None:
@@ -209,13 +209,13 @@ class BatchGraph(Resource):
             ("find_pairs", partial(pairs.enqueue, stream)),
             ("objects", partial(objects.enqueue, stream)),
         )
-        # Not a bound method: the context must go before the engine, without waiting for the garbage collector.
+        # Not a bound method: that would be a cycle, and the context must be freed before the engine.
         self.enqueue: Callable[[], None] = partial(_enqueue_steps, self.steps)
         self.run = self.enqueue
         self._opened = True
 
     def capture(self, label: str) -> None:
-        """Capture the steps in a CUDA graph. From now on, `run` launches that.
+        """Capture the steps in a CUDA graph, which `run` launches from then on.
 
         Raises:
             DeviceError: the steps cannot be captured.
@@ -238,7 +238,7 @@ class DetectorSlot(Resource):
     def __init__(self, stream: Stream, uploads: UploadPath) -> None:
         self.stream = stream
         self._uploads = uploads
-        self._in_flight: Sequence[Frame] = ()  # holds the frames' memory
+        self._in_flight: Sequence[Frame] = ()  # keeps the frames' memory
         self._done = Completion()
 
     @abstractmethod
@@ -251,11 +251,11 @@ class DetectorSlot(Resource):
 
     @abstractmethod
     def detections(self) -> list[Detections]:
-        """Return the results of the batch that is done, in new arrays, and free the slot."""
+        """Return the results of the completed batch in new arrays, and free the slot."""
 
 
 class Slot(DetectorSlot):
-    """A stream with its memory and graphs."""
+    """A batch in flight that runs as a CUDA graph, with its stream, memory, and graphs."""
 
     def __init__(self, sizes: TensorSizes, lane: ExecutionLane, kernels: Kernels, uploads: UploadPath) -> None:
         super().__init__(lane.stream, uploads)
@@ -265,7 +265,7 @@ class Slot(DetectorSlot):
             self.memory = memory = resources.enter_context(SlotMemory(sizes, kernels.program))
             self._staging = resources.enter_context(contextlib.closing(StagingBuffers()))
             self._copied = resources.enter_context(Event())
-            memory.input.fill(0, stream)  # rows without a frame are computed too, and must be numbers
+            memory.input.fill(0, stream)  # rows without a frame are computed too, and must not be NaN
             self.graphs: dict[int, BatchGraph] = {}
             for batch, context in sorted(lane.contexts.items()):
                 context.give_memory(memory.scratch.address, sizes.scratch_bytes)
@@ -302,5 +302,5 @@ class Slot(DetectorSlot):
 
     def _release(self) -> None:
         self._in_flight = ()
-        self.graphs = {}  # contexts must go before the engine
+        self.graphs = {}  # contexts must be freed before the engine
         self._resources.close()

@@ -1,5 +1,5 @@
-// Common definitions without CUDA's headers: NVRTC does not include them, and JetPack has them in a separate package.
-// In the tests, the host compiler reads these files after emulator.h.
+// Common definitions. CUDA's headers are not used, because NVRTC does not include them, and JetPack has them in a
+// separate package. In the tests, the host compiler reads these files after emulator.h.
 #pragma once
 
 typedef unsigned char u8;
@@ -23,7 +23,7 @@ __device__ __forceinline__ u16 float_to_half(float value) {
     return bits;
 }
 
-// Packs two numbers in one word, the first in the low half.
+// Packs two numbers into one word, the first one in the low half.
 __device__ __forceinline__ u32 floats_to_halves(float first, float second) {
 #if __CUDA_ARCH__ >= 800
     u32 bits;
@@ -34,7 +34,7 @@ __device__ __forceinline__ u32 floats_to_halves(float first, float second) {
 #endif
 }
 
-// Frames are in global memory and do not change while a kernel reads them. The compiler cannot know either.
+// Frames are in global memory and do not change while a kernel reads them. The compiler knows neither fact.
 __device__ __forceinline__ u32 load(const u8* address) {
     u32 value;
     asm("{ .reg .u16 byte; ld.global.nc.u8 byte, [%1]; cvt.u32.u16 %0, byte; }" : "=r"(value) : "l"(address));
@@ -49,13 +49,13 @@ __device__ __forceinline__ u32 load(const u32* address) {
 
 __device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_float(bits); }
 
-// Stores 16 bytes in one instruction. The compiler may split it in two, each of which writes half of every sector.
+// Stores 16 bytes in one instruction. The compiler might use two, each of which writes half of every sector.
 __device__ __forceinline__ void store_words(void* address, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
                  : : "l"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// Returns the low 32 bits of `high` : `low` shifted right by less than 32.
+// Shifts `high` : `low` right by less than 32 bits. Returns the low 32 bits.
 __device__ __forceinline__ u32 funnel(u32 low, u32 high, u32 shift) { return __funnelshift_r(low, high, shift); }
 
 #endif

@@ -1,4 +1,4 @@
-// Decodes a network's outputs. One head per compilation. Same arithmetic as vision/detect/reference/heads.py.
+// Decodes a network's outputs. One head per compilation. Uses the arithmetic of vision/detect/reference/heads.py.
 //
 // Definitions: HEAD, BOXES (cells or queries of one frame), CLASSES, SIGMOID, HALF_SCORES, HALF_BOXES (1: fp16),
 // SCORE_COLUMNS and BOX_COLUMNS (row lengths of their tensors; both can be in one tensor), BOX_OFFSET (column of the
@@ -65,7 +65,7 @@ __device__ __forceinline__ float score_of(u64 key) { return __uint_as_float((u32
 #endif
 #define BOXES_OF_A_FRAME (HEAD == YOLOV8 ? SCORES_OF_A_FRAME : BOXES * BOX_COLUMNS)
 
-// The score tensors of one frame. EFFICIENT_NMS alone uses the last two.
+// The score tensors of one frame. Only EFFICIENT_NMS uses the last two.
 struct Scores {
     const ScoreValue* values;
     const int* classes;
@@ -80,8 +80,8 @@ struct Scores {
     }
 };
 
-// Returns the key of the pair at element `at` of a frame's scores, or 0 if there is none that reaches the threshold.
-// `raw` is the element's value. Most elements are far below the threshold, so that test comes first.
+// Returns the key of the pair at element `at` of a frame's scores, or 0 if that is not a pair that reaches the
+// threshold. `raw` is the element's value. Most elements are far below the threshold, so that test comes first.
 __device__ __forceinline__ u64 pair_key(Scores scores, u32 at, float raw, Threshold limit) {
     float score = raw;
 #if HEAD == YOLOV5
@@ -132,7 +132,7 @@ __device__ __forceinline__ int class_of(Scores scores, u32 index) {
 // ---------------------------------------------------------------------------------------------- boxes
 
 #if HEAD == NANODET
-// Returns the centre of a cell along x (axis 0) or y (axis 1), and its stride.
+// Returns the center of a cell along x (axis 0) or y (axis 1), and its stride.
 __device__ __forceinline__ float center_of(u32 cell, int axis, float* stride_px) {
     const int strides[] = {STRIDES};
 #pragma unroll
@@ -168,7 +168,7 @@ __device__ __forceinline__ float distance_of(const BoxValue* side) {
 }
 #endif
 
-// Returns x1, y1, x2, or y2 (side 0 to 3) of a box, model pixels.
+// Returns x1, y1, x2, or y2 (side 0 to 3) of a box, in model pixels.
 __device__ __forceinline__ float coordinate(const BoxValue* boxes, u32 box, int side) {
     const float unit = side & 1 ? (float)UNIT_Y : (float)UNIT_X;
 #if HEAD == NANODET

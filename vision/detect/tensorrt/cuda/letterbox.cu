@@ -1,11 +1,12 @@
 // Scales frames of any size and format to the model's canvas, a whole batch in one launch.
 //
-// Same arithmetic as tests/letterbox_reference.py (`sample`, `normalised`): bilinear between pixel centres,
-// with positions in exact integers. The result is rounded to integer levels, as 8-bit libraries do. With it, 100 %
-// of the objects that the CPU finds in the shipped clip are found with an overlap over 0.98, without it 99.6 %.
+// Uses the arithmetic of tests/letterbox_reference.py (`sample`, `normalised`): bilinear interpolation between pixel
+// centers, with positions in exact integers. The result is rounded to integer levels, as in 8-bit libraries. With
+// rounding, the GPU finds 100 % of the objects that the CPU finds in the shipped clip, with an overlap over 0.98;
+// without rounding, 99.6 %.
 //
-// The instruction rate limits this kernel more than memory does. Hence levels become floats without a conversion
-// (`raised`), steps replace divisions, and the branch on the format is as far out as possible.
+// The instruction rate limits this kernel more than memory does. Therefore, levels become floats without a conversion
+// (`raised`), steps replace divisions, and the branch on the format is outside of all loops.
 //
 // Definitions: WIDTH, HEIGHT (of the canvas), HALF_INPUT (1: fp16 tensor, 0: fp32), INTERLEAVED (1: the tensor is
 // (B, HEIGHT, WIDTH, 4) with zeros in the fourth channel, 0: (B, 3, HEIGHT, WIDTH)), RED_FIRST (1: channels are red,
@@ -14,7 +15,7 @@
 
 struct Normalise {
     float gain[3], offset[3];  // in the order of the model's channels
-    float fill[3];             // of the canvas around the frame, normalised
+    float fill[3];             // level of the canvas around the frame, normalized
 };
 
 // ---------------------------------------------------------------------------------------------------------- positions
@@ -24,8 +25,8 @@ struct Position {
     int whole, rest;
 };
 
-// Returns the source position of model pixel `at` of `scaled`, for a side of `side` source pixels. `per_unit` is
-// 1 / (2 * scaled). Positions are from -1/2, with whole part -1, to side - 1/2.
+// Returns the source position of model pixel `at` on a side of `scaled` model pixels and `side` source pixels.
+// `per_unit` is 1 / (2 * scaled). Positions range from -1/2 (whole part -1) to side - 1/2.
 __device__ __forceinline__ Position position(int at, int scaled, float per_unit, int side) {
     int numerator = (2 * at + 1) * side - scaled, denominator = 2 * scaled;
     int whole = (int)((float)numerator * per_unit);  // off by at most one, for sides of 15 bits
@@ -45,7 +46,7 @@ __device__ __forceinline__ Rows rows_at(Position y, const Frame& frame) {
     return Rows{max(y.whole, 0), min(y.whole + 1, frame.height - 1), (float)y.rest * frame.per_y};
 }
 
-// The first of two neighbouring source columns. Both can be read unless the frame has a single column.
+// The first of two neighboring source columns. Both can be read, except in a frame with a single column.
 struct Columns {
     int first;
     float weight;  // of the second
@@ -60,8 +61,8 @@ __device__ __forceinline__ Columns columns_at(Position x, const Frame& frame) {
 
 // ------------------------------------------------------------------------------------------------------------- levels
 
-// 2^23: floats from here on are the integers, so that conversion and rounding are one addition each. The instructions
-// made for them run at a quarter of the rate of an addition.
+// 2^23: from here on, floats are exactly the integers, so that conversion and rounding are one addition each. The
+// dedicated instructions run at a quarter of the rate of an addition.
 #define WHOLE 8388608.0f
 
 // Returns WHOLE + whole, for 0 to 2^22.
@@ -82,7 +83,7 @@ struct Levels {
     float blue, green, red;
 };
 
-// Levels plus WHOLE: an integer becomes such a float by setting bits, and differences are those of the levels.
+// Levels plus WHOLE. Setting bits converts an integer to such a float, and differences equal those of the levels.
 struct Raised {
     float blue, green, red;
 };
@@ -118,11 +119,11 @@ __device__ __forceinline__ float raised_fixed(int fixed) {
 
 // ------------------------------------------------------------------------------------------------------------ sources
 
-// 32 bits reach all of a plane.
+// An offset of 32 bits is enough for a plane.
 __device__ __forceinline__ const u8* at(const u8* plane, u32 offset) { return plane + offset; }
 
-// One column of model pixels, for each format: the byte offsets of its two source pixels in a row, computed once, and
-// `along`, the interpolated level in any row.
+// One column of model pixels, for each format. Stores the byte offsets of its two source pixels in a row. `along`
+// returns the interpolated levels in any row.
 template <int FORMAT>
 struct Column;
 
@@ -138,7 +139,7 @@ template <>
 struct Column<FORMAT_BGR> : PackedColumn<3> {
     using PackedColumn<3>::PackedColumn;
 
-    // Reads six neighbouring bytes as two or three aligned words instead of six loads.
+    // Reads six neighboring bytes as two or three aligned words instead of six loads.
     __device__ __forceinline__ Levels along(const Frame& frame, int row) const {
         u64 address = (u64)at(frame.plane[0], row * frame.pitch[0] + pixels);
         const u32* words = (const u32*)(address & ~3ull);
@@ -222,7 +223,7 @@ struct Column<FORMAT_I420> : YuvColumn<FORMAT_I420> {
 
 // ------------------------------------------------------------------------------------------------------------- tensor
 
-#define ACROSS 2  // pixels of a row per thread: 16 bytes in one store if interleaved
+#define ACROSS 2  // pixels of a row per thread, so that an interleaved store has 16 bytes
 
 #if HALF_INPUT
 typedef u16 Input;
@@ -238,7 +239,7 @@ __device__ __forceinline__ Input to_input(float value) { return value; }
 __device__ __forceinline__ Pair to_pair(float first, float second) { return Pair{first, second}; }
 #endif
 
-// A normalised pixel.
+// A normalized pixel.
 struct Pixel {
     float channel[3];
 };
@@ -297,7 +298,7 @@ __device__ __forceinline__ void draw(
     const Column<FORMAT> columns[] = {Column<FORMAT>(x[0]), Column<FORMAT>(x[1])};
     int inside_y = top - frame.pad_y;
     Position y = position(max(inside_y, 0), frame.content_height, frame.per_y, frame.height);
-#pragma unroll 1  // unrolling takes more registers, so that fewer blocks run at once
+#pragma unroll 1  // unrolling needs more registers, so that fewer blocks run at the same time
     for (int row = top, end = min(top + DOWN, HEIGHT); row < end; row++, inside_y++) {
         Pixel fill = {{norm.fill[0], norm.fill[1], norm.fill[2]}}, pixels[ACROSS] = {fill, fill};
         if (inside_y >= 0 && inside_y < frame.content_height) {
@@ -316,8 +317,8 @@ __device__ __forceinline__ void draw(
     }
 }
 
-// grid (ceil(WIDTH / ACROSS) * ceil(HEIGHT / DOWN) / 256, rounded up; batch), block 256. Threads are numbered
-// through the whole canvas, so that none is idle at its edges.
+// grid (ceil(WIDTH / ACROSS) * ceil(HEIGHT / DOWN) / 256, rounded up; batch), block 256. Thread numbers run over the
+// whole canvas, so that no thread is idle at its edges.
 extern "C" __global__ void __launch_bounds__(256)
 letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
     const int across = (WIDTH + ACROSS - 1) / ACROSS;

@@ -1,4 +1,4 @@
-// Greedy non-maximum suppression of sorted candidates. Same arithmetic as vision/detect/reference/postprocess.py.
+// Greedy non-maximum suppression of sorted candidates. Uses the arithmetic of vision/detect/reference/postprocess.py.
 #pragma once
 #include "device.cuh"
 
@@ -20,8 +20,8 @@ __device__ __forceinline__ bool suppresses(float4 a, float area_a, float4 b, flo
 // Sets gone[i] for every candidate that an earlier one suppresses. Candidates with `gone` set at the start are ignored.
 // All threads of the block must call this. `classes` is null if a box suppresses boxes of any class.
 //
-// Works on 64 candidates at a time: tests all their pairs in parallel and stores the results in 64-bit masks. One
-// thread then walks the masks in order. What it keeps is tested against all later candidates.
+// Works on 64 candidates at a time: tests all their pairs in parallel, and stores the results in 64-bit masks. One
+// thread then processes the masks in order. The candidates that it keeps are tested against all later candidates.
 __device__ void suppress(
     const float4* boxes, const float* areas, const int* classes, volatile u8* gone, u32 count, float iou) {
     __shared__ u64 rows[64];

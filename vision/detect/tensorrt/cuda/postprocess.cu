@@ -2,8 +2,8 @@
 // the threshold. `objects` selects the best pairs, decodes their boxes, runs NMS, and writes the result, one block per
 // frame.
 //
-// The number of objects depends on the data, the shapes do not: the result has a fixed capacity, the number of objects,
-// and the number of those that did not fit.
+// The number of objects depends on the data, but the shapes do not: the result has a fixed capacity, and contains the
+// number of objects and the number of objects that did not fit.
 //
 // Definitions: those of heads.cuh, CANDIDATES (maximum for NMS), OBJECTS (maximum per frame), PAIR_CAPACITY (pairs that
 // `find_pairs` can store; with more, `objects` reads the scores again), NMS, CLASS_AWARE, SHARED_WORK.
@@ -92,7 +92,7 @@ __device__ void gather_best(KeyAt key_at, u32 count, u64* best) {
     }
 }
 
-// Returns the number of set flags of the threads before this one in the block. `total`: of all threads of the block.
+// Returns the number of set flags in the threads of the block before this one. `total` receives the number in all.
 __device__ __forceinline__ u32 rank_in_block(bool flag, u32* total) {
     __shared__ u32 of_warp[32];
     u32 votes = __ballot_sync(FULL_WARP, flag), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -129,7 +129,8 @@ struct Result {
     u32 count, truncated, candidates, reserved;
 };
 
-// grid (batch), block 512. Writes to memory that the host reads: one of `results` and OBJECTS rows per frame.
+// grid (batch), block 512. Writes one element of `results` and up to OBJECTS rows per frame, to memory that the host
+// reads.
 extern "C" __global__ void __launch_bounds__(512)
 objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_boxes, const int* all_classes,
         const int* numbers, const u64* all_keys, const u32* counts, Threshold limit, float iou, Work* all_work,

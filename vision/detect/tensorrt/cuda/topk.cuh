@@ -1,13 +1,13 @@
-// Selects and sorts the `limit` greatest of many keys, exactly, in one block.
+// Exact selection and sorting of the `limit` greatest keys of many, in one block.
 #pragma once
 #include "device.cuh"
 
 // Finds mask and prefix such that the keys `k` with (k & mask) >= prefix are the `limit` greatest of key_at(0) to
-// key_at(count - 1). Keys are unique except 0, which means none. There must be more than `limit` keys. All threads of
-// the block must call this.
+// key_at(count - 1). Keys are unique, except 0, which means that there is no key. There must be more than `limit` keys.
+// All threads of the block must call this.
 //
-// Radix select from the highest digit: a histogram gives the digit of the border, and the next round counts only keys
-// with the digits found so far. Usually a few of the eight rounds are enough.
+// Radix selection from the highest digit: a histogram shows the digit of the border, and the next round counts only
+// keys with the digits found so far. Usually a few of the eight rounds are enough.
 template <typename KeyAt>
 __device__ void find_border(KeyAt key_at, u32 count, u32 limit, u64* mask_out, u64* prefix_out) {
     __shared__ u32 histogram[256];
