@@ -16,10 +16,11 @@ CLIP = ROOT / "configs" / "vtest.mp4"
 MODEL = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 
 
-def write_config(path: Path, sources: list[str], *, port: int = 0, **top: Any) -> Path:
+def write_config(path: Path, sources: list[str], *, port: int = 0, reader: str = "auto", **top: Any) -> Path:
     """Return a camera.yaml (YAML is a superset of JSON) with one camera per source."""
     cameras = [
-        {"id": f"camera-{number}", "source": source} | ({"loop": True} if not source.startswith("synthetic:") else {})
+        {"id": f"camera-{number}", "source": source, "reader": reader}
+        | ({"loop": True} if not source.startswith("synthetic:") else {})
         for number, source in enumerate(sources)
     ]
     publish = {"bind": f"tcp://127.0.0.1:{port}" if port else f"ipc://{path}.ipc"}
