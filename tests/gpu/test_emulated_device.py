@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tests.gpu.coded_video import FAST, served, video
 from tests.gpu.opening import EMULATED
 from tests.gpu.test_emulated_detector import opened
+from tests.log_records import log_args
 from tests.unit.capture.test_ffmpeg_file import turned
 from vision.capture import open as opening
 from vision.capture.gstreamer.source import available
@@ -50,9 +51,9 @@ Frame = tuple[int | None, NDArray[np.uint8]]
 pytestmark = pytest.mark.skipif(not EMULATED, reason="needs a driver that can be told what to say")
 
 UNUSABLE = [
-    (35, 12020, "the NVIDIA driver is too old: it supports CUDA 12.2, and cuda-python is for CUDA 13.0", "[cuda12]"),
-    (35, 0, "there is no NVIDIA driver", "install the driver"),
-    (100, 13000, "the NVIDIA driver shows no GPU", "CUDA_VISIBLE_DEVICES"),
+    (35, 12020, "CUDA 12.2", "[cuda12]"),
+    (35, 0, "no NVIDIA driver", "install the driver"),
+    (100, 13000, "no GPU", "CUDA_VISIBLE_DEVICES"),
 ]
 
 
@@ -181,9 +182,9 @@ def test_camera_without_memory_reconnects_and_others_go_on() -> None:
     assert len(seen) == 2
     for status, bytes_held in seen:
         assert status.state == "backing-off"
-        assert status.last_error.startswith("no memory for frames of 640x480: a camera's frame of 640x480")
-        assert "MiB device memory are free" in status.last_error
-        assert "a smaller stream" in status.last_hint
+        assert "640x480" in status.last_error
+        assert "MiB" in status.last_error
+        assert status.last_hint
         assert bytes_held == before
     lease = slot.take()
     assert lease is not None
@@ -257,7 +258,6 @@ def test_missing_nvdec_module_is_logged(
     monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
     with caplog.at_level(logging.INFO):
         assert not chooses_nvdec(camera("clip.mp4"))
-    assert "decoded on the CPU, not on the graphics card: NVDEC cannot be used" in caplog.text
     assert install_hint("nvdec") in caplog.text
 
 
@@ -271,7 +271,7 @@ def read(source: Source, *, on_gpu: bool) -> Generator[Frame]:
             except EndOfStream:
                 return
             except SourceError as error:
-                if "ended the stream" in str(error):
+                if error.code == "stream-ended":
                     return
                 raise
             assert grab is not None
@@ -298,10 +298,10 @@ def same(found: list[Frame], wanted: list[Frame]) -> None:
 
 
 REFUSED = {
-    "motion jpeg": (partial(video, "mjpeg", "matroska", pixels="yuvj420p", count=8), "NVDEC cannot decode mjpeg"),
-    "10 bits": (partial(video, "libx265", "mp4", pixels="yuv420p10le", count=8), "expected frames of 8 bits"),
+    "motion jpeg": (partial(video, "mjpeg", "matroska", pixels="yuvj420p", count=8), "mjpeg"),
+    "10 bits": (partial(video, "libx265", "mp4", pixels="yuv420p10le", count=8), "8 bits"),
     # With frames sent in another order, the card says so some packets later.
-    "too wide": (partial(video, "libx264", "mp4", size=(64, 4224), count=8), "NVDEC cannot decode this H264"),
+    "too wide": (partial(video, "libx264", "mp4", size=(64, 4224), count=8), "H264"),
 }
 
 
@@ -320,8 +320,8 @@ def test_ffmpeg_decodes_into_gpu_memory_what_nvdec_refuses(
     for _ in range(2):
         same(list(read(by_auto(path), on_gpu=True)), wanted)
     same(list(read(by_auto(path), on_gpu=False)), wanted)
-    assert caplog.text.count("camera gate: decoded on the CPU, because ") == 1
-    assert why in caplog.text
+    ((reason,),) = log_args(caplog, "vision.capture.open")
+    assert why in str(reason)
     assert allocated().device_bytes == held
 
 
@@ -346,7 +346,8 @@ def test_rotated_video_is_decoded_by_ffmpeg(tmp_path: Path, caplog: pytest.LogCa
     found = list(read(by_auto(path), on_gpu=True))
     assert found[0][1].shape == frame_shape(320, 192, "i420")
     same(found, list(read(by_ffmpeg(path), on_gpu=False)))
-    assert "decoded on the CPU, because its frames need a rotation by 90 degrees" in caplog.text
+    ((reason,),) = log_args(caplog, "vision.capture.open")
+    assert "90 degrees" in str(reason)
     source = open_source(camera(path, reader="nvdec"), offline=True, pixel_formats=PIXEL_FORMATS)
     with (
         closing(source),
@@ -363,7 +364,7 @@ def test_loop_uses_the_same_decoder_for_every_pass(tmp_path: Path, caplog: pytes
     with closing(read(by_auto(path, loop=True), on_gpu=True)) as images:
         for number in range(20):
             np.testing.assert_array_equal(next(images)[1], once[number % 8])
-    assert caplog.text.count("decoded on the CPU") == 1
+    assert len(log_args(caplog, "vision.capture.open")) == 1
 
 
 def test_no_decoder_is_opened_if_memory_is_low(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -380,7 +381,8 @@ def test_no_decoder_is_opened_if_memory_is_low(tmp_path: Path, caplog: pytest.Lo
         gpu.free(taken)
         gpu.total_bytes = total
     same(found, list(read(by_ffmpeg(path), on_gpu=False)))
-    assert "decoded on the CPU, because less than 1/8 of the graphics card's memory is free" in caplog.text
+    ((reason,),) = log_args(caplog, "vision.capture.open")
+    assert "1/8" in str(reason)
 
 
 def test_ffmpeg_takes_over_a_network_camera_that_nvdec_refuses(caplog: pytest.LogCaptureFixture) -> None:
@@ -391,7 +393,8 @@ def test_ffmpeg_takes_over_a_network_camera_that_nvdec_refuses(caplog: pytest.Lo
         found, wanted = list(read(by_auto(address), on_gpu=True)), list(read(by_ffmpeg(address), on_gpu=False))
     assert len(found) == 8
     same(found, wanted)
-    assert "camera gate: decoded on the CPU, because expected frames of 8 bits" in caplog.text
+    ((reason,),) = log_args(caplog, "vision.capture.open")
+    assert "8 bits" in str(reason)
 
 
 def test_unsupported_change_of_a_stream_ends_the_connection() -> None:
@@ -446,6 +449,9 @@ def test_program_decodes_each_camera_with_the_decoder_that_supports_it(
         load_pipeline("detect")(AppConfig.model_validate({"cameras": cameras}), given, resources).run(given.stop)
     assert sink.results == {"a": 8, "b": 8}
     assert on_gpu == [True] * 16
-    assert "camera a: connected, 320x192 nv12, decoder nvdec-h264" in caplog.text
-    assert "camera b: decoded on the CPU, because NVDEC cannot decode mjpeg" in caplog.text
-    assert "camera b: connected, 320x192 i420, decoder pyav-mjpeg" in caplog.text
+    assert {("a", "320x192 nv12", "nvdec-h264"), ("b", "320x192 i420", "pyav-mjpeg")} <= set(
+        log_args(caplog, "vision.capture.session", logging.INFO)
+    )
+    ((reason,),) = log_args(caplog, "vision.capture.open")
+    assert "camera b" in str(reason)
+    assert "mjpeg" in str(reason)

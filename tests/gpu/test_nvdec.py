@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tests.gpu.coded_video import FAST, FPS, coded, decoded, served, video
 from tests.gpu.opening import EMULATED
+from tests.log_records import log_args
 from vision.capture.ffmpeg.file import VideoFile
 from vision.capture.ffmpeg.source import FFmpegSource
 from vision.capture.liveness import FrozenFrameDetector
@@ -332,7 +333,7 @@ def test_live_stream_with_reordered_frames_is_complete(caplog: pytest.LogCapture
         found = list(rest_of(source, 192, 320))
     order = sorted(wanted, key=lambda pts_ns: pts_ns or 0)
     print("\nplaces in the order of showing:", [order.index(pts_ns) for pts_ns, _ in found])
-    assert "sent out of order" in caplog.text
+    assert log_args(caplog, "vision.capture.nvdec.decoder", logging.INFO) == [()]
     assert sorted(order.index(pts_ns) for pts_ns, _ in found) == list(range(COUNT))
     late = [order.index(pts_ns) for pts_ns, _ in found if order.index(pts_ns) >= 12]
     assert late == sorted(late)
@@ -463,7 +464,7 @@ def test_frozen_camera_is_detected_from_rows_copied_to_the_host() -> None:
     np.testing.assert_array_equal(image.read_rows(6, 13), pixels[6::13])
     watch = FrozenFrameDetector(1.0)
     assert watch.check(image, 0, 0) == ""
-    assert "has not changed" in watch.check(image, 1, 2_000_000_000)
+    assert watch.check(image, 1, 2_000_000_000) != ""
     pixels[:] += 1
     write(image, pixels)
     assert watch.check(image, 2, 3_000_000_000) == ""

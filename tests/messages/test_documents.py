@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -119,9 +121,11 @@ def test_documented_subscribers_print_sent_messages(
 def test_c_subscriber_reports_wrong_arguments(tmp_path: Path) -> None:
     command = [str(part) for part in c(tmp_path)]
     wrong = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (wrong.returncode, wrong.stderr) == (2, "usage: subscribe ADDRESS CAMERA\n")
+    assert wrong.returncode == 2
+    assert "usage" in wrong.stderr
     nowhere = subprocess.run([*command, "nonsense", "gate"], capture_output=True, text=True, check=False)
-    assert (nowhere.returncode, nowhere.stderr) == (1, "nonsense: Invalid argument\n")
+    assert nowhere.returncode == 1
+    assert os.strerror(errno.EINVAL) in nowhere.stderr
 
 
 def test_documented_programs_print_missed_events(tmp_path: Path) -> None:

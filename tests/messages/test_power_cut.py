@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.messages.processes import Program
+from vision.client import Restart
 
 PUBLISHER, ROUTER, SUBSCRIBER = (f"vision-{name}-{os.getpid()}" for name in ("publisher", "router", "subscriber"))
 ADDRESS = "tcp://192.0.2.1:5555"
@@ -78,5 +79,5 @@ def test_subscriber_reconnects_after_power_cut_of_publisher(network: None) -> No
             assert publisher.line() == "ready"
             subscriber.pending()
             forward(True)
-            assert subscriber.line() == "n: the publisher was restarted"
+            assert subscriber.line() == str(Restart("n", "", ""))
             assert subscriber.line().startswith("got")

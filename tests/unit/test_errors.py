@@ -28,7 +28,7 @@ def test_redact_removes_accounts_and_tokens(text: str, expected: str) -> None:
 def test_errors_redact_their_texts() -> None:
     error = ConfigError("cannot open rtsp://u:p4ss@h/x", hint="try rtsp://u:p4ss@h/y")
     assert "p4ss" not in f"{error} {error!r} {error.args} {error.hint}"
-    assert "hint: try rtsp://***@h/y" in str(error)
+    assert "rtsp://***@h/y" in str(error)
 
 
 def test_errors_redact_their_faults() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from pydantic import ValidationError
 
 from tests.unit.benchmark.test_files import STAGE, bench, row
 from tests.unit.engine_models import needs_tensorrt
@@ -80,8 +82,9 @@ def test_wrong_arguments_are_refused(parse: Callable[[str], object], text: str) 
 
 def test_benchmark_limits_equal_those_of_the_configuration() -> None:
     DetectConfig(max_batch=MAX_BATCH, batches_in_flight=MAX_BATCHES_IN_FLIGHT)
-    with pytest.raises(ValueError, match="2 validation errors"):
+    with pytest.raises(ValidationError) as caught:
         DetectConfig(max_batch=MAX_BATCH + 1, batches_in_flight=MAX_BATCHES_IN_FLIGHT + 1)
+    assert caught.value.error_count() == 2
 
 
 @pytest.mark.parametrize(
@@ -108,24 +111,24 @@ def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...]) -> None:
     ("arguments", "expected"),
     [
         (("bench", MODEL, "--batch", "300"), "300"),
-        (("bench", MODEL, "--batches-in-flight", "9"), "--batches-in-flight': expected whole numbers, 1 to 8, got '9'"),
-        (("bench", MODEL, "--plot", "a.txt"), "--plot': expected a file that ends in .svg"),
-        (("bench", MODEL, "--plot", "/no/such/a.svg"), "--plot': /no/such/a.svg cannot be written"),
-        (("bench", MODEL, "--json", "/no/such/a.json"), "--json': /no/such/a.json cannot be written"),
-        (("bench", MODEL, "--json", "/"), "--json': / cannot be written: Is a directory"),
-        (("bench", MODEL, "--source", "/no/such.mp4"), "--source': there is no file /no/such.mp4"),
-        (("bench", MODEL, "--source", "ftp://a/b"), "--source': expected an rtsp://"),
-        (("bench", MODEL, "--source", "synthetic:9x9?moon=1"), "unknown option 'moon'"),
-        (("bench", "--compare", "a", "b", "--json", "c", "--plot", "d.svg"), "combined with --json or --plot"),
-        (("bench", MODEL, "--compare", "a", "b"), "cannot be combined with MODEL"),
-        (("bench", MODEL, "--read", "a"), "cannot be combined with MODEL"),
-        (("build", "--for-gpu", "87", MODEL), "expected a name and a compute capability"),
-        (("profile",), "expected MODEL"),
+        (("bench", MODEL, "--batches-in-flight", "9"), "--batches-in-flight'"),
+        (("bench", MODEL, "--plot", "a.txt"), ".svg"),
+        (("bench", MODEL, "--plot", "/no/such/a.svg"), "/no/such/a.svg"),
+        (("bench", MODEL, "--json", "/no/such/a.json"), "/no/such/a.json"),
+        (("bench", MODEL, "--json", "/"), os.strerror(errno.EISDIR)),
+        (("bench", MODEL, "--source", "/no/such.mp4"), "/no/such.mp4"),
+        (("bench", MODEL, "--source", "ftp://a/b"), "--source'"),
+        (("bench", MODEL, "--source", "synthetic:9x9?moon=1"), "'moon'"),
+        (("bench", "--compare", "a", "b", "--json", "c", "--plot", "d.svg"), "--plot"),
+        (("bench", MODEL, "--compare", "a", "b"), "MODEL"),
+        (("bench", MODEL, "--read", "a"), "MODEL"),
+        (("build", "--for-gpu", "87", MODEL), "--for-gpu"),
+        (("profile",), "MODEL"),
         (("profile", MODEL, "--batch", "300"), "256"),
-        (("profile", MODEL, "--trace", "/no/such/t.json"), "--trace': /no/such/t.json cannot be written"),
-        (("profile", MODEL, "--trace", "/"), "--trace': / cannot be written: Is a directory"),
-        (("profile", MODEL, "--json", "/proc/p.json"), "--json': /proc/p.json cannot be written"),
-        (("profile", "--config", "demo", "--batch", "9"), "--batch: demo has batches of at most 8"),
+        (("profile", MODEL, "--trace", "/no/such/t.json"), "/no/such/t.json"),
+        (("profile", MODEL, "--trace", "/"), os.strerror(errno.EISDIR)),
+        (("profile", MODEL, "--json", "/proc/p.json"), "/proc/p.json"),
+        (("profile", "--config", "demo", "--batch", "9"), "--batch"),
     ],
 )
 def test_wrong_arguments_are_refused_before_measuring(arguments: tuple[str, ...], expected: str) -> None:
@@ -138,10 +141,10 @@ def test_wrong_arguments_are_refused_before_measuring(arguments: tuple[str, ...]
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("bench", MODEL, "--source", "synthetic:101x77", "--format", "nv12"), "nv12 frames have even sides"),
-        (("bench", MODEL, "--backend", "onnxruntime", "--batch", "4", "--parts", "stage"), "nothing could be measured"),
-        (("bench", MODEL, "--backend", "onnxruntime", "--format", "nv12", "--parts", "stage"), "takes bgr"),
-        (("bench", "nanodet-g-461"), "did you mean 'nanodet-g-416'"),
+        (("bench", MODEL, "--source", "synthetic:101x77", "--format", "nv12"), "nv12"),
+        (("bench", MODEL, "--backend", "onnxruntime", "--batch", "4", "--parts", "stage"), "onnxruntime"),
+        (("bench", MODEL, "--backend", "onnxruntime", "--format", "nv12", "--parts", "stage"), "bgr"),
+        (("bench", "nanodet-g-461"), "'nanodet-g-416'"),
         (("plan", "dmeo"), "demo"),
     ],
 )
@@ -177,7 +180,8 @@ def run_into_full_disk(*arguments: str | Path, unbuffered: str = "") -> subproce
 def test_full_disk_is_reported_in_one_line(arguments: tuple[str, ...], unbuffered: str) -> None:
     done = run_into_full_disk(*arguments, unbuffered=unbuffered)
     assert done.returncode == 1
-    assert done.stderr == "vision: the output cannot be written: No space left on device\n"
+    assert len(done.stderr.splitlines()) == 1
+    assert os.strerror(errno.ENOSPC) in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------ NVTX
@@ -204,8 +208,9 @@ def test_nvtx_is_enabled_by_flag_or_environment(monkeypatch: pytest.MonkeyPatch)
 
 def test_missing_nvtx_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvtx", None)
-    with pytest.raises(VisionError, match="not installed"):
+    with pytest.raises(VisionError) as caught:
         start_nvtx(True)
+    assert caught.value.code == "nvtx-missing"
 
 
 def test_run_accepts_nvtx(tmp_path: Path) -> None:
@@ -230,8 +235,6 @@ def make_config(folder: Path) -> dict[str, object]:
 def test_empty_cache_is_listed_and_pruned(tmp_path: Path) -> None:
     done = run("build", "--list", "--prune", "--cache", tmp_path / "engines")
     assert done.returncode == 0, done.stderr
-    assert "nothing to remove" in done.stdout
-    assert "no engines" in done.stdout
     listed = run("build", "--list", "--json", "--cache", tmp_path / "engines")
     assert json.loads(listed.stdout)["engines"] == []
 
@@ -276,7 +279,7 @@ def test_bench_of_the_fake_back_end_writes_rows_and_a_plot(tmp_path: Path) -> No
     assert found.settings["max_batch"] == 8  # as `vision run` has it, though no batch is so large
     assert found.cores_available > 0
     assert "stage" in done.stdout
-    assert "measuring stage 1 in flight, fp32, batch 4" in done.stderr
+    assert "measuring" in done.stderr
     assert plot.stat().st_size > 1000
 
 
@@ -293,7 +296,8 @@ def test_table_is_printed_even_if_the_file_cannot_be_written(tmp_path: Path) -> 
     (tmp_path / "a.json").write_text(bench().text())
     done = run("bench", "--read", tmp_path / "a.json", "--json", "/dev/full")
     assert done.returncode == 78
-    assert "/dev/full cannot be written: No space left on device" in done.stderr
+    assert "/dev/full" in done.stderr
+    assert os.strerror(errno.ENOSPC) in done.stderr
     assert "2 in flight" in done.stdout
 
 
@@ -307,7 +311,7 @@ def test_bench_of_onnxruntime_measures_the_formats_and_batches_it_supports(tmp_p
     engines = [(row.case.mode, row.case.lanes, row.case.batch) for row in found.rows_of("engine")]
     assert engines == [("eager", 1, 1), ("eager", 2, 1), ("eager", 1, 2), ("eager", 2, 2)]
     assert {row.case.batch for row in found.rows_of("stage")} == {1}
-    assert any("no batches of more than 1" in note for note in found.notes)
+    assert found.notes
     assert found.frame == "768x576 bgrx"
     assert found.rows_of("pipeline") == ()
 
@@ -329,7 +333,8 @@ def test_compare_of_other_versions_exits_with_1(tmp_path: Path) -> None:
     b.write_text(bench(row(STAGE, 150.0), versions=versions).text())
     done = run("bench", "--compare", a, b)
     assert done.returncode == 1
-    assert "not comparable: version, tensorrt: none and 11.4" in done.stdout
+    assert "tensorrt" in done.stdout
+    assert "11.4" in done.stdout
     assert "faster" not in done.stdout
 
 
@@ -352,17 +357,23 @@ def test_profile_of_onnxruntime_writes_layers_and_a_time_line(tmp_path: Path) ->
     lanes = {each["args"]["name"] for each in events if each["name"] == "thread_name"}
     assert {"slot 0", "slot 1"} <= lanes
     threads = len(os.sched_getaffinity(0))
-    assert f"layers, mean of all runs, batch 2, {threads} threads" in lanes  # the slots have batches of 1
-    assert "the slots of the time line take batches of 1: onnxruntime" in done.stderr
+    (layers,) = [lane for lane in lanes if lane.startswith("layers")]
+    assert layers.endswith(f"batch 2, {threads} threads")
+    assert "batches of 1" in done.stderr, "the slots of the time line"
     assert any(lane.startswith("thread detect-") for lane in lanes)
     assert {"preprocess", "network", "postprocess", "in flight"} <= {each["name"] for each in events}
+
+
+def assert_command(text: str, *parts: str) -> None:
+    """Check that one line of `text` has all `parts`."""
+    assert any(all(part in line for part in parts) for line in text.splitlines()), text
 
 
 def test_profile_prints_the_command_for_nsight_systems() -> None:
     done = run("profile", MODEL, "--batch", "4", "--precision", "fp32", "--print-nsys")
     assert done.returncode == 0, done.stderr
-    assert "nsys profile" in done.stdout or "nsys" in done.stdout
-    assert f"bench {MODEL} --parts stage --batch 4 --precision fp32 --seconds 5 --nvtx" in done.stdout
+    assert "nsys" in done.stdout
+    assert_command(done.stdout, "bench", MODEL, "--parts stage", "--batch 4", "--precision fp32", "--nvtx")
 
 
 def own_model(folder: Path) -> Path:
@@ -377,7 +388,7 @@ def test_printed_command_has_the_model_as_given(tmp_path: Path) -> None:
     model = own_model(tmp_path)
     done = run("profile", model, "--print-nsys")
     assert done.returncode == 0, done.stderr
-    assert f"bench '{model}' --parts stage" in done.stdout
+    assert_command(done.stdout, "bench", f"'{model}'")
 
 
 def test_profile_uses_the_model_and_precision_of_the_configuration(tmp_path: Path) -> None:
@@ -388,16 +399,16 @@ def test_profile_uses_the_model_and_precision_of_the_configuration(tmp_path: Pat
     (tmp_path / "camera.yaml").write_text(json.dumps(config))
     done = run("profile", "--config", tmp_path / "camera.yaml", "--batch", "32", "--print-nsys")
     assert done.returncode == 0, done.stderr
-    assert f"bench '{tmp_path}/my models/mine' --parts stage --batch 32 --precision int8" in done.stdout
+    assert_command(done.stdout, f"'{tmp_path}/my models/mine'", "--batch 32", "--precision int8")
     over = run("profile", MODEL, "--config", tmp_path / "camera.yaml", "--precision", "fp32", "--print-nsys")
-    assert f"bench {MODEL} --parts stage --batch 1 --precision fp32" in over.stdout
+    assert_command(over.stdout, MODEL, "--batch 1", "--precision fp32")
 
 
 def test_profile_refuses_the_fake_back_end(tmp_path: Path) -> None:
     (tmp_path / "camera.yaml").write_text(json.dumps(make_config(tmp_path)))
     done = run("profile", "--config", tmp_path / "camera.yaml")
     assert done.returncode == 78
-    assert "the fake back-end has no network" in done.stderr
+    assert "fake" in done.stderr
 
 
 @needs_tensorrt
@@ -413,9 +424,9 @@ def test_printed_engine_is_that_of_vision_run(tmp_path: Path) -> None:
     assert f"{MODEL}-fp16-b8-" in usual.stdout
     assert f"{MODEL}-fp16-b16-" in larger.stdout
     assert f"{MODEL}-fp32-b4-" in configured.stdout
-    assert f"`vision build {MODEL} --config {tmp_path}/camera.yaml --max-batch 4 --precision fp32`" in configured.stdout
+    assert_command(configured.stdout, f"vision build {MODEL} --config {tmp_path}/camera.yaml", "--max-batch 4", "fp32")
     if load_gpu("auto")[0] is None:
-        assert usual.stdout.startswith("# there is no GPU here: the path of the engine is an example\n")
+        assert "no GPU" in usual.stdout.splitlines()[0]
 
 
 @needs_tensorrt
@@ -423,7 +434,7 @@ def test_printed_build_has_the_folder_of_the_model(tmp_path: Path) -> None:
     model = own_model(tmp_path)
     done = run("profile", model, "--print-trtexec")
     assert done.returncode == 0, done.stderr
-    assert f"`vision build '{model}' --max-batch 8 --precision fp16`" in done.stdout
+    assert_command(done.stdout, "vision build", f"'{model}'", "--max-batch 8", "--precision fp16")
 
 
 @needs_tensorrt
@@ -432,7 +443,7 @@ def test_profile_prints_the_commands_for_trtexec() -> None:
     assert done.returncode == 0, done.stderr
     assert "--shapes=images:8x4x416x416" in done.stdout
     assert "--infStreams=2" in done.stdout
-    assert f"`vision build {MODEL} --max-batch 8 --precision fp16` (this tool would build" in done.stdout
+    assert_command(done.stdout, f"vision build {MODEL}", "--max-batch 8", "--precision fp16")
     as_it_is = run("profile", MODEL, "--batch", "8", "--precision", "fp32", "--print-trtexec")
     assert "--saveEngine=" in as_it_is.stdout
 

@@ -213,7 +213,7 @@ def test_truncated_file_is_read_and_logged(play: Player, tmp_path: Path, caplog:
     info = source.open()
     seen = read_all(source, info)
     assert 40 <= len(seen) <= 55
-    assert f"ended after {len(seen)} of 100 frames: it is cut short or damaged" in caplog.text
+    assert f"{len(seen)} of 100" in caplog.text
     source.close()
 
 
@@ -222,7 +222,7 @@ def test_truncated_mp4_is_read_and_logged(play: Player, tmp_path: Path, caplog: 
     info = source.open()
     seen = read_all(source, info)
     assert 30 < len(seen) < 150
-    assert f"ended after {len(seen)} of 200 frames" in caplog.text
+    assert f"{len(seen)} of 200" in caplog.text
     source.close()
 
 

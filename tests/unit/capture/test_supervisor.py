@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import random
-import re
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.log_records import log_args
 from tests.unit.scripted_camera import (
     SECOND,
     AllUsed,
@@ -166,9 +166,9 @@ def test_status_reports_the_time_to_the_next_retry() -> None:
 
 
 def test_last_error_and_its_hint_are_one_line_each() -> None:
-    error = SourceError("no route\nto host", hint="check the\ncable")
+    error = SourceError("no\nroute", hint="check\ncable")
     one = world(Connection(open_error=error), Connection(FRAMES[:1]))
-    assert (one.seen[0].last_error, one.seen[0].last_hint) == ("no route to host", "check the cable")
+    assert (one.seen[0].last_error, one.seen[0].last_hint) == ("no route", "check cable")
 
 
 def test_first_delivered_frame_clears_the_last_error() -> None:
@@ -241,21 +241,24 @@ def test_other_seconds_or_bytes_are_the_same_reason(caplog: pytest.LogCaptureFix
 def test_new_reason_is_always_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         world(*[Connection(open_error=SourceError(text)) for text in ("refused", "refused", "refused", "no route")])
-    logged = [re.search(r"attempt (\d+)\), retrying in [\d.]+ s: ([a-z ]+)", text) for text in caplog.messages]
-    assert [match.groups() for match in logged if match] == [("1", "refused"), ("2", "refused "), ("4", "no route")]
+    logged = [(attempt, reason) for _, _, attempt, _, reason, *_ in log_args(caplog, "vision.capture.supervisor")]
+    assert logged == [(1, "refused"), (2, "refused"), (4, "no route")]
 
 
 def test_log_distinguishes_lost_from_refused_connections(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         world(Connection(open_error=SourceError("refused")), Connection([Fault(SourceError("cable"))]), Connection([]))
-    assert "cannot connect (attempt 1)" in caplog.messages[0]
-    assert "connection lost (attempt 2)" in caplog.messages[1]
+    first, second = [args[:3] for args in log_args(caplog, "vision.capture.supervisor")]
+    assert first == ("gate", "cannot connect", 1)
+    assert second == ("gate", "connection lost", 2)
 
 
 def test_log_announces_that_repeats_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         world(*[Connection(open_error=SourceError("refused")) for _ in range(5)])
-    assert ["repeats are logged at attempts 4, 8" in text for text in caplog.messages] == [False, True, False]
+    announcements = [str(args[-1]) for args in log_args(caplog, "vision.capture.supervisor")]
+    assert [bool(text) for text in announcements] == [False, True, False]
+    assert "4, 8" in announcements[1]
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
@@ -272,7 +275,8 @@ def test_end_of_a_finite_source_ends_the_camera() -> None:
 def test_end_of_a_live_stream_is_a_lost_connection() -> None:
     one = world(Connection([*FRAMES, Fault(EndOfStream("over"))]), Connection(FRAMES))
     assert len(one.sources) == 2
-    assert "the camera ended the stream" in one.seen[0].last_error
+    assert one.states == ["backing-off"]
+    assert "over" in one.seen[0].last_error
 
 
 @pytest.mark.parametrize("at", ["open", "grab", "sleep", "write"])
@@ -356,7 +360,8 @@ def test_hanging_call_is_reported() -> None:
     thread.start()
     assert inside.wait(10)
     clock.advance(7)
-    assert supervisor.blocked_in() == "in grab for 7.0 s"
+    assert "grab" in supervisor.blocked_in()
+    assert "7.0 s" in supervisor.blocked_in()
     supervisor.stop()
     release.set()
     thread.join(10)
@@ -417,7 +422,7 @@ def test_new_connection_has_the_configured_timeout() -> None:
 
 def test_silent_camera_is_reconnected() -> None:
     one = world(Connection([Silence(60)]), Connection(FRAMES[:1]))
-    assert one.seen[0].last_error.startswith("no frame for 5.0 s")
+    assert "5.0 s" in one.seen[0].last_error
     assert "read_timeout_s" in one.seen[0].last_hint
 
 
@@ -485,7 +490,7 @@ def test_repeated_frame_is_published_until_it_counts_as_frozen() -> None:
     assert len(one.sink.metas) == 100 + 3
     assert one.sink.drops == [DropReason.STALE]
     assert one.seen[0].state == "backing-off"
-    assert one.seen[0].last_error.startswith("the frame has not changed for 10.0 s")
+    assert "10.0 s" in one.seen[0].last_error
     assert "frozen_after_s" in one.seen[0].last_hint
 
 
@@ -516,11 +521,11 @@ def test_frozen_camera_does_not_reset_the_back_off() -> None:
     [
         ("changes", [Frame(0.1) for _ in range(300)], True, 10.0, 0),
         ("changes just in time", [*still(9.9, 1), *still(9.9, 2), *still(9.9, 3)], True, 10.0, 0),
-        ("stands still", still(11), True, 10.0, 1),
-        ("stands still, which is allowed", still(100), True, None, 0),
-        ("stands still, not live", still(100), False, 10.0, 0),
-        ("stands still, longer patience", still(29), True, 30.0, 0),
-        ("its time stands still", [Frame(0.1, pts_s=3.0) for _ in range(120)], True, 10.0, 1),
+        ("repeats", still(11), True, 10.0, 1),
+        ("repeats, which is allowed", still(100), True, None, 0),
+        ("repeats, not live", still(100), False, 10.0, 0),
+        ("repeats, longer limit", still(29), True, 30.0, 0),
+        ("its time is constant", [Frame(0.1, pts_s=3.0) for _ in range(120)], True, 10.0, 1),
         ("its time moves", [Frame(0.1, pts_s=number) for number in range(120)], True, 10.0, 0),
         ("its time steps back", [Frame(0.1, pts_s=-number) for number in range(120)], True, 10.0, 0),
         ("has no time", [Frame(0.1) for _ in range(120)], True, 10.0, 0),
@@ -550,7 +555,7 @@ def test_new_size_starts_an_epoch_over_the_same_connection() -> None:
         (1, 1, 10, 8),
         (2, 0, 6, 4),
     ]
-    assert one.sink.shades == [1, 2, 3, 4, 5], "the frame that told of the size is not lost"
+    assert one.sink.shades == [1, 2, 3, 4, 5], "the frame with the new size is not lost"
     assert one.supervisor.status().reconnects == 0
     assert one.supervisor.status().width_px == 6
 
@@ -585,16 +590,18 @@ def test_allowed_sizes_are_accepted(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (-1, 5), (16385, 4), (4, 1_000_000)])
 def test_invalid_sizes_are_refused_before_allocation(size: tuple[int, int]) -> None:
+    height_px, width_px = size
     one = world(Connection(FRAMES, size=size), Connection(FRAMES[:1]))
-    assert one.seen[0].last_error.startswith("expected frames of 1x1 to 16384x16384 pixels, got")
+    assert f"{width_px}x{height_px}" in one.seen[0].last_error
     one = world(Connection([Frame(), Frame(size=size)]), Connection(FRAMES[:1]))
-    assert one.seen[0].last_error.startswith("expected frames of 1x1 to 16384x16384 pixels, got")
+    assert f"{width_px}x{height_px}" in one.seen[0].last_error
     assert len(one.sink.metas) + len(one.sink.drops) == one.supervisor.status().grabbed == 3
 
 
 def test_size_that_the_format_does_not_allow_is_a_reconnection() -> None:
     one = world(Connection([Frame(), Frame(size=(5, 7))], pixel_format="nv12"), Connection([Frame()], size=(5, 7)))
-    assert "nv12 frames have even sides, got 7x5" in one.seen[0].last_error
+    assert "nv12" in one.seen[0].last_error
+    assert "7x5" in one.seen[0].last_error
     assert one.sink.layouts == [(4, 6, "nv12"), (5, 7, "bgr")]
 
 
@@ -612,7 +619,7 @@ def test_second_size_change_within_a_frame_is_an_error() -> None:
 
     supervisor = CameraSupervisor("gate", make, sink, clock=clock, wait=lambda _: supervisor.stop())
     supervisor.run()
-    assert "again, within one frame" in supervisor.status().last_error
+    assert "6x8" in supervisor.status().last_error
     assert sink.drops == [DropReason.CORRUPT]
 
 
@@ -661,8 +668,9 @@ def test_camera_without_memory_backs_off_and_holds_none(at: str, error: type[Exc
         gc.enable()
     assert one.states == ["backing-off"] * 3
     for status in one.seen:
-        assert status.last_error.startswith("no memory for frames of 60x80: a camera's frame: 14.1 MiB")
-        assert "a smaller stream" in status.last_hint
+        assert "60x80" in status.last_error
+        assert "14.1 MiB" in status.last_error
+        assert status.last_hint
     assert held == [0] * 3
     counts = slot.counts()
     assert counts.grabbed == sum(counts.dropped.values()) + counts.waiting
@@ -685,8 +693,8 @@ def test_source_without_memory_is_an_error_of_its_camera(where: str) -> None:
         Connection(FRAMES),
     )
     assert one.states == ["backing-off"]
-    assert "of the source: a decoder: 80.0 MiB were asked for" in one.seen[0].last_error
-    assert "smaller model" not in one.seen[0].last_hint
+    assert "80.0 MiB" in one.seen[0].last_error
+    assert one.seen[0].last_hint not in ("", error.hint)
     assert one.sink.shades[-1] == len(FRAMES)
 
 
@@ -713,9 +721,9 @@ def test_unexpected_exception_is_an_error_of_its_camera(where: str, caplog: pyte
     assert one.supervisor.status().state == "ended"
     assert one.sink.shades[-1] == 1, "the next connection was made"
     assert "Traceback" in caplog.text
-    assert (
-        f"unexpected exception in {where if where != 'constructor' else 'the constructor'} of the source" in caplog.text
-    )
+    ((camera_id, place, _),) = log_args(caplog, "vision.capture.session", logging.ERROR)
+    assert camera_id == "gate"
+    assert where in str(place)
     assert "KeyError" in caplog.text
     assert "secret" not in caplog.text
     assert "secret" not in one.seen[0].last_error

@@ -56,7 +56,7 @@ def test_four_cameras_reads_passwords_from_the_environment() -> None:
     assert config.cameras[0].address == Rtsp("rtsp://viewer:a%2Fb@192.0.2.11/stream1")
     with pytest.raises(ConfigError) as caught:
         load_config(resolve_config("four-cameras"), {})
-    assert str(caught.value).count("is not set") == 4
+    assert [fault.code for fault in caught.value.faults] == ["unset-variable"] * 4
 
 
 def test_jetson_has_a_camera_of_each_kind() -> None:
@@ -85,7 +85,7 @@ def test_name_is_a_shipped_configuration_or_a_path(tmp_path: Path, monkeypatch: 
 def test_unknown_name_lists_the_shipped_ones(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_config(name)
-    assert "counting, demo, four-cameras, jetson or reference" in str(caught.value)
+    assert [name for name in shipped_configs() if name not in str(caught.value)] == []
     assert hint in caught.value.hint
 
 

@@ -356,8 +356,9 @@ def test_head_mismatch_names_the_fitting_head(
     with pytest.raises(ModelError) as error:
         bound({**NANODET, "kind": kind}, shapes)
     message = str(error.value)
-    assert f"tiny: head `{kind}` with 3 classes expects {expects}" in message
-    assert f"the model has {has}" in message
+    assert f"`{kind}`" in message
+    assert expects in message
+    assert has in message
     assert hint in error.value.hint
 
 

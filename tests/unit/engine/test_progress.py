@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.log_records import log_args
 from vision.engine.progress import LogListener, Monitor, Phase, run_interruptible
 
 
@@ -81,12 +82,12 @@ def test_log_lines_are_rate_limited(caplog: pytest.LogCaptureFixture) -> None:
         listener.progress((Phase("build", 0, 0, 6), Phase("tactics", 1, second, 40)))
     listener.progress(())
     listener.built(3 << 20)
-    assert [record.message for record in caplog.records] == [
-        "building tiny fp16: 133 layers before fusion",
-        "building tiny fp16: 10 s, tactics 10/40",
-        "building tiny fp16: 20 s, tactics 20/40",
-        "building tiny fp16: 30 s, tactics 30/40",
-        "built tiny fp16: 3.0 MiB in 30.0 s",
+    assert log_args(caplog, "vision.engine.progress", logging.INFO) == [
+        ("tiny fp16", 133),
+        ("tiny fp16", 10.0, "tactics", 10, 40),
+        ("tiny fp16", 20.0, "tactics", 20, 40),
+        ("tiny fp16", 30.0, "tactics", 30, 40),
+        ("tiny fp16", 3.0, 30.0),
     ]
 
 

@@ -84,7 +84,7 @@ def test_all_faults_are_reported_and_many_are_counted(tmp_path: Path) -> None:
         read_truth(write(tmp_path, *["x,7,10,20,30,40,1"] * 20, "1,1,1"))
     text = str(refused.value)
     assert "gt.txt:1:" in text and "gt.txt:8:" in text and "gt.txt:9:" not in text
-    assert "and 13 more faults" in text
+    assert "13 more" in text
 
 
 @pytest.mark.parametrize("path", ["gone.txt", "."])

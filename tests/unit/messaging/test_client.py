@@ -183,7 +183,6 @@ def test_gap_is_reported_before_the_next_message(publisher: Publisher, lost: int
     assert gap == Gap("detections/gate", 2, 2 + lost)
     assert isinstance(gap, Gap)
     assert gap.lost == lost
-    assert str(gap) == f"detections/gate: lost {lost} messages (expected 2, got {2 + lost})"
 
 
 def test_late_subscriber_reports_no_gap(publisher: Publisher) -> None:
@@ -225,7 +224,6 @@ def test_publisher_restart_is_reported_without_gap() -> None:
             items += take(subscription, 2)
     assert [getattr(item, "seq", None) for item in items] == [1, 2, 3, None, 1]
     assert items[3] == Restart("n", first.numbering.instance, second.numbering.instance)
-    assert str(items[3]) == "n: the publisher was restarted"
 
 
 def test_lost_connection_is_reopened_and_reported_as_gap() -> None:

@@ -208,11 +208,10 @@ def test_journal_change_is_detected_by_next_event() -> None:
 def test_reply_with_error_is_raised() -> None:
     recovery = GapRecovery(0, clock=Clock())
     recovery.request()
-    refusal = schema.ReplayReply(
-        node="n", journal="one", oldest=0, newest=0, more=False, error="cannot read the journal: no"
-    )
-    with pytest.raises(MessageError, match="cannot read the journal: no"):
+    refusal = schema.ReplayReply(node="n", journal="one", oldest=0, newest=0, more=False, error="E-17")
+    with pytest.raises(MessageError) as caught:
         list(recovery.replied(refusal, []))
+    assert "E-17" in str(caught.value)
 
 
 @pytest.mark.integration

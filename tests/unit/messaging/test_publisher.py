@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from tests.log_records import log_args
 from tests.messages.processes import Program, python, wait_until
 from tests.messages.samples import CLASSES, HEADER, PUBLISHED_NS, camera_status, crossed, found, node_status, result
 from vision.errors import Closed, ConfigError
@@ -294,7 +296,7 @@ def test_port_in_use_is_refused() -> None:
     port = first.address.rpartition(":")[2]
     assert caught.value.code == "address-in-use"
     assert "publish.bind" in str(caught.value)
-    assert f"ss -ltnp 'sport = :{port}'" in caught.value.hint
+    assert f":{port}" in caught.value.hint
     assert "--bind" in caught.value.hint
 
 
@@ -435,8 +437,9 @@ def test_recording_is_not_overwritten(tmp_path: Path) -> None:
 )
 def test_unusable_recording_path_raises_config_error(tmp_path: Path, path: str, reason: int) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=os.strerror(reason)):
+    with pytest.raises(ConfigError) as caught:
         Recorder(tmp_path / path)
+    assert os.strerror(reason) in str(caught.value)
 
 
 def test_recording_to_pipe_is_written(tmp_path: Path) -> None:
@@ -457,11 +460,10 @@ def test_full_disk_is_logged_once_and_counted(caplog: pytest.LogCaptureFixture) 
     for _ in range(3):
         recorder.write(PAYLOAD)
     assert (recorder.lost, recorder.written) == (3, 0)
-    assert [record.getMessage() for record in caplog.records] == [
-        "cannot record to /dev/full: No space left on device; going on without, and trying again each time"
-    ]
     recorder.close()
-    assert caplog.records[-1].getMessage() == "/dev/full lacks 3 of 3 results"
+    failed, summary = log_args(caplog, "vision.messaging.publisher", logging.ERROR)
+    assert failed == (Path("/dev/full"), os.strerror(errno.ENOSPC))
+    assert summary == (Path("/dev/full"), 3, 3)
 
 
 _SCRIPT_OF_A_SMALL_DISK = """

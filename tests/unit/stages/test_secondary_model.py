@@ -308,7 +308,7 @@ def test_attributes_of_an_earlier_cascade_are_kept() -> None:
 
 def test_cascade_refuses_detections() -> None:
     result, frame = image()
-    with stage(Grey()) as one, pytest.raises(TypeError, match="Detections"):
+    with stage(Grey()) as one, pytest.raises(TypeError):
         one.with_frame(replace(result, objects=Detections.empty()), frame)
 
 
@@ -316,7 +316,7 @@ def test_cascade_refuses_detections() -> None:
 def test_failing_model_raises_and_blocks_nothing(lossless: bool) -> None:
     grey = Grey(fails=True)
     with stage(grey, lossless=lossless, queue=1) as one:
-        with pytest.raises(DeviceError, match="it fails"):
+        with pytest.raises(DeviceError):
             for at in range(1000):
                 look(one, Thing(at))
                 wait_until(lambda: one.counters()["cascade.waiting"] == 0, "the worker goes on")
@@ -430,9 +430,10 @@ def test_failing_model_ends_the_run_and_releases_every_lease(tmp_path: Path) -> 
     sources = ["synthetic:320x240@30?objects=6"] * 2
     with (
         built(tmp_path, sources, offline=False, fragile=True) as (runtime, _),
-        pytest.raises(DeviceError, match="paint"),
+        pytest.raises(DeviceError) as caught,
     ):
         runtime.run(threading.Event(), for_s=20)
+    assert "paint" in str(caught.value)
     assert [leased(camera) for camera in runtime._cameras.values()] == [0, 0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.log_records import log_args
 from tests.messages.processes import python, wait_until
 from tests.unit.state.faults import SlowDisk, full_disk
 from vision.errors import Closed
@@ -253,7 +255,7 @@ def test_disk_that_cannot_be_synced_is_logged_once(tmp_path: Path, caplog: pytes
         wait_until(lambda: len(failures) > 3, "it was tried again")
         assert numbers(state.events) == [1]
         broken.clear()
-    assert caplog.text.count("cannot force state to disk") == 1
+    assert len(log_args(caplog, "vision.state.database", logging.ERROR)) == 1
 
 
 def test_full_disk_is_logged_once_and_used_again_when_it_has_room(
@@ -264,11 +266,11 @@ def test_full_disk_is_logged_once_and_used_again_when_it_has_room(
         with full_disk(tmp_path):
             assert [state.events.append([payload(11)]) for _ in range(5)] == [False] * 5
             assert state.events.newest == 10
-        assert caplog.text.count("cannot write to") == 1
+        assert len(log_args(caplog, "vision.state.database", logging.ERROR)) == 1
         assert state.events.counters() == {"journal.kept": 10, "journal.lost": 5}
         caplog.set_level("INFO")
         fill(state.events, 2)
-        assert caplog.text.count("is written to") == 1
+        assert len(log_args(caplog, "vision.state.database", logging.INFO)) == 1
         assert numbers(state.events) == list(range(1, 13))
     with opened(tmp_path) as state:
         assert numbers(state.events) == list(range(1, 13))

@@ -117,8 +117,9 @@ def test_folder_writable_by_others_is_refused(folder: Path, mode: int) -> None:
 
 def test_folder_below_writable_folder_is_refused(folder: Path) -> None:
     folder.parent.chmod(0o777)
-    with pytest.raises(Untrusted, match=str(folder.parent)):
+    with pytest.raises(Untrusted) as caught:
         make_private_folder(folder)
+    assert str(folder.parent) in str(caught.value)
 
 
 def test_sticky_folder_is_accepted_only_as_parent(folder: Path) -> None:
@@ -135,11 +136,13 @@ def test_sticky_folder_is_accepted_only_as_parent(folder: Path) -> None:
 def test_files_of_other_users_are_refused(folder: Path) -> None:
     write_whole(folder / "a", b"one")
     os.chown(folder / "a", 12345, -1)
-    with pytest.raises(Untrusted, match="12345"):
+    with pytest.raises(Untrusted) as caught:
         read_private(folder / "a")
+    assert "12345" in str(caught.value)
     os.chown(folder, 12345, -1)
-    with pytest.raises(Untrusted, match="12345") as caught:
+    with pytest.raises(Untrusted) as caught:
         require_private_folder(folder)
+    assert "12345" in str(caught.value)
     assert "chmod" not in caught.value.hint, "it would not help"
 
 
@@ -147,8 +150,9 @@ def test_files_of_other_users_are_refused(folder: Path) -> None:
 def test_folder_writable_by_group_is_refused(folder: Path) -> None:
     os.chown(folder, -1, 12345)
     folder.chmod(0o770)
-    with pytest.raises(Untrusted, match="12345"):
+    with pytest.raises(Untrusted) as caught:
         require_private_folder(folder)
+    assert "12345" in str(caught.value)
 
 
 def test_file_writable_by_others_is_refused(folder: Path) -> None:
@@ -178,8 +182,9 @@ def test_uncreatable_folder_raises_model_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError):
         make_private_folder(tmp_path / "file" / "engines")
-    with pytest.raises(ModelError, match="Not a directory"):
+    with pytest.raises(ModelError) as caught:
         make_private_folder(tmp_path / "file")
+    assert str(tmp_path / "file") in str(caught.value)
 
 
 def test_failed_write_keeps_old_file(folder: Path) -> None:
