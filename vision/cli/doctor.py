@@ -29,6 +29,7 @@ from vision.cli.session import command
 from vision.detect.open import has_nvidia_gpu
 from vision.engine.library import MODULES, TEGRA_RELEASE, missing_hint
 from vision.errors import EXIT_OK, EXIT_RUNTIME, DeviceError, DeviceMissing
+from vision.evaluation.tracks import INSTALL
 from vision.version import install_hint, pip_hint
 
 Verdict = Literal["ok", "missing", "broken", "note"]
@@ -281,9 +282,9 @@ def _zeromq() -> Finding:
 def check_evaluation() -> list[Finding]:
     """Check what `vision eval` needs beyond `vision run`."""
     return [
-        _optional("matplotlib", "plots of vision eval and vision bench", install_hint("eval")),
-        _optional("scipy", "tracking figures of vision eval", install_hint("eval")),
-        _optional("trackeval", "HOTA of vision eval", pip_hint("--no-deps", "trackeval>=1.3")),
+        _optional("matplotlib", "plots of vision eval and vision bench", INSTALL),
+        _optional("scipy", "tracking figures of vision eval", INSTALL),
+        _optional("trackeval", "tracking figures of vision eval", INSTALL),
     ]
 
 

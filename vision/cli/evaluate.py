@@ -11,7 +11,6 @@ import typer
 from vision.cli.options import ConfigName
 from vision.cli.session import command
 from vision.errors import Closed
-from vision.version import require_cv2
 
 
 @command(orderly=True)
@@ -36,7 +35,6 @@ def evaluate(
       vision eval camera.yaml --truth gt.txt
       vision eval camera.yaml --truth gt.txt --plots plots --video checked.mp4
     """
-    require_cv2("vision eval")
     from vision.evaluation.evaluate import Request, run
 
     try:

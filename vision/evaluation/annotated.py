@@ -5,37 +5,23 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from vision.capture.frame_reader import read_frames
 from vision.config.analytics import pixels_per_unit
 from vision.evaluation.crossings import anchor_points, lines_of_class
-from vision.evaluation.mot import Boxes
-from vision.evaluation.passes import Progress, Subject
+from vision.evaluation.passes import Progress, Scene
 from vision.overlay import FALSE_COLOUR, WHITE, Frame, Overlay, class_colour
 from vision.stages.video_encoder import open_encoder
 from vision.types import Event
 
 _TRAIL_S: Final = 2.0
 _REMIND_S: Final = 1.0  # a label shows the former track of the object
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """Data that is drawn over the frames of one camera."""
-
-    subject: Subject
-    found: Boxes  # published objects of the class
-    partners: NDArray[np.int64]  # of `match_frames`
-    tracked: bool
-    events: tuple[tuple[int, Event], ...]
 
 
 def write_video(path: Path, scene: Scene, progress: Progress) -> str:

@@ -21,16 +21,16 @@ from vision.config import AppConfig, check_classes, load_config, nearest, resolv
 from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, Closed, ConfigError
 from vision.evaluation import passes
-from vision.evaluation.annotated import Scene, write_video
 from vision.evaluation.crossings import lines_of_class, score_lines
 from vision.evaluation.detection import score_detections
 from vision.evaluation.mot import read_truth, write_boxes
-from vision.evaluation.passes import Findings, Subject, boxes_of_class
+from vision.evaluation.passes import Findings, Scene, Subject, boxes_of_class
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, print_evaluation, write_json
 from vision.evaluation.tracks import load_metrics, match_frames, score_tracks
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import find_model
+from vision.version import require_cv2
 
 _PROGRESS_S: Final = 5.0  # between two lines of progress where standard error is no terminal
 
@@ -60,6 +60,8 @@ class Request:
                 raise ConfigError(f"{option}: cannot write {path}", hint=hint, code="not-writable")
         if self.video is not None and self.video.suffix.lower() != ".mp4":
             raise ConfigError(f"--video: expected a name that ends in .mp4, got {self.video}", code="video-format")
+        if self.video is not None:
+            require_cv2("--video")
         if self.plots is not None:
             require_matplotlib()
             try:
@@ -183,6 +185,8 @@ def _write(request: Request, evaluation: Evaluation, scene: Scene, stop: threadi
     if request.plots is not None:
         yield from _plot(request.plots, evaluation, scene)
     if request.video is not None:
+        from vision.evaluation.annotated import write_video  # needs OpenCV
+
         with _progress("drawing the video", evaluation.video.frames, stop) as progress:
             encoding = write_video(request.video, scene, progress)
         yield f"{request.video} ({encoding})"

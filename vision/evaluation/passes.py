@@ -17,6 +17,7 @@ from statistics import median
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vision.capture.frame_reader import read_frames
 from vision.capture.synthetic.spec import SyntheticSpec
@@ -66,6 +67,17 @@ class Subject:
     def section(self) -> CameraAnalytics:
         """Return the lines and zones of the camera."""
         return self.config.analytics.get(self.config.cameras[0].id, CameraAnalytics())
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Data that is drawn over the frames of one camera."""
+
+    subject: Subject
+    found: Boxes  # published objects of the class
+    partners: NDArray[np.int64]  # of `match_frames`
+    tracked: bool
+    events: tuple[tuple[int, Event], ...]
 
 
 @dataclass(slots=True)

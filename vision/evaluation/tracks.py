@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.evaluation.mot import Boxes, overlaps
-from vision.version import pip_hint, require_package
+from vision.version import install_hint, pip_hint, require_package
 
 MIN_OVERLAP: Final = 0.5
-INSTALL: Final = f"{pip_hint('scipy', 'matplotlib')} && {pip_hint('--no-deps', 'trackeval')}"
+INSTALL: Final = f"{install_hint('eval')} && {pip_hint('--no-deps', 'trackeval>=1.3')}"
 """TrackEval's own dependencies include a desktop build of OpenCV that its metrics do not need."""
 
 

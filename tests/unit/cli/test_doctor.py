@@ -20,6 +20,7 @@ from vision.cli.doctor import (
     judge_gstreamer,
     print_findings,
 )
+from vision.evaluation.tracks import INSTALL
 from vision.version import install_hint
 
 
@@ -123,6 +124,5 @@ def test_missing_gstreamer_plugins_are_reported_with_their_packages(
 def test_optional_parts_are_reported_with_what_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     findings = {finding.subject: finding for finding in check_evaluation()}
-    expected = {"matplotlib": "[eval]", "scipy": "[eval]", "trackeval": "trackeval"}
-    assert {subject: findings[subject].verdict for subject in expected} == dict.fromkeys(expected, "note")
-    assert all(text in findings[subject].hint for subject, text in expected.items())
+    assert findings.keys() == {"matplotlib", "scipy", "trackeval"}
+    assert all(finding.verdict == "note" and INSTALL in finding.hint for finding in findings.values())

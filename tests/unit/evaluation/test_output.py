@@ -21,11 +21,11 @@ from tests.paths import ROOT
 from tests.unit.evaluation_tables import boxes, random_boxes
 from vision.config import AppConfig, CameraAnalytics
 from vision.errors import ConfigError, VisionError
-from vision.evaluation.annotated import Scene, write_video
+from vision.evaluation.annotated import write_video
 from vision.evaluation.crossings import LineScore
 from vision.evaluation.detection import score_detections
 from vision.evaluation.mot import Truth
-from vision.evaluation.passes import Subject, Video
+from vision.evaluation.passes import Scene, Subject, Video
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, as_json, print_evaluation, write_json
 from vision.evaluation.tracks import INSTALL, TrackingScores, load_metrics, match_frames
@@ -211,5 +211,5 @@ def test_missing_package_is_reported_with_one_install_command(monkeypatch: pytes
     assert plots.value.code == tracking.value.code == "package-missing"
     assert plots.value.hint == tracking.value.hint == INSTALL
     text = (ROOT / "docs" / "evaluation.md").read_text()
-    assert INSTALL.replace(shlex.quote(sys.executable), "python") in text
+    assert INSTALL.replace(shlex.quote(sys.executable), ".venv/bin/python").replace(str(ROOT), ".") in text
     assert math.isinf(LineScore("a", "in", 0, 1).error)
