@@ -1,8 +1,8 @@
 """Subscription to a publisher: typed messages, and reports of lost messages.
 
-ZeroMQ reconnects and drops messages without notice. `Subscription` detects this and returns reports between the
-messages: `Gap`, `Restart`, `Silence`. With `since`, a subscription requests all events that it missed, and returns each
-event once and in order.
+ZeroMQ reconnects and drops messages silently. `Subscription` detects this and returns reports between the messages:
+`Gap`, `Restart`, `Silence`. With `since`, a subscription requests all events that it missed, and returns each event
+once and in order.
 
 >>> for message in subscribe("tcp://127.0.0.1:5555", cameras=["gate"]):
 ...     if isinstance(message, DetectionsMessage):
@@ -58,13 +58,13 @@ __all__ = [
 ]
 
 _RECEIVE_BUFFER_BYTES: Final = 256 * 1024
-_RETRY_NS: Final = 50_000_000  # until a request that could not be sent is tried again
+_RETRY_NS: Final = 50_000_000  # pause before a request that could not be sent is repeated
 _NODE_STATUS: Final = f"status/{NODE}"
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Report that the publisher restarted. Its numbers start at 1 again, which is not a loss."""
+    """Report that the publisher restarted. Its sequence numbers start at 1 again; no message was lost."""
 
     node: str
     old_instance: str
@@ -86,13 +86,13 @@ class Silence:
         text = f"no messages from {self.address} for {self.for_s:.0f} s"
         if self.connected:
             return f"{text}: connected, but no subscribed message is published"
-        return f"{text}: is `vision run` running, and is its publish.bind reachable from here?"
+        return f"{text}: is `vision run` running, and can this machine reach its publish.bind?"
 
 
 Item: TypeAlias = AnyMessage | Gap | NewJournal | Restart | Silence
 
 Since: TypeAlias = int | tuple[str, int]
-"""Number of the last processed event, 0 for none, or better its (`journal`, `number`)."""
+"""Number of the last processed event (0 if there is none), or preferably its (`journal`, `number`)."""
 
 
 def subscribe(
@@ -110,19 +110,19 @@ def subscribe(
 
     Args:
         address: ``publish.bind`` of the publisher, with a host that this machine can reach.
-        cameras: ids of cameras; None: all.
+        cameras: ids of cameras; None means all.
         kinds: some of ``detections``, ``status`` (of cameras and of the node), ``events`` and ``counts``.
-        since: start after this event, request every missing event, and return each once and in order. None: events
-                can get lost, like all other messages.
-        replay: ``publish.replay`` of the publisher; None: the address in its status.
-        timeout_s: longest time without a message; None: no limit.
+        since: start after this event, request every missing event, and return each once and in order. If None,
+                events can be lost, like all other messages.
+        replay: ``publish.replay`` of the publisher; None means the address in its status.
+        timeout_s: maximum time without a message; None means no limit.
         silence_s: time without a message after which a `Silence` is reported.
-        queue: maximum number of messages that wait for the caller. Further ones are lost and reported as a `Gap`.
+        queue: maximum number of messages that wait for the caller. Further messages are lost and reported as a `Gap`.
 
     Raises:
-        ConfigError: the address or a kind is wrong; raised at once.
-        TimeoutError: no message for `timeout_s`.
-        MessageError: the publisher has another version, or is not `vision run`.
+        ConfigError: the address or a kind is invalid. The call itself raises this error.
+        TimeoutError: no message arrived for `timeout_s`.
+        MessageError: the publisher has a different version, or is not `vision run`.
     """
     _check_arguments(address, cameras, kinds, since, replay)
 
@@ -136,7 +136,7 @@ def subscribe(
 
 
 class Subscription:
-    """One connected SUB socket that checks sequence numbers. One thread at a time."""
+    """One connected SUB socket that checks sequence numbers. Not thread-safe."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class Subscription:
         keepalive_s: int = 5,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Connect, as `subscribe` does. An idle connection is probed after `keepalive_s`, and replaced after three."""
+        """Connect, as `subscribe` does. Probe an idle connection every `keepalive_s`; replace it after three probes."""
         _check_arguments(address, cameras, kinds, since, replay)
         self.address = address
         self._topics = _topics(cameras, kinds)
@@ -185,7 +185,7 @@ class Subscription:
             raise ConfigError(f"address: cannot connect to {address}: {error}", code="address-form") from error
 
     def items(self, timeout_s: float | None = None) -> Iterator[Item]:
-        """Yield the items of `receive` until `close`. `TimeoutError` after `timeout_s` without a message."""
+        """Yield the items of `receive` until `close`. Raise `TimeoutError` after `timeout_s` without a message."""
         while True:
             left_s = None if timeout_s is None else timeout_s - (self._clock() - self._last_message_ns) / 1e9
             item = self.receive(None if left_s is None else max(0.0, left_s))
@@ -195,11 +195,11 @@ class Subscription:
                 raise TimeoutError(f"no message from {self.address} for {timeout_s:g} s")
 
     def receive(self, timeout_s: float | None = None) -> Item | None:
-        """Return the next message or report; None: there was none within `timeout_s`.
+        """Return the next message or report; None if there was none within `timeout_s`.
 
         Raises:
-            MessageError: the publisher has another version, or is not `vision run`.
-            Closed: after `close`.
+            MessageError: the publisher has a different version, or is not `vision run`.
+            Closed: `close` was called.
         """
         deadline_ns = None if timeout_s is None else self._clock() + int(timeout_s * 1e9)
         wait_ns = 0  # check at least once
@@ -253,7 +253,7 @@ class Subscription:
     def _take(self, parts: list[bytes]) -> None:
         if len(parts) < 2:
             text = f"expected messages of two parts, topic and payload, got {len(parts)} from {self.address}"
-            raise MessageError(text, hint="is the publisher really `vision run`?", code="message-parts")
+            raise MessageError(text, hint="check that the publisher is `vision run`", code="message-parts")
         topic = parts[0].decode(errors="replace")
         # ZeroMQ compares prefixes: a subscriber to detections/gate also receives detections/gate2.
         subscribed = bool({topic, f"{topic.partition('/')[0]}/"} & self._topics)
@@ -281,14 +281,14 @@ class Subscription:
 
 
 class _Sequences:
-    """The instance of each node, and the last number of each of its topics."""
+    """The instance of each node, and the last sequence number of each of its topics."""
 
     def __init__(self) -> None:
         self._instances: dict[str, str] = {}  # by node
         self._last: dict[str, dict[str, int]] = {}  # by node and topic
 
     def check(self, topic: str, message: AnyMessage) -> Iterator[AnyMessage | Gap | Restart]:
-        """Yield reports of a restart and of lost messages, and then the message unless it is a repetition."""
+        """Yield reports of a restart and of lost messages, and then the message unless it is a repeated one."""
         yield from self.check_instance(message)
         last = self._last[message.node]
         expected = last.get(topic, message.seq - 1) + 1
@@ -331,7 +331,7 @@ def _number_and_journal(since: Since) -> tuple[int, str | None]:
 
 
 def _topics(cameras: Sequence[str] | None, kinds: Sequence[Kind]) -> frozenset[str]:
-    """Return the topics to subscribe to. For all cameras this is the kind with a slash."""
+    """Return the topics to subscribe to. For all cameras, the topic is the kind followed by a slash."""
     for name, values in (("cameras", cameras), ("kinds", kinds)):
         if isinstance(values, str):
             text = f"{name}: expected a list of names, got the text {values!r}"
@@ -342,7 +342,7 @@ def _topics(cameras: Sequence[str] | None, kinds: Sequence[Kind]) -> frozenset[s
         return frozenset(f"{kind}/" for kind in kinds)
     if not cameras:
         text = "cameras: expected at least one name, got none"
-        raise ConfigError(text, hint="leave it out to get all cameras", code="cameras")
+        raise ConfigError(text, hint="omit `cameras` to receive all cameras", code="cameras")
     topics = {f"{kind}/{camera}" for kind in kinds for camera in cameras}
     return frozenset(topics | {_NODE_STATUS} if "status" in kinds else topics)
 
@@ -356,9 +356,9 @@ class Latency:
 
 
 def latency(message: DetectionsMessage, now_ns: int | None = None, now_utc_ns: int | None = None) -> Latency:
-    """Return the age of a frame, by the monotonic clock on the publisher's machine, and by UTC elsewhere.
+    """Return the age of a frame, by the monotonic clock on the publisher's machine, and by UTC on other machines.
 
-    By UTC it is only as exact as the synchronization of both clocks.
+    The accuracy by UTC depends on the synchronization of both clocks.
     """
     if message.boot and message.boot == codec.boot_id():
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
@@ -371,7 +371,7 @@ def read_recording(path: Path | str) -> Iterator[DetectionsMessage]:
     """Yield the messages of a file that ``vision run --record`` wrote.
 
     Raises:
-        MessageError: a line is not a message. The error has its number.
+        MessageError: a line is not a message. The error contains the line number.
         OSError: the file cannot be read.
     """
     with Path(path).open("rb") as lines:

@@ -1,4 +1,4 @@
-"""The exceptions of the project, grouped by what the operator does about them.
+"""The exceptions of the project, grouped by what the operator has to do.
 
 ::
 
@@ -6,11 +6,11 @@
     ├── ConfigError       fix the configuration            exit 78, systemd does not restart
     ├── ModelError        fix or rebuild the model          exit 78
     ├── SourceError       one camera; retried with back-off
-    │   ├── EndOfStream   a file or folder has ended: not a fault
-    │   └── SizeChanged   the frame has a new size: a new epoch, not a fault
+    │   ├── EndOfStream   a file or folder has ended; not an error
+    │   └── SizeChanged   the frame has a new size, which starts a new epoch; not an error
     ├── DeviceError       CUDA, TensorRT or ONNX Runtime at run time: fatal, systemd restarts
-    │   ├── DeviceMissing no GPU, no driver or no TensorRT: exit 78, a restart would not help
-    │   └── OutOfMemory   CUDA can continue; for one camera's frames it is a SourceError of that camera
+    │   ├── DeviceMissing the GPU, the driver or TensorRT is missing: exit 78
+    │   └── OutOfMemory   CUDA can continue; for the frames of a camera, it becomes a SourceError
     ├── MessageError      a message or a recording that this version cannot read
     └── Closed            a slot or a queue was closed: the normal end of a wait
 
@@ -29,11 +29,11 @@ EXIT_CONFIG = 78  # sysexits.h EX_CONFIG; systemd/vision@.service lists it in Re
 
 @dataclass(frozen=True, slots=True, order=True)
 class Fault:
-    """One fault of a configuration file."""
+    """One error in a configuration file."""
 
-    line: int  # from 1; 0: the file as a whole, or a configuration without a file
+    line: int  # from 1; 0 means the whole file, or a configuration without a file
     column: int
-    key: str  # path of the key, such as ``cameras[1].transport``; "" at the top
+    key: str  # path of the key, such as ``cameras[1].transport``; "" at the top level
     code: str  # stable name, such as ``unknown-key``
     message: str
 
@@ -44,13 +44,13 @@ class VisionError(Exception):
     exit_code = EXIT_RUNTIME
 
     def __init__(self, message: str, *, hint: str = "", code: str = "", faults: tuple[Fault, ...] = ()) -> None:
-        """Create the error; user names, passwords and tokens are removed from the texts.
+        """Create the error. User names, passwords and tokens are removed from its texts.
 
         Args:
             message: Expected and received values.
             hint: Advice for the operator.
             code: Stable name of the error for programs and tests, such as ``port-in-use``.
-            faults: The faults of a configuration file, which `message` lists.
+            faults: The errors in a configuration file, which `message` lists.
         """
         super().__init__(redact(message))
         self.hint = redact(hint)
@@ -63,7 +63,7 @@ class VisionError(Exception):
 
 
 class ConfigError(VisionError):
-    """The configuration is wrong; the message lists every fault with its file and line."""
+    """The configuration is invalid. The message lists every error with its file and line."""
 
     exit_code = EXIT_CONFIG
 
@@ -75,7 +75,7 @@ class ModelError(VisionError):
 
 
 class SourceError(VisionError):
-    """One camera could not be opened or read. Never fatal for the others."""
+    """A camera could not be opened or read. Other cameras are not affected."""
 
 
 class EndOfStream(SourceError):
@@ -102,7 +102,7 @@ class DeviceMissing(DeviceError):
 
 
 class OutOfMemory(DeviceError):
-    """An allocation failed for lack of memory. CUDA can continue: the caller may use less memory or none."""
+    """An allocation failed for lack of memory. CUDA remains usable, so the caller can continue with less memory."""
 
 
 class MessageError(VisionError):
@@ -121,5 +121,5 @@ _SECRET_QUERY = re.compile(
 
 
 def redact(text: str) -> str:
-    """Replace user names, passwords and tokens of every URL in `text` by ``***``."""
+    """Replace the user names, passwords and tokens in every URL of `text` by ``***``."""
     return _SECRET_QUERY.sub(r"\g<key>***", _USERINFO.sub(r"\g<scheme>***@", text))

@@ -1,6 +1,6 @@
 """Latency histograms, rates and stage spans.
 
-Averages hide slow frames. A histogram observes the latency of every frame at low cost, exact to 5 %.
+Averages hide slow frames. A histogram records the latency of every frame at low cost, with an error of at most 5 %.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Percentiles:
 
 
 class LatencyHistogram:
-    """Durations from 1 µs to 200 s in buckets 5 % wide. One lock, no allocation per observation."""
+    """Counts durations from 1 µs to 200 s in buckets that are 5 % wide. An observation allocates no memory."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(_EDGES_NS) + 1)
@@ -44,7 +44,7 @@ class LatencyHistogram:
             self._max_ns = max(self._max_ns, duration_ns)
 
     def snapshot(self, *, reset: bool = False) -> Percentiles:
-        """Return the percentiles since the last reset; zeros without observations."""
+        """Return the percentiles since the last reset; zeros if there are no observations."""
         with self._lock:
             counts, max_ns = list(self._counts), self._max_ns
             if reset:
@@ -81,7 +81,7 @@ class Rate:
         self._times_ns.append(self._clock())
 
     def per_s(self) -> float:
-        """Return events per second in the window, or since the start if that is shorter."""
+        """Return the events per second in the window, or since the start if that is shorter."""
         now_ns = self._clock()
         while self._times_ns and now_ns - self._times_ns[0] > self._window_ns:
             self._times_ns.popleft()
@@ -96,22 +96,22 @@ _spans: Spans | None = None
 
 
 def enable_nvtx() -> bool:
-    """Make `span` emit NVTX ranges in the domain ``vision``. Return False if the package `nvtx` is not installed."""
+    """Make `span` emit NVTX ranges in the domain ``vision``; return False if the package `nvtx` is not installed."""
     try:
         import nvtx  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         return False
-    # nvtx keeps every name, so use few names.
+    # nvtx stores every name permanently, so use few names.
     send_spans(lambda name: nvtx.annotate(name, domain="vision"))
     return True
 
 
 def send_spans(to: Spans | None) -> None:
-    """Make `span` enter the context that `to` returns for a stage's name, in the stage's thread; None: stop."""
+    """Make `span` return the context that `to` returns for the name of a stage; None disables this."""
     global _spans  # noqa: PLW0603 - one switch for the process, set before the threads start
     _spans = to
 
 
 def span(name: str) -> contextlib.AbstractContextManager[object]:
-    """Return a context that marks a stage for Nsight Systems. Costs almost nothing without a profiler."""
+    """Return a context that marks a stage for Nsight Systems. Without a profiler, it takes almost no time."""
     return _spans(name) if _spans is not None else _OFF

@@ -1,7 +1,7 @@
-"""Lines, zones and objects drawn on a frame, for `vision draw`, annotated videos and snapshots.
+"""Drawings of lines, zones and objects on a frame, for `vision draw`, annotated videos and snapshots.
 
-Sizes grow with the frame. Text has a plate and strokes have a dark rim, to be legible on any background. Letters are
-drawn at four times their size and reduced, because OpenCV 4's thin strokes are hard to read at the size of a label.
+Sizes are proportional to the frame. Text has a plate and strokes have a dark rim, to be legible on any background.
+Letters are drawn at four times their size and reduced, because OpenCV 4's thin strokes are hard to read in a label.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ WHITE: Final[Colour] = (255, 255, 255)
 FALSE_COLOUR: Final[Colour] = (90, 90, 255)
 RIM: Final[Colour] = (24, 24, 24)
 
-_LETTER_SHARE: Final = 0.016  # height of a capital letter, of the frame's shorter side
+_LETTER_SHARE: Final = 0.016  # height of a capital letter, as a share of the frame's shorter side
 _MIN_LETTERS_PX: Final = 7
 _STROKE_SHARE: Final = 1 / 360
-_FILL: Final = 0.18  # how much of a zone's colour lies over its area
+_FILL: Final = 0.18  # opacity of a zone's color over its area
 _OVERSIZE: Final = 4
-_SHIFT: Final = 4  # bits of a pixel's fraction in OpenCV's coordinates
+_SHIFT: Final = 4  # fractional bits of OpenCV's coordinates
 _FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
 
 
 @dataclass(frozen=True, slots=True)
 class Rect:
-    """A rectangle in pixels; `right` and `bottom` lie outside."""
+    """A rectangle in pixels; `right` and `bottom` are exclusive."""
 
     left: int
     top: int
@@ -65,7 +65,7 @@ class Rect:
 
 
 class Overlay:
-    """Draws into one frame, (H, W, 3) uint8 BGR, in place. What is drawn first lies below."""
+    """Draws into one frame, (H, W, 3) uint8 BGR, in place. Later drawings cover earlier ones."""
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
@@ -88,8 +88,8 @@ class Overlay:
 
         Args:
             section: configuration of the camera.
-            crossed: objects by line and direction (``in``, ``out``). None: no counts.
-            inside: objects by zone. None: the limits of the zone.
+            crossed: crossings by line and direction (``in``, ``out``). If None, no counts are drawn.
+            inside: number of objects by zone. If None, the limits of each zone are drawn instead.
         """
         colours = itertools.cycle(ZONE_COLOURS)
         zones = [(zone, self._to_pixels(zone.polygon, section.units), next(colours)) for zone in section.zones]
@@ -119,7 +119,7 @@ class Overlay:
         self._path(corners, colour, closed=True)
 
     def _plan(self, ground: GroundConfig, corners: NDArray[np.float64]) -> None:
-        """Draw the four ground points with their metres."""
+        """Draw the four ground points with their positions in meters."""
         self._dashes(corners, WHITE)
         for corner, (x, y) in zip(corners, ground.metres, strict=True):
             self._disc(corner, self.stroke_px, WHITE)
@@ -139,7 +139,7 @@ class Overlay:
         self._name(line.name, ends[0], LINE_COLOUR)
 
     def objects(self, boxes_xyxy: NDArray[np.float32], labels: Sequence[str], colours: Sequence[Colour]) -> None:
-        """Draw boxes (N, 4) in pixels with their labels, the first one on top. An empty label is not drawn."""
+        """Draw boxes (N, 4) in pixels with their labels. The first box is on top. Empty labels are not drawn."""
         rows = [row for row in zip(boxes_xyxy, labels, colours, strict=True) if np.isfinite(row[0]).all()][::-1]
         for box, _, colour in rows:
             self._box(box, colour)
@@ -155,14 +155,14 @@ class Overlay:
         cv2.rectangle(self.frame, (x1, y1), (x2, y2), colour, self.stroke_px)
 
     def dashed_box(self, box_xyxy: NDArray[np.float32], colour: Colour, label: str = "") -> None:
-        """Draw a box in pixels with dashes: an object that should have been detected and was not."""
+        """Draw a dashed box in pixels, for an object that the detector missed."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
         self._dashes(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64), colour)
         if label:
             self._tag(box_xyxy, label, colour)
 
     def trail(self, points: NDArray[np.float64], colour: Colour) -> None:
-        """Draw the former positions of an object: (N, 2) in pixels, the oldest first and faintest."""
+        """Draw the previous positions of an object: (N, 2) in pixels, oldest first. The oldest are the faintest."""
         fixed = _fixed(points)
         for at in range(1, len(fixed)):
             share = 0.3 + 0.7 * at / len(fixed)
@@ -170,7 +170,7 @@ class Overlay:
             cv2.line(self.frame, fixed[at - 1], fixed[at], faded, self.stroke_px, cv2.LINE_AA, _SHIFT)
 
     def banner(self, words: str, right: str = "") -> None:
-        """Draw a dark strip along the upper edge, with words at its left and its right."""
+        """Draw a dark strip along the upper edge, with text on the left and on the right."""
         pad = self.letters_px
         bottom = min(self.height_px, 3 * self.letters_px)
         strip = self.frame[:bottom]
@@ -199,7 +199,7 @@ class Overlay:
             below += letters.shape[0]
 
     def _corners(self, box_xyxy: NDArray[np.float32]) -> tuple[int, int, int, int]:
-        """Return the corners within the frame, so that each side of a clipped box is visible."""
+        """Return the corners, clipped to the frame so that each side of the box is visible."""
         high = np.array([self.width_px, self.height_px] * 2) - 1
         x1, y1, x2, y2 = np.clip(np.rint(box_xyxy), 0, high).astype(int).tolist()
         return x1, y1, x2, y2
@@ -237,7 +237,7 @@ class Overlay:
         self.plate(words, round(corner[0]), round(corner[1]), LINE_COLOUR)
 
     def _name(self, words: str, point: NDArray[np.float64], colour: Colour) -> None:
-        """Draw a plate at a point, or beside it if another plate is there."""
+        """Draw a plate at a point, or above or below it if a different plate is there."""
         size = self._plate_at(words, 0, 0)
         x, y = round(point[0] - size.right / 2), round(point[1] - size.bottom / 2)
         step = size.bottom + 2
@@ -245,7 +245,7 @@ class Overlay:
         self._place(places, words, colour)
 
     def _tag(self, box_xyxy: NDArray[np.float32], label: str, colour: Colour) -> None:
-        """Draw a plate on the box: above it, below it, or within, where it hides no other plate."""
+        """Draw a plate above, below or inside the box, where it covers no other plate."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
         size = self._plate_at(label, 0, 0)
         left, right = x1 - self.stroke_px // 2, x2 - size.right
@@ -253,7 +253,7 @@ class Overlay:
         self._place(places, label, colour)
 
     def _place(self, places: Sequence[tuple[int, int]], words: str, colour: Colour) -> None:
-        """Draw a plate at the first place where it need not be moved and covers no other one, else at the first."""
+        """Draw a plate at the first place that is inside the frame and free, or at the first place if none is."""
         left, top = next((place for place in places if self._fits(words, *place)), places[0])
         self.plate(words, left, top, colour)
 
@@ -262,7 +262,7 @@ class Overlay:
         return rect.top == top and not any(rect.overlaps(other) for other in self._occupied)
 
     def _plate_at(self, words: str, left: int, top: int) -> Rect:
-        """Return the position of a plate that is moved into the frame."""
+        """Return the position of a plate, moved into the frame."""
         lines = self._lines_of(words)
         width = max(letters.shape[1] for letters in lines) + 2 * self._pad_px
         height = sum(letters.shape[0] for letters in lines) + self._pad_px
@@ -291,7 +291,7 @@ def class_colour(class_id: int) -> Colour:
 
 
 def ink_on(colour: Colour) -> Colour:
-    """Return the text colour with the higher contrast (WCAG 2.2): black on relative luminance above 0.2, else white."""
+    """Return the text color with the higher contrast (WCAG 2.2): black on a relative luminance over 0.2, else white."""
     shares = [channel / 255 for channel in colour]
     blue, green, red = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares)
     return RIM if 0.0722 * blue + 0.7152 * green + 0.2126 * red > 0.2 else WHITE
@@ -299,9 +299,9 @@ def ink_on(colour: Colour) -> Colour:
 
 @lru_cache(maxsize=4096)
 def text_mask(words: str, letters_px: int) -> NDArray[np.uint8]:
-    """Return the opacity of a text, (height, width) uint8, from the top of capitals to the bottom of descenders.
+    """Return the opacity mask of a line of text, (height, width) uint8, from the top of capitals to below descenders.
 
-    Characters that OpenCV's font lacks come out as question marks.
+    Characters that OpenCV's font lacks become question marks.
     """
     scale, thickness = _font_size(letters_px * _OVERSIZE)
     rise, fall = round(1.15 * letters_px) * _OVERSIZE, round(0.4 * letters_px) * _OVERSIZE
@@ -320,7 +320,7 @@ def text_mask(words: str, letters_px: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=64)
 def _font_size(capital_px: int) -> tuple[float, int]:
-    """Return OpenCV's scale and thickness for capitals of this height, measured: fonts differ between versions."""
+    """Measure OpenCV's scale and thickness for capitals of this height, because fonts differ between versions."""
     thickness = max(1, round(capital_px * 0.13))
     scale = capital_px / 22
     for _ in range(3):
@@ -332,7 +332,7 @@ def _font_size(capital_px: int) -> tuple[float, int]:
 
 
 def _ink(frame: Frame, letters: NDArray[np.uint8], left: int, top: int, colour: Colour) -> None:
-    """Lay letters over the frame, cut off at its edges."""
+    """Draw letters on the frame, clipped at its edges."""
     x, y = max(left, 0), max(top, 0)
     area = frame[y : top + letters.shape[0], x : left + letters.shape[1]]
     opacity = letters[y - top :, x - left :][: area.shape[0], : area.shape[1], None].astype(np.float32) / 255
@@ -340,12 +340,12 @@ def _ink(frame: Frame, letters: NDArray[np.uint8], left: int, top: int, colour: 
 
 
 def _fixed(points: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """Return points as OpenCV takes them with `_SHIFT`."""
+    """Return points as OpenCV's fixed-point coordinates with `_SHIFT` fractional bits."""
     return [(int(x), int(y)) for x, y in np.rint(points * (1 << _SHIFT))]
 
 
 def _inner_point(corners: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return about the point of a polygon that is farthest from its border, where its name has most room."""
+    """Return approximately the point inside a polygon that is farthest from its border. Its name is drawn there."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     scale = 200.0 / max(float((high - low).max()), 1.0)
     shape = np.ceil((high - low) * scale).astype(int) + 3

@@ -1,9 +1,9 @@
-"""What the synthetic source paints and the fake detector finds: one module, so that both always agree.
+"""The rectangles that the synthetic source paints and the fake detector finds, defined once so that the two agree.
 
-The contract: the background is any grey (R = G = B); an object of class ``i`` is a filled, axis-aligned rectangle of
+The background is any gray (R = G = B). An object of class ``i`` is a filled, axis-aligned rectangle with the color
 `FAKE_COLORS[i]`. Boxes are ``[x1, x2) x [y1, y2)`` in pixels, so a rectangle painted with
-``pixels[y1:y2, x1:x2] = FAKE_COLORS[i]`` has the box ``(x1, y1, x2, y2)``. Rectangles of one class do not touch,
-not even with their corners: those that do are one object with the box around both.
+``pixels[y1:y2, x1:x2] = FAKE_COLORS[i]`` has the box ``(x1, y1, x2, y2)``. Rectangles of one class do not touch, not
+even at corners; touching ones count as one object.
 """
 
 from __future__ import annotations

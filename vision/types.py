@@ -1,4 +1,4 @@
-"""The values that pass between the stages: frozen, with the shape, dtype and unit of every field.
+"""The values passed between the stages: frozen, with the shape, dtype and unit of every field.
 
 Boxes have one format everywhere: ``boxes_xyxy``, float32, ``(N, 4)``, pixels of the source frame, ``x2 > x1``.
 Times are nanoseconds of the monotonic clock. UTC times are additional, for people and messages.
@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 PixelFormat: TypeAlias = Literal["bgr", "bgrx", "nv12", "i420"]
 
 YuvEncoding: TypeAlias = Literal["bt601", "bt601-full", "bt709", "bt709-full"]
-"""Colour encoding of NV12 and I420: the matrix (ITU-R BT.601 or BT.709), and the range of luma: 16 to 235, or 0 to 255
+"""Color encoding of NV12 and I420: the matrix (ITU-R BT.601 or BT.709), and the range of luma: 16 to 235, or 0 to 255
 (``full``). BGR frames ignore it."""
 
 ClockSource: TypeAlias = Literal["rtcp", "arrival", "media"]
-"""Origin of a capture time: the camera's RTCP sender report, this machine's clock at the arrival of the frame, or the
+"""Source of a capture time: the camera's RTCP sender report, this machine's clock at the arrival of the frame, or the
 position in a recorded file."""
 
 
 class DropReason(str, Enum):
     """Reason for a grabbed frame that was not published. Per camera: grabbed = published + drops + frames in flight."""
 
-    SUPERSEDED = "superseded"  # a newer frame of the same camera came before the detector had room
+    SUPERSEDED = "superseded"  # a newer frame of the same camera arrived before the detector was free
     MAX_FPS = "max_fps"  # the camera's `max_fps` was reached
-    STALE = "stale"  # older than `max_frame_age_s` when its turn came
+    STALE = "stale"  # older than `max_frame_age_s` when the detector was free
     CORRUPT = "corrupt"  # decoded after packet loss, before the next key frame
     EPOCH = "epoch"  # waiting when the source was lost or changed its frame size
     STOPPED = "stopped"  # waiting or in flight when the program ended

@@ -44,22 +44,22 @@ PARTS: Final = Values(("engine", "stage", "pipeline"))
 
 _BATCHES = values_parser(range(1, MAX_BATCH + 1), f"whole numbers, 1 to {MAX_BATCH}")
 _IN_FLIGHT = values_parser(range(1, MAX_BATCHES_IN_FLIGHT + 1), f"whole numbers, 1 to {MAX_BATCHES_IN_FLIGHT}")
-_IN_FLIGHT_HELP = f"Numbers, 1 to {MAX_BATCHES_IN_FLIGHT}. [default: 1 to the back-end's own number]"
+_IN_FLIGHT_HELP = f"Batches in flight, 1 to {MAX_BATCHES_IN_FLIGHT}. [default: from 1 to that of the detector]"
 _PRECISIONS = values_parser(PRECISIONS, f"some of {', '.join(PRECISIONS)}")
 _PARTS = values_parser(PARTS, f"some of {', '.join(PARTS)}")
 
 _Batches = Annotated[Values, typer.Option(parser=_BATCHES, metavar="N,N", help=f"Batch sizes, 1 to {MAX_BATCH}.")]
 _InFlight = Annotated[Values | None, typer.Option(parser=_IN_FLIGHT, metavar="N,N", help=_IN_FLIGHT_HELP)]
 _Precisions = Annotated[
-    Values, typer.Option(parser=_PRECISIONS, metavar="P,P", help=f"Some of {', '.join(PRECISIONS)}.")
+    Values, typer.Option(parser=_PRECISIONS, metavar="P,P", help=f"Precisions: some of {', '.join(PRECISIONS)}.")
 ]
-_Parts = Annotated[Values, typer.Option(parser=_PARTS, metavar="P,P", help=f"Some of {', '.join(PARTS)}.")]
+_Parts = Annotated[Values, typer.Option(parser=_PARTS, metavar="P,P", help=f"Parts: {', '.join(PARTS)}.")]
 _FrameSource = Annotated[
     str | None,
     typer.Option(
         parser=argument_parser(check_frame_source),
         metavar="FILE",
-        help="Recording to read. [default: the shipped one]",
+        help="Video file of the input frames. [default: the shipped clip]",
     ),
 ]
 
@@ -75,19 +75,20 @@ def bench(
     parts: _Parts = PARTS,
     backend: Annotated[Backend, typer.Option(help="Inference back-end.")] = "auto",
     source: _FrameSource = None,
-    frame_format: Annotated[Format, typer.Option("--format", help="Format of the frames.")] = "bgr",
+    frame_format: Annotated[Format, typer.Option("--format", help="Pixel format of the frames.")] = "bgr",
     json: JsonFile = None,
     plot: PlotFile = None,
     compared: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--compare", metavar="A B", help="Measure nothing; print the ratios of two files, B over A."),
+        typer.Option("--compare", metavar="A B", help="Do not measure: print the ratios B/A of two files."),
     ] = None,
     read: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Measure nothing; print the table and the plot of a file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Do not measure: print the table of a file, and plot it with --plot."),
     ] = None,
     nvtx: Nvtx = False,
 ) -> int:
-    """Measure a model on this machine.
+    """Measure the speed of a model on this machine.
 
     The parts are the network alone (engine), the detection stage (stage) and the whole program (pipeline).
 
@@ -99,9 +100,9 @@ def bench(
     outputs = {"MODEL": model, "--read": read, "--json": json, "--plot": plot}
     others = [name for name, value in outputs.items() if value is not None]
     if compared is not None and others:
-        context.fail(f"--compare prints a comparison only: it cannot be combined with {' or '.join(others)}")
+        context.fail(f"--compare only compares files: it cannot be combined with {' or '.join(others)}")
     if read is not None and model is not None:
-        context.fail("--read measures nothing: it cannot be combined with MODEL")
+        context.fail("--read does not measure: it cannot be combined with MODEL")
     console = table_console(json)
     if compared is not None:
         return _compare(*compared, console)
@@ -126,8 +127,8 @@ def bench(
 
 
 def _write_results(document: Bench, json: Path | None, plot: Path | None, console: Console) -> None:
-    """Write each result, even if another one fails."""
-    with ExitStack() as results:  # runs from the last to the first
+    """Write each result, even if writing a different one fails."""
+    with ExitStack() as results:  # runs the callbacks in reverse order
         results.callback(print_bench, document, console)
         if plot is not None:
             results.callback(draw, document, plot)

@@ -1,4 +1,4 @@
-"""`vision build`: build TensorRT engines ahead of time, and list or prune those in the cache."""
+"""`vision build`: build TensorRT engines ahead of time, and list or prune the engines in the cache."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _ForGpu = Annotated[
     typer.Option(
         parser=argument_parser(parse_gpu),
         metavar="NAME:SM",
-        help="Build for another GPU, such as 'RTX 4090:89' (TensorRT-RTX only).",
+        help="Build for a different GPU, such as 'RTX 4090:89' (TensorRT-RTX only).",
     ),
 ]
 
@@ -66,34 +66,37 @@ def build(
     context: typer.Context,
     model: ModelName = None,
     config: ModelConfig = None,
-    precision: Annotated[Precision | None, typer.Option(help="Default: fp16, or that of --config.")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Precision of the engine. Default: fp16, or that of --config.")
+    ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, max=MAX_BATCH, metavar="N", help="Default: 8, or that of --config.")
+        int | None,
+        typer.Option(min=1, max=MAX_BATCH, metavar="N", help="Maximum batch size. Default: 8, or that of --config."),
     ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the engines in the cache.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove engines that this machine cannot use.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build the engine even if the cache contains it.")] = False,
     cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Default: the cache that `vision run` uses.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the cache. Default: that of `vision run`.")
     ] = None,
     workspace_mib: Annotated[
         int | None,
-        typer.Option(min=1, max=1_000_000, metavar="MIB", help="Maximum scratch memory of a layer (workspace_mib)."),
+        typer.Option(min=1, max=1_000_000, metavar="MIB", help="Maximum scratch memory of a layer, in MiB."),
     ] = None,
     level: Annotated[
         int | None,
-        typer.Option(min=0, max=5, help="0: short build .. 5: fast engine (optimization_level)."),
+        typer.Option(min=0, max=5, help="Optimization level, 0 (short build) to 5 (fast engine)."),
     ] = None,
     dla: Annotated[
-        int | None, typer.Option(min=0, max=15, metavar="CORE", help="DLA core of a Jetson (dla_core).")
+        int | None, typer.Option(min=0, max=15, metavar="CORE", help="DLA core of a Jetson that runs the engine.")
     ] = None,
     for_gpu: _ForGpu = None,
     json: Json = False,
 ) -> int:
     """Build, list or prune TensorRT engines.
 
-    `vision run` finds an engine if camera.yaml has the same settings: `detect.precision`, `detect.max_batch`,
-    `detect.engine`.
+    `vision run` uses an engine from the cache if `detect.precision`, `detect.max_batch` and `detect.engine` in
+    camera.yaml are the same.
 
     Examples:
       vision build nanodet-g-416
@@ -103,7 +106,7 @@ def build(
     if model is None and config is None and not (show_list or prune):
         context.fail("nothing to do: expected MODEL, --config, --list or --prune")
     if json and not show_list:
-        context.fail("--json belongs to --list")
+        context.fail("--json needs --list")
     name, detect = select_model(model, config, precision=precision, max_batch=max_batch)
     engine = given(workspace_mib=workspace_mib, optimization_level=level, dla_core=dla)
     detect = detect.model_copy(update={"engine": detect.engine.model_copy(update=engine)})
@@ -123,12 +126,12 @@ def build(
 
 
 def _start_once(folder: Path, spec: ModelSpec, detect: DetectConfig, console: Console) -> None:
-    """Open the detector as `vision run` does.
+    """Open the detector once, as `vision run` does.
 
-    TensorRT-RTX compiles and keeps an engine's kernels only then, which may take as long as the build; and CUDA
-    graphs with wrong results are noticed here.
+    TensorRT-RTX compiles and stores the kernels of an engine at its first start, which can take as long as the build.
+    The start also detects CUDA graphs with wrong results.
     """
-    console.print("starting the detector once: compiles and keeps kernels, checks graphs")
+    console.print("starting the detector once, to compile and store its kernels and to check its CUDA graphs")
     with closing(open_detector(folder, spec, detect.model_copy(update={"backend": "tensorrt"}))) as detector:
         console.print(f"{detector.spec.name}: ready", markup=False)
 
@@ -146,13 +149,13 @@ def _open_gpu(*, required: bool) -> Gpu | None:
 
 
 class Bars:
-    """A build in the terminal: a bar for each open phase, inside its parent's."""
+    """The progress of a build in the terminal: one bar for each open phase, indented below that of its parent."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self.progress_bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),  # TensorRT's names of phases have brackets
+            TextColumn("{task.description}", markup=False),  # TensorRT's names of phases contain brackets
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -172,11 +175,11 @@ class Bars:
         self.progress_bars.stop()
 
     def parsed(self, layers: int) -> None:
-        """Print how large the model is."""
+        """Print the number of layers of the model."""
         self._console.print(f"{layers} layers before fusion")
 
     def progress(self, phases: Sequence[Phase]) -> None:
-        """Show the open phases and no others."""
+        """Show only the open phases."""
         with self._lock:
             for name in self._tasks.keys() - {phase.name for phase in phases}:
                 self.progress_bars.remove_task(self._tasks.pop(name))
@@ -187,7 +190,7 @@ class Bars:
                 self.progress_bars.update(self._tasks[phase.name], completed=phase.done, total=phase.steps)
 
     def built(self, plan_bytes: int) -> None:
-        """Remove the bars."""
+        """Remove the bars, and print the size of the engine."""
         self.progress(())
         self._console.print(f"built: {_mib(plan_bytes)}")
 
@@ -202,15 +205,15 @@ def build_engine(
     *,
     force: bool = False,
 ) -> None:
-    """Build the engine of a model unless the cache has it, with a bar for each phase, and print what was built.
+    """Build the engine of a model unless the cache contains it, and print its description. Bars show the progress.
 
     Raises:
-        DeviceMissing: there is no GPU or no TensorRT.
-        VisionError: whatever `load_or_build` raises; or the engine could not be kept.
+        DeviceMissing: the GPU or TensorRT is missing.
+        VisionError: `load_or_build` failed, or the engine could not be stored.
     """
     if gpu is None:
         hint = "`vision doctor` shows what is missing"
-        raise DeviceMissing("building an engine needs the GPU that it is for", hint=hint, code="gpu-missing")
+        raise DeviceMissing("building an engine needs the GPU that runs it", hint=hint, code="gpu-missing")
     ahead_of_time = isinstance(gpu, GpuDescription)
     plan = resolve(detect, spec)
     batch = f"batch up to {plan.max_batch}"
@@ -235,9 +238,9 @@ def _print_loaded(loaded: Loaded, *, loads_here: bool, console: Console) -> None
         console.print(text, soft_wrap=True, markup=False)
         return
     after = ""
-    if loads_here:  # the proof that it was built for this machine
+    if loads_here:  # proves that the engine runs on this machine
         with load_engine(loaded.plan, label=loaded.path.stem) as engine:
-            after = f", {engine.layers} after it"
+            after = f", {engine.layers} after fusion"
     console.print(f"{built.layers} layers before fusion{after}; built in {built.seconds:.1f} s")
     for index, profile in enumerate(built.profiles):
         console.print(f"profile {index}: {profile}", markup=False)
@@ -248,8 +251,8 @@ def _print_loaded(loaded: Loaded, *, loads_here: bool, console: Console) -> None
         console.print(f"TensorRT: {note}", markup=False)
     if loaded.not_kept:
         raise ModelError(
-            f"the engine was built and could not be kept: {loaded.not_kept}",
-            hint="free some space, or set XDG_CACHE_HOME to a folder that can be written",
+            f"the engine was built, but could not be stored: {loaded.not_kept}",
+            hint="free some disk space, or set XDG_CACHE_HOME to a folder that you can write to",
             code="engine-not-kept",
         )
     console.print(f"{loaded.path} ({size})", soft_wrap=True, markup=False)
@@ -261,7 +264,7 @@ def print_pruned(cache: EngineCache, gpu: Gpu | None, console: Console) -> None:
     for name, reason in removed.items():
         console.print(f"removed {name}: {reason}", markup=False, soft_wrap=True)
     if not removed:
-        console.print(f"nothing to remove in {cache.folder}", soft_wrap=True, markup=False)
+        console.print(f"{cache.folder} contains no engines to remove", soft_wrap=True, markup=False)
 
 
 def _library() -> Library | None:

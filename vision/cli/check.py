@@ -29,17 +29,18 @@ from vision.types import FrameBuffer
 
 _Result = TypeVar("_Result")
 
-NO_ANSWER = "no answer within its time-outs"
-_GRACE_S = 2.0  # beyond the camera's own time-outs, for a library that is late
+NO_ANSWER = "no answer within the configured timeouts"
+_GRACE_S = 2.0  # added to the camera's timeouts, for libraries that exceed them
 
 
 @command(orderly=True)
 def check(context: typer.Context, config: ConfigName, json: Json = False) -> int:
     """Validate a configuration and open its cameras.
 
-    The check covers the model, the back-end and the pipeline. Each camera gives one frame.
+    Also check the model, the back-end and the pipeline, and read one frame from each camera.
 
-    Exit code 0: `vision run` starts, and every camera gives frames. 1: a camera gives none. 78: `vision run` refuses.
+    Exit codes: 0 if `vision run` can start and every camera delivers frames, 1 if a camera delivers none, 78 if
+    `vision run` cannot start.
 
     Examples:
       vision check camera.yaml
@@ -51,7 +52,7 @@ def check(context: typer.Context, config: ConfigName, json: Json = False) -> int
     cameras = len(app_config.cameras)
     count = "1 camera" if cameras == 1 else f"{cameras} cameras"
     print(f"{path}: {count}, pipeline {app_config.pipeline}, model {app_config.model}")
-    print("configuration: no faults")
+    print("configuration: valid")
     return print_checks(check_cameras(app_config.cameras, context.obj.stop), Console())
 
 
@@ -92,10 +93,10 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
 
 @dataclass(frozen=True, slots=True)
 class CameraCheck:
-    """Result for one camera: the first frame, or why there is none."""
+    """Result for one camera: its first frame, or the reason why there is none."""
 
     camera: str
-    first_frame_s: float  # time until the frame, or until the error
+    first_frame_s: float  # time until the first frame, or until the error
     error: str | None = None
     width: int | None = None
     height: int | None = None
@@ -105,7 +106,7 @@ class CameraCheck:
 
 
 def check_cameras(cameras: Sequence[CameraConfig], stop: threading.Event) -> list[CameraCheck]:
-    """Open every camera and read one frame, within the time-outs of its configuration."""
+    """Open every camera and read one frame, within the configured timeouts."""
     return look_at_each(cameras, _check_camera, lambda camera: CameraCheck(camera.id, 0.0, NO_ANSWER), stop)
 
 
@@ -115,7 +116,7 @@ def look_at_each(
     give_up: Callable[[CameraConfig], _Result],
     stop: threading.Event,
 ) -> list[_Result]:
-    """Call `look` for all cameras at the same time, and `give_up` for those that exceed their time-outs."""
+    """Call `look` for all cameras at the same time, and `give_up` for those that exceed their timeouts."""
     results: dict[str, _Result] = {}
 
     def ask(camera: CameraConfig) -> None:
@@ -146,13 +147,13 @@ def _check_camera(camera: CameraConfig) -> CameraCheck:
 
 def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> None:
     if source.grab(timeout_s) is None:
-        raise SourceError(f"it opened, but gave no frame within {timeout_s:g} s")
+        raise SourceError(f"the camera opened, but delivered no frame within {timeout_s:g} s")
     with suppress(SizeChanged):  # a frame of any size shows that the camera works
         source.retrieve(FrameBuffer.allocate(info.height_px, info.width_px, info.pixel_format))
 
 
 def print_checks(checks: Sequence[CameraCheck], console: Console) -> int:
-    """Print the table; return the exit code: 0 if every camera gave a frame."""
+    """Print the table. Return the exit code: 0 if every camera delivered a frame."""
     table = Table("camera", "frame", "frames/s", "format", "decoder", "first frame", header_style="bold")
     for check in checks:
         if check.error is not None:

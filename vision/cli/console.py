@@ -1,4 +1,4 @@
-"""The console on standard error. Log lines, live tables and progress share it, so none overwrites another."""
+"""The console on standard error. Log lines, live tables and progress share it, and so do not overwrite each other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _Value = TypeVar("_Value")
 
 @cache
 def error_console() -> Console:
-    """Return the console of this process on standard error. It becomes rich's own console, which libraries use."""
+    """Return the console of this process on standard error. It is also rich's global console, which libraries use."""
     rich.reconfigure(stderr=True)
     return rich.get_console()
 
@@ -42,14 +42,14 @@ def terminal() -> Console | None:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Removes user names, passwords and tokens from every line, tracebacks and other libraries' texts included."""
+    """Removes user names, passwords and tokens from every line, including tracebacks and lines of other libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
 
 def start_logging(level: str) -> None:
-    """Send log records of this level and above to standard error. Only outside of a terminal they have a date."""
+    """Write log records of this level and above to standard error, with the date if it is not a terminal."""
     console = terminal()
     handler: logging.Handler
     if console is not None:
@@ -62,10 +62,12 @@ def start_logging(level: str) -> None:
 
 
 def with_progress(work: Callable[[Callable[[str], None]], _Value]) -> _Value:
-    """Call `work` with a function that shows the current step: a status line on a terminal, a line a step elsewhere."""
+    """Call `work` with a function that shows the current step: a status line on a terminal, otherwise one line each."""
     for name in _CHATTY:
         logger = logging.getLogger(name)
-        if logger.getEffectiveLevel() == logging.INFO:  # a start of the detector is not what was asked for
+        if (
+            logger.getEffectiveLevel() == logging.INFO
+        ):  # the command measures: hide the log lines of the detector's start
             logger.setLevel(logging.WARNING)
     console = terminal()
     if console is None:
@@ -75,7 +77,7 @@ def with_progress(work: Callable[[Callable[[str], None]], _Value]) -> _Value:
 
 
 class LiveDisplay:
-    """Redraws one renderable in place, below the log lines of the same console, also after the terminal is resized."""
+    """Redraws one renderable in place, below the log lines of the same console, even after the terminal is resized."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -88,7 +90,7 @@ class LiveDisplay:
         self._live.stop()
 
     def update(self, renderable: RenderableType) -> None:
-        """Draw `renderable` in place of the one before."""
+        """Replace the previous drawing by `renderable`."""
         width = self.console.width
         if width < self._width:
             self._scroll_away()
@@ -98,8 +100,8 @@ class LiveDisplay:
     def _scroll_away(self) -> None:
         """Move the screen's lines into the scroll-back.
 
-        A terminal that becomes narrower wraps the lines of the old drawing, so their number is no longer known and
-        they cannot be erased without the risk to erase log lines above them.
+        If the terminal becomes narrower, it wraps the lines of the old drawing, so their number is no longer known.
+        Erasing them could also erase log lines above them.
         """
         height = self.console.height
         self._live.update("", refresh=False)

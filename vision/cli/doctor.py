@@ -1,6 +1,6 @@
-"""`vision doctor`: what is installed, what is missing for which feature, and how to install it.
+"""`vision doctor`: show what is installed, what is missing for which feature, and how to install it.
 
-Each check is a function that returns one `Finding`; none of them changes anything or takes longer than a few seconds.
+Each check is a function that returns one `Finding`. It changes nothing, and takes a few seconds at most.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _GSTREAMER_PACKAGES: Final = {
     "videoconvert": "gstreamer1.0-plugins-base",
     "appsink": "gstreamer1.0-plugins-base",
 }
-"""Elements of the pipeline of an RTSP camera, and the Debian packages that hold them. Decoders are checked apart."""
+"""Debian package of each element in the pipeline of an RTSP camera. Decoders are checked separately."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. `needed`: `vision run demo` does not work without it."""
+    """One line of the report. `needed` means that `vision run demo` does not work without this part."""
 
     subject: str
     verdict: Verdict
@@ -99,7 +99,7 @@ def examine() -> list[Finding]:
 
 
 def print_findings(findings: Iterable[Finding], console: Console) -> None:
-    """Print the table, the hints, and the result for the demo."""
+    """Print the table, the hints, and whether `vision run demo` works."""
     findings = list(findings)
     table = Table("part", "state", "details", header_style="bold")
     table.columns[2].overflow = "fold"
@@ -111,11 +111,11 @@ def print_findings(findings: Iterable[Finding], console: Console) -> None:
         if finding.hint:
             console.print(f"[bold]{finding.subject}[/]: {escape(finding.hint)}", highlight=False, soft_wrap=True)
     failed = [finding.subject for finding in findings if finding.prevents_demo]
-    console.print(f"vision run demo needs: {', '.join(failed)}" if failed else "vision run demo works here")
+    console.print(f"vision run demo needs: {', '.join(failed)}" if failed else "vision run demo works on this machine")
 
 
 def _output(*line: str) -> str | None:
-    """Return standard output of a command; None if it is not there, fails, or takes over 5 s."""
+    """Return the standard output of a command; None if it is not installed, fails, or takes more than 5 s."""
     if shutil.which(line[0]) is None:
         return None
     try:
@@ -142,8 +142,8 @@ def _power_mode() -> Finding:
     mode = " ".join((_output("nvpmodel", "-q") or "").split())
     if "MAXN" in mode.upper():
         return Finding("power mode", "ok", mode)
-    hint = "more speed, more heat: sudo nvpmodel -m 0 && sudo jetson_clocks"
-    return Finding("power mode", "note", mode or "nvpmodel gives no answer", hint)
+    hint = "for more speed, with more heat: sudo nvpmodel -m 0 && sudo jetson_clocks"
+    return Finding("power mode", "note", mode or "nvpmodel does not answer", hint)
 
 
 def _opencv() -> Finding:
@@ -159,7 +159,7 @@ def _opencv() -> Finding:
 
 
 def _gstreamer() -> Finding:
-    purpose = "RTSP with capture times from the camera, and CSI cameras, need it"
+    purpose = "CSI cameras, and RTSP with capture times from the camera, need it"
     try:
         import gi
 
@@ -168,8 +168,8 @@ def _gstreamer() -> Finding:
     except (ImportError, ValueError) as error:
         hint = (
             f"{purpose}: sudo apt-get install python3-gi gir1.2-gst-plugins-base-1.0 "
-            "gstreamer1.0-plugins-{base,good,bad} gstreamer1.0-libav, and a virtual environment of /usr/bin/python3 "
-            "made with --system-site-packages"
+            "gstreamer1.0-plugins-{base,good,bad} gstreamer1.0-libav, and a virtual environment that /usr/bin/python3 "
+            "created with --system-site-packages"
         )
         return Finding("GStreamer", "missing", str(error), hint)
     Gst.init(None)
@@ -177,12 +177,12 @@ def _gstreamer() -> Finding:
 
 
 def judge_gstreamer(version: str, has_element: Callable[[str], Any]) -> Finding:
-    """Return the finding about an installed GStreamer."""
+    """Check the elements of an installed GStreamer."""
     decoders = [name for name in ("nvv4l2decoder", "avdec_h264", "avdec_h265") if has_element(name)]
     missing = [name for name in _GSTREAMER_PACKAGES if not has_element(name)]
     packages = {_GSTREAMER_PACKAGES[name] for name in missing}
     if "nvv4l2decoder" not in decoders and len(decoders) < 2:
-        missing.append("a decoder of H.264 and H.265")
+        missing.append("a decoder for H.264 and H.265")
         packages.add("gstreamer1.0-libav")
     if missing:
         hint = f"RTSP cameras need it: sudo apt-get install {' '.join(sorted(packages))}"
@@ -213,41 +213,41 @@ def _onnxruntime() -> Finding:
 
 
 def check_gpu() -> Finding:
-    """Check what the driver knows about the GPU."""
+    """Check that the driver finds the GPU."""
     listing = _output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
     if listing is not None:
         return Finding("GPU", "ok", "; ".join(listing.splitlines()))
     if TEGRA_RELEASE.exists():
         return Finding("GPU", "ok", "integrated")
-    hint = "without it the detector runs on ONNX Runtime; install NVIDIA's driver"
-    return Finding("GPU", "missing", "nvidia-smi is not installed or finds no GPU", hint)
+    hint = "install NVIDIA's driver; without it, the detector runs on ONNX Runtime"
+    return Finding("GPU", "missing", "nvidia-smi is not installed, or finds no GPU", hint)
 
 
 def _no_gpu() -> Finding:
-    """Return one finding in place of those about the GPU's driver and libraries."""
+    """Return one finding instead of those about the GPU's driver and libraries."""
     detail = "no NVIDIA GPU: the detector runs on the CPU with ONNX Runtime, without CUDA, TensorRT and NVDEC"
     return Finding("GPU", "note", detail)
 
 
 def check_nvdec() -> Finding:
-    """Check the library that decodes on the GPU of a graphics card."""
+    """Check the library that decodes on a graphics card."""
     if TEGRA_RELEASE.exists():
         return Finding("NVDEC", "note", "a Jetson's decoders are reached through GStreamer")
     if shutil.which("nvidia-smi") is None:
-        return Finding("NVDEC", "note", "no graphics card of NVIDIA")
+        return Finding("NVDEC", "note", "no NVIDIA graphics card")
     if importlib.util.find_spec("PyNvVideoCodec") is None:
-        hint = "cameras are decoded on the graphics card with it: " + install_hint("nvdec")
+        hint = "decoding cameras on the graphics card needs it: " + install_hint("nvdec")
         return Finding("NVDEC", "missing", "the module PyNvVideoCodec is not installed", hint)
     try:
         module = importlib.import_module("PyNvVideoCodec")
-    except Exception as error:  # noqa: BLE001 - it raises its own where the driver lacks the video libraries
-        hint = "a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; else update the driver"
+    except Exception as error:  # noqa: BLE001 - it raises its own errors if the driver lacks the video libraries
+        hint = "in a container, set NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; otherwise update the driver"
         return Finding("NVDEC", "broken", f"PyNvVideoCodec: {str(error).splitlines()[0]}", hint)
     return Finding("NVDEC", "ok", f"PyNvVideoCodec {module.__version__}")
 
 
 def check_cuda() -> Finding:
-    """Check that the GPU opens: a driver can be too old for the CUDA of cuda-python, or hide its GPUs."""
+    """Check that the GPU opens: the driver can be too old for the CUDA version of cuda-python, or hide the GPUs."""
     try:
         from vision.gpu.cuda import open_device
 
@@ -270,7 +270,7 @@ def _tensorrt() -> Finding:
         return Finding("TensorRT", "ok", f"{name} {module.__version__}")
     system, machine = platform.system(), platform.machine()
     hint = missing_hint(system, machine, tegra=TEGRA_RELEASE.exists(), python=sys.version_info[:2])
-    return Finding("TensorRT", "missing", f"neither tensorrt nor tensorrt_rtx for {sys.executable}", hint)
+    return Finding("TensorRT", "missing", f"{sys.executable} has neither tensorrt nor tensorrt_rtx", hint)
 
 
 def _zeromq() -> Finding:
@@ -280,18 +280,18 @@ def _zeromq() -> Finding:
 
 
 def check_evaluation() -> list[Finding]:
-    """Check what `vision eval` needs beyond `vision run`."""
+    """Check the packages that `vision eval` needs in addition to those of `vision run`."""
     return [
         _optional("matplotlib", "plots of vision eval and vision bench", INSTALL),
-        _optional("scipy", "tracking figures of vision eval", INSTALL),
-        _optional("trackeval", "tracking figures of vision eval", INSTALL),
+        _optional("scipy", "tracking metrics of vision eval", INSTALL),
+        _optional("trackeval", "tracking metrics of vision eval", INSTALL),
     ]
 
 
 def _optional(module: str, purpose: str, install: str) -> Finding:
-    """Return the finding about a Python package that one command needs."""
+    """Check a Python package that only some commands need."""
     if importlib.util.find_spec(module) is None:
-        return Finding(module, "note", f"not installed; for {purpose}", f"{purpose}: {install}")
+        return Finding(module, "note", f"not installed; needed for {purpose}", f"{purpose}: {install}")
     try:
         version = importlib.metadata.version(module)
     except importlib.metadata.PackageNotFoundError:
@@ -302,9 +302,9 @@ def _optional(module: str, purpose: str, install: str) -> Finding:
 def _clock_sync() -> Finding:
     state = _output("timedatectl", "show", "--property=NTPSynchronized", "--value")
     if state == "yes":
-        return Finding("clock", "ok", "synchronised")
+        return Finding("clock", "ok", "synchronized")
     if state == "no":
-        hint = "capture times in messages are as right as this machine's clock: sudo timedatectl set-ntp true"
-        return Finding("clock", "note", "not synchronised", hint)
-    hint = "compare `date -u` with another machine: capture times in messages are as right as this machine's clock"
-    return Finding("clock", "note", "timedatectl gives no answer, as in a container", hint)
+        hint = "capture times in messages depend on this machine's clock: sudo timedatectl set-ntp true"
+        return Finding("clock", "note", "not synchronized", hint)
+    hint = "capture times in messages depend on this machine's clock: compare `date -u` with another machine"
+    return Finding("clock", "note", "timedatectl does not answer, for example in a container", hint)

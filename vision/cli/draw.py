@@ -26,7 +26,7 @@ from vision.errors import EXIT_OK, EXIT_RUNTIME, SourceError, VisionError
 from vision.version import require_cv2
 
 _SETTLE_S: Final = 0.5
-"""Time after which the newest frame of a live camera is used: the first ones of a USB camera are dark."""
+"""Time after which the newest frame of a live camera is used, because the first frames of a USB camera are dark."""
 
 
 @command(orderly=True)
@@ -50,25 +50,25 @@ def draw(
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """Result for one camera: `path` if an image was written, else `error`."""
+    """Result for one camera: `path` if an image was written, otherwise `error`."""
 
     camera_id: str
     path: Path | None = None
-    words: str = ""  # what is drawn
-    outside: tuple[str, ...] = ()  # points beyond the frame
+    words: str = ""  # number of lines and zones
+    outside: tuple[str, ...] = ()  # points outside the frame
     error: str = ""
 
 
 def draw_cameras(config: AppConfig, folder: Path, stop: threading.Event) -> list[Drawing]:
-    """Write ``<camera>.png`` for every camera, as far as they give a frame within their time-outs.
+    """Write ``<camera>.png`` for every camera that delivers a frame within its timeouts.
 
     Raises:
-        VisionError: the folder cannot be made.
+        VisionError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise VisionError(f"--out: cannot make the folder {folder}: {error.strerror}") from error
+        raise VisionError(f"--out: cannot create the folder {folder}: {error.strerror}") from error
 
     def look(camera: CameraConfig) -> Drawing:
         section = config.analytics.get(camera.id, CameraAnalytics())
@@ -81,12 +81,12 @@ def draw_cameras(config: AppConfig, folder: Path, stop: threading.Event) -> list
 
 
 def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> Drawing:
-    """Write the lines and zones of one camera over its frame.
+    """Write a frame of one camera with its lines and zones to `path`.
 
     Raises:
-        SourceError: the camera gave no frame.
+        SourceError: the camera delivered no frame.
     """
-    import cv2  # together with the overlay: only drawings need OpenCV
+    import cv2  # like the overlay, imported only here, because only drawings need OpenCV
 
     from vision.overlay import Overlay
 
@@ -109,7 +109,7 @@ def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
     """Return the newest frame, or the first one of a file: (H, W, 3) uint8 BGR.
 
     Raises:
-        SourceError: the camera cannot be opened, or gives no whole frame.
+        SourceError: the camera cannot be opened, or delivers no intact frame.
     """
     recorded = isinstance(camera.address, RECORDED)
     settle_s = 0.0 if recorded else _SETTLE_S
@@ -127,24 +127,24 @@ def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
             if newest is None:
                 raise
     if newest is None:
-        raise SourceError("it opened, but gave no whole frame")
+        raise SourceError("the camera opened, but delivered no intact frame")
     return newest
 
 
 def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> Iterator[str]:
-    """Yield the points beyond the frame, which no object can cross or enter."""
-    if section.units != "pixels":  # others cannot be beyond it
+    """Yield a warning for each line and zone with points outside the frame."""
+    if section.units != "pixels":  # percent and fraction cannot be outside
         return
     shapes: list[tuple[str, str, Sequence[Point]]] = [("line", line.name, line.points) for line in section.lines]
     shapes += [("zone", zone.name, zone.polygon) for zone in section.zones]
     for kind, name, points in shapes:
         beyond = [f"[{x:g}, {y:g}]" for x, y in points if x > width_px or y > height_px]
         if beyond:
-            yield f"{kind} {name}: {', '.join(beyond)} lies outside of the frame of {width_px}x{height_px}"
+            yield f"{kind} {name}: {', '.join(beyond)} outside the frame of {width_px}x{height_px}"
 
 
 def print_drawings(drawings: Sequence[Drawing], console: Console) -> int:
-    """Print a line per camera; return the exit code: 0 if every camera gave a frame."""
+    """Print a line per camera. Return the exit code: 0 if every camera delivered a frame."""
 
     def show(drawing: Drawing, text: str, style: str = "") -> None:
         console.print(f"{drawing.camera_id}: {text}", style=style, soft_wrap=True, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""`vision eval`: measure how accurate a camera's pipeline is on a labelled video."""
+"""`vision eval`: measure how accurate a camera's pipeline is on a labeled video."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from vision.errors import Closed
 def evaluate(
     context: typer.Context,
     config: ConfigName,
-    truth: Annotated[Path, typer.Option(metavar="GT.txt", help="True boxes, as MOTChallenge rows.")],
+    truth: Annotated[Path, typer.Option(metavar="GT.txt", help="Ground truth, as MOTChallenge rows.")],
     camera: Annotated[
-        str | None, typer.Option(metavar="ID", help="The camera of this video; needed if there are several.")
+        str | None, typer.Option(metavar="ID", help="Camera of the video. Required if there are several.")
     ] = None,
-    class_name: Annotated[str, typer.Option("--class", metavar="NAME", help="Class that is scored.")] = "person",
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all figures there.")] = None,
-    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write curves and time lines as PNG.")] = None,
-    video: Annotated[Path | None, typer.Option(metavar="OUT.mp4", help="Also write the annotated video.")] = None,
+    class_name: Annotated[str, typer.Option("--class", metavar="NAME", help="Class to evaluate.")] = "person",
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all metrics to FILE.")] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Write plots to DIR, as PNG files.")] = None,
+    video: Annotated[Path | None, typer.Option(metavar="OUT.mp4", help="Write an annotated video to OUT.mp4.")] = None,
     result: Annotated[
-        Path | None, typer.Option(metavar="FILE.txt", help="Also write the tracks as MOTChallenge rows.")
+        Path | None, typer.Option(metavar="FILE.txt", help="Write the tracks to FILE.txt, as MOTChallenge rows.")
     ] = None,
 ) -> int:
-    """Measure how accurate a camera's pipeline is on a labelled video.
+    """Measure how accurate a camera's pipeline is on a labeled video.
 
     Examples:
       vision eval camera.yaml --truth gt.txt

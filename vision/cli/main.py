@@ -17,20 +17,20 @@ import typer
 from vision.cli.session import Session
 
 COMMANDS: Final = {
-    "run": "Detect in the cameras of a configuration and publish the results.",
+    "run": "Detect objects in the cameras of a configuration, and publish the results.",
     "check": "Validate a configuration and open its cameras.",
     "draw": "Write a frame of each camera with its lines and zones.",
-    "watch": "Show what a running `vision run` publishes.",
-    "eval": "Measure how accurate a camera's pipeline is on a labelled video.",
+    "watch": "Show the results of a running `vision run`.",
+    "eval": "Measure how accurate a camera's pipeline is on a labeled video.",
     "doctor": "Diagnose the environment and suggest fixes.",
     "models": "List the shipped models, and describe how to add one.",
     "schema": "Print the JSON Schema of camera.yaml or model.yaml, for editors.",
     "build": "Build, list or prune TensorRT engines.",
-    "bench": "Measure a model on this machine.",
-    "profile": "Show where the time goes: per layer, and per stage.",
-    "plan": "Run a configuration with stand-in cameras, and report its limits.",
+    "bench": "Measure the speed of a model on this machine.",
+    "profile": "Show the time of each layer and each stage.",
+    "plan": "Run a configuration with stand-in cameras, and report how many fit.",
 }
-"""Commands and their first line of help. Only the module of the command that is called is imported."""
+"""Commands, and the first line of their help. Only the module of the called command is imported."""
 
 _PLACES: Final = {"eval": ("evaluate", "evaluate"), "schema": ("models", "schema")}
 """Module and function of a command, if they do not have its name."""
@@ -38,17 +38,17 @@ _PLACES: Final = {"eval": ("evaluate", "evaluate"), "schema": ("models", "schema
 _LOG_LEVEL: Final = "--log-level"
 _EPILOG: Final = """\b
 Examples:
-  vision run demo                  detect in a shipped clip
+  vision run demo                  detect objects in a shipped clip
   vision check camera.yaml         validate a configuration and open its cameras
-  vision run camera.yaml           publish what the cameras show
-  vision watch                     show what is published on this machine
+  vision run camera.yaml           detect objects and publish the results
+  vision watch                     show the results that this machine publishes
 
-Exit codes: 0 success, 1 runtime error, 2 wrong arguments, 78 wrong configuration or model.
+Exit codes: 0 success, 1 runtime error, 2 invalid arguments, 78 invalid configuration or model.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, and return its exit code."""
+    """Run one command. Return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         _build_app(arguments)(args=_hoist_log_level(arguments), prog_name="vision")
@@ -67,7 +67,7 @@ def _build_app(arguments: Sequence[str]) -> typer.Typer:
         epilog=_EPILOG,
     )
     app.callback()(_start)
-    completed = f"{os.environ.get('COMP_WORDS', '')} {os.environ.get('_TYPER_COMPLETE_ARGS', '')}"  # by a shell
+    completed = f"{os.environ.get('COMP_WORDS', '')} {os.environ.get('_TYPER_COMPLETE_ARGS', '')}"  # set by a shell
     called = {*arguments, *completed.split()}
     for name, summary in COMMANDS.items():
         if name in called:
@@ -78,7 +78,7 @@ def _build_app(arguments: Sequence[str]) -> typer.Typer:
 
 
 def _add_command(app: typer.Typer, name: str) -> None:
-    """Add the function of a command. Its docstring is the help, and the examples in it come last."""
+    """Add the function of a command. Its docstring is the help text; the examples are printed after the options."""
     module, function = _PLACES.get(name, (name, name))
     body = getattr(importlib.import_module(f"vision.cli.{module}"), function)
     text, _, examples = (inspect.getdoc(body) or "").partition("\n\nExamples:\n")
@@ -97,7 +97,7 @@ def _start(
     context: typer.Context,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        typer.Option(_LOG_LEVEL, help="Lowest level of log lines. Also accepted after the command."),
+        typer.Option(_LOG_LEVEL, help="Minimum level of log lines. Can also follow the command."),
     ] = "info",
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
@@ -119,11 +119,11 @@ def _hoist_log_level(arguments: Sequence[str]) -> list[str]:
 
 
 def entry() -> None:
-    """Run the process `vision` from start to end."""
+    """Run a command, and end the process with its exit code."""
     code = main()
     if threading.active_count() > 1:
         # A thread is still inside a camera's library. If it returned while the interpreter is being finalized, C++
-        # would abort. Everything of ours is closed by now.
+        # would abort the process. All resources of the program are closed already.
         logging.shutdown()
         sys.stdout.flush()
         os._exit(code)

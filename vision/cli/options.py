@@ -27,7 +27,7 @@ Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"]
 Backend: TypeAlias = Literal["auto", "tensorrt", "onnxruntime", "fake"]
 Format: TypeAlias = Literal["bgr", "bgrx", "nv12", "i420"]
 
-_FILE_WIDTH: Final = 150  # columns of tables that go into a file
+_FILE_WIDTH: Final = 150  # columns of a table that is written to a file
 _DURATION: Final = re.compile(r"^(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)?$")
 _UNIT_S: Final = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -35,7 +35,7 @@ _Value = TypeVar("_Value")
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds of ``90``, ``90s``, ``5m``, ``2h``, ``1d`` or ``500ms``."""
+    """Return a duration such as ``90``, ``90s``, ``5m``, ``2h``, ``1d`` or ``500ms`` in seconds."""
     match = _DURATION.match(text)
     if match is None or float(match["number"]) <= 0:
         raise typer.BadParameter(f"expected a duration such as 90s, 5m or 2h, got {text!r}")
@@ -51,7 +51,7 @@ def parse_seconds(text: str) -> float:
 
 
 class Values(tuple[Any, ...]):
-    """Values of one option, with commas between them on the command line."""
+    """The values of one option, comma-separated on the command line."""
 
     __slots__ = ()
 
@@ -60,7 +60,7 @@ class Values(tuple[Any, ...]):
 
 
 def values_parser(allowed: Iterable[object], expected: str) -> Callable[[str], Values]:
-    """Return a parser of values of `allowed` with commas between them. `expected` describes them in errors."""
+    """Return a parser of comma-separated values from `allowed`. `expected` describes them in errors."""
     by_word = {str(value): value for value in allowed}
 
     def parse(text: str) -> Values:
@@ -73,7 +73,7 @@ def values_parser(allowed: Iterable[object], expected: str) -> Callable[[str], V
 
 
 def argument_parser(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
-    """Return `parse` with its errors as those of a wrong argument."""
+    """Return a function that calls `parse`, and raises its errors as those of an invalid argument."""
 
     def run(text: str) -> _Value:
         try:
@@ -85,16 +85,16 @@ def argument_parser(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
 
 
 def check_frame_source(text: str) -> str:
-    """Return the source of frames if it is well-formed, and there if it is a recording.
+    """Check a source of frames, and return it.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the address is malformed, or the file does not exist.
     """
     source = parse_source(text)
     if isinstance(source, Synthetic):
         SyntheticSpec.parse(text)
     if isinstance(source, File | Folder) and not Path(text).exists():
-        raise ValueError(f"there is no file {text}")
+        raise ValueError(f"the file {text} does not exist")
     return text
 
 
@@ -113,18 +113,18 @@ def _check_plot(text: str) -> Path:
 
 
 _SHIPPED = "counting, demo, four-cameras, jetson or reference"
-_MODEL_HELP = "A name that `vision models` lists, or a folder with model.yaml."
+_MODEL_HELP = "Model: a name that `vision models` lists, or a folder with model.yaml."
 
-ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help=f"camera.yaml, or a shipped file: {_SHIPPED}.")]
+ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help=f"Path of camera.yaml, or shipped: {_SHIPPED}.")]
 ModelName = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
 ModelConfig = Annotated[
-    str | None, typer.Option("--config", metavar="CONFIG", help="Take the model and `detect` from this camera.yaml.")
+    str | None, typer.Option("--config", metavar="CONFIG", help="Use the model and `detect` of this camera.yaml.")
 ]
 ForTime = Annotated[
-    float | None, typer.Option("--for", parser=parse_duration, metavar="TIME", help="Stop after 90s, 5m, 2h.")
+    float | None, typer.Option("--for", parser=parse_duration, metavar="TIME", help="Stop after a time such as 5m.")
 ]
 Seconds = Annotated[
-    float, typer.Option(parser=parse_seconds, metavar="SECONDS", help="Length of each measurement.", show_default=True)
+    float, typer.Option(parser=parse_seconds, metavar="SECONDS", help="Time per measurement.", show_default=True)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 JsonFile = Annotated[
@@ -133,7 +133,7 @@ JsonFile = Annotated[
         "--json",
         parser=argument_parser(_check_output),
         metavar="FILE",
-        help="Write all figures there; - is standard output.",
+        help="Write all values to FILE as JSON; - is standard output.",
     ),
 ]
 PlotFile = Annotated[
@@ -141,23 +141,23 @@ PlotFile = Annotated[
     typer.Option(
         parser=argument_parser(_check_plot),
         metavar="FILE",
-        help="Plot throughput and p99 over batch size: .svg, .png, .pdf.",
+        help="Plot throughput and p99 over the batch size, as .svg, .png or .pdf.",
     ),
 ]
 TraceFile = Annotated[
     Path | None,
-    typer.Option(parser=argument_parser(_check_output), metavar="FILE", help="Write a time line for ui.perfetto.dev."),
+    typer.Option(parser=argument_parser(_check_output), metavar="FILE", help="Write a timeline for ui.perfetto.dev."),
 ]
 Nvtx = Annotated[
-    bool, typer.Option("--nvtx", help=f"Mark every stage for Nsight Systems; {NVTX_VARIABLE}=1 does the same.")
+    bool, typer.Option("--nvtx", help=f"Mark every stage for Nsight Systems. {NVTX_VARIABLE}=1 has the same effect.")
 ]
 
 
 def start_nvtx(requested: bool) -> None:
-    """Switch the marks for Nsight Systems on if the option or the environment asks for them.
+    """Enable NVTX marks for Nsight Systems if the option or the environment variable requests them.
 
     Raises:
-        VisionError: they are requested, and the package nvtx is not installed.
+        VisionError: the marks are requested, but the package nvtx is not installed.
     """
     requested = requested or os.environ.get(NVTX_VARIABLE, "") not in ("", "0")
     if requested and not enable_nvtx():
@@ -167,17 +167,17 @@ def start_nvtx(requested: bool) -> None:
 
 
 def read_config(name: str) -> AppConfig:
-    """Load a configuration by its path or its shipped name, with secrets from the environment."""
+    """Load a configuration by its path or shipped name, with secrets from the environment."""
     return load_config(resolve_config(name), os.environ)
 
 
 def given(**values: object) -> dict[str, object]:
-    """Return the options that are on the command line."""
+    """Return the options that are given on the command line."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def select_model(model: str | None, config: str | None, **changes: object) -> tuple[str | None, DetectConfig]:
-    """Return the name of the model and the detector's configuration: those of `config`, if any, with the changes."""
+    """Return the name of the model, and the detector's configuration: that of `config`, if given, with the changes."""
     app_config = None if config is None else read_config(config)
     detect = DetectConfig() if app_config is None else app_config.detect
     name = model or (None if app_config is None else app_config.model)
@@ -185,7 +185,7 @@ def select_model(model: str | None, config: str | None, **changes: object) -> tu
 
 
 def table_console(json: Path | None = None) -> Console:
-    """Return the console for tables: standard error if JSON goes to standard output."""
+    """Return the console for tables: standard error if JSON is written to standard output."""
     console = Console(stderr=json is not None and str(json) == "-")
     if not console.is_terminal:
         console.width = _FILE_WIDTH
@@ -193,7 +193,7 @@ def table_console(json: Path | None = None) -> Console:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write to a file, or to standard output if `path` is ``-``.
+    """Write a text to a file, or to standard output if `path` is ``-``.
 
     Raises:
         ConfigError: the file cannot be written.

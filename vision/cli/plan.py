@@ -1,4 +1,4 @@
-"""`vision plan`: run a configuration with stand-in cameras, and report its limits."""
+"""`vision plan`: run a configuration with stand-in cameras, and report how many fit."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def plan(
         typer.Option(
             parser=parse_seconds,
             metavar="SECONDS",
-            help="Length of the run. The whole plan takes up to 8 times as long.",
+            help="Duration of the run. The whole plan takes up to 8 times as long.",
         ),
     ] = 10.0,
     json: JsonFile = None,
 ) -> int:
-    """Run a configuration with stand-in cameras, and report its limits.
+    """Run a configuration with stand-in cameras, and report how many fit.
 
-    The report has throughput, latency, the bottleneck, and how many such cameras this machine takes.
+    The report contains throughput, latency, the bottleneck, and the number of such cameras that this machine can serve.
 
     Examples:
       vision plan camera.yaml

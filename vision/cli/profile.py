@@ -1,4 +1,4 @@
-"""`vision profile`: show the time per layer and per stage."""
+"""`vision profile`: show the time of each layer and each stage."""
 
 from __future__ import annotations
 
@@ -34,22 +34,25 @@ def profile(
     model: ModelName = None,
     config: ModelConfig = None,
     batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, metavar="N", help="Frames per batch.")] = 1,
-    precision: Annotated[Precision | None, typer.Option(help="Default: fp16, or that of --config.")] = None,
-    backend: Annotated[
-        Literal["auto", "tensorrt", "onnxruntime"] | None, typer.Option(help="Default: auto, or that of --config.")
+    precision: Annotated[
+        Precision | None, typer.Option(help="Precision of the engine. Default: fp16, or that of --config.")
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Runs to average.")] = 50,
-    top: Annotated[int | None, typer.Option(min=1, metavar="N", help="Print the N slowest layers only.")] = None,
+    backend: Annotated[
+        Literal["auto", "tensorrt", "onnxruntime"] | None,
+        typer.Option(help="Inference back-end. Default: auto, or that of --config."),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Number of runs to average.")] = 50,
+    top: Annotated[int | None, typer.Option(min=1, metavar="N", help="Print only the N slowest layers.")] = None,
     json: JsonFile = None,
     trace: TraceFile = None,
     print_nsys: Annotated[
-        bool, typer.Option("--print-nsys", help="Print the command for Nsight Systems; run nothing.")
+        bool, typer.Option("--print-nsys", help="Print the command for Nsight Systems, and exit.")
     ] = False,
     print_trtexec: Annotated[
-        bool, typer.Option("--print-trtexec", help="Print the commands for trtexec; run nothing.")
+        bool, typer.Option("--print-trtexec", help="Print the commands for trtexec, and exit.")
     ] = False,
 ) -> int:
-    """Show where the time goes: per layer, and per stage.
+    """Show the time of each layer and each stage.
 
     Examples:
       vision profile nanodet-g-416 --top 10
@@ -59,7 +62,7 @@ def profile(
         context.fail("expected MODEL or --config")
     name, detect = select_model(model, config, precision=precision, backend=backend)
     if config is not None and batch > detect.max_batch:
-        context.fail(f"--batch: {config} has batches of at most {detect.max_batch}")
+        context.fail(f"--batch: expected at most {detect.max_batch}, the `detect.max_batch` of {config}, got {batch}")
     detect = detect.model_copy(update={"max_batch": max(detect.max_batch, batch)})
     folder, spec = find_model(str(name))
     if print_nsys:
@@ -83,4 +86,4 @@ def _print_profile(profile: Profile, top: int | None, trace: Path | None, consol
     console.print(f"{profile.label}, {profile.shape}", highlight=False, markup=False)
     console.print(profile.table(top), highlight=False, markup=False, soft_wrap=True)
     if trace is not None:
-        console.print(f"time line: {trace}, for https://ui.perfetto.dev or chrome://tracing", highlight=False)
+        console.print(f"timeline: {trace}, for https://ui.perfetto.dev or chrome://tracing", highlight=False)

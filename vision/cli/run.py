@@ -1,4 +1,4 @@
-"""`vision run`: detect in the cameras of a configuration and publish the results."""
+"""`vision run`: detect objects in the cameras of a configuration, and publish the results."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def run(
     config: ConfigName,
     for_s: ForTime = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Read every frame of every file once, as fast as possible.")
+        bool, typer.Option("--offline", help="Process every frame of every file once, as fast as possible.")
     ] = False,
     record: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="Also write each result there, one JSON per line.")
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Write each result to FILE.jsonl, as one line of JSON.")
     ] = None,
     video: Annotated[
         Path | None,
         typer.Option(
-            metavar="OUT.mp4", help="Also write the annotated video; OUT-CAMERA.mp4 for each of several cameras."
+            metavar="OUT.mp4", help="Write an annotated video; with several cameras, one OUT-CAMERA.mp4 for each."
         ),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Show the annotated frames in a window.")] = False,
     bind: Annotated[
         str | None,
         typer.Option(
-            parser=argument_parser(check_bind), metavar="ADDRESS", help="Publish here instead of `publish.bind`."
+            parser=argument_parser(check_bind), metavar="ADDRESS", help="Publish at ADDRESS instead of `publish.bind`."
         ),
     ] = None,
     nvtx: Nvtx = False,
 ) -> int:
-    """Detect in the cameras of a configuration and publish the results.
+    """Detect objects in the cameras of a configuration, and publish the results.
 
     Examples:
       vision run demo --for 30s
@@ -62,7 +62,7 @@ def run(
         state = None if offline else open_state(app_config, resources)
         options = RunOptions(stop=context.obj.stop, offline=offline, record=record, video=video, show=show, state=state)
         runtime = build(app_config, options, resources)
-        # Everything made so far stays. A full collection would walk through it and stop all threads meanwhile.
+        # All objects created so far persist. Exclude them from collections, during which all threads stop.
         gc.collect()
         gc.freeze()
         with StatusView(terminal()) as view, hang_watchdog():

@@ -17,7 +17,7 @@ import typer
 
 from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed, VisionError
 
-_OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a full disk, a closed terminal
+_OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # such as a full disk or a lost terminal
 _STOP, _QUIT = b"s", b"q"
 _SHOW_CURSOR = b"\x1b[?25h\n"
 
@@ -34,8 +34,8 @@ def command(*, orderly: bool = False) -> Callable[[Callable[..., int]], Callable
     """Return a decorator for the function of a command, which takes `context` and returns an exit code.
 
     Args:
-        orderly: the first SIGTERM or SIGINT sets `context.obj.stop`, and the second ends the process at once. If
-            False, Ctrl-C raises KeyboardInterrupt and SIGTERM ends the process.
+        orderly: the first SIGTERM or SIGINT sets `context.obj.stop`, and the second ends the process immediately. If
+            False, Ctrl-C raises KeyboardInterrupt, and SIGTERM ends the process.
     """
 
     def decorate(body: Callable[..., int]) -> Callable[..., None]:
@@ -52,19 +52,19 @@ def command(*, orderly: bool = False) -> Callable[[Callable[..., int]], Callable
 
 
 def _run_guarded(body: Callable[[], int], log_level: str) -> int:
-    """Run `body`, and return the exit code; an error of the project becomes one line and its hint."""
+    """Run `body`. Return the exit code; an error of the project is printed as one line and its hint."""
     from vision.cli.console import start_logging
 
     start_logging(log_level)
     try:
         code = body()
-        print(end="", flush=True)  # at exit nobody could report a failure
+        print(end="", flush=True)  # at exit, a failure could no longer be reported
         return code
     except Closed:
         return EXIT_OK
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of the output is gone
+    except BrokenPipeError:  # the program that reads the output has ended
         _discard_output()
         return EXIT_RUNTIME
     except OSError as error:
@@ -79,16 +79,16 @@ def _run_guarded(body: Callable[[], int], log_level: str) -> int:
 
 
 def _discard_output() -> None:
-    """Redirect standard output to nothing, so that Python's flush at exit cannot fail again."""
+    """Redirect standard output to /dev/null, so that Python's flush at exit cannot fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Set `stop` at the first SIGTERM or SIGINT; the second ends the process at once.
+    """Set `stop` at the first SIGTERM or SIGINT; the second ends the process immediately.
 
-    The handler interrupts arbitrary Python code of the main thread, which may hold a lock of the event or of the
-    console. So it only writes into a pipe, and a thread does the rest.
+    The handler interrupts arbitrary Python code of the main thread, which can hold a lock of the event or of the
+    console. So it only writes to a pipe, and a thread sets the event and prints the message.
     """
     reader, writer = os.pipe()
     received: list[int] = []
@@ -120,4 +120,4 @@ def _wait_for_signal(reader: int, stop: threading.Event) -> None:
 
     while os.read(reader, 1) == _STOP:
         stop.set()
-        error_console().print("stopping; press Ctrl-C again to quit at once", soft_wrap=True, highlight=False)
+        error_console().print("stopping; press Ctrl-C again to exit immediately", soft_wrap=True, highlight=False)

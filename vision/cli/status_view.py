@@ -1,4 +1,4 @@
-"""The display of `vision run`: a live table on a terminal, a log line per camera elsewhere."""
+"""The display of `vision run`: a live table on a terminal, and one log line per camera otherwise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vision.runtime.status import Report
 log = logging.getLogger(__name__)
 
 _FIRST_LINE_S: Final = 2.0  # most cameras are connected by then
-_COLUMN_WIDTH: Final = 16  # longer texts are folded if the terminal is narrow
+_COLUMN_WIDTH: Final = 16  # if the terminal is narrow, longer texts are wrapped
 _STATE_STYLES: Final = {
     "streaming": "green",
     "ended": "dim",
@@ -65,7 +65,7 @@ class StatusView:
             self._log(self._unlogged)
 
     def show(self, report: Report) -> None:
-        """Show this report now, or skip it if log lines would follow each other too fast."""
+        """Show a report. If there is no terminal, skip it if the last log lines are too recent."""
         if self._display is not None:
             self._display.update(render_status(report, self._display.console.width))
             return
@@ -81,11 +81,11 @@ class StatusView:
 
 
 def camera_table(rows: Sequence[Mapping[str, str]], width: int) -> Table:
-    """Return a table with a row per camera. Where `width` columns are too few, the least important ones are left out.
+    """Return a table with a row per camera. If the terminal is too narrow, omit the least important columns.
 
     Args:
-        rows: texts by column, all with the columns in the same order.
-        width: of the terminal.
+        rows: texts by column, with the columns of all rows in the same order.
+        width: width of the terminal in characters.
     """
     names = list(rows[0]) if rows else []
     widths = {name: 3 + min(_COLUMN_WIDTH, max(cell_len(text) for text in _column(name, rows))) for name in names}
@@ -103,7 +103,7 @@ def camera_table(rows: Sequence[Mapping[str, str]], width: int) -> Table:
 
 
 def narrow_counts(rows: Sequence[Mapping[str, str]], table: Table) -> Iterator[Text]:
-    """Yield the counts of each camera as lines below the table, if its column was left out."""
+    """If the table was too narrow for the counts column, yield one line of counts per camera to print below it."""
     if _COUNTS not in (column.header for column in table.columns):
         yield from (Text(f"{row['camera']}: {row[_COUNTS]}") for row in rows if row.get(_COUNTS))
 
@@ -114,7 +114,7 @@ def _column(name: str, rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
 
 
 def render_status(report: Report, width: int) -> Group:
-    """Return the table, and lines about cameras that give no frames, for a terminal of `width` columns."""
+    """Return the table, and a line about each camera that delivers no frames, for a terminal of `width` columns."""
     rows = [_row(camera, report) for camera in report.cameras]
     table = camera_table(rows, width)
     table.title = f"vision, up {report.node.uptime_s:.0f} s"
@@ -142,7 +142,7 @@ def _row(camera: CameraReport, report: Report) -> dict[str, str]:
 
 
 def describe_outage(camera: CameraReport) -> str:
-    """Return the state of a camera that gives no frames, the next attempt and the reason; empty if it gives frames."""
+    """Return the state, the next attempt and the reason of a camera without frames; empty if it delivers frames."""
     if camera.state in ("streaming", "ended") or not camera.last_error:
         return ""
     retry = "" if camera.next_retry_in_s is None else f", retry in {camera.next_retry_in_s:.0f} s"
@@ -150,7 +150,7 @@ def describe_outage(camera: CameraReport) -> str:
 
 
 def outage_text(camera: str, outage: str) -> Text:
-    """Return the line below a table for such a camera."""
+    """Return the line below the table about a camera that delivers no frames."""
     return Text(f"{camera}: {outage}", "red", overflow="fold")
 
 

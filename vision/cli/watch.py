@@ -1,7 +1,6 @@
-"""`vision watch ADDRESS`: what a publisher sends, as a table on a terminal and as plain lines anywhere else.
+"""`vision watch ADDRESS`: show the messages of a publisher, as a table on a terminal and as plain lines otherwise.
 
-It is a subscriber like any other and sees only what arrives, so its latency is the one that counts: from the instant
-of the frame to a program that can act on it.
+The command is an ordinary subscriber, so it shows the latency from capture to a subscriber.
 """
 
 from __future__ import annotations
@@ -46,18 +45,18 @@ _MAX_SAMPLES: Final = 5000
 _MAX_EVENTS: Final = 8  # on the screen
 _REDRAW_S: Final = 0.25
 _CLOCKS: Final = {
-    "monotonic": "latency: capture to here, by the monotonic clock that both share",
-    "utc": "latency: capture to here by UTC, as good as both machines' time synchronisation",
+    "monotonic": "latency: from capture to this program, by the monotonic clock that both share",
+    "utc": "latency: from capture to this program, by UTC; its accuracy depends on the clocks of both machines",
 }
 
 
 @command()
 def watch(
     context: typer.Context,
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Where it publishes.")] = "tcp://127.0.0.1:5555",
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Publisher.")] = "tcp://127.0.0.1:5555",
     for_s: ForTime = None,
 ) -> int:
-    """Show what a running `vision run` publishes.
+    """Show the results of a running `vision run`.
 
     Examples:
       vision watch
@@ -69,17 +68,17 @@ def watch(
 @dataclass(slots=True)
 class _Camera:
     state: str = "?"
-    outage: str = ""  # why it gives no frames, and when it is retried
+    outage: str = ""  # why the camera delivers no frames, and when it is retried
     counts: str = ""
     objects: int = 0
     lost: int = 0
     dropped_seen: int = 0
-    dropped_reported: int | None = None  # by the camera's status: complete, and from the publisher's start
+    dropped_reported: int | None = None  # total since the start of the publisher, from the camera's status
     samples: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_MAX_SAMPLES))  # received ns, ms
 
 
 class Board:
-    """What has arrived so far, summed up. Knows neither sockets nor terminals."""
+    """A summary of the messages received so far. Independent of sockets and terminals."""
 
     def __init__(self, address: str, now_ns: int) -> None:
         self.messages = 0
@@ -93,7 +92,7 @@ class Board:
         self._cameras: dict[str, _Camera] = {}
 
     def add(self, item: Item, now_ns: int, now_utc_ns: int) -> None:
-        """Take in what a subscription gave."""
+        """Add a message or report of the subscription."""
         if isinstance(item, Gap):
             self._camera(item.topic.partition("/")[2]).lost += item.lost if item.topic.startswith("detections/") else 0
             return
@@ -117,14 +116,14 @@ class Board:
             self.title = f"{_printable(_describe_node(item))}, {self._address}"
 
     def rows(self, now_ns: int) -> list[dict[str, str]]:
-        """Return the texts of one row per camera, by name."""
+        """Return one row of texts per camera, by column."""
         span_s = min(_WINDOW_S, max(0.001, (now_ns - self._started_ns) / 1e9))
         counts = any(camera.counts for camera in self._cameras.values())
         rows = [_row(name, camera, now_ns, span_s) for name, camera in sorted(self._cameras.items())]
         return rows if counts else [{name: row[name] for name in row if name != "lines and zones"} for row in rows]
 
     def outages(self) -> dict[str, str]:
-        """Return the state, the next attempt and the reason of each camera that gives no frames."""
+        """Return the state, the next attempt and the reason of each camera that delivers no frames."""
         return {_printable(name): camera.outage for name, camera in sorted(self._cameras.items()) if camera.outage}
 
     def _camera(self, name: str) -> _Camera:
@@ -172,7 +171,7 @@ def _row(name: str, camera: _Camera, now_ns: int, span_s: float) -> dict[str, st
 
 
 def _printable(text: str) -> str:
-    """Replace control characters: text from the network must not control the terminal."""
+    """Replace control characters, because text from the network must not control the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -207,7 +206,7 @@ def lines(board: Board, now_ns: int) -> Iterator[str]:
 
 
 class _View:
-    """Redraws a table on a terminal; elsewhere prints each note and event, and the figures at an interval."""
+    """Redraws a table on a terminal. Otherwise prints each note and event, and the current values at an interval."""
 
     def __init__(self, out: TextIO, line_interval_s: float) -> None:
         console = Console(file=out)
@@ -219,7 +218,7 @@ class _View:
         self._event_count = 0
 
     def show(self, board: Board, now_ns: int) -> None:
-        """Show what is new. The caller calls this after each message."""
+        """Show the changes. The caller calls this after each message."""
         if self._display is None:
             self._print_news(board)
         if now_ns >= self._next_ns:
@@ -227,7 +226,7 @@ class _View:
             self.show_all(board, now_ns)
 
     def show_all(self, board: Board, now_ns: int) -> None:
-        """Show the current figures."""
+        """Show the current values."""
         if self._display is not None:
             self._display.update(render(board, now_ns, self._display.console.width))
             return
@@ -238,7 +237,7 @@ class _View:
             self._print(line)
 
     def close(self) -> None:
-        """Leave the terminal with the last table."""
+        """Stop redrawing. The last table stays on the terminal."""
         if self._display is not None:
             self._display.stop()
 
@@ -261,14 +260,14 @@ def watch_address(
     line_interval_s: float = 5.0,
     silence_s: float = 5.0,
 ) -> int:
-    """Show what `address` publishes until Ctrl-C, or for `for_s` seconds.
+    """Show the messages from `address` until Ctrl-C, or for `for_s` seconds.
 
     Returns:
-        Exit code: 0; 1 if `for_s` passed without a single message.
+        The exit code: 1 if no message arrived within `for_s`, otherwise 0.
 
     Raises:
-        ConfigError: the address is wrong.
-        MessageError: the publisher is of another version, or none of ours.
+        ConfigError: the address is invalid.
+        MessageError: the publisher has a different version, or is not `vision run`.
     """
     board = Board(address, time.monotonic_ns())
     try:

@@ -69,7 +69,7 @@ class Machine:
 @pytest.mark.parametrize(
     ("machine", "expected", "hint"),
     [
-        (Machine(spec=False), ("note", "no graphics card of NVIDIA"), ""),
+        (Machine(spec=False), ("note", "no NVIDIA graphics card"), ""),
         (
             Machine(spec=True),
             ("missing", "the module PyNvVideoCodec is not installed"),

@@ -68,8 +68,8 @@ def test_camera_without_a_frame_leaves_the_others_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "error"),
     [
-        ("synthetic:160x120@20?frames=0", "no whole frame"),
-        ("synthetic:160x120@20?frames=3&corrupt=0:3", "no whole frame"),
+        ("synthetic:160x120@20?frames=0", "no intact frame"),
+        ("synthetic:160x120@20?frames=3&corrupt=0:3", "no intact frame"),
         ("synthetic:160x120@20?fail=0", "failed at frame 0"),
     ],
 )
