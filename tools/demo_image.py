@@ -19,7 +19,7 @@ from vision.capture.frame_reader import read_frames
 from vision.config import CameraConfig, load_config, resolve_config
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
-from vision.overlay import Overlay, class_colour
+from vision.overlay import Overlay, class_color
 from vision.runtime.builder import find_model
 from vision.types import Detections, Frame, FrameMeta
 
@@ -53,7 +53,7 @@ def tile(camera: CameraConfig, index: int, detector: Detector) -> NDArray[np.uin
     names = [detector.spec.class_names[class_id] for class_id in objects.class_ids]
     labels = [f"{name} {score * 100:.0f}%" for name, score in zip(names, objects.scores, strict=True)]
     overlay.objects(
-        objects.boxes_xyxy * np.float32(scale), labels, [class_colour(int(class_id)) for class_id in objects.class_ids]
+        objects.boxes_xyxy * np.float32(scale), labels, [class_color(int(class_id)) for class_id in objects.class_ids]
     )
     return pixels
 

@@ -20,10 +20,10 @@ from vision.config import CameraAnalytics, LineConfig, Point, ZoneConfig
 from vision.config.analytics import GroundConfig, Units, pixels_per_unit
 
 Frame: TypeAlias = NDArray[np.uint8]
-Colour: TypeAlias = tuple[int, int, int]
+Color: TypeAlias = tuple[int, int, int]
 """Blue, green, red, 0 to 255."""
 
-CLASS_COLOURS: Final[tuple[Colour, ...]] = (
+CLASS_COLORS: Final[tuple[Color, ...]] = (
     (247, 195, 79),
     (77, 183, 255),
     (132, 199, 129),
@@ -35,11 +35,11 @@ CLASS_COLOURS: Final[tuple[Colour, ...]] = (
     (174, 164, 144),
     (117, 231, 220),
 )
-LINE_COLOUR: Final[Colour] = (60, 225, 255)
-ZONE_COLOURS: Final[tuple[Colour, ...]] = ((255, 160, 120), (140, 220, 120), (190, 130, 255), (120, 200, 255))
-WHITE: Final[Colour] = (255, 255, 255)
-FALSE_COLOUR: Final[Colour] = (90, 90, 255)
-RIM: Final[Colour] = (24, 24, 24)
+LINE_COLOR: Final[Color] = (60, 225, 255)
+ZONE_COLORS: Final[tuple[Color, ...]] = ((255, 160, 120), (140, 220, 120), (190, 130, 255), (120, 200, 255))
+WHITE: Final[Color] = (255, 255, 255)
+FALSE_COLOR: Final[Color] = (90, 90, 255)
+RIM: Final[Color] = (24, 24, 24)
 
 _LETTER_SHARE: Final = 0.016  # height of a capital letter, as a share of the frame's shorter side
 _MIN_LETTERS_PX: Final = 7
@@ -75,7 +75,7 @@ class Overlay:
         self._pad_px = max(2, round(0.5 * self.letters_px))  # between a text and the edge of its plate
         self.stroke_px = max(2, round(side_px * _STROKE_SHARE))
         self._occupied: list[Rect] = []
-        self._plates: list[tuple[Rect, str, Colour]] = []
+        self._plates: list[tuple[Rect, str, Color]] = []
 
     def analytics(
         self,
@@ -91,32 +91,32 @@ class Overlay:
             crossed: crossings by line and direction (``in``, ``out``). If None, no counts are drawn.
             inside: number of objects by zone. If None, the limits of each zone are drawn instead.
         """
-        colours = itertools.cycle(ZONE_COLOURS)
-        zones = [(zone, self._to_pixels(zone.polygon, section.units), next(colours)) for zone in section.zones]
-        for _, corners, colour in zones:
-            self._zone(corners, colour)
+        colors = itertools.cycle(ZONE_COLORS)
+        zones = [(zone, self._to_pixels(zone.polygon, section.units), next(colors)) for zone in section.zones]
+        for _, corners, color in zones:
+            self._zone(corners, color)
         if section.ground is not None and crossed is None:
             self._plan(section.ground, self._to_pixels(section.ground.points, section.units))
         for line in section.lines:
             self._line(line, self._to_pixels(line.points, section.units), (crossed or {}).get(line.name))
-        for zone, corners, colour in zones:
+        for zone, corners, color in zones:
             words = zone_words(zone) if inside is None else f"{zone.name}: {inside.get(zone.name, 0)}"
-            self._name(words, _inner_point(corners), colour)
+            self._name(words, _inner_point(corners), color)
 
     def _to_pixels(self, points: Iterable[Point], units: Units) -> NDArray[np.float64]:
         """Return (N, 2) x, y in pixels of this frame."""
         return np.array(list(points), np.float64) * pixels_per_unit(units, self.width_px, self.height_px)
 
-    def _zone(self, corners: NDArray[np.float64], colour: Colour) -> None:
+    def _zone(self, corners: NDArray[np.float64], color: Color) -> None:
         whole = np.rint(corners).astype(np.int32)
         left, top = np.maximum(whole.min(axis=0), 0)
         right, bottom = np.minimum(whole.max(axis=0) + 1, (self.width_px, self.height_px))
         if left < right and top < bottom:
             area = self.frame[top:bottom, left:right]
             tinted = area.copy()
-            cv2.fillPoly(tinted, [whole - (left, top)], colour)
+            cv2.fillPoly(tinted, [whole - (left, top)], color)
             cv2.addWeighted(tinted, _FILL, area, 1.0 - _FILL, 0.0, dst=area)
-        self._path(corners, colour, closed=True)
+        self._path(corners, color, closed=True)
 
     def _plan(self, ground: GroundConfig, corners: NDArray[np.float64]) -> None:
         """Draw the four ground points with their positions in meters."""
@@ -126,9 +126,9 @@ class Overlay:
             self._name(f"{x:g}, {y:g} m", corner, WHITE)
 
     def _line(self, line: LineConfig, ends: NDArray[np.float64], crossed: Mapping[str, int] | None) -> None:
-        self._path(ends, LINE_COLOUR, closed=False)
+        self._path(ends, LINE_COLOR, closed=False)
         for end in ends:
-            self._disc(end, self.stroke_px * 2, LINE_COLOUR)
+            self._disc(end, self.stroke_px * 2, LINE_COLOR)
         along = ends[1] - ends[0]
         to_the_right = np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1e-9)
         arrows = [("in", to_the_right), ("out", -to_the_right)]
@@ -136,37 +136,37 @@ class Overlay:
         for place, (direction, way) in zip((0.4, 0.6) if len(shown) == 2 else (0.5,), shown, strict=True):
             count = "" if crossed is None else f" {crossed.get(direction, 0)}"
             self._arrow(ends[0] + place * along, way, f"{direction}{count}")
-        self._name(line.name, ends[0], LINE_COLOUR)
+        self._name(line.name, ends[0], LINE_COLOR)
 
-    def objects(self, boxes_xyxy: NDArray[np.float32], labels: Sequence[str], colours: Sequence[Colour]) -> None:
+    def objects(self, boxes_xyxy: NDArray[np.float32], labels: Sequence[str], colors: Sequence[Color]) -> None:
         """Draw boxes (N, 4) in pixels with their labels. The first box is on top. Empty labels are not drawn."""
-        rows = [row for row in zip(boxes_xyxy, labels, colours, strict=True) if np.isfinite(row[0]).all()][::-1]
-        for box, _, colour in rows:
-            self._box(box, colour)
-        for rect, words, plate_colour in self._plates:  # names and counters of lines stay above the boxes
-            self._draw_plate(rect, words, plate_colour)
-        for box, label, colour in rows:
+        rows = [row for row in zip(boxes_xyxy, labels, colors, strict=True) if np.isfinite(row[0]).all()][::-1]
+        for box, _, color in rows:
+            self._box(box, color)
+        for rect, words, plate_color in self._plates:  # names and counters of lines stay above the boxes
+            self._draw_plate(rect, words, plate_color)
+        for box, label, color in rows:
             if label:
-                self._tag(box, label, colour)
+                self._tag(box, label, color)
 
-    def _box(self, box_xyxy: NDArray[np.float32], colour: Colour) -> None:
+    def _box(self, box_xyxy: NDArray[np.float32], color: Color) -> None:
         x1, y1, x2, y2 = self._corners(box_xyxy)
         cv2.rectangle(self.frame, (x1, y1), (x2, y2), RIM, self.stroke_px + 2)
-        cv2.rectangle(self.frame, (x1, y1), (x2, y2), colour, self.stroke_px)
+        cv2.rectangle(self.frame, (x1, y1), (x2, y2), color, self.stroke_px)
 
-    def dashed_box(self, box_xyxy: NDArray[np.float32], colour: Colour, label: str = "") -> None:
+    def dashed_box(self, box_xyxy: NDArray[np.float32], color: Color, label: str = "") -> None:
         """Draw a dashed box in pixels, for an object that the detector missed."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
-        self._dashes(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64), colour)
+        self._dashes(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64), color)
         if label:
-            self._tag(box_xyxy, label, colour)
+            self._tag(box_xyxy, label, color)
 
-    def trail(self, points: NDArray[np.float64], colour: Colour) -> None:
+    def trail(self, points: NDArray[np.float64], color: Color) -> None:
         """Draw the previous positions of an object: (N, 2) in pixels, oldest first. The oldest are the faintest."""
         fixed = _fixed(points)
         for at in range(1, len(fixed)):
             share = 0.3 + 0.7 * at / len(fixed)
-            faded = tuple(round(channel * share + RIM[0] * (1 - share)) for channel in colour)
+            faded = tuple(round(channel * share + RIM[0] * (1 - share)) for channel in color)
             cv2.line(self.frame, fixed[at - 1], fixed[at], faded, self.stroke_px, cv2.LINE_AA, _SHIFT)
 
     def banner(self, words: str, right: str = "") -> None:
@@ -183,19 +183,19 @@ class Overlay:
             letters = text_mask(right, self.letters_px)
             _ink(self.frame, letters, self.width_px - pad - letters.shape[1], top, WHITE)
 
-    def plate(self, words: str, left: int, top: int, colour: Colour) -> Rect:
-        """Draw one or more lines of text on a plate of `colour`, moved into the frame. Return its position."""
+    def plate(self, words: str, left: int, top: int, color: Color) -> Rect:
+        """Draw one or more lines of text on a plate of `color`, moved into the frame. Return its position."""
         rect = self._plate_at(words, left, top)
-        self._draw_plate(rect, words, colour)
+        self._draw_plate(rect, words, color)
         self._occupied.append(rect)
-        self._plates.append((rect, words, colour))
+        self._plates.append((rect, words, color))
         return rect
 
-    def _draw_plate(self, rect: Rect, words: str, colour: Colour) -> None:
-        self.frame[rect.top : rect.bottom, rect.left : rect.right] = colour
+    def _draw_plate(self, rect: Rect, words: str, color: Color) -> None:
+        self.frame[rect.top : rect.bottom, rect.left : rect.right] = color
         below = rect.top + self._pad_px // 2
         for letters in self._lines_of(words):
-            _ink(self.frame, letters, rect.left + self._pad_px, below, ink_on(colour))
+            _ink(self.frame, letters, rect.left + self._pad_px, below, ink_on(color))
             below += letters.shape[0]
 
     def _corners(self, box_xyxy: NDArray[np.float32]) -> tuple[int, int, int, int]:
@@ -204,58 +204,58 @@ class Overlay:
         x1, y1, x2, y2 = np.clip(np.rint(box_xyxy), 0, high).astype(int).tolist()
         return x1, y1, x2, y2
 
-    def _path(self, points: NDArray[np.float64], colour: Colour, *, closed: bool) -> None:
+    def _path(self, points: NDArray[np.float64], color: Color, *, closed: bool) -> None:
         fixed = [np.array(_fixed(points), np.int32)]
         cv2.polylines(self.frame, fixed, closed, RIM, self.stroke_px + 2, cv2.LINE_AA, _SHIFT)
-        cv2.polylines(self.frame, fixed, closed, colour, self.stroke_px, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(self.frame, fixed, closed, color, self.stroke_px, cv2.LINE_AA, _SHIFT)
 
-    def _dashes(self, corners: NDArray[np.float64], colour: Colour) -> None:
+    def _dashes(self, corners: NDArray[np.float64], color: Color) -> None:
         """Draw the outline of a polygon in dashes."""
         dash_px = 4.0 * self.stroke_px
         for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
             length_px = float(np.hypot(*(end - start)))
             for along_px in np.arange(0.0, length_px, 2 * dash_px):
                 shares = np.array([[along_px], [min(along_px + dash_px, length_px)]]) / length_px
-                self._path(start + shares * (end - start), colour, closed=False)
+                self._path(start + shares * (end - start), color, closed=False)
 
-    def _disc(self, centre: NDArray[np.float64], radius_px: int, colour: Colour) -> None:
+    def _disc(self, centre: NDArray[np.float64], radius_px: int, color: Color) -> None:
         at = _fixed(centre[None])[0]
         cv2.circle(self.frame, at, (radius_px + 1) << _SHIFT, RIM, -1, cv2.LINE_AA, _SHIFT)
-        cv2.circle(self.frame, at, radius_px << _SHIFT, colour, -1, cv2.LINE_AA, _SHIFT)
+        cv2.circle(self.frame, at, radius_px << _SHIFT, color, -1, cv2.LINE_AA, _SHIFT)
 
     def _arrow(self, start: NDArray[np.float64], way: NDArray[np.float64], words: str) -> None:
         length = 3.5 * self.letters_px
         tip = start + way * length
         side = np.array([-way[1], way[0]]) * 0.35 * length
-        self._path(np.array([start, tip - way * 0.2 * length]), LINE_COLOUR, closed=False)
+        self._path(np.array([start, tip - way * 0.2 * length]), LINE_COLOR, closed=False)
         head = np.array([tip, tip - way * 0.5 * length + side, tip - way * 0.5 * length - side])
-        self._path(head, LINE_COLOUR, closed=True)
-        cv2.fillPoly(self.frame, [np.array(_fixed(head), np.int32)], LINE_COLOUR, cv2.LINE_AA, _SHIFT)
+        self._path(head, LINE_COLOR, closed=True)
+        cv2.fillPoly(self.frame, [np.array(_fixed(head), np.int32)], LINE_COLOR, cv2.LINE_AA, _SHIFT)
         plate = self._plate_at(words, 0, 0)
         size = np.array([plate.right, plate.bottom])
         corner = tip + way * (0.5 * np.abs(way) @ size + self.stroke_px) - size / 2
-        self.plate(words, round(corner[0]), round(corner[1]), LINE_COLOUR)
+        self.plate(words, round(corner[0]), round(corner[1]), LINE_COLOR)
 
-    def _name(self, words: str, point: NDArray[np.float64], colour: Colour) -> None:
+    def _name(self, words: str, point: NDArray[np.float64], color: Color) -> None:
         """Draw a plate at a point, or above or below it if a different plate is there."""
         size = self._plate_at(words, 0, 0)
         x, y = round(point[0] - size.right / 2), round(point[1] - size.bottom / 2)
         step = size.bottom + 2
         places = [(x, y + step * turn) for turn in (0, -1, 1, -2, 2, -3, 3)]
-        self._place(places, words, colour)
+        self._place(places, words, color)
 
-    def _tag(self, box_xyxy: NDArray[np.float32], label: str, colour: Colour) -> None:
+    def _tag(self, box_xyxy: NDArray[np.float32], label: str, color: Color) -> None:
         """Draw a plate above, below or inside the box, where it covers no other plate."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
         size = self._plate_at(label, 0, 0)
         left, right = x1 - self.stroke_px // 2, x2 - size.right
         places = [(left, y1 - size.bottom), (left, y2), (right, y1 - size.bottom), (right, y2), (left, y1), (right, y1)]
-        self._place(places, label, colour)
+        self._place(places, label, color)
 
-    def _place(self, places: Sequence[tuple[int, int]], words: str, colour: Colour) -> None:
+    def _place(self, places: Sequence[tuple[int, int]], words: str, color: Color) -> None:
         """Draw a plate at the first place that is inside the frame and free, or at the first place if none is."""
         left, top = next((place for place in places if self._fits(words, *place)), places[0])
-        self.plate(words, left, top, colour)
+        self.plate(words, left, top, color)
 
     def _fits(self, words: str, left: int, top: int) -> bool:
         rect = self._plate_at(words, left, top)
@@ -285,14 +285,14 @@ def zone_words(zone: ZoneConfig) -> str:
     return "\n".join(limits)
 
 
-def class_colour(class_id: int) -> Colour:
-    """Return the colour of a class."""
-    return CLASS_COLOURS[class_id % len(CLASS_COLOURS)]
+def class_color(class_id: int) -> Color:
+    """Return the color of a class."""
+    return CLASS_COLORS[class_id % len(CLASS_COLORS)]
 
 
-def ink_on(colour: Colour) -> Colour:
+def ink_on(color: Color) -> Color:
     """Return the text color with the higher contrast (WCAG 2.2): black on a relative luminance over 0.2, else white."""
-    shares = [channel / 255 for channel in colour]
+    shares = [channel / 255 for channel in color]
     blue, green, red = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares)
     return RIM if 0.0722 * blue + 0.7152 * green + 0.2126 * red > 0.2 else WHITE
 
@@ -331,12 +331,12 @@ def _font_size(capital_px: int) -> tuple[float, int]:
     return scale, thickness
 
 
-def _ink(frame: Frame, letters: NDArray[np.uint8], left: int, top: int, colour: Colour) -> None:
+def _ink(frame: Frame, letters: NDArray[np.uint8], left: int, top: int, color: Color) -> None:
     """Draw letters on the frame, clipped at its edges."""
     x, y = max(left, 0), max(top, 0)
     area = frame[y : top + letters.shape[0], x : left + letters.shape[1]]
     opacity = letters[y - top :, x - left :][: area.shape[0], : area.shape[1], None].astype(np.float32) / 255
-    area[...] = np.rint(area * (1 - opacity) + np.array(colour, np.float32) * opacity).astype(np.uint8)
+    area[...] = np.rint(area * (1 - opacity) + np.array(color, np.float32) * opacity).astype(np.uint8)
 
 
 def _fixed(points: NDArray[np.float64]) -> list[tuple[int, int]]:

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from vision.config import CameraAnalytics, LineConfig, ZoneConfig
 from vision.config.analytics import Units
 from vision.overlay import (
-    CLASS_COLOURS,
-    FALSE_COLOUR,
-    LINE_COLOUR,
+    CLASS_COLORS,
+    FALSE_COLOR,
+    LINE_COLOR,
     RIM,
     WHITE,
-    ZONE_COLOURS,
+    ZONE_COLORS,
     Overlay,
     Rect,
-    class_colour,
+    class_color,
     ink_on,
     text_mask,
     zone_words,
@@ -32,12 +32,12 @@ def grey(height_px: int = 240, width_px: int = 320, value: int = 100) -> Frame:
     return np.full((height_px, width_px, 3), value, np.uint8)
 
 
-def is_colour(frame: Frame, x: int, y: int, colour: tuple[int, int, int]) -> bool:
-    return tuple(int(channel) for channel in frame[y, x]) == colour
+def is_color(frame: Frame, x: int, y: int, color: tuple[int, int, int]) -> bool:
+    return tuple(int(channel) for channel in frame[y, x]) == color
 
 
-def count(frame: Frame, colour: tuple[int, int, int]) -> int:
-    return int((frame == np.array(colour, np.uint8)).all(axis=2).sum())
+def count(frame: Frame, color: tuple[int, int, int]) -> int:
+    return int((frame == np.array(color, np.uint8)).all(axis=2).sum())
 
 
 def boxes(*rows: tuple[float, float, float, float]) -> NDArray[np.float32]:
@@ -50,22 +50,22 @@ def contrast(first: tuple[int, int, int], second: tuple[int, int, int]) -> float
     return (high + 0.05) / (low + 0.05)
 
 
-def luminance(colour: tuple[int, int, int]) -> float:
-    linear = [(c / 255 / 12.92) if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+def luminance(color: tuple[int, int, int]) -> float:
+    linear = [(c / 255 / 12.92) if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
     return 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
 
 
-@pytest.mark.parametrize("colour", [*CLASS_COLOURS, *ZONE_COLOURS, LINE_COLOUR, FALSE_COLOUR, WHITE, RIM])
-def test_plate_text_has_the_higher_contrast(colour: tuple[int, int, int]) -> None:
-    assert contrast(ink_on(colour), colour) >= 4.5
-    assert contrast(ink_on(colour), colour) == max(contrast(RIM, colour), contrast(WHITE, colour))
+@pytest.mark.parametrize("color", [*CLASS_COLORS, *ZONE_COLORS, LINE_COLOR, FALSE_COLOR, WHITE, RIM])
+def test_plate_text_has_the_higher_contrast(color: tuple[int, int, int]) -> None:
+    assert contrast(ink_on(color), color) >= 4.5
+    assert contrast(ink_on(color), color) == max(contrast(RIM, color), contrast(WHITE, color))
 
 
 def test_label_is_the_same_on_any_background() -> None:
     noise = np.random.default_rng(1).integers(0, 256, (240, 320, 3)).astype(np.uint8)
     plates = []
     for frame in (grey(value=0), grey(value=255), noise):
-        rect = Overlay(frame).plate("person 12", 40, 50, class_colour(0))
+        rect = Overlay(frame).plate("person 12", 40, 50, class_color(0))
         plates.append(frame[rect.top : rect.bottom, rect.left : rect.right])
     assert np.array_equal(plates[0], plates[1])
     assert np.array_equal(plates[0], plates[2])
@@ -93,18 +93,18 @@ def test_letters_and_strokes_grow_with_the_frame() -> None:
 
 def test_box_is_drawn_around_its_object() -> None:
     frame = grey()
-    Overlay(frame).objects(boxes((50, 60, 100, 150)), [""], [class_colour(1)])
+    Overlay(frame).objects(boxes((50, 60, 100, 150)), [""], [class_color(1)])
     for x, y in ((50, 100), (100, 100), (75, 60), (75, 150)):
-        assert is_colour(frame, x, y, class_colour(1))
-    assert is_colour(frame, 75, 100, (100, 100, 100))
-    assert is_colour(frame, 40, 100, (100, 100, 100))
+        assert is_color(frame, x, y, class_color(1))
+    assert is_color(frame, 75, 100, (100, 100, 100))
+    assert is_color(frame, 40, 100, (100, 100, 100))
 
 
 def test_first_object_is_drawn_on_top() -> None:
     frame = grey()
-    Overlay(frame).objects(boxes((50, 60, 100, 150), (50, 60, 100, 150)), ["", ""], [class_colour(0), class_colour(1)])
-    assert count(frame, class_colour(0)) > 0
-    assert count(frame, class_colour(1)) == 0
+    Overlay(frame).objects(boxes((50, 60, 100, 150), (50, 60, 100, 150)), ["", ""], [class_color(0), class_color(1)])
+    assert count(frame, class_color(0)) > 0
+    assert count(frame, class_color(1)) == 0
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_first_object_is_drawn_on_top() -> None:
 )
 def test_box_beyond_the_frame_is_drawn_at_the_edge(box: tuple[float, float, float, float]) -> None:
     frame = grey()
-    Overlay(frame).objects(boxes(box), ["person 1"], [class_colour(0)])
-    assert count(frame, class_colour(0)) > 0
+    Overlay(frame).objects(boxes(box), ["person 1"], [class_color(0)])
+    assert count(frame, class_color(0)) > 0
 
 
 def test_box_that_is_not_finite_is_left_out() -> None:
@@ -170,20 +170,20 @@ def drawn_line(direction: str, points: object = ((20.0, 120.0), (300.0, 120.0)))
 def test_arrows_point_in_the_directions_of_crossings(direction: str, above: bool, below: bool) -> None:
     """A line drawn from left to right is crossed `in` by what moves down."""
     middle = drawn_line(direction)[:, 100:220]  # without the plate at the line's beginning
-    assert (count(middle[:110], LINE_COLOUR) > 50) is above
-    assert (count(middle[130:], LINE_COLOUR) > 50) is below
+    assert (count(middle[:110], LINE_COLOR) > 50) is above
+    assert (count(middle[130:], LINE_COLOR) > 50) is below
 
 
 def test_reversed_line_has_a_reversed_arrow() -> None:
     frame = drawn_line("in", ((300.0, 120.0), (20.0, 120.0)))[:, 100:220]
-    assert count(frame[:110], LINE_COLOUR) > 50
-    assert count(frame[130:], LINE_COLOUR) == 0
+    assert count(frame[:110], LINE_COLOR) > 50
+    assert count(frame[130:], LINE_COLOR) == 0
 
 
 def test_line_is_drawn_from_point_to_point() -> None:
     frame = drawn_line("in")
     stroke = frame[120, 200:290].astype(int)
-    assert np.abs(stroke - np.array(LINE_COLOUR)).max() < 60
+    assert np.abs(stroke - np.array(LINE_COLOR)).max() < 60
 
 
 def square(**limits: object) -> ZoneConfig:
@@ -199,9 +199,9 @@ def test_zones_in_fractions_and_percent_are_scaled_to_the_frame(units: Units, wh
     changed = np.argwhere((frame != 100).any(axis=2))
     assert changed.min(axis=0) == pytest.approx([60, 80], abs=3)
     assert changed.max(axis=0) == pytest.approx([180, 240], abs=3)
-    assert is_colour(frame, 160, 60, ZONE_COLOURS[0])
+    assert is_color(frame, 160, 60, ZONE_COLORS[0])
     tinted = frame[170, 160].astype(int)  # within, below the name
-    assert tinted == pytest.approx(100 + 0.18 * (np.array(ZONE_COLOURS[0]) - 100), abs=2)
+    assert tinted == pytest.approx(100 + 0.18 * (np.array(ZONE_COLORS[0]) - 100), abs=2)
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_zone_beyond_the_frame_is_clipped(shift: float) -> None:
     frame = grey()
     overlay = Overlay(frame)
     corners = np.array([[10, 10], [300, 20], [200, 230]], float) + shift
-    overlay._zone(corners, ZONE_COLOURS[0])
-    assert (count(frame, ZONE_COLOURS[0]) > 0) is (shift == 0.0)
+    overlay._zone(corners, ZONE_COLORS[0])
+    assert (count(frame, ZONE_COLORS[0]) > 0) is (shift == 0.0)
 
 
 def test_trail_fades_towards_its_beginning() -> None:
@@ -277,7 +277,7 @@ def test_ground_points_are_drawn_in_configuration_drawings_only() -> None:
 
 def test_names_of_lines_stay_above_boxes() -> None:
     overlay = Overlay(grey())
-    plate = overlay.plate("in 3", 100, 100, LINE_COLOUR)
+    plate = overlay.plate("in 3", 100, 100, LINE_COLOR)
     area = np.s_[plate.top : plate.bottom, plate.left : plate.right]
     before = overlay.frame[area].copy()
     overlay.objects(boxes((90, 90, plate.right - 2, plate.bottom - 2)), [""], [WHITE])

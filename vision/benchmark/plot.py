@@ -1,6 +1,6 @@
 """Plot of throughput and p99 over batch size. Needs matplotlib.
 
-A colour is a case, and a line style a precision. The program has its own axes, because its milliseconds are of a frame
+A color is a case, and a line style a precision. The program has its own axes, because its milliseconds are of a frame
 and those of network and stage of a batch. A part that has one batch size is shown as bars.
 """
 
@@ -95,12 +95,12 @@ def _sizes(lines: Lines) -> list[int]:
 
 def _draw_bars(rate: Any, tail: Any, lines: Lines) -> None:
     names = [f"{name}, {precision}" for name, precision in lines]
-    colours = _colours(names)
+    colors = _colors(names)
     rows = dict(zip(names, (row for (row,) in lines.values()), strict=True))
     rates = {name: row.frames_per_s for name, row in rows.items() if row.case.mode != "half"}
     times = {name: row.durations.p99_ms for name, row in rows.items()}
     for axes, values in ((rate, rates), (tail, times)):
-        bars = axes.barh(list(values), list(values.values()), height=0.6, color=[colours[name] for name in values])
+        bars = axes.barh(list(values), list(values.values()), height=0.6, color=[colors[name] for name in values])
         few = {name for name in values if axes is tail and not rows[name].durations.has_p99}
         labels = [
             f"{value:.3g}" + f" ({rows[name].durations.count} samples)" * (name in few)
@@ -113,11 +113,11 @@ def _draw_bars(rate: Any, tail: Any, lines: Lines) -> None:
 
 
 def _draw_lines(rate: Any, tail: Any, lines: Lines, styles: Mapping[str, Any]) -> None:
-    colours = _colours(name for name, _ in lines)
+    colors = _colors(name for name, _ in lines)
     for (name, precision), rows in lines.items():
         batches = [row.case.batch for row in rows]
         line, marker = styles[precision]
-        look = {"color": colours[name], "linestyle": line, "marker": marker, "markersize": 5}
+        look = {"color": colors[name], "linestyle": line, "marker": marker, "markersize": 5}
         if rows[0].case.mode != "half":  # its rate only repeats that of full load
             rate.plot(batches, [row.frames_per_s for row in rows], **look)
         tail.plot(batches, [row.durations.p99_ms for row in rows], **look)
@@ -149,11 +149,11 @@ def _scale_tail(tail: Any, times_ms: Sequence[float]) -> None:
 
 
 def _handles(lines: Lines, styles: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield the legend: each colour, each style, and the hollow marker."""
+    """Yield the legend: each color, each style, and the hollow marker."""
     from matplotlib.lines import Line2D
 
-    for name, colour in _colours(name for name, _ in lines).items():
-        yield Line2D([], [], color=colour, linewidth=4, label=name)
+    for name, color in _colors(name for name, _ in lines).items():
+        yield Line2D([], [], color=color, linewidth=4, label=name)
     for precision in dict.fromkeys(precision for _, precision in lines):
         line, marker = styles[precision]
         yield Line2D([], [], color="black", linestyle=line, marker=marker, markersize=5, label=precision)
@@ -162,8 +162,8 @@ def _handles(lines: Lines, styles: Mapping[str, Any]) -> Iterator[Any]:
         yield Line2D([], [], color="black", linestyle="", marker="o", markerfacecolor="white", label=label)
 
 
-def _colours(names: Iterable[str]) -> Mapping[str, Any]:
-    """Return a distinct colour for each name."""
+def _colors(names: Iterable[str]) -> Mapping[str, Any]:
+    """Return a distinct color for each name."""
     from matplotlib import colormaps
 
     names = list(dict.fromkeys(names))

@@ -16,7 +16,7 @@ from vision.capture.frame_reader import read_frames
 from vision.config.analytics import pixels_per_unit
 from vision.evaluation.crossings import anchor_points, lines_of_class
 from vision.evaluation.passes import Progress, Scene
-from vision.overlay import FALSE_COLOUR, WHITE, Frame, Overlay, class_colour
+from vision.overlay import FALSE_COLOR, WHITE, Frame, Overlay, class_color
 from vision.stages.video_encoder import open_encoder
 from vision.types import Event
 
@@ -50,7 +50,7 @@ class _Painter:
         subject = scene.subject
         self._video = video = subject.video
         self._scene = scene
-        self._colour = class_colour(subject.class_id)
+        self._color = class_color(subject.class_id)
         self._truth = subject.truth.boxes
         self._true_rows = self._truth.slices(video.frames)
         self._found_rows = scene.found.slices(video.frames)
@@ -85,9 +85,9 @@ class _Painter:
         for box in missed:
             overlay.dashed_box(box.astype(np.float32), WHITE, "missed")
         numbers = range(rows.start, rows.stop)
-        colours = [self._colour if row in hits else FALSE_COLOUR for row in numbers]
+        colors = [self._color if row in hits else FALSE_COLOR for row in numbers]
         labels = [self._label(row, row in hits, frame) for row in numbers]
-        overlay.objects(scene.found.boxes_xyxy[rows].astype(np.float32), labels, colours)
+        overlay.objects(scene.found.boxes_xyxy[rows].astype(np.float32), labels, colors)
 
     def _label(self, row: int, is_hit: bool, frame: int) -> str:
         if not self._scene.tracked:
@@ -105,7 +105,7 @@ class _Painter:
             trail.append((frame, row))
             while trail[0][0] <= frame - self._trail:
                 trail.pop(0)
-            overlay.trail(self._feet[[row for _, row in trail]], self._colour)
+            overlay.trail(self._feet[[row for _, row in trail]], self._color)
 
     def _count(self, frame: int) -> Mapping[str, Mapping[str, int]]:
         for event in self._events.pop(frame, []):

@@ -19,7 +19,7 @@ from vision.evaluation.tracks import INSTALL
 from vision.version import require_package
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f7ebc", "#e8833a", "#3a9d5d", "#c93b3b", "#8a8f98"
-_TRACK_COLOURS: Final = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#d37295")
+_TRACK_COLORS: Final = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#d37295")
 _DPI: Final = 130
 
 
@@ -42,8 +42,8 @@ def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
     left.set_title(f"{class_name}: AP@0.5 {found.ap50:.3f}, AP@[.5:.95] {found.ap:.3f}", loc="left")
     if len(curve.scores):
         shown = (("precision", curve.precision, _BLUE), ("recall", curve.recall, _GREEN), ("F1", curve.f1, _GREY))
-        for name, values, colour in shown:
-            right.plot(curve.scores, values, color=colour, linewidth=1.8, label=name)
+        for name, values, color in shown:
+            right.plot(curve.scores, values, color=color, linewidth=1.8, label=name)
     right.axvline(found.score, color=_ORANGE, linewidth=1.5, linestyle="--", label=f"published from {found.score:g}")
     right.set(xlabel="lowest score", xlim=(0, 1), ylim=(0, 1.02))
     right.set_title("with another lowest score, overlap 0.5", loc="left")
@@ -70,7 +70,7 @@ def plot_objects(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video:
 
 
 def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
-    """Plot a row for each true object over time: grey while missed, a new colour where its track changes."""
+    """Plot a row for each true object over time: grey while missed, a new color where its track changes."""
     ids = np.unique(truth.ids)
     figure, (axes,) = _figure(10.0, min(30.0, 1.4 + 0.26 * len(ids)), 1)
     for at, object_id in enumerate(ids):
@@ -80,15 +80,15 @@ def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: 
         for start, length, track_id in _spells(truth.frames[rows], partners[rows], found.ids):
             if track_id is not None and track_id != last:
                 switches, last = switches + 1, track_id
-            colour = "#d9dce1" if track_id is None else _TRACK_COLOURS[switches % len(_TRACK_COLOURS)]
+            color = "#d9dce1" if track_id is None else _TRACK_COLORS[switches % len(_TRACK_COLORS)]
             began_s = (start - 1) * video.interval_s
-            axes.barh(at, length * video.interval_s, left=began_s, height=0.72, color=colour, linewidth=0)
+            axes.barh(at, length * video.interval_s, left=began_s, height=0.72, color=color, linewidth=0)
         if switches > 0:
             label = f"  {switches} switch{'es' if switches > 1 else ''}"
             axes.text(truth.frames[rows[-1]] * video.interval_s, at, label, va="center", fontsize=7, color=_RED)
     axes.set_yticks(range(len(ids)), [str(each) for each in ids], fontsize=7 if len(ids) > 12 else 9)
     axes.set(xlabel="seconds", ylabel="true object", xlim=(0, video.duration_s * 1.06), ylim=(len(ids) - 0.4, -0.6))
-    axes.set_title("track of each object: a new colour is an identity switch, grey is missed", loc="left")
+    axes.set_title("track of each object: a new color is an identity switch, grey is missed", loc="left")
     _save(figure, path)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vision.config.analytics import CameraAnalytics
 from vision.config.rules import RULE
-from vision.overlay import Overlay, class_colour
+from vision.overlay import Overlay, class_color
 from vision.types import Event, FrameMeta, Result, Tracks
 
 
@@ -44,8 +44,8 @@ class FrameAnnotator:
         section, objects = self._sections.get(result.meta.camera_id), result.objects
         if section is not None:
             _draw_analytics(overlay, section, result)
-        colours = [class_colour(class_id) for class_id in objects.class_ids.tolist()]
-        overlay.objects(objects.boxes_xyxy, self._labels(result), colours)
+        colors = [class_color(class_id) for class_id in objects.class_ids.tolist()]
+        overlay.objects(objects.boxes_xyxy, self._labels(result), colors)
 
     def _labels(self, result: Result) -> list[str]:
         objects = result.objects
@@ -82,7 +82,7 @@ def _draw_objects(overlay: Overlay, result: Result) -> None:
     overlay.objects(
         tracks.boxes_xyxy[rows],
         [labels.get(int(tracks.track_ids[row]), "") for row in rows],
-        [class_colour(int(tracks.class_ids[row])) for row in rows],
+        [class_color(int(tracks.class_ids[row])) for row in rows],
     )
 
 

@@ -31,7 +31,7 @@ class VideoEncoder:
         self.codec = "H.264" if has_h264 else "MPEG-4 Part 2"
         self._container = container
         self._stream = container.add_stream("libx264" if has_h264 else "mpeg4", rate=_USUAL_FPS)
-        # Colours are encoded in blocks of 2x2 pixels.
+        # Colors are encoded in blocks of 2x2 pixels.
         self._stream.width, self._stream.height = max(2, width_px // 2 * 2), max(2, height_px // 2 * 2)
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, _TICKS_PER_S)

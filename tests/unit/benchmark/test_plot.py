@@ -46,19 +46,19 @@ def drawn(*rows: Row, **other: object) -> list[Any]:
 
 
 @pytest.mark.integration
-def test_case_has_a_colour_and_precision_a_style() -> None:
+def test_case_has_a_color_and_precision_a_style() -> None:
     rows = [*ROWS, *(replace(one, case=replace(one.case, precision="fp32")) for one in ROWS)]
     rate, tail = drawn(*rows)
     for axes in (rate, tail):
         looks = [(line.get_color(), line.get_linestyle()) for line in axes.get_lines()]
         assert len(set(looks)) == 4
-        assert len({colour for colour, _ in looks}) == len({style for _, style in looks}) == 2
+        assert len({color for color, _ in looks}) == len({style for _, style in looks}) == 2
     assert [text.get_text() for text in tail.get_legend().get_texts()] == [
         "engine: 2 streams, graph", "stage: 3 in flight", "fp16", "fp32",
     ]  # fmt: skip
 
 
-def test_twelve_cases_have_twelve_colours() -> None:
+def test_twelve_cases_have_twelve_colors() -> None:
     rows = [row(Case("stage", "slots", lanes, "fp16", batch)) for lanes in range(1, 13) for batch in (1, 2)]
     assert len({line.get_color() for line in drawn(*rows)[0].get_lines()}) == 12
 

@@ -19,7 +19,7 @@ from vision.capture.frame_reader import read_frames
 from vision.cli.draw import draw_cameras, outside_words, print_drawings
 from vision.config import AppConfig
 from vision.errors import VisionError
-from vision.overlay import LINE_COLOUR
+from vision.overlay import LINE_COLOR
 
 LINE = {"name": "door", "points": ((20.0, 60.0), (140.0, 60.0))}
 ZONE = {"name": "queue", "polygon": ((10.0, 70.0), (100.0, 70.0), (100.0, 110.0))}
@@ -38,7 +38,7 @@ def read(path: Path) -> NDArray[np.uint8]:
 
 
 def has_lines(frame: NDArray[np.uint8]) -> bool:
-    return int(np.all(frame == np.array(LINE_COLOUR, np.uint8), axis=2).sum()) > 100
+    return int(np.all(frame == np.array(LINE_COLOR, np.uint8), axis=2).sum()) > 100
 
 
 def test_each_camera_is_drawn_with_its_lines_and_zones(tmp_path: Path) -> None:

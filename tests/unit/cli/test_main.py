@@ -241,7 +241,7 @@ def test_port_in_use_exits_with_78(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("top", "expected"),
     [
-        ({"colour": 1}, "colour"),
+        ({"color": 1}, "color"),
         ({"detect": {"score_threshold": "high"}}, "detect.score_threshold"),
         ({"detect": {"backend": "fake", "classes": ["rde"]}}, "'rde'"),
         ({"cameras": [{"id": "a", "source": "x.mp4"}, {"id": "a", "source": "y.mp4"}]}, "cameras"),

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vision.overlay import LINE_COLOUR, class_colour
+from vision.overlay import LINE_COLOR, class_color
 
 COMMAND = [sys.executable, "-m", "vision.cli.main", "run"]
 
@@ -35,8 +35,8 @@ def test_offline_run_writes_an_annotated_video_of_all_frames(tmp_path: Path) -> 
     while (read := capture.read())[0]:
         image = np.asarray(read[1], int)
         frames += 1
-        with_boxes += int((np.abs(image - class_colour(0)).max(axis=2) < 40).sum() > 300)
-        with_line += int((np.abs(image[150:420, 425:436] - LINE_COLOUR).max(axis=2) < 40).sum() > 100)
+        with_boxes += int((np.abs(image - class_color(0)).max(axis=2) < 40).sum() > 300)
+        with_line += int((np.abs(image[150:420, 425:436] - LINE_COLOR).max(axis=2) < 40).sum() > 100)
     assert frames == 200
     assert with_boxes > 190
     assert with_line == 200

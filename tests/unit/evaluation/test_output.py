@@ -29,7 +29,7 @@ from vision.evaluation.passes import Scene, Subject, Video
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, as_json, print_evaluation, write_json
 from vision.evaluation.tracks import INSTALL, TrackingScores, load_metrics, match_frames
-from vision.overlay import FALSE_COLOUR, LINE_COLOUR, WHITE, class_colour
+from vision.overlay import FALSE_COLOR, LINE_COLOR, WHITE, class_color
 from vision.pipelines import load_pipeline
 from vision.types import Event
 
@@ -166,9 +166,9 @@ def frames_of(path: Path) -> list[NDArray[np.uint8]]:
     return frames
 
 
-def near(pixels: NDArray[np.uint8], colour: tuple[int, int, int]) -> int:
-    """Return the number of pixels that have about this colour after encoding."""
-    return int((np.abs(pixels.astype(int) - np.array(colour)).max(axis=2) < 30).sum())
+def near(pixels: NDArray[np.uint8], color: tuple[int, int, int]) -> int:
+    """Return the number of pixels that have about this color after encoding."""
+    return int((np.abs(pixels.astype(int) - np.array(color)).max(axis=2) < 30).sum())
 
 
 @pytest.mark.integration
@@ -194,10 +194,10 @@ def test_video_shows_found_missed_and_false_objects(tmp_path: Path) -> None:
     assert len(frames) == 6
     assert drawn == [1, 2, 3, 4, 5, 6]
     left, right = [frame[40:, :140] for frame in frames], [frame[40:, 200:] for frame in frames]
-    assert [near(one, class_colour(0)) > 200 for one in left] == [True, True, False, True, True, False]
+    assert [near(one, class_color(0)) > 200 for one in left] == [True, True, False, True, True, False]
     assert near(left[2], WHITE) > near(left[1], WHITE) + 50  # the dashes of the missed box
-    assert [near(one, FALSE_COLOUR) > 200 for one in right] == [False] * 4 + [True, False]
-    assert all(near(frame, LINE_COLOUR) > 200 for frame in frames)
+    assert [near(one, FALSE_COLOR) > 200 for one in right] == [False] * 4 + [True, False]
+    assert all(near(frame, LINE_COLOR) > 200 for frame in frames)
     assert not np.allclose(frames[1][:, 150:200], frames[3][:, 150:200], atol=30)  # the counter went from 0 to 1
 
 

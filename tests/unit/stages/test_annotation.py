@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vision.config.analytics import CameraAnalytics
 from vision.config.app import SnapshotConfig
 from vision.detect.reference.crops import JpegEncoder
-from vision.overlay import LINE_COLOUR, class_colour
+from vision.overlay import LINE_COLOR, class_color
 from vision.stages.annotation import draw_events
 from vision.stages.snapshots import SnapshotStage
 from vision.types import Counts, Event, Frame, FrameMeta, Result, Timing, Tracks
@@ -42,9 +42,9 @@ def drawn(*events: Event) -> NDArray[np.int64]:
     return image.astype(np.int64)
 
 
-def has_colour(image: NDArray[np.int64], colour: tuple[int, int, int], x: int, y: int, within_px: int = 3) -> bool:
+def has_color(image: NDArray[np.int64], color: tuple[int, int, int], x: int, y: int, within_px: int = 3) -> bool:
     part = image[y - within_px : y + within_px + 1, x - within_px : x + within_px + 1]
-    return bool((np.abs(part - colour).max(axis=2) < 40).any())
+    return bool((np.abs(part - color).max(axis=2) < 40).any())
 
 
 def is_untouched(image: NDArray[np.int64], left: int, top: int, right: int, bottom: int) -> bool:
@@ -53,8 +53,8 @@ def is_untouched(image: NDArray[np.int64], left: int, top: int, right: int, bott
 
 def test_crossing_shows_its_line_and_its_object() -> None:
     image = drawn(CROSSED)
-    assert has_colour(image, LINE_COLOUR, 250, 400)
-    assert has_colour(image, class_colour(0), 50, 250)
+    assert has_color(image, LINE_COLOR, 250, 400)
+    assert has_color(image, class_color(0), 50, 250)
     assert is_untouched(image, 400, 380, 620, 420)  # the other line
     assert is_untouched(image, 400, 100, 620, 210)  # the zone and the other object
 
@@ -62,8 +62,8 @@ def test_crossing_shows_its_line_and_its_object() -> None:
 def test_crowd_shows_its_zone_and_all_objects() -> None:
     image = drawn(Event("crowded", "queue", "yard", None, 0, {"phase": "begin"}))
     assert not is_untouched(image, 590, 140, 604, 160)  # the border of the zone
-    assert has_colour(image, class_colour(0), 50, 250)
-    assert has_colour(image, class_colour(0), 420, 160)
+    assert has_color(image, class_color(0), 50, 250)
+    assert has_color(image, class_color(0), 420, 160)
     assert is_untouched(image, 100, 380, 320, 420)
 
 
@@ -96,5 +96,5 @@ def test_snapshot_file_is_annotated_and_the_frame_is_not(tmp_path: Path) -> None
     stage.close()
     image = cv2.imread(after.events[0].snapshot)
     assert image is not None
-    assert has_colour(image.astype(np.int64), LINE_COLOUR, 250, 400)
+    assert has_color(image.astype(np.int64), LINE_COLOR, 250, 400)
     assert (frame.pixels == 128).all()

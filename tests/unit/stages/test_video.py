@@ -17,7 +17,7 @@ from tests.messages.processes import wait_until
 from tests.unit.state.faults import file_size_limit
 from vision.config import CameraAnalytics
 from vision.errors import ConfigError, VisionError
-from vision.overlay import LINE_COLOUR, class_colour
+from vision.overlay import LINE_COLOR, class_color
 from vision.stages.annotation import FrameAnnotator
 from vision.stages.video import VideoStage, check_window, has_windows, video_paths
 from vision.stages.video_encoder import open_encoder
@@ -70,8 +70,8 @@ def frames_of(path: Path) -> list[NDArray[np.uint8]]:
     return frames
 
 
-def count_near(image: NDArray[np.uint8], colour: tuple[int, int, int]) -> int:
-    return int((np.abs(image.astype(int) - np.array(colour)).max(axis=2) < 40).sum())
+def count_near(image: NDArray[np.uint8], color: tuple[int, int, int]) -> int:
+    return int((np.abs(image.astype(int) - np.array(color)).max(axis=2) < 40).sum())
 
 
 @pytest.mark.integration
@@ -90,8 +90,8 @@ def test_lossless_video_has_every_frame_with_its_box_and_line(tmp_path: Path, pi
     assert len(frames) == 30
     assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == 10
     for image in frames:
-        assert count_near(image[70:210, 50:130], class_colour(0)) > 100
-        assert count_near(image[60:220, 190:210], LINE_COLOUR) > 50
+        assert count_near(image[70:210, 50:130], class_color(0)) > 100
+        assert count_near(image[60:220, 190:210], LINE_COLOR) > 50
 
 
 def times_of(path: Path) -> list[float]:
@@ -154,7 +154,7 @@ def test_lossless_stage_waits_for_a_slow_encoder() -> None:
 
 def test_failed_drawing_does_not_stop_a_live_run() -> None:
     def fail(_image: object, _result: object) -> None:
-        raise ValueError("no colour")
+        raise ValueError("no color")
 
     video = stage({}, draw=fail)
     for index in range(30):
@@ -198,11 +198,11 @@ def test_detections_and_counts_are_drawn() -> None:
     attributes = {7: (Attribute("helmets", "helmet", 0.9, 0),)}
     annotator = FrameAnnotator({"gate": SECTION}, ["person"])
     annotator.draw(image, Result(shown.meta, TRACKS, Timing(0, 0, 0), counts=counts, attributes=attributes))
-    assert count_near(image, class_colour(0)) > 100
+    assert count_near(image, class_color(0)) > 100
     plain = np.full_like(image, 128)
     FrameAnnotator({}, ["person"]).draw(plain, Result(shown.meta, DETECTIONS, Timing(0, 0, 0)))
-    assert count_near(plain, class_colour(0)) > 100
-    assert count_near(plain, LINE_COLOUR) == 0
+    assert count_near(plain, class_color(0)) > 100
+    assert count_near(plain, LINE_COLOR) == 0
 
 
 @pytest.mark.parametrize(
@@ -313,4 +313,4 @@ def test_window_shows_annotated_frames_from_one_thread(monkeypatch: pytest.Monke
         wait_until(lambda: len(shown_images) == 2, "both windows")
     assert {name for name, _, _ in shown_images} == {"vision gate", "vision yard"}
     assert len({thread for _, _, thread in shown_images}) == 1
-    assert all(count_near(image, class_colour(0)) > 100 for _, image, _ in shown_images)
+    assert all(count_near(image, class_color(0)) > 100 for _, image, _ in shown_images)
