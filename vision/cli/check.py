@@ -6,8 +6,8 @@ import json as json_module
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,8 +21,19 @@ from vision.capture.source import Source, StreamInfo
 from vision.cli.options import ConfigName, Json
 from vision.cli.session import command
 from vision.config import AppConfig, CameraConfig, check_classes, load_config, resolve_config
+from vision.config.document import faulty
+from vision.config.yaml_reader import read_document
 from vision.detect.open import check_model, published_class_names
-from vision.errors import EXIT_OK, EXIT_RUNTIME, SizeChanged, SourceError, VisionError
+from vision.errors import (
+    EXIT_OK,
+    EXIT_RUNTIME,
+    ConfigError,
+    DeviceMissing,
+    ModelError,
+    SizeChanged,
+    SourceError,
+    VisionError,
+)
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import find_model, open_second_model
 from vision.types import FrameBuffer
@@ -80,15 +91,36 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
     """
     path = resolve_config(name)
     config = load_config(path, os.environ)
-    load_pipeline(config.pipeline)
-    folder, spec = find_model(config.model)
-    check_classes(config, published_class_names(spec, config.detect), path)
-    check_model(folder, spec, config.detect)
-    for camera in config.cameras:
-        require_library(camera)
+    with _faults_at(path, "pipeline"):
+        load_pipeline(config.pipeline)
+    with _faults_at(path, "model"):
+        folder, spec = find_model(config.model)
+        check_classes(config, published_class_names(spec, config.detect), path)
+        with _faults_at(path, "detect", "backend", of=(ConfigError, DeviceMissing)):
+            check_model(folder, spec, config.detect)
+    for index, camera in enumerate(config.cameras):
+        with _faults_at(path, "cameras", index, "source"):
+            require_library(camera)
     if config.cascade is not None:
-        open_second_model(config.cascade).close()
+        with _faults_at(path, "cascade", "model"):
+            open_second_model(config.cascade).close()
     return path, config
+
+
+@contextmanager
+def _faults_at(
+    path: Path, *loc: int | str, of: tuple[type[VisionError], ...] = (ConfigError, ModelError, DeviceMissing)
+) -> Iterator[None]:
+    """Add the file, the line and the key at `loc` to an error that names no fault of a file."""
+    try:
+        yield
+    except of as error:
+        if error.faults:
+            raise
+        document = read_document(path, os.environ)
+        fault = document.fault(loc, error.code, error.args[0].removeprefix(f"{loc[-1]}: "))
+        located = faulty(document.name, [fault], document.text)
+        raise type(error)(located.args[0], hint=error.hint, code=error.code, faults=located.faults) from error
 
 
 @dataclass(frozen=True, slots=True)

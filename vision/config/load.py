@@ -22,12 +22,13 @@ from vision.config.model_spec import ClassifierSpec, ModelSpec
 from vision.config.schema import schema_of
 from vision.config.source_address import File, Folder
 from vision.config.validation import validation_faults
-from vision.config.wording import Loc, did_you_mean, did_you_mean_class, dotted, one_of, quoted
+from vision.config.wording import Loc, did_you_mean, did_you_mean_class, dotted, nearest, one_of, quoted
 from vision.config.yaml_reader import parse_document, read_document
 from vision.errors import ConfigError, Fault, ModelError
 
 SPEC_NAME: Final = "model.yaml"
 
+_CLEARLY_MEANT: Final = 0.8  # similarity of a file's name to the name of a shipped configuration
 _LFS_POINTER: Final = b"version https://git-lfs"
 _log = logging.getLogger(__name__)
 
@@ -234,10 +235,13 @@ def resolve_config(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     path = Path(name)
-    if "/" in name or path.suffix in (".yaml", ".yml") or (name and path.exists()):
+    if "/" in name or (name and path.exists()):
+        return path
+    if path.suffix in (".yaml", ".yml") and nearest(path.stem, shipped, cutoff=_CLEARLY_MEANT) is None:
         return path
     advice = did_you_mean(path.stem, shipped)
     raise ConfigError(
         f"no configuration is called {name!r}: expected a file, such as camera.yaml, or one of {one_of(list(shipped))}",
         hint=advice or "vision run demo runs a shipped configuration",
+        code="no-such-file",
     )

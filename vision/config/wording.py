@@ -35,10 +35,10 @@ def with_advice(text: str, advice: str) -> str:
     return f"{text} ({advice})" if advice else text
 
 
-def nearest(word: str, valid: Iterable[str]) -> str | None:
-    """Return the valid name that is nearest to `word`."""
+def nearest(word: str, valid: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the valid name that is nearest to `word`, or None if none has a similarity of at least `cutoff`."""
     folded = {name.lower(): name for name in valid}
-    matches = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=cutoff)
     return folded[matches[0]] if matches else None
 
 

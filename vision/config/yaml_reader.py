@@ -16,7 +16,7 @@ from typing import Final
 import yaml
 
 from vision.config.document import Document, Node, Place, Unreadable, faulty
-from vision.config.wording import UNPRINTABLE, Loc, did_you_mean, dotted, one_of, quoted
+from vision.config.wording import UNPRINTABLE, Loc, dotted, nearest, one_of, quoted
 from vision.errors import ConfigError, Fault
 
 MAX_BYTES: Final = 1 << 20
@@ -93,8 +93,9 @@ def _read(path: Path) -> str:
 def _cannot_read(path: Path, error: OSError | ValueError) -> ConfigError:
     if isinstance(error, FileNotFoundError):
         code, message = "no-such-file", "no such file"
-        near = did_you_mean(path.name, _yaml_files(path.parent))
-        hint = near or "vision run demo runs a shipped configuration"
+        files = {Path(name).stem: name for name in _yaml_files(path.parent)}  # the suffix is no similarity
+        near = nearest(path.stem, files)
+        hint = f"did you mean {quoted(files[near])}?" if near else "vision run demo runs a shipped configuration"
     elif isinstance(error, IsADirectoryError):
         code, message = "folder", "a folder; expected a YAML file"
         inside = [str(path / name) for name in _yaml_files(path)[:8]]

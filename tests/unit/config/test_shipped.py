@@ -139,6 +139,19 @@ def test_folder_of_a_model_is_shipped_or_a_path(tmp_path: Path, monkeypatch: pyt
     assert (shipped_models() / "__init__.py").is_file()
 
 
+@pytest.mark.parametrize(("name", "suggested"), [("demoo.yaml", "'demo'"), ("em.yml", "'em.yaml'"), ("gate.yaml", "")])
+def test_missing_configuration_suggests_only_similar_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, suggested: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "em.yaml").touch()
+    with pytest.raises(ConfigError) as caught:
+        load_config(resolve_config(name), {})
+    assert caught.value.code == "no-such-file"
+    assert suggested in caught.value.hint
+    assert ("did you mean" in caught.value.hint) is bool(suggested)
+
+
 def test_missing_or_invalid_model_yaml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_model_spec(tmp_path / "none")
