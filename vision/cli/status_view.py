@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vision.cli.console import LiveDisplay
-from vision.messaging.schema import CameraReport, CountsReport
+from vision.messaging.schema import CameraReport, CountsReport, LatencyPercentiles
 from vision.runtime.status import Report
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def render_status(report: Report, width: int) -> Group:
 
 
 def _row(camera: CameraReport, report: Report) -> dict[str, str]:
-    latency = camera.latency_ms
+    latency = _latency(camera)
     row = {
         "camera": camera.camera,
         "state": camera.state,
@@ -141,9 +141,14 @@ def _row(camera: CameraReport, report: Report) -> dict[str, str]:
     return row | ({_COUNTS: format_counts(report.counts.get(camera.camera))} if report.counts else {})
 
 
+def _latency(camera: CameraReport) -> LatencyPercentiles | None:
+    """Return the percentiles since the last report. The few frames of an ended run have none that mean anything."""
+    return camera.latency_ms if camera.state != "ended" else None
+
+
 def describe_outage(camera: CameraReport) -> str:
-    """Return the state, the next attempt and the reason of a camera without frames; empty if it delivers frames."""
-    if camera.state in ("streaming", "ended") or not camera.last_error:
+    """Return the state, the next attempt and the reason of a camera without frames; empty if there is no fault."""
+    if camera.state == "streaming" or not camera.last_error:
         return ""
     retry = "" if camera.next_retry_in_s is None else f", retry in {camera.next_retry_in_s:.0f} s"
     return f"{camera.state}{retry}: {camera.last_error.partition(chr(10))[0]}"
@@ -156,9 +161,10 @@ def outage_text(camera: str, outage: str) -> Text:
 
 def status_line(camera: CameraReport, counts: CountsReport | None = None) -> str:
     """Return the row of a camera as a log line."""
-    parts = [camera.state, f"{camera.published_fps:.1f} frames/s"]
-    if camera.latency_ms is not None:
-        parts.append(f"p50 {camera.latency_ms.p50:.1f} ms, p99 {camera.latency_ms.p99:.1f} ms")
+    state = describe_outage(camera) if camera.state == "ended" else ""
+    parts = [state or camera.state, f"{camera.published_fps:.1f} frames/s"]
+    if (latency := _latency(camera)) is not None:
+        parts.append(f"p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms")
     parts += [f"{camera.objects} objects", f"published {camera.published}", f"dropped {_format_drops(camera)}"]
     counted = f"; {format_counts(counts)}" if counts is not None else ""
     return f"{camera.camera}: {', '.join(parts)}{counted}"

@@ -11,9 +11,11 @@ from vision.cli.doctor import judge_gstreamer
 from vision.cli.options import parse_duration, values_parser
 from vision.cli.status_view import describe_outage, format_counts, status_line
 from vision.messaging import codec
+from vision.messaging.schema import LatencyPercentiles
 from vision.types import Counts
 
 COUNTS = codec.counts("gate", Counts({"door": {"in": 7, "out": 2}}, {"queue": {"entered": 3}}, {"queue": 3}), 0, 0)
+LATENCY = LatencyPercentiles(p50=1.0, p99=2.0, max=3.0)
 DOWN = camera_status(state="backing-off", last_error="connection refused\nmore", next_retry_in_s=4.2)
 
 
@@ -42,6 +44,11 @@ ROWS = [
         "gate: streaming, 20.0 frames/s, 2 objects, published 8, dropped 2 stale; door 7 in 2 out, queue 3",
     ),
     ("counts of lines and zones", lambda: format_counts(COUNTS), "door 7 in 2 out, queue 3"),
+    (
+        "a camera of a finished run",
+        lambda: status_line(camera_status(state="ended", last_error="refused", latency_ms=LATENCY)),
+        "gate: ended: refused, 20.0 frames/s, 2 objects, published 8, dropped 2 stale",
+    ),
     ("a camera without frames", lambda: describe_outage(DOWN), "backing-off, retry in 4 s: connection refused"),
     (
         "GStreamer without a parser",
