@@ -92,18 +92,18 @@ def test_automatic_backend_logs_why_the_gpu_is_not_used(
 
 
 def test_doctor_reports_an_unusable_gpu(unusable: tuple[str, str]) -> None:
-    found = check_cuda()
-    assert found.verdict in ("missing", "broken")
-    assert unusable[0] in found.detail
-    assert unusable[1] in found.hint
+    finding = check_cuda()
+    assert finding.verdict in ("missing", "broken")
+    assert unusable[0] in finding.detail
+    assert unusable[1] in finding.hint
 
 
 def test_doctor_reports_the_gpu() -> None:
     open_device.cache_clear()
-    found = check_cuda()
-    assert "Emulated GPU" in found.detail
-    assert "sm_90" in found.detail
-    assert "13.0" in found.detail
+    finding = check_cuda()
+    assert "Emulated GPU" in finding.detail
+    assert "sm_90" in finding.detail
+    assert "13.0" in finding.detail
 
 
 FRAME_BYTES = 640 * 480 * 3 // 2
@@ -291,9 +291,9 @@ def by_ffmpeg(source: object, **settings: Any) -> Source:
     return open_source(camera(source, reader="ffmpeg", **settings), offline=True, pixel_formats=PIXEL_FORMATS)
 
 
-def same(found: list[Frame], wanted: list[Frame]) -> None:
-    assert [pts_ns for pts_ns, _ in found] == [pts_ns for pts_ns, _ in wanted]
-    for (_, one), (_, other) in zip(found, wanted, strict=True):
+def same(actual: list[Frame], reference: list[Frame]) -> None:
+    assert [pts_ns for pts_ns, _ in actual] == [pts_ns for pts_ns, _ in reference]
+    for (_, one), (_, other) in zip(actual, reference, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -313,13 +313,13 @@ def test_ffmpeg_decodes_into_gpu_memory_what_nvdec_refuses(
     make, why = REFUSED[name]
     path = tmp_path / f"{name}.video"
     path.write_bytes(make())
-    wanted = list(read(by_ffmpeg(path), on_gpu=False))
-    assert len(wanted) == 8
+    reference = list(read(by_ffmpeg(path), on_gpu=False))
+    assert len(reference) == 8
     opening._warn_once.cache_clear()
     held = allocated().device_bytes
     for _ in range(2):
-        same(list(read(by_auto(path), on_gpu=True)), wanted)
-    same(list(read(by_auto(path), on_gpu=False)), wanted)
+        same(list(read(by_auto(path), on_gpu=True)), reference)
+    same(list(read(by_auto(path), on_gpu=False)), reference)
     ((reason,),) = log_args(caplog, "vision.capture.open")
     assert why in str(reason)
     assert allocated().device_bytes == held
@@ -330,9 +330,9 @@ def test_nvdec_decodes_a_supported_file(tmp_path: Path, caplog: pytest.LogCaptur
     path.write_bytes(video("libx264", "mp4", count=8, options=(*FAST.items(), ("bf", "0"))))
     with closing(by_auto(path)) as source:
         assert source.open().decoder == "nvdec-h264"
-    found, wanted = list(read(by_auto(path), on_gpu=True)), list(read(by_ffmpeg(path), on_gpu=False))
-    assert [pts_ns for pts_ns, _ in found] == [pts_ns for pts_ns, _ in wanted]
-    for (_, nv12), (_, i420) in zip(found, wanted, strict=True):
+    actual, reference = list(read(by_auto(path), on_gpu=True)), list(read(by_ffmpeg(path), on_gpu=False))
+    assert [pts_ns for pts_ns, _ in actual] == [pts_ns for pts_ns, _ in reference]
+    for (_, nv12), (_, i420) in zip(actual, reference, strict=True):
         np.testing.assert_array_equal(nv12[:192], i420[:192])
     assert caplog.text == ""
 
@@ -343,9 +343,9 @@ def test_rotated_video_is_decoded_by_ffmpeg(tmp_path: Path, caplog: pytest.LogCa
     path.write_bytes(video("libx264", "mp4", count=8, options=(*FAST.items(), ("bf", "0"))))
     turned(path, 1)
     opening._warn_once.cache_clear()
-    found = list(read(by_auto(path), on_gpu=True))
-    assert found[0][1].shape == frame_shape(320, 192, "i420")
-    same(found, list(read(by_ffmpeg(path), on_gpu=False)))
+    actual = list(read(by_auto(path), on_gpu=True))
+    assert actual[0][1].shape == frame_shape(320, 192, "i420")
+    same(actual, list(read(by_ffmpeg(path), on_gpu=False)))
     ((reason,),) = log_args(caplog, "vision.capture.open")
     assert "90 degrees" in str(reason)
     source = open_source(camera(path, reader="nvdec"), offline=True, pixel_formats=PIXEL_FORMATS)
@@ -376,11 +376,11 @@ def test_no_decoder_is_opened_if_memory_is_low(tmp_path: Path, caplog: pytest.Lo
     total, gpu.total_bytes = gpu.total_bytes, gpu.used_bytes + (8 << 20)
     taken = gpu.allocate(int(7.5 * 2**20))
     try:
-        found = list(read(by_auto(path), on_gpu=True))
+        actual = list(read(by_auto(path), on_gpu=True))
     finally:
         gpu.free(taken)
         gpu.total_bytes = total
-    same(found, list(read(by_ffmpeg(path), on_gpu=False)))
+    same(actual, list(read(by_ffmpeg(path), on_gpu=False)))
     ((reason,),) = log_args(caplog, "vision.capture.open")
     assert "1/8" in str(reason)
 
@@ -390,9 +390,9 @@ def test_ffmpeg_takes_over_a_network_camera_that_nvdec_refuses(caplog: pytest.Lo
     data = video("libx265", "mpegts", pixels="yuv420p10le", count=8)
     opening._warn_once.cache_clear()
     with served(data, name="live.ts") as address:
-        found, wanted = list(read(by_auto(address), on_gpu=True)), list(read(by_ffmpeg(address), on_gpu=False))
-    assert len(found) == 8
-    same(found, wanted)
+        actual, reference = list(read(by_auto(address), on_gpu=True)), list(read(by_ffmpeg(address), on_gpu=False))
+    assert len(actual) == 8
+    same(actual, reference)
     ((reason,),) = log_args(caplog, "vision.capture.open")
     assert "8 bits" in str(reason)
 
@@ -401,16 +401,16 @@ def test_unsupported_change_of_a_stream_ends_the_connection() -> None:
     """This happens if a camera is reconfigured; the next connection uses FFmpeg."""
     options = (*FAST.items(), ("bf", "0"))
     parts = [video("libx264", "h264", count=8, pixels=pixels, options=options) for pixels in ("yuv420p", "yuv420p10le")]
-    found: list[Frame] = []
+    actual: list[Frame] = []
     with (
         served(*parts, name="live.h264") as address,
         pytest.raises(SourceError),
         closing(read(by_auto(address), on_gpu=True)) as images,
     ):
-        found.extend(images)
+        actual.extend(images)
     with served(parts[1], name="live.h264") as address:
         assert len(list(read(by_auto(address), on_gpu=True))) == 8
-    assert len(found) == 8
+    assert len(actual) == 8
 
 
 class Counted:

@@ -43,11 +43,11 @@ def levels(spec: InputSpec, pixels: Any, layout: FrameLayout) -> Any:
     )
 
 
-def assert_rounded(spec: InputSpec, given: Any, wanted: Any, *, half: bool, said: str) -> None:
+def assert_rounded(spec: InputSpec, given: Any, expected: Any, *, half: bool, said: str) -> None:
     """Check that `given` is the normalised tensor of the rounded levels `wanted`. Halves may round either way."""
     spread = max(spec.scale * 255 / min(spec.std), *np.abs(np.array(spec.mean) / spec.std))
     below, above = (
-        normalised(np.rint(wanted + much), spec.color, spec.scale, spec.mean, spec.std) for much in (-1e-3, 1e-3)
+        normalised(np.rint(expected + much), spec.color, spec.scale, spec.mean, spec.std) for much in (-1e-3, 1e-3)
     )
     nearest = np.minimum(np.abs(given - below), np.abs(given - above))
     assert nearest.max() <= spread * (1e-3 if half else 2e-6), said
@@ -122,8 +122,8 @@ def test_row_pitch_can_exceed_the_row_length(device: Any) -> None:
     narrow = np.ascontiguousarray(wide[:, :100])
     layout = FrameLayout(48, 100, "nv12", pitch_bytes=128)
     tensor, _ = letterbox(device, spec, [(wide, layout)], half=False)
-    wanted = levels(spec, narrow, FrameLayout(48, 100, "nv12"))
-    assert_rounded(spec, tensor[0], wanted, half=False, said="a wide pitch")
+    expected = levels(spec, narrow, FrameLayout(48, 100, "nv12"))
+    assert_rounded(spec, tensor[0], expected, half=False, said="a wide pitch")
 
 
 def test_rounding_matches_opencv(device: Any) -> None:
@@ -133,7 +133,7 @@ def test_rounding_matches_opencv(device: Any) -> None:
     capture.release()
     spec = InputSpec(width=416, height=416, color="bgr", letterbox="top-left")
     tensor, _ = letterbox(device, spec, [(frame_bgr, FrameLayout(576, 768, "bgr"))], half=False)
-    wanted = cv2.resize(frame_bgr, (416, 312), interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1)
-    away = np.abs(tensor[0, :, :312] - wanted)
+    expected = cv2.resize(frame_bgr, (416, 312), interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1)
+    away = np.abs(tensor[0, :, :312] - expected)
     assert away.max() <= 1
     assert (away == 0).mean() > 0.85

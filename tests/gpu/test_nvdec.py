@@ -100,17 +100,17 @@ def test_shipped_clip_matches_ffmpeg() -> None:
         assert (info.decoder, info.yuv) == ("nvdec-h264", "bt601")
         on_host = FrameBuffer.allocate(576, 768, "nv12")
         worst, first_ns = 0, None
-        for number, (pts_ns, wanted) in enumerate(decoded(CLIP, compared)):
+        for number, (pts_ns, reference) in enumerate(decoded(CLIP, compared)):
             grab = source.grab(1.0)
             assert grab is not None
             assert pts_ns is not None
             first_ns = pts_ns if first_ns is None else first_ns
             assert grab.pts_ns == pts_ns - first_ns
-            found = on_gpu(source, 576, 768)
-            worst = max(worst, difference(found, wanted))
+            actual = on_gpu(source, 576, 768)
+            worst = max(worst, difference(actual, reference))
             if number % 20 == 0:
                 source.retrieve(on_host)
-                np.testing.assert_array_equal(on_host.read(), found)
+                np.testing.assert_array_equal(on_host.read(), actual)
         print(f"greatest difference: {worst}")
         assert worst == 0
         for _ in range(200 - compared):
@@ -141,8 +141,8 @@ def test_every_codec_matches_ffmpeg(
 ) -> None:
     """Compares pixels and time of every frame in presentation order."""
     data = video(codec, container, count=COUNT, options=options)
-    wanted = list(decoded(data))
-    assert len(wanted) == COUNT
+    reference = list(decoded(data))
+    assert len(reference) == COUNT
     with opened_file(saved(tmp_path, data, "a.video")) as source:
         try:
             info = source.open()
@@ -150,14 +150,13 @@ def test_every_codec_matches_ffmpeg(
             if "Codec not supported on this GPU" not in str(error):
                 raise
             pytest.skip(str(error))
-        found = list(rest_of(source, 192, 320))
-    print(
-        f"\n{info}, differences {[difference(one, other) for (_, one), (_, other) in zip(found, wanted, strict=False)]}"
-    )
-    assert len(found) == COUNT
-    begin_ns = wanted[0][0] or 0
-    assert [pts_ns for pts_ns, _ in found] == [(pts_ns or 0) - begin_ns for pts_ns, _ in wanted]
-    assert all(difference(one, other) <= tolerance for (_, one), (_, other) in zip(found, wanted, strict=True))
+        actual = list(rest_of(source, 192, 320))
+    pairs = zip(actual, reference, strict=False)
+    print(f"\n{info}, differences {[difference(one, other) for (_, one), (_, other) in pairs]}")
+    assert len(actual) == COUNT
+    begin_ns = reference[0][0] or 0
+    assert [pts_ns for pts_ns, _ in actual] == [(pts_ns or 0) - begin_ns for pts_ns, _ in reference]
+    assert all(difference(one, other) <= tolerance for (_, one), (_, other) in zip(actual, reference, strict=True))
     assert info.yuv == ("bt709-full" if "fullrange" in str(options) else "bt601")
     assert info.fps == pytest.approx(FPS)
 
@@ -207,19 +206,19 @@ def test_truncated_file_ends_with_its_frame_count(tmp_path: Path, caplog: pytest
     data = video("libx264", "mp4", count=COUNT, options=NO_B_FRAMES)
     with opened_file(saved(tmp_path, data[: len(data) * 6 // 10], "a.mp4")) as source:
         source.open()
-        found = 0
+        actual = 0
         with pytest.raises(EndOfStream) as end:
             while source.grab(1):
-                found += 1
+                actual += 1
         assert str(COUNT) in end.value.args[0]
     print(f"\n{end.value}")
-    assert COUNT // 4 < found < COUNT
+    assert COUNT // 4 < actual < COUNT
     assert "cut short" in caplog.text
 
 
 def test_loop_repeats_frames_with_increasing_times(tmp_path: Path) -> None:
     path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=B_FRAMES), "a.mp4")
-    wanted = [image for _, image in decoded(path)]
+    reference = [image for _, image in decoded(path)]
     with opened_file(path, loop=True) as source:
         source.open()
         times = []
@@ -227,7 +226,7 @@ def test_loop_repeats_frames_with_increasing_times(tmp_path: Path) -> None:
             grab = source.grab(1)
             assert grab is not None
             times.append(grab.pts_ns)
-            np.testing.assert_array_equal(on_gpu(source, 192, 320), wanted[number % COUNT])
+            np.testing.assert_array_equal(on_gpu(source, 192, 320), reference[number % COUNT])
     assert times == [round(number * 1e9 / FPS) for number in range(len(times))]
 
 
@@ -249,9 +248,9 @@ def test_every_frame_of_a_file_has_its_encoding(tmp_path: Path) -> None:
     """This includes frames that were in the decoder when the encoding changed, and the next pass of the file."""
     with opened_file(saved(tmp_path, b"".join(encodings()), "a.h264"), loop=True) as source:
         assert source.open().yuv == "bt601"
-        found = [grab.yuv for _ in range(25) if (grab := source.grab(1)) is not None]
+        actual = [grab.yuv for _ in range(25) if (grab := source.grab(1)) is not None]
     expected = [encoding for _, encoding in ENCODINGS for _ in range(5)]
-    assert found == [*expected, *expected[:10]]
+    assert actual == [*expected, *expected[:10]]
 
 
 def test_file_is_read_in_real_time(tmp_path: Path) -> None:
@@ -281,17 +280,17 @@ def test_network_stream_matches_ffmpeg(
     codec: str, container: str, name: str, options: tuple[tuple[str, str], ...]
 ) -> None:
     data = video(codec, container, count=COUNT, options=options)
-    wanted = list(decoded(data))
+    reference = list(decoded(data))
     with served(data, name=name) as address, closing(opened_camera(address)) as source:
         assert isinstance(source, FFmpegSource)
         assert source.live
         info = source.open()
-        found = list(rest_of(source, 192, 320))
+        actual = list(rest_of(source, 192, 320))
     print(f"\n{info}")
     assert (info.width_px, info.height_px, info.pixel_format) == (320, 192, "nv12")
     assert info.decoder == ("nvdec-hevc" if codec == "libx265" else "nvdec-h264")
-    assert len(found) == COUNT
-    for (_, one), (_, other) in zip(found, wanted, strict=True):
+    assert len(actual) == COUNT
+    for (_, one), (_, other) in zip(actual, reference, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -327,18 +326,18 @@ def test_live_stream_with_reordered_frames_is_complete(caplog: pytest.LogCapture
     """All frames are returned, in presentation order from the second key frame on."""
     caplog.set_level(logging.INFO)
     data = video("libx264", "mpegts", count=COUNT, options=B_FRAMES)
-    wanted = dict(decoded(data))
+    reference = dict(decoded(data))
     with served(data, name="live.ts") as address, closing(opened_camera(address)) as source:
         source.open()
-        found = list(rest_of(source, 192, 320))
-    order = sorted(wanted, key=lambda pts_ns: pts_ns or 0)
-    print("\nplaces in the order of showing:", [order.index(pts_ns) for pts_ns, _ in found])
+        actual = list(rest_of(source, 192, 320))
+    order = sorted(reference, key=lambda pts_ns: pts_ns or 0)
+    print("\nplaces in the order of showing:", [order.index(pts_ns) for pts_ns, _ in actual])
     assert log_args(caplog, "vision.capture.nvdec.decoder", logging.INFO) == [()]
-    assert sorted(order.index(pts_ns) for pts_ns, _ in found) == list(range(COUNT))
-    late = [order.index(pts_ns) for pts_ns, _ in found if order.index(pts_ns) >= 12]
+    assert sorted(order.index(pts_ns) for pts_ns, _ in actual) == list(range(COUNT))
+    late = [order.index(pts_ns) for pts_ns, _ in actual if order.index(pts_ns) >= 12]
     assert late == sorted(late)
-    for pts_ns, image in found:
-        np.testing.assert_array_equal(image, wanted[pts_ns])
+    for pts_ns, image in actual:
+        np.testing.assert_array_equal(image, reference[pts_ns])
 
 
 def two_sizes(count: int = 10) -> tuple[bytes, bytes]:
@@ -351,10 +350,10 @@ def two_sizes(count: int = 10) -> tuple[bytes, bytes]:
 def test_size_change_in_a_stream_is_reported(order: tuple[int, int]) -> None:
     parts = [two_sizes()[at] for at in order]
     sizes = [((192, 320), (160, 208))[at] for at in order]
-    wanted = [image for part in parts for _, image in decoded(part)]
+    reference = [image for part in parts for _, image in decoded(part)]
     with served(*parts, name="live.h264") as address, closing(opened_camera(address)) as source:
         source.open()
-        for number, expected in enumerate(wanted):
+        for number, expected in enumerate(reference):
             assert source.grab(10) is not None
             if number == 10:
                 with pytest.raises(SizeChanged) as caught:
@@ -366,14 +365,14 @@ def test_size_change_in_a_stream_is_reported(order: tuple[int, int]) -> None:
 def test_every_frame_of_a_stream_has_its_encoding() -> None:
     with served(*encodings(), name="live.h264") as address, closing(opened_camera(address)) as source:
         assert source.open().yuv == "bt601"
-        found = [grab.yuv for _ in range(15) if (grab := source.grab(10)) is not None]
-    assert found == [encoding for _, encoding in ENCODINGS for _ in range(5)]
+        actual = [grab.yuv for _ in range(15) if (grab := source.grab(10)) is not None]
+    assert actual == [encoding for _, encoding in ENCODINGS for _ in range(5)]
 
 
 def test_supervisor_with_gpu_buffers_delivers_every_frame() -> None:
     """A new size and a new connection start a new epoch."""
     parts = two_sizes()
-    wanted = [image for part in parts for _, image in decoded(part)]
+    reference = [image for part in parts for _, image in decoded(part)]
     with served(*parts, name="live.h264") as address:
         config = camera(address)
         slot = LatestSlot("gate", device_frame_buffer, lossless=True)
@@ -390,7 +389,7 @@ def test_supervisor_with_gpu_buffers_delivers_every_frame() -> None:
                 continue
             assert lease.frame.buffer.host is None
             epoch, index = lease.frame.meta.epoch, lease.frame.meta.index
-            np.testing.assert_array_equal(lease.frame.pixels, wanted[epoch % 2 * 10 + index])
+            np.testing.assert_array_equal(lease.frame.pixels, reference[epoch % 2 * 10 + index])
             seen.append((epoch, index))
             lease.release()
         supervisor.stop()
@@ -422,16 +421,16 @@ def test_frames_after_damage_are_whole_from_the_next_key_frame() -> None:
     """NVDEC conceals errors; frames after the next key frame must match."""
     packets = coded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES))
     packets[15] = packets[15][: len(packets[15]) // 3] + packets[15][len(packets[15]) // 2 :]
-    wanted = list(decoded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES)))
+    reference = list(decoded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES)))
     with served(*packets, name="live.h264") as address, closing(opened_camera(address)) as source:
         source.open()
-        found = [image for _, image in rest_of(source, 192, 320)]
+        actual = [image for _, image in rest_of(source, 192, 320)]
     print(
-        f"\n{len(found)} of {COUNT} frames; differences",
-        [difference(*pair) for pair in zip(found[:15], [w for _, w in wanted[:15]], strict=False)],
+        f"\n{len(actual)} of {COUNT} frames; differences",
+        [difference(*pair) for pair in zip(actual[:15], [w for _, w in reference[:15]], strict=False)],
     )
-    assert len(found) >= COUNT - 2
-    for one, (_, other) in zip(found[-10:], wanted[-10:], strict=True):
+    assert len(actual) >= COUNT - 2
+    for one, (_, other) in zip(actual[-10:], reference[-10:], strict=True):
         np.testing.assert_array_equal(one, other)
 
 

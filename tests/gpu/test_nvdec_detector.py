@@ -103,10 +103,10 @@ def test_program_finds_the_same_objects_as_with_ffmpeg(
     through = {via: run(short_clip, via, open_detector=lambda *_: NeverClosed(detector)) for via in ("nvdec", "ffmpeg")}
     assert "decoder nvdec-h264" in caplog.text
     assert log_args(caplog, "vision.runtime.builder") == []
-    found, wanted = through["nvdec"], through["ffmpeg"]
-    assert len(found) == len(wanted) == FRAMES
+    actual, expected = through["nvdec"], through["ffmpeg"]
+    assert len(actual) == len(expected) == FRAMES
     total, shares = 0, dict.fromkeys((0.98, 0.95, 0.9, 0.8), 0)
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         assert one.meta.index == other.meta.index
         assert isinstance(one.objects, Detections)
         assert isinstance(other.objects, Detections)
@@ -121,7 +121,7 @@ def test_program_finds_the_same_objects_as_with_ffmpeg(
             for least in shares:
                 shares[least] += bool(best >= least)
     print(f"\n{total} boxes over 0.45; matched at IoU", {least: f"{n / total:.3f}" for least, n in shares.items()})
-    assert total >= 2 * len(wanted)
+    assert total >= 2 * len(expected)
     assert shares[0.9] >= 0.9 * total
 
 

@@ -106,8 +106,8 @@ def world(*connections: Connection, policy: SupervisorPolicy = LIVE, sink: Recor
 
 
 def test_frames_are_committed_with_index_times_and_size() -> None:
-    one = world(Connection([Frame(0.5, clock="rtcp"), Frame(0.25)]))
-    first, second = one.sink.metas
+    camera = world(Connection([Frame(0.5, clock="rtcp"), Frame(0.25)]))
+    first, second = camera.sink.metas
     assert (first.camera_id, first.index, first.epoch, first.width_px, first.height_px) == ("gate", 0, 0, 6, 4)
     assert (first.captured_ns, first.captured_utc_ns) == (
         1_000 * SECOND + SECOND // 4 * 2,
@@ -115,18 +115,24 @@ def test_frames_are_committed_with_index_times_and_size() -> None:
     )
     assert (first.clock, second.clock) == ("rtcp", "arrival")
     assert second.index == 1
-    assert one.sink.shades == [1, 2]
-    assert one.sink.layouts == [(4, 6, "bgr")]
-    assert one.sink.ended == 1
+    assert camera.sink.shades == [1, 2]
+    assert camera.sink.layouts == [(4, 6, "bgr")]
+    assert camera.sink.ended == 1
 
 
 def test_status_reports_state_rate_and_age() -> None:
-    one = World([])
-    script: list[Step] = [Do(one.look), *[Frame(0.1) for _ in range(11)], Do(one.look), Silence(0.05), Do(one.look)]
-    one.connections = [Connection(script)]
-    before = one.supervisor.status()
-    one.run()
-    opened, streaming, later = one.seen
+    camera = World([])
+    script: list[Step] = [
+        Do(camera.look),
+        *[Frame(0.1) for _ in range(11)],
+        Do(camera.look),
+        Silence(0.05),
+        Do(camera.look),
+    ]
+    camera.connections = [Connection(script)]
+    before = camera.supervisor.status()
+    camera.run()
+    opened, streaming, later = camera.seen
     assert (before.state, before.width_px, before.last_frame_age_s, before.decoder) == ("connecting", 0, None, "")
     assert (opened.state, opened.width_px, opened.decoder, opened.clock) == ("connecting", 6, "scripted", None)
     assert streaming.state == "streaming"
@@ -135,65 +141,65 @@ def test_status_reports_state_rate_and_age() -> None:
     assert streaming.last_frame_age_s == 0.0
     assert later.last_frame_age_s == pytest.approx(0.05)
     assert (later.reconnects, later.last_error, later.next_retry_in_s, later.clock) == (0, "", None, "arrival")
-    assert one.supervisor.status().state == "ended"
+    assert camera.supervisor.status().state == "ended"
 
 
 def test_since_is_the_time_of_the_state_change() -> None:
-    one = World([])
-    one.connections = [Connection([Frame(0.5), Frame(0.5), Do(one.look)])]
-    one.run()
-    assert one.seen[0].since_ns == 1_000 * SECOND + SECOND // 2
+    camera = World([])
+    camera.connections = [Connection([Frame(0.5), Frame(0.5), Do(camera.look)])]
+    camera.run()
+    assert camera.seen[0].since_ns == 1_000 * SECOND + SECOND // 2
 
 
 # --- loss and back-off ------------------------------------------------------------------------------------------------
 
 
 def test_reconnection_starts_an_epoch_at_index_0() -> None:
-    one = world(Connection([*FRAMES[:3], Fault(SourceError("cable"))]), Connection(FRAMES[:2]))
-    assert [(meta.epoch, meta.index) for meta in one.sink.metas] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
-    assert one.sink.flushes == [DropReason.EPOCH]
-    assert [source.closed for source in one.sources] == [1, 1]
-    status = one.supervisor.status()
+    camera = world(Connection([*FRAMES[:3], Fault(SourceError("cable"))]), Connection(FRAMES[:2]))
+    assert [(meta.epoch, meta.index) for meta in camera.sink.metas] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert camera.sink.flushes == [DropReason.EPOCH]
+    assert [source.closed for source in camera.sources] == [1, 1]
+    status = camera.supervisor.status()
     assert (status.reconnects, status.epoch) == (1, 1)
 
 
 def test_status_reports_the_time_to_the_next_retry() -> None:
-    one = world(Connection([Fault(SourceError("cable"))]), Connection(FRAMES[:1]))
-    (status,) = one.seen
+    camera = world(Connection([Fault(SourceError("cable"))]), Connection(FRAMES[:1]))
+    (status,) = camera.seen
     assert status.state == "backing-off"
-    assert status.next_retry_in_s == pytest.approx(one.waits[0])
+    assert status.next_retry_in_s == pytest.approx(camera.waits[0])
     assert status.last_error == "cable"
 
 
 def test_last_error_and_its_hint_are_one_line_each() -> None:
     error = SourceError("no\nroute", hint="check\ncable")
-    one = world(Connection(open_error=error), Connection(FRAMES[:1]))
-    assert (one.seen[0].last_error, one.seen[0].last_hint) == ("no route", "check cable")
+    camera = world(Connection(open_error=error), Connection(FRAMES[:1]))
+    assert (camera.seen[0].last_error, camera.seen[0].last_hint) == ("no route", "check cable")
 
 
 def test_first_delivered_frame_clears_the_last_error() -> None:
-    one = World([])
-    recovered: list[Step] = [Do(one.look), Frame(corrupt=True), Do(one.look), Frame(), Do(one.look)]
-    one.connections = [Connection([Fault(SourceError("cable", hint="pull"))]), Connection(recovered)]
-    one.run()
-    assert [(status.last_error, status.last_hint) for status in one.seen] == [("cable", "pull")] * 3 + [("", "")]
+    camera = World([])
+    recovered: list[Step] = [Do(camera.look), Frame(corrupt=True), Do(camera.look), Frame(), Do(camera.look)]
+    camera.connections = [Connection([Fault(SourceError("cable", hint="pull"))]), Connection(recovered)]
+    camera.run()
+    assert [(status.last_error, status.last_hint) for status in camera.seen] == [("cable", "pull")] * 3 + [("", "")]
 
 
 def test_failed_attempts_start_no_epoch() -> None:
     refused = Connection(open_error=SourceError("refused"))
-    one = world(refused, refused, Connection(FRAMES[:1]))
-    assert [meta.epoch for meta in one.sink.metas] == [0]
-    assert one.supervisor.status().reconnects == 0
+    camera = world(refused, refused, Connection(FRAMES[:1]))
+    assert [meta.epoch for meta in camera.sink.metas] == [0]
+    assert camera.supervisor.status().reconnects == 0
 
 
 def test_back_off_grows_between_its_limits() -> None:
-    one = world(*[Connection(open_error=SourceError("refused")) for _ in range(40)])
-    assert len(one.waits) == 40
-    assert min(one.waits) >= 0.1
-    assert max(one.waits) <= 30.0
-    assert max(one.waits) > 20.0
-    assert max(one.waits[:2]) <= 1.0
-    assert len(set(one.waits)) > 30, "jitter"
+    camera = world(*[Connection(open_error=SourceError("refused")) for _ in range(40)])
+    assert len(camera.waits) == 40
+    assert min(camera.waits) >= 0.1
+    assert max(camera.waits) <= 30.0
+    assert max(camera.waits) > 20.0
+    assert max(camera.waits[:2]) <= 1.0
+    assert len(set(camera.waits)) > 30, "jitter"
 
 
 def test_retries_of_two_cameras_differ() -> None:
@@ -220,9 +226,9 @@ def test_back_off_is_reset_after_healthy_streaming(streamed_s: float, quick_agai
     refused = [Connection(open_error=SourceError("refused")) for _ in range(8)]
     frames: list[Step] = [Frame(0.1) for _ in range(max(1, round(streamed_s / 0.1)))]
     connections = [*refused, Connection([*frames, Fault(SourceError("cable"))]), Connection(FRAMES)]
-    one = World(connections, jitter=NoJitter()).run()
-    assert one.waits[:4] == [0.5, 1.0, 2.0, 4.0]
-    assert one.waits[-1] == (0.5 if quick_again else 30.0)
+    camera = World(connections, jitter=NoJitter()).run()
+    assert camera.waits[:4] == [0.5, 1.0, 2.0, 4.0]
+    assert camera.waits[-1] == (0.5 if quick_again else 30.0)
 
 
 def test_repeated_failures_are_logged_at_powers_of_two(caplog: pytest.LogCaptureFixture) -> None:
@@ -265,46 +271,46 @@ def test_log_announces_that_repeats_are_left_out(caplog: pytest.LogCaptureFixtur
 
 
 def test_end_of_a_finite_source_ends_the_camera() -> None:
-    one = world(Connection([*FRAMES, Fault(EndOfStream("over"))], live=False), Connection(FRAMES), policy=FINITE)
-    assert len(one.sources) == 1
-    assert one.sink.ended == 1
-    assert one.sink.flushes == [], "what waits can still be read"
-    assert one.supervisor.status().state == "ended"
+    camera = world(Connection([*FRAMES, Fault(EndOfStream("over"))], live=False), Connection(FRAMES), policy=FINITE)
+    assert len(camera.sources) == 1
+    assert camera.sink.ended == 1
+    assert camera.sink.flushes == [], "what waits can still be read"
+    assert camera.supervisor.status().state == "ended"
 
 
 def test_end_of_a_live_stream_is_a_lost_connection() -> None:
-    one = world(Connection([*FRAMES, Fault(EndOfStream("over"))]), Connection(FRAMES))
-    assert len(one.sources) == 2
-    assert one.states == ["backing-off"]
-    assert "over" in one.seen[0].last_error
+    camera = world(Connection([*FRAMES, Fault(EndOfStream("over"))]), Connection(FRAMES))
+    assert len(camera.sources) == 2
+    assert camera.states == ["backing-off"]
+    assert "over" in camera.seen[0].last_error
 
 
 @pytest.mark.parametrize("at", ["open", "grab", "sleep", "write"])
 def test_stop_ends_the_supervisor_in_every_call(at: str) -> None:
-    one = World([])
-    stop = one.supervisor.stop
-    one.connections = [Connection([Frame(), Frame()])]
+    camera = World([])
+    stop = camera.supervisor.stop
+    camera.connections = [Connection([Frame(), Frame()])]
     if at == "open":
-        one.on_make = stop
+        camera.on_make = stop
     elif at == "grab":
-        one.connections = [Connection([Frame(), Do(stop), Frame()])]
+        camera.connections = [Connection([Frame(), Do(stop), Frame()])]
     elif at == "sleep":
-        one.on_wait = stop
-        one.connections = [Connection(open_error=SourceError("refused")), Connection(FRAMES)]
+        camera.on_wait = stop
+        camera.connections = [Connection(open_error=SourceError("refused")), Connection(FRAMES)]
     else:
-        one.sink.waits, one.sink.on_wait = 3, stop
-    one.run()
-    assert one.supervisor.status().state == "ended"
-    assert one.sink.ended == 1
-    assert len(one.sink.metas) + len(one.sink.drops) == one.supervisor.status().grabbed
-    assert one.supervisor.status().last_error in ("", "refused"), "a stop is no fault"
-    assert [source.opened for source in one.sources] == ([0] if at == "open" else [1])
+        camera.sink.waits, camera.sink.on_wait = 3, stop
+    camera.run()
+    assert camera.supervisor.status().state == "ended"
+    assert camera.sink.ended == 1
+    assert len(camera.sink.metas) + len(camera.sink.drops) == camera.supervisor.status().grabbed
+    assert camera.supervisor.status().last_error in ("", "refused"), "a stop is no fault"
+    assert [source.opened for source in camera.sources] == ([0] if at == "open" else [1])
 
 
 def test_closed_sink_ends_the_supervisor() -> None:
-    one = world(Connection(FRAMES), sink=RecordingSink(closed=True))
-    assert one.sink.drops == [DropReason.STOPPED]
-    assert one.sink.ended == 1
+    camera = world(Connection(FRAMES), sink=RecordingSink(closed=True))
+    assert camera.sink.drops == [DropReason.STOPPED]
+    assert camera.sink.ended == 1
 
 
 def test_stop_ends_the_back_off() -> None:
@@ -395,85 +401,85 @@ def test_hanging_call_is_reported() -> None:
 def test_silence_timeout_follows_the_frame_rate(
     interval_s: float, read_timeout_s: float, silence_s: float, expected: str
 ) -> None:
-    one = World([], SupervisorPolicy(read_timeout_s=read_timeout_s, frozen_after_s=None))
+    camera = World([], SupervisorPolicy(read_timeout_s=read_timeout_s, frozen_after_s=None))
     frames = [Frame(interval_s) for _ in range(12)]
-    one.connections = [Connection([*frames, Silence(silence_s), Do(one.look)])]
-    one.run()
-    assert one.states == ["backing-off" if expected == "lost" else expected]
+    camera.connections = [Connection([*frames, Silence(silence_s), Do(camera.look)])]
+    camera.run()
+    assert camera.states == ["backing-off" if expected == "lost" else expected]
 
 
 def test_unknown_frame_rate_has_the_configured_timeout() -> None:
-    one = World([])
-    one.connections = [Connection([Silence(4.8), Do(one.look), Frame(), Silence(4.8), Do(one.look)])]
-    one.run()
-    assert one.states == ["connecting", "streaming"]
-    assert one.sink.shades == [1]
+    camera = World([])
+    camera.connections = [Connection([Silence(4.8), Do(camera.look), Frame(), Silence(4.8), Do(camera.look)])]
+    camera.run()
+    assert camera.states == ["connecting", "streaming"]
+    assert camera.sink.shades == [1]
 
 
 def test_new_connection_has_the_configured_timeout() -> None:
     """The settings of a camera may change between two connections."""
-    one = World([])
+    camera = World([])
     quick: list[Step] = [*[Frame() for _ in range(40)], Fault(SourceError("cable"))]
-    one.connections = [Connection(quick), Connection([Silence(4.8), Frame(), Silence(4.8), Frame()])]
-    one.run()
-    assert len(one.sink.metas) == 42
-    assert one.supervisor.status().reconnects == 1
+    camera.connections = [Connection(quick), Connection([Silence(4.8), Frame(), Silence(4.8), Frame()])]
+    camera.run()
+    assert len(camera.sink.metas) == 42
+    assert camera.supervisor.status().reconnects == 1
 
 
 def test_silent_camera_is_reconnected() -> None:
-    one = world(Connection([Silence(60)]), Connection(FRAMES[:1]))
-    assert "5.0 s" in one.seen[0].last_error
-    assert "read_timeout_s" in one.seen[0].last_hint
+    camera = world(Connection([Silence(60)]), Connection(FRAMES[:1]))
+    assert "5.0 s" in camera.seen[0].last_error
+    assert "read_timeout_s" in camera.seen[0].last_hint
 
 
 def test_initial_burst_does_not_set_the_frame_rate() -> None:
     """FFmpeg delivers at once the frames that it has read while opening."""
     burst = [Frame(0.0) for _ in range(4)]
-    one = World([], SupervisorPolicy(read_timeout_s=30.0, frozen_after_s=None))
-    one.connections = [Connection([*burst, *[Frame(10.0) for _ in range(5)]])]
-    assert one.run().supervisor.status().reconnects == 0
-    assert len(one.sink.metas) == 9
+    camera = World([], SupervisorPolicy(read_timeout_s=30.0, frozen_after_s=None))
+    camera.connections = [Connection([*burst, *[Frame(10.0) for _ in range(5)]])]
+    assert camera.run().supervisor.status().reconnects == 0
+    assert len(camera.sink.metas) == 9
 
 
 def test_blocked_camera_is_reported_as_frozen() -> None:
-    one = World([])
+    camera = World([])
 
     def hang() -> None:
-        one.clock.advance(100)  # a call that ignores its time-out
-        one.look()
+        camera.clock.advance(100)  # a call that ignores its time-out
+        camera.look()
 
-    one.connections = [Connection([*[Frame(0.04) for _ in range(10)], Do(hang), Frame()])]
-    one.run()
-    assert one.states == ["frozen"]
-    assert one.seen[0].since_ns == 1_000 * SECOND + 10 * 40_000_000
-    assert one.seen[0].last_frame_age_s == pytest.approx(100)
+    camera.connections = [Connection([*[Frame(0.04) for _ in range(10)], Do(hang), Frame()])]
+    camera.run()
+    assert camera.states == ["frozen"]
+    assert camera.seen[0].since_ns == 1_000 * SECOND + 10 * 40_000_000
+    assert camera.seen[0].last_frame_age_s == pytest.approx(100)
 
 
 def test_recording_may_be_silent() -> None:
-    one = World([], FINITE)
-    script: list[Step] = [*FRAMES, Silence(1000), Do(one.look), Frame(), Fault(EndOfStream("over"))]
-    one.connections = [Connection(script, live=False)]
-    one.run()
-    assert one.states == ["streaming"]
-    assert len(one.sink.metas) == 11
+    camera = World([], FINITE)
+    script: list[Step] = [*FRAMES, Silence(1000), Do(camera.look), Frame(), Fault(EndOfStream("over"))]
+    camera.connections = [Connection(script, live=False)]
+    camera.run()
+    assert camera.states == ["streaming"]
+    assert len(camera.sink.metas) == 11
 
 
 def test_camera_that_waits_for_its_sink_is_not_frozen() -> None:
-    one = World([])
+    camera = World([])
 
     def read_slowly() -> None:
-        one.clock.advance(1.0)
-        one.look()
+        camera.clock.advance(1.0)
+        camera.look()
 
-    one.sink.on_wait = read_slowly
+    camera.sink.on_wait = read_slowly
 
     def block() -> None:
-        one.sink.waits = 20
+        camera.sink.waits = 20
 
-    one.connections = [Connection([*FRAMES, Do(block), Frame()])]
-    one.run()
-    assert one.states == ["streaming"] * 20
-    assert len(one.sink.metas) == 11
+    camera.connections = [Connection([*FRAMES, Do(block), Frame()])]
+    camera.run()
+    assert camera.states == ["streaming"] * 20
+    assert len(camera.sink.metas) == 11
 
 
 # --- frozen frames --------------------------------------------------------------------------------------------------
@@ -485,35 +491,35 @@ def still(seconds: float, shade: int = 7, pts: bool = False) -> list[Step]:
 
 
 def test_repeated_frame_is_published_until_it_counts_as_frozen() -> None:
-    one = world(Connection([*still(30)]), Connection(FRAMES[:3]))
+    camera = world(Connection([*still(30)]), Connection(FRAMES[:3]))
     # The first one counts as a change; 10 s later it is frozen.
-    assert len(one.sink.metas) == 100 + 3
-    assert one.sink.drops == [DropReason.STALE]
-    assert one.seen[0].state == "backing-off"
-    assert "10.0 s" in one.seen[0].last_error
-    assert "frozen_after_s" in one.seen[0].last_hint
+    assert len(camera.sink.metas) == 100 + 3
+    assert camera.sink.drops == [DropReason.STALE]
+    assert camera.seen[0].state == "backing-off"
+    assert "10.0 s" in camera.seen[0].last_error
+    assert "frozen_after_s" in camera.seen[0].last_hint
 
 
 def test_frozen_camera_stays_frozen_after_reconnection() -> None:
-    one = World([])
-    one.connections = [
+    camera = World([])
+    camera.connections = [
         Connection(still(30)),
-        Connection([*still(2), Do(one.look), *still(30)]),
-        Connection([*still(1), Frame(0.1, shade=8), Do(one.look), Frame(0.1, shade=9)]),
+        Connection([*still(2), Do(camera.look), *still(30)]),
+        Connection([*still(1), Frame(0.1, shade=8), Do(camera.look), Frame(0.1, shade=9)]),
     ]
-    one.run()
-    backing_off, frozen, backing_off_again, streaming = one.seen
+    camera.run()
+    backing_off, frozen, backing_off_again, streaming = camera.seen
     assert (backing_off.state, frozen.state) == ("backing-off", "frozen")
     assert (backing_off_again.state, streaming.state) == ("backing-off", "streaming")
-    assert one.sink.shades[100:] == [8, 9], "nothing that was frozen is published again"
-    assert one.waits[1] != one.waits[0]
+    assert camera.sink.shades[100:] == [8, 9], "nothing that was frozen is published again"
+    assert camera.waits[1] != camera.waits[0]
 
 
 def test_frozen_camera_does_not_reset_the_back_off() -> None:
     policy = SupervisorPolicy(frozen_after_s=60.0)
     connections = [Connection(still(61)) for _ in range(7)]
-    one = World([*connections, Connection(FRAMES)], policy, jitter=NoJitter()).run()
-    assert one.waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+    camera = World([*connections, Connection(FRAMES)], policy, jitter=NoJitter()).run()
+    assert camera.waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
 
 
 @pytest.mark.parametrize(
@@ -535,9 +541,9 @@ def test_frozen_frame_or_frozen_time_ends_the_connection(
     name: str, steps: list[Step], live: bool, frozen_after_s: float | None, reconnects: int
 ) -> None:
     policy = SupervisorPolicy(frozen_after_s=frozen_after_s)
-    one = World([Connection(steps, live=live), Connection(FRAMES[:1], live=live)][: 1 + reconnects], policy)
-    one.run()
-    status = one.supervisor.status()
+    camera = World([Connection(steps, live=live), Connection(FRAMES[:1], live=live)][: 1 + reconnects], policy)
+    camera.run()
+    status = camera.supervisor.status()
     assert status.reconnects == reconnects
 
 
@@ -545,19 +551,19 @@ def test_frozen_frame_or_frozen_time_ends_the_connection(
 
 
 def test_new_size_starts_an_epoch_over_the_same_connection() -> None:
-    one = world(Connection([*FRAMES[:2], Frame(size=(8, 10)), Frame(), Frame(size=(4, 6))]))
-    assert len(one.sources) == 1
-    assert one.sink.layouts == [(4, 6, "bgr"), (8, 10, "bgr"), (4, 6, "bgr")]
-    assert [(meta.epoch, meta.index, meta.width_px, meta.height_px) for meta in one.sink.metas] == [
+    camera = world(Connection([*FRAMES[:2], Frame(size=(8, 10)), Frame(), Frame(size=(4, 6))]))
+    assert len(camera.sources) == 1
+    assert camera.sink.layouts == [(4, 6, "bgr"), (8, 10, "bgr"), (4, 6, "bgr")]
+    assert [(meta.epoch, meta.index, meta.width_px, meta.height_px) for meta in camera.sink.metas] == [
         (0, 0, 6, 4),
         (0, 1, 6, 4),
         (1, 0, 10, 8),
         (1, 1, 10, 8),
         (2, 0, 6, 4),
     ]
-    assert one.sink.shades == [1, 2, 3, 4, 5], "the frame with the new size is not lost"
-    assert one.supervisor.status().reconnects == 0
-    assert one.supervisor.status().width_px == 6
+    assert camera.sink.shades == [1, 2, 3, 4, 5], "the frame with the new size is not lost"
+    assert camera.supervisor.status().reconnects == 0
+    assert camera.supervisor.status().width_px == 6
 
 
 def test_frame_meta_has_the_encoding_of_the_frame() -> None:
@@ -570,8 +576,8 @@ def test_frame_meta_has_the_encoding_of_the_frame() -> None:
         Frame(yuv="bt709"),
         Frame(),
     ]
-    one = world(Connection(script, yuv="bt601-full"))
-    assert [(meta.epoch, meta.yuv) for meta in one.sink.metas] == [
+    camera = world(Connection(script, yuv="bt601-full"))
+    assert [(meta.epoch, meta.yuv) for meta in camera.sink.metas] == [
         (0, "bt601-full"),
         (0, "bt601"),
         (1, "bt709"),
@@ -579,30 +585,30 @@ def test_frame_meta_has_the_encoding_of_the_frame() -> None:
         (1, "bt709"),
         (1, "bt601-full"),
     ]
-    assert one.sink.layouts == [(4, 6, "bgr"), (8, 10, "bgr")]
+    assert camera.sink.layouts == [(4, 6, "bgr"), (8, 10, "bgr")]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 5), (4320, 7680), (16384, 2)])
 def test_allowed_sizes_are_accepted(size: tuple[int, int]) -> None:
-    one = world(Connection([Frame(), Frame()], size=size))
-    assert [(meta.height_px, meta.width_px) for meta in one.sink.metas] == [size, size]
+    camera = world(Connection([Frame(), Frame()], size=size))
+    assert [(meta.height_px, meta.width_px) for meta in camera.sink.metas] == [size, size]
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (-1, 5), (16385, 4), (4, 1_000_000)])
 def test_invalid_sizes_are_refused_before_allocation(size: tuple[int, int]) -> None:
     height_px, width_px = size
-    one = world(Connection(FRAMES, size=size), Connection(FRAMES[:1]))
-    assert f"{width_px}x{height_px}" in one.seen[0].last_error
-    one = world(Connection([Frame(), Frame(size=size)]), Connection(FRAMES[:1]))
-    assert f"{width_px}x{height_px}" in one.seen[0].last_error
-    assert len(one.sink.metas) + len(one.sink.drops) == one.supervisor.status().grabbed == 3
+    camera = world(Connection(FRAMES, size=size), Connection(FRAMES[:1]))
+    assert f"{width_px}x{height_px}" in camera.seen[0].last_error
+    camera = world(Connection([Frame(), Frame(size=size)]), Connection(FRAMES[:1]))
+    assert f"{width_px}x{height_px}" in camera.seen[0].last_error
+    assert len(camera.sink.metas) + len(camera.sink.drops) == camera.supervisor.status().grabbed == 3
 
 
 def test_size_that_the_format_does_not_allow_is_a_reconnection() -> None:
-    one = world(Connection([Frame(), Frame(size=(5, 7))], pixel_format="nv12"), Connection([Frame()], size=(5, 7)))
-    assert "nv12" in one.seen[0].last_error
-    assert "7x5" in one.seen[0].last_error
-    assert one.sink.layouts == [(4, 6, "nv12"), (5, 7, "bgr")]
+    camera = world(Connection([Frame(), Frame(size=(5, 7))], pixel_format="nv12"), Connection([Frame()], size=(5, 7)))
+    assert "nv12" in camera.seen[0].last_error
+    assert "7x5" in camera.seen[0].last_error
+    assert camera.sink.layouts == [(4, 6, "nv12"), (5, 7, "bgr")]
 
 
 def test_second_size_change_within_a_frame_is_an_error() -> None:
@@ -643,7 +649,7 @@ class SmallMemory:
         return buffer
 
     def count(self, size: tuple[int, int] | None = None) -> int:
-        return sum(size in (None, found.shape[:2]) for one in self.live if (found := one()) is not None)
+        return sum(size in (None, array.shape[:2]) for reference in self.live if (array := reference()) is not None)
 
 
 @pytest.mark.parametrize("error", [OutOfMemory, MemoryError])
@@ -653,21 +659,21 @@ def test_camera_without_memory_backs_off_and_holds_none(at: str, error: type[Exc
     memory = SmallMemory(error)
     large = [Frame(size=LARGE)] if at == "in mid-stream" else []
     size = LARGE if at == "open" else (4, 6)
-    one = World([Connection([Frame(), *large, Frame()], size=size) for _ in range(3)])
-    one.connections = [*one.connections, Connection(FRAMES)]
-    slot = LatestSlot("gate", memory, clock=one.clock)
+    camera = World([Connection([Frame(), *large, Frame()], size=size) for _ in range(3)])
+    camera.connections = [*camera.connections, Connection(FRAMES)]
+    slot = LatestSlot("gate", memory, clock=camera.clock)
     held: list[int] = []
-    one.on_wait = lambda: held.append(memory.count())
-    one.supervisor = CameraSupervisor(
-        "gate", one.make, slot, one.policy, clock=one.clock, wait=one.wait, jitter=one.jitter
+    camera.on_wait = lambda: held.append(memory.count())
+    camera.supervisor = CameraSupervisor(
+        "gate", camera.make, slot, camera.policy, clock=camera.clock, wait=camera.wait, jitter=camera.jitter
     )
     gc.disable()  # buffers go at once, and not with the next collection
     try:
-        one.run()
+        camera.run()
     finally:
         gc.enable()
-    assert one.states == ["backing-off"] * 3
-    for status in one.seen:
+    assert camera.states == ["backing-off"] * 3
+    for status in camera.seen:
         assert "60x80" in status.last_error
         assert "14.1 MiB" in status.last_error
         assert status.last_hint
@@ -677,13 +683,13 @@ def test_camera_without_memory_backs_off_and_holds_none(at: str, error: type[Exc
     lease = slot.take()
     assert lease is not None
     assert lease.frame.meta.index == len(FRAMES) - 1
-    assert one.supervisor.status().state == "ended"
+    assert camera.supervisor.status().state == "ended"
 
 
 @pytest.mark.parametrize("where", ["constructor", "open", "grab", "retrieve"])
 def test_source_without_memory_is_an_error_of_its_camera(where: str) -> None:
     error = OutOfMemory("a decoder: 80.0 MiB were asked for", hint="take a smaller model")
-    one = world(
+    camera = world(
         {
             "constructor": Connection(make_error=error),
             "open": Connection(open_error=error),
@@ -692,19 +698,19 @@ def test_source_without_memory_is_an_error_of_its_camera(where: str) -> None:
         }[where],
         Connection(FRAMES),
     )
-    assert one.states == ["backing-off"]
-    assert "80.0 MiB" in one.seen[0].last_error
-    assert one.seen[0].last_hint not in ("", error.hint)
-    assert one.sink.shades[-1] == len(FRAMES)
+    assert camera.states == ["backing-off"]
+    assert "80.0 MiB" in camera.seen[0].last_error
+    assert camera.seen[0].last_hint not in ("", error.hint)
+    assert camera.sink.shades[-1] == len(FRAMES)
 
 
 # --- damage and bugs --------------------------------------------------------------------------------------------------
 
 
 def test_corrupt_frames_are_dropped_and_not_retrieved() -> None:
-    one = world(Connection([Frame(), Frame(corrupt=True), Frame(corrupt=True), Frame()]))
-    assert [meta.index for meta in one.sink.metas] == [0, 3]
-    assert one.sink.drops == [DropReason.CORRUPT] * 2
+    camera = world(Connection([Frame(), Frame(corrupt=True), Frame(corrupt=True), Frame()]))
+    assert [meta.index for meta in camera.sink.metas] == [0, 3]
+    assert camera.sink.drops == [DropReason.CORRUPT] * 2
 
 
 @pytest.mark.parametrize("where", ["constructor", "open", "grab", "retrieve", "close"])
@@ -717,19 +723,19 @@ def test_unexpected_exception_is_an_error_of_its_camera(where: str, caplog: pyte
         "retrieve": Connection([Frame(), Frame(error=bug)]),
         "close": Connection([Frame(), Fault(SourceError("cable"))], close_error=bug),
     }[where]
-    one = world(broken, Connection(FRAMES[:1]))
-    assert one.supervisor.status().state == "ended"
-    assert one.sink.shades[-1] == 1, "the next connection was made"
+    camera = world(broken, Connection(FRAMES[:1]))
+    assert camera.supervisor.status().state == "ended"
+    assert camera.sink.shades[-1] == 1, "the next connection was made"
     assert "Traceback" in caplog.text
     ((camera_id, place, _),) = log_args(caplog, "vision.capture.session", logging.ERROR)
     assert camera_id == "gate"
     assert where in str(place)
     assert "KeyError" in caplog.text
     assert "secret" not in caplog.text
-    assert "secret" not in one.seen[0].last_error
+    assert "secret" not in camera.seen[0].last_error
     if where != "close":
-        assert "KeyError" in one.seen[0].last_error
-    assert len(one.sink.metas) + len(one.sink.drops) == one.supervisor.status().grabbed
+        assert "KeyError" in camera.seen[0].last_error
+    assert len(camera.sink.metas) + len(camera.sink.drops) == camera.supervisor.status().grabbed
 
 
 def test_device_error_ends_the_program() -> None:
@@ -737,11 +743,11 @@ def test_device_error_ends_the_program() -> None:
         def configure(self, height_px: int, width_px: int, pixel_format: str) -> None:
             raise DeviceError("the GPU does not answer")
 
-    one = World([Connection(FRAMES)], sink=Broken())
+    camera = World([Connection(FRAMES)], sink=Broken())
     with pytest.raises(DeviceError):
-        one.run()
-    assert one.sink.ended == 1
-    assert one.sources[0].closed == 1
+        camera.run()
+    assert camera.sink.ended == 1
+    assert camera.sources[0].closed == 1
 
 
 # --- accounting -------------------------------------------------------------------------------------------------------
@@ -792,17 +798,17 @@ def test_every_grabbed_frame_is_committed_or_dropped_with_a_reason(
                 lease.release()
             return super().write_buffer(timeout_s)
 
-    one = World(scripts, SupervisorPolicy(finite=finite), clock=clock)
-    one.supervisor = CameraSupervisor(
-        "gate", one.make, Reading(slot), one.policy, clock=clock, wait=one.wait, jitter=random.Random(0)
+    camera = World(scripts, SupervisorPolicy(finite=finite), clock=clock)
+    camera.supervisor = CameraSupervisor(
+        "gate", camera.make, Reading(slot), camera.policy, clock=clock, wait=camera.wait, jitter=random.Random(0)
     )
     with suppress(DeviceError):
-        one.run()
-    counts, status = slot.counts(), one.supervisor.status()
+        camera.run()
+    counts, status = slot.counts(), camera.supervisor.status()
     assert status.grabbed == counts.grabbed
     assert counts.grabbed == counts.taken + sum(counts.dropped.values()) + counts.waiting
     assert status.state == "ended"
-    assert all(source.closed == 1 for source in one.sources)
+    assert all(source.closed == 1 for source in camera.sources)
 
 
 class Shim:
@@ -864,6 +870,6 @@ def test_closed_is_not_an_error_of_the_camera() -> None:
         def configure(self, height_px: int, width_px: int, pixel_format: str) -> None:
             raise Closed("the program is stopping")
 
-    one = World([Connection(FRAMES)], sink=ClosesLater()).run()
-    assert one.supervisor.status().last_error == ""
-    assert one.supervisor.status().state == "ended"
+    camera = World([Connection(FRAMES)], sink=ClosesLater()).run()
+    assert camera.supervisor.status().last_error == ""
+    assert camera.supervisor.status().state == "ended"

@@ -46,10 +46,14 @@ def plain(*colour: int, shape: tuple[int, int, int] = (24, 16, 3)) -> NDArray[np
 
 
 def test_classifier_reports_the_mean_colour(tmp_path: Path) -> None:
-    with opened(save(tmp_path)) as one:
-        assert (one.name, one.class_names, one.exclusive) == ("paint", ("reddish", "greenish", "bluish"), True)
-        assert one.crop_shape == (24, 16, 3)
-        scores = one.classify([plain(*RED), plain(*GREEN), plain(*BLUE), plain(51, 102, 153)])
+    with opened(save(tmp_path)) as opened_classifier:
+        assert (opened_classifier.name, opened_classifier.class_names, opened_classifier.exclusive) == (
+            "paint",
+            ("reddish", "greenish", "bluish"),
+            True,
+        )
+        assert opened_classifier.crop_shape == (24, 16, 3)
+        scores = opened_classifier.classify([plain(*RED), plain(*GREEN), plain(*BLUE), plain(51, 102, 153)])
     np.testing.assert_allclose(scores, np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0.4, 0.2]]), atol=1e-5)
     assert scores.dtype == np.float32
 
@@ -57,8 +61,8 @@ def test_classifier_reports_the_mean_colour(tmp_path: Path) -> None:
 def test_channels_and_scale_follow_the_spec(tmp_path: Path) -> None:
     spread = "color: bgr, mean: [0.1, 0.2, 0.3], std: [2.0, 4.0, 5.0]"
     folder = save(tmp_path, ("height: 24,", f"height: 24, {spread},"), ("none", "sigmoid"))
-    with opened(folder) as one:
-        (scores,) = one.classify([plain(51, 102, 153)])
+    with opened(folder) as opened_classifier:
+        (scores,) = opened_classifier.classify([plain(51, 102, 153)])
     expected = (np.array([0.2, 0.4, 0.6]) - [0.1, 0.2, 0.3]) / [2, 4, 5]
     np.testing.assert_allclose(scores, 1 / (1 + np.exp(-expected)), atol=1e-5)
 
@@ -75,22 +79,22 @@ def sigmoid(values: NDArray[np.float64]) -> Any:
 def test_classifier_applies_the_activation_of_its_spec(
     tmp_path: Path, activation: Callable[[NDArray[np.float64]], Any]
 ) -> None:
-    with opened(save(tmp_path, ("none", activation.__name__), gain=100.0)) as one:
-        scores = one.classify([plain(51, 102, 153), plain(*RED)])
+    with opened(save(tmp_path, ("none", activation.__name__), gain=100.0)) as opened_classifier:
+        scores = opened_classifier.classify([plain(51, 102, 153), plain(*RED)])
     np.testing.assert_allclose(scores, activation(np.array([[60.0, 40, 20], [100, 0, 0]])), atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", ["batch", 1, 3])
 def test_classify_takes_any_number_of_crops(tmp_path: Path, batch: int | str) -> None:
     crops = [plain(0, 0, 10 * at) for at in range(7)]
-    with opened(save(tmp_path, batch=batch), max_batch=7) as one:
-        assert one.max_batch == 7
+    with opened(save(tmp_path, batch=batch), max_batch=7) as opened_classifier:
+        assert opened_classifier.max_batch == 7
         for count in (1, 2, 3, 7):
-            scores = one.classify(crops[:count])
+            scores = opened_classifier.classify(crops[:count])
             np.testing.assert_allclose(scores[:, 0], np.arange(count) * 10 / 255, atol=1e-5)
         for count in (0, 8):
             with pytest.raises(ValueError):
-                one.classify([crops[0]] * count)
+                opened_classifier.classify([crops[0]] * count)
 
 
 @pytest.mark.parametrize("pixel_format", ["bgr", "bgrx", "nv12", "i420"])
@@ -98,8 +102,8 @@ def test_crop_equals_the_section_of_the_frame(tmp_path: Path, pixel_format: Pixe
     frame = noise(pixel_format)
     whole = to_bgr(frame.pixels, pixel_format)
     out = np.zeros((24, 16, 3), np.uint8)
-    with opened(save(tmp_path)) as one:
-        one.crop(frame, (5, 7, 21, 31), out)  # as large as the model's frame: nothing is scaled
+    with opened(save(tmp_path)) as opened_classifier:
+        opened_classifier.crop(frame, (5, 7, 21, 31), out)  # as large as the model's frame: nothing is scaled
     np.testing.assert_array_equal(out, whole[7:31, 5:21])
 
 
@@ -107,8 +111,8 @@ def test_crop_equals_the_section_of_the_frame(tmp_path: Path, pixel_format: Pixe
 def test_crop_is_scaled_to_the_input_size(tmp_path: Path, box: tuple[int, int, int, int]) -> None:
     frame = scene("bgr")
     out = np.zeros((24, 16, 3), np.uint8)
-    with opened(save(tmp_path)) as one:
-        one.crop(frame, box, out)
+    with opened(save(tmp_path)) as opened_classifier:
+        opened_classifier.crop(frame, box, out)
     left, top, right, bottom = box
     part = frame.pixels[top:bottom, left:right].astype(float)
     np.testing.assert_allclose(out.mean(axis=(0, 1)), part.mean(axis=(0, 1)), atol=1.5)
@@ -119,24 +123,24 @@ def test_letterboxed_crop_keeps_its_proportions(tmp_path: Path) -> None:
     pixels[:] = RED
     frame = Frame.wrap(FrameMeta("a", 0, 0, 0, 0, 100, 100), pixels, "bgr")
     out = np.zeros((24, 16, 3), np.uint8)
-    with opened(save(tmp_path, ("height: 24,", "height: 24, fit: letterbox, fill: 7,"))) as one:
-        one.crop(frame, (0, 0, 100, 100), out)
+    with opened(save(tmp_path, ("height: 24,", "height: 24, fit: letterbox, fill: 7,"))) as opened_classifier:
+        opened_classifier.crop(frame, (0, 0, 100, 100), out)
         assert (out[4:20] == RED).all()
         assert (out[:4] == 7).all() and (out[20:] == 7).all()
-        one.crop(frame, (0, 0, 10, 100), out)
+        opened_classifier.crop(frame, (0, 0, 10, 100), out)
     assert (out[:, :6] == 7).all() and (out[:, 10:] == 7).all() and (out[:, 7:9] == RED).all()
 
 
 def test_crop_and_classify_allocate_no_buffers(tmp_path: Path) -> None:
     frame, out = scene("i420"), np.zeros((24, 16, 3), np.uint8)
-    with opened(save(tmp_path)) as one:
-        one.crop(frame, (0, 0, 640, 480), out)
-        one.classify([out])
-        before = (one._tensor.ctypes.data, one._parts._planes._memory.ctypes.data)
+    with opened(save(tmp_path)) as opened_classifier:
+        opened_classifier.crop(frame, (0, 0, 640, 480), out)
+        opened_classifier.classify([out])
+        before = (opened_classifier._tensor.ctypes.data, opened_classifier._parts._planes._memory.ctypes.data)
         for at in range(20):
-            one.crop(frame, (at, at, 100 + 5 * at, 300), out)
-            one.classify([out] * (1 + at % 8))
-        assert (one._tensor.ctypes.data, one._parts._planes._memory.ctypes.data) == before
+            opened_classifier.crop(frame, (at, at, 100 + 5 * at, 300), out)
+            opened_classifier.classify([out] * (1 + at % 8))
+        assert (opened_classifier._tensor.ctypes.data, opened_classifier._parts._planes._memory.ctypes.data) == before
 
 
 @pytest.mark.parametrize(
@@ -177,13 +181,13 @@ def test_detector_spec_is_refused_as_classifier(tmp_path: Path) -> None:
 
 
 def test_failed_and_closed_classifier_raises(tmp_path: Path) -> None:
-    with opened(save(tmp_path, fragile=True)) as one:
-        np.testing.assert_allclose(one.classify([plain(*GREEN)]), [[0, 1, 0]], atol=1e-5)
+    with opened(save(tmp_path, fragile=True)) as opened_classifier:
+        np.testing.assert_allclose(opened_classifier.classify([plain(*GREEN)]), [[0, 1, 0]], atol=1e-5)
         with pytest.raises(DeviceError):
-            one.classify([plain(*RED)])
-    one.close()
+            opened_classifier.classify([plain(*RED)])
+    opened_classifier.close()
     with pytest.raises(Closed):
-        one.classify([plain(*GREEN)])
+        opened_classifier.classify([plain(*GREEN)])
 
 
 def test_documented_spec_is_valid(tmp_path: Path) -> None:
@@ -191,9 +195,11 @@ def test_documented_spec_is_valid(tmp_path: Path) -> None:
     (example,) = re.findall(r"<!-- classifier -->\n```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "model.yaml").write_text(example)
     tiny_models.save_classifier(tmp_path / "clothes.onnx", sides=(256, 128))
-    with opened(tmp_path) as one:
-        assert one.crop_shape == (256, 128, 3)
-        np.testing.assert_allclose(one.classify([plain(1, 2, 3, shape=one.crop_shape)]).sum(), 1.0, atol=1e-5)
+    with opened(tmp_path) as opened_classifier:
+        assert opened_classifier.crop_shape == (256, 128, 3)
+        np.testing.assert_allclose(
+            opened_classifier.classify([plain(1, 2, 3, shape=opened_classifier.crop_shape)]).sum(), 1.0, atol=1e-5
+        )
 
 
 def test_vision_models_lists_classifiers(tmp_path: Path) -> None:

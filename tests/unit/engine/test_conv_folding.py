@@ -91,38 +91,38 @@ def network(
 
 def with_branch(reads: str, *, inside: str = "r") -> onnx.ModelProto:
     """Return the network with a branch that reads a tensor from outside."""
-    found = network()
+    onnx_model = network()
     branch = helper.make_graph([helper.make_node("Relu", [reads], [inside])], "branch", [], [value(inside, None)])
-    found.graph.node.append(helper.make_node("If", ["yes"], ["y2"], then_branch=branch, else_branch=branch))
-    found.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
-    found.graph.output.append(value("y2", ("batch", "c", "y", "x")))
-    return found
+    onnx_model.graph.node.append(helper.make_node("If", ["yes"], ["y2"], then_branch=branch, else_branch=branch))
+    onnx_model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    onnx_model.graph.output.append(value("y2", ("batch", "c", "y", "x")))
+    return onnx_model
 
 
 def giving(name: str, shape: Sequence[int | str]) -> onnx.ModelProto:
     """Return the network with one more output."""
-    found = network()
-    found.graph.output.append(value(name, shape))
-    return found
+    onnx_model = network()
+    onnx_model.graph.output.append(value(name, shape))
+    return onnx_model
 
 
-def outputs_of(found: onnx.ModelProto, frames: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+def outputs_of(onnx_model: onnx.ModelProto, frames: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(found.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(onnx_model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return [np.asarray(each) for each in session.run(None, {"images": frames})]
 
 
-def shapes_of(found: onnx.ModelProto, names: Sequence[str]) -> list[list[str | int]]:
-    graph = onnx.shape_inference.infer_shapes(found, strict_mode=True).graph
+def shapes_of(onnx_model: onnx.ModelProto, names: Sequence[str]) -> list[list[str | int]]:
+    graph = onnx.shape_inference.infer_shapes(onnx_model, strict_mode=True).graph
     infos = {each.name: each.type.tensor_type.shape.dim for each in (*graph.value_info, *graph.output)}
     return [[side.dim_value if side.HasField("dim_value") else "open" for side in infos[name]] for name in names]
 
 
-def kernels_of(found: onnx.ModelProto) -> dict[str, list[int]]:
+def kernels_of(onnx_model: onnx.ModelProto) -> dict[str, list[int]]:
     """Shapes of the convolutions' weights."""
-    shapes = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
-    return {node.name: shapes[node.input[1]] for node in found.graph.node if node.op_type == "Conv"}
+    shapes = {tensor.name: list(tensor.dims) for tensor in onnx_model.graph.initializer}
+    return {node.name: shapes[node.input[1]] for node in onnx_model.graph.node if node.op_type == "Conv"}
 
 
 def copy_of(original: onnx.ModelProto) -> onnx.ModelProto:
@@ -131,11 +131,11 @@ def copy_of(original: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def fold(found: onnx.ModelProto) -> tuple[str, ...]:
+def fold(onnx_model: onnx.ModelProto) -> tuple[str, ...]:
     """Fold in place."""
-    loaded = ir.from_proto(found)
+    loaded = ir.from_proto(onnx_model)
     folded = fold_narrow_convolutions(loaded)
-    found.CopyFrom(ir.to_proto(loaded))
+    onnx_model.CopyFrom(ir.to_proto(loaded))
     return folded
 
 
@@ -149,9 +149,9 @@ def check_fold(
     tensors = [node.output[0] for node in original.graph.node if node.op_type != "Constant"]
     assert shapes_of(folded, tensors) == shapes_of(original, tensors)
     frames = np.random.default_rng(1).normal(size=(batch, *size)).astype(np.float32)
-    for found, right in zip(outputs_of(folded, frames), outputs_of(original, frames), strict=True):
-        assert found.shape == right.shape
-        assert np.max(np.abs(found - right)) <= 1e-5 * np.max(np.abs(right))
+    for actual, right in zip(outputs_of(folded, frames), outputs_of(original, frames), strict=True):
+        assert actual.shape == right.shape
+        assert np.max(np.abs(actual - right)) <= 1e-5 * np.max(np.abs(right))
     return folded
 
 
@@ -287,8 +287,8 @@ def test_shared_weights_are_removed_only_if_every_user_is_folded(second: str, fo
         helper.make_node(second, ["a2"], ["z2"]),
         helper.make_node("Concat", ["z", "z2"], ["y"], axis=1),
     ]
-    found = check_fold(network(joined=joined), folded)
-    assert ({"w", "b"} <= {tensor.name for tensor in found.graph.initializer}) is kept
+    onnx_model = check_fold(network(joined=joined), folded)
+    assert ({"w", "b"} <= {tensor.name for tensor in onnx_model.graph.initializer}) is kept
 
 
 def test_weights_may_be_constant_nodes() -> None:
@@ -323,36 +323,36 @@ def then(kind: str, *more: str, **attributes: Any) -> list[NodeProto]:
 
 def as_input(name: str) -> onnx.ModelProto:
     """Return the network with a constant that may be replaced at run time."""
-    found = network(ACTIVATED["one slope"])
-    dims = next(tensor.dims for tensor in found.graph.initializer if tensor.name == name)
-    found.graph.input.append(value(name, dims))
-    return found
+    onnx_model = network(ACTIVATED["one slope"])
+    dims = next(tensor.dims for tensor in onnx_model.graph.initializer if tensor.name == name)
+    onnx_model.graph.input.append(value(name, dims))
+    return onnx_model
 
 
 def computed(name: str) -> onnx.ModelProto:
     """Return the network with a parameter that a node computes."""
-    found = network(ACTIVATED["one slope"])
-    for node in found.graph.node:
+    onnx_model = network(ACTIVATED["one slope"])
+    for node in onnx_model.graph.node:
         for index, read in enumerate(node.input):
             if read == name:
                 node.input[index] = "computed"
-    found.graph.node.insert(0, helper.make_node("Identity", [name], ["computed"]))
-    return found
+    onnx_model.graph.node.insert(0, helper.make_node("Identity", [name], ["computed"]))
+    return onnx_model
 
 
 def in_another_file(name: str) -> onnx.ModelProto:
-    found = network()
-    tensor = next(tensor for tensor in found.graph.initializer if tensor.name == name)
+    onnx_model = network()
+    tensor = next(tensor for tensor in onnx_model.graph.initializer if tensor.name == name)
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="weights.bin")
-    return found
+    return onnx_model
 
 
 def of_another_domain(node: int) -> onnx.ModelProto:
-    found = network()
-    found.graph.node[node].domain = "elsewhere"
-    return found
+    onnx_model = network()
+    onnx_model.graph.node[node].domain = "elsewhere"
+    return onnx_model
 
 
 BESIDE = [helper.make_node("Concat", ["z", "a"], ["y"], axis=1)]
@@ -416,10 +416,10 @@ def test_unsuitable_convolution_is_unchanged(case: str) -> None:
     ids=["quantised", "operator of a domain that is not imported"],
 )
 def test_unsuitable_model_is_unchanged(beside: list[NodeProto]) -> None:
-    found = network()
-    found.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "scale"))
-    found.graph.node.extend(beside)
-    assert fold(found) == ()
+    onnx_model = network()
+    onnx_model.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "scale"))
+    onnx_model.graph.node.extend(beside)
+    assert fold(onnx_model) == ()
 
 
 # ------------------------------------------------------------------------------------------------ the shipped model
@@ -445,8 +445,8 @@ def test_folded_model_in_float16_gives_the_same_results() -> None:
     assert fold(folded)
     half = rewrite_onnx(folded.SerializeToString(), "fp16", keep_inputs=True, keep_outputs=True)
     frames = np.random.default_rng(2).normal(size=(1, 32, 8, 32)).astype(np.float32)
-    (found,), (right,) = (outputs_of(each, frames) for each in (onnx.load_model_from_string(half), original))
-    assert np.max(np.abs(found - right)) < 5e-3 * np.max(np.abs(right))
+    (actual,), (right,) = (outputs_of(each, frames) for each in (onnx.load_model_from_string(half), original))
+    assert np.max(np.abs(actual - right)) < 5e-3 * np.max(np.abs(right))
 
 
 # ------------------------------------------------------------------------------------------------ engines
@@ -489,11 +489,13 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def build(found: bytes, messages: list[str], *, folded: bool, **of: Any) -> list[tuple[str, str]]:
+def build(onnx_model: bytes, messages: list[str], *, folded: bool, **of: Any) -> list[tuple[str, str]]:
     """Name and kind of every kernel of an engine."""
     messages.clear()
     chosen = BuildPlan("fp16", 4, half_input=True, folded=folded)
-    built = build_engine(found, spec(size=64, **of), chosen, GpuDescription("NVIDIA L4", (8, 9)), BuildOptions(True))
+    built = build_engine(
+        onnx_model, spec(size=64, **of), chosen, GpuDescription("NVIDIA L4", (8, 9)), BuildOptions(True)
+    )
     assert len(built.plan) > 10_000
     text = "\n".join(messages)
     return re.findall(r"^Name: (\S+?),? .*?LayerType: (\w+),", text[text.rindex("Layers:") :], re.MULTILINE)
@@ -502,8 +504,8 @@ def build(found: bytes, messages: list[str], *, folded: bool, **of: Any) -> list
 @needs_rtx
 @pytest.mark.parametrize("activation", ["LeakyRelu", "SiLU"])
 def test_unfolding_is_part_of_the_kernel_for_the_activation(activation: str, messages: list[str]) -> None:
-    found = stage(activation)
-    before, after = (build(found, messages, folded=folded) for folded in (False, True))
+    onnx_model = stage(activation)
+    before, after = (build(onnx_model, messages, folded=folded) for folded in (False, True))
     assert Counter(kind for _, kind in after) == Counter(kind for _, kind in before)
     assert Counter(kind for _, kind in after)["correlation"] == 4
     transposing = [name for name, kind in after if "Tran" in name and kind == "kgen"]

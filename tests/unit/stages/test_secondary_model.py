@@ -71,10 +71,10 @@ class Grey:
 @contextmanager
 def stage(classifier: Grey, *, lossless: bool = True, **config: Any) -> Iterator[CascadeStage]:
     given = CascadeConfig.model_validate({"model": "m", "min_size_px": 4} | config)
-    with closing(CascadeStage(classifier, given, CLASSES, lossless=lossless)) as one:
-        yield one
+    with closing(CascadeStage(classifier, given, CLASSES, lossless=lossless)) as cascade_stage:
+        yield cascade_stage
     assert classifier.closed
-    assert not one._worker._thread.is_alive()
+    assert not cascade_stage._worker._thread.is_alive()
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,17 @@ def image(*things: Thing, time_s: float = 0, camera: str = "gate", epoch: int = 
     return Result(meta, tracks, Timing(at_ns, at_ns, at_ns)), Frame.wrap(meta, pixels, "bgr")
 
 
-def look(one: CascadeStage, *things: Thing, **where: Any) -> dict[int, list[str]]:
-    after = one.with_frame(*image(*things, **where))
+def look(cascade_stage: CascadeStage, *things: Thing, **where: Any) -> dict[int, list[str]]:
+    after = cascade_stage.with_frame(*image(*things, **where))
     return {track_id: [found.class_name for found in attributes] for track_id, attributes in after.attributes.items()}
 
 
 def test_each_object_gets_its_own_attributes() -> None:
     grey = Grey()
-    with stage(grey) as one:
+    with stage(grey) as cascade_stage:
         first = Thing(1), Thing(2, (40, 5, 60, 45), level=200)
-        assert look(one, *first) == {1: ["dark"], 2: ["light"]}
-        after = one.with_frame(*image(first[0], time_s=1))
+        assert look(cascade_stage, *first) == {1: ["dark"], 2: ["light"]}
+        after = cascade_stage.with_frame(*image(first[0], time_s=1))
     (found,) = after.attributes[1]
     assert (found.model, found.class_name, found.seen_ns) == ("grey", "dark", 100 * S)
     assert found.score == pytest.approx(0.9)
@@ -121,46 +121,46 @@ def test_each_object_gets_its_own_attributes() -> None:
 
 
 def test_crops_of_gpu_frames_are_copied() -> None:
-    with stage(Grey()) as one:
+    with stage(Grey()) as cascade_stage:
         result, frame = image(Thing(1, level=200))
-        after = one.with_frame(result, frame_on_device(frame))
+        after = cascade_stage.with_frame(result, frame_on_device(frame))
     assert [found.class_name for found in after.attributes[1]] == ["light"]
 
 
 def test_object_is_classified_once_and_again_on_schedule() -> None:
     grey = Grey()
-    with stage(grey, refresh_s=5.0) as one:
+    with stage(grey, refresh_s=5.0) as cascade_stage:
         for at in range(50):
-            look(one, Thing(1, level=20 if at < 42 else 200), time_s=at / 10)
+            look(cascade_stage, Thing(1, level=20 if at < 42 else 200), time_s=at / 10)
         assert grey.batches == [1]
-        assert look(one, Thing(1, level=200), time_s=5.0) == {1: ["light"]}
+        assert look(cascade_stage, Thing(1, level=200), time_s=5.0) == {1: ["light"]}
         assert grey.batches == [1, 1]
 
 
 def test_object_is_classified_once_if_refresh_is_null() -> None:
     grey = Grey()
-    with stage(grey, refresh_s=None) as one:
+    with stage(grey, refresh_s=None) as cascade_stage:
         for at in range(100):
-            look(one, Thing(1), time_s=100.0 * at if at < 2 else 100 + at)
+            look(cascade_stage, Thing(1), time_s=100.0 * at if at < 2 else 100 + at)
         assert grey.batches in ([1], [1, 1])  # after a pause of 100 s it is forgotten, and a new object
 
 
 def test_unsure_result_is_repeated_soon_and_keeps_attributes() -> None:
     grey = Grey()
-    with stage(grey, refresh_s=5.0) as one:
-        assert look(one, Thing(1, level=125)) == {}
-        assert look(one, Thing(1, level=20), time_s=0.9) == {}
-        assert look(one, Thing(1, level=20), time_s=1.0) == {1: ["dark"]}
-        assert look(one, Thing(1, level=125), time_s=6.0) == {1: ["dark"]}
-        assert look(one, Thing(1, level=200), time_s=7.0) == {1: ["light"]}
+    with stage(grey, refresh_s=5.0) as cascade_stage:
+        assert look(cascade_stage, Thing(1, level=125)) == {}
+        assert look(cascade_stage, Thing(1, level=20), time_s=0.9) == {}
+        assert look(cascade_stage, Thing(1, level=20), time_s=1.0) == {1: ["dark"]}
+        assert look(cascade_stage, Thing(1, level=125), time_s=6.0) == {1: ["dark"]}
+        assert look(cascade_stage, Thing(1, level=200), time_s=7.0) == {1: ["light"]}
 
 
 def test_multi_label_model_can_give_no_attribute() -> None:
     grey = Grey(exclusive=False)
-    with stage(grey, refresh_s=5.0) as one:
-        assert look(one, Thing(1, level=20)) == {1: ["dark"]}
-        assert look(one, Thing(1, level=125), time_s=5) == {}
-        assert look(one, Thing(1, level=20), time_s=6) == {}
+    with stage(grey, refresh_s=5.0) as cascade_stage:
+        assert look(cascade_stage, Thing(1, level=20)) == {1: ["dark"]}
+        assert look(cascade_stage, Thing(1, level=125), time_s=5) == {}
+        assert look(cascade_stage, Thing(1, level=20), time_s=6) == {}
 
 
 @dataclass
@@ -171,10 +171,10 @@ class Both(Grey):
 
 @pytest.mark.parametrize(("exclusive", "expected"), [(True, ["light"]), (False, ["light", "dark"])])
 def test_exclusive_model_gives_one_attribute_and_others_many(exclusive: bool, expected: list[str]) -> None:
-    with stage(Both(exclusive=exclusive), score_threshold=0.6) as one:
-        assert look(one, Thing(1)) == {1: expected}
-    with stage(Both(exclusive=exclusive), score_threshold=0.81) as one:
-        assert look(one, Thing(1)) == {}
+    with stage(Both(exclusive=exclusive), score_threshold=0.6) as cascade_stage:
+        assert look(cascade_stage, Thing(1)) == {1: expected}
+    with stage(Both(exclusive=exclusive), score_threshold=0.81) as cascade_stage:
+        assert look(cascade_stage, Thing(1)) == {}
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_exclusive_model_gives_one_attribute_and_others_many(exclusive: bool, ex
 )
 def test_only_large_objects_of_the_classes_are_classified(thing: Thing, config: dict[str, Any], expected: bool) -> None:
     grey = Grey()
-    with stage(grey, **config) as one:
-        look(one, thing)
+    with stage(grey, **config) as cascade_stage:
+        look(cascade_stage, thing)
     assert bool(grey.boxes) is expected
 
 
@@ -210,134 +210,134 @@ def test_only_large_objects_of_the_classes_are_classified(thing: Thing, config: 
 )
 def test_crop_has_the_configured_margin(box: tuple[float, ...], margin: float, expected: Box) -> None:
     grey = Grey()
-    with stage(grey, margin=margin) as one:
-        look(one, Thing(1, box))  # type: ignore[arg-type]
+    with stage(grey, margin=margin) as cascade_stage:
+        look(cascade_stage, Thing(1, box))  # type: ignore[arg-type]
     assert grey.boxes == [expected]
 
 
 def test_batches_contain_crops_of_several_cameras() -> None:
     grey = Grey(go=threading.Event(), max_batch=8)
-    with stage(grey, lossless=False) as one:
-        look(one, Thing(1), camera="first")  # the worker is busy with it
-        wait_until(one._worker._jobs.empty, "the first one is taken")
+    with stage(grey, lossless=False) as cascade_stage:
+        look(cascade_stage, Thing(1), camera="first")  # the worker is busy with it
+        wait_until(cascade_stage._worker._jobs.empty, "the first one is taken")
         for at, camera in enumerate(("gate", "yard", "lane")):
-            look(one, Thing(10 + at), Thing(20 + at, (40, 5, 60, 45), level=200), camera=camera)
+            look(cascade_stage, Thing(10 + at), Thing(20 + at, (40, 5, 60, 45), level=200), camera=camera)
         assert grey.go is not None
         grey.go.set()
-        wait_until(lambda: one.counters()["cascade.looked"] == 7, "all were looked at")
+        wait_until(lambda: cascade_stage.counters()["cascade.looked"] == 7, "all were looked at")
         assert grey.batches == [1, 6]
-        assert look(one, Thing(11), camera="yard") == {11: ["dark"]}
-        assert look(one, Thing(11), camera="gate") == {}  # ids of another camera mean nothing here
+        assert look(cascade_stage, Thing(11), camera="yard") == {11: ["dark"]}
+        assert look(cascade_stage, Thing(11), camera="gate") == {}  # ids of another camera mean nothing here
 
 
 def test_full_queue_skips_objects_and_tries_again() -> None:
     grey = Grey(go=threading.Event(), max_batch=2)
     things = [Thing(at, (3 * at, 0, 3 * at + 4, 10), level=20) for at in range(10)]
-    with stage(grey, lossless=False, queue=3) as one:
-        assert look(one, *things) == {}
-        assert one.counters() == {"cascade.looked": 0, "cascade.skipped": 5, "cascade.waiting": 5}
-        look(one, *things, time_s=0.1)
-        assert one.counters()["cascade.skipped"] == 10
+    with stage(grey, lossless=False, queue=3) as cascade_stage:
+        assert look(cascade_stage, *things) == {}
+        assert cascade_stage.counters() == {"cascade.looked": 0, "cascade.skipped": 5, "cascade.waiting": 5}
+        look(cascade_stage, *things, time_s=0.1)
+        assert cascade_stage.counters()["cascade.skipped"] == 10
         assert grey.go is not None
         grey.go.set()
-        wait_until(lambda: one.counters()["cascade.waiting"] == 0, "there is room")
-        look(one, *things, time_s=0.2)
-        wait_until(lambda: one.counters()["cascade.looked"] == 10, "the others had their turn")
-        assert sorted(look(one, *things, time_s=0.3)) == list(range(10))
+        wait_until(lambda: cascade_stage.counters()["cascade.waiting"] == 0, "there is room")
+        look(cascade_stage, *things, time_s=0.2)
+        wait_until(lambda: cascade_stage.counters()["cascade.looked"] == 10, "the others had their turn")
+        assert sorted(look(cascade_stage, *things, time_s=0.3)) == list(range(10))
         assert max(grey.batches) == 2
 
 
 def test_longest_waiting_objects_are_classified_first() -> None:
     grey = Grey()
     things = [Thing(at, (3 * at, 0, 3 * at + 4, 10)) for at in range(6)]
-    with stage(grey, refresh_s=1.0) as one:
+    with stage(grey, refresh_s=1.0) as cascade_stage:
         for at, thing in enumerate(things[:4]):
-            look(one, thing, time_s=at / 10)
+            look(cascade_stage, thing, time_s=at / 10)
         grey.boxes.clear()
-        look(one, *reversed(things), time_s=5)
+        look(cascade_stage, *reversed(things), time_s=5)
         assert [left // 3 for left, *_ in grey.boxes] == [5, 4, 0, 1, 2, 3]
 
 
 def test_new_epoch_and_long_absence_forget_objects() -> None:
     grey = Grey()
-    with stage(grey) as one:
-        look(one, Thing(1))
-        assert look(one, Thing(1, level=125), epoch=1, time_s=0.1) == {}
-        look(one, Thing(2, level=200), epoch=1, time_s=0.2)
-        look(one, epoch=1, time_s=10.0)
-        assert len(one._cameras["gate"][1]) == 2
-        look(one, epoch=1, time_s=10.3)
-        assert len(one._cameras["gate"][1]) == 0
+    with stage(grey) as cascade_stage:
+        look(cascade_stage, Thing(1))
+        assert look(cascade_stage, Thing(1, level=125), epoch=1, time_s=0.1) == {}
+        look(cascade_stage, Thing(2, level=200), epoch=1, time_s=0.2)
+        look(cascade_stage, epoch=1, time_s=10.0)
+        assert len(cascade_stage._cameras["gate"][1]) == 2
+        look(cascade_stage, epoch=1, time_s=10.3)
+        assert len(cascade_stage._cameras["gate"][1]) == 0
 
 
 def test_object_that_becomes_small_keeps_its_attributes() -> None:
-    with stage(Grey()) as one:
-        look(one, Thing(1))
+    with stage(Grey()) as cascade_stage:
+        look(cascade_stage, Thing(1))
         for at in range(1, 100):
-            found = look(one, Thing(1, (10, 10, 12, 12)), time_s=at)
+            found = look(cascade_stage, Thing(1, (10, 10, 12, 12)), time_s=at)
         assert found == {1: ["dark"]}
 
 
 @pytest.mark.integration
 def test_number_of_object_states_is_bounded() -> None:
-    with stage(Grey()) as one:
+    with stage(Grey()) as cascade_stage:
         for at in range(3000):
-            look(one, Thing(at), time_s=at / 10)
-        assert len(one._cameras["gate"][1]) <= 102
+            look(cascade_stage, Thing(at), time_s=at / 10)
+        assert len(cascade_stage._cameras["gate"][1]) <= 102
 
 
 def test_backward_clock_jump_does_not_stop_classification() -> None:
     grey = Grey()
-    with stage(grey, refresh_s=5.0) as one:
+    with stage(grey, refresh_s=5.0) as cascade_stage:
         for at in range(10):
-            look(one, Thing(1), Thing(100 + at), time_s=at)
+            look(cascade_stage, Thing(1), Thing(100 + at), time_s=at)
         count = len(grey.batches)
         for at in range(12):
-            look(one, Thing(1), time_s=at - 90)
+            look(cascade_stage, Thing(1), time_s=at - 90)
         assert len(grey.batches) == count + 3  # at once, and after 5 and 10 s
-        assert len(one._cameras["gate"][1]) == 1
+        assert len(cascade_stage._cameras["gate"][1]) == 1
 
 
 def test_attributes_of_an_earlier_cascade_are_kept() -> None:
     before, frame = image(Thing(1))
     before = replace(before, attributes={1: (Attribute("first", "x", 1.0, 0),), 9: ()})
-    with stage(Grey()) as one:
-        after = one.with_frame(before, frame)
+    with stage(Grey()) as cascade_stage:
+        after = cascade_stage.with_frame(before, frame)
     assert [found.model for found in after.attributes[1]] == ["first", "grey"]
 
 
 def test_cascade_refuses_detections() -> None:
     result, frame = image()
-    with stage(Grey()) as one, pytest.raises(TypeError):
-        one.with_frame(replace(result, objects=Detections.empty()), frame)
+    with stage(Grey()) as cascade_stage, pytest.raises(TypeError):
+        cascade_stage.with_frame(replace(result, objects=Detections.empty()), frame)
 
 
 @pytest.mark.parametrize("lossless", [True, False])
 def test_failing_model_raises_and_blocks_nothing(lossless: bool) -> None:
     grey = Grey(fails=True)
-    with stage(grey, lossless=lossless, queue=1) as one:
+    with stage(grey, lossless=lossless, queue=1) as cascade_stage:
         with pytest.raises(DeviceError):
             for at in range(1000):
-                look(one, Thing(at))
-                wait_until(lambda: one.counters()["cascade.waiting"] == 0, "the worker goes on")
-        wait_until(lambda: one._worker._free.qsize() == 1 + grey.max_batch, "no array is lost")
+                look(cascade_stage, Thing(at))
+                wait_until(lambda: cascade_stage.counters()["cascade.waiting"] == 0, "the worker goes on")
+        wait_until(lambda: cascade_stage._worker._free.qsize() == 1 + grey.max_batch, "no array is lost")
 
 
 def test_close_waits_for_one_batch_only() -> None:
     grey = Grey(go=threading.Event(), max_batch=1)
-    with stage(grey, lossless=False) as one:
-        look(one, *(Thing(at) for at in range(9)))
+    with stage(grey, lossless=False) as cascade_stage:
+        look(cascade_stage, *(Thing(at) for at in range(9)))
         assert grey.go is not None
         threading.Timer(0.1, grey.go.set).start()
-        one.close()
+        cascade_stage.close()
     assert len(grey.batches) <= 2
 
 
 def test_crop_arrays_are_reused_and_frames_are_released() -> None:
     grey = Grey()
     kept: list[weakref.ref[Any]] = []
-    with stage(grey, refresh_s=0.001, queue=4) as one:
-        free = one._worker._free
+    with stage(grey, refresh_s=0.001, queue=4) as cascade_stage:
+        free = cascade_stage._worker._free
         crops = [free.get() for _ in range(4 + grey.max_batch)]
         addresses = {crop.ctypes.data for crop in crops}
         for crop in crops:
@@ -345,7 +345,7 @@ def test_crop_arrays_are_reused_and_frames_are_released() -> None:
         for at in range(50):
             result, frame = image(Thing(at % 3), time_s=at)
             kept.append(weakref.ref(frame.pixels))
-            one.with_frame(result, frame)
+            cascade_stage.with_frame(result, frame)
             del result, frame
         crops = [free.get() for _ in range(4 + grey.max_batch)]
         assert {crop.ctypes.data for crop in crops} == addresses
@@ -407,7 +407,12 @@ def test_offline_runs_are_repeatable(tmp_path: Path) -> None:
         with built(tmp_path, ["synthetic:320x240@20?frames=40&seed=5&objects=4"], offline=True) as (runtime, sink):
             runtime.run(threading.Event())
         results = sink.results["camera-0"]
-        said.append([sorted(one.class_name for found in r.attributes.values() for one in found) for r in results])
+        said.append(
+            [
+                sorted(attribute.class_name for attributes in r.attributes.values() for attribute in attributes)
+                for r in results
+            ]
+        )
     assert said[0] == said[1]
     assert any(said[0])
 
