@@ -28,14 +28,14 @@ Anchor: TypeAlias = Literal["bottom-center", "center", "top-center", "center-lef
 _Coordinate = Annotated[float, Field(ge=0, le=16384)]
 _Metre = Annotated[float, Field(ge=-10_000, le=10_000)]
 Point: TypeAlias = Annotated[tuple[_Coordinate, _Coordinate], Field(title="points [x, y]")]
-Metres: TypeAlias = Annotated[tuple[_Metre, _Metre], Field(title="points [x, y] in metres")]
+Metres: TypeAlias = Annotated[tuple[_Metre, _Metre], Field(title="points [x, y] in meters")]
 Units: TypeAlias = Literal["pixels", "fraction", "percent"]
 
 
 def check_line(points: tuple[Point, Point]) -> tuple[Point, Point]:
     """Return the points of a line if they differ; otherwise raise InvalidValue."""
     if points[0] == points[1]:
-        raise InvalidValue("no-length", "two different points", "a line of no length cannot be crossed")
+        raise InvalidValue("no-length", "two different points", "a line without length cannot be crossed")
     return points
 
 
@@ -45,13 +45,13 @@ def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
     The computation is exact for the decimals as written, so that 0.1, 0.2 and 0.3 are evenly spaced.
 
     Raises:
-        InvalidValue: A point twice, no area, or sides that touch or cross other than at their common corner.
+        InvalidValue: A point is repeated, the area is zero, or sides meet other than at their common corner.
     """
     corners = _whole_numbers(polygon)
     if corners[0] == corners[-1]:
         raise InvalidValue("closed-polygon", "a first and a last point that differ", "a polygon closes by itself")
     if len(set(corners)) < len(corners):
-        raise InvalidValue("repeated-point", "a polygon that visits no point twice")
+        raise InvalidValue("repeated-point", "a polygon without repeated points")
     if len(corners) == 3 and _turn(*corners) == 0:
         raise InvalidValue("no-area", "a polygon that encloses an area", "its points lie on one line")
     if crossing := _crossing_sides(corners):
@@ -72,9 +72,9 @@ class LineConfig(ConfigSection):
     direction: Literal["in", "out", "both"] = "both"
     """Crossings to report; in: from left to right, seen from the first point towards the second."""
     classes: ClassNames | None = None
-    """Classes that count; all published classes if absent."""
+    """Classes to count; all published classes if absent."""
     anchor: Anchor = "bottom-center"
-    """Point of an object's box that crosses."""
+    """Point of an object's box that crosses the line."""
 
 
 class ZoneConfig(ConfigSection):
@@ -85,7 +85,7 @@ class ZoneConfig(ConfigSection):
     polygon: Annotated[tuple[Point, ...], Field(min_length=3, max_length=100), AfterValidator(check_polygon)]
     """[[x, y], ...] in the camera's units, in order around the area; the last is joined to the first."""
     crowd_threshold: int | None = Field(default=None, ge=0, le=10_000)
-    """Crowded with more objects than this number; never if absent."""
+    """Number of objects above which the zone is crowded; never if absent."""
     crowded_for_s: float = Field(default=0.0, ge=0, le=86_400)
     """Seconds above the threshold before crowded begins, and at or below it before crowded ends."""
     dwell_s: Day | None = None
@@ -97,12 +97,12 @@ class ZoneConfig(ConfigSection):
 
 
 def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
-    """Return four points in order around a convex area, in the frame or in metres; otherwise raise InvalidValue."""
+    """Return four points in order around a convex area, in the frame or in meters; otherwise raise InvalidValue."""
     exact = _whole_numbers(corners)
     turns = {_turn(exact[index - 2], exact[index - 1], exact[index]) for index in range(len(exact))}
     if turns not in ({1}, {-1}) or _crossing_sides(exact) is not None:
         expected = "4 points in order around a convex area"
-        raise InvalidValue("not-convex", expected, "no three of them may lie on one line")
+        raise InvalidValue("not-convex", expected, "no three of them can be on one line")
     return corners
 
 
@@ -112,7 +112,7 @@ class GroundConfig(ConfigSection):
     points: Annotated[tuple[Point, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)]
     """[[x, y], ...] of 4 points on the ground, in the camera's units, in order around an area."""
     metres: Annotated[tuple[Metres, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)]
-    """[[x, y], ...] of the same 4 points on the ground, metres from any origin."""
+    """[[x, y], ...] of the same 4 points on the ground, in meters from any origin."""
 
 
 class CameraAnalytics(ConfigSection):
@@ -143,7 +143,7 @@ _Corner: TypeAlias = tuple[int, int]
 
 
 def _whole_numbers(polygon: Sequence[Point]) -> list[_Corner]:
-    """Scale the points so that every decimal is a whole number: exact, and faster than fractions."""
+    """Scale the points so that every decimal is a whole number, which is exact and faster than fractions."""
     exact = [(Fraction(str(x)), Fraction(str(y))) for x, y in polygon]
     scale = lcm(*(value.denominator for point in exact for value in point))
     return [(int(x * scale), int(y * scale)) for x, y in exact]

@@ -39,7 +39,7 @@ class EngineConfig(ConfigSection):
     """Build options of a TensorRT engine."""
 
     optimization_level: int | None = Field(default=None, ge=0, le=5)
-    """0: builds fast, to 5: runs fast; TensorRT's default if absent."""
+    """0 (short build) to 5 (fast engine); TensorRT's default if absent."""
     workspace_mib: int | None = Field(default=None, ge=1, le=1_000_000)
     """Maximum scratch memory of a layer, MiB; no limit if absent."""
     dla_core: int | None = Field(default=None, ge=0, le=15)
@@ -58,7 +58,7 @@ class DetectConfig(ConfigSection):
     classes: ClassNames | None = None
     """Classes to publish; all if absent."""
     precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"] = "fp16"
-    """Precision of the TensorRT engine; ONNX Runtime uses the model's own."""
+    """Precision of the TensorRT engine; ONNX Runtime uses that of the model."""
     max_batch: BatchSize = 8
     """Maximum number of frames in a batch."""
     batches_in_flight: int | None = Field(default=None, ge=1, le=8)
@@ -66,7 +66,7 @@ class DetectConfig(ConfigSection):
     threads: Threads | None = None
     """CPU threads of the ONNX Runtime detector, for all its sessions; one for each core if absent."""
     graphs: bool = True
-    """Run the TensorRT engine as CUDA graphs; slower if false, for debugging."""
+    """Run the TensorRT engine as CUDA graphs; false is slower, and for debugging."""
     engine: EngineConfig = EngineConfig()
     """Build options of the TensorRT engine."""
 
@@ -91,7 +91,7 @@ class CameraConfig(ConfigSection):
     reader: Literal["auto", "opencv", "gstreamer", "ffmpeg", "nvdec"] = "auto"
     """Library that reads the source; auto: the best one that is installed; csi: needs gstreamer."""
     transport: Literal["tcp", "udp"] = "tcp"
-    """RTSP transport; tcp: reliable; udp: lower latency, may lose packets."""
+    """RTSP transport; tcp: reliable; udp: lower latency, but can lose packets."""
     width: Pixels | None = None
     """Frame width to request from a csi: or USB camera, pixels; its default if absent."""
     height: Pixels | None = None
@@ -109,7 +109,7 @@ class CameraConfig(ConfigSection):
     max_frame_age_s: Minute = 0.5
     """Maximum age of a frame when inference begins, seconds; older frames are dropped."""
     frozen_after_s: Hour | None = 10.0
-    """Seconds of identical frames after which the camera counts as frozen; null: never."""
+    """Seconds of identical frames after which the camera counts as frozen; null means never."""
 
     _consistent = free_of(camera_conflicts)
 
@@ -122,13 +122,13 @@ class CameraConfig(ConfigSection):
         return Folder(address.path) if isinstance(address, File) and os.path.isdir(address.path) else address  # noqa: PTH112 - no error for any text
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """Return pydantic's arguments with the account of the source redacted: configurations end up in logs."""
+        """Return pydantic's arguments with the account of the source redacted, because configurations are logged."""
         for name, value in super().__repr_args__():
             yield name, redact(value) if name == "source" else value
 
 
 class TrackConfig(ConfigSection):
-    """Scores that extend and start tracks, and how long tracks last.
+    """Scores that extend and start tracks, and the duration of tracks.
 
     The detector must report down to `low_score`: its threshold is the lower one of `low_score` and the score from
     which objects are published.
@@ -145,7 +145,7 @@ class TrackConfig(ConfigSection):
     tentative_s: float = Field(default=0.25, ge=0, le=60)
     """Seconds without detection after which an unpublished track ends."""
     weak_s: float = Field(default=0.5, ge=0, le=60)
-    """Seconds that detections between `low_score` and `high_score` alone can extend a track."""
+    """Maximum time for which only detections between `low_score` and `high_score` extend a track, seconds."""
     lost_s: Minute = 1.5
     """Seconds without detection after which a published track ends."""
     reactivation: Literal["filter", "observation"] = "filter"
@@ -166,7 +166,7 @@ class CascadeConfig(ConfigSection):
     score_threshold: Fraction = 0.5
     """Minimum score of an attribute."""
     refresh_s: Day | None = 5.0
-    """Seconds after which an object is classified again; null: once only."""
+    """Seconds after which an object is classified again; null means only once."""
     min_size_px: int = Field(default=32, ge=1, le=16384)
     """Minimum length of the shorter side of a box, pixels."""
     margin: float = Field(default=0.0, ge=0, le=1)
@@ -174,7 +174,7 @@ class CascadeConfig(ConfigSection):
     max_batch: BatchSize = 8
     """Maximum number of objects in a batch."""
     queue: int = Field(default=32, ge=1, le=1024)
-    """Maximum number of objects that wait; others are tried again with a later frame."""
+    """Maximum number of objects that wait; further objects are tried again with a later frame."""
     threads: Threads = 1
     """CPU threads."""
 
@@ -244,7 +244,7 @@ class AppConfig(ConfigSection):
     snapshots: SnapshotConfig | None = None
     """A JPEG of the frame of every event; none if absent."""
     state_dir: FolderPath | None = None
-    """Folder for counters and events that outlive a restart, relative to this file; not kept if absent."""
+    """Folder for counters and events that persist over restarts, relative to this file; not stored if absent."""
     publish: PublishConfig = PublishConfig()
     """The ZeroMQ socket."""
     status: StatusConfig = StatusConfig()

@@ -1,4 +1,4 @@
-"""Checks for values that are valid alone but conflict with each other.
+"""Checks for values that are valid separately but conflict with each other.
 
 The checks read plain data and ignore values that are missing or of the wrong type. So one fault does not hide another,
 and the same functions check a file with faults and a configuration that was built in Python.
@@ -74,7 +74,7 @@ def config_conflicts(config: Section, references: References = References()) -> 
     for loc, camera in cameras:
         yield from (conflict.below(*loc) for conflict in camera_conflicts(camera))
         if camera.get("id") == "node":
-            message = "expected another name: status/node is the topic of the program itself"
+            message = "expected a different name, because status/node is the topic of the program itself"
             yield Conflict((*loc, "id"), "reserved-id", message)
     yield from _repeated("id", cameras, references)
     devices = [(loc, camera) for loc, camera in cameras if str(camera.get("source")).startswith(("csi:", "/dev/"))]
@@ -100,10 +100,10 @@ def pipeline_name(config: Section) -> object:
 
 
 def camera_conflicts(camera: Section) -> Iterator[Conflict]:
-    """Yield options that a source of this kind does not support, and options that need another one."""
+    """Yield options that a source of this kind does not support, and options that need a second option."""
     for given, other in (("width", "height"), ("height", "width"), ("user", "password"), ("password", "user")):
         if camera.get(given) is not None and camera.get(other) is None:
-            yield Conflict((given,), "given-alone", f"expected {other} too: they are given together")
+            yield Conflict((given,), "given-alone", f"expected {other} too: both keys are required together")
     source, reader = camera.get("source"), camera.get("reader")
     try:
         address = parse_source(source) if isinstance(source, str) else None
@@ -128,7 +128,7 @@ def camera_conflicts(camera: Section) -> Iterator[Conflict]:
 
 
 def tracking_conflicts(track: Section) -> Iterator[Conflict]:
-    """Yield scores in the wrong order: a detection that starts a track must be able to extend one."""
+    """Yield scores in the wrong order, because a detection that starts a track must be able to extend one."""
     scores = [(key, track.get(key, default)) for key, default in TRACK_SCORES.items()]
     for (key, value), (next_key, next_value) in pairwise(scores):
         if isinstance(value, int | float) and isinstance(next_value, int | float) and value > next_value:
@@ -178,7 +178,7 @@ def _unknown_cameras(
 ) -> Iterator[Conflict]:
     places = {name: (*loc, "id") for loc, camera in cameras if isinstance(name := camera.get("id"), str)}
     if not places or any(not isinstance(camera.get("id"), str) for _, camera in cameras):
-        return  # the camera without a valid id may be the one that is meant
+        return  # the section can belong to the camera without a valid id
     for name in analytics:
         if name not in places and IDENTIFIER.fullmatch(name):
             advice = f"; expected {one_of([references.written(place) for place in places.values()])}"
@@ -217,7 +217,7 @@ _DELAY: Final = {"crowded": "crowded_for_s", "dwelling": "dwell_s"}
 
 
 def _rule_conflicts(rule: Section, analytics: Section) -> Iterator[Conflict]:
-    """Yield lines and zones that a rule names and that are absent, of another kind, or never report its event."""
+    """Yield lines and zones of a rule that are missing, have the wrong kind, or never report its event."""
     when, cameras = rule.get("when"), rule.get("cameras")
     try:
         condition = parse_when(when) if isinstance(when, str) else None

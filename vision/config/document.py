@@ -1,4 +1,4 @@
-"""A YAML file as plain data with the place of each value, and the text of its faults."""
+"""A YAML file as plain data with the position of each value, and the texts of its errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAY_HOLD_SECRET: Final = re.compile(r"@|pass|pwd|token|secret|key=", re.IGNOREC
 
 
 class Unreadable:
-    """Placeholder for a value that already has a fault, so that it is reported once."""
+    """Placeholder for a value with an error, so that the error is reported only once."""
 
 
 class Place(NamedTuple):
@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One value and its place."""
+    """One value and its position."""
 
     place: Place
     value: str | int | float | bool | Unreadable | tuple[Node, ...] | dict[str, Node] | None
@@ -55,7 +55,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A parsed file. `faults` are those of the syntax; the schema's are added later."""
+    """A parsed file. `faults` are syntax errors; those of the schema are added later."""
 
     name: str  # name in messages
     root: Node
@@ -87,7 +87,7 @@ class Document:
         return node.place if node is not None else self.place(tuple(above))
 
     def shown(self, loc: Loc) -> str:
-        """Return the value as written in the file, for a message: without secrets of the environment or a URL."""
+        """Return the value as written in the file, for a message, without secrets of the environment or of a URL."""
         node = self.node(loc)
         if node is None or node.value is None:
             return "nothing"
@@ -134,7 +134,7 @@ def _position(fault: Fault, lines: Sequence[str]) -> str:
 
 
 def _excerpt(fault: Fault, lines: Sequence[str]) -> tuple[str, ...]:
-    """Return the line of the file and a line with a caret, or nothing if the line may hold a secret."""
+    """Return the line of the file and a line with a caret; nothing if the line can contain a secret."""
     line = _line(fault, lines)
     start = max(0, fault.column - _EXCERPT_CHARACTERS // 2) if len(line) > _EXCERPT_CHARACTERS else 0
     shown = "".join(c if c.isprintable() else " " for c in line[start : start + _EXCERPT_CHARACTERS])

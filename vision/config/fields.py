@@ -28,7 +28,7 @@ _IPC_PATH_BYTES: Final = 107  # sun_path of Linux's unix(7), less its closing NU
 class ConfigSection(BaseModel):
     """A mapping of the file: frozen, without unknown keys.
 
-    Validation reads no file, opens no device and looks up no host. Errors never show a value: it may be a secret.
+    Validation accesses no file, device or host. Errors never show a value, because it can be a secret.
     """
 
     model_config = ConfigDict(
@@ -42,7 +42,7 @@ class ConfigSection(BaseModel):
 
 
 class Conflict(NamedTuple):
-    """Values that are valid alone but do not fit together."""
+    """Values that are valid separately but conflict with each other."""
 
     loc: Loc
     code: str
@@ -54,7 +54,7 @@ class Conflict(NamedTuple):
 
 
 def free_of(conflicts: Callable[[Mapping[str, object]], Iterable[Conflict]]) -> Any:
-    """Return a validator for a section that was built in Python. It raises an error of type `INCONSISTENT`."""
+    """Return a validator for a section built in Python. It raises an `INCONSISTENT` error for any conflict."""
 
     def check(section: ConfigSection) -> ConfigSection:
         texts = [f"{dotted(loc)}: {text}" for loc, _, text in conflicts(section.model_dump(exclude_unset=True))]
@@ -125,7 +125,7 @@ def check_folder(name: str) -> str:
 # --- types ------------------------------------------------------------------------------------------------------------
 
 Identifier = Annotated[str, Field(pattern=IDENTIFIER.pattern, title=IDENTIFIER_TITLE)]
-"""A name of a camera, line or zone: it becomes part of topics and file names."""
+"""A name of a camera, line or zone, which becomes part of topics and file names."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0)]

@@ -1,4 +1,4 @@
-"""Loading of configurations and model specifications, with all faults of a file in one error."""
+"""Loading of configurations and model specifications. One error lists all faults of a file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _validate_config(document: Document) -> AppConfig:
 
 
 def load_model_spec(folder: Path) -> ModelSpec:
-    """Read and check ``model.yaml`` in a model's folder, not the ONNX file. `ModelError` lists every fault."""
+    """Read and check ``model.yaml`` in a model's folder, but not the ONNX file. `ModelError` lists every fault."""
     return _load_spec(ModelSpec, folder)
 
 
@@ -69,7 +69,7 @@ def _load_spec(kind: type[_S], folder: Path) -> _S:
     if folder.is_file():
         is_onnx = folder.suffix == ".onnx"
         raise ModelError(
-            f"{folder} is {'an ONNX file' if is_onnx else 'a file'}; a model is a folder with it and a model.yaml",
+            f"{folder} is {'an ONNX file' if is_onnx else 'a file'}; expected a folder with it and a model.yaml",
             hint=f"write `model: {folder.parent}` and put a model.yaml there; `vision models` shows an example",
             code="model-is-a-file",
         )
@@ -92,7 +92,7 @@ def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
         with path.open("rb") as file:
             start = file.read(len(_LFS_POINTER))
     except FileNotFoundError:
-        text = f"{spec.name}: expected the model at {path}; there is no such file"
+        text = f"{spec.name}: expected the model at {path}, but the file does not exist"
         hint = "`file` in model.yaml names the ONNX file in the same folder"
         raise ModelError(text, hint=hint, code="model-missing") from None
     except OSError as error:
@@ -104,10 +104,10 @@ def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
         text, hint = f"{spec.name}: {path} is a Git LFS pointer, not the model", "`git lfs pull` fetches the model"
         raise ModelError(text, hint=hint, code="lfs-pointer")
     if spec.sha256 is None:
-        _log.warning("%s: model.yaml has no sha256, so the file is not checked; it would be %s", spec.name, sha256)
+        _log.warning("%s: model.yaml has no sha256, so the file is not verified; its sha256 is %s", spec.name, sha256)
     elif sha256 != spec.sha256:
-        text = f"{spec.name}: {path} should have the sha256 {spec.sha256}, it has {sha256}"
-        hint = "damaged, or another version: fetch it again, or change `sha256` if you exchanged it on purpose"
+        text = f"{spec.name}: expected {path} to have the sha256 {spec.sha256}, got {sha256}"
+        hint = "the file is damaged or has a different version: fetch it again, or change `sha256` if you replaced it"
         raise ModelError(text, hint=hint, code="model-sha256")
     return path
 
@@ -122,7 +122,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _validated(model: type[_S], document: Document, other_faults: Iterable[Fault] = ()) -> _S:
-    """Validate strictly: no text becomes a number. The error lists `other_faults` too."""
+    """Validate without converting text to numbers. The error lists `other_faults` too."""
     faults = [*document.faults, *other_faults]
     try:
         section = model.model_validate(document.plain(), strict=True)
@@ -143,7 +143,7 @@ _FROM_ENVIRONMENT = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 def _written_passwords(document: Document) -> list[Fault]:
-    """Return a fault for each password in the file: unlike the environment, files are copied, mailed and committed."""
+    """Return a fault for each password in the file, because files are copied, mailed and committed."""
     cameras = document.root.child("cameras")
     entries = cameras.value if cameras is not None and isinstance(cameras.value, tuple) else ()
     message = "a password in the file; expected it from the environment: write ${NAME} instead"
@@ -191,7 +191,7 @@ def check_classes(config: AppConfig, class_names: Sequence[str], path: Path | No
     """Check the class names of a configuration against those of its model. `path` is its file, for the lines of faults.
 
     Raises:
-        ConfigError: Every unknown name, with the nearest that the model has.
+        ConfigError: A name is unknown. The error lists every unknown name with the nearest valid one.
     """
     unknown: dict[Loc, str] = {}
     for loc, names in class_lists(config.model_dump()):
@@ -226,10 +226,10 @@ def shipped_models() -> Path:
 
 
 def resolve_config(name: str) -> Path:
-    """Return the path of a configuration: a shipped one by its name, or a file. ``./demo`` is a file called demo.
+    """Return the path of a configuration: a shipped one by its name, or a file. ``./demo`` is a file named demo.
 
     Raises:
-        ConfigError: Neither of them.
+        ConfigError: Neither exists.
     """
     shipped = shipped_configs()
     if name in shipped:

@@ -19,13 +19,13 @@ class _NormalisedInput(ConfigSection):
     color: Literal["bgr", "rgb"] = "rgb"
     """Order of the channels."""
     scale: float = Field(default=1.0, gt=0)
-    """1/255 = 0.00392156862745098 for models that take 0..1."""
+    """1/255 = 0.00392156862745098 for models that expect 0..1."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """In the order of `color`."""
     std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
     """In the order of `color`."""
     fill: int = Field(default=114, ge=0, le=255)
-    """Grey around a letterboxed frame or object, before normalisation."""
+    """Gray level around a letterboxed frame or object, before normalization."""
 
 
 class InputSpec(_NormalisedInput):
@@ -47,7 +47,7 @@ class CropSpec(_NormalisedInput):
     height: int = Field(ge=8, le=4096)
     """Height of the model's input, pixels."""
     fit: Literal["stretch", "letterbox"] = "stretch"
-    """letterbox: keep the object's proportions and fill the rest."""
+    """letterbox: keep the aspect ratio of the object and pad the rest."""
 
 
 class HeadSpec(ConfigSection):
@@ -62,7 +62,7 @@ class HeadSpec(ConfigSection):
     box_scale: Literal["pixels", "fraction"] = "pixels"
     """Unit of the output boxes."""
     activation: Literal["none", "sigmoid"] = "none"
-    """Activation applied to the scores; rt-detr exports give logits."""
+    """Activation to apply to the scores; rt-detr exports return logits."""
 
 
 class ClassifierHead(ConfigSection):
@@ -73,7 +73,7 @@ class ClassifierHead(ConfigSection):
     labels: Literal["one", "many"] = "one"
     """one: the best class; many: each class independently."""
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
-    """Converts outputs to scores from 0 to 1; none: they are scores already."""
+    """Conversion of outputs to scores from 0 to 1; none: the outputs are scores already."""
 
 
 class NmsSpec(ConfigSection):
@@ -113,7 +113,7 @@ ShapeExtent = Annotated[_Shapes, AfterValidator(_ascending_shapes)]
 
 
 class ProfileSpec(ConfigSection):
-    """One optimisation profile: [min, opt, max] of every dynamic dimension of the ONNX file."""
+    """One optimization profile: [min, opt, max] of every dynamic dimension of the ONNX file."""
 
     batch: Extent
     """[min, opt, max] frames in a batch."""
@@ -135,9 +135,9 @@ class _Spec(ConfigSection):
     file: FileName
     """ONNX file in the folder of model.yaml."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 of the digits 0-9 and a-f")] | None = None
-    """Checksum, verified when the model is loaded; a warning if absent."""
+    """Checksum, verified when the model is loaded; if absent, a warning is logged."""
     licence: str = Field(min_length=1)
-    """Licence of the weights, as an SPDX name if there is one."""
+    """License of the weights, as an SPDX name if there is one."""
     provenance: str = ""
     """Origin of the weights."""
 

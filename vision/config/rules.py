@@ -1,4 +1,4 @@
-"""The `rules:` section: additional events, for chosen events or for states that last.
+"""The `rules:` section: additional events, for selected events or for states that last a given time.
 
 The grammar of ``when`` is::
 
@@ -46,7 +46,7 @@ _DURATION = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,3})?)(?P<unit>ms|s|m|
 
 
 class Condition(NamedTuple):
-    """The condition of a rule. `for_s` is 0 without a duration."""
+    """The condition of a rule. `for_s` is 0 if it has no duration."""
 
     kind: str
     name: str
@@ -54,7 +54,7 @@ class Condition(NamedTuple):
 
 
 def duration_s(text: str) -> float:
-    """Return the seconds of ``500ms``, ``10s``, ``5m``, ``2h`` or ``1d``: at most 30 days, otherwise InvalidValue."""
+    """Return a duration such as ``500ms``, ``10s`` or ``1d`` in seconds; InvalidValue if it exceeds 30 days."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise InvalidValue("duration", _DURATION_FORMS, _advice_for_duration(text))

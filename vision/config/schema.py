@@ -18,7 +18,7 @@ Schema: TypeAlias = Mapping[str, Any]
 
 
 class _WithoutTitles(GenerateJsonSchema):
-    """Generator that keeps written titles, which describe patterns, and adds no others."""
+    """Generator that keeps explicit titles, which describe patterns, and adds no generated ones."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
         return False

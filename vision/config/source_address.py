@@ -19,14 +19,14 @@ from vision.config.wording import UNPRINTABLE, InvalidValue, did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Rtsp:
-    """A network camera that speaks RTSP. The URL may hold a user and password."""
+    """A network camera with RTSP. The URL can contain a user and password."""
 
     url: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Http:
-    """A stream over HTTP. The URL may hold a user and password."""
+    """A stream over HTTP. The URL can contain a user and password."""
 
     url: str = field(repr=False)
 
@@ -69,7 +69,7 @@ class Synthetic:
 SourceAddress: TypeAlias = Rtsp | Http | Csi | Usb | File | Folder | Synthetic
 
 NETWORK: Final = (Rtsp, Http)
-"""Sources that may need a user and password."""
+"""Sources that can need a user and password."""
 
 RECORDED: Final = (File, Folder, Synthetic)
 """Sources that depend on nothing outside this machine: no camera and no network."""
@@ -86,8 +86,8 @@ _DEVICE = re.compile(r"/dev/(?:video[0-9]{1,3}|v4l/by-(?:id|path)/[^/]+)")
 _UNPRINTABLE_OR_SPACE = re.compile("[\x00-\x20\x7f-\xa0]")
 _NO_SCHEME = re.compile(r"(?:[^/@]*@)?(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?::[0-9]*)?|[A-Za-z0-9.-]+:[0-9]{2,5})(?:/.*)?")
 
-# RFC 3986, section 3.2. Stricter than FFmpeg and GStreamer, and equal to what `vision.errors.redact` recognises: it
-# would print a password that holds a bare '/', quote or '<'.
+# RFC 3986, section 3.2. Stricter than FFmpeg and GStreamer, and equal to what `vision.errors.redact` recognizes:
+# it would print a password that contains a bare '/', quote or '<'.
 _AUTHORITY = re.compile(
     r"(?:(?P<user>(?:[A-Za-z0-9._~!$&()*+,;=:-]|%[0-9A-Fa-f]{2})*)@)?(?P<host>\[[^\]@]*\]|[^:@\[\]]*)(?::(?P<port>[^@]*))?"
 )
@@ -98,7 +98,7 @@ def parse_source(text: str) -> SourceAddress:
     """Parse the text of a camera's source. A path that ends in ``/`` is a folder, any other path a file.
 
     Raises:
-        InvalidValue: The text has none of the forms, or a part of it cannot be right.
+        InvalidValue: The text has none of the forms, or a part of it is invalid.
     """
     if not text or UNPRINTABLE.search(text):
         raise InvalidValue("one-line", f"{SOURCE_FORMS}, on one line")
@@ -126,7 +126,7 @@ def with_account(address: SourceAddress, user: str, password: str) -> SourceAddr
 
 
 def has_account(address: SourceAddress) -> bool:
-    """Return True if the URL of a network camera holds a user or password."""
+    """Return True if the URL of a network camera contains a user or password."""
     return isinstance(address, NETWORK) and "@" in address.url
 
 

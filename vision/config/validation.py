@@ -1,4 +1,4 @@
-"""pydantic's errors as faults of a file, in plain words.
+"""pydantic's errors as faults of a file, in plain language.
 
 Values are shown as written in the file, without the secrets of the environment.
 """
@@ -34,7 +34,7 @@ RENAMED: Final[Mapping[str, str]] = {
     "state": "state_dir",
     "nms.iou": "iou_threshold",  # model.yaml
 }
-"""The new key by the path of the old one."""
+"""The new name of each renamed key, by the path of the old key."""
 
 SYNONYMS: Final[Mapping[str, str]] = {
     "cameras[].name": "id",
@@ -47,11 +47,11 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "analytics.*.lines[].polygon": "points",
     "analytics.*.ground.polygon": "points",
 }
-"""The key by the path of a word that is used for it elsewhere."""
+"""The key that is meant, by the path of a different name for it."""
 
 
 def key_path(loc: Loc) -> str:
-    """Return the path of a key as the tables have it: ``cameras[].via``, ``analytics.*.zones[].points``."""
+    """Return the path of a key as in the tables: ``cameras[].via``, ``analytics.*.zones[].points``."""
     parts = ["[]" if isinstance(part, int) else f".{part}" for part in loc]
     if len(loc) > 1 and loc[0] == "analytics":
         parts[1] = ".*"
@@ -63,7 +63,7 @@ _KEY: Final = "[key]"  # pydantic's mark for a mapping's key
 
 @dataclass(frozen=True, slots=True)
 class ErrorContext:
-    """One error of pydantic with its document and schema."""
+    """A pydantic error with its document and schema."""
 
     loc: Loc
     details: Mapping[str, Any]
@@ -155,7 +155,7 @@ def _pattern(context: ErrorContext) -> str:
 
 
 def _meant(loc: Loc, properties: Mapping[str, object]) -> str | None:
-    """Return the key that is meant by an unknown one, or None."""
+    """Return the valid key that an unknown one probably means, or None."""
     path = key_path(loc)
     key = RENAMED.get(path) or SYNONYMS.get(path)
     return key if key in properties else nearest(str(loc[-1]), properties)
@@ -166,7 +166,7 @@ def _missing(context: ErrorContext) -> str:
     properties = schema_at(context.schema, base).get("properties", {})
     unknown = [key for key in parent.keys if key not in properties] if parent is not None else []
     if any(_meant((*base, key), properties) == context.loc[-1] for key in unknown):
-        return ""  # a misspelt key is not reported as missing too
+        return ""  # a misspelled key is not also reported as missing
     return f"missing; expected {context.expected}"
 
 

@@ -21,7 +21,7 @@ _URL_USER = re.compile(r"://.*@", re.DOTALL)
 
 
 class InvalidValue(ValueError):
-    """A value that its field does not accept. The text never holds the value, which may be a secret."""
+    """A value that its field does not accept. The text never contains the value, because it can be a secret."""
 
     def __init__(self, code: str, expected: str, advice: str = "") -> None:
         super().__init__(with_advice(f"expected {expected}", advice))
@@ -49,7 +49,7 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 
 
 def did_you_mean_file(path: Path) -> str:
-    """Return ``did you mean 'walk.mp4'?`` for a missing file, or nothing if its folder has no similar name."""
+    """Return ``did you mean 'walk.mp4'?`` for a missing file, or nothing if its folder contains no similar name."""
     try:
         return "" if path.exists() else did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
     except OSError:

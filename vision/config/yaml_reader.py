@@ -1,4 +1,4 @@
-"""Reading of YAML into a `Document`: the core schema of YAML 1.2, the place of each value, and ``${NAME}``.
+"""Reading of YAML into a `Document`: the core schema of YAML 1.2, the position of each value, and ``${NAME}``.
 
 PyYAML's loaders forget lines, let the last of two equal keys win, and read ``no``, ``012``, ``12:30`` and
 ``2026-01-01`` as other values than users mean. So PyYAML only composes the nodes. Scalars follow YAML 1.2's core
@@ -86,8 +86,8 @@ def _read(path: Path) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        fault = Fault(raw.count(b"\n", 0, error.start) + 1, 1, "", "not-utf8", f"byte {error.start} is not UTF-8 text")
-        raise faulty(str(path), [fault], hint="save the file in the encoding UTF-8") from None
+        fault = Fault(raw.count(b"\n", 0, error.start) + 1, 1, "", "not-utf8", f"not valid UTF-8 at byte {error.start}")
+        raise faulty(str(path), [fault], hint="save the file as UTF-8") from None
 
 
 def _cannot_read(path: Path, error: OSError | ValueError) -> ConfigError:
@@ -102,7 +102,7 @@ def _cannot_read(path: Path, error: OSError | ValueError) -> ConfigError:
         hint = f"name the file itself{f': {one_of(inside)}' if inside else ', such as camera.yaml'}"
     elif isinstance(error, PermissionError):
         code, message = "permission-denied", "permission denied"
-        hint = "change its owner or mode; a service may run as another user"
+        hint = "change its owner or mode; a service can run as a different user"
     else:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a file name"
         code, message = "unreadable", f"cannot be read: {reason}"
@@ -139,7 +139,7 @@ class _Loader(yaml.SafeLoader):
 for _tag, (_pattern, _first) in _CORE_SCHEMA.items():
     _Loader.add_implicit_resolver(_tag, _pattern, [*_first, *([""] if _tag == _NULL else [])])
 
-# PyYAML's texts and their explanations. The first match counts.
+# PyYAML's texts and their explanations. The first match is used.
 SYNTAX: Final = (
     ("mapping values are not allowed", "a second ':' in this line: put quotes around text that contains ': '"),
     (r"found character '\\t'", "a tab: YAML is indented with spaces"),
@@ -218,8 +218,8 @@ class _NodeBuilder:
         if built is not None:
             return built
         if id(raw) in self._open:
-            return self._unreadable(raw, loc, "alias-of-itself", "contains itself, by a '*' alias")
-        if len(loc) > MAX_DEPTH:  # aliases of what stands in keys and merges, which is built late
+            return self._unreadable(raw, loc, "alias-of-itself", "contains itself through a '*' alias")
+        if len(loc) > MAX_DEPTH:  # aliases in keys and merges, which are built late
             return self._oversized(raw, loc, f"{MAX_DEPTH} levels")
         self._open.add(id(raw))
         node = self._build(raw, loc)
@@ -367,7 +367,7 @@ def _substitute(text: str, environ: Mapping[str, str]) -> tuple[str, list[tuple[
         elif not setting:
             problems.append(("empty-variable", f"{variable} is empty"))
         elif UNPRINTABLE.search(setting):
-            message = f"{variable} holds a line break or another character that cannot be printed"
+            message = f"{variable} contains a line break or a control character"
             problems.append(("unprintable-variable", message))
         return setting or ""
 

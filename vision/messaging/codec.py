@@ -63,7 +63,7 @@ class Numbering:
 
 
 def detections(header: Header, result: Result, class_names: Sequence[str], published_ns: int) -> DetectionsMessage:
-    """Return the message of one result, which passes to the sockets at `published_ns` (monotonic)."""
+    """Return the message of one result that is published at `published_ns` (monotonic)."""
     meta = result.meta
     objects = _objects(result.objects, class_names)
     if result.attributes:
@@ -87,7 +87,7 @@ def detections(header: Header, result: Result, class_names: Sequence[str], publi
 
 
 def _objects(detections: Detections | Tracks, class_names: Sequence[str]) -> list[DetectedObject]:
-    """Return the objects, without those that have a value that is not finite."""
+    """Return the objects, except those with a value that is not finite."""
     scores = detections.scores.astype(np.float64).round(4).tolist()
     boxes = detections.boxes_xyxy.astype(np.float64).round(1).tolist()
     class_ids = detections.class_ids.tolist()
@@ -123,7 +123,7 @@ def _with_attributes(detected: DetectedObject, result: Result) -> DetectedObject
 
 
 def _stage_times(result: Result, published_ns: int) -> StageTimes:
-    """Return the durations in milliseconds."""
+    """Return the duration of each stage in milliseconds."""
     captured_ns, timing = result.meta.captured_ns, result.timing
     return StageTimes(
         wait=_ms(timing.batched_ns - captured_ns),
@@ -241,7 +241,7 @@ _TYPES: dict[str, type[AnyMessage]] = {
 
 
 def encode(message: AnyMessage | ReplayRequest | ReplayReply, encoding: Encoding = "json") -> bytes:
-    """Return the payload. `NotImplementedError` for event `data` other than numbers, texts, lists and mappings."""
+    """Return the payload. Raise `NotImplementedError` if event `data` contains unsupported types."""
     return _TO_MSGPACK.encode(message) if encoding == "msgpack" else _TO_JSON.encode(message)
 
 
@@ -258,7 +258,7 @@ def decode_as(kind: type[_StructT], payload: bytes, name: str) -> _StructT:
     """Return the message of a payload in either encoding, with the schema of `kind`. Errors use `name` for it.
 
     Raises:
-        MessageError: another schema or version, or not a message.
+        MessageError: the payload is not a message, or has a different schema or version.
     """
     try:
         if payload[:1] == b"{":  # a JSON object; no MessagePack map starts with a brace
@@ -278,4 +278,4 @@ def _unreadable(name: str, expected: str, payload: bytes, error: Exception) -> M
         hint = "publisher and subscriber have different versions: install the same version of vision on both sides"
         return MessageError(f"{name}: expected schema {expected}, got {schema}", hint=hint, code="message-schema")
     text = f"{name}: expected a message of schema {expected}: {error}"
-    return MessageError(text, hint="is the publisher really `vision run`?", code="message-unreadable")
+    return MessageError(text, hint="check that the publisher is `vision run`", code="message-unreadable")

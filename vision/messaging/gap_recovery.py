@@ -23,7 +23,7 @@ from vision.messaging.sockets import reachable_address, set_common_options
 EVENTS: Final = "events/"
 
 _MAX_HELD: Final = 10_000
-_REPLY_TIMEOUT_S: Final = 2.0  # then the request is sent again
+_REPLY_TIMEOUT_S: Final = 2.0  # time after which the request is repeated
 _IDLE_REQUEST_S: Final = 5.0  # between two requests if no event seems to be missing
 
 
@@ -59,27 +59,27 @@ class NewJournal:
     new: str
 
     def __str__(self) -> str:
-        return f"{self.node}: events are stored in a new journal; events that only the old one had are lost"
+        return f"{self.node}: events are stored in a new journal; events that only the old one contains are lost"
 
 
 InOrder: TypeAlias = EventMessage | Gap | NewJournal
 
 
 class GapRecovery:
-    """Order of events and state of requests, without sockets. One thread at a time."""
+    """Order of events and state of requests, without sockets. Not thread-safe."""
 
     def __init__(self, since: int, journal: str | None = None, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Start after event `since` of `journal`, if known. 0: request all stored events."""
+        """Start after event `since` of `journal`, if known. 0 requests all stored events."""
         self._last = since
         self._journal = journal
-        self._confirmed = False  # the publisher has this journal
+        self._confirmed = False  # the publisher uses this journal
         self._held: dict[int, EventMessage] = {}
         self._clock = clock
-        self._requested = False  # and no reply yet
+        self._requested = False  # a request is sent, and its reply has not arrived
         self._request_at_ns = clock()
 
     def live(self, event: EventMessage) -> Iterator[InOrder]:
-        """Take a received event. Yield the events and reports that are in order now."""
+        """Add a received event. Yield the events and reports that can now be delivered in order."""
         if event.number is None:
             yield event  # it is not stored, because the publisher's disk was full
             return
@@ -93,7 +93,7 @@ class GapRecovery:
         yield from self._release()
 
     def replied(self, reply: ReplayReply, events: Sequence[EventMessage]) -> Iterator[InOrder]:
-        """Take a reply. Yield the events and reports that are in order now. `MessageError` if it reports an error."""
+        """Add a reply. Yield the events and reports that can now be delivered in order. `MessageError` if it failed."""
         self._requested = False
         if reply.error is not None:
             raise MessageError(f"{reply.node} cannot send missed events: {reply.error}")
@@ -118,7 +118,7 @@ class GapRecovery:
         yield from self._release(more=reply.more)
 
     def _skip_to(self, number: int) -> Iterator[Gap]:
-        """Yield a gap, except at the start: then an event that is not stored any more is not a loss."""
+        """Yield a gap, except at the start: an event that is no longer stored then is not a loss."""
         if number > self._last + 1 and self._last > 0:
             yield Gap(EVENTS, self._last + 1, number)
 
@@ -139,11 +139,11 @@ class GapRecovery:
             self._request_at_ns = min(self._request_at_ns, self._clock())
 
     def wait_ns(self) -> int:
-        """Return the nanoseconds until the next request is due; 0: now."""
+        """Return the time in ns until the next request is due; 0 means now."""
         return max(0, self._request_at_ns - self._clock())
 
     def request(self) -> ReplayRequest:
-        """Return the request to send now. It is due again if there is no reply."""
+        """Return the request to send now. It is due again if no reply arrives."""
         self._requested = True
         self._request_at_ns = self._clock() + round(_REPLY_TIMEOUT_S * 1e9)
         return ReplayRequest(since=self._last, journal=self._journal)
@@ -158,7 +158,7 @@ class ReplayClient:
     def __init__(
         self, recovery: GapRecovery, context: zmq.Context[zmq.Socket[bytes]], keepalive_s: int, address: str | None
     ) -> None:
-        """Connect, or wait for `learn_address` without an address."""
+        """Connect, or wait for `learn_address` if there is no address."""
         self.recovery = recovery
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)  # do not queue requests for a connection that does not exist
@@ -176,7 +176,7 @@ class ReplayClient:
         if not self._learns_address:
             return
         if status.replay is None:
-            hint = "configure `state_dir` and `publish: {replay: ...}` there, or subscribe without `since`"
+            hint = "configure `state_dir` and `publish: {replay: ...}` on the publisher, or subscribe without `since`"
             raise MessageError(f"{status.node} stores no events for requests", hint=hint, code="no-replay")
         address = reachable_address(status.replay, publisher)
         if address != self._address:
@@ -190,12 +190,12 @@ class ReplayClient:
         self._address = address
 
     def request_if_due(self) -> None:
-        """Send a request if one is due and there is a connection."""
+        """Send a request if one is due and the socket is connected."""
         if self.recovery.wait_ns() <= 0 and self.socket.poll(0, zmq.POLLOUT):
             self.socket.send_multipart([b"", codec.encode(self.recovery.request())], zmq.NOBLOCK)
 
     def receive(self) -> Iterator[InOrder]:
-        """Receive a reply. Yield the events and reports that are in order now."""
+        """Receive a reply. Yield the events and reports that can now be delivered in order."""
         header, *events = self.socket.recv_multipart()[1:] or [b""]
         reply = codec.decode_as(ReplayReply, header, "reply")
         return self.recovery.replied(reply, [codec.decode_as(EventMessage, event, "event") for event in events])

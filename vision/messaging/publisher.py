@@ -32,13 +32,13 @@ from vision.types import Result
 
 log = logging.getLogger(__name__)
 
-_REPEAT_INTERVAL_S: Final = 0.05  # subscribers that join together share a repetition; one that flaps costs little
+_REPEAT_INTERVAL_S: Final = 0.05  # subscribers that join at the same time share a repetition
 _SEND_BUFFER_BYTES: Final = 256 * 1024
 """Without a limit, Linux grows the buffer to megabytes: minutes of messages that are too old to be useful."""
 
 _LARGEST_SUBSCRIPTION_BYTES: Final = 4096
 
-# Plain integers: an operation on an enumeration costs a microsecond.
+# Plain integers, because an operation on an enumeration takes a microsecond.
 _FIRST_PART: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
 _LAST_PART: Final = int(zmq.NOBLOCK)
 _EVENTS: Final = int(zmq.EVENTS)
@@ -113,7 +113,7 @@ class Publisher:
             self._recorder.write(payload if self._encoding == "json" else codec.encode(message))
 
     def _publish_events(self, result: Result) -> None:
-        """Store events without the lock, because disks are slow. Then send them: a sent event can be requested."""
+        """Store events, without the lock because disks are slow. Then send them, so sent events can be requested."""
         with self.socket.lock:
             headers = [self.numbering.header(f"events/{event.camera_id}") for event in result.events]
         events = self._store_events(headers, result) or [
@@ -125,7 +125,7 @@ class Publisher:
                 self.socket.send(event.topic, payload)
 
     def _store_events(self, headers: list[Header], result: Result) -> list[EventMessage]:
-        """Return the stored events with their numbers; empty if nothing stores them."""
+        """Return the stored events with their numbers; empty if events are not stored."""
         if self._event_log is None:
             return []
         first, journal = self._event_log.newest + 1, self._event_log.journal
@@ -148,7 +148,7 @@ class Publisher:
             self.publish_status(part)
 
     def close(self) -> None:
-        """Wait up to `linger_s` for messages to be sent, then free the address. Idempotent."""
+        """Wait up to `linger_s` until messages are sent, then free the address. Idempotent."""
         self._opened.close()
 
     def __enter__(self) -> Publisher:
@@ -167,7 +167,7 @@ class StatusSocket:
     def __init__(self, bind: str, *, queue: int, linger_s: float, keepalive_s: int) -> None:
         """Bind the socket and start the thread. See `Publisher` for arguments and errors."""
         options = {
-            zmq.XPUB_VERBOSE: 1,  # every subscription, not only the first to a topic
+            zmq.XPUB_VERBOSE: 1,  # report every subscription, not only the first to a topic
             zmq.SNDHWM: queue,
             zmq.SNDBUF: _SEND_BUFFER_BYTES,
             zmq.MAXMSGSIZE: _LARGEST_SUBSCRIPTION_BYTES,
@@ -215,7 +215,7 @@ class StatusSocket:
         self._bound.close(self._linger_s)
 
     def _receive_joins(self) -> bool:
-        """Receive what subscribers sent. Return True if a subscription was among it."""
+        """Receive the messages of subscribers. Return True if one is a subscription."""
         joins = self.joins
         while int(self._socket.getsockopt(_EVENTS)) & _READABLE:
             message = self._socket.recv(_LAST_PART)
@@ -244,7 +244,7 @@ class StatusSocket:
                 wait_ms = self._repeat_status()
 
     def _repeat_status(self) -> float | None:
-        """Send the last status again. Return the milliseconds until the next repetition; None: none is due."""
+        """Send the last status again. Return the time in ms until the next repetition; None if none is due."""
         if not self._joined:
             return None
         now_s = time.monotonic()
@@ -259,7 +259,7 @@ class StatusSocket:
 
 
 class Recorder:
-    """File of messages, one line of JSON each. One thread at a time.
+    """File of messages, one line of JSON each. Not thread-safe.
 
     Each line is one `write` call, so a killed process leaves no torn line. A buffer would not help: a call takes 3 µs.
     A file with content is never overwritten or extended, because a service that restarts must not destroy a recording.
@@ -275,14 +275,14 @@ class Recorder:
         try:
             self._file = self._path.open("ab", buffering=0)
         except OSError as error:
-            text, hint = f"--record: cannot write {path}: {error.strerror}", "give a file in a folder that exists"
+            text, hint = f"--record: cannot write {path}: {error.strerror}", "choose a file in a folder that exists"
             raise ConfigError(text, hint=hint) from error
         info = os.fstat(self._file.fileno())
         self._is_regular = stat.S_ISREG(info.st_mode)
         if self._is_regular and info.st_size:
             self._file.close()
-            text = f"--record: {path} holds {info.st_size} bytes already, and a recording is never overwritten"
-            raise ConfigError(text, hint="give another name, or remove it first", code="recording-exists")
+            text = f"--record: {path} already contains {info.st_size} bytes, and a recording is never overwritten"
+            raise ConfigError(text, hint="choose a different name, or remove the file first", code="recording-exists")
 
     def write(self, payload: bytes) -> None:
         """Append a message in JSON as a line; if the disk is full, count it in `lost`. Raise `Closed` after `close`."""

@@ -1,4 +1,4 @@
-"""`ReplayServer` sends missed events again, on a socket of its own.
+"""`ReplayServer` sends missed events again, on its own socket.
 
 A subscriber sends one part: a `vision.messaging.schema.ReplayRequest` in JSON. The reply is a `ReplayReply` in JSON and
 one part for each event, as it was published. REQ and DEALER sockets both work. The server reads the event log in its
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _MAX_EVENTS: Final = 1000  # in one reply
 _OPTIONS: Final = {
-    zmq.SNDHWM: 4,  # replies that wait for a slow subscriber; further ones are dropped
+    zmq.SNDHWM: 4,  # replies that wait for a slow subscriber; further replies are dropped
     zmq.MAXMSGSIZE: 4096,
 }
 

@@ -17,12 +17,12 @@ from msgspec import Meta, Struct
 Encoding: TypeAlias = Literal["json", "msgpack"]
 
 Kind: TypeAlias = Literal["detections", "status", "events", "counts"]
-"""First part of a topic, as in ``detections/<camera>``. The second is a camera, or for status also ``node``."""
+"""First part of a topic, as in ``detections/<camera>``. The second part is a camera; for status, it can be ``node``."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 NODE = "node"
-"""``status/node`` is about the program itself, so no camera may have this name."""
+"""``status/node`` is about the program itself, so a camera must not have this name."""
 
 
 def doc(description: str) -> Meta:
@@ -39,7 +39,7 @@ class _Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-# The header of every message. The publisher fills it in when it builds the message.
+# The header of every message. The publisher adds it when it builds the message.
 Node: TypeAlias = Annotated[str, doc("name of the publishing machine")]
 Instance: TypeAlias = Annotated[str, doc("start of the publisher; when it changes, `seq` starts at 1 again")]
 Boot: TypeAlias = Annotated[str, doc("boot of the machine; if yours is equal, so is the monotonic clock")]

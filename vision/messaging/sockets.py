@@ -23,7 +23,7 @@ _BIND_ERRORS: Final = {
     errno.EADDRINUSE: (
         "address-in-use",
         "port in use by another program",
-        "find it with: ss -ltnp 'sport = :{port}', or choose another with --bind",
+        "find it with: ss -ltnp 'sport = :{port}', or choose a different port with --bind",
     ),
     errno.EADDRNOTAVAIL: _NOT_LOCAL,
     errno.ENODEV: _NOT_LOCAL,
@@ -38,7 +38,7 @@ _ANY_INTERFACE: Final = ("*", "0.0.0.0", "[::]")
 
 
 class BoundSocket:
-    """A ZeroMQ socket that is bound to ``tcp://ADDRESS:PORT`` or ``ipc:///PATH``, in a context of its own.
+    """A ZeroMQ socket that is bound to ``tcp://ADDRESS:PORT`` or ``ipc:///PATH``, in its own context.
 
     Attributes:
         zmq: the socket.
@@ -76,7 +76,7 @@ class BoundSocket:
         self._file = _socket_file(self.address)
 
     def interrupt(self) -> None:
-        """Free the address while another thread waits on the socket.
+        """Free the address while a different thread waits on the socket.
 
         The calls of that thread raise `zmq.ContextTerminated`. Return when it has closed the socket.
         """
@@ -90,7 +90,7 @@ class BoundSocket:
         self._context.term()
 
     def _unlink(self) -> None:
-        """Remove the file of an ipc:// socket, which ZeroMQ leaves, unless it is that of a successor."""
+        """Remove the file of an ipc:// socket, which ZeroMQ leaves behind, unless it is that of a newer socket."""
         if self._file is not None and _socket_file(self.address) == self._file:
             self._file[0].unlink()
 
@@ -123,7 +123,7 @@ def check_address(address: str) -> None:
         text = f"address: expected tcp://HOST:PORT or ipc:///PATH/OF/SOCKET, got {address!r}"
         raise ConfigError(text, hint=hint, code="address-form")
     if match["host"] in _ANY_INTERFACE:
-        text = f"address: expected one host to connect to, got {match['host']!r}, every interface of a publisher"
+        text = f"address: expected the host of a publisher, got {match['host']!r}, which is for binding only"
         raise ConfigError(text, hint=f"on the same machine: tcp://127.0.0.1:{match['port']}", code="address-form")
 
 
@@ -137,7 +137,7 @@ def reachable_address(replay: str, address: str) -> str:
 
 
 def _socket_file(address: str) -> tuple[Path, int] | None:
-    """Return path and inode of an ipc:// socket; None: it has no file."""
+    """Return the path and inode of an ipc:// socket; None if it has no file."""
     if not address.startswith("ipc://") or address.startswith("ipc://@"):
         return None
     path = Path(address.removeprefix("ipc://"))
@@ -148,7 +148,7 @@ def _socket_file(address: str) -> tuple[Path, int] | None:
 
 
 def _check_free(bind: str, key: str) -> None:
-    """Refuse the path of a file and of a socket in use: ZeroMQ would replace both."""
+    """Refuse the path of a file or of a socket in use, because ZeroMQ would replace both."""
     path = bind.removeprefix("ipc://")
     if path == bind or path.startswith("@"):
         return
@@ -158,7 +158,7 @@ def _check_free(bind: str, key: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         text = f"{key}: expected a free path for a socket, got a file: {path}"
-        raise ConfigError(text, hint="remove it or choose another path", code="path-in-use")
+        raise ConfigError(text, hint="remove it, or choose a different path", code="path-in-use")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:

@@ -16,7 +16,7 @@ def counter_checksum(camera: str, name: str, key: str, value: int) -> int:
 
 
 class CameraCounters:
-    """Counters by shape and key, such as ``("door", "in")``. One thread at a time."""
+    """Counters by shape and key, such as ``("door", "in")``. Not thread-safe."""
 
     def __init__(self, database: StateDatabase, camera_id: str) -> None:
         self._database = database
@@ -33,13 +33,13 @@ class CameraCounters:
         return dict(self._counts)
 
     def add(self, name: str, keys: Iterable[str]) -> None:
-        """Increment counters of a shape. The next `flush` writes them."""
+        """Increment the counters of a shape. The next `flush` writes them."""
         for key in keys:
             self._counts[name, key] = self._counts.get((name, key), 0) + 1
             self._dirty[name, key] = None
 
     def flush(self) -> None:
-        """Write what has changed. If the disk is full or not writable, a later call writes it."""
+        """Write the changed counters. If the disk is full or not writable, a later call writes them."""
         if not self._dirty:
             return
         rows = [(self._camera_id, name, key, self._counts[name, key]) for name, key in self._dirty]

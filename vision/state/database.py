@@ -1,4 +1,4 @@
-"""`StateDatabase`: what a deployment keeps over restarts, in one SQLite file.
+"""`StateDatabase`: the events and counters of a deployment, in one SQLite file.
 
 The file is in WAL mode. A commit appends to the write-ahead log without waiting for the disk, so a process that is
 killed loses nothing. `BackgroundSync` forces the log to disk about once a second: forcing it for every event would wear
@@ -37,7 +37,7 @@ from vision.state.private_files import Held, Unwritable, locked, sync_folder
 log = logging.getLogger(__name__)
 
 Statement: TypeAlias = tuple[str, Sequence[Sequence[Any]]]
-"""SQL, and the parameters of each time that it runs."""
+"""An SQL statement, and the parameters of each execution."""
 
 _FILE: Final = "state.db"
 _VERSION: Final = 1  # of the schema
@@ -55,14 +55,14 @@ COMMIT;
 
 
 class DamagedState(Exception):
-    """The database is not what was written."""
+    """The database is damaged."""
 
 
 class StateDatabase:
     """The events and counters of one deployment. One thread writes, any thread reads.
 
     Attributes:
-        notice: what an operator needs to know about the start, such as damage; None: nothing.
+        notice: what an operator needs to know about the start, such as damage; None if there is nothing to report.
         events: the numbered events.
     """
 
@@ -113,7 +113,7 @@ class StateDatabase:
                 raise ConfigError(text, hint=hint, code="state-in-use") from error
             except (OSError, sqlite3.Error, Unwritable) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
-                text, hint = f"cannot keep state in {folder}: {reason}", "make the folder writable for this user"
+                text, hint = f"cannot store state in {folder}: {reason}", "make the folder writable for this user"
                 raise ConfigError(text, hint=hint, code="state-unwritable") from error
             self._opened = opened.pop_all()
 
@@ -124,7 +124,7 @@ class StateDatabase:
         return counters
 
     def close(self) -> None:
-        """Force everything to disk and mark the session as ended in order. Idempotent."""
+        """Force all data to disk, and mark the session as ended normally. Idempotent."""
         if self._closed:
             return
         for counters in self._counters:
@@ -145,7 +145,7 @@ class StateDatabase:
         """Return a new connection."""
         connection = sqlite3.connect(self.folder / _FILE, isolation_level=None, check_same_thread=False)
         try:
-            connection.execute("PRAGMA page_size = 1024")  # small pages: less to write for each event
+            connection.execute("PRAGMA page_size = 1024")  # small pages, so that an event writes less data
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA wal_autocheckpoint = 0")  # it would make the writer wait for the disk
@@ -213,8 +213,8 @@ class StateDatabase:
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > _VERSION:
-                text = f"{self.folder / _FILE} is of a newer version of this program"
-                hint = "install that version again, or use another folder"
+                text = f"{self.folder / _FILE} was written by a newer version of this program"
+                hint = "install that version again, or use a different folder"
                 raise ConfigError(text, hint=hint, code="state-version")
             if version == 0:
                 connection.executescript(_SCHEMA)
@@ -225,7 +225,7 @@ class StateDatabase:
         return connection
 
     def _start_session(self, boot: str) -> None:
-        """Mark the session as not ended. Skip numbers if the machine lost its power during the last one."""
+        """Mark the session as not ended. Skip numbers if the machine lost power during the last session."""
         ((last_boot, clean),) = self.query("SELECT boot, clean FROM session")
         if not clean and (not boot or boot != last_boot):
             self.events.newest += NUMBERS_SKIPPED
@@ -244,7 +244,7 @@ class StateDatabase:
 
 
 class BackgroundSync:
-    """Thread that forces the write-ahead log to disk, and moves it into the database now and then."""
+    """Thread that forces the write-ahead log to disk, and regularly moves it into the database."""
 
     def __init__(
         self, events: EventLog, connection: sqlite3.Connection, force: Callable[[], None], interval_s: float

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vision.state.database import StateDatabase, Statement
 
 NUMBERS_SKIPPED: Final = 1000
-"""Numbers that are left out after a power cut. No more events than this are written without forcing the disk."""
+"""Numbers that are skipped after a power failure. At most this number of events is written before a sync."""
 
 
 def event_checksum(number: int, payload: bytes) -> int:
@@ -28,7 +28,7 @@ class Page:
 
     payloads: tuple[bytes, ...]
     oldest: int  # of all stored events; above `newest` if there are none
-    newest: int  # the last number that was given
+    newest: int  # the last assigned number
     more: bool  # events follow the last of this page
 
 
@@ -36,10 +36,10 @@ class EventLog:
     """Bounded log of numbered events. One thread appends, any thread reads.
 
     Attributes:
-        journal: identifier of this sequence of numbers. A database that replaces a damaged one has another.
-        newest: the last number that was given; the next event gets the number after it.
-        lost: events that were not stored, because the disk was full or not writable.
-        unsynced: events that may not be on disk yet.
+        journal: identifier of this sequence of numbers. A database that replaces a damaged one has a different one.
+        newest: the last assigned number. The next event gets the next number.
+        lost: number of events that were not stored, because the disk was full or not writable.
+        unsynced: number of events that can still be missing on disk.
     """
 
     def __init__(self, database: StateDatabase, *, max_events: int, max_bytes: int) -> None:
@@ -121,7 +121,7 @@ class EventLog:
     # --- for the database ---------------------------------------------------------------------------------------------
 
     def synced(self, count: int) -> None:
-        """Note that `count` events less are unsynced."""
+        """Record that `count` events have been synced."""
         self.unsynced = max(0, self.unsynced - count)
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class EventLog:
             self._reader.close()
 
     def _oldest_to_keep(self, count: int, size: int) -> int | None:
-        """Return the first number to keep when `count` events of `size` bytes are added; None: keep all.
+        """Return the first number to keep when `count` events of `size` bytes are added; None means all.
 
         Deletes an eighth of the log at a time, so that most appends delete nothing.
         """

@@ -43,13 +43,13 @@ class Unwritable(ModelError):
 
 
 def _who_may_write(status: os.stat_result) -> str:
-    """Return which other users can write, as text; empty: none."""
+    """Return a text about the other users who can write to a file; empty if there are none."""
     if status.st_uid not in (os.geteuid(), 0):
         return f"belongs to user {status.st_uid}"
     if status.st_mode & stat.S_IWOTH:
-        return "may be written by everybody"
+        return "can be written by everyone"
     if status.st_mode & stat.S_IWGRP and status.st_gid != 0 and not _is_private_group(status.st_gid):
-        return f"may be written by group {status.st_gid}"
+        return f"can be written by group {status.st_gid}"
     return ""
 
 
@@ -64,10 +64,10 @@ def _is_private_group(group_id: int) -> bool:
 
 
 def require_private_folder(folder: Path) -> None:
-    """Refuse a folder in which other users can create or replace files. A sticky one above it, such as /tmp, is fine.
+    """Refuse a folder in which other users can create or replace files. A sticky parent, such as /tmp, is accepted.
 
     Raises:
-        Untrusted: other users can write it or a folder above it.
+        Untrusted: other users can write to it or to a folder above it.
     """
     resolved = folder.resolve()
     for path in (resolved, *resolved.parents):
@@ -81,7 +81,7 @@ def require_private_folder(folder: Path) -> None:
             hint = f"`chmod go-w {path}`, or {hint}"
             if path == resolved:
                 hint += "; then `vision build MODEL --force`"
-        raise Untrusted(f"{path} {reason}, so the engines in {folder} are not to be trusted", hint=hint)
+        raise Untrusted(f"{path} {reason}, so the engines in {folder} cannot be trusted", hint=hint)
 
 
 def make_private_folder(folder: Path) -> None:
@@ -89,11 +89,11 @@ def make_private_folder(folder: Path) -> None:
 
     Raises:
         Untrusted: see `require_private_folder`.
-        ModelError: it cannot be created.
+        ModelError: the folder cannot be created.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        for path in reversed(missing):  # one by one: `parents` would create those above with the default mode
+        for path in reversed(missing):  # `parents=True` would create the parents with the default mode
             path.mkdir(mode=0o700, exist_ok=True)
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -112,7 +112,9 @@ def read_private(path: Path) -> bytes:
     hint = f"`rm {path}`; it is built again"
     try:
         with open(path, "rb", opener=_open_no_link) as file:
-            reason = _who_may_write(os.fstat(file.fileno()))  # of the open file: the name may mean another one by now
+            reason = _who_may_write(
+                os.fstat(file.fileno())
+            )  # of the open file, because the name can refer to a different one now
             contents = file.read()
     except FileNotFoundError:
         raise
@@ -128,11 +130,11 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 def write_whole(path: Path, contents: bytes) -> None:
-    """Replace `path` in one step, also at a power cut. `Unwritable` if the disk is full or read-only."""
+    """Replace `path` atomically, even in a power failure. `Unwritable` if the disk is full or read-only."""
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
-            with os.fdopen(descriptor, "wb") as file:  # mkstemp: readable and writable by this user only
+            with os.fdopen(descriptor, "wb") as file:  # mkstemp: only this user can read and write it
                 file.write(contents)
                 file.flush()
                 os.fsync(file.fileno())
@@ -151,7 +153,7 @@ def write_checked(path: Path, contents: bytes) -> None:
 
 
 def read_checked(path: Path) -> bytes | None:
-    """Return what `write_checked` wrote, or None if there is no such file or it is damaged, which is logged.
+    """Return the contents that `write_checked` wrote; None if the file is missing, or damaged, which is logged.
 
     `Untrusted` as for `read_private` and `require_private_folder`.
     """
@@ -184,15 +186,15 @@ def locked(
     when_waiting: Callable[[], object] = lambda: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Hold a lock between processes. The system releases it when the process ends, in any way.
+    """Hold a lock between processes. The system releases it when the process ends, even if it is killed.
 
     Args:
-        path: the lock file. It stays, unless the holder removes it.
-        when_waiting: called once if another process holds it.
+        path: the lock file. It remains, unless the holder removes it.
+        when_waiting: called once if a different process holds the lock.
         cancelled: returns True to end the wait.
 
     Raises:
-        Held: it was held for `timeout_s`, or the wait was cancelled.
+        Held: a different process held the lock for `timeout_s`, or the wait was canceled.
         Unwritable: the lock file cannot be created.
     """
     deadline = time.monotonic() + timeout_s
@@ -200,7 +202,7 @@ def locked(
         when_waiting()
     while file is None:
         if time.monotonic() >= deadline or cancelled():
-            raise Held(f"another process holds {path}", hint="`fuser` shows which one")
+            raise Held(f"another process holds {path}", hint="`fuser` shows the process")
         time.sleep(0.05)
         file = _locked_file(path)
     with file:
@@ -208,7 +210,7 @@ def locked(
 
 
 def _locked_file(path: Path) -> BinaryIO | None:
-    """Return the locked file; None: another process holds the lock."""
+    """Return the locked file; None if a different process holds the lock."""
     try:
         file = path.open("ab")
     except OSError as error:
@@ -222,5 +224,5 @@ def _locked_file(path: Path) -> BinaryIO | None:
 
 
 def sha256_of(contents: bytes) -> str:
-    """Return the hexadecimal SHA-256."""
+    """Return the SHA-256 of `contents` as a hexadecimal string."""
     return hashlib.sha256(contents).hexdigest()

@@ -371,7 +371,7 @@ def test_other_encoding_is_refused_with_its_line(tmp_path: Path, raw: bytes, lin
     path.write_bytes(raw)
     error = refusal(path)
     assert fault_keys(error) == [(line, "", "not-utf8")]
-    assert f"byte {byte} " in error.faults[0].message
+    assert f"byte {byte}" in error.faults[0].message
 
 
 # --- the line of a fault ----------------------------------------------------------------------------------------------

@@ -278,7 +278,7 @@ def test_entries_have_model_key_and_build_time(cache: EngineCache) -> None:
         (lambda plan: plan.write_bytes(b"x"), "truncated"),
         (lambda plan: plan.with_suffix(".json").unlink(), "its JSON is missing"),
         (lambda plan: plan.with_suffix(".json").write_text("{}"), "its JSON is damaged or of another version"),
-        pytest.param(lambda plan: plan.chmod(0o666), "may be written by everybody", marks=posix),
+        pytest.param(lambda plan: plan.chmod(0o666), "can be written by everyone", marks=posix),
     ],
 )
 def test_damaged_entry_is_reported_and_pruned(damage: Any, fault: str, cache: EngineCache) -> None:

@@ -67,7 +67,7 @@ ROWS = [
         "an ONNX file in place of its folder",
         _file_as_folder_text,
         (
-            "FOLDER/mine.onnx is an ONNX file; a model is a folder with it and a model.yaml\n"
+            "FOLDER/mine.onnx is an ONNX file; expected a folder with it and a model.yaml\n"
             "  hint: write `model: FOLDER` and put a model.yaml there; `vision models` shows an example"
         ),
     ),

@@ -43,7 +43,7 @@ ROWS = [
     (
         "a new journal",
         lambda: str(NewJournal("n", "one", "two")),
-        "n: events are stored in a new journal; events that only the old one had are lost",
+        "n: events are stored in a new journal; events that only the old one contains are lost",
     ),
     (
         "an address without a scheme",
