@@ -34,7 +34,7 @@ def rows(*values: tuple[float, ...]) -> np.ndarray:
         ([(2, -1, 0, 0, 10, 10, 0.9)], 0.0),
     ],
 )
-def test_average_precision(found: list[tuple[float, ...]], expected: float) -> None:
+def test_average_precision_matches_known_values(found: list[tuple[float, ...]], expected: float) -> None:
     truth = rows((1, 1, 0, 0, 10, 10, 1), (1, 2, 50, 0, 10, 10, 1), (1, 3, 90, 90, 5, 5, 0))
     assert average_precision(truth, rows(*found)) == pytest.approx(expected)
 

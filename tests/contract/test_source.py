@@ -92,7 +92,7 @@ def test_open_returns_the_properties_of_the_frames(stream: Stream) -> None:
         assert pixels.dtype == np.uint8
 
 
-def test_retrieve_writes_into_the_given_buffer_only(stream: Stream) -> None:
+def test_retrieve_writes_into_the_passed_buffer_only(stream: Stream) -> None:
     """Detectors pass slices of page-locked memory."""
     with closing(stream.make()) as source:
         info = source.open()

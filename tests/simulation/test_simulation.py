@@ -63,7 +63,7 @@ def test_boxes_of_an_object_farther_away_are_smaller(distortion: float) -> None:
     assert (np.diff(heights) < 0).all()
 
 
-def test_walk_takes_its_length_over_its_speed_and_stops_where_told() -> None:
+def test_walk_has_the_configured_speed_and_end() -> None:
     plain = travel("person", [(0.0, 0.0), (0.0, 12.0)], 1.5, 2.0)
     assert plain.times_s[0] == 2.0
     assert plain.times_s[-1] == pytest.approx(2.0 + 8.0, abs=0.1)
@@ -96,7 +96,7 @@ def test_walk_over_a_line_is_one_crossing(start: float, end: float, direction: s
 
 
 @pytest.mark.parametrize("points", [[(7.0, 16.0), (7.0, 5.0)], [(0.0, 16.0), (0.0, 10.6), (0.0, 16.0)]])
-def test_path_beside_a_line_or_back_from_it_is_no_crossing(points: list[tuple[float, float]]) -> None:
+def test_path_that_does_not_cross_the_line_is_not_counted(points: list[tuple[float, float]]) -> None:
     scene = Scene("none", VIEW, (travel("person", points, 1.4, 0.0),), LINE)
     assert list(true_crossings(scene, camera_analytics(scene))) == []
 

@@ -10,7 +10,7 @@ from tests.paths import ROOT
 from vision.version import DISTRIBUTION, install_hint, pip_hint
 
 
-def test_distribution_name_is_that_of_the_project_file() -> None:
+def test_distribution_name_equals_that_of_the_project_file() -> None:
     assert f'name = "{DISTRIBUTION}"' in (ROOT / "pyproject.toml").read_text()
 
 

@@ -63,7 +63,7 @@ def test_object_is_published_from_its_second_detection() -> None:
 
 
 @pytest.mark.parametrize(("fps", "published_at"), [(5.0, 2), (10.0, 4), (30.0, 12)])
-def test_confirm_s_is_a_time_and_not_a_number_of_frames(fps: float, published_at: int) -> None:
+def test_confirm_s_is_independent_of_the_frame_rate(fps: float, published_at: int) -> None:
     results = follow(Tracker(TrackConfig(confirm_s=0.4)), [detections((person(100), 0.9))] * 20, fps)
     assert [len(tracks) for tracks in results] == [0] * published_at + [1] * (20 - published_at)
 
@@ -268,7 +268,7 @@ def test_detections_are_not_modified() -> None:
     np.testing.assert_array_equal(results[-1].boxes_xyxy, kept)
 
 
-def test_memory_is_bounded_by_max_objects_and_the_best_scores_win() -> None:
+def test_only_max_objects_with_the_best_scores_are_tracked() -> None:
     tracker = Tracker(TrackConfig(max_objects=5))
     crowd = detections(*((person(60 * at + 50), 0.6 + 0.03 * at) for at in range(10)))
     results = follow(tracker, [crowd] * 3)

@@ -406,5 +406,5 @@ def test_file_without_rows_is_printed() -> None:
     assert "nanodet-g-416" in file.getvalue()
 
 
-def test_result_without_a_stage_is_that_of_the_program() -> None:
+def test_result_without_a_stage_has_the_rate_of_the_program() -> None:
     assert "9 frames/s" in printed(row(PIPELINE, 9.0))

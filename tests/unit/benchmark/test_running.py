@@ -198,7 +198,7 @@ def model() -> Iterator[Path]:
     yield shipped_models() / "nanodet-g-416"
 
 
-def test_network_takes_any_batch(model: Path) -> None:
+def test_network_accepts_any_batch_size(model: Path) -> None:
     spec = load_model_spec(model)
     network = OnnxNetwork(model / spec.file, spec, 2, threads=1)
     assert network.input_shapes == {"images": (2, 3, 416, 416)}
@@ -315,7 +315,7 @@ def test_non_closing_detector_stays_open() -> None:
 
 
 @pytest.mark.integration
-def test_non_closing_detector_takes_other_frames() -> None:
+def test_non_closing_detector_accepts_other_frames() -> None:
     with closing(FakeDetector(batches_in_flight=2, max_batch=8)) as detector:
         shown = make_batches(detector, load_frames("synthetic:64x48?objects=5", 4), 2, 4, "bgr")
         config = AppConfig.model_validate(

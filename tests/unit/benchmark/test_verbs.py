@@ -412,7 +412,7 @@ def test_profile_refuses_the_fake_back_end(tmp_path: Path) -> None:
 
 
 @needs_tensorrt
-def test_printed_engine_is_that_of_vision_run(tmp_path: Path) -> None:
+def test_printed_engine_equals_that_of_vision_run(tmp_path: Path) -> None:
     config = make_config(tmp_path) | {
         "detect": {"precision": "fp32", "max_batch": 4, "engine": {"optimization_level": 2}}
     }

@@ -865,7 +865,7 @@ def test_hanging_camera_does_not_delay_another() -> None:
     assert not hanging_thread.is_alive()
 
 
-def test_closed_is_not_an_error_of_the_camera() -> None:
+def test_closed_sink_is_not_a_camera_error() -> None:
     class ClosesLater(RecordingSink):
         def configure(self, height_px: int, width_px: int, pixel_format: str) -> None:
             raise Closed("the program is stopping")

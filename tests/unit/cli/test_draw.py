@@ -54,7 +54,7 @@ def test_each_camera_is_drawn_with_its_lines_and_zones(tmp_path: Path) -> None:
     assert np.array_equal(bottom, next(read_frames(site(source).cameras[0], offline=True)).pixels[100:])
 
 
-def test_camera_without_a_frame_leaves_the_others_alone(tmp_path: Path) -> None:
+def test_camera_without_a_frame_does_not_affect_the_others(tmp_path: Path) -> None:
     missing = str(tmp_path / "gone.mp4")
     drawings = draw_cameras(site(missing, "synthetic:160x120@20?frames=1"), tmp_path / "a" / "b", threading.Event())
     assert [drawing.path for drawing in drawings] == [None, tmp_path / "a" / "b" / "c1.png"]

@@ -63,7 +63,7 @@ def test_narrower_terminal_shows_one_whole_table(tmp_path: Path, dead_source: st
 
 
 @pytest.mark.parametrize("columns", [60, 120])
-def test_lost_camera_leaves_its_warning_reason_and_retry_on_the_screen(tmp_path: Path, columns: int) -> None:
+def test_lost_camera_shows_its_warning_reason_and_retry(tmp_path: Path, columns: int) -> None:
     with ExitStack() as camera:
         address = camera.enter_context(motion_jpeg_server())
         cameras = [{"id": "gate", "source": f"{address}?fps=20"}]
@@ -81,7 +81,7 @@ def test_lost_camera_leaves_its_warning_reason_and_retry_on_the_screen(tmp_path:
 
 
 @needs_trackeval
-def test_progress_bar_of_an_evaluation_and_log_lines_stay_apart(tmp_path: Path) -> None:
+def test_log_lines_do_not_mix_with_the_progress_bar(tmp_path: Path) -> None:
     source = "synthetic:320x240@5?frames=400&objects=6&seed=0"
     truth = tmp_path / "gt.txt"
     truth.write_text("".join(f"{row}\n" for row in synthetic_rows(source, FAKE_CLASSES.index("green"))))

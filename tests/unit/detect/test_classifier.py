@@ -85,7 +85,7 @@ def test_classifier_applies_the_activation_of_its_spec(
 
 
 @pytest.mark.parametrize("batch", ["batch", 1, 3])
-def test_classify_takes_any_number_of_crops(tmp_path: Path, batch: int | str) -> None:
+def test_classify_accepts_any_number_of_crops(tmp_path: Path, batch: int | str) -> None:
     crops = [plain(0, 0, 10 * at) for at in range(7)]
     with opened(save(tmp_path, batch=batch), max_batch=7) as opened_classifier:
         assert opened_classifier.max_batch == 7

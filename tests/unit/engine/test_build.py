@@ -288,7 +288,7 @@ def test_int8_builds_or_names_an_alternative(capfd: pytest.CaptureFixture[str]) 
     assert "precision: fp16" in caught.value.hint
 
 
-def test_fp8_builds_where_the_library_has_it(capfd: pytest.CaptureFixture[str]) -> None:
+def test_fp8_model_is_built_if_the_library_supports_it(capfd: pytest.CaptureFixture[str]) -> None:
     model = quantised(TensorProto.FLOAT8E4M3FN, opset=19)
     if str(library.find_library()).startswith("TensorRT-RTX 1.4"):
         pytest.skip("1.4 asks the driver for the GPU's properties")
@@ -302,7 +302,7 @@ def test_workspace_and_level_are_accepted() -> None:
     assert build(convolution(), plan(workspace_mib=64, optimization_level=1)).plan
 
 
-def test_default_level_is_the_library_s_own() -> None:
+def test_default_level_equals_that_of_the_library() -> None:
     config = library.trt.Builder(library.logger()).create_builder_config()
     assert config.builder_optimization_level == DEFAULT_LEVEL
 
@@ -447,7 +447,7 @@ def test_missing_builder_flag_is_refused() -> None:
     assert caught.value.code == "no-builder-flag"
 
 
-def test_profile_that_tensorrt_finds_inconsistent_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+def test_profile_refused_by_tensorrt_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     builder = library.trt.Builder(library.logger())
     network = builder.create_network(0)
     network.add_input("images", library.trt.float32, library.trt.Dims([-1, 3, 16, 16]))

@@ -154,7 +154,7 @@ def test_unusable_engine_is_rebuilt_with_the_reason_in_the_log(
     assert loaded.path.read_bytes() == b"a newer plan"
 
 
-def test_upgrade_is_logged_with_the_changes(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_key_is_logged_with_old_and_new_values(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     cache.load_or_build("tiny", key(), Builder())
     cache.load_or_build("tiny", key(settings=BuildPlan("fp32", 1)), Builder())
@@ -192,7 +192,7 @@ def test_force_builds_again(cache: EngineCache) -> None:
     assert cache.load_or_build("tiny", key(), again, force=True).plan == b"second"
 
 
-def test_build_that_fails_leaves_nothing(cache: EngineCache) -> None:
+def test_failed_build_stores_nothing(cache: EngineCache) -> None:
     def fail(timing_cache: bytes | None) -> Built:
         raise ZeroDivisionError
 
@@ -202,7 +202,9 @@ def test_build_that_fails_leaves_nothing(cache: EngineCache) -> None:
     assert cache.load_or_build("tiny", key(), Builder()).plan == b"a plan"
 
 
-def test_one_of_two_processes_builds_and_the_other_loads(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
+def test_second_process_loads_the_engine_that_the_first_builds(
+    cache: EngineCache, caplog: pytest.LogCaptureFixture
+) -> None:
     """Separate caches have separate descriptors of the lock, as separate processes have."""
     caplog.set_level(logging.INFO)
     building, go_on = threading.Event(), threading.Event()

@@ -220,7 +220,7 @@ def test_name_of_the_official_domain_is_supported() -> None:
     check_fold(original, ["narrow"])
 
 
-def test_attributes_that_are_left_out_have_their_defaults() -> None:
+def test_missing_attributes_have_their_defaults() -> None:
     check_fold(network(kernel=(3, 3), pads=None, size=(5, 18)), ["narrow"], (32, 5, 18))
 
 
@@ -241,7 +241,7 @@ def test_convolution_with_joined_results_is_folded(joined: str) -> None:
     check_fold(network(joined=JOINS[joined]), ["narrow"])
 
 
-def test_names_that_are_taken_are_not_used_again() -> None:
+def test_existing_names_are_not_reused() -> None:
     joined = [
         helper.make_node("Identity", ["z"], ["narrow_folded"], "narrow_unfold_split"),
         helper.make_node("Identity", ["narrow_folded"], ["narrow_folded_"], "narrow_unfold_moved"),
@@ -255,7 +255,7 @@ def test_names_that_are_taken_are_not_used_again() -> None:
     assert len(names) == len(set(names)) == 7
 
 
-def test_names_in_branches_are_not_used_again() -> None:
+def test_names_in_branches_are_not_reused() -> None:
     graph = check_fold(with_branch("images", inside="narrow_folded"), ["narrow"]).graph
     assert graph.node[0].output[0] == "narrow_folded_"
 
@@ -291,7 +291,7 @@ def test_shared_weights_are_removed_only_if_every_user_is_folded(second: str, fo
     assert ({"w", "b"} <= {tensor.name for tensor in onnx_model.graph.initializer}) is kept
 
 
-def test_weights_may_be_constant_nodes() -> None:
+def test_weights_in_constant_nodes_are_folded() -> None:
     original = network()
     values = {tensor.name: tensor for tensor in original.graph.initializer}
     constants = [helper.make_node("Constant", [], [name], value=values[name]) for name in ("w", "b")]

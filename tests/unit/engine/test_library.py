@@ -70,7 +70,7 @@ def test_library_that_does_not_load_is_reported_with_the_cause(
     assert said in caught.value.args[0]
 
 
-def test_first_library_that_loads_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_library_that_loads_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = module_in(tmp_path, "vision_broken", "raise ImportError('no')", monkeypatch)
     whole = module_in(tmp_path, "vision_whole", "class Builder: ...\n__version__ = '10.3.0'", monkeypatch)
     rtx = module_in(tmp_path, "vision_rtx", "class Runtime: ...\n__version__ = '1.6.1'", monkeypatch)
@@ -92,7 +92,7 @@ def test_hint_fits_the_platform(system: str, machine: str, tegra: bool, says: st
     assert says in missing_hint(system, machine, tegra=tegra, python=(3, 10))
 
 
-def test_hint_on_a_jetson_names_the_python_that_has_the_bindings() -> None:
+def test_jetson_hint_names_the_python_version_with_bindings() -> None:
     hint = missing_hint("Linux", "aarch64", tegra=True, python=(3, 11))
     assert "3.11" in hint
     assert "3.10" in hint
@@ -143,7 +143,7 @@ def test_real_logger_is_one_object_and_reaches_the_collector() -> None:
 
 
 @needs_tensorrt
-def test_rtx_is_strongly_typed_whatever_flags_it_has() -> None:
+def test_rtx_is_strongly_typed_with_any_flags() -> None:
     found = library.find_library()
     if found.flavour != "tensorrt-rtx":
         pytest.skip("TensorRT")

@@ -83,7 +83,7 @@ def test_request_of_size_0_allocates_nothing() -> None:
     assert pool.report().allocations == 0
 
 
-def test_request_over_a_segment_gets_one_of_its_own() -> None:
+def test_request_larger_than_a_segment_gets_a_separate_segment() -> None:
     raw = PlainMemory()
     pool = MemoryPool(raw, segment_bytes=4 * MIB)
     pool.allocate(MIB)
@@ -91,7 +91,7 @@ def test_request_over_a_segment_gets_one_of_its_own() -> None:
     assert sorted(raw.held.values()) == [4 * MIB, 104 * MIB]
 
 
-def test_neighbours_are_joined_again() -> None:
+def test_free_neighbours_are_merged() -> None:
     raw = PlainMemory()
     pool = MemoryPool(raw, segment_bytes=8 * MIB)
     parts = [pool.allocate(2 * MIB) for _ in range(4)]
@@ -101,7 +101,7 @@ def test_neighbours_are_joined_again() -> None:
     assert len(raw.held) == 1
 
 
-def test_smallest_gap_that_fits_is_taken() -> None:
+def test_smallest_sufficient_gap_is_used() -> None:
     pool = MemoryPool(PlainMemory(), segment_bytes=16 * MIB)
     large, wall, small, _ = (pool.allocate(size * MIB) for size in (4, 1, 2, 1))
     assert wall
@@ -129,7 +129,7 @@ def test_freeing_on_another_stream_waits_for_the_first(freed_on: int | None, wai
     assert raw.waits == waits
 
 
-def test_foreign_address_is_not_taken() -> None:
+def test_foreign_address_is_not_freed() -> None:
     pool = MemoryPool(PlainMemory())
     address = pool.allocate(MIB)
     assert not pool.deallocate(address + 256)

@@ -119,7 +119,7 @@ def test_changed_model_is_rebuilt(model: tuple[Path, ModelSpec], cache: EngineCa
 
 
 @needs_rtx
-def test_cancelled_before_it_began_leaves_nothing(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
+def test_build_cancelled_before_its_start_stores_nothing(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     cancel = threading.Event()
     cancel.set()
     with pytest.raises(Closed):
@@ -264,7 +264,7 @@ def build_in_another_process(folder: Path, cache: Path, results: multiprocessing
 
 @pytest.mark.engine
 @needs_rtx
-def test_one_of_three_processes_builds(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
+def test_only_one_of_three_processes_builds(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     arguments = (model[0], cache.folder, results)

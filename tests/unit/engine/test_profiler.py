@@ -191,7 +191,7 @@ def test_recorder_keeps_a_block_that_fails() -> None:
     assert recorder.spans()[0].end_ns == 1
 
 
-def test_layers_follow_each_other() -> None:
+def test_layer_spans_are_consecutive() -> None:
     spans = layer_spans([("a", 0.5), ("b", 0.25)], "layers", 100)
     assert [(span.name, span.start_ns, span.end_ns) for span in spans] == [("a", 100, 500_100), ("b", 500_100, 750_100)]
 
@@ -287,12 +287,12 @@ def test_layers_are_profiled_in_a_separate_run(dialect: Dialect, separate: bool)
 
 
 @pytest.mark.parametrize(("name", "quoted"), [("images", "images"), ("a:0", '"a:0"'), ("a,b", '"a,b"')])
-def test_names_that_shapes_would_split_are_quoted(name: str, quoted: str) -> None:
+def test_names_with_separators_are_quoted_in_shapes(name: str, quoted: str) -> None:
     words = shlex.split(run_command(tool("trtexec-11"), PLAN, {name: (1, 2)}, 0))
     assert f"--shapes={quoted}:1x2" in words
 
 
-def test_trtexec_is_found_where_jetpack_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trtexec_is_found_in_the_jetpack_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     place = tmp_path / "jetpack"
     assert find_tool("trtexec-10", [place]) == Tool("trtexec-10", "trtexec", False)

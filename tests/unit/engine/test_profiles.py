@@ -137,7 +137,7 @@ def test_profiles_follow_from_max_batch() -> None:
     ]
 
 
-def test_every_batch_that_runs_gets_a_profile_of_its_own() -> None:
+def test_every_batch_size_gets_a_separate_profile() -> None:
     made = make_profiles([OPEN_BATCH], spec(), BuildPlan("fp16", 6, fixed_batches=True))
     ranges = [(each.shapes["images"].min[0], each.shapes["images"].max[0]) for each in made]
     assert ranges == [(1, 4), (4, 6), (1, 1), (2, 2), (4, 4), (6, 6)]

@@ -281,7 +281,7 @@ def test_context_memory_belongs_to_the_caller() -> None:
 
 
 @needs_rtx
-def test_rtx_leaves_graph_capture_to_the_caller() -> None:
+def test_rtx_does_not_capture_graphs() -> None:
     raw = RawRtxEngine(RawContext())
     engine(raw).create_context(0, 5)
     (config,) = raw.configs
@@ -346,7 +346,7 @@ def test_failed_call_raises_an_error_with_the_reason(call: str, act: Any, subjec
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 8, 8), (0, 3, 8, 8), (2, 3, 9, 8), (2, 3, 8)])
-def test_shape_outside_the_profile_is_refused_before_tensorrt_sees_it(shape: tuple[int, ...]) -> None:
+def test_shape_outside_the_profile_is_refused_before_the_tensorrt_call(shape: tuple[int, ...]) -> None:
     made, raw = context()
     with pytest.raises(ModelError) as caught:
         made.set_shape("images", shape)
@@ -387,7 +387,7 @@ def test_output_sizes_cover_the_largest_shapes() -> None:
     assert (size.shape, size.bytes) == ((8, 10, 4), 8 * 10 * 4 * 4)
 
 
-def test_output_that_the_data_decides_has_a_bound_and_no_shape() -> None:
+def test_data_dependent_output_has_an_upper_bound_and_no_shape() -> None:
     made, raw = context()
     raw.open_output = True
     set_largest_shapes(made)
@@ -440,7 +440,7 @@ def test_plan_without_a_gpu_is_refused_with_a_hint(capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(("cores", "asked", "chosen"), [(2, 1, 1), (2, None, -1), (1, 1, -1), (0, 0, -1)])
-def test_plan_runs_on_the_dla_core_it_was_built_for(cores: int, asked: int | None, chosen: int) -> None:
+def test_plan_runs_on_its_dla_core(cores: int, asked: int | None, chosen: int) -> None:
     runtime = SimpleNamespace(num_DLA_cores=cores, DLA_core=-1)
     aim_at_dla(runtime, asked)
     assert runtime.DLA_core == chosen

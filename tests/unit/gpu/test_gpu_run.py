@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 HEADS = ("nanodet", "nanodet, one output", "yolov5", "yolov8", "end-to-end", "efficient nms", "rt-detr")
 
 
-def test_sanitizers_run_tests_of_every_kernel_and_every_form_of_head(tmp_path: Path) -> None:
+def test_sanitizers_cover_every_kernel_and_head(tmp_path: Path) -> None:
     arguments = {
         tool: part.command[part.command.index(sys.executable) :]
         for tool, part in parts(tmp_path).items()

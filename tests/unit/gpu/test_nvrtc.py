@@ -38,13 +38,13 @@ def test_kernel_is_compiled_once(cache: Path) -> None:
     ],
     ids=["definition", "text", "header"],
 )
-def test_changed_source_gets_its_own_file(cache: Path, other: Source) -> None:
+def test_changed_source_is_cached_in_a_new_file(cache: Path, other: Source) -> None:
     compile_cubin(SOURCE, "sm_87", cache)
     compile_cubin(other, "sm_87", cache)
     assert len(list(cache.iterdir())) == 2
 
 
-def test_each_architecture_gets_its_own_file(cache: Path) -> None:
+def test_each_architecture_is_cached_in_a_separate_file(cache: Path) -> None:
     assert compile_cubin(SOURCE, "sm_87", cache) != compile_cubin(SOURCE, "sm_90", cache)
     assert len(list(cache.iterdir())) == 2
 

@@ -317,7 +317,7 @@ def test_call_that_keeps_the_gil_ends_the_process() -> None:
 
 
 @pytest.mark.integration
-def test_watchdog_leaves_a_working_process_alone() -> None:
+def test_watchdog_does_not_end_a_working_process() -> None:
     done = run_python(NOT_STUCK)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 

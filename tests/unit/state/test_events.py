@@ -258,7 +258,7 @@ def test_disk_that_cannot_be_synced_is_logged_once(tmp_path: Path, caplog: pytes
     assert len(log_args(caplog, "vision.state.database", logging.ERROR)) == 1
 
 
-def test_full_disk_is_logged_once_and_used_again_when_it_has_room(
+def test_full_disk_is_logged_once_and_writing_resumes_with_free_space(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(tmp_path) as state:
