@@ -14,7 +14,7 @@ import threading
 import urllib.request
 
 from vision.pipelines import pipeline_with
-from vision.runtime.status import Report
+from vision.stages.stage import Report
 from vision.types import Event, Result
 
 QUEUE_SIZE = 1000

@@ -18,9 +18,8 @@ from typing import Literal
 from vision.config import AppConfig
 from vision.errors import ConfigError
 from vision.runtime.builder import Build, OpenStages, RunOptions, pipeline, with_video
-from vision.runtime.status import Sink
 from vision.stages.snapshots import SnapshotStage
-from vision.stages.stage import Stage
+from vision.stages.stage import Sink, Stage
 
 
 def pipeline_with(

@@ -42,7 +42,7 @@ from vision.gpu.memory import allocated, device_frame_buffer, page_locked_frame_
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
 from vision.runtime.latest_slot import Allocate, LatestSlot
-from vision.runtime.status import Report
+from vision.stages.stage import Report
 from vision.types import FrameBuffer, Result, frame_shape
 from vision.version import install_hint
 

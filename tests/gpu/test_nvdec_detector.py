@@ -26,7 +26,7 @@ from vision.gpu.memory import device_frame_buffer
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, build_cameras
 from vision.runtime.runtime import Runtime
-from vision.runtime.status import Report
+from vision.stages.stage import Report
 from vision.types import Detections, Frame, FrameMeta, Result
 
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"

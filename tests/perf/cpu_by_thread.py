@@ -22,7 +22,7 @@ from tests.perf import deployment
 from vision.config import load_config
 from vision.pipelines.detect import build
 from vision.runtime.builder import RunOptions
-from vision.runtime.status import Report
+from vision.stages.stage import Report
 
 
 def cpu_s_by_thread() -> dict[str, float]:

@@ -25,7 +25,7 @@ from vision.config import AppConfig
 from vision.detect.detector import Detector
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_publisher
-from vision.runtime.status import Report, Sink
+from vision.stages.stage import Report, Sink
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat, Result
 
 _WARM_UP_PART: Final = 0.25  # of a run: connections, first batches, and what the batcher learns do not count

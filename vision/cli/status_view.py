@@ -14,7 +14,7 @@ from rich.text import Text
 
 from vision.cli.console import LiveDisplay
 from vision.messaging.schema import CameraReport, CountsReport, LatencyPercentiles
-from vision.runtime.status import Report
+from vision.stages.stage import Report
 
 log = logging.getLogger(__name__)
 

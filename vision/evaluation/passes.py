@@ -28,7 +28,7 @@ from vision.detect.open import open_detector
 from vision.errors import ConfigError, SourceError, redact
 from vision.evaluation.mot import Boxes, Truth
 from vision.runtime.builder import Build, RunOptions
-from vision.runtime.status import Report
+from vision.stages.stage import Report
 from vision.types import Detections, Event, Frame, FrameBuffer, FrameMeta, PixelFormat, Result, Tracks
 
 LOWEST_SCORE: Final = 0.05

@@ -42,11 +42,10 @@ from vision.messaging import codec
 from vision.messaging.publisher import Publisher, Recorder
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
-from vision.runtime.status import Sink
 from vision.stages.analytics import AnalyticsStage, TrackStage
 from vision.stages.secondary_model import CascadeStage
 from vision.stages.snapshots import SnapshotStage
-from vision.stages.stage import PixelStage, Stage
+from vision.stages.stage import PixelStage, Sink, Stage
 from vision.state.database import StateDatabase
 from vision.types import Frame, PixelFormat, Result, frame_shape
 from vision.version import require_cv2

@@ -10,8 +10,8 @@ from typing import Final
 from vision.metrics import LatencyHistogram, Rate, span
 from vision.runtime.inference_loop import IDLE_S, InferredFrame
 from vision.runtime.latest_slot import Clock, release_together
-from vision.runtime.status import CameraMetrics, Sink
-from vision.stages.stage import PixelStage, Stage
+from vision.runtime.status import CameraMetrics
+from vision.stages.stage import PixelStage, Sink, Stage
 from vision.types import Frame, Result
 
 RESULT_QUEUE_SIZE: Final = 2048

@@ -33,8 +33,8 @@ from vision.runtime.hang_watchdog import ProgressMonitor, thread_stacks
 from vision.runtime.inference_loop import HANG_HINT, InferenceLoop, InferredFrame
 from vision.runtime.latest_slot import Clock, LatestSlot
 from vision.runtime.results import ResultHandler
-from vision.runtime.status import Instant, Report, Sink, camera_status, detector_status, percentiles, resident_bytes
-from vision.stages.stage import HasCounters, Stage
+from vision.runtime.status import Instant, camera_status, detector_status, percentiles, resident_bytes
+from vision.stages.stage import HasCounters, Report, Sink, Stage
 from vision.version import version
 
 log = logging.getLogger(__name__)

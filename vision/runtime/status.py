@@ -1,4 +1,4 @@
-"""The status of the program and of its cameras, and `Sink`, which takes it together with the results.
+"""The figures of the program and of its cameras, as `Report` holds them.
 
 The runtime builds each report once per interval, from its own counters. The terminal shows these reports, and the
 publisher sends them as messages.
@@ -7,52 +7,21 @@ publisher sends them as messages.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from vision.capture.camera_status import CameraStatus
 from vision.detect.detector import Detector, ReportsMemory
 from vision.errors import redact
 from vision.messaging.schema import (
     CameraReport,
-    CountsReport,
     DetectorStatus,
     LatencyPercentiles,
-    NodeReport,
-    StatusReport,
     rfc3339,
 )
 from vision.metrics import LatencyHistogram, Percentiles, Rate
 from vision.runtime.latest_slot import SlotCounts
-from vision.types import Counts, Result
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The reports of one interval. Iterating yields one or two per camera, then the one about the program."""
-
-    node: NodeReport
-    cameras: tuple[CameraReport, ...]
-    counts: Mapping[str, CountsReport]  # by camera, for cameras with lines or zones
-
-    def __iter__(self) -> Iterator[StatusReport]:
-        for camera in self.cameras:
-            yield camera
-            if camera.camera in self.counts:
-                yield self.counts[camera.camera]
-        yield self.node
-
-
-class Sink(Protocol):
-    """Receiver of results and reports: `Publisher`, or one of a pipeline file (docs/pipelines.md)."""
-
-    def publish(self, result: Result) -> None:
-        """Take one result. The results thread calls this, in order per camera."""
-
-    def report(self, report: Report) -> None:
-        """Take the status of the program. The main thread calls this once an interval and at the end."""
+from vision.types import Counts
 
 
 @dataclass(slots=True)

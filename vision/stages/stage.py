@@ -1,14 +1,16 @@
-"""The stage protocols: the functions and objects that a pipeline applies to each result, between detector and sinks.
+"""The protocols of what follows the detector: the stages that a pipeline applies to each result, and the sinks.
 
 A stage is a function from `Result` to `Result`. A stage that also needs the frame is an object with the method
-`with_frame` instead. The results thread calls both, in order per camera.
+`with_frame` instead. The results thread calls both, in order per camera, and then `publish` of each sink.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
+from vision.messaging.schema import CameraReport, CountsReport, NodeReport, StatusReport
 from vision.types import Frame, Result
 
 
@@ -21,6 +23,32 @@ class PixelStage(Protocol):
 
 
 Stage: TypeAlias = Callable[[Result], Result] | PixelStage
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The reports of one interval. Iterating yields one or two per camera, then the one about the program."""
+
+    node: NodeReport
+    cameras: tuple[CameraReport, ...]
+    counts: Mapping[str, CountsReport]  # by camera, for cameras with lines or zones
+
+    def __iter__(self) -> Iterator[StatusReport]:
+        for camera in self.cameras:
+            yield camera
+            if camera.camera in self.counts:
+                yield self.counts[camera.camera]
+        yield self.node
+
+
+class Sink(Protocol):
+    """Receiver of results and reports: `Publisher`, or one of a pipeline file (docs/pipelines.md)."""
+
+    def publish(self, result: Result) -> None:
+        """Take one result. The results thread calls this, in order per camera."""
+
+    def report(self, report: Report) -> None:
+        """Take the status of the program. The main thread calls this once an interval and at the end."""
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from vision.detect.fake import FakeDetector
 from vision.messaging.schema import DetectorStatus
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
-from vision.runtime.status import Report
+from vision.stages.stage import Report
 
 REASON = "the model has outputs whose size depends on the frame"
 

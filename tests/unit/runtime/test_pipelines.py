@@ -39,8 +39,8 @@ from vision.messaging.schema import CountsMessage, CountsReport, DetectionsMessa
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_state
 from vision.runtime.runtime import Runtime
-from vision.runtime.status import Report
 from vision.stages.analytics import TrackStage
+from vision.stages.stage import Report
 from vision.types import Counts, Frame, Result, Tracks
 
 DOCS = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")

@@ -27,9 +27,8 @@ from vision.runtime.inference_loop import InferenceLoop
 from vision.runtime.latest_slot import LatestSlot
 from vision.runtime.results import RESULT_QUEUE_SIZE
 from vision.runtime.runtime import Camera, Runtime
-from vision.runtime.status import Report
 from vision.stages.analytics import TrackStage
-from vision.stages.stage import Stage
+from vision.stages.stage import Report, Stage
 from vision.types import Detections, DropReason, Frame, Result
 
 MS = 1_000_000
