@@ -87,9 +87,7 @@ def build(
         int | None,
         typer.Option(min=0, max=5, help="Optimization level, 0 (short build) to 5 (fast engine)."),
     ] = None,
-    dla: Annotated[
-        int | None, typer.Option(min=0, max=15, metavar="CORE", help="DLA core of a Jetson that runs the engine.")
-    ] = None,
+    dla: Annotated[int | None, typer.Option(min=0, max=15, metavar="CORE", help="DLA core of a Jetson.")] = None,
     for_gpu: _ForGpu = None,
     json: Json = False,
 ) -> int:
