@@ -162,10 +162,10 @@ def foreign_frame(color: int) -> Frame:
     return Frame.wrap(FrameMeta("cam", 0, 0, 0, 0, 64, 48), image(color, 64, 48, "bgr"), "bgr")
 
 
-def assert_finds(found: Detections, color: int, width_px: int = 64, height_px: int = 48) -> None:
-    assert found.class_ids.tolist() == [color]
-    assert found.scores[0] == pytest.approx(1.0, abs=0.02)
-    np.testing.assert_allclose(found.boxes_xyxy, [[0, 0, width_px, height_px]])
+def assert_finds(detections: Detections, color: int, width_px: int = 64, height_px: int = 48) -> None:
+    assert detections.class_ids.tolist() == [color]
+    assert detections.scores[0] == pytest.approx(1.0, abs=0.02)
+    np.testing.assert_allclose(detections.boxes_xyxy, [[0, 0, width_px, height_px]])
 
 
 def test_spec_describes_the_detector(detector: Detector) -> None:
@@ -198,12 +198,12 @@ def test_yuv_buffers_have_even_sides(detector: Detector, pixel_format: PixelForm
 
 def test_results_have_the_types_of_their_fields(detector: Detector) -> None:
     detector.submit(0, [frame(detector, 1)])
-    (found,) = detector.wait(0, LONG_S)
-    assert found.boxes_xyxy.dtype == np.float32
-    assert found.boxes_xyxy.shape == (1, 4)
-    assert found.scores.dtype == np.float32
-    assert found.class_ids.dtype == np.int32
-    assert found.truncated_candidates == 0
+    (detections,) = detector.wait(0, LONG_S)
+    assert detections.boxes_xyxy.dtype == np.float32
+    assert detections.boxes_xyxy.shape == (1, 4)
+    assert detections.scores.dtype == np.float32
+    assert detections.class_ids.dtype == np.int32
+    assert detections.truncated_candidates == 0
 
 
 def test_results_belong_to_their_slot(detector: Detector) -> None:
@@ -212,16 +212,16 @@ def test_results_belong_to_their_slot(detector: Detector) -> None:
         for slot, color in enumerate(colors):
             detector.submit(slot, [frame(detector, color)])
         for slot in (0, 1) if round_ % 2 else (1, 0):
-            (found,) = detector.wait(slot, LONG_S)
-            assert_finds(found, colors[slot])
+            (detections,) = detector.wait(slot, LONG_S)
+            assert_finds(detections, colors[slot])
 
 
 @pytest.mark.parametrize("color", [0, 1, 2])
 def test_every_pixel_format_gives_the_same_detections(detector: Detector, color: int) -> None:
     for pixel_format in detector.spec.pixel_formats:
         detector.submit(0, [frame(detector, color, pixel_format=pixel_format)])
-        (found,) = detector.wait(0, LONG_S)
-        assert_finds(found, color)
+        (detections,) = detector.wait(0, LONG_S)
+        assert_finds(detections, color)
 
 
 def test_batch_of_mixed_sizes_and_formats_keeps_the_order_of_its_frames(detector: Detector) -> None:
@@ -233,39 +233,39 @@ def test_batch_of_mixed_sizes_and_formats_keeps_the_order_of_its_frames(detector
         frame(detector, 0, 33, 31, "bgrx"),
     ]
     detector.submit(1, frames)
-    found = detector.wait(1, LONG_S)
-    assert len(found) == len(frames)
-    for each, given in zip(found, frames, strict=True):
-        assert_finds(each, (0, 1, 2, 0)[frames.index(given)], given.meta.width_px, given.meta.height_px)
+    detections = detector.wait(1, LONG_S)
+    assert len(detections) == len(frames)
+    for result, given in zip(detections, frames, strict=True):
+        assert_finds(result, (0, 1, 2, 0)[frames.index(given)], given.meta.width_px, given.meta.height_px)
 
 
 @pytest.mark.parametrize(("width_px", "height_px"), [(1, 1), (1, 700), (700, 1), (7680, 4320)])
 def test_extreme_frame_sizes_are_detected(detector: Detector, width_px: int, height_px: int) -> None:
     detector.submit(0, [frame(detector, 2, width_px, height_px)])
-    (found,) = detector.wait(0, LONG_S)
-    assert_finds(found, 2, width_px, height_px)
+    (detections,) = detector.wait(0, LONG_S)
+    assert_finds(detections, 2, width_px, height_px)
 
 
 def test_smaller_batch_after_a_larger_one_has_only_its_own_results(detector: Detector) -> None:
     for size in (4, 1, 3, 2):
         detector.submit(0, [frame(detector, color % 3) for color in range(size)])
-        found = detector.wait(0, LONG_S)
-        assert [each.class_ids.tolist() for each in found] == [[color % 3] for color in range(size)]
+        detections = detector.wait(0, LONG_S)
+        assert [result.class_ids.tolist() for result in detections] == [[color % 3] for color in range(size)]
 
 
 def test_results_are_not_overwritten(detector: Detector) -> None:
     detector.submit(0, [frame(detector, 0), frame(detector, 1)])
     first = detector.wait(0, LONG_S)
-    before = [(each.boxes_xyxy.copy(), each.scores.copy(), each.class_ids.copy()) for each in first]
+    before = [(result.boxes_xyxy.copy(), result.scores.copy(), result.class_ids.copy()) for result in first]
     for _ in range(5):
         for slot in (0, 1):
             detector.submit(slot, [frame(detector, 2, 640, 480), frame(detector, 2, 32, 32)])
         for slot in (0, 1):
             detector.wait(slot, LONG_S)
-    for each, (boxes, scores, class_ids) in zip(first, before, strict=True):
-        np.testing.assert_array_equal(each.boxes_xyxy, boxes)
-        np.testing.assert_array_equal(each.scores, scores)
-        np.testing.assert_array_equal(each.class_ids, class_ids)
+    for result, (boxes, scores, class_ids) in zip(first, before, strict=True):
+        np.testing.assert_array_equal(result.boxes_xyxy, boxes)
+        np.testing.assert_array_equal(result.scores, scores)
+        np.testing.assert_array_equal(result.class_ids, class_ids)
 
 
 def test_buffers_may_be_rewritten_after_wait(detector: Detector) -> None:
@@ -273,8 +273,8 @@ def test_buffers_may_be_rewritten_after_wait(detector: Detector) -> None:
     for color in (0, 1, 2, 0):
         given.pixels[...] = image(color, 64, 48, "bgr")
         detector.submit(0, [given])
-        (found,) = detector.wait(0, LONG_S)
-        assert_finds(found, color)
+        (detections,) = detector.wait(0, LONG_S)
+        assert_finds(detections, color)
 
 
 def test_wait_lets_other_threads_run(slow: Detector) -> None:
@@ -315,8 +315,8 @@ def test_slot_stays_submitted_after_a_timeout(slow: Detector) -> None:
     assert time.monotonic() - began >= 0.01
     with pytest.raises(ValueError):
         slow.submit(0, [frame(slow, 2)])
-    (found,) = slow.wait(0, LONG_S)
-    assert_finds(found, 1)
+    (detections,) = slow.wait(0, LONG_S)
+    assert_finds(detections, 1)
 
 
 @pytest.mark.parametrize("slot", [-1, 2, 1000])

@@ -13,7 +13,7 @@ TRUTH = boxes((1, 1, 0, 0, 10, 10), (1, 2, 50, 0, 10, 10))
 
 
 @pytest.mark.parametrize(
-    ("found", "ap50"),
+    ("predicted", "ap50"),
     [
         ([(1, -1, 0, 0, 10, 10, 0.9), (1, -1, 50, 0, 10, 10, 0.8)], 1.0),
         ([(1, -1, 0, 0, 10, 10, 0.9)], 0.5),
@@ -25,8 +25,8 @@ TRUTH = boxes((1, 1, 0, 0, 10, 10), (1, 2, 50, 0, 10, 10))
         ([], 0.0),
     ],
 )
-def test_average_precision_is_exact_for_small_tables(found: list[Row], ap50: float) -> None:
-    scores = score_detections(TRUTH, boxes(*found), score=0.5, lowest_score=0.05)
+def test_average_precision_is_exact_for_small_tables(predicted: list[Row], ap50: float) -> None:
+    scores = score_detections(TRUTH, boxes(*predicted), score=0.5, lowest_score=0.05)
     assert scores.ap50 == pytest.approx(ap50)
     assert scores.true_boxes == 2
 
@@ -34,8 +34,8 @@ def test_average_precision_is_exact_for_small_tables(found: list[Row], ap50: flo
 def test_detection_takes_the_best_free_object() -> None:
     """The first detection takes the object with the greatest overlap, the second one the other."""
     truth = boxes((1, 1, 0, 0, 10, 10), (1, 2, 4, 0, 10, 10))
-    found = boxes((1, -1, 3, 0, 10, 10, 0.9), (1, -1, 1, 0, 10, 10, 0.8))
-    assert score_detections(truth, found, score=0.5, lowest_score=0.05).ap50 == 1.0
+    predicted = boxes((1, -1, 3, 0, 10, 10, 0.9), (1, -1, 1, 0, 10, 10, 0.8))
+    assert score_detections(truth, predicted, score=0.5, lowest_score=0.05).ap50 == 1.0
 
 
 def test_ap_is_the_mean_over_overlaps() -> None:
@@ -50,14 +50,14 @@ def test_ap_is_the_mean_over_overlaps() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_figures_agree_with_another_implementation(seed: int) -> None:
-    truth, found = random_boxes(seed)
-    expected = average_precision(np.array(as_rows(truth)), np.array(as_rows(found)))
-    assert score_detections(truth, found, score=0.5, lowest_score=0.1).ap50 == pytest.approx(expected, abs=1e-12)
+    truth, predicted = random_boxes(seed)
+    expected = average_precision(np.array(as_rows(truth)), np.array(as_rows(predicted)))
+    assert score_detections(truth, predicted, score=0.5, lowest_score=0.1).ap50 == pytest.approx(expected, abs=1e-12)
 
 
 def test_precision_and_recall_of_published_boxes() -> None:
-    found = boxes((1, -1, 0, 0, 10, 10, 0.9), (1, -1, 80, 0, 10, 10, np.float32(0.35)), (1, -1, 50, 0, 10, 10, 0.3))
-    scores = score_detections(TRUTH, found, score=0.35, lowest_score=0.05)
+    predicted = boxes((1, -1, 0, 0, 10, 10, 0.9), (1, -1, 80, 0, 10, 10, np.float32(0.35)), (1, -1, 50, 0, 10, 10, 0.3))
+    scores = score_detections(TRUTH, predicted, score=0.35, lowest_score=0.05)
     assert (scores.precision, scores.recall, scores.found_boxes) == (0.5, 0.5, 2)
     assert scores.f1 == pytest.approx(0.5)
     assert (scores.best_score, scores.best_f1) == pytest.approx((0.3, 0.8))

@@ -39,7 +39,7 @@ needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="n
 
 
 def evaluation() -> Evaluation:
-    truth, found = random_boxes(1)
+    truth, predicted = random_boxes(1)
     return Evaluation(
         config="camera.yaml",
         camera="gate",
@@ -49,7 +49,7 @@ def evaluation() -> Evaluation:
         class_name="person",
         truth="gt.txt",
         video=VIDEO,
-        detection=score_detections(truth, found, score=0.35, lowest_score=0.05),
+        detection=score_detections(truth, predicted, score=0.35, lowest_score=0.05),
         tracking=TRACKING,
         lines=(LineScore("door", "in", 10, 9), LineScore("door", "out", 0, 1)),
         notes=("3 of 40 frames have no rows [gt.txt]",),
@@ -127,15 +127,15 @@ def image(path: Path) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_plots_show_the_data(seed: int, tmp_path: Path) -> None:
     require_matplotlib()
-    truth, found = random_boxes(seed)
-    partners = match_frames(truth, found, 40)
-    detection = score_detections(truth, found, score=0.35, lowest_score=0.05)
-    for at, (a_truth, a_found, a_partners) in enumerate(
-        ((truth, found, partners), (truth, boxes(), np.full(len(truth), -1)))
+    truth, predicted = random_boxes(seed)
+    partners = match_frames(truth, predicted, 40)
+    detection = score_detections(truth, predicted, score=0.35, lowest_score=0.05)
+    for number, (a_truth, a_found, a_partners) in enumerate(
+        ((truth, predicted, partners), (truth, boxes(), np.full(len(truth), -1)))
     ):
-        plot_detection(detection, "person", tmp_path / f"curve{at}.png")
-        plot_objects(a_truth, a_found, a_partners, VIDEO, tmp_path / f"objects{at}.png")
-        plot_tracks(a_truth, a_found, a_partners, VIDEO, tmp_path / f"tracks{at}.png")
+        plot_detection(detection, "person", tmp_path / f"curve{number}.png")
+        plot_objects(a_truth, a_found, a_partners, VIDEO, tmp_path / f"objects{number}.png")
+        plot_tracks(a_truth, a_found, a_partners, VIDEO, tmp_path / f"tracks{number}.png")
     for name in ("objects", "tracks"):
         assert not np.array_equal(image(tmp_path / f"{name}0.png"), image(tmp_path / f"{name}1.png"))
     assert len(np.unique(image(tmp_path / "curve0.png"))) > 50
@@ -158,8 +158,8 @@ def frames_of(path: Path) -> list[NDArray[np.uint8]]:
     capture = cv2.VideoCapture(str(path))
     frames = []
     while True:
-        found, pixels = capture.read()
-        if not found:
+        success, pixels = capture.read()
+        if not success:
             break
         frames.append(np.asarray(pixels, np.uint8))
     capture.release()
@@ -174,7 +174,7 @@ def near(pixels: NDArray[np.uint8], color: tuple[int, int, int]) -> int:
 @pytest.mark.integration
 def test_video_shows_found_missed_and_false_objects(tmp_path: Path) -> None:
     source = "synthetic:320x240@10?frames=6&objects=0"
-    found = boxes(
+    predicted = boxes(
         *[(frame, 7, 30, 60, 60, 100) for frame in (1, 2, 5)], (4, 9, 30, 60, 60, 100), (5, 8, 220, 60, 60, 100)
     )
     truth = boxes(*[(frame, 1, 30, 60, 60, 100) for frame in range(1, 6)])
@@ -183,11 +183,11 @@ def test_video_shows_found_missed_and_false_objects(tmp_path: Path) -> None:
             {"name": "queue", "polygon": ((5.0, 100.0), (130.0, 100.0), (130.0, 200.0), (5.0, 200.0))},)}
     )  # fmt: skip
     crossing = Event("line_crossed", "door", "gate", 7, 0, {"direction": "in"})
-    video, partners = Video(source, 6, 320, 240, 0.1), match_frames(truth, found, 6)
+    video, partners = Video(source, 6, 320, 240, 0.1), match_frames(truth, predicted, 6)
     config = AppConfig.model_validate({"cameras": ({"id": "gate", "source": source},), "analytics": {"gate": section}})
     labels = Truth(Path("gt.txt"), truth, np.arange(len(truth)), 0)
     subject = Subject(config, load_pipeline("count"), 0, "person", labels, video)
-    scene = Scene(subject, found, partners, True, ((3, crossing),))
+    scene = Scene(subject, predicted, partners, True, ((3, crossing),))
     drawn: list[int] = []
     write_video(tmp_path / "out.mp4", scene, drawn.append)
     frames = frames_of(tmp_path / "out.mp4")

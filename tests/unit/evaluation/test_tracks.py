@@ -19,8 +19,8 @@ def follow(*track_ids: int, x: float = 0.0, object_id: int = -1) -> list[Row]:
     return [(frame, track_id if object_id < 0 else object_id, x, 0.0, 10.0, 20.0) for frame, track_id in ids]
 
 
-def score(truth: Boxes, found: Boxes, frames: int) -> TrackingScores:
-    return score_tracks(truth, found, frames, match_frames(truth, found, frames))
+def score(truth: Boxes, predicted: Boxes, frames: int) -> TrackingScores:
+    return score_tracks(truth, predicted, frames, match_frames(truth, predicted, frames))
 
 
 @needs_trackeval
@@ -50,8 +50,8 @@ def test_switches_fragments_and_misses_of_one_object_are_counted(
 @needs_trackeval
 def test_perfect_tracks_have_perfect_figures() -> None:
     truth = boxes(*follow(*[1] * 5), *follow(*[1] * 5, x=100, object_id=2))
-    found = boxes(*follow(*[7] * 5), *follow(*[1] * 5, x=100, object_id=9))
-    scores = score(truth, found, 5)
+    predicted = boxes(*follow(*[7] * 5), *follow(*[1] * 5, x=100, object_id=9))
+    scores = score(truth, predicted, 5)
     perfect = (scores.mota, scores.idf1, scores.hota, scores.precision, scores.recall, scores.association_accuracy)
     assert perfect == pytest.approx((1, 1, 1, 1, 1, 1))
     assert (scores.mostly_tracked, scores.mostly_lost, scores.tracks, scores.true_objects) == (2, 0, 2, 2)
@@ -60,8 +60,8 @@ def test_perfect_tracks_have_perfect_figures() -> None:
 @needs_trackeval
 def test_half_tracked_object_and_false_track_lower_the_figures() -> None:
     """One object is tracked for half of its time, and one track is false."""
-    truth, found = boxes(*follow(*[1] * 10)), boxes(*follow(*[3] * 5), *follow(*[4] * 5, x=500))
-    scores = score(truth, found, 10)
+    truth, predicted = boxes(*follow(*[1] * 10)), boxes(*follow(*[3] * 5), *follow(*[4] * 5, x=500))
+    scores = score(truth, predicted, 10)
     assert scores.mota == pytest.approx(1 - (5 + 5) / 10)
     assert scores.idf1 == pytest.approx(2 * 5 / (10 + 10))
     assert (scores.precision, scores.recall) == (0.5, 0.5)
@@ -80,16 +80,16 @@ def test_figures_without_tracks_are_zero() -> None:
 def test_object_keeps_its_track_while_it_overlaps() -> None:
     """Track 2 overlaps the object more, but track 1 still overlaps it enough."""
     truth = boxes((1, 1, 0, 0, 10, 20), (2, 1, 0, 0, 10, 20), (3, 1, 0, 0, 10, 20))
-    found = boxes((1, 1, 0, 0, 10, 20), (3, 1, 3, 0, 10, 20), (3, 2, 0, 0, 10, 20))
-    assert found.ids[match_frames(truth, found, 3)[[0, 2]]].tolist() == [1, 1]
-    assert match_frames(truth, found, 3)[1] == -1
+    predicted = boxes((1, 1, 0, 0, 10, 20), (3, 1, 3, 0, 10, 20), (3, 2, 0, 0, 10, 20))
+    assert predicted.ids[match_frames(truth, predicted, 3)[[0, 2]]].tolist() == [1, 1]
+    assert match_frames(truth, predicted, 3)[1] == -1
 
 
 def test_matching_pairs_as_many_objects_as_possible() -> None:
     """The greatest overlap does not prevent a second pair."""
     truth = boxes((1, 1, 0, 0, 10, 10), (1, 2, 3, 0, 10, 10))
-    found = boxes((1, 1, 2, 0, 10, 10), (1, 2, 5.5, 0, 10, 10))
-    assert match_frames(truth, found, 1).tolist() == [0, 1]
+    predicted = boxes((1, 1, 2, 0, 10, 10), (1, 2, 5.5, 0, 10, 10))
+    assert match_frames(truth, predicted, 1).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(("width", "matched"), [(10.0, True), (19.9, True), (20.0, True), (20.1, False)])
@@ -99,18 +99,18 @@ def test_overlap_of_one_half_matches(width: float, matched: bool) -> None:
 
 
 def test_boxes_without_track_are_matched() -> None:
-    found = boxes((1, -1, 0, 0, 10, 20), (2, -1, 50, 0, 10, 20))
-    assert match_frames(boxes(*follow(1, 1)), found, 2).tolist() == [0, -1]
+    predicted = boxes((1, -1, 0, 0, 10, 20), (2, -1, 50, 0, 10, 20))
+    assert match_frames(boxes(*follow(1, 1)), predicted, 2).tolist() == [0, -1]
 
 
 @needs_trackeval
 @pytest.mark.parametrize("seed", range(5))
 def test_figures_agree_with_trackeval(seed: int) -> None:
     """Without gaps, both definitions of the pairs are the same."""
-    truth, found = random_boxes(seed, gaps=False)
+    truth, predicted = random_boxes(seed, gaps=False)
     metrics = importlib.import_module("trackeval.metrics")
-    expected = metrics.CLEAR({"PRINT_CONFIG": False}).eval_sequence(_sequence(truth, found, 40))
-    scores = score(truth, found, 40)
+    expected = metrics.CLEAR({"PRINT_CONFIG": False}).eval_sequence(_sequence(truth, predicted, 40))
+    scores = score(truth, predicted, 40)
     assert scores.mota == pytest.approx(expected["MOTA"], abs=0.01)
     assert scores.recall == pytest.approx(expected["CLR_Re"], abs=0.01)
 
@@ -121,12 +121,12 @@ def test_figures_agree_with_trackeval(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_figures_agree_with_motmetrics(seed: int) -> None:
     motmetrics = importlib.import_module("motmetrics")
-    truth, found = random_boxes(seed)
+    truth, predicted = random_boxes(seed)
     accumulator = motmetrics.MOTAccumulator(auto_id=True)
-    for true_rows, found_rows in zip(truth.slices(40), found.slices(40), strict=True):
-        distance = 1 - overlaps(truth.boxes_xyxy[true_rows], found.boxes_xyxy[found_rows])
+    for true_rows, found_rows in zip(truth.slices(40), predicted.slices(40), strict=True):
+        distance = 1 - overlaps(truth.boxes_xyxy[true_rows], predicted.boxes_xyxy[found_rows])
         distance[distance > 0.5] = np.nan
-        accumulator.update(truth.ids[true_rows], found.ids[found_rows], distance)
+        accumulator.update(truth.ids[true_rows], predicted.ids[found_rows], distance)
     names = [
         "mota",
         "idf1",
@@ -138,7 +138,7 @@ def test_figures_agree_with_motmetrics(seed: int) -> None:
         "mostly_lost",
     ]
     expected = motmetrics.metrics.create().compute(accumulator, metrics=names, name="x").iloc[0]
-    scores = score(truth, found, 40)
+    scores = score(truth, predicted, 40)
     assert scores.mota == pytest.approx(expected["mota"], abs=1e-9)
     assert scores.idf1 == pytest.approx(expected["idf1"], abs=1e-9)
     assert scores.recall == pytest.approx(expected["recall"], abs=1e-9)

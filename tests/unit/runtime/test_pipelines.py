@@ -96,11 +96,11 @@ def test_track_pipeline_tracks_every_object() -> None:
     kept, _ = run(site("track"))
     assert len(kept.results) == 100
     tracks = [result.objects for result in kept.results]
-    assert all(isinstance(one, Tracks) for one in tracks)
+    assert all(isinstance(objects, Tracks) for objects in tracks)
     last = tracks[-1]
     assert isinstance(last, Tracks)
     assert len(last) == 4
-    assert len({int(i) for one in tracks if isinstance(one, Tracks) for i in one.track_ids}) <= 6
+    assert len({int(i) for objects in tracks if isinstance(objects, Tracks) for i in objects.track_ids}) <= 6
     assert (last.age_ms > 3000).any()
 
 
@@ -238,9 +238,9 @@ def test_count_publishes_tracks_events_counts_attributes_and_snapshots(tmp_path:
     events = [item for item in items if isinstance(item, EventMessage)]
     counts = [item for item in items if isinstance(item, CountsMessage)]
     last = detections[-1].objects
-    assert all(found.track_id is not None and found.age_ms is not None for found in last)
-    assert [found.attributes[0].class_name for found in last if found.attributes] == [
-        {"red": "reddish", "green": "greenish", "blue": "bluish"}[found.class_name] for found in last
+    assert all(item.track_id is not None and item.age_ms is not None for item in last)
+    assert [item.attributes[0].class_name for item in last if item.attributes] == [
+        {"red": "reddish", "green": "greenish", "blue": "bluish"}[item.class_name] for item in last
     ]
     assert {event.kind for event in events} >= {"line_crossed", "zone_entered", "rule"}
     assert [event.number for event in events] == list(range(1, len(events) + 1))

@@ -105,7 +105,7 @@ def image(*things: Thing, time_s: float = 0, camera: str = "gate", epoch: int = 
 
 def look(cascade_stage: CascadeStage, *things: Thing, **where: Any) -> dict[int, list[str]]:
     after = cascade_stage.with_frame(*image(*things, **where))
-    return {track_id: [found.class_name for found in attributes] for track_id, attributes in after.attributes.items()}
+    return {track_id: [entry.class_name for entry in attributes] for track_id, attributes in after.attributes.items()}
 
 
 def test_each_object_gets_its_own_attributes() -> None:
@@ -114,9 +114,9 @@ def test_each_object_gets_its_own_attributes() -> None:
         first = Thing(1), Thing(2, (40, 5, 60, 45), level=200)
         assert look(cascade_stage, *first) == {1: ["dark"], 2: ["light"]}
         after = cascade_stage.with_frame(*image(first[0], time_s=1))
-    (found,) = after.attributes[1]
-    assert (found.model, found.class_name, found.seen_ns) == ("grey", "dark", 100 * S)
-    assert found.score == pytest.approx(0.9)
+    (entry,) = after.attributes[1]
+    assert (entry.model, entry.class_name, entry.seen_ns) == ("grey", "dark", 100 * S)
+    assert entry.score == pytest.approx(0.9)
     assert grey.boxes == [(10, 10, 30, 40), (40, 5, 60, 45)]
 
 
@@ -124,14 +124,14 @@ def test_crops_of_gpu_frames_are_copied() -> None:
     with stage(Grey()) as cascade_stage:
         result, frame = image(Thing(1, level=200))
         after = cascade_stage.with_frame(result, frame_on_device(frame))
-    assert [found.class_name for found in after.attributes[1]] == ["light"]
+    assert [entry.class_name for entry in after.attributes[1]] == ["light"]
 
 
 def test_object_is_classified_once_and_again_on_schedule() -> None:
     grey = Grey()
     with stage(grey, refresh_s=5.0) as cascade_stage:
-        for at in range(50):
-            look(cascade_stage, Thing(1, level=20 if at < 42 else 200), time_s=at / 10)
+        for step in range(50):
+            look(cascade_stage, Thing(1, level=20 if step < 42 else 200), time_s=step / 10)
         assert grey.batches == [1]
         assert look(cascade_stage, Thing(1, level=200), time_s=5.0) == {1: ["light"]}
         assert grey.batches == [1, 1]
@@ -140,8 +140,8 @@ def test_object_is_classified_once_and_again_on_schedule() -> None:
 def test_object_is_classified_once_if_refresh_is_null() -> None:
     grey = Grey()
     with stage(grey, refresh_s=None) as cascade_stage:
-        for at in range(100):
-            look(cascade_stage, Thing(1), time_s=100.0 * at if at < 2 else 100 + at)
+        for step in range(100):
+            look(cascade_stage, Thing(1), time_s=100.0 * step if step < 2 else 100 + step)
         assert grey.batches in ([1], [1, 1])  # after a pause of 100 s it is forgotten, and a new object
 
 
@@ -220,8 +220,8 @@ def test_batches_contain_crops_of_several_cameras() -> None:
     with stage(grey, lossless=False) as cascade_stage:
         look(cascade_stage, Thing(1), camera="first")  # the worker is busy with it
         wait_until(cascade_stage._worker._jobs.empty, "the first one is taken")
-        for at, camera in enumerate(("gate", "yard", "lane")):
-            look(cascade_stage, Thing(10 + at), Thing(20 + at, (40, 5, 60, 45), level=200), camera=camera)
+        for step, camera in enumerate(("gate", "yard", "lane")):
+            look(cascade_stage, Thing(10 + step), Thing(20 + step, (40, 5, 60, 45), level=200), camera=camera)
         assert grey.go is not None
         grey.go.set()
         wait_until(lambda: cascade_stage.counters()["cascade.looked"] == 7, "all were looked at")
@@ -232,7 +232,7 @@ def test_batches_contain_crops_of_several_cameras() -> None:
 
 def test_full_queue_skips_objects_and_tries_again() -> None:
     grey = Grey(go=threading.Event(), max_batch=2)
-    things = [Thing(at, (3 * at, 0, 3 * at + 4, 10), level=20) for at in range(10)]
+    things = [Thing(step, (3 * step, 0, 3 * step + 4, 10), level=20) for step in range(10)]
     with stage(grey, lossless=False, queue=3) as cascade_stage:
         assert look(cascade_stage, *things) == {}
         assert cascade_stage.counters() == {"cascade.looked": 0, "cascade.skipped": 5, "cascade.waiting": 5}
@@ -249,10 +249,10 @@ def test_full_queue_skips_objects_and_tries_again() -> None:
 
 def test_longest_waiting_objects_are_classified_first() -> None:
     grey = Grey()
-    things = [Thing(at, (3 * at, 0, 3 * at + 4, 10)) for at in range(6)]
+    things = [Thing(step, (3 * step, 0, 3 * step + 4, 10)) for step in range(6)]
     with stage(grey, refresh_s=1.0) as cascade_stage:
-        for at, thing in enumerate(things[:4]):
-            look(cascade_stage, thing, time_s=at / 10)
+        for step, thing in enumerate(things[:4]):
+            look(cascade_stage, thing, time_s=step / 10)
         grey.boxes.clear()
         look(cascade_stage, *reversed(things), time_s=5)
         assert [left // 3 for left, *_ in grey.boxes] == [5, 4, 0, 1, 2, 3]
@@ -273,27 +273,27 @@ def test_new_epoch_and_long_absence_forget_objects() -> None:
 def test_object_that_becomes_small_keeps_its_attributes() -> None:
     with stage(Grey()) as cascade_stage:
         look(cascade_stage, Thing(1))
-        for at in range(1, 100):
-            found = look(cascade_stage, Thing(1, (10, 10, 12, 12)), time_s=at)
-        assert found == {1: ["dark"]}
+        for step in range(1, 100):
+            class_names = look(cascade_stage, Thing(1, (10, 10, 12, 12)), time_s=step)
+        assert class_names == {1: ["dark"]}
 
 
 @pytest.mark.integration
 def test_number_of_object_states_is_bounded() -> None:
     with stage(Grey()) as cascade_stage:
-        for at in range(3000):
-            look(cascade_stage, Thing(at), time_s=at / 10)
+        for step in range(3000):
+            look(cascade_stage, Thing(step), time_s=step / 10)
         assert len(cascade_stage._cameras["gate"][1]) <= 102
 
 
 def test_backward_clock_jump_does_not_stop_classification() -> None:
     grey = Grey()
     with stage(grey, refresh_s=5.0) as cascade_stage:
-        for at in range(10):
-            look(cascade_stage, Thing(1), Thing(100 + at), time_s=at)
+        for step in range(10):
+            look(cascade_stage, Thing(1), Thing(100 + step), time_s=step)
         count = len(grey.batches)
-        for at in range(12):
-            look(cascade_stage, Thing(1), time_s=at - 90)
+        for step in range(12):
+            look(cascade_stage, Thing(1), time_s=step - 90)
         assert len(grey.batches) == count + 3  # at once, and after 5 and 10 s
         assert len(cascade_stage._cameras["gate"][1]) == 1
 
@@ -303,7 +303,7 @@ def test_attributes_of_an_earlier_cascade_are_kept() -> None:
     before = replace(before, attributes={1: (Attribute("first", "x", 1.0, 0),), 9: ()})
     with stage(Grey()) as cascade_stage:
         after = cascade_stage.with_frame(before, frame)
-    assert [found.model for found in after.attributes[1]] == ["first", "grey"]
+    assert [entry.model for entry in after.attributes[1]] == ["first", "grey"]
 
 
 def test_cascade_refuses_detections() -> None:
@@ -317,8 +317,8 @@ def test_failing_model_raises_and_blocks_nothing(lossless: bool) -> None:
     grey = Grey(fails=True)
     with stage(grey, lossless=lossless, queue=1) as cascade_stage:
         with pytest.raises(DeviceError):
-            for at in range(1000):
-                look(cascade_stage, Thing(at))
+            for step in range(1000):
+                look(cascade_stage, Thing(step))
                 wait_until(lambda: cascade_stage.counters()["cascade.waiting"] == 0, "the worker goes on")
         wait_until(lambda: cascade_stage._worker._free.qsize() == 1 + grey.max_batch, "no array is lost")
 
@@ -326,7 +326,7 @@ def test_failing_model_raises_and_blocks_nothing(lossless: bool) -> None:
 def test_close_waits_for_one_batch_only() -> None:
     grey = Grey(go=threading.Event(), max_batch=1)
     with stage(grey, lossless=False) as cascade_stage:
-        look(cascade_stage, *(Thing(at) for at in range(9)))
+        look(cascade_stage, *(Thing(step) for step in range(9)))
         assert grey.go is not None
         threading.Timer(0.1, grey.go.set).start()
         cascade_stage.close()
@@ -342,8 +342,8 @@ def test_crop_arrays_are_reused_and_frames_are_released() -> None:
         addresses = {crop.ctypes.data for crop in crops}
         for crop in crops:
             free.put(crop)
-        for at in range(50):
-            result, frame = image(Thing(at % 3), time_s=at)
+        for step in range(50):
+            result, frame = image(Thing(step % 3), time_s=step)
             kept.append(weakref.ref(frame.pixels))
             cascade_stage.with_frame(result, frame)
             del result, frame
@@ -368,7 +368,7 @@ def built(
         {
             "pipeline": "track",
             "detect": {"backend": "fake", "max_batch": 4},
-            "cameras": tuple({"id": f"camera-{at}", "source": source} for at, source in enumerate(sources)),
+            "cameras": tuple({"id": f"camera-{step}", "source": source} for step, source in enumerate(sources)),
             "cascade": {"model": f"{folder}/paint", "min_size_px": 8} | cascade,
         }
     )
