@@ -22,11 +22,11 @@ THREAD_PREFIX: Final = "blocking-"
 _JOIN_S: Final = 0.5
 
 _Outcomes: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None] | None]"
-"""The value or the exception of each call. None wakes the reader up."""
+"""The value or the exception of each call. None wakes the reader."""
 
 
 class BlockingReader(Generic[ResourceT, ValueT]):
-    """Opens, reads and closes a resource of a library. All methods except `interrupt` belong to one thread."""
+    """Opens, reads and closes a resource of a library. One thread calls all methods except `interrupt`."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         read: Callable[[ResourceT], ValueT],
         close: Callable[[ResourceT], object],
     ) -> None:
-        """Create the reader. `name` is for error texts; the functions run on a thread of its own."""
+        """Create the reader. `name` is for error texts. The functions run on the reader's own thread."""
         self._name = name
         self._calls = open_resource, read, close
         self.interrupted = threading.Event()
@@ -52,7 +52,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         """Open the resource.
 
         Raises:
-            SourceError: `timeout_s` is over, with this `hint`, or `interrupt` was called.
+            SourceError: `timeout_s` has passed (with this `hint`), or `interrupt` was called.
             Exception: any exception of the library.
         """
         self.close()
@@ -71,7 +71,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return resource
 
     def read(self, timeout_s: float) -> ValueT | None:
-        """Return or raise what the next call of the library does, or return None after the timeout or `interrupt`.
+        """Return or raise the result of the next call to the library; None after the timeout or `interrupt`.
 
         A call that outlasts the timeout continues, and a later `read` returns its result.
         """
@@ -103,7 +103,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         self._outcomes.put(None)
 
     def close(self) -> None:
-        """Close the resource after the call in progress, and wait for that, at most 0.5 s. Idempotent.
+        """Close the resource after the call in progress. Wait at most 0.5 s for it. Idempotent.
 
         The call of a working camera ends with its next frame. A thread that hangs is abandoned.
         """

@@ -1,4 +1,4 @@
-"""The state of one camera: written by its thread, read by any other."""
+"""The state of one camera. The camera's thread writes it, and any thread reads it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CameraStatus:
 class _Stream:
     """The current connection, the number of connections, and the frames that have arrived."""
 
-    alive_ns: int  # last sign of life: a connection, a frame, or a sink that makes the camera wait
+    alive_ns: int  # time of the last connection, frame, or wait for the sink
     live: bool = False
     decoder: str = ""
     width_px: int = 0
@@ -54,7 +54,7 @@ class _Stream:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The reason why a connection failed, each text on one line.
+    """The reason for a failed connection, each text on one line.
 
     It replaces the error, whose traceback would keep frame buffers alive.
     """
@@ -108,7 +108,7 @@ class StatusTracker:
             )
 
     def _visible_state(self, now_ns: int) -> tuple[State, int]:
-        """Return the state and when it began. A silent camera is frozen even if its thread hangs in a library."""
+        """Return the state and its start time. A silent camera is frozen even if its thread hangs in a library."""
         if self._state != "streaming" or not self._stream.live:
             return self._state, self._since_ns
         if self._frozen:
@@ -163,7 +163,7 @@ class StatusTracker:
             self.enter("streaming")
 
     def delivered(self) -> None:
-        """Clear the last error: the camera has recovered."""
+        """Clear the last error, because the camera has recovered."""
         if self._failure.text:
             with self._lock:
                 self._failure = Failure()
@@ -178,7 +178,7 @@ class StatusTracker:
         self._frozen = frozen
 
     def failed(self, failure: Failure, retry_ns: int) -> None:
-        """Record why the connection failed, and when the next attempt is due (monotonic)."""
+        """Record the reason for a failed connection, and the time of the next attempt (monotonic ns)."""
         with self._lock:
             self._failure, self._retry_ns = failure, retry_ns
         self.enter("backing-off")
@@ -189,7 +189,7 @@ class StatusTracker:
             self._stream.live = False
 
     def check_silence(self, now_ns: int) -> None:
-        """Check that the camera is not silent for too long.
+        """Check that the camera has not been silent for too long.
 
         Raises:
             SourceError: no frame arrived within the timeout.

@@ -1,4 +1,4 @@
-"""The capture time of a frame, from the camera's own clock where it is trustworthy.
+"""The capture time of a frame, from the camera's own clock if that is trustworthy.
 
 A camera's sender reports contain UTC, and thereby the delay of encoder and network. But a camera whose clock was never
 set reports 1970 or 1900, and all frames of a camera that is a minute slow would be dropped as stale. The camera's clock
@@ -20,10 +20,10 @@ from vision.types import ClockSource, YuvEncoding
 log = logging.getLogger(__name__)
 
 LATE_FOR_NS = 30_000_000_000
-"""A clock that makes every frame late for this long was set back. A network that slow is not usable either."""
+"""A clock that makes every frame late for this long was set back, or the network is too slow to be usable."""
 
 STEP_NS = 3_600_000_000_000
-"""No network delays a frame by an hour: the clock was changed."""
+"""A larger delay means that the clock was changed, because no network delays a frame by an hour."""
 
 NTP_TO_UNIX_S = 2_208_988_800
 """Seconds from 1900 to 1970: RFC 5905."""

@@ -1,4 +1,4 @@
-"""Frames of one camera in order, without a pipeline: for `vision draw` and for labelled and annotated videos."""
+"""Frames of one camera in order, without a pipeline: for `vision draw` and for labeled and annotated videos."""
 
 from __future__ import annotations
 

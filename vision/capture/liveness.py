@@ -1,4 +1,4 @@
-"""Detection of silent and frozen cameras, with timeouts learned from the camera itself.
+"""Detection of silent and frozen cameras, with timeouts that adapt to each camera.
 
 No fixed timeout suits all cameras: one that detects a dead 25 frames/s camera within seconds is too short for a camera
 that sends one frame every ten seconds. And a camera whose sensor hangs keeps sending: the stream is alive, the frame is
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vision.types import FrameBuffer
 
 _WINDOW: Final = 32  # arrivals that the frame rate is estimated from
-_MIN_INTERVALS: Final = 5  # with fewer, the rate is unknown: a source may open with a burst of old frames
+_MIN_INTERVALS: Final = 5  # with fewer, the rate is unknown, because a source can start with a burst of old frames
 _SILENT_INTERVALS: Final = 8
 _SILENT_S: Final = 2.0  # encoders pause for 0.5 s at key frames, and Wi-Fi for longer
 _SAMPLED_ROWS: Final = 64
@@ -45,7 +45,7 @@ class FrameRateEstimator:
         return (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1) / 1e9
 
     def fps(self, now_ns: int) -> float:
-        """Return the frames per second. The value falls while no frame arrives."""
+        """Return the frames per second. The value decreases while no frame arrives."""
         arrivals = self._arrivals_ns
         if len(arrivals) < 2:
             return 0.0
@@ -61,7 +61,7 @@ class FrameRateEstimator:
 
 @dataclass(frozen=True, slots=True)
 class StallTimeouts:
-    """The times without a frame after which a camera is frozen, and its connection lost."""
+    """The times without a frame after which a camera is frozen, and its connection is lost."""
 
     frozen_s: float
     lost_s: float
@@ -90,7 +90,7 @@ class FrozenFrameDetector:
     """
 
     def __init__(self, frozen_after_s: float | None) -> None:
-        """Create the detector. None: no camera counts as frozen."""
+        """Create the detector. If the time is None, no camera counts as frozen."""
         self._frozen_after_ns = None if frozen_after_s is None else int(frozen_after_s * 1e9)
         self._rows: NDArray[np.uint8] | None = None
         self._frame_since_ns: int | None = None
@@ -103,7 +103,7 @@ class FrozenFrameDetector:
         self._frame_since_ns = self._pts_since_ns = self._pts_ns = None
 
     def check(self, buffer: FrameBuffer, pts_ns: int | None, now_ns: int) -> str:
-        """Compare the frame with the last one. Return why the camera counts as frozen, or an empty text."""
+        """Compare the frame with the last one. Return the reason if the camera counts as frozen, else an empty text."""
         if self._frozen_after_ns is None:
             return ""
         if self._same_rows(buffer):
@@ -117,7 +117,7 @@ class FrozenFrameDetector:
             self.frozen = True
             return f"the frame has not changed for {(now_ns - self._frame_since_ns) / 1e9:.1f} s"
         if now_ns - self._pts_since_ns >= self._frozen_after_ns:
-            return f"the stream's time has not moved for {(now_ns - self._pts_since_ns) / 1e9:.1f} s"
+            return f"the stream's time has not changed for {(now_ns - self._pts_since_ns) / 1e9:.1f} s"
         return ""
 
     def _same_rows(self, buffer: FrameBuffer) -> bool:
@@ -153,5 +153,5 @@ class Backoff:
         return max(self.shortest_s, self.random.uniform(0.0, ceiling_s))
 
     def reset(self) -> None:
-        """Forget the failures: the camera has been healthy for a while."""
+        """Reset the failures, because the camera has been healthy for a while."""
         self.failures = 0

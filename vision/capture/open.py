@@ -1,4 +1,4 @@
-"""The choice of the library that opens a camera. Libraries are imported when a camera needs them."""
+"""Choose the library that opens a camera. Each library is imported only when a camera needs it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MIN_PYAV = 12  # as in pyproject.toml
 def open_source(
     camera: CameraConfig, *, offline: bool, pixel_formats: tuple[PixelFormat, ...], nvdec: bool = False
 ) -> Source:
-    """Return the source of a camera, not yet open.
+    """Return the source of a camera. It is not open yet.
 
     With `offline`, files and synthetic cameras are read as fast as possible. It has no effect on live cameras.
     `pixel_formats` are the formats that the detector accepts, cheapest first. With `nvdec`, NVDEC decodes what it
@@ -83,7 +83,7 @@ def require_library(camera: CameraConfig) -> None:
 
 
 def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
-    """Return the timeouts that apply to a camera. A camera set to one frame in 10 s is not lost after 5 s."""
+    """Return the timeouts of a camera. A camera configured to one frame in 10 s is not lost after 5 s."""
     slow_s = _MIN_INTERVALS / camera.fps if camera.fps is not None else 0.0
     return SupervisorPolicy(
         read_timeout_s=max(camera.read_timeout_s, slow_s),
@@ -96,7 +96,7 @@ def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
 
 
 def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb) -> bool:
-    """Return True for CSI, for `reader: gstreamer`, and for RTSP where GStreamer is installed.
+    """Return True for CSI, for `reader: gstreamer`, and for RTSP if GStreamer is installed.
 
     GStreamer reports every lost packet and the capture times of RTSP cameras. Raise `ConfigError` if it is required and
     missing.
@@ -121,7 +121,7 @@ def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb) -> bool:
 def _open_with_pyav(
     camera: CameraConfig, address: Rtsp | Http | File, formats: tuple[PixelFormat, ...], *, offline: bool, nvdec: bool
 ) -> Source:
-    """Return a source that reads with FFmpeg. It also decodes with it, unless `nvdec`."""
+    """Return a source that reads with FFmpeg, and decodes with FFmpeg or, if `nvdec`, with NVDEC."""
     _require_pyav()
     from vision.capture.ffmpeg.decoder import FFmpegDecoder
 
@@ -146,7 +146,7 @@ def _require_pyav() -> None:
 
 @cache
 def missing_pyav() -> str | None:
-    """Return None if PyAV is usable, else the reason. Cached: a failing import searches every folder each time."""
+    """Return None if PyAV is usable, else the reason. Cached, because a failing import searches every folder."""
     try:
         import av
     except ImportError as error:
@@ -165,13 +165,13 @@ def _uses_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
     if camera.reader != "nvdec":
         return False
     if "nv12" not in formats:
-        _warn_once(f"camera {camera.id}: not decoded with NVDEC, which delivers nv12; this needs {', '.join(formats)}")
+        _warn_once(f"camera {camera.id}: not decoded with NVDEC: it delivers nv12, expected {', '.join(formats)}")
         return False
     return True
 
 
 def chooses_nvdec(camera: CameraConfig) -> bool:
-    """Return True if `reader: auto` decodes with NVDEC what FFmpeg reads, for a detector that reads GPU memory.
+    """Return True if `reader: auto` decodes a stream with NVDEC, for a detector that reads GPU memory.
 
     NVDEC is not chosen:
 
@@ -194,7 +194,7 @@ def chooses_nvdec(camera: CameraConfig) -> bool:
 
 @cache
 def _has_nvdec() -> bool:
-    """Return True on a graphics card with NVDEC. A Jetson's decoders are of another kind. Cached: it cannot change."""
+    """Return True on a graphics card with NVDEC. A Jetson has different decoders. Cached, because it cannot change."""
     try:
         from vision.gpu.cuda import open_device
 
@@ -248,7 +248,7 @@ def _require_bgr(name: str, pixel_formats: tuple[PixelFormat, ...]) -> None:
 def _open_images(camera: CameraConfig, path: Path, pixel_formats: tuple[PixelFormat, ...], *, offline: bool) -> Source:
     if camera.reader != "auto":
         raise SourceError(
-            f"{camera.source}: `reader: {camera.reader}` cannot read images", hint="leave out `reader`", code="reader"
+            f"{camera.source}: `reader: {camera.reader}` cannot read images", hint="remove `reader`", code="reader"
         )
     _require_bgr(camera.id, pixel_formats)
     from vision.capture.opencv.file import ImageFolder
@@ -272,5 +272,5 @@ def _open_synthetic(
 
 @cache
 def _warn_once(text: str) -> None:
-    """Log a warning once: a camera that is away opens its source every half minute."""
+    """Log a warning only once, because an unreachable camera reopens its source every half minute."""
     log.warning("%s", text)

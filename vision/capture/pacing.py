@@ -1,4 +1,4 @@
-"""The pace of recordings and synthetic cameras: at their own rate, or offline, as fast as they are read.
+"""The pace of recordings and synthetic cameras: at their own rate or, offline, as fast as they are read.
 
 At its own rate, a recording stands for a camera. The time of a frame is when it is due, however late the waiting
 thread runs, so that a machine that is too slow shows as latency. Offline, no frame is late. The time of a frame is its
@@ -20,11 +20,11 @@ from vision.types import FrameBuffer
 FrameT = TypeVar("FrameT")
 
 _LATE_NS: Final = 500_000_000
-"""A pacer this late restarts its schedule: after a slow reader, a burst of old frames is not useful."""
+"""A pacer that is this late restarts its schedule, because a burst of old frames is not useful."""
 
 
 class FramePacer:
-    """The due time and the timestamp of each frame of a recording. `media_ns` is its position in the recording."""
+    """Computes the due time and timestamps of each frame of a recording. `media_ns` is its position in it."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class PacedSource(ABC, Generic[FrameT]):
         self._pacer = pacer or FramePacer()
         self.live = False
         self._opened = False
-        self._next: tuple[int, FrameT] | None = None  # what `_read` returned; None: it is to be called
+        self._next: tuple[int, FrameT] | None = None  # the last result of `_read`; None if it must be called again
         self._frame: FrameT | None = None  # the last grabbed frame
 
     def open(self) -> StreamInfo:
@@ -94,7 +94,7 @@ class PacedSource(ABC, Generic[FrameT]):
     def grab(self, timeout_s: float) -> Grab | None:
         if not self._opened:
             raise not_open(self._name, "grab")
-        self._frame = None  # its memory may belong to a decoder
+        self._frame = None  # its memory can belong to a decoder
         if self._next is None:
             self._next = self._read()
         media_ns, frame = self._next
@@ -119,7 +119,7 @@ class PacedSource(ABC, Generic[FrameT]):
 
     @abstractmethod
     def _open(self) -> StreamInfo:
-        """Begin with the first frame. If it is read for the stream's properties, store it in `_next`."""
+        """Start with the first frame. If it is read for the stream's properties, store it in `_next`."""
 
     @abstractmethod
     def _read(self) -> tuple[int, FrameT]:
@@ -127,7 +127,7 @@ class PacedSource(ABC, Generic[FrameT]):
 
         Raises:
             EndOfStream: there are no more frames.
-            SourceError: it cannot be read.
+            SourceError: the recording cannot be read.
         """
 
     @abstractmethod
@@ -135,7 +135,7 @@ class PacedSource(ABC, Generic[FrameT]):
         """Write a frame as `Source.retrieve` does."""
 
     def _mark(self, grab: Grab, _frame: FrameT, /) -> Grab:
-        """Return the grab of a frame with what only its source knows."""
+        """Return the grab of a frame with the properties that only its source knows."""
         return grab
 
     @abstractmethod

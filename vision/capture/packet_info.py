@@ -1,7 +1,7 @@
 """Facts about coded frames, collected before the decoder: damage, time of arrival, and the camera's time.
 
-Decoders output frames later, in another order, and without most of this. The presentation time, which they keep,
-identifies the frame again.
+Decoders output frames later, in a different order, and without most of these facts. They keep the presentation time,
+which identifies the frame.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ BACKLOG_NS = 2_000_000_000
 decoded quickly after a short stall. Without a bound, coded frames would fill the memory."""
 
 GIVE_UP_NS = 3_000_000_000
-"""If skipping has not helped for this long, the lag belongs to the stream, and becomes its zero."""
+"""If skipping has not helped for this long, the lag is a property of the stream, and becomes its zero point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +35,22 @@ class KeyFrameGate:
 
     def __init__(self) -> None:
         self._started = False
-        self.damaged = False  # the last frame that passed counts as damaged
+        self.damaged = False  # the last decoded frame counts as damaged
         self._lost = False  # since the last frame
         self._skipping_since_ns: int | None = None
         self._own_lag_ns = 0
 
     def lost(self) -> None:
-        """Record that packets are missing at this place."""
+        """Record that packets are missing at this position."""
         self._lost = True
         self.damaged = True
 
     def decoding_failed(self) -> None:
-        """Record that the last frame that passed is damaged. Unlike after `lost`, the next key frame counts."""
+        """Record that the last decoded frame is damaged. Unlike after `lost`, the next key frame is intact."""
         self.damaged = True
 
     def passes(self, *, key: bool, now_ns: int, lag_ns: int) -> bool:
-        """Return True if the next frame is to be decoded. It is `lag_ns` behind a stream that is read without delay."""
+        """Return True if the next frame must be decoded. `lag_ns` is its delay compared to reading without delay."""
         intact = not self._lost
         self._lost = False
         if self._skips(key, now_ns, lag_ns) or not (self._started or key):

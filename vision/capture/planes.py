@@ -12,24 +12,24 @@ from vision.types import PixelFormat, YuvEncoding, frame_shape
 
 
 def allowed_formats(pixel_formats: tuple[PixelFormat, ...], height_px: int, width_px: int) -> list[PixelFormat]:
-    """Return those of `pixel_formats` that allow this size: only bgr and bgrx allow odd sides.
+    """Return the formats in `pixel_formats` that allow this size. Only bgr and bgrx allow odd sides.
 
     Raises:
-        SourceError: there are none.
+        SourceError: no format allows it.
     """
     even = height_px % 2 == 0 and width_px % 2 == 0
     allowed = [pixel_format for pixel_format in pixel_formats if even or pixel_format in ("bgr", "bgrx")]
     if not allowed:
         raise SourceError(
             f"expected frames with even sides for {', '.join(pixel_formats)}, got {width_px}x{height_px}",
-            hint="choose another frame size in the camera's settings",
+            hint="choose a different frame size in the camera's settings",
             code="pixel-format",
         )
     return allowed
 
 
 def has_shape(pixels: NDArray[np.uint8], height_px: int, width_px: int, pixel_format: PixelFormat) -> bool:
-    """Return True if `pixels` is a frame of this size. False also for a size that the format does not allow."""
+    """Return True if `pixels` is a frame of this size; False also if the format does not allow this size."""
     try:
         return pixels.shape == frame_shape(height_px, width_px, pixel_format)
     except ValueError:
@@ -48,7 +48,7 @@ def split_planes(
 
 
 def copy_planes(sources: Iterable[tuple[NDArray[np.uint8], int]], targets: Iterable[NDArray[np.uint8]]) -> None:
-    """Copy planes whose rows may be padded.
+    """Copy planes with rows that can be padded.
 
     Args:
         sources: the memory of each plane (flat, uint8) from its first row on, and the bytes from row to row. The

@@ -23,19 +23,19 @@ from vision.types import DropReason, FrameBuffer, FrameMeta
 log = logging.getLogger(__name__)
 
 MAX_SIDE_PX: Final = 16384
-"""The largest frame size that any codec profile in use allows (16K). A larger value is a fault of the stream."""
+"""The largest frame side that any codec profile in use allows (16K). A larger value is an error in the stream."""
 
-_HEALTHY_AFTER_NS: Final = 10_000_000_000  # after streaming for this long, the next retry is quick again
-_MAX_CALL_S: Final = 0.25  # longest wait in one call, so that a stop is noticed
+_HEALTHY_AFTER_NS: Final = 10_000_000_000  # after streaming for this long, the back-off restarts
+_MAX_CALL_S: Final = 0.25  # longest wait in one call, so that a stop is detected in time
 
 
 class SourceCalls:
-    """The calls of one camera's thread into its source."""
+    """The calls of one camera's thread to its source."""
 
     def __init__(self, camera_id: str, clock: Callable[[], int]) -> None:
         self._camera_id = camera_id
         self._clock = clock
-        self._call: tuple[str, int] | None = None  # its name, and when it began (monotonic, ns)
+        self._call: tuple[str, int] | None = None  # its name, and its start time (monotonic ns)
 
     def in_progress(self) -> str:
         """Return the call in progress and its duration; empty if there is none. Any thread may call it."""
@@ -44,7 +44,7 @@ class SourceCalls:
 
     @contextmanager
     def calling(self, name: str) -> Iterator[None]:
-        """Wrap a call into the source.
+        """Wrap a call to the source.
 
         Raises:
             SourceError: the source raised it, ran out of memory, or raised an unexpected exception.
@@ -132,7 +132,7 @@ class Session:
                 camera.backoff.reset()
 
     def _deliver(self, grab: Grab, now_ns: int) -> None:
-        """Commit the frame or drop it: exactly one of the two, also on failure."""
+        """Either commit the frame or drop it, even on failure."""
         sink = self._camera.sink
         if grab.corrupt:
             sink.drop(DropReason.CORRUPT)
@@ -175,7 +175,7 @@ class Session:
         return buffer
 
     def _next_buffer(self) -> FrameBuffer | None:
-        """Return a buffer of the sink; a lossless sink makes the camera wait. None: the program is stopping."""
+        """Return a buffer of the sink, after waiting if the sink is lossless; None if the program is stopping."""
         camera = self._camera
         while not camera.stopping.is_set():
             buffer = camera.sink.write_buffer(_MAX_CALL_S)
@@ -185,7 +185,7 @@ class Session:
         return None
 
     def _frozen_reason(self, buffer: FrameBuffer, grab: Grab, now_ns: int) -> str:
-        """Return why the camera counts as frozen, or an empty text."""
+        """Return the reason if the camera counts as frozen, otherwise an empty text."""
         if not self._live:
             return ""
         detector = self._camera.frozen_frames
@@ -207,7 +207,7 @@ class Session:
         )
 
     def _resize(self, change: SizeChanged) -> None:
-        """Begin a new epoch over the same connection. The grabbed frame is its first."""
+        """Start a new epoch in the same connection. The grabbed frame is its first frame."""
         _check_size(change.height_px, change.width_px)
         self._height_px, self._width_px = change.height_px, change.width_px
         self._index = 0
@@ -219,7 +219,7 @@ class Session:
         height_px, width_px = self._height_px, self._width_px
         try:
             self._camera.sink.configure(height_px, width_px, self._info.pixel_format)
-        except ValueError as error:  # the source chooses another format when it is opened again
+        except ValueError as error:  # the source chooses a different format when it is reopened
             raise SourceError(f"no buffer for its frames: {error}", code="frame-size") from error
         except (OutOfMemory, MemoryError) as error:
             raise _out_of_memory(f"no memory for frames of {width_px}x{height_px}", error) from error
@@ -234,9 +234,9 @@ def _check_size(height_px: int, width_px: int) -> None:
 
 
 def _out_of_memory(text: str, error: OutOfMemory | MemoryError) -> SourceError:
-    """Return the error of one camera. Unlike CUDA's other errors it leaves the device usable for other cameras."""
+    """Return an error of one camera. Unlike other CUDA errors, it leaves the device usable for other cameras."""
     return SourceError(
         f"{text}: {error.args[0] if isinstance(error, OutOfMemory) else str(error)}",
-        hint="choose a smaller stream of this camera, such as its second one, or make room for the larger frames",
+        hint="choose a smaller stream of this camera, such as its second one, or free memory for the larger frames",
         code="out-of-memory",
     )

@@ -21,7 +21,7 @@ class StreamInfo:
     pixel_format: PixelFormat
     fps: float | None  # nominal, frames/s; None if unknown
     decoder: str  # for status and doctor: "ffmpeg", "avdec_h264", "nvv4l2decoder", ...
-    yuv: YuvEncoding = "bt601"  # of nv12 and i420 frames, unless a `Grab` has another
+    yuv: YuvEncoding = "bt601"  # of nv12 and i420 frames, unless a `Grab` has a different one
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Grab:
     clock: ClockSource
     pts_ns: int | None  # presentation time in the stream, if there is one
     corrupt: bool = False  # decoded after packet loss, before the next key frame
-    yuv: YuvEncoding | None = None  # of this frame, because it may change within a stream; None: as in `StreamInfo`
+    yuv: YuvEncoding | None = None  # of this frame, because streams can change it; None means that of `StreamInfo`
 
 
 class Source(Protocol):
@@ -44,7 +44,7 @@ class Source(Protocol):
 
     @property
     def live(self) -> bool:
-        """Return True if frames arrive at their own rate and old ones are worthless."""
+        """Return True if frames arrive at their own rate and old frames are not useful."""
 
     def open(self) -> StreamInfo:
         """Connect, and return the stream's properties. Returns within the source's open timeout.
@@ -65,13 +65,13 @@ class Source(Protocol):
         """Write the last grabbed frame into `out`: into its GPU memory if it has no host memory.
 
         Raises:
-            SizeChanged: the frame has another size; call again with a buffer of that size.
+            SizeChanged: the frame has a different size; call again with a buffer of that size.
             SourceError: the frame could not be decoded.
-            ValueError: `out` has no host memory, and this source writes to no other.
+            ValueError: `out` has no host memory, but this source writes only to host memory.
         """
 
     def interrupt(self) -> None:
-        """Make a blocked `grab` or `open` return soon, as far as the library allows. Any thread may call it."""
+        """Make a blocked `grab` or `open` return soon if the library allows it. Any thread can call it."""
 
     def close(self) -> None:
         """Release all resources. Idempotent, and allowed before `open`."""
@@ -87,7 +87,7 @@ class FrameSink(Protocol):
 
         Raises:
             ValueError: the format does not allow this size.
-            OutOfMemory, MemoryError: no memory. There are no buffers until the next call.
+            OutOfMemory, MemoryError: memory is exhausted. There are no buffers until the next call.
         """
 
     def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
@@ -104,7 +104,7 @@ class FrameSink(Protocol):
         """Count a grabbed frame that is not published."""
 
     def flush(self, reason: DropReason) -> None:
-        """Drop the waiting frame, if any: it is no longer current."""
+        """Drop the waiting frame, if any, because it is no longer current."""
 
     def end(self) -> None:
         """Mark the end of the source. A waiting frame can still be read."""

@@ -1,4 +1,4 @@
-"""One camera's thread: connect, read, detect that the camera is dead, wait, and reconnect, for months.
+"""One camera's thread: connect, read, detect that the camera failed, wait, and reconnect.
 
 Cameras fail in ways that a library does not report. They stop sending without closing the connection, repeat the same
 frame, or come back with another frame size. The supervisor works on the `Source` protocol alone, so that the same
@@ -33,8 +33,8 @@ class SupervisorPolicy:
     """The timeouts of one camera."""
 
     read_timeout_s: float = 5.0  # longest wait for a frame before reconnecting
-    frozen_after_s: float | None = 10.0  # a camera that repeats a frame for this long is frozen; None: never
-    finite: bool = False  # the source may end; for a camera, an end is a lost connection
+    frozen_after_s: float | None = 10.0  # a camera that repeats a frame for this long is frozen; None means never
+    finite: bool = False  # the source can end; for a camera, an end is a lost connection
     first_retry_s: float = 0.5
     longest_retry_s: float = 30.0
 
@@ -87,11 +87,11 @@ class CameraSupervisor:
     # Any thread
 
     def status(self) -> CameraStatus:
-        """Return a consistent snapshot, also while the camera's thread is blocked in its library."""
+        """Return a consistent snapshot, even while the camera's thread is blocked in its library."""
         return self._parts.status.snapshot()
 
     def stop(self) -> None:
-        """Make `run` return soon: wake it from any sleep and interrupt its source. Return at once."""
+        """Make `run` return soon: wake it from any sleep, and interrupt its source. Does not block."""
         self._stopping.set()
         source = self._source
         if source is not None:
@@ -107,7 +107,7 @@ class CameraSupervisor:
         """Run until the source ends, `stop` is called, or the sink is closed.
 
         Raises:
-            VisionError: the sink failed. Never because of the camera.
+            VisionError: the sink failed. Camera failures never raise an error.
         """
         try:
             while not self._stopping.is_set():
@@ -122,7 +122,7 @@ class CameraSupervisor:
             self._parts.sink.end()
 
     def _connect_and_stream(self) -> Failure | None:
-        """Run one connection. Return why it failed, or None if there is to be no other."""
+        """Run one connection. Return why it failed; None if the camera must not reconnect."""
         connected = False
         try:
             self._parts.status.enter("connecting")
@@ -154,9 +154,9 @@ class CameraSupervisor:
     def _log_failure(self, failure: Failure, attempt: int, delay_s: float) -> None:
         """Log each new reason, and attempts 1, 2, 4, 8, ... of a reason that repeats.
 
-        A camera that is away for a month must not fill the disk.
+        A camera that is unreachable for a month must not fill the disk.
         """
-        reason = _MEASUREMENT.sub("", failure.text)  # other seconds or bytes are not another reason
+        reason = _MEASUREMENT.sub("", failure.text)  # different seconds or bytes are not a different reason
         repeated = reason == self._logged
         if repeated and attempt & (attempt - 1):
             return

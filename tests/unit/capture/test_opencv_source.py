@@ -138,10 +138,15 @@ def test_mode_request_asks_for_jpeg_and_one_buffer() -> None:
     ("width", "height", "fps", "differences"),
     [
         (None, None, None, []),
-        (1920, 1080, None, ["requested 1920x1080, the device gives 640x480"]),
-        (640, 480, 60.0, ["requested 60 frames/s, the device gives 30"]),
+        (1920, 1080, None, ["requested 1920x1080, the device delivers 640x480"]),
+        (640, 480, 60.0, ["requested 60 frames/s, the device delivers 30"]),
         (640, 480, 30.1, []),
-        (320, 480, 5.0, ["requested 320x480, the device gives 640x480", "requested 5 frames/s, the device gives 30"]),
+        (
+            320,
+            480,
+            5.0,
+            ["requested 320x480, the device delivers 640x480", "requested 5 frames/s, the device delivers 30"],
+        ),
     ],
 )
 def test_mode_differences_are_reported(

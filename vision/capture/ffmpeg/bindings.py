@@ -1,4 +1,4 @@
-"""PyAV: containers, times, and frames. Importing this module turns FFmpeg's log off.
+"""PyAV: containers, times and frames. Importing this module disables FFmpeg's log.
 
 FFmpeg's log prints URLs with passwords, and calls into Python from threads of its own, which can deadlock.
 
@@ -40,8 +40,8 @@ _OURS: Final[Mapping[str, PixelFormat]] = {
 _THEIRS: Final[Mapping[PixelFormat, str]] = {"i420": "yuv420p", "nv12": "nv12", "bgr": "bgr24", "bgrx": "bgr0"}
 
 # AVColorSpace and AVColorRange of FFmpeg's libavutil/pixfmt.h, whose numbers are part of its ABI.
-_BT709_LIKE: Final = (1, 9, 10)  # BT.709, and BT.2020, for which it is the nearest known to detectors
-_UNSPECIFIED: Final = (0, 2)  # RGB frames, and streams that do not name it
+_BT709_LIKE: Final = (1, 9, 10)  # BT.709, and BT.2020, to which BT.709 is the nearest that detectors support
+_UNSPECIFIED: Final = (0, 2)  # RGB frames, and streams that do not specify it
 _BT709: Final = 1
 _BT601: Final = 5
 _LIMITED_RANGE: Final = 1
@@ -82,7 +82,7 @@ def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tu
 
 
 def encoding_of(frame: VideoFrame) -> YuvEncoding:
-    """Return the color encoding of a frame. If the stream does not name it, the size decides, as in television."""
+    """Return the color encoding of a frame. If the stream does not specify it, derive it from the frame size."""
     matrix = int(frame.colorspace)
     bt709 = frame.height >= 720 if matrix in _UNSPECIFIED else matrix in _BT709_LIKE
     numbers = int(frame.color_range)  # a stream that changes to limited range keeps the name
@@ -93,7 +93,7 @@ def encoding_of(frame: VideoFrame) -> YuvEncoding:
 class FrameWriter:
     """Writes frames of one stream into buffers, all in one format, rotated by `turns` quarter turns to the left.
 
-    A telephone that is held upright records rotated frames, and a matrix to rotate them back. FFmpeg passes the matrix
+    A phone that is held upright records rotated frames, and a matrix to rotate them back. FFmpeg passes the matrix
     on with each frame, and leaves the rotation to the application.
     """
 
@@ -111,7 +111,7 @@ class FrameWriter:
         """Copy `frame` into `out`, whose shape must be that of `vision.types.frame_shape`.
 
         Raises:
-            SizeChanged: the frame needs a buffer of another shape.
+            SizeChanged: the frame needs a buffer of a different shape.
             SourceError: the layout of FFmpeg's frame is inconsistent.
         """
         height_px, width_px = self.size(frame) if self._turns else (frame.height, frame.width)
@@ -154,7 +154,7 @@ class FrameWriter:
         )
 
     def _renamed(self, frame: VideoFrame) -> VideoFrame:
-        """Return the same values in the format for limited range: FFmpeg converts by the format's name alone."""
+        """Return the same values in the format for limited range, because FFmpeg converts by the name of the format."""
         name = frame.format.name.replace(_FULL, "yuv")
         return self._reformatter.reformat(frame, format=name, src_color_range=_FULL_RANGE, dst_color_range=_FULL_RANGE)
 
@@ -178,7 +178,7 @@ def require_upright(path: Path, stream: VideoStream) -> None:
     """Check that a recording needs no rotation, for a decoder that cannot rotate. Other errors are left to the decoder.
 
     Raises:
-        SourceError: its first frame needs one.
+        SourceError: the first frame needs a rotation.
     """
     with suppress(av.FFmpegError, StopIteration), open_container(str(path.absolute())) as container:
         frame = next(container.decode(container.streams[stream.index]))

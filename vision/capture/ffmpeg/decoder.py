@@ -21,11 +21,11 @@ from vision.errors import SourceError
 from vision.types import FrameBuffer, PixelFormat, YuvEncoding
 
 _OFFLINE_THREADS: Final = 4
-"""361 instead of 310 frames/s for the shipped clip on two cores; more would take cores from the detector."""
+"""361 instead of 310 frames/s for the shipped clip on two cores. More threads would slow down the detector."""
 
 
 class PacketDamaged(Exception):
-    """The packet contains no frame, or a broken one that was not decoded."""
+    """The packet contains no frame, or a damaged frame that was not decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class DecodedFrame:
 
 
 class PacketDecoder(Protocol):
-    """The decoder of one stream. One call at a time; `write` may come from another thread than the others."""
+    """The decoder of one stream. Calls must not overlap; `write` can be called from a different thread."""
 
     def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         """Return the frames that this packet completes. An empty packet is the last: it returns the remaining frames.
@@ -68,7 +68,7 @@ OpenDecoder: TypeAlias = Callable[[VideoStream, tuple[PixelFormat, ...]], Packet
 
 
 class FFmpegDecoder:
-    """FFmpeg on the CPU. Delivers the decoder's own format if the detector accepts it, else bgr."""
+    """FFmpeg on the CPU. Delivers the decoder's own format if the detector accepts it, otherwise bgr."""
 
     def __init__(
         self,

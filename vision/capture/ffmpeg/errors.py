@@ -16,15 +16,15 @@ from vision.errors import SourceError
 
 _PORTS: Final = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _ANSWER_S: Final = 2.0
-_ANSWER_LATE_S: Final = 0.5  # for a camera that has not answered for a whole timeout
+_ANSWER_LATE_S: Final = 0.5  # for a camera that has not answered within a whole timeout
 _LINE_BYTES: Final = 512
 
 _Answer: TypeAlias = tuple[str, str, str]
-"""The code of a fault, and the text and hint for the operator."""
+"""The code of an error, and the text and hint for the operator."""
 
 
 def named(name: str | Path, error: SourceError) -> SourceError:
-    """Return an error of a decoder with the name of its source."""
+    """Return a decoder's error with the name of its source."""
     return SourceError(f"{name}: {error.args[0]}", hint=error.hint, code=error.code)
 
 
@@ -44,9 +44,9 @@ def _ask(url: SplitResult, *, late: bool) -> _Answer:
         with socket.create_connection((host, port), _ANSWER_LATE_S if late else _ANSWER_S) as connection:
             line = _status_line(connection, url, host, port)
     except socket.gaierror:
-        return "unknown-host", f"unknown host {host!r}", "check the name, or write the address in numbers"
+        return "unknown-host", f"unknown host {host!r}", "check the name, or use the IP address"
     except ConnectionRefusedError:
-        return "refused", f"port {port} refuses connections", "is this the camera's address, and has it started yet?"
+        return "refused", f"port {port} refuses connections", "check the camera's address, and that it has started"
     except TimeoutError:
         return "no-answer", "no answer", "check address, cable and the camera's power, or raise `open_timeout_s`"
     except OSError as error:
@@ -113,5 +113,5 @@ def _explain_status(line: str, *, has_user: bool, late: bool) -> _Answer:
         return _NO_FRAME
     if status == "200":
         return _CODEC
-    text = f"it answers {line!r}" if line else "it answers nothing"
+    text = f"the camera answers {line!r}" if line else "the camera sends an empty answer"
     return "not-a-camera", text, "is this the camera's address and port?"

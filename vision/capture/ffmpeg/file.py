@@ -1,4 +1,4 @@
-"""Recorded video through PyAV: read by FFmpeg, and decoded by it or by another decoder of its packets."""
+"""Recorded video through PyAV: read by FFmpeg, and decoded by FFmpeg or by a different decoder of its packets."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from vision.types import FrameBuffer, PixelFormat
 
 log = logging.getLogger(__name__)
 
-DEFAULT_FPS: Final = 25.0  # of files that say neither rate nor times
-_LONGEST_STEP_NS: Final = 3_600_000_000_000  # between two frames; a longer one is a fault of the file
+DEFAULT_FPS: Final = 25.0  # of files that specify neither rate nor times
+_LONGEST_STEP_NS: Final = 3_600_000_000_000  # between two frames; a longer one is an error in the file
 _NOT_A_VIDEO: Final = "not a video that FFmpeg can decode"
 
 
@@ -42,7 +42,7 @@ class _Frame:
 class VideoFile(PacedSource[_Frame]):
     """A file that FFmpeg can read.
 
-    A file that is cut short ends with its last readable frame, and a warning. A looped file restarts without a new
+    A truncated file ends with its last readable frame, and a warning. A looped file restarts without a new
     epoch: its times and frame numbers continue. Each pass opens the file again, because not every file can be sought
     and not every decoder restarted.
     """
@@ -56,7 +56,7 @@ class VideoFile(PacedSource[_Frame]):
         *,
         loop: bool = False,
     ) -> None:
-        """Create the source. `open_decoder` makes the decoder of each pass; `loop` restarts the file at its end."""
+        """Create the source. `open_decoder` creates the decoder of each pass; `loop` restarts the file at its end."""
         super().__init__(path, pacer)
         self._path = path
         self._pixel_formats = pixel_formats
@@ -71,7 +71,7 @@ class VideoFile(PacedSource[_Frame]):
         self._timeline = _Timeline(self._path)
 
     def _open(self) -> StreamInfo:
-        """Read the first frame: only a decoded frame shows its format."""
+        """Read the first frame, because only a decoded frame shows its format."""
         _require_file(self._path)
         self._next = _, first = self._read()
         return first.info
@@ -132,13 +132,13 @@ class _Timeline:
         self.frames = 0  # of this pass
 
     def begin_pass(self, fps: float | None, expected: int) -> None:
-        """Begin a pass over a file of this rate with `expected` frames, 0 if unknown."""
+        """Start a pass over a file of this rate with `expected` frames; 0 if unknown."""
         self._interval_ns = round(1e9 / (fps or DEFAULT_FPS))
         self._expected = expected
         self.frames = 0
 
     def count(self, pts_ns: int | None) -> int:
-        """Return the time of a frame: the file's own if that increases, else one interval after the last frame."""
+        """Return the time of a frame: that of the file if it increases, else one interval after the last frame."""
         self.frames += 1
         pts_ns = pts_ns or 0
         if self._first_ns is None:
@@ -150,7 +150,7 @@ class _Timeline:
         return media_ns
 
     def end_pass(self) -> None:
-        """Log a pass that was too short. The next pass begins one interval after the last frame."""
+        """Log a warning if the pass was too short. The next pass starts one interval after the last frame."""
         if self._cut_short and not self._warned:
             log.warning("%s", self.summary())
             self._warned = True
@@ -159,16 +159,16 @@ class _Timeline:
     def summary(self) -> str:
         if not self._cut_short:
             return f"{self._path}: ended after {self.frames} frames"
-        return f"{self._path}: ended after {self.frames} of {self._expected} frames: it is cut short or damaged"
+        return f"{self._path}: ended after {self.frames} of {self._expected} frames: the file is truncated or damaged"
 
     @property
     def _cut_short(self) -> bool:
-        """Containers that only estimate their length may be wrong by a frame, or by 1 %."""
+        """Return True if frames are missing. Estimated lengths can be wrong by one frame, or by 1 %."""
         return self._expected - self.frames > max(1, self._expected // 100)
 
 
 class _Pass:
-    """One pass over the file, from its beginning to its end."""
+    """One pass over the file, from start to end."""
 
     def __init__(self, path: Path, open_decoder: OpenDecoder, pixel_formats: tuple[PixelFormat, ...]) -> None:
         self._path = path
@@ -203,25 +203,25 @@ class _Pass:
         self._container.close()
 
     def _open_container(self) -> InputContainer:
-        try:  # an absolute path, because FFmpeg takes a word before a colon for a protocol
+        try:  # an absolute path, because FFmpeg interprets a word before a colon as a protocol
             return open_container(str(self._path.absolute()))
         except (av.FFmpegError, ValueError) as error:
-            hint = "a recording that was cut off may lack its index: `ffmpeg -i FILE` says more"
+            hint = "a truncated recording can lack its index: `ffmpeg -i FILE` shows details"
             raise SourceError(f"{self._path}: {_NOT_A_VIDEO}", hint=hint, code="not-a-video") from error
 
     def _video(self) -> VideoStream:
         stream = next(iter(self._container.streams.video), None)
         if stream is None:
-            raise SourceError("there is no video in it", code="not-a-video")
+            raise SourceError("the file contains no video", code="not-a-video")
         if getattr(stream, "codec_context", None) is None:
-            raise SourceError(_NOT_A_VIDEO, hint="`ffmpeg -i FILE` says what it is coded in", code="not-a-video")
+            raise SourceError(_NOT_A_VIDEO, hint="`ffmpeg -i FILE` shows its codec", code="not-a-video")
         return stream
 
     def _packets(self) -> Iterator[Packet[Any]]:
         """Yield all packets. The last one is empty, and flushes the decoder."""
-        with suppress(av.FFmpegError, IndexError):  # it cannot be read further, or a stream appears in mid-file
+        with suppress(av.FFmpegError, IndexError):  # the rest cannot be read, or a stream appears in mid-file
             for packet in self._container.demux(self._stream):
-                last = not packet.size  # a decoder may take the data out of the packet
+                last = not packet.size  # a decoder can take the data out of the packet
                 yield packet
                 if last:
                     return

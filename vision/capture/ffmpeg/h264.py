@@ -1,6 +1,6 @@
 """Missing frames in an H.264 stream, found by the frames' numbers.
 
-FFmpeg does not notice a frame that is missing entirely. Over UDP, the loss of one packet does that to a small frame.
+FFmpeg does not detect a frame that is missing entirely. Over UDP, the loss of one packet does that to a small frame.
 All frames after it, up to the next key frame, are decoded from the wrong reference. H.264 numbers reference frames
 (Rec. ITU-T H.264, 7.4.3, `frame_num`), so that a missing one is known for certain. A missing frame that is not a
 reference does no harm. Only the first bytes of a frame are read.
@@ -20,7 +20,7 @@ _START_CODE: Final = re.compile(b"\x00\x00\x01")
 
 @dataclass(frozen=True, slots=True)
 class _Parameters:
-    """The required part of a sequence parameter set."""
+    """The part of a sequence parameter set that is needed here."""
 
     number_bits: int
     separate_planes: bool
@@ -31,7 +31,7 @@ class FrameGapFinder:
     """Finds gaps between the frames of one stream, in decoding order."""
 
     def __init__(self, parameter_sets: bytes | None) -> None:
-        """Create the finder. `parameter_sets`: those before the first frame, in Annex B, or None."""
+        """Create the finder. `parameter_sets` are those before the first frame, in Annex B format, or None."""
         self._parameters: _Parameters | None = None
         self._last: int | None = None  # number of the last reference frame
         self.before(parameter_sets or b"")
@@ -50,7 +50,7 @@ class FrameGapFinder:
                     return False
                 elif kind == _SLICE:
                     return self._follow(unit)
-            except IndexError:  # it ends too soon: the decoder says the rest
+            except IndexError:  # the data is truncated; the decoder reports it
                 return False
         return False
 

@@ -1,6 +1,6 @@
-"""Network cameras through PyAV: FFmpeg, with options of its own for each connection.
+"""Network cameras through PyAV: FFmpeg, with separate options for each connection.
 
-FFmpeg reads the stream. It also decodes it, unless another decoder is given (`vision.capture.ffmpeg.decoder`).
+FFmpeg reads the stream. It also decodes it, unless a different decoder is passed (`vision.capture.ffmpeg.decoder`).
 GStreamer is better for RTSP, because it reports every lost packet and uses a Jetson's hardware. But PyAV is a wheel,
 where GStreamer is Debian packages.
 
@@ -47,7 +47,7 @@ _OPTIONS: Final = {"fpsprobesize": "0"}
 """FFmpeg's default is to read 20 frames to measure their rate, which takes seconds, and to deliver them all at once."""
 
 _RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "10000"}
-"""Without sound, which is not used, and metadata, which FFmpeg may wait for in vain."""
+"""Exclude audio, which is not used, and metadata, which may never arrive although FFmpeg waits for it."""
 
 
 class FFmpegSource:
@@ -71,20 +71,20 @@ class FFmpegSource:
 
     def _reset(self) -> None:
         self._waiting: deque[_Frame] = deque()
-        self._frame: _Frame | None = None  # the one grabbed last
+        self._frame: _Frame | None = None  # the last grabbed frame
 
     def open(self) -> StreamInfo:
-        """Connect, and wait for the first key frame: only a decoded frame shows its format."""
+        """Connect, and wait for the first key frame, because only a decoded frame shows its format."""
         self.close()
         began, open_timeout_s = time.monotonic(), self._camera.open_timeout_s
         timeout_s = open_timeout_s + _DIAGNOSIS_S + _OPEN_MARGIN_S
-        connection = self._reader.open(timeout_s, hint="looking up a host name may take this long")
+        connection = self._reader.open(timeout_s, hint="looking up the host name can take this long")
         first = self._next(max(_OPEN_MARGIN_S, began + open_timeout_s - time.monotonic()))
         if first is None and self._reader.interrupted.is_set():
             raise SourceError(f"{self._name}: interrupted while opening", code="interrupted")
         if first is None:
             raise SourceError(
-                f"{self._name}: it answers, but no frame arrived in time",
+                f"{self._name}: the camera answers, but no frame arrived in time",
                 hint="raise `open_timeout_s`, or make its key frames more frequent",
                 code="no-frame",
             )
@@ -94,7 +94,7 @@ class FFmpegSource:
     def grab(self, timeout_s: float) -> Grab | None:
         if not self._reader.is_open:
             raise not_open(self._name, "grab")
-        self._frame = None  # its memory is the decoder's
+        self._frame = None  # its memory belongs to the decoder
         frame = self._next(timeout_s)
         if frame is None:
             return None
@@ -153,7 +153,7 @@ def _connect(camera: CameraConfig, open_decoder: OpenDecoder, pixel_formats: tup
         raise explain_open(camera.source, open_timeout_s=camera.open_timeout_s, took_s=took_s) from None
     try:
         if not container.streams.video:
-            raise SourceError("it sends no video", hint="set the camera to H.264, H.265 or MJPEG", code="no-video")
+            raise SourceError("no video from the camera", hint="set it to H.264, H.265 or MJPEG", code="no-video")
         stream = container.streams.video[0]
         return _Connection(camera.source, container, stream, open_decoder(stream, pixel_formats))
     except SourceError as error:
@@ -162,7 +162,7 @@ def _connect(camera: CameraConfig, open_decoder: OpenDecoder, pixel_formats: tup
 
 
 class _Connection:
-    """One connection. Its methods run on the library's thread, which may outlive the source."""
+    """One connection. Its methods run on the library's thread, which can outlive the source."""
 
     def __init__(self, name: str, container: InputContainer, stream: VideoStream, decoder: PacketDecoder) -> None:
         self.fps = plausible_fps(stream.average_rate)
@@ -221,7 +221,7 @@ class _Connection:
         return _Frame(decoded, info, self._decoder)
 
     def _lag_ns(self, now_ns: int, pts_ns: int | None) -> int:
-        """Return how much later this packet is read than if reading had always kept up."""
+        """Return the delay of this packet compared to reading without delay, in ns."""
         if pts_ns is None:
             return 0
         delay_ns = now_ns - pts_ns

@@ -1,4 +1,4 @@
-"""PyGObject and GStreamer: loading them, querying their elements, and reading their frames.
+"""PyGObject and GStreamer: load them, query their elements, and read their frames.
 
 This is the only module that imports ``gi``. The libraries are Debian packages, not wheels, so nothing is imported
 before a camera needs it.
@@ -44,10 +44,10 @@ def library() -> SimpleNamespace:
 
 
 def _keep_unwinder() -> None:
-    """Let the C++ exceptions of other libraries find GCC's unwinder first, as they do in a process without GStreamer.
+    """Make the C++ exceptions of other libraries find GCC's unwinder first, as in a process without GStreamer.
 
     GStreamer depends on libunwind, whose functions have the same names, and PyGObject loads it with global symbols.
-    A library that throws for the first time after that, such as ONNX Runtime or OpenCV at a bad input, would call
+    A library that throws for the first time after that, such as ONNX Runtime or OpenCV for invalid input, would call
     functions of both, and crash. The linker uses the symbols that were loaded first.
     """
     with contextlib.suppress(OSError):  # systems without GCC's library do not need it
@@ -124,11 +124,11 @@ class _MapInfo(ctypes.Structure):
 def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
     """Map the bytes of a GstBuffer (flat, uint8) without copying them, if PyGObject shows its address.
 
-    PyGObject's own functions copy them to a `bytes` object first, and hold the interpreter's lock meanwhile. That takes
-    0.4 ms more for a 1080p frame, during which no other camera's thread runs.
+    PyGObject's own functions copy them to a `bytes` object first, which takes 0.4 ms more for a 1080p frame. They hold
+    the interpreter's lock during the copy, so no other camera's thread runs.
 
     Raises:
-        ValueError: GStreamer cannot map them.
+        ValueError: GStreamer cannot map the bytes.
     """
     gstreamer = library()
     if not gstreamer.hash_is_address:
@@ -166,7 +166,7 @@ def copy_sample(sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
     """
     buffer, video = sample.get_buffer(), library().GstVideo
     layout = video.buffer_get_video_meta(buffer)
-    if layout is None:  # the layout is then the default of these caps
+    if layout is None:  # the layout is the default of these caps
         layout = video.VideoInfo.new_from_caps(sample.get_caps())
     with mapped(buffer) as memory:
         sources = [(memory[offset:], stride) for offset, stride in zip(layout.offset, layout.stride, strict=True)]
@@ -176,7 +176,7 @@ def copy_sample(sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
 def parse_colorimetry(colorimetry: str | None, height_px: int) -> YuvEncoding:
     """Return the encoding from GStreamer's notation, ``range:matrix:transfer:primaries`` or a name.
 
-    Without one, the frame size decides, as in television.
+    If it is missing, derive the encoding from the frame size, as television standards do.
     """
     text = colorimetry or ("bt709" if height_px >= 720 else "bt601")
     parts = text.split(":")

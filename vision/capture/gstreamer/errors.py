@@ -1,6 +1,6 @@
 """Error texts for GStreamer's failures, with hints for the operator.
 
-GStreamer's texts contain a place in its sources and the URL. Its codes identify the cause.
+GStreamer's texts contain a position in its source code and the URL. Its codes identify the cause.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _HINTS = {  # by GstResourceError
 
 
 def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: str) -> SourceError:
-    """Return the error for one that GStreamer posted. `domain`, `code` and `message` are those of its GError."""
-    detail = debug.strip().partition("\n")[2].strip()  # the first line is a place in GStreamer's sources
+    """Return the error for a GError that GStreamer posted, with its `domain`, `code` and `message`."""
+    detail = debug.strip().partition("\n")[2].strip()  # the first line is a position in GStreamer's source code
     text = message if not detail or detail in message else f"{message} ({detail})"
     return source_error(camera, text, _hint(camera, domain, code, f"{message} {debug}"))
 
@@ -40,7 +40,7 @@ def _hint(camera: CameraConfig, domain: str, code: int, text: str) -> str:
 
 
 def no_frame(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_frames: int) -> SourceError:
-    """Return the error if GStreamer reports nothing and no frame arrived within `open_timeout_s`."""
+    """Return the error for a camera without frames within `open_timeout_s`, if GStreamer reports no error."""
     timeout = f"within {camera.open_timeout_s:g} s"
     if interrupted:
         return source_error(camera, "interrupted while opening", code="interrupted")

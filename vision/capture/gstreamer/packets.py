@@ -15,12 +15,12 @@ from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
 NO_TIME = 2**64 - 1
 """GST_CLOCK_TIME_NONE, and the jitter buffer's "unknown"."""
 
-_KEY_REQUEST_NS = 1_000_000_000  # between two requests: cameras answer each with a large frame
+_KEY_REQUEST_NS = 1_000_000_000  # between two requests, because cameras answer each with a large frame
 _MAX_AGE_NS = 30_000_000_000  # a frame that seems older on arrival has a wrong time
 
 
 class PacketMonitor:
-    """Decides which coded frames are decoded, and keeps what the decoder does not pass on."""
+    """Decides which coded frames are decoded, and stores the facts that the decoder does not pass on."""
 
     def __init__(self) -> None:
         self._base_ns = 0
@@ -35,7 +35,7 @@ class PacketMonitor:
         self._base_ns = base_ns
 
     def info(self, pts_ns: int | None) -> PacketInfo:
-        """Return what is known about a decoded frame from its presentation time."""
+        """Return the facts about a decoded frame, found by its presentation time."""
         packet = self._timeline.take(pts_ns)
         if packet is not None:
             return packet
@@ -44,12 +44,12 @@ class PacketMonitor:
         return PacketInfo(arrived_ns, None, self._gate.damaged)
 
     def _arrived_ns(self, pts_ns: int, now_ns: int) -> int:
-        """Return when the frame arrived. The presentation time is that, smoothed, and before any waiting."""
+        """Return the arrival time of the frame. The presentation time is the smoothed arrival time, without waits."""
         arrived_ns = self._base_ns + pts_ns
         return arrived_ns if 0 <= now_ns - arrived_ns < _MAX_AGE_NS else now_ns
 
     def on_sender_report(self, _jitter_buffer: Any, sync: Any) -> None:
-        """Learn the camera's clock from an RTCP sender report.
+        """Read the camera's clock from an RTCP sender report.
 
         The jitter buffer reports it. ``add-reference-timestamp-meta`` needs a newer GStreamer than JetPack 6's 1.20.
         """
@@ -64,7 +64,7 @@ class PacketMonitor:
         self._utc_offset_ns = utc_minus_running_time(data, *times)
 
     def on_event(self, _pad: Any, probe: Any) -> Any:
-        """Note lost packets."""
+        """Record lost packets."""
         gst = library().Gst
         event = probe.get_event()
         if event.type == gst.EventType.CUSTOM_DOWNSTREAM and event.get_structure().has_name("GstRTPPacketLost"):

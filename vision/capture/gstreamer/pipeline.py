@@ -1,8 +1,8 @@
 """GStreamer pipelines as data: the elements and their properties on each machine.
 
-A Jetson's elements exist on a Jetson only, and their properties come and go between JetPack releases
+A Jetson's elements exist only on a Jetson, and their properties differ between JetPack releases
 (``enable-max-performance`` left ``nvv4l2decoder`` in JetPack 7). The choice is therefore made here, without
-GStreamer, from a `Registry` of what is installed, so that every machine's choice can be tested on any other.
+GStreamer, from a `Registry` of what is installed, so that the choice for each machine can be tested on any machine.
 
 User input (a URL, a device) becomes the value of a property, never a part of a pipeline's text.
 """
@@ -26,7 +26,7 @@ LATENCY_MS = 200
 """Longest wait of the jitter buffer for a missing packet. Packets in order do not wait: the appsink does not sync."""
 
 USB_DEFAULT = (640, 480)
-"""Default size of USB cameras. GStreamer alone takes the largest, at a few frames/s."""
+"""Default size of USB cameras. By default, GStreamer chooses the largest size, at a few frames/s."""
 
 NAMES: Mapping[PixelFormat, str] = {"bgr": "BGR", "bgrx": "BGRx", "nv12": "NV12", "i420": "I420"}
 
@@ -53,14 +53,14 @@ Value: TypeAlias = str | int | bool | Serialized
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """One element to make, and the properties to set."""
+    """One element to create, and the properties to set."""
 
     factory: str
     properties: Mapping[str, Value] = field(default_factory=dict)
 
 
 Registry: TypeAlias = Callable[[str], AbstractSet[str] | None]
-"""Returns the properties of an element, or None if this machine's GStreamer cannot make it."""
+"""Returns the properties of an element; None if this machine's GStreamer cannot create it."""
 
 
 def supported(registry: Registry, factory: str, **properties: Value) -> Element:
@@ -110,9 +110,9 @@ def decode_chain(codec: Codec, formats: Sequence[PixelFormat], registry: Registr
 
 
 def decoder(codec: Codec, registry: Registry) -> list[Element]:
-    """Return the decoder: NVIDIA's if its converter is installed too, else the CPU's.
+    """Return the decoder: NVIDIA's if its converter is installed too, otherwise that of the CPU.
 
-    Damaged frames must pass: they are marked and counted later, not lost here.
+    Damaged frames must pass, because they are marked and counted later.
     """
     if codec == "JPEG":
         return [Element("nvjpegdec")] if on_jetson(registry, "nvjpegdec") else [Element("jpegdec")]
@@ -188,7 +188,7 @@ def usb_chain(
 
 
 def size_and_rate(width_px: int | None, height_px: int | None, fps: float | None) -> str:
-    """Return the part of caps that requests a size and a rate, each if given."""
+    """Return the part of caps that requests a size and a rate, if configured."""
     text = f",width={width_px}" if width_px else ""
     text += f",height={height_px}" if height_px else ""
     if fps:
@@ -198,7 +198,7 @@ def size_and_rate(width_px: int | None, height_px: int | None, fps: float | None
 
 
 def unavailable(address: SourceAddress, registry: Registry) -> str | None:
-    """Return why this source cannot be opened here, and what to install, or None if it can.
+    """Return why this machine cannot open the source, and what to install; None if it can.
 
     The elements for H.265 and JPEG are not required before a camera sends them.
     """
@@ -215,7 +215,7 @@ def unavailable(address: SourceAddress, registry: Registry) -> str | None:
 
 
 def missing(factories: Sequence[str], registry: Registry) -> str | None:
-    """Return what to install so that all of `factories` can be made, or None if they can."""
+    """Return what to install to create all of `factories`; None if nothing is missing."""
     absent = [name for name in factories if name != "capsfilter" and registry(name) is None]
     if not absent:
         return None

@@ -1,4 +1,4 @@
-"""Cameras through GStreamer: RTSP, CSI and USB, with a Jetson's decoders where available.
+"""Cameras through GStreamer: RTSP, CSI and USB, with a Jetson's decoders if available.
 
 GStreamer reports every lost packet and the capture times of a camera, and uses a Jetson's hardware. It needs Debian's
 ``python3-gi``, which no package index has as a wheel.
@@ -30,7 +30,7 @@ _Sample: TypeAlias = tuple[Any, StreamInfo]
 
 
 def available(camera: CameraConfig) -> str | None:
-    """Return None if GStreamer can open this camera here, else what is missing and the package that has it."""
+    """Return None if GStreamer can open this camera, else what is missing and the package that contains it."""
     try:
         return pipeline.unavailable(camera.address, installed)
     except SourceError as error:
@@ -58,7 +58,7 @@ class GStreamerSource:
         return Player(self._camera, self._pixel_formats, self._interrupted)
 
     def open(self) -> StreamInfo:
-        """Connect, and wait for the first key frame: only a decoded frame shows its format."""
+        """Connect, and wait for the first key frame, because only a decoded frame shows its format."""
         self.close()
         reason = available(self._camera)
         if reason is not None:
@@ -136,7 +136,7 @@ class GStreamerSource:
 
 
 _CODECS: dict[str, pipeline.Codec] = {"H264": "H264", "H265": "H265", "JPEG": "JPEG"}
-_SLICE_S = 0.05  # longest delay until an interrupt or a fault is noticed
+_SLICE_S = 0.05  # longest delay until an interrupt or an error is detected
 
 
 class Player:
@@ -182,7 +182,7 @@ class Player:
                 self._add_usb()
         if self._pipeline.set_state(gst.State.PLAYING) == gst.StateChangeReturn.FAILURE:
             self._check()
-            raise self._error("GStreamer cannot start it")
+            raise self._error("GStreamer cannot start the pipeline")
         self.packets.started(self._pipeline.get_base_time())
 
     def stop(self) -> None:
@@ -252,7 +252,7 @@ class Player:
         gst = library().Gst
         made = gst.ElementFactory.make(element.factory, None)
         if made is None:
-            raise self._error(f"GStreamer cannot make {element.factory}")
+            raise self._error(f"GStreamer cannot create {element.factory}")
         for name, value in element.properties.items():
             if isinstance(value, pipeline.Serialized):
                 gst.util_set_object_arg(made, name, value.text)
@@ -261,7 +261,7 @@ class Player:
         return made
 
     def _add_chain(self, chain: Sequence[pipeline.Element]) -> Any:
-        """Make, add, link and start elements that end in an appsink. Return the first one."""
+        """Create, add, link and start elements that end in an appsink. Return the first element."""
         made = [self._make(element) for element in chain]
         for element in made:
             self._pipeline.add(element)
@@ -294,7 +294,7 @@ class Player:
         self._connect(jitter_buffer, "handle-sync", self.packets.on_sender_report)
 
     def _on_stream(self, _source: Any, _number: int, caps: Any) -> bool:
-        """Return True for the first video stream only: sound and metadata cost bandwidth."""
+        """Return True only for the first video stream, because audio and metadata need bandwidth."""
         select = not self._selected and caps.get_structure(0).get_string("media") == "video"
         self._selected = self._selected or select
         return select
@@ -315,7 +315,7 @@ class Player:
         if codec is None:
             raise self._error(
                 f"expected H.264, H.265 or motion JPEG, the camera sends {encoding}",
-                hint="choose another codec in the camera's settings",
+                hint="choose a different codec in the camera's settings",
             )
         chain = pipeline.decode_chain(codec, self._pixel_formats, installed)
         reason = pipeline.missing([element.factory for element in chain], installed)

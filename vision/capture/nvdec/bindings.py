@@ -1,14 +1,14 @@
 """NVDEC, the video decoder of NVIDIA's graphics cards, through PyNvVideoCodec: packets in, GPU memory out.
 
-This is the only module that calls PyNvVideoCodec. Its sources, not its documentation, show that:
+This is the only module that calls PyNvVideoCodec. Its source code, but not its documentation, shows that:
 
-* Frames lie in a pool that the next `decode` writes to again.
+* Frames are in a pool that the next `decode` overwrites.
 * The pool is filled by copies on the CUDA stream that is given, so copies out of it belong on the same stream.
-* A stream that changes its frame size is scaled to the first one: a session is for one size.
+* If the frame size changes, frames are scaled to the first size, so a session is for one size.
 * It conceals damaged frames, and does not report them.
-* With `latency` it outputs a frame at once if told where the frame ends; without, when the next one begins.
+* With `latency`, it outputs a frame immediately if the end of the frame is marked; otherwise with the next frame.
 
-For graphics cards in x86 and Arm servers. A Jetson has decoders of another kind, which GStreamer reaches
+For graphics cards in x86 and Arm servers. A Jetson has different decoders, which GStreamer reaches
 (`vision.capture.gstreamer.source`).
 """
 
@@ -72,12 +72,12 @@ def require_nvdec(codec: str | None = None) -> None:
     """Check that NVDEC is usable, and supports `codec` (FFmpeg's name).
 
     Raises:
-        SourceError: one of both does not hold.
+        SourceError: NVDEC is not usable, or does not support the codec.
     """
     if codec is not None and codec not in CODECS:
         raise SourceError(
             f"NVDEC cannot decode {codec}: expected {_NAMES}",
-            hint="set the camera to H.264 or H.265, or leave out `reader`: then it is decoded on the CPU",
+            hint="set the camera to H.264 or H.265, or remove `reader` so that the CPU decodes the stream",
             code="nvdec-codec",
         )
     try:
@@ -93,7 +93,7 @@ class Surface:
 
     height_px: int
     width_px: int
-    time: int  # as it was given with the coded frame
+    time: int  # as passed with the coded frame
     planes: tuple[tuple[int, int], ...]  # address and bytes from row to row, of luma and chroma
     yuv: YuvEncoding
 
@@ -101,7 +101,7 @@ class Surface:
         """Copy to host memory if `out` has any, otherwise to its GPU memory. Returns when the copy is complete.
 
         Raises:
-            SizeChanged: `out` has another size.
+            SizeChanged: `out` has a different size.
         """
         if (out.height_px, out.width_px, out.pixel_format) != (self.height_px, self.width_px, "nv12"):
             raise SizeChanged(self.height_px, self.width_px)
@@ -109,7 +109,7 @@ class Surface:
         for (address, pitch_bytes), rows in zip(self.planes, (self.height_px, self.height_px // 2), strict=True):
             copy_rows(target, address, stream, rows=rows, row_bytes=row_bytes, pitch_bytes=pitch_bytes)
             target += rows * row_bytes
-        stream.synchronize()  # the reader begins at once, and the decoder uses this memory again
+        stream.synchronize()  # the reader starts immediately, and the decoder reuses this memory
 
 
 class Session:
@@ -149,7 +149,7 @@ class Session:
         """Decode one coded frame (H.264 and H.265: Annex B), or flush if `data` is empty. Return the ready frames.
 
         Raises:
-            SourceError: it cannot be decoded on this GPU, or the decoder failed.
+            SourceError: this GPU cannot decode the frame, or the decoder failed.
         """
         packet = self._packet()
         if data:
@@ -170,7 +170,7 @@ class Session:
 
     def _surface(self, frame: Any) -> Surface:
         if frame.format != self._nv12:
-            raise SourceError(f"expected frames in nv12, NVDEC gave {frame.format}", code="decoding")
+            raise SourceError(f"expected frames in nv12, NVDEC returned {frame.format}", code="decoding")
         planes = [plane.__cuda_array_interface__ for plane in frame.cuda()]
         height_px, width_px = (int(side) for side in planes[0]["shape"][:2])
         layout = tuple((int(plane["data"][0]), int((plane.get("strides") or [width_px])[0])) for plane in planes)
@@ -179,11 +179,11 @@ class Session:
     def _failure(self, error: Exception) -> SourceError:
         return SourceError(
             f"NVDEC cannot decode this {CODECS.get(self._codec, self._codec)}: {_one_line(error)}",
-            hint="`reader: ffmpeg` decodes on the CPU; where memory is short, take fewer cameras or smaller frames",
+            hint="`reader: ffmpeg` decodes on the CPU; if GPU memory is low, use fewer cameras or smaller frames",
             code="decoding",
         )
 
 
 def _one_line(error: Exception) -> str:
-    """Return the beginning of an error's text: the library appends many lines of instructions."""
+    """Return the start of an error text, because the library appends many lines of instructions."""
     return " ".join(str(error).partition("\n\n")[0].split())[:400] or type(error).__name__

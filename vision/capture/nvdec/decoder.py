@@ -1,8 +1,8 @@
 """The packets of a stream through NVDEC. FFmpeg reads the stream and its formats, NVDEC decodes it.
 
-NVDEC takes one frame size, and reports little about its frames. So FFmpeg decodes the first key frame, and each key
-frame with other parameters, on the CPU and for the format alone. A new format gets a new session, after the remaining
-frames of the old one.
+An NVDEC session supports one frame size, and reports little about its frames. So FFmpeg decodes the first key frame,
+and each key frame with different parameters, on the CPU to get the format. A new format starts a new session, after the
+remaining frames of the old one.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class NvdecDecoder:
     """Satisfies `vision.capture.ffmpeg.decoder.PacketDecoder`; its frames are nv12."""
 
     def __init__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...], *, live: bool) -> None:
-        """Create the decoder. `live`: output every frame at once.
+        """Create the decoder. If `live`, it outputs every frame immediately.
 
         Raises:
-            SourceError: NVDEC cannot be used, or not for this codec and this detector.
+            SourceError: NVDEC is not usable, or does not support this codec or this detector.
         """
         self._codec = stream.codec_context.name
         require_nvdec(self._codec)
         if "nv12" not in pixel_formats:
             raise SourceError(
                 f"NVDEC delivers nv12 frames, the detector accepts {', '.join(pixel_formats)}",
-                hint="leave out `reader: nvdec`",
+                hint="remove `reader: nvdec`",
                 code="pixel-format",
             )
         self._coded = stream.codec_context
@@ -56,7 +56,7 @@ class NvdecDecoder:
         self._latest_ns: int | None = None
         self._stream = Stream()
         self._session: Session | None = None
-        self._retired: Session | None = None  # its last frames may still be read
+        self._retired: Session | None = None  # its last frames can still be read
 
     def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         if self._retired is not None:
@@ -106,7 +106,7 @@ class NvdecDecoder:
         if frame.format.name not in _EIGHT_BITS:
             raise SourceError(
                 f"expected frames of 8 bits, 4:2:0, for NVDEC, this stream has {frame.format.name}",
-                hint="change the camera's settings, or leave out `reader`: then it is decoded on the CPU",
+                hint="change the camera's settings, or remove `reader` so that the CPU decodes the stream",
                 code="nvdec-codec",
             )
         choose_format("nv12", frame.height, frame.width, ("nv12",))  # its sides are even
@@ -121,7 +121,7 @@ class NvdecDecoder:
         return remaining
 
     def _probe(self, data: bytes) -> VideoFrame:
-        """Decode a key frame with FFmpeg, for its format. Raise `PacketDamaged` if it is incomplete."""
+        """Decode a key frame with FFmpeg to get its format. Raise `PacketDamaged` if it is incomplete."""
         context: Any = CodecContext.create(self._coded.codec, "r")
         context.thread_count = 1
         try:

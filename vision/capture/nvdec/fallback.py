@@ -1,4 +1,4 @@
-"""NVDEC if it can decode a stream, otherwise FFmpeg: `reader: auto` on a graphics card.
+"""Decoding with NVDEC if it supports the stream, otherwise with FFmpeg: `reader: auto` on a graphics card.
 
 The first key frame of a stream shows if the card can decode it, and the settings of a camera may change between two
 connections. So each connection makes the choice again, between decoders that take the same packets, and opens nothing
@@ -25,13 +25,13 @@ from vision.gpu.memory import copy_to_device
 from vision.types import FrameBuffer, PixelFormat
 
 _RESERVED: Final = 8
-"""With less than this part of the card's memory free, no decoder is opened: cameras that come later need buffers."""
+"""If less than this part of the card's memory is free, no decoder is opened, because later cameras need buffers."""
 
-_MOST_KEPT: Final = 64  # packets; a decoder that holds back more frames than that is none that can be left
+_MOST_KEPT: Final = 64  # packets; after more packets without a frame, the decoder can no longer be replaced
 
 
 class NvdecOrFFmpeg:
-    """Satisfies `vision.capture.ffmpeg.decoder.PacketDecoder`; FFmpeg's frames go into GPU memory, too."""
+    """Satisfies `vision.capture.ffmpeg.decoder.PacketDecoder`; FFmpeg's frames are copied to GPU memory."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class NvdecOrFFmpeg:
         self._open_ffmpeg = partial(ffmpeg, stream, pixel_formats)
         self._stream = stream
         self._warn = warn
-        self._kept: deque[Packet[Any]] = deque(maxlen=_MOST_KEPT)  # what NVDEC has taken before its first frame
+        self._kept: deque[Packet[Any]] = deque(maxlen=_MOST_KEPT)  # packets passed to NVDEC before its first frame
         self._settled = False
-        self._copies: Stream | None = None  # FFmpeg decodes
+        self._copies: Stream | None = None  # set if FFmpeg decodes
         self._staged = FrameBuffer.wrap(np.empty((0, 0, 3), np.uint8), "bgr")
         if "nv12" not in pixel_formats:  # a later pass of a loop whose first pass FFmpeg decoded
             self._decoder = self._fall_back()
@@ -104,7 +104,7 @@ class NvdecOrFFmpeg:
         self._decoder.write(frame, self._staged)
         pixels = self._staged.require_host()
         copy_to_device(out.device_address, pixels.ctypes.data, pixels.nbytes, self._copies)
-        self._copies.synchronize()  # the reader begins at once
+        self._copies.synchronize()  # the reader starts immediately
 
     def close(self) -> None:
         self._decoder.close()
@@ -121,7 +121,7 @@ def _require_room() -> None:
 
 
 def _copy(packet: Packet[Any], stream: VideoStream) -> Packet[Any]:
-    """Copy a packet: decoders may take the data out of it."""
+    """Copy a packet, because decoders can take the data out of it."""
     copied: Packet[Any] = Packet(bytes(packet)) if packet.size else Packet(0)
     copied.stream = stream
     if packet.size:

@@ -1,6 +1,6 @@
-"""`cv2.VideoCapture`: what the project uses of it, and the properties that it reports.
+"""`cv2.VideoCapture`: the part that the project uses, and the properties that it reports.
 
-Importing this module makes OpenCV silent: it prints as errors what a supervisor handles.
+Importing this module silences OpenCV, which prints errors that the supervisor handles.
 """
 
 from __future__ import annotations

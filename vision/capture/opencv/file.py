@@ -1,4 +1,4 @@
-"""A folder of images, or one image, as a camera: test sets, time lapses, the archive of a web camera."""
+"""A folder of images, or one image, as a camera: for test sets, time lapses and archives of a web camera."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FPS: Final = 1.0
 
 
 class ImageFolder(PacedSource[NDArray[np.uint8]]):
-    """The images of a folder in natural order (``img2`` before ``img10``), in bgr, rotated as their EXIF data says.
+    """The images of a folder in natural order (``img2`` before ``img10``), in bgr, rotated according to EXIF.
 
     An image that cannot be read is skipped, counted in `skipped` and logged. A folder without a readable image is an
     error. Files that are added later are seen when the folder is opened again.
@@ -64,7 +64,7 @@ class ImageFolder(PacedSource[NDArray[np.uint8]]):
         if not self._read_count:
             raise SourceError(f"{self._path}: none of its {self.skipped} images can be read", code="no-images")
         if self._loop:
-            raise SourceError(f"{self._path}: none of its images can be read any more", code="no-images")
+            raise SourceError(f"{self._path}: its images can no longer be read", code="no-images")
         raise EndOfStream(f"{self._path}: ended after {self._read_count} images, {self.skipped} skipped")
 
     def _write(self, frame: NDArray[np.uint8], out: FrameBuffer) -> None:

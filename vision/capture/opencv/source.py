@@ -42,7 +42,7 @@ def open_device(camera: CameraConfig) -> Capture:
     _check_device(device)
     capture = cast(Capture, cv2.VideoCapture(device, cv2.CAP_V4L2))
     if not capture.isOpened():
-        hint = "is it a camera (v4l2-ctl --list-devices), and not in use elsewhere?"
+        hint = "check that it is a camera (v4l2-ctl --list-devices), and not in use by a different program"
         raise _device_error(device, "V4L2 cannot open it", hint)
     for difference in request_mode(capture, camera):
         log.warning("%s: %s", device, difference)
@@ -82,9 +82,9 @@ def request_mode(capture: Capture, camera: CameraConfig) -> list[str]:
     mode = describe(capture)
     differences = []
     if width_px is not None and (mode.width_px, mode.height_px) != (width_px, height_px):
-        differences.append(f"requested {width_px}x{height_px}, the device gives {mode.width_px}x{mode.height_px}")
+        differences.append(f"requested {width_px}x{height_px}, the device delivers {mode.width_px}x{mode.height_px}")
     if fps is not None and mode.fps is not None and abs(mode.fps - fps) > 0.01 * fps:
-        differences.append(f"requested {fps:g} frames/s, the device gives {mode.fps:g}")
+        differences.append(f"requested {fps:g} frames/s, the device delivers {mode.fps:g}")
     return differences
 
 
@@ -142,7 +142,7 @@ class V4L2Source:
                 raise SourceError("a frame could not be decoded", code="decoding")
             if decoded is pixels:
                 return
-            self._kept = decoded  # OpenCV allocates another array if the given one has the wrong size
+            self._kept = decoded  # OpenCV allocates a new array if the given one has the wrong size
         if self._kept.ndim != 3 or self._kept.shape[2] != 3:
             raise SourceError(
                 f"expected a frame of 3 channels, got an array of shape {self._kept.shape}", code="decoding"

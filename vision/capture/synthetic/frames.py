@@ -1,4 +1,4 @@
-"""Synthetic frames with known content: colored rectangles that move over grey, at even coordinates.
+"""Synthetic frames with known content: colored rectangles that move over gray, at even coordinates.
 
 Frames are drawn directly into the caller's buffer. That costs as much as copying a prepared frame, needs no memory for
 a cycle of frames, and never repeats a frame. Even coordinates make a box the same in every pixel format, because NV12
@@ -56,7 +56,7 @@ class _Path:
 
 @dataclass(frozen=True)
 class Scene:
-    """Moving rectangles, each in a lane of its own, so that none touches another unless they `overlap`.
+    """Moving rectangles, each in its own lane, so that they do not touch each other unless they `overlap`.
 
     Raises:
         SourceError: there are more objects than lanes.
@@ -117,7 +117,7 @@ class Scene:
         for shape in self._objects:
             x1, y1, x2, y2 = shape.box(index)
             for plane, color in zip(planes, _plane_colors(FAKE_COLORS[shape.class_id], pixel_format), strict=True):
-                step, channels = self.height_px // len(plane), len(color)  # half the rows: half the columns too
+                step, channels = self.height_px // len(plane), len(color)  # subsampled equally in both directions
                 _fill(plane[y1 // step : y2 // step, x1 // step * channels : x2 // step * channels], color)
 
 
@@ -136,7 +136,7 @@ def _plane_colors(bgr: tuple[int, int, int], pixel_format: PixelFormat) -> tuple
 
 
 def _fill(plane: NDArray[np.uint8], color: tuple[int, ...]) -> None:
-    """Fill a rectangle of (rows, bytes) with one color, row by row: pixel by pixel NumPy is much slower."""
+    """Fill a rectangle of (rows, bytes) with one color, row by row, which in NumPy is much faster than by pixel."""
     if len(set(color)) == 1:
         plane[...] = color[0]
     else:

@@ -43,7 +43,7 @@ _FORMATS: Final[tuple[PixelFormat, ...]] = get_args(PixelFormat)
 
 @dataclass(frozen=True, slots=True)
 class SyntheticSpec:
-    """A parsed ``synthetic:`` address. Faults name the frame at which they begin."""
+    """A parsed ``synthetic:`` address. Each simulated fault contains the frame at which it starts."""
 
     width_px: int = 768
     height_px: int = 576
@@ -59,7 +59,7 @@ class SyntheticSpec:
     stall: tuple[int, float] | None = None  # frame, seconds
     hang: tuple[int, float] | None = None
     fail: int | None = None
-    corrupt: tuple[int, int] | None = None  # first frame, first that is whole again
+    corrupt: tuple[int, int] | None = None  # first damaged frame, first intact frame after it
 
     @staticmethod
     def parse(source: str) -> SyntheticSpec:
