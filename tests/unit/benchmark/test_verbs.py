@@ -265,19 +265,19 @@ def test_bench_of_the_fake_back_end_writes_rows_and_a_plot(tmp_path: Path) -> No
     small = ("--backend", "fake", "--batch", "4", "--batches-in-flight", "1,2", "--seconds", "0.1", "--source", source)
     done = run("bench", MODEL, *small, "--json", file, "--plot", plot)
     assert done.returncode == 0, done.stderr
-    found = load_bench(file)
-    assert {row.case.part for row in found.rows} == {"stage", "pipeline"}
-    assert {(row.case.lanes, row.case.batch) for row in found.rows_of("stage") if row.case.mode == "slots"} == {
+    measured = load_bench(file)
+    assert {row.case.part for row in measured.rows} == {"stage", "pipeline"}
+    assert {(row.case.lanes, row.case.batch) for row in measured.rows_of("stage") if row.case.mode == "slots"} == {
         (1, 4), (2, 4),
     }  # fmt: skip
-    assert [row.case.mode for row in found.rows_of("pipeline")] == ["full", "half"]
-    assert all(row.frames_per_s > 0 and row.rss_mib > 0 for row in found.rows)
-    assert all(row.objects_per_frame == 5 for row in found.rows)
-    assert all(row.rate_error is not None for row in found.rows)
-    assert found.frame == "64x48 bgr"
-    assert found.source == source
-    assert found.settings["max_batch"] == 8  # as `vision run` has it, though no batch is so large
-    assert found.cores_available > 0
+    assert [row.case.mode for row in measured.rows_of("pipeline")] == ["full", "half"]
+    assert all(row.frames_per_s > 0 and row.rss_mib > 0 for row in measured.rows)
+    assert all(row.objects_per_frame == 5 for row in measured.rows)
+    assert all(row.rate_error is not None for row in measured.rows)
+    assert measured.frame == "64x48 bgr"
+    assert measured.source == source
+    assert measured.settings["max_batch"] == 8  # as `vision run` has it, though no batch is so large
+    assert measured.cores_available > 0
     assert "stage" in done.stdout
     assert "measuring" in done.stderr
     assert plot.stat().st_size > 1000
@@ -306,14 +306,14 @@ def test_bench_of_onnxruntime_measures_the_formats_and_batches_it_supports(tmp_p
                "--seconds", "0.2", "--parts", "engine,stage", "--format", "bgrx", "--json", "-")  # fmt: skip
     assert done.returncode == 0, done.stderr
     (tmp_path / "a.json").write_text(done.stdout)
-    found = load_bench(tmp_path / "a.json")  # standard output holds nothing but JSON
-    assert found.backend == "onnxruntime cpu fp32"
-    engines = [(row.case.mode, row.case.lanes, row.case.batch) for row in found.rows_of("engine")]
+    measured = load_bench(tmp_path / "a.json")  # standard output holds nothing but JSON
+    assert measured.backend == "onnxruntime cpu fp32"
+    engines = [(row.case.mode, row.case.lanes, row.case.batch) for row in measured.rows_of("engine")]
     assert engines == [("eager", 1, 1), ("eager", 2, 1), ("eager", 1, 2), ("eager", 2, 2)]
-    assert {row.case.batch for row in found.rows_of("stage")} == {1}
-    assert found.notes
-    assert found.frame == "768x576 bgrx"
-    assert found.rows_of("pipeline") == ()
+    assert {row.case.batch for row in measured.rows_of("stage")} == {1}
+    assert measured.notes
+    assert measured.frame == "768x576 bgrx"
+    assert measured.rows_of("pipeline") == ()
 
 
 def test_compare_prints_a_verdict(tmp_path: Path) -> None:

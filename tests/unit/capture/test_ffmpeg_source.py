@@ -219,14 +219,14 @@ def source_of(address: str, **settings: object) -> FFmpegSource:
 def every(source: FFmpegSource) -> list[bool]:
     """Return for each frame if it is corrupt, until the stream ends."""
     source.open()
-    found: list[bool] = []
+    observed: list[bool] = []
     with pytest.raises(SourceError) as raised:
         while True:
             grab = source.grab(20)
             assert grab is not None
-            found.append(grab.corrupt)
+            observed.append(grab.corrupt)
     assert raised.value.code == "stream-ended"
-    return found
+    return observed
 
 
 @pytest.mark.parametrize("at", [GOP + 3, 2 * GOP])
@@ -263,11 +263,11 @@ def test_missing_reference_frames_are_found(x264: str) -> None:
         reference = any(unit & 31 == 1 and unit >> 5 for unit in units)
         next_key = any(unit[0] & 31 == 5 for unit in images[at + 1].split(b"\x00\x00\x01")[1:])
         watch = FrameGapFinder(b"")
-        found = [watch.before(image) for image in (*images[:at], *images[at + 1 :])]
+        observed = [watch.before(image) for image in (*images[:at], *images[at + 1 :])]
         if key:
             continue  # what follows has no parameters of its own to differ from
-        assert found[at] is (reference and not next_key), (at, units)
-        assert not any(found[:at])
+        assert observed[at] is (reference and not next_key), (at, units)
+        assert not any(observed[:at])
 
 
 @pytest.mark.parametrize("end", range(0, 60, 3))
@@ -328,8 +328,8 @@ def changing(changes: Sequence[Change]) -> Iterator[bytes]:
 def test_grab_has_the_encoding_of_the_frame(changes: Sequence[Change]) -> None:
     with served(*changing(changes)) as address, closing(source_of(address)) as source:
         assert source.open().yuv == "bt601"
-        found = [grab.yuv for _ in range(3 * len(changes)) if (grab := source.grab(20)) is not None]
-    assert found == [encoding for _, _, encoding in changes for _ in range(3)]
+        observed = [grab.yuv for _ in range(3 * len(changes)) if (grab := source.grab(20)) is not None]
+    assert observed == [encoding for _, _, encoding in changes for _ in range(3)]
 
 
 def test_slot_receives_each_frame_with_its_encoding() -> None:

@@ -45,11 +45,11 @@ def bound(head: Mapping[str, Any], shapes: Mapping[str, Shape], score: float = 0
     return made
 
 
-def rows(found: Candidates) -> list[tuple[float, ...]]:
+def rows(decoded: Candidates) -> list[tuple[float, ...]]:
     """Class, score, box of each candidate; float32 rounded for comparison."""
     return [
         (int(class_id), round(float(score), 4), *(round(float(side), 3) for side in box))
-        for class_id, score, box in zip(found.class_ids, found.scores, found.boxes_xyxy, strict=True)
+        for class_id, score, box in zip(decoded.class_ids, decoded.scores, decoded.boxes_xyxy, strict=True)
     ]
 
 
@@ -233,8 +233,8 @@ def test_rt_detr_queries_become_detections(
     head = bound(RT, RT_SHAPES, **options)
     assert head.choose_outputs(RT_SHAPES) == ("pred_boxes", "pred_logits")
     boxes = array([0.5, 0.5, 0.25, 0.5], [0.5, 0.5, 1.0, 1.0])
-    found = head.decode([boxes, np.array(logits, np.float32)])
-    assert rows(found) == expected
+    decoded = head.decode([boxes, np.array(logits, np.float32)])
+    assert rows(decoded) == expected
 
 
 def test_rt_detr_counts_truncated_candidates() -> None:
@@ -262,10 +262,10 @@ def zeros(kind: str) -> list[Floats]:
 @pytest.mark.parametrize("kind", HEADS)
 def test_candidates_over_the_capacity_are_counted(kind: str) -> None:
     head = bound({**NANODET, "kind": kind}, SHAPES[kind], 0.0, nms={"max_candidates": 7, "max_objects": 7})
-    found = head.decode(zeros(kind))
+    decoded = head.decode(zeros(kind))
     pairs = {"nanodet": CELLS * 3, "end-to-end": 40}.get(kind, 40 * 3)
-    assert len(found.scores) == 7
-    assert found.truncated_candidates == pairs - 7
+    assert len(decoded.scores) == 7
+    assert decoded.truncated_candidates == pairs - 7
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -275,18 +275,18 @@ def test_non_finite_boxes_are_dropped(kind: str) -> None:
     head.raw_scores(outputs)[...] = 1.0
     if kind == "end-to-end":
         outputs[0][:, 5] = 0
-    found = head.decode(outputs)
-    assert len(found.scores) == 0
-    assert found.boxes_xyxy.shape == (0, 4)
+    decoded = head.decode(outputs)
+    assert len(decoded.scores) == 0
+    assert decoded.boxes_xyxy.shape == (0, 4)
 
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_candidates_have_the_documented_types(kind: str) -> None:
-    found = bound({**NANODET, "kind": kind}, SHAPES[kind], 0.0).decode(zeros(kind))
-    assert len(found.scores) > 0
-    assert found.boxes_xyxy.dtype == np.float32
-    assert found.scores.dtype == np.float32
-    assert found.class_ids.dtype == np.int32
+    decoded = bound({**NANODET, "kind": kind}, SHAPES[kind], 0.0).decode(zeros(kind))
+    assert len(decoded.scores) > 0
+    assert decoded.boxes_xyxy.dtype == np.float32
+    assert decoded.scores.dtype == np.float32
+    assert decoded.class_ids.dtype == np.int32
 
 
 @pytest.mark.parametrize("kind", HEADS)

@@ -137,10 +137,10 @@ def test_user_model_with_ten_lines_of_spec_detects(head: str, batch: str | int, 
     with closing(open_folder(folder)) as detector:
         assert detector.spec.class_names == ("cat", "dog", "traffic light")
         assert detector.spec.max_batch == (3 if batch == 3 else 1)
-        for found in detected(detector, *[grey()] * detector.spec.max_batch):
-            assert found.class_ids.tolist() == [1]
-            assert found.scores[0] == pytest.approx(0.9, abs=1e-6)
-            np.testing.assert_allclose(found.boxes_xyxy, [[7, 7, 39, 39]], atol=1e-5)  # twice the model's pixels
+        for detections in detected(detector, *[grey()] * detector.spec.max_batch):
+            assert detections.class_ids.tolist() == [1]
+            assert detections.scores[0] == pytest.approx(0.9, abs=1e-6)
+            np.testing.assert_allclose(detections.boxes_xyxy, [[7, 7, 39, 39]], atol=1e-5)  # twice the model's pixels
 
 
 def test_outputs_of_data_dependent_size_are_decoded(tmp_path: Path) -> None:
@@ -195,9 +195,9 @@ def test_fixed_batch_assigns_detections_to_their_frames(tmp_path: Path) -> None:
         frame.pixels[...] = [(0, 0, 255), (0, 255, 0), (255, 0, 0)][class_id]
     with closing(open_folder(save_colours(tmp_path / "colours", batch=3))) as detector:
         for chosen in ([0, 1, 2], [2], [1, 0], [2, 0, 1]):
-            found = detected(detector, *(frames[at] for at in chosen))
-            assert [each.class_ids.tolist() for each in found] == [[at] for at in chosen]
-            assert [each.boxes_xyxy.tolist() for each in found] == [[[0, 0, *sizes[at]]] for at in chosen]
+            detections = detected(detector, *(frames[at] for at in chosen))
+            assert [each.class_ids.tolist() for each in detections] == [[at] for at in chosen]
+            assert [each.boxes_xyxy.tolist() for each in detections] == [[[0, 0, *sizes[at]]] for at in chosen]
 
 
 def test_boxes_outside_the_frame_are_dropped(tmp_path: Path) -> None:
@@ -205,9 +205,9 @@ def test_boxes_outside_the_frame_are_dropped(tmp_path: Path) -> None:
     objects = rows([0, 0, 10, 10, 0.9, 0], [0, 40, 10, 60, 0.8, 1], [20, 30, 30, 50, 0.7, 2])
     folder = save_mine(tmp_path / "mine", "{kind: end-to-end}", {"output": objects})
     with closing(open_folder(folder)) as detector:
-        (found,) = detected(detector, grey(128, 64))
-    assert found.class_ids.tolist() == [0, 2]
-    np.testing.assert_allclose(found.boxes_xyxy, [[0, 0, 20, 20], [40, 60, 60, 64]])
+        (detections,) = detected(detector, grey(128, 64))
+    assert detections.class_ids.tolist() == [0, 2]
+    np.testing.assert_allclose(detections.boxes_xyxy, [[0, 0, 20, 20], [40, 60, 60, 64]])
 
 
 # ----------------------------------------------------------------------------------- shipped model
@@ -250,10 +250,10 @@ def test_models_are_listed_with_their_faults(tmp_path: Path) -> None:
 
 
 def test_shipped_models_have_no_fault() -> None:
-    found = list_models()
-    assert [row.name for row in found] == ["nanodet-g-416"]
-    assert found[0].fault == ""
-    assert found[0].class_names == COCO80
+    listed = list_models()
+    assert [row.name for row in listed] == ["nanodet-g-416"]
+    assert listed[0].fault == ""
+    assert listed[0].class_names == COCO80
 
 
 def documented_cards() -> list[str]:
@@ -431,13 +431,13 @@ def test_model_that_cannot_run_is_refused(tmp_path: Path) -> None:
 def test_model_without_sha256_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = save_colours(tmp_path / "colours")
     spec = load_model_spec(folder)
-    found = hashlib.sha256((folder / "colours.onnx").read_bytes()).hexdigest()
+    digest = hashlib.sha256((folder / "colours.onnx").read_bytes()).hexdigest()
     with caplog.at_level(logging.WARNING):
         path = checked_model_file(folder, spec)
-    assert found in caplog.text
-    assert sha256_of(path) == found
+    assert digest in caplog.text
+    assert sha256_of(path) == digest
     caplog.clear()
-    checked_model_file(folder, spec.model_copy(update={"sha256": found}))
+    checked_model_file(folder, spec.model_copy(update={"sha256": digest}))
     assert caplog.text == ""
 
 
